@@ -1,0 +1,345 @@
+"""The settings of a run: one tree of dataclasses, filled from YAML differences and ``key=value`` words.
+
+Every default stands here and nowhere else: it is the published recipe of DFER-CLIP (Zhao & Patras, BMVC'23, section 4.1).
+A file in ``configs/`` holds only what differs. Loading is strict: an unknown key or a value of a wrong type is a
+:class:`~dfer_dist.UserError` that names the key and, where one is near, the key that was probably meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dfer_dist import UserError
+
+
+class Precision(Enum):
+    """Number format of the forward and backward pass; master weights are float32 in both."""
+
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class Selection(Enum):
+    """Which epoch's weights are reported, and on what data that was decided."""
+
+    last = "last"
+    best_val = "best_val"
+    best_test = "best_test"
+
+
+class Optimizer(Enum):
+    sgd = "sgd"
+    adamw = "adamw"
+
+
+class Schedule(Enum):
+    """How learning rates fall: times ``gamma`` at each milestone, or along half a cosine to zero."""
+
+    step = "step"
+    cosine = "cosine"
+
+
+class TokenPosition(Enum):
+    """Where the class words stand among the learned context tokens."""
+
+    end = "end"
+    middle = "middle"
+    front = "front"
+
+
+class ClassText(Enum):
+    """What the text tower reads for a class: its name, or a description of the face."""
+
+    names = "names"
+    descriptions = "descriptions"
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass
+class AugmentConfig:
+    """Training augmentation; one draw serves all frames of a clip."""
+
+    crop_scale: float = 0.08  # smallest share of the frame's area that a random crop keeps; 1 turns cropping off
+    flip: bool = True  # mirror every other clip
+    brightness: float = 0.0  # largest relative change of brightness
+    rotation: float = 0.0  # largest angle, degrees
+
+
+@dataclass
+class DataConfig:
+    shards: str = "???"  # the folder that holds index.json
+    num_frames: int = 16  # frames sampled from a clip
+    image_size: int = 224  # side of the square the model sees, pixels
+    workers: int = 2  # decoding processes of each rank; 0 decodes in the training process
+    block: int = 512  # clips that are shuffled among themselves within a lane of the plan
+    loss_budget: int = 0  # clips that a training run may lose to damage before it stops
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass
+class ModelConfig:
+    backbone: str = "ViT-B-32-quickgelu"  # any open_clip name with a ViT image tower, or `tiny`
+    pretrained: str = "openai"  # open_clip tag, a weights file, or `none` for random weights
+    text: ClassText = ClassText.descriptions
+    context_tokens: int = 8
+    class_specific: bool = True  # a context of its own for each class
+    token_position: TokenPosition = TokenPosition.end
+    temporal_layers: int = 1
+    temporal_heads: int = 8
+    temporal_head_dim: int = 64
+    temporal_mlp: int = 1024
+    temperature: float = 0.01  # logits are cosine / temperature
+    normalize: bool = False  # take off CLIP's mean and deviation; the published recipe feeds pixels in [0, 1]
+    checkpoint_image: bool = False  # recompute the image tower's activations in the backward pass
+    checkpoint_temporal: bool = False  # likewise the temporal transformer's
+
+
+@dataclass
+class OptimConfig:
+    name: Optimizer = Optimizer.sgd
+    momentum: float = 0.9  # SGD only
+    weight_decay: float = 1e-4
+    lr_image: float = 1e-5
+    lr_temporal: float = 1e-2
+    lr_prompt: float = 1e-3
+    schedule: Schedule = Schedule.step
+    milestones: list[int] = field(default_factory=lambda: [30, 40])  # epochs
+    gamma: float = 0.1
+    warmup_epochs: float = 0.0  # learning rates rise linearly from zero over this many epochs
+
+
+@dataclass
+class TrainConfig:
+    epochs: int = 50
+    global_batch: int = 48  # clips in one optimizer step, over all ranks
+    micro_batch: int | None = None  # clips in one forward pass of one rank; null: global_batch / ranks
+    precision: Precision = Precision.bf16
+    zero_stage: int = 1  # DeepSpeed ZeRO: 1 shards moments, 2 gradients too, 3 weights too
+    seed: int = 0
+    selection: Selection = Selection.last
+    val_fraction: float = 0.1  # part of the training folds held out, for selection=best_val
+    max_bad_steps: int = 5  # steps in a row with non-finite gradients before the run stops
+    save_epochs: int = 1  # a checkpoint at the end of every so many epochs, and of the last
+    save_minutes: float = 10.0  # and at least this often
+    keep: int = 2  # checkpoints kept beside LATEST and BEST
+    log_every: int = 1  # steps between lines of the metrics file
+    device: Device = Device.auto
+
+
+@dataclass
+class EvalConfig:
+    batch: int = 16  # clips in one evaluation batch; ranks take whole batches, so their number changes no result
+    shuffle_frames: bool = False  # also report WAR with the frames of each clip in a random order
+
+
+@dataclass
+class TrackingConfig:
+    enabled: bool = True
+    uri: str | None = None  # null: sqlite file mlflow.db beside the runs
+    experiment: str | None = None  # null: the data set's name
+
+
+@dataclass
+class Config:
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def config_dirs() -> list[Path]:
+    """Folders searched for experiments: the checkout's ``configs/``, then the copy inside an installed package."""
+    here = Path(__file__).resolve().parent
+    checkout = here.parent / "configs" if (here.parent / "setup.cfg").is_file() else here / "configs"
+    return [d for d in (checkout, here / "configs") if d.is_dir()]
+
+
+def find_experiment(name: str) -> Path:
+    """The YAML file of an experiment, given as a name in ``configs/`` or as a path.
+
+    Raises
+    ------
+    UserError
+        If there is no such file; the text lists the names there are.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path
+    known: dict[str, Path] = {}
+    for folder in config_dirs():
+        for file in sorted(folder.glob("*.yaml")):
+            known.setdefault(file.stem, file)
+    if name in known:
+        return known[name]
+    raise UserError(f"no experiment '{name}': give a YAML file or one of {', '.join(sorted(known))}{_nearest(name, known)}")
+
+
+def load_config(experiment: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Typed defaults, then the experiment's YAML, then ``key=value`` words, checked against each other.
+
+    Parameters
+    ----------
+    experiment : str
+        A name in ``configs/`` or the path of a YAML file.
+    overrides : sequence of str
+        Words such as ``train.epochs=3``.
+
+    Raises
+    ------
+    UserError
+        Unknown key, wrong type, value out of range, or no such experiment.
+    """
+    path = find_experiment(experiment)
+    tree = _merge(OmegaConf.structured(Config), _read_yaml(path), str(path))
+    for word in overrides:
+        key, eq, _ = word.partition("=")
+        if not eq or not key:
+            raise UserError(f"'{word}' is not of the form key=value, such as train.epochs=3")
+        try:
+            patch = OmegaConf.from_dotlist([word])
+        except Exception as e:  # the YAML parser's own errors have no common base with OmegaConf's
+            raise UserError(f"'{word}' cannot be read: {_one_line(e)}") from e
+        tree = _merge(tree, patch, f"'{word}'")
+    return _finish(tree)
+
+
+def read_config(path: Path) -> Config:
+    """The resolved settings of a run, as :func:`write_config` left them."""
+    return _finish(_merge(OmegaConf.structured(Config), _read_yaml(path), str(path)))
+
+
+def dump_config(config: Config) -> str:
+    """The whole tree as YAML text, every key written out."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Leaves of the tree by dotted key, in plain JSON types (an enum by its name)."""
+
+    def walk(node: Any, prefix: str) -> dict[str, Any]:
+        if is_dataclass(node):
+            out: dict[str, Any] = {}
+            for f in fields(node):
+                out |= walk(getattr(node, f.name), f"{prefix}{f.name}.")
+            return out
+        return {prefix[:-1]: node.name if isinstance(node, Enum) else list(node) if isinstance(node, list) else node}
+
+    return walk(config, "")
+
+
+def config_hash(config: Config) -> str:
+    """First 16 hex digits of the sha256 of the settings that can change a result.
+
+    Where a run tracks itself, and how it splits the same batch over memory, are left out: they move nothing but the
+    last bit of a sum.
+    """
+    neutral = ("tracking.", "train.micro_batch", "train.zero_stage", "train.save_", "train.keep", "train.log_every")
+    neutral += ("train.device", "data.workers", "data.shards", "model.checkpoint_", "eval.")
+    flat = {k: v for k, v in flatten(config).items() if not k.startswith(neutral)}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(path)
+    except Exception as e:  # yaml.YAMLError and OSError
+        raise UserError(f"{path} cannot be read as YAML: {_one_line(e)}") from e
+    if isinstance(loaded, ListConfig):
+        raise UserError(f"{path} must hold keys and values, not a list")
+    return loaded
+
+
+def _merge(tree: DictConfig, patch: DictConfig, source: str) -> DictConfig:
+    for key in _leaves(patch):
+        _check_known(tree, key, source)
+    try:
+        merged = OmegaConf.merge(tree, patch)
+    except OmegaConfBaseException as e:
+        where = getattr(e, "full_key", None) or "?"
+        raise UserError(f"{source}: {where}: {_one_line(e)}") from e
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _leaves(node: Any, prefix: str = "") -> list[str]:
+    if isinstance(node, DictConfig) and len(node):
+        return [leaf for k in node for leaf in _leaves(node._get_node(k), f"{prefix}{k}.")]
+    return [prefix[:-1]] if prefix else []
+
+
+def _check_known(tree: DictConfig, dotted: str, source: str) -> None:
+    node: Any = tree
+    for depth, part in enumerate(dotted.split(".")):
+        if not isinstance(node, DictConfig):
+            raise UserError(f"{source}: '{'.'.join(dotted.split('.')[:depth])}' is a single value, it has no '{part}'")
+        if part not in node.keys():  # noqa: SIM118 (`in` the node itself hides keys without a value)
+            raise UserError(f"{source}: unknown key '{dotted}'{_nearest(dotted, _leaves(tree))}")
+        node = node._get_node(part)
+
+
+def _nearest(word: str, known: Any) -> str:
+    """A hint for a mistyped word: the nearest known one, by its whole name or by its last part."""
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if not close:
+        last = {n.rsplit(".", 1)[-1]: n for n in names}
+        close = [last[m] for m in difflib.get_close_matches(word.rsplit(".", 1)[-1], list(last), n=1, cutoff=0.6)]
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _one_line(e: BaseException) -> str:
+    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+
+
+def _finish(tree: DictConfig) -> Config:
+    missing = OmegaConf.missing_keys(tree)
+    if missing:
+        raise UserError(f"no value for {', '.join(sorted(missing))}: give {sorted(missing)[0]}=…")
+    config = OmegaConf.to_object(tree)
+    assert isinstance(config, Config)
+    _check_values(config)
+    return config
+
+
+def _check_values(c: Config) -> None:
+    """Ranges that types cannot express.
+
+    Raises
+    ------
+    UserError
+        For the first value out of its range.
+    """
+    flat = flatten(c)
+    at_least_one = ("data.num_frames", "data.image_size", "data.block", "model.context_tokens", "model.temporal_layers")
+    at_least_one += ("model.temporal_heads", "model.temporal_head_dim", "model.temporal_mlp", "train.epochs", "train.log_every")
+    at_least_one += ("train.global_batch", "train.micro_batch", "train.max_bad_steps", "train.save_epochs", "train.keep", "eval.batch")
+    for key in at_least_one:
+        if flat[key] is not None and flat[key] < 1:
+            raise UserError(f"{key}={flat[key]}: must be at least 1")
+    for key in ("data.workers", "data.loss_budget", "optim.weight_decay", "optim.lr_image", "optim.lr_temporal", "optim.lr_prompt"):
+        if flat[key] < 0:
+            raise UserError(f"{key}={flat[key]}: must not be negative")
+    if c.train.zero_stage not in (1, 2, 3):
+        raise UserError(f"train.zero_stage={c.train.zero_stage}: must be 1, 2 or 3")
+    if not 0 < c.data.augment.crop_scale <= 1:
+        raise UserError(f"data.augment.crop_scale={c.data.augment.crop_scale}: must lie in (0, 1]")
+    if not 0 < c.train.val_fraction < 1:
+        raise UserError(f"train.val_fraction={c.train.val_fraction}: must lie between 0 and 1")
+    if c.model.temperature <= 0 or c.train.save_minutes <= 0:
+        raise UserError("model.temperature and train.save_minutes must be greater than 0")

@@ -1,0 +1,250 @@
+"""Shards on disk: plain WebDataset tars with a parquet sidecar each, and one ``index.json`` over all of them.
+
+A clip is two members, ``KEY.json`` (what it is, and where each frame starts) and ``KEY.mjpg`` (its frames as concatenated
+JPEGs, which ffmpeg plays). A shard belongs to one split, so folds share the files and nothing is stored twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import simplejpeg
+
+from dfer_dist import UserError
+from dfer_dist.data.layouts import CLASSES, ClipRecord
+from dfer_dist.provenance import sha256_file
+from dfer_dist.rundir import atomic_path, read_json, write_json
+
+BLOCK = 512  # a tar's unit, bytes: a header is one block, data is padded to whole blocks
+
+SIDECAR = pa.schema(
+    [
+        ("key", pa.string()),
+        ("label", pa.int32()),
+        ("offset", pa.int64()),  # of the clip's first tar header, bytes
+        ("size", pa.int64()),  # of the clip's tar blocks, bytes
+        ("frames", pa.int32()),
+        ("crc32", pa.list_(pa.uint32())),  # of each frame's JPEG bytes
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One line of the index. ``histogram`` counts clips by label; hashes are hex sha256."""
+
+    file: str
+    split: str
+    clips: int
+    bytes: int
+    histogram: tuple[int, ...]
+    sha256: str
+    sidecar_sha256: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """What ``index.json`` says: the set's name, its classes in label order, its shards, and a hash over all of it."""
+
+    root: Path
+    name: str
+    classes: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    hash: str
+
+    @cached_property
+    def splits(self) -> list[str]:
+        return sorted({s.split for s in self.shards})
+
+    @cached_property
+    def folds(self) -> list[int]:
+        """Folds of a cross-validation: 1 to K, or just 1 for a set with one training and one test split."""
+        return list(range(1, len(self.splits) + 1)) if "fold1" in self.splits else [1]
+
+    def test_shards(self, fold: int) -> list[int]:
+        """Positions in ``shards`` of what fold ``fold`` is tested on."""
+        name = f"fold{fold}" if "fold1" in self.splits else "test"
+        return [i for i, s in enumerate(self.shards) if s.split == name]
+
+    def train_shards(self, fold: int) -> list[int]:
+        """Positions in ``shards`` of what fold ``fold`` is trained on: everything else."""
+        test = set(self.test_shards(fold))
+        return [i for i in range(len(self.shards)) if i not in test]
+
+    def path(self, shard: int) -> Path:
+        return self.root / self.shards[shard].file
+
+    def sidecar(self, shard: int) -> pa.Table:
+        """The shard's table, a row a clip, checked against its hash.
+
+        Raises
+        ------
+        UserError
+            If the sidecar is missing or was changed.
+        """
+        path = sidecar_path(self.path(shard))
+        if not path.is_file():
+            raise UserError(f"{path} is missing: copy it again or pack again")
+        if sha256_file(path) != self.shards[shard].sidecar_sha256:
+            raise UserError(f"{path} differs from the index (sha256): copy it again or pack again")
+        return pq.read_table(path, schema=SIDECAR)
+
+
+def sidecar_path(tar: Path) -> Path:
+    return tar.with_suffix(".parquet")
+
+
+def read_index(root: Path) -> Index:
+    """Open a folder of shards.
+
+    Raises
+    ------
+    UserError
+        If there is no index, it was changed, or a shard is missing or has another size.
+    """
+    file = root / "index.json"
+    if not file.is_file():
+        raise UserError(f"{root} holds no index.json: pack a data set there with dfer pack, or give data.shards=FOLDER")
+    raw = read_json(file)
+    try:
+        shards = tuple(Shard(**{**s, "histogram": tuple(s["histogram"])}) for s in raw["shards"])
+        index = Index(root, raw["name"], tuple(raw["classes"]), shards, raw["hash"])
+    except (KeyError, TypeError) as e:
+        raise UserError(f"{file} is not an index of this program: {e}") from e
+    if _hash(index.name, index.classes, shards) != index.hash:
+        raise UserError(f"{file} was changed: its hash does not match its content")
+    for i, shard in enumerate(shards):
+        path = index.path(i)
+        size = path.stat().st_size if path.is_file() else -1
+        if size != shard.bytes:
+            raise UserError(f"{path} {'is missing' if size < 0 else f'has {size} bytes, not {shard.bytes}'}: copy it again")
+    return index
+
+
+def pack(
+    records: Sequence[ClipRecord],
+    dataset: str,
+    out: Path,
+    clips_per_shard: int = 256,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Index:
+    """Write shards, sidecars and, last, the index. The same records give the same bytes.
+
+    Within a split, clips are laid in the order of a hash of their keys, so that neighbours in a shard are no neighbours in
+    the data set. Frames are copied as they are.
+
+    Parameters
+    ----------
+    records : sequence of ClipRecord
+        Clips of all splits.
+    dataset : str
+        Name of the set, a key of :data:`~dfer_dist.data.layouts.CLASSES`.
+    out : Path
+        Folder for the shards. If it holds this very set already, nothing is done.
+    clips_per_shard : int
+        Most clips in a shard.
+    workers : int, optional
+        Processes; all cores by default.
+    progress : callable, optional
+        Called with clips done and clips in all.
+
+    Raises
+    ------
+    UserError
+        If ``out`` holds another data set, keys collide, or a frame is no JPEG.
+    """
+    if not records:
+        raise UserError("no clips to pack")
+    keys = {r.key for r in records}
+    if len(keys) != len(records):
+        raise UserError("two clips have the same key: the paths in the lists differ only in / and _")
+    if (out / "index.json").is_file():
+        index = read_index(out)
+        packed = {k for i in range(len(index.shards)) for k in index.sidecar(i)["key"].to_pylist()}
+        if index.name != dataset or packed != keys:
+            raise UserError(f"{out} holds another data set ({index.name}, {len(packed)} clips): choose an empty --out")
+        return index
+    if out.is_dir() and any(f for f in out.iterdir() if f.suffix not in (".tar", ".parquet") and not f.name.startswith(".")):
+        raise UserError(f"{out} holds files that are no shards: choose an empty --out")
+    jobs = _split_jobs(records, clips_per_shard)
+    shards: dict[str, Shard] = {}
+    done = 0
+    # spawn: the caller may run threads (progress bars), and a fork would copy their locks
+    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_write_shard, out / name, part, len(CLASSES[dataset])) for name, part in jobs]
+        for future in as_completed(futures):
+            shard = future.result()
+            shards[shard.file] = shard
+            done += shard.clips
+            if progress:
+                progress(done, len(records))
+    ordered = tuple(shards[name] for name, _ in jobs)
+    classes = CLASSES[dataset]
+    index = Index(out, dataset, classes, ordered, _hash(dataset, classes, ordered))
+    body = {"name": dataset, "classes": list(classes), "shards": [asdict(s) for s in ordered], "hash": index.hash}
+    write_json(out / "index.json", body)
+    return index
+
+
+def _split_jobs(records: Sequence[ClipRecord], clips_per_shard: int) -> list[tuple[str, list[ClipRecord]]]:
+    by_split: dict[str, list[ClipRecord]] = defaultdict(list)
+    for record in records:
+        by_split[record.split].append(record)
+    jobs = []
+    for split in sorted(by_split):
+        clips = sorted(by_split[split], key=lambda r: hashlib.sha256(r.key.encode()).digest())
+        count = -(-len(clips) // clips_per_shard)
+        for i, part in enumerate(np.array_split(np.arange(len(clips)), count)):
+            jobs.append((f"{split}-{i:05d}.tar", [clips[j] for j in part]))
+    return jobs
+
+
+def _write_shard(tar: Path, records: Sequence[ClipRecord], num_classes: int) -> Shard:
+    from webdataset.writer import TarWriter  # it imports torch, which reading an index must not
+
+    rows: list[dict[str, object]] = []
+    with atomic_path(tar) as temporary:
+        with temporary.open("wb") as f, TarWriter(f, encoder=False, mtime=0) as writer:
+            for record in records:
+                frames = [_read_frame(path) for path in record.frames]
+                starts = [0, *np.cumsum([len(b) for b in frames]).tolist()]
+                meta = {"key": record.key, "label": record.label, "split": record.split, "source": record.source}
+                meta |= {"frames": len(frames), "offsets": starts}
+                offset = writer.tarstream.offset
+                text = json.dumps(meta, separators=(",", ":"), ensure_ascii=False)
+                writer.write({"__key__": record.key, "json": text.encode(), "mjpg": b"".join(frames)})
+                row = {"key": record.key, "label": record.label, "offset": offset, "frames": len(frames)}
+                rows.append({**row, "size": writer.tarstream.offset - offset, "crc32": [zlib.crc32(b) for b in frames]})
+    with atomic_path(sidecar_path(tar)) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SIDECAR), temporary)
+    histogram = tuple(np.bincount([r.label for r in records], minlength=num_classes).tolist())
+    split, size = records[0].split, tar.stat().st_size
+    return Shard(tar.name, split, len(records), size, histogram, sha256_file(tar), sha256_file(sidecar_path(tar)))
+
+
+def _read_frame(path: Path) -> bytes:
+    data = path.read_bytes()
+    try:
+        simplejpeg.decode_jpeg_header(data)
+    except ValueError as e:
+        raise UserError(f"{path} is no JPEG: {e}") from e
+    return data
+
+
+def _hash(name: str, classes: Sequence[str], shards: Sequence[Shard]) -> str:
+    body = json.dumps([name, list(classes), [asdict(s) for s in shards]], sort_keys=True)
+    return hashlib.sha256(body.encode()).hexdigest()

@@ -1,0 +1,186 @@
+"""From the typed config to a DeepSpeed engine: parameter groups, schedule, precision, ZeRO."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfer_dist import UserError
+from dfer_dist.config import Config, OptimConfig, Optimizer, Precision, Schedule
+from dfer_dist.ranks import Ranks
+
+Groups = Mapping[str, Sequence[tuple[str, nn.Parameter]]]
+
+
+@dataclass
+class Engine:
+    """A DeepSpeed engine with what the loop needs around it.
+
+    ``groups`` keeps the trained parameters by group and name; ``base_lr`` their peak learning rates; ``accumulation`` the
+    micro batches in a step.
+    """
+
+    deepspeed: Any
+    groups: Groups
+    base_lr: dict[str, float]
+    optim: OptimConfig
+    steps_per_epoch: int
+    total_steps: int
+    micro_batch: int
+    accumulation: int
+    bad_steps: int = 0
+
+    @property
+    def model(self) -> nn.Module:
+        return self.deepspeed.module
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Trained parameters by name."""
+        return {name: p for group in self.groups.values() for name, p in group}
+
+    def set_learning_rates(self, step: int) -> dict[str, float]:
+        """Give each group its learning rate for step ``step`` and return them by group name."""
+        factor = lr_factor(self.optim, step, self.steps_per_epoch, self.total_steps)
+        rates = {name: lr * factor for name, lr in self.base_lr.items()}
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = rates[group["name"]]
+        return rates
+
+    def micro_step(self, loss: Tensor) -> None:
+        """Backward pass of one micro batch, and the optimizer's step after the last one of a global batch."""
+        self.deepspeed.backward(loss)
+        self.deepspeed.step()
+
+    def step_was_skipped(self) -> bool:
+        """Whether the last step met non-finite gradients, in which case DeepSpeed left all weights alone without a word."""
+        skipped = bool(self.deepspeed.optimizer.overflow)
+        self.bad_steps = self.bad_steps + 1 if skipped else 0
+        return skipped
+
+    def gradient_norm(self) -> float:
+        """2-norm of the last step's gradient over all trained parameters; infinite for a skipped step."""
+        return float(self.deepspeed.get_global_grad_norm())
+
+
+def split_batch(config: Config, world: int) -> tuple[int, int]:
+    """Micro batch and accumulation steps, so that ranks x micro batch x accumulation is the global batch.
+
+    Raises
+    ------
+    UserError
+        If the global batch cannot be cut that way.
+    """
+    batch, micro = config.train.global_batch, config.train.micro_batch
+    if batch % world:
+        raise UserError(f"train.global_batch={batch} cannot be shared by {world} ranks: choose a multiple of {world}")
+    own = batch // world
+    micro = micro or own
+    if own % micro:
+        raise UserError(
+            f"train.global_batch={batch} is not a multiple of {world} ranks x train.micro_batch={micro}: "
+            f"choose a micro batch that divides {own}"
+        )
+    return micro, own // micro
+
+
+def lr_factor(optim: OptimConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:
+    """What peak learning rates are multiplied with at step ``step``: a pure function, so resuming needs no state."""
+    warmup = round(optim.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return (step + 1) / warmup
+    if optim.schedule is Schedule.cosine:
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
+    epoch = step // steps_per_epoch
+    return optim.gamma ** sum(epoch >= m for m in optim.milestones)
+
+
+def build_engine(model: nn.Module, groups: Groups, config: Config, ranks: Ranks, steps_per_epoch: int) -> Engine:
+    """Wrap a model whose frozen parameters are frozen already.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Float32 weights; DeepSpeed casts them as ``train.precision`` says and keeps float32 masters.
+    groups : mapping
+        Trained parameters by group (``temporal``, ``image``, ``prompt``), each with its name.
+    steps_per_epoch : int
+        For the schedule.
+
+    Raises
+    ------
+    UserError
+        If ranks x micro batch does not divide the global batch.
+    """
+    micro, accumulation = split_batch(config, ranks.world)
+    import deepspeed  # seconds to import, and it reads DS_ACCELERATOR when imported
+
+    optim = config.optim
+    peaks = {"temporal": optim.lr_temporal, "image": optim.lr_image, "prompt": optim.lr_prompt}
+    base_lr = {name: peaks[name] for name in groups}
+    param_groups = [{"params": [p for _, p in g], "lr": base_lr[name], "name": name} for name, g in groups.items()]
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=_optimizer(param_groups, optim, ranks.device),
+        config=_deepspeed_config(config, micro, accumulation, ranks),
+        dist_init_required=False,
+    )
+    total = steps_per_epoch * config.train.epochs
+    return Engine(engine, groups, base_lr, optim, steps_per_epoch, total, micro, accumulation)
+
+
+def _optimizer(groups: list[dict[str, Any]], optim: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
+    """torch's own optimizers: DeepSpeed's compile on the compute node at first use."""
+    fused = device.type == "cuda"
+    if optim.name is Optimizer.adamw:
+        return torch.optim.AdamW(groups, weight_decay=optim.weight_decay, fused=fused)
+    return torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=fused)
+
+
+def _deepspeed_config(config: Config, micro: int, accumulation: int, ranks: Ranks) -> dict[str, Any]:
+    return {
+        "train_batch_size": config.train.global_batch,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "bf16": {"enabled": config.train.precision is Precision.bf16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": {"stage": config.train.zero_stage, "overlap_comm": ranks.device.type == "cuda"},
+        "zero_allow_untested_optimizer": True,  # torch's SGD is not on DeepSpeed's list; it is element-wise, which is all ZeRO needs
+        "steps_per_print": 10**9,
+    }
+
+
+def extensions_dir() -> Path:
+    """Where DeepSpeed's compiled extension is kept: inside this environment, so that no other ninja invalidates it."""
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(sys.prefix) / "torch_extensions")
+
+
+def build_extension() -> None:
+    """Compile the small extension that DeepSpeed's CPU backend loads (about 30 s once; needs g++ and Python's headers).
+
+    Raises
+    ------
+    UserError
+        If the compiler fails, with the command that installs one.
+    """
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_dir())
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    try:
+        ShareMemCommBuilder().load(verbose=False)
+    except Exception as e:
+        raise UserError(f"DeepSpeed's extension does not compile ({type(e).__name__}): install g++ and python3-dev (make system)") from e
+
+
+if __name__ == "__main__":
+    build_extension()

@@ -1,0 +1,148 @@
+"""Exact evaluation: every clip of a split is predicted once, by key, whatever the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from dfer_dist import UserError
+from dfer_dist.config import Device, Precision, load_config
+from dfer_dist.data.clips import ClipReader
+from dfer_dist.data.plan import ClipSet, evaluation_batches, whole_shards
+from dfer_dist.data.shards import Index, read_index
+from dfer_dist.data.stream import Batch, evaluation_stream
+from dfer_dist.metrics import Scores, score
+from dfer_dist.ranks import Ranks
+from dfer_dist.rundir import atomic_path, parse_folds
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One row a clip, in the order of the index: keys [N], labels int32 [N], logits float32 [N, C]."""
+
+    keys: list[str]
+    labels: np.ndarray
+    logits: np.ndarray
+
+    def score(self, classes: tuple[str, ...]) -> Scores:
+        return score(self.labels, self.logits, list(classes))
+
+    def write(self, path: Path) -> None:
+        """Write as parquet with columns ``key``, ``label``, ``logits``."""
+        values = pa.array(self.logits.ravel(), pa.float32())
+        offsets = np.arange(0, self.logits.size + 1, self.logits.shape[1], dtype=np.int32)
+        logits = pa.ListArray.from_arrays(pa.array(offsets), values)
+        table = pa.table({"key": self.keys, "label": pa.array(self.labels, pa.int32()), "logits": logits})
+        with atomic_path(path) as temporary:
+            pq.write_table(table, temporary)
+
+
+@torch.no_grad()
+def predict(
+    forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device, progress: Callable[[int], None] | None = None
+) -> dict[str, tuple[int, np.ndarray]]:
+    """This rank's share: label and logits (float32 [C]) by key.
+
+    ``forward`` maps frames, uint8 [b, T, 3, S, S], to logits [b, C]. Batches have one shape throughout, so that a clip's
+    logits do not depend on which rank computes them or who its neighbours are.
+
+    Raises
+    ------
+    UserError
+        If a clip is damaged: an evaluation may lose none.
+    """
+    rows: dict[str, tuple[int, np.ndarray]] = {}
+    for batch in batches:
+        if batch.lost:
+            raise UserError(f"evaluation stopped, since a clip is damaged: {batch.lost[0]} (copy the shard again)")
+        logits = forward(batch.frames.to(device, non_blocking=True)).float().cpu().numpy()
+        for key, label, valid, row in zip(batch.keys, batch.labels.tolist(), batch.valid.tolist(), logits, strict=True):
+            if valid:
+                rows[key] = (label, row)
+        if progress:
+            progress(int(batch.valid.sum()))
+    return rows
+
+
+def collect(rows: dict[str, tuple[int, np.ndarray]], index: Index, clips: ClipSet, ranks: Ranks) -> Predictions | None:
+    """Put the shares of all ranks into one table on rank 0 (None elsewhere) and hold it against the index.
+
+    Raises
+    ------
+    RuntimeError
+        If a clip is missing, came twice or is not of this split: a fault of this program, never of the data.
+    """
+    shares = ranks.gather(rows)
+    if shares is None:
+        return None
+    merged = {key: row for share in shares for key, row in share.items()}
+    reader = ClipReader(index)
+    expected = [(reader.key(p.shard, p.row), reader.label(p.shard, p.row)) for b in evaluation_batches(clips, 1) for p in b]
+    if sum(map(len, shares)) != len(merged) or merged.keys() != {key for key, _ in expected}:
+        raise RuntimeError(f"{sum(map(len, shares))} predictions of {len(merged)} clips where the index has {len(expected)}")
+    keys = [key for key, _ in expected]
+    labels = np.array([merged[key][0] for key in keys], dtype=np.int32)
+    if labels.tolist() != [label for _, label in expected]:
+        raise RuntimeError("labels of the predictions differ from the index")
+    return Predictions(keys, labels, np.stack([merged[key][1] for key in keys]).astype(np.float32))
+
+
+def evaluate_checkpoint(
+    path: Path, fold: int | None, overrides: list[str], out: Path | None, progress: Callable[[int, int], None] | None = None
+) -> Scores:
+    """Test a checkpoint in this process, without DeepSpeed's engine.
+
+    Parameters
+    ----------
+    path : Path
+        A checkpoint's folder, or LATEST or BEST beside it.
+    fold : int, optional
+        The fold to test on; by default the one the checkpoint was trained for.
+    overrides : list of str
+        ``key=value`` words on top of the checkpoint's own settings, such as ``data.shards=…``.
+    out : Path, optional
+        Where to write the table of predictions.
+
+    Raises
+    ------
+    UserError
+        If the checkpoint is of another model, or the data has other classes.
+    """
+    from dfer_dist import checkpoint  # imports DeepSpeed, which reading a table does not need
+    from dfer_dist.model import build_model, param_groups
+
+    saved = checkpoint.read(path, weights_only=True)
+    config = load_config(str(saved.path / checkpoint.CONFIG), overrides)
+    index = read_index(Path(config.data.shards))
+    (number,) = parse_folds(str(fold or saved.state["fold"]), index.folds)
+    clips = whole_shards(index, index.test_shards(number))
+    device = torch.device("cuda" if torch.cuda.is_available() and config.train.device is not Device.cpu else "cpu")
+    torch.manual_seed(config.train.seed)
+    model = build_model(config.model, index.classes, config.data.num_frames, config.data.image_size)
+    trained = {name: p for group in param_groups(model).values() for name, p in group}
+    checkpoint.load_weights(model, trained, saved)
+    model = model.to(device, torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32).eval()
+    with torch.no_grad():
+        text = model.text_features()
+    done = 0
+
+    def count(clips_done: int) -> None:
+        nonlocal done
+        done += clips_done
+        if progress:
+            progress(done, len(clips))
+
+    batches = evaluation_stream(index, config.data, clips, config.eval.batch, 0, 1, config.train.seed)
+    rows = predict(lambda frames: model(frames, text), batches, device, count)
+    table = collect(rows, index, clips, Ranks(0, 1, 0, device))
+    assert table is not None  # one rank is rank 0
+    if out:
+        table.write(out)
+    return table.score(index.classes)

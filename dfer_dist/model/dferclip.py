@@ -1,0 +1,119 @@
+"""DFER-CLIP (Zhao & Patras, "Prompting Visual-Language Models for Dynamic Facial Expression Recognition", BMVC'23)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from dfer_dist.config import ModelConfig
+from dfer_dist.model.backbone import TextTower
+from dfer_dist.model.prompt import PromptLearner
+from dfer_dist.model.temporal import TemporalTransformer
+
+
+class DFERCLIP(nn.Module):
+    """CLIP's image tower on each frame, a transformer over time, and the cosine with prompts read by CLIP's text tower.
+
+    Parameters
+    ----------
+    cfg : ModelConfig
+    image, text
+        The towers; ``text`` is frozen.
+    texts : sequence of C str
+        What the text tower reads for each class.
+    num_frames : int
+        Frames T in a clip.
+    pretrained_sha256 : str or None
+        Of the file that the towers' weights came from; None if they are random.
+    """
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        image: VisionTransformer,
+        text: TextTower,
+        texts: Sequence[str],
+        num_frames: int,
+        pretrained_sha256: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.image, self.text = image, text
+        self.temporal = TemporalTransformer(
+            image.output_dim,
+            num_frames,
+            cfg.temporal_layers,
+            cfg.temporal_heads,
+            cfg.temporal_head_dim,
+            cfg.temporal_mlp,
+            cfg.checkpoint_temporal,
+        )
+        self.prompt = PromptLearner(
+            texts,
+            text.token_embedding,
+            cfg.context_tokens,
+            cfg.class_specific,
+            cfg.token_position,
+            len(text.positional_embedding),
+        )
+        self.temperature = cfg.temperature
+        self.normalize = cfg.normalize
+        self.pretrained_sha256 = pretrained_sha256
+        image.set_grad_checkpointing(cfg.checkpoint_image)
+        self.register_load_state_dict_post_hook(_embed_prompts)
+
+    def forward(self, frames: Tensor, text_features: Tensor | None = None) -> Tensor:
+        """Logits of clips.
+
+        Parameters
+        ----------
+        frames : [B, T, 3, H, W]
+            uint8 in 0..255, or floating point in 0..1.
+        text_features : float32 [C, D], optional
+            What :meth:`text_features` returned, where the prompts do not change between calls.
+
+        Returns
+        -------
+        float32 [B, C]
+            Cosine / temperature.
+        """
+        batch, count = frames.shape[:2]
+        features = self.image(self._pixels(frames.flatten(0, 1)))
+        video = F.normalize(self.temporal(features.unflatten(0, (batch, count))).float(), dim=-1)
+        if text_features is None:
+            text_features = self.text_features()
+        return video @ text_features.t() / self.temperature
+
+    def text_features(self) -> Tensor:
+        """Normalised features of the prompts, float32 [C, D]."""
+        return F.normalize(self.text(self.prompt(), self.prompt.eot).float(), dim=-1)
+
+    def _pixels(self, frames: Tensor) -> Tensor:
+        """[N, 3, H, W] as the image tower reads it; arithmetic in float32, then the type that the model was cast to."""
+        x = frames.float()
+        if not frames.is_floating_point():
+            x = x / 255
+        if self.normalize:
+            mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+            x = (x - mean) / std
+        return x.to(next(self.image.parameters()).dtype)
+
+
+def _embed_prompts(model: DFERCLIP, _: Any) -> None:
+    """After new weights: the token embedding may be among them."""
+    model.prompt.embed(model.text.token_embedding)
+
+
+def param_groups(model: DFERCLIP) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Trainable parameters by group, as (name in the model, parameter); each has a learning rate of its own."""
+    groups = {
+        part: [(name, p) for name, p in model.named_parameters() if p.requires_grad and name.startswith(f"{part}.")]
+        for part in ("temporal", "image", "prompt")
+    }
+    grouped = {name for group in groups.values() for name, _ in group}
+    assert grouped == {name for name, p in model.named_parameters() if p.requires_grad}
+    return groups

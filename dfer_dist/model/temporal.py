@@ -1,0 +1,61 @@
+"""The temporal transformer: frame features -> one feature of the clip (Zhao & Patras, BMVC'23, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class TemporalBlock(nn.Module):
+    """One pre-norm transformer block: x + attention(LN(x)), then x + MLP(LN(x)); no mask, no dropout.
+
+    GELU is the tanh form: with the exact one, logits are 20 times as far from those measured on the authors' code.
+    """
+
+    def __init__(self, width: int, heads: int, head_dim: int, mlp: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
+        self.out = nn.Linear(heads * head_dim, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, mlp), nn.GELU(approximate="tanh"), nn.Linear(mlp, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v)  # its default scale is head_dim ** -0.5
+        x = x + self.out(mixed.transpose(1, 2).flatten(-2))
+        return x + self.mlp(self.norm2(x))
+
+
+class TemporalTransformer(nn.Module):
+    """Class token, learned positions, blocks; the clip's feature is token 0, without a final norm.
+
+    Parameters
+    ----------
+    width : int
+        Size D of a frame's feature and of the clip's.
+    frames : int
+        Number T of frames in a clip.
+    recompute : bool
+        Recompute each block's activations in the backward pass.
+    """
+
+    def __init__(
+        self, width: int, frames: int, layers: int, heads: int, head_dim: int, mlp: int, recompute: bool = False
+    ) -> None:
+        super().__init__()
+        self.recompute = recompute
+        self.cls = nn.Parameter(torch.randn(1, 1, width))
+        self.pos = nn.Parameter(torch.randn(1, frames + 1, width))
+        self.blocks = nn.ModuleList(TemporalBlock(width, heads, head_dim, mlp) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, D]."""
+        x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], dim=1) + self.pos
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)
+        return x[:, 0]

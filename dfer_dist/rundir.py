@@ -1,0 +1,195 @@
+"""Every path of a run, and how files in it are written: whole or not at all.
+
+::
+
+    runs/NAME/
+      config.yaml  run.json  provenance.json  code/
+      fold-1/  metrics.jsonl  status.json  checkpoints/  predictions.parquet  result.json  confusion.png  log.txt
+      summary.json  summary.md  summary.png
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dfer_dist import UserError
+
+VERSION = 1  # of every JSON file in a run folder
+
+
+@dataclass(frozen=True)
+class FoldDir:
+    """Paths of one fold."""
+
+    root: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def status(self) -> Path:
+        return self.root / "status.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "predictions.parquet"
+
+    @property
+    def shuffled_predictions(self) -> Path:
+        return self.root / "predictions_shuffled.parquet"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "result.json"
+
+    @property
+    def confusion(self) -> Path:
+        return self.root / "confusion.png"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.txt"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one run (a cross-validation)."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def run(self) -> Path:
+        """What the run is: experiment, data set, its folds, ids at the tracking server."""
+        return self.root / "run.json"
+
+    @property
+    def provenance(self) -> Path:
+        return self.root / "provenance.json"
+
+    @property
+    def code(self) -> Path:
+        return self.root / "code"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "summary.md"
+
+    @property
+    def picture(self) -> Path:
+        return self.root / "summary.png"
+
+    def fold(self, fold: int) -> FoldDir:
+        """Paths of fold ``fold``, counted from 1."""
+        return FoldDir(self.root / f"fold-{fold}")
+
+    def describe(self) -> dict[str, Any]:
+        """The content of ``run.json``.
+
+        Raises
+        ------
+        UserError
+            If this folder is no run.
+        """
+        if not self.run.is_file():
+            raise UserError(f"{self.root} is not a run: it has no {self.run.name} (start one with dfer crossval)")
+        return read_json(self.run)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends well, and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as f:
+            os.fsync(f.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner reads
+        temporary.replace(path)
+        fsync_dir(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fsync_dir(path: Path) -> None:
+    """Make renames inside a folder durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` (UTF-8) atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, obj: dict[str, Any]) -> None:
+    """Write a JSON object atomically, with its ``version`` first."""
+    write_text(path, json.dumps({"version": VERSION, **obj}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object written by :func:`write_json`.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, damaged, or of another version.
+    """
+    try:
+        obj = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise UserError(f"{path} is missing") from e
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} cannot be read: {e}") from e
+    if not isinstance(obj, dict) or obj.get("version") != VERSION:
+        raise UserError(f"{path} is not of version {VERSION}, which this program reads")
+    return obj
+
+
+def parse_folds(words: str, known: list[int]) -> list[int]:
+    """Fold numbers from words such as ``1,3-5``, in order and once each.
+
+    Raises
+    ------
+    UserError
+        For anything that is not a number or a range, and for a fold the data set does not have.
+    """
+    chosen: set[int] = set()
+    for part in words.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UserError(f"folds '{words}': give numbers and ranges such as 1,3-5")
+        chosen |= set(range(int(first), int(last or first) + 1))
+    unknown = sorted(chosen - set(known))
+    if unknown or not chosen:
+        have = f"{known[0]} to {known[-1]}" if len(known) > 1 else str(known[0])
+        raise UserError(f"fold {unknown[0] if unknown else words} is out of range: this data set has {have}")
+    return sorted(chosen)

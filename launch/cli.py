@@ -1,0 +1,268 @@
+"""What a person types: ``dfer …``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dfer_dist import UserError
+from dfer_dist.preempt import EXIT_PREEMPTED
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dfer_dist.rundir import RunDir
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Experiment = Annotated[str, typer.Argument(help="A name in configs/ or a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings such as train.epochs=3.", metavar="[KEY=VALUE]...")]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder of all runs.")]
+Name = Annotated[str | None, typer.Option("--name", help="The run's name; the experiment's by default.")]
+Nproc = Annotated[int, typer.Option("--nproc", min=1, help="Ranks on this machine: one a GPU, or a few on the CPU.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that is there; finished folds are kept.")]
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """Train, compare and publish CLIP-based models of dynamic facial expressions."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the data.")] = Path("data/demo"),
+    runs: Runs = Path("runs"),
+    nproc: Nproc = 2,
+    clips: Annotated[int, typer.Option(min=70, help="How many clips to render.")] = 700,
+    overrides: Overrides = None,
+) -> None:
+    """Render a small data set, pack it, train all five folds, print the table. Needs no GPU and no downloads.
+
+    Example: [bold]dfer demo[/bold]
+    """
+    from dfer_dist.data.demo import render_demo
+
+    console = _console()
+    shards = out / "shards"
+    with _bar(console, "render clips") as advance:
+        frames = render_demo(out / "source", clips=clips, progress=advance)
+    _pack(console, "demo", frames / "frames", frames / "lists", shards, 64)
+    run = _open(runs, None, "demo", [f"data.shards={shards}", *(overrides or [])], resume=True)
+    _crossval(console, run, None, nproc)
+
+
+@app.command()
+def pack(
+    dataset: Annotated[str, typer.Option(help="dfew, mafw, ferv39k or demo.")],
+    root: Annotated[Path, typer.Option(help="Folder that the paths in the lists start from.")],
+    lists: Annotated[Path, typer.Option(help="Folder of the lists 'path frames label' of DFER-CLIP.")],
+    out: Annotated[Path, typer.Option(help="Folder for the shards.")],
+    clips_per_shard: Annotated[int, typer.Option(min=1)] = 256,
+) -> None:
+    """Pack folders of JPEG frames into shards, once for all folds.
+
+    Example: [bold]dfer pack --dataset dfew --root DFEW/Clip/clip_224x224 --lists annotation --out data/dfew[/bold]
+    """
+    _pack(_console(), dataset, root, lists, out, clips_per_shard)
+
+
+@app.command()
+def crossval(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    folds: Annotated[str | None, typer.Option(help="Such as 1,3-5; all by default.")] = None,
+    nproc: Nproc = 1,
+    name: Name = None,
+    runs: Runs = Path("runs"),
+    resume: Resume = False,
+) -> None:
+    """Train and test all folds, one after the other, and write their summary.
+
+    Example: [bold]dfer crossval dfew_vitb32 --folds 1,3-5 --nproc 8 data.shards=data/dfew[/bold]
+    """
+    run = _open(runs, name, experiment, overrides or [], resume)
+    _crossval(_console(), run, folds, nproc)
+
+
+@app.command()
+def train(
+    experiment: Experiment,
+    fold: Annotated[int, typer.Option(help="The fold to train and test, counted from 1.")],
+    overrides: Overrides = None,
+    nproc: Nproc = 1,
+    name: Name = None,
+    runs: Runs = Path("runs"),
+    resume: Resume = False,
+) -> None:
+    """Train and test one fold.
+
+    Example: [bold]dfer train dfew_vitb32 --fold 1 --nproc 8 data.shards=data/dfew[/bold]
+    """
+    run = _open(runs, name, experiment, overrides or [], resume)
+    _run_folds(_console(), run, _parse_folds(run, str(fold)), nproc)
+
+
+@app.command(name="eval")
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder such as runs/demo/fold-1/checkpoints/LATEST.")],
+    fold: Annotated[int | None, typer.Option(help="Test on this fold; the checkpoint's own by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write predictions (parquet) here.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Test a checkpoint on a fold, every clip exactly once.
+
+    Example: [bold]dfer eval runs/demo/fold-1/checkpoints/LATEST[/bold]
+    """
+    from dfer_dist.evaluate import evaluate_checkpoint
+
+    console = _console()
+    with _bar(console, "test clips") as advance:
+        scores = evaluate_checkpoint(checkpoint, fold, overrides or [], out, advance)
+    console.print(f"{scores.n} clips: UAR {scores.uar:.2f}  WAR {scores.war:.2f}")
+    for label, recall in scores.recall.items():
+        console.print(f"  {label:15s} {'no clip' if recall is None else f'{recall:6.2f}'}  of {scores.support[label]}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """Write the summary of a run again from its folds and print its table.
+
+    Example: [bold]dfer report runs/demo[/bold]
+    """
+    from dfer_dist.rundir import RunDir
+
+    _report(_console(), RunDir(run.resolve()))
+
+
+@app.command(name="fetch-weights")
+def fetch_weights(
+    backbone: Annotated[str, typer.Argument(help="An open_clip name, such as ViT-B-32-quickgelu.")],
+    tag: Annotated[str, typer.Argument(help="A tag of its weights.")] = "openai",
+) -> None:
+    """Fetch pretrained weights where there is a network; training itself never downloads.
+
+    Example: [bold]dfer fetch-weights ViT-B-32-quickgelu openai[/bold]
+    """
+    from dfer_dist.model import fetch_weights as fetch
+
+    print(fetch(backbone, tag))
+
+
+def main() -> None:
+    """Run a command. A UserError becomes one line and status 2; with ``--debug`` it keeps its traceback."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
+        os.environ["DFER_DEBUG"] = "1"  # ranks show theirs too
+    try:
+        app()
+    except UserError as e:
+        if debug:
+            raise
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _open(runs: Path, name: str | None, experiment: str, overrides: list[str], resume: bool) -> RunDir:
+    from launch.runs import open_run
+
+    return open_run(runs, name, experiment, overrides, resume)
+
+
+def _parse_folds(run: RunDir, words: str | None) -> list[int]:
+    from dfer_dist.rundir import parse_folds
+
+    known: list[int] = run.describe()["folds"]
+    return parse_folds(words, known) if words else known
+
+
+def _crossval(console: Console, run: RunDir, words: str | None, nproc: int) -> None:
+    folds = _parse_folds(run, words)
+    failed = _run_folds(console, run, folds, nproc)
+    _report(console, run)
+    if failed:
+        raise UserError(f"folds {', '.join(map(str, failed))} failed; go on with --resume once the cause is mended")
+
+
+def _run_folds(console: Console, run: RunDir, folds: list[int], nproc: int) -> list[int]:
+    from launch.local import Interrupted, run_folds
+
+    try:
+        return run_folds(run, folds, nproc, console)
+    except Interrupted:
+        console.print(f"saved in {run.root}; the same command with --resume goes on")
+        sys.exit(EXIT_PREEMPTED)
+
+
+def _report(console: Console, run: RunDir) -> None:
+    from dfer_dist.report import summary_table, write_summary
+
+    about = run.describe()
+    summary = write_summary(run.root, about["folds"])
+    tracking = about["tracking"]
+    if tracking:
+        from dfer_dist.tracking import finish_parent
+
+        try:
+            finish_parent(run, tracking, summary)
+        except Exception as e:  # MLflow raises many kinds; the files stand
+            console.print(f"warning: tracking server {tracking['uri']}: {e}", style="yellow")
+    console.print(summary_table(summary))
+    console.print(f"report: {run.report}", soft_wrap=True)
+    if tracking:
+        uri = tracking["uri"]
+        how = uri if uri.startswith("http") else f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"
+        console.print(f"MLflow: {how}", soft_wrap=True)
+
+
+def _pack(console: Console, dataset: str, root: Path, lists: Path, out: Path, clips_per_shard: int) -> None:
+    from dfer_dist.data.layouts import read_lists
+    from dfer_dist.data.shards import pack as write_shards
+
+    records = read_lists(dataset, root, lists)
+    with _bar(console, "pack clips") as advance:
+        index = write_shards(records, dataset, out, clips_per_shard, progress=advance)
+    console.print(f"{sum(s.clips for s in index.shards)} clips in {len(index.shards)} shards: {out}")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _bar(console: Console, title: str) -> _Bar:
+    return _Bar(console, title)
+
+
+class _Bar:
+    """A progress bar as a context manager; the value it gives is called with (done, total)."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console)
+        self._task = self._progress.add_task(title, total=None)
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total)

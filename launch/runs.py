@@ -1,0 +1,79 @@
+"""Making a run folder, or finding the one to go on with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfer_dist import UserError
+from dfer_dist.config import Config, config_hash, dump_config, flatten, load_config, read_config
+from dfer_dist.provenance import collect, snapshot_code
+from dfer_dist.rundir import RunDir, write_json, write_text
+
+if TYPE_CHECKING:
+    from dfer_dist.data.shards import Index
+
+_FREE = ("data.workers", "tracking.")  # settings that a resumed run may be given anew without being another run
+
+
+def open_run(runs: Path, name: str | None, experiment: str, overrides: list[str], resume: bool) -> RunDir:
+    """The run folder ``runs/name`` for an experiment: made now, or with ``resume`` the one that is there.
+
+    Raises
+    ------
+    UserError
+        If the folder is taken: by something that is no run, by a run that may only be resumed, or by a run with other
+        settings or other data.
+    """
+    from dfer_dist.data.shards import read_index
+
+    config = load_config(experiment, overrides)
+    config.data.shards = str(Path(config.data.shards).resolve())  # jobs run from other folders
+    index = read_index(Path(config.data.shards))
+    run = RunDir((runs / (name or Path(experiment).stem)).resolve())
+    if run.run.exists():
+        if not resume:
+            raise UserError(f"{run.root} holds a run already: --resume goes on with it, --name OTHER starts another")
+        _check_same(run, config, index)
+        return run
+    if run.root.exists() and any(run.root.iterdir()):
+        raise UserError(f"{run.root} is not empty and holds no run: choose another --name")
+    _create(run, config, index, Path(experiment).stem)
+    return run
+
+
+def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:
+    run.root.mkdir(parents=True, exist_ok=True)
+    write_text(run.config, dump_config(config))
+    write_json(run.provenance, {**collect(sys.argv), "data": {"name": index.name, "hash": index.hash, "shards": str(index.root)}})
+    snapshot_code(run.code)
+    about = {"name": run.root.name, "experiment": experiment, "dataset": index.name, "classes": list(index.classes)}
+    about |= {"folds": index.folds, "config_hash": config_hash(config), "index_hash": index.hash}
+    tracking = _create_tracking(run, config, index)
+    write_json(run.run, {**about, "tracking": tracking})  # last: its presence means that the rest is there
+
+
+def _create_tracking(run: RunDir, config: Config, index: Index) -> dict[str, object] | None:
+    if not config.tracking.enabled:
+        return None
+    from dfer_dist.tracking import create_runs
+
+    uri = config.tracking.uri or f"sqlite:///{run.root.parent / 'mlflow.db'}"
+    tags = {"dataset": index.name, "index_hash": index.hash, "config_hash": config_hash(config)}
+    tags |= {"selection": config.train.selection.name, "precision": config.train.precision.name}
+    try:
+        return create_runs(run, config, uri, index.folds, tags)
+    except Exception as e:  # MLflow raises many kinds; none may stop a run
+        print(f"warning: tracking server {uri} does not answer ({type(e).__name__}): going on without it", file=sys.stderr)
+        return None
+
+
+def _check_same(run: RunDir, config: Config, index: Index) -> None:
+    before, now = flatten(read_config(run.config)), flatten(config)
+    odd = [k for k in now if now[k] != before.get(k) and not k.startswith(_FREE)]
+    if odd:
+        changes = ", ".join(f"{k} was {before.get(k)}, now {now[k]}" for k in odd)
+        raise UserError(f"{run.root} belongs to another run ({changes}): use the same settings, or --name OTHER")
+    if run.describe()["index_hash"] != index.hash:
+        raise UserError(f"{run.root} was made from other data than {index.root} holds now: use --name OTHER")

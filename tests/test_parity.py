@@ -1,0 +1,195 @@
+"""The authors' DFER-CLIP as measured (the README beside the golden figures says how) against ours."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dfer_dist import UserError
+from dfer_dist.config import ModelConfig, TokenPosition
+from dfer_dist.model.backbone import TextTower, build_clip
+from dfer_dist.model.dferclip import DFERCLIP, param_groups
+from dfer_dist.model.official import read_official, to_ours
+
+GOLDEN = Path(os.environ.get("DFER_GOLDEN", Path(__file__).resolve().parents[2] / "shared" / "golden"))
+CASES = sorted(p.name.removesuffix("_init.pth") for p in GOLDEN.glob("*_init.pth"))
+TOLERANCE = 1e-4
+
+golden = pytest.mark.parametrize(
+    "case",
+    CASES or [pytest.param("", marks=pytest.mark.skip(reason=f"no golden figures in {GOLDEN}: set DFER_GOLDEN to their folder"))],
+)
+
+
+def build(case: str) -> tuple[DFERCLIP, dict, dict[str, torch.Tensor]]:
+    """The model that the JSON describes with the checkpoint's weights, the JSON, and the authors' state."""
+    told = json.loads((GOLDEN / f"{case}.json").read_text())
+    state, clip = read_official(GOLDEN / f"{case}_init.pth"), told["clip"]
+    sizes = {
+        "embed_dim": clip["embed_dim"],
+        "quick_gelu": clip["activation"] == "quick_gelu",
+        "vision_cfg": {
+            "patch_size": clip["patch_size"],
+            "width": clip["vision_width"],
+            "layers": clip["vision_layers"],
+            "head_width": clip["vision_width"] // clip["vision_heads"],
+        },
+        "text_cfg": {
+            "context_length": clip["context_length"],
+            "vocab_size": clip["vocab_size"],
+            "width": clip["text_width"],
+            "heads": clip["text_heads"],
+            "layers": clip["text_layers"],
+        },
+    }
+    cfg = ModelConfig(
+        context_tokens=told["contexts_number"],
+        class_specific=told["class_specific_contexts"],
+        token_position=TokenPosition[told["class_token_position"]],
+        temporal_layers=told["temporal_layers"],
+    )
+    towers = build_clip(sizes, clip["image_size"])
+    frames = np.load(GOLDEN / f"{case}_trajectory.npz")["frames"].shape[2]
+    model = DFERCLIP(cfg, towers.visual, TextTower(towers), told["class_text"], frames)
+    model.load_state_dict(to_ours(state))
+    return model, told, state
+
+
+def assert_equal(ours: np.ndarray | torch.Tensor, theirs: np.ndarray, what: str) -> None:
+    ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    assert ours.shape == theirs.shape
+    worst = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    assert worst <= TOLERANCE, f"{what}: {worst:.1e}"
+
+
+@golden
+def test_the_prompts_are_token_for_token_the_authors(case: str) -> None:
+    model, told, state = build(case)
+    vocabulary = state["clip_model_.token_embedding.weight"]
+    context = told["contexts_number"]
+    theirs = torch.cat([state["prompt_learner.token_prefix"], state["prompt_learner.token_suffix"]], dim=1)
+    ours = torch.cat([model.prompt.tokens[:, :1], model.prompt.tokens[:, 1 + context :]], dim=1)
+    used = ours.shape[1]
+    assert len(model.prompt.tokens) == told["n_cls"]
+    assert torch.equal(vocabulary[ours], theirs[:, :used])
+    assert torch.equal(theirs[:, used:], vocabulary[0].expand_as(theirs[:, used:])), "more text in the checkpoint than in ours"
+
+
+@golden
+def test_logits_and_gradients_of_the_first_step(case: str) -> None:
+    model, told, _ = build(case)
+    data = np.load(GOLDEN / f"{case}_trajectory.npz")
+    logits = model(torch.from_numpy(data["frames"][0]))
+    assert_equal(logits.detach(), data["logits"][0], "logits")
+    F.cross_entropy(logits, torch.from_numpy(data["labels"][0])).backward()
+    theirs = told["grad_norm_step0"]
+    names = {next(iter(to_ours({name: torch.empty(0)}))): name for name in theirs}
+    ours = {name: p.grad.norm().item() for group in param_groups(model).values() for name, p in group}
+    assert ours.keys() == names.keys(), "not the same parameters are trained"
+    for name, norm in ours.items():
+        assert norm == pytest.approx(theirs[names[name]], rel=TOLERANCE), name
+
+
+@golden
+def test_the_whole_trajectory(case: str) -> None:
+    model, told, _ = build(case)
+    data = np.load(GOLDEN / f"{case}_trajectory.npz")
+    rates = data["lrs"]
+    groups = [{"params": [p for _, p in group], "lr": 0.0} for group in param_groups(model).values()]
+    optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=1e-4)
+    logits, losses = [], []
+    for step, frames in enumerate(data["frames"]):
+        for group, rate in zip(optimizer.param_groups, rates[step], strict=True):
+            group["lr"] = float(rate)
+        out = model(torch.from_numpy(frames))
+        loss = F.cross_entropy(out, torch.from_numpy(data["labels"][step]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        logits.append(out.detach().numpy())
+        losses.append(loss.item())
+    assert_equal(np.stack(logits), data["logits"], "logits")
+    assert_equal(np.array(losses), data["losses"], "losses")
+    with torch.no_grad():
+        assert_equal(model.eval()(torch.from_numpy(data["frames"][0])), data["final_logits"], "final logits")
+    weights = dict(model.named_parameters())
+    for name, (_, norm) in told["final_param_sum_and_norm"].items():
+        ours = weights[next(iter(to_ours({name: torch.empty(0)})))]
+        assert ours.detach().double().norm().item() == pytest.approx(norm, rel=TOLERANCE, abs=1e-6), name
+
+
+@golden
+def test_reading_leaves_nothing_of_the_checkpoint_out(case: str) -> None:
+    model, _, state = build(case)
+    ours = to_ours(state)
+    assert ours.keys() == model.state_dict().keys()
+    left_out = set(state) - {n for n in state if to_ours({n: state[n]})}
+    assert all(n.startswith(("clip_model_.", "prompt_learner.token_")) for n in left_out)
+
+
+class Bomb:
+    def __init__(self, function: object, *args: object) -> None:
+        self.call = (function, args)
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+class Meter:
+    """As the authors' recorder: a class of the script that saved the file, with arrays and further objects inside."""
+
+    def __init__(self) -> None:
+        self.losses, self.best = np.zeros((3, 2), np.float32), collections.Counter(a=1)
+
+
+@pytest.mark.parametrize("how", ["os", "builtins", "pathlib", "torch", "nested"])
+def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path, how: str) -> None:
+    proof, path = tmp_path / "proof", tmp_path / "hostile.pth"
+    torch.save("inner", tmp_path / "inner.pth")
+    bombs = {
+        "os": Bomb(os.system, f"touch {proof}"),
+        "builtins": Bomb(eval, f"open({str(proof)!r}, 'w')"),
+        "pathlib": Bomb(Path.touch, proof),
+        "torch": Bomb(torch.save, 0, str(proof)),
+        "nested": [{"deep": Bomb(exec, f"open({str(proof)!r}, 'w')")}],
+    }
+    weights = {"module.x": torch.arange(4.0)}
+    torch.save({"state_dict": weights, "recorder": bombs[how]}, path)
+    try:
+        state = read_official(path)
+    except UserError as e:
+        assert "\n" not in str(e) and str(path) in str(e)
+    else:
+        assert torch.equal(state["x"], torch.arange(4.0))
+    assert not proof.exists()
+    torch.load(path, weights_only=False)
+    assert proof.exists(), "the file was not hostile, so this test shows nothing"
+
+
+def test_classes_of_a_training_script_are_passed_over(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"module.x": torch.arange(4.0)}, "recorder": Meter()}, tmp_path / "a.pth")
+    assert torch.equal(read_official(tmp_path / "a.pth")["x"], torch.arange(4.0))
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "a.pth", weights_only=True)
+
+
+def test_what_is_no_checkpoint_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    torch.save({"weights": 1}, tmp_path / "other.pth")
+    torch.save({"state_dict": {"x": "no tensor"}}, tmp_path / "odd.pth")
+    torch.save({"state_dict": {"x": torch.zeros(1000)}}, tmp_path / "whole.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:2000])
+    with zipfile.ZipFile(tmp_path / "empty.pth", "w"):
+        pass
+    for name in ("text", "other", "odd", "cut", "empty", "absent"):
+        with pytest.raises(UserError, match=f"{name}.pth"):
+            read_official(tmp_path / f"{name}.pth")
