@@ -76,7 +76,8 @@ def save(folder: Path, engine: Engine, config: Config, state: dict[str, Any], ra
     # gathering runs on all ranks; the copies are kept on rank 0 only
     weights = _gather(engine, ranks, lambda p: safe_get_full_fp32_param(p))
     moments: dict[str, Tensor] = {}
-    if state["step"]:  # before the first step torch has made no moments
+    if state["step"] > state["skipped_steps"]:  # before the first step torch has made no moments
+        _link_moments(engine)
         for key in _MOMENTS[config.optim.name]:
             own = _gather(engine, ranks, lambda p, key=key: safe_get_full_optimizer_state(p, key))
             moments |= {f"{key}:{name}": value for name, value in own.items()}
@@ -175,7 +176,9 @@ def load_weights(model: nn.Module, trained: dict[str, nn.Parameter], checkpoint:
             have, want = tuple(checkpoint.model[name].shape), tuple(p.shape)
             raise UserError(f"checkpoint {path} is of another model: {name} has shape {have}, not {want}")
     if frozen_checksum(model, trained) != checkpoint.state["frozen_sha256"]:
-        raise UserError(f"checkpoint {path}: the frozen weights are not those it was trained with (other pretrained file or seed)")
+        raise UserError(
+            f"checkpoint {path}: the frozen weights are not those it was trained with (other pretrained file or seed)"
+        )
     with torch.no_grad():
         for name, p in trained.items():
             p.copy_(checkpoint.model[name])
@@ -194,7 +197,7 @@ def restore(engine: Engine, checkpoint: Checkpoint, config: Config, ranks: Ranks
             state["step"].fill_(step - checkpoint.state["skipped_steps"])
     for name, p in engine.trained.items():
         _set(p, checkpoint.model[name], None, ranks)
-        for key in _MOMENTS[config.optim.name] if checkpoint.optimizer else ():
+        for key in _MOMENTS[config.optim.name] if checkpoint.optimizer else ():  # none were saved before the first step
             _set(p, checkpoint.optimizer[f"{key}:{name}"], key, ranks)
 
 
@@ -209,14 +212,21 @@ def replace_weights(engine: Engine, checkpoint: Checkpoint) -> None:
 
 def _make_moments(engine: Engine, name: Optimizer) -> None:
     zero = engine.deepspeed.optimizer
-    for group in zero.optimizer.param_groups:
-        for p in group["params"]:
-            state = zero.optimizer.state[p]
-            for key in _MOMENTS[name]:
-                state[key] = torch.zeros_like(p)
-            if name is Optimizer.adamw:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device if p.is_cuda else "cpu")
-    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):  # stages 1 and 2 keep views of the moments
+    masters = [p for group in zero.optimizer.param_groups for p in group["params"]]
+    # ZeRO-3 lends its masters to the inner optimizer for the length of a step only
+    for p in getattr(zero, "fp32_partitioned_groups_flat", masters):
+        state = zero.optimizer.state[p]
+        for key in _MOMENTS[name]:
+            state[key] = torch.zeros_like(p)
+        if name is Optimizer.adamw:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device if p.is_cuda else "cpu")
+    _link_moments(engine)
+
+
+def _link_moments(engine: Engine) -> None:
+    """Let stages 1 and 2 find their views of the moments, which torch makes at the first step (ZeRO-3 keeps no views)."""
+    zero = engine.deepspeed.optimizer
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
         zero._hp_optimizer_states_linked = False
         zero._lazy_init_hp_params_optimizer_state()
 
@@ -228,7 +238,7 @@ def _set(p: nn.Parameter, value: Tensor, moment: str | None, ranks: Ranks) -> No
         safe_set_full_optimizer_state(p, value, moment) if moment else safe_set_full_fp32_param(p, value)
         return
     # ZeRO-3: DeepSpeed's setter of full tensors fails on sizes that the world size does not divide, so pad and cut here
-    part = p.ds_tensor.numel()
+    part = p.ds_tensor.numel()  # type: ignore[attr-defined]
     flat = torch.zeros(part * ranks.world)
     flat[: value.numel()] = value.flatten()
     own = flat[ranks.rank * part : (ranks.rank + 1) * part].to(ranks.device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -67,6 +68,11 @@ class Device(Enum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+# settings, by the beginning of their keys, that can change no result
+NEUTRAL: tuple[str, ...] = ("tracking.", "train.micro_batch", "train.zero_stage", "train.save_", "train.keep", "train.log_every")
+NEUTRAL += ("train.device", "data.workers", "data.shards", "model.checkpoint_", "eval.")
 
 
 @dataclass
@@ -166,8 +172,8 @@ class Config:
 def config_dirs() -> list[Path]:
     """Folders searched for experiments: the checkout's ``configs/``, then the copy inside an installed package."""
     here = Path(__file__).resolve().parent
-    checkout = here.parent / "configs" if (here.parent / "setup.cfg").is_file() else here / "configs"
-    return [d for d in (checkout, here / "configs") if d.is_dir()]
+    checkout = [here.parent / "configs"] if (here.parent / "setup.cfg").is_file() else []
+    return [d for d in (*checkout, here / "configs") if d.is_dir()]
 
 
 def find_experiment(name: str) -> Path:
@@ -246,13 +252,32 @@ def flatten(config: Config) -> dict[str, Any]:
 def config_hash(config: Config) -> str:
     """First 16 hex digits of the sha256 of the settings that can change a result.
 
-    Where a run tracks itself, and how it splits the same batch over memory, are left out: they move nothing but the
-    last bit of a sum.
+    Where a run tracks itself, and how it splits the same batch over memory, are left out (:data:`NEUTRAL`): they move
+    nothing but the last bit of a sum.
     """
-    neutral = ("tracking.", "train.micro_batch", "train.zero_stage", "train.save_", "train.keep", "train.log_every")
-    neutral += ("train.device", "data.workers", "data.shards", "model.checkpoint_", "eval.")
-    flat = {k: v for k, v in flatten(config).items() if not k.startswith(neutral)}
+    flat = {k: v for k, v in flatten(config).items() if not k.startswith(NEUTRAL)}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def split_batch(config: Config, world: int) -> tuple[int, int]:
+    """Micro batch and accumulation steps, so that ranks x micro batch x accumulation is the global batch.
+
+    Raises
+    ------
+    UserError
+        If the global batch cannot be cut that way.
+    """
+    batch, micro = config.train.global_batch, config.train.micro_batch
+    if batch % world:
+        raise UserError(f"train.global_batch={batch} cannot be shared by {world} ranks: choose a multiple of {world}")
+    own = batch // world
+    micro = micro or own
+    if own % micro:
+        raise UserError(
+            f"train.global_batch={batch} is not a multiple of {world} ranks x train.micro_batch={micro}: "
+            f"choose a micro batch that divides {own}"
+        )
+    return micro, own // micro
 
 
 def _read_yaml(path: Path) -> DictConfig:
@@ -271,15 +296,15 @@ def _merge(tree: DictConfig, patch: DictConfig, source: str) -> DictConfig:
     try:
         merged = OmegaConf.merge(tree, patch)
     except OmegaConfBaseException as e:
-        where = getattr(e, "full_key", None) or "?"
-        raise UserError(f"{source}: {where}: {_one_line(e)}") from e
+        where = getattr(e, "full_key", None)
+        raise UserError(f"{source}: {f'{where}: ' if where else ''}{_one_line(e)}") from e
     assert isinstance(merged, DictConfig)
     return merged
 
 
 def _leaves(node: Any, prefix: str = "") -> list[str]:
     if isinstance(node, DictConfig) and len(node):
-        return [leaf for k in node for leaf in _leaves(node._get_node(k), f"{prefix}{k}.")]
+        return [leaf for k in map(str, node) for leaf in _leaves(node._get_node(k), f"{prefix}{k}.")]
     return [prefix[:-1]] if prefix else []
 
 
@@ -308,10 +333,13 @@ def _one_line(e: BaseException) -> str:
 
 
 def _finish(tree: DictConfig) -> Config:
-    missing = OmegaConf.missing_keys(tree)
-    if missing:
-        raise UserError(f"no value for {', '.join(sorted(missing))}: give {sorted(missing)[0]}=…")
-    config = OmegaConf.to_object(tree)
+    try:
+        missing = sorted(OmegaConf.missing_keys(tree))
+        if missing:
+            raise UserError(f"no value for {', '.join(missing)}: give {missing[0]}=…")
+        config = OmegaConf.to_object(tree)
+    except OmegaConfBaseException as e:  # such as ${oc.env:NAME} without that variable
+        raise UserError(f"{e.full_key}: {_one_line(e)}") from e
     assert isinstance(config, Config)
     _check_values(config)
     return config
@@ -326,13 +354,38 @@ def _check_values(c: Config) -> None:
         For the first value out of its range.
     """
     flat = flatten(c)
-    at_least_one = ("data.num_frames", "data.image_size", "data.block", "model.context_tokens", "model.temporal_layers")
+    for key, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value}: must be a finite number")
+    at_least_one: tuple[str, ...] = (
+        "data.num_frames",
+        "data.image_size",
+        "data.block",
+        "model.context_tokens",
+        "model.temporal_layers",
+    )
     at_least_one += ("model.temporal_heads", "model.temporal_head_dim", "model.temporal_mlp", "train.epochs", "train.log_every")
-    at_least_one += ("train.global_batch", "train.micro_batch", "train.max_bad_steps", "train.save_epochs", "train.keep", "eval.batch")
+    at_least_one += (
+        "train.global_batch",
+        "train.micro_batch",
+        "train.max_bad_steps",
+        "train.save_epochs",
+        "train.keep",
+        "eval.batch",
+    )
     for key in at_least_one:
         if flat[key] is not None and flat[key] < 1:
             raise UserError(f"{key}={flat[key]}: must be at least 1")
-    for key in ("data.workers", "data.loss_budget", "optim.weight_decay", "optim.lr_image", "optim.lr_temporal", "optim.lr_prompt"):
+    not_negative: tuple[str, ...] = (
+        "data.workers",
+        "data.loss_budget",
+        "data.augment.brightness",
+        "data.augment.rotation",
+        "train.seed",
+    )
+    not_negative += ("optim.weight_decay", "optim.lr_image", "optim.lr_temporal", "optim.lr_prompt", "optim.warmup_epochs")
+    not_negative += ("optim.momentum", "optim.gamma")
+    for key in not_negative:
         if flat[key] < 0:
             raise UserError(f"{key}={flat[key]}: must not be negative")
     if c.train.zero_stage not in (1, 2, 3):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dfer_dist import UserError
-from dfer_dist.config import Config, OptimConfig, Optimizer, Precision, Schedule
+from dfer_dist.config import Config, OptimConfig, Optimizer, Precision, Schedule, split_batch
 from dfer_dist.ranks import Ranks
 
 Groups = Mapping[str, Sequence[tuple[str, nn.Parameter]]]
@@ -69,27 +69,6 @@ class Engine:
     def gradient_norm(self) -> float:
         """2-norm of the last step's gradient over all trained parameters; infinite for a skipped step."""
         return float(self.deepspeed.get_global_grad_norm())
-
-
-def split_batch(config: Config, world: int) -> tuple[int, int]:
-    """Micro batch and accumulation steps, so that ranks x micro batch x accumulation is the global batch.
-
-    Raises
-    ------
-    UserError
-        If the global batch cannot be cut that way.
-    """
-    batch, micro = config.train.global_batch, config.train.micro_batch
-    if batch % world:
-        raise UserError(f"train.global_batch={batch} cannot be shared by {world} ranks: choose a multiple of {world}")
-    own = batch // world
-    micro = micro or own
-    if own % micro:
-        raise UserError(
-            f"train.global_batch={batch} is not a multiple of {world} ranks x train.micro_batch={micro}: "
-            f"choose a micro batch that divides {own}"
-        )
-    return micro, own // micro
 
 
 def lr_factor(optim: OptimConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:
@@ -179,7 +158,9 @@ def build_extension() -> None:
     try:
         ShareMemCommBuilder().load(verbose=False)
     except Exception as e:
-        raise UserError(f"DeepSpeed's extension does not compile ({type(e).__name__}): install g++ and python3-dev (make system)") from e
+        raise UserError(
+            f"DeepSpeed's extension does not compile ({type(e).__name__}): install g++ and python3-dev (make system)"
+        ) from e
 
 
 if __name__ == "__main__":

@@ -46,7 +46,10 @@ class Predictions:
 
 @torch.no_grad()
 def predict(
-    forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device, progress: Callable[[int], None] | None = None
+    forward: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    device: torch.device,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, tuple[int, np.ndarray]]:
     """This rank's share: label and logits (float32 [C]) by key.
 

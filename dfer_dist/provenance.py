@@ -16,7 +16,18 @@ from typing import Any
 
 import dfer_dist
 
-_WATCHED = ("torch", "deepspeed", "open_clip_torch", "einops", "webdataset", "mlflow", "submitit", "scikit-learn", "numpy", "simplejpeg")
+_WATCHED = (
+    "torch",
+    "deepspeed",
+    "open_clip_torch",
+    "einops",
+    "webdataset",
+    "mlflow",
+    "submitit",
+    "scikit-learn",
+    "numpy",
+    "simplejpeg",
+)
 
 
 def collect(command: list[str]) -> dict[str, Any]:
@@ -53,7 +64,7 @@ def code_hash(package: Path) -> str:
     """First 16 hex digits of a sha256 over the names and bytes of a package's Python files."""
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
-        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 

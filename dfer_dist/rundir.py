@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -184,12 +185,13 @@ def parse_folds(words: str, known: list[int]) -> list[int]:
     """
     chosen: set[int] = set()
     for part in words.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        ends = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part.strip())
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+        if last < first:
             raise UserError(f"folds '{words}': give numbers and ranges such as 1,3-5")
-        chosen |= set(range(int(first), int(last or first) + 1))
-    unknown = sorted(chosen - set(known))
-    if unknown or not chosen:
-        have = f"{known[0]} to {known[-1]}" if len(known) > 1 else str(known[0])
-        raise UserError(f"fold {unknown[0] if unknown else words} is out of range: this data set has {have}")
+        unknown = [k for k in (first, last) if k not in known]
+        if unknown:
+            have = f"{known[0]} to {known[-1]}" if len(known) > 1 else str(known[0])
+            raise UserError(f"fold {unknown[0]} is out of range: this data set has {have}")
+        chosen |= set(range(first, last + 1))
     return sorted(chosen)

@@ -7,6 +7,7 @@ server that is down, slow or full costs training nothing: what could not be sent
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import sys
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _BATCH = 1000  # metrics that MLflow takes in one request
 _QUEUE = 10_000  # lines waiting at most; more stay in the file alone
+_KIND = "mlflow.experimentKind"  # without it MLflow's page opens on its tools for language models
 _LINE_KEYS = ("step", "epoch", "time")
 
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"  # MLflow's words for how a run ended
@@ -56,7 +58,9 @@ def create_runs(run: RunDir, config: Config, uri: str, folds: list[int], tags: d
     name = config.tracking.experiment or tags["dataset"]
     experiment = api.get_experiment_by_name(name)
     place = (run.root.parent / "mlartifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
-    experiment_id = experiment.experiment_id if experiment else api.create_experiment(name, artifact_location=place)
+    experiment_id = (
+        experiment.experiment_id if experiment else api.create_experiment(name, place, {_KIND: "custom_model_development"})
+    )
     params = [Param(k, str(v)[:6000]) for k, v in flatten(config).items()]
     words = [RunTag(k, v) for k, v in tags.items()]
     parent = api.create_run(experiment_id, run_name=run.root.name).info.run_id
@@ -79,7 +83,12 @@ def finish_parent(run: RunDir, tracking: dict[str, Any], summary: dict[str, Any]
     parent = tracking["run_id"]
     for metric in ("uar", "war"):
         values = {r["fold"]: r[metric] for r in summary["folds"]}
-        figures = {"mean": summary[metric]["mean"], "std": summary[metric]["std"], "best": max(values.values()), "worst": min(values.values())}
+        figures = {
+            "mean": summary[metric]["mean"],
+            "std": summary[metric]["std"],
+            "best": max(values.values()),
+            "worst": min(values.values()),
+        }
         for name, value in figures.items():
             if value is not None:
                 api.log_metric(parent, f"{metric}_{name}", value)
@@ -107,9 +116,13 @@ class Tracker:
             self._thread.start()
 
     def log(self, step: int, epoch: int, values: dict[str, float]) -> None:
-        """Append one line; ``step`` and ``epoch`` are those done. Never waits for the server."""
-        line = {"step": step, "epoch": epoch, "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(line) + "\n")
+        """Append one line; ``step`` and ``epoch`` are those done. Never waits for the server.
+
+        Values that are not finite are left out: JSON has no word for them.
+        """
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        line = {"step": step, "epoch": epoch, "time": round(time.time(), 3), **finite}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         if self._thread and not self._queue.full():
             self._queue.put(line)

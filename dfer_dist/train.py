@@ -27,11 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dfer_dist import UserError, checkpoint
-from dfer_dist.config import Config, Selection, config_hash, read_config
+from dfer_dist.config import Config, Selection, config_hash, read_config, split_batch
 from dfer_dist.data.plan import ClipSet, EpochPlan, hold_out, whole_shards
 from dfer_dist.data.shards import Index, read_index
 from dfer_dist.data.stream import Batch, evaluation_stream, train_stream
-from dfer_dist.engine import Engine, build_engine, split_batch
+from dfer_dist.engine import Engine, build_engine
 from dfer_dist.evaluate import Predictions, collect, predict
 from dfer_dist.meter import Meter
 from dfer_dist.metrics import Scores
@@ -80,7 +80,13 @@ class Fold:
 
     def save(self) -> Path:
         """Write a checkpoint. Collective."""
-        state = {"epoch": self.epoch, "step": self.step, "fold": self.number, "lost": self.lost, "skipped_steps": self.skipped}
+        state: dict[str, Any] = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "fold": self.number,
+            "lost": self.lost,
+            "skipped_steps": self.skipped,
+        }
         state |= {"best": self.best, "frozen_sha256": self.frozen_sha256, "base_lr": self.engine.base_lr}
         state |= {"config_hash": config_hash(self.config), "index_hash": self.index.hash}
         path = checkpoint.save(self.dir.checkpoints, self.engine, self.config, state, self.ranks)
@@ -110,8 +116,10 @@ def fit(fold: Fold, leave: LeaveFlag) -> str:
         check_step(fold, int(lost_sum))
         meter.count(config.train.global_batch)
         if fold.step % config.train.log_every == 0:
-            figures = {"loss": loss_sum / ranks.world, "grad_norm": engine.gradient_norm(), "skipped_steps": fold.skipped}
-            fold.log({**figures, "lost_clips": fold.lost, **{f"lr_{k}": v for k, v in rates.items()}, **meter.read()})
+            figures = {"loss": loss_sum / ranks.world, "grad_norm": engine.gradient_norm(), **meter.read()}
+            fold.log(
+                {**figures, "skipped_steps": fold.skipped, "lost_clips": fold.lost, **{f"lr_{k}": v for k, v in rates.items()}}
+            )
         if fold.step % plan.steps == 0:
             end_epoch(fold)
         elif save_sum and not leave_sum:
@@ -177,7 +185,7 @@ def evaluate(fold: Fold, clips: ClipSet, shuffle_frames: bool = False) -> tuple[
     model, ranks, config = fold.engine.deepspeed, fold.ranks, fold.config
     model.eval()
     with torch.no_grad():
-        text = fold.engine.model.text_features()
+        text = fold.engine.deepspeed.module.text_features()
     batches = evaluation_stream(
         fold.index, config.data, clips, config.eval.batch, ranks.rank, ranks.world, config.train.seed, shuffle_frames
     )
@@ -211,7 +219,13 @@ def finish(fold: Fold) -> None:
     result |= {"epoch": chosen["epoch"], "step": chosen["step"], "checkpoint": str(path.relative_to(fold.dir.root))}
     result |= {"config_hash": config_hash(config), "index_hash": fold.index.hash, "shuffled": shuffled}
     result |= {"lost_clips": fold.lost, "skipped_steps": fold.skipped}
-    fold.log({"test_uar": scores.uar, "test_war": scores.war, **({f"shuffled_{k}": v for k, v in shuffled.items()} if shuffled else {})})
+    fold.log(
+        {
+            "test_uar": scores.uar,
+            "test_war": scores.war,
+            **({f"shuffled_{k}": v for k, v in shuffled.items()} if shuffled else {}),
+        }
+    )
     confusion_png(result, fold.dir.confusion)
     write_json(fold.dir.result, result)
 
@@ -235,7 +249,9 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks) -> Fold:
     if saved:
         checkpoint.load_weights(model, trained, saved)
     engine = build_engine(model, groups, config, ranks, plan.steps)
-    fold = Fold(run, number, config, index, ranks, engine, plan, whole_shards(index, index.test_shards(number)), val, frozen, None)
+    fold = Fold(
+        run, number, config, index, ranks, engine, plan, whole_shards(index, index.test_shards(number)), val, frozen, None
+    )
     if saved:
         checkpoint.restore(engine, saved, config, ranks)
         fold.step, fold.lost, fold.skipped = (saved.state[k] for k in ("step", "lost", "skipped_steps"))
@@ -281,7 +297,9 @@ class Attempt:
         self.attempts = read_json(self.path)["attempts"] if self.path.exists() else []
         job = os.environ.get("SLURM_JOB_ID")
         nodes = os.environ.get("SLURM_JOB_NODELIST") or socket.gethostname()
-        self.attempts.append({"job": job, "nodes": nodes, "world_size": ranks.world, "started": _now(), "ended": None, "why": None})
+        self.attempts.append(
+            {"job": job, "nodes": nodes, "world_size": ranks.world, "started": _now(), "ended": None, "why": None}
+        )
         self.status: dict[str, Any] = {"state": "STARTING", "steps": None, "attempts": self.attempts}
         write_json(self.path, self.status)
 

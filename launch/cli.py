@@ -57,8 +57,8 @@ def demo(
     with _bar(console, "render clips") as advance:
         frames = render_demo(out / "source", clips=clips, progress=advance)
     _pack(console, "demo", frames / "frames", frames / "lists", shards, 64)
-    run = _open(runs, None, "demo", [f"data.shards={shards}", *(overrides or [])], resume=True)
-    _crossval(console, run, None, nproc)
+    run, folds = _open(runs, None, "demo", [f"data.shards={shards}", *(overrides or [])], True, None, nproc)
+    _crossval(console, run, folds, nproc)
 
 
 @app.command()
@@ -90,8 +90,8 @@ def crossval(
 
     Example: [bold]dfer crossval dfew_vitb32 --folds 1,3-5 --nproc 8 data.shards=data/dfew[/bold]
     """
-    run = _open(runs, name, experiment, overrides or [], resume)
-    _crossval(_console(), run, folds, nproc)
+    run, chosen = _open(runs, name, experiment, overrides or [], resume, folds, nproc)
+    _crossval(_console(), run, chosen, nproc)
 
 
 @app.command()
@@ -108,8 +108,8 @@ def train(
 
     Example: [bold]dfer train dfew_vitb32 --fold 1 --nproc 8 data.shards=data/dfew[/bold]
     """
-    run = _open(runs, name, experiment, overrides or [], resume)
-    _run_folds(_console(), run, _parse_folds(run, str(fold)), nproc)
+    run, folds = _open(runs, name, experiment, overrides or [], resume, str(fold), nproc)
+    _check_failed(_run_folds(_console(), run, folds, nproc))
 
 
 @app.command(name="eval")
@@ -159,14 +159,14 @@ def fetch_weights(
 
 
 def main() -> None:
-    """Run a command. A UserError becomes one line and status 2; with ``--debug`` it keeps its traceback."""
+    """Run a command. A mistake that a person can mend becomes one line and status 2; with ``--debug`` a traceback."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
         os.environ["DFER_DEBUG"] = "1"  # ranks show theirs too
     try:
         app()
-    except UserError as e:
+    except (UserError, OSError) as e:  # OSError: a full disk, a folder that may not be written
         if debug:
             raise
         print(f"error: {e}", file=sys.stderr)
@@ -175,25 +175,24 @@ def main() -> None:
         sys.exit(130)
 
 
-def _open(runs: Path, name: str | None, experiment: str, overrides: list[str], resume: bool) -> RunDir:
+def _open(
+    runs: Path, name: str | None, experiment: str, overrides: list[str], resume: bool, folds: str | None, nproc: int
+) -> tuple[RunDir, list[int]]:
     from launch.runs import open_run
 
-    return open_run(runs, name, experiment, overrides, resume)
+    return open_run(runs, name, experiment, overrides, resume, folds, nproc)
 
 
-def _parse_folds(run: RunDir, words: str | None) -> list[int]:
-    from dfer_dist.rundir import parse_folds
-
-    known: list[int] = run.describe()["folds"]
-    return parse_folds(words, known) if words else known
-
-
-def _crossval(console: Console, run: RunDir, words: str | None, nproc: int) -> None:
-    folds = _parse_folds(run, words)
+def _crossval(console: Console, run: RunDir, folds: list[int], nproc: int) -> None:
     failed = _run_folds(console, run, folds, nproc)
-    _report(console, run)
-    if failed:
-        raise UserError(f"folds {', '.join(map(str, failed))} failed; go on with --resume once the cause is mended")
+    if len(failed) < len(folds):
+        _report(console, run)
+    _check_failed(failed)
+
+
+def _check_failed(folds: list[int]) -> None:
+    if folds:
+        raise UserError(f"fold {', '.join(map(str, folds))} failed; go on with --resume once the cause is mended")
 
 
 def _run_folds(console: Console, run: RunDir, folds: list[int], nproc: int) -> list[int]:
@@ -201,8 +200,8 @@ def _run_folds(console: Console, run: RunDir, folds: list[int], nproc: int) -> l
 
     try:
         return run_folds(run, folds, nproc, console)
-    except Interrupted:
-        console.print(f"saved in {run.root}; the same command with --resume goes on")
+    except Interrupted as e:
+        console.print(f"{e} in {run.root}; the same command with --resume goes on", soft_wrap=True)
         sys.exit(EXIT_PREEMPTED)
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dfer_dist import UserError
+from dfer_dist.preempt import EXIT_PREEMPTED
 from dfer_dist.provenance import python_command
 from dfer_dist.rundir import FoldDir, RunDir, read_json
 
@@ -27,7 +28,7 @@ _GRACE = 15.0  # seconds that the other ranks get after one has failed
 
 
 class Interrupted(Exception):
-    """The person, or the system, told us to stop; the ranks have saved and left."""
+    """The person, or the system, told us to stop, and the ranks have left; the text says whether they saved."""
 
 
 def run_folds(run: RunDir, folds: list[int], nproc: int, console: Console) -> list[int]:
@@ -57,17 +58,20 @@ def run_folds(run: RunDir, folds: list[int], nproc: int, console: Console) -> li
                 progress.update(task, total=1, completed=1, figures=_verdict(where) + ", kept")
                 continue
             progress.update(task, figures="starting")
+            earlier = {log: log.stat().st_size for log in where.root.glob("log*.txt")}
             code = _run_ranks(run, fold, nproc, _Follower(where, progress, task))
             if code == 0:
                 progress.update(task, figures=_verdict(where))
                 if not console.is_terminal:
                     console.print(f"fold {fold}: {_verdict(where)}")
                 continue
-            line = _last_error(where)
+            line = _last_error(where, earlier)
             if code == 2:
                 raise UserError(line)
             progress.update(task, figures="failed")
-            console.print(f"fold {fold} failed (status {code}): {line}; its log is {where.log}", style="red")
+            console.print(
+                f"fold {fold} failed (status {code}): {line}; its log is {where.log}", style="red", markup=False, soft_wrap=True
+            )
             failed.append(fold)
     return failed
 
@@ -76,7 +80,13 @@ def rank_environment(run: RunDir, rank: int, world: int, port: int) -> dict[str,
     """What a rank on this machine finds in its environment: its place, the run's own code, and the compiled extension."""
     env = dict(os.environ)
     here = Path(sys.executable).parent
-    env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    env |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     env["PYTHONPATH"] = os.pathsep.join([str(run.code), *filter(None, [env.get("PYTHONPATH")])])
     env["PATH"] = f"{here}{os.pathsep}{env.get('PATH', '')}"  # ninja of this environment, not the system's
     env.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
@@ -96,11 +106,13 @@ def _run_ranks(run: RunDir, fold: int, nproc: int, follow: Callable[[], None]) -
     told = _Told()
     try:
         for rank in range(nproc):
-            log = (where.log if rank == 0 else where.log.with_name(f"log-rank{rank}.txt")).open("ab")
+            log: IO[bytes] = (where.log if rank == 0 else where.log.with_name(f"log-rank{rank}.txt")).open("ab")
             logs.append(log)
             env = rank_environment(run, rank, nproc, port)
             # a session of their own: Ctrl-C reaches this process only, which passes it on once
-            process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent)
+            process = subprocess.Popen(
+                command, env=env, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent
+            )
             ranks.append(process)
         return _wait(ranks, told, follow)
     finally:
@@ -122,7 +134,7 @@ def _wait(ranks: list[subprocess.Popen[bytes]], told: _Told, follow: Callable[[]
             for p in ranks:
                 if p.poll() is None:
                     p.send_signal(signal.SIGTERM if passed_on == 1 else signal.SIGKILL)
-        bad = [p for p in ranks if p.poll() not in (None, 0)]
+        bad = [p for p in ranks if p.poll() not in (None, 0, EXIT_PREEMPTED)]
         if bad and deadline is None:
             deadline = time.monotonic() + _GRACE
         if deadline and time.monotonic() > deadline:
@@ -131,9 +143,9 @@ def _wait(ranks: list[subprocess.Popen[bytes]], told: _Told, follow: Callable[[]
         follow()
         time.sleep(_POLL)
     follow()
-    if told.times:
-        raise Interrupted
     codes = [p.returncode for p in ranks]
+    if told.times:
+        raise Interrupted("saved" if set(codes) <= {0, EXIT_PREEMPTED} else "stopped without saving")
     # a mistake that a person can mend explains the deaths of the other ranks
     return 2 if 2 in codes else next((c for c in codes if c), 0)
 
@@ -184,7 +196,9 @@ class _Follower:
 
     def _figures(self) -> str:
         parts = [f"loss {self.seen['loss']:.2f}"] if "loss" in self.seen else []
-        parts += [f"{name} {self.seen[key]:.1f}" for key, name in (("val_war", "val WAR"), ("test_war", "WAR")) if key in self.seen]
+        parts += [
+            f"{name} {self.seen[key]:.1f}" for key, name in (("val_war", "val WAR"), ("test_war", "WAR")) if key in self.seen
+        ]
         parts += [f"{self.seen['clips_per_second']:.0f} clips/s"] if "clips_per_second" in self.seen else []
         return "  ".join(parts)
 
@@ -194,8 +208,10 @@ def _verdict(fold: FoldDir) -> str:
     return f"UAR {result['uar']:.2f}  WAR {result['war']:.2f}"
 
 
-def _last_error(fold: FoldDir) -> str:
-    lines = [line for log in sorted(fold.root.glob("log*.txt")) for line in log.read_text(errors="replace").splitlines()]
+def _last_error(fold: FoldDir, earlier: dict[Path, int]) -> str:
+    """The line that says why an attempt failed; ``earlier`` has the bytes that earlier attempts left in each log."""
+    new = [log.read_bytes()[earlier.get(log, 0) :] for log in sorted(fold.root.glob("log*.txt"))]
+    lines = [line for text in new for line in text.decode(errors="replace").splitlines()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return errors[-1] if errors else (lines[-1] if lines else "it wrote nothing")
 

@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfer_dist import UserError
-from dfer_dist.config import Config, config_hash, dump_config, flatten, load_config, read_config
+from dfer_dist.config import NEUTRAL, Config, config_hash, dump_config, flatten, load_config, read_config, split_batch
 from dfer_dist.provenance import collect, snapshot_code
-from dfer_dist.rundir import RunDir, write_json, write_text
+from dfer_dist.rundir import RunDir, parse_folds, write_json, write_text
 
 if TYPE_CHECKING:
     from dfer_dist.data.shards import Index
 
-_FREE = ("data.workers", "tracking.")  # settings that a resumed run may be given anew without being another run
 
+def open_run(
+    runs: Path, name: str | None, experiment: str, overrides: list[str], resume: bool, folds: str | None, ranks: int
+) -> tuple[RunDir, list[int]]:
+    """The run folder ``runs/name`` for an experiment, made now, or with ``resume`` the one that is there; and its folds.
 
-def open_run(runs: Path, name: str | None, experiment: str, overrides: list[str], resume: bool) -> RunDir:
-    """The run folder ``runs/name`` for an experiment: made now, or with ``resume`` the one that is there.
+    Parameters
+    ----------
+    folds : str, optional
+        Words such as ``1,3-5``; all folds of the data set by default.
+    ranks : int
+        How many will train a fold. Like the folds, checked before anything is made.
 
     Raises
     ------
     UserError
-        If the folder is taken: by something that is no run, by a run that may only be resumed, or by a run with other
-        settings or other data.
+        If the settings, folds or ranks do not go together, or the folder is taken: by something that is no run, by a run
+        that may only be resumed, or by a run with other settings or other data.
     """
     from dfer_dist.data.shards import read_index
 
+    if name is not None and (name in ("", "..") or name != Path(name).name):
+        raise UserError(f"--name '{name}': give a plain name; --runs says in which folder")
     config = load_config(experiment, overrides)
+    split_batch(config, ranks)
     config.data.shards = str(Path(config.data.shards).resolve())  # jobs run from other folders
     index = read_index(Path(config.data.shards))
+    chosen = index.folds if folds is None else parse_folds(folds, index.folds)
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
     if run.run.exists():
         if not resume:
             raise UserError(f"{run.root} holds a run already: --resume goes on with it, --name OTHER starts another")
-        _check_same(run, config, index)
-        return run
+        _go_on(run, config, index)
+        return run, chosen
     if run.root.exists() and any(run.root.iterdir()):
-        raise UserError(f"{run.root} is not empty and holds no run: choose another --name")
-    _create(run, config, index, Path(experiment).stem)
-    return run
+        raise UserError(f"{run.root} is not empty and holds no run: remove it or choose another --name")
+    try:
+        _create(run, config, index, Path(experiment).stem)
+    except BaseException:  # Ctrl-C too: a start that is cut short leaves the name free
+        shutil.rmtree(run.root, ignore_errors=True)
+        raise
+    return run, chosen
 
 
 def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:
@@ -48,7 +64,12 @@ def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:
     write_text(run.config, dump_config(config))
     write_json(run.provenance, {**collect(sys.argv), "data": {"name": index.name, "hash": index.hash, "shards": str(index.root)}})
     snapshot_code(run.code)
-    about = {"name": run.root.name, "experiment": experiment, "dataset": index.name, "classes": list(index.classes)}
+    about: dict[str, object] = {
+        "name": run.root.name,
+        "experiment": experiment,
+        "dataset": index.name,
+        "classes": list(index.classes),
+    }
     about |= {"folds": index.folds, "config_hash": config_hash(config), "index_hash": index.hash}
     tracking = _create_tracking(run, config, index)
     write_json(run.run, {**about, "tracking": tracking})  # last: its presence means that the rest is there
@@ -69,11 +90,15 @@ def _create_tracking(run: RunDir, config: Config, index: Index) -> dict[str, obj
         return None
 
 
-def _check_same(run: RunDir, config: Config, index: Index) -> None:
+def _go_on(run: RunDir, config: Config, index: Index) -> None:
+    """Check that a run is the one that is asked for, and take over new settings that change no result."""
     before, now = flatten(read_config(run.config)), flatten(config)
-    odd = [k for k in now if now[k] != before.get(k) and not k.startswith(_FREE)]
+    new = [k for k in now if now[k] != before[k]]
+    odd = [k for k in new if not k.startswith(NEUTRAL) or k.startswith("tracking.")]  # the server's runs are made once
     if odd:
-        changes = ", ".join(f"{k} was {before.get(k)}, now {now[k]}" for k in odd)
+        changes = ", ".join(f"{k} was {before[k]}, now {now[k]}" for k in odd)
         raise UserError(f"{run.root} belongs to another run ({changes}): use the same settings, or --name OTHER")
     if run.describe()["index_hash"] != index.hash:
         raise UserError(f"{run.root} was made from other data than {index.root} holds now: use --name OTHER")
+    if new:
+        write_text(run.config, dump_config(config))

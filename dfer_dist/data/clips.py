@@ -8,13 +8,17 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import simplejpeg
 from webdataset.gopen import gopen
 
 from dfer_dist.data.shards import BLOCK, Index
 
+_OPEN = 128  # shards kept open: well below the usual limit of 1024 files a process
+_TABLES = 512  # sidecars kept in memory, some 100 kB each
 _HEAD = 8192  # bytes read first: a clip's JSON member and the header of its frames, for up to about 700 frames
 
 
@@ -39,18 +43,18 @@ class Clip:
 
 
 class ClipReader:
-    """Random access to the clips of an index; keeps shards open. One per process: file positions are not shared."""
+    """Random access to the clips of an index; keeps the shards it used last open."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
-        self._tables: dict[int, dict[str, list]] = {}
+        self._tables: dict[int, pa.Table] = {}  # both in order of use, oldest first
         self._files: dict[int, int] = {}
 
     def key(self, shard: int, row: int) -> str:
-        return self._table(shard)["key"][row]
+        return self._table(shard)["key"][row].as_py()
 
     def label(self, shard: int, row: int) -> int:
-        return self._table(shard)["label"][row]
+        return self._table(shard)["label"][row].as_py()
 
     def read(self, shard: int, row: int, choose: Callable[[str, int], np.ndarray]) -> Clip:
         """Read and decode one clip.
@@ -67,19 +71,18 @@ class ClipReader:
         DamagedClip
             If a header, the JSON member or a frame differs from what the checked sidecar says.
         """
-        table = self._table(shard)
-        key, label, count = table["key"][row], table["label"][row], table["frames"][row]
+        clip = self._table(shard).slice(row, 1).to_pylist()[0]
+        wanted = choose(clip["key"], clip["frames"]).tolist()
         try:
-            starts, base = self._enter(shard, table, row)
-            wanted = choose(key, count)
-            decoded = {int(f): self._frame(shard, base, starts, int(f), table["crc32"][row][int(f)]) for f in np.unique(wanted)}
-        except (OSError, ValueError, KeyError, TypeError, tarfile.TarError) as e:
-            raise DamagedClip(self.index.shards[shard].file, key, str(e)) from e
-        return Clip(key, label, [decoded[int(f)] for f in wanted])
+            starts, base = self._enter(shard, clip)
+            decoded = {f: self._frame(shard, base, starts, f, clip["crc32"][f]) for f in sorted(set(wanted))}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, tarfile.TarError) as e:
+            raise DamagedClip(self.index.shards[shard].file, clip["key"], str(e)) from e
+        return Clip(clip["key"], clip["label"], [decoded[f] for f in wanted])
 
-    def _enter(self, shard: int, table: dict[str, list], row: int) -> tuple[list[int], int]:
+    def _enter(self, shard: int, clip: dict[str, Any]) -> tuple[list[int], int]:
         """Byte starts of the clip's frames, and where its ``.mjpg`` member begins in the tar."""
-        key, offset, size = table["key"][row], table["offset"][row], table["size"][row]
+        key, offset, size = clip["key"], clip["offset"], clip["size"]
         file = self._file(shard)
         head = os.pread(file, min(_HEAD, size), offset)
         info = _member(head[:BLOCK], f"{key}.json")
@@ -87,12 +90,13 @@ class ClipReader:
         if start + BLOCK > len(head):
             head = os.pread(file, min(start + BLOCK, size), offset)
         meta = json.loads(head[BLOCK : BLOCK + info.size])
-        _member(head[start : start + BLOCK], f"{key}.mjpg")
-        if (meta["key"], meta["label"], meta["frames"]) != (key, table["label"][row], table["frames"][row]):
+        video = _member(head[start : start + BLOCK], f"{key}.mjpg")
+        if (meta["key"], meta["label"], meta["frames"]) != (key, clip["label"], clip["frames"]):
             raise ValueError("its JSON member disagrees with the sidecar")
-        if len(meta["offsets"]) != meta["frames"] + 1:
-            raise ValueError("its JSON member has a wrong number of frame offsets")
-        return meta["offsets"], offset + start + BLOCK
+        starts = meta["offsets"]
+        if len(starts) != clip["frames"] + 1 or starts != sorted(starts) or (starts[0], starts[-1]) != (0, video.size):
+            raise ValueError("its JSON member has wrong frame offsets")
+        return starts, offset + start + BLOCK
 
     def _frame(self, shard: int, base: int, starts: list[int], frame: int, crc: int) -> np.ndarray:
         data = os.pread(self._file(shard), starts[frame + 1] - starts[frame], base + starts[frame])
@@ -100,20 +104,29 @@ class ClipReader:
             raise ValueError(f"frame {frame} has another CRC32 than when it was packed")
         return simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False)
 
-    def _table(self, shard: int) -> dict[str, list]:
-        if shard not in self._tables:
-            self._tables[shard] = self.index.sidecar(shard).to_pydict()
-        return self._tables[shard]
+    def _table(self, shard: int) -> pa.Table:
+        table = self._tables.pop(shard, None)
+        if table is None:
+            if len(self._tables) >= _TABLES:
+                del self._tables[next(iter(self._tables))]
+            table = self.index.sidecar(shard)
+        self._tables[shard] = table
+        return table
 
     def _file(self, shard: int) -> int:
-        if shard not in self._files:
-            # webdataset's opener, so that what it can open is found by the same name here
-            with gopen(str(self.index.path(shard)), "rb") as stream:
-                self._files[shard] = os.dup(stream.fileno())
-        return self._files[shard]
+        file = self._files.pop(shard, None)
+        if file is None:
+            if len(self._files) >= _OPEN:
+                os.close(self._files.pop(next(iter(self._files))))
+            # webdataset's opener, so that what it can open is found by the same name here; absolute, so that a folder's
+            # name is never taken for a URL's scheme or a command
+            with gopen(str(self.index.path(shard).absolute()), "rb") as stream:
+                file = os.dup(stream.fileno())
+        self._files[shard] = file
+        return file
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"index": self.index, "_tables": {}, "_files": {}}  # a worker opens its own files
+    def __reduce__(self) -> tuple[type, tuple[Index]]:
+        return type(self), (self.index,)  # another process opens its own files
 
     def __del__(self) -> None:
         for file in self._files.values():

@@ -176,7 +176,7 @@ def _write_clip(task: tuple[Path, DemoClip, int, int]) -> dict[str, Any]:
     return {**asdict(clip), "frames": len(drawn.frames), "apex": int(drawn.course.argmax())}
 
 
-def contact_sheet(path: Path, seed: int = 0, size: int = 64, columns: int = 8, zoom: int = 2) -> None:
+def contact_sheet(path: Path, seed: int = 7, size: int = 64, columns: int = 8, zoom: int = 2) -> None:
     """Write a picture with a row for each class: its name, frames evenly spread over one clip, the course of the expression."""
     left, right, side = 104, 96, size * zoom
     sheet = Image.new("RGB", (left + columns * side + right, len(SEVEN) * side), "white")
@@ -192,11 +192,10 @@ def contact_sheet(path: Path, seed: int = 0, size: int = 64, columns: int = 8, z
         y = top + side * (0.7 - 0.4 * clip.course)
         draw.line(list(zip(x.tolist(), y.tolist(), strict=True)), "black", 2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    sheet.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)  # a third of the bytes
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Draw one clip of each class of the demo data set as a picture.")
     parser.add_argument("--sheet", type=Path, required=True, help="PNG file to write")
-    parser.add_argument("--seed", type=int, default=0)
-    contact_sheet(**{"path" if k == "sheet" else k: v for k, v in vars(parser.parse_args()).items()})
+    contact_sheet(parser.parse_args().sheet)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dfer_dist.data.painter import Array, Painter, Pose, loop
+from dfer_dist.data.painter import Array, Painter, Pose, floats, loop
 
 # FACS numbers: 1 inner brow raiser, 2 outer brow raiser, 4 brow lowerer, 5 upper lid raiser, 6 cheek raiser, 7 lid tightener,
 # 9 nose wrinkler, 10 upper lip raiser, 12 lip corner puller, 15 lip corner depressor, 17 chin raiser, 20 lip stretcher,
@@ -53,7 +53,7 @@ class Identity:
 
 S = np.linspace(-1, 1, 13, dtype=np.float32)[None]  # along a feature, [1, 13]
 RING = np.linspace(0, 2 * np.pi, 16, endpoint=False, dtype=np.float32)[None]
-DARK, GLASSES = np.float32((38, 20, 22)), np.float32((44, 44, 52))
+DARK, GLASSES = floats((38, 20, 22)), floats((44, 44, 52))
 
 
 def build(aus: Array, who: Identity, pose: Pose) -> Painter:
@@ -80,8 +80,8 @@ def _head(p: Painter, au: dict[str, Array], who: Identity) -> None:
         x, y = np.sin(angle), -np.cos(angle)
         x = np.where(y > 0, np.sign(x) * (0.5 + 0.5 * np.abs(x)), x) * who.width * who.hair_volume * 1.04
         p.add(p.on_plane(x, who.hair_volume * np.where(y > 0, y * max(who.hair_end, 0), y)), who.hair * 0.8)
-    p.add(p.on_body(np.float32([[-0.34, 0.34, 0.36, -0.36]]), np.float32([[0.6, 0.6, 1.22, 1.22]])), shade)
-    p.add(p.on_body(np.float32([[-1.5, -1.1, -0.3, 0.3, 1.1, 1.5]]), np.float32([[2.2, 1.32, 1.12, 1.12, 1.32, 2.2]])), who.shirt)
+    p.add(p.on_body(floats([[-0.34, 0.34, 0.36, -0.36]]), floats([[0.6, 0.6, 1.22, 1.22]])), shade)
+    p.add(p.on_body(floats([[-1.5, -1.1, -0.3, 0.3, 1.1, 1.5]]), floats([[2.2, 1.32, 1.12, 1.12, 1.32, 2.2]])), who.shirt)
     for side in (-1, 1):
         p.add(p.on_plane(side * who.width + 0.10 * np.sin(RING), 0.02 + 0.19 * np.cos(RING)), shade)
     around = np.linspace(0, 2 * np.pi, 40, endpoint=False, dtype=np.float32)[None]
@@ -99,7 +99,7 @@ def _head(p: Painter, au: dict[str, Array], who: Identity) -> None:
 
 def _folds(p: Painter, au: dict[str, Array], who: Identity) -> None:
     """Blush, and the furrows that the units draw into the skin."""
-    dark, red = who.skin * 0.60, np.clip(who.skin * np.float32((1.02, 0.74, 0.72)), 0, 255)
+    dark, red = who.skin * 0.60, np.clip(who.skin * floats((1.02, 0.74, 0.72)), 0, 255)
     up = np.sqrt(au["AU1"] * au["AU2"])
     sneer = np.maximum(au["AU9"], 0.8 * au["AU10"])
     for y in (-0.62, -0.72):
@@ -111,8 +111,8 @@ def _folds(p: Painter, au: dict[str, Array], who: Identity) -> None:
         smile = np.maximum(0.85 * au["AU12"], 0.9 * sneer)
         x = side * (0.17 + 0.05 * sneer + (0.16 + 0.08 * au["AU12"]) * t**1.5)
         p.line(x, 0.20 - 0.04 * sneer + 0.30 * t, 0.045, dark, np.maximum(smile, who.lines))
-        x = side * np.float32([[0.025, 0.055, 0.075, 0.045]])  # the furrow between the brows
-        p.patch(x, np.float32([[-0.46, -0.46, -0.24, -0.24]]), dark, 0.95 * au["AU4"])
+        x = side * floats([[0.025, 0.055, 0.075, 0.045]])  # the furrow between the brows
+        p.patch(x, floats([[-0.46, -0.46, -0.24, -0.24]]), dark, 0.95 * au["AU4"])
     if not who.beard:
         p.line(0.15 * S, 0.80 - 0.05 * (1 - S**2), 0.04, dark, 0.7 * au["AU17"])
 
@@ -145,7 +145,7 @@ def _mouth(p: Painter, au: dict[str, Array], who: Identity) -> None:
     thin = 1 - 0.55 * au["AU23"]
     lip_up = (0.055 * who.lips * thin + 0.012) * bow
     lip_down = (0.075 * who.lips * thin + 0.012 + 0.03 * au["AU17"]) * bow
-    lip = np.clip(0.45 * who.skin * np.float32((0.95, 0.62, 0.62)) + 0.55 * np.float32((168, 52, 62)), 0, 255)
+    lip = np.clip(0.45 * who.skin * floats((0.95, 0.62, 0.62)) + 0.55 * floats((168, 52, 62)), 0, 255)
     upper, lower = line - gap_up, line + gap_down
     gap = lower - upper
     widest = gap.max(1, keepdims=True)
@@ -154,8 +154,8 @@ def _mouth(p: Painter, au: dict[str, Array], who: Identity) -> None:
         p.band(x, upper - lip_up - 0.09 * bow, line, who.hair, max(who.beard, 0.6), lift=0.03)
     p.band(x, upper - lip_up, lower + lip_down, lip, lift=0.03)
     p.band(x, upper, lower, DARK, is_open, lip, 0.03)
-    p.band(x, upper, upper + np.minimum(0.5 * gap, 0.085), np.float32((244, 240, 230)), is_open, lip, 0.03)  # teeth
-    p.band(x, lower - 0.3 * gap * bow, lower, np.float32((176, 74, 80)), np.clip((widest - 0.18) * 8, 0, 1), DARK, 0.03)  # tongue
+    p.band(x, upper, upper + np.minimum(0.5 * gap, 0.085), floats((244, 240, 230)), is_open, lip, 0.03)  # teeth
+    p.band(x, lower - 0.3 * gap * bow, lower, floats((176, 74, 80)), np.clip((widest - 0.18) * 8, 0, 1), DARK, 0.03)  # tongue
     p.line(x, line, 0.022, lip * 0.45, 1 - is_open, lip, 0.03)
 
 
@@ -173,12 +173,12 @@ def _eye(p: Painter, au: dict[str, Array], who: Identity, side: int) -> None:
     x = x0 + half * S
     top, low = lids(x)
     p.line(x, top - 0.055, 0.03, who.skin * 0.7, 0.9 * shut)
-    p.band(x, top, low, np.float32((246, 244, 240)))
-    for size, colour in ((0.105, who.iris), (0.055, np.float32((14, 12, 12)))):
+    p.band(x, top, low, floats((246, 244, 240)))
+    for size, colour in ((0.105, who.iris), (0.055, floats((14, 12, 12)))):
         ring_x = x0 + size * np.cos(RING)
         upper, lower = lids(ring_x)
         p.patch(ring_x, np.clip(y0 + size * np.sin(RING), upper, lower), colour)
-    p.line(x, top - 0.01, 0.045, np.float32((34, 24, 24)))
+    p.line(x, top - 0.01, 0.045, floats((34, 24, 24)))
     p.line(x, low + 0.008, 0.02, who.skin * 0.55)
     if who.glasses:
         ring = np.append(RING, 2 * np.pi)[None]
@@ -212,4 +212,4 @@ def _tear(p: Painter, au: dict[str, Array], who: Identity, side: int) -> None:
     t = (S + 1) / 2
     x, half = x0 + side * 0.04 * t, 0.022 + 0.022 * t
     y = 0.02 + (0.10 + 0.38 * flow) * t
-    p.patch(loop(x - half, x + half), loop(y, y), np.float32((196, 228, 255)), 0.9 * np.sqrt(flow), lift=0.02)
+    p.patch(loop(x - half, x + half), loop(y, y), floats((196, 228, 255)), 0.9 * np.sqrt(flow), lift=0.02)

@@ -7,8 +7,9 @@ abruptly. With the same random draws, a clip of fear is one of surprise played b
 the frames of both have the same distribution and a model that ignores their order cannot tell them apart. Real surprise and
 fear, or disgust and anger, differ in their action units.
 
-Head, light and camera vary by :class:`Ranges`; looks by :func:`draw_identity`. The swings of the head
-are as likely forwards as backwards in time.
+Frames are aligned crops, as DFEW's are: the middle of the face stays near the middle of the frame while the head turns. Turns,
+light and camera vary by :class:`Ranges`, looks by :func:`draw_identity`; background and shirt have any colour. The swings of the
+head are as likely forwards as backwards in time.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from PIL import Image, ImageDraw
 from dfer_dist import UserError
 from dfer_dist.data.face_parts import AUS, Identity, build
 from dfer_dist.data.layouts import SEVEN
-from dfer_dist.data.painter import DEPTH, OVERSAMPLING, Array, Pose
+from dfer_dist.data.painter import DEPTH, OVERSAMPLING, Array, Pose, floats
 
 RENDERER = 1  # goes up when the same arguments give other bytes
 FRAMES = (12, 60)  # of a clip, fewest and most
@@ -47,23 +48,22 @@ APEX: dict[int, dict[str, tuple[float, float]]] = {  # bounds of the intensity o
 class Ranges:
     """What varies from clip to clip. Pairs are bounds of a uniform draw; single numbers bound a symmetric triangular one (+-)."""
 
-    yaw: float = 16.0  # head turned left or right, degrees
-    pitch: float = 9.0  # head bowed or raised, degrees
-    roll: float = 5.0  # head tilted, degrees
-    turn_drift: float = 3.0  # largest slow swing of each of the three within a clip, degrees
-    scale: float = 0.05  # size of the head, relative
-    shift: float = 0.015  # place of the middle of the face, share of the frame
-    shift_drift: float = 0.005  # largest slow swing of that place within a clip, share of the frame
-    gain: tuple[float, float] = (0.8, 1.1)  # brightness of the light, relative
-    slope: tuple[float, float] = (0.0, 0.25)  # fall of the light across half a frame, relative; any direction
+    yaw: float = 22.0  # head turned left or right, degrees
+    pitch: float = 12.0  # head bowed or raised, degrees
+    roll: float = 10.0  # head tilted, degrees
+    turn_drift: float = 5.0  # largest slow swing of each of the three within a clip, degrees
+    scale: float = 0.10  # size of the head, relative
+    shift: float = 0.03  # place of the middle of the face, share of the frame
+    shift_drift: float = 0.01  # largest slow swing of that place within a clip, share of the frame
+    gain: tuple[float, float] = (0.7, 1.25)  # brightness of the light, relative
+    slope: tuple[float, float] = (0.0, 0.4)  # fall of the light across half a frame, relative; any direction
     flicker: float = 0.02  # brightness from frame to frame, standard deviation, relative
     tint: float = 0.06  # colour of the light, each of red and blue, relative
     blur: tuple[float, float] = (0.0, 0.7)  # standard deviation, pixels of a 64-pixel frame
-    noise: tuple[float, float] = (1.0, 5.0)  # of the sensor, standard deviation, grey levels of 255
+    noise: tuple[float, float] = (1.0, 7.0)  # of the sensor, standard deviation, grey levels of 255
 
 
 RANGES = Ranges()
-
 
 IDENTITY_STREAM = 70  # keeps the generator of identities apart from those of clips
 SKINS = ((255, 222, 196), (243, 199, 164), (219, 166, 128), (183, 128, 92), (148, 100, 70))
@@ -80,10 +80,10 @@ def draw_identity(number: int) -> Identity:
     skin = np.clip(np.array([np.interp(place, range(len(SKINS)), skins[:, c]) for c in range(3)]) + rng.normal(0, 5, 3), 0, 255)
     bearded = rng.random() < 0.25
     return Identity(
-        skin=np.float32(skin),
-        hair=np.float32(np.clip(np.array(HAIRS[rng.integers(len(HAIRS))]) * u(0.85, 1.1), 0, 255)),
-        iris=np.float32(IRISES[rng.integers(len(IRISES))]),
-        shirt=np.float32(u(30, 220, 3)),
+        skin=floats(skin),
+        hair=floats(np.clip(np.array(HAIRS[rng.integers(len(HAIRS))]) * u(0.85, 1.1), 0, 255)),
+        iris=floats(IRISES[rng.integers(len(IRISES))]),
+        shirt=floats(u(30, 220, 3)),
         width=u(0.70, 0.82),
         jaw=u(0.10, 0.30),
         eye_gap=u(0.92, 1.08),
@@ -112,7 +112,7 @@ class Clip(NamedTuple):
     """A drawn clip: frames uint8 [T, size, size, 3] in RGB, and the course of its expression [T] in 0..1."""
 
     frames: NDArray[np.uint8]
-    course: NDArray[np.float64]
+    course: Array
 
 
 def render_clip(label: int, identity: int, seed: int | Sequence[int], size: int = 64) -> Clip:
@@ -174,7 +174,7 @@ def draw_track(label: int, frames: int, rng: np.random.Generator) -> tuple[Array
     return (track[::-1].copy(), course[::-1]) if label in BACKWARDS else (track, course)
 
 
-def _ramp(u: NDArray[np.float64]) -> NDArray[np.float64]:
+def _ramp(u: Array) -> Array:
     """0 before 0, 1 after 1, smooth between."""
     u = np.clip(u, 0, 1)
     return u * u * (3 - 2 * u)
@@ -184,7 +184,7 @@ def _swing(frames: int, size: float, rng: np.random.Generator) -> Array:
     """A slow movement within +-``size``, [T, 1]: two sines of free phase, so it tells no direction of time."""
     t = np.linspace(0, 1, frames)[:, None]
     waves = [rng.uniform(0, 0.5) * np.sin(2 * np.pi * (rng.uniform(0.3, 1.2) * t + rng.random())) for _ in range(2)]
-    return np.float32(size * sum(waves))
+    return floats(size * sum(waves))
 
 
 def _draw_pose(frames: int, canvas: int, rng: np.random.Generator) -> Pose:
@@ -219,17 +219,17 @@ def _expose(painted: NDArray[np.uint8], pose: Pose, rng: np.random.Generator) ->
     r, (frames, size) = RANGES, painted.shape[:2]
     x = np.linspace(-1, 1, size, dtype=np.float32)
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(*r.slope)
-    fall = 1 + np.float32(slope) * (np.float32(np.cos(angle)) * x[None, :] + np.float32(np.sin(angle)) * x[:, None])
-    tint = np.float32([1 + rng.uniform(-r.tint, r.tint), 1, 1 + rng.uniform(-r.tint, r.tint)])
+    fall = 1 + np.float32(slope) * (floats(np.cos(angle)) * x[None, :] + floats(np.sin(angle)) * x[:, None])
+    tint = floats([1 + rng.uniform(-r.tint, r.tint), 1, 1 + rng.uniform(-r.tint, r.tint)])
     flicker = rng.uniform(*r.gain) * (1 + rng.normal(0, r.flicker, frames))
     cx, cy, radius = ((v / OVERSAMPLING).astype(np.float32)[..., None] for v in (pose.x, pose.y, pose.radius))
     pixel = np.arange(size, dtype=np.float32)
     edge = np.minimum(((pixel[None, None, :] - cx) / radius) ** 2 + ((pixel[None, :, None] - cy) / radius) ** 2, 1)
-    light = fall * (1.05 - 0.2 * edge) * flicker.astype(np.float32)[:, None, None]
+    light = fall * (1.05 - 0.2 * edge) * floats(flicker)[:, None, None]
     out = painted * (light[..., None] * tint)
     sigma = rng.uniform(*r.blur) * size / 64
     if sigma > 0.2:
-        side = np.float32(np.exp(-0.5 / sigma**2))
+        side = floats(np.exp(-0.5 / sigma**2))
         for axis in (1, 2):
             ahead, behind = (np.roll(out, step, axis) for step in (1, -1))
             out = (out + side * (ahead + behind)) / (1 + 2 * side)

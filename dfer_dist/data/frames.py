@@ -18,8 +18,8 @@ _CROP_TRIES = 10
 def sample_random(frames: int, wanted: int, rng: np.random.Generator) -> np.ndarray:
     """Training's choice: one frame at random from each of ``wanted`` equal segments (TSN, Wang et al., ECCV 2016).
 
-    As in DFER-CLIP: segments have a whole number of frames, counted from the start; a clip too short for one frame a
-    segment but longer than ``wanted`` gives a sorted draw with repetition; a shorter one repeats its last frame.
+    As in DFER-CLIP: segments have a whole number of frames, counted from the start, so that what is left over at the end
+    is never drawn; a clip shorter than ``wanted`` gives all its frames and repeats the last one.
 
     Returns
     -------
@@ -100,6 +100,8 @@ def _crop_box(height: int, width: int, scale: float, rng: np.random.Generator) -
         area = rng.uniform(scale, 1) * height * width
         aspect = rng.uniform(3 / 4, 4 / 3)
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if rng.random() < 0.5:  # so that wide and tall crops are as frequent: the aspect's draw favours wide ones
+            w, h = h, w
         if w <= width and h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
     return 0, 0, height, width

@@ -18,7 +18,7 @@ ELEVEN = (*SEVEN, "contempt", "anxiety", "helplessness", "disappointment")
 CLASSES = {"demo": SEVEN, "dfew": SEVEN, "mafw": ELEVEN, "ferv39k": SEVEN}  # in label order
 
 _FRAME_SUFFIXES = (".jpg", ".jpeg")
-_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")  # a tar member's name has 100 bytes, suffix included
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,12 @@ def read_lists(dataset: str, root: Path, lists: Path) -> list[ClipRecord]:
 
 
 def _find_lists(lists: Path) -> dict[str, Path]:
-    tests = {int(m[1]): f for f in lists.iterdir() if (m := re.fullmatch(r".*_set_(\d+)_test\.txt", f.name))}
+    tests: dict[int, Path] = {}
+    for file in sorted(lists.iterdir()):
+        if match := re.fullmatch(r".*_set_(\d+)_test\.txt", file.name):
+            twin = tests.setdefault(int(match[1]), file)
+            if twin is not file:
+                raise UserError(f"{lists} has two test lists of fold {match[1]}, {twin.name} and {file.name}: keep one set there")
     if tests:
         if sorted(tests) != list(range(1, len(tests) + 1)):
             raise UserError(f"{lists}: test lists for folds {sorted(tests)}; they must run from 1 without a gap")
@@ -77,11 +82,15 @@ def _find_lists(lists: Path) -> dict[str, Path]:
 
 def _read_list(file: Path, num_classes: int) -> dict[str, int]:
     rows: dict[str, int] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = file.read_text(encoding="utf-8-sig")  # with or without a byte order mark
+    except ValueError as e:
+        raise UserError(f"{file} is no text in UTF-8: {e}") from e
+    for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if not words:
             continue
-        if len(words) != 3 or not words[1].isdigit() or not words[2].isdigit():
+        if len(words) != 3 or not words[1].isdecimal() or not words[2].isdecimal():
             raise UserError(f"{file}:{number}: '{line}' is not of the form 'path frames label'")
         source, label = words[0], int(words[2])
         if label >= num_classes:
@@ -110,18 +119,23 @@ def _check_training_lists(lists: Path, rows: dict[str, dict[str, int]]) -> None:
             train = _read_list(file, max(every.values()) + 1)
             rest = {source: label for source, label in every.items() if source not in listed}
             if train != rest:
-                odd = sorted(set(train.items()) ^ set(rest.items()))[0][0]
+                odd = min(set(train.items()) ^ set(rest.items()))[0]
                 raise UserError(f"{file} is not the rest of fold {k}: clip {odd} differs")
 
 
 def _record(root: Path, split: str, source: str, label: int) -> ClipRecord:
     key = source.strip("/").replace("/", "_")
     if not _KEY.fullmatch(key):
-        raise UserError(f"clip '{source}': a key may hold letters, digits, - and _ only")
+        raise UserError(f"clip '{source}': a key is at most 90 letters, digits, - and _ (each / becomes _)")
     folder = root / source
     if not folder.is_dir():
         raise UserError(f"clip {source}: {folder} is missing (is --root right?)")
-    frames = tuple(sorted(f for f in folder.iterdir() if f.suffix.lower() in _FRAME_SUFFIXES))
+    frames = tuple(sorted((f for f in folder.iterdir() if f.suffix.lower() in _FRAME_SUFFIXES), key=_by_number))
     if not frames:
         raise UserError(f"clip {source}: {folder} holds no JPEG frames")
     return ClipRecord(key, label, split, source, frames)
+
+
+def _by_number(frame: Path) -> tuple[list[int], str]:
+    """Frames in order of time: 2.jpg comes before 10.jpg."""
+    return [int(n) for n in re.findall(r"[0-9]+", frame.stem)], frame.name

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 DEPTH = 0.8  # half the head's depth
 OVERSAMPLING = 4
@@ -34,6 +34,11 @@ class Part(NamedTuple):
 
     points: Array
     colours: list[tuple[int, int, int] | None]
+
+
+def floats(values: Any) -> Array:
+    """``values`` as a float32 array."""
+    return np.asarray(values, np.float32)
 
 
 def loop(there: Any, back: Any) -> Array:
@@ -96,6 +101,6 @@ class Painter:
             draw = ImageDraw.Draw(image)
             for part in self.parts:
                 if part.colours[t] is not None:
-                    draw.polygon(part.points[t], fill=part.colours[t])  # type: ignore[arg-type]
+                    draw.polygon(part.points[t], fill=part.colours[t])
             frames.append(np.asarray(image.reduce(OVERSAMPLING)))
         return np.stack(frames)

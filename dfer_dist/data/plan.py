@@ -40,6 +40,10 @@ class ClipSet:
     rows: tuple[np.ndarray | None, ...]
 
     def __len__(self) -> int:
+        return self._total
+
+    @cached_property
+    def _total(self) -> int:  # asked for with every place
         return sum(self.counts)
 
     def place(self, position: int, row: int, epoch: int) -> Place:

@@ -11,7 +11,7 @@ import json
 import os
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -98,9 +98,10 @@ class Index:
         path = sidecar_path(self.path(shard))
         if not path.is_file():
             raise UserError(f"{path} is missing: copy it again or pack again")
-        if sha256_file(path) != self.shards[shard].sidecar_sha256:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.shards[shard].sidecar_sha256:
             raise UserError(f"{path} differs from the index (sha256): copy it again or pack again")
-        return pq.read_table(path, schema=SIDECAR)
+        return pq.read_table(pa.BufferReader(data), schema=SIDECAR)
 
 
 def sidecar_path(tar: Path) -> Path:
@@ -156,48 +157,68 @@ def pack(
     out : Path
         Folder for the shards. If it holds this very set already, nothing is done.
     clips_per_shard : int
-        Most clips in a shard.
+        Most clips in a shard, 1 or more.
     workers : int, optional
-        Processes; all cores by default.
+        Processes; all cores that this one may use by default, none beside this one if 1.
     progress : callable, optional
         Called with clips done and clips in all.
 
     Raises
     ------
     UserError
-        If ``out`` holds another data set, keys collide, or a frame is no JPEG.
+        If ``out`` holds another data set, keys collide, or a frame cannot be decoded or has another size than its clip's
+        first.
     """
-    if not records:
-        raise UserError("no clips to pack")
+    if not records or clips_per_shard < 1:
+        raise UserError(f"{len(records)} clips to pack, {clips_per_shard} a shard: nothing to do")
     keys = {r.key for r in records}
     if len(keys) != len(records):
         raise UserError("two clips have the same key: the paths in the lists differ only in / and _")
     if (out / "index.json").is_file():
-        index = read_index(out)
-        packed = {k for i in range(len(index.shards)) for k in index.sidecar(i)["key"].to_pylist()}
-        if index.name != dataset or packed != keys:
-            raise UserError(f"{out} holds another data set ({index.name}, {len(packed)} clips): choose an empty --out")
-        return index
-    if out.is_dir() and any(f for f in out.iterdir() if f.suffix not in (".tar", ".parquet") and not f.name.startswith(".")):
-        raise UserError(f"{out} holds files that are no shards: choose an empty --out")
+        return _same_set(read_index(out), dataset, records)
     jobs = _split_jobs(records, clips_per_shard)
+    own = {path.name for name, _ in jobs for path in (out / name, sidecar_path(out / name))}
+    strangers = sorted(f.name for f in out.iterdir() if f.name not in own and f.name[0] != ".") if out.is_dir() else []
+    if strangers:  # shards of another cut would be read twice by whoever takes all tars in the folder
+        raise UserError(f"{out} holds {strangers[0]}, which is no shard of this set: choose an empty --out")
+    classes = CLASSES[dataset]
     shards: dict[str, Shard] = {}
     done = 0
-    # spawn: the caller may run threads (progress bars), and a fork would copy their locks
-    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_write_shard, out / name, part, len(CLASSES[dataset])) for name, part in jobs]
-        for future in as_completed(futures):
-            shard = future.result()
-            shards[shard.file] = shard
-            done += shard.clips
-            if progress:
-                progress(done, len(records))
+    for shard in _write_shards(out, jobs, len(classes), workers or len(os.sched_getaffinity(0))):
+        shards[shard.file] = shard
+        done += shard.clips
+        if progress:
+            progress(done, len(records))
     ordered = tuple(shards[name] for name, _ in jobs)
-    classes = CLASSES[dataset]
     index = Index(out, dataset, classes, ordered, _hash(dataset, classes, ordered))
     body = {"name": dataset, "classes": list(classes), "shards": [asdict(s) for s in ordered], "hash": index.hash}
     write_json(out / "index.json", body)
     return index
+
+
+def _same_set(index: Index, dataset: str, records: Sequence[ClipRecord]) -> Index:
+    """``index``, if it has these very clips: key, label, split and number of frames of each."""
+    tables = ((shard.split, index.sidecar(i).to_pydict()) for i, shard in enumerate(index.shards))
+    packed = {(k, y, split, n) for split, t in tables for k, y, n in zip(t["key"], t["label"], t["frames"], strict=True)}
+    if index.name != dataset or packed != {(r.key, r.label, r.split, len(r.frames)) for r in records}:
+        raise UserError(f"{index.root} holds another data set ({index.name}, {len(packed)} clips): choose an empty --out")
+    return index
+
+
+def _write_shards(out: Path, jobs: Sequence[tuple[str, list[ClipRecord]]], num_classes: int, workers: int) -> Iterator[Shard]:
+    """Shards as they are done, in any order."""
+    if min(workers, len(jobs)) == 1:
+        yield from (_write_shard(out / name, part, num_classes) for name, part in jobs)
+        return
+    # spawn: the caller may run threads (progress bars), and a fork would copy their locks
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_write_shard, out / name, part, num_classes) for name, part in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # a bad frame is told now, not after the other shards
+            raise
 
 
 def _split_jobs(records: Sequence[ClipRecord], clips_per_shard: int) -> list[tuple[str, list[ClipRecord]]]:
@@ -217,18 +238,17 @@ def _write_shard(tar: Path, records: Sequence[ClipRecord], num_classes: int) -> 
     from webdataset.writer import TarWriter  # it imports torch, which reading an index must not
 
     rows: list[dict[str, object]] = []
-    with atomic_path(tar) as temporary:
-        with temporary.open("wb") as f, TarWriter(f, encoder=False, mtime=0) as writer:
-            for record in records:
-                frames = [_read_frame(path) for path in record.frames]
-                starts = [0, *np.cumsum([len(b) for b in frames]).tolist()]
-                meta = {"key": record.key, "label": record.label, "split": record.split, "source": record.source}
-                meta |= {"frames": len(frames), "offsets": starts}
-                offset = writer.tarstream.offset
-                text = json.dumps(meta, separators=(",", ":"), ensure_ascii=False)
-                writer.write({"__key__": record.key, "json": text.encode(), "mjpg": b"".join(frames)})
-                row = {"key": record.key, "label": record.label, "offset": offset, "frames": len(frames)}
-                rows.append({**row, "size": writer.tarstream.offset - offset, "crc32": [zlib.crc32(b) for b in frames]})
+    with atomic_path(tar) as temporary, temporary.open("wb") as f, TarWriter(f, encoder=False, mtime=0) as writer:
+        for record in records:
+            frames = _read_frames(record.frames)
+            starts = [0, *np.cumsum([len(b) for b in frames]).tolist()]
+            meta = {"key": record.key, "label": record.label, "split": record.split, "source": record.source}
+            meta |= {"frames": len(frames), "offsets": starts}
+            offset = writer.tarstream.offset
+            text = json.dumps(meta, separators=(",", ":"), ensure_ascii=False)
+            writer.write({"__key__": record.key, "json": text.encode(), "mjpg": b"".join(frames)})
+            row = {"key": record.key, "label": record.label, "offset": offset, "frames": len(frames)}
+            rows.append({**row, "size": writer.tarstream.offset - offset, "crc32": [zlib.crc32(b) for b in frames]})
     with atomic_path(sidecar_path(tar)) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SIDECAR), temporary)
     histogram = tuple(np.bincount([r.label for r in records], minlength=num_classes).tolist())
@@ -236,13 +256,20 @@ def _write_shard(tar: Path, records: Sequence[ClipRecord], num_classes: int) -> 
     return Shard(tar.name, split, len(records), size, histogram, sha256_file(tar), sha256_file(sidecar_path(tar)))
 
 
-def _read_frame(path: Path) -> bytes:
-    data = path.read_bytes()
-    try:
-        simplejpeg.decode_jpeg_header(data)
-    except ValueError as e:
-        raise UserError(f"{path} is no JPEG: {e}") from e
-    return data
+def _read_frames(paths: Sequence[Path]) -> list[bytes]:
+    """JPEG bytes of a clip's frames. Each is decoded, as training will: better to hear of a bad one now than then."""
+    frames, first = [], None
+    for path in paths:
+        data = path.read_bytes()
+        try:
+            size = simplejpeg.decode_jpeg(data).shape[:2]
+        except ValueError as e:
+            raise UserError(f"{path} cannot be decoded as JPEG: {e}") from e
+        first = first or size
+        if size != first:
+            raise UserError(f"{path} has {size[1]} x {size[0]} pixels, the clip's first frame {first[1]} x {first[0]}")
+        frames.append(data)
+    return frames
 
 
 def _hash(name: str, classes: Sequence[str], shards: Sequence[Shard]) -> str:

@@ -79,7 +79,9 @@ class _TrainOrder(Sampler[list[Place]]):
 
     def __init__(self, plan: EpochPlan, epochs: int, start: tuple[int, int], rank: int, world: int, micro: int) -> None:
         self.plan, self.epochs, self.start, self.micro = plan, epochs, start, micro
-        own = plan.global_batch // world
+        own, over = divmod(plan.global_batch, world)
+        if over:
+            raise ValueError(f"{plan.global_batch} lanes for {world} ranks: {over} would be lost")
         self.lanes = range(rank * own, (rank + 1) * own)
 
     def __iter__(self) -> Iterator[list[Place]]:

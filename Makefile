@@ -1,0 +1,74 @@
+# Two commands do everything, each with its own set-up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# Debian packages: a compiler and Python's headers for DeepSpeed's small extension, venv, ffprobe and a browser for the tests.
+SYSTEM_RUN := g++ python3-dev python3-venv
+SYSTEM_TEST := ffmpeg chromium
+
+.PHONY: help demo test lint format bench clean system pictures
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.ready ## render, pack, train five folds on this machine, print the table
+	@$(BIN)/dfer demo
+
+test: $(VENV)/.ready-test ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: $(VENV)/.ready-test ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready-test ## let ruff reformat and mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pictures: $(VENV)/.ready-test ## draw the pictures in docs/ again, from runs/demo
+	$(BIN)/python -m dfer_dist.data.demo --sheet docs/demo_classes.png
+	cp runs/demo/summary.png docs/demo_summary.png
+	$(BIN)/python docs/mlflow_page.py runs/demo docs/mlflow_page.png
+
+system: ## install the Debian packages that demo and tests need (root or sudo)
+	@tools=($(SYSTEM_RUN) $(SYSTEM_TEST)); $(install)
+
+clean: ## remove the demo's data and run, and what tests and builds left; keeps .venv
+	rm -rf data/demo runs/demo runs/mlflow.db runs/mlartifacts build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find dfer_dist launch tests -name __pycache__ -prune -exec rm -rf {} +
+
+# $(install) installs the packages in the shell array `tools`, or says how.
+define install
+	if [ $$(id -u) = 0 ]; then as=; elif sudo -n true 2>/dev/null; then as=sudo; else \
+	  echo "please run: sudo apt-get update && sudo apt-get install -y $${tools[*]}" >&2; exit 1; fi; \
+	$$as apt-get update -q && DEBIAN_FRONTEND=noninteractive $$as apt-get install -yq --no-install-recommends "$${tools[@]}"
+endef
+
+$(VENV)/.system:
+	@missing=(); command -v g++ >/dev/null || missing+=(g++); \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
+	$(PYTHON) -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null || missing+=(python3-dev); \
+	tools=("$${missing[@]}"); if [ $${#tools[@]} -gt 0 ]; then $(install); fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; $$($(PYTHON) --version) is here. Give another: make PYTHON=python3.12 …" >&2; exit 1; }
+	@mkdir -p $(VENV) && touch $@
+
+$(VENV)/.ready: setup.cfg pyproject.toml | $(VENV)/.system
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -e .
+	$(BIN)/python -m dfer_dist.engine
+	@touch $@
+
+$(VENV)/.system-test:
+	@tools=(); command -v ffprobe >/dev/null || tools+=(ffmpeg); command -v chromium >/dev/null || tools+=(chromium); \
+	if [ $${#tools[@]} -gt 0 ]; then $(install); fi
+	@mkdir -p $(VENV) && touch $@
+
+$(VENV)/.ready-test: setup.cfg $(VENV)/.ready | $(VENV)/.system-test
+	$(BIN)/python -m pip install -q -e '.[test,lint]'
+	@touch $@

@@ -1,0 +1,47 @@
+"""Fixtures that many tests share: a data set small enough to pack in seconds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share few cores
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from dfer_dist.data.layouts import read_lists
+from dfer_dist.data.shards import Index, pack
+
+
+def write_clip(folder: Path, frames: int, seed: int, width: int = 48, height: int = 40) -> None:
+    """A clip of JPEGs, each with another pattern."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for t in range(frames):
+        tiles = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+        image = np.ascontiguousarray(tiles.repeat(8, 0).repeat(8, 1)[:height, :width])
+        (folder / f"{t:05d}.jpg").write_bytes(simplejpeg.encode_jpeg(image, quality=90))
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with ``frames/`` (60 clips of 3 to 30 JPEGs, 48 x 40) and ``lists/`` (five folds of 12, seven classes); read only."""
+    root = tmp_path_factory.mktemp("tiny")
+    rows = [(f"{i:05d}", 3 + i * 11 % 28, i // 5 % 7, i % 5 + 1) for i in range(60)]
+    for i, (name, frames, _, _) in enumerate(rows):
+        write_clip(root / "frames" / name, frames, seed=i)
+    (root / "lists").mkdir()
+    for k in range(1, 6):
+        for part in ("train", "test"):
+            lines = [f"{name} {n} {label}" for name, n, label, fold in rows if (fold == k) == (part == "test")]
+            (root / "lists" / f"TINY_set_{k}_{part}.txt").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tiny_source: Path) -> Index:
+    """``tiny_source`` packed as dfew, at most five clips a shard; read only."""
+    records = read_lists("dfew", tiny_source / "frames", tiny_source / "lists")
+    return pack(records, "dfew", tiny_source / "shards", clips_per_shard=5, workers=1)

@@ -1,0 +1,137 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dfer_dist import UserError, checkpoint
+from dfer_dist.config import Config
+from dfer_dist.rundir import RunDir
+from launch.local import _free_port, rank_environment
+
+SCRIPT = Path(__file__).with_name("small_engine.py")
+STEPS, HALF = 8, 4
+
+
+def run(folder: Path, ranks: int, steps: int, **options: object) -> dict:
+    """Train the toy model on ``ranks`` real processes; returns what rank 0 printed."""
+    words = [w for k, v in options.items() for w in (f"--{k}", str(v))]
+    command = [sys.executable, str(SCRIPT), "--folder", str(folder), "--steps", str(steps), *words]
+    port = _free_port()
+    processes = [
+        subprocess.Popen(
+            command,
+            env=rank_environment(RunDir(folder), r, ranks, port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in range(ranks)
+    ]
+    outs = [p.communicate(timeout=120) for p in processes]
+    assert [p.returncode for p in processes] == [0] * ranks, outs[0][1][-2000:]
+    return json.loads(next(line for line in outs[0][0].splitlines() if line.startswith("{")))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """AdamW in bf16 on two ranks, never stopped; with the checkpoint of the middle."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    half = run(folder, 2, HALF, optimizer="adamw", precision="bf16")
+    whole = run(folder / "whole", 2, STEPS, optimizer="adamw", precision="bf16")
+    return {"half": half, "whole": whole}
+
+
+def test_resuming_on_as_many_ranks_is_equal_to_the_bit(undisturbed, tmp_path):
+    resumed = run(tmp_path, 2, STEPS, optimizer="adamw", precision="bf16", resume=undisturbed["half"]["path"])
+    assert undisturbed["half"]["losses"] + resumed["losses"] == undisturbed["whole"]["losses"]
+    assert resumed["weights"] == undisturbed["whole"]["weights"]
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (4, 3)])
+def test_resuming_on_other_ranks_and_stages_stays_on_the_curve(undisturbed, tmp_path, ranks, stage):
+    resumed = run(tmp_path, ranks, STEPS, stage=stage, optimizer="adamw", precision="bf16", resume=undisturbed["half"]["path"])
+    assert resumed["losses"] == pytest.approx(undisturbed["whole"]["losses"][HALF:], rel=2e-2)
+    assert resumed["rates"] == undisturbed["whole"]["rates"]
+
+
+def test_sgd_with_momentum_resumes_from_zero3(tmp_path):
+    whole = run(tmp_path / "a", 2, STEPS, stage=3)
+    half = run(tmp_path / "b", 2, HALF, stage=3)
+    resumed = run(tmp_path / "c", 2, STEPS, stage=1, resume=half["path"])
+    assert half["losses"] + resumed["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+
+
+class TestFolder:
+    """What stands in a checkpoint folder, without an engine."""
+
+    @pytest.fixture
+    def written(self, tmp_path):
+        model = nn.Linear(3, 2)
+        config = Config()
+        config.data.shards = "none"
+        weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+        for step in (10, 20, 30, 40):
+            target = tmp_path / f"step-{step:08d}"
+            state = {"step": step, "frozen_sha256": checkpoint.frozen_checksum(model, dict(model.named_parameters()))}
+            checkpoint._write(target, weights, {}, config, state)
+        checkpoint.point(tmp_path, "LATEST", tmp_path / "step-00000040")
+        checkpoint.point(tmp_path, "BEST", tmp_path / "step-00000010")
+        return tmp_path, model
+
+    def test_latest_is_read_by_folder_and_by_name(self, written):
+        folder, _ = written
+        assert checkpoint.read(folder).state["step"] == checkpoint.read(folder / "LATEST").state["step"] == 40
+        assert checkpoint.read(folder / "BEST").state["step"] == 10
+
+    def test_pruning_keeps_the_last_ones_and_what_is_pointed_at(self, written):
+        folder, _ = written
+        checkpoint.prune(folder, 1)
+        assert sorted(d.name for d in folder.glob("step-*")) == ["step-00000010", "step-00000040"]
+
+    def test_a_folder_without_its_mark_does_not_exist(self, written):
+        folder, _ = written
+        (folder / "step-00000040" / checkpoint.COMPLETE).unlink()
+        assert checkpoint.pointed(folder, "LATEST") is None
+        with pytest.raises(UserError, match="no complete checkpoint"):
+            checkpoint.read(folder / "step-00000040")
+
+    def test_a_damaged_file_is_named(self, written):
+        folder, _ = written
+        file = folder / "step-00000040" / checkpoint.MODEL
+        file.write_bytes(file.read_bytes()[:20])
+        with pytest.raises(UserError, match="damaged"):
+            checkpoint.read(folder)
+
+    @pytest.mark.parametrize("other", [nn.Linear(3, 4), nn.Sequential(nn.Linear(3, 2))])
+    def test_a_checkpoint_of_another_model_is_refused(self, written, other):
+        folder, _ = written
+        with pytest.raises(UserError, match="of another model"):
+            checkpoint.load_weights(other, dict(other.named_parameters()), checkpoint.read(folder))
+
+    def test_other_frozen_weights_are_refused(self, written):
+        folder, model = written
+        model.extra = nn.Linear(2, 2)
+        trained = {n: p for n, p in model.named_parameters() if not n.startswith("extra")}
+        with pytest.raises(UserError, match="frozen weights"):
+            checkpoint.load_weights(model, trained, checkpoint.read(folder))
+
+    def test_weights_go_in(self, written):
+        folder, model = written
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        with torch.no_grad():
+            model.weight.zero_()
+        checkpoint.load_weights(model, dict(model.named_parameters()), checkpoint.read(folder))
+        assert torch.equal(model.weight, before["weight"])
+
+    def test_a_half_written_folder_is_replaced(self, written):
+        folder, model = written
+        target = folder / "step-00000040"
+        (target / checkpoint.COMPLETE).unlink()
+        config = Config()
+        config.data.shards = "none"
+        checkpoint._write(target, {n: p.detach() for n, p in model.named_parameters()}, {}, config, {"step": 40})
+        assert checkpoint.read(folder).state["step"] == 40

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from dfer_dist import UserError
+from dfer_dist.config import find_experiment, read_config
+from dfer_dist.data.shards import Index
+from dfer_dist.rundir import RunDir, read_json, write_json
+from launch import local
+from launch.cli import app
+from launch.runs import open_run
+
+DFER = Path(sys.executable).parent / "dfer"
+COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
+Done = subprocess.CompletedProcess[str]
+
+
+def dfer(*words: object, cwd: Path, **env: str) -> Done:
+    own = {"COLUMNS": "200", "DFER_DEBUG": "", **env}
+    return subprocess.run(
+        [str(DFER), *map(str, words)], cwd=cwd, env=os.environ | own, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def check_refusal(done: Done, *parts: str) -> None:
+    """One line for the person, and nothing else on stderr."""
+    assert done.stderr.startswith("error: "), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("\n")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout
+    for part in parts:
+        assert part in done.stderr
+
+
+@pytest.fixture
+def words(tiny_shards: Index) -> list[str]:
+    return [f"data.shards={tiny_shards.root}", "tracking.enabled=false", "train.global_batch=8"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, words: list[str]) -> RunDir:
+    """A run that no fold has been trained of."""
+    return open_run(tmp_path / "runs", None, "demo", words, False, None, 1)[0]
+
+
+def test_help_is_quick() -> None:
+    spent = []
+    for _ in range(3):
+        pid = os.posix_spawn(
+            DFER, [str(DFER), "--help"], os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+        )
+        _, status, usage = os.wait4(pid, 0)
+        assert status == 0
+        spent.append(usage.ru_utime + usage.ru_stime)
+    assert min(spent) < 0.5
+
+
+def test_help_and_a_refused_setting_import_no_torch(tmp_path: Path) -> None:
+    for argv in (["dfer", "--help"], ["dfer", "crossval", "demo", "train.epoch=3"]):
+        code = f"import sys\nsys.argv = {argv!r}\nfrom launch.cli import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_each_command_has_an_example(name: str, tmp_path: Path) -> None:
+    done = dfer(name, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert f"Example: dfer {name}" in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_are_commands_that_parse(name: str) -> None:
+    command = COMMANDS[name]
+    example = command.help.partition("[bold]dfer ")[2].partition("[/bold]")[0]
+    first, *rest = shlex.split(example)
+    assert first == name
+    context = command.make_context(name, rest)
+    if "experiment" in context.params:
+        assert find_experiment(context.params["experiment"]).is_file()
+
+
+def test_usage_errors_have_status_2(tmp_path: Path) -> None:
+    for bad in (
+        ["crossval"],
+        ["train", "demo"],
+        ["nonsense"],
+        ["crossval", "demo", "--nproc", "0"],
+        ["crossval", "demo", "--what"],
+    ):
+        done = dfer(*bad, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+REFUSED: dict[str, tuple[list[str], list[str]]] = {
+    "unknown key": (["crossval", "demo", "train.epoch=3"], ["unknown key 'train.epoch'", "did you mean 'train.epochs'?"]),
+    "wrong type": (["crossval", "demo", "train.epochs=many"], ["train.epochs", "many"]),
+    "unknown experiment": (["crossval", "demmo", "SHARDS"], ["did you mean 'demo'?"]),
+    "fold out of range": (["crossval", "demo", "SHARDS", "--folds", "1,6"], ["fold 6 is out of range", "1 to 5"]),
+    "fold of train": (["train", "demo", "SHARDS", "--fold", "0"], ["fold 0 is out of range", "1 to 5"]),
+    "ranks": (
+        ["crossval", "demo", "SHARDS", "train.global_batch=8", "--nproc", "3"],
+        ["global_batch=8 cannot be shared by 3 ranks"],
+    ),
+    "micro batch": (
+        ["train", "demo", "SHARDS", "train.global_batch=8", "train.micro_batch=3", "--fold", "1"],
+        ["train.micro_batch=3"],
+    ),
+    "name": (["crossval", "demo", "SHARDS", "--name", "../x"], ["--name '../x'"]),
+    "folder that is a file": (["crossval", "demo", "SHARDS", "tracking.enabled=false", "--runs", "file"], ["file"]),
+    "no shards": (["crossval", "demo", "data.shards=empty"], ["empty holds no index.json", "dfer pack"]),
+    "pack nothing": (["pack", "--dataset", "dfew", "--root", "empty", "--lists", "empty", "--out", "out"], ["empty"]),
+    "report": (["report", "empty"], ["empty is not a run"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_mistakes_are_one_line_and_make_nothing(case: str, tmp_path: Path, tiny_shards: Index) -> None:
+    given, parts = REFUSED[case]
+    given = [w.replace("SHARDS", f"data.shards={tiny_shards.root}") for w in given]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("mine")
+    check_refusal(dfer(*given, cwd=tmp_path), *parts)
+    assert sorted(os.listdir(tmp_path)) == ["empty", "file"]
+    assert os.listdir(tmp_path / "empty") == []
+
+
+@pytest.mark.parametrize("case", ["unknown key", "fold out of range", "folder that is a file", "report"])
+def test_debug_shows_the_traceback(case: str, tmp_path: Path, tiny_shards: Index) -> None:
+    given = [w.replace("SHARDS", f"data.shards={tiny_shards.root}") for w in REFUSED[case][0]]
+    (tmp_path / "file").write_text("mine")
+    done = dfer(*given, "--debug", cwd=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.startswith("Traceback (most recent call last):")
+
+
+def test_eval_of_what_is_no_checkpoint(tmp_path: Path) -> None:
+    check_refusal(dfer("eval", tmp_path, cwd=tmp_path), f"{tmp_path} is no complete checkpoint")
+
+
+def test_weights_that_are_missing(tmp_path: Path, tiny_shards: Index) -> None:
+    """From a real rank, which must not try the network."""
+    given = ["train", "dfew_vitb32", "--fold", "1", f"data.shards={tiny_shards.root}", "tracking.enabled=false"]
+    done = dfer(*given, cwd=tmp_path, HF_HOME=str(tmp_path / "cache"))
+    check_refusal(done, "ViT-B-32-quickgelu are not on this machine", "dfer fetch-weights ViT-B-32-quickgelu openai")
+    status = read_json(RunDir(tmp_path / "runs" / "dfew_vitb32").fold(1).status)
+    assert status["state"] == "FAILED"
+    assert "fetch-weights" in status["attempts"][0]["why"]
+
+
+def test_new_run(run: RunDir, words: list[str], tiny_shards: Index) -> None:
+    assert {p.name for p in run.root.iterdir()} == {"config.yaml", "provenance.json", "run.json", "code"}
+    about = run.describe()
+    assert (about["folds"], about["dataset"], about["index_hash"]) == ([1, 2, 3, 4, 5], "dfew", tiny_shards.hash)
+    assert read_json(run.provenance)["data"]["hash"] == tiny_shards.hash
+    assert Path(read_config(run.config).data.shards).is_absolute()
+
+
+def test_folds_are_those_asked_for(tmp_path: Path, words: list[str]) -> None:
+    assert open_run(tmp_path, "a", "demo", words, False, "4,1-2", 1)[1] == [1, 2, 4]
+    assert open_run(tmp_path, "b", "demo", words, False, None, 1)[1] == [1, 2, 3, 4, 5]
+
+
+def test_run_that_is_there_is_not_written_over(run: RunDir, words: list[str], tmp_path: Path) -> None:
+    check_refusal(dfer("crossval", "demo", *words, cwd=tmp_path), "holds a run already", "--resume", "--name")
+
+
+def test_folder_of_other_files_is_not_written_to(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "thesis.tex").write_text("x")
+    for more in ([], ["--resume"]):
+        check_refusal(dfer("crossval", "demo", *words, *more, cwd=tmp_path), "is not empty and holds no run")
+    assert os.listdir(tmp_path / "runs" / "demo") == ["thesis.tex"]
+
+
+def test_resume_with_other_settings_names_them(run: RunDir, words: list[str], tmp_path: Path) -> None:
+    done = dfer("crossval", "demo", *words, "train.seed=7", "--resume", cwd=tmp_path)
+    check_refusal(done, "belongs to another run", "train.seed was 0, now 7")
+    with pytest.raises(UserError, match=r"tracking\.enabled was False, now True"):
+        open_run(tmp_path / "runs", None, "demo", [*words, "tracking.enabled=true"], True, None, 1)
+    assert read_config(run.config).train.seed == 0
+
+
+def test_resume_takes_over_settings_that_change_no_result(run: RunDir, words: list[str], tmp_path: Path) -> None:
+    again, _ = open_run(tmp_path / "runs", None, "demo", [*words, "data.workers=3", "train.micro_batch=2"], True, "1", 2)
+    config = read_config(again.config)
+    assert (again, config.data.workers, config.train.micro_batch) == (run, 3, 2)
+
+
+def test_resume_with_other_data(run: RunDir, words: list[str], tmp_path: Path) -> None:
+    write_json(run.run, {**run.describe(), "index_hash": "0" * 64})
+    with pytest.raises(UserError, match="was made from other data"):
+        open_run(tmp_path / "runs", None, "demo", words, True, None, 1)
+
+
+def test_start_that_is_cut_short_leaves_the_name_free(tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(target: Path) -> None:
+        target.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launch.runs.snapshot_code", stop)
+    with pytest.raises(KeyboardInterrupt):
+        open_run(tmp_path, None, "demo", words, False, None, 1)
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == []
+    open_run(tmp_path, None, "demo", words, False, None, 1)
+
+
+# The ranks below run from the run's own code, so a few lines there stand for what a rank may do.
+
+
+def test_fold_that_crashes_is_a_failure_with_its_own_reason(run: RunDir, words: list[str], tmp_path: Path) -> None:
+    (run.code / "dfer_dist" / "train.py").write_text("raise RuntimeError('boom')\n")
+    run.fold(2).root.mkdir()
+    run.fold(2).log.write_text("error: of an earlier attempt\n")
+    done = dfer("train", "demo", "--fold", "2", *words, "--resume", cwd=tmp_path)
+    check_refusal(done, "fold 2 failed", "--resume")
+    assert "fold 2 failed (status 1): RuntimeError: boom" in done.stdout
+    assert str(run.fold(2).log) in done.stdout
+    done = dfer("crossval", "demo", "--folds", "1,3", *words, "--resume", cwd=tmp_path)
+    check_refusal(done, "fold 1, 3 failed")
+
+
+def test_mistake_found_by_a_rank_stops_all_folds(run: RunDir, words: list[str], tmp_path: Path) -> None:
+    (run.code / "dfer_dist" / "train.py").write_text("import sys\nprint('error: of mine', file=sys.stderr)\nsys.exit(2)\n")
+    done = dfer("crossval", "demo", *words, "--resume", "--nproc", "2", cwd=tmp_path)
+    check_refusal(done, "error: of mine\n")
+    assert not run.fold(2).root.exists()
+
+
+@pytest.mark.parametrize(("status", "says"), [(75, "saved in"), (1, "stopped without saving in")])
+def test_told_to_stop(run: RunDir, words: list[str], tmp_path: Path, status: int, says: str) -> None:
+    (run.code / "dfer_dist" / "train.py").write_text(
+        "import os, signal, sys, time\n"
+        "told = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: told.append(1))\n"
+        "print('up', os.environ['RANK'], os.environ['WORLD_SIZE'], flush=True)\n"
+        "deadline = time.monotonic() + 60\n"
+        "while not told and time.monotonic() < deadline:\n"
+        "    time.sleep(0.05)\n"
+        f"sys.exit({status} if told else 9)\n"
+    )
+    command = [str(DFER), "crossval", "demo", *words, "--resume", "--nproc", "2"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    logs = [run.fold(1).log, run.fold(1).root / "log-rank1.txt"]
+    deadline = time.monotonic() + 60
+    while not all(log.exists() and log.read_text() for log in logs) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to all of the foreground
+    out, err = process.communicate(timeout=60)
+    assert [log.read_text() for log in logs] == ["up 0 2\n", "up 1 2\n"]
+    assert says in out
+    assert "--resume goes on" in out
+    assert (process.returncode, err) == (75, "")
+
+
+@pytest.mark.parametrize(("status", "other"), [(75, 75), (0, 0), (1, -signal.SIGKILL), (2, -signal.SIGKILL)])
+def test_rank_that_lags_is_killed_only_after_a_failure(monkeypatch: pytest.MonkeyPatch, status: int, other: int) -> None:
+    """Rank 0 may still write to the tracking server when the others have left with everything saved."""
+    monkeypatch.setattr(local, "_GRACE", 0.1)
+    ends = f"import sys; sys.exit({status})"
+    lags = f"import sys, time; time.sleep(1.5); sys.exit({status})"
+    ranks = [subprocess.Popen([sys.executable, "-S", "-c", code]) for code in (lags, ends)]
+    told = local._Told()
+    try:
+        code = local._wait(ranks, told, lambda: None)
+    finally:
+        told.restore()
+    assert [r.returncode for r in ranks] == [other, status]
+    assert code == (status if status in (0, 2, 75) else other)

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import webdataset as wds
+from conftest import write_clip
+
+from dfer_dist import UserError
+from dfer_dist.data.layouts import ClipRecord, read_lists
+from dfer_dist.data.shards import Index, _read_frames, _write_shard, pack, read_index, sidecar_path
+
+
+@pytest.fixture(scope="module")
+def records(tiny_source: Path) -> list[ClipRecord]:
+    """What ``tiny_shards`` was packed from."""
+    return read_lists("dfew", tiny_source / "frames", tiny_source / "lists")
+
+
+@pytest.fixture
+def copy(tiny_shards: Index, tmp_path: Path) -> Path:
+    """A copy of ``tiny_shards``, free to be spoilt."""
+    return shutil.copytree(tiny_shards.root, tmp_path / "copy")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in folder.iterdir()}
+
+
+def state(folder: Path) -> dict[str, tuple[int, int]]:
+    return {f.name: (f.stat().st_mtime_ns, f.stat().st_ino) for f in folder.iterdir()}
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_every_clip_is_packed_once_in_its_own_split(tiny_shards: Index, records: list[ClipRecord]) -> None:
+    packed = []
+    for i, shard in enumerate(tiny_shards.shards):
+        table = tiny_shards.sidecar(i).to_pydict()
+        assert len(table["key"]) == shard.clips <= 5
+        assert np.bincount(table["label"], minlength=7).tolist() == list(shard.histogram)
+        assert table["frames"] == [len(c) for c in table["crc32"]]
+        packed += [(k, y, shard.split, n) for k, y, n in zip(table["key"], table["label"], table["frames"], strict=True)]
+    assert sorted(packed) == sorted((r.key, r.label, r.split, len(r.frames)) for r in records)
+    assert tiny_shards.folds == [1, 2, 3, 4, 5] and len(tiny_shards.shards) == 15
+    for fold in tiny_shards.folds:
+        test, train = tiny_shards.test_shards(fold), tiny_shards.train_shards(fold)
+        assert {tiny_shards.shards[i].split for i in test} == {f"fold{fold}"}
+        assert sorted(test + train) == list(range(15))
+
+
+def test_bytes_of_each_frame_are_copied_and_found_by_offset(tiny_shards: Index, records: list[ClipRecord]) -> None:
+    sources = {r.key: r for r in records}
+    for i in range(len(tiny_shards.shards)):
+        with tarfile.open(tiny_shards.path(i)) as tar:
+            rows = tiny_shards.sidecar(i).to_pylist()
+            assert tar.getnames() == [f"{r['key']}.{x}" for r in rows for x in ("json", "mjpg")]
+            for row in rows:
+                record = sources[row["key"]]
+                meta = json.load(tar.extractfile(f"{row['key']}.json"))
+                assert meta["source"] == record.source and meta["split"] == record.split and meta["label"] == record.label
+                assert tar.getmember(f"{row['key']}.json").offset == row["offset"]
+                video, at = tar.extractfile(f"{row['key']}.mjpg").read(), meta["offsets"]
+                assert at[0] == 0 and at[-1] == len(video)
+                assert [video[a:b] for a, b in pairwise(at)] == [f.read_bytes() for f in record.frames]
+
+
+def test_webdataset_and_tar_read_the_shards(tiny_shards: Index, records: list[ClipRecord]) -> None:
+    paths = [str(tiny_shards.path(i)) for i in range(len(tiny_shards.shards))]
+    samples = list(wds.WebDataset(paths, shardshuffle=False))
+    assert sorted(s["__key__"] for s in samples) == sorted(r.key for r in records)
+    for sample in samples:
+        meta = json.loads(sample["json"])
+        assert meta["key"] == sample["__key__"] and meta["offsets"][-1] == len(sample["mjpg"])
+        assert simplejpeg.decode_jpeg(sample["mjpg"][: meta["offsets"][1]]).shape == (40, 48, 3)
+    listing = subprocess.run(["tar", "tf", paths[0]], capture_output=True, text=True, check=True).stdout.split()
+    assert listing == [f"{k}.{x}" for k in tiny_shards.sidecar(0)["key"].to_pylist() for x in ("json", "mjpg")]
+
+
+def test_same_clips_give_same_bytes_in_any_order_with_any_workers(
+    tiny_shards: Index, records: list[ClipRecord], tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int]] = []
+    again = pack(records[::-1], "dfew", tmp_path, 5, workers=2, progress=lambda done, total: seen.append((done, total)))
+    assert files(tmp_path) == files(tiny_shards.root) and again.hash == tiny_shards.hash
+    assert len(seen) == 15 and seen[-1] == (60, 60)  # tiny_shards was packed by one
+
+
+def test_packing_again_does_nothing(copy: Path, records: list[ClipRecord]) -> None:
+    before = state(copy)
+    assert pack(records, "dfew", copy, 5) == read_index(copy)
+    assert state(copy) == before
+
+
+def test_a_folder_of_another_set_is_left_alone(copy: Path, records: list[ClipRecord]) -> None:
+    before, (first, *rest) = state(copy), records
+    others = {
+        "name": ("demo", records),
+        "fewer clips": ("dfew", rest),
+        "a label": ("dfew", [replace(first, label=first.label + 1), *rest]),
+        "a split": ("dfew", [replace(first, split="fold2"), *rest]),
+        "frames": ("dfew", [replace(first, frames=first.frames[:-1]), *rest]),
+    }
+    for dataset, clips in others.values():
+        with pytest.raises(UserError, match=r"holds another data set \(dfew, 60 clips\)"):
+            pack(clips, dataset, copy, 5)
+    assert state(copy) == before
+
+
+def test_a_half_written_folder_is_packed_anew_but_no_stranger_is_mixed_in(
+    tiny_shards: Index, copy: Path, records: list[ClipRecord]
+) -> None:
+    (copy / "index.json").unlink()
+    with pytest.raises(UserError, match=r"fold1-00001\.(tar|parquet), which is no shard of this set"):
+        pack([r for r in records if r.split == "fold1"], "dfew", copy, 256)  # its only shard would be fold1-00000
+    (copy / "fold2-00001.tar").write_bytes(b"cut short")
+    (copy / "fold3-00001.parquet").unlink()
+    (copy / ".fold3-00001.tar.x1y2.tar").write_bytes(b"left by a killed process")
+    pack(records, "dfew", copy, 5, workers=1)
+    assert {k: v for k, v in files(copy).items() if k[0] != "."} == files(tiny_shards.root)
+
+
+def test_nothing_and_colliding_keys_are_refused(records: list[ClipRecord], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="0 clips"):
+        pack([], "dfew", tmp_path)
+    with pytest.raises(UserError, match="0 a shard"):
+        pack(records, "dfew", tmp_path, 0)
+    with pytest.raises(UserError, match="the same key"):
+        pack([records[0], replace(records[1], key=records[0].key)], "dfew", tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_index_that_was_changed_is_refused(copy: Path) -> None:
+    file = copy / "index.json"
+    good = json.loads(file.read_text())
+    good["shards"][0]["histogram"][0] += 1
+    changes = {
+        "hash does not match": {"shards": good["shards"]},
+        "its hash": {"classes": ["sadness", *good["classes"][1:]]},
+        "not an index": {"shards": [{"file": "fold1-00000.tar"}]},
+        "not of version": {"version": 99},
+    }
+    text = file.read_text()
+    for words, change in changes.items():
+        edit_json(file, **change)
+        with pytest.raises(UserError, match=words) as caught:
+            read_index(copy)
+        assert str(file) in str(caught.value)
+        file.write_text(text)
+    file.write_text(text[:-40])
+    with pytest.raises(UserError, match=r"index\.json cannot be read"):
+        read_index(copy)
+    file.unlink()
+    with pytest.raises(UserError, match=r"holds no index\.json"):
+        read_index(copy)
+
+
+def test_a_shard_that_is_gone_or_has_another_size_is_refused(copy: Path) -> None:
+    shard = copy / "fold3-00001.tar"
+    data = shard.read_bytes()
+    for spoilt in (data[:-512], data + bytes(512), b""):
+        shard.write_bytes(spoilt)
+        with pytest.raises(UserError, match=rf"fold3-00001\.tar has {len(spoilt)} bytes, not {len(data)}"):
+            read_index(copy)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"fold3-00001\.tar is missing"):
+        read_index(copy)
+
+
+def test_a_sidecar_that_is_gone_or_changed_is_refused(copy: Path) -> None:
+    index = read_index(copy)
+    path = sidecar_path(index.path(4))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"{path.name} differs from the index"):
+        index.sidecar(4)
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{path.name} is missing"):
+        index.sidecar(4)
+    assert index.sidecar(3).num_rows == index.shards[3].clips
+
+
+def test_a_set_with_one_test_split_has_one_fold(records: list[ClipRecord], tmp_path: Path) -> None:
+    pair = [replace(r, split="test" if i % 4 == 0 else "train") for i, r in enumerate(records[:20])]
+    index = pack(pair, "ferv39k", tmp_path, 4, workers=1)
+    assert read_index(tmp_path) == index
+    assert index.folds == [1] and index.splits == ["test", "train"]
+    assert sum(index.shards[i].clips for i in index.test_shards(1)) == 5
+    assert sum(index.shards[i].clips for i in index.train_shards(1)) == 15
+
+
+def test_frames_that_training_could_not_use_are_refused(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip", 3, seed=0)
+    first, second, third = sorted((tmp_path / "clip").iterdir())
+    assert _read_frames([first, second]) == [first.read_bytes(), second.read_bytes()]
+    data = third.read_bytes()
+    for spoilt in (b"no picture", b"", data[: len(data) // 2], data[:-2]):
+        third.write_bytes(spoilt)
+        with pytest.raises(UserError, match=r"00002\.jpg cannot be decoded"):
+            _read_frames([first, second, third])
+    third.write_bytes(simplejpeg.encode_jpeg(np.zeros((40, 50, 3), np.uint8)))
+    with pytest.raises(UserError, match=r"00002\.jpg has 50 x 40 pixels, the clip's first frame 48 x 40"):
+        _read_frames([first, second, third])
+
+
+def test_a_bad_frame_stops_packing_at_once_and_leaves_no_index(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip", 1, seed=0)
+    good = (tmp_path / "clip" / "00000.jpg",)
+    (tmp_path / "bad.jpg").write_text("no picture")
+    clips = [ClipRecord(f"{i:03d}", 0, "fold1", f"{i}", good) for i in range(60)]
+    clips += [ClipRecord("bad", 0, "fold0", "bad", (tmp_path / "bad.jpg",))]  # its shard is the first to be written
+    with pytest.raises(UserError, match=r"bad\.jpg cannot be decoded"):
+        pack(clips, "dfew", tmp_path / "out", 1, workers=2)
+    left = [f.name for f in (tmp_path / "out").iterdir()]
+    assert "index.json" not in left and len([f for f in left if f.endswith(".tar")]) < 30
+    assert not [f for f in left if f.startswith(".")]
+
+
+def test_a_shard_is_a_plain_tar_with_nothing_of_this_machine(records: list[ClipRecord], tmp_path: Path) -> None:
+    _write_shard(tmp_path / "x.tar", records[:2], 7)
+    with tarfile.open(fileobj=io.BytesIO((tmp_path / "x.tar").read_bytes())) as tar:
+        for member in tar:
+            assert member.isreg() and member.mtime == 0 and "/" not in member.name
+    assert (tmp_path / "x.tar").stat().st_mode & 0o600 == 0o600
