@@ -32,7 +32,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dfer_dist import UserError
-from dfer_dist.config import Config, Optimizer, dump_config, read_config
+from dfer_dist.config import Config, Optimizer
+from dfer_dist.configfile import dump_config, read_config
 from dfer_dist.engine import Engine
 from dfer_dist.ranks import Ranks
 from dfer_dist.rundir import fsync_dir, read_json, write_json, write_text

@@ -1,23 +1,17 @@
-"""The settings of a run: one tree of dataclasses, filled from YAML differences and ``key=value`` words.
+"""The settings of a run, as one tree of dataclasses.
 
 Every default stands here and nowhere else: it is the published recipe of DFER-CLIP (Zhao & Patras, BMVC'23, section 4.1).
-A file in ``configs/`` holds only what differs. Loading is strict: an unknown key or a value of a wrong type is a
-:class:`~dfer_dist.UserError` that names the key and, where one is near, the key that was probably meant.
+A file in ``configs/`` holds only what differs; :mod:`dfer_dist.configfile` reads it.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from dfer_dist import UserError
 
@@ -169,72 +163,6 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
-def config_dirs() -> list[Path]:
-    """Folders searched for experiments: the checkout's ``configs/``, then the copy inside an installed package."""
-    here = Path(__file__).resolve().parent
-    checkout = [here.parent / "configs"] if (here.parent / "setup.cfg").is_file() else []
-    return [d for d in (*checkout, here / "configs") if d.is_dir()]
-
-
-def find_experiment(name: str) -> Path:
-    """The YAML file of an experiment, given as a name in ``configs/`` or as a path.
-
-    Raises
-    ------
-    UserError
-        If there is no such file; the text lists the names there are.
-    """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        return path
-    known: dict[str, Path] = {}
-    for folder in config_dirs():
-        for file in sorted(folder.glob("*.yaml")):
-            known.setdefault(file.stem, file)
-    if name in known:
-        return known[name]
-    raise UserError(f"no experiment '{name}': give a YAML file or one of {', '.join(sorted(known))}{_nearest(name, known)}")
-
-
-def load_config(experiment: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Typed defaults, then the experiment's YAML, then ``key=value`` words, checked against each other.
-
-    Parameters
-    ----------
-    experiment : str
-        A name in ``configs/`` or the path of a YAML file.
-    overrides : sequence of str
-        Words such as ``train.epochs=3``.
-
-    Raises
-    ------
-    UserError
-        Unknown key, wrong type, value out of range, or no such experiment.
-    """
-    path = find_experiment(experiment)
-    tree = _merge(OmegaConf.structured(Config), _read_yaml(path), str(path))
-    for word in overrides:
-        key, eq, _ = word.partition("=")
-        if not eq or not key:
-            raise UserError(f"'{word}' is not of the form key=value, such as train.epochs=3")
-        try:
-            patch = OmegaConf.from_dotlist([word])
-        except Exception as e:  # the YAML parser's own errors have no common base with OmegaConf's
-            raise UserError(f"'{word}' cannot be read: {_one_line(e)}") from e
-        tree = _merge(tree, patch, f"'{word}'")
-    return _finish(tree)
-
-
-def read_config(path: Path) -> Config:
-    """The resolved settings of a run, as :func:`write_config` left them."""
-    return _finish(_merge(OmegaConf.structured(Config), _read_yaml(path), str(path)))
-
-
-def dump_config(config: Config) -> str:
-    """The whole tree as YAML text, every key written out."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
 def flatten(config: Config) -> dict[str, Any]:
     """Leaves of the tree by dotted key, in plain JSON types (an enum by its name)."""
 
@@ -280,72 +208,7 @@ def split_batch(config: Config, world: int) -> tuple[int, int]:
     return micro, own // micro
 
 
-def _read_yaml(path: Path) -> DictConfig:
-    try:
-        loaded = OmegaConf.load(path)
-    except Exception as e:  # yaml.YAMLError and OSError
-        raise UserError(f"{path} cannot be read as YAML: {_one_line(e)}") from e
-    if isinstance(loaded, ListConfig):
-        raise UserError(f"{path} must hold keys and values, not a list")
-    return loaded
-
-
-def _merge(tree: DictConfig, patch: DictConfig, source: str) -> DictConfig:
-    for key in _leaves(patch):
-        _check_known(tree, key, source)
-    try:
-        merged = OmegaConf.merge(tree, patch)
-    except OmegaConfBaseException as e:
-        where = getattr(e, "full_key", None)
-        raise UserError(f"{source}: {f'{where}: ' if where else ''}{_one_line(e)}") from e
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
-def _leaves(node: Any, prefix: str = "") -> list[str]:
-    if isinstance(node, DictConfig) and len(node):
-        return [leaf for k in map(str, node) for leaf in _leaves(node._get_node(k), f"{prefix}{k}.")]
-    return [prefix[:-1]] if prefix else []
-
-
-def _check_known(tree: DictConfig, dotted: str, source: str) -> None:
-    node: Any = tree
-    for depth, part in enumerate(dotted.split(".")):
-        if not isinstance(node, DictConfig):
-            raise UserError(f"{source}: '{'.'.join(dotted.split('.')[:depth])}' is a single value, it has no '{part}'")
-        if part not in node.keys():  # noqa: SIM118 (`in` the node itself hides keys without a value)
-            raise UserError(f"{source}: unknown key '{dotted}'{_nearest(dotted, _leaves(tree))}")
-        node = node._get_node(part)
-
-
-def _nearest(word: str, known: Any) -> str:
-    """A hint for a mistyped word: the nearest known one, by its whole name or by its last part."""
-    names = list(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if not close:
-        last = {n.rsplit(".", 1)[-1]: n for n in names}
-        close = [last[m] for m in difflib.get_close_matches(word.rsplit(".", 1)[-1], list(last), n=1, cutoff=0.6)]
-    return f"; did you mean '{close[0]}'?" if close else ""
-
-
-def _one_line(e: BaseException) -> str:
-    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-
-
-def _finish(tree: DictConfig) -> Config:
-    try:
-        missing = sorted(OmegaConf.missing_keys(tree))
-        if missing:
-            raise UserError(f"no value for {', '.join(missing)}: give {missing[0]}=…")
-        config = OmegaConf.to_object(tree)
-    except OmegaConfBaseException as e:  # such as ${oc.env:NAME} without that variable
-        raise UserError(f"{e.full_key}: {_one_line(e)}") from e
-    assert isinstance(config, Config)
-    _check_values(config)
-    return config
-
-
-def _check_values(c: Config) -> None:
+def check_values(c: Config) -> None:
     """Ranges that types cannot express.
 
     Raises

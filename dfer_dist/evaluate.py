@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dfer_dist import UserError
-from dfer_dist.config import Device, Precision, load_config
+from dfer_dist.config import Device, Precision
+from dfer_dist.configfile import load_config
 from dfer_dist.data.clips import ClipReader
 from dfer_dist.data.plan import ClipSet, evaluation_batches, whole_shards
 from dfer_dist.data.shards import Index, read_index
@@ -124,7 +125,7 @@ def evaluate_checkpoint(
     saved = checkpoint.read(path, weights_only=True)
     config = load_config(str(saved.path / checkpoint.CONFIG), overrides)
     index = read_index(Path(config.data.shards))
-    (number,) = parse_folds(str(fold or saved.state["fold"]), index.folds)
+    (number,) = parse_folds(str(saved.state["fold"] if fold is None else fold), index.folds)
     clips = whole_shards(index, index.test_shards(number))
     device = torch.device("cuda" if torch.cuda.is_available() and config.train.device is not Device.cpu else "cpu")
     torch.manual_seed(config.train.seed)

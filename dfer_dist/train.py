@@ -13,12 +13,10 @@ if __name__ == "__main__":
 
 import argparse
 import os
-import socket
 import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dfer_dist import UserError, checkpoint
-from dfer_dist.config import Config, Selection, config_hash, read_config, split_batch
+from dfer_dist.config import Config, Selection, config_hash, split_batch
+from dfer_dist.configfile import read_config
 from dfer_dist.data.plan import ClipSet, EpochPlan, hold_out, whole_shards
 from dfer_dist.data.shards import Index, read_index
 from dfer_dist.data.stream import Batch, evaluation_stream, train_stream
@@ -38,7 +37,8 @@ from dfer_dist.metrics import Scores
 from dfer_dist.model import build_model, param_groups
 from dfer_dist.ranks import Ranks, start
 from dfer_dist.report import confusion_png
-from dfer_dist.rundir import FoldDir, RunDir, read_json, write_json
+from dfer_dist.rundir import FoldDir, RunDir, write_json
+from dfer_dist.status import Attempt
 from dfer_dist.tracking import FAILED, FINISHED, KILLED, Tracker
 
 DONE, PREEMPTED = "DONE", "PREEMPTED"
@@ -266,7 +266,7 @@ def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
     """Train fold ``number`` of a run and test it; returns DONE, or PREEMPTED when told to leave."""
     config = read_config(run.config)
     ranks = start(config.train.device)
-    attempt = Attempt(run.fold(number), ranks)
+    attempt = Attempt(run.fold(number), ranks.world, ranks.is_main)
     fold: Fold | None = None
     try:
         fold = build(run, number, config, ranks)
@@ -275,7 +275,7 @@ def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
         if outcome == DONE:
             finish(fold)
     except BaseException as e:
-        reason = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
+        reason = one_line(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
         attempt.end("FAILED", reason)
         if fold and fold.tracker:
             fold.tracker.close(FAILED)
@@ -287,40 +287,9 @@ def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
     return outcome
 
 
-class Attempt:
-    """This job's line in ``status.json``. Written by rank 0."""
-
-    def __init__(self, fold: FoldDir, ranks: Ranks) -> None:
-        self.path, self.writes = fold.status, ranks.is_main
-        if not self.writes:
-            return
-        self.attempts = read_json(self.path)["attempts"] if self.path.exists() else []
-        job = os.environ.get("SLURM_JOB_ID")
-        nodes = os.environ.get("SLURM_JOB_NODELIST") or socket.gethostname()
-        self.attempts.append(
-            {"job": job, "nodes": nodes, "world_size": ranks.world, "started": _now(), "ended": None, "why": None}
-        )
-        self.status: dict[str, Any] = {"state": "STARTING", "steps": None, "attempts": self.attempts}
-        write_json(self.path, self.status)
-
-    def begin(self, steps: int) -> None:
-        """The loop starts; ``steps`` is where it will end."""
-        self._set("RUNNING", steps=steps)
-
-    def end(self, state: str, why: str) -> None:
-        """The attempt is over."""
-        if self.writes:
-            self.attempts[-1] |= {"ended": _now(), "why": why}
-        self._set(state)
-
-    def _set(self, state: str, **more: Any) -> None:
-        if self.writes:
-            self.status |= {"state": state, **more}
-            write_json(self.path, self.status)
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")
+def one_line(e: UserError) -> str:
+    """The error's own text; from a loader worker it comes wrapped in that worker's traceback."""
+    return str(e).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
 
 
 def main() -> int:
@@ -333,7 +302,7 @@ def main() -> int:
     except UserError as e:
         if os.environ.get("DFER_DEBUG"):
             traceback.print_exc()
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {one_line(e)}", file=sys.stderr)
         return 2
     finally:
         if torch.distributed.is_initialized():

@@ -47,7 +47,7 @@ def main() -> None:
                 executable_path=os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome"),
                 args=FLAGS,
             )
-            page = browser.new_page(viewport={"width": 1500, "height": 720})
+            page = browser.new_page(viewport={"width": 1500, "height": 900})
             _open_runs(page, f"http://127.0.0.1:{port}", tracking["experiment_id"], run.root.name)
             page.screenshot(path=str(picture))
             browser.close()
@@ -67,18 +67,19 @@ def _wait(url: str) -> None:
 
 
 def _open_runs(page: Page, root: str, experiment_id: str, name: str) -> None:
-    """The chart page of the experiment with the parent's folds unfolded."""
+    """The chart page of the experiment, with the run's folds unfolded beside curves and scores."""
     page.goto(f"{root}/#/experiments/{experiment_id}/runs")
-    page.get_by_role("link", name=name, exact=True).or_(page.get_by_text(name, exact=True)).last.wait_for(timeout=60_000)
+    page.locator(".ag-row").get_by_text(name, exact=True).first.wait_for(timeout=60_000)
     close = page.get_by_role("button", name="Close")
     if close.count():
         close.first.click()  # a side panel that MLflow opens by itself
-    page.get_by_test_id("expander-button").or_(page.locator("[aria-label*='xpand']")).first.click()
+    page.locator(".ag-row [col-id*='Run Name'] button").first.click()
     page.get_by_text(f"{name}-fold1").first.wait_for(timeout=20_000)
-    page.locator(
-        "[data-testid='experiment-runs-mode-switch'] label, [class*='mode-switch'] label, .du-bois-light-radio-button-wrapper"
-    ).nth(1).click()
-    page.wait_for_timeout(5000)
+    page.locator("label:has(input[name='runs-view-mode'][value='CHART'])").click()
+    search = page.get_by_placeholder("Search metric charts")
+    search.wait_for()
+    search.fill("loss|war")
+    page.wait_for_timeout(6000)  # charts are drawn as their data arrives
 
 
 if __name__ == "__main__":

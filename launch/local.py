@@ -90,7 +90,7 @@ def rank_environment(run: RunDir, rank: int, world: int, port: int) -> dict[str,
     env["PYTHONPATH"] = os.pathsep.join([str(run.code), *filter(None, [env.get("PYTHONPATH")])])
     env["PATH"] = f"{here}{os.pathsep}{env.get('PATH', '')}"  # ninja of this environment, not the system's
     env.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
+    env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world)))
     env.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return env
 

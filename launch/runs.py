@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfer_dist import UserError
-from dfer_dist.config import NEUTRAL, Config, config_hash, dump_config, flatten, load_config, read_config, split_batch
+from dfer_dist.config import NEUTRAL, Config, config_hash, flatten, split_batch
+from dfer_dist.configfile import dump_config, load_config, read_config
 from dfer_dist.provenance import collect, snapshot_code
 from dfer_dist.rundir import RunDir, parse_folds, write_json, write_text
 

@@ -45,3 +45,10 @@ def tiny_shards(tiny_source: Path) -> Index:
     """``tiny_source`` packed as dfew, at most five clips a shard; read only."""
     records = read_lists("dfew", tiny_source / "frames", tiny_source / "lists")
     return pack(records, "dfew", tiny_source / "shards", clips_per_shard=5, workers=1)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """In CI a skipped test fails the run: what it needs should have been installed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and exitstatus == 0 and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

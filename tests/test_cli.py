@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 
 from dfer_dist import UserError
-from dfer_dist.config import find_experiment, read_config
+from dfer_dist.configfile import find_experiment, read_config
 from dfer_dist.data.shards import Index
 from dfer_dist.rundir import RunDir, read_json, write_json
 from launch import local

@@ -7,18 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from dfer_dist import UserError
-from dfer_dist.config import (
-    Config,
-    DataConfig,
-    Selection,
-    config_dirs,
-    config_hash,
-    dump_config,
-    flatten,
-    load_config,
-    read_config,
-    split_batch,
-)
+from dfer_dist.config import Config, DataConfig, Selection, config_hash, flatten, split_batch
+from dfer_dist.configfile import config_dirs, dump_config, load_config, read_config
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 EXPERIMENTS = sorted(f.stem for f in CONFIGS.glob("*.yaml"))

@@ -165,7 +165,7 @@ def test_temporal_order_matters(model: DFERCLIP, clips: torch.Tensor) -> None:
     assert not torch.allclose(model(clips.flip(1)), model(clips), atol=1e-3)
 
 
-@pytest.mark.parametrize("name, width", [("ViT-B-32-quickgelu", 512), ("ViT-B/16", 512), ("ViT-L-14-quickgelu", 768)])
+@pytest.mark.parametrize(("name", "width"), [("ViT-B-32-quickgelu", 512), ("ViT-B/16", 512), ("ViT-L-14-quickgelu", 768)])
 def test_larger_backbones_have_the_published_sizes(name: str, width: int) -> None:
     with torch.device("meta"):
         model = build_model(ModelConfig(backbone=name, pretrained="none", temporal_layers=2), SEVEN, 16, 224)
@@ -179,7 +179,7 @@ def test_larger_backbones_have_the_published_sizes(name: str, width: int) -> Non
 def test_names_and_descriptions() -> None:
     assert class_texts(["fear", "joy"], ClassText.names) == ["fear.", "joy."]
     assert len(DESCRIPTIONS) == 11 and len(set(DESCRIPTIONS.values())) == 11
-    with pytest.raises(UserError, match="'joy'.*model.text=names"):
+    with pytest.raises(UserError, match=r"'joy'.*model\.text=names"):
         class_texts(["fear", "joy"], ClassText.descriptions)
 
 
@@ -193,7 +193,7 @@ def test_sentences_replace_the_descriptions() -> None:
 
 
 @pytest.mark.parametrize(
-    "name, pretrained, size, says",
+    ("name", "pretrained", "size", "says"),
     [
         ("ViT-B-32-quickgelu", "openai", 224, "run `dfer fetch-weights ViT-B-32-quickgelu openai`"),
         ("ViT-B-32", "openai", 224, "model.backbone=ViT-B-32-quickgelu"),
@@ -223,7 +223,7 @@ def test_cached_weights_are_found_without_a_network(monkeypatch: pytest.MonkeyPa
     (repo / "refs" / "main").write_text("abc")
     (repo / "snapshots" / "abc").mkdir(parents=True)
     (repo / "snapshots" / "abc" / "open_clip_model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="open_clip_model.safetensors does not hold weights"), torch.device("meta"):
+    with pytest.raises(UserError, match=r"open_clip_model\.safetensors does not hold weights"), torch.device("meta"):
         load_backbone("ViT-B-32-quickgelu", "openai", 224)
 
 
@@ -252,7 +252,7 @@ def test_a_weights_file_is_loaded_and_named_by_its_hash(tmp_path: Path, form: st
     assert torch.equal(image.proj, clip.visual.proj)
     assert torch.equal(text.token_embedding.weight, clip.token_embedding.weight)
     larger, _, _ = load_backbone("tiny", str(path), 96)
-    assert larger.positional_embedding.shape == (37, 128), "position embeddings are resized to the frames"
+    assert larger.positional_embedding.shape == (37, TINY["vision_cfg"]["width"]), "position embeddings are resized to the frames"
     torch.save({"other": torch.zeros(1)}, tmp_path / "wrong.pt")
     with pytest.raises(UserError, match="does not hold weights of this backbone"):
         load_backbone("tiny", str(tmp_path / "wrong.pt"), 64)

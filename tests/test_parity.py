@@ -167,7 +167,7 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path, how: str) -> None:
     try:
         state = read_official(path)
     except UserError as e:
-        assert "\n" not in str(e) and str(path) in str(e)
+        assert "\n" not in str(e) and str(path) in str(e)  # noqa: PT017 (either outcome is good)
     else:
         assert torch.equal(state["x"], torch.arange(4.0))
     assert not proof.exists()

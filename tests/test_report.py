@@ -265,7 +265,7 @@ def test_pictures(tmp_path: Path) -> None:
     for path in (tmp_path / "fold-1" / "confusion.png", tmp_path / "two.png"):
         with Image.open(path) as picture:
             assert min(picture.size) >= 750
-    assert not [p for p in tmp_path.rglob(".*")]  # no temporary file stays
+    assert not list(tmp_path.rglob(".*"))  # no temporary file stays
 
 
 def test_importing_the_report_is_cheap() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FREE = ("dfer_dist", "dfer_dist.config", "dfer_dist.rundir", "dfer_dist.provenance", "dfer_dist.preempt")
+FREE = ("dfer_dist", "dfer_dist.config", "dfer_dist.configfile", "dfer_dist.rundir", "dfer_dist.provenance", "dfer_dist.preempt")
 LIGHT = {"typer", "rich", "omegaconf", "submitit"}  # no torch behind them
 MODULES = {
     ".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROBE = """
 import json, sys
 import dfer_dist, launch.cli
-from dfer_dist.config import config_dirs, load_config
+from dfer_dist.configfile import config_dirs, load_config
 print(json.dumps({
     "files": [dfer_dist.__file__, launch.cli.__file__],
     "dirs": [str(d) for d in config_dirs()],
