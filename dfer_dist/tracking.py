@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _BATCH = 1000  # metrics that MLflow takes in one request
 _QUEUE = 10_000  # lines waiting at most; more stay in the file alone
-_KIND = "mlflow.experimentKind"  # without it MLflow's page opens on its tools for language models
 _LINE_KEYS = ("step", "epoch", "time")
 
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"  # MLflow's words for how a run ended
@@ -59,7 +58,7 @@ def create_runs(run: RunDir, config: Config, uri: str, folds: list[int], tags: d
     experiment = api.get_experiment_by_name(name)
     place = (run.root.parent / "mlartifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
     experiment_id = (
-        experiment.experiment_id if experiment else api.create_experiment(name, place, {_KIND: "custom_model_development"})
+        experiment.experiment_id if experiment else api.create_experiment(name, place)
     )
     params = [Param(k, str(v)[:6000]) for k, v in flatten(config).items()]
     words = [RunTag(k, v) for k, v in tags.items()]

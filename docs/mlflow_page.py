@@ -73,6 +73,7 @@ def _open_runs(page: Page, root: str, experiment_id: str, name: str) -> None:
     close = page.get_by_role("button", name="Close")
     if close.count():
         close.first.click()  # a side panel that MLflow opens by itself
+    page.get_by_text("Model training", exact=True).click()  # the page opens on MLflow's tools for language models
     page.locator(".ag-row [col-id*='Run Name'] button").first.click()
     page.get_by_text(f"{name}-fold1").first.wait_for(timeout=20_000)
     page.locator("label:has(input[name='runs-view-mode'][value='CHART'])").click()

@@ -51,13 +51,18 @@ def demo(
     Example: [bold]dfer demo[/bold]
     """
     from dfer_dist.data.demo import render_demo
+    from launch.local import fast_bf16
 
     console = _console()
     shards = out / "shards"
     with _bar(console, "render clips") as advance:
         frames = render_demo(out / "source", clips=clips, progress=advance)
     _pack(console, "demo", frames / "frames", frames / "lists", shards, 64)
-    run, folds = _open(runs, None, "demo", [f"data.shards={shards}", *(overrides or [])], True, None, nproc)
+    words = [f"data.shards={shards}"]
+    if not fast_bf16():
+        console.print("this processor is slow in bf16: training in float32")
+        words.append("train.precision=fp32")
+    run, folds = _open(runs, None, "demo", [*words, *(overrides or [])], True, None, nproc)
     _crossval(console, run, folds, nproc)
 
 
