@@ -57,9 +57,7 @@ def create_runs(run: RunDir, config: Config, uri: str, folds: list[int], tags: d
     name = config.tracking.experiment or tags["dataset"]
     experiment = api.get_experiment_by_name(name)
     place = (run.root.parent / "mlartifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
-    experiment_id = (
-        experiment.experiment_id if experiment else api.create_experiment(name, place)
-    )
+    experiment_id = experiment.experiment_id if experiment else api.create_experiment(name, place)
     params = [Param(k, str(v)[:6000]) for k, v in flatten(config).items()]
     words = [RunTag(k, v) for k, v in tags.items()]
     parent = api.create_run(experiment_id, run_name=run.root.name).info.run_id
