@@ -119,6 +119,7 @@ class OptimConfig:
     schedule: Schedule = Schedule.step
     milestones: list[int] = field(default_factory=lambda: [30, 40])  # epochs
     gamma: float = 0.1
+    clip_norm: float = 0.0  # largest 2-norm of the whole gradient; 0 leaves it as it is
     warmup_epochs: float = 0.0  # learning rates rise linearly from zero over this many epochs
 
 
@@ -246,7 +247,14 @@ def check_values(c: Config) -> None:
         "data.augment.rotation",
         "train.seed",
     )
-    not_negative += ("optim.weight_decay", "optim.lr_image", "optim.lr_temporal", "optim.lr_prompt", "optim.warmup_epochs")
+    not_negative += (
+        "optim.weight_decay",
+        "optim.lr_image",
+        "optim.lr_temporal",
+        "optim.lr_prompt",
+        "optim.warmup_epochs",
+        "optim.clip_norm",
+    )
     not_negative += ("optim.momentum", "optim.gamma")
     for key in not_negative:
         if flat[key] < 0:

@@ -133,6 +133,7 @@ def _deepspeed_config(config: Config, micro: int, accumulation: int, ranks: Rank
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": {"stage": config.train.zero_stage, "overlap_comm": ranks.device.type == "cuda"},
         "zero_allow_untested_optimizer": True,  # torch's SGD is not on DeepSpeed's list; it is element-wise, which is all ZeRO needs
+        "gradient_clipping": config.optim.clip_norm,  # left out, DeepSpeed 0.19 clips at 1.0 without a word
         "steps_per_print": 10**9,
     }
 

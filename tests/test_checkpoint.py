@@ -1,16 +1,12 @@
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from spawn import run_ranks
 from torch import nn
 
 from dfer_dist import UserError, checkpoint
 from dfer_dist.config import Config
-from dfer_dist.rundir import RunDir
-from launch.local import _free_port, rank_environment
 
 SCRIPT = Path(__file__).with_name("small_engine.py")
 STEPS, HALF = 8, 4
@@ -19,21 +15,7 @@ STEPS, HALF = 8, 4
 def run(folder: Path, ranks: int, steps: int, **options: object) -> dict:
     """Train the toy model on ``ranks`` real processes; returns what rank 0 printed."""
     words = [w for k, v in options.items() for w in (f"--{k}", str(v))]
-    command = [sys.executable, str(SCRIPT), "--folder", str(folder), "--steps", str(steps), *words]
-    port = _free_port()
-    processes = [
-        subprocess.Popen(
-            command,
-            env=rank_environment(RunDir(folder), r, ranks, port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(ranks)
-    ]
-    outs = [p.communicate(timeout=120) for p in processes]
-    assert [p.returncode for p in processes] == [0] * ranks, outs[0][1][-2000:]
-    return json.loads(next(line for line in outs[0][0].splitlines() if line.startswith("{")))
+    return run_ranks(SCRIPT, ranks, "--folder", str(folder), "--steps", str(steps), *words)
 
 
 @pytest.fixture(scope="module")

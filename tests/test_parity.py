@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from spawn import run_ranks
 
 from dfer_dist import UserError
 from dfer_dist.config import ModelConfig, TokenPosition
@@ -23,6 +24,7 @@ from dfer_dist.model.official import read_official, to_ours
 GOLDEN = Path(os.environ.get("DFER_GOLDEN", Path(__file__).resolve().parents[2] / "shared" / "golden"))
 CASES = sorted(p.name.removesuffix("_init.pth") for p in GOLDEN.glob("*_init.pth"))
 TOLERANCE = 1e-4
+ENGINE = Path(__file__).with_name("golden_engine.py")
 
 golden = pytest.mark.parametrize(
     "case",
@@ -125,6 +127,34 @@ def test_the_whole_trajectory(case: str) -> None:
     for name, (_, norm) in told["final_param_sum_and_norm"].items():
         ours = weights[next(iter(to_ours({name: torch.empty(0)})))]
         assert ours.detach().double().norm().item() == pytest.approx(norm, rel=TOLERANCE, abs=1e-6), name
+
+
+@golden
+def test_the_trajectory_through_our_engine(case: str, tmp_path: Path) -> None:
+    """Float32, ZeRO-1, one rank: our parameter groups, schedule and DeepSpeed instead of a plain loop."""
+    run_ranks(ENGINE, 1, "--case", case, "--precision", "fp32", "--out", str(tmp_path / "out.npz"))
+    told = json.loads((GOLDEN / f"{case}.json").read_text())
+    data, ours = np.load(GOLDEN / f"{case}_trajectory.npz"), np.load(tmp_path / "out.npz")
+    for name, theirs in (("logits", "logits"), ("losses", "losses"), ("rates", "lrs"), ("final_logits", "final_logits")):
+        assert_equal(ours[name], data[theirs], name)
+    for name, (total, norm) in told["final_param_sum_and_norm"].items():
+        weight = ours[f"weight:{next(iter(to_ours({name: torch.empty(0)})))}"].astype(np.float64)
+        assert np.linalg.norm(weight) == pytest.approx(norm, rel=TOLERANCE, abs=1e-6), name
+        assert weight.sum() == pytest.approx(total, abs=TOLERANCE * np.abs(weight).sum()), name
+
+
+@golden
+def test_the_trajectory_in_bf16_on_two_ranks_stays_close(case: str, tmp_path: Path) -> None:
+    """bf16 keeps 8 significant bits: features off by 2 ** -8 of their size move a cosine by as much, and the logits, 100 times
+    cosines, by some tenths. Float32 masters and gradients keep that from piling up. Seen on the first recorded case: 0.4 %
+    of the largest logit at the first step, 1.0 % at the worst of six, losses within 3.2 %."""
+    run_ranks(ENGINE, 2, "--case", case, "--precision", "bf16", "--out", str(tmp_path / "out.npz"))
+    data, ours = np.load(GOLDEN / f"{case}_trajectory.npz"), np.load(tmp_path / "out.npz")
+    errors = np.abs(ours["logits"] - data["logits"]).max((1, 2)) / np.abs(data["logits"]).max()
+    assert errors[0] <= 0.015
+    assert errors.max() <= 0.04
+    np.testing.assert_allclose(ours["losses"], data["losses"], rtol=0.1)
+    np.testing.assert_allclose(ours["rates"], data["lrs"])
 
 
 @golden
