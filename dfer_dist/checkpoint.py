@@ -2,7 +2,8 @@
 
 ``checkpoints/step-00000120/`` holds ``model.safetensors`` (float32 master weights of what is trained), ``optimizer.safetensors``
 (moments by parameter name, as ``MOMENT:NAME``), ``state.json``, ``config.yaml`` and, last, the mark ``COMPLETE``. Frozen
-weights are not stored: ``state.json`` keeps a checksum of them, which is asserted when they have been loaded again.
+weights are not stored: ``state.json`` keeps a checksum of them, which is asserted when they have been loaded again. Only a
+checkpoint that no pretrained file can complete, a converted one, has them in ``frozen.safetensors``.
 ``LATEST`` and ``BEST`` are files that name a step's folder and are moved by rename.
 
 DeepSpeed's own format is not used: in 0.19.8 its universal loading left frozen parameters at their fresh initialisation and,
@@ -39,19 +40,22 @@ from dfer_dist.ranks import Ranks
 from dfer_dist.rundir import fsync_dir, read_json, write_json, write_text
 
 MODEL, OPTIMIZER, STATE, CONFIG, COMPLETE = "model.safetensors", "optimizer.safetensors", "state.json", "config.yaml", "COMPLETE"
+FROZEN = "frozen.safetensors"  # not in every checkpoint
 
 _MOMENTS = {Optimizer.sgd: ("momentum_buffer",), Optimizer.adamw: ("exp_avg", "exp_avg_sq")}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint, read into memory. ``optimizer`` is empty where only weights were asked for."""
+    """A complete checkpoint, read into memory. ``optimizer`` is empty where only weights were asked for, ``frozen`` where
+    the folder has none."""
 
     path: Path
     config: Config
     state: dict[str, Any]
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    frozen: dict[str, Tensor]
 
 
 def frozen_checksum(model: nn.Module, trained: dict[str, nn.Parameter]) -> str:
@@ -83,7 +87,7 @@ def save(folder: Path, engine: Engine, config: Config, state: dict[str, Any], ra
             own = _gather(engine, ranks, lambda p, key=key: safe_get_full_optimizer_state(p, key))
             moments |= {f"{key}:{name}": value for name, value in own.items()}
     if ranks.is_main and not (target / COMPLETE).exists():
-        _write(target, weights, moments, config, state)
+        write(target, weights, moments, config, state)
     if ranks.is_main:
         point(folder, "LATEST", target)
     ranks.share(None)  # nobody goes on, or leaves, before the checkpoint stands
@@ -99,13 +103,34 @@ def _gather(engine: Engine, ranks: Ranks, get: Any) -> dict[str, Tensor]:
     return out
 
 
-def _write(target: Path, weights: dict[str, Tensor], moments: dict[str, Tensor], config: Config, state: dict[str, Any]) -> None:
+def write(
+    target: Path,
+    weights: dict[str, Tensor],
+    moments: dict[str, Tensor],
+    config: Config,
+    state: dict[str, Any],
+    frozen: dict[str, Tensor] | None = None,
+    texts: dict[str, str] | None = None,
+) -> None:
+    """Write one checkpoint folder, whole or not at all, in the place of an incomplete one.
+
+    Parameters
+    ----------
+    frozen : dict of name to tensor, optional
+        Weights that are not trained, to be stored in full.
+    texts : dict of name to str, optional
+        Further files for the folder.
+    """
     temporary = target.with_name(f".{target.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file(weights, temporary / MODEL)
     save_file(moments, temporary / OPTIMIZER)
-    for name in (MODEL, OPTIMIZER):
+    if frozen:
+        save_file(frozen, temporary / FROZEN)
+    for name, text in (texts or {}).items():
+        write_text(temporary / name, text)
+    for name in (MODEL, OPTIMIZER, *([FROZEN] if frozen else [])):
         with (temporary / name).open("rb") as f:
             os.fsync(f.fileno())
     write_text(temporary / CONFIG, dump_config(config))
@@ -154,9 +179,10 @@ def read(path: Path, weights_only: bool = False) -> Checkpoint:
     try:
         model = load_file(path / MODEL)
         optimizer = {} if weights_only else load_file(path / OPTIMIZER)
+        frozen = load_file(path / FROZEN) if (path / FROZEN).exists() else {}
     except (OSError, SafetensorError) as e:
         raise UserError(f"checkpoint {path} is damaged: {e}") from e
-    return Checkpoint(path, read_config(path / CONFIG), read_json(path / STATE), model, optimizer)
+    return Checkpoint(path, read_config(path / CONFIG), read_json(path / STATE), model, optimizer, frozen)
 
 
 def load_weights(model: nn.Module, trained: dict[str, nn.Parameter], checkpoint: Checkpoint) -> None:
@@ -168,21 +194,21 @@ def load_weights(model: nn.Module, trained: dict[str, nn.Parameter], checkpoint:
         If names, shapes or frozen weights are those of another model.
     """
     path = checkpoint.path
-    odd = sorted(set(trained) ^ set(checkpoint.model))
+    weights = checkpoint.model | checkpoint.frozen
+    wanted = dict(model.named_parameters()) if checkpoint.frozen else trained
+    odd = sorted(wanted.keys() ^ weights.keys())
     if odd:
-        side = "only in the checkpoint" if odd[0] in checkpoint.model else "missing in the checkpoint"
+        side = "only in the checkpoint" if odd[0] in weights else "missing in the checkpoint"
         raise UserError(f"checkpoint {path} is of another model: {odd[0]} is {side} ({len(odd)} such names)")
-    for name, p in trained.items():
-        if p.shape != checkpoint.model[name].shape:
-            have, want = tuple(checkpoint.model[name].shape), tuple(p.shape)
+    for name, p in wanted.items():
+        if p.shape != weights[name].shape:
+            have, want = tuple(weights[name].shape), tuple(p.shape)
             raise UserError(f"checkpoint {path} is of another model: {name} has shape {have}, not {want}")
+    model.load_state_dict(weights, strict=False)  # not a plain copy: a model may have to follow with what it derived
     if frozen_checksum(model, trained) != checkpoint.state["frozen_sha256"]:
         raise UserError(
             f"checkpoint {path}: the frozen weights are not those it was trained with (other pretrained file or seed)"
         )
-    with torch.no_grad():
-        for name, p in trained.items():
-            p.copy_(checkpoint.model[name])
 
 
 def restore(engine: Engine, checkpoint: Checkpoint, config: Config, ranks: Ranks) -> None:

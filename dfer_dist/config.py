@@ -6,6 +6,7 @@ A file in ``configs/`` holds only what differs; :mod:`dfer_dist.configfile` read
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -52,10 +53,35 @@ class TokenPosition(Enum):
 
 
 class ClassText(Enum):
-    """What the text tower reads for a class: its name, or a description of the face."""
+    """What the text tower reads for a class: its name, a sentence with its name, or a description of the face."""
 
     names = "names"
+    sentence = "sentence"
     descriptions = "descriptions"
+
+
+class ImageTuning(Enum):
+    """What is trained of the image tower; ``last`` is the last ``model.image_blocks`` blocks and what follows them."""
+
+    all = "all"
+    last = "last"
+    norms = "norms"
+    lora = "lora"
+    none = "none"
+
+
+class TextTuning(Enum):
+    """What is trained of the text tower."""
+
+    frozen = "frozen"
+    lora = "lora"
+
+
+class TemporalKind(Enum):
+    """How the features of a clip's frames become one: a transformer, or their mean."""
+
+    transformer = "transformer"
+    mean = "mean"
 
 
 class Device(Enum):
@@ -86,6 +112,7 @@ class DataConfig:
     image_size: int = 224  # side of the square the model sees, pixels
     workers: int = 2  # decoding processes of each rank; 0 decodes in the training process
     block: int = 512  # clips that are shuffled among themselves within a lane of the plan
+    balanced: bool = False  # every class as often as any other in an epoch, by repeating clips of the rarer ones
     loss_budget: int = 0  # clips that a training run may lose to damage before it stops
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -95,9 +122,16 @@ class ModelConfig:
     backbone: str = "ViT-B-32-quickgelu"  # any open_clip name with a ViT image tower, or `tiny`
     pretrained: str = "openai"  # open_clip tag, a weights file, or `none` for random weights
     text: ClassText = ClassText.descriptions
+    sentences: dict[str, list[str]] | None = None  # class name: one or more sentences; null: what model.text says
     context_tokens: int = 8
     class_specific: bool = True  # a context of its own for each class
     token_position: TokenPosition = TokenPosition.end
+    image: ImageTuning = ImageTuning.all
+    image_blocks: int = 2  # for image=last
+    text_tower: TextTuning = TextTuning.frozen
+    lora_rank: int = 8
+    lora_alpha: float = 16.0  # LoRA's product is weighted with lora_alpha / lora_rank
+    temporal: TemporalKind = TemporalKind.transformer
     temporal_layers: int = 1
     temporal_heads: int = 8
     temporal_head_dim: int = 64
@@ -116,6 +150,7 @@ class OptimConfig:
     lr_image: float = 1e-5
     lr_temporal: float = 1e-2
     lr_prompt: float = 1e-3
+    lr_lora: float = 1e-4  # LoRA factors of either tower
     schedule: Schedule = Schedule.step
     milestones: list[int] = field(default_factory=lambda: [30, 40])  # epochs
     gamma: float = 0.1
@@ -131,6 +166,8 @@ class TrainConfig:
     precision: Precision = Precision.bf16
     zero_stage: int = 1  # DeepSpeed ZeRO: 1 shards moments, 2 gradients too, 3 weights too
     seed: int = 0
+    label_smoothing: float = 0.0  # share of the target that is spread over all classes
+    class_balance: float = 0.0  # beta of the class-balanced loss, such as 0.999; 0 weighs all clips alike
     selection: Selection = Selection.last
     val_fraction: float = 0.1  # part of the training folds held out, for selection=best_val
     max_bad_steps: int = 5  # steps in a row with non-finite gradients before the run stops
@@ -173,7 +210,7 @@ def flatten(config: Config) -> dict[str, Any]:
             for f in fields(node):
                 out |= walk(getattr(node, f.name), f"{prefix}{f.name}.")
             return out
-        return {prefix[:-1]: node.name if isinstance(node, Enum) else list(node) if isinstance(node, list) else node}
+        return {prefix[:-1]: node.name if isinstance(node, Enum) else copy.deepcopy(node)}
 
     return walk(config, "")
 
@@ -209,6 +246,17 @@ def split_batch(config: Config, world: int) -> tuple[int, int]:
     return micro, own // micro
 
 
+_AT_LEAST_ONE = """
+    data.num_frames data.image_size data.block model.context_tokens model.image_blocks model.lora_rank model.temporal_layers
+    model.temporal_heads model.temporal_head_dim model.temporal_mlp train.epochs train.log_every train.global_batch
+    train.micro_batch train.max_bad_steps train.save_epochs train.keep eval.batch
+"""
+_NOT_NEGATIVE = """
+    data.workers data.loss_budget data.augment.brightness data.augment.rotation train.seed optim.weight_decay optim.lr_image
+    optim.lr_temporal optim.lr_prompt optim.lr_lora optim.warmup_epochs optim.clip_norm optim.momentum optim.gamma
+"""
+
+
 def check_values(c: Config) -> None:
     """Ranges that types cannot express.
 
@@ -221,49 +269,25 @@ def check_values(c: Config) -> None:
     for key, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}={value}: must be a finite number")
-    at_least_one: tuple[str, ...] = (
-        "data.num_frames",
-        "data.image_size",
-        "data.block",
-        "model.context_tokens",
-        "model.temporal_layers",
-    )
-    at_least_one += ("model.temporal_heads", "model.temporal_head_dim", "model.temporal_mlp", "train.epochs", "train.log_every")
-    at_least_one += (
-        "train.global_batch",
-        "train.micro_batch",
-        "train.max_bad_steps",
-        "train.save_epochs",
-        "train.keep",
-        "eval.batch",
-    )
-    for key in at_least_one:
+    for key in _AT_LEAST_ONE.split():
         if flat[key] is not None and flat[key] < 1:
             raise UserError(f"{key}={flat[key]}: must be at least 1")
-    not_negative: tuple[str, ...] = (
-        "data.workers",
-        "data.loss_budget",
-        "data.augment.brightness",
-        "data.augment.rotation",
-        "train.seed",
-    )
-    not_negative += (
-        "optim.weight_decay",
-        "optim.lr_image",
-        "optim.lr_temporal",
-        "optim.lr_prompt",
-        "optim.warmup_epochs",
-        "optim.clip_norm",
-    )
-    not_negative += ("optim.momentum", "optim.gamma")
-    for key in not_negative:
+    for key in _NOT_NEGATIVE.split():
         if flat[key] < 0:
             raise UserError(f"{key}={flat[key]}: must not be negative")
     if c.train.zero_stage not in (1, 2, 3):
         raise UserError(f"train.zero_stage={c.train.zero_stage}: must be 1, 2 or 3")
     if not 0 < c.data.augment.crop_scale <= 1:
         raise UserError(f"data.augment.crop_scale={c.data.augment.crop_scale}: must lie in (0, 1]")
+    for key in ("train.label_smoothing", "train.class_balance"):
+        if not 0 <= flat[key] < 1:
+            raise UserError(f"{key}={flat[key]}: must lie in [0, 1)")
     if not 0 < c.train.val_fraction < 1:
         raise UserError(f"train.val_fraction={c.train.val_fraction}: must lie between 0 and 1")
+    if c.model.lora_alpha <= 0:
+        raise UserError(f"model.lora_alpha={c.model.lora_alpha}: must be greater than 0")
+    for name, sentences in (c.model.sentences or {}).items():
+        if not sentences or not all(s.strip() for s in sentences):
+            raise UserError(f"model.sentences.{name}={sentences}: give one or more sentences, none of them empty")
     if c.model.temperature <= 0 or c.train.save_minutes <= 0:
         raise UserError("model.temperature and train.save_minutes must be greater than 0")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -84,18 +84,26 @@ def dump_config(config: Config) -> str:
 
 
 def _read_yaml(path: Path) -> DictConfig:
+    """The file's own keys; a backbone's sizes, where they are a file named relatively, lie beside it."""
     try:
         loaded = OmegaConf.load(path)
     except Exception as e:  # yaml.YAMLError and OSError
         raise UserError(f"{path} cannot be read as YAML: {_one_line(e)}") from e
     if isinstance(loaded, ListConfig):
         raise UserError(f"{path} must hold keys and values, not a list")
+    backbone = OmegaConf.select(loaded, "model.backbone", throw_on_missing=False)
+    if isinstance(backbone, str) and backbone.endswith(".json"):
+        loaded.model.backbone = str(path.resolve().parent / backbone)
     return loaded
 
 
 def _merge(tree: DictConfig, patch: DictConfig, source: str) -> DictConfig:
     for key in _leaves(patch):
-        _check_known(tree, key, source)
+        known = _check_known(tree, key, source)
+        if isinstance(known, DictConfig) and isinstance(
+            OmegaConf.select(patch, key, throw_on_resolution_failure=False), ListConfig
+        ):
+            raise UserError(f"{source}: {key}: must hold keys and values, not a list")
     try:
         merged = OmegaConf.merge(tree, patch)
     except OmegaConfBaseException as e:
@@ -111,14 +119,18 @@ def _leaves(node: Any, prefix: str = "") -> list[str]:
     return [prefix[:-1]] if prefix else []
 
 
-def _check_known(tree: DictConfig, dotted: str, source: str) -> None:
+def _check_known(tree: DictConfig, dotted: str, source: str) -> Any:
+    """The default that a key stands for; None for a key of the user's own, such as a class name below model.sentences."""
     node: Any = tree
     for depth, part in enumerate(dotted.split(".")):
+        if isinstance(node, DictConfig) and get_origin(node._metadata.ref_type) is dict:
+            return None
         if not isinstance(node, DictConfig):
             raise UserError(f"{source}: '{'.'.join(dotted.split('.')[:depth])}' is a single value, it has no '{part}'")
         if part not in node.keys():  # noqa: SIM118 (`in` the node itself hides keys without a value)
             raise UserError(f"{source}: unknown key '{dotted}'{_nearest(dotted, _leaves(tree))}")
         node = node._get_node(part)
+    return node
 
 
 def _nearest(word: str, known: Any) -> str:

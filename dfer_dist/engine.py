@@ -90,7 +90,7 @@ def build_engine(model: nn.Module, groups: Groups, config: Config, ranks: Ranks,
     model : nn.Module
         Float32 weights; DeepSpeed casts them as ``train.precision`` says and keeps float32 masters.
     groups : mapping
-        Trained parameters by group (``temporal``, ``image``, ``prompt``), each with its name.
+        Trained parameters by group (``temporal``, ``image``, ``prompt``, ``lora``), each with its name.
     steps_per_epoch : int
         For the schedule.
 
@@ -103,7 +103,7 @@ def build_engine(model: nn.Module, groups: Groups, config: Config, ranks: Ranks,
     import deepspeed  # seconds to import, and it reads DS_ACCELERATOR when imported
 
     optim = config.optim
-    peaks = {"temporal": optim.lr_temporal, "image": optim.lr_image, "prompt": optim.lr_prompt}
+    peaks = {"temporal": optim.lr_temporal, "image": optim.lr_image, "prompt": optim.lr_prompt, "lora": optim.lr_lora}
     base_lr = {name: peaks[name] for name in groups}
     param_groups = [{"params": [p for _, p in g], "lr": base_lr[name], "name": name} for name, g in groups.items()]
     engine, *_ = deepspeed.initialize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dfer_dist import UserError
-from dfer_dist.config import Device, Precision
+from dfer_dist.config import Config, Device, Precision
 from dfer_dist.configfile import load_config
 from dfer_dist.data.clips import ClipReader
 from dfer_dist.data.plan import ClipSet, evaluation_batches, whole_shards
@@ -22,6 +23,10 @@ from dfer_dist.data.stream import Batch, evaluation_stream
 from dfer_dist.metrics import Scores, score
 from dfer_dist.ranks import Ranks
 from dfer_dist.rundir import atomic_path, parse_folds
+
+if TYPE_CHECKING:
+    from dfer_dist.checkpoint import Checkpoint
+    from dfer_dist.model import DFERCLIP
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,31 @@ def collect(rows: dict[str, tuple[int, np.ndarray]], index: Index, clips: ClipSe
     return Predictions(keys, labels, np.stack([merged[key][1] for key in keys]).astype(np.float32))
 
 
+def load_model(saved: Checkpoint, config: Config, classes: tuple[str, ...]) -> DFERCLIP:
+    """The model of a checkpoint, in float32 on the default device, for evaluation.
+
+    Parameters
+    ----------
+    config : Config
+        The checkpoint's own, or with other words on top.
+    classes : tuple of C str
+        In label order.
+
+    Raises
+    ------
+    UserError
+        If the settings make another model than the checkpoint is of, or its pretrained weights are not on this machine.
+    """
+    from dfer_dist import checkpoint
+    from dfer_dist.model import build_model, param_groups
+
+    torch.manual_seed(config.train.seed)
+    model = build_model(config.model, classes, config.data.num_frames, config.data.image_size)
+    trained = {name: p for group in param_groups(model).values() for name, p in group}
+    checkpoint.load_weights(model, trained, saved)
+    return model.eval()
+
+
 def evaluate_checkpoint(
     path: Path, fold: int | None, overrides: list[str], out: Path | None, progress: Callable[[int, int], None] | None = None
 ) -> Scores:
@@ -120,19 +150,20 @@ def evaluate_checkpoint(
         If the checkpoint is of another model, or the data has other classes.
     """
     from dfer_dist import checkpoint  # imports DeepSpeed, which reading a table does not need
-    from dfer_dist.model import build_model, param_groups
 
     saved = checkpoint.read(path, weights_only=True)
     config = load_config(str(saved.path / checkpoint.CONFIG), overrides)
     index = read_index(Path(config.data.shards))
-    (number,) = parse_folds(str(saved.state["fold"] if fold is None else fold), index.folds)
+    if index.classes != tuple(saved.state.get("classes", index.classes)):
+        raise UserError(f"{path} tells {', '.join(saved.state['classes'])} apart, in this order; the data has other classes")
+    fold = saved.state["fold"] if fold is None else fold
+    if fold is None:
+        raise UserError(f"{path} does not say which fold it was trained for: give --fold")
+    (number,) = parse_folds(str(fold), index.folds)
     clips = whole_shards(index, index.test_shards(number))
     device = torch.device("cuda" if torch.cuda.is_available() and config.train.device is not Device.cpu else "cpu")
-    torch.manual_seed(config.train.seed)
-    model = build_model(config.model, index.classes, config.data.num_frames, config.data.image_size)
-    trained = {name: p for group in param_groups(model).values() for name, p in group}
-    checkpoint.load_weights(model, trained, saved)
-    model = model.to(device, torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32).eval()
+    model = load_model(saved, config, index.classes)
+    model = model.to(device, torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32)
     with torch.no_grad():
         text = model.text_features()
     done = 0

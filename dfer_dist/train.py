@@ -21,13 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from dfer_dist import UserError, checkpoint
 from dfer_dist.config import Config, Selection, config_hash, split_batch
 from dfer_dist.configfile import read_config
-from dfer_dist.data.plan import ClipSet, EpochPlan, hold_out, whole_shards
+from dfer_dist.data.plan import BalancedPlan, ClipSet, EpochPlan, clips_by_class, hold_out, whole_shards
 from dfer_dist.data.shards import Index, read_index
 from dfer_dist.data.stream import Batch, evaluation_stream, train_stream
 from dfer_dist.engine import Engine, build_engine
@@ -35,6 +33,7 @@ from dfer_dist.evaluate import Predictions, collect, predict
 from dfer_dist.meter import Meter
 from dfer_dist.metrics import Scores
 from dfer_dist.model import build_model, param_groups
+from dfer_dist.objective import Objective
 from dfer_dist.ranks import Ranks, start
 from dfer_dist.report import confusion_png
 from dfer_dist.rundir import FoldDir, RunDir, write_json
@@ -57,6 +56,7 @@ class Fold:
     plan: EpochPlan  # of epoch 0; carries what all epochs share
     test: ClipSet
     val: ClipSet | None
+    objective: Objective
     frozen_sha256: str
     tracker: Tracker | None
     step: int = 0  # done so far
@@ -106,7 +106,7 @@ def fit(fold: Fold, leave: LeaveFlag) -> str:
         for _ in range(engine.accumulation):
             with meter.waiting():
                 batch = next(stream)
-            part = objective(engine.deepspeed(batch.frames.to(ranks.device, non_blocking=True)), batch)
+            part = fold.objective(engine.deepspeed(batch.frames.to(ranks.device, non_blocking=True)), batch)
             engine.micro_step(part)
             loss += part.detach() / engine.accumulation
             lost += report_lost(batch)
@@ -128,12 +128,6 @@ def fit(fold: Fold, leave: LeaveFlag) -> str:
             fold.save()
             return PREEMPTED
     return DONE
-
-
-def objective(logits: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy, averaged over the places of the micro batch; a lost clip's place counts as zero."""
-    valid, labels = batch.valid.to(logits.device), batch.labels.to(logits.device)
-    return (F.cross_entropy(logits, labels, reduction="none") * valid).mean()
 
 
 def report_lost(batch: Batch) -> int:
@@ -236,7 +230,9 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks) -> Fold:
     train, val = whole_shards(index, index.train_shards(number)), None
     if config.train.selection is Selection.best_val:
         train, val = hold_out(index, index.train_shards(number), config.train.val_fraction, config.train.seed)
-    plan = EpochPlan(train, config.train.seed, 0, config.train.global_batch, config.data.block)
+    by_class = clips_by_class(index, train) if config.data.balanced or config.train.class_balance else ()
+    shape = (train, config.train.seed, 0, config.train.global_batch, config.data.block)
+    plan = BalancedPlan(*shape, tuple(c for c in by_class if len(c))) if config.data.balanced else EpochPlan(*shape)
     split_batch(config, ranks.world)  # a batch that cannot be cut is found before the model is built
     found = checkpoint.pointed(run.fold(number).checkpoints, "LATEST") if ranks.is_main else None
     found = ranks.share(found)
@@ -249,9 +245,9 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks) -> Fold:
     if saved:
         checkpoint.load_weights(model, trained, saved)
     engine = build_engine(model, groups, config, ranks, plan.steps)
-    fold = Fold(
-        run, number, config, index, ranks, engine, plan, whole_shards(index, index.test_shards(number)), val, frozen, None
-    )
+    test = whole_shards(index, index.test_shards(number))
+    objective = Objective(config.train, [len(c) for c in by_class], ranks.device)
+    fold = Fold(run, number, config, index, ranks, engine, plan, test, val, objective, frozen, None)
     if saved:
         checkpoint.restore(engine, saved, config, ranks)
         fold.step, fold.lost, fold.skipped = (saved.state[k] for k in ("step", "lost", "skipped_steps"))

@@ -11,6 +11,7 @@ import typer
 
 from dfer_dist import UserError
 from dfer_dist.preempt import EXIT_PREEMPTED
+from launch.convert import convert
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -147,6 +148,9 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     from dfer_dist.rundir import RunDir
 
     _report(_console(), RunDir(run.resolve()))
+
+
+app.add_typer(convert, name="convert")
 
 
 @app.command(name="fetch-weights")

@@ -59,7 +59,7 @@ class TestFolder:
         for step in (10, 20, 30, 40):
             target = tmp_path / f"step-{step:08d}"
             state = {"step": step, "frozen_sha256": checkpoint.frozen_checksum(model, dict(model.named_parameters()))}
-            checkpoint._write(target, weights, {}, config, state)
+            checkpoint.write(target, weights, {}, config, state)
         checkpoint.point(tmp_path, "LATEST", tmp_path / "step-00000040")
         checkpoint.point(tmp_path, "BEST", tmp_path / "step-00000010")
         return tmp_path, model
@@ -115,5 +115,5 @@ class TestFolder:
         (target / checkpoint.COMPLETE).unlink()
         config = Config()
         config.data.shards = "none"
-        checkpoint._write(target, {n: p.detach() for n, p in model.named_parameters()}, {}, config, {"step": 40})
+        checkpoint.write(target, {n: p.detach() for n, p in model.named_parameters()}, {}, config, {"step": 40})
         assert checkpoint.read(folder).state["step"] == 40

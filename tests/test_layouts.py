@@ -168,7 +168,7 @@ def test_names_that_no_tar_member_can_have_are_refused(two_folds: Path, name: st
     ],
 )
 def test_official_lists_are_read_and_agree_with_each_other(dataset: str, sizes: dict[str, int], tmp_path: Path) -> None:
-    files = _find_lists(OFFICIAL / dataset)
+    files = _find_lists(OFFICIAL / dataset, dataset)
     rows = {split: _read_list(file, len(CLASSES[dataset])) for split, file in files.items()}
     assert {split: len(listed) for split, listed in rows.items()} == sizes
     _check_disjoint(rows)
@@ -178,8 +178,19 @@ def test_official_lists_are_read_and_agree_with_each_other(dataset: str, sizes: 
     assert {label for listed in rows.values() for label in listed.values()} == set(range(len(CLASSES[dataset])))
     if "fold1" not in rows:
         return
-    _check_training_lists(OFFICIAL / dataset, rows)
+    _check_training_lists(files, rows)
     original = next((OFFICIAL / dataset).glob("*_set_3_train.txt"))
     (tmp_path / original.name).write_text(original.read_text().split("\n", 1)[1])  # one clip short
     with pytest.raises(UserError, match="not the rest of fold 3"):
-        _check_training_lists(tmp_path, rows)
+        _check_training_lists({k: tmp_path / f.name for k, f in files.items()}, rows)
+
+
+def test_released_lists_are_read_as_they_are(two_folds: Path) -> None:
+    """Several data sets in one folder, and paths of the authors' machine."""
+    relative = read_lists("dfew", two_folds / "frames", two_folds / "lists")
+    for file in list((two_folds / "lists").iterdir()):
+        lines = [f"/data/lab/DFEW/faces/{line}" for line in file.read_text().splitlines()]
+        (two_folds / "lists" / file.name.replace("X_", "DFEW_")).write_text("\n".join(lines))
+        file.unlink()
+    (two_folds / "lists" / "MAFW_set_1_test.txt").write_text("z 2 0")
+    assert read_lists("dfew", two_folds / "frames", two_folds / "lists") == relative

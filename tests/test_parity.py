@@ -17,8 +17,8 @@ from spawn import run_ranks
 
 from dfer_dist import UserError
 from dfer_dist.config import ModelConfig, TokenPosition
+from dfer_dist.model import DFERCLIP, param_groups
 from dfer_dist.model.backbone import TextTower, build_clip
-from dfer_dist.model.dferclip import DFERCLIP, param_groups
 from dfer_dist.model.official import read_official, to_ours
 
 GOLDEN = Path(os.environ.get("DFER_GOLDEN", Path(__file__).resolve().parents[2] / "shared" / "golden"))

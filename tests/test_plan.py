@@ -11,7 +11,17 @@ import pytest
 from dfer_dist import UserError
 from dfer_dist.data import plan as plan_module
 from dfer_dist.data.layouts import read_lists
-from dfer_dist.data.plan import ClipSet, EpochPlan, Place, evaluation_batches, hold_out, keyed_rng, whole_shards
+from dfer_dist.data.plan import (
+    BalancedPlan,
+    ClipSet,
+    EpochPlan,
+    Place,
+    clips_by_class,
+    evaluation_batches,
+    hold_out,
+    keyed_rng,
+    whole_shards,
+)
 from dfer_dist.data.shards import Index, pack
 from dfer_dist.data.stream import _TrainOrder
 
@@ -181,3 +191,44 @@ def test_hold_out_depends_on_seed_and_keys_not_on_the_cut_of_shards(tiny_shards:
 def test_a_class_of_one_clip_cannot_be_split(recut: Index) -> None:
     with pytest.raises(UserError, match="class disgust has one training clip"):
         hold_out(recut, [0], 0.5, seed=0)
+
+
+class TestBalanced:
+    """Balanced sampling: seven classes of unequal size."""
+
+    @pytest.fixture(scope="class")
+    def plan(self, tiny_shards):
+        clips = whole_shards(tiny_shards, tiny_shards.train_shards(1))
+        by_class = clips_by_class(tiny_shards, clips)
+        # make it uneven: keep two clips of class 0
+        return BalancedPlan(clips, 3, 0, 8, 512, (by_class[0][:2], *by_class[1:]))
+
+    def test_places_are_told_by_class(self, tiny_shards, plan):
+        clips = plan.clips
+        every = np.concatenate(clips_by_class(tiny_shards, clips))
+        assert sorted(every) == list(range(len(clips)))
+
+    def test_classes_come_equally_often(self, tiny_shards, plan):
+        seen = Counter()
+        for step in range(plan.steps):
+            for lane in range(8):
+                place = plan.place(step, lane)
+                seen[tiny_shards.sidecar(place.shard)["label"][place.row].as_py()] += 1
+        assert sum(seen.values()) == plan.steps * 8
+        assert len(seen) == 7
+        assert max(seen.values()) - min(seen.values()) <= 7
+
+    def test_no_clip_comes_a_third_time_before_all_of_its_class_came_twice(self, plan):
+        members = len(plan.by_class[2])
+        chosen = []
+        for epoch in range(6):
+            order = plan.at(epoch)._order
+            chosen += [tuple(row) for row in order if row[0] in plan.by_class[2]]
+        assert len(chosen) == len(set(chosen)), "a clip twice in one pass"
+        times = Counter(at for at, _ in chosen)
+        assert max(times.values()) - min(times.values()) <= 1 + 6 * 7 // members
+
+    def test_is_a_pure_function_of_seed_and_epoch(self, plan):
+        again = BalancedPlan(plan.clips, 3, 0, 8, 512, plan.by_class)
+        assert [plan.place(1, i) for i in range(8)] == [again.place(1, i) for i in range(8)]
+        assert [plan.place(1, i) for i in range(8)] != [plan.at(1).place(1, i) for i in range(8)]

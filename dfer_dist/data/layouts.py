@@ -6,6 +6,7 @@ five pairs of lists, of which the test lists are disjoint and cover the data; FE
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,9 @@ def read_lists(dataset: str, root: Path, lists: Path) -> list[ClipRecord]:
     root : Path
         Folder that the paths in the lists start from; each clip is a folder of JPEG files there.
     lists : Path
-        Folder of ``*_set_K_test.txt`` (and ``_train.txt``), or of ``*_train.txt`` and ``*_test.txt``.
+        Folder of ``*_set_K_test.txt`` (and ``_train.txt``), or of ``*_train.txt`` and ``*_test.txt``. Where it holds files
+        that begin with the data set's name, only those are read. Absolute paths, as in the released lists, name folders of
+        the authors' machine: what all of them begin with is cut off.
 
     Raises
     ------
@@ -55,17 +58,20 @@ def read_lists(dataset: str, root: Path, lists: Path) -> list[ClipRecord]:
     for folder in (root, lists):
         if not folder.is_dir() or not any(folder.iterdir()):
             raise UserError(f"{folder} is empty or no folder: nothing to pack there")
-    files = _find_lists(lists)
+    files = _find_lists(lists, dataset)
     rows = {split: _read_list(file, len(CLASSES[dataset])) for split, file in files.items()}
     _check_disjoint(rows)
     if "fold1" in rows:
-        _check_training_lists(lists, rows)
-    return [_record(root, split, source, label) for split, listed in rows.items() for source, label in listed.items()]
+        _check_training_lists(files, rows)
+    front = _common_front([source for listed in rows.values() for source in listed])
+    return [_record(root, split, source[front:], label) for split, listed in rows.items() for source, label in listed.items()]
 
 
-def _find_lists(lists: Path) -> dict[str, Path]:
+def _find_lists(lists: Path, dataset: str) -> dict[str, Path]:
+    every = sorted(lists.iterdir())
+    files = [f for f in every if f.name.lower().startswith(f"{dataset}_")] or every
     tests: dict[int, Path] = {}
-    for file in sorted(lists.iterdir()):
+    for file in files:
         if match := re.fullmatch(r".*_set_(\d+)_test\.txt", file.name):
             twin = tests.setdefault(int(match[1]), file)
             if twin is not file:
@@ -74,7 +80,7 @@ def _find_lists(lists: Path) -> dict[str, Path]:
         if sorted(tests) != list(range(1, len(tests) + 1)):
             raise UserError(f"{lists}: test lists for folds {sorted(tests)}; they must run from 1 without a gap")
         return {f"fold{k}": tests[k] for k in sorted(tests)}
-    pair = {s: [f for f in lists.iterdir() if re.fullmatch(rf".*_{s}\.txt", f.name)] for s in ("train", "test")}
+    pair = {s: [f for f in files if re.fullmatch(rf".*_{s}\.txt", f.name)] for s in ("train", "test")}
     if any(len(found) != 1 for found in pair.values()):
         raise UserError(f"{lists} has neither *_set_K_test.txt nor one *_train.txt and one *_test.txt")
     return {s: found[0] for s, found in pair.items()}
@@ -110,12 +116,19 @@ def _check_disjoint(rows: dict[str, dict[str, int]]) -> None:
             seen[source] = split
 
 
-def _check_training_lists(lists: Path, rows: dict[str, dict[str, int]]) -> None:
+def _common_front(sources: list[str]) -> int:
+    """How many characters absolute paths have in common as whole folders; 0 for relative ones."""
+    return (
+        len(os.path.commonpath([os.path.dirname(s) for s in sources]).rstrip("/")) + 1 if all(map(os.path.isabs, sources)) else 0
+    )
+
+
+def _check_training_lists(files: dict[str, Path], rows: dict[str, dict[str, int]]) -> None:
     """Where training lists lie beside the test lists, each must be the other four folds: packing relies on it."""
     every = {source: label for listed in rows.values() for source, label in listed.items()}
     for split, listed in rows.items():
-        k = split.removeprefix("fold")
-        for file in lists.glob(f"*_set_{k}_train.txt"):
+        k, file = split.removeprefix("fold"), files[split].with_name(files[split].name.replace("_test.txt", "_train.txt"))
+        if file.is_file():
             train = _read_list(file, max(every.values()) + 1)
             rest = {source: label for source, label in every.items() if source not in listed}
             if train != rest:

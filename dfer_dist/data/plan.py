@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -111,6 +111,10 @@ class EpochPlan:
                 f"train.global_batch={self.global_batch}, but there are {len(self.clips)} training clips: choose a smaller one"
             )
 
+    def at(self, epoch: int) -> Self:
+        """The plan of another epoch."""
+        return replace(self, epoch=epoch)
+
     @property
     def steps(self) -> int:
         """Steps of the epoch, which is the length of a lane."""
@@ -137,9 +141,59 @@ class EpochPlan:
         shuffled = _block_order(self.seed, self.epoch, lane, block, size)[inside]
         order, ends, turn = self._ring
         at = (lane * self.steps + block * self.block + int(shuffled) + turn) % len(self.clips)
-        position = int(np.searchsorted(ends, at, side="right"))
-        start = int(ends[position - 1]) if position else 0
-        return self.clips.place(int(order[position]), at - start, self.epoch)
+        position, row = _locate(ends, at)
+        return self.clips.place(int(order[position]), row, self.epoch)
+
+
+@dataclass(frozen=True)
+class BalancedPlan(EpochPlan):
+    """An epoch as long as the plain one in which every class comes equally often: rarer classes repeat their clips.
+
+    Each class is an endless stream, one random permutation of its clips after another, of which an epoch takes the next
+    stretch; so no clip comes a third time before all of its class have come twice. A clip's pass through the stream takes
+    the place of the epoch in keying its augmentation: a repeated clip is cropped anew. Costs O(clips).
+
+    ``by_class`` has the places of each class that occurs among the set's clips, as :func:`clips_by_class` gives them.
+    """
+
+    by_class: tuple[np.ndarray, ...] = ()
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(np.asarray(self.clips.counts, dtype=np.int64))
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        """Place among the set's clips and pass number, int64 [steps * B, 2], in the order of steps."""
+        quota = -(-self.steps * self.global_batch // len(self.by_class))
+        taken = []
+        for c, members in enumerate(self.by_class):
+            passes, inside = np.divmod(np.arange(self.epoch * quota, (self.epoch + 1) * quota), len(members))
+            orders = {p: keyed_rng("class", self.seed, c, p).permutation(members) for p in np.unique(passes)}
+            taken.append(np.stack([np.array([orders[p][i] for p, i in zip(passes, inside, strict=True)]), passes], axis=1))
+        mixed = keyed_rng("balanced", self.seed, self.epoch).permutation(np.concatenate(taken))
+        return mixed[: self.steps * self.global_batch]
+
+    def place(self, step: int, lane: int) -> Place:
+        """The clip in lane ``lane`` of step ``step``; its ``epoch`` is its pass."""
+        if not (0 <= step < self.steps and 0 <= lane < self.global_batch):
+            raise IndexError(f"step {step}, lane {lane} of {self.steps} steps, {self.global_batch} lanes")
+        at, seen = (int(x) for x in self._order[step * self.global_batch + lane])
+        return self.clips.place(*_locate(self._ends, at), seen)
+
+
+def _locate(ends: np.ndarray, at: int) -> tuple[int, int]:
+    """Which of the stretches that end at ``ends`` place ``at`` lies in, and how far into it."""
+    stretch = int(np.searchsorted(ends, at, side="right"))
+    return stretch, at - (int(ends[stretch - 1]) if stretch else 0)
+
+
+def clips_by_class(index: Index, clips: ClipSet) -> tuple[np.ndarray, ...]:
+    """Places among the set's clips, int64 arrays, for each class of the index in label order. Reads the label column."""
+    labels = [index.sidecar(i)["label"].to_numpy() for i in clips.shards]
+    chosen = [own if rows is None else own[rows] for own, rows in zip(labels, clips.rows, strict=True)]
+    every = np.concatenate(chosen)
+    return tuple(np.flatnonzero(every == c) for c in range(len(index.classes)))
 
 
 def evaluation_batches(clips: ClipSet, batch: int) -> list[list[Place]]:

@@ -87,7 +87,7 @@ class _TrainOrder(Sampler[list[Place]]):
     def __iter__(self) -> Iterator[list[Place]]:
         first, skip = self.start
         for epoch in range(first, self.epochs):
-            plan = EpochPlan(self.plan.clips, self.plan.seed, epoch, self.plan.global_batch, self.plan.block)
+            plan = self.plan.at(epoch)
             for step in range(skip if epoch == first else 0, plan.steps):
                 for i in range(0, len(self.lanes), self.micro):
                     yield [plan.place(step, lane) for lane in self.lanes[i : i + self.micro]]

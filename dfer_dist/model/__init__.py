@@ -1,4 +1,4 @@
-"""Models: CLIP's towers, class text, learned prompts, the transformer over time, and DFER-CLIP, which joins them."""
+"""Models: CLIP's towers, class text, learned prompts, the transformer over time, DFER-CLIP, which joins them, and what of it is trained."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Sequence
 
 from dfer_dist.config import ModelConfig
 from dfer_dist.model.backbone import fetch_weights, load_backbone
-from dfer_dist.model.dferclip import DFERCLIP, param_groups
+from dfer_dist.model.dferclip import DFERCLIP
 from dfer_dist.model.text import class_texts
+from dfer_dist.model.tuning import param_groups
 
 __all__ = ["DFERCLIP", "build_model", "fetch_weights", "param_groups"]
 
 
-def build_model(
-    cfg: ModelConfig, classes: Sequence[str], num_frames: int, image_size: int, sentences: Sequence[str] | None = None
-) -> DFERCLIP:
+def build_model(cfg: ModelConfig, classes: Sequence[str], num_frames: int, image_size: int) -> DFERCLIP:
     """The model of a run, in float32 on the default device; random parts follow torch's global seed.
+
+    What is not trained is frozen; :func:`param_groups` has the rest.
 
     Parameters
     ----------
@@ -23,16 +24,12 @@ def build_model(
         In label order.
     num_frames, image_size : int
         Frames of a clip and their side in pixels.
-    sentences : sequence of C str, optional
-        What the text tower reads for each class, instead of what ``cfg.text`` says.
 
     Raises
     ------
     UserError
-        A class without a description, an unknown backbone, or weights that are not on this machine.
+        A class without a text, an unknown backbone, weights that are not on this machine, or more to train than there is.
     """
-    texts = class_texts(classes, cfg.text) if sentences is None else list(sentences)
-    if len(texts) != len(classes):
-        raise ValueError(f"{len(texts)} sentences for {len(classes)} classes")
+    texts = class_texts(classes, cfg.text, cfg.sentences)
     image, text, sha256 = load_backbone(cfg.backbone, cfg.pretrained, image_size)
     return DFERCLIP(cfg, image, text, texts, num_frames, sha256)

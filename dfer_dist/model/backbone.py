@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -33,7 +34,7 @@ _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
 
 class TextTower(nn.Module):
-    """CLIP's text transformer, fed with embedded prompts; frozen.
+    """CLIP's text transformer, fed with embedded prompts.
 
     Parameters
     ----------
@@ -51,7 +52,6 @@ class TextTower(nn.Module):
         self.ln_final = clip.ln_final
         self.text_projection = clip.text_projection
         self.register_buffer("attn_mask", clip.attn_mask, persistent=False)
-        self.requires_grad_(False)
 
     def forward(self, prompts: Tensor, eot: Tensor) -> Tensor:
         """Features of embedded prompts.
@@ -80,7 +80,8 @@ def load_backbone(name: str, pretrained: str, image_size: int) -> tuple[VisionTr
     Parameters
     ----------
     name : str
-        ``tiny`` or a model of open_clip with a ViT image tower and OpenAI's kind of text tower.
+        ``tiny``, a model of open_clip with a ViT image tower and OpenAI's kind of text tower, or a ``.json`` file that
+        describes such a model as open_clip's own files do.
     pretrained : str
         A tag of open_clip whose file is in the local cache, a weights file, or ``none``: random weights from torch's
         global seed, and no sha256.
@@ -104,14 +105,19 @@ def load_backbone(name: str, pretrained: str, image_size: int) -> tuple[VisionTr
 def clip_config(name: str) -> dict[str, Any]:
     """Sizes of a model, in open_clip's form; a copy.
 
+    Parameters
+    ----------
+    name : str
+        As for :func:`load_backbone`.
+
     Raises
     ------
     UserError
-        Unknown name, or a model that is not built as OpenAI's CLIP is.
+        Unknown name, a file that cannot be read, or a model that is not built as OpenAI's CLIP is.
     """
     if name == "tiny":
         return copy.deepcopy(TINY)
-    config = open_clip.get_model_config(name.replace("/", "-"))
+    config = _read_sizes(Path(name)) if name.endswith(".json") else open_clip.get_model_config(name.replace("/", "-"))
     if config is None:
         near = difflib.get_close_matches(name, ["tiny", *open_clip.list_models()], n=1, cutoff=0.4)
         raise UserError(f"no backbone '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
@@ -123,6 +129,17 @@ def clip_config(name: str) -> dict[str, Any]:
         raise UserError(
             f"backbone '{name}' has another text tower or tokeniser than OpenAI's CLIP: take one such as ViT-B-32-quickgelu"
         )
+    return config
+
+
+def _read_sizes(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)
+    except (OSError, ValueError, TypeError) as e:
+        raise UserError(f"backbone {path} cannot be read: {_one_line(e)}") from e
+    if missing:
+        raise UserError(f"backbone {path} does not describe a model of open_clip: it has no {sorted(missing)[0]}")
     return config
 
 

@@ -5,27 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dfer_dist.config import ModelConfig
+from dfer_dist.config import ModelConfig, TemporalKind
 from dfer_dist.model.backbone import TextTower
 from dfer_dist.model.prompt import PromptLearner
-from dfer_dist.model.temporal import TemporalTransformer
+from dfer_dist.model.temporal import MeanOverTime, TemporalTransformer
+from dfer_dist.model.tuning import choose_trained
 
 
 class DFERCLIP(nn.Module):
     """CLIP's image tower on each frame, a transformer over time, and the cosine with prompts read by CLIP's text tower.
 
+    What of it is trained follows ``cfg``: :mod:`dfer_dist.model.tuning`.
+
     Parameters
     ----------
     cfg : ModelConfig
     image, text
-        The towers; ``text`` is frozen.
-    texts : sequence of C str
-        What the text tower reads for each class.
+        The towers; the model takes them over and may change them.
+    texts : sequence of C, each a str or a sequence of str
+        What the text tower reads for each class: one or more sentences.
     num_frames : int
         Frames T in a clip.
     pretrained_sha256 : str or None
@@ -37,21 +41,23 @@ class DFERCLIP(nn.Module):
         cfg: ModelConfig,
         image: VisionTransformer,
         text: TextTower,
-        texts: Sequence[str],
+        texts: Sequence[str | Sequence[str]],
         num_frames: int,
         pretrained_sha256: str | None = None,
     ) -> None:
         super().__init__()
         self.image, self.text = image, text
-        self.temporal = TemporalTransformer(
-            image.output_dim,
-            num_frames,
-            cfg.temporal_layers,
-            cfg.temporal_heads,
-            cfg.temporal_head_dim,
-            cfg.temporal_mlp,
-            cfg.checkpoint_temporal,
-        )
+        self.temporal: nn.Module = MeanOverTime()
+        if cfg.temporal is TemporalKind.transformer:
+            self.temporal = TemporalTransformer(
+                image.output_dim,
+                num_frames,
+                cfg.temporal_layers,
+                cfg.temporal_heads,
+                cfg.temporal_head_dim,
+                cfg.temporal_mlp,
+                cfg.checkpoint_temporal,
+            )
         self.prompt = PromptLearner(
             texts,
             text.token_embedding,
@@ -63,6 +69,7 @@ class DFERCLIP(nn.Module):
         self.temperature = cfg.temperature
         self.normalize = cfg.normalize
         self.pretrained_sha256 = pretrained_sha256
+        choose_trained(cfg, image, text)  # after the parts above, so that their random start does not depend on it
         image.set_grad_checkpointing(cfg.checkpoint_image)
         self.register_load_state_dict_post_hook(_embed_prompts)
 
@@ -89,8 +96,16 @@ class DFERCLIP(nn.Module):
         return video @ text_features.t() / self.temperature
 
     def text_features(self) -> Tensor:
-        """Normalised features of the prompts, float32 [C, D]."""
-        return F.normalize(self.text(self.prompt(), self.prompt.eot).float(), dim=-1)
+        """Normalised features of the classes, float32 [C, D].
+
+        Those of a class with several sentences are averaged, each normalised before, and the average is normalised again:
+        CLIP's prompt ensembling (Radford et al., ICML 2021, section 3.1.4).
+        """
+        features = F.normalize(self.text(self.prompt(), self.prompt.eot).float(), dim=-1)
+        if len(features) == len(self.prompt.counts):
+            return features
+        means = [own.mean(0) for own in features.split(self.prompt.counts)]
+        return F.normalize(torch.stack(means), dim=-1)
 
     def _pixels(self, frames: Tensor) -> Tensor:
         """[N, 3, H, W] as the image tower reads it; arithmetic in float32, then the type that the model was cast to."""
@@ -106,14 +121,3 @@ class DFERCLIP(nn.Module):
 def _embed_prompts(model: DFERCLIP, _: Any) -> None:
     """After new weights: the token embedding may be among them."""
     model.prompt.embed(model.text.token_embedding)
-
-
-def param_groups(model: DFERCLIP) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """Trainable parameters by group, as (name in the model, parameter); each has a learning rate of its own."""
-    groups = {
-        part: [(name, p) for name, p in model.named_parameters() if p.requires_grad and name.startswith(f"{part}.")]
-        for part in ("temporal", "image", "prompt")
-    }
-    grouped = {name for group in groups.values() for name, _ in group}
-    assert grouped == {name for name, p in model.named_parameters() if p.requires_grad}
-    return groups

@@ -148,8 +148,10 @@ def read_sizes(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], ModelConfig
         If a tensor is missing or has an unexpected number of dimensions.
     """
     patches = _get(state, "image_encoder.conv1.weight", 4)
-    grid = math.isqrt(len(_get(state, "image_encoder.positional_embedding", 2)) - 1)
+    grid = math.isqrt(max(0, len(_get(state, "image_encoder.positional_embedding", 2)) - 1))
     words = _get(state, "clip_model_.token_embedding.weight", 2)
+    if min(len(patches), words.shape[1]) < HEAD_WIDTH:
+        raise UserError(f"not a checkpoint of DFER-CLIP: a tower is narrower than one head of {HEAD_WIDTH}")
     context = _get(state, "prompt_learner.ctx")
     temporal = "temporal_net.temporal_transformer.layers"
     clip = {
@@ -194,7 +196,9 @@ def read_sentences(state: Mapping[str, Tensor]) -> list[str]:
     tokenizer = SimpleTokenizer()
     vocabulary = _get(state, "clip_model_.token_embedding.weight", 2)
     if len(vocabulary) != tokenizer.vocab_size:
-        raise UserError(f"the token embedding has {len(vocabulary)} rows where CLIP's vocabulary has {tokenizer.vocab_size} tokens")
+        raise UserError(
+            f"the token embedding has {len(vocabulary)} rows where CLIP's vocabulary has {tokenizer.vocab_size} tokens"
+        )
     known: dict[bytes, list[int]] = {}
     for token, row in enumerate(vocabulary.numpy()):
         known.setdefault(row.tobytes(), []).append(token)

@@ -47,8 +47,8 @@ class PromptLearner(nn.Module):
 
     Parameters
     ----------
-    texts : sequence of C str
-        Used as they are, nothing is appended.
+    texts : sequence of C, each a str or a sequence of str
+        One or more sentences of each class, S in all. Used as they are, nothing is appended.
     embedding : nn.Embedding
         The text tower's token embedding; read when built and by :meth:`embed`, not kept.
     context_length : int
@@ -57,8 +57,10 @@ class PromptLearner(nn.Module):
     Attributes
     ----------
     context : Parameter, [C, n, D] if class-specific, else [n, D]
-        From N(0, 0.02).
-    eot : int64 [C]
+        From N(0, 0.02). The sentences of a class share it.
+    counts : list of C int
+        Sentences of each class.
+    eot : int64 [S]
         Where each prompt ends.
     """
 
@@ -70,7 +72,7 @@ class PromptLearner(nn.Module):
 
     def __init__(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str | Sequence[str]],
         embedding: nn.Embedding,
         context_tokens: int,
         class_specific: bool,
@@ -78,7 +80,9 @@ class PromptLearner(nn.Module):
         context_length: int,
     ) -> None:
         super().__init__()
-        tokens, lengths = tokenize(texts, context_tokens, context_length)
+        sentences = [[text] if isinstance(text, str) else text for text in texts]
+        self.counts = [len(own) for own in sentences]
+        tokens, lengths = tokenize([s for own in sentences for s in own], context_tokens, context_length)
         shape = (context_tokens, embedding.embedding_dim)
         self.context = nn.Parameter(0.02 * torch.randn(len(texts), *shape) if class_specific else 0.02 * torch.randn(*shape))
         self.position, self.context_tokens = position, context_tokens
@@ -97,8 +101,11 @@ class PromptLearner(nn.Module):
         self.prefix, self.suffix = rows[:, :1], rows[:, 1 + self.context_tokens :]
 
     def forward(self) -> Tensor:
-        """Embedded prompts [C, L, D]."""
-        context = self.context.expand(len(self.prefix), -1, -1)
+        """Embedded prompts [S, L, D], class by class."""
+        context: Tensor = self.context
+        if context.dim() == 3:
+            context = torch.cat([c.expand(n, -1, -1) for c, n in zip(context.split(1), self.counts, strict=True)])
+        context = context.expand(len(self.prefix), -1, -1)
         prefix, suffix = self.prefix.to(context.dtype), self.suffix.to(context.dtype)  # ZeRO-3 casts no buffers
         prompts = torch.cat([prefix, context, suffix], dim=1)
         if self.position is TokenPosition.end:

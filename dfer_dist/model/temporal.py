@@ -1,4 +1,4 @@
-"""The temporal transformer: frame features -> one feature of the clip (Zhao & Patras, BMVC'23, section 3.2)."""
+"""Frame features -> one feature of the clip: the temporal transformer (Zhao & Patras, BMVC'23, section 3.2), or the mean."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ class TemporalBlock(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v)  # its default scale is head_dim ** -0.5
         x = x + self.out(rearrange(mixed, "b h n d -> b n (h d)"))
         return x + self.mlp(self.norm2(x))
+
+
+class MeanOverTime(nn.Module):
+    """The mean of a clip's frame features, as the image tower gives them; it has no parameters and knows no order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, D]."""
+        return x.mean(1)
 
 
 class TemporalTransformer(nn.Module):

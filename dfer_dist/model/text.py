@@ -1,8 +1,8 @@
-"""What the text tower reads for a class: its name, or a sentence about the face."""
+"""What the text tower reads for a class: its name, or sentences about the face."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dfer_dist import UserError
 from dfer_dist.config import ClassText
@@ -23,22 +23,39 @@ DESCRIPTIONS = {
 }
 
 
-def class_texts(classes: Sequence[str], kind: ClassText) -> list[str]:
-    """The text of each class, in the order given.
+def class_texts(classes: Sequence[str], kind: ClassText, own: Mapping[str, Sequence[str]] | None = None) -> list[list[str]]:
+    """The sentences of each class, in the order given: one, or as many as ``own`` has.
 
-    A text ends with a full stop, as the authors' do; nothing is appended to it later.
+    The built-in ones end with a full stop, as the authors' do; nothing is appended to any later.
+
+    Parameters
+    ----------
+    own : mapping of class name to sentences, optional
+        Wins over ``kind``.
 
     Raises
     ------
     UserError
-        For a class without a description.
+        For a class without a description, or where ``own`` names other classes than these.
     """
+    if own is not None:
+        missing, unknown = [c for c in classes if c not in own], [c for c in own if c not in classes]
+        if missing or unknown:
+            wrong = (
+                f"has nothing for class {', '.join(map(repr, missing))}"
+                if missing
+                else f"has {unknown[0]!r}, no class of the data"
+            )
+            raise UserError(f"model.sentences {wrong}: name each of {', '.join(classes)} once")
+        return [list(own[name]) for name in classes]
     if kind is ClassText.names:
-        return [f"{name}." for name in classes]
+        return [[f"{name}."] for name in classes]
+    if kind is ClassText.sentence:
+        return [[f"an expression of {name}."] for name in classes]
     unknown = [name for name in classes if name not in DESCRIPTIONS]
     if unknown:
         raise UserError(
-            f"no description for class {', '.join(map(repr, unknown))}: set model.text=names, "
-            f"or use the class names {', '.join(DESCRIPTIONS)}"
+            f"no description for class {', '.join(map(repr, unknown))}: set model.text=sentence, "
+            f"write model.sentences, or use the class names {', '.join(DESCRIPTIONS)}"
         )
-    return [DESCRIPTIONS[name] for name in classes]
+    return [[DESCRIPTIONS[name]] for name in classes]

@@ -1,0 +1,107 @@
+"""Low-rank adaptation (LoRA: Hu et al., ICLR 2022, section 4.1) of the blocks of a CLIP tower.
+
+A frozen linear layer becomes y = W x + b + (alpha / rank) B A x, where A and B are trained and B is zero at the start, so that
+training starts from exactly the given model. Every linear layer of a block is adapted: query, key and value each with factors
+of their own, the attention's output, and both layers of the MLP.
+
+The factors are added to the layer's output, never to its weight: ZeRO-3 holds a weight for the length of a layer's own
+forward pass only, and recomputed activations must meet the weights that the first pass met. For that, open_clip's attention,
+which hands its weights to one fused function, is replaced by one with explicit layers. Names of all given weights stay.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from open_clip.transformer import Transformer
+from torch import Tensor, nn
+
+from dfer_dist import UserError
+
+
+class LowRank(nn.Module):
+    """(alpha / rank) B A x, the trained part of a linear layer.
+
+    Parameters
+    ----------
+    parts : int
+        Layers of equal size whose outputs lie side by side; each has factors of its own.
+
+    Attributes
+    ----------
+    down : Parameter, [parts * rank, inputs]
+        A of each part, from N(0, 1 / inputs).
+    up : Parameter, [outputs, rank]
+        B of each part, zeros.
+    """
+
+    def __init__(self, inputs: int, outputs: int, rank: int, alpha: float, parts: int = 1) -> None:
+        super().__init__()
+        self.parts, self.scale = parts, alpha / rank
+        self.down = nn.Parameter(torch.randn(parts * rank, inputs) * inputs**-0.5)
+        self.up = nn.Parameter(torch.zeros(outputs, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        low = F.linear(x, self.down).unflatten(-1, (self.parts, -1))
+        up = self.up.unflatten(0, (self.parts, -1))
+        return self.scale * torch.einsum("...pr,por->...po", low, up).flatten(-2)
+
+
+class LoRALinear(nn.Module):
+    """A linear layer, whose weight and bias this takes over, plus its low-rank part."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.weight, self.bias = base.weight, base.bias
+        self.lora = LowRank(base.in_features, base.out_features, rank, alpha)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        return F.linear(x, self.weight, self.bias) + self.lora(x)
+
+
+class LoRAAttention(nn.Module):
+    """Self-attention as ``nn.MultiheadAttention`` computes it, whose weights this takes over, with low-rank parts.
+
+    It stands where open_clip's blocks call theirs, so it has that one's arguments and returns a pair.
+    """
+
+    def __init__(self, base: nn.MultiheadAttention, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.heads = base.num_heads
+        self.in_proj_weight, self.in_proj_bias = base.in_proj_weight, base.in_proj_bias
+        self.in_proj_lora = LowRank(base.embed_dim, 3 * base.embed_dim, rank, alpha, parts=3)
+        self.out_proj = LoRALinear(base.out_proj, rank, alpha)
+
+    def forward(
+        self, x: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """[B, N, D] -> [B, N, D]; ``key`` and ``value`` are ``x`` again, ``attn_mask`` [N, N] is added to the scores."""
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias) + self.in_proj_lora(x)
+        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        return self.out_proj(rearrange(mixed, "b h n d -> b n (h d)")), None
+
+
+def add_lora(tower: Transformer, rank: int, alpha: float) -> None:
+    """Adapt every linear layer of every block; what the blocks had keeps its names and whether it is trained.
+
+    Raises
+    ------
+    UserError
+        If the blocks are not built as those of OpenAI's CLIP.
+    """
+    for block in tower.resblocks:
+        if not isinstance(block.attn, nn.MultiheadAttention):
+            raise UserError("this backbone's attention is not that of OpenAI's CLIP: LoRA needs one such as ViT-B-32-quickgelu")
+        block.attn = LoRAAttention(block.attn, rank, alpha)
+        block.mlp.c_fc = LoRALinear(block.mlp.c_fc, rank, alpha)
+        block.mlp.c_proj = LoRALinear(block.mlp.c_proj, rank, alpha)
+
+
+def lora_names(model: nn.Module) -> set[str]:
+    """Names of the low-rank factors in a model."""
+    found = [name for name, module in model.named_modules() if isinstance(module, LowRank)]
+    return {f"{name}.{factor}" for name in found for factor in ("down", "up")}
