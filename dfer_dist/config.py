@@ -109,7 +109,7 @@ class AugmentConfig:
 class DataConfig:
     shards: str = "???"  # the folder that holds index.json
     num_frames: int = 16  # frames sampled from a clip
-    image_size: int = 224  # side of the square the model sees, pixels
+    image_size: int | None = None  # side of the square the model sees, pixels; null: what the backbone was trained on
     workers: int = 2  # decoding processes of each rank; 0 decodes in the training process
     block: int = 512  # clips that are shuffled among themselves within a lane of the plan
     balanced: bool = False  # every class as often as any other in an epoch, by repeating clips of the rarer ones

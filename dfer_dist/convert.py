@@ -172,7 +172,7 @@ def _rebuild(config: Config, clip: dict[str, Any], state: Mapping[str, Tensor]) 
         sizes = Path(folder) / BACKBONE
         sizes.write_text(json.dumps(clip))
         settings = replace(config.model, backbone=str(sizes))
-        model = build_model(settings, list(settings.sentences or ()), config.data.num_frames, config.data.image_size)
+        model = build_model(settings, list(settings.sentences or ()), config.data.num_frames, clip["vision_cfg"]["image_size"])
     expected = {name: tensor.shape for name, tensor in to_theirs(model, torch.empty(())).items()}
     odd = sorted(expected.keys() ^ state.keys())
     if odd:

@@ -109,7 +109,7 @@ def load_model(saved: Checkpoint, config: Config, classes: tuple[str, ...]) -> D
     Parameters
     ----------
     config : Config
-        The checkpoint's own, or with other words on top.
+        The checkpoint's own, or with other words on top; its image size is settled.
     classes : tuple of C str
         In label order.
 
@@ -119,10 +119,10 @@ def load_model(saved: Checkpoint, config: Config, classes: tuple[str, ...]) -> D
         If the settings make another model than the checkpoint is of, or its pretrained weights are not on this machine.
     """
     from dfer_dist import checkpoint
-    from dfer_dist.model import build_model, param_groups
+    from dfer_dist.model import build_model, param_groups, settle_image_size
 
     torch.manual_seed(config.train.seed)
-    model = build_model(config.model, classes, config.data.num_frames, config.data.image_size)
+    model = build_model(config.model, classes, config.data.num_frames, settle_image_size(config))
     trained = {name: p for group in param_groups(model).values() for name, p in group}
     checkpoint.load_weights(model, trained, saved)
     return model.eval()

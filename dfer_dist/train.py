@@ -32,7 +32,7 @@ from dfer_dist.engine import Engine, build_engine
 from dfer_dist.evaluate import Predictions, collect, predict
 from dfer_dist.meter import Meter
 from dfer_dist.metrics import Scores
-from dfer_dist.model import build_model, param_groups
+from dfer_dist.model import build_model, param_groups, settle_image_size
 from dfer_dist.objective import Objective
 from dfer_dist.ranks import Ranks, start
 from dfer_dist.report import confusion_png
@@ -237,7 +237,7 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks) -> Fold:
     found = checkpoint.pointed(run.fold(number).checkpoints, "LATEST") if ranks.is_main else None
     found = ranks.share(found)
     torch.manual_seed(config.train.seed)
-    model = build_model(config.model, index.classes, config.data.num_frames, config.data.image_size)
+    model = build_model(config.model, index.classes, config.data.num_frames, settle_image_size(config))
     groups = param_groups(model)
     trained = {name: p for group in groups.values() for name, p in group}
     frozen = checkpoint.frozen_checksum(model, trained)

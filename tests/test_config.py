@@ -22,7 +22,7 @@ PUBLISHED = {
 }
 RECIPE = {  # DFER-CLIP, BMVC'23, section 4.1, and the augmentation in the authors' code that all sets share
     "data.num_frames": 16,
-    "data.image_size": 224,
+    "data.image_size": None,  # the backbone's: 224
     "data.augment.crop_scale": 0.08,
     "data.augment.flip": True,
     **dict.fromkeys(("data.augment.brightness", "data.augment.rotation", "optim.warmup_epochs"), 0.0),

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 
 from dfer_dist import UserError
-from dfer_dist.config import ClassText, ModelConfig, TokenPosition
-from dfer_dist.model import DFERCLIP, build_model, param_groups
+from dfer_dist.config import ClassText, Config, ModelConfig, TokenPosition
+from dfer_dist.model import DFERCLIP, build_model, param_groups, settle_image_size
 from dfer_dist.model.backbone import TINY, build_clip, fetch_weights, load_backbone
 from dfer_dist.model.prompt import PromptLearner
 from dfer_dist.model.text import DESCRIPTIONS, class_texts
@@ -165,11 +165,26 @@ def test_temporal_order_matters(model: DFERCLIP, clips: torch.Tensor) -> None:
     assert not torch.allclose(model(clips.flip(1)), model(clips), atol=1e-3)
 
 
-@pytest.mark.parametrize(("name", "width"), [("ViT-B-32-quickgelu", 512), ("ViT-B/16", 512), ("ViT-L-14-quickgelu", 768)])
-def test_larger_backbones_have_the_published_sizes(name: str, width: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "width", "size"),
+    [
+        ("ViT-B-32-quickgelu", 512, 224),
+        ("ViT-B/16", 512, 224),
+        ("ViT-L-14-quickgelu", 768, 224),
+        ("ViT-L-14-336", 768, 336),
+        ("ViT-L-14-336-quickgelu", 768, 336),
+        ("ViT-H-14", 1024, 224),
+        ("ViT-H-14-378-quickgelu", 1024, 378),
+        ("ViT-g-14", 1024, 224),
+        ("ViT-bigG-14-quickgelu", 1280, 224),
+    ],
+)
+def test_larger_backbones_have_the_published_sizes(name: str, width: int, size: int) -> None:
+    config = Config(model=ModelConfig(backbone=name, pretrained="none", temporal_layers=2))
+    assert settle_image_size(config) == config.data.image_size == size
     with torch.device("meta"):
-        model = build_model(ModelConfig(backbone=name, pretrained="none", temporal_layers=2), SEVEN, 16, 224)
-        logits = model(torch.zeros(2, 16, 3, 224, 224, dtype=torch.uint8))
+        model = build_model(config.model, SEVEN, 16, size)
+        logits = model(torch.zeros(2, 16, 3, size, size, dtype=torch.uint8))
     assert logits.shape == (2, 7)
     assert model.temporal.blocks[0].qkv.weight.shape == (3 * 8 * 64, width) and len(model.temporal.blocks) == 2
     assert model.temporal.blocks[0].mlp[0].weight.shape == (1024, width)

@@ -45,10 +45,12 @@ class _Clips(Dataset[Batch]):
 
     def __init__(self, index: Index, data: DataConfig, seed: int, batch: int, train: bool, shuffle_frames: bool = False) -> None:
         self.reader = ClipReader(index)
+        assert data.image_size is not None, "the model settles it"
+        self.size = data.image_size
         self.data, self.seed, self.batch, self.train, self.shuffle = data, seed, batch, train, shuffle_frames
 
     def __getitem__(self, places: list[Place]) -> Batch:  # the sampler yields whole batches
-        size = self.data.image_size
+        size = self.size
         frames = torch.zeros(self.batch, self.data.num_frames, 3, size, size, dtype=torch.uint8)
         batch = Batch(frames, torch.zeros(self.batch, dtype=torch.int64), torch.zeros(self.batch, dtype=torch.bool), [], [])
         for i, place in enumerate(places):
@@ -68,9 +70,9 @@ class _Clips(Dataset[Batch]):
         wanted = self.data.num_frames
         if self.train:
             clip = self.reader.read(place.shard, place.row, lambda _, count: sample_random(count, wanted, rng))
-            return clip.key, clip.label, augment(clip.frames, self.data.image_size, self.data.augment, rng)
+            return clip.key, clip.label, augment(clip.frames, self.size, self.data.augment, rng)
         clip = self.reader.read(place.shard, place.row, lambda _, count: sample_centres(count, wanted))
-        frames = to_clip(clip.frames, self.data.image_size)
+        frames = to_clip(clip.frames, self.size)
         return clip.key, clip.label, frames[torch.from_numpy(rng.permutation(wanted))] if self.shuffle else frames
 
 

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dfer_dist.config import ModelConfig
-from dfer_dist.model.backbone import fetch_weights, load_backbone
+from dfer_dist.config import Config, ModelConfig
+from dfer_dist.model.backbone import clip_config, fetch_weights, load_backbone
 from dfer_dist.model.dferclip import DFERCLIP
 from dfer_dist.model.text import class_texts
 from dfer_dist.model.tuning import param_groups
 
-__all__ = ["DFERCLIP", "build_model", "fetch_weights", "param_groups"]
+__all__ = ["DFERCLIP", "build_model", "fetch_weights", "param_groups", "settle_image_size"]
+
+
+def settle_image_size(config: Config) -> int:
+    """Where the settings leave ``data.image_size`` to the backbone, set it to the size that the backbone was trained on.
+
+    Raises
+    ------
+    UserError
+        An unknown backbone.
+    """
+    config.data.image_size = config.data.image_size or int(clip_config(config.model.backbone)["vision_cfg"]["image_size"])
+    return config.data.image_size
 
 
 def build_model(cfg: ModelConfig, classes: Sequence[str], num_frames: int, image_size: int) -> DFERCLIP:
