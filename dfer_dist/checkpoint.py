@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,27 @@ def pointed(folder: Path, name: str) -> Path | None:
     file = folder / name
     target = folder / file.read_text().strip() if file.is_file() else None
     return target if target and (target / COMPLETE).is_file() else None
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint to go on from: what LATEST names, or None where nothing was ever saved.
+
+    If that one has lost its mark, the last complete one stands in, and a line says so.
+
+    Raises
+    ------
+    UserError
+        If checkpoints were written and none of them is complete.
+    """
+    found = pointed(folder, "LATEST")
+    if found or not (folder / "LATEST").is_file():
+        return found
+    complete = sorted(d for d in folder.glob("step-*") if (d / COMPLETE).is_file())
+    named = (folder / "LATEST").read_text().strip()
+    if not complete:
+        raise UserError(f"{folder}: LATEST names {named}, which is not complete; remove {folder.parent} to train from the start")
+    print(f"checkpoint {named} is not complete: going on from {complete[-1].name}", file=sys.stderr, flush=True)
+    return complete[-1]
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -92,7 +92,15 @@ class Device(Enum):
 
 # settings, by the beginning of their keys, that can change no result
 NEUTRAL: tuple[str, ...] = ("tracking.", "train.micro_batch", "train.zero_stage", "train.save_", "train.keep", "train.log_every")
-NEUTRAL += ("train.device", "data.workers", "data.shards", "model.checkpoint_", "eval.")
+NEUTRAL += (
+    "data.loss_budget",
+    "train.max_bad_steps",
+    "train.device",
+    "data.workers",
+    "data.shards",
+    "model.checkpoint_",
+    "eval.",
+)
 
 
 @dataclass

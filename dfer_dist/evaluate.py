@@ -21,7 +21,7 @@ from dfer_dist.data.plan import ClipSet, evaluation_batches, whole_shards
 from dfer_dist.data.shards import Index, read_index
 from dfer_dist.data.stream import Batch, evaluation_stream
 from dfer_dist.metrics import Scores, score
-from dfer_dist.ranks import Ranks
+from dfer_dist.ranks import Ranks, choose_device
 from dfer_dist.rundir import atomic_path, parse_folds
 
 if TYPE_CHECKING:
@@ -147,9 +147,10 @@ def evaluate_checkpoint(
     Raises
     ------
     UserError
-        If the checkpoint is of another model, or the data has other classes.
+        If the checkpoint is of another model, the data has other classes, or the fold is one it was trained on.
     """
-    from dfer_dist import checkpoint  # imports DeepSpeed, which reading a table does not need
+    choose_device(Device.auto)  # before the next line, which imports DeepSpeed
+    from dfer_dist import checkpoint
 
     saved = checkpoint.read(path, weights_only=True)
     config = load_config(str(saved.path / checkpoint.CONFIG), overrides)
@@ -160,8 +161,13 @@ def evaluate_checkpoint(
     if fold is None:
         raise UserError(f"{path} does not say which fold it was trained for: give --fold")
     (number,) = parse_folds(str(fold), index.folds)
+    trained_for = saved.state.get("fold")
+    if trained_for not in (None, number) and saved.state["index_hash"] == index.hash:
+        raise UserError(
+            f"fold {number} was among the training clips of this checkpoint, which is to be tested on fold {trained_for}"
+        )
     clips = whole_shards(index, index.test_shards(number))
-    device = torch.device("cuda" if torch.cuda.is_available() and config.train.device is not Device.cpu else "cpu")
+    device = choose_device(config.train.device)
     model = load_model(saved, config, index.classes)
     model = model.to(device, torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32)
     with torch.no_grad():

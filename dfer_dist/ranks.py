@@ -79,6 +79,26 @@ def export_rank_variables() -> None:
         os.environ.setdefault("MASTER_PORT", "0")
 
 
+def choose_device(device: Device, local_rank: int = 0) -> torch.device:
+    """The device to compute on, told to DeepSpeed too, whose own guess ignores our setting and talks about it when imported.
+
+    Raises
+    ------
+    UserError
+        If a GPU is asked for and there is none.
+    """
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise UserError("train.device=cuda, but torch sees no GPU: use train.device=auto")
+    use_cuda = torch.cuda.is_available() and device is not Device.cpu
+    os.environ["DS_ACCELERATOR"] = "cuda" if use_cuda else "cpu"
+    if use_cuda:
+        return torch.device("cuda", local_rank)
+    # the CPU's fused attention (this switch governs it too, whatever its module is called) has a bf16 backward pass that
+    # took 60 % of a training step of the tiny model; plain products took half the time of the whole step
+    torch.backends.cuda.enable_flash_sdp(False)
+    return torch.device("cpu")
+
+
 def start(device: Device, timeout: timedelta = timedelta(minutes=10)) -> Ranks:
     """Join the process group: NCCL on GPUs, gloo on the CPU.
 
@@ -88,17 +108,8 @@ def start(device: Device, timeout: timedelta = timedelta(minutes=10)) -> Ranks:
         If a GPU is asked for and there is none.
     """
     export_rank_variables()
-    if device is Device.cuda and not torch.cuda.is_available():
-        raise UserError("train.device=cuda, but torch sees no GPU: use train.device=auto")
-    use_cuda = torch.cuda.is_available() and device is not Device.cpu
-    os.environ["DS_ACCELERATOR"] = "cuda" if use_cuda else "cpu"  # DeepSpeed's own guess ignores our setting
-    local_rank = int(os.environ["LOCAL_RANK"])
-    if use_cuda:
-        torch.cuda.set_device(local_rank)
-    else:
-        # the CPU's fused attention (this switch governs it too, whatever its module is called) has a bf16 backward pass that
-        # took 60 % of a training step of the tiny model; plain products took half the time of the whole step
-        torch.backends.cuda.enable_flash_sdp(False)
-    dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timeout)
-    where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
-    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, where)
+    where = choose_device(device, int(os.environ["LOCAL_RANK"]))
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timeout)
+    return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), where)

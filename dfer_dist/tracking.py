@@ -74,8 +74,27 @@ def create_runs(run: RunDir, config: Config, uri: str, folds: list[int], tags: d
     return {"uri": uri, "experiment_id": experiment_id, "run_id": parent, "folds": children}
 
 
-def finish_parent(run: RunDir, tracking: dict[str, Any], summary: dict[str, Any]) -> None:
-    """Write a cross-validation's figures into its parent run and close it with its true status."""
+def delete_runs(tracking: dict[str, Any]) -> None:
+    """Take a run in which nothing was trained out of the server's lists (MLflow keeps deleted runs for its own `gc`)."""
+    try:
+        api = client(tracking["uri"])
+        for run_id in (*tracking["folds"].values(), tracking["run_id"]):
+            api.delete_run(run_id)
+    except Exception as e:  # whatever MLflow raises, the folder is free
+        print(f"tracking: {e}", file=sys.stderr)
+
+
+def close_fold(tracking: dict[str, Any] | None, fold: int, status: str) -> None:
+    """Close the run of a fold that ended before it had a tracker."""
+    if tracking:
+        try:
+            client(tracking["uri"]).set_terminated(tracking["folds"][str(fold)], status)
+        except Exception as e:
+            print(f"tracking: {e}", file=sys.stderr)
+
+
+def finish_parent(run: RunDir, tracking: dict[str, Any], summary: dict[str, Any], status: str | None) -> None:
+    """Write a cross-validation's figures into its parent run and close it as ``status``; None leaves its status alone."""
     api = client(tracking["uri"])
     parent = tracking["run_id"]
     for metric in ("uar", "war"):
@@ -92,7 +111,8 @@ def finish_parent(run: RunDir, tracking: dict[str, Any], summary: dict[str, Any]
     api.set_tag(parent, "folds_missing", ",".join(map(str, summary["missing"])) or "none")
     for file in (run.summary, run.report, run.picture):
         api.log_artifact(parent, str(file))
-    api.set_terminated(parent, FAILED if summary["missing"] else FINISHED)
+    if status:
+        api.set_terminated(parent, status)
 
 
 class Tracker:

@@ -38,7 +38,7 @@ from dfer_dist.ranks import Ranks, start
 from dfer_dist.report import confusion_png
 from dfer_dist.rundir import FoldDir, RunDir, write_json
 from dfer_dist.status import Attempt
-from dfer_dist.tracking import FAILED, FINISHED, KILLED, Tracker
+from dfer_dist.tracking import FAILED, FINISHED, KILLED, Tracker, close_fold
 
 DONE, PREEMPTED = "DONE", "PREEMPTED"
 
@@ -234,7 +234,7 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks) -> Fold:
     shape = (train, config.train.seed, 0, config.train.global_batch, config.data.block)
     plan = BalancedPlan(*shape, tuple(c for c in by_class if len(c))) if config.data.balanced else EpochPlan(*shape)
     split_batch(config, ranks.world)  # a batch that cannot be cut is found before the model is built
-    found = checkpoint.pointed(run.fold(number).checkpoints, "LATEST") if ranks.is_main else None
+    found = checkpoint.newest(run.fold(number).checkpoints) if ranks.is_main else None
     found = ranks.share(found)
     torch.manual_seed(config.train.seed)
     model = build_model(config.model, index.classes, config.data.num_frames, settle_image_size(config))
@@ -275,6 +275,8 @@ def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
         attempt.end("FAILED", reason)
         if fold and fold.tracker:
             fold.tracker.close(FAILED)
+        elif ranks.is_main:
+            close_fold(run.describe()["tracking"], number, FAILED)
         raise
     attempt.end(outcome, leave.signal or ("told to leave" if outcome == PREEMPTED else "all steps done"))
     if fold.tracker:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from dfer_dist import UserError
 from dfer_dist.preempt import EXIT_PREEMPTED
+from launch.bar import Bar
 from launch.convert import convert
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from dfer_dist.rundir import RunDir
 
 app = typer.Typer(
@@ -45,25 +46,30 @@ def demo(
     runs: Runs = Path("runs"),
     nproc: Nproc = 2,
     clips: Annotated[int, typer.Option(min=70, help="How many clips to render.")] = 700,
+    name: Name = None,
     overrides: Overrides = None,
 ) -> None:
     """Render a small data set, pack it, train all five folds, print the table. Needs no GPU and no downloads.
 
     Example: [bold]dfer demo[/bold]
     """
+    from dfer_dist.config import split_batch
+    from dfer_dist.configfile import load_config
     from dfer_dist.data.demo import render_demo
     from launch.local import fast_bf16
 
-    console = _console()
+    console = Console(highlight=False)
     shards = out / "shards"
-    with _bar(console, "render clips") as advance:
-        frames = render_demo(out / "source", clips=clips, progress=advance)
-    _pack(console, "demo", frames / "frames", frames / "lists", shards, 64)
-    words = [f"data.shards={shards}"]
+    words = [f"data.shards={shards}", *(overrides or [])]
     if not fast_bf16():
         console.print("this processor is slow in bf16: training in float32")
-        words.append("train.precision=fp32")
-    run, folds = _open(runs, None, "demo", [*words, *(overrides or [])], True, None, nproc)
+        words.insert(0, "train.precision=fp32")
+    split_batch(load_config("demo", words), nproc)  # before minutes of drawing
+    _check_demo(shards, clips)
+    with Bar(console, "render clips") as advance:
+        frames = render_demo(out / "source", clips=clips, progress=advance)
+    _pack(console, "demo", frames / "frames", frames / "lists", shards, 64)
+    run, folds = _open(runs, name, "demo", words, True, None, nproc)
     _crossval(console, run, folds, nproc)
 
 
@@ -79,7 +85,7 @@ def pack(
 
     Example: [bold]dfer pack --dataset dfew --root DFEW/Clip/clip_224x224 --lists annotation --out data/dfew[/bold]
     """
-    _pack(_console(), dataset, root, lists, out, clips_per_shard)
+    _pack(Console(highlight=False), dataset, root, lists, out, clips_per_shard)
 
 
 @app.command()
@@ -97,7 +103,7 @@ def crossval(
     Example: [bold]dfer crossval dfew_vitb32 --folds 1,3-5 --nproc 8 data.shards=data/dfew[/bold]
     """
     run, chosen = _open(runs, name, experiment, overrides or [], resume, folds, nproc)
-    _crossval(_console(), run, chosen, nproc)
+    _crossval(Console(highlight=False), run, chosen, nproc)
 
 
 @app.command()
@@ -115,7 +121,10 @@ def train(
     Example: [bold]dfer train dfew_vitb32 --fold 1 --nproc 8 data.shards=data/dfew[/bold]
     """
     run, folds = _open(runs, name, experiment, overrides or [], resume, str(fold), nproc)
-    _check_failed(_run_folds(_console(), run, folds, nproc))
+    failed = _run_folds(Console(highlight=False), run, folds, nproc)
+    if not failed:
+        _record(run, "FINISHED")
+    _check_failed(failed)
 
 
 @app.command(name="eval")
@@ -131,8 +140,8 @@ def evaluate(
     """
     from dfer_dist.evaluate import evaluate_checkpoint
 
-    console = _console()
-    with _bar(console, "test clips") as advance:
+    console = Console(highlight=False)
+    with Bar(console, "test clips") as advance:
         scores = evaluate_checkpoint(checkpoint, fold, overrides or [], out, advance)
     console.print(f"{scores.n} clips: UAR {scores.uar:.2f}  WAR {scores.war:.2f}")
     for label, recall in scores.recall.items():
@@ -147,7 +156,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     """
     from dfer_dist.rundir import RunDir
 
-    _report(_console(), RunDir(run.resolve()))
+    _report(Console(highlight=False), RunDir(run.resolve()))
 
 
 app.add_typer(convert, name="convert")
@@ -174,14 +183,25 @@ def main() -> None:
         sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
         os.environ["DFER_DEBUG"] = "1"  # ranks show theirs too
     try:
-        app()
-    except (UserError, OSError) as e:  # OSError: a full disk, a folder that may not be written
-        if debug:
+        sys.exit(app(standalone_mode=False))
+    except Exception as e:
+        words = _mendable(e)
+        if debug or words is None:
             raise
-        print(f"error: {e}", file=sys.stderr)
+        if words:
+            print(f"error: {' '.join(words.split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _mendable(e: Exception) -> str | None:
+    """What to say of a mistake that a person can mend; None for a fault of this program."""
+    if isinstance(e, (UserError, OSError)):  # OSError: a full disk, a folder that may not be written
+        return str(e)
+    if hasattr(e, "format_message"):  # the command line's own errors, whichever copy of click Typer brings
+        return f"{e.format_message()} (--help tells more)" if e.format_message() else ""  # without a command: it showed its help
+    return None
 
 
 def _open(
@@ -195,13 +215,14 @@ def _open(
 def _crossval(console: Console, run: RunDir, folds: list[int], nproc: int) -> None:
     failed = _run_folds(console, run, folds, nproc)
     if len(failed) < len(folds):
-        _report(console, run)
+        _report(console, run, "FAILED" if failed else "FINISHED")
     _check_failed(failed)
 
 
 def _check_failed(folds: list[int]) -> None:
     if folds:
-        raise UserError(f"fold {', '.join(map(str, folds))} failed; go on with --resume once the cause is mended")
+        print(f"fold {', '.join(map(str, folds))} failed; go on with --resume once the cause is mended", file=sys.stderr)
+        sys.exit(1)
 
 
 def _run_folds(console: Console, run: RunDir, folds: list[int], nproc: int) -> list[int]:
@@ -214,25 +235,42 @@ def _run_folds(console: Console, run: RunDir, folds: list[int], nproc: int) -> l
         sys.exit(EXIT_PREEMPTED)
 
 
-def _report(console: Console, run: RunDir) -> None:
-    from dfer_dist.report import summary_table, write_summary
+def _record(run: RunDir, status: str | None) -> dict[str, Any]:
+    """Write the summary of the folds that are done, to the folder and to MLflow; ``status`` closes the parent run there."""
+    from dfer_dist.report import write_summary
 
     about = run.describe()
     summary = write_summary(run.root, about["folds"])
-    tracking = about["tracking"]
-    if tracking:
+    if about["tracking"]:
         from dfer_dist.tracking import finish_parent
 
         try:
-            finish_parent(run, tracking, summary)
+            finish_parent(run, about["tracking"], summary, status)
         except Exception as e:  # MLflow raises many kinds; the files stand
-            console.print(f"warning: tracking server {tracking['uri']}: {e}", style="yellow")
-    console.print(summary_table(summary))
+            print(f"warning: tracking server {about['tracking']['uri']}: {e}", file=sys.stderr)
+    return summary
+
+
+def _report(console: Console, run: RunDir, status: str | None = None) -> None:
+    from dfer_dist.report import summary_table
+
+    console.print(summary_table(_record(run, status)))
     console.print(f"report: {run.report}", soft_wrap=True)
+    tracking = run.describe()["tracking"]
     if tracking:
         uri = tracking["uri"]
-        how = uri if uri.startswith("http") else f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"
+        mlflow = shlex.quote(str(Path(sys.executable).parent / "mlflow"))
+        how = uri if uri.startswith("http") else f"{mlflow} ui --backend-store-uri {shlex.quote(uri)}"
         console.print(f"MLflow: {how}", soft_wrap=True)
+
+
+def _check_demo(shards: Path, clips: int) -> None:
+    """A demo of another size stays as it is: its frames are not drawn over."""
+    from dfer_dist.data.shards import read_index
+
+    have = sum(s.clips for s in read_index(shards).shards) if (shards / "index.json").is_file() else clips
+    if have != clips:
+        raise UserError(f"{shards} holds a demo of {have} clips: give --clips {have}, or another folder with --out")
 
 
 def _pack(console: Console, dataset: str, root: Path, lists: Path, out: Path, clips_per_shard: int) -> None:
@@ -240,37 +278,6 @@ def _pack(console: Console, dataset: str, root: Path, lists: Path, out: Path, cl
     from dfer_dist.data.shards import pack as write_shards
 
     records = read_lists(dataset, root, lists)
-    with _bar(console, "pack clips") as advance:
+    with Bar(console, "pack clips") as advance:
         index = write_shards(records, dataset, out, clips_per_shard, progress=advance)
     console.print(f"{sum(s.clips for s in index.shards)} clips in {len(index.shards)} shards: {out}")
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False)
-
-
-def _bar(console: Console, title: str) -> _Bar:
-    return _Bar(console, title)
-
-
-class _Bar:
-    """A progress bar as a context manager; the value it gives is called with (done, total)."""
-
-    def __init__(self, console: Console, title: str) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console)
-        self._task = self._progress.add_task(title, total=None)
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, done: int, total: int) -> None:
-        self._progress.update(self._task, completed=done, total=total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import signal
@@ -10,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -59,13 +61,14 @@ def run_folds(run: RunDir, folds: list[int], nproc: int, console: Console) -> li
                 continue
             progress.update(task, figures="starting")
             earlier = {log: log.stat().st_size for log in where.root.glob("log*.txt")}
-            code = _run_ranks(run, fold, nproc, _Follower(where, progress, task))
+            with _locked(where):
+                code, killed = _run_ranks(run, fold, nproc, _Follower(where, progress, task))
             if code == 0:
                 progress.update(task, figures=_verdict(where))
                 if not console.is_terminal:
                     console.print(f"fold {fold}: {_verdict(where)}")
                 continue
-            line = _last_error(where, earlier)
+            line = killed or _last_error(where, earlier)
             if code == 2:
                 raise UserError(line)
             progress.update(task, figures="failed")
@@ -95,10 +98,21 @@ def rank_environment(run: RunDir, rank: int, world: int, port: int) -> dict[str,
     return env
 
 
-def _run_ranks(run: RunDir, fold: int, nproc: int, follow: Callable[[], None]) -> int:
-    """Start the ranks of a fold and wait for them; returns the status of the one that ended the job."""
+@contextmanager
+def _locked(fold: FoldDir) -> Iterator[None]:
+    """Hold a fold for this command; the kernel lets go when the process ends, however it ends."""
+    fold.root.mkdir(parents=True, exist_ok=True)
+    with (fold.root / ".lock").open("w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UserError(f"another command is working on {fold.root}: wait for it, or stop it") from e
+        yield
+
+
+def _run_ranks(run: RunDir, fold: int, nproc: int, follow: Callable[[], None]) -> tuple[int, str | None]:
+    """Start the ranks of a fold and wait for them; returns what :func:`_wait` does."""
     where = run.fold(fold)
-    where.root.mkdir(parents=True, exist_ok=True)
     port = _free_port()
     command = [*python_command(), "-m", "dfer_dist.train", "--run", str(run.root), "--fold", str(fold)]
     ranks: list[subprocess.Popen[bytes]] = []
@@ -125,8 +139,10 @@ def _run_ranks(run: RunDir, fold: int, nproc: int, follow: Callable[[], None]) -
         told.restore()
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]], told: _Told, follow: Callable[[], None]) -> int:
+def _wait(ranks: list[subprocess.Popen[bytes]], told: _Told, follow: Callable[[], None]) -> tuple[int, str | None]:
+    """The status of the rank that ended the job, and, if a signal of somebody else's ended it, words that name it."""
     passed_on = 0
+    killed: str | None = None
     deadline: float | None = None
     while any(p.poll() is None for p in ranks):
         if told.times > passed_on:
@@ -135,6 +151,8 @@ def _wait(ranks: list[subprocess.Popen[bytes]], told: _Told, follow: Callable[[]
                 if p.poll() is None:
                     p.send_signal(signal.SIGTERM if passed_on == 1 else signal.SIGKILL)
         bad = [p for p in ranks if p.poll() not in (None, 0, EXIT_PREEMPTED)]
+        if not killed and not told.times and deadline is None:
+            killed = next((_epitaph(rank, p) for rank, p in enumerate(ranks) if (p.returncode or 0) < 0), None)
         if bad and deadline is None:
             deadline = time.monotonic() + _GRACE
         if deadline and time.monotonic() > deadline:
@@ -147,7 +165,12 @@ def _wait(ranks: list[subprocess.Popen[bytes]], told: _Told, follow: Callable[[]
     if told.times:
         raise Interrupted("saved" if set(codes) <= {0, EXIT_PREEMPTED} else "stopped without saving")
     # a mistake that a person can mend explains the deaths of the other ranks
-    return 2 if 2 in codes else next((c for c in codes if c), 0)
+    return 2 if 2 in codes else next((c for c in codes if c), 0), killed
+
+
+def _epitaph(rank: int, process: subprocess.Popen[bytes]) -> str:
+    name = signal.Signals(-process.returncode).name
+    return f"rank {rank} was ended by {name}" + (", as by the kernel when memory runs out" if name == "SIGKILL" else "")
 
 
 class _Told:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from dfer_dist import UserError
 from dfer_dist.config import NEUTRAL, Config, config_hash, flatten, split_batch
 from dfer_dist.configfile import dump_config, load_config, read_config
 from dfer_dist.provenance import collect, snapshot_code
-from dfer_dist.rundir import RunDir, parse_folds, write_json, write_text
+from dfer_dist.rundir import FoldDir, RunDir, parse_folds, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from dfer_dist.data.shards import Index
@@ -45,6 +46,8 @@ def open_run(
     index = read_index(Path(config.data.shards))
     chosen = index.folds if folds is None else parse_folds(folds, index.folds)
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
+    if run.run.exists() and _failed_at_once(run):
+        _remove(run)  # a start that failed at once does not keep the name from the mended command
     if run.run.exists():
         if not resume:
             raise UserError(f"{run.root} holds a run already: --resume goes on with it, --name OTHER starts another")
@@ -58,6 +61,34 @@ def open_run(
         shutil.rmtree(run.root, ignore_errors=True)
         raise
     return run, chosen
+
+
+def _failed_at_once(run: RunDir) -> bool:
+    """Whether all there is of a run are failures before the first step: no figures, no checkpoint, no command at it now."""
+    folds = [run.fold(k) for k in run.describe()["folds"]]
+    trained = any((f.metrics.exists() and f.metrics.stat().st_size) or f.checkpoints.exists() for f in folds)
+    states = [read_json(f.status)["state"] for f in folds if f.status.exists()]
+    return not trained and bool(states) and set(states) == {"FAILED"} and not any(map(_is_held, folds))
+
+
+def _is_held(fold: FoldDir) -> bool:
+    try:
+        with (fold.root / ".lock").open() as f:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def _remove(run: RunDir) -> None:
+    tracking = run.describe()["tracking"]
+    if tracking:
+        from dfer_dist.tracking import delete_runs
+
+        delete_runs(tracking)
+    shutil.rmtree(run.root)
 
 
 def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:

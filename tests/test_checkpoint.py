@@ -81,6 +81,18 @@ class TestFolder:
         with pytest.raises(UserError, match="no complete checkpoint"):
             checkpoint.read(folder / "step-00000040")
 
+    def test_a_lost_latest_falls_back_to_the_one_before_and_says_so(self, written, capsys):
+        folder, _ = written
+        assert checkpoint.newest(folder).name == "step-00000040"
+        (folder / "step-00000040" / checkpoint.COMPLETE).unlink()
+        assert checkpoint.newest(folder).name == "step-00000030"
+        assert "step-00000040 is not complete: going on from step-00000030" in capsys.readouterr().err
+        for left in folder.glob("step-*/COMPLETE"):
+            left.unlink()
+        with pytest.raises(UserError, match="train from the start"):
+            checkpoint.newest(folder)
+        assert checkpoint.newest(folder / "nothing") is None
+
     def test_a_damaged_file_is_named(self, written):
         folder, _ = written
         file = folder / "step-00000040" / checkpoint.MODEL

@@ -93,6 +93,11 @@ def test_eval_of_a_checkpoint_with_another_model_is_one_line(one_fold):
     assert "Traceback" not in text
 
 
+def test_eval_on_clips_that_were_trained_on_is_refused(one_fold):
+    text = dfer("eval", str(one_fold[1].fold(2).checkpoints), "--fold", "1", status=2)
+    assert "fold 1 was among the training clips" in text
+
+
 @pytest.fixture(scope="module")
 def killed(tiny_shards, tmp_path_factory):
     """Five folds in bf16 on two ranks; the launcher is killed once fold 2 is done, told to leave in fold 3, and run to the end."""
