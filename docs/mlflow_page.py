@@ -74,7 +74,8 @@ def _open_runs(page: Page, root: str, experiment_id: str, name: str) -> None:
     if close.count():
         close.first.click()  # a side panel that MLflow opens by itself
     page.get_by_text("Model training", exact=True).click()  # the page opens on MLflow's tools for language models
-    page.locator(".ag-row [col-id*='Run Name'] button").first.click()
+    row = page.locator(".ag-row").filter(has=page.get_by_text(name, exact=True)).first
+    row.locator("[col-id*='Run Name'] button").first.click()
     page.get_by_text(f"{name}-fold1").first.wait_for(timeout=20_000)
     page.locator("label:has(input[name='runs-view-mode'][value='CHART'])").click()
     search = page.get_by_placeholder("Search metric charts")
