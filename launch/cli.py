@@ -275,7 +275,7 @@ def _check_demo(shards: Path, clips: int) -> None:
 
 def _pack(console: Console, dataset: str, root: Path, lists: Path, out: Path, clips_per_shard: int) -> None:
     from dfer_dist.data.layouts import read_lists
-    from dfer_dist.data.shards import pack as write_shards
+    from dfer_dist.data.packer import pack as write_shards
 
     records = read_lists(dataset, root, lists)
     with Bar(console, "pack clips") as advance:

@@ -12,7 +12,8 @@ import pytest
 import simplejpeg
 
 from dfer_dist.data.layouts import read_lists
-from dfer_dist.data.shards import Index, pack
+from dfer_dist.data.packer import pack
+from dfer_dist.data.shards import Index
 
 
 def write_clip(folder: Path, frames: int, seed: int, width: int = 48, height: int = 40) -> None:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from dfer_dist import UserError
 from dfer_dist.data.clips import _OPEN, ClipReader, DamagedClip
 from dfer_dist.data.layouts import ClipRecord
-from dfer_dist.data.shards import BLOCK, Index, pack, read_index, sidecar_path
+from dfer_dist.data.packer import pack
+from dfer_dist.data.shards import BLOCK, Index, read_index, sidecar_path
 
 
 def every(_: str, frames: int) -> np.ndarray:

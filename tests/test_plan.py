@@ -11,6 +11,7 @@ import pytest
 from dfer_dist import UserError
 from dfer_dist.data import plan as plan_module
 from dfer_dist.data.layouts import read_lists
+from dfer_dist.data.packer import pack
 from dfer_dist.data.plan import (
     BalancedPlan,
     ClipSet,
@@ -22,7 +23,7 @@ from dfer_dist.data.plan import (
     keyed_rng,
     whole_shards,
 )
-from dfer_dist.data.shards import Index, pack
+from dfer_dist.data.shards import Index
 from dfer_dist.data.stream import _TrainOrder
 
 # 103 clips in 9 shards; one shard is read in part and one not at all, as hold_out leaves them

@@ -17,7 +17,8 @@ from conftest import write_clip
 
 from dfer_dist import UserError
 from dfer_dist.data.layouts import ClipRecord, read_lists
-from dfer_dist.data.shards import Index, _read_frames, _write_shard, pack, read_index, sidecar_path
+from dfer_dist.data.packer import _read_frames, _write_shard, pack
+from dfer_dist.data.shards import Index, read_index, sidecar_path
 
 
 @pytest.fixture(scope="module")

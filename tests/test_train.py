@@ -189,7 +189,7 @@ def test_selection_on_a_validation_part_reports_its_best_epoch(tiny_shards, tmp_
 
 def test_damaged_clips_stop_training_unless_allowed(tiny_source, tmp_path):
     from dfer_dist.data.layouts import read_lists
-    from dfer_dist.data.shards import pack
+    from dfer_dist.data.packer import pack
 
     index = pack(read_lists("dfew", tiny_source / "frames", tiny_source / "lists"), "dfew", tmp_path / "shards", workers=1)
     shard = index.path(index.train_shards(1)[0])
