@@ -96,6 +96,7 @@ NEUTRAL += (
     "data.loss_budget",
     "train.max_bad_steps",
     "train.device",
+    "train.offload_optimizer",
     "data.workers",
     "data.shards",
     "model.checkpoint_",
@@ -173,6 +174,7 @@ class TrainConfig:
     micro_batch: int | None = None  # clips in one forward pass of one rank; null: global_batch / ranks
     precision: Precision = Precision.bf16
     zero_stage: int = 1  # DeepSpeed ZeRO: 1 shards moments, 2 gradients too, 3 weights too
+    offload_optimizer: bool = False  # master weights and moments in main memory, updated by the processor
     seed: int = 0
     label_smoothing: float = 0.0  # share of the target that is spread over all classes
     class_balance: float = 0.0  # beta of the class-balanced loss, such as 0.999; 0 weighs all clips alike

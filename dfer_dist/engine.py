@@ -19,6 +19,8 @@ from dfer_dist.ranks import Ranks
 
 Groups = Mapping[str, Sequence[tuple[str, nn.Parameter]]]
 
+BUCKET = 50_000_000  # elements reduced at a time; DeepSpeed's own 5e8 costs ZeRO-2 and 3 up to 2 GB of buffers
+
 
 @dataclass
 class Engine:
@@ -125,13 +127,20 @@ def _optimizer(groups: list[dict[str, Any]], optim: OptimConfig, device: torch.d
 
 
 def _deepspeed_config(config: Config, micro: int, accumulation: int, ranks: Ranks) -> dict[str, Any]:
+    offload = config.train.offload_optimizer
     return {
         "train_batch_size": config.train.global_batch,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         "bf16": {"enabled": config.train.precision is Precision.bf16},
         "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_optimization": {"stage": config.train.zero_stage, "overlap_comm": ranks.device.type == "cuda"},
+        "zero_optimization": {
+            "stage": config.train.zero_stage,
+            "overlap_comm": ranks.device.type == "cuda",
+            "reduce_bucket_size": BUCKET,
+            **({"offload_optimizer": {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}} if offload else {}),
+        },
+        "zero_force_ds_cpu_optimizer": False,  # torch's own there too: DeepSpeed's compiles on the compute node
         "zero_allow_untested_optimizer": True,  # torch's SGD is not on DeepSpeed's list; it is element-wise, which is all ZeRO needs
         "gradient_clipping": config.optim.clip_norm,  # left out, DeepSpeed 0.19 clips at 1.0 without a word
         "steps_per_print": 10**9,

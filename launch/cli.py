@@ -15,6 +15,7 @@ from dfer_dist import UserError
 from dfer_dist.preempt import EXIT_PREEMPTED
 from launch.bar import Bar
 from launch.convert import convert
+from launch.plan import plan
 
 if TYPE_CHECKING:
     from dfer_dist.rundir import RunDir
@@ -160,6 +161,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
 
 
 app.add_typer(convert, name="convert")
+app.command()(plan)
 
 
 @app.command(name="fetch-weights")

@@ -113,7 +113,7 @@ def _locked(fold: FoldDir) -> Iterator[None]:
 def _run_ranks(run: RunDir, fold: int, nproc: int, follow: Callable[[], None]) -> tuple[int, str | None]:
     """Start the ranks of a fold and wait for them; returns what :func:`_wait` does."""
     where = run.fold(fold)
-    port = _free_port()
+    port = free_port()
     command = [*python_command(), "-m", "dfer_dist.train", "--run", str(run.root), "--fold", str(fold)]
     ranks: list[subprocess.Popen[bytes]] = []
     logs: list[IO[bytes]] = []
@@ -251,7 +251,8 @@ def fast_bf16() -> bool:
     return not {"avx512f", "amx_bf16", "bf16"}.isdisjoint(cpu.split())
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port on this machine that nobody listened on just now."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dfer_dist.rundir import RunDir
-from launch.local import _free_port, rank_environment
+from launch.local import free_port, rank_environment
 
 
 def run_ranks(script: Path, ranks: int, *words: str, timeout: float = 240) -> dict[str, Any]:
     """Run a script of this folder as ``ranks`` processes; returns the JSON line that rank 0 printed."""
-    command, port, nowhere = [sys.executable, str(script), *words], _free_port(), RunDir(Path("/nonexistent"))
+    command, port, nowhere = [sys.executable, str(script), *words], free_port(), RunDir(Path("/nonexistent"))
     processes = [
         subprocess.Popen(
             command, env=rank_environment(nowhere, r, ranks, port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
