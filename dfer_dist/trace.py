@@ -150,9 +150,16 @@ class _LiveBytes(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._count(leaf.untyped_storage())
+        self._note()
+        return out
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._note()  # the last gradient comes after the last operation
+
+    def _note(self) -> None:
         self.live.append(self._now)
         self.graded.append(self._done)
-        return out
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         if id(storage) not in self._known:  # torch gives a storage one Python object for as long as it lives

@@ -39,7 +39,7 @@ def main() -> None:
     p.add_argument("--steps", type=int, required=True)
     p.add_argument("--optimizer", default="sgd")
     p.add_argument("--precision", default="fp32")
-    p.add_argument("--offload", action="store_true")
+    p.add_argument("--offload", type=int, default=0)
     p.add_argument("--resume", type=Path)
     a = p.parse_args()
     config = Config()
@@ -47,7 +47,7 @@ def main() -> None:
     config.train.precision, config.optim.name = Precision(a.precision), Optimizer(a.optimizer)
     config.optim.lr_image, config.optim.lr_temporal, config.optim.lr_prompt = 0.02, 0.03, 0.04
     config.optim.milestones, config.data.shards = [4, 6], "none"
-    config.train.offload_optimizer = a.offload
+    config.train.offload_optimizer = bool(a.offload)
     ranks = start(Device.cpu)
     torch.manual_seed(0)
     model = Toy()

@@ -40,6 +40,16 @@ def test_resuming_on_other_ranks_and_stages_stays_on_the_curve(undisturbed, tmp_
     assert resumed["rates"] == undisturbed["whole"]["rates"]
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_an_offloaded_optimizer_changes_nothing_and_is_saved_as_any_other(undisturbed, tmp_path, stage):
+    half = undisturbed["half"]["path"]
+    plain, offloaded = (
+        run(tmp_path / name, 2, STEPS, stage=stage, optimizer="adamw", precision="bf16", offload=offload, resume=half)
+        for name, offload in (("plain", 0), ("offloaded", 1))
+    )
+    assert offloaded == plain | {"path": offloaded["path"]}
+
+
 def test_sgd_with_momentum_resumes_from_zero3(tmp_path):
     whole = run(tmp_path / "a", 2, STEPS, stage=3)
     half = run(tmp_path / "b", 2, HALF, stage=3)

@@ -17,6 +17,7 @@ PUBLISHED = {
     "dfew_vitb32": DFEW,
     "dfew_vitb16": DFEW | {"model.backbone": "ViT-B-16-quickgelu"},
     "dfew_vitl14": DFEW | {"model.backbone": "ViT-L-14-quickgelu", "model.checkpoint_image": True},
+    "dfew_vith14": DFEW | {"model.backbone": "ViT-H-14", "model.pretrained": "laion2b_s32b_b79k", "model.checkpoint_image": True},
     "mafw_vitb32": {"data.shards": "data/mafw"},
     "ferv39k_vitb32": {"data.shards": "data/ferv39k", "data.augment.rotation": 4.0},
 }
@@ -270,7 +271,7 @@ def test_hash_changes_with_what_changes_results(word: str) -> None:
 
 NEUTRAL_WORDS = """
     data.workers=7 data.shards=elsewhere train.micro_batch=4 train.zero_stage=3 train.save_minutes=3 train.device=cpu
-    tracking.uri=http://host tracking.enabled=false model.checkpoint_image=true
+    tracking.uri=http://host tracking.enabled=false model.checkpoint_image=true train.offload_optimizer=true
 """
 
 
