@@ -262,7 +262,10 @@ def test_a_killed_pack_goes_on_and_gives_the_same_bytes(tiny_source: Path, tmp_p
     process.wait()
     while workers_of(process.pid) and time.monotonic() < deadline:  # they leave with their parent
         time.sleep(0.05)
-    assert not workers_of(process.pid)
+    left = workers_of(process.pid)
+    for worker in left:
+        os.kill(int(worker), signal.SIGKILL)
+    assert not left
     finished = [f.name.removesuffix(".json") for f in out.glob(".packing/*.json")]
     assert 2 <= len(finished) < 30 and not (out / "index.json").exists()
     before = state(out)
