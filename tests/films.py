@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -40,7 +41,7 @@ class Pose:
 def draw(poses: Iterable[list[Pose]], width: int = 640, height: int = 360, noise: float = 4.0) -> Iterator[np.ndarray]:
     """Frames uint8 [height, width, 3]; a frame is a list of heads, the last one in front."""
     rng = np.random.default_rng(0)
-    tiles = rng.integers(60, 180, (height // 20 + 1, width // 20 + 1, 3), dtype=np.uint8)
+    tiles = rng.integers(90, 150, (height // 20 + 1, width // 20 + 1, 1), dtype=np.uint8).repeat(3, 2)
     ground = Image.fromarray(tiles.repeat(20, 0).repeat(20, 1)[:height, :width])
     portrait = Image.fromarray(data.astronaut())
     mask = Image.new("L", portrait.size)
@@ -50,29 +51,37 @@ def draw(poses: Iterable[list[Pose]], width: int = 640, height: int = 360, noise
         for head in heads:
             forward = np.vstack([head.matrix(), [0, 0, 1]])
             back = tuple(np.linalg.inv(forward)[:2].ravel().tolist())
-            layers = [
+            face, inside = (
                 layer.transform((width, height), Image.Transform.AFFINE, back, Image.Resampling.BICUBIC)
                 for layer in (portrait, mask)
-            ]
-            image.paste(*layers[:1], (0, 0), layers[1])
+            )
+            image.paste(face, (0, 0), inside)
         noisy = np.asarray(image) + rng.normal(0, noise, (height, width, 1))
         yield np.clip(noisy, 0, 255).astype(np.uint8)
 
 
 def encode(
-    file: Path, frames: Iterable[np.ndarray], times: list[int] | None = None, turn: float | None = None, codec: str = "libx264"
+    file: Path,
+    frames: Iterable[np.ndarray],
+    times: list[int] | None = None,
+    turn: float | None = None,
+    mirror: bool = False,
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
 ) -> Path:
-    """Write a film of 25 frames a second, or at ``times`` (ms); ``turn`` in degrees goes to its display matrix."""
-    with av.open(str(file), "w") as container:
+    """Write a film of 25 frames a second, or at ``times`` (ms). ``turn`` (degrees) and ``mirror`` go to its display matrix."""
+    with av.open(str(file), "w", options=options or {}) as container:
         stream = container.add_stream(codec, rate=25)
         stream.pix_fmt = "yuv420p"
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
         if turn is not None:
-            stream.set_display_rotation(turn)
+            stream.set_display_rotation(turn, hflip=mirror)
         for i, image in enumerate(frames):
             if not i:
                 stream.height, stream.width = image.shape[:2]
             frame = av.VideoFrame.from_ndarray(image)
-            frame.time_base, frame.pts = stream.codec_context.time_base or 0, i
+            frame.time_base, frame.pts = (Fraction(1, 25), i) if times is None else (Fraction(1, 1000), times[i])
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return file
@@ -81,10 +90,14 @@ def encode(
 def swing(frames: int = 75) -> list[Pose]:
     """A head that crosses the picture, nods sideways and comes nearer."""
     t = np.linspace(0, 1, frames)
-    return [
-        Pose(200 + 240 * a, 150 + 40 * math.sin(5 * a), 0.9 + 0.5 * a, 30 * math.sin(2 * math.pi * a)) for a in t.tolist()
-    ]
+    return [Pose(200 + 240 * a, 150 + 40 * math.sin(5 * a), 0.9 + 0.5 * a, 30 * math.sin(2 * math.pi * a)) for a in t.tolist()]
+
+
+def busy(frames: int = 75) -> list[list[Pose]]:
+    """:func:`swing`, away for the middle fifth, with a smaller head in the corner all the time."""
+    away = range(frames * 2 // 5, frames * 3 // 5)
+    return [[Pose(570, 70, 0.45), *([] if t in away else [head])] for t, head in enumerate(swing(frames))]
 
 
 if __name__ == "__main__":
-    encode(Path(sys.argv[1]), draw([[Pose(560, 80, 0.55), head] for head in swing()]))
+    encode(Path(sys.argv[1]), draw(busy()))

@@ -1,6 +1,6 @@
 """Finding the face of a film and following it: dlib's detector and its 68 landmarks, on frames that stream by once.
 
-Faces are looked for in the whole, reduced frame now and then; in between each is found again in a small upright window where it was
+Faces are looked for in the whole, reduced frame now and then, and whenever the main one is lost; in between each is found again in a small upright window where it was
 last, which is quick, and which lets it tilt further than the detector alone could follow. The weights come
 with the package ``face-recognition-models``.
 """
@@ -20,7 +20,7 @@ from PIL import Image
 from dfer_dist import UserError
 from dfer_dist.data.align import Place, face_pose, pose_matrix, to_frame, warp
 
-_EVERY = 10  # frames from one look at the whole frame to the next, while a face is being followed
+_EVERY = 10  # frames from one look at the whole frame to the next, while the face that weighs most is being followed
 _AREA = 960 * 540  # pixels of the frame as the detector sees it: its smallest face has 80 pixels, 15 % of the height
 _LARGER = 2.0  # small frames are enlarged by this at most
 _START, _STAY = 0.25, -0.1  # detector scores from which a face begins, and still is one, where one just was
@@ -60,7 +60,8 @@ class _Face:
     points: list[np.ndarray] = field(default_factory=list)
     weight: float = 0.0  # size x score, summed over frames
     best: float = -math.inf
-    portrait: tuple[np.ndarray, Any] | None = None  # window and landmarks of the surest frame
+    portrait: tuple[np.ndarray, Any] = (np.empty(0), None)  # window and landmarks of the surest frame
+    person: np.ndarray | None = None  # descriptor of the portrait, once it was asked for
 
     @property
     def pose(self) -> np.ndarray:
@@ -90,9 +91,9 @@ class _Seen:
 def track_face(frames: Iterable[np.ndarray]) -> Track:
     """Find and follow the face that a film is about.
 
-    Of several faces the one is taken whose size times the detector's score, summed over all frames, is largest: large, long and
-    sure. Where it is lost and found again (out of the picture, a cut), pieces are joined if they do not overlap in time and
-    show the same person by dlib's face descriptor, which is not kept.
+    Of several people the one is taken whose face's size times the detector's score, summed over all frames, is largest: large,
+    long and sure. Where a face is lost and found again (out of the picture, a cut), pieces are one person's if they do not overlap in
+    time and dlib's face descriptor, which is not kept, says so.
 
     Parameters
     ----------
@@ -110,8 +111,10 @@ def track_face(frames: Iterable[np.ndarray]) -> Track:
     count = 0
     for count, frame in enumerate(frames, 1):
         now = count - 1
-        hits = sum(_follow(models, frame, now, face) for face in live)
-        if now % _EVERY == 0 or not hits:
+        for face in live:
+            _follow(models, frame, now, face)
+        leader = max(done + live, key=lambda f: f.weight, default=None)
+        if now % _EVERY == 0 or leader is None or leader.frames[-1] < now:
             live += _look(models, frame, now, live)
         gone = [f for i, f in enumerate(live) if now - f.frames[-1] >= _PATIENCE or _doubles(f, live[:i])]
         done += gone
@@ -119,16 +122,15 @@ def track_face(frames: Iterable[np.ndarray]) -> Track:
     return _gather(models, done + live, count)
 
 
-def _follow(models: Models, frame: np.ndarray, now: int, face: _Face) -> bool:
+def _follow(models: Models, frame: np.ndarray, now: int, face: _Face) -> None:
     seen = models.see(frame, pose_matrix(face.pose, _WINDOW, _SIDE), _STAY)
     if seen:
         face.add(now, seen)
-    return seen is not None
 
 
 def _look(models: Models, frame: np.ndarray, now: int, live: list[_Face]) -> list[_Face]:
     """Faces anywhere in the frame that nobody follows yet; one found where a lost one was goes on with that."""
-    new = []
+    new: list[_Face] = []
     for x, y, size in models.detect(frame):
         owner = next((f for f in live + new if f.covers(x, y)), None)
         if owner and owner.frames[-1] == now:
@@ -148,19 +150,26 @@ def _doubles(face: _Face, older: list[_Face]) -> bool:
     return any(f.frames[-1] == face.frames[-1] and f.covers(x, y) for f in older)
 
 
-def _gather(models: Models, faces: list[_Face], count: int) -> Track:
+def _gather(models: Models, pieces: list[_Face], count: int) -> Track:
+    """Join pieces into persons, and take the person of the greatest weight."""
+    persons: list[list[_Face]] = []
+    for piece in sorted(pieces, key=lambda f: (-f.weight, f.frames[0])):
+        own = next((person for person in persons if _joins(models, piece, person)), None)
+        if own is None:
+            persons.append([piece])
+        else:
+            own.append(piece)
     points = np.full((count, 68, 2), np.nan, np.float32)
     shots = np.full(count, -1)
-    faces = sorted(faces, key=lambda f: (-f.weight, f.frames[0]))
-    first: np.ndarray | None = None
-    for shot, face in enumerate(faces):
-        if (shots[face.frames] >= 0).any():
-            continue
-        if shot and first is None:
-            first = models.describe(faces[0])
-        if first is None or np.linalg.norm(models.describe(face) - first) < _SAME:
-            points[face.frames], shots[face.frames] = np.array(face.points), shot
+    for shot, piece in enumerate(max(persons, key=lambda person: sum(f.weight for f in person), default=[])):
+        points[piece.frames], shots[piece.frames] = np.array(piece.points), shot
     return Track(points, shots)
+
+
+def _joins(models: Models, piece: _Face, person: list[_Face]) -> bool:
+    if any(not set(piece.frames).isdisjoint(f.frames) for f in person):
+        return False
+    return bool(np.linalg.norm(models.describe(piece) - models.describe(person[0])) < _SAME)
 
 
 class Models:
@@ -209,9 +218,10 @@ class Models:
 
     def describe(self, face: _Face) -> np.ndarray:
         """A vector by which two pictures of one person are near each other, float64 [128]."""
-        assert face.portrait is not None  # every face has been seen once
-        window, shape = face.portrait
-        return np.array(self._person.compute_face_descriptor(window, shape, 0, 0.25))
+        if face.person is None:
+            window, shape = face.portrait
+            face.person = np.array(self._person.compute_face_descriptor(window, shape, 0, 0.25))
+        return face.person
 
 
 @cache

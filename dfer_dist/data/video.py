@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -111,7 +112,7 @@ class _Times:
                     yield held
                 start, place = time, 0
             else:
-                now = round((time - start) / self.tick)
+                now = math.floor((time - start) / self.tick + 0.5)
                 yield from [held] * (now - place)
                 place = now
             held, last = frame, time
@@ -180,10 +181,12 @@ def _turn(image: np.ndarray, frame: VideoFrame) -> np.ndarray:
 
     Quarter turns and mirror images only; anything between is taken for the nearest of them.
     """
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
+    from av.sidedata.sidedata import Type
+
+    side: Any = frame.side_data  # its stubs know another mapping
+    if Type.DISPLAYMATRIX not in side:
         return image
-    a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).tolist()
+    a, b, _, c, d, *_ = np.frombuffer(bytes(side[Type.DISPLAYMATRIX]), np.int32).tolist()
     right, down = a, d
     if abs(b) > abs(a):
         image, right, down = image.swapaxes(0, 1), c, b
