@@ -87,13 +87,13 @@ def encode(
     return file
 
 
-def swing(frames: int = 75) -> list[Pose]:
+def swing(frames: int = 50) -> list[Pose]:
     """A head that crosses the picture, nods sideways and comes nearer."""
     t = np.linspace(0, 1, frames)
     return [Pose(200 + 240 * a, 150 + 40 * math.sin(5 * a), 0.9 + 0.5 * a, 30 * math.sin(2 * math.pi * a)) for a in t.tolist()]
 
 
-def busy(frames: int = 75) -> list[list[Pose]]:
+def busy(frames: int = 50) -> list[list[Pose]]:
     """:func:`swing`, away for the middle fifth, with a smaller head in the corner all the time."""
     away = range(frames * 2 // 5, frames * 3 // 5)
     return [[Pose(570, 70, 0.45), *([] if t in away else [head])] for t, head in enumerate(swing(frames))]

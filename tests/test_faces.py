@@ -25,7 +25,7 @@ EYES_THERE = np.array([(SIDE - 1) / 2, FACE.height * SIDE - 0.5])
 
 @pytest.fixture(scope="module")
 def busy_film(tmp_path_factory: pytest.TempPathFactory) -> Film:
-    """75 frames: a head that moves, turns by 30 degrees both ways and grows, away in frames 30 to 44; a small one all the time."""
+    """50 frames: a head that moves, turns by 30 degrees both ways and grows, away in frames 20 to 29; a small one all the time."""
     return Film(encode(tmp_path_factory.mktemp("films") / "busy.mp4", draw(busy())))
 
 
@@ -41,10 +41,10 @@ def true_eyes(clip: FaceClip, poses: list[Pose]) -> np.ndarray:
 
 def test_found_says_in_which_frames_the_face_is(busy_clip: FaceClip) -> None:
     away = np.flatnonzero(~busy_clip.found)
-    assert away.tolist() == list(range(30, 45))
+    assert away.tolist() == list(range(20, 30))
     assert busy_clip.share == pytest.approx(0.8)
     assert np.isnan(busy_clip.landmarks[away]).all() and np.isfinite(busy_clip.landmarks[busy_clip.found]).all()
-    assert busy_clip.landmarks.shape == (75, 68, 2) and busy_clip.landmarks.dtype == np.float32
+    assert busy_clip.landmarks.shape == (50, 68, 2) and busy_clip.landmarks.dtype == np.float32
 
 
 def test_the_large_face_is_taken_though_the_small_one_is_there_longer(busy_clip: FaceClip) -> None:
@@ -62,16 +62,17 @@ def test_crops_hold_the_face_still_while_it_moves(busy_clip: FaceClip) -> None:
     assert np.abs(pose[:, :2] - EYES_THERE).max() < 2.0  # and in their place
     assert np.abs(np.exp(pose[:, 2]) / (FACE.distance * SIDE) - 1).max() < 0.04
     true = true_eyes(busy_clip, swing())
-    steps = np.diff(true[busy_clip.found], axis=0)
-    assert steps[~(np.diff(np.flatnonzero(busy_clip.found)) > 1)].std(0).max() < 0.15  # pixels from frame to frame
+    unbroken = np.diff(np.flatnonzero(busy_clip.found)) == 1
+    steps = np.diff(true[busy_clip.found], axis=0)[unbroken]
+    assert steps.std(0).max() < 0.22  # pixels from frame to frame: no jitter
 
 
 def test_crops_are_the_portrait_itself(busy_film: Film, busy_clip: FaceClip) -> None:
     """Each crop, taken back by the known transform, is the photograph that the film was made of."""
     portrait, poses = data.astronaut(), swing()
     crops = list(busy_clip.crops(busy_film))
-    assert len(crops) == 75 and crops[0].shape == (SIDE, SIDE, 3) and crops[0].dtype == np.uint8
-    for t in (0, 20, 50, 74):
+    assert len(crops) == 50 and crops[0].shape == (SIDE, SIDE, 3) and crops[0].dtype == np.uint8
+    for t in (0, 12, 33, 49):
         back = np.vstack([poses[t].matrix(), [0, 0, 1]])
         crop_to_portrait = (np.linalg.inv(back) @ np.vstack([busy_clip.matrices[t], [0, 0, 1]]))[:2]
         expected = warp(portrait, crop_to_portrait, SIDE)[40:200, 50:170].astype(int)  # the face, clear of the portrait's edge
@@ -79,11 +80,14 @@ def test_crops_are_the_portrait_itself(busy_film: Film, busy_clip: FaceClip) -> 
         assert np.abs(crops[t][40:200, 53:173] - expected).mean() > 10  # three pixels aside it is another picture
 
 
-def test_the_same_film_gives_the_same_bytes(busy_film: Film, busy_clip: FaceClip) -> None:
-    def digest(clip: FaceClip) -> str:
-        return hashlib.sha256(clip.landmarks.tobytes() + clip.matrices.tobytes()).hexdigest()
+def test_the_same_film_gives_the_same_bytes(tmp_path: Path) -> None:
+    film = Film(encode(tmp_path / "a.mp4", draw(busy(12))))
 
-    assert digest(find_face(busy_film)) == digest(busy_clip)
+    def digest() -> str:
+        clip = find_face(film)
+        return hashlib.sha256(b"".join([clip.landmarks.tobytes(), *(c.tobytes() for c in clip.crops(film))])).hexdigest()
+
+    assert digest() == digest()
 
 
 def test_telephones_film_gives_the_same_face(tmp_path: Path) -> None:
@@ -120,9 +124,9 @@ def test_two_people_are_not_made_one() -> None:
 
 def test_sheet_draws_eight_frames_and_their_crops(busy_film: Film) -> None:
     sheet = np.asarray(draw_sheet(busy_film))
-    assert sheet.shape == (92 + 160 - 1, 1280, 3) or sheet.shape[1] == 1280
-    green = (sheet == (60, 230, 90)).all(-1)
-    assert green[92:, :160].sum() > 100 and green[:, 480:800].sum() == 0  # the fourth and fifth have no face
+    assert sheet.shape[1] == 8 * 160
+    green = (sheet == (60, 230, 90)).all(-1).reshape(len(sheet), 8, 160).sum((0, 2))
+    assert (green > 200).tolist() == [True, True, True, False, False, True, True, True]
 
 
 def test_pose_of_a_turned_head_keeps_its_size() -> None:
