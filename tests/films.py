@@ -94,8 +94,8 @@ def swing(frames: int = 50) -> list[Pose]:
 
 
 def busy(frames: int = 50) -> list[list[Pose]]:
-    """:func:`swing`, away for the middle fifth, with a smaller head in the corner all the time."""
-    away = range(frames * 2 // 5, frames * 3 // 5)
+    """:func:`swing`, away for a quarter of the time, with a smaller head in the corner all the time."""
+    away = range(frames * 2 // 5 + 2, frames * 2 // 5 + 2 + frames // 4)
     return [[Pose(570, 70, 0.45), *([] if t in away else [head])] for t, head in enumerate(swing(frames))]
 
 

@@ -101,12 +101,12 @@ def warp(frame: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
         Black where the crop reaches beyond the frame.
     """
     corners = to_frame(matrix, np.array([[0, 0], [side, 0], [0, side], [side, side]]) - 0.5)
-    low = np.clip(np.floor(corners.min(0)) - 8, 0, frame.shape[1::-1]).astype(int)
-    high = np.clip(np.ceil(corners.max(0)) + 8, 0, frame.shape[1::-1]).astype(int)
+    coarse = max(1, int(math.sqrt(abs(np.linalg.det(matrix[:, :2])))))
+    low = np.clip(np.floor(corners.min(0)) - 8 * coarse, 0, frame.shape[1::-1]).astype(int) // coarse * coarse
+    high = np.clip(np.ceil(corners.max(0)) + 8 * coarse, 0, frame.shape[1::-1]).astype(int)
     if (low >= high).any():
         return np.zeros((side, side, 3), np.uint8)
     image = Image.fromarray(frame[low[1] : high[1], low[0] : high[0]])
-    coarse = max(1, int(math.sqrt(abs(np.linalg.det(matrix[:, :2])))))
     if coarse > 1:
         image = image.reduce(coarse)
     turn = matrix[:, :2]

@@ -53,12 +53,7 @@ def write_extra(shard: Path, kind: str, rows: Iterable[tuple[str, Mapping[str, b
     if not _KIND.fullmatch(kind):
         raise UserError(f"'{kind}' cannot name an extra: lower-case letters, digits and _")
     keys, tar = _keys(shard), extra_path(shard, kind)
-    # GNU's format: a key of 90 letters and a name would not fit into the 100 bytes of the older one
-    with (
-        atomic_path(tar) as temporary,
-        temporary.open("wb") as f,
-        TarWriter(f, encoder=False, mtime=0, format="GNU_FORMAT") as writer,
-    ):
+    with atomic_path(tar) as temporary, temporary.open("wb") as f, TarWriter(f, encoder=False, mtime=0) as writer:
         count = 0
         for count, (key, members) in enumerate(rows, 1):
             if count > len(keys) or key != keys[count - 1]:
