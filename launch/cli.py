@@ -15,6 +15,7 @@ from dfer_dist import UserError
 from dfer_dist.preempt import EXIT_PREEMPTED
 from launch.bar import Bar
 from launch.convert import convert
+from launch.pack import pack, pack_listing
 
 if TYPE_CHECKING:
     from dfer_dist.rundir import RunDir
@@ -55,6 +56,7 @@ def demo(
     """
     from dfer_dist.config import split_batch
     from dfer_dist.configfile import load_config
+    from dfer_dist.data.datasets import read_dataset
     from dfer_dist.data.demo import render_demo
     from launch.local import fast_bf16
 
@@ -68,24 +70,12 @@ def demo(
     _check_demo(shards, clips)
     with Bar(console, "render clips") as advance:
         frames = render_demo(out / "source", clips=clips, progress=advance)
-    _pack(console, "demo", frames / "frames", frames / "lists", shards, 64)
+    pack_listing(console, read_dataset("demo", frames / "frames", frames / "lists"), shards, 64)
     run, folds = _open(runs, name, "demo", words, True, None, nproc)
     _crossval(console, run, folds, nproc)
 
 
-@app.command()
-def pack(
-    dataset: Annotated[str, typer.Option(help="dfew, mafw, ferv39k or demo.")],
-    root: Annotated[Path, typer.Option(help="Folder that the paths in the lists start from.")],
-    lists: Annotated[Path, typer.Option(help="Folder of the lists 'path frames label' of DFER-CLIP.")],
-    out: Annotated[Path, typer.Option(help="Folder for the shards.")],
-    clips_per_shard: Annotated[int, typer.Option(min=1)] = 256,
-) -> None:
-    """Pack folders of JPEG frames into shards, once for all folds.
-
-    Example: [bold]dfer pack --dataset dfew --root DFEW/Clip/clip_224x224 --lists annotation --out data/dfew[/bold]
-    """
-    _pack(Console(highlight=False), dataset, root, lists, out, clips_per_shard)
+app.command()(pack)
 
 
 @app.command()
@@ -271,13 +261,3 @@ def _check_demo(shards: Path, clips: int) -> None:
     have = sum(s.clips for s in read_index(shards).shards) if (shards / "index.json").is_file() else clips
     if have != clips:
         raise UserError(f"{shards} holds a demo of {have} clips: give --clips {have}, or another folder with --out")
-
-
-def _pack(console: Console, dataset: str, root: Path, lists: Path, out: Path, clips_per_shard: int) -> None:
-    from dfer_dist.data.layouts import read_lists
-    from dfer_dist.data.packer import pack as write_shards
-
-    records = read_lists(dataset, root, lists)
-    with Bar(console, "pack clips") as advance:
-        index = write_shards(records, dataset, out, clips_per_shard, progress=advance)
-    console.print(f"{sum(s.clips for s in index.shards)} clips in {len(index.shards)} shards: {out}")

@@ -16,6 +16,7 @@ from dfer_dist.data.demo import FOLDS, IDENTITIES, SHARES, contact_sheet, plan_d
 from dfer_dist.data.face_parts import AUS
 from dfer_dist.data.faces import FRAMES, draw_track, render_clip
 from dfer_dist.data.layouts import SEVEN, read_lists
+from dfer_dist.data.media import clip_files
 
 SMALL = {"clips": 35, "size": 32}
 
@@ -69,13 +70,13 @@ def test_lists_and_frames_agree(demo: Path) -> None:
     for record in records:
         row = rows[record.source]
         assert (record.label, record.split) == (row["label"], f"fold{row['fold']}")
-        assert [p.name for p in record.frames] == [f"{n:05d}.jpg" for n in range(row["frames"])]
+        assert [p.name for p in clip_files(record)] == [f"{n:05d}.jpg" for n in range(row["frames"])]
         assert FRAMES[0] <= row["frames"] <= FRAMES[1] and 0 <= row["apex"] < row["frames"]
     for fold in range(1, FOLDS + 1):
         train, test = ((demo / "lists" / f"DEMO_set_{fold}_{part}.txt").read_text().splitlines() for part in ("train", "test"))
         assert len(train) + len(test) == len({line.split()[0] for line in train + test}) == 35
         assert all(rows[name]["fold"] == fold for name, _, _ in map(str.split, test))
-    assert simplejpeg.decode_jpeg(records[0].frames[0].read_bytes()).shape == (32, 32, 3)
+    assert simplejpeg.decode_jpeg(clip_files(records[0])[0].read_bytes()).shape == (32, 32, 3)
 
 
 def test_a_whole_set_is_left_alone_and_a_broken_one_is_finished(demo: Path, tmp_path: Path) -> None:

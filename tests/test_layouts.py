@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import simplejpeg
 from conftest import write_clip
 
 from dfer_dist import UserError
-from dfer_dist.data.layouts import CLASSES, _check_disjoint, _check_training_lists, _find_lists, _read_list, read_lists
+from dfer_dist.data.layouts import CLASSES, Row, _find_lists, _read_list, join_splits, known_class, read_lists
+from dfer_dist.data.media import clip_files
 
 OFFICIAL = Path(__file__).parents[2] / "shared" / "official_splits"
 
@@ -73,7 +75,7 @@ def test_slashes_become_underscores_in_keys(two_folds: Path) -> None:
     for file in (two_folds / "lists").glob("*_train.txt"):
         file.unlink()
     record = read_lists("dfew", two_folds / "frames", two_folds / "lists")[-1]
-    assert (record.key, record.source, len(record.frames)) == ("Action_Happy_0015", "Action/Happy/0015", 3)
+    assert (record.key, record.source, len(clip_files(record))) == ("Action_Happy_0015", "Action/Happy/0015", 3)
 
 
 def test_frames_are_in_order_of_their_numbers(two_folds: Path) -> None:
@@ -84,8 +86,8 @@ def test_frames_are_in_order_of_their_numbers(two_folds: Path) -> None:
     for name in ("00000.jpg", "00001.jpg"):
         (clip / name).unlink()
     record = read_lists("dfew", two_folds / "frames", two_folds / "lists")[0]
-    assert [f.name for f in record.frames] == ["1.jpg", "2.JPG", "10.jpeg"]
-    assert simplejpeg.is_jpeg(record.frames[2].read_bytes())
+    assert [f.name for f in clip_files(record)] == ["1.jpg", "2.JPG", "10.jpeg"]
+    assert simplejpeg.is_jpeg(clip_files(record)[2].read_bytes())
 
 
 @pytest.mark.parametrize("folder", ["frames", "lists"])
@@ -110,9 +112,7 @@ def test_unknown_data_set_is_refused(two_folds: Path) -> None:
         ("a 2 ²", ["X_set_1_test.txt:2", "path frames label"]),
         ("my clip 2 0", ["X_set_1_test.txt:2", "path frames label"]),
         ("a 2 7", ["X_set_1_test.txt:2", "label 7", "0 to 6"]),
-        ("b 2 1", ["X_set_1_test.txt:2", "clip b", "twice"]),
         ("c 2 2", ["clip c", "two splits", "fold1", "fold2"]),
-        ("a 2 1", ["X_set_2_train.txt", "fold 2", "clip a"]),  # another label than in fold 2's training list
     ],
 )
 def test_unreadable_and_contradicting_lines_are_refused(two_folds: Path, line: str, words: list[str]) -> None:
@@ -120,14 +120,33 @@ def test_unreadable_and_contradicting_lines_are_refused(two_folds: Path, line: s
     refused(two_folds, *words)
 
 
-def test_a_training_list_that_is_not_the_rest_is_refused(two_folds: Path) -> None:
-    (two_folds / "lists" / "X_set_1_train.txt").write_text("c 2 2\n")
-    refused(two_folds, "X_set_1_train.txt", "fold 1", "clip d")
+def test_what_lists_say_differently_is_told_with_the_clip(two_folds: Path) -> None:
+    """Fold 1 tests a, b; fold 2 tests c, d. Whatever the lists get wrong, the other clips stay as they are."""
+    lists, clean = two_folds / "lists", read(two_folds)
+    cases = {
+        ("1_test", "a 2 0\nb 2 1\na 2 0"): [("a", "listed twice", False)],
+        ("1_test", "a 2 1\nb 2 1"): [("a", "label conflict", True)],  # 0 in fold 2's training list
+        ("1_train", "c 2 2"): [("d", "not trained", False)],
+        ("1_train", "c 2 2\nd 2 3\na 2 0"): [("a", "trained and tested", False)],
+        ("1_train", "c 2 2\nd 2 3\ne 2 4"): [("e", "not tested", True)],
+    }
+    for (name, text), expected in cases.items():
+        file = lists / f"X_set_{name}.txt"
+        before = file.read_text()
+        file.write_text(text)
+        records = read_lists("dfew", two_folds / "frames", lists)
+        file.write_text(before)
+        assert [(r.source, f.kind, f.left_out) for r in records for f in r.faults] == expected
+        split = {r.source: r.split for r in records}
+        assert {s: f for s, f in split.items() if s != "e"} == {k: s for k, _, s in clean} and split.get("e", "none") == "none"
+    (lists / "X_set_1_test.txt").write_text("a 2 1\nb 2 1")
+    (fault,) = read_lists("dfew", two_folds / "frames", lists)[0].faults
+    assert fault.reason == "two labels: sadness in fold1, happiness in training list of fold2"
 
 
 def test_a_list_that_is_no_text_is_refused(two_folds: Path) -> None:
     (two_folds / "lists" / "X_set_1_test.txt").write_bytes(b"\xff\xfe a 2 0")
-    refused(two_folds, "X_set_1_test.txt", "UTF-8")
+    refused(two_folds, "X_set_1_test.txt", "UTF-8 or GB18030")
 
 
 def test_gaps_and_twins_among_the_folds_are_refused(two_folds: Path) -> None:
@@ -141,13 +160,25 @@ def test_gaps_and_twins_among_the_folds_are_refused(two_folds: Path) -> None:
     refused(two_folds, "neither")
 
 
-def test_clips_that_are_not_there_are_refused(two_folds: Path) -> None:
-    clip = two_folds / "frames" / "b"
-    for frame in clip.iterdir():
-        frame.unlink()
-    refused(two_folds, "clip b", "no JPEG frames")
-    clip.rmdir()
-    refused(two_folds, "clip b", str(clip), "missing")
+def test_a_root_without_a_single_clip_is_refused(two_folds: Path) -> None:
+    for name in "bcd":
+        shutil.rmtree(two_folds / "frames" / name)
+    assert len(read(two_folds)) == 4  # what is missing is told when packing
+    (two_folds / "frames" / "a").rename(two_folds / "frames" / "other")
+    refused(two_folds, "none of the 4 listed clips", "--root")
+
+
+def test_empty_lists_are_refused(two_folds: Path) -> None:
+    for file in (two_folds / "lists").iterdir():
+        file.write_text("")
+    refused(two_folds, "lists", "empty")
+
+
+def test_names_of_classes_in_any_case_and_as_adjectives() -> None:
+    assert [known_class(n) for n in ("Happy", "ANGRY", " sadness", "surprise", "Anxiety", "joy", "1")] == [
+        *("happiness", "anger", "sadness", "surprise", "anxiety"),
+        *(None, None),
+    ]
 
 
 @pytest.mark.parametrize("name", ["a.b", "../a", "ä", "x" * 91])
@@ -167,22 +198,24 @@ def test_names_that_no_tar_member_can_have_are_refused(two_folds: Path, name: st
         ("ferv39k", {"train": 31088, "test": 7847}),  # 38,935
     ],
 )
-def test_official_lists_are_read_and_agree_with_each_other(dataset: str, sizes: dict[str, int], tmp_path: Path) -> None:
+def test_official_lists_are_read_and_agree_with_each_other(dataset: str, sizes: dict[str, int]) -> None:
     files = _find_lists(OFFICIAL / dataset, dataset)
-    rows = {split: _read_list(file, len(CLASSES[dataset])) for split, file in files.items()}
-    assert {split: len(listed) for split, listed in rows.items()} == sizes
-    _check_disjoint(rows)
-    keys = {source.replace("/", "_") for listed in rows.values() for source in listed}
-    assert len(keys) == sum(sizes.values())
-    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,90}", key) for key in keys)
-    assert {label for listed in rows.values() for label in listed.values()} == set(range(len(CLASSES[dataset])))
-    if "fold1" not in rows:
-        return
-    _check_training_lists(files, rows)
-    original = next((OFFICIAL / dataset).glob("*_set_3_train.txt"))
-    (tmp_path / original.name).write_text(original.read_text().split("\n", 1)[1])  # one clip short
-    with pytest.raises(UserError, match="not the rest of fold 3"):
-        _check_training_lists({k: tmp_path / f.name for k, f in files.items()}, rows)
+    tests = {split: _read_list(file, len(CLASSES[dataset])) for split, file in files.items()}
+    assert {split: len(rows) for split, rows in tests.items()} == sizes
+    trains = {} if "test" in files else {s: _train(f) for s, f in files.items()}
+    joined = list(join_splits(tests, trains, CLASSES[dataset]))
+    assert len(joined) == sum(sizes.values()) and not any(faults for _, _, faults in joined)
+    keys = {row.source.replace("/", "_") for _, row, _ in joined}
+    assert len(keys) == len(joined) and all(re.fullmatch(r"[A-Za-z0-9_-]{1,90}", key) for key in keys)
+    assert {row.label for _, row, _ in joined} == set(range(len(CLASSES[dataset])))
+    if trains:
+        short = trains | {"fold3": trains["fold3"][1:]}
+        told = [f.kind for _, _, faults in join_splits(tests, short, CLASSES[dataset]) for f in faults]
+        assert told == ["not trained"]
+
+
+def _train(file: Path) -> list[Row]:
+    return _read_list(file.with_name(file.name.replace("_test", "_train")), 11)
 
 
 def test_released_lists_are_read_as_they_are(two_folds: Path) -> None:
