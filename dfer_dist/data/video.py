@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-FILM_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
-
 _SLACK = 0.2  # seconds by which packets may end before the duration that the file declares
 _PAUSE = 1.0  # seconds: a longer gap between two frames is a clock set anew, not a picture held
 
