@@ -10,7 +10,7 @@ SHELL := /bin/bash
 SYSTEM_RUN := g++ python3-dev python3-venv
 SYSTEM_TEST := ffmpeg chromium
 
-.PHONY: help demo test lint format bench clean system pictures
+.PHONY: help demo test test-data lint format bench clean system pictures
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,9 @@ demo: $(VENV)/.ready ## render, pack, train five folds on this machine, print th
 
 test: $(VENV)/.ready-test ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-data: $(VENV)/.ready-test ## whole data sets through packing, from the lists in $DFER_SPLITS; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m data_full
 
 lint: $(VENV)/.ready-test ## ruff and mypy
 	$(BIN)/ruff check .

@@ -7,16 +7,11 @@ from pathlib import Path
 import pytest
 import simplejpeg
 from conftest import write_clip
+from owners import SPLITS, needs_splits
 
 from dfer_dist import UserError
 from dfer_dist.data.layouts import CLASSES, Row, _find_lists, _read_list, join_splits, known_class, read_lists
 from dfer_dist.data.media import clip_files
-
-OFFICIAL = Path(__file__).parents[2] / "shared" / "official_splits"
-
-needs_official = pytest.mark.skipif(
-    not OFFICIAL.is_dir(), reason="the lists that the authors of DFER-CLIP released are not in ../shared/official_splits"
-)
 
 
 @pytest.fixture
@@ -189,7 +184,7 @@ def test_names_that_no_tar_member_can_have_are_refused(two_folds: Path, name: st
     refused(two_folds, name, "letters")
 
 
-@needs_official
+@needs_splits
 @pytest.mark.parametrize(
     ("dataset", "sizes"),
     [
@@ -199,7 +194,7 @@ def test_names_that_no_tar_member_can_have_are_refused(two_folds: Path, name: st
     ],
 )
 def test_official_lists_are_read_and_agree_with_each_other(dataset: str, sizes: dict[str, int]) -> None:
-    files = _find_lists(OFFICIAL / dataset, dataset)
+    files = _find_lists(SPLITS / dataset, dataset)
     tests = {split: _read_list(file, len(CLASSES[dataset])) for split, file in files.items()}
     assert {split: len(rows) for split, rows in tests.items()} == sizes
     trains = {} if "test" in files else {s: _train(f) for s, f in files.items()}

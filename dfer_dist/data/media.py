@@ -18,7 +18,7 @@ from PIL import Image
 
 from dfer_dist.data.layouts import FILM_SUFFIXES, ClipRecord, Fault, film_or_folder
 
-QUALITY = 95  # of JPEGs made here: differences stay below a grey level or two
+QUALITY = 95  # of JPEGs made here: of a photograph they differ by about one grey level
 
 _JPEGS, _PNGS = (".jpg", ".jpeg"), (".png",)
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
