@@ -83,7 +83,8 @@ def test_faces_are_packed_with_landmarks_and_the_rest_is_named(films: Path, tmp_
     before = digests(out)
     assert "already packed" in run(films, out, "--faces").stdout
     assert digests(out) == before
-    assert run(films, out).returncode == 2  # as they are is another set
+    other = run(films, out)  # as they are is another set
+    assert other.returncode == 2 and "was packed with --clips-per-shard 256 --faces" in other.stderr
 
 
 def test_the_same_films_give_the_same_bytes_also_after_a_kill(films: Path, tmp_path: Path) -> None:
