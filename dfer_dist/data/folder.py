@@ -11,6 +11,7 @@ import hashlib
 import io
 import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -139,9 +140,9 @@ def _read_groups(records: Sequence[ClipRecord], file: Path, column: str) -> list
         if found.setdefault(name, group) != group:
             raise UserError(f"{file}:{reader.line_num}: clip {name} is in two groups, {found[name]} and {group}")
     names = [record.source.partition("/")[2] for record in records]
-    groups = []
+    times, groups = Counter(names), []
     for record, name in zip(records, names, strict=True):
-        if record.source not in found and name in found and names.count(name) > 1:
+        if record.source not in found and name in found and times[name] > 1:
             raise UserError(f"{file}: {name} is the name of clips of several classes: write {record.source}")
         if record.source not in found and name not in found:
             raise UserError(f"{file} has no row for clip {name} ({record.source})")

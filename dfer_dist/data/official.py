@@ -195,19 +195,21 @@ def _read_rows(file: Path, owner: _Owner) -> list[Row]:
 def _find_clips(root: Path, sources: Sequence[str], owner: _Owner, films: bool) -> tuple[dict[str, Path], Path]:
     """Where each clip is, and the folder that all of them are in; clips that are not there get the place where they should be."""
     tops = {source.partition("/")[0] for source in sources}
-    holders = {kind: list(_holders(root, tops, kind)) for kind in (films, not films)}
-    kind = films if holders[films] else not films
-    if not holders[kind]:
+    for kind in (films, not films):
+        holders = list(_holders(root, tops, kind))
+        if holders:
+            break
+    if not holders:
         example = sources[0]
         raise UserError(f"no folder below {root} holds the listed clips, such as {example}/ or {example}.mp4")
     usual = owner.films if kind else owner.frames
-    named = [(folder, hits) for folder, hits in holders[kind] if usual in (root.name, *folder.relative_to(root).parts)]
+    named = [(folder, hits) for folder, hits in holders if usual in (root.name, *folder.relative_to(root).parts)]
     if named:  # downloads in parts may have several folders in it
         parts = named[0][0].relative_to(root).parts
         home = root.joinpath(*parts[: parts.index(usual) + 1]) if usual in parts else root
         chosen = [(folder, hits) for folder, hits in named if folder.is_relative_to(home)]
     else:
-        chosen = [max(holders[kind], key=lambda holder: len(holder[1]))]
+        chosen = [max(holders, key=lambda holder: len(holder[1]))]
         home = chosen[0][0]
     places = {name: path for _, hits in reversed(chosen) for name, path in hits.items()}
     return {s: _below(places, s) or chosen[0][0] / s for s in sources}, home

@@ -124,6 +124,8 @@ def _same_set(
     strict: bool,
 ) -> Index:
     """The set that ``out`` holds, if it was packed from these records, files and settings."""
+    if not (out / REPORT).is_file():
+        raise UserError(f"{out} holds shards, but no {REPORT} to compare with: remove it, or choose an empty --out")
     index, report = read_index(out), read_json(out / REPORT)
     if report["settings"] != settings:
         words = " ".join(_option(name, value) for name, value in report["settings"].items() if value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
@@ -89,6 +90,7 @@ def _begin(counter: Any) -> None:
     """Make this process a worker. One whose parent was killed would wait for work for ever: it leaves with it."""
     global _counter
     _counter = counter
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all: workers leave without a word, the parent tells
     parent = parent_process()
     assert parent is not None  # the pool started this process
 
