@@ -25,6 +25,7 @@ def pack(
         Path | None, typer.Option(help="DFER-CLIP's lists 'path frames label', not the owner's below --root.")
     ] = None,
     resize: Annotated[int | None, typer.Option(min=8, help="Bring frames to N x N pixels; as they are by default.")] = None,
+    faces: Annotated[bool, typer.Option("--faces", help="Find the face in each film, and pack 224 x 224 crops of it.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first fault instead of reporting it.")] = False,
     folds: Annotated[int | None, typer.Option(help="folder: how many folds; 5 by default.")] = None,
     seed: Annotated[int | None, typer.Option(help="folder: another seed, other folds; 0 by default.")] = None,
@@ -35,19 +36,20 @@ def pack(
 ) -> None:
     """Pack a data set into shards, once for all folds, and report every clip that has a fault.
 
-    JPEG frames are copied, never encoded again; PNG frames become JPEGs. A stopped packing goes on when the command is given
-    again, and a finished one is left as it is: lists, settings, and names and sizes of frame files are compared, not pixels.
+    JPEG frames are copied, never encoded again; PNG frames and those of films become JPEGs. A stopped packing goes on when the
+    command is given again, and a finished one is left as it is: lists, settings, and names and sizes of files are compared, not
+    pixels.
 
     Example: [bold]dfer pack --dataset dfew --root DFEW --out data/dfew[/bold]
     """
     from dfer_dist.data.datasets import read_dataset
 
     console = Console(highlight=False)
-    listing = read_dataset(dataset, root, lists, folds=folds, seed=seed, groups=groups, group_by=group_by)
+    listing = read_dataset(dataset, root, lists, folds=folds, seed=seed, groups=groups, group_by=group_by, films=faces)
     console.print(
         f"{len(listing.records)} clips listed; from {' and '.join(map(str, listing.found))}", soft_wrap=True, markup=False
     )
-    report = pack_listing(console, listing, out, clips_per_shard, resize=resize, strict=strict, workers=workers)
+    report = pack_listing(console, listing, out, clips_per_shard, resize=resize, strict=strict, workers=workers, faces=faces)
     console.print(_table(report))
     _tell_faults(console, report, out)
 
@@ -91,7 +93,7 @@ def _table(report: dict[str, Any]) -> Table:
 def _tell_faults(console: Console, report: dict[str, Any], out: Path) -> None:
     problems = report["problems"]
     if report["encoded_frames"]:
-        console.print(f"{report['encoded_frames']:,} frames were PNGs or resized, and were encoded as JPEGs of quality 95")
+        console.print(f"{report['encoded_frames']:,} frames were no JPEGs of this size, and were encoded as JPEGs of quality 95")
     if not problems:
         return
     lost = {p["clip"] for p in problems if p["left_out"]}

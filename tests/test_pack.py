@@ -67,7 +67,7 @@ FAULTS: dict[str, tuple[Spoil, str, str, int | None]] = {  # spoils the folder; 
         "has 50 x 40 pixels, the frames before it 48 x 40",
         None,
     ),
-    "film": (lambda c: (c.with_suffix(".mp4").touch(), shutil.rmtree(c)), "film", "c.mp4 is a film", None),
+    "film": (lambda c: (c.with_suffix(".mp4").touch(), shutil.rmtree(c)), "damaged film", "0 frames decoded", None),
 }
 
 

@@ -1,7 +1,7 @@
 """What lies at a clip's path, turned into the JPEGs that are packed.
 
 Frames that are JPEGs already are copied byte for byte, unless another size is asked for. PNG frames, as in MAFW, become JPEGs of
-quality 95 without chroma subsampling.
+quality 95 without chroma subsampling, and so do frames of films.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 @dataclass
 class ClipFrames:
-    """A clip's JPEGs in order of time, how many of them are no copies, and what is wrong with the clip."""
+    """A clip's JPEGs in order of time, how many of them are no copies, its landmarks (members of the extra), what is wrong with it."""
 
     jpegs: list[bytes] = field(default_factory=list)
     encoded: int = 0
     faults: list[Fault] = field(default_factory=list)
+    landmarks: dict[str, bytes] | None = None
 
     @property
     def left_out(self) -> bool:
@@ -67,11 +68,11 @@ def _size(file: Path) -> int:
         return -1
 
 
-def load_frames(record: ClipRecord, size: int | None = None) -> ClipFrames:
+def load_frames(record: ClipRecord, size: int | None = None, faces: bool = False) -> ClipFrames:
     """Read a clip. Each frame is decoded, as training will: better to hear of a bad one now than then.
 
     A clip that is not there, or of which nothing can be decoded, or whose frames differ in size, is marked as left out. One with
-    fewer frames than listed is kept, and so is one with frames that cannot be decoded, without them.
+    fewer frames than listed is kept, and so is one with files of frames that cannot be decoded, without them.
 
     Parameters
     ----------
@@ -79,6 +80,8 @@ def load_frames(record: ClipRecord, size: int | None = None) -> ClipFrames:
         Whose ``media`` to read.
     size : int, optional
         Make each frame ``size`` x ``size`` pixels, with an antialiased bicubic filter; those that are so stay as they are.
+    faces : bool
+        Take aligned crops of the face, which needs the clip's film.
     """
     clip, files = ClipFrames(), clip_files(record)
     if not files:
@@ -88,12 +91,28 @@ def load_frames(record: ClipRecord, size: int | None = None) -> ClipFrames:
         )
         clip.faults.append(Fault(kind, reason, True))
     elif files[0].suffix.lower() in FILM_SUFFIXES:
-        clip.faults.append(Fault("film", f"{files[0].name} is a film: only folders of frames can be packed", True))
+        _load_film(clip, files[0], size, faces)
+    elif faces:
+        clip.faults.append(Fault("no film", "only frames are there: faces are looked for in films", True))
     else:
         _load_files(clip, files, size)
         if record.listed is not None and len(files) < record.listed:
             clip.faults.append(Fault("fewer frames", f"{len(files)} frames are there, {record.listed} are listed"))
     return clip
+
+
+def _load_film(clip: ClipFrames, file: Path, size: int | None, faces: bool) -> None:
+    from dfer_dist.data.films import damage, read_film  # dlib and ffmpeg's libraries, for films only
+    from dfer_dist.data.video import DamagedVideo
+
+    film = read_film(file, size, faces)
+    clip.landmarks = film.landmarks
+    try:
+        clip.faults += [film.fault] if film.fault else []
+        clip.jpegs = [_encode(frame) for frame in film.frames]
+    except DamagedVideo as e:
+        clip.faults.append(damage(e))
+    clip.encoded = len(clip.jpegs)
 
 
 def _load_files(clip: ClipFrames, files: tuple[Path, ...], size: int | None) -> None:
@@ -132,7 +151,11 @@ def _load_frame(data: bytes, size: int | None) -> tuple[bytes, tuple[int, int], 
             return data, pixels.shape[:2], True
     if size is not None and pixels.shape[:2] != (size, size):
         pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), QUALITY, "RGB", "444"), pixels.shape[:2], False
+    return _encode(pixels), pixels.shape[:2], False
+
+
+def _encode(pixels: np.ndarray) -> bytes:
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), QUALITY, "RGB", "444")
 
 
 def _by_number(name: str) -> tuple[list[int], str]:

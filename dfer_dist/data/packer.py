@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from dfer_dist import UserError
+from dfer_dist.data.extras import LANDMARKS, extra_path
 from dfer_dist.data.layouts import CLASSES, ClipRecord, Fault
 from dfer_dist.data.shards import Index, Shard, content_hash, read_index, sidecar_path
 from dfer_dist.data.shardwriter import STATE, Done, Job, hash_json, stop_at_fault, write_shard
@@ -43,6 +44,7 @@ def pack(
     classes: Sequence[str] | None = None,
     size: int | None = None,
     strict: bool = False,
+    faces: bool = False,
 ) -> Index:
     """Write shards, sidecars, the report and, last, the index. The same records and files give the same bytes.
 
@@ -71,6 +73,9 @@ def pack(
         Side in pixels that all frames are brought to.
     strict : bool
         Stop at the first fault instead of reporting it.
+    faces : bool
+        Take aligned crops of the face from each clip's film, and write its landmarks beside the shards
+        (:mod:`dfer_dist.data.extras`). Films with a face in less than half of their frames are left out.
 
     Raises
     ------
@@ -83,8 +88,8 @@ def pack(
     classes = tuple(classes or CLASSES[dataset])
     if strict:
         stop_at_fault([(r.source, fault) for r in records for fault in r.faults])
-    jobs = _split_jobs(records, out, clips_per_shard, len(classes), size, strict)
-    settings = {"clips_per_shard": clips_per_shard, "resize": size}
+    jobs = _split_jobs(records, out, clips_per_shard, len(classes), size, strict, faces)
+    settings = {"clips_per_shard": clips_per_shard, "resize": size, "faces": faces}
     if (out / "index.json").is_file():
         return _same_set(out, dataset, classes, settings, records, jobs, strict)
     _check_strangers(out, jobs)
@@ -113,7 +118,7 @@ def _same_set(
     out: Path,
     dataset: str,
     classes: tuple[str, ...],
-    settings: dict[str, int | None],
+    settings: dict[str, Any],
     records: Sequence[ClipRecord],
     jobs: Sequence[Job],
     strict: bool,
@@ -123,7 +128,7 @@ def _same_set(
         raise UserError(f"{out} holds shards, but no {REPORT} to compare with: remove it, or choose an empty --out")
     index, report = read_index(out), read_json(out / REPORT)
     if report["settings"] != settings:
-        words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in report["settings"].items() if value)
+        words = " ".join(_option(name, value) for name, value in report["settings"].items() if value)
         raise UserError(f"{out} was packed with {words}: give the same, or choose an empty --out")
     with ThreadPoolExecutor(8) as pool:  # threads: it is the file system that answers
         same = report["sources"] == _sources(records, list(pool.map(Job.digest, jobs)))
@@ -137,8 +142,17 @@ def _same_set(
     return index
 
 
+def _option(name: str, value: Any) -> str:
+    return f"--{name.replace('_', '-')}" if value is True else f"--{name.replace('_', '-')} {value}"
+
+
+def _files(job: Job) -> tuple[Path, ...]:
+    extra = extra_path(job.tar, LANDMARKS)
+    return (job.tar, sidecar_path(job.tar), *((extra, extra.with_suffix(".json")) if job.faces else ()))
+
+
 def _check_strangers(out: Path, jobs: Sequence[Job]) -> None:
-    own = {path.name for job in jobs for path in (job.tar, sidecar_path(job.tar))} | {REPORT}
+    own = {path.name for job in jobs for path in _files(job)} | {REPORT}
     strangers = sorted(f.name for f in out.iterdir() if f.name not in own and f.name[0] != ".") if out.is_dir() else []
     if strangers:  # shards of another cut would be read twice by whoever takes all tars in the folder
         raise UserError(f"{out} holds {strangers[0]}, which is no shard of this set: choose an empty --out")
@@ -153,7 +167,13 @@ def _check_splits(records: Sequence[ClipRecord], shards: Sequence[Shard], faults
 
 
 def _split_jobs(
-    records: Sequence[ClipRecord], out: Path, clips_per_shard: int, num_classes: int, size: int | None, strict: bool
+    records: Sequence[ClipRecord],
+    out: Path,
+    clips_per_shard: int,
+    num_classes: int,
+    size: int | None,
+    strict: bool,
+    faces: bool,
 ) -> list[Job]:
     by_split: dict[str, list[ClipRecord]] = defaultdict(list)
     for record in records:
@@ -164,7 +184,7 @@ def _split_jobs(
         clips = sorted(by_split[split], key=lambda r: hashlib.sha256(r.key.encode()).digest())
         count = -(-len(clips) // clips_per_shard)
         for i, part in enumerate(np.array_split(np.arange(len(clips)), count)):
-            jobs.append(Job(out / f"{split}-{i:05d}.tar", tuple(clips[j] for j in part), num_classes, size, strict))
+            jobs.append(Job(out / f"{split}-{i:05d}.tar", tuple(clips[j] for j in part), num_classes, size, strict, faces))
     return jobs
 
 
@@ -200,7 +220,7 @@ def _sources(records: Sequence[ClipRecord], digests: Sequence[str]) -> str:
 
 def _tidy(out: Path, jobs: Sequence[Job]) -> None:
     """Remove the half-written files of killed runs, which may be large."""
-    names = tuple(f".{path.name}." for job in jobs for path in (job.tar, sidecar_path(job.tar)))
+    names = tuple(f".{path.name}." for job in jobs for path in _files(job))
     for file in out.iterdir():
         if file.name.startswith(names):
             file.unlink()

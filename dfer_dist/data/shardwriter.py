@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dfer_dist import UserError
+from dfer_dist.data.extras import LANDMARKS, describe_extra, extra_path, write_extra
 from dfer_dist.data.layouts import ClipRecord, Fault
 from dfer_dist.data.media import file_sizes, load_frames
 from dfer_dist.data.shards import SIDECAR, Shard, sidecar_path
@@ -33,6 +34,7 @@ class Job:
     num_classes: int
     size: int | None
     strict: bool
+    faces: bool = False
 
     @property
     def state(self) -> Path:
@@ -41,7 +43,7 @@ class Job:
     def digest(self) -> str:
         """What decides the shard's bytes, hashed, with names and sizes of files in place of their content."""
         clips = [[r.key, r.label, r.split, r.source, r.listed, file_sizes(r)] for r in self.records]
-        return hash_json([self.tar.name, self.num_classes, self.size, clips])
+        return hash_json([self.tar.name, self.num_classes, self.size, self.faces, clips])
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Done:
 
 
 def write_shard(job: Job, tick: Callable[[int], None]) -> Done:
-    """Write a shard and its sidecar, unless an earlier run finished them; ``tick`` is told of clips done."""
+    """Write a shard, its sidecar and, of faces, its landmarks, unless an earlier run finished them; ``tick`` is told of clips done."""
     digest = job.digest()
     done = _finished(job, digest)
     if done is None:
@@ -87,33 +89,45 @@ def _finished(job: Job, digest: str) -> Done | None:
     if shard:
         sidecar = sidecar_path(job.tar)
         whole = job.tar.is_file() and job.tar.stat().st_size == shard.bytes and sidecar.is_file()
-        if not whole or sha256_file(sidecar) != shard.sidecar_sha256:
+        if not whole or sha256_file(sidecar) != shard.sidecar_sha256 or not _has_landmarks(job):
             return None
     return Done(digest, shard, raw["frames"], raw["encoded"], faults)
+
+
+def _has_landmarks(job: Job) -> bool:
+    try:
+        return not job.faces or bool(describe_extra(job.tar, LANDMARKS))
+    except UserError:
+        return False
 
 
 def _write_clips(job: Job, digest: str, tick: Callable[[int], None]) -> Done:
     from webdataset.writer import TarWriter  # it imports torch, which reading an index must not
 
     rows: list[dict[str, Any]] = []
+    landmarks: list[tuple[str, dict[str, bytes]]] = []
     faults: list[tuple[str, Fault]] = []
     encoded = 0
     with atomic_path(job.tar) as temporary, temporary.open("wb") as f, TarWriter(f, encoder=False, mtime=0) as writer:
         for record in job.records:
-            clip = load_frames(record, job.size)
+            clip = load_frames(record, job.size, job.faces)
             faults += [(record.source, fault) for fault in clip.faults]
             if job.strict:
                 stop_at_fault(faults)
             if not clip.left_out:
                 rows.append(_write_clip(writer, record, clip.jpegs))
+                landmarks += [(record.key, clip.landmarks)] if clip.landmarks else []
                 encoded += clip.encoded
             tick(1)
     if not rows:
-        job.tar.unlink()
-        sidecar_path(job.tar).unlink(missing_ok=True)
+        extra = extra_path(job.tar, LANDMARKS)
+        for file in (job.tar, sidecar_path(job.tar), extra, extra.with_suffix(".json")):
+            file.unlink(missing_ok=True)
         return Done(digest, None, 0, 0, tuple(faults))
     with atomic_path(sidecar_path(job.tar)) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SIDECAR), temporary)
+    if job.faces:
+        write_extra(job.tar, LANDMARKS, landmarks)
     histogram = tuple(np.bincount([row["label"] for row in rows], minlength=job.num_classes).tolist())
     bytes_, hashes = job.tar.stat().st_size, (sha256_file(job.tar), sha256_file(sidecar_path(job.tar)))
     shard = Shard(job.tar.name, job.records[0].split, len(rows), bytes_, histogram, *hashes)

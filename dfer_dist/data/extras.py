@@ -1,0 +1,133 @@
+"""What is added to packed clips later (landmarks, parsing maps, descriptions): a tar of its own beside each shard.
+
+``SHARD.KIND.tar`` has the shard's clips in the shard's order, each with one or more members ``KEY.NAME``; ``SHARD.KIND.json`` says how
+many clips, the sha256 of the tar, and of the sidecar of the shard that it was made for. The packed shard stays as it is.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from dfer_dist import UserError
+from dfer_dist.data.shards import sidecar_path
+from dfer_dist.provenance import sha256_file
+from dfer_dist.rundir import atomic_path, read_json, write_json
+
+LANDMARKS = "landmarks"  # the kind with landmarks.npy, float32 [T, 68, 2], and found.npy, bool [T]
+
+_KIND = re.compile(r"[a-z][a-z0-9_]{0,30}")
+
+
+def extra_path(shard: Path, kind: str) -> Path:
+    """The tar of a kind beside a shard's tar: ``fold1-00000.landmarks.tar`` beside ``fold1-00000.tar``."""
+    return shard.with_suffix(f".{kind}.tar")
+
+
+def write_extra(shard: Path, kind: str, rows: Iterable[tuple[str, Mapping[str, bytes]]]) -> Path:
+    """Write an extra of a packed shard. The same rows give the same bytes; a file that is there is replaced as a whole.
+
+    Parameters
+    ----------
+    shard : Path
+        The shard's tar; its sidecar must lie beside it.
+    kind : str
+        Lower-case letters, digits and _.
+    rows : iterable of (key, {name: bytes})
+        One for each clip of the shard, in its order; a name has an ending, such as ``landmarks.npy``.
+
+    Raises
+    ------
+    UserError
+        If the clips are not those of the shard in its order.
+    """
+    from webdataset.writer import TarWriter  # it imports torch, which reading need not
+
+    if not _KIND.fullmatch(kind):
+        raise UserError(f"'{kind}' cannot name an extra: lower-case letters, digits and _")
+    keys, tar = _keys(shard), extra_path(shard, kind)
+    with atomic_path(tar) as temporary, temporary.open("wb") as f, TarWriter(f, encoder=False, mtime=0) as writer:
+        count = 0
+        for count, (key, members) in enumerate(rows, 1):
+            if count > len(keys) or key != keys[count - 1]:
+                expected = f"clip {keys[count - 1]}" if count <= len(keys) else "no clip"
+                raise UserError(f"{tar}: clip {key} at place {count}, where {shard.name} has {expected}")
+            writer.write({"__key__": key, **members})
+        if count < len(keys):
+            raise UserError(f"{tar}: {count} clips, but {shard.name} has {len(keys)}")
+    about = {"kind": kind, "shard": shard.name, "sidecar_sha256": sha256_file(sidecar_path(shard))}
+    write_json(tar.with_suffix(".json"), {**about, "clips": count, "bytes": tar.stat().st_size, "sha256": sha256_file(tar)})
+    return tar
+
+
+def read_extra(shard: Path, kind: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Clips of an extra in the shard's order: key, and bytes by name. Checked against its hash before the first is given.
+
+    Raises
+    ------
+    UserError
+        If it is missing, was changed, or belongs to another shard.
+    """
+    tar = extra_path(shard, kind)
+    about = describe_extra(shard, kind)
+    if sha256_file(tar) != about["sha256"]:
+        raise UserError(f"{tar} differs from its hash in {tar.with_suffix('.json').name}: copy it again")
+    keys = iter(_keys(shard))
+    key, members = next(keys, None), dict[str, bytes]()
+    with tarfile.open(tar) as archive:
+        for info in archive:
+            owner, _, name = info.name.partition(".")
+            data = archive.extractfile(info) if info.isreg() else None
+            if owner != key and members and key is not None:
+                yield key, members
+                key, members = next(keys, None), {}
+            if owner != key or data is None:
+                raise UserError(f"{tar}: found {info.name} where clip {key} should be")
+            members[name] = data.read()
+    if key is not None:
+        yield key, members
+    if (rest := next(keys, None)) is not None:
+        raise UserError(f"{tar} has no clip {rest}")
+
+
+def describe_extra(shard: Path, kind: str) -> dict[str, Any]:
+    """The JSON beside an extra, once its tar is there with the right size and belongs to this shard.
+
+    Raises
+    ------
+    UserError
+        If not.
+    """
+    tar = extra_path(shard, kind)
+    file = tar.with_suffix(".json")
+    if not tar.is_file() or not file.is_file():
+        raise UserError(f"{tar if file.is_file() else file} is missing: copy it again, or make it again")
+    about = read_json(file)
+    if about.get("kind") != kind or about.get("sidecar_sha256") != sha256_file(sidecar_path(shard)):
+        raise UserError(f"{tar} was made for another shard than {shard}: make it again")
+    if tar.stat().st_size != about["bytes"]:
+        raise UserError(f"{tar} has {tar.stat().st_size} bytes, not {about['bytes']}: copy it again")
+    return about
+
+
+def array_bytes(array: np.ndarray) -> bytes:
+    """An array as the bytes of a ``.npy`` file, never a pickle."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def read_array(data: bytes) -> np.ndarray:
+    """The array in the bytes of a ``.npy`` file; a pickle is a ValueError."""
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+
+
+def _keys(shard: Path) -> list[str]:
+    return pq.read_table(sidecar_path(shard), columns=["key"])["key"].to_pylist()
