@@ -144,6 +144,20 @@ class EpochPlan:
         position, row = _locate(ends, at)
         return self.clips.place(int(order[position]), row, self.epoch)
 
+    def block_shards(self, step: int, lanes: range) -> list[int]:
+        """Shards that ``lanes`` read in the block of steps that ``step`` lies in, by lane, each once."""
+        block = step // self.block
+        size = min(self.block, self.steps - block * self.block)
+        order, ends, turn = self._ring
+        starts = (np.asarray(lanes, dtype=np.int64) * self.steps + block * self.block + turn) % len(self.clips)
+        stops = (starts + size - 1) % len(self.clips)
+        firsts, lasts = (np.searchsorted(ends, at, side="right").tolist() for at in (starts, stops))
+        found: dict[int, None] = {}
+        for first, last, turned in zip(firsts, lasts, stops < starts, strict=True):
+            window = (*range(first, len(order)), *range(last + 1)) if turned else range(first, last + 1)
+            found.update(dict.fromkeys(self.clips.shards[i] for i in order[list(window)] if self.clips.counts[i]))
+        return list(found)
+
 
 @dataclass(frozen=True)
 class BalancedPlan(EpochPlan):
@@ -180,6 +194,10 @@ class BalancedPlan(EpochPlan):
             raise IndexError(f"step {step}, lane {lane} of {self.steps} steps, {self.global_batch} lanes")
         at, seen = (int(x) for x in self._order[step * self.global_batch + lane])
         return self.clips.place(*_locate(self._ends, at), seen)
+
+    def block_shards(self, step: int, lanes: range) -> list[int]:
+        """All shards: a class has its clips anywhere."""
+        return list(self.clips.shards)
 
 
 def _locate(ends: np.ndarray, at: int) -> tuple[int, int]:

@@ -31,7 +31,9 @@ _ROOM = 1 << 20  # bytes kept free for a sidecar, whose size the index does not 
 _TEMPORARY = (408, 425, 429)  # statuses below 500 that ask to come again
 
 _failed: dict[str, tuple[float, str]] = {}  # by URL: when, and why
-_systems: dict[tuple[str, int], Any] = {}  # of fsspec, by protocol and process; kept, since closing one in a fork hurts its parent's
+_systems: dict[
+    tuple[str, int], Any
+] = {}  # of fsspec, by protocol and process; kept, since closing one in a fork hurts its parent's
 
 
 class FetchError(OSError):
@@ -126,7 +128,9 @@ def is_remote(location: str) -> bool:
         raise UserError(f"data.shards={location}: give a folder, http://…, https://… or s3://…")
     parts = urlsplit(location)
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise UserError("data.shards: a URL without user, password, ? and #; secrets belong in ~/.netrc or in the variables of AWS")
+        raise UserError(
+            "data.shards: a URL without user, password, ? and #; secrets belong in ~/.netrc or in the variables of AWS"
+        )
     return True
 
 
@@ -176,13 +180,13 @@ def _patiently(url: str, attempt: Callable[[], T]) -> T:
     since, reason = _failed.get(url, (-_REMEMBER, ""))
     if time.monotonic() - since < _REMEMBER:
         raise FetchError(reason)
-    for wait in (*_WAITS, None):
+    for tries, wait in enumerate((*_WAITS, None)):
         try:
             return attempt()
         except Exception as e:  # each kind of server has its own
             if isinstance(e, OSError) and e.errno in FULL:
                 raise
-            if wait is None or _is_final(e) or (isinstance(e, _Altered) and wait != _WAITS[0]):  # altered twice: not on the way
+            if wait is None or _is_final(e) or (isinstance(e, _Altered) and tries):  # altered again: there, not on the way
                 reason = " ".join(f"{url}: {_words(e)}".split())
                 _failed[url] = (time.monotonic(), reason)
                 raise FetchError(reason) from e
