@@ -15,6 +15,7 @@ from dfer_dist import UserError
 from dfer_dist.preempt import EXIT_PREEMPTED
 from launch.bar import Bar
 from launch.convert import convert
+from launch.verify import verify
 
 if TYPE_CHECKING:
     from dfer_dist.rundir import RunDir
@@ -159,6 +160,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     _report(Console(highlight=False), RunDir(run.resolve()))
 
 
+app.command(name="verify")(verify)
 app.add_typer(convert, name="convert")
 
 
