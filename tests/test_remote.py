@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -11,11 +10,12 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
-import torch
 from web import Web
 
 from dfer_dist import UserError
@@ -26,10 +26,8 @@ from dfer_dist.data.clips import ClipReader, DamagedClip
 from dfer_dist.data.plan import BalancedPlan, EpochPlan, clips_by_class, whole_shards
 from dfer_dist.data.prefetch import Prefetcher, check_cache, evaluation_asks
 from dfer_dist.data.shards import Index, open_index, read_index
-from dfer_dist.data.store import FetchError, Remote, is_remote, open_store, settle
+from dfer_dist.data.store import Remote, is_remote, open_store, settle
 from dfer_dist.data.stream import Batch, _TrainOrder, evaluation_stream, train_stream
-
-DFER = str(Path(sys.executable).with_name("dfer"))
 
 
 @pytest.fixture
@@ -56,7 +54,8 @@ def every(_: str, frames: int) -> np.ndarray:
 def same_clips(a: ClipReader, b: ClipReader, shard: int) -> bool:
     pairs = [(r.read(shard, row, every) for r in (a, b)) for row in range(a.index.shards[shard].clips)]
     return all(
-        x.key == y.key and x.label == y.label and all(map(np.array_equal, x.frames, y.frames)) for x, y in (tuple(p) for p in pairs)
+        x.key == y.key and x.label == y.label and all(map(np.array_equal, x.frames, y.frames))
+        for x, y in (tuple(p) for p in pairs)
     )
 
 
@@ -72,15 +71,14 @@ def batches(stream: Iterator[Batch]) -> list[tuple[list[str], bytes, list[int]]]
 def test_a_remote_set_gives_the_batches_of_a_local_one_and_each_file_comes_once(
     web: Web, tiny_shards: Index, tmp_path: Path, workers: int
 ) -> None:
-    clips = whole_shards(tiny_shards, tiny_shards.train_shards(1))
+    plan = EpochPlan(whole_shards(tiny_shards, tiny_shards.train_shards(1)), 3, 0, 8, 2)
+    test = whole_shards(tiny_shards, tiny_shards.test_shards(1))
     data = DataConfig("-", num_frames=4, image_size=24, workers=workers)
-    plan = EpochPlan(clips, 3, 0, 8, 2)
-    there = remote(web, tmp_path / "cache")
-    for index in (tiny_shards, there):
-        got = batches(train_stream(index, data, plan, 2, (0, 0), 0, 1, 8))
-        tested = batches(evaluation_stream(index, data, whole_shards(index, index.test_shards(1)), 5, 0, 1))
-        expected = (got, tested) if index is tiny_shards else expected
-    assert (got, tested) == expected
+    here, there = (
+        batches(chain(train_stream(index, data, plan, 2, (0, 0), 0, 1, 8), evaluation_stream(index, data, test, 5, 0, 1)))
+        for index in (tiny_shards, remote(web, tmp_path))
+    )
+    assert len(here) == 12 + 3 and here == there
     assert set(web.asked.values()) == {1} and len(web.asked) == 2 * 15 + 1
 
 
@@ -91,7 +89,7 @@ def test_resuming_asks_for_nothing_of_what_was_passed(web: Web, tiny_shards: Ind
     stream = train_stream(remote(web, tmp_path), data, plan, 2, (1, plan.steps - 1), 0, 1, 8)
     assert len(list(stream)) == 1
     files = {tiny_shards.shards[p.shard].file for p in last}
-    assert len(files) < 8
+    assert len(files) < 12
     assert {name for name in web.asked if name.endswith(".tar")} == files
 
 
@@ -118,7 +116,7 @@ def test_batches_carry_the_shards_of_their_block_and_of_the_next(tiny_shards: In
     lanes, steps = range(4, 8), [(0, 1), (0, 2), (0, 4), (1, 0), (1, 2), (1, 4)]
     shards = [set(plan.at(e).block_shards(s, lanes)) for e, s in steps]
     assert carried == [(2 * (e * 6 + s - 1), a | b) for (e, s), a, b in zip(steps, shards, [*shards[1:], set()], strict=True)]
-    walk = evaluation_asks([[p for p in places] for places in ([plan.place(0, 0)], [plan.place(0, 0)], [], [plan.place(0, 7)])])
+    walk = evaluation_asks([[plan.place(0, 0)], [plan.place(0, 0)], [], [plan.place(0, 7)]])
     first, last = plan.place(0, 0).shard, plan.place(0, 7).shard
     assert [a.ahead for a in walk] == [(first, last), (), (), (last,)]
 
@@ -145,11 +143,12 @@ def wait_for(what, seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("faults", [[500, 503], ["cut"], ["alter"], ["slow"], [429, "cut", 500, "alter"][:3]])
-@pytest.mark.parametrize("name", ["fold1-00000.tar", "fold1-00000.parquet", "index.json"])
+FAULTS = [[500, 503], ["cut"], ["slow"], [429, "cut", 500], ["alter"]]
+FILES = ["fold1-00000.tar", "fold1-00000.parquet", "index.json"]
+
+
+@pytest.mark.parametrize(("name", "faults"), [(n, f) for n in FILES for f in FAULTS if (n, f) != (FILES[2], FAULTS[4])])
 def test_faults_that_pass_are_waited_for(web: Web, tiny_shards: Index, tmp_path: Path, faults: list[object], name: str) -> None:
-    if name == "index.json" and "alter" in faults:
-        pytest.xfail("an index has no hash but its own; see test_a_set_that_is_not_there")
     web.faults[name] = list(faults)
     index = remote(web, tmp_path)
     assert same_clips(ClipReader(index), ClipReader(tiny_shards), 0)
@@ -263,17 +262,21 @@ def test_the_bound_of_the_cache_holds_while_others_read_what_is_evicted(web: Web
     assert 10**5 < most <= limit
 
 
+def held(folder: Path) -> list[str]:
+    """Names of files in a folder that this process has open."""
+    links = [os.readlink(f.path) for f in os.scandir("/proc/self/fd") if os.path.islink(f.path)]
+    return [Path(name).name for name in links if name.startswith(str(folder))]
+
+
 def test_an_evicted_shard_stays_readable_and_its_space_comes_back(web: Web, tiny_shards: Index, tmp_path: Path) -> None:
     index = remote(web, tmp_path)
     reader, good = ClipReader(index), ClipReader(tiny_shards)
     reader.read(0, 0, every)
-    kept = reader._files[0]
     index.root.cache.drop(f"{index.shards[0].sha256}.tar")
     assert same_clips(reader, good, 0) and web.asked[index.shards[0].file] == 1
+    assert held(tmp_path) == [f"{index.shards[0].sha256}.tar (deleted)"]
     reader.read(1, 0, every)
-    assert 0 not in reader._files
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(kept)
+    assert held(tmp_path) == [f"{index.shards[1].sha256}.tar"]
     assert same_clips(reader, good, 0) and web.asked[index.shards[0].file] == 2
 
 
@@ -357,12 +360,12 @@ def test_a_cache_that_cannot_do_is_refused(web: Web, tiny_shards: Index, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "location", ["pipe:cat x", "PIPE:cat x", "ftp://h/x", "file:///x", "gs://b/x", "https://me:secret@h/x", "http://h/x?sig=1"]
+    "location", ["pipe:cat x", "PIPE:cat x", "ftp://h/x", "file:///x", "gs://b/x", "https://me:hunter2@h/x", "http://h/x?sig=1"]
 )
 def test_other_urls_are_refused_without_their_secrets(location: str) -> None:
     with pytest.raises(UserError, match=r"data\.shards") as caught:
         open_store(location, None, 1)
-    assert "secret" not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_location_is_a_folder_or_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,32 +411,9 @@ def test_s3_is_read_through_its_own_protocol(tiny_shards: Index, tmp_path: Path,
         server.stop()
 
 
-def test_training_from_a_server_gives_the_losses_of_training_from_a_folder(web: Web, tiny_shards: Index, tmp_path: Path) -> None:
-    small = ["data.num_frames=2", "data.image_size=32", "train.epochs=1", "train.global_batch=16", "tracking.enabled=false"]
-    small += ["eval.shuffle_frames=false", "data.workers=1", "train.precision=fp32", f"data.cache={tmp_path / 'cache'}"]
-    web.faults["fold3-00001.tar"] = [503, "cut"]
-    seen = []
-    for name, where in (("folder", str(tiny_shards.root)), ("server", web.url)):
-        command = [DFER, "train", "demo", "--fold", "1", "--name", name, "--runs", str(tmp_path), f"data.shards={where}", *small]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stdout + done.stderr
-        fold = tmp_path / name / "fold-1"
-        losses = [json.loads(line).get("loss") for line in (fold / "metrics.jsonl").read_text().splitlines()]
-        result = json.loads((fold / "result.json").read_text())
-        seen.append((losses, result["uar"], result["config_hash"], result["index_hash"], result["lost_clips"]))
-    assert seen[0] == seen[1] and len(seen[0][0]) >= 3
-    assert web.asked["fold3-00001.tar"] == 3
-    assert all(n == 1 for name, n in web.asked.items() if name not in ("fold3-00001.tar", "index.json"))
-    assert json.loads((tmp_path / "server" / "provenance.json").read_text())["data"]["shards"] == web.url
-
-
 def test_reading_does_not_need_the_package_of_s3_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     monkeypatch.setattr(store, "_systems", {})
     with pytest.raises(UserError, match=r"pip install 'dfer_dist\[s3\]'"):
         open_store("s3://faces/tiny", str(tmp_path), 1)
-
-
-def test_unreadable_things_keep_their_own_names() -> None:
-    assert issubclass(FetchError, OSError)
-    assert torch.get_num_threads() >= 1

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from web import Web
 
 from dfer_dist.rundir import RunDir, read_json
 
@@ -65,6 +66,24 @@ def test_one_and_two_ranks_give_the_same_predictions(one_fold):
     assert results[0]["n"] == 12
     losses = [[json.loads(line).get("loss") for line in f.metrics.read_text().splitlines()] for f in (one, two)]
     assert losses[0][:6] == pytest.approx(losses[1][:6], rel=1e-4)
+
+
+def test_training_from_a_server_gives_the_same_losses(one_fold, tiny_shards, tmp_path):
+    web = Web(tiny_shards.root)
+    web.faults["fold3-00001.tar"] = [503, "cut"]
+    more = ["train.precision=fp32", "train.epochs=1", "tracking.enabled=false", "data.workers=1", f"data.cache={tmp_path}/cache"]
+    command = ["train", "demo", "--fold", "2", "--name", "web", "--runs", str(tmp_path), f"data.shards={web.url}/", *SMALL, *more]
+    dfer(*command)
+    web.close()
+    run = RunDir(tmp_path / "web")
+    losses = [[json.loads(line).get("loss") for line in r.fold(2).metrics.read_text().splitlines()] for r in (one_fold[0], run)]
+    assert losses[0] == losses[1] and len(losses[0]) == 7
+    ours, theirs = (read_json(r.fold(2).result) for r in (run, one_fold[0]))
+    assert {k: v for k, v in ours.items() if k != "shuffled"} == {k: v for k, v in theirs.items() if k != "shuffled"}
+    assert web.asked.pop("fold3-00001.tar") == 3
+    assert web.asked.pop("index.json") >= 2
+    assert set(web.asked.values()) == {1} and len(web.asked) == 29
+    assert read_json(run.provenance)["data"]["shards"] == web.url
 
 
 def test_training_changes_what_is_trained(one_fold):

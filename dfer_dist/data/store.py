@@ -121,7 +121,7 @@ def is_remote(location: str) -> bool:
     UserError
         For a scheme that is not read, and for a URL with a password, which would stand in every record of the run.
     """
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://|(pipe):", location)
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://|(?i:(pipe)):", location)
     if not scheme:
         return False
     if (scheme[1] or scheme[2]).lower() not in ("http", "https", "s3"):
