@@ -13,7 +13,6 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 from web import Web

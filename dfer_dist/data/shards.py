@@ -225,7 +225,7 @@ def check_sizes(index: Index, shards: Iterable[int], loss_budget: int = 0) -> No
             reasons.append(f"{path} {'is missing' if size < 0 else f'has {size} bytes, not {entry.bytes}'}")
             lost += _clips_beyond(index, i, size) if 0 <= size < entry.bytes and loss_budget else entry.clips
     if lost > loss_budget:
-        more = f" ({len(reasons) - 1} other shards are damaged too)" if len(reasons) > 1 else ""
+        more = f" ({len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
         raise UserError(f"{reasons[0]}: copy it again{more}; {lost} clips would be lost and data.loss_budget={loss_budget}")
 
 
