@@ -221,5 +221,22 @@ def test_damaged_clips_stop_training_unless_allowed(tiny_source, tmp_path):
     text = dfer("train", "demo", "--fold", "1", *args, status=2)
     assert "1 training clips are damaged" in text
     assert row["key"] in RunDir(tmp_path / "demo").fold(1).log.read_text()
-    dfer("train", "demo", "--fold", "1", "--name", "allowed", *args, "data.loss_budget=1")
-    assert read_json(RunDir(tmp_path / "allowed").fold(1).result)["lost_clips"] == 1
+    missing = index.train_shards(1)[1]
+    index.path(missing).unlink()
+    lost = 1 + index.shards[missing].clips
+    text = dfer("train", "demo", "--fold", "1", "--name", "gone", *args, f"data.loss_budget={lost - 2}", status=2)
+    assert (
+        f"{index.path(missing).name} is missing: copy it again; {lost - 1} clips would be lost, data.loss_budget={lost - 2}"
+        in text
+    )
+    # two epochs lose the same clips: each counts once
+    dfer("train", "demo", "--fold", "1", "--name", "allowed", *args, f"data.loss_budget={lost}", "train.epochs=2")
+    fold = RunDir(tmp_path / "allowed").fold(1)
+    assert read_json(fold.result)["lost_clips"] == lost
+    counts = [json.loads(line)["lost_clips"] for line in fold.metrics.read_text().splitlines() if "lost_clips" in line]
+    assert counts == sorted(counts) and counts[-1] == lost
+    for key in index.sidecar(missing)["key"].to_pylist():
+        assert f"lost: shard {index.path(missing).name}, clip {key}: " in fold.log.read_text()
+    fold_of_it = index.shards[missing].split[-1]
+    text = dfer("train", "demo", "--fold", fold_of_it, "--name", "test", *args, f"data.loss_budget={lost}", status=2)
+    assert f"{index.path(missing).name} is missing: copy it again; {lost - 1} clips would be lost, a test may lose none" in text

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import simplejpeg
-from webdataset.gopen import gopen
 
 from dfer_dist.data.shards import BLOCK, Index
 from dfer_dist.data.store import FetchError, Remote
@@ -151,6 +150,8 @@ class ClipReader:
             for gone in [s for s, file in self._files.items() if not os.fstat(file).st_nlink]:
                 os.close(self._files.pop(gone))  # evicted: the cache's bound holds once nobody has it open
             return root.open(entry.file, entry.sha256, entry.bytes)
+        from webdataset.gopen import gopen  # it imports torch, which dfer verify must not wait for
+
         # webdataset's opener, so that what it can open is found by the same name here; absolute, so that a folder's
         # name is never taken for a URL's scheme or a command
         with gopen(str(self.index.path(shard).absolute()), "rb") as stream:
