@@ -81,8 +81,8 @@ class Prefetcher:
     def __init__(self, index: Index) -> None:
         self.index = index
         self._todo: deque[int] = deque()
-        self._news = threading.Condition()
-        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._running = 0
 
     def want(self, shards: Sequence[int]) -> None:
         """Fetch these, as many of the first as this rank's share of the cache holds, instead of what is still to be fetched."""
@@ -95,18 +95,20 @@ class Prefetcher:
             if room < 0:
                 break
             chosen.append(shard)
-        with self._news:
+        with self._lock:
             self._todo = deque(chosen)
-            self._news.notify_all()
-        while len(self._threads) < min(_THREADS, len(chosen)):
+            fresh = max(0, min(_THREADS, len(chosen)) - self._running)
+            self._running += fresh
+        for _ in range(fresh):
             # daemons: a worker that is told to leave does not wait for a download
-            self._threads.append(threading.Thread(target=self._work, args=(root,), daemon=True))
-            self._threads[-1].start()
+            threading.Thread(target=self._work, args=(root,), daemon=True).start()
 
     def _work(self, root: Remote) -> None:
         while True:
-            with self._news:
-                self._news.wait_for(lambda: self._todo)
+            with self._lock:
+                if not self._todo:
+                    self._running -= 1
+                    return
                 shard = self._todo.popleft()
             entry = self.index.shards[shard]
             with suppress(OSError, UserError):
