@@ -99,6 +99,7 @@ NEUTRAL += (
     "train.offload_optimizer",
     "data.workers",
     "data.shards",
+    "data.cache",
     "model.checkpoint_",
     "eval.",
 )
@@ -116,7 +117,9 @@ class AugmentConfig:
 
 @dataclass
 class DataConfig:
-    shards: str = "???"  # the folder that holds index.json
+    shards: str = "???"  # the folder that holds index.json, or its URL: http://…, https://… or s3://…
+    cache: str | None = None  # folder for shards that come from a URL; null: $SLURM_TMPDIR/dfer-cache, or one in $TMPDIR
+    cache_gb: float = 50.0  # most bytes in it, 10^9 each
     num_frames: int = 16  # frames sampled from a clip
     image_size: int | None = None  # side of the square the model sees, pixels; null: what the backbone was trained on
     workers: int = 2  # decoding processes of each rank; 0 decodes in the training process
@@ -287,6 +290,8 @@ def check_values(c: Config) -> None:
             raise UserError(f"{key}={flat[key]}: must not be negative")
     if c.train.zero_stage not in (1, 2, 3):
         raise UserError(f"train.zero_stage={c.train.zero_stage}: must be 1, 2 or 3")
+    if c.data.cache_gb <= 0:
+        raise UserError(f"data.cache_gb={c.data.cache_gb}: must be greater than 0")
     if not 0 < c.data.augment.crop_scale <= 1:
         raise UserError(f"data.augment.crop_scale={c.data.augment.crop_scale}: must lie in (0, 1]")
     for key in ("train.label_smoothing", "train.class_balance"):

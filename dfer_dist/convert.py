@@ -29,7 +29,7 @@ from dfer_dist.config import (
 )
 from dfer_dist.configfile import load_config
 from dfer_dist.data.layouts import ELEVEN, SEVEN
-from dfer_dist.data.shards import read_index
+from dfer_dist.data.shards import open_index
 from dfer_dist.evaluate import load_model
 from dfer_dist.model import DFERCLIP, build_model, param_groups
 from dfer_dist.model.backbone import clip_config
@@ -123,7 +123,7 @@ def to_official(path: Path, out: Path, overrides: list[str]) -> None:
     saved = checkpoint.read(path, weights_only=True)
     config = load_config(str(saved.path / checkpoint.CONFIG), overrides)
     _check_theirs(config.model)
-    classes = saved.state.get("classes") or read_index(Path(config.data.shards)).classes
+    classes = saved.state.get("classes") or open_index(config.data).classes
     model = load_model(saved, config, tuple(classes))
     theirs = to_theirs(model, torch.tensor(saved.state.get("logit_scale", _LOGIT_SCALE)))
     content = {

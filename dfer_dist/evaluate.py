@@ -18,7 +18,7 @@ from dfer_dist.config import Config, Device, Precision
 from dfer_dist.configfile import load_config
 from dfer_dist.data.clips import ClipReader
 from dfer_dist.data.plan import ClipSet, evaluation_batches, whole_shards
-from dfer_dist.data.shards import Index, read_index
+from dfer_dist.data.shards import Index, open_index
 from dfer_dist.data.stream import Batch, evaluation_stream
 from dfer_dist.metrics import Scores, score
 from dfer_dist.ranks import Ranks, choose_device
@@ -154,7 +154,7 @@ def evaluate_checkpoint(
 
     saved = checkpoint.read(path, weights_only=True)
     config = load_config(str(saved.path / checkpoint.CONFIG), overrides)
-    index = read_index(Path(config.data.shards))
+    index = open_index(config.data)
     if index.classes != tuple(saved.state.get("classes", index.classes)):
         raise UserError(f"{path} tells {', '.join(saved.state['classes'])} apart, in this order; the data has other classes")
     fold = saved.state["fold"] if fold is None else fold

@@ -17,7 +17,8 @@ import numpy as np
 from dfer_dist import UserError
 from dfer_dist.config import Config, Optimizer, Precision, split_batch
 from dfer_dist.data.layouts import CLASSES
-from dfer_dist.data.shards import read_index
+from dfer_dist.data.shards import open_index
+from dfer_dist.data.store import is_remote
 from dfer_dist.engine import BUCKET
 from dfer_dist.trace import Trace, trace
 
@@ -89,8 +90,8 @@ def data_size(config: Config) -> DataSize:
         If there is neither.
     """
     shards = Path(config.data.shards)
-    if (shards / "index.json").is_file():
-        index = read_index(shards)
+    if is_remote(config.data.shards) or (shards / "index.json").is_file():
+        index = open_index(config.data)
         clips = sum(index.shards[i].clips for k in index.folds for i in index.train_shards(k))
         return DataSize(index.classes, clips // len(index.folds), len(index.folds))
     if shards.name not in _PUBLISHED:

@@ -22,6 +22,7 @@ _WATCHED = (
     "open_clip_torch",
     "einops",
     "webdataset",
+    "fsspec",
     "mlflow",
     "submitit",
     "scikit-learn",

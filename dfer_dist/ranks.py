@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,6 +33,12 @@ class Ranks:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def neighbours(self) -> range:
+        """Ranks on this machine."""
+        first = self.rank - self.local_rank
+        return range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
     def sum(self, values: list[float]) -> list[float]:
         """Element-wise sums over ranks."""
         if self.world == 1:
@@ -57,7 +64,7 @@ class Ranks:
 
 
 def export_rank_variables() -> None:
-    """Set what torch and DeepSpeed read (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) from Slurm's own variables.
+    """Set what torch and DeepSpeed read (RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT) from Slurm's own variables.
 
     Does nothing where RANK is set already. Without any of them this is a job of one process. DeepSpeed would otherwise look
     for mpi4py.
@@ -67,6 +74,7 @@ def export_rank_variables() -> None:
     if "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ:
         for name, slurm in _SLURM.items():
             os.environ[name] = os.environ[slurm]
+        os.environ["LOCAL_WORLD_SIZE"] = re.split(r"[(,]", os.environ.get("SLURM_TASKS_PER_NODE", "1"))[0]  # such as 4(x2)
         hosts = subprocess.run(
             ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
         )
@@ -74,7 +82,7 @@ def export_rank_variables() -> None:
         # jobs on one node must not meet: the port follows from the job id, which all ranks know
         os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000))
     else:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "0")
 

@@ -165,13 +165,28 @@ def read_json(path: Path) -> dict[str, Any]:
         If the file is missing, damaged, or of another version.
     """
     try:
-        obj = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except FileNotFoundError as e:
         raise UserError(f"{path} is missing") from e
-    except (OSError, ValueError) as e:
+    except OSError as e:
         raise UserError(f"{path} cannot be read: {e}") from e
+    return parse_json(text, str(path))
+
+
+def parse_json(text: bytes, source: str) -> dict[str, Any]:
+    """The JSON object in ``text``, as :func:`write_json` writes it; ``source`` names it in errors.
+
+    Raises
+    ------
+    UserError
+        If it is damaged or of another version.
+    """
+    try:
+        obj = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{source} cannot be read: {e}") from e
     if not isinstance(obj, dict) or obj.get("version") != VERSION:
-        raise UserError(f"{path} is not of version {VERSION}, which this program reads")
+        raise UserError(f"{source} is not of version {VERSION}, which this program reads")
     return obj
 
 

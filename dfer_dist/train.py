@@ -26,7 +26,8 @@ from dfer_dist import UserError, checkpoint
 from dfer_dist.config import Config, Selection, config_hash, split_batch
 from dfer_dist.configfile import read_config
 from dfer_dist.data.plan import BalancedPlan, ClipSet, EpochPlan, clips_by_class, hold_out, whole_shards
-from dfer_dist.data.shards import Index, read_index
+from dfer_dist.data.prefetch import check_cache
+from dfer_dist.data.shards import Index, check_sizes, open_index
 from dfer_dist.data.stream import Batch, evaluation_stream, train_stream
 from dfer_dist.engine import Engine, build_engine
 from dfer_dist.evaluate import Predictions, collect, predict
@@ -60,7 +61,7 @@ class Fold:
     frozen_sha256: str
     tracker: Tracker | None
     step: int = 0  # done so far
-    lost: int = 0  # clips lost to damage so far
+    lost: set[str] = field(default_factory=set)  # keys of clips lost to damage so far
     skipped: int = 0  # steps skipped for non-finite gradients so far
     best: dict[str, Any] | None = None  # epoch, step, war and uar of the best epoch, where one is selected
     saved_at: float = field(default_factory=time.monotonic)
@@ -84,7 +85,7 @@ class Fold:
             "epoch": self.epoch,
             "step": self.step,
             "fold": self.number,
-            "lost": self.lost,
+            "lost_clips": sorted(self.lost),
             "skipped_steps": self.skipped,
         }
         state |= {"best": self.best, "frozen_sha256": self.frozen_sha256, "base_lr": self.engine.base_lr}
@@ -102,23 +103,31 @@ def fit(fold: Fold, leave: LeaveFlag) -> str:
     meter = Meter()
     for step in range(fold.step, engine.total_steps):
         rates = engine.set_learning_rates(step)
-        loss, lost = torch.zeros((), device=ranks.device), 0
+        loss, lost = torch.zeros((), device=ranks.device), set[str]()
         for _ in range(engine.accumulation):
             with meter.waiting():
                 batch = next(stream)
             part = fold.objective(engine.deepspeed(batch.frames.to(ranks.device, non_blocking=True)), batch)
             engine.micro_step(part)
             loss += part.detach() / engine.accumulation
-            lost += report_lost(batch)
+            lost |= report_lost(batch)
         fold.step = step + 1
         save_due = ranks.is_main and time.monotonic() - fold.saved_at > 60 * config.train.save_minutes
-        loss_sum, lost_sum, leave_sum, save_sum = ranks.sum([loss.item(), lost, bool(leave), save_due])
-        check_step(fold, int(lost_sum))
+        loss_sum, lost_sum, leave_sum, save_sum = ranks.sum([loss.item(), len(lost), bool(leave), save_due])
+        if lost_sum:
+            shares = ranks.gather(lost)
+            fold.lost |= ranks.share(set().union(*shares) if shares else set())
+        check_step(fold)
         meter.count(config.train.global_batch)
         if fold.step % config.train.log_every == 0:
             figures = {"loss": loss_sum / ranks.world, "grad_norm": engine.gradient_norm(), **meter.read()}
             fold.log(
-                {**figures, "skipped_steps": fold.skipped, "lost_clips": fold.lost, **{f"lr_{k}": v for k, v in rates.items()}}
+                {
+                    **figures,
+                    "skipped_steps": fold.skipped,
+                    "lost_clips": len(fold.lost),
+                    **{f"lr_{k}": v for k, v in rates.items()},
+                }
             )
         if fold.step % plan.steps == 0:
             end_epoch(fold)
@@ -130,19 +139,19 @@ def fit(fold: Fold, leave: LeaveFlag) -> str:
     return DONE
 
 
-def report_lost(batch: Batch) -> int:
+def report_lost(batch: Batch) -> set[str]:
+    """Keys of the batch's clips that are damaged, after a line for each."""
     for line in batch.lost:
         print(f"lost: {line}", file=sys.stderr, flush=True)
-    return len(batch.lost)
+    return {key for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True) if key and not valid}
 
 
-def check_step(fold: Fold, lost: int) -> None:
+def check_step(fold: Fold) -> None:
     """Hold losses of data and of steps against what the config allows; every rank comes to the same verdict."""
     train, data = fold.config.train, fold.config.data
-    fold.lost += lost
-    if fold.lost > data.loss_budget:
+    if len(fold.lost) > data.loss_budget:
         raise UserError(
-            f"{fold.lost} training clips are damaged and data.loss_budget={data.loss_budget}: see the lines 'lost:' in "
+            f"{len(fold.lost)} training clips are damaged and data.loss_budget={data.loss_budget}: see the lines 'lost:' in "
             f"{fold.dir.log.name} beside {fold.dir.status}, copy those shards again, or allow the loss"
         )
     if fold.engine.step_was_skipped():
@@ -212,7 +221,7 @@ def finish(fold: Fold) -> None:
     result = {"dataset": fold.index.name, "fold": fold.number, **asdict(scores), "selection": config.train.selection.name}
     result |= {"epoch": chosen["epoch"], "step": chosen["step"], "checkpoint": str(path.relative_to(fold.dir.root))}
     result |= {"config_hash": config_hash(config), "index_hash": fold.index.hash, "shuffled": shuffled}
-    result |= {"lost_clips": fold.lost, "skipped_steps": fold.skipped}
+    result |= {"lost_clips": len(fold.lost), "skipped_steps": fold.skipped}
     fold.log(
         {
             "test_uar": scores.uar,
@@ -226,7 +235,8 @@ def finish(fold: Fold) -> None:
 
 def build(run: RunDir, number: int, config: Config, ranks: Ranks) -> Fold:
     """Everything a fold needs, brought to where its latest checkpoint stands."""
-    index = read_index(Path(config.data.shards))
+    index = open_index(config.data, config.data.loss_budget)
+    check_sizes(index, index.test_shards(number))  # now, rather than after the training
     train, val = whole_shards(index, index.train_shards(number)), None
     if config.train.selection is Selection.best_val:
         train, val = hold_out(index, index.train_shards(number), config.train.val_fraction, config.train.seed)
@@ -234,6 +244,7 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks) -> Fold:
     shape = (train, config.train.seed, 0, config.train.global_batch, config.data.block)
     plan = BalancedPlan(*shape, tuple(c for c in by_class if len(c))) if config.data.balanced else EpochPlan(*shape)
     split_batch(config, ranks.world)  # a batch that cannot be cut is found before the model is built
+    check_cache(index, plan, ranks.neighbours, ranks.world)
     found = checkpoint.newest(run.fold(number).checkpoints) if ranks.is_main else None
     found = ranks.share(found)
     torch.manual_seed(config.train.seed)
@@ -250,7 +261,7 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks) -> Fold:
     fold = Fold(run, number, config, index, ranks, engine, plan, test, val, objective, frozen, None)
     if saved:
         checkpoint.restore(engine, saved, config, ranks)
-        fold.step, fold.lost, fold.skipped = (saved.state[k] for k in ("step", "lost", "skipped_steps"))
+        fold.step, fold.skipped, fold.lost = saved.state["step"], saved.state["skipped_steps"], set(saved.state["lost_clips"])
         fold.best = saved.state["best"]
     if ranks.is_main:
         tracking = run.describe()["tracking"] or {"uri": None, "folds": {}}

@@ -17,6 +17,7 @@ from launch.bar import Bar
 from launch.convert import convert
 from launch.pack import pack, pack_listing
 from launch.plan import plan
+from launch.verify import verify
 
 if TYPE_CHECKING:
     from dfer_dist.rundir import RunDir
@@ -150,8 +151,9 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     _report(Console(highlight=False), RunDir(run.resolve()))
 
 
-app.add_typer(convert, name="convert")
+app.command()(verify)
 app.command()(plan)
+app.add_typer(convert, name="convert")
 
 
 @app.command(name="fetch-weights")

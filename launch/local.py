@@ -87,6 +87,7 @@ def rank_environment(run: RunDir, rank: int, world: int, port: int) -> dict[str,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

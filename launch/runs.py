@@ -36,14 +36,16 @@ def open_run(
         If the settings, folds or ranks do not go together, or the folder is taken: by something that is no run, by a run
         that may only be resumed, or by a run with other settings or other data.
     """
-    from dfer_dist.data.shards import read_index
+    from dfer_dist.data.shards import open_index
+    from dfer_dist.data.store import settle
 
     if name is not None and (name in ("", "..") or name != Path(name).name):
         raise UserError(f"--name '{name}': give a plain name; --runs says in which folder")
     config = load_config(experiment, overrides)
     split_batch(config, ranks)
-    config.data.shards = str(Path(config.data.shards).resolve())  # jobs run from other folders
-    index = read_index(Path(config.data.shards))
+    config.data.shards = settle(config.data.shards)  # jobs run from other folders
+    config.data.cache = config.data.cache and str(Path(config.data.cache).resolve())
+    index = open_index(config.data, config.data.loss_budget)
     chosen = index.folds if folds is None else parse_folds(folds, index.folds)
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
     if run.run.exists() and _failed_at_once(run):

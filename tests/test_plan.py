@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections import Counter
@@ -23,8 +25,9 @@ from dfer_dist.data.plan import (
     keyed_rng,
     whole_shards,
 )
-from dfer_dist.data.shards import Index
+from dfer_dist.data.shards import Index, Shard, content_hash
 from dfer_dist.data.stream import _TrainOrder
+from dfer_dist.rundir import write_json
 
 # 103 clips in 9 shards; one shard is read in part and one not at all, as hold_out leaves them
 UNEVEN = ClipSet(
@@ -125,6 +128,32 @@ def test_a_plan_of_a_million_clips_starts_at_once_and_needs_little_memory() -> N
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(kept) == 8192 and peak < 50e6
+
+
+MILLION = """
+import re, sys, time
+from pathlib import Path
+from dfer_dist.data.plan import EpochPlan, whole_shards
+from dfer_dist.data.shards import load_index
+start = time.process_time()
+index = load_index(Path(sys.argv[1]))
+read = time.process_time() - start
+plan = EpochPlan(whole_shards(index, range(len(index.shards))), 0, 0, 4096, 512)
+places = [plan.place(step, lane) for step in range(2) for lane in range(4096)]
+assert len(set(places)) == 8192 and plan.steps == 244
+most = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())  # getrusage counts the parent before exec
+print(read, time.process_time() - start, int(most[1]) / 1024)
+"""
+
+
+def test_a_worker_opens_and_plans_a_million_clips_in_a_second_and_200_mb(tmp_path: Path) -> None:
+    sums = [f"{i:064x}" for i in range(10_000)]
+    shards = [Shard(f"fold{i % 5 + 1}-{i:05d}.tar", f"fold{i % 5 + 1}", 100, 2**27, (20,) * 5, x, x) for i, x in enumerate(sums)]
+    body = {"name": "big", "classes": list("abcde"), "shards": [vars(s) for s in shards]}
+    write_json(tmp_path / "index.json", {**body, "hash": content_hash("big", "abcde", shards)})
+    done = subprocess.run([sys.executable, "-c", MILLION, str(tmp_path)], capture_output=True, text=True, check=True)
+    read, whole, megabytes = map(float, done.stdout.split())
+    assert read < 0.5 and whole < 1 and megabytes < 200, done.stdout
 
 
 def test_too_few_clips_and_places_beyond_the_epoch_are_refused() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from web import Web
 
 from dfer_dist.rundir import RunDir, read_json
 
@@ -65,6 +66,24 @@ def test_one_and_two_ranks_give_the_same_predictions(one_fold):
     assert results[0]["n"] == 12
     losses = [[json.loads(line).get("loss") for line in f.metrics.read_text().splitlines()] for f in (one, two)]
     assert losses[0][:6] == pytest.approx(losses[1][:6], rel=1e-4)
+
+
+def test_training_from_a_server_gives_the_same_losses(one_fold, tiny_shards, tmp_path):
+    web = Web(tiny_shards.root)
+    web.faults["fold3-00001.tar"] = [503, "cut"]
+    more = ["train.precision=fp32", "train.epochs=1", "tracking.enabled=false", "data.workers=1", f"data.cache={tmp_path}/cache"]
+    command = ["train", "demo", "--fold", "2", "--name", "web", "--runs", str(tmp_path), f"data.shards={web.url}/", *SMALL, *more]
+    dfer(*command)
+    web.close()
+    run = RunDir(tmp_path / "web")
+    losses = [[json.loads(line).get("loss") for line in r.fold(2).metrics.read_text().splitlines()] for r in (one_fold[0], run)]
+    assert losses[0] == losses[1] and len(losses[0]) == 7
+    ours, theirs = (read_json(r.fold(2).result) for r in (run, one_fold[0]))
+    assert {k: v for k, v in ours.items() if k != "shuffled"} == {k: v for k, v in theirs.items() if k != "shuffled"}
+    assert web.asked.pop("fold3-00001.tar") == 3
+    assert web.asked.pop("index.json") >= 2
+    assert set(web.asked.values()) == {1} and len(web.asked) == 29
+    assert read_json(run.provenance)["data"]["shards"] == web.url
 
 
 def test_training_changes_what_is_trained(one_fold):
@@ -202,5 +221,22 @@ def test_damaged_clips_stop_training_unless_allowed(tiny_source, tmp_path):
     text = dfer("train", "demo", "--fold", "1", *args, status=2)
     assert "1 training clips are damaged" in text
     assert row["key"] in RunDir(tmp_path / "demo").fold(1).log.read_text()
-    dfer("train", "demo", "--fold", "1", "--name", "allowed", *args, "data.loss_budget=1")
-    assert read_json(RunDir(tmp_path / "allowed").fold(1).result)["lost_clips"] == 1
+    missing = index.train_shards(1)[1]
+    index.path(missing).unlink()
+    lost = 1 + index.shards[missing].clips
+    text = dfer("train", "demo", "--fold", "1", "--name", "gone", *args, f"data.loss_budget={lost - 2}", status=2)
+    assert (
+        f"{index.path(missing).name} is missing: copy it again; {lost - 1} clips would be lost, data.loss_budget={lost - 2}"
+        in text
+    )
+    # two epochs lose the same clips: each counts once
+    dfer("train", "demo", "--fold", "1", "--name", "allowed", *args, f"data.loss_budget={lost}", "train.epochs=2")
+    fold = RunDir(tmp_path / "allowed").fold(1)
+    assert read_json(fold.result)["lost_clips"] == lost
+    counts = [json.loads(line)["lost_clips"] for line in fold.metrics.read_text().splitlines() if "lost_clips" in line]
+    assert counts == sorted(counts) and counts[-1] == lost
+    for key in index.sidecar(missing)["key"].to_pylist():
+        assert f"lost: shard {index.path(missing).name}, clip {key}: " in fold.log.read_text()
+    fold_of_it = index.shards[missing].split[-1]
+    text = dfer("train", "demo", "--fold", fold_of_it, "--name", "test", *args, f"data.loss_budget={lost}", status=2)
+    assert f"{index.path(missing).name} is missing: copy it again; {lost - 1} clips would be lost, a test may lose none" in text

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import simplejpeg
-from webdataset.gopen import gopen
 
 from dfer_dist.data.shards import BLOCK, Index
+from dfer_dist.data.store import FetchError, Remote
 
 _OPEN = 128  # shards kept open: well below the usual limit of 1024 files a process
 _TABLES = 512  # sidecars kept in memory, some 100 kB each
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError, tarfile.TarError)  # what reading altered bytes raises
 _HEAD = 8192  # bytes read first: a clip's JSON member and the header of its frames, for up to about 700 frames
 
 
@@ -76,9 +77,26 @@ class ClipReader:
         try:
             starts, base = self._enter(shard, clip)
             decoded = {f: self._frame(shard, base, starts, f, clip["crc32"][f]) for f in sorted(set(wanted))}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, tarfile.TarError) as e:
+        except _DAMAGE as e:
+            self._distrust(shard, e)
             raise DamagedClip(self.index.shards[shard].file, clip["key"], str(e)) from e
         return Clip(clip["key"], clip["label"], [decoded[f] for f in wanted])
+
+    def check(self, shard: int, row: int) -> None:
+        """Hold every frame of a clip against its CRC32 and its JSON member against the sidecar, without decoding.
+
+        Raises
+        ------
+        DamagedClip
+            As :meth:`read`.
+        """
+        clip = self._table(shard).slice(row, 1).to_pylist()[0]
+        try:
+            starts, base = self._enter(shard, clip)
+            for frame, crc in enumerate(clip["crc32"]):
+                self._frame_bytes(shard, base, starts, frame, crc)
+        except _DAMAGE as e:
+            raise DamagedClip(self.index.shards[shard].file, clip["key"], str(e)) from e
 
     def _enter(self, shard: int, clip: dict[str, Any]) -> tuple[list[int], int]:
         """Byte starts of the clip's frames, and where its ``.mjpg`` member begins in the tar."""
@@ -99,10 +117,14 @@ class ClipReader:
         return starts, offset + start + BLOCK
 
     def _frame(self, shard: int, base: int, starts: list[int], frame: int, crc: int) -> np.ndarray:
+        data = self._frame_bytes(shard, base, starts, frame, crc)
+        return simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False)
+
+    def _frame_bytes(self, shard: int, base: int, starts: list[int], frame: int, crc: int) -> bytes:
         data = os.pread(self._file(shard), starts[frame + 1] - starts[frame], base + starts[frame])
         if zlib.crc32(data) != crc:
             raise ValueError(f"frame {frame} has another CRC32 than when it was packed")
-        return simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False)
+        return data
 
     def _table(self, shard: int) -> pa.Table:
         table = self._tables.pop(shard, None)
@@ -118,12 +140,29 @@ class ClipReader:
         if file is None:
             if len(self._files) >= _OPEN:
                 os.close(self._files.pop(next(iter(self._files))))
-            # webdataset's opener, so that what it can open is found by the same name here; absolute, so that a folder's
-            # name is never taken for a URL's scheme or a command
-            with gopen(str(self.index.path(shard).absolute()), "rb") as stream:
-                file = os.dup(stream.fileno())
+            file = self._open(shard)
         self._files[shard] = file
         return file
+
+    def _open(self, shard: int) -> int:
+        root, entry = self.index.root, self.index.shards[shard]
+        if isinstance(root, Remote):
+            for gone in [s for s, file in self._files.items() if not os.fstat(file).st_nlink]:
+                os.close(self._files.pop(gone))  # evicted: the cache's bound holds once nobody has it open
+            return root.open(entry.file, entry.sha256, entry.bytes)
+        from webdataset.gopen import gopen  # it imports torch, which dfer verify must not wait for
+
+        # webdataset's opener, so that what it can open is found by the same name here; absolute, so that a folder's
+        # name is never taken for a URL's scheme or a command
+        with gopen(str(self.index.path(shard).absolute()), "rb") as stream:
+            return os.dup(stream.fileno())
+
+    def _distrust(self, shard: int, fault: BaseException) -> None:
+        """A shard that was whole when it came into the cache and is not now: have it fetched again when it is next opened."""
+        root = self.index.root
+        if isinstance(root, Remote) and not isinstance(fault, FetchError) and shard in self._files:
+            os.close(self._files.pop(shard))
+            root.cache.drop(f"{self.index.shards[shard].sha256}.tar")
 
     def __reduce__(self) -> tuple[type, tuple[Index]]:
         return type(self), (self.index,)  # another process opens its own files

@@ -144,6 +144,16 @@ class EpochPlan:
         position, row = _locate(ends, at)
         return self.clips.place(int(order[position]), row, self.epoch)
 
+    def block_shards(self, step: int, lanes: range) -> list[int]:
+        """Shards that ``lanes`` read from ``step`` to the end of its block, in the order in which they are first needed."""
+        block, inside = divmod(step, self.block)
+        size = min(self.block, self.steps - block * self.block)
+        order, ends, turn = self._ring
+        orders = (_block_order(self.seed, self.epoch, lane, block, size)[inside:] for lane in lanes)
+        starts = (lane * self.steps + block * self.block + turn for lane in lanes)
+        places = np.stack([start + order.astype(np.int64) for start, order in zip(starts, orders, strict=True)], axis=1)
+        return [self.clips.shards[order[i]] for i in _stretches(ends, places % len(self.clips))]
+
 
 @dataclass(frozen=True)
 class BalancedPlan(EpochPlan):
@@ -181,11 +191,23 @@ class BalancedPlan(EpochPlan):
         at, seen = (int(x) for x in self._order[step * self.global_batch + lane])
         return self.clips.place(*_locate(self._ends, at), seen)
 
+    def block_shards(self, step: int, lanes: range) -> list[int]:
+        """As for the plain plan; a class has its clips anywhere, so these are soon all shards."""
+        end = min((step // self.block + 1) * self.block, self.steps)
+        places = self._order[step * self.global_batch : end * self.global_batch, 0].reshape(-1, self.global_batch)
+        return [self.clips.shards[i] for i in _stretches(self._ends, places[:, lanes])]
+
 
 def _locate(ends: np.ndarray, at: int) -> tuple[int, int]:
     """Which of the stretches that end at ``ends`` place ``at`` lies in, and how far into it."""
     stretch = int(np.searchsorted(ends, at, side="right"))
     return stretch, at - (int(ends[stretch - 1]) if stretch else 0)
+
+
+def _stretches(ends: np.ndarray, places: np.ndarray) -> list[int]:
+    """The stretches that ``places`` [steps, lanes] lie in, each once, in the order of steps."""
+    found, firsts = np.unique(np.searchsorted(ends, places.ravel(), side="right"), return_index=True)
+    return found[np.argsort(firsts)].tolist()
 
 
 def clips_by_class(index: Index, clips: ClipSet) -> tuple[np.ndarray, ...]:

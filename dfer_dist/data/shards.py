@@ -1,4 +1,4 @@
-"""Shards on disk: plain WebDataset tars with a parquet sidecar each, and one ``index.json`` over all of them.
+"""Shards: plain WebDataset tars with a parquet sidecar each, and one ``index.json`` over all of them.
 
 A clip is two members, ``KEY.json`` (what it is, and where each frame starts) and ``KEY.mjpg`` (its frames as concatenated
 JPEGs, which ffmpeg plays). A shard belongs to one split, so folds share the files and nothing is stored twice.
@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dfer_dist import UserError
-from dfer_dist.rundir import read_json
+from dfer_dist.config import DataConfig
+from dfer_dist.data.store import FetchError, Remote, open_store
+from dfer_dist.rundir import parse_json
 
+KEY = r"^[A-Za-z0-9_-]+$"  # of a clip: no dot, which ends a key for webdataset, and nothing that makes a path
+_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 BLOCK = 512  # a tar's unit, bytes: a header is one block, data is padded to whole blocks
 
 SIDECAR = pa.schema(
@@ -48,9 +57,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class Index:
-    """What ``index.json`` says: the set's name, its classes in label order, its shards, and a hash over all of it."""
+    """What ``index.json`` says: the set's name, its classes in label order, its shards, and a hash over all of it.
 
-    root: Path
+    ``root`` is the folder it lies in, or the server.
+    """
+
+    root: Path | Remote
     name: str
     classes: tuple[str, ...]
     shards: tuple[Shard, ...]
@@ -76,6 +88,8 @@ class Index:
         return [i for i in range(len(self.shards)) if i not in test]
 
     def path(self, shard: int) -> Path:
+        """A shard's file, of a set in a local folder."""
+        assert isinstance(self.root, Path)
         return self.root / self.shards[shard].file
 
     def sidecar(self, shard: int) -> pa.Table:
@@ -84,49 +98,144 @@ class Index:
         Raises
         ------
         UserError
-            If the sidecar is missing or was changed.
+            If the sidecar is missing, was changed, or cannot be that of this shard.
         """
-        path = sidecar_path(self.path(shard))
-        if not path.is_file():
-            raise UserError(f"{path} is missing: copy it again or pack again")
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != self.shards[shard].sidecar_sha256:
-            raise UserError(f"{path} differs from the index (sha256): copy it again or pack again")
-        return pq.read_table(pa.BufferReader(data), schema=SIDECAR)
+        entry = self.shards[shard]
+        name = str(sidecar_path(Path(entry.file)))
+        if isinstance(self.root, Remote):
+            try:
+                data = self.root.read(name, entry.sidecar_sha256)
+            except FetchError as e:
+                raise UserError(str(e)) from e
+        else:
+            try:
+                data = (self.root / name).read_bytes()
+            except FileNotFoundError as e:
+                raise UserError(f"{self.root / name} is missing: copy it again or pack again") from e
+            if hashlib.sha256(data).hexdigest() != entry.sidecar_sha256:
+                raise UserError(f"{self.root / name} differs from the index (sha256): copy it again or pack again")
+        try:
+            table = pq.read_table(pa.BufferReader(data), schema=SIDECAR)
+        except (pa.ArrowException, OSError) as e:
+            raise UserError(f"{self.root}/{name} is no sidecar: {' '.join(str(e).split())}") from e
+        self._check_made_by_a_packer(shard, table)
+        return table
+
+    def _check_made_by_a_packer(self, shard: int, table: pa.Table) -> None:
+        """An index made by hand may have the right hashes of nonsense: keys that are paths, labels of no class."""
+        entry, labels = self.shards[shard], table["label"].to_numpy()
+        histogram = np.bincount(labels, minlength=len(self.classes)).tolist() if not (labels < 0).any() else None
+        plain = pc.all(pc.match_substring_regex(table["key"], KEY)).as_py()
+        if not plain or histogram != list(entry.histogram) or table.num_rows != entry.clips:
+            raise UserError(f"{self.root}/{entry.file}: its sidecar has keys or labels that no packer writes")
 
 
 def sidecar_path(tar: Path) -> Path:
     return tar.with_suffix(".parquet")
 
 
-def read_index(root: Path) -> Index:
-    """Open a folder of shards.
+def open_index(data: DataConfig, loss_budget: int = 0) -> Index:
+    """The set that ``data.shards`` names, in a folder or at a server.
 
     Raises
     ------
     UserError
-        If there is no index, it was changed, or a shard is missing or has another size.
+        As :func:`read_index`, and if the URL is none that is read or the server cannot be reached.
     """
-    file = root / "index.json"
-    if not file.is_file():
-        raise UserError(f"{root} holds no index.json: pack a data set there with dfer pack, or give data.shards=FOLDER")
-    raw = read_json(file)
+    return read_index(open_store(data.shards, data.cache, data.cache_gb), loss_budget)
+
+
+def read_index(root: Path | Remote, loss_budget: int = 0) -> Index:
+    """Open a set of shards. Those of a server are looked at when they are fetched, those of a folder now.
+
+    Raises
+    ------
+    UserError
+        If there is no index, it was changed, or more than ``loss_budget`` clips lie in shards that are missing or have
+        another size.
+    """
+    index = load_index(root)
+    check_sizes(index, range(len(index.shards)), loss_budget)
+    return index
+
+
+class DamagedIndex(UserError):
+    """An index that was changed, or is none of this program."""
+
+
+def load_index(root: Path | Remote) -> Index:
+    """The index alone: no shard is looked at.
+
+    Raises
+    ------
+    UserError
+        If there is none, or the server cannot be reached.
+    DamagedIndex
+        If it was changed or cannot be read.
+    """
+    file = f"{root}/index.json"
     try:
+        text = root.get("index.json") if isinstance(root, Remote) else Path(file).read_bytes()
+    except FetchError as e:
+        raise UserError(str(e)) from e
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise UserError(f"{root} holds no index.json: pack a data set there with dfer pack, or give data.shards=FOLDER") from e
+    try:
+        raw = parse_json(text, file)
         shards = tuple(Shard(**{**s, "histogram": tuple(s["histogram"])}) for s in raw["shards"])
         index = Index(root, raw["name"], tuple(raw["classes"]), shards, raw["hash"])
+        whole = content_hash(index.name, index.classes, shards) == index.hash
+        odd = [s.file for s in shards if not _is_plain(s)]
     except (KeyError, TypeError) as e:
-        raise UserError(f"{file} is not an index of this program: {e}") from e
-    if content_hash(index.name, index.classes, shards) != index.hash:
-        raise UserError(f"{file} was changed: its hash does not match its content")
-    for i, shard in enumerate(shards):
-        path = index.path(i)
-        size = path.stat().st_size if path.is_file() else -1
-        if size != shard.bytes:
-            raise UserError(f"{path} {'is missing' if size < 0 else f'has {size} bytes, not {shard.bytes}'}: copy it again")
+        raise DamagedIndex(f"{file} is not an index of this program: {e}") from e
+    except UserError as e:
+        raise DamagedIndex(str(e)) from e
+    if not whole:
+        raise DamagedIndex(f"{file} was changed: its hash does not match its content")
+    if odd:
+        raise DamagedIndex(f"{file} describes a shard '{odd[0]}' as no packer does")
     return index
+
+
+def _is_plain(shard: Shard) -> bool:
+    """Whether a line of the index is safe to act on: files are opened and caches filled by its names."""
+    hashes = (shard.sha256, shard.sidecar_sha256)
+    return bool(_FILE.fullmatch(shard.file)) and all(map(_SHA256.fullmatch, hashes)) and min(shard.clips, shard.bytes) >= 0
+
+
+def check_sizes(index: Index, shards: Iterable[int], loss_budget: int | None = None) -> None:
+    """Look whether local shards are there in full. A missing one, or one with more bytes, counts as lost with all its clips.
+
+    Raises
+    ------
+    UserError
+        If more than ``loss_budget`` clips are lost so; for a test, which may lose none, it is None.
+    """
+    if isinstance(index.root, Remote):
+        return
+    lost, reasons = 0, []
+    for i in shards:
+        entry = index.shards[i]
+        path = f"{index.root}/{entry.file}"
+        try:
+            size = os.stat(path).st_size
+        except OSError:
+            size = -1
+        if size != entry.bytes:
+            reasons.append(f"{path} {'is missing' if size < 0 else f'has {size} bytes, not {entry.bytes}'}")
+            lost += _clips_beyond(index, i, size) if 0 <= size < entry.bytes and loss_budget else entry.clips
+    if lost > (loss_budget or 0):
+        more = f" ({len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
+        bound = "a test may lose none" if loss_budget is None else f"data.loss_budget={loss_budget}"
+        raise UserError(f"{reasons[0]}: copy it again{more}; {lost} clips would be lost, {bound}")
+
+
+def _clips_beyond(index: Index, shard: int, size: int) -> int:
+    table = index.sidecar(shard)
+    return int((table["offset"].to_numpy() + table["size"].to_numpy() > size).sum())
 
 
 def content_hash(name: str, classes: Sequence[str], shards: Sequence[Shard]) -> str:
     """The hash of a whole set, hex sha256: over its name, classes and every shard's line."""
-    body = json.dumps([name, list(classes), [asdict(s) for s in shards]], sort_keys=True)
+    body = json.dumps([name, list(classes), [vars(s) for s in shards]], sort_keys=True)
     return hashlib.sha256(body.encode()).hexdigest()

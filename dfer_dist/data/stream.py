@@ -18,6 +18,7 @@ from dfer_dist.config import DataConfig
 from dfer_dist.data.clips import ClipReader, DamagedClip
 from dfer_dist.data.frames import augment, sample_centres, sample_random, to_clip
 from dfer_dist.data.plan import ClipSet, EpochPlan, Place, evaluation_batches, keyed_rng
+from dfer_dist.data.prefetch import Ask, Prefetcher, evaluation_asks, training_ahead
 from dfer_dist.data.shards import Index
 
 
@@ -44,12 +45,13 @@ class _Clips(Dataset[Batch]):
     """Batches by their places. ``train`` picks random frames and augments; otherwise frames are segment centres."""
 
     def __init__(self, index: Index, data: DataConfig, seed: int, batch: int, train: bool, shuffle_frames: bool = False) -> None:
-        self.reader = ClipReader(index)
+        self.reader, self.prefetcher = ClipReader(index), Prefetcher(index)
         assert data.image_size is not None, "the model settles it"
         self.size = data.image_size
         self.data, self.seed, self.batch, self.train, self.shuffle = data, seed, batch, train, shuffle_frames
 
-    def __getitem__(self, places: list[Place]) -> Batch:  # the sampler yields whole batches
+    def __getitem__(self, places: Ask) -> Batch:  # the sampler yields whole batches
+        self.prefetcher.want(places.ahead)
         size = self.size
         frames = torch.zeros(self.batch, self.data.num_frames, 3, size, size, dtype=torch.uint8)
         batch = Batch(frames, torch.zeros(self.batch, dtype=torch.int64), torch.zeros(self.batch, dtype=torch.bool), [], [])
@@ -76,7 +78,7 @@ class _Clips(Dataset[Batch]):
         return clip.key, clip.label, frames[torch.from_numpy(rng.permutation(wanted))] if self.shuffle else frames
 
 
-class _TrainOrder(Sampler[list[Place]]):
+class _TrainOrder(Sampler[Ask]):
     """Micro batches of one rank from (epoch, step) to the end of training."""
 
     def __init__(self, plan: EpochPlan, epochs: int, start: tuple[int, int], rank: int, world: int, micro: int) -> None:
@@ -86,13 +88,15 @@ class _TrainOrder(Sampler[list[Place]]):
             raise ValueError(f"{plan.global_batch} lanes for {world} ranks: {over} would be lost")
         self.lanes = range(rank * own, (rank + 1) * own)
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[Ask]:
         first, skip = self.start
         for epoch in range(first, self.epochs):
-            plan = self.plan.at(epoch)
-            for step in range(skip if epoch == first else 0, plan.steps):
+            plan, begin = self.plan.at(epoch), skip if epoch == first else 0
+            for step in range(begin, plan.steps):
+                ahead = training_ahead(plan, step, self.lanes, self.epochs) if step == begin or step % plan.block == 0 else ()
                 for i in range(0, len(self.lanes), self.micro):
-                    yield [plan.place(step, lane) for lane in self.lanes[i : i + self.micro]]
+                    places = [plan.place(step, lane) for lane in self.lanes[i : i + self.micro]]
+                    yield Ask(places, () if i else ahead)
 
 
 def train_stream(
@@ -118,10 +122,11 @@ def evaluation_stream(
     batches = evaluation_batches(clips, batch)
     own: list[list[Place]] = batches[rank::world]
     own += [[]] * (-(-len(batches) // world) - len(own))
-    return iter(_loader(_Clips(index, data, seed, batch, train=False, shuffle_frames=shuffle_frames), own, data.workers))
+    clips_of = _Clips(index, data, seed, batch, train=False, shuffle_frames=shuffle_frames)
+    return iter(_loader(clips_of, evaluation_asks(own), data.workers))
 
 
-def _loader(clips: _Clips, order: Sampler[list[Place]] | list[list[Place]], workers: int) -> DataLoader[Batch]:
+def _loader(clips: _Clips, order: Sampler[Ask] | list[Ask], workers: int) -> DataLoader[Batch]:
     return DataLoader(
         clips,
         sampler=order,
