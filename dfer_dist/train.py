@@ -89,6 +89,7 @@ class Fold:
             "skipped_steps": self.skipped,
         }
         state |= {"best": self.best, "frozen_sha256": self.frozen_sha256, "base_lr": self.engine.base_lr}
+        state |= {"pretrained_sha256": self.engine.model.pretrained_sha256}
         state |= {"config_hash": config_hash(self.config), "index_hash": self.index.hash}
         path = checkpoint.save(self.dir.checkpoints, self.engine, self.config, state, self.ranks)
         self.saved_at = time.monotonic()
@@ -221,6 +222,7 @@ def finish(fold: Fold) -> None:
     result = {"dataset": fold.index.name, "fold": fold.number, **asdict(scores), "selection": config.train.selection.name}
     result |= {"epoch": chosen["epoch"], "step": chosen["step"], "checkpoint": str(path.relative_to(fold.dir.root))}
     result |= {"config_hash": config_hash(config), "index_hash": fold.index.hash, "shuffled": shuffled}
+    result |= {"pretrained_sha256": fold.engine.model.pretrained_sha256}
     result |= {"lost_clips": len(fold.lost), "skipped_steps": fold.skipped}
     fold.log(
         {

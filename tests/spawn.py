@@ -22,5 +22,8 @@ def run_ranks(script: Path, ranks: int, *words: str, timeout: float = 240) -> di
         for r in range(ranks)
     ]
     outs = [p.communicate(timeout=timeout) for p in processes]
-    assert [p.returncode for p in processes] == [0] * ranks, outs[0][1][-3000:]
+    codes = [p.returncode for p in processes]
+    assert codes == [0] * ranks, "\n".join(
+        f"rank {r}: status {c}\n{out[1][-1500:]}" for r, (c, out) in enumerate(zip(codes, outs, strict=True))
+    )
     return json.loads(next(line for line in outs[0][0].splitlines() if line.startswith("{")))

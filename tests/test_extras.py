@@ -14,6 +14,7 @@ from dfer_dist.data.extras import array_bytes, describe_extra, extra_path, read_
 from dfer_dist.data.layouts import ClipRecord
 from dfer_dist.data.packer import pack
 from dfer_dist.data.shards import Index, read_index, sidecar_path
+from dfer_dist.data.verify import verify
 from dfer_dist.rundir import read_json, write_json
 
 LONG = "k" * 90  # the longest key there is
@@ -132,3 +133,16 @@ def test_no_pickle_is_written_or_read(shard: Path, tmp_path: Path) -> None:
 def test_a_kind_is_a_plain_word(shard: Path, kind: str) -> None:
     with pytest.raises(UserError, match="cannot name"):
         write_extra(shard, kind, rows(shard))
+
+
+def test_verify_names_a_damaged_extra(shard: Path) -> None:
+    tar = write_extra(shard, "landmarks", rows(shard))
+    assert verify(str(shard.parent))[1] == []
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(data)
+    (damage,) = verify(str(shard.parent))[1]
+    assert damage.file == tar.name and "differs from its hash" in damage.reason
+    tar.unlink()
+    (damage,) = verify(str(shard.parent))[1]
+    assert damage.file == tar.name and "is missing" in damage.reason

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import save_file
 from web import Web
 
+from dfer_dist.model.backbone import TINY, build_clip
+from dfer_dist.provenance import sha256_file
 from dfer_dist.rundir import RunDir, read_json
 
 DFER = str(Path(sys.executable).with_name("dfer"))
@@ -191,9 +194,11 @@ def test_mlflow_has_the_parent_with_five_finished_children(killed):
         assert child.data.metrics["test_war"] == pytest.approx(read_json(fold.result)["war"])
 
 
-def test_selection_on_a_validation_part_reports_its_best_epoch(tiny_shards, tmp_path):
+def test_selection_on_a_validation_part_reports_its_best_epoch_and_the_weights_it_began_with(tiny_shards, tmp_path):
+    weights = tmp_path / "tiny.safetensors"
+    save_file(build_clip(TINY, 64).state_dict(), weights)
     args = words(tiny_shards, tmp_path, "train.selection=best_val", "train.epochs=3", "tracking.enabled=false", "train.keep=1")
-    dfer("train", "demo", "--fold", "1", *args)
+    dfer("train", "demo", "--fold", "1", *args, f"model.pretrained={weights}")
     fold = RunDir(tmp_path / "demo").fold(1)
     result = read_json(fold.result)
     lines = [json.loads(line) for line in fold.metrics.read_text().splitlines()]
@@ -202,6 +207,9 @@ def test_selection_on_a_validation_part_reports_its_best_epoch(tiny_shards, tmp_
     assert result["selection"] == "best_val"
     assert result["epoch"] == 1 + scores.index(max(scores))
     assert result["checkpoint"].endswith(f"step-{result['step']:08d}")
+    assert result["pretrained_sha256"] == sha256_file(weights)
+    state = read_json(fold.root / result["checkpoint"] / "state.json")
+    assert state["pretrained_sha256"] == sha256_file(weights)
     text = dfer("eval", str(fold.checkpoints / "BEST"))
     assert f"WAR {result['war']:.2f}" in text
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from dfer_dist import UserError
 from dfer_dist.data.clips import ClipReader, DamagedClip
+from dfer_dist.data.extras import extra_path, read_extra
 from dfer_dist.data.shards import BLOCK, DamagedIndex, Index, load_index, sidecar_path
 from dfer_dist.data.store import FetchError, Remote, open_store
 from dfer_dist.provenance import sha256_file
@@ -34,8 +35,8 @@ class Damage:
 def verify(location: str, progress: Callable[[int, int], None] | None = None) -> tuple[Index | None, list[Damage]]:
     """Check a set: the index against its hash, each shard's size, sha256 and members, each sidecar's sha256.
 
-    In a shard whose sha256 is wrong every clip is checked, with the CRC32 of each frame. Reads every byte once, several shards
-    at a time.
+    In a shard whose sha256 is wrong every clip is checked, with the CRC32 of each frame. In a local folder, what was added beside the
+    shards later is held against its own hashes. Reads every byte once, several shards at a time.
 
     Parameters
     ----------
@@ -103,11 +104,25 @@ def _check_files(index: Index, shard: int) -> list[Damage]:
             reason = "differs from the index (sha256)"
         else:
             odd = _odd_member(path, table)
-            return [Damage(entry.file, odd), *damage] if odd else damage
+            damage = [Damage(entry.file, odd), *damage] if odd else damage
+            return damage + (_damaged_extras(path) if table is not None else [])
     except OSError as e:
         reason = "is missing" if isinstance(e, FileNotFoundError) else f"cannot be read: {e.strerror}"
     hit = _damaged_clips(index, shard) if table is not None and path.is_file() else ()
     return [Damage(entry.file, reason, hit), *damage]
+
+
+def _damaged_extras(path: Path) -> list[Damage]:
+    """What is wrong with the tars that were added beside a shard, in a local folder."""
+    damage = []
+    for kind in sorted({f.name.removeprefix(f"{path.stem}.").split(".")[0] for f in path.parent.glob(f"{path.stem}.*.*")}):
+        try:
+            for _ in read_extra(path, kind):
+                pass
+        except (UserError, OSError, tarfile.TarError) as e:
+            tar = extra_path(path, kind)
+            damage.append(Damage(tar.name, str(e).removeprefix(f"{tar}: ").removeprefix(f"{tar} ")))
+    return damage
 
 
 def _without_folder(e: Exception, path: Path) -> str:
