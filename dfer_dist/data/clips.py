@@ -36,11 +36,11 @@ class DamagedClip(Exception):
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip's sampled frames, each a uint8 array [H, W, 3], with its key and label."""
+    """A clip's sampled frames, uint8 [T, H, W, 3], with its key and label."""
 
     key: str
     label: int
-    frames: list[np.ndarray]
+    frames: np.ndarray
 
 
 class ClipReader:
@@ -57,7 +57,7 @@ class ClipReader:
     def label(self, shard: int, row: int) -> int:
         return self._table(shard)["label"][row].as_py()
 
-    def read(self, shard: int, row: int, choose: Callable[[str, int], np.ndarray]) -> Clip:
+    def read(self, shard: int, row: int, choose: Callable[[str, int], np.ndarray], room: np.ndarray | None = None) -> Clip:
         """Read and decode one clip.
 
         Parameters
@@ -66,21 +66,32 @@ class ClipReader:
             Which clip.
         choose : callable
             Given the key and the number of frames, the frames wanted, an integer array; a frame may come twice.
+        room : uint8 array [T, H, W, 3], optional
+            Where to decode to, if the frames are of this size; whether they were is seen by ``clip.frames is room``.
 
         Raises
         ------
         DamagedClip
-            If a header, the JSON member or a frame differs from what the checked sidecar says.
+            If a header, the JSON member or a frame differs from what the checked sidecar says, or the frames wanted differ
+            in size.
         """
         clip = self._table(shard).slice(row, 1).to_pylist()[0]
         wanted = choose(clip["key"], clip["frames"]).tolist()
         try:
-            starts, base = self._enter(shard, clip)
-            decoded = {f: self._frame(shard, base, starts, f, clip["crc32"][f]) for f in sorted(set(wanted))}
+            return Clip(clip["key"], clip["label"], _decode(wanted, self._jpegs(shard, clip, wanted), room))
         except _DAMAGE as e:
             self._distrust(shard, e)
             raise DamagedClip(self.index.shards[shard].file, clip["key"], str(e)) from e
-        return Clip(clip["key"], clip["label"], [decoded[f] for f in wanted])
+
+    def jpegs(self, shard: int, row: int, choose: Callable[[str, int], np.ndarray]) -> list[bytes]:
+        """The frames of one clip as they were packed; parameters and errors as for :meth:`read`."""
+        clip = self._table(shard).slice(row, 1).to_pylist()[0]
+        wanted = choose(clip["key"], clip["frames"]).tolist()
+        try:
+            found = self._jpegs(shard, clip, wanted)
+        except _DAMAGE as e:
+            raise DamagedClip(self.index.shards[shard].file, clip["key"], str(e)) from e
+        return [found[f] for f in wanted]
 
     def check(self, shard: int, row: int) -> None:
         """Hold every frame of a clip against its CRC32 and its JSON member against the sidecar, without decoding.
@@ -94,7 +105,7 @@ class ClipReader:
         try:
             starts, base = self._enter(shard, clip)
             for frame, crc in enumerate(clip["crc32"]):
-                self._frame_bytes(shard, base, starts, frame, crc)
+                self._frame(shard, base, starts, frame, crc)
         except _DAMAGE as e:
             raise DamagedClip(self.index.shards[shard].file, clip["key"], str(e)) from e
 
@@ -116,11 +127,12 @@ class ClipReader:
             raise ValueError("its JSON member has wrong frame offsets")
         return starts, offset + start + BLOCK
 
-    def _frame(self, shard: int, base: int, starts: list[int], frame: int, crc: int) -> np.ndarray:
-        data = self._frame_bytes(shard, base, starts, frame, crc)
-        return simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False)
+    def _jpegs(self, shard: int, clip: dict[str, Any], wanted: list[int]) -> dict[int, bytes]:
+        """Checked bytes by frame number, each read once."""
+        starts, base = self._enter(shard, clip)
+        return {f: self._frame(shard, base, starts, f, clip["crc32"][f]) for f in dict.fromkeys(wanted)}
 
-    def _frame_bytes(self, shard: int, base: int, starts: list[int], frame: int, crc: int) -> bytes:
+    def _frame(self, shard: int, base: int, starts: list[int], frame: int, crc: int) -> bytes:
         data = os.pread(self._file(shard), starts[frame + 1] - starts[frame], base + starts[frame])
         if zlib.crc32(data) != crc:
             raise ValueError(f"frame {frame} has another CRC32 than when it was packed")
@@ -170,6 +182,21 @@ class ClipReader:
     def __del__(self) -> None:
         for file in self._files.values():
             os.close(file)
+
+
+def _decode(wanted: list[int], jpegs: dict[int, bytes], room: np.ndarray | None) -> np.ndarray:
+    """uint8 [T, H, W, 3], in ``room`` if the first frame is of its size. ValueError if the frames differ in size."""
+    size = (*simplejpeg.decode_jpeg_header(jpegs[wanted[0]])[:2], 3)
+    out = room if room is not None and room.shape[1:] == size else np.empty((len(wanted), *size), np.uint8)
+    done: dict[int, int] = {}
+    for place, frame in enumerate(wanted):
+        if frame in done:
+            out[place] = out[done[frame]]
+            continue
+        done[frame] = place
+        if simplejpeg.decode_jpeg(jpegs[frame], fastdct=False, fastupsample=False, buffer=out[place]).shape != size:
+            raise ValueError(f"frame {frame} has another size than frame {wanted[0]}")
+    return out
 
 
 def _member(header: bytes, name: str) -> tarfile.TarInfo:
