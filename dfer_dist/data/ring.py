@@ -7,19 +7,21 @@ which containers keep small.
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import os
 import weakref
-from itertools import count
 
 import numpy as np
 import torch
 from torch import Tensor
 
+# libjpeg-turbo writes rows of 32-byte alignment past the processor's cache, which took it 5 % longer
+_ASIDE = 16  # bytes before the first slot
 _NUMBER = 2  # bytes of a slot's number in the pipe
 _RINGS: weakref.WeakValueDictionary[int, Ring] = weakref.WeakValueDictionary()
-_IDS = count()
+_IDS = itertools.count()
 
 
 class Ring:
@@ -36,8 +38,10 @@ class Ring:
     """
 
     def __init__(self, slots: int, shape: tuple[int, ...]) -> None:
+        count = slots * math.prod(shape)
         # anonymous and shared, as mmap is by default; it goes when the last array on it goes
-        self._memory = np.frombuffer(mmap.mmap(-1, slots * math.prod(shape)), np.uint8).reshape(slots, *shape)
+        memory = mmap.mmap(-1, count + _ASIDE)
+        self._memory = np.frombuffer(memory, np.uint8, count, _ASIDE).reshape(slots, *shape)
         self._free, self._back = os.pipe()
         os.set_blocking(self._free, False)
         for slot in range(slots):

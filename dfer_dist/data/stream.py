@@ -37,11 +37,11 @@ class Batch:
     to damage, whose frames are zero; ``keys`` a name for each, empty for padding; ``lost`` says what was lost and why.
     """
 
+    frames: Tensor
     labels: Tensor
     valid: Tensor
     keys: list[str]
     lost: list[str]
-    frames: Tensor
     draws: Tensor
     views: int = 1
     slot: tuple[int, int] | None = field(default=None, repr=False)  # ring and slot that ``frames`` lie in
@@ -69,7 +69,7 @@ def _arrive(
     if frames is None:
         assert slot is not None, "frames are sent, or lie in a slot"
         frames = ring.lend(*slot)
-    return Batch(labels, valid, keys, lost, frames, draws, views, slot)
+    return Batch(frames, labels, valid, keys, lost, draws, views, slot)
 
 
 class _Clips(Dataset[Batch]):
@@ -83,14 +83,14 @@ class _Clips(Dataset[Batch]):
         self.data, self.seed, self.batch, self.views, self.shuffle = data, seed, batch, views, shuffle_frames
         self.size = data.image_size
         shape = (batch, max(views, 1) * data.num_frames, self.size, self.size, 3)
-        self.ring = ring.Ring(max(data.workers, 1) * PREFETCH + _KEPT, shape)
+        self.ring = ring.Ring(data.workers * PREFETCH + _KEPT, shape)
 
     def __getitem__(self, places: Ask) -> Batch:  # the sampler yields whole batches
         self.prefetcher.want(places.ahead)
         frames, slot = self.ring.take()
-        labels, valid = torch.zeros(self.batch, dtype=torch.int64), torch.zeros(self.batch, dtype=torch.bool)
-        draws = torch.tensor([augment.unchanged(self.size, self.size)] * self.batch)
-        keys, lost = [""] * self.batch, []
+        labels, keys = [0] * self.batch, [""] * self.batch
+        draws = [augment.unchanged(self.size, self.size)] * self.batch
+        valid, lost = [False] * self.batch, []
         for i, place in enumerate(places):
             try:
                 clip, draws[i] = self._clip(place, frames[i])
@@ -98,13 +98,14 @@ class _Clips(Dataset[Batch]):
             except DamagedClip as e:
                 lost.append(str(e))
                 keys[i] = e.key
-        frames[~valid.numpy()] = 0
-        if slot is None:
-            return Batch(labels, valid, keys, lost, torch.from_numpy(frames), draws, max(self.views, 1))
-        tensor = torch.from_numpy(frames) if self.data.workers else self.ring.lend(slot)  # a worker lends nothing: it sends
-        return Batch(labels, valid, keys, lost, tensor, draws, max(self.views, 1), (self.ring.id, slot))
+        frames[[not v for v in valid]] = 0
+        # a worker only fills a slot; the process that gets the batch lends it out
+        tensor = torch.from_numpy(frames) if slot is None or self.data.workers else self.ring.lend(slot)
+        where = None if slot is None else (self.ring.id, slot)
+        few = torch.tensor(labels), torch.tensor(valid), keys, lost, torch.tensor(draws, dtype=torch.float32)
+        return Batch(tensor, *few, max(self.views, 1), where)
 
-    def _clip(self, place: Place, room: np.ndarray) -> tuple[Clip, Tensor]:
+    def _clip(self, place: Place, room: np.ndarray) -> tuple[Clip, list[float]]:
         """Decode a clip into ``room``; its draws.
 
         Frames of another size than the model's are brought to it here, by their draws, and nothing is left to be done:
@@ -115,10 +116,10 @@ class _Clips(Dataset[Batch]):
         height, width = clip.frames.shape[1:3]
         draws = augment.unchanged(height, width) if self.views else augment.draw(height, width, self.data.augment, rng)
         if clip.frames is room:
-            return clip, torch.tensor(draws)
-        changed = augment.apply(torch.from_numpy(clip.frames)[None], torch.tensor([draws]), self.size)
+            return clip, draws
+        changed = augment.apply(torch.from_numpy(clip.frames)[None], torch.tensor([draws], dtype=torch.float32), self.size)
         room[:] = changed[0].permute(0, 2, 3, 1).numpy()
-        return clip, torch.tensor(augment.unchanged(self.size, self.size))
+        return clip, augment.unchanged(self.size, self.size)
 
     def _choose(self, count: int, rng: np.random.Generator) -> np.ndarray:
         if not self.views:
