@@ -9,7 +9,7 @@ from dfer_dist.objective import Objective, class_weights
 
 
 def batch(labels: list[int], valid: list[bool]) -> Batch:
-    return Batch(torch.empty(0), torch.tensor(labels), torch.tensor(valid), [], [])
+    return Batch(torch.empty(0), torch.tensor(labels), torch.tensor(valid), [], [], torch.empty(0))
 
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0], [1.0, 1.0, 1.0]])

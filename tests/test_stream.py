@@ -13,8 +13,8 @@ import torch
 
 from dfer_dist import UserError
 from dfer_dist.config import AugmentConfig, DataConfig
+from dfer_dist.data.augment import apply, unchanged
 from dfer_dist.data.clips import ClipReader
-from dfer_dist.data.frames import to_clip
 from dfer_dist.data.plan import ClipSet, EpochPlan, hold_out, whole_shards
 from dfer_dist.data.shards import Index, read_index, sidecar_path
 from dfer_dist.data.stream import Batch, evaluation_stream, train_stream
@@ -42,16 +42,17 @@ def rows(batches: Iterator[Batch]) -> list[list[Row]]:
     out = []
     for batch in batches:
         n = len(batch.keys)
-        assert batch.frames.shape == (n, 4, 3, 24, 24) and batch.frames.dtype == torch.uint8
+        pixels = batch.pixels(torch.device("cpu"))
+        assert pixels.shape == (n, 4, 3, 24, 24) and pixels.dtype == torch.uint8
         assert batch.labels.shape == batch.valid.shape == (n,)
         assert batch.labels.dtype == torch.int64 and batch.valid.dtype == torch.bool
-        assert not batch.frames[~batch.valid].any() and not batch.labels[~batch.valid].any()
-        out.append([row(batch, i) for i in range(n) if batch.valid[i]])
+        assert not pixels[~batch.valid].any() and not batch.labels[~batch.valid].any()
+        out.append([row(batch, pixels, i) for i in range(n) if batch.valid[i]])
     return out
 
 
-def row(batch: Batch, i: int) -> Row:
-    return batch.keys[i], int(batch.labels[i]), batch.frames[i].numpy().tobytes()
+def row(batch: Batch, pixels: torch.Tensor, i: int) -> Row:
+    return batch.keys[i], int(batch.labels[i]), pixels[i].numpy().tobytes()
 
 
 def train(
@@ -113,7 +114,7 @@ def test_resuming_reads_nothing_of_what_was_passed(tiny_shards: Index, clips: Cl
     read: list[tuple[int, int]] = []
     whole = ClipReader.read
     monkeypatch.setattr(
-        ClipReader, "read", lambda self, shard, row, choose: read.append((shard, row)) or whole(self, shard, row, choose)
+        ClipReader, "read", lambda self, shard, row, *words: read.append((shard, row)) or whole(self, shard, row, *words)
     )
     plan = EpochPlan(clips, 3, 0, BATCH, 3)
     list(train_stream(tiny_shards, settings(), plan, 2, (1, 3), 0, 2, 4))
@@ -165,7 +166,8 @@ def test_evaluation_shows_the_centre_frames_and_only_resizes_them(tiny_source: P
         n = len(files)
         centres = [int(n / 8 + n / 4 * i) if n > 4 else min(i, n - 1) for i in range(4)]
         frames = [simplejpeg.decode_jpeg(files[i].read_bytes()) for i in centres]
-        assert pixels == to_clip(frames, 24).numpy().tobytes()
+        whole = torch.tensor([unchanged(40, 48)], dtype=torch.float32)
+        assert pixels == apply(torch.from_numpy(np.stack(frames))[None], whole, 24).numpy().tobytes()
 
 
 def test_shuffling_moves_whole_frames_and_nothing_else(tiny_shards: Index) -> None:
@@ -207,9 +209,10 @@ def test_a_damaged_clip_is_masked_and_named_and_the_others_are_untouched(
         assert batch.keys == [k for k, _, _ in expected]
         hit = [i for i, k in enumerate(batch.keys) if k == key]
         assert batch.valid.tolist() == [i not in hit for i in range(BATCH)]
-        assert not batch.frames[hit].any() and len(batch.lost) == len(hit)
+        pixels = batch.pixels(torch.device("cpu"))
+        assert not pixels[hit].any() and len(batch.lost) == len(hit)
         assert all(key in line and ".tar" in line for line in batch.lost)
-        assert [row(batch, i) for i in range(BATCH) if i not in hit] == [r for r in expected if r[0] != key]
+        assert [row(batch, pixels, i) for i in range(BATCH) if i not in hit] == [r for r in expected if r[0] != key]
         lost += len(hit)
     assert lost == EPOCHS
 
