@@ -6,6 +6,7 @@ import pytest
 from dfer_dist.config import DataConfig, Sampling
 from dfer_dist.data.frames import eval_frames, sample_random, sample_segments, train_frames
 
+
 def rng(n: int = 0) -> np.random.Generator:
     return np.random.default_rng(n)
 

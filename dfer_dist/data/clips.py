@@ -108,11 +108,11 @@ class ClipReader:
             self._distrust(shard, e)
             raise DamagedClip(self.index.shards[shard].file, clip.key, str(e)) from e
 
-    def jpegs(self, shard: int, row: int, wanted: Iterable[int]) -> list[bytes]:
-        """Frames of one clip as they were packed, by their numbers. Errors as for :meth:`read`."""
+    def jpegs(self, shard: int, row: int) -> list[bytes]:
+        """All frames of one clip as they were packed. Errors as for :meth:`read`."""
         clip = self._table(shard).row(row)
         try:
-            return [bytes(data) for _, data in self._frames(shard, clip, wanted)]
+            return [bytes(data) for _, data in self._frames(shard, clip, range(clip.frames))]
         except _DAMAGE as e:
             raise DamagedClip(self.index.shards[shard].file, clip.key, str(e)) from e
 
