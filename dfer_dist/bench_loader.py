@@ -172,9 +172,18 @@ def _pull(stream: Iterator[Batch], steps: int, ahead: int, process: int) -> Time
         wall, cpu = time.perf_counter(), _processor_time(process)
         for _ in range(steps):
             next(stream)
-        return time.perf_counter() - wall, _processor_time(process) - cpu
+        times = time.perf_counter() - wall, _processor_time(process) - cpu
+        _wait_until_idle(process)  # a worker fills up what was taken, on the core that the next way needs
+        return times
 
     return run
+
+
+def _wait_until_idle(process: int) -> None:
+    before = -1.0
+    while process != os.getpid() and _processor_time(process) - before > 0.001:
+        before = _processor_time(process)
+        time.sleep(0.02)
 
 
 def _decode_alone(clips: list[list[bytes]], data: DataConfig) -> Timed:

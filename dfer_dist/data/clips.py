@@ -53,6 +53,16 @@ class _Row(NamedTuple):
     crc32: list[int]
 
 
+class Found(NamedTuple):
+    """A clip that :meth:`ClipReader.find` has entered, and the frames of it that are wanted."""
+
+    shard: int
+    clip: _Row
+    wanted: list[int]
+    starts: list[int]  # of each frame in the clip's video, and its end, bytes
+    base: int  # of that video in the tar
+
+
 class _Rows:
     """A sidecar as lists, which hand out a row in a tenth of a table's time."""
 
@@ -100,21 +110,36 @@ class ClipReader:
             If a header, the JSON member or a frame differs from what the checked sidecar says, or the frames wanted differ
             in size.
         """
+        return self.decode(self.find(shard, row, choose), room)
+
+    def find(self, shard: int, row: int, choose: Callable[[str, int], np.ndarray]) -> Found:
+        """The first half of :meth:`read`: a clip's headers are read and checked, none of its frames."""
         clip = self._table(shard).row(row)
-        wanted = choose(clip.key, clip.frames).tolist()
         try:
-            return Clip(clip.key, clip.label, _decode(wanted, self._frames(shard, clip, dict.fromkeys(wanted)), room))
+            starts, base = self._enter(shard, clip)
         except _DAMAGE as e:
-            self._distrust(shard, e)
-            raise DamagedClip(self.index.shards[shard].file, clip.key, str(e)) from e
+            raise self._damaged(shard, clip, e) from e
+        return Found(shard, clip, choose(clip.key, clip.frames).tolist(), starts, base)
+
+    def decode(self, found: Found, room: np.ndarray | None = None) -> Clip:
+        """The second half of :meth:`read`."""
+        try:
+            frames = _decode(found.wanted, self._frames(found, dict.fromkeys(found.wanted)), room)
+        except _DAMAGE as e:
+            raise self._damaged(found.shard, found.clip, e) from e
+        return Clip(found.clip.key, found.clip.label, frames)
+
+    def _damaged(self, shard: int, clip: _Row, fault: BaseException) -> DamagedClip:
+        self._distrust(shard, fault)
+        return DamagedClip(self.index.shards[shard].file, clip.key, str(fault))
 
     def jpegs(self, shard: int, row: int) -> list[bytes]:
         """All frames of one clip as they were packed. Errors as for :meth:`read`."""
-        clip = self._table(shard).row(row)
+        found = self.find(shard, row, lambda _, count: np.arange(count))
         try:
-            return [bytes(data) for _, data in self._frames(shard, clip, range(clip.frames))]
+            return [bytes(data) for _, data in self._frames(found, found.wanted)]
         except _DAMAGE as e:
-            raise DamagedClip(self.index.shards[shard].file, clip.key, str(e)) from e
+            raise self._damaged(shard, found.clip, e) from e
 
     def check(self, shard: int, row: int) -> None:
         """Hold every frame of a clip against its CRC32 and its JSON member against the sidecar, without decoding.
@@ -124,12 +149,7 @@ class ClipReader:
         DamagedClip
             As :meth:`read`.
         """
-        clip = self._table(shard).row(row)
-        try:
-            for _ in self._frames(shard, clip, range(clip.frames)):
-                pass
-        except _DAMAGE as e:
-            raise DamagedClip(self.index.shards[shard].file, clip.key, str(e)) from e
+        self.jpegs(shard, row)
 
     def _enter(self, shard: int, clip: _Row) -> tuple[list[int], int]:
         """Byte starts of the clip's frames, and where its ``.mjpg`` member begins in the tar."""
@@ -147,10 +167,9 @@ class ClipReader:
             raise ValueError("its JSON member has wrong frame offsets")
         return starts, clip.offset + start + BLOCK
 
-    def _frames(self, shard: int, clip: _Row, wanted: Iterable[int]) -> Iterator[tuple[int, memoryview]]:
+    def _frames(self, found: Found, wanted: Iterable[int]) -> Iterator[tuple[int, memoryview]]:
         """Frame numbers with their checked bytes, which hold until the next is asked for."""
-        starts, base = self._enter(shard, clip)
-        file, crcs = self._file(shard), clip.crc32
+        starts, base, crcs, file = found.starts, found.base, found.clip.crc32, self._file(found.shard)
         for frame in wanted:
             size = starts[frame + 1] - starts[frame]
             if size > len(self._bytes):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dfer_dist.config import DataConfig
 from dfer_dist.data import augment, ring
-from dfer_dist.data.clips import Clip, ClipReader, DamagedClip
+from dfer_dist.data.clips import ClipReader, DamagedClip
 from dfer_dist.data.frames import eval_frames, train_frames
 from dfer_dist.data.plan import ClipSet, EpochPlan, Place, evaluation_batches, keyed_rng
 from dfer_dist.data.prefetch import Ask, Prefetcher, evaluation_asks, training_ahead
@@ -72,6 +74,14 @@ def _arrive(
     return Batch(frames, labels, valid, keys, lost, draws, views, slot)
 
 
+@contextmanager
+def _noted(lost: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except DamagedClip as e:
+        lost.append(str(e))
+
+
 class _Clips(Dataset[Batch]):
     """Batches by their places. With ``views`` 0 for training: random frames, and draws for augmentation."""
 
@@ -86,18 +96,24 @@ class _Clips(Dataset[Batch]):
         self.ring = ring.Ring(data.workers * PREFETCH + _KEPT, shape)
 
     def __getitem__(self, places: Ask) -> Batch:  # the sampler yields whole batches
+        """One stage after the other for all clips: each finds its code still in the processor's cache, which decoding empties."""
         self.prefetcher.want(places.ahead)
         frames, slot = self.ring.take()
-        labels, keys = [0] * self.batch, [""] * self.batch
+        rooms = list(frames)
+        keys, labels, valid = [""] * self.batch, [0] * self.batch, [False] * self.batch
         draws = [augment.unchanged(self.size, self.size)] * self.batch
-        valid, lost = [False] * self.batch, []
-        for i, place in enumerate(places):
-            try:
-                clip, draws[i] = self._clip(place, frames[i])
-                keys[i], labels[i], valid[i] = clip.key, clip.label, True
-            except DamagedClip as e:
-                lost.append(str(e))
-                keys[i] = e.key
+        found, clips, lost = [], [], list[str]()
+        for i, (shard, row, epoch) in enumerate(places):
+            keys[i] = self.reader.key(shard, row)
+            rng = keyed_rng("clip", self.seed, epoch, keys[i])
+            with _noted(lost):
+                found.append((i, rng, self.reader.find(shard, row, partial(self._choose, rng))))
+        for i, rng, part in found:
+            with _noted(lost):
+                clips.append((i, rng, self.reader.decode(part, rooms[i])))
+        for i, rng, clip in clips:
+            labels[i], valid[i] = clip.label, True
+            draws[i] = self._finish(clip.frames, rooms[i], rng)
         frames[[not v for v in valid]] = 0
         # a worker only fills a slot; the process that gets the batch lends it out
         tensor = torch.from_numpy(frames) if slot is None or self.data.workers else self.ring.lend(slot)
@@ -105,23 +121,21 @@ class _Clips(Dataset[Batch]):
         few = torch.tensor(labels), torch.tensor(valid), keys, lost, torch.tensor(draws, dtype=torch.float32)
         return Batch(tensor, *few, max(self.views, 1), where)
 
-    def _clip(self, place: Place, room: np.ndarray) -> tuple[Clip, list[float]]:
-        """Decode a clip into ``room``; its draws.
+    def _finish(self, frames: np.ndarray, room: np.ndarray, rng: np.random.Generator) -> list[float]:
+        """The draws of a clip, and its frames in ``room``, where they are already unless they are of another size.
 
-        Frames of another size than the model's are brought to it here, by their draws, and nothing is left to be done:
-        memory for frames of every size would have to be made anew for each batch, which takes longer.
+        Those are brought to the model's size here, by their draws, and nothing is left to be done: memory for frames of
+        every size would have to be made anew for each batch, which takes longer.
         """
-        rng = keyed_rng("clip", self.seed, place.epoch, self.reader.key(place.shard, place.row))
-        clip = self.reader.read(place.shard, place.row, lambda _, count: self._choose(count, rng), room)
-        height, width = clip.frames.shape[1:3]
+        height, width = frames.shape[1:3]
         draws = augment.unchanged(height, width) if self.views else augment.draw(height, width, self.data.augment, rng)
-        if clip.frames is room:
-            return clip, draws
-        changed = augment.apply(torch.from_numpy(clip.frames)[None], torch.tensor([draws], dtype=torch.float32), self.size)
+        if frames is room:
+            return draws
+        changed = augment.apply(torch.from_numpy(frames)[None], torch.tensor([draws], dtype=torch.float32), self.size)
         room[:] = changed[0].permute(0, 2, 3, 1).numpy()
-        return clip, augment.unchanged(self.size, self.size)
+        return augment.unchanged(self.size, self.size)
 
-    def _choose(self, count: int, rng: np.random.Generator) -> np.ndarray:
+    def _choose(self, rng: np.random.Generator, _: str, count: int) -> np.ndarray:
         if not self.views:
             return train_frames(count, self.data, rng)
         views = eval_frames(count, self.data, self.views)
