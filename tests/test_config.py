@@ -263,8 +263,15 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "word",
-    ["train.seed=1", "optim.lr_prompt=0.1", "optim.milestones=[1]", "model.backbone=ViT-B-16", "train.precision=fp32"]
-    + ["data.sampling=dense", "eval.views=2"],
+    [
+        "train.seed=1",
+        "optim.lr_prompt=0.1",
+        "optim.milestones=[1]",
+        "model.backbone=ViT-B-16",
+        "train.precision=fp32",
+        "eval.views=2",
+        "data.sampling=dense",
+    ],
 )
 def test_hash_changes_with_what_changes_results(word: str) -> None:
     assert config_hash(demo(word)) != config_hash(demo())
