@@ -84,6 +84,14 @@ class TemporalKind(Enum):
     mean = "mean"
 
 
+class Sampling(Enum):
+    """Which frames of a clip are read: one of each of equal segments, frames at equal distances, or a dense window."""
+
+    segments = "segments"
+    uniform = "uniform"
+    dense = "dense"
+
+
 class Device(Enum):
     auto = "auto"
     cpu = "cpu"
@@ -101,7 +109,8 @@ NEUTRAL += (
     "data.shards",
     "data.cache",
     "model.checkpoint_",
-    "eval.",
+    "eval.batch",
+    "eval.shuffle_frames",
 )
 
 
@@ -121,6 +130,8 @@ class DataConfig:
     cache: str | None = None  # folder for shards that come from a URL; null: $SLURM_TMPDIR/dfer-cache, or one in $TMPDIR
     cache_gb: float = 50.0  # most bytes in it, 10^9 each
     num_frames: int = 16  # frames sampled from a clip
+    sampling: Sampling = Sampling.segments
+    stride: int = 4  # from one frame of a dense window to the next, frames
     image_size: int | None = None  # side of the square the model sees, pixels; null: what the backbone was trained on
     workers: int = 2  # decoding processes of each rank; 0 decodes in the training process
     block: int = 512  # clips that are shuffled among themselves within a lane of the plan
@@ -194,6 +205,7 @@ class TrainConfig:
 @dataclass
 class EvalConfig:
     batch: int = 16  # clips in one evaluation batch; ranks take whole batches, so their number changes no result
+    views: int = 1  # times that a clip is seen, each time other frames of it; probabilities are averaged
     shuffle_frames: bool = False  # also report WAR with the frames of each clip in a random order
 
 
@@ -260,9 +272,10 @@ def split_batch(config: Config, world: int) -> tuple[int, int]:
 
 
 _AT_LEAST_ONE = """
-    data.num_frames data.image_size data.block model.context_tokens model.image_blocks model.lora_rank model.temporal_layers
+    data.num_frames data.image_size data.stride data.block model.context_tokens model.image_blocks model.lora_rank model.temporal_layers
     model.temporal_heads model.temporal_head_dim model.temporal_mlp train.epochs train.log_every train.global_batch
     train.micro_batch train.max_bad_steps train.save_epochs train.keep eval.batch
+    eval.views
 """
 _NOT_NEGATIVE = """
     data.workers data.loss_budget data.augment.brightness data.augment.rotation train.seed optim.weight_decay optim.lr_image
@@ -292,6 +305,10 @@ def check_values(c: Config) -> None:
         raise UserError(f"train.zero_stage={c.train.zero_stage}: must be 1, 2 or 3")
     if c.data.cache_gb <= 0:
         raise UserError(f"data.cache_gb={c.data.cache_gb}: must be greater than 0")
+    if c.data.sampling is Sampling.uniform and c.eval.views > 1:
+        raise UserError(
+            f"eval.views={c.eval.views}, but with data.sampling=uniform all views are the same: use segments or dense"
+        )
     if not 0 < c.data.augment.crop_scale <= 1:
         raise UserError(f"data.augment.crop_scale={c.data.augment.crop_scale}: must lie in (0, 1]")
     for key in ("train.label_smoothing", "train.class_balance"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def predict(
 ) -> dict[str, tuple[int, np.ndarray]]:
     """This rank's share: label and logits (float32 [C]) by key.
 
-    ``forward`` maps frames, uint8 [b, T, 3, S, S], to logits [b, C]. Batches have one shape throughout, so that a clip's
+    ``forward`` maps frames, uint8 [b, T, 3, S, S], to logits [b, C]; it is called once for each view of a batch. Batches have one shape throughout, so that a clip's
     logits do not depend on which rank computes them or who its neighbours are.
 
     Raises
@@ -71,13 +72,34 @@ def predict(
     for batch in batches:
         if batch.lost:
             raise UserError(f"evaluation stopped, since a clip is damaged: {batch.lost[0]} (copy the shard again)")
-        logits = forward(batch.frames.to(device, non_blocking=True)).float().cpu().numpy()
+        views = batch.pixels(device).unflatten(1, (batch.views, -1)).unbind(1)
+        logits = average_views(torch.stack([forward(v).float() for v in views])).cpu().numpy()
         for key, label, valid, row in zip(batch.keys, batch.labels.tolist(), batch.valid.tolist(), logits, strict=True):
             if valid:
                 rows[key] = (label, row)
         if progress:
             progress(int(batch.valid.sum()))
     return rows
+
+
+def average_views(logits: Tensor) -> Tensor:
+    """One row a clip from its views: logits whose softmax is the mean of the views' probabilities.
+
+    Averaging probabilities is what Wang et al. ("Non-local Neural Networks", CVPR 2018, section 4) and Feichtenhofer et al.
+    ("SlowFast Networks", ICCV 2019, section 4) do.
+
+    Parameters
+    ----------
+    logits : float32 [V, b, C]
+
+    Returns
+    -------
+    float32 [b, C]
+        A single view's as they are; of several the logarithm of the mean probability.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
 def collect(rows: dict[str, tuple[int, np.ndarray]], index: Index, clips: ClipSet, ranks: Ranks) -> Predictions | None:
@@ -180,7 +202,7 @@ def evaluate_checkpoint(
         if progress:
             progress(done, len(clips))
 
-    batches = evaluation_stream(index, config.data, clips, config.eval.batch, 0, 1, config.train.seed)
+    batches = evaluation_stream(index, config.data, clips, config.eval.batch, 0, 1, config.train.seed, config.eval.views)
     rows = predict(lambda frames: model(frames, text), batches, device, count)
     table = collect(rows, index, clips, Ranks(0, 1, 0, device))
     assert table is not None  # one rank is rank 0

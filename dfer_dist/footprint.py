@@ -17,7 +17,6 @@ import torch
 
 from dfer_dist.config import Config
 from dfer_dist.configfile import read_config
-from dfer_dist.data.stream import Batch
 from dfer_dist.engine import build_engine
 from dfer_dist.model import build_model, param_groups, settle_image_size
 from dfer_dist.objective import Objective
@@ -63,9 +62,8 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
         engine.set_learning_rates(step)
         for _ in range(engine.accumulation):
             frames = torch.randint(0, 256, shape, dtype=torch.uint8)
-            labels = torch.randint(len(classes), shape[:1])
-            batch = Batch(frames, labels, torch.ones(shape[0], dtype=torch.bool), [], [])
-            loss = objective(engine.deepspeed(frames.to(ranks.device)), batch)
+            labels, valid = torch.randint(len(classes), shape[:1]), torch.ones(shape[0], dtype=torch.bool)
+            loss = objective(engine.deepspeed(frames.to(ranks.device)), labels, valid)
             engine.micro_step(loss)
         loss.item()
         seconds = time.perf_counter() - begin

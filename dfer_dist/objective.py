@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dfer_dist.config import TrainConfig
-from dfer_dist.data.stream import Batch
 
 
 class Objective:
@@ -31,9 +30,9 @@ class Objective:
         self.smoothing = train.label_smoothing
         self.weights = class_weights(histogram, train.class_balance).to(device) if train.class_balance else None
 
-    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Logits float32 [b, C] -> loss, a scalar."""
-        valid, labels = (x.to(logits.device, non_blocking=True) for x in (batch.valid, batch.labels))
+    def __call__(self, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+        """Logits float32 [b, C], labels int64 [b] and valid bool [b] (on any device) -> loss, a scalar."""
+        valid, labels = (x.to(logits.device, non_blocking=True) for x in (valid, labels))
         losses = F.cross_entropy(logits, labels, self.weights, reduction="none", label_smoothing=self.smoothing)
         return (losses * valid).mean()
 

@@ -166,7 +166,11 @@ def markdown(summary: Mapping[str, Any]) -> str:
     lines = [f"# {summary['dataset']}: {len(summary['folds'])} of {len(summary['folds']) + len(summary['missing'])} folds", ""]
     if summary["missing"]:
         lines += [f"**{missing_words(summary)}**", ""]
-    lines += [f"Protocol: {PROTOCOLS[summary['selection']]}.", "", *_md_table(_HEADER, _fold_rows(summary) + _mean_rows(summary))]
+    lines += [
+        f"Protocol: {PROTOCOLS[summary['selection']]}.{_frames_words(summary['folds'][0])}",
+        "",
+        *_md_table(_HEADER, _fold_rows(summary) + _mean_rows(summary)),
+    ]
     lines += [text for note in _notes(summary) for text in ("", note)]
     lines += ["", "## Recall of each class", ""]
     scores = f"UAR {pooled['uar']:.2f} %, WAR {pooled['war']:.2f} %"
@@ -177,6 +181,14 @@ def markdown(summary: Mapping[str, Any]) -> str:
     lines += ["", *_md_table(["Class", "Clips", "Recall %"], rows)]
     lines += ["", "![Scores of each fold and the pooled confusion matrix](summary.png)", ""]
     return "\n".join(lines)
+
+
+def _frames_words(result: Mapping[str, Any]) -> str:
+    """What a test clip's prediction rests on; empty for a result that does not say."""
+    if "views" not in result:
+        return ""
+    views = "once" if result["views"] == 1 else f"in {result['views']} views, their probabilities averaged"
+    return f" Each clip was seen {views}, {result['num_frames']} frames a view ({result['sampling']})."
 
 
 def _load_fold(fold_dir: Path) -> _Fold:

@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dfer_dist.config import Config, Precision
-from dfer_dist.data.stream import Batch
 from dfer_dist.model import build_model, param_groups, settle_image_size
 from dfer_dist.objective import Objective
 
@@ -120,9 +119,8 @@ def trace(config: Config, classes: Sequence[str], fused_attention: bool) -> Trac
 
 def _step(model: nn.Module, objective: Objective, micro: int, shape: tuple[int, ...]) -> None:
     frames = torch.empty((micro, *shape), dtype=torch.uint8, device=_META)
-    labels = torch.empty(micro, dtype=torch.int64, device=_META)
-    batch = Batch(frames, labels, torch.empty(micro, dtype=torch.bool, device=_META), [], [])
-    objective(model(frames), batch).backward()
+    labels, valid = (torch.empty(micro, dtype=kind, device=_META) for kind in (torch.int64, torch.bool))
+    objective(model(frames), labels, valid).backward()
     model.zero_grad(set_to_none=True)
 
 

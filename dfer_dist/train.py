@@ -108,7 +108,7 @@ def fit(fold: Fold, leave: LeaveFlag) -> str:
         for _ in range(engine.accumulation):
             with meter.waiting():
                 batch = next(stream)
-            part = fold.objective(engine.deepspeed(batch.frames.to(ranks.device, non_blocking=True)), batch)
+            part = fold.objective(engine.deepspeed(batch.pixels(ranks.device)), batch.labels, batch.valid)
             engine.micro_step(part)
             loss += part.detach() / engine.accumulation
             lost |= report_lost(batch)
@@ -190,9 +190,8 @@ def evaluate(fold: Fold, clips: ClipSet, shuffle_frames: bool = False) -> tuple[
     model.eval()
     with torch.no_grad():
         text = fold.engine.deepspeed.module.text_features()
-    batches = evaluation_stream(
-        fold.index, config.data, clips, config.eval.batch, ranks.rank, ranks.world, config.train.seed, shuffle_frames
-    )
+    share = (config.eval.batch, ranks.rank, ranks.world)
+    batches = evaluation_stream(fold.index, config.data, clips, *share, config.train.seed, config.eval.views, shuffle_frames)
     rows = predict(lambda frames: model(frames, text), batches, ranks.device)
     model.train()
     table = collect(rows, fold.index, clips, ranks)
@@ -223,6 +222,7 @@ def finish(fold: Fold) -> None:
     result |= {"epoch": chosen["epoch"], "step": chosen["step"], "checkpoint": str(path.relative_to(fold.dir.root))}
     result |= {"config_hash": config_hash(config), "index_hash": fold.index.hash, "shuffled": shuffled}
     result |= {"pretrained_sha256": fold.engine.model.pretrained_sha256}
+    result |= {"num_frames": config.data.num_frames, "sampling": config.data.sampling.name, "views": config.eval.views}
     result |= {"lost_clips": len(fold.lost), "skipped_steps": fold.skipped}
     fold.log(
         {

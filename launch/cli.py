@@ -14,6 +14,7 @@ from rich.console import Console
 from dfer_dist import UserError
 from dfer_dist.preempt import EXIT_PREEMPTED
 from launch.bar import Bar
+from launch.bench import bench
 from launch.convert import convert
 from launch.pack import pack, pack_listing
 from launch.plan import plan
@@ -154,6 +155,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
 app.command()(verify)
 app.command()(plan)
 app.add_typer(convert, name="convert")
+app.add_typer(bench, name="bench")
 
 
 @app.command(name="fetch-weights")

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfer_dist import UserError
-from dfer_dist.data.clips import _OPEN, ClipReader, DamagedClip
+from dfer_dist.data.clips import _OPEN, ClipReader, DamagedClip, _decode, _member
 from dfer_dist.data.layouts import ClipRecord
 from dfer_dist.data.packer import pack
 from dfer_dist.data.shards import BLOCK, Index, read_index, sidecar_path
@@ -59,6 +60,24 @@ def test_frames_come_in_the_order_asked_for_and_may_come_twice(tiny_source: Path
     source = source_frames(tiny_source, clip.key)
     assert asked == [(clip.key, len(source))]
     assert same(clip.frames, [source[2], source[0], source[2], source[-1]])
+
+
+def test_frames_are_decoded_into_the_room_they_fit(tiny_source: Path, tiny_shards: Index) -> None:
+    reader = ClipReader(tiny_shards)
+    source = source_frames(tiny_source, reader.key(3, 1))
+    for shape, fits in (((3, 40, 48, 3), True), ((3, 48, 40, 3), False), ((3, 24, 24, 3), False), ((3, 64, 64, 3), False)):
+        room = np.full(shape, 77, np.uint8)
+        clip = reader.read(3, 1, lambda _, n: np.array([2, 0, 2]), room)
+        assert (clip.frames is room) == fits and (fits or (room == 77).all())
+        assert same(clip.frames, [source[2], source[0], source[2]])
+
+
+def test_frames_that_differ_in_size_are_refused() -> None:
+    jpegs = {f: simplejpeg.encode_jpeg(np.zeros((16, width, 3), np.uint8)) for f, width in enumerate((16, 24, 8))}
+    assert _decode([1, 1], [(1, memoryview(jpegs[1]))], None).shape == (2, 16, 24, 3)
+    for wanted in ([0, 1], [1, 0], [1, 2]):
+        with pytest.raises(ValueError, match=r"size|buffer"):
+            _decode(wanted, [(f, memoryview(jpegs[f])) for f in wanted], None)
 
 
 def test_a_long_clip_whose_json_exceeds_the_first_read(tmp_path: Path) -> None:
@@ -169,6 +188,21 @@ def test_only_what_is_used_must_be_whole(victim: Victim) -> None:
     victim.path.write_bytes(edit(victim.good, place, bytes([victim.good[place] ^ 16])))
     clip = ClipReader(victim.index).read(0, 1, lambda _, n: np.array([0]))
     assert same(clip.frames, victim.frames[1][:1])
+
+
+def test_a_headers_size_is_tarfiles_and_no_bit_of_it_may_turn(victim: Victim) -> None:
+    victim.path.write_bytes(victim.good)
+    with tarfile.open(victim.path) as tar:
+        members = tar.getmembers()
+    for info in members[:2]:
+        header = victim.good[info.offset : info.offset + BLOCK]
+        assert _member(header, info.name) == info.size
+        for at in range(BLOCK):
+            for bit in (1, 8, 128):
+                with pytest.raises(ValueError, match=r".+"):
+                    _member(edit(header, at, bytes([header[at] ^ bit])), info.name)
+        with pytest.raises(ValueError, match=r"where 'other\.json' should be"):
+            _member(header, "other.json")
 
 
 @pytest.mark.parametrize(

@@ -263,7 +263,16 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["train.seed=1", "optim.lr_prompt=0.1", "optim.milestones=[1]", "model.backbone=ViT-B-16", "train.precision=fp32"]
+    "word",
+    [
+        "train.seed=1",
+        "optim.lr_prompt=0.1",
+        "optim.milestones=[1]",
+        "model.backbone=ViT-B-16",
+        "train.precision=fp32",
+        "eval.views=2",
+        "data.sampling=dense",
+    ],
 )
 def test_hash_changes_with_what_changes_results(word: str) -> None:
     assert config_hash(demo(word)) != config_hash(demo())
@@ -272,6 +281,7 @@ def test_hash_changes_with_what_changes_results(word: str) -> None:
 NEUTRAL_WORDS = """
     data.workers=7 data.shards=elsewhere train.micro_batch=4 train.zero_stage=3 train.save_minutes=3 train.device=cpu
     tracking.uri=http://host tracking.enabled=false model.checkpoint_image=true train.offload_optimizer=true
+    eval.batch=3 eval.shuffle_frames=false
 """
 
 

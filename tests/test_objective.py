@@ -4,13 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from dfer_dist.config import TrainConfig
-from dfer_dist.data.stream import Batch
 from dfer_dist.objective import Objective, class_weights
-
-
-def batch(labels: list[int], valid: list[bool]) -> Batch:
-    return Batch(torch.empty(0), torch.tensor(labels), torch.tensor(valid), [], [])
-
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0], [1.0, 1.0, 1.0]])
 CPU = torch.device("cpu")
@@ -18,7 +12,7 @@ CPU = torch.device("cpu")
 
 def test_a_lost_clip_counts_as_zero_and_has_no_gradient():
     logits = LOGITS.clone().requires_grad_()
-    loss = Objective(TrainConfig(), [], CPU)(logits, batch([0, 2, 1], [True, True, False]))
+    loss = Objective(TrainConfig(), [], CPU)(logits, torch.tensor([0, 2, 1]), torch.tensor([True, True, False]))
     loss.backward()
     assert loss.item() == pytest.approx(F.cross_entropy(LOGITS[:2], torch.tensor([0, 2])).item() * 2 / 3)
     assert logits.grad[2].abs().max() == 0
@@ -26,7 +20,7 @@ def test_a_lost_clip_counts_as_zero_and_has_no_gradient():
 
 
 def test_label_smoothing_by_hand():
-    loss = Objective(TrainConfig(label_smoothing=0.3), [], CPU)(LOGITS[:1], batch([0], [True]))
+    loss = Objective(TrainConfig(label_smoothing=0.3), [], CPU)(LOGITS[:1], torch.tensor([0]), torch.tensor([True]))
     logs = LOGITS[0].log_softmax(0)
     assert loss.item() == pytest.approx(-(0.7 * logs[0] + 0.1 * logs.sum()).item(), rel=1e-6)
 
@@ -44,6 +38,6 @@ def test_rare_classes_weigh_more_the_larger_beta_is():
 
 def test_class_balance_weighs_each_clip_by_its_class():
     counts = [5, 50, 500]
-    loss = Objective(TrainConfig(class_balance=0.99), counts, CPU)(LOGITS, batch([0, 1, 2], [True] * 3))
+    loss = Objective(TrainConfig(class_balance=0.99), counts, CPU)(LOGITS, torch.tensor([0, 1, 2]), torch.tensor([True] * 3))
     by_clip = F.cross_entropy(LOGITS, torch.tensor([0, 1, 2]), reduction="none")
     assert loss.item() == pytest.approx((by_clip * class_weights(counts, 0.99)).mean().item(), rel=1e-6)

@@ -271,3 +271,11 @@ def test_pictures(tmp_path: Path) -> None:
 def test_importing_the_report_is_cheap() -> None:
     code = "import sys, dfer_dist.report; print(*{'torch', 'matplotlib', 'sklearn', 'pyarrow', 'rich'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+def test_the_protocol_says_what_a_prediction_rests_on(tmp_path: Path) -> None:
+    for views, expected in ((1, "seen once, 8 frames a view (dense)."), (3, "seen in 3 views, their probabilities averaged, 8")):
+        run = tmp_path / str(views)
+        make_fold(run, 1, num_frames=8, sampling="dense", views=views)
+        write_summary(run, [1])
+        assert expected in (run / "summary.md").read_text()

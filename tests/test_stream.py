@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+from conftest import write_clip
 
 from dfer_dist import UserError
-from dfer_dist.config import AugmentConfig, DataConfig
+from dfer_dist.config import AugmentConfig, DataConfig, Sampling
+from dfer_dist.data.augment import apply, draw, unchanged
 from dfer_dist.data.clips import ClipReader
-from dfer_dist.data.frames import to_clip
-from dfer_dist.data.plan import ClipSet, EpochPlan, hold_out, whole_shards
+from dfer_dist.data.frames import eval_frames, train_frames
+from dfer_dist.data.layouts import ClipRecord
+from dfer_dist.data.packer import pack
+from dfer_dist.data.plan import ClipSet, EpochPlan, hold_out, keyed_rng, whole_shards
 from dfer_dist.data.shards import Index, read_index, sidecar_path
 from dfer_dist.data.stream import Batch, evaluation_stream, train_stream
 
@@ -43,16 +47,17 @@ def rows(batches: Iterator[Batch]) -> list[list[Row]]:
     out = []
     for batch in batches:
         n = len(batch.keys)
-        assert batch.frames.shape == (n, 4, 3, 24, 24) and batch.frames.dtype == torch.uint8
+        pixels = batch.pixels(torch.device("cpu"))
+        assert pixels.shape == (n, 4, 3, 24, 24) and pixels.dtype == torch.uint8
         assert batch.labels.shape == batch.valid.shape == (n,)
         assert batch.labels.dtype == torch.int64 and batch.valid.dtype == torch.bool
-        assert not batch.frames[~batch.valid].any() and not batch.labels[~batch.valid].any()
-        out.append([row(batch, i) for i in range(n) if batch.valid[i]])
+        assert not pixels[~batch.valid].any() and not batch.labels[~batch.valid].any()
+        out.append([row(batch, pixels, i) for i in range(n) if batch.valid[i]])
     return out
 
 
-def row(batch: Batch, i: int) -> Row:
-    return batch.keys[i], int(batch.labels[i]), batch.frames[i].numpy().tobytes()
+def row(batch: Batch, pixels: torch.Tensor, i: int) -> Row:
+    return batch.keys[i], int(batch.labels[i]), pixels[i].numpy().tobytes()
 
 
 def train(
@@ -112,9 +117,9 @@ def test_resuming_gives_the_tail_of_the_whole(
 
 def test_resuming_reads_nothing_of_what_was_passed(tiny_shards: Index, clips: ClipSet, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[int, int]] = []
-    whole = ClipReader.read
+    whole = ClipReader.find
     monkeypatch.setattr(
-        ClipReader, "read", lambda self, shard, row, choose: read.append((shard, row)) or whole(self, shard, row, choose)
+        ClipReader, "find", lambda self, shard, row, choose: read.append((shard, row)) or whole(self, shard, row, choose)
     )
     plan = EpochPlan(clips, 3, 0, BATCH, 3)
     list(train_stream(tiny_shards, settings(), plan, 2, (1, 3), 0, 2, 4))
@@ -166,7 +171,8 @@ def test_evaluation_shows_the_centre_frames_and_only_resizes_them(tiny_source: P
         n = len(files)
         centres = [int(n / 8 + n / 4 * i) if n > 4 else min(i, n - 1) for i in range(4)]
         frames = [simplejpeg.decode_jpeg(files[i].read_bytes()) for i in centres]
-        assert pixels == to_clip(frames, 24).numpy().tobytes()
+        whole = torch.tensor([unchanged(40, 48)], dtype=torch.float32)
+        assert pixels == apply(torch.from_numpy(np.stack(frames))[None], whole, 24).numpy().tobytes()
 
 
 def test_shuffling_moves_whole_frames_and_nothing_else(tiny_shards: Index) -> None:
@@ -208,9 +214,10 @@ def test_a_damaged_clip_is_masked_and_named_and_the_others_are_untouched(
         assert batch.keys == [k for k, _, _ in expected]
         hit = [i for i, k in enumerate(batch.keys) if k == key]
         assert batch.valid.tolist() == [i not in hit for i in range(BATCH)]
-        assert not batch.frames[hit].any() and len(batch.lost) == len(hit)
+        pixels = batch.pixels(torch.device("cpu"))
+        assert not pixels[hit].any() and len(batch.lost) == len(hit)
         assert all(key in line and ".tar" in line for line in batch.lost)
-        assert [row(batch, i) for i in range(BATCH) if i not in hit] == [r for r in expected if r[0] != key]
+        assert [row(batch, pixels, i) for i in range(BATCH) if i not in hit] == [r for r in expected if r[0] != key]
         lost += len(hit)
     assert lost == EPOCHS
 
@@ -239,3 +246,77 @@ def test_a_stream_may_be_left_in_the_middle(tiny_shards: Index, clips: ClipSet, 
     stream = train_stream(tiny_shards, settings(2), EpochPlan(clips, 3, 0, BATCH, 3), 1000, (0, 0), 0, 1, BATCH)
     assert rows(islice(stream, 3)) == reference[:3]
     del stream
+
+
+@pytest.fixture(scope="module")
+def square(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, dict[str, list[np.ndarray]]]:
+    """20 clips of 24 x 24, of the model's size, but for four; and all frames by key."""
+    root, records, frames = tmp_path_factory.mktemp("square"), [], {}
+    for i in range(20):
+        size = (40, 32) if i % 5 == 3 else (24, 24)
+        write_clip(root / f"{i:05d}", 6 + i, i, *size)
+        files = tuple(sorted((root / f"{i:05d}").iterdir()))
+        frames[f"{i:05d}"] = [simplejpeg.decode_jpeg(f.read_bytes()) for f in files]
+        records.append(ClipRecord(f"{i:05d}", i % 7, "fold1", f"{i:05d}", files))
+    return pack(records, "dfew", root / "shards", workers=1), frames
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_pixels_are_the_drawn_frames_changed_as_drawn(
+    square: tuple[Index, dict[str, list[np.ndarray]]], workers: int
+) -> None:
+    index, frames = square
+    data = settings(workers)
+    plan = EpochPlan(whole_shards(index, range(len(index.shards))), 3, 0, 5, 512)
+    stream = train_stream(index, data, plan, 2, (0, 0), 0, 1, 5)
+    for k, batch in enumerate(rows(stream)):
+        for key, _, pixels in batch:
+            rng = keyed_rng("clip", 3, k // plan.steps, key)
+            chosen = np.stack([frames[key][f] for f in train_frames(len(frames[key]), data, rng)])
+            draws = torch.tensor([draw(*chosen.shape[1:3], data.augment, rng)], dtype=torch.float32)
+            assert pixels == apply(torch.from_numpy(chosen)[None], draws, 24).numpy().tobytes()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_that_are_kept_stay_as_they_came(square: tuple[Index, dict[str, list[np.ndarray]]], workers: int) -> None:
+    """More of them than there is shared memory for."""
+    plan = EpochPlan(whole_shards(square[0], range(len(square[0].shards))), 3, 0, 5, 512)
+
+    def open_stream() -> Iterator[Batch]:
+        return train_stream(square[0], settings(workers), plan, 5, (0, 0), 0, 1, 5)
+
+    kept = list(open_stream())
+    assert len(kept) == 20 and 0 < sum(b.slot is None for b in kept) < 20
+    assert rows(iter(kept)) == rows(open_stream())
+
+
+def test_each_view_of_a_test_clip_shows_its_own_frames(square: tuple[Index, dict[str, list[np.ndarray]]]) -> None:
+    index, frames = square
+    everything = whole_shards(index, range(len(index.shards)))
+    seen = []
+    for sampling in (Sampling.segments, Sampling.dense):
+        data = settings(sampling=sampling, stride=2)
+        one = [list(evaluation_stream(index, data, everything, 7, rank, 2, views=3)) for rank in range(2)]
+        for batch in (one[0][0], one[1][0], one[0][1]):
+            assert batch.views == 3 and batch.frames.shape[1] == 12
+            pixels = batch.pixels(torch.device("cpu"))
+            for i, key in enumerate(batch.keys):
+                if key:
+                    chosen = np.stack([frames[key][f] for v in eval_frames(len(frames[key]), data, 3) for f in v])
+                    whole = torch.tensor([unchanged(*chosen.shape[1:3])], dtype=torch.float32)
+                    assert torch.equal(pixels[i], apply(torch.from_numpy(chosen)[None], whole, 24)[0])
+                    seen.append(key)
+    assert sorted(seen) == sorted([*frames] * 2)
+
+
+def test_shuffling_keeps_every_view_to_its_own_frames(square: tuple[Index, dict[str, list[np.ndarray]]]) -> None:
+    index, _ = square
+    everything = whole_shards(index, range(len(index.shards)))
+    plain, shuffled = (
+        next(evaluation_stream(index, settings(), everything, 20, 0, 1, views=2, shuffle_frames=s)).frames.flatten(2)
+        for s in (False, True)
+    )
+    assert not torch.equal(plain, shuffled)
+    for view in (slice(0, 4), slice(4, 8)):
+        for a, b in zip(plain[:, view].tolist(), shuffled[:, view].tolist(), strict=True):
+            assert sorted(a) == sorted(b)

@@ -8,26 +8,35 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dfer_dist.config import DataConfig
+from dfer_dist.data import augment, ring
 from dfer_dist.data.clips import ClipReader, DamagedClip
-from dfer_dist.data.frames import augment, sample_centres, sample_random, to_clip
+from dfer_dist.data.frames import eval_frames, train_frames
 from dfer_dist.data.plan import ClipSet, EpochPlan, Place, evaluation_batches, keyed_rng
 from dfer_dist.data.prefetch import Ask, Prefetcher, evaluation_asks, training_ahead
 from dfer_dist.data.shards import Index
+
+PREFETCH = 2  # batches that a worker has in hand or ready
+_KEPT = 2  # batches that the consumer holds: one in use, and the next while it comes
 
 
 @dataclass
 class Batch:
     """Clips for one forward pass.
 
-    ``frames`` uint8 [b, T, 3, S, S]; ``labels`` int64 [b]; ``valid`` bool [b], False for padding and for clips lost to
-    damage, whose frames are zero; ``keys`` a name for each, empty for padding; ``lost`` says what was lost and why.
+    ``frames`` uint8 [b, V T, S, S, 3], V views of T frames as they were decoded (in training one view); ``draws`` float32
+    [b, 7] what :meth:`pixels` does to them; ``labels`` int64 [b]; ``valid`` bool [b], False for padding and for clips lost
+    to damage, whose frames are zero; ``keys`` a name for each, empty for padding; ``lost`` says what was lost and why.
     """
 
     frames: Tensor
@@ -35,47 +44,102 @@ class Batch:
     valid: Tensor
     keys: list[str]
     lost: list[str]
+    draws: Tensor
+    views: int = 1
+    slot: tuple[int, int] | None = field(default=None, repr=False)  # ring and slot that ``frames`` lie in
+
+    def pixels(self, device: torch.device) -> Tensor:
+        """What the model sees, uint8 [b, V T, 3, S, S] on ``device``: augmented in training."""
+        frames = self.frames.to(device, non_blocking=True)
+        return augment.apply(frames, self.draws, frames.shape[2])
 
     def pin_memory(self) -> Batch:
         self.frames, self.labels, self.valid = (x.pin_memory() for x in (self.frames, self.labels, self.valid))
+        self.slot = None
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:  # from a worker: a file descriptor for each tensor would take longer
+        frames = self.frames if self.slot is None else None
+        few = [x.numpy() for x in (self.labels, self.valid, self.draws)]
+        return _arrive, (few, self.keys, self.lost, frames, self.views, self.slot)
+
+
+def _arrive(
+    few: list[np.ndarray], keys: list[str], lost: list[str], frames: Tensor | None, views: int, slot: tuple[int, int] | None
+) -> Batch:
+    labels, valid, draws = map(torch.from_numpy, few)
+    if frames is None:
+        assert slot is not None, "frames are sent, or lie in a slot"
+        frames = ring.lend(*slot)
+    return Batch(frames, labels, valid, keys, lost, draws, views, slot)
+
+
+@contextmanager
+def _noted(lost: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except DamagedClip as e:
+        lost.append(str(e))
 
 
 class _Clips(Dataset[Batch]):
-    """Batches by their places. ``train`` picks random frames and augments; otherwise frames are segment centres."""
+    """Batches by their places. With ``views`` 0 for training: random frames, and draws for augmentation."""
 
-    def __init__(self, index: Index, data: DataConfig, seed: int, batch: int, train: bool, shuffle_frames: bool = False) -> None:
+    def __init__(
+        self, index: Index, data: DataConfig, seed: int, batch: int, views: int = 0, shuffle_frames: bool = False
+    ) -> None:
         self.reader, self.prefetcher = ClipReader(index), Prefetcher(index)
         assert data.image_size is not None, "the model settles it"
+        self.data, self.seed, self.batch, self.views, self.shuffle = data, seed, batch, views, shuffle_frames
         self.size = data.image_size
-        self.data, self.seed, self.batch, self.train, self.shuffle = data, seed, batch, train, shuffle_frames
+        shape = (batch, max(views, 1) * data.num_frames, self.size, self.size, 3)
+        self.ring = ring.Ring(data.workers * PREFETCH + _KEPT, shape)
 
     def __getitem__(self, places: Ask) -> Batch:  # the sampler yields whole batches
+        """One stage after the other for all clips: each finds its code still in the processor's cache, which decoding empties."""
         self.prefetcher.want(places.ahead)
-        size = self.size
-        frames = torch.zeros(self.batch, self.data.num_frames, 3, size, size, dtype=torch.uint8)
-        batch = Batch(frames, torch.zeros(self.batch, dtype=torch.int64), torch.zeros(self.batch, dtype=torch.bool), [], [])
-        for i, place in enumerate(places):
-            try:
-                key, label, clip = self._clip(place)
-            except DamagedClip as e:
-                batch.lost.append(str(e))
-                batch.keys.append(e.key)
-                continue
-            batch.frames[i], batch.labels[i], batch.valid[i] = clip, label, True
-            batch.keys.append(key)
-        batch.keys += [""] * (self.batch - len(places))
-        return batch
+        frames, slot = self.ring.take()
+        rooms = list(frames)
+        keys, labels, valid = [""] * self.batch, [0] * self.batch, [False] * self.batch
+        draws = [augment.unchanged(self.size, self.size)] * self.batch
+        found, clips, lost = [], [], list[str]()
+        for i, (shard, row, epoch) in enumerate(places):
+            keys[i] = self.reader.key(shard, row)
+            rng = keyed_rng("clip", self.seed, epoch, keys[i])
+            with _noted(lost):
+                found.append((i, rng, self.reader.find(shard, row, partial(self._choose, rng))))
+        for i, rng, part in found:
+            with _noted(lost):
+                clips.append((i, rng, self.reader.decode(part, rooms[i])))
+        for i, rng, clip in clips:
+            labels[i], valid[i] = clip.label, True
+            draws[i] = self._finish(clip.frames, rooms[i], rng)
+        frames[[not v for v in valid]] = 0
+        # a worker only fills a slot; the process that gets the batch lends it out
+        tensor = torch.from_numpy(frames) if slot is None or self.data.workers else self.ring.lend(slot)
+        where = None if slot is None else (self.ring.id, slot)
+        few = torch.tensor(labels), torch.tensor(valid), keys, lost, torch.tensor(draws, dtype=torch.float32)
+        return Batch(tensor, *few, max(self.views, 1), where)
 
-    def _clip(self, place: Place) -> tuple[str, int, Tensor]:
-        rng = keyed_rng("clip", self.seed, place.epoch, self.reader.key(place.shard, place.row))
-        wanted = self.data.num_frames
-        if self.train:
-            clip = self.reader.read(place.shard, place.row, lambda _, count: sample_random(count, wanted, rng))
-            return clip.key, clip.label, augment(clip.frames, self.size, self.data.augment, rng)
-        clip = self.reader.read(place.shard, place.row, lambda _, count: sample_centres(count, wanted))
-        frames = to_clip(clip.frames, self.size)
-        return clip.key, clip.label, frames[torch.from_numpy(rng.permutation(wanted))] if self.shuffle else frames
+    def _finish(self, frames: np.ndarray, room: np.ndarray, rng: np.random.Generator) -> list[float]:
+        """The draws of a clip, and its frames in ``room``, where they are already unless they are of another size.
+
+        Those are brought to the model's size here, by their draws, and nothing is left to be done: memory for frames of
+        every size would have to be made anew for each batch, which takes longer.
+        """
+        height, width = frames.shape[1:3]
+        draws = augment.unchanged(height, width) if self.views else augment.draw(height, width, self.data.augment, rng)
+        if frames is room:
+            return draws
+        changed = augment.apply(torch.from_numpy(frames)[None], torch.tensor([draws], dtype=torch.float32), self.size)
+        room[:] = changed[0].permute(0, 2, 3, 1).numpy()
+        return augment.unchanged(self.size, self.size)
+
+    def _choose(self, rng: np.random.Generator, _: str, count: int) -> np.ndarray:
+        if not self.views:
+            return train_frames(count, self.data, rng)
+        views = eval_frames(count, self.data, self.views)
+        return np.concatenate([rng.permutation(v) if self.shuffle else v for v in views])
 
 
 class _TrainOrder(Sampler[Ask]):
@@ -108,31 +172,39 @@ def train_stream(
     batches in a row. Resuming reads nothing of what was passed.
     """
     order = _TrainOrder(plan, epochs, start, rank, world, micro)
-    return iter(_loader(_Clips(index, data, plan.seed, micro, train=True), order, data.workers))
+    return iter(_loader(_Clips(index, data, plan.seed, micro), order))
 
 
 def evaluation_stream(
-    index: Index, data: DataConfig, clips: ClipSet, batch: int, rank: int, world: int, seed: int = 0, shuffle_frames: bool = False
+    index: Index,
+    data: DataConfig,
+    clips: ClipSet,
+    batch: int,
+    rank: int,
+    world: int,
+    seed: int = 0,
+    views: int = 1,
+    shuffle_frames: bool = False,
 ) -> Iterator[Batch]:
     """Batches of an exact evaluation for one rank: those of the plan whose number is ``rank`` modulo ``world``.
 
     Every rank gets the same number of batches; the last may be padding altogether, since ranks must step together where
-    weights are sharded.
+    weights are sharded. Each clip comes once, with all its ``views``.
     """
     batches = evaluation_batches(clips, batch)
     own: list[list[Place]] = batches[rank::world]
     own += [[]] * (-(-len(batches) // world) - len(own))
-    clips_of = _Clips(index, data, seed, batch, train=False, shuffle_frames=shuffle_frames)
-    return iter(_loader(clips_of, evaluation_asks(own), data.workers))
+    return iter(_loader(_Clips(index, data, seed, batch, views, shuffle_frames), evaluation_asks(own)))
 
 
-def _loader(clips: _Clips, order: Sampler[Ask] | list[Ask], workers: int) -> DataLoader[Batch]:
+def _loader(clips: _Clips, order: Sampler[Ask] | list[Ask]) -> DataLoader[Batch]:
+    workers = clips.data.workers
     return DataLoader(
         clips,
         sampler=order,
         batch_size=None,  # the sampler's items are batches already
         num_workers=workers,
-        prefetch_factor=2 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_calm_worker if workers else None,
         multiprocessing_context="fork" if workers else None,  # a fresh interpreter takes seconds to import torch

@@ -1,0 +1,104 @@
+"""``dfer bench``: how fast the parts are on this machine."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from launch.bar import Bar
+
+if TYPE_CHECKING:
+    from dfer_dist.config import DataConfig
+
+bench = typer.Typer(no_args_is_help=True, help="Measure how fast the parts are on this machine.")
+
+_GPU = 300  # clips a second: what one GPU may ask of its loader workers
+_ROWS = {
+    "floor": "libjpeg-turbo alone, frames in memory",
+    "ours": "one loader worker",
+    "in_process": "no worker: in the training process",
+    "baseline": "Pillow over frame files",
+    "augment_device": "augmentation on the device, apart",
+}
+
+
+@bench.callback()
+def _group() -> None:
+    """Measure how fast the parts are on this machine."""
+
+
+@bench.command()
+def loader(
+    experiment: Annotated[
+        str | None, typer.Argument(help="Use its shards and settings; made clips of 224 x 224 by default.")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings of it.", metavar="[KEY=VALUE]...")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+    clips: Annotated[int, typer.Option(min=8, help="Clips in a round.")] = 48,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each way; the median counts.")] = 15,
+) -> None:
+    """How many clips a second one core loads, beside decoding alone and Pillow over frame files.
+
+    Example: [bold]dfer bench loader --json loader.json[/bold]
+    """
+    import tempfile
+
+    from dfer_dist.bench_loader import make_clips, measure
+    from dfer_dist.config import AugmentConfig, DataConfig, Device
+    from dfer_dist.data.shards import open_index
+    from dfer_dist.ranks import choose_device
+    from dfer_dist.rundir import write_json
+
+    console = Console(highlight=False)
+    device = choose_device(Device.auto)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "plain").mkdir()
+        if experiment:
+            data = _settings(experiment, overrides or [])
+            index = open_index(data)
+        else:  # as for DFEW
+            data = DataConfig(str(root), image_size=224, augment=AugmentConfig(brightness=0.5))
+            with Bar(console, "make clips") as advance:
+                index = make_clips(root, clips, progress=advance)
+        with Bar(console, "measure, rounds") as advance:
+            figures = measure(index, data, root / "plain", clips, rounds, device, advance)
+    console.print(_table(figures))
+    need = _GPU / figures["ours"]["clips_per_s"]
+    console.print(f"a GPU that trains on {_GPU} clips a second needs {need:.2f} such cores: data.workers={math.ceil(need)}")
+    if json_file:
+        write_json(json_file, figures)
+
+
+def _settings(experiment: str, overrides: list[str]) -> DataConfig:
+    from dfer_dist.configfile import load_config
+    from dfer_dist.model import settle_image_size
+
+    config = load_config(experiment, overrides)
+    settle_image_size(config)
+    return config.data
+
+
+def _table(figures: dict[str, Any]) -> Table:
+    about, floor = figures["about"], figures["floor"]
+    title = f"{about['num_frames']} frames of {about['image_size']} x {about['image_size']}, {about['frame_bytes'] / 1000:.1f} kB each"
+    table = Table(
+        title=title,
+        caption=f"medians of {about['rounds']} rounds of {about['clips']} clips, one core; in brackets the share of libjpeg-turbo's",
+    )
+    for column in ("Way", "clips/s", "clips/s of processor time"):
+        table.add_column(column, justify="left" if column == "Way" else "right")
+    for name, words in _ROWS.items():
+        if figures[name]:
+            cells = [_cell(figures[name][k], floor[k], name) for k in ("clips_per_s", "clips_per_cpu_s")]
+            table.add_row(f"{words} ({about['device']})" if name == "augment_device" else words, *cells)
+    return table
+
+
+def _cell(value: float, floor: float, name: str) -> str:
+    return f"{value:.0f}" if name in ("floor", "augment_device") else f"{value:.0f} ({100 * value / floor:.0f} %)"
