@@ -15,7 +15,14 @@ from launch.bar import Bar
 if TYPE_CHECKING:
     from dfer_dist.config import DataConfig
 
-bench = typer.Typer(no_args_is_help=True, help="Measure how fast the parts are on this machine.")
+bench = typer.Typer(
+    no_args_is_help=True,
+    help="""Measure how fast the parts are on this machine.
+
+    Example: [bold]dfer bench loader --json loader.json[/bold]
+    """,
+    short_help="Measure how fast the parts are on this machine.",
+)
 
 _GPU = 300  # clips a second: what one GPU may ask of its loader workers
 _ROWS = {
@@ -25,11 +32,6 @@ _ROWS = {
     "baseline": "Pillow over frame files",
     "augment_device": "augmentation on the device, apart",
 }
-
-
-@bench.callback()
-def _group() -> None:
-    """Measure how fast the parts are on this machine."""
 
 
 @bench.command()

@@ -163,7 +163,7 @@ def test_silence_is_a_fault(web: Web, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(aiohttp, "ClientTimeout", lambda **_: real(total=None, sock_connect=0.2, sock_read=0.2))
     web.faults["fold1-00000.tar"] = ["hang"]
     index = remote(web, tmp_path)
-    assert ClipReader(index).read(0, 0, every).frames
+    assert ClipReader(index).read(0, 0, every).frames.any()
     assert web.asked["fold1-00000.tar"] == 2
 
 
@@ -185,7 +185,7 @@ def test_a_shard_that_cannot_be_had_is_lost_with_its_url_and_not_asked_for_again
     assert web.asked["fold2-00001.tar"] == asked
     assert not list(tmp_path.glob(f"*{index.shards[shard].sha256}*"))
     store._failed.clear()  # minutes later
-    assert reader.read(shard, 0, every).frames
+    assert reader.read(shard, 0, every).frames.any()
 
 
 def test_a_set_that_is_not_there_or_was_altered_is_one_line(web: Web, tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_a_killed_download_leaves_nothing_that_counts(web: Web, tiny_shards: Ind
     (left,) = tmp_path.glob(".*.part")
     assert left.stat().st_size == size // 2
     index = remote(web, tmp_path, limit)
-    assert ClipReader(index).read(1, 0, every).frames  # another shard: the dead one takes no room
+    assert ClipReader(index).read(1, 0, every).frames.any()  # another shard: the dead one takes no room
     assert not list(tmp_path.glob(".*.part"))
     assert same_clips(ClipReader(index), ClipReader(tiny_shards), 0)
 

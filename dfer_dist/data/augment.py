@@ -107,11 +107,12 @@ def _resample(x: Tensor, box: Tensor, mirrored: Tensor, size: int, dtype: torch.
     The same as :func:`_resample_clips` but for rounding, without a kernel for each clip. Pixels are whole numbers up to
     255, which float16 holds exactly; what it loses in the weights and in between is a fifth of a grey level at most.
     """
-    top, left, height, width = box.unbind(1)
+    mirrored = mirrored.to(x.device)
+    top, left, height, width = box.to(x.device).unbind(1)  # a few numbers: the weights are made where they are needed
     rows = _weights(top, height, x.shape[-2], size)
     columns = _weights(left, width, x.shape[-1], size)
     columns = torch.where(mirrored.view(-1, 1, 1), columns.flip(1), columns)
-    rows, columns = (w.to(x.device, dtype)[:, None, None] for w in (rows, columns.mT))
+    rows, columns = (w.to(dtype)[:, None, None] for w in (rows, columns.mT))
     return (rows @ x.to(dtype) @ columns).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -128,8 +129,8 @@ def _weights(start: Tensor, length: Tensor, total: int, size: int) -> Tensor:
     """
     start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
     scale = length / size
-    centre = start + (torch.arange(size).view(1, -1, 1) + 0.5) * scale
-    pixel = torch.arange(total).view(1, 1, -1) + 0.5
+    centre = start + (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5) * scale
+    pixel = torch.arange(total, device=start.device).view(1, 1, -1) + 0.5
     weight = (1 - (pixel - centre).abs() / scale.clamp_min(1)).clamp_min(0)
     weight = weight * ((pixel > start) & (pixel < start + length))
     return weight / weight.sum(-1, keepdim=True)

@@ -132,7 +132,7 @@ class _Clips(Dataset[Batch]):
         if frames is room:
             return draws
         changed = augment.apply(torch.from_numpy(frames)[None], torch.tensor([draws], dtype=torch.float32), self.size)
-        room[:] = changed[0].permute(0, 2, 3, 1).numpy()
+        torch.from_numpy(room).copy_(changed[0].permute(0, 2, 3, 1))
         return augment.unchanged(self.size, self.size)
 
     def _choose(self, rng: np.random.Generator, _: str, count: int) -> np.ndarray:
