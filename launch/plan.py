@@ -67,17 +67,17 @@ def _table(config: Config, rows: list[Row], best: Row | None, machine: Machine, 
     table = Table(
         title=f"{config.model.backbone}, {config.data.num_frames} frames, global batch {config.train.global_batch}, "
         f"{machine.ranks} GPU{'s' if machine.ranks > 1 else ''} of {machine.memory / _GIB:g} GiB",
-        caption=f"GiB of one GPU, float32 masters among the weights; GB that it sends in a step; hours of {times}",
+        caption=f"GiB of one GPU when most is in use, float32 masters among the weights; GB that it sends in a step; hours of {times}",
         box=None,
         padding=(0, 1, 0, 0),
     )
-    heads = ["ZeRO", "micro", "weights", "grads", "moments", "activ.", "total", *(["host"] if offload else [])]
+    heads = ["ZeRO", "micro", "weights", "grads", "mom.", "activ.", "other", "total", *(["host"] if offload else [])]
     for head in [*heads, "clips/s", "sent", "hours"]:
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for row in rows:
         m = row.memory
-        kinds = [f"{x / _GIB:.1f}" for x in (m.weights, m.gradients, m.moments, m.activations, m.total)]
+        kinds = [f"{x / _GIB:.1f}" for x in (m.weights, m.gradients, m.moments, m.activations, m.other, m.total)]
         cells = [str(row.stage), f"{row.micro} x {row.accumulation}" if row.accumulation > 1 else str(row.micro), *kinds]
         cells += [f"{m.host / _GIB:.1f}"] if offload else []
         cells += [f"{row.clips_per_second:.0f}", f"{row.sent / 1e9:.1f}", f"{row.hours:.1f}"]
