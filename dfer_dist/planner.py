@@ -171,7 +171,8 @@ def _gradients(counted: Trace, half: int, stage: int, ranks: int, accumulation: 
         return 4 * trained + half * done  # DeepSpeed's optimizer for bf16 keeps float32 gradients of all parameters
     # what is allocated whole counts whole on a GPU; on the CPU only the pages that are written do
     buckets = 2 if stage == 2 else 1  # in turns, while the other is on its way
-    bucket = np.full_like(done, half * BUCKET * buckets) if cuda else half * np.minimum(done, BUCKET)
+    filled = np.full_like(done, trained) if stage == 3 else done  # ZeRO-3 keeps its bucket from step to step
+    bucket = np.full_like(done, half * BUCKET * buckets) if cuda else half * np.minimum(filled, BUCKET)
     if offload:
         return bucket
     own = np.full_like(done, trained) if stage == 3 else np.where(done > 0, trained, 0) if cuda else done
