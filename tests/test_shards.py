@@ -88,6 +88,28 @@ def test_webdataset_and_tar_read_the_shards(tiny_shards: Index, records: list[Cl
     assert listing == [f"{k}.{x}" for k in tiny_shards.sidecar(0)["key"].to_pylist() for x in ("json", "mjpg")]
 
 
+@pytest.mark.skipif(not shutil.which("ffprobe"), reason="ffprobe is not there: make system installs it")
+def test_ffprobe_plays_a_clip(tiny_shards: Index, tmp_path: Path) -> None:
+    table = tiny_shards.sidecar(0).to_pydict()
+    with tarfile.open(tiny_shards.path(0)) as tar:
+        tar.extract(f"{table['key'][0]}.mjpg", tmp_path, filter="data")
+    shown = "stream=codec_name,width,height,nb_read_frames"
+    command = [
+        "ffprobe",
+        "-v",
+        "error",
+        "-count_frames",
+        "-show_entries",
+        shown,
+        "-of",
+        "json",
+        tmp_path / f"{table['key'][0]}.mjpg",
+    ]
+    (stream,) = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["streams"]
+    assert (stream["codec_name"], stream["width"], stream["height"]) == ("mjpeg", 48, 40)
+    assert int(stream["nb_read_frames"]) == table["frames"][0]
+
+
 def test_same_clips_give_same_bytes_in_any_order_with_any_workers(
     tiny_shards: Index, records: list[ClipRecord], tmp_path: Path
 ) -> None:
