@@ -369,8 +369,8 @@ def test_whoever_waits_for_a_killed_download_takes_over(web: Web, tiny_shards: I
     assert not got and web.asked["fold1-00000.tar"] == 1
     process.kill()
     process.communicate()
-    thread.join(20)
-    assert got and web.asked["fold1-00000.tar"] == 2
+    thread.join(120)  # a silent connection is given up after a minute and tried again
+    assert len(got) == 1 and web.asked["fold1-00000.tar"] >= 2, (web.asked, sorted(f.name for f in tmp_path.iterdir()))
 
 
 def test_bytes_that_rot_in_the_cache_are_told_and_fetched_anew(web: Web, tiny_shards: Index, tmp_path: Path) -> None:
