@@ -99,7 +99,7 @@ def _measure(console: Console, config: Config) -> None:
     from dfer_dist.configfile import dump_config
     from dfer_dist.provenance import python_command
     from dfer_dist.rundir import RunDir
-    from launch.local import free_port, rank_environment
+    from launch.processes import free_port, rank_environment
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
