@@ -90,8 +90,8 @@ def _wait(ranks: list[subprocess.Popen[bytes]], told: _Told, follow: Callable[[]
                 if p.poll() is None:
                     p.send_signal(signal.SIGTERM if passed_on == 1 else signal.SIGKILL)
         bad = [p for p in ranks if p.poll() not in (None, 0, EXIT_PREEMPTED)]
-        if not killed and not told.times and deadline is None:
-            killed = next((_epitaph(rank, p) for rank, p in enumerate(ranks) if (p.returncode or 0) < 0), None)
+        if not told.times and deadline is None:
+            killed = _epitaph(ranks)
         if bad and deadline is None:
             deadline = time.monotonic() + _GRACE
         if deadline and time.monotonic() > deadline:
@@ -99,6 +99,8 @@ def _wait(ranks: list[subprocess.Popen[bytes]], told: _Told, follow: Callable[[]
                 p.kill()
         follow()
         time.sleep(POLL)
+    if not told.times and deadline is None:  # all of them between two looks
+        killed = _epitaph(ranks)
     follow()
     codes = [p.returncode for p in ranks]
     if told.times:
@@ -107,8 +109,12 @@ def _wait(ranks: list[subprocess.Popen[bytes]], told: _Told, follow: Callable[[]
     return 2 if 2 in codes else next((c for c in codes if c), 0), killed
 
 
-def _epitaph(rank: int, process: subprocess.Popen[bytes]) -> str:
-    name = signal.Signals(-process.returncode).name
+def _epitaph(ranks: list[subprocess.Popen[bytes]]) -> str | None:
+    """Words for the first rank that a signal ended, if one did."""
+    rank = next((r for r, p in enumerate(ranks) if (p.poll() or 0) < 0), None)
+    if rank is None:
+        return None
+    name = signal.Signals(-ranks[rank].returncode).name
     hints = {
         "SIGKILL": ", as by the kernel when memory runs out",
         "SIGABRT": f", as by itself when it hangs (stacks-rank{rank}.txt, if it does)",

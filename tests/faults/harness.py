@@ -22,7 +22,14 @@ from dfer_dist.rundir import FoldDir, RunDir, read_json
 DFER = str(Path(sys.executable).with_name("dfer"))
 HERE = Path(__file__).parent
 FOLD = 1
-SETTINGS = ["data.num_frames=4", "data.image_size=32", "train.epochs=6", "train.global_batch=8", "train.save_steps=5", "eval.batch=5"]
+SETTINGS = [
+    "data.num_frames=4",
+    "data.image_size=32",
+    "train.epochs=6",
+    "train.global_batch=8",
+    "train.save_steps=5",
+    "eval.batch=5",
+]
 SETTINGS += ["eval.shuffle_frames=false", "train.selection=best_test", "data.workers=1", "train.hang_minutes=0.2"]
 
 
@@ -36,6 +43,7 @@ class Trial:
     settings: list[str] = field(default_factory=list)
     commands: int = 0  # how often the command was given
     seconds: float = 0.0
+    fault: str = ""  # what is done to it, for the table
 
     @property
     def run(self) -> RunDir:
