@@ -30,7 +30,7 @@ from dfer_dist import UserError
 from dfer_dist.config import Config
 from dfer_dist.configfile import dump_config, read_config
 from dfer_dist.provenance import sha256_file
-from dfer_dist.rundir import fsync_dir, read_json, write_json, write_text
+from dfer_dist.rundir import atomic_path, fsync_dir, read_json, write_json, write_text
 from dfer_dist.status import tell
 
 MODEL, OPTIMIZER, STATE, CONFIG, COMPLETE = "model.safetensors", "optimizer.safetensors", "state.json", "config.yaml", "COMPLETE"
@@ -106,11 +106,10 @@ def write(
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
-        save_file(tensors, path)
+        with atomic_path(path) as temporary:  # for its mode too: safetensors writes what only its owner may read
+            save_file(tensors, temporary)
     except SafetensorError as e:  # its own word for any failure to write
         raise OSError(f"{path}: {e}") from e
-    with path.open("rb") as f:
-        os.fsync(f.fileno())
 
 
 def point(folder: Path, name: str, target: Path) -> None:

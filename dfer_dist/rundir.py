@@ -24,6 +24,9 @@ from dfer_dist import UserError
 
 VERSION = 1  # of every JSON file in a run folder
 
+_UMASK = os.umask(0)  # asked for once: it can only be read by setting it, for all threads
+os.umask(_UMASK)
+
 
 @dataclass(frozen=True)
 class FoldDir:
@@ -145,9 +148,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as f:
             os.fsync(f.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner reads
+        temporary.chmod(0o666 & ~_UMASK)  # mkstemp makes files that only their owner reads
         temporary.replace(path)
         fsync_dir(path.parent)
     finally:

@@ -142,6 +142,10 @@ class TestFolder:
             checkpoint.newest(folder)
         assert checkpoint.newest(folder / "nothing") is None
 
+    def test_colleagues_may_read_it(self, written):
+        folder, _ = written
+        assert len({f.stat().st_mode for f in (folder / "step-00000040").iterdir()}) == 1
+
     def test_a_complete_one_counts_though_latest_was_not_moved_yet(self, written):
         folder, _ = written
         checkpoint.point(folder, "LATEST", folder / "step-00000030")
