@@ -24,9 +24,6 @@ from dfer_dist import UserError
 
 VERSION = 1  # of every JSON file in a run folder
 
-_UMASK = os.umask(0)  # asked for once: it can only be read by setting it, for all threads
-os.umask(_UMASK)
-
 
 @dataclass(frozen=True)
 class FoldDir:
@@ -148,11 +145,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as f:
             os.fsync(f.fileno())
-        temporary.chmod(0o666 & ~_UMASK)  # mkstemp makes files that only their owner reads
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner reads
         temporary.replace(path)
         fsync_dir(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """This process's umask, from Linux: elsewhere it can only be read by setting it, for all threads."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("Umask:"))
+    return int(line.split()[1], 8)
 
 
 def fsync_dir(path: Path) -> None:
