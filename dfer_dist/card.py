@@ -1,16 +1,76 @@
-"""The model card of an exported model: what it is, what it was trained and tested on, how sure, and how to use it."""
+"""What is told of an exported model: the content of ``model.json``, and the card: what it is, from where, how good, how to use it."""
 
 from __future__ import annotations
 
-from typing import Any
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dfer_dist.config import Config
+import dfer_dist
+from dfer_dist import provenance
+from dfer_dist.config import Config, config_hash
+from dfer_dist.export import KIND
+from dfer_dist.model.text import class_texts
+from dfer_dist.rundir import FoldDir, read_json
+from dfer_dist.served import NEEDS
+
+if TYPE_CHECKING:
+    from dfer_dist.checkpoint import Checkpoint
 
 _SELECTIONS = {
     "last": "the weights after the last epoch; the test fold was read once",
     "best_val": "the epoch that was best on a held-out part of the training folds",
     "best_test": "the epoch that was best **on the test fold itself**, as in the original papers: too good by an unknown amount",
 }
+
+
+def describe(saved: Checkpoint, config: Config, classes: tuple[str, ...], dataset: str | None, weights: int) -> dict[str, Any]:
+    """What ``model.json`` says, but for the hashes of the files.
+
+    Parameters
+    ----------
+    saved, config
+        The checkpoint, and its settings with what the person added; the image size is settled.
+    classes : tuple of C str
+        In label order.
+    dataset : str or None
+        Its name, where it is at hand.
+    weights : int
+        Numbers in all tensors.
+    """
+    state, result = saved.state, _own_result(saved)
+    texts = dict(zip(classes, class_texts(classes, config.model.text, config.model.sentences), strict=True))
+    checkout = provenance.collect([])["git"]
+    software = {name: importlib.metadata.version(name) for name in (*NEEDS, "deepspeed")}
+    return {
+        "kind": KIND,
+        "classes": list(classes),
+        "texts": texts,
+        "parameters": weights,
+        "backbone": Path(config.model.backbone).name,
+        "pretrained": Path(config.model.pretrained).name,
+        "dataset": result["dataset"] if result else dataset,
+        **{key: state.get(key) for key in ("fold", "epoch", "step", "index_hash", "pretrained_sha256", "converted_from")},
+        "config_hash": config_hash(saved.config),
+        "selection": config.train.selection.name,
+        "precision": config.train.precision.name,
+        "result": result,
+        "software": {"dfer_dist": dfer_dist.__version__, "python": platform.python_version(), **software},
+        "code_hash": provenance.code_hash(Path(dfer_dist.__file__).parent),
+        "git_sha": checkout["sha"] if checkout and not checkout["diff"] else None,  # of edited files it says nothing
+    }
+
+
+def _own_result(saved: Checkpoint) -> dict[str, Any] | None:
+    """The fold's result, if it was measured with these weights; not that of another epoch, nor of other settings or data."""
+    fold, state = FoldDir(saved.path.resolve().parent.parent), saved.state
+    if not fold.result.is_file():
+        return None
+    result = read_json(fold.result)
+    own = {key: state.get(key) for key in ("fold", "step", "config_hash", "index_hash")}
+    own["checkpoint"] = f"{fold.checkpoints.name}/{saved.path.resolve().name}"
+    return result if all(value is not None and result.get(key) == value for key, value in own.items()) else None
 
 
 def card(about: dict[str, Any], config: Config, about_sha256: str) -> str:

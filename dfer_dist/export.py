@@ -17,10 +17,8 @@ Nothing in it is pickled. :func:`export` writes one, whole or not at all; :func:
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,16 +32,15 @@ from torch import Tensor
 
 import dfer_dist
 from dfer_dist import UserError, provenance
-from dfer_dist.config import Config, Device, Precision, TrackingConfig, config_hash
+from dfer_dist.config import Config, Device, Precision, TrackingConfig
 from dfer_dist.configfile import dump_config, load_config, read_config
 from dfer_dist.data import augment
 from dfer_dist.data.frames import eval_frames
 from dfer_dist.data.shards import open_index
 from dfer_dist.evaluate import clip_logits, load_model
 from dfer_dist.model import DFERCLIP, build_model
-from dfer_dist.model.text import class_texts
 from dfer_dist.ranks import choose_device
-from dfer_dist.rundir import VERSION, FoldDir, atomic_path, fsync_dir, read_json, write_json, write_text
+from dfer_dist.rundir import VERSION, atomic_path, fsync_dir, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from dfer_dist.checkpoint import Checkpoint
@@ -52,11 +49,6 @@ WEIGHTS, CONFIG, BACKBONE, ABOUT, CARD = "model.safetensors", "config.yaml", "ba
 KIND = "model of dfer_dist"
 
 _WHERE = ("data.shards", "data.cache", "model.pretrained")  # settings that tell where things lie, not what the model is
-# what the folder's code imports to load a model and to predict clips; then what it needs for films, and for faces in them
-_NEEDS = ("torch", "torchvision", "open_clip_torch", "einops", "safetensors", "omegaconf", "numpy", "pillow")
-_NEEDS += ("simplejpeg", "pyarrow", "fsspec", "pandas")
-_FILMS = ("av",)
-_FACES = ("dlib-bin", "face-recognition-models")
 
 
 @dataclass(frozen=True)
@@ -216,13 +208,14 @@ def export(path: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
             )
     choose_device(Device.auto)  # before the next line, which imports DeepSpeed
     from dfer_dist import checkpoint
+    from dfer_dist.card import describe
 
     saved = checkpoint.read(path, weights_only=True)
     config = load_config(str(saved.path / checkpoint.CONFIG), overrides)
     classes, dataset = _classes(saved, config)
     model = load_model(saved, config, classes)
     weights = {name: w.detach().float().contiguous() for name, w in model.state_dict().items()}
-    about = _describe(saved, config, classes, dataset, sum(w.numel() for w in weights.values()))
+    about = describe(saved, config, classes, dataset, sum(w.numel() for w in weights.values()))
     temporary = out.absolute().with_name(f".{out.absolute().name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -247,45 +240,10 @@ def _classes(saved: Checkpoint, config: Config) -> tuple[tuple[str, ...], str | 
     return index.classes, index.name
 
 
-def _describe(saved: Checkpoint, config: Config, classes: tuple[str, ...], dataset: str | None, weights: int) -> dict[str, Any]:
-    """What ``model.json`` says before there are files."""
-    state, result = saved.state, _own_result(saved)
-    texts = dict(zip(classes, class_texts(classes, config.model.text, config.model.sentences), strict=True))
-    checkout = provenance.collect([])["git"]
-    software = {name: importlib.metadata.version(name) for name in (*_NEEDS, "deepspeed")}
-    return {
-        "kind": KIND,
-        "classes": list(classes),
-        "texts": texts,
-        "parameters": weights,
-        "backbone": Path(config.model.backbone).name,
-        "pretrained": Path(config.model.pretrained).name,
-        "dataset": result["dataset"] if result else dataset,
-        **{key: state.get(key) for key in ("fold", "epoch", "step", "index_hash", "pretrained_sha256", "converted_from")},
-        "config_hash": config_hash(saved.config),
-        "selection": config.train.selection.name,
-        "precision": config.train.precision.name,
-        "result": result,
-        "software": {"dfer_dist": dfer_dist.__version__, "python": platform.python_version(), **software},
-        "code_hash": provenance.code_hash(Path(dfer_dist.__file__).parent),
-        "git_sha": checkout["sha"] if checkout and not checkout["diff"] else None,  # of edited files it says nothing
-    }
-
-
-def _own_result(saved: Checkpoint) -> dict[str, Any] | None:
-    """The fold's result, if it was measured with these weights; not that of another epoch, nor of other settings or data."""
-    fold, state = FoldDir(saved.path.resolve().parent.parent), saved.state
-    if not fold.result.is_file():
-        return None
-    result = read_json(fold.result)
-    own = {key: state.get(key) for key in ("fold", "step", "config_hash", "index_hash")}
-    own["checkpoint"] = f"{fold.checkpoints.name}/{saved.path.resolve().name}"
-    return result if all(value is not None and result.get(key) == value for key, value in own.items()) else None
-
-
 def _fill(folder: Path, config: Config, about: dict[str, Any]) -> dict[str, Any]:
     """Everything beside the weights; returns ``about`` with the hashes, as it was written."""
     from dfer_dist.card import card
+    from dfer_dist.served import write_mlflow
 
     # without paths of this machine, and with the texts themselves: the built-in ones may change one day
     model = replace(config.model, sentences=about["texts"], pretrained=about["pretrained"])
@@ -302,7 +260,7 @@ def _fill(folder: Path, config: Config, about: dict[str, Any]) -> dict[str, Any]
     write_text(folder / CARD, card(about, config, provenance.sha256_file(folder / ABOUT)))
     package = Path(dfer_dist.__file__).parent
     shutil.copytree(package, folder / "code" / "dfer_dist", ignore=shutil.ignore_patterns("__pycache__"))
-    _write_mlflow(folder, about["classes"])
+    write_mlflow(folder, about["classes"])
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("rb") as f:
@@ -311,32 +269,3 @@ def _fill(folder: Path, config: Config, about: dict[str, Any]) -> dict[str, Any]
             fsync_dir(file)
     fsync_dir(folder)
     return {"version": VERSION, **about}
-
-
-def _write_mlflow(folder: Path, classes: list[str]) -> None:
-    """Make the folder an MLflow model whose loader is ``dfer_dist.predict`` in its own ``code``.
-
-    Inputs have no schema, since they are frames or paths of films; MLflow passes them on as they are.
-    """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import pyfunc
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-
-    from dfer_dist.predict import STEP, WINDOW
-
-    params = [ParamSpec("window", "double", WINDOW), ParamSpec("step", "double", STEP), ParamSpec("faces", "boolean", False)]
-    signature = ModelSignature(outputs=Schema([ColSpec("double", name) for name in classes]), params=ParamSchema(params))
-    model = Model(signature=signature)
-    pyfunc.add_to_model(model, loader_module="dfer_dist.predict", code="code")
-    model.save(str(folder / "MLmodel"))
-    lines = [*map(_pinned, (*_NEEDS, *_FILMS)), "# to find faces in films (weights for research only, docs/films.md):"]
-    write_text(folder / "requirements.txt", "\n".join([*lines, *(f"# {_pinned(name)}" for name in _FACES)]) + "\n")
-
-
-def _pinned(name: str) -> str:
-    """``name==version``, without what a build of the version adds (2.9.0+cpu), which package indexes do not have."""
-    try:
-        return f"{name}=={importlib.metadata.version(name).partition('+')[0]}"
-    except importlib.metadata.PackageNotFoundError:
-        return name

@@ -1,4 +1,4 @@
-"""One film -> probabilities over time, by an exported model; and what MLflow calls to load and ask such a model.
+"""One film -> probabilities over time, by an exported model.
 
 Frames pass through what they pass through on the way to an evaluation: the crop and the JPEG of ``dfer pack``, the choice of frames,
 the resizing.
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -26,10 +26,7 @@ from dfer_dist.data.films import LEAST, SIDE
 from dfer_dist.data.frames import eval_frames
 from dfer_dist.data.media import encode_frame
 from dfer_dist.data.video import DamagedVideo, Film
-from dfer_dist.export import Exported, load, softmax
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from dfer_dist.export import Exported, softmax
 
 WINDOW, STEP = 3.0, 1.0  # seconds: the median clip has 70 frames in DFEW, 82 in MAFW (28 in FERV39k)
 
@@ -207,43 +204,3 @@ def _batches(clips: Iterable[list[Tensor]], size: int) -> Iterator[list[Tensor]]
             batch = []
     if batch:
         yield batch
-
-
-class Served:
-    """An exported model as MLflow asks it: ``mlflow.pyfunc.load_model(OUT).predict(…)``."""
-
-    def __init__(self, model: Exported) -> None:
-        self.model = model
-
-    def predict(self, data: Any, params: dict[str, Any] | None = None) -> DataFrame:
-        """Probabilities, a row for each clip or film and a column for each class.
-
-        Parameters
-        ----------
-        data : uint8 array [N, T, H, W, 3], or the path of a film, or a list of paths
-        params : dict, optional
-            For films: ``window``, ``step`` (seconds) and ``faces``, as for :func:`predict_video`. A film's row is :attr:`Course.overall`.
-
-        Raises
-        ------
-        UserError
-            If ``data`` is something else, or a film cannot be read.
-        """
-        import pandas as pd
-
-        if isinstance(data, np.ndarray):
-            return pd.DataFrame(self.model.probabilities(data), columns=list(self.model.classes))
-        films = [data] if isinstance(data, (str, Path)) else data
-        if not isinstance(films, list) or not films or not all(isinstance(film, (str, Path)) for film in films):
-            raise UserError(
-                f"{type(data).__name__}: give frames, uint8 [N, T, H, W, 3], or the path of a film, or a list of paths"
-            )
-        rows = [predict_video(self.model, Path(film), **(params or {})).overall for film in films]
-        return pd.DataFrame(
-            np.stack(rows), columns=list(self.model.classes), index=pd.Index([str(f) for f in films], name="video")
-        )
-
-
-def _load_pyfunc(path: str) -> Served:
-    """What MLflow calls; named in ``MLmodel``."""
-    return Served(load(path))
