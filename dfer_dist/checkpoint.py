@@ -1,10 +1,11 @@
 """Portable checkpoints: independent of the number of ranks and of the ZeRO stage, complete or absent.
 
 ``checkpoints/step-00000120/`` holds ``model.safetensors`` (float32 master weights of what is trained), ``optimizer.safetensors``
-(moments by parameter name, as ``MOMENT:NAME``), ``state.json``, ``config.yaml`` and, last, the mark ``COMPLETE``. Frozen
-weights are not stored: ``state.json`` keeps a checksum of them, which is asserted when they have been loaded again. Only a
-checkpoint that no pretrained file can complete, a converted one, has them in ``frozen.safetensors``.
-``LATEST`` and ``BEST`` are files that name a step's folder and are moved by rename.
+(moments by parameter name, as ``MOMENT:NAME``), ``state.json``, ``config.yaml`` and, last, the mark ``COMPLETE`` with the
+sha256 of each file. Frozen weights are not stored: ``state.json`` keeps a checksum of them, which is asserted when they have
+been loaded again. Only a checkpoint that no pretrained file can complete, a converted one, has them in ``frozen.safetensors``.
+``LATEST`` and ``BEST`` are files that name a step's folder and are moved by rename. :mod:`dfer_dist.masters` takes these
+tensors out of an engine and puts them back, :mod:`dfer_dist.saver` writes them while training goes on.
 
 DeepSpeed's own format is not used: in 0.19.8 its universal loading left frozen parameters at their fresh initialisation and,
 under ZeRO-3, copied group 0's learning rate into all groups; saving is not atomic; loading unpickles.
@@ -15,35 +16,25 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dfer_dist import UserError
-from dfer_dist.config import Config, Optimizer
+from dfer_dist.config import Config
 from dfer_dist.configfile import dump_config, read_config
-from dfer_dist.engine import Engine
-from dfer_dist.ranks import Ranks
+from dfer_dist.provenance import sha256_file
 from dfer_dist.rundir import fsync_dir, read_json, write_json, write_text
+from dfer_dist.status import tell
 
 MODEL, OPTIMIZER, STATE, CONFIG, COMPLETE = "model.safetensors", "optimizer.safetensors", "state.json", "config.yaml", "COMPLETE"
 FROZEN = "frozen.safetensors"  # not in every checkpoint
-
-_MOMENTS = {Optimizer.sgd: ("momentum_buffer",), Optimizer.adamw: ("exp_avg", "exp_avg_sq")}
 
 
 @dataclass(frozen=True)
@@ -68,42 +59,6 @@ def frozen_checksum(model: nn.Module, trained: dict[str, nn.Parameter]) -> str:
     return digest.hexdigest()
 
 
-def save(folder: Path, engine: Engine, config: Config, state: dict[str, Any], ranks: Ranks) -> Path:
-    """Write ``folder/step-N`` and move LATEST to it. Collective: every rank must call it at the same step.
-
-    Parameters
-    ----------
-    folder : Path
-        The fold's ``checkpoints`` folder.
-    state : dict
-        Goes into ``state.json``; ``state["step"]`` (steps done) names the checkpoint.
-    """
-    target = folder / f"step-{state['step']:08d}"
-    # gathering runs on all ranks; the copies are kept on rank 0 only
-    weights = _gather(engine, ranks, lambda p: safe_get_full_fp32_param(p))
-    moments: dict[str, Tensor] = {}
-    if state["step"] > state["skipped_steps"]:  # before the first step torch has made no moments
-        _link_moments(engine)
-        for key in _MOMENTS[config.optim.name]:
-            own = _gather(engine, ranks, lambda p, key=key: safe_get_full_optimizer_state(p, key))
-            moments |= {f"{key}:{name}": value for name, value in own.items()}
-    if ranks.is_main and not (target / COMPLETE).exists():
-        write(target, weights, moments, config, state)
-    if ranks.is_main:
-        point(folder, "LATEST", target)
-    ranks.share(None)  # nobody goes on, or leaves, before the checkpoint stands
-    return target
-
-
-def _gather(engine: Engine, ranks: Ranks, get: Any) -> dict[str, Tensor]:
-    out: dict[str, Tensor] = {}
-    for name, p in engine.trained.items():
-        value = get(p)
-        if ranks.is_main:
-            out[name] = value.detach().to("cpu", torch.float32, copy=True).contiguous()
-    return out
-
-
 def write(
     target: Path,
     weights: dict[str, Tensor],
@@ -113,7 +68,7 @@ def write(
     frozen: dict[str, Tensor] | None = None,
     texts: dict[str, str] | None = None,
 ) -> None:
-    """Write one checkpoint folder, whole or not at all, in the place of an incomplete one.
+    """Write one checkpoint folder, whole or not at all, in the place of what stood there.
 
     Parameters
     ----------
@@ -121,31 +76,47 @@ def write(
         Weights that are not trained, to be stored in full.
     texts : dict of name to str, optional
         Further files for the folder.
+
+    Raises
+    ------
+    OSError
+        If there is no room, or no folder to write to; nothing is left behind then.
     """
     temporary = target.with_name(f".{target.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(weights, temporary / MODEL)
-    save_file(moments, temporary / OPTIMIZER)
-    if frozen:
-        save_file(frozen, temporary / FROZEN)
-    for name, text in (texts or {}).items():
-        write_text(temporary / name, text)
-    for name in (MODEL, OPTIMIZER, *([FROZEN] if frozen else [])):
-        with (temporary / name).open("rb") as f:
-            os.fsync(f.fileno())
-    write_text(temporary / CONFIG, dump_config(config))
-    write_json(temporary / STATE, state)
-    write_text(temporary / COMPLETE, "")
-    if target.exists():  # a folder without its mark: left by a crash
-        shutil.rmtree(target)
-    temporary.rename(target)
+    try:
+        temporary.mkdir(parents=True)
+        _save_tensors(weights, temporary / MODEL)
+        _save_tensors(moments, temporary / OPTIMIZER)
+        if frozen:
+            _save_tensors(frozen, temporary / FROZEN)
+        for name, text in (texts or {}).items():
+            write_text(temporary / name, text)
+        write_text(temporary / CONFIG, dump_config(config))
+        write_json(temporary / STATE, state)
+        write_json(temporary / COMPLETE, {"sha256": {f.name: sha256_file(f) for f in sorted(temporary.iterdir())}})
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     fsync_dir(target.parent)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as e:  # its own word for any failure to write
+        raise OSError(f"{path}: {e}") from e
+    with path.open("rb") as f:
+        os.fsync(f.fileno())
 
 
 def point(folder: Path, name: str, target: Path) -> None:
     """Let the pointer ``name`` (LATEST or BEST) name ``target``."""
-    write_text(folder / name, target.name + "\n")
+    if not (folder / name).is_file() or (folder / name).read_text().strip() != target.name:
+        write_text(folder / name, target.name + "\n")
 
 
 def pointed(folder: Path, name: str) -> Path | None:
@@ -155,34 +126,79 @@ def pointed(folder: Path, name: str) -> Path | None:
     return target if target and (target / COMPLETE).is_file() else None
 
 
-def newest(folder: Path) -> Path | None:
-    """The checkpoint to go on from: what LATEST names, or None where nothing was ever saved.
+def complete(folder: Path) -> list[Path]:
+    """Checkpoints that bear their mark, oldest first."""
+    return sorted(d for d in folder.glob("step-*") if (d / COMPLETE).is_file())
 
-    If that one has lost its mark, the last complete one stands in, and a line says so.
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint to go on from: the last complete one with no damage, or None where nothing was ever saved.
+
+    A damaged one is put aside as ``damaged-step-…`` and a line says so. What a killed process left half written is removed.
 
     Raises
     ------
     UserError
-        If checkpoints were written and none of them is complete.
+        If checkpoints were written and none of them is whole.
     """
-    found = pointed(folder, "LATEST")
-    if found or not (folder / "LATEST").is_file():
-        return found
-    complete = sorted(d for d in folder.glob("step-*") if (d / COMPLETE).is_file())
-    named = (folder / "LATEST").read_text().strip()
-    if not complete:
-        raise UserError(f"{folder}: LATEST names {named}, which is not complete; remove {folder.parent} to train from the start")
-    print(f"checkpoint {named} is not complete: going on from {complete[-1].name}", file=sys.stderr, flush=True)
-    return complete[-1]
+    for left in (*folder.glob(".step-*"), *folder.glob(".LATEST.*"), *folder.glob(".BEST.*")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    damaged = 0
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        fault = damage(path)
+        if not fault:
+            if damaged:
+                tell(f"going on from {path.name}")
+            return path
+        damaged += 1
+        tell(f"checkpoint {path.name} is damaged ({fault}): put aside as damaged-{path.name}")
+        aside = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    if damaged or (folder / "LATEST").is_file():
+        raise UserError(f"{folder} holds no checkpoint that is whole: remove {folder.parent} to train from the start")
+    return None
+
+
+def damage(path: Path, names: Sequence[str] | None = None) -> str | None:
+    """What is wrong with a checkpoint folder, or None: every file is held against the sha256 that was taken when it was written.
+
+    Parameters
+    ----------
+    names : sequence of str, optional
+        Look at these files only.
+    """
+    if not (path / COMPLETE).is_file():
+        return f"{COMPLETE} is missing"
+    try:
+        wanted = read_json(path / COMPLETE)["sha256"]
+    except (UserError, KeyError):
+        return f"{COMPLETE} cannot be read"
+    for name, sha256 in wanted.items():
+        if names is not None and name not in names:
+            continue
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if sha256_file(path / name) != sha256:
+            return f"{name} is not what was written"
+    return None
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the last ``keep`` complete checkpoints and those that LATEST and BEST name."""
+    """Remove all but the last ``keep`` complete checkpoints, those that LATEST and BEST name, and the best of each that stays."""
     spare = {pointed(folder, "LATEST"), pointed(folder, "BEST")}
-    complete = sorted(d for d in folder.glob("step-*") if (d / COMPLETE).is_file())
-    for old in complete[:-keep]:
+    found = complete(folder)
+    for kept in {*found[-keep:], *filter(None, spare)}:
+        best = read_json(kept / STATE).get("best")
+        spare |= {step_folder(folder, best["step"])} if best else set()
+    for old in found[:-keep]:
         if old not in spare:
             shutil.rmtree(old)
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` steps done lies."""
+    return folder / f"step-{step:08d}"
 
 
 def read(path: Path, weights_only: bool = False) -> Checkpoint:
@@ -198,12 +214,12 @@ def read(path: Path, weights_only: bool = False) -> Checkpoint:
         if found is None:
             raise UserError(f"{path} is no complete checkpoint: give a folder such as runs/NAME/fold-1/checkpoints/step-00000120")
         path = found
-    try:
-        model = load_file(path / MODEL)
-        optimizer = {} if weights_only else load_file(path / OPTIMIZER)
-        frozen = load_file(path / FROZEN) if (path / FROZEN).exists() else {}
-    except (OSError, SafetensorError) as e:
-        raise UserError(f"checkpoint {path} is damaged: {e}") from e
+    fault = damage(path, (MODEL, FROZEN, CONFIG, STATE) if weights_only else None)
+    if fault:
+        raise UserError(f"checkpoint {path} is damaged: {fault}")
+    model = load_file(path / MODEL)
+    optimizer = {} if weights_only else load_file(path / OPTIMIZER)
+    frozen = load_file(path / FROZEN) if (path / FROZEN).exists() else {}
     return Checkpoint(path, read_config(path / CONFIG), read_json(path / STATE), model, optimizer, frozen)
 
 
@@ -231,64 +247,3 @@ def load_weights(model: nn.Module, trained: dict[str, nn.Parameter], checkpoint:
         raise UserError(
             f"checkpoint {path}: the frozen weights are not those it was trained with (other pretrained file or seed)"
         )
-
-
-def restore(engine: Engine, checkpoint: Checkpoint, config: Config, ranks: Ranks) -> None:
-    """Bring an engine to the state of a checkpoint whose weights its model was built with. Collective.
-
-    DeepSpeed made the masters from weights rounded to bf16, so they are set again; moments are made as zeros first, since
-    SGD has none before its first step.
-    """
-    _make_moments(engine, config.optim.name)
-    step = float(checkpoint.state["step"])
-    for state in engine.deepspeed.optimizer.optimizer.state.values():
-        if "step" in state:
-            state["step"].fill_(step - checkpoint.state["skipped_steps"])
-    for name, p in engine.trained.items():
-        _set(p, checkpoint.model[name], None, ranks)
-        for key in _MOMENTS[config.optim.name] if checkpoint.optimizer else ():  # none were saved before the first step
-            _set(p, checkpoint.optimizer[f"{key}:{name}"], key, ranks)
-
-
-def replace_weights(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Exchange the weights that forward passes use, leaving masters and moments alone: for evaluating BEST after training."""
-    import deepspeed
-
-    for name, p in engine.trained.items():
-        with deepspeed.zero.GatheredParameters([p], modifier_rank=0, enabled=hasattr(p, "ds_id")), torch.no_grad():
-            p.copy_(checkpoint.model[name])
-
-
-def _make_moments(engine: Engine, name: Optimizer) -> None:
-    zero = engine.deepspeed.optimizer
-    masters = [p for group in zero.optimizer.param_groups for p in group["params"]]
-    # ZeRO-3 lends its masters to the inner optimizer for the length of a step only
-    for p in getattr(zero, "fp32_partitioned_groups_flat", masters):
-        state = zero.optimizer.state[p]
-        for key in _MOMENTS[name]:
-            state[key] = torch.zeros_like(p)
-        if name is Optimizer.adamw:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device if p.is_cuda else "cpu")
-    _link_moments(engine)
-
-
-def _link_moments(engine: Engine) -> None:
-    """Let stages 1 and 2 find their views of the moments, which torch makes at the first step (ZeRO-3 keeps no views)."""
-    zero = engine.deepspeed.optimizer
-    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
-        zero._hp_optimizer_states_linked = False
-        zero._lazy_init_hp_params_optimizer_state()
-
-
-def _set(p: nn.Parameter, value: Tensor, moment: str | None, ranks: Ranks) -> None:
-    """Set a parameter's float32 master, or one of its moments, from a full tensor."""
-    if not hasattr(p, "ds_id"):
-        value = value.to(p.device)
-        safe_set_full_optimizer_state(p, value, moment) if moment else safe_set_full_fp32_param(p, value)
-        return
-    # ZeRO-3: DeepSpeed's setter of full tensors fails on sizes that the world size does not divide, so pad and cut here
-    part = p.ds_tensor.numel()  # type: ignore[attr-defined]
-    flat = torch.zeros(part * ranks.world)
-    flat[: value.numel()] = value.flatten()
-    own = flat[ranks.rank * part : (ranks.rank + 1) * part].to(ranks.device)
-    safe_set_local_optimizer_state(p, own, moment) if moment else safe_set_local_fp32_param(p, own)

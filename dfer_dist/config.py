@@ -103,6 +103,7 @@ NEUTRAL: tuple[str, ...] = ("tracking.", "train.micro_batch", "train.zero_stage"
 NEUTRAL += (
     "data.loss_budget",
     "train.max_bad_steps",
+    "train.hang_minutes",
     "train.device",
     "train.offload_optimizer",
     "data.workers",
@@ -197,8 +198,10 @@ class TrainConfig:
     max_bad_steps: int = 5  # steps in a row with non-finite gradients before the run stops
     save_epochs: int = 1  # a checkpoint at the end of every so many epochs, and of the last
     save_minutes: float = 10.0  # and at least this often
+    save_steps: int | None = None  # and every so many steps
     keep: int = 2  # checkpoints kept beside LATEST and BEST
     log_every: int = 1  # steps between lines of the metrics file
+    hang_minutes: float = 15.0  # without a step or a batch of a test, after which a rank counts as hanging and ends the job
     device: Device = Device.auto
 
 
@@ -274,7 +277,7 @@ def split_batch(config: Config, world: int) -> tuple[int, int]:
 _AT_LEAST_ONE = """
     data.num_frames data.image_size data.stride data.block model.context_tokens model.image_blocks model.lora_rank model.temporal_layers
     model.temporal_heads model.temporal_head_dim model.temporal_mlp train.epochs train.log_every train.global_batch
-    train.micro_batch train.max_bad_steps train.save_epochs train.keep eval.batch
+    train.micro_batch train.max_bad_steps train.save_epochs train.save_steps train.keep eval.batch
     eval.views
 """
 _NOT_NEGATIVE = """
@@ -303,8 +306,6 @@ def check_values(c: Config) -> None:
             raise UserError(f"{key}={flat[key]}: must not be negative")
     if c.train.zero_stage not in (1, 2, 3):
         raise UserError(f"train.zero_stage={c.train.zero_stage}: must be 1, 2 or 3")
-    if c.data.cache_gb <= 0:
-        raise UserError(f"data.cache_gb={c.data.cache_gb}: must be greater than 0")
     if c.data.sampling is Sampling.uniform and c.eval.views > 1:
         raise UserError(
             f"eval.views={c.eval.views}, but with data.sampling=uniform all views are the same: use segments or dense"
@@ -316,10 +317,9 @@ def check_values(c: Config) -> None:
             raise UserError(f"{key}={flat[key]}: must lie in [0, 1)")
     if not 0 < c.train.val_fraction < 1:
         raise UserError(f"train.val_fraction={c.train.val_fraction}: must lie between 0 and 1")
-    if c.model.lora_alpha <= 0:
-        raise UserError(f"model.lora_alpha={c.model.lora_alpha}: must be greater than 0")
     for name, sentences in (c.model.sentences or {}).items():
         if not sentences or not all(s.strip() for s in sentences):
             raise UserError(f"model.sentences.{name}={sentences}: give one or more sentences, none of them empty")
-    if c.model.temperature <= 0 or c.train.save_minutes <= 0:
-        raise UserError("model.temperature and train.save_minutes must be greater than 0")
+    for key in ("model.temperature", "train.save_minutes", "train.hang_minutes", "model.lora_alpha", "data.cache_gb"):
+        if flat[key] <= 0:
+            raise UserError(f"{key}={flat[key]}: must be greater than 0")

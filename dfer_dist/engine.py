@@ -58,8 +58,11 @@ class Engine:
         return rates
 
     def micro_step(self, loss: Tensor) -> None:
-        """Backward pass of one micro batch, and the optimizer's step after the last one of a global batch."""
-        self.deepspeed.backward(loss)
+        """Backward pass of one micro batch, and the optimizer's step after the last one of a global batch.
+
+        A loss that is not finite makes the whole gradient so: DeepSpeed, which then skips the step, looks at gradients only.
+        """
+        self.deepspeed.backward(loss * torch.where(loss.isfinite(), 1.0, torch.nan))
         self.deepspeed.step()
 
     def step_was_skipped(self) -> bool:

@@ -21,7 +21,7 @@ from dfer_dist.engine import build_engine
 from dfer_dist.model import build_model, param_groups, settle_image_size
 from dfer_dist.objective import Objective
 from dfer_dist.planner import data_size, plan_here
-from dfer_dist.ranks import Ranks, start
+from dfer_dist.ranks import Ranks, leave, start
 
 STEPS = 2
 
@@ -63,7 +63,7 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
         for _ in range(engine.accumulation):
             frames = torch.randint(0, 256, shape, dtype=torch.uint8)
             labels, valid = torch.randint(len(classes), shape[:1]), torch.ones(shape[0], dtype=torch.bool)
-            loss = objective(engine.deepspeed(frames.to(ranks.device)), labels, valid)
+            loss = objective(engine.deepspeed(frames.to(ranks.device)), labels, valid).mean()
             engine.micro_step(loss)
         loss.item()
         seconds = time.perf_counter() - begin
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="resolved settings of a run")
     config = read_config(parser.parse_args().config)
     print(json.dumps(asdict(measure(config, data_size(config).classes))))
-    torch.distributed.destroy_process_group()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dfer_dist.config import TrainConfig
 
 
 class Objective:
-    """Cross-entropy on the logits, averaged over the places of a micro batch.
+    """Cross-entropy on the logits, for each place of a micro batch; their mean is what a step minimises.
 
     A place whose clip was lost to damage counts as zero, so that micro batches of all ranks weigh the same.
     ``train.label_smoothing`` is that of Szegedy et al. (CVPR 2016, section 7); ``train.class_balance`` weighs classes by
@@ -31,10 +31,10 @@ class Objective:
         self.weights = class_weights(histogram, train.class_balance).to(device) if train.class_balance else None
 
     def __call__(self, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-        """Logits float32 [b, C], labels int64 [b] and valid bool [b] (on any device) -> loss, a scalar."""
+        """Logits float32 [b, C], labels int64 [b] and valid bool [b] (on any device) -> losses float32 [b]."""
         valid, labels = (x.to(logits.device, non_blocking=True) for x in (valid, labels))
         losses = F.cross_entropy(logits, labels, self.weights, reduction="none", label_smoothing=self.smoothing)
-        return (losses * valid).mean()
+        return torch.where(valid, losses, 0.0)
 
 
 def class_weights(histogram: Sequence[int], beta: float) -> Tensor:

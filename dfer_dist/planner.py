@@ -19,7 +19,9 @@ from dfer_dist.config import Config, Optimizer, Precision, split_batch
 from dfer_dist.data.layouts import CLASSES
 from dfer_dist.data.shards import open_index
 from dfer_dist.data.store import is_remote
+from dfer_dist.data.stream import KEPT, PREFETCH
 from dfer_dist.engine import BUCKET
+from dfer_dist.model import settle_image_size
 from dfer_dist.trace import Trace, trace
 
 GIB = 2**30
@@ -69,12 +71,14 @@ class Memory:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a plan. ``sent`` bytes a rank sends in a step; ``hours`` of training over all epochs and folds."""
+    """One line of a plan. ``host`` bytes of main memory that rank 0 needs beside the program; ``sent`` bytes a rank sends in a step;
+    ``hours`` of training over all epochs and folds."""
 
     stage: int
     micro: int
     accumulation: int
     memory: Memory
+    host: float
     fits: bool
     clips_per_second: float
     sent: float
@@ -188,7 +192,20 @@ def _row(counted: Trace, config: Config, machine: Machine, size: DataSize, stage
     seconds = accumulation * counted.flops(micro) / machine.flops + (sent + moved) / machine.bandwidth + starts
     batch = config.train.global_batch
     steps = size.clips // batch * config.train.epochs * size.folds
-    return Row(stage, micro, accumulation, used, used.total <= machine.memory, batch / seconds, sent, steps * seconds / 3600)
+    host = used.host + saved_bytes(counted, config) + loader_bytes(config, micro)
+    fits = used.total <= machine.memory
+    return Row(stage, micro, accumulation, used, host, fits, batch / seconds, sent, steps * seconds / 3600)
+
+
+def saved_bytes(counted: Trace, config: Config) -> float:
+    """The one full copy of masters and moments that rank 0 keeps while a checkpoint is written."""
+    return 4.0 * counted.trained * (1 + _MOMENTS[config.optim.name])
+
+
+def loader_bytes(config: Config, micro: int) -> float:
+    """Shared memory of a rank's loader: the slots of its ring, a micro batch of frames each."""
+    slots = config.data.workers * PREFETCH + KEPT
+    return float(slots * micro * config.data.num_frames * settle_image_size(config) ** 2 * 3)
 
 
 def sent_bytes(counted: Trace, half: int, stage: int, ranks: int, accumulation: int) -> float:

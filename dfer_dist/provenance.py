@@ -69,6 +69,14 @@ def code_hash(package: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def changed_files(snapshot: Path) -> list[str]:
+    """Python files of ``dfer_dist`` that differ between a run's copy and the code that runs now, by their paths."""
+    here = Path(dfer_dist.__file__).resolve().parent.parent
+    sides = [{f.relative_to(root): f for f in (root / "dfer_dist").rglob("*.py")} for root in (snapshot, here)]
+    names = sorted(sides[0].keys() | sides[1].keys())
+    return [str(n) for n in names if len({s[n].read_bytes() if n in s else None for s in sides}) > 1]
+
+
 def snapshot_code(target: Path) -> None:
     """Copy the packages that run (``dfer_dist`` and ``launch``) to ``target``, so that later edits do not reach a run.
 

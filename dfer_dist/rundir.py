@@ -36,6 +36,16 @@ class FoldDir:
         return self.root / "metrics.jsonl"
 
     @property
+    def sent(self) -> Path:
+        """How much of ``metrics.jsonl`` the tracking server has."""
+        return self.root / "metrics.sent"
+
+    @property
+    def bad_steps(self) -> Path:
+        """Steps that were skipped, with the keys of their clips."""
+        return self.root / "bad_steps.json"
+
+    @property
     def status(self) -> Path:
         return self.root / "status.json"
 
@@ -62,6 +72,10 @@ class FoldDir:
     @property
     def log(self) -> Path:
         return self.root / "log.txt"
+
+    def stacks(self, rank: int) -> Path:
+        """Where rank ``rank`` writes what it was doing when it hung."""
+        return self.root / f"stacks-rank{rank}.txt"
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,46 @@
-"""``status.json`` of a fold: its state, and a line for each job that worked on it."""
+"""What a person reads about a fold while it runs: lines in its log, and ``status.json`` with a line for each job that worked on it."""
 
 from __future__ import annotations
 
 import os
 import socket
+import sys
+import threading
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from dfer_dist.rundir import FoldDir, read_json, write_json
 
 
+def tell(line: str) -> None:
+    """Print a line to the log at once. A full disk under the log is no reason to stop."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
 class Attempt:
-    """This job's line in ``status.json``. ``writes`` is rank 0's."""
+    """This job's line in ``status.json``. ``writes`` is rank 0's; the methods of other ranks do nothing."""
 
     def __init__(self, fold: FoldDir, world_size: int, writes: bool) -> None:
         self.path, self.writes = fold.status, writes
+        self._lock = threading.Lock()  # the watchdog's thread writes too
         if not self.writes:
             return
         self.attempts = read_json(self.path)["attempts"] if self.path.exists() else []
+        if self.attempts and not self.attempts[-1]["ended"]:
+            self.attempts[-1]["why"] = "it said nothing at its end: killed, or its machine was lost"
         job = os.environ.get("SLURM_JOB_ID")
         nodes = os.environ.get("SLURM_JOB_NODELIST") or socket.gethostname()
-        self.attempts.append(
-            {"job": job, "nodes": nodes, "world_size": world_size, "started": _now(), "ended": None, "why": None}
-        )
+        line = {"job": job, "nodes": nodes, "world_size": world_size, "from_step": None, "undone_steps": None}
+        self.attempts.append({**line, "started": _now(), "ended": None, "why": None})
         self.status: dict[str, Any] = {"state": "STARTING", "steps": None, "attempts": self.attempts}
-        write_json(self.path, self.status)
+        self._write()
 
-    def begin(self, steps: int) -> None:
-        """The loop starts; ``steps`` is where it will end."""
+    def begin(self, step: int, steps: int, undone: int) -> None:
+        """The loop goes on after ``step`` steps, doing ``undone`` of an earlier attempt again; ``steps`` is where it will end."""
+        if self.writes:
+            self.attempts[-1] |= {"from_step": step, "undone_steps": undone}
         self._set("RUNNING", steps=steps)
 
     def end(self, state: str, why: str) -> None:
@@ -39,7 +52,14 @@ class Attempt:
     def _set(self, state: str, **more: Any) -> None:
         if self.writes:
             self.status |= {"state": state, **more}
-            write_json(self.path, self.status)
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            with self._lock:
+                write_json(self.path, self.status)
+        except OSError as e:  # a full disk; the state is only what people look at
+            tell(f"warning: {self.path} cannot be written: {e}")
 
 
 def _now() -> str:

@@ -120,7 +120,7 @@ def trace(config: Config, classes: Sequence[str], fused_attention: bool) -> Trac
 def _step(model: nn.Module, objective: Objective, micro: int, shape: tuple[int, ...]) -> None:
     frames = torch.empty((micro, *shape), dtype=torch.uint8, device=_META)
     labels, valid = (torch.empty(micro, dtype=kind, device=_META) for kind in (torch.int64, torch.bool))
-    objective(model(frames), labels, valid).backward()
+    objective(model(frames), labels, valid).mean().backward()
     model.zero_grad(set_to_none=True)
 
 

@@ -1,7 +1,7 @@
 """The file first, MLflow second.
 
-Every figure is a line of ``metrics.jsonl`` before anything else happens to it; a background thread then sends it to MLflow. A
-server that is down, slow or full costs training nothing: what could not be sent stays in the file.
+Every figure is a line of ``metrics.jsonl`` before anything else happens to it; a background thread sends it to MLflow once a
+checkpoint stands for it. A server that is down, slow or full costs training nothing: it gets what is missing when it answers.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ from __future__ import annotations
 import json
 import math
 import os
-import queue
-import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfer_dist.config import Config, flatten
-from dfer_dist.rundir import FoldDir, RunDir, write_text
+from dfer_dist.rundir import FoldDir, RunDir, read_json, write_json
+from dfer_dist.status import tell
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _BATCH = 1000  # metrics that MLflow takes in one request
-_QUEUE = 10_000  # lines waiting at most; more stay in the file alone
+_CHUNK = 100_000  # bytes of the file sent at a time
+_PAUSE = 30.0  # seconds before a server that did not answer is asked again
 _LINE_KEYS = ("step", "epoch", "time")
 
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"  # MLflow's words for how a run ended
@@ -81,7 +82,7 @@ def delete_runs(tracking: dict[str, Any]) -> None:
         for run_id in (*tracking["folds"].values(), tracking["run_id"]):
             api.delete_run(run_id)
     except Exception as e:  # whatever MLflow raises, the folder is free
-        print(f"tracking: {e}", file=sys.stderr)
+        tell(f"tracking: {e}")
 
 
 def close_fold(tracking: dict[str, Any] | None, fold: int, status: str) -> None:
@@ -90,7 +91,7 @@ def close_fold(tracking: dict[str, Any] | None, fold: int, status: str) -> None:
         try:
             client(tracking["uri"]).set_terminated(tracking["folds"][str(fold)], status)
         except Exception as e:
-            print(f"tracking: {e}", file=sys.stderr)
+            tell(f"tracking: {e}")
 
 
 def finish_parent(run: RunDir, tracking: dict[str, Any], summary: dict[str, Any], status: str | None) -> None:
@@ -116,21 +117,30 @@ def finish_parent(run: RunDir, tracking: dict[str, Any], summary: dict[str, Any]
 
 
 class Tracker:
-    """Metrics of one fold. Only rank 0 has one."""
+    """Figures of one fold: the file, and the thread that sends what a checkpoint stands for. Only rank 0 has one.
 
-    def __init__(self, fold: FoldDir, uri: str | None, run_id: str | None, first_step: int = 0) -> None:
-        """Open the metrics file; ``first_step`` is where training goes on, so lines of later steps are dropped."""
+    A line goes to MLflow once the checkpoint after it stands, so that no step which a crash undoes is there twice;
+    ``metrics.sent`` keeps how far that has come, over restarts. A line that is sent again, since a crash came between
+    sending and noting, has its own time and value, which MLflow keeps once.
+    """
+
+    def __init__(self, fold: FoldDir, uri: str | None, run_id: str | None, keep_bytes: int = 0) -> None:
+        """Open the metrics file; what stands after its first ``keep_bytes`` bytes goes, since it is trained again.
+
+        ``undone`` then counts the steps of those lines.
+        """
         fold.root.mkdir(parents=True, exist_ok=True)
         self.path = fold.metrics
-        _drop_lines_from(self.path, first_step)
-        self._file = self.path.open("a", encoding="utf-8")
-        self._uri, self._run_id = uri, run_id
-        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(_QUEUE)
-        self._api: MlflowClient | None = None
-        self._thread: threading.Thread | None = None
-        if uri and run_id:
-            self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
-            self._thread.start()
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        have = os.fstat(self._file).st_size
+        if have < keep_bytes:
+            tell(f"warning: {self.path} has lost {keep_bytes - have} bytes of figures")
+        self.size = min(have, keep_bytes)  # bytes of all lines so far
+        self.undone = _steps_after(self.path, self.size)
+        os.ftruncate(self._file, self.size)
+        self._waiting = b""  # lines that the disk did not take yet
+        self._lock = threading.Lock()
+        self._sender = _Sender(self.path, fold.sent, uri, run_id, self.size) if uri and run_id else None
 
     def log(self, step: int, epoch: int, values: dict[str, float]) -> None:
         """Append one line; ``step`` and ``epoch`` are those done. Never waits for the server.
@@ -138,44 +148,126 @@ class Tracker:
         Values that are not finite are left out: JSON has no word for them.
         """
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        line = {"step": step, "epoch": epoch, "time": round(time.time(), 3), **finite}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        if self._thread and not self._queue.full():
-            self._queue.put(line)
+        line = json.dumps({"step": step, "epoch": epoch, "time": round(time.time(), 3), **finite}, allow_nan=False) + "\n"
+        with self._lock:
+            first = not self._waiting
+            self._waiting += line.encode()
+            self.size += len(line.encode())
+            try:
+                self._flush()
+            except OSError as e:
+                if first:
+                    tell(f"warning: {self.path} takes no more lines for now: {e}")
+
+    def _flush(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[os.write(self._file, self._waiting) :]
+
+    def sync(self) -> None:
+        """Make all lines so far durable.
+
+        Raises
+        ------
+        OSError
+            If the disk does not take them.
+        """
+        with self._lock:
+            self._flush()
+        os.fsync(self._file)
+
+    def release(self, size: int) -> None:
+        """The first ``size`` bytes will not be undone: they may be sent."""
+        if self._sender:
+            self._sender.release(size)
 
     def close(self, status: str, artifacts: tuple[Path, ...] = (), timeout: float = 20.0) -> None:
-        """Send what is left, for ``timeout`` seconds at most, and close the run as ``status``."""
-        self._file.close()
-        if not self._thread or not self._run_id:
-            return
-        self._queue.put(None)
+        """Close the run as ``status`` once what was released is sent, with ``timeout`` seconds to do so at most."""
+        with suppress(OSError):
+            self.sync()
+        os.close(self._file)
+        if self._sender:
+            self._sender.close(status, artifacts, timeout)
+
+
+def _steps_after(path: Path, size: int) -> int:
+    """How many steps the lines after the first ``size`` bytes speak of; one that a crash cut short does not count."""
+    steps = set()
+    for line in path.read_bytes()[size:].splitlines():
+        with suppress(ValueError):
+            steps.add(json.loads(line)["step"])
+    return len(steps)
+
+
+class _Sender:
+    """The thread that sends lines of a metrics file to a run."""
+
+    def __init__(self, path: Path, mark: Path, uri: str, run_id: str, size: int) -> None:
+        self.path, self.mark, self.uri, self.run_id = path, mark, uri, run_id
+        before = read_json(mark) if mark.exists() else {"bytes": 0, "step": 0}
+        self.sent = min(before["bytes"], size)
+        # of steps that were sent and then undone, as when the last checkpoint is damaged: what was sent stands
+        self.known_steps = before["step"] if before["bytes"] > size else -1
+        self._limit, self._over, self._done = size, False, False
+        self._changed = threading.Condition()
+        self._api: MlflowClient | None = None
+        self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def release(self, size: int) -> None:
+        with self._changed:
+            self._limit = max(self._limit, size)
+            self._changed.notify()
+
+    def close(self, status: str, artifacts: tuple[Path, ...], timeout: float) -> None:
+        with self._changed:
+            self._over = True
+            self._changed.notify()
         self._thread.join(timeout)
-        if self._thread.is_alive() or self._api is None:
-            print(f"tracking: {self._uri} does not answer; the figures are in {self.path}", file=sys.stderr)
+        if not self._done or self._api is None:
+            tell(f"tracking: {self.uri} does not answer; the figures are in {self.path}")
             return
         try:
             for file in artifacts:
-                self._api.log_artifact(self._run_id, str(file))
-            self._api.set_terminated(self._run_id, status)
+                self._api.log_artifact(self.run_id, str(file))
+            self._api.set_terminated(self.run_id, status)
         except Exception as e:  # whatever MLflow raises, training's result stands
-            print(f"tracking: {e}; the files are in {self.path.parent}", file=sys.stderr)
+            tell(f"tracking: {e}; the files are in {self.path.parent}")
 
-    def _send_all(self) -> None:
-        try:
-            self._api = client(self._uri or "")
-            self._api.update_run(self._run_id, status="RUNNING")
-        except Exception as e:
-            print(f"tracking: {e}; going on without {self._uri}", file=sys.stderr)
-            self._api = None
-        over = False
-        while not over:
-            lines = [self._queue.get()]
-            while not self._queue.empty() and len(lines) < 100:
-                lines.append(self._queue.get())
-            over = None in lines
-            if self._api:
-                self._send([line for line in lines if line])
+    def _run(self) -> None:
+        silent = False
+        while True:
+            try:
+                if self._api is None:
+                    api = client(self.uri)
+                    api.update_run(self.run_id, status="RUNNING")
+                    self._api = api
+                self._send_released()
+                silent = False
+            except Exception as e:
+                if not silent:
+                    tell(f"tracking: {e}; what is missing at {self.uri} is sent when it answers again")
+                silent = True
+            with self._changed:
+                idle = self.sent >= self._limit
+                if self._over and (silent or idle):
+                    self._done = not silent
+                    return
+                if silent or idle:
+                    self._changed.wait(_PAUSE if silent else None)
+
+    def _send_released(self) -> None:
+        while self.sent < (limit := self._limit):
+            with self.path.open("rb") as f:
+                f.seek(self.sent)
+                data = f.read(min(limit - self.sent, _CHUNK))
+            data = data[: data.rfind(b"\n") + 1]
+            if not data:
+                return  # somebody cut the file
+            lines = [json.loads(line) for line in data.splitlines()]
+            self._send([line for line in lines if line["step"] > self.known_steps])
+            self.sent += len(data)
+            with suppress(OSError):  # what is not noted is sent again, which does no harm
+                write_json(self.mark, {"bytes": self.sent, "step": lines[-1]["step"]})
 
     def _send(self, lines: list[dict[str, Any]]) -> None:
         from mlflow.entities import Metric
@@ -187,23 +279,6 @@ class Tracker:
             if name not in _LINE_KEYS
         ]
         metrics += [Metric("epoch", line["epoch"], int(line["time"] * 1000), line["step"]) for line in lines]
-        try:
-            for i in range(0, len(metrics), _BATCH):
-                assert self._api and self._run_id
-                self._api.log_batch(self._run_id, metrics=metrics[i : i + _BATCH])
-        except Exception as e:
-            print(f"tracking: {e}; these figures are in {self.path} only", file=sys.stderr)
-
-
-def _drop_lines_from(path: Path, step: int) -> None:
-    """Keep the lines up to ``step``: what is trained again is logged again. A line cut short by a crash goes too."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:
-            continue
-    write_text(path, "".join(f"{line}\n" for line in kept))
+        for i in range(0, len(metrics), _BATCH):
+            assert self._api
+            self._api.log_batch(self.run_id, metrics=metrics[i : i + _BATCH])

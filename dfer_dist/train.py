@@ -12,205 +12,177 @@ if __name__ == "__main__":
     LEAVE.install()  # before the imports below, which take seconds: a signal during them must not kill the job
 
 import argparse
+import errno
+import math
 import os
-import sys
-import time
 import traceback
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dfer_dist import UserError, checkpoint
-from dfer_dist.config import Config, Selection, config_hash, split_batch
+from dfer_dist.config import Selection, config_hash
 from dfer_dist.configfile import read_config
-from dfer_dist.data.plan import BalancedPlan, ClipSet, EpochPlan, clips_by_class, hold_out, whole_shards
-from dfer_dist.data.prefetch import check_cache
-from dfer_dist.data.shards import Index, check_sizes, open_index
-from dfer_dist.data.stream import Batch, evaluation_stream, train_stream
-from dfer_dist.engine import Engine, build_engine
-from dfer_dist.evaluate import Predictions, collect, predict
+from dfer_dist.data.stream import Batch, train_stream
+from dfer_dist.fold import Fold, Told, build
+from dfer_dist.masters import replace_weights
 from dfer_dist.meter import Meter
-from dfer_dist.metrics import Scores
-from dfer_dist.model import build_model, param_groups, settle_image_size
-from dfer_dist.objective import Objective
-from dfer_dist.ranks import Ranks, start
+from dfer_dist.ranks import leave as leave_process
+from dfer_dist.ranks import start
 from dfer_dist.report import confusion_png
-from dfer_dist.rundir import FoldDir, RunDir, write_json
-from dfer_dist.status import Attempt
-from dfer_dist.tracking import FAILED, FINISHED, KILLED, Tracker, close_fold
+from dfer_dist.rundir import RunDir, write_json
+from dfer_dist.status import Attempt, tell
+from dfer_dist.tracking import FAILED, FINISHED, KILLED, close_fold
+from dfer_dist.watchdog import Watchdog
 
 DONE, PREEMPTED = "DONE", "PREEMPTED"
 
 
-@dataclass
-class Fold:
-    """One fold in training: what it is made of, and how far it has come."""
-
-    run: RunDir
-    number: int
-    config: Config
-    index: Index
-    ranks: Ranks
-    engine: Engine
-    plan: EpochPlan  # of epoch 0; carries what all epochs share
-    test: ClipSet
-    val: ClipSet | None
-    objective: Objective
-    frozen_sha256: str
-    tracker: Tracker | None
-    step: int = 0  # done so far
-    lost: set[str] = field(default_factory=set)  # keys of clips lost to damage so far
-    skipped: int = 0  # steps skipped for non-finite gradients so far
-    best: dict[str, Any] | None = None  # epoch, step, war and uar of the best epoch, where one is selected
-    saved_at: float = field(default_factory=time.monotonic)
-
-    @property
-    def dir(self) -> FoldDir:
-        return self.run.fold(self.number)
-
-    @property
-    def epoch(self) -> int:
-        """Whole epochs done."""
-        return self.step // self.plan.steps
-
-    def log(self, values: dict[str, float]) -> None:
-        if self.tracker:
-            self.tracker.log(self.step, self.epoch, values)
-
-    def save(self) -> Path:
-        """Write a checkpoint. Collective."""
-        state: dict[str, Any] = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "fold": self.number,
-            "lost_clips": sorted(self.lost),
-            "skipped_steps": self.skipped,
-        }
-        state |= {"best": self.best, "frozen_sha256": self.frozen_sha256, "base_lr": self.engine.base_lr}
-        state |= {"pretrained_sha256": self.engine.model.pretrained_sha256}
-        state |= {"config_hash": config_hash(self.config), "index_hash": self.index.hash}
-        path = checkpoint.save(self.dir.checkpoints, self.engine, self.config, state, self.ranks)
-        self.saved_at = time.monotonic()
-        return path
-
-
-def fit(fold: Fold, leave: LeaveFlag) -> str:
+def fit(fold: Fold) -> str:
     """Train from where the fold stands to the last step, or until told to leave; everything else hangs off this loop."""
     engine, ranks, config, plan = fold.engine, fold.ranks, fold.config, fold.plan
+    if not fold.epoch_ended:  # a test was left in the middle
+        end_epoch(fold)
     at = divmod(fold.step, plan.steps)
     stream = train_stream(fold.index, config.data, plan, config.train.epochs, at, ranks.rank, ranks.world, engine.micro_batch)
     meter = Meter()
     for step in range(fold.step, engine.total_steps):
+        fold.watchdog.beat()
         rates = engine.set_learning_rates(step)
-        loss, lost = torch.zeros((), device=ranks.device), set[str]()
-        for _ in range(engine.accumulation):
-            with meter.waiting():
-                batch = next(stream)
-            part = fold.objective(engine.deepspeed(batch.pixels(ranks.device)), batch.labels, batch.valid)
-            engine.micro_step(part)
-            loss += part.detach() / engine.accumulation
-            lost |= report_lost(batch)
+        losses, lost = train_step(fold, stream, meter)
         fold.step = step + 1
-        save_due = ranks.is_main and time.monotonic() - fold.saved_at > 60 * config.train.save_minutes
-        loss_sum, lost_sum, leave_sum, save_sum = ranks.sum([loss.item(), len(lost), bool(leave), save_due])
-        if lost_sum:
-            shares = ranks.gather(lost)
-            fold.lost |= ranks.share(set().union(*shares) if shares else set())
-        check_step(fold)
+        fold.leave.need = 2 * meter.longest + 2 * fold.saver.seconds
+        votes = [sum(x for _, x in losses), len(lost), bool(fold.leave), fold.save_due, fold.saver.hopeless]
+        loss, any_lost, told, due, hopeless = ranks.sum(votes)
+        loss /= ranks.world * len(losses)
+        if hopeless:
+            raise UserError(ranks.share(fold.saver.verdict()))
+        if any_lost:
+            check_lost(fold, lost)
+        if engine.step_was_skipped():
+            skip_step(fold, losses)
         meter.count(config.train.global_batch)
-        if fold.step % config.train.log_every == 0:
-            figures = {"loss": loss_sum / ranks.world, "grad_norm": engine.gradient_norm(), **meter.read()}
-            fold.log(
-                {
-                    **figures,
-                    "skipped_steps": fold.skipped,
-                    "lost_clips": len(fold.lost),
-                    **{f"lr_{k}": v for k, v in rates.items()},
-                }
-            )
-        if fold.step % plan.steps == 0:
-            end_epoch(fold)
-        elif save_sum and not leave_sum:
+        log_step(fold, loss, rates, meter)
+        if fold.at_epoch_end:
+            end_epoch(fold, bool(told))
+        elif told or (due and not engine.bad_steps):  # in the midst of bad steps, what was saved before is worth more
             fold.save()
-        if leave_sum:
-            fold.save()
+        if told:
+            fold.saver.settle()
             return PREEMPTED
+    fold.saver.settle(again=fold.save)
     return DONE
+
+
+def train_step(fold: Fold, stream: Iterator[Batch], meter: Meter) -> tuple[list[tuple[str, float]], set[str]]:
+    """One optimizer step; returns this rank's clips with their losses, and the keys of those lost to damage."""
+    parts, keys, lost = [], list[str](), set[str]()
+    for _ in range(fold.engine.accumulation):
+        with meter.waiting():
+            batch = next(stream)
+        losses = fold.objective(fold.engine.deepspeed(batch.pixels(fold.ranks.device)), batch.labels, batch.valid)
+        fold.engine.micro_step(losses.mean())
+        parts.append(losses.detach())
+        keys += batch.keys
+        lost |= report_lost(batch)
+    return list(zip(keys, torch.cat(parts).tolist(), strict=True)), lost
 
 
 def report_lost(batch: Batch) -> set[str]:
     """Keys of the batch's clips that are damaged, after a line for each."""
     for line in batch.lost:
-        print(f"lost: {line}", file=sys.stderr, flush=True)
+        tell(f"lost: {line}")
     return {key for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True) if key and not valid}
 
 
-def check_step(fold: Fold) -> None:
-    """Hold losses of data and of steps against what the config allows; every rank comes to the same verdict."""
-    train, data = fold.config.train, fold.config.data
-    if len(fold.lost) > data.loss_budget:
+def check_lost(fold: Fold, lost: set[str]) -> None:
+    """Count clips that any rank lost to damage, and stop where they are more than the config allows. Collective."""
+    shares = fold.ranks.gather(lost)
+    fold.lost |= fold.ranks.share(set().union(*shares) if shares else set())
+    budget = fold.config.data.loss_budget
+    if len(fold.lost) > budget:
         raise UserError(
-            f"{len(fold.lost)} training clips are damaged and data.loss_budget={data.loss_budget}: see the lines 'lost:' in "
+            f"{len(fold.lost)} training clips are damaged and data.loss_budget={budget}: see the lines 'lost:' in "
             f"{fold.dir.log.name} beside {fold.dir.status}, copy those shards again, or allow the loss"
         )
-    if fold.engine.step_was_skipped():
-        fold.skipped += 1
-        print(f"step {fold.step}: gradients were not finite, the step was skipped", file=sys.stderr, flush=True)
-    if fold.engine.bad_steps >= train.max_bad_steps:
+
+
+def skip_step(fold: Fold, losses: list[tuple[str, float]]) -> None:
+    """Write down the clips of a step that DeepSpeed skipped, and stop after too many in a row. Collective.
+
+    Those whose own loss is not finite are to blame; where every loss is finite, any clip of the step may be.
+    """
+    shares = fold.ranks.gather(losses)
+    clips = [pair for share in shares or () for pair in share]
+    blamed = [key for key, loss in clips if not math.isfinite(loss)]
+    what, keys = fold.ranks.share(("loss", blamed) if blamed else ("gradient", [key for key, _ in clips]))
+    fold.skip(what, keys)
+    tell(f"step {fold.step}: the {what} was not finite, the step was skipped; clips: {', '.join(keys)}")
+    most = fold.config.train.max_bad_steps
+    if fold.engine.bad_steps >= most:
+        recent = sorted({key for bad in fold.bad_steps[-most:] for key in bad["clips"]})
         raise UserError(
-            f"{train.max_bad_steps} steps in a row had gradients that were not finite: choose smaller learning rates; "
-            f"the last good checkpoint is in {fold.dir.checkpoints}"
+            f"{most} steps in a row had a loss or gradient that was not finite, with clips {', '.join(recent)} (all in "
+            f"{fold.dir.bad_steps}): look at these, or choose smaller learning rates; the last good checkpoint stands"
         )
 
 
-def end_epoch(fold: Fold) -> None:
-    """Validate where an epoch is to be selected, and save where it is time to."""
+def log_step(fold: Fold, loss: float, rates: dict[str, float], meter: Meter) -> None:
+    """The line of a step, where it is time for one; a loss that leaps is marked in any case."""
+    spike = fold.spikes.is_spike(loss)
+    if spike:
+        tell(f"step {fold.step}: loss {loss:.4g} leaps out of the last {fold.spikes.WINDOW}")
+    if spike or fold.step % fold.config.train.log_every == 0:
+        figures = {"loss": loss, "grad_norm": fold.engine.gradient_norm(), "loss_spike": float(spike), **meter.read()}
+        counts = {"skipped_steps": len(fold.bad_steps), "lost_clips": len(fold.lost)}
+        fold.log({**figures, **counts, **{f"lr_{k}": v for k, v in rates.items()}})
+
+
+def end_epoch(fold: Fold, told: bool = False) -> None:
+    """Validate where an epoch is to be selected, and save where it is time to.
+
+    Raises
+    ------
+    Told
+        If that was cut short, once all is saved.
+    """
     train = fold.config.train
     improved = False
     if train.selection is not Selection.last:
         clips, name = (fold.val, "val") if fold.val else (fold.test, "test")
-        _, scores = evaluate(fold, clips)
+        fold.epoch_ended = False
+        try:
+            _, scores = fold.evaluate(clips)
+        except Told:
+            fold.save()
+            fold.saver.settle()
+            raise
+        fold.epoch_ended = True
         fold.log({f"{name}_uar": scores.uar, f"{name}_war": scores.war})
         improved = fold.best is None or scores.war > fold.best["war"]
         if improved:
             fold.best = {"epoch": fold.epoch, "step": fold.step, "war": scores.war, "uar": scores.uar}
-    if improved or fold.epoch % train.save_epochs == 0 or fold.epoch == train.epochs:
-        path = fold.save()
-        if fold.ranks.is_main:
-            if improved:
-                checkpoint.point(fold.dir.checkpoints, "BEST", path)
-            checkpoint.prune(fold.dir.checkpoints, train.keep)
-
-
-def evaluate(fold: Fold, clips: ClipSet, shuffle_frames: bool = False) -> tuple[Predictions | None, Scores]:
-    """Predict every clip once. The table is rank 0's; every rank gets the scores. Collective."""
-    model, ranks, config = fold.engine.deepspeed, fold.ranks, fold.config
-    model.eval()
-    with torch.no_grad():
-        text = fold.engine.deepspeed.module.text_features()
-    share = (config.eval.batch, ranks.rank, ranks.world)
-    batches = evaluation_stream(fold.index, config.data, clips, *share, config.train.seed, config.eval.views, shuffle_frames)
-    rows = predict(lambda frames: model(frames, text), batches, ranks.device)
-    model.train()
-    table = collect(rows, fold.index, clips, ranks)
-    return table, ranks.share(table.score(fold.index.classes) if table else None)  # type: ignore[return-value]
+    if told or improved or fold.epoch % train.save_epochs == 0 or fold.epoch == train.epochs:
+        fold.save(best=improved)
 
 
 def finish(fold: Fold) -> None:
-    """Test the selected weights and write the fold's result; ``result.json`` comes last and means that all is there."""
-    ranks, config = fold.ranks, fold.config
-    path = checkpoint.pointed(fold.dir.checkpoints, "BEST" if fold.best else "LATEST") if ranks.is_main else None
-    path = ranks.share(path)
-    if path is None:
-        raise UserError(f"{fold.dir.checkpoints} has lost its checkpoint: train the fold again")
+    """Test the selected weights and write the fold's result; ``result.json`` comes last and means that all is there.
+
+    Raises
+    ------
+    Told
+        If it was cut short: the same is done after a restart.
+    """
+    config, path = fold.config, fold.best_checkpoint
     if fold.best:
-        checkpoint.replace_weights(fold.engine, checkpoint.read(path, weights_only=True))
-    table, scores = evaluate(fold, fold.test)
+        replace_weights(fold.engine, checkpoint.read(path, weights_only=True))
+    table, scores = fold.evaluate(fold.test)
     shuffled = None
     if config.eval.shuffle_frames:
-        shuffled_table, shuffled_scores = evaluate(fold, fold.test, shuffle_frames=True)
+        shuffled_table, shuffled_scores = fold.evaluate(fold.test, shuffle_frames=True)
         shuffled = {"uar": shuffled_scores.uar, "war": shuffled_scores.war}
         if shuffled_table:
             shuffled_table.write(fold.dir.shuffled_predictions)
@@ -223,7 +195,7 @@ def finish(fold: Fold) -> None:
     result |= {"config_hash": config_hash(config), "index_hash": fold.index.hash, "shuffled": shuffled}
     result |= {"pretrained_sha256": fold.engine.model.pretrained_sha256}
     result |= {"num_frames": config.data.num_frames, "sampling": config.data.sampling.name, "views": config.eval.views}
-    result |= {"lost_clips": len(fold.lost), "skipped_steps": fold.skipped}
+    result |= {"lost_clips": len(fold.lost), "skipped_steps": len(fold.bad_steps)}
     fold.log(
         {
             "test_uar": scores.uar,
@@ -235,70 +207,47 @@ def finish(fold: Fold) -> None:
     write_json(fold.dir.result, result)
 
 
-def build(run: RunDir, number: int, config: Config, ranks: Ranks) -> Fold:
-    """Everything a fold needs, brought to where its latest checkpoint stands."""
-    index = open_index(config.data, config.data.loss_budget)
-    check_sizes(index, index.test_shards(number))  # now, rather than after the training
-    train, val = whole_shards(index, index.train_shards(number)), None
-    if config.train.selection is Selection.best_val:
-        train, val = hold_out(index, index.train_shards(number), config.train.val_fraction, config.train.seed)
-    by_class = clips_by_class(index, train) if config.data.balanced or config.train.class_balance else ()
-    shape = (train, config.train.seed, 0, config.train.global_batch, config.data.block)
-    plan = BalancedPlan(*shape, tuple(c for c in by_class if len(c))) if config.data.balanced else EpochPlan(*shape)
-    split_batch(config, ranks.world)  # a batch that cannot be cut is found before the model is built
-    check_cache(index, plan, ranks.neighbours, ranks.world)
-    found = checkpoint.newest(run.fold(number).checkpoints) if ranks.is_main else None
-    found = ranks.share(found)
-    torch.manual_seed(config.train.seed)
-    model = build_model(config.model, index.classes, config.data.num_frames, settle_image_size(config))
-    groups = param_groups(model)
-    trained = {name: p for group in groups.values() for name, p in group}
-    frozen = checkpoint.frozen_checksum(model, trained)
-    saved = checkpoint.read(found) if found else None
-    if saved:
-        checkpoint.load_weights(model, trained, saved)
-    engine = build_engine(model, groups, config, ranks, plan.steps)
-    test = whole_shards(index, index.test_shards(number))
-    objective = Objective(config.train, [len(c) for c in by_class], ranks.device)
-    fold = Fold(run, number, config, index, ranks, engine, plan, test, val, objective, frozen, None)
-    if saved:
-        checkpoint.restore(engine, saved, config, ranks)
-        fold.step, fold.skipped, fold.lost = saved.state["step"], saved.state["skipped_steps"], set(saved.state["lost_clips"])
-        fold.best = saved.state["best"]
-    if ranks.is_main:
-        tracking = run.describe()["tracking"] or {"uri": None, "folds": {}}
-        fold.tracker = Tracker(fold.dir, tracking["uri"], tracking["folds"].get(str(number)), fold.step)
-    return fold
-
-
 def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
     """Train fold ``number`` of a run and test it; returns DONE, or PREEMPTED when told to leave."""
-    config = read_config(run.config)
-    ranks = start(config.train.device)
-    attempt = Attempt(run.fold(number), ranks.world, ranks.is_main)
+    config, where = read_config(run.config), run.fold(number)
+    hang_seconds = 60 * config.train.hang_minutes
+    ranks = start(config.train.device, hang_seconds)
+    attempt = Attempt(where, ranks.world, ranks.is_main)
+    watchdog = Watchdog(where.stacks(ranks.rank), hang_seconds, lambda why: attempt.end("FAILED", why))
     fold: Fold | None = None
     try:
-        fold = build(run, number, config, ranks)
-        attempt.begin(fold.engine.total_steps)
-        outcome = fit(fold, leave)
+        fold = build(run, number, config, ranks, leave, watchdog)
+        attempt.begin(fold.step, fold.engine.total_steps, fold.tracker.undone if fold.tracker else 0)
+        outcome = fit(fold)
         if outcome == DONE:
             finish(fold)
+    except Told:
+        outcome = PREEMPTED
     except BaseException as e:
         reason = one_line(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
         attempt.end("FAILED", reason)
+        if fold:
+            fold.saver.join()  # what it is writing is worth having
         if fold and fold.tracker:
             fold.tracker.close(FAILED)
         elif ranks.is_main:
             close_fold(run.describe()["tracking"], number, FAILED)
         raise
-    attempt.end(outcome, leave.signal or ("told to leave" if outcome == PREEMPTED else "all steps done"))
-    if fold.tracker:
-        files = (fold.dir.result, fold.dir.predictions, fold.dir.confusion) if outcome == DONE else ()
+    watchdog.stop()
+    attempt.end(outcome, "all steps done" if outcome == DONE else leave.why or "told to leave")
+    if fold and fold.tracker:
+        fold.tracker.release(fold.tracker.size)
+        files = (where.result, where.predictions, where.confusion) if outcome == DONE else ()
         fold.tracker.close(FINISHED if outcome == DONE else KILLED, files)
     return outcome
 
 
-def one_line(e: UserError) -> str:
+def mendable(e: Exception) -> bool:
+    """Whether a person can mend what went wrong: a :class:`UserError`, or a disk that takes no more."""
+    return isinstance(e, UserError) or (isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT))
+
+
+def one_line(e: Exception) -> str:
     """The error's own text; from a loader worker it comes wrapped in that worker's traceback."""
     return str(e).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
 
@@ -307,19 +256,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="the run's folder")
     parser.add_argument("--fold", type=int, required=True)
+    parser.add_argument("--deadline", type=float, help="unix time before which to save and leave")
     args = parser.parse_args()
+    LEAVE.set_deadline(args.deadline)
     try:
         outcome = train(RunDir(args.run.resolve()), args.fold, LEAVE)
-    except UserError as e:
-        if os.environ.get("DFER_DEBUG"):
+    except (UserError, OSError) as e:
+        if os.environ.get("DFER_DEBUG") or not mendable(e):
             traceback.print_exc()
-        print(f"error: {one_line(e)}", file=sys.stderr)
+        if not mendable(e):
+            return 1
+        tell(f"error: {one_line(e)}")
         return 2
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    torch.distributed.destroy_process_group()
     return EXIT_PREEMPTED if outcome == PREEMPTED else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_process(main())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,7 +39,11 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Settings such as tr
 Runs = Annotated[Path, typer.Option("--runs", help="The folder of all runs.")]
 Name = Annotated[str | None, typer.Option("--name", help="The run's name; the experiment's by default.")]
 Nproc = Annotated[int, typer.Option("--nproc", min=1, help="Ranks on this machine: one a GPU, or a few on the CPU.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that is there; finished folds are kept.")]
+MaxMinutes = Annotated[float | None, typer.Option("--max-minutes", min=0.01, help="Save and leave before so many are over.")]
+Drift = Annotated[
+    list[str] | None,
+    typer.Option("--allow-drift", metavar="KEY", help="Go on although this differs from the run that is there; may be repeated."),
+]
 
 
 @app.callback()
@@ -75,8 +81,8 @@ def demo(
     with Bar(console, "render clips") as advance:
         frames = render_demo(out / "source", clips=clips, progress=advance)
     pack_listing(console, read_dataset("demo", frames / "frames", frames / "lists"), shards, 64)
-    run, folds = _open(runs, name, "demo", words, True, None, nproc)
-    _crossval(console, run, folds, nproc)
+    run, folds = _open(runs, name, "demo", words, ("code", "versions"), None, nproc)
+    _crossval(console, run, folds, nproc, None)
 
 
 app.command()(pack)
@@ -90,14 +96,16 @@ def crossval(
     nproc: Nproc = 1,
     name: Name = None,
     runs: Runs = Path("runs"),
-    resume: Resume = False,
+    max_minutes: MaxMinutes = None,
+    allow_drift: Drift = None,
 ) -> None:
-    """Train and test all folds, one after the other, and write their summary.
+    """Train and test all folds, one after the other, and write their summary. The same command again goes on after a stop.
 
     Example: [bold]dfer crossval dfew_vitb32 --folds 1,3-5 --nproc 8 data.shards=data/dfew[/bold]
     """
-    run, chosen = _open(runs, name, experiment, overrides or [], resume, folds, nproc)
-    _crossval(Console(highlight=False), run, chosen, nproc)
+    deadline = _deadline(max_minutes)
+    run, chosen = _open(runs, name, experiment, overrides or [], allow_drift or (), folds, nproc)
+    _crossval(Console(highlight=False), run, chosen, nproc, deadline)
 
 
 @app.command()
@@ -108,14 +116,16 @@ def train(
     nproc: Nproc = 1,
     name: Name = None,
     runs: Runs = Path("runs"),
-    resume: Resume = False,
+    max_minutes: MaxMinutes = None,
+    allow_drift: Drift = None,
 ) -> None:
-    """Train and test one fold.
+    """Train and test one fold. The same command again goes on after a stop.
 
     Example: [bold]dfer train dfew_vitb32 --fold 1 --nproc 8 data.shards=data/dfew[/bold]
     """
-    run, folds = _open(runs, name, experiment, overrides or [], resume, str(fold), nproc)
-    failed = _run_folds(Console(highlight=False), run, folds, nproc)
+    deadline = _deadline(max_minutes)
+    run, folds = _open(runs, name, experiment, overrides or [], allow_drift or (), str(fold), nproc)
+    failed = _run_folds(Console(highlight=False), run, folds, nproc, deadline)
     if not failed:
         _record(run, "FINISHED")
     _check_failed(failed)
@@ -204,15 +214,19 @@ def _mendable(e: Exception) -> str | None:
 
 
 def _open(
-    runs: Path, name: str | None, experiment: str, overrides: list[str], resume: bool, folds: str | None, nproc: int
+    runs: Path, name: str | None, experiment: str, overrides: list[str], allow: Sequence[str], folds: str | None, nproc: int
 ) -> tuple[RunDir, list[int]]:
     from launch.runs import open_run
 
-    return open_run(runs, name, experiment, overrides, resume, folds, nproc)
+    return open_run(runs, name, experiment, overrides, allow, folds, nproc)
 
 
-def _crossval(console: Console, run: RunDir, folds: list[int], nproc: int) -> None:
-    failed = _run_folds(console, run, folds, nproc)
+def _deadline(max_minutes: float | None) -> float | None:
+    return None if max_minutes is None else time.time() + 60 * max_minutes
+
+
+def _crossval(console: Console, run: RunDir, folds: list[int], nproc: int, deadline: float | None) -> None:
+    failed = _run_folds(console, run, folds, nproc, deadline)
     if len(failed) < len(folds):
         _report(console, run, "FAILED" if failed else "FINISHED")
     _check_failed(failed)
@@ -220,17 +234,18 @@ def _crossval(console: Console, run: RunDir, folds: list[int], nproc: int) -> No
 
 def _check_failed(folds: list[int]) -> None:
     if folds:
-        print(f"fold {', '.join(map(str, folds))} failed; go on with --resume once the cause is mended", file=sys.stderr)
+        print(f"fold {', '.join(map(str, folds))} failed; the same command goes on once the cause is mended", file=sys.stderr)
         sys.exit(1)
 
 
-def _run_folds(console: Console, run: RunDir, folds: list[int], nproc: int) -> list[int]:
-    from launch.local import Interrupted, run_folds
+def _run_folds(console: Console, run: RunDir, folds: list[int], nproc: int, deadline: float | None) -> list[int]:
+    from launch.local import run_folds
+    from launch.processes import Interrupted
 
     try:
-        return run_folds(run, folds, nproc, console)
+        return run_folds(run, folds, nproc, console, deadline)
     except Interrupted as e:
-        console.print(f"{e} in {run.root}; the same command with --resume goes on", soft_wrap=True)
+        console.print(f"{e} in {run.root}; the same command goes on", soft_wrap=True)
         sys.exit(EXIT_PREEMPTED)
 
 

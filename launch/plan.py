@@ -62,16 +62,16 @@ def plan(
 
 
 def _table(config: Config, rows: list[Row], best: Row | None, machine: Machine, size: DataSize) -> Table:
-    offload = config.train.offload_optimizer
     times = f"{config.train.epochs} epochs x {size.folds} fold{'s' if size.folds > 1 else ''} of {size.clips} clips"
     table = Table(
         title=f"{config.model.backbone}, {config.data.num_frames} frames, global batch {config.train.global_batch}, "
         f"{machine.ranks} GPU{'s' if machine.ranks > 1 else ''} of {machine.memory / _GIB:g} GiB",
-        caption=f"GiB of one GPU when most is in use, float32 masters among the weights; GB that it sends in a step; hours of {times}",
+        caption="GiB of one GPU when most is in use, float32 masters among the weights; host: main memory of rank 0 for the copy that is "
+        f"being saved, batches on their way and an offloaded optimizer; GB that a GPU sends in a step; hours of {times}",
         box=None,
         padding=(0, 1, 0, 0),
     )
-    heads = ["ZeRO", "micro", "weights", "grads", "mom.", "activ.", "other", "total", *(["host"] if offload else [])]
+    heads = ["ZeRO", "micro", "weight", "grads", "mom.", "activ.", "rest", "total", "host"]
     for head in [*heads, "clips/s", "sent", "hours"]:
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -79,8 +79,7 @@ def _table(config: Config, rows: list[Row], best: Row | None, machine: Machine, 
         m = row.memory
         kinds = [f"{x / _GIB:.1f}" for x in (m.weights, m.gradients, m.moments, m.activations, m.other, m.total)]
         cells = [str(row.stage), f"{row.micro} x {row.accumulation}" if row.accumulation > 1 else str(row.micro), *kinds]
-        cells += [f"{m.host / _GIB:.1f}"] if offload else []
-        cells += [f"{row.clips_per_second:.0f}", f"{row.sent / 1e9:.1f}", f"{row.hours:.1f}"]
+        cells += [f"{row.host / _GIB:.1f}", f"{row.clips_per_second:.0f}", f"{row.sent / 1e9:.1f}", f"{row.hours:.1f}"]
         mark = "fastest" if row is best else ("" if row.fits else "too big")
         table.add_row(*cells, mark, style="bold" if row is best else (None if row.fits else "dim"))
     return table
@@ -99,7 +98,7 @@ def _measure(console: Console, config: Config) -> None:
     from dfer_dist.configfile import dump_config
     from dfer_dist.provenance import python_command
     from dfer_dist.rundir import RunDir
-    from launch.local import free_port, rank_environment
+    from launch.processes import free_port, rank_environment
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dfer_dist import UserError
 from dfer_dist.config import NEUTRAL, Config, config_hash, flatten, split_batch
 from dfer_dist.configfile import dump_config, load_config, read_config
-from dfer_dist.provenance import collect, snapshot_code
+from dfer_dist.provenance import changed_files, collect, snapshot_code
 from dfer_dist.rundir import FoldDir, RunDir, parse_folds, read_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 
 
 def open_run(
-    runs: Path, name: str | None, experiment: str, overrides: list[str], resume: bool, folds: str | None, ranks: int
+    runs: Path, name: str | None, experiment: str, overrides: list[str], allow: Sequence[str], folds: str | None, ranks: int
 ) -> tuple[RunDir, list[int]]:
-    """The run folder ``runs/name`` for an experiment, made now, or with ``resume`` the one that is there; and its folds.
+    """The run folder ``runs/name`` for an experiment, made now or gone on with; and its folds.
 
     Parameters
     ----------
+    allow : sequence of str
+        What may differ from the run that is there: keys as the error names them, or their beginnings, such as ``optim``.
     folds : str, optional
         Words such as ``1,3-5``; all folds of the data set by default.
     ranks : int
@@ -33,8 +36,8 @@ def open_run(
     Raises
     ------
     UserError
-        If the settings, folds or ranks do not go together, or the folder is taken: by something that is no run, by a run
-        that may only be resumed, or by a run with other settings or other data.
+        If the settings, folds or ranks do not go together, or the folder is taken: by something that is no run, or by a run
+        with other settings, data, code or versions of libraries.
     """
     from dfer_dist.data.shards import open_index
     from dfer_dist.data.store import settle
@@ -51,9 +54,8 @@ def open_run(
     if run.run.exists() and _failed_at_once(run):
         _remove(run)  # a start that failed at once does not keep the name from the mended command
     if run.run.exists():
-        if not resume:
-            raise UserError(f"{run.root} holds a run already: --resume goes on with it, --name OTHER starts another")
-        _go_on(run, config, index)
+        done = all(run.fold(k).result.exists() for k in chosen)
+        _go_on(run, config, index, allow, done)
         return run, chosen
     if run.root.exists() and any(run.root.iterdir()):
         raise UserError(f"{run.root} is not empty and holds no run: remove it or choose another --name")
@@ -96,7 +98,7 @@ def _remove(run: RunDir) -> None:
 def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:
     run.root.mkdir(parents=True, exist_ok=True)
     write_text(run.config, dump_config(config))
-    write_json(run.provenance, {**collect(sys.argv), "data": {"name": index.name, "hash": index.hash, "shards": str(index.root)}})
+    write_json(run.provenance, _provenance(index))
     snapshot_code(run.code)
     about: dict[str, object] = {
         "name": run.root.name,
@@ -107,6 +109,10 @@ def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:
     about |= {"folds": index.folds, "config_hash": config_hash(config), "index_hash": index.hash}
     tracking = _create_tracking(run, config, index)
     write_json(run.run, {**about, "tracking": tracking})  # last: its presence means that the rest is there
+
+
+def _provenance(index: Index) -> dict[str, Any]:
+    return {**collect(sys.argv), "data": {"name": index.name, "hash": index.hash, "shards": str(index.root)}}
 
 
 def _create_tracking(run: RunDir, config: Config, index: Index) -> dict[str, object] | None:
@@ -124,15 +130,61 @@ def _create_tracking(run: RunDir, config: Config, index: Index) -> dict[str, obj
         return None
 
 
-def _go_on(run: RunDir, config: Config, index: Index) -> None:
-    """Check that a run is the one that is asked for, and take over new settings that change no result."""
+def _go_on(run: RunDir, config: Config, index: Index, allow: Sequence[str], done: bool) -> None:
+    """Check that a run is the one that is asked for, and take over settings that change no result, and what else is allowed.
+
+    Where all is ``done``, it does not matter what code would do the rest.
+    """
     before, now = flatten(read_config(run.config)), flatten(config)
-    new = [k for k in now if now[k] != before[k]]
-    odd = [k for k in new if not k.startswith(NEUTRAL) or k.startswith("tracking.")]  # the server's runs are made once
+    new = {k: (before[k], now[k]) for k in now if now[k] != before[k]}
+    drift = {k: change for k, change in new.items() if not k.startswith(NEUTRAL) or k.startswith("tracking.")}
+    drift |= _other_data(run, index) | ({} if done else _other_code(run))
+    allowed = {k for k in drift if any(k == a or k.startswith(f"{a}.") for a in allow)}
+    allowed = {k for k in allowed if not k.startswith("tracking.")}  # the server's runs are made once
+    odd = [f"{k} was {was}, now {is_}" for k, (was, is_) in drift.items() if k not in allowed]
     if odd:
-        changes = ", ".join(f"{k} was {before[k]}, now {now[k]}" for k in odd)
-        raise UserError(f"{run.root} belongs to another run ({changes}): use the same settings, or --name OTHER")
-    if run.describe()["index_hash"] != index.hash:
-        raise UserError(f"{run.root} was made from other data than {index.root} holds now: use --name OTHER")
+        raise UserError(
+            f"{run.root} belongs to another run: {'; '.join(odd)}. Use the same, --name OTHER for another run, or --allow-drift KEY "
+            "to go on with what is now"
+        )
+    if allowed:
+        _take_over(run, index, {k: list(drift[k]) for k in sorted(allowed)})
     if new:
         write_text(run.config, dump_config(config))
+
+
+Drift = dict[str, tuple[object, object]]  # what was and what is, by key
+
+
+def _other_data(run: RunDir, index: Index) -> Drift:
+    was = run.describe()["index_hash"]
+    return {} if was == index.hash else {"index_hash": (was[:12], f"{index.hash[:12]} in {index.root}")}
+
+
+def _other_code(run: RunDir) -> Drift:
+    """The code of this run and the libraries beside it, where they differ from what is here now."""
+    then, now = read_json(run.provenance), collect(sys.argv)
+    found: Drift = {}
+    if then["code_hash"] != now["code_hash"]:
+        files = ", ".join(changed_files(run.code)) or "files that are gone"
+        found["code"] = (then["code_hash"], f"{now['code_hash']} ({files})")
+    versions = [{**x["versions"], "python": x["python"]} for x in (then, now)]
+    for name in sorted(versions[0].keys() | versions[1].keys()):
+        was, is_ = (v.get(name) for v in versions)
+        if was != is_:
+            found[f"versions.{name}"] = (was, is_)
+    return found
+
+
+def _take_over(run: RunDir, index: Index, changes: dict[str, list[object]]) -> None:
+    """Go on with other things, and keep a record: ``run.json`` has the changes, what was replaced is kept with a number."""
+    about = run.describe()
+    drifts = [*about.get("drift", []), {"time": collect(sys.argv)["time"], "changes": changes}]
+    number = len(drifts)
+    if "code" in changes:
+        run.code.rename(run.code.with_name(f"code-{number}"))
+        snapshot_code(run.code)
+    if any(k in ("code", "index_hash") or k.startswith("versions.") for k in changes):
+        run.provenance.rename(run.provenance.with_name(f"provenance-{number}.json"))
+        write_json(run.provenance, _provenance(index))
+    write_json(run.run, {**about, "index_hash": index.hash, "drift": drifts})

@@ -18,7 +18,7 @@ from test_parity import GOLDEN, build
 from dfer_dist.config import Config, Device, Precision
 from dfer_dist.engine import build_engine
 from dfer_dist.model import param_groups
-from dfer_dist.ranks import start
+from dfer_dist.ranks import leave, start
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
         arrays = {"logits": np.stack(logits), "losses": np.array(losses), "rates": np.array(rates), "final_logits": final}
         np.savez(a.out, **arrays, **{f"weight:{name}": value for name, value in weights.items()})
         print(json.dumps({"out": str(a.out)}))
-    torch.distributed.destroy_process_group()
+    leave(0)
 
 
 def _whole(part: torch.Tensor, ranks) -> np.ndarray:

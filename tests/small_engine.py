@@ -16,7 +16,9 @@ from torch import nn
 from dfer_dist import checkpoint
 from dfer_dist.config import Config, Device, Optimizer, Precision
 from dfer_dist.engine import build_engine
-from dfer_dist.ranks import start
+from dfer_dist.masters import restore
+from dfer_dist.ranks import leave, start
+from dfer_dist.saver import Saver
 
 BATCH, FEATURES = 12, 7  # sizes that 2 and 4 do not divide are among the tensors
 
@@ -62,7 +64,7 @@ def main() -> None:
     engine = build_engine(model, groups, config, ranks, steps_per_epoch=1)
     begin = 0
     if saved:
-        checkpoint.restore(engine, saved, config, ranks)
+        restore(engine, saved, config, ranks)
         begin = saved.state["step"]
     kind = torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
     losses = []
@@ -75,13 +77,16 @@ def main() -> None:
         engine.micro_step(loss)
         losses.append(ranks.sum([loss.item()])[0] / ranks.world)
     state = {"step": a.steps, "skipped_steps": 0, "frozen_sha256": frozen}
-    path = checkpoint.save(a.folder, engine, config, state, ranks)
+    saver = Saver(a.folder, config, ranks, None)
+    saver.save(engine, state)
+    saver.settle()
+    path = checkpoint.step_folder(a.folder, a.steps)
     if ranks.is_main:
         weights = checkpoint.read(path, weights_only=True).model
         digest = hashlib.sha256(b"".join(weights[n].numpy().tobytes() for n in sorted(weights))).hexdigest()
         rates = {g["name"]: g["lr"] for g in engine.deepspeed.optimizer.param_groups}
         print(json.dumps({"losses": losses, "weights": digest, "rates": rates, "path": str(path)}))
-    torch.distributed.destroy_process_group()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dfer_dist.rundir import RunDir
-from launch.local import free_port, rank_environment
+from launch.processes import free_port, rank_environment
 
 
 def run_ranks(script: Path, ranks: int, *words: str, timeout: float = 240) -> dict[str, Any]:

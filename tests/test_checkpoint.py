@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from spawn import run_ranks
 from torch import nn
 
@@ -57,6 +58,17 @@ def test_sgd_with_momentum_resumes_from_zero3(tmp_path):
     assert half["losses"] + resumed["losses"] == pytest.approx(whole["losses"], rel=1e-5)
 
 
+def damage(file: Path, harm: str) -> None:
+    """Harm a file in one of three ways."""
+    if harm == "gone":
+        file.unlink()
+        return
+    data = bytearray(file.read_bytes())
+    if harm == "flipped":
+        data[len(data) // 2] ^= 1
+    file.write_bytes(data[: len(data) // 2] if harm == "cut" else data)
+
+
 class TestFolder:
     """What stands in a checkpoint folder, without an engine."""
 
@@ -91,17 +103,64 @@ class TestFolder:
         with pytest.raises(UserError, match="no complete checkpoint"):
             checkpoint.read(folder / "step-00000040")
 
-    def test_a_lost_latest_falls_back_to_the_one_before_and_says_so(self, written, capsys):
+    @pytest.mark.parametrize("name", [checkpoint.COMPLETE, checkpoint.OPTIMIZER, checkpoint.STATE, checkpoint.CONFIG])
+    @pytest.mark.parametrize("harm", ["gone", "cut", "flipped"])
+    def test_a_damaged_latest_falls_back_to_the_one_before_and_says_so(self, written, capsys, name, harm):
         folder, _ = written
         assert checkpoint.newest(folder).name == "step-00000040"
-        (folder / "step-00000040" / checkpoint.COMPLETE).unlink()
+        damage(folder / "step-00000040" / name, harm)
         assert checkpoint.newest(folder).name == "step-00000030"
-        assert "step-00000040 is not complete: going on from step-00000030" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert (
+            "step-00000040 is damaged (" in said
+            and (name in said or name == checkpoint.COMPLETE)
+            and "going on from step-00000030" in said
+        )
+        assert (folder / "damaged-step-00000040").is_dir()
+        assert checkpoint.newest(folder).name == "step-00000030" and not capsys.readouterr().err
+
+    def test_without_any_whole_checkpoint_training_does_not_begin_anew_by_itself(self, written):
+        folder, _ = written
         for left in folder.glob("step-*/COMPLETE"):
             left.unlink()
         with pytest.raises(UserError, match="train from the start"):
             checkpoint.newest(folder)
+        with pytest.raises(UserError, match="train from the start"):
+            checkpoint.newest(folder)
         assert checkpoint.newest(folder / "nothing") is None
+
+    def test_a_complete_one_counts_though_latest_was_not_moved_yet(self, written):
+        folder, _ = written
+        checkpoint.point(folder, "LATEST", folder / "step-00000030")
+        assert checkpoint.newest(folder).name == "step-00000040"
+
+    def test_what_a_killed_writer_left_is_removed(self, written):
+        folder, _ = written
+        (folder / ".step-00000050-1").mkdir()
+        (folder / ".LATEST.abc").write_text("x")
+        checkpoint.newest(folder)
+        assert not list(folder.glob(".*"))
+
+    def test_the_best_of_what_is_kept_is_kept(self, written):
+        """A damaged last checkpoint would otherwise take the best one of the checkpoint before with it."""
+        folder, model = written
+        state = checkpoint.read(folder / "step-00000030").state | {"best": {"step": 20}}
+        weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+        checkpoint.write(folder / "step-00000030", weights, {}, checkpoint.read(folder).config, state)
+        checkpoint.prune(folder, 2)
+        assert [d.name[-2:] for d in checkpoint.complete(folder)] == ["10", "20", "30", "40"]
+
+    def test_a_disk_that_is_full_leaves_nothing_behind(self, written, monkeypatch):
+        folder, _ = written
+        before = sorted(folder.rglob("*"))
+
+        def full(*_):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+        monkeypatch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint.write(folder / "step-00000050", {}, {}, checkpoint.read(folder).config, {"step": 50})
+        assert sorted(folder.rglob("*")) == before
 
     def test_a_damaged_file_is_named(self, written):
         folder, _ = written

@@ -15,7 +15,7 @@ from dfer_dist import UserError
 from dfer_dist.configfile import find_experiment, read_config
 from dfer_dist.data.shards import Index
 from dfer_dist.rundir import RunDir, read_json, write_json
-from launch import local
+from launch import local, processes
 from launch.cli import app
 from launch.runs import open_run
 
@@ -50,7 +50,7 @@ def words(tiny_shards: Index) -> list[str]:
 @pytest.fixture
 def run(tmp_path: Path, words: list[str]) -> RunDir:
     """A run that no fold has been trained of."""
-    return open_run(tmp_path / "runs", None, "demo", words, False, None, 1)[0]
+    return open_run(tmp_path / "runs", None, "demo", words, (), None, 1)[0]
 
 
 def test_help_is_quick() -> None:
@@ -169,40 +169,35 @@ def test_new_run(run: RunDir, words: list[str], tiny_shards: Index) -> None:
 
 
 def test_folds_are_those_asked_for(tmp_path: Path, words: list[str]) -> None:
-    assert open_run(tmp_path, "a", "demo", words, False, "4,1-2", 1)[1] == [1, 2, 4]
-    assert open_run(tmp_path, "b", "demo", words, False, None, 1)[1] == [1, 2, 3, 4, 5]
-
-
-def test_run_that_is_there_is_not_written_over(run: RunDir, words: list[str], tmp_path: Path) -> None:
-    check_refusal(dfer("crossval", "demo", *words, cwd=tmp_path), "holds a run already", "--resume", "--name")
+    assert open_run(tmp_path, "a", "demo", words, (), "4,1-2", 1)[1] == [1, 2, 4]
+    assert open_run(tmp_path, "b", "demo", words, (), None, 1)[1] == [1, 2, 3, 4, 5]
 
 
 def test_folder_of_other_files_is_not_written_to(tmp_path: Path, words: list[str]) -> None:
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "runs" / "demo" / "thesis.tex").write_text("x")
-    for more in ([], ["--resume"]):
-        check_refusal(dfer("crossval", "demo", *words, *more, cwd=tmp_path), "is not empty and holds no run")
+    check_refusal(dfer("crossval", "demo", *words, cwd=tmp_path), "is not empty and holds no run")
     assert os.listdir(tmp_path / "runs" / "demo") == ["thesis.tex"]
 
 
 def test_resume_with_other_settings_names_them(run: RunDir, words: list[str], tmp_path: Path) -> None:
-    done = dfer("crossval", "demo", *words, "train.seed=7", "--resume", cwd=tmp_path)
-    check_refusal(done, "belongs to another run", "train.seed was 0, now 7")
+    done = dfer("crossval", "demo", *words, "train.seed=7", cwd=tmp_path)
+    check_refusal(done, "belongs to another run", "train.seed was 0, now 7", "--allow-drift")
     with pytest.raises(UserError, match=r"tracking\.enabled was False, now True"):
-        open_run(tmp_path / "runs", None, "demo", [*words, "tracking.enabled=true"], True, None, 1)
+        open_run(tmp_path / "runs", None, "demo", [*words, "tracking.enabled=true"], (), None, 1)
     assert read_config(run.config).train.seed == 0
 
 
 def test_resume_takes_over_settings_that_change_no_result(run: RunDir, words: list[str], tmp_path: Path) -> None:
-    again, _ = open_run(tmp_path / "runs", None, "demo", [*words, "data.workers=3", "train.micro_batch=2"], True, "1", 2)
+    again, _ = open_run(tmp_path / "runs", None, "demo", [*words, "data.workers=3", "train.micro_batch=2"], (), "1", 2)
     config = read_config(again.config)
     assert (again, config.data.workers, config.train.micro_batch) == (run, 3, 2)
 
 
 def test_resume_with_other_data(run: RunDir, words: list[str], tmp_path: Path) -> None:
     write_json(run.run, {**run.describe(), "index_hash": "0" * 64})
-    with pytest.raises(UserError, match="was made from other data"):
-        open_run(tmp_path / "runs", None, "demo", words, True, None, 1)
+    with pytest.raises(UserError, match=r"index_hash was 000000000000, now"):
+        open_run(tmp_path / "runs", None, "demo", words, (), None, 1)
 
 
 def test_start_that_is_cut_short_leaves_the_name_free(tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,10 +207,10 @@ def test_start_that_is_cut_short_leaves_the_name_free(tmp_path: Path, words: lis
 
     monkeypatch.setattr("launch.runs.snapshot_code", stop)
     with pytest.raises(KeyboardInterrupt):
-        open_run(tmp_path, None, "demo", words, False, None, 1)
+        open_run(tmp_path, None, "demo", words, (), None, 1)
     monkeypatch.undo()
     assert os.listdir(tmp_path) == []
-    open_run(tmp_path, None, "demo", words, False, None, 1)
+    open_run(tmp_path, None, "demo", words, (), None, 1)
 
 
 # The ranks below run from the run's own code, so a few lines there stand for what a rank may do.
@@ -225,12 +220,12 @@ def test_fold_that_crashes_is_a_failure_with_its_own_reason(run: RunDir, words: 
     (run.code / "dfer_dist" / "train.py").write_text("raise RuntimeError('boom')\n")
     run.fold(2).root.mkdir()
     run.fold(2).log.write_text("error: of an earlier attempt\n")
-    done = dfer("train", "demo", "--fold", "2", *words, "--resume", cwd=tmp_path)
-    assert (done.returncode, "--resume" in done.stderr) == (1, True)  # 2 is for what a person can mend at once
+    done = dfer("train", "demo", "--fold", "2", *words, cwd=tmp_path)
+    assert (done.returncode, "the same command" in done.stderr) == (1, True)  # 2 is for what a person can mend at once
     assert done.stderr.startswith("fold 2 failed")
     assert "fold 2 failed (status 1): RuntimeError: boom" in done.stdout
     assert str(run.fold(2).log) in done.stdout
-    done = dfer("crossval", "demo", "--folds", "1,3", *words, "--resume", cwd=tmp_path)
+    done = dfer("crossval", "demo", "--folds", "1,3", *words, cwd=tmp_path)
     assert (done.returncode, done.stderr.startswith("fold 1, 3 failed")) == (1, True)
 
 
@@ -242,28 +237,28 @@ def test_rank_that_is_killed_is_named(run: RunDir, words: list[str], tmp_path: P
         "time.sleep(1)\n"
         "sys.exit('connection reset by peer')\n"
     )
-    done = dfer("train", "demo", "--fold", "2", *words, "--resume", "--nproc", "2", cwd=tmp_path)
+    done = dfer("train", "demo", "--fold", "2", *words, "--nproc", "2", cwd=tmp_path)
     assert done.returncode == 1
     assert "rank 1 was ended by SIGKILL" in done.stdout
 
 
 def test_two_commands_on_one_fold(run: RunDir, words: list[str], tmp_path: Path) -> None:
     with local._locked(run.fold(1)):
-        done = dfer("train", "demo", "--fold", "1", *words, "--resume", cwd=tmp_path)
+        done = dfer("train", "demo", "--fold", "1", *words, cwd=tmp_path)
     check_refusal(done, "another command is working on")
 
 
 def test_run_that_failed_before_its_first_step_gives_way(tmp_path: Path, words: list[str]) -> None:
     done = dfer("train", "demo", "--fold", "1", *words, "model.backbone=foo", cwd=tmp_path)
     check_refusal(done, "no backbone 'foo'")
-    again, _ = open_run(tmp_path / "runs", None, "demo", words, False, "1", 1)
+    again, _ = open_run(tmp_path / "runs", None, "demo", words, (), "1", 1)
     assert read_config(again.config).model.backbone == "tiny"
     assert not again.fold(1).root.exists()
 
 
 def test_mistake_found_by_a_rank_stops_all_folds(run: RunDir, words: list[str], tmp_path: Path) -> None:
     (run.code / "dfer_dist" / "train.py").write_text("import sys\nprint('error: of mine', file=sys.stderr)\nsys.exit(2)\n")
-    done = dfer("crossval", "demo", *words, "--resume", "--nproc", "2", cwd=tmp_path)
+    done = dfer("crossval", "demo", *words, "--nproc", "2", cwd=tmp_path)
     check_refusal(done, "error: of mine\n")
     assert not run.fold(2).root.exists()
 
@@ -280,7 +275,7 @@ def test_told_to_stop(run: RunDir, words: list[str], tmp_path: Path, status: int
         "    time.sleep(0.05)\n"
         f"sys.exit({status} if told else 9)\n"
     )
-    command = [str(DFER), "crossval", "demo", *words, "--resume", "--nproc", "2"]
+    command = [str(DFER), "crossval", "demo", *words, "--nproc", "2"]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -292,20 +287,20 @@ def test_told_to_stop(run: RunDir, words: list[str], tmp_path: Path, status: int
     out, err = process.communicate(timeout=60)
     assert [log.read_text() for log in logs] == ["up 0 2\n", "up 1 2\n"]
     assert says in out
-    assert "--resume goes on" in out
+    assert "the same command goes on" in out
     assert (process.returncode, err) == (75, "")
 
 
 @pytest.mark.parametrize(("status", "other"), [(75, 75), (0, 0), (1, -signal.SIGKILL), (2, -signal.SIGKILL)])
 def test_rank_that_lags_is_killed_only_after_a_failure(monkeypatch: pytest.MonkeyPatch, status: int, other: int) -> None:
     """Rank 0 may still write to the tracking server when the others have left with everything saved."""
-    monkeypatch.setattr(local, "_GRACE", 0.1)
+    monkeypatch.setattr(processes, "_GRACE", 0.1)
     ends = f"import sys; sys.exit({status})"
     lags = f"import sys, time; time.sleep(1.5); sys.exit({status})"
     ranks = [subprocess.Popen([sys.executable, "-S", "-c", code]) for code in (lags, ends)]
-    told = local._Told()
+    told = processes._Told()
     try:
-        code = local._wait(ranks, told, lambda: None)
+        code = processes._wait(ranks, told, lambda: None)
     finally:
         told.restore()
     assert [r.returncode for r in ranks] == [other, status]

@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 def test_a_lost_clip_counts_as_zero_and_has_no_gradient():
     logits = LOGITS.clone().requires_grad_()
-    loss = Objective(TrainConfig(), [], CPU)(logits, torch.tensor([0, 2, 1]), torch.tensor([True, True, False]))
+    loss = Objective(TrainConfig(), [], CPU)(logits, torch.tensor([0, 2, 1]), torch.tensor([True, True, False])).mean()
     loss.backward()
     assert loss.item() == pytest.approx(F.cross_entropy(LOGITS[:2], torch.tensor([0, 2])).item() * 2 / 3)
     assert logits.grad[2].abs().max() == 0
@@ -20,7 +20,7 @@ def test_a_lost_clip_counts_as_zero_and_has_no_gradient():
 
 
 def test_label_smoothing_by_hand():
-    loss = Objective(TrainConfig(label_smoothing=0.3), [], CPU)(LOGITS[:1], torch.tensor([0]), torch.tensor([True]))
+    loss = Objective(TrainConfig(label_smoothing=0.3), [], CPU)(LOGITS[:1], torch.tensor([0]), torch.tensor([True])).mean()
     logs = LOGITS[0].log_softmax(0)
     assert loss.item() == pytest.approx(-(0.7 * logs[0] + 0.1 * logs.sum()).item(), rel=1e-6)
 
@@ -38,6 +38,8 @@ def test_rare_classes_weigh_more_the_larger_beta_is():
 
 def test_class_balance_weighs_each_clip_by_its_class():
     counts = [5, 50, 500]
-    loss = Objective(TrainConfig(class_balance=0.99), counts, CPU)(LOGITS, torch.tensor([0, 1, 2]), torch.tensor([True] * 3))
+    loss = Objective(TrainConfig(class_balance=0.99), counts, CPU)(
+        LOGITS, torch.tensor([0, 1, 2]), torch.tensor([True] * 3)
+    ).mean()
     by_clip = F.cross_entropy(LOGITS, torch.tensor([0, 1, 2]), reduction="none")
     assert loss.item() == pytest.approx((by_clip * class_weights(counts, 0.99)).mean().item(), rel=1e-6)

@@ -131,12 +131,12 @@ def killed(tiny_shards, tmp_path_factory):
     launcher.kill()
     launcher.wait()
     before = {k: run.fold(k).result.stat().st_mtime_ns for k in (1, 2)}
-    again = subprocess.Popen([*command, "--resume"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for(run.fold(3).metrics)
     again.send_signal(signal.SIGTERM)
     told = again.communicate(timeout=120)[0]
     at_leaving = read_json(run.fold(3).status) | {"result": run.fold(3).result.exists(), "code": again.returncode, "told": told}
-    text = dfer(*command[1:], "--resume")
+    text = dfer(*command[1:])
     return {"run": run, "before": before, "text": text, "command": command, "left": at_leaving}
 
 
@@ -157,7 +157,7 @@ def test_a_fold_told_to_leave_saves_and_goes_on(killed):
         pytest.fail("fold 3 was over before the signal came; make it longer")
     assert left["code"] == 75
     assert left["state"] == "PREEMPTED"
-    assert "--resume goes on" in left["told"]
+    assert "the same command goes on" in left["told"]
     assert status["state"] == "DONE"
     assert len(status["attempts"]) >= 2
     steps = [json.loads(line)["step"] for line in killed["run"].fold(3).metrics.read_text().splitlines()]
@@ -166,7 +166,7 @@ def test_a_fold_told_to_leave_saves_and_goes_on(killed):
 
 def test_a_second_command_trains_nothing(killed):
     begin = time.monotonic()
-    text = dfer(*killed["command"][1:], "--resume")
+    text = dfer(*killed["command"][1:])
     assert text.count("kept") == 5
     assert time.monotonic() - begin < 30
 

@@ -19,7 +19,8 @@ from dfer_dist import checkpoint
 from dfer_dist.config import Config, Device, ImageTuning, Optimizer, Precision, TemporalKind, TextTuning
 from dfer_dist.engine import build_engine
 from dfer_dist.model import DFERCLIP, build_model, param_groups
-from dfer_dist.ranks import start
+from dfer_dist.ranks import leave, start
+from dfer_dist.saver import Saver
 
 BATCH, STEPS = 4, 3
 CLASSES = ["happiness", "sadness", "fear"]
@@ -65,7 +66,10 @@ def main() -> None:
             with GatheredParameters([q], enabled=hasattr(q, "ds_id")):
                 frozen = max(frozen, (q.detach() - before[name]).abs().max().item())
     config.data.shards = "none"
-    path = checkpoint.save(a.folder, engine, config, {"step": STEPS, "skipped_steps": 0, "frozen_sha256": sha256}, ranks)
+    saver = Saver(a.folder, config, ranks, None)
+    saver.save(engine, {"step": STEPS, "skipped_steps": 0, "frozen_sha256": sha256})
+    saver.settle()
+    path = checkpoint.step_folder(a.folder, STEPS)
     if ranks.is_main:
         saved = checkpoint.read(path)
         torch.manual_seed(0)
@@ -74,7 +78,7 @@ def main() -> None:
         taken = all(torch.equal(q, weights[name]) for name, q in _trained(fresh).items())
         changed = sorted(name for name, w in weights.items() if not torch.equal(w, before[name]))
         print(json.dumps({"losses": losses, "rates": rates, "changed": changed, "frozen": frozen, "taken": taken}))
-    torch.distributed.destroy_process_group()
+    leave(0)
 
 
 if __name__ == "__main__":

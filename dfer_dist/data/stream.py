@@ -27,7 +27,7 @@ from dfer_dist.data.prefetch import Ask, Prefetcher, evaluation_asks, training_a
 from dfer_dist.data.shards import Index
 
 PREFETCH = 2  # batches that a worker has in hand or ready
-_KEPT = 2  # batches that the consumer holds: one in use, and the next while it comes
+KEPT = 2  # batches that the consumer holds: one in use, and the next while it comes
 
 
 @dataclass
@@ -93,7 +93,7 @@ class _Clips(Dataset[Batch]):
         self.data, self.seed, self.batch, self.views, self.shuffle = data, seed, batch, views, shuffle_frames
         self.size = data.image_size
         shape = (batch, max(views, 1) * data.num_frames, self.size, self.size, 3)
-        self.ring = ring.Ring(data.workers * PREFETCH + _KEPT, shape)
+        self.ring = ring.Ring(data.workers * PREFETCH + KEPT, shape)
 
     def __getitem__(self, places: Ask) -> Batch:  # the sampler yields whole batches
         """One stage after the other for all clips: each finds its code still in the processor's cache, which decoding empties."""

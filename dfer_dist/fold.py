@@ -1,0 +1,190 @@
+"""One fold: what it is made of, how far it has come, and how that is saved, tested and taken up again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dfer_dist import checkpoint
+from dfer_dist.config import Config, Selection, config_hash, split_batch
+from dfer_dist.data.plan import BalancedPlan, ClipSet, EpochPlan, clips_by_class, hold_out, whole_shards
+from dfer_dist.data.prefetch import check_cache
+from dfer_dist.data.shards import Index, check_sizes, open_index
+from dfer_dist.data.stream import evaluation_stream
+from dfer_dist.engine import Engine, build_engine
+from dfer_dist.evaluate import Predictions, collect, predict
+from dfer_dist.masters import restore
+from dfer_dist.meter import Spikes
+from dfer_dist.metrics import Scores
+from dfer_dist.model import build_model, param_groups, settle_image_size
+from dfer_dist.objective import Objective
+from dfer_dist.preempt import LeaveFlag
+from dfer_dist.ranks import Ranks
+from dfer_dist.rundir import FoldDir, RunDir, write_json
+from dfer_dist.saver import Saver
+from dfer_dist.status import tell
+from dfer_dist.tracking import Tracker
+from dfer_dist.watchdog import Watchdog
+
+
+class Told(Exception):
+    """A test was left in the middle, by all ranks, since one of them was told to leave."""
+
+
+@dataclass
+class Fold:
+    """One fold in training. ``step`` and what stands below it are saved with a checkpoint."""
+
+    run: RunDir
+    number: int
+    config: Config
+    index: Index
+    ranks: Ranks
+    engine: Engine
+    plan: EpochPlan  # of epoch 0; carries what all epochs share
+    test: ClipSet
+    val: ClipSet | None
+    objective: Objective
+    frozen_sha256: str
+    tracker: Tracker | None  # rank 0's
+    saver: Saver
+    leave: LeaveFlag
+    watchdog: Watchdog
+    step: int = 0  # done so far
+    epoch_ended: bool = True  # whether what happens at an epoch's end is done, where one has just ended
+    lost: set[str] = field(default_factory=set)  # keys of clips lost to damage so far
+    bad_steps: list[dict[str, Any]] = field(default_factory=list)  # steps that were skipped, with the keys of their clips
+    best: dict[str, Any] | None = None  # epoch, step, war and uar of the best epoch, where one is selected
+    spikes: Spikes = field(default_factory=Spikes)
+
+    @property
+    def dir(self) -> FoldDir:
+        return self.run.fold(self.number)
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs done."""
+        return self.step // self.plan.steps
+
+    @property
+    def at_epoch_end(self) -> bool:
+        return self.step > 0 and self.step % self.plan.steps == 0
+
+    @property
+    def save_due(self) -> bool:
+        """Whether rank 0 finds it time for a checkpoint."""
+        every = self.config.train.save_steps
+        return self.ranks.is_main and (self.saver.due or (every is not None and self.step % every == 0))
+
+    def log(self, values: dict[str, float]) -> None:
+        if self.tracker:
+            self.tracker.log(self.step, self.epoch, values)
+
+    def save(self, best: bool = False) -> None:
+        """Begin to write a checkpoint; with ``best``, the one that is tested in the end. Collective."""
+        self.watchdog.beat()
+        state: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "fold": self.number, "epoch_ended": self.epoch_ended}
+        state |= {"lost_clips": sorted(self.lost), "skipped_steps": len(self.bad_steps), "bad_steps": self.bad_steps}
+        state |= {"best": self.best, "recent_losses": self.spikes.recent, "base_lr": self.engine.base_lr}
+        state |= {"metrics_bytes": self.tracker.size if self.tracker else 0}
+        state |= {"frozen_sha256": self.frozen_sha256, "pretrained_sha256": self.engine.model.pretrained_sha256}
+        state |= {"config_hash": config_hash(self.config), "index_hash": self.index.hash}
+        self.saver.save(self.engine, state, best)
+        self.watchdog.beat()
+
+    def skip(self, what: str, keys: list[str]) -> None:
+        """Note that the step just done was skipped since its loss or gradient, ``what``, was not finite, with clips ``keys``."""
+        self.bad_steps.append({"step": self.step, "not_finite": what, "clips": keys})
+        self._write_bad_steps()
+
+    def _write_bad_steps(self) -> None:
+        if self.ranks.is_main and (self.bad_steps or self.dir.bad_steps.exists()):
+            try:
+                write_json(self.dir.bad_steps, {"steps": self.bad_steps})
+            except OSError as e:  # a full disk; the next checkpoint has them too
+                tell(f"warning: {self.dir.bad_steps} cannot be written: {e}")
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint's ``state.json`` stands."""
+        self.step, self.epoch_ended, self.best = state["step"], state["epoch_ended"], state["best"]
+        self.lost, self.bad_steps, self.spikes = set(state["lost_clips"]), state["bad_steps"], Spikes(state["recent_losses"])
+        self._write_bad_steps()
+        if self.ranks.is_main:
+            checkpoint.point(self.dir.checkpoints, "LATEST", checkpoint.step_folder(self.dir.checkpoints, self.step))
+            if self.best:
+                checkpoint.point(self.dir.checkpoints, "BEST", self.best_checkpoint)
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The checkpoint that the result is of: the best epoch's, or the last one."""
+        return checkpoint.step_folder(self.dir.checkpoints, self.best["step"] if self.best else self.step)
+
+    def evaluate(self, clips: ClipSet, shuffle_frames: bool = False) -> tuple[Predictions | None, Scores]:
+        """Predict every clip once. The table is rank 0's; every rank gets the scores. Collective.
+
+        Raises
+        ------
+        Told
+            If a rank was told to leave.
+        """
+        model, ranks, config = self.engine.deepspeed, self.ranks, self.config
+        model.eval()
+        with torch.no_grad():
+            text = model.module.text_features()
+        share = (config.eval.batch, ranks.rank, ranks.world)
+        batches = evaluation_stream(self.index, config.data, clips, *share, config.train.seed, config.eval.views, shuffle_frames)
+        try:
+            rows = predict(lambda frames: model(frames, text), batches, ranks.device, self._go_on)
+        finally:
+            model.train()
+        table = collect(rows, self.index, clips, ranks)
+        return table, ranks.share(table.score(self.index.classes) if table else None)  # type: ignore[return-value]
+
+    def _go_on(self, _: int) -> None:
+        self.watchdog.beat()
+        if self.ranks.sum([bool(self.leave)])[0]:  # every rank sees as many batches
+            raise Told
+
+
+def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFlag, watchdog: Watchdog) -> Fold:
+    """Everything a fold needs, brought to where its last good checkpoint stands."""
+    index = open_index(config.data, config.data.loss_budget)
+    check_sizes(index, index.test_shards(number))  # now, rather than after the training
+    train, val = whole_shards(index, index.train_shards(number)), None
+    if config.train.selection is Selection.best_val:
+        train, val = hold_out(index, index.train_shards(number), config.train.val_fraction, config.train.seed)
+    by_class = clips_by_class(index, train) if config.data.balanced or config.train.class_balance else ()
+    shape = (train, config.train.seed, 0, config.train.global_batch, config.data.block)
+    plan = BalancedPlan(*shape, tuple(c for c in by_class if len(c))) if config.data.balanced else EpochPlan(*shape)
+    split_batch(config, ranks.world)  # a batch that cannot be cut is found before the model is built
+    check_cache(index, plan, ranks.neighbours, ranks.world)
+    folder = run.fold(number).checkpoints
+    found = ranks.share(checkpoint.newest(folder) if ranks.is_main else None)
+    torch.manual_seed(config.train.seed)
+    model = build_model(config.model, index.classes, config.data.num_frames, settle_image_size(config))
+    groups = param_groups(model)
+    trained = {name: p for group in groups.values() for name, p in group}
+    frozen = checkpoint.frozen_checksum(model, trained)
+    saved = checkpoint.read(found) if found else None
+    if saved:
+        checkpoint.load_weights(model, trained, saved)
+    watchdog.beat()
+    engine = build_engine(model, groups, config, ranks, plan.steps)
+    test = whole_shards(index, index.test_shards(number))
+    objective = Objective(config.train, [len(c) for c in by_class], ranks.device)
+    tracker = None
+    if ranks.is_main:
+        tracking = run.describe()["tracking"] or {"uri": None, "folds": {}}
+        keep = saved.state["metrics_bytes"] if saved else 0
+        tracker = Tracker(run.fold(number), tracking["uri"], tracking["folds"].get(str(number)), keep)
+    saver = Saver(folder, config, ranks, tracker)
+    data = (index, ranks, engine, plan, test, val, objective, frozen, tracker, saver)
+    fold = Fold(run, number, config, *data, leave, watchdog)
+    if saved:
+        restore(engine, saved, config, ranks)
+        fold.take_up(saved.state)
+    watchdog.beat()
+    return fold

@@ -1,0 +1,63 @@
+"""What can be made to go wrong inside a rank. A test appends a call to a module of a run's own copy of the code; nothing of this is in the product.
+
+Each hook takes effect once in the life of a run folder: it leaves a mark there, so that the restarted rank is spared.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+
+def once(mark: Path) -> bool:
+    """Whether this is the first call for ``mark`` on any rank and in any attempt."""
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def kill_in_save(checkpoint: Any, mark: str, stage: str, step: int) -> None:
+    """SIGKILL rank 0 while it writes the first checkpoint from ``step`` on: ``before`` the tensors, ``between`` its two files, before
+    its mark is ``complete``, or before the ``pointer`` is moved."""
+    save_tensors, write_json, point = checkpoint._save_tensors, checkpoint.write_json, checkpoint.point
+
+    def die(path: Path) -> None:
+        name = path.parent.name if stage != "pointer" else path.name
+        if int(name.split("-")[1]) >= step and once(Path(mark)):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def save_tensors_(tensors: Any, path: Path) -> None:
+        if path.name == {"before": checkpoint.MODEL, "between": checkpoint.OPTIMIZER}.get(stage):
+            die(path)
+        save_tensors(tensors, path)
+
+    def write_json_(path: Path, obj: Any) -> None:
+        if stage == "complete" and path.name == checkpoint.COMPLETE:
+            die(path)
+        write_json(path, obj)
+
+    def point_(folder: Path, name: str, target: Path) -> None:
+        if stage == "pointer" and name == "LATEST":
+            die(target)
+        point(folder, name, target)
+
+    checkpoint._save_tensors, checkpoint.write_json, checkpoint.point = save_tensors_, write_json_, point_
+
+
+def poison(stream: Any, key: str) -> None:
+    """Put a NaN into the pixels of the clip ``key``, or of every clip if it is ``*``, as the trainer gets them."""
+    pixels = stream.Batch.pixels
+
+    def pixels_(self: Any, device: Any) -> Any:
+        frames = pixels(self, device).float() / 255
+        if self.draws.shape[0]:
+            for i, own in enumerate(self.keys):
+                if key in (own, "*"):
+                    frames[i, 0, 0, 0, 0] = float("nan")
+        return frames
+
+    stream.Batch.pixels = pixels_

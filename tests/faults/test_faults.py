@@ -1,0 +1,260 @@
+"""What clusters do to a run, done to real two-rank DeepSpeed training; `make test-faults` does all of it, `make test` a sample."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import Trial, moments, same, same_in_mlflow, signal_all
+
+from dfer_dist import checkpoint
+from dfer_dist.rundir import read_json
+
+SAMPLE = {("between", 0)}
+
+
+def numbered(kinds: dict[str, int]) -> list[object]:
+    """A parameter for each try of each kind; those that are not in the sample run in the long suite only."""
+    every = [(kind, i) for kind, tries in kinds.items() for i in range(tries)]
+    return [pytest.param(*x, marks=[] if x in SAMPLE else pytest.mark.faults_full, id=f"{x[0]}-{x[1]}") for x in every]
+
+
+full = pytest.mark.faults_full
+
+
+def a_moment(trial: Trial, undisturbed: Trial, seed: int) -> None:
+    """Wait until a random moment of the training, or of the test at its end."""
+    lines = undisturbed.lines()
+    trial.training()
+    time.sleep(next(moments(seed, 0, lines[-1]["time"] - lines[0]["time"] + 1)))
+
+
+@pytest.mark.parametrize(("whom", "seed"), numbered({"a rank": 4, "both ranks": 3}))
+def test_sigkill_of_ranks(trial: Trial, undisturbed: Trial, whom: str, seed: int) -> None:
+    trial.fault = f"SIGKILL of {whom}"
+    command = trial.start()
+    a_moment(trial, undisturbed, seed)
+    ranks = trial.ranks()
+    signal_all(ranks[seed % 2 :][:1] if whom == "a rank" else ranks, signal.SIGKILL)
+    said = trial.finish(command, again=0)
+    assert "going on from the last checkpoint" in said or trial.undone == 0  # it was all over but for the ranks' leaving
+    same(trial, undisturbed)
+    same_in_mlflow(trial)
+
+
+@full
+@pytest.mark.parametrize("seed", range(3))
+def test_sigkill_of_the_launcher(trial: Trial, undisturbed: Trial, seed: int) -> None:
+    trial.fault = "SIGKILL of the launcher"
+    command = trial.start()
+    a_moment(trial, undisturbed, 10 + seed)
+    command.kill()
+    command.communicate()
+    trial.finish()  # at once: the ranks of the first command may still be saving
+    same(trial, undisturbed)
+    same_in_mlflow(trial)
+
+
+@pytest.mark.parametrize(
+    ("what", "seed"), numbered({"SIGTERM to the launcher": 3, "SIGTERM to one rank": 2, "SIGUSR2 to one rank": 2})
+)
+def test_told_to_leave(trial: Trial, undisturbed: Trial, what: str, seed: int) -> None:
+    trial.fault = what
+    command = trial.start()
+    a_moment(trial, undisturbed, 20 + seed)
+    if "launcher" in what:
+        command.terminate()
+    else:
+        signal_all(trial.ranks()[1 - seed % 2 :][:1], signal.SIGUSR2 if "USR2" in what else signal.SIGTERM)
+    trial.finish(command)
+    assert trial.undone == 0  # what was told in time loses nothing
+    same(trial, undisturbed)
+    same_in_mlflow(trial)
+
+
+@pytest.mark.parametrize(("stage", "seed"), numbered({"before": 1, "between": 1, "complete": 1, "pointer": 1}))
+def test_sigkill_inside_a_save(trial: Trial, undisturbed: Trial, stage: str, seed: int) -> None:
+    trial.fault = "SIGKILL inside a save"
+    trial.prepare()
+    mark = trial.root / "killed"
+    trial.hook("dfer_dist.checkpoint", f"hooks.kill_in_save(me, {str(mark)!r}, {stage!r}, {10 + 5 * seed})")
+    said = trial.finish(trial.start(), again=0)
+    assert mark.exists() and "rank 0 was ended by SIGKILL" in said
+    same(trial, undisturbed)
+    same_in_mlflow(trial)
+
+
+@full
+def test_other_ranks_and_stages(trial: Trial, undisturbed: Trial) -> None:
+    """Two ranks with ZeRO-1, then one with ZeRO-2, then four with ZeRO-3."""
+    trial.fault = "2 ranks ZeRO-1, 1 rank ZeRO-2, 4 ranks ZeRO-3"
+    states = []
+    for step, nproc, stage in ((1, 2, 1), (14, 1, 2)):
+        trial.nproc, trial.settings = nproc, [f"train.zero_stage={stage}"]
+        command = trial.start()
+        trial.training(step)
+        command.terminate()
+        trial.finish(command, status=75, again=0)
+        states.append(checkpoint.read(trial.fold.checkpoints).state)
+    trial.nproc, trial.settings = 4, ["train.zero_stage=3"]
+    trial.finish()
+    states += [checkpoint.read(x.fold.checkpoints).state for x in (trial, undisturbed)]
+    assert [a["world_size"] for a in read_json(trial.fold.status)["attempts"]] == [2, 1, 4]
+    assert 0 < states[0]["step"] < states[1]["step"] < states[2]["step"] == states[3]["step"]
+    assert len({s["frozen_sha256"] for s in states}) == 1
+    ours, theirs = ([x for x in t.lines() if "loss" in x] for t in (trial, undisturbed))
+    assert [x["step"] for x in ours] == [x["step"] for x in theirs]
+    for name in ("lr_image", "lr_temporal", "lr_prompt"):
+        assert [x[name] for x in ours] == [x[name] for x in theirs]
+    worst = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(ours, theirs, strict=True))
+    print(f"largest difference of a loss: {worst:.2e}")
+    assert worst < 1e-3
+    same_in_mlflow(trial)
+
+
+@full
+@pytest.mark.parametrize("harm", ["flipped", "cut", "missing"])
+@pytest.mark.parametrize("name", [checkpoint.MODEL, checkpoint.OPTIMIZER])
+def test_a_damaged_checkpoint(trial: Trial, undisturbed: Trial, harm: str, name: str) -> None:
+    trial.fault = f"last checkpoint damaged: {harm}"
+    command = trial.start()
+    trial.training(13)
+    command.terminate()
+    trial.finish(command, status=75, again=0)
+    last = checkpoint.complete(trial.fold.checkpoints)[-1]
+    file = last / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.unlink() if harm == "missing" else file.write_bytes(data[: len(data) // 2] if harm == "cut" else data)
+    trial.finish()
+    assert f"checkpoint {last.name} is damaged ({name}" in trial.log()
+    assert trial.undone > 0
+    same(trial, undisturbed)
+
+
+@pytest.fixture
+def small_disk(trial: Trial) -> Iterator[Path]:
+    """A file system of 12 MB under the runs; a checkpoint takes 2.6 MB, and there may be four at a time."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(trial.root)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
+    try:
+        yield trial.root
+    finally:
+        subprocess.run(["umount", "-l", str(trial.root)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take all the room there is."""
+    file = disk / "filler"
+    with file.open("wb", buffering=0) as f:
+        try:
+            while f.write(bytes(4096)):
+                pass
+        except OSError:
+            return file
+    raise AssertionError("the file system has no limit")
+
+
+def test_a_disk_that_is_full_for_a_while(trial: Trial, undisturbed: Trial, small_disk: Path) -> None:
+    trial.fault = "disk full for a while"
+    trial.settings = ["train.save_minutes=0.01", "train.save_steps=1", "train.log_every=1"]
+    command = trial.start()
+    trial.training(3)
+    filler = fill(small_disk)
+    # the log may have no room either: wait for what the run does, not for what it says
+    stands = checkpoint.complete(trial.fold.checkpoints)
+    time.sleep(1.5)
+    assert command.poll() is None
+    filler.unlink()
+    trial.finish(command, again=0)
+    assert stands
+    same(trial, undisturbed)
+    same_in_mlflow(trial)
+
+
+@full
+def test_a_disk_that_stays_full(trial: Trial, undisturbed: Trial, small_disk: Path) -> None:
+    """It ends cleanly, and the same command goes on once there is room."""
+    trial.fault = "disk full for good"
+    trial.settings = ["train.save_minutes=0.005", "train.save_steps=1"]
+    command = trial.start()
+    trial.training(3)
+    trial.wait(lambda: checkpoint.complete(trial.fold.checkpoints))
+    filler = fill(small_disk)
+    said = trial.finish(command, status=2, again=0)
+    assert "takes no checkpoint" in said and "make room" in said
+    assert checkpoint.complete(trial.fold.checkpoints)
+    filler.unlink()
+    trial.finish()
+    same(trial, undisturbed)
+
+
+def test_a_clip_with_a_nan(trial: Trial, undisturbed: Trial) -> None:
+    """Its step is left out, once an epoch, and its key is written down; a restart changes nothing of that."""
+    trial.fault = "NaN in one clip's pixels"
+    trial.prepare()
+    key = read_key(trial)
+    trial.hook("dfer_dist.data.stream", f"hooks.poison(me, {key!r})")
+    command = trial.start()
+    trial.training(15)
+    signal_all(trial.ranks(), signal.SIGKILL)
+    trial.finish(command, again=0)
+    bad = read_json(trial.fold.bad_steps)["steps"]
+    assert 5 <= len(bad) <= 6  # an epoch may leave a clip out
+    assert all(b["clips"] == [key] and b["not_finite"] == "loss" for b in bad)
+    assert read_json(trial.fold.result)["skipped_steps"] == len(bad)
+    steps = [int(x["step"]) for x in trial.lines() if "loss" in x]
+    skipped = [b["step"] for b in bad]
+    assert sorted(steps + skipped) == list(range(1, 37))  # JSON has no NaN: a skipped step has a line without a loss
+    assert all(abs(w).max() < 1e3 for w in trial.weights().values())
+
+
+def read_key(trial: Trial) -> str:
+    """The key of a clip that fold 1 trains on."""
+    shard = trial.shards.train_shards(1)[0]
+    return str(trial.shards.sidecar(shard)["key"][0].as_py())
+
+
+@full
+def test_nothing_but_nan(trial: Trial, undisturbed: Trial) -> None:
+    """It fails with the keys, and the last good checkpoint stands."""
+    trial.fault = "NaN in all clips' pixels"
+    command = trial.start()
+    trial.training(12)
+    command.terminate()
+    trial.finish(command, status=75, again=0)
+    good = checkpoint.complete(trial.fold.checkpoints)[-1]
+    train = trial.run.code / "dfer_dist" / "data" / "stream.py"
+    whole = train.read_text()
+    trial.hook("dfer_dist.data.stream", "hooks.poison(me, '*')")
+    said = trial.finish(status=2, again=0)
+    assert "5 steps in a row had a loss or gradient that was not finite, with clips" in said
+    assert read_json(trial.fold.status)["state"] == "FAILED"
+    assert checkpoint.complete(trial.fold.checkpoints)[-1] == good
+    train.write_text(whole)
+    trial.finish()
+    same(trial, undisturbed)
+    same_in_mlflow(trial)
+
+
+@full
+def test_a_rank_that_stops_answering(trial: Trial, undisturbed: Trial) -> None:
+    trial.fault = "SIGSTOP of a rank"
+    command = trial.start()
+    trial.training(8)
+    signal_all(trial.ranks()[1:], signal.SIGSTOP)
+    said = trial.finish(command, again=0)
+    assert "rank 0 was ended by SIGABRT" in said
+    stacks = trial.fold.stacks(0).read_text()
+    assert ("no step for 12 s" in stacks and "in train_step" in stacks) or "in sum" in stacks
+    assert any("hangs" in (a["why"] or "") for a in read_json(trial.fold.status)["attempts"])
+    same(trial, undisturbed)
+    same_in_mlflow(trial)

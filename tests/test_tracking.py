@@ -1,0 +1,193 @@
+"""The metrics file and what a tracking server gets of it."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from dfer_dist import tracking
+from dfer_dist.rundir import FoldDir
+from dfer_dist.tracking import Tracker
+
+URI = "somewhere"
+
+
+class Server:
+    """Keeps rows as MLflow does: those that are equal in key, time, step and value once."""
+
+    def __init__(self) -> None:
+        self.rows: set[tuple[str, int, int, float]] = set()
+        self.requests, self.down, self.status, self.files = 0, False, "", list[str]()
+
+    def update_run(self, run_id: str, status: str) -> None:
+        self._answer()
+        self.status = status
+
+    def log_batch(self, run_id: str, metrics: list) -> None:
+        self._answer()
+        assert len(metrics) <= 1000
+        self.rows |= {(m.key, m.timestamp, m.step, m.value) for m in metrics}
+
+    def log_artifact(self, run_id: str, path: str) -> None:
+        self.files.append(Path(path).name)
+
+    def set_terminated(self, run_id: str, status: str) -> None:
+        self.status = status
+
+    def _answer(self) -> None:
+        self.requests += 1
+        if self.down:
+            raise ConnectionError("no answer")
+
+    def steps(self, name: str = "loss") -> list[int]:
+        return sorted(step for key, _, step, _ in self.rows if key == name)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    server = Server()
+    monkeypatch.setattr(tracking, "client", lambda uri: server)
+    monkeypatch.setattr(tracking, "_PAUSE", 0.05)
+    return server
+
+
+def log(tracker: Tracker, first: int, last: int) -> int:
+    """Lines of steps ``first`` to ``last``; returns the file's size after them."""
+    for step in range(first, last + 1):
+        tracker.log(step, 0, {"loss": 1 / step})
+    return tracker.size
+
+
+def steps(fold: FoldDir) -> list[int]:
+    return [json.loads(line)["step"] for line in fold.metrics.read_text().splitlines()]
+
+
+def until(seen) -> None:
+    deadline = time.monotonic() + 10
+    while not seen():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_line_is_sent_once_a_checkpoint_stands_for_it(server, tmp_path):
+    tracker = Tracker(FoldDir(tmp_path), URI, "id")
+    size = log(tracker, 1, 5)
+    log(tracker, 6, 8)
+    until(lambda: server.status == "RUNNING")
+    assert server.steps() == []
+    tracker.release(size)
+    until(lambda: server.steps() == [1, 2, 3, 4, 5])
+    tracker.close("FAILED")
+    assert (server.steps(), server.status) == ([1, 2, 3, 4, 5], "FAILED")
+    assert steps(FoldDir(tmp_path)) == list(range(1, 9))
+
+
+def test_steps_that_are_done_again_are_there_once(server, tmp_path):
+    """Killed after step 8, gone on from the checkpoint of step 5, in the file and at the server."""
+    tracker = Tracker(FoldDir(tmp_path), URI, "id")
+    size = log(tracker, 1, 5)
+    log(tracker, 6, 8)
+    with (tmp_path / "metrics.jsonl").open("a") as f:
+        f.write('{"step": 9, "epo')  # cut short by the kill
+    tracker.release(size)
+    tracker.close("KILLED")
+    again = Tracker(FoldDir(tmp_path), URI, "id", size)
+    assert (again.undone, again.size) == (3, size)
+    again.release(log(again, 6, 10))
+    again.close("FINISHED")
+    assert steps(FoldDir(tmp_path)) == list(range(1, 11)) == server.steps()
+
+
+def test_a_crash_between_sending_and_noting_does_no_harm(server, tmp_path):
+    tracker = Tracker(FoldDir(tmp_path), URI, "id")
+    tracker.release(log(tracker, 1, 5))
+    tracker.close("KILLED")
+    rows, size = set(server.rows), tracker.size
+    FoldDir(tmp_path).sent.unlink()
+    Tracker(FoldDir(tmp_path), URI, "id", size).close("FINISHED")
+    assert server.rows == rows
+
+
+def test_what_was_sent_before_the_last_checkpoint_was_lost_stands(server, tmp_path):
+    """The checkpoint of step 8 is damaged: steps 6 to 8 are trained again after they were sent."""
+    tracker = Tracker(FoldDir(tmp_path), URI, "id")
+    size = log(tracker, 1, 5)
+    tracker.release(log(tracker, 6, 8))
+    tracker.close("KILLED")
+    time.sleep(0.01)  # other time stamps
+    again = Tracker(FoldDir(tmp_path), URI, "id", size)
+    again.release(log(again, 6, 12))
+    again.close("FINISHED")
+    assert server.steps() == steps(FoldDir(tmp_path)) == list(range(1, 13))
+
+
+def test_a_server_that_comes_back_gets_everything(server, tmp_path, capsys):
+    server.down = True
+    tracker = Tracker(FoldDir(tmp_path), URI, "id")
+    begin = time.perf_counter()
+    tracker.release(log(tracker, 1, 2000))
+    assert time.perf_counter() - begin < 2  # nobody waits for it
+    until(lambda: server.requests > 2)
+    assert capsys.readouterr().err.count("is sent when it answers again") == 1
+    server.down = False
+    until(lambda: len(server.steps()) == 2000)
+    tracker.close("FINISHED")
+    assert server.steps() == list(range(1, 2001)) == server.steps("epoch")
+
+
+def test_a_server_that_stays_away_holds_nothing_up(server, tmp_path, capsys):
+    server.down = True
+    tracker = Tracker(FoldDir(tmp_path), URI, "id")
+    tracker.release(log(tracker, 1, 3))
+    begin = time.perf_counter()
+    tracker.close("FINISHED", timeout=5)
+    assert time.perf_counter() - begin < 2
+    assert "does not answer; the figures are in" in capsys.readouterr().err
+
+
+def test_files_go_with_the_end(server, tmp_path):
+    tracker = Tracker(FoldDir(tmp_path), URI, "id")
+    tracker.release(log(tracker, 1, 1))
+    tracker.close("FINISHED", (tmp_path / "result.json",))
+    assert (server.files, server.status) == (["result.json"], "FINISHED")
+
+
+def test_a_full_disk_keeps_the_lines_and_takes_them_later(tmp_path, monkeypatch, capsys):
+    room = [30]  # the disk takes so many bytes more
+    write = os.write
+
+    def full(file: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        done = write(file, data[: room[0]])
+        room[0] -= done
+        return done
+
+    tracker = Tracker(FoldDir(tmp_path), None, None)
+    monkeypatch.setattr(os, "write", full)
+    size = log(tracker, 1, 3)
+    assert capsys.readouterr().err.count("takes no more lines for now") == 1
+    with pytest.raises(OSError, match="No space"):
+        tracker.sync()  # no checkpoint may stand on lines that do not
+    room[0] = 10**6
+    tracker.sync()
+    log(tracker, 4, 4)
+    tracker.close("FINISHED")
+    assert steps(FoldDir(tmp_path)) == [1, 2, 3, 4]
+    assert (tmp_path / "metrics.jsonl").read_bytes()[:size].endswith(b"}\n")
+
+
+def test_lines_that_a_crash_of_the_machine_took_are_told(tmp_path, capsys):
+    tracker = Tracker(FoldDir(tmp_path), None, None)
+    size = log(tracker, 1, 3)
+    tracker.close("FINISHED")
+    Tracker(FoldDir(tmp_path), None, None, size + 7)
+    assert "has lost 7 bytes" in capsys.readouterr().err
+
+
+def test_values_that_are_not_finite_are_left_out(tmp_path):
+    tracker = Tracker(FoldDir(tmp_path), None, None)
+    tracker.log(1, 0, {"loss": float("nan"), "grad_norm": float("inf"), "lr": 0.1})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()).keys() == {"step", "epoch", "time", "lr"}
