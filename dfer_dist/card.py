@@ -52,7 +52,7 @@ def describe(saved: Checkpoint, config: Config, classes: tuple[str, ...], datase
         "pretrained": Path(config.model.pretrained).name,
         "dataset": result["dataset"] if result else dataset,
         **{key: state.get(key) for key in ("fold", "epoch", "step", "index_hash", "pretrained_sha256", "converted_from")},
-        "config_hash": config_hash(saved.config),
+        "config_hash": state.get("config_hash") or config_hash(saved.config),
         "selection": config.train.selection.name,
         "precision": config.train.precision.name,
         "result": result,

@@ -224,6 +224,8 @@ def export(path: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
             save_file(weights, file)
         about = _fill(temporary, config, about)
         temporary.rename(out)
+    except SafetensorError as e:  # its own word for any failure to write
+        raise OSError(f"{out}: {e}") from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     fsync_dir(out.absolute().parent)
