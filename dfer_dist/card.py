@@ -5,18 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dfer_dist
 from dfer_dist import provenance
+from dfer_dist.checkpoint import Checkpoint
 from dfer_dist.config import Config, config_hash
 from dfer_dist.export import KIND
 from dfer_dist.model.text import class_texts
 from dfer_dist.rundir import FoldDir, read_json
 from dfer_dist.served import NEEDS
-
-if TYPE_CHECKING:
-    from dfer_dist.checkpoint import Checkpoint
 
 _SELECTIONS = {
     "last": "the weights after the last epoch; the test fold was read once",

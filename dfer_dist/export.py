@@ -22,7 +22,7 @@ import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,19 +31,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import dfer_dist
-from dfer_dist import UserError, provenance
-from dfer_dist.config import Config, Device, Precision, TrackingConfig
+from dfer_dist import UserError, checkpoint, provenance
+from dfer_dist.config import Config, Precision, TrackingConfig
 from dfer_dist.configfile import dump_config, load_config, read_config
 from dfer_dist.data import augment
 from dfer_dist.data.frames import eval_frames
 from dfer_dist.data.shards import open_index
 from dfer_dist.evaluate import clip_logits, load_model
 from dfer_dist.model import DFERCLIP, build_model
-from dfer_dist.ranks import choose_device
 from dfer_dist.rundir import VERSION, atomic_path, fsync_dir, read_json, write_json, write_text
-
-if TYPE_CHECKING:
-    from dfer_dist.checkpoint import Checkpoint
 
 WEIGHTS, CONFIG, BACKBONE, ABOUT, CARD = "model.safetensors", "config.yaml", "backbone.json", "model.json", "README.md"
 KIND = "model of dfer_dist"
@@ -206,8 +202,6 @@ def export(path: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
             raise UserError(
                 f"'{word}' does not tell where something lies: a model is exported as it was trained ({', '.join(_WHERE)})"
             )
-    choose_device(Device.auto)  # before the next line, which imports DeepSpeed
-    from dfer_dist import checkpoint
     from dfer_dist.card import describe
 
     saved = checkpoint.read(path, weights_only=True)
@@ -232,7 +226,7 @@ def export(path: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
     return about
 
 
-def _classes(saved: Checkpoint, config: Config) -> tuple[tuple[str, ...], str | None]:
+def _classes(saved: checkpoint.Checkpoint, config: Config) -> tuple[tuple[str, ...], str | None]:
     """Classes in label order, and the name of the data set where it is at hand."""
     if "classes" in saved.state:
         return tuple(saved.state["classes"]), None

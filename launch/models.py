@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from dfer_dist import UserError
@@ -78,8 +80,8 @@ def predict(
     failed: list[UserError] = []
     for video in videos:
         try:
-            with console.status(f"reading {video.name}"):
-                course = predict_video(loaded, video, window, step, faces)
+            with console.status(f"reading {video.name}") as status:
+                course = predict_video(loaded, video, window, step, faces, partial(_tell, status, video.name))
         except UserError as e:
             failed.append(e)
             continue
@@ -98,6 +100,10 @@ def predict(
         print(f"error: {error}", file=sys.stderr)
     if failed:
         raise failed[-1]
+
+
+def _tell(status: Status, name: str, done: int, total: int) -> None:
+    status.update(f"{name}: {done} of {total} windows")
 
 
 def _write_text(path: Path, text: str) -> None:
