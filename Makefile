@@ -10,7 +10,7 @@ SHELL := /bin/bash
 SYSTEM_RUN := g++ python3-dev python3-venv
 SYSTEM_TEST := ffmpeg chromium
 
-.PHONY: help demo test test-data lint format bench clean system pictures
+.PHONY: help demo test test-data test-faults lint format bench clean system pictures
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ test: $(VENV)/.ready-test ## the whole test suite
 
 test-data: $(VENV)/.ready-test ## whole data sets through packing, from the lists in $DFER_SPLITS; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m data_full
+
+test-faults: $(VENV)/.ready-test ## everything that can befall a run, done to real training; prints a table; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'faults_full or not faults_full' tests/faults tests/test_checkpoint.py
 
 lint: $(VENV)/.ready-test ## ruff and mypy
 	$(BIN)/ruff check .

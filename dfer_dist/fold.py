@@ -53,12 +53,14 @@ class Fold:
     saver: Saver
     leave: LeaveFlag
     watchdog: Watchdog
+    drifts: list[dict[str, Any]]  # of the run so far
     step: int = 0  # done so far
     epoch_ended: bool = True  # whether what happens at an epoch's end is done, where one has just ended
     lost: set[str] = field(default_factory=set)  # keys of clips lost to damage so far
     bad_steps: list[dict[str, Any]] = field(default_factory=list)  # steps that were skipped, with the keys of their clips
     best: dict[str, Any] | None = None  # epoch, step, war and uar of the best epoch, where one is selected
     spikes: Spikes = field(default_factory=Spikes)
+    drift: set[str] = field(default_factory=set)  # what was changed with --allow-drift since the fold began
 
     @property
     def dir(self) -> FoldDir:
@@ -89,6 +91,7 @@ class Fold:
         state: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "fold": self.number, "epoch_ended": self.epoch_ended}
         state |= {"lost_clips": sorted(self.lost), "skipped_steps": len(self.bad_steps), "bad_steps": self.bad_steps}
         state |= {"best": self.best, "recent_losses": self.spikes.recent, "base_lr": self.engine.base_lr}
+        state |= {"drift": sorted(self.drift), "drifts": len(self.drifts)}
         state |= {"metrics_bytes": self.tracker.size if self.tracker else 0}
         state |= {"frozen_sha256": self.frozen_sha256, "pretrained_sha256": self.engine.model.pretrained_sha256}
         state |= {"config_hash": config_hash(self.config), "index_hash": self.index.hash}
@@ -111,6 +114,7 @@ class Fold:
         """Go on where a checkpoint's ``state.json`` stands."""
         self.step, self.epoch_ended, self.best = state["step"], state["epoch_ended"], state["best"]
         self.lost, self.bad_steps, self.spikes = set(state["lost_clips"]), state["bad_steps"], Spikes(state["recent_losses"])
+        self.drift = set(state["drift"]).union(*(d["changes"] for d in self.drifts[state["drifts"] :]))
         self._write_bad_steps()
         if self.ranks.is_main:
             checkpoint.point(self.dir.checkpoints, "LATEST", checkpoint.step_folder(self.dir.checkpoints, self.step))
@@ -182,7 +186,7 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFl
         tracker = Tracker(run.fold(number), tracking["uri"], tracking["folds"].get(str(number)), keep)
     saver = Saver(folder, config, ranks, tracker)
     data = (index, ranks, engine, plan, test, val, objective, frozen, tracker, saver)
-    fold = Fold(run, number, config, *data, leave, watchdog)
+    fold = Fold(run, number, config, *data, leave, watchdog, run.drifts())
     if saved:
         restore(engine, saved, config, ranks)
         fold.take_up(saved.state)

@@ -286,6 +286,10 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
     """What a reader of the table must know and its cells do not say."""
     absent = "Fold {} has no clip of {}: its UAR is the mean over the other classes."
     notes = [absent.format(r["fold"], ", ".join(r["absent"])) for r in summary["folds"] if r["absent"]]
+    changed = "Fold {} went on in the middle of its training with another {}."
+    notes += [changed.format(r["fold"], ", ".join(r["drift"])) for r in summary["folds"] if r.get("drift")]
+    skipped = "Fold {} skipped {} steps, whose loss or gradient was not finite."
+    notes += [skipped.format(r["fold"], r["skipped_steps"]) for r in summary["folds"] if r.get("skipped_steps")]
     shuffled = [r["fold"] for r in summary["folds"] if r.get("shuffled") is not None]
     if shuffled and not summary["shuffled"]:
         notes.append(f"Scores with shuffled frames exist for {_folds(shuffled)} only and are left out.")

@@ -129,6 +129,10 @@ class RunDir:
             raise UserError(f"{self.root} is not a run: it has no {self.run.name} (start one with dfer crossval)")
         return read_json(self.run)
 
+    def drifts(self) -> list[dict[str, Any]]:
+        """Each time that the run went on although something differed: ``time``, and ``changes`` from key to what was and is."""
+        return list(self.describe().get("drift", []))
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:

@@ -179,7 +179,7 @@ def _other_code(run: RunDir) -> Drift:
 def _take_over(run: RunDir, index: Index, changes: dict[str, list[object]]) -> None:
     """Go on with other things, and keep a record: ``run.json`` has the changes, what was replaced is kept with a number."""
     about = run.describe()
-    drifts = [*about.get("drift", []), {"time": collect(sys.argv)["time"], "changes": changes}]
+    drifts = [*run.drifts(), {"time": collect(sys.argv)["time"], "changes": changes}]
     number = len(drifts)
     if "code" in changes:
         run.code.rename(run.code.with_name(f"code-{number}"))

@@ -16,7 +16,7 @@ from torch import nn
 from dfer_dist import checkpoint
 from dfer_dist.config import Config, Device, Optimizer, Precision
 from dfer_dist.engine import build_engine
-from dfer_dist.masters import restore
+from dfer_dist.masters import gather, restore
 from dfer_dist.ranks import leave, start
 from dfer_dist.saver import Saver
 
@@ -34,6 +34,10 @@ class Toy(nn.Module):
         return self.prompt(torch.tanh(self.temporal(torch.tanh(self.image(self.frozen(x)))))).float()
 
 
+def digest(weights: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(b"".join(weights[n].numpy().tobytes() for n in sorted(weights))).hexdigest()
+
+
 def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("--folder", type=Path, required=True)
@@ -43,6 +47,10 @@ def main() -> None:
     p.add_argument("--precision", default="fp32")
     p.add_argument("--offload", type=int, default=0)
     p.add_argument("--resume", type=Path)
+    p.add_argument("--poison", type=int, nargs="*", default=[], help="steps in which one input of the last rank is a NaN")
+    p.add_argument(
+        "--explode", type=int, nargs="*", default=[], help="steps in which the last rank's loss is infinite, its gradient not"
+    )
     a = p.parse_args()
     config = Config()
     config.train.global_batch, config.train.zero_stage, config.train.epochs = BATCH, a.stage, 10
@@ -67,14 +75,21 @@ def main() -> None:
         restore(engine, saved, config, ranks)
         begin = saved.state["step"]
     kind = torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
-    losses = []
+    losses, skipped, digests = [], [], []
     for step in range(begin, a.steps):
         engine.set_learning_rates(step)
         generator = torch.Generator().manual_seed(step)
         x, y = torch.randn(BATCH, FEATURES, generator=generator), torch.randint(3, (BATCH,), generator=generator)
         own = slice(ranks.rank * BATCH // ranks.world, (ranks.rank + 1) * BATCH // ranks.world)
+        if step in a.poison and ranks.rank == ranks.world - 1:
+            x[-1, 0] = torch.nan
         loss = nn.functional.cross_entropy(engine.deepspeed(x[own].to(kind)), y[own])
+        if step in a.explode and ranks.rank == ranks.world - 1:
+            loss = loss + torch.inf
         engine.micro_step(loss)
+        if a.poison:
+            skipped.append(engine.step_was_skipped())
+            digests.append(digest(gather(engine, config, 0, ranks)[0]))
         losses.append(ranks.sum([loss.item()])[0] / ranks.world)
     state = {"step": a.steps, "skipped_steps": 0, "frozen_sha256": frozen}
     saver = Saver(a.folder, config, ranks, None)
@@ -83,9 +98,9 @@ def main() -> None:
     path = checkpoint.step_folder(a.folder, a.steps)
     if ranks.is_main:
         weights = checkpoint.read(path, weights_only=True).model
-        digest = hashlib.sha256(b"".join(weights[n].numpy().tobytes() for n in sorted(weights))).hexdigest()
         rates = {g["name"]: g["lr"] for g in engine.deepspeed.optimizer.param_groups}
-        print(json.dumps({"losses": losses, "weights": digest, "rates": rates, "path": str(path)}))
+        figures = {"skipped": skipped, "digests": digests} if a.poison else {}
+        print(json.dumps({**figures, "losses": losses, "weights": digest(weights), "rates": rates, "path": str(path)}))
     leave(0)
 
 

@@ -15,7 +15,7 @@ STEPS, HALF = 8, 4
 
 def run(folder: Path, ranks: int, steps: int, **options: object) -> dict:
     """Train the toy model on ``ranks`` real processes; returns what rank 0 printed."""
-    words = [w for k, v in options.items() for w in (f"--{k}", str(v))]
+    words = [w for k, v in options.items() for w in (f"--{k}", *map(str, v if isinstance(v, list) else [v]))]
     return run_ranks(SCRIPT, ranks, "--folder", str(folder), "--steps", str(steps), *words)
 
 
@@ -56,6 +56,19 @@ def test_sgd_with_momentum_resumes_from_zero3(tmp_path):
     half = run(tmp_path / "b", 2, HALF, stage=3)
     resumed = run(tmp_path / "c", 2, STEPS, stage=1, resume=half["path"])
     assert half["losses"] + resumed["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [(1, "bf16"), pytest.param(1, "fp32", marks=pytest.mark.faults_full), (2, "bf16"), (3, "bf16")],
+)
+def test_a_step_with_a_nan_on_one_rank_changes_nothing(tmp_path, stage, precision):
+    """Nor does one whose loss is infinite while its gradient is not, which DeepSpeed itself would let pass."""
+    seen = run(tmp_path, 2, 6, stage=stage, precision=precision, optimizer="adamw", poison=[2], explode=[4])
+    assert seen["skipped"] == [False, False, True, False, True, False]
+    digests = seen["digests"]
+    assert digests[2] == digests[1] and digests[4] == digests[3]
+    assert len(set(digests)) == 4
 
 
 def damage(file: Path, harm: str) -> None:

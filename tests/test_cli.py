@@ -200,6 +200,40 @@ def test_resume_with_other_data(run: RunDir, words: list[str], tmp_path: Path) -
         open_run(tmp_path / "runs", None, "demo", words, (), None, 1)
 
 
+def test_other_code_or_libraries_are_named(run: RunDir, words: list[str], tmp_path: Path) -> None:
+    provenance = read_json(run.provenance)
+    provenance["versions"] |= {"torch": "1.0"}
+    write_json(run.provenance, provenance | {"code_hash": "0" * 16})
+    with (run.code / "dfer_dist" / "engine.py").open("a") as f:
+        f.write("# as it was then\n")
+    done = dfer("crossval", "demo", *words, cwd=tmp_path)
+    check_refusal(done, "code was 0000000000000000, now", "(dfer_dist/engine.py)", "versions.torch was 1.0, now 2")
+    run.fold(1).root.mkdir()
+    run.fold(1).result.write_text("{}")
+    open_run(tmp_path / "runs", None, "demo", words, (), "1", 1)  # with nothing left to do, code does not matter
+    with pytest.raises(UserError, match=r"versions\.torch"):
+        open_run(tmp_path / "runs", None, "demo", words, ("code",), None, 1)
+
+
+def test_allowed_drift_is_taken_over_and_kept_on_record(run: RunDir, words: list[str], tmp_path: Path) -> None:
+    write_json(run.provenance, read_json(run.provenance) | {"code_hash": "0" * 16})
+    (run.code / "dfer_dist" / "engine.py").write_text("# as it was then")
+    new = [*words, "optim.lr_image=2e-5", "optim.gamma=0.5"]
+    with pytest.raises(UserError, match=r"optim\.gamma was 0\.1, now 0\.5"):
+        open_run(tmp_path / "runs", None, "demo", new, ("optim.lr_image", "code"), None, 1)
+    open_run(tmp_path / "runs", None, "demo", new, ("optim", "code"), None, 1)
+    (drift,) = run.drifts()
+    assert drift["changes"].keys() == {"optim.lr_image", "optim.gamma", "code"}
+    assert drift["changes"]["optim.gamma"] == [0.1, 0.5]
+    assert read_config(run.config).optim.gamma == 0.5
+    assert (run.root / "code-1" / "dfer_dist" / "engine.py").read_text() == "# as it was then"
+    assert len((run.code / "dfer_dist" / "engine.py").read_text()) > 1000
+    assert read_json(run.root / "provenance-1.json")["code_hash"] == "0" * 16
+    open_run(tmp_path / "runs", None, "demo", new, (), None, 1)  # from now on this is the run
+    with pytest.raises(UserError, match=r"tracking\.enabled was False"):
+        open_run(tmp_path / "runs", None, "demo", [*new, "tracking.enabled=true"], ("tracking",), None, 1)
+
+
 def test_start_that_is_cut_short_leaves_the_name_free(tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(target: Path) -> None:
         target.mkdir()
@@ -240,6 +274,67 @@ def test_rank_that_is_killed_is_named(run: RunDir, words: list[str], tmp_path: P
     done = dfer("train", "demo", "--fold", "2", *words, "--nproc", "2", cwd=tmp_path)
     assert done.returncode == 1
     assert "rank 1 was ended by SIGKILL" in done.stdout
+
+
+def test_ranks_that_die_are_started_again_and_not_for_ever(run: RunDir, words: list[str], tmp_path: Path) -> None:
+    """As long as each attempt leaves a newer checkpoint; then three times more."""
+    (run.code / "dfer_dist" / "train.py").write_text(
+        "import os, pathlib, signal, sys\n"
+        "folder = pathlib.Path(sys.argv[sys.argv.index('--run') + 1]) / 'fold-2' / 'checkpoints'\n"
+        "folder.mkdir(exist_ok=True)\n"
+        "count = len(list(folder.iterdir()))\n"
+        "print('attempt', flush=True)\n"
+        "if count < 5: (folder / f'step-{count}').mkdir()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = dfer("train", "demo", "--fold", "2", *words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert run.fold(2).log.read_text().count("attempt") == 5 + 1 + 3
+    assert done.stdout.count("rank 0 was ended by SIGKILL, as by the kernel when memory runs out; going on from the last") == 8
+
+
+def test_time_that_is_up_ends_the_command(run: RunDir, words: list[str], tmp_path: Path) -> None:
+    (run.code / "dfer_dist" / "train.py").write_text(
+        "import json, pathlib, sys\n"
+        "root = pathlib.Path(sys.argv[sys.argv.index('--run') + 1]) / 'fold-1'\n"
+        "why = {'version': 1, 'state': 'PREEMPTED', 'steps': 9, 'attempts': [{'why': 'time is up'}]}\n"
+        "(root / 'status.json').write_text(json.dumps(why))\n"
+        "print(sys.argv[-2:], flush=True)\n"
+        "sys.exit(75)\n"
+    )
+    before = time.time()
+    done = dfer("crossval", "demo", *words, "--max-minutes", "7", cwd=tmp_path)
+    assert done.returncode == 75
+    assert f"time is up: saved in {run.root}; the same command goes on" in done.stdout
+    flag, deadline = eval(run.fold(1).log.read_text())
+    assert flag == "--deadline" and 0 <= float(deadline) - before - 420 < 20
+    assert not run.fold(2).root.exists()
+    done = dfer("crossval", "demo", *words, "--folds", "2", "--max-minutes", "0.5", cwd=tmp_path)  # not enough to begin with
+    assert (done.returncode, "time is up" in done.stdout, run.fold(2).log.exists()) == (75, True, False)
+
+
+def test_ranks_whose_command_is_gone_are_waited_for(run: RunDir, words: list[str], tmp_path: Path) -> None:
+    """They hold the fold while they save; a command that still runs is not waited for."""
+    (run.code / "dfer_dist" / "train.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(2), sys.exit(75)))\n"
+        "mark = pathlib.Path(sys.argv[sys.argv.index('--run') + 1]) / 'seen'\n"
+        "if mark.exists(): sys.exit('the second')\n"
+        "mark.touch()\n"
+        "time.sleep(60)\n"
+    )
+    command = [str(DFER), "train", "demo", "--fold", "1", *words]
+    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (run.root / "seen").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    check_refusal(dfer(*command[1:], cwd=tmp_path), "another command is working on")
+    first.kill()
+    first.wait()
+    begin = time.monotonic()
+    done = dfer(*command[1:], cwd=tmp_path)
+    assert (done.returncode, "the second" in done.stdout) == (1, True)
+    assert time.monotonic() - begin > 1.5
 
 
 def test_two_commands_on_one_fold(run: RunDir, words: list[str], tmp_path: Path) -> None:

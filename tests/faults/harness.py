@@ -30,7 +30,7 @@ SETTINGS = [
     "train.save_steps=5",
     "eval.batch=5",
 ]
-SETTINGS += ["eval.shuffle_frames=false", "train.selection=best_test", "data.workers=1", "train.hang_minutes=0.2"]
+SETTINGS += ["eval.shuffle_frames=false", "train.selection=best_test", "data.workers=1", "train.hang_minutes=0.5"]
 
 
 @dataclass

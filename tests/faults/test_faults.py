@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint(trial: Trial, undisturbed: Trial, harm: str, name:
 
 @pytest.fixture
 def small_disk(trial: Trial) -> Iterator[Path]:
-    """A file system of 12 MB under the runs; a checkpoint takes 2.6 MB, and there may be four at a time."""
+    """A file system of 24 MB under the runs; a checkpoint takes 2.6 MB, and there may be five at a time."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(trial.root)], capture_output=True, text=True)
@@ -247,7 +247,7 @@ def test_nothing_but_nan(trial: Trial, undisturbed: Trial) -> None:
 
 @full
 def test_a_rank_that_stops_answering(trial: Trial, undisturbed: Trial) -> None:
-    trial.fault = "SIGSTOP of a rank"
+    trial.fault, trial.settings = "SIGSTOP of a rank", ["train.hang_minutes=0.2"]
     command = trial.start()
     trial.training(8)
     signal_all(trial.ranks()[1:], signal.SIGSTOP)
