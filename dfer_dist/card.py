@@ -135,9 +135,10 @@ def _origin(about: dict[str, Any], config: Config) -> str:
         rows += [("converted from", f"`{source['file']}` of DFER-CLIP's authors, sha256 `{source['sha256']}`")]
     rows += [("epoch, step", f"{about['epoch']}, {about['step']}")] if about["epoch"] is not None else []
     rows += [("selection", f"`{about['selection']}`: {_SELECTIONS[about['selection']]}")]
-    rows += [("tested in", about["precision"])]
+    rows += [("number format of the towers", about["precision"])]
     pretrained = f"`{about['pretrained']}`" + (f", sha256 `{about['pretrained_sha256']}`" if about["pretrained_sha256"] else "")
-    rows += [("started from", pretrained), ("hash of the settings", f"`{about['config_hash']}`")]
+    rows += [] if about["converted_from"] else [("started from", pretrained)]
+    rows += [("hash of the settings", f"`{about['config_hash']}`")]
     rows += [("hash of the data", f"`{about['index_hash']}`")] if about["index_hash"] else []
     rows += [("hash of the code", f"`{about['code_hash']}`" + (f", git `{about['git_sha']}`" if about["git_sha"] else ""))]
     rows += [("software", ", ".join(f"{name} {version}" for name, version in about["software"].items()))]
