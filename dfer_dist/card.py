@@ -107,8 +107,10 @@ In this folder, without DeepSpeed (`pip install -r requirements.txt`):
 ```python
 import sys
 import numpy as np
+
 sys.path.insert(0, "code")  # this folder's copy of the package; leave it out where dfer_dist is installed
 from dfer_dist.export import load
+
 model = load(".")
 frames = np.zeros((1, 40, 224, 224, 3), np.uint8)  # clips of RGB frames: any number, length and size
 for name, probability in zip(model.classes, model.probabilities(frames)[0]):
@@ -120,6 +122,7 @@ With MLflow, clips as above or films by their paths (one, or a list of them); a 
 ```python
 import mlflow
 import numpy as np
+
 model = mlflow.pyfunc.load_model(".")
 print(model.predict(np.zeros((1, 40, 224, 224, 3), np.uint8)))
 # model.predict(["a.mp4", "b.mp4"], params={"faces": True})
