@@ -72,14 +72,19 @@ def predict(
     for batch in batches:
         if batch.lost:
             raise UserError(f"evaluation stopped, since a clip is damaged: {batch.lost[0]} (copy the shard again)")
-        views = batch.pixels(device).unflatten(1, (batch.views, -1)).unbind(1)
-        logits = average_views(torch.stack([forward(v).float() for v in views])).cpu().numpy()
+        logits = clip_logits(forward, batch.pixels(device), batch.views).cpu().numpy()
         for key, label, valid, row in zip(batch.keys, batch.labels.tolist(), batch.valid.tolist(), logits, strict=True):
             if valid:
                 rows[key] = (label, row)
         if progress:
             progress(int(batch.valid.sum()))
     return rows
+
+
+def clip_logits(forward: Callable[[Tensor], Tensor], pixels: Tensor, views: int) -> Tensor:
+    """Logits float32 [b, C] of clips, uint8 [b, V T, 3, S, S], by ``views`` V calls of ``forward``, one for each view."""
+    parts = pixels.unflatten(1, (views, -1)).unbind(1)
+    return average_views(torch.stack([forward(part).float() for part in parts]))
 
 
 def average_views(logits: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from dfer_dist.preempt import EXIT_PREEMPTED
 from launch.bar import Bar
 from launch.bench import bench
 from launch.convert import convert
+from launch.models import export, predict
 from launch.pack import pack, pack_listing
 from launch.plan import plan
 from launch.verify import verify
@@ -164,6 +165,8 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
 
 app.command()(verify)
 app.command()(plan)
+app.command()(export)
+app.command()(predict)
 app.add_typer(convert, name="convert")
 app.add_typer(bench, name="bench")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share few cores
 
@@ -14,6 +15,9 @@ import simplejpeg
 from dfer_dist.data.layouts import read_lists
 from dfer_dist.data.packer import pack
 from dfer_dist.data.shards import Index
+
+if TYPE_CHECKING:
+    from exported import Case
 
 
 def write_clip(folder: Path, frames: int, seed: int, width: int = 48, height: int = 40) -> None:
@@ -46,6 +50,14 @@ def tiny_shards(tiny_source: Path) -> Index:
     """``tiny_source`` packed as dfew, at most five clips a shard; read only."""
     records = read_lists("dfew", tiny_source / "frames", tiny_source / "lists")
     return pack(records, "dfew", tiny_source / "shards", clips_per_shard=5, workers=1)
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Fold 2 of ``tiny_shards``, trained for an epoch in float32, and exported; read only."""
+    from exported import train_and_export  # torch and DeepSpeed, for the tests that need them
+
+    return train_and_export(tiny_shards, tmp_path_factory.mktemp("exported"))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
