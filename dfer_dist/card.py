@@ -23,7 +23,7 @@ _SELECTIONS = {
 }
 
 
-def describe(saved: Checkpoint, config: Config, classes: tuple[str, ...], dataset: str | None, weights: int) -> dict[str, Any]:
+def describe(saved: Checkpoint, config: Config, classes: tuple[str, ...], weights: int) -> dict[str, Any]:
     """What ``model.json`` says, but for the hashes of the files.
 
     Parameters
@@ -32,8 +32,6 @@ def describe(saved: Checkpoint, config: Config, classes: tuple[str, ...], datase
         The checkpoint, and its settings with what the person added; the image size is settled.
     classes : tuple of C str
         In label order.
-    dataset : str or None
-        Its name, where it is at hand.
     weights : int
         Numbers in all tensors.
     """
@@ -48,7 +46,7 @@ def describe(saved: Checkpoint, config: Config, classes: tuple[str, ...], datase
         "parameters": weights,
         "backbone": Path(config.model.backbone).name,
         "pretrained": Path(config.model.pretrained).name,
-        "dataset": result["dataset"] if result else dataset,
+        "dataset": state.get("dataset"),
         **{key: state.get(key) for key in ("fold", "epoch", "step", "index_hash", "pretrained_sha256", "converted_from")},
         "config_hash": state.get("config_hash") or config_hash(saved.config),
         "selection": config.train.selection.name,

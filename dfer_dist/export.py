@@ -36,7 +36,6 @@ from dfer_dist.config import Config, Precision, TrackingConfig
 from dfer_dist.configfile import dump_config, load_config, read_config
 from dfer_dist.data import augment
 from dfer_dist.data.frames import eval_frames
-from dfer_dist.data.shards import open_index
 from dfer_dist.evaluate import clip_logits, load_model
 from dfer_dist.model import DFERCLIP, build_model
 from dfer_dist.rundir import VERSION, atomic_path, fsync_dir, read_json, write_json, write_text
@@ -44,7 +43,7 @@ from dfer_dist.rundir import VERSION, atomic_path, fsync_dir, read_json, write_j
 WEIGHTS, CONFIG, BACKBONE, ABOUT, CARD = "model.safetensors", "config.yaml", "backbone.json", "model.json", "README.md"
 KIND = "model of dfer_dist"
 
-_WHERE = ("data.shards", "data.cache", "model.pretrained")  # settings that tell where things lie, not what the model is
+_WHERE = "model.pretrained"  # the setting that tells where something lies, not what the model is
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ def export(path: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
     out : Path
         The folder to make; an empty one may be there.
     overrides : list of str
-        ``key=value`` words that tell where things lie now: data.shards, data.cache, model.pretrained.
+        ``model.pretrained=FILE``, where that lies somewhere else now.
 
     Returns
     -------
@@ -198,18 +197,18 @@ def export(path: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is there and not empty: give a folder that is not there yet")
     for word in overrides:
-        if word.partition("=")[0] not in _WHERE:
+        if word.partition("=")[0] != _WHERE:
             raise UserError(
-                f"'{word}' does not tell where something lies: a model is exported as it was trained ({', '.join(_WHERE)})"
+                f"'{word}' does not tell where something lies: a model is exported as it was trained ({_WHERE} may be given)"
             )
     from dfer_dist.card import describe
 
     saved = checkpoint.read(path, weights_only=True)
     config = load_config(str(saved.path / checkpoint.CONFIG), overrides)
-    classes, dataset = _classes(saved, config)
+    classes = tuple(saved.state["classes"])
     model = load_model(saved, config, classes)
     weights = {name: w.detach().float().contiguous() for name, w in model.state_dict().items()}
-    about = describe(saved, config, classes, dataset, sum(w.numel() for w in weights.values()))
+    about = describe(saved, config, classes, sum(w.numel() for w in weights.values()))
     temporary = out.absolute().with_name(f".{out.absolute().name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -224,16 +223,6 @@ def export(path: Path, out: Path, overrides: list[str]) -> dict[str, Any]:
         shutil.rmtree(temporary, ignore_errors=True)
     fsync_dir(out.absolute().parent)
     return about
-
-
-def _classes(saved: checkpoint.Checkpoint, config: Config) -> tuple[tuple[str, ...], str | None]:
-    """Classes in label order, and the name of the data set where it is at hand."""
-    if "classes" in saved.state:
-        return tuple(saved.state["classes"]), None
-    index = open_index(config.data)
-    if index.hash != saved.state["index_hash"]:
-        raise UserError(f"{config.data.shards} is not the data that {saved.path} was trained on: give data.shards=FOLDER")
-    return index.classes, index.name
 
 
 def _fill(folder: Path, config: Config, about: dict[str, Any]) -> dict[str, Any]:

@@ -94,6 +94,7 @@ class Fold:
         state |= {"drift": sorted(self.drift), "drifts": len(self.drifts)}
         state |= {"metrics_bytes": self.tracker.size if self.tracker else 0}
         state |= {"frozen_sha256": self.frozen_sha256, "pretrained_sha256": self.engine.model.pretrained_sha256}
+        state |= {"dataset": self.index.name, "classes": list(self.index.classes)}
         state |= {"config_hash": config_hash(self.config), "index_hash": self.index.hash}
         self.saver.save(self.engine, state, best)
         self.watchdog.beat()

@@ -27,9 +27,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="The folder to make.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Where things lie now, such as data.shards=FOLDER or model.pretrained=FILE.", metavar="[KEY=VALUE]..."
-        ),
+        typer.Argument(help="model.pretrained=FILE, where that lies elsewhere now.", metavar="[KEY=VALUE]..."),
     ] = None,
 ) -> None:
     """Write a checkpoint as a model on its own: all weights, settings, class texts, a card, and what MLflow wants.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import configparser
-import json
 import re
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ import torch
 from exported import Case
 from test_convert import OTHERS, ours
 
-from dfer_dist import UserError, checkpoint, export
+from dfer_dist import UserError, export
 from dfer_dist.config import Precision
 from dfer_dist.configfile import read_config
 from dfer_dist.convert import from_official, to_official
@@ -208,19 +207,6 @@ def test_it_is_written_whole_or_not_at_all_and_over_nothing(
     (tmp_path / "empty").mkdir()
     export.export(latest, tmp_path / "empty", [])
     assert sha256_file(tmp_path / "empty" / export.WEIGHTS) == sha256_file(exported.out / export.WEIGHTS)
-
-
-def test_classes_are_those_of_the_data_it_was_trained_on(exported: Case, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    source = Path(read_config(checkpoint.read(exported.fold.checkpoints, weights_only=True).path / checkpoint.CONFIG).data.shards)
-    for file in source.iterdir():
-        shutil.copy(file, other)
-    index = json.loads((other / "index.json").read_text())
-    assert export.export(exported.fold.checkpoints, tmp_path / "a", [f"data.shards={other}"])["dataset"] == "dfew"
-    (other / "index.json").write_text(json.dumps({**index, "hash": "0" * 64}))
-    with pytest.raises(UserError, match=r"index\.json|not the data"):
-        export.export(exported.fold.checkpoints, tmp_path / "b", [f"data.shards={other}"])
 
 
 @pytest.mark.parametrize(
