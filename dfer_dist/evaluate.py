@@ -39,6 +39,18 @@ class Predictions:
     logits: np.ndarray
 
     def score(self, classes: tuple[str, ...]) -> Scores:
+        """Scores of the table.
+
+        Raises
+        ------
+        UserError
+            If a logit is not finite, as of a model that training has broken.
+        """
+        bad = np.flatnonzero(~np.isfinite(self.logits).all(1))
+        if len(bad):
+            raise UserError(
+                f"the model's logits are not finite for {len(bad)} of {len(self.keys)} clips, such as {self.keys[bad[0]]}"
+            )
         return score(self.labels, self.logits, list(classes))
 
     def write(self, path: Path) -> None:

@@ -10,6 +10,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 def once(mark: Path) -> bool:
     """Whether this is the first call for ``mark`` on any rank and in any attempt."""
@@ -49,15 +51,14 @@ def kill_in_save(checkpoint: Any, mark: str, stage: str, step: int) -> None:
 
 
 def poison(stream: Any, key: str) -> None:
-    """Put a NaN into the pixels of the clip ``key``, or of every clip if it is ``*``, as the trainer gets them."""
+    """Put a NaN into the pixels of the clip ``key``, or of every clip if it is ``*``, as training gets them."""
     pixels = stream.Batch.pixels
 
     def pixels_(self: Any, device: Any) -> Any:
         frames = pixels(self, device).float() / 255
-        if self.draws.shape[0]:
-            for i, own in enumerate(self.keys):
-                if key in (own, "*"):
-                    frames[i, 0, 0, 0, 0] = float("nan")
+        for i, own in enumerate(self.keys):
+            if key in (own, "*") and torch.is_grad_enabled():
+                frames[i, 0, 0, 0, 0] = torch.nan
         return frames
 
     stream.Batch.pixels = pixels_

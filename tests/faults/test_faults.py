@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from harness import Trial, moments, same, same_in_mlflow, signal_all
 
@@ -90,18 +91,27 @@ def test_sigkill_inside_a_save(trial: Trial, undisturbed: Trial, stage: str, see
 
 
 @full
-def test_other_ranks_and_stages(trial: Trial, undisturbed: Trial) -> None:
-    """Two ranks with ZeRO-1, then one with ZeRO-2, then four with ZeRO-3."""
-    trial.fault = "2 ranks ZeRO-1, 1 rank ZeRO-2, 4 ranks ZeRO-3"
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_other_ranks_and_stages(trial: Trial, undisturbed: Trial, tmp_path: Path, precision: str) -> None:
+    """Two ranks with ZeRO-1, then one with ZeRO-2, then four with ZeRO-3.
+
+    In float32 each loss is the undisturbed one to 1e-5. In bf16 no loss of eight clips can be: runs that were never stopped differ by up to 3 %
+    of a loss between 1, 2 and 4 ranks, since the smallest change of a weight rounds all activations anew; their means over an epoch are held.
+    """
+    trial.fault = f"ZeRO-1 on 2 ranks, ZeRO-2 on 1, ZeRO-3 on 4, {precision}"
+    words = [f"train.precision={precision}"]
+    if precision == "fp32":
+        undisturbed = Trial(trial.shards, tmp_path / "undisturbed", settings=words)
+        undisturbed.finish(undisturbed.start(), again=0)
     states = []
     for step, nproc, stage in ((1, 2, 1), (14, 1, 2)):
-        trial.nproc, trial.settings = nproc, [f"train.zero_stage={stage}"]
+        trial.nproc, trial.settings = nproc, [*words, f"train.zero_stage={stage}"]
         command = trial.start()
         trial.training(step)
         command.terminate()
         trial.finish(command, status=75, again=0)
         states.append(checkpoint.read(trial.fold.checkpoints).state)
-    trial.nproc, trial.settings = 4, ["train.zero_stage=3"]
+    trial.nproc, trial.settings = 4, [*words, "train.zero_stage=3"]
     trial.finish()
     states += [checkpoint.read(x.fold.checkpoints).state for x in (trial, undisturbed)]
     assert [a["world_size"] for a in read_json(trial.fold.status)["attempts"]] == [2, 1, 4]
@@ -111,9 +121,11 @@ def test_other_ranks_and_stages(trial: Trial, undisturbed: Trial) -> None:
     assert [x["step"] for x in ours] == [x["step"] for x in theirs]
     for name in ("lr_image", "lr_temporal", "lr_prompt"):
         assert [x[name] for x in ours] == [x[name] for x in theirs]
-    worst = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(ours, theirs, strict=True))
-    print(f"largest difference of a loss: {worst:.2e}")
-    assert worst < 1e-3
+    a, b = (np.array([x["loss"] for x in lines]).reshape(6, 6) for lines in (ours, theirs))
+    step, epoch = np.abs(a / b - 1).max(), np.abs(a.mean(1) / b.mean(1) - 1).max()
+    print(f"{precision}: losses differ by {step:.1e} at most, their means over an epoch by {epoch:.1e}")
+    assert step < (1e-5 if precision == "fp32" else 3e-2)
+    assert epoch < (1e-5 if precision == "fp32" else 5e-3)
     same_in_mlflow(trial)
 
 
