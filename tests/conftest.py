@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share few cores
 
-import numpy as np
 import pytest
-import simplejpeg
+from clips import write_clip
 
 from dfer_dist.data.layouts import read_lists
 from dfer_dist.data.packer import pack
@@ -18,16 +17,6 @@ from dfer_dist.data.shards import Index
 
 if TYPE_CHECKING:
     from exported import Case
-
-
-def write_clip(folder: Path, frames: int, seed: int, width: int = 48, height: int = 40) -> None:
-    """A clip of JPEGs, each with another pattern."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    for t in range(frames):
-        tiles = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
-        image = np.ascontiguousarray(tiles.repeat(8, 0).repeat(8, 1)[:height, :width])
-        (folder / f"{t:05d}.jpg").write_bytes(simplejpeg.encode_jpeg(image, quality=90))
 
 
 @pytest.fixture(scope="session")
