@@ -177,14 +177,17 @@ def _other_code(run: RunDir) -> Drift:
 
 
 def _take_over(run: RunDir, index: Index, changes: dict[str, list[object]]) -> None:
-    """Go on with other things, and keep a record: ``run.json`` has the changes, what was replaced is kept with a number."""
-    about = run.describe()
+    """Go on with other things, and keep a record: ``run.json`` has the changes, what was replaced is kept with a number.
+
+    Cut short anywhere, the same command does the rest.
+    """
     drifts = [*run.drifts(), {"time": collect(sys.argv)["time"], "changes": changes}]
-    number = len(drifts)
+    code, provenance = (run.root / f"{stem}-{len(drifts)}{end}" for stem, end in (("code", ""), ("provenance", ".json")))
     if "code" in changes:
-        run.code.rename(run.code.with_name(f"code-{number}"))
+        if run.code.exists() and not code.exists():
+            run.code.rename(code)
         snapshot_code(run.code)
-    if any(k in ("code", "index_hash") or k.startswith("versions.") for k in changes):
-        run.provenance.rename(run.provenance.with_name(f"provenance-{number}.json"))
-        write_json(run.provenance, _provenance(index))
-    write_json(run.run, {**about, "index_hash": index.hash, "drift": drifts})
+    if not provenance.exists():
+        write_text(provenance, run.provenance.read_text(encoding="utf-8"))
+    write_json(run.run, {**run.describe(), "index_hash": index.hash, "drift": drifts})
+    write_json(run.provenance, _provenance(index))

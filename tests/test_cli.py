@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from dfer_dist import UserError
 from dfer_dist.configfile import find_experiment, read_config
 from dfer_dist.data.shards import Index
 from dfer_dist.rundir import RunDir, read_json, write_json
-from launch import local, processes
+from launch import local, processes, runs
 from launch.cli import app
 from launch.runs import open_run
 
@@ -232,6 +233,38 @@ def test_allowed_drift_is_taken_over_and_kept_on_record(run: RunDir, words: list
     open_run(tmp_path / "runs", None, "demo", new, (), None, 1)  # from now on this is the run
     with pytest.raises(UserError, match=r"tracking\.enabled was False"):
         open_run(tmp_path / "runs", None, "demo", [*new, "tracking.enabled=true"], ("tracking",), None, 1)
+
+
+@pytest.mark.parametrize("write", range(4))
+def test_drift_that_was_cut_short_is_taken_over_by_the_same_command(
+    run: RunDir, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int
+) -> None:
+    write_json(run.provenance, read_json(run.provenance) | {"code_hash": "0" * 16})
+    (run.code / "dfer_dist" / "engine.py").write_text("# as it was then")
+    calls = [0]
+
+    def counted(function: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: object) -> None:
+            calls[0] += 1
+            if calls[0] == write + 1:
+                raise KeyboardInterrupt
+            function(*args)
+
+        return call
+
+    given = (tmp_path / "runs", None, "demo", [*words, "optim.gamma=0.5"], ("optim", "code"), None, 1)
+    for name in ("snapshot_code", "write_text", "write_json"):
+        monkeypatch.setattr(runs, name, counted(getattr(runs, name)))
+    with pytest.raises(KeyboardInterrupt):
+        open_run(*given)
+    monkeypatch.undo()
+    open_run(*given)
+    assert {key for drift in run.drifts() for key in drift["changes"]} == {"optim.gamma", "code"}
+    assert read_config(run.config).optim.gamma == 0.5
+    assert (run.root / "code-1" / "dfer_dist" / "engine.py").read_text() == "# as it was then"
+    assert len((run.code / "dfer_dist" / "engine.py").read_text()) > 1000
+    assert read_json(run.root / "provenance-1.json")["code_hash"] == "0" * 16
+    open_run(*given)
 
 
 def test_start_that_is_cut_short_leaves_the_name_free(tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
