@@ -185,7 +185,7 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFl
         tracking = run.describe()["tracking"] or {"uri": None, "folds": {}}
         keep = saved.state["metrics_bytes"] if saved else 0
         tracker = Tracker(run.fold(number), tracking["uri"], tracking["folds"].get(str(number)), keep)
-    saver = Saver(folder, config, ranks, tracker)
+    saver = Saver(folder, config, ranks, sum(p.numel() for p in trained.values()), tracker)
     data = (index, ranks, engine, plan, test, val, objective, frozen, tracker, saver)
     fold = Fold(run, number, config, *data, leave, watchdog, run.drifts())
     if saved:

@@ -19,6 +19,7 @@ from dfer_dist.status import tell
 from dfer_dist.tracking import Tracker
 
 TRIES = 10  # failed writes in a row that end the run
+_GUESS = 1e8  # bytes a second
 _RETRY = 30.0  # seconds to the next try, at most
 
 
@@ -32,14 +33,16 @@ class Saver:
     ----------
     folder : Path
         The fold's ``checkpoints``.
+    trained : int
+        Parameters, for a guess at how long a save takes until one has been made.
     tracker : Tracker, optional
         Rank 0's: what it logged up to a checkpoint is made to stand before that, and sent after it.
     """
 
-    def __init__(self, folder: Path, config: Config, ranks: Ranks, tracker: Tracker | None) -> None:
+    def __init__(self, folder: Path, config: Config, ranks: Ranks, trained: int, tracker: Tracker | None) -> None:
         self.folder, self.config, self.ranks, self.tracker = folder, config, ranks, tracker
         self.failures = 0  # in a row
-        self.seconds = 0.0  # the last save, gathering and writing
+        self.seconds = 12 * trained / _GUESS  # the last save, gathering and writing
         self._thread: threading.Thread | None = None
         self._tried = time.monotonic()
         self._error: OSError | None = None

@@ -50,9 +50,11 @@ def fit(fold: Fold) -> str:
     meter = Meter()
     for step in range(fold.step, engine.total_steps):
         fold.watchdog.beat()
+        meter.begin()
         rates = engine.set_learning_rates(step)
         losses, lost = train_step(fold, stream, meter)
         fold.step = step + 1
+        meter.count(config.train.global_batch)
         fold.leave.need = 2 * meter.longest + 2 * fold.saver.seconds
         votes = [sum(x for _, x in losses), len(lost), bool(fold.leave), fold.save_due, fold.saver.hopeless]
         loss, any_lost, told, due, hopeless = ranks.sum(votes)
@@ -63,7 +65,6 @@ def fit(fold: Fold) -> str:
             check_lost(fold, lost)
         if engine.step_was_skipped():
             skip_step(fold, losses)
-        meter.count(config.train.global_batch)
         log_step(fold, loss, rates, meter)
         if fold.at_epoch_end:
             end_epoch(fold, bool(told))
