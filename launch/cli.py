@@ -227,7 +227,7 @@ def _deadline(max_minutes: float | None) -> float | None:
 
 def _crossval(console: Console, run: RunDir, folds: list[int], nproc: int, deadline: float | None) -> None:
     failed = _run_folds(console, run, folds, nproc, deadline)
-    if len(failed) < len(folds):
+    if any(run.fold(k).result.exists() for k in folds):
         _report(console, run, "FAILED" if failed else "FINISHED")
     _check_failed(failed)
 

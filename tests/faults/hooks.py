@@ -5,6 +5,7 @@ Each hook takes effect once in the life of a run folder: it leaves a mark there,
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -48,6 +49,18 @@ def kill_in_save(checkpoint: Any, mark: str, stage: str, step: int) -> None:
         point(folder, name, target)
 
     checkpoint._save_tensors, checkpoint.write_json, checkpoint.point = save_tensors_, write_json_, point_
+
+
+def no_room(checkpoint: Any, mark: str, step: int, times: int) -> None:
+    """Let the disk be full for the first ``times`` writes of the checkpoint of ``step``."""
+    write = checkpoint.write
+
+    def write_(target: Path, *words: Any, **more: Any) -> None:
+        if int(target.name.split("-")[1]) == step and any(once(Path(f"{mark}-{i}")) for i in range(times)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(target, *words, **more)
+
+    checkpoint.write = write_
 
 
 def poison(stream: Any, key: str) -> None:
