@@ -113,7 +113,14 @@ class Trial:
 
     def ranks(self) -> list[int]:
         """Process ids of the ranks that run now, in rank order."""
-        found = {}
+        return self._processes()[0]
+
+    def workers(self) -> list[int]:
+        """Process ids of their loader workers."""
+        return self._processes()[1]
+
+    def _processes(self) -> tuple[list[int], list[int]]:
+        found, workers = {}, []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 words = (folder / "cmdline").read_bytes().split(b"\0")
@@ -124,10 +131,12 @@ class Trial:
             mine = str(self.run.root).encode() in words and b"dfer_dist.train" in words
             launcher = Path(f"/proc/{parent}/cmdline")
             forked = launcher.exists() and b"dfer_dist.train" in launcher.read_bytes()  # a loader worker
-            if mine and not forked:
+            if mine and forked:
+                workers.append(int(folder.name))
+            elif mine:
                 rank = next(e for e in environment if e.startswith(b"RANK="))
                 found[int(rank[5:])] = int(folder.name)
-        return [found[r] for r in sorted(found)]
+        return [found[r] for r in sorted(found)], workers
 
 
 def same(trial: Trial, reference: Trial) -> None:

@@ -50,6 +50,19 @@ def test_sigkill_of_ranks(trial: Trial, undisturbed: Trial, whom: str, seed: int
 
 
 @full
+def test_sigkill_of_a_loader_worker(trial: Trial, undisturbed: Trial) -> None:
+    """As the kernel does it when memory runs out."""
+    trial.fault = "SIGKILL of a loader worker"
+    command = trial.start()
+    trial.training(9)
+    signal_all(trial.workers()[:1], signal.SIGKILL)
+    said = trial.finish(command, again=0)
+    assert "was ended by SIGKILL" in said and "going on from the last checkpoint" in said
+    same(trial, undisturbed)
+    same_in_mlflow(trial)
+
+
+@full
 @pytest.mark.parametrize("seed", range(3))
 def test_sigkill_of_the_launcher(trial: Trial, undisturbed: Trial, seed: int) -> None:
     trial.fault = "SIGKILL of the launcher"
