@@ -152,6 +152,19 @@ def test_other_ranks_and_stages(trial: Trial, undisturbed: Trial, tmp_path: Path
 
 
 @full
+def test_going_on_with_the_test_under_zero_3(trial: Trial, undisturbed: Trial) -> None:
+    """All is trained but the result is not there: the first thing that the ranks do is to test."""
+    trial.fault, trial.settings = "result lost, ZeRO-3", ["train.zero_stage=3"]
+    trial.finish(trial.start(), again=0)
+    keys, logits = trial.predictions()
+    result = read_json(trial.fold.result)
+    trial.fold.result.unlink()
+    trial.finish(trial.start(), again=0)
+    assert read_json(trial.fold.result) == result
+    assert trial.predictions()[0] == keys and np.array_equal(trial.predictions()[1], logits)
+
+
+@full
 @pytest.mark.parametrize("harm", ["flipped", "cut", "missing"])
 @pytest.mark.parametrize("name", [checkpoint.MODEL, checkpoint.OPTIMIZER])
 def test_a_damaged_checkpoint(trial: Trial, undisturbed: Trial, harm: str, name: str) -> None:
