@@ -69,7 +69,7 @@ def run_folds(run: RunDir, folds: list[int], nproc: int, console: Console, deadl
                 if not console.is_terminal:
                     console.print(f"fold {fold}: {verdict(where)}")
                 continue
-            line = killed or _last_error(where, earlier)
+            line = killed or last_error(where, earlier)
             if code == 2:
                 raise UserError(line)
             progress.update(task, figures="failed")
@@ -132,7 +132,7 @@ def _is_gone(holder: str) -> bool:
     return host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists()
 
 
-def _last_error(fold: FoldDir, earlier: dict[Path, int]) -> str:
+def last_error(fold: FoldDir, earlier: dict[Path, int]) -> str:
     """The line that says why an attempt failed; ``earlier`` has the bytes that earlier attempts left in each log."""
     new = [log.read_bytes()[earlier.get(log, 0) :] for log in sorted(fold.root.glob("log*.txt"))]
     lines = [line for text in new for line in text.decode(errors="replace").splitlines()]

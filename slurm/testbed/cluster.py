@@ -21,7 +21,9 @@ from pathlib import Path
 from string import Template
 
 CONF = Path(__file__).parent / "conf"
-SEARCH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])  # Debian keeps daemons out of a person's PATH
+SEARCH = os.pathsep.join(
+    [os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]
+)  # Debian keeps daemons out of a person's PATH
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 ACCOUNTING_DAEMONS = ("slurmdbd", "mariadbd", "mariadb-install-db")
 _SOCKET_ROOM = 60  # bytes of a socket's path (107) that the parts below the folder need
@@ -113,7 +115,9 @@ class Cluster:
             key.write_bytes(os.urandom(128))
         files = {"key": key, "socket": socket, "seed": self.root / "munge" / "seed"}
         files |= {"pid": self.root / "run" / "munged.pid", "log": self.root / "log" / "munged.log"}
-        self._start("munged", "munged", "--force", f"--socket={socket}", *(f"--{k}-file={f}" for k, f in files.items() if k != "socket"))
+        self._start(
+            "munged", "munged", "--force", f"--socket={socket}", *(f"--{k}-file={f}" for k, f in files.items() if k != "socket")
+        )
 
     def _write_conf(self) -> None:
         """Write the configuration, which must not change under running daemons."""
@@ -147,7 +151,11 @@ class Cluster:
             words = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", f"--user={self._user}", "--skip-test-db"]
             self._run("mariadb-install-db", [*words, "--auth-root-authentication-method=normal"])
         words = [f"--user={self._user}", f"--datadir={data}", f"--socket={socket}", f"--pid-file={self.root}/run/mariadbd.pid"]
-        words += ["--skip-networking", "--innodb-buffer-pool-size=64M", "--innodb-lock-wait-timeout=900"]  # slurmdbd warns of less
+        words += [
+            "--skip-networking",
+            "--innodb-buffer-pool-size=64M",
+            "--innodb-lock-wait-timeout=900",
+        ]  # slurmdbd warns of less
         words += ["--innodb-flush-log-at-trx-commit=0", "--innodb-flush-method=nosync", "--performance-schema=OFF"]
         self._start("mariadbd", "mariadbd", "--no-defaults", *words)
         self._wait("MariaDB", lambda: self.ask("mariadb-admin", "--no-defaults", *client, "ping"))
@@ -176,7 +184,9 @@ class Cluster:
         (self.root / "run" / f"{name}.pid").unlink(missing_ok=True)
         if name == "mariadbd":  # the one that stays in the foreground
             with (self.root / "log" / "mariadbd.log").open("ab") as log:
-                subprocess.Popen(words, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+                subprocess.Popen(
+                    words, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
         else:
             self._run(name, words, more)
         self._wait(name, lambda: self._pid(name))
