@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,14 @@ def poison(stream: Any, key: str) -> None:
         return frames
 
     stream.Batch.pixels = pixels_
+
+
+def slow(meter: Any, seconds: float) -> None:
+    """Make every step take ``seconds`` longer."""
+    count = meter.Meter.count
+
+    def count_(self: Any, clips: int) -> None:
+        time.sleep(seconds)
+        count(self, clips)
+
+    meter.Meter.count = count_
