@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -139,7 +141,10 @@ def leave(status: int) -> NoReturn:
     just then, Python 3.11 ends such a thread in the midst of C++ code, which aborts the process ("terminate called without an
     active exception") although all had gone well: seen a few times in some hundred runs on busy cores.
     """
-    atexit._run_exitfuncs()  # ends loader workers, among others
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
+    for worker in multiprocessing.active_children():
+        worker.kill()  # they ignore SIGTERM, by which an exit function would end and then wait for them
+    atexit._run_exitfuncs()
     with suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -214,5 +214,8 @@ def _loader(clips: _Clips, order: Sampler[Ask] | list[Ask]) -> DataLoader[Batch]
 def _calm_worker(_: int) -> None:
     """A worker inherits the trainer's signal handlers, which are not meant for it: signals to the job reach it too."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if (
+        signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):  # a rank that is told to leave needs its workers until it has saved
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)

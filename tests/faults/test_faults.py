@@ -61,7 +61,10 @@ def test_sigkill_of_the_launcher(trial: Trial, undisturbed: Trial, seed: int) ->
 
 
 @pytest.mark.parametrize(
-    ("what", "seed"), numbered({"SIGTERM to the launcher": 3, "SIGTERM to one rank": 2, "SIGUSR2 to one rank": 2})
+    ("what", "seed"),
+    numbered(
+        {"SIGTERM to the launcher": 3, "SIGTERM to one rank": 2, "SIGUSR2 to one rank": 2, "SIGTERM to ranks and workers": 2}
+    ),
 )
 def test_told_to_leave(trial: Trial, undisturbed: Trial, what: str, seed: int) -> None:
     trial.fault = what
@@ -69,6 +72,9 @@ def test_told_to_leave(trial: Trial, undisturbed: Trial, what: str, seed: int) -
     a_moment(trial, undisturbed, 20 + seed)
     if "launcher" in what:
         command.terminate()
+    elif "workers" in what:  # as Slurm sends it
+        for rank in trial.ranks():
+            os.killpg(rank, signal.SIGTERM)
     else:
         signal_all(trial.ranks()[1 - seed % 2 :][:1], signal.SIGUSR2 if "USR2" in what else signal.SIGTERM)
     trial.finish(command)

@@ -24,7 +24,9 @@ def attempts(trial: Trial) -> list[dict[str, object]]:
 
 def told(trial: Submitted, begin: float) -> None:
     """What was seen, for the page in docs."""
-    print(f"\n{time.monotonic() - begin:.0f} s; {trial.state()['Restarts']} restarts; steps again: {trial.undone}; from step, why:")
+    print(
+        f"\n{time.monotonic() - begin:.0f} s; {trial.state()['Restarts']} restarts; steps again: {trial.undone}; from step, why:"
+    )
     print(*(f"  {a['from_step']}: {a['why']} ({a['nodes']})" for a in attempts(trial)), sep="\n")
 
 
