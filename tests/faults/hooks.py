@@ -73,3 +73,16 @@ def slow(meter: Any, seconds: float) -> None:
         count(self, clips)
 
     meter.Meter.count = count_
+
+
+def fail(meter: Any, rank: int, step: int) -> None:
+    """Raise an error on ``rank`` in the ``step``-th step of every attempt."""
+    count = meter.Meter.count
+    steps = iter(range(1, step))
+
+    def count_(self: Any, clips: int) -> None:
+        if os.environ["RANK"] == str(rank) and next(steps, None) is None:
+            raise ValueError("a fault of the program")
+        count(self, clips)
+
+    meter.Meter.count = count_

@@ -116,6 +116,34 @@ def test_cancelled_stays_cancelled(trial: Submitted) -> None:
     assert attempts(trial)[-1]["why"] == "SIGTERM"
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_traceback_is_not_requeued(trial: Submitted, rank: int) -> None:
+    trial.prepare()
+    trial.hook("dfer_dist.meter", f"hooks.fail(me, {rank}, 5)")
+    trial.submit()
+    job = trial.done()
+    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "0", "1:0")
+
+
+def test_a_node_lost(trial: Submitted, undisturbed: Trial) -> None:
+    """The power of the second node goes; the job comes back on others."""
+    assert trial.cluster
+    trial.slow(0.3)
+    begin = time.monotonic()
+    trial.submit()
+    trial.training(8)
+    trial.cluster.crash("n2")
+    try:
+        job = trial.done()
+    finally:
+        trial.cluster.up()
+    told(trial, begin)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
+    assert "n2" not in str(attempts(trial)[-1]["nodes"])
+    same(trial, undisturbed)
+    same_in_mlflow(trial)
+
+
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
