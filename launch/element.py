@@ -108,10 +108,11 @@ def close_together(root: Where, fold: Fold, status: Annotated[int, typer.Argumen
     from launch.local import last_error
 
     run = RunDir(root)
+    if worth_it(status):
+        print(f"fold {fold} left with status {status}", file=sys.stderr, flush=True)
+        return
     if status:
-        print(f"fold {fold} ended with status {status}: {last_error(run.fold(fold), {})}", file=sys.stderr, flush=True)
-        if worth_it(status):
-            return
+        print(f"fold {fold} failed (status {status}): {last_error(run.fold(fold), {})}", file=sys.stderr, flush=True)
     with _together(run):
         done = [run.fold(k).result.exists() for k in run.describe()["folds"]]
         if any(done):

@@ -126,8 +126,8 @@ class Trial:
             launcher = Path(f"/proc/{parent}/cmdline")
             forked = launcher.exists() and b"dfer_dist.train" in launcher.read_bytes()  # a loader worker
             if mine and not forked:
-                rank = next(e for e in environment if e.startswith(b"RANK="))
-                found[int(rank[5:])] = int(folder.name)
+                rank = next(e for e in environment if e.startswith((b"RANK=", b"SLURM_PROCID=")))
+                found[int(rank.partition(b"=")[2])] = int(folder.name)
         return [found[r] for r in sorted(found)]
 
 

@@ -92,14 +92,16 @@ def test_a_task_killed(trial: Submitted, undisturbed: Trial) -> None:
 
 
 def test_a_time_limit_that_is_too_short(trial: Submitted, undisturbed: Trial) -> None:
-    """A minute, of which 30 s are kept for leaving; the steps alone take 36 s."""
-    trial.slow(1.0)
+    """Two minutes, of which 30 s and the time of two steps are kept for leaving; the steps alone take 144 s."""
+    trial.slow(4.0)
     begin = time.monotonic()
-    trial.submit("--time=1")
+    trial.submit("--time=2")
     job = trial.done(seconds=500)
     told(trial, begin)
     assert job["JobState"] == "COMPLETED" and int(job["Restarts"]) >= 2
-    assert [a["why"] for a in attempts(trial)] == ["time is up"] * int(job["Restarts"]) + ["all steps done"]
+    whys = [a["why"] for a in attempts(trial)]
+    assert len(whys) == int(job["Restarts"]) + 1 and whys.pop() == "all steps done"
+    assert set(whys) <= {"time is up", "told to leave"} and "time is up" in whys  # told: by the other rank, whose time was up first
     assert trial.undone == 0
     same(trial, undisturbed)
     same_in_mlflow(trial)
