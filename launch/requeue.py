@@ -1,7 +1,9 @@
-"""Put a Slurm job back into the queue, or leave it: ``python -m launch.requeue STATUS``, in the EXIT trap of its batch script.
+"""Put a Slurm job back into the queue, or leave it: ``python -m launch.requeue STATUS FOLD``, in the EXIT trap of its batch script.
 
 Nothing else in this program requeues. STATUS is how the ranks ended: 75 (saved and told to leave) and death by a signal (128 + its
-number) are worth another start; an error with a traceback (1), or one that a person has to mend (2), would come again.
+number) are worth another start; an error with a traceback (1), or one that a person has to mend (2), would come again. After deaths
+it is done as long as each attempt leaves a newer checkpoint, then three times more, as on one machine: ``srun`` also kills ranks
+that take long to notice another's traceback, and tells of their deaths alone.
 """
 
 from __future__ import annotations
@@ -12,17 +14,28 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from dfer_dist.preempt import EXIT_PREEMPTED
+from dfer_dist.rundir import FoldDir, read_json
 
 _TRIES = 30  # of scontrol: a controller that is started again answers after a while
 _PAUSE = 10.0  # seconds between them
+_RESTARTS = 3  # of a fold whose ranks die without a newer checkpoint
 _SIGNALS = range(129, 193)  # what a shell and srun make of a death by signal 1 to 64
 
 
 def worth_it(status: int) -> bool:
     """Whether a start after an end with this status may come further."""
     return status == EXIT_PREEMPTED or status in _SIGNALS
+
+
+def is_stuck(fold: FoldDir) -> bool:
+    """Whether the last attempts all began at one step, which is that of the checkpoint they went on from."""
+    if not fold.status.exists():
+        return False
+    begun = [attempt["from_step"] for attempt in read_json(fold.status)["attempts"]][-1 - _RESTARTS :]
+    return len(begun) > _RESTARTS and len(set(begun)) == 1
 
 
 def job_name() -> str:
@@ -61,6 +74,7 @@ def requeue(job: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("status", type=int, help="with which the ranks ended")
+    parser.add_argument("fold", type=Path, nargs="?", help="the fold's folder, once there is one")
     parser.add_argument("--most", type=int, default=30, help="restarts of a job, of any kind (%(default)s)")
     args = parser.parse_args()
     if not worth_it(args.status):
@@ -72,6 +86,9 @@ def main() -> int:
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     if restarts >= args.most:
         print(f"error: {job} was started again {restarts} times and ended with {args.status}: not again", file=sys.stderr)
+        return 1
+    if args.status != EXIT_PREEMPTED and args.fold and is_stuck(FoldDir(args.fold)):
+        print(f"error: {job} ended with {args.status} and came no further in {_RESTARTS} restarts: not again", file=sys.stderr)
         return 1
     return 0 if is_being_ended(job) else requeue(job)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dfer_dist.rundir import FoldDir, write_json
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -55,6 +57,27 @@ def test_there_is_a_limit(tmp_path):
     assert run(tmp_path, "75", "--most", "2", SLURM_RESTART_COUNT="1")[1] == "requeue 7\n"
     (tmp_path / "asked").unlink()
     assert run(tmp_path, "75", "--most", "2", SLURM_RESTART_COUNT="2") == (1, "", False)
+
+
+@pytest.mark.parametrize(
+    ("status", "begun", "asked"),
+    [
+        (137, [0, 0, 0], "requeue 7\n"),
+        (137, [0, 0, 0, 0], ""),
+        (137, [None, None, None, None], ""),
+        (75, [0, 0, 0, 0], "requeue 7\n"),
+        (137, [0, 0, 0, 0, 5], "requeue 7\n"),
+        (137, [0, 5, 5, 5], "requeue 7\n"),
+        (137, [0, 5, 5, 5, 5], ""),
+    ],
+)
+def test_deaths_that_come_no_further_end(tmp_path, status, begun, asked):
+    write_json(FoldDir(tmp_path).status, {"attempts": [{"from_step": step} for step in begun]})
+    assert run(tmp_path, str(status), str(tmp_path))[1] == asked
+
+
+def test_a_fold_without_a_status_is_requeued(tmp_path):
+    assert run(tmp_path, "137", str(tmp_path / "fold-1"))[1] == "requeue 7\n"
 
 
 @pytest.mark.parametrize(
