@@ -95,9 +95,11 @@ def write(
         write_text(temporary / CONFIG, dump_config(config))
         write_json(temporary / STATE, state)
         write_json(temporary / COMPLETE, {"sha256": {f.name: sha256_file(f) for f in sorted(temporary.iterdir())}})
+        old = target.with_name(f".old-{target.name}")
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(old)
         temporary.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -140,6 +142,9 @@ def newest(folder: Path) -> Path | None:
     UserError
         If checkpoints were written and none of them is whole.
     """
+    for old in folder.glob(".old-step-*"):  # a kill came between the two renames that put another in its place, or after them
+        target = folder / old.name.removeprefix(".old-")
+        shutil.rmtree(old) if target.exists() else old.rename(target)
     for left in (*folder.glob(".step-*"), *folder.glob(".LATEST.*"), *folder.glob(".BEST.*")):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     damaged = 0
@@ -184,7 +189,13 @@ def damage(path: Path, names: Sequence[str] | None = None) -> str | None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the last ``keep`` complete checkpoints, those that LATEST and BEST name, and the best of each that stays."""
+    """Remove all but the last ``keep`` complete checkpoints, those that LATEST and BEST name, and the best of each that stays.
+
+    Raises
+    ------
+    OSError, UserError
+        If one cannot be removed, or one that stays cannot be read.
+    """
     spare = {pointed(folder, "LATEST"), pointed(folder, "BEST")}
     found = complete(folder)
     for kept in {*found[-keep:], *filter(None, spare)}:
@@ -192,7 +203,9 @@ def prune(folder: Path, keep: int) -> None:
         spare |= {step_folder(folder, best["step"])} if best else set()
     for old in found[:-keep]:
         if old not in spare:
-            shutil.rmtree(old)
+            going = old.with_name(f".{old.name}-going")
+            old.rename(going)  # a folder with its mark is whole
+            shutil.rmtree(going)
 
 
 def step_folder(folder: Path, step: int) -> Path:

@@ -39,6 +39,18 @@ class Predictions:
     logits: np.ndarray
 
     def score(self, classes: tuple[str, ...]) -> Scores:
+        """Scores of the table.
+
+        Raises
+        ------
+        UserError
+            If a logit is not finite, as of a model that training has broken.
+        """
+        bad = np.flatnonzero(~np.isfinite(self.logits).all(1))
+        if len(bad):
+            raise UserError(
+                f"the model's logits are not finite for {len(bad)} of {len(self.keys)} clips, such as {self.keys[bad[0]]}"
+            )
         return score(self.labels, self.logits, list(classes))
 
     def write(self, path: Path) -> None:
@@ -72,14 +84,19 @@ def predict(
     for batch in batches:
         if batch.lost:
             raise UserError(f"evaluation stopped, since a clip is damaged: {batch.lost[0]} (copy the shard again)")
-        views = batch.pixels(device).unflatten(1, (batch.views, -1)).unbind(1)
-        logits = average_views(torch.stack([forward(v).float() for v in views])).cpu().numpy()
+        logits = clip_logits(forward, batch.pixels(device), batch.views).cpu().numpy()
         for key, label, valid, row in zip(batch.keys, batch.labels.tolist(), batch.valid.tolist(), logits, strict=True):
             if valid:
                 rows[key] = (label, row)
         if progress:
             progress(int(batch.valid.sum()))
     return rows
+
+
+def clip_logits(forward: Callable[[Tensor], Tensor], pixels: Tensor, views: int) -> Tensor:
+    """Logits float32 [b, C] of clips, uint8 [b, V T, 3, S, S], by ``views`` V calls of ``forward``, one for each view."""
+    parts = pixels.unflatten(1, (views, -1)).unbind(1)
+    return average_views(torch.stack([forward(part).float() for part in parts]))
 
 
 def average_views(logits: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ DPI = 150
 UAR, WAR, ALERT, INK, FAINT = "#0072B2", "#E69F00", "#D55E00", "#222222", "#8a8a8a"
 _CELL = 0.6  # inches, a cell of the confusion matrix
 _WIDTH = 0.4  # of a bar; a group is one wide
+# all eight of the palette, yellow darkened to be seen on white; after them the same again, dashed
+_BLANK: dict[str, Any] = {"facecolor": "#f4f4f4", "edgecolor": "#c0c0c0", "hatch": "//", "linewidth": 0}
+_CLASSES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B5A800")
 _BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 
 
@@ -65,6 +69,80 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str],
     figure = Figure(figsize=(side + 1.8, side + 1.9), dpi=DPI, layout="constrained")
     draw_confusion(figure.subplots(), confusion, classes, title)
     return figure
+
+
+def course_figure(
+    title: str, spans: np.ndarray, probabilities: np.ndarray, overall: np.ndarray, classes: Sequence[str], seconds: float
+) -> Figure:
+    """Probabilities of a film over time: a line for each class above, the most probable class of each window below.
+
+    Parameters
+    ----------
+    spans : float [W, 2]
+        Begin and end of each window, seconds. A point stands in the middle of its window.
+    probabilities : float [W, C]
+        NaN where a window has no prediction: lines break there.
+    overall : float [C]
+        Of the whole film; the legend is in its order.
+    seconds : float
+        Of the film.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 4.6), dpi=DPI, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[9, 1])
+    looks = [{"color": _CLASSES[c % 8], "linestyle": "-" if c < 8 else (0, (4, 2))} for c in range(len(classes))]
+    times, curves = spans.mean(1), probabilities
+    if len(spans) == 1:
+        times, curves = spans[0], probabilities.repeat(2, 0)
+    alone = len(spans) > 1 and len(spans) <= 60
+    for c, look in enumerate(looks):
+        above.plot(times, curves[:, c], linewidth=1.8, marker="o" if alone else None, markersize=3.5, clip_on=False, **look)
+    _strip(above, below, times if len(spans) > 1 else times[:1], probabilities, seconds)
+    _class_legend(above, overall, classes, looks, bool(np.isnan(probabilities).any()))
+    above.set(xlim=(0, seconds), ylim=(0, 1), yticks=np.linspace(0, 1, 6))
+    above.set_ylabel("probability", fontsize=11)
+    above.set_title(title, fontsize=12, color=INK, loc="left")
+    above.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    above.tick_params(axis="x", length=0)
+    above.spines[["top", "right"]].set_visible(False)
+    below.set(ylim=(0, 1), yticks=[])
+    below.set_ylabel("top", rotation=0, ha="right", va="center", fontsize=10)
+    below.set_xlabel("seconds", fontsize=11)
+    below.spines[:].set_visible(False)
+    return figure
+
+
+def _strip(above: Axes, below: Axes, times: np.ndarray, probabilities: np.ndarray, seconds: float) -> None:
+    """The most probable class around each time, as a colour; grey where there is no prediction."""
+    edges = np.concatenate([[0.0], (times[1:] + times[:-1]) / 2, [seconds]])
+    for (left, right), p in zip(pairwise(edges.tolist()), probabilities, strict=True):
+        if np.isnan(p).any():
+            below.axvspan(left, right, **_BLANK)
+            above.axvspan(left, right, facecolor="#f4f4f4", linewidth=0, zorder=0)
+        else:
+            top = int(p.argmax())
+            below.axvspan(left, right, facecolor=_CLASSES[top % 8], alpha=1.0 if top < 8 else 0.5, linewidth=0)
+
+
+def _class_legend(ax: Axes, overall: np.ndarray, classes: Sequence[str], looks: list[dict[str, Any]], gaps: bool) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    order = np.argsort(-overall, kind="stable")
+    handles: list[Any] = [Line2D([], [], linewidth=2.5, label=f"{classes[c]}  {overall[c]:.2f}", **looks[c]) for c in order]
+    if gaps:
+        handles.append(Patch(label="no face", **_BLANK))
+    legend = ax.legend(
+        handles=handles,
+        title="whole film",
+        alignment="left",
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.02),
+        frameon=False,
+        fontsize=10,
+    )
+    legend.get_title().set(fontsize=10, fontweight="bold", color=INK)
 
 
 def draw_scores(ax: Axes, summary: Mapping[str, Any]) -> None:

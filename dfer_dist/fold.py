@@ -79,7 +79,8 @@ class Fold:
     def save_due(self) -> bool:
         """Whether rank 0 finds it time for a checkpoint."""
         every = self.config.train.save_steps
-        return self.ranks.is_main and (self.saver.due or (every is not None and self.step % every == 0))
+        at_step = every is not None and self.step % every == 0 and not self.saver.failures
+        return self.ranks.is_main and (self.saver.due or at_step)
 
     def log(self, values: dict[str, float]) -> None:
         if self.tracker:
@@ -89,11 +90,12 @@ class Fold:
         """Begin to write a checkpoint; with ``best``, the one that is tested in the end. Collective."""
         self.watchdog.beat()
         state: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "fold": self.number, "epoch_ended": self.epoch_ended}
-        state |= {"lost_clips": sorted(self.lost), "skipped_steps": len(self.bad_steps), "bad_steps": self.bad_steps}
+        state |= {"lost_clips": sorted(self.lost), "skipped_steps": len(self.bad_steps), "bad_steps": list(self.bad_steps)}
         state |= {"best": self.best, "recent_losses": self.spikes.recent, "base_lr": self.engine.base_lr}
         state |= {"drift": sorted(self.drift), "drifts": len(self.drifts)}
         state |= {"metrics_bytes": self.tracker.size if self.tracker else 0}
         state |= {"frozen_sha256": self.frozen_sha256, "pretrained_sha256": self.engine.model.pretrained_sha256}
+        state |= {"dataset": self.index.name, "classes": list(self.index.classes)}
         state |= {"config_hash": config_hash(self.config), "index_hash": self.index.hash}
         self.saver.save(self.engine, state, best)
         self.watchdog.beat()
@@ -102,6 +104,13 @@ class Fold:
         """Note that the step just done was skipped since its loss or gradient, ``what``, was not finite, with clips ``keys``."""
         self.bad_steps.append({"step": self.step, "not_finite": what, "clips": keys})
         self._write_bad_steps()
+
+    def _bad_in_a_row(self) -> int:
+        """How many of the last steps were bad, up to the one that was done last."""
+        bad, count = {b["step"] for b in self.bad_steps}, 0
+        while self.step - count in bad:
+            count += 1
+        return count
 
     def _write_bad_steps(self) -> None:
         if self.ranks.is_main and (self.bad_steps or self.dir.bad_steps.exists()):
@@ -114,6 +123,7 @@ class Fold:
         """Go on where a checkpoint's ``state.json`` stands."""
         self.step, self.epoch_ended, self.best = state["step"], state["epoch_ended"], state["best"]
         self.lost, self.bad_steps, self.spikes = set(state["lost_clips"]), state["bad_steps"], Spikes(state["recent_losses"])
+        self.engine.bad_steps = self._bad_in_a_row()
         self.drift = set(state["drift"]).union(*(d["changes"] for d in self.drifts[state["drifts"] :]))
         self._write_bad_steps()
         if self.ranks.is_main:
@@ -184,7 +194,7 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFl
         tracking = run.describe()["tracking"] or {"uri": None, "folds": {}}
         keep = saved.state["metrics_bytes"] if saved else 0
         tracker = Tracker(run.fold(number), tracking["uri"], tracking["folds"].get(str(number)), keep)
-    saver = Saver(folder, config, ranks, tracker)
+    saver = Saver(folder, config, ranks, sum(p.numel() for p in trained.values()), tracker)
     data = (index, ranks, engine, plan, test, val, objective, frozen, tracker, saver)
     fold = Fold(run, number, config, *data, leave, watchdog, run.drifts())
     if saved:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,14 +14,17 @@ class Meter:
     """Clips per second and the share of time spent waiting for data since the last :meth:`read`."""
 
     def __init__(self) -> None:
-        self.longest = 0.0  # seconds from one step to the next
-        self._last = time.perf_counter()
+        self._seconds: deque[float] = deque(maxlen=100)  # of the last steps
         self._restart()
 
     def _restart(self) -> None:
         self._start = time.perf_counter()
         self._waited = 0.0
         self._clips = 0
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._begun = time.perf_counter()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -32,8 +36,12 @@ class Meter:
     def count(self, clips: int) -> None:
         """A step is over: add its clips over all ranks."""
         self._clips += clips
-        now = time.perf_counter()
-        self.longest, self._last = max(self.longest, now - self._last), now
+        self._seconds.append(time.perf_counter() - self._begun)
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest of the last hundred steps, tests and saves between them not counted."""
+        return max(self._seconds, default=0.0)
 
     def read(self) -> dict[str, float]:
         """Figures since the last call, and start over."""

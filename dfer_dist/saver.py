@@ -19,6 +19,7 @@ from dfer_dist.status import tell
 from dfer_dist.tracking import Tracker
 
 TRIES = 10  # failed writes in a row that end the run
+_GUESS = 1e8  # bytes a second
 _RETRY = 30.0  # seconds to the next try, at most
 
 
@@ -32,17 +33,19 @@ class Saver:
     ----------
     folder : Path
         The fold's ``checkpoints``.
+    trained : int
+        Parameters, for a guess at how long a save takes until one has been made.
     tracker : Tracker, optional
         Rank 0's: what it logged up to a checkpoint is made to stand before that, and sent after it.
     """
 
-    def __init__(self, folder: Path, config: Config, ranks: Ranks, tracker: Tracker | None) -> None:
+    def __init__(self, folder: Path, config: Config, ranks: Ranks, trained: int, tracker: Tracker | None) -> None:
         self.folder, self.config, self.ranks, self.tracker = folder, config, ranks, tracker
         self.failures = 0  # in a row
-        self.seconds = 0.0  # the last save, gathering and writing
+        self.seconds = 12 * trained / _GUESS  # the last save, gathering and writing
         self._thread: threading.Thread | None = None
         self._tried = time.monotonic()
-        self._error: OSError | None = None
+        self._error: str | None = None  # not the exception, whose traceback would keep the copy
         self._fault: Exception | None = None  # of this program
 
     @property
@@ -93,7 +96,7 @@ class Saver:
             On every rank, if it could not be written.
         """
         self.join()
-        while error := self.ranks.share(str(self._error) if self._error else None):
+        while error := self.ranks.share(self._error):
             if again is None or self.ranks.share(self.hopeless):
                 raise UserError(self.verdict(error))
             time.sleep(self._pause)
@@ -116,6 +119,12 @@ class Saver:
         if self._fault:
             raise self._fault
 
+    def _prune(self) -> None:
+        try:
+            checkpoint.prune(self.folder, self.config.train.keep)
+        except (OSError, UserError) as e:
+            tell(f"warning: old checkpoints stay for now: {e}")
+
     def _write(
         self, weights: dict[str, Tensor], moments: dict[str, Tensor], state: dict[str, Any], best: bool, begin: float
     ) -> None:
@@ -129,10 +138,10 @@ class Saver:
             checkpoint.point(self.folder, "LATEST", target)
             if self.tracker:
                 self.tracker.release(state["metrics_bytes"])
-            checkpoint.prune(self.folder, self.config.train.keep)
             self.failures, self._error = 0, None
+            self._prune()
         except OSError as e:
-            self.failures, self._error = self.failures + 1, e
+            self.failures, self._error = self.failures + 1, str(e)
             tell(f"warning: {target.name} could not be written ({e}): trying again soon (failure {self.failures} of {TRIES})")
         except Exception as e:
             self._fault = e

@@ -125,22 +125,23 @@ class Tracker:
     """
 
     def __init__(self, fold: FoldDir, uri: str | None, run_id: str | None, keep_bytes: int = 0) -> None:
-        """Open the metrics file; what stands after its first ``keep_bytes`` bytes goes, since it is trained again.
-
-        ``undone`` then counts the steps of those lines.
-        """
+        """Open the metrics file; what stands after its first ``keep_bytes`` bytes goes, since it is trained again."""
         fold.root.mkdir(parents=True, exist_ok=True)
         self.path = fold.metrics
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         have = os.fstat(self._file).st_size
         if have < keep_bytes:
-            tell(f"warning: {self.path} has lost {keep_bytes - have} bytes of figures")
-        self.size = min(have, keep_bytes)  # bytes of all lines so far
-        self.undone = _steps_after(self.path, self.size)
+            tell(f"warning: {self.path} has lost at least {keep_bytes - have} bytes of figures")
+        self.size = keep_bytes if have >= keep_bytes else _whole_lines(self.path)  # bytes of all lines so far
+        self._last_undone = _last_step_after(self.path, self.size)
         os.ftruncate(self._file, self.size)
         self._waiting = b""  # lines that the disk did not take yet
         self._lock = threading.Lock()
         self._sender = _Sender(self.path, fold.sent, uri, run_id, self.size) if uri and run_id else None
+
+    def undone(self, step: int) -> int:
+        """How many steps after ``step``, where training goes on, the lines spoke of that went."""
+        return max(0, self._last_undone - step)
 
     def log(self, step: int, epoch: int, values: dict[str, float]) -> None:
         """Append one line; ``step`` and ``epoch`` are those done. Never waits for the server.
@@ -189,13 +190,18 @@ class Tracker:
             self._sender.close(status, artifacts, timeout)
 
 
-def _steps_after(path: Path, size: int) -> int:
-    """How many steps the lines after the first ``size`` bytes speak of; one that a crash cut short does not count."""
-    steps = set()
+def _whole_lines(path: Path) -> int:
+    """Bytes of a file up to the end of its last whole line."""
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def _last_step_after(path: Path, size: int) -> int:
+    """The last step that the lines after the first ``size`` bytes speak of, or 0; one that a crash cut short does not count."""
+    steps = [0]
     for line in path.read_bytes()[size:].splitlines():
         with suppress(ValueError):
-            steps.add(json.loads(line)["step"])
-    return len(steps)
+            steps.append(json.loads(line)["step"])
+    return max(steps)
 
 
 class _Sender:
@@ -203,10 +209,10 @@ class _Sender:
 
     def __init__(self, path: Path, mark: Path, uri: str, run_id: str, size: int) -> None:
         self.path, self.mark, self.uri, self.run_id = path, mark, uri, run_id
-        before = read_json(mark) if mark.exists() else {"bytes": 0, "step": 0}
+        before = read_json(mark) if mark.exists() else {"bytes": 0, "step": 0, "known_steps": -1}
         self.sent = min(before["bytes"], size)
         # of steps that were sent and then undone, as when the last checkpoint is damaged: what was sent stands
-        self.known_steps = before["step"] if before["bytes"] > size else -1
+        self.known_steps = max(before["known_steps"], before["step"] if before["bytes"] > size else -1)
         self._limit, self._over, self._done = size, False, False
         self._changed = threading.Condition()
         self._api: MlflowClient | None = None
@@ -262,12 +268,12 @@ class _Sender:
                 data = f.read(min(limit - self.sent, _CHUNK))
             data = data[: data.rfind(b"\n") + 1]
             if not data:
-                return  # somebody cut the file
+                raise EOFError(f"{self.path} was cut")
             lines = [json.loads(line) for line in data.splitlines()]
             self._send([line for line in lines if line["step"] > self.known_steps])
             self.sent += len(data)
             with suppress(OSError):  # what is not noted is sent again, which does no harm
-                write_json(self.mark, {"bytes": self.sent, "step": lines[-1]["step"]})
+                write_json(self.mark, {"bytes": self.sent, "step": lines[-1]["step"], "known_steps": self.known_steps})
 
     def _send(self, lines: list[dict[str, Any]]) -> None:
         from mlflow.entities import Metric

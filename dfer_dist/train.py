@@ -15,6 +15,8 @@ import argparse
 import errno
 import math
 import os
+import signal
+import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -50,9 +52,11 @@ def fit(fold: Fold) -> str:
     meter = Meter()
     for step in range(fold.step, engine.total_steps):
         fold.watchdog.beat()
+        meter.begin()
         rates = engine.set_learning_rates(step)
         losses, lost = train_step(fold, stream, meter)
         fold.step = step + 1
+        meter.count(config.train.global_batch)
         fold.leave.need = 2 * meter.longest + 2 * fold.saver.seconds
         votes = [sum(x for _, x in losses), len(lost), bool(fold.leave), fold.save_due, fold.saver.hopeless]
         loss, any_lost, told, due, hopeless = ranks.sum(votes)
@@ -63,7 +67,6 @@ def fit(fold: Fold) -> str:
             check_lost(fold, lost)
         if engine.step_was_skipped():
             skip_step(fold, losses)
-        meter.count(config.train.global_batch)
         log_step(fold, loss, rates, meter)
         if fold.at_epoch_end:
             end_epoch(fold, bool(told))
@@ -166,6 +169,8 @@ def end_epoch(fold: Fold, told: bool = False) -> None:
             fold.best = {"epoch": fold.epoch, "step": fold.step, "war": scores.war, "uar": scores.uar}
     if told or improved or fold.epoch % train.save_epochs == 0 or fold.epoch == train.epochs:
         fold.save(best=improved)
+    if improved:  # what is written later would be other weights
+        fold.saver.settle(again=None if told else lambda: fold.save(best=True))
 
 
 def finish(fold: Fold) -> None:
@@ -217,7 +222,7 @@ def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
     fold: Fold | None = None
     try:
         fold = build(run, number, config, ranks, leave, watchdog)
-        attempt.begin(fold.step, fold.engine.total_steps, fold.tracker.undone if fold.tracker else 0)
+        attempt.begin(fold.step, fold.engine.total_steps, fold.tracker.undone(fold.step) if fold.tracker else 0)
         outcome = fit(fold)
         if outcome == DONE:
             finish(fold)
@@ -234,11 +239,11 @@ def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
             close_fold(run.describe()["tracking"], number, FAILED)
         raise
     watchdog.stop()
-    attempt.end(outcome, "all steps done" if outcome == DONE else leave.why or "told to leave")
     if fold and fold.tracker:
         fold.tracker.release(fold.tracker.size)
         files = (where.result, where.predictions, where.confusion) if outcome == DONE else ()
         fold.tracker.close(FINISHED if outcome == DONE else KILLED, files)
+    attempt.end(outcome, "all steps done" if outcome == DONE else leave.why or "told to leave")  # last: DONE means all of it
     return outcome
 
 
@@ -268,8 +273,11 @@ def main() -> int:
             return 1
         tell(f"error: {one_line(e)}")
         return 2
-    except BaseException:
+    except BaseException as e:
         traceback.print_exc()
+        sys.stderr.flush()
+        if isinstance(e, RuntimeError) and "is killed by signal" in str(e):
+            os.kill(os.getpid(), signal.SIGKILL)  # a loader worker, as when memory runs out: the same as if it had been us
         return 1
     torch.distributed.destroy_process_group()
     return EXIT_PREEMPTED if outcome == PREEMPTED else 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from dfer_dist.status import tell
 
 _TICK = 1.0  # seconds between two looks, at most
+_LATE = 10.0  # seconds that the last words may take
 
 
 class Watchdog:
@@ -58,6 +59,9 @@ class Watchdog:
                 self._end()
 
     def _end(self) -> None:
+        late = threading.Timer(_LATE, _abort)  # what follows writes to a file system, which may be what hangs
+        late.daemon = True
+        late.start()
         line = f"no step for {self.seconds:.0f} s: this rank, or one it waits for, hangs; its stacks are in {self.file}"
         try:
             with self.file.open("a") as f:
@@ -67,5 +71,9 @@ class Watchdog:
             tell(line)
             self.hung(line)
         finally:
-            resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-            os.kill(os.getpid(), signal.SIGABRT)
+            _abort()
+
+
+def _abort() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    os.kill(os.getpid(), signal.SIGABRT)

@@ -18,6 +18,7 @@ from dfer_dist.preempt import EXIT_PREEMPTED
 from launch.bar import Bar
 from launch.bench import bench
 from launch.convert import convert
+from launch.models import export, predict
 from launch.pack import pack, pack_listing
 from launch.plan import plan
 from launch.verify import verify
@@ -164,6 +165,8 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
 
 app.command()(verify)
 app.command()(plan)
+app.command()(export)
+app.command()(predict)
 app.add_typer(convert, name="convert")
 app.add_typer(bench, name="bench")
 
@@ -229,7 +232,7 @@ def _deadline(max_minutes: float | None) -> float | None:
 
 def _crossval(console: Console, run: RunDir, folds: list[int], nproc: int, deadline: float | None) -> None:
     failed = _run_folds(console, run, folds, nproc, deadline)
-    if len(failed) < len(folds):
+    if any(run.fold(k).result.exists() for k in folds):
         report_run(console, run, "FAILED" if failed else "FINISHED")
     _check_failed(failed)
 

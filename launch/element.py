@@ -86,10 +86,16 @@ def _together(run: RunDir) -> Iterator[IO[str]]:
 
 @app.command("rank")
 def become_rank(root: Where, fold: Fold) -> NoReturn:
-    """Replace this process by a rank, which reads its place from Slurm's variables and writes its log into the fold's folder."""
+    """Replace this process by a rank, which reads its place from Slurm's variables and writes its log into the fold's folder.
+
+    A fold that is done needs none.
+    """
+    from launch.local import is_done
     from launch.processes import run_environment
 
     run, rank = RunDir(root), int(os.environ["SLURM_PROCID"])
+    if is_done(run.fold(fold)):
+        sys.exit(0)
     log = run.fold(fold).log
     handle = os.open(log if rank == 0 else log.with_name(f"log-rank{rank}.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     env = run_environment(run, int(os.environ.get("SLURM_CPUS_PER_TASK") or 1))
@@ -105,7 +111,7 @@ def close_together(root: Where, fold: Fold, status: Annotated[int, typer.Argumen
     from rich.console import Console
 
     from launch.cli import report_run
-    from launch.local import last_error
+    from launch.local import is_done, last_error
 
     run = RunDir(root)
     if worth_it(status):
@@ -114,8 +120,9 @@ def close_together(root: Where, fold: Fold, status: Annotated[int, typer.Argumen
     if status:
         print(f"fold {fold} failed (status {status}): {last_error(run.fold(fold), {})}", file=sys.stderr, flush=True)
     with _together(run):
-        done = [run.fold(k).result.exists() for k in run.describe()["folds"]]
-        if any(done):
+        folds = [run.fold(k) for k in run.describe()["folds"]]
+        done = [is_done(k) for k in folds]
+        if any(k.result.exists() for k in folds):
             report_run(Console(highlight=False), run, "FINISHED" if all(done) else "FAILED" if status else None)
 
 

@@ -34,8 +34,12 @@ class Follower:
             text = f.read()
         whole = text[: text.rfind(b"\n") + 1]
         self.offset += len(whole)
-        for line in whole.splitlines():
-            self.seen |= json.loads(line)
+        try:
+            for line in whole.splitlines():
+                self.seen |= json.loads(line)
+        except ValueError:
+            self.offset = 0  # the same, and it has grown past where we were
+            return
         if whole:
             self.progress.update(self.task, completed=self.seen["step"], figures=self._figures())
 

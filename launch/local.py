@@ -17,7 +17,7 @@ from dfer_dist import UserError
 from dfer_dist.preempt import EXIT_PREEMPTED, TIME_IS_UP
 from dfer_dist.rundir import FoldDir, RunDir, read_json
 from launch.follow import Follower, verdict
-from launch.processes import POLL, Interrupted, Job, run_ranks
+from launch.processes import POLL, Interrupted, Job, Told, run_ranks
 
 _LEAVING = 60.0  # seconds that ranks get to leave whose command is gone
 _MARGIN = 60.0  # seconds before a deadline in which no fold is begun
@@ -25,7 +25,7 @@ _RESTARTS = 3  # of a fold whose ranks die without a newer checkpoint
 
 
 def run_folds(run: RunDir, folds: list[int], nproc: int, console: Console, deadline: float | None = None) -> list[int]:
-    """Train and test folds that have no result yet; returns those that failed.
+    """Train and test folds that are not done yet; returns those that failed.
 
     A fold whose ranks die by a signal, as when memory runs out or when they hang, is started again from its last checkpoint.
 
@@ -41,43 +41,53 @@ def run_folds(run: RunDir, folds: list[int], nproc: int, console: Console, deadl
     Interrupted
         After Ctrl-C or SIGTERM, or when time is up, once all ranks have saved and left.
     """
-    failed = []
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    ) as progress:
-        for fold in folds:
-            where = run.fold(fold)
-            task = progress.add_task(f"fold {fold}", total=None, figures="")
-            if where.result.exists():
-                progress.update(task, total=1, completed=1, figures=verdict(where) + ", kept")
-                continue
-            if deadline and time.time() > deadline - _MARGIN:
-                raise Interrupted("time is up: all is saved")
-            progress.update(task, figures="starting")
-            earlier = {log: log.stat().st_size for log in where.root.glob("log*.txt")}
-            with _locked(where) as lock:
-                job = Job(run, fold, nproc, deadline, lock)
-                code, killed = _run_again(job, Follower(where, progress, task), console)
-            if code == 0:
-                progress.update(task, figures=verdict(where))
-                if not console.is_terminal:
-                    console.print(f"fold {fold}: {verdict(where)}")
-                continue
-            line = killed or last_error(where, earlier)
-            if code == 2:
-                raise UserError(line)
-            progress.update(task, figures="failed")
-            console.print(
-                f"fold {fold} failed (status {code}): {line}; its log is {where.log}", style="red", markup=False, soft_wrap=True
-            )
-            failed.append(fold)
-    return failed
+    told = Told()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
+    try:
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+            failed = []
+            for k in folds:
+                if not _run_fold(run, k, nproc, deadline, told, progress, console):
+                    failed.append(k)
+                    if told.times:  # it failed while it left: that is what there is to tell
+                        break
+            return failed
+    finally:
+        told.restore()
+
+
+def _run_fold(
+    run: RunDir, fold: int, nproc: int, deadline: float | None, told: Told, progress: Progress, console: Console
+) -> bool:
+    """Whether the fold is done now; what :func:`run_folds` raises."""
+    where = run.fold(fold)
+    task = progress.add_task(f"fold {fold}", total=None, figures="")
+    if is_done(where):
+        progress.update(task, total=1, completed=1, figures=verdict(where) + ", kept")
+        return True
+    progress.update(task, figures="starting")
+    earlier = {log: log.stat().st_size for log in where.root.glob("log*.txt")}
+    with _locked(where) as lock:
+        job = Job(run, fold, nproc, deadline, lock, told)
+        code, killed = _run_again(job, Follower(where, progress, task), console)
+    if code == 0:
+        progress.update(task, figures=verdict(where))
+        if not console.is_terminal:
+            console.print(f"fold {fold}: {verdict(where)}")
+        return True
+    line = killed or last_error(where, earlier)
+    if code == 2:
+        raise UserError(line)
+    progress.update(task, figures="failed")
+    console.print(
+        f"fold {fold} failed (status {code}): {line}; its log is {where.log}", style="red", markup=False, soft_wrap=True
+    )
+    return False
+
+
+def is_done(fold: FoldDir) -> bool:
+    """Whether there is a result and all was said of it: a kill may come before the tracking server has it."""
+    return fold.result.exists() and fold.status.exists() and read_json(fold.status)["state"] == "DONE"
 
 
 def _run_again(job: Job, follow: Follower, console: Console) -> tuple[int, str | None]:
@@ -85,13 +95,17 @@ def _run_again(job: Job, follow: Follower, console: Console) -> tuple[int, str |
     where = job.where
     left = _RESTARTS
     while True:
+        if job.told.times:
+            raise Interrupted("all is saved")
+        if job.deadline and time.time() > job.deadline - _MARGIN:
+            raise Interrupted(f"{TIME_IS_UP}: all is saved")
         before = _checkpoints(where)
         code, killed = run_ranks(job, follow)
         if code in (0, 2) or (code != EXIT_PREEMPTED and not killed):
             return code, killed
         why = read_json(where.status)["attempts"][-1]["why"] if where.status.exists() else None
         if code == EXIT_PREEMPTED and why == TIME_IS_UP:
-            raise Interrupted("time is up: saved")
+            raise Interrupted(f"{TIME_IS_UP}: saved")
         left = _RESTARTS if _checkpoints(where) != before else left - 1
         if left < 0:
             return code, killed

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from dfer_dist import UserError
 from dfer_dist.preempt import EXIT_PREEMPTED
 from dfer_dist.provenance import python_command
 from dfer_dist.rundir import FoldDir, RunDir
@@ -29,13 +31,15 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """A fold to run on ``nproc`` ranks, before ``deadline`` (unix time); ``lock`` is the open file that holds it."""
+    """A fold to run on ``nproc`` ranks, before ``deadline`` (unix time); ``lock`` is the open file that holds it, ``told`` counts signals
+    to this process."""
 
     run: RunDir
     fold: int
     nproc: int
     deadline: float | None
     lock: int
+    told: Told
 
     @property
     def where(self) -> FoldDir:
@@ -50,7 +54,6 @@ def run_ranks(job: Job, follow: Callable[[], None]) -> tuple[int, str | None]:
     command += ["--deadline", str(job.deadline)] if job.deadline else []
     ranks: list[subprocess.Popen[bytes]] = []
     logs: list[IO[bytes]] = []
-    told = _Told()
     try:
         for rank in range(job.nproc):
             log: IO[bytes] = (where.log if rank == 0 else where.log.with_name(f"log-rank{rank}.txt")).open("ab")
@@ -67,7 +70,7 @@ def run_ranks(job: Job, follow: Callable[[], None]) -> tuple[int, str | None]:
                 pass_fds=(job.lock,),
             )
             ranks.append(process)
-        return _wait(ranks, told, follow)
+        return _wait(ranks, job.told, follow)
     finally:
         for process in ranks:
             if process.poll() is None:
@@ -75,10 +78,9 @@ def run_ranks(job: Job, follow: Callable[[], None]) -> tuple[int, str | None]:
                 process.wait()
         for log in logs:
             log.close()
-        told.restore()
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]], told: _Told, follow: Callable[[], None]) -> tuple[int, str | None]:
+def _wait(ranks: list[subprocess.Popen[bytes]], told: Told, follow: Callable[[], None]) -> tuple[int, str | None]:
     """The status of the rank that ended the job, and, if a signal of somebody else's ended it, words that name it."""
     passed_on = 0
     killed: str | None = None
@@ -97,16 +99,23 @@ def _wait(ranks: list[subprocess.Popen[bytes]], told: _Told, follow: Callable[[]
         if deadline and time.monotonic() > deadline:
             for p in ranks:
                 p.kill()
-        follow()
+        _show(follow)
         time.sleep(POLL)
     if not told.times and deadline is None:  # all of them between two looks
         killed = _epitaph(ranks)
-    follow()
+    _show(follow)
     codes = [p.returncode for p in ranks]
-    if told.times:
+    failed = any(c > 0 and c != EXIT_PREEMPTED for c in codes)
+    if told.times and not (failed and told.times == 1):  # a rank that failed while it left says why itself
         raise Interrupted("saved" if set(codes) <= {0, EXIT_PREEMPTED} else "stopped without saving")
     # a mistake that a person can mend explains the deaths of the other ranks
     return 2 if 2 in codes else next((c for c in codes if c), 0), killed
+
+
+def _show(follow: Callable[[], None]) -> None:
+    """Move the bar. What it is fed from may be damaged, or out of reach for a while: that ends no training."""
+    with suppress(OSError, ValueError, UserError):
+        follow()
 
 
 def _epitaph(ranks: list[subprocess.Popen[bytes]]) -> str | None:
@@ -122,12 +131,12 @@ def _epitaph(ranks: list[subprocess.Popen[bytes]]) -> str | None:
     return f"rank {rank} was ended by {name}{hints.get(name, '')}"
 
 
-class _Told:
-    """Counts how often this process was told to stop."""
+class Told:
+    """Counts how often this process was told to stop, from its making until :meth:`restore`."""
 
     def __init__(self) -> None:
         self.times = 0
-        self._before = {n: signal.signal(n, self._count) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {n: signal.signal(n, self._count) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
 
     def _count(self, number: int, frame: FrameType | None) -> None:
         self.times += 1

@@ -147,6 +147,12 @@ def _go_on(run: RunDir, config: Config, index: Index, allow: Sequence[str], done
             f"{run.root} belongs to another run: {'; '.join(odd)}. Use the same, --name OTHER for another run, or --allow-drift KEY "
             "to go on with what is now"
         )
+    if new or allowed:
+        held = [k for k in run.describe()["folds"] if _is_held(run.fold(k))]
+        if held:
+            raise UserError(
+                f"another command is working on {run.fold(held[0]).root}: wait for it, or stop it, before settings change"
+            )
     if allowed:
         _take_over(run, index, {k: list(drift[k]) for k in sorted(allowed)})
     if new:
@@ -177,14 +183,19 @@ def _other_code(run: RunDir) -> Drift:
 
 
 def _take_over(run: RunDir, index: Index, changes: dict[str, list[object]]) -> None:
-    """Go on with other things, and keep a record: ``run.json`` has the changes, what was replaced is kept with a number."""
-    about = run.describe()
+    """Go on with other things, and keep a record: ``run.json`` has the changes, what was replaced is kept with a number.
+
+    The record comes first. Cut short after it, the same command finds what still differs, and records and does that.
+    """
     drifts = [*run.drifts(), {"time": collect(sys.argv)["time"], "changes": changes}]
+    write_json(run.run, {**run.describe(), "index_hash": index.hash, "drift": drifts})
     number = len(drifts)
     if "code" in changes:
-        run.code.rename(run.code.with_name(f"code-{number}"))
-        snapshot_code(run.code)
-    if any(k in ("code", "index_hash") or k.startswith("versions.") for k in changes):
-        run.provenance.rename(run.provenance.with_name(f"provenance-{number}.json"))
-        write_json(run.provenance, _provenance(index))
-    write_json(run.run, {**about, "index_hash": index.hash, "drift": drifts})
+        new = run.code.with_name(".code-new")
+        shutil.rmtree(new, ignore_errors=True)
+        snapshot_code(new)
+        if run.code.exists():
+            run.code.rename(run.code.with_name(f"code-{number}"))
+        new.rename(run.code)
+    write_text(run.root / f"provenance-{number}.json", run.provenance.read_text(encoding="utf-8"))
+    write_json(run.provenance, _provenance(index))

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share few cores
 
-import numpy as np
 import pytest
-import simplejpeg
+from clips import write_clip
 
 from dfer_dist.data.layouts import read_lists
 from dfer_dist.data.packer import pack
 from dfer_dist.data.shards import Index
 
-
-def write_clip(folder: Path, frames: int, seed: int, width: int = 48, height: int = 40) -> None:
-    """A clip of JPEGs, each with another pattern."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    for t in range(frames):
-        tiles = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
-        image = np.ascontiguousarray(tiles.repeat(8, 0).repeat(8, 1)[:height, :width])
-        (folder / f"{t:05d}.jpg").write_bytes(simplejpeg.encode_jpeg(image, quality=90))
+if TYPE_CHECKING:
+    from exported import Case
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +39,14 @@ def tiny_shards(tiny_source: Path) -> Index:
     """``tiny_source`` packed as dfew, at most five clips a shard; read only."""
     records = read_lists("dfew", tiny_source / "frames", tiny_source / "lists")
     return pack(records, "dfew", tiny_source / "shards", clips_per_shard=5, workers=1)
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Fold 2 of ``tiny_shards``, trained for an epoch in float32, and exported; read only."""
+    from exported import train_and_export  # torch and DeepSpeed, for the tests that need them
+
+    return train_and_export(tiny_shards, tmp_path_factory.mktemp("exported"))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

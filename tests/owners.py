@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import write_clip
+from clips import write_clip
 
 SPLITS = Path(os.environ.get("DFER_SPLITS") or Path(__file__).parents[2] / "shared" / "official_splits")
 

@@ -92,7 +92,7 @@ def main() -> None:
             digests.append(digest(gather(engine, config, 0, ranks)[0]))
         losses.append(ranks.sum([loss.item()])[0] / ranks.world)
     state = {"step": a.steps, "skipped_steps": 0, "frozen_sha256": frozen}
-    saver = Saver(a.folder, config, ranks, None)
+    saver = Saver(a.folder, config, ranks, 0, None)
     saver.save(engine, state)
     saver.settle()
     path = checkpoint.step_folder(a.folder, a.steps)

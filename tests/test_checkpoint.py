@@ -1,3 +1,4 @@
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,46 @@ class TestFolder:
         with pytest.raises(UserError, match="train from the start"):
             checkpoint.newest(folder)
         assert checkpoint.newest(folder / "nothing") is None
+
+    @pytest.mark.parametrize("moment", range(3))
+    def test_a_kill_while_a_step_is_saved_again_leaves_one_of_the_two(self, written, monkeypatch, moment):
+        """As after a test that was cut short: the same step is saved once more."""
+        folder, model = written
+        for other in checkpoint.complete(folder)[:-1]:
+            other.rename(folder / f"gone-{other.name}")
+        weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+        config = checkpoint.read(folder).config
+        real, done = type(folder).rename, []
+
+        def killed(self, target):
+            if self.name.endswith("step-00000040") or "-00000040-" in self.name:
+                if len(done) == moment:
+                    raise SystemExit
+                done.append(self)
+            return real(self, target)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(folder), "rename", killed)
+            patched.setattr(checkpoint.shutil, "rmtree", lambda *a, **k: None)
+            with suppress(SystemExit):
+                checkpoint.write(folder / "step-00000040", weights, {}, config, {"step": 40, "again": True})
+        assert checkpoint.newest(folder) == folder / "step-00000040"
+        assert bool(checkpoint.read(folder / "step-00000040").state.get("again")) == (moment == 2)
+        assert not list(folder.glob(".*"))
+
+    def test_a_kill_while_pruning_leaves_no_mark(self, written, monkeypatch):
+        folder, _ = written
+
+        def killed(path):
+            (path / checkpoint.MODEL).unlink()
+            raise SystemExit
+
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint.shutil, "rmtree", killed)
+            with pytest.raises(SystemExit):
+                checkpoint.prune(folder, 1)
+        assert all(checkpoint.damage(d) is None for d in checkpoint.complete(folder))
+        assert checkpoint.newest(folder).name == "step-00000040" and not list(folder.glob(".*"))
 
     def test_colleagues_may_read_it(self, written):
         folder, _ = written

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from dfer_dist import UserError
 from dfer_dist.configfile import find_experiment, read_config
 from dfer_dist.data.shards import Index
 from dfer_dist.rundir import RunDir, read_json, write_json
-from launch import local, processes
+from launch import local, processes, runs
 from launch.cli import app
 from launch.runs import open_run
 
@@ -234,6 +235,39 @@ def test_allowed_drift_is_taken_over_and_kept_on_record(run: RunDir, words: list
         open_run(tmp_path / "runs", None, "demo", [*new, "tracking.enabled=true"], ("tracking",), None, 1)
 
 
+@pytest.mark.parametrize("write", range(5))
+def test_drift_that_was_cut_short_is_taken_over_by_the_same_command(
+    run: RunDir, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int
+) -> None:
+    write_json(run.provenance, read_json(run.provenance) | {"code_hash": "0" * 16})
+    (run.code / "dfer_dist" / "engine.py").write_text("# as it was then")
+    calls = [0]
+
+    def counted(function: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: object) -> None:
+            calls[0] += 1
+            if calls[0] == write + 1:
+                raise KeyboardInterrupt
+            function(*args)
+
+        return call
+
+    given = (tmp_path / "runs", None, "demo", [*words, "optim.gamma=0.5"], ("optim", "code"), None, 1)
+    for name in ("snapshot_code", "write_text", "write_json"):
+        monkeypatch.setattr(runs, name, counted(getattr(runs, name)))
+    with pytest.raises(KeyboardInterrupt):
+        open_run(*given)
+    monkeypatch.undo()
+    open_run(*given)
+    assert {key for drift in run.drifts() for key in drift["changes"]} == {"optim.gamma", "code"}
+    assert read_config(run.config).optim.gamma == 0.5
+    old = [(d / "dfer_dist" / "engine.py").read_text() for d in run.root.glob("code-*")]
+    assert old.count("# as it was then") == 1
+    assert len((run.code / "dfer_dist" / "engine.py").read_text()) > 1000
+    assert any(read_json(f)["code_hash"] == "0" * 16 for f in run.root.glob("provenance-*.json"))
+    open_run(*given)
+
+
 def test_start_that_is_cut_short_leaves_the_name_free(tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(target: Path) -> None:
         target.mkdir()
@@ -337,6 +371,16 @@ def test_ranks_whose_command_is_gone_are_waited_for(run: RunDir, words: list[str
     assert time.monotonic() - begin > 1.5
 
 
+def test_a_refused_command_changes_nothing_for_the_one_that_runs(run: RunDir, words: list[str], tmp_path: Path) -> None:
+    before = run.config.read_text()
+    with local._locked(run.fold(3)):
+        for more, allow in ((["optim.gamma=0.5"], ("optim",)), (["train.micro_batch=2"], ())):
+            with pytest.raises(UserError, match=r"another command is working on .*fold-3"):
+                open_run(tmp_path / "runs", None, "demo", [*words, *more], allow, "1", 1)
+        open_run(tmp_path / "runs", None, "demo", words, (), "1", 1)  # another fold, as it is
+    assert run.config.read_text() == before and not run.drifts()
+
+
 def test_two_commands_on_one_fold(run: RunDir, words: list[str], tmp_path: Path) -> None:
     with local._locked(run.fold(1)):
         done = dfer("train", "demo", "--fold", "1", *words, cwd=tmp_path)
@@ -358,8 +402,9 @@ def test_mistake_found_by_a_rank_stops_all_folds(run: RunDir, words: list[str], 
     assert not run.fold(2).root.exists()
 
 
-@pytest.mark.parametrize(("status", "says"), [(75, "saved in"), (1, "stopped without saving in")])
-def test_told_to_stop(run: RunDir, words: list[str], tmp_path: Path, status: int, says: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR2, signal.SIGTERM])
+@pytest.mark.parametrize("status", [75, 1])
+def test_told_to_stop(run: RunDir, words: list[str], tmp_path: Path, status: int, number: signal.Signals) -> None:
     (run.code / "dfer_dist" / "train.py").write_text(
         "import os, signal, sys, time\n"
         "told = []\n"
@@ -378,12 +423,19 @@ def test_told_to_stop(run: RunDir, words: list[str], tmp_path: Path, status: int
     deadline = time.monotonic() + 60
     while not all(log.exists() and log.read_text() for log in logs) and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to all of the foreground
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does it: to all of the foreground
+    else:
+        process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert [log.read_text() for log in logs] == ["up 0 2\n", "up 1 2\n"]
-    assert says in out
-    assert "the same command goes on" in out
-    assert (process.returncode, err) == (75, "")
+    if status == 75:
+        assert "saved in" in out and "the same command goes on" in out
+        assert (process.returncode, err) == (75, "")
+    else:  # a failure is one, also of those that were told to leave: nobody is to start it again
+        assert "fold 1 failed (status 1)" in out
+        assert process.returncode == 1
+    assert not run.fold(2).log.exists()
 
 
 @pytest.mark.parametrize(("status", "other"), [(75, 75), (0, 0), (1, -signal.SIGKILL), (2, -signal.SIGKILL)])
@@ -393,7 +445,7 @@ def test_rank_that_lags_is_killed_only_after_a_failure(monkeypatch: pytest.Monke
     ends = f"import sys; sys.exit({status})"
     lags = f"import sys, time; time.sleep(1.5); sys.exit({status})"
     ranks = [subprocess.Popen([sys.executable, "-S", "-c", code]) for code in (lags, ends)]
-    told = processes._Told()
+    told = processes.Told()
     try:
         code = processes._wait(ranks, told, lambda: None)
     finally:

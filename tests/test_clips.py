@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
-from conftest import write_clip
+from clips import write_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_clip
+from clips import write_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from web import Web

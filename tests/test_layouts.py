@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import simplejpeg
-from conftest import write_clip
+from clips import write_clip
 from owners import SPLITS, needs_splits
 
 from dfer_dist import UserError

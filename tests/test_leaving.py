@@ -8,7 +8,7 @@ import time
 import pytest
 
 from dfer_dist import preempt
-from dfer_dist.meter import Spikes
+from dfer_dist.meter import Meter, Spikes
 from dfer_dist.preempt import LeaveFlag
 from dfer_dist.rundir import FoldDir, read_json
 from dfer_dist.status import Attempt
@@ -93,6 +93,27 @@ def test_a_process_that_was_stopped_for_long_goes_on(tmp_path):
     time.sleep(2.5)
     process.send_signal(signal.SIGCONT)
     assert process.communicate(timeout=60)[0] == "alive\n" and process.returncode == 0
+
+
+def test_the_longest_step_is_one_of_the_last_and_no_test_between_them(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    meter = Meter()
+    assert meter.longest == 0
+
+    def step(seconds: float, between: float) -> None:
+        meter.begin()
+        clock[0] += seconds
+        meter.count(8)
+        clock[0] += between
+
+    step(30, 0)  # the first one warms up
+    for _ in range(60):
+        step(2, 500)
+    assert meter.longest == 30
+    for _ in range(60):
+        step(3, 500)
+    assert meter.longest == 3
 
 
 def test_a_loss_that_leaps_is_a_spike():

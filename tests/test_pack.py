@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
-from conftest import write_clip
+from clips import write_clip
 from PIL import Image
 
 from dfer_dist import UserError

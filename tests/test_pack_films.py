@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_clip
+from clips import write_clip
 from films import Pose, draw, encode
 
 from dfer_dist.data.clips import ClipReader

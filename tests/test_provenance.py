@@ -12,7 +12,7 @@ import dfer_dist
 from dfer_dist import provenance
 from dfer_dist.provenance import code_hash, collect, python_command, sha256_file, snapshot_code
 from dfer_dist.rundir import RunDir
-from launch.local import rank_environment
+from launch.processes import rank_environment
 
 PACKAGE = Path(dfer_dist.__file__).parent
 

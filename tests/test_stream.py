@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from conftest import write_clip
+from clips import write_clip
 
 from dfer_dist import UserError
 from dfer_dist.config import AugmentConfig, DataConfig, Sampling

@@ -94,7 +94,7 @@ def test_steps_that_are_done_again_are_there_once(server, tmp_path):
     tracker.release(size)
     tracker.close("KILLED")
     again = Tracker(FoldDir(tmp_path), URI, "id", size)
-    assert (again.undone, again.size) == (3, size)
+    assert (again.undone(5), again.size) == (3, size)
     again.release(log(again, 6, 10))
     again.close("FINISHED")
     assert steps(FoldDir(tmp_path)) == list(range(1, 11)) == server.steps()
@@ -118,7 +118,10 @@ def test_what_was_sent_before_the_last_checkpoint_was_lost_stands(server, tmp_pa
     tracker.close("KILLED")
     time.sleep(0.01)  # other time stamps
     again = Tracker(FoldDir(tmp_path), URI, "id", size)
-    again.release(log(again, 6, 12))
+    again.release(log(again, 6, 7))
+    again.close("KILLED")  # stopped once more before it is where it was
+    again = Tracker(FoldDir(tmp_path), URI, "id", again.size)
+    again.release(log(again, 8, 12))
     again.close("FINISHED")
     assert server.steps() == steps(FoldDir(tmp_path)) == list(range(1, 13))
 
@@ -183,8 +186,25 @@ def test_lines_that_a_crash_of_the_machine_took_are_told(tmp_path, capsys):
     tracker = Tracker(FoldDir(tmp_path), None, None)
     size = log(tracker, 1, 3)
     tracker.close("FINISHED")
-    Tracker(FoldDir(tmp_path), None, None, size + 7)
-    assert "has lost 7 bytes" in capsys.readouterr().err
+    again = Tracker(FoldDir(tmp_path), None, None, size + 7)
+    assert "has lost at least 7 bytes" in capsys.readouterr().err
+    again.close("FINISHED")
+    os.truncate(tmp_path / "metrics.jsonl", size - 9)  # in the midst of a line
+    again = Tracker(FoldDir(tmp_path), None, None, size)
+    log(again, 4, 5)
+    assert steps(FoldDir(tmp_path)) == [1, 2, 4, 5]
+
+
+def test_a_file_that_was_cut_does_not_keep_the_processor_busy(server, tmp_path, capsys):
+    tracker = Tracker(FoldDir(tmp_path), URI, "id")
+    size = log(tracker, 1, 3)
+    os.truncate(tmp_path / "metrics.jsonl", 10)
+    tracker.release(size)
+    until(lambda: "was cut" in capsys.readouterr().err)
+    begin = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - begin < 0.3
+    tracker.close("FAILED")
 
 
 def test_values_that_are_not_finite_are_left_out(tmp_path):

@@ -66,7 +66,7 @@ def main() -> None:
             with GatheredParameters([q], enabled=hasattr(q, "ds_id")):
                 frozen = max(frozen, (q.detach() - before[name]).abs().max().item())
     config.data.shards = "none"
-    saver = Saver(a.folder, config, ranks, None)
+    saver = Saver(a.folder, config, ranks, 0, None)
     saver.save(engine, {"step": STEPS, "skipped_steps": 0, "frozen_sha256": sha256})
     saver.settle()
     path = checkpoint.step_folder(a.folder, STEPS)

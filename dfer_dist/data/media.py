@@ -109,7 +109,7 @@ def _load_film(clip: ClipFrames, file: Path, size: int | None, faces: bool) -> N
     clip.landmarks = film.landmarks
     try:
         clip.faults += [film.fault] if film.fault else []
-        clip.jpegs = [_encode(frame) for frame in film.frames]
+        clip.jpegs = [encode_frame(frame) for frame in film.frames]
     except DamagedVideo as e:
         clip.faults.append(damage(e))
     clip.encoded = len(clip.jpegs)
@@ -151,10 +151,11 @@ def _load_frame(data: bytes, size: int | None) -> tuple[bytes, tuple[int, int], 
             return data, pixels.shape[:2], True
     if size is not None and pixels.shape[:2] != (size, size):
         pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
-    return _encode(pixels), pixels.shape[:2], False
+    return encode_frame(pixels), pixels.shape[:2], False
 
 
-def _encode(pixels: np.ndarray) -> bytes:
+def encode_frame(pixels: np.ndarray) -> bytes:
+    """A frame, uint8 [H, W, 3], as the JPEG that is packed of it."""
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), QUALITY, "RGB", "444")
 
 

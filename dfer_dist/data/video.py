@@ -53,11 +53,28 @@ class Film:
 
     path: Path
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def interval(self) -> float:
+        """Seconds from one frame to the next, at the steady rate at which an iteration gives them. Nothing is decoded.
+
+        Raises
+        ------
+        UserError
+            If PyAV is not installed.
+        DamagedVideo
+            If the file cannot be opened, has no video, or does not tell the times of its frames.
+        """
+        av = _pyav()
         try:
-            import av
-        except ImportError as e:
-            raise UserError("reading films needs PyAV: pip install 'dfer_dist[faces]'") from e
+            with av.open(str(self.path)) as container:
+                interval = _survey(container, _video(container)).interval
+            if not interval:
+                raise _Fault("it does not tell how many frames a second it has")
+        except (av.error.FFmpegError, _Fault) as e:
+            raise DamagedVideo(self.path, 0, getattr(e, "strerror", None) or str(e)) from e
+        return interval
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        av = _pyav()
         decoded = 0
 
         def count(frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
@@ -84,17 +101,26 @@ class _Fault(Exception):
     """What is wrong with a film."""
 
 
+def _pyav() -> Any:
+    try:
+        import av
+    except ImportError as e:
+        raise UserError("reading films needs PyAV: pip install 'dfer_dist[faces]'") from e
+    return av
+
+
 @dataclass(frozen=True)
 class _Times:
     """What the packets say before any is decoded; times in the stream's units.
 
     ``frames``: how many frames should come, at least. ``tick``: the steady distance of frames, None where they keep it already. ``pause``:
-    a gap that is none. ``fault``: what is wrong with the packets.
+    a gap that is none. ``interval``: the steady distance in seconds, 0 where it is not known. ``fault``: what is wrong with the packets.
     """
 
     frames: int
     tick: float | None
     pause: float
+    interval: float
     fault: str | None
 
     def steady(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
@@ -157,7 +183,10 @@ def _survey(container: InputContainer, stream: VideoStream) -> _Times:
     missing = (container.duration or 0) / 1_000_000 - end
     if missing > _SLACK:
         fault = fault or f"it ends {missing:.1f} s before its declared end (cut short?)"
-    return _Times(len(stamps), tick if uneven else None, float(Fraction(_PAUSE) / base), fault)
+    # of even frames the mean: a container that rounds times to milliseconds has 60 frames a second at 16 or 17
+    interval = tick if uneven else float(gaps.mean()) if len(gaps) else 0.0
+    seconds = interval * float(base) or float(1 / stream.average_rate if stream.average_rate else 0)
+    return _Times(len(stamps), tick if uneven else None, float(Fraction(_PAUSE) / base), seconds, fault)
 
 
 def _upright(frames: Iterable[VideoFrame], stream: VideoStream) -> Iterator[np.ndarray]:

@@ -41,8 +41,8 @@ class Trial:
     root: Path
     nproc: int = 2
     settings: list[str] = field(default_factory=list)
-    commands: int = 0  # how often the command was given
-    seconds: float = 0.0
+    begun: float = 0.0
+    seconds: float = 0.0  # from the first command to the end of the last
     fault: str = ""  # what is done to it, for the table
 
     @property
@@ -55,7 +55,7 @@ class Trial:
 
     def start(self, *more: str) -> subprocess.Popen[str]:
         """Give the command."""
-        self.commands += 1
+        self.begun = self.begun or time.monotonic()
         words = ["train", "demo", "--fold", str(FOLD), "--nproc", str(self.nproc), "--runs", str(self.root), *more]
         words += [f"data.shards={self.shards.root}", *SETTINGS, *self.settings]
         return subprocess.Popen([DFER, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -63,7 +63,7 @@ class Trial:
     def prepare(self) -> None:
         """Make the run's folder, and nothing else: its time is up before the fold begins."""
         assert self.start("--max-minutes", "0.01").wait() == 75
-        self.commands = 0
+        self.begun = 0.0
 
     def hook(self, module: str, call: str) -> None:
         """Append a call of :mod:`hooks` to a module of the run's own code, which is ``me`` in it."""
@@ -73,7 +73,6 @@ class Trial:
 
     def finish(self, process: subprocess.Popen[str] | None = None, status: int = 0, again: int = 2) -> str:
         """Wait for the command to end, and give it again as long as it does not end with ``status``; returns what it printed."""
-        begin = time.monotonic()
         said = ""
         for _ in range(again + 1):
             process = process or self.start()
@@ -82,7 +81,7 @@ class Trial:
                 break
             process = None
         assert process is not None and process.returncode == status, said + self.log()
-        self.seconds += time.monotonic() - begin
+        self.seconds = time.monotonic() - self.begun
         return said
 
     def log(self) -> str:
@@ -114,7 +113,14 @@ class Trial:
 
     def ranks(self) -> list[int]:
         """Process ids of the ranks that run now, in rank order."""
-        found = {}
+        return self._processes()[0]
+
+    def workers(self) -> list[int]:
+        """Process ids of their loader workers."""
+        return self._processes()[1]
+
+    def _processes(self) -> tuple[list[int], list[int]]:
+        found, workers = {}, []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 words = (folder / "cmdline").read_bytes().split(b"\0")
@@ -125,10 +131,12 @@ class Trial:
             mine = str(self.run.root).encode() in words and b"dfer_dist.train" in words
             launcher = Path(f"/proc/{parent}/cmdline")
             forked = launcher.exists() and b"dfer_dist.train" in launcher.read_bytes()  # a loader worker
-            if mine and not forked:
+            if mine and forked:
+                workers.append(int(folder.name))
+            elif mine:
                 rank = next(e for e in environment if e.startswith((b"RANK=", b"SLURM_PROCID=")))
                 found[int(rank.partition(b"=")[2])] = int(folder.name)
-        return [found[r] for r in sorted(found)]
+        return [found[r] for r in sorted(found)], workers
 
 
 def same(trial: Trial, reference: Trial) -> None:

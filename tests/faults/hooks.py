@@ -5,11 +5,14 @@ Each hook takes effect once in the life of a run folder: it leaves a mark there,
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
 
 
 def once(mark: Path) -> bool:
@@ -49,16 +52,27 @@ def kill_in_save(checkpoint: Any, mark: str, stage: str, step: int) -> None:
     checkpoint._save_tensors, checkpoint.write_json, checkpoint.point = save_tensors_, write_json_, point_
 
 
+def no_room(checkpoint: Any, mark: str, step: int, times: int) -> None:
+    """Let the disk be full for the first ``times`` writes of the checkpoint of ``step``."""
+    write = checkpoint.write
+
+    def write_(target: Path, *words: Any, **more: Any) -> None:
+        if int(target.name.split("-")[1]) == step and any(once(Path(f"{mark}-{i}")) for i in range(times)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(target, *words, **more)
+
+    checkpoint.write = write_
+
+
 def poison(stream: Any, key: str) -> None:
-    """Put a NaN into the pixels of the clip ``key``, or of every clip if it is ``*``, as the trainer gets them."""
+    """Put a NaN into the pixels of the clip ``key``, or of every clip if it is ``*``, as training gets them."""
     pixels = stream.Batch.pixels
 
     def pixels_(self: Any, device: Any) -> Any:
         frames = pixels(self, device).float() / 255
-        if self.draws.shape[0]:
-            for i, own in enumerate(self.keys):
-                if key in (own, "*"):
-                    frames[i, 0, 0, 0, 0] = float("nan")
+        for i, own in enumerate(self.keys):
+            if key in (own, "*") and torch.is_grad_enabled():
+                frames[i, 0, 0, 0, 0] = torch.nan
         return frames
 
     stream.Batch.pixels = pixels_

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from harness import Trial, moments, same, same_in_mlflow, signal_all
 
@@ -31,7 +32,7 @@ def a_moment(trial: Trial, undisturbed: Trial, seed: int) -> None:
     """Wait until a random moment of the training, or of the test at its end."""
     lines = undisturbed.lines()
     trial.training()
-    time.sleep(next(moments(seed, 0, lines[-1]["time"] - lines[0]["time"] + 1)))
+    time.sleep(next(moments(seed, 0, lines[-1]["time"] - lines[0]["time"])))
 
 
 @pytest.mark.parametrize(("whom", "seed"), numbered({"a rank": 4, "both ranks": 3}))
@@ -40,9 +41,23 @@ def test_sigkill_of_ranks(trial: Trial, undisturbed: Trial, whom: str, seed: int
     command = trial.start()
     a_moment(trial, undisturbed, seed)
     ranks = trial.ranks()
+    assert len(ranks) == 2, "they were gone before"
     signal_all(ranks[seed % 2 :][:1] if whom == "a rank" else ranks, signal.SIGKILL)
     said = trial.finish(command, again=0)
     assert "going on from the last checkpoint" in said or trial.undone == 0  # it was all over but for the ranks' leaving
+    same(trial, undisturbed)
+    same_in_mlflow(trial)
+
+
+@full
+def test_sigkill_of_a_loader_worker(trial: Trial, undisturbed: Trial) -> None:
+    """As the kernel does it when memory runs out."""
+    trial.fault = "SIGKILL of a loader worker"
+    command = trial.start()
+    trial.training(9)
+    signal_all(trial.workers()[:1], signal.SIGKILL)
+    said = trial.finish(command, again=0)
+    assert "was ended by SIGKILL" in said and "going on from the last checkpoint" in said
     same(trial, undisturbed)
     same_in_mlflow(trial)
 
@@ -76,7 +91,9 @@ def test_told_to_leave(trial: Trial, undisturbed: Trial, what: str, seed: int) -
         for rank in trial.ranks():
             os.killpg(rank, signal.SIGTERM)
     else:
-        signal_all(trial.ranks()[1 - seed % 2 :][:1], signal.SIGUSR2 if "USR2" in what else signal.SIGTERM)
+        ranks = trial.ranks()
+        assert len(ranks) == 2, "they were gone before"
+        signal_all(ranks[1 - seed % 2 :][:1], signal.SIGUSR2 if "USR2" in what else signal.SIGTERM)
     trial.finish(command)
     assert trial.undone == 0  # what was told in time loses nothing
     same(trial, undisturbed)
@@ -96,18 +113,27 @@ def test_sigkill_inside_a_save(trial: Trial, undisturbed: Trial, stage: str, see
 
 
 @full
-def test_other_ranks_and_stages(trial: Trial, undisturbed: Trial) -> None:
-    """Two ranks with ZeRO-1, then one with ZeRO-2, then four with ZeRO-3."""
-    trial.fault = "2 ranks ZeRO-1, 1 rank ZeRO-2, 4 ranks ZeRO-3"
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_other_ranks_and_stages(trial: Trial, undisturbed: Trial, tmp_path: Path, precision: str) -> None:
+    """Two ranks with ZeRO-1, then one with ZeRO-2, then four with ZeRO-3.
+
+    In float32 each loss is the undisturbed one to 1e-5. In bf16 no loss of eight clips can be: runs that were never stopped differ by up to 3 %
+    of a loss between 1, 2 and 4 ranks, since the smallest change of a weight rounds all activations anew; their means over an epoch are held.
+    """
+    trial.fault = f"ZeRO-1 on 2 ranks, ZeRO-2 on 1, ZeRO-3 on 4, {precision}"
+    words = [f"train.precision={precision}"]
+    if precision == "fp32":
+        undisturbed = Trial(trial.shards, tmp_path / "undisturbed", settings=words)
+        undisturbed.finish(undisturbed.start(), again=0)
     states = []
     for step, nproc, stage in ((1, 2, 1), (14, 1, 2)):
-        trial.nproc, trial.settings = nproc, [f"train.zero_stage={stage}"]
+        trial.nproc, trial.settings = nproc, [*words, f"train.zero_stage={stage}"]
         command = trial.start()
         trial.training(step)
         command.terminate()
         trial.finish(command, status=75, again=0)
         states.append(checkpoint.read(trial.fold.checkpoints).state)
-    trial.nproc, trial.settings = 4, ["train.zero_stage=3"]
+    trial.nproc, trial.settings = 4, [*words, "train.zero_stage=3"]
     trial.finish()
     states += [checkpoint.read(x.fold.checkpoints).state for x in (trial, undisturbed)]
     assert [a["world_size"] for a in read_json(trial.fold.status)["attempts"]] == [2, 1, 4]
@@ -117,9 +143,11 @@ def test_other_ranks_and_stages(trial: Trial, undisturbed: Trial) -> None:
     assert [x["step"] for x in ours] == [x["step"] for x in theirs]
     for name in ("lr_image", "lr_temporal", "lr_prompt"):
         assert [x[name] for x in ours] == [x[name] for x in theirs]
-    worst = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(ours, theirs, strict=True))
-    print(f"largest difference of a loss: {worst:.2e}")
-    assert worst < 1e-3
+    a, b = (np.array([x["loss"] for x in lines]).reshape(6, 6) for lines in (ours, theirs))
+    step, epoch = np.abs(a / b - 1).max(), np.abs(a.mean(1) / b.mean(1) - 1).max()
+    print(f"{precision}: losses differ by {step:.1e} at most, their means over an epoch by {epoch:.1e}")
+    assert step < (1e-5 if precision == "fp32" else 3e-2)
+    assert epoch < (1e-5 if precision == "fp32" else 5e-3)
     same_in_mlflow(trial)
 
 
@@ -175,15 +203,28 @@ def test_a_disk_that_is_full_for_a_while(trial: Trial, undisturbed: Trial, small
     command = trial.start()
     trial.training(3)
     filler = fill(small_disk)
-    # the log may have no room either: wait for what the run does, not for what it says
+    time.sleep(0.5)  # for a save that had its room already
     stands = checkpoint.complete(trial.fold.checkpoints)
-    time.sleep(1.5)
-    assert command.poll() is None
+    time.sleep(1.5)  # the log has no room either: it cannot tell
+    assert stands and command.poll() is None
+    assert checkpoint.complete(trial.fold.checkpoints) == stands
     filler.unlink()
     trial.finish(command, again=0)
-    assert stands
     same(trial, undisturbed)
     same_in_mlflow(trial)
+
+
+@full
+def test_no_room_for_the_best_epoch(trial: Trial, undisturbed: Trial) -> None:
+    """Its weights are gone with the next step: training waits for them to be written."""
+    trial.fault, trial.settings = "no room at the best epoch", ["train.save_minutes=0.01"]
+    trial.prepare()
+    best = read_json(undisturbed.fold.result)["step"]
+    mark = trial.root / "no-room"
+    trial.hook("dfer_dist.checkpoint", f"hooks.no_room(me, {str(mark)!r}, {best}, 3)")
+    trial.finish(trial.start(), again=0)
+    assert len(list(trial.root.glob("no-room*"))) == 3
+    same(trial, undisturbed)
 
 
 @full

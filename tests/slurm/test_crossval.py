@@ -10,8 +10,8 @@ import time
 
 import pytest
 from cluster import Cluster
-from conftest import ROOT, Submitted
 from harness import DFER, Trial, same, same_in_mlflow
+from submitted import ROOT, Submitted
 
 from dfer_dist.rundir import RunDir, read_json
 
