@@ -9,11 +9,12 @@ SHELL := /bin/bash
 # Debian packages: a compiler and Python's headers for DeepSpeed's small extension, venv, ffprobe and a browser for the tests.
 SYSTEM_RUN := g++ python3-dev python3-venv
 SYSTEM_TEST := ffmpeg chromium
+SYSTEM_SLURM := slurm-wlm slurmdbd munge mariadb-server
 
-.PHONY: help demo test test-data test-faults lint format bench clean system pictures
+.PHONY: help demo test test-data test-faults test-slurm slurm-install slurm-up slurm-down lint format bench clean system pictures
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 demo: $(VENV)/.ready ## render, pack, train five folds on this machine, print the table
 	@$(BIN)/dfer demo
@@ -26,6 +27,18 @@ test-data: $(VENV)/.ready-test ## whole data sets through packing, from the list
 
 test-faults: $(VENV)/.ready-test ## everything that can befall a run, done to real training; prints a table; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'faults_full or not faults_full' tests/faults tests/test_checkpoint.py
+
+test-slurm: $(VENV)/.ready-test ## training on a Slurm of four nodes on this machine (make slurm-install first); minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/slurm
+
+slurm-install: ## install Debian's Slurm, munge and MariaDB for slurm-up and test-slurm (root or sudo)
+	@tools=($(SYSTEM_SLURM)); $(install)
+
+slurm-up: ## start a Slurm of four nodes on this machine, for trying things (docs/slurm.md)
+	@$(PYTHON) slurm/testbed/cluster.py up
+
+slurm-down: ## end it; its files stay
+	@$(PYTHON) slurm/testbed/cluster.py down
 
 lint: $(VENV)/.ready-test ## ruff and mypy
 	$(BIN)/ruff check .

@@ -160,7 +160,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     """
     from dfer_dist.rundir import RunDir
 
-    _report(Console(highlight=False), RunDir(run.resolve()))
+    report_run(Console(highlight=False), RunDir(run.resolve()))
 
 
 app.command()(verify)
@@ -186,7 +186,12 @@ def fetch_weights(
 
 
 def main() -> None:
-    """Run a command. A mistake that a person can mend becomes one line and status 2; with ``--debug`` a traceback."""
+    """Run a command."""
+    run_app(app)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a command of ``app``. A mistake that a person can mend becomes one line and status 2; with ``--debug`` a traceback."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
@@ -228,7 +233,7 @@ def _deadline(max_minutes: float | None) -> float | None:
 def _crossval(console: Console, run: RunDir, folds: list[int], nproc: int, deadline: float | None) -> None:
     failed = _run_folds(console, run, folds, nproc, deadline)
     if any(run.fold(k).result.exists() for k in folds):
-        _report(console, run, "FAILED" if failed else "FINISHED")
+        report_run(console, run, "FAILED" if failed else "FINISHED")
     _check_failed(failed)
 
 
@@ -265,7 +270,8 @@ def _record(run: RunDir, status: str | None) -> dict[str, Any]:
     return summary
 
 
-def _report(console: Console, run: RunDir, status: str | None = None) -> None:
+def report_run(console: Console, run: RunDir, status: str | None = None) -> None:
+    """Write the summary of a run and print its table; ``status`` closes its parent run at MLflow."""
     from dfer_dist.report import summary_table
 
     console.print(summary_table(_record(run, status)))

@@ -62,7 +62,7 @@ def _run_fold(
     """Whether the fold is done now; what :func:`run_folds` raises."""
     where = run.fold(fold)
     task = progress.add_task(f"fold {fold}", total=None, figures="")
-    if _is_done(where):
+    if is_done(where):
         progress.update(task, total=1, completed=1, figures=verdict(where) + ", kept")
         return True
     progress.update(task, figures="starting")
@@ -75,7 +75,7 @@ def _run_fold(
         if not console.is_terminal:
             console.print(f"fold {fold}: {verdict(where)}")
         return True
-    line = killed or _last_error(where, earlier)
+    line = killed or last_error(where, earlier)
     if code == 2:
         raise UserError(line)
     progress.update(task, figures="failed")
@@ -85,7 +85,7 @@ def _run_fold(
     return False
 
 
-def _is_done(fold: FoldDir) -> bool:
+def is_done(fold: FoldDir) -> bool:
     """Whether there is a result and all was said of it: a kill may come before the tracking server has it."""
     return fold.result.exists() and fold.status.exists() and read_json(fold.status)["state"] == "DONE"
 
@@ -146,7 +146,7 @@ def _is_gone(holder: str) -> bool:
     return host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists()
 
 
-def _last_error(fold: FoldDir, earlier: dict[Path, int]) -> str:
+def last_error(fold: FoldDir, earlier: dict[Path, int]) -> str:
     """The line that says why an attempt failed; ``earlier`` has the bytes that earlier attempts left in each log."""
     new = [log.read_bytes()[earlier.get(log, 0) :] for log in sorted(fold.root.glob("log*.txt"))]
     lines = [line for text in new for line in text.decode(errors="replace").splitlines()]

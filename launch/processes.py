@@ -147,10 +147,8 @@ class Told:
 
 
 def rank_environment(run: RunDir, rank: int, world: int, port: int) -> dict[str, str]:
-    """What a rank on this machine finds in its environment: its place, the run's own code, and the compiled extension."""
-    env = dict(os.environ)
-    here = Path(sys.executable).parent
-    env |= {
+    """What a rank on this machine finds in its environment: its place, and what :func:`run_environment` has."""
+    place = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world),
@@ -158,11 +156,19 @@ def rank_environment(run: RunDir, rank: int, world: int, port: int) -> dict[str,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    env = run_environment(run, threads=max(1, len(os.sched_getaffinity(0)) // world)) | place
+    env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return env
+
+
+def run_environment(run: RunDir, threads: int) -> dict[str, str]:
+    """The environment of a rank wherever it runs: the run's own code, the compiled extension, and threads unless they are set."""
+    env = dict(os.environ)
+    here = Path(sys.executable).parent
     env["PYTHONPATH"] = os.pathsep.join([str(run.code), *filter(None, [env.get("PYTHONPATH")])])
     env["PATH"] = f"{here}{os.pathsep}{env.get('PATH', '')}"  # ninja of this environment, not the system's
     env.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world)))
-    env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    env.setdefault("OMP_NUM_THREADS", str(threads))
     return env
 
 

@@ -134,8 +134,8 @@ class Trial:
             if mine and forked:
                 workers.append(int(folder.name))
             elif mine:
-                rank = next(e for e in environment if e.startswith(b"RANK="))
-                found[int(rank[5:])] = int(folder.name)
+                rank = next(e for e in environment if e.startswith((b"RANK=", b"SLURM_PROCID=")))
+                found[int(rank.partition(b"=")[2])] = int(folder.name)
         return [found[r] for r in sorted(found)], workers
 
 

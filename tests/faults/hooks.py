@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,27 @@ def poison(stream: Any, key: str) -> None:
         return frames
 
     stream.Batch.pixels = pixels_
+
+
+def slow(meter: Any, seconds: float) -> None:
+    """Make every step take ``seconds`` longer."""
+    count = meter.Meter.count
+
+    def count_(self: Any, clips: int) -> None:
+        time.sleep(seconds)
+        count(self, clips)
+
+    meter.Meter.count = count_
+
+
+def fail(meter: Any, rank: int, step: int) -> None:
+    """Raise an error on ``rank`` in the ``step``-th step of every attempt."""
+    count = meter.Meter.count
+    steps = iter(range(1, step))
+
+    def count_(self: Any, clips: int) -> None:
+        if os.environ["RANK"] == str(rank) and next(steps, None) is None:
+            raise ValueError("a fault of the program")
+        count(self, clips)
+
+    meter.Meter.count = count_

@@ -1,0 +1,80 @@
+"""A Slurm of four nodes for the tests."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, TestbedError
+from harness import Trial
+from submitted import Submitted
+
+from dfer_dist.data.shards import Index
+
+PREFIX = f"/tmp/dfer-slurm-test-{os.geteuid()}-"
+
+
+def free_ports() -> int:
+    """The first of 500 ports that are below those which ranks choose, and of which none of the daemons' is taken."""
+    bases = list(range(10000, 20000, 500))
+    random.shuffle(bases)
+    for base in bases:
+        try:
+            for port in (0, 1, 10, 11, 12, 13, 14):
+                with socket.socket() as s:
+                    s.bind(("127.0.0.1", base + port))
+        except OSError:
+            continue
+        return base
+    pytest.fail("no free ports for a Slurm")
+
+
+def claim(folder: Path) -> int | None:
+    """A handle that holds ``folder`` until this process ends in whatever way; None if another test run does."""
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    for left in Path("/tmp").glob(Path(PREFIX).name + "*"):  # of test runs that were killed
+        if claim(left) is not None:
+            Cluster(left).down(purge=True)
+    root = Path(f"{PREFIX}{os.getpid()}")
+    root.mkdir()
+    assert claim(root)
+    cluster = Cluster(root, free_ports())
+    try:
+        cluster.up()
+    except TestbedError as e:
+        cluster.down(purge=True)
+        pytest.skip(str(e))
+    yield cluster
+    cluster.down(purge=True)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> Trial:
+    """The same fold on two ranks of this machine, without a Slurm."""
+    trial = Trial(tiny_shards, tmp_path_factory.mktemp("undisturbed"))
+    trial.finish(trial.start(), again=0)
+    return trial
+
+
+@pytest.fixture
+def trial(cluster: Cluster, tiny_shards: Index, tmp_path: Path) -> Iterator[Submitted]:
+    trial = Submitted(tiny_shards, tmp_path, cluster=cluster)
+    yield trial
+    if trial.job:
+        trial.ask("scancel", trial.job)
+        trial.wait(lambda: not trial.ask("squeue", "--noheader"), 60)
