@@ -239,11 +239,14 @@ def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
             close_fold(run.describe()["tracking"], number, FAILED)
         raise
     watchdog.stop()
+    why = "all steps done"
+    if outcome == PREEMPTED:  # any rank may have been told, or have found that time is up
+        why = next(filter(None, ranks.gather(leave.why) or ()), "told to leave")
     if fold and fold.tracker:
         fold.tracker.release(fold.tracker.size)
         files = (where.result, where.predictions, where.confusion) if outcome == DONE else ()
         fold.tracker.close(FINISHED if outcome == DONE else KILLED, files)
-    attempt.end(outcome, "all steps done" if outcome == DONE else leave.why or "told to leave")  # last: DONE means all of it
+    attempt.end(outcome, why)  # last: DONE means all of it
     return outcome
 
 
