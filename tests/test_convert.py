@@ -24,7 +24,6 @@ from dfer_dist.evaluate import evaluate_checkpoint, load_model
 from dfer_dist.model import DFERCLIP, build_model, param_groups
 from dfer_dist.model.official import read_official, read_sizes
 from dfer_dist.model.text import DESCRIPTIONS
-from dfer_dist.rundir import read_json, write_json
 from launch.cli import app
 
 SIZES = {
@@ -122,12 +121,9 @@ def test_eval_asks_for_the_fold_and_refuses_other_classes(
     words = [f"data.shards={tiny_shards.root}", "data.workers=0"]
     with pytest.raises(UserError, match="--fold"):
         evaluate_checkpoint(folder, None, words, None)
-    other = tmp_path / "other"
-    other.mkdir()
-    for file in folder.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
-    state = read_json(other / checkpoint.STATE)
-    write_json(other / checkpoint.STATE, {**state, "classes": state["classes"][::-1]})
+    saved, other = checkpoint.read(folder), tmp_path / "other"
+    state = {**saved.state, "classes": saved.state["classes"][::-1]}
+    checkpoint.write(other, saved.model, saved.optimizer, saved.config, state, saved.frozen)
     with pytest.raises(UserError, match="other classes"):
         evaluate_checkpoint(other, 1, words, None)
 
