@@ -210,6 +210,7 @@ def fill(disk: Path) -> Path:
     raise AssertionError("the file system has no limit")
 
 
+@full
 def test_a_disk_that_is_full_for_a_while(trial: Trial, undisturbed: Trial, small_disk: Path) -> None:
     trial.fault = "disk full for a while"
     trial.settings = ["train.save_minutes=0.01", "train.save_steps=1", "train.log_every=1"]
@@ -227,7 +228,6 @@ def test_a_disk_that_is_full_for_a_while(trial: Trial, undisturbed: Trial, small
     same_in_mlflow(trial)
 
 
-@full
 def test_no_room_for_the_best_epoch(trial: Trial, undisturbed: Trial) -> None:
     """Its weights are gone with the next step: training waits for them to be written."""
     trial.fault, trial.settings = "no room at the best epoch", ["train.save_minutes=0.01"]
