@@ -137,9 +137,9 @@ def start(device: Device, hang_seconds: float = 600.0) -> Ranks:
 def leave(status: int) -> NoReturn:
     """End this process with what has to be done at exit, but without taking the interpreter down.
 
-    gloo's threads hold the tensors of the last collective for a moment after it has returned. If the interpreter goes down
-    just then, Python 3.11 ends such a thread in the midst of C++ code, which aborts the process ("terminate called without an
-    active exception") although all had gone well: seen a few times in some hundred runs on busy cores.
+    Seen three times on busy cores, in two-rank tests and once with plain torch: after all had gone well, a process was aborted at its end
+    ("terminate called without an active exception"). The likely cause, not proven: gloo's threads hold the tensors of the last collective for a
+    moment after it has returned, and Python 3.11 ends a thread that asks for the interpreter while that goes down in the midst of C++ code.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
     for worker in multiprocessing.active_children():
