@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, TypeVar, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dfer_dist import UserError
 from dfer_dist.config import Config, check_values
+
+T = TypeVar("T")
 
 
 def config_dirs() -> list[Path]:
@@ -24,8 +26,8 @@ def config_dirs() -> list[Path]:
     return [d for d in (*checkout, here / "configs") if d.is_dir()]
 
 
-def find_experiment(name: str) -> Path:
-    """The YAML file of an experiment, given as a name in ``configs/`` or as a path.
+def find_config(name: str, kind: str = "") -> Path:
+    """A YAML file, given as a name in ``configs/`` (an experiment) or ``configs/KIND/``, or as a path.
 
     Raises
     ------
@@ -37,11 +39,27 @@ def find_experiment(name: str) -> Path:
         return path
     known: dict[str, Path] = {}
     for folder in config_dirs():
-        for file in sorted(folder.glob("*.yaml")):
+        for file in sorted((folder / kind).glob("*.yaml")):
             known.setdefault(file.stem, file)
     if name in known:
         return known[name]
-    raise UserError(f"no experiment '{name}': give a YAML file or one of {', '.join(sorted(known))}{_nearest(name, known)}")
+    raise UserError(
+        f"no {kind or 'experiment'} '{name}': give a YAML file or one of {', '.join(sorted(known))}{_nearest(name, known)}"
+    )
+
+
+def load_as(schema: type[T], path: Path, values: dict[str, Any]) -> T:
+    """An object of the dataclass ``schema``: its defaults, then the YAML file's values, then ``values``.
+
+    Raises
+    ------
+    UserError
+        Unknown key or wrong type.
+    """
+    tree = _merge(OmegaConf.structured(schema), _read_yaml(path), str(path))
+    made = OmegaConf.to_object(_merge(tree, OmegaConf.create(values), "command line"))
+    assert isinstance(made, schema)
+    return made
 
 
 def load_config(experiment: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -59,7 +77,7 @@ def load_config(experiment: str, overrides: list[str] | tuple[str, ...] = ()) ->
     UserError
         Unknown key, wrong type, value out of range, or no such experiment.
     """
-    path = find_experiment(experiment)
+    path = find_config(experiment)
     tree = _merge(OmegaConf.structured(Config), _read_yaml(path), str(path))
     for word in overrides:
         key, eq, _ = word.partition("=")

@@ -169,7 +169,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     lines += [
         f"Protocol: {PROTOCOLS[summary['selection']]}.{_frames_words(summary['folds'][0])}",
         "",
-        *_md_table(_HEADER, _fold_rows(summary) + _mean_rows(summary)),
+        *markdown_table(_HEADER, _fold_rows(summary) + _mean_rows(summary)),
     ]
     lines += [text for note in _notes(summary) for text in ("", note)]
     lines += ["", "## Recall of each class", ""]
@@ -178,7 +178,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     rows = [[c, str(pooled["support"][c]), "absent" if r is None else f"{r:.2f}"] for c, r in pooled["recall"].items()]
     if summary["missing"]:
         rows.append([_folds(summary["missing"]), "missing", "missing"])
-    lines += ["", *_md_table(["Class", "Clips", "Recall %"], rows)]
+    lines += ["", *markdown_table(["Class", "Clips", "Recall %"], rows)]
     lines += ["", "![Scores of each fold and the pooled confusion matrix](summary.png)", ""]
     return "\n".join(lines)
 
@@ -268,18 +268,20 @@ def _fold_rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _mean_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    def mean(part: Mapping[str, Any], metric: str) -> str:
-        m = part[metric]
-        return f"{m['mean']:.2f}" + (f" ± {m['std']:.2f}" if m["std"] is not None else "")
-
     over = f" of {_folds(_done(summary))}" if summary["missing"] else ""
     deviation = " ± deviation" if len(summary["folds"]) > 1 else ""
     interval = ["{:.2f} to {:.2f}".format(*summary[m]["ci95"]) for m in ("uar", "war")]
-    rows = [[f"mean{deviation}{over}", str(summary["pooled"]["n"]), mean(summary, "uar"), mean(summary, "war"), ""]]
+    rows = [[f"mean{deviation}{over}", str(summary["pooled"]["n"]), mean_words(summary, "uar"), mean_words(summary, "war"), ""]]
     rows += [["95 % interval", "", *interval, ""]]
     if summary["shuffled"]:
-        rows.append(["frames shuffled", "", mean(summary["shuffled"], "uar"), mean(summary["shuffled"], "war"), ""])
+        rows.append(["frames shuffled", "", mean_words(summary["shuffled"], "uar"), mean_words(summary["shuffled"], "war"), ""])
     return [*rows, [f"always {summary['majority']['class']}", "", "", f"{summary['majority']['war']:.2f}", ""]]
+
+
+def mean_words(part: Mapping[str, Any], metric: str) -> str:
+    """Mean over folds of ``uar`` or ``war`` of a summary, with its deviation where there are two folds or more."""
+    m = part[metric]
+    return f"{m['mean']:.2f}" + (f" ± {m['std']:.2f}" if m["std"] is not None else "")
 
 
 def _notes(summary: Mapping[str, Any]) -> list[str]:
@@ -308,6 +310,7 @@ def _join(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _md_table(header: list[str], rows: list[list[str]]) -> list[str]:
+def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table; the first column to the left, the others to the right."""
     rules = [":---", *["---:"] * (len(header) - 1)]
     return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in [header, rules, *rows]]

@@ -3,7 +3,7 @@
 ::
 
     runs/NAME/
-      config.yaml  run.json  provenance.json  code/
+      config.yaml  run.json  provenance.json  code/  jobs.json
       fold-1/  metrics.jsonl  status.json  checkpoints/  predictions.parquet  result.json  confusion.png  log.txt
       summary.json  summary.md  summary.png
 """
@@ -100,6 +100,11 @@ class RunDir:
     @property
     def code(self) -> Path:
         return self.root / "code"
+
+    @property
+    def jobs(self) -> Path:
+        """What was submitted to a cluster."""
+        return self.root / "jobs.json"
 
     @property
     def summary(self) -> Path:

@@ -11,6 +11,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,19 @@ def close_fold(tracking: dict[str, Any] | None, fold: int, status: str) -> None:
     if tracking:
         try:
             client(tracking["uri"]).set_terminated(tracking["folds"][str(fold)], status)
+        except Exception as e:
+            tell(f"tracking: {e}")
+
+
+def close_unfinished(tracking: dict[str, Any] | None, folds: Sequence[int], parent: bool) -> None:
+    """Close the runs of folds that will not come, and the parent's where no fold came, as FAILED; what is closed stays as it is."""
+    if tracking:
+        try:
+            api = client(tracking["uri"])
+            ids = [tracking["folds"][str(fold)] for fold in folds] + [tracking["run_id"]] * parent
+            for run_id in ids:
+                if api.get_run(run_id).info.status in ("SCHEDULED", "RUNNING"):
+                    api.set_terminated(run_id, FAILED)
         except Exception as e:
             tell(f"tracking: {e}")
 

@@ -17,6 +17,7 @@ from dfer_dist import UserError
 from dfer_dist.preempt import EXIT_PREEMPTED
 from launch.bar import Bar
 from launch.bench import bench
+from launch.cluster import LOCAL, load_cluster, with_cluster_flags
 from launch.convert import convert
 from launch.models import export, predict
 from launch.pack import pack, pack_listing
@@ -89,23 +90,81 @@ app.command()(pack)
 
 
 @app.command()
+@with_cluster_flags
 def crossval(
     experiment: Experiment,
     overrides: Overrides = None,
     folds: Annotated[str | None, typer.Option(help="Such as 1,3-5; all by default.")] = None,
-    nproc: Nproc = 1,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks on this machine: one a GPU, or a few on the CPU.")] = None,
     name: Name = None,
     runs: Runs = Path("runs"),
     max_minutes: MaxMinutes = None,
     allow_drift: Drift = None,
+    cluster: Annotated[str, typer.Option(help="A name in configs/cluster/ or a YAML file.")] = LOCAL,
+    max_parallel: Annotated[int | None, typer.Option(min=1, help="Folds at a time on the cluster; all by default.")] = None,
+    sweep: Annotated[str | None, typer.Option(metavar="KEY=VALUE,VALUE", help="A run for each value, and a comparison.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Add what is neither done nor in the queue.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print batch script and settings, submit nothing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Show a live table until all is done.")] = False,
+    flags: dict[str, object] | None = None,
 ) -> None:
-    """Train and test all folds, one after the other, and write their summary. The same command again goes on after a stop.
+    """Train and test all folds and write their summary: here one after the other, or on a Slurm cluster. The same command again goes on after a stop.
 
-    Example: [bold]dfer crossval dfew_vitb32 --folds 1,3-5 --nproc 8 data.shards=data/dfew[/bold]
+    Examples: [bold]dfer crossval dfew_vitb32 --folds 1,3-5 --nproc 8 data.shards=data/dfew[/bold],
+    [bold]dfer crossval dfew_vitb32 --cluster gpus8 --max-parallel 2 --wait[/bold]
     """
-    deadline = _deadline(max_minutes)
-    run, chosen = _open(runs, name, experiment, overrides or [], allow_drift or (), folds, nproc)
-    _crossval(Console(highlight=False), run, chosen, nproc, deadline)
+    console, chosen = Console(highlight=False), flags or {}
+    if cluster == LOCAL:
+        _only_local(chosen, max_parallel=max_parallel, sweep=sweep, resume=resume, dry_run=dry_run, wait=wait)
+        ranks, deadline = nproc or 1, _deadline(max_minutes)
+        run, numbers = _open(runs, name, experiment, overrides or [], allow_drift or (), folds, ranks)
+        _crossval(console, run, numbers, ranks, deadline)
+        return
+    if nproc or max_minutes:
+        raise UserError(
+            "--nproc and --max-minutes are for this machine: a cluster has --nodes, --gpus-per-node and --time-minutes"
+        )
+    from launch.submit import Target, Wish, show, submit
+
+    wish = Wish(experiment, overrides or [], name, runs, folds, allow_drift or (), sweep)
+    target = Target(cluster, load_cluster(cluster, chosen), max_parallel)
+    if dry_run:
+        show(wish, target, console)
+        return
+    submitted = submit(wish, target, resume, console)
+    if wait:
+        from launch.watch import wait as follow
+
+        sys.exit(follow(submitted, console))
+
+
+def _only_local(flags: dict[str, object], **more: object) -> None:
+    given = [k for k, v in {**flags, **more}.items() if v not in (None, False, [])]
+    if given:
+        raise UserError(f"--{given[0].replace('_', '-')} is for a cluster: give --cluster NAME too")
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks, for a run on this machine.")] = None,
+) -> None:
+    """Go on with a run as it is: submit again what is missing, or, where it was not submitted, train it here.
+
+    Example: [bold]dfer resume runs/dfew_vitb32[/bold]
+    """
+    from dfer_dist.rundir import RunDir
+
+    console, there = Console(highlight=False), RunDir(run.resolve())
+    folds = there.describe()["folds"]
+    if there.jobs.exists():
+        if nproc:
+            raise UserError(f"--nproc is for this machine, and {there.root} was submitted to a cluster")
+        from launch.submit import resume as submit_again
+
+        submit_again(there, console)
+    else:
+        _crossval(console, there, folds, nproc or 1, None)
 
 
 @app.command()
@@ -153,14 +212,20 @@ def evaluate(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
-    """Write the summary of a run again from its folds and print its table.
+def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")]) -> None:
+    """Write the summary of a run again from its folds and print its table; of several runs, a comparison too.
 
     Example: [bold]dfer report runs/demo[/bold]
     """
     from dfer_dist.rundir import RunDir
 
-    report_run(Console(highlight=False), RunDir(run.resolve()))
+    console, folders = Console(highlight=False), [RunDir(run.resolve()) for run in runs]
+    for run in folders:
+        report_run(console, run)
+    if len(folders) > 1:
+        from dfer_dist.compare import comparison_table
+
+        console.print(comparison_table(folders))
 
 
 app.command()(verify)

@@ -1,17 +1,16 @@
-"""An element of a Slurm array, which trains one fold: what ``slurm/crossval.sbatch`` calls around and inside its ``srun``.
+"""An element of a Slurm array, which trains one fold: what its batch script calls around and inside its ``srun``.
 
-``open`` finds or makes the run together with the other elements, ``rank`` becomes a rank of the fold, ``close`` writes the summary.
+``open`` finds or makes the run together with the other elements of ``slurm/crossval.sbatch``, ``rank`` becomes a rank of the fold,
+``close`` writes the summary so far. Submitit calls :func:`become_rank` and :func:`summarize` by their names.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -20,6 +19,7 @@ from dfer_dist.provenance import python_command
 from dfer_dist.rundir import RunDir
 from launch.cli import Drift, Experiment, Name, Overrides, Runs, run_app
 from launch.requeue import worth_it
+from launch.runs import alone_at
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Where = Annotated[Path, typer.Argument(help="The run's folder.")]
@@ -44,7 +44,7 @@ def open_together(
 
     array = os.environ["SLURM_ARRAY_JOB_ID"]
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
-    with _together(run) as opened_by:
+    with alone_at(run) as opened_by:
         if opened_by.read() != array or not run.run.exists():
             run, _ = open_run(runs, name, experiment, overrides or [], allow_drift or (), None, _ranks())
             opened_by.seek(0)
@@ -74,16 +74,6 @@ def _ranks() -> int:
     return tasks
 
 
-@contextmanager
-def _together(run: RunDir) -> Iterator[IO[str]]:
-    """Be the only element at a run. The file keeps the id of the array that opened it last."""
-    run.root.parent.mkdir(parents=True, exist_ok=True)
-    with run.root.with_name(f".{run.root.name}.array").open("a+") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        f.seek(0)
-        yield f
-
-
 @app.command("rank")
 def become_rank(root: Where, fold: Fold) -> NoReturn:
     """Replace this process by a rank, which reads its place from Slurm's variables and writes its log into the fold's folder.
@@ -93,7 +83,7 @@ def become_rank(root: Where, fold: Fold) -> NoReturn:
     from launch.local import is_done
     from launch.processes import run_environment
 
-    run, rank = RunDir(root), int(os.environ["SLURM_PROCID"])
+    run, rank = RunDir(Path(root)), int(os.environ["SLURM_PROCID"])
     if is_done(run.fold(fold)):
         sys.exit(0)
     log = run.fold(fold).log
@@ -119,11 +109,34 @@ def close_together(root: Where, fold: Fold, status: Annotated[int, typer.Argumen
         return
     if status:
         print(f"fold {fold} failed (status {status}): {last_error(run.fold(fold), {})}", file=sys.stderr, flush=True)
-    with _together(run):
+    with alone_at(run):
         folds = [run.fold(k) for k in run.describe()["folds"]]
         done = [is_done(k) for k in folds]
         if any(k.result.exists() for k in folds):
             report_run(Console(highlight=False), run, "FINISHED" if all(done) else "FAILED" if status else None)
+
+
+def summarize(roots: Sequence[str], comparison: str | None) -> None:
+    """Write the summary of each run, folds that never came included, and close it at MLflow; of several, the comparison too."""
+    from rich.console import Console
+
+    from dfer_dist.compare import write_comparison
+    from dfer_dist.tracking import close_unfinished
+    from launch.cli import report_run
+    from launch.local import is_done
+
+    console, finished = Console(highlight=False), []
+    for run in (RunDir(Path(root)) for root in roots):
+        about = run.describe()
+        missing = [k for k in about["folds"] if not is_done(run.fold(k))]
+        if len(missing) < len(about["folds"]):
+            report_run(console, run, "FAILED" if missing else "FINISHED")
+            finished.append(run)
+        else:
+            console.print(f"{run.root}: no fold came to its end", soft_wrap=True)
+        close_unfinished(about["tracking"], missing, parent=len(missing) == len(about["folds"]))
+    if comparison and finished:
+        console.print(write_comparison(finished, Path(comparison)))
 
 
 if __name__ == "__main__":

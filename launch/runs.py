@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from dfer_dist import UserError
 from dfer_dist.config import NEUTRAL, Config, config_hash, flatten, split_batch
@@ -52,7 +53,7 @@ def open_run(
     chosen = index.folds if folds is None else parse_folds(folds, index.folds)
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
     if run.run.exists() and _failed_at_once(run):
-        _remove(run)  # a start that failed at once does not keep the name from the mended command
+        remove_run(run)  # a start that failed at once does not keep the name from the mended command
     if run.run.exists():
         done = all(run.fold(k).result.exists() for k in chosen)
         _go_on(run, config, index, allow, done)
@@ -65,6 +66,16 @@ def open_run(
         shutil.rmtree(run.root, ignore_errors=True)
         raise
     return run, chosen
+
+
+@contextmanager
+def alone_at(run: RunDir) -> Iterator[IO[str]]:
+    """Be the only one who opens a run, submits it, or writes its summary. The file keeps the id of the array that opened it last."""
+    run.root.parent.mkdir(parents=True, exist_ok=True)
+    with run.root.with_name(f".{run.root.name}.array").open("a+") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        f.seek(0)
+        yield f
 
 
 def _failed_at_once(run: RunDir) -> bool:
@@ -86,7 +97,8 @@ def _is_held(fold: FoldDir) -> bool:
     return False
 
 
-def _remove(run: RunDir) -> None:
+def remove_run(run: RunDir) -> None:
+    """Make as if a run in which nothing was trained had never been opened."""
     tracking = run.describe()["tracking"]
     if tracking:
         from dfer_dist.tracking import delete_runs

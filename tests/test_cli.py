@@ -13,7 +13,7 @@ import pytest
 from typer.main import get_command
 
 from dfer_dist import UserError
-from dfer_dist.configfile import find_experiment, read_config
+from dfer_dist.configfile import find_config, read_config
 from dfer_dist.data.shards import Index
 from dfer_dist.rundir import RunDir, read_json, write_json
 from launch import local, processes, runs
@@ -88,7 +88,7 @@ def test_examples_are_commands_that_parse(name: str) -> None:
     assert first == name
     context = command.make_context(name, rest)
     if "experiment" in context.params:
-        assert find_experiment(context.params["experiment"]).is_file()
+        assert find_config(context.params["experiment"]).is_file()
 
 
 def test_usage_errors_have_status_2(tmp_path: Path) -> None:

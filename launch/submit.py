@@ -1,0 +1,314 @@
+"""All folds of a run, or of several, as one array of a Slurm cluster, and a summary after them, through Submitit.
+
+What is submitted is an importable function, a run folder and a fold; the code, the settings and the list of packages are in the run
+folder already, so that edits of the checkout reach no job. Nothing here asks Slurm's accounting.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from submitit.core.utils import FailedJobError
+from submitit.slurm.slurm import SlurmExecutor
+
+from dfer_dist import UserError
+from dfer_dist.configfile import dump_config, load_config
+from dfer_dist.provenance import python_command
+from dfer_dist.rundir import RunDir, read_json, write_json
+from launch.cluster import Cluster
+from launch.element import become_rank, summarize
+from launch.local import is_done
+from launch.queue import cancel, queue
+from launch.runs import alone_at, open_run, remove_run
+
+# a job of one processor for the summary
+_SUMMARY = {"time": 30, "nodes": 1, "ntasks_per_node": 1, "cpus_per_task": 1, "mem": "8GB", "gpus_per_node": None}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a person wants on a cluster: one experiment, or one with several values of a setting."""
+
+    experiment: str
+    overrides: list[str]
+    name: str | None
+    runs: Path
+    folds: str | None
+    allow_drift: Sequence[str]
+    sweep: str | None  # such as model.backbone=ViT-B-32,ViT-L-14
+
+    @property
+    def label(self) -> str:
+        return self.name or Path(self.experiment).stem
+
+    def variants(self) -> list[tuple[str, list[str]]]:
+        """Name and settings of each run.
+
+        Raises
+        ------
+        UserError
+            If the sweep is not ``KEY=VALUE,VALUE``.
+        """
+        if self.sweep is None:
+            return [(self.label, self.overrides)]
+        key, eq, rest = self.sweep.partition("=")
+        values = list(dict.fromkeys(filter(None, rest.split(","))))
+        if not (key and eq and len(values) > 1):
+            raise UserError(
+                f"--sweep {self.sweep}: give a setting and two values or more, such as model.backbone=ViT-B-32,ViT-L-14"
+            )
+        names = [f"{self.label}-{re.sub('[^A-Za-z0-9._-]+', '-', value)}" for value in values]
+        if len(set(names)) < len(names):
+            raise UserError(f"--sweep {self.sweep}: these values give runs of one name, {names[0]}")
+        return [(name, [*self.overrides, f"{key}={value}"]) for name, value in zip(names, values, strict=True)]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to: the cluster by its name, and how many folds may run at a time."""
+
+    name: str
+    cluster: Cluster
+    max_parallel: int | None = None
+
+
+def staged(cluster: Cluster, wish: Wish) -> list[str]:
+    """The settings by which shards of a shared folder are copied to the nodes' own disks, where the cluster has some."""
+    from dfer_dist.data.store import is_remote
+
+    shards = load_config(wish.experiment, wish.overrides).data.shards
+    words = [] if is_remote(shards) else [f"data.shards={Path(shards).resolve().as_uri()}"]
+    return [*words, f"data.cache={cluster.scratch}"] if cluster.scratch else []
+
+
+def show(wish: Wish, target: Target, console: Console) -> None:
+    """Print the batch script and the settings of each run; nothing is made or submitted."""
+    from dfer_dist.data.shards import open_index
+    from dfer_dist.rundir import parse_folds
+
+    elements, configs = [], []
+    for name, words in wish.variants():
+        config = load_config(wish.experiment, [*words, *staged(target.cluster, wish)])
+        known = open_index(config.data, config.data.loss_budget).folds
+        run = RunDir((wish.runs / name).resolve())
+        elements += [(run, k) for k in (known if wish.folds is None else parse_folds(wish.folds, known))]
+        configs.append((run, config))
+    executor = _executor(elements, target, Path("SUBMISSION"))
+    if len(elements) > 1:
+        executor.parameters["map_count"] = len(elements)  # as Submitit does for an array
+    console.print(executor._make_submission_file_text(executor._submitit_command_str, ""), markup=False, soft_wrap=True)
+    for run, config in configs:
+        console.print(f"\n# {run.config}\n{dump_config(config)}", markup=False, soft_wrap=True)
+
+
+def submit(wish: Wish, target: Target, resume: bool, console: Console) -> list[RunDir]:
+    """Open the runs of a wish and submit their folds; returns the runs.
+
+    Parameters
+    ----------
+    resume : bool
+        Submit only folds that are neither done nor in the queue, where some are in the queue already.
+
+    Raises
+    ------
+    UserError
+        What :func:`~launch.runs.open_run` raises; a run of which folds are in the queue; what Slurm says against it.
+    """
+    runs, elements, fresh = [], [], []
+    with ExitStack() as held:
+        try:
+            for name, words in wish.variants():
+                run = RunDir((wish.runs / name).resolve())
+                held.enter_context(alone_at(run))
+                busy = set(in_queue(run))
+                if busy and not resume:
+                    raise UserError(
+                        f"folds {', '.join(map(str, sorted(busy)))} of {run.root} are in the queue already: dfer status shows them, "
+                        "--resume adds what is missing, dfer cancel takes them out"
+                    )
+                new = not run.run.exists()
+                settings = [*words, *staged(target.cluster, wish)]
+                run, folds = open_run(
+                    wish.runs, name, wish.experiment, settings, wish.allow_drift, wish.folds, target.cluster.ranks
+                )
+                fresh += [run] if new else []
+                runs.append(run)
+                elements += [(run, k) for k in folds if k not in busy and not is_done(run.fold(k))]
+            together = (wish.runs / f"{wish.label}.sweep").resolve() if wish.sweep else None
+            _send(elements, runs, target, together, console)
+        except BaseException:
+            for run in fresh:
+                if not run.jobs.exists():
+                    remove_run(run)
+            raise
+    return runs
+
+
+def resume(run: RunDir, console: Console) -> None:
+    """Submit what is neither done nor in the queue, as it was submitted before.
+
+    Raises
+    ------
+    UserError
+        What Slurm says against it.
+    """
+    last = submissions(run)[-1]
+    with alone_at(run):
+        busy = in_queue(run)
+        elements = [(run, k) for k in run.describe()["folds"] if k not in busy and not is_done(run.fold(k))]
+        _send(elements, [run], Target(last["cluster"], Cluster(**last["settings"]), last["max_parallel"]), None, console)
+
+
+def submissions(run: RunDir) -> list[dict[str, Any]]:
+    """What was submitted of a run, the newest last."""
+    return list(read_json(run.jobs)["submissions"]) if run.jobs.exists() else []
+
+
+def jobs(run: RunDir) -> dict[int, str]:
+    """The newest job of each fold."""
+    return {int(fold): job for submission in submissions(run) for fold, job in submission["folds"].items()}
+
+
+def in_queue(run: RunDir) -> dict[int, str]:
+    """The jobs of folds that are in the queue.
+
+    Raises
+    ------
+    UserError
+        If Slurm does not say.
+    """
+    mine = jobs(run)
+    if not mine:
+        return {}
+    there = queue()
+    if there is None:
+        raise UserError(
+            f"Slurm does not answer (squeue): {run.root} was submitted before, and whether it waits there is not known"
+        )
+    return {fold: job for fold, job in mine.items() if job in there}
+
+
+def _send(
+    elements: list[tuple[RunDir, int]], runs: list[RunDir], target: Target, together: Path | None, console: Console
+) -> None:
+    """Submit an array and the summary after it, and write both into the runs' folders."""
+    if not elements:
+        console.print("all folds are done or in the queue: nothing to submit")
+        return
+    folder = _fresh(together or runs[0].root / "slurm")
+    executor = _executor(elements, target, folder)
+    with _slurm_says():
+        sent = executor.map_array(become_rank, *zip(*[(str(run.root), fold) for run, fold in elements], strict=True))
+    waiting = {job.partition("_")[0] for run in runs for job in in_queue(run).values()}
+    earlier = {submissions(run)[-1]["summary"] for run in runs if run.jobs.exists()}
+    about: dict[str, Any] = {"time": datetime.now().astimezone().isoformat(timespec="seconds"), "cluster": target.name}
+    about |= {"settings": asdict(target.cluster), "max_parallel": target.max_parallel}
+    folds = {run.root: {str(k): job.job_id for (r, k), job in zip(elements, sent, strict=True) if r == run} for run in runs}
+    before = {run.root: submissions(run) for run in runs}
+
+    def record(summary: str | None) -> None:
+        for run in runs:
+            where = os.path.relpath(folder, run.root)
+            new = {**about, "folds": folds[run.root], "summary": summary, "folder": where}
+            write_json(run.jobs, {"submissions": [*before[run.root], new]})
+
+    record(None)  # at once: these jobs are there whatever comes now
+    after = _executor([], Target(target.name, target.cluster), folder)
+    after.update_parameters(
+        **_SUMMARY,
+        srun_args=["--cpus-per-task=1"],
+        setup=[*_person_lines(target.cluster), f"export PYTHONPATH={shlex.quote(str(runs[0].code))}"],
+        dependency="afterany:" + ":".join(sorted({sent[0].job_id.partition("_")[0]} | waiting)),
+    )
+    with _slurm_says():
+        last = after.submit(summarize, [str(run.root) for run in runs], str(together / "comparison.md") if together else None)
+    record(last.job_id)
+    cancel(sorted(filter(None, earlier)))  # the new one waits for those folds too
+    number = len({job.job_id for job in sent})
+    console.print(
+        f"submitted {number} fold{'s' * (number > 1)} as job {sent[0].job_id.partition('_')[0]}, their summary as {last.job_id}; "
+        f"dfer status {runs[0].root if len(runs) == 1 else runs[0].root.parent} shows how they stand",
+        soft_wrap=True,
+    )
+
+
+def _executor(elements: list[tuple[RunDir, int]], target: Target, folder: Path) -> SlurmExecutor:
+    """Submitit's executor for an array of these elements, or for one plain job."""
+    cluster = target.cluster
+    try:
+        executor = SlurmExecutor(folder, python=shlex.join(python_command()))
+    except RuntimeError as e:
+        raise UserError("there is no Slurm client here (srun): log in to the cluster, or leave out --cluster") from e
+    place = {key: getattr(cluster, key) for key in ("partition", "account", "qos", "constraint", "nodes", "cpus_per_task")}
+    executor.update_parameters(
+        **place,
+        job_name=f"dfer-{elements[0][0].root.name}" if elements else "dfer-summary",
+        time=cluster.time_minutes,
+        ntasks_per_node=cluster.tasks,
+        gpus_per_node=cluster.gpus_per_node or None,
+        mem=None if cluster.memory_gb is None else f"{round(1024 * cluster.memory_gb)}MB",
+        signal_delay_s=cluster.notice_seconds,
+        setup=_setup(cluster, elements),
+        # srun takes neither from the job since Slurm 22.05; without the other, ranks wait for ever for one that died
+        srun_args=[f"--cpus-per-task={cluster.cpus_per_task}", "--kill-on-bad-exit=1"],
+        array_parallelism=target.max_parallel or max(1, len(elements)),
+        stderr_to_stdout=True,
+        additional_parameters={"requeue": True},
+    )
+    return executor
+
+
+def _setup(cluster: Cluster, elements: list[tuple[RunDir, int]]) -> list[str]:
+    """Shell lines between the options of a batch script and its ``srun``."""
+    lines = _person_lines(cluster)
+    if not elements:
+        return lines
+    runs, folds = (
+        " ".join(shlex.quote(str(x)) for x in column) for column in zip(*((r.root, k) for r, k in elements), strict=True)
+    )
+    return [
+        *lines,
+        f"runs=({runs})",
+        f"folds=({folds})",
+        "element=${SLURM_ARRAY_TASK_ID:-0}",
+        "run=${runs[element]} fold=${folds[element]}",
+        f"python={shlex.quote(sys.executable)} most={cluster.max_requeues}",
+        'source "$run/code/launch/element.sh" || exit',
+    ]
+
+
+def _person_lines(cluster: Cluster) -> list[str]:
+    return [*cluster.setup, *(f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items())]
+
+
+@contextmanager
+def _slurm_says() -> Iterator[None]:
+    try:
+        yield
+    except FailedJobError as e:
+        said = [
+            line.removeprefix("sbatch: ").removeprefix("error: ") for line in str(e).splitlines() if line.startswith("sbatch: ")
+        ]
+        raise UserError(f"Slurm takes no such job: {'; '.join(said) or str(e).strip()}") from e
+
+
+def _fresh(parent: Path) -> Path:
+    """A folder of its own for a submission: Submitit would take an old result for a new one's."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        try:
+            (parent / str(number)).mkdir()
+            return parent / str(number)
+        except FileExistsError:
+            number += 1
