@@ -32,7 +32,7 @@ from launch.queue import cancel, queue
 from launch.runs import alone_at, open_run, remove_run
 
 # a job of one processor for the summary
-_SUMMARY = {"time": 30, "nodes": 1, "ntasks_per_node": 1, "cpus_per_task": 1, "mem": "8GB", "gpus_per_node": None}
+_SUMMARY = {"time": 30, "nodes": 1, "ntasks_per_node": 1, "cpus_per_task": 1, "mem": "4GB", "gpus_per_node": None}
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def show(wish: Wish, target: Target, console: Console) -> None:
         run = RunDir((wish.runs / name).resolve())
         elements += [(run, k) for k in (known if wish.folds is None else parse_folds(wish.folds, known))]
         configs.append((run, config))
-    executor = _executor(elements, target, Path("SUBMISSION"))
+    executor = _executor(elements, target, configs[0][0].root / "slurm" / "1")
     if len(elements) > 1:
         executor.parameters["map_count"] = len(elements)  # as Submitit does for an array
     console.print(executor._make_submission_file_text(executor._submitit_command_str, ""), markup=False, soft_wrap=True)
@@ -230,8 +230,14 @@ def _send(
         setup=[*_person_lines(target.cluster), f"export PYTHONPATH={shlex.quote(str(runs[0].code))}"],
         dependency="afterany:" + ":".join(sorted({sent[0].job_id.partition("_")[0]} | waiting)),
     )
-    with _slurm_says():
-        last = after.submit(summarize, [str(run.root) for run in runs], str(together / "comparison.md") if together else None)
+    try:
+        with _slurm_says():
+            last = after.submit(summarize, [str(run.root) for run in runs], str(together / "comparison.md") if together else None)
+    except BaseException:  # all or nothing
+        cancel([job.job_id for job in sent])
+        for run in runs:
+            write_json(run.jobs, {"submissions": before[run.root]}) if before[run.root] else run.jobs.unlink()
+        raise
     record(last.job_id)
     cancel(sorted(filter(None, earlier)))  # the new one waits for those folds too
     number = len({job.job_id for job in sent})
