@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dfer_dist.config import NEUTRAL, flatten
 from dfer_dist.configfile import read_config
@@ -18,29 +18,16 @@ _HEADER = ["Run", "What differs", "Folds", "UAR %", "WAR %"]
 
 
 def comparison_rows(runs: Sequence[RunDir]) -> list[list[str]]:
-    """A row a run, from its ``summary.json``: mean and deviation over the folds that are done, and how many those are.
-
-    Raises
-    ------
-    UserError
-        If a summary is missing.
-    """
+    """A row a run, from its ``summary.json``: mean and deviation over the folds that are done, and how many those are."""
     settings = [flatten(read_config(run.config)) for run in runs]
     differ = [k for k in settings[0] if not k.startswith(NEUTRAL) and len({repr(s[k]) for s in settings}) > 1]
     rows = []
     for run, config in zip(runs, settings, strict=True):
-        summary: dict[str, Any] = read_json(run.summary)
-        done = len(summary["folds"])
-        what = ", ".join(f"{k}={config[k]}" for k in differ)
-        rows.append(
-            [
-                run.root.name,
-                what,
-                f"{done} of {done + len(summary['missing'])}",
-                mean_words(summary, "uar"),
-                mean_words(summary, "war"),
-            ]
-        )
+        what, figures, done = ", ".join(f"{k}={config[k]}" for k in differ), ["missing", "missing"], 0
+        if run.summary.exists():
+            summary = read_json(run.summary)
+            figures, done = [mean_words(summary, "uar"), mean_words(summary, "war")], len(summary["folds"])
+        rows.append([run.root.name, what, f"{done} of {len(run.describe()['folds'])}", *figures])
     return rows
 
 

@@ -124,19 +124,21 @@ def summarize(roots: Sequence[str], comparison: str | None) -> None:
     from dfer_dist.tracking import close_unfinished
     from launch.cli import report_run
     from launch.local import is_done
+    from launch.submit import in_queue
 
-    console, finished = Console(highlight=False), []
-    for run in (RunDir(Path(root)) for root in roots):
+    console, runs = Console(highlight=False), [RunDir(Path(root)) for root in roots]
+    for run in runs:
         about = run.describe()
         missing = [k for k in about["folds"] if not is_done(run.fold(k))]
+        waiting = in_queue(run)  # submitted later: their own summary closes the run
         if len(missing) < len(about["folds"]):
-            report_run(console, run, "FAILED" if missing else "FINISHED")
-            finished.append(run)
+            report_run(console, run, None if waiting else "FAILED" if missing else "FINISHED")
         else:
             console.print(f"{run.root}: no fold came to its end", soft_wrap=True)
-        close_unfinished(about["tracking"], missing, parent=len(missing) == len(about["folds"]))
-    if comparison and finished:
-        console.print(write_comparison(finished, Path(comparison)))
+        never = [k for k in missing if k not in waiting]
+        close_unfinished(about["tracking"], never, parent=len(never) == len(about["folds"]))
+    if comparison:
+        console.print(write_comparison(runs, Path(comparison)))
 
 
 if __name__ == "__main__":

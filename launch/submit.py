@@ -195,7 +195,7 @@ def in_queue(run: RunDir) -> dict[int, str]:
         raise UserError(
             f"Slurm does not answer (squeue): {run.root} was submitted before, and whether it waits there is not known"
         )
-    return {fold: job for fold, job in mine.items() if job in there}
+    return {fold: job for fold, job in mine.items() if job in there and there[job].state != "COMPLETING"}
 
 
 def _send(
@@ -209,43 +209,43 @@ def _send(
     executor = _executor(elements, target, folder)
     with _slurm_says():
         sent = executor.map_array(become_rank, *zip(*[(str(run.root), fold) for run, fold in elements], strict=True))
-    waiting = {job.partition("_")[0] for run in runs for job in in_queue(run).values()}
-    earlier = {submissions(run)[-1]["summary"] for run in runs if run.jobs.exists()}
-    about: dict[str, Any] = {"time": datetime.now().astimezone().isoformat(timespec="seconds"), "cluster": target.name}
-    about |= {"settings": asdict(target.cluster), "max_parallel": target.max_parallel}
-    folds = {run.root: {str(k): job.job_id for (r, k), job in zip(elements, sent, strict=True) if r == run} for run in runs}
+    ids = [job.job_id for job in sent]
+    new: dict[str, Any] = {"time": datetime.now().astimezone().isoformat(timespec="seconds"), "cluster": target.name}
+    new |= {"settings": asdict(target.cluster), "max_parallel": target.max_parallel}
     before = {run.root: submissions(run) for run in runs}
 
     def record(summary: str | None) -> None:
         for run in runs:
-            where = os.path.relpath(folder, run.root)
-            new = {**about, "folds": folds[run.root], "summary": summary, "folder": where}
-            write_json(run.jobs, {"submissions": [*before[run.root], new]})
+            folds = {str(fold): job for (there, fold), job in zip(elements, ids, strict=True) if there == run}
+            more = {"folds": folds, "summary": summary, "folder": os.path.relpath(folder, run.root)}
+            write_json(run.jobs, {"submissions": [*before[run.root], {**new, **more}]})
 
     record(None)  # at once: these jobs are there whatever comes now
-    after = _executor([], Target(target.name, target.cluster), folder)
-    after.update_parameters(
-        **_SUMMARY,
-        srun_args=["--cpus-per-task=1"],
-        setup=[*_person_lines(target.cluster), f"export PYTHONPATH={shlex.quote(str(runs[0].code))}"],
-        dependency="afterany:" + ":".join(sorted({sent[0].job_id.partition("_")[0]} | waiting)),
-    )
     try:
-        with _slurm_says():
-            last = after.submit(summarize, [str(run.root) for run in runs], str(together / "comparison.md") if together else None)
+        summary = _send_summary(runs, ids[0].partition("_")[0], target, folder, together)
     except BaseException:  # all or nothing
-        cancel([job.job_id for job in sent])
+        cancel(ids)
         for run in runs:
             write_json(run.jobs, {"submissions": before[run.root]}) if before[run.root] else run.jobs.unlink()
         raise
-    record(last.job_id)
-    cancel(sorted(filter(None, earlier)))  # the new one waits for those folds too
-    number = len({job.job_id for job in sent})
+    record(summary)
+    number, where = len(ids), runs[0].root if len(runs) == 1 else f"--runs {runs[0].root.parent}"
     console.print(
-        f"submitted {number} fold{'s' * (number > 1)} as job {sent[0].job_id.partition('_')[0]}, their summary as {last.job_id}; "
-        f"dfer status {runs[0].root if len(runs) == 1 else runs[0].root.parent} shows how they stand",
+        f"submitted {number} fold{'s' * (number > 1)} as job {ids[0].partition('_')[0]}, their summary as {summary}; "
+        f"dfer status {where} shows how they stand",
         soft_wrap=True,
     )
+
+
+def _send_summary(runs: list[RunDir], array: str, target: Target, folder: Path, together: Path | None) -> str:
+    """Submit the job that writes the summary once no element of the array is left; returns its id."""
+    executor = _executor([], target, folder)
+    code = f"export PYTHONPATH={shlex.quote(str(runs[0].code))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    setup = [*_person_lines(target.cluster), code]
+    executor.update_parameters(**_SUMMARY, srun_args=["--cpus-per-task=1"], setup=setup, dependency=f"afterany:{array}")
+    comparison = str(together / "comparison.md") if together else None
+    with _slurm_says():
+        return str(executor.submit(summarize, [str(run.root) for run in runs], comparison).job_id)
 
 
 def _executor(elements: list[tuple[RunDir, int]], target: Target, folder: Path) -> SlurmExecutor:
