@@ -1,7 +1,8 @@
 """A Slurm of several nodes on one machine, in one folder: ``python slurm/testbed/cluster.py up``, ``down``, ``crash NODE``.
 
-munge, MariaDB and slurmdbd (unless accounting is left out), slurmctld, and a slurmd for each node with a host name of its own. Nothing
-of the system is touched, root is not needed, and what is up already is left as it is. Seen to work with Debian 12's Slurm 22.05.
+munge, MariaDB and slurmdbd (unless accounting is left out), slurmctld, and a slurmd for each node with a host name of its own, where
+the machine lets a person have namespaces. Nothing of the system is touched, root is not needed, and what is up already is left as it
+is. Seen to work with Debian 12's Slurm 22.05.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from string import Template
 
@@ -33,6 +35,19 @@ class TestbedError(Exception):
     """One line: what is wrong and what to do."""
 
 
+# a host name and mounts of its own; without root inside a user namespace
+_APART = ["unshare", "--mount", "--uts"]
+if os.geteuid() != 0:
+    _APART += ["--user", f"--map-user={os.geteuid()}", f"--map-group={os.getegid()}", "--keep-caps"]
+
+
+@cache
+def namespaces() -> bool:
+    """Whether this machine lets us have namespaces: some distributions and containers do not."""
+    done = subprocess.run([*_APART, "sh", "-c", "hostname n0 && mount --bind /etc/hosts /etc/hosts"], capture_output=True)
+    return done.returncode == 0
+
+
 @dataclass(frozen=True)
 class Cluster:
     """The cluster in folder ``root``; it listens on ``port`` to ``port`` + 499 of this machine."""
@@ -45,8 +60,13 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment in which ``sbatch``, ``squeue`` and the rest talk to this cluster."""
-        return {**os.environ, "PATH": SEARCH, "SLURM_CONF": str(self.root / "slurm.conf")}
+        """The environment in which ``sbatch``, ``squeue`` and the rest talk to this cluster, and in which jobs find each other."""
+        return {**os.environ, "PATH": SEARCH, **self._variables}
+
+    @property
+    def _variables(self) -> dict[str, str]:
+        found = {"SLURM_CONF": str(self.root / "slurm.conf"), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        return found if namespaces() else found | {"MASTER_ADDR": "127.0.0.1"}  # else by the nodes' own names
 
     def ask(self, *words: str) -> str:
         """What a client such as ``squeue`` prints; its error as a CalledProcessError."""
@@ -97,6 +117,8 @@ class Cluster:
         pid = self._pid(f"slurmd-{node}")
         if not pid:
             raise TestbedError(f"{node} does not run")
+        if not namespaces():
+            raise TestbedError("without namespaces (unshare) what runs on one node cannot be told from what runs on another")
         name = os.readlink(f"/proc/{pid}/ns/uts")
         self._stop([p for p in self._in_nodes() if os.readlink(f"/proc/{p}/ns/uts") == name], True)
 
@@ -141,7 +163,7 @@ class Cluster:
         hosts = "".join(f"127.0.0.1 {node}\n" for node in self.names)
         if not (self.root / "hosts").exists():  # nodes have it mounted
             (self.root / "hosts").write_text(Path("/etc/hosts").read_text() + hosts)
-        (self.root / "env.sh").write_text(f"export SLURM_CONF={there}\nexport GLOO_SOCKET_IFNAME=lo OMP_NUM_THREADS=1\n")
+        (self.root / "env.sh").write_text("".join(f"export {key}={value}\n" for key, value in self._variables.items()))
 
     def _accounting(self) -> None:
         """MariaDB on a socket, and slurmdbd with this cluster known to it."""
@@ -167,15 +189,15 @@ class Cluster:
             self.ask("sacctmgr", "-i", "add", "cluster", "testbed")
 
     def _start_node(self, node: str) -> None:
-        """slurmd with a host name and an ``/etc/hosts`` of its own; without root inside a user namespace."""
+        """slurmd with a host name and an ``/etc/hosts`` of its own, if that can be."""
         (self.root / "spool" / node).mkdir(exist_ok=True)
-        apart, plain = ["unshare", "--mount", "--uts"], []
-        if os.geteuid() != 0:
-            apart += ["--user", f"--map-user={os.geteuid()}", f"--map-group={os.getegid()}", "--keep-caps"]
-            plain = ["setpriv", "--ambient-caps=-all", "--inh-caps=-all"]
-        script = 'hostname "$1" && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"'
         slurmd = ["slurmd", "-N", node, "-f", str(self.root / "slurm.conf")]
-        self._start(f"slurmd-{node}", *apart, "sh", "-c", script, "sh", node, str(self.root / "hosts"), *plain, *slurmd)
+        if not namespaces():
+            self._start(f"slurmd-{node}", *slurmd)
+            return
+        plain = [] if os.geteuid() == 0 else ["setpriv", "--ambient-caps=-all", "--inh-caps=-all"]
+        script = 'hostname "$1" && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"'
+        self._start(f"slurmd-{node}", *_APART, "sh", "-c", script, "sh", node, str(self.root / "hosts"), *plain, *slurmd)
 
     def _start(self, name: str, *words: str, **more: str) -> None:
         """Start a daemon that does not run, and wait until its pid file is there."""
