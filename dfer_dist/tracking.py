@@ -42,6 +42,7 @@ def client(uri: str) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # creating the tables of a sqlite store is many lines
     from mlflow import MlflowClient
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     return MlflowClient(uri)
 
 

@@ -11,9 +11,10 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -299,8 +300,10 @@ def _person_lines(cluster: Cluster) -> list[str]:
 
 @contextmanager
 def _slurm_says() -> Iterator[None]:
+    """Slurm's own words as one error; Submitit would print them as well."""
     try:
-        yield
+        with redirect_stderr(StringIO()):
+            yield
     except FailedJobError as e:
         said = [
             line.removeprefix("sbatch: ").removeprefix("error: ") for line in str(e).splitlines() if line.startswith("sbatch: ")

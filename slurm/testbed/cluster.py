@@ -122,6 +122,11 @@ class Cluster:
         name = os.readlink(f"/proc/{pid}/ns/uts")
         self._stop([p for p in self._in_nodes() if os.readlink(f"/proc/{p}/ns/uts") == name], True)
 
+    def kill(self, daemon: str) -> None:
+        """SIGKILL one daemon, such as ``slurmctld``. ``up`` brings it back."""
+        pid = self._pid(daemon)
+        self._stop([pid] if pid else [], True)
+
     @property
     def names(self) -> list[str]:
         return [f"n{i}" for i in range(1, self.nodes + 1)]

@@ -53,16 +53,16 @@ class Trial:
     def fold(self) -> FoldDir:
         return self.run.fold(FOLD)
 
-    def start(self, *more: str) -> subprocess.Popen[str]:
+    def start(self, *more: str, settings: list[str] = SETTINGS) -> subprocess.Popen[str]:
         """Give the command."""
         self.begun = self.begun or time.monotonic()
         words = ["train", "demo", "--fold", str(FOLD), "--nproc", str(self.nproc), "--runs", str(self.root), *more]
-        words += [f"data.shards={self.shards.root}", *SETTINGS, *self.settings]
+        words += [f"data.shards={self.shards.root}", *settings, *self.settings]
         return subprocess.Popen([DFER, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    def prepare(self) -> None:
+    def prepare(self, settings: list[str] = SETTINGS) -> None:
         """Make the run's folder, and nothing else: its time is up before the fold begins."""
-        assert self.start("--max-minutes", "0.01").wait() == 75
+        assert self.start("--max-minutes", "0.01", settings=settings).wait() == 75
         self.begun = 0.0
 
     def hook(self, module: str, call: str) -> None:

@@ -100,3 +100,15 @@ def fail(meter: Any, rank: int, step: int) -> None:
         count(self, clips)
 
     meter.Meter.count = count_
+
+
+def refuse(shards: Any, fold: int) -> None:
+    """Let fold ``fold`` be one that a person has to mend before it can be trained."""
+    test_shards = shards.Index.test_shards
+
+    def test_shards_(self: Any, number: int) -> Any:
+        if number == fold:
+            raise shards.UserError(f"fold {fold} is broken")
+        return test_shards(self, number)
+
+    shards.Index.test_shards = test_shards_

@@ -7,6 +7,7 @@ import os
 import random
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -45,15 +46,16 @@ def claim(folder: Path) -> int | None:
     return handle
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    for left in Path("/tmp").glob(Path(PREFIX).name + "*"):  # of test runs that were killed
+@contextmanager
+def running(kind: str, accounting: bool) -> Iterator[Cluster]:
+    """A cluster until the tests end. What killed test runs left is purged first."""
+    for left in Path("/tmp").glob(Path(PREFIX).name + "*"):
         if claim(left) is not None:
             Cluster(left).down(purge=True)
-    root = Path(f"{PREFIX}{os.getpid()}")
+    root = Path(f"{PREFIX}{os.getpid()}{kind}")
     root.mkdir()
     assert claim(root)
-    cluster = Cluster(root, free_ports())
+    cluster = Cluster(root, free_ports(), accounting=accounting)
     try:
         cluster.up()
     except TestbedError as e:
@@ -64,6 +66,19 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    with running("a", accounting=True) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def bare_cluster() -> Iterator[Cluster]:
+    """One without accounting: up in a third of a second, and there is no sacct."""
+    with running("b", accounting=False) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
 def undisturbed(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> Trial:
     """The same fold on two ranks of this machine, without a Slurm."""
     trial = Trial(tiny_shards, tmp_path_factory.mktemp("undisturbed"))
@@ -71,10 +86,18 @@ def undisturbed(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) ->
     return trial
 
 
+def submitted(cluster: Cluster, shards: Index, root: Path) -> Iterator[Submitted]:
+    trial = Submitted(shards, root, cluster=cluster)
+    yield trial
+    trial.ask("scancel", "--me")
+    trial.wait(lambda: not trial.ask("squeue", "--noheader"), 60)
+
+
 @pytest.fixture
 def trial(cluster: Cluster, tiny_shards: Index, tmp_path: Path) -> Iterator[Submitted]:
-    trial = Submitted(tiny_shards, tmp_path, cluster=cluster)
-    yield trial
-    if trial.job:
-        trial.ask("scancel", trial.job)
-        trial.wait(lambda: not trial.ask("squeue", "--noheader"), 60)
+    yield from submitted(cluster, tiny_shards, tmp_path)
+
+
+@pytest.fixture
+def bare(bare_cluster: Cluster, tiny_shards: Index, tmp_path: Path) -> Iterator[Submitted]:
+    yield from submitted(bare_cluster, tiny_shards, tmp_path)

@@ -1,19 +1,24 @@
-"""``slurm/crossval.sbatch`` on a real Slurm: what clusters do to two ranks on two nodes, held against a run without any of it."""
+"""``dfer crossval --cluster`` on a real Slurm: what clusters do to two ranks on two nodes, held against a run without any of it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from harness import DFER, Trial, same, same_in_mlflow
-from submitted import ROOT, Submitted
+from harness import DFER, SETTINGS, Trial, same, same_in_mlflow
+from submitted import ENVIRONMENT, EPOCH, ROOT, Submitted, local
 
 from dfer_dist.rundir import RunDir, read_json
+from dfer_dist.tracking import client
+
+HOOKS = ROOT / "tests" / "faults"
 
 pytestmark = pytest.mark.slurm
 
@@ -55,7 +60,7 @@ def test_requeued_by_hand(trial: Submitted, undisturbed: Trial) -> None:
     begin = time.monotonic()
     trial.submit()
     trial.training(8)
-    trial.ask("scontrol", "requeue", f"{trial.job}_1")
+    trial.ask("scontrol", "requeue", trial.job())
     job = trial.done()
     told(trial, begin)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
@@ -95,7 +100,7 @@ def test_a_time_limit_that_is_too_short(trial: Submitted, undisturbed: Trial) ->
     """Two minutes, of which 30 s and the time of two steps are kept for leaving; the steps alone take 144 s."""
     trial.slow(4.0)
     begin = time.monotonic()
-    trial.submit("--time=2")
+    trial.submit("--time-minutes", "2")
     job = trial.done(seconds=500)
     told(trial, begin)
     assert job["JobState"] == "COMPLETED" and int(job["Restarts"]) >= 2
@@ -111,7 +116,7 @@ def test_cancelled_stays_cancelled(trial: Submitted) -> None:
     trial.slow(0.3)
     trial.submit()
     trial.training(4)
-    trial.ask("scancel", trial.job)
+    trial.ask("scancel", trial.job())
     job = trial.done()
     time.sleep(8)  # a requeued job would be pending or running by now
     assert trial.state()["JobState"] == job["JobState"] == "CANCELLED" and job["Restarts"] == "0"
@@ -146,46 +151,226 @@ def test_a_node_lost(trial: Submitted, undisturbed: Trial) -> None:
     same_in_mlflow(trial)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "why"),
-    [
-        ("train.epoch=3", "train.epoch"),  # found when the run is opened
-        ("train.device=cuda", "torch sees no GPU"),  # found by the ranks
-    ],
-)
-def test_a_broken_config_fails_at_once(trial: Submitted, wrong: str, why: str) -> None:
-    trial.settings = [wrong]
-    trial.submit()
-    job = trial.done()
-    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "0", "2:0")
-    said = (trial.root / "job-1.txt").read_text()
-    assert "error: " in said and why in said
+def test_all_folds(trial: Submitted) -> None:
+    """Five folds, two at a time, and a summary after them, which is that of one machine."""
+    theirs = read_json(local(trial, EPOCH).summary)
+    before = os.times()
+    begin = time.monotonic()
+    said = trial.submit("--max-parallel", "2", settings=EPOCH, folds="1-5")
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    print(f"\nfrom command to queue {time.monotonic() - begin:.1f} s, of which the processor {cpu:.1f} s")
+    assert cpu < 5 and "submitted 5 folds" in said
+    running = set()
+    begin = time.monotonic()
+    while trial.ask("squeue", "--noheader"):
+        running.add(trial.ask("squeue", "--noheader", "--array", "--states=R", "--name=dfer-demo", "--format=%i").count("\n"))
+        assert time.monotonic() < begin + 600, trial.log()
+        time.sleep(0.5)
+    print(f"five folds and their summary after {time.monotonic() - begin:.0f} s")
+    assert max(running) == 2
+    ours = read_json(trial.run.summary)
+    assert ours["missing"] == [] and ours == theirs
+    assert {a["nodes"] for k in range(1, 6) for a in read_json(trial.run.fold(k).status)["attempts"]} <= {"n[1-2]", "n[3-4]"}
+    assert statuses(trial) == {"parent": "FINISHED", **{str(k): "FINISHED" for k in range(1, 6)}}
+
+
+def statuses(trial: Trial) -> dict[str, str]:
+    """How the runs of a cross-validation stand at MLflow; children by fold."""
+    tracking = trial.run.describe()["tracking"]
+    api = client(tracking["uri"])
+    found = {str(k): api.get_run(r).info.status for k, r in tracking["folds"].items()}
+    return {"parent": api.get_run(tracking["run_id"]).info.status, **found}
+
+
+def test_sbatch_gives_the_same_table(trial: Submitted) -> None:
+    """The plain twin: five elements, two at a time, one of which makes the run; and a sixth that has no fold."""
+    assert trial.cluster
+    theirs = read_json(local(trial, EPOCH).summary)
+    words = ["sbatch", "--parsable", f"--chdir={ROOT}", f"--output={trial.root}/job-%a.txt", "--array=1-6%2", "--nodes=2"]
+    words += [f"--export=ALL,{','.join(f'{k}={v}' for k, v in ENVIRONMENT.items())}", "--cpus-per-task=1"]
+    words += [str(ROOT / "slurm" / "crossval.sbatch"), "demo", "--runs", str(trial.root), f"data.shards={trial.shards.root}"]
+    job = trial.ask(*words, *EPOCH).strip()
+    for fold in range(1, 7):
+        assert trial.done(f"{job}_{fold}", 600)["JobState"] == "COMPLETED"
+    assert "nothing to do" in (trial.root / "job-6.txt").read_text()
+    assert read_json(trial.run.summary) == theirs
+    assert set(statuses(trial).values()) == {"FINISHED"}
 
 
 def test_idle_gpus_are_refused(trial: Submitted) -> None:
-    trial.submit("--gpus-per-node=2")
-    assert trial.done()["ExitCode"] == "2:0"
+    words = ["sbatch", "--parsable", f"--chdir={ROOT}", f"--output={trial.root}/job-%a.txt", "--array=1", "--gpus-per-node=2"]
+    words += [
+        f"--export=ALL,{','.join(f'{k}={v}' for k, v in ENVIRONMENT.items())}",
+        str(ROOT / "slurm" / "crossval.sbatch"),
+        "demo",
+    ]
+    job = trial.ask(*words, "--runs", str(trial.root), f"data.shards={trial.shards.root}").strip()
+    assert trial.done(f"{job}_1")["ExitCode"] == "2:0"
     assert "give sbatch --ntasks-per-node=2" in (trial.root / "job-1.txt").read_text()
 
 
-def test_all_folds(trial: Submitted) -> None:
-    """Five elements, two at a time, one of which makes the run; and a sixth that has no fold. The table is that of one machine."""
-    settings = ["data.num_frames=4", "data.image_size=32", "train.epochs=1", "train.global_batch=8", "eval.batch=5"]
-    begin = time.monotonic()
-    trial.submit(settings=settings, array="1-6%2")
-    for fold in range(1, 7):
-        assert trial.done(fold, 600)["JobState"] == "COMPLETED"
-    print(f"\nfive folds after {time.monotonic() - begin:.0f} s")
-    assert "nothing to do" in (trial.root / "job-6.txt").read_text()
-    words = ["crossval", "demo", "--nproc", "2", "--name", "local", "--runs", str(trial.root), f"data.shards={trial.shards.root}"]
-    subprocess.run([DFER, *words, *settings], cwd=ROOT, check=True, capture_output=True, timeout=600)
-    ours, theirs = (read_json(run.summary) for run in (trial.run, RunDir(trial.root / "local")))
-    assert ours["missing"] == [] and ours == theirs
-    tracking = trial.run.describe()["tracking"]
-    from dfer_dist.tracking import client
+def test_gpus_each_with_a_rank(trial: Submitted, undisturbed: Trial) -> None:
+    """Two pretended GPUs of one node: two ranks there, and CUDA_VISIBLE_DEVICES names both."""
+    trial.submit("--nodes", "1", "--gpus-per-node", "2", "--setup", "nvidia_smi() { :; }", "--environment", "SEEN=yes")
+    assert trial.done()["JobState"] == "COMPLETED"
+    text = trial.run.root.joinpath("slurm/1", f"{trial.job()}_submission.sh").read_text()
+    assert "#SBATCH --gpus-per-node=2" in text and "export SEEN=yes" in text
+    assert attempts(trial)[0]["world_size"] == 2 and attempts(trial)[0]["nodes"] == "n1"
+    same(trial, undisturbed)
 
-    api = client(tracking["uri"])
-    assert {api.get_run(r).info.status for r in (tracking["run_id"], *tracking["folds"].values())} == {"FINISHED"}
+
+def test_what_was_submitted_runs(trial: Submitted, undisturbed: Trial, tmp_path: Path) -> None:
+    """The checkout is edited after the command, and the job is requeued: the old code goes on."""
+    trial.here = tmp_path / "checkout"
+    for room in ("dfer_dist", "launch", "configs"):
+        shutil.copytree(ROOT / room, trial.here / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "setup.cfg", trial.here)
+    meter = trial.here / "dfer_dist" / "meter.py"
+    whole = meter.read_text()
+    meter.write_text(
+        whole + f"\nimport sys\nsys.path.append({str(HOOKS)!r})\nimport hooks\nhooks.slow(sys.modules[__name__], 0.3)\n"
+    )
+    trial.submit()
+    for file in (meter, trial.here / "launch" / "element.py", trial.here / "launch" / "requeue.py"):
+        file.write_text("raise SystemExit('the edited code runs')\n")
+    trial.training(8)
+    trial.ask("scontrol", "requeue", trial.job())
+    job = trial.done()
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
+    same(trial, undisturbed)
+    said = trial.try_to_submit("--resume")  # all is done: what the checkout has become does not matter
+    assert "the edited code runs" in said.stderr + said.stdout
+
+
+def test_preempted_twice(trial: Submitted, undisturbed: Trial) -> None:
+    trial.slow(0.3)
+    trial.submit()
+    for step in (6, 18):
+        trial.training(step)
+        trial.ask("sbatch", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap", "sleep 3")
+    job = trial.done()
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "2")
+    assert [a["why"] for a in attempts(trial)] == ["SIGTERM", "SIGTERM", "all steps done"] and trial.undone == 0
+    same(trial, undisturbed)
+    same_in_mlflow(trial)
+
+
+def test_slurmctld_restarted(trial: Submitted, undisturbed: Trial) -> None:
+    """The controller is killed in the middle; it is away when a task is killed, so that the job asks for its restart in vain at first."""
+    assert trial.cluster
+    trial.slow(0.3)
+    trial.submit()
+    trial.training(8)
+    trial.cluster.kill("slurmctld")
+    os.kill(trial.ranks()[1], signal.SIGKILL)
+    time.sleep(8)
+    trial.cluster.up()
+    job = trial.done()
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
+    same(trial, undisturbed)
+    same_in_mlflow(trial)
+
+
+def test_without_accounting(bare: Submitted, undisturbed: Trial) -> None:
+    """No sacct: a fold is requeued and comes to its end; ``--wait`` sees all of it."""
+    bare.slow(0.3)
+    assert bare.cluster
+    env = bare.cluster.environment | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run(["sacct"], env=env, capture_output=True).returncode != 0
+    words = ["crossval", "demo", "--cluster", "testbed", "--folds", "1", "--wait", "--runs", str(bare.root)]
+    waiting = subprocess.Popen(
+        [DFER, *words, f"data.shards={bare.shards.root}", *SETTINGS],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    bare.training(8)
+    assert "RUNNING" in bare.dfer("status", str(bare.run.root)).stdout
+    bare.ask("scontrol", "requeue", bare.job())
+    said = waiting.communicate(timeout=300)[0]
+    assert waiting.returncode == 1, said  # four folds were never asked for
+    assert "DONE" in said
+    same(bare, undisturbed)
+
+
+def test_a_broken_fold(trial: Submitted) -> None:
+    """One fold cannot be trained: it fails at once and says why; the others and the summary come."""
+    trial.prepare(EPOCH)
+    trial.hook("dfer_dist.data.shards", "hooks.refuse(me, 2)")
+    trial.submit("--max-parallel", "2", settings=EPOCH, folds="1-3")
+    assert trial.done(trial.job(2))["ExitCode"] == "2:0"
+    trial.all_done()
+    shown = trial.dfer("status", str(trial.run.root)).stdout
+    assert "FAILED" in shown and "fold 2 is broken" in shown and shown.count("DONE") == 2
+    summary = read_json(trial.run.summary)
+    assert [r["fold"] for r in summary["folds"]] == [1, 3] and summary["missing"] == [2, 4, 5]
+    known = statuses(trial)
+    assert known == {"parent": "FAILED", "1": "FINISHED", "2": "FAILED", "3": "FINISHED", "4": "FAILED", "5": "FAILED"}
+
+
+def test_a_setting_that_the_ranks_refuse(trial: Submitted) -> None:
+    trial.settings = ["train.device=cuda"]
+    trial.submit()
+    job = trial.done()
+    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "0", "2:0")
+    assert "torch sees no GPU" in trial.said()
+    assert "torch sees no GPU" in trial.dfer("status", str(trial.run.root)).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["train.epoch=3"], "did you mean 'train.epochs'"),
+        (["--time-minutes", "2", "--notice-seconds", "120"], "told to leave before"),
+        (["--partition", "none"], "invalid partition"),
+        (["--nodes", "8"], "Slurm takes no such job"),
+        (["--sweep", "model.backbone=tiny"], "two values or more"),
+        (["--nproc", "2"], "for this machine"),
+    ],
+)
+def test_refused_at_once(trial: Submitted, words: list[str], why: str) -> None:
+    done = trial.try_to_submit(*words)
+    assert done.returncode == 2 and why in done.stderr and done.stderr.count("\n") == 1
+    assert not trial.run.root.exists() and not trial.ask("squeue", "--noheader")
+
+
+def test_twice_into_one_run(trial: Submitted) -> None:
+    """Refused while folds are in the queue; ``--resume`` adds what is missing, ``dfer resume`` what failed."""
+    trial.prepare(EPOCH)
+    trial.hook("dfer_dist.meter", "hooks.slow(me, 1)")
+    trial.submit(settings=EPOCH, folds="1-2")
+    first = trial.job(1)
+    again = trial.try_to_submit(settings=EPOCH, folds="1-3")
+    assert again.returncode == 2 and "folds 1, 2" in again.stderr and "--resume" in again.stderr
+    trial.submit("--resume", settings=EPOCH, folds="1-3")
+    assert trial.job(1) == first and trial.job(3) != first
+    assert len(read_json(trial.run.jobs)["submissions"][-1]["folds"]) == 1
+    trial.wait(lambda: trial.run.fold(1).metrics.exists())
+    assert trial.dfer("cancel", str(trial.run.root)).returncode == 0
+    trial.all_done()
+    assert statuses(trial)["parent"] == "FAILED"
+    assert trial.dfer("resume", str(trial.run.root)).returncode == 0
+    trial.all_done()
+    assert set(statuses(trial).values()) == {"FINISHED"}
+    assert read_json(trial.run.summary)["missing"] == []
+    assert "nothing to submit" in trial.submit(settings=EPOCH, folds="1-5")
+
+
+def test_a_sweep(trial: Submitted) -> None:
+    """Two values, one of which no rank can build: an array of both, and one comparison."""
+    trial.submit("--sweep", "model.backbone=tiny,ViT-Z", settings=EPOCH, folds="1,2")
+    trial.all_done()
+    good, bad = (RunDir(trial.root / f"demo-{value}") for value in ("tiny", "ViT-Z"))
+    assert trial.job(1, good).partition("_")[0] == trial.job(2, bad).partition("_")[0]
+    assert len(read_json(good.summary)["folds"]) == 2 and not bad.summary.exists()
+    rows = (trial.root / "demo.sweep" / "comparison.md").read_text()
+    assert (
+        "| demo-tiny | model.backbone=tiny | 2 of 5 |" in rows
+        and "| demo-ViT-Z | model.backbone=ViT-Z | 0 of 5 | missing" in rows
+    )
+    assert "did you mean" in trial.dfer("status", str(bad.root)).stdout
 
 
 def test_one_element_is_requeued_and_not_its_array(cluster: Cluster, trial: Submitted) -> None:
@@ -198,6 +383,7 @@ def test_one_element_is_requeued_and_not_its_array(cluster: Cluster, trial: Subm
         'if [ "$SLURM_JOB_ID" = "$SLURM_ARRAY_JOB_ID" ] && [ -z "$SLURM_RESTART_COUNT" ]; then exit 75; fi\n'
     )
     words = ["--parsable", "--array=1-3", f"--export=ALL,PYTHONPATH={ROOT}", "--output=/dev/null", str(script)]
-    trial.job = cluster.ask("sbatch", *words).strip()
-    restarts = [(job["JobState"], job["Restarts"]) for job in (trial.done(k, 60) for k in (1, 2, 3))]
+    job = cluster.ask("sbatch", *words).strip()
+    ended = [trial.done(f"{job}_{k}", 60) for k in (1, 2, 3)]
+    restarts = [(job["JobState"], job["Restarts"]) for job in ended]
     assert sorted(restarts) == [("COMPLETED", "0"), ("COMPLETED", "0"), ("COMPLETED", "1")]
