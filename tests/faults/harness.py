@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -172,10 +172,3 @@ def same_in_mlflow(trial: Trial) -> None:
 def signal_all(pids: list[int], number: signal.Signals) -> None:
     for pid in pids:
         os.kill(pid, number)
-
-
-def moments(seed: int, first: float, last: float) -> Iterator[float]:
-    """Random moments in seconds between two."""
-    rng = np.random.default_rng(seed)
-    while True:
-        yield float(rng.uniform(first, last))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import Trial, moments, same, same_in_mlflow, signal_all
+from harness import Trial, same, same_in_mlflow, signal_all
 
 from dfer_dist import checkpoint
 from dfer_dist.rundir import read_json
@@ -29,10 +29,14 @@ full = pytest.mark.faults_full
 
 
 def a_moment(trial: Trial, undisturbed: Trial, seed: int) -> None:
-    """Wait until a random moment of the training, or of the test at its end."""
-    lines = undisturbed.lines()
-    trial.training()
-    time.sleep(next(moments(seed, 0, lines[-1]["time"] - lines[0]["time"])))
+    """Wait until a random moment of the training: some part of a step after a random one.
+
+    By steps and not by the clock, as this machine is now faster and now slower; the last step is left out, after which it may be over.
+    """
+    lines = [x for x in undisturbed.lines() if "loss" in x]
+    rng = np.random.default_rng(seed)
+    trial.training(int(rng.integers(1, len(lines))))
+    time.sleep(rng.uniform(0, (lines[-1]["time"] - lines[0]["time"]) / len(lines)))
 
 
 @pytest.mark.parametrize(("whom", "seed"), numbered({"a rank": 4, "both ranks": 3}))
@@ -118,7 +122,7 @@ def test_other_ranks_and_stages(trial: Trial, undisturbed: Trial, tmp_path: Path
     """Two ranks with ZeRO-1, then one with ZeRO-2, then four with ZeRO-3.
 
     In float32 each loss is the undisturbed one to 1e-5. In bf16 no loss of eight clips can be: runs that were never stopped differ by up to 3 %
-    of a loss between 1, 2 and 4 ranks, since the smallest change of a weight rounds all activations anew; their means over an epoch are held.
+    of a loss between 1, 2 and 4 ranks, and by 0.5 % if one float32 rounding is put into the weights they begin with; means over an epoch are held.
     """
     trial.fault = f"ZeRO-1 on 2 ranks, ZeRO-2 on 1, ZeRO-3 on 4, {precision}"
     words = [f"train.precision={precision}"]
