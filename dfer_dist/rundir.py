@@ -94,6 +94,16 @@ class RunDir:
         return self.root / "run.json"
 
     @property
+    def jobs(self) -> Path:
+        """What was submitted to a cluster for it, newest last."""
+        return self.root / "jobs.json"
+
+    @property
+    def array(self) -> Path:
+        """The id of the Slurm array that opened it last with ``slurm/crossval.sbatch``; beside the run, whose folder comes later."""
+        return self.root.with_name(f".{self.root.name}.array")
+
+    @property
     def provenance(self) -> Path:
         return self.root / "provenance.json"
 

@@ -21,6 +21,7 @@ from launch.convert import convert
 from launch.models import export, predict
 from launch.pack import pack, pack_listing
 from launch.plan import plan
+from launch.status import status
 from launch.verify import verify
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     report_run(Console(highlight=False), RunDir(run.resolve()))
 
 
+app.command()(status)
 app.command()(verify)
 app.command()(plan)
 app.command()(export)

@@ -78,7 +78,7 @@ def _ranks() -> int:
 def _together(run: RunDir) -> Iterator[IO[str]]:
     """Be the only element at a run. The file keeps the id of the array that opened it last."""
     run.root.parent.mkdir(parents=True, exist_ok=True)
-    with run.root.with_name(f".{run.root.name}.array").open("a+") as f:
+    with run.array.open("a+") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         f.seek(0)
         yield f
