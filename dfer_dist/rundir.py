@@ -3,7 +3,7 @@
 ::
 
     runs/NAME/
-      config.yaml  run.json  provenance.json  code/
+      config.yaml  run.json  provenance.json  code/  jobs.json
       fold-1/  metrics.jsonl  status.json  checkpoints/  predictions.parquet  result.json  confusion.png  log.txt
       summary.json  summary.md  summary.png
 """
@@ -73,6 +73,10 @@ class FoldDir:
     def log(self) -> Path:
         return self.root / "log.txt"
 
+    def log_of(self, rank: int) -> Path:
+        """What rank ``rank`` printed, over all attempts."""
+        return self.log if rank == 0 else self.log.with_name(f"log-rank{rank}.txt")
+
     def stacks(self, rank: int) -> Path:
         """Where rank ``rank`` writes what it was doing when it hung."""
         return self.root / f"stacks-rank{rank}.txt"
@@ -94,11 +98,6 @@ class RunDir:
         return self.root / "run.json"
 
     @property
-    def jobs(self) -> Path:
-        """What was submitted to a cluster for it, newest last."""
-        return self.root / "jobs.json"
-
-    @property
     def array(self) -> Path:
         """The id of the Slurm array that opened it last with ``slurm/crossval.sbatch``; beside the run, whose folder comes later."""
         return self.root.with_name(f".{self.root.name}.array")
@@ -110,6 +109,11 @@ class RunDir:
     @property
     def code(self) -> Path:
         return self.root / "code"
+
+    @property
+    def jobs(self) -> Path:
+        """What was submitted to a cluster."""
+        return self.root / "jobs.json"
 
     @property
     def summary(self) -> Path:

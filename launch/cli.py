@@ -17,7 +17,9 @@ from dfer_dist import UserError
 from dfer_dist.preempt import EXIT_PREEMPTED
 from launch.bar import Bar
 from launch.bench import bench
+from launch.cancel import cancel
 from launch.convert import convert
+from launch.logs import logs
 from launch.models import export, predict
 from launch.pack import pack, pack_listing
 from launch.plan import plan
@@ -165,6 +167,8 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
 
 
 app.command()(status)
+app.command()(logs)
+app.command()(cancel)
 app.command()(verify)
 app.command()(plan)
 app.command()(export)

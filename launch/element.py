@@ -78,7 +78,7 @@ def _ranks() -> int:
 def _together(run: RunDir) -> Iterator[IO[str]]:
     """Be the only element at a run. The file keeps the id of the array that opened it last."""
     run.root.parent.mkdir(parents=True, exist_ok=True)
-    with run.array.open("a+") as f:
+    with run.root.with_name(f".{run.root.name}.array").open("a+") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         f.seek(0)
         yield f
@@ -96,8 +96,7 @@ def become_rank(root: Where, fold: Fold) -> NoReturn:
     run, rank = RunDir(root), int(os.environ["SLURM_PROCID"])
     if is_done(run.fold(fold)):
         sys.exit(0)
-    log = run.fold(fold).log
-    handle = os.open(log if rank == 0 else log.with_name(f"log-rank{rank}.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    handle = os.open(run.fold(fold).log_of(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     env = run_environment(run, int(os.environ.get("SLURM_CPUS_PER_TASK") or 1))
     words = [*python_command(), "-m", "dfer_dist.train", "--run", str(run.root), "--fold", str(fold)]
     os.dup2(handle, 1)

@@ -93,12 +93,18 @@ def end_of_job(output: Path) -> tuple[str, str]:
     text = tail(output, _TAIL).decode(errors="replace")
     last = next(reversed(list(_END.finditer(text))), None)
     if last is None:
-        return "", next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+        return "", _last_line(text)
     if error := last["error"] or last["failed"]:
-        return "FAILED", error
+        return "FAILED", _last_line(text[: last.start()]) if error == "it wrote nothing" else error
     if last["due"] and "REQUEUE" not in last["due"]:
         return "ENDED", f"ended by Slurm{last['due'].lower().rstrip()}"
     return "CANCELLED", ""  # also where it was requeued: it left the queue while it waited there
+
+
+def _last_line(text: str) -> str:
+    """The last line that is not Slurm's own."""
+    lines = (line.strip() for line in reversed(text.splitlines()))
+    return next((line for line in lines if line and not line.startswith(("srun:", "slurmstepd"))), "")
 
 
 def has_words(fold: FoldDir) -> bool:

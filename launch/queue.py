@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _PATIENCE = 5.0  # seconds for the controller to answer
@@ -78,6 +79,14 @@ def queue() -> dict[str, Queued] | None:
             i, state, nodes, left, started, reason = row
             jobs[i] = Queued(i, state, nodes, left, reason, started)
     return jobs
+
+
+def cancel(ids: Sequence[str]) -> str:
+    """Take jobs out of the queue, those that run too; returns what Slurm said against it. Jobs that are gone already are no fault."""
+    if not ids:
+        return ""
+    done = subprocess.run(["scancel", *ids], capture_output=True, text=True, check=False)
+    return done.stderr.strip() if done.returncode else ""
 
 
 def reason_words(reason: str) -> str:

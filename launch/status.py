@@ -143,7 +143,7 @@ def _footer(state: RunState) -> Text:
         over = "" if len(done) == len(state.folds) else f" of {len(done)} of {len(state.folds)} folds only"
         selection = (read_object(state.run.fold(done[0].fold).result) or {}).get("selection")
         text += f": mean UAR {means[0]:.2f}, mean WAR {means[1]:.2f}{over} (selection {selection})"
-    return Text(f"{text}; summary: {state.summary}")
+    return Text(f"{text}\nsummary: {state.summary}")
 
 
 def _mean(values: list[float | None]) -> float | None:
