@@ -17,7 +17,7 @@ from launch.jobs import all_jobs, folds_of, submissions
 from launch.queue import cancel as cancel_jobs
 from launch.queue import queue
 from launch.runs import is_held
-from launch.state import holder, look
+from launch.state import LIVE, holder, look
 
 
 def cancel(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
@@ -29,21 +29,22 @@ def cancel(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     """
     where = RunDir(run.resolve())
     folds = folds_of(where)
-    ended = _cancel_jobs(where, folds) + _cancel_here(where, folds)
+    ended = _cancel_jobs(where, folds)
+    ended += _cancel_here(where, [k for k in folds if k not in ended])
     if not ended:
         print(f"nothing to cancel: no fold of {where.root} waits or runs", file=sys.stderr)
         sys.exit(1)
 
 
-def _cancel_jobs(run: RunDir, folds: list[int]) -> int:
+def _cancel_jobs(run: RunDir, folds: list[int]) -> list[int]:
     if not all_jobs(run):
-        return 0
+        return []
     jobs = queue()
     if jobs is None:
         raise UserError("Slurm does not answer: nothing was cancelled; try again")
-    found = [state for k in folds if (state := look(run, k, jobs)).job]
+    found = [state for k in folds if (state := look(run, k, jobs)).job and state.state in LIVE]
     if not found:
-        return 0
+        return []
     said = cancel_jobs([state.job for state in found])
     if said:
         raise UserError(said)
@@ -52,11 +53,11 @@ def _cancel_jobs(run: RunDir, folds: list[int]) -> int:
     summary = next((str(s["summary"]) for s in reversed(submissions(run)) if str(s.get("summary")) in jobs), None)
     if summary:
         print(f"job {summary} stays: it writes the summary of what is there")
-    return len(found)
+    return [state.fold for state in found]
 
 
-def _cancel_here(run: RunDir, folds: list[int]) -> int:
-    """Tell the commands that hold folds to leave, each once; returns how many folds are left that way.
+def _cancel_here(run: RunDir, folds: list[int]) -> list[int]:
+    """Tell the commands that hold folds to leave, each once; returns the folds.
 
     Raises
     ------
@@ -67,7 +68,7 @@ def _cancel_here(run: RunDir, folds: list[int]) -> int:
     for words in set(held.values()):
         numbers = ", ".join(str(k) for k, w in held.items() if w == words)
         host, _, pid = words.partition(" ")
-        if host != socket.gethostname():
+        if host != socket.gethostname() or not pid.isdigit():
             raise UserError(
                 f"fold {numbers} is worked on from {host or 'another machine'}: stop it there{pid and f', kill {pid}'}"
             )
@@ -76,7 +77,7 @@ def _cancel_here(run: RunDir, folds: list[int]) -> int:
             continue
         os.kill(int(pid), signal.SIGTERM)
         print(f"fold {numbers}: told the command to leave (process {pid}); it saves first")
-    return len(held)
+    return list(held)
 
 
 def _holds(pid: int, fold: FoldDir) -> bool:
