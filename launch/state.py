@@ -77,7 +77,8 @@ def look(run: RunDir, fold: int, jobs: Jobs | None) -> FoldState:
     if row.state not in (RUNNING, DONE):
         row = replace(row, clips_per_second=None)
     if job and not job.waits:
-        return replace(row, nodes=job.nodes, left={"INVALID": "0:00", "NOT_SET": ""}.get(job.left, job.left))
+        left = {"INVALID": "0:00", "NOT_SET": ""}.get(job.left, job.left)  # the first once it is over the limit
+        return replace(row, nodes=job.nodes, left=left if job.state == RUNNING else "")
     return row if row.state in (PENDING, REQUEUED) else replace(row, nodes=str(files.last.get("nodes") or ""))
 
 
@@ -165,7 +166,7 @@ def _gone(run: RunDir, row: FoldState, files: _Files, ids: list[str], unsure: bo
 
 
 def _failed(row: FoldState, error: str) -> FoldState:
-    return replace(row, state=FAILED, why="see below", error=error)
+    return replace(row, state=FAILED, error=error)
 
 
 def _end(attempt: dict[str, Any]) -> str:

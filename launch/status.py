@@ -83,7 +83,7 @@ def render(states: Sequence[RunState]) -> RenderableType:
     """All runs, for a rich console."""
     parts: list[RenderableType] = []
     for state in states:
-        parts += [_heading(state), _table(state.folds), *_errors(state), _footer(state), Text()]
+        parts += [_heading(state), _table(state.folds), *_reasons(state.folds), _footer(state), Text()]
     if any(s.unsure for s in states):
         parts.append(Text(_SILENT, style="yellow"))
     return Group(*parts)
@@ -100,21 +100,20 @@ def _table(folds: list[FoldState]) -> Table:
     columns = {
         "Fold": [str(f.fold) for f in folds],
         "State": [f.state for f in folds],
-        "Attempt": [str(f.attempts or "") for f in folds],
+        "Try": [str(f.attempts or "") for f in folds],
         "Step": [_steps(f) for f in folds],
         "clips/s": [_figure(f.clips_per_second, 0 if (f.clips_per_second or 0) >= 10 else 1) for f in folds],
         "UAR %": [_figure(f.uar, 2) for f in folds],
         "WAR %": [_figure(f.war, 2) for f in folds],
-        "On": ["test" if f.scored == "result" else f.scored and f"{f.scored}, so far" for f in folds],
+        "From": [f.scored for f in folds],
         "Nodes": [f.nodes for f in folds],
         "Left": [f.left for f in folds],
-        "Why": [f.why for f in folds],
     }
     columns = {name: cells for name, cells in columns.items() if any(cells) or name == "State"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
-        right = name in ("Fold", "Attempt", "Step", "clips/s", "UAR %", "WAR %", "Left")
-        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name not in ("Why", "Nodes"))
+        right = name in ("Fold", "Try", "Step", "clips/s", "UAR %", "WAR %", "Left")
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name != "Nodes")
     for fold, *row in zip(folds, *columns.values(), strict=True):
         style = _STYLES.get(fold.state, "yellow")
         table.add_row(*(Text(cell, style=style if name == "State" else "") for name, cell in zip(columns, row, strict=True)))
@@ -131,8 +130,13 @@ def _figure(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _errors(state: RunState) -> list[Text]:
-    return [Text(f"fold {f.fold}: {f.error}", style="red") for f in state.folds if f.error]
+def _reasons(folds: list[FoldState]) -> list[Text]:
+    """A line for each thing there is to say, with the folds that it is said of. Cells of the table would break it into many."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for f in folds:
+        if f.why or f.error:
+            said.setdefault((f.why or f.error, "red" if f.error else ""), []).append(str(f.fold))
+    return [Text(f"fold {', '.join(numbers)}: {words}", style=style) for (words, style), numbers in said.items()]
 
 
 def _footer(state: RunState) -> Text:
@@ -161,12 +165,10 @@ def find_runs(folder: Path) -> list[RunDir]:
     return [run for _, run in sorted(found, key=lambda pair: -pair[0])]
 
 
-def open_console() -> Console:
-    """A console on standard output. Where that is no terminal, lines are as long as they are, and nothing is cropped or folded."""
-    console = Console(highlight=False)
+def widen(console: Console) -> None:
+    """Let lines be as long as they are, where the console is no terminal: nothing is cropped or folded."""
     if not console.is_terminal:
         console.width = 10_000
-    return console
 
 
 def status(
@@ -195,4 +197,6 @@ def status(
             folds = [asdict(f) for f in state.folds]
             print(json.dumps({"run": str(state.run.root), "folds": folds, "summary": state.summary, "slurm": not state.unsure}))
         return
-    open_console().print(render(states), *map(Text, damaged), sep="\n", soft_wrap=False)
+    console = Console(highlight=False)
+    widen(console)
+    console.print(render(states), *map(Text, damaged), sep="\n", soft_wrap=False)

@@ -12,7 +12,7 @@ from dfer_dist.rundir import RunDir
 from launch.jobs import all_jobs, submissions
 from launch.queue import queue
 from launch.state import DONE, Jobs
-from launch.status import RunState, look_at, render
+from launch.status import RunState, look_at, render, widen
 
 _PAUSE = 2.0  # seconds between two looks
 _ENOUGH = 2  # answers in a row without any of the jobs: then they are over
@@ -29,6 +29,7 @@ def wait(runs: Sequence[RunDir], console: Console) -> int:
     int
         0 if all folds that were submitted are done, 130 after Ctrl-C, else 1.
     """
+    widen(console)
     try:
         states = _follow_live(runs, console) if console.is_terminal else _follow_lines(runs, console)
     except KeyboardInterrupt:
