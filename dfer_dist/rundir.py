@@ -73,6 +73,10 @@ class FoldDir:
     def log(self) -> Path:
         return self.root / "log.txt"
 
+    def log_of(self, rank: int) -> Path:
+        """What rank ``rank`` printed, over all attempts."""
+        return self.log if rank == 0 else self.log.with_name(f"log-rank{rank}.txt")
+
     def stacks(self, rank: int) -> Path:
         """Where rank ``rank`` writes what it was doing when it hung."""
         return self.root / f"stacks-rank{rank}.txt"
@@ -92,6 +96,11 @@ class RunDir:
     def run(self) -> Path:
         """What the run is: experiment, data set, its folds, ids at the tracking server."""
         return self.root / "run.json"
+
+    @property
+    def array(self) -> Path:
+        """The id of the Slurm array that opened it last with ``slurm/crossval.sbatch``; beside the run, whose folder comes later."""
+        return self.root.with_name(f".{self.root.name}.array")
 
     @property
     def provenance(self) -> Path:

@@ -17,11 +17,14 @@ from dfer_dist import UserError
 from dfer_dist.preempt import EXIT_PREEMPTED
 from launch.bar import Bar
 from launch.bench import bench
+from launch.cancel import cancel
 from launch.cluster import LOCAL, load_cluster, with_cluster_flags
 from launch.convert import convert
+from launch.logs import logs
 from launch.models import export, predict
 from launch.pack import pack, pack_listing
 from launch.plan import plan
+from launch.status import status
 from launch.verify import verify
 
 if TYPE_CHECKING:
@@ -228,6 +231,9 @@ def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Fo
         console.print(comparison_table(folders))
 
 
+app.command()(status)
+app.command()(logs)
+app.command()(cancel)
 app.command()(verify)
 app.command()(plan)
 app.command()(export)

@@ -86,8 +86,7 @@ def become_rank(root: Where, fold: Fold) -> NoReturn:
     run, rank = RunDir(Path(root)), int(os.environ["SLURM_PROCID"])
     if is_done(run.fold(fold)):
         sys.exit(0)
-    log = run.fold(fold).log
-    handle = os.open(log if rank == 0 else log.with_name(f"log-rank{rank}.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    handle = os.open(run.fold(fold).log_of(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     env = run_environment(run, int(os.environ.get("SLURM_CPUS_PER_TASK") or 1))
     words = [*python_command(), "-m", "dfer_dist.train", "--run", str(run.root), "--fold", str(fold)]
     os.dup2(handle, 1)

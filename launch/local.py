@@ -131,7 +131,7 @@ def _locked(fold: FoldDir) -> Iterator[int]:
                 break
             except BlockingIOError as e:
                 f.seek(0)
-                if time.monotonic() > deadline or not _is_gone(f.read()):
+                if time.monotonic() > deadline or not is_gone(f.read()):
                     raise UserError(f"another command is working on {fold.root}: wait for it, or stop it") from e
             time.sleep(POLL)
         f.truncate(0)
@@ -140,7 +140,7 @@ def _locked(fold: FoldDir) -> Iterator[int]:
         yield f.fileno()
 
 
-def _is_gone(holder: str) -> bool:
+def is_gone(holder: str) -> bool:
     """Whether the process that wrote ``HOST PID`` is known to have ended."""
     host, _, pid = holder.partition(" ")
     return host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists()

@@ -56,7 +56,7 @@ def run_ranks(job: Job, follow: Callable[[], None]) -> tuple[int, str | None]:
     logs: list[IO[bytes]] = []
     try:
         for rank in range(job.nproc):
-            log: IO[bytes] = (where.log if rank == 0 else where.log.with_name(f"log-rank{rank}.txt")).open("ab")
+            log: IO[bytes] = where.log_of(rank).open("ab")
             logs.append(log)
             env = rank_environment(job.run, rank, job.nproc, port)
             # a session of their own: Ctrl-C reaches this process only, which passes it on once

@@ -72,7 +72,7 @@ def open_run(
 def alone_at(run: RunDir) -> Iterator[IO[str]]:
     """Be the only one who opens a run, submits it, or writes its summary. The file keeps the id of the array that opened it last."""
     run.root.parent.mkdir(parents=True, exist_ok=True)
-    with run.root.with_name(f".{run.root.name}.array").open("a+") as f:
+    with run.array.open("a+") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         f.seek(0)
         yield f
@@ -83,10 +83,11 @@ def _failed_at_once(run: RunDir) -> bool:
     folds = [run.fold(k) for k in run.describe()["folds"]]
     trained = any((f.metrics.exists() and f.metrics.stat().st_size) or f.checkpoints.exists() for f in folds)
     states = [read_json(f.status)["state"] for f in folds if f.status.exists()]
-    return not trained and bool(states) and set(states) == {"FAILED"} and not any(map(_is_held, folds))
+    return not trained and bool(states) and set(states) == {"FAILED"} and not any(map(is_held, folds))
 
 
-def _is_held(fold: FoldDir) -> bool:
+def is_held(fold: FoldDir) -> bool:
+    """Whether a command or a job is working on a fold."""
     try:
         with (fold.root / ".lock").open() as f:
             fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -160,7 +161,7 @@ def _go_on(run: RunDir, config: Config, index: Index, allow: Sequence[str], done
             "to go on with what is now"
         )
     if new or allowed:
-        held = [k for k in run.describe()["folds"] if _is_held(run.fold(k))]
+        held = [k for k in run.describe()["folds"] if is_held(run.fold(k))]
         if held:
             raise UserError(
                 f"another command is working on {run.fold(held[0]).root}: wait for it, or stop it, before settings change"

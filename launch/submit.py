@@ -25,9 +25,10 @@ from submitit.slurm.slurm import SlurmExecutor
 from dfer_dist import UserError
 from dfer_dist.configfile import dump_config, load_config
 from dfer_dist.provenance import python_command
-from dfer_dist.rundir import RunDir, read_json, write_json
+from dfer_dist.rundir import RunDir, write_json
 from launch.cluster import Cluster
 from launch.element import become_rank, summarize
+from launch.jobs import newest_jobs, submissions
 from launch.local import is_done
 from launch.queue import cancel, queue
 from launch.runs import alone_at, open_run, remove_run
@@ -170,16 +171,6 @@ def resume(run: RunDir, console: Console) -> None:
         _send(elements, [run], Target(last["cluster"], Cluster(**last["settings"]), last["max_parallel"]), None, console)
 
 
-def submissions(run: RunDir) -> list[dict[str, Any]]:
-    """What was submitted of a run, the newest last."""
-    return list(read_json(run.jobs)["submissions"]) if run.jobs.exists() else []
-
-
-def jobs(run: RunDir) -> dict[int, str]:
-    """The newest job of each fold."""
-    return {int(fold): job for submission in submissions(run) for fold, job in submission["folds"].items()}
-
-
 def in_queue(run: RunDir) -> dict[int, str]:
     """The jobs of folds that are in the queue.
 
@@ -188,7 +179,7 @@ def in_queue(run: RunDir) -> dict[int, str]:
     UserError
         If Slurm does not say.
     """
-    mine = jobs(run)
+    mine = newest_jobs(run)
     if not mine:
         return {}
     there = queue()

@@ -14,7 +14,7 @@ from cluster import Cluster
 from harness import DFER, FOLD, SETTINGS, Trial
 
 from dfer_dist.rundir import RunDir
-from launch.submit import jobs
+from launch.jobs import newest_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {"DFER_PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -56,7 +56,7 @@ class Submitted(Trial):
         self.hook("dfer_dist.meter", f"hooks.slow(me, {seconds})")
 
     def job(self, fold: int = FOLD, run: RunDir | None = None) -> str:
-        return jobs(run or self.run)[fold]
+        return newest_jobs(run or self.run)[fold]
 
     def state(self, job: str = "") -> dict[str, str]:
         """What ``scontrol`` says of a job, the fold's by default."""

@@ -1,0 +1,28 @@
+"""Take a picture of ``dfer status`` as it is now: ``python docs/status_picture.py runs/demo docs/status.svg``."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from dfer_dist.rundir import RunDir
+from launch.status import ask, look_at, render
+
+WIDTH = 100  # columns
+
+
+def main() -> None:
+    run, picture = RunDir(Path(sys.argv[1]).resolve()), Path(sys.argv[2])
+    console = Console(record=True, width=WIDTH, force_terminal=True, highlight=False, file=io.StringIO())
+    console.print(render(look_at([run], ask([run]))))
+    svg = console.export_svg(title=f"dfer status {sys.argv[1]}")
+    # rich names fonts on a server; a picture in a page may load none, and text stands where it should in any fixed font
+    picture.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL))
+
+
+if __name__ == "__main__":
+    main()
