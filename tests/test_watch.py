@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -267,6 +269,18 @@ def test_a_run_on_this_machine(slurm: Slurm, run: RunDir) -> None:
     line.end("PREEMPTED", "SIGTERM")
     assert (seen(run).state, seen(run).why) == ("STOPPED", "SIGTERM, saved")
     assert not (slurm.root / "asked").exists() or queue() == {}
+
+
+def test_a_look_at_a_fold_keeps_no_command_out(run: RunDir) -> None:
+    fold = run.fold(1)
+    fold.root.mkdir()
+    with (fold.root / ".lock").open("w") as f:
+        f.write("elsewhere 17")
+        f.flush()
+        fcntl.flock(f, fcntl.LOCK_SH)  # as is_held does
+        threading.Timer(0.1, lambda: fcntl.flock(f, fcntl.LOCK_UN)).start()
+        with local._locked(fold):
+            assert seen(run).state == "RUNNING"
 
 
 def test_done(slurm: Slurm, submitted: RunDir) -> None:
