@@ -29,7 +29,7 @@ def folds(trial: Submitted) -> list[dict[str, str]]:
 
 def test_status_follows_a_job_through_a_requeue_and_cancel_ends_it(trial: Submitted, cluster: Cluster) -> None:
     trial.slow(0.3)
-    trial.submit(array="1-2%1")
+    trial.submit("--max-parallel", "1", folds="1-2")
     trial.training(6)
     first, second, third = folds(trial)[:3]
     assert (first["state"], first["nodes"], first["attempts"], first["steps"]) == ("RUNNING", "n[1-2]", 1, 36)
@@ -40,7 +40,7 @@ def test_status_follows_a_job_through_a_requeue_and_cancel_ends_it(trial: Submit
 
     words = [DFER, "logs", str(trial.run.root), "--fold", "1", "-f"]
     follower = subprocess.Popen(words, env=cluster.environment, stdout=subprocess.PIPE, text=True)
-    trial.ask("scontrol", "requeue", f"{trial.job}_1")
+    trial.ask("scontrol", "requeue", trial.job())
     trial.wait(lambda: folds(trial)[0]["state"] == "REQUEUED", 30)
     assert folds(trial)[0]["why"].endswith("before: SIGTERM, saved")
     print(dfer(trial, "status", str(trial.run.root)).stdout)
