@@ -73,8 +73,12 @@ class Trial:
             write_result(self.run, k)
         write_summary(self.run.root, self.run.describe()["folds"])
         if told:
-            end_run(self.run, "FINISHED")
+            self.end()
         return said
+
+    def end(self) -> None:
+        """What the command does when all folds are done."""
+        end_run(self.run, "FINISHED")
 
     def sync(self) -> Sent:
         return sync(self.run)
