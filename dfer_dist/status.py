@@ -22,7 +22,7 @@ def tell(line: str) -> None:
 class Attempt:
     """This job's line in ``status.json``. ``writes`` is rank 0's; the methods of other ranks do nothing."""
 
-    def __init__(self, fold: FoldDir, world_size: int, writes: bool, device: str) -> None:
+    def __init__(self, fold: FoldDir, world_size: int, writes: bool, device: str | None = None) -> None:
         self.path, self.writes = fold.status, writes
         self._lock = threading.Lock()  # the watchdog's thread writes too
         if not self.writes:
