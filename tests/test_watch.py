@@ -362,7 +362,9 @@ def whole(run: RunDir, slurm: Slurm) -> None:
     attempt(run.fold(1), "DONE", "all steps done")
     result(run.fold(1), 50.125, 60.25)
     attempt(run.fold(2))
-    Tracker(run.fold(2).metrics, run.fold(2).sent, None).log(12, 2, {"test_uar": 41.0, "test_war": 42.0, "clips_per_second": 120.0})
+    Tracker(run.fold(2).metrics, run.fold(2).sent, None).log(
+        12, 2, {"test_uar": 41.0, "test_war": 42.0, "clips_per_second": 120.0}
+    )
     attempt(run.fold(3), "FAILED", "ValueError: [red]a long line that does not fit into a hundred columns" + 20 * " word")
     slurm.say(f"120_1 RUNNING n[1-2] 1-09:59:01 {HOUR_AGO} None", "121 PENDING - 5:00 N/A Dependency")
 
