@@ -54,6 +54,7 @@ def browser_page() -> Iterator[Page]:
 def open_runs(page: Page, root: str, experiment_id: str, names: Sequence[str]) -> None:
     """The table of an experiment's runs, with the parent runs ``names`` in it."""
     page.goto(f"{root}/#/experiments/{experiment_id}/runs")
+    page.reload()  # the same address again would keep what is unfolded
     for name in names:
         page.locator(".ag-row").get_by_text(name, exact=True).first.wait_for(timeout=60_000)
     close = page.get_by_role("button", name="Close")
@@ -89,7 +90,11 @@ def open_comparison(page: Page, names: Sequence[str]) -> None:
         row_of(page, name).locator("input[type=checkbox]").first.check(force=True)
     page.get_by_role("button", name="Compare", exact=True).click()
     page.get_by_text("war_mean").first.wait_for(timeout=60_000)
-    page.wait_for_timeout(3000)
+    for part in ("Visualizations", "Parameters"):
+        page.get_by_text(part, exact=True).first.click()  # folds it away
+    page.get_by_text("war_worst_fold").first.wait_for()
+    page.get_by_text("war_mean").first.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)
 
 
 if __name__ == "__main__":

@@ -41,9 +41,11 @@ def test_two_runs_are_compared_in_the_browser(site: Site, tiny_shards: Index, tm
             unfold(page, name)
             for k in range(1, 6):
                 assert page.get_by_text(f"{name}-fold{k}", exact=True).count()
+        open_runs(page, site.mlflow.uri, experiment, names)  # folded again: a parent is selected with what is unfolded below it
         open_comparison(page, names)
         page.screenshot(path=str(tmp_path / "compare.png"))
         text = page.inner_text("body")
+        assert "Comparing 2 Runs" in text
     means = [read_json(trial.run.summary)["war"]["mean"] for trial in trials]
     assert means[0] != means[1]
     for name, mean in zip(names, means, strict=True):

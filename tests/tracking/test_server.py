@@ -41,7 +41,7 @@ def test_five_folds_log_at_once_and_the_server_is_away_for_a_while(trial: Trial,
     proxy.mode = PASS
     trial.finish(folds)
     trial.check()
-    assert trial.longest < 0.5  # on busy cores; nobody waits for the server
+    trial.nobody_waited()
     same_after_sync(trial)
 
 
@@ -66,7 +66,8 @@ def test_a_server_that_is_away_from_start_to_end(trial: Trial, proxy: Proxy, mod
     proxy.mode = mode
     trial.open()
     said = trial.finish(trial.start(lines=200, pause=0.05), told=False)
-    assert "is sent when the server answers again" in said and trial.longest < 0.5
+    assert "is sent when the server answers again" in said
+    trial.nobody_waited()
     assert trial.run.describe()["tracking"]["run_id"] is None
     with pytest.raises(Exception, match=r"refused|reset|aborted|500|timed out|Remote end"):
         trial.end()
@@ -98,7 +99,7 @@ def test_a_server_that_fails_in_the_middle(trial: Trial, proxy: Proxy, mode: str
     time.sleep(8)
     proxy.mode = mode
     trial.finish(folds, told=False)
-    assert trial.longest < 0.5
+    trial.nobody_waited()
     proxy.mode = PASS
     trial.end()
     same_after_sync(trial)
@@ -130,7 +131,7 @@ def test_a_full_disk_at_the_server(tiny_shards: Index, tmp_path: Path, small_dis
             while f.write(b"0" * 65536):
                 pass
         trial.finish(folds, told=False)
-        assert trial.longest < 0.5
+        trial.nobody_waited()
         if what == "artifacts":
             with pytest.raises(Exception, match=r"500|No space"):
                 trial.end()
