@@ -54,7 +54,6 @@ def browser_page() -> Iterator[Page]:
 def open_runs(page: Page, root: str, experiment_id: str, names: Sequence[str]) -> None:
     """The table of an experiment's runs, with the parent runs ``names`` in it."""
     page.goto(f"{root}/#/experiments/{experiment_id}/runs")
-    page.reload()  # the same address again would keep what is unfolded
     for name in names:
         page.locator(".ag-row").get_by_text(name, exact=True).first.wait_for(timeout=60_000)
     close = page.get_by_role("button", name="Close")
