@@ -91,7 +91,8 @@ def open_comparison(page: Page, names: Sequence[str]) -> None:
     page.get_by_text("war_mean").first.wait_for(timeout=60_000)
     for part in ("Visualizations", "Parameters"):
         page.get_by_text(part, exact=True).first.click()  # folds it away
-    page.get_by_text("war_worst_fold").first.wait_for()
+    page.set_viewport_size({"width": 1500, "height": 1050})
+    page.get_by_text("war_worst").first.wait_for()
     page.get_by_text("war_mean").first.scroll_into_view_if_needed()
     page.wait_for_timeout(1500)
 
