@@ -262,7 +262,7 @@ def _executor(elements: list[tuple[RunDir, int]], target: Target, folder: Path) 
         signal_delay_s=cluster.notice_seconds,
         setup=_setup(cluster, elements),
         # srun takes neither from the job since Slurm 22.05; without the other, ranks wait for ever for one that died
-        srun_args=[f"--cpus-per-task={cluster.cpus_per_task}", "--kill-on-bad-exit=1"],
+        srun_args=[f"--cpus-per-task={cluster.cpus_per_task}", "--cpu-bind=cores", "--kill-on-bad-exit=1"],
         array_parallelism=target.max_parallel or max(1, len(elements)),
         stderr_to_stdout=True,
         additional_parameters={"requeue": True},
