@@ -41,14 +41,14 @@ def open_run(
         with other settings, data, code or versions of libraries.
     """
     from dfer_dist.data.shards import open_index
-    from dfer_dist.data.store import settle
+    from dfer_dist.data.store import settle, settle_cache
 
     if name is not None and (name in ("", "..") or name != Path(name).name):
         raise UserError(f"--name '{name}': give a plain name; --runs says in which folder")
     config = load_config(experiment, overrides)
     split_batch(config, ranks)
     config.data.shards = settle(config.data.shards)  # jobs run from other folders
-    config.data.cache = config.data.cache and str(Path(config.data.cache).resolve())
+    config.data.cache = settle_cache(config.data.cache)
     index = open_index(config.data, config.data.loss_budget)
     chosen = index.folds if folds is None else parse_folds(folds, index.folds)
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
