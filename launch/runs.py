@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from dfer_dist import UserError
 from dfer_dist.config import NEUTRAL, Config, config_hash, flatten, split_batch
 from dfer_dist.configfile import dump_config, load_config, read_config
-from dfer_dist.provenance import changed_files, collect, snapshot_code
+from dfer_dist.provenance import changed_files, collect, environment_lock, snapshot_code
 from dfer_dist.rundir import FoldDir, RunDir, parse_folds, read_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:
     run.root.mkdir(parents=True, exist_ok=True)
     write_text(run.config, dump_config(config))
     write_json(run.provenance, _provenance(index))
+    write_text(run.environment, environment_lock())
     snapshot_code(run.code)
     about: dict[str, object] = {
         "name": run.root.name,
@@ -210,5 +211,8 @@ def _take_over(run: RunDir, index: Index, changes: dict[str, list[object]]) -> N
         if run.code.exists():
             run.code.rename(run.code.with_name(f"code-{number}"))
         new.rename(run.code)
-    write_text(run.root / f"provenance-{number}.json", run.provenance.read_text(encoding="utf-8"))
-    write_json(run.provenance, _provenance(index))
+    for file in (run.provenance, run.environment):
+        if file.exists():
+            write_text(file.with_stem(f"{file.stem}-{number}"), file.read_text(encoding="utf-8"))
+    write_text(run.environment, environment_lock())
+    write_json(run.provenance, _provenance(index))  # last: until then the same command finds that it differs
