@@ -6,9 +6,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-# Debian packages: a compiler and Python's headers for DeepSpeed's small extension, venv, ffprobe and a browser for the tests.
+# Debian packages: a compiler and Python's headers for DeepSpeed's small extension, venv, ffprobe, a browser and Slurm for the tests.
 SYSTEM_RUN := g++ python3-dev python3-venv
-SYSTEM_TEST := ffmpeg chromium
+SYSTEM_TEST := ffmpeg chromium slurm-wlm
 SYSTEM_SLURM := slurm-wlm slurmdbd munge mariadb-server
 
 .PHONY: help demo test test-data test-faults test-slurm slurm-install slurm-up slurm-down lint format bench clean system pictures
@@ -29,7 +29,7 @@ test-faults: $(VENV)/.ready-test ## everything that can befall a run, done to re
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'faults_full or not faults_full' tests/faults tests/test_checkpoint.py
 
 test-slurm: $(VENV)/.ready-test ## training on a Slurm of four nodes on this machine (make slurm-install first); minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slurm or not slurm' tests/slurm
 
 slurm-install: ## install Debian's Slurm, munge and MariaDB for slurm-up and test-slurm (root or sudo)
 	@tools=($(SYSTEM_SLURM)); $(install)
@@ -87,6 +87,7 @@ $(VENV)/.ready: setup.cfg pyproject.toml | $(VENV)/.system
 
 $(VENV)/.system-test:
 	@tools=(); command -v ffprobe >/dev/null || tools+=(ffmpeg); command -v chromium >/dev/null || tools+=(chromium); \
+	PATH=$$PATH:/usr/sbin command -v slurmctld >/dev/null || tools+=(slurm-wlm); \
 	if [ $${#tools[@]} -gt 0 ]; then $(install); fi
 	@mkdir -p $(VENV) && touch $@
 

@@ -124,14 +124,15 @@ def _locked(fold: FoldDir) -> Iterator[int]:
     """
     fold.root.mkdir(parents=True, exist_ok=True)
     with (fold.root / ".lock").open("a+") as f:
-        deadline = time.monotonic() + _LEAVING
+        deadline, looks = time.monotonic() + _LEAVING, 0
         while True:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError as e:
                 f.seek(0)
-                if time.monotonic() > deadline or not is_gone(f.read()):
+                looks += 1  # who asks whether it is held, holds it for a moment too
+                if looks > 1 and (time.monotonic() > deadline or not is_gone(f.read())):
                     raise UserError(f"another command is working on {fold.root}: wait for it, or stop it") from e
             time.sleep(POLL)
         f.truncate(0)

@@ -35,12 +35,9 @@ def logs(
     if fold not in folds_of(where):
         raise UserError(f"{where.root} has no fold {fold}: it has {', '.join(map(str, folds_of(where)))}")
     log = where.fold(fold).log_of(rank)
-    try:
-        shown = _follow(where, fold, log) if follow else _copy(log, 0)
-        if not shown:
-            _show_output(where, fold, log)
-    except BrokenPipeError:  # as of `| head`: who reads has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    shown = _follow(where, fold, log) if follow else _copy(log, 0)
+    if not shown:
+        _show_output(where, fold, log)
 
 
 def _copy(path: Path, offset: int) -> int:

@@ -78,7 +78,7 @@ def look(run: RunDir, fold: int, jobs: Jobs | None) -> FoldState:
         row = replace(row, clips_per_second=None)
     if job and not job.waits:
         left = {"INVALID": "0:00", "NOT_SET": ""}.get(job.left, job.left)  # the first once it is over the limit
-        return replace(row, nodes=job.nodes, left=left if job.state == RUNNING else "")
+        return replace(row, nodes=job.nodes, left=left if row.state == RUNNING else "")
     return row if row.state in (PENDING, REQUEUED) else replace(row, nodes=str(files.last.get("nodes") or ""))
 
 

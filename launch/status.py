@@ -67,8 +67,10 @@ def _summary(run: RunDir, folds: list[FoldState], jobs: Jobs | None) -> str:
     if job:
         return f"job {job.id} " + (reason_words(job.reason) if job.waits else f"is {job.state}")
     results = [f for k in folds if (f := run.fold(k.fold).result).exists()]
-    if not results or any(f.state in LIVE for f in folds):
+    if any(f.state in LIVE for f in folds):
         return "when the folds are over"
+    if not results:
+        return "none, as no fold is done"
     if not run.summary.exists() or any(f.stat().st_mtime > run.summary.stat().st_mtime for f in results):
         return f"to be written: dfer report {_short(run.root)}"
     return _short(run.report)

@@ -23,6 +23,7 @@ from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import SlurmExecutor
 
 from dfer_dist import UserError
+from dfer_dist.config import split_batch
 from dfer_dist.configfile import dump_config, load_config
 from dfer_dist.provenance import python_command
 from dfer_dist.rundir import RunDir, write_json
@@ -88,9 +89,11 @@ def staged(cluster: Cluster, wish: Wish) -> list[str]:
     """The settings by which shards of a shared folder are copied to the nodes' own disks, where the cluster has some."""
     from dfer_dist.data.store import is_remote
 
+    if not cluster.scratch:
+        return []
     shards = load_config(wish.experiment, wish.overrides).data.shards
     words = [] if is_remote(shards) else [f"data.shards={Path(shards).resolve().as_uri()}"]
-    return [*words, f"data.cache={cluster.scratch}"] if cluster.scratch else []
+    return [*words, f"data.cache={cluster.scratch}"]
 
 
 def show(wish: Wish, target: Target, console: Console) -> None:
@@ -101,6 +104,7 @@ def show(wish: Wish, target: Target, console: Console) -> None:
     elements, configs = [], []
     for name, words in wish.variants():
         config = load_config(wish.experiment, [*words, *staged(target.cluster, wish)])
+        split_batch(config, target.cluster.ranks)
         known = open_index(config.data, config.data.loss_budget).folds
         run = RunDir((wish.runs / name).resolve())
         elements += [(run, k) for k in (known if wish.folds is None else parse_folds(wish.folds, known))]
@@ -258,7 +262,7 @@ def _executor(elements: list[tuple[RunDir, int]], target: Target, folder: Path) 
         signal_delay_s=cluster.notice_seconds,
         setup=_setup(cluster, elements),
         # srun takes neither from the job since Slurm 22.05; without the other, ranks wait for ever for one that died
-        srun_args=[f"--cpus-per-task={cluster.cpus_per_task}", "--kill-on-bad-exit=1"],
+        srun_args=[f"--cpus-per-task={cluster.cpus_per_task}", "--cpu-bind=cores", "--kill-on-bad-exit=1"],
         array_parallelism=target.max_parallel or max(1, len(elements)),
         stderr_to_stdout=True,
         additional_parameters={"requeue": True},

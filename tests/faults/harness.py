@@ -87,8 +87,8 @@ class Trial:
     def log(self) -> str:
         return "".join(f.read_text()[-3000:] for f in sorted(self.fold.root.glob("log*.txt")))
 
-    def lines(self) -> list[dict[str, float]]:
-        return [json.loads(line) for line in self.fold.metrics.read_text().splitlines()]
+    def lines(self, fold: int = FOLD) -> list[dict[str, float]]:
+        return [json.loads(line) for line in self.run.fold(fold).metrics.read_text().splitlines()]
 
     def weights(self) -> dict[str, np.ndarray]:
         return load_file(self.fold.checkpoints / (self.fold.checkpoints / "LATEST").read_text().strip() / "model.safetensors")

@@ -324,7 +324,7 @@ def test_a_setting_that_the_ranks_refuse(trial: Submitted) -> None:
         (["train.epoch=3"], "did you mean 'train.epochs'"),
         (["--time-minutes", "2", "--notice-seconds", "120"], "told to leave before"),
         (["--partition", "none"], "invalid partition"),
-        (["--nodes", "8"], "Slurm takes no such job"),
+        (["--memory-gb", "900"], "Slurm takes no such job"),
         (["--sweep", "model.backbone=tiny"], "two values or more"),
         (["--nproc", "2"], "for this machine"),
     ],
