@@ -127,8 +127,8 @@ class AugmentConfig:
 
 @dataclass
 class DataConfig:
-    shards: str = "???"  # the folder that holds index.json, or its URL: http://…, https://… or s3://…
-    cache: str | None = None  # folder for shards that come from a URL; null: $SLURM_TMPDIR/dfer-cache, or one in $TMPDIR
+    shards: str = "???"  # the folder that holds index.json, or its URL: http://…, https://…, s3://… or file:///…
+    cache: str | None = None  # folder for shards that come from a URL, $VARIABLES as on the node; null: see docs/remote.md
     cache_gb: float = 50.0  # most bytes in it, 10^9 each
     num_frames: int = 16  # frames sampled from a clip
     sampling: Sampling = Sampling.segments

@@ -3,7 +3,7 @@
 ::
 
     runs/NAME/
-      config.yaml  run.json  provenance.json  code/  jobs.json
+      config.yaml  run.json  provenance.json  environment.txt  code/  jobs.json
       fold-1/  metrics.jsonl  status.json  checkpoints/  predictions.parquet  result.json  confusion.png  log.txt
       summary.json  summary.md  summary.png
 """
@@ -105,6 +105,11 @@ class RunDir:
     @property
     def provenance(self) -> Path:
         return self.root / "provenance.json"
+
+    @property
+    def environment(self) -> Path:
+        """All packages that were installed where the run was opened."""
+        return self.root / "environment.txt"
 
     @property
     def code(self) -> Path:

@@ -72,7 +72,7 @@ def create_runs(run: RunDir, config: Config, uri: str, folds: list[int], tags: d
         api.update_run(child, status="SCHEDULED")
         api.log_batch(child, params=params, tags=words)
         children[str(fold)] = child
-    for file in (run.config, run.provenance):
+    for file in (run.config, run.provenance, run.environment):
         api.log_artifact(parent, str(file))
     return {"uri": uri, "experiment_id": experiment_id, "run_id": parent, "folds": children}
 

@@ -35,7 +35,7 @@ from dfer_dist.ranks import leave as leave_process
 from dfer_dist.ranks import start
 from dfer_dist.report import confusion_png
 from dfer_dist.rundir import RunDir, write_json
-from dfer_dist.status import Attempt, tell
+from dfer_dist.status import Attempt, odd_node, tell
 from dfer_dist.tracking import FAILED, FINISHED, KILLED, close_fold
 from dfer_dist.watchdog import Watchdog
 
@@ -217,6 +217,8 @@ def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
     config, where = read_config(run.config), run.fold(number)
     hang_seconds = 60 * config.train.hang_minutes
     ranks = start(config.train.device, hang_seconds)
+    for line in filter(None, ranks.gather(odd_node(run) if ranks.local_rank == 0 else None) or ()):
+        tell(f"warning: {line}")
     attempt = Attempt(where, ranks.world, ranks.is_main)
     watchdog = Watchdog(where.stacks(ranks.rank), hang_seconds, lambda why: attempt.end("FAILED", why))
     fold: Fold | None = None
