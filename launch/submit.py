@@ -237,7 +237,7 @@ def _send_summary(runs: list[RunDir], array: str, target: Target, folder: Path, 
     """Submit the job that writes the summary once no element of the array is left; returns its id."""
     executor = _executor([], target, folder)
     code = f"export PYTHONPATH={shlex.quote(str(runs[0].code))}${{PYTHONPATH:+:$PYTHONPATH}}"
-    setup = [*_person_lines(target.cluster), code]
+    setup = [*target.cluster.shell_lines, code]
     executor.update_parameters(**_SUMMARY, srun_args=["--cpus-per-task=1"], setup=setup, dependency=f"afterany:{array}")
     comparison = str(together / "comparison.md") if together else None
     with _slurm_says():
@@ -272,7 +272,7 @@ def _executor(elements: list[tuple[RunDir, int]], target: Target, folder: Path) 
 
 def _setup(cluster: Cluster, elements: list[tuple[RunDir, int]]) -> list[str]:
     """Shell lines between the options of a batch script and its ``srun``."""
-    lines = _person_lines(cluster)
+    lines = cluster.shell_lines
     if not elements:
         return lines
     runs, folds = (
@@ -287,10 +287,6 @@ def _setup(cluster: Cluster, elements: list[tuple[RunDir, int]]) -> list[str]:
         f"python={shlex.quote(sys.executable)} most={cluster.max_requeues}",
         'source "$run/code/launch/element.sh" || exit',
     ]
-
-
-def _person_lines(cluster: Cluster) -> list[str]:
-    return [*cluster.setup, *(f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items())]
 
 
 @contextmanager
