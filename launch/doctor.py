@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.text import Text
 
 from dfer_dist import UserError
-from launch.checks import WRONG, Check
+from launch.checks import NOTE, OK, WRONG, Check
 from launch.cluster import LOCAL, Cluster, load_cluster, with_cluster_flags
 
 if TYPE_CHECKING:
     from dfer_dist.config import Config
     from launch.machine import Ask
 
-_COLOURS = {"ok": "green", "note": "yellow", "wrong": "red"}
+_COLOURS = {OK: "green", NOTE: "yellow", WRONG: "red"}
 
 
 @with_cluster_flags
@@ -106,7 +106,8 @@ def _there(cluster: Cluster, config: Config | None, ask: Ask, runs: Path, queue_
         sound &= check.state != WRONG
         yield check
     if not sound:
-        return  # no job would start, or none like a fold's
+        yield Check("a node", NOTE, "not looked at, since no job would start")
+        return
     ask = replace(ask, gpus=cluster.gpus_per_node, cpus=cluster.cpus_per_task, scratch=cluster.scratch or ask.scratch)
     if config and cluster.scratch:
         from dfer_dist.data.store import is_remote

@@ -77,10 +77,12 @@ def examine_slurm(cluster: Cluster) -> Iterator[Check]:
         name = cluster.partition or _default(partitions)
         own = partitions[name or ""]
         nodes = [Node.read(line) for line in ask("sinfo", "-h", "-N", "-p", name or "", "-o", "%N|%c|%m|%T|%f|%G").splitlines()]
-        yield _nodes(cluster, list({node.name: node for node in nodes}.values()))
+        enough = _nodes(cluster, list({node.name: node for node in nodes}.values()))
+        yield enough
         yield from _accounts(cluster, own, config)
         yield _time(cluster, own)
-        yield _taken(cluster)
+        if enough.state != WRONG:  # Slurm would say the same in other words
+            yield _taken(cluster)
         yield _preemption(own, config)
         yield _kill_wait(cluster, config)
         yield _requeue(config)
@@ -137,34 +139,37 @@ def _number(word: str) -> int:
 
 
 def _nodes(cluster: Cluster, nodes: list[Node]) -> Check:
-    """Whether enough nodes are large enough."""
+    """Whether enough nodes are large enough and in service."""
     cpus = cluster.tasks * cluster.cpus_per_task
-    wishes = {
-        "GPUs": (cluster.gpus_per_node, "gpus"),
-        "processors": (cpus, "cpus"),
-        "GB of memory": (cluster.memory_gb or 0, "memory"),
-    }
-    large = [n for n in nodes if all(getattr(n, key) >= wish for wish, key in wishes.values())]
-    wanted = ", ".join(f"{wish:g} {word}" for word, (wish, _) in wishes.items() if wish)
-    for word, (wish, key) in wishes.items():
-        most = max((getattr(n, key) for n in nodes), default=0)
+    wishes = [
+        ("gpus", cluster.gpus_per_node, "GPU"),
+        ("cpus", cpus, "processor"),
+        ("memory", cluster.memory_gb or 0, "GB of memory"),
+    ]
+    for key, wish, word in wishes:
+        most = max((getattr(node, key) for node in nodes), default=0)
         if most < wish:
             return Check(
-                "nodes", WRONG, f"{wish:g} {word} on a node asked for, the largest of the partition has {most:g}: ask for less"
+                "nodes",
+                WRONG,
+                f"{_many(wish, word)} of a node asked for, the largest of the partition has {most:.3g}: ask for less",
             )
-    plain = re.fullmatch(r"[\w.-]+(&[\w.-]+)*", cluster.constraint or "")
-    if plain:
-        large = [n for n in large if set(plain[0].split("&")) <= n.features]
-        wanted += f", {cluster.constraint}"
-    if len(large) < cluster.nodes:
-        return Check(
-            "nodes", WRONG, f"{cluster.nodes} asked for with {wanted} each, the partition has {len(large)} such: ask for less"
-        )
-    usable = sum(n.usable for n in large)
-    words = f"{cluster.nodes} asked for with {wanted} each; of {len(large)} such {usable} are in service"
+    fit = [node for node in nodes if all(getattr(node, key) >= wish for key, wish, _ in wishes)]
+    wanted = " and ".join(_many(wish, word) for _, wish, word in wishes if wish)
+    if plain := re.fullmatch(r"[\w.-]+(&[\w.-]+)*", cluster.constraint or ""):  # of others Slurm alone can judge
+        fit = [node for node in fit if set(plain[0].split("&")) <= node.features]
+        wanted += f" and the feature {cluster.constraint}"
+    if len(fit) < cluster.nodes:
+        return Check("nodes", WRONG, f"{cluster.nodes} asked for, the partition has {len(fit)} with {wanted}: ask for less")
+    usable = sum(node.usable for node in fit)
+    words = f"{cluster.nodes} asked for; of {len(fit)} with {wanted} {usable} are in service"
     if usable < cluster.nodes:
         return Check("nodes", WRONG, f"{words}: folds wait until more come back (sinfo -R says why they are down)")
     return Check("nodes", OK, words)
+
+
+def _many(number: float, word: str) -> str:
+    return f"{number:g} {word}{'' if number == 1 or ' ' in word else 's'}"
 
 
 def _accounts(cluster: Cluster, partition: dict[str, str], config: dict[str, str]) -> Iterator[Check]:
