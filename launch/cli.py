@@ -129,7 +129,8 @@ def crossval(
         raise UserError(
             "--nproc and --max-minutes are for this machine: a cluster has --nodes, --gpus-per-node and --time-minutes"
         )
-    from launch.submit import Target, Wish, show, submit
+    from launch.batch import Target
+    from launch.submit import Wish, show, submit
 
     wish = Wish(experiment, overrides or [], name, runs, folds, allow_drift or (), sweep)
     target = Target(cluster, load_cluster(cluster, chosen), max_parallel)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
@@ -47,11 +46,6 @@ class Cluster:
     def ranks(self) -> int:
         """Ranks of a fold."""
         return self.nodes * self.tasks
-
-    @property
-    def shell_lines(self) -> list[str]:
-        """What a batch script does before anything else."""
-        return [*self.setup, *(f"export {key}={shlex.quote(value)}" for key, value in self.environment.items())]
 
 
 _HELP = {

@@ -60,6 +60,8 @@ class Trial:
         if not (self.folder / "report.json").exists():
             yield self._silence(about)
             return
+        if printed := self._printed("setup.txt"):
+            yield Check(f"{host}: setup", NOTE, f"its lines say: {printed[-1]}")
         for line in read_json(self.folder / "report.json")["checks"]:
             yield Check(f"{host}: {line['what']}", line["state"], line["words"])
 
@@ -104,28 +106,32 @@ class Trial:
             return Check(
                 "python", WRONG, f"{node} does not see {sys.executable}: install dfer_dist on a file system that all nodes share"
             )
+        said = [line for line in self._printed("out.txt") if not line.startswith(("srun: ", "slurmstepd: "))]
+        why = (said or self._printed("out.txt") or self._printed("setup.txt") or [""])[-1]
+        words = why or f"without a word; scontrol show job {self.job}, and look at the lines of `setup`"
+        return Check("job on a node", WRONG, f"{node} ended it ({state}, status {status}): {words}")
+
+    def _printed(self, name: str) -> list[str]:
+        """Lines that the job printed."""
         with suppress(OSError):
-            lines = (self.folder / "out.txt").read_text(errors="replace").strip().splitlines()
-            said = [line for line in lines if not line.startswith(("srun: ", "slurmstepd: "))] or lines
-            if said:
-                return Check("job on a node", WRONG, f"{node} ended it ({state}): {said[-1]}")
-        return Check(
-            "job on a node", WRONG, f"{node} ended it ({state}, status {status}) without a word: scontrol show job {self.job}"
-        )
+            return [line for line in (self.folder / name).read_text(errors="replace").splitlines() if line.strip()]
+        return []
 
 
 def script(cluster: Cluster, folder: Path) -> str:
     """The batch script: as that of a fold, but for what it says with its status when it cannot say it in the folder."""
+    from launch.batch import persons_lines  # Submitit takes its time
+
     package = Path(__file__).resolve().parent.parent
-    python, place = shlex.quote(sys.executable), shlex.quote(str(folder))
+    python, place, setup = shlex.quote(sys.executable), shlex.quote(str(folder)), persons_lines(cluster)
     words = [*python_command(), "-m", "launch.probe", str(folder)]
     lines = [
         "#!/bin/bash",
         f"exec > {place}/out.txt 2>&1 || exit {_UNSEEN}",
         f"[ -x {python} ] || exit {_NO_PYTHON}",
-        *cluster.shell_lines,
+        *(["{", *setup, f"}} > {place}/setup.txt 2>&1"] if setup else []),
         f"export PYTHONPATH={shlex.quote(str(package))}${{PYTHONPATH:+:$PYTHONPATH}}",
-        f"exec srun --ntasks=1 --cpus-per-task={cluster.cpus_per_task} {shlex.join(words)}",
+        f"exec srun --ntasks=1 --cpus-per-task={cluster.cpus_per_task} --cpu-bind=cores {shlex.join(words)}",
     ]
     return "\n".join(lines) + "\n"
 
