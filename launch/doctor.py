@@ -64,8 +64,6 @@ def _wishes(experiment: str | None, overrides: list[str], runs: Path) -> tuple[C
     from dfer_dist.configfile import load_config
     from launch.machine import Ask
 
-    if experiment is None and overrides:
-        raise UserError(f"{overrides[0]}: settings belong to an experiment, give its name before them")
     config = load_config(experiment, overrides) if experiment else None
     if config:
         from dfer_dist.data.store import is_remote, settle, settle_cache
@@ -115,5 +113,10 @@ def _there(cluster: Cluster, config: Config | None, ask: Ask, runs: Path, queue_
         shards = config.data.shards
         config.data.shards = shards if is_remote(shards) else Path(shards).as_uri()
         config.data.cache = cluster.scratch
-    with meeting_place(runs) as folder:
-        yield from examine_node(cluster, _written(config, ask, folder), folder, queue_seconds)
+    try:
+        with meeting_place(runs) as folder:
+            yield from examine_node(cluster, _written(config, ask, folder), folder, queue_seconds)
+    except OSError as e:
+        yield Check(
+            "runs folder", WRONG, f"{runs}: {e.strerror}; give --runs FOLDER on a file system that all nodes share, with flock"
+        )

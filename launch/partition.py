@@ -186,19 +186,21 @@ def _accounts(cluster: Cluster, partition: dict[str, str], config: dict[str, str
     except SlurmSays as e:
         yield Check("account", NOTE, f"not checked, accounting does not answer: {e}")
         return
+    enforcement = config.get("AccountingStorageEnforce", "none")
+    if not rows and "associations" in enforcement:
+        yield Check("account", WRONG, "you have none here, and this cluster wants one: ask its administrators")
+        return
     mine = {"account": {row.split("|")[0] for row in rows}, "qos": {q for row in rows for q in row.split("|")[1].split(",") if q}}
     enforced = {"account": "associations", "qos": "qos"}
     for key, word in enforced.items():
         given, known = getattr(cluster, key), ", ".join(sorted(mine[key])) or "none"
-        strict = word in config.get("AccountingStorageEnforce", "none")
+        strict = word in enforcement
         if given and given not in mine[key]:
             yield Check(
                 key,
                 WRONG if strict else NOTE,
                 f"'{given}' is not among yours ({known}){'' if strict else '; this cluster does not mind'}",
             )
-        elif strict and not mine[key]:
-            yield Check(key, WRONG, f"you have none here, and this cluster wants one: ask the administrators for your {key}")
         else:
             yield Check(key, OK, given or f"the default of yours ({known})")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dfer_dist.provenance import python_command
 from dfer_dist.rundir import read_json, write_json
+from launch.batch import persons_lines
 from launch.checks import NOTE, WRONG, Check
 from launch.cluster import Cluster
 from launch.machine import Ask
@@ -120,8 +121,6 @@ class Trial:
 
 def script(cluster: Cluster, folder: Path) -> str:
     """The batch script: as that of a fold, but for what it says with its status when it cannot say it in the folder."""
-    from launch.batch import persons_lines  # Submitit takes its time
-
     package = Path(__file__).resolve().parent.parent
     python, place, setup = shlex.quote(sys.executable), shlex.quote(str(folder)), persons_lines(cluster)
     words = [*python_command(), "-m", "launch.probe", str(folder)]
