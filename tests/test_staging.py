@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from test_cli import check_refusal, dfer
+from test_cli import dfer
 from test_remote import READER, batches, every, same_clips
 
 from dfer_dist import UserError
@@ -144,11 +144,6 @@ def test_variables_are_those_of_the_node(shared: Path, tmp_path: Path, monkeypat
     check_cache(index, plan, range(1), 1)
     index.sidecar(0)
     assert len(list((tmp_path / "disk" / "dfer").glob("*.parquet"))) == 1
-
-
-def test_a_rank_without_the_variable_says_so(shared: Path, tmp_path: Path) -> None:
-    done = dfer("train", "demo", "--fold", "1", *SMALL, f"data.shards={shared.as_uri()}", "data.cache=$DFER_UNSET", cwd=tmp_path)
-    check_refusal(done, "$DFER_UNSET is not set here")
 
 
 def test_relative_folders_are_settled_where_the_run_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
