@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -148,6 +148,7 @@ def _scratch(place: str) -> Found:
     from dfer_dist.data.cache import expand
 
     folder = Path(expand(place))
+    new = not folder.exists()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder) as f:
@@ -157,6 +158,9 @@ def _scratch(place: str) -> Found:
     except OSError as e:
         return WRONG, f"{folder} cannot be written ({e.strerror}): choose another --scratch"
     free, kind = shutil.disk_usage(folder).free / 1e9, filesystem(folder)
+    if new:
+        with suppress(OSError):  # somebody else has put something there
+            folder.rmdir()
     if on_network(kind):
         return NOTE, f"{folder} is on {kind}, a network file system, {free:.0f} GB free: it is meant for the node's own disk"
     return OK, f"{folder} can be written, {free:.0f} GB free ({kind})"
