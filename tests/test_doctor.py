@@ -8,6 +8,7 @@ import os
 import re
 import sqlite3
 import stat
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -210,7 +211,9 @@ def test_a_job_that_waits(slurm: Slurm, place: Path) -> None:
     check = silence(place)
     assert check.state == NOTE and "nodes are busy (Resources)" in check.words
     slurm.job("PENDING", "PartitionTimeLimit")
-    check = silence(place, queue_seconds=60)  # not waited for: it would wait for ever
+    begin = time.monotonic()
+    check = silence(place, queue_seconds=60)
+    assert time.monotonic() - begin < 10  # it would wait for ever
     assert check.state == WRONG and "more time than the partition allows" in check.words
     slurm.break_("sbatch", "Batch job submission failed: QOS")
     assert silence(place).words == "Slurm does not take it: Batch job submission failed: QOS"

@@ -119,7 +119,8 @@ def test_what_is_not_there_is_told_at_once(shared: Path, tiny_shards: Index, tmp
     reader = ClipReader(opened(shared, tmp_path / "scratch", loss_budget=entry.clips))
     with pytest.raises(DamagedClip, match="no such file there"):
         reader.read(0, 0, every)
-    (shared / entry.file).write_bytes(b"x")  # cut short: no clip of it can be had, since none of it is copied
+    whole = tiny_shards.path(0).read_bytes()
+    (shared / entry.file).write_bytes(whole[: len(whole) // 2])  # cut short: no clip of it can be had, since none of it is copied
     with pytest.raises(UserError, match=f"{entry.clips} clips would be lost"):
         opened(shared, tmp_path / "scratch", loss_budget=entry.clips - 1)
     for gone in (tmp_path / "elsewhere", shared / "index.json"):
