@@ -115,7 +115,7 @@ def crossval(
 ) -> None:
     """Train and test all folds and write their summary: here one after the other, or on a Slurm cluster. The same command again goes on after a stop.
 
-    Examples: [bold]dfer crossval dfew_vitb32 --folds 1,3-5 --nproc 8 data.shards=data/dfew[/bold],
+    Example: [bold]dfer crossval dfew_vitb32 --folds 1,3-5 --nproc 8 data.shards=data/dfew[/bold], or, on a cluster,
     [bold]dfer crossval dfew_vitb32 --cluster gpus8 --max-parallel 2 --wait[/bold]
     """
     console, chosen = Console(highlight=False), flags or {}
