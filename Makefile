@@ -6,12 +6,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-# Debian packages: a compiler and Python's headers for DeepSpeed's small extension, venv, ffprobe, a browser and Slurm for the tests.
+# Debian packages: a compiler and Python's headers for DeepSpeed's small extension, venv, ffprobe, a browser, Slurm and PostgreSQL for the tests.
 SYSTEM_RUN := g++ python3-dev python3-venv
-SYSTEM_TEST := ffmpeg chromium slurm-wlm
+SYSTEM_TEST := ffmpeg chromium slurm-wlm postgresql
 SYSTEM_SLURM := slurm-wlm slurmdbd munge mariadb-server
 
-.PHONY: help demo test test-data test-faults test-slurm slurm-install slurm-up slurm-down lint format bench clean system pictures
+.PHONY: help demo test test-data test-faults test-slurm test-tracking slurm-install slurm-up slurm-down lint format bench clean system pictures
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -30,6 +30,9 @@ test-faults: $(VENV)/.ready-test ## everything that can befall a run, done to re
 
 test-slurm: $(VENV)/.ready-test ## training on a Slurm of four nodes on this machine (make slurm-install first); minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slurm or not slurm' tests/slurm
+
+test-tracking: $(VENV)/.ready-test ## an mlflow server on PostgreSQL, and all that can befall it; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m 'tracking or not tracking' tests/tracking tests/test_tracking.py tests/test_trackrun.py
 
 slurm-install: ## install Debian's Slurm, munge and MariaDB for slurm-up and test-slurm (root or sudo)
 	@tools=($(SYSTEM_SLURM)); $(install)
@@ -88,6 +91,7 @@ $(VENV)/.ready: setup.cfg pyproject.toml | $(VENV)/.system
 $(VENV)/.system-test:
 	@tools=(); command -v ffprobe >/dev/null || tools+=(ffmpeg); command -v chromium >/dev/null || tools+=(chromium); \
 	PATH=$$PATH:/usr/sbin command -v slurmctld >/dev/null || tools+=(slurm-wlm); \
+	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || tools+=(postgresql); \
 	if [ $${#tools[@]} -gt 0 ]; then $(install); fi
 	@mkdir -p $(VENV) && touch $@
 

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
+from urllib.parse import urlsplit
 
 from dfer_dist import UserError
 
@@ -215,7 +216,7 @@ class EvalConfig:
 @dataclass
 class TrackingConfig:
     enabled: bool = True
-    uri: str | None = None  # null: sqlite file mlflow.db beside the runs
+    uri: str | None = None  # http://… or https://…, or sqlite:///FILE; null: sqlite file mlflow.db beside the runs
     experiment: str | None = None  # null: the data set's name
 
 
@@ -320,6 +321,22 @@ def check_values(c: Config) -> None:
     for name, sentences in (c.model.sentences or {}).items():
         if not sentences or not all(s.strip() for s in sentences):
             raise UserError(f"model.sentences.{name}={sentences}: give one or more sentences, none of them empty")
+    if c.tracking.uri is not None:
+        _check_uri(c.tracking.uri)
     for key in ("model.temperature", "train.save_minutes", "train.hang_minutes", "model.lora_alpha", "data.cache_gb"):
         if flat[key] <= 0:
             raise UserError(f"{key}={flat[key]}: must be greater than 0")
+
+
+def _check_uri(uri: str) -> None:
+    parts = urlsplit(uri)
+    if parts.password or parts.username:  # not shown: it would stand in a log
+        raise UserError(
+            "tracking.uri: a URL without user and password; they belong in the variables MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD"
+        )
+    if parts.scheme not in ("http", "https") and not uri.startswith("sqlite:///"):
+        raise UserError(
+            f"tracking.uri={uri}: give http://… or https://… of an mlflow server, which may keep its runs in PostgreSQL "
+            "(docs/tracking.md), or sqlite:///FILE"
+        )

@@ -26,7 +26,10 @@ from dfer_dist.ranks import Ranks
 from dfer_dist.rundir import FoldDir, RunDir, write_json
 from dfer_dist.saver import Saver
 from dfer_dist.status import tell
+from dfer_dist.sync import last_words
+from dfer_dist.system import SystemMonitor
 from dfer_dist.tracking import Tracker
+from dfer_dist.trackrun import ChildRun, is_tracked
 from dfer_dist.watchdog import Watchdog
 
 
@@ -50,6 +53,7 @@ class Fold:
     objective: Objective
     frozen_sha256: str
     tracker: Tracker | None  # rank 0's
+    monitor: SystemMonitor | None  # of the first rank on each machine
     saver: Saver
     leave: LeaveFlag
     watchdog: Watchdog
@@ -81,6 +85,13 @@ class Fold:
         every = self.config.train.save_steps
         at_step = every is not None and self.step % every == 0 and not self.saver.failures
         return self.ranks.is_main and (self.saver.due or at_step)
+
+    def close_tracking(self, status: str) -> None:
+        """Send what may be sent, and end the fold's run at the server as ``status``. Not collective."""
+        if self.monitor:
+            self.monitor.close()
+        if self.tracker:
+            self.tracker.close(last_words(self.run, self.number, status))
 
     def log(self, values: dict[str, float]) -> None:
         if self.tracker:
@@ -189,13 +200,15 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFl
     engine = build_engine(model, groups, config, ranks, plan.steps)
     test = whole_shards(index, index.test_shards(number))
     objective = Objective(config.train, [len(c) for c in by_class], ranks.device)
-    tracker = None
+    tracker, monitor, tracked = None, None, is_tracked(run)
+    where = run.fold(number)
     if ranks.is_main:
-        tracking = run.describe()["tracking"] or {"uri": None, "folds": {}}
-        keep = saved.state["metrics_bytes"] if saved else 0
-        tracker = Tracker(run.fold(number), tracking["uri"], tracking["folds"].get(str(number)), keep)
+        connect = ChildRun(run, number, running=True) if tracked else None
+        tracker = Tracker(where.metrics, where.sent, connect, saved.state["metrics_bytes"] if saved else 0)
+    if ranks.local_rank == 0 and tracked:
+        monitor = SystemMonitor(where, ChildRun(run, number, running=False))
     saver = Saver(folder, config, ranks, sum(p.numel() for p in trained.values()), tracker)
-    data = (index, ranks, engine, plan, test, val, objective, frozen, tracker, saver)
+    data = (index, ranks, engine, plan, test, val, objective, frozen, tracker, monitor, saver)
     fold = Fold(run, number, config, *data, leave, watchdog, run.drifts())
     if saved:
         restore(engine, saved, config, ranks)

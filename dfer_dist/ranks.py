@@ -12,6 +12,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -110,6 +111,14 @@ def choose_device(device: Device, local_rank: int = 0) -> torch.device:
     # took 60 % of a training step of the tiny model; plain products took half the time of the whole step
     torch.backends.cuda.enable_flash_sdp(False)
     return torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls a device: a GPU's model, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), device.type)
 
 
 def start(device: Device, hang_seconds: float = 600.0) -> Ranks:

@@ -4,12 +4,13 @@
 
     runs/NAME/
       config.yaml  run.json  provenance.json  environment.txt  code/  jobs.json
-      fold-1/  metrics.jsonl  status.json  checkpoints/  predictions.parquet  result.json  confusion.png  log.txt
+      fold-1/  metrics.jsonl  system-NODE.jsonl  status.json  checkpoints/  predictions.parquet  result.json  confusion.png  curves.png  log.txt
       summary.json  summary.md  summary.png
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -40,6 +41,15 @@ class FoldDir:
         """How much of ``metrics.jsonl`` the tracking server has."""
         return self.root / "metrics.sent"
 
+    def system(self, node: str) -> Path:
+        """Load of the processors and GPUs of a machine that worked on it."""
+        return self.root / f"system-{node}.jsonl"
+
+    @property
+    def files_sent(self) -> Path:
+        """Which files the tracking server has, by their sha256."""
+        return self.root / "files.sent"
+
     @property
     def bad_steps(self) -> Path:
         """Steps that were skipped, with the keys of their clips."""
@@ -68,6 +78,10 @@ class FoldDir:
     @property
     def confusion(self) -> Path:
         return self.root / "confusion.png"
+
+    @property
+    def curves(self) -> Path:
+        return self.root / "curves.png"
 
     @property
     def log(self) -> Path:
@@ -132,6 +146,11 @@ class RunDir:
     def picture(self) -> Path:
         return self.root / "summary.png"
 
+    @property
+    def files_sent(self) -> Path:
+        """Which files the tracking server has, by their sha256."""
+        return self.root / "files.sent"
+
     def fold(self, fold: int) -> FoldDir:
         """Paths of fold ``fold``, counted from 1."""
         return FoldDir(self.root / f"fold-{fold}")
@@ -147,6 +166,12 @@ class RunDir:
         if not self.run.is_file():
             raise UserError(f"{self.root} is not a run: it has no {self.run.name} (start one with dfer crossval)")
         return read_json(self.run)
+
+    def change(self, **new: Any) -> None:
+        """Change values in ``run.json``; of several processes one after the other."""
+        with (self.root / ".run.lock").open("a") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            write_json(self.run, {**self.describe(), **new})
 
     def drifts(self) -> list[dict[str, Any]]:
         """Each time that the run went on although something differed: ``time``, and ``changes`` from key to what was and is."""

@@ -34,7 +34,7 @@ def odd_node(run: RunDir) -> str | None:
 class Attempt:
     """This job's line in ``status.json``. ``writes`` is rank 0's; the methods of other ranks do nothing."""
 
-    def __init__(self, fold: FoldDir, world_size: int, writes: bool) -> None:
+    def __init__(self, fold: FoldDir, world_size: int, writes: bool, device: str | None = None) -> None:
         self.path, self.writes = fold.status, writes
         self._lock = threading.Lock()  # the watchdog's thread writes too
         if not self.writes:
@@ -44,7 +44,8 @@ class Attempt:
             self.attempts[-1]["why"] = "it said nothing at its end: killed, or its machine was lost"
         job = os.environ.get("SLURM_JOB_ID")
         nodes = os.environ.get("SLURM_JOB_NODELIST") or socket.gethostname()
-        line = {"job": job, "nodes": nodes, "world_size": world_size, "from_step": None, "undone_steps": None}
+        place = {"job": job, "array": os.environ.get("SLURM_ARRAY_JOB_ID"), "nodes": nodes, "device": device}
+        line = {**place, "world_size": world_size, "from_step": None, "undone_steps": None}
         self.attempts.append({**line, "started": _now(), "ended": None, "why": None})
         self.status: dict[str, Any] = {"state": "STARTING", "steps": None, "attempts": self.attempts}
         self._write()

@@ -27,16 +27,18 @@ import torch
 from dfer_dist import UserError, checkpoint
 from dfer_dist.config import Selection, config_hash
 from dfer_dist.configfile import read_config
+from dfer_dist.curves import curves_png
 from dfer_dist.data.stream import Batch, train_stream
 from dfer_dist.fold import Fold, Told, build
 from dfer_dist.masters import replace_weights
 from dfer_dist.meter import Meter
+from dfer_dist.ranks import device_name, start
 from dfer_dist.ranks import leave as leave_process
-from dfer_dist.ranks import start
 from dfer_dist.report import confusion_png
 from dfer_dist.rundir import RunDir, write_json
 from dfer_dist.status import Attempt, odd_node, tell
-from dfer_dist.tracking import FAILED, FINISHED, KILLED, close_fold
+from dfer_dist.tracking import FAILED, FINISHED, KILLED
+from dfer_dist.trackrun import close_early
 from dfer_dist.watchdog import Watchdog
 
 DONE, PREEMPTED = "DONE", "PREEMPTED"
@@ -209,6 +211,7 @@ def finish(fold: Fold) -> None:
         }
     )
     confusion_png(result, fold.dir.confusion)
+    curves_png(fold.dir, f"{fold.index.name}, fold {fold.number}")
     write_json(fold.dir.result, result)
 
 
@@ -219,7 +222,7 @@ def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
     ranks = start(config.train.device, hang_seconds)
     for line in filter(None, ranks.gather(odd_node(run) if ranks.local_rank == 0 else None) or ()):
         tell(f"warning: {line}")
-    attempt = Attempt(where, ranks.world, ranks.is_main)
+    attempt = Attempt(where, ranks.world, ranks.is_main, device_name(ranks.device))
     watchdog = Watchdog(where.stacks(ranks.rank), hang_seconds, lambda why: attempt.end("FAILED", why))
     fold: Fold | None = None
     try:
@@ -235,19 +238,19 @@ def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
         attempt.end("FAILED", reason)
         if fold:
             fold.saver.join()  # what it is writing is worth having
-        if fold and fold.tracker:
-            fold.tracker.close(FAILED)
+        if fold:
+            fold.close_tracking(FAILED)
         elif ranks.is_main:
-            close_fold(run.describe()["tracking"], number, FAILED)
+            close_early(run, number, FAILED)
         raise
     watchdog.stop()
     why = "all steps done"
     if outcome == PREEMPTED:  # any rank may have been told, or have found that time is up
         why = next(filter(None, ranks.gather(leave.why) or ()), "told to leave")
-    if fold and fold.tracker:
-        fold.tracker.release(fold.tracker.size)
-        files = (where.result, where.predictions, where.confusion) if outcome == DONE else ()
-        fold.tracker.close(FINISHED if outcome == DONE else KILLED, files)
+    if fold:
+        if fold.tracker:
+            fold.tracker.release(fold.tracker.size)
+        fold.close_tracking(FINISHED if outcome == DONE else KILLED)
     attempt.end(outcome, why)  # last: DONE means all of it
     return outcome
 

@@ -1,87 +1,100 @@
-"""Take a picture of a run's page in the real MLflow UI: ``python docs/mlflow_page.py runs/demo docs/mlflow_page.png``.
+"""Take pictures in the real MLflow UI: ``python docs/mlflow_page.py runs/demo docs/mlflow_page.png`` of a run with its folds,
+``python docs/mlflow_page.py runs/a runs/b docs/mlflow_compare.png`` of the page that compares two.
 
-Starts ``mlflow ui`` on the store that the run used and opens it in headless Chromium (Debian's, or the one CHROMIUM names).
+Starts ``mlflow ui`` on the sqlite file that the runs used and opens it in headless Chromium (Debian's, or the one CHROMIUM names).
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Locator, Page, sync_playwright
 
 from dfer_dist.rundir import RunDir
+from launch.processes import free_port
+from launch.track import serve, wait_for
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
 def main() -> None:
-    run, picture = RunDir(Path(sys.argv[1]).resolve()), Path(sys.argv[2])
-    tracking = run.describe()["tracking"]
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        tracking["uri"],
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    server = subprocess.Popen(command, env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}, stdout=subprocess.DEVNULL)
+    runs, picture = [RunDir(Path(word).resolve()) for word in sys.argv[1:-1]], Path(sys.argv[-1])
+    tracking = runs[0].describe()["tracking"]
+    port = free_port()
+    root, server = f"http://127.0.0.1:{port}", serve(tracking["uri"], port)
     try:
-        _wait(f"http://127.0.0.1:{port}/health")
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(
-                executable_path=os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome"),
-                args=FLAGS,
-            )
-            page = browser.new_page(viewport={"width": 1500, "height": 900})
-            _open_runs(page, f"http://127.0.0.1:{port}", tracking["experiment_id"], run.root.name)
+        wait_for(root, server)
+        with browser_page() as page:
+            open_runs(page, root, tracking["experiment_id"], [run.root.name for run in runs])
+            if len(runs) > 1:
+                open_comparison(page, [run.root.name for run in runs])
+            else:
+                show_curves(page, runs[0].root.name)
             page.screenshot(path=str(picture))
-            browser.close()
     finally:
         server.terminate()
         server.wait(20)
 
 
-def _wait(url: str) -> None:
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(url, timeout=2)
-            return
-        except OSError:
-            time.sleep(0.25)
-    sys.exit(f"{url} did not come up")
+@contextmanager
+def browser_page() -> Iterator[Page]:
+    """A page of a headless Chromium."""
+    with sync_playwright() as playwright:
+        where = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+        browser = playwright.chromium.launch(executable_path=where, args=FLAGS)
+        yield browser.new_page(viewport={"width": 1500, "height": 900})
+        browser.close()
 
 
-def _open_runs(page: Page, root: str, experiment_id: str, name: str) -> None:
-    """The chart page of the experiment, with the run's folds unfolded beside curves and scores."""
+def open_runs(page: Page, root: str, experiment_id: str, names: Sequence[str]) -> None:
+    """The table of an experiment's runs, with the parent runs ``names`` in it."""
     page.goto(f"{root}/#/experiments/{experiment_id}/runs")
-    page.locator(".ag-row").get_by_text(name, exact=True).first.wait_for(timeout=60_000)
+    page.reload()  # the same address again would keep what is unfolded
+    for name in names:
+        page.locator(".ag-row").get_by_text(name, exact=True).first.wait_for(timeout=60_000)
     close = page.get_by_role("button", name="Close")
     if close.count():
         close.first.click()  # a side panel that MLflow opens by itself
     page.get_by_text("Model training", exact=True).click()  # the page opens on MLflow's tools for language models
-    row = page.locator(".ag-row").filter(has=page.get_by_text(name, exact=True)).first
-    row.locator("[col-id*='Run Name'] button").first.click()
+    page.locator(".ag-row").get_by_text(names[0], exact=True).first.wait_for(timeout=20_000)
+
+
+def row_of(page: Page, name: str) -> Locator:
+    return page.locator(".ag-row").filter(has=page.get_by_text(name, exact=True)).first
+
+
+def unfold(page: Page, name: str) -> None:
+    """Show the folds of a run below it."""
+    row_of(page, name).locator("[col-id*='Run Name'] button").first.click()
     page.get_by_text(f"{name}-fold1").first.wait_for(timeout=20_000)
+
+
+def show_curves(page: Page, name: str) -> None:
+    """The chart page of the experiment, with the run's folds unfolded beside curves and scores."""
+    unfold(page, name)
     page.locator("label:has(input[name='runs-view-mode'][value='CHART'])").click()
     search = page.get_by_placeholder("Search metric charts")
     search.wait_for()
     search.fill("loss|war")
     page.wait_for_timeout(6000)  # charts are drawn as their data arrives
+
+
+def open_comparison(page: Page, names: Sequence[str]) -> None:
+    """From the table to the page that compares runs, at its table of metrics."""
+    for name in names:
+        row_of(page, name).locator("input[type=checkbox]").first.check(force=True)
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.get_by_text("war_mean").first.wait_for(timeout=60_000)
+    for part in ("Visualizations", "Parameters"):
+        page.get_by_text(part, exact=True).first.click()  # folds it away
+    page.get_by_text("war_worst_fold").first.wait_for()
+    page.get_by_text("war_mean").first.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)
 
 
 if __name__ == "__main__":

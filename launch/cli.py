@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from launch.models import export, predict
 from launch.pack import pack, pack_listing
 from launch.plan import plan
 from launch.status import status
+from launch.track import begin_again, register, show_server, sync, tell_server, ui
 from launch.verify import verify
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ def resume(
 
     console, there = Console(highlight=False), RunDir(run.resolve())
     folds = there.describe()["folds"]
+    begin_again(there)
     if there.jobs.exists():
         if nproc:
             raise UserError(f"--nproc is for this machine, and {there.root} was submitted to a cluster")
@@ -241,6 +242,9 @@ app.command()(verify)
 app.command()(plan)
 app.command()(export)
 app.command()(predict)
+app.command()(ui)
+app.command()(sync)
+app.command()(register)
 app.add_typer(convert, name="convert")
 app.add_typer(bench, name="bench")
 
@@ -308,6 +312,8 @@ def _crossval(console: Console, run: RunDir, folds: list[int], nproc: int, deadl
     failed = _run_folds(console, run, folds, nproc, deadline)
     if any(run.fold(k).result.exists() for k in folds):
         report_run(console, run, "FAILED" if failed else "FINISHED")
+    elif failed:
+        tell_server(run, "FAILED")
     _check_failed(failed)
 
 
@@ -332,15 +338,8 @@ def _record(run: RunDir, status: str | None) -> dict[str, Any]:
     """Write the summary of the folds that are done, to the folder and to MLflow; ``status`` closes the parent run there."""
     from dfer_dist.report import write_summary
 
-    about = run.describe()
-    summary = write_summary(run.root, about["folds"])
-    if about["tracking"]:
-        from dfer_dist.tracking import finish_parent
-
-        try:
-            finish_parent(run, about["tracking"], summary, status)
-        except Exception as e:  # MLflow raises many kinds; the files stand
-            print(f"warning: tracking server {about['tracking']['uri']}: {e}", file=sys.stderr)
+    summary = write_summary(run.root, run.describe()["folds"])
+    tell_server(run, status)
     return summary
 
 
@@ -350,12 +349,7 @@ def report_run(console: Console, run: RunDir, status: str | None = None) -> None
 
     console.print(summary_table(_record(run, status)))
     console.print(f"report: {run.report}", soft_wrap=True)
-    tracking = run.describe()["tracking"]
-    if tracking:
-        uri = tracking["uri"]
-        mlflow = shlex.quote(str(Path(sys.executable).parent / "mlflow"))
-        how = uri if uri.startswith("http") else f"{mlflow} ui --backend-store-uri {shlex.quote(uri)}"
-        console.print(f"MLflow: {how}", soft_wrap=True)
+    show_server(console, run)
 
 
 def _check_demo(shards: Path, clips: int) -> None:

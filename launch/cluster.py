@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
@@ -98,6 +99,11 @@ def _check(cluster: Cluster) -> None:
     if cluster.gpus_per_node and cluster.tasks != cluster.gpus_per_node:
         raise UserError(
             f"tasks_per_node={cluster.tasks} with gpus_per_node={cluster.gpus_per_node}: each GPU wants one rank; leave tasks_per_node out"
+        )
+    if any(re.search("MLFLOW_TRACKING_(PASSWORD|TOKEN)", words) for words in (*cluster.environment, *cluster.setup)):
+        raise UserError(
+            "environment, setup: a password would stand in the run's folder; export MLFLOW_TRACKING_PASSWORD in the shell that submits: "
+            "jobs inherit it"
         )
     if 60 * cluster.time_minutes < cluster.notice_seconds + _ROOM:
         raise UserError(

@@ -20,6 +20,7 @@ from dfer_dist.rundir import RunDir
 from launch.cli import Drift, Experiment, Name, Overrides, Runs, run_app
 from launch.requeue import worth_it
 from launch.runs import alone_at
+from launch.track import tell_server
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Where = Annotated[Path, typer.Argument(help="The run's folder.")]
@@ -120,7 +121,6 @@ def summarize(roots: Sequence[str], comparison: str | None) -> None:
     from rich.console import Console
 
     from dfer_dist.compare import write_comparison
-    from dfer_dist.tracking import close_unfinished
     from launch.cli import report_run
     from launch.local import is_done
     from launch.submit import in_queue
@@ -130,12 +130,13 @@ def summarize(roots: Sequence[str], comparison: str | None) -> None:
         about = run.describe()
         missing = [k for k in about["folds"] if not is_done(run.fold(k))]
         waiting = in_queue(run)  # submitted later: their own summary closes the run
+        never = [k for k in missing if k not in waiting]
         if len(missing) < len(about["folds"]):
             report_run(console, run, None if waiting else "FAILED" if missing else "FINISHED")
         else:
             console.print(f"{run.root}: no fold came to its end", soft_wrap=True)
-        never = [k for k in missing if k not in waiting]
-        close_unfinished(about["tracking"], never, parent=len(never) == len(about["folds"]))
+        if never:
+            tell_server(run, "FAILED" if len(never) == len(about["folds"]) else None, never)
     if comparison:
         console.print(write_comparison(runs, Path(comparison)))
 

@@ -198,7 +198,7 @@ def _cached(remote: Remote, size: int, words: str) -> Found:
 
 def _tracking(uri: str) -> Found:
     if not uri.startswith("sqlite:"):
-        from dfer_dist.tracking import client
+        from dfer_dist.trackrun import client
 
         try:
             client(uri).search_experiments(max_results=1)

@@ -54,14 +54,18 @@ def open_run(
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
     if run.run.exists() and _failed_at_once(run):
         remove_run(run)  # a start that failed at once does not keep the name from the mended command
+    from dfer_dist.trackrun import begin
+
     if run.run.exists():
         done = all(run.fold(k).result.exists() for k in chosen)
         _go_on(run, config, index, allow, done)
+        begin(run)
         return run, chosen
     if run.root.exists() and any(run.root.iterdir()):
         raise UserError(f"{run.root} is not empty and holds no run: remove it or choose another --name")
     try:
         _create(run, config, index, Path(experiment).stem)
+        begin(run)
     except BaseException:  # Ctrl-C too: a start that is cut short leaves the name free
         shutil.rmtree(run.root, ignore_errors=True)
         raise
@@ -100,11 +104,9 @@ def is_held(fold: FoldDir) -> bool:
 
 def remove_run(run: RunDir) -> None:
     """Make as if a run in which nothing was trained had never been opened."""
-    tracking = run.describe()["tracking"]
-    if tracking:
-        from dfer_dist.tracking import delete_runs
+    from dfer_dist.trackrun import delete_runs
 
-        delete_runs(tracking)
+    delete_runs(run)
     shutil.rmtree(run.root)
 
 
@@ -121,27 +123,14 @@ def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:
         "classes": list(index.classes),
     }
     about |= {"folds": index.folds, "config_hash": config_hash(config), "index_hash": index.hash}
-    tracking = _create_tracking(run, config, index)
-    write_json(run.run, {**about, "tracking": tracking})  # last: its presence means that the rest is there
+    from dfer_dist.trackrun import fresh_tracking
+
+    about |= {"tracking": fresh_tracking(run, config, index.name)}
+    write_json(run.run, about)  # last: its presence means that the rest is there
 
 
 def _provenance(index: Index) -> dict[str, Any]:
     return {**collect(sys.argv), "data": {"name": index.name, "hash": index.hash, "shards": str(index.root)}}
-
-
-def _create_tracking(run: RunDir, config: Config, index: Index) -> dict[str, object] | None:
-    if not config.tracking.enabled:
-        return None
-    from dfer_dist.tracking import create_runs
-
-    uri = config.tracking.uri or f"sqlite:///{run.root.parent / 'mlflow.db'}"
-    tags = {"dataset": index.name, "index_hash": index.hash, "config_hash": config_hash(config)}
-    tags |= {"selection": config.train.selection.name, "precision": config.train.precision.name}
-    try:
-        return create_runs(run, config, uri, index.folds, tags)
-    except Exception as e:  # MLflow raises many kinds; none may stop a run
-        print(f"warning: tracking server {uri} does not answer ({type(e).__name__}): going on without it", file=sys.stderr)
-        return None
 
 
 def _go_on(run: RunDir, config: Config, index: Index, allow: Sequence[str], done: bool) -> None:
@@ -202,7 +191,7 @@ def _take_over(run: RunDir, index: Index, changes: dict[str, list[object]]) -> N
     The record comes first. Cut short after it, the same command finds what still differs, and records and does that.
     """
     drifts = [*run.drifts(), {"time": collect(sys.argv)["time"], "changes": changes}]
-    write_json(run.run, {**run.describe(), "index_hash": index.hash, "drift": drifts})
+    run.change(index_hash=index.hash, drift=drifts)
     number = len(drifts)
     if "code" in changes:
         new = run.code.with_name(".code-new")

@@ -58,6 +58,8 @@ def test_every_value_is_a_flag() -> None:
         ({"gpus_per_node": 8, "tasks_per_node": 2}, "each GPU wants one rank"),
         ({"time_minutes": 2, "notice_seconds": 120}, "told to leave before"),
         ({"environment": ["A"]}, "give NAME=VALUE"),
+        ({"environment": ["MLFLOW_TRACKING_PASSWORD=secret"]}, "^(?!.*secret).*jobs inherit it"),
+        ({"setup": ["export MLFLOW_TRACKING_TOKEN=secret"]}, "^(?!.*secret).*jobs inherit it"),
     ],
 )
 def test_what_cannot_be(values: dict[str, object], why: str) -> None:

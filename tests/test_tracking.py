@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dfer_dist import tracking
+from dfer_dist import sender
 from dfer_dist.rundir import FoldDir
+from dfer_dist.sender import Queue
 from dfer_dist.tracking import Tracker
-
-URI = "somewhere"
 
 
 class Server:
@@ -19,19 +18,17 @@ class Server:
 
     def __init__(self) -> None:
         self.rows: set[tuple[str, int, int, float]] = set()
-        self.requests, self.down, self.status, self.files = 0, False, "", list[str]()
+        self.requests, self.down, self.status = 0, False, ""
 
-    def update_run(self, run_id: str, status: str) -> None:
+    def __call__(self) -> tuple["Server", str]:
         self._answer()
-        self.status = status
+        self.status = "RUNNING"
+        return self, "id"
 
     def log_batch(self, run_id: str, metrics: list) -> None:
         self._answer()
         assert len(metrics) <= 1000
         self.rows |= {(m.key, m.timestamp, m.step, m.value) for m in metrics}
-
-    def log_artifact(self, run_id: str, path: str) -> None:
-        self.files.append(Path(path).name)
 
     def set_terminated(self, run_id: str, status: str) -> None:
         self.status = status
@@ -48,9 +45,16 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server()
-    monkeypatch.setattr(tracking, "client", lambda uri: server)
-    monkeypatch.setattr(tracking, "_PAUSE", 0.05)
+    monkeypatch.setattr(sender, "_PAUSE", 0.05)
     return server
+
+
+def tracker_of(root: Path, server: Server | None, keep_bytes: int | None = 0) -> Tracker:
+    return Tracker(FoldDir(root).metrics, FoldDir(root).sent, server, keep_bytes)
+
+
+def ended(status: str):
+    return lambda api, run_id: api.set_terminated(run_id, status)
 
 
 def log(tracker: Tracker, first: int, last: int) -> int:
@@ -72,89 +76,110 @@ def until(seen) -> None:
 
 
 def test_a_line_is_sent_once_a_checkpoint_stands_for_it(server, tmp_path):
-    tracker = Tracker(FoldDir(tmp_path), URI, "id")
+    tracker = tracker_of(tmp_path, server)
     size = log(tracker, 1, 5)
     log(tracker, 6, 8)
     until(lambda: server.status == "RUNNING")
     assert server.steps() == []
     tracker.release(size)
     until(lambda: server.steps() == [1, 2, 3, 4, 5])
-    tracker.close("FAILED")
+    tracker.close(ended("FAILED"))
     assert (server.steps(), server.status) == ([1, 2, 3, 4, 5], "FAILED")
     assert steps(FoldDir(tmp_path)) == list(range(1, 9))
 
 
 def test_steps_that_are_done_again_are_there_once(server, tmp_path):
     """Killed after step 8, gone on from the checkpoint of step 5, in the file and at the server."""
-    tracker = Tracker(FoldDir(tmp_path), URI, "id")
+    tracker = tracker_of(tmp_path, server)
     size = log(tracker, 1, 5)
     log(tracker, 6, 8)
     with (tmp_path / "metrics.jsonl").open("a") as f:
         f.write('{"step": 9, "epo')  # cut short by the kill
     tracker.release(size)
-    tracker.close("KILLED")
-    again = Tracker(FoldDir(tmp_path), URI, "id", size)
+    tracker.close(ended("KILLED"))
+    again = tracker_of(tmp_path, server, size)
     assert (again.undone(5), again.size) == (3, size)
     again.release(log(again, 6, 10))
-    again.close("FINISHED")
+    again.close(ended("FINISHED"))
     assert steps(FoldDir(tmp_path)) == list(range(1, 11)) == server.steps()
 
 
 def test_a_crash_between_sending_and_noting_does_no_harm(server, tmp_path):
-    tracker = Tracker(FoldDir(tmp_path), URI, "id")
+    tracker = tracker_of(tmp_path, server)
     tracker.release(log(tracker, 1, 5))
-    tracker.close("KILLED")
+    tracker.close(ended("KILLED"))
     rows, size = set(server.rows), tracker.size
     FoldDir(tmp_path).sent.unlink()
-    Tracker(FoldDir(tmp_path), URI, "id", size).close("FINISHED")
+    tracker_of(tmp_path, server, size).close(ended("FINISHED"))
     assert server.rows == rows
 
 
 def test_what_was_sent_before_the_last_checkpoint_was_lost_stands(server, tmp_path):
     """The checkpoint of step 8 is damaged: steps 6 to 8 are trained again after they were sent."""
-    tracker = Tracker(FoldDir(tmp_path), URI, "id")
+    tracker = tracker_of(tmp_path, server)
     size = log(tracker, 1, 5)
     tracker.release(log(tracker, 6, 8))
-    tracker.close("KILLED")
+    tracker.close(ended("KILLED"))
     time.sleep(0.01)  # other time stamps
-    again = Tracker(FoldDir(tmp_path), URI, "id", size)
+    again = tracker_of(tmp_path, server, size)
     again.release(log(again, 6, 7))
-    again.close("KILLED")  # stopped once more before it is where it was
-    again = Tracker(FoldDir(tmp_path), URI, "id", again.size)
+    again.close(ended("KILLED"))  # stopped once more before it is where it was
+    again = tracker_of(tmp_path, server, again.size)
     again.release(log(again, 8, 12))
-    again.close("FINISHED")
+    again.close(ended("FINISHED"))
     assert server.steps() == steps(FoldDir(tmp_path)) == list(range(1, 13))
 
 
 def test_a_server_that_comes_back_gets_everything(server, tmp_path, capsys):
     server.down = True
-    tracker = Tracker(FoldDir(tmp_path), URI, "id")
+    tracker = tracker_of(tmp_path, server)
     begin = time.perf_counter()
     tracker.release(log(tracker, 1, 2000))
     assert time.perf_counter() - begin < 2  # nobody waits for it
     until(lambda: server.requests > 2)
-    assert capsys.readouterr().err.count("is sent when it answers again") == 1
+    assert capsys.readouterr().err.count("is sent when the server answers again") == 1
     server.down = False
     until(lambda: len(server.steps()) == 2000)
-    tracker.close("FINISHED")
+    tracker.close(ended("FINISHED"))
     assert server.steps() == list(range(1, 2001)) == server.steps("epoch")
 
 
 def test_a_server_that_stays_away_holds_nothing_up(server, tmp_path, capsys):
     server.down = True
-    tracker = Tracker(FoldDir(tmp_path), URI, "id")
+    tracker = tracker_of(tmp_path, server)
     tracker.release(log(tracker, 1, 3))
     begin = time.perf_counter()
-    tracker.close("FINISHED", timeout=5)
+    tracker.close(ended("FINISHED"), timeout=5)
     assert time.perf_counter() - begin < 2
-    assert "does not answer; the figures are in" in capsys.readouterr().err
+    assert "not all could be sent" in capsys.readouterr().err
 
 
-def test_files_go_with_the_end(server, tmp_path):
-    tracker = Tracker(FoldDir(tmp_path), URI, "id")
-    tracker.release(log(tracker, 1, 1))
-    tracker.close("FINISHED", (tmp_path / "result.json",))
-    assert (server.files, server.status) == (["result.json"], "FINISHED")
+def test_last_words_come_after_the_figures(server, tmp_path):
+    tracker = tracker_of(tmp_path, server)
+    tracker.release(log(tracker, 1, 3))
+    seen = []
+    tracker.close(lambda api, run_id: seen.append((run_id, api.steps())))
+    assert seen == [("id", [1, 2, 3])]
+
+
+def test_one_process_at_a_time_sends(server, tmp_path):
+    """A job that writes and sends, and ``dfer sync`` beside it; then the job is gone."""
+    tracker = tracker_of(tmp_path, server)
+    two, size = log(tracker, 1, 2), log(tracker, 3, 3)
+    until(lambda: server.status == "RUNNING")
+    fold = FoldDir(tmp_path)
+    other = Queue(fold.metrics, fold.sent)
+    assert not other.take(size)
+    tracker.close()
+    assert other.take(size)
+    waiting = tracker_of(tmp_path, server, size)
+    waiting.release(size)
+    time.sleep(0.3)
+    assert server.steps() == []
+    assert other.send(server, "id", lambda: two) == 2
+    other.leave()
+    until(lambda: server.steps() == [1, 2, 3])
+    waiting.close()
 
 
 def test_a_full_disk_keeps_the_lines_and_takes_them_later(tmp_path, monkeypatch, capsys):
@@ -168,7 +193,7 @@ def test_a_full_disk_keeps_the_lines_and_takes_them_later(tmp_path, monkeypatch,
         room[0] -= done
         return done
 
-    tracker = Tracker(FoldDir(tmp_path), None, None)
+    tracker = tracker_of(tmp_path, None)
     monkeypatch.setattr(os, "write", full)
     size = log(tracker, 1, 3)
     assert capsys.readouterr().err.count("takes no more lines for now") == 1
@@ -177,26 +202,26 @@ def test_a_full_disk_keeps_the_lines_and_takes_them_later(tmp_path, monkeypatch,
     room[0] = 10**6
     tracker.sync()
     log(tracker, 4, 4)
-    tracker.close("FINISHED")
+    tracker.close(ended("FINISHED"))
     assert steps(FoldDir(tmp_path)) == [1, 2, 3, 4]
     assert (tmp_path / "metrics.jsonl").read_bytes()[:size].endswith(b"}\n")
 
 
 def test_lines_that_a_crash_of_the_machine_took_are_told(tmp_path, capsys):
-    tracker = Tracker(FoldDir(tmp_path), None, None)
+    tracker = tracker_of(tmp_path, None)
     size = log(tracker, 1, 3)
-    tracker.close("FINISHED")
-    again = Tracker(FoldDir(tmp_path), None, None, size + 7)
+    tracker.close(ended("FINISHED"))
+    again = tracker_of(tmp_path, None, size + 7)
     assert "has lost at least 7 bytes" in capsys.readouterr().err
-    again.close("FINISHED")
+    again.close(ended("FINISHED"))
     os.truncate(tmp_path / "metrics.jsonl", size - 9)  # in the midst of a line
-    again = Tracker(FoldDir(tmp_path), None, None, size)
+    again = tracker_of(tmp_path, None, size)
     log(again, 4, 5)
     assert steps(FoldDir(tmp_path)) == [1, 2, 4, 5]
 
 
 def test_a_file_that_was_cut_does_not_keep_the_processor_busy(server, tmp_path, capsys):
-    tracker = Tracker(FoldDir(tmp_path), URI, "id")
+    tracker = tracker_of(tmp_path, server)
     size = log(tracker, 1, 3)
     os.truncate(tmp_path / "metrics.jsonl", 10)
     tracker.release(size)
@@ -204,10 +229,10 @@ def test_a_file_that_was_cut_does_not_keep_the_processor_busy(server, tmp_path, 
     begin = time.process_time()
     time.sleep(0.5)
     assert time.process_time() - begin < 0.3
-    tracker.close("FAILED")
+    tracker.close(ended("FAILED"))
 
 
 def test_values_that_are_not_finite_are_left_out(tmp_path):
-    tracker = Tracker(FoldDir(tmp_path), None, None)
+    tracker = tracker_of(tmp_path, None)
     tracker.log(1, 0, {"loss": float("nan"), "grad_norm": float("inf"), "lr": 0.1})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()).keys() == {"step", "epoch", "time", "lr"}

@@ -170,7 +170,7 @@ def test_running(slurm: Slurm, submitted: RunDir) -> None:
     line = attempt(fold, begin=False)
     assert (seen(submitted).why, seen(submitted).attempts) == ("starting", 1)
     line.begin(0, 36, 0)
-    tracker = Tracker(fold, None, None)
+    tracker = Tracker(fold.metrics, fold.sent, None)
     tracker.log(9, 1, {"val_uar": 30.0, "val_war": 31.0})
     tracker.log(10, 1, {"loss": 1.0, "clips_per_second": 12.5})
     there = FoldState(1, "RUNNING", "", "", 1, 10, 36, 12.5, 30.0, 31.0, "val", "n[1-2]", "9:59", "120_0")
@@ -362,7 +362,9 @@ def whole(run: RunDir, slurm: Slurm) -> None:
     attempt(run.fold(1), "DONE", "all steps done")
     result(run.fold(1), 50.125, 60.25)
     attempt(run.fold(2))
-    Tracker(run.fold(2), None, None).log(12, 2, {"test_uar": 41.0, "test_war": 42.0, "clips_per_second": 120.0})
+    Tracker(run.fold(2).metrics, run.fold(2).sent, None).log(
+        12, 2, {"test_uar": 41.0, "test_war": 42.0, "clips_per_second": 120.0}
+    )
     attempt(run.fold(3), "FAILED", "ValueError: [red]a long line that does not fit into a hundred columns" + 20 * " word")
     slurm.say(f"120_1 RUNNING n[1-2] 1-09:59:01 {HOUR_AGO} None", "121 PENDING - 5:00 N/A Dependency")
 

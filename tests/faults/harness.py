@@ -158,7 +158,7 @@ def same(trial: Trial, reference: Trial) -> None:
 
 def same_in_mlflow(trial: Trial) -> None:
     """Assert that the tracking server has each figure of the file once, and nothing else."""
-    from dfer_dist.tracking import client
+    from dfer_dist.trackrun import client
 
     tracking = trial.run.describe()["tracking"]
     api = client(tracking["uri"])

@@ -16,7 +16,7 @@ from harness import DFER, SETTINGS, Trial, same, same_in_mlflow
 from submitted import ENVIRONMENT, EPOCH, ROOT, Submitted, local
 
 from dfer_dist.rundir import RunDir, read_json
-from dfer_dist.tracking import client
+from dfer_dist.trackrun import client
 
 HOOKS = ROOT / "tests" / "faults"
 
@@ -41,8 +41,10 @@ def test_undisturbed(trial: Submitted, undisturbed: Trial) -> None:
     job = trial.done()
     told(trial, begin)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "0")
-    assert attempts(trial)[0] | {"job": "", "started": "", "ended": ""} == {
+    assert attempts(trial)[0] | {"job": "", "array": "", "device": "", "started": "", "ended": ""} == {
         "job": "",
+        "array": "",
+        "device": "",
         "nodes": "n[1-2]",
         "world_size": 2,
         "from_step": 0,

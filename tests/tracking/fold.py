@@ -1,0 +1,46 @@
+"""A fold without training, in a process of its own: ``fold.py RUN FOLD LINES SECONDS_A_LINE``. All that tells of it is real; a result it has not.
+
+Prints the longest time that logging one line took, and the whole.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from pathlib import Path
+
+from dfer_dist import sender, system
+from dfer_dist.rundir import RunDir
+from dfer_dist.status import Attempt
+from dfer_dist.sync import last_words
+from dfer_dist.system import SystemMonitor
+from dfer_dist.tracking import Tracker
+from dfer_dist.trackrun import ChildRun
+
+
+def main() -> None:
+    run, fold, lines, pause = RunDir(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+    sender._PAUSE, system.EVERY = 1.0, 0.5
+    where, draw = run.fold(fold), random.Random(fold)
+    attempt = Attempt(where, 2, True, "a processor")
+    tracker = Tracker(where.metrics, where.sent, ChildRun(run, fold, running=True), 0)
+    monitor = SystemMonitor(where, ChildRun(run, fold, running=False))
+    attempt.begin(0, lines, 0)
+    begin, longest = time.perf_counter(), 0.0
+    for step in range(1, lines + 1):
+        time.sleep(pause)
+        start = time.perf_counter()
+        tracker.log(step, step // 50, {"loss": 2 / step, **{f"figure_{i}": draw.random() for i in range(11)}})
+        if step % 20 == 0:
+            tracker.release(tracker.size)
+        longest = max(longest, time.perf_counter() - start)
+    print(longest, time.perf_counter() - begin)
+    tracker.release(tracker.size)
+    monitor.close()
+    tracker.close(last_words(run, fold, "FINISHED"))
+    attempt.end("DONE", "all steps done")
+
+
+if __name__ == "__main__":
+    main()

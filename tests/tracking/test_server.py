@@ -1,0 +1,143 @@
+"""Five folds at once through a real ``mlflow server`` on a real PostgreSQL, and all that can befall it."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from load import Trial
+from proxy import BROKEN, DEAD, PASS, SLOW, Proxy
+from servers import Site
+
+from dfer_dist.data.shards import Index
+from dfer_dist.trackrun import begin
+
+
+@pytest.fixture
+def trial(site: Site, proxy: Proxy, tiny_shards: Index, tmp_path: Path) -> Trial:
+    return Trial(site, tiny_shards, tmp_path, proxy.uri, f"run-{time.time_ns()}")
+
+
+def same_after_sync(trial: Trial) -> None:
+    """``dfer sync`` brings all there is to the server, and a second one changes nothing at it."""
+    trial.sync()
+    trial.check()
+    before = trial.site.mlflow.state()
+    sent = trial.sync()
+    assert (sent.lines, sent.files, sent.changes, sent.busy) == (0, 0, 0, [])
+    assert trial.site.mlflow.state() == before
+
+
+def test_five_folds_log_at_once_and_the_server_is_away_for_a_while(trial: Trial, proxy: Proxy) -> None:
+    trial.open()
+    folds = trial.start(lines=200, pause=0.02)
+    time.sleep(4)
+    proxy.mode = DEAD
+    time.sleep(2)
+    proxy.mode = PASS
+    trial.finish(folds)
+    trial.check()
+    trial.nobody_waited()
+    same_after_sync(trial)
+
+
+@pytest.mark.tracking
+@pytest.mark.parametrize(("mode", "most"), [(DEAD, 2.0), (BROKEN, 2.0), (SLOW, 6.0)])
+def test_a_run_begins_at_once_whatever_the_server_does(trial: Trial, proxy: Proxy, mode: str, most: float, capsys) -> None:
+    trial.open()
+    proxy.mode = mode
+    times = time.perf_counter()
+    begin(trial.run)
+    seconds = time.perf_counter() - times
+    print(f"a server that is {mode} held the start up for {seconds:.2f} s")
+    assert seconds < most
+    assert "dfer sync" in capsys.readouterr().err
+
+
+@pytest.mark.tracking
+@pytest.mark.parametrize("mode", [DEAD, BROKEN, SLOW])
+def test_a_server_that_is_away_from_start_to_end(trial: Trial, proxy: Proxy, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slow one does what it was asked, but nobody waits so long: what it made unasked must not be there twice."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    proxy.mode = mode
+    trial.open()
+    said = trial.finish(trial.start(lines=200, pause=0.05), told=False)
+    assert "is sent when the server answers again" in said
+    trial.nobody_waited()
+    assert trial.run.describe()["tracking"]["run_id"] is None
+    with pytest.raises(Exception, match=r"refused|reset|aborted|500|timed out|Remote end"):
+        trial.end()
+    if mode == SLOW:
+        time.sleep(proxy.delay)  # until all it was asked is done
+    proxy.mode = PASS
+    same_after_sync(trial)
+
+
+@pytest.mark.tracking
+def test_a_server_that_is_killed_and_started_again(trial: Trial) -> None:
+    trial.open()
+    folds = trial.start(lines=600, pause=0.05)
+    time.sleep(10)
+    trial.site.mlflow.kill()
+    time.sleep(3)
+    trial.site.mlflow.start()
+    trial.finish(folds)
+    trial.check()
+    same_after_sync(trial)
+
+
+@pytest.mark.tracking
+@pytest.mark.parametrize("mode", [BROKEN, SLOW])
+def test_a_server_that_fails_in_the_middle(trial: Trial, proxy: Proxy, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    trial.open()
+    folds = trial.start(lines=400, pause=0.05)
+    time.sleep(8)
+    proxy.mode = mode
+    trial.finish(folds, told=False)
+    trial.nobody_waited()
+    proxy.mode = PASS
+    trial.end()
+    same_after_sync(trial)
+
+
+@pytest.fixture
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system of 160 MB."""
+    folder = tmp_path_factory.mktemp("disk")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m,mode=755", "none", str(folder)], check=False).returncode:
+        pytest.skip("mounting a small file system takes root")
+    for parent in list(folder.parents)[:2]:
+        parent.chmod(0o755)  # PostgreSQL's own user has to get there
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.tracking
+@pytest.mark.parametrize("what", ["database", "artifacts"])
+def test_a_full_disk_at_the_server(tiny_shards: Index, tmp_path: Path, small_disk: Path, tmp_path_factory, what: str) -> None:
+    site = Site.make(tmp_path_factory.mktemp("site"), **{what: small_disk / what})
+    try:
+        trial = Trial(site, tiny_shards, tmp_path, site.mlflow.uri, "run")
+        trial.open()
+        folds = trial.start(lines=400, pause=0.05)
+        time.sleep(5)
+        ballast = small_disk / "ballast"
+        with suppress(OSError), ballast.open("wb", buffering=0) as f:
+            while f.write(b"0" * 65536):
+                pass
+        trial.finish(folds, told=False)
+        trial.nobody_waited()
+        if what == "artifacts":
+            with pytest.raises(Exception, match=r"500|No space"):
+                trial.end()
+        ballast.unlink()
+        site.postgres.start()  # it ends itself when it cannot write its log
+        trial.end()
+        same_after_sync(trial)
+    finally:
+        site.end()

@@ -1,0 +1,153 @@
+"""Real two-rank training through a server with a password: every figure there, the password nowhere, and what a dead server costs."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import SETTINGS, Trial
+from load import FILES, expected
+from proxy import DEAD, PASS, Proxy
+from servers import ADMIN, Site
+
+from dfer_dist.data.shards import Index
+from dfer_dist.sync import sync
+
+PASSWORD = "a-Password-that-is-found-nowhere-9731"
+LONG = ["train.epochs=150", "train.save_epochs=5", "train.selection=last", "train.save_steps=30"]
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Site]:
+    site = Site.make(Path(tempfile.mkdtemp(prefix="dfer-site-")), password=PASSWORD)
+    yield site
+    site.end()
+
+
+@pytest.fixture
+def trial(guarded: Site, tiny_shards: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trial:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", ADMIN)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    return Trial(tiny_shards, tmp_path, settings=[f"tracking.uri={guarded.mlflow.uri}"])
+
+
+def check(site: Site, trial: Trial) -> str:
+    """Assert that the fold's run has each figure once, all files, and its status; returns its id."""
+    child = trial.run.describe()["tracking"]["folds"]["1"]
+    assert site.postgres.metrics(child) == expected([trial.fold.metrics, *trial.fold.root.glob("system-*.jsonl")])
+    assert site.postgres.rows("select status from runs where run_uuid = %s", child) == [("FINISHED",)]
+    assert {Path(name).name for name in site.mlflow.files() if child in name} >= FILES
+    return child
+
+
+@pytest.mark.tracking
+def test_two_ranks_through_a_server_with_a_password(guarded: Site, trial: Trial, tmp_path: Path) -> None:
+    said = trial.finish(trial.start(), again=0)
+    child = check(guarded, trial)
+    tags = dict(guarded.postgres.rows("select key, value from tags where run_uuid = %s", child))
+    assert (tags["world_size"], tags["attempts"], tags["selection"]) == ("2", "1", "best_test")
+    before = guarded.mlflow.state()
+    dfer = Path(sys.executable).with_name("dfer")
+    again = subprocess.run([dfer, "sync", trial.run.root], check=True, capture_output=True, text=True)
+    page = subprocess.run([dfer, "ui", trial.run.root], check=True, capture_output=True, text=True)
+    assert "has everything" in again.stdout and guarded.mlflow.state() == before
+    assert page.stdout.startswith(f"{guarded.mlflow.uri}/#/experiments/")
+    rows = [str(guarded.postgres.rows(f'select * from "{name}"')) for name in guarded.postgres.everything()]
+    files = [f for root in (tmp_path, guarded.mlflow.artifacts) for f in root.rglob("*") if f.is_file()]
+    assert len(files) > 30
+    texts = [said, again.stdout, again.stderr, page.stdout, *rows, *(f.read_bytes().decode("latin-1") for f in files)]
+    coded = base64.b64encode(f"{ADMIN}:{PASSWORD}".encode()).decode()
+    assert not [text[:200] for text in texts if PASSWORD in text or coded in text]
+
+
+@pytest.mark.tracking
+def test_a_wrong_password_is_told_and_stops_nothing(guarded: Site, trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another")
+    said = trial.finish(trial.start("train.epochs=1"), again=0)
+    assert "dfer sync" in said and "another" not in said
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    sync(trial.run)
+    check(guarded, trial)
+
+
+@pytest.mark.tracking
+def test_a_dead_server_costs_no_steps(guarded: Site, trial: Trial) -> None:
+    """One run, its server alive and dead in turns of four seconds; each step counts for the turn in which it was done."""
+    proxy = Proxy(guarded.mlflow.uri)
+    trial.settings = [f"tracking.uri={proxy.uri}"]
+    trial.prepare(settings=[*SETTINGS, *LONG])
+    with (trial.run.code / "dfer_dist" / "sender.py").open("a") as f:
+        f.write("\n_PAUSE = 1.0  # it has to find the server dead often\n")
+    turns: list[tuple[float, str]] = []
+    over = threading.Event()
+
+    def take_turns() -> None:
+        while not over.is_set():
+            proxy.mode = DEAD if proxy.mode == PASS else PASS
+            turns.append((time.time(), proxy.mode))
+            over.wait(4)
+
+    process = trial.start(settings=[*SETTINGS, *LONG])
+    trial.training(20)
+    thread = threading.Thread(target=take_turns)
+    thread.start()
+    try:
+        trial.finish(process, again=0)
+    finally:
+        over.set()
+        thread.join()
+        proxy.mode = PASS
+    rates = {mode: statistics.median(seconds) for mode, seconds in steps(trial, turns).items()}
+    print(
+        f"steps a second, median: server alive {1 / rates[PASS]:.2f}, dead {1 / rates[DEAD]:.2f}, ratio {rates[PASS] / rates[DEAD]:.3f}"
+    )
+    assert rates[PASS] / rates[DEAD] > 0.9  # at least 0.98 on a machine that nothing else keeps busy
+    sync(trial.run)
+    check(guarded, trial)
+    before = guarded.mlflow.state()
+    sync(trial.run)
+    assert guarded.mlflow.state() == before
+    proxy.end()
+
+
+def steps(trial: Trial, turns: list[tuple[float, str]]) -> dict[str, list[float]]:
+    """Seconds of each step, by what the server was then; those in which it changed are left out."""
+    lines = [x for x in trial.lines() if "loss" in x]
+    out: dict[str, list[float]] = {PASS: [], DEAD: []}
+    for before, line in itertools.pairwise(lines):
+        modes = [mode for at, mode in turns if at < before["time"]]
+        same = modes and not any(before["time"] <= at <= line["time"] for at, _ in turns)
+        if same and line["step"] == before["step"] + 1:
+            out[modes[-1]].append(line["time"] - before["time"])
+    assert min(map(len, out.values())) > 100
+    return out
+
+
+@pytest.mark.tracking
+def test_the_ui_opens_on_a_sqlite_file(tiny_shards: Index, tmp_path: Path) -> None:
+    trial = Trial(tiny_shards, tmp_path)
+    trial.prepare()
+    command = [Path(sys.executable).with_name("dfer"), "ui", trial.run.root]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    try:
+        assert process.stdout
+        address = process.stdout.readline().split("#")[0]
+        experiment = trial.run.describe()["tracking"]["experiment_id"]
+        with urllib.request.urlopen(f"{address}api/2.0/mlflow/experiments/get?experiment_id={experiment}") as answer:
+            assert json.load(answer)["experiment"]["name"] == "dfew"
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
