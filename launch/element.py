@@ -119,7 +119,7 @@ def summarize(roots: Sequence[str], comparison: str | None) -> None:
     """Write the summary of each run, folds that never came included, and close it at MLflow; of several, the comparison too."""
     from rich.console import Console
 
-    from dfer_dist.compare import write_comparison
+    from dfer_dist.report.comparison import write_overview
     from dfer_dist.tracking import close_unfinished
     from launch.cli import report_run
     from launch.local import is_done
@@ -137,7 +137,7 @@ def summarize(roots: Sequence[str], comparison: str | None) -> None:
         never = [k for k in missing if k not in waiting]
         close_unfinished(about["tracking"], never, parent=len(never) == len(about["folds"]))
     if comparison:
-        console.print(write_comparison(runs, Path(comparison)))
+        console.print(write_overview(runs, Path(comparison)))
 
 
 if __name__ == "__main__":
