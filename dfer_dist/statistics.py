@@ -179,7 +179,7 @@ def corrected_t(by_fold: ArrayLike, test_to_train: float) -> TTest:
     mean, df = float(values.mean()), len(values) - 1
     error = math.sqrt((1 / len(values) + test_to_train) * values.var(ddof=1))
     if error <= 1e-12 * max(1.0, abs(mean)):  # the same in every fold but for rounding
-        return TTest(mean, *((0.0, 1.0) if abs(mean) < 1e-12 else (None, None)), df)
+        return TTest(mean, 0.0, 1.0, df) if abs(mean) < 1e-12 else TTest(mean, None, None, df)
     return TTest(mean, mean / error, float(2 * student.sf(abs(mean / error), df)), df)
 
 

@@ -254,9 +254,9 @@ def _class_changes(pairs: Pairs, right: Ints, classes: Sequence[str]) -> list[Cl
     there = np.flatnonzero(n).tolist()
     found = differences(pairs, list(class_weights(pairs)[there]))
     p = holm([mcnemar(int(gained[c]), int(lost[c])).p for c in there])
-    recalls = 100.0 * right / np.maximum(n, 1)
+    recalls = (100.0 * right / np.maximum(n, 1)).tolist()
     return [
-        ClassChange(classes[c], int(n[c]), int(gained[c]), int(lost[c]), *map(float, recalls[:, c]), found[i], p[i])
+        ClassChange(classes[c], int(n[c]), int(gained[c]), int(lost[c]), recalls[0][c], recalls[1][c], found[i], p[i])
         for i, c in enumerate(there)
     ]
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from dfer_dist.config import NEUTRAL, flatten
 from dfer_dist.configfile import read_config
 from dfer_dist.report.compare import Comparison, Paired
-from dfer_dist.report.sections import Section
-from dfer_dist.report.tables import Table, markdown, terminal
+from dfer_dist.report.sections import Section, latex_document
+from dfer_dist.report.tables import Table, markdown, slug, terminal
 from dfer_dist.report.words import folds_words, mean_words, missing_words, p_words, signed
-from dfer_dist.rundir import RunDir, atomic_path, read_json, write_json, write_text
+from dfer_dist.rundir import RunDir, atomic_path, read_json, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -68,7 +68,7 @@ def _title(c: Comparison) -> str:
 def _difference_table(c: Comparison) -> Table:
     header = ["Measure", "Difference", "95 % interval", "Test", "Statistic", "p"]
     if c.paired is None:
-        return Table(f"differences-{c.second.name}", _title(c), header, [["not compared", *[""] * 5]], c.warnings)
+        return Table(f"differences-{slug(c.second.name)}", _title(c), header, [["not compared", *[""] * 5]], c.warnings)
     p, rows = c.paired, []
     for name, word in _METRICS:
         d, t = p.difference[name], p.t_test[name]
@@ -86,7 +86,7 @@ def _difference_table(c: Comparison) -> Table:
         notes.append(f"Corrected t-test: n_train / n_test = {p.n_train:.0f} / {p.n_test:.0f} clips.")
     else:
         notes.append("A t-test over folds needs two folds or more.")
-    return Table(f"differences-{c.second.name}", _title(c), header, rows, c.warnings, notes)
+    return Table(f"differences-{slug(c.second.name)}", _title(c), header, rows, c.warnings, notes)
 
 
 def _t_cells(t: Any) -> list[str]:
@@ -102,7 +102,7 @@ def _fold_table(c: Comparison, p: Paired) -> Table:
     for f in p.folds:
         scores = [cell for x, y in (f.uar, f.war) for cell in (f"{x:.2f}", f"{y:.2f}", signed(y - x))]
         rows.append([str(f.fold), str(f.clips), *scores])
-    return Table(f"folds-{b}", _title(c), header, rows, c.warnings)
+    return Table(f"folds-{slug(b)}", _title(c), header, rows, c.warnings)
 
 
 def _class_table(c: Comparison, p: Paired) -> Table:
@@ -114,7 +114,7 @@ def _class_table(c: Comparison, p: Paired) -> Table:
         recalls = [f"{x.first:.2f}", f"{x.second:.2f}", signed(d.value), f"{signed(d.low)} to {signed(d.high)}"]
         rows.append([x.name, str(x.clips), *recalls, str(x.gained), str(x.lost), p_words(x.p), x.verdict])
     note = "Folds pooled. Gained, lost: clips. p: McNemar's test, Holm's correction for all classes; a verdict where it is below 0.05."
-    return Table(f"classes-{c.second.name}", _title(c), header, rows, c.warnings, [note])
+    return Table(f"classes-{slug(c.second.name)}", _title(c), header, rows, c.warnings, [note])
 
 
 def _clip_table(c: Comparison, p: Paired) -> Table:
@@ -136,12 +136,12 @@ def _clip_table(c: Comparison, p: Paired) -> Table:
         f"{len(p.changes)} of {p.clips} clips were said to be different things: {', '.join(counts)}; probabilities in brackets."
     ]
     notes += [f"Shown are the {SHOWN} of which both are surest; all are in {clips_file(c)}."] if len(p.changes) > SHOWN else []
-    return Table(f"clips-{b}", _title(c), ["Clip", "Fold", "Truth", a, b, "Change"], rows, c.warnings, notes, left=6)
+    return Table(f"clips-{slug(b)}", _title(c), ["Clip", "Fold", "Truth", a, b, "Change"], rows, c.warnings, notes, left=6)
 
 
 def clips_file(c: Comparison) -> str:
     """Name of the file that lists the clips that changed."""
-    return f"clips-{c.second.name.replace('/', '-')}.csv"
+    return f"clips-{slug(c.second.name)}.csv"
 
 
 def write_clips(c: Comparison, p: Paired, path: Path) -> None:
@@ -156,18 +156,26 @@ def write_clips(c: Comparison, p: Paired, path: Path) -> None:
             lines.writerow([x.fold, x.key, x.truth, x.first, probabilities[0], x.second, probabilities[1], x.kind])
 
 
-def write_comparison(comparisons: Sequence[Comparison], sections: Sequence[Section], folder: Path) -> None:
-    """Write ``comparison.json`` and ``.md`` and the lists of clips into ``folder``."""
-    write_json(folder / "comparison.json", {"comparisons": [_plain(c) for c in comparisons]})
-    for c in comparisons:
-        if c.paired:
-            write_clips(c, c.paired, folder / clips_file(c))
+def comparison_markdown(sections: Sequence[Section], comparisons: Sequence[Comparison]) -> str:
+    """The text of ``comparison.md``."""
     lines = [f"# {', '.join(c.second.name for c in comparisons)} against {comparisons[0].first.name}"]
     for section in sections:
         lines += ["", f"## {section.title}", *(part for text in section.text for part in ("", text))]
         for table in section.tables:
             lines += ["", f"**{table.title}**", "", *markdown(table)]
-    write_text(folder / "comparison.md", "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
+
+
+def comparison_latex(sections: Sequence[Section], comparisons: Sequence[Comparison]) -> str:
+    """The text of ``comparison.tex``: all tables but the one of single clips."""
+    tables = [t for s in sections for t in s.tables if s.key != "clips"]
+    names = [c.second.name for c in comparisons]
+    return latex_document(tables, "compare", f"{', '.join(names)} against {comparisons[0].first.name}", [])
+
+
+def comparison_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """The content of ``comparison.json``."""
+    return {"comparisons": [_plain(c) for c in comparisons]}
 
 
 def _plain(c: Comparison) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dfer_dist.report.about import protocol_rows, provenance_rows
 from dfer_dist.report.history import Cost, cost
-from dfer_dist.report.tables import Table, latex, latex_text, markdown, terminal
+from dfer_dist.report.tables import Table, latex, markdown, slug, terminal
 from dfer_dist.report.words import (
     PROTOCOLS,
     done,
@@ -19,7 +18,6 @@ from dfer_dist.report.words import (
     interval_words,
     join,
     mean_words,
-    missing_words,
     notes,
     warnings,
 )
@@ -45,9 +43,11 @@ def run_sections(run: RunDir, summary: Mapping[str, Any]) -> list[Section]:
     scores = f"UAR {pooled['uar']:.2f} %, WAR {pooled['war']:.2f} %"
     recall = f"All {pooled['n']} test clips of {folds_words(done(summary))} pooled: {scores}."
     first = summary["folds"][0]
-    told = {"warnings": warnings(summary), "left": 2}
-    protocol = Table("protocol", f"{heading(summary)}: protocol", ["Setting", "In words"], protocol_rows(run, first), **told)
-    origin = Table("provenance", f"{heading(summary)}: provenance", ["What", "From"], provenance_rows(run, first), **told)
+    told = warnings(summary)
+    protocol = Table(
+        "protocol", f"{heading(summary)}: protocol", ["Setting", "In words"], protocol_rows(run, first), told, left=2
+    )
+    origin = Table("provenance", f"{heading(summary)}: provenance", ["What", "From"], provenance_rows(run, first), told, left=2)
     return [
         Section("scores", "UAR and WAR", [], [scores_table(summary)]),
         Section("recall", "Recall of each class", [recall], [recall_table(summary)]),
@@ -74,8 +74,6 @@ def scores_table(summary: Mapping[str, Any]) -> Table:
 
 def recall_table(summary: Mapping[str, Any]) -> Table:
     """Recall of each class: pooled, with Wilson's 95 % interval, and in each fold."""
-    from scipy.stats import binomtest
-
     pooled, folds = summary["pooled"], summary["folds"]
     missing = summary["missing"]
     several = len(folds) + len(missing) > 1
@@ -85,8 +83,7 @@ def recall_table(summary: Mapping[str, Any]) -> Table:
         n, right = pooled["support"][name], pooled["confusion"][i][i]
         interval = "absent"
         if n:
-            ci = binomtest(right, n).proportion_ci(method="wilson")
-            interval = f"{100 * ci.low:.2f} to {100 * ci.high:.2f}"
+            interval = "{:.2f} to {:.2f}".format(*wilson(right, n))
         of_folds = [r["confusion"][i] for r in folds if several]
         rows.append([name, str(n), _percent(recall), interval, *(_percent(_share(row, i)) for row in of_folds)])
     alert: frozenset[int] = frozenset()
@@ -96,6 +93,14 @@ def recall_table(summary: Mapping[str, Any]) -> Table:
     return Table(
         "recall", f"{heading(summary)}: recall of each class, folds pooled", header, rows, warnings(summary), alert=alert
     )
+
+
+def wilson(right: int, clips: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a recall, percent: it holds for a handful of clips and for those that are all right."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(right, clips).proportion_ci(method="wilson")
+    return 100.0 * interval.low, 100.0 * interval.high
 
 
 def cost_table(run: RunDir, summary: Mapping[str, Any]) -> Table:
@@ -112,19 +117,24 @@ def cost_table(run: RunDir, summary: Mapping[str, Any]) -> Table:
     if len(total) == len(costs):
         hours = [c.hours for c in costs.values() if c.hours is not None]
         rules, over = frozenset([len(rows)]), f" of folds {join(done(summary))}" if summary["missing"] else ""
-        rows.append([f"sum{over}", "", "", "", "", "", f"{sum(hours):.2f}", f"{sum(total):.2f}"])
+        rows.append([f"sum{over}", "", "", "", "", "", hours_words(sum(hours)), hours_words(sum(total))])
     return Table(
         "cost", f"{heading(summary)}: speed and cost", header, rows, warnings(summary), _cost_notes(costs, unit), 1, rules, alert
     )
 
 
 def _cost_row(c: Cost) -> list[str]:
-    def number(value: float | None, digits: int) -> str:
-        return "not recorded" if value is None else f"{'≥ ' * (c.at_least and digits == 2)}{value:.{digits}f}"
-
-    wait = None if c.data_wait_share is None else 100 * c.data_wait_share
+    wait = "not recorded" if c.data_wait_share is None else f"{100 * c.data_wait_share:.1f}"
+    speed = "not recorded" if c.clips_per_second is None else f"{c.clips_per_second:.1f}"
     counts = [", ".join(map(str, c.ranks)) or "not recorded", str(c.attempts), str(c.undone_steps)]
-    return [*counts, number(c.clips_per_second, 1), number(wait, 1), number(c.hours, 2), number(c.device_hours, 2)]
+    atleast = "≥ " if c.at_least else ""
+    hours = ["not recorded" if h is None else atleast + hours_words(h) for h in (c.hours, c.device_hours)]
+    return [*counts, speed, wait, *hours]
+
+
+def hours_words(hours: float) -> str:
+    """Hours, with enough digits for a run of minutes."""
+    return f"{hours:.3f}" if hours < 1 else f"{hours:.1f}"
 
 
 def _cost_notes(costs: Mapping[int, Cost], unit: str) -> list[str]:
@@ -160,16 +170,13 @@ def run_markdown(summary: Mapping[str, Any], sections: Sequence[Section]) -> str
 
 def run_latex(run: RunDir, summary: Mapping[str, Any], sections: Sequence[Section]) -> str:
     """The text of ``summary.tex``."""
-    label = re.sub(r"[^A-Za-z0-9]+", "-", run.root.name)
-    return latex_document(
-        [t for s in sections for t in s.tables if s.key in ("scores", "recall", "cost", "published")], label, summary
-    )
+    tables = [t for s in sections for t in s.tables if s.key in ("scores", "recall", "cost", "published")]
+    return latex_document(tables, slug(run.root.name), heading(summary), warnings(summary))
 
 
-def latex_document(tables: Sequence[Table], label: str, summary: Mapping[str, Any]) -> str:
+def latex_document(tables: Sequence[Table], label: str, title: str, told: Sequence[str]) -> str:
     """Floats to be read by ``\\input``, with what they need in a comment above."""
-    head = [r"% for \input; needs \usepackage{booktabs}", f"% {latex_text(heading(summary))}"]
-    head += [f"% {latex_text(missing_words(summary))}"] if summary["missing"] else []
+    head = [r"% for \input; needs \usepackage{booktabs}", *(f"% {text}" for text in (title, *told))]
     return "\n".join([*head, *(line for t in tables for line in ("", *latex(t, label)))]) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Fold results to a mean over folds: what stands in ``fold-K/`` becomes ``summary.json``, ``.md``, ``.tex`` and ``.png``.
+"""Fold results to a mean over folds: what ``summary.json`` holds.
 
 A mean over fewer folds than the data set has says so wherever it is shown.
 """
@@ -14,8 +14,8 @@ import numpy as np
 
 from dfer_dist.metrics import Scores, bootstrap_ci, score
 from dfer_dist.report.results import FoldResult, Predictions, load_folds
-from dfer_dist.report.words import PROTOCOLS, heading, missing_words
-from dfer_dist.rundir import VERSION, RunDir, atomic_path, write_json, write_text
+from dfer_dist.report.words import PROTOCOLS
+from dfer_dist.rundir import VERSION, RunDir, atomic_path
 
 
 def summarize(run_dir: Path, folds: Sequence[int]) -> dict[str, Any]:
@@ -60,27 +60,6 @@ def summarize_folds(loaded: Sequence[FoldResult], folds: Sequence[int]) -> dict[
         "majority": {"class": most, "war": 100.0 * pooled.support[most] / pooled.n},
         "shuffled": _over_folds(shuffled) if len(shuffled) == len(loaded) else None,
     }
-
-
-def write_summary(run_dir: Path, folds: Sequence[int]) -> dict[str, Any]:
-    """Write ``summary.json``, ``.md``, ``.tex`` and ``.png`` into the run folder, each by rename; return the summary.
-
-    Raises
-    ------
-    UserError
-        As :func:`summarize`; nothing is written then.
-    """
-    from dfer_dist.figures import save, summary_figure
-    from dfer_dist.report.sections import run_latex, run_markdown, run_sections
-
-    run, summary = RunDir(run_dir), summarize(run_dir, folds)
-    sections = run_sections(run, summary)
-    with atomic_path(run.picture) as path:
-        save(summary_figure(summary, heading(summary), missing_words(summary)), path)
-    write_text(run.latex, run_latex(run, summary, sections))
-    write_text(run.report, run_markdown(summary, sections))
-    write_json(run.summary, summary)
-    return summary
 
 
 def confusion_png(result: Mapping[str, Any] | Scores, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ _LATEX = {
     "[": "{[}",  # one after a row's end would be its option
     "±": r"$\pm$",
     "−": r"$-$",
+    "≥": r"$\geq$",
     "×": r"$\times$",
     "→": r"$\rightarrow$",
     "…": r"\dots{}",
@@ -104,3 +106,8 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 def _sentence(text: str) -> str:
     return text if text.endswith(".") else f"{text}."
+
+
+def slug(name: str) -> str:
+    """A name as part of a label or a file's name."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", name)
