@@ -32,7 +32,7 @@ def main() -> None:
         if picture.suffix == ".png" and len(sys.argv) > 4:
             page.pdf(path=sys.argv[4], format="A4")
         browser.close()
-    Image.open(picture).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
+    Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
         picture, optimize=True
     )  # a third of the bytes
     elsewhere = [url for url in asked if not url.startswith(("file:", "data:"))]

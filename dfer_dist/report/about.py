@@ -96,7 +96,7 @@ def _training_rows(c: Config) -> Rows:
     schedule = "half a cosine to zero"
     if o.schedule is Schedule.step:
         schedule = f"times {o.gamma:g} after epochs {', '.join(map(str, o.milestones))}"
-    warm = f", {o.warmup_epochs:g} epochs of warm-up" if o.warmup_epochs else ""
+    warm = f", warm-up over {o.warmup_epochs:g} epoch{'s' * (o.warmup_epochs != 1)}" if o.warmup_epochs else ""
     loss = ["cross-entropy"] + [f"label smoothing {t.label_smoothing:g}"] * bool(t.label_smoothing)
     loss += [f"class-balanced, beta {t.class_balance:g}"] * bool(t.class_balance)
     loss += [f"gradients clipped at {o.clip_norm:g}"] * bool(o.clip_norm)

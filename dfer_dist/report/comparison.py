@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfer_dist import UserError
 from dfer_dist.config import NEUTRAL, flatten
 from dfer_dist.configfile import read_config
 from dfer_dist.report.compare import Comparison, Paired
@@ -25,17 +26,27 @@ _METRICS = (("uar", "UAR"), ("war", "WAR"))
 
 def overview_table(runs: Sequence[RunDir]) -> Table:
     """A row a run, from its ``summary.json``: mean and deviation over the folds that are done, and how many those are."""
-    settings = [flatten(read_config(run.config)) for run in runs]
-    differ = [k for k in settings[0] if not k.startswith(NEUTRAL) and len({repr(s.get(k)) for s in settings}) > 1]
+    settings = [_settings(run) for run in runs]
+    known = [s for s in settings if s is not None]
+    differ = [k for k in known[0] if not k.startswith(NEUTRAL) and len({repr(s[k]) for s in known}) > 1] if known else []
     rows, warnings = [], []
     for run, config in zip(runs, settings, strict=True):
-        what, figures, finished = ", ".join(f"{k}={config[k]}" for k in differ), ["missing", "missing"], 0
+        what = "settings of another version" if config is None else ", ".join(f"{k}={config[k]}" for k in differ)
+        figures, finished = ["missing", "missing"], 0
         if run.summary.exists():
             summary = read_json(run.summary)
             figures, finished = [mean_words(summary, "uar"), mean_words(summary, "war")], len(summary["folds"])
             warnings += [f"{run.root.name}: {text}" for text in [missing_words(summary)] if text]
         rows.append([run.root.name, what, f"{finished} of {len(run.describe()['folds'])}", *figures])
     return Table("runs", "Runs side by side", ["Run", "What differs", "Folds", "UAR %", "WAR %"], rows, warnings, left=2)
+
+
+def _settings(run: RunDir) -> dict[str, Any] | None:
+    """By dotted key; None for those that this version cannot read."""
+    try:
+        return flatten(read_config(run.config))
+    except UserError:
+        return None
 
 
 def write_overview(runs: Sequence[RunDir], path: Path) -> RichTable:

@@ -19,6 +19,7 @@ from dfer_dist.rundir import RunDir, atomic_path
 
 FRAMES = 6  # of a clip, evenly spread
 _SIDE = 112  # pixels, of a frame on the sheet
+_DPI = 110
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,11 @@ def _sheet(mistakes: Sequence[Mistake], clips: Sequence[Clip], title: str, note:
     from matplotlib.figure import Figure
     from PIL import Image
 
-    from dfer_dist.figures import ALERT, DPI, FAINT, INK
+    from dfer_dist.figures import ALERT, FAINT, INK
 
     columns = 2 if len(mistakes) > 5 else 1
     rows = -(-len(mistakes) // columns)
-    figure = Figure(figsize=(columns * 6.6, rows * 1.5 + 0.9), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(columns * 6.6, rows * 1.36 + 0.9), dpi=_DPI, layout="constrained")
     figure.suptitle(f"{title}{f' ({note})' if note else ''}", fontsize=12, fontweight="bold", color=ALERT if note else INK)
     axes = figure.subplots(rows, columns, squeeze=False).T.ravel()
     for ax in axes:
@@ -106,4 +107,4 @@ def _sheet(mistakes: Sequence[Mistake], clips: Sequence[Clip], title: str, note:
         more = f"fold {m.fold}, {m.key}, {m.truth} {m.of_truth:.3f}"
         ax.text(1, 1.06, more, fontsize=8.5, ha="right", color=FAINT, transform=ax.transAxes, parse_math=False)
     figure.supxlabel("Frames of people: keep this picture where the data set may be.", fontsize=9, color=FAINT)
-    figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(path, format="png", dpi=_DPI, metadata={"Software": None})
