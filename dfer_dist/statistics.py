@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 from dfer_dist.metrics import Ints
 
 Floats = NDArray[np.float64]
-FEW = 25  # discordant clips below which McNemar's test is the exact one
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,11 @@ class TTest:
 
 @dataclass(frozen=True)
 class McNemar:
-    """McNemar's test; ``kind`` is ``exact`` or ``mid-p``."""
+    """McNemar's test of the clips that only one of two models has right."""
 
     gained: int
     lost: int
     p: float
-    kind: str
 
 
 def pair(tables: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]], num_classes: int) -> Pairs:
@@ -184,23 +182,19 @@ def corrected_t(by_fold: ArrayLike, test_to_train: float) -> TTest:
 
 
 def mcnemar(gained: int, lost: int) -> McNemar:
-    """McNemar's test whether as many clips are gained as lost, two-sided.
+    """McNemar's test whether as many clips are gained as lost: the exact binomial one, two-sided, whatever their number.
 
-    Below :data:`FEW` discordant clips the exact binomial test, which never finds too much; from there its mid-p version, which is not
-    as timid, and was never seen to find too much with tables of that size.
+    Its mid-p version and chi-square find a little more, and too much: with 100 discordant clips mid-p calls 5.7 of a hundred null
+    differences significant at 0.05. The exact test's error is below 5 for every number; the price is small where many clips differ.
 
     References
     ----------
     McNemar, Psychometrika 12 (1947). Fagerland, Lydersen & Laake, "The McNemar test for binary matched-pairs data: mid-p and
-    asymptotic are better than exact conditional", BMC Medical Research Methodology 13 (2013).
+    asymptotic are better than exact conditional", BMC Medical Research Methodology 13 (2013), who weigh the same facts otherwise.
     """
-    from scipy.stats import binom
+    from scipy.stats import binomtest
 
-    n, fewer = gained + lost, min(gained, lost)
-    twice = 2 * float(binom.cdf(fewer, n, 0.5))
-    if n < FEW:
-        return McNemar(gained, lost, min(1.0, twice), "exact")
-    return McNemar(gained, lost, min(1.0, twice - float(binom.pmf(fewer, n, 0.5))), "mid-p")
+    return McNemar(gained, lost, float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -87,9 +87,7 @@ def _difference_table(c: Comparison) -> Table:
         rows.append([*row, *_t_cells(t)])
     m = p.mcnemar
     share = 100.0 * (m.gained - m.lost) / p.clips
-    rows.append(
-        ["clips right, pooled", signed(share), "", f"McNemar, {m.kind}", f"{m.gained} gained, {m.lost} lost", p_words(m.p)]
-    )
+    rows.append(["clips right, pooled", signed(share), "", "McNemar, exact", f"{m.gained} gained, {m.lost} lost", p_words(m.p)])
     notes = [
         f"{p.clips} clips of {folds_words([f.fold for f in p.folds])}; in percent points; paired bootstrap over clips within folds."
     ]

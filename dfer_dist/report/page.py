@@ -31,8 +31,8 @@ FOOTER = (
 PAIRED_FOOTER = (
     "Differences: paired bootstrap over clips within fold and class, a clip with both its predictions. Corrected t: t-test over folds with the "
     "variance of the mean taken as (1 / J + n_test / n_train) s², since training sets overlap (Nadeau & Bengio, 2003). McNemar: exact binomial "
-    "test below 25 clips that only one run has right, its mid-p version from there (Fagerland, Lydersen & Laake, 2013). Both tests and the "
-    "intervals speak of the models that were trained, on these clips.",
+    "test of the clips that only one run has right. McNemar and the intervals speak of the models that were trained, on these clips; the t-test "
+    "of the choice of training clips too.",
 )
 
 
