@@ -63,6 +63,7 @@ def make_fold(
 def make_run(root: Path, folds: tuple[int, ...] = (1, 2, 3), all_folds: int = 3, history: bool = True, **how: Any) -> RunDir:
     """A run with its settings, provenance, curves and attempts; ``how`` is for :func:`make_fold`."""
     run = RunDir(root)
+    root.mkdir(parents=True)
     for k in folds:
         make_fold(root, k, **how)
         lines = [{"step": s, "epoch": s // 10, "time": 1000.0 + s, "loss": 2 / s, "clips_per_second": 50.0} for s in range(1, 31)]
