@@ -202,6 +202,7 @@ def finish(fold: Fold) -> None:
     result |= {"config_hash": config_hash(config), "index_hash": fold.index.hash, "shuffled": shuffled}
     result |= {"pretrained_sha256": fold.engine.model.pretrained_sha256}
     result |= {"num_frames": config.data.num_frames, "sampling": config.data.sampling.name, "views": config.eval.views}
+    result |= {"device": fold.ranks.device.type}
     result |= {"lost_clips": len(fold.lost), "skipped_steps": len(fold.bad_steps), "drift": sorted(fold.drift)}
     fold.log(
         {
