@@ -246,17 +246,18 @@ def test_drift_that_was_cut_short_is_taken_over_by_the_same_command(
     calls = [0]
 
     def counted(function: Callable[..., None]) -> Callable[..., None]:
-        def call(*args: object) -> None:
+        def call(*args: object, **more: object) -> None:
             calls[0] += 1
             if calls[0] == write + 1:
                 raise KeyboardInterrupt
-            function(*args)
+            function(*args, **more)
 
         return call
 
     given = (tmp_path / "runs", None, "demo", [*words, "optim.gamma=0.5"], ("optim", "code"), None, 1)
     for name in ("snapshot_code", "write_text", "write_json"):
         monkeypatch.setattr(runs, name, counted(getattr(runs, name)))
+    monkeypatch.setattr(RunDir, "change", counted(RunDir.change))
     with pytest.raises(KeyboardInterrupt):
         open_run(*given)
     monkeypatch.undo()
