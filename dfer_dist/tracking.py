@@ -107,9 +107,7 @@ class Tracker:
             self.sync()
         os.close(self._file)
         if self._sender and not self._sender.close(last, timeout):
-            tell(
-                f"tracking: not all could be sent; it is in {self.path.parent}, and dfer sync {self.path.parent.parent} sends it"
-            )
+            tell(f"tracking: not all of {self.path} could be sent; dfer sync {self.path.parent.parent} sends the rest")
 
 
 def whole_lines(path: Path) -> int:

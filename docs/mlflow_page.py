@@ -54,7 +54,6 @@ def browser_page() -> Iterator[Page]:
 def open_runs(page: Page, root: str, experiment_id: str, names: Sequence[str]) -> None:
     """The table of an experiment's runs, with the parent runs ``names`` in it."""
     page.goto(f"{root}/#/experiments/{experiment_id}/runs")
-    page.reload()  # the same address again would keep what is unfolded
     for name in names:
         page.locator(".ag-row").get_by_text(name, exact=True).first.wait_for(timeout=60_000)
     close = page.get_by_role("button", name="Close")
@@ -92,7 +91,8 @@ def open_comparison(page: Page, names: Sequence[str]) -> None:
     page.get_by_text("war_mean").first.wait_for(timeout=60_000)
     for part in ("Visualizations", "Parameters"):
         page.get_by_text(part, exact=True).first.click()  # folds it away
-    page.get_by_text("war_worst_fold").first.wait_for()
+    page.set_viewport_size({"width": 1500, "height": 1050})
+    page.get_by_text("war_worst").first.wait_for()
     page.get_by_text("war_mean").first.scroll_into_view_if_needed()
     page.wait_for_timeout(1500)
 

@@ -41,7 +41,8 @@ def test_two_runs_are_compared_in_the_browser(site: Site, tiny_shards: Index, tm
             unfold(page, name)
             for k in range(1, 6):
                 assert page.get_by_text(f"{name}-fold{k}", exact=True).count()
-        open_runs(page, site.mlflow.uri, experiment, names)  # folded again: a parent is selected with what is unfolded below it
+    with browser_page() as page:  # a new one: a parent is selected with what is unfolded below it
+        open_runs(page, site.mlflow.uri, experiment, names)
         open_comparison(page, names)
         page.screenshot(path=str(tmp_path / "compare.png"))
         text = page.inner_text("body")
