@@ -322,7 +322,7 @@ def test_a_browser_shows_it_at_any_width(holes: RunDir, tmp_path: Path) -> None:
     for width in (360, 1180):
         picture = tmp_path / f"{width}.png"
         done = subprocess.run(
-            [sys.executable, str(script), str(holes.page), str(picture), str(width)], capture_output=True, text=True
+            [sys.executable, str(script), str(holes.page), str(picture), "--width", str(width)], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         with Image.open(picture) as image:
