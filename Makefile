@@ -57,7 +57,7 @@ pictures: $(VENV)/.ready-test ## draw the pictures in docs/ again, from runs/dem
 	cp runs/demo/summary.png docs/demo_summary.png
 	$(BIN)/python docs/mlflow_page.py runs/demo docs/mlflow_page.png
 	$(BIN)/dfer report runs/demo
-	$(BIN)/python docs/report_page.py runs/demo/report.html docs/report.png
+	$(BIN)/python docs/report_page.py runs/demo/report.html docs/report.png --columns
 	film=$$(mktemp --suffix .mp4); $(BIN)/python tests/films.py $$film; \
 	  $(BIN)/python -m dfer_dist.data.facesheet $$film docs/faces.png; rm $$film
 

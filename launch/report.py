@@ -25,8 +25,8 @@ def report(
 ) -> None:
     """Write the report of a run again from its folds and print its tables; of several runs, a comparison too.
 
-    Example: [bold]dfer report runs/demo[/bold], [bold]dfer report runs/first runs/second[/bold],
-    [bold]dfer report runs/dfew_vitb32 --against published --errors 20[/bold]
+    Example: [bold]dfer report runs/demo[/bold]; of two runs [bold]dfer report runs/first runs/second[/bold]; beside papers, with the surest
+    mistakes [bold]dfer report runs/dfew_vitb32 --against published --errors 20[/bold]
     """
     from dfer_dist.report.published import read_published
     from dfer_dist.report.tables import terminal

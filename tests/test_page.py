@@ -208,11 +208,12 @@ def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
     assert f"{summary['war']['mean']:.2f}" in rows["mine (this run)"][3]
     assert rows["DFER-CLIP"] == ["video", "published: BMVC 2023", "59.61", "71.25"]
     assert rows["MMA-DFER"][0] == "video and audio"
-    assert len(rows) == 9
+    assert rows["95 % interval"][3] == "{:.2f} to {:.2f}".format(*summary["war"]["ci95"])
+    assert len(rows) == 10
     assert "as published, not reproduced here" in table.notes[0]
     assert all(any(m.paper in note for note in table.notes) for m in published.methods)
     other = published_table("mine", summary | {"dataset": "ferv39k"}, published)
-    assert len(other.rows) == 8  # MMA-DFER has no figure there
+    assert len(other.rows) == 9  # MMA-DFER has no figure there
     with pytest.raises(UserError, match="no figures are published for the data set 'demo'"):
         published_table("mine", summary | {"dataset": "demo"}, published)
 
@@ -322,7 +323,7 @@ def test_a_browser_shows_it_at_any_width(holes: RunDir, tmp_path: Path) -> None:
     for width in (360, 1180):
         picture = tmp_path / f"{width}.png"
         done = subprocess.run(
-            [sys.executable, str(script), str(holes.page), str(picture), str(width)], capture_output=True, text=True
+            [sys.executable, str(script), str(holes.page), str(picture), "--width", str(width)], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         with Image.open(picture) as image:

@@ -24,17 +24,16 @@ SHOWN = 20  # changed clips in a report; the CSV file has all
 _METRICS = (("uar", "UAR"), ("war", "WAR"))
 
 
-def overview_table(runs: Sequence[RunDir]) -> Table:
-    """A row a run, from its ``summary.json``: mean and deviation over the folds that are done, and how many those are."""
+def overview_table(runs: Sequence[RunDir], summaries: Sequence[Mapping[str, Any] | None]) -> Table:
+    """A row a run: mean and deviation over the folds that are done, and how many those are; None: no fold is."""
     settings = [_settings(run) for run in runs]
     known = [s for s in settings if s is not None]
     differ = [k for k in known[0] if not k.startswith(NEUTRAL) and len({repr(s[k]) for s in known}) > 1] if known else []
     rows, warnings = [], []
-    for run, config in zip(runs, settings, strict=True):
+    for run, config, summary in zip(runs, settings, summaries, strict=True):
         what = "settings of another version" if config is None else ", ".join(f"{k}={config[k]}" for k in differ)
         figures, finished = ["missing", "missing"], 0
-        if run.summary.exists():
-            summary = read_json(run.summary)
+        if summary:
             figures, finished = [mean_words(summary, "uar"), mean_words(summary, "war")], len(summary["folds"])
             warnings += [f"{run.root.name}: {text}" for text in [missing_words(summary)] if text]
         rows.append([run.root.name, what, f"{finished} of {len(run.describe()['folds'])}", *figures])
@@ -50,15 +49,15 @@ def _settings(run: RunDir) -> dict[str, Any] | None:
 
 
 def write_overview(runs: Sequence[RunDir], path: Path) -> RichTable:
-    """Write the overview to ``path`` as Markdown, and return it as a table for the terminal."""
-    table = overview_table(runs)
+    """Write the overview to ``path`` as Markdown, from each ``summary.json``, and return it as a table for the terminal."""
+    table = overview_table(runs, [read_json(run.summary) if run.summary.exists() else None for run in runs])
     write_text(path, "\n".join(markdown(table)) + "\n")
     return terminal(table)
 
 
-def comparison_sections(runs: Sequence[RunDir], comparisons: Sequence[Comparison]) -> list[Section]:
+def comparison_sections(overview: Table, comparisons: Sequence[Comparison]) -> list[Section]:
     """What a report says of several runs, in its order."""
-    sections = [Section("runs", "Runs side by side", [], [overview_table(runs)])]
+    sections = [Section("runs", "Runs side by side", [], [overview])]
     first = comparisons[0].first.name
     text = [f"All differences are against {first}, on the same clips; positive: the other run is better."]
     sections.append(Section("differences", "Differences", text, [_difference_table(c) for c in comparisons]))

@@ -8,7 +8,7 @@ from typing import Any
 
 from dfer_dist.report.published import Published, published_table
 from dfer_dist.report.sections import Section, run_latex, run_markdown, run_sections
-from dfer_dist.report.summary import summarize
+from dfer_dist.report.summary import summarize, summarize_folds
 from dfer_dist.report.words import heading, missing_words
 from dfer_dist.rundir import RunDir, atomic_path, write_json, write_text
 
@@ -70,16 +70,17 @@ def write_comparison(runs: Sequence[RunDir], folder: Path, published: Published 
         comparison_latex,
         comparison_markdown,
         comparison_sections,
+        overview_table,
         write_clips,
     )
     from dfer_dist.report.page import FOOTER, PAIRED_FOOTER, comparison_chapter, render, run_chapter
 
     sides = load_sides(runs)
     comparisons = [compare(sides[0], other) for other in sides[1:]]
-    sections, chapters = comparison_sections(runs, comparisons), []
-    chapters.append(comparison_chapter(sections, comparisons))
-    for i, run in enumerate(runs):
-        summary = summarize(run.root, run.describe()["folds"])
+    summaries = [summarize_folds(list(side.folds.values()), side.all_folds) for side in sides]
+    sections = comparison_sections(overview_table(runs, summaries), comparisons)
+    chapters = [comparison_chapter(sections, comparisons)]
+    for i, (run, summary) in enumerate(zip(runs, summaries, strict=True)):
         own = run_sections(run, summary)
         if published:
             own.insert(

@@ -26,6 +26,7 @@ class Method:
     name: str = ""
     paper: str = ""
     venue: str = ""
+    id: str = ""  # where to find it, such as a DOI
     input: str = "video"
     figures: dict[str, Figures] = field(default_factory=dict)  # by data set
 
@@ -69,14 +70,15 @@ def published_table(name: str, summary: Mapping[str, Any], published: Published)
     if not there:
         known = sorted({d for m in published.methods for d in m.figures})
         raise UserError(f"no figures are published for the data set '{dataset}', only for {', '.join(known)}")
-    ours = [f"{mean_words(summary, m)} ({interval_words(summary, m)})" for m in ("uar", "war")]
-    rows = [[f"{name} (this run)", "video", PROTOCOLS[summary["selection"]].partition(":")[0], *ours]]
+    selection = PROTOCOLS[summary["selection"]].partition(":")[0]
+    rows = [[f"{name} (this run)", "video", selection, *(mean_words(summary, m) for m in ("uar", "war"))]]
+    rows.append(["95 % interval", "", "", *(interval_words(summary, m) for m in ("uar", "war"))])
     for method, f in sorted(there, key=lambda pair: pair[1].war):
         rows.append([method.name, method.input, f"published: {method.venue}", f"{f.uar:.2f}", f"{f.war:.2f}"])
     notes = [
         "Figures of papers are as published, not reproduced here; how each paper chose its epoch, its frames and its weights is its own."
     ]
-    notes += [f"{m.name}: {m.paper}, {m.venue}." for m, _ in there]
+    notes += [f"{m.name}: {m.paper}, {', '.join(filter(None, [m.venue, m.id]))}." for m, _ in there]
     header = ["Method", "Input", "Selection, or source", "UAR %", "WAR %"]
     title = f"{summary['dataset']}: this run beside published figures"
-    return Table("published", title, header, rows, warnings(summary), notes, 3, frozenset([1]))
+    return Table("published", title, header, rows, warnings(summary), notes, 3, frozenset([2]))
