@@ -29,6 +29,7 @@ def curves_png(fold: FoldDir, title: str) -> None:
         if steps:
             scores.plot(steps, values, marker="o", markersize=4, label=label, color=colour)
     scores.set_ylabel("%")
+    scores.set_ylim(0, 100)
     for name in sorted({k for line in lines for k in line if k.startswith("lr_")}):
         steps, values = _column(lines, name)
         rates.plot(steps, values, label=name.removeprefix("lr_"))
