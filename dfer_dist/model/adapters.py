@@ -22,6 +22,7 @@ from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTra
 from torch import Tensor, nn
 
 from dfer_dist import UserError
+from dfer_dist.model.attention import SelfAttention
 
 
 class Adapter(nn.Module):
@@ -89,7 +90,7 @@ class AdaptedBlock(nn.Module):
         self, base: ResidualAttentionBlock, make: Callable[[], nn.Module], scale: float, frames: int | None = None
     ) -> None:
         super().__init__()
-        self.ln_1, self.attn, self.ls_1 = base.ln_1, base.attn, base.ls_1
+        self.ln_1, self.attn, self.ls_1 = base.ln_1, SelfAttention(base.attn), base.ls_1
         self.ln_2, self.mlp, self.ls_2 = base.ln_2, base.mlp, base.ls_2
         self.attn_adapter, self.mlp_adapter = make(), make()
         self.time_adapter = make() if frames else None
@@ -101,11 +102,11 @@ class AdaptedBlock(nn.Module):
         x = self.positions(x)
         if self.time_adapter is not None:
             along = rearrange(self.ln_1(x), "(b t) n d -> (b n) t d", t=self.frames)
-            along = self.time_adapter(self.attn(along, along, along, need_weights=False)[0])
+            along = self.time_adapter(self.attn(along, along, along)[0])
             x = x + rearrange(along, "(b n) t d -> (b t) n d", n=x.shape[1])
         normed = self.ln_1(x)
         mask = None if attn_mask is None else attn_mask.to(x.dtype)
-        mixed = self.ls_1(self.attn(normed, normed, normed, need_weights=False, attn_mask=mask)[0])
+        mixed = self.ls_1(self.attn(normed, normed, normed, attn_mask=mask)[0])
         x = x + (mixed + self.attn_adapter(mixed))
         normed = self.ln_2(x)
         return x + self.ls_2(self.mlp(normed)) + self.scale * self.mlp_adapter(normed)
