@@ -87,7 +87,8 @@ def train_step(fold: Fold, stream: Iterator[Batch], meter: Meter) -> tuple[list[
     for _ in range(fold.engine.accumulation):
         with meter.waiting():
             batch = next(stream)
-        losses = fold.objective(fold.engine.deepspeed(batch.pixels(fold.ranks.device)), batch.labels, batch.valid)
+        sides = fold.engine.deepspeed(batch.pixels(fold.ranks.device), by_side=True)
+        losses = fold.objective(sides, batch.labels, batch.valid)
         fold.engine.micro_step(losses.mean())
         parts.append(losses.detach())
         keys += batch.keys

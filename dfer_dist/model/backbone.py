@@ -68,7 +68,7 @@ class TextTower(nn.Module):
         [C, E], not normalised
         """
         length = prompts.shape[1]
-        x = prompts + self.positional_embedding[:length]
+        x = prompts.to(self.positional_embedding.dtype) + self.positional_embedding[:length]  # ZeRO-3 casts no fixed prompts
         x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
         x = x[torch.arange(len(x), device=x.device), eot]  # before the norm, which acts on each token alone
         return self.ln_final(x) @ self.text_projection
