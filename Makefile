@@ -56,6 +56,8 @@ pictures: $(VENV)/.ready-test ## draw the pictures in docs/ again, from runs/dem
 	$(BIN)/python -m dfer_dist.data.demo --sheet docs/demo_classes.png
 	cp runs/demo/summary.png docs/demo_summary.png
 	$(BIN)/python docs/mlflow_page.py runs/demo docs/mlflow_page.png
+	$(BIN)/dfer report runs/demo
+	$(BIN)/python docs/report_page.py runs/demo/report.html docs/report.png --columns
 	$(BIN)/dfer crossval demo --nproc 2 --name demo-mean model.temporal=mean
 	$(BIN)/python docs/mlflow_page.py runs/demo runs/demo-mean docs/mlflow_compare.png
 	film=$$(mktemp --suffix .mp4); $(BIN)/python tests/films.py $$film; \

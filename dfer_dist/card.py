@@ -10,9 +10,9 @@ from typing import Any
 import dfer_dist
 from dfer_dist import provenance
 from dfer_dist.checkpoint import Checkpoint
-from dfer_dist.config import Config, config_hash
+from dfer_dist.config import Config, ImageTuning, ModelConfig, TextSides, TextTuning, config_hash
 from dfer_dist.export import KIND
-from dfer_dist.model.text import class_texts
+from dfer_dist.model.text import side_texts
 from dfer_dist.rundir import FoldDir, read_json
 from dfer_dist.served import NEEDS
 
@@ -36,13 +36,14 @@ def describe(saved: Checkpoint, config: Config, classes: tuple[str, ...], weight
         Numbers in all tensors.
     """
     state, result = saved.state, _own_result(saved)
-    texts = dict(zip(classes, class_texts(classes, config.model.text, config.model.sentences), strict=True))
+    texts = {side: dict(zip(classes, own, strict=True)) for side, own in side_texts(classes, config.model).items()}
     checkout = provenance.collect([])["git"]
     software = {name: importlib.metadata.version(name) for name in (*NEEDS, "deepspeed")}
     return {
         "kind": KIND,
         "classes": list(classes),
-        "texts": texts,
+        "texts": texts["positive"],
+        **({"negative_texts": texts["negative"]} if "negative" in texts else {}),
         "parameters": weights,
         "backbone": Path(config.model.backbone).name,
         "pretrained": Path(config.model.pretrained).name,
@@ -82,10 +83,10 @@ def card(about: dict[str, Any], config: Config, about_sha256: str) -> str:
     size, frames = config.data.image_size, config.data.num_frames
     views = f", {config.eval.views} views of a clip averaged" if config.eval.views > 1 else ""
     parts = [
-        f"# DFER-CLIP: {', '.join(about['classes'])}",
+        f"# Facial expressions: {', '.join(about['classes'])}",
         f"Tells apart {len(about['classes'])} facial expressions in a short clip of one face, with {about['backbone']}: {frames} frames "
         f"of {size} x {size} pixels (`{config.data.sampling.name}`{views}), {about['parameters']:,} parameters in float32. Made by dfer_dist "
-        f"{about['software']['dfer_dist']}; the method is DFER-CLIP (Zhao & Patras, BMVC 2023).",
+        f"{about['software']['dfer_dist']}; the method is {_method(config.model)}.",
         "It was trained on faces that were cut out: give it such crops, or let `dfer predict --faces` cut them. The names are "
         "what annotators called an expression. A face does not tell what its owner feels.",
         _use(),
@@ -95,6 +96,15 @@ def card(about: dict[str, Any], config: Config, about_sha256: str) -> str:
         _files(about, about_sha256),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _method(model: ModelConfig) -> str:
+    adapters = model.image is ImageTuning.adapters or model.text_tower is TextTuning.adapters
+    there = (("adapters", adapters), ("negative texts", model.text_sides is TextSides.both))
+    added = " and ".join(what for what, is_there in there if is_there)
+    return "DFER-CLIP (Zhao & Patras, BMVC 2023)" + (
+        f" with the {added} of FineCLIPER (Chen et al., ACM MM 2024)" if added else ""
+    )
 
 
 def _use() -> str:
@@ -158,8 +168,10 @@ def _numbers(about: dict[str, Any]) -> str:
 
 
 def _texts(about: dict[str, Any]) -> str:
-    rows = [(name, "<br>".join(sentences)) for name, sentences in about["texts"].items()]
-    return "## What the text tower reads\n\nIn the order of the logits.\n\n" + _table(("class", "text"), rows)
+    sides = [about["texts"], *([about["negative_texts"]] if "negative_texts" in about else [])]
+    rows = [(name, *("<br>".join(side[name]) for side in sides)) for name in about["classes"]]
+    head = ("class", "text", "negative text")[: 1 + len(sides)]
+    return "## What the text tower reads\n\nIn the order of the logits.\n\n" + _table(head, rows)
 
 
 def _files(about: dict[str, Any], about_sha256: str) -> str:

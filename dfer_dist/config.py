@@ -58,7 +58,15 @@ class ClassText(Enum):
 
     names = "names"
     sentence = "sentence"
+    person = "person"
     descriptions = "descriptions"
+
+
+class TextSides(Enum):
+    """Whether a clip is compared with what its class is, or also with what it is not."""
+
+    positive = "positive"
+    both = "both"
 
 
 class ImageTuning(Enum):
@@ -68,6 +76,7 @@ class ImageTuning(Enum):
     last = "last"
     norms = "norms"
     lora = "lora"
+    adapters = "adapters"
     none = "none"
 
 
@@ -76,6 +85,7 @@ class TextTuning(Enum):
 
     frozen = "frozen"
     lora = "lora"
+    adapters = "adapters"
 
 
 class TemporalKind(Enum):
@@ -128,8 +138,8 @@ class AugmentConfig:
 
 @dataclass
 class DataConfig:
-    shards: str = "???"  # the folder that holds index.json, or its URL: http://…, https://… or s3://…
-    cache: str | None = None  # folder for shards that come from a URL; null: $SLURM_TMPDIR/dfer-cache, or one in $TMPDIR
+    shards: str = "???"  # the folder that holds index.json, or its URL: http://…, https://…, s3://… or file:///…
+    cache: str | None = None  # folder for shards that come from a URL, $VARIABLES as on the node; null: see docs/remote.md
     cache_gb: float = 50.0  # most bytes in it, 10^9 each
     num_frames: int = 16  # frames sampled from a clip
     sampling: Sampling = Sampling.segments
@@ -148,7 +158,12 @@ class ModelConfig:
     pretrained: str = "openai"  # open_clip tag, a weights file, or `none` for random weights
     text: ClassText = ClassText.descriptions
     sentences: dict[str, list[str]] | None = None  # class name: one or more sentences; null: what model.text says
-    context_tokens: int = 8
+    text_sides: TextSides = TextSides.positive
+    negative_sentences: dict[str, list[str]] | None = (
+        None  # as sentences, for text_sides=both; null: that it is no such expression
+    )
+    negative_weight: float = 1.0  # of the negative side beside the positive one's 1, in the loss and in the logits
+    context_tokens: int = 8  # learned ones around each sentence; 0: the sentences alone
     class_specific: bool = True  # a context of its own for each class
     token_position: TokenPosition = TokenPosition.end
     image: ImageTuning = ImageTuning.all
@@ -156,6 +171,9 @@ class ModelConfig:
     text_tower: TextTuning = TextTuning.frozen
     lora_rank: int = 8
     lora_alpha: float = 16.0  # LoRA's product is weighted with lora_alpha / lora_rank
+    adapter_ratio: float = 0.25  # width of an adapter's bottleneck, of the tower's width
+    adapter_scale: float = 0.5  # weight of the adapters beside the MLPs
+    adapter_time: bool = False  # for image=adapters: one more in each block, which attends from frame to frame
     temporal: TemporalKind = TemporalKind.transformer
     temporal_layers: int = 1
     temporal_heads: int = 8
@@ -176,6 +194,7 @@ class OptimConfig:
     lr_temporal: float = 1e-2
     lr_prompt: float = 1e-3
     lr_lora: float = 1e-4  # LoRA factors of either tower
+    lr_adapters: float = 3e-4  # adapters of either tower
     schedule: Schedule = Schedule.step
     milestones: list[int] = field(default_factory=lambda: [30, 40])  # epochs
     gamma: float = 0.1
@@ -276,14 +295,17 @@ def split_batch(config: Config, world: int) -> tuple[int, int]:
 
 
 _AT_LEAST_ONE = """
-    data.num_frames data.image_size data.stride data.block model.context_tokens model.image_blocks model.lora_rank model.temporal_layers
+    data.num_frames data.image_size data.stride data.block model.image_blocks model.lora_rank model.temporal_layers
     model.temporal_heads model.temporal_head_dim model.temporal_mlp train.epochs train.log_every train.global_batch
     train.micro_batch train.max_bad_steps train.save_epochs train.save_steps train.keep eval.batch
     eval.views
 """
 _NOT_NEGATIVE = """
-    data.workers data.loss_budget data.augment.brightness data.augment.rotation train.seed optim.weight_decay optim.lr_image
-    optim.lr_temporal optim.lr_prompt optim.lr_lora optim.warmup_epochs optim.clip_norm optim.momentum optim.gamma
+    data.workers data.loss_budget data.augment.brightness data.augment.rotation train.seed model.context_tokens model.negative_weight
+    optim.weight_decay optim.lr_image optim.lr_temporal optim.lr_prompt optim.lr_lora optim.lr_adapters optim.warmup_epochs optim.clip_norm optim.momentum optim.gamma
+"""
+_POSITIVE = """
+    model.temperature model.lora_alpha model.adapter_ratio model.adapter_scale train.save_minutes train.hang_minutes data.cache_gb
 """
 
 
@@ -318,12 +340,13 @@ def check_values(c: Config) -> None:
             raise UserError(f"{key}={flat[key]}: must lie in [0, 1)")
     if not 0 < c.train.val_fraction < 1:
         raise UserError(f"train.val_fraction={c.train.val_fraction}: must lie between 0 and 1")
-    for name, sentences in (c.model.sentences or {}).items():
-        if not sentences or not all(s.strip() for s in sentences):
-            raise UserError(f"model.sentences.{name}={sentences}: give one or more sentences, none of them empty")
+    for key in ("model.sentences", "model.negative_sentences"):
+        for name, sentences in (flat[key] or {}).items():
+            if not sentences or not all(s.strip() for s in sentences):
+                raise UserError(f"{key}.{name}={sentences}: give one or more sentences, none of them empty")
     if c.tracking.uri is not None:
         _check_uri(c.tracking.uri)
-    for key in ("model.temperature", "train.save_minutes", "train.hang_minutes", "model.lora_alpha", "data.cache_gb"):
+    for key in _POSITIVE.split():
         if flat[key] <= 0:
             raise UserError(f"{key}={flat[key]}: must be greater than 0")
 

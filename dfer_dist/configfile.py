@@ -17,6 +17,7 @@ from dfer_dist import UserError
 from dfer_dist.config import Config, check_values
 
 T = TypeVar("T")
+PUBLISHED = "published"  # a file in configs/ that is no experiment: figures of papers
 
 
 def config_dirs() -> list[Path]:
@@ -41,6 +42,8 @@ def find_config(name: str, kind: str = "") -> Path:
     for folder in config_dirs():
         for file in sorted((folder / kind).glob("*.yaml")):
             known.setdefault(file.stem, file)
+    if not kind:
+        known.pop(PUBLISHED, None)
     if name in known:
         return known[name]
     raise UserError(

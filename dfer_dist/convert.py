@@ -23,6 +23,7 @@ from dfer_dist.config import (
     Precision,
     Selection,
     TemporalKind,
+    TextSides,
     TextTuning,
     TokenPosition,
     check_values,
@@ -201,6 +202,9 @@ def _check_theirs(model: ModelConfig) -> None:
         ("model.normalize", model.normalize, False),
         ("model.temporal", model.temporal.name, TemporalKind.transformer.name),
         ("LoRA in a tower", model.image is ImageTuning.lora or model.text_tower is TextTuning.lora, False),
+        ("adapters in a tower", model.image is ImageTuning.adapters or model.text_tower is TextTuning.adapters, False),
+        ("model.text_sides", model.text_sides.name, TextSides.positive.name),
+        ("sentences without a context", model.context_tokens == 0, False),
         ("the most sentences of a class", max(map(len, (model.sentences or {"": [""]}).values())), 1),
     ):
         if ours != theirs:

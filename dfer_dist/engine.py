@@ -95,7 +95,7 @@ def build_engine(model: nn.Module, groups: Groups, config: Config, ranks: Ranks,
     model : nn.Module
         Float32 weights; DeepSpeed casts them as ``train.precision`` says and keeps float32 masters.
     groups : mapping
-        Trained parameters by group (``temporal``, ``image``, ``prompt``, ``lora``), each with its name.
+        Trained parameters by group (``temporal``, ``image``, ``prompt``, ``lora``, ``adapters``), each with its name.
     steps_per_epoch : int
         For the schedule.
 
@@ -109,6 +109,7 @@ def build_engine(model: nn.Module, groups: Groups, config: Config, ranks: Ranks,
 
     optim = config.optim
     peaks = {"temporal": optim.lr_temporal, "image": optim.lr_image, "prompt": optim.lr_prompt, "lora": optim.lr_lora}
+    peaks |= {"adapters": optim.lr_adapters}
     base_lr = {name: peaks[name] for name in groups}
     param_groups = [{"params": [p for _, p in g], "lr": base_lr[name], "name": name} for name, g in groups.items()]
     engine, *_ = deepspeed.initialize(

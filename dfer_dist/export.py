@@ -4,7 +4,7 @@
 
     OUT/
       model.safetensors             all weights in float32, frozen ones too
-      config.yaml                   settings; the texts of the classes stand in model.sentences
+      config.yaml                   settings; the texts of the classes stand in model.sentences and model.negative_sentences
       backbone.json                 sizes of the towers, only where they were a file
       model.json                    classes, origin, the fold's result, sha256 of the files above
       README.md                     the model card
@@ -231,7 +231,8 @@ def _fill(folder: Path, config: Config, about: dict[str, Any]) -> dict[str, Any]
     from dfer_dist.served import write_mlflow
 
     # without paths of this machine, and with the texts themselves: the built-in ones may change one day
-    model = replace(config.model, sentences=about["texts"], pretrained=about["pretrained"])
+    texts = {"sentences": about["texts"], "negative_sentences": about.get("negative_texts")}
+    model = replace(config.model, **texts, pretrained=about["pretrained"])
     if model.backbone.endswith(".json"):
         shutil.copyfile(model.backbone, folder / BACKBONE)
         model.backbone = BACKBONE

@@ -19,7 +19,7 @@ from dfer_dist.evaluate import Predictions, collect, predict
 from dfer_dist.masters import restore
 from dfer_dist.meter import Spikes
 from dfer_dist.metrics import Scores
-from dfer_dist.model import build_model, param_groups, settle_image_size
+from dfer_dist.model import build_model, param_groups, settle_image_size, trained_line
 from dfer_dist.objective import Objective
 from dfer_dist.preempt import LeaveFlag
 from dfer_dist.ranks import Ranks
@@ -192,17 +192,18 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFl
     model = build_model(config.model, index.classes, config.data.num_frames, settle_image_size(config))
     groups = param_groups(model)
     trained = {name: p for group in groups.values() for name, p in group}
-    frozen = checkpoint.frozen_checksum(model, trained)
+    frozen, described = checkpoint.frozen_checksum(model, trained), trained_line(model)
     saved = checkpoint.read(found) if found else None
     if saved:
         checkpoint.load_weights(model, trained, saved)
     watchdog.beat()
     engine = build_engine(model, groups, config, ranks, plan.steps)
     test = whole_shards(index, index.test_shards(number))
-    objective = Objective(config.train, [len(c) for c in by_class], ranks.device)
+    objective = Objective(config, [len(c) for c in by_class], ranks.device)
     tracker, monitor, tracked = None, None, is_tracked(run)
     where = run.fold(number)
     if ranks.is_main:
+        tell(described)
         connect = ChildRun(run, number, running=True) if tracked else None
         tracker = Tracker(where.metrics, where.sent, connect, saved.state["metrics_bytes"] if saved else 0)
     if ranks.local_rank == 0 and tracked:

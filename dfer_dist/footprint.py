@@ -54,7 +54,7 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
     size = settle_image_size(config)
     model = build_model(replace(config.model, pretrained="none"), classes, config.data.num_frames, size)
     engine = build_engine(model, param_groups(model), config, ranks, STEPS)
-    objective = Objective(config.train, [1] * len(classes), ranks.device)
+    objective = Objective(config, [1] * len(classes), ranks.device)
     shape = (engine.micro_batch, config.data.num_frames, 3, size, size)
     seconds = 0.0
     for step in range(STEPS):
@@ -63,7 +63,7 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
         for _ in range(engine.accumulation):
             frames = torch.randint(0, 256, shape, dtype=torch.uint8)
             labels, valid = torch.randint(len(classes), shape[:1]), torch.ones(shape[0], dtype=torch.bool)
-            loss = objective(engine.deepspeed(frames.to(ranks.device)), labels, valid).mean()
+            loss = objective(engine.deepspeed(frames.to(ranks.device), by_side=True), labels, valid).mean()
             engine.micro_step(loss)
         loss.item()
         seconds = time.perf_counter() - begin

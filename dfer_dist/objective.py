@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfer_dist.config import TrainConfig
+from dfer_dist.config import Config
 
 
 class Objective:
-    """Cross-entropy on the logits, for each place of a micro batch; their mean is what a step minimises.
+    """Cross-entropy on the logits of each side, for each place of a micro batch; their mean is what a step minimises.
 
-    A place whose clip was lost to damage counts as zero, so that micro batches of all ranks weigh the same.
+    The negative side, if there is one, is added with the weight ``model.negative_weight``. Its logits are negated cosines, so the true class is asked
+    to have the lowest one (FineCLIPER: Chen et al., ACM MM 2024). A place whose clip was lost to damage counts as zero, so that micro batches of all ranks weigh the same.
     ``train.label_smoothing`` is that of Szegedy et al. (CVPR 2016, section 7); ``train.class_balance`` weighs classes by
     the effective number of their clips (:func:`class_weights`).
 
     Parameters
     ----------
-    train : TrainConfig
+    config : Config
     histogram : sequence of C int
         Training clips by label.
     device : torch.device
     """
 
-    def __init__(self, train: TrainConfig, histogram: Sequence[int], device: torch.device) -> None:
-        self.smoothing = train.label_smoothing
-        self.weights = class_weights(histogram, train.class_balance).to(device) if train.class_balance else None
+    def __init__(self, config: Config, histogram: Sequence[int], device: torch.device) -> None:
+        self.smoothing = config.train.label_smoothing
+        balance = config.train.class_balance
+        self.weights = class_weights(histogram, balance).to(device) if balance else None
+        self.side_weights = {"positive": 1.0, "negative": config.model.negative_weight}
 
-    def __call__(self, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-        """Logits float32 [b, C], labels int64 [b] and valid bool [b] (on any device) -> losses float32 [b]."""
-        valid, labels = (x.to(logits.device, non_blocking=True) for x in (valid, labels))
-        losses = F.cross_entropy(logits, labels, self.weights, reduction="none", label_smoothing=self.smoothing)
-        return torch.where(valid, losses, 0.0)
+    def __call__(self, sides: Mapping[str, Tensor], labels: Tensor, valid: Tensor) -> Tensor:
+        """Logits by side, float32 [b, C], labels int64 [b] and valid bool [b] (both on any device) -> losses float32 [b]."""
+        losses = torch.stack([self.side_weights[side] * self._one(logits, labels) for side, logits in sides.items()]).sum(0)
+        return torch.where(valid.to(losses.device, non_blocking=True), losses, 0.0)
+
+    def _one(self, logits: Tensor, labels: Tensor) -> Tensor:
+        labels = labels.to(logits.device, non_blocking=True)
+        return F.cross_entropy(logits, labels, self.weights, reduction="none", label_smoothing=self.smoothing)
 
 
 def class_weights(histogram: Sequence[int], beta: float) -> Tensor:

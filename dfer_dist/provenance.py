@@ -1,16 +1,18 @@
-"""Where a result comes from: code, versions, command, machine; and a copy of the code to run again."""
+"""Where a result comes from: code, installed packages, command, machine; and a copy of the code to run again."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,53 @@ def collect(command: list[str]) -> dict[str, Any]:
         "git": {"sha": _git(root, "rev-parse", "HEAD"), "diff": _git(root, "diff", "HEAD")} if root else None,
         "code_hash": code_hash(Path(dfer_dist.__file__).parent),
     }
+
+
+def environment_lock() -> str:
+    """All distributions that Python finds here, a line each in pip's words for a requirement, sorted, and Python's version above them."""
+    lines = _installed()
+    return "\n".join([f"# python {platform.python_version()}", *(lines[name] for name in sorted(lines))]) + "\n"
+
+
+def other_packages(lock: str) -> list[str]:
+    """Where this machine differs from what :func:`environment_lock` found elsewhere: words such as ``torch==2.9.1, not torch==2.8.0``."""
+    here, there = (set(text.splitlines()) for text in (environment_lock(), lock))
+    new, old = ({_name(line): line for line in lines} for lines in (here - there, there - here))
+    changed = [f"{new[n]}, not {old[n]}" if n in new and n in old else new.get(n) or f"no {old[n]}" for n in sorted(new | old)]
+    return [words.replace("# ", "") for words in changed]
+
+
+def _installed() -> dict[str, str]:
+    """Requirements by name. Only the head of each file is looked at: parsing all of them takes ten times as long."""
+    found: dict[str, str] = {}
+    for one in distributions():
+        head = (one.read_text("METADATA") or one.read_text("PKG-INFO") or "")[:2000]
+        about = dict(re.findall(r"^(Name|Version): *(\S+)", head, re.MULTILINE)[:2])
+        if len(about) == 2:  # else the rest of one that was removed
+            name = about["Name"]
+            key = re.sub(r"[-_.]+", "-", name).lower()
+            found.setdefault(key, _requirement(name, about["Version"], one.read_text("direct_url.json")))  # the first is imported
+    return found
+
+
+def _requirement(name: str, version: str, direct_url: str | None) -> str:
+    """``name==version``, or where it was not taken from an index, the place (PEP 610) with its commit or sha256, and the version behind it."""
+    if direct_url is None:
+        return f"{name}=={version}"
+    origin = json.loads(direct_url)
+    url, vcs = origin["url"], origin.get("vcs_info")
+    if origin.get("dir_info", {}).get("editable"):
+        return f"-e {url} # {name}=={version}"
+    if vcs:
+        url = f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
+    sha256 = origin.get("archive_info", {}).get("hashes", {}).get("sha256")
+    parts = [f"subdirectory={origin['subdirectory']}"] if "subdirectory" in origin else []
+    parts += [f"sha256={sha256}"] if sha256 else []
+    return f"{name} @ {url}{'#' if parts else ''}{'&'.join(parts)} # {name}=={version}"
+
+
+def _name(line: str) -> str:
+    return re.split("==| ", line.rpartition("# ")[2])[0].lower()
 
 
 def checkout() -> Path | None:

@@ -85,8 +85,8 @@ def export_rank_variables() -> None:
             ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
         )
         os.environ.setdefault("MASTER_ADDR", hosts.stdout.split()[0])
-        # jobs on one node must not meet: the port follows from the job id, which all ranks know
-        os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000))
+        # jobs on one node must not meet: the port follows from the job id, which all ranks know; below those that Linux hands out
+        os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 12000))
     else:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")

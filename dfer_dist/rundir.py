@@ -3,9 +3,9 @@
 ::
 
     runs/NAME/
-      config.yaml  run.json  provenance.json  code/  jobs.json
+      config.yaml  run.json  provenance.json  environment.txt  code/  jobs.json
       fold-1/  metrics.jsonl  system-NODE.jsonl  status.json  checkpoints/  predictions.parquet  result.json  confusion.png  curves.png  log.txt
-      summary.json  summary.md  summary.png
+      summary.json  summary.md  summary.tex  summary.png  report.html  mistakes.png
 """
 
 from __future__ import annotations
@@ -121,6 +121,11 @@ class RunDir:
         return self.root / "provenance.json"
 
     @property
+    def environment(self) -> Path:
+        """All packages that were installed where the run was opened."""
+        return self.root / "environment.txt"
+
+    @property
     def code(self) -> Path:
         return self.root / "code"
 
@@ -145,6 +150,19 @@ class RunDir:
     def files_sent(self) -> Path:
         """Which files the tracking server has, by their sha256."""
         return self.root / "files.sent"
+
+    @property
+    def latex(self) -> Path:
+        return self.root / "summary.tex"
+
+    @property
+    def page(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def mistakes(self) -> Path:
+        """Frames of the most confident mistakes; faces, which stay on this machine."""
+        return self.root / "mistakes.png"
 
     def fold(self, fold: int) -> FoldDir:
         """Paths of fold ``fold``, counted from 1."""

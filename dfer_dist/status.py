@@ -10,13 +10,25 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from dfer_dist.rundir import FoldDir, read_json, write_json
+from dfer_dist.provenance import other_packages
+from dfer_dist.rundir import FoldDir, RunDir, read_json, write_json
+
+_SHOWN = 5  # packages on a line
 
 
 def tell(line: str) -> None:
     """Print a line to the log at once. A full disk under the log is no reason to stop."""
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
+
+
+def odd_node(run: RunDir) -> str | None:
+    """A line about this machine, if its packages are not those the run was opened with."""
+    other = other_packages(run.environment.read_text(encoding="utf-8")) if run.environment.exists() else []
+    if not other:
+        return None
+    more = f"; and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
+    return f"{socket.gethostname()} has other packages than {run.environment.name} of the run: {'; '.join(other[:_SHOWN])}{more}"
 
 
 class Attempt:

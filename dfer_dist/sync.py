@@ -125,14 +125,14 @@ def _status(run: RunDir, fold: int) -> str | None:
 
 def run_files(run: RunDir) -> dict[str, Path | str]:
     """Files of a cross-validation that belong into its parent run, by their names there."""
-    there = [run.config, run.provenance, *(run.root / name for name in _LATER)]
+    there = [run.config, run.provenance, run.environment, *(run.root / name for name in _LATER)]
     return {path.name: path for path in there if path.exists()}
 
 
 def fold_files(run: RunDir, number: int) -> dict[str, Path | str]:
     """Files of a fold that belong into its run, by their names there; a text instead of a path is the content."""
     fold = run.fold(number)
-    files: dict[str, Path | str] = {path.name: path for path in (run.config, run.provenance)}
+    files: dict[str, Path | str] = {path.name: path for path in (run.config, run.provenance, run.environment)}
     if fold.result.exists():
         result = read_json(fold.result)
         files |= {p.name: p for p in (fold.result, fold.predictions, fold.confusion, fold.curves) if p.exists()}

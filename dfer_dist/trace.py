@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dfer_dist.config import Config, Precision
-from dfer_dist.model import build_model, param_groups, settle_image_size
+from dfer_dist.model import DFERCLIP, build_model, param_groups, settle_image_size
 from dfer_dist.objective import Objective
 
 _META = torch.device("meta")
@@ -78,6 +78,19 @@ class Trace:
         return sum(self.groups.values())
 
 
+def outline(config: Config, classes: Sequence[str]) -> DFERCLIP:
+    """The model that ``config`` describes, on the ``meta`` device; pretrained weights are not looked for.
+
+    Raises
+    ------
+    UserError
+        As :func:`~dfer_dist.model.build_model`.
+    """
+    size = settle_image_size(config)
+    with _META:
+        return build_model(replace(config.model, pretrained="none"), classes, config.data.num_frames, size)
+
+
 def trace(config: Config, classes: Sequence[str], fused_attention: bool) -> Trace:
     """Count a step of the model that ``config`` describes.
 
@@ -91,13 +104,12 @@ def trace(config: Config, classes: Sequence[str], fused_attention: bool) -> Trac
     Raises
     ------
     UserError
-        As :func:`~dfer_dist.model.build_model`; pretrained weights are not looked for.
+        As :func:`outline`.
     """
     size = settle_image_size(config)
     dtype = torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
-    with _META:
-        model = build_model(replace(config.model, pretrained="none"), classes, config.data.num_frames, size).to(dtype)
-    objective = Objective(config.train, [1] * len(classes), _META)
+    model = outline(config, classes).to(dtype)
+    objective = Objective(config, [1] * len(classes), _META)
     shape = (config.data.num_frames, 3, size, size)
     flops, lives = [], []
     with _fused_attention() if fused_attention else nullcontext():
@@ -120,7 +132,7 @@ def trace(config: Config, classes: Sequence[str], fused_attention: bool) -> Trac
 def _step(model: nn.Module, objective: Objective, micro: int, shape: tuple[int, ...]) -> None:
     frames = torch.empty((micro, *shape), dtype=torch.uint8, device=_META)
     labels, valid = (torch.empty(micro, dtype=kind, device=_META) for kind in (torch.int64, torch.bool))
-    objective(model(frames), labels, valid).mean().backward()
+    objective(model(frames, by_side=True), labels, valid).mean().backward()
     model.zero_grad(set_to_none=True)
 
 

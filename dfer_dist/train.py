@@ -36,7 +36,7 @@ from dfer_dist.ranks import device_name, start
 from dfer_dist.ranks import leave as leave_process
 from dfer_dist.report import confusion_png
 from dfer_dist.rundir import RunDir, write_json
-from dfer_dist.status import Attempt, tell
+from dfer_dist.status import Attempt, odd_node, tell
 from dfer_dist.tracking import FAILED, FINISHED, KILLED
 from dfer_dist.trackrun import close_early
 from dfer_dist.watchdog import Watchdog
@@ -87,7 +87,8 @@ def train_step(fold: Fold, stream: Iterator[Batch], meter: Meter) -> tuple[list[
     for _ in range(fold.engine.accumulation):
         with meter.waiting():
             batch = next(stream)
-        losses = fold.objective(fold.engine.deepspeed(batch.pixels(fold.ranks.device)), batch.labels, batch.valid)
+        sides = fold.engine.deepspeed(batch.pixels(fold.ranks.device), by_side=True)
+        losses = fold.objective(sides, batch.labels, batch.valid)
         fold.engine.micro_step(losses.mean())
         parts.append(losses.detach())
         keys += batch.keys
@@ -202,6 +203,7 @@ def finish(fold: Fold) -> None:
     result |= {"config_hash": config_hash(config), "index_hash": fold.index.hash, "shuffled": shuffled}
     result |= {"pretrained_sha256": fold.engine.model.pretrained_sha256}
     result |= {"num_frames": config.data.num_frames, "sampling": config.data.sampling.name, "views": config.eval.views}
+    result |= {"device": fold.ranks.device.type}
     result |= {"lost_clips": len(fold.lost), "skipped_steps": len(fold.bad_steps), "drift": sorted(fold.drift)}
     fold.log(
         {
@@ -220,6 +222,8 @@ def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
     config, where = read_config(run.config), run.fold(number)
     hang_seconds = 60 * config.train.hang_minutes
     ranks = start(config.train.device, hang_seconds)
+    for line in filter(None, ranks.gather(odd_node(run) if ranks.local_rank == 0 else None) or ()):
+        tell(f"warning: {line}")
     attempt = Attempt(where, ranks.world, ranks.is_main, device_name(ranks.device))
     watchdog = Watchdog(where.stacks(ranks.rank), hang_seconds, lambda why: attempt.end("FAILED", why))
     fold: Fold | None = None

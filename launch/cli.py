@@ -19,15 +19,19 @@ from launch.bench import bench
 from launch.cancel import cancel
 from launch.cluster import LOCAL, load_cluster, with_cluster_flags
 from launch.convert import convert
+from launch.doctor import doctor
 from launch.logs import logs
 from launch.models import export, predict
 from launch.pack import pack, pack_listing
 from launch.plan import plan
+from launch.report import report
 from launch.status import status
 from launch.track import begin_again, register, show_server, sync, tell_server, ui
 from launch.verify import verify
 
 if TYPE_CHECKING:
+    from dfer_dist.report.published import Published
+    from dfer_dist.report.sections import Section
     from dfer_dist.rundir import RunDir
 
 app = typer.Typer(
@@ -90,6 +94,7 @@ def demo(
 
 
 app.command()(pack)
+app.command()(doctor)
 
 
 @app.command()
@@ -113,7 +118,7 @@ def crossval(
 ) -> None:
     """Train and test all folds and write their summary: here one after the other, or on a Slurm cluster. The same command again goes on after a stop.
 
-    Examples: [bold]dfer crossval dfew_vitb32 --folds 1,3-5 --nproc 8 data.shards=data/dfew[/bold],
+    Example: [bold]dfer crossval dfew_vitb32 --folds 1,3-5 --nproc 8 data.shards=data/dfew[/bold], or, on a cluster,
     [bold]dfer crossval dfew_vitb32 --cluster gpus8 --max-parallel 2 --wait[/bold]
     """
     console, chosen = Console(highlight=False), flags or {}
@@ -127,7 +132,8 @@ def crossval(
         raise UserError(
             "--nproc and --max-minutes are for this machine: a cluster has --nodes, --gpus-per-node and --time-minutes"
         )
-    from launch.submit import Target, Wish, show, submit
+    from launch.batch import Target
+    from launch.submit import Wish, show, submit
 
     wish = Wish(experiment, overrides or [], name, runs, folds, allow_drift or (), sweep)
     target = Target(cluster, load_cluster(cluster, chosen), max_parallel)
@@ -215,23 +221,7 @@ def evaluate(
         console.print(f"  {label:15s} {'no clip' if recall is None else f'{recall:6.2f}'}  of {scores.support[label]}")
 
 
-@app.command()
-def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")]) -> None:
-    """Write the summary of a run again from its folds and print its table; of several runs, a comparison too.
-
-    Example: [bold]dfer report runs/demo[/bold]
-    """
-    from dfer_dist.rundir import RunDir
-
-    console, folders = Console(highlight=False), [RunDir(run.resolve()) for run in runs]
-    for run in folders:
-        report_run(console, run)
-    if len(folders) > 1:
-        from dfer_dist.compare import comparison_table
-
-        console.print(comparison_table(folders))
-
-
+app.command()(report)
 app.command()(status)
 app.command()(logs)
 app.command()(cancel)
@@ -331,21 +321,35 @@ def _run_folds(console: Console, run: RunDir, folds: list[int], nproc: int, dead
         sys.exit(EXIT_PREEMPTED)
 
 
-def _record(run: RunDir, status: str | None) -> dict[str, Any]:
-    """Write the summary of the folds that are done, to the folder and to MLflow; ``status`` closes the parent run there."""
-    from dfer_dist.report import write_summary
+def _record(
+    run: RunDir, status: str | None, published: Published | None = None, frames: Path | None = None
+) -> tuple[dict[str, Any], list[Section]]:
+    """Write the report of the folds that are done, to the folder and to MLflow; ``status`` closes the parent run there."""
+    from dfer_dist.report import write_report
 
-    summary = write_summary(run.root, run.describe()["folds"])
+    summary, sections = write_report(run, published, frames)
     tell_server(run, status)
-    return summary
+    return summary, sections
 
 
-def report_run(console: Console, run: RunDir, status: str | None = None) -> None:
-    """Write the summary of a run and print its table; ``status`` closes its parent run at MLflow."""
+def report_run(
+    console: Console,
+    run: RunDir,
+    status: str | None = None,
+    published: Published | None = None,
+    frames: Path | None = None,
+    whole: bool = False,
+) -> None:
+    """Write the report of a run and print its table of scores, or the ``whole`` of it; ``status`` closes its parent run at MLflow."""
     from dfer_dist.report import summary_table
+    from dfer_dist.report.tables import terminal
 
-    console.print(summary_table(_record(run, status)))
-    console.print(f"report: {run.report}", soft_wrap=True)
+    summary, sections = _record(run, status, published, frames)
+    console.print(summary_table(summary))
+    for section in sections if whole else ():
+        for table in section.tables if section.key != "scores" else ():
+            console.print(terminal(table))
+    console.print(f"report: {run.report}, {run.latex.name}, {run.page.name}", soft_wrap=True)
     show_server(console, run)
 
 

@@ -120,7 +120,7 @@ def summarize(roots: Sequence[str], comparison: str | None) -> None:
     """Write the summary of each run, folds that never came included, and close it at MLflow; of several, the comparison too."""
     from rich.console import Console
 
-    from dfer_dist.compare import write_comparison
+    from dfer_dist.report.comparison import write_overview
     from launch.cli import report_run
     from launch.local import is_done
     from launch.submit import in_queue
@@ -138,7 +138,7 @@ def summarize(roots: Sequence[str], comparison: str | None) -> None:
         if never:
             tell_server(run, "FAILED" if len(never) == len(about["folds"]) else None, never)
     if comparison:
-        console.print(write_comparison(runs, Path(comparison)))
+        console.print(write_overview(runs, Path(comparison)))
 
 
 if __name__ == "__main__":

@@ -45,13 +45,16 @@ def plan(
     if measure:
         _measure(console, config)
         return
+    from dfer_dist.model import trained_line
     from dfer_dist.planner import Machine, data_size, fastest
     from dfer_dist.planner import plan as make_plan
+    from dfer_dist.trace import outline
 
     size = data_size(config)
     machine = Machine("cuda", gpus, gpu_memory * _GIB, tflops * 1e12, bandwidth * 1e9)
     rows = make_plan(config, machine, size)
     console.print(_table(config, rows, fastest(rows), machine, size))
+    console.print(trained_line(outline(config, size.classes)))
     if not fastest(rows):
         console.print(f"nothing fits {gpu_memory:g} GiB: {_advice(config)}", soft_wrap=True)
     console.print(

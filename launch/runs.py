@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from dfer_dist import UserError
 from dfer_dist.config import NEUTRAL, Config, config_hash, flatten, split_batch
 from dfer_dist.configfile import dump_config, load_config, read_config
-from dfer_dist.provenance import changed_files, collect, snapshot_code
+from dfer_dist.provenance import changed_files, collect, environment_lock, snapshot_code
 from dfer_dist.rundir import FoldDir, RunDir, parse_folds, read_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ def open_run(
         with other settings, data, code or versions of libraries.
     """
     from dfer_dist.data.shards import open_index
-    from dfer_dist.data.store import settle
+    from dfer_dist.data.store import settle, settle_cache
 
     if name is not None and (name in ("", "..") or name != Path(name).name):
         raise UserError(f"--name '{name}': give a plain name; --runs says in which folder")
     config = load_config(experiment, overrides)
     split_batch(config, ranks)
     config.data.shards = settle(config.data.shards)  # jobs run from other folders
-    config.data.cache = config.data.cache and str(Path(config.data.cache).resolve())
+    config.data.cache = settle_cache(config.data.cache)
     index = open_index(config.data, config.data.loss_budget)
     chosen = index.folds if folds is None else parse_folds(folds, index.folds)
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
@@ -114,6 +114,7 @@ def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:
     run.root.mkdir(parents=True, exist_ok=True)
     write_text(run.config, dump_config(config))
     write_json(run.provenance, _provenance(index))
+    write_text(run.environment, environment_lock())
     snapshot_code(run.code)
     about: dict[str, object] = {
         "name": run.root.name,
@@ -199,5 +200,8 @@ def _take_over(run: RunDir, index: Index, changes: dict[str, list[object]]) -> N
         if run.code.exists():
             run.code.rename(run.code.with_name(f"code-{number}"))
         new.rename(run.code)
-    write_text(run.root / f"provenance-{number}.json", run.provenance.read_text(encoding="utf-8"))
-    write_json(run.provenance, _provenance(index))
+    for file in (run.provenance, run.environment):
+        if file.exists():
+            write_text(file.with_stem(f"{file.stem}-{number}"), file.read_text(encoding="utf-8"))
+    write_text(run.environment, environment_lock())
+    write_json(run.provenance, _provenance(index))  # last: until then the same command finds that it differs

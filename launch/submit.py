@@ -9,24 +9,20 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from submitit.core.utils import FailedJobError
-from submitit.slurm.slurm import SlurmExecutor
 
 from dfer_dist import UserError
 from dfer_dist.config import split_batch
 from dfer_dist.configfile import dump_config, load_config
-from dfer_dist.provenance import python_command
 from dfer_dist.rundir import RunDir, write_json
+from launch.batch import Target, batch_job, persons_lines, slurm_says
 from launch.cluster import Cluster
 from launch.element import become_rank, summarize
 from launch.jobs import newest_jobs, submissions
@@ -76,15 +72,6 @@ class Wish:
         return [(name, [*self.overrides, f"{key}={value}"]) for name, value in zip(names, values, strict=True)]
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where to: the cluster by its name, and how many folds may run at a time."""
-
-    name: str
-    cluster: Cluster
-    max_parallel: int | None = None
-
-
 def staged(cluster: Cluster, wish: Wish) -> list[str]:
     """The settings by which shards of a shared folder are copied to the nodes' own disks, where the cluster has some."""
     from dfer_dist.data.store import is_remote
@@ -109,7 +96,7 @@ def show(wish: Wish, target: Target, console: Console) -> None:
         run = RunDir((wish.runs / name).resolve())
         elements += [(run, k) for k in (known if wish.folds is None else parse_folds(wish.folds, known))]
         configs.append((run, config))
-    executor = _executor(elements, target, configs[0][0].root / "slurm" / "1")
+    executor = batch_job(elements, target, configs[0][0].root / "slurm" / "1")
     if len(elements) > 1:
         executor.parameters["map_count"] = len(elements)  # as Submitit does for an array
     console.print(executor._make_submission_file_text(executor._submitit_command_str, ""), markup=False, soft_wrap=True)
@@ -202,8 +189,8 @@ def _send(
         console.print("all folds are done or in the queue: nothing to submit")
         return
     folder = _fresh(together or runs[0].root / "slurm")
-    executor = _executor(elements, target, folder)
-    with _slurm_says():
+    executor = batch_job(elements, target, folder)
+    with slurm_says():
         sent = executor.map_array(become_rank, *zip(*[(str(run.root), fold) for run, fold in elements], strict=True))
     ids = [job.job_id for job in sent]
     new: dict[str, Any] = {"time": datetime.now().astimezone().isoformat(timespec="seconds"), "cluster": target.name}
@@ -235,75 +222,13 @@ def _send(
 
 def _send_summary(runs: list[RunDir], array: str, target: Target, folder: Path, together: Path | None) -> str:
     """Submit the job that writes the summary once no element of the array is left; returns its id."""
-    executor = _executor([], target, folder)
+    executor = batch_job([], target, folder)
     code = f"export PYTHONPATH={shlex.quote(str(runs[0].code))}${{PYTHONPATH:+:$PYTHONPATH}}"
-    setup = [*_person_lines(target.cluster), code]
+    setup = [*persons_lines(target.cluster), code]
     executor.update_parameters(**_SUMMARY, srun_args=["--cpus-per-task=1"], setup=setup, dependency=f"afterany:{array}")
     comparison = str(together / "comparison.md") if together else None
-    with _slurm_says():
+    with slurm_says():
         return str(executor.submit(summarize, [str(run.root) for run in runs], comparison).job_id)
-
-
-def _executor(elements: list[tuple[RunDir, int]], target: Target, folder: Path) -> SlurmExecutor:
-    """Submitit's executor for an array of these elements, or for one plain job."""
-    cluster = target.cluster
-    try:
-        executor = SlurmExecutor(folder, python=shlex.join(python_command()))
-    except RuntimeError as e:
-        raise UserError("there is no Slurm client here (srun): log in to the cluster, or leave out --cluster") from e
-    place = {key: getattr(cluster, key) for key in ("partition", "account", "qos", "constraint", "nodes", "cpus_per_task")}
-    executor.update_parameters(
-        **place,
-        job_name=f"dfer-{elements[0][0].root.name}" if elements else "dfer-summary",
-        time=cluster.time_minutes,
-        ntasks_per_node=cluster.tasks,
-        gpus_per_node=cluster.gpus_per_node or None,
-        mem=None if cluster.memory_gb is None else f"{round(1024 * cluster.memory_gb)}MB",
-        signal_delay_s=cluster.notice_seconds,
-        setup=_setup(cluster, elements),
-        # srun takes neither from the job since Slurm 22.05; without the other, ranks wait for ever for one that died
-        srun_args=[f"--cpus-per-task={cluster.cpus_per_task}", "--kill-on-bad-exit=1"],
-        array_parallelism=target.max_parallel or max(1, len(elements)),
-        stderr_to_stdout=True,
-        additional_parameters={"requeue": True},
-    )
-    return executor
-
-
-def _setup(cluster: Cluster, elements: list[tuple[RunDir, int]]) -> list[str]:
-    """Shell lines between the options of a batch script and its ``srun``."""
-    lines = _person_lines(cluster)
-    if not elements:
-        return lines
-    runs, folds = (
-        " ".join(shlex.quote(str(x)) for x in column) for column in zip(*((r.root, k) for r, k in elements), strict=True)
-    )
-    return [
-        *lines,
-        f"runs=({runs})",
-        f"folds=({folds})",
-        "element=${SLURM_ARRAY_TASK_ID:-0}",
-        "run=${runs[element]} fold=${folds[element]}",
-        f"python={shlex.quote(sys.executable)} most={cluster.max_requeues}",
-        'source "$run/code/launch/element.sh" || exit',
-    ]
-
-
-def _person_lines(cluster: Cluster) -> list[str]:
-    return [*cluster.setup, *(f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items())]
-
-
-@contextmanager
-def _slurm_says() -> Iterator[None]:
-    """Slurm's own words as one error; Submitit would print them as well."""
-    try:
-        with redirect_stderr(StringIO()):
-            yield
-    except FailedJobError as e:
-        said = [
-            line.removeprefix("sbatch: ").removeprefix("error: ") for line in str(e).splitlines() if line.startswith("sbatch: ")
-        ]
-        raise UserError(f"Slurm takes no such job: {'; '.join(said) or str(e).strip()}") from e
 
 
 def _fresh(parent: Path) -> Path:

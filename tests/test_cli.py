@@ -162,7 +162,7 @@ def test_weights_that_are_missing(tmp_path: Path, tiny_shards: Index) -> None:
 
 
 def test_new_run(run: RunDir, words: list[str], tiny_shards: Index) -> None:
-    assert {p.name for p in run.root.iterdir()} == {"config.yaml", "provenance.json", "run.json", "code"}
+    assert {p.name for p in run.root.iterdir()} == {"config.yaml", "provenance.json", "run.json", "environment.txt", "code"}
     about = run.describe()
     assert (about["folds"], about["dataset"], about["index_hash"]) == ([1, 2, 3, 4, 5], "dfew", tiny_shards.hash)
     assert read_json(run.provenance)["data"]["hash"] == tiny_shards.hash
@@ -235,12 +235,14 @@ def test_allowed_drift_is_taken_over_and_kept_on_record(run: RunDir, words: list
         open_run(tmp_path / "runs", None, "demo", [*new, "tracking.enabled=true"], ("tracking",), None, 1)
 
 
-@pytest.mark.parametrize("write", range(5))
+@pytest.mark.parametrize("write", range(7))
 def test_drift_that_was_cut_short_is_taken_over_by_the_same_command(
     run: RunDir, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int
 ) -> None:
     write_json(run.provenance, read_json(run.provenance) | {"code_hash": "0" * 16})
     (run.code / "dfer_dist" / "engine.py").write_text("# as it was then")
+    lock = run.environment.read_text()
+    run.environment.write_text("torch==1.0")
     calls = [0]
 
     def counted(function: Callable[..., None]) -> Callable[..., None]:
@@ -266,6 +268,8 @@ def test_drift_that_was_cut_short_is_taken_over_by_the_same_command(
     assert old.count("# as it was then") == 1
     assert len((run.code / "dfer_dist" / "engine.py").read_text()) > 1000
     assert any(read_json(f)["code_hash"] == "0" * 16 for f in run.root.glob("provenance-*.json"))
+    assert run.environment.read_text() == lock
+    assert any(f.read_text() == "torch==1.0" for f in run.root.glob("environment-*.txt"))
     open_run(*given)
 
 

@@ -11,7 +11,7 @@ from dfer_dist.config import Config, DataConfig, Selection, config_hash, flatten
 from dfer_dist.configfile import config_dirs, dump_config, load_config, read_config
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-EXPERIMENTS = sorted(f.stem for f in CONFIGS.glob("*.yaml"))
+EXPERIMENTS = sorted({f.stem for f in CONFIGS.glob("*.yaml")} - {"published"})  # which has figures of papers
 DFEW = {"data.shards": "data/dfew", "data.augment.brightness": 0.5}
 PUBLISHED = {
     "dfew_vitb32": DFEW,

@@ -14,7 +14,7 @@ from test_convert import ours
 from test_parity import Bomb
 
 from dfer_dist import UserError
-from dfer_dist.config import ImageTuning, ModelConfig, TemporalKind
+from dfer_dist.config import ImageTuning, ModelConfig, TemporalKind, TextSides
 from dfer_dist.convert import from_official, to_official
 from dfer_dist.data.layouts import SEVEN
 from dfer_dist.model.official import read_sentences
@@ -125,10 +125,13 @@ def test_what_is_there_already(content: dict, tmp_path: Path) -> None:
         ModelConfig(normalize=True),
         ModelConfig(temporal_head_dim=32),
         ModelConfig(image=ImageTuning.lora),
+        ModelConfig(image=ImageTuning.adapters),
+        ModelConfig(text_sides=TextSides.both),
+        ModelConfig(context_tokens=0),
         ModelConfig(temporal=TemporalKind.mean),
         ModelConfig(sentences={name: ["a face.", "a person."] for name in SEVEN}),
     ],
-    ids=["temperature", "normalize", "head_dim", "lora", "mean", "sentences"],
+    ids=["temperature", "normalize", "head_dim", "lora", "adapters", "sides", "fixed", "mean", "sentences"],
 )
 def test_models_that_their_code_cannot_compute(settings: ModelConfig, tmp_path: Path) -> None:
     ours(tmp_path / "ours", settings, SEVEN)

@@ -61,7 +61,7 @@ def build(case: str) -> tuple[DFERCLIP, dict, dict[str, torch.Tensor]]:
     )
     towers = build_clip(sizes, clip["image_size"])
     frames = np.load(GOLDEN / f"{case}_trajectory.npz")["frames"].shape[2]
-    model = DFERCLIP(cfg, towers.visual, TextTower(towers), told["class_text"], frames)
+    model = DFERCLIP(cfg, towers.visual, TextTower(towers), {"positive": told["class_text"]}, frames)
     model.load_state_dict(to_ours(state))
     return model, told, state
 

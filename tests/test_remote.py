@@ -266,6 +266,11 @@ def test_the_bound_of_the_cache_holds_while_others_read_what_is_evicted(web: Web
     assert all(n >= 2 for name, n in web.asked.items() if name.endswith(".tar"))  # what was evicted came again
 
 
+def named(letter: str) -> str:
+    """A name as files of the cache have them."""
+    return f"{letter * 64}.tar"
+
+
 def held(folder: Path) -> list[str]:
     """Names of files in a folder that this process has open."""
     links = [os.readlink(f.path) for f in os.scandir("/proc/self/fd") if os.path.islink(f.path)]
@@ -290,12 +295,23 @@ def test_the_least_recently_opened_goes_first(tmp_path: Path) -> None:
     def fill(path: Path) -> None:
         path.write_bytes(bytes(100))
 
-    for name in ("a", "b", "c"):
+    for name in map(named, "abc"):
         os.close(cache.open(name, 100, fill))
         time.sleep(0.02)
-    os.close(cache.open("a", 100, fill))
-    os.close(cache.open("d", 100, fill))
-    assert {f.name for f in tmp_path.iterdir()} == {"a", "c", "d", ".lock"}
+    os.close(cache.open(named("a"), 100, fill))
+    os.close(cache.open(named("d"), 100, fill))
+    assert {f.name for f in tmp_path.iterdir()} == {*map(named, "acd"), ".lock"}
+
+
+def test_what_else_lies_in_the_folder_is_left_alone_and_not_counted(tmp_path: Path) -> None:
+    mine = ("thesis.tar", "data.parquet", "film.mp4.part", f".{'a' * 64}.tar.part", f"{'A' * 64}.tar", named("a") + ".old")
+    (tmp_path / "folder").mkdir()
+    for name in mine:
+        (tmp_path / name).write_bytes(bytes(500))
+    cache = Cache(tmp_path, 150)
+    for letter in "ab":
+        os.close(cache.open(named(letter), 100, lambda path: path.write_bytes(bytes(100))))
+    assert {f.name for f in tmp_path.iterdir()} == {*mine, "folder", named("b"), ".lock"}
 
 
 def test_room_is_kept_for_what_is_on_its_way(tmp_path: Path) -> None:
@@ -306,7 +322,7 @@ def test_room_is_kept_for_what_is_on_its_way(tmp_path: Path) -> None:
         go.wait(20)
         path.write_bytes(bytes(100))
 
-    threads = [threading.Thread(target=lambda name=name: os.close(cache.open(name, 100, fetch))) for name in ("a", "b")]
+    threads = [threading.Thread(target=lambda name=name: os.close(cache.open(name, 100, fetch))) for name in map(named, "ab")]
     for thread in threads:
         thread.start()
     time.sleep(0.3)
@@ -314,7 +330,7 @@ def test_room_is_kept_for_what_is_on_its_way(tmp_path: Path) -> None:
     go.set()
     for thread in threads:
         thread.join(20)
-    assert len(started) == 2 and len(list(tmp_path.glob("[ab]"))) == 1
+    assert len(started) == 2 and len(list(tmp_path.glob("[ab]*.tar"))) == 1
 
 
 def test_two_never_fetch_the_same_even_where_fetching_fails(tmp_path: Path) -> None:
@@ -332,7 +348,7 @@ def test_two_never_fetch_the_same_even_where_fetching_fails(tmp_path: Path) -> N
     def ask() -> None:
         for _ in range(3):
             with suppress(OSError):
-                os.close(cache.open("a", 100, fetch))
+                os.close(cache.open(named("a"), 100, fetch))
 
     threads = [threading.Thread(target=ask) for _ in range(6)]
     for thread in threads:
@@ -409,7 +425,18 @@ def test_a_cache_that_cannot_do_is_refused(web: Web, tiny_shards: Index, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "location", ["pipe:cat x", "PIPE:cat x", "ftp://h/x", "file:///x", "gs://b/x", "https://me:hunter2@h/x", "http://h/x?sig=1"]
+    "location",
+    [
+        "pipe:cat x",
+        "PIPE:cat x",
+        "ftp://h/x",
+        "file://x",
+        "file://host/x",
+        "file:///",
+        "gs://b/x",
+        "https://me:hunter2@h/x",
+        "http://h/x?sig=1",
+    ],
 )
 def test_other_urls_are_refused_without_their_secrets(location: str) -> None:
     with pytest.raises(UserError, match=r"data\.shards") as caught:
@@ -421,7 +448,7 @@ def test_a_location_is_a_folder_or_a_server(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     assert settle("a/../dfew:v2") == str(tmp_path / "dfew:v2")
     assert settle("https://host/sets/dfew/") == "https://host/sets/dfew"
-    assert not is_remote("C") and is_remote("S3://bucket/x")
+    assert not is_remote("C") and is_remote("S3://bucket/x") and settle("file:///a/b/") == "file:///a/b"
     assert open_store("x", None, 1) == Path("x")
     monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
     assert open_store("http://h/x", None, 1.5).cache == Cache(tmp_path / "dfer-cache", 1_500_000_000)

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_runs import CLASSES, make_fold, write_table
 from PIL import Image
 from rich.console import Console
 
@@ -20,39 +20,7 @@ from dfer_dist import UserError
 from dfer_dist.metrics import bootstrap_ci, score
 from dfer_dist.report import confusion_png, read_fold, summarize, summary_table, write_summary
 
-CLASSES = ["happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear"]
 ALL = [1, 2, 3, 4, 5]
-SHARES = np.array([0.2, 0.16, 0.24, 0.18, 0.12, 0.02, 0.08])
-
-
-def write_table(path: Path, labels: np.ndarray, logits: np.ndarray, keys: list[str] | None = None) -> None:
-    columns = {
-        "key": keys or [f"clip-{i}" for i in range(len(labels))],
-        "label": pa.array(labels, pa.int32()),
-        "logits": pa.array(list(logits), pa.list_(pa.float32())),
-    }
-    pq.write_table(pa.table(columns), path)
-
-
-def make_fold(run: Path, k: int, n: int = 200, shuffled: bool = False, without: int | None = None, **fields: Any) -> Path:
-    """A fold as an evaluation leaves it; ``fields`` replace those of result.json."""
-    rng = np.random.default_rng(k)
-    labels = rng.choice(len(CLASSES), size=n, p=SHARES)
-    labels = labels[labels != without]
-    logits = rng.normal(size=(len(labels), len(CLASSES))).astype(np.float32)
-    noise, logits = logits.copy(), logits + 2 * np.eye(len(CLASSES), dtype=np.float32)[labels]
-    fold = run / f"fold-{k}"
-    fold.mkdir(parents=True)
-    write_table(fold / "predictions.parquet", labels, logits)
-    result: dict[str, Any] = {"version": 1, "dataset": "DFEW", "fold": k, **asdict(score(labels, logits, CLASSES))}
-    result |= {"selection": "last", "epoch": 10 + k, "step": 9, "checkpoint": "c", "config_hash": "aa", "index_hash": "bb"}
-    result["shuffled"] = None
-    if shuffled:
-        write_table(fold / "predictions_shuffled.parquet", labels, noise)
-        random = score(labels, noise, CLASSES)
-        result["shuffled"] = {"uar": random.uar, "war": random.war}
-    (fold / "result.json").write_text(json.dumps(result | fields))
-    return fold
 
 
 def change(fold: Path, **fields: Any) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +17,7 @@ from clips import write_clip
 
 from dfer_dist import UserError
 from dfer_dist.config import AugmentConfig, DataConfig, Sampling
+from dfer_dist.data import stream
 from dfer_dist.data.augment import apply, draw, unchanged
 from dfer_dist.data.clips import ClipReader
 from dfer_dist.data.frames import eval_frames, train_frames
@@ -320,3 +323,24 @@ def test_shuffling_keeps_every_view_to_its_own_frames(square: tuple[Index, dict[
     for view in (slice(0, 4), slice(4, 8)):
         for a, b in zip(plain[:, view].tolist(), shuffled[:, view].tolist(), strict=True):
             assert sorted(a) == sorted(b)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_worker_that_has_just_begun_lives_through_a_signal(
+    tiny_shards: Index, clips: ClipSet, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """It comes after torch has given the worker a handler that ends it, and before the worker has one of ours."""
+    calm = stream._calm_worker
+
+    def late(worker: int) -> None:
+        os.kill(os.getpid(), number)
+        calm(worker)
+
+    monkeypatch.setattr(stream, "_calm_worker", late)
+    before = signal.signal(number, lambda *_: None)  # as a rank has one
+    try:
+        alone = list(evaluation_stream(tiny_shards, settings(0), clips, 5, 0, 1))
+        batches = list(evaluation_stream(tiny_shards, settings(1), clips, 5, 0, 1))
+    finally:
+        signal.signal(number, before)
+    assert [b.keys for b in batches] == [b.keys for b in alone]

@@ -15,6 +15,7 @@ from dfer_dist.config import (
     Optimizer,
     Schedule,
     TemporalKind,
+    TextSides,
     TextTuning,
     config_hash,
     flatten,
@@ -112,8 +113,9 @@ def test_sentences_are_set_in_an_experiment_and_kept_with_the_run(tmp_path: Path
 
 def test_every_option_is_on_the_page_of_options() -> None:
     page = (Path(__file__).resolve().parent.parent / "docs" / "options.md").read_text()
-    for kind in (ClassText, ImageTuning, TextTuning, TemporalKind, Schedule, Optimizer):
-        key = {ClassText: "model.text", ImageTuning: "model.image", TextTuning: "model.text_tower"}.get(kind)
+    for kind in (ClassText, TextSides, ImageTuning, TextTuning, TemporalKind, Schedule, Optimizer):
+        key = {ClassText: "model.text", TextSides: "model.text_sides", ImageTuning: "model.image"}.get(kind)
+        key = key or {TextTuning: "model.text_tower"}.get(kind)
         key = key or {TemporalKind: "model.temporal", Schedule: "optim.schedule", Optimizer: "optim.name"}[kind]
         assert [o.name for o in kind if f"`{key}={o.name}`" not in page] == []
 

@@ -66,7 +66,8 @@ def test_wheel_holds_every_module_and_experiment(wheel: Path, source: Path) -> N
     modules = {f.relative_to(source).as_posix() for room in ("dfer_dist", "launch") for f in (source / room).rglob("*.py")}
     experiments = {f"dfer_dist/configs/{f.name}" for f in (source / "configs").glob("*.yaml")}
     assert "dfer_dist/configs/demo.yaml" in experiments
-    assert held == modules | experiments
+    assert "dfer_dist/configs/published.yaml" in experiments
+    assert held == modules | experiments | {"dfer_dist/report/page.html"}
 
 
 def test_installed_wheel_works_from_a_foreign_folder(site: Path, tmp_path: Path) -> None:

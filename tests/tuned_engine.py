@@ -1,24 +1,38 @@
-"""A rank of a few steps of a tiny DFER-CLIP with LoRA in both towers and the mean over time, for test_tuning.py.
+"""A rank of a few steps of a tiny model with the mean over time, and LoRA in both towers (test_tuning.py) or all adapters and both sides of
+texts (test_finecliper.py). A checkpoint is saved after the last step but one and after the last.
 
-Prints, on rank 0, one JSON line: the loss of each step, peak rates by group, which float32 weights changed, the size of the
+Prints, on rank 0, one JSON line: the loss of each step, peak rates by group, which float32 weights changed, a sha256 of them, the size of the
 largest change of a weight that is not trained, and whether a fresh model takes over the checkpoint that was saved.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.utils import safe_get_full_fp32_param
 
 from dfer_dist import checkpoint
-from dfer_dist.config import Config, Device, ImageTuning, Optimizer, Precision, TemporalKind, TextTuning
+from dfer_dist.config import (
+    ClassText,
+    Config,
+    Device,
+    ImageTuning,
+    ModelConfig,
+    Optimizer,
+    Precision,
+    TemporalKind,
+    TextSides,
+    TextTuning,
+)
 from dfer_dist.engine import build_engine
+from dfer_dist.masters import restore
 from dfer_dist.model import DFERCLIP, build_model, param_groups
+from dfer_dist.objective import Objective
 from dfer_dist.ranks import leave, start
 from dfer_dist.saver import Saver
 
@@ -30,45 +44,60 @@ def _trained(model: DFERCLIP) -> dict[str, torch.nn.Parameter]:
     return {name: q for group in param_groups(model).values() for name, q in group}
 
 
+def settings(kind: str) -> ModelConfig:
+    m = ModelConfig(backbone="tiny", pretrained="none", temperature=0.07, temporal=TemporalKind.mean)
+    m.image, m.text_tower = ImageTuning[kind], TextTuning[kind]
+    if kind == "adapters":
+        m.text, m.text_sides, m.context_tokens, m.adapter_time = ClassText.person, TextSides.both, 0, True
+    return m
+
+
 def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("--stage", type=int, required=True)
     p.add_argument("--folder", type=Path, required=True)
+    p.add_argument("--kind", default="lora", choices=["lora", "adapters"])
     p.add_argument("--recompute", action="store_true")
+    p.add_argument("--resume", type=Path)
     a = p.parse_args()
     config = Config()
     config.train.global_batch, config.train.zero_stage, config.train.precision = BATCH, a.stage, Precision.fp32
     config.optim.name, config.optim.weight_decay, config.optim.lr_prompt = Optimizer.adamw, 0.0, 1e-4
-    m = config.model
-    m.backbone, m.pretrained, m.checkpoint_image = "tiny", "none", a.recompute
-    m.temperature = 0.07
-    m.image, m.text_tower, m.temporal = ImageTuning.lora, TextTuning.lora, TemporalKind.mean
+    config.optim.lr_adapters, config.data.shards = 1e-3, "none"
+    config.model = settings(a.kind)
+    config.model.checkpoint_image = a.recompute
     ranks = start(Device.cpu)
     torch.manual_seed(0)
-    model = build_model(m, CLASSES, 2, 64)
+    model = build_model(config.model, CLASSES, 2, 64)
     sha256 = checkpoint.frozen_checksum(model, _trained(model))
     before = {name: q.detach().clone() for name, q in model.named_parameters()}
+    resumed = checkpoint.read(a.resume) if a.resume else None
+    if resumed:
+        checkpoint.load_weights(model, _trained(model), resumed)
     engine = build_engine(model, param_groups(model), config, ranks, steps_per_epoch=1)
+    if resumed:
+        restore(engine, resumed, config, ranks)
+    saver, objective = Saver(a.folder, config, ranks, 0, None), Objective(config, [], ranks.device)
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (BATCH, 2, 3, 64, 64), dtype=torch.uint8, generator=generator)
     labels = torch.arange(BATCH) % 3
     own = slice(ranks.rank * BATCH // ranks.world, (ranks.rank + 1) * BATCH // ranks.world)
     losses = []
-    for step in range(STEPS):
+    for step in range(resumed.state["step"] if resumed else 0, STEPS):
         rates = engine.set_learning_rates(step)
-        loss = F.cross_entropy(engine.deepspeed(frames[own]), labels[own])
+        sides = engine.deepspeed(frames[own], by_side=True)
+        loss = objective(sides, labels[own], torch.ones_like(labels[own], dtype=torch.bool)).mean()
         engine.micro_step(loss)
         losses.append(ranks.sum([loss.item()])[0] / ranks.world)
+        if step >= STEPS - 2:
+            saver.save(engine, {"step": step + 1, "skipped_steps": 0, "frozen_sha256": sha256})
+            saver.settle()
     weights = {name: safe_get_full_fp32_param(q) for name, q in engine.trained.items()}
     frozen = 0.0
     for name, q in engine.model.named_parameters():
         if name not in weights:
             with GatheredParameters([q], enabled=hasattr(q, "ds_id")):
                 frozen = max(frozen, (q.detach() - before[name]).abs().max().item())
-    config.data.shards = "none"
-    saver = Saver(a.folder, config, ranks, 0, None)
-    saver.save(engine, {"step": STEPS, "skipped_steps": 0, "frozen_sha256": sha256})
-    saver.settle()
     path = checkpoint.step_folder(a.folder, STEPS)
     if ranks.is_main:
         saved = checkpoint.read(path)
@@ -77,7 +106,9 @@ def main() -> None:
         checkpoint.load_weights(fresh, _trained(fresh), saved)
         taken = all(torch.equal(q, weights[name]) for name, q in _trained(fresh).items())
         changed = sorted(name for name, w in weights.items() if not torch.equal(w, before[name]))
-        print(json.dumps({"losses": losses, "rates": rates, "changed": changed, "frozen": frozen, "taken": taken}))
+        digest = hashlib.sha256(b"".join(saved.model[n].numpy().tobytes() for n in sorted(saved.model))).hexdigest()
+        said = {"losses": losses, "rates": rates, "changed": changed, "weights": digest, "frozen": frozen, "taken": taken}
+        print(json.dumps(said))
     leave(0)
 
 

@@ -3,7 +3,7 @@
 Files are named by their sha256, so that two sets, or two versions of one, never mix. A file takes its name by a rename once
 it is whole and checked; what a killed process left of one has another name, counts for nothing and is swept away. The least
 recently opened files make room for new ones. One that somebody reads may be among them: its name goes, an open file stays
-readable, and the disk has its space back when the last reader closes it.
+readable, and the disk has its space back when the last reader closes it. What else lies in the folder is left alone.
 """
 
 from __future__ import annotations
@@ -11,16 +11,21 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from string import Template
 
 from dfer_dist import UserError
 
 _POLL = 0.2  # seconds between looks for room while others download
+_NAME = re.compile(r"[0-9a-f]{64}\.(tar|parquet)")
+_PART = re.compile(rf"\.({_NAME.pattern})\.([0-9]+)\.part")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _MINE = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  # faults of the folder, not of the net
 
@@ -40,12 +45,33 @@ def default_folder() -> Path:
     return folder
 
 
+def expand(folder: str) -> str:
+    """``folder`` with this process's values of the variables in it (``$NAME`` or ``${NAME}``).
+
+    Raises
+    ------
+    UserError
+        If one is not set or empty.
+    """
+    try:
+        return Template(folder).substitute({name: value for name, value in os.environ.items() if value})
+    except KeyError as e:
+        raise UserError(f"data.cache={folder}: ${e.args[0]} is not set here; choose another folder, or set it") from e
+    except ValueError as e:
+        raise UserError(f"data.cache={folder}: a variable is written as $NAME") from e
+
+
 @dataclass(frozen=True)
 class Cache:
-    """``folder`` with at most ``limit`` bytes, counting what is being downloaded at its full size."""
+    """``place`` with at most ``limit`` bytes, counting what is being downloaded at its full size. Variables in it are those of the reader."""
 
-    folder: Path
+    place: Path
     limit: int
+
+    @cached_property
+    def folder(self) -> Path:
+        """``place`` with its variables looked up; see :func:`expand`."""
+        return Path(expand(str(self.place))).resolve()
 
     def open(self, name: str, size: int, fetch: Callable[[Path], None], exact: bool = True) -> int:
         """A file descriptor of ``name``, fetched first unless it is here. Of all who ask at once, one fetches.
@@ -53,7 +79,7 @@ class Cache:
         Parameters
         ----------
         name : str
-            The file's name here.
+            The file's name here: its sha256, and ``.tar`` or ``.parquet``.
         size : int
             Its bytes; if not ``exact``, the room to keep for it.
         fetch : callable
@@ -134,13 +160,12 @@ class Cache:
         files, promised = [], 0
         for entry in os.scandir(self.folder):
             name = entry.name
-            if name.endswith(".part"):
-                owner, _, size = name.removesuffix(".part").rpartition(".")
-                if _is_locked(self.folder / f"{owner}.lock"):
-                    promised += int(size)
+            if part := _PART.fullmatch(name):
+                if _is_locked(self.folder / f".{part[1]}.lock"):
+                    promised += int(part[3])
                 else:  # no new one can take its place now: parts are made under the cache's lock
                     Path(entry.path).unlink(missing_ok=True)
-            elif name[0] != ".":
+            elif _NAME.fullmatch(name):
                 with suppress(FileNotFoundError):  # dropped by a reader
                     found = entry.stat()
                     files.append((found.st_mtime_ns, found.st_size, name))

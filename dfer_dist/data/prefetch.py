@@ -57,10 +57,11 @@ def check_cache(index: Index, plan: EpochPlan, ranks_here: range, world: int) ->
     Raises
     ------
     UserError
-        If it does not.
+        If it does not, or if its folder is named by a variable that is not set here.
     """
     if not isinstance(index.root, Remote):
         return
+    _ = index.root.cache.folder
     own = plan.global_batch // world
     lanes = range(ranks_here.start * own, ranks_here.stop * own)
     blocks = (plan.block_shards(step, lanes) for step in range(0, plan.steps, plan.block))

@@ -204,26 +204,30 @@ def _is_plain(shard: Shard) -> bool:
 
 
 def check_sizes(index: Index, shards: Iterable[int], loss_budget: int | None = None) -> None:
-    """Look whether local shards are there in full. A missing one, or one with more bytes, counts as lost with all its clips.
+    """Look whether shards of a folder are there in full. A missing one, or one with more bytes, counts as lost with all its clips; one that
+    is copied before it is read (``file://``) in any case.
 
     Raises
     ------
     UserError
         If more than ``loss_budget`` clips are lost so; for a test, which may lose none, it is None.
     """
-    if isinstance(index.root, Remote):
+    remote = isinstance(index.root, Remote)
+    root = index.root.folder if isinstance(index.root, Remote) else index.root
+    if root is None:
         return
     lost, reasons = 0, []
     for i in shards:
         entry = index.shards[i]
-        path = f"{index.root}/{entry.file}"
+        path = f"{root}/{entry.file}"
         try:
             size = os.stat(path).st_size
         except OSError:
             size = -1
         if size != entry.bytes:
             reasons.append(f"{path} {'is missing' if size < 0 else f'has {size} bytes, not {entry.bytes}'}")
-            lost += _clips_beyond(index, i, size) if 0 <= size < entry.bytes and loss_budget else entry.clips
+            in_part = 0 <= size < entry.bytes and loss_budget and not remote
+            lost += _clips_beyond(index, i, size) if in_part else entry.clips
     if lost > (loss_budget or 0):
         more = f" ({len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
         bound = "a test may lose none" if loss_budget is None else f"data.loss_budget={loss_budget}"

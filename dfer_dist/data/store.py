@@ -1,5 +1,7 @@
 """Where a set of shards lies: a local folder, or a server that is read through a cache on this machine's disk.
 
+A folder may be read through the cache too, as ``file://``: one that all nodes see, whose shards are copied once to each node's disk.
+
 Remote bytes come through fsspec, not through webdataset's openers: those run ``curl`` for http, know no s3, and hand on what
 comes without a check. Files come whole: training enters a shard at many places, and one request for each would wait for the
 network each time.
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from dfer_dist import UserError
 from dfer_dist.data.cache import FULL, Cache, default_folder
@@ -46,13 +48,24 @@ class _Altered(OSError):
 
 @dataclass(frozen=True)
 class Remote:
-    """Shards below ``url`` (http, https or s3), whole ones kept in ``cache``."""
+    """Shards below ``url`` (http, https, s3 or file), whole ones kept in ``cache``."""
 
     url: str
     cache: Cache
 
     def __str__(self) -> str:
         return self.url
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder behind a ``file://`` URL; None for a server."""
+        parts = urlsplit(self.url)
+        return Path(unquote(parts.path)) if parts.scheme.lower() == "file" else None
+
+    def _place(self, name: str) -> tuple[str, str]:
+        """A file's URL, and what fsspec takes for it: its local file system leaves ``%20`` in URLs alone."""
+        url = f"{self.url}/{name}"
+        return url, str(self.folder / name) if self.folder else url
 
     def get(self, name: str) -> bytes:
         """A file's bytes as they are now at the server, unchecked.
@@ -62,8 +75,8 @@ class Remote:
         FetchError
             If it cannot be had, faults that pass by waited for.
         """
-        url = f"{self.url}/{name}"
-        return _patiently(url, lambda: _system(url).cat_file(url))
+        url, place = self._place(name)
+        return _patiently(url, lambda: _system(url).cat_file(place))
 
     def save(self, name: str, path: Path) -> None:
         """Write a file as it is now at the server to ``path``, unchecked.
@@ -73,8 +86,8 @@ class Remote:
         FetchError
             As for :meth:`get`.
         """
-        url = f"{self.url}/{name}"
-        _patiently(url, lambda: _system(url).get_file(url, str(path)))
+        url, place = self._place(name)
+        _patiently(url, lambda: _system(url).get_file(place, str(path)))
 
     def open(self, name: str, sha256: str, size: int) -> int:
         """A file descriptor of a shard in the cache, fetched and checked if it was not there.
@@ -103,10 +116,10 @@ class Remote:
             self.cache.drop(f"{sha256}.parquet")  # this disk's own fault: it was checked when it came
 
     def _fetch(self, name: str, sha256: str, path: Path) -> None:
-        url = f"{self.url}/{name}"
+        url, place = self._place(name)
 
         def once() -> None:
-            _system(url).get_file(url, str(path))
+            _system(url).get_file(place, str(path))
             if sha256_file(path) != sha256:
                 raise _Altered(f"differs from the index (sha256, {path.stat().st_size} bytes): copy it there again")
 
@@ -114,19 +127,22 @@ class Remote:
 
 
 def is_remote(location: str) -> bool:
-    """Whether ``location`` names a server rather than a folder.
+    """Whether ``location`` is a URL, whose shards come through the cache, rather than a folder.
 
     Raises
     ------
     UserError
-        For a scheme that is not read, and for a URL with a password, which would stand in every record of the run.
+        For a scheme that is not read, for a ``file://`` without an absolute path, and for a URL with a password, which would stand
+        in every record of the run.
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://|(?i:(pipe)):", location)
     if not scheme:
         return False
-    if (scheme[1] or scheme[2]).lower() not in ("http", "https", "s3"):
-        raise UserError(f"data.shards={location}: give a folder, http://…, https://… or s3://…")
+    if (scheme[1] or scheme[2]).lower() not in ("http", "https", "s3", "file"):
+        raise UserError(f"data.shards={location}: give a folder, http://…, https://…, s3://… or file:///…")
     parts = urlsplit(location)
+    if parts.scheme.lower() == "file" and (parts.netloc or not parts.path.strip("/")):
+        raise UserError(f"data.shards={location}: a file URL has three slashes and a whole path, such as file:///shared/dfew")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UserError(
             "data.shards: a URL without user, password, ? and #; secrets belong in ~/.netrc or in the variables of AWS"
@@ -139,8 +155,17 @@ def settle(location: str) -> str:
     return location.rstrip("/") if is_remote(location) else str(Path(location).resolve())
 
 
+def settle_cache(cache: str | None) -> str | None:
+    """``data.cache`` as it is understood from every folder; variables in it are left to the machines that read."""
+    if cache is None or cache.startswith("$"):
+        return cache
+    return str(Path(cache).absolute()) if "$" in cache else str(Path(cache).resolve())
+
+
 def open_store(location: str, cache: str | None, cache_gb: float) -> Path | Remote:
-    """A folder, or the server behind a URL with its cache in ``cache`` (null: :func:`~dfer_dist.data.cache.default_folder`).
+    """A folder, or what is behind a URL with its cache in ``cache`` (null: :func:`~dfer_dist.data.cache.default_folder`).
+
+    Variables in ``cache``, such as ``$SLURM_TMPDIR``, are looked up when it is first used: where a run is opened they may not be set.
 
     Raises
     ------
@@ -149,7 +174,7 @@ def open_store(location: str, cache: str | None, cache_gb: float) -> Path | Remo
     """
     if not is_remote(location):
         return Path(location)
-    remote = Remote(settle(location), Cache(Path(cache).resolve() if cache else default_folder(), int(cache_gb * 1e9)))
+    remote = Remote(settle(location), Cache(Path(cache) if cache else default_folder(), int(cache_gb * 1e9)))
     try:
         _system(remote.url)
     except ImportError as e:
@@ -165,7 +190,7 @@ def _system(url: str) -> Any:
     key = (protocol, os.getpid())
     if key not in _systems:
         options: dict[str, Any] = {}
-        if protocol != "s3":
+        if protocol.startswith("http"):
             import aiohttp
 
             # whole shards may take long, silence may not; proxies and ~/.netrc as everywhere else
@@ -197,11 +222,11 @@ def _patiently(url: str, attempt: Callable[[], T]) -> T:
 def _is_final(e: Exception) -> bool:
     status = getattr(e, "status", None)
     refused = isinstance(status, int) and 400 <= status < 500 and status not in _TEMPORARY
-    return refused or isinstance(e, (FileNotFoundError, PermissionError))
+    return refused or isinstance(e, (FileNotFoundError, NotADirectoryError, PermissionError))
 
 
 def _words(e: Exception) -> str:
-    if isinstance(e, FileNotFoundError):
+    if isinstance(e, (FileNotFoundError, NotADirectoryError)):
         return "no such file there"
     if isinstance(status := getattr(e, "status", None), int):
         return f"the server answers {status} {getattr(e, 'message', '')}"

@@ -27,6 +27,7 @@ from dfer_dist.data.prefetch import Ask, Prefetcher, evaluation_asks, training_a
 from dfer_dist.data.shards import Index
 
 PREFETCH = 2  # batches that a worker has in hand or ready
+_TO_THE_JOB = (signal.SIGTERM, signal.SIGUSR2)  # Slurm sends them to every process
 KEPT = 2  # batches that the consumer holds: one in use, and the next while it comes
 
 
@@ -172,7 +173,7 @@ def train_stream(
     batches in a row. Resuming reads nothing of what was passed.
     """
     order = _TrainOrder(plan, epochs, start, rank, world, micro)
-    return iter(_loader(_Clips(index, data, plan.seed, micro), order))
+    return _start(_loader(_Clips(index, data, plan.seed, micro), order))
 
 
 def evaluation_stream(
@@ -194,7 +195,7 @@ def evaluation_stream(
     batches = evaluation_batches(clips, batch)
     own: list[list[Place]] = batches[rank::world]
     own += [[]] * (-(-len(batches) // world) - len(own))
-    return iter(_loader(_Clips(index, data, seed, batch, views, shuffle_frames), evaluation_asks(own)))
+    return _start(_loader(_Clips(index, data, seed, batch, views, shuffle_frames), evaluation_asks(own)))
 
 
 def _loader(clips: _Clips, order: Sampler[Ask] | list[Ask]) -> DataLoader[Batch]:
@@ -211,6 +212,15 @@ def _loader(clips: _Clips, order: Sampler[Ask] | list[Ask]) -> DataLoader[Batch]
     )
 
 
+def _start(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """Begin to read. Workers are born with the job's signals blocked: torch gives them a handler that would end them before :func:`_calm_worker` is called."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TO_THE_JOB)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _calm_worker(_: int) -> None:
     """A worker inherits the trainer's signal handlers, which are not meant for it: signals to the job reach it too."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
@@ -218,4 +228,5 @@ def _calm_worker(_: int) -> None:
         signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
     ):  # a rank that is told to leave needs its workers until it has saved
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _TO_THE_JOB)
     torch.set_num_threads(1)

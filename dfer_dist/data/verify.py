@@ -58,6 +58,8 @@ def verify(location: str, progress: Callable[[int, int], None] | None = None) ->
         If there is no index at all.
     """
     root = open_store(location, tempfile.gettempdir(), _UNBOUNDED)
+    if isinstance(root, Remote) and root.folder:
+        root = root.folder
     try:
         index = load_index(root)
     except DamagedIndex as e:

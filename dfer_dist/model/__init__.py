@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dfer_dist.config import Config, ModelConfig
 from dfer_dist.model.backbone import clip_config, fetch_weights, load_backbone
 from dfer_dist.model.dferclip import DFERCLIP
-from dfer_dist.model.text import class_texts
-from dfer_dist.model.tuning import param_groups
+from dfer_dist.model.text import side_texts
+from dfer_dist.model.tuning import param_groups, trained_line
 
-__all__ = ["DFERCLIP", "build_model", "fetch_weights", "param_groups", "settle_image_size"]
+__all__ = ["DFERCLIP", "build_model", "fetch_weights", "param_groups", "settle_image_size", "trained_line"]
 
 
 def settle_image_size(config: Config) -> int:
@@ -42,6 +42,6 @@ def build_model(cfg: ModelConfig, classes: Sequence[str], num_frames: int, image
     UserError
         A class without a text, an unknown backbone, weights that are not on this machine, or more to train than there is.
     """
-    texts = class_texts(classes, cfg.text, cfg.sentences)
+    texts = side_texts(classes, cfg)
     image, text, sha256 = load_backbone(cfg.backbone, cfg.pretrained, image_size)
     return DFERCLIP(cfg, image, text, texts, num_frames, sha256)

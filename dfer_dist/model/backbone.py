@@ -68,7 +68,7 @@ class TextTower(nn.Module):
         [C, E], not normalised
         """
         length = prompts.shape[1]
-        x = prompts + self.positional_embedding[:length]
+        x = prompts.to(self.positional_embedding.dtype) + self.positional_embedding[:length]  # ZeRO-3 casts no fixed prompts
         x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
         x = x[torch.arange(len(x), device=x.device), eot]  # before the norm, which acts on each token alone
         return self.ln_final(x) @ self.text_projection
@@ -93,8 +93,7 @@ def load_backbone(name: str, pretrained: str, image_size: int) -> tuple[VisionTr
     UserError
         Unknown name or tag, weights not in the cache, or a model and weights that do not fit each other.
     """
-    config = clip_config(name)
-    path = None if pretrained == "none" else _find_weights(name, config, pretrained)
+    config, path = clip_config(name), find_weights(name, pretrained)
     clip = build_clip(config, image_size)
     if path is None:
         return clip.visual, TextTower(clip), None
@@ -171,8 +170,17 @@ def fetch_weights(name: str, tag: str) -> Path:
         raise UserError(f"{name} {tag} cannot be downloaded: {_one_line(e)}") from e
 
 
-def _find_weights(name: str, config: dict[str, Any], pretrained: str) -> Path:
-    published = _published(name, config, pretrained)
+def find_weights(name: str, pretrained: str) -> Path | None:
+    """The file with the weights ``pretrained`` of a backbone on this machine; None for random ones. Both as for :func:`load_backbone`.
+
+    Raises
+    ------
+    UserError
+        Unknown name or tag, weights that are not here or were made for another activation.
+    """
+    if pretrained == "none":
+        return None
+    published = _published(name, clip_config(name), pretrained)
     if published is None:
         path = Path(pretrained).expanduser()
         if not path.is_file():

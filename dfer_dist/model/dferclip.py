@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,15 +21,17 @@ from dfer_dist.model.tuning import choose_trained
 class DFERCLIP(nn.Module):
     """CLIP's image tower on each frame, a transformer over time, and the cosine with prompts read by CLIP's text tower.
 
-    What of it is trained follows ``cfg``: :mod:`dfer_dist.model.tuning`.
+    What of it is trained follows ``cfg``: :mod:`dfer_dist.model.tuning`. With a negative side of texts, and with adapters in both towers, it is
+    the video and label level of FineCLIPER (Chen et al., ACM MM 2024).
 
     Parameters
     ----------
     cfg : ModelConfig
     image, text
         The towers; the model takes them over and may change them.
-    texts : sequence of C, each a str or a sequence of str
-        What the text tower reads for each class: one or more sentences.
+    texts : mapping of side to a sequence of C, each a str or a sequence of str
+        What the text tower reads for each class: one or more sentences that say what it is (``positive``), and perhaps others that say what it
+        is not (``negative``).
     num_frames : int
         Frames T in a clip.
     pretrained_sha256 : str or None
@@ -41,7 +43,7 @@ class DFERCLIP(nn.Module):
         cfg: ModelConfig,
         image: VisionTransformer,
         text: TextTower,
-        texts: Sequence[str | Sequence[str]],
+        texts: Mapping[str, Sequence[str | Sequence[str]]],
         num_frames: int,
         pretrained_sha256: str | None = None,
     ) -> None:
@@ -58,45 +60,59 @@ class DFERCLIP(nn.Module):
                 cfg.temporal_mlp,
                 cfg.checkpoint_temporal,
             )
+        self.sides = tuple(texts)
         self.prompt = PromptLearner(
-            texts,
+            [own for side in texts.values() for own in side],
             text.token_embedding,
             cfg.context_tokens,
             cfg.class_specific,
             cfg.token_position,
             len(text.positional_embedding),
         )
-        self.temperature = cfg.temperature
+        self.temperature, self.negative_weight = cfg.temperature, cfg.negative_weight
         self.normalize = cfg.normalize
         self.pretrained_sha256 = pretrained_sha256
-        choose_trained(cfg, image, text)  # after the parts above, so that their random start does not depend on it
+        classes = len(self.prompt.counts) // len(texts)
+        sentences = {side: sum(self.prompt.counts[i * classes :][:classes]) for i, side in enumerate(texts)}
+        choose_trained(
+            cfg, image, text, num_frames, sentences
+        )  # after the parts above, so that their random start does not depend on it
         image.set_grad_checkpointing(cfg.checkpoint_image)
         self.register_load_state_dict_post_hook(_embed_prompts)
 
-    def forward(self, frames: Tensor, text_features: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor, text_features: Tensor | None = None, by_side: bool = False) -> Tensor | dict[str, Tensor]:
         """Logits of clips.
 
         Parameters
         ----------
         frames : [B, T, 3, H, W]
             uint8 in 0..255, or floating point in 0..1.
-        text_features : float32 [C, D], optional
+        text_features : float32 [S C, D], optional
             What :meth:`text_features` returned, where the prompts do not change between calls.
+        by_side : bool
+            What a loss needs: the logits of each side alone.
 
         Returns
         -------
-        float32 [B, C]
-            Cosine / temperature.
+        float32 [B, C], or a dict of side to float32 [B, C]
+            Cosine / temperature, negated for the negative side: in each, a clip's own class should be highest. Of two sides the mean, in which the
+            negative one weighs ``model.negative_weight``.
         """
         batch, count = frames.shape[:2]
         features = self.image(self._pixels(frames.flatten(0, 1)))
         video = F.normalize(self.temporal(features.unflatten(0, (batch, count))).float(), dim=-1)
         if text_features is None:
             text_features = self.text_features()
-        return video @ text_features.t() / self.temperature
+        logits = (video @ text_features.t() / self.temperature).chunk(len(self.sides), dim=1)
+        sides = {side: -own if side == "negative" else own for side, own in zip(self.sides, logits, strict=True)}
+        if by_side:
+            return sides
+        if len(sides) == 1:
+            return sides["positive"]
+        return (sides["positive"] + self.negative_weight * sides["negative"]) / (1 + self.negative_weight)
 
     def text_features(self) -> Tensor:
-        """Normalised features of the classes, float32 [C, D].
+        """Normalised features of the classes, float32 [S C, D], one side after the other.
 
         Those of a class with several sentences are averaged, each normalised before, and the average is normalised again:
         CLIP's prompt ensembling (Radford et al., ICML 2021, section 3.1.4).

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
 from dfer_dist import UserError
+from dfer_dist.model.attention import SelfAttention
 
 
 class LowRank(nn.Module):
@@ -62,27 +62,16 @@ class LoRALinear(nn.Module):
         return F.linear(x, self.weight, self.bias) + self.lora(x)
 
 
-class LoRAAttention(nn.Module):
-    """Self-attention as ``nn.MultiheadAttention`` computes it, whose weights this takes over, with low-rank parts.
-
-    It stands where open_clip's blocks call theirs, so it has that one's arguments and returns a pair.
-    """
+class LoRAAttention(SelfAttention):
+    """Self-attention with low-rank parts beside each of its layers."""
 
     def __init__(self, base: nn.MultiheadAttention, rank: int, alpha: float) -> None:
-        super().__init__()
-        self.heads = base.num_heads
-        self.in_proj_weight, self.in_proj_bias = base.in_proj_weight, base.in_proj_bias
+        super().__init__(base)
         self.in_proj_lora = LowRank(base.embed_dim, 3 * base.embed_dim, rank, alpha, parts=3)
         self.out_proj = LoRALinear(base.out_proj, rank, alpha)
 
-    def forward(
-        self, x: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
-    ) -> tuple[Tensor, None]:
-        """[B, N, D] -> [B, N, D]; ``key`` and ``value`` are ``x`` again, ``attn_mask`` [N, N] is added to the scores."""
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias) + self.in_proj_lora(x)
-        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-        return self.out_proj(rearrange(mixed, "b h n d -> b n (h d)")), None
+    def project(self, x: Tensor) -> Tensor:
+        return super().project(x) + self.in_proj_lora(x)
 
 
 def add_lora(tower: Transformer, rank: int, alpha: float) -> None:

@@ -145,7 +145,7 @@ def read_sizes(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], ModelConfig
     Raises
     ------
     UserError
-        If a tensor is missing or has an unexpected number of dimensions.
+        If a tensor is missing or has unexpected dimensions.
     """
     patches = _get(state, "image_encoder.conv1.weight", 4)
     grid = math.isqrt(max(0, len(_get(state, "image_encoder.positional_embedding", 2)) - 1))
@@ -153,6 +153,8 @@ def read_sizes(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], ModelConfig
     if min(len(patches), words.shape[1]) < HEAD_WIDTH:
         raise UserError(f"not a checkpoint of DFER-CLIP: a tower is narrower than one head of {HEAD_WIDTH}")
     context = _get(state, "prompt_learner.ctx")
+    if context.ndim < 2 or not context.shape[-2]:
+        raise UserError(f"not a checkpoint of DFER-CLIP: prompt_learner.ctx has shape {tuple(context.shape)}, no context_tokens")
     temporal = "temporal_net.temporal_transformer.layers"
     clip = {
         "embed_dim": _get(state, "image_encoder.proj", 2).shape[1],
@@ -173,7 +175,7 @@ def read_sizes(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], ModelConfig
     }
     settings = ModelConfig(
         pretrained="none",
-        context_tokens=context.shape[-2] if context.ndim > 1 else 0,
+        context_tokens=context.shape[-2],
         class_specific=context.ndim == 3,
         temporal_layers=_layers(state, temporal),
         temporal_heads=_get(state, f"{temporal}.0.0.fn.fn.to_out.0.weight", 2).shape[1] // HEAD_WIDTH,

@@ -56,7 +56,7 @@ class PromptLearner(nn.Module):
 
     Attributes
     ----------
-    context : Parameter, [C, n, D] if class-specific, else [n, D]
+    context : Parameter, [C, n, D] if class-specific, else [n, D]; None without context tokens
         From N(0, 0.02). The sentences of a class share it.
     counts : list of C int
         Sentences of each class.
@@ -64,6 +64,7 @@ class PromptLearner(nn.Module):
         Where each prompt ends.
     """
 
+    context: nn.Parameter | None
     tokens: Tensor
     eot: Tensor
     order: Tensor
@@ -84,7 +85,8 @@ class PromptLearner(nn.Module):
         self.counts = [len(own) for own in sentences]
         tokens, lengths = tokenize([s for own in sentences for s in own], context_tokens, context_length)
         shape = (context_tokens, embedding.embedding_dim)
-        self.context = nn.Parameter(0.02 * torch.randn(len(texts), *shape) if class_specific else 0.02 * torch.randn(*shape))
+        start = 0.02 * torch.randn(len(texts), *shape) if class_specific else 0.02 * torch.randn(*shape)
+        self.context = nn.Parameter(start) if context_tokens else None
         self.position, self.context_tokens = position, context_tokens
         # All of these follow from the texts and the token embedding, so a checkpoint need not carry them.
         self.register_buffer("tokens", tokens, persistent=False)
@@ -102,6 +104,8 @@ class PromptLearner(nn.Module):
 
     def forward(self) -> Tensor:
         """Embedded prompts [S, L, D], class by class."""
+        if self.context is None:
+            return torch.cat([self.prefix, self.suffix], dim=1)
         context: Tensor = self.context
         if context.dim() == 3:
             context = torch.cat([c.expand(n, -1, -1) for c, n in zip(context.split(1), self.counts, strict=True)])

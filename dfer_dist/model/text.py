@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dfer_dist import UserError
-from dfer_dist.config import ClassText
+from dfer_dist.config import ClassText, ModelConfig, TextSides
 
 # The seven classes of DFEW and FERV39k, then the four that MAFW adds. Each sentence names visible facial movements only.
 DESCRIPTIONS = {
@@ -23,10 +23,27 @@ DESCRIPTIONS = {
 }
 
 
+def side_texts(classes: Sequence[str], cfg: ModelConfig) -> dict[str, list[list[str]]]:
+    """The sentences of each class by side: ``positive``, and with ``model.text_sides=both`` also ``negative``.
+
+    Raises
+    ------
+    UserError
+        As :func:`class_texts`.
+    """
+    sides = {"positive": class_texts(classes, cfg.text, cfg.sentences)}
+    if cfg.text_sides is TextSides.both:
+        own = cfg.negative_sentences
+        sides["negative"] = [[f"a person with an expression of no {name}"] for name in classes]
+        if own is not None:
+            sides["negative"] = _own_texts(classes, own, "model.negative_sentences")
+    return sides
+
+
 def class_texts(classes: Sequence[str], kind: ClassText, own: Mapping[str, Sequence[str]] | None = None) -> list[list[str]]:
     """The sentences of each class, in the order given: one, or as many as ``own`` has.
 
-    The built-in ones end with a full stop, as the authors' do; nothing is appended to any later.
+    The built-in ones of DFER-CLIP end with a full stop, as its authors' do; nothing is appended to any later.
 
     Parameters
     ----------
@@ -39,19 +56,13 @@ def class_texts(classes: Sequence[str], kind: ClassText, own: Mapping[str, Seque
         For a class without a description, or where ``own`` names other classes than these.
     """
     if own is not None:
-        missing, unknown = [c for c in classes if c not in own], [c for c in own if c not in classes]
-        if missing or unknown:
-            wrong = (
-                f"has nothing for class {', '.join(map(repr, missing))}"
-                if missing
-                else f"has {unknown[0]!r}, no class of the data"
-            )
-            raise UserError(f"model.sentences {wrong}: name each of {', '.join(classes)} once")
-        return [list(own[name]) for name in classes]
+        return _own_texts(classes, own, "model.sentences")
     if kind is ClassText.names:
         return [[f"{name}."] for name in classes]
     if kind is ClassText.sentence:
         return [[f"an expression of {name}."] for name in classes]
+    if kind is ClassText.person:  # FineCLIPER's
+        return [[f"a person with an expression of {name}"] for name in classes]
     unknown = [name for name in classes if name not in DESCRIPTIONS]
     if unknown:
         raise UserError(
@@ -59,3 +70,13 @@ def class_texts(classes: Sequence[str], kind: ClassText, own: Mapping[str, Seque
             f"write model.sentences, or use the class names {', '.join(DESCRIPTIONS)}"
         )
     return [[DESCRIPTIONS[name]] for name in classes]
+
+
+def _own_texts(classes: Sequence[str], own: Mapping[str, Sequence[str]], key: str) -> list[list[str]]:
+    missing, unknown = [c for c in classes if c not in own], [c for c in own if c not in classes]
+    if missing or unknown:
+        wrong = (
+            f"has nothing for class {', '.join(map(repr, missing))}" if missing else f"has {unknown[0]!r}, no class of the data"
+        )
+        raise UserError(f"{key} {wrong}: name each of {', '.join(classes)} once")
+    return [list(own[name]) for name in classes]
