@@ -114,7 +114,7 @@ def test_a_dead_server_costs_no_steps(guarded: Site, trial: Trial) -> None:
     print(
         f"steps a second, median: server alive {1 / rates[PASS]:.2f}, dead {1 / rates[DEAD]:.2f}, ratio {rates[PASS] / rates[DEAD]:.3f}"
     )
-    assert rates[PASS] / rates[DEAD] > 0.9  # at least 0.98 on a machine that nothing else keeps busy
+    assert rates[PASS] / rates[DEAD] > 0.98
     sync(trial.run)
     check(guarded, trial)
     before = guarded.mlflow.state()
