@@ -74,13 +74,17 @@ def other_packages(lock: str) -> list[str]:
 def _installed() -> dict[str, str]:
     """Requirements by name. Only the head of each file is looked at: parsing all of them takes ten times as long."""
     found: dict[str, str] = {}
+    built = set()  # of a checkout that is on the path: what a build of it left, not what pip installed
     for one in distributions():
-        head = (one.read_text("METADATA") or one.read_text("PKG-INFO") or "")[:2000]
+        metadata = one.read_text("METADATA")
+        head = (metadata or one.read_text("PKG-INFO") or "")[:2000]
         about = dict(re.findall(r"^(Name|Version): *(\S+)", head, re.MULTILINE)[:2])
-        if len(about) == 2:  # else the rest of one that was removed
-            name = about["Name"]
-            key = re.sub(r"[-_.]+", "-", name).lower()
-            found.setdefault(key, _requirement(name, about["Version"], one.read_text("direct_url.json")))  # the first is imported
+        if len(about) < 2:  # the rest of one that was removed
+            continue
+        key = re.sub(r"[-_.]+", "-", about["Name"]).lower()
+        if key not in found or (key in built and metadata):  # the first is imported
+            found[key] = _requirement(about["Name"], about["Version"], one.read_text("direct_url.json"))
+            (built.discard if metadata else built.add)(key)
     return found
 
 

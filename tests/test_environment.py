@@ -56,6 +56,22 @@ def test_every_distribution_stands_in_it_with_its_origin(installed: Path) -> Non
     ]
 
 
+def test_what_a_build_left_in_a_checkout_is_not_what_is_installed(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``python -m`` in a checkout finds its egg-info first."""
+    origin = {"url": "file:///work/mine", "dir_info": {"editable": True}}
+    install(installed, "mine", "0.1", origin)
+    alone = environment_lock()
+    left = tmp_path / "checkout" / "mine.egg-info"
+    left.mkdir(parents=True)
+    (left / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 0.0.9\n")
+    monkeypatch.setattr(sys, "path", [str(left.parent), *sys.path])
+    assert environment_lock() == alone
+    (installed / "mine-0.1.dist-info" / "METADATA").unlink()
+    assert "mine==0.0.9" in environment_lock()  # where there is nothing else
+
+
 def test_it_has_what_pip_has() -> None:
     done = subprocess.run([sys.executable, "-m", "pip", "freeze", "--all"], capture_output=True, text=True, check=True)
     theirs = {line for line in done.stdout.splitlines() if "==" in line and line[0] != "#"}
