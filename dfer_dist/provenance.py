@@ -74,7 +74,7 @@ def other_packages(lock: str) -> list[str]:
 def _installed() -> dict[str, str]:
     """Requirements by name. Only the head of each file is looked at: parsing all of them takes ten times as long."""
     found: dict[str, str] = {}
-    built = set()  # of a checkout that is on the path: what a build of it left, not what pip installed
+    built = set[str]()  # of a checkout that is on the path: what a build of it left, not what pip installed
     for one in distributions():
         metadata = one.read_text("METADATA")
         head = (metadata or one.read_text("PKG-INFO") or "")[:2000]
