@@ -43,14 +43,14 @@ def test_every_distribution_stands_in_it_with_its_origin(installed: Path) -> Non
         "1.2",
         {"url": "https://h/x.git", "vcs_info": {"vcs": "git", "commit_id": "abc1"}, "subdirectory": "s"},
     )
-    install(installed, "mine", "0.1", {"url": "file:///work/mine", "dir_info": {"editable": True}})
+    install(installed, "mine", "0.1", {"url": "file:///home/ada/mine", "dir_info": {"editable": True}})
     install(installed, "wheel", "3", {"url": "https://h/w.whl", "archive_info": {"hashes": {"sha256": SHA}}})
     (installed / "~umpy-1.dist-info").mkdir()  # what pip leaves of an upgrade that was cut short
     assert environment_lock().splitlines() == [
         f"# python {sys.version.split()[0]}",
         "alpha_b==2.0+cpu",
         "git-one @ git+https://h/x.git@abc1#subdirectory=s # git-one==1.2",
-        "-e file:///work/mine # mine==0.1",
+        "-e file:///home/ada/mine # mine==0.1",
         f"wheel @ https://h/w.whl#sha256={SHA} # wheel==3",
         "Zeta==1.0",
     ]
@@ -60,7 +60,7 @@ def test_what_a_build_left_in_a_checkout_is_not_what_is_installed(
     installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``python -m`` in a checkout finds its egg-info first."""
-    origin = {"url": "file:///work/mine", "dir_info": {"editable": True}}
+    origin = {"url": "file:///home/ada/mine", "dir_info": {"editable": True}}
     install(installed, "mine", "0.1", origin)
     alone = environment_lock()
     left = tmp_path / "checkout" / "mine.egg-info"
