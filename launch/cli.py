@@ -20,6 +20,7 @@ from launch.cancel import cancel
 from launch.cluster import LOCAL, load_cluster, with_cluster_flags
 from launch.convert import convert
 from launch.doctor import doctor
+from launch.enrich import enrich
 from launch.logs import logs
 from launch.models import export, predict
 from launch.pack import pack, pack_listing
@@ -94,6 +95,7 @@ def demo(
 
 
 app.command()(pack)
+app.command()(enrich)
 app.command()(doctor)
 
 

@@ -10,7 +10,7 @@ import pytest
 import webdataset
 
 from dfer_dist import UserError
-from dfer_dist.data.extras import array_bytes, describe_extra, extra_path, read_array, read_extra, write_extra
+from dfer_dist.data.extras import array_bytes, describe_extra, extra_path, own_hash, read_array, read_extra, write_extra
 from dfer_dist.data.layouts import ClipRecord
 from dfer_dist.data.packer import pack
 from dfer_dist.data.shards import Index, read_index, sidecar_path
@@ -116,7 +116,7 @@ def test_a_link_in_the_tar_is_refused_even_with_a_right_hash(shard: Path) -> Non
         info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(info)
     about = read_json(tar.with_suffix(".json")) | {"bytes": tar.stat().st_size, "sha256": sha256_file(tar)}
-    write_json(tar.with_suffix(".json"), about)
+    write_json(tar.with_suffix(".json"), about | {"hash": own_hash(about)})
     with pytest.raises(UserError, match=r"found \w+\.landmarks\.npy"):
         list(read_extra(shard, "landmarks"))
 
@@ -143,6 +143,14 @@ def test_verify_names_a_damaged_extra(shard: Path) -> None:
     tar.write_bytes(data)
     (damage,) = verify(str(shard.parent))[1]
     assert damage.file == tar.name and "differs from its hash" in damage.reason
+    data[700] ^= 1
+    tar.write_bytes(data)
+    about = tar.with_suffix(".json")
+    told = about.read_text()
+    about.write_text(told.replace('"clips": 2', '"clips": 3'))
+    (damage,) = verify(str(shard.parent))[1]
+    assert damage.file == tar.name and "landmarks.json was changed" in damage.reason
+    about.write_text(told)
     tar.unlink()
     (damage,) = verify(str(shard.parent))[1]
     assert damage.file == tar.name and "is missing" in damage.reason

@@ -4,6 +4,7 @@
 
     OUT/
       frames/CLIP/00000.jpg ...        CLIP is a number of five digits
+      landmarks/CLIP.npy               float32 [T, 68, 2], pixels, for dfer enrich --landmarks-from
       lists/DEMO_set_K_test.txt        one clip a line, ``CLIP frames label``, and DEMO_set_K_train.txt; K is 1..5
       demo.json                        the arguments and a row a clip; written last: without it the set is not complete
 
@@ -114,7 +115,7 @@ def render_demo(
         return out
     _make_room(out, arguments)
     rows = []
-    for row in _write_clips(out / "frames", plan, size, seed, workers or len(os.sched_getaffinity(0))):
+    for row in _write_clips(out, plan, size, seed, workers or len(os.sched_getaffinity(0))):
         rows.append(row)
         if progress:
             progress(len(rows), clips)
@@ -139,7 +140,7 @@ def _arguments(mark: Path) -> dict[str, Any] | None:
 def _make_room(out: Path, arguments: dict[str, Any]) -> None:
     """Mark ``out`` as unfinished, and clear what a set of other arguments left; touch nothing that lacks our mark."""
     marks = [out / UNFINISHED, out / "demo.json"]
-    folders = [f for f in (out / "frames", out / "lists") if f.exists()]
+    folders = [f for f in (out / "frames", out / "landmarks", out / "lists") if f.exists()]
     held = [_arguments(mark) for mark in marks if mark.is_file()]
     if folders and not held:
         raise UserError(f"{out} holds {folders[0].name} that are not of a demo set: choose another folder")
@@ -150,8 +151,9 @@ def _make_room(out: Path, arguments: dict[str, Any]) -> None:
     write_json(marks[0], arguments)
 
 
-def _write_clips(frames: Path, plan: list[DemoClip], size: int, seed: int, workers: int) -> Iterator[dict[str, Any]]:
-    tasks = [(frames, clip, size, seed) for clip in plan]
+def _write_clips(out: Path, plan: list[DemoClip], size: int, seed: int, workers: int) -> Iterator[dict[str, Any]]:
+    (out / "landmarks").mkdir(exist_ok=True)
+    tasks = [(out, clip, size, seed) for clip in plan]
     if workers == 1:
         yield from map(_write_clip, tasks)
         return
@@ -163,16 +165,19 @@ def _write_clips(frames: Path, plan: list[DemoClip], size: int, seed: int, worke
 
 
 def _write_clip(task: tuple[Path, DemoClip, int, int]) -> dict[str, Any]:
-    """Draw and write one clip, each frame whole or not at all; returns its row of ``demo.json``."""
-    frames, clip, size, seed = task
+    """Draw and write one clip, each file whole or not at all; returns its row of ``demo.json``."""
+    out, clip, size, seed = task
     drawn = render_clip(clip.label, clip.identity, (seed, int(clip.name)), size)
-    folder = frames / clip.name
+    folder = out / "frames" / clip.name
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{os.getpid()}"
     for number, frame in enumerate(drawn.frames):
         # Colour at full resolution: lips and tears are two pixels high.
         temporary.write_bytes(simplejpeg.encode_jpeg(frame, JPEG_QUALITY, "RGB", "444"))
         temporary.replace(folder / f"{number:05d}.jpg")
+    with temporary.open("wb") as f:
+        np.save(f, drawn.landmarks, allow_pickle=False)
+    temporary.replace(out / "landmarks" / f"{clip.name}.npy")
     return {**asdict(clip), "frames": len(drawn.frames), "apex": int(drawn.course.argmax())}
 
 

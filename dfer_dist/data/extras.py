@@ -1,14 +1,19 @@
 """What is added to packed clips later (landmarks, parsing maps, descriptions): a tar of its own beside each shard.
 
 ``SHARD.KIND.tar`` has the shard's clips in the shard's order, each with one or more members ``KEY.NAME``; ``SHARD.KIND.json`` says how
-many clips, the sha256 of the tar, and of the sidecar of the shard that it was made for. The packed shard stays as it is.
+many clips, the sha256 of the tar, and of the sidecar of the shard that it was made for, how it was made, and where each member's bytes lie, with
+their CRC32, so that a reader enters the tar at once. The packed shard stays as it is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,7 @@ from dfer_dist.provenance import sha256_file
 from dfer_dist.rundir import atomic_path, read_json, write_json
 
 LANDMARKS = "landmarks"  # the kind with landmarks.npy, float32 [T, 68, 2], and found.npy, bool [T]
+PARSING = "parsing"  # the kind with maps.png, a PNG of labels for each frame one after the other, and starts.npy, int64 [T + 1]
 
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
@@ -31,7 +37,9 @@ def extra_path(shard: Path, kind: str) -> Path:
     return shard.with_suffix(f".{kind}.tar")
 
 
-def write_extra(shard: Path, kind: str, rows: Iterable[tuple[str, Mapping[str, bytes]]]) -> Path:
+def write_extra(
+    shard: Path, kind: str, rows: Iterable[tuple[str, Mapping[str, bytes]]], made: Mapping[str, Any] | None = None
+) -> Path:
     """Write an extra of a packed shard. The same rows give the same bytes; a file that is there is replaced as a whole.
 
     Parameters
@@ -42,6 +50,8 @@ def write_extra(shard: Path, kind: str, rows: Iterable[tuple[str, Mapping[str, b
         Lower-case letters, digits and _.
     rows : iterable of (key, {name: bytes})
         One for each clip of the shard, in its order; a name has an ending, such as ``landmarks.npy``.
+    made : mapping, optional
+        How it was made, in JSON's types; read when all rows are written.
 
     Raises
     ------
@@ -62,9 +72,18 @@ def write_extra(shard: Path, kind: str, rows: Iterable[tuple[str, Mapping[str, b
             writer.write({"__key__": key, **members})
         if count < len(keys):
             raise UserError(f"{tar}: {count} clips, but {shard.name} has {len(keys)}")
-    about = {"kind": kind, "shard": shard.name, "sidecar_sha256": sha256_file(sidecar_path(shard))}
-    write_json(tar.with_suffix(".json"), {**about, "clips": count, "bytes": tar.stat().st_size, "sha256": sha256_file(tar)})
+    about = {"kind": kind, "shard": shard.name, "sidecar_sha256": sha256_file(sidecar_path(shard)), "made": dict(made or {})}
+    about |= {"clips": count, "bytes": tar.stat().st_size, "sha256": sha256_file(tar)}
+    about |= {"members": _members(tar)}
+    write_json(tar.with_suffix(".json"), {**about, "hash": own_hash(about)})
     return tar
+
+
+def _members(tar: Path) -> dict[str, list[int]]:
+    """Offset of its bytes, their number and their CRC32, by the name of each member."""
+    with tarfile.open(tar) as archive, tar.open("rb") as f:
+        places = {info.name: (info.offset_data, info.size) for info in archive}
+        return {name: [at, size, zlib.crc32(os.pread(f.fileno(), size, at))] for name, (at, size) in places.items()}
 
 
 def read_extra(shard: Path, kind: str) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -110,11 +129,32 @@ def describe_extra(shard: Path, kind: str) -> dict[str, Any]:
     if not tar.is_file() or not file.is_file():
         raise UserError(f"{tar if file.is_file() else file} is missing: copy it again, or make it again")
     about = read_json(file)
-    if about.get("kind") != kind or about.get("sidecar_sha256") != sha256_file(sidecar_path(shard)):
-        raise UserError(f"{tar} was made for another shard than {shard}: make it again")
+    check_extra(about, kind, sha256_file(sidecar_path(shard)), str(tar))
     if tar.stat().st_size != about["bytes"]:
         raise UserError(f"{tar} has {tar.stat().st_size} bytes, not {about['bytes']}: copy it again")
     return about
+
+
+def check_extra(about: Mapping[str, Any], kind: str, sidecar_sha256: str, tar: str) -> None:
+    """Whether the JSON beside an extra is one, of this kind and of the shard with this sidecar.
+
+    Raises
+    ------
+    UserError
+        If not.
+    """
+    if about.get("kind") != kind or about.get("sidecar_sha256") != sidecar_sha256:
+        raise UserError(f"{tar} was made for another shard than the one beside it: make it again")
+    if not {"made", "clips", "bytes", "sha256", "members", "hash"} <= about.keys():
+        raise UserError(f"{tar} was made by another version of this program: make it again")
+    if about["hash"] != own_hash(about):
+        raise UserError(f"{tar.removesuffix('.tar')}.json was changed: copy it again")
+
+
+def own_hash(about: Mapping[str, Any]) -> str:
+    """sha256 of everything else in the JSON beside an extra."""
+    rest = {name: value for name, value in about.items() if name not in ("version", "hash")}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def array_bytes(array: np.ndarray) -> bytes:

@@ -9,6 +9,7 @@ Lengths without another unit are in half head heights; x runs to the right of th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -85,16 +86,24 @@ def _head(p: Painter, au: dict[str, Array], who: Identity) -> None:
     for side in (-1, 1):
         p.add(p.on_plane(side * who.width + 0.10 * np.sin(RING), 0.02 + 0.19 * np.cos(RING)), shade)
     around = np.linspace(0, 2 * np.pi, 40, endpoint=False, dtype=np.float32)[None]
-    x, y = np.sin(around), -np.cos(around)
-    low = np.clip(y, 0, 1)
-    drop = 0.16 * au["AU26"] - 0.03 * au["AU17"]
-    outline = p.on_plane(who.width * x * (1 - who.jaw * low**1.5), y + drop * low)
+    outline = p.on_plane(*head_outline(au, who, around))
     p.add(outline, who.skin)
     if who.beard:
         along = np.linspace(-1, 1, 19, dtype=np.float32)[None]
         turned = 0.3 * np.sin(p.pose.yaw) * (1 - along**2)
-        inner = p.on_plane(0.84 * who.width * along + turned, 0.15 + 0.53 * np.sqrt(1 - along**2) + drop)
+        inner = p.on_plane(0.84 * who.width * along + turned, 0.15 + 0.53 * np.sqrt(1 - along**2) + _chin_drop(au))
         p.add(np.concatenate([outline[:, 11:30], inner], 1), who.hair, who.beard)  # 11..29: from ear to ear along the chin
+
+
+def head_outline(au: dict[str, Array], who: Identity, around: Array) -> tuple[Array, Array]:
+    """x and y of the head's outline, [T, N] each, at angles ``around`` [1, N] from the top by way of the image's right."""
+    x, y = np.sin(around), -np.cos(around)
+    low = np.clip(y, 0, 1)
+    return who.width * x * (1 - who.jaw * low**1.5), y + _chin_drop(au) * low
+
+
+def _chin_drop(au: dict[str, Array]) -> Array:
+    return 0.16 * au["AU26"] - 0.03 * au["AU17"]
 
 
 def _folds(p: Painter, au: dict[str, Array], who: Identity) -> None:
@@ -117,10 +126,15 @@ def _folds(p: Painter, au: dict[str, Array], who: Identity) -> None:
         p.line(0.15 * S, 0.80 - 0.05 * (1 - S**2), 0.04, dark, 0.7 * au["AU17"])
 
 
-def _nose(p: Painter, au: dict[str, Array], who: Identity) -> None:
+def nose_shape(au: dict[str, Array], who: Identity) -> tuple[Array, Array]:
+    """y of the tip of the nose, and how wide it is beside a plain one, [T, 1] each."""
     up, wide = 0.06 * au["AU9"] + 0.02 * au["AU10"], who.nose_width * (1 + 0.25 * au["AU9"])
-    tip = 0.24 * who.nose_length - up
-    root = np.full_like(up, 0.05)
+    return 0.24 * who.nose_length - up, wide
+
+
+def _nose(p: Painter, au: dict[str, Array], who: Identity) -> None:
+    tip, wide = nose_shape(au, who)
+    root = np.full_like(tip, 0.05)
     x = np.concatenate([-root, root, 0.14 * wide, 0.06 * wide, -0.06 * wide, -0.14 * wide], 1)
     y = np.concatenate([-3 * root, -3 * root, tip - 0.02, tip + 0.03, tip + 0.03, tip - 0.02], 1)
     p.patch(x, y, who.skin * 0.87, lift=0.08)
@@ -133,20 +147,37 @@ def _nose(p: Painter, au: dict[str, Array], who: Identity) -> None:
         p.patch(side * 0.075 * wide + 0.04 * np.cos(RING), tip + 0.02 + 0.025 * np.sin(RING), who.skin * 0.42, lift=0.10)
 
 
-def _mouth(p: Painter, au: dict[str, Array], who: Identity) -> None:
+class Mouth(NamedTuple):
+    """Curves of the mouth over the same ``x``, [T, N] each: where the lips meet, their inner edges, their thickness; ``bow`` is 0 in the corners."""
+
+    x: Array
+    line: Array
+    upper: Array
+    lower: Array
+    lip_up: Array
+    lip_down: Array
+    bow: Array
+
+
+def mouth_curves(au: dict[str, Array], who: Identity, s: Array) -> Mouth:
+    """The mouth at places ``s`` [1, N] from its left corner in the image, -1, to the right one, 1."""
     wider = 0.42 * au["AU12"] + 0.25 * au["AU20"] - 0.36 * au["AU26"] - 0.28 * au["AU23"] - 0.12 * au["AU17"]
-    x = 0.27 * who.mouth_width * (1 + wider) * S
+    x = 0.27 * who.mouth_width * (1 + wider) * s
     corner = -0.19 * au["AU12"] + 0.17 * au["AU15"] + 0.03 * au["AU20"]
     middle = 0.53 + who.mouth_height + 0.05 * au["AU12"] - 0.05 * au["AU17"] - 0.04 * au["AU10"] + 0.02 * au["AU26"]
-    line = middle + corner * np.abs(S) ** 1.6
-    bow, square = (1 - S**2) ** 0.6, (1 - S**4) ** 0.7
+    line = middle + corner * np.abs(s) ** 1.6
+    bow, square = (1 - s**2) ** 0.6, (1 - s**4) ** 0.7
     gap_up = 0.015 * au["AU25"] * bow + 0.10 * au["AU10"] * square
     gap_down = (0.07 * au["AU25"] + 0.40 * au["AU26"]) * bow + 0.05 * au["AU10"] * square
     thin = 1 - 0.55 * au["AU23"]
     lip_up = (0.055 * who.lips * thin + 0.012) * bow
     lip_down = (0.075 * who.lips * thin + 0.012 + 0.03 * au["AU17"]) * bow
+    return Mouth(x, line, line - gap_up, line + gap_down, lip_up, lip_down, bow)
+
+
+def _mouth(p: Painter, au: dict[str, Array], who: Identity) -> None:
+    x, line, upper, lower, lip_up, lip_down, bow = mouth_curves(au, who, S)
     lip = np.clip(0.45 * who.skin * floats((0.95, 0.62, 0.62)) + 0.55 * floats((168, 52, 62)), 0, 255)
-    upper, lower = line - gap_up, line + gap_down
     gap = lower - upper
     widest = gap.max(1, keepdims=True)
     is_open = np.clip(widest * 30, 0, 1)
@@ -159,24 +190,33 @@ def _mouth(p: Painter, au: dict[str, Array], who: Identity) -> None:
     p.line(x, line, 0.022, lip * 0.45, 1 - is_open, lip, 0.03)
 
 
-def _eye(p: Painter, au: dict[str, Array], who: Identity, side: int) -> None:
-    x0, half = side * 0.35 * who.eye_gap, 0.19 * who.eye_width
-    y0, shut = -0.09, 1 - au["AU43"]
+EYE_LEVEL = -0.09
+
+
+def eye_place(who: Identity, side: int) -> tuple[float, float]:
+    """x of an eye's centre, and half its width; ``side`` is -1 for the one at the left of the image, else 1."""
+    return side * 0.35 * who.eye_gap, 0.19 * who.eye_width
+
+
+def eye_lids(au: dict[str, Array], who: Identity, side: int, x: Array) -> tuple[Array, Array]:
+    """y of the upper and the lower lid of an eye over ``x`` [1, N], [T, N] each."""
+    (x0, half), y0, shut = eye_place(who, side), EYE_LEVEL, 1 - au["AU43"]
     up = 0.115 * who.eye_open * shut * np.clip(1 + 0.85 * au["AU5"] - 0.40 * au["AU7"] - 0.20 * au["AU6"], 0, 2)
     down = 0.08 * who.eye_open * shut * (1 + 0.5 * au["AU5"] - 0.55 * au["AU7"] - 1.1 * au["AU6"]) + 0.05 * au["AU43"]
+    inside = np.clip(1 - np.square((x - x0) / half), 0, 1) ** 0.7
+    low = y0 + down * inside
+    return np.minimum(y0 - (up - 0.05 * au["AU43"]) * inside, low - 0.004), low
 
-    def lids(x: Array) -> tuple[Array, Array]:
-        inside = np.clip(1 - np.square((x - x0) / half), 0, 1) ** 0.7
-        low = y0 + down * inside
-        return np.minimum(y0 - (up - 0.05 * au["AU43"]) * inside, low - 0.004), low
 
+def _eye(p: Painter, au: dict[str, Array], who: Identity, side: int) -> None:
+    (x0, half), y0, shut = eye_place(who, side), EYE_LEVEL, 1 - au["AU43"]
     x = x0 + half * S
-    top, low = lids(x)
+    top, low = eye_lids(au, who, side, x)
     p.line(x, top - 0.055, 0.03, who.skin * 0.7, 0.9 * shut)
     p.band(x, top, low, floats((246, 244, 240)))
     for size, colour in ((0.105, who.iris), (0.055, floats((14, 12, 12)))):
         ring_x = x0 + size * np.cos(RING)
-        upper, lower = lids(ring_x)
+        upper, lower = eye_lids(au, who, side, ring_x)
         p.patch(ring_x, np.clip(y0 + size * np.sin(RING), upper, lower), colour)
     p.line(x, top - 0.01, 0.045, floats((34, 24, 24)))
     p.line(x, low + 0.008, 0.02, who.skin * 0.55)
@@ -197,14 +237,20 @@ def _fringe(p: Painter, who: Identity) -> None:
     p.add(np.concatenate([top, edge], 1), who.hair)
 
 
-def _brow(p: Painter, au: dict[str, Array], who: Identity, side: int) -> None:
-    t = (S + 1) / 2  # from the nose outwards
+def brow_curve(au: dict[str, Array], who: Identity, side: int, t: Array) -> tuple[Array, Array]:
+    """x and y of a brow's middle line, [T, N] each, at places ``t`` [1, N] from the nose, 0, outwards, 1."""
     x = side * (0.14 - 0.06 * au["AU4"] * (1 - t) + 0.45 * t)
     rest = -0.36 - who.brow_height - who.brow_arch * np.sin(np.pi * t)
     lifted = -0.19 * au["AU1"] * (1 - t) ** 1.2 - 0.19 * au["AU2"] * np.sqrt(t) + 0.03 * au["AU9"]
     lowered = au["AU4"] * (0.03 + 0.14 * (1 - t)) * (1 - 0.75 * au["AU1"])
+    return x, rest + lifted + lowered
+
+
+def _brow(p: Painter, au: dict[str, Array], who: Identity, side: int) -> None:
+    t = (S + 1) / 2
+    x, y = brow_curve(au, who, side, t)
     colour = np.minimum(who.hair * 0.6, who.skin * 0.38)
-    p.line(x, rest + lifted + lowered, 0.085 * who.brow_thick * (1 - 0.45 * t), colour, lift=0.03)
+    p.line(x, y, 0.085 * who.brow_thick * (1 - 0.45 * t), colour, lift=0.03)
 
 
 def _tear(p: Painter, au: dict[str, Array], who: Identity, side: int) -> None:

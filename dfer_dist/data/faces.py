@@ -24,10 +24,11 @@ from PIL import Image, ImageDraw
 
 from dfer_dist import UserError
 from dfer_dist.data.face_parts import AUS, Identity, build
+from dfer_dist.data.face_points import face_points
 from dfer_dist.data.layouts import SEVEN
 from dfer_dist.data.painter import DEPTH, OVERSAMPLING, Array, Pose, floats
 
-RENDERER = 1  # goes up when the same arguments give other bytes
+RENDERER = 2  # goes up when the same arguments give other files
 FRAMES = (12, 60)  # of a clip, fewest and most
 BACKWARDS = {3: 5, 6: 4}  # label -> the label of which it is the reverse in time
 
@@ -109,10 +110,11 @@ def draw_identity(number: int) -> Identity:
 
 
 class Clip(NamedTuple):
-    """A drawn clip: frames uint8 [T, size, size, 3] in RGB, and the course of its expression [T] in 0..1."""
+    """A drawn clip: frames uint8 [T, size, size, 3] in RGB, the course of its expression [T] in 0..1, landmarks [T, 68, 2] in pixels."""
 
     frames: NDArray[np.uint8]
     course: Array
+    landmarks: Array
 
 
 def render_clip(label: int, identity: int, seed: int | Sequence[int], size: int = 64) -> Clip:
@@ -143,7 +145,7 @@ def render_clip(label: int, identity: int, seed: int | Sequence[int], size: int 
     canvas = size * OVERSAMPLING
     pose = _draw_pose(frames, canvas, rng)
     painted = build(aus, who, pose).paint(_background(canvas, rng))
-    return Clip(_expose(painted, pose, rng), course)
+    return Clip(_expose(painted, pose, rng), course, face_points(aus, who, pose))
 
 
 def draw_track(label: int, frames: int, rng: np.random.Generator) -> tuple[Array, Array]:

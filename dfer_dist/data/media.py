@@ -52,7 +52,7 @@ def clip_files(record: ClipRecord) -> tuple[Path, ...]:
     for suffixes in (_JPEGS, _PNGS):
         frames = [name for name in names if name.lower().endswith(suffixes)]
         if frames:
-            return tuple(place / name for name in sorted(frames, key=_by_number))
+            return tuple(place / name for name in sorted(frames, key=by_number))
     return ()
 
 
@@ -159,6 +159,6 @@ def encode_frame(pixels: np.ndarray) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), QUALITY, "RGB", "444")
 
 
-def _by_number(name: str) -> tuple[list[int], str]:
+def by_number(name: str) -> tuple[list[int], str]:
     """Frames in order of time: 2.jpg comes before 10.jpg."""
     return [int(n) for n in re.findall(r"[0-9]+", name.rpartition(".")[0])], name

@@ -127,7 +127,7 @@ def _write_clips(job: Job, digest: str, tick: Callable[[int], None]) -> Done:
     with atomic_path(sidecar_path(job.tar)) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SIDECAR), temporary)
     if job.faces:
-        write_extra(job.tar, LANDMARKS, landmarks)
+        write_extra(job.tar, LANDMARKS, landmarks, {"by": "dfer pack --faces"})
     histogram = tuple(np.bincount([row["label"] for row in rows], minlength=job.num_classes).tolist())
     bytes_, hashes = job.tar.stat().st_size, (sha256_file(job.tar), sha256_file(sidecar_path(job.tar)))
     shard = Shard(job.tar.name, job.records[0].split, len(rows), bytes_, histogram, *hashes)
