@@ -50,7 +50,9 @@ def _line(kind: str, added: list[Added]) -> str:
     """Such as "landmarks: 700 clips in 15 shards (dlib); 12 of 25,104 frames without a face, 0 clips without any"."""
     sources = ", ".join(dict.fromkeys(str(a.made["by"]) for a in added))
     kept = sum(a.kept for a in added)
-    words = f"{kind}: {sum(a.clips for a in added)} clips in {len(added)} shards ({sources}{f', {kept} were there' if kept else ''})"
+    words = (
+        f"{kind}: {sum(a.clips for a in added)} clips in {len(added)} shards ({sources}{f', {kept} were there' if kept else ''})"
+    )
     told = [a.made for a in added if "frames" in a.made]
     frames, without, clips = (sum(made[name] for made in told) for name in ("frames", "without_face", "clips_without_face"))
     return words + (f"; {without:,} of {frames:,} frames without a face, {clips} clips without any" if told else "")

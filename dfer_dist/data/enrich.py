@@ -70,9 +70,7 @@ class Added:
     kept: bool
 
 
-def enrich(
-    root: Path, wish: Wish, workers: int | None = None, progress: Callable[[int, int], None] | None = None
-) -> list[Added]:
+def enrich(root: Path, wish: Wish, workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> list[Added]:
     """Add what is wished for to every shard of a set in a local folder. The same inputs give the same bytes.
 
     Parameters

@@ -72,7 +72,12 @@ def write_extra(
             writer.write({"__key__": key, **members})
         if count < len(keys):
             raise UserError(f"{tar}: {count} clips, but {shard.name} has {len(keys)}")
-    about = {"kind": kind, "shard": shard.name, "sidecar_sha256": sha256_file(sidecar_path(shard)), "made": dict(made or {})}
+    about: dict[str, Any] = {
+        "kind": kind,
+        "shard": shard.name,
+        "sidecar_sha256": sha256_file(sidecar_path(shard)),
+        "made": dict(made or {}),
+    }
     about |= {"clips": count, "bytes": tar.stat().st_size, "sha256": sha256_file(tar)}
     about |= {"members": _members(tar)}
     write_json(tar.with_suffix(".json"), {**about, "hash": own_hash(about)})

@@ -237,20 +237,20 @@ def _fringe(p: Painter, who: Identity) -> None:
     p.add(np.concatenate([top, edge], 1), who.hair)
 
 
-def brow_curve(au: dict[str, Array], who: Identity, side: int, t: Array) -> tuple[Array, Array]:
-    """x and y of a brow's middle line, [T, N] each, at places ``t`` [1, N] from the nose, 0, outwards, 1."""
+def brow_curve(au: dict[str, Array], who: Identity, side: int, t: Array) -> tuple[Array, Array, Array]:
+    """x and y of a brow's middle line, [T, N] each, and its thickness, at places ``t`` [1, N] from the nose, 0, outwards, 1."""
     x = side * (0.14 - 0.06 * au["AU4"] * (1 - t) + 0.45 * t)
     rest = -0.36 - who.brow_height - who.brow_arch * np.sin(np.pi * t)
     lifted = -0.19 * au["AU1"] * (1 - t) ** 1.2 - 0.19 * au["AU2"] * np.sqrt(t) + 0.03 * au["AU9"]
     lowered = au["AU4"] * (0.03 + 0.14 * (1 - t)) * (1 - 0.75 * au["AU1"])
-    return x, rest + lifted + lowered
+    return x, rest + lifted + lowered, 0.085 * who.brow_thick * (1 - 0.45 * t)
 
 
 def _brow(p: Painter, au: dict[str, Array], who: Identity, side: int) -> None:
     t = (S + 1) / 2
-    x, y = brow_curve(au, who, side, t)
+    x, y, thick = brow_curve(au, who, side, t)
     colour = np.minimum(who.hair * 0.6, who.skin * 0.38)
-    p.line(x, y, 0.085 * who.brow_thick * (1 - 0.45 * t), colour, lift=0.03)
+    p.line(x, y, thick, colour, lift=0.03)
 
 
 def _tear(p: Painter, au: dict[str, Array], who: Identity, side: int) -> None:

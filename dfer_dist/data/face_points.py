@@ -39,13 +39,18 @@ def face_points(aus: Array, who: Identity, pose: Pose) -> Array:
     p = Painter(pose, who.width, who.skin)
     parts = [
         p.on_plane(*head_outline(au, who, np.linspace(1.5 * np.pi, 0.5 * np.pi, 17, dtype=np.float32)[None])),
-        p.on_face(*brow_curve(au, who, -1, np.linspace(1, 0, 5, dtype=np.float32)[None]), 0.03),
-        p.on_face(*brow_curve(au, who, 1, np.linspace(0, 1, 5, dtype=np.float32)[None]), 0.03),
+        *(_brow(p, au, who, side) for side in (-1, 1)),
         *_nose(p, au, who),
         *(_eye(p, au, who, side) for side in (-1, 1)),
         *_mouth(p, au, who),
     ]
     return ((np.concatenate(parts, 1) - (OVERSAMPLING - 1) / 2) / OVERSAMPLING).astype(np.float32)
+
+
+def _brow(p: Painter, au: dict[str, Array], who: Identity, side: int) -> Array:
+    """The upper edge, from the left of the image to the right."""
+    x, y, thick = brow_curve(au, who, side, np.linspace(0, 1, 5, dtype=np.float32)[None, ::side])
+    return p.on_face(x, y - thick / 2, 0.03)
 
 
 def _nose(p: Painter, au: dict[str, Array], who: Identity) -> list[Array]:

@@ -14,7 +14,18 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-LABELS = ("background", "skin", "left brow", "right brow", "left eye", "right eye", "glasses", "left ear", "right ear", "earring")
+LABELS: tuple[str, ...] = (
+    "background",
+    "skin",
+    "left brow",
+    "right brow",
+    "left eye",
+    "right eye",
+    "glasses",
+    "left ear",
+    "right ear",
+    "earring",
+)
 LABELS += ("nose", "inner mouth", "upper lip", "lower lip", "neck", "necklace", "clothes", "hair", "hat")
 _PAIRS = ((2, 3), (4, 5), (7, 8))  # labels that change places in a mirror
 SKIN, LEFT_BROW, RIGHT_BROW, LEFT_EYE, RIGHT_EYE, NOSE, MOUTH, UPPER_LIP, LOWER_LIP = 1, 2, 3, 4, 5, 10, 11, 12, 13
@@ -182,4 +193,6 @@ def _decode(png: bytes) -> np.ndarray:
 def check_labels(labels: np.ndarray) -> None:
     """ValueError unless these are a map: uint8 [H, W], each number a label."""
     if labels.ndim != 2 or labels.dtype != np.uint8 or labels.max(initial=0) >= len(LABELS):
-        raise ValueError(f"no map of labels 0 to {len(LABELS) - 1}, but {labels.dtype} {list(labels.shape)} up to {labels.max(initial=0)}")
+        raise ValueError(
+            f"no map of labels 0 to {len(LABELS) - 1}, but {labels.dtype} {list(labels.shape)} up to {labels.max(initial=0)}"
+        )

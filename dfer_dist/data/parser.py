@@ -62,5 +62,7 @@ def _labels(network: Callable[[Tensor], Tensor], frames: np.ndarray, device: tor
     if int(labels.min()) < 0 or int(labels.max()) >= len(LABELS):
         raise UserError(f"{file} gives label {int(labels.max())}: labels are 0 to {len(LABELS) - 1} (docs/enrich.md)")
     height, width = pixels.shape[2:]
-    rows, columns = (((torch.arange(n, device=device) + 0.5) * m / n).long() for n, m in zip((height, width), labels.shape[1:], strict=True))
+    rows, columns = (
+        ((torch.arange(n, device=device) + 0.5) * m / n).long() for n, m in zip((height, width), labels.shape[1:], strict=True)
+    )
     return labels.to(torch.uint8)[:, rows][:, :, columns].cpu().numpy()
