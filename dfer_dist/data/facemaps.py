@@ -74,6 +74,8 @@ def fill_missing(points: np.ndarray, found: np.ndarray) -> np.ndarray:
     Between two such frames points move on straight lines, before the first and after the last they stand still; without any frame all are NaN.
     """
     at = np.flatnonzero(found)
+    if len(at) == len(points):
+        return points
     if not len(at):
         return np.full(points.shape, np.nan, np.float32)
     known = points[at].reshape(len(at), -1)

@@ -7,7 +7,7 @@ the sampler's order. Workers live through all epochs.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +22,7 @@ from dfer_dist.config import DataConfig
 from dfer_dist.data import augment, ring
 from dfer_dist.data.clips import ClipReader, DamagedClip
 from dfer_dist.data.frames import eval_frames, train_frames
+from dfer_dist.data.levels import LevelReader
 from dfer_dist.data.plan import ClipSet, EpochPlan, Place, evaluation_batches, keyed_rng
 from dfer_dist.data.prefetch import Ask, Prefetcher, evaluation_asks, training_ahead
 from dfer_dist.data.shards import Index
@@ -35,7 +36,8 @@ KEPT = 2  # batches that the consumer holds: one in use, and the next while it c
 class Batch:
     """Clips for one forward pass.
 
-    ``frames`` uint8 [b, V T, S, S, 3], V views of T frames as they were decoded (in training one view); ``draws`` float32
+    ``frames`` uint8 [b, V T, S, S, 3], V views of T frames as they were decoded (in training one view), and behind them as many pictures
+    of each of L ``levels``, which are finished; ``draws`` float32
     [b, 7] what :meth:`pixels` does to them; ``labels`` int64 [b]; ``valid`` bool [b], False for padding and for clips lost
     to damage, whose frames are zero; ``keys`` a name for each, empty for padding; ``lost`` says what was lost and why.
     """
@@ -47,12 +49,18 @@ class Batch:
     lost: list[str]
     draws: Tensor
     views: int = 1
+    levels: int = 0
     slot: tuple[int, int] | None = field(default=None, repr=False)  # ring and slot that ``frames`` lie in
 
     def pixels(self, device: torch.device) -> Tensor:
-        """What the model sees, uint8 [b, V T, 3, S, S] on ``device``: augmented in training."""
+        """What the model sees, uint8 [b, V (1 + L) T, 3, S, S] on ``device``: augmented in training. In each view frames come first, then each level."""
         frames = self.frames.to(device, non_blocking=True)
-        return augment.apply(frames, self.draws, frames.shape[2])
+        if not self.levels:
+            return augment.apply(frames, self.draws, frames.shape[2])
+        count = frames.shape[1] // (1 + self.levels)
+        seen = augment.apply(frames[:, :count], self.draws, frames.shape[2])
+        every = torch.cat([seen, frames[:, count:].permute(0, 1, 4, 2, 3)], 1)
+        return every.unflatten(1, (1 + self.levels, self.views, -1)).transpose(1, 2).flatten(1, 3)
 
     def pin_memory(self) -> Batch:
         self.frames, self.labels, self.valid = (x.pin_memory() for x in (self.frames, self.labels, self.valid))
@@ -62,17 +70,23 @@ class Batch:
     def __reduce__(self) -> tuple[Any, ...]:  # from a worker: a file descriptor for each tensor would take longer
         frames = self.frames if self.slot is None else None
         few = [x.numpy() for x in (self.labels, self.valid, self.draws)]
-        return _arrive, (few, self.keys, self.lost, frames, self.views, self.slot)
+        return _arrive, (few, self.keys, self.lost, frames, self.views, self.levels, self.slot)
 
 
 def _arrive(
-    few: list[np.ndarray], keys: list[str], lost: list[str], frames: Tensor | None, views: int, slot: tuple[int, int] | None
+    few: list[np.ndarray],
+    keys: list[str],
+    lost: list[str],
+    frames: Tensor | None,
+    views: int,
+    levels: int,
+    slot: tuple[int, int] | None,
 ) -> Batch:
     labels, valid, draws = map(torch.from_numpy, few)
     if frames is None:
         assert slot is not None, "frames are sent, or lie in a slot"
         frames = ring.lend(*slot)
-    return Batch(frames, labels, valid, keys, lost, draws, views, slot)
+    return Batch(frames, labels, valid, keys, lost, draws, views, levels, slot)
 
 
 @contextmanager
@@ -87,20 +101,29 @@ class _Clips(Dataset[Batch]):
     """Batches by their places. With ``views`` 0 for training: random frames, and draws for augmentation."""
 
     def __init__(
-        self, index: Index, data: DataConfig, seed: int, batch: int, views: int = 0, shuffle_frames: bool = False
+        self,
+        index: Index,
+        data: DataConfig,
+        seed: int,
+        batch: int,
+        levels: Sequence[str],
+        views: int = 0,
+        shuffle_frames: bool = False,
     ) -> None:
         self.reader, self.prefetcher = ClipReader(index), Prefetcher(index)
+        self.levels = LevelReader(index, levels)
         assert data.image_size is not None, "the model settles it"
         self.data, self.seed, self.batch, self.views, self.shuffle = data, seed, batch, views, shuffle_frames
         self.size = data.image_size
-        shape = (batch, max(views, 1) * data.num_frames, self.size, self.size, 3)
+        self.frames = max(views, 1) * data.num_frames
+        shape = (batch, (1 + len(levels)) * self.frames, self.size, self.size, 3)
         self.ring = ring.Ring(data.workers * PREFETCH + KEPT, shape)
 
     def __getitem__(self, places: Ask) -> Batch:  # the sampler yields whole batches
         """One stage after the other for all clips: each finds its code still in the processor's cache, which decoding empties."""
         self.prefetcher.want(places.ahead)
         frames, slot = self.ring.take()
-        rooms = list(frames)
+        rooms = list(frames[:, : self.frames])
         keys, labels, valid = [""] * self.batch, [0] * self.batch, [False] * self.batch
         draws = [augment.unchanged(self.size, self.size)] * self.batch
         found, clips, lost = [], [], list[str]()
@@ -111,25 +134,30 @@ class _Clips(Dataset[Batch]):
                 found.append((i, rng, self.reader.find(shard, row, partial(self._choose, rng))))
         for i, rng, part in found:
             with _noted(lost):
-                clips.append((i, rng, self.reader.decode(part, rooms[i])))
-        for i, rng, clip in clips:
-            labels[i], valid[i] = clip.label, True
-            draws[i] = self._finish(clip.frames, rooms[i], rng)
+                clips.append((i, rng, part, self.reader.decode(part, rooms[i])))
+        for i, rng, part, clip in clips:
+            drawn = self._draw(clip.frames, rng)
+            with _noted(lost):
+                self.levels.draw(part.shard, clip.key, part.wanted, clip.frames.shape[1:3], drawn, frames[i, self.frames :])
+                labels[i], valid[i] = clip.label, True
+                draws[i] = self._finish(clip.frames, rooms[i], drawn)
         frames[[not v for v in valid]] = 0
         # a worker only fills a slot; the process that gets the batch lends it out
         tensor = torch.from_numpy(frames) if slot is None or self.data.workers else self.ring.lend(slot)
         where = None if slot is None else (self.ring.id, slot)
         few = torch.tensor(labels), torch.tensor(valid), keys, lost, torch.tensor(draws, dtype=torch.float32)
-        return Batch(tensor, *few, max(self.views, 1), where)
+        return Batch(tensor, *few, max(self.views, 1), len(self.levels.levels), where)
 
-    def _finish(self, frames: np.ndarray, room: np.ndarray, rng: np.random.Generator) -> list[float]:
-        """The draws of a clip, and its frames in ``room``, where they are already unless they are of another size.
+    def _draw(self, frames: np.ndarray, rng: np.random.Generator) -> list[float]:
+        height, width = frames.shape[1:3]
+        return augment.unchanged(height, width) if self.views else augment.draw(height, width, self.data.augment, rng)
+
+    def _finish(self, frames: np.ndarray, room: np.ndarray, draws: list[float]) -> list[float]:
+        """The draws that are left to be done for a clip, and its frames in ``room``, where they are already unless they are of another size.
 
         Those are brought to the model's size here, by their draws, and nothing is left to be done: memory for frames of
         every size would have to be made anew for each batch, which takes longer.
         """
-        height, width = frames.shape[1:3]
-        draws = augment.unchanged(height, width) if self.views else augment.draw(height, width, self.data.augment, rng)
         if frames is room:
             return draws
         changed = augment.apply(torch.from_numpy(frames)[None], torch.tensor([draws], dtype=torch.float32), self.size)
@@ -165,15 +193,23 @@ class _TrainOrder(Sampler[Ask]):
 
 
 def train_stream(
-    index: Index, data: DataConfig, plan: EpochPlan, epochs: int, start: tuple[int, int], rank: int, world: int, micro: int
+    index: Index,
+    data: DataConfig,
+    plan: EpochPlan,
+    epochs: int,
+    start: tuple[int, int],
+    rank: int,
+    world: int,
+    micro: int,
+    levels: Sequence[str] = (),
 ) -> Iterator[Batch]:
     """Micro batches of rank ``rank`` of ``world``, from ``start`` = (epoch, step) to the end of the last epoch.
 
     ``plan`` may be of any epoch: it carries clips, seed, global batch and block. A step is ``global_batch / world / micro``
-    batches in a row. Resuming reads nothing of what was passed.
+    batches in a row. Resuming reads nothing of what was passed. ``levels`` are ``model.levels``: they change no draw.
     """
     order = _TrainOrder(plan, epochs, start, rank, world, micro)
-    return _start(_loader(_Clips(index, data, plan.seed, micro), order))
+    return _start(_loader(_Clips(index, data, plan.seed, micro, levels), order))
 
 
 def evaluation_stream(
@@ -186,6 +222,7 @@ def evaluation_stream(
     seed: int = 0,
     views: int = 1,
     shuffle_frames: bool = False,
+    levels: Sequence[str] = (),
 ) -> Iterator[Batch]:
     """Batches of an exact evaluation for one rank: those of the plan whose number is ``rank`` modulo ``world``.
 
@@ -195,7 +232,7 @@ def evaluation_stream(
     batches = evaluation_batches(clips, batch)
     own: list[list[Place]] = batches[rank::world]
     own += [[]] * (-(-len(batches) // world) - len(own))
-    return _start(_loader(_Clips(index, data, seed, batch, views, shuffle_frames), evaluation_asks(own)))
+    return _start(_loader(_Clips(index, data, seed, batch, levels, views, shuffle_frames), evaluation_asks(own)))
 
 
 def _loader(clips: _Clips, order: Sampler[Ask] | list[Ask]) -> DataLoader[Batch]:
