@@ -50,6 +50,7 @@ def describe(saved: Checkpoint, config: Config, classes: tuple[str, ...], weight
         "dataset": state.get("dataset"),
         **{key: state.get(key) for key in ("fold", "epoch", "step", "index_hash", "pretrained_sha256", "converted_from")},
         "config_hash": state.get("config_hash") or config_hash(saved.config),
+        "levels": state.get("levels"),
         "selection": config.train.selection.name,
         "precision": config.train.precision.name,
         "result": result,
@@ -100,8 +101,13 @@ def card(about: dict[str, Any], config: Config, about_sha256: str) -> str:
 
 def _method(model: ModelConfig) -> str:
     adapters = model.image is ImageTuning.adapters or model.text_tower is TextTuning.adapters
-    there = (("adapters", adapters), ("negative texts", model.text_sides is TextSides.both))
-    added = " and ".join(what for what, is_there in there if is_there)
+    there = (
+        ("adapters", adapters),
+        ("negative texts", model.text_sides is TextSides.both),
+        (" and ".join(model.levels), model.levels),
+    )
+    added = ", ".join(what for what, is_there in there if is_there)
+    added = " and ".join(added.rsplit(", ", 1))
     return "DFER-CLIP (Zhao & Patras, BMVC 2023)" + (
         f" with the {added} of FineCLIPER (Chen et al., ACM MM 2024)" if added else ""
     )

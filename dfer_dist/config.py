@@ -174,6 +174,9 @@ class ModelConfig:
     adapter_ratio: float = 0.25  # width of an adapter's bottleneck, of the tower's width
     adapter_scale: float = 0.5  # weight of the adapters beside the MLPs
     adapter_time: bool = False  # for image=adapters: one more in each block, which attends from frame to frame
+    levels: list[str] = field(default_factory=list)  # beside frames, for image=adapters: parsing, landmarks (dfer enrich)
+    level_ratio: float = 0.1  # as adapter_ratio, of the levels' own adapters in the image tower
+    video_weight: float | None = None  # of the frames among levels, which share the rest; null: all weights are learned
     temporal: TemporalKind = TemporalKind.transformer
     temporal_layers: int = 1
     temporal_heads: int = 8
@@ -305,7 +308,7 @@ _NOT_NEGATIVE = """
     optim.weight_decay optim.lr_image optim.lr_temporal optim.lr_prompt optim.lr_lora optim.lr_adapters optim.warmup_epochs optim.clip_norm optim.momentum optim.gamma
 """
 _POSITIVE = """
-    model.temperature model.lora_alpha model.adapter_ratio model.adapter_scale train.save_minutes train.hang_minutes data.cache_gb
+    model.temperature model.lora_alpha model.adapter_ratio model.level_ratio model.adapter_scale train.save_minutes train.hang_minutes data.cache_gb
 """
 
 
@@ -344,11 +347,24 @@ def check_values(c: Config) -> None:
         for name, sentences in (flat[key] or {}).items():
             if not sentences or not all(s.strip() for s in sentences):
                 raise UserError(f"{key}.{name}={sentences}: give one or more sentences, none of them empty")
+    _check_levels(c.model)
     if c.tracking.uri is not None:
         _check_uri(c.tracking.uri)
     for key in _POSITIVE.split():
         if flat[key] <= 0:
             raise UserError(f"{key}={flat[key]}: must be greater than 0")
+
+
+def _check_levels(model: ModelConfig) -> None:
+    known = ("parsing", "landmarks")
+    if any(level not in known for level in model.levels) or len(set(model.levels)) < len(model.levels):
+        raise UserError(f"model.levels={model.levels}: give each of {' and '.join(known)} once at most")
+    if model.levels and model.image is not ImageTuning.adapters:
+        raise UserError(
+            f"model.levels={model.levels}, but model.image={model.image.name}: each level has adapters of its own, set model.image=adapters"
+        )
+    if model.video_weight is not None and not (model.levels and 0 <= model.video_weight <= 1):
+        raise UserError(f"model.video_weight={model.video_weight}: must lie in [0, 1], and needs model.levels")
 
 
 def _check_uri(uri: str) -> None:

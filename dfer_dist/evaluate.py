@@ -18,6 +18,7 @@ from dfer_dist import UserError
 from dfer_dist.config import Config, Device, Precision
 from dfer_dist.configfile import load_config
 from dfer_dist.data.clips import ClipReader
+from dfer_dist.data.levels import describe_levels
 from dfer_dist.data.plan import ClipSet, evaluation_batches, whole_shards
 from dfer_dist.data.shards import Index, open_index
 from dfer_dist.data.stream import Batch, evaluation_stream
@@ -206,6 +207,7 @@ def evaluate_checkpoint(
             f"fold {number} was among the training clips of this checkpoint, which is to be tested on fold {trained_for}"
         )
     clips = whole_shards(index, index.test_shards(number))
+    describe_levels(index, config.model.levels)  # one that is missing is told before the model is built
     device = choose_device(config.train.device)
     model = load_model(saved, config, index.classes)
     model = model.to(device, torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32)
@@ -219,7 +221,9 @@ def evaluate_checkpoint(
         if progress:
             progress(done, len(clips))
 
-    batches = evaluation_stream(index, config.data, clips, config.eval.batch, 0, 1, config.train.seed, config.eval.views)
+    batches = evaluation_stream(
+        index, config.data, clips, config.eval.batch, 0, 1, config.train.seed, config.eval.views, levels=config.model.levels
+    )
     rows = predict(lambda frames: model(frames, text), batches, device, count)
     table = collect(rows, index, clips, Ranks(0, 1, 0, device))
     assert table is not None  # one rank is rank 0

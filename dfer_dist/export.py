@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,10 @@ from dfer_dist import UserError, checkpoint, provenance
 from dfer_dist.config import Config, Precision, TrackingConfig
 from dfer_dist.configfile import dump_config, load_config, read_config
 from dfer_dist.data import augment
+from dfer_dist.data.extras import PARSING, REGIONS
+from dfer_dist.data.facemaps import fill_missing
 from dfer_dist.data.frames import eval_frames
+from dfer_dist.data.levels import draw_level
 from dfer_dist.evaluate import clip_logits, load_model
 from dfer_dist.model import DFERCLIP, build_model
 from dfer_dist.rundir import VERSION, atomic_path, fsync_dir, read_json, write_json, write_text
@@ -83,32 +87,74 @@ class Exported:
         Raises
         ------
         UserError
-            If the array has another type or shape.
+            If the array has another type or shape; and as :meth:`check_levels`.
         """
+        self.check_levels()
         if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[-1] != 3 or 0 in frames.shape[1:]:
             raise UserError(f"frames are {frames.dtype} {list(frames.shape)}: give uint8 [clips, frames, height, width, 3], RGB")
         chosen = eval_frames(frames.shape[1], self.config.data, self.config.eval.views).ravel()
         rows = [np.empty((0, len(self.classes)), np.float32)]
         for i in range(0, len(frames), self.config.eval.batch):
-            rows.append(self.forward([self.squares(clip[chosen]) for clip in frames[i : i + self.config.eval.batch]]))
+            some = frames[i : i + self.config.eval.batch]
+            rows.append(self.forward([self.pictures(clip[chosen], self._points(clip, chosen)) for clip in some]))
         return np.concatenate(rows)
 
     def probabilities(self, frames: np.ndarray) -> np.ndarray:
         """Softmax of :meth:`logits`, float32 [N, C]."""
         return softmax(self.logits(frames))
 
-    def squares(self, frames: np.ndarray) -> Tensor:
-        """Frames uint8 [T, H, W, 3] as the model reads them, uint8 [T, 3, S, S], resized as an evaluation does."""
+    def check_levels(self) -> None:
+        """Whether what the model sees beside frames can be drawn here, as it was for its training.
+
+        Raises
+        ------
+        UserError
+            If its parsing maps came from a network or from elsewhere.
+        """
+        made = (self.about.get("levels") or {}).get("made", {}).get(PARSING, [REGIONS])
+        if made != [REGIONS]:
+            raise UserError(
+                f"{self.folder} learned from parsing maps of another source ({', '.join(made)}), which films do not have: test it with dfer eval on enriched shards"
+            )
+
+    def pictures(self, frames: np.ndarray, points: np.ndarray | None) -> Tensor:
+        """Frames uint8 [T, H, W, 3] as the model reads them, resized as an evaluation does, each with its L levels: uint8 [T, 1 + L, 3, S, S].
+
+        Levels are drawn from ``points``, landmarks of the frames, float [T, 68, 2]; a model without levels needs none.
+        """
         size = self.config.data.image_size
         assert size is not None, "settled when the folder was written"
-        draws = torch.tensor([augment.unchanged(*frames.shape[1:3])], dtype=torch.float32)
-        return augment.apply(torch.from_numpy(np.array(frames))[None], draws, size)[0]
+        shape = (frames.shape[1], frames.shape[2])
+        draws = torch.tensor([augment.unchanged(*shape)], dtype=torch.float32)
+        seen = [augment.apply(torch.from_numpy(np.array(frames))[None], draws, size)[0]]
+        for kind in self.config.model.levels:
+            assert points is not None, "a model with levels is given landmarks"
+            seen.append(torch.from_numpy(draw_level(kind, points, shape, size)).permute(0, 3, 1, 2))
+        return torch.stack(seen, 1)
+
+    def _points(self, clip: np.ndarray, chosen: np.ndarray) -> np.ndarray | None:
+        return find_points(clip)[chosen] if self.config.model.levels else None
 
     @torch.no_grad()
     def forward(self, clips: list[Tensor]) -> np.ndarray:
-        """Logits float32 [N, C] of chosen, square frames: N tensors uint8 [V T, 3, S, S], the views one after the other."""
-        pixels = torch.stack(clips).to(self.device)
+        """Logits float32 [N, C] of :meth:`pictures` of chosen frames: N tensors uint8 [V T, 1 + L, 3, S, S], the views one after the other."""
+        by_view = torch.stack(clips).to(self.device).unflatten(1, (self.config.eval.views, -1))
+        pixels = by_view.transpose(2, 3).flatten(1, 3)
         return clip_logits(lambda part: self.model(part, self.text), pixels, self.config.eval.views).cpu().numpy()
+
+
+def find_points(frames: Iterable[np.ndarray]) -> np.ndarray:
+    """Landmarks of frames, uint8 [H, W, 3] each, as ``dfer enrich`` finds them; those of frames without a face filled in. float32 [T, 68, 2].
+
+    Raises
+    ------
+    UserError
+        If dlib or its weights are not installed.
+    """
+    from dfer_dist.data.facetrack import track_face
+
+    track = track_face(frames)
+    return fill_missing(track.points, track.found)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from dfer_dist import checkpoint
+from dfer_dist import UserError, checkpoint
 from dfer_dist.config import Config, Selection, config_hash, split_batch
+from dfer_dist.data.levels import describe_levels
 from dfer_dist.data.plan import BalancedPlan, ClipSet, EpochPlan, clips_by_class, hold_out, whole_shards
 from dfer_dist.data.prefetch import check_cache
 from dfer_dist.data.shards import Index, check_sizes, open_index
@@ -52,6 +53,9 @@ class Fold:
     val: ClipSet | None
     objective: Objective
     frozen_sha256: str
+    levels: (
+        dict[str, Any] | None
+    )  # the clips' parsing maps and landmarks, where the model sees some: hash, and how they were made
     tracker: Tracker | None  # rank 0's
     monitor: SystemMonitor | None  # of the first rank on each machine
     saver: Saver
@@ -107,7 +111,7 @@ class Fold:
         state |= {"metrics_bytes": self.tracker.size if self.tracker else 0}
         state |= {"frozen_sha256": self.frozen_sha256, "pretrained_sha256": self.engine.model.pretrained_sha256}
         state |= {"dataset": self.index.name, "classes": list(self.index.classes)}
-        state |= {"config_hash": config_hash(self.config), "index_hash": self.index.hash}
+        state |= {"config_hash": config_hash(self.config), "index_hash": self.index.hash, "levels": self.levels}
         self.saver.save(self.engine, state, best)
         self.watchdog.beat()
 
@@ -160,7 +164,8 @@ class Fold:
         with torch.no_grad():
             text = model.module.text_features()
         share = (config.eval.batch, ranks.rank, ranks.world)
-        batches = evaluation_stream(self.index, config.data, clips, *share, config.train.seed, config.eval.views, shuffle_frames)
+        views, levels = config.eval.views, config.model.levels
+        batches = evaluation_stream(self.index, config.data, clips, *share, config.train.seed, views, shuffle_frames, levels)
         try:
             rows = predict(lambda frames: model(frames, text), batches, ranks.device, self._go_on)
         finally:
@@ -186,6 +191,7 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFl
     plan = BalancedPlan(*shape, tuple(c for c in by_class if len(c))) if config.data.balanced else EpochPlan(*shape)
     split_batch(config, ranks.world)  # a batch that cannot be cut is found before the model is built
     check_cache(index, plan, ranks.neighbours, ranks.world)
+    levels = ranks.share(describe_levels(index, config.model.levels) if ranks.is_main else None)
     folder = run.fold(number).checkpoints
     found = ranks.share(checkpoint.newest(folder) if ranks.is_main else None)
     torch.manual_seed(config.train.seed)
@@ -195,6 +201,10 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFl
     frozen, described = checkpoint.frozen_checksum(model, trained), trained_line(model)
     saved = checkpoint.read(found) if found else None
     if saved:
+        if saved.state.get("levels") != levels:
+            raise UserError(
+                f"{saved.path} was trained on other parsing maps or landmarks than lie beside the shards: make these anew, or begin another run"
+            )
         checkpoint.load_weights(model, trained, saved)
     watchdog.beat()
     engine = build_engine(model, groups, config, ranks, plan.steps)
@@ -209,7 +219,7 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFl
     if ranks.local_rank == 0 and tracked:
         monitor = SystemMonitor(where, ChildRun(run, number, running=False))
     saver = Saver(folder, config, ranks, sum(p.numel() for p in trained.values()), tracker)
-    data = (index, ranks, engine, plan, test, val, objective, frozen, tracker, monitor, saver)
+    data = (index, ranks, engine, plan, test, val, objective, frozen, levels, tracker, monitor, saver)
     fold = Fold(run, number, config, *data, leave, watchdog, run.drifts())
     if saved:
         restore(engine, saved, config, ranks)

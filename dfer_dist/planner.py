@@ -205,7 +205,8 @@ def saved_bytes(counted: Trace, config: Config) -> float:
 def loader_bytes(config: Config, micro: int) -> float:
     """Shared memory of a rank's loader: the slots of its ring, a micro batch of frames each."""
     slots = config.data.workers * PREFETCH + KEPT
-    return float(slots * micro * config.data.num_frames * settle_image_size(config) ** 2 * 3)
+    pictures = (1 + len(config.model.levels)) * config.data.num_frames
+    return float(slots * micro * pictures * settle_image_size(config) ** 2 * 3)
 
 
 def sent_bytes(counted: Trace, half: int, stage: int, ranks: int, accumulation: int) -> float:

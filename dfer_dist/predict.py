@@ -22,11 +22,12 @@ from torch import Tensor
 
 from dfer_dist import UserError
 from dfer_dist.data.facecrop import find_face
+from dfer_dist.data.facemaps import fill_missing
 from dfer_dist.data.films import LEAST, SIDE
 from dfer_dist.data.frames import eval_frames
 from dfer_dist.data.media import encode_frame
 from dfer_dist.data.video import DamagedVideo, Film
-from dfer_dist.export import Exported, softmax
+from dfer_dist.export import Exported, find_points, softmax
 
 WINDOW, STEP = 3.0, 1.0  # seconds: the median clip has 70 frames in DFEW, 82 in MAFW (28 in FERV39k)
 
@@ -127,14 +128,15 @@ def predict_video(
     Raises
     ------
     UserError
-        If the film is missing, damaged, a single frame, or without a face; or a window has less than two frames.
+        If the film is missing, damaged, a single frame, or without a face; or a window has less than two frames; or as :meth:`Exported.check_levels`.
     """
+    model.check_levels()
     if not (window > 0 and step > 0):
         raise UserError(f"a window of {window:g} s every {step:g} s: both must be greater than 0")
     if not video.is_file():
         raise UserError(f"{video} is missing")
     try:
-        spans, found, interval, frames = _look(Film(video), window, step, faces)
+        spans, found, interval, frames, points = _look(Film(video), window, step, faces, bool(model.config.model.levels))
         shares = np.array([found[a:b].mean() for a, b in spans])
         shown = shares >= LEAST
         if not shown.any():
@@ -149,7 +151,8 @@ def predict_video(
         logits = np.full((len(spans), len(model.classes)), np.nan, np.float32)
         places, done = np.flatnonzero(shown), 0
         for clips in _batches(
-            _gather(frames, chosen, lambda frame: model.squares(as_packed(frame)[None])[0]), model.config.eval.batch
+            _gather(frames, chosen, lambda i, frame: model.pictures(as_packed(frame)[None], points[i : i + 1])[0]),
+            model.config.eval.batch,
         ):
             logits[places[done : done + len(clips)]] = model.forward(clips)
             done += len(clips)
@@ -160,11 +163,18 @@ def predict_video(
     return Course(video, model.classes, spans * interval, logits, shares if faces else None, len(found) * interval)
 
 
-def _look(film: Film, window: float, step: float, faces: bool) -> tuple[np.ndarray, np.ndarray, float, Iterable[np.ndarray]]:
-    """The first pass: windows [W, 2] in frames, in which frames the face is, seconds from frame to frame, frames to read."""
+def _look(
+    film: Film, window: float, step: float, faces: bool, levels: bool
+) -> tuple[np.ndarray, np.ndarray, float, Iterable[np.ndarray], np.ndarray]:
+    """The first pass: windows [W, 2] in frames, in which frames the face is, seconds from frame to frame, frames to read, and with
+    ``levels`` their landmarks."""
+    points = np.empty((0, 68, 2), np.float32)
     if faces:
         clip = find_face(film, SIDE)
-        found, frames = clip.found, clip.crops(film)
+        found, frames, points = clip.found, clip.crops(film), fill_missing(clip.landmarks, clip.found)
+    elif levels:
+        points = find_points(map(as_packed, film))
+        found, frames = np.ones(len(points), bool), iter(film)
     else:
         found, frames = np.ones(sum(1 for _ in film), bool), iter(film)
     if len(found) < 2:
@@ -173,7 +183,7 @@ def _look(film: Film, window: float, step: float, faces: bool) -> tuple[np.ndarr
     length = len(found) if window == math.inf else round(window / interval)
     if length < 2:
         raise UserError(f"{film.path}: a window of {window:g} s has less than two of its frames, {1 / interval:g} a second")
-    return cut_windows(len(found), length, step / interval), found, interval, frames
+    return cut_windows(len(found), length, step / interval), found, interval, frames, points
 
 
 def as_packed(frame: np.ndarray) -> np.ndarray:
@@ -182,13 +192,13 @@ def as_packed(frame: np.ndarray) -> np.ndarray:
 
 
 def _gather(
-    frames: Iterable[np.ndarray], chosen: list[np.ndarray], prepare: Callable[[np.ndarray], Tensor]
+    frames: Iterable[np.ndarray], chosen: list[np.ndarray], prepare: Callable[[int, np.ndarray], Tensor]
 ) -> Iterator[list[Tensor]]:
     """The prepared frames of each window, from frames that stream by once. Windows neither begin nor end before the one before."""
     wanted, held, waiting = set(np.concatenate(chosen).tolist()), dict[int, Tensor](), deque(chosen)
     for i, frame in enumerate(frames):
         if i in wanted:
-            held[i] = prepare(frame)
+            held[i] = prepare(i, frame)
         while waiting and waiting[0].max() <= i:
             yield [held[j] for j in waiting.popleft().tolist()]
             first = waiting[0].min() if waiting else i + 1

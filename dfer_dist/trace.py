@@ -110,7 +110,7 @@ def trace(config: Config, classes: Sequence[str], fused_attention: bool) -> Trac
     dtype = torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
     model = outline(config, classes).to(dtype)
     objective = Objective(config, [1] * len(classes), _META)
-    shape = (config.data.num_frames, 3, size, size)
+    shape = (model.levels * config.data.num_frames, 3, size, size)
     flops, lives = [], []
     with _fused_attention() if fused_attention else nullcontext():
         for micro in _BATCHES:

@@ -50,7 +50,8 @@ def fit(fold: Fold) -> str:
     if not fold.epoch_ended:  # a test was left in the middle
         end_epoch(fold)
     at = divmod(fold.step, plan.steps)
-    stream = train_stream(fold.index, config.data, plan, config.train.epochs, at, ranks.rank, ranks.world, engine.micro_batch)
+    share = (ranks.rank, ranks.world, engine.micro_batch)
+    stream = train_stream(fold.index, config.data, plan, config.train.epochs, at, *share, config.model.levels)
     meter = Meter()
     for step in range(fold.step, engine.total_steps):
         fold.watchdog.beat()
@@ -201,6 +202,7 @@ def finish(fold: Fold) -> None:
     result = {"dataset": fold.index.name, "fold": fold.number, **asdict(scores), "selection": config.train.selection.name}
     result |= {"epoch": chosen["epoch"], "step": chosen["step"], "checkpoint": str(path.relative_to(fold.dir.root))}
     result |= {"config_hash": config_hash(config), "index_hash": fold.index.hash, "shuffled": shuffled}
+    result |= {"levels": list(config.model.levels), "levels_hash": fold.levels["hash"] if fold.levels else None}
     result |= {"pretrained_sha256": fold.engine.model.pretrained_sha256}
     result |= {"num_frames": config.data.num_frames, "sampling": config.data.sampling.name, "views": config.eval.views}
     result |= {"device": fold.ranks.device.type}

@@ -20,7 +20,7 @@ from dfer_dist.data.enrich import Wish, enrich
 from dfer_dist.data.extras import extra_path
 from dfer_dist.data.facemaps import LEFT_EYE, NOSE, PALETTE, RIGHT_EYE, SKIN, colours
 from dfer_dist.data.layouts import ClipRecord
-from dfer_dist.data.levels import levels_hash, move_points, pick_labels
+from dfer_dist.data.levels import describe_levels, move_points, pick_labels
 from dfer_dist.data.packer import pack
 from dfer_dist.data.plan import EpochPlan, whole_shards
 from dfer_dist.data.shards import Index, read_index
@@ -171,8 +171,9 @@ def test_points_and_maps_move_as_pixels_do(seed: int) -> None:
 
 def test_a_damaged_level_loses_the_clip_and_a_missing_one_stops(faces: Index, tmp_path: Path) -> None:
     root = Path(shutil.copytree(str(faces.root), tmp_path / "shards"))
-    index, before = read_index(root), levels_hash(faces, BOTH)
-    assert levels_hash(index, BOTH) == before != levels_hash(index, ("landmarks",)) and levels_hash(index, ()) is None
+    index, before = read_index(root), describe_levels(faces, BOTH)
+    assert before is not None and before["made"] == {"parsing": ["import"], "landmarks": ["import"]}
+    assert describe_levels(index, BOTH) == before != describe_levels(index, ("landmarks",)) and describe_levels(index, ()) is None
     tar = extra_path(index.path(0), "landmarks")
     data = bytearray(tar.read_bytes())
     data[3000] ^= 1
@@ -185,7 +186,7 @@ def test_a_damaged_level_loses_the_clip_and_a_missing_one_stops(faces: Index, tm
         for key, valid, pixels in zip(b.keys, b.valid.tolist(), b.pixels(CPU), strict=True):
             assert valid == (key != one) and pixels.any() == valid
     tar.with_suffix(".json").unlink()
-    for run in (lambda: trained(index, BOTH, settings()), lambda: levels_hash(index, BOTH)):
+    for run in (lambda: trained(index, BOTH, settings()), lambda: describe_levels(index, BOTH)):
         with pytest.raises(
             UserError, match=r"model\.levels has landmarks, but .*json is missing.*dfer enrich SHARDS --landmarks"
         ):

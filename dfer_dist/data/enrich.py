@@ -16,7 +16,17 @@ import simplejpeg
 
 from dfer_dist import UserError
 from dfer_dist.data.clips import ClipReader, DamagedClip
-from dfer_dist.data.extras import LANDMARKS, PARSING, array_bytes, describe_extra, extra_path, read_array, read_extra, write_extra
+from dfer_dist.data.extras import (
+    LANDMARKS,
+    PARSING,
+    REGIONS,
+    array_bytes,
+    describe_extra,
+    extra_path,
+    read_array,
+    read_extra,
+    write_extra,
+)
 from dfer_dist.data.facemaps import draw_regions, encode_maps, fill_missing
 from dfer_dist.data.levelfiles import digest_landmarks, digest_maps, import_landmarks, import_maps
 from dfer_dist.data.shards import Index, load_index
@@ -126,7 +136,7 @@ def _add_to_shard(job: Job, tick: Callable[[int], None]) -> list[Added]:
         elif wish.parser:
             wanted, rows = {"by": "parser", "parser_sha256": sha256_file(wish.parser)}, _parsed
         else:
-            wanted, rows = {"by": "regions", "landmarks_sha256": _landmarks_sha256(job)}, _drawn
+            wanted, rows = {"by": REGIONS, "landmarks_sha256": _landmarks_sha256(job)}, _drawn
         added.append(_add(job, PARSING, wanted, given is not None, rows, tick))
     return added
 
@@ -143,7 +153,7 @@ def _add(
     clips, path = job.index.shards[job.shard].clips, job.path
     there = _there(path, kind)
     same = there is not None and all(there.get(name) == value for name, value in wanted.items())
-    redrawn = there is not None and there.get("by") == wanted["by"] == "regions"  # from other landmarks than are there now
+    redrawn = there is not None and there.get("by") == wanted["by"] == REGIONS  # from other landmarks than are there now
     if there is not None and given and not same:
         raise UserError(
             f"{extra_path(path, kind).name} is there, made otherwise ({there.get('by')}): remove *.{kind}.tar and *.{kind}.json to make it anew"

@@ -28,6 +28,7 @@ from dfer_dist.rundir import atomic_path, read_json, write_json
 
 LANDMARKS = "landmarks"  # the kind with landmarks.npy, float32 [T, 68, 2], and found.npy, bool [T]
 PARSING = "parsing"  # the kind with maps.png, a PNG of labels for each frame one after the other, and starts.npy, int64 [T + 1]
+REGIONS = "regions"  # how such maps were made, where they were drawn from landmarks
 
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,30}")
 

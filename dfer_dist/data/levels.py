@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from dfer_dist import UserError
+from dfer_dist.data.augment import unchanged
 from dfer_dist.data.clips import DamagedClip
 from dfer_dist.data.extras import LANDMARKS, PARSING, check_extra, describe_extra, extra_path, read_array
-from dfer_dist.data.facemaps import colours, decode_maps, draw_dots, fill_missing
+from dfer_dist.data.facemaps import colours, decode_maps, draw_dots, draw_regions, fill_missing
 from dfer_dist.data.shards import Index
 from dfer_dist.data.store import FetchError, Remote
 from dfer_dist.rundir import parse_json
@@ -28,8 +29,8 @@ _OPEN = 128  # tars of a level kept open, as of the shards themselves
 _DAMAGE = (OSError, ValueError, LookupError, TypeError)  # what reading altered bytes raises
 
 
-def levels_hash(index: Index, levels: Sequence[str]) -> str | None:
-    """A hash over what the clips of a set have of ``levels``, hex sha256; None without levels.
+def describe_levels(index: Index, levels: Sequence[str]) -> dict[str, Any] | None:
+    """What the clips of a set have of ``levels``: ``hash`` over it all, hex sha256, and ``made``, how each of them came about; None without levels.
 
     Raises
     ------
@@ -38,8 +39,10 @@ def levels_hash(index: Index, levels: Sequence[str]) -> str | None:
     """
     if not levels:
         return None
-    parts = [_describe(index, shard, kind)["sha256"] for shard in range(len(index.shards)) for kind in levels]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    told = {kind: [_describe(index, shard, kind) for shard in range(len(index.shards))] for kind in levels}
+    parts = [about["sha256"] for own in told.values() for about in own]
+    made = {kind: sorted({str(about["made"].get("by")) for about in own}) for kind, own in told.items()}
+    return {"hash": hashlib.sha256("\n".join(parts).encode()).hexdigest(), "made": made}
 
 
 def _describe(index: Index, shard: int, kind: str) -> dict[str, Any]:
@@ -136,6 +139,31 @@ class LevelReader:
     def __del__(self) -> None:
         for file, _ in self._tars.values():
             os.close(file)
+
+
+def draw_level(kind: str, points: np.ndarray, frame: tuple[int, int], size: int) -> np.ndarray:
+    """A level of frames that are resized and nothing else, drawn from their landmarks.
+
+    Parameters
+    ----------
+    kind : str
+        ``parsing``, as regions, or ``landmarks``.
+    points : float array [T, 68, 2]
+        Pixels of the frames; NaN gives black.
+    frame : tuple of int
+        Their height and width.
+    size : int
+        Side of the squares that they become.
+
+    Returns
+    -------
+    uint8 array [T, size, size, 3]
+    """
+    draws = unchanged(*frame)
+    if kind == LANDMARKS:
+        return draw_dots(move_points(points, frame, draws, size), size)
+    labels = np.stack([draw_regions(own, *frame) for own in points])
+    return colours(pick_labels(labels, frame, draws, size))
 
 
 def move_points(points: np.ndarray, frame: tuple[int, int], draws: Sequence[float], size: int) -> np.ndarray:

@@ -14,7 +14,7 @@ As :mod:`~dfer_dist.model.lora` does, it leaves the given weights alone and keep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from einops import rearrange
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dfer_dist import UserError
 from dfer_dist.model.attention import SelfAttention
+from dfer_dist.model.fusion import Fusion
 
 
 class Adapter(nn.Module):
@@ -59,6 +60,19 @@ class AdapterOfEach(nn.Module):
         """[rows, L, D] -> [rows, L, D]."""
         own = zip(self.parts.values(), x.split(self.rows), strict=True)
         return torch.cat([adapter(part) for adapter, part in own])
+
+
+class OfEachLevel(nn.Module):
+    """A module for each level of a batch: frames, parsing maps, landmarks, so that one pass of a tower serves them all."""
+
+    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[L N, ...] -> [L N, ...], one level after the other."""
+        own = zip(self.parts.values(), x.chunk(len(self.parts)), strict=True)
+        return torch.cat([module(part) for module, part in own])
 
 
 class FramePositions(nn.Module):
@@ -112,8 +126,12 @@ class AdaptedBlock(nn.Module):
         return x + self.ls_2(self.mlp(normed)) + self.scale * self.mlp_adapter(normed)
 
 
-def adapt_image(image: VisionTransformer, ratio: float, scale: float, frames: int | None) -> None:
+def adapt_image(
+    image: VisionTransformer, ratio: float, scale: float, frames: int | None, levels: Sequence[str] = (), level_ratio: float = 0.0
+) -> None:
     """Put adapters into every block of an image tower; with ``frames`` T, also those along time, and positions of the frames.
+
+    With ``levels``, each of them has adapters of its own, as wide as ``level_ratio`` tells, and the batch is that of the frames followed by theirs.
 
     AIM adds its positions before the norm that precedes the first block; here they are added after it, in that block, so that nothing else of
     the tower is touched.
@@ -124,9 +142,14 @@ def adapt_image(image: VisionTransformer, ratio: float, scale: float, frames: in
         If the blocks are not built as those of OpenAI's CLIP.
     """
     width = image.transformer.width
-    _adapt(image.transformer, lambda: Adapter(width, ratio), scale, frames)
+    ratios = {"video": ratio, **dict.fromkeys(levels, level_ratio)}
+
+    def each(make: Callable[[float], nn.Module]) -> nn.Module:
+        return OfEachLevel({name: make(own) for name, own in ratios.items()}) if levels else make(ratio)
+
+    _adapt(image.transformer, lambda: each(lambda own: Adapter(width, own)), scale, frames)
     if frames:
-        image.transformer.resblocks[0].positions = FramePositions(frames, width)
+        image.transformer.resblocks[0].positions = each(lambda _: FramePositions(frames, width))
 
 
 def adapt_text(tower: Transformer, ratio: float, scale: float, parts: Mapping[str, int]) -> None:
@@ -153,6 +176,7 @@ def _adapt(tower: Transformer, make: Callable[[], nn.Module], scale: float, fram
 
 
 def adapter_names(model: nn.Module) -> set[str]:
-    """Names of the adapters' parameters in a model, positions of frames among them."""
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, (Adapter, FramePositions))]
+    """Names of the adapters' parameters in a model, positions of frames and weights of levels among them."""
+    kinds = (Adapter, FramePositions, Fusion)
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
     return {f"{name}.{own}" for name, module in found for own, _ in module.named_parameters()}

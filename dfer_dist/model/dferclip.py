@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dfer_dist.config import ModelConfig, TemporalKind
 from dfer_dist.model.backbone import TextTower
+from dfer_dist.model.fusion import Fusion
 from dfer_dist.model.prompt import PromptLearner
 from dfer_dist.model.temporal import MeanOverTime, TemporalTransformer
 from dfer_dist.model.tuning import choose_trained
@@ -22,7 +23,8 @@ class DFERCLIP(nn.Module):
     """CLIP's image tower on each frame, a transformer over time, and the cosine with prompts read by CLIP's text tower.
 
     What of it is trained follows ``cfg``: :mod:`dfer_dist.model.tuning`. With a negative side of texts, and with adapters in both towers, it is
-    the video and label level of FineCLIPER (Chen et al., ACM MM 2024).
+    the video and label level of FineCLIPER (Chen et al., ACM MM 2024); with ``cfg.levels`` also its middle level: parsing maps and landmarks go through the
+    same image tower, by adapters of their own, and the same transformer over time, and the features of all levels become one (:mod:`dfer_dist.model.fusion`).
 
     Parameters
     ----------
@@ -60,6 +62,8 @@ class DFERCLIP(nn.Module):
                 cfg.temporal_mlp,
                 cfg.checkpoint_temporal,
             )
+        self.levels = 1 + len(cfg.levels)
+        self.fusion = Fusion(self.levels, cfg.video_weight) if cfg.levels else None
         self.sides = tuple(texts)
         self.prompt = PromptLearner(
             [own for side in texts.values() for own in side],
@@ -85,8 +89,8 @@ class DFERCLIP(nn.Module):
 
         Parameters
         ----------
-        frames : [B, T, 3, H, W]
-            uint8 in 0..255, or floating point in 0..1.
+        frames : [B, L T, 3, H, W]
+            uint8 in 0..255, or floating point in 0..1: T frames of each clip, then T pictures of each level of ``model.levels``.
         text_features : float32 [S C, D], optional
             What :meth:`text_features` returned, where the prompts do not change between calls.
         by_side : bool
@@ -98,9 +102,7 @@ class DFERCLIP(nn.Module):
             Cosine / temperature, negated for the negative side: in each, a clip's own class should be highest. Of two sides the mean, in which the
             negative one weighs ``model.negative_weight``.
         """
-        batch, count = frames.shape[:2]
-        features = self.image(self._pixels(frames.flatten(0, 1)))
-        video = F.normalize(self.temporal(features.unflatten(0, (batch, count))).float(), dim=-1)
+        video = self._video(frames)
         if text_features is None:
             text_features = self.text_features()
         logits = (video @ text_features.t() / self.temperature).chunk(len(self.sides), dim=1)
@@ -110,6 +112,15 @@ class DFERCLIP(nn.Module):
         if len(sides) == 1:
             return sides["positive"]
         return (sides["positive"] + self.negative_weight * sides["negative"]) / (1 + self.negative_weight)
+
+    def _video(self, frames: Tensor) -> Tensor:
+        """[B, L T, 3, H, W] -> float32 [B, D], normalised."""
+        if frames.shape[1] % self.levels:
+            raise ValueError(f"{frames.shape[1]} pictures of a clip cannot be those of {self.levels} levels")
+        by_level = frames.unflatten(1, (self.levels, -1)).transpose(0, 1).flatten(0, 1)
+        features = self.image(self._pixels(by_level.flatten(0, 1)))
+        clips = F.normalize(self.temporal(features.unflatten(0, by_level.shape[:2])).float(), dim=-1)
+        return clips if self.fusion is None else self.fusion(clips.unflatten(0, (self.levels, -1)))
 
     def text_features(self) -> Tensor:
         """Normalised features of the classes, float32 [S C, D], one side after the other.

@@ -47,7 +47,8 @@ def choose_trained(
     elif cfg.image is ImageTuning.lora:
         add_lora(image.transformer, cfg.lora_rank, cfg.lora_alpha)
     elif cfg.image is ImageTuning.adapters:
-        adapt_image(image, cfg.adapter_ratio, cfg.adapter_scale, frames if cfg.adapter_time else None)
+        time = frames if cfg.adapter_time else None
+        adapt_image(image, cfg.adapter_ratio, cfg.adapter_scale, time, cfg.levels, cfg.level_ratio)
     text.requires_grad_(False)
     if cfg.text_tower is TextTuning.lora:
         add_lora(text.transformer, cfg.lora_rank, cfg.lora_alpha)
@@ -58,7 +59,7 @@ def choose_trained(
 def param_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """Trained parameters as (name in the model, parameter), by group; each group has a learning rate of its own.
 
-    The groups are ``temporal``, ``image``, ``prompt``, ``lora`` (the factors of both towers) and ``adapters`` (likewise), in this order,
+    The groups are ``temporal``, ``image``, ``prompt``, ``lora`` (the factors of both towers) and ``adapters`` (likewise, and the weights of levels), in this order,
     without those that have nothing to train.
     """
     added = dict.fromkeys(lora_names(model), "lora") | dict.fromkeys(adapter_names(model), "adapters")
