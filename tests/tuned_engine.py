@@ -1,5 +1,5 @@
 """A rank of a few steps of a tiny model with the mean over time, and LoRA in both towers (test_tuning.py) or all adapters and both sides of
-texts (test_finecliper.py). A checkpoint is saved after the last step but one and after the last.
+texts (test_finecliper.py), perhaps with levels (test_fusion.py). A checkpoint is saved after the last step but one and after the last.
 
 Prints, on rank 0, one JSON line: the loss of each step, peak rates by group, which float32 weights changed, a sha256 of them, the size of the
 largest change of a weight that is not trained, and whether a fresh model takes over the checkpoint that was saved.
@@ -57,6 +57,7 @@ def main() -> None:
     p.add_argument("--stage", type=int, required=True)
     p.add_argument("--folder", type=Path, required=True)
     p.add_argument("--kind", default="lora", choices=["lora", "adapters"])
+    p.add_argument("--levels", action="store_true")
     p.add_argument("--recompute", action="store_true")
     p.add_argument("--resume", type=Path)
     a = p.parse_args()
@@ -66,6 +67,7 @@ def main() -> None:
     config.optim.lr_adapters, config.data.shards = 1e-3, "none"
     config.model = settings(a.kind)
     config.model.checkpoint_image = a.recompute
+    config.model.levels = ["parsing", "landmarks"] if a.levels else []
     ranks = start(Device.cpu)
     torch.manual_seed(0)
     model = build_model(config.model, CLASSES, 2, 64)
@@ -79,7 +81,8 @@ def main() -> None:
         restore(engine, resumed, config, ranks)
     saver, objective = Saver(a.folder, config, ranks, 0, None), Objective(config, [], ranks.device)
     generator = torch.Generator().manual_seed(0)
-    frames = torch.randint(0, 256, (BATCH, 2, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    pictures = 2 * (1 + len(config.model.levels))
+    frames = torch.randint(0, 256, (BATCH, pictures, 3, 64, 64), dtype=torch.uint8, generator=generator)
     labels = torch.arange(BATCH) % 3
     own = slice(ranks.rank * BATCH // ranks.world, (ranks.rank + 1) * BATCH // ranks.world)
     losses = []
