@@ -179,6 +179,20 @@ class Fold:
             raise Told
 
 
+def check_same_levels(saved: checkpoint.Checkpoint, levels: dict[str, Any] | None) -> None:
+    """Whether a checkpoint was trained on the parsing maps and landmarks that lie beside the shards now, ``levels``.
+
+    Raises
+    ------
+    UserError
+        If not.
+    """
+    if saved.state.get("levels") != levels:
+        raise UserError(
+            f"{saved.path} was trained on other parsing maps or landmarks than lie beside the shards: make these anew, or begin another run"
+        )
+
+
 def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFlag, watchdog: Watchdog) -> Fold:
     """Everything a fold needs, brought to where its last good checkpoint stands."""
     index = open_index(config.data, config.data.loss_budget)
@@ -201,10 +215,7 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFl
     frozen, described = checkpoint.frozen_checksum(model, trained), trained_line(model)
     saved = checkpoint.read(found) if found else None
     if saved:
-        if saved.state.get("levels") != levels:
-            raise UserError(
-                f"{saved.path} was trained on other parsing maps or landmarks than lie beside the shards: make these anew, or begin another run"
-            )
+        check_same_levels(saved, levels)
         checkpoint.load_weights(model, trained, saved)
     watchdog.beat()
     engine = build_engine(model, groups, config, ranks, plan.steps)

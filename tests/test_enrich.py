@@ -115,7 +115,7 @@ def test_imported_landmarks_and_the_maps_drawn_from_them(shards: Index, source: 
     assert all((root / name).read_bytes() == data for name, data in before.items()), "shards are never written again"
     assert verify(str(root))[1] == [] and len(read_index(root).shards) == len(shards.shards)
     first = extras(root)
-    command(root, landmarks_from=source / "landmarks", parsing=True)
+    command(root, landmarks_from=source / "landmarks", parsing=True, workers=1)
     assert f"import, {len(shards.shards)} were there" in capsys.readouterr().out and extras(root) == first
     for name in first:
         (root / name).unlink()
