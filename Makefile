@@ -60,6 +60,7 @@ pictures: $(VENV)/.ready-test ## draw the pictures in docs/ again, from runs/dem
 	$(BIN)/python docs/report_page.py runs/demo/report.html docs/report.png --columns
 	$(BIN)/dfer crossval demo --nproc 2 --name demo-mean model.temporal=mean
 	$(BIN)/python docs/mlflow_page.py runs/demo runs/demo-mean docs/mlflow_compare.png
+	$(BIN)/python docs/levels_picture.py docs/levels.png
 	film=$$(mktemp --suffix .mp4); $(BIN)/python tests/films.py $$film; \
 	  $(BIN)/python -m dfer_dist.data.facesheet $$film docs/faces.png; rm $$film
 

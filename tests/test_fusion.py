@@ -189,6 +189,7 @@ def test_a_fold_with_levels(faces: Index, tmp_path: Path) -> None:
     assert result["levels"] == BOTH and result["n"] == 7
     scores = evaluate_checkpoint(fold.checkpoints / "LATEST", None, [], None)
     assert (scores.war, scores.uar) == (result["war"], result["uar"])
+    assert "| Beside frames | parsing maps and landmarks, learned weights |" in (tmp_path / "levels" / "summary.md").read_text()
     about = export.export(fold.checkpoints / "LATEST", tmp_path / "model", [])
     assert about["levels"]["made"] == {"parsing": ["regions"], "landmarks": ["import"]}
     assert about["levels"]["hash"] == result["levels_hash"]

@@ -23,7 +23,7 @@ from dfer_dist.data.layouts import ClipRecord
 from dfer_dist.data.levels import describe_levels, move_points, pick_labels
 from dfer_dist.data.packer import pack
 from dfer_dist.data.plan import EpochPlan, whole_shards
-from dfer_dist.data.shards import Index, read_index
+from dfer_dist.data.shards import Index, open_index, read_index
 from dfer_dist.data.stream import Batch, evaluation_stream, train_stream
 
 SIDE, CLIPS, T = 48, 12, 9
@@ -191,3 +191,12 @@ def test_a_damaged_level_loses_the_clip_and_a_missing_one_stops(faces: Index, tm
             UserError, match=r"model\.levels has landmarks, but .*json is missing.*dfer enrich SHARDS --landmarks"
         ):
             run()
+
+
+def test_levels_at_a_server_come_through_the_cache(faces: Index, tmp_path: Path) -> None:
+    data = DataConfig(f"file://{faces.root}", cache=str(tmp_path / "cache"))
+    remote = open_index(data)
+    assert remote.hash == faces.hash and describe_levels(remote, BOTH) == describe_levels(faces, BOTH)
+    want, got = (torch.cat([b.pixels(CPU) for b in trained(index, BOTH, settings())]) for index in (faces, remote))
+    assert torch.equal(want, got)
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 3 * len(faces.shards)

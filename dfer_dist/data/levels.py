@@ -100,7 +100,7 @@ class LevelReader:
                     labels = decode_maps(
                         self._read(shard, key, kind, "maps.png"), self._array(shard, key, kind, "starts.npy"), wanted
                     )
-                    own[:] = colours(pick_labels(labels, frame, draws, size), mirrored=draws[6] > 0)
+                    colours(pick_labels(labels, frame, draws, size), mirrored=draws[6] > 0, out=own)
                 else:
                     found, points = (self._array(shard, key, LANDMARKS, f"{name}.npy") for name in ("found", "landmarks"))
                     own[:] = draw_dots(move_points(fill_missing(points, found)[list(wanted)], frame, draws, size), size)

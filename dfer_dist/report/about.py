@@ -56,8 +56,12 @@ def _data_rows(c: Config) -> Rows:
     changes += [f"brightness ± {100 * augment.brightness:.0f} %"] if augment.brightness else []
     changes += [f"turned by up to {augment.rotation:g}°"] if augment.rotation else []
     sampling = _SAMPLING[data.sampling].format(stride=data.stride)
+    weights = "learned weights" if c.model.video_weight is None else f"the frames weigh {c.model.video_weight:g}"
+    names = {"parsing": "parsing maps", "landmarks": "landmarks"}
+    levels = [["Beside frames", f"{' and '.join(names[level] for level in c.model.levels)}, {weights}"]] if c.model.levels else []
     return [
         ["Frames", f"{data.num_frames}, {sampling}; {side}"],
+        *levels,
         ["Normalisation", normal],
         ["Augmentation", ", ".join(changes) or "none"],
         *([["Sampling of clips", "every class as often as any other"]] if data.balanced else []),
