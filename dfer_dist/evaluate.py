@@ -221,9 +221,8 @@ def evaluate_checkpoint(
         if progress:
             progress(done, len(clips))
 
-    batches = evaluation_stream(
-        index, config.data, clips, config.eval.batch, 0, 1, config.train.seed, config.eval.views, levels=config.model.levels
-    )
+    share = (config.eval.batch, 0, 1, config.train.seed, config.eval.views)
+    batches = evaluation_stream(index, config.data, clips, *share, levels=config.model.levels)
     rows = predict(lambda frames: model(frames, text), batches, device, count)
     table = collect(rows, index, clips, Ranks(0, 1, 0, device))
     assert table is not None  # one rank is rank 0

@@ -20,7 +20,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,8 @@ from dfer_dist.config import Config, Precision, TrackingConfig
 from dfer_dist.configfile import dump_config, load_config, read_config
 from dfer_dist.data import augment
 from dfer_dist.data.extras import PARSING, REGIONS
-from dfer_dist.data.facemaps import fill_missing
 from dfer_dist.data.frames import eval_frames
-from dfer_dist.data.levels import draw_level
+from dfer_dist.data.levels import draw_level, find_points
 from dfer_dist.evaluate import clip_logits, load_model
 from dfer_dist.model import DFERCLIP, build_model
 from dfer_dist.rundir import VERSION, atomic_path, fsync_dir, read_json, write_json, write_text
@@ -141,20 +139,6 @@ class Exported:
         by_view = torch.stack(clips).to(self.device).unflatten(1, (self.config.eval.views, -1))
         pixels = by_view.transpose(2, 3).flatten(1, 3)
         return clip_logits(lambda part: self.model(part, self.text), pixels, self.config.eval.views).cpu().numpy()
-
-
-def find_points(frames: Iterable[np.ndarray]) -> np.ndarray:
-    """Landmarks of frames, uint8 [H, W, 3] each, as ``dfer enrich`` finds them; those of frames without a face filled in. float32 [T, 68, 2].
-
-    Raises
-    ------
-    UserError
-        If dlib or its weights are not installed.
-    """
-    from dfer_dist.data.facetrack import track_face
-
-    track = track_face(frames)
-    return fill_missing(track.points, track.found)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -25,9 +25,10 @@ from dfer_dist.data.facecrop import find_face
 from dfer_dist.data.facemaps import fill_missing
 from dfer_dist.data.films import LEAST, SIDE
 from dfer_dist.data.frames import eval_frames
+from dfer_dist.data.levels import find_points
 from dfer_dist.data.media import encode_frame
 from dfer_dist.data.video import DamagedVideo, Film
-from dfer_dist.export import Exported, find_points, softmax
+from dfer_dist.export import Exported, softmax
 
 WINDOW, STEP = 3.0, 1.0  # seconds: the median clip has 70 frames in DFEW, 82 in MAFW (28 in FERV39k)
 

@@ -39,6 +39,7 @@ from dfer_dist.data.facemaps import (
     fill_missing,
 )
 from dfer_dist.data.faces import render_clip
+from dfer_dist.data.facetrack import track_face
 from dfer_dist.data.layouts import ClipRecord
 from dfer_dist.data.packer import pack
 from dfer_dist.data.shards import Index, read_index
@@ -81,6 +82,16 @@ def test_regions_lie_on_what_was_drawn() -> None:
         assert 0.1 < skin.mean() < 0.6
         eyes = [np.argwhere(maps == side)[:, 2].mean() for side in (RIGHT_EYE, LEFT_EYE)]
         assert eyes[0] + 8 < eyes[1], "the person's right eye is at the left of the picture"
+
+
+def test_dlib_finds_the_same_landmarks_on_a_drawn_face() -> None:
+    """It knows photographs alone, but some drawn faces pass for faces: each of the 68 points is the same part there."""
+    for label in (0, 3):
+        clip = render_clip(label, 9 * label + 2, (3, label), 64)
+        track = track_face(list(clip.frames[::6]))
+        assert track.found.all()
+        apart = np.linalg.norm(track.points - clip.landmarks[::6], axis=-1).mean(0)
+        assert apart.mean() < 3 and apart.max() < 7, "pixels of a frame of 64"
 
 
 def test_drawn_landmarks_follow_the_action_units() -> None:

@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,20 @@ class LevelReader:
     def __del__(self) -> None:
         for file, _ in self._tars.values():
             os.close(file)
+
+
+def find_points(frames: Iterable[np.ndarray]) -> np.ndarray:
+    """Landmarks of frames, uint8 [H, W, 3] each, as ``dfer enrich`` finds them; those of frames without a face filled in. float32 [T, 68, 2].
+
+    Raises
+    ------
+    UserError
+        If dlib or its weights are not installed.
+    """
+    from dfer_dist.data.facetrack import track_face  # dlib, which training need not have
+
+    track = track_face(frames)
+    return fill_missing(track.points, track.found)
 
 
 def draw_level(kind: str, points: np.ndarray, frame: tuple[int, int], size: int) -> np.ndarray:
