@@ -18,7 +18,7 @@ from dfer_dist import UserError
 from dfer_dist.config import Config, Device, Precision
 from dfer_dist.configfile import load_config
 from dfer_dist.data.clips import ClipReader
-from dfer_dist.data.levels import describe_levels
+from dfer_dist.data.extras import describe_levels
 from dfer_dist.data.plan import ClipSet, evaluation_batches, whole_shards
 from dfer_dist.data.shards import Index, open_index
 from dfer_dist.data.stream import Batch, evaluation_stream

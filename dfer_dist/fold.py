@@ -10,7 +10,7 @@ import torch
 
 from dfer_dist import UserError, checkpoint
 from dfer_dist.config import Config, Selection, config_hash, split_batch
-from dfer_dist.data.levels import describe_levels
+from dfer_dist.data.extras import describe_levels
 from dfer_dist.data.plan import BalancedPlan, ClipSet, EpochPlan, clips_by_class, hold_out, whole_shards
 from dfer_dist.data.prefetch import check_cache
 from dfer_dist.data.shards import Index, check_sizes, open_index

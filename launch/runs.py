@@ -37,9 +37,10 @@ def open_run(
     Raises
     ------
     UserError
-        If the settings, folds or ranks do not go together, or the folder is taken: by something that is no run, or by a run
+        If the settings, folds or ranks do not go together, the shards lack a level that the model is to see, or the folder is taken: by something that is no run, or by a run
         with other settings, data, code or versions of libraries.
     """
+    from dfer_dist.data.extras import describe_levels
     from dfer_dist.data.shards import open_index
     from dfer_dist.data.store import settle, settle_cache
 
@@ -50,6 +51,7 @@ def open_run(
     config.data.shards = settle(config.data.shards)  # jobs run from other folders
     config.data.cache = settle_cache(config.data.cache)
     index = open_index(config.data, config.data.loss_budget)
+    describe_levels(index, config.model.levels)
     chosen = index.folds if folds is None else parse_folds(folds, index.folds)
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
     if run.run.exists() and _failed_at_once(run):

@@ -23,9 +23,8 @@ from dfer_dist.configfile import load_config
 from dfer_dist.data.datasets import read_dataset
 from dfer_dist.data.demo import render_demo
 from dfer_dist.data.enrich import Wish, enrich
-from dfer_dist.data.extras import extra_path
+from dfer_dist.data.extras import describe_levels, extra_path
 from dfer_dist.data.layouts import SEVEN
-from dfer_dist.data.levels import describe_levels
 from dfer_dist.data.packer import pack
 from dfer_dist.data.plan import whole_shards
 from dfer_dist.data.shards import Index
@@ -40,6 +39,7 @@ from dfer_dist.planner import loader_bytes
 from dfer_dist.predict import predict_video
 from dfer_dist.rundir import RunDir, read_json
 from dfer_dist.trace import outline, trace
+from launch.runs import open_run
 
 BOTH = ["parsing", "landmarks"]
 
@@ -200,6 +200,9 @@ def test_a_fold_with_levels(faces: Index, tmp_path: Path) -> None:
         extra_path(faces.path(shard), "parsing").unlink()
     with pytest.raises(UserError, match=r"model\.levels has parsing, but .* is missing"):
         evaluate_checkpoint(fold.checkpoints / "LATEST", None, [], None)
+    with pytest.raises(UserError, match=r"model\.levels has parsing, but .* is missing"):
+        open_run(tmp_path, "other", "demo", words[8:], (), None, 1)
+    assert not (tmp_path / "other").exists(), "told before anything is made"
     blank = np.zeros((4, 4), np.uint8)
     for shard in range(len(faces.shards)):
         table = faces.sidecar(shard).to_pydict()

@@ -17,10 +17,10 @@ from dfer_dist import UserError
 from dfer_dist.config import AugmentConfig, DataConfig
 from dfer_dist.data.augment import apply, draw, unchanged
 from dfer_dist.data.enrich import Wish, enrich
-from dfer_dist.data.extras import extra_path
+from dfer_dist.data.extras import describe_levels, extra_path
 from dfer_dist.data.facemaps import LEFT_EYE, NOSE, PALETTE, RIGHT_EYE, SKIN, colours
 from dfer_dist.data.layouts import ClipRecord
-from dfer_dist.data.levels import describe_levels, move_points, pick_labels
+from dfer_dist.data.levels import move_points, pick_labels
 from dfer_dist.data.packer import pack
 from dfer_dist.data.plan import EpochPlan, whole_shards
 from dfer_dist.data.shards import Index, open_index, read_index

@@ -14,7 +14,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dfer_dist import UserError
-from dfer_dist.data.shards import sidecar_path
+from dfer_dist.data.shards import Index, sidecar_path
+from dfer_dist.data.store import FetchError, Remote
 from dfer_dist.provenance import sha256_file
-from dfer_dist.rundir import atomic_path, read_json, write_json
+from dfer_dist.rundir import atomic_path, parse_json, read_json, write_json
 
 LANDMARKS = "landmarks"  # the kind with landmarks.npy, float32 [T, 68, 2], and found.npy, bool [T]
 PARSING = "parsing"  # the kind with maps.png, a PNG of labels for each frame one after the other, and starts.npy, int64 [T + 1]
@@ -161,6 +162,36 @@ def own_hash(about: Mapping[str, Any]) -> str:
     """sha256 of everything else in the JSON beside an extra."""
     rest = {name: value for name, value in about.items() if name not in ("version", "hash")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def describe_levels(index: Index, levels: Sequence[str]) -> dict[str, Any] | None:
+    """What the clips of a set have of ``levels``: ``hash`` over it all, hex sha256, and ``made``, how each of them came about; None without levels.
+
+    Raises
+    ------
+    UserError
+        If a shard lacks one, or it belongs to another shard.
+    """
+    if not levels:
+        return None
+    told = {kind: [describe_level(index, shard, kind) for shard in range(len(index.shards))] for kind in levels}
+    parts = [about["sha256"] for own in told.values() for about in own]
+    made = {kind: sorted({str(about["made"].get("by")) for about in own}) for kind, own in told.items()}
+    return {"hash": hashlib.sha256("\n".join(parts).encode()).hexdigest(), "made": made}
+
+
+def describe_level(index: Index, shard: int, kind: str) -> dict[str, Any]:
+    """The JSON beside one shard's extra, in a folder or at a server. UserError as :func:`describe_levels`."""
+    entry, root = index.shards[shard], index.root
+    try:
+        if not isinstance(root, Remote):
+            return describe_extra(index.path(shard), kind)
+        tar = str(extra_path(Path(entry.file), kind))
+        about = parse_json(root.get(f"{tar.removesuffix('.tar')}.json"), f"{root}/{tar}")
+        check_extra(about, kind, entry.sidecar_sha256, f"{root}/{tar}")
+    except (UserError, FetchError) as e:
+        raise UserError(f"model.levels has {kind}, but {e} (dfer enrich SHARDS --{kind})") from e
+    return about
 
 
 def array_bytes(array: np.ndarray) -> bytes:

@@ -6,57 +6,23 @@ these, drawn at the model's size. Maps are picked without interpolation, so thei
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dfer_dist import UserError
 from dfer_dist.data.augment import unchanged
 from dfer_dist.data.clips import DamagedClip
-from dfer_dist.data.extras import LANDMARKS, PARSING, check_extra, describe_extra, extra_path, read_array
+from dfer_dist.data.extras import LANDMARKS, PARSING, describe_level, extra_path, read_array
 from dfer_dist.data.facemaps import colours, decode_maps, draw_dots, draw_regions, fill_missing
 from dfer_dist.data.shards import Index
-from dfer_dist.data.store import FetchError, Remote
-from dfer_dist.rundir import parse_json
+from dfer_dist.data.store import Remote
 
 _OPEN = 128  # tars of a level kept open, as of the shards themselves
 _DAMAGE = (OSError, ValueError, LookupError, TypeError)  # what reading altered bytes raises
-
-
-def describe_levels(index: Index, levels: Sequence[str]) -> dict[str, Any] | None:
-    """What the clips of a set have of ``levels``: ``hash`` over it all, hex sha256, and ``made``, how each of them came about; None without levels.
-
-    Raises
-    ------
-    UserError
-        If a shard lacks one, or it belongs to another shard.
-    """
-    if not levels:
-        return None
-    told = {kind: [_describe(index, shard, kind) for shard in range(len(index.shards))] for kind in levels}
-    parts = [about["sha256"] for own in told.values() for about in own]
-    made = {kind: sorted({str(about["made"].get("by")) for about in own}) for kind, own in told.items()}
-    return {"hash": hashlib.sha256("\n".join(parts).encode()).hexdigest(), "made": made}
-
-
-def _describe(index: Index, shard: int, kind: str) -> dict[str, Any]:
-    """The JSON beside an extra, held against the index."""
-    entry, root = index.shards[shard], index.root
-    try:
-        if not isinstance(root, Remote):
-            return describe_extra(index.path(shard), kind)
-        tar = str(extra_path(Path(entry.file), kind))
-        about = parse_json(root.get(f"{tar.removesuffix('.tar')}.json"), f"{root}/{tar}")
-        check_extra(about, kind, entry.sidecar_sha256, f"{root}/{tar}")
-    except (UserError, FetchError) as e:
-        raise UserError(f"model.levels has {kind}, but {e} (dfer enrich SHARDS --{kind})") from e
-    return about
 
 
 class LevelReader:
@@ -124,7 +90,7 @@ class LevelReader:
         if tar is None:
             if len(self._tars) >= _OPEN * len(self.levels):
                 os.close(self._tars.pop(next(iter(self._tars)))[0])
-            about, root, entry = _describe(self.index, shard, kind), self.index.root, self.index.shards[shard]
+            about, root, entry = describe_level(self.index, shard, kind), self.index.root, self.index.shards[shard]
             if isinstance(root, Remote):
                 file = root.open(str(extra_path(Path(entry.file), kind)), about["sha256"], about["bytes"])
             else:
