@@ -90,8 +90,8 @@ def import_captions(index: Index, files: list[Path], name: str = "captions") -> 
             source = Source({"kind": "import", "name": name, "language": language})
             held = writer.held.of(source)
             new = {key: text for key, text in texts.items() if held.get(hashes[key]) != text}
-            for key, text in new.items():
-                writer.add(source, key, hashes[key], text)
+            if new:
+                writer.add(source, [(key, hashes[key], text) for key, text in new.items()])
             left = len(hashes.keys() - texts.keys())
             done.append(Imported(source, len(new), len(texts) - len(new), left, len(strangers.get(language, ()))))
     return done
@@ -113,9 +113,9 @@ def _table_rows(file: Path) -> Iterator[tuple[int, str, list[str]]]:
             f"{file}: captions are read from .csv, .tsv, .txt (with tabs) and .jsonl: save a spreadsheet as CSV (UTF-8)"
         )
     csv.field_size_limit(_MOST)
+    text = io.StringIO(read_text(file))
     # a list with tabs knows no quotation marks: one at the beginning of a caption is a letter like any other
-    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(read_text(file)), delimiter=delimiter, quoting=quoting)
+    reader = csv.reader(text) if delimiter == "," else csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_NONE)
     columns: list[int] | None = None
     first = 0
     for row in _rows(reader, file):

@@ -180,5 +180,5 @@ class _Work:
             if e.for_all:
                 self._endpoint.stop.set()
             return e
-        self._writer.add(self._source, clip.key, clip.clip, text)
+        self._writer.add(self._source, [(clip.key, clip.clip, text)])
         return None

@@ -190,8 +190,8 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
 
-    def add(self, source: Source, key: str, clip: str, text: str) -> None:
-        """Add a description; on the disk when this returns.
+    def add(self, source: Source, rows: Iterable[tuple[str, str, str]]) -> None:
+        """Add descriptions: keys, hashes of clips, texts. They are on the disk when this returns.
 
         Raises
         ------
@@ -199,17 +199,16 @@ class Writer:
             If the disk is full or fails; the file is then as before.
         """
         with self._lock:
-            if source.hash not in self._known:
-                self._append({"source": source.hash, "about": source.about})
-                self._known.add(source.hash)
-            self._append({"source": source.hash, "key": key, "clip": clip, "text": text})
+            about = [] if source.hash in self._known else [{"source": source.hash, "about": source.about}]
+            texts = [{"source": source.hash, "key": key, "clip": clip, "text": text} for key, clip, text in rows]
+            self._append([{"version": _VERSION, **row} for row in (*about, *texts)])
+            self._known.add(source.hash)
 
-    def _append(self, row: dict[str, Any]) -> None:
-        row = {"version": _VERSION, **row}
-        line = json.dumps({**row, "sha256": _digest(row)}, ensure_ascii=False).encode() + b"\n"
+    def _append(self, rows: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps({**row, "sha256": _digest(row)}, ensure_ascii=False) + "\n" for row in rows).encode()
         size = os.fstat(self._file).st_size
         try:
-            if os.write(self._file, line) != len(line):
+            if os.write(self._file, lines) != len(lines):
                 raise OSError(ENOSPC, os.strerror(ENOSPC))
             os.fsync(self._file)
         except BaseException:

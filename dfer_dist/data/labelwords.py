@@ -32,7 +32,7 @@ CHINESE = (  # parts of words: Chinese has no spaces between words
     "高兴 开心 快乐 愉快 喜悦 欢喜 欣喜 幸福 兴奋 悲 伤心 难过 哀 忧 沮丧 中性 平静 面无表情 冷漠 愤 生气 恼 怒 气愤 惊讶 惊奇 惊喜 "
     "吃惊 震惊 诧异 错愕 厌恶 恶心 反感 嫌弃 害怕 恐惧 恐慌 惊恐 惊吓 畏惧 轻蔑 蔑视 鄙视 不屑 焦虑 焦急 紧张 不安 担心 着急 "
     "无助 无奈 绝望 失望 失落 遗憾"
-).split()
+)
 
 _VERBS = (
     "suggest|indicat|convey|express|show|reflect|imply|hint|signal|signall|reveal|display|portray|denot|evok|giv|creat|communicat"
@@ -87,4 +87,4 @@ def _pattern(classes: tuple[str, ...]) -> re.Pattern[str]:
     words = [word for line in WORDS.values() for word in line.split()]
     own = [r"[\W_]+".join(map(re.escape, filter(None, re.split(r"[\W_]+", name)))) for name in classes]
     stems = [word.replace("*", "[a-z]*") for word in words] + [f"{name}[a-z]*" for name in own if name]
-    return re.compile(rf"(?<![a-z])(?:{'|'.join(stems)})(?![a-z])|{'|'.join(CHINESE)}", re.IGNORECASE)
+    return re.compile(rf"(?<![a-z])(?:{'|'.join(stems)})(?![a-z])|{'|'.join(CHINESE.split())}", re.IGNORECASE)
