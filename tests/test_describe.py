@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vision import PLAIN, Vision, status
+from vision import PLAIN, Vision, answer, completion, status
 
 from dfer_dist import UserError
 from dfer_dist.data.descriptions import FILE, parse, read
@@ -43,8 +43,8 @@ def command(vision: Vision, shards: Path, *words: object) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    own = {"COLUMNS": "200", "NO_PROXY": "127.0.0.1", "DFER_DEBUG": "", **more}
-    return {name: value for name, value in (os.environ | own).items() if more or name != KEY_VARIABLE}
+    inherited = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
+    return {**inherited, "COLUMNS": "200", "NO_PROXY": "127.0.0.1", "DFER_DEBUG": "", **more}
 
 
 def run(argv: list[str], **env: str) -> Done:
@@ -61,7 +61,7 @@ def test_every_clip_is_asked_once_and_never_again(vision: Vision, shards: Path) 
     before = {f.name: f.read_bytes() for f in shards.iterdir()}
     done = run(command(vision, shards, "--concurrency", 3))
     assert (done.returncode, done.stderr) == (0, "")
-    assert "239 frames of 60 clips go to" in done.stdout and "answered" in done.stdout
+    assert "237 frames of 60 clips go to" in done.stdout and "answered" in done.stdout
     assert len(vision.requests) == 60 and set(vision.asked().values()) == {1}
     assert vision.most <= 3
     assert set(texts(shards).values()) == {PLAIN}
@@ -102,7 +102,7 @@ def test_nothing_is_sent_without_share_frames(vision: Vision, shards: Path) -> N
     done = run([word for word in command(vision, shards) if word != "--share-frames"])
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert f"239 frames of 60 clips would go to {vision.url}/chat/completions" in done.stderr and "--share-frames" in done.stderr
+    assert f"237 frames of 60 clips would go to {vision.url}/chat/completions" in done.stderr and "--share-frames" in done.stderr
     assert vision.requests == []
     assert not (shards / FILE).exists()
 
@@ -127,10 +127,20 @@ def test_an_endpoint_that_answers_nobody_is_left_alone(vision: Vision, shards: P
     assert "not asked any more" in done.stdout
 
 
+def test_an_answer_that_was_too_long_is_asked_again_alone_with_more_room(vision: Vision, shards: Path) -> None:
+    vision.faults = [answer(completion("The brows", "length"))]
+    done = run(command(vision, shards, "--concurrency", 1, "--limit", 3))
+    assert done.returncode == 1 and "answer longer than allowed" in done.stdout
+    vision.requests.clear()
+    assert run(command(vision, shards, "--limit", 1, "--body", '{"max_tokens": 1000}')).returncode == 0
+    assert [request["max_tokens"] for request in vision.requests] == [1000]
+    assert len(texts(shards)) == 3
+
+
 def test_a_damaged_clip_is_not_sent(vision: Vision, shards: Path) -> None:
     tar = sorted(shards.glob("*.tar"))[0]
     data = bytearray(tar.read_bytes())
-    data[2000] ^= 1
+    data[3] ^= 1  # in the name of its first clip's first member
     tar.write_bytes(data)
     done = run(command(vision, shards))
     assert done.returncode == 1 and "failed: damaged clip" in done.stdout
@@ -180,7 +190,7 @@ def test_the_rate_holds_over_threads(vision: Vision, shards: Path) -> None:
     assert done.returncode == 0
     assert max(vision.times) - min(vision.times) >= 0.9  # 11 gaps of 0.1 s, less what the server takes to notice
     vision.seconds = 0.2
-    assert run(command(vision, shards, "--concurrency", 4)).returncode == 0
+    assert run(command(vision, shards, "--concurrency", 4, "--limit", 16)).returncode == 0
     assert vision.most == 4
 
 

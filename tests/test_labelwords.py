@@ -76,7 +76,25 @@ def test_classes_of_a_set_of_ones_own_go_too() -> None:
 
 
 PIECES = st.sampled_from(
-    ["The brows rise", "slowly", ",", ".", ";", " and", "in", "with", "suggesting", "which shows", "(", ")", "—", "\n", "- ", "The lips part", *FORMS]
+    [
+        "The brows rise",
+        "slowly",
+        ",",
+        ".",
+        ";",
+        " and",
+        "in",
+        "with",
+        "suggesting",
+        "which shows",
+        "(",
+        ")",
+        "—",
+        "\n",
+        "- ",
+        "The lips part",
+        *FORMS,
+    ]
 )
 
 

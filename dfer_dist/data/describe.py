@@ -67,10 +67,10 @@ def open_folder(location: str) -> Index:
 
 
 def make_source(model: str, frames: int, body: dict[str, Any]) -> Source:
-    """What tells answers apart: all that a request has but the clip's frames."""
-    return Source(
-        {"kind": "endpoint", "name": model, "language": "en", "frames": frames, "system": SYSTEM, "user": USER, "body": body}
-    )
+    """What tells answers apart: all that a request has but the clip's frames, and but the bound on its length, since cut answers do not count."""
+    fields = {name: value for name, value in body.items() if name not in ("max_tokens", "max_completion_tokens")}
+    prompt = {"frames": frames, "system": SYSTEM, "user": USER, "body": fields}
+    return Source({"kind": "endpoint", "name": model, "language": "en", **prompt})
 
 
 def make_body(more: dict[str, Any]) -> dict[str, Any]:

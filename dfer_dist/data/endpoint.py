@@ -264,7 +264,7 @@ def _content(data: bytes) -> str:
     if refusal or why == "content_filter":
         raise NoAnswer("the model refuses", str(refusal or why))
     if why == "length":
-        raise NoAnswer("answer cut at its longest", "allow more with --body '{\"max_tokens\": 1000}'")
+        raise NoAnswer("answer longer than allowed", "allow more with --body '{\"max_tokens\": 1000}'")
     if not isinstance(text, str) or not text.strip():
         raise _Passing(NoAnswer("empty answer"))
     return text.strip()
