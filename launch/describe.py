@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dfer_dist import UserError
 from launch.bar import Bar
@@ -100,17 +101,22 @@ def _before(cached: int) -> str:
 
 
 def _show(console: Console, index: Index, source: Source, outcome: Outcome) -> None:
-    table = Table(title=f"{index.name}: {source}", title_justify="left")
+    table = Table(title=Text(f"{index.name}: {source}"), title_justify="left")
     for name, justify in (("", "left"), ("clips", "right"), ("such as", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     table.add_row("answered", f"{outcome.answered:,}", "")
     table.add_row("answered before", f"{outcome.cached:,}", "")
     for reason, count in outcome.failed.most_common():
-        table.add_row(f"failed: {reason}", f"{count:,}", " ".join(outcome.examples[reason].split())[:_SHOWN])
+        table.add_row(f"failed: {reason}", f"{count:,}", _plain(outcome.examples[reason]))
     if outcome.unasked:
         table.add_row("not asked any more", f"{outcome.unasked:,}", "")
-    console.print(table, markup=False)
+    console.print(table)
     _tell_cleaning(console, index, source)
+
+
+def _plain(words: str) -> Text:
+    """The beginning of what a server said, without what a terminal would obey."""
+    return Text("".join(c if c.isprintable() else " " for c in " ".join(words.split()))[:_SHOWN])
 
 
 def _tell_cleaning(console: Console, index: Index, source: Source) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vision import PLAIN, Vision, answer, completion, status
+from vision import PLAIN, Vision, answer, completion, send, status
 
 from dfer_dist import UserError
 from dfer_dist.data.descriptions import FILE, parse, read
@@ -116,6 +116,13 @@ def test_what_failed_is_told_and_asked_again(vision: Vision, shards: Path) -> No
     assert run(command(vision, shards, "--limit", 5)).returncode == 0
     counts = sorted(vision.asked().values())
     assert counts == [1] * 7 + [2] * 5
+
+
+def test_what_a_server_says_does_nothing_to_the_terminal(vision: Vision, shards: Path) -> None:
+    vision.faults = [lambda request: send(request, b"[/nothing] [red]no\x1b[2J\x07 image", 400)]
+    done = run(command(vision, shards, "--tries", 1, "--concurrency", 1, "--limit", 1))
+    assert done.returncode == 1 and "[/nothing] [red]no" in done.stdout
+    assert "\x1b" not in done.stdout and "\x07" not in done.stdout
 
 
 @pytest.mark.parametrize(("fault", "asked"), [(401, 1), (400, 20)])

@@ -15,7 +15,7 @@ FORMS = (
     "astonishment amazed shocked startled disgust disgusted disgusting revulsion nauseated fear fearful fears afraid frightened scared terrified "
     "horrified horror contempt contemptuous contemptuously scornful disdain mocking anxiety anxious anxiously nervous worried worry uneasy "
     "helpless helplessness helplessly powerless despairing disappointment disappointed disappointing dismayed regretful"
-).split()
+)
 
 
 def test_every_class_has_words_and_is_among_them() -> None:
@@ -23,7 +23,7 @@ def test_every_class_has_words_and_is_among_them() -> None:
     assert [label_words(name) for name in ELEVEN] == [[name] for name in ELEVEN]
 
 
-@pytest.mark.parametrize("word", FORMS)
+@pytest.mark.parametrize("word", FORMS.split())
 def test_forms_are_found_in_any_case_and_between_any_marks(word: str) -> None:
     for text in (word, word.upper(), f"({word})", f"_{word}_", f"half-{word}", f"{word}'s", f"The brows show {word}, then fall."):
         assert [found.lower() for found in label_words(text)] == [word]
@@ -32,7 +32,7 @@ def test_forms_are_found_in_any_case_and_between_any_marks(word: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "The angle of the mouth changes as the man's content blanket moves."[:39],
+        "The angle of the mouth changes behind a blanket.",
         "She smiles, then laughs with tears and a frown, and pouts.",
         "A stranger in danger wears dreadlocks and has a scar on the left cheek.",
         "The lips are tense and the present display hangs; a hanger, a manger, a ledger.",

@@ -107,6 +107,7 @@ def answer(data: bytes) -> Fault:
 
 def stall(request: BaseHTTPRequestHandler) -> None:
     time.sleep(1.5)
+    request.close_connection = True
 
 
 def trickle(request: BaseHTTPRequestHandler) -> None:

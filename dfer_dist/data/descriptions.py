@@ -188,7 +188,9 @@ class Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._file)
+        with self._lock:
+            os.close(self._file)
+            self._file = -1  # a thread that comes late must not write to a file that got this number since
 
     def add(self, source: Source, rows: Iterable[tuple[str, str, str]]) -> None:
         """Add descriptions: keys, hashes of clips, texts. They are on the disk when this returns.
@@ -200,7 +202,9 @@ class Writer:
         """
         with self._lock:
             about = [] if source.hash in self._known else [{"source": source.hash, "about": source.about}]
-            texts = [{"source": source.hash, "key": key, "clip": clip, "text": text} for key, clip, text in rows]
+            texts: list[dict[str, Any]] = [
+                {"source": source.hash, "key": key, "clip": clip, "text": text} for key, clip, text in rows
+            ]
             self._append([{"version": _VERSION, **row} for row in (*about, *texts)])
             self._known.add(source.hash)
 
