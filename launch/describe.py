@@ -126,6 +126,8 @@ def _tell_cleaning(console: Console, index: Index, source: Source) -> None:
 
     file = f"{index.root}/{FILE}"
     texts = list(read(index).of(source).values())
+    if not texts:
+        return
     named = [text for text in texts if label_words(text, index.classes)]
     emptied = sum(not clean(text, index.classes) for text in texts)
     words = f"{len(named):,} of {len(texts):,} have label words, which are taken out when they are read; {emptied:,} have nothing left"

@@ -90,6 +90,13 @@ def test_a_fault_that_stays_is_named_after_all_tries(vision: Vision, name: str) 
     assert not e.value.for_all
 
 
+def test_nobody_at_the_address_is_told_in_few_words(vision: Vision) -> None:
+    vision.close()
+    with pytest.raises(NoAnswer) as e:
+        ask(vision)
+    assert "Connection refused" in e.value.detail and len(e.value.detail) < 40
+
+
 @pytest.mark.parametrize(
     ("fault", "reason", "for_all"),
     [

@@ -151,7 +151,7 @@ class Endpoint:
         except (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError) as e:
             raise _Passing(NoAnswer(f"no answer within {asking.timeout:g} s")) from e
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as e:
-            raise _Passing(NoAnswer("no connection, or it was cut", self._public(str(e)))) from e
+            raise _Passing(NoAnswer("no connection, or it was cut", self._public(_root(e)))) from e
         if response.status_code != 200:
             raise self._refusal(response, text)
         return self._public(_content(text))
@@ -236,6 +236,13 @@ def _secret() -> str:
     if not secret.isascii() or not secret.isprintable() or " " in secret:
         raise UserError(f"{KEY_VARIABLE} holds letters that no credential has")
     return secret
+
+
+def _root(e: BaseException) -> str:
+    """The words of what is behind an error: those of requests tell their own names above all."""
+    while cause := e.__cause__ or e.__context__:
+        e = cause
+    return str(e) or type(e).__name__
 
 
 def _body(response: requests.Response, deadline: float) -> bytes:
