@@ -19,6 +19,7 @@ from launch.bench import bench
 from launch.cancel import cancel
 from launch.cluster import LOCAL, load_cluster, with_cluster_flags
 from launch.convert import convert
+from launch.describe import describe
 from launch.doctor import doctor
 from launch.enrich import enrich
 from launch.logs import logs
@@ -228,6 +229,7 @@ app.command()(status)
 app.command()(logs)
 app.command()(cancel)
 app.command()(verify)
+app.command()(describe)
 app.command()(plan)
 app.command()(export)
 app.command()(predict)

@@ -133,9 +133,9 @@ class ClipReader:
         self._distrust(shard, fault)
         return DamagedClip(self.index.shards[shard].file, clip.key, str(fault))
 
-    def jpegs(self, shard: int, row: int) -> list[bytes]:
-        """All frames of one clip as they were packed. Errors as for :meth:`read`."""
-        found = self.find(shard, row, lambda _, count: np.arange(count))
+    def jpegs(self, shard: int, row: int, choose: Callable[[str, int], np.ndarray] | None = None) -> list[bytes]:
+        """Frames of one clip as they were packed: those that ``choose`` wants, or all. Arguments and errors as for :meth:`read`."""
+        found = self.find(shard, row, choose or (lambda _, count: np.arange(count)))
         try:
             return [bytes(data) for _, data in self._frames(found, found.wanted)]
         except _DAMAGE as e:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from dfer_dist import UserError
 from dfer_dist.data.clips import ClipReader, DamagedClip
+from dfer_dist.data.descriptions import FILE, parse
 from dfer_dist.data.extras import extra_path, read_extra
 from dfer_dist.data.shards import BLOCK, DamagedIndex, Index, load_index, sidecar_path
 from dfer_dist.data.store import FetchError, Remote, open_store
@@ -72,7 +73,7 @@ def verify(location: str, progress: Callable[[int, int], None] | None = None) ->
             found[jobs[job]] = job.result()
             if progress:
                 progress(len(found), len(jobs))
-    return index, [damage for i in sorted(found) for damage in found[i]]
+    return index, [damage for i in sorted(found) for damage in found[i]] + _damaged_descriptions(root)
 
 
 def _check_shard(index: Index, shard: int) -> list[Damage]:
@@ -125,6 +126,18 @@ def _damaged_extras(path: Path) -> list[Damage]:
             tar = extra_path(path, kind)
             damage.append(Damage(tar.name, str(e).removeprefix(f"{tar}: ").removeprefix(f"{tar} ")))
     return damage
+
+
+def _damaged_descriptions(root: Path | Remote) -> list[Damage]:
+    """What is wrong with the descriptions beside the shards of a local folder."""
+    try:
+        if isinstance(root, Path):
+            parse((root / FILE).read_bytes(), FILE)
+    except FileNotFoundError:
+        pass
+    except (UserError, OSError) as e:
+        return [Damage(FILE, str(e).removeprefix(f"{FILE}: "))]
+    return []
 
 
 def _without_folder(e: Exception, path: Path) -> str:

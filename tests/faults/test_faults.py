@@ -232,6 +232,7 @@ def test_a_disk_that_is_full_for_a_while(trial: Trial, undisturbed: Trial, small
     same_in_mlflow(trial)
 
 
+@full
 def test_no_room_for_the_best_epoch(trial: Trial, undisturbed: Trial) -> None:
     """Its weights are gone with the next step: training waits for them to be written."""
     trial.fault, trial.settings = "no room at the best epoch", ["train.save_minutes=0.01"]

@@ -64,9 +64,13 @@ class Submitted(Trial):
         return dict(w.split("=", 1) for w in words if "=" in w)
 
     def done(self, job: str = "", seconds: float = 300) -> dict[str, str]:
-        """Wait for a job to end for good."""
+        """Wait for a job to end for good: on its way back into the queue it may look ended for a moment."""
         going = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
-        self.wait(lambda: self.state(job)["JobState"] not in going, seconds)
+
+        def over() -> bool:
+            return self.state(job)["JobState"] not in going
+
+        self.wait(lambda: over() and not time.sleep(1.5) and over(), seconds)
         return self.state(job)
 
     def all_done(self, seconds: float = 600) -> None:

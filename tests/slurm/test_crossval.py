@@ -108,7 +108,8 @@ def test_a_time_limit_that_is_too_short(trial: Submitted, undisturbed: Trial) ->
     assert job["JobState"] == "COMPLETED" and int(job["Restarts"]) >= 3
     whys = [a["why"] for a in attempts(trial)]
     assert len(whys) == int(job["Restarts"]) + 1 and whys.pop() == "all steps done"
-    assert set(whys) <= {"time is up", "told to leave"}  # told: by the other rank, whose time was up first
+    # told: by the other rank, whose time was up first; the signal: Slurm's own notice, which may be faster than either
+    assert set(whys) <= {"time is up", "told to leave", "SIGUSR2"}
     assert trial.undone == 0
     same(trial, undisturbed)
     same_in_mlflow(trial)
