@@ -6,6 +6,8 @@ The model is DFER-CLIP's, with the text tower reading all of its 77 tokens for e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -16,9 +18,9 @@ from torch import Tensor, nn
 class PlainModel(nn.Module):
     """Frames float32 [B, T, 3, S, S] in 0..1 -> logits [B, C]."""
 
-    def __init__(self, name: str, texts: Sequence[str], size: int, frames: int, context: int) -> None:
+    def __init__(self, sizes: dict[str, Any], texts: Sequence[str], frames: int, context: int) -> None:
         super().__init__()
-        self.clip = open_clip.create_model(name, force_image_size=size)
+        self.clip = open_clip.CLIP(**sizes)
         width = self.clip.visual.output_dim
         layer = nn.TransformerEncoderLayer(width, 8, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
         self.temporal = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
@@ -46,8 +48,8 @@ class PlainModel(nn.Module):
 class PlainStep:
     """A model with SGD, and what one step and one test batch of it are."""
 
-    def __init__(self, name: str, texts: Sequence[str], size: int, frames: int, context: int, device: torch.device) -> None:
-        self.model = PlainModel(name, texts, size, frames, context).to(device)
+    def __init__(self, sizes: dict[str, Any], texts: Sequence[str], frames: int, context: int, device: torch.device) -> None:
+        self.model = PlainModel(sizes, texts, frames, context).to(device)
         self.optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], lr=1e-5, momentum=0.9)
 
     def train(self, frames: Tensor, labels: Tensor) -> float:
@@ -60,3 +62,6 @@ class PlainStep:
     @torch.no_grad()
     def test(self, frames: Tensor) -> list[int]:
         return self.model(frames).argmax(1).tolist()
+
+    def save(self, path: Path) -> None:
+        torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, path)

@@ -1,4 +1,4 @@
-"""How fast this machine trains and tests, held against the plain way and against its own matrix products: ``dfer bench step`` and ``eval``.
+"""How fast this machine trains, tests and saves, held against the plain way and a floor: ``dfer bench step``, ``eval`` and ``save``.
 
 Each way lives in a process of its own (``python -m dfer_dist.bench_step --config FILE --way NAME``), which answers a line such as ``train`` with the
 seconds that took. The parent lets them take turns, since other people's work comes and goes on a shared machine, and the median counts.
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,27 +24,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dfer_dist import checkpoint
 from dfer_dist.config import Config
 from dfer_dist.configfile import dump_config, read_config
 from dfer_dist.engine import Engine, build_engine
 from dfer_dist.evaluate import clip_logits
 from dfer_dist.footprint import in_use, peak
 from dfer_dist.model import build_model, param_groups, settle_image_size
+from dfer_dist.model.backbone import clip_config
 from dfer_dist.model.text import side_texts
 from dfer_dist.objective import Objective
 from dfer_dist.planner import data_size
 from dfer_dist.products import Products
 from dfer_dist.ranks import Ranks, leave, start
+from dfer_dist.saver import Saver
 
 PLAIN = Path(__file__).parent.parent / "benchmarks" / "plain_step.py"
 
-Work = Callable[[], object]
-
 
 class Ours:
-    """The engine of a run on one rank, with random weights and made-up clips."""
+    """The engine of a run on one rank, with random weights and made-up clips. Methods may return figures of their own."""
 
-    def __init__(self, config: Config, classes: tuple[str, ...], ranks: Ranks) -> None:
+    def __init__(self, config: Config, classes: tuple[str, ...], ranks: Ranks, folder: Path) -> None:
         model = build_model(replace(config.model, pretrained="none"), classes, config.data.num_frames, settle_image_size(config))
         self.engine: Engine = build_engine(model, param_groups(model), config, ranks, 1000)
         self.objective = Objective(config, [1] * len(classes), ranks.device)
@@ -52,6 +54,8 @@ class Ours:
         self.test_clips = _made_up(config, config.eval.batch, len(classes))[0]
         self.products = {"train": Products(), "test": Products()}
         self.text: Tensor | None = None
+        self.saver = Saver(folder / "checkpoints", config, ranks, len(self.engine.trained), None)
+        self.saves = 0
 
     def train(self) -> None:
         """One optimizer step."""
@@ -66,36 +70,67 @@ class Ours:
     @torch.no_grad()
     def test(self) -> None:
         """One batch, by class texts that were read before."""
-        model = self.engine.deepspeed.eval()
+        model = self.engine.deepspeed
+        model.eval()
         self.text = model.module.text_features() if self.text is None else self.text
         text = self.text
         clip_logits(lambda frames: model(frames, text), self.test_clips.to(self.device), 1).cpu()
         model.train()
 
-    def take_down(self, what: str) -> None:
+    def save(self) -> dict[str, float]:
+        """A checkpoint, until it stands; for how long training is held up by it, and its bytes."""
+        begin = time.perf_counter()
+        self.saves += 1
+        self.saver.save(self.engine, {"step": self.saves, "skipped_steps": 0})
+        held = time.perf_counter() - begin
+        self.saver.join()
+        (written,) = checkpoint.complete(self.saver.folder)[-1:]
+        return {"held_seconds": held, "bytes": float(sum(f.stat().st_size for f in written.iterdir()))}
+
+    def write(self) -> None:
+        """As many bytes as a checkpoint has, and nothing but them."""
+        (written,) = checkpoint.complete(self.saver.folder)[-1:]
+        block, file = bytes(2**20), self.saver.folder / "bytes"
+        with file.open("wb", buffering=0) as f:
+            for _ in range(sum(x.stat().st_size for x in written.iterdir()) // len(block)):
+                f.write(block)
+            os.fsync(f)
+        file.unlink()
+
+    def take_down(self, what: str) -> dict[str, float]:
+        """Take down the matrix products of ``what``, and return their operations."""
         with self.products[what]:
             getattr(self, what)()
+        return {"flops": self.products[what].flops}
+
+    def multiply(self, what: str) -> dict[str, float]:
+        """The matrix products of ``what``, alone."""
+        return {"seconds": self.products[what].seconds(self.device)}
 
 
 class Plain:
     """``benchmarks/plain_step.py`` on the same made-up clips, as float32."""
 
-    def __init__(self, config: Config, classes: tuple[str, ...], ranks: Ranks) -> None:
+    def __init__(self, config: Config, classes: tuple[str, ...], ranks: Ranks, folder: Path) -> None:
         spec = importlib.util.spec_from_file_location(PLAIN.stem, PLAIN)
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         texts = [own[0] for own in side_texts(classes, config.model)["positive"]]
-        shape = (settle_image_size(config), config.data.num_frames, config.model.context_tokens)
-        self.step = module.PlainStep(config.model.backbone, texts, *shape, ranks.device)
+        sizes = clip_config(config.model.backbone)
+        sizes["vision_cfg"]["image_size"] = settle_image_size(config)
+        self.step = module.PlainStep(sizes, texts, config.data.num_frames, config.model.context_tokens, ranks.device)
         clips, labels = _made_up(config, config.train.global_batch, len(classes))
-        self.clips, self.labels = (clips / 255).to(ranks.device), labels.to(ranks.device)
+        self.clips, self.labels, self.folder = (clips / 255).to(ranks.device), labels.to(ranks.device), folder
 
     def train(self) -> None:
         self.step.train(self.clips, self.labels)
 
     def test(self) -> None:
         self.step.test(self.clips)
+
+    def save(self) -> None:
+        self.step.save(self.folder / "plain.pth")
 
 
 def _made_up(config: Config, clips: int, classes: int) -> tuple[Tensor, Tensor]:
@@ -105,33 +140,26 @@ def _made_up(config: Config, clips: int, classes: int) -> tuple[Tensor, Tensor]:
     return torch.randint(0, 256, shape, dtype=torch.uint8), torch.arange(clips) % classes
 
 
-def serve(config: Config, way: str, out: TextIO) -> None:
-    """Answer lines on standard input until there are no more."""
+def serve(config: Config, way: str, folder: Path, out: TextIO) -> None:
+    """Answer lines on standard input, each a method and perhaps its argument, until there are no more."""
     ranks = start(config.train.device)
     import deepspeed  # noqa: F401  (so that it is not counted)
     import open_clip  # noqa: F401
 
     before = in_use(ranks)
-    classes = data_size(config).classes
-    own = (Plain if way == "plain" else Ours)(config, classes, ranks)
+    own = (Plain if way == "plain" else Ours)(config, data_size(config).classes, ranks, folder)
     for line in sys.stdin:
-        what = line.strip()
-        if what.startswith("take down ") and isinstance(own, Ours):
-            own.take_down(what.removeprefix("take down "))
-            answer: dict[str, float] = {"flops": own.products[what.split()[-1]].flops}
-        elif what.startswith("floor ") and isinstance(own, Ours):
-            answer = {"seconds": own.products[what.removeprefix("floor ")].seconds(ranks.device)}
-        else:
-            answer = {"seconds": _time(getattr(own, what), ranks), "peak_bytes": peak(ranks) - before}
-        print(json.dumps(answer), file=out, flush=True)
+        method, *arguments = line.split()
+        answer = _time(partial(getattr(own, method), *arguments), ranks)
+        print(json.dumps({"peak_bytes": peak(ranks) - before, **answer}), file=out, flush=True)
 
 
-def _time(work: Work, ranks: Ranks) -> float:
+def _time(work: Callable[[], dict[str, float] | None], ranks: Ranks) -> dict[str, float]:
     begin = time.perf_counter()
-    work()
+    own = work() or {}
     if ranks.device.type == "cuda":
         torch.cuda.synchronize(ranks.device)
-    return time.perf_counter() - begin
+    return {"seconds": time.perf_counter() - begin, **own}
 
 
 class Way:
@@ -150,7 +178,7 @@ class Way:
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(what + "\n")
         self.process.stdin.flush()
-        line = self.process.stdout.readline()
+        line = next((x for x in self.process.stdout if x.startswith("{")), "")  # importing DeepSpeed may print
         if not line:
             raise RuntimeError(f"the measured process has died: {self.log.read_text()[-2000:]}")
         return json.loads(line)
@@ -161,27 +189,31 @@ class Way:
         self.process.wait()
 
 
+# what is asked of our process and, once in the first round, to prepare it; the floor of each
+_WORK = {"train": ("multiply train", "take_down train"), "test": ("multiply test", "take_down test"), "save": ("write", "")}
+
+
 def measure(
     config: Config, what: Sequence[str], rounds: int, folder: Path, progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    """Time steps of ``train`` and, if asked for, batches of ``test``.
+    """Let the ways take turns.
 
     Parameters
     ----------
-    what : of ``train`` and ``test``
+    what : of ``train`` (a step), ``test`` (a batch) and ``save`` (after a training step)
     rounds : int
         Turns that each way takes after one for warming up.
     folder : Path
-        For settings and logs.
+        For settings, logs and checkpoints.
 
     Returns
     -------
-    dict of ``train`` and ``test`` to dict
-        ``ours``, ``recomputing`` (with activation checkpointing), ``floor`` and, in a checkout, ``baseline``: medians as ``seconds``,
-        ``clips_per_s`` and ``peak_bytes`` (the floor has none). ``flops`` of ours.
+    dict of each to dict
+        ``ours``, ``floor`` and, in a checkout, ``baseline``; ``recomputing`` for ``train``, with activation checkpointing. Each has the medians of
+        ``seconds`` and what else was answered, and but for a save ``clips_per_s``; the floor has no ``peak_bytes``.
     """
     ways = {"ours": config}
-    if "train" in what:
+    if "train" in what and len(what) == 1:
         ways["recomputing"] = replace(config, model=replace(config.model, checkpoint_image=True, checkpoint_temporal=True))
     if PLAIN.is_file():
         ways["plain"] = config
@@ -191,30 +223,36 @@ def measure(
         for name, own in ways.items():
             processes[name] = Way(folder, own, name)
             stack.callback(processes[name].close)
-        flops = {}
+            if what == ["save"]:
+                processes[name].ask("train")
         for r in range(rounds + 1):
             for kind in what:
                 for name, process in processes.items():
-                    if name != "recomputing" or kind == "train":
-                        taken.setdefault((kind, name), []).append(process.ask(kind))
-                if r == 0:
-                    flops[kind] = processes["ours"].ask(f"take down {kind}")["flops"]
-                taken.setdefault((kind, "floor"), []).append(processes["ours"].ask(f"floor {kind}"))
+                    taken.setdefault((kind, name), []).append(process.ask(kind))
+                floor, prepare = _WORK[kind]
+                if r == 0 and prepare:
+                    taken[kind, "counted"] = [processes["ours"].ask(prepare)]
+                taken.setdefault((kind, "floor"), []).append(processes["ours"].ask(floor))
             progress(r + 1, rounds + 1)
-    return {kind: _medians(taken, kind, config) | {"flops": flops[kind]} for kind in what}
+    return {kind: _medians(taken, kind, config) for kind in what}
 
 
 def _medians(taken: Mapping[tuple[str, str], list[dict[str, float]]], kind: str, config: Config) -> dict[str, Any]:
-    clips = {"train": config.train.global_batch, "test": config.eval.batch}[kind]
     figures: dict[str, Any] = {"baseline": None}
     for (own, name), answers in taken.items():
-        if own == kind:
-            seconds = float(np.median([a["seconds"] for a in answers[1:]]))
-            count = config.train.global_batch if name == "plain" else clips
-            row = {"seconds": seconds, "clips_per_s": count / seconds}
-            if "peak_bytes" in answers[-1]:
-                row["peak_bytes"] = answers[-1]["peak_bytes"]
-            figures["baseline" if name == "plain" else name] = row
+        if own != kind:
+            continue
+        if name == "counted":
+            figures["flops"] = answers[0]["flops"]
+            continue
+        row = {key: float(np.median([a[key] for a in answers[1:]])) for key in answers[-1]}
+        row["peak_bytes"] = answers[-1]["peak_bytes"]
+        if name == "floor":
+            del row["peak_bytes"]
+        if kind != "save":
+            clips = config.eval.batch if kind == "test" and name != "plain" else config.train.global_batch
+            row["clips_per_s"] = clips / row["seconds"]
+        figures["baseline" if name == "plain" else name] = row
     return figures
 
 
@@ -225,7 +263,7 @@ def main() -> None:
     args = parser.parse_args()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is not an answer
-    serve(read_config(args.config), args.way, out)
+    serve(read_config(args.config), args.way, args.config.parent, out)
     leave(0)
 
 

@@ -71,7 +71,9 @@ def _layout(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _make(layout: tuple[tuple[int, ...], tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.empty_strided(*layout, dtype=dtype, device=device).normal_()
+    shape, stride = layout
+    room = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    return torch.randn(room, dtype=dtype, device=device).as_strided(shape, stride)
 
 
 def _now(device: torch.device) -> float:
