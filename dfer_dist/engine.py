@@ -118,23 +118,8 @@ def build_engine(model: nn.Module, groups: Groups, config: Config, ranks: Ranks,
         config=_deepspeed_config(config, micro, accumulation, ranks),
         dist_init_required=False,
     )
-    if config.train.zero_stage == 3:
-        _announce_projections(model)
     total = steps_per_epoch * config.train.epochs
     return Engine(engine, groups, base_lr, optim, steps_per_epoch, total, micro, accumulation)
-
-
-def _announce_projections(model: nn.Module) -> None:
-    """Tell ZeRO-3 that attention reads the weights of its output projection without calling that.
-
-    DeepSpeed finds out by itself in its engine's first forward pass; the class texts may be computed before, as when training goes on with a test.
-    """
-    from deepspeed.runtime.zero import register_external_parameter
-
-    for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention):
-            for p in module.out_proj.parameters():
-                register_external_parameter(module, p)
 
 
 def _optimizer(groups: list[dict[str, Any]], optim: OptimConfig, device: torch.device) -> torch.optim.Optimizer:

@@ -50,7 +50,7 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
     ranks = start(config.train.device)
     import deepspeed  # noqa: F401  (so that it is not counted)
 
-    before = _in_use(ranks)
+    before = in_use(ranks)
     size = settle_image_size(config)
     model = build_model(replace(config.model, pretrained="none"), classes, config.data.num_frames, size)
     engine = build_engine(model, param_groups(model), config, ranks, STEPS)
@@ -67,18 +67,18 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
             engine.micro_step(loss)
         loss.item()
         seconds = time.perf_counter() - begin
-    measured = _peak(ranks) - before
+    measured = peak(ranks) - before
     planned = plan_here(config, classes, ranks.device.type)
     return Footprint(measured, planned, seconds, size, engine.micro_batch, engine.accumulation)
 
 
-def _in_use(ranks: Ranks) -> float:
+def in_use(ranks: Ranks) -> float:
     if ranks.device.type == "cuda":
         return float(torch.cuda.memory_allocated())
     return float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _peak(ranks: Ranks) -> float:
+def peak(ranks: Ranks) -> float:
     if ranks.device.type == "cuda":
         return float(torch.cuda.max_memory_allocated())
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

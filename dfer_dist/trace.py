@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dfer_dist.config import Config, Precision
-from dfer_dist.model import DFERCLIP, build_model, param_groups, settle_image_size
+from dfer_dist.model import DFERCLIP, attention, build_model, param_groups, settle_image_size
 from dfer_dist.objective import Objective
 
 _META = torch.device("meta")
@@ -199,9 +198,9 @@ class _FusedAttention(torch.autograd.Function):
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    plain = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = lambda q, k, v, *_, **__: _FusedAttention.apply(q, k, v)
+    plain = attention.attend
+    attention.attend = lambda q, k, v, mask=None: _FusedAttention.apply(q, k, v)
     try:
         yield
     finally:
-        F.scaled_dot_product_attention = plain
+        attention.attend = plain

@@ -77,6 +77,117 @@ def loader(
         write_json(json_file, figures)
 
 
+@bench.command()
+def step(
+    experiment: Annotated[str, typer.Argument(help="Whose model and settings.")] = "dfew_vitb32",
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings of it.", metavar="[KEY=VALUE]...")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+    clips: Annotated[int, typer.Option(min=1, help="Clips in a step, if train.global_batch is not given.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each way; the median counts.")] = 5,
+) -> None:
+    """How long a training step takes on this device, beside its matrix products alone and beside plain PyTorch in float32.
+
+    Weights are random and clips are made up: neither has to be on this machine.
+
+    Example: [bold]dfer bench step dfew_vitl14 --clips 1 --json step.json[/bold]
+    """
+    figures = _measure_steps(experiment, [f"train.global_batch={clips}", *(overrides or [])], ["train"], rounds, json_file)
+    Console(highlight=False).print(_steps_table(figures["train"], "step", figures["about"]))
+
+
+@bench.command("eval")
+def evaluation(
+    experiment: Annotated[str, typer.Argument(help="Whose model and settings.")] = "dfew_vitb32",
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings of it.", metavar="[KEY=VALUE]...")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+    clips: Annotated[int, typer.Option(min=1, help="Clips in a training step, if train.global_batch is not given.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each way; the median counts.")] = 5,
+) -> None:
+    """How fast clips are tested, beside training in the same run, matrix products alone and plain PyTorch in float32.
+
+    Example: [bold]dfer bench eval dfew_vitb32 eval.batch=8[/bold]
+    """
+    figures = _measure_steps(
+        experiment, [f"train.global_batch={clips}", *(overrides or [])], ["train", "test"], rounds, json_file
+    )
+    console = Console(highlight=False)
+    console.print(_steps_table(figures["test"], "batch", figures["about"]))
+    rates = [figures[kind]["ours"]["clips_per_s"] for kind in ("test", "train")]
+    console.print(f"{rates[0]:.2f} clips a second, {rates[0] / rates[1]:.1f} times as many as in training")
+
+
+@bench.command()
+def save(
+    experiment: Annotated[str, typer.Argument(help="Whose model and settings.")] = "dfew_vitb32",
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings of it.", metavar="[KEY=VALUE]...")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+    into: Annotated[Path, typer.Option(help="Write below this folder.")] = Path(),
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each way; the median counts.")] = 5,
+) -> None:
+    """How long a checkpoint takes and how long training waits for it, beside writing the same bytes and beside torch.save.
+
+    Example: [bold]dfer bench save dfew_vitl14 --into runs[/bold]
+    """
+    words = ["train.global_batch=1", "data.num_frames=1", *(overrides or [])]
+    figures = _measure_steps(experiment, words, ["save"], rounds, json_file, into)
+    console = Console(highlight=False)
+    console.print(_steps_table(figures["save"], "checkpoint", figures["about"]))
+    ours = figures["save"]["ours"]
+    console.print(
+        f"{ours['bytes'] / 1e9:.2f} GB; training waits {ours['held_seconds']:.2f} s for the copy, the rest is written meanwhile"
+    )
+
+
+def _measure_steps(
+    experiment: str, overrides: list[str], what: list[str], rounds: int, json_file: Path | None, into: Path | None = None
+) -> dict[str, Any]:
+    import tempfile
+
+    from dfer_dist.configfile import load_config
+    from dfer_dist.model import settle_image_size
+    from dfer_dist.ranks import choose_device, device_name
+    from dfer_dist.rundir import write_json
+
+    config = load_config(experiment, overrides)
+    size, device = settle_image_size(config), choose_device(config.train.device)
+    from dfer_dist.bench_step import measure  # reads what was chosen when imported
+
+    with tempfile.TemporaryDirectory(dir=into) as folder, Bar(Console(highlight=False), "measure, rounds") as advance:
+        figures = measure(config, what, rounds, Path(folder), advance)
+    about = {"backbone": config.model.backbone, "num_frames": config.data.num_frames, "image_size": size, "rounds": rounds}
+    about |= {"precision": config.train.precision.name, "device": device_name(device)}
+    figures["about"] = about
+    if json_file:
+        write_json(json_file, figures[what[-1]] | {"training": figures.get("train") if len(what) > 1 else None, "about": about})
+    return figures
+
+
+def _steps_table(figures: dict[str, Any], work: str, about: dict[str, Any]) -> Table:
+    saved = work == "checkpoint"
+    ways = {
+        "ours": "ours",
+        "recomputing": "ours, recomputing activations",
+        "floor": "its bytes alone" if saved else "its matrix products alone",
+        "baseline": "torch.save, frozen weights too" if saved else "plain PyTorch, float32, 77 tokens",
+    }
+    title = (
+        f"{about['backbone']}, {about['num_frames']} frames of {about['image_size']} x {about['image_size']}, {about['device']}"
+    )
+    caption = f"medians of {about['rounds']} rounds; memory is the peak above the imports"
+    table = Table(title=title, caption=caption)
+    for column in ("Way", f"seconds a {work}", "clips/s", "ours is faster", "memory"):
+        table.add_column(column, justify="left" if column == "Way" else "right")
+    for name, words in ways.items():
+        row = figures.get(name)
+        if row:
+            memory = f"{row['peak_bytes'] / 2**30:.2f} GiB" if "peak_bytes" in row else ""
+            rate = [x.get("clips_per_s", 1 / x["seconds"]) for x in (figures["ours"], row)]
+            table.add_row(
+                words, f"{row['seconds']:.2f}", "" if saved else f"{rate[1]:.2f}", f"{rate[0] / rate[1]:.2f} times", memory
+            )
+    return table
+
+
 def _settings(experiment: str, overrides: list[str]) -> DataConfig:
     from dfer_dist.configfile import load_config
     from dfer_dist.model import settle_image_size

@@ -273,7 +273,7 @@ def test_every_backbone_takes_adapters(name: str, size: int, heads: int) -> None
         model = build_model(cfg, CLASSES, 2, size)
         assert model(torch.zeros(1, 2, 3, size, size, dtype=torch.uint8)).shape == (1, 3)
     blocks = model.image.transformer.resblocks
-    assert all(b.time_adapter is not None and b.attn.heads == heads for b in blocks)
+    assert all(b.time_adapter is not None and b.attn.num_heads == heads for b in blocks)
     assert len({name.split(".resblocks.")[1].split(".")[0] for name in adapter_names(model) if name.startswith("image")}) == len(
         blocks
     )

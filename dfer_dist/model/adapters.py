@@ -22,7 +22,6 @@ from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTra
 from torch import Tensor, nn
 
 from dfer_dist import UserError
-from dfer_dist.model.attention import SelfAttention
 from dfer_dist.model.fusion import Fusion
 
 
@@ -104,7 +103,7 @@ class AdaptedBlock(nn.Module):
         self, base: ResidualAttentionBlock, make: Callable[[], nn.Module], scale: float, frames: int | None = None
     ) -> None:
         super().__init__()
-        self.ln_1, self.attn, self.ls_1 = base.ln_1, SelfAttention(base.attn), base.ls_1
+        self.ln_1, self.attn, self.ls_1 = base.ln_1, base.attn, base.ls_1
         self.ln_2, self.mlp, self.ls_2 = base.ln_2, base.mlp, base.ls_2
         self.attn_adapter, self.mlp_adapter = make(), make()
         self.time_adapter = make() if frames else None

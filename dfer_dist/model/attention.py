@@ -11,6 +11,22 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+PLAIN_LENGTH = 128  # tokens up to which the CPU computes attention as plain products (docs/benchmarks.md)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + mask) v by whatever is fastest on the device: [B, H, N, d] each -> [B, H, N, d].
+
+    Parameters
+    ----------
+    mask : Tensor [N, N], optional
+        Of ``q``'s type; added to the scores.
+    """
+    if q.is_cuda or q.shape[-2] > PLAIN_LENGTH:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # the CPU's fused kernel is slow in its backward pass
+    return (scores if mask is None else scores + mask).softmax(-1) @ v
+
 
 class SelfAttention(nn.Module):
     """Self-attention as ``nn.MultiheadAttention`` computes it, whose weights this takes over under their names.
@@ -18,11 +34,16 @@ class SelfAttention(nn.Module):
     It stands where open_clip's blocks call theirs, so it has that one's arguments and returns a pair.
     """
 
-    def __init__(self, base: nn.MultiheadAttention) -> None:
+    num_heads: int
+    in_proj_weight: Tensor
+    in_proj_bias: Tensor
+    out_proj: nn.Module
+
+    def __init__(self, base: nn.MultiheadAttention | SelfAttention) -> None:
         super().__init__()
-        self.heads = base.num_heads
+        self.num_heads = base.num_heads
         self.in_proj_weight, self.in_proj_bias = base.in_proj_weight, base.in_proj_bias
-        self.out_proj: nn.Module = base.out_proj
+        self.out_proj = base.out_proj
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values side by side, [B, N, 3 D]."""
@@ -32,6 +53,5 @@ class SelfAttention(nn.Module):
         self, x: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
         """[B, N, D] -> [B, N, D]; ``key`` and ``value`` are ``x`` again, ``attn_mask`` [N, N] is added to the scores."""
-        q, k, v = rearrange(self.project(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-        return self.out_proj(rearrange(mixed, "b h n d -> b n (h d)")), None
+        q, k, v = rearrange(self.project(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        return self.out_proj(rearrange(attend(q, k, v, attn_mask), "b h n d -> b n (h d)")), None

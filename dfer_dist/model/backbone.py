@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dfer_dist import UserError
+from dfer_dist.model.kernels import speed_up
 
 # A CLIP small enough to train on one core, for tests and for the demo. There are no published weights of it.
 TINY: dict[str, Any] = {
@@ -95,10 +96,10 @@ def load_backbone(name: str, pretrained: str, image_size: int) -> tuple[VisionTr
     """
     config, path = clip_config(name), find_weights(name, pretrained)
     clip = build_clip(config, image_size)
-    if path is None:
-        return clip.visual, TextTower(clip), None
-    _load_file(clip, path, config.get("quick_gelu", False))
-    return clip.visual, TextTower(clip), _sha256(path)
+    if path is not None:
+        _load_file(clip, path, config.get("quick_gelu", False))
+    speed_up(clip.visual, clip.transformer)
+    return clip.visual, TextTower(clip), _sha256(path) if path else None
 
 
 def clip_config(name: str) -> dict[str, Any]:

@@ -136,12 +136,13 @@ class DFERCLIP(nn.Module):
 
     def _pixels(self, frames: Tensor) -> Tensor:
         """[N, 3, H, W] as the image tower reads it; arithmetic in float32, then the type that the model was cast to."""
-        x = frames.float()
+        x = frames.to(torch.float32, copy=True)  # large: worked on in place from here
         if not frames.is_floating_point():
-            x = x / 255
+            x /= 255
         if self.normalize:
             mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
-            x = (x - mean) / std
+            x -= mean
+            x /= std
         return x.to(next(self.image.parameters()).dtype)
 
 

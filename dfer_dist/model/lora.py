@@ -65,9 +65,11 @@ class LoRALinear(nn.Module):
 class LoRAAttention(SelfAttention):
     """Self-attention with low-rank parts beside each of its layers."""
 
-    def __init__(self, base: nn.MultiheadAttention, rank: int, alpha: float) -> None:
+    def __init__(self, base: nn.MultiheadAttention | SelfAttention, rank: int, alpha: float) -> None:
         super().__init__(base)
-        self.in_proj_lora = LowRank(base.embed_dim, 3 * base.embed_dim, rank, alpha, parts=3)
+        outputs, inputs = base.in_proj_weight.shape
+        self.in_proj_lora = LowRank(inputs, outputs, rank, alpha, parts=3)
+        assert isinstance(base.out_proj, nn.Linear)
         self.out_proj = LoRALinear(base.out_proj, rank, alpha)
 
     def project(self, x: Tensor) -> Tensor:
@@ -83,7 +85,7 @@ def add_lora(tower: Transformer, rank: int, alpha: float) -> None:
         If the blocks are not built as those of OpenAI's CLIP.
     """
     for block in tower.resblocks:
-        if not isinstance(block.attn, nn.MultiheadAttention):
+        if not isinstance(block.attn, SelfAttention):
             raise UserError("this backbone's attention is not that of OpenAI's CLIP: LoRA needs one such as ViT-B-32-quickgelu")
         block.attn = LoRAAttention(block.attn, rank, alpha)
         block.mlp.c_fc = LoRALinear(block.mlp.c_fc, rank, alpha)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from dfer_dist.model import attention
 
 
 class TemporalBlock(nn.Module):
@@ -27,8 +28,7 @@ class TemporalBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
         q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        mixed = F.scaled_dot_product_attention(q, k, v)  # its default scale is head_dim ** -0.5
-        x = x + self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+        x = x + self.out(rearrange(attention.attend(q, k, v), "b h n d -> b n (h d)"))
         return x + self.mlp(self.norm2(x))
 
 

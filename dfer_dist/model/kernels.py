@@ -1,0 +1,61 @@
+"""Parts of CLIP's towers that are computed in a faster way than open_clip's, to equal results; docs/benchmarks.md has what each gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer, VisionTransformer
+from torch import Tensor, nn
+
+from dfer_dist.model.attention import SelfAttention
+
+
+class PatchEmbedding(nn.Module):
+    """A convolution whose stride is its width, whose weight this takes over, as one matrix product: on the CPU, convolution's
+    backward pass takes twenty times as long."""
+
+    def __init__(self, base: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.size = base.weight, base.kernel_size[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, D, H / P, W / P]."""
+        rows = x.shape[-2] // self.size
+        patches = rearrange(x, "n c (h p) (w q) -> n (h w) (c p q)", p=self.size, q=self.size)
+        return F.linear(patches, self.weight.flatten(1)).transpose(1, 2).unflatten(2, (rows, -1))
+
+
+class FusedQuickGELU(nn.Module):
+    """x sigmoid(1.702 x), which is silu(1.702 x) / 1.702: torch has silu and its derivative as one kernel each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return _QuickGELU.apply(x)
+
+
+class _QuickGELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        scaled = 1.702 * x
+        ctx.save_for_backward(scaled)
+        return F.silu(scaled).mul_(1 / 1.702)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (scaled,) = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradients[0], scaled)
+
+
+def speed_up(image: VisionTransformer, text: Transformer) -> None:
+    """Put the faster parts in the place of open_clip's, under the names that its weights have; blocks that are not built as
+    those of OpenAI's CLIP stay as they are."""
+    if image.conv1.stride == image.conv1.kernel_size and image.conv1.bias is None:
+        image.conv1 = PatchEmbedding(image.conv1)
+    for block in (*image.transformer.resblocks, *text.resblocks):
+        if isinstance(block, ResidualAttentionBlock):
+            block.attn = SelfAttention(block.attn)
+            if isinstance(block.mlp.gelu, QuickGELU):
+                block.mlp.gelu = FusedQuickGELU()

@@ -1,0 +1,82 @@
+"""The matrix products of a piece of work, taken down while it runs and timed alone: the floor under its time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_aten = torch.ops.aten
+# where the two factors stand among the arguments
+_FACTORS = {
+    _aten.mm.default: 0,
+    _aten.bmm.default: 0,
+    _aten.addmm.default: 1,
+    _aten.baddbmm.default: 1,
+}
+
+
+class Product(NamedTuple):
+    """Two factors as they lie in memory: (shape, stride) of each."""
+
+    left: tuple[tuple[int, ...], tuple[int, ...]]
+    right: tuple[tuple[int, ...], tuple[int, ...]]
+    dtype: torch.dtype
+
+    @property
+    def flops(self) -> int:
+        return 2 * math.prod(self.left[0]) * self.right[0][-1]
+
+
+class Products(TorchDispatchMode):
+    """Takes down the matrix products of what runs inside it, forward and backward; ``counts`` has how often each occurs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[Product] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func in _FACTORS:
+            left, right = args[_FACTORS[func] :][:2]
+            self.counts[Product(_layout(left), _layout(right), left.dtype)] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def flops(self) -> int:
+        """Operations, a multiplication and an addition being two."""
+        return sum(p.flops * n for p, n in self.counts.items())
+
+    def seconds(self, device: torch.device) -> float:
+        """The time of all of them one after the other, on made-up factors; each is done at most three times and scaled."""
+        total = 0.0
+        for product, count in self.counts.items():
+            left, right = (_make(layout, product.dtype, device) for layout in product[:2])
+            multiply = torch.mm if left.dim() == 2 else torch.bmm
+            multiply(left, right)
+            times = min(count, 3)
+            begin = _now(device)
+            for _ in range(times):
+                multiply(left, right)
+            total += (_now(device) - begin) * count / times
+        return total
+
+
+def _layout(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(x.shape), tuple(x.stride())
+
+
+def _make(layout: tuple[tuple[int, ...], tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> Tensor:
+    shape, stride = layout
+    room = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    return torch.randn(room, dtype=dtype, device=device).as_strided(shape, stride)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
