@@ -139,11 +139,16 @@ def render_clip(label: int, identity: int, seed: int | Sequence[int], size: int 
     rng = np.random.default_rng(seed)
     frames = FRAMES[0] + round((FRAMES[1] - FRAMES[0]) * rng.beta(1.5, 2.5))
     aus, course = draw_track(label, frames, rng)
+    return Clip(render_units(aus, identity, rng, size), course)
+
+
+def render_units(aus: Array, identity: int, rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
+    """Draw frames [T, size, size, 3] of one person with action units ``aus`` [T, len(AUS)] in 0..1; ``rng`` draws the rest."""
     who = draw_identity(identity)
     canvas = size * OVERSAMPLING
-    pose = _draw_pose(frames, canvas, rng)
+    pose = _draw_pose(len(aus), canvas, rng)
     painted = build(aus, who, pose).paint(_background(canvas, rng))
-    return Clip(_expose(painted, pose, rng), course)
+    return _expose(painted, pose, rng)
 
 
 def draw_track(label: int, frames: int, rng: np.random.Generator) -> tuple[Array, Array]:
