@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfer_dist.data.captions import draw_people
 from dfer_dist.data.faces import RENDERER
@@ -29,6 +29,7 @@ from dfer_dist.model.backbone import TextTower, build_clip, clip_config
 from dfer_dist.rundir import atomic_path
 
 SIZE = 64  # pixels, of the frames
+THREADS = 1  # of torch: sums are cut by them, so they change the last bits; two are little faster on towers as small as these
 HIGHEST_SCALE = math.log(100)  # of the logits, as CLIP's: section 2.5 there
 
 
@@ -39,17 +40,24 @@ class Recipe:
     people: int = 2000
     frames: int = 8  # of each person
     captions: int = 4  # of each frame, taken in turn
-    epochs: int = 16
-    batch: int = 256
-    lr: float = 2e-3
+    epochs: int = 12
+    batch: int = 128
+    lr: float = 1.5e-3
     weight_decay: float = 0.1
     warmup: float = 0.05  # share of the steps
     seed: int = 0
-    threads: int = 2  # of torch: sums are cut by them, so they change the last bits
 
 
 class Pairs:
-    """Frames uint8 [N, 3, size, size] and K captions of each: token ids [N, K, L] with zeros after the end of a text."""
+    """Frames uint8 [N, 3, size, size] and K captions of each.
+
+    Attributes
+    ----------
+    words : int64 [V]
+        Ids of all tokens that occur, in order.
+    tokens : int32 [N, K, L]
+        Places in ``words``, zeros after the end of a text, which is the last of the words.
+    """
 
     def __init__(self, recipe: Recipe, progress: Callable[[int, int], None] | None = None) -> None:
         tokenizer = SimpleTokenizer()
@@ -62,7 +70,8 @@ class Pairs:
                 progress(len(drawn), recipe.people)
         longest = max(map(len, rows))
         tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.int32)
-        self.frames, self.tokens = torch.cat(drawn), tokens.unflatten(0, (-1, recipe.captions))
+        self.words, places = tokens.unique(return_inverse=True)  # 0 is a token too, so zeros stay zeros
+        self.frames, self.tokens = torch.cat(drawn), places.int().unflatten(0, (-1, recipe.captions))
 
     def batches(self, epoch: int, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
         """Frames [B, 3, H, W], half of them mirrored, and int64 tokens [B, L]; a pure function of the epoch and the recipe."""
@@ -90,18 +99,21 @@ def pretrain(recipe: Recipe, pairs: Pairs, progress: Callable[[int, int], None] 
     CLIP in float32, and the loss of each step in nats (log of the batch for a model that knows nothing)
     """
     losses: list[float] = []
-    with _exactly(recipe):
+    with _exactly(recipe.seed):
         clip = build_clip(clip_config("tiny"), SIZE)
         text = TextTower(clip)
-        decayed = [p for name, p in clip.named_parameters() if p.ndim > 1 and "embedding" not in name]
-        kept = [p for name, p in clip.named_parameters() if p.ndim <= 1 or "embedding" in name]  # words never read stay as they are
-        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        words = nn.Embedding.from_pretrained(clip.token_embedding.weight[pairs.words].detach(), freeze=False)  # the others stay as they are
+        trained = [words.weight, *(p for name, p in clip.named_parameters() if name != "token_embedding.weight")]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},  # norms, biases, temperature: as in CLIP
+        ]
         optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
         steps = recipe.epochs * (len(pairs.frames) // recipe.batch)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps, recipe.warmup))
         for epoch in range(recipe.epochs):
             for frames, tokens in pairs.batches(epoch, recipe):
-                loss = contrast(_image(clip, frames), _text(text, tokens), clip.logit_scale)
+                loss = contrast(_image(clip, frames), _text(text, words(tokens), tokens.argmax(1)), clip.logit_scale)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -111,6 +123,8 @@ def pretrain(recipe: Recipe, pairs: Pairs, progress: Callable[[int, int], None] 
                 losses.append(loss.item())
                 if progress:
                     progress(len(losses), steps)
+        with torch.no_grad():
+            clip.token_embedding.weight[pairs.words] = words.weight
     return clip, losses
 
 
@@ -137,21 +151,22 @@ def save_clip(clip: open_clip.CLIP, recipe: Recipe, path: Path) -> None:
     """
     state = {name: tensor.detach().contiguous() for name, tensor in clip.state_dict().items()}
     state["token_embedding.weight"] = state["token_embedding.weight"].to(torch.float8_e4m3fn)
-    made = json.dumps({**asdict(recipe), "renderer": RENDERER, "torch": torch.__version__}, sort_keys=True)
+    made = json.dumps({**asdict(recipe), "renderer": RENDERER, "threads": THREADS, "torch": torch.__version__}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(state, {"recipe": made}))  # one entry: the order of several is not fixed
 
 
 @contextmanager
-def _exactly(recipe: Recipe) -> Iterator[None]:
-    """Threads and seed of a recipe, and only operations that repeat to the bit; as before afterwards."""
+def _exactly(seed: int) -> Iterator[None]:
+    """Threads, seed, and only operations that repeat to the bit; as before afterwards."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.set_num_threads(recipe.threads)
+            torch.set_num_threads(THREADS)
             torch.use_deterministic_algorithms(True)
-            torch.manual_seed(recipe.seed)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # a third of the time, and nothing reads such memory
+            torch.manual_seed(seed)
             yield
     finally:
         torch.use_deterministic_algorithms(deterministic)
@@ -167,5 +182,5 @@ def _image(clip: open_clip.CLIP, frames: Tensor) -> Tensor:
     return F.normalize(clip.visual((frames.float() / 255 - mean) / std), dim=-1)
 
 
-def _text(tower: TextTower, tokens: Tensor) -> Tensor:
-    return F.normalize(tower(tower.token_embedding(tokens), tokens.argmax(1)), dim=-1)
+def _text(tower: TextTower, prompts: Tensor, eot: Tensor) -> Tensor:
+    return F.normalize(tower(prompts, eot), dim=-1)

@@ -23,7 +23,7 @@ from dfer_dist.data.clips import ClipReader
 from dfer_dist.data.shards import Index
 from dfer_dist.metrics import score
 from dfer_dist.report import write_report
-from dfer_dist.report.about import command_words
+from dfer_dist.report.about import _model_rows, command_words
 from dfer_dist.report.history import cost, loss_curve, read_lines
 from dfer_dist.report.mistakes import draw_mistakes, find_mistakes
 from dfer_dist.report.published import published_table, read_published
@@ -216,6 +216,22 @@ def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
     assert len(other.rows) == 9  # MMA-DFER has no figure there
     with pytest.raises(UserError, match="no figures are published for the data set 'demo'"):
         published_table("mine", summary | {"dataset": "demo"}, published)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["model.image=adapters"], "adapters in the image tower, temporal transformer, learned prompts"),
+        (
+            ["model.image=adapters", "model.adapter_time=true", "model.text_tower=adapters", "model.temporal=mean", "model.context_tokens=0"],
+            "adapters in the image tower, along time too, adapters in the text tower",
+        ),
+        (["model.image=none", "model.temporal=mean", "model.context_tokens=0"], "nothing"),
+        (["model.image=lora", "model.text_tower=lora"], "LoRA of rank 8 in the image tower, LoRA of rank 8 in the text tower, temporal transformer, learned prompts"),
+    ],
+)
+def test_what_was_trained_is_said(words: list[str], expected: str) -> None:
+    assert ["Trained", expected] in _model_rows(load_config("demo", ["data.shards=x", *words]))
 
 
 def test_published_is_no_experiment(tmp_path: Path) -> None:
