@@ -27,7 +27,7 @@ from dfer_dist.provenance import sha256_file
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = SHIPPED["tiny", "demo"]
-SHORT = replace(Recipe(), people=12, frames=4, captions=2, epochs=25, batch=24, lr=3e-3)
+SHORT = replace(Recipe(), people=12, frames=4, captions=2, epochs=40, batch=24, lr=1e-3)
 FEELING = "happ|sad|neutral|ang|surpris|disgust|fear|afraid|contempt|anxi|helpless|disappoint|joy|emotion|feel"
 
 
@@ -44,7 +44,7 @@ def said(text: str) -> set[str]:
 
 def test_nobody_in_the_pretraining_is_in_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
-    monkeypatch.setattr(captions, "render_units", lambda units, identity, rng, size: drawn.append(identity))
+    monkeypatch.setattr(captions, "render_units", lambda units, identity, *_: drawn.append(identity))
     for number in range(200):
         draw_person(number, 0, 2, 1, 64)
     assert len(set(drawn)) == 200
@@ -69,7 +69,7 @@ def test_captions_have_the_words_of_the_demo_s_class_texts() -> None:
 def test_a_caption_says_what_is_there_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
     smile = {"lip corners pulled up and back", "lip corners drawn up", "a wide smile"}
-    texts = [describe(units(AU12=0.9, AU7=0.3), rng) for _ in range(300)]
+    texts = [describe(units(AU12=0.9, AU7=0.2), rng) for _ in range(300)]
     assert set().union(*map(said, texts)) == smile
     assert not [text for text in texts if re.search("no (lip corners (pulled|drawn) up|wide smile)", text)]
     assert not [text for text in texts if "at rest" in text and "mouth" in text]
@@ -115,8 +115,8 @@ def test_the_same_recipe_gives_the_same_bytes_and_learns(pairs: Pairs, tmp_path:
     assert torch.get_num_threads() == 2 and not torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert len(losses) == 50
-    assert sum(losses[-4:]) / 4 < 0.85 * np.log(SHORT.batch) < losses[0]
+    assert len(losses) == 80
+    assert sum(losses[-4:]) / 4 < 0.5 * np.log(SHORT.batch) < losses[0]
     other, _ = pretrain(replace(SHORT, seed=1, epochs=1), pairs)
     assert not torch.equal(other.visual.proj, clip.visual.proj)
 

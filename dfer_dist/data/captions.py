@@ -96,9 +96,9 @@ def describe(units: Array, rng: np.random.Generator) -> str:
     if not seen:
         still.append(str(rng.choice(AT_REST)))
     said = [words for words in shown if rng.random() < 0.85] + [words for words in still if rng.random() < 0.2]
+    said = said or shown or still
     if hidden and rng.random() < 0.2:
         said.append("no " + str(rng.choice(hidden)).removeprefix("a ").removeprefix("an ").removeprefix("the "))
-    said = said or shown or still
     said = [said[i] for i in rng.permutation(len(said))[:MOST]]
     last = " and " if rng.random() < 0.3 else ", and " if rng.random() < 0.5 else ", "
     return str(rng.choice(FRAMES)).format(last.join([", ".join(said[:-1]), said[-1]] if said[1:] else said))
