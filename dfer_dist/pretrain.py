@@ -40,9 +40,9 @@ class Recipe:
     people: int = 2000
     frames: int = 8  # of each person
     captions: int = 4  # of each frame, taken in turn
-    epochs: int = 12
+    epochs: int = 16
     batch: int = 128
-    lr: float = 1.5e-3
+    lr: float = 1e-3
     weight_decay: float = 0.1
     warmup: float = 0.05  # share of the steps
     seed: int = 0
@@ -86,7 +86,9 @@ class Pairs:
             yield frames, tokens[:, : int(tokens.argmax(1).max()) + 1]  # the end of a text has the highest id
 
 
-def pretrain(recipe: Recipe, pairs: Pairs, progress: Callable[[int, int], None] | None = None) -> tuple[open_clip.CLIP, list[float]]:
+def pretrain(
+    recipe: Recipe, pairs: Pairs, progress: Callable[[int, int], None] | None = None
+) -> tuple[open_clip.CLIP, list[float]]:
     """Train from random weights.
 
     Parameters
@@ -102,7 +104,9 @@ def pretrain(recipe: Recipe, pairs: Pairs, progress: Callable[[int, int], None] 
     with _exactly(recipe.seed):
         clip = build_clip(clip_config("tiny"), SIZE)
         text = TextTower(clip)
-        words = nn.Embedding.from_pretrained(clip.token_embedding.weight[pairs.words].detach(), freeze=False)  # the others stay as they are
+        words = nn.Embedding.from_pretrained(
+            clip.token_embedding.weight[pairs.words].detach(), freeze=False
+        )  # the others stay as they are
         trained = [words.weight, *(p for name, p in clip.named_parameters() if name != "token_embedding.weight")]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},

@@ -31,7 +31,9 @@ def pretrain_demo(
         clip, losses = pretrain(recipe, pairs, advance)
     save_clip(clip, recipe, out)
     last = losses[-len(losses) // recipe.epochs :]
-    console.print(f"loss {losses[0]:.3f} at first, {sum(last) / len(last):.3f} in the last epoch; {time.monotonic() - start:.0f} s")
+    console.print(
+        f"loss {losses[0]:.3f} at first, {sum(last) / len(last):.3f} in the last epoch; {time.monotonic() - start:.0f} s"
+    )
     sha256 = sha256_file(out)
     same = "the same bytes as" if sha256 == sha256_file(SHIPPED["tiny", "demo"]) else "other bytes than"
     console.print(f"{out}: sha256 {sha256}, {same} the file of this package", soft_wrap=True)

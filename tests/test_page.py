@@ -223,11 +223,20 @@ def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
     [
         (["model.image=adapters"], "adapters in the image tower, temporal transformer, learned prompts"),
         (
-            ["model.image=adapters", "model.adapter_time=true", "model.text_tower=adapters", "model.temporal=mean", "model.context_tokens=0"],
+            [
+                "model.image=adapters",
+                "model.adapter_time=true",
+                "model.text_tower=adapters",
+                "model.temporal=mean",
+                "model.context_tokens=0",
+            ],
             "adapters in the image tower, along time too, adapters in the text tower",
         ),
         (["model.image=none", "model.temporal=mean", "model.context_tokens=0"], "nothing"),
-        (["model.image=lora", "model.text_tower=lora"], "LoRA of rank 8 in the image tower, LoRA of rank 8 in the text tower, temporal transformer, learned prompts"),
+        (
+            ["model.image=lora", "model.text_tower=lora"],
+            "LoRA of rank 8 in the image tower, LoRA of rank 8 in the text tower, temporal transformer, learned prompts",
+        ),
     ],
 )
 def test_what_was_trained_is_said(words: list[str], expected: str) -> None:

@@ -25,7 +25,16 @@ from dfer_dist.data.painter import Array
 # As in a studio: heads nearly straight, even light, a good camera. The demo's faces are turned, lit from anywhere, blurred and noisy, so that
 # what is learned here helps there, and does not do all the work.
 STUDIO = Ranges(
-    yaw=6, pitch=4, roll=4, turn_drift=2, scale=0.05, gain=(0.95, 1.05), slope=(0.0, 0.1), tint=0.02, blur=(0.0, 0.0), noise=(0.5, 2.0)
+    yaw=6,
+    pitch=4,
+    roll=4,
+    turn_drift=2,
+    scale=0.05,
+    gain=(0.95, 1.05),
+    slope=(0.0, 0.1),
+    tint=0.02,
+    blur=(0.0, 0.0),
+    noise=(0.5, 2.0),
 )
 PEOPLE_FROM = IDENTITIES  # the demo's are those before
 MOST = 3  # movements in a sentence
@@ -61,7 +70,14 @@ STILL: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("AU10 AU12 AU15 AU17 AU20 AU23 AU25 AU26", ("lips lightly closed", "a mouth at rest", "lips at rest")),
 )
 AT_REST = ("a face at rest", "no visible tension", "a still face")
-FRAMES = ("{}", "{}.", "a face with {}.", "a person with {}.", "a photo of a face with {}.", "a person with an expression of {}")
+TEMPLATES = (
+    "{}",
+    "{}.",
+    "a face with {}.",
+    "a person with {}.",
+    "a photo of a face with {}.",
+    "a person with an expression of {}",
+)
 NEVER_TOGETHER = (("AU5", "AU43"), ("AU12", "AU15"), ("AU23", "AU26"), ("AU23", "AU25"))
 
 
@@ -101,7 +117,7 @@ def describe(units: Array, rng: np.random.Generator) -> str:
         said.append("no " + str(rng.choice(hidden)).removeprefix("a ").removeprefix("an ").removeprefix("the "))
     said = [said[i] for i in rng.permutation(len(said))[:MOST]]
     last = " and " if rng.random() < 0.3 else ", and " if rng.random() < 0.5 else ", "
-    return str(rng.choice(FRAMES)).format(last.join([", ".join(said[:-1]), said[-1]] if said[1:] else said))
+    return str(rng.choice(TEMPLATES)).format(last.join([", ".join(said[:-1]), said[-1]] if said[1:] else said))
 
 
 def draw_person(number: int, seed: int, frames: int, captions: int, size: int) -> Person:

@@ -142,9 +142,7 @@ def render_clip(label: int, identity: int, seed: int | Sequence[int], size: int 
     return Clip(render_units(aus, identity, rng, size), course)
 
 
-def render_units(
-    aus: Array, identity: int, rng: np.random.Generator, size: int, ranges: Ranges = RANGES
-) -> NDArray[np.uint8]:
+def render_units(aus: Array, identity: int, rng: np.random.Generator, size: int, ranges: Ranges = RANGES) -> NDArray[np.uint8]:
     """Draw frames [T, size, size, 3] of one person with action units ``aus`` [T, len(AUS)] in 0..1; ``rng`` draws the rest within ``ranges``."""
     who = draw_identity(identity)
     canvas = size * OVERSAMPLING
