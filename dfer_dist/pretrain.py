@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -165,14 +166,17 @@ def save_clip(clip: open_clip.CLIP, recipe: Recipe, path: Path) -> None:
 def _exactly(seed: int) -> Iterator[None]:
     """Threads, seed, and only operations that repeat to the bit; as before afterwards."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    memory: Any = torch.utils.deterministic  # a module whose one attribute type checkers do not see
+    filled = memory.fill_uninitialized_memory
     try:
         with torch.random.fork_rng(devices=[]):
             torch.set_num_threads(THREADS)
             torch.use_deterministic_algorithms(True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # a third of the time, and nothing reads such memory
+            memory.fill_uninitialized_memory = False  # a third of the time, and nothing reads such memory
             torch.manual_seed(seed)
             yield
     finally:
+        memory.fill_uninitialized_memory = filled
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(threads)
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from dfer_dist import UserError
 from dfer_dist.config import ModelConfig
 from dfer_dist.data import captions
-from dfer_dist.data.captions import TEMPLATES, MOVEMENTS, STILL, describe, draw_person, draw_units
+from dfer_dist.data.captions import MOVEMENTS, STILL, TEMPLATES, describe, draw_person, draw_units
 from dfer_dist.data.demo import plan_demo
 from dfer_dist.data.face_parts import AUS
 from dfer_dist.data.faces import RENDERER
@@ -163,7 +163,7 @@ def test_shipped_file_is_loaded_by_its_name_and_by_open_clip_s_keys() -> None:
         assert torch.equal(image.conv1.weight, f.get_tensor("visual.conv1.weight"))
         assert torch.equal(text.token_embedding.weight, f.get_tensor("token_embedding.weight").float())
     assert load_backbone("tiny", "demo", 32)[0].positional_embedding.shape == (5, 64)
-    with pytest.raises(UserError, match="set model.pretrained to one of demo, a weights file or none"):
+    with pytest.raises(UserError, match="one of demo, a weights file or none"):
         find_weights("tiny", "openai")
     with pytest.raises(UserError, match="'demo' is neither published weights of ViT-B-32-quickgelu nor a file"):
         find_weights("ViT-B-32-quickgelu", "demo")
