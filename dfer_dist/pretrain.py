@@ -2,7 +2,7 @@
 
 It is CLIP's training (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, section 2 and figure 3) at
 the size of a toy: symmetric cross-entropy over the cosines of a batch of pairs, with a learned temperature. Faces, people and captions are
-those of :mod:`dfer_dist.data.captions`; nothing of the demo's clips or labels is read. The result is `model.pretrained=demo` of the backbone ``tiny``.
+those of :mod:`dfer_dist.data.facewords`; nothing of the demo's clips or labels is read. The result is `model.pretrained=demo` of the backbone ``tiny``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dfer_dist.data.captions import draw_people
+from dfer_dist.data.facewords import draw_people
 from dfer_dist.data.faces import RENDERER
 from dfer_dist.model.backbone import TextTower, build_clip, clip_config
 from dfer_dist.rundir import atomic_path

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from dfer_dist import UserError
 from dfer_dist.config import ModelConfig
 from dfer_dist.data import captions
-from dfer_dist.data.captions import MOVEMENTS, STILL, TEMPLATES, describe, draw_person, draw_units
+from dfer_dist.data.facewords import MOVEMENTS, STILL, TEMPLATES, describe, draw_person, draw_units
 from dfer_dist.data.demo import plan_demo
 from dfer_dist.data.face_parts import AUS
 from dfer_dist.data.faces import RENDERER
