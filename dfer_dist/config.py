@@ -155,7 +155,7 @@ class DataConfig:
 @dataclass
 class ModelConfig:
     backbone: str = "ViT-B-32-quickgelu"  # any open_clip name with a ViT image tower, or `tiny`
-    pretrained: str = "openai"  # open_clip tag, a weights file, or `none` for random weights
+    pretrained: str = "openai"  # open_clip tag, `demo` for `tiny`, a weights file, or `none` for random weights
     text: ClassText = ClassText.descriptions
     sentences: dict[str, list[str]] | None = None  # class name: one or more sentences; null: what model.text says
     text_sides: TextSides = TextSides.positive

@@ -26,6 +26,7 @@ from launch.logs import logs
 from launch.models import export, predict
 from launch.pack import pack, pack_listing
 from launch.plan import plan
+from launch.pretrain import pretrain_demo
 from launch.report import report
 from launch.status import status
 from launch.track import begin_again, register, show_server, sync, tell_server, ui
@@ -95,6 +96,7 @@ def demo(
     _crossval(console, run, folds, nproc, None)
 
 
+app.command()(pretrain_demo)
 app.command()(pack)
 app.command()(enrich)
 app.command()(doctor)

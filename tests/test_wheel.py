@@ -67,7 +67,7 @@ def test_wheel_holds_every_module_and_experiment(wheel: Path, source: Path) -> N
     experiments = {f"dfer_dist/configs/{f.name}" for f in (source / "configs").glob("*.yaml")}
     assert "dfer_dist/configs/demo.yaml" in experiments
     assert "dfer_dist/configs/published.yaml" in experiments
-    assert held == modules | experiments | {"dfer_dist/report/page.html"}
+    assert held == modules | experiments | {"dfer_dist/report/page.html", "dfer_dist/model/tiny_demo.safetensors"}
 
 
 def test_installed_wheel_works_from_a_foreign_folder(site: Path, tmp_path: Path) -> None:

@@ -141,11 +141,22 @@ def render_clip(label: int, identity: int, seed: int | Sequence[int], size: int 
     rng = np.random.default_rng(seed)
     frames = FRAMES[0] + round((FRAMES[1] - FRAMES[0]) * rng.beta(1.5, 2.5))
     aus, course = draw_track(label, frames, rng)
+    pixels, points = render_units(aus, identity, rng, size)
+    return Clip(pixels, course, points)
+
+
+def render_units(
+    aus: Array, identity: int, rng: np.random.Generator, size: int, ranges: Ranges = RANGES
+) -> tuple[NDArray[np.uint8], Array]:
+    """Draw frames [T, size, size, 3] of one person with action units ``aus`` [T, len(AUS)] in 0..1; ``rng`` draws the rest within ``ranges``.
+
+    Returns the frames and the face's points in them, as :func:`~dfer_dist.data.face_points.face_points` gives them.
+    """
     who = draw_identity(identity)
     canvas = size * OVERSAMPLING
-    pose = _draw_pose(frames, canvas, rng)
+    pose = _draw_pose(len(aus), canvas, ranges, rng)
     painted = build(aus, who, pose).paint(_background(canvas, rng))
-    return Clip(_expose(painted, pose, rng), course, face_points(aus, who, pose))
+    return _expose(painted, pose, ranges, rng), face_points(aus, who, pose)
 
 
 def draw_track(label: int, frames: int, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -189,11 +200,10 @@ def _swing(frames: int, size: float, rng: np.random.Generator) -> Array:
     return floats(size * sum(waves))
 
 
-def _draw_pose(frames: int, canvas: int, rng: np.random.Generator) -> Pose:
+def _draw_pose(frames: int, canvas: int, r: Ranges, rng: np.random.Generator) -> Pose:
     def around(half: float, drift: float) -> Array:
         return np.float32(rng.triangular(-half, 0, half)) + _swing(frames, drift, rng)
 
-    r = RANGES
     yaw, pitch, roll = (np.radians(around(half, r.turn_drift)) for half in (r.yaw, r.pitch, r.roll))
     radius = canvas * np.float32(0.45) * (1 + around(r.scale, 0.02))
     x, y = (canvas * (0.5 + around(r.shift, r.shift_drift)) for _ in range(2))
@@ -216,9 +226,9 @@ def _background(canvas: int, rng: np.random.Generator) -> Image.Image:
     return image
 
 
-def _expose(painted: NDArray[np.uint8], pose: Pose, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _expose(painted: NDArray[np.uint8], pose: Pose, r: Ranges, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Light, blur and noise of one clip, on frames [T, size, size, 3]."""
-    r, (frames, size) = RANGES, painted.shape[:2]
+    frames, size = painted.shape[:2]
     x = np.linspace(-1, 1, size, dtype=np.float32)
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(*r.slope)
     fall = 1 + np.float32(slope) * (floats(np.cos(angle)) * x[None, :] + floats(np.sin(angle)) * x[:, None])

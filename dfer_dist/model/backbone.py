@@ -23,13 +23,15 @@ from torch import Tensor, nn
 from dfer_dist import UserError
 from dfer_dist.model.kernels import speed_up
 
-# A CLIP small enough to train on one core, for tests and for the demo. There are no published weights of it.
+# A CLIP small enough to train on one core, for tests and for the demo. open_clip publishes no weights of it.
 TINY: dict[str, Any] = {
     "embed_dim": 64,
     "quick_gelu": True,
     "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 64, "layers": 2, "head_width": 32},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
+# Weights that come with this package, by backbone and tag: made by `dfer pretrain-demo` (docs/pretrain.md).
+SHIPPED = {("tiny", "demo"): Path(__file__).with_name("tiny_demo.safetensors")}
 # What a TorchScript archive lists beside weights.
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
@@ -84,8 +86,8 @@ def load_backbone(name: str, pretrained: str, image_size: int) -> tuple[VisionTr
         ``tiny``, a model of open_clip with a ViT image tower and OpenAI's kind of text tower, or a ``.json`` file that
         describes such a model as open_clip's own files do.
     pretrained : str
-        A tag of open_clip whose file is in the local cache, a weights file, or ``none``: random weights from torch's
-        global seed, and no sha256.
+        A tag of open_clip whose file is in the local cache, ``demo`` for ``tiny``, a weights file, or ``none``: random weights from
+        torch's global seed, and no sha256.
     image_size : int
         Side of the frames, pixels; pretrained position embeddings are resized to it.
 
@@ -155,13 +157,15 @@ def build_clip(config: dict[str, Any], image_size: int) -> open_clip.CLIP:
 
 
 def fetch_weights(name: str, tag: str) -> Path:
-    """Download the weights ``tag`` of a backbone into the cache, where :func:`load_backbone` looks for them.
+    """Download the weights ``tag`` of a backbone into the cache, where :func:`load_backbone` looks for them, unless they came with this package.
 
     Raises
     ------
     UserError
         Unknown name or tag, a QuickGELU mismatch, or no connection.
     """
+    if (name, tag) in SHIPPED:
+        return SHIPPED[name, tag]
     published = _published(name, clip_config(name), tag)
     if published is None:
         raise UserError(_no_such_weights(name, tag))
@@ -181,6 +185,8 @@ def find_weights(name: str, pretrained: str) -> Path | None:
     """
     if pretrained == "none":
         return None
+    if (name, pretrained) in SHIPPED:
+        return SHIPPED[name, pretrained]
     published = _published(name, clip_config(name), pretrained)
     if published is None:
         path = Path(pretrained).expanduser()
@@ -209,7 +215,7 @@ def _published(name: str, config: dict[str, Any], tag: str) -> dict[str, Any] | 
 
 
 def _no_such_weights(name: str, pretrained: str) -> str:
-    tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+    tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-")) + [tag for own, tag in SHIPPED if own == name]
     known = f"one of {', '.join(tags)}, " if tags else ""
     return (
         f"'{pretrained}' is neither published weights of {name} nor a file: set model.pretrained to {known}a weights file or none"
