@@ -24,8 +24,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dfer_dist.data.facewords import draw_people
 from dfer_dist.data.faces import RENDERER
+from dfer_dist.data.facewords import draw_people
 from dfer_dist.model.backbone import TextTower, build_clip, clip_config
 from dfer_dist.rundir import atomic_path
 

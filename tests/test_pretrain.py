@@ -14,11 +14,11 @@ from safetensors import safe_open
 
 from dfer_dist import UserError
 from dfer_dist.config import ModelConfig
-from dfer_dist.data import captions
-from dfer_dist.data.facewords import MOVEMENTS, STILL, TEMPLATES, describe, draw_person, draw_units
+from dfer_dist.data import facewords
 from dfer_dist.data.demo import plan_demo
 from dfer_dist.data.face_parts import AUS
 from dfer_dist.data.faces import RENDERER
+from dfer_dist.data.facewords import MOVEMENTS, STILL, TEMPLATES, describe, draw_person, draw_units
 from dfer_dist.model import build_model
 from dfer_dist.model.backbone import SHIPPED, build_clip, clip_config, find_weights, load_backbone
 from dfer_dist.model.text import DESCRIPTIONS
@@ -44,7 +44,7 @@ def said(text: str) -> set[str]:
 
 def test_nobody_in_the_pretraining_is_in_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
-    monkeypatch.setattr(captions, "render_units", lambda units, identity, *_: [drawn.append(identity)])
+    monkeypatch.setattr(facewords, "render_units", lambda units, identity, *_: [drawn.append(identity)])
     for number in range(200):
         draw_person(number, 0, 2, 1, 64)
     assert len(set(drawn)) == 200
@@ -77,7 +77,7 @@ def test_a_caption_says_what_is_there_and_nothing_else() -> None:
     assert set().union(*map(said, texts)) == smile
     assert not [text for text in texts if re.search("no (lip corners (pulled|drawn) up|wide smile)", text)]
     assert not [text for text in texts if "at rest" in text and "mouth" in text]
-    still = {words for _, own in STILL for words in own} | set(captions.AT_REST)
+    still = {words for _, own in STILL for words in own} | set(facewords.AT_REST)
     texts = [describe(units(), rng) for _ in range(100)]
     assert not [text for text in texts if not any(words in text for words in still) or said(text)]
     both = set().union(*(said(describe(units(AU1=1, AU2=1, AU4=0.5), rng)) for _ in range(100)))
@@ -85,8 +85,8 @@ def test_a_caption_says_what_is_there_and_nothing_else() -> None:
 
 
 def test_units_are_drawn_each_on_its_own_and_never_against_each_other() -> None:
-    seen = draw_units(20000, np.random.default_rng(0)) >= captions.SEEN
-    for one, other in captions.NEVER_TOGETHER:
+    seen = draw_units(20000, np.random.default_rng(0)) >= facewords.SEEN
+    for one, other in facewords.NEVER_TOGETHER:
         assert not (seen[:, AUS.index(one)] & seen[:, AUS.index(other)]).any()
     assert 0.08 < (~seen.any(1)).mean() < 0.2
     assert seen.mean(0).min() > 0.1  # each is there often enough to be learned
@@ -180,7 +180,7 @@ def test_shipped_clip_tells_movements_on_people_it_never_saw() -> None:
     right = []
     for number in range(25):
         rng = np.random.default_rng([99, number])
-        frames = captions.render_units(rows, captions.PEOPLE_FROM + Recipe().people + number, rng, SIZE)[0]
+        frames = facewords.render_units(rows, facewords.PEOPLE_FROM + Recipe().people + number, rng, SIZE)[0]
         with torch.no_grad():
             pixels = model._pixels(torch.from_numpy(frames).permute(0, 3, 1, 2))
             cosines = torch.nn.functional.normalize(model.image(pixels), dim=-1) @ model.text_features().t()
