@@ -11,7 +11,7 @@ SYSTEM_RUN := g++ python3-dev python3-venv
 SYSTEM_TEST := ffmpeg chromium slurm-wlm postgresql
 SYSTEM_SLURM := slurm-wlm slurmdbd munge mariadb-server
 
-.PHONY: help demo test test-data test-faults test-slurm test-tracking slurm-install slurm-up slurm-down lint format bench clean system pictures
+.PHONY: help demo test test-data test-engine test-faults test-slurm test-tracking slurm-install slurm-up slurm-down lint format bench clean system pictures
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -24,6 +24,9 @@ test: $(VENV)/.ready-test ## the whole test suite
 
 test-data: $(VENV)/.ready-test ## whole data sets through packing, from the lists in $DFER_SPLITS; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m data_full
+
+test-engine: $(VENV)/.ready-test ## more ways to train for real on one and two ranks; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m engine_full
 
 test-faults: $(VENV)/.ready-test ## everything that can befall a run, done to real training; prints a table; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'faults_full or not faults_full' tests/faults tests/test_checkpoint.py

@@ -52,6 +52,7 @@ def test_an_offloaded_optimizer_changes_nothing_and_is_saved_as_any_other(undist
     assert offloaded == plain | {"path": offloaded["path"]}
 
 
+@pytest.mark.faults_full
 def test_sgd_with_momentum_resumes_from_zero3(tmp_path):
     whole = run(tmp_path / "a", 2, STEPS, stage=3)
     half = run(tmp_path / "b", 2, HALF, stage=3)

@@ -279,6 +279,7 @@ def test_every_backbone_takes_adapters(name: str, size: int, heads: int) -> None
     )
 
 
+@pytest.mark.engine_full
 def test_through_the_engine_on_one_and_two_ranks_and_resumed_under_zero_3(tmp_path: Path) -> None:
     one = run_ranks(ENGINE, 1, "--kind", "adapters", "--stage", "1", "--folder", str(tmp_path / "one"))
     assert one["rates"] == {"adapters": 1e-3} and one["frozen"] == 0 and one["taken"]

@@ -177,6 +177,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Index:
     return index
 
 
+@pytest.mark.engine_full
 def test_a_fold_with_levels(faces: Index, tmp_path: Path) -> None:
     """Trained, tested again with dfer eval's own code, exported; and not gone on with once its maps are others."""
     words = ["train", "demo", "--fold", "1", "--name", "levels", "--runs", str(tmp_path), f"data.shards={faces.root}", *SMALL]

@@ -75,6 +75,7 @@ def test_of_processes_on_a_node_one_copies(shared: Path, tiny_shards: Index, tmp
     assert {s.sha256 for s in tiny_shards.shards} == {f.stem for f in cache.glob("*.tar")}
 
 
+@pytest.mark.engine_full
 def test_two_ranks_train_from_their_disk_and_the_run_goes_on_from_the_folder(shared: Path, tmp_path: Path) -> None:
     words = ["train", "demo", "--fold", "1", "--nproc", "2", *SMALL]
     scratch = {"DFER_TEST_SCRATCH": str(tmp_path / "own disk")}

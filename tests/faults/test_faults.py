@@ -262,6 +262,7 @@ def test_a_disk_that_stays_full(trial: Trial, undisturbed: Trial, small_disk: Pa
     same(trial, undisturbed)
 
 
+@pytest.mark.faults_full
 def test_a_clip_with_a_nan(trial: Trial, undisturbed: Trial) -> None:
     """Its step is left out, once an epoch, and its key is written down; a restart changes nothing of that."""
     trial.fault = "NaN in one clip's pixels"
