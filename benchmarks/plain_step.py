@@ -65,3 +65,10 @@ class PlainStep:
 
     def save(self, path: Path) -> None:
         torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, path)
+
+
+if __name__ == "__main__":  # a first step of a small model, for `dfer bench startup`
+    small = {"width": 64, "layers": 2, "heads": 2, "context_length": 77, "vocab_size": 49408}
+    vision = {"image_size": 64, "patch_size": 16, "width": 64, "layers": 2, "head_width": 32}
+    step = PlainStep({"embed_dim": 64, "vision_cfg": vision, "text_cfg": small}, ["a face"] * 7, 8, 8, torch.device("cpu"))
+    print(step.train(torch.rand(4, 8, 3, 64, 64), torch.arange(4)))

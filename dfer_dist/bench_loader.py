@@ -49,7 +49,7 @@ class Speed(NamedTuple):
 
 
 def make_clips(root: Path, clips: int, size: int = 224, progress: Callable[[int, int], None] | None = None) -> Index:
-    """Pack a set of made clips of 60 frames: a still scene with detail at all scales, a panning camera, and its noise."""
+    """Pack a set of made clips of 60 frames in five folds: a still scene with detail at all scales, a panning camera, and its noise."""
     rng, records = np.random.default_rng(0), []
     for i in range(clips):
         scene = _scene(rng, size + _FRAMES)
@@ -60,7 +60,7 @@ def make_clips(root: Path, clips: int, size: int = 224, progress: Callable[[int,
             frame = np.ascontiguousarray(seen.clip(0, 255).astype(np.uint8))
             data = simplejpeg.encode_jpeg(frame, quality=_QUALITY, colorsubsampling="420")
             (folder / f"{t:05d}.jpg").write_bytes(data)
-        records.append(ClipRecord(folder.name, i % 7, "fold1", folder.name, tuple(sorted(folder.iterdir()))))
+        records.append(ClipRecord(folder.name, i % 7, f"fold{1 + i % 5}", folder.name, tuple(sorted(folder.iterdir()))))
         if progress:
             progress(i + 1, clips)
     return pack(records, "dfew", root / "shards", workers=1)

@@ -138,6 +138,61 @@ def save(
     )
 
 
+@bench.command()
+def startup(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each way; the median counts.")] = 3,
+) -> None:
+    """How long the demo's model takes from the command to its first step, and from a stop to the next one.
+
+    Example: [bold]dfer bench startup[/bold]
+    """
+    import sys
+    import tempfile
+
+    from dfer_dist.bench_loader import make_clips
+    from dfer_dist.rundir import write_json
+    from launch.startup import measure
+
+    console = Console(highlight=False)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        with Bar(console, "make clips") as advance:
+            index = make_clips(root, 40, 64, advance)
+        words = [f"data.shards={index.root}", "train.epochs=1000", "train.global_batch=4", "train.log_every=1"]
+        command = [
+            str(Path(sys.executable).with_name("dfer")),
+            "train",
+            "demo",
+            "--fold",
+            "1",
+            "--name",
+            "startup",
+            "--runs",
+            folder,
+            *words,
+        ]
+        with Bar(console, "measure, rounds") as advance:
+            figures = measure(command, root, rounds, advance)
+    table = Table(caption=f"medians of {rounds} rounds; the demo's model, one rank, figures at MLflow in a file")
+    for column in ("From", "seconds"):
+        table.add_column(column, justify="left" if column == "From" else "right")
+    for name, words_ in _STARTS.items():
+        if figures[name]:
+            table.add_row(words_, f"{figures[name]['seconds']:.1f}")
+    console.print(table)
+    if json_file:
+        write_json(json_file, figures)
+
+
+_STARTS = {
+    "ours": "dfer train to its first step",
+    "again": "the same command after a stop to the next step",
+    "floor": "python to the end of the imports alone",
+    "baseline": "a plain script to its first step",
+}
+
+
 def _measure_steps(
     experiment: str, overrides: list[str], what: list[str], rounds: int, json_file: Path | None, into: Path | None = None
 ) -> dict[str, Any]:
