@@ -237,7 +237,9 @@ def _choose(held: Held, file: str, wanted: str | None, language: str) -> Source:
     if len(fitting) != 1:
         have = "; ".join(map(str, held.sources.values())) or "none"
         which = f" named {wanted}" if wanted else ""
-        raise UserError(f"{file} has {len(fitting)} sources{which} in '{language}', and one is wanted: choose of {have}")
+        raise UserError(
+            f"{file} has {len(fitting)} sources{which} in '{language}', and one is wanted: choose with data.descriptions of {have}"
+        )
     return fitting[0]
 
 
