@@ -22,7 +22,7 @@ from dfer_dist.data.descriptions import clip_keys, descriptions
 from dfer_dist.data.plan import ClipSet
 from dfer_dist.data.shards import Index
 from dfer_dist.model.backbone import clip_config
-from dfer_dist.model.reading import Reader
+from dfer_dist.model.reading import CONTEXT, Reader
 
 
 class ClipTexts:
@@ -73,7 +73,7 @@ def read_clip_texts(index: Index, clips: ClipSet, fold: int, config: Config) -> 
         raise UserError(
             f"none of the {len(keys)} clips that fold {fold} is trained on has a description: dfer describe makes some"
         )
-    return ClipTexts(texts, len(keys), clip_config(config.model.backbone)["text_cfg"]["context_length"])
+    return ClipTexts(texts, len(keys), clip_config(config.model.backbone)["text_cfg"].get("context_length", CONTEXT))
 
 
 def contrast(video: Tensor, description: Tensor, described: Tensor, temperature: float) -> Tensor:

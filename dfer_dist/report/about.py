@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from dfer_dist import UserError
-from dfer_dist.config import Config, ImageTuning, Optimizer, Sampling, Schedule, TemporalKind, TextTuning, TokenPosition
+from dfer_dist.config import (
+    Config,
+    ImageTuning,
+    Optimizer,
+    Sampling,
+    Schedule,
+    Supervision,
+    TemporalKind,
+    TextTuning,
+    TokenPosition,
+)
 from dfer_dist.configfile import read_config
 from dfer_dist.report.words import PROTOCOLS
 from dfer_dist.rundir import RunDir, read_json
@@ -97,7 +107,11 @@ def _training_rows(c: Config) -> Rows:
     if o.schedule is Schedule.step:
         schedule = f"times {o.gamma:g} after epochs {', '.join(map(str, o.milestones))}"
     warm = f", warm-up over {o.warmup_epochs:g} epoch{'s' * (o.warmup_epochs != 1)}" if o.warmup_epochs else ""
-    loss = ["cross-entropy"] + [f"label smoothing {t.label_smoothing:g}"] * bool(t.label_smoothing)
+    loss = ["cross-entropy"] if t.objective is not Supervision.descriptions else []
+    if t.objective is not Supervision.labels:
+        weight = f", weight {t.description_weight:g}" if loss else ", no labels"
+        loss.append(f"contrast of clips with their descriptions over all clips of a step{weight}")
+    loss += [f"label smoothing {t.label_smoothing:g}"] * bool(t.label_smoothing)
     loss += [f"class-balanced, beta {t.class_balance:g}"] * bool(t.class_balance)
     loss += [f"gradients clipped at {o.clip_norm:g}"] * bool(o.clip_norm)
     return [
