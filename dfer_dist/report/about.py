@@ -48,6 +48,10 @@ def protocol_rows(run: RunDir, result: Mapping[str, Any]) -> Rows:
         rows.append(["Test clips", f"every clip {views}, {result['num_frames']} frames a view"])
     elif config is None:
         return [*rows, ["Settings", "not on record in a form that this version reads"]]
+    if result.get("described_clips") is not None:
+        rows.append(
+            ["Descriptions", f"of {result['described_clips']} training clips in fold {result['fold']}; none of a test clip"]
+        )
     if config is None:
         return [*rows, ["Other settings", "not on record in a form that this version reads"]]
     return [*rows, *_data_rows(config), *_model_rows(config), *_training_rows(config)]
