@@ -86,20 +86,26 @@ def _model_rows(c: Config) -> Rows:
         ImageTuning.last: f"last {m.image_blocks} blocks of the image tower",
         ImageTuning.norms: "norms of the image tower",
         ImageTuning.lora: f"LoRA of rank {m.lora_rank} in the image tower",
+        ImageTuning.adapters: "adapters in the image tower" + ", along time too" * m.adapter_time,
         ImageTuning.none: "",
     }[m.image]
-    text = f"LoRA of rank {m.lora_rank} in the text tower" if m.text_tower is TextTuning.lora else ""
+    text = {
+        TextTuning.lora: f"LoRA of rank {m.lora_rank} in the text tower",
+        TextTuning.adapters: "adapters in the text tower",
+        TextTuning.frozen: "",
+    }[m.text_tower]
     over_time = "mean of the frames' features"
     if m.temporal is TemporalKind.transformer:
         over_time = f"transformer, {m.temporal_layers} layer{'s' * (m.temporal_layers > 1)}, {m.temporal_heads} heads"
     place = {TokenPosition.end: "after", TokenPosition.middle: "around", TokenPosition.front: "before"}[m.token_position]
     own = " of each class's own" if m.class_specific else ""
-    trained = [image, text, "temporal transformer" if m.temporal is TemporalKind.transformer else "", "learned prompts"]
+    trained = [image, text, "temporal transformer" if m.temporal is TemporalKind.transformer else ""]
+    trained.append("learned prompts" if m.context_tokens else "")
     return [
         ["Backbone", f"{_plain(m.backbone)}, {weights}"],
         ["Over time", over_time],
         ["Class text", f"{'own sentences' if m.sentences else m.text.name}, {place} {m.context_tokens} learned tokens{own}"],
-        ["Trained", ", ".join(filter(None, trained))],
+        ["Trained", ", ".join(filter(None, trained)) or "nothing"],
     ]
 
 
