@@ -224,9 +224,9 @@ def test_a_report_says_what_was_zero_shot_and_trained_on_what(mafw: Index, tmp_p
     summary = json.loads(run.summary.read_text())
     shown = zero_shot_table(run, summary)
     assert shown is not None and [row[:3] for row in shown.rows] == [
-        ["MAFW", "1", "60"],
-        ["MAFW", "2", "60"],
-        ["MAFW", "mean of 1, 2", ""],
+        ["mafw", "1", "60"],
+        ["mafw", "2", "60"],
+        ["mafw", "mean of 1, 2", ""],
     ]
     write_json(paths[0], {**results[0], "war": results[0]["war"] + 1})
     with pytest.raises(UserError, match="its war is not that of the predictions"):
