@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -32,7 +33,7 @@ from dfer_dist.model.reading import Reader
 from dfer_dist.model.text import DESCRIPTIONS
 from dfer_dist.report import write_report
 from dfer_dist.report.zeroshot import zero_shot_table
-from dfer_dist.rundir import read_json, write_json
+from dfer_dist.rundir import RunDir, read_json, write_json
 from dfer_dist.statistics import against_chance
 from dfer_dist.zeroshot import for_classes, zero_shot
 
@@ -71,18 +72,35 @@ def features(model: DFERCLIP, index: Index, config: Config) -> tuple[list[str], 
     return keys, torch.cat(found)
 
 
-@torch.no_grad()
-def test_a_checkpoint_on_other_classes_by_hand(mafw: Index, tmp_path: Path) -> None:
-    model = saved_as(tmp_path / "c", ModelConfig())
+class Case(NamedTuple):
+    """A checkpoint of a random model of seven classes, tested on the eleven of ``mafw``: what was printed, and the result's file."""
+
+    model: DFERCLIP
+    folder: Path
+    words: list[str]
+    text: str
+    result: Path
+
+
+@pytest.fixture(scope="module")
+def tested(mafw: Index, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    root = tmp_path_factory.mktemp("tested")
+    model = saved_as(root / "c", ModelConfig())
     words = [f"data.shards={mafw.root}", "train.device=cpu", *FEW]
-    text = dfer("eval", tmp_path / "c", "--zero-shot", "--out", tmp_path / "z.parquet", *words)
-    keys, labels, logits = table(tmp_path / "z.parquet")
+    text = dfer("eval", root / "c", "--zero-shot", "--out", root / "z.parquet", *words)
+    return Case(model, root / "c", words, " ".join(text.split()), root / "z.json")
+
+
+@torch.no_grad()
+def test_a_checkpoint_on_other_classes_by_hand(tested: Case, mafw: Index) -> None:
+    model, folder, words, flat, path = tested
+    keys, labels, logits = table(path.with_suffix(".parquet"))
     assert len(set(keys)) == 60 and logits.shape == (60, 11)
-    order, video = features(model, mafw, load_config(str(tmp_path / "c" / checkpoint.CONFIG), words))
+    order, video = features(model, mafw, load_config(str(folder / checkpoint.CONFIG), words))
     sentences = model.read(Reader()([DESCRIPTIONS[name] for name in ELEVEN]))
     want = dict(zip(order, 100 * video @ sentences.t(), strict=True))
     torch.testing.assert_close(logits, torch.stack([want[key] for key in keys]), rtol=1e-4, atol=1e-3)
-    result, scores = read_json(tmp_path / "z.json"), score(labels, logits.numpy(), ELEVEN)
+    result, scores = read_json(path), score(labels, logits.numpy(), ELEVEN)
     assert (result["uar"], result["war"], result["confusion"]) == (scores.uar, scores.war, scores.confusion)
     assert (result["zero_shot"], result["dataset"], result["fold"], result["context"]) == (True, "mafw", None, "left out")
     assert {k: result["trained_on"][k] for k in ("dataset", "fold", "objective")} == {
@@ -93,13 +111,12 @@ def test_a_checkpoint_on_other_classes_by_hand(mafw: Index, tmp_path: Path) -> N
     assert result["trained_on"]["classes"] == list(SEVEN) and result["texts"]["positive"]["contempt"] == [
         DESCRIPTIONS["contempt"]
     ]
-    flat = " ".join(text.split())
     assert "zero-shot on mafw, all folds, 60 clips; trained on ELSEWHERE without fold 2, on labels" in flat
     assert "the learned context belongs to the classes of the training and was left out" in flat
     commonest = max(scores.support.values())
     assert f"WAR {result['war']:.2f} (95 % " in flat and f"chance {100 * commonest / 60:.2f} (always" in flat
     with pytest.raises(UserError, match=r"other classes \(--zero-shot reads their texts\)"):
-        evaluate_checkpoint(tmp_path / "c", 2, words, None)
+        evaluate_checkpoint(folder, 2, words, None)
 
 
 def fitted(folder: Path, classes: tuple[str, ...], *words: str) -> tuple[DFERCLIP, ModelConfig]:
@@ -200,20 +217,20 @@ def test_p_of_guesses_is_spread_evenly() -> None:
     assert 0.01 <= np.mean(np.array(p) <= 0.05) <= 0.1 and 0.4 < np.mean(p) < 0.6
 
 
-def put(run: Any, fold: int, index: Index, tmp_path: Path, **fields: Any) -> Path:
-    """The zero-shot result of a fold's checkpoint on ``index``, as ``--out`` leaves it in the run."""
-    saved_as(tmp_path / f"c{fold}", ModelConfig())
-    out = run.fold(fold).root / "zero-shot-mafw.parquet"
-    result = zero_shot(tmp_path / f"c{fold}", None, [f"data.shards={index.root}", *FEW], out)
+def put(run: RunDir, fold: int, tested: Case, **fields: Any) -> Path:
+    """A result as ``--out fold-K/zero-shot-mafw.parquet`` leaves it in the run, with other words on the training."""
+    out = run.fold(fold).root / "zero-shot-mafw.json"
+    result = read_json(tested.result)
     about = {**result["trained_on"], "dataset": "DFEW", "fold": fold, "config_hash": "aa", "index_hash": "bb", **fields}
-    write_json(out.with_suffix(".json"), {**result, "trained_on": about})
-    return out.with_suffix(".json")
+    write_json(out, {**result, "trained_on": about})
+    shutil.copy(tested.result.with_suffix(".parquet"), out.with_suffix(".parquet"))
+    return out
 
 
-def test_a_report_says_what_was_zero_shot_and_trained_on_what(mafw: Index, tmp_path: Path) -> None:
+def test_a_report_says_what_was_zero_shot_and_trained_on_what(tested: Case, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     assert "ero-shot" not in (write_report(run) and run.page.read_text())
-    paths = [put(run, fold, mafw, tmp_path, objective="descriptions") for fold in (1, 2)]
+    paths = [put(run, fold, tested, objective="descriptions") for fold in (1, 2)]
     write_report(run)
     results = [read_json(path) for path in paths]
     for page in (run.report, run.page, run.latex):
@@ -232,6 +249,6 @@ def test_a_report_says_what_was_zero_shot_and_trained_on_what(mafw: Index, tmp_p
     with pytest.raises(UserError, match="its war is not that of the predictions"):
         write_report(run)
     paths[0].unlink()
-    put(run, 1, mafw, tmp_path / "again", config_hash="other")
+    put(run, 1, tested, config_hash="other")
     with pytest.raises(UserError, match="no result of this fold's checkpoints"):
         write_report(run)
