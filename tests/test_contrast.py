@@ -23,6 +23,7 @@ from dfer_dist.checkpoint import read
 from dfer_dist.config import (
     Config,
     DataConfig,
+    ModelConfig,
     Supervision,
     TextSides,
     TrainConfig,
@@ -76,11 +77,12 @@ def test_labels_and_descriptions_are_added_with_a_weight_and_a_lost_clip_has_no_
     video, text = features()
     logits, labels, valid = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.tensor([True, True, True, False])
     outputs = {"positive": logits, "video": video, "description": text}
-    both = Config(train=TrainConfig(objective=Supervision.both, description_weight=0.25))
+    both = Config(train=TrainConfig(objective=Supervision.both, description_weight=0.25), model=ModelConfig(temperature=0.5))
     losses = Objective(both, [], CPU)(outputs, labels, valid, torch.ones(4, dtype=torch.bool))
     want = F.cross_entropy(logits, labels, reduction="none") + 0.25 * contrast(video, text, valid, both.model.temperature)
     assert losses[:3].tolist() == pytest.approx(want[:3].tolist()) and losses[3] == 0
-    alone = Objective(Config(train=TrainConfig(objective=Supervision.descriptions, description_weight=0.25)), [], CPU)
+    both.train.objective = Supervision.descriptions
+    alone = Objective(both, [], CPU)
     assert not alone.by_side
     out = alone({"video": video, "description": text}, labels, valid, torch.ones(4, dtype=torch.bool))
     assert out.tolist() == pytest.approx(contrast(video, text, valid, both.model.temperature).tolist())
