@@ -45,6 +45,7 @@ from dfer_dist.objective import Objective
 from dfer_dist.planner import DataSize, Machine, plan
 from dfer_dist.rundir import RunDir, read_json
 from dfer_dist.trace import outline, trace
+from launch.runs import open_run
 
 ENGINE = Path(__file__).with_name("tuned_engine.py")
 CPU = torch.device("cpu")
@@ -196,6 +197,17 @@ def test_which_descriptions_a_fold_is_trained_on(described: Index, tiny_shards: 
         read_clip_texts(copy, train, 2, Config(data=DataConfig(descriptions="other")))
     with pytest.raises(ValueError, match="are tested in fold 1"):
         read_clip_texts(described, train, 1, config)
+
+
+def test_a_run_is_not_opened_without_descriptions(tiny_shards: Index, described: Index, tmp_path: Path) -> None:
+    plain = ["model.context_tokens=0", "train.objective=descriptions", "tracking.enabled=false", "train.global_batch=8"]
+    for index, more, told in (
+        (tiny_shards, [], "dfer describe makes it"),
+        (described, ["data.descriptions=x"], "0 sources named x"),
+    ):
+        with pytest.raises(UserError, match=told):
+            open_run(tmp_path, "r", "demo", [f"data.shards={index.root}", *plain, *more], [], None, 1)
+    assert not any(tmp_path.iterdir())
 
 
 def test_other_descriptions_than_those_of_the_checkpoint_are_refused() -> None:

@@ -100,6 +100,17 @@ def descriptions(
     return {key: text for key, text in found.items() if text}
 
 
+def find_source(index: Index, source: str | None = None, language: str = "en") -> Source:
+    """The source that :func:`descriptions` would read.
+
+    Raises
+    ------
+    UserError
+        If there is no such file or source, or a line was changed.
+    """
+    return _choose(read(index), f"{index.root}/{FILE}", source, language)
+
+
 def clip_keys(index: Index, clips: ClipSet) -> list[str]:
     """Keys of a set of clips, in the order of the index."""
     columns = [(index.sidecar(shard)["key"], rows) for shard, rows in zip(clips.shards, clips.rows, strict=True)]
