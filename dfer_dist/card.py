@@ -10,7 +10,7 @@ from typing import Any
 import dfer_dist
 from dfer_dist import provenance
 from dfer_dist.checkpoint import Checkpoint
-from dfer_dist.config import Config, ImageTuning, ModelConfig, TextSides, TextTuning, config_hash
+from dfer_dist.config import Config, ImageTuning, ModelConfig, Supervision, TextSides, TextTuning, config_hash
 from dfer_dist.export import KIND
 from dfer_dist.model.text import side_texts
 from dfer_dist.rundir import FoldDir, read_json
@@ -51,6 +51,7 @@ def describe(saved: Checkpoint, config: Config, classes: tuple[str, ...], weight
         **{key: state.get(key) for key in ("fold", "epoch", "step", "index_hash", "pretrained_sha256", "converted_from")},
         "config_hash": state.get("config_hash") or config_hash(saved.config),
         "levels": state.get("levels"),
+        "objective": config.train.objective.name,
         "selection": config.train.selection.name,
         "precision": config.train.precision.name,
         "result": result,
@@ -152,6 +153,8 @@ def _origin(about: dict[str, Any], config: Config) -> str:
         rows += [("converted from", f"`{source['file']}` of DFER-CLIP's authors, sha256 `{source['sha256']}`")]
     rows += [("epoch, step", f"{about['epoch']}, {about['step']}")] if about["epoch"] is not None else []
     rows += [("selection", f"`{about['selection']}`: {_SELECTIONS[about['selection']]}")]
+    if config.train.objective is not Supervision.labels:
+        rows += [("learned from", f"`{about['objective']}`: descriptions of the clips, each held against all clips of a step")]
     rows += [("number format of the towers", about["precision"])]
     pretrained = f"`{about['pretrained']}`" + (f", sha256 `{about['pretrained_sha256']}`" if about["pretrained_sha256"] else "")
     rows += [] if about["converted_from"] else [("started from", pretrained)]

@@ -103,6 +103,14 @@ class Sampling(Enum):
     dense = "dense"
 
 
+class Supervision(Enum):
+    """What a training step learns from: labels, descriptions of the clips without any label, or both."""
+
+    labels = "labels"
+    descriptions = "descriptions"
+    both = "both"
+
+
 class Device(Enum):
     auto = "auto"
     cpu = "cpu"
@@ -148,6 +156,7 @@ class DataConfig:
     workers: int = 2  # decoding processes of each rank; 0 decodes in the training process
     block: int = 512  # clips that are shuffled among themselves within a lane of the plan
     balanced: bool = False  # every class as often as any other in an epoch, by repeating clips of the rarer ones
+    descriptions: str | None = None  # the source to train on, by name or hash, where the set has several in English
     loss_budget: int = 0  # clips that a training run may lose to damage before it stops
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -177,6 +186,9 @@ class ModelConfig:
     levels: list[str] = field(default_factory=list)  # beside frames, for image=adapters: parsing, landmarks (dfer enrich)
     level_ratio: float = 0.1  # as adapter_ratio, of the levels' own adapters in the image tower
     video_weight: float | None = None  # of the frames among levels, which share the rest; null: all weights are learned
+    description_ratio: float = (
+        0.0  # as adapter_ratio, of descriptions' own adapters in the text tower; 0: the positive texts' ones
+    )
     temporal: TemporalKind = TemporalKind.transformer
     temporal_layers: int = 1
     temporal_heads: int = 8
@@ -214,6 +226,8 @@ class TrainConfig:
     zero_stage: int = 1  # DeepSpeed ZeRO: 1 shards moments, 2 gradients too, 3 weights too
     offload_optimizer: bool = False  # master weights and moments in main memory, updated by the processor
     seed: int = 0
+    objective: Supervision = Supervision.labels
+    description_weight: float = 1.0  # of the descriptions beside the labels' 1, for objective=both
     label_smoothing: float = 0.0  # share of the target that is spread over all classes
     class_balance: float = 0.0  # beta of the class-balanced loss, such as 0.999; 0 weighs all clips alike
     selection: Selection = Selection.last
@@ -282,7 +296,7 @@ def split_batch(config: Config, world: int) -> tuple[int, int]:
     Raises
     ------
     UserError
-        If the global batch cannot be cut that way.
+        If the global batch cannot be cut that way, or must not be: descriptions are contrasted over all clips of a step.
     """
     batch, micro = config.train.global_batch, config.train.micro_batch
     if batch % world:
@@ -293,6 +307,11 @@ def split_batch(config: Config, world: int) -> tuple[int, int]:
         raise UserError(
             f"train.global_batch={batch} is not a multiple of {world} ranks x train.micro_batch={micro}: "
             f"choose a micro batch that divides {own}"
+        )
+    if micro < own and config.train.objective is not Supervision.labels:
+        raise UserError(
+            f"train.objective={config.train.objective.name} holds all clips of a step against each other, so they cannot come in parts: "
+            f"leave train.micro_batch out (a rank has {own} clips); model.checkpoint_image and more ranks save memory too"
         )
     return micro, own // micro
 
@@ -305,10 +324,11 @@ _AT_LEAST_ONE = """
 """
 _NOT_NEGATIVE = """
     data.workers data.loss_budget data.augment.brightness data.augment.rotation train.seed model.context_tokens model.negative_weight
+    model.description_ratio
     optim.weight_decay optim.lr_image optim.lr_temporal optim.lr_prompt optim.lr_lora optim.lr_adapters optim.warmup_epochs optim.clip_norm optim.momentum optim.gamma
 """
 _POSITIVE = """
-    model.temperature model.lora_alpha model.adapter_ratio model.level_ratio model.adapter_scale train.save_minutes train.hang_minutes data.cache_gb
+    train.description_weight model.temperature model.lora_alpha model.adapter_ratio model.level_ratio model.adapter_scale train.save_minutes train.hang_minutes data.cache_gb
 """
 
 
@@ -348,6 +368,7 @@ def check_values(c: Config) -> None:
             if not sentences or not all(s.strip() for s in sentences):
                 raise UserError(f"{key}.{name}={sentences}: give one or more sentences, none of them empty")
     _check_levels(c.model)
+    _check_supervision(c)
     if c.tracking.uri is not None:
         _check_uri(c.tracking.uri)
     for key in _POSITIVE.split():
@@ -365,6 +386,26 @@ def _check_levels(model: ModelConfig) -> None:
         )
     if model.video_weight is not None and not (model.levels and 0 <= model.video_weight <= 1):
         raise UserError(f"model.video_weight={model.video_weight}: must lie in [0, 1], and needs model.levels")
+
+
+def _check_supervision(c: Config) -> None:
+    """What needs labels is refused without them, rather than left untrained or without effect."""
+    learning = c.train.objective
+    needs_labels = {
+        "model.context_tokens": c.model.context_tokens > 0,
+        "model.text_sides": c.model.text_sides is TextSides.both,
+        "train.label_smoothing": c.train.label_smoothing > 0,
+        "train.class_balance": c.train.class_balance > 0,
+        "data.balanced": c.data.balanced,
+    }
+    without = {"model.context_tokens": "0", "model.text_sides": "positive", "data.balanced": "false"}
+    for key in (key for key, wrong in needs_labels.items() if wrong and learning is Supervision.descriptions):
+        raise UserError(f"train.objective=descriptions uses no label, and {key} needs them: set {key}={without.get(key, '0')}")
+    if c.model.description_ratio and not (learning is Supervision.both and c.model.text_tower is TextTuning.adapters):
+        raise UserError(
+            f"model.description_ratio={c.model.description_ratio}: adapters of descriptions' own go with train.objective=both and "
+            "model.text_tower=adapters"
+        )
 
 
 def _check_uri(uri: str) -> None:

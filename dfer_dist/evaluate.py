@@ -196,20 +196,50 @@ def evaluate_checkpoint(
     config = load_config(str(saved.path / checkpoint.CONFIG), overrides)
     index = open_index(config.data)
     if index.classes != tuple(saved.state.get("classes", index.classes)):
-        raise UserError(f"{path} tells {', '.join(saved.state['classes'])} apart, in this order; the data has other classes")
+        apart = f"{path} tells {', '.join(saved.state['classes'])} apart, in this order"
+        raise UserError(f"{apart}; the data has other classes (--zero-shot reads their texts)")
     fold = saved.state["fold"] if fold is None else fold
     if fold is None:
         raise UserError(f"{path} does not say which fold it was trained for: give --fold")
+    number = unseen_fold(saved, index, fold)
+    clips = whole_shards(index, index.test_shards(number))
+    describe_levels(index, config.model.levels)  # one that is missing is told before the model is built
+    table = predict_here(load_model(saved, config, index.classes), config, index, clips, progress)
+    if out:
+        table.write(out)
+    return table.score(index.classes)
+
+
+def unseen_fold(saved: Checkpoint, index: Index, fold: int) -> int:
+    """``fold``, if it is one of the data and none that the checkpoint was trained on.
+
+    Raises
+    ------
+    UserError
+        Otherwise.
+    """
     (number,) = parse_folds(str(fold), index.folds)
     trained_for = saved.state.get("fold")
     if trained_for not in (None, number) and saved.state["index_hash"] == index.hash:
         raise UserError(
             f"fold {number} was among the training clips of this checkpoint, which is to be tested on fold {trained_for}"
         )
-    clips = whole_shards(index, index.test_shards(number))
-    describe_levels(index, config.model.levels)  # one that is missing is told before the model is built
+    return number
+
+
+def predict_here(
+    model: DFERCLIP, config: Config, index: Index, clips: ClipSet, progress: Callable[[int, int], None] | None = None
+) -> Predictions:
+    """Predict every clip once in this process.
+
+    Parameters
+    ----------
+    model : DFERCLIP
+        In float32; it is moved to the device and cast as ``config`` says.
+    progress : function, optional
+        Called with (clips done, clips in all).
+    """
     device = choose_device(config.train.device)
-    model = load_model(saved, config, index.classes)
     model = model.to(device, torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32)
     with torch.no_grad():
         text = model.text_features()
@@ -226,6 +256,4 @@ def evaluate_checkpoint(
     rows = predict(lambda frames: model(frames, text), batches, device, count)
     table = collect(rows, index, clips, Ranks(0, 1, 0, device))
     assert table is not None  # one rank is rank 0
-    if out:
-        table.write(out)
-    return table.score(index.classes)
+    return table

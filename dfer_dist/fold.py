@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from dfer_dist import UserError, checkpoint
-from dfer_dist.config import Config, Selection, config_hash, split_batch
+from dfer_dist.config import Config, Selection, Supervision, config_hash, split_batch
+from dfer_dist.contrast import ClipTexts, read_clip_texts
 from dfer_dist.data.extras import describe_levels
 from dfer_dist.data.plan import BalancedPlan, ClipSet, EpochPlan, clips_by_class, hold_out, whole_shards
 from dfer_dist.data.prefetch import check_cache
@@ -52,6 +53,7 @@ class Fold:
     test: ClipSet
     val: ClipSet | None
     objective: Objective
+    texts: ClipTexts | None  # descriptions, where some are learned from
     frozen_sha256: str
     levels: (
         dict[str, Any] | None
@@ -112,6 +114,7 @@ class Fold:
         state |= {"frozen_sha256": self.frozen_sha256, "pretrained_sha256": self.engine.model.pretrained_sha256}
         state |= {"dataset": self.index.name, "classes": list(self.index.classes)}
         state |= {"config_hash": config_hash(self.config), "index_hash": self.index.hash, "levels": self.levels}
+        state |= {"objective": self.config.train.objective.name, "texts_sha256": self.texts.sha256 if self.texts else None}
         self.saver.save(self.engine, state, best)
         self.watchdog.beat()
 
@@ -179,8 +182,8 @@ class Fold:
             raise Told
 
 
-def check_same_levels(saved: checkpoint.Checkpoint, levels: dict[str, Any] | None) -> None:
-    """Whether a checkpoint was trained on the parsing maps and landmarks that lie beside the shards now, ``levels``.
+def check_same_extras(saved: checkpoint.Checkpoint, levels: dict[str, Any] | None, texts: ClipTexts | None) -> None:
+    """Whether a checkpoint was trained on the parsing maps and landmarks that lie beside the shards now, and on their descriptions.
 
     Raises
     ------
@@ -190,6 +193,10 @@ def check_same_levels(saved: checkpoint.Checkpoint, levels: dict[str, Any] | Non
     if saved.state.get("levels") != levels:
         raise UserError(
             f"{saved.path} was trained on other parsing maps or landmarks than lie beside the shards: make these anew, or begin another run"
+        )
+    if saved.state.get("texts_sha256") != (texts.sha256 if texts else None):
+        raise UserError(
+            f"{saved.path} was trained on other descriptions than there are now: begin another run, or put those back"
         )
 
 
@@ -206,6 +213,9 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFl
     split_batch(config, ranks.world)  # a batch that cannot be cut is found before the model is built
     check_cache(index, plan, ranks.neighbours, ranks.world)
     levels = ranks.share(describe_levels(index, config.model.levels) if ranks.is_main else None)
+    texts = None
+    if config.train.objective is not Supervision.labels:
+        texts = read_clip_texts(index, train, number, config)
     folder = run.fold(number).checkpoints
     found = ranks.share(checkpoint.newest(folder) if ranks.is_main else None)
     torch.manual_seed(config.train.seed)
@@ -215,7 +225,7 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFl
     frozen, described = checkpoint.frozen_checksum(model, trained), trained_line(model)
     saved = checkpoint.read(found) if found else None
     if saved:
-        check_same_levels(saved, levels)
+        check_same_extras(saved, levels, texts)
         checkpoint.load_weights(model, trained, saved)
     watchdog.beat()
     engine = build_engine(model, groups, config, ranks, plan.steps)
@@ -224,13 +234,13 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFl
     tracker, monitor, tracked = None, None, is_tracked(run)
     where = run.fold(number)
     if ranks.is_main:
-        tell(described)
+        tell(described if texts is None else f"{described}; {texts}")
         connect = ChildRun(run, number, running=True) if tracked else None
         tracker = Tracker(where.metrics, where.sent, connect, saved.state["metrics_bytes"] if saved else 0)
     if ranks.local_rank == 0 and tracked:
         monitor = SystemMonitor(where, ChildRun(run, number, running=False))
     saver = Saver(folder, config, ranks, sum(p.numel() for p in trained.values()), tracker)
-    data = (index, ranks, engine, plan, test, val, objective, frozen, levels, tracker, monitor, saver)
+    data = (index, ranks, engine, plan, test, val, objective, texts, frozen, levels, tracker, monitor, saver)
     fold = Fold(run, number, config, *data, leave, watchdog, run.drifts())
     if saved:
         restore(engine, saved, config, ranks)

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from dfer_dist.config import Config
+from dfer_dist.config import Config, Supervision
 from dfer_dist.configfile import read_config
 from dfer_dist.engine import build_engine
 from dfer_dist.model import build_model, param_groups, settle_image_size
+from dfer_dist.model.reading import CONTEXT
 from dfer_dist.objective import Objective
 from dfer_dist.planner import data_size, plan_here
 from dfer_dist.ranks import Ranks, leave, start
@@ -63,7 +64,11 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
         for _ in range(engine.accumulation):
             frames = torch.randint(0, 256, shape, dtype=torch.uint8)
             labels, valid = torch.randint(len(classes), shape[:1]), torch.ones(shape[0], dtype=torch.bool)
-            loss = objective(engine.deepspeed(frames.to(ranks.device), by_side=True), labels, valid).mean()
+            tokens = None
+            if config.train.objective is not Supervision.labels:
+                tokens = torch.randint(1, 1000, (engine.micro_batch, CONTEXT), device=ranks.device)
+            outputs = engine.deepspeed(frames.to(ranks.device), by_side=objective.by_side, tokens=tokens)
+            loss = objective(outputs, labels, valid, None if tokens is None else valid).mean()
             engine.micro_step(loss)
         loss.item()
         seconds = time.perf_counter() - begin

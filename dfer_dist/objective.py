@@ -8,11 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfer_dist.config import Config
+from dfer_dist.config import Config, Supervision
+from dfer_dist.contrast import contrast
 
 
 class Objective:
-    """Cross-entropy on the logits of each side, for each place of a micro batch; their mean is what a step minimises.
+    """A loss for each place of a micro batch; their mean is what a step minimises.
+
+    On labels, the cross-entropy on the logits of each side; on descriptions, :func:`~dfer_dist.contrast.contrast`; with ``train.objective=both``,
+    the first plus ``train.description_weight`` times the second.
 
     The negative side, if there is one, is added with the weight ``model.negative_weight``. Its logits are negated cosines, so the true class is asked
     to have the lowest one (FineCLIPER: Chen et al., ACM MM 2024). A place whose clip was lost to damage counts as zero, so that micro batches of all ranks weigh the same.
@@ -31,11 +35,29 @@ class Objective:
         self.smoothing = config.train.label_smoothing
         balance = config.train.class_balance
         self.weights = class_weights(histogram, balance).to(device) if balance else None
+        learning = config.train.objective
+        self.by_side = learning is not Supervision.descriptions
+        self.description_weight = config.train.description_weight if learning is Supervision.both else 1.0
+        self.temperature = config.model.temperature
         self.side_weights = {"positive": 1.0, "negative": config.model.negative_weight}
 
-    def __call__(self, sides: Mapping[str, Tensor], labels: Tensor, valid: Tensor) -> Tensor:
-        """Logits by side, float32 [b, C], labels int64 [b] and valid bool [b] (both on any device) -> losses float32 [b]."""
-        losses = torch.stack([self.side_weights[side] * self._one(logits, labels) for side, logits in sides.items()]).sum(0)
+    def __call__(self, outputs: Mapping[str, Tensor], labels: Tensor, valid: Tensor, described: Tensor | None = None) -> Tensor:
+        """Losses float32 [b].
+
+        Parameters
+        ----------
+        outputs : mapping of str to Tensor
+            Logits by side, float32 [b, C], and features as ``video`` and ``description``, float32 [b, D]: what there is.
+        labels : int64 [b]
+        valid, described : bool [b]
+            Which clips there are, and which of them have a description. These and the labels may be on any device.
+        """
+        parts = [weight * self._one(outputs[side], labels) for side, weight in self.side_weights.items() if side in outputs]
+        if described is not None:
+            told = (described & valid).to(outputs["video"].device, non_blocking=True)
+            one = contrast(outputs["video"], outputs["description"], told, self.temperature)
+            parts.append(self.description_weight * one)
+        losses = torch.stack(parts).sum(0)
         return torch.where(valid.to(losses.device, non_blocking=True), losses, 0.0)
 
     def _one(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dfer_dist import UserError
-from dfer_dist.config import Config, Optimizer, Precision, split_batch
+from dfer_dist.config import Config, Optimizer, Precision, Supervision, split_batch
 from dfer_dist.data.layouts import CLASSES
 from dfer_dist.data.shards import open_index
 from dfer_dist.data.store import is_remote
@@ -105,7 +105,7 @@ def data_size(config: Config) -> DataSize:
 
 
 def plan(config: Config, machine: Machine, size: DataSize) -> list[Row]:
-    """A row for each ZeRO stage and each micro batch that divides a rank's share of the global batch.
+    """A row for each ZeRO stage and each micro batch that divides a rank's share of the global batch; descriptions need it whole.
 
     Raises
     ------
@@ -114,7 +114,8 @@ def plan(config: Config, machine: Machine, size: DataSize) -> list[Row]:
     """
     share, _ = split_batch(replace(config, train=replace(config.train, micro_batch=None)), machine.ranks)
     counted = trace(config, size.classes, fused_attention=machine.device == "cuda")
-    micros = [m for m in range(1, share + 1) if share % m == 0]
+    whole = config.train.objective is not Supervision.labels
+    micros = [share] if whole else [m for m in range(1, share + 1) if share % m == 0]
     return [_row(counted, config, machine, size, stage, micro, share // micro) for stage in (1, 2, 3) for micro in micros]
 
 

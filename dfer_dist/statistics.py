@@ -197,6 +197,51 @@ def mcnemar(gained: int, lost: int) -> McNemar:
     return McNemar(gained, lost, float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0)
 
 
+@dataclass(frozen=True)
+class Chance:
+    """What a guess would reach, percent, and how likely it is that one reaches what was seen or more."""
+
+    war: float
+    war_p: float
+    uar: float
+    uar_p: float
+
+
+def against_chance(labels: ArrayLike, predictions: ArrayLike, num_classes: int, draws: int = 9999, seed: int = 0) -> Chance:
+    """Hold one table of predictions against guessing.
+
+    WAR against always the commonest class, which no blind guess betters (its share is 1 / C or more): the exact binomial test, one-sided.
+    UAR against 1 / C': the predictions are given to the clips in random orders, which leaves them independent of the labels, and p is the share of
+    orders whose UAR is as high, with the one that was seen counted among them. C' are the classes that occur in the truth, over which UAR is the mean.
+    Both take clips as independent; those of one film or person are not, and p is then too small.
+
+    Parameters
+    ----------
+    labels, predictions : int [N], in 0..C-1
+    draws : int
+        Random orders; p of UAR is at least 1 / (draws + 1).
+
+    References
+    ----------
+    Phipson & Smyth, "Permutation p-values should never be zero", Statistical Applications in Genetics and Molecular Biology 9 (2010).
+    """
+    from scipy.stats import binomtest
+
+    truth, said = (np.asarray(x, dtype=np.int64) for x in (labels, predictions))
+    support = np.bincount(truth, minlength=num_classes)
+    present, rng = np.flatnonzero(support), np.random.default_rng(seed)
+
+    def recalls(order: Ints) -> float:
+        right = np.bincount(truth[truth == order], minlength=num_classes)
+        return float((right[present] / support[present]).mean())
+
+    seen = recalls(said) - 1e-12
+    as_high = sum(recalls(rng.permutation(said)) >= seen for _ in range(draws))
+    share = float(support.max() / len(truth))
+    war_p = float(binomtest(int((truth == said).sum()), len(truth), share, alternative="greater").pvalue)
+    return Chance(100 * share, war_p, 100 / len(present), (as_high + 1) / (draws + 1))
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """p-values of several tests, made so that one in twenty *families* has a false finding below 0.05 (Holm, 1979)."""
     order = sorted(range(len(p)), key=p.__getitem__)

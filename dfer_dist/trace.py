@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfer_dist.config import Config, Precision
+from dfer_dist.config import Config, Precision, Supervision
 from dfer_dist.model import DFERCLIP, attention, build_model, param_groups, settle_image_size
+from dfer_dist.model.reading import CONTEXT
 from dfer_dist.objective import Objective
 
 _META = torch.device("meta")
@@ -53,7 +54,7 @@ class Trace:
     groups : dict of group to int
         Trained parameters.
     frozen, unread : int
-        Parameters that are not trained, and those among them that no forward pass reads (the token embedding).
+        Parameters that are not trained, and those among them that no forward pass reads (the token embedding, without descriptions).
     large : int
         Parameters' tensors that ZeRO-3 gathers: it leaves those of up to 100,000 elements whole on every rank.
     flops : Linear
@@ -109,29 +110,33 @@ def trace(config: Config, classes: Sequence[str], fused_attention: bool) -> Trac
     dtype = torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
     model = outline(config, classes).to(dtype)
     objective = Objective(config, [1] * len(classes), _META)
+    texts = config.train.objective is not Supervision.labels
     shape = (model.levels * config.data.num_frames, 3, size, size)
     flops, lives = [], []
     with _fused_attention() if fused_attention else nullcontext():
         for micro in _BATCHES:
             meter = _LiveBytes(model)
             with meter:
-                _step(model, objective, micro, shape)
+                _step(model, objective, micro, shape, texts)
             lives.append(np.array(meter.live, dtype=np.float64))
     for micro in _BATCHES:  # in parts, which the counter knows: a fused kernel does the same products
         with FlopCounterMode(display=False) as counter:
-            _step(model, objective, micro, shape)
+            _step(model, objective, micro, shape, texts)
         flops.append(counter.get_total_flops())
     groups = {name: sum(p.numel() for _, p in own) for name, own in param_groups(model).items()}
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    unread = model.text.token_embedding.weight.numel()
-    large = sum(p.numel() > 100_000 for p in model.parameters()) - 1  # not the token embedding
+    unread = 0 if texts else model.text.token_embedding.weight.numel()
+    large = sum(p.numel() > 100_000 for p in model.parameters()) - (not texts)  # not the token embedding
     return Trace(groups, frozen, unread, large, Linear.through(flops), Linear.through(lives), np.array(meter.graded))
 
 
-def _step(model: nn.Module, objective: Objective, micro: int, shape: tuple[int, ...]) -> None:
+def _step(model: nn.Module, objective: Objective, micro: int, shape: tuple[int, ...], texts: bool) -> None:
+    """With ``texts``, each clip has a description of full length; features of other ranks, a few kilobytes, are left out."""
     frames = torch.empty((micro, *shape), dtype=torch.uint8, device=_META)
     labels, valid = (torch.empty(micro, dtype=kind, device=_META) for kind in (torch.int64, torch.bool))
-    objective(model(frames, by_side=True), labels, valid).mean().backward()
+    tokens = torch.empty((micro, CONTEXT), dtype=torch.int64, device=_META) if texts else None
+    outputs = model(frames, by_side=objective.by_side, tokens=tokens)
+    objective(outputs, labels, valid, valid if texts else None).mean().backward()
     model.zero_grad(set_to_none=True)
 
 

@@ -88,8 +88,10 @@ def train_step(fold: Fold, stream: Iterator[Batch], meter: Meter) -> tuple[list[
     for _ in range(fold.engine.accumulation):
         with meter.waiting():
             batch = next(stream)
-        sides = fold.engine.deepspeed(batch.pixels(fold.ranks.device), by_side=True)
-        losses = fold.objective(sides, batch.labels, batch.valid)
+        tokens, described = fold.texts.of(batch.keys) if fold.texts else (None, None)
+        there = None if tokens is None else tokens.to(fold.ranks.device)
+        outputs = fold.engine.deepspeed(batch.pixels(fold.ranks.device), by_side=fold.objective.by_side, tokens=there)
+        losses = fold.objective(outputs, batch.labels, batch.valid, described)
         fold.engine.micro_step(losses.mean())
         parts.append(losses.detach())
         keys += batch.keys
@@ -203,6 +205,7 @@ def finish(fold: Fold) -> None:
     result |= {"epoch": chosen["epoch"], "step": chosen["step"], "checkpoint": str(path.relative_to(fold.dir.root))}
     result |= {"config_hash": config_hash(config), "index_hash": fold.index.hash, "shuffled": shuffled}
     result |= {"levels": list(config.model.levels), "levels_hash": fold.levels["hash"] if fold.levels else None}
+    result |= {"objective": config.train.objective.name, "described_clips": len(fold.texts.texts) if fold.texts else None}
     result |= {"pretrained_sha256": fold.engine.model.pretrained_sha256}
     result |= {"num_frames": config.data.num_frames, "sampling": config.data.sampling.name, "views": config.eval.views}
     result |= {"device": fold.ranks.device.type}

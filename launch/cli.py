@@ -31,6 +31,7 @@ from launch.report import report
 from launch.status import status
 from launch.track import begin_again, register, show_server, sync, tell_server, ui
 from launch.verify import verify
+from launch.zeroshot import show_zero_shot
 
 if TYPE_CHECKING:
     from dfer_dist.report.published import Published
@@ -210,15 +211,25 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A folder such as runs/demo/fold-1/checkpoints/LATEST.")],
     fold: Annotated[int | None, typer.Option(help="Test on this fold; the checkpoint's own by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write predictions (parquet) here.")] = None,
+    zero_shot: Annotated[
+        bool,
+        typer.Option(
+            "--zero-shot", help="On data with other classes, by their texts; CHECKPOINT may be an untrained experiment."
+        ),
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Test a checkpoint on a fold, every clip exactly once.
 
-    Example: [bold]dfer eval runs/demo/fold-1/checkpoints/LATEST[/bold]
+    Example: [bold]dfer eval runs/demo/fold-1/checkpoints/LATEST[/bold], or, trained on DFEW and tested on all of MAFW,
+    [bold]dfer eval runs/dfew/fold-1/checkpoints/LATEST --zero-shot data.shards=data/mafw[/bold]
     """
     from dfer_dist.evaluate import evaluate_checkpoint
 
     console = Console(highlight=False)
+    if zero_shot:
+        show_zero_shot(console, checkpoint, fold, overrides or [], out)
+        return
     with Bar(console, "test clips") as advance:
         scores = evaluate_checkpoint(checkpoint, fold, overrides or [], out, advance)
     console.print(f"{scores.n} clips: UAR {scores.uar:.2f}  WAR {scores.war:.2f}")

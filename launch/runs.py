@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from dfer_dist import UserError
-from dfer_dist.config import NEUTRAL, Config, config_hash, flatten, split_batch
+from dfer_dist.config import NEUTRAL, Config, Supervision, config_hash, flatten, split_batch
 from dfer_dist.configfile import dump_config, load_config, read_config
 from dfer_dist.provenance import changed_files, collect, environment_lock, snapshot_code
 from dfer_dist.rundir import FoldDir, RunDir, parse_folds, read_json, write_json, write_text
@@ -37,9 +37,10 @@ def open_run(
     Raises
     ------
     UserError
-        If the settings, folds or ranks do not go together, the shards lack a level that the model is to see, or the folder is taken: by something that is no run, or by a run
-        with other settings, data, code or versions of libraries.
+        If the settings, folds or ranks do not go together, the shards lack what the model is to see or to learn from beside frames, or the folder is taken: by something that
+        is no run, or by a run with other settings, data, code or versions of libraries.
     """
+    from dfer_dist.data.descriptions import find_source
     from dfer_dist.data.extras import describe_levels
     from dfer_dist.data.shards import open_index
     from dfer_dist.data.store import settle, settle_cache
@@ -52,6 +53,8 @@ def open_run(
     config.data.cache = settle_cache(config.data.cache)
     index = open_index(config.data, config.data.loss_budget)
     describe_levels(index, config.model.levels)
+    if config.train.objective is not Supervision.labels:
+        find_source(index, config.data.descriptions)
     chosen = index.folds if folds is None else parse_folds(folds, index.folds)
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
     if run.run.exists() and _failed_at_once(run):

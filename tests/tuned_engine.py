@@ -1,5 +1,6 @@
 """A rank of a few steps of a tiny model with the mean over time, and LoRA in both towers (test_tuning.py) or all adapters and both sides of
-texts (test_finecliper.py), perhaps with levels (test_fusion.py). A checkpoint is saved after the last step but one and after the last.
+texts (test_finecliper.py), perhaps with levels (test_fusion.py), on labels or descriptions (test_contrast.py). A checkpoint is saved after the last
+step but one and after the last.
 
 Prints, on rank 0, one JSON line: the loss of each step, peak rates by group, which float32 weights changed, a sha256 of them, the size of the
 largest change of a weight that is not trained, and whether a fresh model takes over the checkpoint that was saved.
@@ -25,10 +26,12 @@ from dfer_dist.config import (
     ModelConfig,
     Optimizer,
     Precision,
+    Supervision,
     TemporalKind,
     TextSides,
     TextTuning,
 )
+from dfer_dist.contrast import ClipTexts
 from dfer_dist.engine import build_engine
 from dfer_dist.masters import restore
 from dfer_dist.model import DFERCLIP, build_model, param_groups
@@ -38,17 +41,25 @@ from dfer_dist.saver import Saver
 
 BATCH, STEPS = 4, 3
 CLASSES = ["happiness", "sadness", "fear"]
+TEXTS = {
+    "0": "The brows rise.",
+    "1": "The lips part. The jaw drops and the eyes widen.",
+    "3": "The nose wrinkles.",
+}  # clip 2 has none
 
 
 def _trained(model: DFERCLIP) -> dict[str, torch.nn.Parameter]:
     return {name: q for group in param_groups(model).values() for name, q in group}
 
 
-def settings(kind: str) -> ModelConfig:
+def settings(kind: str, learning: Supervision) -> ModelConfig:
     m = ModelConfig(backbone="tiny", pretrained="none", temperature=0.07, temporal=TemporalKind.mean)
     m.image, m.text_tower = ImageTuning[kind], TextTuning[kind]
     if kind == "adapters":
         m.text, m.text_sides, m.context_tokens, m.adapter_time = ClassText.person, TextSides.both, 0, True
+    if learning is Supervision.descriptions:
+        m.text_sides = TextSides.positive
+    m.description_ratio = 0.1 if learning is Supervision.both else 0.0
     return m
 
 
@@ -58,14 +69,17 @@ def main() -> None:
     p.add_argument("--folder", type=Path, required=True)
     p.add_argument("--kind", default="lora", choices=["lora", "adapters"])
     p.add_argument("--levels", action="store_true")
+    p.add_argument("--objective", default="labels", choices=[s.name for s in Supervision])
+    p.add_argument("--optimizer", default="adamw")
     p.add_argument("--recompute", action="store_true")
     p.add_argument("--resume", type=Path)
     a = p.parse_args()
     config = Config()
     config.train.global_batch, config.train.zero_stage, config.train.precision = BATCH, a.stage, Precision.fp32
-    config.optim.name, config.optim.weight_decay, config.optim.lr_prompt = Optimizer.adamw, 0.0, 1e-4
-    config.optim.lr_adapters, config.data.shards = 1e-3, "none"
-    config.model = settings(a.kind)
+    config.optim.name, config.optim.weight_decay, config.optim.lr_prompt = Optimizer(a.optimizer), 0.0, 1e-4
+    config.optim.lr_adapters, config.data.shards = 1e-3 if a.optimizer == "adamw" else 0.1, "none"
+    config.train.objective = Supervision[a.objective]
+    config.model = settings(a.kind, config.train.objective)
     config.model.checkpoint_image = a.recompute
     config.model.levels = ["parsing", "landmarks"] if a.levels else []
     ranks = start(Device.cpu)
@@ -84,12 +98,14 @@ def main() -> None:
     pictures = 2 * (1 + len(config.model.levels))
     frames = torch.randint(0, 256, (BATCH, pictures, 3, 64, 64), dtype=torch.uint8, generator=generator)
     labels = torch.arange(BATCH) % 3
+    texts = ClipTexts(TEXTS, BATCH, 77) if config.train.objective is not Supervision.labels else None
     own = slice(ranks.rank * BATCH // ranks.world, (ranks.rank + 1) * BATCH // ranks.world)
     losses = []
     for step in range(resumed.state["step"] if resumed else 0, STEPS):
         rates = engine.set_learning_rates(step)
-        sides = engine.deepspeed(frames[own], by_side=True)
-        loss = objective(sides, labels[own], torch.ones_like(labels[own], dtype=torch.bool)).mean()
+        tokens, described = texts.of([str(i) for i in range(BATCH)][own]) if texts else (None, None)
+        outputs = engine.deepspeed(frames[own], by_side=objective.by_side, tokens=tokens)
+        loss = objective(outputs, labels[own], torch.ones_like(labels[own], dtype=torch.bool), described).mean()
         engine.micro_step(loss)
         losses.append(ranks.sum([loss.item()])[0] / ranks.world)
         if step >= STEPS - 2:

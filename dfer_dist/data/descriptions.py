@@ -100,6 +100,17 @@ def descriptions(
     return {key: text for key, text in found.items() if text}
 
 
+def find_source(index: Index, source: str | None = None, language: str = "en") -> Source:
+    """The source that :func:`descriptions` would read.
+
+    Raises
+    ------
+    UserError
+        If there is no such file or source, or a line was changed.
+    """
+    return _choose(read(index), f"{index.root}/{FILE}", source, language)
+
+
 def clip_keys(index: Index, clips: ClipSet) -> list[str]:
     """Keys of a set of clips, in the order of the index."""
     columns = [(index.sidecar(shard)["key"], rows) for shard, rows in zip(clips.shards, clips.rows, strict=True)]
@@ -237,7 +248,9 @@ def _choose(held: Held, file: str, wanted: str | None, language: str) -> Source:
     if len(fitting) != 1:
         have = "; ".join(map(str, held.sources.values())) or "none"
         which = f" named {wanted}" if wanted else ""
-        raise UserError(f"{file} has {len(fitting)} sources{which} in '{language}', and one is wanted: choose of {have}")
+        raise UserError(
+            f"{file} has {len(fitting)} sources{which} in '{language}', and one is wanted: choose with data.descriptions of {have}"
+        )
     return fitting[0]
 
 

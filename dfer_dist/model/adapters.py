@@ -14,7 +14,8 @@ As :mod:`~dfer_dist.model.lora` does, it leaves the given weights alone and keep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from einops import rearrange
@@ -42,22 +43,28 @@ class Adapter(nn.Module):
 
 
 class AdapterOfEach(nn.Module):
-    """An adapter for each part of a batch, so that one pass of a tower serves them all.
+    """An adapter for each part of a batch, so that one pass of a tower serves them all; and others for batches of one kind.
 
     Parameters
     ----------
     parts : mapping of name to int
         Rows of each part, in the order of the batch.
+    more : mapping of name to float
+        Further adapters and their ratios, for :func:`reading_as`.
     """
 
-    def __init__(self, width: int, ratio: float, parts: Mapping[str, int]) -> None:
+    def __init__(self, width: int, ratio: float, parts: Mapping[str, int], more: Mapping[str, float]) -> None:
         super().__init__()
         self.rows = list(parts.values())
         self.parts = nn.ModuleDict({name: Adapter(width, ratio) for name in parts})
+        self.parts.update({name: Adapter(width, own) for name, own in more.items()})
+        self.only: str | None = None  # the part that a whole batch is of, for now
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, L, D] -> [rows, L, D]."""
-        own = zip(self.parts.values(), x.split(self.rows), strict=True)
+        if self.only:
+            return self.parts[self.only](x)
+        own = zip(self.parts.values(), x.split(self.rows), strict=False)  # the first have rows
         return torch.cat([adapter(part) for adapter, part in own])
 
 
@@ -72,6 +79,19 @@ class OfEachLevel(nn.Module):
         """[L N, ...] -> [L N, ...], one level after the other."""
         own = zip(self.parts.values(), x.chunk(len(self.parts)), strict=True)
         return torch.cat([module(part) for module, part in own])
+
+
+@contextmanager
+def reading_as(tower: nn.Module, part: str) -> Iterator[None]:
+    """What the tower reads meanwhile passes the adapters of ``part`` alone, where it has any."""
+    found = [module for module in tower.modules() if isinstance(module, AdapterOfEach)]
+    for module in found:
+        module.only = part
+    try:
+        yield
+    finally:
+        for module in found:
+            module.only = None
 
 
 class FramePositions(nn.Module):
@@ -151,20 +171,24 @@ def adapt_image(
         image.transformer.resblocks[0].positions = each(lambda _: FramePositions(frames, width))
 
 
-def adapt_text(tower: Transformer, ratio: float, scale: float, parts: Mapping[str, int]) -> None:
+def adapt_text(
+    tower: Transformer, ratio: float, scale: float, parts: Mapping[str, int], more: Mapping[str, float] | None = None
+) -> None:
     """Put adapters into every block of a text tower, others for each part of what it reads.
 
     Parameters
     ----------
     parts : mapping of name to int
         Sentences of each part, in the order in which they come.
+    more : mapping of name to float, optional
+        Further parts, which come by themselves (:func:`reading_as`), and the ratio of their adapters.
 
     Raises
     ------
     UserError
         As :func:`adapt_image`.
     """
-    _adapt(tower, lambda: AdapterOfEach(tower.width, ratio, parts), scale, None)
+    _adapt(tower, lambda: AdapterOfEach(tower.width, ratio, parts, more or {}), scale, None)
 
 
 def _adapt(tower: Transformer, make: Callable[[], nn.Module], scale: float, frames: int | None) -> None:

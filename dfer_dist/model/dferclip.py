@@ -12,6 +12,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dfer_dist.config import ModelConfig, TemporalKind
+from dfer_dist.model.adapters import reading_as
 from dfer_dist.model.backbone import TextTower
 from dfer_dist.model.fusion import Fusion
 from dfer_dist.model.prompt import PromptLearner
@@ -75,6 +76,7 @@ class DFERCLIP(nn.Module):
         )
         self.temperature, self.negative_weight = cfg.temperature, cfg.negative_weight
         self.normalize = cfg.normalize
+        self.described_by = "description" if cfg.description_ratio else "positive"
         self.pretrained_sha256 = pretrained_sha256
         classes = len(self.prompt.counts) // len(texts)
         sentences = {side: sum(self.prompt.counts[i * classes :][:classes]) for i, side in enumerate(texts)}
@@ -84,7 +86,9 @@ class DFERCLIP(nn.Module):
         image.set_grad_checkpointing(cfg.checkpoint_image)
         self.register_load_state_dict_post_hook(_embed_prompts)
 
-    def forward(self, frames: Tensor, text_features: Tensor | None = None, by_side: bool = False) -> Tensor | dict[str, Tensor]:
+    def forward(
+        self, frames: Tensor, text_features: Tensor | None = None, by_side: bool = False, tokens: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
         """Logits of clips.
 
         Parameters
@@ -94,21 +98,27 @@ class DFERCLIP(nn.Module):
         text_features : float32 [S C, D], optional
             What :meth:`text_features` returned, where the prompts do not change between calls.
         by_side : bool
-            What a loss needs: the logits of each side alone.
+            What a loss on labels needs: the logits of each side alone.
+        tokens : int64 [B, L], optional
+            What a loss on descriptions needs: one of each clip, as :class:`~dfer_dist.model.reading.Reader` has it.
 
         Returns
         -------
-        float32 [B, C], or a dict of side to float32 [B, C]
+        float32 [B, C], or a dict of side to float32 [B, C], with ``tokens`` also of ``video`` and ``description``, features of length 1, float32
+        [B, D]; these alone without ``by_side``
             Cosine / temperature, negated for the negative side: in each, a clip's own class should be highest. Of two sides the mean, in which the
             negative one weighs ``model.negative_weight``.
         """
         video = self._video(frames)
+        contrast = {} if tokens is None else {"video": video, "description": self.read(tokens)}
+        if contrast and not by_side:
+            return contrast
         if text_features is None:
             text_features = self.text_features()
         logits = (video @ text_features.t() / self.temperature).chunk(len(self.sides), dim=1)
         sides = {side: -own if side == "negative" else own for side, own in zip(self.sides, logits, strict=True)}
         if by_side:
-            return sides
+            return sides | contrast
         if len(sides) == 1:
             return sides["positive"]
         return (sides["positive"] + self.negative_weight * sides["negative"]) / (1 + self.negative_weight)
@@ -133,6 +143,12 @@ class DFERCLIP(nn.Module):
             return features
         means = [own.mean(0) for own in features.split(self.prompt.counts)]
         return F.normalize(torch.stack(means), dim=-1)
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Normalised features of descriptions: tokens int64 [B, L] -> float32 [B, D]."""
+        with reading_as(self.text, self.described_by):
+            features = self.text(self.text.token_embedding(tokens), tokens.argmax(dim=-1))  # EOT has the highest id
+        return F.normalize(features.float(), dim=-1)
 
     def _pixels(self, frames: Tensor) -> Tensor:
         """[N, 3, H, W] as the image tower reads it; arithmetic in float32, then the type that the model was cast to."""

@@ -53,7 +53,8 @@ def choose_trained(
     if cfg.text_tower is TextTuning.lora:
         add_lora(text.transformer, cfg.lora_rank, cfg.lora_alpha)
     elif cfg.text_tower is TextTuning.adapters:
-        adapt_text(text.transformer, cfg.adapter_ratio, cfg.adapter_scale, sentences)
+        more = {"description": cfg.description_ratio} if cfg.description_ratio else {}
+        adapt_text(text.transformer, cfg.adapter_ratio, cfg.adapter_scale, sentences, more)
 
 
 def param_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:

@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from dfer_dist import UserError
-from dfer_dist.config import Config, ImageTuning, Optimizer, Sampling, Schedule, TemporalKind, TextTuning, TokenPosition
+from dfer_dist.config import (
+    Config,
+    ImageTuning,
+    Optimizer,
+    Sampling,
+    Schedule,
+    Supervision,
+    TemporalKind,
+    TextTuning,
+    TokenPosition,
+)
 from dfer_dist.configfile import read_config
 from dfer_dist.report.words import PROTOCOLS
 from dfer_dist.rundir import RunDir, read_json
@@ -38,6 +48,10 @@ def protocol_rows(run: RunDir, result: Mapping[str, Any]) -> Rows:
         rows.append(["Test clips", f"every clip {views}, {result['num_frames']} frames a view"])
     elif config is None:
         return [*rows, ["Settings", "not on record in a form that this version reads"]]
+    if result.get("described_clips") is not None:
+        rows.append(
+            ["Descriptions", f"of {result['described_clips']} training clips in fold {result['fold']}; none of a test clip"]
+        )
     if config is None:
         return [*rows, ["Other settings", "not on record in a form that this version reads"]]
     return [*rows, *_data_rows(config), *_model_rows(config), *_training_rows(config)]
@@ -107,7 +121,11 @@ def _training_rows(c: Config) -> Rows:
     if o.schedule is Schedule.step:
         schedule = f"times {o.gamma:g} after epochs {', '.join(map(str, o.milestones))}"
     warm = f", warm-up over {o.warmup_epochs:g} epoch{'s' * (o.warmup_epochs != 1)}" if o.warmup_epochs else ""
-    loss = ["cross-entropy"] + [f"label smoothing {t.label_smoothing:g}"] * bool(t.label_smoothing)
+    loss = ["cross-entropy"] if t.objective is not Supervision.descriptions else []
+    if t.objective is not Supervision.labels:
+        weight = f", weight {t.description_weight:g}" if loss else ", no labels"
+        loss.append(f"contrast of clips with their descriptions over all clips of a step{weight}")
+    loss += [f"label smoothing {t.label_smoothing:g}"] * bool(t.label_smoothing)
     loss += [f"class-balanced, beta {t.class_balance:g}"] * bool(t.class_balance)
     loss += [f"gradients clipped at {o.clip_norm:g}"] * bool(o.clip_norm)
     return [

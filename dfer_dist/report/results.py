@@ -79,12 +79,12 @@ def load_fold(fold_dir: Path) -> FoldResult:
         raise UserError(f"{files.result} lacks {', '.join(lacking)}: evaluate this fold again")
     if result["selection"] not in SELECTIONS:
         raise UserError(f"{files.result}: selection '{result['selection']}' is none of {', '.join(SELECTIONS)}")
-    table = _read_predictions(files.predictions, result["classes"])
-    _check_figures(files.result, result, table.scores, ("n", "support", "confusion", "uar", "war"))
+    table = read_predictions(files.predictions, result["classes"])
+    check_figures(files.result, result, table.scores, ("n", "support", "confusion", "uar", "war"))
     shuffled = None
     if result.get("shuffled") is not None:
-        shuffled = _read_predictions(files.shuffled_predictions, result["classes"])
-        _check_figures(files.result, result["shuffled"], shuffled.scores, ("uar", "war"))
+        shuffled = read_predictions(files.shuffled_predictions, result["classes"])
+        check_figures(files.result, result["shuffled"], shuffled.scores, ("uar", "war"))
         if shuffled.scores.support != table.scores.support:
             raise UserError(
                 f"{files.shuffled_predictions} has other clips than {files.predictions.name}: evaluate this fold again"
@@ -92,7 +92,14 @@ def load_fold(fold_dir: Path) -> FoldResult:
     return FoldResult(result, table, shuffled)
 
 
-def _read_predictions(path: Path, classes: list[str]) -> Predictions:
+def read_predictions(path: Path, classes: list[str]) -> Predictions:
+    """A table of predictions.
+
+    Raises
+    ------
+    UserError
+        If it is missing or damaged.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -114,7 +121,14 @@ def _read_predictions(path: Path, classes: list[str]) -> Predictions:
         raise UserError(f"{path} is missing or damaged ({reason}): evaluate this fold again") from e
 
 
-def _check_figures(path: Path, written: Any, scores: Scores, names: tuple[str, ...]) -> None:
+def check_figures(path: Path, written: Any, scores: Scores, names: tuple[str, ...]) -> None:
+    """Hold figures ``written`` in the file ``path`` against ``scores``.
+
+    Raises
+    ------
+    UserError
+        If one of ``names`` differs.
+    """
     for name in names:
         said, counted = written.get(name), getattr(scores, name)
         # a hundredth leaves room for rounded figures; a clip more or less is seen in the confusion matrix

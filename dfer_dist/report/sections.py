@@ -21,6 +21,7 @@ from dfer_dist.report.words import (
     notes,
     warnings,
 )
+from dfer_dist.report.zeroshot import zero_shot_table
 from dfer_dist.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -48,9 +49,11 @@ def run_sections(run: RunDir, summary: Mapping[str, Any]) -> list[Section]:
         "protocol", f"{heading(summary)}: protocol", ["Setting", "In words"], protocol_rows(run, first), told, left=2
     )
     origin = Table("provenance", f"{heading(summary)}: provenance", ["What", "From"], provenance_rows(run, first), told, left=2)
+    elsewhere = zero_shot_table(run, summary)
     return [
         Section("scores", "UAR and WAR", [], [scores_table(summary)]),
         Section("recall", "Recall of each class", [recall], [recall_table(summary)]),
+        *([Section("zero_shot", "Zero-shot", [], [elsewhere])] if elsewhere else []),
         Section("cost", "Speed and cost", [], [cost_table(run, summary)]),
         Section("protocol", "Protocol", [], [protocol]),
         Section("provenance", "Provenance", [], [origin]),
@@ -170,7 +173,7 @@ def run_markdown(summary: Mapping[str, Any], sections: Sequence[Section]) -> str
 
 def run_latex(run: RunDir, summary: Mapping[str, Any], sections: Sequence[Section]) -> str:
     """The text of ``summary.tex``."""
-    tables = [t for s in sections for t in s.tables if s.key in ("scores", "recall", "cost", "published")]
+    tables = [t for s in sections for t in s.tables if s.key in ("scores", "recall", "zero_shot", "cost", "published")]
     return latex_document(tables, slug(run.root.name), heading(summary), warnings(summary))
 
 

@@ -90,3 +90,12 @@ def p_words(p: float | None) -> str:
     if p is None:
         return "not defined"
     return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
+
+
+def trained_words(origin: Mapping[str, Any] | None) -> str:
+    """What a model that is tested zero-shot was trained on; None is CLIP as it was pretrained."""
+    if origin is None:
+        return "CLIP as it was pretrained, not trained on any faces here"
+    by = {"labels": "on labels", "descriptions": "on descriptions without labels", "both": "on labels and descriptions"}
+    fold = f" without fold {origin['fold']}" if origin["fold"] is not None else ""
+    return f"trained on {origin['dataset'] or 'a set that it does not name'}{fold}, {by[origin['objective']]}"
