@@ -182,8 +182,8 @@ class Fold:
             raise Told
 
 
-def check_same_extras(saved: checkpoint.Checkpoint, levels: dict[str, Any] | None, texts: ClipTexts | None) -> None:
-    """Whether a checkpoint was trained on the parsing maps and landmarks that lie beside the shards now, and on their descriptions.
+def check_same_levels(saved: checkpoint.Checkpoint, levels: dict[str, Any] | None) -> None:
+    """Whether a checkpoint was trained on the parsing maps and landmarks that lie beside the shards now, ``levels``.
 
     Raises
     ------
@@ -194,6 +194,16 @@ def check_same_extras(saved: checkpoint.Checkpoint, levels: dict[str, Any] | Non
         raise UserError(
             f"{saved.path} was trained on other parsing maps or landmarks than lie beside the shards: make these anew, or begin another run"
         )
+
+
+def check_same_texts(saved: checkpoint.Checkpoint, texts: ClipTexts | None) -> None:
+    """Whether a checkpoint was trained on the descriptions ``texts``.
+
+    Raises
+    ------
+    UserError
+        If not.
+    """
     if saved.state.get("texts_sha256") != (texts.sha256 if texts else None):
         raise UserError(
             f"{saved.path} was trained on other descriptions than there are now: begin another run, or put those back"
@@ -225,7 +235,8 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFl
     frozen, described = checkpoint.frozen_checksum(model, trained), trained_line(model)
     saved = checkpoint.read(found) if found else None
     if saved:
-        check_same_extras(saved, levels, texts)
+        check_same_levels(saved, levels)
+        check_same_texts(saved, texts)
         checkpoint.load_weights(model, trained, saved)
     watchdog.beat()
     engine = build_engine(model, groups, config, ranks, plan.steps)
