@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import multiprocessing
 import os
 import re
@@ -25,7 +24,6 @@ from dfer_dist.config import Device
 T = TypeVar("T")
 
 _SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -115,18 +113,6 @@ def choose_device(device: Device, local_rank: int = 0) -> torch.device:
     return torch.device("cpu")
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed for the next tensor of that size.
-
-    It asks the kernel for a large tensor anew each time, which hands out every page at its first touch, zeroed: on the CPU that
-    took longer than what was computed on it. Another C library is left as it is.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
-            libc.mallopt(parameter, value)
-
-
 def device_name(device: torch.device) -> str:
     """What a person calls a device: a GPU's model, or the processor's."""
     if device.type == "cuda":
@@ -152,8 +138,6 @@ def start(device: Device, hang_seconds: float = 600.0) -> Ranks:
     where = choose_device(device, int(os.environ["LOCAL_RANK"]))
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    else:
-        keep_freed_memory()
     timeout = timedelta(seconds=hang_seconds + 60)
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timeout)
     return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), where)

@@ -63,11 +63,11 @@ def refused(*words: str) -> str:
 
 
 def written(path: Path) -> dict[str, object]:
-    """Leaves of a YAML file by dotted key."""
-    tree = OmegaConf.load(path)
+    """Settings of a YAML file by dotted key; sentences by class are one."""
+    tree, settings = OmegaConf.load(path), flatten(Config())
 
     def walk(node: object, prefix: str) -> dict[str, object]:
-        if isinstance(node, dict):
+        if isinstance(node, dict) and prefix[:-1] not in settings:
             return {k: v for key, child in node.items() for k, v in walk(child, f"{prefix}{key}.").items()}
         return {prefix[:-1]: node}
 

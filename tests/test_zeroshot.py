@@ -185,7 +185,7 @@ def test_clip_as_it_was_pretrained(tiny_shards: Index, tmp_path: Path) -> None:
 
 
 def test_mistakes_are_named(tiny_shards: Index, tmp_path: Path) -> None:
-    words = [f"data.shards={tiny_shards.root}"]
+    words = [f"data.shards={tiny_shards.root}", "model.pretrained=none"]
     for what, told in (
         (Path("demo"), "tiny has random weights"),
         (Path("dmo"), "no experiment 'dmo'"),
