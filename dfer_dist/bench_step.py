@@ -29,14 +29,14 @@ from dfer_dist.config import Config
 from dfer_dist.configfile import dump_config, read_config
 from dfer_dist.engine import Engine, build_engine
 from dfer_dist.evaluate import clip_logits
-from dfer_dist.footprint import in_use, peak
+from dfer_dist.footprint import in_use
 from dfer_dist.model import build_model, param_groups, settle_image_size
 from dfer_dist.model.backbone import clip_config
 from dfer_dist.model.text import side_texts
 from dfer_dist.objective import Objective
 from dfer_dist.planner import data_size
 from dfer_dist.products import Products
-from dfer_dist.ranks import Ranks, leave, start
+from dfer_dist.ranks import Ranks, leave, peak_memory, start
 from dfer_dist.saver import Saver
 
 PLAIN = Path(__file__).parent.parent / "benchmarks" / "plain_step.py"
@@ -151,7 +151,7 @@ def serve(config: Config, way: str, folder: Path, out: TextIO) -> None:
     for line in sys.stdin:
         method, *arguments = line.split()
         answer = _time(partial(getattr(own, method), *arguments), ranks)
-        print(json.dumps({"peak_bytes": peak(ranks) - before, **answer}), file=out, flush=True)
+        print(json.dumps({"peak_bytes": peak_memory(ranks.device) - before, **answer}), file=out, flush=True)
 
 
 def _time(work: Callable[[], dict[str, float] | None], ranks: Ranks) -> dict[str, float]:

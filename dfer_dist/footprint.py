@@ -22,7 +22,7 @@ from dfer_dist.model import build_model, param_groups, settle_image_size
 from dfer_dist.model.reading import CONTEXT
 from dfer_dist.objective import Objective
 from dfer_dist.planner import data_size, plan_here
-from dfer_dist.ranks import Ranks, leave, start
+from dfer_dist.ranks import Ranks, leave, peak_memory, start
 
 STEPS = 2
 
@@ -72,7 +72,7 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
             engine.micro_step(loss)
         loss.item()
         seconds = time.perf_counter() - begin
-    measured = peak(ranks) - before
+    measured = peak_memory(ranks.device) - before
     planned = plan_here(config, classes, ranks.device.type)
     return Footprint(measured, planned, seconds, size, engine.micro_batch, engine.accumulation)
 
@@ -81,13 +81,6 @@ def in_use(ranks: Ranks) -> float:
     if ranks.device.type == "cuda":
         return float(torch.cuda.memory_allocated())
     return float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def peak(ranks: Ranks) -> float:
-    if ranks.device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated())
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024.0 * float(status["VmHWM"].split()[0])
 
 
 def main() -> None:

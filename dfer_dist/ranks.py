@@ -121,6 +121,14 @@ def device_name(device: torch.device) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), device.type)
 
 
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has used at once: of the GPU, or of main memory, where imports count too."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(status["VmHWM"].split()[0])
+
+
 def start(device: Device, hang_seconds: float = 600.0) -> Ranks:
     """Join the process group: NCCL on GPUs, gloo on the CPU.
 

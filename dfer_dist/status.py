@@ -56,10 +56,10 @@ class Attempt:
             self.attempts[-1] |= {"from_step": step, "undone_steps": undone}
         self._set("RUNNING", steps=steps)
 
-    def end(self, state: str, why: str) -> None:
-        """The attempt is over."""
+    def end(self, state: str, why: str, peak_bytes: int | None = None) -> None:
+        """The attempt is over; ``peak_bytes`` is the most memory that rank 0 used."""
         if self.writes:
-            self.attempts[-1] |= {"ended": _now(), "why": why}
+            self.attempts[-1] |= {"ended": _now(), "why": why, "peak_bytes": peak_bytes}
         self._set(state)
 
     def _set(self, state: str, **more: Any) -> None:

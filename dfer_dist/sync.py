@@ -68,7 +68,7 @@ def sync(run: RunDir) -> Sent:
         _send_fold(run, int(fold), api, child, sent)
     parent = api.get_run(tracking["run_id"])
     if run.summary.exists():
-        sent.changes += _tell_summary(api, parent, read_json(run.summary))
+        sent.changes += _tell_summary(api, run, parent, read_json(run.summary))
     sent.files += send_files(api, tracking["run_id"], run.files_sent, run_files(run))
     jobs = {"slurm.array": _array(run)} if run.jobs.exists() else {}
     sent.changes += _tag(run, api, parent, {k: v for k, v in jobs.items() if v})
@@ -180,11 +180,13 @@ def last_words(run: RunDir, fold: int, status: str) -> Callable[[MlflowClient, s
     return do
 
 
-def _tell_summary(api: MlflowClient, parent: Run, summary: Mapping[str, Any]) -> bool:
-    """Mean, deviation, best and worst fold, as figures of the parent run, so that the server's own tables compare runs."""
+def _tell_summary(api: MlflowClient, run: RunDir, parent: Run, summary: Mapping[str, Any]) -> bool:
+    """Mean, deviation, best and worst fold, size, speed and memory, as figures of the parent run, so that the server's own tables compare runs."""
     import time
 
     from mlflow.entities import Metric, RunTag
+
+    from dfer_dist.report.history import run_cost
 
     figures: dict[str, float | None] = {}
     tags = {"folds_missing": ",".join(map(str, summary["missing"])) or "none"}
@@ -194,6 +196,8 @@ def _tell_summary(api: MlflowClient, parent: Run, summary: Mapping[str, Any]) ->
         figures |= {f"{metric}_mean": summary[metric]["mean"], f"{metric}_std": summary[metric]["std"]}
         figures |= {f"{metric}_best": values[best], f"{metric}_worst": values[worst]}
         tags |= {f"{metric}_best_fold": str(best), f"{metric}_worst_fold": str(worst)}
+    cost = run_cost(run, summary["folds"])
+    figures |= {"trained_parameters": cost.trained, "clips_per_second": cost.clips_per_second, "peak_bytes": cost.peak_bytes}
     now, have = int(time.time() * 1000), parent.data.metrics
     new = [Metric(k, v, now, 0) for k, v in figures.items() if v is not None and have.get(k) != v]
     words = [RunTag(k, v) for k, v in tags.items() if parent.data.tags.get(k) != v]

@@ -32,7 +32,7 @@ from dfer_dist.data.stream import Batch, train_stream
 from dfer_dist.fold import Fold, Told, build
 from dfer_dist.masters import replace_weights
 from dfer_dist.meter import Meter
-from dfer_dist.ranks import device_name, start
+from dfer_dist.ranks import device_name, peak_memory, start
 from dfer_dist.ranks import leave as leave_process
 from dfer_dist.report import confusion_png
 from dfer_dist.rundir import RunDir, write_json
@@ -258,7 +258,7 @@ def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
         if fold.tracker:
             fold.tracker.release(fold.tracker.size)
         fold.close_tracking(FINISHED if outcome == DONE else KILLED)
-    attempt.end(outcome, why)  # last: DONE means all of it
+    attempt.end(outcome, why, peak_memory(ranks.device))  # last: DONE means all of it
     return outcome
 
 

@@ -11,12 +11,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from made_runs import CLASSES, make_run, write_table
+from safetensors.numpy import save_file
 
 from dfer_dist import UserError
 from dfer_dist.metrics import score
 from dfer_dist.report.compare import Comparison, compare, load_sides
+from dfer_dist.report.comparison import systems_table
 from dfer_dist.report.files import write_comparison
-from dfer_dist.rundir import RunDir
+from dfer_dist.report.summary import summarize
+from dfer_dist.rundir import RunDir, read_json, write_json
 
 
 def held(first: RunDir, second: RunDir) -> Comparison:
@@ -182,6 +185,24 @@ def test_files_of_three_runs(tmp_path: Path) -> None:
     assert r"b\&c against first" in latex
     assert r"Recall \% b\_1" in latex
     assert "b&amp;c against first" in page
+
+
+def test_size_speed_and_memory_are_those_of_the_checkpoints_and_attempts(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a", folds=(1, 2)), make_run(tmp_path / "b", history=False), make_run(tmp_path / "c", folds=())]
+    for k, peak in ((1, 3 * 2**29), (2, 2**30)):
+        fold = runs[0].fold(k)
+        (fold.root / "c").mkdir()
+        save_file({"w": np.zeros((100, 40), np.float32), "b": np.zeros(500, np.float32)}, fold.root / "c" / "model.safetensors")
+        status = read_json(fold.status)
+        status["attempts"][0]["peak_bytes"] = peak
+        write_json(fold.status, status)
+    table = systems_table(runs, [summarize(runs[0].root, [1, 2, 3]), summarize(runs[1].root, [1, 2, 3]), None])
+    assert [row[:2] + row[4:] for row in table.rows] == [
+        ["a", "0.004", "50.0", "1.50"],
+        ["b", "not recorded", "not recorded", "not recorded"],
+        ["c", "not recorded", "not recorded", "not recorded"],
+    ]
+    assert table.rows[2][2:4] == ["missing", "missing"]
 
 
 def test_a_run_is_not_held_against_itself(tmp_path: Path) -> None:

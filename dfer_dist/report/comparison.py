@@ -12,6 +12,7 @@ from dfer_dist import UserError
 from dfer_dist.config import NEUTRAL, flatten
 from dfer_dist.configfile import read_config
 from dfer_dist.report.compare import Comparison, Paired
+from dfer_dist.report.history import run_cost
 from dfer_dist.report.sections import Section, latex_document
 from dfer_dist.report.tables import Table, markdown, slug, terminal
 from dfer_dist.report.words import folds_words, mean_words, missing_words, p_words, signed
@@ -40,6 +41,23 @@ def overview_table(runs: Sequence[RunDir], summaries: Sequence[Mapping[str, Any]
     return Table("runs", "Runs side by side", ["Run", "What differs", "Folds", "UAR %", "WAR %"], rows, warnings, left=2)
 
 
+def systems_table(runs: Sequence[RunDir], summaries: Sequence[Mapping[str, Any] | None]) -> Table:
+    """A row a run: what is trained, how well it does, how fast it was and how much memory it took."""
+    rows = []
+    for run, summary in zip(runs, summaries, strict=True):
+        scores = [mean_words(summary, m) for m in ("uar", "war")] if summary else ["missing", "missing"]
+        c = run_cost(run, summary["folds"] if summary else [])
+        trained = "not recorded" if c.trained is None else f"{c.trained / 1e6:.3f}"
+        speed = "not recorded" if c.clips_per_second is None else f"{c.clips_per_second:.1f}"
+        memory = "not recorded" if c.peak_bytes is None else f"{c.peak_bytes / 2**30:.2f}"
+        rows.append([run.root.name, trained, *scores, speed, memory])
+    header = ["Run", "Trained, million", "UAR %", "WAR %", "Clips / s", "Memory, GiB"]
+    notes = [
+        "Parameters that are trained; clips a second in training, over all ranks, median over steps and folds; the largest peak of a rank: its GPU's, or main memory with all imports."
+    ]
+    return Table("systems", "Size, speed and memory", header, rows, [], notes)
+
+
 def _settings(run: RunDir) -> dict[str, Any] | None:
     """By dotted key; None for those that this version cannot read."""
     try:
@@ -55,9 +73,9 @@ def write_overview(runs: Sequence[RunDir], path: Path) -> RichTable:
     return terminal(table)
 
 
-def comparison_sections(overview: Table, comparisons: Sequence[Comparison]) -> list[Section]:
-    """What a report says of several runs, in its order."""
-    sections = [Section("runs", "Runs side by side", [], [overview])]
+def comparison_sections(tables: Sequence[Table], comparisons: Sequence[Comparison]) -> list[Section]:
+    """What a report says of several runs, in its order; ``tables`` have a row for each."""
+    sections = [Section("runs", "Runs side by side", [], list(tables))]
     first = comparisons[0].first.name
     text = [f"All differences are against {first}, on the same clips; positive: the other run is better."]
     sections.append(Section("differences", "Differences", text, [_difference_table(c) for c in comparisons]))

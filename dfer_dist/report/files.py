@@ -71,6 +71,7 @@ def write_comparison(runs: Sequence[RunDir], folder: Path, published: Published 
         comparison_markdown,
         comparison_sections,
         overview_table,
+        systems_table,
         write_clips,
     )
     from dfer_dist.report.page import FOOTER, PAIRED_FOOTER, comparison_chapter, render, run_chapter
@@ -78,7 +79,7 @@ def write_comparison(runs: Sequence[RunDir], folder: Path, published: Published 
     sides = load_sides(runs)
     comparisons = [compare(sides[0], other) for other in sides[1:]]
     summaries = [summarize_folds(list(side.folds.values()), side.all_folds) for side in sides]
-    sections = comparison_sections(overview_table(runs, summaries), comparisons)
+    sections = comparison_sections([overview_table(runs, summaries), systems_table(runs, summaries)], comparisons)
     chapters = [comparison_chapter(sections, comparisons)]
     for i, (run, summary) in enumerate(zip(runs, summaries, strict=True)):
         own = run_sections(run, summary)

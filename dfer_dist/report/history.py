@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from math import prod
 from statistics import median
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from dfer_dist import UserError
-from dfer_dist.rundir import FoldDir, read_json
+from dfer_dist.rundir import FoldDir, RunDir, read_json
 
 POINTS = 60  # of a loss curve, at most
 
@@ -41,6 +44,8 @@ class Cost:
     data_wait_share: float | None
     device: str | None  # ``cuda`` or ``cpu``
     device_name: str | None
+    peak_bytes: int | None  # of rank 0 in the attempt that took most: of its GPU, or of main memory
+    trained: int | None  # parameters
 
 
 def read_lines(fold: FoldDir) -> list[dict[str, Any]]:
@@ -109,7 +114,36 @@ def cost(fold: FoldDir, result: Mapping[str, Any]) -> Cost:
         data_wait_share=median(waits) if waits else None,
         device=result.get("device"),
         device_name=", ".join(names) or None,
+        peak_bytes=max((a["peak_bytes"] for a in attempts if a.get("peak_bytes")), default=None),
+        trained=_trained(fold, result),
     )
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What a run's folds have in common: parameters that are trained, clips a second (median over folds), and the largest peak of memory."""
+
+    trained: int | None
+    clips_per_second: float | None
+    peak_bytes: int | None
+
+
+def run_cost(run: RunDir, results: Sequence[Mapping[str, Any]]) -> RunCost:
+    """Over the folds that are done; what none of them recorded is None."""
+    costs = [cost(run.fold(r["fold"]), r) for r in results]
+    trained = [c.trained for c in costs if c.trained is not None]
+    speeds = [c.clips_per_second for c in costs if c.clips_per_second is not None]
+    peaks = [c.peak_bytes for c in costs if c.peak_bytes is not None]
+    return RunCost(max(trained, default=None), median(speeds) if speeds else None, max(peaks, default=None))
+
+
+def _trained(fold: FoldDir, result: Mapping[str, Any]) -> int | None:
+    """Parameters in the checkpoint that was tested, which holds those that are trained."""
+    try:
+        with safe_open(fold.root / result["checkpoint"] / "model.safetensors", "numpy") as weights:
+            return sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118 (it is no mapping)
+    except (OSError, KeyError, SafetensorError):  # moved away since
+        return None
 
 
 def _span(attempt: Mapping[str, Any], later: Sequence[Mapping[str, Any]], last_line: float | None) -> tuple[float | None, bool]:

@@ -41,7 +41,7 @@ def test_undisturbed(trial: Submitted, undisturbed: Trial) -> None:
     job = trial.done()
     told(trial, begin)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "0")
-    assert attempts(trial)[0] | {"job": "", "array": "", "device": "", "started": "", "ended": ""} == {
+    assert attempts(trial)[0] | {"job": "", "array": "", "device": "", "started": "", "ended": "", "peak_bytes": 0} == {
         "job": "",
         "array": "",
         "device": "",
@@ -52,6 +52,7 @@ def test_undisturbed(trial: Submitted, undisturbed: Trial) -> None:
         "started": "",
         "ended": "",
         "why": "all steps done",
+        "peak_bytes": 0,
     }
     same(trial, undisturbed)
     same_in_mlflow(trial)
