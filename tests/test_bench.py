@@ -43,6 +43,6 @@ def test_loader_takes_an_experiments_shards_and_settings(tmp_path: Path, tiny_sh
 
 def test_made_clips_are_of_sixty_different_frames(tmp_path: Path) -> None:
     index = make_clips(tmp_path, 2, size=64)
-    clips = [ClipReader(index).jpegs(0, row) for row in range(2)]
+    clips = [ClipReader(index).jpegs(shard, 0) for shard in range(2)]  # one of each fold
     assert [len(set(clip)) for clip in clips] == [60, 60] and clips[0] != clips[1]
     assert simplejpeg.decode_jpeg_header(clips[0][0])[:2] == (64, 64)

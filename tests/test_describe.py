@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -182,7 +183,10 @@ def test_a_kill_loses_no_answer_and_has_none_given_twice(vision: Vision, shards:
 
 def test_ctrl_c_keeps_the_answers_on_their_way(vision: Vision, shards: Path) -> None:
     vision.hold.clear()
-    process = subprocess.Popen(command(vision, shards, "--concurrency", 2), env=environment(), stdout=subprocess.DEVNULL)
+    words, heard = command(vision, shards, "--concurrency", 2), partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        words, env=environment(), stdout=subprocess.DEVNULL, preexec_fn=heard
+    )  # a job in the background ignores it
     while len(vision.requests) < 2:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

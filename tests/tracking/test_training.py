@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,10 @@ def test_the_ui_opens_on_a_sqlite_file(tiny_shards: Index, tmp_path: Path) -> No
     trial = Trial(tiny_shards, tmp_path)
     trial.prepare()
     command = [Path(sys.executable).with_name("dfer"), "ui", trial.run.root]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}, preexec_fn=heard
+    )
     try:
         assert process.stdout
         address = process.stdout.readline().split("#")[0]
