@@ -27,6 +27,7 @@ def test_products_of_forward_and_backward_are_taken_down() -> None:
     assert taken.seconds(torch.device("cpu")) > 0
 
 
+@pytest.mark.engine_full
 def test_the_commands_tell_what_they_measured(tmp_path: Path) -> None:
     file, small = tmp_path / "x.json", ["demo", "data.shards=dfew", "data.num_frames=2", "eval.batch=4"]
     done = CliRunner().invoke(app, ["bench", "eval", *small, "--rounds", "1", "--json", str(file)], catch_exceptions=False)

@@ -215,6 +215,7 @@ def test_lora_fits_a_large_tower() -> None:
     assert count == 8 * 18 * (24 * 1024 + 12 * 768)
 
 
+@pytest.mark.engine_full
 def test_lora_and_the_mean_train_through_the_engine_and_stay_the_same_under_zero_3(tmp_path: Path) -> None:
     """ZeRO-3 on two ranks with recomputed activations must follow ZeRO-1 on one."""
     one = run_ranks(ENGINE, 1, "--stage", "1", "--folder", str(tmp_path / "one"))
