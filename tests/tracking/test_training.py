@@ -111,9 +111,9 @@ def test_a_dead_server_costs_no_steps(guarded: Site, trial: Trial) -> None:
         over.set()
         thread.join()
         proxy.mode = PASS
-    rates = {mode: statistics.median(seconds) for mode, seconds in steps(trial, turns).items()}
+    rates = {mode: middle(seconds) for mode, seconds in steps(trial, turns).items()}
     print(
-        f"steps a second, median: server alive {1 / rates[PASS]:.2f}, dead {1 / rates[DEAD]:.2f}, ratio {rates[PASS] / rates[DEAD]:.3f}"
+        f"steps a second, mean of the middle half: server alive {1 / rates[PASS]:.2f}, dead {1 / rates[DEAD]:.2f}, ratio {rates[PASS] / rates[DEAD]:.3f}"
     )
     assert rates[PASS] / rates[DEAD] > 0.98
     sync(trial.run)
@@ -122,6 +122,12 @@ def test_a_dead_server_costs_no_steps(guarded: Site, trial: Trial) -> None:
     sync(trial.run)
     assert guarded.mlflow.state() == before
     proxy.end()
+
+
+def middle(seconds: list[float]) -> float:
+    """Mean of the middle half: a line's time is rounded to a thousandth, which is too coarse for a median of such short steps."""
+    quarter = len(seconds) // 4
+    return statistics.fmean(sorted(seconds)[quarter : len(seconds) - quarter])
 
 
 def steps(trial: Trial, turns: list[tuple[float, str]]) -> dict[str, list[float]]:
