@@ -181,7 +181,7 @@ def last_words(run: RunDir, fold: int, status: str) -> Callable[[MlflowClient, s
 
 
 def _tell_summary(api: MlflowClient, run: RunDir, parent: Run, summary: Mapping[str, Any]) -> bool:
-    """Mean, deviation, best and worst fold, size, speed and memory, as figures of the parent run, so that the server's own tables compare runs."""
+    """Mean, deviation, best and worst fold as figures of the parent run, so that the server's own tables compare runs; size, speed and memory as tags."""
     import time
 
     from mlflow.entities import Metric, RunTag
@@ -197,7 +197,8 @@ def _tell_summary(api: MlflowClient, run: RunDir, parent: Run, summary: Mapping[
         figures |= {f"{metric}_best": values[best], f"{metric}_worst": values[worst]}
         tags |= {f"{metric}_best_fold": str(best), f"{metric}_worst_fold": str(worst)}
     cost = run_cost(run, summary["folds"])
-    figures |= {"trained_parameters": cost.trained, "clips_per_second": cost.clips_per_second, "peak_bytes": cost.peak_bytes}
+    costs = {"trained_parameters": cost.trained, "clips_per_second": cost.clips_per_second, "peak_bytes": cost.peak_bytes}
+    tags |= {k: str(v) for k, v in costs.items() if v is not None}  # the page that compares runs shows no more figures than above
     now, have = int(time.time() * 1000), parent.data.metrics
     new = [Metric(k, v, now, 0) for k, v in figures.items() if v is not None and have.get(k) != v]
     words = [RunTag(k, v) for k, v in tags.items() if parent.data.tags.get(k) != v]
