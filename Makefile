@@ -11,7 +11,7 @@ SYSTEM_RUN := g++ python3-dev python3-venv
 SYSTEM_TEST := ffmpeg chromium slurm-wlm postgresql
 SYSTEM_SLURM := slurm-wlm slurmdbd munge mariadb-server
 
-.PHONY: help demo test test-data test-engine test-faults test-slurm test-tracking slurm-install slurm-up slurm-down lint format bench clean system pictures
+.PHONY: help demo test test-data test-engine test-faults test-slurm test-tracking slurm-install slurm-up slurm-down lint format clean system pictures
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-PLAIN_LENGTH = 128  # tokens up to which the CPU computes attention as plain products (docs/benchmarks.md)
+PLAIN_LENGTH = 128  # tokens up to which the CPU takes plain products: faster at 50 (docs/benchmarks.md); the bound was chosen, for their memory
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
