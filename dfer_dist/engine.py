@@ -106,6 +106,7 @@ def build_engine(model: nn.Module, groups: Groups, config: Config, ranks: Ranks,
     """
     micro, accumulation = split_batch(config, ranks.world)
     import deepspeed  # seconds to import, and it reads DS_ACCELERATOR when imported
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 
     optim = config.optim
     peaks = {"temporal": optim.lr_temporal, "image": optim.lr_image, "prompt": optim.lr_prompt, "lora": optim.lr_lora}
@@ -114,20 +115,21 @@ def build_engine(model: nn.Module, groups: Groups, config: Config, ranks: Ranks,
     param_groups = [{"params": [p for _, p in g], "lr": base_lr[name], "name": name} for name, g in groups.items()]
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=_optimizer(param_groups, optim, ranks.device),
+        optimizer=_optimizer(param_groups, optim),
         config=_deepspeed_config(config, micro, accumulation, ranks),
         dist_init_required=False,
     )
+    if ranks.world == 1 and isinstance(engine.optimizer, BF16_Optimizer):  # it would copy all gradients four times, for nobody
+        engine.enable_backward_allreduce = False
     total = steps_per_epoch * config.train.epochs
     return Engine(engine, groups, base_lr, optim, steps_per_epoch, total, micro, accumulation)
 
 
-def _optimizer(groups: list[dict[str, Any]], optim: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
-    """torch's own optimizers: DeepSpeed's compile on the compute node at first use."""
-    fused = device.type == "cuda"
+def _optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optimizer:
+    """torch's own optimizers, each step one pass over the weights: DeepSpeed's compile on the compute node at first use."""
     if optim.name is Optimizer.adamw:
-        return torch.optim.AdamW(groups, weight_decay=optim.weight_decay, fused=fused)
-    return torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=fused)
+        return torch.optim.AdamW(groups, weight_decay=optim.weight_decay, fused=True)
+    return torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True)
 
 
 def _deepspeed_config(config: Config, micro: int, accumulation: int, ranks: Ranks) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import multiprocessing
 import os
 import re
@@ -22,6 +23,8 @@ from dfer_dist import UserError
 from dfer_dist.config import Device
 
 T = TypeVar("T")
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 _SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
 
@@ -107,9 +110,6 @@ def choose_device(device: Device, local_rank: int = 0) -> torch.device:
     os.environ["DS_ACCELERATOR"] = "cuda" if use_cuda else "cpu"
     if use_cuda:
         return torch.device("cuda", local_rank)
-    # the CPU's fused attention (this switch governs it too, whatever its module is called) has a bf16 backward pass that
-    # took 60 % of a training step of the tiny model; plain products took half the time of the whole step
-    torch.backends.cuda.enable_flash_sdp(False)
     return torch.device("cpu")
 
 
@@ -146,9 +146,19 @@ def start(device: Device, hang_seconds: float = 600.0) -> Ranks:
     where = choose_device(device, int(os.environ["LOCAL_RANK"]))
     if where.type == "cuda":
         torch.cuda.set_device(where)
+    else:
+        _keep_memory()
     timeout = timedelta(seconds=hang_seconds + 60)
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timeout)
     return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), where)
+
+
+def _keep_memory() -> None:
+    """Have glibc keep freed memory, which it would give back and fetch afresh, page by page, for each activation of each step."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def leave(status: int) -> NoReturn:

@@ -7,11 +7,12 @@ ViT-B/16 in bf16, for a moment.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-PLAIN_LENGTH = 128  # tokens up to which the CPU takes plain products: faster at 50 (docs/benchmarks.md); the bound was chosen, for their memory
+PLAIN_LENGTH = 512  # tokens up to which the CPU trains by plain products: faster up to 577 (docs/benchmarks.md), but they keep their scores
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -22,7 +23,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     mask : Tensor [N, N], optional
         Of ``q``'s type; added to the scores.
     """
-    if q.is_cuda or q.shape[-2] > PLAIN_LENGTH:
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if q.is_cuda or not trained or q.shape[-2] > PLAIN_LENGTH:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # the CPU's fused kernel is slow in its backward pass
     return (scores if mask is None else scores + mask).softmax(-1) @ v
