@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,11 +14,14 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.pipeline import make_pipeline
 
 from dfer_dist import UserError
-from dfer_dist.data.demo import FOLDS, IDENTITIES, SHARES, contact_sheet, plan_demo, render_demo
+from dfer_dist.data.demo import DESCRIPTIONS, FOLDS, SHARES, contact_sheet, plan_demo, render_demo
 from dfer_dist.data.face_parts import AUS
-from dfer_dist.data.faces import FRAMES, draw_track, render_clip
+from dfer_dist.data.faces import FRAMES, IDENTITIES, clip_track, draw_track, render_clip
+from dfer_dist.data.facewords import AT_REST, MOST, MOVEMENTS, SEEN, STILL, describe_clip
+from dfer_dist.data.labelwords import clean
 from dfer_dist.data.layouts import SEVEN, read_lists
 from dfer_dist.data.media import clip_files
+from dfer_dist.model.reading import CONTEXT, Reader
 
 SMALL = {"clips": 35, "size": 32}
 
@@ -85,6 +90,9 @@ def test_a_whole_set_is_left_alone_and_a_broken_one_is_finished(demo: Path, tmp_
     stamp = (copy / "demo.json").stat().st_mtime_ns
     render_demo(copy, **SMALL)
     assert (copy / "demo.json").stat().st_mtime_ns == stamp
+    (copy / DESCRIPTIONS).unlink()  # as earlier versions left it
+    render_demo(copy, **SMALL)
+    assert (copy / "demo.json").stat().st_mtime_ns == stamp and contents(copy) == before
     (copy / "demo.json").rename(copy / ".unfinished.json")  # holds the same arguments as the mark that an interrupted run leaves
     (copy / "frames" / "00001" / "00000.jpg").write_bytes(b"cut")
     shutil.rmtree(copy / "frames" / "00002")
@@ -92,10 +100,91 @@ def test_a_whole_set_is_left_alone_and_a_broken_one_is_finished(demo: Path, tmp_
     assert contents(copy) == before
     render_demo(copy, clips=35, size=32, seed=1, workers=1)
     assert contents(copy).keys() != before.keys()
+    assert contents(copy)[DESCRIPTIONS] != before[DESCRIPTIONS]
     assert {
         len(list((copy / "frames" / r["name"]).iterdir())) - r["frames"]
         for r in json.loads((copy / "demo.json").read_text())["rows"]
     } == {0}
+
+
+def track(*thirds: dict[str, float]) -> np.ndarray:
+    """Units of a clip of 30 frames, the same for ten frames each."""
+    return np.repeat([[units.get(name, 0.0) for name in AUS] for units in thirds], 10, axis=0).astype(np.float32)
+
+
+def needed(words: str) -> set[str]:
+    """The units of a movement, each choice of them as MOVEMENTS has it; none for what is said of a part at rest."""
+    return {units for units, _, own in MOVEMENTS if words in own}
+
+
+def phrases(caption: str) -> list[list[str]]:
+    """What each sentence says."""
+    return [sentence.split(", ") for sentence in caption.removesuffix(".").split(". ")]
+
+
+def test_a_description_says_what_moves_in_order_of_time_and_the_strongest_first() -> None:
+    smile = {"AU12": 0.9, "AU20": 0.4, "AU6": 0.7, "AU25": 0.5, "AU17": 0.2}
+    for seed in range(30):
+        said = phrases(describe_clip(track({}, smile, {"AU6": 0.3, "AU12": 0.4}), np.random.default_rng(seed)))
+        assert [[needed(words) for words in sentence] for sentence in said] == [
+            [set()],
+            [{"AU12"}, {"AU6"}, {"AU25"}],
+            [{"AU12"}],
+        ]
+        assert said[0][0] in AT_REST
+        said = phrases(describe_clip(track(smile, {}, {}), np.random.default_rng(seed)))
+        assert [len(sentence) for sentence in said] == [MOST, 1]
+        blink = track({}, {"AU4": 0.5}, {})
+        blink[3:6, AUS.index("AU43")] = 1
+        assert [needed(words) for (words,) in phrases(describe_clip(blink, np.random.default_rng(seed)))] == [
+            set(),
+            {"AU4"},
+            set(),
+        ]
+        brows, eyes, mouth = ({*words} for _, words in STILL)
+        still = describe_clip(track({"AU4": 0.2, "AU26": 0.1}, {}, {"AU17": 0.15, "AU7": 0.05}), np.random.default_rng(seed))
+        ((rest, first, second),) = phrases(still)
+        assert rest in AT_REST and first in eyes and second in mouth and second not in brows
+
+
+def test_each_clip_s_description_is_true_of_what_was_drawn(demo: Path) -> None:
+    with (demo / DESCRIPTIONS).open(encoding="utf-8", newline="") as f:
+        captions = {row["clip"]: row["caption"] for row in csv.DictReader(f)}
+    rows = json.loads((demo / "demo.json").read_text())["rows"]
+    assert list(captions) == [row["name"] for row in rows]
+    for row in rows:
+        units, course, _ = clip_track(row["label"], (0, int(row["name"])))
+        assert (len(units), course.argmax()) == (row["frames"], row["apex"])
+        shown = [
+            {name for name, u in zip(AUS, np.median(part, 0), strict=True) if u >= SEEN} for part in np.array_split(units, 3)
+        ]
+        moving = [[needed(words) for words in sentence if needed(words)] for sentence in phrases(captions[row["name"]])]
+        there = [seen for seen in shown if seen]
+        assert len(there) == sum(map(bool, moving))
+        for seen, sentence in zip(there, filter(None, moving), strict=True):
+            assert all(any(set(units.split()) <= seen for units in choices) for choices in sentence)
+
+
+def test_descriptions_give_no_label_away_and_are_read_whole_in_known_words() -> None:
+    known = {word for *_, own in (*MOVEMENTS, *STILL, ("", AT_REST)) for words in own for word in words.split()}
+    captions = list[str]()
+    for clip in plan_demo():
+        units = clip_track(clip.label, (0, int(clip.name)))[0]
+        captions.append(describe_clip(units, np.random.default_rng(int(clip.name))))
+        assert any(needed(words) for sentence in phrases(captions[-1]) for words in sentence) or SEVEN[clip.label] == "neutral"
+    assert [clean(caption, SEVEN) for caption in captions] == captions
+    assert set(re.findall(r"\w+", " ".join(captions))) <= known
+    assert Reader(1000)(captions).shape[1] <= 36 < CONTEXT  # the longest caption in the pretraining has 33
+    assert len(set(captions)) > 600
+
+
+def test_clips_of_a_class_differ_in_what_is_said_not_in_its_wording_alone() -> None:
+    for label, name in enumerate(SEVEN):
+        said = set()
+        for number in range(30):
+            caption = describe_clip(clip_track(label, (3, number))[0], np.random.default_rng(0))
+            said.add(str([[sorted(needed(words)) for words in sentence] for sentence in phrases(caption)]))
+        assert len(said) >= 8, (name, len(said))
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

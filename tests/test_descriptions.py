@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import threading
@@ -13,7 +14,10 @@ from web import Web
 
 from dfer_dist import UserError
 from dfer_dist.data.captions import import_captions
+from dfer_dist.data.demo import DESCRIPTIONS, render_demo
 from dfer_dist.data.descriptions import FILE, Source, Writer, clip_hashes, clip_keys, descriptions, parse, read
+from dfer_dist.data.layouts import read_lists
+from dfer_dist.data.packer import pack
 from dfer_dist.data.plan import hold_out, whole_shards
 from dfer_dist.data.shards import Index, load_index
 from dfer_dist.data.store import open_store
@@ -117,9 +121,6 @@ def test_without_a_file_the_person_is_told(index: Index) -> None:
 
 
 def test_the_hash_of_a_clip_follows_its_frames(index: Index, tiny_source: Path, tmp_path: Path) -> None:
-    from dfer_dist.data.layouts import read_lists
-    from dfer_dist.data.packer import pack
-
     frames = Path(shutil.copytree(tiny_source / "frames", tmp_path / "frames"))
     shutil.copy(frames / "00002" / "00000.jpg", frames / "00007" / "00001.jpg")
     records = read_lists("dfew", frames, tiny_source / "lists")
@@ -201,6 +202,17 @@ def test_captions_of_each_layout_are_imported(index: Index, tmp_path: Path, name
     again = {one.source.about["language"]: one for one in import_captions(index, [file])}
     assert (again["en"].new, again["en"].same) == (0, 2)
     assert lines(index) == before
+
+
+def test_the_demo_s_own_descriptions_reach_training_as_they_were_written(tmp_path: Path) -> None:
+    source = render_demo(tmp_path / "source", clips=35, size=32, workers=1)
+    shards = pack(read_lists("demo", source / "frames", source / "lists"), "demo", tmp_path / "shards", workers=1)
+    (done,) = import_captions(shards, [source / DESCRIPTIONS])
+    assert (done.new, done.without, done.strangers, done.source.about["language"]) == (35, 0, 0, "en")
+    with (source / DESCRIPTIONS).open(encoding="utf-8", newline="") as f:
+        written = {row["clip"]: row["caption"] for row in csv.DictReader(f)}
+    keys = train_keys(shards, 1)
+    assert len(keys) == 28 and descriptions(shards, keys, 1) == {key: written[key] for key in keys}
 
 
 def test_captions_of_two_files_are_one_source_and_a_changed_one_counts(index: Index, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
     OUT/
       frames/CLIP/00000.jpg ...        CLIP is a number of five digits
       landmarks/CLIP.npy               float32 [T, 68, 2], pixels, for dfer enrich --landmarks-from
+      descriptions.csv                 clip,caption: what moves in each, for dfer describe --import
       lists/DEMO_set_K_test.txt        one clip a line, ``CLIP frames label``, and DEMO_set_K_train.txt; K is 1..5
       demo.json                        the arguments and a row a clip; written last: without it the set is not complete
 
@@ -14,6 +15,8 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -28,15 +31,17 @@ import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 
 from dfer_dist import UserError
-from dfer_dist.data.faces import RENDERER, render_clip
+from dfer_dist.data.faces import IDENTITIES, RENDERER, clip_track, render_clip
+from dfer_dist.data.facewords import describe_clip
 from dfer_dist.data.layouts import SEVEN
 from dfer_dist.rundir import read_json, write_json, write_text
 
 FOLDS = 5
-IDENTITIES = 70  # the same number in each fold
 SHARES = (0.20, 0.14, 0.16, 0.14, 0.13, 0.11, 0.12)  # of the clips of a fold, by label
 SMALLEST = FOLDS * len(SEVEN)  # so that each fold has a clip of each class
 UNFINISHED = ".unfinished.json"  # the arguments of a set that is being written
+DESCRIPTIONS = "descriptions.csv"
+WORD_STREAM = 8  # keeps the generator of words apart from those of clips
 JPEG_QUALITY = 90
 
 
@@ -89,7 +94,7 @@ def render_demo(
     """Make ``out`` the demo set of these arguments, and return it; at once if it is that already.
 
     The bytes depend on ``clips``, ``size`` and ``seed`` only. A set that was left half-written, or has other arguments, is
-    written anew.
+    written anew. Only the descriptions are added to a whole set without them, as earlier versions made it.
 
     Parameters
     ----------
@@ -112,6 +117,8 @@ def render_demo(
         raise UserError(f"size {size}, workers {workers}: a demo set needs frames of 32 pixels or more and at least one worker")
     out, arguments = Path(out), {"renderer": RENDERER, "seed": seed, "clips": clips, "size": size}
     if _arguments(out / "demo.json") == arguments:
+        if not (out / DESCRIPTIONS).exists():
+            _write_descriptions(out, plan, seed)
         return out
     _make_room(out, arguments)
     rows = []
@@ -124,6 +131,7 @@ def render_demo(
             chosen = [r for r in rows if (r["fold"] == fold) == (part == "test")]
             text = "".join(f"{r['name']} {r['frames']} {r['label']}\n" for r in chosen)
             write_text(out / "lists" / f"DEMO_set_{fold}_{part}.txt", text)
+    _write_descriptions(out, plan, seed)
     write_json(out / "demo.json", {**arguments, "identities": IDENTITIES, "classes": SEVEN, "rows": rows})
     (out / UNFINISHED).unlink(missing_ok=True)
     return out
@@ -148,6 +156,7 @@ def _make_room(out: Path, arguments: dict[str, Any]) -> None:
     if any(h != arguments for h in held):
         for folder in folders:
             shutil.rmtree(folder)
+        (out / DESCRIPTIONS).unlink(missing_ok=True)
     write_json(marks[0], arguments)
 
 
@@ -179,6 +188,17 @@ def _write_clip(task: tuple[Path, DemoClip, int, int]) -> dict[str, Any]:
         np.save(f, drawn.landmarks, allow_pickle=False)
     temporary.replace(out / "landmarks" / f"{clip.name}.npy")
     return {**asdict(clip), "frames": len(drawn.frames), "apex": int(drawn.course.argmax())}
+
+
+def _write_descriptions(out: Path, plan: list[DemoClip], seed: int) -> None:
+    """Say of each clip what moves in it, in words drawn by a generator of their own."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("clip", "caption"))
+    for clip in plan:
+        track = clip_track(clip.label, (seed, int(clip.name)))[0]
+        table.writerow((clip.name, describe_clip(track, np.random.default_rng([WORD_STREAM, seed, int(clip.name)]))))
+    write_text(out / DESCRIPTIONS, text.getvalue())
 
 
 def contact_sheet(path: Path, seed: int = 7, size: int = 64, columns: int = 8, zoom: int = 2) -> None:

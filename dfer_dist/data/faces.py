@@ -66,6 +66,7 @@ class Ranges:
 
 RANGES = Ranges()
 
+IDENTITIES = 70  # people of the demo, from number 0; the pretraining of its CLIP has those after them
 IDENTITY_STREAM = 70  # keeps the generator of identities apart from those of clips
 SKINS = ((255, 222, 196), (243, 199, 164), (219, 166, 128), (183, 128, 92), (148, 100, 70))
 HAIRS = ((30, 24, 22), (64, 42, 30), (104, 68, 42), (198, 158, 94), (156, 76, 40), (152, 150, 148))
@@ -138,11 +139,16 @@ def render_clip(label: int, identity: int, seed: int | Sequence[int], size: int 
     """
     if not 0 <= label < len(SEVEN):
         raise UserError(f"label {label}: the demo has the classes 0 to {len(SEVEN) - 1}")
-    rng = np.random.default_rng(seed)
-    frames = FRAMES[0] + round((FRAMES[1] - FRAMES[0]) * rng.beta(1.5, 2.5))
-    aus, course = draw_track(label, frames, rng)
+    aus, course, rng = clip_track(label, seed)
     pixels, points = render_units(aus, identity, rng, size)
     return Clip(pixels, course, points)
+
+
+def clip_track(label: int, seed: int | Sequence[int]) -> tuple[Array, Array, np.random.Generator]:
+    """What :func:`render_clip` draws with these arguments: :func:`draw_track` of it, and the generator that the rest of the clip is drawn from."""
+    rng = np.random.default_rng(seed)
+    frames = FRAMES[0] + round((FRAMES[1] - FRAMES[0]) * rng.beta(1.5, 2.5))
+    return *draw_track(label, frames, rng), rng
 
 
 def render_units(

@@ -1,6 +1,7 @@
-"""Drawn faces with a sentence about the movements in each: what the demo's CLIP is pretrained on (:mod:`dfer_dist.pretrain`).
+"""Drawn faces with a sentence about the movements in each: what the demo's CLIP is pretrained on (:mod:`dfer_dist.pretrain`); and, in the same
+words, what moves in a clip of the demo (:func:`describe_clip`).
 
-Every frame shows action units drawn at random, each on its own: no combination that a class of the demo has is preferred, nothing has a
+For the pretraining every frame shows action units drawn at random, each on its own: no combination that a class of the demo has is preferred, nothing has a
 course over time, and no sentence names an emotion. The people are others than the demo's. The words are those of the class texts
 (:data:`dfer_dist.model.text.DESCRIPTIONS`) and others for the same movements.
 """
@@ -17,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dfer_dist.data.demo import IDENTITIES
 from dfer_dist.data.face_parts import AUS
-from dfer_dist.data.faces import Ranges, render_units
+from dfer_dist.data.faces import IDENTITIES, Ranges, render_units
+from dfer_dist.data.labelwords import label_words
 from dfer_dist.data.painter import Array
 
 # As in a studio: heads nearly straight, even light, a good camera. The demo's faces are turned, lit from anywhere, blurred and noisy, so that
@@ -103,10 +104,10 @@ def describe(units: Array, rng: np.random.Generator) -> str:
     seen = {name for name, value in zip(AUS, units, strict=True) if value >= SEEN}
     shown, hidden = list[str](), list[str]()
     for needed, without, words in MOVEMENTS:
-        units_of, word = set(needed.split()), str(rng.choice(words))
-        if units_of <= seen and not set(without.split()) & seen:
+        word = str(rng.choice(words))
+        if _is_there(needed, without, seen):
             shown.append(word)
-        elif not units_of & seen:
+        elif not set(needed.split()) & seen:
             hidden.append(word)
     still = [str(rng.choice(words)) for names, words in STILL if not set(names.split()) & seen]
     if not seen:
@@ -118,6 +119,45 @@ def describe(units: Array, rng: np.random.Generator) -> str:
     said = [said[i] for i in rng.permutation(len(said))[:MOST]]
     last = " and " if rng.random() < 0.3 else ", and " if rng.random() < 0.5 else ", "
     return str(rng.choice(TEMPLATES)).format(last.join([", ".join(said[:-1]), said[-1]] if said[1:] else said))
+
+
+def _is_there(needed: str, without: str, seen: set[str]) -> bool:
+    return set(needed.split()) <= seen and not set(without.split()) & seen
+
+
+def describe_clip(track: Array, rng: np.random.Generator) -> str:
+    """What moves in a clip with units ``track`` [T, len(AUS)], in words drawn anew, none of which gives a label away.
+
+    A sentence for each third of the clip, in order of time, about what shows in half of the frames of that third: of the third in which most
+    moves the :data:`MOST` strongest movements, the strongest first; of the others one. Thirds at rest in a row share a sentence. Of a clip
+    that is at rest throughout, the two stillest parts of the face are named, the stillest first. Short, since the demo's text tower has read
+    single sentences.
+    """
+    thirds = [dict(zip(AUS, np.median(part, axis=0).tolist(), strict=True)) for part in np.array_split(track, 3)]
+    moving = [_movements(units, rng) for units in thirds]
+    if not any(moving):
+        parts = sorted(STILL, key=lambda part: max(units[name] for units in thirds for name in part[0].split()))
+        return f"{rng.choice(AT_REST)}, {', '.join(_still(words, rng) for _, words in parts[:2])}."
+    fullest = max(range(len(moving)), key=lambda i: sum(strength for strength, _ in moving[i]))
+    sentences = list[str]()
+    for i, movements in enumerate(moving):
+        if movements:
+            sentences.append(", ".join(word for _, word in movements[: MOST if i == fullest else 1]) + ".")
+        elif not i or moving[i - 1]:
+            sentences.append(f"{rng.choice(AT_REST)}.")
+    return " ".join(sentences)
+
+
+def _movements(units: dict[str, float], rng: np.random.Generator) -> list[tuple[float, str]]:
+    """Strength and words of each movement that shows, the strongest first; a movement is as strong as the weakest unit it needs."""
+    seen = {name for name, value in units.items() if value >= SEEN}
+    there = [(needed, words) for needed, without, words in MOVEMENTS if _is_there(needed, without, seen)]
+    return sorted(((min(units[n] for n in needed.split()), str(rng.choice(words))) for needed, words in there), reverse=True)
+
+
+def _still(words: tuple[str, ...], rng: np.random.Generator) -> str:
+    """One of the wordings of a part at rest; "calm" names a class (:mod:`~dfer_dist.data.labelwords`)."""
+    return str(rng.choice([word for word in words if not label_words(word)]))
 
 
 def draw_person(number: int, seed: int, frames: int, captions: int, size: int) -> Person:
