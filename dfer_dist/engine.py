@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from dfer_dist import UserError
@@ -19,7 +20,7 @@ from dfer_dist.ranks import Ranks
 
 Groups = Mapping[str, Sequence[tuple[str, nn.Parameter]]]
 
-BUCKET = 50_000_000  # elements reduced at a time; DeepSpeed's own 5e8 costs ZeRO-2 and 3 up to 2 GB of buffers
+BUCKET = 50_000_000  # elements reduced at a time; DeepSpeed's own 5e8 costs up to 2 GB of buffers
 
 
 @dataclass
@@ -27,7 +28,7 @@ class Engine:
     """A DeepSpeed engine with what the loop needs around it.
 
     ``groups`` keeps the trained parameters by group and name; ``base_lr`` their peak learning rates; ``accumulation`` the
-    micro batches in a step.
+    micro batches in a step; ``reduces`` whether the gradients are averaged over ranks here, which ZeRO-1 in bf16 leaves to :func:`average`.
     """
 
     deepspeed: Any
@@ -38,6 +39,7 @@ class Engine:
     total_steps: int
     micro_batch: int
     accumulation: int
+    reduces: bool
     bad_steps: int = 0
 
     @property
@@ -63,6 +65,8 @@ class Engine:
         A loss that is not finite makes the whole gradient so: DeepSpeed, which then skips the step, looks at gradients only.
         """
         self.deepspeed.backward(loss * torch.where(loss.isfinite(), 1.0, torch.nan))
+        if self.reduces and self.deepspeed.is_gradient_accumulation_boundary():
+            average(self.deepspeed.optimizer.get_grads_for_reduction()[0])
         self.deepspeed.step()
 
     def step_was_skipped(self) -> bool:
@@ -74,6 +78,27 @@ class Engine:
     def gradient_norm(self) -> float:
         """2-norm of the last step's gradient over all trained parameters; infinite for a skipped step."""
         return float(self.deepspeed.get_global_grad_norm())
+
+
+def average(gradients: Sequence[Tensor]) -> None:
+    """Replace flat float32 gradients by their mean over all ranks, which goes over the wire in bf16, as in DeepSpeed: a bucket at a time, the next being cast meanwhile."""
+    world = dist.get_world_size()
+    if world == 1:
+        return
+    sent: tuple[Tensor, Tensor, dist.Work] | None = None
+    for bucket in (own for flat in gradients for own in flat.split(BUCKET)):
+        half = bucket.to(torch.bfloat16)
+        work = dist.all_reduce(half, async_op=True)
+        if sent:
+            _receive(*sent, world)
+        sent = bucket, half, work
+    if sent:
+        _receive(*sent, world)
+
+
+def _receive(bucket: Tensor, half: Tensor, work: dist.Work, world: int) -> None:
+    work.wait()
+    bucket.copy_(half.mul_(1 / world))
 
 
 def lr_factor(optim: OptimConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:
@@ -119,10 +144,11 @@ def build_engine(model: nn.Module, groups: Groups, config: Config, ranks: Ranks,
         config=_deepspeed_config(config, micro, accumulation, ranks),
         dist_init_required=False,
     )
-    if ranks.world == 1 and isinstance(engine.optimizer, BF16_Optimizer):  # it would copy all gradients four times, for nobody
+    reduces = isinstance(engine.optimizer, BF16_Optimizer)
+    if reduces:  # DeepSpeed would copy all gradients four times to send them in one piece, even to nobody
         engine.enable_backward_allreduce = False
     total = steps_per_epoch * config.train.epochs
-    return Engine(engine, groups, base_lr, optim, steps_per_epoch, total, micro, accumulation)
+    return Engine(engine, groups, base_lr, optim, steps_per_epoch, total, micro, accumulation, reduces)
 
 
 def _optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optimizer:

@@ -1,6 +1,6 @@
 """The memory of real training steps on this machine, to hold a plan against: random weights, made-up clips, the real engine.
 
-``python -m dfer_dist.footprint --config FILE`` (what ``dfer plan --measure`` starts) takes two steps on one rank, the second
+``python -m dfer_dist.footprint --config FILE`` (what ``dfer plan --measure`` starts, once a rank) takes two steps, the second
 with moments, and prints one JSON line.
 """
 
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import statistics
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from dfer_dist.config import Config, Supervision
 from dfer_dist.configfile import read_config
@@ -25,16 +28,21 @@ from dfer_dist.planner import data_size, plan_here
 from dfer_dist.ranks import Ranks, leave, peak_memory, start
 
 STEPS = 2
+_LARGE = 4_000_000  # float32 elements of a large all-reduce
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes in use at the peak, above what the imports take: ``measured`` (the model's construction included) and
-    ``planned``; ``seconds`` of the last step; what the step was made of."""
+    """Bytes in use at the peak, above what the imports take: ``measured`` (the model's construction included) and ``planned``;
+    ``seconds`` of the last step, and the bytes that all ranks of this machine ``sent`` in it over the loopback interface; ``latency`` in seconds
+    and ``bandwidth`` in bytes a second of an all-reduce between them, None for one rank; what the step was made of."""
 
     measured: float
     planned: float
     seconds: float
+    sent: int
+    latency: float | None
+    bandwidth: float | None
     image_size: int
     micro_batch: int
     accumulation: int
@@ -57,9 +65,10 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
     engine = build_engine(model, param_groups(model), config, ranks, STEPS)
     objective = Objective(config, [1] * len(classes), ranks.device)
     shape = (engine.micro_batch, config.data.num_frames, 3, size, size)
-    seconds = 0.0
+    seconds, sent = 0.0, 0
     for step in range(STEPS):
-        begin = time.perf_counter()
+        ranks.sum([0.0])  # all begin together
+        begin, before_step = time.perf_counter(), _looped()
         engine.set_learning_rates(step)
         for _ in range(engine.accumulation):
             frames = torch.randint(0, 256, shape, dtype=torch.uint8)
@@ -71,10 +80,33 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
             loss = objective(outputs, labels, valid, None if tokens is None else valid).mean()
             engine.micro_step(loss)
         loss.item()
-        seconds = time.perf_counter() - begin
+        ranks.sum([0.0])
+        seconds, sent = time.perf_counter() - begin, _looped() - before_step
     measured = peak_memory(ranks.device) - before
     planned = plan_here(config, classes, ranks.device.type)
-    return Footprint(measured, planned, seconds, size, engine.micro_batch, engine.accumulation)
+    link = _all_reduces(ranks) if ranks.world > 1 else (None, None)
+    return Footprint(measured, planned, seconds, sent, link[0], link[1], size, engine.micro_batch, engine.accumulation)
+
+
+def _looped() -> int:
+    """Bytes that were sent over this machine's loopback interface since it was started."""
+    line = next(x for x in Path("/proc/net/dev").read_text().splitlines() if x.strip().startswith("lo:"))
+    return int(line.partition(":")[2].split()[8])
+
+
+def _all_reduces(ranks: Ranks) -> tuple[float, float]:
+    """Latency and bandwidth by which the formula of :func:`~dfer_dist.planner.network_seconds` gives the median time of small and of large all-reduces."""
+    taken = {}
+    for size in (1, _LARGE):
+        x, times = torch.zeros(size, device=ranks.device), []
+        for _ in range(20):
+            begin = time.perf_counter()
+            dist.all_reduce(x)
+            float(x[0])  # on a GPU, wait for it
+            times.append(time.perf_counter() - begin)
+        taken[size] = statistics.median(times)
+    sent = 2 * (ranks.world - 1) / ranks.world * 4 * _LARGE
+    return taken[1] / (2 * math.ceil(math.log2(ranks.world))), sent / (taken[_LARGE] - taken[1])
 
 
 def in_use(ranks: Ranks) -> float:

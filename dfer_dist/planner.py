@@ -26,7 +26,6 @@ from dfer_dist.trace import Trace, trace
 
 GIB = 2**30
 _RUNTIME = {"cpu": 0.12 * GIB, "cuda": 1.0 * GIB}  # libraries and workspaces: measured on the CPU, assumed on a GPU
-_LATENCY = 1e-4  # seconds for each collective to start, assumed
 _GATHERED = 10**9  # parameters that ZeRO-3 keeps gathered from the forward to the backward pass (stage3_max_live_parameters)
 # Training clips of a fold (of 11,697 and 9,172 in five folds; 31,088 in one) and folds, for a plan before the data are packed.
 _PUBLISHED = {"dfew": (9_357, 5), "mafw": (7_337, 5), "ferv39k": (31_088, 1)}
@@ -34,13 +33,15 @@ _PUBLISHED = {"dfew": (9_357, 5), "mafw": (7_337, 5), "ferv39k": (31_088, 1)}
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan is made for. ``flops`` a second (bf16, achieved, not the peak) and ``bandwidth`` bytes a second are of one GPU."""
+    """What a plan is made for. ``flops`` a second (bf16, achieved, not the peak) and ``bandwidth`` bytes a second are of one GPU;
+    ``latency`` seconds pass from one rank to another."""
 
     device: str
     ranks: int
     memory: float
     flops: float
     bandwidth: float
+    latency: float
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,9 @@ def plan_here(config: Config, classes: Sequence[str], device: str) -> float:
     """Planned bytes of one rank on a ``cpu`` or ``cuda`` device; on the CPU, main memory is the device's own."""
     micro, accumulation = split_batch(config, 1)
     counted = trace(config, classes, fused_attention=device == "cuda")
-    used = memory(counted, config, Machine(device, 1, math.inf, math.inf, math.inf), config.train.zero_stage, micro, accumulation)
+    used = memory(
+        counted, config, Machine(device, 1, math.inf, math.inf, math.inf, 0.0), config.train.zero_stage, micro, accumulation
+    )
     if device == "cuda":
         return used.total - _RUNTIME[device]  # which torch's own count does not see
     return used.total + used.host
@@ -151,11 +154,9 @@ def memory(counted: Trace, config: Config, machine: Machine, stage: int, micro: 
         masters = moments = 0.0
     at = int(np.argmax(live + gradients))
     backward = Memory(weights + masters, gradients[at], moments, live[at], _RUNTIME[machine.device], host)
-    # after the backward pass: weight decay makes a copy of the largest group, except in fused optimizers; before that,
-    # DeepSpeed's optimizer for bf16 reduces a flat copy of all gradients by way of a second one in bf16
-    passing = 0.0 if cuda or config.train.offload_optimizer else 4 * max(counted.groups.values()) / ranks
-    if stage == 1 and half == 2 and not config.train.offload_optimizer:
-        passing = max(passing, (4 + half) * trained)
+    # after the backward pass, ZeRO-1 in bf16 sends buckets in bf16, one while the next is filled
+    buckets = stage == 1 and half == 2 and ranks > 1 and not config.train.offload_optimizer
+    passing = half * min(trained, 2 * BUCKET) if buckets else 0.0
     step = replace(backward, gradients=gradients[-1], activations=0.0, other=_RUNTIME[machine.device] + passing)
     return max(backward, step, key=lambda m: m.total)
 
@@ -189,8 +190,8 @@ def _row(counted: Trace, config: Config, machine: Machine, size: DataSize, stage
     used = memory(counted, config, machine, stage, micro, accumulation)
     sent = sent_bytes(counted, half, stage, machine.ranks, accumulation)
     moved = (4 + half) * counted.trained / machine.ranks if config.train.offload_optimizer else 0.0  # gradients out, weights back
-    starts = _LATENCY * collectives(counted, stage, accumulation) if machine.ranks > 1 else 0.0
-    seconds = accumulation * counted.flops(micro) / machine.flops + (sent + moved) / machine.bandwidth + starts
+    network = network_seconds(counted, half, stage, machine, accumulation)
+    seconds = accumulation * counted.flops(micro) / machine.flops + moved / machine.bandwidth + network
     batch = config.train.global_batch
     steps = size.clips // batch * config.train.epochs * size.folds
     host = used.host + saved_bytes(counted, config) + loader_bytes(config, micro)
@@ -229,4 +230,15 @@ def collectives(counted: Trace, stage: int, accumulation: int) -> int:
     gathers, buckets = len(counted.groups), -(-counted.trained // BUCKET)
     if stage == 3:
         return accumulation * (counted.large + buckets)
-    return gathers + (buckets * accumulation if stage == 2 else 1)
+    return gathers + buckets * (accumulation if stage == 2 else 1)
+
+
+def network_seconds(counted: Trace, half: int, stage: int, machine: Machine, accumulation: int) -> float:
+    """What a step sends over the bandwidth, and the way of each collective up and down a tree of ranks, one latency for each of its levels.
+
+    A pair of trees reaches both, as NCCL builds them: Sanders, Speck & Träff, "Two-tree algorithms for full bandwidth broadcast,
+    reduction and scan", Parallel Computing 35 (2009). Nothing is taken to be hidden behind the backward pass.
+    """
+    levels = math.ceil(math.log2(machine.ranks))
+    sent = sent_bytes(counted, half, stage, machine.ranks, accumulation)
+    return sent / machine.bandwidth + collectives(counted, stage, accumulation) * 2 * levels * machine.latency

@@ -154,7 +154,12 @@ def start(device: Device, hang_seconds: float = 600.0) -> Ranks:
 
 
 def _keep_memory() -> None:
-    """Have glibc keep freed memory, which it would give back and fetch afresh, page by page, for each activation of each step."""
+    """Have glibc keep freed memory, which it would give back and fetch afresh, page by page, for each activation of each step.
+
+    Where the environment says otherwise (``dfer plan --measure`` does), that stands.
+    """
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
-
-from dfer_dist import UserError
 
 if TYPE_CHECKING:
     from dfer_dist.config import Config
@@ -30,8 +24,20 @@ def plan(
     gpu_memory: Annotated[float, typer.Option(min=0.1, help="GiB of each.")] = 80,
     tflops: Annotated[float, typer.Option(min=0.001, help="What one GPU achieves in bf16, 10^12 operations a second.")] = 120,
     bandwidth: Annotated[float, typer.Option(min=0.001, help="GB a second that one GPU sends to the others.")] = 100,
+    scale: Annotated[
+        str, typer.Option(help="Instead step time and efficiency on so many nodes, such as 1,2,4,...,512, of --gpus each.")
+    ] = "",
+    network: Annotated[float, typer.Option(min=0.001, help="For --scale: GB a second that a node sends to others.")] = 25,
+    latency: Annotated[float, typer.Option(min=0, help="Microseconds from one GPU to another.")] = 15,
+    loaded: Annotated[
+        float, typer.Option(min=0.1, help="For --scale: clips a second of a loader worker (dfer bench loader).")
+    ] = 250,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Instead take two steps here, on one rank, and hold the plan against their memory.")
+        bool,
+        typer.Option(
+            "--measure",
+            help="Instead take two steps here, on one rank, and hold the plan against their memory; with --scale on so many ranks, against their time and the bytes sent.",
+        ),
     ] = False,
 ) -> None:
     """Memory, speed and hours for each ZeRO stage and micro batch, before there is a GPU. Takes seconds; needs no data and no weights.
@@ -42,16 +48,23 @@ def plan(
 
     console = Console(highlight=False)
     config = load_config(experiment, overrides or [])
-    if measure:
+    if measure and not scale:
         _measure(console, config)
         return
     from dfer_dist.model import trained_line
     from dfer_dist.planner import Machine, data_size, fastest
     from dfer_dist.planner import plan as make_plan
     from dfer_dist.trace import outline
+    from launch.scale import node_counts, print_measured_scale, print_scale
 
     size = data_size(config)
-    machine = Machine("cuda", gpus, gpu_memory * _GIB, tflops * 1e12, bandwidth * 1e9)
+    machine = Machine("cuda", gpus, gpu_memory * _GIB, tflops * 1e12, bandwidth * 1e9, latency * 1e-6)
+    if scale and measure:
+        print_measured_scale(console, config, node_counts(scale), size.classes)
+        return
+    if scale:
+        print_scale(console, config, machine, network * 1e9, loaded, node_counts(scale), size.classes)
+        return
     rows = make_plan(config, machine, size)
     console.print(_table(config, rows, fastest(rows), machine, size))
     console.print(trained_line(outline(config, size.classes)))
@@ -59,7 +72,7 @@ def plan(
         console.print(f"nothing fits {gpu_memory:g} GiB: {_advice(config)}", soft_wrap=True)
     console.print(
         f"memory: counted on the real model, CUDA and its libraries taken as 1 GiB (docs/memory.md). speed: arithmetic at an assumed "
-        f"{tflops:g} TFLOP/s and {bandwidth:g} GB/s a GPU, loading, testing and saving not counted. no step was run.",
+        f"{tflops:g} TFLOP/s, {bandwidth:g} GB/s a GPU and {latency:g} µs a hop, loading, testing and saving not counted. no step was run.",
         soft_wrap=True,
     )
 
@@ -97,24 +110,9 @@ def _advice(config: Config) -> str:
 
 
 def _measure(console: Console, config: Config) -> None:
-    """Steps in a process of their own, so that nothing else is counted."""
-    from dfer_dist.configfile import dump_config
-    from dfer_dist.provenance import python_command
-    from dfer_dist.rundir import RunDir
-    from launch.processes import free_port, rank_environment
+    from launch.footprint import take_steps
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "config.yaml"
-        file.write_text(dump_config(config), encoding="utf-8")
-        # freed memory goes back at once, so that the peak is what was in use, not what malloc kept
-        env = rank_environment(RunDir(Path(folder)), 0, 1, free_port()) | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-        command = [*python_command(), "-m", "dfer_dist.footprint", "--config", str(file)]
-        done = subprocess.run(command, env=env, text=True, capture_output=True)
-    found = next((line for line in done.stdout.splitlines() if line.startswith("{")), None)
-    if done.returncode or found is None:
-        last = done.stderr.strip().splitlines() or ["they were killed, as when memory runs out"]
-        raise UserError(f"the steps failed: {last[-1]}")
-    seen = json.loads(found)
+    seen = take_steps(config, exact_memory=True)
     console.print(
         f"{config.model.backbone}, {config.data.num_frames} frames of {seen['image_size']} x {seen['image_size']}, micro batch "
         f"{seen['micro_batch']} x {seen['accumulation']}, ZeRO-{config.train.zero_stage}: planned {seen['planned'] / _GIB:.2f} GiB, "

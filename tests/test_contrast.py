@@ -254,7 +254,7 @@ def test_a_plan_counts_the_texts() -> None:
     config.model = replace(config.model, backbone="tiny", pretrained="none")
     both = load_config(B16, ["train.global_batch=8", "data.num_frames=2", "train.objective=both"])
     both.model = config.model
-    machine, size = Machine("cuda", 2, 80e9, 1e12, 1e11), DataSize(tuple(SEVEN), 100, 5)
+    machine, size = Machine("cuda", 2, 80e9, 1e12, 1e11, 1e-5), DataSize(tuple(SEVEN), 100, 5)
     assert {row.micro for row in plan(config, machine, size)} == {1, 2, 4}
     assert {row.micro for row in plan(both, machine, size)} == {4}
     labels, texts = (trace(c, SEVEN, fused_attention=True) for c in (config, both))

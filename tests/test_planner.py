@@ -16,10 +16,12 @@ from dfer_dist.configfile import load_config
 from dfer_dist.data.layouts import SEVEN
 from dfer_dist.engine import BUCKET
 from dfer_dist.model import build_model, param_groups
-from dfer_dist.planner import GIB, DataSize, Machine, data_size, fastest, memory, plan, sent_bytes
+from dfer_dist.planner import GIB, DataSize, Machine, data_size, fastest, memory, network_seconds, plan, sent_bytes
+from dfer_dist.scale import scale
 from dfer_dist.trace import Trace, trace
+from launch.scale import node_counts
 
-EIGHT = Machine("cuda", 8, 80 * GIB, 1e14, 1e11)
+EIGHT = Machine("cuda", 8, 80 * GIB, 1e14, 1e11, 1e-5)
 
 
 def demo(*words: str) -> Config:
@@ -158,3 +160,51 @@ def test_the_command_prints_a_table_and_holds_itself_against_real_steps(tmp_path
 def test_the_command_says_what_helps_where_nothing_fits(tmp_path: Path) -> None:
     done = dfer("plan", "dfew_vitb32", "--gpu-memory", "2", cwd=tmp_path)
     assert "nothing fits 2 GiB: set model.checkpoint_image=true" in " ".join(done.stdout.split())
+
+
+def test_time_on_the_network_is_bytes_and_hops() -> None:
+    t = made_up()
+    eight = network_seconds(t, 2, 1, EIGHT, 1)
+    assert eight == pytest.approx(3 * 7 / 8 * 2e8 / 1e11 + (2 + 2) * 2 * 3 * 1e-5), (
+        "two buckets, two groups, three levels up and down"
+    )
+    assert network_seconds(t, 2, 1, replace(EIGHT, ranks=1), 1) == 0
+
+
+def test_more_nodes_give_more_clips_until_something_else_limits() -> None:
+    config = load_config("dfew_vitb16", ["data.workers=2"])
+    one, two, many = scale(config, EIGHT, 1e9, 1e9, [1, 2, 512], SEVEN)
+    assert (one.ranks, two.ranks, many.ranks, one.clips, many.clips) == (8, 16, 4096, 6, 6)
+    assert one.compute == many.compute and one.network < two.network < many.network
+    assert two.network > 10 * one.network, "between nodes there is a hundredth of the bandwidth"
+    assert one.limit == "compute" and many.limit == "network"
+    assert one.efficiency > two.efficiency > many.efficiency > 0
+    assert many.clips_per_second == pytest.approx(4096 * 6 / (many.compute + many.network))
+    (slow,) = scale(config, EIGHT, 1e9, 1.0, [1], SEVEN)
+    assert slow.limit == "data" and slow.seconds == 6 / 2 and slow.efficiency == 1
+
+
+def test_node_counts_go_on_by_their_factor() -> None:
+    assert node_counts("1,2,4") == [1, 2, 4]
+    assert node_counts("1, 2,4,...,512") == node_counts("1,2,4,\N{HORIZONTAL ELLIPSIS},512") == [2**i for i in range(10)]
+    assert node_counts("1,3,...,20") == [1, 3, 9, 20]
+    for wrong in ("", "0,1", "2,1", "1,...,8", "1,2,...", "1,x", "2,2"):
+        with pytest.raises(UserError, match="is no list of nodes"):
+            node_counts(wrong)
+
+
+def test_the_command_prints_nodes_and_what_limits_them(tmp_path: Path) -> None:
+    done = dfer("plan", "dfew_vitb16", "--gpus", "8", "--scale", "1,2,...,512", cwd=tmp_path)
+    rows = [line.split() for line in done.stdout.splitlines() if line.strip()[:1].isdigit()]
+    assert [int(row[0]) for row in rows] == [2**i for i in range(10)], done.stderr
+    assert all(row[-1] == "compute" for row in rows)
+
+
+@pytest.mark.engine_full
+def test_bytes_of_real_ranks_are_those_of_the_formula(tmp_path: Path) -> None:
+    done = dfer("plan", "demo", "data.shards=dfew", "train.global_batch=8", "--scale", "1,2,4", "--measure", cwd=tmp_path)
+    rows = [line.split() for line in done.stdout.splitlines() if line.strip()[:2] in ("1 ", "2 ", "4 ")]
+    assert [row[0] for row in rows] == ["1", "2", "4"], done.stderr
+    for row in rows[1:]:
+        formula, counted = float(row[7]), float(row[8])
+        assert formula > 0.5 and 0.98 * formula <= counted <= 1.1 * formula

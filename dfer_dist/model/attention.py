@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-PLAIN_LENGTH = 512  # tokens up to which the CPU trains by plain products: faster up to 577 (docs/benchmarks.md), but they keep their scores
+PLAIN_LENGTH = 512  # tokens up to which the CPU trains by plain products: as fast up to 577, but they keep their scores
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
