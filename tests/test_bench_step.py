@@ -70,7 +70,7 @@ def test_the_commands_tell_what_they_measured(tmp_path: Path) -> None:
     for kind in (figures, figures["training"]):
         assert all(kind[way]["seconds"] > 0 and kind[way]["clips_per_s"] > 0 for way in ("ours", "floor", "baseline"))
         assert kind["ours"]["peak_bytes"] > 0 and kind["flops"] > 0
-        assert (kind["mfu"] is None) is not torch.cuda.is_available()
+        assert kind["mfu"] is None or torch.cuda.is_available()
     assert figures["floor"]["seconds"] < figures["ours"]["seconds"]
     assert figures["training"]["flops"] > 2 * figures["flops"], "four clips each: forward and backward, and forward alone"
 
