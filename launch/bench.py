@@ -212,10 +212,11 @@ def _measure_steps(
     with tempfile.TemporaryDirectory(dir=into) as folder, Bar(Console(highlight=False), "measure, rounds") as advance:
         figures = measure(config, what, rounds, Path(folder), advance)
     about = {"backbone": config.model.backbone, "num_frames": config.data.num_frames, "image_size": size, "rounds": rounds}
-    about |= {"precision": config.train.precision.name, "device": device_name(device)}
+    name = device_name(device)
+    about |= {"precision": config.train.precision.name, "device": name}
     for figure in figures.values():
         known = config.train.precision is Precision.bf16 and "flops" in figure  # peaks are those of bf16
-        figure["mfu"] = mfu(figure["flops"], figure["ours"]["seconds"], about["device"]) if known else None
+        figure["mfu"] = mfu(figure["flops"], figure["ours"]["seconds"], name) if known else None
     figures["about"] = about
     if json_file:
         write_json(json_file, figures[what[-1]] | {"training": figures.get("train") if len(what) > 1 else None, "about": about})

@@ -57,7 +57,14 @@ def test_utilisation_is_of_the_peak_of_this_very_gpu() -> None:
     peaks = {"NVIDIA H100 80GB HBM3": 989, "NVIDIA H100 PCIe": 756, "NVIDIA H200": 989, "NVIDIA L40S": 362, "NVIDIA A10": 125}
     peaks |= {"NVIDIA A100 80GB PCIe": 312, "NVIDIA A100-PCIE-40GB": 312, "NVIDIA GeForce RTX 4090": 165}
     assert {name: peak_flops(name) for name in peaks} == {name: peak * 1e12 for name, peak in peaks.items()}
-    for other in ("NVIDIA A10G", "NVIDIA H100 NVL", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", "Tesla V100-SXM2-16GB", "Intel Xeon", ""):
+    for other in (
+        "NVIDIA A10G",
+        "NVIDIA H100 NVL",
+        "NVIDIA A100-SXM4-80GB MIG 1g.10gb",
+        "Tesla V100-SXM2-16GB",
+        "Intel Xeon",
+        "",
+    ):
         assert mfu(1e12, 1.0, other) is None
 
 

@@ -34,7 +34,13 @@ def test_a_fold_in_bf16_learns(device: str, tmp_path: Path) -> None:
     """280 clips of the demo, 56 of them for the test: chance is 14.3 %, with a standard deviation of 4.7."""
     source = read_dataset("demo", *(render_demo(tmp_path / "source", clips=280) / part for part in ("frames", "lists")))
     index = pack(source.records, source.name, tmp_path / "shards", 64, classes=source.classes)
-    given = [f"data.shards={index.root}", f"train.device={device}", "train.precision=bf16", "data.workers=1", "eval.shuffle_frames=false"]
+    given = [
+        f"data.shards={index.root}",
+        f"train.device={device}",
+        "train.precision=bf16",
+        "data.workers=1",
+        "eval.shuffle_frames=false",
+    ]
     text = dfer("train", "demo", "--fold", "1", "--runs", str(tmp_path), "tracking.enabled=false", *given)
     run = RunDir(tmp_path / "demo")
     result, seen = read_json(run.fold(1).result), losses(run, 1)
@@ -62,7 +68,13 @@ def test_a_checkpoint_brings_back_masters_and_moments(
 
 def test_a_run_told_to_leave_goes_on_as_if_it_had_not_been(device: str, tiny_shards: Index, tmp_path: Path) -> None:
     """In float32; attention's backward kernel may add in any order, so losses are equal to 1e-3, logits to 1e-2."""
-    given = [*words(tiny_shards, tmp_path), "tracking.enabled=false", "train.precision=fp32", f"train.device={device}", "train.epochs=4"]
+    given = [
+        *words(tiny_shards, tmp_path),
+        "tracking.enabled=false",
+        "train.precision=fp32",
+        f"train.device={device}",
+        "train.epochs=4",
+    ]
     dfer("train", "demo", "--fold", "2", "--name", "whole", *given)
     whole, broken = (RunDir(tmp_path / name) for name in ("whole", "broken"))
     command = ["train", "demo", "--fold", "2", "--name", "broken", *given]
