@@ -17,6 +17,7 @@ from dfer_dist.model import build_model
 from dfer_dist.peak import mfu, peak_flops
 from dfer_dist.products import Products
 from dfer_dist.trace import model_flops
+from launch.bench import _steps_table
 from launch.cli import app
 
 
@@ -66,6 +67,10 @@ def test_utilisation_is_of_the_peak_of_this_very_gpu() -> None:
         "",
     ):
         assert mfu(1e12, 1.0, other) is None
+    row = {"seconds": 1.0, "clips_per_s": 4.0, "peak_bytes": 2**30}
+    about = {"backbone": "b", "num_frames": 16, "image_size": 224, "device": "NVIDIA H200", "rounds": 5}
+    for share, told in ((0.415, "41.5% of the GPU's bf16 peak (MFU)"), (None, "memory is the peak above the imports")):
+        assert str(_steps_table({"mfu": share, "ours": row}, "step", about).caption).endswith(told)
 
 
 @pytest.mark.engine_full
