@@ -11,7 +11,7 @@ SYSTEM_RUN := g++ python3-dev python3-venv
 SYSTEM_TEST := ffmpeg chromium slurm-wlm postgresql
 SYSTEM_SLURM := slurm-wlm slurmdbd munge mariadb-server
 
-.PHONY: help demo test test-data test-engine test-faults test-slurm test-tracking slurm-install slurm-up slurm-down lint format clean system pictures
+.PHONY: help demo test test-data test-engine test-faults test-slurm test-tracking test-gpu slurm-install slurm-up slurm-down lint format clean system pictures
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -36,6 +36,9 @@ test-slurm: $(VENV)/.ready-test ## training on a Slurm of four nodes on this mac
 
 test-tracking: $(VENV)/.ready-test ## an mlflow server on PostgreSQL, and all that can befall it; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m 'tracking or not tracking' tests/tracking tests/test_tracking.py tests/test_trackrun.py
+
+test-gpu: $(VENV)/.ready-test ## golden parity, a fold in bf16, leaving and going on, on one GPU; fails where there is none
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu tests/gpu
 
 slurm-install: ## install Debian's Slurm, munge and MariaDB for slurm-up and test-slurm (root or sudo)
 	@tools=($(SYSTEM_SLURM)); $(install)

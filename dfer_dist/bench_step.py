@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from dfer_dist import checkpoint
-from dfer_dist.config import Config
+from dfer_dist.config import Config, split_batch
 from dfer_dist.configfile import dump_config, read_config
 from dfer_dist.engine import Engine, build_engine
 from dfer_dist.evaluate import clip_logits
@@ -38,6 +38,7 @@ from dfer_dist.planner import data_size
 from dfer_dist.products import Products
 from dfer_dist.ranks import Ranks, leave, peak_memory, start
 from dfer_dist.saver import Saver
+from dfer_dist.trace import model_flops
 
 PLAIN = Path(__file__).parent.parent / "benchmarks" / "plain_step.py"
 
@@ -52,6 +53,8 @@ class Ours:
         self.config, self.device = config, ranks.device
         self.clips, self.labels = _made_up(config, self.engine.micro_batch, len(classes))
         self.test_clips = _made_up(config, config.eval.batch, len(classes))[0]
+        if ranks.device.type == "cuda":  # as the loader hands them out
+            self.clips, self.test_clips = self.clips.pin_memory(), self.test_clips.pin_memory()
         self.products = {"train": Products(), "test": Products()}
         self.text: Tensor | None = None
         self.saver = Saver(folder / "checkpoints", config, ranks, len(self.engine.trained), None)
@@ -74,7 +77,7 @@ class Ours:
         model.eval()
         self.text = model.module.text_features() if self.text is None else self.text
         text = self.text
-        clip_logits(lambda frames: model(frames, text), self.test_clips.to(self.device), 1).cpu()
+        clip_logits(lambda frames: model(frames, text), self.test_clips.to(self.device, non_blocking=True), 1).cpu()
         model.train()
 
     def save(self) -> dict[str, float]:
@@ -97,11 +100,10 @@ class Ours:
             os.fsync(f)
         file.unlink()
 
-    def take_down(self, what: str) -> dict[str, float]:
-        """Take down the matrix products of ``what``, and return their operations."""
+    def take_down(self, what: str) -> None:
+        """Take down the matrix products of ``what``."""
         with self.products[what]:
             getattr(self, what)()
-        return {"flops": self.products[what].flops}
 
     def multiply(self, what: str) -> dict[str, float]:
         """The matrix products of ``what``, alone."""
@@ -211,6 +213,7 @@ def measure(
     dict of each to dict
         ``ours``, ``floor`` and, in a checkout, ``baseline``; ``recomputing`` for ``train``, with activation checkpointing. Each has the medians of
         ``seconds`` and what else was answered, and but for a save ``clips_per_s``; the floor has no ``peak_bytes``.
+        ``flops``, but for a save: operations of the model's own (:func:`~dfer_dist.trace.model_flops`).
     """
     ways = {"ours": config}
     if "train" in what and len(what) == 1:
@@ -231,7 +234,7 @@ def measure(
                     taken.setdefault((kind, name), []).append(process.ask(kind))
                 floor, prepare = _WORK[kind]
                 if r == 0 and prepare:
-                    taken[kind, "counted"] = [processes["ours"].ask(prepare)]
+                    processes["ours"].ask(prepare)
                 taken.setdefault((kind, "floor"), []).append(processes["ours"].ask(floor))
             progress(r + 1, rounds + 1)
     return {kind: _medians(taken, kind, config) for kind in what}
@@ -239,11 +242,10 @@ def measure(
 
 def _medians(taken: Mapping[tuple[str, str], list[dict[str, float]]], kind: str, config: Config) -> dict[str, Any]:
     figures: dict[str, Any] = {"baseline": None}
+    if kind != "save":
+        figures["flops"] = _flops(config, train=kind == "train")
     for (own, name), answers in taken.items():
         if own != kind:
-            continue
-        if name == "counted":
-            figures["flops"] = answers[0]["flops"]
             continue
         row = {key: float(np.median([a[key] for a in answers[1:]])) for key in answers[-1]}
         row["peak_bytes"] = answers[-1]["peak_bytes"]
@@ -254,6 +256,12 @@ def _medians(taken: Mapping[tuple[str, str], list[dict[str, float]]], kind: str,
             row["clips_per_s"] = clips / row["seconds"]
         figures["baseline" if name == "plain" else name] = row
     return figures
+
+
+def _flops(config: Config, train: bool) -> int:
+    """Operations of a step, or of a test batch."""
+    micro, accumulation = split_batch(config, 1) if train else (config.eval.batch, 1)
+    return accumulation * model_flops(config, data_size(config).classes, micro, train)
 
 
 def main() -> None:

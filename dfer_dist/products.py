@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from typing import Any, NamedTuple
@@ -28,10 +27,6 @@ class Product(NamedTuple):
     right: tuple[tuple[int, ...], tuple[int, ...]]
     dtype: torch.dtype
 
-    @property
-    def flops(self) -> int:
-        return 2 * math.prod(self.left[0]) * self.right[0][-1]
-
 
 class Products(TorchDispatchMode):
     """Takes down the matrix products of what runs inside it, forward and backward; ``counts`` has how often each occurs."""
@@ -45,11 +40,6 @@ class Products(TorchDispatchMode):
             left, right = args[_FACTORS[func] :][:2]
             self.counts[Product(_layout(left), _layout(right), left.dtype)] += 1
         return func(*args, **(kwargs or {}))
-
-    @property
-    def flops(self) -> int:
-        """Operations, a multiplication and an addition being two."""
-        return sum(p.flops * n for p, n in self.counts.items())
 
     def seconds(self, device: torch.device) -> float:
         """The time of all of them one after the other, on made-up factors; each is done at most three times and scaled."""

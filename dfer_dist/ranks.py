@@ -102,13 +102,18 @@ def choose_device(device: Device, local_rank: int = 0) -> torch.device:
     Raises
     ------
     UserError
-        If a GPU is asked for and there is none.
+        If a GPU is asked for and there is none, or fewer GPUs than ranks.
     """
     if device is Device.cuda and not torch.cuda.is_available():
         raise UserError("train.device=cuda, but torch sees no GPU: use train.device=auto")
     use_cuda = torch.cuda.is_available() and device is not Device.cpu
     os.environ["DS_ACCELERATOR"] = "cuda" if use_cuda else "cpu"
     if use_cuda:
+        there = torch.cuda.device_count()
+        if local_rank >= there:
+            raise UserError(
+                f"rank {local_rank} of this machine has no GPU, torch sees {there}: use --nproc {there} or train.device=cpu"
+            )
         return torch.device("cuda", local_rank)
     return torch.device("cpu")
 

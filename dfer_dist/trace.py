@@ -140,6 +140,29 @@ def _step(model: nn.Module, objective: Objective, micro: int, shape: tuple[int, 
     model.zero_grad(set_to_none=True)
 
 
+def model_flops(config: Config, classes: Sequence[str], clips: int, train: bool) -> int:
+    """Operations of one micro batch of ``clips`` clips, forward and backward, or of a test batch by class texts that were read before.
+
+    A multiplication and an addition are two. Attention counts as its products, two forward and four backward, by whatever kernel it runs; what
+    a kernel or activation checkpointing computes once more does not count.
+
+    Raises
+    ------
+    UserError
+        As :func:`outline`.
+    """
+    kept = replace(config.model, checkpoint_image=False, checkpoint_temporal=False)
+    model, size = outline(replace(config, model=kept), classes), settle_image_size(config)
+    frames = torch.empty((clips, model.levels * config.data.num_frames, 3, size, size), dtype=torch.uint8, device=_META)
+    with torch.set_grad_enabled(train):
+        text = None if train else model.eval().text_features()
+        with FlopCounterMode(display=False) as counter:
+            sides = model(frames, text, by_side=True)
+            if train:
+                sum(side.sum() for side in sides.values()).backward()
+    return counter.get_total_flops()
+
+
 class _LiveBytes(TorchDispatchMode):
     """Bytes of tensors that are alive after each operation, apart from parameters, buffers and gradients."""
 

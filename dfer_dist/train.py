@@ -89,7 +89,7 @@ def train_step(fold: Fold, stream: Iterator[Batch], meter: Meter) -> tuple[list[
         with meter.waiting():
             batch = next(stream)
         tokens, described = fold.texts.of(batch.keys) if fold.texts else (None, None)
-        there = None if tokens is None else tokens.to(fold.ranks.device)
+        there = None if tokens is None else tokens.to(fold.ranks.device, non_blocking=True)
         outputs = fold.engine.deepspeed(batch.pixels(fold.ranks.device), by_side=fold.objective.by_side, tokens=there)
         losses = fold.objective(outputs, batch.labels, batch.valid, described)
         fold.engine.micro_step(losses.mean())

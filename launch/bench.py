@@ -198,8 +198,10 @@ def _measure_steps(
 ) -> dict[str, Any]:
     import tempfile
 
+    from dfer_dist.config import Precision
     from dfer_dist.configfile import load_config
     from dfer_dist.model import settle_image_size
+    from dfer_dist.peak import mfu
     from dfer_dist.ranks import choose_device, device_name
     from dfer_dist.rundir import write_json
 
@@ -210,7 +212,11 @@ def _measure_steps(
     with tempfile.TemporaryDirectory(dir=into) as folder, Bar(Console(highlight=False), "measure, rounds") as advance:
         figures = measure(config, what, rounds, Path(folder), advance)
     about = {"backbone": config.model.backbone, "num_frames": config.data.num_frames, "image_size": size, "rounds": rounds}
-    about |= {"precision": config.train.precision.name, "device": device_name(device)}
+    name = device_name(device)
+    about |= {"precision": config.train.precision.name, "device": name}
+    for figure in figures.values():
+        known = config.train.precision is Precision.bf16 and "flops" in figure  # peaks are those of bf16
+        figure["mfu"] = mfu(figure["flops"], figure["ours"]["seconds"], name) if known else None
     figures["about"] = about
     if json_file:
         write_json(json_file, figures[what[-1]] | {"training": figures.get("train") if len(what) > 1 else None, "about": about})
@@ -229,6 +235,8 @@ def _steps_table(figures: dict[str, Any], work: str, about: dict[str, Any]) -> T
         f"{about['backbone']}, {about['num_frames']} frames of {about['image_size']} x {about['image_size']}, {about['device']}"
     )
     caption = f"medians of {about['rounds']} rounds; memory is the peak above the imports"
+    if figures["mfu"] is not None:
+        caption += f"; {figures['mfu']:.1%} of the GPU's bf16 peak (MFU)"
     table = Table(title=title, caption=caption)
     for column in ("Way", f"seconds a {work}", "clips/s", "ours is faster", "memory"):
         table.add_column(column, justify="left" if column == "Way" else "right")

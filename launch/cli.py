@@ -67,7 +67,7 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data.")] = Path("data/demo"),
     runs: Runs = Path("runs"),
-    nproc: Nproc = 2,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks on this machine: two, or one where there is one GPU.")] = None,
     clips: Annotated[int, typer.Option(min=70, help="How many clips to render.")] = 700,
     name: Name = None,
     overrides: Overrides = None,
@@ -80,9 +80,10 @@ def demo(
     from dfer_dist.configfile import load_config
     from dfer_dist.data.datasets import read_dataset
     from dfer_dist.data.demo import render_demo
-    from launch.local import fast_bf16
+    from launch.local import fast_bf16, gpus_here
 
     console = Console(highlight=False)
+    nproc = nproc or min(2, len(gpus_here()) or 2)
     shards = out / "shards"
     words = [f"data.shards={shards}", *(overrides or [])]
     if not fast_bf16():

@@ -155,13 +155,18 @@ def last_error(fold: FoldDir, earlier: dict[Path, int]) -> str:
     return errors[-1] if errors else (lines[-1] if lines else "it wrote nothing")
 
 
+def gpus_here() -> list[Path]:
+    """The GPUs that this machine has, by their device files: torch, which knows those that may be used, takes seconds to import."""
+    return sorted(Path("/dev").glob("nvidia[0-9]*"))
+
+
 def fast_bf16() -> bool:
     """Whether bf16 is no slower than float32 here: on a GPU, or a processor with AVX-512, AMX or Arm's bf16 instructions.
 
     Without them torch emulates: the demo's model trained at 8 clips/s against 100 in float32 (measured with oneDNN held to
     AVX2).
     """
-    if any(Path("/dev").glob("nvidia[0-9]*")):
+    if gpus_here():
         return True
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     return not {"avx512f", "amx_bf16", "bf16"}.isdisjoint(cpu.split())

@@ -25,9 +25,10 @@ def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("--case", required=True)
     p.add_argument("--precision", required=True)
+    p.add_argument("--device", type=Device, default=Device.cpu)
     p.add_argument("--out", type=Path, required=True)
     a = p.parse_args()
-    ranks = start(Device.cpu)
+    ranks = start(a.device)
     model, _, _ = build(a.case)
     data = np.load(GOLDEN / f"{a.case}_trajectory.npz")
     steps, batch = data["labels"].shape
@@ -39,15 +40,15 @@ def main() -> None:
     logits, losses, rates = [], [], []
     for step in range(steps):
         rates.append(list(engine.set_learning_rates(step).values()))
-        out = engine.deepspeed(torch.from_numpy(data["frames"][step][own]))
-        loss = F.cross_entropy(out, torch.from_numpy(data["labels"][step][own]))
+        out = engine.deepspeed(torch.from_numpy(data["frames"][step][own]).to(ranks.device))
+        loss = F.cross_entropy(out, torch.from_numpy(data["labels"][step][own]).to(ranks.device))
         engine.micro_step(loss)
         losses.append(ranks.sum([loss.item()])[0] / ranks.world)
         logits.append(_whole(out, ranks))
     engine.deepspeed.eval()
     with torch.no_grad():
-        final = _whole(engine.deepspeed(torch.from_numpy(data["frames"][0][own])), ranks)
-    weights = {name: safe_get_full_fp32_param(p).numpy() for name, p in engine.trained.items()}
+        final = _whole(engine.deepspeed(torch.from_numpy(data["frames"][0][own]).to(ranks.device)), ranks)
+    weights = {name: safe_get_full_fp32_param(p).cpu().numpy() for name, p in engine.trained.items()}
     if ranks.is_main:
         arrays = {"logits": np.stack(logits), "losses": np.array(losses), "rates": np.array(rates), "final_logits": final}
         np.savez(a.out, **arrays, **{f"weight:{name}": value for name, value in weights.items()})
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def _whole(part: torch.Tensor, ranks) -> np.ndarray:
-    parts = ranks.gather(part.detach().numpy())
+    parts = ranks.gather(part.detach().cpu().numpy())
     return np.concatenate(parts) if parts else np.empty(0)
 
 

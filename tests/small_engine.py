@@ -45,6 +45,7 @@ def main() -> None:
     p.add_argument("--steps", type=int, required=True)
     p.add_argument("--optimizer", default="sgd")
     p.add_argument("--precision", default="fp32")
+    p.add_argument("--device", type=Device, default=Device.cpu)
     p.add_argument("--offload", type=int, default=0)
     p.add_argument("--resume", type=Path)
     p.add_argument("--poison", type=int, nargs="*", default=[], help="steps in which one input of the last rank is a NaN")
@@ -58,7 +59,7 @@ def main() -> None:
     config.optim.lr_image, config.optim.lr_temporal, config.optim.lr_prompt = 0.02, 0.03, 0.04
     config.optim.milestones, config.data.shards = [4, 6], "none"
     config.train.offload_optimizer = bool(a.offload)
-    ranks = start(Device.cpu)
+    ranks = start(a.device)
     torch.manual_seed(0)
     model = Toy()
     groups = {
@@ -83,7 +84,7 @@ def main() -> None:
         own = slice(ranks.rank * BATCH // ranks.world, (ranks.rank + 1) * BATCH // ranks.world)
         if step in a.poison and ranks.rank == ranks.world - 1:
             x[-1, 0] = torch.nan
-        loss = nn.functional.cross_entropy(engine.deepspeed(x[own].to(kind)), y[own])
+        loss = nn.functional.cross_entropy(engine.deepspeed(x[own].to(ranks.device, kind)), y[own].to(ranks.device))
         if step in a.explode and ranks.rank == ranks.world - 1:
             loss = loss + torch.inf
         engine.micro_step(loss)

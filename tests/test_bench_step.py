@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,18 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from dfer_dist.configfile import load_config
+from dfer_dist.data.layouts import CLASSES
+from dfer_dist.model import build_model
+from dfer_dist.peak import mfu, peak_flops
 from dfer_dist.products import Products
+from dfer_dist.trace import model_flops
+from launch.bench import _steps_table
 from launch.cli import app
+
+
+def operations(taken: Products) -> int:
+    return sum(2 * math.prod(p.left[0]) * p.right[0][-1] * n for p, n in taken.counts.items())
 
 
 def test_products_of_forward_and_backward_are_taken_down() -> None:
@@ -22,9 +33,44 @@ def test_products_of_forward_and_backward_are_taken_down() -> None:
         (y @ y.transpose(1, 2)).sum().backward()
     first, second = 2 * 3 * 6 * 5, 2 * 3 * 5 * 4
     batched = 2 * 2 * 3 * 3 * 5
-    assert taken.flops == 2 * first + 3 * second + 3 * batched  # nobody asks for the gradient of x
+    assert operations(taken) == 2 * first + 3 * second + 3 * batched  # nobody asks for the gradient of x
     assert sum(taken.counts.values()) == 5 + 3
     assert taken.seconds(torch.device("cpu")) > 0
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_operations_are_those_of_the_real_products_and_none_twice(recompute: bool) -> None:
+    config = load_config("demo", ["data.shards=dfew", "data.num_frames=3"])
+    model, classes = build_model(config.model, CLASSES["dfew"], 3, 64), CLASSES["dfew"]
+    frames = torch.randint(0, 256, (2, 3, 3, 64, 64), dtype=torch.uint8)
+    with Products() as taken:
+        model(frames).sum().backward()
+    config.model.checkpoint_image = config.model.checkpoint_temporal = recompute
+    assert model_flops(config, classes, 2, train=True) == operations(taken)
+    text = model.eval().text_features().detach()
+    with Products() as taken:
+        model(frames, text)  # a gradient could be asked for, so attention is in plain products here
+    assert model_flops(config, classes, 2, train=False) == operations(taken)
+
+
+def test_utilisation_is_of_the_peak_of_this_very_gpu() -> None:
+    assert mfu(312e12 * 0.4 * 2, 2.0, "NVIDIA A100-SXM4-80GB") == pytest.approx(0.4)
+    peaks = {"NVIDIA H100 80GB HBM3": 989, "NVIDIA H100 PCIe": 756, "NVIDIA H200": 989, "NVIDIA L40S": 362, "NVIDIA A10": 125}
+    peaks |= {"NVIDIA A100 80GB PCIe": 312, "NVIDIA A100-PCIE-40GB": 312, "NVIDIA GeForce RTX 4090": 165}
+    assert {name: peak_flops(name) for name in peaks} == {name: peak * 1e12 for name, peak in peaks.items()}
+    for other in (
+        "NVIDIA A10G",
+        "NVIDIA H100 NVL",
+        "NVIDIA A100-SXM4-80GB MIG 1g.10gb",
+        "Tesla V100-SXM2-16GB",
+        "Intel Xeon",
+        "",
+    ):
+        assert mfu(1e12, 1.0, other) is None
+    row = {"seconds": 1.0, "clips_per_s": 4.0, "peak_bytes": 2**30}
+    about = {"backbone": "b", "num_frames": 16, "image_size": 224, "device": "NVIDIA H200", "rounds": 5}
+    for share, told in ((0.415, "41.5% of the GPU's bf16 peak (MFU)"), (None, "memory is the peak above the imports")):
+        assert str(_steps_table({"mfu": share, "ours": row}, "step", about).caption).endswith(told)
 
 
 @pytest.mark.engine_full
@@ -36,6 +82,7 @@ def test_the_commands_tell_what_they_measured(tmp_path: Path) -> None:
     for kind in (figures, figures["training"]):
         assert all(kind[way]["seconds"] > 0 and kind[way]["clips_per_s"] > 0 for way in ("ours", "floor", "baseline"))
         assert kind["ours"]["peak_bytes"] > 0 and kind["flops"] > 0
+        assert kind["mfu"] is None or torch.cuda.is_available()
     assert figures["floor"]["seconds"] < figures["ours"]["seconds"]
     assert figures["training"]["flops"] > 2 * figures["flops"], "four clips each: forward and backward, and forward alone"
 

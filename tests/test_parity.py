@@ -132,7 +132,12 @@ def test_the_whole_trajectory(case: str) -> None:
 @golden
 def test_the_trajectory_through_our_engine(case: str, tmp_path: Path) -> None:
     """Float32, ZeRO-1, one rank: our parameter groups, schedule and DeepSpeed instead of a plain loop."""
-    run_ranks(ENGINE, 1, "--case", case, "--precision", "fp32", "--out", str(tmp_path / "out.npz"))
+    check_trajectory_through_our_engine(case, "cpu", tmp_path)
+
+
+def check_trajectory_through_our_engine(case: str, device: str, tmp_path: Path) -> None:
+    words = ["--case", case, "--precision", "fp32", "--device", device, "--out", str(tmp_path / "out.npz")]
+    run_ranks(ENGINE, 1, *words)
     told = json.loads((GOLDEN / f"{case}.json").read_text())
     data, ours = np.load(GOLDEN / f"{case}_trajectory.npz"), np.load(tmp_path / "out.npz")
     for name, theirs in (("logits", "logits"), ("losses", "losses"), ("rates", "lrs"), ("final_logits", "final_logits")):

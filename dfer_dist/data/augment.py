@@ -67,7 +67,7 @@ def _apply(x: Tensor, draws: Tensor, size: int) -> Tensor:
     """[b, T, 3, H, W] -> [b, T, 3, size, size]; what no clip needs is left out, which changes no pixel."""
     factor, angle, box, mirrored = draws[:, 0], draws[:, 1], draws[:, 2:6], draws[:, 6] > 0
     if (factor != 1).any():
-        bright = x * factor.to(x.device).view(-1, 1, 1, 1, 1)
+        bright = x * _sent(factor, x).view(-1, 1, 1, 1, 1)
         x = bright.clamp_(max=255).to(torch.uint8)  # cuts the fraction off, as Pillow does
     if angle.any():
         x = _rotate(x, angle)
@@ -75,8 +75,13 @@ def _apply(x: Tensor, draws: Tensor, size: int) -> Tensor:
     if height != size or width != size or (box != box.new_tensor([0, 0, height, width])).any():
         return _resample_clips(x, box, mirrored, size) if x.device.type == "cpu" else _resample(x, box, mirrored, size)
     if mirrored.any():
-        x = torch.where(mirrored.to(x.device).view(-1, 1, 1, 1, 1), x.flip(-1), x)
+        x = torch.where(_sent(mirrored, x).view(-1, 1, 1, 1, 1), x.flip(-1), x)
     return x.contiguous()
+
+
+def _sent(few: Tensor, x: Tensor) -> Tensor:
+    """A few numbers to the device of ``x``, without the host waiting for what that computes."""
+    return few.to(x.device, non_blocking=True)
 
 
 def _rotate(x: Tensor, degrees: Tensor) -> Tensor:
@@ -86,7 +91,7 @@ def _rotate(x: Tensor, degrees: Tensor) -> Tensor:
     cos, sin, none = turn.cos(), turn.sin(), torch.zeros_like(turn)
     theta = torch.stack([cos, -sin * height / width, none, sin * width / height, cos, none], 1).view(-1, 2, 3)
     planes = x.flatten(1, 2).float()
-    grid = NF.affine_grid(theta.to(x.device), list(planes.shape), align_corners=False)
+    grid = NF.affine_grid(_sent(theta, x), list(planes.shape), align_corners=False)
     turned = NF.grid_sample(planes, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return turned.to(torch.uint8).view_as(x)
 
@@ -107,8 +112,8 @@ def _resample(x: Tensor, box: Tensor, mirrored: Tensor, size: int, dtype: torch.
     The same as :func:`_resample_clips` but for rounding, without a kernel for each clip. Pixels are whole numbers up to
     255, which float16 holds exactly; what it loses in the weights and in between is a fifth of a grey level at most.
     """
-    mirrored = mirrored.to(x.device)
-    top, left, height, width = box.to(x.device).unbind(1)  # a few numbers: the weights are made where they are needed
+    mirrored = _sent(mirrored, x)
+    top, left, height, width = _sent(box, x).unbind(1)  # a few numbers: the weights are made where they are needed
     rows = _weights(top, height, x.shape[-2], size)
     columns = _weights(left, width, x.shape[-1], size)
     columns = torch.where(mirrored.view(-1, 1, 1), columns.flip(1), columns)

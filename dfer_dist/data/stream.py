@@ -243,7 +243,7 @@ def _loader(clips: _Clips, order: Sampler[Ask] | list[Ask]) -> DataLoader[Batch]
         batch_size=None,  # the sampler's items are batches already
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_initialized(),  # this process computes on a GPU: one beside train.device=cpu is left alone
         worker_init_fn=_calm_worker if workers else None,
         multiprocessing_context="fork" if workers else None,  # a fresh interpreter takes seconds to import torch
     )

@@ -156,7 +156,8 @@ class DFERCLIP(nn.Module):
         if not frames.is_floating_point():
             x /= 255
         if self.normalize:
-            mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+            few = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+            mean, std = (v.to(x.device, non_blocking=True) for v in few)  # otherwise the host would wait for the GPU
             x -= mean
             x /= std
         return x.to(next(self.image.parameters()).dtype)

@@ -29,4 +29,5 @@ class Fusion(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """float32 [L, B, D], each normalised -> float32 [B, D], normalised."""
-        return F.normalize(torch.einsum("l,lbd->bd", self.weights().to(features.device), features), dim=-1)
+        weights = self.weights().to(features.device, non_blocking=True)
+        return F.normalize(torch.einsum("l,lbd->bd", weights, features), dim=-1)
