@@ -11,7 +11,7 @@ SYSTEM_RUN := g++ python3-dev python3-venv
 SYSTEM_TEST := ffmpeg chromium slurm-wlm postgresql
 SYSTEM_SLURM := slurm-wlm slurmdbd munge mariadb-server
 
-.PHONY: help demo test test-data test-engine test-faults test-slurm test-tracking test-gpu slurm-install slurm-up slurm-down lint format clean system pictures
+.PHONY: help demo bench test test-data test-engine test-faults test-slurm test-tracking test-gpu slurm-install slurm-up slurm-down lint format clean system pictures
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -64,11 +64,19 @@ pictures: $(VENV)/.ready-test ## draw the pictures in docs/ again, from runs/dem
 	$(BIN)/python docs/mlflow_page.py runs/demo docs/mlflow_page.png
 	$(BIN)/dfer report runs/demo
 	$(BIN)/python docs/report_page.py runs/demo/report.html docs/report.png --columns
-	$(BIN)/dfer crossval demo --nproc 2 --name demo-mean model.temporal=mean
-	$(BIN)/python docs/mlflow_page.py runs/demo runs/demo-mean docs/mlflow_compare.png
+	$(BIN)/dfer enrich data/demo/shards --landmarks-from data/demo/source/landmarks --parsing
+	$(BIN)/dfer describe data/demo/shards --import data/demo/source/descriptions.csv
+	$(BIN)/dfer crossval demo --nproc 1 --name dferclip
+	$(BIN)/dfer crossval demo --nproc 1 --name lora model.image=lora
+	$(BIN)/dfer crossval demo_finecliper --nproc 1 --name finecliper train.objective=both
+	$(BIN)/dfer crossval demo_finecliper --nproc 1 --name fine-time train.objective=both model.temporal=transformer
+	$(BIN)/python docs/mlflow_page.py runs/dferclip runs/lora runs/finecliper runs/fine-time docs/mlflow_compare.png
 	$(BIN)/python docs/levels_picture.py docs/levels.png
 	film=$$(mktemp --suffix .mp4); $(BIN)/python tests/films.py $$film; \
 	  $(BIN)/python -m dfer_dist.data.facesheet $$film docs/faces.png; rm $$film
+
+bench: $(VENV)/.ready ## run all benchmarks on this machine, which should be quiet, and write docs/benchmarks.md; minutes
+	$(BIN)/python benchmarks/write.py
 
 system: ## install the Debian packages that demo and tests need (root or sudo)
 	@tools=($(SYSTEM_RUN) $(SYSTEM_TEST)); $(install)

@@ -42,10 +42,12 @@ Timed = Callable[[], tuple[float, float]]  # one round: seconds on the wall and 
 
 
 class Speed(NamedTuple):
-    """Medians over rounds; ``clips_per_cpu_s`` counts only the time in which the core worked on it."""
+    """Medians over rounds; ``clips_per_cpu_s`` counts only the time in which the core worked on it; ``peak_bytes`` is the most memory of the process that
+    did, in the first round: its imports are in it, and for all but a worker the frames in memory."""
 
     clips_per_s: float
     clips_per_cpu_s: float
+    peak_bytes: int
 
 
 def make_clips(root: Path, clips: int, size: int = 224, progress: Callable[[int, int], None] | None = None) -> Index:
@@ -120,7 +122,7 @@ def measure(
             ways["augment_device"] = _on(cores, _augment(next(stream), steps, device))
             if _PLAIN.is_file():
                 ways["baseline"] = _on(cores[:1], _plain(folders, data))
-            speeds = _take_turns(ways, steps * BATCH, rounds, progress)
+            speeds = _take_turns(ways, steps * BATCH, rounds, {"ours": worker}, progress)
     sizes = [len(jpeg) for clip in jpegs for jpeg in clip]
     about: dict[str, Any] = {
         "frame_bytes": round(float(np.mean(sizes))),
@@ -131,15 +133,25 @@ def measure(
     return {"baseline": None, **{name: s._asdict() for name, s in speeds.items()}, "about": about}
 
 
-def _take_turns(ways: dict[str, Timed], clips: int, rounds: int, progress: Callable[[int, int], None] | None) -> dict[str, Speed]:
+def _take_turns(
+    ways: dict[str, Timed], clips: int, rounds: int, workers: dict[str, int], progress: Callable[[int, int], None] | None
+) -> dict[str, Speed]:
+    """``workers``: process ids of ways that do not work in this process."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    peaks = {}
     for r in range(rounds + 1):
         for name, way in ways.items():
+            process = Path("/proc", str(workers.get(name, os.getpid())))
+            if r == 0:
+                (process / "clear_refs").write_text("5")  # begins the peak anew: proc(5)
             taken[name].append(way())
+            if r == 0:
+                line = next(x for x in (process / "status").read_text().splitlines() if x.startswith("VmHWM"))
+                peaks[name] = 1024 * int(line.split()[1])
         if progress:
             progress(r + 1, rounds + 1)
     medians = {name: np.median(times[1:], axis=0) for name, times in taken.items()}  # the first round warms up
-    return {name: Speed(*(float(clips / t) for t in median)) for name, median in medians.items()}
+    return {name: Speed(float(clips / wall), float(clips / cpu), peaks[name]) for name, (wall, cpu) in medians.items()}
 
 
 def _write_frames(index: Index, data: DataConfig, plan: EpochPlan, steps: int, folders: Path) -> list[list[bytes]]:

@@ -13,8 +13,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dfer_dist import checkpoint
+from dfer_dist import UserError, checkpoint
+from dfer_dist.bench_loader import make_clips
 from dfer_dist.config import Config, split_batch
 from dfer_dist.configfile import dump_config, read_config
+from dfer_dist.data.plan import EpochPlan, whole_shards
+from dfer_dist.data.stream import Batch, train_stream
 from dfer_dist.engine import Engine, build_engine
 from dfer_dist.evaluate import clip_logits
 from dfer_dist.footprint import in_use
@@ -59,14 +62,37 @@ class Ours:
         self.text: Tensor | None = None
         self.saver = Saver(folder / "checkpoints", config, ranks, len(self.engine.trained), None)
         self.saves = 0
+        self.folder = folder
+        self.stream: Iterator[Batch] | None = None
 
     def train(self) -> None:
         """One optimizer step."""
-        self.engine.set_learning_rates(0)
         valid = torch.ones(len(self.labels), dtype=torch.bool)
+        self._step((self.clips.to(self.device, non_blocking=True), self.labels, valid) for _ in range(self.engine.accumulation))
+
+    def fed(self) -> dict[str, float]:
+        """One optimizer step on made clips that one loader worker loads; for how long it waited for them."""
+        if self.stream is None:
+            size, batch = settle_image_size(self.config), self.config.train.global_batch
+            index = make_clips(self.folder / "fed", 5 * max(4, batch), size)
+            data = replace(self.config.data, workers=1, image_size=size)
+            plan = EpochPlan(whole_shards(index, range(len(index.shards))), 0, 0, batch, data.block)
+            self.stream = train_stream(index, data, plan, 1 << 30, (0, 0), 0, 1, self.engine.micro_batch)
+        waits: list[float] = []
+        self._step(self._waiting(self.stream, waits))
+        return {"waited": sum(waits)}
+
+    def _waiting(self, stream: Iterator[Batch], waits: list[float]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for _ in range(self.engine.accumulation):
-            sides = self.engine.deepspeed(self.clips.to(self.device, non_blocking=True), by_side=True)
-            losses = self.objective(sides, self.labels, valid)
+            begin = time.perf_counter()
+            batch = next(stream)
+            waits.append(time.perf_counter() - begin)
+            yield batch.pixels(self.device), batch.labels, batch.valid
+
+    def _step(self, micro_batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        self.engine.set_learning_rates(0)
+        for frames, labels, valid in micro_batches:
+            losses = self.objective(self.engine.deepspeed(frames, by_side=True), labels, valid)
             self.engine.micro_step(losses.mean())
         losses.tolist()
 
@@ -176,18 +202,23 @@ class Way:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
 
     def ask(self, what: str) -> dict[str, float]:
-        """Raises RuntimeError with the end of its log if the process has died."""
+        """Raises UserError with the last line of its log if the process has died."""
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(what + "\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(what + "\n")
+            self.process.stdin.flush()
         line = next((x for x in self.process.stdout if x.startswith("{")), "")  # importing DeepSpeed may print
         if not line:
-            raise RuntimeError(f"the measured process has died: {self.log.read_text()[-2000:]}")
+            said = (
+                self.log.read_text().strip().splitlines() or ["without a word, as when memory runs out: fewer clips, or frames"]
+            )[-1]
+            raise UserError(f"the measured process has died: {said}")
         return json.loads(line)
 
     def close(self) -> None:
         assert self.process.stdin
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
 
@@ -211,12 +242,12 @@ def measure(
     Returns
     -------
     dict of each to dict
-        ``ours``, ``floor`` and, in a checkout, ``baseline``; ``recomputing`` for ``train``, with activation checkpointing. Each has the medians of
+        ``ours``, ``floor`` and, in a checkout, ``baseline``; ``recomputing`` for ``train``, with activation checkpointing if the settings have none, and ``fed``, ours by one loader worker, with the seconds it ``waited``. Each has the medians of
         ``seconds`` and what else was answered, and but for a save ``clips_per_s``; the floor has no ``peak_bytes``.
         ``flops``, but for a save: operations of the model's own (:func:`~dfer_dist.trace.model_flops`).
     """
     ways = {"ours": config}
-    if "train" in what and len(what) == 1:
+    if what == ["train"] and not config.model.checkpoint_image:
         ways["recomputing"] = replace(config, model=replace(config.model, checkpoint_image=True, checkpoint_temporal=True))
     if PLAIN.is_file():
         ways["plain"] = config
@@ -237,6 +268,8 @@ def measure(
                     processes["ours"].ask(prepare)
                 taken.setdefault((kind, "floor"), []).append(processes["ours"].ask(floor))
             progress(r + 1, rounds + 1)
+        if what == ["train"]:  # last, since its clips take memory too
+            taken["train", "fed"] = [processes["ours"].ask("fed") for _ in range(rounds + 1)]
     return {kind: _medians(taken, kind, config) for kind in what}
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from dfer_dist.config import Config, Supervision
+from dfer_dist.config import Config, Precision, Supervision
 from dfer_dist.configfile import read_config
 from dfer_dist.engine import build_engine
 from dfer_dist.model import build_model, param_groups, settle_image_size
@@ -28,7 +28,7 @@ from dfer_dist.planner import data_size, plan_here
 from dfer_dist.ranks import Ranks, leave, peak_memory, start
 
 STEPS = 2
-_LARGE = 4_000_000  # float32 elements of a large all-reduce
+_LARGE = 8_000_000  # elements of a large all-reduce
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,11 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
         seconds, sent = time.perf_counter() - begin, _looped() - before_step
     measured = peak_memory(ranks.device) - before
     planned = plan_here(config, classes, ranks.device.type)
-    link = _all_reduces(ranks) if ranks.world > 1 else (None, None)
+    link = (
+        _all_reduces(ranks, torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32)
+        if ranks.world > 1
+        else (None, None)
+    )
     return Footprint(measured, planned, seconds, sent, link[0], link[1], size, engine.micro_batch, engine.accumulation)
 
 
@@ -94,18 +98,18 @@ def _looped() -> int:
     return int(line.partition(":")[2].split()[8])
 
 
-def _all_reduces(ranks: Ranks) -> tuple[float, float]:
+def _all_reduces(ranks: Ranks, dtype: torch.dtype) -> tuple[float, float]:
     """Latency and bandwidth by which the formula of :func:`~dfer_dist.planner.network_seconds` gives the median time of small and of large all-reduces."""
     taken = {}
     for size in (1, _LARGE):
-        x, times = torch.zeros(size, device=ranks.device), []
+        x, times = torch.zeros(size, dtype=dtype, device=ranks.device), []
         for _ in range(20):
             begin = time.perf_counter()
             dist.all_reduce(x)
             float(x[0])  # on a GPU, wait for it
             times.append(time.perf_counter() - begin)
         taken[size] = statistics.median(times)
-    sent = 2 * (ranks.world - 1) / ranks.world * 4 * _LARGE
+    sent = 2 * (ranks.world - 1) / ranks.world * x.nbytes
     return taken[1] / (2 * math.ceil(math.log2(ranks.world))), sent / (taken[_LARGE] - taken[1])
 
 

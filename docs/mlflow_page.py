@@ -1,5 +1,5 @@
 """Take pictures in the real MLflow UI: ``python docs/mlflow_page.py runs/demo docs/mlflow_page.png`` of a run with its folds,
-``python docs/mlflow_page.py runs/a runs/b docs/mlflow_compare.png`` of the page that compares two.
+``python docs/mlflow_page.py runs/a runs/b docs/mlflow_compare.png`` of the page that compares runs.
 
 Starts ``mlflow ui`` on the sqlite file that the runs used and opens it in headless Chromium (Debian's, or the one CHROMIUM names).
 """
@@ -84,14 +84,14 @@ def show_curves(page: Page, name: str) -> None:
 
 
 def open_comparison(page: Page, names: Sequence[str]) -> None:
-    """From the table to the page that compares runs, at its table of metrics."""
+    """From the table to the page that compares runs, at its tables of metrics and of tags: size, speed and memory are among these."""
     for name in names:
         row_of(page, name).locator("input[type=checkbox]").first.check(force=True)
     page.get_by_role("button", name="Compare", exact=True).click()
     page.get_by_text("war_mean").first.wait_for(timeout=60_000)
-    for part in ("Visualizations", "Parameters"):
+    for part in ("Visualizations", "Parameters", "Artifacts"):
         page.get_by_text(part, exact=True).first.click()  # folds it away
-    page.set_viewport_size({"width": 1500, "height": 1050})
+    page.set_viewport_size({"width": 1500, "height": 1550})
     page.get_by_text("war_worst").first.wait_for()
     page.get_by_text("war_mean").first.scroll_into_view_if_needed()
     page.wait_for_timeout(1500)

@@ -92,7 +92,10 @@ def step(
     Example: [bold]dfer bench step dfew_vitl14 --clips 1 --json step.json[/bold]
     """
     figures = _measure_steps(experiment, [f"train.global_batch={clips}", *(overrides or [])], ["train"], rounds, json_file)
-    Console(highlight=False).print(_steps_table(figures["train"], "step", figures["about"]))
+    console, fed = Console(highlight=False), figures["train"]["fed"]
+    console.print(_steps_table(figures["train"], "step", figures["about"]))
+    share = 100 * fed["waited"] / fed["seconds"]
+    console.print(f"with one loader worker: {fed['seconds']:.2f} s a step, of which {share:.1f} % waiting for data")
 
 
 @bench.command("eval")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def test_loader_tells_its_speed_beside_the_floor_and_the_plain_way(tmp_path: Pat
     figures = loader(tmp_path)
     for way in ("ours", "in_process", "floor", "baseline", "augment_device"):
         assert 0 < figures[way]["clips_per_s"] < 1e6 and 0 < figures[way]["clips_per_cpu_s"] < 1e6
+        assert 2**27 < figures[way]["peak_bytes"] < 2**33, "torch is imported"
     about = figures["about"]
     assert (about["num_frames"], about["image_size"], about["clips"], about["rounds"]) == (16, 224, 8, 1)
     assert about["frame_bytes"] == pytest.approx(20_000, rel=0.1)
@@ -46,3 +48,14 @@ def test_made_clips_are_of_sixty_different_frames(tmp_path: Path) -> None:
     clips = [ClipReader(index).jpegs(shard, 0) for shard in range(2)]  # one of each fold
     assert [len(set(clip)) for clip in clips] == [60, 60] and clips[0] != clips[1]
     assert simplejpeg.decode_jpeg_header(clips[0][0])[:2] == (64, 64)
+
+
+def test_the_document_has_a_place_for_each_benchmark_and_figures_in_it() -> None:
+    spec = importlib.util.spec_from_file_location("write", Path(__file__).parent.parent / "benchmarks" / "write.py")
+    assert spec and spec.loader
+    write = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(write)
+    text = write.DOC.read_text(encoding="utf-8")
+    for mark in [*write.BENCHES, "machine"]:
+        _, found, rest = text.partition(f"<!-- {mark} -->\n")
+        assert found and len(rest.partition("<!-- end -->")[0]) > 60, f"run make bench: {mark} is empty"

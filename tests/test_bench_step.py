@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from dfer_dist import UserError
+from dfer_dist.bench_step import Way
 from dfer_dist.configfile import load_config
 from dfer_dist.data.layouts import CLASSES
 from dfer_dist.model import build_model
@@ -71,6 +73,15 @@ def test_utilisation_is_of_the_peak_of_this_very_gpu() -> None:
     about = {"backbone": "b", "num_frames": 16, "image_size": 224, "device": "NVIDIA H200", "rounds": 5}
     for share, told in ((0.415, "41.5% of the GPU's bf16 peak (MFU)"), (None, "memory is the peak above the imports")):
         assert str(_steps_table({"mfu": share, "ours": row}, "step", about).caption).endswith(told)
+
+
+def test_a_measured_process_that_is_killed_is_one_line(tmp_path: Path) -> None:
+    way = Way(tmp_path, load_config("demo"), "ours")
+    way.process.kill()
+    way.process.wait()
+    with pytest.raises(UserError, match="the measured process has died: without a word, as when memory"):
+        way.ask("train")
+    way.close()
 
 
 @pytest.mark.engine_full

@@ -132,7 +132,12 @@ B16 = "dfew_finecliper_vitb16"
 
 @pytest.mark.parametrize(
     ("words", "millions"),
-    [(["model.description_ratio=0.08"], 14.42), (["model.description_ratio=0.25"], 16.58), ([], 13.42)],
+    [
+        (["model.description_ratio=0.08"], 14.42),
+        (["model.description_ratio=0.25"], 16.58),
+        (["model.description_ratio=0.08", "model.levels=[parsing,landmarks]"], 20.06),
+        ([], 13.42),
+    ],
 )
 def test_tunable_parameters_on_vit_b_16(words: list[str], millions: float) -> None:
     config = load_config(B16, ["train.objective=both", *words])
