@@ -92,12 +92,12 @@ def reduction() -> Pair:
     return in_one_piece, lambda: None
 
 
-def text(length: int = 77) -> Pair:
+def text() -> Pair:
     """The frozen text tower of ViT-B/32 on seven classes: over all 77 tokens, and over as many as the longest text has."""
     _, tower, _ = load_backbone("ViT-B-32-quickgelu", "none", 224)
     tower = tower.to(BF16).requires_grad_(False)
     eot = torch.full((7,), 29)
-    shapes = [(7, n, 512) for n in (length, 30)]
+    shapes = [(7, n, 512) for n in (77, 30)]
     return tuple(forward_and_backward(lambda x: tower(x, eot), shape) for shape in shapes)  # type: ignore[return-value]
 
 

@@ -40,8 +40,9 @@ def machine() -> str:
         or "no bf16 units"
     )
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, text=True, capture_output=True).stdout.strip()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
-        f"{device_name(torch.device('cpu'))}, {cores} cores ({units}), {memory:.0f} GiB, no GPU; torch {torch.__version__.partition('+')[0]}; "
+        f"{device_name(torch.device('cpu'))}, {cores} cores ({units}), {memory:.0f} GiB, {gpu}; torch {torch.__version__.partition('+')[0]}; "
         f"{date.today()}, commit {commit or 'unknown'}."
     )
 
@@ -52,7 +53,7 @@ def loader(figures: Figures) -> str:
         "ours": "one loader worker, its consumer counts",
         "in_process": "no worker: in the training process",
         "baseline": "Pillow over frame files, augmented there: `benchmarks/pil_folders.py`",
-        "augment_device": "augmentation on the device, here the CPU, apart",
+        "augment_device": f"augmentation on the device ({figures['about']['device']}), apart",
     }
     rows = []
     for name, words in names.items():

@@ -33,12 +33,12 @@ _LARGE = 8_000_000  # elements of a large all-reduce
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes in use at the peak, above what the imports take: ``measured`` (the model's construction included) and ``planned``;
+    """Bytes in use at the peak, above what the imports take: ``measured`` (the model's construction included) and, for one rank, ``planned``;
     ``seconds`` of the last step, and the bytes that all ranks of this machine ``sent`` in it over the loopback interface; ``latency`` in seconds
     and ``bandwidth`` in bytes a second of an all-reduce between them, None for one rank; what the step was made of."""
 
     measured: float
-    planned: float
+    planned: float | None
     seconds: float
     sent: int
     latency: float | None
@@ -83,7 +83,7 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
         ranks.sum([0.0])
         seconds, sent = time.perf_counter() - begin, _looped() - before_step
     measured = peak_memory(ranks.device) - before
-    planned = plan_here(config, classes, ranks.device.type)
+    planned = plan_here(config, classes, ranks.device.type) if ranks.world == 1 else None
     link = (
         _all_reduces(ranks, torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32)
         if ranks.world > 1

@@ -57,3 +57,11 @@ def test_both_towers_have_them() -> None:
     for tower in (image.transformer, text.transformer):
         assert not any(isinstance(m, (QuickGELU, nn.MultiheadAttention)) for m in tower.modules())
     assert isinstance(image.conv1, PatchEmbedding)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_the_same_where_no_gradient_is_needed(masked: bool) -> None:
+    mask = torch.full((50, 50), float("-inf")).triu(1) if masked else None
+    q, k, v = torch.randn(3, 2, 3, 50, 8)
+    with_gradient = attend(q.clone().requires_grad_(), k, v, mask)
+    torch.testing.assert_close(attend(q, k, v, mask), with_gradient.detach(), rtol=1e-5, atol=1e-5)

@@ -1,9 +1,12 @@
-"""Which device a rank computes on. That there are GPUs is pretended here; tests/gpu has a real one."""
+"""Which device a rank computes on (that there are GPUs is pretended here; tests/gpu has a real one), and how ranks average gradients."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from spawn import run_ranks
 
 from dfer_dist import UserError
 from dfer_dist.config import Device
@@ -25,3 +28,9 @@ def test_a_gpu_that_is_asked_for_and_not_there(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match=r"no GPU: use train.device=auto"):
         choose_device(Device.cuda)
     assert choose_device(Device.auto) == torch.device("cpu")
+
+
+def test_gradients_are_averaged_over_ranks_bucket_by_bucket() -> None:
+    """Two real ranks; 280 numbers in buckets of 100, to bf16's rounding: both roundings are 0.4 % of a rank's own number at most."""
+    seen = run_ranks(Path(__file__).with_name("averaging.py"), 2)
+    assert 0 < seen["off"] < 0.02 < seen["largest"]
