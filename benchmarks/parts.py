@@ -9,18 +9,23 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dfer_dist.model.attention import attend
+from dfer_dist.model.attention import attend, attend_all
 from dfer_dist.model.backbone import load_backbone
-from dfer_dist.model.kernels import FusedQuickGELU, PatchEmbedding
+from dfer_dist.model.kernels import MLP, FusedQuickGELU, PatchEmbedding
+from dfer_dist.model.linear import linear
 
 ROUNDS = 7
 BF16 = torch.bfloat16
@@ -48,6 +53,19 @@ def patches() -> Pair:
     return forward_and_backward(conv, shape), forward_and_backward(PatchEmbedding(conv), shape)
 
 
+def side_by_side(qkv: Tensor) -> Tensor:
+    return attend_all(qkv, 12)
+
+
+def by_head(work: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """From queries, keys and values side by side to heads and back by torch's own views."""
+
+    def run(qkv: Tensor) -> Tensor:
+        return rearrange(work(*rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=12)), "b h n d -> b n (h d)")
+
+    return run
+
+
 def attention(length: int, batch: int, train: bool = True) -> Pair:
     def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
@@ -57,12 +75,44 @@ def attention(length: int, batch: int, train: bool = True) -> Pair:
         with sdpa_kernel(SDPBackend.MATH):
             return F.scaled_dot_product_attention(q, k, v)
 
-    def heads(work: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda qkv: work(*(x.transpose(1, 2) for x in qkv.unbind(2)))
+    shape, before = (batch, length, 3 * 768), by_head(fused if train else in_parts)
+    return forward_and_backward(before, shape, train), forward_and_backward(side_by_side, shape, train)
 
-    shape = (batch, length, 3, 12, 64)
-    before = fused if train else in_parts
-    return forward_and_backward(heads(before), shape, train), forward_and_backward(heads(attend), shape, train)
+
+def heads() -> Pair:
+    """The same plain products, derived by torch and by hand."""
+    shape = (FRAMES, 50, 3 * 768)
+    return forward_and_backward(by_head(attend), shape), forward_and_backward(side_by_side, shape)
+
+
+def layers() -> Pair:
+    """The four layers of a block, trained."""
+    sizes = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]
+    trained = [[torch.randn(size, dtype=BF16, requires_grad=True) for size in ((o, i), (o,))] for i, o in sizes]
+
+    def all_by(layer: Callable[..., Tensor]) -> Callable[[], object]:
+        works = [
+            forward_and_backward(partial(layer, weight=own[0], bias=own[1]), (FRAMES, 50, i))
+            for own, (i, _) in zip(trained, sizes, strict=True)
+        ]
+
+        def run() -> None:
+            for work in works:
+                work()
+            for own in chain(*trained):
+                own.grad = None
+
+        return run
+
+    return all_by(F.linear), all_by(linear)
+
+
+def factors() -> Pair:
+    """A block's MLP with the same layers; its weights are frozen, so that activations weigh more."""
+    base = nn.Sequential(OrderedDict(c_fc=nn.Linear(768, 3072), gelu=QuickGELU(), c_proj=nn.Linear(3072, 768)))
+    own = MLP(base.to(BF16).requires_grad_(False))
+    shape = (FRAMES, 50, 768)
+    return forward_and_backward(nn.Sequential(*own), shape), forward_and_backward(own, shape)
 
 
 def gelu() -> Pair:
@@ -92,6 +142,24 @@ def reduction() -> Pair:
     return in_one_piece, lambda: None
 
 
+def kept() -> Pair:
+    """What a step does to float32 gradients by DeepSpeed's way, and by ours."""
+    own, given = torch.zeros(TRAINED), torch.zeros(TRAINED, dtype=BF16)
+    pairs = list(zip(own.split(768 * 3072), given.split(768 * 3072), strict=True))
+
+    def clear_and_add() -> None:
+        own.zero_()
+        for to, new in pairs:
+            to.add_(new.to(torch.float32))
+        own.zero_()
+
+    def write_over() -> None:
+        for to, new in pairs:
+            to.copy_(new)
+
+    return clear_and_add, write_over
+
+
 def text() -> Pair:
     """The frozen text tower of ViT-B/32 on seven classes: over all 77 tokens, and over as many as the longest text has."""
     _, tower, _ = load_backbone("ViT-B-32-quickgelu", "none", 224)
@@ -110,8 +178,12 @@ PARTS: dict[str, tuple[str, Callable[[], Pair], int]] = {
     ),
     "attention of 12 blocks, 197 tokens: fused; plain products": ("as at 50 tokens", lambda: attention(197, FRAMES), 12),
     "attention of 12 blocks in a test, 50 tokens: torch's parts; fused": ("half", lambda: attention(50, FRAMES, False), 12),
+    "attention of 12 blocks, 50 tokens: derived by torch; heads laid out once": ("a third", heads, 12),
+    "layers of 12 blocks: torch's; bias added by the product, weight gradients on transposed copies": ("a tenth", layers, 12),
     "QuickGELU of 12 blocks: as written; by silu": ("two of five passes over the numbers", gelu, 12),
+    "MLPs of 12 blocks: QuickGELU's two factors by themselves; in the layers' products": ("two more passes", factors, 12),
     "SGD: operation by operation; fused": ("three of four passes over the weights", optimizer, 1),
+    "float32 gradients: cleared twice and added to; written over": ("two thirds", kept, 1),
     "gradients of one rank: reduced in one piece; left alone": ("four passes over the gradients", reduction, 1),
     "text tower: 77 tokens; 30": ("three fifths", text, 1),
 }

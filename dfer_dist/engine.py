@@ -11,16 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from dfer_dist import UserError
+from dfer_dist import UserError, gradients
 from dfer_dist.config import Config, OptimConfig, Optimizer, Precision, Schedule, split_batch
 from dfer_dist.ranks import Ranks
 
 Groups = Mapping[str, Sequence[tuple[str, nn.Parameter]]]
-
-BUCKET = 50_000_000  # elements reduced at a time; DeepSpeed's own 5e8 costs up to 2 GB of buffers
 
 
 @dataclass
@@ -28,7 +25,7 @@ class Engine:
     """A DeepSpeed engine with what the loop needs around it.
 
     ``groups`` keeps the trained parameters by group and name; ``base_lr`` their peak learning rates; ``accumulation`` the
-    micro batches in a step; ``reduces`` whether the gradients are averaged over ranks here, which ZeRO-1 in bf16 leaves to :func:`average`.
+    micro batches in a step; ``reduces`` whether the gradients are averaged over ranks here, which ZeRO-1 in bf16 leaves to :mod:`~dfer_dist.gradients`.
     """
 
     deepspeed: Any
@@ -66,7 +63,8 @@ class Engine:
         """
         self.deepspeed.backward(loss * torch.where(loss.isfinite(), 1.0, torch.nan))
         if self.reduces and self.deepspeed.is_gradient_accumulation_boundary():
-            average(self.deepspeed.optimizer.get_grads_for_reduction()[0])
+            gradients.complete(self.deepspeed.optimizer)
+            gradients.average(self.deepspeed.optimizer.get_grads_for_reduction()[0])
         self.deepspeed.step()
 
     def step_was_skipped(self) -> bool:
@@ -78,27 +76,6 @@ class Engine:
     def gradient_norm(self) -> float:
         """2-norm of the last step's gradient over all trained parameters; infinite for a skipped step."""
         return float(self.deepspeed.get_global_grad_norm())
-
-
-def average(gradients: Sequence[Tensor]) -> None:
-    """Replace flat float32 gradients by their mean over all ranks, which goes over the wire in bf16, as in DeepSpeed: a bucket at a time, the next being cast meanwhile."""
-    world = dist.get_world_size()
-    if world == 1:
-        return
-    sent: tuple[Tensor, Tensor, dist.Work] | None = None
-    for bucket in (own for flat in gradients for own in flat.split(BUCKET)):
-        half = bucket.to(torch.bfloat16)
-        work = dist.all_reduce(half, async_op=True)
-        if sent:
-            _receive(*sent, world)
-        sent = bucket, half, work
-    if sent:
-        _receive(*sent, world)
-
-
-def _receive(bucket: Tensor, half: Tensor, work: dist.Work, world: int) -> None:
-    work.wait()
-    bucket.copy_(half.mul_(1 / world))
 
 
 def lr_factor(optim: OptimConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:
@@ -147,6 +124,7 @@ def build_engine(model: nn.Module, groups: Groups, config: Config, ranks: Ranks,
     reduces = isinstance(engine.optimizer, BF16_Optimizer)
     if reduces:  # DeepSpeed would copy all gradients four times to send them in one piece, even to nobody
         engine.enable_backward_allreduce = False
+        gradients.overwrite(engine.optimizer)
     total = steps_per_epoch * config.train.epochs
     return Engine(engine, groups, base_lr, optim, steps_per_epoch, total, micro, accumulation, reduces)
 
@@ -169,7 +147,7 @@ def _deepspeed_config(config: Config, micro: int, accumulation: int, ranks: Rank
         "zero_optimization": {
             "stage": config.train.zero_stage,
             "overlap_comm": ranks.device.type == "cuda",
-            "reduce_bucket_size": BUCKET,
+            "reduce_bucket_size": gradients.BUCKET,
             **({"offload_optimizer": {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}} if offload else {}),
         },
         "zero_force_ds_cpu_optimizer": False,  # torch's own there too: DeepSpeed's compiles on the compute node

@@ -20,7 +20,7 @@ from dfer_dist.data.layouts import CLASSES
 from dfer_dist.data.shards import open_index
 from dfer_dist.data.store import is_remote
 from dfer_dist.data.stream import KEPT, PREFETCH
-from dfer_dist.engine import BUCKET
+from dfer_dist.gradients import BUCKET
 from dfer_dist.model import settle_image_size
 from dfer_dist.trace import Trace, trace
 

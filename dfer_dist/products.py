@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import dfer_dist.model.linear  # noqa: F401  (defines an operation)
+
 _aten = torch.ops.aten
-# where the two factors stand among the arguments
-_FACTORS = {
-    _aten.mm.default: 0,
-    _aten.bmm.default: 0,
-    _aten.addmm.default: 1,
-    _aten.baddbmm.default: 1,
+# the two factors of an operation, from its arguments
+_FACTORS: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {
+    _aten.mm.default: lambda left, right: (left, right),
+    _aten.bmm.default: lambda left, right: (left, right),
+    _aten.addmm.default: lambda added, left, right, **scales: (left, right),
+    _aten.baddbmm.default: lambda added, left, right, **scales: (left, right),
+    torch.ops.mkldnn._linear_pointwise.default: lambda x, weight, *more: (x.flatten(0, -2), weight.t()),
+    torch.ops.dfer.layer_gradients.default: lambda g, x, *scales: (g.t(), x),  # as torch's own backward pass multiplies them
 }
 
 
@@ -37,7 +42,7 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func in _FACTORS:
-            left, right = args[_FACTORS[func] :][:2]
+            left, right = _FACTORS[func](*args)
             self.counts[Product(_layout(left), _layout(right), left.dtype)] += 1
         return func(*args, **(kwargs or {}))
 

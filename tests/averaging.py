@@ -7,18 +7,18 @@ import json
 import torch
 import torch.distributed as dist
 
-from dfer_dist import engine
+from dfer_dist import gradients
 from dfer_dist.config import Device
 from dfer_dist.ranks import leave, start
 
 if __name__ == "__main__":
     ranks = start(Device.cpu)
-    engine.BUCKET = 100
+    gradients.BUCKET = 100
     of_each = [
         [torch.randn(n, generator=torch.Generator().manual_seed(10 * r + n)) for n in (250, 30)] for r in range(ranks.world)
     ]
     mine = [own.clone() for own in of_each[ranks.rank]]
-    engine.average(mine)
+    gradients.average(mine)
     wanted = [torch.stack(own).mean(0) for own in zip(*of_each, strict=True)]
     off = max((a - b).abs().max().item() for a, b in zip(mine, wanted, strict=True))
     dist.barrier()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
@@ -10,9 +11,14 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from dfer_dist.model.attention import PLAIN_LENGTH, attend
+from dfer_dist.model.attention import PLAIN_LENGTH, attend, attend_all
 from dfer_dist.model.backbone import load_backbone
-from dfer_dist.model.kernels import FusedQuickGELU, PatchEmbedding
+from dfer_dist.model.kernels import MLP, FusedQuickGELU, PatchEmbedding
+from dfer_dist.model.linear import WIDE, Linear, is_fast, linear, transpose
+from dfer_dist.model.lora import LoRALinear
+from dfer_dist.products import Products
+
+BF16 = torch.bfloat16
 
 
 def both(
@@ -31,6 +37,21 @@ def both(
         seen.append([out, *torch.autograd.grad(out, [*leaves, *weights], g)])
     for a, b in zip(*seen, strict=True):
         assert a.shape == b.shape and (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+def rounded(
+    own: Callable[..., Tensor], theirs: Callable[..., Tensor], x: Tensor, *weights: Tensor, tolerance: float = 0.01
+) -> None:
+    """``own`` in bf16 is ``theirs`` in float32 from the same rounded numbers, values and gradients: 0.4 % is one rounding."""
+    halves = [w.to(BF16) for w in (x, *weights)]
+    seen = []
+    for work, kind in ((own, BF16), (theirs, torch.float32)):
+        leaves = [w.detach().to(kind).requires_grad_() for w in halves]
+        out = work(*leaves)
+        g = torch.linspace(-1, 1, out.numel()).to(BF16).reshape(out.shape)
+        seen.append([out, *torch.autograd.grad(out, leaves, g.to(kind))])
+    for a, b in zip(*seen, strict=True):
+        assert a.shape == b.shape and (a.float() - b).norm() <= tolerance * b.norm()
 
 
 def test_patches_as_a_product_are_the_convolution() -> None:
@@ -65,3 +86,96 @@ def test_attention_is_the_same_where_no_gradient_is_needed(masked: bool) -> None
     q, k, v = torch.randn(3, 2, 3, 50, 8)
     with_gradient = attend(q.clone().requires_grad_(), k, v, mask)
     torch.testing.assert_close(attend(q, k, v, mask), with_gradient.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(7, WIDE), (2, 5, WIDE), (3, 50, 2 * WIDE)])
+@pytest.mark.parametrize("outputs", [WIDE // 8, WIDE, 6 * WIDE])
+@pytest.mark.parametrize("factors", [(1.0, 1.0), (0.7, 1.0), (1.0, 1.7), (0.7, 1.7)])
+def test_layers_in_bf16(shape: tuple[int, ...], outputs: int, factors: tuple[float, float]) -> None:
+    before, after = factors
+    x, weight, bias = torch.randn(shape), torch.randn(outputs, shape[-1]) / 16, torch.randn(outputs)
+    assert is_fast(x.to(BF16)) and not is_fast(x)
+    rounded(lambda x, w, b: linear(x, w, b, *factors), lambda x, w, b: after * (before * F.linear(x, w) + b), x, weight, bias)
+
+
+def test_layers_in_float32_and_narrow_ones_are_torchs() -> None:
+    for kind, inputs in ((torch.float32, WIDE), (BF16, WIDE - 1)):
+        x, weight, bias = (torch.randn(shape).to(kind) for shape in ((5, inputs), (9, inputs), (9,)))
+        assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+        assert torch.equal(linear(x, weight, bias, 0.5, 2.0), 2 * F.linear(0.5 * x, weight, bias))
+
+
+@pytest.mark.parametrize("trained", ["x", "weight", "bias"])
+def test_a_layer_that_is_frozen_in_part(trained: str) -> None:
+    x, weight, bias = (torch.randn(shape).to(BF16) for shape in ((5, WIDE), (9, WIDE), (9,)))
+    own = {"x": x, "weight": weight, "bias": bias}
+    leaf = own[trained].requires_grad_()
+    linear(**own).sum().backward()
+    wanted = {"x": weight.sum(0), "weight": x.sum(0), "bias": torch.tensor(5.0, dtype=BF16)}[trained]
+    torch.testing.assert_close(leaf.grad, wanted.expand_as(leaf), rtol=0.02, atol=0.05)
+
+
+def test_a_layer_without_a_bias() -> None:
+    rounded(lambda x, w: linear(x, w, None, 0.7), lambda x, w: 0.7 * F.linear(x, w), torch.randn(9, WIDE), torch.randn(5, WIDE))
+
+
+def test_a_layer_takes_over_its_weights() -> None:
+    base = nn.Linear(WIDE, 8)
+    own = Linear(base)
+    assert own.weight is base.weight and own.bias is base.bias and list(own.state_dict()) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("rows", [1, 127, 300])
+def test_transposing(rows: int) -> None:
+    x = torch.randn(rows, 11)
+    assert torch.equal(transpose(x, x.new_empty(11, rows)), x.t())
+
+
+def blocks_mlp(width: int) -> nn.Sequential:
+    parts = {"c_fc": nn.Linear(width, 4 * width), "gelu": QuickGELU(), "c_proj": nn.Linear(4 * width, width)}
+    return nn.Sequential(OrderedDict(parts))
+
+
+def test_a_blocks_mlp_in_bf16() -> None:
+    base = blocks_mlp(WIDE)
+    names = [name for name, _ in base.named_parameters()]
+    own = MLP(base)
+    assert [name for name, _ in own.named_parameters()] == names
+
+    def of(module: nn.Module) -> Callable[..., Tensor]:
+        return lambda x, *weights: torch.func.functional_call(module, dict(zip(names, weights, strict=True)), (x,))
+
+    rounded(of(own), of(base), torch.randn(3, 7, WIDE), *base.parameters(), tolerance=0.02)
+
+
+def test_a_blocks_mlp_in_float32_and_with_lora() -> None:
+    base = blocks_mlp(WIDE)
+    both(MLP(base), base, torch.randn(3, WIDE), weights=tuple(base.parameters()))
+    own = MLP(base)
+    own.c_fc = LoRALinear(own.c_fc, rank=2, alpha=4.0)
+    own.to(BF16)
+    x = torch.randn(3, WIDE, dtype=BF16)
+    torch.testing.assert_close(own(x).float(), base.float()(x.float()), rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("length", [7, PLAIN_LENGTH + 1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_queries_keys_and_values_side_by_side(length: int, masked: bool) -> None:
+    mask = torch.full((length, length), float("-inf")).triu(1) if masked else None
+
+    def apart(qkv: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in qkv.unflatten(-1, (3, 2, 8)).unbind(2))
+        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+
+    both(lambda qkv: attend_all(qkv, 2, mask), apart, torch.randn(3, length, 48))
+
+
+def test_products_are_taken_down_as_those_of_torchs_layer() -> None:
+    """The floor is what torch's own passes multiply, by whatever products a layer computes the same."""
+    x, weight, bias = (torch.randn(shape).to(BF16).requires_grad_() for shape in ((40, WIDE), (4 * WIDE, WIDE), (4 * WIDE,)))
+    seen = []
+    for layer in (linear, F.linear):
+        with Products() as products:
+            layer(x, weight, bias).square().sum().backward()
+        seen.append(sorted((p.left[0], p.right[0]) for p in products.counts.elements()))
+    assert seen[0] == seen[1] and len(seen[0]) == 3

@@ -14,7 +14,7 @@ from dfer_dist import UserError
 from dfer_dist.config import Config, Optimizer
 from dfer_dist.configfile import load_config
 from dfer_dist.data.layouts import SEVEN
-from dfer_dist.engine import BUCKET
+from dfer_dist.gradients import BUCKET
 from dfer_dist.model import build_model, param_groups
 from dfer_dist.planner import GIB, DataSize, Machine, data_size, fastest, memory, network_seconds, plan, sent_bytes
 from dfer_dist.scale import scale

@@ -34,3 +34,10 @@ def test_gradients_are_averaged_over_ranks_bucket_by_bucket() -> None:
     """Two real ranks; 280 numbers in buckets of 100, to bf16's rounding: both roundings are 0.4 % of a rank's own number at most."""
     seen = run_ranks(Path(__file__).with_name("averaging.py"), 2)
     assert 0 < seen["off"] < 0.02 < seen["largest"]
+
+
+def test_gradients_are_those_of_the_last_step_alone() -> None:
+    """Two steps of two micro batches; the second leaves a layer out, whose gradient of the first one must not stay."""
+    seen = run_ranks(Path(__file__).with_name("kept_gradients.py"), 1)
+    assert min(seen["both"]) > 0 and min(seen["one"][:2]) > 0 and max(seen["one"][2:]) == 0
+    assert seen["off"] < 0.01 * seen["largest"]

@@ -7,10 +7,15 @@ ViT-B/16 in bf16, for a moment.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from dfer_dist.model.linear import linear
 
 PLAIN_LENGTH = 512  # tokens up to which the CPU trains by plain products: as fast up to 577, but they keep their scores
 
@@ -23,11 +28,56 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     mask : Tensor [N, N], optional
         Of ``q``'s type; added to the scores.
     """
-    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    if q.is_cuda or not trained or q.shape[-2] > PLAIN_LENGTH:
+    if fused(q, k, v):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # the CPU's fused kernel is slow in its backward pass
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return (scores if mask is None else scores + mask).softmax(-1) @ v
+
+
+def attend_all(qkv: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """:func:`attend` of queries, keys and values that lie side by side: [B, N, 3 D] -> [B, N, D]."""
+    q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=heads)
+    if mask is None and not fused(q, k, v):
+        return _PlainProducts.apply(qkv, heads)
+    return rearrange(attend(q, k, v, mask), "b h n d -> b n (h d)")
+
+
+def fused(*qkv: Tensor) -> bool:
+    """Whether torch's fused kernel is the fastest for these, [B, H, N, d] each; the CPU's is slow in its backward pass."""
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in qkv)
+    return qkv[0].is_cuda or not trained or qkv[0].shape[-2] > PLAIN_LENGTH
+
+
+class _PlainProducts(torch.autograd.Function):
+    """What :func:`attend` computes by plain products. Heads are laid one after the other once, and their gradients back once: torch's own
+    derivative copies each factor of each product."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, heads: int) -> Tensor:
+        by_head = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=heads)
+        packed = qkv.new_empty(by_head.shape)
+        torch.mul(by_head[0], by_head.shape[-1] ** -0.5, out=packed[0])
+        packed[1:].copy_(by_head[1:])
+        q, k, v = packed.flatten(1, 2)
+        weights = torch.bmm(q, k.transpose(1, 2)).softmax(-1)
+        ctx.heads = heads
+        ctx.save_for_backward(packed, weights)
+        return rearrange(torch.bmm(weights, v), "(b h) n d -> b n (h d)", h=heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        packed, weights = ctx.saved_tensors
+        q, k, v = packed.flatten(1, 2)
+        g = rearrange(gradients[0], "b n (h d) -> (b h) n d", h=ctx.heads)
+        scores = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), weights, -1, weights.dtype)
+        own = {"h": ctx.heads, "d": q.shape[-1]}
+        out = g.new_empty((len(g) // ctx.heads, g.shape[1], 3 * ctx.heads * q.shape[-1]))
+        of_q, of_k, of_v = rearrange(out, "b n (three h d) -> three b h n d", three=3, **own)
+        torch.mul(torch.bmm(scores, k).view(of_q.shape), q.shape[-1] ** -0.5, out=of_q)
+        of_k.copy_(torch.bmm(scores.transpose(1, 2), q).view(of_k.shape))
+        of_v.copy_(torch.bmm(weights.transpose(1, 2), g).view(of_v.shape))
+        return out, None
 
 
 class SelfAttention(nn.Module):
@@ -49,11 +99,10 @@ class SelfAttention(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values side by side, [B, N, 3 D]."""
-        return F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        return linear(x, self.in_proj_weight, self.in_proj_bias)
 
     def forward(
         self, x: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
         """[B, N, D] -> [B, N, D]; ``key`` and ``value`` are ``x`` again, ``attn_mask`` [N, N] is added to the scores."""
-        q, k, v = rearrange(self.project(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
-        return self.out_proj(rearrange(attend(q, k, v, attn_mask), "b h n d -> b n (h d)")), None
+        return self.out_proj(attend_all(self.project(x), self.num_heads, attn_mask)), None

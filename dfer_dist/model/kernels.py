@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 
 from dfer_dist.model.attention import SelfAttention
+from dfer_dist.model.linear import Linear, is_fast
+
+QUICK = 1.702
 
 
 class PatchEmbedding(nn.Module):
@@ -39,14 +43,42 @@ class FusedQuickGELU(nn.Module):
 class _QuickGELU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        scaled = 1.702 * x
+        scaled = QUICK * x
         ctx.save_for_backward(scaled)
-        return F.silu(scaled).mul_(1 / 1.702)
+        return F.silu(scaled).mul_(1 / QUICK)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (scaled,) = ctx.saved_tensors
         return torch.ops.aten.silu_backward(gradients[0], scaled)
+
+
+class _SiLU(torch.autograd.Function):
+    """Overwrites its gradient, which in :class:`MLP` nobody else holds: a third less goes through memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return F.silu(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,), (g,) = ctx.saved_tensors, gradients
+        return torch.ops.aten.silu_backward.grad_input(g, x, grad_input=g)
+
+
+class MLP(nn.Sequential):
+    """A block's two layers, which this takes over, and QuickGELU between them, whose two factors are left to the layers' products."""
+
+    def __init__(self, base: nn.Sequential) -> None:
+        assert isinstance(base.c_fc, nn.Linear) and isinstance(base.c_proj, nn.Linear)
+        super().__init__(OrderedDict(c_fc=Linear(base.c_fc), gelu=FusedQuickGELU(), c_proj=Linear(base.c_proj)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        if is_fast(x) and isinstance(self.c_fc, Linear) and isinstance(self.c_proj, Linear):
+            return self.c_proj(_SiLU.apply(self.c_fc(x, after=QUICK)), before=1 / QUICK)
+        return super().forward(x)
 
 
 def speed_up(image: VisionTransformer, text: Transformer) -> None:
@@ -57,5 +89,6 @@ def speed_up(image: VisionTransformer, text: Transformer) -> None:
     for block in (*image.transformer.resblocks, *text.resblocks):
         if isinstance(block, ResidualAttentionBlock):
             block.attn = SelfAttention(block.attn)
+            block.attn.out_proj = Linear(block.attn.out_proj)
             if isinstance(block.mlp.gelu, QuickGELU):
-                block.mlp.gelu = FusedQuickGELU()
+                block.mlp = MLP(block.mlp)

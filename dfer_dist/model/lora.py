@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dfer_dist import UserError
 from dfer_dist.model.attention import SelfAttention
+from dfer_dist.model.linear import linear
 
 
 class LowRank(nn.Module):
@@ -59,7 +60,7 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
-        return F.linear(x, self.weight, self.bias) + self.lora(x)
+        return linear(x, self.weight, self.bias) + self.lora(x)
 
 
 class LoRAAttention(SelfAttention):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -27,8 +27,7 @@ class TemporalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
-        q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        x = x + self.out(rearrange(attention.attend(q, k, v), "b h n d -> b n (h d)"))
+        x = x + self.out(attention.attend_all(self.qkv(self.norm1(x)), self.heads))
         return x + self.mlp(self.norm2(x))
 
 
