@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import dfer_dist.model.linear  # noqa: F401  (defines an operation)
+from dfer_dist.model import linear
 
 _aten = torch.ops.aten
 # the two factors of an operation, from its arguments
@@ -21,7 +21,6 @@ _FACTORS: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {
     _aten.addmm.default: lambda added, left, right, **scales: (left, right),
     _aten.baddbmm.default: lambda added, left, right, **scales: (left, right),
     torch.ops.mkldnn._linear_pointwise.default: lambda x, weight, *more: (x.flatten(0, -2), weight.t()),
-    torch.ops.dfer.layer_gradients.default: lambda g, x, *scales: (g.t(), x),  # as torch's own backward pass multiplies them
 }
 
 
@@ -39,11 +38,33 @@ class Products(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[Product] = Counter()
+        self._own = linear.layer_gradients
+        self._paused = False
+
+    def __enter__(self) -> Products:
+        linear.layer_gradients = self._layer_gradients
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        linear.layer_gradients = self._own
+
+    def _layer_gradients(self, g: Tensor, x: Tensor, before: float, after: float) -> tuple[Tensor, Tensor]:
+        """A weight's gradient is one product, as torch's own backward pass computes it, whatever it is made of here."""
+        self._take_down(g.t(), x)
+        self._paused = True
+        try:
+            return self._own(g, x, before, after)
+        finally:
+            self._paused = False
+
+    def _take_down(self, left: Tensor, right: Tensor) -> None:
+        self.counts[Product(_layout(left), _layout(right), left.dtype)] += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func in _FACTORS:
-            left, right = _FACTORS[func](*args)
-            self.counts[Product(_layout(left), _layout(right), left.dtype)] += 1
+        if func in _FACTORS and not self._paused:
+            self._take_down(*_FACTORS[func](*args))
         return func(*args, **(kwargs or {}))
 
     def seconds(self, device: torch.device) -> float:

@@ -64,9 +64,9 @@ class _Linear(torch.autograd.Function):
         g, of_input = gradients[0].flatten(0, -2), None
         if of_x:
             of_input = _product(g, weight, ctx.before * ctx.after).view(x.shape)
-        own = (None, None)
+        own: tuple[Tensor | None, Tensor | None] = (None, None)
         if of_weight or of_bias:
-            own = torch.ops.dfer.layer_gradients(g, x.flatten(0, -2), ctx.before, ctx.after)
+            own = layer_gradients(g, x.flatten(0, -2), ctx.before, ctx.after)
         return of_input, own[0] if of_weight else None, own[1] if of_bias else None, None, None
 
 
@@ -74,11 +74,6 @@ def _product(left: Tensor, right: Tensor, scale: float) -> Tensor:
     return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scale)
 
 
-# An operation of its own, so that those who take down a model's products (products.py) see one, by whatever it is computed.
-torch.library.define("dfer::layer_gradients", "(Tensor g, Tensor x, float before, float after) -> (Tensor, Tensor)")
-
-
-@torch.library.impl("dfer::layer_gradients", "CPU")
 def layer_gradients(g: Tensor, x: Tensor, before: float, after: float) -> tuple[Tensor, Tensor]:
     """Gradients of a weight and a bias, ``before after g^T x`` and ``after g^T 1``: [rows, outputs] and [rows, inputs] -> [outputs, inputs] and [outputs].
 
