@@ -18,14 +18,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from open_clip.transformer import QuickGELU
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dfer_dist.model.attention import attend, attend_all
+from dfer_dist.model.attention import SelfAttention, attend, attend_all
 from dfer_dist.model.backbone import load_backbone
-from dfer_dist.model.kernels import MLP, FusedQuickGELU, PatchEmbedding
-from dfer_dist.model.linear import linear
+from dfer_dist.model.kernels import MLP, FusedQuickGELU, LastBlock, PatchEmbedding
+from dfer_dist.model.linear import Linear, linear
 
 ROUNDS = 7
 BF16 = torch.bfloat16
@@ -120,6 +120,28 @@ def gelu() -> Pair:
     return forward_and_backward(QuickGELU(), shape), forward_and_backward(FusedQuickGELU(), shape)
 
 
+def last_block() -> Pair:
+    """The last block of an image tower, trained, up to the class token's feature."""
+    base = ResidualAttentionBlock(768, 12, act_layer=QuickGELU)
+    base.attn, base.mlp = SelfAttention(base.attn), MLP(base.mlp)
+    base.attn.out_proj = Linear(base.attn.out_proj)
+    base.to(BF16)
+
+    def by(block: nn.Module) -> Callable[[], object]:
+        def work(x: Tensor) -> Tensor:
+            return block(x)[:, 0]
+
+        run = forward_and_backward(work, (FRAMES, 50, 768))
+
+        def and_forget() -> None:
+            run()
+            base.zero_grad()
+
+        return and_forget
+
+    return by(base), by(LastBlock(base))
+
+
 def optimizer() -> Pair:
     def sgd(fused: bool) -> Callable[[], object]:
         weights = nn.Parameter(torch.zeros(TRAINED))
@@ -182,6 +204,11 @@ PARTS: dict[str, tuple[str, Callable[[], Pair], int]] = {
     "layers of 12 blocks: torch's; bias added by the product, weight gradients on transposed copies": ("a tenth", layers, 12),
     "QuickGELU of 12 blocks: as written; by silu": ("two of five passes over the numbers", gelu, 12),
     "MLPs of 12 blocks: QuickGELU's two factors by themselves; in the layers' products": ("two more passes", factors, 12),
+    "last block: every token through all of it; the class token alone after attention": (
+        "three quarters of a block",
+        last_block,
+        1,
+    ),
     "SGD: operation by operation; fused": ("three of four passes over the weights", optimizer, 1),
     "float32 gradients: cleared twice and added to; written over": ("two thirds", kept, 1),
     "gradients of one rank: reduced in one piece; left alone": ("four passes over the gradients", reduction, 1),

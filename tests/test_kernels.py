@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
+from dfer_dist.model.adapters import adapt_image
 from dfer_dist.model.attention import PLAIN_LENGTH, attend, attend_all
-from dfer_dist.model.backbone import load_backbone
-from dfer_dist.model.kernels import MLP, FusedQuickGELU, PatchEmbedding
+from dfer_dist.model.backbone import TINY, build_clip, load_backbone
+from dfer_dist.model.kernels import MLP, FusedQuickGELU, LastBlock, PatchEmbedding, speed_up
 from dfer_dist.model.linear import WIDE, Linear, is_fast, linear, transpose
-from dfer_dist.model.lora import LoRALinear
+from dfer_dist.model.lora import LoRALinear, add_lora
 from dfer_dist.products import Products
 
 BF16 = torch.bfloat16
@@ -78,6 +80,57 @@ def test_both_towers_have_them() -> None:
     for tower in (image.transformer, text.transformer):
         assert not any(isinstance(m, (QuickGELU, nn.MultiheadAttention)) for m in tower.modules())
     assert isinstance(image.conv1, PatchEmbedding)
+
+
+def wide_clip() -> open_clip.CLIP:
+    vision = {"image_size": 32, "patch_size": 16, "width": WIDE, "layers": 2, "head_width": 64}
+    torch.manual_seed(0)
+    return build_clip({**TINY, "vision_cfg": vision}, 32)
+
+
+@pytest.mark.parametrize("train", ["all", "lora", "adapters", "along time"])
+def test_the_last_block_of_a_wide_tower_goes_by_the_class_token(train: str) -> None:
+    """As the same tower whose last block passes every token through all of it."""
+    seen, frames = [], torch.randn(6, 3, 32, 32)
+    for whole in (False, True):
+        clip = wide_clip()
+        names = list(clip.state_dict())
+        speed_up(clip.visual, clip.transformer)
+        assert list(clip.state_dict()) == names
+        blocks = clip.visual.transformer.resblocks
+        assert isinstance(blocks[-1], LastBlock) and not isinstance(blocks[0], LastBlock)
+        if whole:
+            blocks[-1].read = None
+        if train == "lora":
+            add_lora(clip.visual.transformer, 2, 2.0)
+        elif train != "all":
+            adapt_image(clip.visual, 0.25, 0.5, 3 if train == "along time" else None)
+        torch.manual_seed(1)
+        for p in clip.visual.parameters():  # adapters and LoRA's factors start with zeros
+            p.data += 0.02 * torch.randn_like(p)
+        after: list[Tensor] = []
+        blocks[-1].register_forward_hook(lambda *call, after=after: after.append(call[2]))
+        out = clip.visual(frames)
+        g = torch.linspace(-1, 1, out.numel()).view(out.shape)
+        seen.append([out, *torch.autograd.grad(out, tuple(clip.visual.parameters()), g)])
+        assert after[0].shape == (6, 5 if whole else 1, WIDE)
+    for own, wanted in zip(*seen, strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_a_wide_tower_is_open_clips() -> None:
+    clips = [wide_clip(), wide_clip()]
+    speed_up(clips[0].visual, clips[0].transformer)
+    frames = torch.randn(4, 3, 32, 32)
+    both(clips[0].visual, clips[1].visual, frames)
+    assert isinstance(clips[0].visual.transformer.resblocks[-1], LastBlock)
+
+
+def test_who_reads_every_token_gets_it() -> None:
+    clip = wide_clip()
+    clip.visual.pool_type = "avg"
+    speed_up(clip.visual, clip.transformer)
+    assert not isinstance(clip.visual.transformer.resblocks[-1], LastBlock)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dfer_dist import UserError
 from dfer_dist.model.fusion import Fusion
+from dfer_dist.model.kernels import LastBlock
 
 
 class Adapter(nn.Module):
@@ -129,9 +130,10 @@ class AdaptedBlock(nn.Module):
         self.time_adapter = make() if frames else None
         self.positions: nn.Module = nn.Identity()  # the first block's has some
         self.scale, self.frames = scale, frames
+        self.read = base.read if isinstance(base, LastBlock) else None
 
     def forward(self, x: Tensor, key: None = None, value: None = None, attn_mask: Tensor | None = None) -> Tensor:
-        """[N, L, D] -> [N, L, D]; ``attn_mask`` [L, L] is added to the scores. With ``frames``, N is B T."""
+        """[N, L, D] -> [N, L, D], or of as many tokens as are read; ``attn_mask`` [L, L] is added to the scores. With ``frames``, N is B T."""
         x = self.positions(x)
         if self.time_adapter is not None:
             along = rearrange(self.ln_1(x), "(b t) n d -> (b n) t d", t=self.frames)
@@ -139,8 +141,8 @@ class AdaptedBlock(nn.Module):
             x = x + rearrange(along, "(b n) t d -> (b t) n d", n=x.shape[1])
         normed = self.ln_1(x)
         mask = None if attn_mask is None else attn_mask.to(x.dtype)
-        mixed = self.ls_1(self.attn(normed, normed, normed, attn_mask=mask)[0])
-        x = x + (mixed + self.attn_adapter(mixed))
+        mixed = self.ls_1(self.attn(normed, normed, normed, attn_mask=mask, read=self.read)[0])
+        x = x[:, : self.read] + (mixed + self.attn_adapter(mixed))
         normed = self.ln_2(x)
         return x + self.ls_2(self.mlp(normed)) + self.scale * self.mlp_adapter(normed)
 

@@ -102,7 +102,14 @@ class SelfAttention(nn.Module):
         return linear(x, self.in_proj_weight, self.in_proj_bias)
 
     def forward(
-        self, x: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
+        self,
+        x: Tensor,
+        key: Tensor,
+        value: Tensor,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+        read: int | None = None,
     ) -> tuple[Tensor, None]:
-        """[B, N, D] -> [B, N, D]; ``key`` and ``value`` are ``x`` again, ``attn_mask`` [N, N] is added to the scores."""
-        return self.out_proj(attend_all(self.project(x), self.num_heads, attn_mask)), None
+        """[B, N, D] -> [B, N, D]; ``key`` and ``value`` are ``x`` again, ``attn_mask`` [N, N] is added to the scores. Of the first ``read`` tokens alone, if given."""
+        mixed = attend_all(self.project(x), self.num_heads, attn_mask)
+        return self.out_proj(mixed[:, :read]), None
