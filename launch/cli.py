@@ -29,7 +29,7 @@ from launch.plan import plan
 from launch.pretrain import pretrain_demo
 from launch.report import report
 from launch.status import status
-from launch.track import begin_again, register, show_server, sync, tell_server, ui
+from launch.track import beginning, register, show_server, sync, tell_server, ui
 from launch.verify import verify
 from launch.zeroshot import show_zero_shot
 
@@ -173,7 +173,6 @@ def resume(
 
     console, there = Console(highlight=False), RunDir(run.resolve())
     folds = there.describe()["folds"]
-    begin_again(there)
     if there.jobs.exists():
         if nproc:
             raise UserError(f"--nproc is for this machine, and {there.root} was submitted to a cluster")
@@ -333,7 +332,8 @@ def _run_folds(console: Console, run: RunDir, folds: list[int], nproc: int, dead
     from launch.processes import Interrupted
 
     try:
-        return run_folds(run, folds, nproc, console, deadline)
+        with beginning(run):
+            return run_folds(run, folds, nproc, console, deadline)
     except Interrupted as e:
         console.print(f"{e} in {run.root}; the same command goes on", soft_wrap=True)
         sys.exit(EXIT_PREEMPTED)

@@ -41,6 +41,7 @@ def open_together(
     The first element of an array opens the run as ``dfer crossval`` does. The others, and those that are started again, take what it
     opened as it is: the checkout may have been edited since.
     """
+    from dfer_dist.trackrun import begin
     from launch.runs import open_run
 
     array = os.environ["SLURM_ARRAY_JOB_ID"]
@@ -48,6 +49,7 @@ def open_together(
     with alone_at(run) as opened_by:
         if opened_by.read() != array or not run.run.exists():
             run, _ = open_run(runs, name, experiment, overrides or [], allow_drift or (), None, _ranks())
+            begin(run)
             opened_by.seek(0)
             opened_by.truncate()
             opened_by.write(array)

@@ -22,6 +22,7 @@ from dfer_dist.provenance import python_command
 from dfer_dist.rundir import FoldDir, RunDir
 
 POLL = 0.2  # seconds
+_LIBC = ctypes.CDLL(None)  # loaded here: a process that was just forked, perhaps while a thread imports, should not load anything
 _GRACE = 15.0  # seconds that the other ranks get after one has failed
 
 
@@ -181,4 +182,4 @@ def free_port() -> int:
 
 def _die_with_parent() -> None:
     """Ask the kernel for SIGTERM when the launcher dies, so that a killed launcher leaves no ranks behind (they save first)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    _LIBC.prctl(1, signal.SIGTERM)

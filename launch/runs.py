@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def open_run(
     runs: Path, name: str | None, experiment: str, overrides: list[str], allow: Sequence[str], folds: str | None, ranks: int
 ) -> tuple[RunDir, list[int]]:
-    """The run folder ``runs/name`` for an experiment, made now or gone on with; and its folds.
+    """The run folder ``runs/name`` for an experiment, made now or gone on with; and its folds. Nothing is made at the tracking server yet.
 
     Parameters
     ----------
@@ -59,18 +59,14 @@ def open_run(
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
     if run.run.exists() and _failed_at_once(run):
         remove_run(run)  # a start that failed at once does not keep the name from the mended command
-    from dfer_dist.trackrun import begin
-
     if run.run.exists():
         done = all(run.fold(k).result.exists() for k in chosen)
         _go_on(run, config, index, allow, done)
-        begin(run)
         return run, chosen
     if run.root.exists() and any(run.root.iterdir()):
         raise UserError(f"{run.root} is not empty and holds no run: remove it or choose another --name")
     try:
         _create(run, config, index, Path(experiment).stem)
-        begin(run)
     except BaseException:  # Ctrl-C too: a start that is cut short leaves the name free
         shutil.rmtree(run.root, ignore_errors=True)
         raise

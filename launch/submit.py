@@ -22,6 +22,7 @@ from dfer_dist import UserError
 from dfer_dist.config import split_batch
 from dfer_dist.configfile import dump_config, load_config
 from dfer_dist.rundir import RunDir, write_json
+from dfer_dist.trackrun import begin
 from launch.batch import Target, batch_job, persons_lines, slurm_says
 from launch.cluster import Cluster
 from launch.element import become_rank, summarize
@@ -135,6 +136,7 @@ def submit(wish: Wish, target: Target, resume: bool, console: Console) -> list[R
                     wish.runs, name, wish.experiment, settings, wish.allow_drift, wish.folds, target.cluster.ranks
                 )
                 fresh += [run] if new else []
+                begin(run)
                 runs.append(run)
                 elements += [(run, k) for k in folds if k not in busy and not is_done(run.fold(k))]
             together = (wish.runs / f"{wish.label}.sweep").resolve() if wish.sweep else None
@@ -156,6 +158,7 @@ def resume(run: RunDir, console: Console) -> None:
         What Slurm says against it.
     """
     last = submissions(run)[-1]
+    begin(run)
     with alone_at(run):
         busy = in_queue(run)
         elements = [(run, k) for k in run.describe()["folds"] if k not in busy and not is_done(run.fold(k))]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from dfer_dist.rundir import RunDir
 
 Run = Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN")]
+_PATIENCE = 10.0  # seconds that a server gets to make runs after training has ended
 _START = 120.0  # seconds that `mlflow ui` may take to come up: a busy machine's
 
 
@@ -131,11 +134,20 @@ def _tracking(run: Path) -> dict[str, Any]:
     return tracking_of(RunDir(run.resolve()))
 
 
-def begin_again(run: RunDir) -> None:
-    """Open the runs of a run that goes on."""
+@contextmanager
+def beginning(run: RunDir) -> Iterator[None]:
+    """Make a run's runs at its server, or open them again, while the block starts its ranks: both take seconds.
+
+    What a slow server has not made when the block ends is made by whoever goes on.
+    """
     from dfer_dist.trackrun import begin
 
-    begin(run)
+    thread = threading.Thread(target=begin, args=(run,), name="tracking", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(_PATIENCE)
 
 
 def tell_server(run: RunDir, status: str | None, given_up: list[int] | None = None) -> None:

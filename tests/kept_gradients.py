@@ -1,8 +1,10 @@
-"""One rank trains a toy model, one layer of which the second of two steps leaves out; prints what the float32 gradients are then, for :mod:`test_ranks`."""
+"""One rank trains a toy model, one layer of which the second of two steps leaves out; prints what the float32 gradients are then, and what starting left behind, for :mod:`test_ranks`."""
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
 
 import torch
 from torch import Tensor, nn
@@ -42,5 +44,7 @@ if __name__ == "__main__":
     wanted = torch.autograd.grad(engine.model(x, False).mean(), list(engine.model.image.parameters()))
     off = max((g - w.flatten()).abs().max().item() for g, w in zip(map(torch.flatten, kept[0]), wanted, strict=True))
     if ranks.is_main:
-        print(json.dumps({"both": seen[0], "one": seen[1], "off": off, "largest": max(w.abs().max().item() for w in wanted)}))
+        start_up = {"frozen": gc.get_freeze_count(), "compiler": "torch._inductor.compile_fx" in sys.modules}
+        largest = max(w.abs().max().item() for w in wanted)
+        print(json.dumps({"both": seen[0], "one": seen[1], "off": off, "largest": largest, **start_up}))
     leave(0)

@@ -41,3 +41,4 @@ def test_gradients_are_those_of_the_last_step_alone() -> None:
     seen = run_ranks(Path(__file__).with_name("kept_gradients.py"), 1)
     assert min(seen["both"]) > 0 and min(seen["one"][:2]) > 0 and max(seen["one"][2:]) == 0
     assert seen["off"] < 0.01 * seen["largest"]
+    assert seen["frozen"] == 0 and not seen["compiler"]  # what starts in less time leaves the collector as it was

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dfer_dist import UserError, export
+from dfer_dist import UserError, export, trackrun
 from dfer_dist.configfile import load_config
 from dfer_dist.data.shards import Index
 from dfer_dist.register import register
@@ -17,6 +19,7 @@ from dfer_dist.rundir import RunDir, read_json, write_json
 from dfer_dist.sync import end_run, recall_table, send_files, standing, sync
 from dfer_dist.trackrun import begin, client, delete_runs, fresh_tracking, make_runs, tracking_of
 from launch.runs import open_run
+from launch.track import beginning
 
 TELL = ["train.selection=best_val", "tracking.experiment=an experiment"]
 
@@ -26,7 +29,27 @@ def made(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> RunDir
     """A run that was opened and not trained; the tests below leave its runs at the server complete."""
     runs = tmp_path_factory.mktemp("runs")
     run, _ = open_run(runs, None, "demo", [f"data.shards={tiny_shards.root}", "train.global_batch=8", *TELL], (), None, 1)
+    begin(run)
     return run
+
+
+def test_ranks_start_while_the_server_is_told(made: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, seen = threading.Event(), []
+    monkeypatch.setattr(trackrun, "begin", lambda run: seen.append((run, started.wait(10))))
+    with beginning(made):
+        started.set()  # as the block starts its ranks
+    assert seen == [(made, True)]
+
+
+def test_a_server_that_hangs_holds_up_no_end(made: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(trackrun, "begin", lambda run: over.wait(10))
+    monkeypatch.setattr("launch.track._PATIENCE", 0.1)
+    times = time.perf_counter()
+    with pytest.raises(UserError, match="of the block's own"), beginning(made):
+        raise UserError("of the block's own")
+    assert time.perf_counter() - times < 5
+    over.set()
 
 
 def at_server(run: RunDir) -> dict[str, str]:

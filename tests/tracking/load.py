@@ -21,6 +21,7 @@ from dfer_dist.metrics import score
 from dfer_dist.report import confusion_png, write_summary
 from dfer_dist.rundir import RunDir, write_json
 from dfer_dist.sync import Sent, end_run, sync
+from dfer_dist.trackrun import begin
 from launch.runs import open_run
 
 HERE = Path(__file__).parent
@@ -45,10 +46,11 @@ class Trial:
 
     def open(self) -> float:
         """Make the run as ``dfer crossval`` does; returns the seconds that took."""
-        begin = time.perf_counter()
+        times = time.perf_counter()
         words = [f"data.shards={self.shards.root}", f"tracking.uri={self.uri}", "train.global_batch=8"]
         open_run(self.root, self.name, "demo", words, (), None, 1)
-        return time.perf_counter() - begin
+        begin(self.run)
+        return time.perf_counter() - times
 
     def start(self, lines: int, pause: float) -> list[subprocess.Popen[str]]:
         return [
