@@ -25,7 +25,7 @@ from dfer_dist.model import settle_image_size
 from dfer_dist.trace import Trace, trace
 
 GIB = 2**30
-_RUNTIME = {"cpu": 0.12 * GIB, "cuda": 1.0 * GIB}  # libraries and workspaces: measured on the CPU, assumed on a GPU
+_RUNTIME = {"cpu": 0.07 * GIB, "cuda": 1.0 * GIB}  # libraries and workspaces: measured on the CPU, assumed on a GPU
 _GATHERED = 10**9  # parameters that ZeRO-3 keeps gathered from the forward to the backward pass (stage3_max_live_parameters)
 # Training clips of a fold (of 11,697 and 9,172 in five folds; 31,088 in one) and folds, for a plan before the data are packed.
 _PUBLISHED = {"dfew": (9_357, 5), "mafw": (7_337, 5), "ferv39k": (31_088, 1)}

@@ -168,6 +168,23 @@ def test_a_layer_that_is_frozen_in_part(trained: str) -> None:
     torch.testing.assert_close(leaf.grad, wanted.expand_as(leaf), rtol=0.02, atol=0.05)
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_frozen_layer_does_not_keep_its_input(trained: bool) -> None:
+    """Nor does torch's own: with adapters, that is most of what there is to keep."""
+    base = nn.Linear(WIDE, 9, dtype=BF16).requires_grad_(trained)
+    x, kept = torch.randn(5, WIDE, dtype=BF16, requires_grad=True), list[tuple[int, ...]]()
+
+    def note(t: Tensor) -> Tensor:
+        kept.append(tuple(t.shape))
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        out = Linear(base)(x)
+    assert (tuple(x.shape) in kept) == trained
+    out.sum().backward()
+    assert x.grad is not None and (base.weight.grad is not None) == trained
+
+
 def test_a_layer_without_a_bias() -> None:
     rounded(lambda x, w: linear(x, w, None, 0.7), lambda x, w: 0.7 * F.linear(x, w), torch.randn(9, WIDE), torch.randn(5, WIDE))
 

@@ -48,8 +48,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, before: float, after: float) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.before, ctx.after = before, after
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)  # a frozen layer needs its input no more
+        ctx.before, ctx.after, ctx.shape = before, after, x.shape
         if before == after == 1 or bias is None:
             y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
             return y if before == after == 1 else y.mul_(before * after)
@@ -60,14 +60,14 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
-        g, of_input = gradients[0].flatten(0, -2), None
-        if of_x:
-            of_input = _product(g, weight, ctx.before * ctx.after).view(x.shape)
-        own: tuple[Tensor | None, Tensor | None] = (None, None)
-        if of_weight or of_bias:
-            own = layer_gradients(g, x.flatten(0, -2), ctx.before, ctx.after)
-        return of_input, own[0] if of_weight else None, own[1] if of_bias else None, None, None
+        needed, g = ctx.needs_input_grad, gradients[0].flatten(0, -2)
+        of_x = _product(g, weight, ctx.before * ctx.after).view(ctx.shape) if needed[0] else None
+        of_weight = of_bias = None
+        if needed[1]:
+            of_weight, of_bias = layer_gradients(g, x.flatten(0, -2), ctx.before, ctx.after)
+        elif needed[2]:
+            of_bias = ctx.after * g.sum(0)
+        return of_x, of_weight, of_bias if needed[2] else None, None, None
 
 
 def _product(left: Tensor, right: Tensor, scale: float) -> Tensor:
