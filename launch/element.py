@@ -20,7 +20,7 @@ from dfer_dist.rundir import RunDir
 from launch.cli import Drift, Experiment, Name, Overrides, Runs, run_app
 from launch.requeue import worth_it
 from launch.runs import alone_at
-from launch.track import tell_server
+from launch.track import open_at_server, tell_server
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Where = Annotated[Path, typer.Argument(help="The run's folder.")]
@@ -41,7 +41,6 @@ def open_together(
     The first element of an array opens the run as ``dfer crossval`` does. The others, and those that are started again, take what it
     opened as it is: the checkout may have been edited since.
     """
-    from dfer_dist.trackrun import begin
     from launch.runs import open_run
 
     array = os.environ["SLURM_ARRAY_JOB_ID"]
@@ -49,7 +48,7 @@ def open_together(
     with alone_at(run) as opened_by:
         if opened_by.read() != array or not run.run.exists():
             run, _ = open_run(runs, name, experiment, overrides or [], allow_drift or (), None, _ranks())
-            begin(run)
+            open_at_server(run)
             opened_by.seek(0)
             opened_by.truncate()
             opened_by.write(array)

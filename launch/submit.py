@@ -22,7 +22,6 @@ from dfer_dist import UserError
 from dfer_dist.config import split_batch
 from dfer_dist.configfile import dump_config, load_config
 from dfer_dist.rundir import RunDir, write_json
-from dfer_dist.trackrun import begin
 from launch.batch import Target, batch_job, persons_lines, slurm_says
 from launch.cluster import Cluster
 from launch.element import become_rank, summarize
@@ -30,6 +29,7 @@ from launch.jobs import newest_jobs, submissions
 from launch.local import is_done
 from launch.queue import cancel, queue
 from launch.runs import alone_at, open_run, remove_run
+from launch.track import open_at_server
 
 # a job of one processor for the summary
 _SUMMARY = {"time": 30, "nodes": 1, "ntasks_per_node": 1, "cpus_per_task": 1, "mem": "4GB", "gpus_per_node": None}
@@ -136,7 +136,7 @@ def submit(wish: Wish, target: Target, resume: bool, console: Console) -> list[R
                     wish.runs, name, wish.experiment, settings, wish.allow_drift, wish.folds, target.cluster.ranks
                 )
                 fresh += [run] if new else []
-                begin(run)
+                open_at_server(run)
                 runs.append(run)
                 elements += [(run, k) for k in folds if k not in busy and not is_done(run.fold(k))]
             together = (wish.runs / f"{wish.label}.sweep").resolve() if wish.sweep else None
@@ -158,7 +158,7 @@ def resume(run: RunDir, console: Console) -> None:
         What Slurm says against it.
     """
     last = submissions(run)[-1]
-    begin(run)
+    open_at_server(run)
     with alone_at(run):
         busy = in_queue(run)
         elements = [(run, k) for k in run.describe()["folds"] if k not in busy and not is_done(run.fold(k))]

@@ -134,15 +134,20 @@ def _tracking(run: Path) -> dict[str, Any]:
     return tracking_of(RunDir(run.resolve()))
 
 
+def open_at_server(run: RunDir) -> None:
+    """Make a run's runs at its server, or open them again."""
+    from dfer_dist.trackrun import begin
+
+    begin(run)
+
+
 @contextmanager
 def beginning(run: RunDir) -> Iterator[None]:
-    """Make a run's runs at its server, or open them again, while the block starts its ranks: both take seconds.
+    """:func:`open_at_server`, while the block starts the ranks: both take seconds.
 
     What a slow server has not made when the block ends is made by whoever goes on.
     """
-    from dfer_dist.trackrun import begin
-
-    thread = threading.Thread(target=begin, args=(run,), name="tracking", daemon=True)
+    thread = threading.Thread(target=open_at_server, args=(run,), name="tracking", daemon=True)
     thread.start()
     try:
         yield
