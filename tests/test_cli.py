@@ -55,8 +55,8 @@ def run(tmp_path: Path, words: list[str]) -> RunDir:
 
 
 def test_help_is_quick() -> None:
-    spent = [1.0]
-    while min(spent) >= 0.5 and len(spent) < 20:  # a shared machine has slow moments
+    spent = []
+    for _ in range(3):
         pid = os.posix_spawn(
             DFER, [str(DFER), "--help"], os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
         )
