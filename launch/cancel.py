@@ -16,8 +16,7 @@ from dfer_dist.rundir import FoldDir, RunDir
 from launch.jobs import all_jobs, folds_of, submissions
 from launch.queue import cancel as cancel_jobs
 from launch.queue import queue
-from launch.runs import is_held
-from launch.state import LIVE, holder, look
+from launch.state import LIVE, holder, is_held, look
 
 
 def cancel(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:

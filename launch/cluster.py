@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from dfer_dist import UserError
-from dfer_dist.configfile import find_config, load_as
 
 LOCAL = "local"  # this machine
 _ROOM = 60  # seconds that must be left of a job before its signal
@@ -84,6 +83,8 @@ def load_cluster(name: str, flags: dict[str, Any] | None = None) -> Cluster:
         if wrong:
             raise UserError(f"--environment {wrong[0]}: give NAME=VALUE")
         given["environment"] = {key: value for key, _, value in pairs}
+    from dfer_dist.configfile import find_config, load_as
+
     cluster = load_as(Cluster, find_config(name, "cluster"), given)
     _check(cluster)
     return cluster

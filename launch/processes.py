@@ -18,7 +18,6 @@ from typing import IO
 
 from dfer_dist import UserError
 from dfer_dist.preempt import EXIT_PREEMPTED
-from dfer_dist.provenance import python_command
 from dfer_dist.rundir import FoldDir, RunDir
 
 POLL = 0.2  # seconds
@@ -49,6 +48,8 @@ class Job:
 
 def run_ranks(job: Job, follow: Callable[[], None]) -> tuple[int, str | None]:
     """Start the ranks of a fold and wait for them; returns what :func:`_wait` does."""
+    from dfer_dist.provenance import python_command
+
     where = job.where
     port = free_port()
     command = [*python_command(), "-m", "dfer_dist.train", "--run", str(job.run.root), "--fold", str(job.fold)]

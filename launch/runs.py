@@ -14,7 +14,8 @@ from dfer_dist import UserError
 from dfer_dist.config import NEUTRAL, Config, Supervision, config_hash, flatten, split_batch
 from dfer_dist.configfile import dump_config, load_config, read_config
 from dfer_dist.provenance import changed_files, collect, environment_lock, snapshot_code
-from dfer_dist.rundir import FoldDir, RunDir, parse_folds, read_json, write_json, write_text
+from dfer_dist.rundir import RunDir, parse_folds, read_json, write_json, write_text
+from launch.state import is_held
 
 if TYPE_CHECKING:
     from dfer_dist.data.shards import Index
@@ -89,18 +90,6 @@ def _failed_at_once(run: RunDir) -> bool:
     trained = any((f.metrics.exists() and f.metrics.stat().st_size) or f.checkpoints.exists() for f in folds)
     states = [read_json(f.status)["state"] for f in folds if f.status.exists()]
     return not trained and bool(states) and set(states) == {"FAILED"} and not any(map(is_held, folds))
-
-
-def is_held(fold: FoldDir) -> bool:
-    """Whether a command or a job is working on a fold."""
-    try:
-        with (fold.root / ".lock").open() as f:
-            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        pass
-    return False
 
 
 def remove_run(run: RunDir) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import textwrap
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from dfer_dist.rundir import FoldDir, RunDir
 from launch.jobs import end_of_job, has_words, jobs_of_fold, output_of, read_object, tail
 from launch.local import is_gone, last_error
 from launch.queue import Queued, reason_words
-from launch.runs import is_held
 
 Jobs = Mapping[str, Queued]
 
@@ -179,6 +179,18 @@ def _end(attempt: dict[str, Any]) -> str:
     if why.startswith("SIG") or why in (TIME_IS_UP, "told to leave"):
         return f"{why}, saved"
     return textwrap.shorten(why, _SHORT, placeholder=" …")
+
+
+def is_held(fold: FoldDir) -> bool:
+    """Whether a command or a job is working on a fold."""
+    try:
+        with (fold.root / ".lock").open() as f:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 def holder(fold: FoldDir) -> str:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -77,6 +76,8 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
     UserError
         If it ends, or does not answer in two minutes.
     """
+    import urllib.request
+
     deadline = time.monotonic() + _START
     while server.poll() is None and time.monotonic() < deadline:
         with suppress(OSError):

@@ -54,16 +54,23 @@ def run(tmp_path: Path, words: list[str]) -> RunDir:
     return open_run(tmp_path / "runs", None, "demo", words, (), None, 1)[0]
 
 
-def test_help_is_quick() -> None:
-    spent = []
-    for _ in range(3):
-        pid = os.posix_spawn(
-            DFER, [str(DFER), "--help"], os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-        )
-        _, status, usage = os.wait4(pid, 0)
-        assert status == 0
-        spent.append(usage.ru_utime + usage.ru_stime)
-    assert min(spent) < 0.5
+def test_help_is_quick(tmp_path: Path) -> None:
+    """At most twice the processor time that Typer itself takes for two commands, in one of seven turns: a slow moment slows both."""
+    plain = tmp_path / "plain.py"
+    plain.write_text(
+        "import typer\napp = typer.Typer(add_completion=False, rich_markup_mode='rich', pretty_exceptions_enable=False)\n"
+        "app.command('a')(lambda: None)\napp.command('b')(lambda: None)\napp()\n"
+    )
+    ratios = [spent([str(DFER), "--help"]) / spent([sys.executable, str(plain), "--help"]) for _ in range(7)]
+    assert min(ratios) < 2
+
+
+def spent(words: list[str]) -> float:
+    """Seconds of processor time of a command whose output nobody reads."""
+    quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+    _, status, usage = os.wait4(os.posix_spawn(words[0], words, os.environ, file_actions=quiet), 0)
+    assert status == 0
+    return usage.ru_utime + usage.ru_stime
 
 
 def test_help_and_a_refused_setting_import_no_torch(tmp_path: Path) -> None:
