@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
+from spawn import run_ranks
 from torch import Tensor, nn
 
 from dfer_dist.model.adapters import adapt_image
@@ -82,10 +85,12 @@ def test_both_towers_have_them() -> None:
     assert isinstance(image.conv1, PatchEmbedding)
 
 
+WIDE_TOWER = {**TINY, "vision_cfg": {"image_size": 32, "patch_size": 16, "width": WIDE, "layers": 2, "head_width": 64}}
+
+
 def wide_clip() -> open_clip.CLIP:
-    vision = {"image_size": 32, "patch_size": 16, "width": WIDE, "layers": 2, "head_width": 64}
     torch.manual_seed(0)
-    return build_clip({**TINY, "vision_cfg": vision}, 32)
+    return build_clip(WIDE_TOWER, 32)
 
 
 @pytest.mark.parametrize("train", ["all", "lora", "adapters", "along time"])
@@ -124,6 +129,22 @@ def test_a_wide_tower_is_open_clips() -> None:
     frames = torch.randn(4, 3, 32, 32)
     both(clips[0].visual, clips[1].visual, frames)
     assert isinstance(clips[0].visual.transformer.resblocks[-1], LastBlock)
+
+
+@pytest.mark.engine_full
+@pytest.mark.parametrize("kind", ["all", "lora", "adapters"])
+def test_a_wide_tower_trains_in_bf16_the_same_under_zero_3(kind: str, tmp_path: Path) -> None:
+    """Its layers' own products take weights that ZeRO-3 gathers for their moment only."""
+    sizes = tmp_path / "wide.json"
+    sizes.write_text(json.dumps(WIDE_TOWER))
+    engine, own = Path(__file__).with_name("tuned_engine.py"), ["--kind", kind, "--backbone", str(sizes), "--precision", "bf16"]
+    one = run_ranks(engine, 1, *own, "--stage", "1", "--folder", str(tmp_path / "one"))
+    own += ["--stage", "3", "--recompute"]
+    two = run_ranks(engine, 2, *own, "--folder", str(tmp_path / "two"))
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-2) and one["losses"][-1] < one["losses"][0]
+    assert two["changed"] == one["changed"] and two["taken"]
+    again = run_ranks(engine, 2, *own, "--folder", str(tmp_path / "again"), "--resume", str(tmp_path / "two" / "step-00000002"))
+    assert again["losses"] == two["losses"][2:] and again["weights"] == two["weights"], "equal to the bit"
 
 
 def test_who_reads_every_token_gets_it() -> None:

@@ -1,6 +1,6 @@
 """A rank of a few steps of a tiny model with the mean over time, and LoRA in both towers (test_tuning.py) or all adapters and both sides of
-texts (test_finecliper.py), perhaps with levels (test_fusion.py), on labels or descriptions (test_contrast.py). A checkpoint is saved after the last
-step but one and after the last.
+texts (test_finecliper.py) or the whole image tower (test_kernels.py), perhaps with levels (test_fusion.py), on labels or descriptions (test_contrast.py). A checkpoint is
+saved after the last step but one and after the last.
 
 Prints, on rank 0, one JSON line: the loss of each step, peak rates by group, which float32 weights changed, a sha256 of them, the size of the
 largest change of a weight that is not trained, and whether a fresh model takes over the checkpoint that was saved.
@@ -52,9 +52,9 @@ def _trained(model: DFERCLIP) -> dict[str, torch.nn.Parameter]:
     return {name: q for group in param_groups(model).values() for name, q in group}
 
 
-def settings(kind: str, learning: Supervision) -> ModelConfig:
-    m = ModelConfig(backbone="tiny", pretrained="none", temperature=0.07, temporal=TemporalKind.mean)
-    m.image, m.text_tower = ImageTuning[kind], TextTuning[kind]
+def settings(kind: str, learning: Supervision, backbone: str) -> ModelConfig:
+    m = ModelConfig(backbone=backbone, pretrained="none", temperature=0.07, temporal=TemporalKind.mean)
+    m.image, m.text_tower = ImageTuning[kind], TextTuning.frozen if kind == "all" else TextTuning[kind]
     if kind == "adapters":
         m.text, m.text_sides, m.context_tokens, m.adapter_time = ClassText.person, TextSides.both, 0, True
     if learning is Supervision.descriptions:
@@ -67,7 +67,9 @@ def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("--stage", type=int, required=True)
     p.add_argument("--folder", type=Path, required=True)
-    p.add_argument("--kind", default="lora", choices=["lora", "adapters"])
+    p.add_argument("--kind", default="lora", choices=["lora", "adapters", "all"])
+    p.add_argument("--backbone", default="tiny")
+    p.add_argument("--precision", type=Precision, default=Precision.fp32)
     p.add_argument("--levels", action="store_true")
     p.add_argument("--objective", default="labels", choices=[s.name for s in Supervision])
     p.add_argument("--optimizer", default="adamw")
@@ -75,11 +77,11 @@ def main() -> None:
     p.add_argument("--resume", type=Path)
     a = p.parse_args()
     config = Config()
-    config.train.global_batch, config.train.zero_stage, config.train.precision = BATCH, a.stage, Precision.fp32
+    config.train.global_batch, config.train.zero_stage, config.train.precision = BATCH, a.stage, a.precision
     config.optim.name, config.optim.weight_decay, config.optim.lr_prompt = Optimizer(a.optimizer), 0.0, 1e-4
     config.optim.lr_adapters, config.data.shards = 1e-3 if a.optimizer == "adamw" else 0.1, "none"
     config.train.objective = Supervision[a.objective]
-    config.model = settings(a.kind, config.train.objective)
+    config.model = settings(a.kind, config.train.objective, a.backbone)
     config.model.checkpoint_image = a.recompute
     config.model.levels = ["parsing", "landmarks"] if a.levels else []
     ranks = start(Device.cpu)
