@@ -251,14 +251,17 @@ def test_a_blocks_mlp_in_float32_and_with_lora() -> None:
 
 @pytest.mark.parametrize("length", [7, PLAIN_LENGTH + 1])
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_of_queries_keys_and_values_side_by_side(length: int, masked: bool) -> None:
+@pytest.mark.parametrize("read", [None, 2])
+def test_attention_of_queries_keys_and_values_side_by_side(length: int, masked: bool, read: int | None) -> None:
     mask = torch.full((length, length), float("-inf")).triu(1) if masked else None
 
     def apart(qkv: Tensor) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in qkv.unflatten(-1, (3, 2, 8)).unbind(2))
-        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)[:, :read]
 
-    both(lambda qkv: attend_all(qkv, 2, mask), apart, torch.randn(3, length, 48))
+    qkv = torch.randn(3, length, 48)
+    both(lambda qkv: attend_all(qkv, 2, mask, read), apart, qkv)
+    torch.testing.assert_close(attend_all(qkv, 2, mask, read), apart(qkv))
 
 
 def test_products_are_taken_down_as_those_of_torchs_layer() -> None:

@@ -34,12 +34,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return (scores if mask is None else scores + mask).softmax(-1) @ v
 
 
-def attend_all(qkv: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """:func:`attend` of queries, keys and values that lie side by side: [B, N, 3 D] -> [B, N, D]."""
+def attend_all(qkv: Tensor, heads: int, mask: Tensor | None = None, read: int | None = None) -> Tensor:
+    """:func:`attend` of queries, keys and values that lie side by side, for the first ``read`` tokens: [B, N, 3 D] -> [B, read, D]."""
     q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=heads)
     if mask is None and not fused(q, k, v):
-        return _PlainProducts.apply(qkv, heads)
-    return rearrange(attend(q, k, v, mask), "b h n d -> b n (h d)")
+        return _PlainProducts.apply(qkv, heads, read)
+    attended = attend(q[:, :, :read], k, v, None if mask is None else mask[:read])
+    return rearrange(attended, "b h n d -> b n (h d)")
 
 
 def fused(*qkv: Tensor) -> bool:
@@ -53,31 +54,32 @@ class _PlainProducts(torch.autograd.Function):
     derivative copies each factor of each product."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, heads: int) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, heads: int, read: int | None) -> Tensor:
         by_head = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=heads)
-        packed = qkv.new_empty(by_head.shape)
-        torch.mul(by_head[0], by_head.shape[-1] ** -0.5, out=packed[0])
-        packed[1:].copy_(by_head[1:])
+        packed = qkv.new_empty(by_head.shape).copy_(by_head)
+        packed[0].mul_(by_head.shape[-1] ** -0.5)
         q, k, v = packed.flatten(1, 2)
-        weights = torch.bmm(q, k.transpose(1, 2)).softmax(-1)
-        ctx.heads = heads
+        weights = torch.bmm(q[:, :read], k.transpose(1, 2)).softmax(-1)
+        ctx.heads, ctx.read = heads, read
         ctx.save_for_backward(packed, weights)
         return rearrange(torch.bmm(weights, v), "(b h) n d -> b n (h d)", h=heads)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         packed, weights = ctx.saved_tensors
         q, k, v = packed.flatten(1, 2)
+        q = q[:, : ctx.read]
         g = rearrange(gradients[0], "b n (h d) -> (b h) n d", h=ctx.heads)
         scores = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), weights, -1, weights.dtype)
-        own = {"h": ctx.heads, "d": q.shape[-1]}
-        out = g.new_empty((len(g) // ctx.heads, g.shape[1], 3 * ctx.heads * q.shape[-1]))
-        of_q, of_k, of_v = rearrange(out, "b n (three h d) -> three b h n d", three=3, **own)
-        torch.mul(torch.bmm(scores, k).view(of_q.shape), q.shape[-1] ** -0.5, out=of_q)
+        make = g.new_empty if ctx.read is None else g.new_zeros  # other tokens' queries had no part in it
+        out = make((packed.shape[1], k.shape[1], 3 * ctx.heads * k.shape[2]))
+        of_q, of_k, of_v = rearrange(out, "b n (three h d) -> three b h n d", three=3, h=ctx.heads, d=k.shape[2])
+        of_q = of_q[:, :, : ctx.read]
+        of_q.copy_(torch.bmm(scores, k).mul_(k.shape[2] ** -0.5).view(of_q.shape))
         of_k.copy_(torch.bmm(scores.transpose(1, 2), q).view(of_k.shape))
         of_v.copy_(torch.bmm(weights.transpose(1, 2), g).view(of_v.shape))
-        return out, None
+        return out, None, None
 
 
 class SelfAttention(nn.Module):
@@ -111,5 +113,4 @@ class SelfAttention(nn.Module):
         read: int | None = None,
     ) -> tuple[Tensor, None]:
         """[B, N, D] -> [B, N, D]; ``key`` and ``value`` are ``x`` again, ``attn_mask`` [N, N] is added to the scores. Of the first ``read`` tokens alone, if given."""
-        mixed = attend_all(self.project(x), self.num_heads, attn_mask)
-        return self.out_proj(mixed[:, :read]), None
+        return self.out_proj(attend_all(self.project(x), self.num_heads, attn_mask, read)), None
