@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import multiprocessing
 import os
 import resource
 import signal
@@ -15,10 +16,12 @@ from dfer_dist.status import tell
 
 _TICK = 1.0  # seconds between two looks, at most
 _LATE = 10.0  # seconds that the last words may take
+_WORKERS = 0.5  # of them for the workers'
 
 
 class Watchdog:
     """Ends this process by SIGABRT when ``seconds`` have passed without :meth:`beat`, after writing every thread's stack to ``file``.
+    Processes that it has forked since write theirs to their standard error, as any of them does at SIGUSR1.
 
     A rank hangs where another one does not answer, so that all but the silent one come to their end at about the same time;
     death by a signal tells launcher and batch script to start the job again. What a collective call waits for is set a
@@ -36,6 +39,7 @@ class Watchdog:
         self.file, self.seconds, self.hung = file, seconds, hung
         self._last = time.monotonic()
         self._stopped = False
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self) -> None:
@@ -69,6 +73,10 @@ class Watchdog:
                 f.flush()
                 faulthandler.dump_traceback(f, all_threads=True)
             tell(line)
+            for worker in multiprocessing.active_children():  # one of them may be what is waited for
+                if worker.pid:
+                    os.kill(worker.pid, signal.SIGUSR1)
+            time.sleep(_WORKERS)
             self.hung(line)
         finally:
             _abort()

@@ -50,13 +50,17 @@ def test_a_signal_is_named():
 
 
 HANG = """
-import sys, threading, time
+import multiprocessing, os, sys, threading, time
 from pathlib import Path
 from dfer_dist.watchdog import Watchdog
 dog = Watchdog(Path(sys.argv[1]), 0.5, lambda why: print(why, flush=True))
 def a_name_to_look_for():
     time.sleep(60)
 threading.Thread(target=a_name_to_look_for, daemon=True).start()
+def a_worker_to_look_for(rank):
+    while os.getppid() == rank:
+        time.sleep(0.1)
+multiprocessing.get_context("fork").Process(target=a_worker_to_look_for, args=[os.getpid()], daemon=True).start()
 for _ in range(10):
     time.sleep(0.1)
     dog.beat()
@@ -76,6 +80,7 @@ def test_a_process_that_hangs_ends_itself_and_leaves_its_stacks(tmp_path):
     assert time.monotonic() - begin < 30
     assert done.returncode == -signal.SIGABRT
     assert done.stdout.splitlines()[0] == "alive" and "no step for 0 s" in done.stdout
+    assert "a_worker_to_look_for" in done.stderr and "a_name_to_look_for" not in done.stderr
     assert "a_name_to_look_for" in file.read_text() and "no step for" in file.read_text()
 
 
