@@ -73,11 +73,11 @@ class Watchdog:
                 f.flush()
                 faulthandler.dump_traceback(f, all_threads=True)
             tell(line)
+            self.hung(line)
             for worker in multiprocessing.active_children():  # one of them may be what is waited for
                 if worker.pid:
                     os.kill(worker.pid, signal.SIGUSR1)
             time.sleep(_WORKERS)
-            self.hung(line)
         finally:
             _abort()
 

@@ -83,7 +83,7 @@ def load_cluster(name: str, flags: dict[str, Any] | None = None) -> Cluster:
         if wrong:
             raise UserError(f"--environment {wrong[0]}: give NAME=VALUE")
         given["environment"] = {key: value for key, _, value in pairs}
-    from dfer_dist.configfile import find_config, load_as
+    from dfer_dist.configfile import find_config, load_as  # OmegaConf behind it, which --help need not wait for
 
     cluster = load_as(Cluster, find_config(name, "cluster"), given)
     _check(cluster)
