@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from dfer_dist.data.extras import describe_levels
 from dfer_dist.data.plan import BalancedPlan, ClipSet, EpochPlan, clips_by_class, hold_out, whole_shards
 from dfer_dist.data.prefetch import check_cache
 from dfer_dist.data.shards import Index, check_sizes, open_index
-from dfer_dist.data.stream import evaluation_stream
+from dfer_dist.data.stream import Batch, evaluation_stream, train_stream
 from dfer_dist.engine import Engine, build_engine
 from dfer_dist.evaluate import Predictions, collect, predict
 from dfer_dist.masters import restore
@@ -50,6 +51,7 @@ class Fold:
     ranks: Ranks
     engine: Engine
     plan: EpochPlan  # of epoch 0; carries what all epochs share
+    stream: Iterator[Batch]  # this rank's micro batches from ``step`` on, to the end of training
     test: ClipSet
     val: ClipSet | None
     objective: Objective
@@ -220,7 +222,7 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFl
     by_class = clips_by_class(index, train) if config.data.balanced or config.train.class_balance else ()
     shape = (train, config.train.seed, 0, config.train.global_batch, config.data.block)
     plan = BalancedPlan(*shape, tuple(c for c in by_class if len(c))) if config.data.balanced else EpochPlan(*shape)
-    split_batch(config, ranks.world)  # a batch that cannot be cut is found before the model is built
+    micro, _ = split_batch(config, ranks.world)  # a batch that cannot be cut is found before the model is built
     check_cache(index, plan, ranks.neighbours, ranks.world)
     levels = ranks.share(describe_levels(index, config.model.levels) if ranks.is_main else None)
     texts = None
@@ -228,12 +230,15 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFl
         texts = read_clip_texts(index, train, number, config)
     folder = run.fold(number).checkpoints
     found = ranks.share(checkpoint.newest(folder) if ranks.is_main else None)
+    saved = checkpoint.read(found) if found else None
+    size, at = settle_image_size(config), divmod(saved.state["step"] if saved else 0, plan.steps)
+    # as early as can be: loader workers read while the model is built, and are forked before the threads of tracking are there
+    stream = train_stream(index, config.data, plan, config.train.epochs, at, ranks.rank, ranks.world, micro, config.model.levels)
     torch.manual_seed(config.train.seed)
-    model = build_model(config.model, index.classes, config.data.num_frames, settle_image_size(config))
+    model = build_model(config.model, index.classes, config.data.num_frames, size)
     groups = param_groups(model)
     trained = {name: p for group in groups.values() for name, p in group}
     frozen, described = checkpoint.frozen_checksum(model, trained), trained_line(model)
-    saved = checkpoint.read(found) if found else None
     if saved:
         check_same_levels(saved, levels)
         check_same_texts(saved, texts)
@@ -251,7 +256,7 @@ def build(run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFl
     if ranks.local_rank == 0 and tracked:
         monitor = SystemMonitor(where, ChildRun(run, number, running=False))
     saver = Saver(folder, config, ranks, sum(p.numel() for p in trained.values()), tracker)
-    data = (index, ranks, engine, plan, test, val, objective, texts, frozen, levels, tracker, monitor, saver)
+    data = (index, ranks, engine, plan, stream, test, val, objective, texts, frozen, levels, tracker, monitor, saver)
     fold = Fold(run, number, config, *data, leave, watchdog, run.drifts())
     if saved:
         restore(engine, saved, config, ranks)

@@ -182,13 +182,29 @@ class RunDir:
 
     def change(self, **new: Any) -> None:
         """Change values in ``run.json``; of several processes one after the other."""
-        with (self.root / ".run.lock").open("a") as f:
-            fcntl.flock(f, fcntl.LOCK_EX)
+        with alone(self.root / ".run.lock"):
             write_json(self.run, {**self.describe(), **new})
 
     def drifts(self) -> list[dict[str, Any]]:
         """Each time that the run went on although something differed: ``time``, and ``changes`` from key to what was and is."""
         return list(self.describe().get("drift", []))
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Be the only one, of all threads and processes, who holds ``file``, which is made where it is not there.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be made, or its file system has no locks.
+    """
+    with file.open("a") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:  # closing is not enough: a loader worker that was forked meanwhile has the file open too
+            fcntl.flock(f, fcntl.LOCK_UN)
 
 
 @contextmanager

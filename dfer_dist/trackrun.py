@@ -6,7 +6,6 @@ the runs, at whatever time and after whatever crash, finds first what is there.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import threading
@@ -14,13 +13,14 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfer_dist import UserError
 from dfer_dist.config import Config, flatten
 from dfer_dist.configfile import read_config
-from dfer_dist.rundir import FoldDir, RunDir, read_json
+from dfer_dist.rundir import FoldDir, RunDir, alone, read_json
 from dfer_dist.sender import reason
 from dfer_dist.status import tell
 
@@ -50,7 +50,11 @@ def client(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    return MlflowClient(uri)
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(uri)
+    file = Path(uri.removeprefix("sqlite:///"))
+    with _alone(file.with_name(f".{file.name}.lock")):  # MLflow lets two processes make the tables at a time, and fails
+        return MlflowClient(uri)
 
 
 def fresh_tracking(run: RunDir, config: Config, dataset: str) -> dict[str, Any] | None:
@@ -143,7 +147,7 @@ def make_runs(run: RunDir, api: MlflowClient, check: bool = False) -> dict[str, 
     """
     if (tracking := tracking_of(run))["run_id"] and not check:
         return tracking
-    with _alone(run):
+    with _alone(run.root / ".tracking.lock"):
         if (tracking := tracking_of(run))["run_id"] and not check:  # made while we waited
             return tracking
         return _make_runs(run, api, tracking)
@@ -288,11 +292,11 @@ def delete_runs(run: RunDir) -> None:
 
 
 @contextmanager
-def _alone(run: RunDir) -> Iterator[None]:
-    """Be the only one who makes the runs."""
-    with (run.root / ".tracking.lock").open("a") as f:
-        with suppress(OSError):  # a file system without locks: doubles are found later
-            fcntl.flock(f, fcntl.LOCK_EX)
+def _alone(file: Path) -> Iterator[None]:
+    """As :func:`alone`; where there can be no lock, all go on at once: doubles are found later."""
+    with ExitStack() as held:
+        with suppress(OSError):
+            held.enter_context(alone(file))
         yield
 
 

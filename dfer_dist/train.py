@@ -18,7 +18,6 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from dfer_dist import UserError, checkpoint
 from dfer_dist.config import Selection, config_hash
 from dfer_dist.configfile import read_config
 from dfer_dist.curves import curves_png
-from dfer_dist.data.stream import Batch, train_stream
+from dfer_dist.data.stream import Batch
 from dfer_dist.fold import Fold, Told, build
 from dfer_dist.masters import replace_weights
 from dfer_dist.meter import Meter
@@ -46,18 +45,15 @@ DONE, PREEMPTED = "DONE", "PREEMPTED"
 
 def fit(fold: Fold) -> str:
     """Train from where the fold stands to the last step, or until told to leave; everything else hangs off this loop."""
-    engine, ranks, config, plan = fold.engine, fold.ranks, fold.config, fold.plan
+    engine, ranks, config = fold.engine, fold.ranks, fold.config
     if not fold.epoch_ended:  # a test was left in the middle
         end_epoch(fold)
-    at = divmod(fold.step, plan.steps)
-    share = (ranks.rank, ranks.world, engine.micro_batch)
-    stream = train_stream(fold.index, config.data, plan, config.train.epochs, at, *share, config.model.levels)
     meter = Meter()
     for step in range(fold.step, engine.total_steps):
         fold.watchdog.beat()
         meter.begin()
         rates = engine.set_learning_rates(step)
-        losses, lost = train_step(fold, stream, meter)
+        losses, lost = train_step(fold, meter)
         fold.step = step + 1
         meter.count(config.train.global_batch)
         fold.leave.need = 2 * meter.longest + 2 * fold.saver.seconds
@@ -82,12 +78,12 @@ def fit(fold: Fold) -> str:
     return DONE
 
 
-def train_step(fold: Fold, stream: Iterator[Batch], meter: Meter) -> tuple[list[tuple[str, float]], set[str]]:
+def train_step(fold: Fold, meter: Meter) -> tuple[list[tuple[str, float]], set[str]]:
     """One optimizer step; returns this rank's clips with their losses, and the keys of those lost to damage."""
     parts, keys, lost = [], list[str](), set[str]()
     for _ in range(fold.engine.accumulation):
         with meter.waiting():
-            batch = next(stream)
+            batch = next(fold.stream)
         tokens, described = fold.texts.of(batch.keys) if fold.texts else (None, None)
         there = None if tokens is None else tokens.to(fold.ranks.device, non_blocking=True)
         outputs = fold.engine.deepspeed(batch.pixels(fold.ranks.device), by_side=fold.objective.by_side, tokens=there)

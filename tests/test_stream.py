@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
@@ -249,6 +251,29 @@ def test_a_stream_may_be_left_in_the_middle(tiny_shards: Index, clips: ClipSet, 
     stream = train_stream(tiny_shards, settings(2), EpochPlan(clips, 3, 0, BATCH, 3), 1000, (0, 0), 0, 1, BATCH)
     assert rows(islice(stream, 3)) == reference[:3]
     del stream
+
+
+IMPORTS = """
+import sys
+from pathlib import Path
+import pandas  # every rank has it, from DeepSpeed
+from dfer_dist.config import DataConfig
+from dfer_dist.data.plan import EpochPlan, whole_shards
+from dfer_dist.data.shards import read_index
+from dfer_dist.data.stream import train_stream
+index = read_index(Path(sys.argv[1]))
+plan = EpochPlan(whole_shards(index, index.train_shards(1)), 0, 0, 4, 8)
+stream = train_stream(index, DataConfig("-", num_frames=2, image_size=16, workers=0), plan, 1, (0, 0), 0, 1, 4)
+before = set(sys.modules)
+next(stream)
+print(sorted(set(sys.modules) - before))
+"""
+
+
+def test_reading_imports_nothing(tiny_shards: Index) -> None:
+    """A worker is forked while other threads of its rank may be importing: what these hold then, nobody lets go of in the worker."""
+    said = subprocess.run([sys.executable, "-c", IMPORTS, tiny_shards.root], capture_output=True, text=True, check=True)
+    assert said.stdout == "[]\n"
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
+import signal
+import sys
 import threading
 import time
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import numpy as np
 import pytest
@@ -15,7 +20,7 @@ from dfer_dist import UserError, export, trackrun
 from dfer_dist.configfile import load_config
 from dfer_dist.data.shards import Index
 from dfer_dist.register import register
-from dfer_dist.rundir import RunDir, read_json, write_json
+from dfer_dist.rundir import RunDir, alone, read_json, write_json
 from dfer_dist.sync import end_run, recall_table, send_files, standing, sync
 from dfer_dist.trackrun import begin, client, delete_runs, fresh_tracking, make_runs, tracking_of
 from launch.runs import open_run
@@ -50,6 +55,43 @@ def test_a_server_that_hangs_holds_up_no_end(made: RunDir, monkeypatch: pytest.M
         raise UserError("of the block's own")
     assert time.perf_counter() - times < 5
     over.set()
+
+
+OPEN = """
+import mlflow.store.tracking.sqlalchemy_store, sys
+from dfer_dist.trackrun import client
+print("ready", flush=True)
+sys.stdin.readline()
+print(client(sys.argv[1]).search_experiments()[0].name)
+"""
+
+
+def test_several_make_the_same_database_at_a_time(tmp_path: Path) -> None:
+    """The command that starts a run and its ranks may all be the first ones to open it."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    those = [Popen([sys.executable, "-c", OPEN, uri], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) for _ in range(3)]
+    assert [p.stdout and p.stdout.readline() for p in those] == ["ready\n"] * 3
+    for p in those:
+        assert p.stdin
+        p.stdin.write("\n")
+        p.stdin.flush()
+    said = [p.communicate(timeout=60) for p in those]
+    assert [out for out, _ in said] == ["Default\n"] * 3, said
+
+
+def test_a_lock_does_not_stay_with_a_process_that_was_forked_meanwhile(tmp_path: Path) -> None:
+    """As loader workers are, while another thread of their rank changes ``run.json``; they live as long as training does."""
+    with alone(tmp_path / "lock"):
+        worker = os.fork()
+        if not worker:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with (tmp_path / "lock").open() as f:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
 
 
 def at_server(run: RunDir) -> dict[str, str]:

@@ -115,8 +115,9 @@ class Index:
             if hashlib.sha256(data).hexdigest() != entry.sidecar_sha256:
                 raise UserError(f"{self.root / name} differs from the index (sha256): copy it again or pack again")
         try:
-            table = pq.read_table(pa.BufferReader(data), schema=SIDECAR)
-        except (pa.ArrowException, OSError) as e:
+            # in this thread, and without pyarrow.dataset, which every loader worker would import: arrow's own threads and a fork do not mix
+            table = pq.ParquetFile(pa.BufferReader(data)).read(SIDECAR.names, use_threads=False).cast(SIDECAR)
+        except (pa.ArrowException, ValueError, OSError) as e:
             raise UserError(f"{self.root}/{name} is no sidecar: {' '.join(str(e).split())}") from e
         self._check_made_by_a_packer(shard, table)
         return table

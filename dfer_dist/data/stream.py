@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import webdataset.gopen  # noqa: F401  # before workers are forked, each of which would import it at its first shard
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
