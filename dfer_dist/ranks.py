@@ -151,6 +151,7 @@ def start(device: Device, hang_seconds: float = 600.0) -> Ranks:
     where = choose_device(device, int(os.environ["LOCAL_RANK"]))
     if where.type == "cuda":
         torch.cuda.set_device(where)
+        torch.cuda.init()  # the clips' stream, begun before there is a model, asks whether this process computes on a GPU
     else:
         _keep_memory()
     timeout = timedelta(seconds=hang_seconds + 60)
