@@ -74,6 +74,7 @@ def fit(fold: Fold) -> str:
         if told:
             fold.saver.settle()
             return PREEMPTED
+    fold.stream = iter(())  # its loader workers end
     fold.saver.settle(again=fold.save)
     return DONE
 
