@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import webdataset.gopen  # noqa: F401  # before workers are forked, each of which would import it at its first shard
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -237,6 +236,8 @@ def evaluation_stream(
 
 
 def _loader(clips: _Clips, order: Sampler[Ask] | list[Ask]) -> DataLoader[Batch]:
+    import webdataset.gopen  # noqa: F401  # now, or each worker does at its first shard; not above, since an exported model reads no shards
+
     workers = clips.data.workers
     return DataLoader(
         clips,
