@@ -293,7 +293,7 @@ def delete_runs(run: RunDir) -> None:
 
 @contextmanager
 def _alone(file: Path) -> Iterator[None]:
-    """As :func:`alone`; where there can be no lock, all go on at once: doubles are found later."""
+    """As :func:`alone`; where there can be no lock, all go on at once: runs made twice are found later, and a table made twice is an error of MLflow's."""
     with ExitStack() as held:
         with suppress(OSError):
             held.enter_context(alone(file))
