@@ -29,13 +29,13 @@ test-engine: $(VENV)/.ready-test ## more ways to train for real on one and two r
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m engine_full
 
 test-faults: $(VENV)/.ready-test ## everything that can befall a run, done to real training; prints a table; minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'faults_full or not faults_full' tests/faults tests/test_checkpoint.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'faults_full or not faults_full' tests/faults tests/integration/checkpoints/test_checkpoints.py
 
 test-slurm: $(VENV)/.ready-test ## training on a Slurm of four nodes on this machine (make slurm-install first); minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slurm or not slurm' tests/slurm
 
 test-tracking: $(VENV)/.ready-test ## an mlflow server on PostgreSQL, and all that can befall it; minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m 'tracking or not tracking' tests/tracking tests/test_tracking.py tests/test_trackrun.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m 'tracking or not tracking' tests/tracking tests/unit/tracking/test_metrics_log.py tests/integration/tracking/test_mlflow_runs.py
 
 test-gpu: $(VENV)/.ready-test ## golden parity, a fold in bf16, leaving and going on, on one GPU; fails where there is none
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu tests/gpu
@@ -59,7 +59,7 @@ format: $(VENV)/.ready-test ## let ruff reformat and mend
 	$(BIN)/ruff format .
 
 pictures: $(VENV)/.ready-test ## draw the pictures in docs/ again, from runs/demo
-	$(BIN)/python -m dfer_dist.data.demo --sheet docs/demo_classes.png
+	$(BIN)/python -m dfer_dist.demo.dataset --sheet docs/demo_classes.png
 	cp runs/demo/summary.png docs/demo_summary.png
 	$(BIN)/python docs/mlflow_page.py runs/demo docs/mlflow_page.png
 	$(BIN)/dfer report runs/demo
@@ -72,8 +72,8 @@ pictures: $(VENV)/.ready-test ## draw the pictures in docs/ again, from runs/dem
 	$(BIN)/dfer crossval demo_finecliper --nproc 1 --name fine-time train.objective=both model.temporal=transformer
 	$(BIN)/python docs/mlflow_page.py runs/dferclip runs/lora runs/finecliper runs/fine-time docs/mlflow_compare.png
 	$(BIN)/python docs/levels_picture.py docs/levels.png
-	film=$$(mktemp --suffix .mp4); $(BIN)/python tests/films.py $$film; \
-	  $(BIN)/python -m dfer_dist.data.facesheet $$film docs/faces.png; rm $$film
+	film=$$(mktemp --suffix .mp4); $(BIN)/python tests/helpers/videos.py $$film; \
+	  $(BIN)/python -m dfer_dist.data.faces.contact_sheet $$film docs/faces.png; rm $$film
 
 bench: $(VENV)/.ready ## run all benchmarks on this machine, which should be quiet, and write docs/benchmarks.md; minutes
 	$(BIN)/python benchmarks/write.py
@@ -104,7 +104,7 @@ $(VENV)/.system:
 $(VENV)/.ready: setup.cfg pyproject.toml | $(VENV)/.system
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -e .
-	$(BIN)/python -m dfer_dist.engine
+	$(BIN)/python -m dfer_dist.training.engine
 	@touch $@
 
 $(VENV)/.system-test:

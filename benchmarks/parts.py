@@ -22,10 +22,10 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dfer_dist.model.attention import SelfAttention, attend, attend_all
-from dfer_dist.model.backbone import load_backbone
-from dfer_dist.model.kernels import MLP, FusedQuickGELU, LastBlock, PatchEmbedding
-from dfer_dist.model.linear import Linear, linear
+from dfer_dist.models.attention import SelfAttention, attend, attend_all
+from dfer_dist.models.backbone import load_backbone
+from dfer_dist.models.kernels import MLP, FusedQuickGELU, LastBlock, PatchEmbedding
+from dfer_dist.models.linear import Linear, linear
 
 ROUNDS = 7
 BF16 = torch.bfloat16
@@ -34,7 +34,9 @@ FRAMES, TRAINED = 64, 89_988_352  # of a step; trained parameters of DFER-CLIP o
 Pair = tuple[Callable[[], object], Callable[[], object]]
 
 
-def forward_and_backward(work: Callable[[Tensor], Tensor], shape: tuple[int, ...], train: bool = True) -> Callable[[], object]:
+def forward_and_backward(
+    work: Callable[[Tensor], Tensor], shape: tuple[int, ...], train: bool = True
+) -> Callable[[], object]:
     x = torch.randn(shape, dtype=BF16, requires_grad=train)
 
     def run() -> None:
@@ -61,7 +63,10 @@ def by_head(work: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tenso
     """From queries, keys and values side by side to heads and back by torch's own views."""
 
     def run(qkv: Tensor) -> Tensor:
-        return rearrange(work(*rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=12)), "b h n d -> b n (h d)")
+        return rearrange(
+            work(*rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=12)),
+            "b h n d -> b n (h d)",
+        )
 
     return run
 
@@ -76,7 +81,9 @@ def attention(length: int, batch: int, train: bool = True) -> Pair:
             return F.scaled_dot_product_attention(q, k, v)
 
     shape, before = (batch, length, 3 * 768), by_head(fused if train else in_parts)
-    return forward_and_backward(before, shape, train), forward_and_backward(side_by_side, shape, train)
+    return forward_and_backward(before, shape, train), forward_and_backward(
+        side_by_side, shape, train
+    )
 
 
 def heads() -> Pair:
@@ -88,7 +95,10 @@ def heads() -> Pair:
 def layers() -> Pair:
     """The four layers of a block, trained."""
     sizes = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]
-    trained = [[torch.randn(size, dtype=BF16, requires_grad=True) for size in ((o, i), (o,))] for i, o in sizes]
+    trained = [
+        [torch.randn(size, dtype=BF16, requires_grad=True) for size in ((o, i), (o,))]
+        for i, o in sizes
+    ]
 
     def all_by(layer: Callable[..., Tensor]) -> Callable[[], object]:
         works = [
@@ -109,7 +119,9 @@ def layers() -> Pair:
 
 def factors() -> Pair:
     """A block's MLP with the same layers; its weights are frozen, so that activations weigh more."""
-    base = nn.Sequential(OrderedDict(c_fc=nn.Linear(768, 3072), gelu=QuickGELU(), c_proj=nn.Linear(3072, 768)))
+    base = nn.Sequential(
+        OrderedDict(c_fc=nn.Linear(768, 3072), gelu=QuickGELU(), c_proj=nn.Linear(3072, 768))
+    )
     own = MLP(base.to(BF16).requires_grad_(False))
     shape = (FRAMES, 50, 768)
     return forward_and_backward(nn.Sequential(*own), shape), forward_and_backward(own, shape)
@@ -146,7 +158,9 @@ def optimizer() -> Pair:
     def sgd(fused: bool) -> Callable[[], object]:
         weights = nn.Parameter(torch.zeros(TRAINED))
         weights.grad = torch.zeros(TRAINED)
-        return torch.optim.SGD([weights], lr=1e-5, momentum=0.9, weight_decay=1e-4, fused=fused).step
+        return torch.optim.SGD(
+            [weights], lr=1e-5, momentum=0.9, weight_decay=1e-4, fused=fused
+        ).step
 
     return sgd(False), sgd(True)
 
@@ -192,18 +206,46 @@ def text() -> Pair:
 
 
 PARTS: dict[str, tuple[str, Callable[[], Pair], int]] = {
-    "patch embedding: a convolution; one matrix product": ("a sixth of the backward pass", patches, 1),
+    "patch embedding: a convolution; one matrix product": (
+        "a sixth of the backward pass",
+        patches,
+        1,
+    ),
     "attention of 12 blocks, 50 tokens: fused; plain products": (
         "a quarter of the backward pass",
         lambda: attention(50, FRAMES),
         12,
     ),
-    "attention of 12 blocks, 197 tokens: fused; plain products": ("as at 50 tokens", lambda: attention(197, FRAMES), 12),
-    "attention of 12 blocks in a test, 50 tokens: torch's parts; fused": ("half", lambda: attention(50, FRAMES, False), 12),
-    "attention of 12 blocks, 50 tokens: derived by torch; heads laid out once": ("a third", heads, 12),
-    "layers of 12 blocks: torch's; bias added by the product, weight gradients on transposed copies": ("a tenth", layers, 12),
-    "QuickGELU of 12 blocks: as written; by silu": ("two of five passes over the numbers", gelu, 12),
-    "MLPs of 12 blocks: QuickGELU's two factors by themselves; in the layers' products": ("two more passes", factors, 12),
+    "attention of 12 blocks, 197 tokens: fused; plain products": (
+        "as at 50 tokens",
+        lambda: attention(197, FRAMES),
+        12,
+    ),
+    "attention of 12 blocks in a test, 50 tokens: torch's parts; fused": (
+        "half",
+        lambda: attention(50, FRAMES, False),
+        12,
+    ),
+    "attention of 12 blocks, 50 tokens: derived by torch; heads laid out once": (
+        "a third",
+        heads,
+        12,
+    ),
+    "layers of 12 blocks: torch's; bias added by the product, weight gradients on transposed copies": (
+        "a tenth",
+        layers,
+        12,
+    ),
+    "QuickGELU of 12 blocks: as written; by silu": (
+        "two of five passes over the numbers",
+        gelu,
+        12,
+    ),
+    "MLPs of 12 blocks: QuickGELU's two factors by themselves; in the layers' products": (
+        "two more passes",
+        factors,
+        12,
+    ),
     "last block: every token through all of it; the class token alone after attention": (
         "three quarters of a block",
         last_block,
@@ -211,7 +253,11 @@ PARTS: dict[str, tuple[str, Callable[[], Pair], int]] = {
     ),
     "SGD: operation by operation; fused": ("three of four passes over the weights", optimizer, 1),
     "float32 gradients: cleared twice and added to; written over": ("two thirds", kept, 1),
-    "gradients of one rank: reduced in one piece; left alone": ("four passes over the gradients", reduction, 1),
+    "gradients of one rank: reduced in one piece; left alone": (
+        "four passes over the gradients",
+        reduction,
+        1,
+    ),
     "text tower: 77 tokens; 30": ("three fifths", text, 1),
 }
 

@@ -32,10 +32,14 @@ class FrameFolders(Dataset[Tensor]):
         segment = len(files) // self.num_frames
         chosen = (files + files[-1:] * self.num_frames)[: self.num_frames]
         if segment:
-            chosen = [files[i * segment + random.randrange(segment)] for i in range(self.num_frames)]
+            chosen = [
+                files[i * segment + random.randrange(segment)] for i in range(self.num_frames)
+            ]
         images = [Image.open(file).convert("RGB") for file in chosen]
         box = RandomResizedCrop.get_params(images[0], (0.08, 1.0), (3 / 4, 4 / 3))
         images = [F.resized_crop(image, *box, [self.size, self.size]) for image in images]
         if random.random() < 0.5:
             images = [F.horizontal_flip(image) for image in images]
-        return torch.stack([F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True) for image in images])
+        return torch.stack(
+            [F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True) for image in images]
+        )

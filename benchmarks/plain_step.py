@@ -18,16 +18,25 @@ from torch import Tensor, nn
 class PlainModel(nn.Module):
     """Frames float32 [B, T, 3, S, S] in 0..1 -> logits [B, C]."""
 
-    def __init__(self, sizes: dict[str, Any], texts: Sequence[str], frames: int, context: int) -> None:
+    def __init__(
+        self, sizes: dict[str, Any], texts: Sequence[str], frames: int, context: int
+    ) -> None:
         super().__init__()
         self.clip = open_clip.CLIP(**sizes)
         width = self.clip.visual.output_dim
-        layer = nn.TransformerEncoderLayer(width, 8, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            width, 8, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
         self.temporal = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
-        self.cls, self.pos = nn.Parameter(torch.randn(1, 1, width)), nn.Parameter(torch.randn(1, frames + 1, width))
+        self.cls, self.pos = (
+            nn.Parameter(torch.randn(1, 1, width)),
+            nn.Parameter(torch.randn(1, frames + 1, width)),
+        )
         words = self.clip.token_embedding.embedding_dim
         self.context = nn.Parameter(0.02 * torch.randn(len(texts), context, words))
-        self.register_buffer("tokens", open_clip.tokenize([" ".join(["X"] * context) + " " + text for text in texts]))
+        self.register_buffer(
+            "tokens", open_clip.tokenize([" ".join(["X"] * context) + " " + text for text in texts])
+        )
         self.clip.requires_grad_(False)
         self.clip.visual.requires_grad_(True)
 
@@ -40,7 +49,10 @@ class PlainModel(nn.Module):
     def _texts(self) -> Tensor:
         clip = self.clip
         x = clip.token_embedding(self.tokens)
-        x = torch.cat([x[:, :1], self.context, x[:, 1 + self.context.shape[1] :]], 1) + clip.positional_embedding
+        x = (
+            torch.cat([x[:, :1], self.context, x[:, 1 + self.context.shape[1] :]], 1)
+            + clip.positional_embedding
+        )
         x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask))
         return x[torch.arange(len(x)), self.tokens.argmax(-1)] @ clip.text_projection
 
@@ -48,9 +60,18 @@ class PlainModel(nn.Module):
 class PlainStep:
     """A model with SGD, and what one step and one test batch of it are."""
 
-    def __init__(self, sizes: dict[str, Any], texts: Sequence[str], frames: int, context: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        sizes: dict[str, Any],
+        texts: Sequence[str],
+        frames: int,
+        context: int,
+        device: torch.device,
+    ) -> None:
         self.model = PlainModel(sizes, texts, frames, context).to(device)
-        self.optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], lr=1e-5, momentum=0.9)
+        self.optimizer = torch.optim.SGD(
+            [p for p in self.model.parameters() if p.requires_grad], lr=1e-5, momentum=0.9
+        )
 
     def train(self, frames: Tensor, labels: Tensor) -> float:
         loss = F.cross_entropy(self.model(frames), labels)
@@ -64,11 +85,19 @@ class PlainStep:
         return self.model(frames).argmax(1).tolist()
 
     def save(self, path: Path) -> None:
-        torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, path)
+        torch.save(
+            {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, path
+        )
 
 
 if __name__ == "__main__":  # a first step of a small model, for `dfer bench startup`
     small = {"width": 64, "layers": 2, "heads": 2, "context_length": 77, "vocab_size": 49408}
     vision = {"image_size": 64, "patch_size": 16, "width": 64, "layers": 2, "head_width": 32}
-    step = PlainStep({"embed_dim": 64, "vision_cfg": vision, "text_cfg": small}, ["a face"] * 7, 8, 8, torch.device("cpu"))
+    step = PlainStep(
+        {"embed_dim": 64, "vision_cfg": vision, "text_cfg": small},
+        ["a face"] * 7,
+        8,
+        8,
+        torch.device("cpu"),
+    )
     print(step.train(torch.rand(4, 8, 3, 64, 64), torch.arange(4)))

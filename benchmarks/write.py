@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from dfer_dist.ranks import device_name
+from dfer_dist.distributed.process_group import device_name
 
 HERE = Path(__file__).parent.parent
 DOC = HERE / "docs" / "benchmarks.md"
@@ -33,13 +33,22 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def machine() -> str:
-    cores, memory = len(os.sched_getaffinity(0)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores, memory = (
+        len(os.sched_getaffinity(0)),
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
+    )
     flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].split("\n")[0].split()
     units = (
-        ", ".join(name for name, flag in (("AMX", "amx_bf16"), ("AVX-512 in bf16", "avx512_bf16")) if flag in flags)
+        ", ".join(
+            name
+            for name, flag in (("AMX", "amx_bf16"), ("AVX-512 in bf16", "avx512_bf16"))
+            if flag in flags
+        )
         or "no bf16 units"
     )
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, text=True, capture_output=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=HERE, text=True, capture_output=True
+    ).stdout.strip()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
         f"{device_name(torch.device('cpu'))}, {cores} cores ({units}), {memory:.0f} GiB, {gpu}; torch {torch.__version__.partition('+')[0]}; "
@@ -88,7 +97,11 @@ def steps(figures: Figures) -> str:
         for n, words in names.items()
         if figures.get(n)
     ]
-    products = f"; {figures['flops'] / 1e12 / floor['seconds']:.2f} TFLOP/s alone" if figures.get("recomputing") else ""
+    products = (
+        f"; {figures['flops'] / 1e12 / floor['seconds']:.2f} TFLOP/s alone"
+        if figures.get("recomputing")
+        else ""
+    )
     said = (
         f"{ours['clips_per_s'] / base['clips_per_s']:.2f} times as fast as plain PyTorch, {100 * ours['clips_per_s'] / floor['clips_per_s']:.0f} % of the floor's clips "
         f"({figures['flops'] / 1e12:.2f} TFLOP{products})."
@@ -97,11 +110,19 @@ def steps(figures: Figures) -> str:
         said += f" With one loader worker, {100 * figures['fed']['waited'] / figures['fed']['seconds']:.1f} % of the step is waiting for data."
     if figures.get("training"):
         said += f" {ours['clips_per_s'] / figures['training']['ours']['clips_per_s']:.1f} times as many clips a second as in training."
-    return table(["Way", "seconds", "clips/s", "memory, of plain PyTorch's, GiB"], rows) + "\n\n" + said
+    return (
+        table(["Way", "seconds", "clips/s", "memory, of plain PyTorch's, GiB"], rows)
+        + "\n\n"
+        + said
+    )
 
 
 def save(figures: Figures) -> str:
-    names = {"ours": "ours, until the checkpoint stands", "floor": "its bytes alone", "baseline": "`torch.save` of all weights"}
+    names = {
+        "ours": "ours, until the checkpoint stands",
+        "floor": "its bytes alone",
+        "baseline": "`torch.save` of all weights",
+    }
     rows = [[words, f"{figures[n]['seconds']:.2f}"] for n, words in names.items()]
     return (
         table(["Way", "seconds"], rows)
@@ -116,7 +137,9 @@ def startup(figures: Figures) -> str:
         "floor": "the imports alone",
         "baseline": "a plain script to its first step",
     }
-    return table(["From", "seconds"], [[words, f"{figures[n]['seconds']:.1f}"] for n, words in names.items()])
+    return table(
+        ["From", "seconds"], [[words, f"{figures[n]['seconds']:.1f}"] for n, words in names.items()]
+    )
 
 
 def parts(figures: Figures) -> str:
@@ -140,12 +163,28 @@ def as_printed(text: str) -> str:
 BENCHES: dict[str, tuple[list[str], Callable[[Figures], str] | None]] = {
     "loader": ([DFER, "bench", "loader"], loader),
     "step": ([DFER, "bench", "step"], steps),
-    "step-l14": ([DFER, "bench", "step", "dfew_vitl14", "--clips", "1", "data.num_frames=8", "--rounds", "3"], steps),
+    "step-l14": (
+        [
+            DFER,
+            "bench",
+            "step",
+            "dfew_vitl14",
+            "--clips",
+            "1",
+            "data.num_frames=8",
+            "--rounds",
+            "3",
+        ],
+        steps,
+    ),
     "eval": ([DFER, "bench", "eval"], steps),
     "save": ([DFER, "bench", "save"], save),
     "startup": ([DFER, "bench", "startup"], startup),
     "parts": ([sys.executable, str(HERE / "benchmarks" / "parts.py")], parts),
-    "scale": ([DFER, "plan", "dfew_vitb32", "train.global_batch=4", "--scale", "1,2,4", "--measure"], None),
+    "scale": (
+        [DFER, "plan", "dfew_vitb32", "train.global_batch=4", "--scale", "1,2,4", "--measure"],
+        None,
+    ),
 }
 
 
@@ -155,7 +194,12 @@ def run(command: list[str]) -> tuple[str, Figures]:
         file = Path(folder) / "figures.json"
         words = ["--json", str(file)] if "bench" in command else []
         done = subprocess.run(
-            [*command, *words], cwd=folder, text=True, stdout=subprocess.PIPE, env=os.environ | {"COLUMNS": "140"}, check=True
+            [*command, *words],
+            cwd=folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"COLUMNS": "140"},
+            check=True,
         )
         if words:
             return done.stdout, json.loads(file.read_text(encoding="utf-8"))
@@ -177,7 +221,9 @@ def put(mark: str, text: str) -> None:
 def main() -> None:
     for name in sys.argv[1:] or BENCHES:
         command, shape = BENCHES[name]
-        shown = " ".join(["dfer", *command[1:]] if command[0] == DFER else ["python", "benchmarks/parts.py"])
+        shown = " ".join(
+            ["dfer", *command[1:]] if command[0] == DFER else ["python", "benchmarks/parts.py"]
+        )
         print(shown, flush=True)
         printed, figures = run(command)
         put(name, f"`{shown}`\n\n" + (shape(figures) if shape else as_printed(printed)))

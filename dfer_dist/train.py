@@ -5,7 +5,7 @@ Leaves with status 0 when the fold is done, 75 when it was told to leave and sav
 
 from __future__ import annotations
 
-from dfer_dist.preempt import EXIT_PREEMPTED, LeaveFlag
+from dfer_dist.distributed.preemption import EXIT_PREEMPTED, LeaveFlag
 
 LEAVE = LeaveFlag()
 if __name__ == "__main__":
@@ -23,22 +23,25 @@ from pathlib import Path
 
 import torch
 
-from dfer_dist import UserError, checkpoint
-from dfer_dist.config import Selection, config_hash
-from dfer_dist.configfile import read_config
-from dfer_dist.curves import curves_png
-from dfer_dist.data.stream import Batch
-from dfer_dist.fold import Fold, Told, build
-from dfer_dist.masters import replace_weights
-from dfer_dist.meter import Meter
-from dfer_dist.ranks import device_name, peak_memory, start
-from dfer_dist.ranks import leave as leave_process
-from dfer_dist.report import confusion_png
-from dfer_dist.rundir import RunDir, write_json
-from dfer_dist.status import Attempt, odd_node, tell
-from dfer_dist.tracking import FAILED, FINISHED, KILLED
-from dfer_dist.trackrun import close_early
-from dfer_dist.watchdog import Watchdog
+from dfer_dist.checkpoints import portable as checkpoint
+from dfer_dist.checkpoints.optimizer_state import replace_weights
+from dfer_dist.config.load import read_config
+from dfer_dist.config.schema import Selection, config_hash
+from dfer_dist.data.loading.loader import Batch
+from dfer_dist.distributed.process_group import device_name, peak_memory, start
+from dfer_dist.distributed.process_group import leave as leave_process
+from dfer_dist.distributed.watchdog import Watchdog
+from dfer_dist.reporting.curves import curves_png
+from dfer_dist.reporting.summary import confusion_png
+from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.status import Attempt, odd_node
+from dfer_dist.tracking.metrics_log import FAILED, FINISHED, KILLED
+from dfer_dist.tracking.mlflow_runs import close_early
+from dfer_dist.training.fold import Fold, Told, build
+from dfer_dist.training.meters import Meter
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import write_json
+from dfer_dist.utils.log import tell
 
 DONE, PREEMPTED = "DONE", "PREEMPTED"
 
@@ -57,7 +60,13 @@ def fit(fold: Fold) -> str:
         fold.step = step + 1
         meter.count(config.train.global_batch)
         fold.leave.need = 2 * meter.longest + 2 * fold.saver.seconds
-        votes = [sum(x for _, x in losses), len(lost), bool(fold.leave), fold.save_due, fold.saver.hopeless]
+        votes = [
+            sum(x for _, x in losses),
+            len(lost),
+            bool(fold.leave),
+            fold.save_due,
+            fold.saver.hopeless,
+        ]
         loss, any_lost, told, due, hopeless = ranks.sum(votes)
         loss /= ranks.world * len(losses)
         if hopeless:
@@ -69,7 +78,9 @@ def fit(fold: Fold) -> str:
         log_step(fold, loss, rates, meter)
         if fold.at_epoch_end:
             end_epoch(fold, bool(told))
-        elif told or (due and not engine.bad_steps):  # in the midst of bad steps, what was saved before is worth more
+        elif told or (
+            due and not engine.bad_steps
+        ):  # in the midst of bad steps, what was saved before is worth more
             fold.save()
         if told:
             fold.saver.settle()
@@ -87,7 +98,9 @@ def train_step(fold: Fold, meter: Meter) -> tuple[list[tuple[str, float]], set[s
             batch = next(fold.stream)
         tokens, described = fold.texts.of(batch.keys) if fold.texts else (None, None)
         there = None if tokens is None else tokens.to(fold.ranks.device, non_blocking=True)
-        outputs = fold.engine.deepspeed(batch.pixels(fold.ranks.device), by_side=fold.objective.by_side, tokens=there)
+        outputs = fold.engine.deepspeed(
+            batch.pixels(fold.ranks.device), by_side=fold.objective.by_side, tokens=there
+        )
         losses = fold.objective(outputs, batch.labels, batch.valid, described)
         fold.engine.micro_step(losses.mean())
         parts.append(losses.detach())
@@ -100,7 +113,11 @@ def report_lost(batch: Batch) -> set[str]:
     """Keys of the batch's clips that are damaged, after a line for each."""
     for line in batch.lost:
         tell(f"lost: {line}")
-    return {key for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True) if key and not valid}
+    return {
+        key
+        for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True)
+        if key and not valid
+    }
 
 
 def check_lost(fold: Fold, lost: set[str]) -> None:
@@ -123,9 +140,13 @@ def skip_step(fold: Fold, losses: list[tuple[str, float]]) -> None:
     shares = fold.ranks.gather(losses)
     clips = [pair for share in shares or () for pair in share]
     blamed = [key for key, loss in clips if not math.isfinite(loss)]
-    what, keys = fold.ranks.share(("loss", blamed) if blamed else ("gradient", [key for key, _ in clips]))
+    what, keys = fold.ranks.share(
+        ("loss", blamed) if blamed else ("gradient", [key for key, _ in clips])
+    )
     fold.skip(what, keys)
-    tell(f"step {fold.step}: the {what} was not finite, the step was skipped; clips: {', '.join(keys)}")
+    tell(
+        f"step {fold.step}: the {what} was not finite, the step was skipped; clips: {', '.join(keys)}"
+    )
     most = fold.config.train.max_bad_steps
     if fold.engine.bad_steps >= most:
         recent = sorted({key for bad in fold.bad_steps[-most:] for key in bad["clips"]})
@@ -141,7 +162,12 @@ def log_step(fold: Fold, loss: float, rates: dict[str, float], meter: Meter) -> 
     if spike:
         tell(f"step {fold.step}: loss {loss:.4g} leaps out of the last {fold.spikes.WINDOW}")
     if spike or fold.step % fold.config.train.log_every == 0:
-        figures = {"loss": loss, "grad_norm": fold.engine.gradient_norm(), "loss_spike": float(spike), **meter.read()}
+        figures = {
+            "loss": loss,
+            "grad_norm": fold.engine.gradient_norm(),
+            "loss_spike": float(spike),
+            **meter.read(),
+        }
         counts = {"skipped_steps": len(fold.bad_steps), "lost_clips": len(fold.lost)}
         fold.log({**figures, **counts, **{f"lr_{k}": v for k, v in rates.items()}})
 
@@ -169,7 +195,12 @@ def end_epoch(fold: Fold, told: bool = False) -> None:
         fold.log({f"{name}_uar": scores.uar, f"{name}_war": scores.war})
         improved = fold.best is None or scores.war > fold.best["war"]
         if improved:
-            fold.best = {"epoch": fold.epoch, "step": fold.step, "war": scores.war, "uar": scores.uar}
+            fold.best = {
+                "epoch": fold.epoch,
+                "step": fold.step,
+                "war": scores.war,
+                "uar": scores.uar,
+            }
     if told or improved or fold.epoch % train.save_epochs == 0 or fold.epoch == train.epochs:
         fold.save(best=improved)
     if improved:  # what is written later would be other weights
@@ -198,15 +229,42 @@ def finish(fold: Fold) -> None:
         return
     table.write(fold.dir.predictions)
     chosen = fold.best or {"epoch": fold.epoch, "step": fold.step}
-    result = {"dataset": fold.index.name, "fold": fold.number, **asdict(scores), "selection": config.train.selection.name}
-    result |= {"epoch": chosen["epoch"], "step": chosen["step"], "checkpoint": str(path.relative_to(fold.dir.root))}
-    result |= {"config_hash": config_hash(config), "index_hash": fold.index.hash, "shuffled": shuffled}
-    result |= {"levels": list(config.model.levels), "levels_hash": fold.levels["hash"] if fold.levels else None}
-    result |= {"objective": config.train.objective.name, "described_clips": len(fold.texts.texts) if fold.texts else None}
+    result = {
+        "dataset": fold.index.name,
+        "fold": fold.number,
+        **asdict(scores),
+        "selection": config.train.selection.name,
+    }
+    result |= {
+        "epoch": chosen["epoch"],
+        "step": chosen["step"],
+        "checkpoint": str(path.relative_to(fold.dir.root)),
+    }
+    result |= {
+        "config_hash": config_hash(config),
+        "index_hash": fold.index.hash,
+        "shuffled": shuffled,
+    }
+    result |= {
+        "levels": list(config.model.levels),
+        "levels_hash": fold.levels["hash"] if fold.levels else None,
+    }
+    result |= {
+        "objective": config.train.objective.name,
+        "described_clips": len(fold.texts.texts) if fold.texts else None,
+    }
     result |= {"pretrained_sha256": fold.engine.model.pretrained_sha256}
-    result |= {"num_frames": config.data.num_frames, "sampling": config.data.sampling.name, "views": config.eval.views}
+    result |= {
+        "num_frames": config.data.num_frames,
+        "sampling": config.data.sampling.name,
+        "views": config.eval.views,
+    }
     result |= {"device": fold.ranks.device.type}
-    result |= {"lost_clips": len(fold.lost), "skipped_steps": len(fold.bad_steps), "drift": sorted(fold.drift)}
+    result |= {
+        "lost_clips": len(fold.lost),
+        "skipped_steps": len(fold.bad_steps),
+        "drift": sorted(fold.drift),
+    }
     fold.log(
         {
             "test_uar": scores.uar,
@@ -227,11 +285,17 @@ def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
     for line in filter(None, ranks.gather(odd_node(run) if ranks.local_rank == 0 else None) or ()):
         tell(f"warning: {line}")
     attempt = Attempt(where, ranks.world, ranks.is_main, device_name(ranks.device))
-    watchdog = Watchdog(where.stacks(ranks.rank), hang_seconds, lambda why: attempt.end("FAILED", why))
+    watchdog = Watchdog(
+        where.stacks(ranks.rank), hang_seconds, lambda why: attempt.end("FAILED", why)
+    )
     fold: Fold | None = None
     try:
         fold = build(run, number, config, ranks, leave, watchdog)
-        attempt.begin(fold.step, fold.engine.total_steps, fold.tracker.undone(fold.step) if fold.tracker else 0)
+        attempt.begin(
+            fold.step,
+            fold.engine.total_steps,
+            fold.tracker.undone(fold.step) if fold.tracker else 0,
+        )
         outcome = fit(fold)
         if outcome == DONE:
             finish(fold)
@@ -261,7 +325,9 @@ def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
 
 def mendable(e: Exception) -> bool:
     """Whether a person can mend what went wrong: a :class:`UserError`, or a disk that takes no more."""
-    return isinstance(e, UserError) or (isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT))
+    return isinstance(e, UserError) or (
+        isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
+    )
 
 
 def one_line(e: Exception) -> str:
@@ -270,7 +336,9 @@ def one_line(e: Exception) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, required=True, help="the run's folder")
     parser.add_argument("--fold", type=int, required=True)
     parser.add_argument("--deadline", type=float, help="unix time before which to save and leave")
@@ -289,7 +357,9 @@ def main() -> int:
         traceback.print_exc()
         sys.stderr.flush()
         if isinstance(e, RuntimeError) and "is killed by signal" in str(e):
-            os.kill(os.getpid(), signal.SIGKILL)  # a loader worker, as when memory runs out: the same as if it had been us
+            os.kill(
+                os.getpid(), signal.SIGKILL
+            )  # a loader worker, as when memory runs out: the same as if it had been us
         return 1
     torch.distributed.destroy_process_group()
     return EXIT_PREEMPTED if outcome == PREEMPTED else 0

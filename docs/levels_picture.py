@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
-from dfer_dist.data.align import FACE, face_pose, pose_matrix, to_crop, warp
-from dfer_dist.data.augment import unchanged
-from dfer_dist.data.faces import render_clip
-from dfer_dist.data.facetrack import track_face
-from dfer_dist.data.levels import draw_level, move_points
+from dfer_dist.data.faces.alignment import FACE, face_pose, pose_matrix, to_crop, warp
+from dfer_dist.data.faces.tracking import track_face
+from dfer_dist.data.loading.augmentation import unchanged
+from dfer_dist.data.loading.modalities import draw_level, move_points
+from dfer_dist.demo.faces import render_clip
 
 SIDE = 224  # pixels
 
@@ -34,11 +34,15 @@ def drawn(label: int) -> tuple[np.ndarray, np.ndarray]:
     clip = render_clip(label, 8, (4, label), 64)
     apex = int(clip.course.argmax())
     frame = Image.fromarray(clip.frames[apex]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return np.asarray(frame), move_points(clip.landmarks[apex : apex + 1], (64, 64), unchanged(64, 64), SIDE)[0]
+    return np.asarray(frame), move_points(
+        clip.landmarks[apex : apex + 1], (64, 64), unchanged(64, 64), SIDE
+    )[0]
 
 
 def row(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
-    dots, regions = (draw_level(kind, points[None], (SIDE, SIDE), SIDE)[0] for kind in ("landmarks", "parsing"))
+    dots, regions = (
+        draw_level(kind, points[None], (SIDE, SIDE), SIDE)[0] for kind in ("landmarks", "parsing")
+    )
     marked = np.where(dots > 0, np.array([60, 230, 90], np.uint8), frame)
     return np.concatenate([frame, marked, dots, regions], 1)
 

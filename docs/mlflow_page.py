@@ -15,11 +15,17 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page, sync_playwright
 
-from dfer_dist.rundir import RunDir
+from dfer_dist.runs.layout import RunDir
+from launch.commands.track import serve, wait_for
 from launch.processes import free_port
-from launch.track import serve, wait_for
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def main() -> None:
@@ -45,7 +51,9 @@ def main() -> None:
 def browser_page() -> Iterator[Page]:
     """A page of a headless Chromium."""
     with sync_playwright() as playwright:
-        where = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+        where = (
+            os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+        )
         browser = playwright.chromium.launch(executable_path=where, args=FLAGS)
         yield browser.new_page(viewport={"width": 1500, "height": 900})
         browser.close()
@@ -59,7 +67,9 @@ def open_runs(page: Page, root: str, experiment_id: str, names: Sequence[str]) -
     close = page.get_by_role("button", name="Close")
     if close.count():
         close.first.click()  # a side panel that MLflow opens by itself
-    page.get_by_text("Model training", exact=True).click()  # the page opens on MLflow's tools for language models
+    page.get_by_text(
+        "Model training", exact=True
+    ).click()  # the page opens on MLflow's tools for language models
     page.locator(".ag-row").get_by_text(names[0], exact=True).first.wait_for(timeout=20_000)
 
 

@@ -15,8 +15,16 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-TOP = "[...document.querySelectorAll('h2')].map(h => h.getBoundingClientRect().top + window.scrollY)"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+TOP = (
+    "[...document.querySelectorAll('h2')].map(h => h.getBoundingClientRect().top + window.scrollY)"
+)
 
 
 def main() -> None:
@@ -24,12 +32,19 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("picture", type=Path)
     parser.add_argument("--width", type=int, default=1180, help="of the window, pixels")
-    parser.add_argument("--columns", action="store_true", help="cut the long page at a heading and set its halves side by side")
+    parser.add_argument(
+        "--columns",
+        action="store_true",
+        help="cut the long page at a heading and set its halves side by side",
+    )
     given = parser.parse_args()
     asked: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome"), args=FLAGS
+            executable_path=os.environ.get("CHROMIUM")
+            or shutil.which("chromium")
+            or shutil.which("google-chrome"),
+            args=FLAGS,
         )
         page = browser.new_page(viewport={"width": given.width, "height": 1200})
         page.on("request", lambda request: asked.append(request.url))
@@ -42,13 +57,17 @@ def main() -> None:
     if elsewhere or wider > 0:
         sys.exit(f"the page is {wider} pixels too wide and asked for {elsewhere}")
     if given.columns:
-        picture = side_by_side(picture, round(min(headings, key=lambda y: abs(y - picture.height / 2))) - 12)
+        picture = side_by_side(
+            picture, round(min(headings, key=lambda y: abs(y - picture.height / 2))) - 12
+        )
     picture.save(given.picture, optimize=True)
 
 
 def side_by_side(picture: Image.Image, cut: int) -> Image.Image:
     """The part above ``cut`` to the left, the rest to the right."""
-    out = Image.new("RGB", (2 * picture.width, max(cut, picture.height - cut)), picture.getpixel((2, 2)))
+    out = Image.new(
+        "RGB", (2 * picture.width, max(cut, picture.height - cut)), picture.getpixel((2, 2))
+    )
     out.paste(picture.crop((0, 0, picture.width, cut)), (0, 0))
     out.paste(picture.crop((0, cut, picture.width, picture.height)), (picture.width, 0))
     return out

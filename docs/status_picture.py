@@ -9,15 +9,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dfer_dist.rundir import RunDir
-from launch.status import ask, look_at, render
+from dfer_dist.runs.layout import RunDir
+from launch.slurm.status import ask, look_at, render
 
 WIDTH = 100  # columns
 
 
 def main() -> None:
     run, picture = RunDir(Path(sys.argv[1]).resolve()), Path(sys.argv[2])
-    console = Console(record=True, width=WIDTH, force_terminal=True, highlight=False, file=io.StringIO())
+    console = Console(
+        record=True, width=WIDTH, force_terminal=True, highlight=False, file=io.StringIO()
+    )
     console.print(render(look_at([run], ask([run]))))
     svg = console.export_svg(title=f"dfer status {sys.argv[1]}")
     # rich names fonts on a server; a picture in a page may load none, and text stands where it should in any fixed font

@@ -12,31 +12,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from dfer_dist import UserError
-from dfer_dist.preempt import EXIT_PREEMPTED
-from launch.bar import Bar
-from launch.bench import bench
-from launch.cancel import cancel
-from launch.cluster import LOCAL, load_cluster, with_cluster_flags
-from launch.convert import convert
-from launch.describe import describe
-from launch.doctor import doctor
-from launch.enrich import enrich
-from launch.logs import logs
-from launch.models import export, predict
-from launch.pack import pack, pack_listing
-from launch.plan import plan
-from launch.pretrain import pretrain_demo
-from launch.report import report
-from launch.status import status
-from launch.track import beginning, register, show_server, sync, tell_server, ui
-from launch.verify import verify
-from launch.zeroshot import show_zero_shot
+from dfer_dist.distributed.preemption import EXIT_PREEMPTED
+from dfer_dist.utils.errors import UserError
+from launch.commands.bench import bench
+from launch.commands.convert import convert
+from launch.commands.describe import describe
+from launch.commands.enrich import enrich
+from launch.commands.models import export, predict
+from launch.commands.pack import pack, pack_listing
+from launch.commands.plan import plan
+from launch.commands.pretrain import pretrain_demo
+from launch.commands.report import report
+from launch.commands.track import beginning, register, show_server, sync, tell_server, ui
+from launch.commands.verify import verify
+from launch.commands.zero_shot import show_zero_shot
+from launch.console import Bar
+from launch.doctor.doctor import doctor
+from launch.slurm.cancel import cancel
+from launch.slurm.cluster import LOCAL, load_cluster, with_cluster_flags
+from launch.slurm.logs import logs
+from launch.slurm.status import status
 
 if TYPE_CHECKING:
-    from dfer_dist.report.published import Published
-    from dfer_dist.report.sections import Section
-    from dfer_dist.rundir import RunDir
+    from dfer_dist.reporting.published import Published
+    from dfer_dist.reporting.sections import Section
+    from dfer_dist.runs.layout import RunDir
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,19 +47,36 @@ app = typer.Typer(
 )
 
 Experiment = Annotated[str, typer.Argument(help="A name in configs/ or a YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings such as train.epochs=3.", metavar="[KEY=VALUE]...")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings such as train.epochs=3.", metavar="[KEY=VALUE]..."),
+]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder of all runs.")]
-Name = Annotated[str | None, typer.Option("--name", help="The run's name; the experiment's by default.")]
-Nproc = Annotated[int, typer.Option("--nproc", min=1, help="Ranks on this machine: one a GPU, or a few on the CPU.")]
-MaxMinutes = Annotated[float | None, typer.Option("--max-minutes", min=0.01, help="Save and leave before so many are over.")]
+Name = Annotated[
+    str | None, typer.Option("--name", help="The run's name; the experiment's by default.")
+]
+Nproc = Annotated[
+    int,
+    typer.Option("--nproc", min=1, help="Ranks on this machine: one a GPU, or a few on the CPU."),
+]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option("--max-minutes", min=0.01, help="Save and leave before so many are over."),
+]
 Drift = Annotated[
     list[str] | None,
-    typer.Option("--allow-drift", metavar="KEY", help="Go on although this differs from the run that is there; may be repeated."),
+    typer.Option(
+        "--allow-drift",
+        metavar="KEY",
+        help="Go on although this differs from the run that is there; may be repeated.",
+    ),
 ]
 
 
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
     """Train, compare and publish CLIP-based models of dynamic facial expressions."""
 
 
@@ -67,7 +84,10 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data.")] = Path("data/demo"),
     runs: Runs = Path("runs"),
-    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks on this machine: two, or one where there is one GPU.")] = None,
+    nproc: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ranks on this machine: two, or one where there is one GPU."),
+    ] = None,
     clips: Annotated[int, typer.Option(min=70, help="How many clips to render.")] = 700,
     name: Name = None,
     overrides: Overrides = None,
@@ -76,10 +96,10 @@ def demo(
 
     Example: [bold]dfer demo[/bold]
     """
-    from dfer_dist.config import split_batch
-    from dfer_dist.configfile import load_config
-    from dfer_dist.data.datasets import read_dataset
-    from dfer_dist.data.demo import render_demo
+    from dfer_dist.config.load import load_config
+    from dfer_dist.config.schema import split_batch
+    from dfer_dist.data.sources.datasets import read_dataset
+    from dfer_dist.demo.dataset import render_demo
     from launch.local import fast_bf16, gpus_here
 
     console = Console(highlight=False)
@@ -110,17 +130,33 @@ def crossval(
     experiment: Experiment,
     overrides: Overrides = None,
     folds: Annotated[str | None, typer.Option(help="Such as 1,3-5; all by default.")] = None,
-    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks on this machine: one a GPU, or a few on the CPU.")] = None,
+    nproc: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ranks on this machine: one a GPU, or a few on the CPU."),
+    ] = None,
     name: Name = None,
     runs: Runs = Path("runs"),
     max_minutes: MaxMinutes = None,
     allow_drift: Drift = None,
-    cluster: Annotated[str, typer.Option(help="A name in configs/cluster/ or a YAML file.")] = LOCAL,
-    max_parallel: Annotated[int | None, typer.Option(min=1, help="Folds at a time on the cluster; all by default.")] = None,
-    sweep: Annotated[str | None, typer.Option(metavar="KEY=VALUE,VALUE", help="A run for each value, and a comparison.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Add what is neither done nor in the queue.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print batch script and settings, submit nothing.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Show a live table until all is done.")] = False,
+    cluster: Annotated[
+        str, typer.Option(help="A name in configs/cluster/ or a YAML file.")
+    ] = LOCAL,
+    max_parallel: Annotated[
+        int | None, typer.Option(min=1, help="Folds at a time on the cluster; all by default.")
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(metavar="KEY=VALUE,VALUE", help="A run for each value, and a comparison."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Add what is neither done nor in the queue.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print batch script and settings, submit nothing.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Show a live table until all is done.")
+    ] = False,
     flags: dict[str, object] | None = None,
 ) -> None:
     """Train and test all folds and write their summary: here one after the other, or on a Slurm cluster. The same command again goes on after a stop.
@@ -130,17 +166,26 @@ def crossval(
     """
     console, chosen = Console(highlight=False), flags or {}
     if cluster == LOCAL:
-        _only_local(chosen, max_parallel=max_parallel, sweep=sweep, resume=resume, dry_run=dry_run, wait=wait)
+        _only_local(
+            chosen,
+            max_parallel=max_parallel,
+            sweep=sweep,
+            resume=resume,
+            dry_run=dry_run,
+            wait=wait,
+        )
         ranks, deadline = nproc or 1, _deadline(max_minutes)
-        run, numbers = _open(runs, name, experiment, overrides or [], allow_drift or (), folds, ranks)
+        run, numbers = _open(
+            runs, name, experiment, overrides or [], allow_drift or (), folds, ranks
+        )
         _crossval(console, run, numbers, ranks, deadline)
         return
     if nproc or max_minutes:
         raise UserError(
             "--nproc and --max-minutes are for this machine: a cluster has --nodes, --gpus-per-node and --time-minutes"
         )
-    from launch.batch import Target
-    from launch.submit import Wish, show, submit
+    from launch.slurm.batch import Target
+    from launch.slurm.submit import Wish, show, submit
 
     wish = Wish(experiment, overrides or [], name, runs, folds, allow_drift or (), sweep)
     target = Target(cluster, load_cluster(cluster, chosen), max_parallel)
@@ -149,7 +194,7 @@ def crossval(
         return
     submitted = submit(wish, target, resume, console)
     if wait:
-        from launch.watch import wait as follow
+        from launch.slurm.watch import wait as follow
 
         sys.exit(follow(submitted, console))
 
@@ -163,20 +208,24 @@ def _only_local(flags: dict[str, object], **more: object) -> None:
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks, for a run on this machine.")] = None,
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="Ranks, for a run on this machine.")
+    ] = None,
 ) -> None:
     """Go on with a run as it is: submit again what is missing, or, where it was not submitted, train it here.
 
     Example: [bold]dfer resume runs/dfew_vitb32[/bold]
     """
-    from dfer_dist.rundir import RunDir
+    from dfer_dist.runs.layout import RunDir
 
     console, there = Console(highlight=False), RunDir(run.resolve())
     folds = there.describe()["folds"]
     if there.jobs.exists():
         if nproc:
-            raise UserError(f"--nproc is for this machine, and {there.root} was submitted to a cluster")
-        from launch.submit import resume as submit_again
+            raise UserError(
+                f"--nproc is for this machine, and {there.root} was submitted to a cluster"
+            )
+        from launch.slurm.submit import resume as submit_again
 
         submit_again(there, console)
     else:
@@ -208,13 +257,18 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A folder such as runs/demo/fold-1/checkpoints/LATEST.")],
-    fold: Annotated[int | None, typer.Option(help="Test on this fold; the checkpoint's own by default.")] = None,
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A folder such as runs/demo/fold-1/checkpoints/LATEST.")
+    ],
+    fold: Annotated[
+        int | None, typer.Option(help="Test on this fold; the checkpoint's own by default.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write predictions (parquet) here.")] = None,
     zero_shot: Annotated[
         bool,
         typer.Option(
-            "--zero-shot", help="On data with other classes, by their texts; CHECKPOINT may be an untrained experiment."
+            "--zero-shot",
+            help="On data with other classes, by their texts; CHECKPOINT may be an untrained experiment.",
         ),
     ] = False,
     overrides: Overrides = None,
@@ -224,7 +278,7 @@ def evaluate(
     Example: [bold]dfer eval runs/demo/fold-1/checkpoints/LATEST[/bold], or, trained on DFEW and tested on all of MAFW,
     [bold]dfer eval runs/dfew/fold-1/checkpoints/LATEST --zero-shot data.shards=data/mafw[/bold]
     """
-    from dfer_dist.evaluate import evaluate_checkpoint
+    from dfer_dist.evaluation.evaluate import evaluate_checkpoint
 
     console = Console(highlight=False)
     if zero_shot:
@@ -234,7 +288,9 @@ def evaluate(
         scores = evaluate_checkpoint(checkpoint, fold, overrides or [], out, advance)
     console.print(f"{scores.n} clips: UAR {scores.uar:.2f}  WAR {scores.war:.2f}")
     for label, recall in scores.recall.items():
-        console.print(f"  {label:15s} {'no clip' if recall is None else f'{recall:6.2f}'}  of {scores.support[label]}")
+        console.print(
+            f"  {label:15s} {'no clip' if recall is None else f'{recall:6.2f}'}  of {scores.support[label]}"
+        )
 
 
 app.command()(report)
@@ -262,7 +318,7 @@ def fetch_weights(
 
     Example: [bold]dfer fetch-weights ViT-B-32-quickgelu openai[/bold]
     """
-    from dfer_dist.model import fetch_weights as fetch
+    from dfer_dist.models.backbone import fetch_weights as fetch
 
     print(fetch(backbone, tag))
 
@@ -293,15 +349,27 @@ def run_app(app: typer.Typer) -> None:
 
 def _mendable(e: Exception) -> str | None:
     """What to say of a mistake that a person can mend; None for a fault of this program."""
-    if isinstance(e, (UserError, OSError)):  # OSError: a full disk, a folder that may not be written
+    if isinstance(
+        e, (UserError, OSError)
+    ):  # OSError: a full disk, a folder that may not be written
         return str(e)
-    if hasattr(e, "format_message"):  # the command line's own errors, whichever copy of click Typer brings
-        return f"{e.format_message()} (--help tells more)" if e.format_message() else ""  # without a command: it showed its help
+    if hasattr(
+        e, "format_message"
+    ):  # the command line's own errors, whichever copy of click Typer brings
+        return (
+            f"{e.format_message()} (--help tells more)" if e.format_message() else ""
+        )  # without a command: it showed its help
     return None
 
 
 def _open(
-    runs: Path, name: str | None, experiment: str, overrides: list[str], allow: Sequence[str], folds: str | None, nproc: int
+    runs: Path,
+    name: str | None,
+    experiment: str,
+    overrides: list[str],
+    allow: Sequence[str],
+    folds: str | None,
+    nproc: int,
 ) -> tuple[RunDir, list[int]]:
     from launch.runs import open_run
 
@@ -312,7 +380,9 @@ def _deadline(max_minutes: float | None) -> float | None:
     return None if max_minutes is None else time.time() + 60 * max_minutes
 
 
-def _crossval(console: Console, run: RunDir, folds: list[int], nproc: int, deadline: float | None) -> None:
+def _crossval(
+    console: Console, run: RunDir, folds: list[int], nproc: int, deadline: float | None
+) -> None:
     failed = _run_folds(console, run, folds, nproc, deadline)
     if any(run.fold(k).result.exists() for k in folds):
         report_run(console, run, "FAILED" if failed else "FINISHED")
@@ -323,11 +393,16 @@ def _crossval(console: Console, run: RunDir, folds: list[int], nproc: int, deadl
 
 def _check_failed(folds: list[int]) -> None:
     if folds:
-        print(f"fold {', '.join(map(str, folds))} failed; the same command goes on once the cause is mended", file=sys.stderr)
+        print(
+            f"fold {', '.join(map(str, folds))} failed; the same command goes on once the cause is mended",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 
-def _run_folds(console: Console, run: RunDir, folds: list[int], nproc: int, deadline: float | None) -> list[int]:
+def _run_folds(
+    console: Console, run: RunDir, folds: list[int], nproc: int, deadline: float | None
+) -> list[int]:
     from launch.local import run_folds
     from launch.processes import Interrupted
 
@@ -343,7 +418,7 @@ def _record(
     run: RunDir, status: str | None, published: Published | None = None, frames: Path | None = None
 ) -> tuple[dict[str, Any], list[Section]]:
     """Write the report of the folds that are done, to the folder and to MLflow; ``status`` closes the parent run there."""
-    from dfer_dist.report import write_report
+    from dfer_dist.reporting.files import write_report
 
     summary, sections = write_report(run, published, frames)
     tell_server(run, status)
@@ -359,8 +434,8 @@ def report_run(
     whole: bool = False,
 ) -> None:
     """Write the report of a run and print its table of scores, or the ``whole`` of it; ``status`` closes its parent run at MLflow."""
-    from dfer_dist.report import summary_table
-    from dfer_dist.report.tables import terminal
+    from dfer_dist.reporting.sections import summary_table
+    from dfer_dist.reporting.tables import terminal
 
     summary, sections = _record(run, status, published, frames)
     console.print(summary_table(summary))
@@ -373,8 +448,14 @@ def report_run(
 
 def _check_demo(shards: Path, clips: int) -> None:
     """A demo of another size stays as it is: its frames are not drawn over."""
-    from dfer_dist.data.shards import read_index
+    from dfer_dist.data.shards.index import read_index
 
-    have = sum(s.clips for s in read_index(shards).shards) if (shards / "index.json").is_file() else clips
+    have = (
+        sum(s.clips for s in read_index(shards).shards)
+        if (shards / "index.json").is_file()
+        else clips
+    )
     if have != clips:
-        raise UserError(f"{shards} holds a demo of {have} clips: give --clips {have}, or another folder with --out")
+        raise UserError(
+            f"{shards} holds a demo of {have} clips: give --clips {have}, or another folder with --out"
+        )

@@ -11,20 +11,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from dfer_dist import UserError
-from dfer_dist.preempt import EXIT_PREEMPTED, TIME_IS_UP
-from dfer_dist.rundir import FoldDir, RunDir, read_json
-from launch.follow import Follower, verdict
+from dfer_dist.distributed.preemption import EXIT_PREEMPTED, TIME_IS_UP
+from dfer_dist.runs.layout import FoldDir, RunDir
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import read_json
 from launch.processes import POLL, Interrupted, Job, Told, run_ranks
+from launch.progress import Follower, verdict
 
 _LEAVING = 60.0  # seconds that ranks get to leave whose command is gone
 _MARGIN = 60.0  # seconds before a deadline in which no fold is begun
 _RESTARTS = 3  # of a fold whose ranks die without a newer checkpoint
 
 
-def run_folds(run: RunDir, folds: list[int], nproc: int, console: Console, deadline: float | None = None) -> list[int]:
+def run_folds(
+    run: RunDir, folds: list[int], nproc: int, console: Console, deadline: float | None = None
+) -> list[int]:
     """Train and test folds that are not done yet; returns those that failed.
 
     A fold whose ranks die by a signal, as when memory runs out or when they hang, is started again from its last checkpoint.
@@ -42,9 +52,16 @@ def run_folds(run: RunDir, folds: list[int], nproc: int, console: Console, deadl
         After Ctrl-C or SIGTERM, or when time is up, once all ranks have saved and left.
     """
     told = Told()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
     try:
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+        with Progress(
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console
+        ) as progress:
             failed = []
             for k in folds:
                 if not _run_fold(run, k, nproc, deadline, told, progress, console):
@@ -57,7 +74,13 @@ def run_folds(run: RunDir, folds: list[int], nproc: int, console: Console, deadl
 
 
 def _run_fold(
-    run: RunDir, fold: int, nproc: int, deadline: float | None, told: Told, progress: Progress, console: Console
+    run: RunDir,
+    fold: int,
+    nproc: int,
+    deadline: float | None,
+    told: Told,
+    progress: Progress,
+    console: Console,
 ) -> bool:
     """Whether the fold is done now; what :func:`run_folds` raises."""
     where = run.fold(fold)
@@ -80,14 +103,19 @@ def _run_fold(
         raise UserError(line)
     progress.update(task, figures="failed")
     console.print(
-        f"fold {fold} failed (status {code}): {line}; its log is {where.log}", style="red", markup=False, soft_wrap=True
+        f"fold {fold} failed (status {code}): {line}; its log is {where.log}",
+        style="red",
+        markup=False,
+        soft_wrap=True,
     )
     return False
 
 
 def is_done(fold: FoldDir) -> bool:
     """Whether there is a result and all was said of it: a kill may come before the tracking server has it."""
-    return fold.result.exists() and fold.status.exists() and read_json(fold.status)["state"] == "DONE"
+    return (
+        fold.result.exists() and fold.status.exists() and read_json(fold.status)["state"] == "DONE"
+    )
 
 
 def _run_again(job: Job, follow: Follower, console: Console) -> tuple[int, str | None]:
@@ -109,7 +137,11 @@ def _run_again(job: Job, follow: Follower, console: Console) -> tuple[int, str |
         left = _RESTARTS if _checkpoints(where) != before else left - 1
         if left < 0:
             return code, killed
-        console.print(f"fold {job.fold}: {killed or why}; going on from the last checkpoint", markup=False, soft_wrap=True)
+        console.print(
+            f"fold {job.fold}: {killed or why}; going on from the last checkpoint",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _checkpoints(fold: FoldDir) -> set[str]:
@@ -133,7 +165,9 @@ def _locked(fold: FoldDir) -> Iterator[int]:
                 f.seek(0)
                 looks += 1  # who asks whether it is held, holds it for a moment too
                 if looks > 1 and (time.monotonic() > deadline or not is_gone(f.read())):
-                    raise UserError(f"another command is working on {fold.root}: wait for it, or stop it") from e
+                    raise UserError(
+                        f"another command is working on {fold.root}: wait for it, or stop it"
+                    ) from e
             time.sleep(POLL)
         f.truncate(0)
         f.write(f"{socket.gethostname()} {os.getpid()}")

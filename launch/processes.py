@@ -16,12 +16,14 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from dfer_dist import UserError
-from dfer_dist.preempt import EXIT_PREEMPTED
-from dfer_dist.rundir import FoldDir, RunDir
+from dfer_dist.distributed.preemption import EXIT_PREEMPTED
+from dfer_dist.runs.layout import FoldDir, RunDir
+from dfer_dist.utils.errors import UserError
 
 POLL = 0.2  # seconds
-_LIBC = ctypes.CDLL(None)  # loaded here: a process that was just forked, perhaps while a thread imports, should not load anything
+_LIBC = ctypes.CDLL(
+    None
+)  # loaded here: a process that was just forked, perhaps while a thread imports, should not load anything
 _GRACE = 15.0  # seconds that the other ranks get after one has failed
 
 
@@ -48,11 +50,19 @@ class Job:
 
 def run_ranks(job: Job, follow: Callable[[], None]) -> tuple[int, str | None]:
     """Start the ranks of a fold and wait for them; returns what :func:`_wait` does."""
-    from dfer_dist.provenance import python_command
+    from dfer_dist.runs.provenance import python_command
 
     where = job.where
     port = free_port()
-    command = [*python_command(), "-m", "dfer_dist.train", "--run", str(job.run.root), "--fold", str(job.fold)]
+    command = [
+        *python_command(),
+        "-m",
+        "dfer_dist.train",
+        "--run",
+        str(job.run.root),
+        "--fold",
+        str(job.fold),
+    ]
     command += ["--deadline", str(job.deadline)] if job.deadline else []
     ranks: list[subprocess.Popen[bytes]] = []
     logs: list[IO[bytes]] = []
@@ -82,7 +92,9 @@ def run_ranks(job: Job, follow: Callable[[], None]) -> tuple[int, str | None]:
             log.close()
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]], told: Told, follow: Callable[[], None]) -> tuple[int, str | None]:
+def _wait(
+    ranks: list[subprocess.Popen[bytes]], told: Told, follow: Callable[[], None]
+) -> tuple[int, str | None]:
     """The status of the rank that ended the job, and, if a signal of somebody else's ended it, words that name it."""
     passed_on = 0
     killed: str | None = None
@@ -108,8 +120,12 @@ def _wait(ranks: list[subprocess.Popen[bytes]], told: Told, follow: Callable[[],
     _show(follow)
     codes = [p.returncode for p in ranks]
     failed = any(c > 0 and c != EXIT_PREEMPTED for c in codes)
-    if told.times and not (failed and told.times == 1):  # a rank that failed while it left says why itself
-        raise Interrupted("saved" if set(codes) <= {0, EXIT_PREEMPTED} else "stopped without saving")
+    if told.times and not (
+        failed and told.times == 1
+    ):  # a rank that failed while it left says why itself
+        raise Interrupted(
+            "saved" if set(codes) <= {0, EXIT_PREEMPTED} else "stopped without saving"
+        )
     # a mistake that a person can mend explains the deaths of the other ranks
     return 2 if 2 in codes else next((c for c in codes if c), 0), killed
 
@@ -138,7 +154,10 @@ class Told:
 
     def __init__(self) -> None:
         self.times = 0
-        self._before = {n: signal.signal(n, self._count) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+        self._before = {
+            n: signal.signal(n, self._count)
+            for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+        }
 
     def _count(self, number: int, frame: FrameType | None) -> None:
         self.times += 1
@@ -168,7 +187,9 @@ def run_environment(run: RunDir, threads: int) -> dict[str, str]:
     env = dict(os.environ)
     here = Path(sys.executable).parent
     env["PYTHONPATH"] = os.pathsep.join([str(run.code), *filter(None, [env.get("PYTHONPATH")])])
-    env["PATH"] = f"{here}{os.pathsep}{env.get('PATH', '')}"  # ninja of this environment, not the system's
+    env["PATH"] = (
+        f"{here}{os.pathsep}{env.get('PATH', '')}"  # ninja of this environment, not the system's
+    )
     env.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     env.setdefault("OMP_NUM_THREADS", str(threads))
     return env

@@ -10,19 +10,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dfer_dist import UserError
-from dfer_dist.config import NEUTRAL, Config, Supervision, config_hash, flatten, split_batch
-from dfer_dist.configfile import dump_config, load_config, read_config
-from dfer_dist.provenance import changed_files, collect, environment_lock, snapshot_code
-from dfer_dist.rundir import RunDir, parse_folds, read_json, write_json, write_text
-from launch.state import is_held
+from dfer_dist.config.load import dump_config, load_config, read_config
+from dfer_dist.config.schema import NEUTRAL, Config, Supervision, config_hash, flatten, split_batch
+from dfer_dist.runs.layout import RunDir, parse_folds
+from dfer_dist.runs.provenance import changed_files, collect, environment_lock, snapshot_code
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import read_json, write_json, write_text
+from launch.slurm.state import is_held
 
 if TYPE_CHECKING:
-    from dfer_dist.data.shards import Index
+    from dfer_dist.data.shards.index import Index
 
 
 def open_run(
-    runs: Path, name: str | None, experiment: str, overrides: list[str], allow: Sequence[str], folds: str | None, ranks: int
+    runs: Path,
+    name: str | None,
+    experiment: str,
+    overrides: list[str],
+    allow: Sequence[str],
+    folds: str | None,
+    ranks: int,
 ) -> tuple[RunDir, list[int]]:
     """The run folder ``runs/name`` for an experiment, made now or gone on with; and its folds. Nothing is made at the tracking server yet.
 
@@ -41,10 +48,10 @@ def open_run(
         If the settings, folds or ranks do not go together, the shards lack what the model is to see or to learn from beside frames, or the folder is taken: by something that
         is no run, or by a run with other settings, data, code or versions of libraries.
     """
-    from dfer_dist.data.descriptions import find_source
-    from dfer_dist.data.extras import describe_levels
-    from dfer_dist.data.shards import open_index
-    from dfer_dist.data.store import settle, settle_cache
+    from dfer_dist.data.captions.store import find_source
+    from dfer_dist.data.shards.index import open_index
+    from dfer_dist.data.shards.sidecars import describe_levels
+    from dfer_dist.data.shards.store import settle, settle_cache
 
     if name is not None and (name in ("", "..") or name != Path(name).name):
         raise UserError(f"--name '{name}': give a plain name; --runs says in which folder")
@@ -59,13 +66,17 @@ def open_run(
     chosen = index.folds if folds is None else parse_folds(folds, index.folds)
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
     if run.run.exists() and _failed_at_once(run):
-        remove_run(run)  # a start that failed at once does not keep the name from the mended command
+        remove_run(
+            run
+        )  # a start that failed at once does not keep the name from the mended command
     if run.run.exists():
         done = all(run.fold(k).result.exists() for k in chosen)
         _go_on(run, config, index, allow, done)
         return run, chosen
     if run.root.exists() and any(run.root.iterdir()):
-        raise UserError(f"{run.root} is not empty and holds no run: remove it or choose another --name")
+        raise UserError(
+            f"{run.root} is not empty and holds no run: remove it or choose another --name"
+        )
     try:
         _create(run, config, index, Path(experiment).stem)
     except BaseException:  # Ctrl-C too: a start that is cut short leaves the name free
@@ -87,14 +98,18 @@ def alone_at(run: RunDir) -> Iterator[IO[str]]:
 def _failed_at_once(run: RunDir) -> bool:
     """Whether all there is of a run are failures before the first step: no figures, no checkpoint, no command at it now."""
     folds = [run.fold(k) for k in run.describe()["folds"]]
-    trained = any((f.metrics.exists() and f.metrics.stat().st_size) or f.checkpoints.exists() for f in folds)
+    trained = any(
+        (f.metrics.exists() and f.metrics.stat().st_size) or f.checkpoints.exists() for f in folds
+    )
     states = [read_json(f.status)["state"] for f in folds if f.status.exists()]
-    return not trained and bool(states) and set(states) == {"FAILED"} and not any(map(is_held, folds))
+    return (
+        not trained and bool(states) and set(states) == {"FAILED"} and not any(map(is_held, folds))
+    )
 
 
 def remove_run(run: RunDir) -> None:
     """Make as if a run in which nothing was trained had never been opened."""
-    from dfer_dist.trackrun import delete_runs
+    from dfer_dist.tracking.mlflow_runs import delete_runs
 
     delete_runs(run)
     shutil.rmtree(run.root)
@@ -113,14 +128,17 @@ def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:
         "classes": list(index.classes),
     }
     about |= {"folds": index.folds, "config_hash": config_hash(config), "index_hash": index.hash}
-    from dfer_dist.trackrun import fresh_tracking
+    from dfer_dist.tracking.mlflow_runs import fresh_tracking
 
     about |= {"tracking": fresh_tracking(run, config, index.name)}
     write_json(run.run, about)  # last: its presence means that the rest is there
 
 
 def _provenance(index: Index) -> dict[str, Any]:
-    return {**collect(sys.argv), "data": {"name": index.name, "hash": index.hash, "shards": str(index.root)}}
+    return {
+        **collect(sys.argv),
+        "data": {"name": index.name, "hash": index.hash, "shards": str(index.root)},
+    }
 
 
 def _go_on(run: RunDir, config: Config, index: Index, allow: Sequence[str], done: bool) -> None:
@@ -130,10 +148,16 @@ def _go_on(run: RunDir, config: Config, index: Index, allow: Sequence[str], done
     """
     before, now = flatten(read_config(run.config)), flatten(config)
     new = {k: (before[k], now[k]) for k in now if now[k] != before[k]}
-    drift = {k: change for k, change in new.items() if not k.startswith(NEUTRAL) or k.startswith("tracking.")}
+    drift = {
+        k: change
+        for k, change in new.items()
+        if not k.startswith(NEUTRAL) or k.startswith("tracking.")
+    }
     drift |= _other_data(run, index) | ({} if done else _other_code(run))
     allowed = {k for k in drift if any(k == a or k.startswith(f"{a}.") for a in allow)}
-    allowed = {k for k in allowed if not k.startswith("tracking.")}  # the server's runs are made once
+    allowed = {
+        k for k in allowed if not k.startswith("tracking.")
+    }  # the server's runs are made once
     odd = [f"{k} was {was}, now {is_}" for k, (was, is_) in drift.items() if k not in allowed]
     if odd:
         raise UserError(
@@ -157,7 +181,11 @@ Drift = dict[str, tuple[object, object]]  # what was and what is, by key
 
 def _other_data(run: RunDir, index: Index) -> Drift:
     was = run.describe()["index_hash"]
-    return {} if was == index.hash else {"index_hash": (was[:12], f"{index.hash[:12]} in {index.root}")}
+    return (
+        {}
+        if was == index.hash
+        else {"index_hash": (was[:12], f"{index.hash[:12]} in {index.root}")}
+    )
 
 
 def _other_code(run: RunDir) -> Drift:
@@ -194,4 +222,6 @@ def _take_over(run: RunDir, index: Index, changes: dict[str, list[object]]) -> N
         if file.exists():
             write_text(file.with_stem(f"{file.stem}-{number}"), file.read_text(encoding="utf-8"))
     write_text(run.environment, environment_lock())
-    write_json(run.provenance, _provenance(index))  # last: until then the same command finds that it differs
+    write_json(
+        run.provenance, _provenance(index)
+    )  # last: until then the same command finds that it differs

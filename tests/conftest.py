@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share few cores
 
 import pytest
-from clips import write_clip
 
-from dfer_dist.data.layouts import read_lists
-from dfer_dist.data.packer import pack
-from dfer_dist.data.shards import Index
+from dfer_dist.data.packing.packer import pack
+from dfer_dist.data.shards.index import Index
+from dfer_dist.data.sources.layouts import read_lists
+from tests.helpers.clips import write_clip
 
 if TYPE_CHECKING:
-    from exported import Case
+    from tests.helpers.exported import Case
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,11 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "lists").mkdir()
     for k in range(1, 6):
         for part in ("train", "test"):
-            lines = [f"{name} {n} {label}" for name, n, label, fold in rows if (fold == k) == (part == "test")]
+            lines = [
+                f"{name} {n} {label}"
+                for name, n, label, fold in rows
+                if (fold == k) == (part == "test")
+            ]
             (root / "lists" / f"TINY_set_{k}_{part}.txt").write_text("\n".join(lines))
     return root
 
@@ -44,7 +48,9 @@ def tiny_shards(tiny_source: Path) -> Index:
 @pytest.fixture(scope="session")
 def exported(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """Fold 2 of ``tiny_shards``, trained for an epoch in float32, and exported; read only."""
-    from exported import train_and_export  # torch and DeepSpeed, for the tests that need them
+    from tests.helpers.exported import (
+        train_and_export,  # torch and DeepSpeed, for the tests that need them
+    )
 
     return train_and_export(tiny_shards, tmp_path_factory.mktemp("exported"))
 
@@ -53,5 +59,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """In CI a skipped test fails the run: what it needs should have been installed."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("CI") and exitstatus == 0 and reporter.stats.get("skipped"):
-        reporter.write_line("failed: a test was skipped, and in CI none may be (the reasons stand above)", red=True)
+        reporter.write_line(
+            "failed: a test was skipped, and in CI none may be (the reasons stand above)", red=True
+        )
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

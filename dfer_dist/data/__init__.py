@@ -1,1 +1,1 @@
-"""From the official lists to batches: clip records, shards, the plan of an epoch, the stream."""
+"""Data: from the official lists to batches."""

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from dfer_dist import UserError
-from dfer_dist.data.clips import ClipReader, DamagedClip
-from dfer_dist.data.descriptions import FILE, parse
-from dfer_dist.data.extras import extra_path, read_extra
-from dfer_dist.data.shards import BLOCK, DamagedIndex, Index, load_index, sidecar_path
-from dfer_dist.data.store import FetchError, Remote, open_store
-from dfer_dist.provenance import sha256_file
+from dfer_dist.data.captions.store import FILE, parse
+from dfer_dist.data.shards.index import BLOCK, DamagedIndex, Index, load_index, sidecar_path
+from dfer_dist.data.shards.reader import ClipReader, DamagedClip
+from dfer_dist.data.shards.sidecars import extra_path, read_extra
+from dfer_dist.data.shards.store import FetchError, Remote, open_store
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import sha256_file
 
 _DOWNLOADS = 8  # shards of a server at a time, each in a temporary file until it is checked
 _UNBOUNDED = 1e6  # the cache is not used here: what counts is what lies at the server
@@ -33,7 +33,9 @@ class Damage:
     clips: tuple[str, ...] = ()
 
 
-def verify(location: str, progress: Callable[[int, int], None] | None = None) -> tuple[Index | None, list[Damage]]:
+def verify(
+    location: str, progress: Callable[[int, int], None] | None = None
+) -> tuple[Index | None, list[Damage]]:
     """Check a set: the index against its hash, each shard's size, sha256 and members, each sidecar's sha256.
 
     In a shard whose sha256 is wrong every clip is checked, with the CRC32 of each frame. In a local folder, what was added beside the
@@ -65,7 +67,9 @@ def verify(location: str, progress: Callable[[int, int], None] | None = None) ->
         index = load_index(root)
     except DamagedIndex as e:
         return None, [Damage("index.json", str(e))]
-    threads = _DOWNLOADS if isinstance(root, Remote) else len(os.sched_getaffinity(0))  # hashing lets go of the GIL
+    threads = (
+        _DOWNLOADS if isinstance(root, Remote) else len(os.sched_getaffinity(0))
+    )  # hashing lets go of the GIL
     found: dict[int, list[Damage]] = {}
     with ThreadPoolExecutor(threads) as pool:
         jobs = {pool.submit(_check_shard, index, i): i for i in range(len(index.shards))}
@@ -73,7 +77,9 @@ def verify(location: str, progress: Callable[[int, int], None] | None = None) ->
             found[jobs[job]] = job.result()
             if progress:
                 progress(len(found), len(jobs))
-    return index, [damage for i in sorted(found) for damage in found[i]] + _damaged_descriptions(root)
+    return index, [damage for i in sorted(found) for damage in found[i]] + _damaged_descriptions(
+        root
+    )
 
 
 def _check_shard(index: Index, shard: int) -> list[Damage]:
@@ -88,7 +94,9 @@ def _check_shard(index: Index, shard: int) -> list[Damage]:
             except FetchError as e:
                 absent.append(Damage(name, str(e)))
         gone = {damage.file for damage in absent}
-        return absent + [d for d in _check_files(replace(index, root=Path(folder)), shard) if d.file not in gone]
+        return absent + [
+            d for d in _check_files(replace(index, root=Path(folder)), shard) if d.file not in gone
+        ]
 
 
 def _check_files(index: Index, shard: int) -> list[Damage]:
@@ -110,7 +118,9 @@ def _check_files(index: Index, shard: int) -> list[Damage]:
             damage = [Damage(entry.file, odd), *damage] if odd else damage
             return damage + (_damaged_extras(path) if table is not None else [])
     except OSError as e:
-        reason = "is missing" if isinstance(e, FileNotFoundError) else f"cannot be read: {e.strerror}"
+        reason = (
+            "is missing" if isinstance(e, FileNotFoundError) else f"cannot be read: {e.strerror}"
+        )
     hit = _damaged_clips(index, shard) if table is not None and path.is_file() else ()
     return [Damage(entry.file, reason, hit), *damage]
 
@@ -118,7 +128,12 @@ def _check_files(index: Index, shard: int) -> list[Damage]:
 def _damaged_extras(path: Path) -> list[Damage]:
     """What is wrong with the tars that were added beside a shard, in a local folder."""
     damage = []
-    for kind in sorted({f.name.removeprefix(f"{path.stem}.").split(".")[0] for f in path.parent.glob(f"{path.stem}.*.*")}):
+    for kind in sorted(
+        {
+            f.name.removeprefix(f"{path.stem}.").split(".")[0]
+            for f in path.parent.glob(f"{path.stem}.*.*")
+        }
+    ):
         try:
             for _ in read_extra(path, kind):
                 pass
@@ -177,6 +192,8 @@ def _odd_member(path: Path, table: pa.Table | None) -> str | None:
     if table is not None:
         rows = zip(table["key"].to_pylist(), table["offset"].to_pylist(), strict=True)
         expected = [(f"{key}.json", offset) for key, offset in rows]
-        if members[::2] != expected or [n for n, _ in members[1::2]] != [f"{n[:-5]}.mjpg" for n, _ in expected]:
+        if members[::2] != expected or [n for n, _ in members[1::2]] != [
+            f"{n[:-5]}.mjpg" for n, _ in expected
+        ]:
             return "has other members than its sidecar tells"
     return None

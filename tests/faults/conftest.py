@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from harness import Trial, same_in_mlflow
 
-from dfer_dist.data.shards import Index
+from dfer_dist.data.shards.index import Index
+from tests.helpers.training_trials import Trial, same_in_mlflow
 
 
 @dataclass
@@ -37,7 +37,9 @@ def trial(tiny_shards: Index, tmp_path: Path) -> Trial:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Count a fault, while its run folder is still there."""
     report = yield
     given = getattr(item, "funcargs", {})
@@ -57,7 +59,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     write = terminalreporter.write_line
     terminalreporter.section("faults")
-    write(f"{'fault':44s} {'tried':>6s} {'survived':>9s} {'steps again, most':>18s} {'seconds lost, most':>19s}")
+    write(
+        f"{'fault':44s} {'tried':>6s} {'survived':>9s} {'steps again, most':>18s} {'seconds lost, most':>19s}"
+    )
     for fault, row in TABLE.items():
         figures = f"{max(row.undone):18d} {max(row.lost):19.1f}" if row.survived else ""
         write(f"{fault:44s} {row.tried:6d} {row.survived:9d} {figures}")

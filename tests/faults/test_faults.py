@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import Trial, same, same_in_mlflow, signal_all
 
-from dfer_dist import checkpoint
-from dfer_dist.rundir import read_json
+from dfer_dist.checkpoints import portable as checkpoint
+from dfer_dist.utils.files import read_json
+from tests.helpers.training_trials import Trial, same, same_in_mlflow, signal_all
 
 SAMPLE = {("between", 0)}
 
@@ -22,7 +22,10 @@ SAMPLE = {("between", 0)}
 def numbered(kinds: dict[str, int]) -> list[object]:
     """A parameter for each try of each kind; those that are not in the sample run in the long suite only."""
     every = [(kind, i) for kind, tries in kinds.items() for i in range(tries)]
-    return [pytest.param(*x, marks=[] if x in SAMPLE else pytest.mark.faults_full, id=f"{x[0]}-{x[1]}") for x in every]
+    return [
+        pytest.param(*x, marks=[] if x in SAMPLE else pytest.mark.faults_full, id=f"{x[0]}-{x[1]}")
+        for x in every
+    ]
 
 
 full = pytest.mark.faults_full
@@ -48,7 +51,9 @@ def test_sigkill_of_ranks(trial: Trial, undisturbed: Trial, whom: str, seed: int
     assert len(ranks) == 2, "they were gone before"
     signal_all(ranks[seed % 2 :][:1] if whom == "a rank" else ranks, signal.SIGKILL)
     said = trial.finish(command, again=0)
-    assert "going on from the last checkpoint" in said or trial.undone == 0  # it was all over but for the ranks' leaving
+    assert (
+        "going on from the last checkpoint" in said or trial.undone == 0
+    )  # it was all over but for the ranks' leaving
     same(trial, undisturbed)
     same_in_mlflow(trial)
 
@@ -82,7 +87,12 @@ def test_sigkill_of_the_launcher(trial: Trial, undisturbed: Trial, seed: int) ->
 @pytest.mark.parametrize(
     ("what", "seed"),
     numbered(
-        {"SIGTERM to the launcher": 3, "SIGTERM to one rank": 2, "SIGUSR2 to one rank": 2, "SIGTERM to ranks and workers": 2}
+        {
+            "SIGTERM to the launcher": 3,
+            "SIGTERM to one rank": 2,
+            "SIGUSR2 to one rank": 2,
+            "SIGTERM to ranks and workers": 2,
+        }
     ),
 )
 def test_told_to_leave(trial: Trial, undisturbed: Trial, what: str, seed: int) -> None:
@@ -104,12 +114,17 @@ def test_told_to_leave(trial: Trial, undisturbed: Trial, what: str, seed: int) -
     same_in_mlflow(trial)
 
 
-@pytest.mark.parametrize(("stage", "seed"), numbered({"before": 1, "between": 1, "complete": 1, "pointer": 1}))
+@pytest.mark.parametrize(
+    ("stage", "seed"), numbered({"before": 1, "between": 1, "complete": 1, "pointer": 1})
+)
 def test_sigkill_inside_a_save(trial: Trial, undisturbed: Trial, stage: str, seed: int) -> None:
     trial.fault = "SIGKILL inside a save"
     trial.prepare()
     mark = trial.root / "killed"
-    trial.hook("dfer_dist.checkpoint", f"hooks.kill_in_save(me, {str(mark)!r}, {stage!r}, {10 + 5 * seed})")
+    trial.hook(
+        "dfer_dist.checkpoints.portable",
+        f"hooks.kill_in_save(me, {str(mark)!r}, {stage!r}, {10 + 5 * seed})",
+    )
     said = trial.finish(trial.start(), again=0)
     assert mark.exists() and "rank 0 was ended by SIGKILL" in said
     same(trial, undisturbed)
@@ -118,7 +133,9 @@ def test_sigkill_inside_a_save(trial: Trial, undisturbed: Trial, stage: str, see
 
 @full
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_other_ranks_and_stages(trial: Trial, undisturbed: Trial, tmp_path: Path, precision: str) -> None:
+def test_other_ranks_and_stages(
+    trial: Trial, undisturbed: Trial, tmp_path: Path, precision: str
+) -> None:
     """Two ranks with ZeRO-1, then one with ZeRO-2, then four with ZeRO-3.
 
     In float32 each loss is the undisturbed one to 1e-5. In bf16 no loss of eight clips can be: runs that were never stopped differ by up to 3 %
@@ -149,7 +166,9 @@ def test_other_ranks_and_stages(trial: Trial, undisturbed: Trial, tmp_path: Path
         assert [x[name] for x in ours] == [x[name] for x in theirs]
     a, b = (np.array([x["loss"] for x in lines]).reshape(6, 6) for lines in (ours, theirs))
     step, epoch = np.abs(a / b - 1).max(), np.abs(a.mean(1) / b.mean(1) - 1).max()
-    print(f"{precision}: losses differ by {step:.1e} at most, their means over an epoch by {epoch:.1e}")
+    print(
+        f"{precision}: losses differ by {step:.1e} at most, their means over an epoch by {epoch:.1e}"
+    )
     assert step < (1e-5 if precision == "fp32" else 3e-2)
     assert epoch < (1e-5 if precision == "fp32" else 5e-3)
     same_in_mlflow(trial)
@@ -181,7 +200,9 @@ def test_a_damaged_checkpoint(trial: Trial, undisturbed: Trial, harm: str, name:
     file = last / name
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
-    file.unlink() if harm == "missing" else file.write_bytes(data[: len(data) // 2] if harm == "cut" else data)
+    file.unlink() if harm == "missing" else file.write_bytes(
+        data[: len(data) // 2] if harm == "cut" else data
+    )
     trial.finish()
     assert f"checkpoint {last.name} is damaged ({name}" in trial.log()
     assert trial.undone > 0
@@ -193,7 +214,11 @@ def small_disk(trial: Trial) -> Iterator[Path]:
     """A file system of 24 MB under the runs; a checkpoint takes 2.6 MB, and there may be five at a time."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(trial.root)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(trial.root)],
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
     try:
@@ -215,7 +240,9 @@ def fill(disk: Path) -> Path:
 
 
 @full
-def test_a_disk_that_is_full_for_a_while(trial: Trial, undisturbed: Trial, small_disk: Path) -> None:
+def test_a_disk_that_is_full_for_a_while(
+    trial: Trial, undisturbed: Trial, small_disk: Path
+) -> None:
     trial.fault = "disk full for a while"
     trial.settings = ["train.save_minutes=0.01", "train.save_steps=1", "train.log_every=1"]
     command = trial.start()
@@ -239,7 +266,7 @@ def test_no_room_for_the_best_epoch(trial: Trial, undisturbed: Trial) -> None:
     trial.prepare()
     best = read_json(undisturbed.fold.result)["step"]
     mark = trial.root / "no-room"
-    trial.hook("dfer_dist.checkpoint", f"hooks.no_room(me, {str(mark)!r}, {best}, 3)")
+    trial.hook("dfer_dist.checkpoints.portable", f"hooks.no_room(me, {str(mark)!r}, {best}, 3)")
     trial.finish(trial.start(), again=0)
     assert len(list(trial.root.glob("no-room*"))) == 3
     same(trial, undisturbed)
@@ -268,7 +295,7 @@ def test_a_clip_with_a_nan(trial: Trial, undisturbed: Trial) -> None:
     trial.fault = "NaN in one clip's pixels"
     trial.prepare()
     key = read_key(trial)
-    trial.hook("dfer_dist.data.stream", f"hooks.poison(me, {key!r})")
+    trial.hook("dfer_dist.data.loading.loader", f"hooks.poison(me, {key!r})")
     command = trial.start()
     trial.training(15)
     signal_all(trial.ranks(), signal.SIGKILL)
@@ -279,7 +306,9 @@ def test_a_clip_with_a_nan(trial: Trial, undisturbed: Trial) -> None:
     assert read_json(trial.fold.result)["skipped_steps"] == len(bad)
     steps = [int(x["step"]) for x in trial.lines() if "loss" in x]
     skipped = [b["step"] for b in bad]
-    assert sorted(steps + skipped) == list(range(1, 37))  # JSON has no NaN: a skipped step has a line without a loss
+    assert sorted(steps + skipped) == list(
+        range(1, 37)
+    )  # JSON has no NaN: a skipped step has a line without a loss
     assert all(abs(w).max() < 1e3 for w in trial.weights().values())
 
 
@@ -298,9 +327,9 @@ def test_nothing_but_nan(trial: Trial, undisturbed: Trial) -> None:
     command.terminate()
     trial.finish(command, status=75, again=0)
     good = checkpoint.complete(trial.fold.checkpoints)[-1]
-    train = trial.run.code / "dfer_dist" / "data" / "stream.py"
+    train = trial.run.code / "dfer_dist" / "data" / "loading" / "loader.py"
     whole = train.read_text()
-    trial.hook("dfer_dist.data.stream", "hooks.poison(me, '*')")
+    trial.hook("dfer_dist.data.loading.loader", "hooks.poison(me, '*')")
     said = trial.finish(status=2, again=0)
     assert "5 steps in a row had a loss or gradient that was not finite, with clips" in said
     assert read_json(trial.fold.status)["state"] == "FAILED"

@@ -7,12 +7,17 @@ import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", choices=["cuda", "cpu"], default="cuda", help="where tests/gpu computes")
+    parser.addoption(
+        "--device", choices=["cuda", "cpu"], default="cuda", help="where tests/gpu computes"
+    )
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Without a GPU nothing passes by being skipped: the whole run fails, unless these tests were not asked for."""
-    asked = any(item.get_closest_marker("gpu") for item in session.items) and not session.config.option.collectonly
+    asked = (
+        any(item.get_closest_marker("gpu") for item in session.items)
+        and not session.config.option.collectonly
+    )
     if asked and session.config.option.device == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("no GPU here: torch sees none, so nothing of tests/gpu was run")
 

@@ -8,18 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
-from test_kernels import both
-from test_parity import check_trajectory_through_our_engine, golden
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dfer_dist.config import AugmentConfig, DataConfig
-from dfer_dist.data import augment
-from dfer_dist.data.plan import keyed_rng, whole_shards
-from dfer_dist.data.shards import Index
-from dfer_dist.data.stream import evaluation_stream
-from dfer_dist.model.attention import attend
-from dfer_dist.model.kernels import FusedQuickGELU, PatchEmbedding
+from dfer_dist.config.schema import AugmentConfig, DataConfig
+from dfer_dist.data.loading import augmentation as augment
+from dfer_dist.data.loading.loader import evaluation_stream
+from dfer_dist.data.loading.sampler import keyed_rng, whole_shards
+from dfer_dist.data.shards.index import Index
+from dfer_dist.models.attention import attend
+from dfer_dist.models.kernels import FusedQuickGELU, PatchEmbedding
+from tests.helpers.golden import check_trajectory_through_our_engine, golden
+from tests.helpers.kernels import both
 
 pytestmark = pytest.mark.gpu
 
@@ -41,13 +41,19 @@ def in_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 @pytest.mark.parametrize("length", [17, 50, 77, 577])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, FLOAT32), (torch.bfloat16, BF16)])
-def test_attention_and_its_gradients(device: str, length: int, masked: bool, kind: torch.dtype, tolerance: float) -> None:
+def test_attention_and_its_gradients(
+    device: str, length: int, masked: bool, kind: torch.dtype, tolerance: float
+) -> None:
     mask = torch.full((length, length), float("-inf"), device=device).triu(1) if masked else None
 
     def own(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(*(x.to(kind) for x in (q, k, v)), None if mask is None else mask.to(kind)).float()
+        return attend(
+            *(x.to(kind) for x in (q, k, v)), None if mask is None else mask.to(kind)
+        ).float()
 
-    inputs = torch.randn(3, 2, 4, length, 64, generator=torch.Generator().manual_seed(length)).to(device)
+    inputs = torch.randn(3, 2, 4, length, 64, generator=torch.Generator().manual_seed(length)).to(
+        device
+    )
     both(own, lambda q, k, v: in_parts(q, k, v, mask), *inputs, tolerance=tolerance)
 
 
@@ -63,24 +69,47 @@ def test_the_towers_attention_is_fit_for_the_flash_kernel(device: str) -> None:
 @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, FLOAT32), (torch.bfloat16, BF16)])
 def test_quick_gelu_and_patches(device: str, kind: torch.dtype, tolerance: float) -> None:
     gelu, conv = FusedQuickGELU(), nn.Conv2d(3, 24, 8, stride=8, bias=False).to(device)
-    both(lambda x: gelu(x.to(kind)).float(), QuickGELU(), 4 * torch.randn(5, 7, 11, device=device), tolerance=tolerance)
+    both(
+        lambda x: gelu(x.to(kind)).float(),
+        QuickGELU(),
+        4 * torch.randn(5, 7, 11, device=device),
+        tolerance=tolerance,
+    )
     patches = PatchEmbedding(conv).to(device)
 
     def own(x: Tensor) -> Tensor:
         rows, weight = x.to(kind), conv.weight.to(kind)
         return torch.func.functional_call(patches, {"weight": weight}, (rows,)).float()
 
-    with torch.backends.cudnn.flags(allow_tf32=False):  # the plain convolution must not be the coarser of the two
-        both(own, conv, torch.randn(2, 3, 32, 48, device=device), weights=(conv.weight,), tolerance=tolerance)
+    with torch.backends.cudnn.flags(
+        allow_tf32=False
+    ):  # the plain convolution must not be the coarser of the two
+        both(
+            own,
+            conv,
+            torch.randn(2, 3, 32, 48, device=device),
+            weights=(conv.weight,),
+            tolerance=tolerance,
+        )
 
 
 @pytest.mark.parametrize("size", [64, 48])
 def test_augmentation_is_that_of_the_processor(device: str, size: int) -> None:
     """To one grey level, but for pixels that a rotation takes from the other side of a border: few."""
     config = AugmentConfig(brightness=0.5, rotation=15.0, crop_scale=0.5, flip=True)
-    draws = torch.tensor([augment.draw(64, 64, config, keyed_rng("clip", 0, 0, str(i))) for i in range(20)], dtype=torch.float32)
-    coarse = torch.randint(0, 256, (20 * 3, 3, 9, 9), generator=torch.Generator().manual_seed(0)).float()
-    frames = F.interpolate(coarse, (64, 64), mode="bilinear").to(torch.uint8).view(20, 3, 3, 64, 64).permute(0, 1, 3, 4, 2)
+    draws = torch.tensor(
+        [augment.draw(64, 64, config, keyed_rng("clip", 0, 0, str(i))) for i in range(20)],
+        dtype=torch.float32,
+    )
+    coarse = torch.randint(
+        0, 256, (20 * 3, 3, 9, 9), generator=torch.Generator().manual_seed(0)
+    ).float()
+    frames = (
+        F.interpolate(coarse, (64, 64), mode="bilinear")
+        .to(torch.uint8)
+        .view(20, 3, 3, 64, 64)
+        .permute(0, 1, 3, 4, 2)
+    )
     here, there = (augment.apply(frames.to(d), draws, size).cpu().int() for d in ("cpu", device))
     apart = (here - there).abs()
     assert (apart > 1).float().mean() < 1e-2 and apart.float().mean() < 0.5
@@ -91,10 +120,16 @@ def test_augmentation_is_that_of_the_processor(device: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_batches_are_pinned_where_they_go_to_a_gpu(device: str, tiny_shards: Index, workers: int) -> None:
+def test_batches_are_pinned_where_they_go_to_a_gpu(
+    device: str, tiny_shards: Index, workers: int
+) -> None:
     torch.zeros(1, device=device)  # as the model does
     data = DataConfig(str(tiny_shards.root), num_frames=2, image_size=32, workers=workers)
     clips = whole_shards(tiny_shards, tiny_shards.test_shards(1))
     for batch in evaluation_stream(tiny_shards, data, clips, 5, 0, 1):
-        assert all(x.is_pinned() == (device == "cuda") for x in (batch.frames, batch.labels, batch.valid))
-        assert torch.equal(batch.pixels(torch.device(device)).cpu(), batch.pixels(torch.device("cpu")))
+        assert all(
+            x.is_pinned() == (device == "cuda") for x in (batch.frames, batch.labels, batch.valid)
+        )
+        assert torch.equal(
+            batch.pixels(torch.device(device)).cpu(), batch.pixels(torch.device("cpu"))
+        )

@@ -10,18 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from spawn import run_ranks
-from test_train import DFER, close, dfer, predictions, wait_for, words
 
-from dfer_dist.data.datasets import read_dataset
-from dfer_dist.data.demo import render_demo
-from dfer_dist.data.packer import pack
-from dfer_dist.data.shards import Index
-from dfer_dist.rundir import RunDir, read_json
+from dfer_dist.data.packing.packer import pack
+from dfer_dist.data.shards.index import Index
+from dfer_dist.data.sources.datasets import read_dataset
+from dfer_dist.demo.dataset import render_demo
+from dfer_dist.runs.layout import RunDir
+from dfer_dist.utils.files import read_json
+from tests.helpers.paths import HELPERS
+from tests.helpers.spawn import run_ranks
+from tests.helpers.training import DFER, close, dfer, predictions, wait_for, words
 
 pytestmark = pytest.mark.gpu
 
-SMALL_ENGINE = Path(__file__).parents[1] / "small_engine.py"
+SMALL_ENGINE = HELPERS / "small_engine.py"
 CHANCE = 100 / 7
 
 
@@ -32,7 +34,10 @@ def losses(run: RunDir, fold: int) -> list[float]:
 
 def test_a_fold_in_bf16_learns(device: str, tmp_path: Path) -> None:
     """280 clips of the demo, 56 of them for the test: chance is 14.3 %, with a standard deviation of 4.7."""
-    source = read_dataset("demo", *(render_demo(tmp_path / "source", clips=280) / part for part in ("frames", "lists")))
+    source = read_dataset(
+        "demo",
+        *(render_demo(tmp_path / "source", clips=280) / part for part in ("frames", "lists")),
+    )
     index = pack(source.records, source.name, tmp_path / "shards", 64, classes=source.classes)
     given = [
         f"data.shards={index.root}",
@@ -41,14 +46,24 @@ def test_a_fold_in_bf16_learns(device: str, tmp_path: Path) -> None:
         "data.workers=1",
         "eval.shuffle_frames=false",
     ]
-    text = dfer("train", "demo", "--fold", "1", "--runs", str(tmp_path), "tracking.enabled=false", *given)
+    text = dfer(
+        "train", "demo", "--fold", "1", "--runs", str(tmp_path), "tracking.enabled=false", *given
+    )
     run = RunDir(tmp_path / "demo")
     result, seen = read_json(run.fold(1).result), losses(run, 1)
     assert result["device"] == device and result["skipped_steps"] == 0, text
-    assert len(seen) == 42 and all(map(math.isfinite, seen)) and np.mean(seen[-7:]) < np.mean(seen[:7])
+    assert (
+        len(seen) == 42 and all(map(math.isfinite, seen)) and np.mean(seen[-7:]) < np.mean(seen[:7])
+    )
     assert result["war"] > 2 * CHANCE
     again = tmp_path / "again.parquet"
-    dfer("eval", str(run.fold(1).checkpoints / "LATEST"), "--out", str(again), f"train.device={device}")
+    dfer(
+        "eval",
+        str(run.fold(1).checkpoints / "LATEST"),
+        "--out",
+        str(again),
+        f"train.device={device}",
+    )
     assert close(predictions(again)[1], predictions(run.fold(1).predictions)[1], 1e-2)
 
 
@@ -58,15 +73,36 @@ def test_a_checkpoint_brings_back_masters_and_moments(
     device: str, tmp_path: Path, optimizer: str, precision: str, offload: int
 ) -> None:
     """A toy model of dense layers, whose kernels add in one order: losses to 1e-6 of the unbroken run's."""
-    given = ["--device", device, "--optimizer", optimizer, "--precision", precision, "--offload", str(offload)]
+    given = [
+        "--device",
+        device,
+        "--optimizer",
+        optimizer,
+        "--precision",
+        precision,
+        "--offload",
+        str(offload),
+    ]
     half = run_ranks(SMALL_ENGINE, 1, "--folder", str(tmp_path / "half"), "--steps", "4", *given)
     whole = run_ranks(SMALL_ENGINE, 1, "--folder", str(tmp_path / "whole"), "--steps", "8", *given)
-    rest = run_ranks(SMALL_ENGINE, 1, "--folder", str(tmp_path / "rest"), "--steps", "8", *given, "--resume", half["path"])
+    rest = run_ranks(
+        SMALL_ENGINE,
+        1,
+        "--folder",
+        str(tmp_path / "rest"),
+        "--steps",
+        "8",
+        *given,
+        "--resume",
+        half["path"],
+    )
     assert half["losses"] + rest["losses"] == pytest.approx(whole["losses"], rel=1e-6)
     assert rest["rates"] == whole["rates"]
 
 
-def test_a_run_told_to_leave_goes_on_as_if_it_had_not_been(device: str, tiny_shards: Index, tmp_path: Path) -> None:
+def test_a_run_told_to_leave_goes_on_as_if_it_had_not_been(
+    device: str, tiny_shards: Index, tmp_path: Path
+) -> None:
     """In float32; attention's backward kernel may add in any order, so losses are equal to 1e-3, logits to 1e-2."""
     given = [
         *words(tiny_shards, tmp_path),
@@ -78,7 +114,9 @@ def test_a_run_told_to_leave_goes_on_as_if_it_had_not_been(device: str, tiny_sha
     dfer("train", "demo", "--fold", "2", "--name", "whole", *given)
     whole, broken = (RunDir(tmp_path / name) for name in ("whole", "broken"))
     command = ["train", "demo", "--fold", "2", "--name", "broken", *given]
-    process = subprocess.Popen([DFER, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [DFER, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     wait_for(broken.fold(2).metrics)
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=120)[0]
@@ -88,5 +126,7 @@ def test_a_run_told_to_leave_goes_on_as_if_it_had_not_been(device: str, tiny_sha
     dfer(*command)
     assert len(read_json(broken.fold(2).status)["attempts"]) == 2
     assert losses(broken, 2) == pytest.approx(losses(whole, 2), rel=1e-3)
-    (keys, logits), (others, theirs) = (predictions(run.fold(2).predictions) for run in (broken, whole))
+    (keys, logits), (others, theirs) = (
+        predictions(run.fold(2).predictions) for run in (broken, whole)
+    )
     assert keys == others and close(logits, theirs, 1e-2)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, TestbedError
-from harness import Trial
-from submitted import Submitted
 
-from dfer_dist.data.shards import Index
+from dfer_dist.data.shards.index import Index
+from tests.helpers.submitted import Submitted
+from tests.helpers.training_trials import Trial
 
 PREFIX = f"/tmp/dfer-slurm-test-{os.geteuid()}-"
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from harness import DFER, SETTINGS, Trial, same, same_in_mlflow
-from submitted import ENVIRONMENT, EPOCH, ROOT, Submitted, local
 
-from dfer_dist.rundir import RunDir, read_json
-from dfer_dist.trackrun import client
-
-HOOKS = ROOT / "tests" / "faults"
+from dfer_dist.runs.layout import RunDir
+from dfer_dist.tracking.mlflow_runs import client
+from dfer_dist.utils.files import read_json
+from tests.helpers.paths import HELPERS
+from tests.helpers.submitted import ENVIRONMENT, EPOCH, ROOT, Submitted, local
+from tests.helpers.training_trials import DFER, SETTINGS, Trial, same, same_in_mlflow
 
 pytestmark = pytest.mark.slurm
 
@@ -41,7 +41,14 @@ def test_undisturbed(trial: Submitted, undisturbed: Trial) -> None:
     job = trial.done()
     told(trial, begin)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "0")
-    assert attempts(trial)[0] | {"job": "", "array": "", "device": "", "started": "", "ended": "", "peak_bytes": 0} == {
+    assert attempts(trial)[0] | {
+        "job": "",
+        "array": "",
+        "device": "",
+        "started": "",
+        "ended": "",
+        "peak_bytes": 0,
+    } == {
         "job": "",
         "array": "",
         "device": "",
@@ -77,7 +84,15 @@ def test_preempted(trial: Submitted, undisturbed: Trial) -> None:
     begin = time.monotonic()
     trial.submit()
     trial.training(8)
-    trial.ask("sbatch", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap", "sleep 3")
+    trial.ask(
+        "sbatch",
+        "--partition=high",
+        "--nodes=4",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap",
+        "sleep 3",
+    )
     job = trial.done()
     told(trial, begin)
     assert job["JobState"] == "COMPLETED" and job["Restarts"] == "1"
@@ -130,7 +145,7 @@ def test_cancelled_stays_cancelled(trial: Submitted) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_traceback_is_not_requeued(trial: Submitted, rank: int) -> None:
     trial.prepare()
-    trial.hook("dfer_dist.meter", f"hooks.fail(me, {rank}, 5)")
+    trial.hook("dfer_dist.training.meters", f"hooks.fail(me, {rank}, 5)")
     trial.submit()
     job = trial.done()
     assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "0", "1:0")
@@ -162,20 +177,30 @@ def test_all_folds(trial: Submitted) -> None:
     begin = time.monotonic()
     said = trial.submit("--max-parallel", "2", settings=EPOCH, folds="1-5")
     after = os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    print(f"\nfrom command to queue {time.monotonic() - begin:.1f} s, of which the processor {cpu:.1f} s")
+    cpu = (
+        after.children_user + after.children_system - before.children_user - before.children_system
+    )
+    print(
+        f"\nfrom command to queue {time.monotonic() - begin:.1f} s, of which the processor {cpu:.1f} s"
+    )
     assert cpu < 5 and "submitted 5 folds" in said
     running = set()
     begin = time.monotonic()
     while trial.ask("squeue", "--noheader"):
-        running.add(trial.ask("squeue", "--noheader", "--array", "--states=R", "--name=dfer-demo", "--format=%i").count("\n"))
+        running.add(
+            trial.ask(
+                "squeue", "--noheader", "--array", "--states=R", "--name=dfer-demo", "--format=%i"
+            ).count("\n")
+        )
         assert time.monotonic() < begin + 600, trial.log()
         time.sleep(0.5)
     print(f"five folds and their summary after {time.monotonic() - begin:.0f} s")
     assert max(running) == 2
     ours = read_json(trial.run.summary)
     assert ours["missing"] == [] and ours == theirs
-    assert {a["nodes"] for k in range(1, 6) for a in read_json(trial.run.fold(k).status)["attempts"]} <= {"n[1-2]", "n[3-4]"}
+    assert {
+        a["nodes"] for k in range(1, 6) for a in read_json(trial.run.fold(k).status)["attempts"]
+    } <= {"n[1-2]", "n[3-4]"}
     assert statuses(trial) == {"parent": "FINISHED", **{str(k): "FINISHED" for k in range(1, 6)}}
 
 
@@ -191,9 +216,25 @@ def test_sbatch_gives_the_same_table(trial: Submitted) -> None:
     """The plain twin: five elements, two at a time, one of which makes the run; and a sixth that has no fold."""
     assert trial.cluster
     theirs = read_json(local(trial, EPOCH).summary)
-    words = ["sbatch", "--parsable", f"--chdir={ROOT}", f"--output={trial.root}/job-%a.txt", "--array=1-6%2", "--nodes=2"]
-    words += [f"--export=ALL,{','.join(f'{k}={v}' for k, v in ENVIRONMENT.items())}", "--cpus-per-task=1"]
-    words += [str(ROOT / "slurm" / "crossval.sbatch"), "demo", "--runs", str(trial.root), f"data.shards={trial.shards.root}"]
+    words = [
+        "sbatch",
+        "--parsable",
+        f"--chdir={ROOT}",
+        f"--output={trial.root}/job-%a.txt",
+        "--array=1-6%2",
+        "--nodes=2",
+    ]
+    words += [
+        f"--export=ALL,{','.join(f'{k}={v}' for k, v in ENVIRONMENT.items())}",
+        "--cpus-per-task=1",
+    ]
+    words += [
+        str(ROOT / "slurm" / "crossval.sbatch"),
+        "demo",
+        "--runs",
+        str(trial.root),
+        f"data.shards={trial.shards.root}",
+    ]
     job = trial.ask(*words, *EPOCH).strip()
     for fold in range(1, 7):
         assert trial.done(f"{job}_{fold}", 600)["JobState"] == "COMPLETED"
@@ -203,7 +244,14 @@ def test_sbatch_gives_the_same_table(trial: Submitted) -> None:
 
 
 def test_idle_gpus_are_refused(trial: Submitted) -> None:
-    words = ["sbatch", "--parsable", f"--chdir={ROOT}", f"--output={trial.root}/job-%a.txt", "--array=1", "--gpus-per-node=2"]
+    words = [
+        "sbatch",
+        "--parsable",
+        f"--chdir={ROOT}",
+        f"--output={trial.root}/job-%a.txt",
+        "--array=1",
+        "--gpus-per-node=2",
+    ]
     words += [
         f"--export=ALL,{','.join(f'{k}={v}' for k, v in ENVIRONMENT.items())}",
         str(ROOT / "slurm" / "crossval.sbatch"),
@@ -216,7 +264,16 @@ def test_idle_gpus_are_refused(trial: Submitted) -> None:
 
 def test_gpus_each_with_a_rank(trial: Submitted, undisturbed: Trial) -> None:
     """Two pretended GPUs of one node: two ranks there, and CUDA_VISIBLE_DEVICES names both."""
-    trial.submit("--nodes", "1", "--gpus-per-node", "2", "--setup", "nvidia_smi() { :; }", "--environment", "SEEN=yes")
+    trial.submit(
+        "--nodes",
+        "1",
+        "--gpus-per-node",
+        "2",
+        "--setup",
+        "nvidia_smi() { :; }",
+        "--environment",
+        "SEEN=yes",
+    )
     assert trial.done()["JobState"] == "COMPLETED"
     text = trial.run.root.joinpath("slurm/1", f"{trial.job()}_submission.sh").read_text()
     assert "#SBATCH --gpus-per-node=2" in text and "export SEEN=yes" in text
@@ -228,22 +285,31 @@ def test_what_was_submitted_runs(trial: Submitted, undisturbed: Trial, tmp_path:
     """The checkout is edited after the command, and the job is requeued: the old code goes on."""
     trial.here = tmp_path / "checkout"
     for room in ("dfer_dist", "launch", "configs"):
-        shutil.copytree(ROOT / room, trial.here / room, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / room, trial.here / room, ignore=shutil.ignore_patterns("__pycache__")
+        )
     shutil.copy(ROOT / "setup.cfg", trial.here)
-    meter = trial.here / "dfer_dist" / "meter.py"
+    meter = trial.here / "dfer_dist" / "training" / "meters.py"
     whole = meter.read_text()
     meter.write_text(
-        whole + f"\nimport sys\nsys.path.append({str(HOOKS)!r})\nimport hooks\nhooks.slow(sys.modules[__name__], 0.3)\n"
+        whole
+        + f"\nimport sys\nsys.path.append({str(HELPERS)!r})\nimport hooks\nhooks.slow(sys.modules[__name__], 0.3)\n"
     )
     trial.submit()
-    for file in (meter, trial.here / "launch" / "element.py", trial.here / "launch" / "requeue.py"):
+    for file in (
+        meter,
+        trial.here / "launch" / "slurm" / "job.py",
+        trial.here / "launch" / "slurm" / "requeue.py",
+    ):
         file.write_text("raise SystemExit('the edited code runs')\n")
     trial.training(8)
     trial.ask("scontrol", "requeue", trial.job())
     job = trial.done()
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
     same(trial, undisturbed)
-    said = trial.try_to_submit("--resume")  # all is done: what the checkout has become does not matter
+    said = trial.try_to_submit(
+        "--resume"
+    )  # all is done: what the checkout has become does not matter
     assert "the edited code runs" in said.stderr + said.stdout
 
 
@@ -252,10 +318,22 @@ def test_preempted_twice(trial: Submitted, undisturbed: Trial) -> None:
     trial.submit()
     for step in (6, 18):
         trial.training(step)
-        trial.ask("sbatch", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap", "sleep 3")
+        trial.ask(
+            "sbatch",
+            "--partition=high",
+            "--nodes=4",
+            "--exclusive",
+            "--output=/dev/null",
+            "--wrap",
+            "sleep 3",
+        )
     job = trial.done()
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "2")
-    assert [a["why"] for a in attempts(trial)] == ["SIGTERM", "SIGTERM", "all steps done"] and trial.undone == 0
+    assert [a["why"] for a in attempts(trial)] == [
+        "SIGTERM",
+        "SIGTERM",
+        "all steps done",
+    ] and trial.undone == 0
     same(trial, undisturbed)
     same_in_mlflow(trial)
 
@@ -282,7 +360,17 @@ def test_without_accounting(bare: Submitted, undisturbed: Trial) -> None:
     assert bare.cluster
     env = bare.cluster.environment | {"PYTHONPATH": str(ROOT)}
     assert subprocess.run(["sacct"], env=env, capture_output=True).returncode != 0
-    words = ["crossval", "demo", "--cluster", "testbed", "--folds", "1", "--wait", "--runs", str(bare.root)]
+    words = [
+        "crossval",
+        "demo",
+        "--cluster",
+        "testbed",
+        "--folds",
+        "1",
+        "--wait",
+        "--runs",
+        str(bare.root),
+    ]
     waiting = subprocess.Popen(
         [DFER, *words, f"data.shards={bare.shards.root}", *SETTINGS],
         env=env,
@@ -301,7 +389,7 @@ def test_without_accounting(bare: Submitted, undisturbed: Trial) -> None:
 def test_a_broken_fold(trial: Submitted) -> None:
     """One fold cannot be trained: it fails at once and says why; the others and the summary come."""
     trial.prepare(EPOCH)
-    trial.hook("dfer_dist.data.shards", "hooks.refuse(me, 2)")
+    trial.hook("dfer_dist.data.shards.index", "hooks.refuse(me, 2)")
     trial.submit("--max-parallel", "2", settings=EPOCH, folds="1-3")
     assert trial.done(trial.job(2))["ExitCode"] == "2:0"
     trial.all_done()
@@ -310,7 +398,14 @@ def test_a_broken_fold(trial: Submitted) -> None:
     summary = read_json(trial.run.summary)
     assert [r["fold"] for r in summary["folds"]] == [1, 3] and summary["missing"] == [2, 4, 5]
     known = statuses(trial)
-    assert known == {"parent": "FAILED", "1": "FINISHED", "2": "FAILED", "3": "FINISHED", "4": "FAILED", "5": "FAILED"}
+    assert known == {
+        "parent": "FAILED",
+        "1": "FINISHED",
+        "2": "FAILED",
+        "3": "FINISHED",
+        "4": "FAILED",
+        "5": "FAILED",
+    }
 
 
 def test_a_setting_that_the_ranks_refuse(trial: Submitted) -> None:
@@ -342,7 +437,7 @@ def test_refused_at_once(trial: Submitted, words: list[str], why: str) -> None:
 def test_twice_into_one_run(trial: Submitted) -> None:
     """Refused while folds are in the queue; ``--resume`` adds what is missing, ``dfer resume`` what failed."""
     trial.prepare(EPOCH)
-    trial.hook("dfer_dist.meter", "hooks.slow(me, 1)")
+    trial.hook("dfer_dist.training.meters", "hooks.slow(me, 1)")
     trial.submit(settings=EPOCH, folds="1-2")
     first = trial.job(1)
     again = trial.try_to_submit(settings=EPOCH, folds="1-3")
@@ -381,11 +476,17 @@ def test_one_element_is_requeued_and_not_its_array(cluster: Cluster, trial: Subm
     script = trial.root / "elements.sh"
     script.write_text(
         "#!/bin/bash\n"
-        f"trap '{sys.executable} -m launch.requeue $?' EXIT\n"
+        f"trap '{sys.executable} -m launch.slurm.requeue $?' EXIT\n"
         "sleep 1\n"
         'if [ "$SLURM_JOB_ID" = "$SLURM_ARRAY_JOB_ID" ] && [ -z "$SLURM_RESTART_COUNT" ]; then exit 75; fi\n'
     )
-    words = ["--parsable", "--array=1-3", f"--export=ALL,PYTHONPATH={ROOT}", "--output=/dev/null", str(script)]
+    words = [
+        "--parsable",
+        "--array=1-3",
+        f"--export=ALL,PYTHONPATH={ROOT}",
+        "--output=/dev/null",
+        str(script),
+    ]
     job = cluster.ask("sbatch", *words).strip()
     ended = [trial.done(f"{job}_{k}", 60) for k in (1, 2, 3)]
     restarts = [(job["JobState"], job["Restarts"]) for job in ended]

@@ -8,39 +8,78 @@ import subprocess
 
 import pytest
 from cluster import Cluster
-from harness import DFER
-from submitted import ROOT, Submitted
+
+from tests.helpers.submitted import ROOT, Submitted
+from tests.helpers.training_trials import DFER
 
 pytestmark = pytest.mark.slurm
 
-NODE = {"runs folder", "python", "GPUs", "processors", "DeepSpeed", "scratch", "weights", "shards", "tracking", "signals"}
+NODE = {
+    "runs folder",
+    "python",
+    "GPUs",
+    "processors",
+    "DeepSpeed",
+    "scratch",
+    "weights",
+    "shards",
+    "tracking",
+    "signals",
+}
 LINE = re.compile(r"(ok|note|wrong) +(n[1-4]: )?([^:]+): (.*)")
 
 
-def read(done: subprocess.CompletedProcess[str], status: int) -> tuple[dict[str, str], set[str], set[str]]:
+def read(
+    done: subprocess.CompletedProcess[str], status: int
+) -> tuple[dict[str, str], set[str], set[str]]:
     """What is wrong, with its words; what else was asked Slurm, and what a node."""
     print(done.stdout)
     assert done.returncode == status and not done.stderr, done.stdout + done.stderr
     lines = [m.groups() for m in map(LINE.fullmatch, done.stdout.splitlines()) if m]
     wrong = {what: words for state, _, what, words in lines if state == "wrong"}
-    return wrong, *({what for state, n, what, _ in lines if bool(n) == node and state != "wrong"} for node in (False, True))
+    return wrong, *(
+        {what for state, n, what, _ in lines if bool(n) == node and state != "wrong"}
+        for node in (False, True)
+    )
 
 
-def doctor(trial: Submitted, *words: str, status: int = 0) -> tuple[dict[str, str], set[str], set[str]]:
-    experiment = ["demo", f"data.shards={trial.shards.root}", "--cluster", "testbed", "--runs", str(trial.root / "runs")]
+def doctor(
+    trial: Submitted, *words: str, status: int = 0
+) -> tuple[dict[str, str], set[str], set[str]]:
+    experiment = [
+        "demo",
+        f"data.shards={trial.shards.root}",
+        "--cluster",
+        "testbed",
+        "--runs",
+        str(trial.root / "runs"),
+    ]
     return read(trial.dfer("doctor", *experiment, *words), status)
 
 
 def test_all_is_well_and_nothing_is_left(trial: Submitted) -> None:
     wrong, slurm, node = doctor(trial, "--scratch", f"{trial.root}/disk/$SLURM_JOB_ID")
     assert wrong == {} and node == NODE
-    assert {"Slurm", "partition", "nodes", "account", "qos", "time", "a fold's job", "preemption", "leaving", "requeue"} == slurm
+    assert {
+        "Slurm",
+        "partition",
+        "nodes",
+        "account",
+        "qos",
+        "time",
+        "a fold's job",
+        "preemption",
+        "leaving",
+        "requeue",
+    } == slurm
     assert os.listdir(trial.root / "runs") == []
 
 
 def test_gpus_that_are_pretended_are_not_seen(trial: Submitted) -> None:
     wrong, _, node = doctor(trial, "--gpus-per-node", "2", status=1)
-    assert wrong.keys() == {"GPUs"} and wrong["GPUs"].startswith("2 asked for, torch sees 0 (Slurm shows 0,1,")
+    assert wrong.keys() == {"GPUs"} and wrong["GPUs"].startswith(
+        "2 asked for, torch sees 0 (Slurm shows 0,1,"
+    )
     assert node == NODE - {"GPUs", "scratch"}
 
 
@@ -53,13 +92,23 @@ def test_gpus_that_are_pretended_are_not_seen(trial: Submitted) -> None:
         (["--constraint", "fast"], "nodes"),
     ],
 )
-def test_what_slurm_could_not_give_is_found_before_a_job(trial: Submitted, words: list[str], what: str) -> None:
+def test_what_slurm_could_not_give_is_found_before_a_job(
+    trial: Submitted, words: list[str], what: str
+) -> None:
     wrong, _, node = doctor(trial, *words, status=1)
     assert wrong.keys() == {what} and not node
 
 
 def test_a_full_cluster(trial: Submitted) -> None:
-    trial.ask("sbatch", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap", "sleep 60")
+    trial.ask(
+        "sbatch",
+        "--partition=high",
+        "--nodes=4",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap",
+        "sleep 60",
+    )
     trial.wait(lambda: "R" in trial.ask("squeue", "--me", "-h", "-o", "%t").split())
     wrong, slurm, node = doctor(trial, "--queue-seconds", "3")
     assert wrong == {} and "job on a node" in slurm and not node
@@ -70,11 +119,33 @@ def test_a_runs_folder_that_no_node_sees(trial: Submitted) -> None:
     assert trial.cluster
     hidden = trial.root / "hidden"
     hidden.mkdir()
-    apart = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-current-user", "--keep-caps"])]
+    apart = [
+        "unshare",
+        "--mount",
+        *([] if os.geteuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]),
+    ]
     script = 'mount -t tmpfs tmpfs "$1" && shift && exec "$@"'
-    words = [*apart, "sh", "-c", script, "sh", str(hidden), DFER, "doctor", "--cluster", "testbed", "--runs", str(hidden)]
+    words = [
+        *apart,
+        "sh",
+        "-c",
+        script,
+        "sh",
+        str(hidden),
+        DFER,
+        "doctor",
+        "--cluster",
+        "testbed",
+        "--runs",
+        str(hidden),
+    ]
     env = trial.cluster.environment | {"PYTHONPATH": str(ROOT)}
-    wrong, _, node = read(subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False), 1)
+    wrong, _, node = read(
+        subprocess.run(
+            words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False
+        ),
+        1,
+    )
     assert wrong.keys() == {"runs folder"} and "does not see" in wrong["runs folder"] and not node
 
 

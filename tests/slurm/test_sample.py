@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from submitted import EPOCH, Submitted
-
-from dfer_dist.rundir import read_json
+from dfer_dist.utils.files import read_json
+from tests.helpers.submitted import EPOCH, Submitted
 
 
 def test_a_fold_that_dies_once(bare: Submitted) -> None:
     """Without accounting: submitted as an array, killed inside a save, requeued, summarized, and followed by ``--wait``."""
     bare.prepare(EPOCH)
     mark = bare.root / "killed"
-    bare.hook("dfer_dist.checkpoint", f"hooks.kill_in_save(me, {str(mark)!r}, 'between', 1)")
+    bare.hook(
+        "dfer_dist.checkpoints.portable", f"hooks.kill_in_save(me, {str(mark)!r}, 'between', 1)"
+    )
     said = bare.submit("--wait", settings=EPOCH, folds="2")
     assert mark.exists() and "1 of 5 folds done" in said
     status = read_json(bare.run.fold(2).status)

@@ -10,8 +10,9 @@ import subprocess
 
 import pytest
 from cluster import Cluster
-from harness import DFER
-from submitted import Submitted
+
+from tests.helpers.submitted import Submitted
+from tests.helpers.training_trials import DFER
 
 pytestmark = pytest.mark.slurm
 
@@ -23,16 +24,25 @@ def dfer(trial: Submitted, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def folds(trial: Submitted) -> list[dict[str, str]]:
-    rows: list[dict[str, str]] = json.loads(dfer(trial, "status", "--json", str(trial.run.root)).stdout)["folds"]
+    rows: list[dict[str, str]] = json.loads(
+        dfer(trial, "status", "--json", str(trial.run.root)).stdout
+    )["folds"]
     return rows
 
 
-def test_status_follows_a_job_through_a_requeue_and_cancel_ends_it(trial: Submitted, cluster: Cluster) -> None:
+def test_status_follows_a_job_through_a_requeue_and_cancel_ends_it(
+    trial: Submitted, cluster: Cluster
+) -> None:
     trial.slow(0.3)
     trial.submit("--max-parallel", "1", folds="1-2")
     trial.training(6)
     first, second, third = folds(trial)[:3]
-    assert (first["state"], first["nodes"], first["attempts"], first["steps"]) == ("RUNNING", "n[1-2]", 1, 36)
+    assert (first["state"], first["nodes"], first["attempts"], first["steps"]) == (
+        "RUNNING",
+        "n[1-2]",
+        1,
+        36,
+    )
     assert re.fullmatch(r"(\d+-)?(\d+:)?\d+:\d\d", first["left"])
     assert (second["state"], second["why"]) == ("PENDING", "enough folds run (JobArrayTaskLimit)")
     assert third["state"] == "NOT STARTED"
@@ -44,7 +54,14 @@ def test_status_follows_a_job_through_a_requeue_and_cancel_ends_it(trial: Submit
     trial.wait(lambda: folds(trial)[0]["state"] == "REQUEUED", 30)
     assert folds(trial)[0]["why"].endswith("before: SIGTERM, saved")
     print(dfer(trial, "status", str(trial.run.root)).stdout)
-    trial.wait(lambda: "went on" in folds(trial)[0]["why"] or "went on" in folds(trial)[1]["why"] or folds(trial)[1]["step"], 120)
+    trial.wait(
+        lambda: (
+            "went on" in folds(trial)[0]["why"]
+            or "went on" in folds(trial)[1]["why"]
+            or folds(trial)[1]["step"]
+        ),
+        120,
+    )
     assert follower.poll() is None
 
     done = dfer(trial, "cancel", str(trial.run.root))
@@ -64,7 +81,11 @@ def test_status_while_the_controller_is_away(trial: Submitted, cluster: Cluster)
     os.kill(pid, signal.SIGSTOP)
     try:
         done = dfer(trial, "status", str(trial.run.root))
-        assert (done.returncode, " RUNNING " in done.stdout, "Slurm does not answer" in done.stdout) == (0, True, True)
+        assert (
+            done.returncode,
+            " RUNNING " in done.stdout,
+            "Slurm does not answer" in done.stdout,
+        ) == (0, True, True)
         assert "nothing was cancelled" in dfer(trial, "cancel", str(trial.run.root)).stderr
     finally:
         os.kill(pid, signal.SIGCONT)

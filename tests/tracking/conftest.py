@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from proxy import Proxy
-from servers import BINARIES, Site
+
+from tests.helpers.proxy import Proxy
+from tests.helpers.servers import BINARIES, Site
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from load import Trial
-from proxy import BROKEN, DEAD, PASS, SLOW, Proxy
-from servers import Site
 
-from dfer_dist.data.shards import Index
-from dfer_dist.trackrun import begin
+from dfer_dist.data.shards.index import Index
+from dfer_dist.tracking.mlflow_runs import begin
+from tests.helpers.proxy import BROKEN, DEAD, PASS, SLOW, Proxy
+from tests.helpers.servers import Site
+from tests.helpers.tracking_load import Trial
 
 
 @pytest.fixture
@@ -32,7 +32,9 @@ def same_after_sync(trial: Trial) -> None:
     assert trial.site.mlflow.state() == before
 
 
-def test_five_folds_log_at_once_and_the_server_is_away_for_a_while(trial: Trial, proxy: Proxy) -> None:
+def test_five_folds_log_at_once_and_the_server_is_away_for_a_while(
+    trial: Trial, proxy: Proxy
+) -> None:
     trial.open()
     folds = trial.start(lines=200, pause=0.02)
     time.sleep(4)
@@ -47,7 +49,9 @@ def test_five_folds_log_at_once_and_the_server_is_away_for_a_while(trial: Trial,
 
 @pytest.mark.tracking
 @pytest.mark.parametrize(("mode", "most"), [(DEAD, 2.0), (BROKEN, 2.0), (SLOW, 6.0)])
-def test_a_run_begins_at_once_whatever_the_server_does(trial: Trial, proxy: Proxy, mode: str, most: float, capsys) -> None:
+def test_a_run_begins_at_once_whatever_the_server_does(
+    trial: Trial, proxy: Proxy, mode: str, most: float, capsys
+) -> None:
     trial.open()
     proxy.mode = mode
     times = time.perf_counter()
@@ -60,7 +64,9 @@ def test_a_run_begins_at_once_whatever_the_server_does(trial: Trial, proxy: Prox
 
 @pytest.mark.tracking
 @pytest.mark.parametrize("mode", [DEAD, BROKEN, SLOW])
-def test_a_server_that_is_away_from_start_to_end(trial: Trial, proxy: Proxy, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_away_from_start_to_end(
+    trial: Trial, proxy: Proxy, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The slow one does what it was asked, but nobody waits so long: what it made unasked must not be there twice."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     proxy.mode = mode
@@ -92,7 +98,9 @@ def test_a_server_that_is_killed_and_started_again(trial: Trial) -> None:
 
 @pytest.mark.tracking
 @pytest.mark.parametrize("mode", [BROKEN, SLOW])
-def test_a_server_that_fails_in_the_middle(trial: Trial, proxy: Proxy, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_fails_in_the_middle(
+    trial: Trial, proxy: Proxy, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     trial.open()
     folds = trial.start(lines=400, pause=0.05)
@@ -109,7 +117,9 @@ def test_a_server_that_fails_in_the_middle(trial: Trial, proxy: Proxy, mode: str
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file system of 160 MB."""
     folder = tmp_path_factory.mktemp("disk")
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m,mode=755", "none", str(folder)], check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=160m,mode=755", "none", str(folder)], check=False
+    ).returncode:
         pytest.skip("mounting a small file system takes root")
     for parent in list(folder.parents)[:2]:
         parent.chmod(0o755)  # PostgreSQL's own user has to get there
@@ -119,7 +129,9 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.tracking
 @pytest.mark.parametrize("what", ["database", "artifacts"])
-def test_a_full_disk_at_the_server(tiny_shards: Index, tmp_path: Path, small_disk: Path, tmp_path_factory, what: str) -> None:
+def test_a_full_disk_at_the_server(
+    tiny_shards: Index, tmp_path: Path, small_disk: Path, tmp_path_factory, what: str
+) -> None:
     site = Site.make(tmp_path_factory.mktemp("site"), **{what: small_disk / what})
     try:
         trial = Trial(site, tiny_shards, tmp_path, site.mlflow.uri, "run")

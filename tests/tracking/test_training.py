@@ -19,13 +19,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from harness import SETTINGS, Trial
-from load import FILES, expected
-from proxy import DEAD, PASS, Proxy
-from servers import ADMIN, Site
 
-from dfer_dist.data.shards import Index
-from dfer_dist.sync import sync
+from dfer_dist.data.shards.index import Index
+from dfer_dist.tracking.sync import sync
+from tests.helpers.proxy import DEAD, PASS, Proxy
+from tests.helpers.servers import ADMIN, Site
+from tests.helpers.tracking_load import FILES, expected
+from tests.helpers.training_trials import SETTINGS, Trial
 
 PASSWORD = "a-Password-that-is-found-nowhere-9731"
 LONG = ["train.epochs=150", "train.save_epochs=5", "train.selection=last", "train.save_steps=30"]
@@ -39,7 +39,9 @@ def guarded() -> Iterator[Site]:
 
 
 @pytest.fixture
-def trial(guarded: Site, tiny_shards: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trial:
+def trial(
+    guarded: Site, tiny_shards: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Trial:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", ADMIN)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     return Trial(tiny_shards, tmp_path, settings=[f"tracking.uri={guarded.mlflow.uri}"])
@@ -48,34 +50,56 @@ def trial(guarded: Site, tiny_shards: Index, tmp_path: Path, monkeypatch: pytest
 def check(site: Site, trial: Trial) -> str:
     """Assert that the fold's run has each figure once, all files, and its status; returns its id."""
     child = trial.run.describe()["tracking"]["folds"]["1"]
-    assert site.postgres.metrics(child) == expected([trial.fold.metrics, *trial.fold.root.glob("system-*.jsonl")])
-    assert site.postgres.rows("select status from runs where run_uuid = %s", child) == [("FINISHED",)]
+    assert site.postgres.metrics(child) == expected(
+        [trial.fold.metrics, *trial.fold.root.glob("system-*.jsonl")]
+    )
+    assert site.postgres.rows("select status from runs where run_uuid = %s", child) == [
+        ("FINISHED",)
+    ]
     assert {Path(name).name for name in site.mlflow.files() if child in name} >= FILES
     return child
 
 
 @pytest.mark.tracking
-def test_two_ranks_through_a_server_with_a_password(guarded: Site, trial: Trial, tmp_path: Path) -> None:
+def test_two_ranks_through_a_server_with_a_password(
+    guarded: Site, trial: Trial, tmp_path: Path
+) -> None:
     said = trial.finish(trial.start(), again=0)
     child = check(guarded, trial)
     tags = dict(guarded.postgres.rows("select key, value from tags where run_uuid = %s", child))
     assert (tags["world_size"], tags["attempts"], tags["selection"]) == ("2", "1", "best_test")
     before = guarded.mlflow.state()
     dfer = Path(sys.executable).with_name("dfer")
-    again = subprocess.run([dfer, "sync", trial.run.root], check=True, capture_output=True, text=True)
+    again = subprocess.run(
+        [dfer, "sync", trial.run.root], check=True, capture_output=True, text=True
+    )
     page = subprocess.run([dfer, "ui", trial.run.root], check=True, capture_output=True, text=True)
     assert "has everything" in again.stdout and guarded.mlflow.state() == before
     assert page.stdout.startswith(f"{guarded.mlflow.uri}/#/experiments/")
-    rows = [str(guarded.postgres.rows(f'select * from "{name}"')) for name in guarded.postgres.everything()]
-    files = [f for root in (tmp_path, guarded.mlflow.artifacts) for f in root.rglob("*") if f.is_file()]
+    rows = [
+        str(guarded.postgres.rows(f'select * from "{name}"'))
+        for name in guarded.postgres.everything()
+    ]
+    files = [
+        f for root in (tmp_path, guarded.mlflow.artifacts) for f in root.rglob("*") if f.is_file()
+    ]
     assert len(files) > 30
-    texts = [said, again.stdout, again.stderr, page.stdout, *rows, *(f.read_bytes().decode("latin-1") for f in files)]
+    texts = [
+        said,
+        again.stdout,
+        again.stderr,
+        page.stdout,
+        *rows,
+        *(f.read_bytes().decode("latin-1") for f in files),
+    ]
     coded = base64.b64encode(f"{ADMIN}:{PASSWORD}".encode()).decode()
     assert not [text[:200] for text in texts if PASSWORD in text or coded in text]
 
 
 @pytest.mark.tracking
-def test_a_wrong_password_is_told_and_stops_nothing(guarded: Site, trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_password_is_told_and_stops_nothing(
+    guarded: Site, trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another")
     said = trial.finish(trial.start("train.epochs=1"), again=0)
     assert "dfer sync" in said and "another" not in said
@@ -90,7 +114,7 @@ def test_a_dead_server_costs_no_steps(guarded: Site, trial: Trial) -> None:
     proxy = Proxy(guarded.mlflow.uri)
     trial.settings = [f"tracking.uri={proxy.uri}"]
     trial.prepare(settings=[*SETTINGS, *LONG])
-    with (trial.run.code / "dfer_dist" / "sender.py").open("a") as f:
+    with (trial.run.code / "dfer_dist" / "tracking" / "uploader.py").open("a") as f:
         f.write("\n_PAUSE = 1.0  # it has to find the server dead often\n")
     turns: list[tuple[float, str]] = []
     over = threading.Event()
@@ -148,15 +172,23 @@ def test_the_ui_opens_on_a_sqlite_file(tiny_shards: Index, tmp_path: Path) -> No
     trial = Trial(tiny_shards, tmp_path)
     trial.prepare()
     command = [Path(sys.executable).with_name("dfer"), "ui", trial.run.root]
-    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
+    heard = partial(
+        signal.signal, signal.SIGINT, signal.default_int_handler
+    )  # which a job in the background ignores
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}, preexec_fn=heard
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        preexec_fn=heard,
     )
     try:
         assert process.stdout
         address = process.stdout.readline().split("#")[0]
         experiment = trial.run.describe()["tracking"]["experiment_id"]
-        with urllib.request.urlopen(f"{address}api/2.0/mlflow/experiments/get?experiment_id={experiment}") as answer:
+        with urllib.request.urlopen(
+            f"{address}api/2.0/mlflow/experiments/get?experiment_id={experiment}"
+        ) as answer:
             assert json.load(answer)["experiment"]["name"] == "dfew"
     finally:
         process.send_signal(signal.SIGINT)

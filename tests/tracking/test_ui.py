@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
-from load import Trial, write_result
 from mlflow_page import browser_page, open_comparison, open_runs, unfold
-from servers import Site
 
-from dfer_dist.data.shards import Index
-from dfer_dist.report import write_summary
-from dfer_dist.rundir import read_json, write_json
+from dfer_dist.data.shards.index import Index
+from dfer_dist.reporting.files import write_summary
+from dfer_dist.utils.files import read_json, write_json
+from tests.helpers.servers import Site
+from tests.helpers.tracking_load import Trial, write_result
 
 
 def finished(site: Site, shards: Index, root: Path, name: str, seed: int) -> Trial:
@@ -21,7 +21,9 @@ def finished(site: Site, shards: Index, root: Path, name: str, seed: int) -> Tri
     for k in trial.run.describe()["folds"]:
         where = trial.run.fold(k)
         where.root.mkdir()
-        where.metrics.write_text(f'{{"step": 1, "epoch": 0, "time": {time.time():.3f}, "loss": {seed + k}}}\n')
+        where.metrics.write_text(
+            f'{{"step": 1, "epoch": 0, "time": {time.time():.3f}, "loss": {seed + k}}}\n'
+        )
         write_result(trial.run, k, seed)
         write_json(where.status, {"state": "DONE", "attempts": []})
     write_summary(trial.run.root, trial.run.describe()["folds"])
@@ -30,9 +32,14 @@ def finished(site: Site, shards: Index, root: Path, name: str, seed: int) -> Tri
 
 
 @pytest.mark.tracking
-def test_two_runs_are_compared_in_the_browser(site: Site, tiny_shards: Index, tmp_path: Path) -> None:
+def test_two_runs_are_compared_in_the_browser(
+    site: Site, tiny_shards: Index, tmp_path: Path
+) -> None:
     pytest.importorskip("playwright")
-    trials = [finished(site, tiny_shards, tmp_path, name, seed) for name, seed in (("one", 10), ("two", 20))]
+    trials = [
+        finished(site, tiny_shards, tmp_path, name, seed)
+        for name, seed in (("one", 10), ("two", 20))
+    ]
     names = [trial.name for trial in trials]
     experiment = trials[0].run.describe()["tracking"]["experiment_id"]
     with browser_page() as page:

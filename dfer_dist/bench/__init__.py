@@ -1,0 +1,1 @@
+"""Benchmarks of loading, training, evaluation and saving."""

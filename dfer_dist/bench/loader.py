@@ -1,0 +1,312 @@
+"""How fast one core loads clips, held against decoding alone and against the plain way: ``dfer bench loader``.
+
+Other people's work comes and goes on a shared machine: the ways of loading take turns in short rounds, each on the same
+core, and the median round counts. Beside wall time stands the time that the core worked on it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dfer_dist.config.schema import DataConfig
+from dfer_dist.data.loading.buffers import Ring
+from dfer_dist.data.loading.frame_sampling import train_frames
+from dfer_dist.data.loading.loader import PREFETCH, Batch, train_stream
+from dfer_dist.data.loading.sampler import EpochPlan, keyed_rng, whole_shards
+from dfer_dist.data.packing.packer import pack
+from dfer_dist.data.shards.index import Index
+from dfer_dist.data.shards.reader import ClipReader
+from dfer_dist.data.sources.layouts import ClipRecord
+
+BATCH = 8  # clips in a micro batch
+_FRAMES = 60  # of a made clip
+_QUALITY, _NOISE = (
+    90,
+    7.0,
+)  # of its JPEGs, and of its camera (grey levels, standard deviation): together some 20 kB a frame
+_PLAIN = Path(__file__).parents[2] / "benchmarks" / "pil_folders.py"
+
+Timed = Callable[[], tuple[float, float]]  # one round: seconds on the wall and of the processor
+
+
+class Speed(NamedTuple):
+    """Medians over rounds; ``clips_per_cpu_s`` counts only the time in which the core worked on it; ``peak_bytes`` is the most memory of the process that
+    did, in the first round: its imports are in it, and for all but a worker the frames in memory."""
+
+    clips_per_s: float
+    clips_per_cpu_s: float
+    peak_bytes: int
+
+
+def make_clips(
+    root: Path, clips: int, size: int = 224, progress: Callable[[int, int], None] | None = None
+) -> Index:
+    """Pack a set of made clips of 60 frames in five folds: a still scene with detail at all scales, a panning camera, and its noise."""
+    rng, records = np.random.default_rng(0), []
+    for i in range(clips):
+        scene = _scene(rng, size + _FRAMES)
+        folder = root / "frames" / f"{i:05d}"
+        folder.mkdir(parents=True)
+        for t in range(_FRAMES):
+            seen = scene[t : t + size, t // 2 : t // 2 + size] + rng.normal(
+                0, _NOISE, (size, size, 1)
+            )
+            frame = np.ascontiguousarray(seen.clip(0, 255).astype(np.uint8))
+            data = simplejpeg.encode_jpeg(frame, quality=_QUALITY, colorsubsampling="420")
+            (folder / f"{t:05d}.jpg").write_bytes(data)
+        records.append(
+            ClipRecord(
+                folder.name, i % 7, f"fold{1 + i % 5}", folder.name, tuple(sorted(folder.iterdir()))
+            )
+        )
+        if progress:
+            progress(i + 1, clips)
+    return pack(records, "dfew", root / "shards", workers=1)
+
+
+def _scene(rng: np.random.Generator, size: int) -> np.ndarray:
+    """float64 [size, size, 3], about 0..255: contrast falls with the size of the detail, as in photographs."""
+    scene = np.full((size, size, 3), 128.0)
+    for cells in (3, 6, 12, 24, 48, 96, 192):
+        coarse = (rng.normal(0, 90 / cells**0.6, (cells, cells, 3))).astype(np.float32)
+        for c in range(3):
+            scene[..., c] += np.asarray(
+                Image.fromarray(coarse[..., c]).resize((size, size), Image.Resampling.BICUBIC)
+            )
+    return scene
+
+
+def measure(
+    index: Index,
+    data: DataConfig,
+    folders: Path,
+    clips: int,
+    rounds: int,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Load ``clips`` clips of ``index`` in each of several ways, ``rounds`` times each in turn.
+
+    Parameters
+    ----------
+    index, data
+        The set, and how its frames are sampled and augmented; ``data.image_size`` is settled.
+    folders : Path
+        An empty folder, for the frame files of the plain way.
+    clips, rounds : int
+        Clips are rounded down to whole batches of 8.
+    device : torch.device
+        Where augmentation is timed.
+
+    Returns
+    -------
+    dict
+        ``ours`` (one loader worker, its consumer counts), ``in_process`` (the same without a worker), ``floor`` (libjpeg-turbo
+        on the same frames in memory), ``baseline`` (None outside a checkout), ``augment_device``: each a :class:`Speed` as a
+        dict. Beside them what was measured.
+    """
+    whole = whole_shards(index, range(len(index.shards)))
+    plan = EpochPlan(whole, 0, 0, BATCH, data.block)
+    steps = min(clips // BATCH, plan.steps)
+    cores = sorted(os.sched_getaffinity(0))
+    with _one_thread():
+        jpegs = _write_frames(index, data, plan, steps, folders)
+        floor = _decode_alone(jpegs, data)
+        with _pinned(cores[:1]):
+            stream, worker = _open_stream(index, data, plan, 1)
+            ways = {"floor": _on(cores[:1], floor)}
+            ways["ours"] = _on(cores[1:] or cores, _pull(stream, steps, PREFETCH + 1, worker))
+            ways["in_process"] = _on(
+                cores[:1], _pull(_open_stream(index, data, plan, 0)[0], steps, 1, os.getpid())
+            )
+            ways["augment_device"] = _on(cores, _augment(next(stream), steps, device))
+            if _PLAIN.is_file():
+                ways["baseline"] = _on(cores[:1], _plain(folders, data))
+            speeds = _take_turns(ways, steps * BATCH, rounds, {"ours": worker}, progress)
+    sizes = [len(jpeg) for clip in jpegs for jpeg in clip]
+    about: dict[str, Any] = {
+        "frame_bytes": round(float(np.mean(sizes))),
+        "num_frames": data.num_frames,
+        "image_size": data.image_size,
+    }
+    about |= {"clips": steps * BATCH, "rounds": rounds, "device": str(device), "cores": len(cores)}
+    return {"baseline": None, **{name: s._asdict() for name, s in speeds.items()}, "about": about}
+
+
+def _take_turns(
+    ways: dict[str, Timed],
+    clips: int,
+    rounds: int,
+    workers: dict[str, int],
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Speed]:
+    """``workers``: process ids of ways that do not work in this process."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    peaks = {}
+    for r in range(rounds + 1):
+        for name, way in ways.items():
+            process = Path("/proc", str(workers.get(name, os.getpid())))
+            if r == 0:
+                (process / "clear_refs").write_text("5")  # begins the peak anew: proc(5)
+            taken[name].append(way())
+            if r == 0:
+                line = next(
+                    x
+                    for x in (process / "status").read_text().splitlines()
+                    if x.startswith("VmHWM")
+                )
+                peaks[name] = 1024 * int(line.split()[1])
+        if progress:
+            progress(r + 1, rounds + 1)
+    medians = {
+        name: np.median(times[1:], axis=0) for name, times in taken.items()
+    }  # the first round warms up
+    return {
+        name: Speed(float(clips / wall), float(clips / cpu), peaks[name])
+        for name, (wall, cpu) in medians.items()
+    }
+
+
+def _write_frames(
+    index: Index, data: DataConfig, plan: EpochPlan, steps: int, folders: Path
+) -> list[list[bytes]]:
+    """The sampled frames of the plan's first clips, in memory; all their frames as files."""
+    reader, sampled = ClipReader(index), []
+    for i, place in enumerate(
+        plan.place(step, lane) for step in range(steps) for lane in range(BATCH)
+    ):
+        frames = reader.jpegs(place.shard, place.row)
+        rng = keyed_rng("clip", plan.seed, place.epoch, reader.key(place.shard, place.row))
+        sampled.append([frames[f] for f in train_frames(len(frames), data, rng)])
+        folder = folders / f"{i:05d}"
+        folder.mkdir()
+        for t, frame in enumerate(frames):
+            (folder / f"{t:05d}.jpg").write_bytes(frame)
+    return sampled
+
+
+def _open_stream(
+    index: Index, data: DataConfig, plan: EpochPlan, workers: int
+) -> tuple[Iterator[Batch], int]:
+    """A stream without end, and its worker's process id."""
+    before = {child.pid for child in multiprocessing.active_children()}
+    stream = train_stream(index, replace(data, workers=workers), plan, 1 << 30, (0, 0), 0, 1, BATCH)
+    next(stream)
+    pid = next((c.pid for c in multiprocessing.active_children() if c.pid not in before), None)
+    return stream, pid or os.getpid()
+
+
+def _pull(stream: Iterator[Batch], steps: int, ahead: int, process: int) -> Timed:
+    def run() -> tuple[float, float]:
+        for _ in range(ahead):  # batches that were ready before the clock starts
+            next(stream)
+        wall, cpu = time.perf_counter(), _processor_time(process)
+        for _ in range(steps):
+            next(stream)
+        times = time.perf_counter() - wall, _processor_time(process) - cpu
+        _wait_until_idle(
+            process
+        )  # a worker fills up what was taken, on the core that the next way needs
+        return times
+
+    return run
+
+
+def _wait_until_idle(process: int) -> None:
+    before = -1.0
+    while process != os.getpid() and _processor_time(process) - before > 0.001:
+        before = _processor_time(process)
+        time.sleep(0.02)
+
+
+def _decode_alone(clips: list[list[bytes]], data: DataConfig) -> Timed:
+    """libjpeg-turbo and nothing else: every frame into memory that is there already, laid out as ours is."""
+    size = simplejpeg.decode_jpeg_header(clips[0][0])[:2]
+    room = Ring(1, (data.num_frames, *size, 3)).take()[0]
+    return _timed(
+        lambda: [
+            simplejpeg.decode_jpeg(j, buffer=room[t]) for clip in clips for t, j in enumerate(clip)
+        ]
+    )
+
+
+def _augment(batch: Batch, steps: int, device: torch.device) -> Timed:
+    frames = batch.frames.to(device)  # the copy to the device is not counted
+    batch = replace(batch, frames=frames)
+
+    def run() -> None:
+        for _ in range(steps):
+            batch.pixels(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return _timed(run)
+
+
+def _plain(folders: Path, data: DataConfig) -> Timed:
+    spec = importlib.util.spec_from_file_location(_PLAIN.stem, _PLAIN)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    clips: Dataset[Tensor] = module.FrameFolders(
+        sorted(folders.iterdir()), data.num_frames, data.image_size
+    )
+    return _timed(lambda: [clips[i] for i in range(len(list(folders.iterdir())))])
+
+
+def _timed(work: Callable[[], object]) -> Timed:
+    def run() -> tuple[float, float]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        work()
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+    return run
+
+
+def _on(cores: list[int], way: Timed) -> Timed:
+    def run() -> tuple[float, float]:
+        with _pinned(cores):
+            return way()
+
+    return run
+
+
+@contextmanager
+def _pinned(cores: list[int]) -> Iterator[None]:
+    """This thread runs on ``cores`` only, and so do processes that it forks."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _processor_time(process: int) -> float:
+    """Seconds that all threads of another process have run: Linux makes a clock's number of a process id (clock_getcpuclockid)."""
+    return time.clock_gettime((~process << 3) | 2)

@@ -1,0 +1,107 @@
+"""The matrix products of a piece of work, taken down while it runs and timed alone: the floor under its time."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dfer_dist.models import linear
+
+_aten = torch.ops.aten
+# the two factors of an operation, from its arguments
+_FACTORS: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {
+    _aten.mm.default: lambda left, right: (left, right),
+    _aten.bmm.default: lambda left, right: (left, right),
+    _aten.addmm.default: lambda added, left, right, **scales: (left, right),
+    _aten.baddbmm.default: lambda added, left, right, **scales: (left, right),
+    torch.ops.mkldnn._linear_pointwise.default: lambda x, weight, *more: (
+        x.flatten(0, -2),
+        weight.t(),
+    ),
+}
+
+
+class Product(NamedTuple):
+    """Two factors as they lie in memory: (shape, stride) of each."""
+
+    left: tuple[tuple[int, ...], tuple[int, ...]]
+    right: tuple[tuple[int, ...], tuple[int, ...]]
+    dtype: torch.dtype
+
+
+class Products(TorchDispatchMode):
+    """Takes down the matrix products of what runs inside it, forward and backward; ``counts`` has how often each occurs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[Product] = Counter()
+        self._own = linear.layer_gradients
+        self._paused = False
+
+    def __enter__(self) -> Products:
+        linear.layer_gradients = self._layer_gradients
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        linear.layer_gradients = self._own
+
+    def _layer_gradients(
+        self, g: Tensor, x: Tensor, before: float, after: float
+    ) -> tuple[Tensor, Tensor]:
+        """A weight's gradient is one product, as torch's own backward pass computes it, whatever it is made of here."""
+        self._take_down(g.t(), x)
+        self._paused = True
+        try:
+            return self._own(g, x, before, after)
+        finally:
+            self._paused = False
+
+    def _take_down(self, left: Tensor, right: Tensor) -> None:
+        self.counts[Product(_layout(left), _layout(right), left.dtype)] += 1
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _FACTORS and not self._paused:
+            self._take_down(*_FACTORS[func](*args))
+        return func(*args, **(kwargs or {}))
+
+    def seconds(self, device: torch.device) -> float:
+        """The time of all of them one after the other, on made-up factors; each is done at most three times and scaled."""
+        total = 0.0
+        for product, count in self.counts.items():
+            left, right = (_make(layout, product.dtype, device) for layout in product[:2])
+            multiply = torch.mm if left.dim() == 2 else torch.bmm
+            multiply(left, right)
+            times = min(count, 3)
+            begin = _now(device)
+            for _ in range(times):
+                multiply(left, right)
+            total += (_now(device) - begin) * count / times
+        return total
+
+
+def _layout(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(x.shape), tuple(x.stride())
+
+
+def _make(
+    layout: tuple[tuple[int, ...], tuple[int, ...]], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    shape, stride = layout
+    room = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    return torch.randn(room, dtype=dtype, device=device).as_strided(shape, stride)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

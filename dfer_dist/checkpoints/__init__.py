@@ -1,0 +1,1 @@
+"""Portable checkpoints, independent of world size and ZeRO stage."""

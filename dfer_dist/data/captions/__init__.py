@@ -1,0 +1,1 @@
+"""Descriptions of clips: storage, generation, imports and label leakage."""

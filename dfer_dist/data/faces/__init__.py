@@ -1,0 +1,1 @@
+"""Faces: detection, tracking, alignment, landmarks and parsing maps."""

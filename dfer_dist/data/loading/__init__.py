@@ -1,0 +1,1 @@
+"""Loading: from the plan of an epoch to batches."""

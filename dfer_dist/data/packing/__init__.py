@@ -1,0 +1,1 @@
+"""Packing of clip records into shards."""

@@ -1,0 +1,1 @@
+"""Shards of clips: index, reader, remote store, cache and sidecars."""

@@ -1,0 +1,1 @@
+"""Readers of data sets: from a download to clip records."""

@@ -1,0 +1,1 @@
+"""The demo data set: drawn faces, their captions and landmarks, and the tiny pretrained weights."""

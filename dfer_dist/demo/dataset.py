@@ -1,0 +1,248 @@
+"""The demo data set: drawn faces (:mod:`dfer_dist.demo.faces`) laid out like a real set of five folds.
+
+::
+
+    OUT/
+      frames/CLIP/00000.jpg ...        CLIP is a number of five digits
+      landmarks/CLIP.npy               float32 [T, 68, 2], pixels, for dfer enrich --landmarks-from
+      descriptions.csv                 clip,caption: what moves in each, for dfer describe --import
+      lists/DEMO_set_K_test.txt        one clip a line, ``CLIP frames label``, and DEMO_set_K_train.txt; K is 1..5
+      demo.json                        the arguments and a row a clip; written last: without it the set is not complete
+
+``python -m dfer_dist.demo.dataset --sheet docs/demo_classes.png`` draws one clip of each class as a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageDraw, ImageFont
+
+from dfer_dist.data.sources.layouts import SEVEN
+from dfer_dist.demo.captions import describe_clip
+from dfer_dist.demo.faces import IDENTITIES, RENDERER, clip_track, render_clip
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import read_json, write_json, write_text
+
+FOLDS = 5
+SHARES = (0.20, 0.14, 0.16, 0.14, 0.13, 0.11, 0.12)  # of the clips of a fold, by label
+SMALLEST = FOLDS * len(SEVEN)  # so that each fold has a clip of each class
+UNFINISHED = ".unfinished.json"  # the arguments of a set that is being written
+DESCRIPTIONS = "descriptions.csv"
+WORD_STREAM = 8  # keeps the generator of words apart from those of clips
+JPEG_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class DemoClip:
+    """One clip of the plan; folds count from 1."""
+
+    name: str
+    label: int
+    identity: int
+    fold: int
+
+
+def plan_demo(clips: int = 700, seed: int = 0) -> list[DemoClip]:
+    """Which clips there are, by name. Folds share no identity, and have the same classes as nearly as whole clips allow.
+
+    Raises
+    ------
+    UserError
+        For a number of clips out of range.
+    """
+    if not SMALLEST <= clips <= 99_999:
+        raise UserError(f"{clips} clips: a demo set has {SMALLEST} to 99999")
+    rng = np.random.default_rng(seed)
+    people = rng.permutation(IDENTITIES).reshape(FOLDS, -1)
+    names = (f"{n:05d}" for n in rng.permutation(clips) + 1)
+    plan = []
+    for fold in range(FOLDS):
+        labels = rng.permutation(_labels(clips // FOLDS + (fold < clips % FOLDS)))
+        plan += [
+            DemoClip(next(names), int(y), int(people[fold, i % people.shape[1]]), fold + 1)
+            for i, y in enumerate(labels)
+        ]
+    return sorted(plan, key=lambda c: c.name)
+
+
+def _labels(n: int) -> list[int]:
+    """``n`` labels in :data:`SHARES`, rounded by largest remainder, ties to the lower label."""
+    exact = np.array(SHARES) * n
+    counts = np.floor(exact + 1e-9).astype(int)
+    counts[np.argsort(counts - exact, kind="stable")[: n - counts.sum()]] += 1
+    return np.repeat(np.arange(len(SHARES)), counts).tolist()
+
+
+def render_demo(
+    out: Path,
+    clips: int = 700,
+    size: int = 64,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Make ``out`` the demo set of these arguments, and return it; at once if it is that already.
+
+    The bytes depend on ``clips``, ``size`` and ``seed`` only. A set that was left half-written, or has other arguments, is
+    written anew. Only the descriptions are added to a whole set without them, as earlier versions made it.
+
+    Parameters
+    ----------
+    out
+        Folder, made where missing.
+    clips, size, seed
+        Number of clips, side of the frames in pixels, and what seeds both plan and clips.
+    workers
+        Processes; all cores that this one may use if None, none beside this one if 1.
+    progress
+        Called with (clips done, clips in all) after each clip.
+
+    Raises
+    ------
+    UserError
+        For arguments out of range, and for a folder that holds frames or lists of something else.
+    """
+    plan = plan_demo(clips, seed)
+    if size < 32 or (workers is not None and workers < 1):
+        raise UserError(
+            f"size {size}, workers {workers}: a demo set needs frames of 32 pixels or more and at least one worker"
+        )
+    out, arguments = Path(out), {"renderer": RENDERER, "seed": seed, "clips": clips, "size": size}
+    if _arguments(out / "demo.json") == arguments:
+        if not (out / DESCRIPTIONS).exists():
+            _write_descriptions(out, plan, seed)
+        return out
+    _make_room(out, arguments)
+    rows = []
+    for row in _write_clips(out, plan, size, seed, workers or len(os.sched_getaffinity(0))):
+        rows.append(row)
+        if progress:
+            progress(len(rows), clips)
+    for fold in range(1, FOLDS + 1):
+        for part in ("train", "test"):
+            chosen = [r for r in rows if (r["fold"] == fold) == (part == "test")]
+            text = "".join(f"{r['name']} {r['frames']} {r['label']}\n" for r in chosen)
+            write_text(out / "lists" / f"DEMO_set_{fold}_{part}.txt", text)
+    _write_descriptions(out, plan, seed)
+    write_json(
+        out / "demo.json", {**arguments, "identities": IDENTITIES, "classes": SEVEN, "rows": rows}
+    )
+    (out / UNFINISHED).unlink(missing_ok=True)
+    return out
+
+
+def _arguments(mark: Path) -> dict[str, Any] | None:
+    """The arguments that a mark holds; None without a mark."""
+    if not mark.is_file():
+        return None
+    held = read_json(mark)
+    return {name: held.get(name) for name in ("renderer", "seed", "clips", "size")}
+
+
+def _make_room(out: Path, arguments: dict[str, Any]) -> None:
+    """Mark ``out`` as unfinished, and clear what a set of other arguments left; touch nothing that lacks our mark."""
+    marks = [out / UNFINISHED, out / "demo.json"]
+    folders = [f for f in (out / "frames", out / "landmarks", out / "lists") if f.exists()]
+    held = [_arguments(mark) for mark in marks if mark.is_file()]
+    if folders and not held:
+        raise UserError(
+            f"{out} holds {folders[0].name} that are not of a demo set: choose another folder"
+        )
+    marks[1].unlink(missing_ok=True)
+    if any(h != arguments for h in held):
+        for folder in folders:
+            shutil.rmtree(folder)
+        (out / DESCRIPTIONS).unlink(missing_ok=True)
+    write_json(marks[0], arguments)
+
+
+def _write_clips(
+    out: Path, plan: list[DemoClip], size: int, seed: int, workers: int
+) -> Iterator[dict[str, Any]]:
+    (out / "landmarks").mkdir(exist_ok=True)
+    tasks = [(out, clip, size, seed) for clip in plan]
+    if workers == 1:
+        yield from map(_write_clip, tasks)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            yield from pool.map(_write_clip, tasks, chunksize=4)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _write_clip(task: tuple[Path, DemoClip, int, int]) -> dict[str, Any]:
+    """Draw and write one clip, each file whole or not at all; returns its row of ``demo.json``."""
+    out, clip, size, seed = task
+    drawn = render_clip(clip.label, clip.identity, (seed, int(clip.name)), size)
+    folder = out / "frames" / clip.name
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{os.getpid()}"
+    for number, frame in enumerate(drawn.frames):
+        # Colour at full resolution: lips and tears are two pixels high.
+        temporary.write_bytes(simplejpeg.encode_jpeg(frame, JPEG_QUALITY, "RGB", "444"))
+        temporary.replace(folder / f"{number:05d}.jpg")
+    with temporary.open("wb") as f:
+        np.save(f, drawn.landmarks, allow_pickle=False)
+    temporary.replace(out / "landmarks" / f"{clip.name}.npy")
+    return {**asdict(clip), "frames": len(drawn.frames), "apex": int(drawn.course.argmax())}
+
+
+def _write_descriptions(out: Path, plan: list[DemoClip], seed: int) -> None:
+    """Say of each clip what moves in it, in words drawn by a generator of their own."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("clip", "caption"))
+    for clip in plan:
+        track = clip_track(clip.label, (seed, int(clip.name)))[0]
+        table.writerow(
+            (
+                clip.name,
+                describe_clip(track, np.random.default_rng([WORD_STREAM, seed, int(clip.name)])),
+            )
+        )
+    write_text(out / DESCRIPTIONS, text.getvalue())
+
+
+def contact_sheet(
+    path: Path, seed: int = 7, size: int = 64, columns: int = 8, zoom: int = 2
+) -> None:
+    """Write a picture with a row for each class: its name, frames evenly spread over one clip, the course of the expression."""
+    left, right, side = 104, 96, size * zoom
+    sheet = Image.new("RGB", (left + columns * side + right, len(SEVEN) * side), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
+    for label, name in enumerate(SEVEN):
+        clip = render_clip(label, (seed + 10 * label) % IDENTITIES, (seed, label), size)
+        top = label * side
+        draw.text((8, top + side / 2), name, "black", font, anchor="lm")
+        for column in range(columns):
+            frame = Image.fromarray(clip.frames[int((column + 0.5) / columns * len(clip.frames))])
+            sheet.paste(
+                frame.resize((side, side), Image.Resampling.LANCZOS), (left + column * side, top)
+            )
+        x = np.linspace(left + columns * side + 10, sheet.width - 10, len(clip.course))
+        y = top + side * (0.7 - 0.4 * clip.course)
+        draw.line(list(zip(x.tolist(), y.tolist(), strict=True)), "black", 2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)  # a third of the bytes
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description="Draw one clip of each class of the demo data set as a picture."
+    )
+    parser.add_argument("--sheet", type=Path, required=True, help="PNG file to write")
+    contact_sheet(parser.parse_args().sheet)

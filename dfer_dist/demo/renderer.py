@@ -1,0 +1,134 @@
+"""Polygons on a turning head: projection in parallel along the line of sight, and painting with smooth edges.
+
+The head is an ellipsoid, one half head height tall to either side of its centre. Lengths are in half head heights; x runs to
+the right of the image, y down, z to the viewer. Frames are painted :data:`OVERSAMPLING` times too large and averaged down.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+Array = NDArray[np.floating[Any]]
+
+DEPTH = 0.8  # half the head's depth
+OVERSAMPLING = 4
+
+
+class Pose(NamedTuple):
+    """Where the head is in each frame: angles in radians, centre and radius in pixels of the painted frame; all [T, 1]."""
+
+    yaw: Array
+    pitch: Array
+    roll: Array
+    x: Array
+    y: Array
+    radius: Array
+
+
+class Part(NamedTuple):
+    """One polygon: its points [T, N, 2] in pixels of the painted frame, and its colour [T, 3]; None: not in this frame."""
+
+    points: Array
+    colours: list[tuple[int, int, int] | None]
+
+
+def floats(values: Any) -> Array:
+    """``values`` as a float32 array."""
+    return np.asarray(values, np.float32)
+
+
+def loop(there: Any, back: Any) -> Array:
+    """One closed curve of two, the second run backwards."""
+    there, back = np.broadcast_arrays(there, back)
+    return np.concatenate([there, back[..., ::-1]], -1)
+
+
+class Painter:
+    """Collects the polygons of all frames of one clip, back to front, then paints them."""
+
+    def __init__(self, pose: Pose, width: float, skin: Array) -> None:
+        self.pose, self.width, self.skin, self.parts = pose, width, skin, list[Part]()
+
+    def on_face(self, x: Any, y: Any, lift: float = 0.0) -> Array:
+        """Pixels [T, N, 2] of points on the head's surface (``lift`` above it), turned with the head."""
+        p = self.pose
+        z = DEPTH * np.sqrt(np.clip(1 - (x / self.width) ** 2 - np.square(y), 0, 1)) + lift
+        across = x * np.cos(p.yaw) + z * np.sin(p.yaw)
+        ahead = z * np.cos(p.yaw) - x * np.sin(p.yaw)
+        return self.on_plane(across, y * np.cos(p.pitch) + ahead * np.sin(p.pitch))
+
+    def on_plane(self, x: Any, y: Any) -> Array:
+        """Pixels [T, N, 2] of points of the head's outline, which only tilts."""
+        p = self.pose
+        c, s = np.cos(p.roll), np.sin(p.roll)
+        return np.stack(
+            [p.x + p.radius * (x * c - y * s), p.y + p.radius * (x * s + y * c)], -1
+        ).astype(np.float32)
+
+    def on_body(self, x: Any, y: Any) -> Array:
+        """Pixels [T, N, 2] of points that follow the head's place only."""
+        p = self.pose
+        return np.stack([p.x + p.radius * x, p.y + p.radius * y], -1).astype(np.float32)
+
+    def add(self, points: Array, colour: Any, alpha: Any = 1.0, under: Any = None) -> None:
+        """Add a polygon of ``colour`` [3], over ``under`` (default: skin) as ``alpha`` [T, 1] in 0..1 says; left out near 0."""
+        alpha = np.clip(np.broadcast_to(alpha, (len(points), 1)), 0, 1)
+        below = self.skin if under is None else under
+        mixed = np.clip(alpha * colour + (1 - alpha) * below, 0, 255).astype(int).tolist()
+        self.parts.append(
+            Part(
+                points,
+                [
+                    (r, g, b) if a > 0.04 else None
+                    for (r, g, b), a in zip(mixed, alpha[:, 0], strict=True)
+                ],
+            )
+        )
+
+    def patch(self, x: Any, y: Any, colour: Any, alpha: Any = 1.0, lift: float = 0.0) -> None:
+        """Add a polygon on the face."""
+        self.add(self.on_face(x, y, lift), colour, alpha)
+
+    def band(
+        self,
+        x: Any,
+        top: Any,
+        bottom: Any,
+        colour: Any,
+        alpha: Any = 1.0,
+        under: Any = None,
+        lift: float = 0.0,
+    ) -> None:
+        """Add what lies between two curves over the same ``x`` on the face."""
+        self.add(self.on_face(loop(x, x), loop(top, bottom), lift), colour, alpha, under)
+
+    def line(
+        self,
+        x: Any,
+        y: Any,
+        thick: Any,
+        colour: Any,
+        alpha: Any = 1.0,
+        under: Any = None,
+        lift: float = 0.0,
+    ) -> None:
+        """Add a line of this thickness on the face, thickened up and down."""
+        self.band(
+            x, y - np.asarray(thick) / 2, y + np.asarray(thick) / 2, colour, alpha, under, lift
+        )
+
+    def paint(self, background: Image.Image) -> NDArray[np.uint8]:
+        """All frames, [T, size, size, 3]."""
+        frames = []
+        for t in range(len(self.pose.x)):
+            image = background.copy()
+            draw = ImageDraw.Draw(image)
+            for part in self.parts:
+                if part.colours[t] is not None:
+                    draw.polygon(part.points[t], fill=part.colours[t])
+            frames.append(np.asarray(image.reduce(OVERSAMPLING)))
+        return np.stack(frames)

@@ -1,0 +1,1 @@
+"""Ranks, collectives, preemption and the watchdog."""

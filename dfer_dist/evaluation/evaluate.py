@@ -1,0 +1,287 @@
+"""Exact evaluation: every clip of a split is predicted once, by key, whatever the number of ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from dfer_dist.config.load import load_config
+from dfer_dist.config.schema import Config, Device, Precision
+from dfer_dist.data.loading.loader import Batch, evaluation_stream
+from dfer_dist.data.loading.sampler import ClipSet, evaluation_batches, whole_shards
+from dfer_dist.data.shards.index import Index, open_index
+from dfer_dist.data.shards.reader import ClipReader
+from dfer_dist.data.shards.sidecars import describe_levels
+from dfer_dist.distributed.process_group import Ranks, choose_device
+from dfer_dist.evaluation.metrics import Scores, score
+from dfer_dist.runs.layout import parse_folds
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import atomic_path
+
+if TYPE_CHECKING:
+    from dfer_dist.checkpoints.portable import Checkpoint
+    from dfer_dist.models.dferclip import DFERCLIP
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One row a clip, in the order of the index: keys [N], labels int32 [N], logits float32 [N, C]."""
+
+    keys: list[str]
+    labels: np.ndarray
+    logits: np.ndarray
+
+    def score(self, classes: tuple[str, ...]) -> Scores:
+        """Scores of the table.
+
+        Raises
+        ------
+        UserError
+            If a logit is not finite, as of a model that training has broken.
+        """
+        bad = np.flatnonzero(~np.isfinite(self.logits).all(1))
+        if len(bad):
+            raise UserError(
+                f"the model's logits are not finite for {len(bad)} of {len(self.keys)} clips, such as {self.keys[bad[0]]}"
+            )
+        return score(self.labels, self.logits, list(classes))
+
+    def write(self, path: Path) -> None:
+        """Write as parquet with columns ``key``, ``label``, ``logits``."""
+        values = pa.array(self.logits.ravel(), pa.float32())
+        offsets = np.arange(0, self.logits.size + 1, self.logits.shape[1], dtype=np.int32)
+        logits = pa.ListArray.from_arrays(pa.array(offsets), values)
+        table = pa.table(
+            {"key": self.keys, "label": pa.array(self.labels, pa.int32()), "logits": logits}
+        )
+        with atomic_path(path) as temporary:
+            pq.write_table(table, temporary)
+
+
+@torch.no_grad()
+def predict(
+    forward: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    device: torch.device,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, tuple[int, np.ndarray]]:
+    """This rank's share: label and logits (float32 [C]) by key.
+
+    ``forward`` maps frames, uint8 [b, T, 3, S, S], to logits [b, C]; it is called once for each view of a batch. Batches have one shape throughout, so that a clip's
+    logits do not depend on which rank computes them or who its neighbours are.
+
+    Raises
+    ------
+    UserError
+        If a clip is damaged: an evaluation may lose none.
+    """
+    rows: dict[str, tuple[int, np.ndarray]] = {}
+    for batch in batches:
+        if batch.lost:
+            raise UserError(
+                f"evaluation stopped, since a clip is damaged: {batch.lost[0]} (copy the shard again)"
+            )
+        logits = clip_logits(forward, batch.pixels(device), batch.views).cpu().numpy()
+        for key, label, valid, row in zip(
+            batch.keys, batch.labels.tolist(), batch.valid.tolist(), logits, strict=True
+        ):
+            if valid:
+                rows[key] = (label, row)
+        if progress:
+            progress(int(batch.valid.sum()))
+    return rows
+
+
+def clip_logits(forward: Callable[[Tensor], Tensor], pixels: Tensor, views: int) -> Tensor:
+    """Logits float32 [b, C] of clips, uint8 [b, V T, 3, S, S], by ``views`` V calls of ``forward``, one for each view."""
+    parts = pixels.unflatten(1, (views, -1)).unbind(1)
+    return average_views(torch.stack([forward(part).float() for part in parts]))
+
+
+def average_views(logits: Tensor) -> Tensor:
+    """One row a clip from its views: logits whose softmax is the mean of the views' probabilities.
+
+    Averaging probabilities is what Wang et al. ("Non-local Neural Networks", CVPR 2018, section 4) and Feichtenhofer et al.
+    ("SlowFast Networks", ICCV 2019, section 4) do.
+
+    Parameters
+    ----------
+    logits : float32 [V, b, C]
+
+    Returns
+    -------
+    float32 [b, C]
+        A single view's as they are; of several the logarithm of the mean probability.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
+
+
+def collect(
+    rows: dict[str, tuple[int, np.ndarray]], index: Index, clips: ClipSet, ranks: Ranks
+) -> Predictions | None:
+    """Put the shares of all ranks into one table on rank 0 (None elsewhere) and hold it against the index.
+
+    Raises
+    ------
+    RuntimeError
+        If a clip is missing, came twice or is not of this split: a fault of this program, never of the data.
+    """
+    shares = ranks.gather(rows)
+    if shares is None:
+        return None
+    merged = {key: row for share in shares for key, row in share.items()}
+    reader = ClipReader(index)
+    expected = [
+        (reader.key(p.shard, p.row), reader.label(p.shard, p.row))
+        for b in evaluation_batches(clips, 1)
+        for p in b
+    ]
+    if sum(map(len, shares)) != len(merged) or merged.keys() != {key for key, _ in expected}:
+        raise RuntimeError(
+            f"{sum(map(len, shares))} predictions of {len(merged)} clips where the index has {len(expected)}"
+        )
+    keys = [key for key, _ in expected]
+    labels = np.array([merged[key][0] for key in keys], dtype=np.int32)
+    if labels.tolist() != [label for _, label in expected]:
+        raise RuntimeError("labels of the predictions differ from the index")
+    return Predictions(keys, labels, np.stack([merged[key][1] for key in keys]).astype(np.float32))
+
+
+def load_model(saved: Checkpoint, config: Config, classes: tuple[str, ...]) -> DFERCLIP:
+    """The model of a checkpoint, in float32 on the default device, for evaluation.
+
+    Parameters
+    ----------
+    config : Config
+        The checkpoint's own, or with other words on top; its image size is settled.
+    classes : tuple of C str
+        In label order.
+
+    Raises
+    ------
+    UserError
+        If the settings make another model than the checkpoint is of, or its pretrained weights are not on this machine.
+    """
+    from dfer_dist.checkpoints import portable as checkpoint
+    from dfer_dist.models.build import build_model, settle_image_size
+    from dfer_dist.models.tuning import param_groups
+
+    torch.manual_seed(config.train.seed)
+    model = build_model(config.model, classes, config.data.num_frames, settle_image_size(config))
+    trained = {name: p for group in param_groups(model).values() for name, p in group}
+    checkpoint.load_weights(model, trained, saved)
+    return model.eval()
+
+
+def evaluate_checkpoint(
+    path: Path,
+    fold: int | None,
+    overrides: list[str],
+    out: Path | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Test a checkpoint in this process, without DeepSpeed's engine.
+
+    Parameters
+    ----------
+    path : Path
+        A checkpoint's folder, or LATEST or BEST beside it.
+    fold : int, optional
+        The fold to test on; by default the one the checkpoint was trained for.
+    overrides : list of str
+        ``key=value`` words on top of the checkpoint's own settings, such as ``data.shards=…``.
+    out : Path, optional
+        Where to write the table of predictions.
+
+    Raises
+    ------
+    UserError
+        If the checkpoint is of another model, the data has other classes, or the fold is one it was trained on.
+    """
+    choose_device(Device.auto)  # before the next line, which imports DeepSpeed
+    from dfer_dist.checkpoints import portable as checkpoint
+
+    saved = checkpoint.read(path, weights_only=True)
+    config = load_config(str(saved.path / checkpoint.CONFIG), overrides)
+    index = open_index(config.data)
+    if index.classes != tuple(saved.state.get("classes", index.classes)):
+        apart = f"{path} tells {', '.join(saved.state['classes'])} apart, in this order"
+        raise UserError(f"{apart}; the data has other classes (--zero-shot reads their texts)")
+    fold = saved.state["fold"] if fold is None else fold
+    if fold is None:
+        raise UserError(f"{path} does not say which fold it was trained for: give --fold")
+    number = unseen_fold(saved, index, fold)
+    clips = whole_shards(index, index.test_shards(number))
+    describe_levels(
+        index, config.model.levels
+    )  # one that is missing is told before the model is built
+    table = predict_here(load_model(saved, config, index.classes), config, index, clips, progress)
+    if out:
+        table.write(out)
+    return table.score(index.classes)
+
+
+def unseen_fold(saved: Checkpoint, index: Index, fold: int) -> int:
+    """``fold``, if it is one of the data and none that the checkpoint was trained on.
+
+    Raises
+    ------
+    UserError
+        Otherwise.
+    """
+    (number,) = parse_folds(str(fold), index.folds)
+    trained_for = saved.state.get("fold")
+    if trained_for not in (None, number) and saved.state["index_hash"] == index.hash:
+        raise UserError(
+            f"fold {number} was among the training clips of this checkpoint, which is to be tested on fold {trained_for}"
+        )
+    return number
+
+
+def predict_here(
+    model: DFERCLIP,
+    config: Config,
+    index: Index,
+    clips: ClipSet,
+    progress: Callable[[int, int], None] | None = None,
+) -> Predictions:
+    """Predict every clip once in this process.
+
+    Parameters
+    ----------
+    model : DFERCLIP
+        In float32; it is moved to the device and cast as ``config`` says.
+    progress : function, optional
+        Called with (clips done, clips in all).
+    """
+    device = choose_device(config.train.device)
+    model = model.to(
+        device, torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
+    )
+    with torch.no_grad():
+        text = model.text_features()
+    done = 0
+
+    def count(clips_done: int) -> None:
+        nonlocal done
+        done += clips_done
+        if progress:
+            progress(done, len(clips))
+
+    share = (config.eval.batch, 0, 1, config.train.seed, config.eval.views)
+    batches = evaluation_stream(index, config.data, clips, *share, levels=config.model.levels)
+    rows = predict(lambda frames: model(frames, text), batches, device, count)
+    table = collect(rows, index, clips, Ranks(0, 1, 0, device))
+    assert table is not None  # one rank is rank 0
+    return table

@@ -1,0 +1,192 @@
+"""UAR, WAR and the confusion matrix of one table of predictions, and how sure a mean over folds is.
+
+UAR (unweighted average recall) is the mean of the recalls of the classes that occur in the truth; WAR (weighted average
+recall) is accuracy. Both are in percent everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Everything that one table of predictions says; plain types, so ``dataclasses.asdict`` is ready for JSON.
+
+    ``uar``, ``war`` and ``recall`` are in percent. Rows of ``confusion`` are the truth, columns the prediction, both in
+    the order of ``classes``. The recall of a class in ``absent`` (no clip in the truth) is None.
+    """
+
+    n: int
+    uar: float
+    war: float
+    recall: dict[str, float | None]
+    support: dict[str, int]
+    confusion: list[list[int]]
+    classes: list[str]
+    absent: list[str]
+
+
+def top_class(logits: ArrayLike) -> Ints:
+    """The predicted class of each clip; of equal logits the lower class counts.
+
+    Parameters
+    ----------
+    logits : float [N, C]
+
+    Returns
+    -------
+    int64 [N]
+
+    Raises
+    ------
+    ValueError
+        Not a matrix, or a logit that is not finite (argmax would quietly pick a NaN).
+    """
+    values = np.asarray(logits)
+    if values.ndim != 2 or values.shape[1] == 0:
+        raise ValueError(f"logits must be a matrix of clips x classes, not of shape {values.shape}")
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if bad.size:
+        raise ValueError(f"logits of {bad.size} clip(s) are not finite, the first in row {bad[0]}")
+    return values.argmax(axis=1).astype(np.int64)
+
+
+def confusion(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> Ints:
+    """Confusion matrix, int64 [C, C]: rows are the truth, columns the prediction.
+
+    Parameters
+    ----------
+    labels, predictions : int [N]
+        Classes in 0..C-1.
+
+    Raises
+    ------
+    ValueError
+        No clip, lengths that differ, or a class outside 0..C-1.
+    """
+    from sklearn.metrics import confusion_matrix
+
+    truth, predicted = _checked(labels, predictions, num_classes)
+    return np.asarray(
+        confusion_matrix(truth, predicted, labels=np.arange(num_classes)), dtype=np.int64
+    )
+
+
+def score(labels: ArrayLike, outputs: ArrayLike, classes: Sequence[str]) -> Scores:
+    """Score one table of predictions.
+
+    Parameters
+    ----------
+    labels : int [N]
+        The truth, in 0..C-1.
+    outputs : float [N, C] or int [N]
+        Logits, or the predicted classes themselves.
+    classes : sequence of str
+        The C class names in label order.
+
+    Raises
+    ------
+    ValueError
+        No clip, shapes that do not fit, a class outside 0..C-1, logits that are not finite.
+    """
+    values, count = np.asarray(outputs), len(classes)
+    if values.ndim == 2 and values.shape[1] != count:
+        raise ValueError(f"logits have {values.shape[1]} columns for {count} classes")
+    matrix = confusion(labels, top_class(values) if values.ndim == 2 else values, count)
+    support, correct = matrix.sum(axis=1), matrix.diagonal()
+    recall = {
+        c: 100.0 * int(k) / int(n) if n else None
+        for c, k, n in zip(classes, correct, support, strict=True)
+    }
+    present = [r for r in recall.values() if r is not None]
+    return Scores(
+        n=int(support.sum()),
+        uar=float(np.mean(present)),
+        war=100.0 * int(correct.sum()) / int(support.sum()),
+        recall=recall,
+        support={c: int(n) for c, n in zip(classes, support, strict=True)},
+        confusion=matrix.tolist(),
+        classes=list(classes),
+        absent=[c for c, r in recall.items() if r is None],
+    )
+
+
+def bootstrap_ci(
+    tables: Sequence[tuple[ArrayLike, ArrayLike]],
+    num_classes: int,
+    metric: str,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over folds of UAR or WAR; clips are drawn within fold and class.
+
+    Of the n clips of a class in a fold, k are right. n clips drawn from them with replacement are n independent trials
+    that are right with probability k/n, so the number of right ones is Binomial(n, k/n), and UAR and WAR depend on a draw
+    through these numbers only. Drawing the numbers is therefore the same bootstrap in distribution as drawing clips, at a
+    cost that does not grow with the clips.
+
+    The interval speaks of the choice of test clips, not of what another seed of the training would change. A class whose
+    clips are all right or all wrong has no spread in it.
+
+    Parameters
+    ----------
+    tables : sequence of (labels int [N], predictions int [N])
+        One for each fold.
+    metric : {'uar', 'war'}
+
+    Returns
+    -------
+    (low, high) : percent
+
+    Raises
+    ------
+    ValueError
+        No fold, an unknown metric, or what :func:`confusion` refuses.
+
+    References
+    ----------
+    Efron & Tibshirani, An Introduction to the Bootstrap (1993), section 13.3 (percentile interval).
+    """
+    if metric not in ("uar", "war"):
+        raise ValueError(f"metric must be 'uar' or 'war', not '{metric}'")
+    if not tables:
+        raise ValueError("no fold to draw from")
+    rng = np.random.default_rng(seed)
+    total = np.zeros(draws)
+    for labels, predictions in tables:
+        truth, predicted = _checked(labels, predictions, num_classes)
+        support = np.bincount(truth, minlength=num_classes)
+        right = np.bincount(truth[truth == predicted], minlength=num_classes)
+        n, k = support[support > 0], right[support > 0]
+        drawn = rng.binomial(n, k / n, size=(draws, n.size))
+        total += (drawn / n).mean(axis=1) if metric == "uar" else drawn.sum(axis=1) / n.sum()
+    tail = 50.0 * (1.0 - level)
+    low, high = np.percentile(100.0 * total / len(tables), [tail, 100.0 - tail])
+    return float(low), float(high)
+
+
+def _checked(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> tuple[Ints, Ints]:
+    truth, predicted = np.asarray(labels), np.asarray(predictions)
+    if truth.ndim != 1 or truth.shape != predicted.shape:
+        raise ValueError(
+            f"labels {truth.shape} and predictions {predicted.shape} must be lists of the same length"
+        )
+    if truth.size == 0:
+        raise ValueError("no clip to score")
+    for name, values in (("label", truth), ("prediction", predicted)):
+        if not np.issubdtype(values.dtype, np.integer):
+            raise ValueError(f"{name}s must be integers, not {values.dtype}")
+        bad = np.flatnonzero((values < 0) | (values >= num_classes))
+        if bad.size:
+            raise ValueError(
+                f"{name} {values[bad[0]]} in row {bad[0]} is outside 0..{num_classes - 1}"
+            )
+    return truth.astype(np.int64), predicted.astype(np.int64)

@@ -1,0 +1,254 @@
+"""The authors' checkpoints into ours and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor
+
+from dfer_dist.checkpoints import portable as checkpoint
+from dfer_dist.config.load import load_config
+from dfer_dist.config.schema import (
+    Config,
+    ImageTuning,
+    ModelConfig,
+    Precision,
+    Selection,
+    TemporalKind,
+    TextSides,
+    TextTuning,
+    TokenPosition,
+    check_values,
+)
+from dfer_dist.data.shards.index import open_index
+from dfer_dist.data.sources.layouts import ELEVEN, SEVEN
+from dfer_dist.evaluation.evaluate import load_model
+from dfer_dist.inference.official import (
+    HEAD_WIDTH,
+    read_official,
+    read_sentences,
+    read_sizes,
+    to_ours,
+    to_theirs,
+)
+from dfer_dist.models.backbone import clip_config
+from dfer_dist.models.build import build_model
+from dfer_dist.models.dferclip import DFERCLIP
+from dfer_dist.models.tuning import param_groups
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import atomic_path
+
+BACKBONE = "backbone.json"
+_LOGIT_SCALE = math.log(
+    1 / 0.07
+)  # what CLIP's training starts from (Radford et al., ICML'21, section 2.5)
+
+
+def from_official(path: Path, out: Path, position: TokenPosition = TokenPosition.end) -> Config:
+    """Turn a checkpoint of the authors into a checkpoint folder of ours, which ``dfer eval`` takes.
+
+    Classes, sizes and sentences are read from the tensors. The folder holds the frozen weights too, so it needs no
+    pretrained file. Nothing is written unless :func:`~dfer_dist.inference.official.to_theirs` gives every tensor of the file
+    again, to the bit.
+
+    Parameters
+    ----------
+    path : Path
+        Read without running anything that it names.
+    out : Path
+        The folder to make; it must not exist.
+    position : TokenPosition
+        Where the class text stands. The file does not tell; the authors' scripts for all three data sets set ``end``.
+
+    Returns
+    -------
+    Config
+        The settings that were written.
+
+    Raises
+    ------
+    UserError
+        If ``out`` exists, or the file is not a checkpoint of DFER-CLIP in every respect.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists: give a folder that is not there yet")
+    state = {name: tensor.float() for name, tensor in read_official(path).items()}
+    try:
+        config, clip = _settings(state, position)
+        model = _rebuild(config, clip, state)
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
+    trained = {name: p for group in param_groups(model).values() for name, p in group}
+    weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    with path.open("rb") as f:
+        source = {"file": path.name, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
+    about = {
+        "step": 0,
+        "skipped_steps": 0,
+        "fold": None,  # the file does not tell
+        "classes": list(config.model.sentences or ()),
+        "logit_scale": state["clip_model_.logit_scale"].item(),
+        "frozen_sha256": checkpoint.frozen_checksum(model, trained),
+        "converted_from": source,
+    }
+    checkpoint.write(
+        out,
+        {name: w for name, w in weights.items() if name in trained},
+        {},
+        config,
+        about,
+        {name: w for name, w in weights.items() if name not in trained},
+        {BACKBONE: json.dumps(clip, indent=1)} if config.model.backbone == BACKBONE else {},
+    )
+    return config
+
+
+def to_official(path: Path, out: Path, overrides: list[str]) -> None:
+    """Write a checkpoint of ours in the authors' format, for their code to load.
+
+    ``optimizer`` and ``recorder`` are empty: their code reads ``state_dict`` only.
+
+    Parameters
+    ----------
+    path : Path
+        A checkpoint's folder, or LATEST or BEST beside it.
+    out : Path
+        The file to make; it must not exist.
+    overrides : list of str
+        ``key=value`` words on top of the checkpoint's own settings, such as ``data.shards=…``.
+
+    Raises
+    ------
+    UserError
+        If ``out`` exists, or the authors' code would compute something else from these weights.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists: give a file that is not there yet")
+    saved = checkpoint.read(path, weights_only=True)
+    config = load_config(str(saved.path / checkpoint.CONFIG), overrides)
+    _check_theirs(config.model)
+    classes = saved.state.get("classes") or open_index(config.data).classes
+    model = load_model(saved, config, tuple(classes))
+    theirs = to_theirs(model, torch.tensor(saved.state.get("logit_scale", _LOGIT_SCALE)))
+    content = {
+        "epoch": saved.state.get("epoch", 0),
+        "state_dict": {f"module.{name}": tensor for name, tensor in theirs.items()},
+        "best_acc": 0.0,
+        "optimizer": {},
+        "recorder": None,
+    }
+    with atomic_path(out) as temporary:
+        torch.save(content, temporary)
+
+
+def _settings(
+    state: Mapping[str, Tensor], position: TokenPosition
+) -> tuple[Config, dict[str, Any]]:
+    clip, model, frames = read_sizes(state)
+    texts = read_sentences(state)
+    names = next((c for c in (SEVEN, ELEVEN) if len(c) == len(texts)), None)
+    if names is None:
+        raise UserError(
+            f"it has {len(texts)} classes; known are the 7 of DFEW and FERV39k and the 11 of MAFW"
+        )
+    model.backbone = _open_clip_name(clip) or BACKBONE
+    model.sentences = {name: [text] for name, text in zip(names, texts, strict=True)}
+    model.token_position = position
+    config = Config(model=model)
+    config.data.shards = "not-set"  # to be given to dfer eval
+    config.data.num_frames, config.data.image_size = frames, clip["vision_cfg"]["image_size"]
+    config.train.precision = Precision.fp32  # as the authors train and test
+    config.train.selection = Selection.best_test  # likewise
+    check_values(config)
+    return config, clip
+
+
+def _open_clip_name(clip: dict[str, Any]) -> str | None:
+    """The model of open_clip with these sizes and OpenAI's activation; of several, the one made for this image size."""
+    same = []
+    for name in open_clip.list_models():
+        known = open_clip.get_model_config(name)
+        vision = {**known["vision_cfg"], "image_size": clip["vision_cfg"]["image_size"]}
+        if {**known, "vision_cfg": vision} == clip:
+            same.append((known["vision_cfg"].get("image_size") != vision["image_size"], name))
+    return min(same)[1] if same else None
+
+
+def _rebuild(config: Config, clip: dict[str, Any], state: Mapping[str, Tensor]) -> DFERCLIP:
+    """Our model with the weights of the file; proves that nothing of the file was lost or misread."""
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = Path(folder) / BACKBONE
+        sizes.write_text(json.dumps(clip))
+        settings = replace(config.model, backbone=str(sizes))
+        model = build_model(
+            settings,
+            list(settings.sentences or ()),
+            config.data.num_frames,
+            clip["vision_cfg"]["image_size"],
+        )
+    expected = {name: tensor.shape for name, tensor in to_theirs(model, torch.empty(())).items()}
+    odd = sorted(expected.keys() ^ state.keys())
+    if odd:
+        side = "is unknown" if odd[0] in state else "is missing"
+        raise UserError(f"not a checkpoint of DFER-CLIP: {odd[0]} {side} ({len(odd)} such names)")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name]:
+            raise UserError(
+                f"not a checkpoint of DFER-CLIP: {name} has shape {tuple(tensor.shape)}, not {tuple(expected[name])}"
+            )
+    model.load_state_dict(to_ours(state))
+    for name, tensor in to_theirs(model, state["clip_model_.logit_scale"]).items():
+        if not torch.equal(tensor, state[name]):
+            raise UserError(
+                f"{name} is not what the other tensors of the file make it: not written by the authors' code"
+            )
+    return model
+
+
+def _check_theirs(model: ModelConfig) -> None:
+    """Settings that the authors' code does not have. Most leave no trace in the weights: it would compute other logits in silence."""
+    clip = clip_config(model.backbone)
+    vision, text = clip["vision_cfg"], clip["text_cfg"]
+    for what, ours, theirs in (
+        ("the backbone's activation QuickGELU", bool(clip.get("quick_gelu")), True),
+        (
+            "the width of a head in the image tower",
+            vision.get("head_width", HEAD_WIDTH),
+            HEAD_WIDTH,
+        ),
+        ("the width of a head in the text tower", text["width"] // text["heads"], HEAD_WIDTH),
+        ("model.temporal_head_dim", model.temporal_head_dim, HEAD_WIDTH),
+        ("model.temperature", model.temperature, 0.01),
+        ("model.normalize", model.normalize, False),
+        ("model.temporal", model.temporal.name, TemporalKind.transformer.name),
+        (
+            "LoRA in a tower",
+            model.image is ImageTuning.lora or model.text_tower is TextTuning.lora,
+            False,
+        ),
+        (
+            "adapters in a tower",
+            model.image is ImageTuning.adapters or model.text_tower is TextTuning.adapters,
+            False,
+        ),
+        ("model.text_sides", model.text_sides.name, TextSides.positive.name),
+        ("sentences without a context", model.context_tokens == 0, False),
+        (
+            "the most sentences of a class",
+            max(map(len, (model.sentences or {"": [""]}).values())),
+            1,
+        ),
+    ):
+        if ours != theirs:
+            raise UserError(
+                f"the authors' code cannot compute this model: {what} is {ours}, theirs is {theirs}"
+            )

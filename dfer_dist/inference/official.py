@@ -1,0 +1,273 @@
+"""Checkpoints of the authors' DFER-CLIP: read without running anything that the file names, understood, and written.
+
+Two things about these files are easily missed. Each tensor of CLIP has two names there, one below ``clip_model_`` and one of
+the tower that uses it; both are one tensor, trained or frozen. And the class text is stored as embedded tokens in the
+order of token position 'end' whatever the position is, which the tensors therefore do not tell.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
+
+from dfer_dist.config.schema import ModelConfig
+from dfer_dist.models.dferclip import DFERCLIP
+from dfer_dist.utils.errors import UserError
+
+_RENAMED = {
+    "prompt_learner.ctx": "prompt.context",
+    "clip_model_.token_embedding.weight": "text.token_embedding.weight",
+    "temporal_net.cls_token": "temporal.cls",
+    "temporal_net.pos_embedding": "temporal.pos",
+}
+_TEMPORAL = re.compile(
+    r"temporal_net\.temporal_transformer\.layers\.(\d+)\.([01]\.fn\..+)\.(weight|bias)"
+)
+_TEMPORAL_PARTS = {
+    "0.fn.norm": "norm1",
+    "0.fn.fn.to_qkv": "qkv",
+    "0.fn.fn.to_out.0": "out",
+    "1.fn.norm": "norm2",
+    "1.fn.fn.net.0": "mlp.0",
+    "1.fn.fn.net.3": "mlp.2",
+}
+_BLOCK = re.compile(r"temporal\.blocks\.(\d+)\.(.+)\.(weight|bias)")
+HEAD_WIDTH = 64  # of every attention in the authors' code, which the tensors do not tell; so in all of OpenAI's ViTs
+
+
+class _Inert:
+    """Stands for whatever class or function a file names beyond tensors: takes anything, does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def read_official(path: Path) -> dict[str, Tensor]:
+    """The ``state_dict`` of a checkpoint in the authors' format, names without their leading ``module.``.
+
+    torch's restricted unpickler reads the file; it refuses classes it does not know (each of the authors' files has one,
+    their meter), so every such name is bound to a placeholder first. Nothing is imported or called by name.
+
+    Raises
+    ------
+    UserError
+        If it is no such checkpoint, or names something that even the restricted unpickler will not pass over.
+    """
+    try:
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([(_Inert, name) for name in named]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        Exception
+    ) as e:  # a damaged or hostile file can fail in any way: zip, pickle, sizes, types
+        reason = " ".join(str(e).split())[:160] or type(e).__name__
+        raise UserError(f"{path} cannot be read as a checkpoint of DFER-CLIP: {reason}") from e
+    state = loaded.get("state_dict") if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
+        raise UserError(f"{path} is not a checkpoint of DFER-CLIP: it has no state_dict of tensors")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' names -> those of :class:`~dfer_dist.models.dferclip.DFERCLIP`.
+
+    Left out are second names of the same tensors, CLIP's logit scale, which DFER-CLIP does not use, and the embedded class
+    text, which the model makes from its sentences.
+    """
+    ours = {}
+    for name, tensor in state.items():
+        block = _TEMPORAL.fullmatch(name)
+        if block and block[2] in _TEMPORAL_PARTS:
+            ours[f"temporal.blocks.{block[1]}.{_TEMPORAL_PARTS[block[2]]}.{block[3]}"] = tensor
+        elif name in _RENAMED:
+            ours[_RENAMED[name]] = tensor
+        elif name.startswith("image_encoder."):
+            ours["image." + name.removeprefix("image_encoder.")] = tensor
+        elif name.startswith("text_encoder."):
+            ours["text." + name.removeprefix("text_encoder.")] = tensor
+    return ours
+
+
+def to_theirs(model: DFERCLIP, logit_scale: Tensor) -> dict[str, Tensor]:
+    """All that a file of the authors holds for a model, by their names without ``module.``; tensors are shared, not copied.
+
+    Parameters
+    ----------
+    logit_scale : float32 scalar
+        CLIP's, which no DFER-CLIP reads but their strict loading asks for.
+
+    Raises
+    ------
+    UserError
+        For a parameter that their model does not have.
+    """
+    weights = dict(model.named_parameters())
+    prompt, embedding = model.prompt, weights["text.token_embedding.weight"]
+    tokens = F.pad(
+        prompt.tokens, (0, len(model.text.positional_embedding) - prompt.tokens.shape[1])
+    )
+    rows = embedding[tokens]
+    theirs = {
+        "prompt_learner.ctx": weights["prompt.context"],
+        "prompt_learner.token_prefix": rows[:, :1],
+        "prompt_learner.token_suffix": rows[:, 1 + prompt.context_tokens :],
+    }
+    renamed, parts = (
+        {ours: name for name, ours in _RENAMED.items()},
+        {ours: name for name, ours in _TEMPORAL_PARTS.items()},
+    )
+    clip = {"clip_model_.logit_scale": logit_scale}
+    for name, tensor in weights.items():
+        block = _BLOCK.fullmatch(name)
+        if block and block[2] in parts:
+            theirs[
+                f"temporal_net.temporal_transformer.layers.{block[1]}.{parts[block[2]]}.{block[3]}"
+            ] = tensor
+        elif name in renamed:
+            theirs[renamed[name]] = tensor
+        elif name.startswith("image."):
+            theirs["image_encoder." + name.removeprefix("image.")] = tensor
+            clip["clip_model_.visual." + name.removeprefix("image.")] = tensor
+        elif name.startswith("text."):
+            theirs["text_encoder." + name.removeprefix("text.")] = tensor
+            clip["clip_model_." + name.removeprefix("text.")] = tensor
+        else:
+            raise UserError(f"the authors' DFER-CLIP has no place for the weights {name}")
+    return {name: tensor.detach() for name, tensor in (theirs | clip).items()}
+
+
+def read_sizes(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], ModelConfig, int]:
+    """What the tensors tell of the model: CLIP's sizes in open_clip's form, our settings, and frames in a clip.
+
+    Numbers of heads are widths / 64, as everywhere in the authors' code. Backbone, class text and token position of the
+    settings are left at their defaults.
+
+    Raises
+    ------
+    UserError
+        If a tensor is missing or has unexpected dimensions.
+    """
+    patches = _get(state, "image_encoder.conv1.weight", 4)
+    grid = math.isqrt(max(0, len(_get(state, "image_encoder.positional_embedding", 2)) - 1))
+    words = _get(state, "clip_model_.token_embedding.weight", 2)
+    if min(len(patches), words.shape[1]) < HEAD_WIDTH:
+        raise UserError(
+            f"not a checkpoint of DFER-CLIP: a tower is narrower than one head of {HEAD_WIDTH}"
+        )
+    context = _get(state, "prompt_learner.ctx")
+    if context.ndim < 2 or not context.shape[-2]:
+        raise UserError(
+            f"not a checkpoint of DFER-CLIP: prompt_learner.ctx has shape {tuple(context.shape)}, no context_tokens"
+        )
+    temporal = "temporal_net.temporal_transformer.layers"
+    clip = {
+        "embed_dim": _get(state, "image_encoder.proj", 2).shape[1],
+        "quick_gelu": True,
+        "vision_cfg": {
+            "image_size": grid * patches.shape[2],
+            "patch_size": patches.shape[2],
+            "width": len(patches),
+            "layers": _layers(state, "image_encoder.transformer.resblocks"),
+        },
+        "text_cfg": {
+            "context_length": len(_get(state, "text_encoder.positional_embedding", 2)),
+            "vocab_size": len(words),
+            "width": words.shape[1],
+            "heads": words.shape[1] // HEAD_WIDTH,
+            "layers": _layers(state, "text_encoder.transformer.resblocks"),
+        },
+    }
+    settings = ModelConfig(
+        pretrained="none",
+        context_tokens=context.shape[-2],
+        class_specific=context.ndim == 3,
+        temporal_layers=_layers(state, temporal),
+        temporal_heads=_get(state, f"{temporal}.0.0.fn.fn.to_out.0.weight", 2).shape[1]
+        // HEAD_WIDTH,
+        temporal_head_dim=HEAD_WIDTH,
+        temporal_mlp=len(_get(state, f"{temporal}.0.1.fn.fn.net.0.weight", 2)),
+    )
+    return clip, settings, _get(state, "temporal_net.pos_embedding", 3).shape[1] - 1
+
+
+def read_sentences(state: Mapping[str, Tensor]) -> list[str]:
+    """The text of each class, in label order, from the rows of the token embedding that the file holds for it.
+
+    Letters come back in lower case, as CLIP's tokeniser makes them, and space before a punctuation mark is left out.
+
+    Raises
+    ------
+    UserError
+        If a row is that of no token or of several, or the tokens cannot come from a text.
+    """
+    tokenizer = SimpleTokenizer()
+    vocabulary = _get(state, "clip_model_.token_embedding.weight", 2)
+    if len(vocabulary) != tokenizer.vocab_size:
+        raise UserError(
+            f"the token embedding has {len(vocabulary)} rows where CLIP's vocabulary has {tokenizer.vocab_size} tokens"
+        )
+    known: dict[bytes, list[int]] = {}
+    for token, row in enumerate(vocabulary.numpy()):
+        known.setdefault(row.tobytes(), []).append(token)
+    return [
+        _sentence(k, rows, known, tokenizer)
+        for k, rows in enumerate(_get(state, "prompt_learner.token_suffix", 3))
+    ]
+
+
+def _sentence(
+    label: int, rows: Tensor, known: Mapping[bytes, list[int]], tokenizer: SimpleTokenizer
+) -> str:
+    words: list[int] = []
+    for place, row in enumerate(rows.numpy()):
+        found = known.get(row.tobytes(), [])
+        if len(found) != 1:
+            what = "several tokens" if found else "no token"
+            raise UserError(
+                f"class {label}: row {place} of prompt_learner.token_suffix is the embedding of {what}"
+            )
+        if found[0] == tokenizer.eot_token_id:
+            break
+        words += found
+    else:
+        raise UserError(f"class {label}: prompt_learner.token_suffix has no end of text")
+    raw = " ".join(tokenizer.decode(words).split())
+    for text in (re.sub(r" (?=[.,;:!?'])", "", raw), raw):
+        if tokenizer.encode(text) == words:
+            return text
+    raise UserError(
+        f"class {label}: the tokens of prompt_learner.token_suffix are those of no text: '{raw[:60]}'"
+    )
+
+
+def _get(state: Mapping[str, Tensor], name: str, ndim: int | None = None) -> Tensor:
+    if name not in state:
+        raise UserError(f"not a checkpoint of DFER-CLIP: it has no {name}")
+    if ndim not in (None, state[name].ndim):
+        raise UserError(
+            f"not a checkpoint of DFER-CLIP: {name} has shape {tuple(state[name].shape)}"
+        )
+    return state[name]
+
+
+def _layers(state: Mapping[str, Tensor], prefix: str) -> int:
+    return len(
+        {
+            name.removeprefix(f"{prefix}.").split(".")[0]
+            for name in state
+            if name.startswith(f"{prefix}.")
+        }
+    )

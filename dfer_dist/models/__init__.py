@@ -1,0 +1,1 @@
+"""Models: CLIP towers, prompts, temporal models, adapters, LoRA and DFER-CLIP."""

@@ -1,0 +1,58 @@
+"""Models: CLIP's towers, class text, learned prompts, the transformer over time, DFER-CLIP, which joins them, and what of it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dfer_dist.config.schema import Config, ModelConfig
+from dfer_dist.models.backbone import clip_config, fetch_weights, load_backbone
+from dfer_dist.models.class_texts import side_texts
+from dfer_dist.models.dferclip import DFERCLIP
+from dfer_dist.models.tuning import param_groups, trained_line
+
+__all__ = [
+    "DFERCLIP",
+    "build_model",
+    "fetch_weights",
+    "param_groups",
+    "settle_image_size",
+    "trained_line",
+]
+
+
+def settle_image_size(config: Config) -> int:
+    """Where the settings leave ``data.image_size`` to the backbone, set it to the size that the backbone was trained on.
+
+    Raises
+    ------
+    UserError
+        An unknown backbone.
+    """
+    config.data.image_size = config.data.image_size or int(
+        clip_config(config.model.backbone)["vision_cfg"]["image_size"]
+    )
+    return config.data.image_size
+
+
+def build_model(
+    cfg: ModelConfig, classes: Sequence[str], num_frames: int, image_size: int
+) -> DFERCLIP:
+    """The model of a run, in float32 on the default device; random parts follow torch's global seed.
+
+    What is not trained is frozen; :func:`param_groups` has the rest.
+
+    Parameters
+    ----------
+    classes : sequence of C str
+        In label order.
+    num_frames, image_size : int
+        Frames of a clip and their side in pixels.
+
+    Raises
+    ------
+    UserError
+        A class without a text, an unknown backbone, weights that are not on this machine, or more to train than there is.
+    """
+    texts = side_texts(classes, cfg)
+    image, text, sha256 = load_backbone(cfg.backbone, cfg.pretrained, image_size)
+    return DFERCLIP(cfg, image, text, texts, num_frames, sha256)

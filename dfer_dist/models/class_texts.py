@@ -1,0 +1,88 @@
+"""What the text tower reads for a class: its name, or sentences about the face."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dfer_dist.config.schema import ClassText, ModelConfig, TextSides
+from dfer_dist.utils.errors import UserError
+
+# The seven classes of DFEW and FERV39k, then the four that MAFW adds. Each sentence names visible facial movements only.
+DESCRIPTIONS = {
+    "happiness": "lip corners pulled up and back, lifted cheeks, and small folds beside the eyes.",
+    "sadness": "inner ends of the brows drawn up, sinking lip corners, and a lowered, dull gaze.",
+    "neutral": "a face at rest, lips lightly closed, an even brow, and no visible tension.",
+    "anger": "brows pulled down and together, a hard stare, lips pressed thin, and a clenched jaw.",
+    "surprise": "brows lifted high, eyes opened wide, a dropped jaw, and a rounded mouth.",
+    "disgust": "a crinkled nose, the upper lip pulled up, and cheeks pushed towards half closed eyes.",
+    "fear": "brows raised and drawn together, tense lids around wide eyes, and lips stretched sideways.",
+    "contempt": "one corner of the mouth tightened and lifted, a raised chin, and a sideways glance.",
+    "anxiety": "restless eyes, brows pinched in the middle, lips bitten or pressed, and a tense jaw.",
+    "helplessness": "lifted inner brows, eyes that look away, slack lips slightly apart, and a hanging head.",
+    "disappointment": "lips pushed together with corners turned down, drooping lids, and a falling gaze.",
+}
+
+
+def side_texts(classes: Sequence[str], cfg: ModelConfig) -> dict[str, list[list[str]]]:
+    """The sentences of each class by side: ``positive``, and with ``model.text_sides=both`` also ``negative``.
+
+    Raises
+    ------
+    UserError
+        As :func:`class_texts`.
+    """
+    sides = {"positive": class_texts(classes, cfg.text, cfg.sentences)}
+    if cfg.text_sides is TextSides.both:
+        own = cfg.negative_sentences
+        sides["negative"] = [[f"a person with an expression of no {name}"] for name in classes]
+        if own is not None:
+            sides["negative"] = _own_texts(classes, own, "model.negative_sentences")
+    return sides
+
+
+def class_texts(
+    classes: Sequence[str], kind: ClassText, own: Mapping[str, Sequence[str]] | None = None
+) -> list[list[str]]:
+    """The sentences of each class, in the order given: one, or as many as ``own`` has.
+
+    The built-in ones of DFER-CLIP end with a full stop, as its authors' do; nothing is appended to any later.
+
+    Parameters
+    ----------
+    own : mapping of class name to sentences, optional
+        Wins over ``kind``.
+
+    Raises
+    ------
+    UserError
+        For a class without a description, or where ``own`` names other classes than these.
+    """
+    if own is not None:
+        return _own_texts(classes, own, "model.sentences")
+    if kind is ClassText.names:
+        return [[f"{name}."] for name in classes]
+    if kind is ClassText.sentence:
+        return [[f"an expression of {name}."] for name in classes]
+    if kind is ClassText.person:  # FineCLIPER's
+        return [[f"a person with an expression of {name}"] for name in classes]
+    unknown = [name for name in classes if name not in DESCRIPTIONS]
+    if unknown:
+        raise UserError(
+            f"no description for class {', '.join(map(repr, unknown))}: set model.text=sentence, "
+            f"write model.sentences, or use the class names {', '.join(DESCRIPTIONS)}"
+        )
+    return [[DESCRIPTIONS[name]] for name in classes]
+
+
+def _own_texts(
+    classes: Sequence[str], own: Mapping[str, Sequence[str]], key: str
+) -> list[list[str]]:
+    missing, unknown = [c for c in classes if c not in own], [c for c in own if c not in classes]
+    if missing or unknown:
+        wrong = (
+            f"has nothing for class {', '.join(map(repr, missing))}"
+            if missing
+            else f"has {unknown[0]!r}, no class of the data"
+        )
+        raise UserError(f"{key} {wrong}: name each of {', '.join(classes)} once")
+    return [list(own[name]) for name in classes]

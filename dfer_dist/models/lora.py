@@ -1,0 +1,103 @@
+"""Low-rank adaptation (LoRA: Hu et al., ICLR 2022, section 4.1) of the blocks of a CLIP tower.
+
+A frozen linear layer becomes y = W x + b + (alpha / rank) B A x, where A and B are trained and B is zero at the start, so that
+training starts from exactly the given model. Every linear layer of a block is adapted: query, key and value each with factors
+of their own, the attention's output, and both layers of the MLP.
+
+The factors are added to the layer's output, never to its weight: ZeRO-3 holds a weight for the length of a layer's own
+forward pass only, and recomputed activations must meet the weights that the first pass met. For that, open_clip's attention,
+which hands its weights to one fused function, is replaced by one with explicit layers. Names of all given weights stay.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import Transformer
+from torch import Tensor, nn
+
+from dfer_dist.models.attention import SelfAttention
+from dfer_dist.models.linear import linear
+from dfer_dist.utils.errors import UserError
+
+
+class LowRank(nn.Module):
+    """(alpha / rank) B A x, the trained part of a linear layer.
+
+    Parameters
+    ----------
+    parts : int
+        Layers of equal size whose outputs lie side by side; each has factors of its own.
+
+    Attributes
+    ----------
+    down : Parameter, [parts * rank, inputs]
+        A of each part, from N(0, 1 / inputs).
+    up : Parameter, [outputs, rank]
+        B of each part, zeros.
+    """
+
+    def __init__(self, inputs: int, outputs: int, rank: int, alpha: float, parts: int = 1) -> None:
+        super().__init__()
+        self.parts, self.scale = parts, alpha / rank
+        self.down = nn.Parameter(torch.randn(parts * rank, inputs) * inputs**-0.5)
+        self.up = nn.Parameter(torch.zeros(outputs, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        low = F.linear(x, self.down).unflatten(-1, (self.parts, -1))
+        up = self.up.unflatten(0, (self.parts, -1))
+        return self.scale * torch.einsum("...pr,por->...po", low, up).flatten(-2)
+
+
+class LoRALinear(nn.Module):
+    """A linear layer, whose weight and bias this takes over, plus its low-rank part."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.weight, self.bias = base.weight, base.bias
+        self.lora = LowRank(base.in_features, base.out_features, rank, alpha)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        return linear(x, self.weight, self.bias) + self.lora(x)
+
+
+class LoRAAttention(SelfAttention):
+    """Self-attention with low-rank parts beside each of its layers."""
+
+    def __init__(
+        self, base: nn.MultiheadAttention | SelfAttention, rank: int, alpha: float
+    ) -> None:
+        super().__init__(base)
+        outputs, inputs = base.in_proj_weight.shape
+        self.in_proj_lora = LowRank(inputs, outputs, rank, alpha, parts=3)
+        assert isinstance(base.out_proj, nn.Linear)
+        self.out_proj = LoRALinear(base.out_proj, rank, alpha)
+
+    def project(self, x: Tensor) -> Tensor:
+        return super().project(x) + self.in_proj_lora(x)
+
+
+def add_lora(tower: Transformer, rank: int, alpha: float) -> None:
+    """Adapt every linear layer of every block; what the blocks had keeps its names and whether it is trained.
+
+    Raises
+    ------
+    UserError
+        If the blocks are not built as those of OpenAI's CLIP.
+    """
+    for block in tower.resblocks:
+        if not isinstance(block.attn, SelfAttention):
+            raise UserError(
+                "this backbone's attention is not that of OpenAI's CLIP: LoRA needs one such as ViT-B-32-quickgelu"
+            )
+        block.attn = LoRAAttention(block.attn, rank, alpha)
+        block.mlp.c_fc = LoRALinear(block.mlp.c_fc, rank, alpha)
+        block.mlp.c_proj = LoRALinear(block.mlp.c_proj, rank, alpha)
+
+
+def lora_names(model: nn.Module) -> set[str]:
+    """Names of the low-rank factors in a model."""
+    found = [name for name, module in model.named_modules() if isinstance(module, LowRank)]
+    return {f"{name}.{factor}" for name in found for factor in ("down", "up")}

@@ -1,0 +1,158 @@
+"""Learned context tokens around the text of each class (CoOp: Zhou et al., IJCV 2022, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor, nn
+
+from dfer_dist.config.schema import TokenPosition
+from dfer_dist.utils.errors import UserError
+
+
+def tokenize(
+    texts: Sequence[str], context_tokens: int, context_length: int
+) -> tuple[Tensor, list[int]]:
+    """Token ids with place-holders where the context will stand, and the number of tokens of each text.
+
+    Returns
+    -------
+    tokens : int64 [C, L]
+        SOS, ``context_tokens`` place-holders, the text, EOT, zeros; L is the length of the longest.
+    lengths : list of int
+
+    Raises
+    ------
+    UserError
+        If a text and the context do not fit into ``context_length`` tokens.
+    """
+    tokenizer = SimpleTokenizer()
+    words = [tokenizer.encode(text) for text in texts]
+    for text, ids in zip(texts, words, strict=True):
+        if len(ids) + context_tokens + 2 > context_length:
+            room = context_length - context_tokens - 2
+            raise UserError(
+                f"the text of a class has {len(ids)} tokens, the text tower has room for {room}: shorten '{text[:40]}…'"
+            )
+    marker = tokenizer.encode("x")
+    rows = [
+        [tokenizer.sot_token_id] + marker * context_tokens + ids + [tokenizer.eot_token_id]
+        for ids in words
+    ]
+    longest = max(map(len, rows))
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows]), [
+        len(ids) for ids in words
+    ]
+
+
+class PromptLearner(nn.Module):
+    """The embedded prompts: fixed embeddings of SOS, class text and EOT, and the trained ``context`` among them.
+
+    Prompts are only as long as the longest of them; the causal text tower cannot tell (what follows EOT is not seen).
+
+    Parameters
+    ----------
+    texts : sequence of C, each a str or a sequence of str
+        One or more sentences of each class, S in all. Used as they are, nothing is appended.
+    embedding : nn.Embedding
+        The text tower's token embedding; read when built and by :meth:`embed`, not kept.
+    context_length : int
+        The most tokens that the text tower reads.
+
+    Attributes
+    ----------
+    context : Parameter, [C, n, D] if class-specific, else [n, D]; None without context tokens
+        From N(0, 0.02). The sentences of a class share it.
+    counts : list of C int
+        Sentences of each class.
+    eot : int64 [S]
+        Where each prompt ends.
+    """
+
+    context: nn.Parameter | None
+    tokens: Tensor
+    eot: Tensor
+    order: Tensor
+    prefix: Tensor
+    suffix: Tensor
+
+    def __init__(
+        self,
+        texts: Sequence[str | Sequence[str]],
+        embedding: nn.Embedding,
+        context_tokens: int,
+        class_specific: bool,
+        position: TokenPosition,
+        context_length: int,
+    ) -> None:
+        super().__init__()
+        sentences = [[text] if isinstance(text, str) else text for text in texts]
+        self.counts = [len(own) for own in sentences]
+        tokens, lengths = tokenize(
+            [s for own in sentences for s in own], context_tokens, context_length
+        )
+        shape = (context_tokens, embedding.embedding_dim)
+        start = (
+            0.02 * torch.randn(len(texts), *shape) if class_specific else 0.02 * torch.randn(*shape)
+        )
+        self.context = nn.Parameter(start) if context_tokens else None
+        self.position, self.context_tokens = position, context_tokens
+        # All of these follow from the texts and the token embedding, so a checkpoint need not carry them.
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.register_buffer(
+            "eot", tokens.argmax(dim=-1), persistent=False
+        )  # EOT has the highest id
+        self.register_buffer(
+            "order", _order(position, context_tokens, lengths, tokens.shape[1]), persistent=False
+        )
+        self.register_buffer("prefix", torch.empty(0), persistent=False)
+        self.register_buffer("suffix", torch.empty(0), persistent=False)
+        self.embed(embedding)
+
+    @torch.no_grad()
+    def embed(self, embedding: nn.Embedding) -> None:
+        """Look the fixed tokens up again; needed after the token embedding has changed."""
+        rows = embedding(self.tokens)
+        self.prefix, self.suffix = rows[:, :1], rows[:, 1 + self.context_tokens :]
+
+    def forward(self) -> Tensor:
+        """Embedded prompts [S, L, D], class by class."""
+        if self.context is None:
+            return torch.cat([self.prefix, self.suffix], dim=1)
+        context: Tensor = self.context
+        if context.dim() == 3:
+            context = torch.cat(
+                [c.expand(n, -1, -1) for c, n in zip(context.split(1), self.counts, strict=True)]
+            )
+        context = context.expand(len(self.prefix), -1, -1)
+        prefix, suffix = (
+            self.prefix.to(context.dtype),
+            self.suffix.to(context.dtype),
+        )  # ZeRO-3 casts no buffers
+        prompts = torch.cat([prefix, context, suffix], dim=1)
+        if self.position is TokenPosition.end:
+            return prompts
+        return prompts.gather(1, self.order[..., None].expand(-1, -1, prompts.shape[-1]))
+
+
+def _order(
+    position: TokenPosition, context_tokens: int, lengths: Sequence[int], longest: int
+) -> Tensor:
+    """For each prompt, which token of the layout 'end' stands at each place: int64 [C, L].
+
+    As CoOp: 'front' puts the class text before the context, 'middle' between its halves (the first rounded down).
+    """
+    before = {
+        TokenPosition.end: context_tokens,
+        TokenPosition.middle: context_tokens // 2,
+        TokenPosition.front: 0,
+    }[position]
+    rows = []
+    for length in lengths:
+        context = list(range(1, 1 + context_tokens))
+        text = list(range(1 + context_tokens, 1 + context_tokens + length))
+        rest = list(range(1 + context_tokens + length, longest))
+        rows.append([0, *context[:before], *text, *context[before:], *rest])
+    return torch.tensor(rows)

@@ -1,0 +1,91 @@
+"""What is trained of CLIP's towers, and in which group; everything else is frozen before an optimizer sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from open_clip.transformer import VisionTransformer
+from torch import nn
+
+from dfer_dist.config.schema import ImageTuning, ModelConfig, TextTuning
+from dfer_dist.models.adapters import adapt_image, adapt_text, adapter_names
+from dfer_dist.models.backbone import TextTower
+from dfer_dist.models.lora import add_lora, lora_names
+from dfer_dist.utils.errors import UserError
+
+
+def choose_trained(
+    cfg: ModelConfig,
+    image: VisionTransformer,
+    text: TextTower,
+    frames: int,
+    sentences: Mapping[str, int],
+) -> None:
+    """Freeze, thaw and adapt the towers in place as ``cfg.image`` and ``cfg.text_tower`` say.
+
+    ``last`` is partial fine-tuning (He et al., CVPR 2022, section 4.3): the last blocks, the norm after them and the projection.
+
+    Parameters
+    ----------
+    frames : int
+        T of a clip.
+    sentences : mapping of str to int
+        What the text tower reads: sentences of each side.
+
+    Raises
+    ------
+    UserError
+        If the image tower has fewer blocks than are to be trained, or LoRA or adapters cannot be added to a tower.
+    """
+    image.requires_grad_(cfg.image is ImageTuning.all)
+    if cfg.image is ImageTuning.last:
+        blocks = image.transformer.resblocks
+        if cfg.image_blocks > len(blocks):
+            raise UserError(
+                f"model.image_blocks={cfg.image_blocks}: {cfg.backbone} has {len(blocks)} blocks"
+            )
+        for part in (*blocks[-cfg.image_blocks :], image.ln_post, image.proj):
+            part.requires_grad_(True)
+    elif cfg.image is ImageTuning.norms:
+        for module in image.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.requires_grad_(True)
+    elif cfg.image is ImageTuning.lora:
+        add_lora(image.transformer, cfg.lora_rank, cfg.lora_alpha)
+    elif cfg.image is ImageTuning.adapters:
+        time = frames if cfg.adapter_time else None
+        adapt_image(image, cfg.adapter_ratio, cfg.adapter_scale, time, cfg.levels, cfg.level_ratio)
+    text.requires_grad_(False)
+    if cfg.text_tower is TextTuning.lora:
+        add_lora(text.transformer, cfg.lora_rank, cfg.lora_alpha)
+    elif cfg.text_tower is TextTuning.adapters:
+        more = {"description": cfg.description_ratio} if cfg.description_ratio else {}
+        adapt_text(text.transformer, cfg.adapter_ratio, cfg.adapter_scale, sentences, more)
+
+
+def param_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Trained parameters as (name in the model, parameter), by group; each group has a learning rate of its own.
+
+    The groups are ``temporal``, ``image``, ``prompt``, ``lora`` (the factors of both towers) and ``adapters`` (likewise, and the weights of levels), in this order,
+    without those that have nothing to train.
+    """
+    added = dict.fromkeys(lora_names(model), "lora") | dict.fromkeys(
+        adapter_names(model), "adapters"
+    )
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {
+        part: [] for part in ("temporal", "image", "prompt", "lora", "adapters")
+    }
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            groups[added.get(name) or name.partition(".")[0]].append((name, p))
+    return {group: own for group, own in groups.items() if own}
+
+
+def trained_line(model: nn.Module) -> str:
+    """How much of a model is trained, by group, such as "trained: 13.42 of 163.04 million parameters (adapters 13.42)"."""
+    groups = {
+        group: sum(p.numel() for _, p in own) / 1e6 for group, own in param_groups(model).items()
+    }
+    every = sum(p.numel() for p in model.parameters()) / 1e6
+    each = ", ".join(f"{group} {count:.2f}" for group, count in groups.items())
+    return f"trained: {sum(groups.values()):.2f} of {every:.2f} million parameters ({each})"

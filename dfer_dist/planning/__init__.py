@@ -1,0 +1,1 @@
+"""Estimates of memory and time ahead of a run."""

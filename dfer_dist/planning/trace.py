@@ -1,0 +1,268 @@
+"""What one training step asks for, counted on the ``meta`` device: the real model runs, and no number of it is computed.
+
+Every operation of the forward and the backward pass is seen by a dispatch mode, so tensors that live for a moment only are
+counted as well as those kept for the backward pass. All sizes grow linearly with the micro batch, so two runs give all.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from dfer_dist.config.schema import Config, Precision, Supervision
+from dfer_dist.models import attention
+from dfer_dist.models.build import build_model, settle_image_size
+from dfer_dist.models.dferclip import DFERCLIP
+from dfer_dist.models.tokenizer import CONTEXT
+from dfer_dist.models.tuning import param_groups
+from dfer_dist.training.objective import Objective
+
+_META = torch.device("meta")
+_BATCHES = (2, 3)  # micro batches that are traced; one clip alone takes other code paths in places
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A figure that grows with the micro batch: ``fixed + clip * micro``; numbers, or arrays of one length."""
+
+    fixed: Any
+    clip: Any
+
+    def __call__(self, micro: int) -> Any:
+        return self.fixed + self.clip * micro
+
+    @classmethod
+    def through(cls, values: Sequence[Any]) -> Linear:
+        """The line through the values at :data:`_BATCHES`."""
+        clip = (values[1] - values[0]) / (_BATCHES[1] - _BATCHES[0])
+        return cls(values[0] - clip * _BATCHES[0], clip)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One micro batch, forward and backward.
+
+    Attributes
+    ----------
+    groups : dict of group to int
+        Trained parameters.
+    frozen, unread : int
+        Parameters that are not trained, and those among them that no forward pass reads (the token embedding, without descriptions).
+    large : int
+        Parameters' tensors that ZeRO-3 gathers: it leaves those of up to 100,000 elements whole on every rank.
+    flops : Linear
+        Floating-point operations (a multiplication and an addition are two), recomputation included.
+    live : Linear
+        Bytes of activations and passing tensors after each operation, an array over time; weights and gradients apart.
+    graded : ndarray
+        Parameters whose gradient is there after each operation.
+    """
+
+    groups: dict[str, int]
+    frozen: int
+    unread: int
+    large: int
+    flops: Linear
+    live: Linear
+    graded: np.ndarray
+
+    @property
+    def trained(self) -> int:
+        return sum(self.groups.values())
+
+
+def outline(config: Config, classes: Sequence[str]) -> DFERCLIP:
+    """The model that ``config`` describes, on the ``meta`` device; pretrained weights are not looked for.
+
+    Raises
+    ------
+    UserError
+        As :func:`~dfer_dist.models.build.build_model`.
+    """
+    size = settle_image_size(config)
+    with _META:
+        return build_model(
+            replace(config.model, pretrained="none"), classes, config.data.num_frames, size
+        )
+
+
+def trace(config: Config, classes: Sequence[str], fused_attention: bool) -> Trace:
+    """Count a step of the model that ``config`` describes.
+
+    Parameters
+    ----------
+    classes : sequence of str
+        In label order.
+    fused_attention : bool
+        As on a GPU, where the attention of a whole layer is one kernel that keeps no scores; the CPU computes it in parts.
+
+    Raises
+    ------
+    UserError
+        As :func:`outline`.
+    """
+    size = settle_image_size(config)
+    dtype = torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
+    model = outline(config, classes).to(dtype)
+    objective = Objective(config, [1] * len(classes), _META)
+    texts = config.train.objective is not Supervision.labels
+    shape = (model.levels * config.data.num_frames, 3, size, size)
+    flops, lives = [], []
+    with _fused_attention() if fused_attention else nullcontext():
+        for micro in _BATCHES:
+            meter = _LiveBytes(model)
+            with meter:
+                _step(model, objective, micro, shape, texts)
+            lives.append(np.array(meter.live, dtype=np.float64))
+    for (
+        micro
+    ) in _BATCHES:  # in parts, which the counter knows: a fused kernel does the same products
+        with FlopCounterMode(display=False) as counter:
+            _step(model, objective, micro, shape, texts)
+        flops.append(counter.get_total_flops())
+    groups = {name: sum(p.numel() for _, p in own) for name, own in param_groups(model).items()}
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    unread = 0 if texts else model.text.token_embedding.weight.numel()
+    large = sum(p.numel() > 100_000 for p in model.parameters()) - (
+        not texts
+    )  # not the token embedding
+    return Trace(
+        groups,
+        frozen,
+        unread,
+        large,
+        Linear.through(flops),
+        Linear.through(lives),
+        np.array(meter.graded),
+    )
+
+
+def _step(
+    model: nn.Module, objective: Objective, micro: int, shape: tuple[int, ...], texts: bool
+) -> None:
+    """With ``texts``, each clip has a description of full length; features of other ranks, a few kilobytes, are left out."""
+    frames = torch.empty((micro, *shape), dtype=torch.uint8, device=_META)
+    labels, valid = (
+        torch.empty(micro, dtype=kind, device=_META) for kind in (torch.int64, torch.bool)
+    )
+    tokens = torch.empty((micro, CONTEXT), dtype=torch.int64, device=_META) if texts else None
+    outputs = model(frames, by_side=objective.by_side, tokens=tokens)
+    objective(outputs, labels, valid, valid if texts else None).mean().backward()
+    model.zero_grad(set_to_none=True)
+
+
+def model_flops(config: Config, classes: Sequence[str], clips: int, train: bool) -> int:
+    """Operations of one micro batch of ``clips`` clips, forward and backward, or of a test batch by class texts that were read before.
+
+    A multiplication and an addition are two. Attention counts as its products, two forward and four backward, by whatever kernel it runs; what
+    a kernel or activation checkpointing computes once more does not count.
+
+    Raises
+    ------
+    UserError
+        As :func:`outline`.
+    """
+    kept = replace(config.model, checkpoint_image=False, checkpoint_temporal=False)
+    model, size = outline(replace(config, model=kept), classes), settle_image_size(config)
+    frames = torch.empty(
+        (clips, model.levels * config.data.num_frames, 3, size, size),
+        dtype=torch.uint8,
+        device=_META,
+    )
+    with torch.set_grad_enabled(train):
+        text = None if train else model.eval().text_features()
+        with FlopCounterMode(display=False) as counter:
+            sides = model(frames, text, by_side=True)
+            if train:
+                sum(side.sum() for side in sides.values()).backward()
+    return counter.get_total_flops()
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Bytes of tensors that are alive after each operation, apart from parameters, buffers and gradients."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.live: list[int] = []
+        self.graded: list[int] = []
+        self._now, self._done = 0, 0
+        self._known: set[int] = set()
+        self._keep = [t.untyped_storage() for t in (*model.parameters(), *model.buffers())]
+        self._known |= {id(storage) for storage in self._keep}
+        for p in model.parameters():
+            if p.requires_grad:
+                p.register_post_accumulate_grad_hook(self._take_gradient)
+
+    def _take_gradient(self, p: Tensor) -> None:
+        self._done += p.numel()
+        p.grad = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        self._note()
+        return out
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._note()  # the last gradient comes after the last operation
+
+    def _note(self) -> None:
+        self.live.append(self._now)
+        self.graded.append(self._done)
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if (
+            id(storage) not in self._known
+        ):  # torch gives a storage one Python object for as long as it lives
+            self._known.add(id(storage))
+            self._now += storage.nbytes()
+            weakref.finalize(storage, self._free, id(storage), storage.nbytes())
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self._now -= size
+
+
+class _FusedAttention(torch.autograd.Function):
+    """The sizes of a fused attention kernel: it keeps its inputs, its output, and a float32 for each query and head."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty_like(q)
+        ctx.save_for_backward(
+            q, k, v, out, torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
+        )
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, *_ = ctx.saved_tensors
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    ways = attention.attend, attention.fused
+    attention.attend, attention.fused = (
+        lambda q, k, v, mask=None: _FusedAttention.apply(q, k, v),
+        lambda *qkv: True,
+    )
+    try:
+        yield
+    finally:
+        attention.attend, attention.fused = ways

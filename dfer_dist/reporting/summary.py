@@ -1,0 +1,93 @@
+"""Fold results to a mean over folds: what ``summary.json`` holds.
+
+A mean over fewer folds than the data set has says so wherever it is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfer_dist.evaluation.metrics import Scores, bootstrap_ci, score
+from dfer_dist.reporting.results import FoldResult, Predictions, load_folds
+from dfer_dist.reporting.wording import PROTOCOLS
+from dfer_dist.runs.layout import RunDir
+from dfer_dist.utils.files import VERSION, atomic_path
+
+
+def summarize(run_dir: Path, folds: Sequence[int]) -> dict[str, Any]:
+    """Mean, deviation and interval over the folds that are done, and the scores of all their clips pooled.
+
+    Parameters
+    ----------
+    folds : sequence of int
+        All folds of the data set; one without a ``result.json`` is listed under ``missing``.
+
+    Returns
+    -------
+    dict
+        The content of ``summary.json``. UAR, WAR and recalls in percent; ``std`` is the sample deviation over folds (None
+        for one fold); ``ci95`` is :func:`~dfer_dist.evaluation.metrics.bootstrap_ci` of the mean; ``shuffled`` is None unless all
+        folds that are done have it.
+
+    Raises
+    ------
+    UserError
+        No fold is done, a fold is damaged, or two folds are of different runs.
+    """
+    return summarize_folds(load_folds(RunDir(run_dir), folds), folds)
+
+
+def summarize_folds(loaded: Sequence[FoldResult], folds: Sequence[int]) -> dict[str, Any]:
+    """The same from folds that are read already."""
+    first = loaded[0].result
+    tables = [f.table for f in loaded]
+    pooled = score(
+        np.concatenate([t.labels for t in tables]),
+        np.concatenate([t.predicted for t in tables]),
+        first["classes"],
+    )
+    most = max(pooled.support, key=pooled.support.__getitem__)
+    shuffled = [f.shuffled for f in loaded if f.shuffled is not None]
+    there = [f.result["fold"] for f in loaded]
+    return {
+        "version": VERSION,
+        "dataset": first["dataset"],
+        "selection": first["selection"],
+        "folds": [f.result for f in loaded],
+        "missing": [k for k in folds if k not in there],
+        **_over_folds(tables),
+        "pooled": asdict(pooled),
+        "majority": {"class": most, "war": 100.0 * pooled.support[most] / pooled.n},
+        "shuffled": _over_folds(shuffled) if len(shuffled) == len(loaded) else None,
+    }
+
+
+def confusion_png(result: Mapping[str, Any] | Scores, path: Path) -> None:
+    """Draw the confusion matrix of one fold, by rename; ``result`` is a ``result.json`` or its :class:`Scores`."""
+    from dfer_dist.reporting.figures import confusion_figure, save
+
+    table = asdict(result) if isinstance(result, Scores) else result
+    title = f"UAR {table['uar']:.2f} %, WAR {table['war']:.2f} %, {table['n']} clips"
+    if "selection" in table:
+        title = (
+            f"{table['dataset']}, fold {table['fold']}: {title}\n{PROTOCOLS[table['selection']]}"
+        )
+    with atomic_path(path) as temporary:
+        save(confusion_figure(table["confusion"], table["classes"], title), temporary)
+
+
+def _over_folds(tables: Sequence[Predictions]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for metric in ("uar", "war"):
+        values = [getattr(t.scores, metric) for t in tables]
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        ci = bootstrap_ci(
+            [(t.labels, t.predicted) for t in tables], len(tables[0].scores.classes), metric
+        )
+        out[metric] = {"mean": float(np.mean(values)), "std": std, "ci95": list(ci)}
+    return out

@@ -1,0 +1,1 @@
+"""Metrics logging: a local file first, then MLflow."""

@@ -1,0 +1,1 @@
+"""Files, locks, logging, process pools and facts about the machine."""

@@ -1,0 +1,106 @@
+"""Atomic writes, JSON and hashes of files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dfer_dist.utils.errors import UserError
+
+VERSION = 1  # of every JSON file in a run folder
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends well, and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as f:
+            os.fsync(f.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner reads
+        temporary.replace(path)
+        fsync_dir(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """This process's umask, from Linux: elsewhere it can only be read by setting it, for all threads."""
+    line = next(
+        x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("Umask:")
+    )
+    return int(line.split()[1], 8)
+
+
+def fsync_dir(path: Path) -> None:
+    """Make renames inside a folder durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` (UTF-8) atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, obj: dict[str, Any]) -> None:
+    """Write a JSON object atomically, with its ``version`` first."""
+    write_text(
+        path,
+        json.dumps({"version": VERSION, **obj}, indent=1, ensure_ascii=False, allow_nan=False)
+        + "\n",
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object written by :func:`write_json`.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, damaged, or of another version.
+    """
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError as e:
+        raise UserError(f"{path} is missing") from e
+    except OSError as e:
+        raise UserError(f"{path} cannot be read: {e}") from e
+    return parse_json(text, str(path))
+
+
+def parse_json(text: bytes, source: str) -> dict[str, Any]:
+    """The JSON object in ``text``, as :func:`write_json` writes it; ``source`` names it in errors.
+
+    Raises
+    ------
+    UserError
+        If it is damaged or of another version.
+    """
+    try:
+        obj = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{source} cannot be read: {e}") from e
+    if not isinstance(obj, dict) or obj.get("version") != VERSION:
+        raise UserError(f"{source} is not of version {VERSION}, which this program reads")
+    return obj
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's bytes, as hex."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

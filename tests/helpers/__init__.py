@@ -1,0 +1,1 @@
+"""What tests share: servers, trial runs and input files."""

@@ -1,0 +1,124 @@
+"""What can be made to go wrong inside a rank. A test appends a call to a module of a run's own copy of the code; nothing of this is in the product.
+
+Each hook takes effect once in the life of a run folder: it leaves a mark there, so that the restarted rank is spared.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def once(mark: Path) -> bool:
+    """Whether this is the first call for ``mark`` on any rank and in any attempt."""
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def kill_in_save(checkpoint: Any, mark: str, stage: str, step: int) -> None:
+    """SIGKILL rank 0 while it writes the first checkpoint from ``step`` on: ``before`` the tensors, ``between`` its two files, before
+    its mark is ``complete``, or before the ``pointer`` is moved."""
+    save_tensors, write_json, point = (
+        checkpoint._save_tensors,
+        checkpoint.write_json,
+        checkpoint.point,
+    )
+
+    def die(path: Path) -> None:
+        name = path.parent.name if stage != "pointer" else path.name
+        if int(name.split("-")[1]) >= step and once(Path(mark)):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def save_tensors_(tensors: Any, path: Path) -> None:
+        if path.name == {"before": checkpoint.MODEL, "between": checkpoint.OPTIMIZER}.get(stage):
+            die(path)
+        save_tensors(tensors, path)
+
+    def write_json_(path: Path, obj: Any) -> None:
+        if stage == "complete" and path.name == checkpoint.COMPLETE:
+            die(path)
+        write_json(path, obj)
+
+    def point_(folder: Path, name: str, target: Path) -> None:
+        if stage == "pointer" and name == "LATEST":
+            die(target)
+        point(folder, name, target)
+
+    checkpoint._save_tensors, checkpoint.write_json, checkpoint.point = (
+        save_tensors_,
+        write_json_,
+        point_,
+    )
+
+
+def no_room(checkpoint: Any, mark: str, step: int, times: int) -> None:
+    """Let the disk be full for the first ``times`` writes of the checkpoint of ``step``."""
+    write = checkpoint.write
+
+    def write_(target: Path, *words: Any, **more: Any) -> None:
+        if int(target.name.split("-")[1]) == step and any(
+            once(Path(f"{mark}-{i}")) for i in range(times)
+        ):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(target, *words, **more)
+
+    checkpoint.write = write_
+
+
+def poison(stream: Any, key: str) -> None:
+    """Put a NaN into the pixels of the clip ``key``, or of every clip if it is ``*``, as training gets them."""
+    pixels = stream.Batch.pixels
+
+    def pixels_(self: Any, device: Any) -> Any:
+        frames = pixels(self, device).float() / 255
+        for i, own in enumerate(self.keys):
+            if key in (own, "*") and torch.is_grad_enabled():
+                frames[i, 0, 0, 0, 0] = torch.nan
+        return frames
+
+    stream.Batch.pixels = pixels_
+
+
+def slow(meter: Any, seconds: float) -> None:
+    """Make every step take ``seconds`` longer."""
+    count = meter.Meter.count
+
+    def count_(self: Any, clips: int) -> None:
+        time.sleep(seconds)
+        count(self, clips)
+
+    meter.Meter.count = count_
+
+
+def fail(meter: Any, rank: int, step: int) -> None:
+    """Raise an error on ``rank`` in the ``step``-th step of every attempt."""
+    count = meter.Meter.count
+    steps = iter(range(1, step))
+
+    def count_(self: Any, clips: int) -> None:
+        if os.environ["RANK"] == str(rank) and next(steps, None) is None:
+            raise ValueError("a fault of the program")
+        count(self, clips)
+
+    meter.Meter.count = count_
+
+
+def refuse(shards: Any, fold: int) -> None:
+    """Let fold ``fold`` be one that a person has to mend before it can be trained."""
+    test_shards = shards.Index.test_shards
+
+    def test_shards_(self: Any, number: int) -> Any:
+        if number == fold:
+            raise shards.UserError(f"fold {fold} is broken")
+        return test_shards(self, number)
+
+    shards.Index.test_shards = test_shards_

@@ -1,0 +1,143 @@
+"""A rank of a small training job for test_checkpoint.py: train a toy model from a checkpoint or from the start, and save.
+
+Prints, on rank 0, one JSON line: the global loss of each step and a sha256 of the float32 weights at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dfer_dist.checkpoints import portable as checkpoint
+from dfer_dist.checkpoints.async_checkpointer import Saver
+from dfer_dist.checkpoints.optimizer_state import gather, restore
+from dfer_dist.config.schema import Config, Device, Optimizer, Precision
+from dfer_dist.distributed.process_group import leave, start
+from dfer_dist.training.engine import build_engine
+
+BATCH, FEATURES = 12, 7  # sizes that 2 and 4 do not divide are among the tensors
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(FEATURES, FEATURES)
+        self.image, self.temporal, self.prompt = (
+            nn.Linear(FEATURES, 11),
+            nn.Linear(11, 5),
+            nn.Linear(5, 3),
+        )
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.prompt(
+            torch.tanh(self.temporal(torch.tanh(self.image(self.frozen(x)))))
+        ).float()
+
+
+def digest(weights: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(
+        b"".join(weights[n].numpy().tobytes() for n in sorted(weights))
+    ).hexdigest()
+
+
+def main() -> None:
+    p = argparse.ArgumentParser()
+    p.add_argument("--folder", type=Path, required=True)
+    p.add_argument("--stage", type=int, default=1)
+    p.add_argument("--steps", type=int, required=True)
+    p.add_argument("--optimizer", default="sgd")
+    p.add_argument("--precision", default="fp32")
+    p.add_argument("--device", type=Device, default=Device.cpu)
+    p.add_argument("--offload", type=int, default=0)
+    p.add_argument("--resume", type=Path)
+    p.add_argument(
+        "--poison",
+        type=int,
+        nargs="*",
+        default=[],
+        help="steps in which one input of the last rank is a NaN",
+    )
+    p.add_argument(
+        "--explode",
+        type=int,
+        nargs="*",
+        default=[],
+        help="steps in which the last rank's loss is infinite, its gradient not",
+    )
+    a = p.parse_args()
+    config = Config()
+    config.train.global_batch, config.train.zero_stage, config.train.epochs = BATCH, a.stage, 10
+    config.train.precision, config.optim.name = Precision(a.precision), Optimizer(a.optimizer)
+    config.optim.lr_image, config.optim.lr_temporal, config.optim.lr_prompt = 0.02, 0.03, 0.04
+    config.optim.milestones, config.data.shards = [4, 6], "none"
+    config.train.offload_optimizer = bool(a.offload)
+    ranks = start(a.device)
+    torch.manual_seed(0)
+    model = Toy()
+    groups = {
+        part: [(f"{part}.{n}", q) for n, q in getattr(model, part).named_parameters()]
+        for part in ("temporal", "image", "prompt")
+    }
+    trained = {name: q for group in groups.values() for name, q in group}
+    frozen = checkpoint.frozen_checksum(model, trained)
+    saved = checkpoint.read(a.resume) if a.resume else None
+    if saved:
+        checkpoint.load_weights(model, trained, saved)
+    engine = build_engine(model, groups, config, ranks, steps_per_epoch=1)
+    begin = 0
+    if saved:
+        restore(engine, saved, config, ranks)
+        begin = saved.state["step"]
+    kind = torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
+    losses, skipped, digests = [], [], []
+    for step in range(begin, a.steps):
+        engine.set_learning_rates(step)
+        generator = torch.Generator().manual_seed(step)
+        x, y = (
+            torch.randn(BATCH, FEATURES, generator=generator),
+            torch.randint(3, (BATCH,), generator=generator),
+        )
+        own = slice(ranks.rank * BATCH // ranks.world, (ranks.rank + 1) * BATCH // ranks.world)
+        if step in a.poison and ranks.rank == ranks.world - 1:
+            x[-1, 0] = torch.nan
+        loss = nn.functional.cross_entropy(
+            engine.deepspeed(x[own].to(ranks.device, kind)), y[own].to(ranks.device)
+        )
+        if step in a.explode and ranks.rank == ranks.world - 1:
+            loss = loss + torch.inf
+        engine.micro_step(loss)
+        if a.poison:
+            skipped.append(engine.step_was_skipped())
+            digests.append(digest(gather(engine, config, 0, ranks)[0]))
+        losses.append(ranks.sum([loss.item()])[0] / ranks.world)
+    state = {"step": a.steps, "skipped_steps": 0, "frozen_sha256": frozen}
+    saver = Saver(a.folder, config, ranks, 0, None)
+    saver.save(engine, state)
+    saver.settle()
+    path = checkpoint.step_folder(a.folder, a.steps)
+    if ranks.is_main:
+        weights = checkpoint.read(path, weights_only=True).model
+        rates = {g["name"]: g["lr"] for g in engine.deepspeed.optimizer.param_groups}
+        figures = {"skipped": skipped, "digests": digests} if a.poison else {}
+        print(
+            json.dumps(
+                {
+                    **figures,
+                    "losses": losses,
+                    "weights": digest(weights),
+                    "rates": rates,
+                    "path": str(path),
+                }
+            )
+        )
+    leave(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Starting real ranks for a test."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from dfer_dist.runs.layout import RunDir
+from launch.processes import free_port, rank_environment
+
+
+def run_ranks(script: Path, ranks: int, *words: str, timeout: float = 240) -> dict[str, Any]:
+    """Run a script of this folder as ``ranks`` processes; returns the JSON line that rank 0 printed."""
+    command, port, nowhere = (
+        [sys.executable, str(script), *words],
+        free_port(),
+        RunDir(Path("/nonexistent")),
+    )
+    processes = [
+        subprocess.Popen(
+            command,
+            env=rank_environment(nowhere, r, ranks, port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in range(ranks)
+    ]
+    outs = [p.communicate(timeout=timeout) for p in processes]
+    codes = [p.returncode for p in processes]
+    assert codes == [0] * ranks, "\n".join(
+        f"rank {r}: status {c}\n{out[1][-1500:]}"
+        for r, (c, out) in enumerate(zip(codes, outs, strict=True))
+    )
+    return json.loads(next(line for line in outs[0][0].splitlines() if line.startswith("{")))

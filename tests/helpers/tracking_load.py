@@ -1,0 +1,185 @@
+"""Five folds at once through a tracking server, and what it holds of them against their files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dfer_dist.data.shards.index import Index
+from dfer_dist.evaluation.metrics import score
+from dfer_dist.reporting.curves import curves_png
+from dfer_dist.reporting.files import write_summary
+from dfer_dist.reporting.summary import confusion_png
+from dfer_dist.runs.layout import RunDir
+from dfer_dist.tracking.mlflow_runs import begin
+from dfer_dist.tracking.sync import Sent, end_run, sync
+from dfer_dist.utils.files import write_json
+from launch.runs import open_run
+from tests.helpers.paths import HELPERS
+from tests.helpers.servers import Site
+
+FILES = {
+    "config.yaml",
+    "provenance.json",
+    "result.json",
+    "predictions.parquet",
+    "confusion.png",
+    "curves.png",
+    "recall.csv",
+}
+
+
+@dataclass
+class Trial:
+    """A run of five folds whose figures go to ``uri``."""
+
+    site: Site
+    shards: Index
+    root: Path
+    uri: str
+    name: str
+    longest: float = 0.0  # seconds that a line took at most
+    seconds: dict[int, float] = field(default_factory=dict)  # that a fold's lines took
+
+    @property
+    def run(self) -> RunDir:
+        return RunDir(self.root / self.name)
+
+    def open(self) -> float:
+        """Make the run as ``dfer crossval`` does; returns the seconds that took."""
+        times = time.perf_counter()
+        words = [
+            f"data.shards={self.shards.root}",
+            f"tracking.uri={self.uri}",
+            "train.global_batch=8",
+        ]
+        open_run(self.root, self.name, "demo", words, (), None, 1)
+        begin(self.run)
+        return time.perf_counter() - times
+
+    def start(self, lines: int, pause: float) -> list[subprocess.Popen[str]]:
+        return [
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    str(HELPERS / "tracking_fold.py"),
+                    str(self.run.root),
+                    str(k),
+                    str(lines),
+                    str(pause),
+                ],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for k in self.run.describe()["folds"]
+        ]
+
+    def finish(self, folds: list[subprocess.Popen[str]], told: bool = True) -> str:
+        """Wait for all, and do what the command does at its end; returns what the folds said."""
+        said = ""
+        for k, process in enumerate(folds, 1):
+            out, err = process.communicate(timeout=240)
+            assert process.returncode == 0, err
+            longest, self.seconds[k] = map(float, out.split())
+            self.longest, said = max(self.longest, longest), said + err
+        for k in self.run.describe()["folds"]:
+            write_result(self.run, k)
+        write_summary(self.run.root, self.run.describe()["folds"])
+        if told:
+            self.end()
+        return said
+
+    def end(self) -> None:
+        """What the command does when all folds are done."""
+        end_run(self.run, "FINISHED")
+
+    def nobody_waited(self) -> None:
+        """Assert that no line took as long as the shortest time-out, by far: what is less is other work on the cores."""
+        assert self.longest < 4
+
+    def sync(self) -> Sent:
+        return sync(self.run)
+
+    def check(self) -> None:
+        """Assert that every figure of every fold is at the server, once, and nothing else; all files; how it ended."""
+        tracking, rows = self.run.describe()["tracking"], self.site.postgres.rows
+        runs = rows("select r.run_uuid, r.status from runs r join tags t using (run_uuid) where t.key = 'dfer.run' and t.value = %s "
+                    "and r.lifecycle_stage = 'active'", tracking["key"])  # fmt: skip
+        assert dict(runs) == dict.fromkeys(
+            [tracking["run_id"], *tracking["folds"].values()], "FINISHED"
+        )
+        for k, child in tracking["folds"].items():
+            fold = self.run.fold(int(k))
+            there = self.site.postgres.metrics(child)
+            assert there == expected([fold.metrics, *fold.root.glob("system-*.jsonl")])
+            assert any(name.startswith("system/") for name, *_ in there)
+            assert self.files(child) >= FILES
+        parent = {
+            name: value for name, _, _, value in self.site.postgres.metrics(tracking["run_id"])
+        }
+        summary = json.loads(self.run.summary.read_text())
+        for metric in ("uar", "war"):
+            values = [r[metric] for r in summary["folds"]]
+            assert (
+                parent[f"{metric}_mean"] == summary[metric]["mean"]
+                and parent[f"{metric}_std"] == summary[metric]["std"]
+            )
+            assert (parent[f"{metric}_best"], parent[f"{metric}_worst"]) == (
+                max(values),
+                min(values),
+            )
+        assert {
+            "config.yaml",
+            "provenance.json",
+            "summary.json",
+            "summary.md",
+            "summary.png",
+        } <= self.files(tracking["run_id"])
+
+    def files(self, run_id: str) -> set[str]:
+        return {Path(name).name for name in self.site.mlflow.files() if f"/{run_id}/" in f"/{name}"}
+
+
+def write_result(run: RunDir, fold: int, seed: int = 0) -> None:
+    """What an evaluation of 140 clips leaves."""
+    about, where, rng = run.describe(), run.fold(fold), np.random.default_rng(fold + seed)
+    labels = np.arange(140) % len(about["classes"])
+    logits = rng.normal(size=(140, len(about["classes"]))).astype(np.float32)
+    logits[np.arange(140), labels] += 1.5
+    keys = [f"clip-{fold}-{i}" for i in range(140)]
+    table = {
+        "key": keys,
+        "label": pa.array(labels, pa.int32()),
+        "logits": pa.array(list(logits), pa.list_(pa.float32())),
+    }
+    pq.write_table(pa.table(table), where.predictions)
+    result = {
+        "dataset": about["dataset"],
+        "fold": fold,
+        **asdict(score(labels, logits, tuple(about["classes"]))),
+    }
+    result |= {"selection": "last", "epoch": 1, "step": 9, "checkpoint": "none", "shuffled": None}
+    result |= {key: about[key] for key in ("config_hash", "index_hash")}
+    confusion_png(result, where.confusion)
+    curves_png(where, f"fold {fold}")
+    write_json(where.result, result)
+
+
+def expected(paths: list[Path]) -> Counter[tuple[str, int, int, float]]:
+    """The rows that lines should have become."""
+    rows: Counter[tuple[str, int, int, float]] = Counter()
+    for path in paths:
+        for line in map(json.loads, path.read_text().splitlines()):
+            step, when = line.pop("step"), int(line.pop("time") * 1000)
+            rows.update((name, step, when, float(value)) for name, value in line.items())
+    return rows

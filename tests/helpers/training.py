@@ -1,0 +1,46 @@
+"""Training a fold as a user does."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from tests.helpers.paths import DFER
+
+SMALL = [
+    "data.num_frames=4",
+    "data.image_size=32",
+    "data.augment.crop_scale=0.8",
+    "train.epochs=2",
+    "train.global_batch=8",
+]
+
+
+def words(index, runs: Path, *more: str) -> list[str]:
+    return ["--runs", str(runs), f"data.shards={index.root}", *SMALL, *more]
+
+
+def dfer(*args: str, status: int = 0) -> str:
+    done = subprocess.run([DFER, *args], capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def predictions(path: Path) -> tuple[list[str], np.ndarray]:
+    table = pq.read_table(path)
+    return table["key"].to_pylist(), np.array(table["logits"].to_pylist(), dtype=np.float32)
+
+
+def wait_for(path: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.05)
+
+
+def close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
+    return float(np.abs(a - b).max()) <= tolerance * float(np.abs(b).max())

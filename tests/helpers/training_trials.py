@@ -1,0 +1,206 @@
+"""Real two-rank training of one fold through ``dfer train``, faults done to it, and what came of them held against an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from safetensors.numpy import load_file
+
+from dfer_dist.data.shards.index import Index
+from dfer_dist.runs.layout import FoldDir, RunDir
+from dfer_dist.utils.files import read_json
+from tests.helpers.paths import DFER, HELPERS
+
+FOLD = 1
+SETTINGS = [
+    "data.num_frames=4",
+    "data.image_size=32",
+    "train.epochs=6",
+    "train.global_batch=8",
+    "train.save_steps=5",
+    "eval.batch=5",
+]
+SETTINGS += [
+    "eval.shuffle_frames=false",
+    "train.selection=best_test",
+    "data.workers=1",
+    "train.hang_minutes=0.5",
+]
+
+
+@dataclass
+class Trial:
+    """One run: how to start it, and what was seen of it."""
+
+    shards: Index
+    root: Path
+    nproc: int = 2
+    settings: list[str] = field(default_factory=list)
+    begun: float = 0.0
+    seconds: float = 0.0  # from the first command to the end of the last
+    fault: str = ""  # what is done to it, for the table
+
+    @property
+    def run(self) -> RunDir:
+        return RunDir(self.root / "demo")
+
+    @property
+    def fold(self) -> FoldDir:
+        return self.run.fold(FOLD)
+
+    def start(self, *more: str, settings: list[str] = SETTINGS) -> subprocess.Popen[str]:
+        """Give the command."""
+        self.begun = self.begun or time.monotonic()
+        words = [
+            "train",
+            "demo",
+            "--fold",
+            str(FOLD),
+            "--nproc",
+            str(self.nproc),
+            "--runs",
+            str(self.root),
+            *more,
+        ]
+        words += [f"data.shards={self.shards.root}", *settings, *self.settings]
+        return subprocess.Popen(
+            [DFER, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def prepare(self, settings: list[str] = SETTINGS) -> None:
+        """Make the run's folder, and nothing else: its time is up before the fold begins."""
+        assert self.start("--max-minutes", "0.01", settings=settings).wait() == 75
+        self.begun = 0.0
+
+    def hook(self, module: str, call: str) -> None:
+        """Append a call of :mod:`hooks` to a module of the run's own code, which is ``me`` in it."""
+        name = module.replace(".", "/")
+        with (self.run.code / f"{name}.py").open("a") as f:
+            f.write(
+                f"\nimport sys as _sys\n_sys.path.append({str(HELPERS)!r})\nimport hooks\nme = _sys.modules[__name__]\n{call}\n"
+            )
+
+    def finish(
+        self, process: subprocess.Popen[str] | None = None, status: int = 0, again: int = 2
+    ) -> str:
+        """Wait for the command to end, and give it again as long as it does not end with ``status``; returns what it printed."""
+        said = ""
+        for _ in range(again + 1):
+            process = process or self.start()
+            said += process.communicate(timeout=300)[0]
+            if process.returncode == status:
+                break
+            process = None
+        assert process is not None and process.returncode == status, said + self.log()
+        self.seconds = time.monotonic() - self.begun
+        return said
+
+    def log(self) -> str:
+        return "".join(f.read_text()[-3000:] for f in sorted(self.fold.root.glob("log*.txt")))
+
+    def lines(self, fold: int = FOLD) -> list[dict[str, float]]:
+        return [json.loads(line) for line in self.run.fold(fold).metrics.read_text().splitlines()]
+
+    def weights(self) -> dict[str, np.ndarray]:
+        return load_file(
+            self.fold.checkpoints
+            / (self.fold.checkpoints / "LATEST").read_text().strip()
+            / "model.safetensors"
+        )
+
+    def predictions(self) -> tuple[list[str], np.ndarray]:
+        table = pq.read_table(self.fold.predictions)
+        return table["key"].to_pylist(), np.array(table["logits"].to_pylist(), dtype=np.float32)
+
+    @property
+    def undone(self) -> int:
+        return sum(a["undone_steps"] or 0 for a in read_json(self.fold.status)["attempts"])
+
+    def wait(self, seen: Callable[[], object], seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not seen():
+            assert time.monotonic() < deadline, "it did not come: " + self.log()
+            time.sleep(0.02)
+
+    def training(self, step: int = 1) -> None:
+        """Wait for a line of ``step`` or a later one."""
+        self.wait(
+            lambda: (
+                self.fold.metrics.exists() and f'"step": {step},' in self.fold.metrics.read_text()
+            )
+        )
+
+    def ranks(self) -> list[int]:
+        """Process ids of the ranks that run now, in rank order."""
+        return self._processes()[0]
+
+    def workers(self) -> list[int]:
+        """Process ids of their loader workers."""
+        return self._processes()[1]
+
+    def _processes(self) -> tuple[list[int], list[int]]:
+        found, workers = {}, []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                environment = (folder / "environ").read_bytes().split(b"\0")
+                parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+            mine = str(self.run.root).encode() in words and b"dfer_dist.train" in words
+            launcher = Path(f"/proc/{parent}/cmdline")
+            forked = (
+                launcher.exists() and b"dfer_dist.train" in launcher.read_bytes()
+            )  # a loader worker
+            if mine and forked:
+                workers.append(int(folder.name))
+            elif mine:
+                rank = next(e for e in environment if e.startswith((b"RANK=", b"SLURM_PROCID=")))
+                found[int(rank.partition(b"=")[2])] = int(folder.name)
+        return [found[r] for r in sorted(found)], workers
+
+
+def same(trial: Trial, reference: Trial) -> None:
+    """Assert that a disturbed run came to the end of the undisturbed one: figures, predictions and weights equal to the bit, each step once."""
+    ours, theirs = read_json(trial.fold.result), read_json(reference.fold.result)
+    assert ours == theirs
+    keys, logits = trial.predictions()
+    assert keys == reference.predictions()[0] and np.array_equal(logits, reference.predictions()[1])
+    weights, wanted = trial.weights(), reference.weights()
+    assert weights.keys() == wanted.keys() and all(
+        np.array_equal(weights[n], wanted[n]) for n in wanted
+    )
+    steps = [(x["step"], x["loss"]) for x in trial.lines() if "loss" in x]
+    assert steps == [(x["step"], x["loss"]) for x in reference.lines() if "loss" in x]
+    assert [s for s, _ in steps] == list(range(1, len(steps) + 1))
+    tests = [(x["step"], x["test_war"]) for x in trial.lines() if "test_war" in x]
+    assert tests == [(x["step"], x["test_war"]) for x in reference.lines() if "test_war" in x]
+    assert read_json(trial.fold.status)["state"] == "DONE"
+    assert not list(trial.fold.checkpoints.glob(".*"))
+
+
+def same_in_mlflow(trial: Trial) -> None:
+    """Assert that the tracking server has each figure of the file once, and nothing else."""
+    from dfer_dist.tracking.mlflow_runs import client
+
+    tracking = trial.run.describe()["tracking"]
+    api = client(tracking["uri"])
+    child = tracking["folds"][str(FOLD)]
+    for name in ("loss", "test_war"):
+        history = sorted((m.step, m.value) for m in api.get_metric_history(child, name))
+        assert history == sorted((x["step"], x[name]) for x in trial.lines() if name in x)
+    assert api.get_run(child).info.status == "FINISHED"
+
+
+def signal_all(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        os.kill(pid, number)

@@ -1,0 +1,172 @@
+"""A rank of a few steps of a tiny model with the mean over time, and LoRA in both towers (test_tuning.py) or all adapters and both sides of
+texts (test_finecliper.py) or the whole image tower (test_kernels.py), perhaps with levels (test_fusion.py), on labels or descriptions (test_contrast.py). A checkpoint is
+saved after the last step but one and after the last.
+
+Prints, on rank 0, one JSON line: the loss of each step, peak rates by group, which float32 weights changed, a sha256 of them, the size of the
+largest change of a weight that is not trained, and whether a fresh model takes over the checkpoint that was saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from deepspeed.utils import safe_get_full_fp32_param
+
+from dfer_dist.checkpoints import portable as checkpoint
+from dfer_dist.checkpoints.async_checkpointer import Saver
+from dfer_dist.checkpoints.optimizer_state import restore
+from dfer_dist.config.schema import (
+    ClassText,
+    Config,
+    Device,
+    ImageTuning,
+    ModelConfig,
+    Optimizer,
+    Precision,
+    Supervision,
+    TemporalKind,
+    TextSides,
+    TextTuning,
+)
+from dfer_dist.distributed.process_group import leave, start
+from dfer_dist.models.build import build_model
+from dfer_dist.models.dferclip import DFERCLIP
+from dfer_dist.models.tuning import param_groups
+from dfer_dist.training.contrast import ClipTexts
+from dfer_dist.training.engine import build_engine
+from dfer_dist.training.objective import Objective
+
+BATCH, STEPS = 4, 3
+CLASSES = ["happiness", "sadness", "fear"]
+TEXTS = {
+    "0": "The brows rise.",
+    "1": "The lips part. The jaw drops and the eyes widen.",
+    "3": "The nose wrinkles.",
+}  # clip 2 has none
+
+
+def _trained(model: DFERCLIP) -> dict[str, torch.nn.Parameter]:
+    return {name: q for group in param_groups(model).values() for name, q in group}
+
+
+def settings(kind: str, learning: Supervision, backbone: str) -> ModelConfig:
+    m = ModelConfig(
+        backbone=backbone, pretrained="none", temperature=0.07, temporal=TemporalKind.mean
+    )
+    m.image, m.text_tower = (
+        ImageTuning[kind],
+        TextTuning.frozen if kind == "all" else TextTuning[kind],
+    )
+    if kind == "adapters":
+        m.text, m.text_sides, m.context_tokens, m.adapter_time = (
+            ClassText.person,
+            TextSides.both,
+            0,
+            True,
+        )
+    if learning is Supervision.descriptions:
+        m.text_sides = TextSides.positive
+    m.description_ratio = 0.1 if learning is Supervision.both else 0.0
+    return m
+
+
+def main() -> None:
+    p = argparse.ArgumentParser()
+    p.add_argument("--stage", type=int, required=True)
+    p.add_argument("--folder", type=Path, required=True)
+    p.add_argument("--kind", default="lora", choices=["lora", "adapters", "all"])
+    p.add_argument("--backbone", default="tiny")
+    p.add_argument("--precision", type=Precision, default=Precision.fp32)
+    p.add_argument("--levels", action="store_true")
+    p.add_argument("--objective", default="labels", choices=[s.name for s in Supervision])
+    p.add_argument("--optimizer", default="adamw")
+    p.add_argument("--recompute", action="store_true")
+    p.add_argument("--resume", type=Path)
+    a = p.parse_args()
+    config = Config()
+    config.train.global_batch, config.train.zero_stage, config.train.precision = (
+        BATCH,
+        a.stage,
+        a.precision,
+    )
+    config.optim.name, config.optim.weight_decay, config.optim.lr_prompt = (
+        Optimizer(a.optimizer),
+        0.0,
+        1e-4,
+    )
+    config.optim.lr_adapters, config.data.shards = 1e-3 if a.optimizer == "adamw" else 0.1, "none"
+    config.train.objective = Supervision[a.objective]
+    config.model = settings(a.kind, config.train.objective, a.backbone)
+    config.model.checkpoint_image = a.recompute
+    config.model.levels = ["parsing", "landmarks"] if a.levels else []
+    ranks = start(Device.cpu)
+    torch.manual_seed(0)
+    model = build_model(config.model, CLASSES, 2, 64)
+    sha256 = checkpoint.frozen_checksum(model, _trained(model))
+    before = {name: q.detach().clone() for name, q in model.named_parameters()}
+    resumed = checkpoint.read(a.resume) if a.resume else None
+    if resumed:
+        checkpoint.load_weights(model, _trained(model), resumed)
+    engine = build_engine(model, param_groups(model), config, ranks, steps_per_epoch=1)
+    if resumed:
+        restore(engine, resumed, config, ranks)
+    saver, objective = Saver(a.folder, config, ranks, 0, None), Objective(config, [], ranks.device)
+    generator = torch.Generator().manual_seed(0)
+    pictures = 2 * (1 + len(config.model.levels))
+    frames = torch.randint(
+        0, 256, (BATCH, pictures, 3, 64, 64), dtype=torch.uint8, generator=generator
+    )
+    labels = torch.arange(BATCH) % 3
+    texts = (
+        ClipTexts(TEXTS, BATCH, 77) if config.train.objective is not Supervision.labels else None
+    )
+    own = slice(ranks.rank * BATCH // ranks.world, (ranks.rank + 1) * BATCH // ranks.world)
+    losses = []
+    for step in range(resumed.state["step"] if resumed else 0, STEPS):
+        rates = engine.set_learning_rates(step)
+        tokens, described = texts.of([str(i) for i in range(BATCH)][own]) if texts else (None, None)
+        outputs = engine.deepspeed(frames[own], by_side=objective.by_side, tokens=tokens)
+        loss = objective(
+            outputs, labels[own], torch.ones_like(labels[own], dtype=torch.bool), described
+        ).mean()
+        engine.micro_step(loss)
+        losses.append(ranks.sum([loss.item()])[0] / ranks.world)
+        if step >= STEPS - 2:
+            saver.save(engine, {"step": step + 1, "skipped_steps": 0, "frozen_sha256": sha256})
+            saver.settle()
+    weights = {name: safe_get_full_fp32_param(q) for name, q in engine.trained.items()}
+    frozen = 0.0
+    for name, q in engine.model.named_parameters():
+        if name not in weights:
+            with GatheredParameters([q], enabled=hasattr(q, "ds_id")):
+                frozen = max(frozen, (q.detach() - before[name]).abs().max().item())
+    path = checkpoint.step_folder(a.folder, STEPS)
+    if ranks.is_main:
+        saved = checkpoint.read(path)
+        torch.manual_seed(0)
+        fresh = build_model(saved.config.model, CLASSES, 2, 64)
+        checkpoint.load_weights(fresh, _trained(fresh), saved)
+        taken = all(torch.equal(q, weights[name]) for name, q in _trained(fresh).items())
+        changed = sorted(name for name, w in weights.items() if not torch.equal(w, before[name]))
+        digest = hashlib.sha256(
+            b"".join(saved.model[n].numpy().tobytes() for n in sorted(saved.model))
+        ).hexdigest()
+        said = {
+            "losses": losses,
+            "rates": rates,
+            "changed": changed,
+            "weights": digest,
+            "frozen": frozen,
+            "taken": taken,
+        }
+        print(json.dumps(said))
+    leave(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,474 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+
+from dfer_dist.config.schema import AugmentConfig, DataConfig, Sampling
+from dfer_dist.data.loading import loader as stream
+from dfer_dist.data.loading.augmentation import apply, draw, unchanged
+from dfer_dist.data.loading.frame_sampling import eval_frames, train_frames
+from dfer_dist.data.loading.loader import Batch, evaluation_stream, train_stream
+from dfer_dist.data.loading.sampler import ClipSet, EpochPlan, hold_out, keyed_rng, whole_shards
+from dfer_dist.data.packing.packer import pack
+from dfer_dist.data.shards.index import Index, read_index, sidecar_path
+from dfer_dist.data.shards.reader import ClipReader
+from dfer_dist.data.sources.layouts import ClipRecord
+from dfer_dist.utils.errors import UserError
+from tests.helpers.clips import write_clip
+
+EPOCHS, STEPS, BATCH = 2, 4, 8
+
+Row = tuple[str, int, bytes]  # key, label, pixels
+
+
+def settings(workers: int = 0, **changes: object) -> DataConfig:
+    augment = AugmentConfig(brightness=0.3, rotation=5)
+    return replace(
+        DataConfig("-", num_frames=4, image_size=24, workers=workers, block=3, augment=augment),
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def clips(tiny_shards: Index) -> ClipSet:
+    """The training part of fold 1 with every fourth clip held out: 36 clips, shards in part."""
+    part = hold_out(tiny_shards, tiny_shards.train_shards(1), 0.25, seed=0)[0]
+    assert len(part) == 36 and any(
+        len(r) != tiny_shards.shards[s].clips for s, r in zip(part.shards, part.rows, strict=True)
+    )
+    return part
+
+
+def rows(batches: Iterator[Batch]) -> list[list[Row]]:
+    """Valid clips by batch, after a look at the form of each batch."""
+    out = []
+    for batch in batches:
+        n = len(batch.keys)
+        pixels = batch.pixels(torch.device("cpu"))
+        assert pixels.shape == (n, 4, 3, 24, 24) and pixels.dtype == torch.uint8
+        assert batch.labels.shape == batch.valid.shape == (n,)
+        assert batch.labels.dtype == torch.int64 and batch.valid.dtype == torch.bool
+        assert not pixels[~batch.valid].any() and not batch.labels[~batch.valid].any()
+        out.append([row(batch, pixels, i) for i in range(n) if batch.valid[i]])
+    return out
+
+
+def row(batch: Batch, pixels: torch.Tensor, i: int) -> Row:
+    return batch.keys[i], int(batch.labels[i]), pixels[i].numpy().tobytes()
+
+
+def train(
+    index: Index,
+    clips: ClipSet,
+    workers: int = 0,
+    world: int = 1,
+    micro: int = BATCH,
+    start: tuple[int, int] = (0, 0),
+    seed: int = 3,
+) -> list[list[Row]]:
+    """Global batches by step, put together from the streams of all ranks."""
+    plan = EpochPlan(clips, seed, 0, BATCH, 3)
+    data, each = settings(workers), -(-BATCH // world // micro)
+    ranks = [
+        rows(train_stream(index, data, plan, EPOCHS, start, rank, world, micro))
+        for rank in range(world)
+    ]
+    assert len({len(r) for r in ranks}) == 1 and len(ranks[0]) % each == 0
+    return [
+        [clip for r in ranks for part in r[k : k + each] for clip in part]
+        for k in range(0, len(ranks[0]), each)
+    ]
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_shards: Index, clips: ClipSet) -> list[list[Row]]:
+    """Global batches of two epochs on one rank without workers."""
+    return train(tiny_shards, clips)
+
+
+def test_epochs_are_exact_and_differ(
+    reference: list[list[Row]], tiny_shards: Index, clips: ClipSet
+) -> None:
+    assert [len(step) for step in reference] == [BATCH] * STEPS * EPOCHS
+    reader = ClipReader(tiny_shards)
+    places = [clips.place(p, r, 0) for p, count in enumerate(clips.counts) for r in range(count)]
+    labels = {reader.key(p.shard, p.row): reader.label(p.shard, p.row) for p in places}
+    epochs = [
+        [clip for step in reference[e * STEPS : (e + 1) * STEPS] for clip in step]
+        for e in range(EPOCHS)
+    ]
+    for epoch in epochs:
+        assert len({key for key, _, _ in epoch}) == len(epoch) == 32
+        assert all(labels[key] == label for key, label, _ in epoch)
+    first, second = ({key: pixels for key, _, pixels in epoch} for epoch in epochs)
+    assert list(first) != list(second)
+    assert not any(first[key] == second[key] for key in first.keys() & second.keys())
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
+@pytest.mark.parametrize(
+    ("workers", "world", "micro"),
+    [(1, 1, 8), (2, 1, 8), (4, 1, 2), (0, 2, 4), (0, 4, 1), (0, 1, 3), (2, 2, 2), (2, 4, 2)],
+)
+def test_ranks_workers_and_micro_batches_change_nothing(
+    reference: list[list[Row]],
+    tiny_shards: Index,
+    clips: ClipSet,
+    workers: int,
+    world: int,
+    micro: int,
+) -> None:
+    assert train(tiny_shards, clips, workers, world, micro) == reference
+
+
+@pytest.mark.parametrize(
+    ("start", "workers", "world"), [((0, 1), 0, 1), ((0, 3), 2, 2), ((1, 0), 0, 4), ((1, 3), 0, 2)]
+)
+def test_resuming_gives_the_tail_of_the_whole(
+    reference: list[list[Row]],
+    tiny_shards: Index,
+    clips: ClipSet,
+    start: tuple[int, int],
+    workers: int,
+    world: int,
+) -> None:
+    tail = train(tiny_shards, clips, workers, world, BATCH // world, start)
+    assert tail == reference[start[0] * STEPS + start[1] :]
+
+
+def test_resuming_reads_nothing_of_what_was_passed(
+    tiny_shards: Index, clips: ClipSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[int, int]] = []
+    whole = ClipReader.find
+    monkeypatch.setattr(
+        ClipReader,
+        "find",
+        lambda self, shard, row, choose: (
+            read.append((shard, row)) or whole(self, shard, row, choose)
+        ),
+    )
+    plan = EpochPlan(clips, 3, 0, BATCH, 3)
+    list(train_stream(tiny_shards, settings(), plan, 2, (1, 3), 0, 2, 4))
+    last = EpochPlan(clips, 3, 1, BATCH, 3)
+    assert read == [last.place(3, lane)[:2] for lane in range(4)]
+
+
+def test_pixels_depend_on_seed_epoch_and_key_alone(
+    reference: list[list[Row]], tiny_shards: Index, clips: ClipSet
+) -> None:
+    known = {
+        (k // STEPS, key): pixels for k, step in enumerate(reference) for key, _, pixels in step
+    }
+    whole = whole_shards(
+        tiny_shards, range(len(tiny_shards.shards))
+    )  # other clips, batch and block: another order
+    plan = EpochPlan(whole, 3, 0, 5, 512)
+    shared = 0
+    for k, batch in enumerate(
+        rows(train_stream(tiny_shards, settings(), plan, EPOCHS, (0, 0), 0, 1, 5))
+    ):
+        for key, _, pixels in batch:
+            if (k // plan.steps, key) in known:
+                assert known[k // plan.steps, key] == pixels
+                shared += 1
+    assert shared > 50
+    other = {
+        key: pixels for step in train(tiny_shards, clips, seed=4)[:STEPS] for key, _, pixels in step
+    }
+    assert (
+        sum(other.get(key) == pixels for (epoch, key), pixels in known.items() if epoch == 0) == 0
+    )
+
+
+def evaluated(
+    index: Index, clips: ClipSet, world: int, workers: int = 0, **words: object
+) -> tuple[list[Row], list[int]]:
+    """Clips in the order of the batches' numbers, and how many batches each rank got."""
+    ranks = [
+        list(evaluation_stream(index, settings(workers), clips, 5, rank, world, **words))
+        for rank in range(world)
+    ]
+    for rank in ranks:
+        for batch in rank:
+            assert len(batch.keys) == 5 and batch.lost == []
+            assert [bool(key) for key in batch.keys] == batch.valid.tolist()
+    in_turn = [r[k] for k in range(len(ranks[0])) for r in ranks]
+    return [clip for batch in rows(iter(in_turn)) for clip in batch], [len(r) for r in ranks]
+
+
+def test_evaluation_predicts_every_clip_once_on_any_number_of_ranks(tiny_shards: Index) -> None:
+    test = whole_shards(tiny_shards, tiny_shards.test_shards(2))
+    expected = {
+        k: y
+        for i in test.shards
+        for k, y in zip(*map(tiny_shards.sidecar(i).column, ("key", "label")), strict=True)
+    }
+    expected = {k.as_py(): y.as_py() for k, y in expected.items()}
+    alone, batches = evaluated(tiny_shards, test, 1)
+    assert {key: label for key, label, _ in alone} == expected and len(alone) == len(expected) == 12
+    assert batches == [3]
+    for world, workers, each in ((1, 2, 3), (2, 0, 2), (3, 2, 1), (4, 0, 1)):
+        assert evaluated(tiny_shards, test, world, workers) == (alone, [each] * world)
+
+
+def test_evaluation_shows_the_centre_frames_and_only_resizes_them(
+    tiny_source: Path, tiny_shards: Index
+) -> None:
+    test = whole_shards(tiny_shards, tiny_shards.test_shards(2))
+    for key, _, pixels in evaluated(tiny_shards, test, 1)[0]:
+        files = sorted((tiny_source / "frames" / key).iterdir())
+        n = len(files)
+        centres = [int(n / 8 + n / 4 * i) if n > 4 else min(i, n - 1) for i in range(4)]
+        frames = [simplejpeg.decode_jpeg(files[i].read_bytes()) for i in centres]
+        whole = torch.tensor([unchanged(40, 48)], dtype=torch.float32)
+        assert (
+            pixels == apply(torch.from_numpy(np.stack(frames))[None], whole, 24).numpy().tobytes()
+        )
+
+
+def test_shuffling_moves_whole_frames_and_nothing_else(tiny_shards: Index) -> None:
+    test = whole_shards(tiny_shards, tiny_shards.test_shards(2))
+    plain = evaluated(tiny_shards, test, 1)[0]
+    shuffled = evaluated(tiny_shards, test, 1, shuffle_frames=True)[0]
+    moved = 0
+    for (key, label, before), (other, also, after) in zip(plain, shuffled, strict=True):
+        assert (key, label) == (other, also)
+        a, b = (sorted(np.frombuffer(x, np.uint8).reshape(4, -1).tolist()) for x in (before, after))
+        assert a == b
+        moved += before != after
+    assert moved > 6
+    assert evaluated(tiny_shards, test, 3, 2, shuffle_frames=True)[0] == shuffled
+    assert evaluated(tiny_shards, test, 1, shuffle_frames=True, seed=1)[0] != shuffled
+
+
+@pytest.fixture
+def damaged(
+    tiny_shards: Index, clips: ClipSet, reference: list[list[Row]], tmp_path: Path
+) -> tuple[Index, str]:
+    """A copy of the set with one clip's frames overwritten, and its key; both epochs of ``reference`` read it."""
+    index = read_index(shutil.copytree(tiny_shards.root, tmp_path / "copy"))
+    epochs = [
+        {key for step in reference[e * STEPS : (e + 1) * STEPS] for key, _, _ in step}
+        for e in range(EPOCHS)
+    ]
+    both = epochs[0] & epochs[1]
+    shard, clip = next(
+        (s, r) for s in clips.shards for r in index.sidecar(s).to_pylist() if r["key"] in both
+    )
+    with index.path(shard).open("r+b") as f:
+        f.seek(clip["offset"] + 1024)
+        f.write(bytes(clip["size"] - 1024))
+    return index, clip["key"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_clip_is_masked_and_named_and_the_others_are_untouched(
+    damaged: tuple[Index, str], clips: ClipSet, reference: list[list[Row]], workers: int
+) -> None:
+    index, key = damaged
+    stream = train_stream(
+        index, settings(workers), EpochPlan(clips, 3, 0, BATCH, 3), EPOCHS, (0, 0), 0, 1, BATCH
+    )
+    lost = 0
+    for batch, expected in zip(stream, reference, strict=True):
+        assert batch.keys == [k for k, _, _ in expected]
+        hit = [i for i, k in enumerate(batch.keys) if k == key]
+        assert batch.valid.tolist() == [i not in hit for i in range(BATCH)]
+        pixels = batch.pixels(torch.device("cpu"))
+        assert not pixels[hit].any() and len(batch.lost) == len(hit)
+        assert all(key in line and ".tar" in line for line in batch.lost)
+        assert [row(batch, pixels, i) for i in range(BATCH) if i not in hit] == [
+            r for r in expected if r[0] != key
+        ]
+        lost += len(hit)
+    assert lost == EPOCHS
+
+
+def test_evaluation_names_a_damaged_clip(damaged: tuple[Index, str]) -> None:
+    index, key = damaged
+    everything = whole_shards(index, range(len(index.shards)))
+    batches = list(evaluation_stream(index, settings(2), everything, 7, 0, 1))
+    lost = [line for b in batches for line in b.lost]
+    assert len(lost) == 1 and key in lost[0]
+    assert sum(int(b.valid.sum()) for b in batches) == 59
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_changed_sidecar_stops_the_stream_with_its_name(
+    damaged: tuple[Index, str], clips: ClipSet, workers: int
+) -> None:
+    index, _ = damaged
+    for shard in clips.shards:
+        path = sidecar_path(index.path(shard))
+        path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(UserError, match=r"fold\d-\d{5}\.parquet differs from the index") as caught:
+        list(
+            train_stream(
+                index, settings(workers), EpochPlan(clips, 3, 0, BATCH, 3), 1, (0, 0), 0, 1, BATCH
+            )
+        )
+    traceback.clear_frames(
+        caught.tb
+    )  # else the loader is left to the garbage collector, which waits 5 s for each worker
+
+
+def test_a_stream_may_be_left_in_the_middle(
+    tiny_shards: Index, clips: ClipSet, reference: list[list[Row]]
+) -> None:
+    stream = train_stream(
+        tiny_shards, settings(2), EpochPlan(clips, 3, 0, BATCH, 3), 1000, (0, 0), 0, 1, BATCH
+    )
+    assert rows(islice(stream, 3)) == reference[:3]
+    del stream
+
+
+IMPORTS = """
+import sys
+from pathlib import Path
+import pandas  # every rank has it, from DeepSpeed
+from dfer_dist.config.schema import DataConfig
+from dfer_dist.data.loading.sampler import EpochPlan, whole_shards
+from dfer_dist.data.shards.index import read_index
+from dfer_dist.data.loading.loader import train_stream
+index = read_index(Path(sys.argv[1]))
+plan = EpochPlan(whole_shards(index, index.train_shards(1)), 0, 0, 4, 8)
+stream = train_stream(index, DataConfig("-", num_frames=2, image_size=16, workers=0), plan, 1, (0, 0), 0, 1, 4)
+before = set(sys.modules)
+next(stream)
+print(sorted(set(sys.modules) - before))
+"""
+
+
+def test_reading_imports_nothing(tiny_shards: Index) -> None:
+    """A worker is forked while other threads of its rank may be importing: what these hold then, nobody lets go of in the worker."""
+    said = subprocess.run(
+        [sys.executable, "-c", IMPORTS, tiny_shards.root],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout == "[]\n"
+
+
+@pytest.fixture(scope="module")
+def square(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, dict[str, list[np.ndarray]]]:
+    """20 clips of 24 x 24, of the model's size, but for four; and all frames by key."""
+    root, records, frames = tmp_path_factory.mktemp("square"), [], {}
+    for i in range(20):
+        size = (40, 32) if i % 5 == 3 else (24, 24)
+        write_clip(root / f"{i:05d}", 6 + i, i, *size)
+        files = tuple(sorted((root / f"{i:05d}").iterdir()))
+        frames[f"{i:05d}"] = [simplejpeg.decode_jpeg(f.read_bytes()) for f in files]
+        records.append(ClipRecord(f"{i:05d}", i % 7, "fold1", f"{i:05d}", files))
+    return pack(records, "dfew", root / "shards", workers=1), frames
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_pixels_are_the_drawn_frames_changed_as_drawn(
+    square: tuple[Index, dict[str, list[np.ndarray]]], workers: int
+) -> None:
+    index, frames = square
+    data = settings(workers)
+    plan = EpochPlan(whole_shards(index, range(len(index.shards))), 3, 0, 5, 512)
+    stream = train_stream(index, data, plan, 2, (0, 0), 0, 1, 5)
+    for k, batch in enumerate(rows(stream)):
+        for key, _, pixels in batch:
+            rng = keyed_rng("clip", 3, k // plan.steps, key)
+            chosen = np.stack([frames[key][f] for f in train_frames(len(frames[key]), data, rng)])
+            draws = torch.tensor([draw(*chosen.shape[1:3], data.augment, rng)], dtype=torch.float32)
+            assert pixels == apply(torch.from_numpy(chosen)[None], draws, 24).numpy().tobytes()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_that_are_kept_stay_as_they_came(
+    square: tuple[Index, dict[str, list[np.ndarray]]], workers: int
+) -> None:
+    """More of them than there is shared memory for."""
+    plan = EpochPlan(whole_shards(square[0], range(len(square[0].shards))), 3, 0, 5, 512)
+
+    def open_stream() -> Iterator[Batch]:
+        return train_stream(square[0], settings(workers), plan, 5, (0, 0), 0, 1, 5)
+
+    kept = list(open_stream())
+    assert len(kept) == 20 and 0 < sum(b.slot is None for b in kept) < 20
+    assert rows(iter(kept)) == rows(open_stream())
+
+
+def test_each_view_of_a_test_clip_shows_its_own_frames(
+    square: tuple[Index, dict[str, list[np.ndarray]]],
+) -> None:
+    index, frames = square
+    everything = whole_shards(index, range(len(index.shards)))
+    seen = []
+    for sampling in (Sampling.segments, Sampling.dense):
+        data = settings(sampling=sampling, stride=2)
+        one = [
+            list(evaluation_stream(index, data, everything, 7, rank, 2, views=3))
+            for rank in range(2)
+        ]
+        for batch in (one[0][0], one[1][0], one[0][1]):
+            assert batch.views == 3 and batch.frames.shape[1] == 12
+            pixels = batch.pixels(torch.device("cpu"))
+            for i, key in enumerate(batch.keys):
+                if key:
+                    chosen = np.stack(
+                        [frames[key][f] for v in eval_frames(len(frames[key]), data, 3) for f in v]
+                    )
+                    whole = torch.tensor([unchanged(*chosen.shape[1:3])], dtype=torch.float32)
+                    assert torch.equal(
+                        pixels[i], apply(torch.from_numpy(chosen)[None], whole, 24)[0]
+                    )
+                    seen.append(key)
+    assert sorted(seen) == sorted([*frames] * 2)
+
+
+def test_shuffling_keeps_every_view_to_its_own_frames(
+    square: tuple[Index, dict[str, list[np.ndarray]]],
+) -> None:
+    index, _ = square
+    everything = whole_shards(index, range(len(index.shards)))
+    plain, shuffled = (
+        next(
+            evaluation_stream(index, settings(), everything, 20, 0, 1, views=2, shuffle_frames=s)
+        ).frames.flatten(2)
+        for s in (False, True)
+    )
+    assert not torch.equal(plain, shuffled)
+    for view in (slice(0, 4), slice(4, 8)):
+        for a, b in zip(plain[:, view].tolist(), shuffled[:, view].tolist(), strict=True):
+            assert sorted(a) == sorted(b)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_worker_that_has_just_begun_lives_through_a_signal(
+    tiny_shards: Index, clips: ClipSet, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """It comes after torch has given the worker a handler that ends it, and before the worker has one of ours."""
+    calm = stream._calm_worker
+
+    def late(worker: int) -> None:
+        os.kill(os.getpid(), number)
+        calm(worker)
+
+    monkeypatch.setattr(stream, "_calm_worker", late)
+    before = signal.signal(number, lambda *_: None)  # as a rank has one
+    try:
+        alone = list(evaluation_stream(tiny_shards, settings(0), clips, 5, 0, 1))
+        batches = list(evaluation_stream(tiny_shards, settings(1), clips, 5, 0, 1))
+    finally:
+        signal.signal(number, before)
+    assert [b.keys for b in batches] == [b.keys for b in alone]

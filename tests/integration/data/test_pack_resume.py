@@ -1,0 +1,165 @@
+"""Packing that was stopped, and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from dfer_dist.data.packing.packer import pack
+from dfer_dist.data.shards.index import Index
+from dfer_dist.data.sources.layouts import read_lists
+from dfer_dist.runs.provenance import python_command
+from tests.helpers.paths import ROOT
+
+JPEG_40_48 = simplejpeg.encode_jpeg(np.zeros((40, 48, 3), np.uint8))
+
+
+def state(folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        f.name: (f.stat().st_ino, f.stat().st_mtime_ns) for f in folder.iterdir() if f.is_file()
+    }
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in folder.iterdir()}
+
+
+@pytest.mark.parametrize("lost", ["tar", "sidecar", "longer", "record", "frames"])
+def test_finished_shards_are_kept_only_if_they_are_whole_and_of_the_same_files(
+    lost: str, tiny_source: Path, tiny_shards: Index, tmp_path: Path
+) -> None:
+    source = shutil.copytree(tiny_source / "frames", tmp_path / "frames")
+    records = read_lists("dfew", source, tiny_source / "lists")
+    out = tmp_path / "out"
+
+    def stop(done: int, total: int) -> None:
+        if done == 41:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(records, "dfew", out, 5, workers=1, progress=stop)
+    before = state(out)
+    finished = sorted(f.removesuffix(".json") for f in os.listdir(out / ".packing"))
+    assert 9 <= len(finished) <= 10
+    name = finished[3]
+    if lost == "tar":
+        (out / name).unlink()
+    elif lost == "longer":
+        with (out / name).open("ab") as f:
+            f.write(bytes(512))
+    elif lost == "sidecar":
+        data = bytearray((out / name).with_suffix(".parquet").read_bytes())
+        data[50] ^= 1
+        (out / name).with_suffix(".parquet").write_bytes(data)
+    elif lost == "record":
+        (out / ".packing" / f"{name}.json").write_text('{"version": 1, "digest": ')
+    else:
+        key = json.loads(next(iter(tar_texts(out / name))))["key"]
+        (source / key / "00001.jpg").write_bytes(JPEG_40_48)
+    pack(records, "dfew", out, 5, workers=1)
+    after = state(out)
+    rewritten = {f for f in before if f.endswith(".tar") and f[0] != "." and before[f] != after[f]}
+    assert rewritten == {name}
+    assert not [f for f in os.listdir(out) if f[0] == "."]
+    if lost != "frames":
+        assert files(out) == files(tiny_shards.root)
+
+
+def tar_texts(tar: Path) -> list[bytes]:
+    with tarfile.open(tar) as opened:
+        return [opened.extractfile(m).read() for m in opened if m.name.endswith(".json")]  # type: ignore[union-attr]
+
+
+def dfer_pack(source: Path, out: Path, workers: int) -> list[str]:
+    words = [
+        "--dataset",
+        "dfew",
+        "--root",
+        str(source / "frames"),
+        "--lists",
+        str(source / "lists"),
+        "--out",
+        str(out),
+    ]
+    code = "import sys; from launch.cli import main; sys.argv = ['dfer', *sys.argv[1:]]; main()"
+    return [
+        *python_command(),
+        "-c",
+        code,
+        "pack",
+        *words,
+        "--clips-per-shard",
+        "2",
+        "--workers",
+        str(workers),
+    ]
+
+
+def test_a_killed_pack_goes_on_and_gives_the_same_bytes(tiny_source: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(tiny_source / "lists", source / "lists")
+    (source / "frames").mkdir()
+    for clip in (
+        tiny_source / "frames"
+    ).iterdir():  # 15 times as many frames, so that there is time to kill
+        (source / "frames" / clip.name).mkdir()
+        for i in range(15):
+            for frame in clip.iterdir():
+                (source / "frames" / clip.name / f"{i:03d}_{frame.name}").hardlink_to(frame)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        dfer_pack(source, out, 2), env=env, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while len(list(out.glob(".packing/*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while workers_of(process.pid) and time.monotonic() < deadline:  # they leave with their parent
+        time.sleep(0.05)
+    left = workers_of(process.pid)
+    for worker in left:
+        os.kill(int(worker), signal.SIGKILL)
+    assert not left
+    finished = [f.name.removesuffix(".json") for f in out.glob(".packing/*.json")]
+    assert 2 <= len(finished) < 30 and not (out / "index.json").exists()
+    before = state(out)
+    done = subprocess.run(
+        dfer_pack(source, out, 1), env=env, capture_output=True, text=True, check=True
+    )
+    assert "60 clips in 30 shards" in done.stdout and "nothing to do" not in done.stdout
+    assert all(state(out)[name] == before[name] for name in finished)
+    undisturbed = tmp_path / "undisturbed"
+    pack(read_lists("dfew", source / "frames", source / "lists"), "dfew", undisturbed, 2, workers=1)
+    assert files(out) == files(undisturbed)
+    before = state(out)
+    done = subprocess.run(
+        dfer_pack(source, out, 1), env=env, capture_output=True, text=True, check=True
+    )
+    assert (
+        "already packed, nothing to do: 60 clips in 30 shards" in done.stdout
+        and state(out) == before
+    )
+
+
+def workers_of(session: int) -> list[str]:
+    """Processes of a session that still run."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(process.name)
+    return found

@@ -1,0 +1,156 @@
+"""``dfer pack`` of films: faces with landmarks beside them, films as they are, and every film that is left out named."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dfer_dist.data.packing.packer import pack
+from dfer_dist.data.shards.index import Index, read_index
+from dfer_dist.data.shards.reader import ClipReader
+from dfer_dist.data.shards.sidecars import extra_path, read_array, read_extra
+from dfer_dist.data.sources.datasets import read_dataset
+from dfer_dist.data.video.decode import Film
+from dfer_dist.utils.files import read_json
+from tests.helpers.clips import write_clip
+from tests.helpers.videos import Pose, draw, encode
+
+FRAMES = 6
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes with two whole films each; besides, one without a face, one that is cut, and a folder of frames."""
+    root = tmp_path_factory.mktemp("source") / "mine"
+    for label, name in enumerate(("Happy", "Sad")):
+        (root / name).mkdir(parents=True)
+        for clip in range(2):
+            heads = [
+                [Pose(120 + 40 * clip + 3 * t, 90, 0.9, 10 * label + t)] for t in range(FRAMES)
+            ]
+            encode(root / name / f"film {clip}.mp4", draw(heads, 320, 240))
+    empty = draw([[] for _ in range(FRAMES)], 320, 240)
+    encode(root / "Happy" / "nobody.mp4", empty)
+    cut = root / "Sad" / "cut.mkv"
+    whole = encode(cut, draw([[Pose(160, 90)]] * 16, 320, 240)).read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    write_clip(root / "Sad" / "frames", 3, seed=0)
+    return root
+
+
+def run(films: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-c",
+        "from launch.cli import main; main()",
+        "pack",
+        "--dataset",
+        "folder",
+        "--folds",
+        "2",
+    ]
+    command += ["--root", str(films), "--out", str(out), "--workers", "1", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def digests(out: Path) -> dict[str, str]:
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(out.iterdir())}
+
+
+def every_frame(index: Index) -> dict[str, list[np.ndarray]]:
+    reader = ClipReader(index)
+    clips = [
+        reader.read(s, r, lambda key, n: np.arange(n))
+        for s, shard in enumerate(index.shards)
+        for r in range(shard.clips)
+    ]
+    return {clip.key: clip.frames for clip in clips}
+
+
+def test_faces_are_packed_with_landmarks_and_the_rest_is_named(films: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run(films, out, "--faces")
+    assert done.returncode == 0, done.stderr
+    report, index = read_json(out / "pack_report.json"), read_index(out)
+    assert {(p["clip"], p["kind"], p["left_out"]) for p in report["problems"]} == {
+        ("Happy/nobody", "no face", True),
+        ("Sad/cut", "damaged film", True),
+        ("Sad/frames", "no film", True),
+    }
+    assert (
+        "3 of 7 clips left out" in done.stdout
+        and f"0 of {FRAMES} frames of nobody.mp4" in done.stdout
+    )
+    clips = every_frame(index)
+    assert sorted(clips) == ["Happy_film_0", "Happy_film_1", "Sad_film_0", "Sad_film_1"]
+    for i in range(len(index.shards)):
+        for key, members in read_extra(index.path(i), "landmarks"):
+            marks, found = read_array(members["landmarks.npy"]), read_array(members["found.npy"])
+            frames = clips.pop(key)
+            assert marks.shape == (FRAMES, 68, 2) and found.all() and len(frames) == FRAMES
+            assert {f.shape for f in frames} == {(224, 224, 3)}
+            eyes = marks[:, 36:48].mean(1)
+            assert np.abs(eyes - [111.5, 91.3]).max() < 3
+    assert not clips
+
+    before = digests(out)
+    assert "already packed" in run(films, out, "--faces").stdout
+    assert digests(out) == before
+    other = run(films, out)  # as they are is another set
+    assert other.returncode == 2 and "was packed with --clips-per-shard 256 --faces" in other.stderr
+
+
+def test_the_same_films_give_the_same_bytes_also_after_a_kill(films: Path, tmp_path: Path) -> None:
+    listing = read_dataset("folder", films, folds=2, films=True)
+    records = [record for record in listing.records if "film" in record.key]
+
+    def write(out: Path, stop: bool = False) -> None:
+        def progress(done: int, total: int) -> None:
+            if stop and done == total:
+                raise KeyboardInterrupt
+
+        pack(records, "mine", out, 1, 1, progress, classes=listing.classes, faces=True)
+
+    write(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "b", stop=True)
+    kept = sorted((tmp_path / "b").glob("*.landmarks.tar"))
+    assert kept and not (tmp_path / "b" / "index.json").exists()
+    stamps = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "b").glob("*.tar")}
+    lost = kept[0].name
+    kept[0].unlink()  # a shard without its landmarks does not count as finished
+    write(tmp_path / "b")
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    after = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "b").glob("*.tar")}
+    again = {name for name, stamp in stamps.items() if after[name] != stamp}
+    assert again == {lost, lost.replace(".landmarks", "")}
+
+
+def test_films_without_faces_are_packed_as_they_are(films: Path, tmp_path: Path) -> None:
+    listing = read_dataset("folder", films, folds=2)
+    index = pack(listing.records, "mine", tmp_path, workers=1, classes=listing.classes)
+    clips = every_frame(index)
+    assert sorted(clips) == [
+        "Happy_film_0",
+        "Happy_film_1",
+        "Happy_nobody",
+        "Sad_film_0",
+        "Sad_film_1",
+        "Sad_frames",
+    ]
+    for packed, shown in zip(
+        clips["Happy_film_0"], Film(films / "Happy" / "film 0.mp4"), strict=True
+    ):
+        assert packed.shape == (240, 320, 3) and np.abs(packed.astype(int) - shown).mean() < 2
+    assert not any(
+        extra_path(index.path(i), "landmarks").exists() for i in range(len(index.shards))
+    )
+    small = pack(
+        listing.records, "mine", tmp_path / "small", workers=1, classes=listing.classes, size=64
+    )
+    assert {f.shape for frames in every_frame(small).values() for f in frames} == {(64, 64, 3)}

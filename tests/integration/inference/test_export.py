@@ -1,0 +1,306 @@
+"""An exported model: everything is in its folder, it gives the logits of an evaluation, and damage is noticed."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dfer_dist.config.load import read_config
+from dfer_dist.config.schema import Precision
+from dfer_dist.data.shards.index import Index
+from dfer_dist.data.shards.reader import ClipReader
+from dfer_dist.evaluation.evaluate import evaluate_checkpoint
+from dfer_dist.inference import export
+from dfer_dist.inference.convert import from_official, to_official
+from dfer_dist.models.class_texts import DESCRIPTIONS
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import read_json, sha256_file, write_json
+from launch import cli
+from tests.helpers.exported import Case
+from tests.helpers.official_checkpoints import OTHERS, ours
+from tests.helpers.paths import ROOT
+
+
+def every_clip(index: Index, fold: int) -> dict[str, np.ndarray]:
+    """All frames of the fold's test clips by key, uint8 [T, H, W, 3]."""
+    reader = ClipReader(index)
+    places = [(s, row) for s in index.test_shards(fold) for row in range(index.shards[s].clips)]
+    return {
+        clip.key: clip.frames
+        for clip in (reader.read(s, row, lambda _, n: np.arange(n)) for s, row in places)
+    }
+
+
+def alone(folder: Path, blocks: list[str], spare: set[str]) -> list[str]:
+    """What the blocks of a card print in ``folder``, each followed by where it found the package.
+
+    No checkout can be imported, and in the first block none of the ``spare`` modules, in the others no DeepSpeed. The package is forgotten
+    between them.
+    """
+    script = f"""
+import sys
+sys.path.append({sysconfig.get_path("purelib")!r})  # -S: without the .pth files there, which lead to a checkout
+path, spare = list(sys.path), {sorted(spare)!r}
+for block in {blocks!r}:
+    for name in spare:
+        sys.modules[name] = None
+    exec(block, dict())
+    print(sys.modules["dfer_dist"].__file__)
+    sys.path[:] = path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dfer_dist" or sys.modules[name] is None]:
+        del sys.modules[name]
+    spare = ["deepspeed"]
+"""
+    command, env = [sys.executable, "-P", "-S", "-c", script], {"HOME": "/nowhere"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def names(requirements: str) -> set[str]:
+    """Modules of the lines of a list of requirements, where they are called as their distributions are."""
+    lines = [line for line in requirements.splitlines() if line and not line.startswith("#")]
+    return {re.split(r"[=<>]", line)[0].strip().replace("-", "_") for line in lines}
+
+
+def python_of(card: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def moved(exported: Case, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported.out, tmp_path / "moved"))
+
+
+def test_logits_are_those_of_an_evaluation(
+    exported: Case, tiny_shards: Index, tmp_path: Path
+) -> None:
+    model, clips = export.load(exported.out, device="cpu"), every_clip(tiny_shards, 2)
+    for views in (1, 2):
+        evaluate_checkpoint(
+            exported.fold.checkpoints / "LATEST",
+            None,
+            [f"eval.views={views}"],
+            tmp_path / "p.parquet",
+        )
+        model.config.eval.views = views
+        table = pq.read_table(tmp_path / "p.parquet")
+        assert sorted(table["key"].to_pylist()) == sorted(clips) and len(clips) == 12
+        for key, logits in zip(table["key"].to_pylist(), table["logits"].to_pylist(), strict=True):
+            np.testing.assert_allclose(
+                model.logits(clips[key][None])[0], logits, rtol=1e-4, atol=1e-4
+            )
+    both = np.random.default_rng(0).integers(
+        0, 256, (12, 9, 50, 40, 3), dtype=np.uint8
+    )  # more than a batch
+    one_by_one = np.concatenate([model.logits(clip[None]) for clip in both])
+    np.testing.assert_allclose(model.logits(both), one_by_one, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        model.probabilities(both), torch.tensor(one_by_one).softmax(-1), atol=1e-5
+    )
+
+
+def test_the_folder_tells_what_it_is_and_nothing_of_this_machine(
+    exported: Case, tiny_shards: Index
+) -> None:
+    result, about = read_json(exported.fold.result), read_json(exported.out / export.ABOUT)
+    card = (exported.out / export.CARD).read_text()
+    assert about["result"] == result
+    assert (
+        f"**{result['uar']:.2f}**" in card
+        and f"**{result['war']:.2f}**" in card
+        and "Fold 2 of dfew, 12 clips" in card
+    )
+    for word in ("config_hash", "index_hash", "code_hash"):
+        assert about[word] and about[word] in card
+    assert "the test fold was read once" in card
+    assert list(about["texts"].items()) == [
+        (name, [DESCRIPTIONS[name]]) for name in tiny_shards.classes
+    ]
+    assert all(text[0] in card for text in about["texts"].values())
+    for name in (export.WEIGHTS, export.CONFIG, export.ABOUT):
+        assert sha256_file(exported.out / name) in card
+        assert (exported.out / name).stat().st_mode & 0o044 == (
+            exported.out / export.CARD
+        ).stat().st_mode & 0o044
+    config = read_config(exported.out / export.CONFIG)
+    assert config.data.image_size == 32 and config.model.sentences == about["texts"]
+    texts = [
+        f.read_text(errors="replace")
+        for f in exported.out.rglob("*")
+        if f.is_file() and "code" not in f.parts
+    ]
+    assert not [
+        text[:80]
+        for text in texts
+        if str(exported.out.parent) in text or str(tiny_shards.root) in text
+    ]
+    assert not list(exported.out.rglob("__pycache__")) and not list(exported.out.parent.glob(".*"))
+
+
+@pytest.mark.parametrize("what", ["step", "config_hash", "index_hash", "checkpoint", "fold"])
+def test_numbers_of_other_weights_are_not_taken(exported: Case, tmp_path: Path, what: str) -> None:
+    fold = Path(shutil.copytree(exported.fold.root, tmp_path / "fold-2"))
+    result = read_json(fold / "result.json")
+    write_json(
+        fold / "result.json", {**result, what: 1 if isinstance(result[what], int) else "another"}
+    )
+    about = export.export(fold / "checkpoints", tmp_path / "out", [])
+    assert about["result"] is None
+    card = (tmp_path / "out" / export.CARD).read_text()
+    assert "no test result of these very weights" in card and "UAR" not in card
+
+
+def test_the_cards_lines_run_without_deepspeed_and_without_the_package(moved: Path) -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    spare = names(config["options"]["install_requires"]) - names(
+        (moved / "requirements.txt").read_text()
+    )
+    assert {
+        "deepspeed",
+        "mlflow",
+        "webdataset",
+    } <= spare  # what the folder does not ask for, it does not need
+    ten, mlflow = python_of(moved / export.CARD)
+    assert len(ten.splitlines()) <= 10 and ten in (ROOT / "docs" / "predict.md").read_text()
+    said = alone(moved, [ten, mlflow], spare)
+    model = export.load(moved, device="cpu")
+    want = model.probabilities(np.zeros((1, 40, 224, 224, 3), np.uint8))[0].tolist()
+    assert [line.split()[0] for line in said[:7]] == said[8].split() == list(model.classes)
+    assert [float(line.split()[1]) for line in said[:7]] == pytest.approx(want, abs=2e-3)
+    assert [float(x) for x in said[9].split()[1:]] == pytest.approx(want, abs=2e-3)
+    assert said[7] == said[10] == str(moved / "code" / "dfer_dist" / "__init__.py")
+
+
+def test_a_run_and_the_registry_take_the_folder(
+    exported: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = mlflow.create_experiment(
+        "models", artifact_location=(tmp_path / "artifacts").as_uri()
+    )
+    with mlflow.start_run(experiment_id=experiment) as run:
+        mlflow.log_artifacts(str(exported.out), "model")
+    mlflow.register_model(f"runs:/{run.info.run_id}/model", "faces")
+    frames = np.random.default_rng(0).integers(0, 256, (2, 6, 40, 30, 3), dtype=np.uint8)
+    got = mlflow.pyfunc.load_model("models:/faces/1").predict(frames)
+    model = export.load(exported.out)
+    assert list(got.columns) == list(model.classes)
+    np.testing.assert_allclose(got.to_numpy(), model.probabilities(frames), atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("converted", [False, True])
+def test_checkpoints_without_a_run_and_converted_ones(converted: bool, tmp_path: Path) -> None:
+    settings, classes = OTHERS[1]
+    model = ours(tmp_path / "ours", settings, classes)
+    folder = tmp_path / "ours"
+    if converted:
+        to_official(folder, tmp_path / "theirs.pth", [])
+        folder = tmp_path / "again"
+        from_official(tmp_path / "theirs.pth", folder, settings.token_position)
+    export.export(folder, tmp_path / "out", [])
+    shutil.rmtree(folder)
+    (tmp_path / "sizes.json").unlink()  # the backbone's sizes are in the folder
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    loaded = export.load(tmp_path / "out", device="cpu", precision="fp32")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 48, 48, 3), dtype=np.uint8)
+    want = model(torch.from_numpy(frames).permute(0, 1, 4, 2, 3)).numpy()
+    np.testing.assert_allclose(loaded.logits(frames), want, rtol=1e-4, atol=1e-4)
+    card = (tmp_path / "out" / export.CARD).read_text()
+    assert "no test result" in card and (
+        not converted or "`theirs.pth` of DFER-CLIP's authors" in card
+    )
+    half = export.load(tmp_path / "out", device="cpu", precision=Precision.bf16)
+    assert 0 < np.abs(half.logits(frames) - want).max() < 0.05 * np.abs(want).max()
+
+
+def test_it_is_written_whole_or_not_at_all_and_over_nothing(
+    exported: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latest = exported.fold.checkpoints / "LATEST"
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    with pytest.raises(UserError, match="not empty"):
+        export.export(latest, tmp_path / "full", [])
+    assert (tmp_path / "full" / "mine.txt").read_text() == "keep"
+    with pytest.raises(UserError, match=r"'model\.temperature=1' does not tell where"):
+        export.export(latest, tmp_path / "out", ["model.temperature=1"])
+
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dfer_dist.inference.pyfunc.write_mlflow", no_space)
+        with pytest.raises(OSError, match="No space"):
+            export.export(latest, tmp_path / "out", [])
+    assert [f.name for f in tmp_path.iterdir()] == ["full"]
+    (tmp_path / "empty").mkdir()
+    export.export(latest, tmp_path / "empty", [])
+    assert sha256_file(tmp_path / "empty" / export.WEIGHTS) == sha256_file(
+        exported.out / export.WEIGHTS
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "reason"),
+    [
+        (export.WEIGHTS, None, None, "differs from its sha256"),
+        (export.CONFIG, b"temperature: 0.07", b"temperature: 0.08", "differs from its sha256"),
+        (export.ABOUT, b'"sadness"', b'"madness"', "was changed"),
+        (export.ABOUT, b'"version": 1', b'"version": 2', "not of version 1"),
+        (export.WEIGHTS, b"", b"", "is missing"),
+        (export.ABOUT, b"", b"", "no exported model"),
+    ],
+)
+def test_damage_is_one_line(
+    moved: Path,
+    name: str,
+    old: bytes | None,
+    new: bytes,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = bytearray((moved / name).read_bytes())
+    if old is None:
+        data[len(data) // 2] ^= 1
+    elif old:
+        assert data.count(old) >= 1
+        data = data.replace(old, new)
+    (moved / name).write_bytes(data)
+    if old == b"":
+        (moved / name).unlink()
+    monkeypatch.setattr(sys, "argv", ["dfer", "predict", str(moved), "film.mp4"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.count("\n") == 1 and reason in said and str(moved) in said
+
+
+def test_frames_of_another_kind_are_refused(exported: Case) -> None:
+    model = export.load(exported.out)
+    for wrong in (
+        np.zeros((2, 8, 32, 32, 3)),
+        np.zeros((8, 32, 32, 3), np.uint8),
+        np.zeros((1, 0, 9, 9, 3), np.uint8),
+    ):
+        with pytest.raises(UserError, match="give uint8"):
+            model.logits(wrong)
+    assert model.logits(np.zeros((0, 8, 9, 9, 3), np.uint8)).shape == (0, 7)

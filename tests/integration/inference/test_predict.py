@@ -1,0 +1,267 @@
+"""Films to probabilities over time: the same frames and logits as packing and evaluating them, and one line for what cannot be."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfer_dist.data.loading.loader import evaluation_stream
+from dfer_dist.data.loading.sampler import whole_shards
+from dfer_dist.data.packing.packer import pack
+from dfer_dist.data.sources.datasets import read_dataset
+from dfer_dist.data.sources.layouts import ELEVEN
+from dfer_dist.data.video.decode import Film
+from dfer_dist.evaluation.evaluate import predict
+from dfer_dist.inference.export import Exported, load
+from dfer_dist.inference.predict import as_packed, cut_windows, predict_video
+from dfer_dist.inference.pyfunc import Served
+from dfer_dist.reporting.figures import course_figure
+from dfer_dist.utils.errors import UserError
+from launch import cli
+from tests.helpers.exported import Case
+from tests.helpers.videos import Pose, draw, encode
+
+FRAMES = 24
+
+
+@pytest.fixture(scope="module")
+def model(exported: Case) -> Exported:
+    return load(exported.out, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes with a film each of a face that moves, 24 frames at 25 a second."""
+    root = tmp_path_factory.mktemp("films")
+    for i, name in enumerate(("Happy", "Sad")):
+        (root / name).mkdir()
+        heads = [[Pose(130 + 2 * t, 90, 0.9, 10 * i + t)] for t in range(FRAMES)]
+        encode(root / name / f"{name}.mp4", draw(heads, 320, 240))
+    return root
+
+
+@pytest.fixture(scope="module")
+def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A film of 61 frames at 25 a second, each another pattern."""
+    rng = np.random.default_rng(0)
+    frames = [
+        rng.integers(0, 256, (5, 6, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+        for _ in range(61)
+    ]
+    return encode(tmp_path_factory.mktemp("waves") / "waves.mp4", frames)
+
+
+def dfer(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["dfer", *map(str, words)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    return int(left.value.code or 0)
+
+
+@pytest.mark.parametrize("faces", [False, True])
+def test_a_film_in_one_window_is_what_packing_and_evaluating_make_of_it(
+    model: Exported, films: Path, tmp_path: Path, faces: bool
+) -> None:
+    listing = read_dataset("folder", films, folds=2, films=True)
+    index = pack(listing.records, "mine", tmp_path, workers=1, classes=listing.classes, faces=faces)
+    clips = whole_shards(index, range(len(index.shards)))
+    batches = evaluation_stream(index, model.config.data, clips, model.config.eval.batch, 0, 1)
+    rows = predict(lambda frames: model.model(frames, model.text), batches, model.device)
+    assert sorted(rows) == ["Happy_Happy", "Sad_Sad"]
+    for key, (_, logits) in rows.items():
+        name = key.partition("_")[0]
+        course = predict_video(model, films / name / f"{name}.mp4", math.inf, faces=faces)
+        assert course.logits.shape == (1, 7) and course.spans.tolist() == [
+            [0, pytest.approx(FRAMES / 25)]
+        ]
+        np.testing.assert_allclose(course.logits[0], logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("window", "step"), [(1.0, 0.4), (0.5, 0.7), (0.1, 0.04), (2.4, 1.0), (9.0, 1.0)]
+)
+def test_each_window_is_seen_as_a_clip_of_its_own(
+    model: Exported, waves: Path, window: float, step: float
+) -> None:
+    course = predict_video(model, waves, window, step)
+    frames = np.stack([as_packed(frame) for frame in Film(waves)])
+    spans = np.rint(course.spans * 25).astype(int)
+    np.testing.assert_allclose(spans, course.spans * 25, atol=1e-6)
+    assert spans[0, 0] == 0 and spans[-1, 1] == 61 and course.seconds == pytest.approx(61 / 25)
+    assert set(np.diff(spans).ravel().tolist()) == {min(round(25 * window), 61)}
+    want = np.concatenate([model.logits(frames[None, a:b]) for a, b in spans.tolist()])
+    np.testing.assert_allclose(course.logits, want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(course.overall, course.probabilities.mean(0), atol=1e-6)
+    assert course.overall.sum() == pytest.approx(1, abs=1e-5) and course.shown == len(spans)
+    assert course.top == [model.classes[i] for i in want.argmax(1)]
+
+
+@given(frames=st.integers(1, 300), length=st.integers(2, 100), step=st.floats(0.01, 120))
+def test_windows_cover_the_film_in_order(frames: int, length: int, step: float) -> None:
+    spans = cut_windows(frames, length, step)
+    assert spans[0, 0] == 0 and spans[-1, 1] == frames
+    assert set((spans[:, 1] - spans[:, 0]).tolist()) == {min(length, frames)}
+    gaps = np.diff(spans[:, 0])
+    assert (gaps > 0).all() and (gaps <= max(step, 1) + 1).all()
+    on_grid = spans[:-1, 0] if len(spans) > 1 else spans[:, 0]
+    assert np.abs(on_grid - np.arange(len(on_grid)) * max(step, 1)).max() <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("times", "interval"),
+    [
+        (None, 0.04),
+        ([round(t * 1000 / 60) for t in range(30)], 29 / 1740),
+        ([0, 40, 80, 120, 280, 320, 330, 360, 5000, 5040], 0.04),
+    ],
+)
+def test_seconds_between_frames(tmp_path: Path, times: list[int] | None, interval: float) -> None:
+    frames = [np.full((48, 64, 3), t, np.uint8) for t in range(len(times or range(10)))]
+    film = Film(encode(tmp_path / "a.mkv", frames, times=times))
+    assert film.interval() == pytest.approx(interval, rel=3e-3)
+
+
+def test_windows_without_the_face_have_no_prediction(model: Exported, tmp_path: Path) -> None:
+    heads = [[Pose(160, 90, 0.9, t / 2)] if t < 30 or t >= 60 else [] for t in range(75)]
+    film = encode(tmp_path / "away.mp4", draw(heads, 320, 240))
+    course = predict_video(model, film, 0.4, 0.4, faces=True)
+    assert course.faces is not None and (course.faces >= 0.5).tolist() == [
+        bool(top) for top in course.top
+    ]
+    blank = [i for i, (a, b) in enumerate(course.spans.tolist()) if a >= 1.3 and b <= 2.3]
+    assert blank and all(not course.top[i] for i in blank) and course.top[0] and course.top[-1]
+    assert np.isfinite(course.overall).all() and course.overall.sum() == pytest.approx(1, abs=1e-5)
+    rows = list(csv.DictReader(io.StringIO(course.csv())))
+    assert [row["prediction"] for row in rows] == course.top
+    assert rows[blank[0]]["fear"] == "" and float(rows[blank[0]]["face"]) < 0.5
+    figure = course_figure(
+        "away.mp4",
+        course.spans,
+        course.probabilities,
+        course.overall,
+        course.classes,
+        course.seconds,
+    )
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()][-1] == "no face"  # type: ignore[union-attr]
+
+
+def test_the_command_writes_tables_and_plots_and_names_what_it_cannot_read(
+    exported: Case,
+    films: Path,
+    waves: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = waves.read_bytes()
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(encode(tmp_path / "whole.mkv", Film(waves)).read_bytes()[: len(whole) // 2])
+    out = tmp_path / "out"
+    status = dfer(
+        monkeypatch,
+        "predict",
+        exported.out,
+        waves,
+        cut,
+        films / "Happy" / "Happy.mp4",
+        "--window",
+        1,
+        "--out",
+        out,
+    )
+    said = capsys.readouterr()
+    assert status == 2 and said.err.count("\n") == 1 and f"error: {cut}: " in said.err
+    assert sorted(f.name for f in out.iterdir()) == [
+        "Happy.mp4.csv",
+        "Happy.mp4.png",
+        "overall.csv",
+        "waves.mp4.csv",
+        "waves.mp4.png",
+    ]
+    rows = list(csv.DictReader((out / "waves.mp4.csv").open()))
+    classes = load(exported.out).classes
+    assert list(rows[0]) == ["start", "end", "prediction", *classes]
+    assert [(float(row["start"]), float(row["end"])) for row in rows] == [
+        (0, 1),
+        (1, 2),
+        (1.44, 2.44),
+    ]
+    probabilities = np.array([[float(row[c]) for c in classes] for row in rows])
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    overall = {row["video"]: row for row in csv.DictReader((out / "overall.csv").open())}
+    mean = [float(overall[str(waves)][c]) for c in classes]
+    np.testing.assert_allclose(mean, probabilities.mean(0), atol=1e-5)
+    best = classes[int(np.argmax(mean))]
+    assert overall[str(waves)]["prediction"] == best and overall[str(waves)]["windows"] == "3"
+    assert f"waves.mp4: {best} {max(mean):.2f} (mean of 3 windows of 1 s)" in said.out
+    assert "1.4 to 2.4" in said.out and "whole film" in said.out
+    assert (out / "waves.mp4.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_plot_has_seconds_probabilities_and_a_look_for_each_class() -> None:
+    rng = np.random.default_rng(0)
+    probabilities, spans = rng.dirichlet(np.ones(11), 5), np.arange(5)[:, None] + [0.0, 3.0]
+    figure = course_figure("a film", spans, probabilities, probabilities.mean(0), ELEVEN, 8.0)
+    above, below = figure.axes
+    assert (
+        above.get_ylim() == (0, 1)
+        and above.get_xlim() == below.get_xlim() == (0, 8)
+        and below.get_xlabel() == "seconds"
+    )
+    assert len({(line.get_color(), line.get_linestyle()) for line in above.lines}) == 11
+    for c, line in enumerate(above.lines):
+        np.testing.assert_allclose(line.get_ydata(), probabilities[:, c])
+        np.testing.assert_allclose(line.get_xdata(), spans.mean(1))
+    words = [text.get_text() for text in above.get_legend().get_texts()]  # type: ignore[union-attr]
+    order = np.argsort(-probabilities.mean(0))
+    assert words == [f"{ELEVEN[c]}  {probabilities.mean(0)[c]:.2f}" for c in order]
+
+
+def test_what_cannot_be_predicted_is_one_line(model: Exported, waves: Path, tmp_path: Path) -> None:
+    single = encode(tmp_path / "one.mp4", [np.zeros((48, 64, 3), np.uint8)])
+    empty = encode(tmp_path / "nobody.mp4", draw([[] for _ in range(8)], 320, 240))
+    (tmp_path / "text.mp4").write_text("no film")
+    for film, options, words in [
+        (single, {}, "one.mp4 has a single frame"),
+        (tmp_path / "none.mp4", {}, "none.mp4 is missing"),
+        (tmp_path / "text.mp4", {}, "0 frames decoded"),
+        (empty, {"faces": True, "window": math.inf}, "nobody.mp4: one face is in 0 of 8 frames"),
+        (
+            empty,
+            {"faces": True, "window": 0.2, "step": 0.1},
+            "one face is in at most 0 % of a window's frames",
+        ),
+        (waves, {"window": 0.05}, "less than two of its frames, 25 a second"),
+        (waves, {"step": 0.0}, "must be greater than 0"),
+        (waves, {"window": math.nan}, "must be greater than 0"),
+    ]:
+        with pytest.raises(UserError) as caught:
+            predict_video(model, film, **options)  # type: ignore[arg-type]
+        assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_mlflow_asks_is_answered_for_films_and_frames(model: Exported, waves: Path) -> None:
+    served = Served(model)
+    course = predict_video(model, waves, 1.0, 0.5)
+    for asked in (str(waves), [str(waves)], [waves]):
+        table = served.predict(asked, {"window": 1.0, "step": 0.5, "faces": False})
+        assert list(table.columns) == list(model.classes) and list(table.index) == [str(waves)]
+        np.testing.assert_allclose(table.to_numpy()[0], course.overall, atol=1e-6)
+    for wrong in ([], 3, [b"x"], {"frames": 1}):
+        with pytest.raises(UserError, match="give frames"):
+            served.predict(wrong)
+
+
+def test_two_films_of_one_name_are_refused(
+    exported: Case, waves: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dfer(monkeypatch, "predict", exported.out, waves, waves) == 2
+    assert "two films are called waves.mp4" in capsys.readouterr().err

@@ -1,0 +1,110 @@
+"""Who goes back into the queue, with a ``scontrol`` and a ``squeue`` that only write down what they were asked."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dfer_dist.runs.layout import FoldDir
+from dfer_dist.utils.files import write_json
+from tests.helpers.paths import ROOT
+
+
+def run(
+    tmp_path: Path, *words: str, state: str = "RUNNING None", scontrol: str = "", **job: str
+) -> tuple[int, str, bool]:
+    """Status, what was asked of ``scontrol``, and whether the program stayed until it was killed."""
+    asked = tmp_path / "asked"
+    for name, does in {
+        "squeue": f'echo "{state}"',
+        "scontrol": f'echo "$@" >> {asked}\n{scontrol}',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("SLURM_")},
+        "PYTHONPATH": str(ROOT),
+    }
+    env |= {"PATH": f"{tmp_path}:{env['PATH']}", "SLURM_JOB_ID": "7", **job}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.slurm.requeue", *words], env=env, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 20
+    while process.poll() is None and not asked.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    try:
+        process.wait(0.5)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # as Slurm does when it ends the job
+        time.sleep(0.3)
+        stayed = process.poll() is None
+        process.kill()
+    else:
+        stayed = False
+    return process.wait(), asked.read_text() if asked.exists() else "", stayed
+
+
+@pytest.mark.parametrize(
+    "status", [75, 128 + signal.SIGKILL, 128 + signal.SIGABRT, 128 + signal.SIGTERM]
+)
+def test_saved_or_killed_is_requeued_once_and_waits_for_the_end(tmp_path, status):
+    assert run(tmp_path, str(status)) == (-signal.SIGKILL, "requeue 7\n", True)
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 127, 128, 255])
+def test_what_would_come_again_is_not(tmp_path, status):
+    assert run(tmp_path, str(status)) == (0, "", False)
+
+
+def test_an_element_goes_by_its_array(tmp_path):
+    asked = run(tmp_path, "75", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="3")[1]
+    assert asked == "requeue 5_3\n"
+
+
+def test_there_is_a_limit(tmp_path):
+    assert run(tmp_path, "75", "--most", "2", SLURM_RESTART_COUNT="1")[1] == "requeue 7\n"
+    (tmp_path / "asked").unlink()
+    assert run(tmp_path, "75", "--most", "2", SLURM_RESTART_COUNT="2") == (1, "", False)
+
+
+@pytest.mark.parametrize(
+    ("status", "begun", "asked"),
+    [
+        (137, [0, 0, 0], "requeue 7\n"),
+        (137, [0, 0, 0, 0], ""),
+        (137, [None, None, None, None], ""),
+        (75, [0, 0, 0, 0], "requeue 7\n"),
+        (137, [0, 0, 0, 0, 5], "requeue 7\n"),
+        (137, [0, 5, 5, 5], "requeue 7\n"),
+        (137, [0, 5, 5, 5, 5], ""),
+    ],
+)
+def test_deaths_that_come_no_further_end(tmp_path, status, begun, asked):
+    write_json(FoldDir(tmp_path).status, {"attempts": [{"from_step": step} for step in begun]})
+    assert run(tmp_path, str(status), str(tmp_path))[1] == asked
+
+
+def test_a_fold_without_a_status_is_requeued(tmp_path):
+    assert run(tmp_path, "137", str(tmp_path / "fold-1"))[1] == "requeue 7\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "asked"),
+    [
+        ("COMPLETING None", ""),
+        ("PENDING BeginTime", ""),
+        ("COMPLETING TimeLimit", "requeue 7\n"),
+        ("", ""),
+    ],
+)
+def test_who_cancels_a_job_wants_it_gone(tmp_path, state, asked):
+    assert run(tmp_path, "75", state=state)[1] == asked
+
+
+def test_scontrol_outlives_the_signals_that_it_causes(tmp_path):
+    scontrol = "kill -TERM $$\nkill -USR2 $$\necho sent >> " + str(tmp_path / "asked")
+    assert run(tmp_path, "75", scontrol=scontrol) == (-signal.SIGKILL, "requeue 7\nsent\n", True)

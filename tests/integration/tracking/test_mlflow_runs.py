@@ -1,0 +1,326 @@
+"""A run's runs at a tracking server, here a sqlite file: made once, completed, ended as they ended, and its model in the registry."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from subprocess import PIPE, Popen
+
+import numpy as np
+import pytest
+
+from dfer_dist.config.load import load_config
+from dfer_dist.data.shards.index import Index
+from dfer_dist.inference import export
+from dfer_dist.inference.register import register
+from dfer_dist.runs.layout import RunDir
+from dfer_dist.tracking import mlflow_runs as trackrun
+from dfer_dist.tracking.mlflow_runs import (
+    begin,
+    client,
+    delete_runs,
+    fresh_tracking,
+    make_runs,
+    tracking_of,
+)
+from dfer_dist.tracking.sync import end_run, recall_table, send_files, standing, sync
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import read_json, write_json
+from dfer_dist.utils.locks import alone
+from launch.commands.track import beginning
+from launch.runs import open_run
+
+TELL = ["train.selection=best_val", "tracking.experiment=an experiment"]
+
+
+@pytest.fixture(scope="module")
+def made(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run that was opened and not trained; the tests below leave its runs at the server complete."""
+    runs = tmp_path_factory.mktemp("runs")
+    run, _ = open_run(
+        runs,
+        None,
+        "demo",
+        [f"data.shards={tiny_shards.root}", "train.global_batch=8", *TELL],
+        (),
+        None,
+        1,
+    )
+    begin(run)
+    return run
+
+
+def test_ranks_start_while_the_server_is_told(
+    made: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, seen = threading.Event(), []
+    monkeypatch.setattr(trackrun, "begin", lambda run: seen.append((run, started.wait(10))))
+    with beginning(made):
+        started.set()  # as the block starts its ranks
+    assert seen == [(made, True)]
+
+
+def test_a_server_that_hangs_holds_up_no_end(made: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(trackrun, "begin", lambda run: over.wait(10))
+    monkeypatch.setattr("launch.commands.track._PATIENCE", 0.1)
+    times = time.perf_counter()
+    with pytest.raises(UserError, match="of the block's own"), beginning(made):
+        raise UserError("of the block's own")
+    assert time.perf_counter() - times < 5
+    over.set()
+
+
+OPEN = """
+import mlflow.store.tracking.sqlalchemy_store, sys
+from dfer_dist.tracking.mlflow_runs import client
+print("ready", flush=True)
+sys.stdin.readline()
+print(client(sys.argv[1]).search_experiments()[0].name)
+"""
+
+
+def test_several_make_the_same_database_at_a_time(tmp_path: Path) -> None:
+    """The command that starts a run and its ranks may all be the first ones to open it."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    those = [
+        Popen([sys.executable, "-c", OPEN, uri], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert [p.stdout and p.stdout.readline() for p in those] == ["ready\n"] * 3
+    for p in those:
+        assert p.stdin
+        p.stdin.write("\n")
+        p.stdin.flush()
+    said = [p.communicate(timeout=60) for p in those]
+    assert [out for out, _ in said] == ["Default\n"] * 3, said
+
+
+def test_a_lock_does_not_stay_with_a_process_that_was_forked_meanwhile(tmp_path: Path) -> None:
+    """As loader workers are, while another thread of their rank changes ``run.json``; they live as long as training does."""
+    with alone(tmp_path / "lock"):
+        worker = os.fork()
+        if not worker:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with (tmp_path / "lock").open() as f:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+
+
+def at_server(run: RunDir) -> dict[str, str]:
+    """Ids of the runs that bear the run's key, by name."""
+    tracking = tracking_of(run)
+    found = client(tracking["uri"]).search_runs(
+        [tracking["experiment_id"]], f"tags.`dfer.run` = '{tracking['key']}'"
+    )
+    assert len(found) == len({r.info.run_name for r in found})
+    return {r.info.run_name: r.info.run_id for r in found}
+
+
+def test_what_is_told_of_a_run(made: RunDir) -> None:
+    tracking, origin = tracking_of(made), read_json(made.provenance)
+    api = client(tracking["uri"])
+    assert api.get_experiment(tracking["experiment_id"]).name == "an experiment"
+    assert set(at_server(made)) == {"demo", *(f"demo-fold{k}" for k in range(1, 6))}
+    for run_id in (tracking["run_id"], *tracking["folds"].values()):
+        run = api.get_run(run_id)
+        assert (
+            run.data.params["train.selection"] == "best_val"
+            and run.data.params["optim.milestones"] == "[30, 40]"
+        )
+        tags = {
+            key: run.data.tags[key]
+            for key in ("dataset", "index_hash", "code_hash", "selection", "precision")
+        }
+        assert tags == {
+            "dataset": "dfew",
+            "index_hash": made.describe()["index_hash"],
+            "code_hash": origin["code_hash"],
+            "selection": "best_val",
+            "precision": "bf16",
+        }
+        data = run.inputs.dataset_inputs[0].dataset
+        assert (data.name, data.digest) == ("dfew", origin["data"]["hash"][:32])
+        assert json.loads(data.source) == {"uri": origin["data"]["shards"]}
+    assert {api.get_run(r).info.status for r in tracking["folds"].values()} == {"SCHEDULED"}
+
+
+def test_a_crash_before_the_ids_were_written_makes_no_second_runs(made: RunDir) -> None:
+    tracking, there = tracking_of(made), at_server(made)
+    api = client(tracking["uri"])
+    api.delete_tag(tracking["folds"]["2"], "selection")  # it came in the midst of telling
+    made.change(tracking={**tracking, "experiment_id": None, "run_id": None, "folds": {}})
+    assert make_runs(made, api) == tracking
+    assert at_server(made) == there
+    assert api.get_run(tracking["folds"]["2"]).data.tags["selection"] == "best_val"
+
+
+def test_a_run_that_a_late_request_made_goes(made: RunDir) -> None:
+    tracking, there = tracking_of(made), at_server(made)
+    api = client(tracking["uri"])
+    for tags in ({}, {"fold": "3"}):
+        api.create_run(
+            tracking["experiment_id"],
+            tags={"dfer.run": tracking["key"], **tags},
+            start_time=1,
+            run_name="late",
+        )
+    assert make_runs(made, api, check=True) == tracking
+    assert at_server(made) == there
+
+
+def test_runs_of_an_earlier_version_are_taken_as_they_are(made: RunDir) -> None:
+    tracking = tracking_of(made)
+    older = {k: tracking[k] for k in ("uri", "experiment_id", "run_id", "folds")}
+    made.change(tracking=older)
+    sync(made)
+    assert {k: tracking_of(made)[k] for k in older} == older
+    made.change(tracking=tracking)
+    sync(made)
+
+
+def test_statuses_are_true_and_told_again_once_the_run_goes_on(made: RunDir) -> None:
+    tracking = tracking_of(made)
+    api = client(tracking["uri"])
+    for fold, state in (("1", "DONE"), ("2", "FAILED"), ("3", "PREEMPTED"), ("4", "RUNNING")):
+        where = made.fold(int(fold))
+        where.root.mkdir(exist_ok=True)
+        attempt = {
+            "job": "17_1",
+            "array": "17",
+            "nodes": "n[1-2]",
+            "world_size": 4,
+            "device": "a GPU",
+        }
+        write_json(where.status, {"state": state, "attempts": [attempt, attempt]})
+    sent = end_run(made, "FAILED", [5])
+    assert sent and sent.changes
+    want = {"1": "FINISHED", "2": "FAILED", "3": "KILLED", "4": "KILLED", "5": "FAILED"}
+    assert {k: api.get_run(r).info.status for k, r in tracking["folds"].items()} == want
+    assert api.get_run(tracking["run_id"]).info.status == "FAILED"
+    tags = api.get_run(tracking["folds"]["1"]).data.tags
+    job = {
+        "slurm.array": "17",
+        "slurm.job": "17_1",
+        "nodes": "n[1-2]",
+        "world_size": "4",
+        "device": "a GPU",
+        "attempts": "2",
+    }
+    assert {k: tags[k] for k in job} == job
+    again = sync(made)
+    assert (again.lines, again.files, again.changes) == (0, 0, 0)
+    begin(made)
+    assert api.get_run(tracking["run_id"]).info.status == "RUNNING"
+    assert (tracking_of(made)["closed"], tracking_of(made)["given_up"]) == (None, [])
+
+
+def test_figures_go_as_far_as_a_checkpoint_stands_for_them(made: RunDir) -> None:
+    tracking, fold = tracking_of(made), made.fold(2)
+    api = client(tracking["uri"])
+    lines = [
+        json.dumps({"step": k, "epoch": 0, "time": 1e9 + k, "loss": 1 / k}) + "\n"
+        for k in range(1, 9)
+    ]
+    fold.metrics.write_text("".join(lines) + '{"step": 9, "lo')
+    assert standing(fold) == 0
+    (fold.checkpoints / "step-00000005").mkdir(parents=True)
+    write_json(
+        fold.checkpoints / "step-00000005" / "state.json",
+        {"metrics_bytes": len("".join(lines[:5]))},
+    )
+    (fold.checkpoints / "LATEST").write_text("step-00000005\n")
+    assert sync(made).lines == 5
+    assert [m.step for m in api.get_metric_history(tracking["folds"]["2"], "loss")] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
+    assert sync(made).lines == 0
+
+
+def test_files_go_when_they_changed(made: RunDir, tmp_path: Path) -> None:
+    tracking = tracking_of(made)
+    api, child = client(tracking["uri"]), tracking["folds"]["5"]
+    a, mark = tmp_path / "a.txt", tmp_path / "mark"
+    a.write_text("one")
+    files: dict[str, Path | str] = {"a.txt": a, "b.csv": "x,y\n"}
+    assert [send_files(api, child, mark, files) for _ in range(2)] == [2, 0]
+    a.write_text("two")
+    assert send_files(api, child, mark, files) == 1
+    place = Path(api.get_run(child).info.artifact_uri.removeprefix("file://"))
+    assert ((place / "a.txt").read_text(), (place / "b.csv").read_text()) == ("two", "x,y\n")
+    (place / "b.csv").unlink()
+    assert send_files(api, child, mark, files) == 1
+
+
+def test_recall_of_an_absent_class_is_empty() -> None:
+    table = recall_table(
+        {"recall": {"anger, hot": 12.345, "fear": None}, "support": {"anger, hot": 3, "fear": 0}}
+    )
+    assert table == 'class,clips,recall\n"anger, hot",3,12.35\nfear,0,\n'
+
+
+def test_the_registry_has_the_model_once(
+    exported, made: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, old = RunDir(tmp_path / "small"), exported.fold.root.parent
+    shutil.copytree(old, run.root)
+    settings = load_config(
+        str(run.config), ["tracking.enabled=true", f"tracking.uri={tracking_of(made)['uri']}"]
+    )
+    run.change(tracking=fresh_tracking(run, settings, "dfew"))
+    with pytest.raises(UserError, match="fold 1 has no result"):
+        register(run, 1, "faces", "candidate")
+    version = register(run, None, "faces", "candidate")
+    assert (version.number, version.fold, version.known) == ("1", 2, False)
+    assert register(run, 2, "faces", "champion").known
+    tracking = tracking_of(run)
+    api = client(tracking["uri"])
+    assert [v.version for v in api.search_model_versions("name = 'faces'")] in ([1], ["1"])
+    logged = api.get_run(tracking["folds"]["2"]).outputs.model_outputs
+    assert len(logged) == 1 and api.get_logged_model(logged[0].model_id).status == "READY"
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking["uri"])
+    frames = np.random.default_rng(0).integers(0, 256, (2, 6, 40, 30, 3), dtype=np.uint8)
+    for alias in ("candidate", "champion"):
+        got = mlflow.pyfunc.load_model(f"models:/faces@{alias}").predict(frames)
+        np.testing.assert_allclose(
+            got.to_numpy(), export.load(exported.out).probabilities(frames), atol=1e-5
+        )
+
+
+def test_a_run_in_which_nothing_was_trained_goes_from_the_lists(made: RunDir) -> None:
+    delete_runs(made)
+    assert at_server(made) == {}
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://me:secret@host/x", "https://me@host", "postgresql://me:secret@host/db"]
+)
+def test_a_password_in_the_uri_is_refused_and_not_shown(uri: str) -> None:
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD") as e:
+        load_config("demo", ["data.shards=x", f"tracking.uri={uri}"])
+    assert "secret" not in str(e.value) and "host" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["postgresql://host/db", "file:///tmp/mlruns", "databricks", "sqlite:mlflow.db"]
+)
+def test_other_stores_are_refused(uri: str) -> None:
+    with pytest.raises(UserError, match="mlflow server"):
+        load_config("demo", ["data.shards=x", f"tracking.uri={uri}"])

@@ -1,0 +1,334 @@
+"""The main job on tiny data, with real ranks, a real launcher and a real sqlite store."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from safetensors.torch import save_file
+
+from dfer_dist.models.backbone import TINY, build_clip
+from dfer_dist.runs.layout import RunDir
+from dfer_dist.utils.files import read_json, sha256_file
+from tests.helpers.paths import DFER
+from tests.helpers.training import SMALL, close, dfer, predictions, wait_for, words
+from tests.helpers.web_server import Web
+
+SMALL += ["train.save_epochs=1", "eval.batch=5", "eval.shuffle_frames=false"]
+
+
+@pytest.fixture(scope="module")
+def one_fold(tiny_shards, tmp_path_factory):
+    """Fold 2 in float32 for one epoch, on one rank and on two: the two run folders."""
+    runs = tmp_path_factory.mktemp("ranks")
+    args = words(
+        tiny_shards,
+        runs,
+        "train.precision=fp32",
+        "train.epochs=1",
+        "tracking.enabled=false",
+        "data.workers=1",
+    )
+    dfer("train", "demo", "--fold", "2", "--nproc", "1", "--name", "one", *args)
+    dfer(
+        "train",
+        "demo",
+        "--fold",
+        "2",
+        "--nproc",
+        "2",
+        "--name",
+        "two",
+        *args,
+        "train.micro_batch=2",
+    )
+    return RunDir(runs / "one"), RunDir(runs / "two")
+
+
+def test_one_and_two_ranks_give_the_same_predictions(one_fold):
+    one, two = (run.fold(2) for run in one_fold)
+    (keys, logits), (other_keys, other_logits) = (
+        predictions(one.predictions),
+        predictions(two.predictions),
+    )
+    assert keys == other_keys
+    assert close(other_logits, logits, 1e-3)
+    results = [read_json(fold.result) for fold in (one, two)]
+    assert results[0]["war"] == results[1]["war"]
+    assert results[0]["n"] == 12
+    losses = [
+        [json.loads(line).get("loss") for line in f.metrics.read_text().splitlines()]
+        for f in (one, two)
+    ]
+    assert losses[0][:6] == pytest.approx(losses[1][:6], rel=1e-4)
+
+
+def test_training_from_a_server_gives_the_same_losses(one_fold, tiny_shards, tmp_path):
+    web = Web(tiny_shards.root)
+    web.faults["fold3-00001.tar"] = [503, "cut"]
+    more = [
+        "train.precision=fp32",
+        "train.epochs=1",
+        "tracking.enabled=false",
+        "data.workers=1",
+        f"data.cache={tmp_path}/cache",
+    ]
+    command = [
+        "train",
+        "demo",
+        "--fold",
+        "2",
+        "--name",
+        "web",
+        "--runs",
+        str(tmp_path),
+        f"data.shards={web.url}/",
+        *SMALL,
+        *more,
+    ]
+    dfer(*command)
+    web.close()
+    run = RunDir(tmp_path / "web")
+    losses = [
+        [json.loads(line).get("loss") for line in r.fold(2).metrics.read_text().splitlines()]
+        for r in (one_fold[0], run)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 7
+    ours, theirs = (read_json(r.fold(2).result) for r in (run, one_fold[0]))
+    assert {k: v for k, v in ours.items() if k != "shuffled"} == {
+        k: v for k, v in theirs.items() if k != "shuffled"
+    }
+    assert web.asked.pop("fold3-00001.tar") == 3
+    assert web.asked.pop("index.json") >= 2
+    assert set(web.asked.values()) == {1} and len(web.asked) == 29
+    assert read_json(run.provenance)["data"]["shards"] == web.url
+
+
+def test_training_changes_what_is_trained(one_fold):
+    losses = [json.loads(line) for line in one_fold[0].fold(2).metrics.read_text().splitlines()]
+    assert [line["step"] for line in losses] == [1, 2, 3, 4, 5, 6, 6]
+    assert {
+        "loss",
+        "grad_norm",
+        "lr_image",
+        "lr_temporal",
+        "lr_prompt",
+        "clips_per_second",
+        "data_wait_share",
+    } <= losses[0].keys()
+    assert "test_war" in losses[-1]
+
+
+def test_eval_of_the_checkpoint_gives_the_predictions_of_the_run(one_fold, tmp_path):
+    fold = one_fold[1].fold(2)
+    out = tmp_path / "p.parquet"
+    text = dfer("eval", str(fold.checkpoints / "LATEST"), "--out", str(out))
+    result = read_json(fold.result)
+    assert f"UAR {result['uar']:.2f}  WAR {result['war']:.2f}" in text
+    keys, logits = predictions(out)
+    assert keys == predictions(fold.predictions)[0]
+    assert close(logits, predictions(fold.predictions)[1], 1e-5)
+
+
+def test_eval_of_a_checkpoint_with_another_model_is_one_line(one_fold):
+    text = dfer("eval", str(one_fold[1].fold(2).checkpoints), "model.temporal_layers=2", status=2)
+    assert "is of another model" in text
+    assert "Traceback" not in text
+
+
+def test_eval_on_clips_that_were_trained_on_is_refused(one_fold):
+    text = dfer("eval", str(one_fold[1].fold(2).checkpoints), "--fold", "1", status=2)
+    assert "fold 1 was among the training clips" in text
+
+
+@pytest.fixture(scope="module")
+def killed(tiny_shards, tmp_path_factory):
+    """Five folds in bf16 on two ranks; the launcher is killed once fold 2 is done, told to leave in fold 3, and run to the end."""
+    runs = tmp_path_factory.mktemp("killed")
+    command = [DFER, "crossval", "demo", "--nproc", "2", *words(tiny_shards, runs)]
+    run = RunDir(runs / "demo")
+    launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(run.fold(2).result)
+    launcher.kill()
+    launcher.wait()
+    before = {k: run.fold(k).result.stat().st_mtime_ns for k in (1, 2)}
+    again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(run.fold(3).metrics)
+    again.send_signal(signal.SIGTERM)
+    told = again.communicate(timeout=120)[0]
+    at_leaving = read_json(run.fold(3).status) | {
+        "result": run.fold(3).result.exists(),
+        "code": again.returncode,
+        "told": told,
+    }
+    text = dfer(*command[1:])
+    return {"run": run, "before": before, "text": text, "command": command, "left": at_leaving}
+
+
+def test_finished_folds_are_kept_and_the_rest_is_trained(killed):
+    run = killed["run"]
+    assert {k: run.fold(k).result.stat().st_mtime_ns for k in (1, 2)} == killed["before"]
+    summary = read_json(run.summary)
+    assert summary["missing"] == []
+    assert [r["fold"] for r in summary["folds"]] == [1, 2, 3, 4, 5]
+    assert sum(n for r in summary["folds"] for n in r["support"].values()) == 60
+    assert run.report.is_file()
+    assert run.picture.is_file()
+
+
+def test_a_fold_told_to_leave_saves_and_goes_on(killed):
+    left, status = killed["left"], read_json(killed["run"].fold(3).status)
+    if left["result"]:
+        pytest.fail("fold 3 was over before the signal came; make it longer")
+    assert left["code"] == 75
+    assert left["state"] == "PREEMPTED"
+    assert "the same command goes on" in left["told"]
+    assert status["state"] == "DONE"
+    assert len(status["attempts"]) >= 2
+    steps = [
+        json.loads(line)["step"] for line in killed["run"].fold(3).metrics.read_text().splitlines()
+    ]
+    assert steps == [*range(1, 13), 12]  # each step once, then the test
+
+
+def test_a_second_command_trains_nothing(killed):
+    begin = time.monotonic()
+    text = dfer(*killed["command"][1:])
+    assert text.count("kept") == 5
+    assert time.monotonic() - begin < 30
+
+
+def test_mlflow_has_the_parent_with_five_finished_children(killed):
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    from mlflow import MlflowClient
+
+    run = killed["run"]
+    tracking = run.describe()["tracking"]
+    api = MlflowClient(tracking["uri"])
+    parent = api.get_run(tracking["run_id"])
+    summary = read_json(run.summary)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["war_mean"] == pytest.approx(summary["war"]["mean"])
+    assert parent.data.params["train.global_batch"] == "8"
+    children = api.search_runs(
+        [tracking["experiment_id"]], f"tags.`mlflow.parentRunId` = '{tracking['run_id']}'"
+    )
+    assert sorted(c.data.tags["fold"] for c in children) == ["1", "2", "3", "4", "5"]
+    assert {c.info.status for c in children} == {"FINISHED"}
+    for child in children:
+        fold = run.fold(int(child.data.tags["fold"]))
+        lines = [json.loads(line) for line in fold.metrics.read_text().splitlines()]
+        on_server = {m.step: m.value for m in api.get_metric_history(child.info.run_id, "loss")}
+        assert on_server == {line["step"]: line["loss"] for line in lines if "loss" in line}
+        assert child.data.metrics["test_war"] == pytest.approx(read_json(fold.result)["war"])
+
+
+def test_selection_on_a_validation_part_reports_its_best_epoch_and_the_weights_it_began_with(
+    tiny_shards, tmp_path
+):
+    weights = tmp_path / "tiny.safetensors"
+    save_file(build_clip(TINY, 64).state_dict(), weights)
+    args = words(
+        tiny_shards,
+        tmp_path,
+        "train.selection=best_val",
+        "train.epochs=3",
+        "tracking.enabled=false",
+        "train.keep=1",
+    )
+    dfer("train", "demo", "--fold", "1", *args, f"model.pretrained={weights}")
+    fold = RunDir(tmp_path / "demo").fold(1)
+    result = read_json(fold.result)
+    lines = [json.loads(line) for line in fold.metrics.read_text().splitlines()]
+    scores = [line["val_war"] for line in lines if "val_war" in line]
+    assert len(scores) == 3
+    assert result["selection"] == "best_val"
+    assert result["epoch"] == 1 + scores.index(max(scores))
+    assert result["checkpoint"].endswith(f"step-{result['step']:08d}")
+    assert result["pretrained_sha256"] == sha256_file(weights)
+    state = read_json(fold.root / result["checkpoint"] / "state.json")
+    assert state["pretrained_sha256"] == sha256_file(weights)
+    text = dfer("eval", str(fold.checkpoints / "BEST"))
+    assert f"WAR {result['war']:.2f}" in text
+
+
+def test_damaged_clips_stop_training_unless_allowed(tiny_source, tmp_path):
+    from dfer_dist.data.packing.packer import pack
+    from dfer_dist.data.sources.layouts import read_lists
+
+    index = pack(
+        read_lists("dfew", tiny_source / "frames", tiny_source / "lists"),
+        "dfew",
+        tmp_path / "shards",
+        workers=1,
+    )
+    shard = index.path(index.train_shards(1)[0])
+    data = bytearray(shard.read_bytes())
+    row = index.sidecar(index.train_shards(1)[0]).to_pylist()[3]
+    data[row["offset"] + row["size"] - 600] ^= 1  # inside the last frame, or the padding behind it
+    data[row["offset"] + 10] ^= 1  # in the header
+    shard.write_bytes(data)
+    args = [
+        *words(index, tmp_path, "train.epochs=1", "tracking.enabled=false", "train.global_batch=6")
+    ]
+    text = dfer("train", "demo", "--fold", "1", *args, status=2)
+    assert "1 training clips are damaged" in text
+    assert row["key"] in RunDir(tmp_path / "demo").fold(1).log.read_text()
+    missing = index.train_shards(1)[1]
+    index.path(missing).unlink()
+    lost = 1 + index.shards[missing].clips
+    text = dfer(
+        "train",
+        "demo",
+        "--fold",
+        "1",
+        "--name",
+        "gone",
+        *args,
+        f"data.loss_budget={lost - 2}",
+        status=2,
+    )
+    assert (
+        f"{index.path(missing).name} is missing: copy it again; {lost - 1} clips would be lost, data.loss_budget={lost - 2}"
+        in text
+    )
+    # two epochs lose the same clips: each counts once
+    dfer(
+        "train",
+        "demo",
+        "--fold",
+        "1",
+        "--name",
+        "allowed",
+        *args,
+        f"data.loss_budget={lost}",
+        "train.epochs=2",
+    )
+    fold = RunDir(tmp_path / "allowed").fold(1)
+    assert read_json(fold.result)["lost_clips"] == lost
+    counts = [
+        json.loads(line)["lost_clips"]
+        for line in fold.metrics.read_text().splitlines()
+        if "lost_clips" in line
+    ]
+    assert counts == sorted(counts) and counts[-1] == lost
+    for key in index.sidecar(missing)["key"].to_pylist():
+        assert f"lost: shard {index.path(missing).name}, clip {key}: " in fold.log.read_text()
+    fold_of_it = index.shards[missing].split[-1]
+    text = dfer(
+        "train",
+        "demo",
+        "--fold",
+        fold_of_it,
+        "--name",
+        "test",
+        *args,
+        f"data.loss_budget={lost}",
+        status=2,
+    )
+    assert (
+        f"{index.path(missing).name} is missing: copy it again; {lost - 1} clips would be lost, a test may lose none"
+        in text
+    )

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from dfer_dist.config.schema import AugmentConfig
+from dfer_dist.data.loading import augmentation as augment
+from dfer_dist.data.loading.augmentation import (
+    _crop_box,
+    _resample,
+    _resample_clips,
+    apply,
+    draw,
+    unchanged,
+)
+from dfer_dist.data.loading.frame_sampling import sample_random
+from dfer_dist.data.loading.sampler import keyed_rng
+
+OFF = {"crop_scale": 1.0, "flip": False, "brightness": 0.0, "rotation": 0.0}
+ALL = AugmentConfig(crop_scale=0.08, flip=True, brightness=0.5, rotation=10)
+
+
+def rng(n: int = 0) -> np.random.Generator:
+    return np.random.default_rng(n)
+
+
+def picture(height: int = 40, width: int = 48, seed: int = 0) -> np.ndarray:
+    """Smooth, without symmetry."""
+    noise = Image.fromarray(rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    return np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def clips(*pictures: np.ndarray, frames: int = 1) -> torch.Tensor:
+    """uint8 [b, T, H, W, 3]; a picture makes a clip that stands still."""
+    return torch.from_numpy(np.stack(pictures))[:, None].repeat(1, frames, 1, 1, 1)
+
+
+def change(frames: torch.Tensor, size: int, *draws: list[float]) -> torch.Tensor:
+    return apply(frames, torch.tensor(draws, dtype=torch.float32), size)
+
+
+def draws_of(
+    count: int, config: AugmentConfig, height: int = 40, width: int = 48
+) -> list[list[float]]:
+    return [draw(height, width, config, rng(i)) for i in range(count)]
+
+
+def by_torchvision(frame: np.ndarray, row: list[float], size: int) -> torch.Tensor:
+    """The published order of steps, each by torchvision, uint8 [3, S, S]."""
+    factor, angle, top, left, height, width, mirrored = row
+    image = torch.tensor(frame).permute(2, 0, 1)
+    image = F.rotate(F.adjust_brightness(image, factor), angle)
+    image = F.resized_crop(
+        image, int(top), int(left), int(height), int(width), [size, size], antialias=True
+    )
+    return F.horizontal_flip(image) if mirrored else image
+
+
+def test_clips_of_the_right_size_are_left_as_they_are() -> None:
+    frames = torch.stack([clips(picture(32, 32, seed=i), frames=3)[0] for i in range(2)])
+    same = change(frames, 32, unchanged(32, 32), unchanged(32, 32))
+    assert same.shape == (2, 3, 3, 32, 32) and same.dtype == torch.uint8 and same.is_contiguous()
+    assert torch.equal(same, frames.permute(0, 1, 4, 2, 3))
+    assert draw(32, 32, AugmentConfig(**OFF), rng()) == unchanged(32, 32)
+
+
+@pytest.mark.parametrize("size", [24, 64])
+def test_resizing_is_that_of_the_published_code(size: int) -> None:
+    ours = (
+        change(clips(picture()), size, unchanged(40, 48))[0, 0].permute(1, 2, 0).numpy().astype(int)
+    )
+    pillow = np.asarray(
+        Image.fromarray(picture()).resize((size, size), Image.Resampling.BILINEAR)
+    ).astype(int)
+    assert np.abs(ours - pillow).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "config", [ALL, AugmentConfig(), AugmentConfig(**OFF | {"brightness": 0.5, "rotation": 4.0})]
+)
+@pytest.mark.parametrize("size", [24, 64])
+def test_a_batch_is_changed_as_its_clips_are_by_the_published_steps(
+    config: AugmentConfig, size: int
+) -> None:
+    pictures, rows = [picture(seed=i) for i in range(40)], draws_of(40, config)
+    batch = change(clips(*pictures), size, *rows)[:, 0].int()
+    one_by_one = torch.stack(
+        [by_torchvision(p, row, size) for p, row in zip(pictures, rows, strict=True)]
+    ).int()
+    off = (batch - one_by_one).abs()
+    # a turned pixel that lies half-way between two may come from either: torchvision's sums are rounded elsewhere
+    assert (off > 1).float().mean() < 2e-3 and off.float().mean() < 0.2
+    if not config.rotation:
+        assert off.max() <= 1
+
+
+@pytest.mark.parametrize("size", [24, 40, 64])
+def test_a_clip_does_not_depend_on_its_batch(size: int) -> None:
+    """So that what a loader worker does to a clip of another size, and what is done on the device, are one thing."""
+    frames, rows = clips(*(picture(seed=i) for i in range(20)), frames=2), draws_of(20, ALL)
+    batch = change(frames, size, *rows)
+    for i in range(20):
+        assert torch.equal(batch[i : i + 1], change(frames[i : i + 1], size, rows[i]))
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(40, 48, 24), (40, 48, 64), (224, 224, 224)])
+def test_the_accelerators_way_of_cropping_gives_the_processors_pixels(
+    height: int, width: int, size: int
+) -> None:
+    frames = clips(*(picture(height, width, seed=i) for i in range(6)), frames=2).permute(
+        0, 1, 4, 2, 3
+    )
+    rows = torch.tensor(draws_of(6, AugmentConfig(), height, width), dtype=torch.float32)
+    box, mirrored = rows[:, 2:6], rows[:, 6] > 0
+    assert mirrored.any() and not mirrored.all()
+    expected = _resample_clips(frames, box, mirrored, size).int()
+    for dtype in (torch.float32, torch.float16):
+        assert (_resample(frames, box, mirrored, size, dtype).int() - expected).abs().max() <= 1
+
+
+def test_one_draw_serves_all_frames_of_a_clip() -> None:
+    frames = clips(picture(), frames=5)
+    changed = [change(frames, 32, row) for row in draws_of(20, ALL)]
+    for clip in changed:
+        assert clip.shape == (1, 5, 3, 32, 32) and clip.is_contiguous()
+        assert torch.equal(clip, clip[:, :1].expand(-1, 5, -1, -1, -1))
+    assert len({clip.numpy().tobytes() for clip in changed}) == 20
+    assert draw(40, 48, ALL, rng(7)) == draws_of(8, ALL)[7]
+
+
+def test_every_other_clip_is_mirrored() -> None:
+    frames, plain = clips(*[picture(32, 32)] * 200), torch.tensor(picture(32, 32)).permute(2, 0, 1)
+    changed = change(frames, 32, *draws_of(200, AugmentConfig(**OFF | {"flip": True}), 32, 32))[
+        :, 0
+    ]
+    mirrored = [torch.equal(c, plain.flip(-1)) for c in changed]
+    assert all(m or torch.equal(c, plain) for m, c in zip(mirrored, changed, strict=True))
+    assert 70 < sum(mirrored) < 130
+
+
+def test_brightness_and_rotation_stay_in_their_range() -> None:
+    grey = clips(*[np.full((32, 32, 3), 100, np.uint8)] * 200)
+    levels = change(grey, 32, *draws_of(200, AugmentConfig(**OFF | {"brightness": 0.5}), 32, 32))[
+        :, 0, 0, 0, 0
+    ]
+    assert 49 <= levels.min() < 60 and 140 < levels.max() <= 150
+    white = change(clips(np.full((8, 8, 3), 255, np.uint8)), 8, [1.5, *unchanged(8, 8)[1:]])
+    assert (white == 255).all()
+    turned = change(grey[:20], 32, *draws_of(20, AugmentConfig(**OFF | {"rotation": 4.0}), 32, 32))
+    for clip in (
+        turned
+    ):  # what is turned in from outside is black, and at four degrees there is little of it
+        assert set(clip.unique().tolist()) <= {0, 100} and (clip == 0).float().mean() < 0.1
+        assert (clip[..., 8:24, 8:24] == 100).all()
+    assert (turned == 0).any()
+
+
+def test_crops_are_those_of_the_published_code() -> None:
+    generator = rng()
+    boxes = np.array([_crop_box(200, 200, 0.08, generator) for _ in range(4000)])
+    top, left, height, width = boxes.T
+    assert (boxes >= 0).all() and (top + height <= 200).all() and (left + width <= 200).all()
+    area, aspect = height * width / 200**2, width / height
+    assert 0.075 < area.min() < 0.1 and area.max() > 0.95
+    assert 0.73 < aspect.min() < 0.76 and 1.32 < aspect.max() < 1.37  # 3/4 to 4/3, in whole pixels
+    assert abs((width > height).mean() - (width < height).mean()) < 0.06  # wide and tall alike
+    assert (
+        abs((top / (201 - height)).mean() - 0.5) < 0.03
+        and abs((left / (201 - width)).mean() - 0.5) < 0.03
+    )
+
+
+def test_a_frame_that_no_crop_fits_is_taken_whole() -> None:
+    assert _crop_box(2, 400, 0.9, rng()) == (0, 0, 2, 400)
+    assert change(
+        clips(picture(2, 400)), 32, draw(2, 400, AugmentConfig(crop_scale=0.9), rng())
+    ).shape == (1, 1, 3, 32, 32)
+
+
+def test_more_clips_than_are_changed_at_once_come_in_their_order() -> None:
+    count = 2 * augment._AT_ONCE["cpu"] + 1
+    frames = clips(*(np.full((8, 8, 3), i, np.uint8) for i in range(count)))
+    changed = change(frames, 16, *[unchanged(8, 8)] * count)
+    assert changed[:, 0, 0, 0, 0].tolist() == list(range(count))
+
+
+def test_augmentation_draws_are_pinned() -> None:
+    """Finished runs must be repeatable with later versions: another order of draws breaks all of them."""
+    generator = keyed_rng("clip", 0, 0, "00001")
+    assert sample_random(144, 4, generator).tolist() == [10, 42, 77, 123]
+    factor, angle, *rest = draw(224, 224, AugmentConfig(brightness=0.5, rotation=4), generator)
+    assert (round(factor, 9), round(angle, 9), rest) == (
+        0.688751928,
+        -0.207319895,
+        [25, 4, 118, 151, True],
+    )

@@ -1,0 +1,243 @@
+"""Parsing maps and landmarks as the loader gives them: of the same frames, moved as these are, in the same order."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from PIL import Image
+
+from dfer_dist.config.schema import AugmentConfig, DataConfig
+from dfer_dist.data.faces.enrich import Wish, enrich
+from dfer_dist.data.faces.parsing_maps import LEFT_EYE, NOSE, PALETTE, RIGHT_EYE, SKIN, colours
+from dfer_dist.data.loading.augmentation import apply, draw, unchanged
+from dfer_dist.data.loading.loader import Batch, evaluation_stream, train_stream
+from dfer_dist.data.loading.modalities import move_points, pick_labels
+from dfer_dist.data.loading.sampler import EpochPlan, whole_shards
+from dfer_dist.data.packing.packer import pack
+from dfer_dist.data.shards.index import Index, open_index, read_index
+from dfer_dist.data.shards.sidecars import describe_levels, extra_path
+from dfer_dist.data.sources.layouts import ClipRecord
+from dfer_dist.utils.errors import UserError
+
+SIDE, CLIPS, T = 48, 12, 9
+BOTH = ("parsing", "landmarks")
+CPU = torch.device("cpu")
+
+
+def labels_of(clip: int, t: int) -> np.ndarray:
+    """A face with its nose somewhere else in each clip and frame."""
+    labels = np.zeros((SIDE, SIDE), np.uint8)
+    labels[4:44, 4:44] = SKIN
+    labels[8:15, 8:18], labels[8:15, 30:40] = RIGHT_EYE, LEFT_EYE
+    y, x = 20 + clip % 4 * 4, 12 + 2 * t + clip % 3 * 2
+    labels[y : y + 8, x : x + 8] = NOSE
+    return labels
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """Clips whose frames are their own maps, in colours, and whose landmarks are all in the middle of the nose; in two folds."""
+    root = tmp_path_factory.mktemp("levels")
+    records = []
+    (root / "marks").mkdir()
+    for clip in range(CLIPS):
+        name, points = f"c{clip:02d}", np.empty((T, 68, 2), np.float32)
+        for folder in ("frames", "maps"):
+            (root / folder / name).mkdir(parents=True)
+        for t in range(T):
+            labels = labels_of(clip, t)
+            points[t] = np.argwhere(labels == NOSE).mean(0)[::-1]
+            (root / "frames" / name / f"{t}.jpg").write_bytes(
+                simplejpeg.encode_jpeg(colours(labels), 95, "RGB", "444")
+            )
+            Image.fromarray(labels).save(root / "maps" / name / f"{t}.png")
+        np.save(root / "marks" / f"{name}.npy", points)
+        records.append(
+            ClipRecord(name, clip % 7, f"fold{clip % 2 + 1}", name, root / "frames" / name)
+        )
+    index = pack(records, "dfew", root / "shards", 3, workers=1)
+    enrich(
+        root / "shards", Wish(landmarks_from=root / "marks", parsing_from=root / "maps"), workers=1
+    )
+    return index
+
+
+def settings(size: int = 40, workers: int = 0, **augment: object) -> DataConfig:
+    own = replace(AugmentConfig(crop_scale=0.6, brightness=0.3, rotation=12), **augment)  # type: ignore[arg-type]
+    return DataConfig("-", num_frames=4, image_size=size, workers=workers, block=3, augment=own)
+
+
+def trained(index: Index, levels: Sequence[str], data: DataConfig, world: int = 1) -> list[Batch]:
+    plan = EpochPlan(whole_shards(index, range(len(index.shards))), 5, 0, 4, 3)
+    ranks = [
+        train_stream(index, data, plan, 4, (0, 0), rank, world, 4 // world, levels)
+        for rank in range(world)
+    ]
+    return [batch for part in zip(*ranks, strict=True) for batch in part]
+
+
+def levels_of(batch: Batch, levels: int = 2) -> tuple[np.ndarray, ...]:
+    """Frames and levels of a training batch, uint8 [b, T, S, S, 3] each."""
+    pixels = batch.pixels(CPU)
+    assert pixels.dtype == torch.uint8 and pixels.shape[1] == (1 + levels) * 4
+    return tuple(x.permute(0, 1, 3, 4, 2).numpy() for x in pixels.chunk(1 + levels, 1))
+
+
+def middle(mask: np.ndarray) -> np.ndarray:
+    return np.argwhere(mask).mean(0)[::-1]
+
+
+def near(pixels: np.ndarray, label: int) -> np.ndarray:
+    """Where pixels have the hue of a label, whatever their brightness."""
+    hue = pixels / np.maximum(pixels.max(-1, keepdims=True), 1)
+    return (np.abs(hue - PALETTE[label] / PALETTE[label].max()).max(-1) < 0.25) & (
+        pixels.max(-1) > 40
+    )
+
+
+@pytest.mark.parametrize("size", [40, SIDE])
+def test_levels_show_what_the_frames_show(faces: Index, size: int) -> None:
+    """Turned, cropped, mirrored and brightened: nose and dots stay together, and the eye at the right of the picture is the left one."""
+    mirrored, seen = 0, 0
+    for batch in trained(faces, BOTH, settings(size)):
+        for video, parsing, dots in zip(*levels_of(batch), strict=True):
+            for frame, labels, marks in zip(video, parsing, dots, strict=True):
+                assert {tuple(c) for c in labels.reshape(-1, 3).tolist()} <= {
+                    tuple(c) for c in PALETTE.tolist()
+                }
+                assert set(np.unique(marks)) <= {0, 255}
+                noses = [near(x, NOSE) for x in (frame, labels)]
+                if min(n.sum() for n in noses) > size and marks.any():
+                    assert (noses[0] & noses[1]).sum() > 0.55 * (noses[0] | noses[1]).sum()
+                    assert middle(marks[..., 0] > 0) == pytest.approx(middle(noses[1]), abs=2.5)
+                    seen += 1
+                eyes = [[near(x, eye) for eye in (RIGHT_EYE, LEFT_EYE)] for x in (frame, labels)]
+                if min(e.sum() for own in eyes for e in own) > size / 2:
+                    at = [[middle(e)[0] for e in own] for own in eyes]
+                    assert at[1][0] < at[1][1], (
+                        "in the map, the person's right eye is at the left also in a mirror"
+                    )
+                    mirrored += at[0][0] > at[0][1]
+    assert seen > 80 and mirrored > 20
+
+
+@pytest.mark.parametrize("levels", [BOTH, ("landmarks",)])
+def test_frames_and_order_do_not_depend_on_levels(faces: Index, levels: tuple[str, ...]) -> None:
+    plain, more = (trained(faces, own, settings(40)) for own in ((), levels))
+    assert len(plain) == len(more) == 12
+    for a, b in zip(plain, more, strict=True):
+        assert a.keys == b.keys and torch.equal(a.labels, b.labels)
+        assert torch.equal(a.pixels(CPU), b.pixels(CPU)[:, :4])
+
+
+def test_ranks_and_workers_change_no_level(faces: Index) -> None:
+    want = torch.cat([b.pixels(CPU) for b in trained(faces, BOTH, settings())])
+    for workers, world in ((2, 1), (0, 2), (1, 4)):
+        assert torch.equal(
+            torch.cat(
+                [b.pixels(CPU) for b in trained(faces, BOTH, settings(workers=workers), world)]
+            ),
+            want,
+        )
+
+
+def test_an_evaluation_has_the_levels_of_each_view(faces: Index) -> None:
+    clips = whole_shards(faces, faces.test_shards(1))
+
+    def seen(views: int, levels: tuple[str, ...] = BOTH) -> Iterator[Batch]:
+        return evaluation_stream(faces, settings(64), clips, 4, 0, 1, views=views, levels=levels)
+
+    for batch, plain in zip(seen(2), seen(2, ()), strict=True):
+        pixels = batch.pixels(CPU).unflatten(1, (2, 3, 4))
+        assert torch.equal(pixels[:, :, 0].flatten(1, 2), plain.pixels(CPU))
+        for i, key in enumerate(batch.keys):
+            if not key:
+                assert not pixels[i].any()
+                continue
+            for view in range(2):
+                for video, parsing, dots in zip(
+                    *pixels[i, view].permute(0, 1, 3, 4, 2).numpy(), strict=True
+                ):
+                    assert middle(near(video, NOSE)) == pytest.approx(
+                        middle(near(parsing, NOSE)), abs=0.5
+                    )
+                    assert middle(dots[..., 0] > 0) == pytest.approx(
+                        middle(near(parsing, NOSE)), abs=1
+                    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_points_and_maps_move_as_pixels_do(seed: int) -> None:
+    """A small square and its centre through augment.apply, whatever is drawn."""
+    rng = np.random.default_rng(seed)
+    height, width = 48, 64
+    labels = np.zeros((1, height, width), np.uint8)
+    labels[0, 18:27, 30:39] = NOSE
+    draws = draw(height, width, AugmentConfig(crop_scale=0.7, rotation=30), rng)
+    for own in (draws, [*draws[:6], 1 - draws[6]], [1, 0, *draws[2:]], unchanged(height, width)):
+        out = (
+            apply(
+                torch.from_numpy(colours(labels))[None],
+                torch.tensor([own], dtype=torch.float32),
+                80,
+            )[0, 0]
+            .permute(1, 2, 0)
+            .numpy()
+        )
+        square = out[..., 1] > 100
+        (point,) = move_points(np.array([[[34.0, 22.0]]]), (height, width), own, 80)
+        assert middle(square) == pytest.approx(point[0], abs=1.0)
+        for maps in (labels, labels.repeat(2, 1).repeat(2, 2)):  # a map may be finer than its frame
+            picked = pick_labels(maps, (height, width), own, 80)[0] == NOSE
+            assert (picked & square).sum() > 0.85 * (picked | square).sum()
+
+
+def test_a_damaged_level_loses_the_clip_and_a_missing_one_stops(
+    faces: Index, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(str(faces.root), tmp_path / "shards"))
+    index, before = read_index(root), describe_levels(faces, BOTH)
+    assert before is not None and before["made"] == {"parsing": ["import"], "landmarks": ["import"]}
+    assert (
+        describe_levels(index, BOTH) == before != describe_levels(index, ("landmarks",))
+        and describe_levels(index, ()) is None
+    )
+    tar = extra_path(index.path(0), "landmarks")
+    data = bytearray(tar.read_bytes())
+    data[3000] ^= 1
+    tar.write_bytes(data)
+    batches = trained(index, BOTH, settings())
+    lost = {line for b in batches for line in b.lost}
+    (one,) = {line.split(", clip ")[1].split(":")[0] for line in lost}
+    assert all("landmarks: landmarks.npy has another CRC32" in line for line in lost)
+    for b in batches:
+        for key, valid, pixels in zip(b.keys, b.valid.tolist(), b.pixels(CPU), strict=True):
+            assert valid == (key != one) and pixels.any() == valid
+    tar.with_suffix(".json").unlink()
+    for run in (lambda: trained(index, BOTH, settings()), lambda: describe_levels(index, BOTH)):
+        with pytest.raises(
+            UserError,
+            match=r"model\.levels has landmarks, but .*json is missing.*dfer enrich SHARDS --landmarks",
+        ):
+            run()
+
+
+def test_levels_at_a_server_come_through_the_cache(faces: Index, tmp_path: Path) -> None:
+    data = DataConfig(f"file://{faces.root}", cache=str(tmp_path / "cache"))
+    remote = open_index(data)
+    assert remote.hash == faces.hash and describe_levels(remote, BOTH) == describe_levels(
+        faces, BOTH
+    )
+    want, got = (
+        torch.cat([b.pixels(CPU) for b in trained(index, BOTH, settings())])
+        for index in (faces, remote)
+    )
+    assert torch.equal(want, got)
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 3 * len(faces.shards)

@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dfer_dist.data.loading import sampler as plan_module
+from dfer_dist.data.loading.loader import _TrainOrder
+from dfer_dist.data.loading.sampler import (
+    BalancedPlan,
+    ClipSet,
+    EpochPlan,
+    Place,
+    clips_by_class,
+    evaluation_batches,
+    hold_out,
+    keyed_rng,
+    whole_shards,
+)
+from dfer_dist.data.packing.packer import pack
+from dfer_dist.data.shards.index import Index, Shard, content_hash
+from dfer_dist.data.sources.layouts import read_lists
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import write_json
+
+# 103 clips in 9 shards; one shard is read in part and one not at all, as hold_out leaves them
+UNEVEN = ClipSet(
+    (4, 7, 8, 10, 11, 12, 20, 21, 22),
+    (16, 1, 20, 12, 0, 17, 16, 5, 16),
+    (None,) * 3 + (np.arange(12) * 2,) + (None,) * 5,
+)
+EVERY = {
+    (s, r if s != 10 else 2 * r)
+    for s, n in zip(UNEVEN.shards, UNEVEN.counts, strict=True)
+    for r in range(n)
+}
+
+
+def epoch(
+    seed: int = 0, number: int = 0, batch: int = 10, block: int = 4
+) -> list[list[tuple[int, int]]]:
+    """Clips by step and lane."""
+    plan = EpochPlan(UNEVEN, seed, number, batch, block)
+    places = [[plan.place(step, lane) for lane in range(batch)] for step in range(plan.steps)]
+    assert all(p.epoch == number for step in places for p in step)
+    return [[(p.shard, p.row) for p in step] for step in places]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 10, 51, 52, 102, 103])
+@pytest.mark.parametrize("block", [1, 3, 512])
+def test_an_epoch_reads_every_clip_at_most_once_and_counts_those_that_sit_out(
+    batch: int, block: int
+) -> None:
+    plan = EpochPlan(UNEVEN, 3, 2, batch, block)
+    seen = [clip for step in epoch(3, 2, batch, block) for clip in step]
+    assert len(seen) == len(set(seen)) == len(UNEVEN) - plan.sitting_out
+    assert set(seen) <= EVERY and len(EVERY) == 103
+    assert plan.sitting_out == 103 % batch and plan.steps == 103 // batch
+
+
+def test_a_plan_is_a_pure_function_of_seed_and_epoch() -> None:
+    first = epoch(seed=5, number=1)
+    plan_module._block_order.cache_clear()
+    backwards = EpochPlan(UNEVEN, 5, 1, 10, 4)
+    for step in range(9, -1, -1):
+        for lane in range(9, -1, -1):
+            assert backwards.place(step, lane) == Place(*first[step][lane], 1)
+    flat = [
+        [clip for step in epoch(*words) for clip in step]
+        for words in ((5, 1), (5, 2), (6, 1), (1, 5))
+    ]
+    assert len({tuple(f) for f in flat}) == 4
+    agreements = sum(a == b for a, b in zip(flat[0], flat[1], strict=True))
+    assert agreements < 10  # of 100, where chance gives about one
+
+
+def test_the_order_is_pinned() -> None:
+    """Finished runs must be repeatable with later versions: a change of this order breaks all of them."""
+    assert epoch(seed=0, number=0)[0][:6] == [(22, 1), (22, 14), (12, 1), (12, 12), (4, 5), (4, 15)]
+
+
+def test_every_clip_is_trained_about_equally_often() -> None:
+    epochs = 600
+    out: Counter[tuple[int, int]] = Counter()
+    for number in range(epochs):
+        missing = EVERY - {clip for step in epoch(0, number) for clip in step}
+        assert len(missing) == 3
+        out.update(missing)
+    share = 3 / 103
+    spread = (epochs * share * (1 - share)) ** 0.5
+    assert max(abs(out[clip] - epochs * share) for clip in EVERY) < 4.5 * spread
+    assert (
+        0.6 < np.var([out[clip] for clip in EVERY]) / spread**2 < 1.6
+    )  # as even as chance, no more and no less
+
+
+def test_a_clip_meets_others_and_comes_at_other_steps_in_other_epochs() -> None:
+    steps: dict[tuple[int, int], list[int]] = {clip: [] for clip in EVERY}
+    mates: dict[tuple[int, int], set[tuple[int, int]]] = {clip: set() for clip in EVERY}
+    for number in range(200):
+        for k, batch in enumerate(epoch(0, number)):
+            for clip in batch:
+                steps[clip].append(k)
+                mates[clip] |= set(batch)
+    assert (
+        min(len(m) for m in mates.values()) > 85
+    )  # neighbours in a shard meet at the seams of lanes only
+    means = np.array([np.mean(s) for s in steps.values()])
+    assert np.abs(means - 4.5).max() < 4.5 * (99 / 12) ** 0.5 / 190**0.5
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("micro", [1, 2, 3])
+def test_ranks_share_the_global_batch_in_the_order_of_lanes(world: int, micro: int) -> None:
+    plan = EpochPlan(UNEVEN, 0, 0, 12, 5)
+    expected = [
+        [EpochPlan(UNEVEN, 0, e, 12, 5).place(s, lane) for lane in range(12)]
+        for e in (1, 2)
+        for s in range(8)
+    ][3:]
+    ranks = [list(_TrainOrder(plan, 3, (1, 3), rank, world, micro)) for rank in range(world)]
+    each = -(-12 // world // micro)  # micro batches in a step; the last one may be short
+    steps = [
+        [p for rank in ranks for part in rank[k * each : (k + 1) * each] for p in part]
+        for k in range(len(expected))
+    ]
+    assert steps == expected
+    assert {len(rank) for rank in ranks} == {13 * each}
+    with pytest.raises(ValueError, match="would be lost"):
+        _TrainOrder(plan, 3, (0, 0), 0, 5, 1)
+
+
+def test_a_plan_of_a_million_clips_starts_at_once_and_needs_little_memory() -> None:
+    clips = ClipSet(tuple(range(10_000)), (100,) * 10_000, (None,) * 10_000)
+
+    def first_steps() -> list[Place]:
+        plan_module._block_order.cache_clear()
+        plan = EpochPlan(clips, 0, 0, 4096, 512)
+        return [plan.place(step, lane) for step in range(2) for lane in range(4096)]
+
+    start = time.process_time()
+    assert len(set(first_steps())) == 8192
+    assert time.process_time() - start < 1
+    tracemalloc.start()
+    kept = first_steps()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(kept) == 8192 and peak < 50e6
+
+
+MILLION = """
+import re, sys, time
+from pathlib import Path
+from dfer_dist.data.loading.sampler import EpochPlan, whole_shards
+from dfer_dist.data.shards.index import load_index
+start = time.process_time()
+index = load_index(Path(sys.argv[1]))
+read = time.process_time() - start
+plan = EpochPlan(whole_shards(index, range(len(index.shards))), 0, 0, 4096, 512)
+places = [plan.place(step, lane) for step in range(2) for lane in range(4096)]
+assert len(set(places)) == 8192 and plan.steps == 244
+most = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())  # getrusage counts the parent before exec
+print(read, time.process_time() - start, int(most[1]) / 1024)
+"""
+
+
+def test_a_worker_opens_and_plans_a_million_clips_in_a_second_and_200_mb(tmp_path: Path) -> None:
+    sums = [f"{i:064x}" for i in range(10_000)]
+    shards = [
+        Shard(f"fold{i % 5 + 1}-{i:05d}.tar", f"fold{i % 5 + 1}", 100, 2**27, (20,) * 5, x, x)
+        for i, x in enumerate(sums)
+    ]
+    body = {"name": "big", "classes": list("abcde"), "shards": [vars(s) for s in shards]}
+    write_json(tmp_path / "index.json", {**body, "hash": content_hash("big", "abcde", shards)})
+    done = subprocess.run(
+        [sys.executable, "-c", MILLION, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    read, whole, megabytes = map(float, done.stdout.split())
+    assert read < 0.5 and whole < 1 and megabytes < 200, done.stdout
+
+
+def test_too_few_clips_and_places_beyond_the_epoch_are_refused() -> None:
+    with pytest.raises(UserError, match=r"train\.global_batch=104, but there are 103"):
+        EpochPlan(UNEVEN, 0, 0, 104, 4)
+    plan = EpochPlan(UNEVEN, 0, 0, 10, 4)
+    for step, lane in ((10, 0), (-1, 0), (0, 10), (0, -1)):
+        with pytest.raises(IndexError):
+            plan.place(step, lane)
+
+
+def test_keyed_generators_depend_on_every_word() -> None:
+    words = [
+        ("clip", 0, 1, "a"),
+        ("clip", 1, 0, "a"),
+        ("clip", 0, 1, "b"),
+        ("ring", 0, 1, "a"),
+        ("clip", 0, 1),
+    ]
+    draws = [keyed_rng(*w).integers(2**62) for w in words]
+    assert len(set(draws)) == len(words)
+    assert keyed_rng(*words[0]).integers(2**62) == draws[0]
+
+
+@pytest.mark.parametrize("batch", [1, 5, 48, 103, 200])
+def test_evaluation_batches_hold_every_clip_once_in_the_order_of_the_index(batch: int) -> None:
+    batches = evaluation_batches(UNEVEN, batch)
+    flat = [(p.shard, p.row) for b in batches for p in b]
+    assert flat == sorted(EVERY)
+    assert [len(b) for b in batches] == [batch] * (103 // batch) + [103 % batch] * (103 % batch > 0)
+
+
+@pytest.fixture(scope="module")
+def recut(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """The clips of ``tiny_shards`` cut into one shard a fold."""
+    records = read_lists("dfew", tiny_source / "frames", tiny_source / "lists")
+    return pack(records, "dfew", tmp_path_factory.mktemp("recut"), 256, workers=1)
+
+
+def chosen(index: Index, clips: ClipSet) -> dict[str, int]:
+    """Labels by key."""
+    tables = {i: index.sidecar(i).to_pydict() for i in clips.shards}
+    places = [p for b in evaluation_batches(clips, 7) for p in b]
+    rows = {tables[p.shard]["key"][p.row]: tables[p.shard]["label"][p.row] for p in places}
+    assert len(rows) == len(places) == len(clips)
+    return rows
+
+
+def test_hold_out_takes_its_share_of_each_class_and_leaves_the_rest(tiny_shards: Index) -> None:
+    shards = tiny_shards.train_shards(2)
+    everything = chosen(tiny_shards, whole_shards(tiny_shards, shards))
+    assert len(everything) == 48
+    totals = Counter(everything.values())
+    for fraction in (0.01, 0.25, 0.99):
+        train, val = (
+            chosen(tiny_shards, part) for part in hold_out(tiny_shards, shards, fraction, seed=0)
+        )
+        assert not train.keys() & val.keys() and train | val == everything
+        wanted = {label: min(max(1, round(fraction * n)), n - 1) for label, n in totals.items()}
+        assert Counter(val.values()) == wanted
+
+
+def test_hold_out_depends_on_seed_and_keys_not_on_the_cut_of_shards(
+    tiny_shards: Index, recut: Index
+) -> None:
+    assert len(recut.shards) == 5 < len(tiny_shards.shards)
+    parts = [
+        hold_out(index, index.train_shards(1), 0.25, seed=1)[1]
+        for index in (tiny_shards, recut, tiny_shards)
+    ]
+    first, other_cut, again = (
+        chosen(i, p) for i, p in zip((tiny_shards, recut, tiny_shards), parts, strict=True)
+    )
+    assert first == other_cut == again
+    assert first != chosen(
+        tiny_shards, hold_out(tiny_shards, tiny_shards.train_shards(1), 0.25, seed=2)[1]
+    )
+    reverse = chosen(
+        tiny_shards, hold_out(tiny_shards, tiny_shards.train_shards(1)[::-1], 0.25, seed=1)[1]
+    )
+    assert reverse == first
+
+
+def test_a_class_of_one_clip_cannot_be_split(recut: Index) -> None:
+    with pytest.raises(UserError, match="class disgust has one training clip"):
+        hold_out(recut, [0], 0.5, seed=0)
+
+
+class TestBalanced:
+    """Balanced sampling: seven classes of unequal size."""
+
+    @pytest.fixture(scope="class")
+    def plan(self, tiny_shards):
+        clips = whole_shards(tiny_shards, tiny_shards.train_shards(1))
+        by_class = clips_by_class(tiny_shards, clips)
+        # make it uneven: keep two clips of class 0
+        return BalancedPlan(clips, 3, 0, 8, 512, (by_class[0][:2], *by_class[1:]))
+
+    def test_places_are_told_by_class(self, tiny_shards, plan):
+        clips = plan.clips
+        every = np.concatenate(clips_by_class(tiny_shards, clips))
+        assert sorted(every) == list(range(len(clips)))
+
+    def test_classes_come_equally_often(self, tiny_shards, plan):
+        seen = Counter()
+        for step in range(plan.steps):
+            for lane in range(8):
+                place = plan.place(step, lane)
+                seen[tiny_shards.sidecar(place.shard)["label"][place.row].as_py()] += 1
+        assert sum(seen.values()) == plan.steps * 8
+        assert len(seen) == 7
+        assert max(seen.values()) - min(seen.values()) <= 7
+
+    def test_no_clip_comes_a_third_time_before_all_of_its_class_came_twice(self, plan):
+        members = len(plan.by_class[2])
+        chosen = []
+        for epoch in range(6):
+            order = plan.at(epoch)._order
+            chosen += [tuple(row) for row in order if row[0] in plan.by_class[2]]
+        assert len(chosen) == len(set(chosen)), "a clip twice in one pass"
+        times = Counter(at for at, _ in chosen)
+        assert max(times.values()) - min(times.values()) <= 1 + 6 * 7 // members
+
+    def test_is_a_pure_function_of_seed_and_epoch(self, plan):
+        again = BalancedPlan(plan.clips, 3, 0, 8, 512, plan.by_class)
+        assert [plan.place(1, i) for i in range(8)] == [again.place(1, i) for i in range(8)]
+        assert [plan.place(1, i) for i in range(8)] != [plan.at(1).place(1, i) for i in range(8)]

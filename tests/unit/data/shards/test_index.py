@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tarfile
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import webdataset as wds
+
+from dfer_dist.data.packing.media import clip_files
+from dfer_dist.data.packing.packer import REPORT, pack
+from dfer_dist.data.shards.index import Index, read_index, sidecar_path
+from dfer_dist.data.sources.layouts import ClipRecord, read_lists
+from dfer_dist.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def records(tiny_source: Path) -> list[ClipRecord]:
+    """What ``tiny_shards`` was packed from."""
+    return read_lists("dfew", tiny_source / "frames", tiny_source / "lists")
+
+
+@pytest.fixture
+def copy(tiny_shards: Index, tmp_path: Path) -> Path:
+    """A copy of ``tiny_shards``, free to be spoilt."""
+    return shutil.copytree(tiny_shards.root, tmp_path / "copy")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in folder.iterdir()}
+
+
+def state(folder: Path) -> dict[str, tuple[int, int]]:
+    return {f.name: (f.stat().st_mtime_ns, f.stat().st_ino) for f in folder.iterdir()}
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_every_clip_is_packed_once_in_its_own_split(
+    tiny_shards: Index, records: list[ClipRecord]
+) -> None:
+    packed = []
+    for i, shard in enumerate(tiny_shards.shards):
+        table = tiny_shards.sidecar(i).to_pydict()
+        assert len(table["key"]) == shard.clips <= 5
+        assert np.bincount(table["label"], minlength=7).tolist() == list(shard.histogram)
+        assert table["frames"] == [len(c) for c in table["crc32"]]
+        packed += [
+            (k, y, shard.split, n)
+            for k, y, n in zip(table["key"], table["label"], table["frames"], strict=True)
+        ]
+    assert sorted(packed) == sorted((r.key, r.label, r.split, len(clip_files(r))) for r in records)
+    assert tiny_shards.folds == [1, 2, 3, 4, 5] and len(tiny_shards.shards) == 15
+    for fold in tiny_shards.folds:
+        test, train = tiny_shards.test_shards(fold), tiny_shards.train_shards(fold)
+        assert {tiny_shards.shards[i].split for i in test} == {f"fold{fold}"}
+        assert sorted(test + train) == list(range(15))
+
+
+def test_bytes_of_each_frame_are_copied_and_found_by_offset(
+    tiny_shards: Index, records: list[ClipRecord]
+) -> None:
+    sources = {r.key: r for r in records}
+    for i in range(len(tiny_shards.shards)):
+        with tarfile.open(tiny_shards.path(i)) as tar:
+            rows = tiny_shards.sidecar(i).to_pylist()
+            assert tar.getnames() == [f"{r['key']}.{x}" for r in rows for x in ("json", "mjpg")]
+            for row in rows:
+                record = sources[row["key"]]
+                meta = json.load(tar.extractfile(f"{row['key']}.json"))
+                assert (
+                    meta["source"] == record.source
+                    and meta["split"] == record.split
+                    and meta["label"] == record.label
+                )
+                assert tar.getmember(f"{row['key']}.json").offset == row["offset"]
+                video, at = tar.extractfile(f"{row['key']}.mjpg").read(), meta["offsets"]
+                assert at[0] == 0 and at[-1] == len(video)
+                assert [video[a:b] for a, b in pairwise(at)] == [
+                    f.read_bytes() for f in clip_files(record)
+                ]
+
+
+def test_webdataset_and_tar_read_the_shards(tiny_shards: Index, records: list[ClipRecord]) -> None:
+    paths = [str(tiny_shards.path(i)) for i in range(len(tiny_shards.shards))]
+    samples = list(wds.WebDataset(paths, shardshuffle=False))
+    assert sorted(s["__key__"] for s in samples) == sorted(r.key for r in records)
+    for sample in samples:
+        meta = json.loads(sample["json"])
+        assert meta["key"] == sample["__key__"] and meta["offsets"][-1] == len(sample["mjpg"])
+        assert simplejpeg.decode_jpeg(sample["mjpg"][: meta["offsets"][1]]).shape == (40, 48, 3)
+    listing = subprocess.run(
+        ["tar", "tf", paths[0]], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert listing == [
+        f"{k}.{x}" for k in tiny_shards.sidecar(0)["key"].to_pylist() for x in ("json", "mjpg")
+    ]
+
+
+@pytest.mark.skipif(
+    not shutil.which("ffprobe"), reason="ffprobe is not there: make system installs it"
+)
+def test_ffprobe_plays_a_clip(tiny_shards: Index, tmp_path: Path) -> None:
+    table = tiny_shards.sidecar(0).to_pydict()
+    with tarfile.open(tiny_shards.path(0)) as tar:
+        tar.extract(f"{table['key'][0]}.mjpg", tmp_path, filter="data")
+    shown = "stream=codec_name,width,height,nb_read_frames"
+    command = [
+        "ffprobe",
+        "-v",
+        "error",
+        "-count_frames",
+        "-show_entries",
+        shown,
+        "-of",
+        "json",
+        tmp_path / f"{table['key'][0]}.mjpg",
+    ]
+    (stream,) = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)[
+        "streams"
+    ]
+    assert (stream["codec_name"], stream["width"], stream["height"]) == ("mjpeg", 48, 40)
+    assert int(stream["nb_read_frames"]) == table["frames"][0]
+
+
+def test_same_clips_give_same_bytes_in_any_order_with_any_workers(
+    tiny_shards: Index, records: list[ClipRecord], tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int]] = []
+    again = pack(
+        records[::-1],
+        "dfew",
+        tmp_path,
+        5,
+        workers=2,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert files(tmp_path) == files(tiny_shards.root) and again.hash == tiny_shards.hash
+    assert seen == sorted(seen) and seen[-1] == (60, 60)  # tiny_shards was packed by one
+
+
+def test_packing_again_does_nothing(copy: Path, records: list[ClipRecord]) -> None:
+    before = state(copy)
+    assert pack(records, "dfew", copy, 5) == read_index(copy)
+    assert state(copy) == before
+
+
+def test_a_folder_of_another_set_is_left_alone(copy: Path, records: list[ClipRecord]) -> None:
+    before, (first, *rest) = state(copy), records
+    others = {
+        "name": ("demo", records),
+        "fewer clips": ("dfew", rest),
+        "a label": ("dfew", [replace(first, label=first.label + 1), *rest]),
+        "a split": ("dfew", [replace(first, split="fold2"), *rest]),
+        "frames": ("dfew", [replace(first, media=clip_files(first)[:-1]), *rest]),
+    }
+    for dataset, clips in others.values():
+        with pytest.raises(UserError, match=r"holds another data set \(dfew, 60 clips\)"):
+            pack(clips, dataset, copy, 5)
+    for settings in ({"clips_per_shard": 6}, {"clips_per_shard": 5, "size": 32}):
+        with pytest.raises(UserError, match=r"was packed with --clips-per-shard 5: give the same"):
+            pack(records, "dfew", copy, **settings)
+    assert state(copy) == before
+
+
+def test_a_half_written_folder_is_packed_anew_but_no_stranger_is_mixed_in(
+    tiny_shards: Index, copy: Path, records: list[ClipRecord]
+) -> None:
+    (copy / "index.json").unlink()
+    with pytest.raises(
+        UserError, match=r"fold1-00001\.(tar|parquet), which is no shard of this set"
+    ):
+        pack(
+            [r for r in records if r.split == "fold1"], "dfew", copy, 256
+        )  # its only shard would be fold1-00000
+    (copy / "fold2-00001.tar").write_bytes(b"cut short")
+    (copy / "fold3-00001.parquet").unlink()
+    (copy / ".fold3-00001.tar.x1y2.tar").write_bytes(b"left by a killed process")
+    pack(records, "dfew", copy, 5, workers=1)
+    assert {k: v for k, v in files(copy).items() if k[0] != "."} == files(tiny_shards.root)
+
+
+def test_nothing_and_colliding_keys_are_refused(records: list[ClipRecord], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="0 clips"):
+        pack([], "dfew", tmp_path)
+    with pytest.raises(UserError, match="0 a shard"):
+        pack(records, "dfew", tmp_path, 0)
+    with pytest.raises(UserError, match="the same key"):
+        pack([records[0], replace(records[1], key=records[0].key)], "dfew", tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_index_that_was_changed_is_refused(copy: Path) -> None:
+    file = copy / "index.json"
+    good = json.loads(file.read_text())
+    good["shards"][0]["histogram"][0] += 1
+    changes = {
+        "hash does not match": {"shards": good["shards"]},
+        "its hash": {"classes": ["sadness", *good["classes"][1:]]},
+        "not an index": {"shards": [{"file": "fold1-00000.tar"}]},
+        "not of version": {"version": 99},
+    }
+    text = file.read_text()
+    for words, change in changes.items():
+        edit_json(file, **change)
+        with pytest.raises(UserError, match=words) as caught:
+            read_index(copy)
+        assert str(file) in str(caught.value)
+        file.write_text(text)
+    file.write_text(text[:-40])
+    with pytest.raises(UserError, match=r"index\.json cannot be read"):
+        read_index(copy)
+    file.unlink()
+    with pytest.raises(UserError, match=r"holds no index\.json"):
+        read_index(copy)
+
+
+def test_a_shard_that_is_gone_or_has_another_size_is_refused(copy: Path) -> None:
+    shard = copy / "fold3-00001.tar"
+    data = shard.read_bytes()
+    for spoilt in (data[:-512], data + bytes(512), b""):
+        shard.write_bytes(spoilt)
+        with pytest.raises(
+            UserError, match=rf"fold3-00001\.tar has {len(spoilt)} bytes, not {len(data)}"
+        ):
+            read_index(copy)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"fold3-00001\.tar is missing"):
+        read_index(copy)
+
+
+def test_a_sidecar_that_is_gone_or_changed_is_refused(copy: Path) -> None:
+    index = read_index(copy)
+    path = sidecar_path(index.path(4))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"{path.name} differs from the index"):
+        index.sidecar(4)
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{path.name} is missing"):
+        index.sidecar(4)
+    assert index.sidecar(3).num_rows == index.shards[3].clips
+
+
+def test_a_set_with_one_test_split_has_one_fold(records: list[ClipRecord], tmp_path: Path) -> None:
+    pair = [replace(r, split="test" if i % 4 == 0 else "train") for i, r in enumerate(records[:20])]
+    index = pack(pair, "ferv39k", tmp_path, 4, workers=1)
+    assert read_index(tmp_path) == index
+    assert index.folds == [1] and index.splits == ["test", "train"]
+    assert sum(index.shards[i].clips for i in index.test_shards(1)) == 5
+    assert sum(index.shards[i].clips for i in index.train_shards(1)) == 15
+
+
+def test_a_shard_is_a_plain_tar_with_nothing_of_this_machine(
+    records: list[ClipRecord], tmp_path: Path
+) -> None:
+    pack(records[:2], "dfew", tmp_path / "out", workers=1)
+    shard = tmp_path / "out" / "fold1-00000.tar"
+    with tarfile.open(shard) as tar:
+        for member in tar:
+            assert member.isreg() and member.mtime == 0 and "/" not in member.name
+    assert shard.stat().st_mode & 0o600 == 0o600
+    for text in (
+        shard.read_bytes(),
+        (shard.parent / REPORT).read_bytes(),
+        (shard.parent / "index.json").read_bytes(),
+    ):
+        assert str(tmp_path).encode() not in text and b"tiny" not in text

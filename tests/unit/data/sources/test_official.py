@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dfer_dist.data.packing.media import clip_files
+from dfer_dist.data.sources.datasets import read_dataset
+from dfer_dist.data.sources.layouts import ELEVEN, SEVEN
+from dfer_dist.data.sources.official import read_official
+from dfer_dist.utils.errors import UserError
+from tests.helpers.owners import (
+    Clip,
+    link_clips,
+    write_dfew_lists,
+    write_ferv39k_lists,
+    write_mafw_lists,
+    write_pool,
+)
+
+SCENES = ("Action", "Crime", "School")
+
+DFEW = [Clip(f"{i * 41:05d}", i % 7, f"fold{i % 5 + 1}", i % 3 + 1) for i in range(1, 36)]
+MAFW = [Clip(f"{i * 41:05d}", i % 11, f"fold{i % 5 + 1}", i % 3 + 1) for i in range(1, 56)]
+FERV = [
+    Clip(
+        f"{SCENES[i % 3]}/Emotion{i % 7}/{i:04d}",
+        i % 7,
+        "test" if i % 5 == 0 else "train",
+        i % 3 + 1,
+    )
+    for i in range(42)
+]
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pool(tmp_path_factory.mktemp("pool"), 3, width=16, height=16)
+
+
+@pytest.fixture
+def dfew(pool: Path, tmp_path: Path) -> Path:
+    write_dfew_lists(tmp_path / "DFEW-part2", DFEW)
+    link_clips(tmp_path / "DFEW-part2" / "Clip" / "clip_224x224", DFEW, pool)
+    return tmp_path
+
+
+@pytest.fixture
+def mafw(pool: Path, tmp_path: Path) -> Path:
+    write_mafw_lists(tmp_path, MAFW)
+    link_clips(tmp_path / "data" / "frames", MAFW, pool)
+    return tmp_path
+
+
+@pytest.fixture
+def ferv39k(pool: Path, tmp_path: Path) -> Path:
+    write_ferv39k_lists(tmp_path, FERV)
+    link_clips(tmp_path / "2_ClipsforFaceCrop", FERV, pool)
+    return tmp_path
+
+
+def read(dataset: str, root: Path) -> list[Clip]:
+    records, _ = read_official(dataset, root)
+    assert not any(r.faults for r in records)
+    return sorted(Clip(r.source, r.label, r.split, len(clip_files(r))) for r in records)
+
+
+def refused(dataset: str, root: Path, *words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_official(dataset, root)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def films(folder: Path, names: list[str]) -> None:
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).write_bytes(b"")
+
+
+def test_dfew_has_labels_from_1_and_names_without_zeros(dfew: Path) -> None:
+    assert read("dfew", dfew) == sorted(DFEW)
+    first = (
+        (dfew / "DFEW-part2/EmoLabel_DataSplit/test(single-labeled)/set_2.csv").read_text().split()
+    )
+    assert first[:2] == ["video_name,label", "41,2"]  # sad is 2 in the file and 1 here
+    assert SEVEN[next(c for c in DFEW if c.source == "00041").label] == "sadness"
+    _, (lists, clips) = read_official("dfew", dfew)
+    assert lists.name == "test(single-labeled)" and clips.name == "clip_224x224"
+
+
+def test_dfews_other_folders_of_frames_and_its_films_are_not_taken(dfew: Path, pool: Path) -> None:
+    clip = dfew / "DFEW-part2" / "Clip"
+    link_clips(clip / "clip_224x224_16f", [c._replace(frames=1) for c in DFEW], pool)
+    link_clips(clip / "a_copy", [c._replace(frames=1) for c in DFEW], pool)
+    films(clip / "original", [f"{int(c.source)}.mp4" for c in DFEW])
+    assert read("dfew", dfew) == sorted(DFEW)
+    assert read("dfew", dfew / "DFEW-part2") == sorted(DFEW)
+    records, (_, home) = read_official("dfew", dfew, films=True)
+    assert home == clip / "original" and [r.source for r in records] == [
+        c.source for _, c in sorted((c.split, c) for c in DFEW)
+    ]
+    assert all(clip_files(r) == (clip / "original" / f"{int(r.source)}.mp4",) for r in records)
+
+
+def test_dfew_unpacked_in_parts_and_one_folder_deeper(dfew: Path) -> None:
+    home = dfew / "DFEW-part2" / "Clip" / "clip_224x224"
+    home.rename(dfew / "all")
+    for i, clip in enumerate(sorted((dfew / "all").iterdir())):
+        part = home / "clip_224x224" / f"part_{i % 3}"
+        part.mkdir(parents=True, exist_ok=True)
+        clip.rename(part / clip.name)
+    assert read("dfew", dfew) == sorted(DFEW)
+
+
+def test_a_clip_that_is_not_there_gets_the_place_where_it_should_be(dfew: Path) -> None:
+    gone = dfew / "DFEW-part2" / "Clip" / "clip_224x224" / "00041"
+    gone.unlink()
+    records, _ = read_official("dfew", dfew)
+    record = next(r for r in records if r.source == "00041")
+    assert record.media == gone and clip_files(record) == ()
+
+
+def test_without_the_usual_folder_the_one_with_most_listed_clips_is_taken(
+    dfew: Path, pool: Path
+) -> None:
+    clip = dfew / "DFEW-part2" / "Clip"
+    (clip / "clip_224x224").rename(dfew / "my faces")
+    link_clips(clip / "few", [DFEW[0]._replace(frames=3)], pool)
+    assert read("dfew", dfew) == sorted(DFEW)
+
+
+def test_mafw_has_names_of_classes_in_dfer_clips_order(mafw: Path) -> None:
+    assert read("mafw", mafw) == sorted(MAFW)
+    assert read_dataset("mafw", mafw).classes == ELEVEN
+    text = (mafw / "Train & Test Set/single/no_caption/set_2/test.txt").read_text()
+    assert text.startswith("00041.mp4 sadness\n00246.mp4 fear\n00451.mp4 happiness\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "gb18030"])
+def test_mafws_lists_in_other_encodings_cases_and_folders(mafw: Path, encoding: str) -> None:
+    (mafw / "Train & Test Set").rename(mafw / "训练集")
+    for file in (mafw / "训练集").rglob("*.txt"):
+        file.write_bytes(
+            file.read_text().title().replace("Mp4", "mp4").replace("\n", "\r\n").encode(encoding)
+        )
+    write_mafw_lists(mafw, MAFW[:5], "single/with_caption")
+    write_mafw_lists(mafw, MAFW[:5], "multiple/no_caption")
+    assert read("mafw", mafw) == sorted(MAFW)
+
+
+def test_mafw_as_films(mafw: Path) -> None:
+    films(mafw / "data" / "clips", [f"{c.source}.mp4" for c in MAFW])
+    assert read("mafw", mafw) == sorted(MAFW)  # frames come first
+    for _ in range(2):
+        records, (_, home) = read_official("mafw", mafw, films=True)
+        assert home == mafw / "data" / "clips" and {r.source for r in records} == {
+            c.source for c in MAFW
+        }
+        assert all(clip_files(r) == (home / f"{r.source}.mp4",) for r in records)
+        shutil.rmtree(mafw / "data" / "frames", ignore_errors=True)
+    records, _ = read_official("mafw", mafw)  # nothing else is there
+    assert all(clip_files(r)[0].suffix == ".mp4" for r in records)
+
+
+def test_ferv39k_has_no_header_and_one_pair_of_lists(ferv39k: Path, pool: Path) -> None:
+    assert read("ferv39k", ferv39k) == sorted(FERV)
+    link_clips(ferv39k / "0_scene_images", [c._replace(frames=3) for c in FERV], pool)
+    other = ferv39k / "4_setups" / "22_scenes"
+    other.mkdir()
+    for part in ("train", "test"):
+        (other / f"{part}_All.csv").write_text("")
+    assert read("ferv39k", ferv39k) == sorted(FERV)
+    records, _ = read_official("ferv39k", ferv39k)
+    assert {r.key for r in records} == {c.source.replace("/", "_") for c in FERV}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("41,0", ["set_2.csv:3", "'41,0'", "1 to 7"]),
+        ("41,8", ["set_2.csv:3", "'41,8'"]),
+        ("41", ["set_2.csv:3", "'41'"]),
+        ("41,2,3", ["set_2.csv:3"]),
+        ("2,1\n41,1", ["00041", "two labels: sadness in fold1, happiness in fold2"]),
+    ],
+)
+def test_lines_that_say_nothing_clear_are_refused_or_told(
+    dfew: Path, line: str, words: list[str]
+) -> None:
+    folder = dfew / "DFEW-part2" / "EmoLabel_DataSplit" / "test(single-labeled)"
+    if "00041" in words:
+        (folder / "set_2.csv").write_text(f"video_name,label\n246,7\n{line}\n41,2\n")
+        records, _ = read_official("dfew", dfew)
+        (fault,) = [f for r in records for f in r.faults if f.kind == "label conflict"]
+        assert fault.left_out and "sadness" in fault.reason and "happiness in fold2" in fault.reason
+    else:
+        (folder / "set_2.csv").write_text(f"video_name,label\n246,7\n{line}\n")
+        refused("dfew", dfew, *words)
+
+
+def test_a_clip_in_two_folds_is_refused(dfew: Path) -> None:
+    file = dfew / "DFEW-part2" / "EmoLabel_DataSplit" / "test(single-labeled)" / "set_1.csv"
+    file.write_text(file.read_text() + "41,2\n")
+    refused("dfew", dfew, "00041", "two splits", "fold1", "fold2")
+
+
+Spoil = Callable[[Path], object]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (
+            lambda r: shutil.rmtree(r / "EmoLabel_DataSplit"),
+            ["EmoLabel_DataSplit/test(single-labeled)/set_K.csv", "--lists"],
+        ),
+        (lambda r: shutil.rmtree(r / "Clip"), ["holds the listed clips, such as 00"]),
+        (
+            lambda r: shutil.copytree(r / "EmoLabel_DataSplit", r / "copy"),
+            ["EmoLabel_DataSplit", "copy", "give --root of one"],
+        ),
+        (
+            lambda r: (r / "EmoLabel_DataSplit/test(single-labeled)/set_3.csv").unlink(),
+            ["[1, 2, 4, 5]", "without a gap"],
+        ),
+        (
+            lambda r: (r / "EmoLabel_DataSplit/test(single-labeled)/set_3.csv").write_text(""),
+            ["set_3.csv is empty"],
+        ),
+        (lambda r: r.rename(r.parent / "away"), ["no folder"]),
+    ],
+)
+def test_what_is_missing_or_there_twice_is_named(
+    dfew: Path, spoil: Spoil, words: list[str]
+) -> None:
+    spoil(dfew / "DFEW-part2")
+    refused("dfew", dfew / "DFEW-part2", *words)
+
+
+def test_a_list_without_its_twin_is_refused(ferv39k: Path) -> None:
+    (ferv39k / "4_setups" / "All_scenes" / "train_All.csv").unlink()
+    refused("ferv39k", ferv39k, "train_All.csv is missing")
+
+
+def test_lists_of_dfer_clip_win_where_they_are_given(dfew: Path) -> None:
+    lists = dfew / "annotation"
+    lists.mkdir()
+    (lists / "DFEW_set_1_test.txt").write_text("00041 3 6")
+    root = dfew / "DFEW-part2" / "Clip" / "clip_224x224"
+    assert [(r.source, r.label) for r in read_dataset("dfew", root, lists).records] == [
+        ("00041", 6)
+    ]
+    assert len(read_dataset("dfew", dfew).records) == 35
+
+
+def test_options_that_do_not_go_together_are_refused(dfew: Path) -> None:
+    with pytest.raises(UserError, match="--seed is for --dataset folder"):
+        read_dataset("dfew", dfew, seed=1)
+    with pytest.raises(UserError, match="leave --lists away"):
+        read_dataset("folder", dfew, dfew)
+    with pytest.raises(UserError, match="demo needs --lists"):
+        read_dataset("demo", dfew)
+    with pytest.raises(UserError, match=r"unknown data set 'afew': one of .*folder"):
+        read_dataset("afew", dfew)

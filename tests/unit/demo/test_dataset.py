@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.pipeline import make_pipeline
+
+from dfer_dist.data.captions.label_leakage import clean
+from dfer_dist.data.packing.media import clip_files
+from dfer_dist.data.sources.layouts import SEVEN, read_lists
+from dfer_dist.demo.captions import AT_REST, MOST, MOVEMENTS, SEEN, STILL, describe_clip
+from dfer_dist.demo.dataset import (
+    DESCRIPTIONS,
+    FOLDS,
+    SHARES,
+    contact_sheet,
+    plan_demo,
+    render_demo,
+)
+from dfer_dist.demo.face_parts import AUS
+from dfer_dist.demo.faces import FRAMES, IDENTITIES, clip_track, draw_track, render_clip
+from dfer_dist.models.tokenizer import CONTEXT, Reader
+from dfer_dist.utils.errors import UserError
+
+SMALL = {"clips": 35, "size": 32}
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render_demo(tmp_path_factory.mktemp("demo") / "set", **SMALL, workers=2)
+
+
+def test_two_workers_and_one_write_the_same_bytes(demo: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    again = render_demo(
+        tmp_path / "again",
+        **SMALL,
+        workers=1,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert contents(again) == contents(demo)
+    assert seen == [(n, 35) for n in range(1, 36)]
+
+
+def test_a_clip_is_the_same_each_time_and_another_with_another_seed() -> None:
+    first = render_clip(4, 3, (0, 1), 32)
+    assert first.frames.dtype == np.uint8 and first.frames.shape[1:] == (32, 32, 3)
+    assert np.array_equal(first.frames, render_clip(4, 3, (0, 1), 32).frames)
+    other = render_clip(4, 3, (0, 2), 32).frames
+    assert other.shape != first.frames.shape or not np.array_equal(other, first.frames)
+
+
+def test_plan_keeps_identities_apart_and_classes_in_their_shares() -> None:
+    plan = plan_demo()
+    assert sorted(c.name for c in plan) == [f"{n:05d}" for n in range(1, 701)]
+    homes = {c.identity: {d.fold for d in plan if d.identity == c.identity} for c in plan}
+    assert len(homes) == IDENTITIES and all(len(folds) == 1 for folds in homes.values())
+    for fold in range(1, FOLDS + 1):
+        counts = np.bincount([c.label for c in plan if c.fold == fold], minlength=7)
+        assert (
+            counts.sum() == 140
+            and len({c.identity for c in plan if c.fold == fold}) == IDENTITIES // FOLDS
+        )
+        assert np.abs(counts - 140 * np.array(SHARES)).max() < 1
+    assert plan_demo() == plan != plan_demo(seed=1)
+
+
+@pytest.mark.parametrize("clips", [35, 36, 311, 1500])
+def test_every_fold_has_every_class(clips: int) -> None:
+    plan = plan_demo(clips)
+    assert len(plan) == clips and {(c.fold, c.label) for c in plan} == {
+        (f, y) for f in range(1, 6) for y in range(7)
+    }
+
+
+def test_lists_and_frames_agree(demo: Path) -> None:
+    rows = {r["name"]: r for r in json.loads((demo / "demo.json").read_text())["rows"]}
+    records = read_lists("demo", demo / "frames", demo / "lists")
+    assert {r.source for r in records} == set(rows) == {p.name for p in (demo / "frames").iterdir()}
+    for record in records:
+        row = rows[record.source]
+        assert (record.label, record.split) == (row["label"], f"fold{row['fold']}")
+        assert [p.name for p in clip_files(record)] == [
+            f"{n:05d}.jpg" for n in range(row["frames"])
+        ]
+        assert FRAMES[0] <= row["frames"] <= FRAMES[1] and 0 <= row["apex"] < row["frames"]
+    for fold in range(1, FOLDS + 1):
+        train, test = (
+            (demo / "lists" / f"DEMO_set_{fold}_{part}.txt").read_text().splitlines()
+            for part in ("train", "test")
+        )
+        assert len(train) + len(test) == len({line.split()[0] for line in train + test}) == 35
+        assert all(rows[name]["fold"] == fold for name, _, _ in map(str.split, test))
+    assert simplejpeg.decode_jpeg(clip_files(records[0])[0].read_bytes()).shape == (32, 32, 3)
+
+
+def test_a_whole_set_is_left_alone_and_a_broken_one_is_finished(demo: Path, tmp_path: Path) -> None:
+    copy, before = tmp_path / "copy", contents(demo)
+    shutil.copytree(demo, copy)
+    stamp = (copy / "demo.json").stat().st_mtime_ns
+    render_demo(copy, **SMALL)
+    assert (copy / "demo.json").stat().st_mtime_ns == stamp
+    (copy / DESCRIPTIONS).unlink()  # as earlier versions left it
+    render_demo(copy, **SMALL)
+    assert (copy / "demo.json").stat().st_mtime_ns == stamp and contents(copy) == before
+    (copy / "demo.json").rename(
+        copy / ".unfinished.json"
+    )  # holds the same arguments as the mark that an interrupted run leaves
+    (copy / "frames" / "00001" / "00000.jpg").write_bytes(b"cut")
+    shutil.rmtree(copy / "frames" / "00002")
+    render_demo(copy, **SMALL, workers=1)
+    assert contents(copy) == before
+    render_demo(copy, clips=35, size=32, seed=1, workers=1)
+    assert contents(copy).keys() != before.keys()
+    assert contents(copy)[DESCRIPTIONS] != before[DESCRIPTIONS]
+    assert {
+        len(list((copy / "frames" / r["name"]).iterdir())) - r["frames"]
+        for r in json.loads((copy / "demo.json").read_text())["rows"]
+    } == {0}
+
+
+def track(*thirds: dict[str, float]) -> np.ndarray:
+    """Units of a clip of 30 frames, the same for ten frames each."""
+    return np.repeat(
+        [[units.get(name, 0.0) for name in AUS] for units in thirds], 10, axis=0
+    ).astype(np.float32)
+
+
+def needed(words: str) -> set[str]:
+    """The units of a movement, each choice of them as MOVEMENTS has it; none for what is said of a part at rest."""
+    return {units for units, _, own in MOVEMENTS if words in own}
+
+
+def phrases(caption: str) -> list[list[str]]:
+    """What each sentence says."""
+    return [sentence.split(", ") for sentence in caption.removesuffix(".").split(". ")]
+
+
+def test_a_description_says_what_moves_in_order_of_time_and_the_strongest_first() -> None:
+    smile = {"AU12": 0.9, "AU20": 0.4, "AU6": 0.7, "AU25": 0.5, "AU17": 0.2}
+    for seed in range(30):
+        said = phrases(
+            describe_clip(track({}, smile, {"AU6": 0.3, "AU12": 0.4}), np.random.default_rng(seed))
+        )
+        assert [[needed(words) for words in sentence] for sentence in said] == [
+            [set()],
+            [{"AU12"}, {"AU6"}, {"AU25"}],
+            [{"AU12"}],
+        ]
+        assert said[0][0] in AT_REST
+        said = phrases(describe_clip(track(smile, {}, {}), np.random.default_rng(seed)))
+        assert [len(sentence) for sentence in said] == [MOST, 1]
+        blink = track({}, {"AU4": 0.5}, {})
+        blink[3:6, AUS.index("AU43")] = 1
+        assert [
+            needed(words) for (words,) in phrases(describe_clip(blink, np.random.default_rng(seed)))
+        ] == [
+            set(),
+            {"AU4"},
+            set(),
+        ]
+        brows, eyes, mouth = ({*words} for _, words in STILL)
+        still = describe_clip(
+            track({"AU4": 0.2, "AU26": 0.1}, {}, {"AU17": 0.15, "AU7": 0.05}),
+            np.random.default_rng(seed),
+        )
+        ((rest, first, second),) = phrases(still)
+        assert rest in AT_REST and first in eyes and second in mouth and second not in brows
+
+
+def test_each_clip_s_description_is_true_of_what_was_drawn(demo: Path) -> None:
+    with (demo / DESCRIPTIONS).open(encoding="utf-8", newline="") as f:
+        captions = {row["clip"]: row["caption"] for row in csv.DictReader(f)}
+    rows = json.loads((demo / "demo.json").read_text())["rows"]
+    assert list(captions) == [row["name"] for row in rows]
+    for row in rows:
+        units, course, _ = clip_track(row["label"], (0, int(row["name"])))
+        assert (len(units), course.argmax()) == (row["frames"], row["apex"])
+        shown = [
+            {name for name, u in zip(AUS, np.median(part, 0), strict=True) if u >= SEEN}
+            for part in np.array_split(units, 3)
+        ]
+        moving = [
+            [needed(words) for words in sentence if needed(words)]
+            for sentence in phrases(captions[row["name"]])
+        ]
+        there = [seen for seen in shown if seen]
+        assert len(there) == sum(map(bool, moving))
+        for seen, sentence in zip(there, filter(None, moving), strict=True):
+            assert all(any(set(units.split()) <= seen for units in choices) for choices in sentence)
+
+
+def test_descriptions_give_no_label_away_and_are_read_whole_in_known_words() -> None:
+    known = {
+        word
+        for *_, own in (*MOVEMENTS, *STILL, ("", AT_REST))
+        for words in own
+        for word in words.split()
+    }
+    captions = list[str]()
+    for clip in plan_demo():
+        units = clip_track(clip.label, (0, int(clip.name)))[0]
+        captions.append(describe_clip(units, np.random.default_rng(int(clip.name))))
+        assert (
+            any(needed(words) for sentence in phrases(captions[-1]) for words in sentence)
+            or SEVEN[clip.label] == "neutral"
+        )
+    assert [clean(caption, SEVEN) for caption in captions] == captions
+    assert set(re.findall(r"\w+", " ".join(captions))) <= known
+    assert (
+        Reader(1000)(captions).shape[1] <= 36 < CONTEXT
+    )  # the longest caption in the pretraining has 33
+    assert len(set(captions)) > 600
+
+
+def test_clips_of_a_class_differ_in_what_is_said_not_in_its_wording_alone() -> None:
+    for label, name in enumerate(SEVEN):
+        said = set()
+        for number in range(30):
+            caption = describe_clip(clip_track(label, (3, number))[0], np.random.default_rng(0))
+            said.add(
+                str(
+                    [[sorted(needed(words)) for words in sentence] for sentence in phrases(caption)]
+                )
+            )
+        assert len(said) >= 8, (name, len(said))
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "frames" / "holiday").mkdir(parents=True)
+    with pytest.raises(UserError, match="choose another folder"):
+        render_demo(tmp_path, **SMALL)
+    assert (tmp_path / "frames" / "holiday").is_dir()
+
+
+@pytest.mark.parametrize("wrong", [{"clips": 34}, {"clips": 100_000}, {"size": 16}, {"workers": 0}])
+def test_arguments_out_of_range_are_refused(wrong: dict[str, int], tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        render_demo(tmp_path / "set", **wrong)
+
+
+@pytest.mark.parametrize(("early", "late"), [("surprise", "fear"), ("disgust", "anger")])
+def test_paired_classes_are_the_reverse_of_each_other(early: str, late: str) -> None:
+    for seed in range(20):
+        frames = 12 + 2 * seed
+        a, course_a = draw_track(SEVEN.index(early), frames, np.random.default_rng(seed))
+        b, course_b = draw_track(SEVEN.index(late), frames, np.random.default_rng(seed))
+        assert np.array_equal(a, b[::-1]) and np.array_equal(course_a, course_b[::-1])
+        assert course_a.argmax() < frames * 0.4 < frames * 0.6 <= course_b.argmax() + 1
+
+
+def test_units_stay_in_range_and_only_sadness_has_tears() -> None:
+    for label, name in enumerate(SEVEN):
+        track, _ = draw_track(label, 30, np.random.default_rng(label))
+        assert (
+            track.shape == (30, len(AUS))
+            and track.dtype == np.float32
+            and track.min() >= 0
+            and track.max() <= 1
+        )
+        assert (track[:, AUS.index("tears")].max() > 0.3) == (name == "sadness")
+
+
+def test_a_model_that_ignores_time_loses() -> None:
+    labels = np.tile([4, 6], 90)
+    people = np.arange(180) // 2 % IDENTITIES
+    clips = []
+    for n, (label, person) in enumerate(zip(labels, people, strict=True)):
+        frames = render_clip(int(label), int(person), (5, n), 32).frames
+        chosen = frames[((np.arange(8) + 0.5) / 8 * len(frames)).astype(int)]
+        clips.append(chosen.mean(-1).reshape(8, 16, 2, 16, 2).mean((2, 4)).reshape(8, -1))
+    pixels = np.stack(clips)
+    test = people >= 50
+
+    def accuracy(features: np.ndarray) -> float:
+        model = make_pipeline(PCA(20, random_state=0), LinearDiscriminantAnalysis()).fit(
+            features[~test], labels[~test]
+        )
+        return float(model.score(features[test], labels[test]))
+
+    ordered = accuracy((pixels - pixels.mean(1, keepdims=True)).reshape(len(pixels), -1))
+    blind = accuracy(pixels.mean(1))
+    assert ordered > 0.85 and blind < 0.7, (ordered, blind)
+
+
+def test_contact_sheet_is_a_picture_of_seven_rows(tmp_path: Path) -> None:
+    contact_sheet(tmp_path / "a" / "sheet.png", size=32)
+    contact_sheet(tmp_path / "b.png", size=32)
+    assert (tmp_path / "a" / "sheet.png").read_bytes() == (tmp_path / "b.png").read_bytes()

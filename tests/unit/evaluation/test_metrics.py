@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score
+
+from dfer_dist.evaluation.metrics import bootstrap_ci, confusion, score, top_class
+
+FOUR = ["happiness", "sadness", "neutral", "anger"]
+
+
+def table(seed: int, n: int, classes: int, right: float) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(
+        classes, size=n, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum()
+    )
+    return labels, np.where(rng.random(n) < right, labels, rng.integers(0, classes, n))
+
+
+def test_hand_computed_scores() -> None:
+    # recalls 2/3, 1/2, 0/1; accuracy 3/6
+    s = score(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 1]), ["a", "b", "c"])
+    assert s.recall == pytest.approx({"a": 200 / 3, "b": 50.0, "c": 0.0})
+    assert s.uar == pytest.approx((200 / 3 + 50) / 3)
+    assert s.war == 50.0
+    assert s.confusion == [[2, 1, 0], [1, 1, 0], [0, 1, 0]]
+    assert (s.n, s.support, s.absent, s.classes) == (
+        6,
+        {"a": 3, "b": 2, "c": 1},
+        [],
+        ["a", "b", "c"],
+    )
+
+
+@pytest.mark.parametrize(("seed", "classes"), [(0, 7), (1, 11), (2, 2)])
+def test_agrees_with_scikit_learn(seed: int, classes: int) -> None:
+    labels, predictions = table(seed, 900, classes, 0.5)
+    s = score(labels, predictions, [f"c{i}" for i in range(classes)])
+    assert s.uar == pytest.approx(100 * balanced_accuracy_score(labels, predictions))
+    assert s.war == pytest.approx(100 * accuracy_score(labels, predictions))
+    assert list(s.recall.values()) == pytest.approx(
+        list(100 * recall_score(labels, predictions, average=None))
+    )
+    assert s.confusion == confusion_matrix(labels, predictions).tolist()
+
+
+def test_absent_class_is_named_and_left_out_of_uar() -> None:
+    # class 1 is predicted but never true, class 3 neither
+    s = score(np.array([0, 0, 2, 2]), np.array([0, 1, 2, 2]), FOUR)
+    assert s.absent == ["sadness", "anger"]
+    assert s.recall == {"happiness": 50.0, "sadness": None, "neutral": 100.0, "anger": None}
+    assert s.uar == 75.0
+    assert s.war == 75.0
+    assert len(s.confusion) == 4
+
+
+def test_logits_and_the_predictions_they_give_score_alike() -> None:
+    logits = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    labels = np.arange(50) % 4
+    assert score(labels, logits, FOUR) == score(labels, logits.argmax(1), FOUR)
+    assert top_class(np.zeros((2, 3))).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "outputs", "text"),
+    [
+        (np.zeros(0, int), np.zeros((0, 4)), "no clip"),
+        (np.array([0, 4]), np.array([0, 0]), r"label 4 in row 1 is outside 0\.\.3"),
+        (np.array([0, -1]), np.array([0, 0]), "label -1"),
+        (np.array([0, 1]), np.array([0, 9]), "prediction 9"),
+        (np.array([0, 1]), np.array([0, 1, 2]), "same length"),
+        (np.array([0.0, 1.5]), np.array([0, 1]), "integers"),
+        (np.array([0, 1]), np.zeros((2, 3)), "3 columns for 4"),
+        (
+            np.array([0, 1]),
+            np.array([[0, 0, 0, 0], [0, np.nan, 0, 0]]),
+            "not finite, the first in row 1",
+        ),
+    ],
+)
+def test_refuses_what_cannot_be_scored(labels: np.ndarray, outputs: np.ndarray, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        score(labels, outputs, FOUR)
+
+
+def test_confusion_is_int64_with_truth_in_rows() -> None:
+    matrix = confusion(np.array([0, 0, 1]), np.array([1, 1, 1]), 3)
+    assert matrix.dtype == np.int64
+    assert matrix.tolist() == [[0, 2, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def brute_force(
+    tables: list[tuple[np.ndarray, np.ndarray]], classes: int, metric: str, draws: int
+) -> np.ndarray:
+    """Means over folds of bootstraps that draw the clips themselves."""
+    rng = np.random.default_rng(99)
+    out = np.zeros(draws)
+    for d in range(draws):
+        for labels, predictions in tables:
+            rows = np.concatenate(
+                [
+                    rng.choice(r, r.size)
+                    for c in range(classes)
+                    if (r := np.flatnonzero(labels == c)).size
+                ]
+            )
+            right = labels[rows] == predictions[rows]
+            per_class = [right[labels[rows] == c].mean() for c in np.unique(labels)]
+            out[d] += 100 * (np.mean(per_class) if metric == "uar" else right.mean()) / len(tables)
+    return out
+
+
+@pytest.mark.parametrize("metric", ["uar", "war"])
+def test_counts_give_the_same_bootstrap_as_drawing_clips(metric: str) -> None:
+    # fold 2 lacks class 0, so its UAR is a mean over fewer classes
+    tables = [table(3, 120, 4, 0.6), table(4, 90, 4, 0.4)]
+    tables[1] = tuple(x[tables[1][0] > 0] for x in tables[1])  # type: ignore[assignment]
+    drawn = brute_force(tables, 4, metric, 3000)
+    for level in (0.5, 0.8, 0.95):
+        tails = [50 * (1 - level), 50 * (1 + level)]
+        # a quantile of 3,000 draws strays by about a twentieth of the deviation
+        assert bootstrap_ci(tables, 4, metric, draws=20_000, level=level) == pytest.approx(
+            np.percentile(drawn, tails), abs=0.2 * drawn.std()
+        )
+
+
+def test_interval_covers_the_true_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(5)
+    right, hits, trials = np.array([0.8, 0.6, 0.5]), 0, 200
+    for _ in range(trials):
+        folds = []
+        for _ in range(3):
+            labels = np.repeat([0, 1, 2], 60)
+            folds.append(
+                (labels, np.where(rng.random(180) < right[labels], labels, (labels + 1) % 3))
+            )
+        low, high = bootstrap_ci(folds, 3, "uar", draws=500)
+        hits += low <= 100 * right.mean() <= high
+    assert 0.90 <= hits / trials <= 0.99
+
+
+def test_interval_is_reproducible_quick_and_around_the_mean() -> None:
+    tables = [table(k, 2400, 7, 0.7) for k in range(5)]
+    bootstrap_ci(tables, 7, "uar")
+    start = time.perf_counter()
+    low, high = bootstrap_ci(tables, 7, "uar")
+    assert time.perf_counter() - start < 0.5
+    assert (low, high) == bootstrap_ci(tables, 7, "uar", seed=0)
+    assert (low, high) != bootstrap_ci(tables, 7, "uar", seed=1)
+    assert low < np.mean([100 * balanced_accuracy_score(*t) for t in tables]) < high
+    wide = bootstrap_ci(tables[:1], 7, "uar")
+    assert wide[1] - wide[0] > 1.5 * (high - low)  # five folds: about the root of five narrower
+
+
+def test_interval_of_perfect_predictions_is_a_point() -> None:
+    labels = np.array([0, 1, 1, 2])
+    assert bootstrap_ci([(labels, labels)], 3, "war") == (100.0, 100.0)
+
+
+def test_interval_refuses_no_fold_and_unknown_metric() -> None:
+    with pytest.raises(ValueError, match="no fold"):
+        bootstrap_ci([], 3, "uar")
+    with pytest.raises(ValueError, match="f1"):
+        bootstrap_ci([(np.array([0]), np.array([0]))], 3, "f1")

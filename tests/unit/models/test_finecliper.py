@@ -1,0 +1,375 @@
+"""FineCLIPER's video and label level: adapters in frozen towers, and texts that say what a class is and what it is not."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.tokenizer import SimpleTokenizer
+
+from dfer_dist.config.load import load_config
+from dfer_dist.config.schema import (
+    ClassText,
+    Config,
+    ImageTuning,
+    ModelConfig,
+    TemporalKind,
+    TextSides,
+    TextTuning,
+    check_values,
+)
+from dfer_dist.data.sources.layouts import SEVEN
+from dfer_dist.inference import export
+from dfer_dist.models.adapters import Adapter, FramePositions, adapter_names
+from dfer_dist.models.backbone import TINY, build_clip
+from dfer_dist.models.build import build_model
+from dfer_dist.models.class_texts import side_texts
+from dfer_dist.models.tuning import param_groups, trained_line
+from dfer_dist.planning.trace import outline
+from dfer_dist.training.objective import Objective
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import read_json
+from tests.helpers.official_checkpoints import ours
+from tests.helpers.spawn import run_ranks
+from tests.helpers.tiny_models import B16, CLASSES, ENGINE, FINE, FRAMES, perturb, tiny
+
+
+@pytest.fixture(scope="module")
+def clips() -> torch.Tensor:
+    return torch.randint(
+        0,
+        256,
+        (3, FRAMES, 3, 64, 64),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(1),
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("time", [False, True])
+def test_training_starts_from_exactly_the_frozen_clip(clips: torch.Tensor, time: bool) -> None:
+    """Zero-shot, as open_clip's own model computes it: the mean over the frames against both sentences of each class."""
+    torch.manual_seed(0)
+    clip = build_clip(TINY, 64).eval()
+    pixels = (
+        clips.flatten(0, 1) / 255 - torch.tensor(OPENAI_DATASET_MEAN)[:, None, None]
+    ) / torch.tensor(OPENAI_DATASET_STD)[:, None, None]
+    video = F.normalize(clip.encode_image(pixels).unflatten(0, (3, FRAMES)).mean(1), dim=-1)
+    words = [f"a person with an expression of {no}{name}" for no in ("", "no ") for name in CLASSES]
+    text = clip.encode_text(SimpleTokenizer()(words), normalize=True)
+    positive, negative = (100 * video @ text.t()).chunk(2, dim=1)
+    model = tiny(adapter_time=time)
+    assert any(isinstance(m, FramePositions) for m in model.modules()) == time
+    for mode in (model.train(), model.eval()):
+        sides = mode(clips, by_side=True)
+        torch.testing.assert_close(sides["positive"], positive, rtol=0, atol=1e-4)
+        torch.testing.assert_close(sides["negative"], -negative, rtol=0, atol=1e-4)
+        torch.testing.assert_close(mode(clips), (positive - negative) / 2, rtol=0, atol=1e-4)
+    assert (perturb(model)(clips) - (positive - negative) / 2).abs().max() > 0.1
+
+
+def test_only_adapters_are_trained_and_all_of_them(clips: torch.Tensor) -> None:
+    model = tiny(adapter_time=True)
+    (group,) = param_groups(model).items()
+    assert group[0] == "adapters"
+    names = {name for name, _ in group[1]}
+    per_block = {"attn_adapter", "mlp_adapter"}
+    assert {
+        n.split(".")[-3] for n in names if n.startswith("image") and "adapter" in n
+    } == per_block | {"time_adapter"}
+    assert {n.split(".")[-5] for n in names if n.startswith("text")} == per_block
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    objective, optimizer = (
+        Objective(Config(), [], torch.device("cpu")),
+        torch.optim.SGD([p for _, p in group[1]], lr=0.1),
+    )
+    for step in range(2):
+        optimizer.zero_grad()
+        objective(
+            model(clips, by_side=True), torch.arange(3), torch.ones(3, dtype=torch.bool)
+        ).sum().backward()
+        graded = {
+            name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()
+        }
+        ups = {name for name in names if ".down." not in name}
+        assert graded == (names if step else ups), "below a zero layer there is no gradient"
+        optimizer.step()
+    assert {
+        name for name, p in model.named_parameters() if not torch.equal(p, before[name])
+    } == names
+
+
+def test_given_weights_keep_their_names_and_values() -> None:
+    plain = tiny(image=ImageTuning.none, text_tower=TextTuning.frozen).state_dict()
+    model = tiny(adapter_time=True)
+    assert set(model.state_dict()) - set(plain) == adapter_names(model)
+    assert all(torch.equal(model.state_dict()[name], w) for name, w in plain.items())
+
+
+def test_a_block_by_hand(clips: torch.Tensor) -> None:
+    """The formula in the module's docstring, with the frozen parts of a block called one by one."""
+    model = perturb(tiny(adapter_time=True, adapter_scale=0.3))
+    block = model.image.transformer.resblocks[1]
+    x = torch.randn(2 * FRAMES, 5, 64)
+
+    def attend(z: torch.Tensor) -> torch.Tensor:
+        return block.attn(z, z, z, need_weights=False)[0]
+
+    def adapter(a: Adapter, z: torch.Tensor) -> torch.Tensor:
+        assert a.down.out_features == 16
+        return F.gelu(z @ a.down.weight.t() + a.down.bias) @ a.up.weight.t() + a.up.bias
+
+    y = x.clone()
+    for clip in range(2):
+        own = slice(clip * FRAMES, (clip + 1) * FRAMES)
+        for token in range(5):
+            y[own, token] += adapter(block.time_adapter, attend(block.ln_1(x[own, token])[None])[0])
+    a = attend(block.ln_1(y))
+    y = y + a + adapter(block.attn_adapter, a)
+    m = block.ln_2(y)
+    y = y + block.mlp(m) + 0.3 * adapter(block.mlp_adapter, m)
+    torch.testing.assert_close(block(x), y, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_negative_side_by_hand(clips: torch.Tensor) -> None:
+    """A video that lies along an axis, and texts at known angles to it."""
+    model, width = tiny(temperature=0.1, negative_weight=0.5), 64
+    model.temporal = torch.nn.Module()
+    model.temporal.forward = lambda x: (
+        F.one_hot(torch.zeros(len(x), dtype=torch.long), width).float() * 7
+    )  # type: ignore[method-assign]
+    cosines = torch.tensor(
+        [0.6, 0.0, 0.8, -0.6, 1.0, 0.28]
+    )  # positive texts of the three classes, then negative ones
+    text = torch.zeros(6, width)
+    text[:, 0], text[:, 1] = cosines, (1 - cosines**2).sqrt()
+    sides = model(clips[:1], text, by_side=True)
+    assert sides["positive"][0].tolist() == pytest.approx([6.0, 0.0, 8.0])
+    assert sides["negative"][0].tolist() == pytest.approx([6.0, -10.0, -2.8]), (
+        "class 0 has the lowest cosine, and so the highest logit"
+    )
+    combined = [(6.0 + 3.0) / 1.5, (0.0 - 5.0) / 1.5, (8.0 - 1.4) / 1.5]
+    assert model(clips[:1], text)[0].tolist() == pytest.approx(combined)
+    model.negative_weight = 0.0
+    assert model(clips[:1], text)[0].tolist() == pytest.approx([6.0, 0.0, 8.0])
+
+
+def test_training_gives_the_true_class_the_highest_positive_and_the_lowest_negative_cosine(
+    clips: torch.Tensor,
+) -> None:
+    model, labels = tiny(temperature=0.07), torch.tensor([2, 0, 1])
+    objective = Objective(Config(), [], torch.device("cpu"))
+    optimizer = torch.optim.AdamW([p for _, p in param_groups(model)["adapters"]], lr=3e-3)
+    for _ in range(25):
+        optimizer.zero_grad()
+        objective(
+            model(clips, by_side=True), labels, torch.ones(3, dtype=torch.bool)
+        ).mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        text = model.text_features()
+        video = F.normalize(
+            model.image(model._pixels(clips.flatten(0, 1))).unflatten(0, (3, FRAMES)).mean(1),
+            dim=-1,
+        )
+    positive, negative = (video @ text.t()).chunk(2, dim=1)
+    assert positive.argmax(1).tolist() == negative.argmin(1).tolist() == labels.tolist()
+
+
+@torch.no_grad()
+def test_each_side_has_adapters_of_its_own() -> None:
+    plain = tiny().text_features().chunk(2)
+    for side, (changed, same) in {"positive": (0, 1), "negative": (1, 0)}.items():
+        seen = perturb(tiny(), f"parts.{side}").text_features().chunk(2)
+        assert (seen[changed] - plain[changed]).abs().max() > 1e-3
+        torch.testing.assert_close(seen[same], plain[same], rtol=0, atol=1e-6)
+    alone = tiny(text_sides=TextSides.positive)
+    assert alone.text_features().shape == (3, 64) and list(
+        alone(torch.zeros(1, FRAMES, 3, 64, 64), by_side=True)
+    ) == ["positive"]
+    uneven = tiny(
+        negative_sentences={
+            "fear": ["calm.", "at ease."],
+            "happiness": ["glum."],
+            "sadness": ["glad."],
+        }
+    )
+    perturb(uneven, "parts.negative")
+    torch.testing.assert_close(uneven.text_features()[:3], plain[0], rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_adapter_along_time_sees_the_order_of_frames_and_the_mean_alone_does_not(
+    clips: torch.Tensor,
+) -> None:
+    shuffled = clips[:, [2, 0, 3, 1]]
+    blind, seeing = perturb(tiny()), perturb(tiny(adapter_time=True))
+    torch.testing.assert_close(blind(shuffled), blind(clips), rtol=0, atol=1e-4)
+    assert (seeing(shuffled) - seeing(clips)).abs().max() > 0.05
+    reversed_batch = seeing(clips.flip(0)).flip(0)
+    torch.testing.assert_close(
+        reversed_batch, seeing(clips), rtol=0, atol=1e-4
+    )  # frames are mixed with those of their own clip only
+
+
+def test_recomputing_activations_changes_no_gradient(clips: torch.Tensor) -> None:
+    grads = []
+    for recompute in (False, True):
+        model = perturb(tiny(adapter_time=True, checkpoint_image=recompute))
+        calls: list[int] = []
+        model.image.transformer.resblocks[0].time_adapter.register_forward_pre_hook(
+            lambda *_, calls=calls: calls.append(1)
+        )
+        F.cross_entropy(model(clips), torch.arange(3)).backward()
+        assert len(calls) == 1 + recompute
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys() == adapter_names(model)
+    for name, g in grads[0].items():
+        assert g.any(), name
+        torch.testing.assert_close(grads[1][name], g, rtol=1e-5, atol=1e-7)
+
+
+def test_bfloat16_is_close(clips: torch.Tensor) -> None:
+    model = perturb(tiny(adapter_time=True))
+    assert (
+        model(clips) - copy.deepcopy(model).bfloat16()(clips)
+    ).abs().max() < 2.0  # as for the plain model
+
+
+def test_adapters_serve_dfer_clip_as_well(clips: torch.Tensor) -> None:
+    """Learned prompts, a transformer over time and adapters; and the negative side with prompts of its own."""
+    model = tiny(text_sides=TextSides.positive, context_tokens=8, temporal=TemporalKind.transformer)
+    assert list(param_groups(model)) == ["temporal", "prompt", "adapters"]
+    F.cross_entropy(model(clips), torch.arange(3)).backward()
+    assert all(p.grad is not None for group in param_groups(model).values() for _, p in group)
+    both = tiny(context_tokens=8, text_tower=TextTuning.lora, image=ImageTuning.all)
+    assert both.prompt.context is not None and both.prompt.context.shape[0] == 6
+    assert list(param_groups(both)) == ["image", "prompt", "lora"]
+    assert both(clips).shape == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "millions"),
+    [
+        ([], 13.42),
+        (["model.text_sides=positive"], 10.26),
+        (["model.text_tower=frozen"], 7.10),
+        (["model.image=none"], 6.32),
+        (["model.adapter_time=true"], 16.99),
+        (["model.adapter_ratio=0.125"], 6.73),
+    ],
+)
+def test_tunable_parameters_on_vit_b_16(words: list[str], millions: float) -> None:
+    """An adapter of width D and bottleneck D/4 has D^2/2 + 5/4 D parameters; the paper has 13 million for both sides."""
+    config = load_config(B16, words)
+    assert trained_line(outline(config, SEVEN)).startswith(f"trained: {millions:.2f} of ")
+    image, text = (768**2 // 2 + 960), (512**2 // 2 + 640)
+    if not words:
+        assert trained_line(outline(config, SEVEN)).endswith(
+            f"(adapters {12 * 2 * (image + 2 * text) / 1e6:.2f})"
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "heads"),
+    [
+        ("ViT-B-32-quickgelu", 224, 12),
+        ("ViT-B-16-quickgelu", 224, 12),
+        ("ViT-L-14-quickgelu", 224, 16),
+        ("ViT-L-14-336-quickgelu", 336, 16),
+        ("ViT-H-14-quickgelu", 224, 16),
+        ("ViT-H-14-378-quickgelu", 378, 16),
+        ("ViT-g-14", 224, 16),
+        ("ViT-bigG-14-quickgelu", 224, 16),
+        ("ViT-L-14", 224, 16),
+    ],
+)
+def test_every_backbone_takes_adapters(name: str, size: int, heads: int) -> None:
+    cfg = ModelConfig(backbone=name, pretrained="none", adapter_time=True, **FINE)  # type: ignore[arg-type]
+    with torch.device("meta"):
+        model = build_model(cfg, CLASSES, 2, size)
+        assert model(torch.zeros(1, 2, 3, size, size, dtype=torch.uint8)).shape == (1, 3)
+    blocks = model.image.transformer.resblocks
+    assert all(b.time_adapter is not None and b.attn.num_heads == heads for b in blocks)
+    assert len(
+        {
+            name.split(".resblocks.")[1].split(".")[0]
+            for name in adapter_names(model)
+            if name.startswith("image")
+        }
+    ) == len(blocks)
+
+
+@pytest.mark.engine_full
+def test_through_the_engine_on_one_and_two_ranks_and_resumed_under_zero_3(tmp_path: Path) -> None:
+    one = run_ranks(
+        ENGINE, 1, "--kind", "adapters", "--stage", "1", "--folder", str(tmp_path / "one")
+    )
+    assert one["rates"] == {"adapters": 1e-3} and one["frozen"] == 0 and one["taken"]
+    assert (
+        len(one["changed"]) == 2 * 3 * 4 + 1 + 2 * 2 * 2 * 4
+    )  # linear layers of adapters in 2 + 2 blocks, and positions
+    assert one["losses"][-1] < one["losses"][0]
+    three = ["--kind", "adapters", "--stage", "3", "--recompute"]
+    two = run_ranks(ENGINE, 2, *three, "--folder", str(tmp_path / "two"))
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert two["changed"] == one["changed"] and two["frozen"] == 0 and two["taken"]
+    again = run_ranks(
+        ENGINE,
+        2,
+        *three,
+        "--folder",
+        str(tmp_path / "again"),
+        "--resume",
+        str(tmp_path / "two" / "step-00000002"),
+    )
+    assert again["losses"] == two["losses"][2:] and again["weights"] == two["weights"], (
+        "equal to the bit"
+    )
+
+
+@torch.no_grad()
+def test_an_exported_model_keeps_both_sides_texts(tmp_path: Path) -> None:
+    texts = {"fear": ["no fear at all."], "joy": ["anything but joy.", "glum."]}
+    settings = ModelConfig(**FINE, adapter_time=True, negative_sentences=texts)  # type: ignore[arg-type]
+    model = ours(tmp_path / "ours", settings, ("joy", "fear"))
+    export.export(tmp_path / "ours", tmp_path / "out", [])
+    about, card = (
+        read_json(tmp_path / "out" / export.ABOUT),
+        (tmp_path / "out" / export.CARD).read_text(),
+    )
+    assert about["negative_texts"] == texts and about["texts"]["joy"] == [
+        "a person with an expression of joy"
+    ]
+    assert (
+        "with the adapters and negative texts of FineCLIPER" in card and "anything but joy." in card
+    )
+    loaded = export.load(tmp_path / "out", device="cpu", precision="fp32")
+    assert loaded.config.model.negative_sentences == texts
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 48, 48, 3), dtype=np.uint8)
+    want = model(torch.from_numpy(frames).permute(0, 1, 4, 2, 3)).numpy()
+    np.testing.assert_allclose(loaded.logits(frames), want, rtol=1e-4, atol=1e-4)
+
+
+def test_mistakes_are_named() -> None:
+    cfg = ModelConfig(
+        text_sides=TextSides.both, text=ClassText.names, negative_sentences={"fear": ["calm."]}
+    )
+    with pytest.raises(UserError, match=r"model\.negative_sentences has nothing for class 'joy'"):
+        side_texts(["fear", "joy"], cfg)
+    for key, value in {
+        "adapter_ratio": 0.0,
+        "adapter_scale": -1.0,
+        "negative_weight": -0.5,
+        "context_tokens": -1,
+    }.items():
+        with pytest.raises(UserError, match=rf"model\.{key}"):
+            check_values(Config(model=ModelConfig(**{key: value})))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"model\.negative_sentences\.fear="):
+        check_values(Config(model=ModelConfig(negative_sentences={"fear": [" "]})))

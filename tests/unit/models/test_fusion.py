@@ -1,0 +1,321 @@
+"""FineCLIPER's middle level in the model: maps and landmarks through the same frozen tower, adapters of their own, features fused by weights."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from dfer_dist.checkpoints import portable as checkpoint
+from dfer_dist.config.load import load_config
+from dfer_dist.config.schema import Config, ImageTuning, ModelConfig, TemporalKind, check_values
+from dfer_dist.data.faces.enrich import Wish, enrich
+from dfer_dist.data.loading.loader import evaluation_stream
+from dfer_dist.data.loading.sampler import whole_shards
+from dfer_dist.data.packing.packer import pack
+from dfer_dist.data.shards.index import Index
+from dfer_dist.data.shards.sidecars import describe_levels, extra_path
+from dfer_dist.data.sources.datasets import read_dataset
+from dfer_dist.data.sources.layouts import SEVEN
+from dfer_dist.demo.dataset import render_demo
+from dfer_dist.evaluation.evaluate import evaluate_checkpoint, predict
+from dfer_dist.inference import export
+from dfer_dist.inference.predict import predict_video
+from dfer_dist.models.adapters import adapter_names
+from dfer_dist.models.dferclip import DFERCLIP
+from dfer_dist.models.fusion import Fusion
+from dfer_dist.models.tuning import param_groups, trained_line
+from dfer_dist.planning.planner import loader_bytes
+from dfer_dist.planning.trace import outline, trace
+from dfer_dist.runs.layout import RunDir
+from dfer_dist.training.fold import check_same_levels
+from dfer_dist.training.objective import Objective
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import read_json
+from launch.runs import open_run
+from tests.helpers.exported import DFER, SMALL
+from tests.helpers.official_checkpoints import ours
+from tests.helpers.spawn import run_ranks
+from tests.helpers.tiny_models import B16, CLASSES, ENGINE, FINE, FRAMES, perturb, tiny
+from tests.helpers.videos import Pose, draw, encode
+
+BOTH = ["parsing", "landmarks"]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> torch.Tensor:
+    """Three clips: frames, then two levels."""
+    return torch.randint(
+        0,
+        256,
+        (3, 3 * FRAMES, 3, 64, 64),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(4),
+    )
+
+
+def video(model: DFERCLIP, clips: torch.Tensor) -> torch.Tensor:
+    return model._video(clips)
+
+
+def test_weights_by_hand() -> None:
+    features = F.normalize(torch.tensor([[[3.0, 4.0]], [[1.0, 0.0]], [[0.0, 1.0]]]), dim=-1)
+    learned = Fusion(3, None)
+    assert learned.scores is not None and learned.weights().tolist() == pytest.approx([1 / 3] * 3)
+    with torch.no_grad():
+        learned.scores.copy_(torch.tensor([math.log(2), 0.0, 0.0]))
+    assert learned.weights().tolist() == pytest.approx([0.5, 0.25, 0.25])
+    want = np.array([0.5 * 0.6 + 0.25, 0.5 * 0.8 + 0.25])
+    np.testing.assert_allclose(learned(features).detach()[0], want / np.hypot(*want), rtol=1e-6)
+    assert Fusion(3, 0.9).weights().tolist() == pytest.approx([0.9, 0.05, 0.05]) and not list(
+        Fusion(3, 0.9).parameters()
+    )
+    assert Fusion(2, 0.1).weights().tolist() == pytest.approx([0.1, 0.9])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("time", [False, True])
+def test_each_level_starts_as_the_frozen_clip_sees_its_pictures(
+    pictures: torch.Tensor, time: bool
+) -> None:
+    plain, model = tiny(adapter_time=time), tiny(levels=BOTH, adapter_time=time)
+    want = [video(plain, own) for own in pictures.chunk(3, 1)]
+    torch.testing.assert_close(
+        video(model, pictures), F.normalize(sum(want), dim=-1), rtol=0, atol=1e-5
+    )
+    for weight, level in ((1.0, 0), (0.0, None)):
+        alone = want[0] if level == 0 else F.normalize(want[1] + want[2], dim=-1)
+        torch.testing.assert_close(
+            video(tiny(levels=BOTH, video_weight=weight), pictures), alone, rtol=0, atol=1e-5
+        )
+
+
+@torch.no_grad()
+def test_each_level_has_adapters_of_its_own(pictures: torch.Tensor) -> None:
+    """What an adapter of one level does shows in that level's feature alone, along time too."""
+    for i, name in enumerate(("video", *BOTH)):
+        model = tiny(levels=BOTH, adapter_time=True)
+        features: list[torch.Tensor] = []
+        assert model.fusion is not None
+        model.fusion.register_forward_pre_hook(lambda _, args, kept=features: kept.append(args[0]))
+        video(model, pictures)
+        video(perturb(model, f"parts.{name}"), pictures)
+        changed = [(a - b).abs().max().item() > 1e-3 for a, b in zip(*features, strict=True)]
+        assert changed == [j == i for j in range(3)]
+
+
+def test_adapters_of_levels_and_weights_are_what_is_trained(pictures: torch.Tensor) -> None:
+    model = tiny(levels=BOTH, adapter_time=True)
+    (group,) = param_groups(model).items()
+    names = {name for name, _ in group[1]}
+    assert group[0] == "adapters" and names == adapter_names(model) and "fusion.scores" in names
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if name not in names}
+    assert (
+        set(tiny(image=ImageTuning.none, levels=[]).state_dict()) - set(model.state_dict()) == set()
+    )
+    perturb(model)
+    objective, optimizer = (
+        Objective(Config(), [], torch.device("cpu")),
+        torch.optim.SGD([p for _, p in group[1]], lr=0.1),
+    )
+    objective(
+        model(pictures, by_side=True), torch.arange(3), torch.ones(3, dtype=torch.bool)
+    ).sum().backward()
+    assert {
+        name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()
+    } == names
+    optimizer.step()
+    assert all(
+        torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen
+    )
+    assert model.fusion is not None and len(set(model.fusion.weights().tolist())) == 3
+    assert (
+        model.image.transformer.resblocks[0].attn_adapter.parts["parsing"].down.out_features == 6
+    )  # a tenth of 64
+    assert model.image.transformer.resblocks[0].attn_adapter.parts["video"].down.out_features == 16
+
+
+def test_levels_serve_dfer_clips_transformer_as_well(pictures: torch.Tensor) -> None:
+    model = tiny(levels=["landmarks"], temporal=TemporalKind.transformer, context_tokens=4)
+    assert model(pictures[:, : 2 * FRAMES]).shape == (3, 3) and list(param_groups(model)) == [
+        "temporal",
+        "prompt",
+        "adapters",
+    ]
+    with pytest.raises(ValueError, match="cannot be those of 2 levels"):
+        model(pictures[:, : 2 * FRAMES - 1])
+
+
+@pytest.mark.parametrize(
+    ("words", "millions"),
+    [
+        (["model.levels=[parsing,landmarks]"], 19.07),
+        (["model.levels=[landmarks]"], 16.25),
+        (["model.levels=[parsing,landmarks]", "model.level_ratio=0.25"], 27.62),
+        (["model.levels=[parsing,landmarks]", "model.level_ratio=0.125"], 20.54),
+    ],
+)
+def test_tunable_parameters_on_vit_b_16(words: list[str], millions: float) -> None:
+    """The paper has 19 million with parsing maps and landmarks, 13 million without."""
+    assert trained_line(outline(load_config(B16, words), SEVEN)).startswith(
+        f"trained: {millions:.2f} of "
+    )
+
+
+def test_a_plan_counts_the_pictures_of_levels() -> None:
+    words = ["data.image_size=32", "data.num_frames=2", "model.image=adapters"]
+    plain, levels = (
+        load_config("demo", [*words, *more]) for more in ([], ["model.levels=[parsing,landmarks]"])
+    )
+    assert loader_bytes(levels, 4) == 3 * loader_bytes(plain, 4)
+    tower = [trace(config, SEVEN, fused_attention=False).flops.clip for config in (plain, levels)]
+    assert 2.5 < tower[1] / tower[0] < 3.2
+
+
+def test_mistakes_are_named() -> None:
+    adapters = {"image": ImageTuning.adapters}
+    for settings, words in (
+        ({"levels": ["parsing"]}, "model.image=all: each level has adapters of its own"),
+        (
+            {**adapters, "levels": ["depth"]},
+            r"model\.levels=\['depth'\]: give each of parsing and landmarks once",
+        ),
+        ({**adapters, "levels": ["parsing", "parsing"]}, "once at most"),
+        ({**adapters, "video_weight": 0.5}, "needs model.levels"),
+        ({**adapters, "levels": ["parsing"], "video_weight": 1.5}, r"must lie in \[0, 1\]"),
+        ({**adapters, "level_ratio": 0.0}, r"model\.level_ratio"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_values(Config(model=ModelConfig(**settings)))  # type: ignore[arg-type]
+    check_values(
+        load_config(
+            "demo", ["model.image=adapters", "model.levels=[landmarks]", "model.video_weight=0.3"]
+        )
+    )
+
+
+def test_through_the_engine_on_one_and_two_ranks_and_under_zero_3(tmp_path: Path) -> None:
+    words = ["--kind", "adapters", "--levels"]
+    one = run_ranks(ENGINE, 1, *words, "--stage", "1", "--folder", str(tmp_path / "one"))
+    assert one["rates"] == {"adapters": 1e-3} and one["frozen"] == 0 and one["taken"]
+    assert (
+        len(one["changed"]) == 3 * (2 * 3 * 4 + 1) + 2 * 2 * 2 * 4 + 1
+    )  # adapters and positions by level; the texts' adapters; weights
+    assert one["losses"][-1] < one["losses"][0]
+    two = run_ranks(
+        ENGINE, 2, *words, "--stage", "3", "--recompute", "--folder", str(tmp_path / "two")
+    )
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert two["changed"] == one["changed"] and two["frozen"] == 0 and two["taken"]
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    root = tmp_path_factory.mktemp("faces")
+    render_demo(root, clips=35, size=32, workers=1)
+    listing = read_dataset("demo", root / "frames", root / "lists")
+    index = pack(listing.records, "demo", root / "shards", 64, workers=1)
+    enrich(root / "shards", Wish(landmarks_from=root / "landmarks", parsing=True), workers=1)
+    return index
+
+
+@pytest.mark.engine_full
+def test_a_fold_with_levels(faces: Index, tmp_path: Path) -> None:
+    """Trained, tested again with dfer eval's own code, exported; and not gone on with once its maps are others."""
+    words = [
+        "train",
+        "demo",
+        "--fold",
+        "1",
+        "--name",
+        "levels",
+        "--runs",
+        str(tmp_path),
+        f"data.shards={faces.root}",
+        *SMALL,
+    ]
+    words += ["model.image=adapters", "model.levels=[parsing,landmarks]"]
+
+    done = subprocess.run([DFER, *words], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    fold = RunDir(tmp_path / "levels").fold(1)
+    result = read_json(fold.result)
+    assert result["levels"] == BOTH and result["n"] == 7
+    scores = evaluate_checkpoint(fold.checkpoints / "LATEST", None, [], None)
+    assert (scores.war, scores.uar) == (result["war"], result["uar"])
+    assert (
+        "| Beside frames | parsing maps and landmarks, learned weights |"
+        in (tmp_path / "levels" / "summary.md").read_text()
+    )
+    about = export.export(fold.checkpoints / "LATEST", tmp_path / "model", [])
+    assert about["levels"]["made"] == {"parsing": ["regions"], "landmarks": ["import"]}
+    assert about["levels"]["hash"] == result["levels_hash"]
+    assert (
+        "adapters and parsing and landmarks of FineCLIPER"
+        in (tmp_path / "model" / export.CARD).read_text()
+    )
+    saved = checkpoint.read(fold.checkpoints / "LATEST")
+    check_same_levels(saved, describe_levels(faces, BOTH))
+    for shard in range(len(faces.shards)):
+        extra_path(faces.path(shard), "parsing").unlink()
+    with pytest.raises(UserError, match=r"model\.levels has parsing, but .* is missing"):
+        evaluate_checkpoint(fold.checkpoints / "LATEST", None, [], None)
+    with pytest.raises(UserError, match=r"model\.levels has parsing, but .* is missing"):
+        open_run(tmp_path, "other", "demo", words[8:], (), None, 1)
+    assert not (tmp_path / "other").exists(), "told before anything is made"
+    blank = np.zeros((4, 4), np.uint8)
+    for shard in range(len(faces.shards)):
+        table = faces.sidecar(shard).to_pydict()
+        for key, frames in zip(table["key"], table["frames"], strict=True):
+            (tmp_path / "maps" / key).mkdir(parents=True)
+            for t in range(frames):
+                Image.fromarray(blank).save(tmp_path / "maps" / key / f"{t}.png")
+    enrich(Path(str(faces.root)), Wish(parsing_from=tmp_path / "maps"), workers=1)
+    with pytest.raises(UserError, match="trained on other parsing maps or landmarks"):
+        check_same_levels(saved, describe_levels(faces, BOTH))
+
+
+@pytest.mark.parametrize("crops", [False, True])
+def test_films_with_levels_are_what_enriching_and_evaluating_make_of_them(
+    tmp_path: Path, crops: bool
+) -> None:
+    settings = ModelConfig(**FINE, levels=BOTH, adapter_time=True)  # type: ignore[arg-type]
+    ours(tmp_path / "ours", settings, tuple(CLASSES))
+    export.export(tmp_path / "ours", tmp_path / "out", [])
+    model = export.load(tmp_path / "out", device="cpu", precision="fp32")
+    for i, name in enumerate(("Happy", "Sad")):
+        (tmp_path / "films" / name).mkdir(parents=True)
+        heads = [[] if t == 4 else [Pose(110 + 4 * t, 100 - 10 * i, 1.0, 3 * t)] for t in range(7)]
+        encode(tmp_path / "films" / name / f"{name}.mp4", draw(heads, 320, 240))
+    listing = read_dataset("folder", tmp_path / "films", folds=2, films=True)
+    index = pack(
+        listing.records,
+        "mine",
+        tmp_path / "shards",
+        workers=1,
+        classes=listing.classes,
+        faces=crops,
+    )
+    enrich(tmp_path / "shards", Wish(landmarks=True, parsing=True), workers=1)
+    clips = whole_shards(index, range(len(index.shards)))
+    batches = evaluation_stream(index, model.config.data, clips, 2, 0, 1, levels=BOTH)
+    rows = predict(lambda frames: model.model(frames, model.text), batches, model.device)
+    for key, (_, logits) in rows.items():
+        name = key.partition("_")[0]
+        course = predict_video(
+            model, tmp_path / "films" / name / f"{name}.mp4", math.inf, faces=crops
+        )
+        np.testing.assert_allclose(course.logits[0], logits, rtol=1e-4, atol=1e-4)
+    model.about["levels"] = {"made": {"parsing": ["parser"], "landmarks": ["dlib"]}}
+    for refused in (
+        lambda: model.logits(np.zeros((1, 4, 8, 8, 3), np.uint8)),
+        lambda: predict_video(model, tmp_path / "x.mp4"),
+    ):
+        with pytest.raises(UserError, match=r"parsing maps of another source \(parser\)"):
+            refused()

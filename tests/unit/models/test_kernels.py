@@ -1,0 +1,320 @@
+"""Faster parts give what open_clip's give, and their gradients."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import QuickGELU
+from torch import Tensor, nn
+
+from dfer_dist.bench.matrix_products import Products
+from dfer_dist.models.adapters import adapt_image
+from dfer_dist.models.attention import PLAIN_LENGTH, attend, attend_all
+from dfer_dist.models.backbone import TINY, build_clip, load_backbone
+from dfer_dist.models.kernels import MLP, FusedQuickGELU, LastBlock, PatchEmbedding, speed_up
+from dfer_dist.models.linear import WIDE, Linear, is_fast, linear, transpose
+from dfer_dist.models.lora import LoRALinear, add_lora
+from tests.helpers.kernels import both
+from tests.helpers.paths import HELPERS
+from tests.helpers.spawn import run_ranks
+
+BF16 = torch.bfloat16
+
+
+def rounded(
+    own: Callable[..., Tensor],
+    theirs: Callable[..., Tensor],
+    x: Tensor,
+    *weights: Tensor,
+    tolerance: float = 0.01,
+) -> None:
+    """``own`` in bf16 is ``theirs`` in float32 from the same rounded numbers, values and gradients: 0.4 % is one rounding."""
+    halves = [w.to(BF16) for w in (x, *weights)]
+    seen = []
+    for work, kind in ((own, BF16), (theirs, torch.float32)):
+        leaves = [w.detach().to(kind).requires_grad_() for w in halves]
+        out = work(*leaves)
+        g = torch.linspace(-1, 1, out.numel()).to(BF16).reshape(out.shape)
+        seen.append([out, *torch.autograd.grad(out, leaves, g.to(kind))])
+    for a, b in zip(*seen, strict=True):
+        assert a.shape == b.shape and (a.float() - b).norm() <= tolerance * b.norm()
+
+
+def test_patches_as_a_product_are_the_convolution() -> None:
+    conv = nn.Conv2d(3, 24, 8, stride=8, bias=False)
+    own = PatchEmbedding(conv)
+    assert [name for name, _ in own.named_parameters()] == ["weight"] and own.weight is conv.weight
+    both(own, conv, torch.randn(2, 3, 32, 48), weights=(conv.weight,))
+
+
+def test_quick_gelu_by_silu() -> None:
+    both(FusedQuickGELU(), QuickGELU(), 4 * torch.randn(5, 7, 11))
+
+
+@pytest.mark.parametrize("length", [7, PLAIN_LENGTH + 1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_short_and_long_sequences(length: int, masked: bool) -> None:
+    mask = torch.full((length, length), float("-inf")).triu(1) if masked else None
+    own, theirs = (
+        lambda q, k, v, f=f: f(q, k, v, mask) for f in (attend, F.scaled_dot_product_attention)
+    )
+    both(own, theirs, *torch.randn(3, 2, 3, length, 8))
+
+
+def test_both_towers_have_them() -> None:
+    image, text, _ = load_backbone("tiny", "none", 64)
+    for tower in (image.transformer, text.transformer):
+        assert not any(isinstance(m, (QuickGELU, nn.MultiheadAttention)) for m in tower.modules())
+    assert isinstance(image.conv1, PatchEmbedding)
+
+
+WIDE_TOWER = {
+    **TINY,
+    "vision_cfg": {
+        "image_size": 32,
+        "patch_size": 16,
+        "width": WIDE,
+        "layers": 2,
+        "head_width": 64,
+    },
+}
+
+
+def wide_clip() -> open_clip.CLIP:
+    torch.manual_seed(0)
+    return build_clip(WIDE_TOWER, 32)
+
+
+@pytest.mark.parametrize("train", ["all", "lora", "adapters", "along time"])
+def test_the_last_block_of_a_wide_tower_goes_by_the_class_token(train: str) -> None:
+    """As the same tower whose last block passes every token through all of it."""
+    seen, frames = [], torch.randn(6, 3, 32, 32)
+    for whole in (False, True):
+        clip = wide_clip()
+        names = list(clip.state_dict())
+        speed_up(clip.visual, clip.transformer)
+        assert list(clip.state_dict()) == names
+        blocks = clip.visual.transformer.resblocks
+        assert isinstance(blocks[-1], LastBlock) and not isinstance(blocks[0], LastBlock)
+        if whole:
+            blocks[-1].read = None
+        if train == "lora":
+            add_lora(clip.visual.transformer, 2, 2.0)
+        elif train != "all":
+            adapt_image(clip.visual, 0.25, 0.5, 3 if train == "along time" else None)
+        torch.manual_seed(1)
+        for p in clip.visual.parameters():  # adapters and LoRA's factors start with zeros
+            p.data += 0.02 * torch.randn_like(p)
+        after: list[Tensor] = []
+        blocks[-1].register_forward_hook(lambda *call, after=after: after.append(call[2]))
+        out = clip.visual(frames)
+        g = torch.linspace(-1, 1, out.numel()).view(out.shape)
+        seen.append([out, *torch.autograd.grad(out, tuple(clip.visual.parameters()), g)])
+        assert after[0].shape == (6, 5 if whole else 1, WIDE)
+    for own, wanted in zip(*seen, strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_a_wide_tower_is_open_clips() -> None:
+    clips = [wide_clip(), wide_clip()]
+    speed_up(clips[0].visual, clips[0].transformer)
+    frames = torch.randn(4, 3, 32, 32)
+    both(clips[0].visual, clips[1].visual, frames)
+    assert isinstance(clips[0].visual.transformer.resblocks[-1], LastBlock)
+
+
+@pytest.mark.engine_full
+@pytest.mark.parametrize("kind", ["all", "lora", "adapters"])
+def test_a_wide_tower_trains_in_bf16_the_same_under_zero_3(kind: str, tmp_path: Path) -> None:
+    """Its layers' own products take weights that ZeRO-3 gathers for their moment only."""
+    sizes = tmp_path / "wide.json"
+    sizes.write_text(json.dumps(WIDE_TOWER))
+    engine, own = (
+        HELPERS / "tuned_engine.py",
+        ["--kind", kind, "--backbone", str(sizes), "--precision", "bf16"],
+    )
+    one = run_ranks(engine, 1, *own, "--stage", "1", "--folder", str(tmp_path / "one"))
+    own += ["--stage", "3", "--recompute"]
+    two = run_ranks(engine, 2, *own, "--folder", str(tmp_path / "two"))
+    assert (
+        two["losses"] == pytest.approx(one["losses"], rel=1e-2)
+        and one["losses"][-1] < one["losses"][0]
+    )
+    assert two["changed"] == one["changed"] and two["taken"]
+    again = run_ranks(
+        engine,
+        2,
+        *own,
+        "--folder",
+        str(tmp_path / "again"),
+        "--resume",
+        str(tmp_path / "two" / "step-00000002"),
+    )
+    assert again["losses"] == two["losses"][2:] and again["weights"] == two["weights"], (
+        "equal to the bit"
+    )
+
+
+def test_who_reads_every_token_gets_it() -> None:
+    clip = wide_clip()
+    clip.visual.pool_type = "avg"
+    speed_up(clip.visual, clip.transformer)
+    assert not isinstance(clip.visual.transformer.resblocks[-1], LastBlock)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_the_same_where_no_gradient_is_needed(masked: bool) -> None:
+    mask = torch.full((50, 50), float("-inf")).triu(1) if masked else None
+    q, k, v = torch.randn(3, 2, 3, 50, 8)
+    with_gradient = attend(q.clone().requires_grad_(), k, v, mask)
+    torch.testing.assert_close(attend(q, k, v, mask), with_gradient.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(7, WIDE), (2, 5, WIDE), (3, 50, 2 * WIDE)])
+@pytest.mark.parametrize("outputs", [WIDE // 8, WIDE, 6 * WIDE])
+@pytest.mark.parametrize("factors", [(1.0, 1.0), (0.7, 1.0), (1.0, 1.7), (0.7, 1.7)])
+def test_layers_in_bf16(shape: tuple[int, ...], outputs: int, factors: tuple[float, float]) -> None:
+    before, after = factors
+    x, weight, bias = torch.randn(shape), torch.randn(outputs, shape[-1]) / 16, torch.randn(outputs)
+    assert is_fast(x.to(BF16)) and not is_fast(x)
+    rounded(
+        lambda x, w, b: linear(x, w, b, *factors),
+        lambda x, w, b: after * (before * F.linear(x, w) + b),
+        x,
+        weight,
+        bias,
+    )
+
+
+def test_layers_in_float32_and_narrow_ones_are_torchs() -> None:
+    for kind, inputs in ((torch.float32, WIDE), (BF16, WIDE - 1)):
+        x, weight, bias = (
+            torch.randn(shape).to(kind) for shape in ((5, inputs), (9, inputs), (9,))
+        )
+        assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+        assert torch.equal(linear(x, weight, bias, 0.5, 2.0), 2 * F.linear(0.5 * x, weight, bias))
+
+
+@pytest.mark.parametrize("trained", ["x", "weight", "bias"])
+def test_a_layer_that_is_frozen_in_part(trained: str) -> None:
+    x, weight, bias = (torch.randn(shape).to(BF16) for shape in ((5, WIDE), (9, WIDE), (9,)))
+    own = {"x": x, "weight": weight, "bias": bias}
+    leaf = own[trained].requires_grad_()
+    linear(**own).sum().backward()
+    wanted = {"x": weight.sum(0), "weight": x.sum(0), "bias": torch.tensor(5.0, dtype=BF16)}[
+        trained
+    ]
+    torch.testing.assert_close(leaf.grad, wanted.expand_as(leaf), rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_frozen_layer_does_not_keep_its_input(trained: bool) -> None:
+    """Nor does torch's own: with adapters, that is most of what there is to keep."""
+    base = nn.Linear(WIDE, 9, dtype=BF16).requires_grad_(trained)
+    x, kept = torch.randn(5, WIDE, dtype=BF16, requires_grad=True), list[tuple[int, ...]]()
+
+    def note(t: Tensor) -> Tensor:
+        kept.append(tuple(t.shape))
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        out = Linear(base)(x)
+    assert (tuple(x.shape) in kept) == trained
+    out.sum().backward()
+    assert x.grad is not None and (base.weight.grad is not None) == trained
+
+
+def test_a_layer_without_a_bias() -> None:
+    rounded(
+        lambda x, w: linear(x, w, None, 0.7),
+        lambda x, w: 0.7 * F.linear(x, w),
+        torch.randn(9, WIDE),
+        torch.randn(5, WIDE),
+    )
+
+
+def test_a_layer_takes_over_its_weights() -> None:
+    base = nn.Linear(WIDE, 8)
+    own = Linear(base)
+    assert (
+        own.weight is base.weight
+        and own.bias is base.bias
+        and list(own.state_dict()) == ["weight", "bias"]
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 127, 300])
+def test_transposing(rows: int) -> None:
+    x = torch.randn(rows, 11)
+    assert torch.equal(transpose(x, x.new_empty(11, rows)), x.t())
+
+
+def blocks_mlp(width: int) -> nn.Sequential:
+    parts = {
+        "c_fc": nn.Linear(width, 4 * width),
+        "gelu": QuickGELU(),
+        "c_proj": nn.Linear(4 * width, width),
+    }
+    return nn.Sequential(OrderedDict(parts))
+
+
+def test_a_blocks_mlp_in_bf16() -> None:
+    base = blocks_mlp(WIDE)
+    names = [name for name, _ in base.named_parameters()]
+    own = MLP(base)
+    assert [name for name, _ in own.named_parameters()] == names
+
+    def of(module: nn.Module) -> Callable[..., Tensor]:
+        return lambda x, *weights: torch.func.functional_call(
+            module, dict(zip(names, weights, strict=True)), (x,)
+        )
+
+    rounded(of(own), of(base), torch.randn(3, 7, WIDE), *base.parameters(), tolerance=0.02)
+
+
+def test_a_blocks_mlp_in_float32_and_with_lora() -> None:
+    base = blocks_mlp(WIDE)
+    both(MLP(base), base, torch.randn(3, WIDE), weights=tuple(base.parameters()))
+    own = MLP(base)
+    own.c_fc = LoRALinear(own.c_fc, rank=2, alpha=4.0)
+    own.to(BF16)
+    x = torch.randn(3, WIDE, dtype=BF16)
+    torch.testing.assert_close(own(x).float(), base.float()(x.float()), rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("length", [7, PLAIN_LENGTH + 1])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("read", [None, 2])
+def test_attention_of_queries_keys_and_values_side_by_side(
+    length: int, masked: bool, read: int | None
+) -> None:
+    mask = torch.full((length, length), float("-inf")).triu(1) if masked else None
+
+    def apart(qkv: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in qkv.unflatten(-1, (3, 2, 8)).unbind(2))
+        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)[:, :read]
+
+    qkv = torch.randn(3, length, 48)
+    both(lambda qkv: attend_all(qkv, 2, mask, read), apart, qkv)
+    torch.testing.assert_close(attend_all(qkv, 2, mask, read), apart(qkv))
+
+
+def test_products_are_taken_down_as_those_of_torchs_layer() -> None:
+    """The floor is what torch's own passes multiply, by whatever products a layer computes the same."""
+    x, weight, bias = (
+        torch.randn(shape).to(BF16).requires_grad_()
+        for shape in ((40, WIDE), (4 * WIDE, WIDE), (4 * WIDE,))
+    )
+    seen = []
+    for layer in (linear, F.linear):
+        with Products() as products:
+            layer(x, weight, bias).square().sum().backward()
+        seen.append(sorted((p.left[0], p.right[0]) for p in products.counts.elements()))
+    assert seen[0] == seen[1] and len(seen[0]) == 3

@@ -1,0 +1,272 @@
+"""What a plan counts, against parameters, formulas and a real step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dfer_dist.config.load import load_config
+from dfer_dist.config.schema import Config, Optimizer
+from dfer_dist.data.sources.layouts import SEVEN
+from dfer_dist.models.build import build_model
+from dfer_dist.models.tuning import param_groups
+from dfer_dist.planning.planner import (
+    GIB,
+    DataSize,
+    Machine,
+    data_size,
+    fastest,
+    memory,
+    network_seconds,
+    plan,
+    sent_bytes,
+)
+from dfer_dist.planning.scale import scale
+from dfer_dist.planning.trace import Trace, trace
+from dfer_dist.training.bf16_gradients import BUCKET
+from dfer_dist.utils.errors import UserError
+from launch.commands.plan_scale import node_counts
+from tests.helpers.cli import dfer
+
+EIGHT = Machine("cuda", 8, 80 * GIB, 1e14, 1e11, 1e-5)
+
+
+def demo(*words: str) -> Config:
+    return load_config("demo", ["train.precision=bf16", *words])
+
+
+@pytest.fixture(scope="module")
+def counted() -> Trace:
+    return trace(demo(), SEVEN, fused_attention=False)
+
+
+def test_parameters_are_those_of_the_real_model(counted: Trace) -> None:
+    config = demo()
+    model = build_model(config.model, SEVEN, config.data.num_frames, 64)
+    assert counted.groups == {
+        name: sum(p.numel() for _, p in own) for name, own in param_groups(model).items()
+    }
+    assert counted.trained + counted.frozen == sum(p.numel() for p in model.parameters())
+    assert counted.graded[0] == 0 and counted.graded[-1] == counted.trained
+
+
+def test_activations_are_what_autograd_keeps(counted: Trace) -> None:
+    """At the end of the forward pass what is alive is what was saved for the backward pass: counted here on real tensors."""
+    config, clips = demo(), 5
+    model = build_model(config.model, SEVEN, config.data.num_frames, 64).bfloat16()
+    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    frames = torch.zeros((clips, config.data.num_frames, 3, 64, 64), dtype=torch.uint8)
+    torch.backends.cuda.enable_flash_sdp(False)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        logits = model(frames)  # noqa: F841 (its graph keeps what was saved)
+    live = counted.live(clips)
+    assert sum(kept.values()) + frames.nbytes == pytest.approx(live.max(), rel=0.1)
+    assert live[-1] < live.max() / 4, "the backward pass lets go"
+
+
+def test_operations_are_those_of_the_matrix_products(counted: Trace) -> None:
+    """Two operations for each token and weight in each of three products: forward, and gradients of inputs and of weights."""
+    config = demo()
+    model = build_model(config.model, SEVEN, config.data.num_frames, 64)
+    frames, tokens = config.data.num_frames, 16 + 1
+    layers = sum(p.numel() for p in model.image.transformer.parameters() if p.dim() == 2)
+    over_time = sum(p.numel() for p in model.temporal.parameters() if p.dim() == 2)
+    scores = 2 * 6 * 2 * tokens**2 * 64 * frames  # layers, operations, scores and values
+    patches = 4 * model.image.conv1.weight.numel() * 16 * frames  # pixels get no gradient
+    expected = 6 * layers * tokens * frames + 6 * over_time * (frames + 1) + scores + patches
+    assert counted.flops.clip == pytest.approx(expected, rel=0.02)
+
+
+def test_recomputing_takes_less_memory_and_more_operations() -> None:
+    words = ["data.num_frames=2", "data.shards=dfew"]
+    kept = trace(load_config("dfew_vitb32", words), SEVEN, fused_attention=False)
+    recomputing = ["model.checkpoint_image=true", "model.checkpoint_temporal=true"]
+    again = trace(load_config("dfew_vitb32", words + recomputing), SEVEN, fused_attention=False)
+    assert again.live(8).max() < kept.live(8).max() / 3
+    assert 1.2 * kept.flops.clip < again.flops.clip < 1.4 * kept.flops.clip
+
+
+def test_a_fused_kernel_keeps_no_scores(counted: Trace) -> None:
+    attention = torch.nn.functional.scaled_dot_product_attention
+    fused = trace(demo(), SEVEN, fused_attention=True)
+    assert fused.live(8).max() < counted.live(8).max()
+    assert fused.flops(8) == counted.flops(8)
+    assert torch.nn.functional.scaled_dot_product_attention is attention, "put back"
+
+
+def made_up(**sizes: int) -> Trace:
+    """A model of 100 million trained parameters whose activations are a megabyte a clip."""
+    groups = {"temporal": 10_000_000, "image": sizes.get("image", 90_000_000)}
+    linear = type("L", (), {"__call__": lambda self, micro: np.array([0.0, 1e6 * micro, 0.0])})()
+    return Trace(
+        groups, 50_000_000, 20_000_000, 60, linear, linear, np.array([0, 0, sum(groups.values())])
+    )
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize(("name", "moments"), [(Optimizer.sgd, 1), (Optimizer.adamw, 2)])
+def test_memory_by_stage(name: Optimizer, moments: int, offload: bool) -> None:
+    config = demo()
+    config = replace(
+        config,
+        optim=replace(config.optim, name=name),
+        train=replace(config.train, offload_optimizer=offload),
+    )
+    one, two, three = (memory(made_up(), config, EIGHT, stage, 1, 1) for stage in (1, 2, 3))
+    share = 4e8 / 8
+    assert one.weights == two.weights == 2 * 150e6 + share * (not offload)
+    assert three.weights == 2 * 150e6 / 8 + 2 * 130e6 + share * (not offload)
+    assert one.moments == two.moments == three.moments == moments * share * (not offload)
+    assert one.host == (share * (2 + moments) + 2e8 / 8 if offload else 0)
+    buckets = 2 * BUCKET
+    assert (one.gradients, two.gradients, three.gradients) == (
+        (6e8, 2 * buckets, buckets)
+        if offload
+        else (4e8 + 2e8, 2 * buckets + share, buckets + share)
+    )
+
+
+def test_bytes_sent_are_those_counted_in_real_steps() -> None:
+    """Two ranks, ViT-B/32, two micro batches: as ``docs/memory.md`` says; a ring of two sends half of what it gathers."""
+    t = made_up()
+    assert sent_bytes(t, 2, 1, 2, 2) == (2 * 2e8 + 2e8) / 2
+    assert sent_bytes(t, 2, 2, 2, 2) == (2 * 2 * 2e8 + 2e8) / 2
+    assert sent_bytes(t, 2, 3, 2, 2) == (2 * 2e8 + 2 * 2 * 130e6) / 2
+    assert sent_bytes(t, 2, 1, 1, 2) == 0
+
+
+def test_a_plan_has_every_stage_and_micro_batch_and_marks_one() -> None:
+    config, size = (
+        load_config("dfew_vitb32", ["data.num_frames=2", "data.shards=dfew"]),
+        DataSize(SEVEN, 9357, 5),
+    )
+    rows = plan(config, EIGHT, size)
+    assert [(r.stage, r.micro, r.accumulation) for r in rows] == [
+        (s, m, 6 // m) for s in (1, 2, 3) for m in (1, 2, 3, 6)
+    ]
+    best = fastest(rows)
+    assert best is not None and (best.stage, best.micro) == (1, 6)
+    assert best.hours == pytest.approx(9357 // 48 * 50 * 5 * 48 / best.clips_per_second / 3600)
+    small = plan(config, replace(EIGHT, memory=0.5 * GIB), size)
+    assert fastest(small) is None and not any(r.fits for r in small)
+    slow = plan(config, replace(EIGHT, flops=EIGHT.flops / 2), size)
+    assert all(s.clips_per_second < r.clips_per_second for s, r in zip(slow, rows, strict=True))
+
+
+def test_the_data_of_a_plan(tmp_path: Path, tiny_shards: object) -> None:
+    assert (
+        data_size(load_config("ferv39k_vitb32", [f"data.shards={tmp_path}/ferv39k"])).clips
+        == 31_088
+    )
+    got = data_size(load_config("dfew_vitb32", [f"data.shards={tiny_shards.root}"]))  # type: ignore[attr-defined]
+    assert (got.clips, got.folds, got.classes) == (48, 5, SEVEN)
+    with pytest.raises(UserError, match="pack first, or set data"):
+        data_size(load_config("dfew_vitb32", [f"data.shards={tmp_path}/other"]))
+
+
+def test_the_command_prints_a_table_and_holds_itself_against_real_steps(tmp_path: Path) -> None:
+    done = dfer("plan", "dfew_vitb32", "--gpus", "8", "--gpu-memory", "80", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.count("fastest") == 1, done.stderr
+    assert (
+        len(
+            [
+                line
+                for line in done.stdout.splitlines()
+                if line.strip()[:1] in "123" and line.strip()
+            ]
+        )
+        == 12
+    )
+    done = dfer(
+        "plan",
+        "dfew_vitb32",
+        "--measure",
+        "train.global_batch=2",
+        "data.num_frames=4",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    planned, measured = (
+        float(done.stdout.split(word)[1].split()[0]) for word in ("planned", "measured")
+    )
+    assert planned == pytest.approx(measured, rel=0.15)
+
+
+def test_the_command_says_what_helps_where_nothing_fits(tmp_path: Path) -> None:
+    done = dfer("plan", "dfew_vitb32", "--gpu-memory", "2", cwd=tmp_path)
+    assert "nothing fits 2 GiB: set model.checkpoint_image=true" in " ".join(done.stdout.split())
+
+
+def test_time_on_the_network_is_bytes_and_hops() -> None:
+    t = made_up()
+    eight = network_seconds(t, 2, 1, EIGHT, 1)
+    assert eight == pytest.approx(3 * 7 / 8 * 2e8 / 1e11 + (2 + 2) * 2 * 3 * 1e-5), (
+        "two buckets, two groups, three levels up and down"
+    )
+    assert network_seconds(t, 2, 1, replace(EIGHT, ranks=1), 1) == 0
+
+
+def test_more_nodes_give_more_clips_until_something_else_limits() -> None:
+    config = load_config("dfew_vitb16", ["data.workers=2"])
+    one, two, many = scale(config, EIGHT, 1e9, 1e9, [1, 2, 512], SEVEN)
+    assert (one.ranks, two.ranks, many.ranks, one.clips, many.clips) == (8, 16, 4096, 6, 6)
+    assert one.compute == many.compute and one.network < two.network < many.network
+    assert two.network > 10 * one.network, "between nodes there is a hundredth of the bandwidth"
+    assert one.limit == "compute" and many.limit == "network"
+    assert one.efficiency > two.efficiency > many.efficiency > 0
+    assert many.clips_per_second == pytest.approx(4096 * 6 / (many.compute + many.network))
+    (slow,) = scale(config, EIGHT, 1e9, 1.0, [1], SEVEN)
+    assert slow.limit == "data" and slow.seconds == 6 / 2 and slow.efficiency == 1
+
+
+def test_node_counts_go_on_by_their_factor() -> None:
+    assert node_counts("1,2,4") == [1, 2, 4]
+    assert (
+        node_counts("1, 2,4,...,512")
+        == node_counts("1,2,4,\N{HORIZONTAL ELLIPSIS},512")
+        == [2**i for i in range(10)]
+    )
+    assert node_counts("1,3,...,20") == [1, 3, 9, 20]
+    for wrong in ("", "0,1", "2,1", "1,...,8", "1,2,...", "1,x", "2,2"):
+        with pytest.raises(UserError, match="is no list of nodes"):
+            node_counts(wrong)
+
+
+def test_the_command_prints_nodes_and_what_limits_them(tmp_path: Path) -> None:
+    done = dfer("plan", "dfew_vitb16", "--gpus", "8", "--scale", "1,2,...,512", cwd=tmp_path)
+    rows = [line.split() for line in done.stdout.splitlines() if line.strip()[:1].isdigit()]
+    assert [int(row[0]) for row in rows] == [2**i for i in range(10)], done.stderr
+    assert all(row[-1] == "compute" for row in rows)
+
+
+@pytest.mark.engine_full
+def test_bytes_of_real_ranks_are_those_of_the_formula(tmp_path: Path) -> None:
+    done = dfer(
+        "plan",
+        "demo",
+        "data.shards=dfew",
+        "train.global_batch=8",
+        "--scale",
+        "1,2,4",
+        "--measure",
+        cwd=tmp_path,
+    )
+    rows = [
+        line.split() for line in done.stdout.splitlines() if line.strip()[:2] in ("1 ", "2 ", "4 ")
+    ]
+    assert [row[0] for row in rows] == ["1", "2", "4"], done.stderr
+    for row in rows[1:]:
+        formula, counted = float(row[7]), float(row[8])
+        assert formula > 0.5 and 0.98 * formula <= counted <= 1.1 * formula

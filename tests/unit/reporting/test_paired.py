@@ -1,0 +1,258 @@
+"""Two runs on the same clips: the numbers, and what must be said where the comparison is not a fair one."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import save_file
+
+from dfer_dist.evaluation.metrics import score
+from dfer_dist.reporting.comparison import systems_table
+from dfer_dist.reporting.files import write_comparison
+from dfer_dist.reporting.paired import Comparison, compare, load_sides
+from dfer_dist.reporting.summary import summarize
+from dfer_dist.runs.layout import RunDir
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import read_json, write_json
+from tests.helpers.made_runs import CLASSES, make_run, write_table
+
+
+def held(first: RunDir, second: RunDir) -> Comparison:
+    return compare(*load_sides([first, second]))
+
+
+def rewrite(
+    run: RunDir,
+    fold: int,
+    keep: slice = slice(None),
+    labels: Any = None,
+    keys: list[str] | None = None,
+    **fields: Any,
+) -> None:
+    """Change a fold's clips, and its result with them."""
+    files = run.fold(fold)
+    data = pq.read_table(files.predictions).to_pydict()
+    truth, logits = np.array(data["label"])[keep], np.array(data["logits"])[keep]
+    truth = truth if labels is None else labels(truth)
+    write_table(files.predictions, truth, logits, keys or data["key"][keep])
+    result = json.loads(files.result.read_text())
+    scores = score(truth, logits, result["classes"])
+    files.result.write_text(json.dumps(result | vars(scores) | fields))
+
+
+def test_numbers_are_those_of_the_predictions(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", sure=3.0)
+    c = held(first, second)
+    assert c.warnings == []
+    assert c.paired is not None
+    p, results = (
+        c.paired,
+        [[json.loads(r.fold(k).result.read_text()) for k in (1, 2, 3)] for r in (first, second)],
+    )
+    for metric in ("uar", "war"):
+        scores = np.array([[r[metric] for r in run] for run in results])
+        assert [getattr(f, metric) for f in p.folds] == [
+            pytest.approx(tuple(x)) for x in scores.T.tolist()
+        ]
+        assert p.difference[metric].value == pytest.approx((scores[1] - scores[0]).mean())
+        t = p.t_test[metric]
+        assert t is not None
+        assert t.mean == pytest.approx(p.difference[metric].value)
+        assert p.difference[metric].low < p.difference[metric].value < p.difference[metric].high
+    assert (p.n_test, p.n_train) == (200, 400)
+    right = [np.sum([np.trace(r["confusion"]) for r in run]) for run in results]
+    assert p.mcnemar.gained - p.mcnemar.lost == right[1] - right[0]
+    assert (
+        p.mcnemar.gained
+        == sum(x.kind == "gained" for x in p.changes)
+        == sum(x.gained for x in p.classes)
+    )
+    for i, x in enumerate(p.classes):
+        pooled = [np.sum([r["confusion"][i] for r in run], axis=0) for run in results]
+        assert (x.name, x.clips) == (CLASSES[i], pooled[0].sum())
+        assert (x.first, x.second) == pytest.approx([100 * row[i] / row.sum() for row in pooled])
+    assert {x.verdict for x in p.classes} <= {"gained", ""}
+    backwards = held(second, first).paired
+    assert backwards is not None
+    assert backwards.difference["uar"].value == pytest.approx(-p.difference["uar"].value)
+    assert backwards.mcnemar.p == p.mcnemar.p
+
+
+def test_a_run_against_its_copy_differs_in_nothing(tmp_path: Path) -> None:
+    p = held(make_run(tmp_path / "a"), make_run(tmp_path / "b")).paired
+    assert p is not None
+    assert p.changes == []
+    assert p.mcnemar.p == 1
+    assert p.difference["uar"].value == 0
+    assert not any(x.verdict for x in p.classes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"index_hash": "other"}, "different data (index bb, other)"),
+        ({"selection": "best_test"}, "best_test looks at the test fold and is optimistic"),
+        ({"dataset": "MAFW"}, "different data sets (DFEW, MAFW)"),
+    ],
+    ids=["data", "selection", "data set"],
+)
+def test_unlike_runs_are_compared_with_a_warning(
+    tmp_path: Path, fields: dict[str, Any], words: str
+) -> None:
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", **fields)]
+    (warning,) = held(*runs).warnings
+    assert words in warning
+    if "selection" not in fields:
+        return  # files take seconds
+    write_comparison(runs, tmp_path / "out")
+    for kind in ("md", "html", "json"):
+        assert words in (tmp_path / "out" / f"comparison.{kind}").read_text()
+    assert words.replace("_", r"\_") in (tmp_path / "out" / "comparison.tex").read_text()
+
+
+def test_folds_that_only_one_has_are_left_out_and_said(tmp_path: Path) -> None:
+    c = held(make_run(tmp_path / "a"), make_run(tmp_path / "b", folds=(1, 3), sure=3.0))
+    assert c.warnings == [
+        "b has 2 of 3 folds (2 missing).",
+        "Only folds 1, 3 of both are compared.",
+    ]
+    assert c.paired is not None
+    assert [f.fold for f in c.paired.folds] == [1, 3]
+    assert c.paired.clips == 400
+    alone = held(make_run(tmp_path / "c", folds=(1,)), make_run(tmp_path / "d", folds=(2,)))
+    assert alone.paired is None
+    assert "no fold in common" in alone.warnings[2]
+
+
+def test_other_clips_and_other_labels_are_left_out_and_said(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", sure=3.0)
+    rewrite(second, 1, keep=slice(5, None))
+    rewrite(second, 2, labels=lambda truth: np.concatenate([(truth[:3] + 1) % 7, truth[3:]]))
+    c = held(first, second)
+    assert c.warnings == [
+        "Fold 1 is not the same clips: 5 and 0 that only one of them has are left out.",
+        "Fold 2 has 3 clips with another label in each: they are left out.",
+    ]
+    assert c.paired is not None
+    assert [f.clips for f in c.paired.folds] == [195, 197, 200]
+    rewrite(second, 3, keys=[f"other-{i}" for i in range(200)])
+    c = held(first, second)
+    assert c.paired is not None
+    assert [f.fold for f in c.paired.folds] == [1, 2]
+
+
+def test_order_of_clips_and_classes_changes_nothing(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", sure=3.0)
+    before = held(first, second).paired
+    for k in (1, 2, 3):
+        files = second.fold(k)
+        data = pq.read_table(files.predictions).to_pydict()
+        turn = np.random.default_rng(k).permutation(200)
+        labels, logits = 6 - np.array(data["label"])[turn], np.array(data["logits"])[turn][:, ::-1]
+        write_table(files.predictions, labels, logits, [data["key"][i] for i in turn])
+        result = json.loads(files.result.read_text()) | vars(score(labels, logits, CLASSES[::-1]))
+        files.result.write_text(json.dumps(result))
+    after = held(first, second).paired
+    assert before is not None and after is not None
+    assert after.difference == before.difference
+    assert after.classes == before.classes
+    assert {(x.key, x.second) for x in after.changes} == {(x.key, x.second) for x in before.changes}
+
+
+def test_other_classes_are_not_compared(tmp_path: Path) -> None:
+    c = held(make_run(tmp_path / "a"), make_run(tmp_path / "b", classes=CLASSES[:3]))
+    assert c.paired is None
+    assert "Their classes differ" in c.warnings[-1]
+    write_comparison([c.first.run, c.second.run], tmp_path / "out")
+    assert "not compared" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+def test_one_fold_has_no_t_test(tmp_path: Path) -> None:
+    """As FERV39k."""
+    runs = [
+        make_run(tmp_path / x, folds=(1,), all_folds=1, sure=s) for x, s in (("a", 2.0), ("b", 3.0))
+    ]
+    p = held(*runs).paired
+    assert p is not None
+    assert p.t_test == {"uar": None, "war": None}
+    assert p.difference["uar"].certain
+    write_comparison(runs, tmp_path / "out")
+    assert (
+        "A t-test over folds needs two folds or more."
+        in (tmp_path / "out" / "comparison.md").read_text()
+    )
+
+
+def test_files_of_three_runs(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / x, sure=s) for x, s in (("first", 2.0), ("b_1", 3.0), ("b&c", 1.0))]
+    write_comparison(runs, tmp_path / "out")
+    names = (
+        "comparison.html",
+        "comparison.json",
+        "comparison.md",
+        "comparison.tex",
+        "clips-b_1.csv",
+        "clips-b-c.csv",
+    )
+    assert {f.name for f in (tmp_path / "out").iterdir()} == set(names)
+    said = json.loads((tmp_path / "out" / "comparison.json").read_text())["comparisons"]
+    assert [(c["first"], c["second"]) for c in said] == [("first", "b_1"), ("first", "b&c")]
+    assert (
+        said[0]["paired"]["difference"]["uar"]["value"]
+        > 0
+        > said[1]["paired"]["difference"]["uar"]["value"]
+    )
+    with (tmp_path / "out" / "clips-b_1.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    assert len(rows) == said[0]["paired"]["changed_clips"]
+    assert sum(r["change"] == "gained" for r in rows) == said[0]["paired"]["mcnemar"]["gained"]
+    tables = {k: pq.read_table(runs[1].fold(k).predictions).to_pydict() for k in (1, 2, 3)}
+    for row in rows:
+        i = tables[int(row["fold"])]["key"].index(row["key"])
+        assert row["truth"] == CLASSES[tables[int(row["fold"])]["label"][i]]
+        assert row["b_1"] == CLASSES[int(np.argmax(tables[int(row["fold"])]["logits"][i]))]
+    latex, page = ((tmp_path / "out" / f"comparison.{x}").read_text() for x in ("tex", "html"))
+    assert r"b\&c against first" in latex
+    assert r"Recall \% b\_1" in latex
+    assert "b&amp;c against first" in page
+
+
+def test_size_speed_and_memory_are_those_of_the_checkpoints_and_attempts(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "a", folds=(1, 2)),
+        make_run(tmp_path / "b", history=False),
+        make_run(tmp_path / "c", folds=()),
+    ]
+    for k, peak in ((1, 3 * 2**29), (2, 2**30)):
+        fold = runs[0].fold(k)
+        (fold.root / "c").mkdir()
+        save_file(
+            {"w": np.zeros((100, 40), np.float32), "b": np.zeros(500, np.float32)},
+            fold.root / "c" / "model.safetensors",
+        )
+        status = read_json(fold.status)
+        status["attempts"][0]["peak_bytes"] = peak
+        write_json(fold.status, status)
+    table = systems_table(
+        runs, [summarize(runs[0].root, [1, 2, 3]), summarize(runs[1].root, [1, 2, 3]), None]
+    )
+    assert [row[:2] + row[4:] for row in table.rows] == [
+        ["a", "0.004", "50.0", "1.50"],
+        ["b", "not recorded", "not recorded", "not recorded"],
+        ["c", "not recorded", "not recorded", "not recorded"],
+    ]
+    assert table.rows[2][2:4] == ["missing", "missing"]
+
+
+def test_a_run_is_not_held_against_itself(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    with pytest.raises(UserError, match="given twice"):
+        load_sides([run, run])
+    other = make_run(tmp_path / "x" / "a")
+    assert [s.name for s in load_sides([run, other])] == [f"{tmp_path.name}/a", "x/a"]
