@@ -5,9 +5,9 @@ Leaves with status 0 when the fold is done, 75 when it was told to leave and sav
 
 from __future__ import annotations
 
-from dfer_dist.distributed.preemption import EXIT_PREEMPTED, LeaveFlag
+from dfer_dist.distributed.preemption import EXIT_PREEMPTED, PreemptionHandler
 
-LEAVE = LeaveFlag()
+LEAVE = PreemptionHandler()
 if __name__ == "__main__":
     LEAVE.install()  # before the imports below, which take seconds: a signal during them must not kill the job
 
@@ -34,10 +34,10 @@ from dfer_dist.distributed.watchdog import Watchdog
 from dfer_dist.reporting.curves import curves_png
 from dfer_dist.reporting.summary import confusion_png
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.runs.status import Attempt, odd_node
+from dfer_dist.runs.status import Attempt, package_mismatch
 from dfer_dist.tracking.metrics_log import FAILED, FINISHED, KILLED
 from dfer_dist.tracking.mlflow_runs import close_early
-from dfer_dist.training.fold import Fold, Told, build
+from dfer_dist.training.fold import Fold, Preempted, build
 from dfer_dist.training.meters import Meter
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json
@@ -59,18 +59,18 @@ def fit(fold: Fold) -> str:
         losses, lost = train_step(fold, meter)
         fold.step = step + 1
         meter.count(config.train.global_batch)
-        fold.leave.need = 2 * meter.longest + 2 * fold.saver.seconds
+        fold.leave.need = 2 * meter.longest + 2 * fold.checkpointer.seconds
         votes = [
             sum(x for _, x in losses),
             len(lost),
             bool(fold.leave),
             fold.save_due,
-            fold.saver.hopeless,
+            fold.checkpointer.failed,
         ]
-        loss, any_lost, told, due, hopeless = ranks.sum(votes)
+        loss, any_lost, told, due, failed = ranks.all_reduce_sum(votes)
         loss /= ranks.world * len(losses)
-        if hopeless:
-            raise UserError(ranks.share(fold.saver.verdict()))
+        if failed:
+            raise UserError(ranks.broadcast_object(fold.checkpointer.verdict()))
         if any_lost:
             check_lost(fold, lost)
         if engine.step_was_skipped():
@@ -83,10 +83,10 @@ def fit(fold: Fold) -> str:
         ):  # in the midst of bad steps, what was saved before is worth more
             fold.save()
         if told:
-            fold.saver.settle()
+            fold.checkpointer.wait()
             return PREEMPTED
     fold.stream = iter(())  # its loader workers end
-    fold.saver.settle(again=fold.save)
+    fold.checkpointer.wait(again=fold.save)
     return DONE
 
 
@@ -99,7 +99,7 @@ def train_step(fold: Fold, meter: Meter) -> tuple[list[tuple[str, float]], set[s
         tokens, described = fold.texts.of(batch.keys) if fold.texts else (None, None)
         there = None if tokens is None else tokens.to(fold.ranks.device, non_blocking=True)
         outputs = fold.engine.deepspeed(
-            batch.pixels(fold.ranks.device), by_side=fold.objective.by_side, tokens=there
+            batch.pixels(fold.ranks.device), per_polarity=fold.objective.per_polarity, tokens=there
         )
         losses = fold.objective(outputs, batch.labels, batch.valid, described)
         fold.engine.micro_step(losses.mean())
@@ -122,8 +122,8 @@ def report_lost(batch: Batch) -> set[str]:
 
 def check_lost(fold: Fold, lost: set[str]) -> None:
     """Count clips that any rank lost to damage, and stop where they are more than the config allows. Collective."""
-    shares = fold.ranks.gather(lost)
-    fold.lost |= fold.ranks.share(set().union(*shares) if shares else set())
+    shares = fold.ranks.gather_objects(lost)
+    fold.lost |= fold.ranks.broadcast_object(set().union(*shares) if shares else set())
     budget = fold.config.data.loss_budget
     if len(fold.lost) > budget:
         raise UserError(
@@ -137,10 +137,10 @@ def skip_step(fold: Fold, losses: list[tuple[str, float]]) -> None:
 
     Those whose own loss is not finite are to blame; where every loss is finite, any clip of the step may be.
     """
-    shares = fold.ranks.gather(losses)
+    shares = fold.ranks.gather_objects(losses)
     clips = [pair for share in shares or () for pair in share]
     blamed = [key for key, loss in clips if not math.isfinite(loss)]
-    what, keys = fold.ranks.share(
+    what, keys = fold.ranks.broadcast_object(
         ("loss", blamed) if blamed else ("gradient", [key for key, _ in clips])
     )
     fold.skip(what, keys)
@@ -177,7 +177,7 @@ def end_epoch(fold: Fold, told: bool = False) -> None:
 
     Raises
     ------
-    Told
+    Preempted
         If that was cut short, once all is saved.
     """
     train = fold.config.train
@@ -187,9 +187,9 @@ def end_epoch(fold: Fold, told: bool = False) -> None:
         fold.epoch_ended = False
         try:
             _, scores = fold.evaluate(clips)
-        except Told:
+        except Preempted:
             fold.save()
-            fold.saver.settle()
+            fold.checkpointer.wait()
             raise
         fold.epoch_ended = True
         fold.log({f"{name}_uar": scores.uar, f"{name}_war": scores.war})
@@ -204,7 +204,7 @@ def end_epoch(fold: Fold, told: bool = False) -> None:
     if told or improved or fold.epoch % train.save_epochs == 0 or fold.epoch == train.epochs:
         fold.save(best=improved)
     if improved:  # what is written later would be other weights
-        fold.saver.settle(again=None if told else lambda: fold.save(best=True))
+        fold.checkpointer.wait(again=None if told else lambda: fold.save(best=True))
 
 
 def finish(fold: Fold) -> None:
@@ -212,7 +212,7 @@ def finish(fold: Fold) -> None:
 
     Raises
     ------
-    Told
+    Preempted
         If it was cut short: the same is done after a restart.
     """
     config, path = fold.config, fold.best_checkpoint
@@ -246,8 +246,8 @@ def finish(fold: Fold) -> None:
         "shuffled": shuffled,
     }
     result |= {
-        "levels": list(config.model.levels),
-        "levels_hash": fold.levels["hash"] if fold.levels else None,
+        "levels": list(config.model.modalities),
+        "levels_hash": fold.modalities["hash"] if fold.modalities else None,
     }
     result |= {
         "objective": config.train.objective.name,
@@ -277,12 +277,14 @@ def finish(fold: Fold) -> None:
     write_json(fold.dir.result, result)
 
 
-def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
+def train(run: RunDir, number: int, leave: PreemptionHandler) -> str:
     """Train fold ``number`` of a run and test it; returns DONE, or PREEMPTED when told to leave."""
     config, where = read_config(run.config), run.fold(number)
     hang_seconds = 60 * config.train.hang_minutes
     ranks = start(config.train.device, hang_seconds)
-    for line in filter(None, ranks.gather(odd_node(run) if ranks.local_rank == 0 else None) or ()):
+    for line in filter(
+        None, ranks.gather_objects(package_mismatch(run) if ranks.local_rank == 0 else None) or ()
+    ):
         tell(f"warning: {line}")
     attempt = Attempt(where, ranks.world, ranks.is_main, device_name(ranks.device))
     watchdog = Watchdog(
@@ -294,18 +296,18 @@ def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
         attempt.begin(
             fold.step,
             fold.engine.total_steps,
-            fold.tracker.undone(fold.step) if fold.tracker else 0,
+            fold.metrics_log.num_rolled_back(fold.step) if fold.metrics_log else 0,
         )
         outcome = fit(fold)
         if outcome == DONE:
             finish(fold)
-    except Told:
+    except Preempted:
         outcome = PREEMPTED
     except BaseException as e:
         reason = one_line(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
         attempt.end("FAILED", reason)
         if fold:
-            fold.saver.join()  # what it is writing is worth having
+            fold.checkpointer.join()  # what it is writing is worth having
         if fold:
             fold.close_tracking(FAILED)
         elif ranks.is_main:
@@ -314,16 +316,16 @@ def train(run: RunDir, number: int, leave: LeaveFlag) -> str:
     watchdog.stop()
     why = "all steps done"
     if outcome == PREEMPTED:  # any rank may have been told, or have found that time is up
-        why = next(filter(None, ranks.gather(leave.why) or ()), "told to leave")
+        why = next(filter(None, ranks.gather_objects(leave.why) or ()), "told to leave")
     if fold:
-        if fold.tracker:
-            fold.tracker.release(fold.tracker.size)
+        if fold.metrics_log:
+            fold.metrics_log.commit(fold.metrics_log.size)
         fold.close_tracking(FINISHED if outcome == DONE else KILLED)
     attempt.end(outcome, why, peak_memory(ranks.device))  # last: DONE means all of it
     return outcome
 
 
-def mendable(e: Exception) -> bool:
+def is_user_error(e: Exception) -> bool:
     """Whether a person can mend what went wrong: a :class:`UserError`, or a disk that takes no more."""
     return isinstance(e, UserError) or (
         isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -347,9 +349,9 @@ def main() -> int:
     try:
         outcome = train(RunDir(args.run.resolve()), args.fold, LEAVE)
     except (UserError, OSError) as e:
-        if os.environ.get("DFER_DEBUG") or not mendable(e):
+        if os.environ.get("DFER_DEBUG") or not is_user_error(e):
             traceback.print_exc()
-        if not mendable(e):
+        if not is_user_error(e):
             return 1
         tell(f"error: {one_line(e)}")
         return 2

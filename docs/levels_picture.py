@@ -15,7 +15,7 @@ from skimage import data
 from dfer_dist.data.faces.alignment import FACE, face_pose, pose_matrix, to_crop, warp
 from dfer_dist.data.faces.tracking import track_face
 from dfer_dist.data.loading.augmentation import unchanged
-from dfer_dist.data.loading.modalities import draw_level, move_points
+from dfer_dist.data.loading.modalities import draw_modality, move_points
 from dfer_dist.demo.faces import render_clip
 
 SIDE = 224  # pixels
@@ -41,7 +41,8 @@ def drawn(label: int) -> tuple[np.ndarray, np.ndarray]:
 
 def row(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
     dots, regions = (
-        draw_level(kind, points[None], (SIDE, SIDE), SIDE)[0] for kind in ("landmarks", "parsing")
+        draw_modality(kind, points[None], (SIDE, SIDE), SIDE)[0]
+        for kind in ("landmarks", "parsing")
     )
     marked = np.where(dots > 0, np.array([60, 230, 90], np.uint8), frame)
     return np.concatenate([frame, marked, dots, regions], 1)

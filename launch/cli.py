@@ -184,11 +184,11 @@ def crossval(
         raise UserError(
             "--nproc and --max-minutes are for this machine: a cluster has --nodes, --gpus-per-node and --time-minutes"
         )
-    from launch.slurm.batch import Target
-    from launch.slurm.submit import Wish, show, submit
+    from launch.slurm.batch import ClusterTarget
+    from launch.slurm.submit import JobRequest, show, submit
 
-    wish = Wish(experiment, overrides or [], name, runs, folds, allow_drift or (), sweep)
-    target = Target(cluster, load_cluster(cluster, chosen), max_parallel)
+    wish = JobRequest(experiment, overrides or [], name, runs, folds, allow_drift or (), sweep)
+    target = ClusterTarget(cluster, load_cluster(cluster, chosen), max_parallel)
     if dry_run:
         show(wish, target, console)
         return
@@ -337,7 +337,7 @@ def run_app(app: typer.Typer) -> None:
     try:
         sys.exit(app(standalone_mode=False))
     except Exception as e:
-        words = _mendable(e)
+        words = _user_message(e)
         if debug or words is None:
             raise
         if words:
@@ -347,7 +347,7 @@ def run_app(app: typer.Typer) -> None:
         sys.exit(130)
 
 
-def _mendable(e: Exception) -> str | None:
+def _user_message(e: Exception) -> str | None:
     """What to say of a mistake that a person can mend; None for a fault of this program."""
     if isinstance(
         e, (UserError, OSError)

@@ -24,7 +24,7 @@ from dfer_dist.distributed.preemption import EXIT_PREEMPTED, TIME_IS_UP
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
-from launch.processes import POLL, Interrupted, Job, Told, run_ranks
+from launch.processes import POLL, Interrupted, Job, SignalCounter, run_ranks
 from launch.progress import Follower, verdict
 
 _LEAVING = 60.0  # seconds that ranks get to leave whose command is gone
@@ -51,7 +51,7 @@ def run_folds(
     Interrupted
         After Ctrl-C or SIGTERM, or when time is up, once all ranks have saved and left.
     """
-    told = Told()
+    told = SignalCounter()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -78,7 +78,7 @@ def _run_fold(
     fold: int,
     nproc: int,
     deadline: float | None,
-    told: Told,
+    told: SignalCounter,
     progress: Progress,
     console: Console,
 ) -> bool:

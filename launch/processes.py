@@ -41,7 +41,7 @@ class Job:
     nproc: int
     deadline: float | None
     lock: int
-    told: Told
+    told: SignalCounter
 
     @property
     def where(self) -> FoldDir:
@@ -93,7 +93,7 @@ def run_ranks(job: Job, follow: Callable[[], None]) -> tuple[int, str | None]:
 
 
 def _wait(
-    ranks: list[subprocess.Popen[bytes]], told: Told, follow: Callable[[], None]
+    ranks: list[subprocess.Popen[bytes]], told: SignalCounter, follow: Callable[[], None]
 ) -> tuple[int, str | None]:
     """The status of the rank that ended the job, and, if a signal of somebody else's ended it, words that name it."""
     passed_on = 0
@@ -107,7 +107,7 @@ def _wait(
                     p.send_signal(signal.SIGTERM if passed_on == 1 else signal.SIGKILL)
         bad = [p for p in ranks if p.poll() not in (None, 0, EXIT_PREEMPTED)]
         if not told.times and deadline is None:
-            killed = _epitaph(ranks)
+            killed = describe_exit(ranks)
         if bad and deadline is None:
             deadline = time.monotonic() + _GRACE
         if deadline and time.monotonic() > deadline:
@@ -116,7 +116,7 @@ def _wait(
         _show(follow)
         time.sleep(POLL)
     if not told.times and deadline is None:  # all of them between two looks
-        killed = _epitaph(ranks)
+        killed = describe_exit(ranks)
     _show(follow)
     codes = [p.returncode for p in ranks]
     failed = any(c > 0 and c != EXIT_PREEMPTED for c in codes)
@@ -136,7 +136,7 @@ def _show(follow: Callable[[], None]) -> None:
         follow()
 
 
-def _epitaph(ranks: list[subprocess.Popen[bytes]]) -> str | None:
+def describe_exit(ranks: list[subprocess.Popen[bytes]]) -> str | None:
     """Words for the first rank that a signal ended, if one did."""
     rank = next((r for r, p in enumerate(ranks) if (p.poll() or 0) < 0), None)
     if rank is None:
@@ -149,7 +149,7 @@ def _epitaph(ranks: list[subprocess.Popen[bytes]]) -> str | None:
     return f"rank {rank} was ended by {name}{hints.get(name, '')}"
 
 
-class Told:
+class SignalCounter:
     """Counts how often this process was told to stop, from its making until :meth:`restore`."""
 
     def __init__(self) -> None:

@@ -50,17 +50,17 @@ def open_run(
     """
     from dfer_dist.data.captions.store import find_source
     from dfer_dist.data.shards.index import open_index
-    from dfer_dist.data.shards.sidecars import describe_levels
-    from dfer_dist.data.shards.store import settle, settle_cache
+    from dfer_dist.data.shards.sidecars import describe_modalities
+    from dfer_dist.data.shards.store import resolve_cache, settle
 
     if name is not None and (name in ("", "..") or name != Path(name).name):
         raise UserError(f"--name '{name}': give a plain name; --runs says in which folder")
     config = load_config(experiment, overrides)
     split_batch(config, ranks)
     config.data.shards = settle(config.data.shards)  # jobs run from other folders
-    config.data.cache = settle_cache(config.data.cache)
+    config.data.cache = resolve_cache(config.data.cache)
     index = open_index(config.data, config.data.loss_budget)
-    describe_levels(index, config.model.levels)
+    describe_modalities(index, config.model.modalities)
     if config.train.objective is not Supervision.labels:
         find_source(index, config.data.descriptions)
     chosen = index.folds if folds is None else parse_folds(folds, index.folds)
@@ -86,7 +86,7 @@ def open_run(
 
 
 @contextmanager
-def alone_at(run: RunDir) -> Iterator[IO[str]]:
+def run_lock(run: RunDir) -> Iterator[IO[str]]:
     """Be the only one who opens a run, submits it, or writes its summary. The file keeps the id of the array that opened it last."""
     run.root.parent.mkdir(parents=True, exist_ok=True)
     with run.array.open("a+") as f:

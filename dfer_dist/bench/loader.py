@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dfer_dist.config.schema import DataConfig
-from dfer_dist.data.loading.buffers import Ring
+from dfer_dist.data.loading.buffers import BufferPool
 from dfer_dist.data.loading.frame_sampling import train_frames
 from dfer_dist.data.loading.loader import PREFETCH, Batch, train_stream
-from dfer_dist.data.loading.sampler import EpochPlan, keyed_rng, whole_shards
+from dfer_dist.data.loading.sampler import EpochPlan, all_clips, keyed_rng
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import ClipReader
@@ -120,7 +120,7 @@ def measure(
         on the same frames in memory), ``baseline`` (None outside a checkout), ``augment_device``: each a :class:`Speed` as a
         dict. Beside them what was measured.
     """
-    whole = whole_shards(index, range(len(index.shards)))
+    whole = all_clips(index, range(len(index.shards)))
     plan = EpochPlan(whole, 0, 0, BATCH, data.block)
     steps = min(clips // BATCH, plan.steps)
     cores = sorted(os.sched_getaffinity(0))
@@ -237,7 +237,7 @@ def _wait_until_idle(process: int) -> None:
 def _decode_alone(clips: list[list[bytes]], data: DataConfig) -> Timed:
     """libjpeg-turbo and nothing else: every frame into memory that is there already, laid out as ours is."""
     size = simplejpeg.decode_jpeg_header(clips[0][0])[:2]
-    room = Ring(1, (data.num_frames, *size, 3)).take()[0]
+    room = BufferPool(1, (data.num_frames, *size, 3)).acquire()[0]
     return _timed(
         lambda: [
             simplejpeg.decode_jpeg(j, buffer=room[t]) for clip in clips for t, j in enumerate(clip)

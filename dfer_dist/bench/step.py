@@ -27,16 +27,16 @@ from torch import Tensor
 from dfer_dist.bench.loader import make_clips
 from dfer_dist.bench.matrix_products import Products
 from dfer_dist.checkpoints import portable as checkpoint
-from dfer_dist.checkpoints.async_checkpointer import Saver
+from dfer_dist.checkpoints.async_checkpointer import AsyncCheckpointer
 from dfer_dist.config.load import dump_config, read_config
 from dfer_dist.config.schema import Config, split_batch
 from dfer_dist.data.loading.loader import Batch, train_stream
-from dfer_dist.data.loading.sampler import EpochPlan, whole_shards
+from dfer_dist.data.loading.sampler import EpochPlan, all_clips
 from dfer_dist.distributed.process_group import Ranks, leave, peak_memory, start
 from dfer_dist.evaluation.evaluate import clip_logits
 from dfer_dist.models.backbone import clip_config
-from dfer_dist.models.build import build_model, settle_image_size
-from dfer_dist.models.class_texts import side_texts
+from dfer_dist.models.build import build_model, resolve_image_size
+from dfer_dist.models.class_texts import polarity_texts
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.planning.footprint import in_use
 from dfer_dist.planning.planner import data_size
@@ -58,7 +58,7 @@ class Ours:
             replace(config.model, pretrained="none"),
             classes,
             config.data.num_frames,
-            settle_image_size(config),
+            resolve_image_size(config),
         )
         self.engine: Engine = build_engine(model, param_groups(model), config, ranks, 1000)
         self.objective = Objective(config, [1] * len(classes), ranks.device)
@@ -69,7 +69,9 @@ class Ours:
             self.clips, self.test_clips = self.clips.pin_memory(), self.test_clips.pin_memory()
         self.products = {"train": Products(), "test": Products()}
         self.text: Tensor | None = None
-        self.saver = Saver(folder / "checkpoints", config, ranks, len(self.engine.trained), None)
+        self.checkpointer = AsyncCheckpointer(
+            folder / "checkpoints", config, ranks, len(self.engine.trained), None
+        )
         self.saves = 0
         self.folder = folder
         self.stream: Iterator[Batch] | None = None
@@ -85,10 +87,10 @@ class Ours:
     def fed(self) -> dict[str, float]:
         """One optimizer step on made clips that one loader worker loads; for how long it waited for them."""
         if self.stream is None:
-            size, batch = settle_image_size(self.config), self.config.train.global_batch
+            size, batch = resolve_image_size(self.config), self.config.train.global_batch
             index = make_clips(self.folder / "fed", 5 * max(4, batch), size)
             data = replace(self.config.data, workers=1, image_size=size)
-            plan = EpochPlan(whole_shards(index, range(len(index.shards))), 0, 0, batch, data.block)
+            plan = EpochPlan(all_clips(index, range(len(index.shards))), 0, 0, batch, data.block)
             self.stream = train_stream(
                 index, data, plan, 1 << 30, (0, 0), 0, 1, self.engine.micro_batch
             )
@@ -108,7 +110,7 @@ class Ours:
     def _step(self, micro_batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
         self.engine.set_learning_rates(0)
         for frames, labels, valid in micro_batches:
-            losses = self.objective(self.engine.deepspeed(frames, by_side=True), labels, valid)
+            losses = self.objective(self.engine.deepspeed(frames, per_polarity=True), labels, valid)
             self.engine.micro_step(losses.mean())
         losses.tolist()
 
@@ -130,10 +132,10 @@ class Ours:
         """A checkpoint, until it stands; for how long training is held up by it, and its bytes."""
         begin = time.perf_counter()
         self.saves += 1
-        self.saver.save(self.engine, {"step": self.saves, "skipped_steps": 0})
+        self.checkpointer.save(self.engine, {"step": self.saves, "skipped_steps": 0})
         held = time.perf_counter() - begin
-        self.saver.join()
-        (written,) = checkpoint.complete(self.saver.folder)[-1:]
+        self.checkpointer.join()
+        (written,) = checkpoint.complete(self.checkpointer.folder)[-1:]
         return {
             "held_seconds": held,
             "bytes": float(sum(f.stat().st_size for f in written.iterdir())),
@@ -141,8 +143,8 @@ class Ours:
 
     def write(self) -> None:
         """As many bytes as a checkpoint has, and nothing but them."""
-        (written,) = checkpoint.complete(self.saver.folder)[-1:]
-        block, file = bytes(2**20), self.saver.folder / "bytes"
+        (written,) = checkpoint.complete(self.checkpointer.folder)[-1:]
+        block, file = bytes(2**20), self.checkpointer.folder / "bytes"
         with file.open("wb", buffering=0) as f:
             for _ in range(sum(x.stat().st_size for x in written.iterdir()) // len(block)):
                 f.write(block)
@@ -169,9 +171,9 @@ class Plain:
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        texts = [own[0] for own in side_texts(classes, config.model)["positive"]]
+        texts = [own[0] for own in polarity_texts(classes, config.model)["positive"]]
         sizes = clip_config(config.model.backbone)
-        sizes["vision_cfg"]["image_size"] = settle_image_size(config)
+        sizes["vision_cfg"]["image_size"] = resolve_image_size(config)
         self.step = module.PlainStep(
             sizes, texts, config.data.num_frames, config.model.context_tokens, ranks.device
         )
@@ -194,7 +196,7 @@ class Plain:
 
 def _made_up(config: Config, clips: int, classes: int) -> tuple[Tensor, Tensor]:
     """Frames uint8 [clips, T, 3, S, S] of noise, and labels."""
-    size = settle_image_size(config)
+    size = resolve_image_size(config)
     shape = (clips, config.data.num_frames, 3, size, size)
     return torch.randint(0, 256, shape, dtype=torch.uint8), torch.arange(clips) % classes
 

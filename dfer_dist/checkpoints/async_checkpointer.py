@@ -14,7 +14,7 @@ from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.checkpoints.optimizer_state import gather
 from dfer_dist.config.schema import Config
 from dfer_dist.distributed.process_group import Ranks
-from dfer_dist.tracking.metrics_log import Tracker
+from dfer_dist.tracking.metrics_log import MetricsLog
 from dfer_dist.training.engine import Engine
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.log import tell
@@ -24,7 +24,7 @@ _GUESS = 1e8  # bytes a second
 _RETRY = 30.0  # seconds to the next try, at most
 
 
-class Saver:
+class AsyncCheckpointer:
     """Saves a fold. Every rank has one and calls it at the same steps; rank 0 keeps one full copy in main memory and writes it.
 
     A write that fails, as on a full disk, leaves the last good checkpoint as it is; training goes on and the next try comes
@@ -36,14 +36,19 @@ class Saver:
         The fold's ``checkpoints``.
     trained : int
         Parameters, for a guess at how long a save takes until one has been made.
-    tracker : Tracker, optional
+    tracker : MetricsLog, optional
         Rank 0's: what it logged up to a checkpoint is made to stand before that, and sent after it.
     """
 
     def __init__(
-        self, folder: Path, config: Config, ranks: Ranks, trained: int, tracker: Tracker | None
+        self,
+        folder: Path,
+        config: Config,
+        ranks: Ranks,
+        trained: int,
+        metrics_log: MetricsLog | None,
     ) -> None:
-        self.folder, self.config, self.ranks, self.tracker = folder, config, ranks, tracker
+        self.folder, self.config, self.ranks, self.metrics_log = folder, config, ranks, metrics_log
         self.failures = 0  # in a row
         self.seconds = 12 * trained / _GUESS  # the last save, gathering and writing
         self._thread: threading.Thread | None = None
@@ -63,7 +68,7 @@ class Saver:
         return min(60 * self.config.train.save_minutes, _RETRY)
 
     @property
-    def hopeless(self) -> bool:
+    def failed(self) -> bool:
         return self.failures >= TRIES
 
     def save(self, engine: Engine, state: dict[str, Any], best: bool = False) -> None:
@@ -89,7 +94,7 @@ class Saver:
             self._thread = threading.Thread(target=self._write, args=words, name="saver")
             self._thread.start()
 
-    def settle(self, again: Callable[[], None] | None = None) -> None:
+    def wait(self, again: Callable[[], None] | None = None) -> None:
         """Wait until what was saved last stands. Collective: nobody goes on, or leaves, before.
 
         Parameters
@@ -103,8 +108,8 @@ class Saver:
             On every rank, if it could not be written.
         """
         self.join()
-        while error := self.ranks.share(self._error):
-            if again is None or self.ranks.share(self.hopeless):
+        while error := self.ranks.broadcast_object(self._error):
+            if again is None or self.ranks.broadcast_object(self.failed):
                 raise UserError(self.verdict(error))
             time.sleep(self._pause)
             again()
@@ -144,14 +149,14 @@ class Saver:
     ) -> None:
         target = checkpoint.step_folder(self.folder, state["step"])
         try:
-            if self.tracker:
-                self.tracker.sync()
+            if self.metrics_log:
+                self.metrics_log.sync()
             checkpoint.write(target, weights, moments, self.config, state)
             if best:
-                checkpoint.point(self.folder, "BEST", target)
-            checkpoint.point(self.folder, "LATEST", target)
-            if self.tracker:
-                self.tracker.release(state["metrics_bytes"])
+                checkpoint.set_pointer(self.folder, "BEST", target)
+            checkpoint.set_pointer(self.folder, "LATEST", target)
+            if self.metrics_log:
+                self.metrics_log.commit(state["metrics_bytes"])
             self.failures, self._error = 0, None
             self._prune()
         except OSError as e:

@@ -90,9 +90,9 @@ def replace_weights(engine: Engine, checkpoint: Checkpoint) -> None:
 
 def _make_moments(engine: Engine, name: Optimizer) -> None:
     zero = engine.deepspeed.optimizer
-    masters = [p for group in zero.optimizer.param_groups for p in group["params"]]
+    master_weights = [p for group in zero.optimizer.param_groups for p in group["params"]]
     # ZeRO-3 lends its masters to the inner optimizer for the length of a step only
-    for p in getattr(zero, "fp32_partitioned_groups_flat", masters):
+    for p in getattr(zero, "fp32_partitioned_groups_flat", master_weights):
         state = zero.optimizer.state[p]
         for key in _MOMENTS[name]:
             state[key] = torch.zeros_like(p)

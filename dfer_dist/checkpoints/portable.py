@@ -133,13 +133,13 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(f"{path}: {e}") from e
 
 
-def point(folder: Path, name: str, target: Path) -> None:
+def set_pointer(folder: Path, name: str, target: Path) -> None:
     """Let the pointer ``name`` (LATEST or BEST) name ``target``."""
     if not (folder / name).is_file() or (folder / name).read_text().strip() != target.name:
         write_text(folder / name, target.name + "\n")
 
 
-def pointed(folder: Path, name: str) -> Path | None:
+def read_pointer(folder: Path, name: str) -> Path | None:
     """The complete checkpoint a pointer names, or None."""
     file = folder / name
     target = folder / file.read_text().strip() if file.is_file() else None
@@ -170,7 +170,7 @@ def newest(folder: Path) -> Path | None:
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     damaged = 0
     for path in sorted(folder.glob("step-*"), reverse=True):
-        fault = damage(path)
+        fault = find_corruption(path)
         if not fault:
             if damaged:
                 tell(f"going on from {path.name}")
@@ -187,7 +187,7 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def damage(path: Path, names: Sequence[str] | None = None) -> str | None:
+def find_corruption(path: Path, names: Sequence[str] | None = None) -> str | None:
     """What is wrong with a checkpoint folder, or None: every file is held against the sha256 that was taken when it was written.
 
     Parameters
@@ -219,7 +219,7 @@ def prune(folder: Path, keep: int) -> None:
     OSError, UserError
         If one cannot be removed, or one that stays cannot be read.
     """
-    spare = {pointed(folder, "LATEST"), pointed(folder, "BEST")}
+    spare = {read_pointer(folder, "LATEST"), read_pointer(folder, "BEST")}
     found = complete(folder)
     for kept in {*found[-keep:], *filter(None, spare)}:
         best = read_json(kept / STATE).get("best")
@@ -246,16 +246,16 @@ def read(path: Path, weights_only: bool = False) -> Checkpoint:
     """
     if path.name in ("LATEST", "BEST") or not (path / COMPLETE).is_file():
         found = (
-            pointed(path.parent, path.name)
+            read_pointer(path.parent, path.name)
             if path.name in ("LATEST", "BEST")
-            else pointed(path, "LATEST")
+            else read_pointer(path, "LATEST")
         )
         if found is None:
             raise UserError(
                 f"{path} is no complete checkpoint: give a folder such as runs/NAME/fold-1/checkpoints/step-00000120"
             )
         path = found
-    fault = damage(path, (MODEL, FROZEN, CONFIG, STATE) if weights_only else None)
+    fault = find_corruption(path, (MODEL, FROZEN, CONFIG, STATE) if weights_only else None)
     if fault:
         raise UserError(f"checkpoint {path} is damaged: {fault}")
     model = load_file(path / MODEL)

@@ -62,7 +62,7 @@ class ClassText(Enum):
     descriptions = "descriptions"
 
 
-class TextSides(Enum):
+class TextPolarity(Enum):
     """Whether a clip is compared with what its class is, or also with what it is not."""
 
     positive = "positive"
@@ -188,9 +188,9 @@ class ModelConfig:
     sentences: dict[str, list[str]] | None = (
         None  # class name: one or more sentences; null: what model.text says
     )
-    text_sides: TextSides = TextSides.positive
+    text_polarity: TextPolarity = TextPolarity.positive
     negative_sentences: dict[str, list[str]] | None = (
-        None  # as sentences, for text_sides=both; null: that it is no such expression
+        None  # as sentences, for text_polarity=both; null: that it is no such expression
     )
     negative_weight: float = (
         1.0  # of the negative side beside the positive one's 1, in the loss and in the logits
@@ -208,10 +208,10 @@ class ModelConfig:
     adapter_time: bool = (
         False  # for image=adapters: one more in each block, which attends from frame to frame
     )
-    levels: list[str] = field(
+    modalities: list[str] = field(
         default_factory=list
     )  # beside frames, for image=adapters: parsing, landmarks (dfer enrich)
-    level_ratio: float = 0.1  # as adapter_ratio, of the levels' own adapters in the image tower
+    modality_ratio: float = 0.1  # as adapter_ratio, of the levels' own adapters in the image tower
     video_weight: float | None = (
         None  # of the frames among levels, which share the rest; null: all weights are learned
     )
@@ -369,7 +369,7 @@ _NOT_NEGATIVE = """
     optim.weight_decay optim.lr_image optim.lr_temporal optim.lr_prompt optim.lr_lora optim.lr_adapters optim.warmup_epochs optim.clip_norm optim.momentum optim.gamma
 """
 _POSITIVE = """
-    train.description_weight model.temperature model.lora_alpha model.adapter_ratio model.level_ratio model.adapter_scale train.save_minutes train.hang_minutes data.cache_gb
+    train.description_weight model.temperature model.lora_alpha model.adapter_ratio model.modality_ratio model.adapter_scale train.save_minutes train.hang_minutes data.cache_gb
 """
 
 
@@ -410,7 +410,7 @@ def check_values(c: Config) -> None:
                 raise UserError(
                     f"{key}.{name}={sentences}: give one or more sentences, none of them empty"
                 )
-    _check_levels(c.model)
+    _check_modalities(c.model)
     _check_supervision(c)
     if c.tracking.uri is not None:
         _check_uri(c.tracking.uri)
@@ -419,21 +419,21 @@ def check_values(c: Config) -> None:
             raise UserError(f"{key}={flat[key]}: must be greater than 0")
 
 
-def _check_levels(model: ModelConfig) -> None:
+def _check_modalities(model: ModelConfig) -> None:
     known = ("parsing", "landmarks")
-    if any(level not in known for level in model.levels) or len(set(model.levels)) < len(
-        model.levels
+    if any(level not in known for level in model.modalities) or len(set(model.modalities)) < len(
+        model.modalities
     ):
         raise UserError(
-            f"model.levels={model.levels}: give each of {' and '.join(known)} once at most"
+            f"model.modalities={model.modalities}: give each of {' and '.join(known)} once at most"
         )
-    if model.levels and model.image is not ImageTuning.adapters:
+    if model.modalities and model.image is not ImageTuning.adapters:
         raise UserError(
-            f"model.levels={model.levels}, but model.image={model.image.name}: each level has adapters of its own, set model.image=adapters"
+            f"model.modalities={model.modalities}, but model.image={model.image.name}: each level has adapters of its own, set model.image=adapters"
         )
-    if model.video_weight is not None and not (model.levels and 0 <= model.video_weight <= 1):
+    if model.video_weight is not None and not (model.modalities and 0 <= model.video_weight <= 1):
         raise UserError(
-            f"model.video_weight={model.video_weight}: must lie in [0, 1], and needs model.levels"
+            f"model.video_weight={model.video_weight}: must lie in [0, 1], and needs model.modalities"
         )
 
 
@@ -442,14 +442,14 @@ def _check_supervision(c: Config) -> None:
     learning = c.train.objective
     needs_labels = {
         "model.context_tokens": c.model.context_tokens > 0,
-        "model.text_sides": c.model.text_sides is TextSides.both,
+        "model.text_polarity": c.model.text_polarity is TextPolarity.both,
         "train.label_smoothing": c.train.label_smoothing > 0,
         "train.class_balance": c.train.class_balance > 0,
         "data.balanced": c.data.balanced,
     }
     without = {
         "model.context_tokens": "0",
-        "model.text_sides": "positive",
+        "model.text_polarity": "positive",
         "data.balanced": "false",
     }
     for key in (

@@ -114,7 +114,7 @@ def _check_files(index: Index, shard: int) -> list[Damage]:
         elif sha256_file(path) != entry.sha256:
             reason = "differs from the index (sha256)"
         else:
-            odd = _odd_member(path, table)
+            odd = _unexpected_member(path, table)
             damage = [Damage(entry.file, odd), *damage] if odd else damage
             return damage + (_damaged_extras(path) if table is not None else [])
     except OSError as e:
@@ -169,7 +169,7 @@ def _damaged_clips(index: Index, shard: int) -> tuple[str, ...]:
     return tuple(hit)
 
 
-def _odd_member(path: Path, table: pa.Table | None) -> str | None:
+def _unexpected_member(path: Path, table: pa.Table | None) -> str | None:
     """What a shard holds that the packer did not write. An index made by hand may have the right hash of anything.
 
     Unpacked by tar, a path or a link would write outside the folder.

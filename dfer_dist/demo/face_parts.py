@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dfer_dist.demo.renderer import Array, Painter, Pose, floats, loop
+from dfer_dist.demo.renderer import Array, Pose, Renderer, floats, loop
 
 # FACS numbers: 1 inner brow raiser, 2 outer brow raiser, 4 brow lowerer, 5 upper lid raiser, 6 cheek raiser, 7 lid tightener,
 # 9 nose wrinkler, 10 upper lip raiser, 12 lip corner puller, 15 lip corner depressor, 17 chin raiser, 20 lip stretcher,
@@ -57,10 +57,10 @@ RING = np.linspace(0, 2 * np.pi, 16, endpoint=False, dtype=np.float32)[None]
 DARK, GLASSES = floats((38, 20, 22)), floats((44, 44, 52))
 
 
-def build(aus: Array, who: Identity, pose: Pose) -> Painter:
+def build(aus: Array, who: Identity, pose: Pose) -> Renderer:
     """All polygons of a clip, back to front, for intensities ``aus`` [T, len(AUS)] in 0..1."""
     au = {name: aus[:, i : i + 1] for i, name in enumerate(AUS)}
-    painter = Painter(pose, who.width, who.skin)
+    painter = Renderer(pose, who.width, who.skin)
     _head(painter, au, who)
     _folds(painter, au, who)
     _nose(painter, au, who)
@@ -74,7 +74,7 @@ def build(aus: Array, who: Identity, pose: Pose) -> Painter:
     return painter
 
 
-def _head(p: Painter, au: dict[str, Array], who: Identity) -> None:
+def _head(p: Renderer, au: dict[str, Array], who: Identity) -> None:
     shade = who.skin * 0.78
     if not np.isnan(who.hairline):
         angle = np.linspace(-2.6, 2.6, 28, dtype=np.float32)[None]
@@ -124,7 +124,7 @@ def _chin_drop(au: dict[str, Array]) -> Array:
     return 0.16 * au["AU26"] - 0.03 * au["AU17"]
 
 
-def _folds(p: Painter, au: dict[str, Array], who: Identity) -> None:
+def _folds(p: Renderer, au: dict[str, Array], who: Identity) -> None:
     """Blush, and the furrows that the units draw into the skin."""
     dark, red = who.skin * 0.60, np.clip(who.skin * floats((1.02, 0.74, 0.72)), 0, 255)
     up = np.sqrt(au["AU1"] * au["AU2"])
@@ -155,7 +155,7 @@ def nose_shape(au: dict[str, Array], who: Identity) -> tuple[Array, Array]:
     return 0.24 * who.nose_length - up, wide
 
 
-def _nose(p: Painter, au: dict[str, Array], who: Identity) -> None:
+def _nose(p: Renderer, au: dict[str, Array], who: Identity) -> None:
     tip, wide = nose_shape(au, who)
     root = np.full_like(tip, 0.05)
     x = np.concatenate([-root, root, 0.14 * wide, 0.06 * wide, -0.06 * wide, -0.14 * wide], 1)
@@ -216,7 +216,7 @@ def mouth_curves(au: dict[str, Array], who: Identity, s: Array) -> Mouth:
     return Mouth(x, line, line - gap_up, line + gap_down, lip_up, lip_down, bow)
 
 
-def _mouth(p: Painter, au: dict[str, Array], who: Identity) -> None:
+def _mouth(p: Renderer, au: dict[str, Array], who: Identity) -> None:
     x, line, upper, lower, lip_up, lip_down, bow = mouth_curves(au, who, S)
     lip = np.clip(
         0.45 * who.skin * floats((0.95, 0.62, 0.62)) + 0.55 * floats((168, 52, 62)), 0, 255
@@ -269,7 +269,7 @@ def eye_lids(au: dict[str, Array], who: Identity, side: int, x: Array) -> tuple[
     return np.minimum(y0 - (up - 0.05 * au["AU43"]) * inside, low - 0.004), low
 
 
-def _eye(p: Painter, au: dict[str, Array], who: Identity, side: int) -> None:
+def _eye(p: Renderer, au: dict[str, Array], who: Identity, side: int) -> None:
     (x0, half), y0, shut = eye_place(who, side), EYE_LEVEL, 1 - au["AU43"]
     x = x0 + half * S
     top, low = eye_lids(au, who, side, x)
@@ -288,7 +288,7 @@ def _eye(p: Painter, au: dict[str, Array], who: Identity, side: int) -> None:
         p.line(side * (0.035 + 0.035 * S), np.full_like(S, -0.09), 0.035, GLASSES, lift=0.06)
 
 
-def _fringe(p: Painter, who: Identity) -> None:
+def _fringe(p: Renderer, who: Identity) -> None:
     """Hair in front of the forehead."""
     if np.isnan(who.hairline):
         return
@@ -311,14 +311,14 @@ def brow_curve(
     return x, rest + lifted + lowered, 0.085 * who.brow_thick * (1 - 0.45 * t)
 
 
-def _brow(p: Painter, au: dict[str, Array], who: Identity, side: int) -> None:
+def _brow(p: Renderer, au: dict[str, Array], who: Identity, side: int) -> None:
     t = (S + 1) / 2
     x, y, thick = brow_curve(au, who, side, t)
     colour = np.minimum(who.hair * 0.6, who.skin * 0.38)
     p.line(x, y, thick, colour, lift=0.03)
 
 
-def _tear(p: Painter, au: dict[str, Array], who: Identity, side: int) -> None:
+def _tear(p: Renderer, au: dict[str, Array], who: Identity, side: int) -> None:
     flow, x0 = au["tears"], side * 0.36 * who.eye_gap
     t = (S + 1) / 2
     x, half = x0 + side * 0.04 * t, 0.022 + 0.022 * t

@@ -15,7 +15,7 @@ from dfer_dist.demo.face_parts import (
     mouth_curves,
     nose_shape,
 )
-from dfer_dist.demo.renderer import OVERSAMPLING, Array, Painter, Pose, floats
+from dfer_dist.demo.renderer import OVERSAMPLING, Array, Pose, Renderer, floats
 
 _LIFT_NOSE, _LIFT_MOUTH = 0.14, 0.03  # heights over the head's surface at which these are drawn
 
@@ -36,7 +36,7 @@ def face_points(aus: Array, who: Identity, pose: Pose) -> Array:
         Pixels of the finished frames, the centre of the upper left one at (0, 0).
     """
     au = {name: aus[:, i : i + 1] for i, name in enumerate(AUS)}
-    p = Painter(pose, who.width, who.skin)
+    p = Renderer(pose, who.width, who.skin)
     parts = [
         p.on_plane(
             *head_outline(
@@ -51,13 +51,13 @@ def face_points(aus: Array, who: Identity, pose: Pose) -> Array:
     return ((np.concatenate(parts, 1) - (OVERSAMPLING - 1) / 2) / OVERSAMPLING).astype(np.float32)
 
 
-def _brow(p: Painter, au: dict[str, Array], who: Identity, side: int) -> Array:
+def _brow(p: Renderer, au: dict[str, Array], who: Identity, side: int) -> Array:
     """The upper edge, from the left of the image to the right."""
     x, y, thick = brow_curve(au, who, side, np.linspace(0, 1, 5, dtype=np.float32)[None, ::side])
     return p.on_face(x, y - thick / 2, 0.03)
 
 
-def _nose(p: Painter, au: dict[str, Array], who: Identity) -> list[Array]:
+def _nose(p: Renderer, au: dict[str, Array], who: Identity) -> list[Array]:
     tip, wide = nose_shape(au, who)
     along = np.linspace(0, 1, 4, dtype=np.float32)[None]
     ridge = p.on_face(np.zeros_like(along), -0.16 + (tip - 0.04 + 0.16) * along, _LIFT_NOSE)
@@ -65,7 +65,7 @@ def _nose(p: Painter, au: dict[str, Array], who: Identity) -> list[Array]:
     return [ridge, p.on_face(0.12 * wide * across, tip + 0.05 - 0.03 * across**2, 0.10)]
 
 
-def _eye(p: Painter, au: dict[str, Array], who: Identity, side: int) -> Array:
+def _eye(p: Renderer, au: dict[str, Array], who: Identity, side: int) -> Array:
     """Corner, upper lid, corner, lower lid: around the eye from the left of the image, by way of the top."""
     x0, half = eye_place(who, side)
     there = floats([[x0 - half / 2, x0 + half / 2]])
@@ -79,7 +79,7 @@ def _eye(p: Painter, au: dict[str, Array], who: Identity, side: int) -> Array:
     return p.on_face(x, y)
 
 
-def _mouth(p: Painter, au: dict[str, Array], who: Identity) -> list[Array]:
+def _mouth(p: Renderer, au: dict[str, Array], who: Identity) -> list[Array]:
     """The lips' outer edge, then their inner one, each around from the left corner of the image by way of the upper lip."""
     outer = mouth_curves(au, who, np.linspace(-1, 1, 7, dtype=np.float32)[None])
     x = np.concatenate([outer.x, outer.x[:, 5:0:-1]], 1)

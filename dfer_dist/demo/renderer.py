@@ -47,7 +47,7 @@ def loop(there: Any, back: Any) -> Array:
     return np.concatenate([there, back[..., ::-1]], -1)
 
 
-class Painter:
+class Renderer:
     """Collects the polygons of all frames of one clip, back to front, then paints them."""
 
     def __init__(self, pose: Pose, width: float, skin: Array) -> None:

@@ -14,7 +14,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 _MARGIN = 30.0  # seconds before a deadline at which everything is over: closing the tracking run and the processes takes some
 
 
-class LeaveFlag:
+class PreemptionHandler:
     """True when the job is told to leave. The handler does nothing else: saving is collective and cannot run in there."""
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class LeaveFlag:
         self.deadline = float("inf")  # unix time
         self.need = 0.0  # seconds that leaving would take now, as the loop measures them
 
-    def install(self) -> LeaveFlag:
+    def install(self) -> PreemptionHandler:
         """Take over SIGTERM, SIGUSR2 and SIGINT in this process."""
         for number in _SIGNALS:
             signal.signal(number, self._set)

@@ -43,12 +43,12 @@ class Ranks:
         return self.rank == 0
 
     @property
-    def neighbours(self) -> range:
+    def local_ranks(self) -> range:
         """Ranks on this machine."""
         first = self.rank - self.local_rank
         return range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
-    def sum(self, values: list[float]) -> list[float]:
+    def all_reduce_sum(self, values: list[float]) -> list[float]:
         """Element-wise sums over ranks."""
         if self.world == 1:
             return values
@@ -56,14 +56,14 @@ class Ranks:
         dist.all_reduce(total)
         return total.tolist()
 
-    def share(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """Rank 0's value, on every rank."""
         box = [value]
         if self.world > 1:
             dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def gather(self, value: T) -> list[T] | None:
+    def gather_objects(self, value: T) -> list[T] | None:
         """Every rank's value in rank order on rank 0, None elsewhere."""
         if self.world == 1:
             return [value]

@@ -17,10 +17,10 @@ from torch import Tensor
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import Config, Device, Precision
 from dfer_dist.data.loading.loader import Batch, evaluation_stream
-from dfer_dist.data.loading.sampler import ClipSet, evaluation_batches, whole_shards
+from dfer_dist.data.loading.sampler import ClipSet, all_clips, evaluation_batches
 from dfer_dist.data.shards.index import Index, open_index
 from dfer_dist.data.shards.reader import ClipReader
-from dfer_dist.data.shards.sidecars import describe_levels
+from dfer_dist.data.shards.sidecars import describe_modalities
 from dfer_dist.distributed.process_group import Ranks, choose_device
 from dfer_dist.evaluation.metrics import Scores, score
 from dfer_dist.runs.layout import parse_folds
@@ -137,7 +137,7 @@ def collect(
     RuntimeError
         If a clip is missing, came twice or is not of this split: a fault of this program, never of the data.
     """
-    shares = ranks.gather(rows)
+    shares = ranks.gather_objects(rows)
     if shares is None:
         return None
     merged = {key: row for share in shares for key, row in share.items()}
@@ -174,11 +174,11 @@ def load_model(saved: Checkpoint, config: Config, classes: tuple[str, ...]) -> D
         If the settings make another model than the checkpoint is of, or its pretrained weights are not on this machine.
     """
     from dfer_dist.checkpoints import portable as checkpoint
-    from dfer_dist.models.build import build_model, settle_image_size
+    from dfer_dist.models.build import build_model, resolve_image_size
     from dfer_dist.models.tuning import param_groups
 
     torch.manual_seed(config.train.seed)
-    model = build_model(config.model, classes, config.data.num_frames, settle_image_size(config))
+    model = build_model(config.model, classes, config.data.num_frames, resolve_image_size(config))
     trained = {name: p for group in param_groups(model).values() for name, p in group}
     checkpoint.load_weights(model, trained, saved)
     return model.eval()
@@ -222,9 +222,9 @@ def evaluate_checkpoint(
     if fold is None:
         raise UserError(f"{path} does not say which fold it was trained for: give --fold")
     number = unseen_fold(saved, index, fold)
-    clips = whole_shards(index, index.test_shards(number))
-    describe_levels(
-        index, config.model.levels
+    clips = all_clips(index, index.test_shards(number))
+    describe_modalities(
+        index, config.model.modalities
     )  # one that is missing is told before the model is built
     table = predict_here(load_model(saved, config, index.classes), config, index, clips, progress)
     if out:
@@ -280,7 +280,9 @@ def predict_here(
             progress(done, len(clips))
 
     share = (config.eval.batch, 0, 1, config.train.seed, config.eval.views)
-    batches = evaluation_stream(index, config.data, clips, *share, levels=config.model.levels)
+    batches = evaluation_stream(
+        index, config.data, clips, *share, modalities=config.model.modalities
+    )
     rows = predict(lambda frames: model(frames, text), batches, device, count)
     table = collect(rows, index, clips, Ranks(0, 1, 0, device))
     assert table is not None  # one rank is rank 0

@@ -15,9 +15,9 @@ import torch
 
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import Config, Device, ImageTuning, TemporalKind, TextTuning
-from dfer_dist.data.loading.sampler import ClipSet, whole_shards
+from dfer_dist.data.loading.sampler import ClipSet, all_clips
 from dfer_dist.data.shards.index import Index, open_index
-from dfer_dist.data.shards.sidecars import describe_levels
+from dfer_dist.data.shards.sidecars import describe_modalities
 from dfer_dist.distributed.process_group import choose_device
 from dfer_dist.evaluation.evaluate import load_model, predict_here, unseen_fold
 from dfer_dist.evaluation.metrics import bootstrap_ci, top_class
@@ -83,8 +83,8 @@ def zero_shot(
         config = load_config(str(saved.path / checkpoint.CONFIG), overrides)
         index = open_index(config.data)
         number = _fold(saved, index, fold)
-        describe_levels(
-            index, config.model.levels
+        describe_modalities(
+            index, config.model.modalities
         )  # one that is missing is told before the model is built
         fitted, config = for_classes(saved, config, index.classes)
         model = load_model(fitted, config, index.classes)
@@ -129,7 +129,7 @@ def for_classes(
     UserError
         For a class without a text.
     """
-    from dfer_dist.models.class_texts import side_texts
+    from dfer_dist.models.class_texts import polarity_texts
 
     had, model = saved.config.model, config.model
     model = replace(
@@ -138,7 +138,9 @@ def for_classes(
         negative_sentences=_fitting(model.negative_sentences, had.negative_sentences, classes),
     )
     trained = tuple(saved.state.get("classes", classes))
-    same = trained == tuple(classes) and side_texts(classes, model) == side_texts(trained, had)
+    same = trained == tuple(classes) and polarity_texts(classes, model) == polarity_texts(
+        trained, had
+    )
     weights = saved.model
     if model.context_tokens and model.class_specific and not same:
         model = replace(model, context_tokens=0)
@@ -176,11 +178,11 @@ def _as_pretrained(config: Config) -> Config:
 
 
 def _untrained(config: Config, classes: Sequence[str]) -> DFERCLIP:
-    from dfer_dist.models.build import build_model, settle_image_size
+    from dfer_dist.models.build import build_model, resolve_image_size
 
     torch.manual_seed(config.train.seed)
     return build_model(
-        config.model, classes, config.data.num_frames, settle_image_size(config)
+        config.model, classes, config.data.num_frames, resolve_image_size(config)
     ).eval()
 
 
@@ -194,7 +196,7 @@ def _fold(saved: Checkpoint, index: Index, fold: int | None) -> int | None:
 def _clips(index: Index, fold: int | None) -> ClipSet:
     """Those of a fold, or of all of them; FERV39k has one test fold, and its training clips are left alone."""
     folds = index.folds if fold is None else [fold]
-    return whole_shards(index, sorted({shard for k in folds for shard in index.test_shards(k)}))
+    return all_clips(index, sorted({shard for k in folds for shard in index.test_shards(k)}))
 
 
 def _sure(labels: Any, predicted: Any, classes: Sequence[str]) -> dict[str, Any]:
@@ -238,9 +240,9 @@ def _context(saved: Checkpoint | None, config: Config) -> str:
 
 
 def _texts(config: Config, classes: Sequence[str]) -> dict[str, Mapping[str, Sequence[str]]]:
-    from dfer_dist.models.class_texts import side_texts
+    from dfer_dist.models.class_texts import polarity_texts
 
     return {
         side: dict(zip(classes, own, strict=True))
-        for side, own in side_texts(classes, config.model).items()
+        for side, own in polarity_texts(classes, config.model).items()
     }

@@ -1,1 +1,1 @@
-"""Exported models: export, prediction, MLflow models and the authors' checkpoints."""
+"""ExportedModel models: export, prediction, MLflow models and the authors' checkpoints."""

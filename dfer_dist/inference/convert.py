@@ -24,7 +24,7 @@ from dfer_dist.config.schema import (
     Precision,
     Selection,
     TemporalKind,
-    TextSides,
+    TextPolarity,
     TextTuning,
     TokenPosition,
     check_values,
@@ -240,7 +240,7 @@ def _check_theirs(model: ModelConfig) -> None:
             model.image is ImageTuning.adapters or model.text_tower is TextTuning.adapters,
             False,
         ),
-        ("model.text_sides", model.text_sides.name, TextSides.positive.name),
+        ("model.text_polarity", model.text_polarity.name, TextPolarity.positive.name),
         ("sentences without a context", model.context_tokens == 0, False),
         (
             "the most sentences of a class",

@@ -36,14 +36,21 @@ from dfer_dist.config.load import dump_config, load_config, read_config
 from dfer_dist.config.schema import Config, Precision, TrackingConfig
 from dfer_dist.data.loading import augmentation as augment
 from dfer_dist.data.loading.frame_sampling import eval_frames
-from dfer_dist.data.loading.modalities import draw_level, find_points
+from dfer_dist.data.loading.modalities import draw_modality, find_points
 from dfer_dist.data.shards.sidecars import PARSING, REGIONS
 from dfer_dist.evaluation.evaluate import clip_logits, load_model
 from dfer_dist.models.build import build_model
 from dfer_dist.models.dferclip import DFERCLIP
-from dfer_dist.runs import provenance
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import VERSION, atomic_path, fsync_dir, read_json, write_json, write_text
+from dfer_dist.utils.files import (
+    VERSION,
+    atomic_path,
+    fsync_dir,
+    read_json,
+    sha256_file,
+    write_json,
+    write_text,
+)
 
 WEIGHTS, CONFIG, BACKBONE, ABOUT, CARD = (
     "model.safetensors",
@@ -58,7 +65,7 @@ _WHERE = "model.pretrained"  # the setting that tells where something lies, not 
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """A loaded model, ready for clips.
 
     Attributes
@@ -94,9 +101,9 @@ class Exported:
         Raises
         ------
         UserError
-            If the array has another type or shape; and as :meth:`check_levels`.
+            If the array has another type or shape; and as :meth:`check_modalities`.
         """
-        self.check_levels()
+        self.check_modalities()
         if (
             frames.dtype != np.uint8
             or frames.ndim != 5
@@ -121,7 +128,7 @@ class Exported:
         """Softmax of :meth:`logits`, float32 [N, C]."""
         return softmax(self.logits(frames))
 
-    def check_levels(self) -> None:
+    def check_modalities(self) -> None:
         """Whether what the model sees beside frames can be drawn here, as it was for its training.
 
         Raises
@@ -143,15 +150,17 @@ class Exported:
         size = self.config.data.image_size
         assert size is not None, "settled when the folder was written"
         shape = (frames.shape[1], frames.shape[2])
-        draws = torch.tensor([augment.unchanged(*shape)], dtype=torch.float32)
-        seen = [augment.apply(torch.from_numpy(np.array(frames))[None], draws, size)[0]]
-        for kind in self.config.model.levels:
+        augment_params = torch.tensor([augment.unchanged(*shape)], dtype=torch.float32)
+        seen = [augment.apply(torch.from_numpy(np.array(frames))[None], augment_params, size)[0]]
+        for kind in self.config.model.modalities:
             assert points is not None, "a model with levels is given landmarks"
-            seen.append(torch.from_numpy(draw_level(kind, points, shape, size)).permute(0, 3, 1, 2))
+            seen.append(
+                torch.from_numpy(draw_modality(kind, points, shape, size)).permute(0, 3, 1, 2)
+            )
         return torch.stack(seen, 1)
 
     def _points(self, clip: np.ndarray, chosen: np.ndarray) -> np.ndarray | None:
-        return find_points(clip)[chosen] if self.config.model.levels else None
+        return find_points(clip)[chosen] if self.config.model.modalities else None
 
     @torch.no_grad()
     def forward(self, clips: list[Tensor]) -> np.ndarray:
@@ -173,7 +182,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def load(
     folder: Path | str, device: str | None = None, precision: Precision | str | None = None
-) -> Exported:
+) -> ExportedModel:
     """Read an exported model. DeepSpeed and pretrained files are not needed, and nothing is unpickled.
 
     Parameters
@@ -214,7 +223,7 @@ def load(
     model = model.eval().requires_grad_(False).to(where, torch.bfloat16 if fast else torch.float32)
     with torch.no_grad():
         text = model.text_features()
-    return Exported(folder, config, classes, about, model, text, where)
+    return ExportedModel(folder, config, classes, about, model, text, where)
 
 
 def _check(folder: Path) -> dict[str, Any]:
@@ -230,7 +239,7 @@ def _check(folder: Path) -> dict[str, Any]:
     for name, file in about["files"].items():
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing: copy or export the model again")
-        if provenance.sha256_file(folder / name) != file["sha256"]:
+        if sha256_file(folder / name) != file["sha256"]:
             raise UserError(
                 f"{folder / name} differs from its sha256 in {ABOUT}: copy or export the model again"
             )
@@ -316,13 +325,12 @@ def _fill(folder: Path, config: Config, about: dict[str, Any]) -> dict[str, Any]
     )
     names = [name for name in (WEIGHTS, CONFIG, BACKBONE) if (folder / name).exists()]
     files = {
-        n: {"bytes": (folder / n).stat().st_size, "sha256": provenance.sha256_file(folder / n)}
-        for n in names
+        n: {"bytes": (folder / n).stat().st_size, "sha256": sha256_file(folder / n)} for n in names
     }
     about = {**about, "files": files}
     about |= {"hash": _own_hash(about)}
     write_json(folder / ABOUT, about)
-    write_text(folder / CARD, card(about, config, provenance.sha256_file(folder / ABOUT)))
+    write_text(folder / CARD, card(about, config, sha256_file(folder / ABOUT)))
     package = Path(dfer_dist.__file__).parent
     shutil.copytree(
         package, folder / "code" / "dfer_dist", ignore=shutil.ignore_patterns("__pycache__")

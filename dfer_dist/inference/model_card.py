@@ -14,13 +14,13 @@ from dfer_dist.config.schema import (
     ImageTuning,
     ModelConfig,
     Supervision,
-    TextSides,
+    TextPolarity,
     TextTuning,
     config_hash,
 )
 from dfer_dist.inference.export import KIND
 from dfer_dist.inference.pyfunc import NEEDS
-from dfer_dist.models.class_texts import side_texts
+from dfer_dist.models.class_texts import polarity_texts
 from dfer_dist.runs import provenance
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.utils.files import read_json
@@ -49,7 +49,7 @@ def describe(
     state, result = saved.state, _own_result(saved)
     texts = {
         side: dict(zip(classes, own, strict=True))
-        for side, own in side_texts(classes, config.model).items()
+        for side, own in polarity_texts(classes, config.model).items()
     }
     checkout = provenance.collect([])["git"]
     software = {name: importlib.metadata.version(name) for name in (*NEEDS, "deepspeed")}
@@ -138,8 +138,8 @@ def _method(model: ModelConfig) -> str:
     adapters = model.image is ImageTuning.adapters or model.text_tower is TextTuning.adapters
     there = (
         ("adapters", adapters),
-        ("negative texts", model.text_sides is TextSides.both),
-        (" and ".join(model.levels), model.levels),
+        ("negative texts", model.text_polarity is TextPolarity.both),
+        (" and ".join(model.modalities), model.modalities),
     )
     added = ", ".join(what for what, is_there in there if is_there)
     added = " and ".join(added.rsplit(", ", 1))

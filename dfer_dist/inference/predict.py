@@ -26,8 +26,8 @@ from dfer_dist.data.loading.frame_sampling import eval_frames
 from dfer_dist.data.loading.modalities import find_points
 from dfer_dist.data.packing.media import encode_frame
 from dfer_dist.data.packing.video_frames import LEAST, SIDE
-from dfer_dist.data.video.decode import DamagedVideo, Film
-from dfer_dist.inference.export import Exported, softmax
+from dfer_dist.data.video.decode import DamagedVideo, Video
+from dfer_dist.inference.export import ExportedModel, softmax
 from dfer_dist.utils.errors import UserError
 
 WINDOW, STEP = (
@@ -37,7 +37,7 @@ WINDOW, STEP = (
 
 
 @dataclass(frozen=True)
-class Course:
+class VideoPrediction:
     """What a model says of a film over time.
 
     Attributes
@@ -121,13 +121,13 @@ def cut_windows(frames: int, length: int, step: float) -> np.ndarray:
 
 
 def predict_video(
-    model: Exported,
+    model: ExportedModel,
     video: Path,
     window: float = WINDOW,
     step: float = STEP,
     faces: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Course:
+) -> VideoPrediction:
     """Probabilities of a film in windows that slide over it.
 
     The film is decoded twice: once to know its length, or where the face is, and once for the frames that the windows ask for. Only
@@ -145,16 +145,16 @@ def predict_video(
     Raises
     ------
     UserError
-        If the film is missing, damaged, a single frame, or without a face; or a window has less than two frames; or as :meth:`Exported.check_levels`.
+        If the film is missing, damaged, a single frame, or without a face; or a window has less than two frames; or as :meth:`ExportedModel.check_modalities`.
     """
-    model.check_levels()
+    model.check_modalities()
     if not (window > 0 and step > 0):
         raise UserError(f"a window of {window:g} s every {step:g} s: both must be greater than 0")
     if not video.is_file():
         raise UserError(f"{video} is missing")
     try:
         spans, found, interval, frames, points = _look(
-            Film(video), window, step, faces, bool(model.config.model.levels)
+            Video(video), window, step, faces, bool(model.config.model.modalities)
         )
         shares = np.array([found[a:b].mean() for a, b in spans])
         shown = shares >= LEAST
@@ -183,7 +183,7 @@ def predict_video(
                 progress(done, len(places))
     except DamagedVideo as e:
         raise UserError(f"{e}: copy it again") from e
-    return Course(
+    return VideoPrediction(
         video,
         model.classes,
         spans * interval,
@@ -194,32 +194,32 @@ def predict_video(
 
 
 def _look(
-    film: Film, window: float, step: float, faces: bool, levels: bool
+    video: Video, window: float, step: float, faces: bool, modalities: bool
 ) -> tuple[np.ndarray, np.ndarray, float, Iterable[np.ndarray], np.ndarray]:
     """The first pass: windows [W, 2] in frames, in which frames the face is, seconds from frame to frame, frames to read, and with
-    ``levels`` their landmarks."""
+    ``modalities`` their landmarks."""
     points = np.empty((0, 68, 2), np.float32)
     if faces:
-        clip = find_face(film, SIDE)
+        clip = find_face(video, SIDE)
         found, frames, points = (
             clip.found,
-            clip.crops(film),
+            clip.crops(video),
             fill_missing(clip.landmarks, clip.found),
         )
-    elif levels:
-        points = find_points(map(as_packed, film))
-        found, frames = np.ones(len(points), bool), iter(film)
+    elif modalities:
+        points = find_points(map(as_packed, video))
+        found, frames = np.ones(len(points), bool), iter(video)
     else:
-        found, frames = np.ones(sum(1 for _ in film), bool), iter(film)
+        found, frames = np.ones(sum(1 for _ in video), bool), iter(video)
     if len(found) < 2:
         raise UserError(
-            f"{film.path} has a single frame: a model of expressions over time needs more"
+            f"{video.path} has a single frame: a model of expressions over time needs more"
         )
-    interval = film.interval()
+    interval = video.interval()
     length = len(found) if window == math.inf else round(window / interval)
     if length < 2:
         raise UserError(
-            f"{film.path}: a window of {window:g} s has less than two of its frames, {1 / interval:g} a second"
+            f"{video.path}: a window of {window:g} s has less than two of its frames, {1 / interval:g} a second"
         )
     return cut_windows(len(found), length, step / interval), found, interval, frames, points
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dfer_dist.inference.export import Exported, load
+from dfer_dist.inference.export import ExportedModel, load
 from dfer_dist.inference.predict import STEP, WINDOW, predict_video
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_text
@@ -29,7 +29,7 @@ NEEDS: tuple[str, ...] = (
     "pillow",
 )
 NEEDS += ("simplejpeg", "pyarrow", "fsspec", "pandas")
-_FILMS = ("av",)
+_VIDEO_PACKAGES = ("av",)
 _FACES = ("dlib-bin", "face-recognition-models")
 
 
@@ -55,7 +55,7 @@ def write_mlflow(folder: Path, classes: list[str]) -> None:
     pyfunc.add_to_model(model, loader_module=__name__, code="code")
     model.save(str(folder / "MLmodel"))
     lines = [
-        *map(_pinned, (*NEEDS, *_FILMS)),
+        *map(_pinned, (*NEEDS, *_VIDEO_PACKAGES)),
         "# to find faces in films (weights for research only):",
     ]
     write_text(
@@ -72,10 +72,10 @@ def _pinned(name: str) -> str:
         return name
 
 
-class Served:
+class PyfuncModel:
     """An exported model as MLflow asks it: ``mlflow.pyfunc.load_model(OUT).predict(…)``."""
 
-    def __init__(self, model: Exported) -> None:
+    def __init__(self, model: ExportedModel) -> None:
         self.model = model
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> DataFrame:
@@ -96,23 +96,25 @@ class Served:
 
         if isinstance(data, np.ndarray):
             return pd.DataFrame(self.model.probabilities(data), columns=list(self.model.classes))
-        films = [data] if isinstance(data, (str, Path)) else data
+        videos = [data] if isinstance(data, (str, Path)) else data
         if (
-            not isinstance(films, list)
-            or not films
-            or not all(isinstance(film, (str, Path)) for film in films)
+            not isinstance(videos, list)
+            or not videos
+            or not all(isinstance(video, (str, Path)) for video in videos)
         ):
             raise UserError(
                 f"{type(data).__name__}: give frames, uint8 [N, T, H, W, 3], or the path of a film, or a list of paths"
             )
-        rows = [predict_video(self.model, Path(film), **(params or {})).overall for film in films]
+        rows = [
+            predict_video(self.model, Path(video), **(params or {})).overall for video in videos
+        ]
         return pd.DataFrame(
             np.stack(rows),
             columns=list(self.model.classes),
-            index=pd.Index([str(f) for f in films], name="video"),
+            index=pd.Index([str(f) for f in videos], name="video"),
         )
 
 
-def _load_pyfunc(path: str) -> Served:
+def _load_pyfunc(path: str) -> PyfuncModel:
     """What MLflow calls; named in ``MLmodel``."""
-    return Served(load(path))
+    return PyfuncModel(load(path))

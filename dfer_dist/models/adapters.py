@@ -71,7 +71,7 @@ class AdapterOfEach(nn.Module):
         return torch.cat([adapter(part) for adapter, part in own])
 
 
-class OfEachLevel(nn.Module):
+class PerModality(nn.Module):
     """A module for each level of a batch: frames, parsing maps, landmarks, so that one pass of a tower serves them all."""
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
@@ -160,12 +160,12 @@ def adapt_image(
     ratio: float,
     scale: float,
     frames: int | None,
-    levels: Sequence[str] = (),
-    level_ratio: float = 0.0,
+    modalities: Sequence[str] = (),
+    modality_ratio: float = 0.0,
 ) -> None:
     """Put adapters into every block of an image tower; with ``frames`` T, also those along time, and positions of the frames.
 
-    With ``levels``, each of them has adapters of its own, as wide as ``level_ratio`` tells, and the batch is that of the frames followed by theirs.
+    With ``modalities``, each of them has adapters of its own, as wide as ``modality_ratio`` tells, and the batch is that of the frames followed by theirs.
 
     AIM adds its positions before the norm that precedes the first block; here they are added after it, in that block, so that nothing else of
     the tower is touched.
@@ -176,12 +176,12 @@ def adapt_image(
         If the blocks are not built as those of OpenAI's CLIP.
     """
     width = image.transformer.width
-    ratios = {"video": ratio, **dict.fromkeys(levels, level_ratio)}
+    ratios = {"video": ratio, **dict.fromkeys(modalities, modality_ratio)}
 
     def each(make: Callable[[float], nn.Module]) -> nn.Module:
         return (
-            OfEachLevel({name: make(own) for name, own in ratios.items()})
-            if levels
+            PerModality({name: make(own) for name, own in ratios.items()})
+            if modalities
             else make(ratio)
         )
 

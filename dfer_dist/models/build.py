@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dfer_dist.config.schema import Config, ModelConfig
 from dfer_dist.models.backbone import clip_config, fetch_weights, load_backbone
-from dfer_dist.models.class_texts import side_texts
+from dfer_dist.models.class_texts import polarity_texts
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tuning import param_groups, trained_line
 
@@ -15,12 +15,12 @@ __all__ = [
     "build_model",
     "fetch_weights",
     "param_groups",
-    "settle_image_size",
+    "resolve_image_size",
     "trained_line",
 ]
 
 
-def settle_image_size(config: Config) -> int:
+def resolve_image_size(config: Config) -> int:
     """Where the settings leave ``data.image_size`` to the backbone, set it to the size that the backbone was trained on.
 
     Raises
@@ -53,6 +53,6 @@ def build_model(
     UserError
         A class without a text, an unknown backbone, weights that are not on this machine, or more to train than there is.
     """
-    texts = side_texts(classes, cfg)
+    texts = polarity_texts(classes, cfg)
     image, text, sha256 = load_backbone(cfg.backbone, cfg.pretrained, image_size)
     return DFERCLIP(cfg, image, text, texts, num_frames, sha256)

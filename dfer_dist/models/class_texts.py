@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dfer_dist.config.schema import ClassText, ModelConfig, TextSides
+from dfer_dist.config.schema import ClassText, ModelConfig, TextPolarity
 from dfer_dist.utils.errors import UserError
 
 # The seven classes of DFEW and FERV39k, then the four that MAFW adds. Each sentence names visible facial movements only.
@@ -23,8 +23,8 @@ DESCRIPTIONS = {
 }
 
 
-def side_texts(classes: Sequence[str], cfg: ModelConfig) -> dict[str, list[list[str]]]:
-    """The sentences of each class by side: ``positive``, and with ``model.text_sides=both`` also ``negative``.
+def polarity_texts(classes: Sequence[str], cfg: ModelConfig) -> dict[str, list[list[str]]]:
+    """The sentences of each class by side: ``positive``, and with ``model.text_polarity=both`` also ``negative``.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def side_texts(classes: Sequence[str], cfg: ModelConfig) -> dict[str, list[list[
         As :func:`class_texts`.
     """
     sides = {"positive": class_texts(classes, cfg.text, cfg.sentences)}
-    if cfg.text_sides is TextSides.both:
+    if cfg.text_polarity is TextPolarity.both:
         own = cfg.negative_sentences
         sides["negative"] = [[f"a person with an expression of no {name}"] for name in classes]
         if own is not None:

@@ -24,7 +24,7 @@ class DFERCLIP(nn.Module):
     """CLIP's image tower on each frame, a transformer over time, and the cosine with prompts read by CLIP's text tower.
 
     What of it is trained follows ``cfg``: :mod:`dfer_dist.models.tuning`. With a negative side of texts, and with adapters in both towers, it is
-    the video and label level of FineCLIPER (Chen et al., ACM MM 2024); with ``cfg.levels`` also its middle level: parsing maps and landmarks go through the
+    the video and label level of FineCLIPER (Chen et al., ACM MM 2024); with ``cfg.modalities`` also its middle level: parsing maps and landmarks go through the
     same image tower, by adapters of their own, and the same transformer over time, and the features of all levels become one (:mod:`dfer_dist.models.fusion`).
 
     Parameters
@@ -63,8 +63,8 @@ class DFERCLIP(nn.Module):
                 cfg.temporal_mlp,
                 cfg.checkpoint_temporal,
             )
-        self.levels = 1 + len(cfg.levels)
-        self.fusion = Fusion(self.levels, cfg.video_weight) if cfg.levels else None
+        self.modalities = 1 + len(cfg.modalities)
+        self.fusion = Fusion(self.modalities, cfg.video_weight) if cfg.modalities else None
         self.sides = tuple(texts)
         self.prompt = PromptLearner(
             [own for side in texts.values() for own in side],
@@ -92,7 +92,7 @@ class DFERCLIP(nn.Module):
         self,
         frames: Tensor,
         text_features: Tensor | None = None,
-        by_side: bool = False,
+        per_polarity: bool = False,
         tokens: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """Logits of clips.
@@ -100,7 +100,7 @@ class DFERCLIP(nn.Module):
         Parameters
         ----------
         frames : [B, L T, 3, H, W]
-            uint8 in 0..255, or floating point in 0..1: T frames of each clip, then T pictures of each level of ``model.levels``.
+            uint8 in 0..255, or floating point in 0..1: T frames of each clip, then T pictures of each level of ``model.modalities``.
         text_features : float32 [S C, D], optional
             What :meth:`text_features` returned, where the prompts do not change between calls.
         by_side : bool
@@ -111,13 +111,13 @@ class DFERCLIP(nn.Module):
         Returns
         -------
         float32 [B, C], or a dict of side to float32 [B, C], with ``tokens`` also of ``video`` and ``description``, features of length 1, float32
-        [B, D]; these alone without ``by_side``
+        [B, D]; these alone without ``per_polarity``
             Cosine / temperature, negated for the negative side: in each, a clip's own class should be highest. Of two sides the mean, in which the
             negative one weighs ``model.negative_weight``.
         """
         video = self._video(frames)
         contrast = {} if tokens is None else {"video": video, "description": self.read(tokens)}
-        if contrast and not by_side:
+        if contrast and not per_polarity:
             return contrast
         if text_features is None:
             text_features = self.text_features()
@@ -126,7 +126,7 @@ class DFERCLIP(nn.Module):
             side: -own if side == "negative" else own
             for side, own in zip(self.sides, logits, strict=True)
         }
-        if by_side:
+        if per_polarity:
             return sides | contrast
         if len(sides) == 1:
             return sides["positive"]
@@ -136,16 +136,18 @@ class DFERCLIP(nn.Module):
 
     def _video(self, frames: Tensor) -> Tensor:
         """[B, L T, 3, H, W] -> float32 [B, D], normalised."""
-        if frames.shape[1] % self.levels:
+        if frames.shape[1] % self.modalities:
             raise ValueError(
-                f"{frames.shape[1]} pictures of a clip cannot be those of {self.levels} levels"
+                f"{frames.shape[1]} pictures of a clip cannot be those of {self.modalities} levels"
             )
-        by_level = frames.unflatten(1, (self.levels, -1)).transpose(0, 1).flatten(0, 1)
+        by_level = frames.unflatten(1, (self.modalities, -1)).transpose(0, 1).flatten(0, 1)
         features = self.image(self._pixels(by_level.flatten(0, 1)))
         clips = F.normalize(
             self.temporal(features.unflatten(0, by_level.shape[:2])).float(), dim=-1
         )
-        return clips if self.fusion is None else self.fusion(clips.unflatten(0, (self.levels, -1)))
+        return (
+            clips if self.fusion is None else self.fusion(clips.unflatten(0, (self.modalities, -1)))
+        )
 
     def text_features(self) -> Tensor:
         """Normalised features of the classes, float32 [S C, D], one side after the other.

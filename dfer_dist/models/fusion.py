@@ -18,14 +18,14 @@ class Fusion(nn.Module):
         Of the frames; the others share the rest. Without it the weights are the softmax of L learned numbers, equal at the start.
     """
 
-    def __init__(self, levels: int, video_weight: float | None) -> None:
+    def __init__(self, modalities: int, video_weight: float | None) -> None:
         super().__init__()
         self.fixed = (
             None
             if video_weight is None
-            else [video_weight, *[(1 - video_weight) / (levels - 1)] * (levels - 1)]
+            else [video_weight, *[(1 - video_weight) / (modalities - 1)] * (modalities - 1)]
         )
-        self.scores = nn.Parameter(torch.zeros(levels)) if video_weight is None else None
+        self.scores = nn.Parameter(torch.zeros(modalities)) if video_weight is None else None
 
     def weights(self) -> Tensor:
         """float32 [L], adding up to 1."""

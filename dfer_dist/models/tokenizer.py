@@ -13,7 +13,7 @@ CONTEXT = 77  # the most tokens that the text tower of OpenAI's CLIP reads, SOS 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
-class Reader:
+class CaptionTokenizer:
     """Makes tokens of texts. One that is too long ends with the last sentence that is whole; of a first sentence that is too long, the beginning is read.
 
     Parameters

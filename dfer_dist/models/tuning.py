@@ -54,7 +54,9 @@ def choose_trained(
         add_lora(image.transformer, cfg.lora_rank, cfg.lora_alpha)
     elif cfg.image is ImageTuning.adapters:
         time = frames if cfg.adapter_time else None
-        adapt_image(image, cfg.adapter_ratio, cfg.adapter_scale, time, cfg.levels, cfg.level_ratio)
+        adapt_image(
+            image, cfg.adapter_ratio, cfg.adapter_scale, time, cfg.modalities, cfg.modality_ratio
+        )
     text.requires_grad_(False)
     if cfg.text_tower is TextTuning.lora:
         add_lora(text.transformer, cfg.lora_rank, cfg.lora_alpha)

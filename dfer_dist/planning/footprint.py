@@ -21,7 +21,7 @@ import torch.distributed as dist
 from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import Config, Precision, Supervision
 from dfer_dist.distributed.process_group import Ranks, leave, peak_memory, start
-from dfer_dist.models.build import build_model, settle_image_size
+from dfer_dist.models.build import build_model, resolve_image_size
 from dfer_dist.models.tokenizer import CONTEXT
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.planning.planner import data_size, plan_here
@@ -61,7 +61,7 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
     import deepspeed  # noqa: F401  (so that it is not counted)
 
     before = in_use(ranks)
-    size = settle_image_size(config)
+    size = resolve_image_size(config)
     model = build_model(
         replace(config.model, pretrained="none"), classes, config.data.num_frames, size
     )
@@ -70,7 +70,7 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
     shape = (engine.micro_batch, config.data.num_frames, 3, size, size)
     seconds, sent = 0.0, 0
     for step in range(STEPS):
-        ranks.sum([0.0])  # all begin together
+        ranks.all_reduce_sum([0.0])  # all begin together
         begin, before_step = time.perf_counter(), _looped()
         engine.set_learning_rates(step)
         for _ in range(engine.accumulation):
@@ -83,12 +83,12 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
             if config.train.objective is not Supervision.labels:
                 tokens = torch.randint(1, 1000, (engine.micro_batch, CONTEXT), device=ranks.device)
             outputs = engine.deepspeed(
-                frames.to(ranks.device), by_side=objective.by_side, tokens=tokens
+                frames.to(ranks.device), per_polarity=objective.per_polarity, tokens=tokens
             )
             loss = objective(outputs, labels, valid, None if tokens is None else valid).mean()
             engine.micro_step(loss)
         loss.item()
-        ranks.sum([0.0])
+        ranks.all_reduce_sum([0.0])
         seconds, sent = time.perf_counter() - begin, _looped() - before_step
     measured = peak_memory(ranks.device) - before
     planned = plan_here(config, classes, ranks.device.type) if ranks.world == 1 else None

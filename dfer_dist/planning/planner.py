@@ -19,7 +19,7 @@ from dfer_dist.data.loading.loader import KEPT, PREFETCH
 from dfer_dist.data.shards.index import open_index
 from dfer_dist.data.shards.store import is_remote
 from dfer_dist.data.sources.layouts import CLASSES
-from dfer_dist.models.build import settle_image_size
+from dfer_dist.models.build import resolve_image_size
 from dfer_dist.planning.trace import Trace, trace
 from dfer_dist.training.bf16_gradients import BUCKET
 from dfer_dist.utils.errors import UserError
@@ -166,7 +166,7 @@ def memory(
     ranks, cuda = machine.ranks, machine.device == "cuda"
     half = 2 if config.train.precision is Precision.bf16 else 4
     trained, every = counted.trained, counted.trained + counted.frozen
-    masters, moments = 4 * trained / ranks, _MOMENTS[config.optim.name] * 4 * trained / ranks
+    master_weights, moments = 4 * trained / ranks, _MOMENTS[config.optim.name] * 4 * trained / ranks
     weights = half * every / (ranks if stage == 3 else 1)
     if stage == 3 and ranks > 1:
         weights += half * min(every - counted.unread, _GATHERED)  # whole again while they are used
@@ -177,12 +177,12 @@ def memory(
     host = 0.0
     if config.train.offload_optimizer:
         host = (
-            masters + moments + 4 * trained / ranks + half * trained / ranks
+            master_weights + moments + 4 * trained / ranks + half * trained / ranks
         )  # and a bf16 copy on its way back
-        masters = moments = 0.0
+        master_weights = moments = 0.0
     at = int(np.argmax(live + gradients))
     backward = Memory(
-        weights + masters, gradients[at], moments, live[at], _RUNTIME[machine.device], host
+        weights + master_weights, gradients[at], moments, live[at], _RUNTIME[machine.device], host
     )
     # after the backward pass, ZeRO-1 in bf16 sends buckets in bf16, one while the next is filled
     buckets = stage == 1 and half == 2 and ranks > 1 and not config.train.offload_optimizer
@@ -267,8 +267,8 @@ def saved_bytes(counted: Trace, config: Config) -> float:
 def loader_bytes(config: Config, micro: int) -> float:
     """Shared memory of a rank's loader: the slots of its ring, a micro batch of frames each."""
     slots = config.data.workers * PREFETCH + KEPT
-    pictures = (1 + len(config.model.levels)) * config.data.num_frames
-    return float(slots * micro * pictures * settle_image_size(config) ** 2 * 3)
+    pictures = (1 + len(config.model.modalities)) * config.data.num_frames
+    return float(slots * micro * pictures * resolve_image_size(config) ** 2 * 3)
 
 
 def sent_bytes(counted: Trace, half: int, stage: int, ranks: int, accumulation: int) -> float:
@@ -304,9 +304,9 @@ def network_seconds(
     A pair of trees reaches both, as NCCL builds them: Sanders, Speck & Träff, "Two-tree algorithms for full bandwidth broadcast,
     reduction and scan", Parallel Computing 35 (2009). Nothing is taken to be hidden behind the backward pass.
     """
-    levels = math.ceil(math.log2(machine.ranks))
+    modalities = math.ceil(math.log2(machine.ranks))
     sent = sent_bytes(counted, half, stage, machine.ranks, accumulation)
     return (
         sent / machine.bandwidth
-        + collectives(counted, stage, accumulation) * 2 * levels * machine.latency
+        + collectives(counted, stage, accumulation) * 2 * modalities * machine.latency
     )

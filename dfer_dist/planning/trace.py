@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dfer_dist.config.schema import Config, Precision, Supervision
 from dfer_dist.models import attention
-from dfer_dist.models.build import build_model, settle_image_size
+from dfer_dist.models.build import build_model, resolve_image_size
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tokenizer import CONTEXT
 from dfer_dist.models.tuning import param_groups
@@ -89,7 +89,7 @@ def outline(config: Config, classes: Sequence[str]) -> DFERCLIP:
     UserError
         As :func:`~dfer_dist.models.build.build_model`.
     """
-    size = settle_image_size(config)
+    size = resolve_image_size(config)
     with _META:
         return build_model(
             replace(config.model, pretrained="none"), classes, config.data.num_frames, size
@@ -111,12 +111,12 @@ def trace(config: Config, classes: Sequence[str], fused_attention: bool) -> Trac
     UserError
         As :func:`outline`.
     """
-    size = settle_image_size(config)
+    size = resolve_image_size(config)
     dtype = torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
     model = outline(config, classes).to(dtype)
     objective = Objective(config, [1] * len(classes), _META)
     texts = config.train.objective is not Supervision.labels
-    shape = (model.levels * config.data.num_frames, 3, size, size)
+    shape = (model.modalities * config.data.num_frames, 3, size, size)
     flops, lives = [], []
     with _fused_attention() if fused_attention else nullcontext():
         for micro in _BATCHES:
@@ -156,7 +156,7 @@ def _step(
         torch.empty(micro, dtype=kind, device=_META) for kind in (torch.int64, torch.bool)
     )
     tokens = torch.empty((micro, CONTEXT), dtype=torch.int64, device=_META) if texts else None
-    outputs = model(frames, by_side=objective.by_side, tokens=tokens)
+    outputs = model(frames, per_polarity=objective.per_polarity, tokens=tokens)
     objective(outputs, labels, valid, valid if texts else None).mean().backward()
     model.zero_grad(set_to_none=True)
 
@@ -173,16 +173,16 @@ def model_flops(config: Config, classes: Sequence[str], clips: int, train: bool)
         As :func:`outline`.
     """
     kept = replace(config.model, checkpoint_image=False, checkpoint_temporal=False)
-    model, size = outline(replace(config, model=kept), classes), settle_image_size(config)
+    model, size = outline(replace(config, model=kept), classes), resolve_image_size(config)
     frames = torch.empty(
-        (clips, model.levels * config.data.num_frames, 3, size, size),
+        (clips, model.modalities * config.data.num_frames, 3, size, size),
         dtype=torch.uint8,
         device=_META,
     )
     with torch.set_grad_enabled(train):
         text = None if train else model.eval().text_features()
         with FlopCounterMode(display=False) as counter:
-            sides = model(frames, text, by_side=True)
+            sides = model(frames, text, per_polarity=True)
             if train:
                 sum(side.sum() for side in sides.values()).backward()
     return counter.get_total_flops()

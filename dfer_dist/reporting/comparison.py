@@ -14,7 +14,7 @@ from dfer_dist.reporting.history import run_cost
 from dfer_dist.reporting.paired import Comparison, Paired
 from dfer_dist.reporting.sections import Section, latex_document
 from dfer_dist.reporting.tables import Table, markdown, slug, terminal
-from dfer_dist.reporting.wording import folds_words, mean_words, missing_words, p_words, signed
+from dfer_dist.reporting.wording import folds_text, mean_text, missing_text, p_text, signed
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import atomic_path, read_json, write_text
@@ -45,10 +45,10 @@ def overview_table(runs: Sequence[RunDir], summaries: Sequence[Mapping[str, Any]
         figures, finished = ["missing", "missing"], 0
         if summary:
             figures, finished = (
-                [mean_words(summary, "uar"), mean_words(summary, "war")],
+                [mean_text(summary, "uar"), mean_text(summary, "war")],
                 len(summary["folds"]),
             )
-            warnings += [f"{run.root.name}: {text}" for text in [missing_words(summary)] if text]
+            warnings += [f"{run.root.name}: {text}" for text in [missing_text(summary)] if text]
         rows.append(
             [run.root.name, what, f"{finished} of {len(run.describe()['folds'])}", *figures]
         )
@@ -67,7 +67,7 @@ def systems_table(runs: Sequence[RunDir], summaries: Sequence[Mapping[str, Any] 
     rows = []
     for run, summary in zip(runs, summaries, strict=True):
         scores = (
-            [mean_words(summary, m) for m in ("uar", "war")] if summary else ["missing", "missing"]
+            [mean_text(summary, m) for m in ("uar", "war")] if summary else ["missing", "missing"]
         )
         c = run_cost(run, summary["folds"] if summary else [])
         trained = "not recorded" if c.trained is None else f"{c.trained / 1e6:.3f}"
@@ -150,11 +150,11 @@ def _difference_table(c: Comparison) -> Table:
             "",
             "McNemar, exact",
             f"{m.gained} gained, {m.lost} lost",
-            p_words(m.p),
+            p_text(m.p),
         ]
     )
     notes = [
-        f"{p.clips} clips of {folds_words([f.fold for f in p.folds])}; in percent points; paired bootstrap over clips within folds."
+        f"{p.clips} clips of {folds_text([f.fold for f in p.folds])}; in percent points; paired bootstrap over clips within folds."
     ]
     if len(p.folds) > 1:
         notes.append(
@@ -168,7 +168,7 @@ def _difference_table(c: Comparison) -> Table:
 def _t_cells(t: Any) -> list[str]:
     if t is None:
         return ["", "", ""]
-    return ["corrected t", f"t({t.df}) = {signed(t.t)}" if t.t is not None else "", p_words(t.p)]
+    return ["corrected t", f"t({t.df}) = {signed(t.t)}" if t.t is not None else "", p_text(t.p)]
 
 
 def _fold_table(c: Comparison, p: Paired) -> Table:
@@ -212,7 +212,7 @@ def _class_table(c: Comparison, p: Paired) -> Table:
             f"{signed(d.low)} to {signed(d.high)}",
         ]
         rows.append(
-            [x.name, str(x.clips), *recalls, str(x.gained), str(x.lost), p_words(x.p), x.verdict]
+            [x.name, str(x.clips), *recalls, str(x.gained), str(x.lost), p_text(x.p), x.verdict]
         )
     note = "Folds pooled. Gained, lost: clips. p: McNemar's test, Holm's correction for all classes; a verdict where it is below 0.05."
     return Table(f"classes-{slug(c.second.name)}", _title(c), header, rows, c.warnings, [note])

@@ -24,7 +24,7 @@ _DPI = 110
 
 
 @dataclass(frozen=True)
-class Mistake:
+class ConfidentError:
     """A clip that was taken for another class; probabilities are the model's."""
 
     fold: int
@@ -35,7 +35,7 @@ class Mistake:
     of_truth: float
 
 
-def find_mistakes(folds: Sequence[FoldResult], count: int) -> list[Mistake]:
+def find_confident_errors(folds: Sequence[FoldResult], count: int) -> list[ConfidentError]:
     """The ``count`` mistakes with the highest probability, of all folds, the surest first; equal ones by fold and key."""
     found = []
     for fold in folds:
@@ -46,12 +46,14 @@ def find_mistakes(folds: Sequence[FoldResult], count: int) -> list[Mistake]:
             p = probabilities[i]
             names = t.scores.classes[truth], t.scores.classes[said]
             found.append(
-                Mistake(fold.result["fold"], t.keys[i], *names, float(p[said]), float(p[truth]))
+                ConfidentError(
+                    fold.result["fold"], t.keys[i], *names, float(p[said]), float(p[truth])
+                )
             )
     return sorted(found, key=lambda m: (-m.probability, m.fold, m.key))[:count]
 
 
-def draw_mistakes(run: RunDir, count: int) -> tuple[Path, list[Mistake]]:
+def draw_confident_errors(run: RunDir, count: int) -> tuple[Path, list[ConfidentError]]:
     """Write ``mistakes.png`` into the run folder, by rename; returns its path and what it shows.
 
     Raises
@@ -60,7 +62,7 @@ def draw_mistakes(run: RunDir, count: int) -> tuple[Path, list[Mistake]]:
         No fold is done, there is no mistake, the shards are gone or of other data than the run's, or a clip is damaged.
     """
     folds = load_folds(run, run.describe()["folds"])
-    mistakes = find_mistakes(folds, count)
+    mistakes = find_confident_errors(folds, count)
     if not mistakes:
         raise UserError(f"{run.root}: no clip was mistaken in the folds that are done")
     data = read_config(run.config).data
@@ -87,7 +89,7 @@ def draw_mistakes(run: RunDir, count: int) -> tuple[Path, list[Mistake]]:
     return run.mistakes, mistakes
 
 
-def _read(index: Index, mistakes: Sequence[Mistake]) -> list[Clip]:
+def _read(index: Index, mistakes: Sequence[ConfidentError]) -> list[Clip]:
     """Frames of each mistake's clip, in their order."""
     reader, places = ClipReader(index), {}
     for fold in sorted({m.fold for m in mistakes}):
@@ -104,7 +106,7 @@ def _read(index: Index, mistakes: Sequence[Mistake]) -> list[Clip]:
 
 
 def _sheet(
-    mistakes: Sequence[Mistake], clips: Sequence[Clip], title: str, note: str, path: Path
+    mistakes: Sequence[ConfidentError], clips: Sequence[Clip], title: str, note: str, path: Path
 ) -> None:
     """A mistake a row: its words above its frames; two columns where they are many."""
     from matplotlib.figure import Figure

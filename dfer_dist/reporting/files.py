@@ -9,7 +9,7 @@ from typing import Any
 from dfer_dist.reporting.published import Published, published_table
 from dfer_dist.reporting.sections import Section, run_latex, run_markdown, run_sections
 from dfer_dist.reporting.summary import summarize, summarize_folds
-from dfer_dist.reporting.wording import heading, missing_words
+from dfer_dist.reporting.wording import heading, missing_text
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import atomic_path, write_json, write_text
 
@@ -75,7 +75,7 @@ def write_comparison(
     Raises
     ------
     UserError
-        As :func:`~dfer_dist.reporting.paired.load_sides`.
+        As :func:`~dfer_dist.reporting.paired.load_runs`.
     """
     from dfer_dist.reporting.comparison import (
         clips_file,
@@ -94,9 +94,9 @@ def write_comparison(
         render,
         run_chapter,
     )
-    from dfer_dist.reporting.paired import compare, load_sides
+    from dfer_dist.reporting.paired import compare, load_runs
 
-    sides = load_sides(runs)
+    sides = load_runs(runs)
     comparisons = [compare(sides[0], other) for other in sides[1:]]
     summaries = [summarize_folds(list(side.folds.values()), side.all_folds) for side in sides]
     sections = comparison_sections(
@@ -132,7 +132,7 @@ def _write(run: RunDir, summary: dict[str, Any], sections: Sequence[Section]) ->
     from dfer_dist.reporting.figures import save, summary_figure
 
     with atomic_path(run.picture) as path:
-        save(summary_figure(summary, heading(summary), missing_words(summary)), path)
+        save(summary_figure(summary, heading(summary), missing_text(summary)), path)
     write_text(run.latex, run_latex(run, summary, sections))
     write_text(run.report, run_markdown(summary, sections))
     write_json(run.summary, summary)

@@ -19,12 +19,12 @@ from dfer_dist.reporting.page_figures import (
     recall_figure,
     scores_figure,
 )
-from dfer_dist.reporting.sections import Section, hours_words, wilson
+from dfer_dist.reporting.sections import Section, hours_text, wilson
 from dfer_dist.reporting.wording import (
     PROTOCOLS,
-    frames_words,
-    interval_words,
-    mean_words,
+    frames_text,
+    interval_text,
+    mean_text,
     warnings,
 )
 from dfer_dist.runs.layout import RunDir
@@ -132,7 +132,7 @@ def run_chapter(
             warnings(summary),
         )
         shown.append(Shown(Section("mistakes", "Most confident mistakes", [], []), [sheet]))
-    subtitle = f"{summary['dataset']} · {PROTOCOLS[summary['selection']]}. {frames_words(summary['folds'][0])}"
+    subtitle = f"{summary['dataset']} · {PROTOCOLS[summary['selection']]}. {frames_text(summary['folds'][0])}"
     return Chapter(key, run.root.name, subtitle, warnings(summary), _cards(run, summary), shown)
 
 
@@ -174,7 +174,7 @@ def _picture(
 
 def _cards(run: RunDir, summary: Mapping[str, Any]) -> list[Card]:
     cards = [
-        Card(f"{m.upper()} %", mean_words(summary, m), f"95 %: {interval_words(summary, m)}", m)
+        Card(f"{m.upper()} %", mean_text(summary, m), f"95 %: {interval_text(summary, m)}", m)
         for m in ("uar", "war")
     ]
     count = len(summary["folds"])
@@ -193,7 +193,7 @@ def _cards(run: RunDir, summary: Mapping[str, Any]) -> list[Card]:
         cards.append(
             Card(
                 unit,
-                hours_words(sum(hours)),
+                hours_text(sum(hours)),
                 f"{min(speeds):.0f} to {max(speeds):.0f} clips / s" if speeds else "",
             )
         )

@@ -28,13 +28,13 @@ from dfer_dist.evaluation.significance import (
     weights,
 )
 from dfer_dist.reporting.results import FoldResult, load_folds
-from dfer_dist.reporting.wording import folds_words, join
+from dfer_dist.reporting.wording import folds_text, join
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Side:
+class LoadedRun:
     """A run with its finished folds by number, and the numbers of all its folds."""
 
     name: str
@@ -127,13 +127,13 @@ class Paired:
 class Comparison:
     """``second`` held against ``first``; ``paired`` is None where they have no clip in common, or other classes."""
 
-    first: Side
-    second: Side
+    first: LoadedRun
+    second: LoadedRun
     warnings: list[str]
     paired: Paired | None
 
 
-def load_sides(runs: Sequence[RunDir]) -> list[Side]:
+def load_runs(runs: Sequence[RunDir]) -> list[LoadedRun]:
     """Runs to compare, with names that tell them apart.
 
     Raises
@@ -150,12 +150,12 @@ def load_sides(runs: Sequence[RunDir]) -> list[Side]:
     for name, run in zip(names, runs, strict=True):
         numbers = run.describe()["folds"]
         sides.append(
-            Side(name, run, {f.result["fold"]: f for f in load_folds(run, numbers)}, numbers)
+            LoadedRun(name, run, {f.result["fold"]: f for f in load_folds(run, numbers)}, numbers)
         )
     return sides
 
 
-def compare(first: Side, second: Side) -> Comparison:
+def compare(first: LoadedRun, second: LoadedRun) -> Comparison:
     """Hold ``second`` against ``first`` on the clips they have in common."""
     warnings = _unlike(first, second)
     common = [k for k in first.folds if k in second.folds]
@@ -179,7 +179,7 @@ def compare(first: Side, second: Side) -> Comparison:
     return Comparison(first, second, warnings, _paired(first, second, there))
 
 
-def _unlike(first: Side, second: Side) -> list[str]:
+def _unlike(first: LoadedRun, second: LoadedRun) -> list[str]:
     """Sentences on what makes the comparison less than fair."""
     a, b, lines = first.result, second.result, []
     if a["dataset"] != b["dataset"]:
@@ -205,7 +205,7 @@ def _unlike(first: Side, second: Side) -> list[str]:
     if first.folds.keys() != second.folds.keys():
         common = [k for k in first.folds if k in second.folds]
         lines.append(
-            f"Only {folds_words(common)} of both are compared."
+            f"Only {folds_text(common)} of both are compared."
             if common
             else "They have no fold in common."
         )
@@ -232,9 +232,9 @@ def _match(first: FoldResult, second: FoldResult) -> _Matched:
     both = [(i, rows[key]) for i, key in enumerate(a.keys) if key in rows]
     fold, warnings = first.result["fold"], []
     if len(both) < max(len(a.keys), len(b.keys)):
-        alone = f"{len(a.keys) - len(both)} and {len(b.keys) - len(both)}"
+        unmatched = f"{len(a.keys) - len(both)} and {len(b.keys) - len(both)}"
         warnings.append(
-            f"Fold {fold} is not the same clips: {alone} that only one of them has are left out."
+            f"Fold {fold} is not the same clips: {unmatched} that only one of them has are left out."
         )
     same = [(i, j) for i, j in both if a.labels[i] == order[b.labels[j]]]
     if len(same) < len(both):
@@ -251,7 +251,7 @@ def _match(first: FoldResult, second: FoldResult) -> _Matched:
     )
 
 
-def _paired(first: Side, second: Side, matched: dict[int, _Matched]) -> Paired:
+def _paired(first: LoadedRun, second: LoadedRun, matched: dict[int, _Matched]) -> Paired:
     classes = first.classes
     pairs = pair([(m.labels, *m.said) for m in matched.values()], len(classes))
     right = np.stack(
@@ -294,7 +294,7 @@ def _counts(labels: Ints, classes: Sequence[str]) -> Ints:
     return np.bincount(labels, minlength=len(classes))
 
 
-def _trained_share(side: Side) -> float:
+def _trained_share(side: LoadedRun) -> float:
     """Share of the training folds that was trained on: some are held out where that chooses the epoch."""
     if side.result["selection"] == "best_val":
         with suppress(UserError):

@@ -92,14 +92,19 @@ def _data_rows(c: Config) -> Rows:
         else f"the frames weigh {c.model.video_weight:g}"
     )
     names = {"parsing": "parsing maps", "landmarks": "landmarks"}
-    levels = (
-        [["Beside frames", f"{' and '.join(names[level] for level in c.model.levels)}, {weights}"]]
-        if c.model.levels
+    modalities = (
+        [
+            [
+                "Beside frames",
+                f"{' and '.join(names[level] for level in c.model.modalities)}, {weights}",
+            ]
+        ]
+        if c.model.modalities
         else []
     )
     return [
         ["Frames", f"{data.num_frames}, {sampling}; {side}"],
-        *levels,
+        *modalities,
         ["Normalisation", normal],
         ["Augmentation", ", ".join(changes) or "none"],
         *([["Sampling of clips", "every class as often as any other"]] if data.balanced else []),
@@ -185,7 +190,7 @@ def provenance_rows(run: RunDir, result: Mapping[str, Any]) -> Rows:
         about = read_json(run.provenance)
     git, data, rows = about.get("git") or {}, about.get("data") or {}, Rows()
     if about.get("command"):
-        rows.append(["Command", command_words(about["command"])])
+        rows.append(["Command", command_text(about["command"])])
     if git.get("sha"):
         rows.append(
             [
@@ -216,7 +221,7 @@ def provenance_rows(run: RunDir, result: Mapping[str, Any]) -> Rows:
     return rows
 
 
-def command_words(command: list[str]) -> str:
+def command_text(command: list[str]) -> str:
     """The words a person typed; of folders and URLs only the last part."""
     return " ".join([Path(command[0]).name, *(_PLACE.sub(r"\1…/", word) for word in command[1:])])
 

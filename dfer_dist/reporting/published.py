@@ -9,7 +9,7 @@ from typing import Any
 
 from dfer_dist.config.load import PUBLISHED, config_dirs, load_as
 from dfer_dist.reporting.tables import Table
-from dfer_dist.reporting.wording import PROTOCOLS, interval_words, mean_words, warnings
+from dfer_dist.reporting.wording import PROTOCOLS, interval_text, mean_text, warnings
 from dfer_dist.utils.errors import UserError
 
 
@@ -88,10 +88,10 @@ def published_table(name: str, summary: Mapping[str, Any], published: Published)
             f"{name} (this run)",
             "video",
             selection,
-            *(mean_words(summary, m) for m in ("uar", "war")),
+            *(mean_text(summary, m) for m in ("uar", "war")),
         ]
     ]
-    rows.append(["95 % interval", "", "", *(interval_words(summary, m) for m in ("uar", "war"))])
+    rows.append(["95 % interval", "", "", *(interval_text(summary, m) for m in ("uar", "war"))])
     for method, f in sorted(there, key=lambda pair: pair[1].war):
         rows.append(
             [

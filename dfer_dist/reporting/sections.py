@@ -12,12 +12,12 @@ from dfer_dist.reporting.tables import Table, latex, markdown, slug, terminal
 from dfer_dist.reporting.wording import (
     PROTOCOLS,
     done,
-    folds_words,
-    frames_words,
+    folds_text,
+    frames_text,
     heading,
-    interval_words,
+    interval_text,
     join,
-    mean_words,
+    mean_text,
     notes,
     warnings,
 )
@@ -42,7 +42,7 @@ def run_sections(run: RunDir, summary: Mapping[str, Any]) -> list[Section]:
     """All sections of a run; ``summary`` is what :func:`~dfer_dist.reporting.summary.summarize` returns."""
     pooled = summary["pooled"]
     scores = f"UAR {pooled['uar']:.2f} %, WAR {pooled['war']:.2f} %"
-    recall = f"All {pooled['n']} test clips of {folds_words(done(summary))} pooled: {scores}."
+    recall = f"All {pooled['n']} test clips of {folds_text(done(summary))} pooled: {scores}."
     first = summary["folds"][0]
     told = warnings(summary)
     protocol = Table(
@@ -126,7 +126,7 @@ def recall_table(summary: Mapping[str, Any]) -> Table:
     alert: frozenset[int] = frozenset()
     if missing:
         alert = frozenset([len(rows)])
-        rows.append([folds_words(missing), *["missing"] * 3, *[""] * len(folds)])
+        rows.append([folds_text(missing), *["missing"] * 3, *[""] * len(folds)])
     return Table(
         "recall",
         f"{heading(summary)}: recall of each class, folds pooled",
@@ -175,7 +175,7 @@ def cost_table(run: RunDir, summary: Mapping[str, Any]) -> Table:
             f" of folds {join(done(summary))}" if summary["missing"] else "",
         )
         rows.append(
-            [f"sum{over}", "", "", "", "", "", hours_words(sum(hours)), hours_words(sum(total))]
+            [f"sum{over}", "", "", "", "", "", hours_text(sum(hours)), hours_text(sum(total))]
         )
     return Table(
         "cost",
@@ -196,12 +196,12 @@ def _cost_row(c: Cost) -> list[str]:
     counts = [", ".join(map(str, c.ranks)) or "not recorded", str(c.attempts), str(c.undone_steps)]
     atleast = "≥ " if c.at_least else ""
     hours = [
-        "not recorded" if h is None else atleast + hours_words(h) for h in (c.hours, c.device_hours)
+        "not recorded" if h is None else atleast + hours_text(h) for h in (c.hours, c.device_hours)
     ]
     return [*counts, speed, wait, *hours]
 
 
-def hours_words(hours: float) -> str:
+def hours_text(hours: float) -> str:
     """Hours, with enough digits for a run of minutes."""
     return f"{hours:.3f}" if hours < 1 else f"{hours:.1f}"
 
@@ -224,7 +224,7 @@ def _cost_notes(costs: Mapping[int, Cost], unit: str) -> list[str]:
 def run_markdown(summary: Mapping[str, Any], sections: Sequence[Section]) -> str:
     """The text of ``summary.md``."""
     count = len(summary["folds"]) + len(summary["missing"])
-    words = [f"Protocol: {PROTOCOLS[summary['selection']]}.", frames_words(summary["folds"][0])]
+    words = [f"Protocol: {PROTOCOLS[summary['selection']]}.", frames_text(summary["folds"][0])]
     lines = [f"# {summary['dataset']}: {len(summary['folds'])} of {count} folds"]
     for text in warnings(summary):
         lines += ["", f"**{text}**"]
@@ -265,15 +265,15 @@ def _fold_rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _mean_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    over = f" of {folds_words(done(summary))}" if summary["missing"] else ""
+    over = f" of {folds_text(done(summary))}" if summary["missing"] else ""
     deviation = " ± deviation" if len(summary["folds"]) > 1 else ""
-    interval = [interval_words(summary, m) for m in ("uar", "war")]
+    interval = [interval_text(summary, m) for m in ("uar", "war")]
     rows = [
         [
             f"mean{deviation}{over}",
             str(summary["pooled"]["n"]),
-            mean_words(summary, "uar"),
-            mean_words(summary, "war"),
+            mean_text(summary, "uar"),
+            mean_text(summary, "war"),
             "",
         ]
     ]
@@ -283,8 +283,8 @@ def _mean_rows(summary: Mapping[str, Any]) -> list[list[str]]:
             [
                 "frames shuffled",
                 "",
-                mean_words(summary["shuffled"], "uar"),
-                mean_words(summary["shuffled"], "war"),
+                mean_text(summary["shuffled"], "uar"),
+                mean_text(summary["shuffled"], "war"),
                 "",
             ]
         )

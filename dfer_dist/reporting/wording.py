@@ -17,17 +17,17 @@ def heading(summary: Mapping[str, Any]) -> str:
     return f"{summary['dataset']} ({PROTOCOLS[summary['selection']]})"
 
 
-def missing_words(summary: Mapping[str, Any]) -> str:
+def missing_text(summary: Mapping[str, Any]) -> str:
     """One sentence on the folds that are not there; empty if all are."""
     if not summary["missing"]:
         return ""
     missing, count = summary["missing"], len(summary["folds"]) + len(summary["missing"])
-    return f"{len(missing)} of {count} folds missing ({join(missing)}): all figures are over {folds_words(done(summary))} only."
+    return f"{len(missing)} of {count} folds missing ({join(missing)}): all figures are over {folds_text(done(summary))} only."
 
 
 def warnings(summary: Mapping[str, Any]) -> list[str]:
     """What stands with every table of a run: the sentence on missing folds, if any are."""
-    return [text for text in [missing_words(summary)] if text]
+    return [text for text in [missing_text(summary)] if text]
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
@@ -53,12 +53,12 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     shuffled = [r["fold"] for r in summary["folds"] if r.get("shuffled") is not None]
     if shuffled and not summary["shuffled"]:
         lines.append(
-            f"Scores with shuffled frames exist for {folds_words(shuffled)} only and are left out."
+            f"Scores with shuffled frames exist for {folds_text(shuffled)} only and are left out."
         )
     return lines
 
 
-def frames_words(result: Mapping[str, Any]) -> str:
+def frames_text(result: Mapping[str, Any]) -> str:
     """What a test clip's prediction rests on; empty for a result that does not say."""
     if "views" not in result:
         return ""
@@ -72,13 +72,13 @@ def frames_words(result: Mapping[str, Any]) -> str:
     )
 
 
-def mean_words(part: Mapping[str, Any], metric: str) -> str:
+def mean_text(part: Mapping[str, Any], metric: str) -> str:
     """Mean over folds of ``uar`` or ``war`` of a summary, with its deviation where there are two folds or more."""
     m = part[metric]
     return f"{m['mean']:.2f}" + (f" ± {m['std']:.2f}" if m["std"] is not None else "")
 
 
-def interval_words(part: Mapping[str, Any], metric: str) -> str:
+def interval_text(part: Mapping[str, Any], metric: str) -> str:
     """The 95 % interval of ``uar`` or ``war`` of a summary."""
     return "{:.2f} to {:.2f}".format(*part[metric]["ci95"])
 
@@ -88,7 +88,7 @@ def done(summary: Mapping[str, Any]) -> list[int]:
     return [r["fold"] for r in summary["folds"]]
 
 
-def folds_words(numbers: Sequence[int]) -> str:
+def folds_text(numbers: Sequence[int]) -> str:
     """Such as ``folds 1, 2``."""
     return f"fold{'s' if len(numbers) > 1 else ''} {join(numbers)}"
 
@@ -103,14 +103,14 @@ def signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 
-def p_words(p: float | None) -> str:
+def p_text(p: float | None) -> str:
     """A p-value with what of it means something."""
     if p is None:
         return "not defined"
     return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
 
 
-def trained_words(origin: Mapping[str, Any] | None) -> str:
+def trained_text(origin: Mapping[str, Any] | None) -> str:
     """What a model that is tested zero-shot was trained on; None is CLIP as it was pretrained."""
     if origin is None:
         return "CLIP as it was pretrained, not trained on any faces here"

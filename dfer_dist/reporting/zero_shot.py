@@ -9,7 +9,7 @@ import numpy as np
 
 from dfer_dist.reporting.results import check_figures, read_predictions
 from dfer_dist.reporting.tables import Table
-from dfer_dist.reporting.wording import heading, join, p_words, trained_words
+from dfer_dist.reporting.wording import heading, join, p_text, trained_text
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
@@ -88,14 +88,14 @@ def _results(run: RunDir, fold: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _row(fold: int, result: Mapping[str, Any]) -> list[str]:
     chance, row = result["chance"], [result["dataset"], str(fold), str(result["n"])]
     for metric in ("uar", "war"):
-        row += [f"{result[metric]:.2f}", f"{chance[metric]:.2f}", p_words(chance[f"{metric}_p"])]
+        row += [f"{result[metric]:.2f}", f"{chance[metric]:.2f}", p_text(chance[f"{metric}_p"])]
     return row
 
 
 def _notes(results: list[dict[str, Any]]) -> list[str]:
     first = results[0]["trained_on"]
     lines = [
-        f"The models were {trained_words({**first, 'fold': None})}, of the classes {', '.join(first['classes'])}; the tested sets were not seen, their "
+        f"The models were {trained_text({**first, 'fold': None})}, of the classes {', '.join(first['classes'])}; the tested sets were not seen, their "
         "classes are read as texts. Chance and p: for UAR the same predictions in random orders, for WAR always the commonest class (exact binomial)."
     ]
     for name in dict.fromkeys(r["dataset"] for r in results if r["context"] == "left out"):

@@ -17,7 +17,7 @@ from typing import Any
 
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
-from dfer_dist.utils.locks import alone
+from dfer_dist.utils.locks import file_lock
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class RunDir:
 
     def change(self, **new: Any) -> None:
         """Change values in ``run.json``; of several processes one after the other."""
-        with alone(self.root / ".run.lock"):
+        with file_lock(self.root / ".run.lock"):
             write_json(self.run, {**self.describe(), **new})
 
     def drifts(self) -> list[dict[str, Any]]:

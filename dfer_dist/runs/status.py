@@ -16,7 +16,7 @@ from dfer_dist.utils.log import tell
 _SHOWN = 5  # packages on a line
 
 
-def odd_node(run: RunDir) -> str | None:
+def package_mismatch(run: RunDir) -> str | None:
     """A line about this machine, if its packages are not those the run was opened with."""
     other = (
         other_packages(run.environment.read_text(encoding="utf-8"))
@@ -59,10 +59,10 @@ class Attempt:
         }
         self._write()
 
-    def begin(self, step: int, steps: int, undone: int) -> None:
-        """The loop goes on after ``step`` steps, doing ``undone`` of an earlier attempt again; ``steps`` is where it will end."""
+    def begin(self, step: int, steps: int, num_rolled_back: int) -> None:
+        """The loop goes on after ``step`` steps, doing ``num_rolled_back`` of an earlier attempt again; ``steps`` is where it will end."""
         if self.writes:
-            self.attempts[-1] |= {"from_step": step, "undone_steps": undone}
+            self.attempts[-1] |= {"from_step": step, "undone_steps": num_rolled_back}
         self._set("RUNNING", steps=steps)
 
     def end(self, state: str, why: str, peak_bytes: int | None = None) -> None:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfer_dist.tracking.uploader import Connect, Queue, Sender
+from dfer_dist.tracking.uploader import Connect, Uploader, UploadQueue
 from dfer_dist.utils.log import tell
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"  # MLflow's words for how a run ended
 
 
-class Tracker:
+class MetricsLog:
     """Lines of one file, and the thread that sends those that may be sent: figures of a fold, of which rank 0 has the tracker, or of a machine.
 
     A figure of a fold goes to MLflow once the checkpoint after it stands, so that no step which a crash undoes is there twice; the mark
@@ -58,9 +58,9 @@ class Tracker:
         os.ftruncate(self._file, self.size)
         self._waiting = b""  # lines that the disk did not take yet
         self._lock = threading.Lock()
-        self._sender = Sender(Queue(path, mark), connect, self.size) if connect else None
+        self._sender = Uploader(UploadQueue(path, mark), connect, self.size) if connect else None
 
-    def undone(self, step: int) -> int:
+    def num_rolled_back(self, step: int) -> int:
         """How many steps after ``step``, where training goes on, the lines spoke of that went."""
         return max(0, self._last_undone - step)
 
@@ -102,10 +102,10 @@ class Tracker:
             self._flush()
         os.fsync(self._file)
 
-    def release(self, size: int) -> None:
+    def commit(self, size: int) -> None:
         """The first ``size`` bytes will not be undone: they may be sent."""
         if self._sender:
-            self._sender.release(size)
+            self._sender.commit(size)
 
     def close(
         self, last: Callable[[MlflowClient, str], None] | None = None, timeout: float = 20.0

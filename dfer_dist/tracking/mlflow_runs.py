@@ -23,7 +23,7 @@ from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.tracking.uploader import reason
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
-from dfer_dist.utils.locks import alone
+from dfer_dist.utils.locks import file_lock
 from dfer_dist.utils.log import tell
 
 if TYPE_CHECKING:
@@ -349,10 +349,10 @@ def delete_runs(run: RunDir) -> None:
 
 @contextmanager
 def _alone(file: Path) -> Iterator[None]:
-    """As :func:`alone`; where there can be no lock, all go on at once: runs made twice are found later, and a table made twice is an error of MLflow's."""
+    """As :func:`file_lock`; where there can be no lock, all go on at once: runs made twice are found later, and a table made twice is an error of MLflow's."""
     with ExitStack() as held:
         with suppress(OSError):
-            held.enter_context(alone(file))
+            held.enter_context(file_lock(file))
         yield
 
 

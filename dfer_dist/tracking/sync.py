@@ -21,7 +21,7 @@ from dfer_dist.tracking.mlflow_runs import (
     make_runs,
     tracking_of,
 )
-from dfer_dist.tracking.uploader import Queue
+from dfer_dist.tracking.uploader import UploadQueue
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, sha256_file, write_json
 
@@ -103,7 +103,7 @@ def _send_fold(run: RunDir, number: int, api: MlflowClient, child: str, sent: Se
     for path in sorted(fold.root.glob("system-*.jsonl")):
         _send_lines(path, path.with_suffix(".sent"), whole_lines(path), api, child, sent)
     if fold.metrics.exists() and not _send_lines(
-        fold.metrics, fold.sent, standing(fold), api, child, sent
+        fold.metrics, fold.sent, committed_bytes(fold), api, child, sent
     ):
         sent.busy.append(number)
         return
@@ -118,7 +118,7 @@ def _send_lines(
     path: Path, mark: Path, size: int, api: MlflowClient, child: str, sent: Sent
 ) -> bool:
     """Whether it was not another process's to do."""
-    queue = Queue(path, mark)
+    queue = UploadQueue(path, mark)
     if not queue.take(size):
         return False
     try:
@@ -128,7 +128,7 @@ def _send_lines(
     return True
 
 
-def standing(fold: FoldDir) -> int:
+def committed_bytes(fold: FoldDir) -> int:
     """Bytes of a fold's figures that no crash can undo: all of them once it is done, before that those its last checkpoint stands for."""
     if fold.result.exists():
         return whole_lines(fold.metrics)
@@ -203,7 +203,7 @@ def send_files(api: MlflowClient, run_id: str, mark: Path, files: Mapping[str, P
     return count
 
 
-def last_words(run: RunDir, fold: int, status: str) -> Callable[[MlflowClient, str], None]:
+def finalize_run(run: RunDir, fold: int, status: str) -> Callable[[MlflowClient, str], None]:
     """What a job does at the server when all figures are there: the files, then how it ended."""
 
     def do(api: MlflowClient, child: str) -> None:

@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 from dfer_dist.runs.layout import FoldDir
-from dfer_dist.tracking.metrics_log import Tracker
+from dfer_dist.tracking.metrics_log import MetricsLog
 from dfer_dist.tracking.uploader import Connect, reason
 from dfer_dist.utils.log import tell
 
@@ -24,7 +24,7 @@ class SystemMonitor:
     def __init__(self, fold: FoldDir, connect: Connect) -> None:
         self.node = re.sub(r"[^\w-]", "_", socket.gethostname().partition(".")[0])
         path = fold.system(self.node)
-        self._tracker = Tracker(path, path.with_suffix(".sent"), connect)
+        self._tracker = MetricsLog(path, path.with_suffix(".sent"), connect)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="system", daemon=True)
         self._thread.start()
@@ -46,7 +46,7 @@ class SystemMonitor:
                     None,
                     {f"system/{self.node}/{k}": v for k, v in _measure(monitors).items()},
                 )
-                self._tracker.release(self._tracker.size)
+                self._tracker.commit(self._tracker.size)
         except Exception as e:  # a machine that does not tell is no reason to stop
             tell(f"warning: no more figures of this machine's load: {reason(e)}")
 

@@ -36,7 +36,7 @@ def reason(e: Exception) -> str:
     return " ".join(f"{type(e).__name__} {e}".split())[:300]
 
 
-class Queue:
+class UploadQueue:
     """Lines of ``path``, sent up to what ``mark`` says. Of several processes one can :meth:`take` it."""
 
     def __init__(self, path: Path, mark: Path) -> None:
@@ -138,10 +138,10 @@ def _send(api: MlflowClient, run_id: str, lines: list[dict[str, Any]]) -> None:
         api.log_batch(run_id, metrics=metrics[i : i + BATCH])
 
 
-class Sender:
+class Uploader:
     """The thread that sends a queue while its file grows."""
 
-    def __init__(self, queue: Queue, connect: Connect, size: int) -> None:
+    def __init__(self, queue: UploadQueue, connect: Connect, size: int) -> None:
         """Begin with the first ``size`` bytes; ``connect`` is called in the thread, again until it raises nothing."""
         self.queue, self._connect = queue, connect
         self._size = self._limit = size
@@ -151,7 +151,7 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
         self._thread.start()
 
-    def release(self, size: int) -> None:
+    def commit(self, size: int) -> None:
         """The first ``size`` bytes may be sent."""
         with self._changed:
             self._limit = max(self._limit, size)

@@ -21,7 +21,7 @@ from dfer_dist.data.captions.store import clip_keys, descriptions
 from dfer_dist.data.loading.sampler import ClipSet
 from dfer_dist.data.shards.index import Index
 from dfer_dist.models.backbone import clip_config
-from dfer_dist.models.tokenizer import CONTEXT, Reader
+from dfer_dist.models.tokenizer import CONTEXT, CaptionTokenizer
 from dfer_dist.utils.errors import UserError
 
 
@@ -45,7 +45,7 @@ class ClipTexts:
     def __init__(self, texts: dict[str, str], clips: int, length: int) -> None:
         self.texts, self.clips = texts, clips
         self.sha256 = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
-        self._reader = Reader(length)
+        self._reader = CaptionTokenizer(length)
 
     def __str__(self) -> str:
         rest = self.clips - len(self.texts)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dfer_dist.checkpoints import portable as checkpoint
-from dfer_dist.checkpoints.async_checkpointer import Saver
+from dfer_dist.checkpoints.async_checkpointer import AsyncCheckpointer
 from dfer_dist.checkpoints.optimizer_state import restore
 from dfer_dist.config.schema import Config, Selection, Supervision, config_hash, split_batch
 from dfer_dist.data.loading.loader import Batch, evaluation_stream, train_stream
@@ -19,23 +19,23 @@ from dfer_dist.data.loading.sampler import (
     BalancedPlan,
     ClipSet,
     EpochPlan,
+    all_clips,
     clips_by_class,
-    hold_out,
-    whole_shards,
+    train_val_split,
 )
 from dfer_dist.data.shards.index import Index, check_sizes, open_index
-from dfer_dist.data.shards.sidecars import describe_levels
-from dfer_dist.distributed.preemption import LeaveFlag
+from dfer_dist.data.shards.sidecars import describe_modalities
+from dfer_dist.distributed.preemption import PreemptionHandler
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.distributed.watchdog import Watchdog
 from dfer_dist.evaluation.evaluate import Predictions, collect, predict
 from dfer_dist.evaluation.metrics import Scores
-from dfer_dist.models.build import build_model, settle_image_size
+from dfer_dist.models.build import build_model, resolve_image_size
 from dfer_dist.models.tuning import param_groups, trained_line
 from dfer_dist.runs.layout import FoldDir, RunDir
-from dfer_dist.tracking.metrics_log import Tracker
+from dfer_dist.tracking.metrics_log import MetricsLog
 from dfer_dist.tracking.mlflow_runs import ChildRun, is_tracked
-from dfer_dist.tracking.sync import last_words
+from dfer_dist.tracking.sync import finalize_run
 from dfer_dist.tracking.system_metrics import SystemMonitor
 from dfer_dist.training.contrast import ClipTexts, read_clip_texts
 from dfer_dist.training.engine import Engine, build_engine
@@ -46,7 +46,7 @@ from dfer_dist.utils.files import write_json
 from dfer_dist.utils.log import tell
 
 
-class Told(Exception):
+class Preempted(Exception):
     """A test was left in the middle, by all ranks, since one of them was told to leave."""
 
 
@@ -67,13 +67,13 @@ class Fold:
     objective: Objective
     texts: ClipTexts | None  # descriptions, where some are learned from
     frozen_sha256: str
-    levels: (
+    modalities: (
         dict[str, Any] | None
     )  # the clips' parsing maps and landmarks, where the model sees some: hash, and how they were made
-    tracker: Tracker | None  # rank 0's
+    metrics_log: MetricsLog | None  # rank 0's
     monitor: SystemMonitor | None  # of the first rank on each machine
-    saver: Saver
-    leave: LeaveFlag
+    checkpointer: AsyncCheckpointer
+    leave: PreemptionHandler
     watchdog: Watchdog
     drifts: list[dict[str, Any]]  # of the run so far
     step: int = 0  # done so far
@@ -109,19 +109,19 @@ class Fold:
     def save_due(self) -> bool:
         """Whether rank 0 finds it time for a checkpoint."""
         every = self.config.train.save_steps
-        at_step = every is not None and self.step % every == 0 and not self.saver.failures
-        return self.ranks.is_main and (self.saver.due or at_step)
+        at_step = every is not None and self.step % every == 0 and not self.checkpointer.failures
+        return self.ranks.is_main and (self.checkpointer.due or at_step)
 
     def close_tracking(self, status: str) -> None:
         """Send what may be sent, and end the fold's run at the server as ``status``. Not collective."""
         if self.monitor:
             self.monitor.close()
-        if self.tracker:
-            self.tracker.close(last_words(self.run, self.number, status))
+        if self.metrics_log:
+            self.metrics_log.close(finalize_run(self.run, self.number, status))
 
     def log(self, values: dict[str, float]) -> None:
-        if self.tracker:
-            self.tracker.log(self.step, self.epoch, values)
+        if self.metrics_log:
+            self.metrics_log.log(self.step, self.epoch, values)
 
     def save(self, best: bool = False) -> None:
         """Begin to write a checkpoint; with ``best``, the one that is tested in the end. Collective."""
@@ -143,7 +143,7 @@ class Fold:
             "base_lr": self.engine.base_lr,
         }
         state |= {"drift": sorted(self.drift), "drifts": len(self.drifts)}
-        state |= {"metrics_bytes": self.tracker.size if self.tracker else 0}
+        state |= {"metrics_bytes": self.metrics_log.size if self.metrics_log else 0}
         state |= {
             "frozen_sha256": self.frozen_sha256,
             "pretrained_sha256": self.engine.model.pretrained_sha256,
@@ -152,13 +152,13 @@ class Fold:
         state |= {
             "config_hash": config_hash(self.config),
             "index_hash": self.index.hash,
-            "levels": self.levels,
+            "levels": self.modalities,
         }
         state |= {
             "objective": self.config.train.objective.name,
             "texts_sha256": self.texts.sha256 if self.texts else None,
         }
-        self.saver.save(self.engine, state, best)
+        self.checkpointer.save(self.engine, state, best)
         self.watchdog.beat()
 
     def skip(self, what: str, keys: list[str]) -> None:
@@ -180,7 +180,7 @@ class Fold:
             except OSError as e:  # a full disk; the next checkpoint has them too
                 tell(f"warning: {self.dir.bad_steps} cannot be written: {e}")
 
-    def take_up(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint's ``state.json`` stands."""
         self.step, self.epoch_ended, self.best = state["step"], state["epoch_ended"], state["best"]
         self.lost, self.bad_steps, self.spikes = (
@@ -194,13 +194,13 @@ class Fold:
         )
         self._write_bad_steps()
         if self.ranks.is_main:
-            checkpoint.point(
+            checkpoint.set_pointer(
                 self.dir.checkpoints,
                 "LATEST",
                 checkpoint.step_folder(self.dir.checkpoints, self.step),
             )
             if self.best:
-                checkpoint.point(self.dir.checkpoints, "BEST", self.best_checkpoint)
+                checkpoint.set_pointer(self.dir.checkpoints, "BEST", self.best_checkpoint)
 
     @property
     def best_checkpoint(self) -> Path:
@@ -216,7 +216,7 @@ class Fold:
 
         Raises
         ------
-        Told
+        Preempted
             If a rank was told to leave.
         """
         model, ranks, config = self.engine.deepspeed, self.ranks, self.config
@@ -224,32 +224,39 @@ class Fold:
         with torch.no_grad():
             text = model.module.text_features()
         share = (config.eval.batch, ranks.rank, ranks.world)
-        views, levels = config.eval.views, config.model.levels
+        views, modalities = config.eval.views, config.model.modalities
         batches = evaluation_stream(
-            self.index, config.data, clips, *share, config.train.seed, views, shuffle_frames, levels
+            self.index,
+            config.data,
+            clips,
+            *share,
+            config.train.seed,
+            views,
+            shuffle_frames,
+            modalities,
         )
         try:
             rows = predict(lambda frames: model(frames, text), batches, ranks.device, self._go_on)
         finally:
             model.train()
         table = collect(rows, self.index, clips, ranks)
-        return table, ranks.share(table.score(self.index.classes) if table else None)  # type: ignore[return-value]
+        return table, ranks.broadcast_object(table.score(self.index.classes) if table else None)  # type: ignore[return-value]
 
     def _go_on(self, _: int) -> None:
         self.watchdog.beat()
-        if self.ranks.sum([bool(self.leave)])[0]:  # every rank sees as many batches
-            raise Told
+        if self.ranks.all_reduce_sum([bool(self.leave)])[0]:  # every rank sees as many batches
+            raise Preempted
 
 
-def check_same_levels(saved: checkpoint.Checkpoint, levels: dict[str, Any] | None) -> None:
-    """Whether a checkpoint was trained on the parsing maps and landmarks that lie beside the shards now, ``levels``.
+def check_same_modalities(saved: checkpoint.Checkpoint, modalities: dict[str, Any] | None) -> None:
+    """Whether a checkpoint was trained on the parsing maps and landmarks that lie beside the shards now, ``modalities``.
 
     Raises
     ------
     UserError
         If not.
     """
-    if saved.state.get("levels") != levels:
+    if saved.state.get("levels") != modalities:
         raise UserError(
             f"{saved.path} was trained on other parsing maps or landmarks than lie beside the shards: make these anew, or begin another run"
         )
@@ -270,14 +277,19 @@ def check_same_texts(saved: checkpoint.Checkpoint, texts: ClipTexts | None) -> N
 
 
 def build(
-    run: RunDir, number: int, config: Config, ranks: Ranks, leave: LeaveFlag, watchdog: Watchdog
+    run: RunDir,
+    number: int,
+    config: Config,
+    ranks: Ranks,
+    leave: PreemptionHandler,
+    watchdog: Watchdog,
 ) -> Fold:
     """Everything a fold needs, brought to where its last good checkpoint stands."""
     index = open_index(config.data, config.data.loss_budget)
     check_sizes(index, index.test_shards(number))  # now, rather than after the training
-    train, val = whole_shards(index, index.train_shards(number)), None
+    train, val = all_clips(index, index.train_shards(number)), None
     if config.train.selection is Selection.best_val:
-        train, val = hold_out(
+        train, val = train_val_split(
             index, index.train_shards(number), config.train.val_fraction, config.train.seed
         )
     by_class = (
@@ -292,15 +304,17 @@ def build(
     micro, _ = split_batch(
         config, ranks.world
     )  # a batch that cannot be cut is found before the model is built
-    check_cache(index, plan, ranks.neighbours, ranks.world)
-    levels = ranks.share(describe_levels(index, config.model.levels) if ranks.is_main else None)
+    check_cache(index, plan, ranks.local_ranks, ranks.world)
+    modalities = ranks.broadcast_object(
+        describe_modalities(index, config.model.modalities) if ranks.is_main else None
+    )
     texts = None
     if config.train.objective is not Supervision.labels:
         texts = read_clip_texts(index, train, number, config)
     folder = run.fold(number).checkpoints
-    found = ranks.share(checkpoint.newest(folder) if ranks.is_main else None)
+    found = ranks.broadcast_object(checkpoint.newest(folder) if ranks.is_main else None)
     saved = checkpoint.read(found) if found else None
-    size, at = settle_image_size(config), divmod(saved.state["step"] if saved else 0, plan.steps)
+    size, at = resolve_image_size(config), divmod(saved.state["step"] if saved else 0, plan.steps)
     # as early as can be: loader workers read while the model is built, and are forked before the threads of tracking are there
     stream = train_stream(
         index,
@@ -311,7 +325,7 @@ def build(
         ranks.rank,
         ranks.world,
         micro,
-        config.model.levels,
+        config.model.modalities,
     )
     torch.manual_seed(config.train.seed)
     model = build_model(config.model, index.classes, config.data.num_frames, size)
@@ -319,24 +333,26 @@ def build(
     trained = {name: p for group in groups.values() for name, p in group}
     frozen, described = checkpoint.frozen_checksum(model, trained), trained_line(model)
     if saved:
-        check_same_levels(saved, levels)
+        check_same_modalities(saved, modalities)
         check_same_texts(saved, texts)
         checkpoint.load_weights(model, trained, saved)
     watchdog.beat()
     engine = build_engine(model, groups, config, ranks, plan.steps)
-    test = whole_shards(index, index.test_shards(number))
+    test = all_clips(index, index.test_shards(number))
     objective = Objective(config, [len(c) for c in by_class], ranks.device)
-    tracker, monitor, tracked = None, None, is_tracked(run)
+    metrics_log, monitor, tracked = None, None, is_tracked(run)
     where = run.fold(number)
     if ranks.is_main:
         tell(described if texts is None else f"{described}; {texts}")
         connect = ChildRun(run, number, running=True) if tracked else None
-        tracker = Tracker(
+        metrics_log = MetricsLog(
             where.metrics, where.sent, connect, saved.state["metrics_bytes"] if saved else 0
         )
     if ranks.local_rank == 0 and tracked:
         monitor = SystemMonitor(where, ChildRun(run, number, running=False))
-    saver = Saver(folder, config, ranks, sum(p.numel() for p in trained.values()), tracker)
+    checkpointer = AsyncCheckpointer(
+        folder, config, ranks, sum(p.numel() for p in trained.values()), metrics_log
+    )
     data = (
         index,
         ranks,
@@ -348,14 +364,14 @@ def build(
         objective,
         texts,
         frozen,
-        levels,
-        tracker,
+        modalities,
+        metrics_log,
         monitor,
-        saver,
+        checkpointer,
     )
     fold = Fold(run, number, config, *data, leave, watchdog, run.drifts())
     if saved:
         restore(engine, saved, config, ranks)
-        fold.take_up(saved.state)
+        fold.load_state_dict(saved.state)
     watchdog.beat()
     return fold

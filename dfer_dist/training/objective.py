@@ -36,7 +36,7 @@ class Objective:
         balance = config.train.class_balance
         self.weights = class_weights(histogram, balance).to(device) if balance else None
         learning = config.train.objective
-        self.by_side = learning is not Supervision.descriptions
+        self.per_polarity = learning is not Supervision.descriptions
         self.description_weight = (
             config.train.description_weight if learning is Supervision.both else 1.0
         )

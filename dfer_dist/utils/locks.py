@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @contextmanager
-def alone(file: Path) -> Iterator[None]:
+def file_lock(file: Path) -> Iterator[None]:
     """Be the only one, of all threads and processes, who holds ``file``, which is made where it is not there.
 
     Raises

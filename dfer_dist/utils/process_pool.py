@@ -48,10 +48,10 @@ def run_jobs(
     UserError
         If a worker dies. What ``work`` raises is raised here, once the jobs that run have ended; none is begun after it.
     """
-    tell = progress or (lambda done, total: None)
+    report = progress or (lambda done, total: None)
     count = min(workers or len(os.sched_getaffinity(0)), len(jobs))
     if count <= 1:
-        return _run_here(work, jobs, total, tell)
+        return _run_here(work, jobs, total, report)
     context = get_context(
         "spawn"
     )  # the caller may run threads (progress bars), and a fork would copy their locks
@@ -64,7 +64,7 @@ def run_jobs(
                 done, waiting = wait(waiting, _POLL, FIRST_EXCEPTION)
                 for future in done:
                     future.result()  # a fault is told now, not after the other jobs
-                tell(counter.value, total)
+                report(counter.value, total)
         except BrokenProcessPool as e:
             raise UserError(
                 "a worker died, perhaps for lack of memory: the same command goes on (fewer --workers need less)"
@@ -79,14 +79,14 @@ def _run_here(
     work: Callable[[Job, Callable[[int], None]], Result],
     jobs: Sequence[Job],
     total: int,
-    tell: Callable[[int, int], None],
+    report: Callable[[int, int], None],
 ) -> list[Result]:
     done = 0
 
     def tick(clips: int) -> None:
         nonlocal done
         done += clips
-        tell(done, total)
+        report(done, total)
 
     return [work(job, tick) for job in jobs]
 

@@ -256,12 +256,12 @@ def _measure_steps(
     from dfer_dist.config.load import load_config
     from dfer_dist.config.schema import Precision
     from dfer_dist.distributed.process_group import choose_device, device_name
-    from dfer_dist.models.build import settle_image_size
+    from dfer_dist.models.build import resolve_image_size
     from dfer_dist.utils.files import write_json
     from dfer_dist.utils.flops import mfu
 
     config = load_config(experiment, overrides)
-    size, device = settle_image_size(config), choose_device(config.train.device)
+    size, device = resolve_image_size(config), choose_device(config.train.device)
     from dfer_dist.bench.step import measure  # reads what was chosen when imported
 
     with (
@@ -326,10 +326,10 @@ def _steps_table(figures: dict[str, Any], work: str, about: dict[str, Any]) -> T
 
 def _settings(experiment: str, overrides: list[str]) -> DataConfig:
     from dfer_dist.config.load import load_config
-    from dfer_dist.models.build import settle_image_size
+    from dfer_dist.models.build import resolve_image_size
 
     config = load_config(experiment, overrides)
-    settle_image_size(config)
+    resolve_image_size(config)
     return config.data
 
 

@@ -162,7 +162,7 @@ def _import(console: Console, index: Index, files: list[Path], name: str) -> Non
     for one in done:
         console.print(
             f"{one.source}: {one.new:,} captions added, {one.same:,} there before; {one.without:,} clips have none in these files, "
-            f"{one.strangers:,} are of no clip here",
+            f"{one.unexpected:,} are of no clip here",
             soft_wrap=True,
             markup=False,
         )

@@ -44,17 +44,17 @@ def enrich(
         int | None, typer.Option(min=1, help="Processes; a core each by default.")
     ] = None,
 ) -> None:
-    """Add landmarks and parsing maps to packed clips, in tars of their own beside the shards, for model.levels.
+    """Add landmarks and parsing maps to packed clips, in tars of their own beside the shards, for model.modalities.
 
     A stopped run goes on when the command is given again; what is there already is kept. The shards stay as they are.
 
     Example: [bold]dfer enrich data/dfew --landmarks --parsing[/bold]
     """
-    from dfer_dist.data.faces.enrich import Wish
+    from dfer_dist.data.faces.enrich import EnrichRequest
     from dfer_dist.data.faces.enrich import enrich as add
 
     console = Console(highlight=False)
-    wish = Wish(landmarks, parsing, landmarks_from, parsing_from, parser)
+    wish = EnrichRequest(landmarks, parsing, landmarks_from, parsing_from, parser)
     with Bar(console, f"add {' and '.join(wish.kinds)}") as advance:
         added = add(shards, wish, workers, advance)
     for kind in wish.kinds:

@@ -17,7 +17,7 @@ from dfer_dist.utils.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from dfer_dist.inference.predict import Course
+    from dfer_dist.inference.predict import VideoPrediction
 
 _SHOWN = 24  # windows of a film in the console; all are in its table
 
@@ -94,7 +94,7 @@ def predict(
     from dfer_dist.inference.predict import predict_video, write_csv
 
     loaded = load(model, precision=precision)
-    done: list[Course] = []
+    done: list[VideoPrediction] = []
     failed: list[UserError] = []
     for video in videos:
         try:
@@ -144,7 +144,7 @@ def _write_text(path: Path, text: str) -> None:
     write_text(path, text)
 
 
-def _write(course: Course, out: Path) -> None:
+def _write(course: VideoPrediction, out: Path) -> None:
     from dfer_dist.reporting.figures import course_figure, save
     from dfer_dist.utils.files import atomic_path
 
@@ -155,7 +155,7 @@ def _write(course: Course, out: Path) -> None:
         save(figure, temporary)
 
 
-def _title(course: Course) -> str:
+def _title(course: VideoPrediction) -> str:
     best = int(course.overall.argmax())
     length = course.spans[0, 1] - course.spans[0, 0]
     how = (
@@ -166,7 +166,7 @@ def _title(course: Course) -> str:
     return f"{course.video.name}: {course.classes[best]} {course.overall[best]:.2f} ({how})"
 
 
-def _show(console: Console, course: Course) -> None:
+def _show(console: Console, course: VideoPrediction) -> None:
     console.print(_title(course), style="bold", soft_wrap=True, markup=False)
     table = Table(box=None, padding=(0, 2, 0, 0))
     heads = [

@@ -75,7 +75,7 @@ def pack(
 
     console = Console(highlight=False)
     listing = read_dataset(
-        dataset, root, lists, folds=folds, seed=seed, groups=groups, group_by=group_by, films=faces
+        dataset, root, lists, folds=folds, seed=seed, groups=groups, group_by=group_by, videos=faces
     )
     console.print(
         f"{len(listing.records)} clips listed; from {' and '.join(map(str, listing.found))}",

@@ -77,9 +77,9 @@ def report(
 
 
 def _draw_mistakes(console: Console, run: RunDir, count: int) -> Path:
-    from dfer_dist.reporting.errors_sheet import draw_mistakes
+    from dfer_dist.reporting.errors_sheet import draw_confident_errors
 
-    path, mistakes = draw_mistakes(run, count)
+    path, mistakes = draw_confident_errors(run, count)
     console.print(
         f"{len(mistakes)} mistakes with frames of people, to stay on this machine: {path}",
         soft_wrap=True,

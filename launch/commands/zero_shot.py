@@ -14,14 +14,14 @@ def show_zero_shot(
 ) -> None:
     """Test a checkpoint, or the CLIP of an experiment, on any set by the texts of its classes, and print what came of it."""
     from dfer_dist.evaluation.zero_shot import zero_shot
-    from dfer_dist.reporting.wording import p_words, trained_words
+    from dfer_dist.reporting.wording import p_text, trained_text
 
     with Bar(console, "test clips") as advance:
         result = zero_shot(what, fold, overrides, out, advance)
     chance = result["chance"]
     where = f"fold {result['fold']}" if result["fold"] else "all folds"
     console.print(
-        f"zero-shot on {result['dataset']}, {where}, {result['n']} clips; {trained_words(result['trained_on'])}",
+        f"zero-shot on {result['dataset']}, {where}, {result['n']} clips; {trained_text(result['trained_on'])}",
         soft_wrap=True,
     )
     if result["context"] == "left out":
@@ -33,7 +33,7 @@ def show_zero_shot(
     for metric in ("uar", "war"):
         low, high = result["ci95"][metric]
         against = (
-            f"chance {chance[metric]:.2f} ({guess[metric]}), p {p_words(chance[f'{metric}_p'])}"
+            f"chance {chance[metric]:.2f} ({guess[metric]}), p {p_text(chance[f'{metric}_p'])}"
         )
         console.print(
             f"{metric.upper()} {result[metric]:.2f} (95 % {low:.2f} to {high:.2f}); {against}",

@@ -18,7 +18,7 @@ from launch.slurm.cluster import LOCAL, Cluster, load_cluster, with_cluster_flag
 
 if TYPE_CHECKING:
     from dfer_dist.config.schema import Config
-    from launch.doctor.machine import Ask
+    from launch.doctor.machine import CheckRequest
 
 _COLOURS = {OK: "green", NOTE: "yellow", WRONG: "red"}
 
@@ -72,27 +72,29 @@ def doctor(
         sys.exit(1)
 
 
-def _wishes(experiment: str | None, overrides: list[str], runs: Path) -> tuple[Config | None, Ask]:
+def _wishes(
+    experiment: str | None, overrides: list[str], runs: Path
+) -> tuple[Config | None, CheckRequest]:
     """The settings of an experiment as a job would have them, and what a machine is looked at for."""
     from dfer_dist.config.load import load_config
     from dfer_dist.config.schema import TrackingConfig
-    from launch.doctor.machine import Ask
+    from launch.doctor.machine import CheckRequest
 
     config = load_config(experiment, overrides) if experiment else None
     if config:
-        from dfer_dist.data.shards.store import is_remote, settle, settle_cache
+        from dfer_dist.data.shards.store import is_remote, resolve_cache, settle
 
         config.data.shards, config.data.cache = (
             settle(config.data.shards),
-            settle_cache(config.data.cache),
+            resolve_cache(config.data.cache),
         )
     tracking = config.tracking if config else TrackingConfig()
     uri = tracking.uri or f"sqlite:///{runs / 'mlflow.db'}"
     scratch = config.data.cache if config and is_remote(config.data.shards) else None
-    return config, Ask(tracking=uri if tracking.enabled else None, scratch=scratch)
+    return config, CheckRequest(tracking=uri if tracking.enabled else None, scratch=scratch)
 
 
-def _written(config: Config | None, ask: Ask, folder: Path) -> Ask:
+def _written(config: Config | None, ask: CheckRequest, folder: Path) -> CheckRequest:
     """With the settings in a file."""
     from dfer_dist.config.load import dump_config
 
@@ -102,7 +104,7 @@ def _written(config: Config | None, ask: Ask, folder: Path) -> Ask:
     return replace(ask, config=str(folder / "config.yaml"))
 
 
-def _here(config: Config | None, ask: Ask) -> Iterator[Check]:
+def _here(config: Config | None, ask: CheckRequest) -> Iterator[Check]:
     import tempfile
 
     from launch.doctor.machine import examine, examine_extras
@@ -113,7 +115,7 @@ def _here(config: Config | None, ask: Ask) -> Iterator[Check]:
 
 
 def _there(
-    cluster: Cluster, config: Config | None, ask: Ask, runs: Path, queue_seconds: float
+    cluster: Cluster, config: Config | None, ask: CheckRequest, runs: Path, queue_seconds: float
 ) -> Iterator[Check]:
     from launch.doctor.partition import examine_slurm
     from launch.doctor.trial import examine_node, meeting_place

@@ -35,12 +35,12 @@ _NEEDED = (
     "omegaconf",
     "mlflow",
 )
-_FILMS = ("av", "dlib", "face_recognition_models")
-Found = tuple[str, str]  # state and words
+_VIDEO_PACKAGES = ("av", "dlib", "face_recognition_models")
+CheckResult = tuple[str, str]  # state and words
 
 
 @dataclass(frozen=True)
-class Ask:
+class CheckRequest:
     """What a run would want of a machine."""
 
     config: str | None = None  # settings of the experiment, a file
@@ -50,10 +50,10 @@ class Ask:
     cpus: int | None = None  # of a rank
 
 
-def examine(ask: Ask) -> Iterator[Check]:
+def examine(ask: CheckRequest) -> Iterator[Check]:
     """Look at the machine this runs on, one thing after the other."""
     config = read_config(Path(ask.config)) if ask.config else None
-    looks: list[tuple[str, Callable[[], Found]]] = [
+    looks: list[tuple[str, Callable[[], CheckResult]]] = [
         ("python", _python),
         ("GPUs", lambda: _gpus(ask.gpus)),
     ]
@@ -72,7 +72,7 @@ def examine(ask: Ask) -> Iterator[Check]:
 
 def examine_extras() -> Iterator[Check]:
     """What only films need."""
-    missing = [name for name in _FILMS if importlib.util.find_spec(name) is None]
+    missing = [name for name in _VIDEO_PACKAGES if importlib.util.find_spec(name) is None]
     hint = (
         f"{', '.join(missing)} missing: pip install 'dfer_dist[faces]'"
         if missing
@@ -83,7 +83,7 @@ def examine_extras() -> Iterator[Check]:
     yield Check("ffmpeg", OK if ffmpeg else NOTE, ffmpeg or "not there; only tests need it")
 
 
-def _tried(look: Callable[[], Found]) -> Found:
+def _tried(look: Callable[[], CheckResult]) -> CheckResult:
     try:
         return look()
     except UserError as e:
@@ -92,7 +92,7 @@ def _tried(look: Callable[[], Found]) -> Found:
         return WRONG, f"{type(e).__name__}: {' '.join(str(e).split())}"
 
 
-def _python() -> Found:
+def _python() -> CheckResult:
     from dfer_dist.config.schema import Device
     from dfer_dist.distributed.process_group import choose_device
 
@@ -118,7 +118,7 @@ def _python() -> Found:
     )
 
 
-def _gpus(asked: int) -> Found:
+def _gpus(asked: int) -> CheckResult:
     import torch
 
     seen = torch.cuda.device_count()
@@ -144,7 +144,7 @@ def _gpus(asked: int) -> Found:
     )
 
 
-def _processors(asked: int) -> Found:
+def _processors(asked: int) -> CheckResult:
     bound = len(os.sched_getaffinity(0))
     if bound < asked:
         return (
@@ -154,7 +154,7 @@ def _processors(asked: int) -> Found:
     return OK, f"{bound} for a rank that asks for {asked}"
 
 
-def _extension() -> Found:
+def _extension() -> CheckResult:
     import torch
 
     from dfer_dist.training.engine import extensions_dir
@@ -170,7 +170,7 @@ def _extension() -> Found:
     return OK, f"extension for the processor is built ({extensions_dir()})"
 
 
-def _scratch(place: str) -> Found:
+def _scratch(place: str) -> CheckResult:
     from dfer_dist.data.shards.cache import expand
 
     folder = Path(expand(place))
@@ -195,14 +195,14 @@ def _scratch(place: str) -> Found:
     return OK, f"{folder} can be written, {free:.0f} GB free ({kind})"
 
 
-def _weights(config: Config) -> Found:
+def _weights(config: Config) -> CheckResult:
     from dfer_dist.models.backbone import find_weights
 
     path = find_weights(config.model.backbone, config.model.pretrained)
     return OK, str(path) if path else f"none wanted: {config.model.backbone} begins at random"
 
 
-def _shards(config: Config) -> Found:
+def _shards(config: Config) -> CheckResult:
     from dfer_dist.data.shards.index import open_index
 
     index = open_index(config.data, config.data.loss_budget)
@@ -211,7 +211,7 @@ def _shards(config: Config) -> Found:
     return _cached(index.root, size, words) if not isinstance(index.root, Path) else (OK, words)
 
 
-def _cached(remote: Remote, size: int, words: str) -> Found:
+def _cached(remote: Remote, size: int, words: str) -> CheckResult:
     """Whether the set fits where it is kept on this machine."""
     place = remote.cache.folder
     while not place.exists():
@@ -225,7 +225,7 @@ def _cached(remote: Remote, size: int, words: str) -> Found:
     return OK, f"{words}, kept in {remote.cache.folder}"
 
 
-def _tracking(uri: str) -> Found:
+def _tracking(uri: str) -> CheckResult:
     if not uri.startswith("sqlite:"):
         from dfer_dist.tracking.mlflow_runs import client
 

@@ -31,7 +31,7 @@ _GONE = (
 )
 
 
-class SlurmSays(Exception):
+class SlurmError(Exception):
     """Slurm's own words against something."""
 
 
@@ -40,7 +40,7 @@ def ask(*words: str) -> str:
 
     Raises
     ------
-    SlurmSays
+    SlurmError
         If it ends with an error, or does not answer.
     """
     env = {
@@ -57,16 +57,16 @@ def ask(*words: str) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired as e:
-        raise SlurmSays(f"{words[0]} does not answer within {_PATIENCE:.0f} s") from e
+        raise SlurmError(f"{words[0]} does not answer within {_PATIENCE:.0f} s") from e
     except OSError as e:
-        raise SlurmSays(f"{words[0]}: {e.strerror}") from e
+        raise SlurmError(f"{words[0]}: {e.strerror}") from e
     if done.returncode:
         said = [
             re.sub(r"^\w+: (error: )?", "", line)
             for line in done.stderr.splitlines()
             if line.strip()
         ]
-        raise SlurmSays("; ".join(said) or f"{words[0]} ends with status {done.returncode}")
+        raise SlurmError("; ".join(said) or f"{words[0]} ends with status {done.returncode}")
     return done.stdout + (done.stderr if "--test-only" in words else "")
 
 
@@ -130,7 +130,7 @@ def examine_slurm(cluster: Cluster) -> Iterator[Check]:
         yield _preemption(own, config)
         yield _kill_wait(cluster, config)
         yield _requeue(config)
-    except SlurmSays as e:
+    except SlurmError as e:
         yield Check(
             "Slurm",
             WRONG,
@@ -263,7 +263,7 @@ def _accounts(
         rows = ask(
             "sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=account,qos"
         ).splitlines()
-    except SlurmSays as e:
+    except SlurmError as e:
         yield Check("account", NOTE, f"not checked, accounting does not answer: {e}")
         return
     enforcement = config.get("AccountingStorageEnforce", "none")
@@ -319,7 +319,7 @@ def _taken(cluster: Cluster) -> Check:
     words = request(cluster, cluster.nodes, cluster.tasks, cluster.time_minutes, cluster.memory_gb)
     try:
         said = ask("sbatch", "--test-only", "--requeue", *words, "--wrap", "true")
-    except SlurmSays as e:
+    except SlurmError as e:
         return Check("a fold's job", WRONG, f"Slurm would not take it: {e}")
     start = re.search(r"to start at (\S+)", said)
     return Check(

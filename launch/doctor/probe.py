@@ -18,7 +18,7 @@ from types import FrameType
 
 from dfer_dist.utils.files import read_json, write_json
 from launch.doctor.checks import OK, WRONG, Check, filesystem
-from launch.doctor.machine import Ask, examine
+from launch.doctor.machine import CheckRequest, examine
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 _LATE = 20.0  # seconds after all else in which a signal may come
@@ -85,7 +85,7 @@ def main() -> None:
         signal.signal(number, note)
     ask = read_json(folder / "ask.json")
     write_json(folder / "hello.json", {"host": socket.gethostname()})
-    checks = [shared(folder), *examine(Ask(**ask["machine"]))]
+    checks = [shared(folder), *examine(CheckRequest(**ask["machine"]))]
     end = time.monotonic() + _LATE
     while len(set(seen)) < len(SIGNALS) and time.monotonic() < end:
         time.sleep(0.1)

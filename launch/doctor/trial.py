@@ -17,12 +17,12 @@ from pathlib import Path
 from dfer_dist.runs.provenance import python_command
 from dfer_dist.utils.files import read_json, write_json
 from launch.doctor.checks import NOTE, WRONG, Check
-from launch.doctor.machine import Ask
-from launch.doctor.partition import SlurmSays, ask, pairs, request
+from launch.doctor.machine import CheckRequest
+from launch.doctor.partition import SlurmError, ask, pairs, request
 from launch.doctor.probe import SIGNALS, hold
-from launch.slurm.batch import persons_lines
+from launch.slurm.batch import user_setup_lines
 from launch.slurm.cluster import Cluster
-from launch.slurm.squeue import reason_words
+from launch.slurm.squeue import reason_text
 
 _MINUTES = 2  # the job's time limit
 _MEMORY = 8.0  # GB, at most
@@ -60,7 +60,7 @@ class Trial:
             return
         host = read_json(hello)["host"]
         for number in SIGNALS:
-            with suppress(SlurmSays):  # then they do not come, which the probe tells
+            with suppress(SlurmError):  # then they do not come, which the probe tells
                 ask("scancel", f"--signal={number.name.removeprefix('SIG')}", self.job)
         about = self._wait_for("report.json", 60 * _MINUTES)
         if not (self.folder / "report.json").exists():
@@ -94,7 +94,7 @@ class Trial:
     def _state(self) -> dict[str, str]:
         try:
             return pairs(ask("scontrol", "--oneliner", "show", "job", self.job))
-        except SlurmSays:  # forgotten by Slurm, or it does not answer for a moment
+        except SlurmError:  # forgotten by Slurm, or it does not answer for a moment
             return {"JobState": "UNKNOWN", "Reason": "None"}
 
     def _silence(self, about: dict[str, str]) -> Check:
@@ -108,7 +108,7 @@ class Trial:
             return Check(
                 "job on a node",
                 NOTE if reason in _BUSY else WRONG,
-                f"{words}: {reason_words(reason)}; {hint}",
+                f"{words}: {reason_text(reason)}; {hint}",
             )
         node, status = (
             about.get("NodeList", "the node"),
@@ -154,7 +154,7 @@ def script(cluster: Cluster, folder: Path) -> str:
     python, place, setup = (
         shlex.quote(sys.executable),
         shlex.quote(str(folder)),
-        persons_lines(cluster),
+        user_setup_lines(cluster),
     )
     words = [*python_command(), "-m", "launch.doctor.probe", str(folder)]
     lines = [
@@ -182,7 +182,7 @@ def meeting_place(runs: Path) -> Iterator[Path]:
 
 
 def examine_node(
-    cluster: Cluster, machine: Ask, folder: Path, queue_seconds: float
+    cluster: Cluster, machine: CheckRequest, folder: Path, queue_seconds: float
 ) -> Iterator[Check]:
     """Run the small job; yields what a node sees."""
     write_json(folder / "ask.json", {"machine": asdict(machine)})
@@ -191,7 +191,7 @@ def examine_node(
     try:
         trial.submit(cluster)
         yield from trial.follow()
-    except SlurmSays as e:
+    except SlurmError as e:
         yield Check("job on a node", WRONG, f"Slurm does not take it: {e}")
     finally:
         if trial.job:

@@ -20,7 +20,7 @@ from launch.slurm.cluster import Cluster
 
 
 @dataclass(frozen=True)
-class Target:
+class ClusterTarget:
     """Where to: the cluster by its name, and how many folds may run at a time."""
 
     name: str
@@ -28,7 +28,9 @@ class Target:
     max_parallel: int | None = None
 
 
-def batch_job(elements: list[tuple[RunDir, int]], target: Target, folder: Path) -> SlurmExecutor:
+def make_executor(
+    tasks_of_array: list[tuple[RunDir, int]], target: ClusterTarget, folder: Path
+) -> SlurmExecutor:
     """Submitit's executor for an array of these elements, or for one plain job."""
     cluster = target.cluster
     try:
@@ -43,34 +45,34 @@ def batch_job(elements: list[tuple[RunDir, int]], target: Target, folder: Path) 
     }
     executor.update_parameters(
         **place,
-        job_name=f"dfer-{elements[0][0].root.name}" if elements else "dfer-summary",
+        job_name=f"dfer-{tasks_of_array[0][0].root.name}" if tasks_of_array else "dfer-summary",
         time=cluster.time_minutes,
         ntasks_per_node=cluster.tasks,
         gpus_per_node=cluster.gpus_per_node or None,
         mem=None if cluster.memory_gb is None else f"{round(1024 * cluster.memory_gb)}MB",
         signal_delay_s=cluster.notice_seconds,
-        setup=_setup(cluster, elements),
+        setup=_setup(cluster, tasks_of_array),
         # srun takes neither from the job since Slurm 22.05; without the other, ranks wait for ever for one that died
         srun_args=[
             f"--cpus-per-task={cluster.cpus_per_task}",
             "--cpu-bind=cores",
             "--kill-on-bad-exit=1",
         ],
-        array_parallelism=target.max_parallel or max(1, len(elements)),
+        array_parallelism=target.max_parallel or max(1, len(tasks_of_array)),
         stderr_to_stdout=True,
         additional_parameters={"requeue": True},
     )
     return executor
 
 
-def _setup(cluster: Cluster, elements: list[tuple[RunDir, int]]) -> list[str]:
+def _setup(cluster: Cluster, tasks_of_array: list[tuple[RunDir, int]]) -> list[str]:
     """Shell lines between the options of a batch script and its ``srun``."""
-    lines = persons_lines(cluster)
-    if not elements:
+    lines = user_setup_lines(cluster)
+    if not tasks_of_array:
         return lines
     runs, folds = (
         " ".join(shlex.quote(str(x)) for x in column)
-        for column in zip(*((r.root, k) for r, k in elements), strict=True)
+        for column in zip(*((r.root, k) for r, k in tasks_of_array), strict=True)
     )
     return [
         *lines,
@@ -83,7 +85,7 @@ def _setup(cluster: Cluster, elements: list[tuple[RunDir, int]]) -> list[str]:
     ]
 
 
-def persons_lines(cluster: Cluster) -> list[str]:
+def user_setup_lines(cluster: Cluster) -> list[str]:
     """Shell lines that a person has given for the nodes."""
     return [
         *cluster.setup,
@@ -92,7 +94,7 @@ def persons_lines(cluster: Cluster) -> list[str]:
 
 
 @contextmanager
-def slurm_says() -> Iterator[None]:
+def slurm_errors() -> Iterator[None]:
     """Slurm's own words as one error; Submitit would print them as well."""
     try:
         with redirect_stderr(StringIO()):

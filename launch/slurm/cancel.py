@@ -16,7 +16,7 @@ from dfer_dist.utils.errors import UserError
 from launch.slurm.jobs import all_jobs, folds_of, submissions
 from launch.slurm.squeue import cancel as cancel_jobs
 from launch.slurm.squeue import queue
-from launch.slurm.state import LIVE, holder, is_held, look
+from launch.slurm.state import LIVE, get_state, holder, is_held
 
 
 def cancel(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
@@ -41,7 +41,7 @@ def _cancel_jobs(run: RunDir, folds: list[int]) -> list[int]:
     jobs = queue()
     if jobs is None:
         raise UserError("Slurm does not answer: nothing was cancelled; try again")
-    found = [state for k in folds if (state := look(run, k, jobs)).job and state.state in LIVE]
+    found = [state for k in folds if (state := get_state(run, k, jobs)).job and state.state in LIVE]
     if not found:
         return []
     said = cancel_jobs([state.job for state in found])

@@ -19,8 +19,8 @@ from dfer_dist.runs.provenance import python_command
 from dfer_dist.utils.errors import UserError
 from launch.cli import Drift, Experiment, Name, Overrides, Runs, run_app
 from launch.commands.track import open_at_server, tell_server
-from launch.runs import alone_at
-from launch.slurm.requeue import worth_it
+from launch.runs import run_lock
+from launch.slurm.requeue import should_requeue
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Where = Annotated[Path, typer.Argument(help="The run's folder.")]
@@ -45,7 +45,7 @@ def open_together(
 
     array = os.environ["SLURM_ARRAY_JOB_ID"]
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
-    with alone_at(run) as opened_by:
+    with run_lock(run) as opened_by:
         if opened_by.read() != array or not run.run.exists():
             run, _ = open_run(
                 runs, name, experiment, overrides or [], allow_drift or (), None, _ranks()
@@ -119,7 +119,7 @@ def close_together(
     from launch.local import is_done, last_error
 
     run = RunDir(root)
-    if worth_it(status):
+    if should_requeue(status):
         print(f"fold {fold} left with status {status}", file=sys.stderr, flush=True)
         return
     if status:
@@ -128,7 +128,7 @@ def close_together(
             file=sys.stderr,
             flush=True,
         )
-    with alone_at(run):
+    with run_lock(run):
         folds = [run.fold(k) for k in run.describe()["folds"]]
         done = [is_done(k) for k in folds]
         if any(k.result.exists() for k in folds):

@@ -64,10 +64,10 @@ def jobs_of_fold(run: RunDir, fold: int) -> list[str]:
         for s in reversed(submissions(run))
         if str(fold) in (folds := s.get("folds") or {})
     ]
-    return [*map(str, named), *_element(run, fold)]
+    return [*map(str, named), *_array_task(run, fold)]
 
 
-def _element(run: RunDir, fold: int) -> list[str]:
+def _array_task(run: RunDir, fold: int) -> list[str]:
     with suppress(OSError):
         array = run.array.read_text().strip()
         return [f"{array}_{fold}"] if array.isdigit() else []
@@ -89,7 +89,7 @@ def output_of(run: RunDir, fold: int) -> Path | None:
             return path
     # sbatch writes it where it was called: the checkout, from where people also ask
     return next(
-        (p for job in _element(run, fold) if (p := Path(f"slurm-{job}.out")).is_file()), None
+        (p for job in _array_task(run, fold) if (p := Path(f"slurm-{job}.out")).is_file()), None
     )
 
 
@@ -125,6 +125,6 @@ def _last_line(text: str) -> str:
     )
 
 
-def has_words(fold: FoldDir) -> bool:
+def has_output(fold: FoldDir) -> bool:
     """Whether any rank of a fold has written to its log."""
     return any(log.stat().st_size for log in fold.root.glob("log*.txt"))

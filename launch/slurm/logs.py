@@ -13,8 +13,8 @@ import typer
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from launch.slurm.jobs import folds_of, output_of
-from launch.slurm.state import LIVE, NOT_STARTED, RUNNING, look
-from launch.slurm.status import ask
+from launch.slurm.state import LIVE, NOT_STARTED, RUNNING, get_state
+from launch.slurm.status import query_squeue
 
 _POLL = 0.5  # seconds between two looks at the file
 _LOOKS = 4  # of these before the fold's state is looked at again
@@ -74,8 +74,8 @@ def _follow(run: RunDir, fold: int, log: Path) -> int:
 
 
 def _is_over(run: RunDir, fold: int) -> bool:
-    jobs = ask([run])
-    states = {k: look(run, k, jobs).state for k in folds_of(run)}
+    jobs = query_squeue([run])
+    states = {k: get_state(run, k, jobs).state for k in folds_of(run)}
     if states[fold] == NOT_STARTED:  # one fold after the other on this machine: its turn may come
         return RUNNING not in states.values()
     return states[fold] not in LIVE

@@ -26,7 +26,7 @@ _RESTARTS = 3  # of a fold whose ranks die without a newer checkpoint
 _SIGNALS = range(129, 193)  # what a shell and srun make of a death by signal 1 to 64
 
 
-def worth_it(status: int) -> bool:
+def should_requeue(status: int) -> bool:
     """Whether a start after an end with this status may come further."""
     return status == EXIT_PREEMPTED or status in _SIGNALS
 
@@ -89,7 +89,7 @@ def main() -> int:
         "--most", type=int, default=30, help="restarts of a job, of any kind (%(default)s)"
     )
     args = parser.parse_args()
-    if not worth_it(args.status):
+    if not should_requeue(args.status):
         return 0
     # requeueing makes Slurm send SIGTERM to all of the job, scontrol included, which must live to send its request
     for number in (signal.SIGTERM, signal.SIGUSR2):

@@ -97,7 +97,7 @@ def cancel(ids: Sequence[str]) -> str:
     return done.stderr.strip() if done.returncode else ""
 
 
-def reason_words(reason: str) -> str:
+def reason_text(reason: str) -> str:
     """Why a job waits, for people, with Slurm's own word behind it."""
     word = reason.strip("()").partition(",")[0]  # ReqNodeNotAvail, UnavailableNodes:n3
     if word.startswith(("QOS", "Assoc")):

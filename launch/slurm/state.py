@@ -13,8 +13,8 @@ from typing import Any
 from dfer_dist.distributed.preemption import TIME_IS_UP
 from dfer_dist.runs.layout import FoldDir, RunDir
 from launch.local import is_gone, last_error
-from launch.slurm.jobs import end_of_job, has_words, jobs_of_fold, output_of, read_object, tail
-from launch.slurm.squeue import Queued, reason_words
+from launch.slurm.jobs import end_of_job, has_output, jobs_of_fold, output_of, read_object, tail
+from launch.slurm.squeue import Queued, reason_text
 
 Jobs = Mapping[str, Queued]
 
@@ -73,7 +73,7 @@ class _Files:
         return bool(self.attempts) and not self.last.get("ended")
 
 
-def look(run: RunDir, fold: int, jobs: Jobs | None) -> FoldState:
+def get_state(run: RunDir, fold: int, jobs: Jobs | None) -> FoldState:
     """What a fold is doing; ``jobs`` is :func:`launch.slurm.squeue.queue`'s."""
     files = _read(run.fold(fold))
     ids = jobs_of_fold(run, fold)
@@ -130,8 +130,8 @@ def _judge(
 def _in_queue(row: FoldState, files: _Files, job: Queued) -> FoldState:
     before = _end(files.last)
     if job.waits:
-        again = files.attempts or (job.reason == "BeginTime" and has_words(files.fold))
-        why = "; ".join(filter(None, [reason_words(job.reason), before and f"before: {before}"]))
+        again = files.attempts or (job.reason == "BeginTime" and has_output(files.fold))
+        why = "; ".join(filter(None, [reason_text(job.reason), before and f"before: {before}"]))
         return replace(row, state=REQUEUED if again else PENDING, why=why)
     began = _time(job.started)
     of_this_job = (
@@ -182,7 +182,7 @@ def _gone(run: RunDir, row: FoldState, files: _Files, ids: list[str], unsure: bo
     if files.attempts:
         why = "; ".join(filter(None, [line if how else "", _end(files.last)]))
         return replace(row, state=CANCELLED if files.last.get("job") else STOPPED, why=why)
-    if has_words(files.fold):
+    if has_output(files.fold):
         return _failed(row, last_error(files.fold, {}))
     if line:
         return _failed(row, line)

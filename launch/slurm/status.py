@@ -18,8 +18,8 @@ from rich.text import Text
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from launch.slurm.jobs import all_jobs, folds_of, read_object, submissions
-from launch.slurm.squeue import queue, reason_words
-from launch.slurm.state import DONE, FAILED, LIVE, LOST, RUNNING, FoldState, Jobs, look
+from launch.slurm.squeue import queue, reason_text
+from launch.slurm.state import DONE, FAILED, LIVE, LOST, RUNNING, FoldState, Jobs, get_state
 
 _STYLES = {DONE: "green", RUNNING: "cyan", FAILED: "red", LOST: "red", "NOT STARTED": "dim"}
 _SILENT = "Slurm does not answer: what is said of its jobs is from the files of the run alone"
@@ -50,13 +50,13 @@ def look_at(runs: Sequence[RunDir], jobs: Jobs | None) -> list[RunState]:
     """
     states = []
     for run in runs:
-        folds = [look(run, k, jobs) for k in folds_of(run)]
+        folds = [get_state(run, k, jobs) for k in folds_of(run)]
         unsure = jobs is None and any(f.state in LIVE for f in folds) and bool(all_jobs(run))
         states.append(RunState(run, run.describe(), folds, _summary(run, folds, jobs), unsure))
     return states
 
 
-def ask(runs: Sequence[RunDir]) -> Jobs | None:
+def query_squeue(runs: Sequence[RunDir]) -> Jobs | None:
     """Slurm's queue, where any of the runs has jobs: a controller that does not answer takes seconds."""
     return queue() if any(all_jobs(run) for run in runs) else {}
 
@@ -65,7 +65,7 @@ def _summary(run: RunDir, folds: list[FoldState], jobs: Jobs | None) -> str:
     submitted = submissions(run)
     job = (jobs or {}).get(str(submitted[-1].get("summary"))) if submitted else None
     if job:
-        return f"job {job.id} " + (reason_words(job.reason) if job.waits else f"is {job.state}")
+        return f"job {job.id} " + (reason_text(job.reason) if job.waits else f"is {job.state}")
     results = [f for k in folds if (f := run.fold(k.fold).result).exists()]
     if any(f.state in LIVE for f in folds):
         return "when the folds are over"
@@ -216,7 +216,7 @@ def status(
             f"{runs} holds no run: start one with dfer crossval, or say where with --runs"
         )
     states, damaged = [], []
-    jobs = ask(chosen) if run else queue()
+    jobs = query_squeue(chosen) if run else queue()
     for one in chosen:
         try:
             states += look_at([one], jobs)

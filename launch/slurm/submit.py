@@ -25,8 +25,8 @@ from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json
 from launch.commands.track import open_at_server
 from launch.local import is_done
-from launch.runs import alone_at, open_run, remove_run
-from launch.slurm.batch import Target, batch_job, persons_lines, slurm_says
+from launch.runs import open_run, remove_run, run_lock
+from launch.slurm.batch import ClusterTarget, make_executor, slurm_errors, user_setup_lines
 from launch.slurm.cluster import Cluster
 from launch.slurm.job import become_rank, summarize
 from launch.slurm.jobs import newest_jobs, submissions
@@ -44,7 +44,7 @@ _SUMMARY = {
 
 
 @dataclass(frozen=True)
-class Wish:
+class JobRequest:
     """What a person wants on a cluster: one experiment, or one with several values of a setting."""
 
     experiment: str
@@ -84,7 +84,7 @@ class Wish:
         ]
 
 
-def staged(cluster: Cluster, wish: Wish) -> list[str]:
+def staged(cluster: Cluster, wish: JobRequest) -> list[str]:
     """The settings by which shards of a shared folder are copied to the nodes' own disks, where the cluster has some."""
     from dfer_dist.data.shards.store import is_remote
 
@@ -95,24 +95,24 @@ def staged(cluster: Cluster, wish: Wish) -> list[str]:
     return [*words, f"data.cache={cluster.scratch}"]
 
 
-def show(wish: Wish, target: Target, console: Console) -> None:
+def show(wish: JobRequest, target: ClusterTarget, console: Console) -> None:
     """Print the batch script and the settings of each run; nothing is made or submitted."""
     from dfer_dist.data.shards.index import open_index
     from dfer_dist.runs.layout import parse_folds
 
-    elements, configs = [], []
+    tasks_of_array, configs = [], []
     for name, words in wish.variants():
         config = load_config(wish.experiment, [*words, *staged(target.cluster, wish)])
         split_batch(config, target.cluster.ranks)
         known = open_index(config.data, config.data.loss_budget).folds
         run = RunDir((wish.runs / name).resolve())
-        elements += [
+        tasks_of_array += [
             (run, k) for k in (known if wish.folds is None else parse_folds(wish.folds, known))
         ]
         configs.append((run, config))
-    executor = batch_job(elements, target, configs[0][0].root / "slurm" / "1")
-    if len(elements) > 1:
-        executor.parameters["map_count"] = len(elements)  # as Submitit does for an array
+    executor = make_executor(tasks_of_array, target, configs[0][0].root / "slurm" / "1")
+    if len(tasks_of_array) > 1:
+        executor.parameters["map_count"] = len(tasks_of_array)  # as Submitit does for an array
     console.print(
         executor._make_submission_file_text(executor._submitit_command_str, ""),
         markup=False,
@@ -122,7 +122,7 @@ def show(wish: Wish, target: Target, console: Console) -> None:
         console.print(f"\n# {run.config}\n{dump_config(config)}", markup=False, soft_wrap=True)
 
 
-def submit(wish: Wish, target: Target, resume: bool, console: Console) -> list[RunDir]:
+def submit(wish: JobRequest, target: ClusterTarget, resume: bool, console: Console) -> list[RunDir]:
     """Open the runs of a wish and submit their folds; returns the runs.
 
     Parameters
@@ -135,12 +135,12 @@ def submit(wish: Wish, target: Target, resume: bool, console: Console) -> list[R
     UserError
         What :func:`~launch.runs.open_run` raises; a run of which folds are in the queue; what Slurm says against it.
     """
-    runs, elements, fresh = [], [], []
+    runs, tasks_of_array, fresh = [], [], []
     with ExitStack() as held:
         try:
             for name, words in wish.variants():
                 run = RunDir((wish.runs / name).resolve())
-                held.enter_context(alone_at(run))
+                held.enter_context(run_lock(run))
                 busy = set(in_queue(run))
                 if busy and not resume:
                     raise UserError(
@@ -161,9 +161,11 @@ def submit(wish: Wish, target: Target, resume: bool, console: Console) -> list[R
                 fresh += [run] if new else []
                 open_at_server(run)
                 runs.append(run)
-                elements += [(run, k) for k in folds if k not in busy and not is_done(run.fold(k))]
+                tasks_of_array += [
+                    (run, k) for k in folds if k not in busy and not is_done(run.fold(k))
+                ]
             together = (wish.runs / f"{wish.label}.sweep").resolve() if wish.sweep else None
-            _send(elements, runs, target, together, console)
+            _send(tasks_of_array, runs, target, together, console)
         except BaseException:
             for run in fresh:
                 if not run.jobs.exists():
@@ -182,15 +184,15 @@ def resume(run: RunDir, console: Console) -> None:
     """
     last = submissions(run)[-1]
     open_at_server(run)
-    with alone_at(run):
+    with run_lock(run):
         busy = in_queue(run)
-        elements = [
+        tasks_of_array = [
             (run, k) for k in run.describe()["folds"] if k not in busy and not is_done(run.fold(k))
         ]
         _send(
-            elements,
+            tasks_of_array,
             [run],
-            Target(last["cluster"], Cluster(**last["settings"]), last["max_parallel"]),
+            ClusterTarget(last["cluster"], Cluster(**last["settings"]), last["max_parallel"]),
             None,
             console,
         )
@@ -218,21 +220,21 @@ def in_queue(run: RunDir) -> dict[int, str]:
 
 
 def _send(
-    elements: list[tuple[RunDir, int]],
+    tasks_of_array: list[tuple[RunDir, int]],
     runs: list[RunDir],
-    target: Target,
+    target: ClusterTarget,
     together: Path | None,
     console: Console,
 ) -> None:
     """Submit an array and the summary after it, and write both into the runs' folders."""
-    if not elements:
+    if not tasks_of_array:
         console.print("all folds are done or in the queue: nothing to submit")
         return
     folder = _fresh(together or runs[0].root / "slurm")
-    executor = batch_job(elements, target, folder)
-    with slurm_says():
+    executor = make_executor(tasks_of_array, target, folder)
+    with slurm_errors():
         sent = executor.map_array(
-            become_rank, *zip(*[(str(run.root), fold) for run, fold in elements], strict=True)
+            become_rank, *zip(*[(str(run.root), fold) for run, fold in tasks_of_array], strict=True)
         )
     ids = [job.job_id for job in sent]
     new: dict[str, Any] = {
@@ -246,7 +248,7 @@ def _send(
         for run in runs:
             folds = {
                 str(fold): job
-                for (there, fold), job in zip(elements, ids, strict=True)
+                for (there, fold), job in zip(tasks_of_array, ids, strict=True)
                 if there == run
             }
             more = {"folds": folds, "summary": summary, "folder": os.path.relpath(folder, run.root)}
@@ -272,17 +274,17 @@ def _send(
 
 
 def _send_summary(
-    runs: list[RunDir], array: str, target: Target, folder: Path, together: Path | None
+    runs: list[RunDir], array: str, target: ClusterTarget, folder: Path, together: Path | None
 ) -> str:
     """Submit the job that writes the summary once no element of the array is left; returns its id."""
-    executor = batch_job([], target, folder)
+    executor = make_executor([], target, folder)
     code = f"export PYTHONPATH={shlex.quote(str(runs[0].code))}${{PYTHONPATH:+:$PYTHONPATH}}"
-    setup = [*persons_lines(target.cluster), code]
+    setup = [*user_setup_lines(target.cluster), code]
     executor.update_parameters(
         **_SUMMARY, srun_args=["--cpus-per-task=1"], setup=setup, dependency=f"afterany:{array}"
     )
     comparison = str(together / "comparison.md") if together else None
-    with slurm_says():
+    with slurm_errors():
         return str(executor.submit(summarize, [str(run.root) for run in runs], comparison).job_id)
 
 

@@ -16,7 +16,7 @@ from tests.helpers.training_trials import Trial, same_in_mlflow
 class Row:
     tried: int = 0
     survived: int = 0
-    undone: list[int] = field(default_factory=list)
+    num_rolled_back: list[int] = field(default_factory=list)
     lost: list[float] = field(default_factory=list)
 
 
@@ -49,7 +49,7 @@ def pytest_runtest_makereport(
         row.tried += 1
         if report.passed:
             row.survived += 1
-            row.undone.append(trial.undone)
+            row.num_rolled_back.append(trial.num_rolled_back)
             row.lost.append(trial.seconds - undisturbed.seconds)
     return report
 
@@ -63,5 +63,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         f"{'fault':44s} {'tried':>6s} {'survived':>9s} {'steps again, most':>18s} {'seconds lost, most':>19s}"
     )
     for fault, row in TABLE.items():
-        figures = f"{max(row.undone):18d} {max(row.lost):19.1f}" if row.survived else ""
+        figures = f"{max(row.num_rolled_back):18d} {max(row.lost):19.1f}" if row.survived else ""
         write(f"{fault:44s} {row.tried:6d} {row.survived:9d} {figures}")

@@ -52,7 +52,7 @@ def test_sigkill_of_ranks(trial: Trial, undisturbed: Trial, whom: str, seed: int
     signal_all(ranks[seed % 2 :][:1] if whom == "a rank" else ranks, signal.SIGKILL)
     said = trial.finish(command, again=0)
     assert (
-        "going on from the last checkpoint" in said or trial.undone == 0
+        "going on from the last checkpoint" in said or trial.num_rolled_back == 0
     )  # it was all over but for the ranks' leaving
     same(trial, undisturbed)
     same_in_mlflow(trial)
@@ -109,7 +109,7 @@ def test_told_to_leave(trial: Trial, undisturbed: Trial, what: str, seed: int) -
         assert len(ranks) == 2, "they were gone before"
         signal_all(ranks[1 - seed % 2 :][:1], signal.SIGUSR2 if "USR2" in what else signal.SIGTERM)
     trial.finish(command)
-    assert trial.undone == 0  # what was told in time loses nothing
+    assert trial.num_rolled_back == 0  # what was told in time loses nothing
     same(trial, undisturbed)
     same_in_mlflow(trial)
 
@@ -205,7 +205,7 @@ def test_a_damaged_checkpoint(trial: Trial, undisturbed: Trial, harm: str, name:
     )
     trial.finish()
     assert f"checkpoint {last.name} is damaged ({name}" in trial.log()
-    assert trial.undone > 0
+    assert trial.num_rolled_back > 0
     same(trial, undisturbed)
 
 

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dfer_dist.config.schema import AugmentConfig, DataConfig
 from dfer_dist.data.loading import augmentation as augment
 from dfer_dist.data.loading.loader import evaluation_stream
-from dfer_dist.data.loading.sampler import keyed_rng, whole_shards
+from dfer_dist.data.loading.sampler import all_clips, keyed_rng
 from dfer_dist.data.shards.index import Index
 from dfer_dist.models.attention import attend
 from dfer_dist.models.kernels import FusedQuickGELU, PatchEmbedding
@@ -125,7 +125,7 @@ def test_batches_are_pinned_where_they_go_to_a_gpu(
 ) -> None:
     torch.zeros(1, device=device)  # as the model does
     data = DataConfig(str(tiny_shards.root), num_frames=2, image_size=32, workers=workers)
-    clips = whole_shards(tiny_shards, tiny_shards.test_shards(1))
+    clips = all_clips(tiny_shards, tiny_shards.test_shards(1))
     for batch in evaluation_stream(tiny_shards, data, clips, 5, 0, 1):
         assert all(
             x.is_pinned() == (device == "cuda") for x in (batch.frames, batch.labels, batch.valid)

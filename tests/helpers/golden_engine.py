@@ -47,7 +47,7 @@ def main() -> None:
         out = engine.deepspeed(torch.from_numpy(data["frames"][step][own]).to(ranks.device))
         loss = F.cross_entropy(out, torch.from_numpy(data["labels"][step][own]).to(ranks.device))
         engine.micro_step(loss)
-        losses.append(ranks.sum([loss.item()])[0] / ranks.world)
+        losses.append(ranks.all_reduce_sum([loss.item()])[0] / ranks.world)
         logits.append(_whole(out, ranks))
     engine.deepspeed.eval()
     with torch.no_grad():
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _whole(part: torch.Tensor, ranks) -> np.ndarray:
-    parts = ranks.gather(part.detach().cpu().numpy())
+    parts = ranks.gather_objects(part.detach().cpu().numpy())
     return np.concatenate(parts) if parts else np.empty(0)
 
 

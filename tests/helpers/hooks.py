@@ -27,10 +27,10 @@ def once(mark: Path) -> bool:
 def kill_in_save(checkpoint: Any, mark: str, stage: str, step: int) -> None:
     """SIGKILL rank 0 while it writes the first checkpoint from ``step`` on: ``before`` the tensors, ``between`` its two files, before
     its mark is ``complete``, or before the ``pointer`` is moved."""
-    save_tensors, write_json, point = (
+    save_tensors, write_json, set_pointer = (
         checkpoint._save_tensors,
         checkpoint.write_json,
-        checkpoint.point,
+        checkpoint.set_pointer,
     )
 
     def die(path: Path) -> None:
@@ -51,9 +51,9 @@ def kill_in_save(checkpoint: Any, mark: str, stage: str, step: int) -> None:
     def point_(folder: Path, name: str, target: Path) -> None:
         if stage == "pointer" and name == "LATEST":
             die(target)
-        point(folder, name, target)
+        set_pointer(folder, name, target)
 
-    checkpoint._save_tensors, checkpoint.write_json, checkpoint.point = (
+    checkpoint._save_tensors, checkpoint.write_json, checkpoint.set_pointer = (
         save_tensors_,
         write_json_,
         point_,

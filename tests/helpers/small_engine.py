@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dfer_dist.checkpoints import portable as checkpoint
-from dfer_dist.checkpoints.async_checkpointer import Saver
+from dfer_dist.checkpoints.async_checkpointer import AsyncCheckpointer
 from dfer_dist.checkpoints.optimizer_state import gather, restore
 from dfer_dist.config.schema import Config, Device, Optimizer, Precision
 from dfer_dist.distributed.process_group import leave, start
@@ -115,11 +115,11 @@ def main() -> None:
         if a.poison:
             skipped.append(engine.step_was_skipped())
             digests.append(digest(gather(engine, config, 0, ranks)[0]))
-        losses.append(ranks.sum([loss.item()])[0] / ranks.world)
+        losses.append(ranks.all_reduce_sum([loss.item()])[0] / ranks.world)
     state = {"step": a.steps, "skipped_steps": 0, "frozen_sha256": frozen}
-    saver = Saver(a.folder, config, ranks, 0, None)
-    saver.save(engine, state)
-    saver.settle()
+    checkpointer = AsyncCheckpointer(a.folder, config, ranks, 0, None)
+    checkpointer.save(engine, state)
+    checkpointer.wait()
     path = checkpoint.step_folder(a.folder, a.steps)
     if ranks.is_main:
         weights = checkpoint.read(path, weights_only=True).model

@@ -9,7 +9,7 @@ from dfer_dist.config.schema import (
     ImageTuning,
     ModelConfig,
     TemporalKind,
-    TextSides,
+    TextPolarity,
     TextTuning,
 )
 from dfer_dist.models.adapters import Adapter, FramePositions
@@ -28,7 +28,7 @@ FRAMES = 4
 
 FINE = {
     "text": ClassText.person,
-    "text_sides": TextSides.both,
+    "text_polarity": TextPolarity.both,
     "context_tokens": 0,
     "image": ImageTuning.adapters,
     "text_tower": TextTuning.adapters,

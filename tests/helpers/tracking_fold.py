@@ -14,9 +14,9 @@ from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.status import Attempt
 from dfer_dist.tracking import system_metrics as system
 from dfer_dist.tracking import uploader as sender
-from dfer_dist.tracking.metrics_log import Tracker
+from dfer_dist.tracking.metrics_log import MetricsLog
 from dfer_dist.tracking.mlflow_runs import ChildRun
-from dfer_dist.tracking.sync import last_words
+from dfer_dist.tracking.sync import finalize_run
 from dfer_dist.tracking.system_metrics import SystemMonitor
 
 
@@ -30,28 +30,28 @@ def main() -> None:
     sender._PAUSE, system.EVERY = 1.0, 0.5
     where, draw = run.fold(fold), random.Random(fold)
     attempt = Attempt(where, 2, True, "a processor")
-    tracker = Tracker(where.metrics, where.sent, ChildRun(run, fold, running=True), 0)
+    metrics_log = MetricsLog(where.metrics, where.sent, ChildRun(run, fold, running=True), 0)
     monitor = SystemMonitor(where, ChildRun(run, fold, running=False))
     attempt.begin(0, lines, 0)
     begin, longest = time.perf_counter(), 0.0
     for step in range(1, lines + 1):
         time.sleep(pause)
         start = time.perf_counter()
-        tracker.log(
+        metrics_log.log(
             step,
             step // 50,
             {"loss": 2 / step, **{f"figure_{i}": draw.random() for i in range(11)}},
         )
         if step % 20 == 0:
-            tracker.release(tracker.size)
+            metrics_log.release(metrics_log.size)
         longest = max(longest, time.perf_counter() - start)
     print(longest, time.perf_counter() - begin)
     deadline = time.monotonic() + 60  # on busy cores MLflow's monitors take long to be imported
     while not where.system(monitor.node).stat().st_size and time.monotonic() < deadline:
         time.sleep(0.1)
-    tracker.release(tracker.size)
+    metrics_log.release(metrics_log.size)
     monitor.close()
-    tracker.close(last_words(run, fold, "FINISHED"))
+    metrics_log.close(finalize_run(run, fold, "FINISHED"))
     attempt.end("DONE", "all steps done")
 
 

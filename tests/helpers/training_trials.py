@@ -122,7 +122,7 @@ class Trial:
         return table["key"].to_pylist(), np.array(table["logits"].to_pylist(), dtype=np.float32)
 
     @property
-    def undone(self) -> int:
+    def num_rolled_back(self) -> int:
         return sum(a["undone_steps"] or 0 for a in read_json(self.fold.status)["attempts"])
 
     def wait(self, seen: Callable[[], object], seconds: float = 120) -> None:

@@ -18,7 +18,7 @@ from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.utils import safe_get_full_fp32_param
 
 from dfer_dist.checkpoints import portable as checkpoint
-from dfer_dist.checkpoints.async_checkpointer import Saver
+from dfer_dist.checkpoints.async_checkpointer import AsyncCheckpointer
 from dfer_dist.checkpoints.optimizer_state import restore
 from dfer_dist.config.schema import (
     ClassText,
@@ -30,7 +30,7 @@ from dfer_dist.config.schema import (
     Precision,
     Supervision,
     TemporalKind,
-    TextSides,
+    TextPolarity,
     TextTuning,
 )
 from dfer_dist.distributed.process_group import leave, start
@@ -63,14 +63,14 @@ def settings(kind: str, learning: Supervision, backbone: str) -> ModelConfig:
         TextTuning.frozen if kind == "all" else TextTuning[kind],
     )
     if kind == "adapters":
-        m.text, m.text_sides, m.context_tokens, m.adapter_time = (
+        m.text, m.text_polarity, m.context_tokens, m.adapter_time = (
             ClassText.person,
-            TextSides.both,
+            TextPolarity.both,
             0,
             True,
         )
     if learning is Supervision.descriptions:
-        m.text_sides = TextSides.positive
+        m.text_polarity = TextPolarity.positive
     m.description_ratio = 0.1 if learning is Supervision.both else 0.0
     return m
 
@@ -82,7 +82,7 @@ def main() -> None:
     p.add_argument("--kind", default="lora", choices=["lora", "adapters", "all"])
     p.add_argument("--backbone", default="tiny")
     p.add_argument("--precision", type=Precision, default=Precision.fp32)
-    p.add_argument("--levels", action="store_true")
+    p.add_argument("--modalities", action="store_true")
     p.add_argument("--objective", default="labels", choices=[s.name for s in Supervision])
     p.add_argument("--optimizer", default="adamw")
     p.add_argument("--recompute", action="store_true")
@@ -103,7 +103,7 @@ def main() -> None:
     config.train.objective = Supervision[a.objective]
     config.model = settings(a.kind, config.train.objective, a.backbone)
     config.model.checkpoint_image = a.recompute
-    config.model.levels = ["parsing", "landmarks"] if a.levels else []
+    config.model.modalities = ["parsing", "landmarks"] if a.modalities else []
     ranks = start(Device.cpu)
     torch.manual_seed(0)
     model = build_model(config.model, CLASSES, 2, 64)
@@ -115,9 +115,12 @@ def main() -> None:
     engine = build_engine(model, param_groups(model), config, ranks, steps_per_epoch=1)
     if resumed:
         restore(engine, resumed, config, ranks)
-    saver, objective = Saver(a.folder, config, ranks, 0, None), Objective(config, [], ranks.device)
+    checkpointer, objective = (
+        AsyncCheckpointer(a.folder, config, ranks, 0, None),
+        Objective(config, [], ranks.device),
+    )
     generator = torch.Generator().manual_seed(0)
-    pictures = 2 * (1 + len(config.model.levels))
+    pictures = 2 * (1 + len(config.model.modalities))
     frames = torch.randint(
         0, 256, (BATCH, pictures, 3, 64, 64), dtype=torch.uint8, generator=generator
     )
@@ -130,15 +133,17 @@ def main() -> None:
     for step in range(resumed.state["step"] if resumed else 0, STEPS):
         rates = engine.set_learning_rates(step)
         tokens, described = texts.of([str(i) for i in range(BATCH)][own]) if texts else (None, None)
-        outputs = engine.deepspeed(frames[own], by_side=objective.by_side, tokens=tokens)
+        outputs = engine.deepspeed(frames[own], per_polarity=objective.per_polarity, tokens=tokens)
         loss = objective(
             outputs, labels[own], torch.ones_like(labels[own], dtype=torch.bool), described
         ).mean()
         engine.micro_step(loss)
-        losses.append(ranks.sum([loss.item()])[0] / ranks.world)
+        losses.append(ranks.all_reduce_sum([loss.item()])[0] / ranks.world)
         if step >= STEPS - 2:
-            saver.save(engine, {"step": step + 1, "skipped_steps": 0, "frozen_sha256": sha256})
-            saver.settle()
+            checkpointer.save(
+                engine, {"step": step + 1, "skipped_steps": 0, "frozen_sha256": sha256}
+            )
+            checkpointer.wait()
     weights = {name: safe_get_full_fp32_param(q) for name, q in engine.trained.items()}
     frozen = 0.0
     for name, q in engine.model.named_parameters():

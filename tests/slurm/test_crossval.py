@@ -30,7 +30,7 @@ def attempts(trial: Trial) -> list[dict[str, object]]:
 def told(trial: Submitted, begin: float) -> None:
     """What was seen, for the page in docs."""
     print(
-        f"\n{time.monotonic() - begin:.0f} s; {trial.state()['Restarts']} restarts; steps again: {trial.undone}; from step, why:"
+        f"\n{time.monotonic() - begin:.0f} s; {trial.state()['Restarts']} restarts; steps again: {trial.num_rolled_back}; from step, why:"
     )
     print(*(f"  {a['from_step']}: {a['why']} ({a['nodes']})" for a in attempts(trial)), sep="\n")
 
@@ -96,7 +96,7 @@ def test_preempted(trial: Submitted, undisturbed: Trial) -> None:
     job = trial.done()
     told(trial, begin)
     assert job["JobState"] == "COMPLETED" and job["Restarts"] == "1"
-    assert attempts(trial)[0]["why"] == "SIGTERM" and trial.undone == 0
+    assert attempts(trial)[0]["why"] == "SIGTERM" and trial.num_rolled_back == 0
     same(trial, undisturbed)
     same_in_mlflow(trial)
 
@@ -126,7 +126,7 @@ def test_a_time_limit_that_is_too_short(trial: Submitted, undisturbed: Trial) ->
     assert len(whys) == int(job["Restarts"]) + 1 and whys.pop() == "all steps done"
     # told: by the other rank, whose time was up first; the signal: Slurm's own notice, which may be faster than either
     assert set(whys) <= {"time is up", "told to leave", "SIGUSR2"}
-    assert trial.undone == 0
+    assert trial.num_rolled_back == 0
     same(trial, undisturbed)
     same_in_mlflow(trial)
 
@@ -333,7 +333,7 @@ def test_preempted_twice(trial: Submitted, undisturbed: Trial) -> None:
         "SIGTERM",
         "SIGTERM",
         "all steps done",
-    ] and trial.undone == 0
+    ] and trial.num_rolled_back == 0
     same(trial, undisturbed)
     same_in_mlflow(trial)
 

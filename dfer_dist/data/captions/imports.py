@@ -23,12 +23,12 @@ from typing import Any
 
 from dfer_dist.data.captions.store import Source, Writer, clip_hashes
 from dfer_dist.data.shards.index import Index
-from dfer_dist.data.sources.layouts import FILM_SUFFIXES, read_text
+from dfer_dist.data.sources.layouts import VIDEO_SUFFIXES, read_text
 from dfer_dist.utils.errors import UserError
 
 _CAPTIONS = ("caption", "en", "zh")
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
-_FILM = re.compile(rf"({'|'.join(map(re.escape, FILM_SUFFIXES))})$", re.IGNORECASE)
+_VIDEO = re.compile(rf"({'|'.join(map(re.escape, VIDEO_SUFFIXES))})$", re.IGNORECASE)
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _BREAK = re.compile(r"<br */?>", re.IGNORECASE)  # in the lists that MAFW's page shows
 _MOST = (
@@ -44,7 +44,7 @@ class Imported:
     new: int
     same: int
     without: int
-    strangers: int
+    unexpected: int
 
 
 def import_captions(index: Index, files: list[Path], name: str = "captions") -> list[Imported]:
@@ -74,16 +74,16 @@ def import_captions(index: Index, files: list[Path], name: str = "captions") -> 
     assert isinstance(index.root, Path)
     hashes = clip_hashes(index)
     found: dict[str, dict[str, str]] = {}
-    strangers: dict[str, set[str]] = {}
+    unexpected: dict[str, set[str]] = {}
     for file in files:
         for where, clip, language, text in _captions(file):
             key = _key(clip, hashes)
             if key is None:
-                strangers.setdefault(language, set()).add(clip)
+                unexpected.setdefault(language, set()).add(clip)
             elif found.setdefault(language, {}).setdefault(key, text) != text:
                 raise UserError(f"{where}: a second caption of clip {clip}: leave one")
     if not found:
-        example = next((clip for clips in strangers.values() for clip in sorted(clips)), None)
+        example = next((clip for clips in unexpected.values() for clip in sorted(clips)), None)
         words = (
             f"no clip of {index.root} is among them; theirs are named as {example}"
             if example
@@ -101,7 +101,7 @@ def import_captions(index: Index, files: list[Path], name: str = "captions") -> 
             left = len(hashes.keys() - texts.keys())
             done.append(
                 Imported(
-                    source, len(new), len(texts) - len(new), left, len(strangers.get(language, ()))
+                    source, len(new), len(texts) - len(new), left, len(unexpected.get(language, ()))
                 )
             )
     return done
@@ -184,5 +184,5 @@ def _json_rows(file: Path) -> Iterator[tuple[int, str, list[str]]]:
 
 def _key(clip: str, keys: dict[str, str]) -> str | None:
     """The key of a clip by its name in a table: a film's suffix is cut off, / becomes _, and DFEW's 1 is 00001."""
-    name = _FILM.sub("", clip).strip("/").replace("/", "_")
+    name = _VIDEO.sub("", clip).strip("/").replace("/", "_")
     return next((key for key in (name, name.zfill(5)) if key in keys), None)

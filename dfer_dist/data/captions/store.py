@@ -49,7 +49,7 @@ class Source:
 
 
 @dataclass
-class Held:
+class CaptionSet:
     """What a file of descriptions holds: its sources by hash, and the texts of each, as they came, by the hash of the clip."""
 
     sources: dict[str, Source] = field(default_factory=dict)
@@ -93,8 +93,8 @@ def descriptions(
         If there is no such file or source, or a line was changed.
     """
     wanted, hashes = set(keys), clip_hashes(index)
-    if strangers := wanted - hashes.keys():
-        raise ValueError(f"{index.root} has no clip {min(strangers)}")
+    if unexpected := wanted - hashes.keys():
+        raise ValueError(f"{index.root} has no clip {min(unexpected)}")
     tested = wanted & {
         key for i in index.test_shards(fold) for key in index.sidecar(i)["key"].to_pylist()
     }
@@ -148,7 +148,7 @@ def clip_hashes(index: Index) -> dict[str, str]:
     return found
 
 
-def read(index: Index) -> Held:
+def read(index: Index) -> CaptionSet:
     """All that is held for a set.
 
     Raises
@@ -167,7 +167,7 @@ def read(index: Index) -> Held:
     return parse(data, f"{index.root}/{FILE}")
 
 
-def parse(data: bytes, file: str) -> Held:
+def parse(data: bytes, file: str) -> CaptionSet:
     """What the bytes of a file of descriptions hold; a last line without its end is none.
 
     Raises
@@ -175,7 +175,7 @@ def parse(data: bytes, file: str) -> Held:
     UserError
         If a line was changed.
     """
-    held = Held()
+    held = CaptionSet()
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
             row = json.loads(line)
@@ -281,7 +281,7 @@ def _digest(row: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
 
 
-def _choose(held: Held, file: str, wanted: str | None, language: str) -> Source:
+def _choose(held: CaptionSet, file: str, wanted: str | None, language: str) -> Source:
     fitting = [
         s for s in held.sources.values() if s.about["language"] == language and _is_meant(s, wanted)
     ]

@@ -22,14 +22,14 @@ _DROP = 0.7  # from between the eyes to the base of the nose, in distances of th
 
 
 @dataclass(frozen=True)
-class Place:
+class FacePlacement:
     """Where the eyes stand in a square crop, as parts of its side: their distance, and how far down they are."""
 
     distance: float
     height: float
 
 
-FACE = Place(0.30, 0.41)  # forehead to chin, with some margin: an open mouth stays inside
+FACE = FacePlacement(0.30, 0.41)  # forehead to chin, with some margin: an open mouth stays inside
 
 
 def face_pose(points: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ def face_pose(points: np.ndarray) -> np.ndarray:
     )
 
 
-def pose_matrix(pose: np.ndarray, place: Place, side: int) -> np.ndarray:
+def pose_matrix(pose: np.ndarray, place: FacePlacement, side: int) -> np.ndarray:
     """The similarity that brings a face to its place: it takes points of the crop to points of the frame.
 
     Parameters

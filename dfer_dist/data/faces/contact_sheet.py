@@ -13,14 +13,14 @@ from PIL import Image, ImageDraw
 
 from dfer_dist.data.faces.alignment import to_frame
 from dfer_dist.data.faces.crop import FaceClip, find_face
-from dfer_dist.data.video.decode import Film
+from dfer_dist.data.video.decode import Video
 from dfer_dist.utils.errors import UserError
 
 _COLUMNS, _WIDTH = 8, 160  # pixels
 _GREEN, _AMBER = (60, 230, 90), (255, 170, 0)
 
 
-def draw_sheet(film: Film) -> Image.Image:
+def draw_sheet(video: Video) -> Image.Image:
     """Frames above, crops below.
 
     Raises
@@ -28,12 +28,12 @@ def draw_sheet(film: Film) -> Image.Image:
     UserError
         If the film has no face at all.
     """
-    clip = find_face(film)
+    clip = find_face(video)
     if not clip.found.any():
-        raise UserError(f"{film.path}: no face in any of {len(clip.found)} frames")
+        raise UserError(f"{video.path}: no face in any of {len(clip.found)} frames")
     chosen = np.linspace(0, len(clip.found) - 1, _COLUMNS).round().astype(int).tolist()
     columns: list[Image.Image] = []
-    for t, (frame, crop) in enumerate(zip(film, clip.crops(film), strict=True)):
+    for t, (frame, crop) in enumerate(zip(video, clip.crops(video), strict=True)):
         columns += [_column(clip, t, frame, crop)] * chosen.count(t)
     sheet = Image.new("RGB", (_COLUMNS * _WIDTH, columns[0].height))
     for i, column in enumerate(columns):
@@ -79,4 +79,4 @@ def _marked(
 
 
 if __name__ == "__main__":
-    draw_sheet(Film(Path(sys.argv[1]))).quantize(128).save(sys.argv[2], optimize=True)
+    draw_sheet(Video(Path(sys.argv[1]))).quantize(128).save(sys.argv[2], optimize=True)

@@ -42,7 +42,7 @@ Rows = Iterator[tuple[str, dict[str, bytes]]]
 
 
 @dataclass(frozen=True)
-class Wish:
+class EnrichRequest:
     """What is to be added, and from where: landmarks by dlib unless ``landmarks_from`` is given; maps from landmarks unless ``parsing_from``, a
     folder of ready ones, or ``parser``, a network, is."""
 
@@ -67,7 +67,7 @@ class Job:
 
     index: Index
     shard: int
-    wish: Wish
+    wish: EnrichRequest
 
     @property
     def path(self) -> Path:
@@ -90,7 +90,7 @@ class Added:
 
 def enrich(
     root: Path,
-    wish: Wish,
+    wish: EnrichRequest,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Added]:
@@ -100,7 +100,7 @@ def enrich(
     ----------
     root : Path
         Folder of the shards.
-    wish : Wish
+    wish : EnrichRequest
     workers : int, optional
         Processes; all cores that this one may use by default, none beside this one if 1.
     progress : callable, optional

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dfer_dist.data.faces.alignment import Place, face_pose, pose_matrix, to_frame, warp
+from dfer_dist.data.faces.alignment import FacePlacement, face_pose, pose_matrix, to_frame, warp
 from dfer_dist.utils.errors import UserError
 
 _EVERY = 10  # frames from one look at the whole frame to the next, while the face that weighs most is being followed
@@ -32,7 +32,7 @@ _START, _STAY = (
 _PATIENCE = 10  # frames that a lost face is still looked for where it was
 _SIDE = 256  # of the window in which a known face is looked for, pixels
 _BOX = 120  # side of a face's box in that window, pixels: the detector gives boxes about two eye distances wide
-_WINDOW = Place(_BOX / 2.05 / _SIDE, 0.37)  # the box's centre is in the middle then
+_WINDOW = FacePlacement(_BOX / 2.05 / _SIDE, 0.37)  # the box's centre is in the middle then
 _SAME = 0.6  # descriptors nearer than this are one person (dlib's own threshold)
 
 

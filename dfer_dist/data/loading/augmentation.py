@@ -31,19 +31,19 @@ def unchanged(height: int, width: int) -> list[float]:
 
 def draw(height: int, width: int, config: AugmentConfig, rng: np.random.Generator) -> list[float]:
     """Draws of a training clip with frames of ``height`` x ``width`` pixels."""
-    draws = unchanged(height, width)
+    augment_params = unchanged(height, width)
     if config.brightness:
-        draws[0] = rng.uniform(max(0.0, 1 - config.brightness), 1 + config.brightness)
+        augment_params[0] = rng.uniform(max(0.0, 1 - config.brightness), 1 + config.brightness)
     if config.rotation:
-        draws[1] = rng.uniform(-config.rotation, config.rotation)
+        augment_params[1] = rng.uniform(-config.rotation, config.rotation)
     if config.crop_scale < 1:
-        draws[2:6] = _crop_box(height, width, config.crop_scale, rng)
+        augment_params[2:6] = _crop_box(height, width, config.crop_scale, rng)
     if config.flip:
-        draws[6] = rng.random() < 0.5
-    return draws
+        augment_params[6] = rng.random() < 0.5
+    return augment_params
 
 
-def apply(frames: Tensor, draws: Tensor, size: int) -> Tensor:
+def apply(frames: Tensor, augment_params: Tensor, size: int) -> Tensor:
     """Change clips by their draws and bring them to squares.
 
     Parameters
@@ -59,13 +59,20 @@ def apply(frames: Tensor, draws: Tensor, size: int) -> Tensor:
     uint8 [b, T, 3, size, size]
         On the device of ``frames``.
     """
-    parts = zip(*(x.split(_AT_ONCE[frames.device.type]) for x in (frames, draws)), strict=True)
+    parts = zip(
+        *(x.split(_AT_ONCE[frames.device.type]) for x in (frames, augment_params)), strict=True
+    )
     return torch.cat([_apply(part.permute(0, 1, 4, 2, 3), own, size) for part, own in parts])
 
 
-def _apply(x: Tensor, draws: Tensor, size: int) -> Tensor:
+def _apply(x: Tensor, augment_params: Tensor, size: int) -> Tensor:
     """[b, T, 3, H, W] -> [b, T, 3, size, size]; what no clip needs is left out, which changes no pixel."""
-    factor, angle, box, mirrored = draws[:, 0], draws[:, 1], draws[:, 2:6], draws[:, 6] > 0
+    factor, angle, box, mirrored = (
+        augment_params[:, 0],
+        augment_params[:, 1],
+        augment_params[:, 2:6],
+        augment_params[:, 6] > 0,
+    )
     if (factor != 1).any():
         bright = x * _sent(factor, x).view(-1, 1, 1, 1, 1)
         x = bright.clamp_(max=255).to(torch.uint8)  # cuts the fraction off, as Pillow does

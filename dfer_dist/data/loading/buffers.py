@@ -20,11 +20,11 @@ from torch import Tensor
 # libjpeg-turbo writes rows of 32-byte alignment past the processor's cache, which took it 5 % longer
 _ASIDE = 16  # bytes before the first slot
 _NUMBER = 2  # bytes of a slot's number in the pipe
-_RINGS: weakref.WeakValueDictionary[int, Ring] = weakref.WeakValueDictionary()
+_POOLS: weakref.WeakValueDictionary[int, BufferPool] = weakref.WeakValueDictionary()
 _IDS = itertools.count()
 
 
-class Ring:
+class BufferPool:
     """Slots of shared memory for arrays of one shape. Made by the consumer; processes that it forks afterwards fill slots.
 
     The numbers of free slots lie in a pipe, which any of the processes may take from without waiting for another. A slot
@@ -47,9 +47,9 @@ class Ring:
         for slot in range(slots):
             self._give_back(slot)
         self.id = next(_IDS)
-        _RINGS[self.id] = self
+        _POOLS[self.id] = self
 
-    def take(self) -> tuple[np.ndarray, int | None]:
+    def acquire(self) -> tuple[np.ndarray, int | None]:
         """An array to fill, its content undefined, and its slot; private memory and None where no slot is free."""
         try:
             slot = int.from_bytes(os.read(self._free, _NUMBER), "little")
@@ -57,7 +57,7 @@ class Ring:
             return np.empty(self._memory.shape[1:], np.uint8), None
         return self._memory[slot], slot
 
-    def lend(self, slot: int) -> Tensor:
+    def export(self, slot: int) -> Tensor:
         """The tensor of a filled slot; the slot is free again once the tensor and all its views are gone."""
         array = self._memory[slot]
         weakref.finalize(
@@ -73,6 +73,6 @@ class Ring:
         os.close(self._back)
 
 
-def lend(ring: int, slot: int) -> Tensor:
-    """:meth:`Ring.lend` by the ring's ``id``, for what comes from a worker."""
-    return _RINGS[ring].lend(slot)
+def export(pool: int, slot: int) -> Tensor:
+    """:meth:`Ring.export` by the ring's ``id``, for what comes from a worker."""
+    return _POOLS[pool].export(slot)

@@ -17,8 +17,8 @@ def train_frames(frames: int, data: DataConfig, rng: np.random.Generator) -> np.
         return sample_random(frames, wanted, rng)
     if data.sampling is Sampling.uniform:
         return sample_evenly(frames, wanted)
-    room = max(frames - _span(data), 0)
-    return _window(frames, data, int(rng.integers(room + 1)))
+    buffer = max(frames - _span(data), 0)
+    return _window(frames, data, int(rng.integers(buffer + 1)))
 
 
 def eval_frames(frames: int, data: DataConfig, views: int) -> np.ndarray:
@@ -34,8 +34,8 @@ def eval_frames(frames: int, data: DataConfig, views: int) -> np.ndarray:
         return np.stack([sample_segments(frames, wanted, (v + 0.5) / views) for v in range(views)])
     if data.sampling is Sampling.uniform:
         return sample_evenly(frames, wanted)[None].repeat(views, 0)
-    room = max(frames - _span(data), 0)
-    starts = [room // 2] if views == 1 else [room * v // (views - 1) for v in range(views)]
+    buffer = max(frames - _span(data), 0)
+    starts = [buffer // 2] if views == 1 else [buffer * v // (views - 1) for v in range(views)]
     return np.stack([_window(frames, data, start) for start in starts])
 
 

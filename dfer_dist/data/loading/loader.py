@@ -20,11 +20,22 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dfer_dist.config.schema import DataConfig
 from dfer_dist.data.loading import augmentation as augment
-from dfer_dist.data.loading import buffers as ring
+from dfer_dist.data.loading import buffers as pool
 from dfer_dist.data.loading.frame_sampling import eval_frames, train_frames
-from dfer_dist.data.loading.modalities import LevelReader
-from dfer_dist.data.loading.prefetch import Ask, Prefetcher, evaluation_asks, training_ahead
-from dfer_dist.data.loading.sampler import ClipSet, EpochPlan, Place, evaluation_batches, keyed_rng
+from dfer_dist.data.loading.modalities import ModalityReader
+from dfer_dist.data.loading.prefetch import (
+    BatchRequest,
+    Prefetcher,
+    evaluation_asks,
+    training_ahead,
+)
+from dfer_dist.data.loading.sampler import (
+    ClipSet,
+    EpochPlan,
+    SampleRef,
+    evaluation_batches,
+    keyed_rng,
+)
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import ClipReader, DamagedClip
 
@@ -38,7 +49,7 @@ class Batch:
     """Clips for one forward pass.
 
     ``frames`` uint8 [b, V T, S, S, 3], V views of T frames as they were decoded (in training one view), and behind them as many pictures
-    of each of L ``levels``, which are finished; ``draws`` float32
+    of each of L ``modalities``, which are finished; ``augment_params`` float32
     [b, 7] what :meth:`pixels` does to them; ``labels`` int64 [b]; ``valid`` bool [b], False for padding and for clips lost
     to damage, whose frames are zero; ``keys`` a name for each, empty for padding; ``lost`` says what was lost and why.
     """
@@ -48,9 +59,9 @@ class Batch:
     valid: Tensor
     keys: list[str]
     lost: list[str]
-    draws: Tensor
+    augment_params: Tensor
     views: int = 1
-    levels: int = 0
+    modalities: int = 0
     slot: tuple[int, int] | None = field(
         default=None, repr=False
     )  # ring and slot that ``frames`` lie in
@@ -58,12 +69,14 @@ class Batch:
     def pixels(self, device: torch.device) -> Tensor:
         """What the model sees, uint8 [b, V (1 + L) T, 3, S, S] on ``device``: augmented in training. In each view frames come first, then each level."""
         frames = self.frames.to(device, non_blocking=True)
-        if not self.levels:
-            return augment.apply(frames, self.draws, frames.shape[2])
-        count = frames.shape[1] // (1 + self.levels)
-        seen = augment.apply(frames[:, :count], self.draws, frames.shape[2])
+        if not self.modalities:
+            return augment.apply(frames, self.augment_params, frames.shape[2])
+        count = frames.shape[1] // (1 + self.modalities)
+        seen = augment.apply(frames[:, :count], self.augment_params, frames.shape[2])
         every = torch.cat([seen, frames[:, count:].permute(0, 1, 4, 2, 3)], 1)
-        return every.unflatten(1, (1 + self.levels, self.views, -1)).transpose(1, 2).flatten(1, 3)
+        return (
+            every.unflatten(1, (1 + self.modalities, self.views, -1)).transpose(1, 2).flatten(1, 3)
+        )
 
     def pin_memory(self) -> Batch:
         self.frames, self.labels, self.valid = (
@@ -76,8 +89,8 @@ class Batch:
         self,
     ) -> tuple[Any, ...]:  # from a worker: a file descriptor for each tensor would take longer
         frames = self.frames if self.slot is None else None
-        few = [x.numpy() for x in (self.labels, self.valid, self.draws)]
-        return _arrive, (few, self.keys, self.lost, frames, self.views, self.levels, self.slot)
+        few = [x.numpy() for x in (self.labels, self.valid, self.augment_params)]
+        return _arrive, (few, self.keys, self.lost, frames, self.views, self.modalities, self.slot)
 
 
 def _arrive(
@@ -86,14 +99,14 @@ def _arrive(
     lost: list[str],
     frames: Tensor | None,
     views: int,
-    levels: int,
+    modalities: int,
     slot: tuple[int, int] | None,
 ) -> Batch:
-    labels, valid, draws = map(torch.from_numpy, few)
+    labels, valid, augment_params = map(torch.from_numpy, few)
     if frames is None:
         assert slot is not None, "frames are sent, or lie in a slot"
-        frames = ring.lend(*slot)
-    return Batch(frames, labels, valid, keys, lost, draws, views, levels, slot)
+        frames = pool.export(*slot)
+    return Batch(frames, labels, valid, keys, lost, augment_params, views, modalities, slot)
 
 
 @contextmanager
@@ -113,12 +126,12 @@ class _Clips(Dataset[Batch]):
         data: DataConfig,
         seed: int,
         batch: int,
-        levels: Sequence[str],
+        modalities: Sequence[str],
         views: int = 0,
         shuffle_frames: bool = False,
     ) -> None:
         self.reader, self.prefetcher = ClipReader(index), Prefetcher(index)
-        self.levels = LevelReader(index, levels)
+        self.modalities = ModalityReader(index, modalities)
         assert data.image_size is not None, "the model settles it"
         self.data, self.seed, self.batch, self.views, self.shuffle = (
             data,
@@ -129,16 +142,16 @@ class _Clips(Dataset[Batch]):
         )
         self.size = data.image_size
         self.frames = max(views, 1) * data.num_frames
-        shape = (batch, (1 + len(levels)) * self.frames, self.size, self.size, 3)
-        self.ring = ring.Ring(data.workers * PREFETCH + KEPT, shape)
+        shape = (batch, (1 + len(modalities)) * self.frames, self.size, self.size, 3)
+        self.pool = pool.BufferPool(data.workers * PREFETCH + KEPT, shape)
 
-    def __getitem__(self, places: Ask) -> Batch:  # the sampler yields whole batches
+    def __getitem__(self, places: BatchRequest) -> Batch:  # the sampler yields whole batches
         """One stage after the other for all clips: each finds its code still in the processor's cache, which decoding empties."""
         self.prefetcher.want(places.ahead)
-        frames, slot = self.ring.take()
-        rooms = list(frames[:, : self.frames])
+        frames, slot = self.pool.acquire()
+        buffers = list(frames[:, : self.frames])
         keys, labels, valid = [""] * self.batch, [0] * self.batch, [False] * self.batch
-        draws = [augment.unchanged(self.size, self.size)] * self.batch
+        augment_params = [augment.unchanged(self.size, self.size)] * self.batch
         found, clips, lost = [], [], list[str]()
         for i, (shard, row, epoch) in enumerate(places):
             keys[i] = self.reader.key(shard, row)
@@ -147,11 +160,11 @@ class _Clips(Dataset[Batch]):
                 found.append((i, rng, self.reader.find(shard, row, partial(self._choose, rng))))
         for i, rng, part in found:
             with _noted(lost):
-                clips.append((i, rng, part, self.reader.decode(part, rooms[i])))
+                clips.append((i, rng, part, self.reader.decode(part, buffers[i])))
         for i, rng, part, clip in clips:
             drawn = self._draw(clip.frames, rng)
             with _noted(lost):
-                self.levels.draw(
+                self.modalities.draw(
                     part.shard,
                     clip.key,
                     part.wanted,
@@ -160,21 +173,23 @@ class _Clips(Dataset[Batch]):
                     frames[i, self.frames :],
                 )
                 labels[i], valid[i] = clip.label, True
-                draws[i] = self._finish(clip.frames, rooms[i], drawn)
+                augment_params[i] = self._finish(clip.frames, buffers[i], drawn)
         frames[[not v for v in valid]] = 0
         # a worker only fills a slot; the process that gets the batch lends it out
         tensor = (
-            torch.from_numpy(frames) if slot is None or self.data.workers else self.ring.lend(slot)
+            torch.from_numpy(frames)
+            if slot is None or self.data.workers
+            else self.pool.export(slot)
         )
-        where = None if slot is None else (self.ring.id, slot)
+        where = None if slot is None else (self.pool.id, slot)
         few = (
             torch.tensor(labels),
             torch.tensor(valid),
             keys,
             lost,
-            torch.tensor(draws, dtype=torch.float32),
+            torch.tensor(augment_params, dtype=torch.float32),
         )
-        return Batch(tensor, *few, max(self.views, 1), len(self.levels.levels), where)
+        return Batch(tensor, *few, max(self.views, 1), len(self.modalities.modalities), where)
 
     def _draw(self, frames: np.ndarray, rng: np.random.Generator) -> list[float]:
         height, width = frames.shape[1:3]
@@ -184,18 +199,22 @@ class _Clips(Dataset[Batch]):
             else augment.draw(height, width, self.data.augment, rng)
         )
 
-    def _finish(self, frames: np.ndarray, room: np.ndarray, draws: list[float]) -> list[float]:
-        """The draws that are left to be done for a clip, and its frames in ``room``, where they are already unless they are of another size.
+    def _finish(
+        self, frames: np.ndarray, buffer: np.ndarray, augment_params: list[float]
+    ) -> list[float]:
+        """The draws that are left to be done for a clip, and its frames in ``buffer``, where they are already unless they are of another size.
 
         Those are brought to the model's size here, by their draws, and nothing is left to be done: memory for frames of
         every size would have to be made anew for each batch, which takes longer.
         """
-        if frames is room:
-            return draws
+        if frames is buffer:
+            return augment_params
         changed = augment.apply(
-            torch.from_numpy(frames)[None], torch.tensor([draws], dtype=torch.float32), self.size
+            torch.from_numpy(frames)[None],
+            torch.tensor([augment_params], dtype=torch.float32),
+            self.size,
         )
-        torch.from_numpy(room).copy_(changed[0].permute(0, 2, 3, 1))
+        torch.from_numpy(buffer).copy_(changed[0].permute(0, 2, 3, 1))
         return augment.unchanged(self.size, self.size)
 
     def _choose(self, rng: np.random.Generator, _: str, count: int) -> np.ndarray:
@@ -205,7 +224,7 @@ class _Clips(Dataset[Batch]):
         return np.concatenate([rng.permutation(v) if self.shuffle else v for v in views])
 
 
-class _TrainOrder(Sampler[Ask]):
+class _TrainOrder(Sampler[BatchRequest]):
     """Micro batches of one rank from (epoch, step) to the end of training."""
 
     def __init__(
@@ -223,7 +242,7 @@ class _TrainOrder(Sampler[Ask]):
             raise ValueError(f"{plan.global_batch} lanes for {world} ranks: {over} would be lost")
         self.lanes = range(rank * own, (rank + 1) * own)
 
-    def __iter__(self) -> Iterator[Ask]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         first, skip = self.start
         for epoch in range(first, self.epochs):
             plan, begin = self.plan.at(epoch), skip if epoch == first else 0
@@ -235,7 +254,7 @@ class _TrainOrder(Sampler[Ask]):
                 )
                 for i in range(0, len(self.lanes), self.micro):
                     places = [plan.place(step, lane) for lane in self.lanes[i : i + self.micro]]
-                    yield Ask(places, () if i else ahead)
+                    yield BatchRequest(places, () if i else ahead)
 
 
 def train_stream(
@@ -247,15 +266,15 @@ def train_stream(
     rank: int,
     world: int,
     micro: int,
-    levels: Sequence[str] = (),
+    modalities: Sequence[str] = (),
 ) -> Iterator[Batch]:
     """Micro batches of rank ``rank`` of ``world``, from ``start`` = (epoch, step) to the end of the last epoch.
 
     ``plan`` may be of any epoch: it carries clips, seed, global batch and block. A step is ``global_batch / world / micro``
-    batches in a row. Resuming reads nothing of what was passed. ``levels`` are ``model.levels``: they change no draw.
+    batches in a row. Resuming reads nothing of what was passed. ``modalities`` are ``model.modalities``: they change no draw.
     """
     order = _TrainOrder(plan, epochs, start, rank, world, micro)
-    return _start(_loader(_Clips(index, data, plan.seed, micro, levels), order))
+    return _start(_loader(_Clips(index, data, plan.seed, micro, modalities), order))
 
 
 def evaluation_stream(
@@ -268,7 +287,7 @@ def evaluation_stream(
     seed: int = 0,
     views: int = 1,
     shuffle_frames: bool = False,
-    levels: Sequence[str] = (),
+    modalities: Sequence[str] = (),
 ) -> Iterator[Batch]:
     """Batches of an exact evaluation for one rank: those of the plan whose number is ``rank`` modulo ``world``.
 
@@ -276,16 +295,17 @@ def evaluation_stream(
     weights are sharded. Each clip comes once, with all its ``views``.
     """
     batches = evaluation_batches(clips, batch)
-    own: list[list[Place]] = batches[rank::world]
+    own: list[list[SampleRef]] = batches[rank::world]
     own += [[]] * (-(-len(batches) // world) - len(own))
     return _start(
         _loader(
-            _Clips(index, data, seed, batch, levels, views, shuffle_frames), evaluation_asks(own)
+            _Clips(index, data, seed, batch, modalities, views, shuffle_frames),
+            evaluation_asks(own),
         )
     )
 
 
-def _loader(clips: _Clips, order: Sampler[Ask] | list[Ask]) -> DataLoader[Batch]:
+def _loader(clips: _Clips, order: Sampler[BatchRequest] | list[BatchRequest]) -> DataLoader[Batch]:
     import webdataset.gopen  # noqa: F401  # now, or each worker does at its first shard; not above, since an exported model reads no shards
 
     workers = clips.data.workers

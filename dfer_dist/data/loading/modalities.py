@@ -1,4 +1,4 @@
-"""Parsing maps and landmarks of a clip's sampled frames, drawn for the model: ``model.levels`` (FineCLIPER's middle level, Chen et al., ACM MM 2024).
+"""Parsing maps and landmarks of a clip's sampled frames, drawn for the model: ``model.modalities`` (FineCLIPER's middle level, Chen et al., ACM MM 2024).
 
 They come out of the extras beside the shards (:mod:`dfer_dist.data.faces.enrich`) and get the frames' own draws, but for brightness: turned, cropped and mirrored like
 these, drawn at the model's size. Maps are picked without interpolation, so their colours stay those of the palette; in a mirror, left and right change colours.
@@ -27,7 +27,7 @@ from dfer_dist.data.shards.reader import DamagedClip
 from dfer_dist.data.shards.sidecars import (
     LANDMARKS,
     PARSING,
-    describe_level,
+    describe_modality,
     extra_path,
     read_array,
 )
@@ -37,7 +37,7 @@ _OPEN = 128  # tars of a level kept open, as of the shards themselves
 _DAMAGE = (OSError, ValueError, LookupError, TypeError)  # what reading altered bytes raises
 
 
-class LevelReader:
+class ModalityReader:
     """Draws the levels of clips of an index; keeps the tars it used last open.
 
     Parameters
@@ -47,8 +47,8 @@ class LevelReader:
         Of ``parsing`` and ``landmarks``, in the order in which they are drawn.
     """
 
-    def __init__(self, index: Index, levels: Sequence[str]) -> None:
-        self.index, self.levels = index, tuple(levels)
+    def __init__(self, index: Index, modalities: Sequence[str]) -> None:
+        self.index, self.modalities = index, tuple(modalities)
         self._tars: dict[
             tuple[int, str], tuple[int, dict[str, list[int]]]
         ] = {}  # in order of use, oldest first
@@ -59,10 +59,10 @@ class LevelReader:
         key: str,
         wanted: Sequence[int],
         frame: tuple[int, int],
-        draws: Sequence[float],
-        room: np.ndarray,
+        augment_params: Sequence[float],
+        buffer: np.ndarray,
     ) -> None:
-        """Draw a clip's levels for its frames ``wanted`` into ``room``, uint8 [L len(wanted), S, S, 3], one level after the other.
+        """Draw a clip's levels for its frames ``wanted`` into ``buffer``, uint8 [L len(wanted), S, S, 3], one level after the other.
 
         Parameters
         ----------
@@ -78,9 +78,9 @@ class LevelReader:
         DamagedClip
             If its bytes are not what was written.
         """
-        size, count = room.shape[1], len(wanted)
-        for i, kind in enumerate(self.levels):
-            own = room[i * count : (i + 1) * count]
+        size, count = buffer.shape[1], len(wanted)
+        for i, kind in enumerate(self.modalities):
+            own = buffer[i * count : (i + 1) * count]
             try:
                 if kind == PARSING:
                     labels = decode_maps(
@@ -88,14 +88,20 @@ class LevelReader:
                         self._array(shard, key, kind, "starts.npy"),
                         wanted,
                     )
-                    colours(pick_labels(labels, frame, draws, size), mirrored=draws[6] > 0, out=own)
+                    colours(
+                        pick_labels(labels, frame, augment_params, size),
+                        mirrored=augment_params[6] > 0,
+                        out=own,
+                    )
                 else:
                     found, points = (
                         self._array(shard, key, LANDMARKS, f"{name}.npy")
                         for name in ("found", "landmarks")
                     )
                     own[:] = draw_dots(
-                        move_points(fill_missing(points, found)[list(wanted)], frame, draws, size),
+                        move_points(
+                            fill_missing(points, found)[list(wanted)], frame, augment_params, size
+                        ),
                         size,
                     )
             except _DAMAGE as e:
@@ -116,10 +122,10 @@ class LevelReader:
         place = (shard, kind)
         tar = self._tars.pop(place, None)
         if tar is None:
-            if len(self._tars) >= _OPEN * len(self.levels):
+            if len(self._tars) >= _OPEN * len(self.modalities):
                 os.close(self._tars.pop(next(iter(self._tars)))[0])
             about, root, entry = (
-                describe_level(self.index, shard, kind),
+                describe_modality(self.index, shard, kind),
                 self.index.root,
                 self.index.shards[shard],
             )
@@ -134,7 +140,7 @@ class LevelReader:
         return tar
 
     def __reduce__(self) -> tuple[type, tuple[Index, tuple[str, ...]]]:
-        return type(self), (self.index, self.levels)  # another process opens its own files
+        return type(self), (self.index, self.modalities)  # another process opens its own files
 
     def __del__(self) -> None:
         for file, _ in self._tars.values():
@@ -155,7 +161,7 @@ def find_points(frames: Iterable[np.ndarray]) -> np.ndarray:
     return fill_missing(track.points, track.found)
 
 
-def draw_level(kind: str, points: np.ndarray, frame: tuple[int, int], size: int) -> np.ndarray:
+def draw_modality(kind: str, points: np.ndarray, frame: tuple[int, int], size: int) -> np.ndarray:
     """A level of frames that are resized and nothing else, drawn from their landmarks.
 
     Parameters
@@ -173,15 +179,15 @@ def draw_level(kind: str, points: np.ndarray, frame: tuple[int, int], size: int)
     -------
     uint8 array [T, size, size, 3]
     """
-    draws = unchanged(*frame)
+    augment_params = unchanged(*frame)
     if kind == LANDMARKS:
-        return draw_dots(move_points(points, frame, draws, size), size)
+        return draw_dots(move_points(points, frame, augment_params, size), size)
     labels = np.stack([draw_regions(own, *frame) for own in points])
-    return colours(pick_labels(labels, frame, draws, size))
+    return colours(pick_labels(labels, frame, augment_params, size))
 
 
 def move_points(
-    points: np.ndarray, frame: tuple[int, int], draws: Sequence[float], size: int
+    points: np.ndarray, frame: tuple[int, int], augment_params: Sequence[float], size: int
 ) -> np.ndarray:
     """Points of a clip's frames as points of what :func:`~dfer_dist.data.loading.augmentation.apply` makes of these.
 
@@ -198,7 +204,7 @@ def move_points(
     -------
     float64 array [T, N, 2]
     """
-    _, angle, top, left, height, width, mirrored = draws
+    _, angle, top, left, height, width, mirrored = augment_params
     centre = np.array([frame[1], frame[0]]) / 2
     at = (
         points.astype(np.float64) + 0.5 - centre
@@ -212,7 +218,7 @@ def move_points(
 
 
 def pick_labels(
-    labels: np.ndarray, frame: tuple[int, int], draws: Sequence[float], size: int
+    labels: np.ndarray, frame: tuple[int, int], augment_params: Sequence[float], size: int
 ) -> np.ndarray:
     """Maps of a clip's frames, of any size, as :func:`~dfer_dist.data.loading.augmentation.apply` moves these: the nearest label counts, outside it is background.
 
@@ -227,7 +233,7 @@ def pick_labels(
     uint8 array [T, size, size]
         In a mirrored picture the labels themselves stay, so that :func:`~dfer_dist.data.faces.parsing_maps.colours` has to swap them.
     """
-    _, angle, top, left, height, width, mirrored = draws
+    _, angle, top, left, height, width, mirrored = augment_params
     along = (np.arange(size) + 0.5) / size
     y, x = top + along * height, left + (along[::-1] if mirrored else along) * width
     scale = labels.shape[1] / frame[0], labels.shape[2] / frame[1]

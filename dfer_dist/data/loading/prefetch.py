@@ -1,6 +1,6 @@
 """Shards of a server come into the cache before they are needed: the plan knows which the next steps read.
 
-A batch's places carry the shards to have soon (:class:`Ask`); the loader worker that gets them fetches those in threads of
+A batch's places carry the shards to have soon (:class:`BatchRequest`); the loader worker that gets them fetches those in threads of
 its own. The order of clips never depends on what is in the cache.
 """
 
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 
-from dfer_dist.data.loading.sampler import EpochPlan, Place
+from dfer_dist.data.loading.sampler import EpochPlan, SampleRef
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.store import Remote
 from dfer_dist.utils.errors import UserError
@@ -21,10 +21,10 @@ _THREADS = 4  # downloads at a time
 _AHEAD = 4  # shards that an evaluation, which reads one after the other, has fetched ahead
 
 
-class Ask(list[Place]):
+class BatchRequest(list[SampleRef]):
     """Places of one batch; ``ahead`` names the shards that this batch and later ones need, soonest first."""
 
-    def __init__(self, places: Sequence[Place], ahead: Sequence[int] = ()) -> None:
+    def __init__(self, places: Sequence[SampleRef], ahead: Sequence[int] = ()) -> None:
         super().__init__(places)
         self.ahead = tuple(ahead)
 
@@ -40,7 +40,7 @@ def training_ahead(plan: EpochPlan, step: int, lanes: range, epochs: int) -> lis
     return list(dict.fromkeys(shards))
 
 
-def evaluation_asks(batches: Sequence[list[Place]]) -> list[Ask]:
+def evaluation_asks(batches: Sequence[list[SampleRef]]) -> list[BatchRequest]:
     """Batches with the shards ahead, wherever one enters a shard."""
     order = list(dict.fromkeys(p.shard for places in batches for p in places))
     asks, entered = [], 0
@@ -48,7 +48,9 @@ def evaluation_asks(batches: Sequence[list[Place]]) -> list[Ask]:
         reach = max(
             (order.index(p.shard, max(entered - 1, 0)) + 1 for p in places), default=entered
         )
-        asks.append(Ask(places, order[entered : reach + _AHEAD] if reach > entered else ()))
+        asks.append(
+            BatchRequest(places, order[entered : reach + _AHEAD] if reach > entered else ())
+        )
         entered = reach
     return asks
 
@@ -92,10 +94,10 @@ class Prefetcher:
         root = self.index.root
         if not shards or not isinstance(root, Remote):
             return
-        room, chosen = root.cache.limit // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), []
+        buffer, chosen = root.cache.limit // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), []
         for shard in shards:
-            room -= self.index.shards[shard].bytes
-            if room < 0:
+            buffer -= self.index.shards[shard].bytes
+            if buffer < 0:
                 break
             chosen.append(shard)
         with self._lock:

@@ -20,7 +20,7 @@ from dfer_dist.data.shards.index import Index
 from dfer_dist.utils.errors import UserError
 
 
-class Place(NamedTuple):
+class SampleRef(NamedTuple):
     """A clip by shard (position in the index) and row (position in the shard), with the epoch that asks for it."""
 
     shard: int
@@ -46,19 +46,19 @@ class ClipSet:
     def _total(self) -> int:  # asked for with every place
         return sum(self.counts)
 
-    def place(self, position: int, row: int, epoch: int) -> Place:
+    def place(self, position: int, row: int, epoch: int) -> SampleRef:
         chosen = self.rows[position]
-        return Place(self.shards[position], row if chosen is None else int(chosen[row]), epoch)
+        return SampleRef(self.shards[position], row if chosen is None else int(chosen[row]), epoch)
 
 
-def whole_shards(index: Index, shards: Sequence[int]) -> ClipSet:
+def all_clips(index: Index, shards: Sequence[int]) -> ClipSet:
     """Every clip of the given shards."""
     return ClipSet(
         tuple(shards), tuple(index.shards[i].clips for i in shards), (None,) * len(shards)
     )
 
 
-def hold_out(
+def train_val_split(
     index: Index, shards: Sequence[int], fraction: float, seed: int
 ) -> tuple[ClipSet, ClipSet]:
     """Split shards into a training part and a stratified validation part.
@@ -131,7 +131,7 @@ class EpochPlan:
         return len(self.clips) // self.global_batch
 
     @property
-    def sitting_out(self) -> int:
+    def num_dropped(self) -> int:
         """Clips that this epoch leaves out."""
         return len(self.clips) - self.steps * self.global_batch
 
@@ -142,7 +142,7 @@ class EpochPlan:
         ends = np.cumsum(np.asarray(self.clips.counts, dtype=np.int64)[order])
         return order, ends, int(rng.integers(len(self.clips)))
 
-    def place(self, step: int, lane: int) -> Place:
+    def place(self, step: int, lane: int) -> SampleRef:
         """The clip in lane ``lane`` (0 to B - 1) of step ``step`` (0 to steps - 1)."""
         if not (0 <= step < self.steps and 0 <= lane < self.global_batch):
             raise IndexError(
@@ -209,7 +209,7 @@ class BalancedPlan(EpochPlan):
         mixed = keyed_rng("balanced", self.seed, self.epoch).permutation(np.concatenate(taken))
         return mixed[: self.steps * self.global_batch]
 
-    def place(self, step: int, lane: int) -> Place:
+    def place(self, step: int, lane: int) -> SampleRef:
         """The clip in lane ``lane`` of step ``step``; its ``epoch`` is its pass."""
         if not (0 <= step < self.steps and 0 <= lane < self.global_batch):
             raise IndexError(
@@ -251,7 +251,7 @@ def clips_by_class(index: Index, clips: ClipSet) -> tuple[np.ndarray, ...]:
     return tuple(np.flatnonzero(every == c) for c in range(len(index.classes)))
 
 
-def evaluation_batches(clips: ClipSet, batch: int) -> list[list[Place]]:
+def evaluation_batches(clips: ClipSet, batch: int) -> list[list[SampleRef]]:
     """Every clip once, in the order of the index, cut into batches of ``batch`` clips (the last one may be shorter)."""
     places = [
         clips.place(p, row, 0) for p, count in enumerate(clips.counts) for row in range(count)

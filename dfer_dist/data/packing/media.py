@@ -16,7 +16,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from dfer_dist.data.sources.layouts import FILM_SUFFIXES, ClipRecord, Fault, film_or_folder
+from dfer_dist.data.sources.layouts import VIDEO_SUFFIXES, ClipRecord, Fault, video_or_folder
 
 QUALITY = 95  # of JPEGs made here: of a photograph they differ by about one grey level
 
@@ -45,7 +45,7 @@ def clip_files(record: ClipRecord) -> tuple[Path, ...]:
     """
     if isinstance(record.media, tuple):
         return record.media
-    place = film_or_folder(record.media)
+    place = video_or_folder(record.media)
     if place is None or not place.is_dir():
         return (place,) if place else ()
     names = [entry.name for entry in os.scandir(place) if not entry.name.startswith(".")]
@@ -92,8 +92,8 @@ def load_frames(record: ClipRecord, size: int | None = None, faces: bool = False
             else ("missing", "neither folder nor film is there")
         )
         clip.faults.append(Fault(kind, reason, True))
-    elif files[0].suffix.lower() in FILM_SUFFIXES:
-        _load_film(clip, files[0], size, faces)
+    elif files[0].suffix.lower() in VIDEO_SUFFIXES:
+        _load_video(clip, files[0], size, faces)
     elif faces:
         clip.faults.append(
             Fault("no film", "only frames are there: faces are looked for in films", True)
@@ -107,18 +107,18 @@ def load_frames(record: ClipRecord, size: int | None = None, faces: bool = False
     return clip
 
 
-def _load_film(clip: ClipFrames, file: Path, size: int | None, faces: bool) -> None:
+def _load_video(clip: ClipFrames, file: Path, size: int | None, faces: bool) -> None:
     from dfer_dist.data.packing.video_frames import (  # dlib and ffmpeg's libraries, for films only
         damage,
-        read_film,
+        read_video,
     )
     from dfer_dist.data.video.decode import DamagedVideo
 
-    film = read_film(file, size, faces)
-    clip.landmarks = film.landmarks
+    video = read_video(file, size, faces)
+    clip.landmarks = video.landmarks
     try:
-        clip.faults += [film.fault] if film.fault else []
-        clip.jpegs = [encode_frame(frame) for frame in film.frames]
+        clip.faults += [video.fault] if video.fault else []
+        clip.jpegs = [encode_frame(frame) for frame in video.frames]
     except DamagedVideo as e:
         clip.faults.append(damage(e))
     clip.encoded = len(clip.jpegs)

@@ -92,7 +92,7 @@ def pack(
     settings = {"clips_per_shard": clips_per_shard, "resize": size, "faces": faces}
     if (out / "index.json").is_file():
         return _same_set(out, dataset, classes, settings, records, jobs, strict)
-    _check_strangers(out, jobs)
+    _check_unexpected(out, jobs)
     done = list(
         run_jobs(write_shard, jobs, sum(len(job.records) for job in jobs), workers, progress)
     )
@@ -171,18 +171,18 @@ def _files(job: Job) -> tuple[Path, ...]:
     )
 
 
-def _check_strangers(out: Path, jobs: Sequence[Job]) -> None:
+def _check_unexpected(out: Path, jobs: Sequence[Job]) -> None:
     own = {path.name for job in jobs for path in _files(job)} | {REPORT}
-    strangers = (
+    unexpected = (
         sorted(f.name for f in out.iterdir() if f.name not in own and f.name[0] != ".")
         if out.is_dir()
         else []
     )
     if (
-        strangers
+        unexpected
     ):  # shards of another cut would be read twice by whoever takes all tars in the folder
         raise UserError(
-            f"{out} holds {strangers[0]}, which is no shard of this set: choose an empty --out"
+            f"{out} holds {unexpected[0]}, which is no shard of this set: choose an empty --out"
         )
 
 

@@ -12,14 +12,14 @@ from PIL import Image
 from dfer_dist.data.faces.crop import find_face
 from dfer_dist.data.shards.sidecars import array_bytes
 from dfer_dist.data.sources.layouts import Fault
-from dfer_dist.data.video.decode import DamagedVideo, Film
+from dfer_dist.data.video.decode import DamagedVideo, Video
 
 SIDE = 224  # of face crops, pixels, unless another size is asked for
 LEAST = 0.5  # part of the frames that must show the face
 
 
 @dataclass(frozen=True)
-class FilmFrames:
+class VideoFrames:
     """Frames of a film to be encoded, one after the other, with their landmarks (members of the extra); or what is wrong with it."""
 
     frames: Iterable[np.ndarray] = ()
@@ -27,7 +27,7 @@ class FilmFrames:
     fault: Fault | None = None
 
 
-def read_film(file: Path, size: int | None, faces: bool) -> FilmFrames:
+def read_video(file: Path, size: int | None, faces: bool) -> VideoFrames:
     """Open a film for packing.
 
     Parameters
@@ -38,18 +38,18 @@ def read_film(file: Path, size: int | None, faces: bool) -> FilmFrames:
     faces : bool
         Find the face, and take aligned crops of it. A film with a face in less than half of its frames is a fault.
     """
-    film = Film(file)
+    video = Video(file)
     if not faces:
-        return FilmFrames(film if size is None else _resized(film, size))
+        return VideoFrames(video if size is None else _resized(video, size))
     try:
-        clip = find_face(film, size or SIDE)
+        clip = find_face(video, size or SIDE)
     except DamagedVideo as e:
-        return FilmFrames(fault=damage(e))
+        return VideoFrames(fault=damage(e))
     if clip.share < LEAST:
         reason = f"one face is in {clip.found.sum()} of {len(clip.found)} frames of {file.name}: in at least half it must be"
-        return FilmFrames(fault=Fault("no face", reason, True))
+        return VideoFrames(fault=Fault("no face", reason, True))
     members = {"landmarks.npy": array_bytes(clip.landmarks), "found.npy": array_bytes(clip.found)}
-    return FilmFrames(clip.crops(film), members)
+    return VideoFrames(clip.crops(video), members)
 
 
 def damage(e: DamagedVideo) -> Fault:

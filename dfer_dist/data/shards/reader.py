@@ -59,7 +59,7 @@ class _Row(NamedTuple):
     crc32: list[int]
 
 
-class Found(NamedTuple):
+class ClipHandle(NamedTuple):
     """A clip that :meth:`ClipReader.find` has entered, and the frames of it that are wanted."""
 
     shard: int
@@ -112,7 +112,7 @@ class ClipReader:
         shard: int,
         row: int,
         choose: Callable[[str, int], np.ndarray],
-        room: np.ndarray | None = None,
+        buffer: np.ndarray | None = None,
     ) -> Clip:
         """Read and decode one clip.
 
@@ -131,21 +131,21 @@ class ClipReader:
             If a header, the JSON member or a frame differs from what the checked sidecar says, or the frames wanted differ
             in size.
         """
-        return self.decode(self.find(shard, row, choose), room)
+        return self.decode(self.find(shard, row, choose), buffer)
 
-    def find(self, shard: int, row: int, choose: Callable[[str, int], np.ndarray]) -> Found:
+    def find(self, shard: int, row: int, choose: Callable[[str, int], np.ndarray]) -> ClipHandle:
         """The first half of :meth:`read`: a clip's headers are read and checked, none of its frames."""
         clip = self._table(shard).row(row)
         try:
             starts, base = self._enter(shard, clip)
         except _DAMAGE as e:
             raise self._damaged(shard, clip, e) from e
-        return Found(shard, clip, choose(clip.key, clip.frames).tolist(), starts, base)
+        return ClipHandle(shard, clip, choose(clip.key, clip.frames).tolist(), starts, base)
 
-    def decode(self, found: Found, room: np.ndarray | None = None) -> Clip:
+    def decode(self, found: ClipHandle, buffer: np.ndarray | None = None) -> Clip:
         """The second half of :meth:`read`."""
         try:
-            frames = _decode(found.wanted, self._frames(found, dict.fromkeys(found.wanted)), room)
+            frames = _decode(found.wanted, self._frames(found, dict.fromkeys(found.wanted)), buffer)
         except _DAMAGE as e:
             raise self._damaged(found.shard, found.clip, e) from e
         return Clip(found.clip.key, found.clip.label, frames)
@@ -194,7 +194,7 @@ class ClipReader:
             raise ValueError("its JSON member has wrong frame offsets")
         return starts, clip.offset + start + BLOCK
 
-    def _frames(self, found: Found, wanted: Iterable[int]) -> Iterator[tuple[int, memoryview]]:
+    def _frames(self, found: ClipHandle, wanted: Iterable[int]) -> Iterator[tuple[int, memoryview]]:
         """Frame numbers with their checked bytes, which hold until the next is asked for."""
         starts, base, crcs, file = (
             found.starts,
@@ -263,10 +263,10 @@ class ClipReader:
 
 
 def _decode(
-    wanted: list[int], jpegs: Iterable[tuple[int, memoryview]], room: np.ndarray | None
+    wanted: list[int], jpegs: Iterable[tuple[int, memoryview]], buffer: np.ndarray | None
 ) -> np.ndarray:
-    """uint8 [T, H, W, 3], in ``room`` if the frames are of its size. ValueError if they differ in size."""
-    out, places = room, dict[int, int]()
+    """uint8 [T, H, W, 3], in ``buffer`` if the frames are of its size. ValueError if they differ in size."""
+    out, places = buffer, dict[int, int]()
     for frame, data in jpegs:
         if not places:
             size = (*simplejpeg.decode_jpeg_header(data)[:2], 3)

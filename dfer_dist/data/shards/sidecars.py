@@ -181,19 +181,19 @@ def own_hash(about: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def describe_levels(index: Index, levels: Sequence[str]) -> dict[str, Any] | None:
-    """What the clips of a set have of ``levels``: ``hash`` over it all, hex sha256, and ``made``, how each of them came about; None without levels.
+def describe_modalities(index: Index, modalities: Sequence[str]) -> dict[str, Any] | None:
+    """What the clips of a set have of ``modalities``: ``hash`` over it all, hex sha256, and ``made``, how each of them came about; None without levels.
 
     Raises
     ------
     UserError
         If a shard lacks one, or it belongs to another shard.
     """
-    if not levels:
+    if not modalities:
         return None
     told = {
-        kind: [describe_level(index, shard, kind) for shard in range(len(index.shards))]
-        for kind in levels
+        kind: [describe_modality(index, shard, kind) for shard in range(len(index.shards))]
+        for kind in modalities
     }
     parts = [about["sha256"] for own in told.values() for about in own]
     made = {
@@ -202,8 +202,8 @@ def describe_levels(index: Index, levels: Sequence[str]) -> dict[str, Any] | Non
     return {"hash": hashlib.sha256("\n".join(parts).encode()).hexdigest(), "made": made}
 
 
-def describe_level(index: Index, shard: int, kind: str) -> dict[str, Any]:
-    """The JSON beside one shard's extra, in a folder or at a server. UserError as :func:`describe_levels`."""
+def describe_modality(index: Index, shard: int, kind: str) -> dict[str, Any]:
+    """The JSON beside one shard's extra, in a folder or at a server. UserError as :func:`describe_modalities`."""
     entry, root = index.shards[shard], index.root
     try:
         if not isinstance(root, Remote):
@@ -212,7 +212,9 @@ def describe_level(index: Index, shard: int, kind: str) -> dict[str, Any]:
         about = parse_json(root.get(f"{tar.removesuffix('.tar')}.json"), f"{root}/{tar}")
         check_extra(about, kind, entry.sidecar_sha256, f"{root}/{tar}")
     except (UserError, FetchError) as e:
-        raise UserError(f"model.levels has {kind}, but {e} (dfer enrich SHARDS --{kind})") from e
+        raise UserError(
+            f"model.modalities has {kind}, but {e} (dfer enrich SHARDS --{kind})"
+        ) from e
     return about
 
 

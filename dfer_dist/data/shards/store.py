@@ -165,7 +165,7 @@ def settle(location: str) -> str:
     return location.rstrip("/") if is_remote(location) else str(Path(location).resolve())
 
 
-def settle_cache(cache: str | None) -> str | None:
+def resolve_cache(cache: str | None) -> str | None:
     """``data.cache`` as it is understood from every folder; variables in it are left to the machines that read."""
     if cache is None or cache.startswith("$"):
         return cache

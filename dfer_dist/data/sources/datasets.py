@@ -30,7 +30,7 @@ def read_dataset(
     seed: int | None = None,
     groups: Path | None = None,
     group_by: str | None = None,
-    films: bool = False,
+    videos: bool = False,
 ) -> Listing:
     """Read what is to be packed.
 
@@ -57,7 +57,7 @@ def read_dataset(
         if lists:
             raise UserError("--dataset folder has no lists: leave --lists away")
         records, classes = read_folder(
-            root, FOLDS if folds is None else folds, seed or 0, groups, group_by, films
+            root, FOLDS if folds is None else folds, seed or 0, groups, group_by, videos
         )
         return Listing(root.resolve().name, classes, records, (root,))
     if dataset not in CLASSES:
@@ -70,5 +70,5 @@ def read_dataset(
         return Listing(dataset, CLASSES[dataset], read_lists(dataset, root, lists), (lists, root))
     if dataset == "demo":
         raise UserError("--dataset demo needs --lists, the folder of its lists")
-    records, found = read_official(dataset, root, films)
+    records, found = read_official(dataset, root, videos)
     return Listing(dataset, CLASSES[dataset], records, found)

@@ -20,7 +20,7 @@ import numpy as np
 
 from dfer_dist.data.sources.layouts import (
     ELEVEN,
-    FILM_SUFFIXES,
+    VIDEO_SUFFIXES,
     ClipRecord,
     known_class,
     make_key,
@@ -37,7 +37,7 @@ def read_folder(
     seed: int = 0,
     groups: Path | None = None,
     group_by: str | None = None,
-    films: bool = False,
+    videos: bool = False,
 ) -> tuple[list[ClipRecord], tuple[str, ...]]:
     """Clips of ``root``, with the folds they were given, and its classes in label order.
 
@@ -75,7 +75,7 @@ def read_folder(
     classes, folders = _find_classes(root)
     records = []
     for label, folder in enumerate(folders):
-        clips = _find_clips(folder, films)
+        clips = _find_clips(folder, videos)
         if not clips:
             raise UserError(
                 f"{folder} holds no clip, neither a folder of frames nor a film: remove it or fill it"
@@ -111,15 +111,15 @@ def _find_classes(root: Path) -> tuple[tuple[str, ...], list[Path]]:
     return tuple(name for name, _ in pairs if name), [folder for _, folder in pairs]
 
 
-def _find_clips(folder: Path, films: bool) -> dict[str, Path]:
+def _find_clips(folder: Path, videos: bool) -> dict[str, Path]:
     """Clips of a class by name."""
     clips: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        film = path.suffix.lower() in FILM_SUFFIXES and path.is_file()
-        if path.name.startswith(".") or not (film or path.is_dir()):
+        video = path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+        if path.name.startswith(".") or not (video or path.is_dir()):
             continue
-        name = path.stem if film else path.name
-        if name not in clips or film == films:
+        name = path.stem if video else path.name
+        if name not in clips or video == videos:
             clips[name] = path
     return clips
 
@@ -160,7 +160,7 @@ def _read_groups(records: Sequence[ClipRecord], file: Path, column: str) -> list
         if not name or not group:
             raise UserError(f"{file}:{reader.line_num}: a row without a clip or without a group")
         name = re.sub(
-            rf"({'|'.join(map(re.escape, FILM_SUFFIXES))})$", "", name, flags=re.IGNORECASE
+            rf"({'|'.join(map(re.escape, VIDEO_SUFFIXES))})$", "", name, flags=re.IGNORECASE
         )
         if found.setdefault(name, group) != group:
             raise UserError(

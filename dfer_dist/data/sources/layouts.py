@@ -120,7 +120,7 @@ def read_lists(dataset: str, root: Path, lists: Path) -> list[ClipRecord]:
         for split, row, faults in join_splits(tests, trains, CLASSES[dataset])
     ]
     if not any(
-        film_or_folder(record.media) for record in records if isinstance(record.media, Path)
+        video_or_folder(record.media) for record in records if isinstance(record.media, Path)
     ):
         raise UserError(
             f"none of the {len(records)} listed clips is there, such as {records[0].media} (is --root right?)"
@@ -237,15 +237,15 @@ def make_key(source: str) -> str:
     return key
 
 
-FILM_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 
 
-def film_or_folder(path: Path) -> Path | None:
+def video_or_folder(path: Path) -> Path | None:
     """What lies at a clip's path: its folder of frames before its film; None if neither is there."""
-    if path.is_dir() or (path.suffix.lower() in FILM_SUFFIXES and path.is_file()):
+    if path.is_dir() or (path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()):
         return path
-    films = (path.with_name(path.name + suffix) for suffix in FILM_SUFFIXES)
-    return next((film for film in films if film.is_file()), None)
+    videos = (path.with_name(path.name + suffix) for suffix in VIDEO_SUFFIXES)
+    return next((video for video in videos if video.is_file()), None)
 
 
 def _find_lists(lists: Path, dataset: str) -> dict[str, Path]:

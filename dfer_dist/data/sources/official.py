@@ -24,7 +24,7 @@ from pathlib import Path
 
 from dfer_dist.data.sources.layouts import (
     CLASSES,
-    FILM_SUFFIXES,
+    VIDEO_SUFFIXES,
     ClipRecord,
     Row,
     join_splits,
@@ -55,7 +55,7 @@ class _Owner:
     ]  # of a line: a clip's name and what the list calls its class
     labels: Mapping[str, int]  # label in our order of what the list calls a class, in lower case
     frames: str  # the usual name of the folder with folders of frames
-    films: str  # and of that with films
+    videos: str  # and of that with films
 
 
 def _words(line: str) -> tuple[str, str] | None:
@@ -90,7 +90,7 @@ _OWNERS = {
             str(i + 1): i for i in range(7)
         },  # happy, sad, neutral, angry, surprise, disgust, fear: our order from 1
         frames="clip_224x224",
-        films="original",
+        videos="original",
     ),
     "mafw": _Owner(
         lists="Train & Test Set/single/no_caption/set_K/test.txt",
@@ -101,7 +101,7 @@ _OWNERS = {
         parse=_mafw_words,
         labels={name: label for label, name in enumerate(CLASSES["mafw"])},
         frames="frames",
-        films="clips",
+        videos="clips",
     ),
     "ferv39k": _Owner(
         lists="4_setups/All_scenes/test_All.csv",
@@ -112,13 +112,13 @@ _OWNERS = {
         parse=_words,
         labels={name: label for label, name in enumerate(CLASSES["ferv39k"])},
         frames="2_ClipsforFaceCrop",
-        films="clips",
+        videos="clips",
     ),
 }
 
 
 def read_official(
-    dataset: str, root: Path, films: bool = False
+    dataset: str, root: Path, videos: bool = False
 ) -> tuple[list[ClipRecord], tuple[Path, Path]]:
     """Clips of a data set in the order of its owner's lists, and the folders where lists and clips were found.
 
@@ -150,7 +150,7 @@ def read_official(
     tests = {split: _read_rows(file, owner) for split, file in files.items()}
     trains = {split: _read_rows(file, owner) for split, file in twins.items()}
     listed = list(join_splits(tests, trains, classes))
-    media, home = _find_clips(root, [row.source for _, row, _ in listed], owner, films)
+    media, home = _find_clips(root, [row.source for _, row, _ in listed], owner, videos)
     records = [
         ClipRecord(make_key(r.source), r.label, split, r.source, media[r.source], None, f)
         for split, r, f in listed
@@ -212,11 +212,11 @@ def _read_rows(file: Path, owner: _Owner) -> list[Row]:
 
 
 def _find_clips(
-    root: Path, sources: Sequence[str], owner: _Owner, films: bool
+    root: Path, sources: Sequence[str], owner: _Owner, videos: bool
 ) -> tuple[dict[str, Path], Path]:
     """Where each clip is, and the folder that all of them are in; clips that are not there get the place where they should be."""
     tops = {source.partition("/")[0] for source in sources}
-    for kind in (films, not films):
+    for kind in (videos, not videos):
         holders = list(_holders(root, tops, kind))
         if holders:
             break
@@ -225,7 +225,7 @@ def _find_clips(
         raise UserError(
             f"no folder below {root} holds the listed clips, such as {example}/ or {example}.mp4"
         )
-    usual = owner.films if kind else owner.frames
+    usual = owner.videos if kind else owner.frames
     named = [
         (folder, hits)
         for folder, hits in holders
@@ -247,7 +247,7 @@ def _below(places: Mapping[str, Path], source: str) -> Path | None:
     return places[top] / rest if top in places else None
 
 
-def _holders(root: Path, tops: set[str], films: bool) -> Iterator[tuple[Path, dict[str, Path]]]:
+def _holders(root: Path, tops: set[str], videos: bool) -> Iterator[tuple[Path, dict[str, Path]]]:
     """Folders that hold listed clips as folders, or as films, and where each of these is; not what lies below such a folder."""
     seen: set[Path] = set()
     for level in _levels(root, stop=seen):
@@ -255,9 +255,11 @@ def _holders(root: Path, tops: set[str], films: bool) -> Iterator[tuple[Path, di
             hits = {}
             for entry in entries:
                 stem, suffix = os.path.splitext(entry.name)
-                name = entry.name if not films else stem if suffix.lower() in FILM_SUFFIXES else ""
+                name = (
+                    entry.name if not videos else stem if suffix.lower() in VIDEO_SUFFIXES else ""
+                )
                 name = name if name in tops else name.zfill(5)  # DFEW's films are named 1.mp4
-                if name in tops and entry.is_dir() != films:
+                if name in tops and entry.is_dir() != videos:
                     hits[name] = Path(entry.path)
             if hits:
                 seen.add(folder)

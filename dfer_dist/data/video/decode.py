@@ -38,7 +38,7 @@ class DamagedVideo(Exception):
 
 
 @dataclass(frozen=True)
-class Film:
+class Video:
     """A film on disk. Each iteration decodes it anew, on one thread, and holds one frame at a time.
 
     Frames are uint8 arrays [H, W, 3], RGB, all of the first one's size. They stand as a player would show them: turned or

@@ -102,7 +102,7 @@ def test_a_step_with_a_nan_on_one_rank_changes_nothing(tmp_path, stage, precisio
     assert len(set(digests)) == 4
 
 
-def damage(file: Path, harm: str) -> None:
+def corrupt(file: Path, harm: str) -> None:
     """Harm a file in one of three ways."""
     if harm == "gone":
         file.unlink()
@@ -129,8 +129,8 @@ class TestFolder:
                 "frozen_sha256": checkpoint.frozen_checksum(model, dict(model.named_parameters())),
             }
             checkpoint.write(target, weights, {}, config, state)
-        checkpoint.point(tmp_path, "LATEST", tmp_path / "step-00000040")
-        checkpoint.point(tmp_path, "BEST", tmp_path / "step-00000010")
+        checkpoint.set_pointer(tmp_path, "LATEST", tmp_path / "step-00000040")
+        checkpoint.set_pointer(tmp_path, "BEST", tmp_path / "step-00000010")
         return tmp_path, model
 
     def test_latest_is_read_by_folder_and_by_name(self, written):
@@ -150,7 +150,7 @@ class TestFolder:
     def test_a_folder_without_its_mark_does_not_exist(self, written):
         folder, _ = written
         (folder / "step-00000040" / checkpoint.COMPLETE).unlink()
-        assert checkpoint.pointed(folder, "LATEST") is None
+        assert checkpoint.read_pointer(folder, "LATEST") is None
         with pytest.raises(UserError, match="no complete checkpoint"):
             checkpoint.read(folder / "step-00000040")
 
@@ -163,7 +163,7 @@ class TestFolder:
     ):
         folder, _ = written
         assert checkpoint.newest(folder).name == "step-00000040"
-        damage(folder / "step-00000040" / name, harm)
+        corrupt(folder / "step-00000040" / name, harm)
         assert checkpoint.newest(folder).name == "step-00000030"
         said = capsys.readouterr().err
         assert (
@@ -225,7 +225,7 @@ class TestFolder:
             patched.setattr(checkpoint.shutil, "rmtree", killed)
             with pytest.raises(SystemExit):
                 checkpoint.prune(folder, 1)
-        assert all(checkpoint.damage(d) is None for d in checkpoint.complete(folder))
+        assert all(checkpoint.find_corruption(d) is None for d in checkpoint.complete(folder))
         assert checkpoint.newest(folder).name == "step-00000040" and not list(folder.glob(".*"))
 
     def test_colleagues_may_read_it(self, written):
@@ -234,7 +234,7 @@ class TestFolder:
 
     def test_a_complete_one_counts_though_latest_was_not_moved_yet(self, written):
         folder, _ = written
-        checkpoint.point(folder, "LATEST", folder / "step-00000030")
+        checkpoint.set_pointer(folder, "LATEST", folder / "step-00000030")
         assert checkpoint.newest(folder).name == "step-00000040"
 
     def test_what_a_killed_writer_left_is_removed(self, written):

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from dfer_dist.config.schema import DataConfig
 from dfer_dist.data.loading.loader import train_stream
-from dfer_dist.data.loading.sampler import EpochPlan, whole_shards
+from dfer_dist.data.loading.sampler import EpochPlan, all_clips
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import (
     SIDECAR,
@@ -319,7 +319,7 @@ def test_shards_that_are_gone_or_short_stop_a_run_unless_the_budget_covers_their
     assert read_index(victim.root, lost) == index
     with pytest.raises(UserError, match=r"fold2-00001\.tar has \d+ bytes.* a test may lose none"):
         check_sizes(index, index.test_shards(2))  # a test may lose nothing
-    plan = EpochPlan(whole_shards(index, range(6)), 0, 0, 1, 512)
+    plan = EpochPlan(all_clips(index, range(6)), 0, 0, 1, 512)
     stream = list(
         train_stream(
             index, DataConfig("-", num_frames=2, image_size=16, workers=0), plan, 1, (0, 0), 0, 1, 1

@@ -21,7 +21,7 @@ from dfer_dist.data.loading import loader as stream
 from dfer_dist.data.loading.augmentation import apply, draw, unchanged
 from dfer_dist.data.loading.frame_sampling import eval_frames, train_frames
 from dfer_dist.data.loading.loader import Batch, evaluation_stream, train_stream
-from dfer_dist.data.loading.sampler import ClipSet, EpochPlan, hold_out, keyed_rng, whole_shards
+from dfer_dist.data.loading.sampler import ClipSet, EpochPlan, all_clips, keyed_rng, train_val_split
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index, read_index, sidecar_path
 from dfer_dist.data.shards.reader import ClipReader
@@ -45,7 +45,7 @@ def settings(workers: int = 0, **changes: object) -> DataConfig:
 @pytest.fixture(scope="module")
 def clips(tiny_shards: Index) -> ClipSet:
     """The training part of fold 1 with every fourth clip held out: 36 clips, shards in part."""
-    part = hold_out(tiny_shards, tiny_shards.train_shards(1), 0.25, seed=0)[0]
+    part = train_val_split(tiny_shards, tiny_shards.train_shards(1), 0.25, seed=0)[0]
     assert len(part) == 36 and any(
         len(r) != tiny_shards.shards[s].clips for s, r in zip(part.shards, part.rows, strict=True)
     )
@@ -173,7 +173,7 @@ def test_pixels_depend_on_seed_epoch_and_key_alone(
     known = {
         (k // STEPS, key): pixels for k, step in enumerate(reference) for key, _, pixels in step
     }
-    whole = whole_shards(
+    whole = all_clips(
         tiny_shards, range(len(tiny_shards.shards))
     )  # other clips, batch and block: another order
     plan = EpochPlan(whole, 3, 0, 5, 512)
@@ -211,7 +211,7 @@ def evaluated(
 
 
 def test_evaluation_predicts_every_clip_once_on_any_number_of_ranks(tiny_shards: Index) -> None:
-    test = whole_shards(tiny_shards, tiny_shards.test_shards(2))
+    test = all_clips(tiny_shards, tiny_shards.test_shards(2))
     expected = {
         k: y
         for i in test.shards
@@ -228,7 +228,7 @@ def test_evaluation_predicts_every_clip_once_on_any_number_of_ranks(tiny_shards:
 def test_evaluation_shows_the_centre_frames_and_only_resizes_them(
     tiny_source: Path, tiny_shards: Index
 ) -> None:
-    test = whole_shards(tiny_shards, tiny_shards.test_shards(2))
+    test = all_clips(tiny_shards, tiny_shards.test_shards(2))
     for key, _, pixels in evaluated(tiny_shards, test, 1)[0]:
         files = sorted((tiny_source / "frames" / key).iterdir())
         n = len(files)
@@ -241,7 +241,7 @@ def test_evaluation_shows_the_centre_frames_and_only_resizes_them(
 
 
 def test_shuffling_moves_whole_frames_and_nothing_else(tiny_shards: Index) -> None:
-    test = whole_shards(tiny_shards, tiny_shards.test_shards(2))
+    test = all_clips(tiny_shards, tiny_shards.test_shards(2))
     plain = evaluated(tiny_shards, test, 1)[0]
     shuffled = evaluated(tiny_shards, test, 1, shuffle_frames=True)[0]
     moved = 0
@@ -300,7 +300,7 @@ def test_a_damaged_clip_is_masked_and_named_and_the_others_are_untouched(
 
 def test_evaluation_names_a_damaged_clip(damaged: tuple[Index, str]) -> None:
     index, key = damaged
-    everything = whole_shards(index, range(len(index.shards)))
+    everything = all_clips(index, range(len(index.shards)))
     batches = list(evaluation_stream(index, settings(2), everything, 7, 0, 1))
     lost = [line for b in batches for line in b.lost]
     assert len(lost) == 1 and key in lost[0]
@@ -383,7 +383,7 @@ def test_training_pixels_are_the_drawn_frames_changed_as_drawn(
 ) -> None:
     index, frames = square
     data = settings(workers)
-    plan = EpochPlan(whole_shards(index, range(len(index.shards))), 3, 0, 5, 512)
+    plan = EpochPlan(all_clips(index, range(len(index.shards))), 3, 0, 5, 512)
     stream = train_stream(index, data, plan, 2, (0, 0), 0, 1, 5)
     for k, batch in enumerate(rows(stream)):
         for key, _, pixels in batch:
@@ -398,7 +398,7 @@ def test_batches_that_are_kept_stay_as_they_came(
     square: tuple[Index, dict[str, list[np.ndarray]]], workers: int
 ) -> None:
     """More of them than there is shared memory for."""
-    plan = EpochPlan(whole_shards(square[0], range(len(square[0].shards))), 3, 0, 5, 512)
+    plan = EpochPlan(all_clips(square[0], range(len(square[0].shards))), 3, 0, 5, 512)
 
     def open_stream() -> Iterator[Batch]:
         return train_stream(square[0], settings(workers), plan, 5, (0, 0), 0, 1, 5)
@@ -412,7 +412,7 @@ def test_each_view_of_a_test_clip_shows_its_own_frames(
     square: tuple[Index, dict[str, list[np.ndarray]]],
 ) -> None:
     index, frames = square
-    everything = whole_shards(index, range(len(index.shards)))
+    everything = all_clips(index, range(len(index.shards)))
     seen = []
     for sampling in (Sampling.segments, Sampling.dense):
         data = settings(sampling=sampling, stride=2)
@@ -440,7 +440,7 @@ def test_shuffling_keeps_every_view_to_its_own_frames(
     square: tuple[Index, dict[str, list[np.ndarray]]],
 ) -> None:
     index, _ = square
-    everything = whole_shards(index, range(len(index.shards)))
+    everything = all_clips(index, range(len(index.shards)))
     plain, shuffled = (
         next(
             evaluation_stream(index, settings(), everything, 20, 0, 1, views=2, shuffle_frames=s)

@@ -15,7 +15,7 @@ from dfer_dist.data.shards.index import Index, read_index
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.shards.sidecars import extra_path, read_array, read_extra
 from dfer_dist.data.sources.datasets import read_dataset
-from dfer_dist.data.video.decode import Film
+from dfer_dist.data.video.decode import Video
 from dfer_dist.utils.files import read_json
 from tests.helpers.clips import write_clip
 from tests.helpers.videos import Pose, draw, encode
@@ -24,7 +24,7 @@ FRAMES = 6
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes with two whole films each; besides, one without a face, one that is cut, and a folder of frames."""
     root = tmp_path_factory.mktemp("source") / "mine"
     for label, name in enumerate(("Happy", "Sad")):
@@ -43,7 +43,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(films: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run(videos: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-c",
@@ -54,7 +54,7 @@ def run(films: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]
         "--folds",
         "2",
     ]
-    command += ["--root", str(films), "--out", str(out), "--workers", "1", *words]
+    command += ["--root", str(videos), "--out", str(out), "--workers", "1", *words]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -72,9 +72,11 @@ def every_frame(index: Index) -> dict[str, list[np.ndarray]]:
     return {clip.key: clip.frames for clip in clips}
 
 
-def test_faces_are_packed_with_landmarks_and_the_rest_is_named(films: Path, tmp_path: Path) -> None:
+def test_faces_are_packed_with_landmarks_and_the_rest_is_named(
+    videos: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    done = run(films, out, "--faces")
+    done = run(videos, out, "--faces")
     assert done.returncode == 0, done.stderr
     report, index = read_json(out / "pack_report.json"), read_index(out)
     assert {(p["clip"], p["kind"], p["left_out"]) for p in report["problems"]} == {
@@ -99,14 +101,14 @@ def test_faces_are_packed_with_landmarks_and_the_rest_is_named(films: Path, tmp_
     assert not clips
 
     before = digests(out)
-    assert "already packed" in run(films, out, "--faces").stdout
+    assert "already packed" in run(videos, out, "--faces").stdout
     assert digests(out) == before
-    other = run(films, out)  # as they are is another set
+    other = run(videos, out)  # as they are is another set
     assert other.returncode == 2 and "was packed with --clips-per-shard 256 --faces" in other.stderr
 
 
-def test_the_same_films_give_the_same_bytes_also_after_a_kill(films: Path, tmp_path: Path) -> None:
-    listing = read_dataset("folder", films, folds=2, films=True)
+def test_the_same_films_give_the_same_bytes_also_after_a_kill(videos: Path, tmp_path: Path) -> None:
+    listing = read_dataset("folder", videos, folds=2, videos=True)
     records = [record for record in listing.records if "film" in record.key]
 
     def write(out: Path, stop: bool = False) -> None:
@@ -131,8 +133,8 @@ def test_the_same_films_give_the_same_bytes_also_after_a_kill(films: Path, tmp_p
     assert again == {lost, lost.replace(".landmarks", "")}
 
 
-def test_films_without_faces_are_packed_as_they_are(films: Path, tmp_path: Path) -> None:
-    listing = read_dataset("folder", films, folds=2)
+def test_films_without_faces_are_packed_as_they_are(videos: Path, tmp_path: Path) -> None:
+    listing = read_dataset("folder", videos, folds=2)
     index = pack(listing.records, "mine", tmp_path, workers=1, classes=listing.classes)
     clips = every_frame(index)
     assert sorted(clips) == [
@@ -144,7 +146,7 @@ def test_films_without_faces_are_packed_as_they_are(films: Path, tmp_path: Path)
         "Sad_frames",
     ]
     for packed, shown in zip(
-        clips["Happy_film_0"], Film(films / "Happy" / "film 0.mp4"), strict=True
+        clips["Happy_film_0"], Video(videos / "Happy" / "film 0.mp4"), strict=True
     ):
         assert packed.shape == (240, 320, 3) and np.abs(packed.astype(int) - shown).mean() < 2
     assert not any(

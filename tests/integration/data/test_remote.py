@@ -19,7 +19,7 @@ import pytest
 from dfer_dist.config.schema import DataConfig
 from dfer_dist.data.loading.loader import _TrainOrder, evaluation_stream, train_stream
 from dfer_dist.data.loading.prefetch import Prefetcher, check_cache, evaluation_asks
-from dfer_dist.data.loading.sampler import BalancedPlan, EpochPlan, clips_by_class, whole_shards
+from dfer_dist.data.loading.sampler import BalancedPlan, EpochPlan, all_clips, clips_by_class
 from dfer_dist.data.shards import store
 from dfer_dist.data.shards.cache import Cache, default_folder
 from dfer_dist.data.shards.index import Index, open_index, read_index
@@ -51,8 +51,8 @@ def remote(web: Web, folder: Path, limit: int = 10**9) -> Index:
 def test_a_remote_set_gives_the_batches_of_a_local_one_and_each_file_comes_once(
     web: Web, tiny_shards: Index, tmp_path: Path, workers: int
 ) -> None:
-    plan = EpochPlan(whole_shards(tiny_shards, tiny_shards.train_shards(1)), 3, 0, 8, 2)
-    test = whole_shards(tiny_shards, tiny_shards.test_shards(1))
+    plan = EpochPlan(all_clips(tiny_shards, tiny_shards.train_shards(1)), 3, 0, 8, 2)
+    test = all_clips(tiny_shards, tiny_shards.test_shards(1))
     data = DataConfig("-", num_frames=4, image_size=24, workers=workers)
     here, there = (
         batches(
@@ -70,7 +70,7 @@ def test_a_remote_set_gives_the_batches_of_a_local_one_and_each_file_comes_once(
 def test_resuming_asks_for_nothing_of_what_was_passed(
     web: Web, tiny_shards: Index, tmp_path: Path
 ) -> None:
-    plan = EpochPlan(whole_shards(tiny_shards, tiny_shards.train_shards(1)), 3, 1, 8, 3)
+    plan = EpochPlan(all_clips(tiny_shards, tiny_shards.train_shards(1)), 3, 1, 8, 3)
     last = [plan.place(plan.steps - 1, lane) for lane in range(8)]
     data = DataConfig("-", num_frames=4, image_size=24, workers=0)
     stream = train_stream(remote(web, tmp_path), data, plan, 2, (1, plan.steps - 1), 0, 1, 8)
@@ -85,7 +85,7 @@ def test_resuming_asks_for_nothing_of_what_was_passed(
 def test_the_plan_tells_which_shards_a_block_needs_soonest_first(
     tiny_shards: Index, balanced: bool, batch: int, block: int
 ) -> None:
-    clips = whole_shards(tiny_shards, tiny_shards.train_shards(2))
+    clips = all_clips(tiny_shards, tiny_shards.train_shards(2))
     plan = EpochPlan(clips, 3, 1, batch, block)
     if balanced:
         plan = BalancedPlan(clips, 3, 1, batch, block, clips_by_class(tiny_shards, clips))
@@ -97,7 +97,7 @@ def test_the_plan_tells_which_shards_a_block_needs_soonest_first(
 
 
 def test_batches_carry_the_shards_of_their_block_and_of_the_next(tiny_shards: Index) -> None:
-    plan = EpochPlan(whole_shards(tiny_shards, tiny_shards.train_shards(2)), 3, 0, 8, 2)
+    plan = EpochPlan(all_clips(tiny_shards, tiny_shards.train_shards(2)), 3, 0, 8, 2)
     asks = list(_TrainOrder(plan, 2, (0, 1), 1, 2, 2))
     carried = [(i, set(a.ahead)) for i, a in enumerate(asks) if a.ahead]
     lanes, steps = range(4, 8), [(0, 1), (0, 2), (0, 4), (1, 0), (1, 2), (1, 4)]
@@ -436,7 +436,7 @@ def test_bytes_that_rot_in_the_cache_are_told_and_fetched_anew(
 
 def test_a_cache_that_cannot_do_is_refused(web: Web, tiny_shards: Index, tmp_path: Path) -> None:
     whole = sum(s.bytes for s in tiny_shards.shards)
-    plan = EpochPlan(whole_shards(tiny_shards, range(15)), 0, 0, 10, 2)
+    plan = EpochPlan(all_clips(tiny_shards, range(15)), 0, 0, 10, 2)
     small = remote(web, tmp_path, whole // 2)
     with pytest.raises(
         UserError, match=r"data\.cache_gb=.*10 lanes of this machine read .* GB of shards at a time"

@@ -15,12 +15,12 @@ from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import DataConfig
 from dfer_dist.data.loading.loader import train_stream
 from dfer_dist.data.loading.prefetch import check_cache
-from dfer_dist.data.loading.sampler import EpochPlan, whole_shards
+from dfer_dist.data.loading.sampler import EpochPlan, all_clips
 from dfer_dist.data.shards import store
 from dfer_dist.data.shards.cache import Cache
 from dfer_dist.data.shards.index import Index, open_index
 from dfer_dist.data.shards.reader import ClipReader, DamagedClip
-from dfer_dist.data.shards.store import settle_cache
+from dfer_dist.data.shards.store import resolve_cache
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
@@ -125,7 +125,7 @@ def test_two_ranks_train_from_their_disk_and_the_run_goes_on_from_the_folder(
 def test_the_batches_are_those_of_the_folder(
     shared: Path, tiny_shards: Index, tmp_path: Path
 ) -> None:
-    plan = EpochPlan(whole_shards(tiny_shards, tiny_shards.train_shards(1)), 3, 0, 8, 2)
+    plan = EpochPlan(all_clips(tiny_shards, tiny_shards.train_shards(1)), 3, 0, 8, 2)
     data = DataConfig("-", num_frames=4, image_size=24, workers=1)
     here, there = (
         batches(train_stream(i, data, plan, 1, (0, 0), 0, 1, 8))
@@ -184,7 +184,7 @@ def test_variables_are_those_of_the_node(
     )  # on a login node, where it is not set
     config = read_config(run.config)
     index = open_index(config.data)
-    plan = EpochPlan(whole_shards(index, index.train_shards(1)), 0, 0, 8, 2)
+    plan = EpochPlan(all_clips(index, index.train_shards(1)), 0, 0, 8, 2)
     for value in (None, ""):
         if value is not None:
             monkeypatch.setenv("DFER_TEST_SCRATCH", value)
@@ -203,10 +203,10 @@ def test_relative_folders_are_settled_where_the_run_is_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert settle_cache(None) is None
-    assert settle_cache("a/../b") == str(tmp_path / "b")
-    assert settle_cache("b/$USER") == str(tmp_path / "b/$USER")
-    assert settle_cache("$A/b") == "$A/b"
+    assert resolve_cache(None) is None
+    assert resolve_cache("a/../b") == str(tmp_path / "b")
+    assert resolve_cache("b/$USER") == str(tmp_path / "b/$USER")
+    assert resolve_cache("$A/b") == "$A/b"
     with pytest.raises(UserError, match="written as"):
         _ = Cache(Path("/x/$/y"), 1).folder
 

@@ -18,7 +18,7 @@ from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import Config, ModelConfig
 from dfer_dist.data.loading.loader import evaluation_stream
-from dfer_dist.data.loading.sampler import whole_shards
+from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.sources.layouts import ELEVEN, SEVEN, read_lists
@@ -30,7 +30,7 @@ from dfer_dist.models.backbone import TINY, build_clip
 from dfer_dist.models.build import build_model
 from dfer_dist.models.class_texts import DESCRIPTIONS
 from dfer_dist.models.dferclip import DFERCLIP
-from dfer_dist.models.tokenizer import Reader
+from dfer_dist.models.tokenizer import CaptionTokenizer
 from dfer_dist.reporting.files import write_report
 from dfer_dist.reporting.zero_shot import zero_shot_table
 from dfer_dist.runs.layout import RunDir
@@ -79,7 +79,7 @@ def table(path: Path) -> tuple[list[str], list[int], torch.Tensor]:
 
 @torch.no_grad()
 def features(model: DFERCLIP, index: Index, config: Config) -> tuple[list[str], torch.Tensor]:
-    clips = whole_shards(index, range(len(index.shards)))
+    clips = all_clips(index, range(len(index.shards)))
     keys, found = [], []
     for batch in evaluation_stream(index, config.data, clips, 6, 0, 1):
         keys += batch.keys
@@ -116,7 +116,7 @@ def test_a_checkpoint_on_other_classes_by_hand(tested: Case, mafw: Index) -> Non
     keys, labels, logits = table(path.with_suffix(".parquet"))
     assert len(set(keys)) == 60 and logits.shape == (60, 11)
     order, video = features(model, mafw, load_config(str(folder / checkpoint.CONFIG), words))
-    sentences = model.read(Reader()([DESCRIPTIONS[name] for name in ELEVEN]))
+    sentences = model.read(CaptionTokenizer()([DESCRIPTIONS[name] for name in ELEVEN]))
     want = dict(zip(order, 100 * video @ sentences.t(), strict=True))
     torch.testing.assert_close(
         logits, torch.stack([want[key] for key in keys]), rtol=1e-4, atol=1e-3
@@ -261,7 +261,9 @@ def test_clip_as_it_was_pretrained(tiny_shards: Index, tmp_path: Path) -> None:
     model = build_model(plain, SEVEN, 3, 64).eval()
     keys, _, logits = table(tmp_path / "z.parquet")
     order, video = features(model, tiny_shards, config)
-    text = model.read(Reader()([f"a person with an expression of {name}" for name in SEVEN]))
+    text = model.read(
+        CaptionTokenizer()([f"a person with an expression of {name}" for name in SEVEN])
+    )
     want = dict(zip(order, video @ text.t() / config.model.temperature, strict=True))
     torch.testing.assert_close(
         logits, torch.stack([want[key] for key in keys]), rtol=1e-4, atol=1e-4

@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfer_dist.data.loading.loader import evaluation_stream
-from dfer_dist.data.loading.sampler import whole_shards
+from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.data.sources.layouts import ELEVEN
-from dfer_dist.data.video.decode import Film
+from dfer_dist.data.video.decode import Video
 from dfer_dist.evaluation.evaluate import predict
-from dfer_dist.inference.export import Exported, load
+from dfer_dist.inference.export import ExportedModel, load
 from dfer_dist.inference.predict import as_packed, cut_windows, predict_video
-from dfer_dist.inference.pyfunc import Served
+from dfer_dist.inference.pyfunc import PyfuncModel
 from dfer_dist.reporting.figures import course_figure
 from dfer_dist.utils.errors import UserError
 from launch import cli
@@ -33,12 +33,12 @@ FRAMES = 24
 
 
 @pytest.fixture(scope="module")
-def model(exported: Case) -> Exported:
+def model(exported: Case) -> ExportedModel:
     return load(exported.out, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes with a film each of a face that moves, 24 frames at 25 a second."""
     root = tmp_path_factory.mktemp("films")
     for i, name in enumerate(("Happy", "Sad")):
@@ -68,17 +68,17 @@ def dfer(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 
 @pytest.mark.parametrize("faces", [False, True])
 def test_a_film_in_one_window_is_what_packing_and_evaluating_make_of_it(
-    model: Exported, films: Path, tmp_path: Path, faces: bool
+    model: ExportedModel, videos: Path, tmp_path: Path, faces: bool
 ) -> None:
-    listing = read_dataset("folder", films, folds=2, films=True)
+    listing = read_dataset("folder", videos, folds=2, videos=True)
     index = pack(listing.records, "mine", tmp_path, workers=1, classes=listing.classes, faces=faces)
-    clips = whole_shards(index, range(len(index.shards)))
+    clips = all_clips(index, range(len(index.shards)))
     batches = evaluation_stream(index, model.config.data, clips, model.config.eval.batch, 0, 1)
     rows = predict(lambda frames: model.model(frames, model.text), batches, model.device)
     assert sorted(rows) == ["Happy_Happy", "Sad_Sad"]
     for key, (_, logits) in rows.items():
         name = key.partition("_")[0]
-        course = predict_video(model, films / name / f"{name}.mp4", math.inf, faces=faces)
+        course = predict_video(model, videos / name / f"{name}.mp4", math.inf, faces=faces)
         assert course.logits.shape == (1, 7) and course.spans.tolist() == [
             [0, pytest.approx(FRAMES / 25)]
         ]
@@ -89,10 +89,10 @@ def test_a_film_in_one_window_is_what_packing_and_evaluating_make_of_it(
     ("window", "step"), [(1.0, 0.4), (0.5, 0.7), (0.1, 0.04), (2.4, 1.0), (9.0, 1.0)]
 )
 def test_each_window_is_seen_as_a_clip_of_its_own(
-    model: Exported, waves: Path, window: float, step: float
+    model: ExportedModel, waves: Path, window: float, step: float
 ) -> None:
     course = predict_video(model, waves, window, step)
-    frames = np.stack([as_packed(frame) for frame in Film(waves)])
+    frames = np.stack([as_packed(frame) for frame in Video(waves)])
     spans = np.rint(course.spans * 25).astype(int)
     np.testing.assert_allclose(spans, course.spans * 25, atol=1e-6)
     assert spans[0, 0] == 0 and spans[-1, 1] == 61 and course.seconds == pytest.approx(61 / 25)
@@ -125,14 +125,14 @@ def test_windows_cover_the_film_in_order(frames: int, length: int, step: float) 
 )
 def test_seconds_between_frames(tmp_path: Path, times: list[int] | None, interval: float) -> None:
     frames = [np.full((48, 64, 3), t, np.uint8) for t in range(len(times or range(10)))]
-    film = Film(encode(tmp_path / "a.mkv", frames, times=times))
-    assert film.interval() == pytest.approx(interval, rel=3e-3)
+    video = Video(encode(tmp_path / "a.mkv", frames, times=times))
+    assert video.interval() == pytest.approx(interval, rel=3e-3)
 
 
-def test_windows_without_the_face_have_no_prediction(model: Exported, tmp_path: Path) -> None:
+def test_windows_without_the_face_have_no_prediction(model: ExportedModel, tmp_path: Path) -> None:
     heads = [[Pose(160, 90, 0.9, t / 2)] if t < 30 or t >= 60 else [] for t in range(75)]
-    film = encode(tmp_path / "away.mp4", draw(heads, 320, 240))
-    course = predict_video(model, film, 0.4, 0.4, faces=True)
+    video = encode(tmp_path / "away.mp4", draw(heads, 320, 240))
+    course = predict_video(model, video, 0.4, 0.4, faces=True)
     assert course.faces is not None and (course.faces >= 0.5).tolist() == [
         bool(top) for top in course.top
     ]
@@ -155,7 +155,7 @@ def test_windows_without_the_face_have_no_prediction(model: Exported, tmp_path: 
 
 def test_the_command_writes_tables_and_plots_and_names_what_it_cannot_read(
     exported: Case,
-    films: Path,
+    videos: Path,
     waves: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -163,7 +163,7 @@ def test_the_command_writes_tables_and_plots_and_names_what_it_cannot_read(
 ) -> None:
     whole = waves.read_bytes()
     cut = tmp_path / "cut.mkv"
-    cut.write_bytes(encode(tmp_path / "whole.mkv", Film(waves)).read_bytes()[: len(whole) // 2])
+    cut.write_bytes(encode(tmp_path / "whole.mkv", Video(waves)).read_bytes()[: len(whole) // 2])
     out = tmp_path / "out"
     status = dfer(
         monkeypatch,
@@ -171,7 +171,7 @@ def test_the_command_writes_tables_and_plots_and_names_what_it_cannot_read(
         exported.out,
         waves,
         cut,
-        films / "Happy" / "Happy.mp4",
+        videos / "Happy" / "Happy.mp4",
         "--window",
         1,
         "--out",
@@ -225,11 +225,13 @@ def test_the_plot_has_seconds_probabilities_and_a_look_for_each_class() -> None:
     assert words == [f"{ELEVEN[c]}  {probabilities.mean(0)[c]:.2f}" for c in order]
 
 
-def test_what_cannot_be_predicted_is_one_line(model: Exported, waves: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_predicted_is_one_line(
+    model: ExportedModel, waves: Path, tmp_path: Path
+) -> None:
     single = encode(tmp_path / "one.mp4", [np.zeros((48, 64, 3), np.uint8)])
     empty = encode(tmp_path / "nobody.mp4", draw([[] for _ in range(8)], 320, 240))
     (tmp_path / "text.mp4").write_text("no film")
-    for film, options, words in [
+    for video, options, words in [
         (single, {}, "one.mp4 has a single frame"),
         (tmp_path / "none.mp4", {}, "none.mp4 is missing"),
         (tmp_path / "text.mp4", {}, "0 frames decoded"),
@@ -244,12 +246,14 @@ def test_what_cannot_be_predicted_is_one_line(model: Exported, waves: Path, tmp_
         (waves, {"window": math.nan}, "must be greater than 0"),
     ]:
         with pytest.raises(UserError) as caught:
-            predict_video(model, film, **options)  # type: ignore[arg-type]
+            predict_video(model, video, **options)  # type: ignore[arg-type]
         assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_what_mlflow_asks_is_answered_for_films_and_frames(model: Exported, waves: Path) -> None:
-    served = Served(model)
+def test_what_mlflow_asks_is_answered_for_films_and_frames(
+    model: ExportedModel, waves: Path
+) -> None:
+    served = PyfuncModel(model)
     course = predict_video(model, waves, 1.0, 0.5)
     for asked in (str(waves), [str(waves)], [waves]):
         table = served.predict(asked, {"window": 1.0, "step": 0.5, "faces": False})

@@ -559,7 +559,7 @@ def test_rank_that_lags_is_killed_only_after_a_failure(
     ends = f"import sys; sys.exit({status})"
     lags = f"import sys, time; time.sleep(1.5); sys.exit({status})"
     ranks = [subprocess.Popen([sys.executable, "-S", "-c", code]) for code in (lags, ends)]
-    told = processes.Told()
+    told = processes.SignalCounter()
     try:
         code = processes._wait(ranks, told, lambda: None)
     finally:

@@ -30,10 +30,10 @@ from dfer_dist.tracking.mlflow_runs import (
     make_runs,
     tracking_of,
 )
-from dfer_dist.tracking.sync import end_run, recall_table, send_files, standing, sync
+from dfer_dist.tracking.sync import committed_bytes, end_run, recall_table, send_files, sync
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
-from dfer_dist.utils.locks import alone
+from dfer_dist.utils.locks import file_lock
 from launch.commands.track import beginning
 from launch.runs import open_run
 
@@ -105,7 +105,7 @@ def test_several_make_the_same_database_at_a_time(tmp_path: Path) -> None:
 
 def test_a_lock_does_not_stay_with_a_process_that_was_forked_meanwhile(tmp_path: Path) -> None:
     """As loader workers are, while another thread of their rank changes ``run.json``; they live as long as training does."""
-    with alone(tmp_path / "lock"):
+    with file_lock(tmp_path / "lock"):
         worker = os.fork()
         if not worker:
             time.sleep(60)
@@ -234,7 +234,7 @@ def test_figures_go_as_far_as_a_checkpoint_stands_for_them(made: RunDir) -> None
         for k in range(1, 9)
     ]
     fold.metrics.write_text("".join(lines) + '{"step": 9, "lo')
-    assert standing(fold) == 0
+    assert committed_bytes(fold) == 0
     (fold.checkpoints / "step-00000005").mkdir(parents=True)
     write_json(
         fold.checkpoints / "step-00000005" / "state.json",

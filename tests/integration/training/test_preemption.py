@@ -8,7 +8,7 @@ import time
 import pytest
 
 from dfer_dist.distributed import preemption as preempt
-from dfer_dist.distributed.preemption import LeaveFlag
+from dfer_dist.distributed.preemption import PreemptionHandler
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.status import Attempt
 from dfer_dist.training.meters import Meter, Spikes
@@ -23,7 +23,7 @@ def test_the_earlier_deadline_counts(monkeypatch, job_ends, given, first):
     monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
     if job_ends:
         monkeypatch.setenv("SLURM_JOB_END_TIME", job_ends)
-    flag = LeaveFlag()
+    flag = PreemptionHandler()
     flag.set_deadline(given)
     assert flag.deadline == first
 
@@ -31,7 +31,7 @@ def test_the_earlier_deadline_counts(monkeypatch, job_ends, given, first):
 def test_time_is_up_when_there_is_just_enough_to_leave(monkeypatch):
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now)
-    flag = LeaveFlag()
+    flag = PreemptionHandler()
     flag.set_deadline(now + preempt._MARGIN + 100)
     flag.need = 99
     assert not flag and flag.why is None
@@ -42,7 +42,7 @@ def test_time_is_up_when_there_is_just_enough_to_leave(monkeypatch):
 def test_a_signal_is_named():
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
     try:
-        flag = LeaveFlag().install()
+        flag = PreemptionHandler().install()
         assert not flag
         signal.raise_signal(signal.SIGUSR2)
         assert flag and flag.why == "SIGUSR2"

@@ -27,7 +27,7 @@ from dfer_dist.demo.dataset import (
 )
 from dfer_dist.demo.face_parts import AUS
 from dfer_dist.demo.faces import FRAMES, IDENTITIES, clip_track, draw_track, render_clip
-from dfer_dist.models.tokenizer import CONTEXT, Reader
+from dfer_dist.models.tokenizer import CONTEXT, CaptionTokenizer
 from dfer_dist.utils.errors import UserError
 
 SMALL = {"clips": 35, "size": 32}
@@ -222,7 +222,7 @@ def test_descriptions_give_no_label_away_and_are_read_whole_in_known_words() -> 
     assert [clean(caption, SEVEN) for caption in captions] == captions
     assert set(re.findall(r"\w+", " ".join(captions))) <= known
     assert (
-        Reader(1000)(captions).shape[1] <= 36 < CONTEXT
+        CaptionTokenizer(1000)(captions).shape[1] <= 36 < CONTEXT
     )  # the longest caption in the pretraining has 33
     assert len(set(captions)) > 600
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import DataConfig, Sampling
 from dfer_dist.data.loading.loader import evaluation_stream
-from dfer_dist.data.loading.sampler import whole_shards
+from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.shards.index import Index
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.evaluation.evaluate import average_views, collect, predict
@@ -47,7 +47,7 @@ def predictions(
     index: Index, world: int, views: int, sampling: Sampling
 ) -> tuple[list[str], np.ndarray]:
     data = DataConfig("-", num_frames=4, image_size=24, workers=0, sampling=sampling, stride=2)
-    test, rows = whole_shards(index, index.test_shards(2)), {}
+    test, rows = all_clips(index, index.test_shards(2)), {}
     for rank in range(world):
         batches = evaluation_stream(index, data, test, 5, rank, world, views=views)
         rows |= predict(brightness, batches, CPU)

@@ -11,7 +11,7 @@ import open_clip
 import pytest
 import torch
 
-from dfer_dist.config.schema import ImageTuning, ModelConfig, TemporalKind, TextSides
+from dfer_dist.config.schema import ImageTuning, ModelConfig, TemporalKind, TextPolarity
 from dfer_dist.data.sources.layouts import SEVEN
 from dfer_dist.inference.convert import from_official, to_official
 from dfer_dist.inference.official import read_sentences
@@ -152,7 +152,7 @@ def test_what_is_there_already(content: dict, tmp_path: Path) -> None:
         ModelConfig(temporal_head_dim=32),
         ModelConfig(image=ImageTuning.lora),
         ModelConfig(image=ImageTuning.adapters),
-        ModelConfig(text_sides=TextSides.both),
+        ModelConfig(text_polarity=TextPolarity.both),
         ModelConfig(context_tokens=0),
         ModelConfig(temporal=TemporalKind.mean),
         ModelConfig(sentences={name: ["a face.", "a person."] for name in SEVEN}),

@@ -15,7 +15,7 @@ from dfer_dist.config.schema import (
     Optimizer,
     Schedule,
     TemporalKind,
-    TextSides,
+    TextPolarity,
     TextTuning,
     config_hash,
     flatten,
@@ -140,10 +140,18 @@ def test_sentences_are_set_in_an_experiment_and_kept_with_the_run(tmp_path: Path
 
 def test_every_option_is_on_the_page_of_options() -> None:
     page = (ROOT / "docs" / "options.md").read_text()
-    for kind in (ClassText, TextSides, ImageTuning, TextTuning, TemporalKind, Schedule, Optimizer):
+    for kind in (
+        ClassText,
+        TextPolarity,
+        ImageTuning,
+        TextTuning,
+        TemporalKind,
+        Schedule,
+        Optimizer,
+    ):
         key = {
             ClassText: "model.text",
-            TextSides: "model.text_sides",
+            TextPolarity: "model.text_polarity",
             ImageTuning: "model.image",
         }.get(kind)
         key = key or {TextTuning: "model.text_tower"}.get(kind)

@@ -19,7 +19,7 @@ from dfer_dist.config.schema import (
     ImageTuning,
     ModelConfig,
     TemporalKind,
-    TextSides,
+    TextPolarity,
     TextTuning,
     check_values,
 )
@@ -28,7 +28,7 @@ from dfer_dist.inference import export
 from dfer_dist.models.adapters import Adapter, FramePositions, adapter_names
 from dfer_dist.models.backbone import TINY, build_clip
 from dfer_dist.models.build import build_model
-from dfer_dist.models.class_texts import side_texts
+from dfer_dist.models.class_texts import polarity_texts
 from dfer_dist.models.tuning import param_groups, trained_line
 from dfer_dist.planning.trace import outline
 from dfer_dist.training.objective import Objective
@@ -66,7 +66,7 @@ def test_training_starts_from_exactly_the_frozen_clip(clips: torch.Tensor, time:
     model = tiny(adapter_time=time)
     assert any(isinstance(m, FramePositions) for m in model.modules()) == time
     for mode in (model.train(), model.eval()):
-        sides = mode(clips, by_side=True)
+        sides = mode(clips, per_polarity=True)
         torch.testing.assert_close(sides["positive"], positive, rtol=0, atol=1e-4)
         torch.testing.assert_close(sides["negative"], -negative, rtol=0, atol=1e-4)
         torch.testing.assert_close(mode(clips), (positive - negative) / 2, rtol=0, atol=1e-4)
@@ -91,7 +91,7 @@ def test_only_adapters_are_trained_and_all_of_them(clips: torch.Tensor) -> None:
     for step in range(2):
         optimizer.zero_grad()
         objective(
-            model(clips, by_side=True), torch.arange(3), torch.ones(3, dtype=torch.bool)
+            model(clips, per_polarity=True), torch.arange(3), torch.ones(3, dtype=torch.bool)
         ).sum().backward()
         graded = {
             name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()
@@ -149,7 +149,7 @@ def test_the_negative_side_by_hand(clips: torch.Tensor) -> None:
     )  # positive texts of the three classes, then negative ones
     text = torch.zeros(6, width)
     text[:, 0], text[:, 1] = cosines, (1 - cosines**2).sqrt()
-    sides = model(clips[:1], text, by_side=True)
+    sides = model(clips[:1], text, per_polarity=True)
     assert sides["positive"][0].tolist() == pytest.approx([6.0, 0.0, 8.0])
     assert sides["negative"][0].tolist() == pytest.approx([6.0, -10.0, -2.8]), (
         "class 0 has the lowest cosine, and so the highest logit"
@@ -169,7 +169,7 @@ def test_training_gives_the_true_class_the_highest_positive_and_the_lowest_negat
     for _ in range(25):
         optimizer.zero_grad()
         objective(
-            model(clips, by_side=True), labels, torch.ones(3, dtype=torch.bool)
+            model(clips, per_polarity=True), labels, torch.ones(3, dtype=torch.bool)
         ).mean().backward()
         optimizer.step()
     with torch.no_grad():
@@ -189,9 +189,9 @@ def test_each_side_has_adapters_of_its_own() -> None:
         seen = perturb(tiny(), f"parts.{side}").text_features().chunk(2)
         assert (seen[changed] - plain[changed]).abs().max() > 1e-3
         torch.testing.assert_close(seen[same], plain[same], rtol=0, atol=1e-6)
-    alone = tiny(text_sides=TextSides.positive)
+    alone = tiny(text_polarity=TextPolarity.positive)
     assert alone.text_features().shape == (3, 64) and list(
-        alone(torch.zeros(1, FRAMES, 3, 64, 64), by_side=True)
+        alone(torch.zeros(1, FRAMES, 3, 64, 64), per_polarity=True)
     ) == ["positive"]
     uneven = tiny(
         negative_sentences={
@@ -244,7 +244,9 @@ def test_bfloat16_is_close(clips: torch.Tensor) -> None:
 
 def test_adapters_serve_dfer_clip_as_well(clips: torch.Tensor) -> None:
     """Learned prompts, a transformer over time and adapters; and the negative side with prompts of its own."""
-    model = tiny(text_sides=TextSides.positive, context_tokens=8, temporal=TemporalKind.transformer)
+    model = tiny(
+        text_polarity=TextPolarity.positive, context_tokens=8, temporal=TemporalKind.transformer
+    )
     assert list(param_groups(model)) == ["temporal", "prompt", "adapters"]
     F.cross_entropy(model(clips), torch.arange(3)).backward()
     assert all(p.grad is not None for group in param_groups(model).values() for _, p in group)
@@ -258,7 +260,7 @@ def test_adapters_serve_dfer_clip_as_well(clips: torch.Tensor) -> None:
     ("words", "millions"),
     [
         ([], 13.42),
-        (["model.text_sides=positive"], 10.26),
+        (["model.text_polarity=positive"], 10.26),
         (["model.text_tower=frozen"], 7.10),
         (["model.image=none"], 6.32),
         (["model.adapter_time=true"], 16.99),
@@ -359,10 +361,12 @@ def test_an_exported_model_keeps_both_sides_texts(tmp_path: Path) -> None:
 
 def test_mistakes_are_named() -> None:
     cfg = ModelConfig(
-        text_sides=TextSides.both, text=ClassText.names, negative_sentences={"fear": ["calm."]}
+        text_polarity=TextPolarity.both,
+        text=ClassText.names,
+        negative_sentences={"fear": ["calm."]},
     )
     with pytest.raises(UserError, match=r"model\.negative_sentences has nothing for class 'joy'"):
-        side_texts(["fear", "joy"], cfg)
+        polarity_texts(["fear", "joy"], cfg)
     for key, value in {
         "adapter_ratio": 0.0,
         "adapter_scale": -1.0,

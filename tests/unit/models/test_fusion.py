@@ -15,12 +15,12 @@ from PIL import Image
 from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import Config, ImageTuning, ModelConfig, TemporalKind, check_values
-from dfer_dist.data.faces.enrich import Wish, enrich
+from dfer_dist.data.faces.enrich import EnrichRequest, enrich
 from dfer_dist.data.loading.loader import evaluation_stream
-from dfer_dist.data.loading.sampler import whole_shards
+from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index
-from dfer_dist.data.shards.sidecars import describe_levels, extra_path
+from dfer_dist.data.shards.sidecars import describe_modalities, extra_path
 from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.data.sources.layouts import SEVEN
 from dfer_dist.demo.dataset import render_demo
@@ -34,7 +34,7 @@ from dfer_dist.models.tuning import param_groups, trained_line
 from dfer_dist.planning.planner import loader_bytes
 from dfer_dist.planning.trace import outline, trace
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.training.fold import check_same_levels
+from dfer_dist.training.fold import check_same_modalities
 from dfer_dist.training.objective import Objective
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
@@ -84,7 +84,7 @@ def test_weights_by_hand() -> None:
 def test_each_level_starts_as_the_frozen_clip_sees_its_pictures(
     pictures: torch.Tensor, time: bool
 ) -> None:
-    plain, model = tiny(adapter_time=time), tiny(levels=BOTH, adapter_time=time)
+    plain, model = tiny(adapter_time=time), tiny(modalities=BOTH, adapter_time=time)
     want = [video(plain, own) for own in pictures.chunk(3, 1)]
     torch.testing.assert_close(
         video(model, pictures), F.normalize(sum(want), dim=-1), rtol=0, atol=1e-5
@@ -92,7 +92,10 @@ def test_each_level_starts_as_the_frozen_clip_sees_its_pictures(
     for weight, level in ((1.0, 0), (0.0, None)):
         alone = want[0] if level == 0 else F.normalize(want[1] + want[2], dim=-1)
         torch.testing.assert_close(
-            video(tiny(levels=BOTH, video_weight=weight), pictures), alone, rtol=0, atol=1e-5
+            video(tiny(modalities=BOTH, video_weight=weight), pictures),
+            alone,
+            rtol=0,
+            atol=1e-5,
         )
 
 
@@ -100,7 +103,7 @@ def test_each_level_starts_as_the_frozen_clip_sees_its_pictures(
 def test_each_level_has_adapters_of_its_own(pictures: torch.Tensor) -> None:
     """What an adapter of one level does shows in that level's feature alone, along time too."""
     for i, name in enumerate(("video", *BOTH)):
-        model = tiny(levels=BOTH, adapter_time=True)
+        model = tiny(modalities=BOTH, adapter_time=True)
         features: list[torch.Tensor] = []
         assert model.fusion is not None
         model.fusion.register_forward_pre_hook(lambda _, args, kept=features: kept.append(args[0]))
@@ -111,13 +114,14 @@ def test_each_level_has_adapters_of_its_own(pictures: torch.Tensor) -> None:
 
 
 def test_adapters_of_levels_and_weights_are_what_is_trained(pictures: torch.Tensor) -> None:
-    model = tiny(levels=BOTH, adapter_time=True)
+    model = tiny(modalities=BOTH, adapter_time=True)
     (group,) = param_groups(model).items()
     names = {name for name, _ in group[1]}
     assert group[0] == "adapters" and names == adapter_names(model) and "fusion.scores" in names
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if name not in names}
     assert (
-        set(tiny(image=ImageTuning.none, levels=[]).state_dict()) - set(model.state_dict()) == set()
+        set(tiny(image=ImageTuning.none, modalities=[]).state_dict()) - set(model.state_dict())
+        == set()
     )
     perturb(model)
     objective, optimizer = (
@@ -125,7 +129,7 @@ def test_adapters_of_levels_and_weights_are_what_is_trained(pictures: torch.Tens
         torch.optim.SGD([p for _, p in group[1]], lr=0.1),
     )
     objective(
-        model(pictures, by_side=True), torch.arange(3), torch.ones(3, dtype=torch.bool)
+        model(pictures, per_polarity=True), torch.arange(3), torch.ones(3, dtype=torch.bool)
     ).sum().backward()
     assert {
         name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()
@@ -142,7 +146,7 @@ def test_adapters_of_levels_and_weights_are_what_is_trained(pictures: torch.Tens
 
 
 def test_levels_serve_dfer_clips_transformer_as_well(pictures: torch.Tensor) -> None:
-    model = tiny(levels=["landmarks"], temporal=TemporalKind.transformer, context_tokens=4)
+    model = tiny(modalities=["landmarks"], temporal=TemporalKind.transformer, context_tokens=4)
     assert model(pictures[:, : 2 * FRAMES]).shape == (3, 3) and list(param_groups(model)) == [
         "temporal",
         "prompt",
@@ -155,10 +159,10 @@ def test_levels_serve_dfer_clips_transformer_as_well(pictures: torch.Tensor) -> 
 @pytest.mark.parametrize(
     ("words", "millions"),
     [
-        (["model.levels=[parsing,landmarks]"], 19.07),
-        (["model.levels=[landmarks]"], 16.25),
-        (["model.levels=[parsing,landmarks]", "model.level_ratio=0.25"], 27.62),
-        (["model.levels=[parsing,landmarks]", "model.level_ratio=0.125"], 20.54),
+        (["model.modalities=[parsing,landmarks]"], 19.07),
+        (["model.modalities=[landmarks]"], 16.25),
+        (["model.modalities=[parsing,landmarks]", "model.modality_ratio=0.25"], 27.62),
+        (["model.modalities=[parsing,landmarks]", "model.modality_ratio=0.125"], 20.54),
     ],
 )
 def test_tunable_parameters_on_vit_b_16(words: list[str], millions: float) -> None:
@@ -170,38 +174,42 @@ def test_tunable_parameters_on_vit_b_16(words: list[str], millions: float) -> No
 
 def test_a_plan_counts_the_pictures_of_levels() -> None:
     words = ["data.image_size=32", "data.num_frames=2", "model.image=adapters"]
-    plain, levels = (
-        load_config("demo", [*words, *more]) for more in ([], ["model.levels=[parsing,landmarks]"])
+    plain, modalities = (
+        load_config("demo", [*words, *more])
+        for more in ([], ["model.modalities=[parsing,landmarks]"])
     )
-    assert loader_bytes(levels, 4) == 3 * loader_bytes(plain, 4)
-    tower = [trace(config, SEVEN, fused_attention=False).flops.clip for config in (plain, levels)]
+    assert loader_bytes(modalities, 4) == 3 * loader_bytes(plain, 4)
+    tower = [
+        trace(config, SEVEN, fused_attention=False).flops.clip for config in (plain, modalities)
+    ]
     assert 2.5 < tower[1] / tower[0] < 3.2
 
 
 def test_mistakes_are_named() -> None:
     adapters = {"image": ImageTuning.adapters}
     for settings, words in (
-        ({"levels": ["parsing"]}, "model.image=all: each level has adapters of its own"),
+        ({"modalities": ["parsing"]}, "model.image=all: each level has adapters of its own"),
         (
-            {**adapters, "levels": ["depth"]},
-            r"model\.levels=\['depth'\]: give each of parsing and landmarks once",
+            {**adapters, "modalities": ["depth"]},
+            r"model\.modalities=\['depth'\]: give each of parsing and landmarks once",
         ),
-        ({**adapters, "levels": ["parsing", "parsing"]}, "once at most"),
-        ({**adapters, "video_weight": 0.5}, "needs model.levels"),
-        ({**adapters, "levels": ["parsing"], "video_weight": 1.5}, r"must lie in \[0, 1\]"),
-        ({**adapters, "level_ratio": 0.0}, r"model\.level_ratio"),
+        ({**adapters, "modalities": ["parsing", "parsing"]}, "once at most"),
+        ({**adapters, "video_weight": 0.5}, "needs model.modalities"),
+        ({**adapters, "modalities": ["parsing"], "video_weight": 1.5}, r"must lie in \[0, 1\]"),
+        ({**adapters, "modality_ratio": 0.0}, r"model\.modality_ratio"),
     ):
         with pytest.raises(UserError, match=words):
             check_values(Config(model=ModelConfig(**settings)))  # type: ignore[arg-type]
     check_values(
         load_config(
-            "demo", ["model.image=adapters", "model.levels=[landmarks]", "model.video_weight=0.3"]
+            "demo",
+            ["model.image=adapters", "model.modalities=[landmarks]", "model.video_weight=0.3"],
         )
     )
 
 
 def test_through_the_engine_on_one_and_two_ranks_and_under_zero_3(tmp_path: Path) -> None:
-    words = ["--kind", "adapters", "--levels"]
+    words = ["--kind", "adapters", "--modalities"]
     one = run_ranks(ENGINE, 1, *words, "--stage", "1", "--folder", str(tmp_path / "one"))
     assert one["rates"] == {"adapters": 1e-3} and one["frozen"] == 0 and one["taken"]
     assert (
@@ -221,7 +229,9 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Index:
     render_demo(root, clips=35, size=32, workers=1)
     listing = read_dataset("demo", root / "frames", root / "lists")
     index = pack(listing.records, "demo", root / "shards", 64, workers=1)
-    enrich(root / "shards", Wish(landmarks_from=root / "landmarks", parsing=True), workers=1)
+    enrich(
+        root / "shards", EnrichRequest(landmarks_from=root / "landmarks", parsing=True), workers=1
+    )
     return index
 
 
@@ -240,7 +250,7 @@ def test_a_fold_with_levels(faces: Index, tmp_path: Path) -> None:
         f"data.shards={faces.root}",
         *SMALL,
     ]
-    words += ["model.image=adapters", "model.levels=[parsing,landmarks]"]
+    words += ["model.image=adapters", "model.modalities=[parsing,landmarks]"]
 
     done = subprocess.run([DFER, *words], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -261,12 +271,12 @@ def test_a_fold_with_levels(faces: Index, tmp_path: Path) -> None:
         in (tmp_path / "model" / export.CARD).read_text()
     )
     saved = checkpoint.read(fold.checkpoints / "LATEST")
-    check_same_levels(saved, describe_levels(faces, BOTH))
+    check_same_modalities(saved, describe_modalities(faces, BOTH))
     for shard in range(len(faces.shards)):
         extra_path(faces.path(shard), "parsing").unlink()
-    with pytest.raises(UserError, match=r"model\.levels has parsing, but .* is missing"):
+    with pytest.raises(UserError, match=r"model\.modalities has parsing, but .* is missing"):
         evaluate_checkpoint(fold.checkpoints / "LATEST", None, [], None)
-    with pytest.raises(UserError, match=r"model\.levels has parsing, but .* is missing"):
+    with pytest.raises(UserError, match=r"model\.modalities has parsing, but .* is missing"):
         open_run(tmp_path, "other", "demo", words[8:], (), None, 1)
     assert not (tmp_path / "other").exists(), "told before anything is made"
     blank = np.zeros((4, 4), np.uint8)
@@ -276,16 +286,16 @@ def test_a_fold_with_levels(faces: Index, tmp_path: Path) -> None:
             (tmp_path / "maps" / key).mkdir(parents=True)
             for t in range(frames):
                 Image.fromarray(blank).save(tmp_path / "maps" / key / f"{t}.png")
-    enrich(Path(str(faces.root)), Wish(parsing_from=tmp_path / "maps"), workers=1)
+    enrich(Path(str(faces.root)), EnrichRequest(parsing_from=tmp_path / "maps"), workers=1)
     with pytest.raises(UserError, match="trained on other parsing maps or landmarks"):
-        check_same_levels(saved, describe_levels(faces, BOTH))
+        check_same_modalities(saved, describe_modalities(faces, BOTH))
 
 
 @pytest.mark.parametrize("crops", [False, True])
 def test_films_with_levels_are_what_enriching_and_evaluating_make_of_them(
     tmp_path: Path, crops: bool
 ) -> None:
-    settings = ModelConfig(**FINE, levels=BOTH, adapter_time=True)  # type: ignore[arg-type]
+    settings = ModelConfig(**FINE, modalities=BOTH, adapter_time=True)  # type: ignore[arg-type]
     ours(tmp_path / "ours", settings, tuple(CLASSES))
     export.export(tmp_path / "ours", tmp_path / "out", [])
     model = export.load(tmp_path / "out", device="cpu", precision="fp32")
@@ -293,7 +303,7 @@ def test_films_with_levels_are_what_enriching_and_evaluating_make_of_them(
         (tmp_path / "films" / name).mkdir(parents=True)
         heads = [[] if t == 4 else [Pose(110 + 4 * t, 100 - 10 * i, 1.0, 3 * t)] for t in range(7)]
         encode(tmp_path / "films" / name / f"{name}.mp4", draw(heads, 320, 240))
-    listing = read_dataset("folder", tmp_path / "films", folds=2, films=True)
+    listing = read_dataset("folder", tmp_path / "films", folds=2, videos=True)
     index = pack(
         listing.records,
         "mine",
@@ -302,9 +312,9 @@ def test_films_with_levels_are_what_enriching_and_evaluating_make_of_them(
         classes=listing.classes,
         faces=crops,
     )
-    enrich(tmp_path / "shards", Wish(landmarks=True, parsing=True), workers=1)
-    clips = whole_shards(index, range(len(index.shards)))
-    batches = evaluation_stream(index, model.config.data, clips, 2, 0, 1, levels=BOTH)
+    enrich(tmp_path / "shards", EnrichRequest(landmarks=True, parsing=True), workers=1)
+    clips = all_clips(index, range(len(index.shards)))
+    batches = evaluation_stream(index, model.config.data, clips, 2, 0, 1, modalities=BOTH)
     rows = predict(lambda frames: model.model(frames, model.text), batches, model.device)
     for key, (_, logits) in rows.items():
         name = key.partition("_")[0]

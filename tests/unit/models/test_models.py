@@ -11,7 +11,7 @@ from open_clip.tokenizer import SimpleTokenizer
 
 from dfer_dist.config.schema import ClassText, Config, ModelConfig, TokenPosition
 from dfer_dist.models.backbone import TINY, build_clip, fetch_weights, load_backbone
-from dfer_dist.models.build import build_model, settle_image_size
+from dfer_dist.models.build import build_model, resolve_image_size
 from dfer_dist.models.class_texts import DESCRIPTIONS, class_texts
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.prompt import PromptLearner
@@ -213,7 +213,7 @@ def test_temporal_order_matters(model: DFERCLIP, clips: torch.Tensor) -> None:
 )
 def test_larger_backbones_have_the_published_sizes(name: str, width: int, size: int) -> None:
     config = Config(model=ModelConfig(backbone=name, pretrained="none", temporal_layers=2))
-    assert settle_image_size(config) == config.data.image_size == size
+    assert resolve_image_size(config) == config.data.image_size == size
     with torch.device("meta"):
         model = build_model(config.model, SEVEN, 16, size)
         logits = model(torch.zeros(2, 16, 3, size, size, dtype=torch.uint8))

@@ -20,10 +20,10 @@ from dfer_dist.config.load import dump_config, load_config, read_config
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.evaluation.metrics import score
-from dfer_dist.reporting.errors_sheet import draw_mistakes, find_mistakes
+from dfer_dist.reporting.errors_sheet import draw_confident_errors, find_confident_errors
 from dfer_dist.reporting.files import write_report
 from dfer_dist.reporting.history import cost, loss_curve, read_lines
-from dfer_dist.reporting.protocol import _model_rows, command_words
+from dfer_dist.reporting.protocol import _model_rows, command_text
 from dfer_dist.reporting.published import published_table, read_published
 from dfer_dist.reporting.results import load_folds
 from dfer_dist.reporting.summary import summarize
@@ -117,7 +117,7 @@ def test_who_and_where_stay_out_of_what_is_shown(whole: RunDir) -> None:
         "../up/runs",
         "train.seed=3",
     ]
-    assert command_words(words) == "dfer crossval data.shards=…/b --runs …/runs train.seed=3"
+    assert command_text(words) == "dfer crossval data.shards=…/b --runs …/runs train.seed=3"
 
 
 def test_missing_folds_are_said_in_every_table_and_output(holes: RunDir) -> None:
@@ -337,7 +337,7 @@ def shown(tiny_shards: Index, tmp_path: Path) -> RunDir:
 def test_the_surest_mistakes_come_first_and_show_their_own_frames(
     shown: RunDir, tiny_shards: Index
 ) -> None:
-    found = find_mistakes(load_folds(shown, [1, 2]), 5)
+    found = find_confident_errors(load_folds(shown, [1, 2]), 5)
     assert [m.fold for m in found] == [2, 1, 2, 1, 2]
     assert all(a.probability > b.probability for a, b in pairwise(found))
     assert all(
@@ -347,7 +347,7 @@ def test_the_surest_mistakes_come_first_and_show_their_own_frames(
     weights = np.exp([12.2, *[0.0] * 6])
     assert found[0].probability == pytest.approx(weights[0] / weights.sum())
     assert found[0].of_truth == pytest.approx(weights[1] / weights.sum())
-    path, drawn = draw_mistakes(shown, 3)
+    path, drawn = draw_confident_errors(shown, 3)
     assert drawn == found[:3]
     with Image.open(path) as picture:
         colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
@@ -360,7 +360,7 @@ def test_the_surest_mistakes_come_first_and_show_their_own_frames(
 
 
 def test_frames_stay_out_of_the_page_unless_shared(shown: RunDir) -> None:
-    draw_mistakes(shown, 2)
+    draw_confident_errors(shown, 2)
     write_report(shown)
     assert "data:image/png" not in shown.page.read_text()
     write_report(shown, frames=shown.mistakes)
@@ -372,7 +372,7 @@ def test_frames_of_other_data_are_not_shown(shown: RunDir) -> None:
         path = shown.fold(k).result
         path.write_text(json.dumps(json.loads(path.read_text()) | {"index_hash": "other"}))
     with pytest.raises(UserError, match="other data"):
-        draw_mistakes(shown, 2)
+        draw_confident_errors(shown, 2)
     assert not shown.mistakes.exists()
 
 

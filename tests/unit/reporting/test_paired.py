@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from dfer_dist.evaluation.metrics import score
 from dfer_dist.reporting.comparison import systems_table
 from dfer_dist.reporting.files import write_comparison
-from dfer_dist.reporting.paired import Comparison, compare, load_sides
+from dfer_dist.reporting.paired import Comparison, compare, load_runs
 from dfer_dist.reporting.summary import summarize
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
@@ -24,7 +24,7 @@ from tests.helpers.made_runs import CLASSES, make_run, write_table
 
 
 def held(first: RunDir, second: RunDir) -> Comparison:
-    return compare(*load_sides([first, second]))
+    return compare(*load_runs([first, second]))
 
 
 def rewrite(
@@ -253,6 +253,6 @@ def test_size_speed_and_memory_are_those_of_the_checkpoints_and_attempts(tmp_pat
 def test_a_run_is_not_held_against_itself(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     with pytest.raises(UserError, match="given twice"):
-        load_sides([run, run])
+        load_runs([run, run])
     other = make_run(tmp_path / "x" / "a")
-    assert [s.name for s in load_sides([run, other])] == [f"{tmp_path.name}/a", "x/a"]
+    assert [s.name for s in load_runs([run, other])] == [f"{tmp_path.name}/a", "x/a"]

@@ -75,12 +75,12 @@ def test_what_a_build_left_in_a_checkout_is_not_what_is_installed(
     """``python -m`` in a checkout finds its egg-info first."""
     origin = {"url": "file:///home/ada/mine", "dir_info": {"editable": True}}
     install(installed, "mine", "0.1", origin)
-    alone = environment_lock()
+    lock = environment_lock()
     left = tmp_path / "checkout" / "mine.egg-info"
     left.mkdir(parents=True)
     (left / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 0.0.9\n")
     monkeypatch.setattr(sys, "path", [str(left.parent), *sys.path])
-    assert environment_lock() == alone
+    assert environment_lock() == lock
     (installed / "mine-0.1.dist-info" / "METADATA").unlink()
     assert "mine==0.0.9" in environment_lock()  # where there is nothing else
 

@@ -9,8 +9,8 @@ import pytest
 
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.tracking import uploader as sender
-from dfer_dist.tracking.metrics_log import Tracker
-from dfer_dist.tracking.uploader import Queue
+from dfer_dist.tracking.metrics_log import MetricsLog
+from dfer_dist.tracking.uploader import UploadQueue
 
 
 class Server:
@@ -49,19 +49,19 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     return server
 
 
-def tracker_of(root: Path, server: Server | None, keep_bytes: int | None = 0) -> Tracker:
-    return Tracker(FoldDir(root).metrics, FoldDir(root).sent, server, keep_bytes)
+def tracker_of(root: Path, server: Server | None, keep_bytes: int | None = 0) -> MetricsLog:
+    return MetricsLog(FoldDir(root).metrics, FoldDir(root).sent, server, keep_bytes)
 
 
 def ended(status: str):
     return lambda api, run_id: api.set_terminated(run_id, status)
 
 
-def log(tracker: Tracker, first: int, last: int) -> int:
+def log(metrics_log: MetricsLog, first: int, last: int) -> int:
     """Lines of steps ``first`` to ``last``; returns the file's size after them."""
     for step in range(first, last + 1):
-        tracker.log(step, 0, {"loss": 1 / step})
-    return tracker.size
+        metrics_log.log(step, 0, {"loss": 1 / step})
+    return metrics_log.size
 
 
 def steps(fold: FoldDir) -> list[int]:
@@ -76,39 +76,39 @@ def until(seen) -> None:
 
 
 def test_a_line_is_sent_once_a_checkpoint_stands_for_it(server, tmp_path):
-    tracker = tracker_of(tmp_path, server)
-    size = log(tracker, 1, 5)
-    log(tracker, 6, 8)
+    metrics_log = tracker_of(tmp_path, server)
+    size = log(metrics_log, 1, 5)
+    log(metrics_log, 6, 8)
     until(lambda: server.status == "RUNNING")
     assert server.steps() == []
-    tracker.release(size)
+    metrics_log.commit(size)
     until(lambda: server.steps() == [1, 2, 3, 4, 5])
-    tracker.close(ended("FAILED"))
+    metrics_log.close(ended("FAILED"))
     assert (server.steps(), server.status) == ([1, 2, 3, 4, 5], "FAILED")
     assert steps(FoldDir(tmp_path)) == list(range(1, 9))
 
 
 def test_steps_that_are_done_again_are_there_once(server, tmp_path):
     """Killed after step 8, gone on from the checkpoint of step 5, in the file and at the server."""
-    tracker = tracker_of(tmp_path, server)
-    size = log(tracker, 1, 5)
-    log(tracker, 6, 8)
+    metrics_log = tracker_of(tmp_path, server)
+    size = log(metrics_log, 1, 5)
+    log(metrics_log, 6, 8)
     with (tmp_path / "metrics.jsonl").open("a") as f:
         f.write('{"step": 9, "epo')  # cut short by the kill
-    tracker.release(size)
-    tracker.close(ended("KILLED"))
+    metrics_log.commit(size)
+    metrics_log.close(ended("KILLED"))
     again = tracker_of(tmp_path, server, size)
-    assert (again.undone(5), again.size) == (3, size)
-    again.release(log(again, 6, 10))
+    assert (again.num_rolled_back(5), again.size) == (3, size)
+    again.commit(log(again, 6, 10))
     again.close(ended("FINISHED"))
     assert steps(FoldDir(tmp_path)) == list(range(1, 11)) == server.steps()
 
 
 def test_a_crash_between_sending_and_noting_does_no_harm(server, tmp_path):
-    tracker = tracker_of(tmp_path, server)
-    tracker.release(log(tracker, 1, 5))
-    tracker.close(ended("KILLED"))
-    rows, size = set(server.rows), tracker.size
+    metrics_log = tracker_of(tmp_path, server)
+    metrics_log.commit(log(metrics_log, 1, 5))
+    metrics_log.close(ended("KILLED"))
+    rows, size = set(server.rows), metrics_log.size
     FoldDir(tmp_path).sent.unlink()
     tracker_of(tmp_path, server, size).close(ended("FINISHED"))
     assert server.rows == rows
@@ -116,64 +116,64 @@ def test_a_crash_between_sending_and_noting_does_no_harm(server, tmp_path):
 
 def test_what_was_sent_before_the_last_checkpoint_was_lost_stands(server, tmp_path):
     """The checkpoint of step 8 is damaged: steps 6 to 8 are trained again after they were sent."""
-    tracker = tracker_of(tmp_path, server)
-    size = log(tracker, 1, 5)
-    tracker.release(log(tracker, 6, 8))
-    tracker.close(ended("KILLED"))
+    metrics_log = tracker_of(tmp_path, server)
+    size = log(metrics_log, 1, 5)
+    metrics_log.commit(log(metrics_log, 6, 8))
+    metrics_log.close(ended("KILLED"))
     time.sleep(0.01)  # other time stamps
     again = tracker_of(tmp_path, server, size)
-    again.release(log(again, 6, 7))
+    again.commit(log(again, 6, 7))
     again.close(ended("KILLED"))  # stopped once more before it is where it was
     again = tracker_of(tmp_path, server, again.size)
-    again.release(log(again, 8, 12))
+    again.commit(log(again, 8, 12))
     again.close(ended("FINISHED"))
     assert server.steps() == steps(FoldDir(tmp_path)) == list(range(1, 13))
 
 
 def test_a_server_that_comes_back_gets_everything(server, tmp_path, capsys):
     server.down = True
-    tracker = tracker_of(tmp_path, server)
+    metrics_log = tracker_of(tmp_path, server)
     begin = time.perf_counter()
-    tracker.release(log(tracker, 1, 2000))
+    metrics_log.commit(log(metrics_log, 1, 2000))
     assert time.perf_counter() - begin < 2  # nobody waits for it
     until(lambda: server.requests > 2)
     assert capsys.readouterr().err.count("is sent when the server answers again") == 1
     server.down = False
     until(lambda: len(server.steps()) == 2000)
-    tracker.close(ended("FINISHED"))
+    metrics_log.close(ended("FINISHED"))
     assert server.steps() == list(range(1, 2001)) == server.steps("epoch")
 
 
 def test_a_server_that_stays_away_holds_nothing_up(server, tmp_path, capsys):
     server.down = True
-    tracker = tracker_of(tmp_path, server)
-    tracker.release(log(tracker, 1, 3))
+    metrics_log = tracker_of(tmp_path, server)
+    metrics_log.commit(log(metrics_log, 1, 3))
     begin = time.perf_counter()
-    tracker.close(ended("FINISHED"), timeout=5)
+    metrics_log.close(ended("FINISHED"), timeout=5)
     assert time.perf_counter() - begin < 2
     assert "could be sent; dfer sync" in capsys.readouterr().err
 
 
 def test_last_words_come_after_the_figures(server, tmp_path):
-    tracker = tracker_of(tmp_path, server)
-    tracker.release(log(tracker, 1, 3))
+    metrics_log = tracker_of(tmp_path, server)
+    metrics_log.commit(log(metrics_log, 1, 3))
     seen = []
-    tracker.close(lambda api, run_id: seen.append((run_id, api.steps())))
+    metrics_log.close(lambda api, run_id: seen.append((run_id, api.steps())))
     assert seen == [("id", [1, 2, 3])]
 
 
 def test_one_process_at_a_time_sends(server, tmp_path):
     """A job that writes and sends, and ``dfer sync`` beside it; then the job is gone."""
-    tracker = tracker_of(tmp_path, server)
-    two, size = log(tracker, 1, 2), log(tracker, 3, 3)
+    metrics_log = tracker_of(tmp_path, server)
+    two, size = log(metrics_log, 1, 2), log(metrics_log, 3, 3)
     until(lambda: server.status == "RUNNING")
     fold = FoldDir(tmp_path)
-    other = Queue(fold.metrics, fold.sent)
+    other = UploadQueue(fold.metrics, fold.sent)
     assert not other.take(size)
-    tracker.close()
+    metrics_log.close()
     assert other.take(size)
     waiting = tracker_of(tmp_path, server, size)
-    waiting.release(size)
+    waiting.commit(size)
     time.sleep(0.3)
     assert server.steps() == []
     assert other.send(server, "id", lambda: two) == 2
@@ -193,24 +193,24 @@ def test_a_full_disk_keeps_the_lines_and_takes_them_later(tmp_path, monkeypatch,
         room[0] -= done
         return done
 
-    tracker = tracker_of(tmp_path, None)
+    metrics_log = tracker_of(tmp_path, None)
     monkeypatch.setattr(os, "write", full)
-    size = log(tracker, 1, 3)
+    size = log(metrics_log, 1, 3)
     assert capsys.readouterr().err.count("takes no more lines for now") == 1
     with pytest.raises(OSError, match="No space"):
-        tracker.sync()  # no checkpoint may stand on lines that do not
+        metrics_log.sync()  # no checkpoint may stand on lines that do not
     room[0] = 10**6
-    tracker.sync()
-    log(tracker, 4, 4)
-    tracker.close(ended("FINISHED"))
+    metrics_log.sync()
+    log(metrics_log, 4, 4)
+    metrics_log.close(ended("FINISHED"))
     assert steps(FoldDir(tmp_path)) == [1, 2, 3, 4]
     assert (tmp_path / "metrics.jsonl").read_bytes()[:size].endswith(b"}\n")
 
 
 def test_lines_that_a_crash_of_the_machine_took_are_told(tmp_path, capsys):
-    tracker = tracker_of(tmp_path, None)
-    size = log(tracker, 1, 3)
-    tracker.close(ended("FINISHED"))
+    metrics_log = tracker_of(tmp_path, None)
+    size = log(metrics_log, 1, 3)
+    metrics_log.close(ended("FINISHED"))
     again = tracker_of(tmp_path, None, size + 7)
     assert "has lost at least 7 bytes" in capsys.readouterr().err
     again.close(ended("FINISHED"))
@@ -221,20 +221,20 @@ def test_lines_that_a_crash_of_the_machine_took_are_told(tmp_path, capsys):
 
 
 def test_a_file_that_was_cut_does_not_keep_the_processor_busy(server, tmp_path, capsys):
-    tracker = tracker_of(tmp_path, server)
-    size = log(tracker, 1, 3)
+    metrics_log = tracker_of(tmp_path, server)
+    size = log(metrics_log, 1, 3)
     os.truncate(tmp_path / "metrics.jsonl", 10)
-    tracker.release(size)
+    metrics_log.commit(size)
     until(lambda: "was cut" in capsys.readouterr().err)
     begin = time.process_time()
     time.sleep(0.5)
     assert time.process_time() - begin < 0.3
-    tracker.close(ended("FAILED"))
+    metrics_log.close(ended("FAILED"))
 
 
 def test_values_that_are_not_finite_are_left_out(tmp_path):
-    tracker = tracker_of(tmp_path, None)
-    tracker.log(1, 0, {"loss": float("nan"), "grad_norm": float("inf"), "lr": 0.1})
+    metrics_log = tracker_of(tmp_path, None)
+    metrics_log.log(1, 0, {"loss": float("nan"), "grad_norm": float("inf"), "lr": 0.1})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()).keys() == {
         "step",
         "epoch",

@@ -21,18 +21,18 @@ from dfer_dist.config.schema import (
     DataConfig,
     ModelConfig,
     Supervision,
-    TextSides,
+    TextPolarity,
     TrainConfig,
     check_values,
     split_batch,
 )
 from dfer_dist.data.captions.store import Source, Writer, clip_hashes, clip_keys
-from dfer_dist.data.loading.sampler import whole_shards
+from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.shards.index import Index, load_index
 from dfer_dist.data.sources.layouts import SEVEN
 from dfer_dist.inference.export import export, load
 from dfer_dist.models.backbone import TINY, build_clip
-from dfer_dist.models.tokenizer import Reader
+from dfer_dist.models.tokenizer import CaptionTokenizer
 from dfer_dist.models.tuning import trained_line
 from dfer_dist.planning.planner import DataSize, Machine, plan
 from dfer_dist.planning.trace import outline, trace
@@ -98,7 +98,7 @@ def test_labels_and_descriptions_are_added_with_a_weight_and_a_lost_clip_has_no_
     assert losses[:3].tolist() == pytest.approx(want[:3].tolist()) and losses[3] == 0
     both.train.objective = Supervision.descriptions
     alone = Objective(both, [], CPU)
-    assert not alone.by_side
+    assert not alone.per_polarity
     out = alone(
         {"video": video, "description": text}, labels, valid, torch.ones(4, dtype=torch.bool)
     )
@@ -108,7 +108,7 @@ def test_labels_and_descriptions_are_added_with_a_weight_and_a_lost_clip_has_no_
 
 
 def test_texts_are_cut_at_ends_of_sentences() -> None:
-    reader, tokenizer = Reader(), SimpleTokenizer()
+    reader, tokenizer = CaptionTokenizer(), SimpleTokenizer()
     texts = ["The brows rise! The lips part.", "", "A brow.", "word " * 100 + "end. Second."]
     tokens = reader(texts)
     assert tokens.shape == (4, 77) and tokens[3].count_nonzero() == 77
@@ -117,7 +117,7 @@ def test_texts_are_cut_at_ends_of_sentences() -> None:
         tokens[3, -1] == tokenizer.eot_token_id
         and tokenizer.decode(tokens[3, 1:-1].tolist()).split() == ["word"] * 75
     )
-    short = Reader(12)
+    short = CaptionTokenizer(12)
     assert (
         tokenizer.decode(
             short(["The brows rise and stay high. The lips part. Up."])[0, 1:-1].tolist()
@@ -132,9 +132,9 @@ def test_a_description_is_read_as_clip_reads_it_and_by_its_own_adapters() -> Non
     texts = ["The brows rise.", "The jaw drops. The eyes widen and stare."]
     torch.manual_seed(0)
     want = build_clip(TINY, 64).eval().encode_text(SimpleTokenizer()(texts), normalize=True)
-    tokens, clips = Reader()(texts), torch.zeros(2, FRAMES, 3, 64, 64, dtype=torch.uint8)
+    tokens, clips = CaptionTokenizer()(texts), torch.zeros(2, FRAMES, 3, 64, 64, dtype=torch.uint8)
     own = tiny(description_ratio=0.1)
-    shared = tiny(text_sides=TextSides.positive)
+    shared = tiny(text_polarity=TextPolarity.positive)
     for model in (own, shared):
         torch.testing.assert_close(model.read(tokens), want, rtol=0, atol=1e-5)
     before = own.text_features()
@@ -142,7 +142,7 @@ def test_a_description_is_read_as_clip_reads_it_and_by_its_own_adapters() -> Non
     assert (own.read(tokens) - want).abs().max() > 1e-2
     assert torch.equal(own.text_features(), before), "texts of classes pass other adapters"
     assert (perturb(shared, "parts.positive").read(tokens) - want).abs().max() > 1e-2
-    outputs = own(clips, by_side=True, tokens=tokens)
+    outputs = own(clips, per_polarity=True, tokens=tokens)
     assert list(outputs) == ["positive", "negative", "video", "description"]
     assert torch.equal(outputs["description"], own.read(tokens))
     assert list(own(clips, tokens=tokens)) == ["video", "description"]
@@ -160,7 +160,7 @@ B16 = "dfew_finecliper_vitb16"
     [
         (["model.description_ratio=0.08"], 14.42),
         (["model.description_ratio=0.25"], 16.58),
-        (["model.description_ratio=0.08", "model.levels=[parsing,landmarks]"], 20.06),
+        (["model.description_ratio=0.08", "model.modalities=[parsing,landmarks]"], 20.06),
         ([], 13.42),
     ],
 )
@@ -220,7 +220,7 @@ def described(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> I
 def test_which_descriptions_a_fold_is_trained_on(
     described: Index, tiny_shards: Index, tmp_path: Path
 ) -> None:
-    train, config = whole_shards(described, described.train_shards(2)), Config()
+    train, config = all_clips(described, described.train_shards(2)), Config()
     texts = read_clip_texts(described, train, 2, config)
     keys = clip_keys(described, train)
     assert set(texts.texts) == {key for i, key in enumerate(clip_hashes(described)) if i % 4} & set(
@@ -292,7 +292,7 @@ def test_other_descriptions_than_those_of_the_checkpoint_are_refused() -> None:
             ["model.context_tokens=8"],
             r"model\.context_tokens needs them: set model\.context_tokens=0",
         ),
-        (["model.text_sides=both"], r"set model\.text_sides=positive"),
+        (["model.text_polarity=both"], r"set model\.text_polarity=positive"),
         (["data.balanced=true"], r"set data\.balanced=false"),
         (["train.class_balance=0.9"], r"set train\.class_balance=0"),
         (["train.label_smoothing=0.1"], r"set train\.label_smoothing=0"),
@@ -308,7 +308,11 @@ def test_other_descriptions_than_those_of_the_checkpoint_are_refused() -> None:
     ],
 )
 def test_what_needs_labels_is_refused_without_them(words: list[str], told: str) -> None:
-    plain = ["train.objective=descriptions", "model.context_tokens=0", "model.text_sides=positive"]
+    plain = [
+        "train.objective=descriptions",
+        "model.context_tokens=0",
+        "model.text_polarity=positive",
+    ]
     check_values(load_config(B16, plain))
     with pytest.raises(UserError, match=told):
         load_config(B16, [*plain, *words])
@@ -366,9 +370,7 @@ def test_a_fold_trained_on_descriptions_alone(
     trained: RunDir, described: Index, tmp_path: Path
 ) -> None:
     fold = trained.fold(2)
-    texts = read_clip_texts(
-        described, whole_shards(described, described.train_shards(2)), 2, Config()
-    )
+    texts = read_clip_texts(described, all_clips(described, described.train_shards(2)), 2, Config())
     assert str(texts) in fold.log.read_text()
     result, saved = read_json(fold.result), read(fold.checkpoints / "LATEST")
     assert (result["objective"], result["described_clips"], result["n"]) == (

@@ -22,7 +22,7 @@ from dfer_dist.data.captions.store import (
     parse,
     read,
 )
-from dfer_dist.data.loading.sampler import hold_out, whole_shards
+from dfer_dist.data.loading.sampler import all_clips, train_val_split
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index, load_index
 from dfer_dist.data.shards.store import open_store
@@ -54,7 +54,7 @@ def lines(index: Index) -> list[bytes]:
 
 
 def train_keys(index: Index, fold: int) -> list[str]:
-    return clip_keys(index, whole_shards(index, index.train_shards(fold)))
+    return clip_keys(index, all_clips(index, index.train_shards(fold)))
 
 
 def test_training_reads_its_own_clips_cleaned(index: Index) -> None:
@@ -67,7 +67,7 @@ def test_training_reads_its_own_clips_cleaned(index: Index) -> None:
 
 def test_a_test_clips_description_is_refused_unless_it_is_for_the_test(index: Index) -> None:
     fill(index)
-    test = clip_keys(index, whole_shards(index, index.test_shards(2)))
+    test = clip_keys(index, all_clips(index, index.test_shards(2)))
     with pytest.raises(ValueError, match=f"1 clips, such as {test[3]}, are tested in fold 2"):
         descriptions(index, [*train_keys(index, 2), test[3]], 2)
     assert descriptions(index, test, 2, testing=True).keys() == set(test)
@@ -77,7 +77,7 @@ def test_a_test_clips_description_is_refused_unless_it_is_for_the_test(index: In
 
 
 def test_keys_of_a_held_out_part_are_told_apart(index: Index) -> None:
-    train, val = hold_out(index, index.train_shards(1), 0.2, 0)
+    train, val = train_val_split(index, index.train_shards(1), 0.2, 0)
     a, b = clip_keys(index, train), clip_keys(index, val)
     assert len(a) == len(train) and len(b) == len(val)
     assert sorted(a + b) == sorted(train_keys(index, 1))
@@ -218,7 +218,7 @@ def test_captions_of_each_layout_are_imported(index: Index, tmp_path: Path, name
     file = tmp_path / name
     file.write_bytes(LAYOUTS[name])
     done = {one.source.about["language"]: one for one in import_captions(index, [file])}
-    assert (done["en"].new, done["en"].same, done["en"].without, done["en"].strangers) == (
+    assert (done["en"].new, done["en"].same, done["en"].without, done["en"].unexpected) == (
         2,
         0,
         58,
@@ -246,7 +246,7 @@ def test_the_demo_s_own_descriptions_reach_training_as_they_were_written(tmp_pat
         workers=1,
     )
     (done,) = import_captions(shards, [source / DESCRIPTIONS])
-    assert (done.new, done.without, done.strangers, done.source.about["language"]) == (
+    assert (done.new, done.without, done.unexpected, done.source.about["language"]) == (
         35,
         0,
         0,

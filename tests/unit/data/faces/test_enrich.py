@@ -15,7 +15,7 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from dfer_dist.data.faces.enrich import Wish, enrich
+from dfer_dist.data.faces.enrich import EnrichRequest, enrich
 from dfer_dist.data.faces.parsing_maps import (
     LABELS,
     LEFT_BROW,
@@ -149,16 +149,16 @@ def test_imported_landmarks_and_the_maps_drawn_from_them(
     )
     for name in first:
         (root / name).unlink()
-    enrich(root, Wish(parsing=True, landmarks_from=source / "landmarks"), workers=1)
+    enrich(root, EnrichRequest(parsing=True, landmarks_from=source / "landmarks"), workers=1)
     assert extras(root) == first, "the same bytes with one worker as with two"
 
 
 def test_a_killed_run_goes_on(shards: Index, source: Path, tmp_path: Path) -> None:
     root, whole = Path(str(shards.root)), tmp_path / "whole"
     shutil.copytree(root, whole)
-    wish = f"Wish(parsing=True, landmarks_from=Path({str(source / 'landmarks')!r}))"
+    wish = f"EnrichRequest(parsing=True, landmarks_from=Path({str(source / 'landmarks')!r}))"
     code = (
-        "import os, signal\nfrom pathlib import Path\nfrom dfer_dist.data.faces.enrich import Wish, enrich\n"
+        "import os, signal\nfrom pathlib import Path\nfrom dfer_dist.data.faces.enrich import EnrichRequest, enrich\n"
         "def die(done, total):\n    if done == 37:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
         f"enrich(Path({str(root)!r}), {wish}, 1, die)\n"
     )
@@ -173,7 +173,7 @@ def test_a_killed_run_goes_on(shards: Index, source: Path, tmp_path: Path) -> No
     }
     assert 8 <= len(finished) < 2 * len(shards.shards)
     for place in (root, whole):
-        enrich(place, Wish(parsing=True, landmarks_from=source / "landmarks"), workers=1)
+        enrich(place, EnrichRequest(parsing=True, landmarks_from=source / "landmarks"), workers=1)
     assert extras(root) == extras(whole)
     assert {f: f.stat().st_ino for f in finished} == finished, "what was finished is not made again"
 
@@ -196,7 +196,9 @@ def test_a_photograph_by_dlib_and_frames_without_a_face(tmp_path: Path) -> None:
     """A portrait that moves, out of sight in the middle: its landmarks are where the eyes are, and its maps go on between."""
     poses = [[] if t in (3, 4) else [Pose(150 + 10 * t, 100, 1.2, 8)] for t in range(8)]
     index = pack_frames(list(draw(poses, 320, 240)), tmp_path)
-    landmarks, maps = enrich(Path(str(index.root)), Wish(landmarks=True, parsing=True), workers=1)
+    landmarks, maps = enrich(
+        Path(str(index.root)), EnrichRequest(landmarks=True, parsing=True), workers=1
+    )
     assert landmarks.made["by"] == "dlib" and (
         landmarks.made["without_face"],
         maps.made["without_face"],
@@ -296,7 +298,7 @@ def test_maps_by_a_network(scores: bool, tmp_path: Path) -> None:
         scripted(ByBrightness(scores), tmp_path / "parser.pt"),
     )
     root = Path(str(index.root))
-    (added,) = enrich(root, Wish(parser=parser), workers=1)
+    (added,) = enrich(root, EnrichRequest(parser=parser), workers=1)
     assert added.made["by"] == "parser" and (added.made["frames"], added.made["without_face"]) == (
         11,
         1,
@@ -309,7 +311,7 @@ def test_maps_by_a_network(scores: bool, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"is there, made otherwise \(parser\): remove \*\.parsing\.tar"
     ):
-        enrich(root, Wish(parser=parser), workers=1)
+        enrich(root, EnrichRequest(parser=parser), workers=1)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +334,7 @@ def test_networks_that_are_none_are_refused(
     else:
         scripted(module, parser)
     with pytest.raises(UserError, match=words):
-        enrich(Path(str(index.root)), Wish(parser=parser), workers=1)
+        enrich(Path(str(index.root)), EnrichRequest(parser=parser), workers=1)
     assert not extra_path(index.path(0), "parsing").exists()
 
 
@@ -350,7 +352,7 @@ def test_imports_of_text_and_of_maps(shards: Index, source: Path, tmp_path: Path
             Image.fromarray(np.full((4, 4), t % len(LABELS), np.uint8)).save(
                 maps / file.stem / f"{t}.png"
             )
-    added = enrich(root, Wish(landmarks_from=texts, parsing_from=maps), workers=1)
+    added = enrich(root, EnrichRequest(landmarks_from=texts, parsing_from=maps), workers=1)
     assert sum(a.made["without_face"] for a in added if a.kind == "landmarks") == 35
     for key, members in arrays(shards, "landmarks").items():
         found, points = read_array(members["found.npy"]), read_array(members["landmarks.npy"])
@@ -391,7 +393,7 @@ def test_landmarks_that_do_not_fit_are_refused(
     with pytest.raises(
         UserError, match=words.format(key=key, less=len(points) - 1, frames=len(points))
     ):
-        enrich(Path(str(shards.root)), Wish(landmarks_from=given), workers=1)
+        enrich(Path(str(shards.root)), EnrichRequest(landmarks_from=given), workers=1)
     assert not extra_path(shards.path(3), "landmarks").exists()
 
 
@@ -403,40 +405,40 @@ def test_texts_and_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"portrait\.txt cannot be read: line 1 has 3 numbers, not 136"
     ):
-        enrich(root, Wish(landmarks_from=given), workers=1)
+        enrich(root, EnrichRequest(landmarks_from=given), workers=1)
     with pytest.raises(UserError, match="has no folder portrait"):
-        enrich(root, Wish(parsing_from=given), workers=1)
+        enrich(root, EnrichRequest(parsing_from=given), workers=1)
     (given / "portrait").mkdir()
     Image.fromarray(np.full((4, 4), 19, np.uint8)).save(given / "portrait" / "0.png")
     with pytest.raises(UserError, match="has 1 maps, clip portrait has 2 frames"):
-        enrich(root, Wish(parsing_from=given), workers=1)
+        enrich(root, EnrichRequest(parsing_from=given), workers=1)
     for pixels, words in (
         (np.zeros((4, 4), np.uint8), "up to 19"),
         (np.zeros((4, 4, 3), np.uint8), "no map of labels"),
     ):
         Image.fromarray(pixels).save(given / "portrait" / "1.png")
         with pytest.raises(UserError, match=words):
-            enrich(root, Wish(parsing_from=given), workers=1)
+            enrich(root, EnrichRequest(parsing_from=given), workers=1)
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(given / "portrait" / "0.png")
     with pytest.raises(UserError, match="drawn from landmarks: give --landmarks too"):
-        enrich(root, Wish(parsing=True), workers=1)
+        enrich(root, EnrichRequest(parsing=True), workers=1)
     with pytest.raises(UserError, match="nothing to add"):
-        enrich(root, Wish(), workers=1)
+        enrich(root, EnrichRequest(), workers=1)
 
 
 def test_maps_of_other_landmarks_are_drawn_again_and_other_landmarks_are_refused(
     shards: Index, source: Path, tmp_path: Path
 ) -> None:
     root, given = Path(str(shards.root)), shutil.copytree(source / "landmarks", tmp_path / "given")
-    enrich(root, Wish(parsing=True, landmarks_from=given), workers=1)
+    enrich(root, EnrichRequest(parsing=True, landmarks_from=given), workers=1)
     before = extras(root)
     key = ClipReader(shards).key(2, 0)
     np.save(given / f"{key}.npy", np.load(given / f"{key}.npy") + 1)
     with pytest.raises(UserError, match=r"landmarks\.tar is there, made otherwise \(import\)"):
-        enrich(root, Wish(landmarks_from=given), workers=1)
+        enrich(root, EnrichRequest(landmarks_from=given), workers=1)
     extra_path(shards.path(2), "landmarks").unlink()
-    enrich(root, Wish(landmarks_from=given), workers=1)
-    added = enrich(root, Wish(parsing=True), workers=1)
+    enrich(root, EnrichRequest(landmarks_from=given), workers=1)
+    added = enrich(root, EnrichRequest(parsing=True), workers=1)
     assert [a.kept for a in added] == [i != 2 for i in range(len(shards.shards))]
     changed = {name for name, data in extras(root).items() if before[name] != data}
     stem = shards.path(2).stem
@@ -447,7 +449,7 @@ def test_maps_of_other_landmarks_are_drawn_again_and_other_landmarks_are_refused
 
 def test_damage_is_found(shards: Index, source: Path) -> None:
     root = Path(str(shards.root))
-    enrich(root, Wish(parsing=True, landmarks_from=source / "landmarks"), workers=1)
+    enrich(root, EnrichRequest(parsing=True, landmarks_from=source / "landmarks"), workers=1)
     tar = extra_path(shards.path(1), "parsing")
     data = bytearray(tar.read_bytes())
     data[900] ^= 4
@@ -460,4 +462,4 @@ def test_damage_is_found(shards: Index, source: Path) -> None:
     frames[5000] ^= 4
     shards.path(1).write_bytes(frames)
     with pytest.raises(UserError, match=r"has another CRC32.*: copy the shard again"):
-        enrich(root, Wish(landmarks_from=source / "landmarks"), workers=1)
+        enrich(root, EnrichRequest(landmarks_from=source / "landmarks"), workers=1)

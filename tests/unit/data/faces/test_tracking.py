@@ -23,7 +23,7 @@ from dfer_dist.data.faces.alignment import (
 from dfer_dist.data.faces.contact_sheet import draw_sheet
 from dfer_dist.data.faces.crop import FaceClip, find_face
 from dfer_dist.data.faces.tracking import load_models
-from dfer_dist.data.video.decode import Film
+from dfer_dist.data.video.decode import Video
 from dfer_dist.utils.errors import UserError
 from tests.helpers.videos import Pose, busy, draw, encode, swing
 
@@ -32,13 +32,13 @@ EYES_THERE = np.array([(SIDE - 1) / 2, FACE.height * SIDE - 0.5])
 
 
 @pytest.fixture(scope="module")
-def busy_film(tmp_path_factory: pytest.TempPathFactory) -> Film:
+def busy_film(tmp_path_factory: pytest.TempPathFactory) -> Video:
     """50 frames: a head that moves, turns by 30 degrees both ways and grows, away in frames 22 to 33; a small one all the time."""
-    return Film(encode(tmp_path_factory.mktemp("films") / "busy.mp4", draw(busy())))
+    return Video(encode(tmp_path_factory.mktemp("films") / "busy.mp4", draw(busy())))
 
 
 @pytest.fixture(scope="module")
-def busy_clip(busy_film: Film) -> FaceClip:
+def busy_clip(busy_film: Video) -> FaceClip:
     return find_face(busy_film)
 
 
@@ -80,7 +80,7 @@ def test_crops_hold_the_face_still_while_it_moves(busy_clip: FaceClip) -> None:
     assert steps.std(0).max() < 0.22  # pixels from frame to frame: no jitter
 
 
-def test_crops_are_the_portrait_itself(busy_film: Film, busy_clip: FaceClip) -> None:
+def test_crops_are_the_portrait_itself(busy_film: Video, busy_clip: FaceClip) -> None:
     """Each crop, taken back by the known transform, is the photograph that the film was made of."""
     portrait, poses = data.astronaut(), swing()
     crops = list(busy_clip.crops(busy_film))
@@ -118,12 +118,12 @@ def test_beyond_the_frame_is_black() -> None:
 
 
 def test_the_same_film_gives_the_same_bytes(tmp_path: Path) -> None:
-    film = Film(encode(tmp_path / "a.mp4", draw(busy(12))))
+    video = Video(encode(tmp_path / "a.mp4", draw(busy(12))))
 
     def digest() -> str:
-        clip = find_face(film)
+        clip = find_face(video)
         return hashlib.sha256(
-            b"".join([clip.landmarks.tobytes(), *(c.tobytes() for c in clip.crops(film))])
+            b"".join([clip.landmarks.tobytes(), *(c.tobytes() for c in clip.crops(video))])
         ).hexdigest()
 
     assert digest() == digest()
@@ -132,7 +132,7 @@ def test_the_same_film_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_telephones_film_gives_the_same_face(tmp_path: Path) -> None:
     upright = [[Pose(180 + t, 200, 1.0)] for t in range(12)]
     turned = (np.rot90(frame) for frame in draw(upright, 360, 480))
-    clip = find_face(Film(encode(tmp_path / "a.mp4", map(np.ascontiguousarray, turned), turn=-90)))
+    clip = find_face(Video(encode(tmp_path / "a.mp4", map(np.ascontiguousarray, turned), turn=-90)))
     assert clip.found.all()
     assert np.abs(true_eyes(clip, [p for (p,) in upright]) - EYES_THERE).max() < 4
 
@@ -141,7 +141,7 @@ def test_film_without_a_face_has_none(tmp_path: Path) -> None:
     clip = find_face(draw([[] for _ in range(12)]))
     assert clip.share == 0 and len(clip.found) == 12 and np.isnan(clip.landmarks).all()
     with pytest.raises(UserError, match="no face in any of 12 frames"):
-        draw_sheet(Film(encode(tmp_path / "a.mp4", draw([[] for _ in range(12)]))))
+        draw_sheet(Video(encode(tmp_path / "a.mp4", draw([[] for _ in range(12)]))))
 
 
 def test_a_cut_is_not_smoothed_over() -> None:
@@ -163,7 +163,7 @@ def test_two_people_are_not_made_one() -> None:
     assert clip.found.tolist() == [True] * 12 + [False] * 6
 
 
-def test_sheet_draws_eight_frames_and_their_crops(busy_film: Film) -> None:
+def test_sheet_draws_eight_frames_and_their_crops(busy_film: Video) -> None:
     sheet = np.asarray(draw_sheet(busy_film))
     assert sheet.shape[1] == 8 * 160
     green = (sheet == (60, 230, 90)).all(-1).reshape(len(sheet), 8, 160).sum((0, 2))

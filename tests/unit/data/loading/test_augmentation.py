@@ -38,8 +38,8 @@ def clips(*pictures: np.ndarray, frames: int = 1) -> torch.Tensor:
     return torch.from_numpy(np.stack(pictures))[:, None].repeat(1, frames, 1, 1, 1)
 
 
-def change(frames: torch.Tensor, size: int, *draws: list[float]) -> torch.Tensor:
-    return apply(frames, torch.tensor(draws, dtype=torch.float32), size)
+def change(frames: torch.Tensor, size: int, *augment_params: list[float]) -> torch.Tensor:
+    return apply(frames, torch.tensor(augment_params, dtype=torch.float32), size)
 
 
 def draws_of(
@@ -143,10 +143,10 @@ def test_every_other_clip_is_mirrored() -> None:
 
 def test_brightness_and_rotation_stay_in_their_range() -> None:
     grey = clips(*[np.full((32, 32, 3), 100, np.uint8)] * 200)
-    levels = change(grey, 32, *draws_of(200, AugmentConfig(**OFF | {"brightness": 0.5}), 32, 32))[
-        :, 0, 0, 0, 0
-    ]
-    assert 49 <= levels.min() < 60 and 140 < levels.max() <= 150
+    modalities = change(
+        grey, 32, *draws_of(200, AugmentConfig(**OFF | {"brightness": 0.5}), 32, 32)
+    )[:, 0, 0, 0, 0]
+    assert 49 <= modalities.min() < 60 and 140 < modalities.max() <= 150
     white = change(clips(np.full((8, 8, 3), 255, np.uint8)), 8, [1.5, *unchanged(8, 8)[1:]])
     assert (white == 255).all()
     turned = change(grey[:20], 32, *draws_of(20, AugmentConfig(**OFF | {"rotation": 4.0}), 32, 32))

@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 
 from dfer_dist.config.schema import AugmentConfig, DataConfig
-from dfer_dist.data.faces.enrich import Wish, enrich
+from dfer_dist.data.faces.enrich import EnrichRequest, enrich
 from dfer_dist.data.faces.parsing_maps import LEFT_EYE, NOSE, PALETTE, RIGHT_EYE, SKIN, colours
 from dfer_dist.data.loading.augmentation import apply, draw, unchanged
 from dfer_dist.data.loading.loader import Batch, evaluation_stream, train_stream
 from dfer_dist.data.loading.modalities import move_points, pick_labels
-from dfer_dist.data.loading.sampler import EpochPlan, whole_shards
+from dfer_dist.data.loading.sampler import EpochPlan, all_clips
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index, open_index, read_index
-from dfer_dist.data.shards.sidecars import describe_levels, extra_path
+from dfer_dist.data.shards.sidecars import describe_modalities, extra_path
 from dfer_dist.data.sources.layouts import ClipRecord
 from dfer_dist.utils.errors import UserError
 
@@ -64,7 +64,9 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Index:
         )
     index = pack(records, "dfew", root / "shards", 3, workers=1)
     enrich(
-        root / "shards", Wish(landmarks_from=root / "marks", parsing_from=root / "maps"), workers=1
+        root / "shards",
+        EnrichRequest(landmarks_from=root / "marks", parsing_from=root / "maps"),
+        workers=1,
     )
     return index
 
@@ -74,20 +76,22 @@ def settings(size: int = 40, workers: int = 0, **augment: object) -> DataConfig:
     return DataConfig("-", num_frames=4, image_size=size, workers=workers, block=3, augment=own)
 
 
-def trained(index: Index, levels: Sequence[str], data: DataConfig, world: int = 1) -> list[Batch]:
-    plan = EpochPlan(whole_shards(index, range(len(index.shards))), 5, 0, 4, 3)
+def trained(
+    index: Index, modalities: Sequence[str], data: DataConfig, world: int = 1
+) -> list[Batch]:
+    plan = EpochPlan(all_clips(index, range(len(index.shards))), 5, 0, 4, 3)
     ranks = [
-        train_stream(index, data, plan, 4, (0, 0), rank, world, 4 // world, levels)
+        train_stream(index, data, plan, 4, (0, 0), rank, world, 4 // world, modalities)
         for rank in range(world)
     ]
     return [batch for part in zip(*ranks, strict=True) for batch in part]
 
 
-def levels_of(batch: Batch, levels: int = 2) -> tuple[np.ndarray, ...]:
+def levels_of(batch: Batch, modalities: int = 2) -> tuple[np.ndarray, ...]:
     """Frames and levels of a training batch, uint8 [b, T, S, S, 3] each."""
     pixels = batch.pixels(CPU)
-    assert pixels.dtype == torch.uint8 and pixels.shape[1] == (1 + levels) * 4
-    return tuple(x.permute(0, 1, 3, 4, 2).numpy() for x in pixels.chunk(1 + levels, 1))
+    assert pixels.dtype == torch.uint8 and pixels.shape[1] == (1 + modalities) * 4
+    return tuple(x.permute(0, 1, 3, 4, 2).numpy() for x in pixels.chunk(1 + modalities, 1))
 
 
 def middle(mask: np.ndarray) -> np.ndarray:
@@ -128,9 +132,11 @@ def test_levels_show_what_the_frames_show(faces: Index, size: int) -> None:
     assert seen > 80 and mirrored > 20
 
 
-@pytest.mark.parametrize("levels", [BOTH, ("landmarks",)])
-def test_frames_and_order_do_not_depend_on_levels(faces: Index, levels: tuple[str, ...]) -> None:
-    plain, more = (trained(faces, own, settings(40)) for own in ((), levels))
+@pytest.mark.parametrize("modalities", [BOTH, ("landmarks",)])
+def test_frames_and_order_do_not_depend_on_levels(
+    faces: Index, modalities: tuple[str, ...]
+) -> None:
+    plain, more = (trained(faces, own, settings(40)) for own in ((), modalities))
     assert len(plain) == len(more) == 12
     for a, b in zip(plain, more, strict=True):
         assert a.keys == b.keys and torch.equal(a.labels, b.labels)
@@ -149,10 +155,12 @@ def test_ranks_and_workers_change_no_level(faces: Index) -> None:
 
 
 def test_an_evaluation_has_the_levels_of_each_view(faces: Index) -> None:
-    clips = whole_shards(faces, faces.test_shards(1))
+    clips = all_clips(faces, faces.test_shards(1))
 
-    def seen(views: int, levels: tuple[str, ...] = BOTH) -> Iterator[Batch]:
-        return evaluation_stream(faces, settings(64), clips, 4, 0, 1, views=views, levels=levels)
+    def seen(views: int, modalities: tuple[str, ...] = BOTH) -> Iterator[Batch]:
+        return evaluation_stream(
+            faces, settings(64), clips, 4, 0, 1, views=views, modalities=modalities
+        )
 
     for batch, plain in zip(seen(2), seen(2, ()), strict=True):
         pixels = batch.pixels(CPU).unflatten(1, (2, 3, 4))
@@ -180,8 +188,13 @@ def test_points_and_maps_move_as_pixels_do(seed: int) -> None:
     height, width = 48, 64
     labels = np.zeros((1, height, width), np.uint8)
     labels[0, 18:27, 30:39] = NOSE
-    draws = draw(height, width, AugmentConfig(crop_scale=0.7, rotation=30), rng)
-    for own in (draws, [*draws[:6], 1 - draws[6]], [1, 0, *draws[2:]], unchanged(height, width)):
+    augment_params = draw(height, width, AugmentConfig(crop_scale=0.7, rotation=30), rng)
+    for own in (
+        augment_params,
+        [*augment_params[:6], 1 - augment_params[6]],
+        [1, 0, *augment_params[2:]],
+        unchanged(height, width),
+    ):
         out = (
             apply(
                 torch.from_numpy(colours(labels))[None],
@@ -203,11 +216,11 @@ def test_a_damaged_level_loses_the_clip_and_a_missing_one_stops(
     faces: Index, tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(str(faces.root), tmp_path / "shards"))
-    index, before = read_index(root), describe_levels(faces, BOTH)
+    index, before = read_index(root), describe_modalities(faces, BOTH)
     assert before is not None and before["made"] == {"parsing": ["import"], "landmarks": ["import"]}
     assert (
-        describe_levels(index, BOTH) == before != describe_levels(index, ("landmarks",))
-        and describe_levels(index, ()) is None
+        describe_modalities(index, BOTH) == before != describe_modalities(index, ("landmarks",))
+        and describe_modalities(index, ()) is None
     )
     tar = extra_path(index.path(0), "landmarks")
     data = bytearray(tar.read_bytes())
@@ -221,10 +234,10 @@ def test_a_damaged_level_loses_the_clip_and_a_missing_one_stops(
         for key, valid, pixels in zip(b.keys, b.valid.tolist(), b.pixels(CPU), strict=True):
             assert valid == (key != one) and pixels.any() == valid
     tar.with_suffix(".json").unlink()
-    for run in (lambda: trained(index, BOTH, settings()), lambda: describe_levels(index, BOTH)):
+    for run in (lambda: trained(index, BOTH, settings()), lambda: describe_modalities(index, BOTH)):
         with pytest.raises(
             UserError,
-            match=r"model\.levels has landmarks, but .*json is missing.*dfer enrich SHARDS --landmarks",
+            match=r"model\.modalities has landmarks, but .*json is missing.*dfer enrich SHARDS --landmarks",
         ):
             run()
 
@@ -232,7 +245,7 @@ def test_a_damaged_level_loses_the_clip_and_a_missing_one_stops(
 def test_levels_at_a_server_come_through_the_cache(faces: Index, tmp_path: Path) -> None:
     data = DataConfig(f"file://{faces.root}", cache=str(tmp_path / "cache"))
     remote = open_index(data)
-    assert remote.hash == faces.hash and describe_levels(remote, BOTH) == describe_levels(
+    assert remote.hash == faces.hash and describe_modalities(remote, BOTH) == describe_modalities(
         faces, BOTH
     )
     want, got = (

@@ -16,12 +16,12 @@ from dfer_dist.data.loading.sampler import (
     BalancedPlan,
     ClipSet,
     EpochPlan,
-    Place,
+    SampleRef,
+    all_clips,
     clips_by_class,
     evaluation_batches,
-    hold_out,
     keyed_rng,
-    whole_shards,
+    train_val_split,
 )
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index, Shard, content_hash
@@ -59,9 +59,9 @@ def test_an_epoch_reads_every_clip_at_most_once_and_counts_those_that_sit_out(
 ) -> None:
     plan = EpochPlan(UNEVEN, 3, 2, batch, block)
     seen = [clip for step in epoch(3, 2, batch, block) for clip in step]
-    assert len(seen) == len(set(seen)) == len(UNEVEN) - plan.sitting_out
+    assert len(seen) == len(set(seen)) == len(UNEVEN) - plan.num_dropped
     assert set(seen) <= EVERY and len(EVERY) == 103
-    assert plan.sitting_out == 103 % batch and plan.steps == 103 // batch
+    assert plan.num_dropped == 103 % batch and plan.steps == 103 // batch
 
 
 def test_a_plan_is_a_pure_function_of_seed_and_epoch() -> None:
@@ -70,7 +70,7 @@ def test_a_plan_is_a_pure_function_of_seed_and_epoch() -> None:
     backwards = EpochPlan(UNEVEN, 5, 1, 10, 4)
     for step in range(9, -1, -1):
         for lane in range(9, -1, -1):
-            assert backwards.place(step, lane) == Place(*first[step][lane], 1)
+            assert backwards.place(step, lane) == SampleRef(*first[step][lane], 1)
     flat = [
         [clip for step in epoch(*words) for clip in step]
         for words in ((5, 1), (5, 2), (6, 1), (1, 5))
@@ -139,7 +139,7 @@ def test_ranks_share_the_global_batch_in_the_order_of_lanes(world: int, micro: i
 def test_a_plan_of_a_million_clips_starts_at_once_and_needs_little_memory() -> None:
     clips = ClipSet(tuple(range(10_000)), (100,) * 10_000, (None,) * 10_000)
 
-    def first_steps() -> list[Place]:
+    def first_steps() -> list[SampleRef]:
         plan_module._block_order.cache_clear()
         plan = EpochPlan(clips, 0, 0, 4096, 512)
         return [plan.place(step, lane) for step in range(2) for lane in range(4096)]
@@ -202,9 +202,9 @@ def test_keyed_generators_depend_on_every_word() -> None:
         ("ring", 0, 1, "a"),
         ("clip", 0, 1),
     ]
-    draws = [keyed_rng(*w).integers(2**62) for w in words]
-    assert len(set(draws)) == len(words)
-    assert keyed_rng(*words[0]).integers(2**62) == draws[0]
+    augment_params = [keyed_rng(*w).integers(2**62) for w in words]
+    assert len(set(augment_params)) == len(words)
+    assert keyed_rng(*words[0]).integers(2**62) == augment_params[0]
 
 
 @pytest.mark.parametrize("batch", [1, 5, 48, 103, 200])
@@ -233,12 +233,13 @@ def chosen(index: Index, clips: ClipSet) -> dict[str, int]:
 
 def test_hold_out_takes_its_share_of_each_class_and_leaves_the_rest(tiny_shards: Index) -> None:
     shards = tiny_shards.train_shards(2)
-    everything = chosen(tiny_shards, whole_shards(tiny_shards, shards))
+    everything = chosen(tiny_shards, all_clips(tiny_shards, shards))
     assert len(everything) == 48
     totals = Counter(everything.values())
     for fraction in (0.01, 0.25, 0.99):
         train, val = (
-            chosen(tiny_shards, part) for part in hold_out(tiny_shards, shards, fraction, seed=0)
+            chosen(tiny_shards, part)
+            for part in train_val_split(tiny_shards, shards, fraction, seed=0)
         )
         assert not train.keys() & val.keys() and train | val == everything
         wanted = {label: min(max(1, round(fraction * n)), n - 1) for label, n in totals.items()}
@@ -250,7 +251,7 @@ def test_hold_out_depends_on_seed_and_keys_not_on_the_cut_of_shards(
 ) -> None:
     assert len(recut.shards) == 5 < len(tiny_shards.shards)
     parts = [
-        hold_out(index, index.train_shards(1), 0.25, seed=1)[1]
+        train_val_split(index, index.train_shards(1), 0.25, seed=1)[1]
         for index in (tiny_shards, recut, tiny_shards)
     ]
     first, other_cut, again = (
@@ -258,17 +259,18 @@ def test_hold_out_depends_on_seed_and_keys_not_on_the_cut_of_shards(
     )
     assert first == other_cut == again
     assert first != chosen(
-        tiny_shards, hold_out(tiny_shards, tiny_shards.train_shards(1), 0.25, seed=2)[1]
+        tiny_shards, train_val_split(tiny_shards, tiny_shards.train_shards(1), 0.25, seed=2)[1]
     )
     reverse = chosen(
-        tiny_shards, hold_out(tiny_shards, tiny_shards.train_shards(1)[::-1], 0.25, seed=1)[1]
+        tiny_shards,
+        train_val_split(tiny_shards, tiny_shards.train_shards(1)[::-1], 0.25, seed=1)[1],
     )
     assert reverse == first
 
 
 def test_a_class_of_one_clip_cannot_be_split(recut: Index) -> None:
     with pytest.raises(UserError, match="class disgust has one training clip"):
-        hold_out(recut, [0], 0.5, seed=0)
+        train_val_split(recut, [0], 0.5, seed=0)
 
 
 class TestBalanced:
@@ -276,7 +278,7 @@ class TestBalanced:
 
     @pytest.fixture(scope="class")
     def plan(self, tiny_shards):
-        clips = whole_shards(tiny_shards, tiny_shards.train_shards(1))
+        clips = all_clips(tiny_shards, tiny_shards.train_shards(1))
         by_class = clips_by_class(tiny_shards, clips)
         # make it uneven: keep two clips of class 0
         return BalancedPlan(clips, 3, 0, 8, 512, (by_class[0][:2], *by_class[1:]))

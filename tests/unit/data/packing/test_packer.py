@@ -221,8 +221,8 @@ def test_png_frames_become_jpegs_close_to_them_and_jpegs_beside_them_win(clip: C
     for mode in ("RGB", "RGBA", "L", "P"):
         (clip.media / "00001.png").write_bytes(png(colours, mode))
         assert load_frames(clip).encoded == 0 and len(load_frames(clip).jpegs) == 3
-        alone = replace(clip, media=(clip.media / "00001.png",), listed=None)
-        frames = load_frames(alone)
+        file_lock = replace(clip, media=(clip.media / "00001.png",), listed=None)
+        frames = load_frames(file_lock)
         assert frames.encoded == 1 and not frames.faults
         with Image.open(clip.media / "00001.png") as image:
             expected = np.asarray(image.convert("RGB")).astype(int)

@@ -73,11 +73,11 @@ def test_a_clip_is_a_folder_or_a_film_and_folders_come_first(mine: Path) -> None
     for name in ("Sa000.mp4", "film 1.MOV", "notes.txt", ".hidden.mp4"):
         (mine / "Sad" / name).touch()
     (mine / "readme.md").touch()
-    for films in (False, True):
-        clips = {r.source: r for r in read_folder(mine, films=films)[0]}
+    for videos in (False, True):
+        clips = {r.source: r for r in read_folder(mine, videos=videos)[0]}
         assert len(clips) == 77
         assert clip_files(clips["Sad/Sa000"]) == (
-            mine / "Sad" / ("Sa000.mp4" if films else "Sa000/1.jpg"),
+            mine / "Sad" / ("Sa000.mp4" if videos else "Sa000/1.jpg"),
         )
         assert clip_files(clips["Sad/film 1"]) == (mine / "Sad" / "film 1.MOV",)
         assert clips["Sad/film 1"].key == "Sad_film_1"

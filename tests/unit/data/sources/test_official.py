@@ -75,7 +75,7 @@ def refused(dataset: str, root: Path, *words: str) -> None:
         assert word in str(caught.value)
 
 
-def films(folder: Path, names: list[str]) -> None:
+def videos(folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True)
     for name in names:
         (folder / name).write_bytes(b"")
@@ -96,10 +96,10 @@ def test_dfews_other_folders_of_frames_and_its_films_are_not_taken(dfew: Path, p
     clip = dfew / "DFEW-part2" / "Clip"
     link_clips(clip / "clip_224x224_16f", [c._replace(frames=1) for c in DFEW], pool)
     link_clips(clip / "a_copy", [c._replace(frames=1) for c in DFEW], pool)
-    films(clip / "original", [f"{int(c.source)}.mp4" for c in DFEW])
+    videos(clip / "original", [f"{int(c.source)}.mp4" for c in DFEW])
     assert read("dfew", dfew) == sorted(DFEW)
     assert read("dfew", dfew / "DFEW-part2") == sorted(DFEW)
-    records, (_, home) = read_official("dfew", dfew, films=True)
+    records, (_, home) = read_official("dfew", dfew, videos=True)
     assert home == clip / "original" and [r.source for r in records] == [
         c.source for _, c in sorted((c.split, c) for c in DFEW)
     ]
@@ -153,10 +153,10 @@ def test_mafws_lists_in_other_encodings_cases_and_folders(mafw: Path, encoding: 
 
 
 def test_mafw_as_films(mafw: Path) -> None:
-    films(mafw / "data" / "clips", [f"{c.source}.mp4" for c in MAFW])
+    videos(mafw / "data" / "clips", [f"{c.source}.mp4" for c in MAFW])
     assert read("mafw", mafw) == sorted(MAFW)  # frames come first
     for _ in range(2):
-        records, (_, home) = read_official("mafw", mafw, films=True)
+        records, (_, home) = read_official("mafw", mafw, videos=True)
         assert home == mafw / "data" / "clips" and {r.source for r in records} == {
             c.source for c in MAFW
         }

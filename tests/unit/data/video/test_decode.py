@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from dfer_dist.data.video.decode import DamagedVideo, Film
+from dfer_dist.data.video.decode import DamagedVideo, Video
 from dfer_dist.utils.errors import UserError
 from tests.helpers.videos import encode
 
@@ -25,21 +25,21 @@ def patches(frames: int = 30, width: int = 96, height: int = 64) -> list[np.ndar
     return out
 
 
-def numbers(film: Path) -> list[int]:
-    return [round((float(f[-20:, -20:].mean()) - 40) / 5) for f in Film(film)]
+def numbers(video: Path) -> list[int]:
+    return [round((float(f[-20:, -20:].mean()) - 40) / 5) for f in Video(video)]
 
 
 def read_until_damage(file: Path) -> tuple[int, DamagedVideo]:
     given: list[int] = []
     with pytest.raises(DamagedVideo) as caught:
-        given.extend(1 for _ in Film(file))
+        given.extend(1 for _ in Video(file))
     return len(given), caught.value
 
 
 def test_frames_come_whole_in_order_and_again(tmp_path: Path) -> None:
-    film = Film(encode(tmp_path / "a.mp4", patches()))
-    first, second = list(film), list(film)
-    assert numbers(film.path) == list(range(30))
+    video = Video(encode(tmp_path / "a.mp4", patches()))
+    first, second = list(video), list(video)
+    assert numbers(video.path) == list(range(30))
     assert first[0].shape == (64, 96, 3) and first[0].dtype == np.uint8
     assert np.abs(first[0][10, 10].astype(int) - (220, 30, 30)).max() < 12  # red first, not blue
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
@@ -58,14 +58,14 @@ def test_telephones_films_stand_upright(
     tmp_path: Path, degrees: float, shape: tuple[int, int], corner: tuple[int, int]
 ) -> None:
     """A turn of +90 degrees is counter-clockwise: what was above is at the left then."""
-    frame = next(iter(Film(encode(tmp_path / "a.mp4", patches(3), turn=degrees))))
+    frame = next(iter(Video(encode(tmp_path / "a.mp4", patches(3), turn=degrees))))
     assert frame.shape[:2] == shape
     assert frame[corner][0] > 180 and frame[corner][1] < 80
     assert frame[-corner[0], -corner[1]].std() < 5
 
 
 def test_mirrored_film_is_shown_mirrored(tmp_path: Path) -> None:
-    frame = next(iter(Film(encode(tmp_path / "a.mp4", patches(3), turn=0, mirror=True))))
+    frame = next(iter(Video(encode(tmp_path / "a.mp4", patches(3), turn=0, mirror=True))))
     assert frame[10, -10][0] > 180 and frame[10, 10].std() < 5
 
 
@@ -82,13 +82,13 @@ def test_uneven_times_become_a_steady_rate(tmp_path: Path) -> None:
         5000,
         5040,
     ]  # a picture held, one in a hurry, a clock set anew
-    film = encode(tmp_path / "a.mkv", patches(10), times=times)
-    assert numbers(film) == [0, 1, 2, 3, 3, 3, 3, 4, 6, 7, 8, 9]
+    video = encode(tmp_path / "a.mkv", patches(10), times=times)
+    assert numbers(video) == [0, 1, 2, 3, 3, 3, 3, 4, 6, 7, 8, 9]
 
 
 def test_jitter_of_a_container_with_milliseconds_changes_nothing(tmp_path: Path) -> None:
-    film = encode(tmp_path / "a.mkv", patches(30), times=[round(t * 1000 / 60) for t in range(30)])
-    assert numbers(film) == list(range(30))
+    video = encode(tmp_path / "a.mkv", patches(30), times=[round(t * 1000 / 60) for t in range(30)])
+    assert numbers(video) == list(range(30))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_cut_films_are_named_with_the_frames_that_were_decoded(
         codec=codec,
         options={"movflags": "faststart"} if name == "a.mp4" else None,
     )
-    assert sum(1 for _ in Film(file)) == 30
+    assert sum(1 for _ in Video(file)) == 30
     file.write_bytes(file.read_bytes()[: file.stat().st_size * 6 // 10])
     given, damage = read_until_damage(file)
     assert 5 < damage.frames < 25 and damage.frames - 1 <= given <= damage.frames
@@ -155,4 +155,4 @@ def test_without_pyav_the_command_that_helps_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(UserError, match=r"pip install 'dfer_dist\[faces\]'"):
-        next(iter(Film(tmp_path / "a.mp4")))
+        next(iter(Video(tmp_path / "a.mp4")))

@@ -17,7 +17,7 @@ import pytest
 from dfer_dist.data.shards.index import Index
 from launch.doctor import machine, probe, trial
 from launch.doctor.checks import NOTE, OK, WRONG, Check, filesystem, on_network
-from launch.doctor.machine import Ask
+from launch.doctor.machine import CheckRequest
 from launch.doctor.partition import Node, examine_slurm, seconds
 from launch.slurm.cluster import Cluster
 from tests.helpers.cli import check_refusal, dfer
@@ -205,7 +205,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def silence(place: Path, queue_seconds: float = 0.1) -> Check:
     (check,) = trial.examine_node(
-        replace(FINE, setup=["module load x"]), Ask(), place, queue_seconds
+        replace(FINE, setup=["module load x"]), CheckRequest(), place, queue_seconds
     )
     return check
 
@@ -288,7 +288,7 @@ def test_file_systems_are_known_by_their_mounts(tmp_path: Path) -> None:
     assert on_network("nfs4") and on_network("fuse.sshfs") and not on_network("ext4")
 
 
-def look(name: str, ask: Ask) -> Check:
+def look(name: str, ask: CheckRequest) -> Check:
     (found,) = [check for check in machine.examine(ask) if check.what == name]
     return found
 
@@ -300,7 +300,9 @@ def test_what_a_machine_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "file").write_text("")
     found = {
         check.what: check
-        for check in machine.examine(Ask(gpus=2, cpus=999, scratch=str(tmp_path / "file" / "x")))
+        for check in machine.examine(
+            CheckRequest(gpus=2, cpus=999, scratch=str(tmp_path / "file" / "x"))
+        )
     }
     assert (
         found["python"].state == WRONG
@@ -320,24 +322,27 @@ def test_what_a_machine_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         and "cannot be written (Not a directory)" in found["scratch"].words
     )
     monkeypatch.setattr(machine, "filesystem", lambda _: "nfs4")
-    assert look("scratch", Ask(scratch=str(tmp_path / "new"))).state == NOTE
-    assert look("scratch", Ask(scratch="$DFER_UNSET/x")).state == WRONG
+    assert look("scratch", CheckRequest(scratch=str(tmp_path / "new"))).state == NOTE
+    assert look("scratch", CheckRequest(scratch="$DFER_UNSET/x")).state == WRONG
 
 
 def test_tracking_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "mlflow.db"
-    assert look("tracking", Ask(tracking=f"sqlite:///{file}")).state == OK and not file.exists()
+    assert (
+        look("tracking", CheckRequest(tracking=f"sqlite:///{file}")).state == OK
+        and not file.exists()
+    )
     with sqlite3.connect(file) as store:
         store.execute("create table other (x)")
-    check = look("tracking", Ask(tracking=f"sqlite:///{file}"))
+    check = look("tracking", CheckRequest(tracking=f"sqlite:///{file}"))
     assert check.state == WRONG and "no such table" in check.words
     with sqlite3.connect(file) as store:
         store.execute("create table experiments (x)")
-    assert look("tracking", Ask(tracking=f"sqlite:///{file}")).state == OK
+    assert look("tracking", CheckRequest(tracking=f"sqlite:///{file}")).state == OK
     monkeypatch.setattr(machine, "filesystem", lambda _: "nfs4")
-    check = look("tracking", Ask(tracking=f"sqlite:///{file}"))
+    check = look("tracking", CheckRequest(tracking=f"sqlite:///{file}"))
     assert check.state == NOTE and "tracking.uri=http" in check.words
-    check = look("tracking", Ask(tracking="http://127.0.0.1:9"))
+    check = look("tracking", CheckRequest(tracking="http://127.0.0.1:9"))
     assert check.state == WRONG and "cannot be reached" in check.words
 
 

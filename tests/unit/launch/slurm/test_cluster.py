@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from dfer_dist.data.shards.index import Index
 from dfer_dist.utils.errors import UserError
 from launch.slurm.cluster import Cluster, load_cluster, with_cluster_flags
-from launch.slurm.submit import Wish
+from launch.slurm.submit import JobRequest
 from tests.helpers.paths import ROOT
 
 
@@ -97,8 +97,8 @@ def test_an_unknown_key(tmp_path: Path) -> None:
         load_cluster(str(tmp_path / "c.yaml"))
 
 
-def wish(sweep: str | None) -> Wish:
-    return Wish("demo", ["train.epochs=1"], None, Path("runs"), None, (), sweep)
+def wish(sweep: str | None) -> JobRequest:
+    return JobRequest("demo", ["train.epochs=1"], None, Path("runs"), None, (), sweep)
 
 
 def test_a_sweep_is_a_run_for_each_value() -> None:

@@ -22,12 +22,12 @@ from rich.console import Console
 
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.status import Attempt
-from dfer_dist.tracking.metrics_log import Tracker
+from dfer_dist.tracking.metrics_log import MetricsLog
 from dfer_dist.utils.files import read_json, write_json
 from launch import local
 from launch.slurm import watch
-from launch.slurm.squeue import Queued, queue, reason_words
-from launch.slurm.state import FoldState, look
+from launch.slurm.squeue import Queued, queue, reason_text
+from launch.slurm.state import FoldState, get_state
 from launch.slurm.status import look_at
 from tests.helpers.cli import DFER, Done, check_refusal
 
@@ -137,7 +137,7 @@ def result(fold: FoldDir, uar: float, war: float) -> None:
 
 
 def seen(run: RunDir, fold: int = 1) -> FoldState:
-    return look(run, fold, queue())
+    return get_state(run, fold, queue())
 
 
 def dfer(*words: object, width: str = "100") -> Done:
@@ -175,16 +175,16 @@ def test_queue_without_slurm_or_an_answer_is_none(
 
 
 def test_reasons_are_words_with_slurms_own_behind() -> None:
-    assert reason_words("Resources") == "nodes are busy (Resources)"
+    assert reason_text("Resources") == "nodes are busy (Resources)"
     assert (
-        reason_words("ReqNodeNotAvail, UnavailableNodes:n3")
+        reason_text("ReqNodeNotAvail, UnavailableNodes:n3")
         == "nodes are down or reserved (ReqNodeNotAvail)"
     )
     assert (
-        reason_words("QOSMaxJobsPerUserLimit")
+        reason_text("QOSMaxJobsPerUserLimit")
         == "a limit of the account or QOS (QOSMaxJobsPerUserLimit)"
     )
-    assert reason_words("SomethingNew") == "SomethingNew"
+    assert reason_text("SomethingNew") == "SomethingNew"
 
 
 def test_waiting_for_the_first_time(slurm: Slurm, submitted: RunDir) -> None:
@@ -206,9 +206,9 @@ def test_running(slurm: Slurm, submitted: RunDir) -> None:
     line = attempt(fold, begin=False)
     assert (seen(submitted).why, seen(submitted).attempts) == ("starting", 1)
     line.begin(0, 36, 0)
-    tracker = Tracker(fold.metrics, fold.sent, None)
-    tracker.log(9, 1, {"val_uar": 30.0, "val_war": 31.0})
-    tracker.log(10, 1, {"loss": 1.0, "clips_per_second": 12.5})
+    metrics_log = MetricsLog(fold.metrics, fold.sent, None)
+    metrics_log.log(9, 1, {"val_uar": 30.0, "val_war": 31.0})
+    metrics_log.log(10, 1, {"loss": 1.0, "clips_per_second": 12.5})
     there = FoldState(
         1, "RUNNING", "", "", 1, 10, 36, 12.5, 30.0, 31.0, "val", "n[1-2]", "9:59", "120_0"
     )
@@ -460,7 +460,7 @@ def whole(run: RunDir, slurm: Slurm) -> None:
     attempt(run.fold(1), "DONE", "all steps done")
     result(run.fold(1), 50.125, 60.25)
     attempt(run.fold(2))
-    Tracker(run.fold(2).metrics, run.fold(2).sent, None).log(
+    MetricsLog(run.fold(2).metrics, run.fold(2).sent, None).log(
         12, 2, {"test_uar": 41.0, "test_war": 42.0, "clips_per_second": 120.0}
     )
     attempt(
