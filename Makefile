@@ -1,64 +1,73 @@
-# Two commands do everything, each with its own set-up: `make demo` and `make test`.
+# Two commands do everything and install what they need: `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+PIP := $(BIN)/python -m pip install -q -c constraints.txt
+UNIT := tests/unit tests/test_architecture.py
+SERIAL := tests --ignore=tests/unit --ignore=tests/test_architecture.py
 
-# Debian packages: a compiler and Python's headers for DeepSpeed's small extension, venv, ffprobe, a browser, Slurm and PostgreSQL for the tests.
+# Debian packages: a compiler and Python's headers for DeepSpeed's extension, venv, and for the tests
+# ffprobe, a browser, Slurm and PostgreSQL.
 SYSTEM_RUN := g++ python3-dev python3-venv
 SYSTEM_TEST := ffmpeg chromium slurm-wlm postgresql
 SYSTEM_SLURM := slurm-wlm slurmdbd munge mariadb-server
 
-.PHONY: help demo bench test test-data test-engine test-faults test-slurm test-tracking test-gpu slurm-install slurm-up slurm-down lint format clean system pictures
+.PHONY: help demo bench test test-unit test-data test-engine test-faults test-slurm test-tracking test-gpu slurm-install slurm-up slurm-down lint format clean system pictures
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
-demo: $(VENV)/.ready ## render, pack, train five folds on this machine, print the table
+demo: $(VENV)/.ready ## render and pack a small data set, train five folds, print the table
 	@$(BIN)/dfer demo
 
-test: $(VENV)/.ready-test ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+test: $(VENV)/.ready-test ## run the whole test suite: unit tests in parallel, then the others one by one
+	@export OMP_NUM_THREADS=1 TIMEFORMAT='wall %0R s, CPU %0U s user + %0S s system'; failed=0; \
+	time { $(BIN)/python -m pytest -q -n $$(nproc) $(UNIT) || failed=1; $(BIN)/python -m pytest -q $(SERIAL) || failed=1; }; \
+	echo "load average: $$(cut -d' ' -f1-3 /proc/loadavg)"; exit $$failed
 
-test-data: $(VENV)/.ready-test ## whole data sets through packing, from the lists in $DFER_SPLITS; minutes
+test-unit: $(VENV)/.ready-test ## run the unit tests only
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$(nproc) $(UNIT)
+
+test-data: $(VENV)/.ready-test ## pack the full official lists in $DFER_SPLITS and damage shards at random; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m data_full
 
-test-engine: $(VENV)/.ready-test ## more ways to train for real on one and two ranks; minutes
+test-engine: $(VENV)/.ready-test ## train for real in more configurations on one and two ranks; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m engine_full
 
-test-faults: $(VENV)/.ready-test ## everything that can befall a run, done to real training; prints a table; minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'faults_full or not faults_full' tests/faults tests/integration/checkpoints/test_checkpoints.py
+test-faults: $(VENV)/.ready-test ## kill, hang and corrupt real training runs and print a table; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'faults_full or not faults_full' tests/faults tests/integration/checkpoints
 
-test-slurm: $(VENV)/.ready-test ## training on a Slurm of four nodes on this machine (make slurm-install first); minutes
+test-slurm: $(VENV)/.ready-test ## train on a four-node Slurm on this machine (make slurm-install first); minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slurm or not slurm' tests/slurm
 
-test-tracking: $(VENV)/.ready-test ## an mlflow server on PostgreSQL, and all that can befall it; minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m 'tracking or not tracking' tests/tracking tests/unit/tracking/test_metrics_log.py tests/integration/tracking/test_mlflow_runs.py
+test-tracking: $(VENV)/.ready-test ## test against an MLflow server on PostgreSQL that fails in many ways; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m 'tracking or not tracking' tests/tracking tests/unit/tracking tests/integration/tracking
 
-test-gpu: $(VENV)/.ready-test ## golden parity, a fold in bf16, leaving and going on, on one GPU; fails where there is none
+test-gpu: $(VENV)/.ready-test ## test golden parity, a fold in bf16, preemption and resume on one GPU; fails without one
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu tests/gpu
 
-slurm-install: ## install Debian's Slurm, munge and MariaDB for slurm-up and test-slurm (root or sudo)
+slurm-install: ## install Slurm, munge and MariaDB for slurm-up and test-slurm (needs root or sudo)
 	@tools=($(SYSTEM_SLURM)); $(install)
 
-slurm-up: ## start a Slurm of four nodes on this machine, for trying things (docs/slurm.md)
+slurm-up: ## start a four-node Slurm on this machine to try things (docs/guides/slurm.md)
 	@$(PYTHON) slurm/testbed/cluster.py up
 
-slurm-down: ## end it; its files stay
+slurm-down: ## stop it and keep its files
 	@$(PYTHON) slurm/testbed/cluster.py down
 
-lint: $(VENV)/.ready-test ## ruff and mypy
+lint: $(VENV)/.ready-test ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.ready-test ## let ruff reformat and mend
+format: $(VENV)/.ready-test ## fix and format with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-pictures: $(VENV)/.ready-test ## draw the pictures in docs/ again, from runs/demo
+pictures: $(VENV)/.ready-test ## draw the pictures in docs/ from runs/demo
 	$(BIN)/python -m dfer_dist.demo.dataset --sheet docs/demo_classes.png
 	cp runs/demo/summary.png docs/demo_summary.png
 	$(BIN)/python docs/mlflow_page.py runs/demo docs/mlflow_page.png
@@ -75,13 +84,13 @@ pictures: $(VENV)/.ready-test ## draw the pictures in docs/ again, from runs/dem
 	film=$$(mktemp --suffix .mp4); $(BIN)/python tests/helpers/videos.py $$film; \
 	  $(BIN)/python -m dfer_dist.data.faces.contact_sheet $$film docs/faces.png; rm $$film
 
-bench: $(VENV)/.ready ## run all benchmarks on this machine, which should be quiet, and write docs/benchmarks.md; minutes
+bench: $(VENV)/.ready ## run all benchmarks (on a quiet machine) and write their page in docs; minutes
 	$(BIN)/python benchmarks/write.py
 
-system: ## install the Debian packages that demo and tests need (root or sudo)
+system: ## install the Debian packages that demo and tests need (needs root or sudo)
 	@tools=($(SYSTEM_RUN) $(SYSTEM_TEST)); $(install)
 
-clean: ## remove the demo's data and run, and what tests and builds left; keeps .venv
+clean: ## remove the demo's data and run and what tests and builds left; keeps .venv
 	rm -rf data/demo runs/demo runs/mlflow.db runs/mlartifacts build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find dfer_dist launch tests -name __pycache__ -prune -exec rm -rf {} +
 
@@ -101,9 +110,9 @@ $(VENV)/.system:
 	  { echo "Python 3.11 or newer is needed; $$($(PYTHON) --version) is here. Give another: make PYTHON=python3.12 …" >&2; exit 1; }
 	@mkdir -p $(VENV) && touch $@
 
-$(VENV)/.ready: setup.cfg pyproject.toml | $(VENV)/.system
+$(VENV)/.ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/.system
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -e .
+	$(PIP) -e '.[train]'
 	$(BIN)/python -m dfer_dist.training.engine
 	@touch $@
 
@@ -114,6 +123,6 @@ $(VENV)/.system-test:
 	if [ $${#tools[@]} -gt 0 ]; then $(install); fi
 	@mkdir -p $(VENV) && touch $@
 
-$(VENV)/.ready-test: setup.cfg $(VENV)/.ready | $(VENV)/.system-test
-	$(BIN)/python -m pip install -q -e '.[test,lint]'
+$(VENV)/.ready-test: setup.cfg constraints.txt $(VENV)/.ready | $(VENV)/.system-test
+	$(PIP) -e '.[test,lint]'
 	@touch $@

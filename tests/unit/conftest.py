@@ -1,0 +1,39 @@
+"""Unit tests start no process and bind no socket."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+FORBIDDEN = frozenset(
+    {"subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.posix_spawn", "socket.bind"}
+)
+
+
+class _Guard:
+    """Raise on forbidden audit events while a test runs; an audit hook cannot be removed."""
+
+    def __init__(self) -> None:
+        self.active = False
+        self.events: list[str] = []
+
+    def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
+        if self.active and event in FORBIDDEN:
+            self.events.append(f"{event}{arguments!r:.200}")
+            raise RuntimeError(f"a unit test may not call {event}: move it to tests/integration")
+
+
+_guard = _Guard()
+sys.addaudithook(_guard)
+
+
+@pytest.fixture(autouse=True)
+def no_processes_or_sockets() -> Iterator[None]:
+    """Fail a test that starts a process or binds a socket, even where the error was caught."""
+    _guard.events.clear()
+    _guard.active = True
+    yield
+    _guard.active = False
+    assert not _guard.events, f"a unit test started a process or bound a socket: {_guard.events}"
