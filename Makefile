@@ -68,21 +68,21 @@ format: $(VENV)/.ready-test ## fix and format with ruff
 	$(BIN)/ruff format .
 
 pictures: $(VENV)/.ready-test ## draw the pictures in docs/ from runs/demo
-	$(BIN)/python -m dfer_dist.demo.dataset --sheet docs/demo_classes.png
-	cp runs/demo/summary.png docs/demo_summary.png
-	$(BIN)/python docs/mlflow_page.py runs/demo docs/mlflow_page.png
+	$(BIN)/python -m dfer_dist.demo.dataset --sheet docs/images/demo_classes.png
+	cp runs/demo/summary.png docs/images/demo_summary.png
+	$(BIN)/python docs/scripts/mlflow_page.py runs/demo docs/images/mlflow_page.png
 	$(BIN)/dfer report runs/demo
-	$(BIN)/python docs/report_page.py runs/demo/report.html docs/report.png --columns
+	$(BIN)/python docs/scripts/report_page.py runs/demo/report.html docs/images/report.png --columns
 	$(BIN)/dfer enrich data/demo/shards --landmarks-from data/demo/source/landmarks --parsing
 	$(BIN)/dfer describe data/demo/shards --import data/demo/source/descriptions.csv
 	$(BIN)/dfer crossval demo --nproc 1 --name dferclip
 	$(BIN)/dfer crossval demo --nproc 1 --name lora model.image=lora
 	$(BIN)/dfer crossval demo_finecliper --nproc 1 --name finecliper train.objective=both
 	$(BIN)/dfer crossval demo_finecliper --nproc 1 --name fine-time train.objective=both model.temporal=transformer
-	$(BIN)/python docs/mlflow_page.py runs/dferclip runs/lora runs/finecliper runs/fine-time docs/mlflow_compare.png
-	$(BIN)/python docs/levels_picture.py docs/levels.png
+	$(BIN)/python docs/scripts/mlflow_page.py runs/dferclip runs/lora runs/finecliper runs/fine-time docs/images/mlflow_compare.png
+	$(BIN)/python docs/scripts/modalities_picture.py docs/images/modalities.png
 	film=$$(mktemp --suffix .mp4); $(BIN)/python tests/helpers/videos.py $$film; \
-	  $(BIN)/python -m dfer_dist.data.faces.contact_sheet $$film docs/faces.png; rm $$film
+	  $(BIN)/python -m dfer_dist.data.faces.contact_sheet $$film docs/images/faces.png; rm $$film
 
 bench: $(VENV)/.ready ## run all benchmarks (on a quiet machine) and write their page in docs; minutes
 	$(BIN)/python benchmarks/write.py

@@ -1,4 +1,4 @@
-"""Run every benchmark and put its figures into docs/benchmarks.md, between marks such as ``<!-- step -->`` and ``<!-- end -->``: ``make bench``.
+"""Run every benchmark and put its figures into docs/background/benchmarks.md, between marks such as ``<!-- step -->`` and ``<!-- end -->``: ``make bench``.
 
 ``python benchmarks/write.py step eval`` runs these alone. The prose around the tables is written by hand and holds no figures of the tables.
 """
@@ -21,7 +21,7 @@ import torch
 from dfer_dist.distributed.process_group import device_name
 
 HERE = Path(__file__).parent.parent
-DOC = HERE / "docs" / "benchmarks.md"
+DOC = HERE / "docs" / "background" / "benchmarks.md"
 DFER = str(Path(sys.executable).with_name("dfer"))
 
 Figures = dict[str, Any]

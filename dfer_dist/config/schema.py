@@ -157,7 +157,7 @@ class AugmentConfig:
 class DataConfig:
     shards: str = "???"  # the folder that holds index.json, or its URL: http://…, https://…, s3://… or file:///…
     cache: str | None = (
-        None  # folder for shards that come from a URL, $VARIABLES as on the node; null: see docs/remote.md
+        None  # folder for shards that come from a URL, $VARIABLES as on the node; null: see docs/guides/remote-shards.md
     )
     cache_gb: float = 50.0  # most bytes in it, 10^9 each
     num_frames: int = 16  # frames sampled from a clip
@@ -477,5 +477,5 @@ def _check_uri(uri: str) -> None:
     if parts.scheme not in ("http", "https") and not uri.startswith("sqlite:///"):
         raise UserError(
             f"tracking.uri={uri}: give http://… or https://… of an mlflow server, which may keep its runs in PostgreSQL "
-            "(docs/tracking.md), or sqlite:///FILE"
+            "(docs/guides/mlflow.md), or sqlite:///FILE"
         )

@@ -9,7 +9,7 @@
       lists/DEMO_set_K_test.txt        one clip a line, ``CLIP frames label``, and DEMO_set_K_train.txt; K is 1..5
       demo.json                        the arguments and a row a clip; written last: without it the set is not complete
 
-``python -m dfer_dist.demo.dataset --sheet docs/demo_classes.png`` draws one clip of each class as a picture.
+``python -m dfer_dist.demo.dataset --sheet docs/images/demo_classes.png`` draws one clip of each class as a picture.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {
     "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 64, "layers": 2, "head_width": 32},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
-# Weights that come with this package, by backbone and tag: made by `dfer pretrain-demo` (docs/pretrain.md).
+# Weights that come with this package, by backbone and tag: made by `dfer pretrain-demo` (docs/models/demo-clip.md).
 SHIPPED = {("tiny", "demo"): Path(__file__).parents[1] / "demo" / "tiny_demo.safetensors"}
 # What a TorchScript archive lists beside weights.
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")

@@ -1,4 +1,4 @@
-"""Parts of CLIP's towers that are computed in a faster way than open_clip's, to equal results; docs/benchmarks.md has what each gives."""
+"""Parts of CLIP's towers that are computed in a faster way than open_clip's, to equal results; docs/background/benchmarks.md has what each gives."""
 
 from __future__ import annotations
 

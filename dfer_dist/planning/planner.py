@@ -1,7 +1,7 @@
 """Memory and time of a run, ahead of it: what each ZeRO stage and micro batch would take on machines that are not here.
 
 Parameters, operations and the bytes of activations are counted on the real model (:mod:`dfer_dist.planning.trace`). What DeepSpeed
-0.19 adds for each stage follows from its source and was held against real steps (``docs/memory.md``). Speed is arithmetic
+0.19 adds for each stage follows from its source and was held against real steps (``docs/background/memory.md``). Speed is arithmetic
 on the operations per second and bytes per second that the caller assumes: no step is timed.
 """
 

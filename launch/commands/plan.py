@@ -91,7 +91,7 @@ def plan(
     if not fastest(rows):
         console.print(f"nothing fits {gpu_memory:g} GiB: {_advice(config)}", soft_wrap=True)
     console.print(
-        f"memory: counted on the real model, CUDA and its libraries taken as 1 GiB (docs/memory.md). speed: arithmetic at an assumed "
+        f"memory: counted on the real model, CUDA and its libraries taken as 1 GiB (docs/background/memory.md). speed: arithmetic at an assumed "
         f"{tflops:g} TFLOP/s, {bandwidth:g} GB/s a GPU and {latency:g} µs a hop, loading, testing and saving not counted. no step was run.",
         soft_wrap=True,
     )

@@ -73,7 +73,7 @@ def _labels(
     labels = out.argmax(1) if out.is_floating_point() else out
     if int(labels.min()) < 0 or int(labels.max()) >= len(LABELS):
         raise UserError(
-            f"{file} gives label {int(labels.max())}: labels are 0 to {len(LABELS) - 1} (docs/enrich.md)"
+            f"{file} gives label {int(labels.max())}: labels are 0 to {len(LABELS) - 1} (docs/guides/landmarks.md)"
         )
     height, width = pixels.shape[2:]
     rows, columns = (

@@ -139,7 +139,7 @@ def test_sentences_are_set_in_an_experiment_and_kept_with_the_run(tmp_path: Path
 
 
 def test_every_option_is_on_the_page_of_options() -> None:
-    page = (ROOT / "docs" / "options.md").read_text()
+    page = (ROOT / "docs" / "reference" / "configuration.md").read_text()
     for kind in (
         ClassText,
         TextPolarity,

@@ -139,7 +139,7 @@ def test_memory_by_stage(name: Optimizer, moments: int, offload: bool) -> None:
 
 
 def test_bytes_sent_are_those_counted_in_real_steps() -> None:
-    """Two ranks, ViT-B/32, two micro batches: as ``docs/memory.md`` says; a ring of two sends half of what it gathers."""
+    """Two ranks, ViT-B/32, two micro batches: as ``docs/background/memory.md`` says; a ring of two sends half of what it gathers."""
     t = made_up()
     assert sent_bytes(t, 2, 1, 2, 2) == (2 * 2e8 + 2e8) / 2
     assert sent_bytes(t, 2, 2, 2, 2) == (2 * 2 * 2e8 + 2e8) / 2

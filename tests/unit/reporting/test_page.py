@@ -413,7 +413,7 @@ def test_the_command(shown: RunDir, whole: RunDir, tmp_path: Path) -> None:
 
 
 def test_a_browser_shows_it_at_any_width(holes: RunDir, tmp_path: Path) -> None:
-    script = ROOT / "docs" / "report_page.py"
+    script = ROOT / "docs" / "scripts" / "report_page.py"
     for width in (360, 1180):
         picture = tmp_path / f"{width}.png"
         done = subprocess.run(

@@ -1,5 +1,5 @@
-"""Take pictures in the real MLflow UI: ``python docs/mlflow_page.py runs/demo docs/mlflow_page.png`` of a run with its folds,
-``python docs/mlflow_page.py runs/a runs/b docs/mlflow_compare.png`` of the page that compares runs.
+"""Take pictures in the real MLflow UI: ``python docs/scripts/mlflow_page.py runs/demo docs/images/mlflow_page.png`` of a run with its folds,
+``python docs/scripts/mlflow_page.py runs/a runs/b docs/images/mlflow_compare.png`` of the page that compares runs.
 
 Starts ``mlflow ui`` on the sqlite file that the runs used and opens it in headless Chromium (Debian's, or the one CHROMIUM names).
 """

@@ -1,4 +1,4 @@
-"""What ``dfer enrich`` adds to a photograph, and to a drawn face: ``python docs/levels_picture.py docs/levels.png``.
+"""What ``dfer enrich`` adds to a photograph, and to a drawn face: ``python docs/scripts/modalities_picture.py docs/images/modalities.png``.
 
 The photograph is NASA's portrait of the astronaut Eileen Collins (public domain), as scikit-image ships it, on which dlib finds the landmarks; the demo's renderer
 knows those of its faces. From the left: the picture, its landmarks on it and as the model sees them, the parsing map drawn from them.

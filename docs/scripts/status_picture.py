@@ -1,4 +1,4 @@
-"""Take a picture of ``dfer status`` as it is now: ``python docs/status_picture.py runs/demo docs/status.svg``."""
+"""Take a picture of ``dfer status`` as it is now: ``python docs/scripts/status_picture.py runs/demo docs/images/status.svg``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Take a picture of a report's page: ``python docs/report_page.py runs/demo/report.html docs/report.png --columns``.
+"""Take a picture of a report's page: ``python docs/scripts/report_page.py runs/demo/report.html docs/images/report.png --columns``.
 
 Opens the file in headless Chromium (Debian's, or the one CHROMIUM names); fails if the page is wider than its window or asks the network for anything.
 """
