@@ -70,7 +70,9 @@ def systems_table(runs: Sequence[RunDir], summaries: Sequence[Mapping[str, Any] 
             [mean_text(summary, m) for m in ("uar", "war")] if summary else ["missing", "missing"]
         )
         c = run_cost(run, summary["folds"] if summary else [])
-        trained = "not recorded" if c.trained is None else f"{c.trained / 1e6:.3f}"
+        trained = (
+            "not recorded" if c.trained_parameters is None else f"{c.trained_parameters / 1e6:.3f}"
+        )
         speed = "not recorded" if c.clips_per_second is None else f"{c.clips_per_second:.1f}"
         memory = "not recorded" if c.peak_bytes is None else f"{c.peak_bytes / 2**30:.2f}"
         rows.append([run.root.name, trained, *scores, speed, memory])

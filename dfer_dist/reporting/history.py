@@ -127,11 +127,11 @@ def cost(fold: FoldDir, result: Mapping[str, Any]) -> Cost:
 
 @dataclass(frozen=True)
 class RunCost:
-    """What a run's folds have in common: parameters that are trained, clips a second (median over folds), and the largest peak of memory."""
+    """What training the folds of a run took; None where no fold recorded it."""
 
-    trained: int | None
-    clips_per_second: float | None
-    peak_bytes: int | None
+    trained_parameters: int | None
+    clips_per_second: float | None  # median over folds
+    peak_bytes: int | None  # the largest peak of a rank
 
 
 def run_cost(run: RunDir, results: Sequence[Mapping[str, Any]]) -> RunCost:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dfer_dist.evaluation.metrics import Scores, bootstrap_ci, score
+from dfer_dist.reporting.history import run_cost
 from dfer_dist.reporting.results import FoldResult, Predictions, load_folds
 from dfer_dist.reporting.wording import PROTOCOLS
 from dfer_dist.runs.layout import RunDir
@@ -32,18 +33,20 @@ def summarize(run_dir: Path, folds: Sequence[int]) -> dict[str, Any]:
     dict
         The content of ``summary.json``. UAR, WAR and recalls in percent; ``std`` is the sample deviation over folds (None
         for one fold); ``ci95`` is :func:`~dfer_dist.evaluation.metrics.bootstrap_ci` of the mean; ``shuffled`` is None unless all
-        folds that are done have it.
+        folds that are done have it; ``cost`` is a :class:`~dfer_dist.reporting.history.RunCost`.
 
     Raises
     ------
     UserError
         No fold is done, a fold is damaged, or two folds are of different runs.
     """
-    return summarize_folds(load_folds(RunDir(run_dir), folds), folds)
+    run = RunDir(run_dir)
+    summary = summarize_folds(load_folds(run, folds), folds)
+    return {**summary, "cost": asdict(run_cost(run, summary["folds"]))}
 
 
 def summarize_folds(loaded: Sequence[FoldResult], folds: Sequence[int]) -> dict[str, Any]:
-    """The same from folds that are read already."""
+    """Summarize folds that are loaded already; the run's ``cost`` is left to :func:`summarize`."""
     first = loaded[0].result
     tables = [f.table for f in loaded]
     pooled = score(

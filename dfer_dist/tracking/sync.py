@@ -89,7 +89,7 @@ def sync(run: RunDir) -> Sent:
         _send_fold(run, int(fold), api, child, sent)
     parent = api.get_run(tracking["run_id"])
     if run.summary.exists():
-        sent.changes += _tell_summary(api, run, parent, read_json(run.summary))
+        sent.changes += _log_summary(api, parent, read_json(run.summary))
     sent.files += send_files(api, tracking["run_id"], run.files_sent, run_files(run))
     jobs = {"slurm.array": _array(run)} if run.jobs.exists() else {}
     sent.changes += _tag(run, api, parent, {k: v for k, v in jobs.items() if v})
@@ -213,13 +213,11 @@ def finalize_run(run: RunDir, fold: int, status: str) -> Callable[[MlflowClient,
     return do
 
 
-def _tell_summary(api: MlflowClient, run: RunDir, parent: Run, summary: Mapping[str, Any]) -> bool:
+def _log_summary(api: MlflowClient, parent: Run, summary: Mapping[str, Any]) -> bool:
     """Mean, deviation, best and worst fold as figures of the parent run, so that the server's own tables compare runs; size, speed and memory as tags."""
     import time
 
     from mlflow.entities import Metric, RunTag
-
-    from dfer_dist.reporting.history import run_cost
 
     figures: dict[str, float | None] = {}
     tags = {"folds_missing": ",".join(map(str, summary["missing"])) or "none"}
@@ -232,15 +230,10 @@ def _tell_summary(api: MlflowClient, run: RunDir, parent: Run, summary: Mapping[
         }
         figures |= {f"{metric}_best": values[best], f"{metric}_worst": values[worst]}
         tags |= {f"{metric}_best_fold": str(best), f"{metric}_worst_fold": str(worst)}
-    cost = run_cost(run, summary["folds"])
-    costs = {
-        "trained_parameters": cost.trained,
-        "clips_per_second": cost.clips_per_second,
-        "peak_bytes": cost.peak_bytes,
-    }
-    tags |= {
-        k: str(v) for k, v in costs.items() if v is not None
-    }  # the page that compares runs shows no more figures than above
+    # Tags, not metrics: MLflow's page that compares runs has no room for more metrics.
+    # Summaries of older runs have no cost.
+    cost = summary.get("cost", {})
+    tags |= {name: str(value) for name, value in cost.items() if value is not None}
     now, have = int(time.time() * 1000), parent.data.metrics
     new = [Metric(k, v, now, 0) for k, v in figures.items() if v is not None and have.get(k) != v]
     words = [RunTag(k, v) for k, v in tags.items() if parent.data.tags.get(k) != v]

@@ -43,13 +43,13 @@ def main() -> None:
             {"loss": 2 / step, **{f"figure_{i}": draw.random() for i in range(11)}},
         )
         if step % 20 == 0:
-            metrics_log.release(metrics_log.size)
+            metrics_log.commit(metrics_log.size)
         longest = max(longest, time.perf_counter() - start)
     print(longest, time.perf_counter() - begin)
     deadline = time.monotonic() + 60  # on busy cores MLflow's monitors take long to be imported
     while not where.system(monitor.node).stat().st_size and time.monotonic() < deadline:
         time.sleep(0.1)
-    metrics_log.release(metrics_log.size)
+    metrics_log.commit(metrics_log.size)
     monitor.close()
     metrics_log.close(finalize_run(run, fold, "FINISHED"))
     attempt.end("DONE", "all steps done")
