@@ -1,7 +1,12 @@
-"""Progress on the terminal."""
+"""Printing, progress bars and errors of the command line."""
 
 from __future__ import annotations
 
+import os
+import sys
+from typing import Any
+
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -14,31 +19,61 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from dfer_dist.utils.errors import UserError
 
-class _Rate(ProgressColumn):
-    """How many are done in a second."""
+
+def new_app(**settings: Any) -> typer.Typer:
+    """Return a group of commands with the settings that all of ours share."""
+    return typer.Typer(
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **{"add_completion": False, **settings},
+    )
+
+
+def new_console() -> Console:
+    """Return a console that colours nothing by itself."""
+    return Console(highlight=False)
+
+
+def print_line(console: Console, text: str, style: str | None = None) -> None:
+    """Print one line as it is: not wrapped, and without markup."""
+    console.print(text, style=style, soft_wrap=True, markup=False)
+
+
+class _RateColumn(ProgressColumn):
+    """Items per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.{0 if speed >= 10 else 1}f}/s")
+        if speed is None:
+            return Text("")
+        digits = 0 if speed >= 10 else 1
+        return Text(f"{speed:.{digits}f}/s")
 
 
-class Bar:
-    """A progress bar with rate and time left, as a context manager; the value it gives is called with (done, total)."""
+class ProgressBar:
+    """A progress bar with rate and time left.
+
+    Use it as a context manager and call it with ``(done, total)``. It appears with the first
+    call, so that nothing shows where there is nothing to do, nor above an error.
+    """
 
     def __init__(self, console: Console, title: str) -> None:
-        columns = (
+        self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            _Rate(),
+            _RateColumn(),
             TimeRemainingColumn(),
+            console=console,
         )
-        self._progress = Progress(*columns, console=console)
         self._task = self._progress.add_task(title, total=None)
 
-    def __enter__(self) -> Bar:
-        return self  # it shows with the first progress: not where there is nothing to do, nor above an error
+    def __enter__(self) -> ProgressBar:
+        return self
 
     def __exit__(self, *_: object) -> None:
         if self._progress.live.is_started:
@@ -47,3 +82,39 @@ class Bar:
     def __call__(self, done: int, total: int) -> None:
         self._progress.start()
         self._progress.update(self._task, completed=done, total=total)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a command of ``app`` and exit.
+
+    An error that the user can fix is printed as one line, with exit status 2. With ``--debug``
+    its traceback is shown instead, and ranks show theirs.
+    """
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
+        os.environ["DFER_DEBUG"] = "1"
+    try:
+        sys.exit(app(standalone_mode=False))
+    except Exception as error:
+        message = user_message(error)
+        if debug or message is None:
+            raise
+        if message:
+            print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def user_message(error: Exception) -> str | None:
+    """Return what to print for an error that the user can fix, None for a fault of the program."""
+    # OSError: a full disk, or a folder that may not be written
+    if isinstance(error, UserError | OSError):
+        return str(error)
+    # errors of the command line; a class of click or of the copy of click that Typer brings
+    if hasattr(error, "format_message"):
+        message = error.format_message()
+        # without a command the help was shown already
+        return f"{message} (try --help)" if message else ""
+    return None

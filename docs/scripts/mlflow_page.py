@@ -16,7 +16,7 @@ from pathlib import Path
 from playwright.sync_api import Locator, Page, sync_playwright
 
 from dfer_dist.runs.layout import RunDir
-from launch.commands.track import serve, wait_for
+from launch.commands.tracking import serve, wait_for
 from launch.processes import free_port
 
 FLAGS = [

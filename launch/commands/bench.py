@@ -10,13 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from launch.console import Bar
+from launch.console import ProgressBar, new_app
 
 if TYPE_CHECKING:
     from dfer_dist.config.schema import DataConfig
 
-bench = typer.Typer(
-    no_args_is_help=True,
+bench = new_app(
     help="""Measure how fast the parts are on this machine.
 
     Example: [bold]dfer bench loader --json loader.json[/bold]
@@ -71,9 +70,9 @@ def loader(
             index = open_index(data)
         else:  # as for DFEW
             data = DataConfig(str(root), image_size=224, augment=AugmentConfig(brightness=0.5))
-            with Bar(console, "make clips") as advance:
+            with ProgressBar(console, "make clips") as advance:
                 index = make_clips(root, clips, progress=advance)
-        with Bar(console, "measure, rounds") as advance:
+        with ProgressBar(console, "measure, rounds") as advance:
             figures = measure(index, data, root / "plain", clips, rounds, device, advance)
     console.print(_table(figures))
     need = _GPU / figures["ours"]["clips_per_s"]
@@ -194,13 +193,13 @@ def startup(
     import tempfile
 
     from dfer_dist.bench.loader import make_clips
+    from dfer_dist.bench.startup import measure
     from dfer_dist.utils.files import write_json
-    from launch.commands.startup import measure
 
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        with Bar(console, "make clips") as advance:
+        with ProgressBar(console, "make clips") as advance:
             index = make_clips(root, 40, 64, advance)
         words = [
             f"data.shards={index.root}",
@@ -220,7 +219,7 @@ def startup(
             folder,
             *words,
         ]
-        with Bar(console, "measure, rounds") as advance:
+        with ProgressBar(console, "measure, rounds") as advance:
             figures = measure(command, root, rounds, advance)
     table = Table(
         caption=f"medians of {rounds} rounds; the demo's model, one rank, figures at MLflow in a file"
@@ -266,7 +265,7 @@ def _measure_steps(
 
     with (
         tempfile.TemporaryDirectory(dir=into) as folder,
-        Bar(Console(highlight=False), "measure, rounds") as advance,
+        ProgressBar(Console(highlight=False), "measure, rounds") as advance,
     ):
         figures = measure(config, what, rounds, Path(folder), advance)
     about = {

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from dfer_dist.config.schema import TokenPosition
+from launch.console import new_app
 
-convert = typer.Typer(
-    no_args_is_help=True,
+convert = new_app(
     help="""The authors' checkpoints of DFER-CLIP into ours, and back.
 
     Example: [bold]dfer convert official DFEW-set1-model_best.pth runs/authors-dfew-1[/bold]

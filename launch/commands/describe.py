@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dfer_dist.utils.errors import UserError
-from launch.console import Bar
+from launch.console import ProgressBar
 
 if TYPE_CHECKING:
     from dfer_dist.data.captions.generate import Outcome, Wanted
@@ -93,7 +93,7 @@ def describe(
         console.print(
             f"{_size(clips)} go to {server.url}{_before(cached)}", soft_wrap=True, markup=False
         )
-    with Bar(console, "describe clips") as advance:
+    with ProgressBar(console, "describe clips") as advance:
         outcome = ask(index, source, server, concurrency, split, limit, advance)
     _show(console, index, source, outcome)
     if outcome.failed or outcome.unasked:

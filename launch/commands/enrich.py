@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from launch.console import Bar
+from launch.console import ProgressBar
 
 if TYPE_CHECKING:
     from dfer_dist.data.faces.enrich import Added
@@ -55,7 +55,7 @@ def enrich(
 
     console = Console(highlight=False)
     wish = EnrichRequest(landmarks, parsing, landmarks_from, parsing_from, parser)
-    with Bar(console, f"add {' and '.join(wish.kinds)}") as advance:
+    with ProgressBar(console, f"add {' and '.join(wish.kinds)}") as advance:
         added = add(shards, wish, workers, advance)
     for kind in wish.kinds:
         console.print(

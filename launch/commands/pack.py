@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from launch.console import Bar
+from launch.console import ProgressBar
 
 if TYPE_CHECKING:
     from dfer_dist.data.sources.datasets import Listing
@@ -106,7 +106,7 @@ def pack_listing(
 
     finished = (out / "index.json").is_file()
     given = {"classes": listing.classes, "size": settings.pop("resize", None), **settings}
-    with Bar(console, "pack clips") as advance:
+    with ProgressBar(console, "pack clips") as advance:
         index = write_shards(
             listing.records, listing.name, out, clips_per_shard, progress=advance, **given
         )

@@ -144,7 +144,7 @@ def _advice(config: Config) -> str:
 
 
 def _measure(console: Console, config: Config) -> None:
-    from launch.commands.measured_steps import take_steps
+    from launch.measured_steps import take_steps
 
     seen = take_steps(config, exact_memory=True)
     console.print(

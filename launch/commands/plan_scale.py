@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dfer_dist.utils.errors import UserError
-from launch.commands.measured_steps import take_steps
+from launch.measured_steps import take_steps
 
 if TYPE_CHECKING:
     from dfer_dist.config.schema import Config

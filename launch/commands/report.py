@@ -44,7 +44,7 @@ def report(
     """
     from dfer_dist.reporting.published import read_published
     from dfer_dist.reporting.tables import terminal
-    from launch.cli import report_run
+    from launch.report import report_run
 
     if share_frames and not errors:
         raise UserError("--share-frames is about the picture that --errors N draws: give both")
@@ -61,7 +61,7 @@ def report(
             run,
             published=published,
             frames=frames if share_frames else None,
-            whole=len(folders) == 1,
+            all_tables=len(folders) == 1,
         )
     if len(folders) > 1:
         from dfer_dist.reporting.files import write_comparison

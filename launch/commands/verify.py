@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from launch.console import Bar
+from launch.console import ProgressBar
 
 _SHOWN = 5  # keys of damaged clips on a line
 
@@ -24,7 +24,7 @@ def verify(
     from dfer_dist.data.verify import verify as check
 
     console = Console(highlight=False)
-    with Bar(console, "verify shards") as advance:
+    with ProgressBar(console, "verify shards") as advance:
         index, damage = check(location, advance)
     for d in damage:
         keys = f"; clips hit: {', '.join(d.clips[:_SHOWN])}" if d.clips else ""

@@ -17,10 +17,11 @@ import typer
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.provenance import python_command
 from dfer_dist.utils.errors import UserError
-from launch.cli import Drift, Experiment, Name, Overrides, Runs, run_app
-from launch.commands.track import open_at_server, tell_server
+from launch.console import run_app
+from launch.options import AllowDrift, Experiment, Overrides, RunName, RunsFolder
 from launch.runs import run_lock
 from launch.slurm.requeue import should_requeue
+from launch.tracking import open_mlflow_runs, update_mlflow_runs
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Where = Annotated[Path, typer.Argument(help="The run's folder.")]
@@ -32,9 +33,9 @@ def open_together(
     fold: Fold,
     experiment: Experiment,
     overrides: Overrides = None,
-    name: Name = None,
-    runs: Runs = Path("runs"),
-    allow_drift: Drift = None,
+    name: RunName = None,
+    runs: RunsFolder = Path("runs"),
+    allow_drift: AllowDrift = None,
 ) -> None:
     """Print the run's folder; nothing where the data set has no such fold.
 
@@ -50,7 +51,7 @@ def open_together(
             run, _ = open_run(
                 runs, name, experiment, overrides or [], allow_drift or (), None, _ranks()
             )
-            open_at_server(run)
+            open_mlflow_runs(run)
             opened_by.seek(0)
             opened_by.truncate()
             opened_by.write(array)
@@ -115,8 +116,8 @@ def close_together(
     """Say how the fold ended, and unless it will be started again write the summary of all that are done."""
     from rich.console import Console
 
-    from launch.cli import report_run
     from launch.local import is_done, last_error
+    from launch.report import report_run
 
     run = RunDir(root)
     if should_requeue(status):
@@ -144,8 +145,8 @@ def summarize(roots: Sequence[str], comparison: str | None) -> None:
     from rich.console import Console
 
     from dfer_dist.reporting.comparison import write_overview
-    from launch.cli import report_run
     from launch.local import is_done
+    from launch.report import report_run
     from launch.slurm.submit import in_queue
 
     console, runs = Console(highlight=False), [RunDir(Path(root)) for root in roots]
@@ -159,7 +160,7 @@ def summarize(roots: Sequence[str], comparison: str | None) -> None:
         else:
             console.print(f"{run.root}: no fold came to its end", soft_wrap=True)
         if never:
-            tell_server(run, "FAILED" if len(never) == len(about["folds"]) else None, never)
+            update_mlflow_runs(run, "FAILED" if len(never) == len(about["folds"]) else None, never)
     if comparison:
         console.print(write_overview(runs, Path(comparison)))
 

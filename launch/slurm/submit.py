@@ -23,7 +23,6 @@ from dfer_dist.config.schema import split_batch
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json
-from launch.commands.track import open_at_server
 from launch.local import is_done
 from launch.runs import open_run, remove_run, run_lock
 from launch.slurm.batch import ClusterTarget, make_executor, slurm_errors, user_setup_lines
@@ -31,6 +30,7 @@ from launch.slurm.cluster import Cluster
 from launch.slurm.job import become_rank, summarize
 from launch.slurm.jobs import newest_jobs, submissions
 from launch.slurm.squeue import cancel, queue
+from launch.tracking import open_mlflow_runs
 
 # a job of one processor for the summary
 _SUMMARY = {
@@ -159,7 +159,7 @@ def submit(wish: JobRequest, target: ClusterTarget, resume: bool, console: Conso
                     target.cluster.ranks,
                 )
                 fresh += [run] if new else []
-                open_at_server(run)
+                open_mlflow_runs(run)
                 runs.append(run)
                 tasks_of_array += [
                     (run, k) for k in folds if k not in busy and not is_done(run.fold(k))
@@ -183,7 +183,7 @@ def resume(run: RunDir, console: Console) -> None:
         What Slurm says against it.
     """
     last = submissions(run)[-1]
-    open_at_server(run)
+    open_mlflow_runs(run)
     with run_lock(run):
         busy = in_queue(run)
         tasks_of_array = [

@@ -7,10 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from dfer_dist.data.shards.index import Index
-
 DFER = Path(sys.executable).parent / "dfer"
 
 
@@ -39,8 +35,3 @@ def check_refusal(done: Done, *parts: str) -> None:
     assert "Traceback" not in done.stdout
     for part in parts:
         assert part in done.stderr
-
-
-@pytest.fixture
-def words(tiny_shards: Index) -> list[str]:
-    return [f"data.shards={tiny_shards.root}", "tracking.enabled=false", "train.global_batch=8"]

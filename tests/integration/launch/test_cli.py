@@ -22,7 +22,15 @@ from launch.cli import app
 from launch.runs import open_run
 from tests.helpers.cli import DFER, check_refusal, dfer
 
-COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = {
+    name: command.load()
+    for name, command in get_command(app).commands.items()  # type: ignore[attr-defined]
+}
+
+
+@pytest.fixture
+def words(tiny_shards: Index) -> list[str]:
+    return [f"data.shards={tiny_shards.root}", "tracking.enabled=false", "train.global_batch=8"]
 
 
 @pytest.fixture
@@ -428,7 +436,7 @@ def test_time_that_is_up_ends_the_command(run: RunDir, words: list[str], tmp_pat
     before = time.time()
     done = dfer("crossval", "demo", *words, "--max-minutes", "7", cwd=tmp_path)
     assert done.returncode == 75
-    assert f"time is up: saved in {run.root}; the same command goes on" in done.stdout
+    assert f"time is up: saved in {run.root}; run the same command to resume" in done.stdout
     flag, deadline = eval(run.fold(1).log.read_text())
     assert flag == "--deadline" and 0 <= float(deadline) - before - 420 < 20
     assert not run.fold(2).root.exists()
@@ -540,7 +548,7 @@ def test_told_to_stop(
     out, err = process.communicate(timeout=60)
     assert [log.read_text() for log in logs] == ["up 0 2\n", "up 1 2\n"]
     if status == 75:
-        assert "saved in" in out and "the same command goes on" in out
+        assert "saved in" in out and "run the same command to resume" in out
         assert (process.returncode, err) == (75, "")
     else:  # a failure is one, also of those that were told to leave: nobody is to start it again
         assert "fold 1 failed (status 1)" in out

@@ -34,8 +34,8 @@ from dfer_dist.tracking.sync import committed_bytes, end_run, recall_table, send
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
 from dfer_dist.utils.locks import file_lock
-from launch.commands.track import beginning
 from launch.runs import open_run
+from launch.tracking import opening_mlflow_runs
 
 TELL = ["train.selection=best_val", "tracking.experiment=an experiment"]
 
@@ -62,7 +62,7 @@ def test_ranks_start_while_the_server_is_told(
 ) -> None:
     started, seen = threading.Event(), []
     monkeypatch.setattr(trackrun, "begin", lambda run: seen.append((run, started.wait(10))))
-    with beginning(made):
+    with opening_mlflow_runs(made):
         started.set()  # as the block starts its ranks
     assert seen == [(made, True)]
 
@@ -70,9 +70,9 @@ def test_ranks_start_while_the_server_is_told(
 def test_a_server_that_hangs_holds_up_no_end(made: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     monkeypatch.setattr(trackrun, "begin", lambda run: over.wait(10))
-    monkeypatch.setattr("launch.commands.track._PATIENCE", 0.1)
+    monkeypatch.setattr("launch.tracking.OPEN_TIMEOUT", 0.1)
     times = time.perf_counter()
-    with pytest.raises(UserError, match="of the block's own"), beginning(made):
+    with pytest.raises(UserError, match="of the block's own"), opening_mlflow_runs(made):
         raise UserError("of the block's own")
     assert time.perf_counter() - times < 5
     over.set()

@@ -184,7 +184,7 @@ def test_a_fold_told_to_leave_saves_and_goes_on(killed):
         pytest.fail("fold 3 was over before the signal came; make it longer")
     assert left["code"] == 75
     assert left["state"] == "PREEMPTED"
-    assert "the same command goes on" in left["told"]
+    assert "run the same command to resume" in left["told"]
     assert status["state"] == "DONE"
     assert len(status["attempts"]) >= 2
     steps = [

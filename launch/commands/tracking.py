@@ -5,23 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from dfer_dist.utils.errors import UserError
 
-if TYPE_CHECKING:
-    from dfer_dist.runs.layout import RunDir
-
 Run = Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN")]
-_PATIENCE = 10.0  # seconds that a server gets to make runs after training has ended
 _START = 120.0  # seconds that `mlflow ui` may take to come up: a busy machine's
 
 
@@ -170,44 +164,3 @@ def _tracking(run: Path) -> dict[str, Any]:
     from dfer_dist.tracking.mlflow_runs import tracking_of
 
     return tracking_of(RunDir(run.resolve()))
-
-
-def open_at_server(run: RunDir) -> None:
-    """Make a run's runs at its server, or open them again."""
-    from dfer_dist.tracking.mlflow_runs import begin
-
-    begin(run)
-
-
-@contextmanager
-def beginning(run: RunDir) -> Iterator[None]:
-    """:func:`open_at_server`, while the block starts the ranks: both take seconds.
-
-    What a slow server has not made when the block ends is made by whoever goes on.
-    """
-    thread = threading.Thread(target=open_at_server, args=(run,), name="tracking", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join(_PATIENCE)
-
-
-def tell_server(run: RunDir, status: str | None, given_up: list[int] | None = None) -> None:
-    """Bring a run's server up to date, where it has one; ``status`` closes the parent run, ``given_up`` are folds that will not come."""
-    from dfer_dist.tracking.sync import end_run
-    from dfer_dist.tracking.uploader import reason
-
-    try:
-        end_run(run, status, given_up)
-    except Exception as e:  # MLflow raises many kinds; the files stand
-        print(
-            f"warning: tracking: {reason(e)}; dfer sync {run.root} sends what is missing",
-            file=sys.stderr,
-        )
-
-
-def show_server(console: Console, run: RunDir) -> None:
-    """Say how to look at a run in MLflow."""
-    if run.describe()["tracking"]:
-        console.print(f"MLflow: dfer ui {run.root}", soft_wrap=True, markup=False)

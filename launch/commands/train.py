@@ -1,0 +1,265 @@
+"""``dfer train``, ``dfer crossval``, ``dfer resume`` and ``dfer demo``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from dfer_dist.distributed.preemption import EXIT_PREEMPTED
+from dfer_dist.utils.errors import UserError
+from launch.console import ProgressBar, new_console, print_line
+from launch.options import (
+    AllowDrift,
+    Experiment,
+    MaxMinutes,
+    NumRanks,
+    Overrides,
+    RunFolder,
+    RunName,
+    RunsFolder,
+)
+from launch.report import report_run, write_run_report
+from launch.runs import open_run
+from launch.slurm.cluster import LOCAL, load_cluster, with_cluster_flags
+from launch.tracking import opening_mlflow_runs, update_mlflow_runs
+
+if TYPE_CHECKING:
+    from dfer_dist.runs.layout import RunDir
+
+Folds = Annotated[str | None, typer.Option(help="Folds such as 1,3-5. Default: all.")]
+ClusterName = Annotated[str, typer.Option(help="Name in configs/cluster/, or a YAML file.")]
+MaxParallel = Annotated[
+    int | None, typer.Option(min=1, help="Folds that may train at the same time. Default: all.")
+]
+Sweep = Annotated[
+    str | None,
+    typer.Option(metavar="KEY=VALUE,VALUE", help="Submit one run per value, and compare them."),
+]
+AddMissing = Annotated[
+    bool, typer.Option("--resume", help="Submit only folds that are neither done nor queued.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print batch script and settings without submitting.")
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Show a live table until all folds end.")]
+
+
+def train(
+    experiment: Experiment,
+    fold: Annotated[int, typer.Option(help="Fold to train and test, counted from 1.")],
+    overrides: Overrides = None,
+    nproc: NumRanks = None,
+    name: RunName = None,
+    runs: RunsFolder = Path("runs"),
+    max_minutes: MaxMinutes = None,
+    allow_drift: AllowDrift = None,
+) -> None:
+    """Train and test one fold.
+
+    Run the same command again to resume.
+
+    Example: [bold]dfer train dfew_vitb32 --fold 1 --nproc 8 data.shards=data/dfew[/bold]
+    """
+    console, ranks, deadline = new_console(), nproc or 1, _deadline(max_minutes)
+    run, folds = open_run(
+        runs, name, experiment, overrides or [], allow_drift or (), str(fold), ranks
+    )
+    failed = _train_folds(console, run, folds, ranks, deadline)
+    if not failed:
+        write_run_report(run, "FINISHED")
+    _exit_if_failed(failed)
+
+
+@with_cluster_flags
+def crossval(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    folds: Folds = None,
+    nproc: NumRanks = None,
+    name: RunName = None,
+    runs: RunsFolder = Path("runs"),
+    max_minutes: MaxMinutes = None,
+    allow_drift: AllowDrift = None,
+    cluster: ClusterName = LOCAL,
+    max_parallel: MaxParallel = None,
+    sweep: Sweep = None,
+    resume: AddMissing = False,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    flags: dict[str, object] | None = None,
+) -> None:
+    """Train and test all folds, on this machine or on a Slurm cluster.
+
+    Writes the summary of all folds. Run the same command again to resume.
+
+    Example: [bold]dfer crossval dfew_vitb32 --folds 1,3-5 --nproc 8 data.shards=data/dfew[/bold],
+    or, on a cluster, [bold]dfer crossval dfew_vitb32 --cluster gpus8 --max-parallel 2 --wait[/bold]
+    """
+    console, settings, allowed = new_console(), overrides or [], allow_drift or ()
+    if cluster == LOCAL:
+        _refuse_cluster_options(
+            {
+                **(flags or {}),
+                "max_parallel": max_parallel,
+                "sweep": sweep,
+                "resume": resume,
+                "dry_run": dry_run,
+                "wait": wait,
+            }
+        )
+        ranks, deadline = nproc or 1, _deadline(max_minutes)
+        run, chosen = open_run(runs, name, experiment, settings, allowed, folds, ranks)
+        _cross_validate(console, run, chosen, ranks, deadline)
+        return
+    if nproc or max_minutes:
+        raise UserError(
+            "--nproc and --max-minutes are for this machine: "
+            "with --cluster give --nodes, --gpus-per-node and --time-minutes"
+        )
+    from launch.slurm.batch import ClusterTarget
+    from launch.slurm.submit import JobRequest, show, submit
+
+    request = JobRequest(experiment, settings, name, runs, folds, allowed, sweep)
+    target = ClusterTarget(cluster, load_cluster(cluster, flags or {}), max_parallel)
+    if dry_run:
+        show(request, target, console)
+        return
+    submitted = submit(request, target, resume, console)
+    if wait:
+        from launch.slurm.watch import wait as wait_for_runs
+
+        sys.exit(wait_for_runs(submitted, console))
+
+
+def resume(run: RunFolder, nproc: NumRanks = None) -> None:
+    """Resume a run with the settings it has.
+
+    Folds of a submitted run that are missing are submitted again; other runs train here.
+
+    Example: [bold]dfer resume runs/dfew_vitb32[/bold]
+    """
+    from dfer_dist.runs.layout import RunDir
+
+    console, run_dir = new_console(), RunDir(run.resolve())
+    folds = run_dir.describe()["folds"]
+    if not run_dir.jobs.exists():
+        _cross_validate(console, run_dir, folds, nproc or 1, None)
+        return
+    if nproc:
+        raise UserError(
+            f"--nproc is for runs on this machine: {run_dir.root} was submitted to a cluster, "
+            "leave --nproc out"
+        )
+    from launch.slurm.submit import resume as submit_again
+
+    submit_again(run_dir, console)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the data.")] = Path("data/demo"),
+    runs: RunsFolder = Path("runs"),
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="Ranks on this machine. Default: 2, or 1 on one GPU.")
+    ] = None,
+    clips: Annotated[int, typer.Option(min=70, help="Number of clips to render.")] = 700,
+    name: RunName = None,
+    overrides: Overrides = None,
+) -> None:
+    """Render a small data set, pack it, train all five folds, and print the results.
+
+    Needs no GPU and no downloads.
+
+    Example: [bold]dfer demo[/bold]
+    """
+    from dfer_dist.config.load import load_config
+    from dfer_dist.config.schema import split_batch
+    from dfer_dist.data.sources.datasets import read_dataset
+    from dfer_dist.demo.dataset import render_demo
+    from launch.commands.pack import pack_listing
+    from launch.local import fast_bf16, gpus_here
+
+    console = new_console()
+    ranks = nproc or min(2, len(gpus_here()) or 2)
+    shards = out / "shards"
+    settings = [f"data.shards={shards}", *(overrides or [])]
+    if not fast_bf16():
+        console.print("this processor is slow in bf16: training in float32")
+        settings.insert(0, "train.precision=fp32")
+    # refuse a wrong batch size before minutes of rendering
+    split_batch(load_config("demo", settings), ranks)
+    _check_demo_size(shards, clips)
+    with ProgressBar(console, "render clips") as progress:
+        source = render_demo(out / "source", clips=clips, progress=progress)
+    listing = read_dataset("demo", source / "frames", source / "lists")
+    pack_listing(console, listing, shards, clips_per_shard=64)
+    run, folds = open_run(runs, name, "demo", settings, ("code", "versions"), None, ranks)
+    _cross_validate(console, run, folds, ranks, None)
+
+
+def _check_demo_size(shards: Path, clips: int) -> None:
+    """Refuse to render over a demo with another number of clips."""
+    from dfer_dist.data.shards.index import read_index
+
+    if not (shards / "index.json").is_file():
+        return
+    present = sum(shard.clips for shard in read_index(shards).shards)
+    if present != clips:
+        raise UserError(
+            f"{shards} holds a demo of {present} clips: "
+            f"give --clips {present}, or another folder with --out"
+        )
+
+
+def _refuse_cluster_options(options: dict[str, object]) -> None:
+    """Refuse options that have no meaning on this machine."""
+    given = [key for key, value in options.items() if value not in (None, False, [])]
+    if given:
+        raise UserError(f"--{given[0].replace('_', '-')} is for a cluster: give --cluster NAME too")
+
+
+def _deadline(max_minutes: float | None) -> float | None:
+    """Return the Unix time before which to stop."""
+    return None if max_minutes is None else time.time() + 60 * max_minutes
+
+
+def _cross_validate(
+    console: Console, run: RunDir, folds: list[int], ranks: int, deadline: float | None
+) -> None:
+    """Train folds on this machine and report those that have a result."""
+    failed = _train_folds(console, run, folds, ranks, deadline)
+    status = "FAILED" if failed else "FINISHED"
+    if any(run.fold(k).result.exists() for k in folds):
+        report_run(console, run, status)
+    elif failed:
+        update_mlflow_runs(run, status)
+    _exit_if_failed(failed)
+
+
+def _train_folds(
+    console: Console, run: RunDir, folds: list[int], ranks: int, deadline: float | None
+) -> list[int]:
+    """Train folds on this machine and return those that failed; exit if interrupted."""
+    from launch.local import run_folds
+    from launch.processes import Interrupted
+
+    try:
+        with opening_mlflow_runs(run):
+            return run_folds(run, folds, ranks, console, deadline)
+    except Interrupted as error:
+        print_line(console, f"{error} in {run.root}; run the same command to resume")
+        sys.exit(EXIT_PREEMPTED)
+
+
+def _exit_if_failed(folds: list[int]) -> None:
+    if folds:
+        numbers = ", ".join(map(str, folds))
+        print(
+            f"fold {numbers} failed; fix the cause, then run the same command to resume",
+            file=sys.stderr,
+        )
+        sys.exit(1)
