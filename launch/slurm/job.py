@@ -147,7 +147,7 @@ def summarize(roots: Sequence[str], comparison: str | None) -> None:
     from dfer_dist.reporting.comparison import write_overview
     from launch.local import is_done
     from launch.report import report_run
-    from launch.slurm.submit import in_queue
+    from launch.slurm.jobs import in_queue
 
     console, runs = Console(highlight=False), [RunDir(Path(root)) for root in roots]
     for run in runs:

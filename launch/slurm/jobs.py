@@ -10,6 +10,7 @@ from typing import Any
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
+from launch.slurm.squeue import queue
 
 _TAIL = 1 << 16  # bytes of an output that are looked at
 # what Slurm, launch.slurm.job and launch.slurm.requeue write; a STEP is also cancelled when one of its ranks fails
@@ -54,6 +55,27 @@ def newest_jobs(run: RunDir) -> dict[int, str]:
         int(fold): str(job)
         for s in submissions(run)
         for fold, job in (s.get("folds") or {}).items()
+    }
+
+
+def in_queue(run: RunDir) -> dict[int, str]:
+    """The jobs of folds that are in the queue.
+
+    Raises
+    ------
+    UserError
+        If Slurm does not say.
+    """
+    mine = newest_jobs(run)
+    if not mine:
+        return {}
+    there = queue()
+    if there is None:
+        raise UserError(
+            f"Slurm does not answer (squeue): {run.root} was submitted before, and whether it waits there is not known"
+        )
+    return {
+        fold: job for fold, job in mine.items() if job in there and there[job].state != "COMPLETING"
     }
 
 

@@ -28,8 +28,8 @@ from launch.runs import open_run, remove_run, run_lock
 from launch.slurm.batch import ClusterTarget, make_executor, slurm_errors, user_setup_lines
 from launch.slurm.cluster import Cluster
 from launch.slurm.job import become_rank, summarize
-from launch.slurm.jobs import newest_jobs, submissions
-from launch.slurm.squeue import cancel, queue
+from launch.slurm.jobs import in_queue, submissions
+from launch.slurm.squeue import cancel
 from launch.tracking import open_mlflow_runs
 
 # a job of one processor for the summary
@@ -196,27 +196,6 @@ def resume(run: RunDir, console: Console) -> None:
             None,
             console,
         )
-
-
-def in_queue(run: RunDir) -> dict[int, str]:
-    """The jobs of folds that are in the queue.
-
-    Raises
-    ------
-    UserError
-        If Slurm does not say.
-    """
-    mine = newest_jobs(run)
-    if not mine:
-        return {}
-    there = queue()
-    if there is None:
-        raise UserError(
-            f"Slurm does not answer (squeue): {run.root} was submitted before, and whether it waits there is not known"
-        )
-    return {
-        fold: job for fold, job in mine.items() if job in there and there[job].state != "COMPLETING"
-    }
 
 
 def _send(

@@ -63,6 +63,4 @@ def test_mentions_of_pages_are_links(page: Path) -> None:
 def test_readme_is_short_and_narrow() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 150
-    assert (
-        max(len(x) for x in lines if not x.startswith(("┏", "┃", "┡", "│", "├", "└"))) <= 100
-    )
+    assert max(len(x) for x in lines if not x.startswith(("┏", "┃", "┡", "│", "├", "└"))) <= 100

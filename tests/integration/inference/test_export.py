@@ -173,7 +173,10 @@ def test_the_cards_lines_run_without_deepspeed_and_without_the_package(moved: Pa
         "webdataset",
     } <= spare  # what the folder does not ask for, it does not need
     ten, mlflow = python_of(moved / export.CARD)
-    assert len(ten.splitlines()) <= 10 and ten in (ROOT / "docs" / "guides" / "inference.md").read_text()
+    assert (
+        len(ten.splitlines()) <= 10
+        and ten in (ROOT / "docs" / "guides" / "inference.md").read_text()
+    )
     said = alone(moved, [ten, mlflow], spare)
     model = export.load(moved, device="cpu")
     want = model.probabilities(np.zeros((1, 40, 224, 224, 3), np.uint8))[0].tolist()
