@@ -7,30 +7,13 @@ recall) is accuracy. Both are in percent everywhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dfer_dist.runs.records import Scores
+
 Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Everything that one table of predictions says; plain types, so ``dataclasses.asdict`` is ready for JSON.
-
-    ``uar``, ``war`` and ``recall`` are in percent. Rows of ``confusion`` are the truth, columns the prediction, both in
-    the order of ``classes``. The recall of a class in ``absent`` (no clip in the truth) is None.
-    """
-
-    n: int
-    uar: float
-    war: float
-    recall: dict[str, float | None]
-    support: dict[str, int]
-    confusion: list[list[int]]
-    classes: list[str]
-    absent: list[str]
 
 
 def top_class(logits: ArrayLike) -> Ints:

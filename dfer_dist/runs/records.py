@@ -1,0 +1,275 @@
+"""Typed records of the JSON files in a run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from dfer_dist.utils.records import Record, stored_as
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics of one table of predictions.
+
+    ``uar``, ``war`` and ``recall`` are in percent. Rows of ``confusion`` are the truth, columns the
+    prediction, both in the order of ``classes``. A class in ``absent`` has no clip in the truth;
+    its recall is None.
+    """
+
+    n: int
+    uar: float
+    war: float
+    recall: dict[str, float | None]
+    support: dict[str, int]
+    confusion: list[list[int]]
+    classes: list[str]
+    absent: list[str]
+
+
+@dataclass(frozen=True)
+class UarWar:
+    """UAR and WAR in percent."""
+
+    uar: float
+    war: float
+
+
+@dataclass(frozen=True)
+class FoldResult(Record):
+    """``fold-K/result.json``: the metrics of a finished fold and what they were measured with.
+
+    Fields that an older run did not record are None or empty.
+    """
+
+    remedy: ClassVar[str] = "evaluate this fold again"
+
+    dataset: str
+    fold: int
+    n: int
+    uar: float
+    war: float
+    support: dict[str, int]
+    confusion: list[list[int]]
+    classes: list[str]
+    absent: list[str]
+    selection: str
+    epoch: int
+    config_hash: str
+    index_hash: str
+    recall: dict[str, float | None] = field(default_factory=dict)
+    step: int | None = None
+    checkpoint: str = ""
+    shuffled: UarWar | None = None
+    modalities: list[str] = field(default_factory=list, metadata=stored_as("levels"))
+    modalities_hash: str | None = field(default=None, metadata=stored_as("levels_hash"))
+    objective: str = "labels"
+    described_clips: int | None = None
+    pretrained_sha256: str | None = None
+    num_frames: int | None = None
+    sampling: str | None = None
+    views: int | None = None
+    device: str | None = None
+    lost_clips: int = 0
+    skipped_steps: int = 0
+    drift: list[str] = field(default_factory=list)
+
+    @property
+    def scores(self) -> Scores:
+        """The metrics alone."""
+        return Scores(
+            n=self.n,
+            uar=self.uar,
+            war=self.war,
+            recall=self.recall,
+            support=self.support,
+            confusion=self.confusion,
+            classes=self.classes,
+            absent=self.absent,
+        )
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """One job's line in ``status.json``.
+
+    ``started`` and ``ended`` are ISO 8601 times; ``ended`` is None while the attempt runs, and
+    after it was killed. ``steps_repeated`` counts the steps of an earlier attempt, made after its
+    last checkpoint, that this attempt repeats.
+    """
+
+    job: str | None = None
+    array: str | None = None
+    nodes: str = ""
+    device: str | None = None
+    world_size: int = 1
+    from_step: int | None = None
+    steps_repeated: int | None = field(default=None, metadata=stored_as("undone_steps"))
+    started: str | None = None
+    ended: str | None = None
+    why: str | None = None
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class FoldStatus(Record):
+    """``fold-K/status.json``: the state of a fold and its attempts, oldest first.
+
+    ``state`` is STARTING, RUNNING, DONE, PREEMPTED or FAILED. ``steps`` is the step at which
+    training ends; None until it is known.
+    """
+
+    state: str = ""
+    steps: int | None = None
+    attempts: list[AttemptRecord] = field(default_factory=list)
+
+    @property
+    def last(self) -> AttemptRecord | None:
+        """The newest attempt, or None."""
+        return self.attempts[-1] if self.attempts else None
+
+
+@dataclass(frozen=True)
+class TrackingInfo:
+    """Where a run is tracked: a part of ``run.json``.
+
+    ``key`` is the run's own identifier, which every MLflow run of it has as a tag. ``run_id`` and
+    ``folds`` (by fold number) are MLflow run ids; they are empty until the server has answered.
+    ``closed`` is the status with which the parent run ended. ``given_up`` lists folds that will
+    not be trained.
+    """
+
+    uri: str
+    key: str
+    experiment: str
+    experiment_id: str | None = None
+    run_id: str | None = None
+    folds: dict[str, str] = field(default_factory=dict)
+    closed: str | None = None
+    given_up: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DriftRecord:
+    """One resumption of a run with changed settings, data or code.
+
+    ``changes`` maps each key to its old and its new value.
+    """
+
+    time: str
+    changes: dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class RunInfo(Record):
+    """``run.json``: what a run is. It is written last, so a folder that has it is complete."""
+
+    remedy: ClassVar[str] = "it is damaged"
+
+    folds: list[int]
+    name: str = ""
+    experiment: str = ""
+    dataset: str = ""
+    classes: list[str] = field(default_factory=list)
+    config_hash: str = ""
+    index_hash: str = ""
+    tracking: TrackingInfo | None = None
+    drift: list[DriftRecord] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], source: str) -> Self:
+        """Return the record; the first version identified a tracked run by its MLflow run id."""
+        tracking = values.get("tracking")
+        if isinstance(tracking, Mapping):
+            first_version = {
+                "key": tracking.get("run_id"),
+                "experiment": values.get("dataset", ""),
+            }
+            values = {**values, "tracking": {**first_version, **tracking}}
+        return super().from_json(values, source)
+
+
+@dataclass(frozen=True)
+class GitState:
+    """The commit of the checkout that a run was started from, and its uncommitted changes."""
+
+    sha: str | None = None
+    diff: str | None = None
+
+
+@dataclass(frozen=True)
+class DataOrigin:
+    """The packed data set that a run was trained on."""
+
+    name: str
+    hash: str
+    shards: str
+
+
+@dataclass(frozen=True)
+class Provenance(Record):
+    """``provenance.json``: code, packages, command, machine and data of a run."""
+
+    time: str = ""
+    command: list[str] = field(default_factory=list)
+    host: str = ""
+    user: str = ""
+    python: str = ""
+    platform: str = ""
+    cpu_count: int | None = None
+    dfer_dist: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    git: GitState | None = None
+    code_hash: str = ""
+    data: DataOrigin | None = None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A metric over folds, in percent.
+
+    ``std`` is the sample standard deviation, None for one fold. ``ci95`` is the lower and the
+    upper end of a 95 % bootstrap interval of the mean.
+    """
+
+    mean: float
+    std: float | None
+    ci95: list[float]
+
+
+@dataclass(frozen=True)
+class UarWarSpread:
+    """UAR and WAR over folds."""
+
+    uar: Spread
+    war: Spread
+
+
+@dataclass(frozen=True)
+class MajorityBaseline:
+    """The WAR in percent of always predicting the most frequent class."""
+
+    class_name: str = field(metadata=stored_as("class"))
+    war: float
+
+
+@dataclass(frozen=True)
+class Summary(Record):
+    """``summary.json``: a run's metrics over its finished folds.
+
+    ``pooled`` are the metrics of all clips of all finished folds. ``shuffled`` is None unless every
+    finished fold was also tested with its frames shuffled.
+    """
+
+    remedy: ClassVar[str] = "write it again with dfer report"
+
+    dataset: str
+    selection: str
+    folds: list[FoldResult]
+    missing: list[int]
+    uar: Spread
+    war: Spread
+    pooled: Scores
+    majority: MajorityBaseline
+    shuffled: UarWarSpread | None = None
