@@ -89,7 +89,7 @@ def to_json(value: Any) -> Any:
 
 def from_json(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     """Return a dataclass made from a JSON object; ``prefix`` names the object in errors."""
-    hints = _type_hints(cls)
+    hints = _type_hints(cls)  # type: ignore[arg-type]
     known = fields(cls)  # type: ignore[arg-type]
     missing = [prefix + _key(f) for f in known if _key(f) not in values and _is_required(f)]
     if missing:
