@@ -12,7 +12,7 @@ import pytest
 
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index
-from dfer_dist.data.sources.layouts import read_lists
+from dfer_dist.data.sources.dfer_clip_lists import read_lists
 from tests.helpers.clips import write_clip
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from dfer_dist.data.loading.sampler import EpochPlan, all_clips, keyed_rng
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import ClipReader
-from dfer_dist.data.sources.layouts import ClipRecord
+from dfer_dist.data.sources.records import ClipRecord
 
 BATCH = 8  # clips in a micro batch
 _FRAMES = 60  # of a made clip

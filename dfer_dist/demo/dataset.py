@@ -30,7 +30,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 
-from dfer_dist.data.sources.layouts import SEVEN
+from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.demo.captions import describe_clip
 from dfer_dist.demo.faces import IDENTITIES, RENDERER, clip_track, render_clip
 from dfer_dist.utils.errors import UserError

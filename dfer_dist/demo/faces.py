@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from dfer_dist.data.sources.layouts import SEVEN
+from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.demo.face_parts import AUS, Identity, build
 from dfer_dist.demo.face_points import face_points
 from dfer_dist.demo.renderer import DEPTH, OVERSAMPLING, Array, Pose, floats
@@ -150,7 +150,7 @@ def render_clip(label: int, identity: int, seed: int | Sequence[int], size: int 
     Parameters
     ----------
     label
-        Class, 0..6 in the order of :data:`~dfer_dist.data.sources.layouts.SEVEN`.
+        Class, 0..6 in the order of :data:`~dfer_dist.data.sources.records.SEVEN`.
     identity
         Number of the person, 0 or more.
     seed

@@ -30,7 +30,7 @@ from dfer_dist.config.schema import (
     check_values,
 )
 from dfer_dist.data.shards.index import open_index
-from dfer_dist.data.sources.layouts import ELEVEN, SEVEN
+from dfer_dist.data.sources.records import ELEVEN, SEVEN
 from dfer_dist.evaluation.evaluate import load_model
 from dfer_dist.inference.official import (
     HEAD_WIDTH,

@@ -18,7 +18,7 @@ from dfer_dist.config.schema import Config, Optimizer, Precision, Supervision, s
 from dfer_dist.data.loading.loader import KEPT, PREFETCH
 from dfer_dist.data.shards.index import open_index
 from dfer_dist.data.shards.store import is_remote
-from dfer_dist.data.sources.layouts import CLASSES
+from dfer_dist.data.sources.records import CLASSES
 from dfer_dist.models.build import resolve_image_size
 from dfer_dist.planning.trace import Trace, trace
 from dfer_dist.training.bf16_gradients import BUCKET

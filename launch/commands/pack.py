@@ -75,10 +75,17 @@ def pack(
 
     console = Console(highlight=False)
     listing = read_dataset(
-        dataset, root, lists, folds=folds, seed=seed, groups=groups, group_by=group_by, videos=faces
+        dataset,
+        root,
+        lists,
+        folds=folds,
+        seed=seed,
+        groups=groups,
+        group_by=group_by,
+        prefer_videos=faces,
     )
     console.print(
-        f"{len(listing.records)} clips listed; from {' and '.join(map(str, listing.found))}",
+        f"{len(listing.records)} clips listed; from {' and '.join(map(str, listing.folders))}",
         soft_wrap=True,
         markup=False,
     )

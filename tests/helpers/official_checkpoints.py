@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.config.schema import Config, ModelConfig, TokenPosition
-from dfer_dist.data.sources.layouts import ELEVEN, SEVEN
+from dfer_dist.data.sources.records import ELEVEN, SEVEN
 from dfer_dist.models.build import build_model
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tuning import param_groups

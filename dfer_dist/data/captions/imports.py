@@ -23,7 +23,7 @@ from typing import Any
 
 from dfer_dist.data.captions.store import Source, Writer, clip_hashes
 from dfer_dist.data.shards.index import Index
-from dfer_dist.data.sources.layouts import VIDEO_SUFFIXES, read_text
+from dfer_dist.data.sources.records import VIDEO_SUFFIXES, read_text
 from dfer_dist.utils.errors import UserError
 
 _CAPTIONS = ("caption", "en", "zh")

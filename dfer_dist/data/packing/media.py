@@ -16,7 +16,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from dfer_dist.data.sources.layouts import VIDEO_SUFFIXES, ClipRecord, Fault, video_or_folder
+from dfer_dist.data.sources.records import VIDEO_SUFFIXES, ClipRecord, Fault, find_media
 
 QUALITY = 95  # of JPEGs made here: of a photograph they differ by about one grey level
 
@@ -45,7 +45,7 @@ def clip_files(record: ClipRecord) -> tuple[Path, ...]:
     """
     if isinstance(record.media, tuple):
         return record.media
-    place = video_or_folder(record.media)
+    place = find_media(record.media)
     if place is None or not place.is_dir():
         return (place,) if place else ()
     names = [entry.name for entry in os.scandir(place) if not entry.name.startswith(".")]
@@ -100,9 +100,12 @@ def load_frames(record: ClipRecord, size: int | None = None, faces: bool = False
         )
     else:
         _load_files(clip, files, size)
-        if record.listed is not None and len(files) < record.listed:
+        if record.listed_frames is not None and len(files) < record.listed_frames:
             clip.faults.append(
-                Fault("fewer frames", f"{len(files)} frames are there, {record.listed} are listed")
+                Fault(
+                    "fewer frames",
+                    f"{len(files)} frames are there, {record.listed_frames} are listed",
+                )
             )
     return clip
 

@@ -25,7 +25,7 @@ import numpy as np
 from dfer_dist.data.packing.writer import STATE, Done, Job, hash_json, stop_at_fault, write_shard
 from dfer_dist.data.shards.index import Index, Shard, content_hash, read_index, sidecar_path
 from dfer_dist.data.shards.sidecars import LANDMARKS, extra_path
-from dfer_dist.data.sources.layouts import CLASSES, ClipRecord, Fault
+from dfer_dist.data.sources.records import CLASSES, ClipRecord, Fault
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
 from dfer_dist.utils.process_pool import run_jobs
@@ -68,7 +68,7 @@ def pack(
     progress : callable, optional
         Called with clips done and clips in all.
     classes : sequence of str, optional
-        Names in label order; those of :data:`~dfer_dist.data.sources.layouts.CLASSES` by default.
+        Names in label order; those of :data:`~dfer_dist.data.sources.records.CLASSES` by default.
     size : int, optional
         Side in pixels that all frames are brought to.
     strict : bool

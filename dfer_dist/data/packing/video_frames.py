@@ -11,7 +11,7 @@ from PIL import Image
 
 from dfer_dist.data.faces.crop import find_face
 from dfer_dist.data.shards.sidecars import array_bytes
-from dfer_dist.data.sources.layouts import Fault
+from dfer_dist.data.sources.records import Fault
 from dfer_dist.data.video.decode import DamagedVideo, Video
 
 SIDE = 224  # of face crops, pixels, unless another size is asked for

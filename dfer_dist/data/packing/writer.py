@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from dfer_dist.data.packing.media import file_sizes, load_frames
 from dfer_dist.data.shards.index import SIDECAR, Shard, sidecar_path
 from dfer_dist.data.shards.sidecars import LANDMARKS, describe_extra, extra_path, write_extra
-from dfer_dist.data.sources.layouts import ClipRecord, Fault
+from dfer_dist.data.sources.records import ClipRecord, Fault
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import atomic_path, read_json, sha256_file, write_json
 
@@ -41,7 +41,10 @@ class Job:
 
     def digest(self) -> str:
         """What decides the shard's bytes, hashed, with names and sizes of files in place of their content."""
-        clips = [[r.key, r.label, r.split, r.source, r.listed, file_sizes(r)] for r in self.records]
+        clips = [
+            [r.key, r.label, r.split, r.source, r.listed_frames, file_sizes(r)]
+            for r in self.records
+        ]
         return hash_json([self.tar.name, self.num_classes, self.size, self.faces, clips])
 
 

@@ -1,24 +1,35 @@
-"""Any data set that can be packed, from where it lies to its clips."""
+"""Read any supported data set: DFEW, MAFW, FERV39k, the demo, or folders of classes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfer_dist.data.sources.folder import FOLDS, read_folder
-from dfer_dist.data.sources.layouts import CLASSES, ClipRecord, read_lists
+from dfer_dist.data.sources.dfer_clip_lists import read_lists
+from dfer_dist.data.sources.folder import DEFAULT_FOLDS, read_folder
 from dfer_dist.data.sources.official import read_official
+from dfer_dist.data.sources.records import CLASSES, ClipRecord
 from dfer_dist.utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A data set before packing: its name, its classes in label order, its clips, and the folders that these were found in."""
+    """A data set before packing.
+
+    Attributes
+    ----------
+    name : str
+    classes : tuple of str
+        In label order.
+    records : list of ClipRecord
+    folders : tuple of Path
+        Where lists and clips were found.
+    """
 
     name: str
     classes: tuple[str, ...]
     records: list[ClipRecord]
-    found: tuple[Path, ...]
+    folders: tuple[Path, ...]
 
 
 def read_dataset(
@@ -30,45 +41,50 @@ def read_dataset(
     seed: int | None = None,
     groups: Path | None = None,
     group_by: str | None = None,
-    videos: bool = False,
+    prefer_videos: bool = False,
 ) -> Listing:
-    """Read what is to be packed.
+    """Return the clips and classes of a data set.
 
     Parameters
     ----------
     dataset : str
-        ``dfew``, ``mafw``, ``ferv39k``, ``demo`` or ``folder``, which takes the name of its folder.
+        ``dfew``, ``mafw``, ``ferv39k``, ``demo``, or ``folder`` for folders of classes.
     root : Path
-        The folder below which the data lie.
+        Folder of the data.
     lists : Path, optional
-        Folder of DFER-CLIP's lists (:func:`~dfer_dist.data.sources.layouts.read_lists`), whose paths start at ``root``. Without it the
-        owner's lists are looked for below ``root`` (:func:`~dfer_dist.data.sources.official.read_official`).
+        Folder of DFER-CLIP's lists; by default the owner's lists are searched below ``root``.
     folds, seed, groups, group_by : optional
         For ``folder`` only: see :func:`~dfer_dist.data.sources.folder.read_folder`.
-    films : bool
-        Where a clip has both a film and a folder of frames, take the film.
+    prefer_videos : bool
+        Use the video of a clip that has both a video and a folder of frames.
 
     Raises
     ------
     UserError
-        Of the readers, and for arguments that do not go together.
+        From the readers, and for arguments that exclude each other.
     """
     if dataset == "folder":
         if lists:
-            raise UserError("--dataset folder has no lists: leave --lists away")
+            raise UserError("--dataset folder has no lists: omit --lists")
         records, classes = read_folder(
-            root, FOLDS if folds is None else folds, seed or 0, groups, group_by, videos
+            root,
+            DEFAULT_FOLDS if folds is None else folds,
+            seed or 0,
+            groups,
+            group_by,
+            prefer_videos,
         )
         return Listing(root.resolve().name, classes, records, (root,))
     if dataset not in CLASSES:
-        raise UserError(f"unknown data set '{dataset}': one of {', '.join(CLASSES)} or folder")
-    given = {"--folds": folds, "--seed": seed, "--groups": groups, "--group-by": group_by}
-    wrong = [name for name, value in given.items() if value is not None]
-    if wrong:
-        raise UserError(f"{dataset} has folds of its own: {wrong[0]} is for --dataset folder")
+        names = ", ".join(CLASSES)
+        raise UserError(f"unknown data set '{dataset}': choose one of {names} or folder")
+    options = {"--folds": folds, "--seed": seed, "--groups": groups, "--group-by": group_by}
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"{dataset} has official folds: {name} is for --dataset folder")
     if lists:
         return Listing(dataset, CLASSES[dataset], read_lists(dataset, root, lists), (lists, root))
     if dataset == "demo":
         raise UserError("--dataset demo needs --lists, the folder of its lists")
-    records, found = read_official(dataset, root, videos)
-    return Listing(dataset, CLASSES[dataset], records, found)
+    records, folders = read_official(dataset, root, prefer_videos)
+    return Listing(dataset, CLASSES[dataset], records, folders)

@@ -1,7 +1,7 @@
-"""A data set of one's own: ``CLASS/CLIP/`` with frames, or ``CLASS/CLIP.mp4``; folds are made here.
+"""Folders of classes: ``CLASS/CLIP/`` with frames, or ``CLASS/CLIP.mp4``. Folds are made here.
 
-Without groups, clips are dealt to the folds class by class, so that both classes and sizes are as equal as whole clips allow.
-With groups (a person, a film, a source) no group is in two folds.
+Without groups, clips are distributed class by class, so that classes and fold sizes are as equal
+as possible. With groups (such as persons or sources) no group is in two folds.
 """
 
 from __future__ import annotations
@@ -12,198 +12,217 @@ import io
 import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from dfer_dist.data.sources.layouts import (
+from dfer_dist.data.sources.records import (
     ELEVEN,
     VIDEO_SUFFIXES,
     ClipRecord,
-    known_class,
+    canonical_class,
     make_key,
     read_text,
 )
 from dfer_dist.utils.errors import UserError
 
-FOLDS = 5
+DEFAULT_FOLDS = 5
+
+_VIDEO_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, VIDEO_SUFFIXES))})$", re.IGNORECASE)
 
 
 def read_folder(
     root: Path,
-    folds: int = FOLDS,
+    folds: int = DEFAULT_FOLDS,
     seed: int = 0,
     groups: Path | None = None,
     group_by: str | None = None,
-    videos: bool = False,
+    prefer_videos: bool = False,
 ) -> tuple[list[ClipRecord], tuple[str, ...]]:
-    """Clips of ``root``, with the folds they were given, and its classes in label order.
+    """Return the clips of folders of classes with their folds, and the classes in label order.
 
-    Classes are the names of the sub-folders, in order of the alphabet; if all are names of expressions that are known here,
-    in any case or as adjectives, they get the usual names and order.
+    Classes are the names of the subfolders in alphabetical order. If all of them name known
+    expressions, in any case or as adjectives, they get the usual names and order.
 
     Parameters
     ----------
     root : Path
-        Its folders are classes, and what they hold are clips: folders of frames, and films.
+        Folder of the classes, which hold clips: folders of frames, and videos.
     folds : int
-        How many, 2 or more.
+        Number of folds, at least 2.
     seed : int
-        Another seed gives other folds; with groups, as many as folds excepted.
+        Seed of the folds. Not used if there are as many groups as folds.
     groups : Path, optional
-        A CSV file with a header and a row a clip: its name in column ``clip`` (``CLIP`` or ``CLASS/CLIP``), and its group.
+        CSV file with a header and a row per clip: column ``clip`` (``CLIP`` or ``CLASS/CLIP``) and
+        the column of its group.
     group_by : str, optional
-        The column of the group.
-    films : bool
-        Where a clip has both, take its film and not its folder of frames.
+        Name of the group's column.
+    prefer_videos : bool
+        Use the video of a clip that has both a video and a folder of frames.
 
     Raises
     ------
     UserError
-        No classes or clips, two classes of one name, fewer clips or groups than folds, a clip without its row.
+        If there are no classes or clips, two classes of the same name, fewer clips or groups than
+        folds, or a clip without a row.
     """
-    if not root.is_dir():
-        raise UserError(f"{root} is no folder: nothing to pack there")
-    if folds < 2:
-        raise UserError(f"--folds {folds}: 2 or more")
-    if (groups is None) != (group_by is None):
-        raise UserError(
-            "--groups and --group-by belong together: a CSV file, and its column with the groups"
-        )
+    _check_arguments(root, folds, groups, group_by)
     classes, folders = _find_classes(root)
-    records = []
-    for label, folder in enumerate(folders):
-        clips = _find_clips(folder, videos)
-        if not clips:
-            raise UserError(
-                f"{folder} holds no clip, neither a folder of frames nor a film: remove it or fill it"
-            )
-        records += [
-            _record(folder.name, name, media, label) for name, media in sorted(clips.items())
-        ]
+    records = _list_clips(folders, prefer_videos)
     if len(records) < folds:
         raise UserError(f"{root} holds {len(records)} clips, too few for {folds} folds")
     if groups is None or group_by is None:
-        chosen = _deal(records, folds, seed)
+        assigned = _assign_folds(records, folds, seed)
     else:
-        chosen = _deal_groups(records, _read_groups(records, groups, group_by), folds, seed)
-    return [
-        replace(record, split=f"fold{fold}") for record, fold in zip(records, chosen, strict=True)
-    ], classes
+        names = _groups_of_clips(records, groups, group_by)
+        assigned = _assign_grouped_folds(records, names, folds, seed)
+    records = [replace(r, split=f"fold{k}") for r, k in zip(records, assigned, strict=True)]
+    return records, classes
+
+
+def _check_arguments(root: Path, folds: int, groups: Path | None, group_by: str | None) -> None:
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder: nothing to pack there")
+    if folds < 2:
+        raise UserError(f"--folds {folds} is too small: give 2 or more")
+    if (groups is None) != (group_by is None):
+        raise UserError(
+            "give --groups and --group-by together: a CSV file, and the name of its group column"
+        )
 
 
 def _find_classes(root: Path) -> tuple[tuple[str, ...], list[Path]]:
+    """Return the classes in label order, and their folders."""
     folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
     if len(folders) < 2:
         raise UserError(
-            f"{root} holds {len(folders)} folders: a folder a class is needed, two or more, with clips in them"
+            f"{root} holds {len(folders)} folders: at least two are needed, one for each class"
         )
-    known = [known_class(folder.name) for folder in folders]
-    if not all(known):
+    names = [canonical_class(folder.name) for folder in folders]
+    known = [name for name in names if name is not None]
+    if len(known) < len(folders):
         return tuple(folder.name for folder in folders), folders
     if len(set(known)) < len(known):
         raise UserError(
             f"two folders of {root} mean the same class: {', '.join(f.name for f in folders)}"
         )
-    pairs = sorted(zip(known, folders, strict=True), key=lambda pair: ELEVEN.index(pair[0] or ""))
-    return tuple(name for name, _ in pairs if name), [folder for _, folder in pairs]
+    pairs = sorted(zip(known, folders, strict=True), key=lambda pair: ELEVEN.index(pair[0]))
+    return tuple(name for name, _ in pairs), [folder for _, folder in pairs]
 
 
-def _find_clips(folder: Path, videos: bool) -> dict[str, Path]:
-    """Clips of a class by name."""
+def _list_clips(folders: Sequence[Path], prefer_videos: bool) -> list[ClipRecord]:
+    """Return the clips of all classes, which have no split yet."""
+    records = []
+    for label, folder in enumerate(folders):
+        clips = _find_clips(folder, prefer_videos)
+        if not clips:
+            raise UserError(
+                f"{folder} holds no clip, neither a folder of frames nor a video: remove or fill it"
+            )
+        for name, media in sorted(clips.items()):
+            source = f"{folder.name}/{name}"
+            key = make_key(re.sub(r"[^A-Za-z0-9_/-]", "_", source))
+            records.append(ClipRecord(key, label, "", source, media))
+    return records
+
+
+def _find_clips(folder: Path, prefer_videos: bool) -> dict[str, Path]:
+    """Return the clips of a class by name."""
     clips: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        video = path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
-        if path.name.startswith(".") or not (video or path.is_dir()):
+        is_video = path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+        if path.name.startswith(".") or not (is_video or path.is_dir()):
             continue
-        name = path.stem if video else path.name
-        if name not in clips or video == videos:
+        name = path.stem if is_video else path.name
+        if name not in clips or is_video == prefer_videos:
             clips[name] = path
     return clips
 
 
-def _record(folder: str, name: str, media: Path, label: int) -> ClipRecord:
-    source = f"{folder}/{name}"
-    return ClipRecord(make_key(re.sub(r"[^A-Za-z0-9_/-]", "_", source)), label, "", source, media)
+def _assign_folds(records: Sequence[ClipRecord], folds: int, seed: int) -> list[int]:
+    """Return a fold from 1 for each clip: clips are shuffled within their class, and take turns."""
+
+    def order(i: int) -> tuple[int, bytes]:
+        text = f"{seed} {records[i].source}"
+        return records[i].label, hashlib.sha256(text.encode()).digest()
+
+    assigned = [0] * len(records)
+    for position, i in enumerate(sorted(range(len(records)), key=order)):
+        assigned[i] = position % folds + 1
+    return assigned
 
 
-def _deal(records: Sequence[ClipRecord], folds: int, seed: int) -> list[int]:
-    """A fold for each clip, from 1: in an order of chance, class by class, one fold after the other."""
-    order = sorted(
-        range(len(records)), key=lambda i: (records[i].label, _chance(seed, records[i].source))
-    )
-    chosen = [0] * len(records)
-    for place, i in enumerate(order):
-        chosen[i] = place % folds + 1
-    return chosen
-
-
-def _chance(seed: int, word: str) -> bytes:
-    return hashlib.sha256(f"{seed} {word}".encode()).digest()
-
-
-def _read_groups(records: Sequence[ClipRecord], file: Path, column: str) -> list[str]:
-    """The group of each clip."""
-    if not file.is_file():
-        raise UserError(f"{file} is missing: --groups names a CSV file with a row a clip")
-    reader = csv.DictReader(io.StringIO(read_text(file)))
-    header = reader.fieldnames or []
-    if "clip" not in header or column not in header:
-        raise UserError(
-            f"{file} has the columns {', '.join(header) or '(none)'}: 'clip' and '{column}' are needed"
-        )
-    found: dict[str, str] = {}
-    for row in reader:
-        name, group = (row["clip"] or "").strip(), (row[column] or "").strip()
-        if not name or not group:
-            raise UserError(f"{file}:{reader.line_num}: a row without a clip or without a group")
-        name = re.sub(
-            rf"({'|'.join(map(re.escape, VIDEO_SUFFIXES))})$", "", name, flags=re.IGNORECASE
-        )
-        if found.setdefault(name, group) != group:
-            raise UserError(
-                f"{file}:{reader.line_num}: clip {name} is in two groups, {found[name]} and {group}"
-            )
-    names = [record.source.partition("/")[2] for record in records]
-    times, groups = Counter(names), []
-    for record, name in zip(records, names, strict=True):
-        if record.source not in found and name in found and times[name] > 1:
-            raise UserError(
-                f"{file}: {name} is the name of clips of several classes: write {record.source}"
-            )
-        if record.source not in found and name not in found:
-            raise UserError(f"{file} has no row for clip {name} ({record.source})")
-        groups.append(found.get(record.source, found.get(name, "")))
-    return groups
-
-
-def _deal_groups(
+def _assign_grouped_folds(
     records: Sequence[ClipRecord], groups: Sequence[str], folds: int, seed: int
 ) -> list[int]:
-    """A fold for each clip, from 1, no group in two of them."""
+    """Return a fold from 1 for each clip, such that no group is in two folds."""
     names = sorted(set(groups))
     if len(names) < folds:
         raise UserError(
-            f"{len(names)} groups are too few for {folds} folds: give --folds {max(len(names), 2)} or another column"
+            f"{len(names)} groups are too few for {folds} folds: "
+            f"give --folds {max(len(names), 2)} or another column"
         )
     if len(names) == folds:
         return [names.index(group) + 1 for group in groups]
     from sklearn.model_selection import StratifiedGroupKFold
 
     labels = np.array([record.label for record in records])
-    split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(
-        labels, labels, groups
-    )
-    chosen = np.zeros(len(records), int)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    assigned = np.zeros(len(records), int)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a class with fewer clips than folds: the table shows it
+        # a class may have fewer clips than folds: the table of counts shows it
+        warnings.simplefilter("ignore")
         try:
-            for fold, (_, test) in enumerate(split, 1):
-                chosen[test] = fold
+            for fold, (_, test) in enumerate(splitter.split(labels, labels, groups), 1):
+                assigned[test] = fold
         except ValueError as e:
             raise UserError(f"groups cannot be balanced: {e}") from e
-    if len(set(chosen.tolist())) < folds:
-        raise UserError(f"a fold got no group: give another --seed or fewer than {folds} --folds")
-    return chosen.tolist()
+    if len(set(assigned.tolist())) < folds:
+        raise UserError(
+            f"a fold has no group: give another --seed or fewer than {folds} with --folds"
+        )
+    return assigned.tolist()
+
+
+def _groups_of_clips(records: Sequence[ClipRecord], file: Path, column: str) -> list[str]:
+    """Return the group of each clip."""
+    rows = _read_groups(file, column)
+    names = [record.source.partition("/")[2] for record in records]
+    counts = Counter(names)
+    groups = []
+    for record, name in zip(records, names, strict=True):
+        source = record.source
+        if source not in rows and name in rows and counts[name] > 1:
+            raise UserError(f"{file}: clips of several classes are named {name}: write {source}")
+        if source not in rows and name not in rows:
+            raise UserError(f"{file} has no row for clip {name} ({source})")
+        groups.append(rows.get(source, rows.get(name, "")))
+    return groups
+
+
+def _read_groups(file: Path, column: str) -> Mapping[str, str]:
+    """Return the groups in a CSV file by clip."""
+    if not file.is_file():
+        raise UserError(f"{file} is missing: --groups takes a CSV file with a row per clip")
+    reader = csv.DictReader(io.StringIO(read_text(file)))
+    header = reader.fieldnames or []
+    if "clip" not in header or column not in header:
+        raise UserError(
+            f"{file} has the columns {', '.join(header) or '(none)'}: "
+            f"'clip' and '{column}' are needed"
+        )
+    groups: dict[str, str] = {}
+    for row in reader:
+        name = (row["clip"] or "").strip()
+        group = (row[column] or "").strip()
+        if not name or not group:
+            raise UserError(f"{file}:{reader.line_num}: a row without a clip or without a group")
+        name = _VIDEO_SUFFIX.sub("", name)
+        if groups.setdefault(name, group) != group:
+            raise UserError(
+                f"{file}:{reader.line_num}: clip {name} is in two groups, "
+                f"{groups[name]} and {group}"
+            )
+    return groups

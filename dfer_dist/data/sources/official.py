@@ -1,126 +1,150 @@
 """DFEW, MAFW and FERV39k as their owners distribute them.
 
-Lists and clips are found below one folder by their structure, since unpacking the downloads leaves folders of varying names:
+Lists and clips are found below one folder by their structure, because folder names vary between
+unpacked downloads:
 
 ::
 
-    DFEW      test(single-labeled)/set_K.csv, train(single-labeled)/set_K.csv     video_name,label    labels 1 to 7
+    DFEW      test(single-labeled)/set_K.csv, train(single-labeled)/set_K.csv
+              with lines video_name,label of labels 1 to 7
               clip_224x224/00001/*.jpg
-    MAFW      single/no_caption/set_K/test.txt, …/train.txt                       00025.mp4 anger
+    MAFW      single/no_caption/set_K/test.txt, .../train.txt with lines 00025.mp4 anger
               frames/00025/*.png, clips/00025.mp4
-    FERV39k   All_scenes/test_All.csv, …/train_All.csv                            Action/Happy/0015 Happy
+    FERV39k   All_scenes/test_All.csv, .../train_All.csv with lines Action/Happy/0015 Happy
               2_ClipsforFaceCrop/Action/Happy/0015/*.jpg
 
-Clips get the names that DFER-CLIP's lists give them, so that both ways of packing write the same shards.
+Clips get the same names as in DFER-CLIP's lists, so that both kinds of lists give the same shards.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from dfer_dist.data.sources.layouts import (
+from dfer_dist.data.sources.dfer_clip_lists import Row, join_splits, number_folds
+from dfer_dist.data.sources.records import (
     CLASSES,
     VIDEO_SUFFIXES,
     ClipRecord,
-    Row,
-    join_splits,
-    known_class,
+    canonical_class,
     make_key,
-    number_folds,
     read_text,
 )
 from dfer_dist.utils.errors import UserError
 
-_DEEPEST = 7  # folders below the root
-_CROWD = 200  # a folder of more folders than that holds clips: no list lies below it
+_MAX_DEPTH = 7
+
+# A folder with more subfolders than this holds clips: lists are not searched below it.
+_MAX_SUBFOLDERS = 200
+
+
+class _Line(NamedTuple):
+    source: str
+    class_name: str
 
 
 @dataclass(frozen=True)
-class _Owner:
-    """How an owner lays a data set out."""
+class _Layout:
+    """How the owner of a data set lays out its download.
 
-    lists: str  # where test lists lie, in words
-    test: re.Pattern[
-        str
-    ]  # the path of a test list below the root; "home" holds all folds, "fold" is its number
-    prefer: tuple[str, ...]  # words in the path of the lists to take where there are several
-    twin: Callable[[Path], Path]  # of a test list: its training list
-    form: str  # of a line, in words
-    parse: Callable[
-        [str], tuple[str, str] | None
-    ]  # of a line: a clip's name and what the list calls its class
-    labels: Mapping[str, int]  # label in our order of what the list calls a class, in lower case
-    frames: str  # the usual name of the folder with folders of frames
-    videos: str  # and of that with films
+    Attributes
+    ----------
+    lists : str
+        Path of the test lists, for messages.
+    test_list : re.Pattern
+        Path of a test list below the root. Group ``home`` is the folder of all folds, group
+        ``fold`` the number of the fold, if there are folds.
+    preferred : tuple of str
+        Parts of the path of the lists to read if several sets are found.
+    training_list : callable
+        Returns the path of the training list of a test list.
+    line_format : str
+        Format of a line, for messages.
+    parse_line : callable
+        Returns clip and class of a line, or None.
+    labels : mapping
+        Labels by class as named in the lists, in lower case.
+    frames_folder, videos_folder : str
+        Usual names of the folders of all frames and of all videos.
+    """
+
+    lists: str
+    test_list: re.Pattern[str]
+    preferred: tuple[str, ...]
+    training_list: Callable[[Path], Path]
+    line_format: str
+    parse_line: Callable[[str], _Line | None]
+    labels: Mapping[str, int]
+    frames_folder: str
+    videos_folder: str
 
 
-def _words(line: str) -> tuple[str, str] | None:
-    words = re.split(r"[\s,]+", line.strip())
-    return (words[0], words[1]) if len(words) == 2 else None
+def _parse_line(line: str) -> _Line | None:
+    fields = re.split(r"[\s,]+", line.strip())
+    return _Line(*fields) if len(fields) == 2 else None
 
 
-def _dfew_words(line: str) -> tuple[str, str] | None:
-    words = _words(line)
-    return (words[0].zfill(5), words[1]) if words else None
+def _parse_dfew_line(line: str) -> _Line | None:
+    parsed = _parse_line(line)
+    return parsed and parsed._replace(source=parsed.source.zfill(5))
 
 
-def _mafw_words(line: str) -> tuple[str, str] | None:
-    words = _words(line)
-    return (words[0].removesuffix(".mp4"), words[1]) if words else None
+def _parse_mafw_line(line: str) -> _Line | None:
+    parsed = _parse_line(line)
+    return parsed and parsed._replace(source=parsed.source.removesuffix(".mp4"))
 
 
-def _dfew_twin(test: Path) -> Path:
+def _dfew_training_list(test: Path) -> Path:
     folder = test.parent.with_name(test.parent.name.replace("test", "train", 1))
     return folder / test.name.replace("test", "train")
 
 
-_OWNERS = {
-    "dfew": _Owner(
+_LAYOUTS = {
+    "dfew": _Layout(
         lists="EmoLabel_DataSplit/test(single-labeled)/set_K.csv",
-        test=re.compile(r"(?P<home>(?:.*/)?test[^/]*/)(?:test_)?set_(?P<fold>[0-9]+)\.csv"),
-        prefer=("single",),
-        twin=_dfew_twin,
-        form="'video_name,label' with a label of 1 to 7",
-        parse=_dfew_words,
-        labels={
-            str(i + 1): i for i in range(7)
-        },  # happy, sad, neutral, angry, surprise, disgust, fear: our order from 1
-        frames="clip_224x224",
-        videos="original",
+        test_list=re.compile(r"(?P<home>(?:.*/)?test[^/]*/)(?:test_)?set_(?P<fold>[0-9]+)\.csv"),
+        preferred=("single",),
+        training_list=_dfew_training_list,
+        line_format="'video_name,label' with a label of 1 to 7",
+        parse_line=_parse_dfew_line,
+        # happy, sad, neutral, angry, surprise, disgust, fear: the order of CLASSES, from 1
+        labels={str(label + 1): label for label in range(7)},
+        frames_folder="clip_224x224",
+        videos_folder="original",
     ),
-    "mafw": _Owner(
+    "mafw": _Layout(
         lists="Train & Test Set/single/no_caption/set_K/test.txt",
-        test=re.compile(r"(?P<home>(?:.*/)?)set_(?P<fold>[0-9]+)/test\.txt"),
-        prefer=("single/", "no_caption/"),
-        twin=lambda test: test.with_name("train.txt"),
-        form="'00025.mp4 anger'",
-        parse=_mafw_words,
+        test_list=re.compile(r"(?P<home>(?:.*/)?)set_(?P<fold>[0-9]+)/test\.txt"),
+        preferred=("single/", "no_caption/"),
+        training_list=lambda test: test.with_name("train.txt"),
+        line_format="'00025.mp4 anger'",
+        parse_line=_parse_mafw_line,
         labels={name: label for label, name in enumerate(CLASSES["mafw"])},
-        frames="frames",
-        videos="clips",
+        frames_folder="frames",
+        videos_folder="clips",
     ),
-    "ferv39k": _Owner(
+    "ferv39k": _Layout(
         lists="4_setups/All_scenes/test_All.csv",
-        test=re.compile(r"(?P<home>(?:.*/)?)test_All\.csv"),
-        prefer=("All_scenes/",),
-        twin=lambda test: test.with_name("train_All.csv"),
-        form="'Action/Happy/0015 Happy'",
-        parse=_words,
+        test_list=re.compile(r"(?P<home>(?:.*/)?)test_All\.csv"),
+        preferred=("All_scenes/",),
+        training_list=lambda test: test.with_name("train_All.csv"),
+        line_format="'Action/Happy/0015 Happy'",
+        parse_line=_parse_line,
         labels={name: label for label, name in enumerate(CLASSES["ferv39k"])},
-        frames="2_ClipsforFaceCrop",
-        videos="clips",
+        frames_folder="2_ClipsforFaceCrop",
+        videos_folder="clips",
     ),
 }
 
 
 def read_official(
-    dataset: str, root: Path, videos: bool = False
+    dataset: str, root: Path, prefer_videos: bool = False
 ) -> tuple[list[ClipRecord], tuple[Path, Path]]:
-    """Clips of a data set in the order of its owner's lists, and the folders where lists and clips were found.
+    """Return the clips of a data set in the order of its owner's lists.
 
     Parameters
     ----------
@@ -128,162 +152,189 @@ def read_official(
         ``dfew``, ``mafw`` or ``ferv39k``.
     root : Path
         The unpacked download, or a folder above it.
-    films : bool
-        Where a clip has both, take its film and not its folder of frames.
+    prefer_videos : bool
+        Use the video of a clip that has both a video and a folder of frames.
+
+    Returns
+    -------
+    records : list of ClipRecord
+    folders : tuple of Path
+        Where the lists and the clips were found.
 
     Raises
     ------
     UserError
-        Lists or clips that are not found, or in several places; unreadable lines; a clip in two splits.
+        If lists or clips are not found, or are in several places; if a line cannot be read, or a
+        clip is in two splits.
     """
-    owner, classes = _OWNERS[dataset], CLASSES[dataset]
+    layout = _LAYOUTS[dataset]
     if not root.is_dir():
-        raise UserError(f"{root} is no folder: nothing to pack there")
-    files = _find_lists(root, owner)
-    if "test" in files:  # no folds: both lists are splits
-        files = {"train": owner.twin(files["test"]), **files}
-        twins = {}
-    else:
-        twins = {
-            split: owner.twin(file) for split, file in files.items() if owner.twin(file).is_file()
-        }
-    tests = {split: _read_rows(file, owner) for split, file in files.items()}
-    trains = {split: _read_rows(file, owner) for split, file in twins.items()}
-    listed = list(join_splits(tests, trains, classes))
-    media, home = _find_clips(root, [row.source for _, row, _ in listed], owner, videos)
+        raise UserError(f"{root} is not a folder: nothing to pack there")
+    lists = _find_lists(root, layout)
+    trainings = {split: layout.training_list(file) for split, file in lists.items()}
+    if "test" in lists:
+        # without folds the training list is a split of its own
+        lists, trainings = {"train": trainings["test"], **lists}, {}
+    tests = {split: _read_rows(file, layout) for split, file in lists.items()}
+    trains = {s: _read_rows(file, layout) for s, file in trainings.items() if file.is_file()}
+    clips = join_splits(tests, trains, CLASSES[dataset])
+    media, home = _find_clips(root, [clip.row.source for clip in clips], layout, prefer_videos)
     records = [
-        ClipRecord(make_key(r.source), r.label, split, r.source, media[r.source], None, f)
-        for split, r, f in listed
+        ClipRecord(make_key(row.source), row.label, split, row.source, media[row.source], None, f)
+        for row, split, f in clips
     ]
-    return records, (next(iter(files.values())).parent, home)
+    return records, (next(iter(lists.values())).parent, home)
 
 
-def _find_lists(root: Path, owner: _Owner) -> dict[str, Path]:
-    """Test lists by split: those nearest to the root."""
-    homes: dict[str, dict[int, Path]] = {}
-    for level in _levels(root):
-        for _, entries in level:
-            for entry in entries:
-                path = Path(entry.path)
-                match = owner.test.fullmatch(path.relative_to(root).as_posix())
-                if match and entry.is_file():
-                    fold = int(match["fold"]) if "fold" in owner.test.groupindex else 0
-                    twin = homes.setdefault(match["home"], {}).setdefault(fold, path)
-                    if twin != path:
-                        raise UserError(
-                            f"two test lists of one fold, {twin} and {path}: remove one of them"
-                        )
-        if homes:
-            break
-    for words in owner.prefer:
-        homes = {home: tests for home, tests in homes.items() if words in home} or homes
-    if len(homes) != 1:
-        places = " and ".join(str(root / home) for home in sorted(homes))
-        found = (
-            f"lies in {places}: give --root of one"
-            if homes
-            else "is not there: give another --root, or --lists DIR for DFER-CLIP's lists"
+def _find_lists(root: Path, layout: _Layout) -> dict[str, Path]:
+    """Return the test lists nearest to the root by split."""
+    found = _nearest_lists(root, layout)
+    for part in layout.preferred:
+        found = {home: tests for home, tests in found.items() if part in home} or found
+    if not found:
+        raise UserError(
+            f"{layout.lists} is not below {root}: give another --root, or --lists DIR for "
+            "DFER-CLIP's lists"
         )
-        raise UserError(f"below {root}, {owner.lists} {found}")
-    ((home, tests),) = homes.items()
-    return (
-        number_folds(tests, root / home) if "fold" in owner.test.groupindex else {"test": tests[0]}
-    )
+    if len(found) > 1:
+        homes = " and ".join(str(root / home) for home in sorted(found))
+        raise UserError(f"{layout.lists} is in several folders, {homes}: give --root of one")
+    ((home, tests),) = found.items()
+    if "fold" in layout.test_list.groupindex:
+        return number_folds(tests, root / home)
+    return {"test": tests[0]}
 
 
-def _read_rows(file: Path, owner: _Owner) -> list[Row]:
+def _nearest_lists(root: Path, layout: _Layout) -> dict[str, dict[int, Path]]:
+    """Return the test lists at the least depth that has any: by folder, and by fold."""
+    found: dict[str, dict[int, Path]] = {}
+    for level in _walk_levels(root, lambda _, subfolders: subfolders <= _MAX_SUBFOLDERS):
+        for entry in (entry for _, entries in level for entry in entries):
+            path = Path(entry.path)
+            match = layout.test_list.fullmatch(path.relative_to(root).as_posix())
+            if not match or not entry.is_file():
+                continue
+            fold = int(match.groupdict().get("fold", 0))
+            other = found.setdefault(match["home"], {}).setdefault(fold, path)
+            if other != path:
+                raise UserError(f"two test lists of one fold, {other} and {path}: remove one")
+        if found:
+            break
+    return found
+
+
+def _read_rows(file: Path, layout: _Layout) -> list[Row]:
     if not file.is_file():
-        raise UserError(f"{file} is missing: it belongs to the lists beside it")
+        raise UserError(f"{file} is missing: the other lists in its folder need it")
     rows = []
     for number, line in enumerate(read_text(file).splitlines(), 1):
-        words = owner.parse(line)
-        if not line.strip() or (
-            number == 1 and line.lower().replace(" ", "").startswith("video_name,")
-        ):
+        is_header = number == 1 and line.lower().replace(" ", "").startswith("video_name,")
+        if is_header or not line.strip():
             continue
-        name = words[1].lower() if words else ""
-        label = owner.labels.get(known_class(name) or name)
-        if words is None or label is None:
-            raise UserError(f"{file}:{number}: '{line}' is not of the form {owner.form}")
-        rows.append(Row(words[0].strip("/"), label))
+        parsed = layout.parse_line(line)
+        label = None
+        if parsed is not None:
+            name = parsed.class_name.lower()
+            label = layout.labels.get(canonical_class(name) or name)
+        if parsed is None or label is None:
+            raise UserError(f"{file}:{number}: '{line}' is not of the form {layout.line_format}")
+        rows.append(Row(parsed.source.strip("/"), label))
     if not rows:
         raise UserError(f"{file} is empty: copy it again")
     return rows
 
 
+class _ClipFolder(NamedTuple):
+    """A folder that holds listed clips, with the path of each by name."""
+
+    path: Path
+    clips: dict[str, Path]
+
+
 def _find_clips(
-    root: Path, sources: Sequence[str], owner: _Owner, videos: bool
+    root: Path, sources: Sequence[str], layout: _Layout, prefer_videos: bool
 ) -> tuple[dict[str, Path], Path]:
-    """Where each clip is, and the folder that all of them are in; clips that are not there get the place where they should be."""
-    tops = {source.partition("/")[0] for source in sources}
-    for kind in (videos, not videos):
-        holders = list(_holders(root, tops, kind))
-        if holders:
-            break
-    if not holders:
+    """Return the path of each clip, and the folder of all; a missing clip gets its expected path.
+
+    Clips of FERV39k are nested folders, of which the topmost one is searched for.
+    """
+    names = {source.partition("/")[0] for source in sources}
+    usual = layout.videos_folder if prefer_videos else layout.frames_folder
+    folders = list(_clip_folders(root, names, prefer_videos))
+    if not folders:
+        usual = layout.frames_folder if prefer_videos else layout.videos_folder
+        folders = list(_clip_folders(root, names, not prefer_videos))
+    if not folders:
         example = sources[0]
         raise UserError(
             f"no folder below {root} holds the listed clips, such as {example}/ or {example}.mp4"
         )
-    usual = owner.videos if kind else owner.frames
-    named = [
-        (folder, hits)
-        for folder, hits in holders
-        if usual in (root.name, *folder.relative_to(root).parts)
-    ]
-    if named:  # downloads in parts may have several folders in it
-        parts = named[0][0].relative_to(root).parts
-        home = root.joinpath(*parts[: parts.index(usual) + 1]) if usual in parts else root
-        chosen = [(folder, hits) for folder, hits in named if folder.is_relative_to(home)]
-    else:
-        chosen = [max(holders, key=lambda holder: len(holder[1]))]
-        home = chosen[0][0]
-    places = {name: path for _, hits in reversed(chosen) for name, path in hits.items()}
-    return {s: _below(places, s) or chosen[0][0] / s for s in sources}, home
+    home, chosen = _choose_folders(root, folders, usual)
+    paths = {name: path for folder in reversed(chosen) for name, path in folder.clips.items()}
+    media = {}
+    for source in sources:
+        name, _, rest = source.partition("/")
+        media[source] = paths[name] / rest if name in paths else chosen[0].path / source
+    return media, home
 
 
-def _below(places: Mapping[str, Path], source: str) -> Path | None:
-    top, _, rest = source.partition("/")
-    return places[top] / rest if top in places else None
+def _choose_folders(
+    root: Path, folders: Sequence[_ClipFolder], usual: str
+) -> tuple[Path, list[_ClipFolder]]:
+    """Return the folder of the usual name with all clip folders in it, else the fullest folder."""
+    named = [f for f in folders if usual in (root.name, *f.path.relative_to(root).parts)]
+    if not named:
+        fullest = max(folders, key=lambda folder: len(folder.clips))
+        return fullest.path, [fullest]
+    # a download in several parts has several folders in the usual one
+    parts = named[0].path.relative_to(root).parts
+    home = root.joinpath(*parts[: parts.index(usual) + 1]) if usual in parts else root
+    return home, [folder for folder in named if folder.path.is_relative_to(home)]
 
 
-def _holders(root: Path, tops: set[str], videos: bool) -> Iterator[tuple[Path, dict[str, Path]]]:
-    """Folders that hold listed clips as folders, or as films, and where each of these is; not what lies below such a folder."""
-    seen: set[Path] = set()
-    for level in _levels(root, stop=seen):
+def _clip_folders(root: Path, names: set[str], videos: bool) -> Iterator[_ClipFolder]:
+    """Yield folders that hold listed clips, as videos or as folders, and none below these."""
+    found: set[Path] = set()
+    for level in _walk_levels(root, lambda folder, _: folder not in found):
         for folder, entries in level:
-            hits = {}
+            clips = {}
             for entry in entries:
-                stem, suffix = os.path.splitext(entry.name)
-                name = (
-                    entry.name if not videos else stem if suffix.lower() in VIDEO_SUFFIXES else ""
-                )
-                name = name if name in tops else name.zfill(5)  # DFEW's films are named 1.mp4
-                if name in tops and entry.is_dir() != videos:
-                    hits[name] = Path(entry.path)
-            if hits:
-                seen.add(folder)
-                yield folder, hits
+                name = _match_clip(entry.name, names, videos)
+                if name is not None and entry.is_dir() != videos:
+                    clips[name] = Path(entry.path)
+            if clips:
+                found.add(folder)
+                yield _ClipFolder(folder, clips)
 
 
-def _levels(
-    root: Path, stop: set[Path] | None = None
-) -> Iterator[list[tuple[Path, list[os.DirEntry[str]]]]]:
-    """Folders and what is in them, level by level from the root; not below those in ``stop``, nor, without it, below crowds."""
-    level = [root]
-    for _ in range(_DEEPEST + 1):
-        read = [
-            (folder, sorted(os.scandir(folder), key=lambda entry: entry.name)) for folder in level
-        ]
-        if not read:
+def _match_clip(entry: str, names: set[str], videos: bool) -> str | None:
+    """Return which clip a file or folder is, or None."""
+    stem, suffix = os.path.splitext(entry)
+    if videos and suffix.lower() not in VIDEO_SUFFIXES:
+        return None
+    name = stem if videos else entry
+    # DFEW's videos have names such as 1.mp4
+    return next((n for n in (name, name.zfill(5)) if n in names), None)
+
+
+_Level = list[tuple[Path, list[os.DirEntry[str]]]]
+
+
+def _walk_levels(root: Path, descend: Callable[[Path, int], bool]) -> Iterator[_Level]:
+    """Yield all folders of one depth with their entries, from the root down.
+
+    ``descend`` decides, once a level was used, from a folder and its number of subfolders whether
+    these come next.
+    """
+    folders: Iterable[Path] = [root]
+    for _ in range(_MAX_DEPTH + 1):
+        level = [(f, sorted(os.scandir(f), key=lambda entry: entry.name)) for f in folders]
+        if not level:
             return
-        yield read
-        level = []
-        for folder, entries in read:
-            inner = [
-                Path(entry.path)
-                for entry in entries
-                if not entry.name.startswith(".") and entry.is_dir()
-            ]
-            if (folder not in stop) if stop is not None else len(inner) <= _CROWD:
-                level += inner
+        yield level
+        folders = []
+        for folder, entries in level:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            subfolders = [Path(entry.path) for entry in visible if entry.is_dir()]
+            if descend(folder, len(subfolders)):
+                folders += subfolders

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from dfer_dist.bench.matrix_products import Products
 from dfer_dist.bench.step import Way
 from dfer_dist.config.load import load_config
-from dfer_dist.data.sources.layouts import CLASSES
+from dfer_dist.data.sources.records import CLASSES
 from dfer_dist.models.build import build_model
 from dfer_dist.planning.trace import model_flops
 from dfer_dist.utils.errors import UserError

@@ -37,7 +37,7 @@ from dfer_dist.data.shards.index import (
     sidecar_path,
 )
 from dfer_dist.data.shards.reader import ClipReader, DamagedClip
-from dfer_dist.data.sources.layouts import ClipRecord
+from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.data.verify import Damage, verify
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json

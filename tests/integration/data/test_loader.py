@@ -25,7 +25,7 @@ from dfer_dist.data.loading.sampler import ClipSet, EpochPlan, all_clips, keyed_
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index, read_index, sidecar_path
 from dfer_dist.data.shards.reader import ClipReader
-from dfer_dist.data.sources.layouts import ClipRecord
+from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.utils.errors import UserError
 from tests.helpers.clips import write_clip
 

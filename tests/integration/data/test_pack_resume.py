@@ -17,7 +17,7 @@ import simplejpeg
 
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index
-from dfer_dist.data.sources.layouts import read_lists
+from dfer_dist.data.sources.dfer_clip_lists import read_lists
 from dfer_dist.runs.provenance import python_command
 from tests.helpers.paths import ROOT
 

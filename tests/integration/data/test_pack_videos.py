@@ -108,7 +108,7 @@ def test_faces_are_packed_with_landmarks_and_the_rest_is_named(
 
 
 def test_the_same_films_give_the_same_bytes_also_after_a_kill(videos: Path, tmp_path: Path) -> None:
-    listing = read_dataset("folder", videos, folds=2, videos=True)
+    listing = read_dataset("folder", videos, folds=2, prefer_videos=True)
     records = [record for record in listing.records if "film" in record.key]
 
     def write(out: Path, stop: bool = False) -> None:

@@ -21,7 +21,8 @@ from dfer_dist.data.loading.loader import evaluation_stream
 from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index
-from dfer_dist.data.sources.layouts import ELEVEN, SEVEN, read_lists
+from dfer_dist.data.sources.dfer_clip_lists import read_lists
+from dfer_dist.data.sources.records import ELEVEN, SEVEN
 from dfer_dist.evaluation.evaluate import evaluate_checkpoint, load_model
 from dfer_dist.evaluation.metrics import score
 from dfer_dist.evaluation.significance import against_chance

@@ -17,7 +17,7 @@ from dfer_dist.data.loading.loader import evaluation_stream
 from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.sources.datasets import read_dataset
-from dfer_dist.data.sources.layouts import ELEVEN
+from dfer_dist.data.sources.records import ELEVEN
 from dfer_dist.data.video.decode import Video
 from dfer_dist.evaluation.evaluate import predict
 from dfer_dist.inference.export import ExportedModel, load
@@ -70,7 +70,7 @@ def dfer(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 def test_a_film_in_one_window_is_what_packing_and_evaluating_make_of_it(
     model: ExportedModel, videos: Path, tmp_path: Path, faces: bool
 ) -> None:
-    listing = read_dataset("folder", videos, folds=2, videos=True)
+    listing = read_dataset("folder", videos, folds=2, prefer_videos=True)
     index = pack(listing.records, "mine", tmp_path, workers=1, classes=listing.classes, faces=faces)
     clips = all_clips(index, range(len(index.shards)))
     batches = evaluation_stream(index, model.config.data, clips, model.config.eval.batch, 0, 1)

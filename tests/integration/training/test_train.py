@@ -256,7 +256,7 @@ def test_selection_on_a_validation_part_reports_its_best_epoch_and_the_weights_i
 
 def test_damaged_clips_stop_training_unless_allowed(tiny_source, tmp_path):
     from dfer_dist.data.packing.packer import pack
-    from dfer_dist.data.sources.layouts import read_lists
+    from dfer_dist.data.sources.dfer_clip_lists import read_lists
 
     index = pack(
         read_lists("dfew", tiny_source / "frames", tiny_source / "lists"),

@@ -15,7 +15,8 @@ from sklearn.pipeline import make_pipeline
 
 from dfer_dist.data.captions.label_leakage import clean
 from dfer_dist.data.packing.media import clip_files
-from dfer_dist.data.sources.layouts import SEVEN, read_lists
+from dfer_dist.data.sources.dfer_clip_lists import read_lists
+from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.demo.captions import AT_REST, MOST, MOVEMENTS, SEEN, STILL, describe_clip
 from dfer_dist.demo.dataset import (
     DESCRIPTIONS,

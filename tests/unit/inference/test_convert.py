@@ -16,7 +16,7 @@ from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.config.load import load_config, read_config
 from dfer_dist.config.schema import Config, ModelConfig, TokenPosition
 from dfer_dist.data.shards.index import Index
-from dfer_dist.data.sources.layouts import SEVEN
+from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.evaluation.evaluate import evaluate_checkpoint, load_model
 from dfer_dist.inference.convert import _open_clip_name, from_official, to_official
 from dfer_dist.inference.official import read_official, read_sizes

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dfer_dist.config.schema import ImageTuning, ModelConfig, TemporalKind, TextPolarity
-from dfer_dist.data.sources.layouts import SEVEN
+from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.inference.convert import from_official, to_official
 from dfer_dist.inference.official import read_sentences
 from dfer_dist.utils.errors import UserError

@@ -23,7 +23,7 @@ from dfer_dist.config.schema import (
     TextTuning,
     check_values,
 )
-from dfer_dist.data.sources.layouts import SEVEN
+from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.inference import export
 from dfer_dist.models.adapters import Adapter, FramePositions, adapter_names
 from dfer_dist.models.backbone import TINY, build_clip

@@ -22,7 +22,7 @@ from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.sidecars import describe_modalities, extra_path
 from dfer_dist.data.sources.datasets import read_dataset
-from dfer_dist.data.sources.layouts import SEVEN
+from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.demo.dataset import render_demo
 from dfer_dist.evaluation.evaluate import evaluate_checkpoint, predict
 from dfer_dist.inference import export
@@ -303,7 +303,7 @@ def test_films_with_levels_are_what_enriching_and_evaluating_make_of_them(
         (tmp_path / "films" / name).mkdir(parents=True)
         heads = [[] if t == 4 else [Pose(110 + 4 * t, 100 - 10 * i, 1.0, 3 * t)] for t in range(7)]
         encode(tmp_path / "films" / name / f"{name}.mp4", draw(heads, 320, 240))
-    listing = read_dataset("folder", tmp_path / "films", folds=2, videos=True)
+    listing = read_dataset("folder", tmp_path / "films", folds=2, prefer_videos=True)
     index = pack(
         listing.records,
         "mine",

@@ -11,7 +11,7 @@ import torch
 
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import Config, Optimizer
-from dfer_dist.data.sources.layouts import SEVEN
+from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.models.build import build_model
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.planning.planner import (

@@ -29,7 +29,7 @@ from dfer_dist.config.schema import (
 from dfer_dist.data.captions.store import Source, Writer, clip_hashes, clip_keys
 from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.shards.index import Index, load_index
-from dfer_dist.data.sources.layouts import SEVEN
+from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.inference.export import export, load
 from dfer_dist.models.backbone import TINY, build_clip
 from dfer_dist.models.tokenizer import CaptionTokenizer

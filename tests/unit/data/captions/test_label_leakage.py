@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfer_dist.data.captions.label_leakage import WORDS, clean, label_words
-from dfer_dist.data.sources.layouts import ELEVEN
+from dfer_dist.data.sources.records import ELEVEN
 
 FORMS = (
     "happy happily happier happiness joy joyful gladly cheerful delighted amused pleased sad sadly saddened sadness sorrowful grief grieving "

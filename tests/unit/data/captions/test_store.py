@@ -26,7 +26,7 @@ from dfer_dist.data.loading.sampler import all_clips, train_val_split
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index, load_index
 from dfer_dist.data.shards.store import open_store
-from dfer_dist.data.sources.layouts import read_lists
+from dfer_dist.data.sources.dfer_clip_lists import read_lists
 from dfer_dist.data.verify import verify
 from dfer_dist.demo.dataset import DESCRIPTIONS, render_demo
 from dfer_dist.utils.errors import UserError

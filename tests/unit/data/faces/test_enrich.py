@@ -38,7 +38,7 @@ from dfer_dist.data.shards.index import Index, read_index
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.shards.sidecars import extra_path, read_array, read_extra
 from dfer_dist.data.sources.datasets import read_dataset
-from dfer_dist.data.sources.layouts import ClipRecord
+from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.data.verify import verify
 from dfer_dist.demo.dataset import render_demo
 from dfer_dist.demo.faces import render_clip

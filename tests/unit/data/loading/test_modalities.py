@@ -23,7 +23,7 @@ from dfer_dist.data.loading.sampler import EpochPlan, all_clips
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index, open_index, read_index
 from dfer_dist.data.shards.sidecars import describe_modalities, extra_path
-from dfer_dist.data.sources.layouts import ClipRecord
+from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.utils.errors import UserError
 
 SIDE, CLIPS, T = 48, 12, 9

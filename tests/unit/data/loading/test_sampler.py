@@ -25,7 +25,7 @@ from dfer_dist.data.loading.sampler import (
 )
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index, Shard, content_hash
-from dfer_dist.data.sources.layouts import read_lists
+from dfer_dist.data.sources.dfer_clip_lists import read_lists
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dfer_dist.data.packing.media import clip_files, load_frames
 from dfer_dist.data.packing.packer import REPORT, pack
-from dfer_dist.data.sources.layouts import ClipRecord, Fault
+from dfer_dist.data.sources.records import ClipRecord, Fault
 from dfer_dist.runs.provenance import python_command
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
@@ -221,8 +221,8 @@ def test_png_frames_become_jpegs_close_to_them_and_jpegs_beside_them_win(clip: C
     for mode in ("RGB", "RGBA", "L", "P"):
         (clip.media / "00001.png").write_bytes(png(colours, mode))
         assert load_frames(clip).encoded == 0 and len(load_frames(clip).jpegs) == 3
-        file_lock = replace(clip, media=(clip.media / "00001.png",), listed=None)
-        frames = load_frames(file_lock)
+        single = replace(clip, media=(clip.media / "00001.png",), listed_frames=None)
+        frames = load_frames(single)
         assert frames.encoded == 1 and not frames.faults
         with Image.open(clip.media / "00001.png") as image:
             expected = np.asarray(image.convert("RGB")).astype(int)

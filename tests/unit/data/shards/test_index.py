@@ -16,7 +16,8 @@ import webdataset as wds
 from dfer_dist.data.packing.media import clip_files
 from dfer_dist.data.packing.packer import REPORT, pack
 from dfer_dist.data.shards.index import Index, read_index, sidecar_path
-from dfer_dist.data.sources.layouts import ClipRecord, read_lists
+from dfer_dist.data.sources.dfer_clip_lists import read_lists
+from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.utils.errors import UserError
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import BLOCK, Index, read_index, sidecar_path
 from dfer_dist.data.shards.reader import _OPEN, ClipReader, DamagedClip, _decode, _member
-from dfer_dist.data.sources.layouts import ClipRecord
+from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.utils.errors import UserError
 from tests.helpers.clips import write_clip
 

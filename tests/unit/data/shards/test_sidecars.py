@@ -20,7 +20,7 @@ from dfer_dist.data.shards.sidecars import (
     read_extra,
     write_extra,
 )
-from dfer_dist.data.sources.layouts import ClipRecord
+from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.data.verify import verify
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json

@@ -8,10 +8,11 @@ import pytest
 
 from dfer_dist.data.packing.media import clip_files
 from dfer_dist.data.sources.folder import read_folder
-from dfer_dist.data.sources.layouts import ClipRecord
+from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.utils.errors import UserError
 
-SIZES = {"Sad": 23, "angry": 12, "Happy": 41}  # three known classes of other sizes
+# three known classes of different sizes
+SIZES = {"Sad": 23, "angry": 12, "Happy": 41}
 
 
 def make(root: Path, sizes: dict[str, int], group: str = "") -> Path:
@@ -44,7 +45,7 @@ def write_groups(file: Path, groups: dict[str, str], column: str = "person") -> 
     return file
 
 
-def test_known_classes_get_their_usual_names_and_order(mine: Path) -> None:
+def test_classes_known_in_any_case_get_canonical_names(mine: Path) -> None:
     records, classes = read_folder(mine)
     assert classes == ("happiness", "sadness", "anger")
     assert Counter(r.label for r in records) == {0: 41, 1: 23, 2: 12}
@@ -57,7 +58,7 @@ def test_known_classes_get_their_usual_names_and_order(mine: Path) -> None:
         read_folder(mine)
 
 
-def test_folds_are_as_equal_as_whole_clips_allow_and_depend_on_the_seed_only(mine: Path) -> None:
+def test_folds_are_balanced_and_depend_on_the_seed_only(mine: Path) -> None:
     records, _ = read_folder(mine)
     counts = np.array(list(table(records).values()))
     assert counts.shape == (5, 3) and counts.sum() == 76
@@ -69,21 +70,21 @@ def test_folds_are_as_equal_as_whole_clips_allow_and_depend_on_the_seed_only(min
     assert len(table(read_folder(mine, folds=3)[0])) == 3
 
 
-def test_a_clip_is_a_folder_or_a_film_and_folders_come_first(mine: Path) -> None:
-    for name in ("Sa000.mp4", "film 1.MOV", "notes.txt", ".hidden.mp4"):
+def test_clip_with_folder_and_video_uses_the_preferred_one(mine: Path) -> None:
+    for name in ("Sa000.mp4", "video 1.MOV", "notes.txt", ".hidden.mp4"):
         (mine / "Sad" / name).touch()
     (mine / "readme.md").touch()
     for videos in (False, True):
-        clips = {r.source: r for r in read_folder(mine, videos=videos)[0]}
+        clips = {r.source: r for r in read_folder(mine, prefer_videos=videos)[0]}
         assert len(clips) == 77
         assert clip_files(clips["Sad/Sa000"]) == (
             mine / "Sad" / ("Sa000.mp4" if videos else "Sa000/1.jpg"),
         )
-        assert clip_files(clips["Sad/film 1"]) == (mine / "Sad" / "film 1.MOV",)
-        assert clips["Sad/film 1"].key == "Sad_film_1"
+        assert clip_files(clips["Sad/video 1"]) == (mine / "Sad" / "video 1.MOV",)
+        assert clips["Sad/video 1"].key == "Sad_video_1"
 
 
-def test_no_group_is_in_two_folds_and_folds_are_balanced(tmp_path: Path) -> None:
+def test_folds_with_groups_are_disjoint_and_balanced(tmp_path: Path) -> None:
     root = tmp_path / "mine"
     people = [f"p{i:02d}" for i in range(40)]
     for i, person in enumerate(people):
@@ -103,8 +104,8 @@ def test_no_group_is_in_two_folds_and_folds_are_balanced(tmp_path: Path) -> None
     assert read_folder(root, seed=3, groups=groups, group_by="person")[0] != records
 
 
-def test_as_many_groups_as_folds_make_a_fold_each(tmp_path: Path) -> None:
-    """Groups as unequal as can be: a source of one class, and one much larger than the others."""
+def test_groups_as_many_as_folds_become_a_fold_each(tmp_path: Path) -> None:
+    """The groups are very unequal: one of a single class, and one much larger than the others."""
     root = tmp_path / "mine"
     for group, sizes in {
         "A": {"sad": 50, "happy": 50},
@@ -127,9 +128,7 @@ def test_as_many_groups_as_folds_make_a_fold_each(tmp_path: Path) -> None:
         read_folder(root, folds=6, groups=groups, group_by="person")
 
 
-def test_rows_of_groups_may_name_films_and_classes_and_others_are_refused(
-    mine: Path, tmp_path: Path
-) -> None:
+def test_groups_file_accepts_clip_names_and_rejects_others(mine: Path, tmp_path: Path) -> None:
     records, _ = read_folder(mine)
     names = {r.source.split("/")[1]: f"g{i % 9}" for i, r in enumerate(records)}
     groups, file = dict(names), tmp_path / "g.csv"
@@ -141,33 +140,35 @@ def test_rows_of_groups_may_name_films_and_classes_and_others_are_refused(
         "without a clip or without a group": names | {"Ha007": " "},
         "clip Ha001 is in two groups": names | {"Ha001.mp4": "g9"},
     }
-    for words, wrong in cases.items():
+    for message, wrong in cases.items():
         write_groups(file, wrong)
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=message):
             read_folder(mine, groups=file, group_by="person")
     write_groups(file, names)
-    with pytest.raises(UserError, match=r"columns clip, age, person: 'clip' and 'film' are needed"):
-        read_folder(mine, groups=file, group_by="film")
-    with pytest.raises(UserError, match="belong together"):
+    with pytest.raises(
+        UserError, match=r"columns clip, age, person: 'clip' and 'source' are needed"
+    ):
+        read_folder(mine, groups=file, group_by="source")
+    with pytest.raises(UserError, match="--groups and --group-by together"):
         read_folder(mine, groups=file)
     with pytest.raises(UserError, match="is missing"):
         read_folder(mine, groups=tmp_path / "none.csv", group_by="person")
     make(mine, {"fear": 1})
     (mine / "fear" / "fe000").rename(mine / "fear" / "Sa000")
-    with pytest.raises(UserError, match="Sa000 is the name of clips of several classes: write"):
+    with pytest.raises(UserError, match="clips of several classes are named Sa000: write"):
         read_folder(mine, groups=write_groups(file, names), group_by="person")
 
 
-def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
+def test_read_folder_rejects_what_is_no_data_set(tmp_path: Path) -> None:
     cases = {
-        "is no folder": {},
+        "is not a folder": {},
         "holds 1 folders": {"sad": 9},
         "holds 4 clips, too few for 5 folds": {"sad": 2, "happy": 2},
     }
-    for number, (words, sizes) in enumerate(cases.items()):
-        with pytest.raises(UserError, match=words):
+    for number, (message, sizes) in enumerate(cases.items()):
+        with pytest.raises(UserError, match=message):
             read_folder(make(tmp_path / str(number), sizes))
-    root = make(tmp_path / "hollow", {"sad": 9})
+    root = make(tmp_path / "empty", {"sad": 9})
     (root / "happy").mkdir()
     with pytest.raises(UserError, match="happy holds no clip"):
         read_folder(root)

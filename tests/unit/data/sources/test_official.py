@@ -8,8 +8,8 @@ import pytest
 
 from dfer_dist.data.packing.media import clip_files
 from dfer_dist.data.sources.datasets import read_dataset
-from dfer_dist.data.sources.layouts import ELEVEN, SEVEN
 from dfer_dist.data.sources.official import read_official
+from dfer_dist.data.sources.records import ELEVEN, SEVEN
 from dfer_dist.utils.errors import UserError
 from tests.helpers.owners import (
     Clip,
@@ -67,46 +67,47 @@ def read(dataset: str, root: Path) -> list[Clip]:
     return sorted(Clip(r.source, r.label, r.split, len(clip_files(r))) for r in records)
 
 
-def refused(dataset: str, root: Path, *words: str) -> None:
+def check_refused(dataset: str, root: Path, *parts: str) -> None:
     with pytest.raises(UserError) as caught:
         read_official(dataset, root)
     assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
 
 
-def videos(folder: Path, names: list[str]) -> None:
+def write_videos(folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True)
     for name in names:
         (folder / name).write_bytes(b"")
 
 
-def test_dfew_has_labels_from_1_and_names_without_zeros(dfew: Path) -> None:
+def test_dfew_labels_start_at_1_and_names_are_padded(dfew: Path) -> None:
     assert read("dfew", dfew) == sorted(DFEW)
     first = (
         (dfew / "DFEW-part2/EmoLabel_DataSplit/test(single-labeled)/set_2.csv").read_text().split()
     )
-    assert first[:2] == ["video_name,label", "41,2"]  # sad is 2 in the file and 1 here
+    # sadness has label 2 in the file, and 1 here
+    assert first[:2] == ["video_name,label", "41,2"]
     assert SEVEN[next(c for c in DFEW if c.source == "00041").label] == "sadness"
     _, (lists, clips) = read_official("dfew", dfew)
     assert lists.name == "test(single-labeled)" and clips.name == "clip_224x224"
 
 
-def test_dfews_other_folders_of_frames_and_its_films_are_not_taken(dfew: Path, pool: Path) -> None:
+def test_dfew_uses_clip_224x224_or_the_original_videos(dfew: Path, pool: Path) -> None:
     clip = dfew / "DFEW-part2" / "Clip"
     link_clips(clip / "clip_224x224_16f", [c._replace(frames=1) for c in DFEW], pool)
     link_clips(clip / "a_copy", [c._replace(frames=1) for c in DFEW], pool)
-    videos(clip / "original", [f"{int(c.source)}.mp4" for c in DFEW])
+    write_videos(clip / "original", [f"{int(c.source)}.mp4" for c in DFEW])
     assert read("dfew", dfew) == sorted(DFEW)
     assert read("dfew", dfew / "DFEW-part2") == sorted(DFEW)
-    records, (_, home) = read_official("dfew", dfew, videos=True)
+    records, (_, home) = read_official("dfew", dfew, prefer_videos=True)
     assert home == clip / "original" and [r.source for r in records] == [
         c.source for _, c in sorted((c.split, c) for c in DFEW)
     ]
     assert all(clip_files(r) == (clip / "original" / f"{int(r.source)}.mp4",) for r in records)
 
 
-def test_dfew_unpacked_in_parts_and_one_folder_deeper(dfew: Path) -> None:
+def test_dfew_unpacked_in_parts_is_found(dfew: Path) -> None:
     home = dfew / "DFEW-part2" / "Clip" / "clip_224x224"
     home.rename(dfew / "all")
     for i, clip in enumerate(sorted((dfew / "all").iterdir())):
@@ -116,7 +117,7 @@ def test_dfew_unpacked_in_parts_and_one_folder_deeper(dfew: Path) -> None:
     assert read("dfew", dfew) == sorted(DFEW)
 
 
-def test_a_clip_that_is_not_there_gets_the_place_where_it_should_be(dfew: Path) -> None:
+def test_missing_clip_gets_its_expected_path(dfew: Path) -> None:
     gone = dfew / "DFEW-part2" / "Clip" / "clip_224x224" / "00041"
     gone.unlink()
     records, _ = read_official("dfew", dfew)
@@ -124,16 +125,14 @@ def test_a_clip_that_is_not_there_gets_the_place_where_it_should_be(dfew: Path) 
     assert record.media == gone and clip_files(record) == ()
 
 
-def test_without_the_usual_folder_the_one_with_most_listed_clips_is_taken(
-    dfew: Path, pool: Path
-) -> None:
+def test_unusual_folder_with_most_listed_clips_is_used(dfew: Path, pool: Path) -> None:
     clip = dfew / "DFEW-part2" / "Clip"
     (clip / "clip_224x224").rename(dfew / "my faces")
     link_clips(clip / "few", [DFEW[0]._replace(frames=3)], pool)
     assert read("dfew", dfew) == sorted(DFEW)
 
 
-def test_mafw_has_names_of_classes_in_dfer_clips_order(mafw: Path) -> None:
+def test_mafw_classes_have_the_order_of_dfer_clip(mafw: Path) -> None:
     assert read("mafw", mafw) == sorted(MAFW)
     assert read_dataset("mafw", mafw).classes == ELEVEN
     text = (mafw / "Train & Test Set/single/no_caption/set_2/test.txt").read_text()
@@ -141,7 +140,7 @@ def test_mafw_has_names_of_classes_in_dfer_clips_order(mafw: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "gb18030"])
-def test_mafws_lists_in_other_encodings_cases_and_folders(mafw: Path, encoding: str) -> None:
+def test_mafw_lists_may_vary_in_encoding_case_and_folder(mafw: Path, encoding: str) -> None:
     (mafw / "Train & Test Set").rename(mafw / "训练集")
     for file in (mafw / "训练集").rglob("*.txt"):
         file.write_bytes(
@@ -152,21 +151,23 @@ def test_mafws_lists_in_other_encodings_cases_and_folders(mafw: Path, encoding: 
     assert read("mafw", mafw) == sorted(MAFW)
 
 
-def test_mafw_as_films(mafw: Path) -> None:
-    videos(mafw / "data" / "clips", [f"{c.source}.mp4" for c in MAFW])
-    assert read("mafw", mafw) == sorted(MAFW)  # frames come first
+def test_mafw_videos_are_used_if_preferred_or_alone(mafw: Path) -> None:
+    write_videos(mafw / "data" / "clips", [f"{c.source}.mp4" for c in MAFW])
+    # folders of frames are the default
+    assert read("mafw", mafw) == sorted(MAFW)
     for _ in range(2):
-        records, (_, home) = read_official("mafw", mafw, videos=True)
+        records, (_, home) = read_official("mafw", mafw, prefer_videos=True)
         assert home == mafw / "data" / "clips" and {r.source for r in records} == {
             c.source for c in MAFW
         }
         assert all(clip_files(r) == (home / f"{r.source}.mp4",) for r in records)
         shutil.rmtree(mafw / "data" / "frames", ignore_errors=True)
-    records, _ = read_official("mafw", mafw)  # nothing else is there
+    # videos are used if there are no frames
+    records, _ = read_official("mafw", mafw)
     assert all(clip_files(r)[0].suffix == ".mp4" for r in records)
 
 
-def test_ferv39k_has_no_header_and_one_pair_of_lists(ferv39k: Path, pool: Path) -> None:
+def test_ferv39k_reads_one_pair_of_lists_without_header(ferv39k: Path, pool: Path) -> None:
     assert read("ferv39k", ferv39k) == sorted(FERV)
     link_clips(ferv39k / "0_scene_images", [c._replace(frames=3) for c in FERV], pool)
     other = ferv39k / "4_setups" / "22_scenes"
@@ -179,7 +180,7 @@ def test_ferv39k_has_no_header_and_one_pair_of_lists(ferv39k: Path, pool: Path) 
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "parts"),
     [
         ("41,0", ["set_2.csv:3", "'41,0'", "1 to 7"]),
         ("41,8", ["set_2.csv:3", "'41,8'"]),
@@ -188,31 +189,31 @@ def test_ferv39k_has_no_header_and_one_pair_of_lists(ferv39k: Path, pool: Path) 
         ("2,1\n41,1", ["00041", "two labels: sadness in fold1, happiness in fold2"]),
     ],
 )
-def test_lines_that_say_nothing_clear_are_refused_or_told(
-    dfew: Path, line: str, words: list[str]
+def test_invalid_line_is_rejected_and_label_conflict_reported(
+    dfew: Path, line: str, parts: list[str]
 ) -> None:
     folder = dfew / "DFEW-part2" / "EmoLabel_DataSplit" / "test(single-labeled)"
-    if "00041" in words:
+    if "00041" in parts:
         (folder / "set_2.csv").write_text(f"video_name,label\n246,7\n{line}\n41,2\n")
         records, _ = read_official("dfew", dfew)
         (fault,) = [f for r in records for f in r.faults if f.kind == "label conflict"]
         assert fault.left_out and "sadness" in fault.reason and "happiness in fold2" in fault.reason
     else:
         (folder / "set_2.csv").write_text(f"video_name,label\n246,7\n{line}\n")
-        refused("dfew", dfew, *words)
+        check_refused("dfew", dfew, *parts)
 
 
-def test_a_clip_in_two_folds_is_refused(dfew: Path) -> None:
+def test_clip_in_two_folds_is_rejected(dfew: Path) -> None:
     file = dfew / "DFEW-part2" / "EmoLabel_DataSplit" / "test(single-labeled)" / "set_1.csv"
     file.write_text(file.read_text() + "41,2\n")
-    refused("dfew", dfew, "00041", "two splits", "fold1", "fold2")
+    check_refused("dfew", dfew, "00041", "two splits", "fold1", "fold2")
 
 
-Spoil = Callable[[Path], object]
+Change = Callable[[Path], object]
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("change", "parts"),
     [
         (
             lambda r: shutil.rmtree(r / "EmoLabel_DataSplit"),
@@ -231,38 +232,14 @@ Spoil = Callable[[Path], object]
             lambda r: (r / "EmoLabel_DataSplit/test(single-labeled)/set_3.csv").write_text(""),
             ["set_3.csv is empty"],
         ),
-        (lambda r: r.rename(r.parent / "away"), ["no folder"]),
+        (lambda r: r.rename(r.parent / "away"), ["not a folder"]),
     ],
 )
-def test_what_is_missing_or_there_twice_is_named(
-    dfew: Path, spoil: Spoil, words: list[str]
-) -> None:
-    spoil(dfew / "DFEW-part2")
-    refused("dfew", dfew / "DFEW-part2", *words)
+def test_missing_or_duplicate_lists_are_named(dfew: Path, change: Change, parts: list[str]) -> None:
+    change(dfew / "DFEW-part2")
+    check_refused("dfew", dfew / "DFEW-part2", *parts)
 
 
-def test_a_list_without_its_twin_is_refused(ferv39k: Path) -> None:
+def test_test_list_without_training_list_is_rejected(ferv39k: Path) -> None:
     (ferv39k / "4_setups" / "All_scenes" / "train_All.csv").unlink()
-    refused("ferv39k", ferv39k, "train_All.csv is missing")
-
-
-def test_lists_of_dfer_clip_win_where_they_are_given(dfew: Path) -> None:
-    lists = dfew / "annotation"
-    lists.mkdir()
-    (lists / "DFEW_set_1_test.txt").write_text("00041 3 6")
-    root = dfew / "DFEW-part2" / "Clip" / "clip_224x224"
-    assert [(r.source, r.label) for r in read_dataset("dfew", root, lists).records] == [
-        ("00041", 6)
-    ]
-    assert len(read_dataset("dfew", dfew).records) == 35
-
-
-def test_options_that_do_not_go_together_are_refused(dfew: Path) -> None:
-    with pytest.raises(UserError, match="--seed is for --dataset folder"):
-        read_dataset("dfew", dfew, seed=1)
-    with pytest.raises(UserError, match="leave --lists away"):
-        read_dataset("folder", dfew, dfew)
-    with pytest.raises(UserError, match="demo needs --lists"):
-        read_dataset("demo", dfew)
-    with pytest.raises(UserError, match=r"unknown data set 'afew': one of .*folder"):
-        read_dataset("afew", dfew)
+    check_refused("ferv39k", ferv39k, "train_All.csv is missing")

@@ -1,0 +1,268 @@
+"""The lists of clips that the authors of DFER-CLIP released: lines of ``path frames label``.
+
+DFEW and MAFW have five pairs of lists, whose test lists are disjoint and cover the data.
+FERV39k has one pair.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from dfer_dist.data.sources.records import (
+    CLASSES,
+    NO_SPLIT,
+    ClipRecord,
+    Fault,
+    find_media,
+    make_key,
+    read_text,
+)
+from dfer_dist.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a list: name of the clip, label and, if the list has it, number of frames."""
+
+    source: str
+    label: int
+    frames: int | None = None
+
+
+class ListedClip(NamedTuple):
+    """A clip of a set of lists, with its split and the faults of the lists."""
+
+    row: Row
+    split: str
+    faults: tuple[Fault, ...]
+
+
+def read_lists(dataset: str, root: Path, lists: Path) -> list[ClipRecord]:
+    """Return the clips of a data set in the order of DFER-CLIP's lists.
+
+    Parameters
+    ----------
+    dataset : str
+        ``dfew``, ``mafw``, ``ferv39k`` or ``demo``.
+    root : Path
+        Folder that the paths in the lists start from. Each clip is a folder of frames there.
+    lists : Path
+        Folder of ``*_set_K_test.txt`` (and ``_train.txt``), or of ``*_train.txt`` and
+        ``*_test.txt``. If some of its files begin with the name of the data set, only those are
+        read. The released lists have absolute paths of the authors' machine: the folders that all
+        of them start with are removed.
+
+    Raises
+    ------
+    UserError
+        If a folder is empty or missing, a line cannot be read, a label is out of range, a clip is
+        in two splits, or no clip at all is below ``root``.
+    """
+    if dataset not in CLASSES:
+        raise UserError(f"unknown data set '{dataset}': choose one of {', '.join(CLASSES)}")
+    for folder in (root, lists):
+        if not folder.is_dir() or not any(folder.iterdir()):
+            raise UserError(f"{folder} is empty or not a folder: nothing to pack there")
+    classes = CLASSES[dataset]
+    tests, trains = _read_lists(_find_lists(lists, dataset), len(classes))
+    if not any(tests.values()):
+        raise UserError(f"the test lists in {lists} are empty: nothing to pack")
+    prefix = _common_prefix([row.source for rows in tests.values() for row in rows])
+    records = [
+        _make_record(root, clip, clip.row.source[prefix:])
+        for clip in join_splits(tests, trains, classes)
+    ]
+    if not any(find_media(record.media) for record in records if isinstance(record.media, Path)):
+        raise UserError(
+            f"none of the {len(records)} listed clips exists, such as {records[0].media} "
+            "(is --root right?)"
+        )
+    return records
+
+
+def join_splits(
+    tests: Mapping[str, Sequence[Row]], trains: Mapping[str, Sequence[Row]], classes: Sequence[str]
+) -> list[ListedClip]:
+    """Return every clip of a set of lists once, with its split and the faults of the lists.
+
+    A clip belongs to the split that tests it: a fold is trained on all other folds. Training
+    lists, if any, have to agree with that, and differences become faults. A clip that no list
+    tests, or that has two labels, is left out. A clip that a training list lacks, or that a fold
+    both trains and tests, is kept in the split that tests it.
+
+    Parameters
+    ----------
+    tests : mapping of split name to rows
+        Lists that must be disjoint: ``fold1``, ``fold2``, ..., or ``train`` and ``test``.
+    trains : mapping of split name to rows
+        Training lists of folds; may be empty.
+    classes : sequence of str
+        Class names in label order, for the text of faults.
+
+    Raises
+    ------
+    UserError
+        If a clip is in two splits.
+    """
+    faults: dict[str, list[Fault]] = defaultdict(list)
+    splits = _assign_splits(tests, faults)
+    for fold, rows in trains.items():
+        _check_training_list(fold, rows, splits, faults)
+    _check_labels(tests, trains, classes, faults)
+
+    first_rows: dict[str, Row] = {}
+    for row in (row for lists in (tests, trains) for rows in lists.values() for row in rows):
+        first_rows.setdefault(row.source, row)
+    return [
+        ListedClip(row, splits.get(source, NO_SPLIT), tuple(faults[source]))
+        for source, row in first_rows.items()
+    ]
+
+
+def number_folds(tests: Mapping[int, Path], folder: Path) -> dict[str, Path]:
+    """Return test lists by split, ``fold1``, ``fold2``, ..., from test lists by fold number.
+
+    Raises
+    ------
+    UserError
+        If a number is missing.
+    """
+    if sorted(tests) != list(range(1, len(tests) + 1)):
+        raise UserError(
+            f"{folder} has test lists of folds {sorted(tests)}: number them from 1 without a gap"
+        )
+    return {f"fold{k}": tests[k] for k in sorted(tests)}
+
+
+def _find_lists(lists: Path, dataset: str) -> dict[str, Path]:
+    """Return the test list of each fold, or the lists ``train`` and ``test``."""
+    entries = sorted(lists.iterdir())
+    files = [f for f in entries if f.name.lower().startswith(f"{dataset}_")] or entries
+    tests: dict[int, Path] = {}
+    for file in files:
+        match = re.fullmatch(r".*_set_(\d+)_test\.txt", file.name)
+        if match is None:
+            continue
+        other = tests.setdefault(int(match[1]), file)
+        if other is not file:
+            raise UserError(
+                f"{lists} has two test lists of fold {match[1]}, {other.name} and {file.name}: "
+                "keep one"
+            )
+    if tests:
+        return number_folds(tests, lists)
+    pair = {
+        split: [f for f in files if re.fullmatch(rf".*_{split}\.txt", f.name)]
+        for split in ("train", "test")
+    }
+    if any(len(found) != 1 for found in pair.values()):
+        raise UserError(
+            f"{lists} has neither *_set_K_test.txt nor one *_train.txt and one *_test.txt: "
+            "give the folder of DFER-CLIP's lists"
+        )
+    return {split: found[0] for split, found in pair.items()}
+
+
+def _read_lists(
+    files: Mapping[str, Path], num_classes: int
+) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
+    """Return the rows of the test lists, and of those training lists of folds that exist."""
+    tests = {split: _read_list(file, num_classes) for split, file in files.items()}
+    trains = {}
+    for split, file in files.items():
+        train = file.with_name(file.name.replace("_test.txt", "_train.txt"))
+        if split.startswith("fold") and train.is_file():
+            trains[split] = _read_list(train, num_classes)
+    return tests, trains
+
+
+def _read_list(file: Path, num_classes: int) -> list[Row]:
+    rows = []
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 3 or not re.fullmatch(r"[0-9]+ [0-9]+", " ".join(fields[1:])):
+            raise UserError(f"{file}:{number}: '{line}' is not of the form 'path frames label'")
+        if int(fields[2]) >= num_classes:
+            raise UserError(
+                f"{file}:{number}: label {fields[2]} is out of range 0 to {num_classes - 1}"
+            )
+        rows.append(Row(fields[0], int(fields[2]), int(fields[1])))
+    return rows
+
+
+def _make_record(root: Path, clip: ListedClip, source: str) -> ClipRecord:
+    row = clip.row
+    key = make_key(source)
+    return ClipRecord(key, row.label, clip.split, source, root / source, row.frames, clip.faults)
+
+
+def _common_prefix(sources: list[str]) -> int:
+    """Return how many characters absolute paths share as whole folders; 0 for relative paths."""
+    if not all(map(os.path.isabs, sources)):
+        return 0
+    return len(os.path.commonpath([os.path.dirname(s) for s in sources]).rstrip("/")) + 1
+
+
+def _assign_splits(
+    tests: Mapping[str, Sequence[Row]], faults: dict[str, list[Fault]]
+) -> dict[str, str]:
+    """Return the split of each clip, and add the faults of clips that are listed twice."""
+    splits: dict[str, str] = {}
+    for split, rows in tests.items():
+        for row in rows:
+            other = splits.get(row.source)
+            if other == split:
+                faults[row.source].append(Fault("listed twice", f"twice in the list of {split}"))
+            elif other is not None:
+                raise UserError(
+                    f"clip {row.source} is in two splits, {other} and {split}: "
+                    "remove it from one of the lists"
+                )
+            splits[row.source] = split
+    return splits
+
+
+def _check_training_list(
+    fold: str, rows: Sequence[Row], splits: Mapping[str, str], faults: dict[str, list[Fault]]
+) -> None:
+    """Add the faults of clips whose training list does not fit the split that tests them."""
+    trained = {row.source for row in rows}
+    for source in sorted(trained - splits.keys()):
+        faults[source].append(
+            Fault("not tested", f"in the training list of {fold}, but in no test list", True)
+        )
+    for source, split in splits.items():
+        if split == fold and source in trained:
+            faults[source].append(
+                Fault("trained and tested", f"in both lists of {fold}; kept as a test clip")
+            )
+        elif split != fold and source not in trained:
+            reason = f"not in the training list of {fold}; trained on all the same"
+            faults[source].append(Fault("not trained", reason))
+
+
+def _check_labels(
+    tests: Mapping[str, Sequence[Row]],
+    trains: Mapping[str, Sequence[Row]],
+    classes: Sequence[str],
+    faults: dict[str, list[Fault]],
+) -> None:
+    """Add the faults of clips that have several labels."""
+    lists = [*tests.items(), *((f"training list of {fold}", rows) for fold, rows in trains.items())]
+    # of each clip and label the first list with it
+    labels: dict[str, dict[int, str]] = defaultdict(dict)
+    for name, rows in lists:
+        for row in rows:
+            labels[row.source].setdefault(row.label, name)
+    for source, lists_of in labels.items():
+        if len(lists_of) > 1:
+            text = ", ".join(f"{classes[label]} in {name}" for label, name in lists_of.items())
+            faults[source].append(Fault("label conflict", f"two labels: {text}", True))

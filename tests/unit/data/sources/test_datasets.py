@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dfer_dist.data.sources.datasets import read_dataset
+from dfer_dist.utils.errors import UserError
+from tests.helpers.owners import Clip, link_clips, write_dfew_lists, write_pool
+
+DFEW = [Clip(f"{i * 41:05d}", i % 7, f"fold{i % 5 + 1}", i % 3 + 1) for i in range(1, 36)]
+
+
+@pytest.fixture
+def dfew(tmp_path: Path) -> Path:
+    pool = write_pool(tmp_path / "pool", 3, width=16, height=16)
+    write_dfew_lists(tmp_path / "DFEW-part2", DFEW)
+    link_clips(tmp_path / "DFEW-part2" / "Clip" / "clip_224x224", DFEW, pool)
+    return tmp_path
+
+
+def test_read_dataset_with_lists_ignores_the_owners_lists(dfew: Path) -> None:
+    lists = dfew / "annotation"
+    lists.mkdir()
+    (lists / "DFEW_set_1_test.txt").write_text("00041 3 6")
+    root = dfew / "DFEW-part2" / "Clip" / "clip_224x224"
+    assert [(r.source, r.label) for r in read_dataset("dfew", root, lists).records] == [
+        ("00041", 6)
+    ]
+    assert len(read_dataset("dfew", dfew).records) == 35
+
+
+def test_read_dataset_rejects_arguments_that_exclude_each_other(dfew: Path) -> None:
+    with pytest.raises(UserError, match="--seed is for --dataset folder"):
+        read_dataset("dfew", dfew, seed=1)
+    with pytest.raises(UserError, match="omit --lists"):
+        read_dataset("folder", dfew, dfew)
+    with pytest.raises(UserError, match="demo needs --lists"):
+        read_dataset("demo", dfew)
+    with pytest.raises(UserError, match=r"unknown data set 'afew': choose one of .*folder"):
+        read_dataset("afew", dfew)
