@@ -5,6 +5,8 @@ Leaves with status 0 when the fold is done, 75 when it was told to leave and sav
 
 from __future__ import annotations
 
+import logging
+
 from dfer_dist.distributed.preemption import EXIT_PREEMPTED, PreemptionHandler
 
 LEAVE = PreemptionHandler()
@@ -41,7 +43,9 @@ from dfer_dist.training.fold import Fold, Preempted, build
 from dfer_dist.training.meters import Meter
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json
-from dfer_dist.utils.log import tell
+from dfer_dist.utils.log import setup_logging
+
+logger = logging.getLogger("dfer_dist.train")
 
 DONE, PREEMPTED = "DONE", "PREEMPTED"
 
@@ -112,7 +116,7 @@ def train_step(fold: Fold, meter: Meter) -> tuple[list[tuple[str, float]], set[s
 def report_lost(batch: Batch) -> set[str]:
     """Keys of the batch's clips that are damaged, after a line for each."""
     for line in batch.lost:
-        tell(f"lost: {line}")
+        logger.warning(f"lost: {line}")
     return {
         key
         for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True)
@@ -144,7 +148,7 @@ def skip_step(fold: Fold, losses: list[tuple[str, float]]) -> None:
         ("loss", blamed) if blamed else ("gradient", [key for key, _ in clips])
     )
     fold.skip(what, keys)
-    tell(
+    logger.warning(
         f"step {fold.step}: the {what} was not finite, the step was skipped; clips: {', '.join(keys)}"
     )
     most = fold.config.train.max_bad_steps
@@ -160,7 +164,9 @@ def log_step(fold: Fold, loss: float, rates: dict[str, float], meter: Meter) -> 
     """The line of a step, where it is time for one; a loss that leaps is marked in any case."""
     spike = fold.spikes.is_spike(loss)
     if spike:
-        tell(f"step {fold.step}: loss {loss:.4g} leaps out of the last {fold.spikes.WINDOW}")
+        logger.warning(
+            f"step {fold.step}: loss {loss:.4g} leaps out of the last {fold.spikes.WINDOW}"
+        )
     if spike or fold.step % fold.config.train.log_every == 0:
         figures = {
             "loss": loss,
@@ -285,7 +291,7 @@ def train(run: RunDir, number: int, leave: PreemptionHandler) -> str:
     for line in filter(
         None, ranks.gather_objects(package_mismatch(run) if ranks.local_rank == 0 else None) or ()
     ):
-        tell(f"warning: {line}")
+        logger.warning(line)
     attempt = Attempt(where, ranks.world, ranks.is_main, device_name(ranks.device))
     watchdog = Watchdog(
         where.stacks(ranks.rank), hang_seconds, lambda why: attempt.end("FAILED", why)
@@ -346,6 +352,7 @@ def main() -> int:
     parser.add_argument("--deadline", type=float, help="unix time before which to save and leave")
     args = parser.parse_args()
     LEAVE.set_deadline(args.deadline)
+    setup_logging(int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0))
     try:
         outcome = train(RunDir(args.run.resolve()), args.fold, LEAVE)
     except (UserError, OSError) as e:
@@ -353,7 +360,7 @@ def main() -> int:
             traceback.print_exc()
         if not is_user_error(e):
             return 1
-        tell(f"error: {one_line(e)}")
+        logger.error(one_line(e))
         return 2
     except BaseException as e:
         traceback.print_exc()

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.log import setup_logging
 
 
 def new_app(**settings: Any) -> typer.Typer:
@@ -94,6 +95,7 @@ def run_app(app: typer.Typer) -> None:
     if debug:
         sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
         os.environ["DFER_DEBUG"] = "1"
+    setup_logging()
     try:
         sys.exit(app(standalone_mode=False))
     except Exception as error:

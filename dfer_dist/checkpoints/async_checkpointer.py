@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.tracking.metrics_log import MetricsLog
 from dfer_dist.training.engine import Engine
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.log import tell
+
+logger = logging.getLogger(__name__)
 
 TRIES = 10  # failed writes in a row that end the run
 _GUESS = 1e8  # bytes a second
@@ -137,7 +139,7 @@ class AsyncCheckpointer:
         try:
             checkpoint.prune(self.folder, self.config.train.keep)
         except (OSError, UserError) as e:
-            tell(f"warning: old checkpoints stay for now: {e}")
+            logger.warning(f"old checkpoints stay for now: {e}")
 
     def _write(
         self,
@@ -161,8 +163,8 @@ class AsyncCheckpointer:
             self._prune()
         except OSError as e:
             self.failures, self._error = self.failures + 1, str(e)
-            tell(
-                f"warning: {target.name} could not be written ({e}): trying again soon (failure {self.failures} of {TRIES})"
+            logger.warning(
+                f"{target.name} could not be written ({e}): trying again soon (failure {self.failures} of {TRIES})"
             )
         except Exception as e:
             self._fault = e

@@ -14,6 +14,7 @@ under ZeRO-3, copied group 0's learning rate into all groups; saving is not atom
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -37,7 +38,8 @@ from dfer_dist.utils.files import (
     write_json,
     write_text,
 )
-from dfer_dist.utils.log import tell
+
+logger = logging.getLogger(__name__)
 
 MODEL, OPTIMIZER, STATE, CONFIG, COMPLETE = (
     "model.safetensors",
@@ -173,10 +175,12 @@ def newest(folder: Path) -> Path | None:
         fault = find_corruption(path)
         if not fault:
             if damaged:
-                tell(f"going on from {path.name}")
+                logger.info(f"going on from {path.name}")
             return path
         damaged += 1
-        tell(f"checkpoint {path.name} is damaged ({fault}): put aside as damaged-{path.name}")
+        logger.warning(
+            f"checkpoint {path.name} is damaged ({fault}): put aside as damaged-{path.name}"
+        )
         aside = path.with_name(f"damaged-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)

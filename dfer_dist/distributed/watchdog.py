@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import multiprocessing
 import os
 import resource
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dfer_dist.utils.log import tell
+logger = logging.getLogger(__name__)
 
 _TICK = 1.0  # seconds between two looks, at most
 _LATE = 10.0  # seconds that the last words may take
@@ -74,7 +75,7 @@ class Watchdog:
                 f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}: {line}\n")
                 f.flush()
                 faulthandler.dump_traceback(f, all_threads=True)
-            tell(line)
+            logger.error(line)
             self.hung(line)
             for (
                 worker

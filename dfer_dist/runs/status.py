@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -11,7 +12,8 @@ from typing import Any
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.provenance import other_packages
 from dfer_dist.utils.files import read_json, write_json
-from dfer_dist.utils.log import tell
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 5  # packages on a line
 
@@ -81,7 +83,7 @@ class Attempt:
             with self._lock:
                 write_json(self.path, self.status)
         except OSError as e:  # a full disk; the state is only what people look at
-            tell(f"warning: {self.path} cannot be written: {e}")
+            logger.warning(f"{self.path} cannot be written: {e}")
 
 
 def _now() -> str:

@@ -8,6 +8,7 @@ checkpoint stands for it. A server that is down, slow or full costs training not
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import threading
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfer_dist.tracking.uploader import Connect, Uploader, UploadQueue
-from dfer_dist.utils.log import tell
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
 
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"  # MLflow's words for how a run ended
 
@@ -50,7 +52,7 @@ class MetricsLog:
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         have = os.fstat(self._file).st_size
         if keep_bytes is not None and have < keep_bytes:
-            tell(f"warning: {self.path} has lost at least {keep_bytes - have} bytes of figures")
+            logger.warning(f"{self.path} has lost at least {keep_bytes - have} bytes of figures")
         self.size = (
             keep_bytes if keep_bytes is not None and have >= keep_bytes else whole_lines(self.path)
         )  # bytes of all lines so far
@@ -84,7 +86,7 @@ class MetricsLog:
                 self._flush()
             except OSError as e:
                 if first:
-                    tell(f"warning: {self.path} takes no more lines for now: {e}")
+                    logger.warning(f"{self.path} takes no more lines for now: {e}")
 
     def _flush(self) -> None:
         while self._waiting:
@@ -115,7 +117,7 @@ class MetricsLog:
             self.sync()
         os.close(self._file)
         if self._sender and not self._sender.close(last, timeout):
-            tell(
+            logger.warning(
                 f"tracking: not all of {self.path} could be sent; dfer sync {self.path.parent.parent} sends the rest"
             )
 

@@ -6,6 +6,7 @@ the runs, at whatever time and after whatever crash, finds first what is there.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -24,11 +25,12 @@ from dfer_dist.tracking.uploader import reason
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 from dfer_dist.utils.locks import file_lock
-from dfer_dist.utils.log import tell
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Run
+
+logger = logging.getLogger(__name__)
 
 _KEY, _FOLD = "dfer.run", "fold"  # tags
 _PROBE = 3.0  # seconds in which a server has to say something when a run begins
@@ -46,7 +48,6 @@ def client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    import logging
 
     logging.getLogger("alembic").setLevel(
         logging.WARNING
@@ -128,8 +129,8 @@ def begin(run: RunDir) -> None:
         if tracking["closed"]:
             api.update_run(ids["run_id"], status="RUNNING")
     except Exception as e:  # MLflow raises many kinds; none may stop a run
-        tell(
-            f"warning: tracking server {tracking['uri']} does not answer ({reason(e)}): going on without it; what it misses is sent "
+        logger.warning(
+            f"tracking server {tracking['uri']} does not answer ({reason(e)}): going on without it; what it misses is sent "
             f"when it answers, or by dfer sync {run.root}"
         )
 
@@ -331,7 +332,7 @@ def close_early(run: RunDir, fold: int, status: str) -> None:
             api, child = ChildRun(run, fold, running=True)()
             api.set_terminated(child, status)
         except Exception as e:
-            tell(f"tracking: {reason(e)}")
+            logger.warning(f"tracking: {reason(e)}")
 
 
 def delete_runs(run: RunDir) -> None:
@@ -344,7 +345,7 @@ def delete_runs(run: RunDir) -> None:
         for run_id in (*tracking["folds"].values(), tracking["run_id"]):
             api.delete_run(run_id)
     except Exception as e:  # whatever MLflow raises, the folder is free
-        tell(f"tracking: {reason(e)}")
+        logger.warning(f"tracking: {reason(e)}")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 import threading
@@ -10,7 +11,8 @@ from typing import Any
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.tracking.metrics_log import MetricsLog
 from dfer_dist.tracking.uploader import Connect, reason
-from dfer_dist.utils.log import tell
+
+logger = logging.getLogger(__name__)
 
 EVERY = 10.0  # seconds
 
@@ -48,7 +50,7 @@ class SystemMonitor:
                 )
                 self._tracker.commit(self._tracker.size)
         except Exception as e:  # a machine that does not tell is no reason to stop
-            tell(f"warning: no more figures of this machine's load: {reason(e)}")
+            logger.warning(f"no more figures of this machine's load: {reason(e)}")
 
 
 def _monitors() -> list[Any]:

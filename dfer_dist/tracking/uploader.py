@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,10 +17,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
-from dfer_dist.utils.log import tell
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
 
 BATCH = 1000  # metrics that MLflow takes in one request
 _CHUNK = 100_000  # bytes of the file sent at a time
@@ -61,8 +63,8 @@ class UploadQueue:
             held.close()
             return False
         except OSError as e:  # a file system without locks
-            tell(
-                f"warning: {self.path} cannot be locked ({e}): do not call dfer sync while it grows"
+            logger.warning(
+                f"{self.path} cannot be locked ({e}): do not call dfer sync while it grows"
             )
         self._held = held
         try:
@@ -181,7 +183,7 @@ class Uploader:
                         self._done = True
             except Exception as e:  # whatever MLflow raises, training goes on
                 if not silent:
-                    tell(
+                    logger.warning(
                         f"tracking: {reason(e)}; what is missing is sent when the server answers again"
                     )
                 silent = True

@@ -19,6 +19,7 @@ from dfer_dist.config.schema import Config, OptimConfig, Optimizer, Precision, S
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.training import bf16_gradients as gradients
 from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.log import demote_dependencies, prints_at_debug
 
 Groups = Mapping[str, Sequence[tuple[str, nn.Parameter]]]
 
@@ -131,7 +132,8 @@ def build_engine(
         {"params": [p for _, p in g], "lr": base_lr[name], "name": name}
         for name, g in groups.items()
     ]
-    with _nothing_to_collect():
+    demote_dependencies()
+    with _nothing_to_collect(), prints_at_debug():
         engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=_optimizer(param_groups, optim),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,8 @@ from dfer_dist.training.meters import Spikes
 from dfer_dist.training.objective import Objective
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json
-from dfer_dist.utils.log import tell
+
+logger = logging.getLogger(__name__)
 
 
 class Preempted(Exception):
@@ -178,7 +180,7 @@ class Fold:
             try:
                 write_json(self.dir.bad_steps, {"steps": self.bad_steps})
             except OSError as e:  # a full disk; the next checkpoint has them too
-                tell(f"warning: {self.dir.bad_steps} cannot be written: {e}")
+                logger.warning(f"{self.dir.bad_steps} cannot be written: {e}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint's ``state.json`` stands."""
@@ -343,7 +345,7 @@ def build(
     metrics_log, monitor, tracked = None, None, is_tracked(run)
     where = run.fold(number)
     if ranks.is_main:
-        tell(described if texts is None else f"{described}; {texts}")
+        logger.info(described if texts is None else f"{described}; {texts}")
         connect = ChildRun(run, number, running=True) if tracked else None
         metrics_log = MetricsLog(
             where.metrics, where.sent, connect, saved.state["metrics_bytes"] if saved else 0

@@ -50,7 +50,7 @@ def test_five_folds_log_at_once_and_the_server_is_away_for_a_while(
 @pytest.mark.tracking
 @pytest.mark.parametrize(("mode", "most"), [(DEAD, 2.0), (BROKEN, 2.0), (SLOW, 6.0)])
 def test_a_run_begins_at_once_whatever_the_server_does(
-    trial: Trial, proxy: Proxy, mode: str, most: float, capsys
+    trial: Trial, proxy: Proxy, mode: str, most: float, caplog
 ) -> None:
     trial.open()
     proxy.mode = mode
@@ -59,7 +59,7 @@ def test_a_run_begins_at_once_whatever_the_server_does(
     seconds = time.perf_counter() - times
     print(f"a server that is {mode} held the start up for {seconds:.2f} s")
     assert seconds < most
-    assert "dfer sync" in capsys.readouterr().err
+    assert "dfer sync" in caplog.text
 
 
 @pytest.mark.tracking

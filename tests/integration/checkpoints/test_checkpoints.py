@@ -1,3 +1,4 @@
+import logging
 from contextlib import suppress
 from pathlib import Path
 
@@ -159,20 +160,22 @@ class TestFolder:
     )
     @pytest.mark.parametrize("harm", ["gone", "cut", "flipped"])
     def test_a_damaged_latest_falls_back_to_the_one_before_and_says_so(
-        self, written, capsys, name, harm
+        self, written, caplog, name, harm
     ):
         folder, _ = written
+        caplog.set_level(logging.INFO, "dfer_dist")
         assert checkpoint.newest(folder).name == "step-00000040"
         corrupt(folder / "step-00000040" / name, harm)
         assert checkpoint.newest(folder).name == "step-00000030"
-        said = capsys.readouterr().err
+        said = caplog.text
+        caplog.clear()
         assert (
             "step-00000040 is damaged (" in said
             and (name in said or name == checkpoint.COMPLETE)
             and "going on from step-00000030" in said
         )
         assert (folder / "damaged-step-00000040").is_dir()
-        assert checkpoint.newest(folder).name == "step-00000030" and not capsys.readouterr().err
+        assert checkpoint.newest(folder).name == "step-00000030" and not caplog.text
 
     def test_without_any_whole_checkpoint_training_does_not_begin_anew_by_itself(self, written):
         folder, _ = written

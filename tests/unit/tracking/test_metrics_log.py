@@ -130,28 +130,28 @@ def test_what_was_sent_before_the_last_checkpoint_was_lost_stands(server, tmp_pa
     assert server.steps() == steps(FoldDir(tmp_path)) == list(range(1, 13))
 
 
-def test_a_server_that_comes_back_gets_everything(server, tmp_path, capsys):
+def test_a_server_that_comes_back_gets_everything(server, tmp_path, caplog):
     server.down = True
     metrics_log = tracker_of(tmp_path, server)
     begin = time.perf_counter()
     metrics_log.commit(log(metrics_log, 1, 2000))
     assert time.perf_counter() - begin < 2  # nobody waits for it
     until(lambda: server.requests > 2)
-    assert capsys.readouterr().err.count("is sent when the server answers again") == 1
+    assert caplog.text.count("is sent when the server answers again") == 1
     server.down = False
     until(lambda: len(server.steps()) == 2000)
     metrics_log.close(ended("FINISHED"))
     assert server.steps() == list(range(1, 2001)) == server.steps("epoch")
 
 
-def test_a_server_that_stays_away_holds_nothing_up(server, tmp_path, capsys):
+def test_a_server_that_stays_away_holds_nothing_up(server, tmp_path, caplog):
     server.down = True
     metrics_log = tracker_of(tmp_path, server)
     metrics_log.commit(log(metrics_log, 1, 3))
     begin = time.perf_counter()
     metrics_log.close(ended("FINISHED"), timeout=5)
     assert time.perf_counter() - begin < 2
-    assert "could be sent; dfer sync" in capsys.readouterr().err
+    assert "could be sent; dfer sync" in caplog.text
 
 
 def test_last_words_come_after_the_figures(server, tmp_path):
@@ -182,7 +182,7 @@ def test_one_process_at_a_time_sends(server, tmp_path):
     waiting.close()
 
 
-def test_a_full_disk_keeps_the_lines_and_takes_them_later(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_keeps_the_lines_and_takes_them_later(tmp_path, monkeypatch, caplog):
     room = [30]  # the disk takes so many bytes more
     write = os.write
 
@@ -196,7 +196,7 @@ def test_a_full_disk_keeps_the_lines_and_takes_them_later(tmp_path, monkeypatch,
     metrics_log = tracker_of(tmp_path, None)
     monkeypatch.setattr(os, "write", full)
     size = log(metrics_log, 1, 3)
-    assert capsys.readouterr().err.count("takes no more lines for now") == 1
+    assert caplog.text.count("takes no more lines for now") == 1
     with pytest.raises(OSError, match="No space"):
         metrics_log.sync()  # no checkpoint may stand on lines that do not
     room[0] = 10**6
@@ -207,12 +207,12 @@ def test_a_full_disk_keeps_the_lines_and_takes_them_later(tmp_path, monkeypatch,
     assert (tmp_path / "metrics.jsonl").read_bytes()[:size].endswith(b"}\n")
 
 
-def test_lines_that_a_crash_of_the_machine_took_are_told(tmp_path, capsys):
+def test_lines_that_a_crash_of_the_machine_took_are_told(tmp_path, caplog):
     metrics_log = tracker_of(tmp_path, None)
     size = log(metrics_log, 1, 3)
     metrics_log.close(ended("FINISHED"))
     again = tracker_of(tmp_path, None, size + 7)
-    assert "has lost at least 7 bytes" in capsys.readouterr().err
+    assert "has lost at least 7 bytes" in caplog.text
     again.close(ended("FINISHED"))
     os.truncate(tmp_path / "metrics.jsonl", size - 9)  # in the midst of a line
     again = tracker_of(tmp_path, None, size)
@@ -220,12 +220,12 @@ def test_lines_that_a_crash_of_the_machine_took_are_told(tmp_path, capsys):
     assert steps(FoldDir(tmp_path)) == [1, 2, 4, 5]
 
 
-def test_a_file_that_was_cut_does_not_keep_the_processor_busy(server, tmp_path, capsys):
+def test_a_file_that_was_cut_does_not_keep_the_processor_busy(server, tmp_path, caplog):
     metrics_log = tracker_of(tmp_path, server)
     size = log(metrics_log, 1, 3)
     os.truncate(tmp_path / "metrics.jsonl", 10)
     metrics_log.commit(size)
-    until(lambda: "was cut" in capsys.readouterr().err)
+    until(lambda: "was cut" in caplog.text)
     begin = time.process_time()
     time.sleep(0.5)
     assert time.process_time() - begin < 0.3
