@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from dfer_dist.config.schema import DataConfig
 from dfer_dist.data.loading.buffers import BufferPool
 from dfer_dist.data.loading.frame_sampling import train_frames
-from dfer_dist.data.loading.loader import PREFETCH, Batch, train_stream
+from dfer_dist.data.loading.loader import PREFETCH, Batch, train_loader
 from dfer_dist.data.loading.sampler import EpochPlan, all_clips, keyed_rng
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index
@@ -188,7 +188,7 @@ def _write_frames(
     """The sampled frames of the plan's first clips, in memory; all their frames as files."""
     reader, sampled = ClipReader(index), []
     for i, place in enumerate(
-        plan.place(step, lane) for step in range(steps) for lane in range(BATCH)
+        plan.sample_ref(step, lane) for step in range(steps) for lane in range(BATCH)
     ):
         frames = reader.jpegs(place.shard, place.row)
         rng = keyed_rng("clip", plan.seed, place.epoch, reader.key(place.shard, place.row))
@@ -205,7 +205,9 @@ def _open_stream(
 ) -> tuple[Iterator[Batch], int]:
     """A stream without end, and its worker's process id."""
     before = {child.pid for child in multiprocessing.active_children()}
-    stream = train_stream(index, replace(data, workers=workers), plan, 1 << 30, (0, 0), 0, 1, BATCH)
+    stream = train_loader(
+        index, replace(data, workers=workers), plan, epochs=1 << 30, micro_batch=BATCH
+    )
     next(stream)
     pid = next((c.pid for c in multiprocessing.active_children() if c.pid not in before), None)
     return stream, pid or os.getpid()

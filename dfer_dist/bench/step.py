@@ -30,7 +30,7 @@ from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.checkpoints.async_checkpointer import AsyncCheckpointer
 from dfer_dist.config.load import dump_config, read_config
 from dfer_dist.config.schema import Config, split_batch
-from dfer_dist.data.loading.loader import Batch, train_stream
+from dfer_dist.data.loading.loader import Batch, train_loader
 from dfer_dist.data.loading.sampler import EpochPlan, all_clips
 from dfer_dist.distributed.process_group import Ranks, leave, peak_memory, start
 from dfer_dist.evaluation.evaluate import clip_logits
@@ -91,8 +91,8 @@ class Ours:
             index = make_clips(self.folder / "fed", 5 * max(4, batch), size)
             data = replace(self.config.data, workers=1, image_size=size)
             plan = EpochPlan(all_clips(index, range(len(index.shards))), 0, 0, batch, data.block)
-            self.stream = train_stream(
-                index, data, plan, 1 << 30, (0, 0), 0, 1, self.engine.micro_batch
+            self.stream = train_loader(
+                index, data, plan, epochs=1 << 30, micro_batch=self.engine.micro_batch
             )
         waits: list[float] = []
         self._step(self._waiting(self.stream, waits))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import Config, Device, Precision
-from dfer_dist.data.loading.loader import Batch, evaluation_stream
+from dfer_dist.data.loading.loader import Batch, evaluation_loader
 from dfer_dist.data.loading.sampler import ClipSet, all_clips, evaluation_batches
 from dfer_dist.data.shards.index import Index, open_index
 from dfer_dist.data.shards.reader import ClipReader
@@ -279,9 +279,14 @@ def predict_here(
         if progress:
             progress(done, len(clips))
 
-    share = (config.eval.batch, 0, 1, config.train.seed, config.eval.views)
-    batches = evaluation_stream(
-        index, config.data, clips, *share, modalities=config.model.modalities
+    batches = evaluation_loader(
+        index,
+        config.data,
+        clips,
+        batch=config.eval.batch,
+        seed=config.train.seed,
+        views=config.eval.views,
+        modalities=config.model.modalities,
     )
     rows = predict(lambda frames: model(frames, text), batches, device, count)
     table = collect(rows, index, clips, Ranks(0, 1, 0, device))

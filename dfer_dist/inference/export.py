@@ -34,7 +34,8 @@ import dfer_dist
 from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.config.load import dump_config, load_config, read_config
 from dfer_dist.config.schema import Config, Precision, TrackingConfig
-from dfer_dist.data.loading import augmentation as augment
+from dfer_dist.data.loading import augmentation
+from dfer_dist.data.loading.augmentation import AugmentParams, stack_params
 from dfer_dist.data.loading.frame_sampling import eval_frames
 from dfer_dist.data.loading.modalities import draw_modality, find_points
 from dfer_dist.data.shards.sidecars import PARSING, REGIONS
@@ -150,8 +151,8 @@ class ExportedModel:
         size = self.config.data.image_size
         assert size is not None, "settled when the folder was written"
         shape = (frames.shape[1], frames.shape[2])
-        augment_params = torch.tensor([augment.unchanged(*shape)], dtype=torch.float32)
-        seen = [augment.apply(torch.from_numpy(np.array(frames))[None], augment_params, size)[0]]
+        params = stack_params([AugmentParams.identity(*shape)])
+        seen = [augmentation.apply(torch.from_numpy(np.array(frames))[None], params, size)[0]]
         for kind in self.config.model.modalities:
             assert points is not None, "a model with levels is given landmarks"
             seen.append(

@@ -14,7 +14,7 @@ from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.checkpoints.async_checkpointer import AsyncCheckpointer
 from dfer_dist.checkpoints.optimizer_state import restore
 from dfer_dist.config.schema import Config, Selection, Supervision, config_hash, split_batch
-from dfer_dist.data.loading.loader import Batch, evaluation_stream, train_stream
+from dfer_dist.data.loading.loader import Batch, evaluation_loader, train_loader
 from dfer_dist.data.loading.prefetch import check_cache
 from dfer_dist.data.loading.sampler import (
     BalancedPlan,
@@ -225,17 +225,18 @@ class Fold:
         model.eval()
         with torch.no_grad():
             text = model.module.text_features()
-        share = (config.eval.batch, ranks.rank, ranks.world)
         views, modalities = config.eval.views, config.model.modalities
-        batches = evaluation_stream(
+        batches = evaluation_loader(
             self.index,
             config.data,
             clips,
-            *share,
-            config.train.seed,
-            views,
-            shuffle_frames,
-            modalities,
+            batch=config.eval.batch,
+            rank=ranks.rank,
+            world_size=ranks.world,
+            seed=config.train.seed,
+            views=views,
+            shuffle_frames=shuffle_frames,
+            modalities=modalities,
         )
         try:
             rows = predict(lambda frames: model(frames, text), batches, ranks.device, self._go_on)
@@ -318,16 +319,16 @@ def build(
     saved = checkpoint.read(found) if found else None
     size, at = resolve_image_size(config), divmod(saved.state["step"] if saved else 0, plan.steps)
     # as early as can be: loader workers read while the model is built, and are forked before the threads of tracking are there
-    stream = train_stream(
+    stream = train_loader(
         index,
         config.data,
         plan,
-        config.train.epochs,
-        at,
-        ranks.rank,
-        ranks.world,
-        micro,
-        config.model.modalities,
+        epochs=config.train.epochs,
+        start=at,
+        rank=ranks.rank,
+        world_size=ranks.world,
+        micro_batch=micro,
+        modalities=config.model.modalities,
     )
     torch.manual_seed(config.train.seed)
     model = build_model(config.model, index.classes, config.data.num_frames, size)

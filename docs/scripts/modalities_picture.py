@@ -14,8 +14,8 @@ from skimage import data
 
 from dfer_dist.data.faces.alignment import FACE, face_pose, pose_matrix, to_crop, warp
 from dfer_dist.data.faces.tracking import track_face
-from dfer_dist.data.loading.augmentation import unchanged
-from dfer_dist.data.loading.modalities import draw_modality, move_points
+from dfer_dist.data.loading.augmentation import AugmentParams
+from dfer_dist.data.loading.modalities import draw_modality, transform_points
 from dfer_dist.demo.faces import render_clip
 
 SIDE = 224  # pixels
@@ -34,8 +34,8 @@ def drawn(label: int) -> tuple[np.ndarray, np.ndarray]:
     clip = render_clip(label, 8, (4, label), 64)
     apex = int(clip.course.argmax())
     frame = Image.fromarray(clip.frames[apex]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return np.asarray(frame), move_points(
-        clip.landmarks[apex : apex + 1], (64, 64), unchanged(64, 64), SIDE
+    return np.asarray(frame), transform_points(
+        clip.landmarks[apex : apex + 1], (64, 64), AugmentParams.identity(64, 64), SIDE
     )[0]
 
 

@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dfer_dist.config.schema import AugmentConfig, DataConfig
 from dfer_dist.data.loading import augmentation as augment
-from dfer_dist.data.loading.loader import evaluation_stream
+from dfer_dist.data.loading.augmentation import sample_params, stack_params
+from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import all_clips, keyed_rng
 from dfer_dist.data.shards.index import Index
 from dfer_dist.models.attention import attend
@@ -97,9 +98,8 @@ def test_quick_gelu_and_patches(device: str, kind: torch.dtype, tolerance: float
 def test_augmentation_is_that_of_the_processor(device: str, size: int) -> None:
     """To one grey level, but for pixels that a rotation takes from the other side of a border: few."""
     config = AugmentConfig(brightness=0.5, rotation=15.0, crop_scale=0.5, flip=True)
-    draws = torch.tensor(
-        [augment.draw(64, 64, config, keyed_rng("clip", 0, 0, str(i))) for i in range(20)],
-        dtype=torch.float32,
+    draws = stack_params(
+        sample_params(64, 64, config, keyed_rng("clip", 0, 0, str(i))) for i in range(20)
     )
     coarse = torch.randint(
         0, 256, (20 * 3, 3, 9, 9), generator=torch.Generator().manual_seed(0)
@@ -126,7 +126,7 @@ def test_batches_are_pinned_where_they_go_to_a_gpu(
     torch.zeros(1, device=device)  # as the model does
     data = DataConfig(str(tiny_shards.root), num_frames=2, image_size=32, workers=workers)
     clips = all_clips(tiny_shards, tiny_shards.test_shards(1))
-    for batch in evaluation_stream(tiny_shards, data, clips, 5, 0, 1):
+    for batch in evaluation_loader(tiny_shards, data, clips, batch=5):
         assert all(
             x.is_pinned() == (device == "cuda") for x in (batch.frames, batch.labels, batch.valid)
         )

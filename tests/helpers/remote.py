@@ -36,7 +36,7 @@ READER = """
 import sys
 from pathlib import Path
 import numpy as np
-from dfer_dist.data import store
+from dfer_dist.data.shards import store
 from dfer_dist.data.shards.cache import Cache
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.shards.index import read_index

@@ -1,13 +1,16 @@
 """Training augmentation and resizing, on whole batches, on the device that computes.
 
-A loader worker draws a few numbers a clip; :func:`apply` does the rest on the batch. One draw serves all frames of a clip.
-The steps are those of DFER-CLIP's released training: brightness, rotation, a crop of random area and of an aspect between
-3/4 and 4/3, a mirror image, each as far as the settings ask for it.
+A loader worker samples the parameters of each clip; :func:`apply` does the rest on the batch. All
+frames of a clip share one set of parameters. The steps are those of DFER-CLIP's released training
+code: brightness, rotation, a crop of random area and of an aspect ratio between 3/4 and 4/3, and a
+horizontal flip, each as far as the configuration asks for it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,39 +21,72 @@ from torchvision.transforms.v2 import functional as F
 
 from dfer_dist.config.schema import AugmentConfig
 
-DRAWS = 7  # numbers a clip: factor of brightness; angle, degrees; top, left, height, width of the crop, pixels; mirrored or not
 _CROP_TRIES = 10
-# clips: their floating-point copies stay in a processor's caches, or take up to 0.3 GB of a GPU at 16 frames of 224 x 224
-_AT_ONCE = {"cpu": 2, "cuda": 16}
+# Clips per chunk: their floating-point copies stay in a processor's caches, or take up to 0.3 GB of
+# a GPU at 16 frames of 224 x 224.
+_CHUNK_SIZE = {"cpu": 2, "cuda": 16}
 
 
-def unchanged(height: int, width: int) -> list[float]:
-    """Draws of a clip that is resized and nothing else."""
-    return [1, 0, 0, 0, height, width, 0]
+class AugmentParams(NamedTuple):
+    """What :func:`apply` does to one clip; a row of the tensor that :func:`stack_params` makes.
+
+    ``brightness`` is a factor, ``angle`` in degrees counter-clockwise; the crop's ``top``,
+    ``left``, ``height`` and ``width`` are in pixels of the clip's frames.
+    """
+
+    brightness: float
+    angle: float
+    top: float
+    left: float
+    height: float
+    width: float
+    flip: bool
+
+    @classmethod
+    def identity(cls, height: int, width: int) -> AugmentParams:
+        """Return the parameters of a clip that is resized and nothing else."""
+        return cls(1, 0, 0, 0, height, width, flip=False)
 
 
-def draw(height: int, width: int, config: AugmentConfig, rng: np.random.Generator) -> list[float]:
-    """Draws of a training clip with frames of ``height`` x ``width`` pixels."""
-    augment_params = unchanged(height, width)
+class _Box(NamedTuple):
+    """A crop, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def sample_params(
+    height: int, width: int, config: AugmentConfig, rng: np.random.Generator
+) -> AugmentParams:
+    """Sample the parameters of a training clip with frames of ``height`` x ``width`` pixels."""
+    params = AugmentParams.identity(height, width)
     if config.brightness:
-        augment_params[0] = rng.uniform(max(0.0, 1 - config.brightness), 1 + config.brightness)
+        low, high = max(0.0, 1 - config.brightness), 1 + config.brightness
+        params = params._replace(brightness=rng.uniform(low, high))
     if config.rotation:
-        augment_params[1] = rng.uniform(-config.rotation, config.rotation)
+        params = params._replace(angle=rng.uniform(-config.rotation, config.rotation))
     if config.crop_scale < 1:
-        augment_params[2:6] = _crop_box(height, width, config.crop_scale, rng)
+        params = params._replace(**_sample_box(height, width, config.crop_scale, rng)._asdict())
     if config.flip:
-        augment_params[6] = rng.random() < 0.5
-    return augment_params
+        params = params._replace(flip=rng.random() < 0.5)
+    return params
 
 
-def apply(frames: Tensor, augment_params: Tensor, size: int) -> Tensor:
-    """Change clips by their draws and bring them to squares.
+def stack_params(params: Iterable[AugmentParams]) -> Tensor:
+    """Return the parameters of a batch, float32 [b, 7], in the order of their fields."""
+    return torch.tensor(list(params), dtype=torch.float32)
+
+
+def apply(frames: Tensor, params: Tensor, size: int) -> Tensor:
+    """Augment clips and resize them to squares.
 
     Parameters
     ----------
     frames : uint8 [b, T, H, W, 3]
-    draws : float32 [b, 7], on the CPU
-        Rows of :func:`draw` or :func:`unchanged`.
+    params : float32 [b, 7], on the CPU
+        As of :func:`stack_params`.
     size : int
         Side of the square, pixels.
 
@@ -59,92 +95,96 @@ def apply(frames: Tensor, augment_params: Tensor, size: int) -> Tensor:
     uint8 [b, T, 3, size, size]
         On the device of ``frames``.
     """
-    parts = zip(
-        *(x.split(_AT_ONCE[frames.device.type]) for x in (frames, augment_params)), strict=True
-    )
-    return torch.cat([_apply(part.permute(0, 1, 4, 2, 3), own, size) for part, own in parts])
+    chunk = _CHUNK_SIZE[frames.device.type]
+    chunks = zip(frames.split(chunk), params.split(chunk), strict=True)
+    return torch.cat([_apply(part.permute(0, 1, 4, 2, 3), own, size) for part, own in chunks])
 
 
-def _apply(x: Tensor, augment_params: Tensor, size: int) -> Tensor:
-    """[b, T, 3, H, W] -> [b, T, 3, size, size]; what no clip needs is left out, which changes no pixel."""
-    factor, angle, box, mirrored = (
-        augment_params[:, 0],
-        augment_params[:, 1],
-        augment_params[:, 2:6],
-        augment_params[:, 6] > 0,
-    )
-    if (factor != 1).any():
-        bright = x * _sent(factor, x).view(-1, 1, 1, 1, 1)
-        x = bright.clamp_(max=255).to(torch.uint8)  # cuts the fraction off, as Pillow does
+def _apply(x: Tensor, params: Tensor, size: int) -> Tensor:
+    """Map [b, T, 3, H, W] to [b, T, 3, size, size].
+
+    Steps that no clip of the batch needs are left out, which changes no pixel.
+    """
+    # columns in the order of AugmentParams
+    brightness, angle = params[:, 0], params[:, 1]
+    box, flip = params[:, 2:6], params[:, 6] > 0
+    if (brightness != 1).any():
+        bright = x * _to_device_of(x, brightness).view(-1, 1, 1, 1, 1)
+        # truncates, as Pillow does
+        x = bright.clamp_(max=255).to(torch.uint8)
     if angle.any():
         x = _rotate(x, angle)
     height, width = x.shape[-2:]
     if height != size or width != size or (box != box.new_tensor([0, 0, height, width])).any():
-        return (
-            _resample_clips(x, box, mirrored, size)
-            if x.device.type == "cpu"
-            else _resample(x, box, mirrored, size)
-        )
-    if mirrored.any():
-        x = torch.where(_sent(mirrored, x).view(-1, 1, 1, 1, 1), x.flip(-1), x)
+        resample = _resample_clips if x.device.type == "cpu" else _resample
+        return resample(x, box, flip, size)
+    if flip.any():
+        x = torch.where(_to_device_of(x, flip).view(-1, 1, 1, 1, 1), x.flip(-1), x)
     return x.contiguous()
 
 
-def _sent(few: Tensor, x: Tensor) -> Tensor:
-    """A few numbers to the device of ``x``, without the host waiting for what that computes."""
-    return few.to(x.device, non_blocking=True)
+def _to_device_of(x: Tensor, values: Tensor) -> Tensor:
+    """Copy a few numbers to the device of ``x`` without waiting for what it computes."""
+    return values.to(x.device, non_blocking=True)
 
 
 def _rotate(x: Tensor, degrees: Tensor) -> Tensor:
-    """Turn each clip about its centre, counter-clockwise; the nearest pixel counts, and outside it is black."""
+    """Rotate each clip about its centre, counter-clockwise, by nearest neighbour, filled black."""
     height, width = x.shape[-2:]
-    turn = torch.deg2rad(degrees)
-    cos, sin, none = turn.cos(), turn.sin(), torch.zeros_like(turn)
-    theta = torch.stack(
-        [cos, -sin * height / width, none, sin * width / height, cos, none], 1
-    ).view(-1, 2, 3)
+    radians = torch.deg2rad(degrees)
+    cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
+    rows = [cos, -sin * height / width, zero, sin * width / height, cos, zero]
+    theta = torch.stack(rows, 1).view(-1, 2, 3)
     planes = x.flatten(1, 2).float()
-    grid = NF.affine_grid(_sent(theta, x), list(planes.shape), align_corners=False)
-    turned = NF.grid_sample(planes, grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return turned.to(torch.uint8).view_as(x)
+    grid = NF.affine_grid(_to_device_of(x, theta), list(planes.shape), align_corners=False)
+    rotated = NF.grid_sample(
+        planes, grid, mode="nearest", padding_mode="zeros", align_corners=False
+    )
+    return rotated.to(torch.uint8).view_as(x)
 
 
-def _resample_clips(x: Tensor, box: Tensor, mirrored: Tensor, size: int) -> Tensor:
-    """Crop and resize, one clip after the other: the CPU's kernel for bytes took a twentieth of :func:`_resample`'s time."""
+def _resample_clips(x: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Crop and resize one clip after the other.
+
+    The CPU's kernel for uint8 took a twentieth of the time of :func:`_resample`.
+    """
     out = x.new_empty(*x.shape[:3], size, size)
-    for clip, place, (top, left, height, width), mirror in zip(
-        x, out, box.int().tolist(), mirrored.tolist(), strict=True
-    ):
-        cut = clip[..., top : top + height, left : left + width]
-        new = F.resize(cut, [size, size], InterpolationMode.BILINEAR, antialias=True)
-        place.copy_(new.flip(-1) if mirror else new)
+    boxes = [_Box(*row) for row in box.int().tolist()]
+    for clip, target, crop, flipped in zip(x, out, boxes, flip.tolist(), strict=True):
+        rows = slice(crop.top, crop.top + crop.height)
+        columns = slice(crop.left, crop.left + crop.width)
+        resized = F.resize(
+            clip[..., rows, columns], [size, size], InterpolationMode.BILINEAR, antialias=True
+        )
+        target.copy_(resized.flip(-1) if flipped else resized)
     return out
 
 
 def _resample(
-    x: Tensor, box: Tensor, mirrored: Tensor, size: int, dtype: torch.dtype = torch.float16
+    x: Tensor, box: Tensor, flip: Tensor, size: int, dtype: torch.dtype = torch.float16
 ) -> Tensor:
     """Crop and resize all clips at once, as two products with matrices of weights.
 
-    The same as :func:`_resample_clips` but for rounding, without a kernel for each clip. Pixels are whole numbers up to
-    255, which float16 holds exactly; what it loses in the weights and in between is a fifth of a grey level at most.
+    Equal to :func:`_resample_clips` up to rounding, without a kernel launch for each clip. float16
+    holds pixels, whole numbers up to 255, exactly; rounding of the weights and of the products
+    between them costs a fifth of a grey level at most.
     """
-    mirrored = _sent(mirrored, x)
-    top, left, height, width = _sent(box, x).unbind(
-        1
-    )  # a few numbers: the weights are made where they are needed
-    rows = _weights(top, height, x.shape[-2], size)
-    columns = _weights(left, width, x.shape[-1], size)
-    columns = torch.where(mirrored.view(-1, 1, 1), columns.flip(1), columns)
+    flip = _to_device_of(x, flip)
+    # four numbers a clip: the matrices of weights are built on the device
+    top, left, height, width = _to_device_of(x, box).unbind(1)
+    rows = _interpolation_weights(top, height, x.shape[-2], size)
+    columns = _interpolation_weights(left, width, x.shape[-1], size)
+    columns = torch.where(flip.view(-1, 1, 1), columns.flip(1), columns)
     rows, columns = (w.to(dtype)[:, None, None] for w in (rows, columns.mT))
     return (rows @ x.to(dtype) @ columns).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _weights(start: Tensor, length: Tensor, total: int, size: int) -> Tensor:
-    """What each of ``total`` pixels weighs in each of ``size`` new ones that cover ``length`` pixels from ``start``.
+def _interpolation_weights(start: Tensor, length: Tensor, total: int, size: int) -> Tensor:
+    """Return the weights of ``total`` pixels in ``size`` new ones.
 
-    Bilinear interpolation between neighbours where pixels get smaller, a triangle over all pixels that fall together where
-    they get larger ("antialias"), as in Pillow; ``start`` and ``length`` are float32 [b].
+    The new pixels cover ``length`` pixels from ``start``, both float32 [b]. Enlarging interpolates
+    linearly between neighbours; shrinking weighs all pixels under a triangle (antialiasing), as
+    Pillow does.
 
     Returns
     -------
@@ -160,18 +200,16 @@ def _weights(start: Tensor, length: Tensor, total: int, size: int) -> Tensor:
     return weight / weight.sum(-1, keepdim=True)
 
 
-def _crop_box(
-    height: int, width: int, scale: float, rng: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Top, left, height, width of a crop; the whole frame if no draw fits."""
+def _sample_box(height: int, width: int, scale: float, rng: np.random.Generator) -> _Box:
+    """Sample a crop; the whole frame if no sampled crop fits."""
     for _ in range(_CROP_TRIES):
         area = rng.uniform(scale, 1) * height * width
         aspect = rng.uniform(3 / 4, 4 / 3)
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if (
-            rng.random() < 0.5
-        ):  # so that wide and tall crops are as frequent: the aspect's draw favours wide ones
+        # a uniform aspect ratio favours wide crops: this makes tall ones as frequent
+        if rng.random() < 0.5:
             w, h = h, w
         if w <= width and h <= height:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    return 0, 0, height, width
+            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            return _Box(top, left, h, w)
+    return _Box(0, 0, height, width)

@@ -1,7 +1,7 @@
-"""Batches for one rank, in the order of the plan, whatever the number of loader workers.
+"""Batches for one rank, in the order of the plan, at any number of loader workers.
 
-A batch is a list of places that a sampler names; a worker decodes a whole batch, and torch's DataLoader hands batches on in
-the sampler's order. Workers live through all epochs.
+A sampler yields requests, each for a whole batch; a worker decodes all of it, and torch's
+DataLoader returns batches in the order of the requests. Workers live through all epochs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dfer_dist.config.schema import DataConfig
-from dfer_dist.data.loading import augmentation as augment
-from dfer_dist.data.loading import buffers as pool
+from dfer_dist.data.loading import augmentation, buffers
+from dfer_dist.data.loading.augmentation import AugmentParams, sample_params, stack_params
 from dfer_dist.data.loading.frame_sampling import eval_frames, train_frames
 from dfer_dist.data.loading.modalities import ModalityReader
 from dfer_dist.data.loading.prefetch import (
     BatchRequest,
     Prefetcher,
-    evaluation_asks,
+    evaluation_requests,
     training_ahead,
 )
 from dfer_dist.data.loading.sampler import (
@@ -37,21 +37,36 @@ from dfer_dist.data.loading.sampler import (
     keyed_rng,
 )
 from dfer_dist.data.shards.index import Index
-from dfer_dist.data.shards.reader import ClipReader, DamagedClip
+from dfer_dist.data.shards.reader import Clip, ClipHandle, ClipReader, DamagedClip
 
-PREFETCH = 2  # batches that a worker has in hand or ready
-_TO_THE_JOB = (signal.SIGTERM, signal.SIGUSR2)  # Slurm sends them to every process
-KEPT = 2  # batches that the consumer holds: one in use, and the next while it comes
+PREFETCH = 2  # batches that a worker decodes or has ready
+KEPT = 2  # batches that the consumer holds: one in use, and the next while it is copied
+_JOB_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # Slurm sends them to every process
+_SENT_AS_ARRAYS = ("labels", "valid", "augment_params")
 
 
 @dataclass
 class Batch:
-    """Clips for one forward pass.
+    """Clips for one forward pass, with V views of T frames each and L further modalities.
 
-    ``frames`` uint8 [b, V T, S, S, 3], V views of T frames as they were decoded (in training one view), and behind them as many pictures
-    of each of L ``modalities``, which are finished; ``augment_params`` float32
-    [b, 7] what :meth:`pixels` does to them; ``labels`` int64 [b]; ``valid`` bool [b], False for padding and for clips lost
-    to damage, whose frames are zero; ``keys`` a name for each, empty for padding; ``lost`` says what was lost and why.
+    Attributes
+    ----------
+    frames : uint8 [b, V T (1 + L), S, S, 3]
+        All frames as they were decoded (V is 1 in training), then as many pictures of each
+        modality, which are augmented already.
+    labels : int64 [b]
+    valid : bool [b]
+        False for padding and for clips lost to damage, whose frames are zero.
+    keys : list of str
+        Of each clip; empty for padding.
+    lost : list of str
+        Which clips were lost, and why.
+    augment_params : float32 [b, 7]
+        What :meth:`pixels` does to each clip; see :class:`AugmentParams`.
+    views, modalities : int
+        V and L.
+    buffer : tuple of int, optional
+        Pool and index of the shared-memory buffer that holds ``frames``.
     """
 
     frames: Tensor
@@ -62,282 +77,366 @@ class Batch:
     augment_params: Tensor
     views: int = 1
     modalities: int = 0
-    slot: tuple[int, int] | None = field(
-        default=None, repr=False
-    )  # ring and slot that ``frames`` lie in
+    buffer: tuple[int, int] | None = field(default=None, repr=False)
 
     def pixels(self, device: torch.device) -> Tensor:
-        """What the model sees, uint8 [b, V (1 + L) T, 3, S, S] on ``device``: augmented in training. In each view frames come first, then each level."""
+        """Return the model's input, augmented, uint8 [b, V (1 + L) T, 3, S, S] on ``device``.
+
+        In each view the frames come first, then the pictures of each modality.
+        """
         frames = self.frames.to(device, non_blocking=True)
+        size = frames.shape[2]
         if not self.modalities:
-            return augment.apply(frames, self.augment_params, frames.shape[2])
+            return augmentation.apply(frames, self.augment_params, size)
         count = frames.shape[1] // (1 + self.modalities)
-        seen = augment.apply(frames[:, :count], self.augment_params, frames.shape[2])
-        every = torch.cat([seen, frames[:, count:].permute(0, 1, 4, 2, 3)], 1)
-        return (
-            every.unflatten(1, (1 + self.modalities, self.views, -1)).transpose(1, 2).flatten(1, 3)
+        augmented = augmentation.apply(frames[:, :count], self.augment_params, size)
+        pictures = frames[:, count:].permute(0, 1, 4, 2, 3)
+        by_modality = torch.cat([augmented, pictures], 1).unflatten(
+            1, (1 + self.modalities, self.views, -1)
         )
+        return by_modality.transpose(1, 2).flatten(1, 3)
 
     def pin_memory(self) -> Batch:
-        self.frames, self.labels, self.valid = (
-            x.pin_memory() for x in (self.frames, self.labels, self.valid)
-        )
-        self.slot = None
+        """Move the tensors to page-locked memory; called by torch's DataLoader."""
+        self.frames = self.frames.pin_memory()
+        self.labels = self.labels.pin_memory()
+        self.valid = self.valid.pin_memory()
+        self.buffer = None
         return self
 
-    def __reduce__(
-        self,
-    ) -> tuple[Any, ...]:  # from a worker: a file descriptor for each tensor would take longer
-        frames = self.frames if self.slot is None else None
-        few = [x.numpy() for x in (self.labels, self.valid, self.augment_params)]
-        return _arrive, (few, self.keys, self.lost, frames, self.views, self.modalities, self.slot)
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a worker sends: small arrays by value, a buffer by its index.
 
+        A file descriptor for each tensor, as torch would send, takes longer.
+        """
+        state = dict(vars(self))
+        for name in _SENT_AS_ARRAYS:
+            state[name] = state[name].numpy()
+        if self.buffer is not None:
+            state["frames"] = None
+        return state
 
-def _arrive(
-    few: list[np.ndarray],
-    keys: list[str],
-    lost: list[str],
-    frames: Tensor | None,
-    views: int,
-    modalities: int,
-    slot: tuple[int, int] | None,
-) -> Batch:
-    labels, valid, augment_params = map(torch.from_numpy, few)
-    if frames is None:
-        assert slot is not None, "frames are sent, or lie in a slot"
-        frames = pool.export(*slot)
-    return Batch(frames, labels, valid, keys, lost, augment_params, views, modalities, slot)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name in _SENT_AS_ARRAYS:
+            state[name] = torch.from_numpy(state[name])
+        if state["buffer"] is not None:
+            state["frames"] = buffers.export(*state["buffer"])
+        vars(self).update(state)
 
 
 @contextmanager
-def _noted(lost: list[str]) -> Iterator[None]:
+def _record_damage(lost: list[str]) -> Iterator[None]:
     try:
         yield
     except DamagedClip as e:
         lost.append(str(e))
 
 
-class _Clips(Dataset[Batch]):
-    """Batches by their places. With ``views`` 0 for training: random frames, and draws for augmentation."""
+class _Item(NamedTuple):
+    """A clip of a batch while it is read."""
+
+    position: int  # in the batch
+    rng: np.random.Generator
+    handle: ClipHandle
+    buffer: np.ndarray  # of its frames in the batch, uint8 [V T, S, S, 3]
+
+
+class _ClipDataset(Dataset[Batch]):
+    """Batches by request.
+
+    ``views`` is 0 for training: frames and augmentation are then random.
+    """
 
     def __init__(
         self,
         index: Index,
         data: DataConfig,
+        *,
         seed: int,
         batch: int,
         modalities: Sequence[str],
         views: int = 0,
         shuffle_frames: bool = False,
     ) -> None:
+        assert data.image_size is not None, "the model determines it"
         self.reader, self.prefetcher = ClipReader(index), Prefetcher(index)
         self.modalities = ModalityReader(index, modalities)
-        assert data.image_size is not None, "the model settles it"
-        self.data, self.seed, self.batch, self.views, self.shuffle = (
-            data,
-            seed,
-            batch,
-            views,
-            shuffle_frames,
-        )
+        self.data = data
+        self.seed = seed
+        self.batch = batch
+        self.views = views
+        self.shuffle_frames = shuffle_frames
         self.size = data.image_size
         self.frames = max(views, 1) * data.num_frames
         shape = (batch, (1 + len(modalities)) * self.frames, self.size, self.size, 3)
-        self.pool = pool.BufferPool(data.workers * PREFETCH + KEPT, shape)
+        self.pool = buffers.BufferPool(data.workers * PREFETCH + KEPT, shape)
 
-    def __getitem__(self, places: BatchRequest) -> Batch:  # the sampler yields whole batches
-        """One stage after the other for all clips: each finds its code still in the processor's cache, which decoding empties."""
-        self.prefetcher.want(places.ahead)
-        frames, slot = self.pool.acquire()
-        buffers = list(frames[:, : self.frames])
-        keys, labels, valid = [""] * self.batch, [0] * self.batch, [False] * self.batch
-        augment_params = [augment.unchanged(self.size, self.size)] * self.batch
-        found, clips, lost = [], [], list[str]()
-        for i, (shard, row, epoch) in enumerate(places):
-            keys[i] = self.reader.key(shard, row)
-            rng = keyed_rng("clip", self.seed, epoch, keys[i])
-            with _noted(lost):
-                found.append((i, rng, self.reader.find(shard, row, partial(self._choose, rng))))
-        for i, rng, part in found:
-            with _noted(lost):
-                clips.append((i, rng, part, self.reader.decode(part, buffers[i])))
-        for i, rng, part, clip in clips:
-            drawn = self._draw(clip.frames, rng)
-            with _noted(lost):
-                self.modalities.draw(
-                    part.shard,
-                    clip.key,
-                    part.wanted,
-                    clip.frames.shape[1:3],
-                    drawn,
-                    frames[i, self.frames :],
-                )
-                labels[i], valid[i] = clip.label, True
-                augment_params[i] = self._finish(clip.frames, buffers[i], drawn)
-        frames[[not v for v in valid]] = 0
-        # a worker only fills a slot; the process that gets the batch lends it out
-        tensor = (
-            torch.from_numpy(frames)
-            if slot is None or self.data.workers
-            else self.pool.export(slot)
-        )
-        where = None if slot is None else (self.pool.id, slot)
-        few = (
-            torch.tensor(labels),
-            torch.tensor(valid),
-            keys,
-            lost,
-            torch.tensor(augment_params, dtype=torch.float32),
-        )
-        return Batch(tensor, *few, max(self.views, 1), len(self.modalities.modalities), where)
+    def __getitem__(self, request: BatchRequest) -> Batch:
+        """Read and decode a batch.
 
-    def _draw(self, frames: np.ndarray, rng: np.random.Generator) -> list[float]:
-        height, width = frames.shape[1:3]
-        return (
-            augment.unchanged(height, width)
-            if self.views
-            else augment.draw(height, width, self.data.augment, rng)
-        )
-
-    def _finish(
-        self, frames: np.ndarray, buffer: np.ndarray, augment_params: list[float]
-    ) -> list[float]:
-        """The draws that are left to be done for a clip, and its frames in ``buffer``, where they are already unless they are of another size.
-
-        Those are brought to the model's size here, by their draws, and nothing is left to be done: memory for frames of
-        every size would have to be made anew for each batch, which takes longer.
+        Each stage handles all clips before the next begins, which keeps its code in the
+        processor's cache: decoding empties it.
         """
-        if frames is buffer:
-            return augment_params
-        changed = augment.apply(
-            torch.from_numpy(frames)[None],
-            torch.tensor([augment_params], dtype=torch.float32),
-            self.size,
-        )
-        torch.from_numpy(buffer).copy_(changed[0].permute(0, 2, 3, 1))
-        return augment.unchanged(self.size, self.size)
+        self.prefetcher.prefetch(request.ahead)
+        array, index = self.pool.acquire()
+        batch = self._empty_batch(array, index)
+        items = self._find(request, array, batch)
+        decoded = self._decode(items, batch.lost)
+        params = [AugmentParams.identity(self.size, self.size)] * self.batch
+        for item, clip in decoded:
+            i = item.position
+            with _record_damage(batch.lost):
+                params[i] = self._finish(item, clip, array[i, self.frames :])
+                batch.labels[i], batch.valid[i] = clip.label, True
+        batch.augment_params = stack_params(params)
+        array[~batch.valid.numpy()] = 0
+        # a worker only fills a buffer: the process that receives the batch exports it
+        if index is not None and not self.data.workers:
+            batch.frames = self.pool.export(index)
+        return batch
 
-    def _choose(self, rng: np.random.Generator, _: str, count: int) -> np.ndarray:
+    def _empty_batch(self, array: np.ndarray, index: int | None) -> Batch:
+        return Batch(
+            frames=torch.from_numpy(array),
+            labels=torch.zeros(self.batch, dtype=torch.int64),
+            valid=torch.zeros(self.batch, dtype=torch.bool),
+            keys=[""] * self.batch,
+            lost=[],
+            augment_params=torch.empty(0),
+            views=max(self.views, 1),
+            modalities=len(self.modalities.modalities),
+            buffer=None if index is None else (self.pool.id, index),
+        )
+
+    def _find(self, request: BatchRequest, array: np.ndarray, batch: Batch) -> list[_Item]:
+        items = []
+        for i, ref in enumerate(request):
+            key = batch.keys[i] = self.reader.key(ref.shard, ref.row)
+            rng = keyed_rng("clip", self.seed, ref.epoch, key)
+            with _record_damage(batch.lost):
+                handle = self.reader.find(ref.shard, ref.row, partial(self._choose_frames, rng))
+                items.append(_Item(i, rng, handle, array[i, : self.frames]))
+        return items
+
+    def _decode(self, items: list[_Item], lost: list[str]) -> list[tuple[_Item, Clip]]:
+        decoded = []
+        for item in items:
+            with _record_damage(lost):
+                decoded.append((item, self.reader.decode(item.handle, item.buffer)))
+        return decoded
+
+    def _finish(self, item: _Item, clip: Clip, pictures: np.ndarray) -> AugmentParams:
+        """Draw a clip's modalities, resize its frames if needed; return what is left to do.
+
+        Frames of the model's size are in their buffer already. Others are augmented and resized
+        here: memory for frames of every size would have to be allocated for each batch, which takes
+        longer.
+        """
+        height, width = clip.frames.shape[1:3]
+        if self.views:
+            params = AugmentParams.identity(height, width)
+        else:
+            params = sample_params(height, width, self.data.augment, item.rng)
+        self.modalities.draw(item.handle, (height, width), params, pictures)
+        if clip.frames is item.buffer:
+            return params
+        frames = torch.from_numpy(clip.frames)[None]
+        resized = augmentation.apply(frames, stack_params([params]), self.size)
+        torch.from_numpy(item.buffer).copy_(resized[0].permute(0, 2, 3, 1))
+        return AugmentParams.identity(self.size, self.size)
+
+    def _choose_frames(self, rng: np.random.Generator, _: str, count: int) -> np.ndarray:
         if not self.views:
             return train_frames(count, self.data, rng)
         views = eval_frames(count, self.data, self.views)
-        return np.concatenate([rng.permutation(v) if self.shuffle else v for v in views])
+        return np.concatenate([rng.permutation(v) if self.shuffle_frames else v for v in views])
 
 
-class _TrainOrder(Sampler[BatchRequest]):
-    """Micro batches of one rank from (epoch, step) to the end of training."""
+class TrainSampler(Sampler[BatchRequest]):
+    """Requests for the micro batches of one rank, from (epoch, step) to the end of training.
+
+    Raises
+    ------
+    ValueError
+        If the global batch is not divisible by ``world_size``.
+    """
 
     def __init__(
         self,
         plan: EpochPlan,
+        *,
         epochs: int,
         start: tuple[int, int],
         rank: int,
-        world: int,
-        micro: int,
+        world_size: int,
+        micro_batch: int,
     ) -> None:
-        self.plan, self.epochs, self.start, self.micro = plan, epochs, start, micro
-        own, over = divmod(plan.global_batch, world)
-        if over:
-            raise ValueError(f"{plan.global_batch} lanes for {world} ranks: {over} would be lost")
-        self.lanes = range(rank * own, (rank + 1) * own)
+        self.plan, self.epochs, self.start = plan, epochs, start
+        self.micro_batch = micro_batch
+        lanes_per_rank, rest = divmod(plan.global_batch, world_size)
+        if rest:
+            raise ValueError(
+                f"{plan.global_batch} lanes for {world_size} ranks: {rest} would be lost"
+            )
+        self.lanes = range(rank * lanes_per_rank, (rank + 1) * lanes_per_rank)
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        first, skip = self.start
-        for epoch in range(first, self.epochs):
-            plan, begin = self.plan.at(epoch), skip if epoch == first else 0
+        first_epoch, first_step = self.start
+        for epoch in range(first_epoch, self.epochs):
+            plan = self.plan.at(epoch)
+            begin = first_step if epoch == first_epoch else 0
             for step in range(begin, plan.steps):
-                ahead = (
-                    training_ahead(plan, step, self.lanes, self.epochs)
-                    if step == begin or step % plan.block == 0
-                    else ()
-                )
-                for i in range(0, len(self.lanes), self.micro):
-                    places = [plan.place(step, lane) for lane in self.lanes[i : i + self.micro]]
-                    yield BatchRequest(places, () if i else ahead)
+                ahead: Sequence[int] = ()
+                if step == begin or step % plan.block == 0:
+                    ahead = training_ahead(plan, step, self.lanes, self.epochs)
+                for i in range(0, len(self.lanes), self.micro_batch):
+                    lanes = self.lanes[i : i + self.micro_batch]
+                    refs = (plan.sample_ref(step, lane) for lane in lanes)
+                    yield BatchRequest(refs, () if i else ahead)
 
 
-def train_stream(
+def train_loader(
     index: Index,
     data: DataConfig,
     plan: EpochPlan,
+    *,
     epochs: int,
-    start: tuple[int, int],
-    rank: int,
-    world: int,
-    micro: int,
+    micro_batch: int,
+    start: tuple[int, int] = (0, 0),
+    rank: int = 0,
+    world_size: int = 1,
     modalities: Sequence[str] = (),
 ) -> Iterator[Batch]:
-    """Micro batches of rank ``rank`` of ``world``, from ``start`` = (epoch, step) to the end of the last epoch.
+    """Return the micro batches of a rank from ``start`` to the end of the last epoch.
 
-    ``plan`` may be of any epoch: it carries clips, seed, global batch and block. A step is ``global_batch / world / micro``
-    batches in a row. Resuming reads nothing of what was passed. ``modalities`` are ``model.modalities``: they change no draw.
+    A step is ``global_batch / world_size / micro_batch`` consecutive batches. Resuming reads
+    nothing of the steps before ``start``.
+
+    Parameters
+    ----------
+    index : Index
+    data : DataConfig
+    plan : EpochPlan
+        Of any epoch: gives clips, seed, global batch and block.
+    epochs : int
+        Number of epochs of the whole training.
+    micro_batch : int
+        Clips in a batch.
+    start : tuple of int
+        Epoch and step of the first batch.
+    rank, world_size : int
+    modalities : sequence of str
+        ``model.modalities``; they do not change the frames and their augmentation.
     """
-    order = _TrainOrder(plan, epochs, start, rank, world, micro)
-    return _start(_loader(_Clips(index, data, plan.seed, micro, modalities), order))
+    dataset = _ClipDataset(index, data, seed=plan.seed, batch=micro_batch, modalities=modalities)
+    sampler = TrainSampler(
+        plan,
+        epochs=epochs,
+        start=start,
+        rank=rank,
+        world_size=world_size,
+        micro_batch=micro_batch,
+    )
+    return _start(_data_loader(dataset, sampler))
 
 
-def evaluation_stream(
+def evaluation_loader(
     index: Index,
     data: DataConfig,
     clips: ClipSet,
+    *,
     batch: int,
-    rank: int,
-    world: int,
+    rank: int = 0,
+    world_size: int = 1,
     seed: int = 0,
     views: int = 1,
     shuffle_frames: bool = False,
     modalities: Sequence[str] = (),
 ) -> Iterator[Batch]:
-    """Batches of an exact evaluation for one rank: those of the plan whose number is ``rank`` modulo ``world``.
+    """Return the batches of an exact evaluation for one rank.
 
-    Every rank gets the same number of batches; the last may be padding altogether, since ranks must step together where
-    weights are sharded. Each clip comes once, with all its ``views``.
+    Batch number k goes to rank k modulo ``world_size``. Every rank gets the same number of batches,
+    the last of which may be padding altogether, since ranks must step together where weights are
+    sharded. Each clip comes once, with all its views.
+
+    Parameters
+    ----------
+    index : Index
+    data : DataConfig
+    clips : ClipSet
+    batch : int
+        Clips in a batch.
+    rank, world_size : int
+    seed : int
+        Of ``shuffle_frames``.
+    views : int
+        Of each clip; see :func:`~dfer_dist.data.loading.frame_sampling.eval_frames`.
+    shuffle_frames : bool
+        Shuffle the frames of each view.
+    modalities : sequence of str
+        ``model.modalities``.
     """
     batches = evaluation_batches(clips, batch)
-    own: list[list[SampleRef]] = batches[rank::world]
-    own += [[]] * (-(-len(batches) // world) - len(own))
-    return _start(
-        _loader(
-            _Clips(index, data, seed, batch, modalities, views, shuffle_frames),
-            evaluation_asks(own),
-        )
+    own: list[list[SampleRef]] = batches[rank::world_size]
+    own += [[]] * (-(-len(batches) // world_size) - len(own))
+    dataset = _ClipDataset(
+        index,
+        data,
+        seed=seed,
+        batch=batch,
+        modalities=modalities,
+        views=views,
+        shuffle_frames=shuffle_frames,
     )
+    return _start(_data_loader(dataset, evaluation_requests(own)))
 
 
-def _loader(clips: _Clips, order: Sampler[BatchRequest] | list[BatchRequest]) -> DataLoader[Batch]:
-    import webdataset.gopen  # noqa: F401  # now, or each worker does at its first shard; not above, since an exported model reads no shards
+def _data_loader(
+    dataset: _ClipDataset, sampler: Sampler[BatchRequest] | list[BatchRequest]
+) -> DataLoader[Batch]:
+    # Imported before workers are forked, or each imports it at its first shard. Not at the top of
+    # the file, since an exported model reads no shards.
+    import webdataset.gopen  # noqa: F401
 
-    workers = clips.data.workers
+    options: dict[str, Any] = {}
+    if dataset.data.workers:
+        # a new interpreter instead of a fork takes seconds to import torch
+        options = {
+            "num_workers": dataset.data.workers,
+            "prefetch_factor": PREFETCH,
+            "worker_init_fn": _reset_worker,
+            "multiprocessing_context": "fork",
+        }
     return DataLoader(
-        clips,
-        sampler=order,
-        batch_size=None,  # the sampler's items are batches already
-        num_workers=workers,
-        prefetch_factor=PREFETCH if workers else None,
-        pin_memory=torch.cuda.is_initialized(),  # this process computes on a GPU: one beside train.device=cpu is left alone
-        worker_init_fn=_calm_worker if workers else None,
-        multiprocessing_context="fork"
-        if workers
-        else None,  # a fresh interpreter takes seconds to import torch
+        dataset,
+        sampler=sampler,
+        batch_size=None,  # the sampler yields whole batches
+        # only where this process computes on a GPU: train.device=cpu leaves one alone
+        pin_memory=torch.cuda.is_initialized(),
+        **options,
     )
 
 
 def _start(loader: DataLoader[Batch]) -> Iterator[Batch]:
-    """Begin to read. Workers are born with the job's signals blocked: torch gives them a handler that would end them before :func:`_calm_worker` is called."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TO_THE_JOB)
+    """Start the workers with the job's signals blocked.
+
+    torch gives them a handler that would end them before :func:`_reset_worker` is called.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
     try:
         return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _calm_worker(_: int) -> None:
-    """A worker inherits the trainer's signal handlers, which are not meant for it: signals to the job reach it too."""
+def _reset_worker(_: int) -> None:
+    """Replace the trainer's signal handlers, which a worker inherits, and use one thread.
+
+    Signals to the job reach workers too.
+    """
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    if (
-        signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-    ):  # a rank that is told to leave needs its workers until it has saved
+    # a rank that is preempted needs its workers until it has saved
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _TO_THE_JOB)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _JOB_SIGNALS)
     torch.set_num_threads(1)

@@ -1,7 +1,9 @@
-"""Parsing maps and landmarks of a clip's sampled frames, drawn for the model: ``model.modalities`` (FineCLIPER's middle level, Chen et al., ACM MM 2024).
+"""Parsing maps and landmarks of a clip's sampled frames, drawn as the model reads them.
 
-They come out of the extras beside the shards (:mod:`dfer_dist.data.faces.enrich`) and get the frames' own draws, but for brightness: turned, cropped and mirrored like
-these, drawn at the model's size. Maps are picked without interpolation, so their colours stay those of the palette; in a mirror, left and right change colours.
+These are ``model.modalities`` (FineCLIPER, Chen et al., ACM MM 2024). They are read from the
+sidecar tars of the shards (:mod:`dfer_dist.data.faces.enrich`) and get the augmentation of the
+frames except brightness, at the model's size. Maps are resampled by nearest neighbour, so colours
+stay those of the palette; flipping a clip exchanges the colours of left and right.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,9 +24,9 @@ from dfer_dist.data.faces.parsing_maps import (
     draw_regions,
     fill_missing,
 )
-from dfer_dist.data.loading.augmentation import unchanged
+from dfer_dist.data.loading.augmentation import AugmentParams
 from dfer_dist.data.shards.index import Index
-from dfer_dist.data.shards.reader import DamagedClip
+from dfer_dist.data.shards.reader import ClipHandle, DamagedClip
 from dfer_dist.data.shards.sidecars import (
     LANDMARKS,
     PARSING,
@@ -33,122 +36,128 @@ from dfer_dist.data.shards.sidecars import (
 )
 from dfer_dist.data.shards.store import Remote
 
-_OPEN = 128  # tars of a level kept open, as of the shards themselves
-_DAMAGE = (OSError, ValueError, LookupError, TypeError)  # what reading altered bytes raises
+_MAX_OPEN = 128  # tars of a modality kept open, as of the shards themselves
+_DAMAGE = (OSError, ValueError, LookupError, TypeError)  # raised by reading altered bytes
+
+
+class _Tar(NamedTuple):
+    """An open sidecar tar."""
+
+    file: int
+    # offset, size and CRC32 by the member's name
+    members: dict[str, list[int]]
 
 
 class ModalityReader:
-    """Draws the levels of clips of an index; keeps the tars it used last open.
+    """Draws the modalities of clips; keeps the tars that it used last open.
 
     Parameters
     ----------
     index : Index
-    levels : sequence of str
+    modalities : sequence of str
         Of ``parsing`` and ``landmarks``, in the order in which they are drawn.
     """
 
     def __init__(self, index: Index, modalities: Sequence[str]) -> None:
         self.index, self.modalities = index, tuple(modalities)
-        self._tars: dict[
-            tuple[int, str], tuple[int, dict[str, list[int]]]
-        ] = {}  # in order of use, oldest first
+        # least recently used first
+        self._tars: dict[tuple[int, str], _Tar] = {}
 
     def draw(
         self,
-        shard: int,
-        key: str,
-        wanted: Sequence[int],
-        frame: tuple[int, int],
-        augment_params: Sequence[float],
-        buffer: np.ndarray,
+        clip: ClipHandle,
+        frame_size: tuple[int, int],
+        params: AugmentParams,
+        out: np.ndarray,
     ) -> None:
-        """Draw a clip's levels for its frames ``wanted`` into ``buffer``, uint8 [L len(wanted), S, S, 3], one level after the other.
+        """Draw the modalities of a clip's chosen frames into ``out``, one after the other.
 
         Parameters
         ----------
-        frame : tuple of int
+        clip : ClipHandle
+        frame_size : tuple of int
             Height and width of the clip's frames, pixels.
-        draws : sequence of float
-            As of :func:`~dfer_dist.data.loading.augmentation.draw`.
+        params : AugmentParams
+            Of the clip.
+        out : uint8 [L T, S, S, 3]
 
         Raises
         ------
         UserError
-            If the shard has no such extra.
+            If the shard has no such sidecar tar.
         DamagedClip
             If its bytes are not what was written.
         """
-        size, count = buffer.shape[1], len(wanted)
+        count = len(clip.wanted)
         for i, kind in enumerate(self.modalities):
-            own = buffer[i * count : (i + 1) * count]
+            draw = self._draw_parsing if kind == PARSING else self._draw_landmarks
             try:
-                if kind == PARSING:
-                    labels = decode_maps(
-                        self._read(shard, key, kind, "maps.png"),
-                        self._array(shard, key, kind, "starts.npy"),
-                        wanted,
-                    )
-                    colours(
-                        pick_labels(labels, frame, augment_params, size),
-                        mirrored=augment_params[6] > 0,
-                        out=own,
-                    )
-                else:
-                    found, points = (
-                        self._array(shard, key, LANDMARKS, f"{name}.npy")
-                        for name in ("found", "landmarks")
-                    )
-                    own[:] = draw_dots(
-                        move_points(
-                            fill_missing(points, found)[list(wanted)], frame, augment_params, size
-                        ),
-                        size,
-                    )
+                draw(clip, frame_size, params, out[i * count : (i + 1) * count])
             except _DAMAGE as e:
-                raise DamagedClip(self.index.shards[shard].file, key, f"{kind}: {e}") from e
+                file = self.index.shards[clip.shard].file
+                raise DamagedClip(file, clip.key, f"{kind}: {e}") from e
 
-    def _array(self, shard: int, key: str, kind: str, name: str) -> np.ndarray:
-        return read_array(self._read(shard, key, kind, name))
+    def _draw_parsing(
+        self, clip: ClipHandle, frame_size: tuple[int, int], params: AugmentParams, out: np.ndarray
+    ) -> None:
+        maps = self._read(clip, PARSING, "maps.png")
+        starts = read_array(self._read(clip, PARSING, "starts.npy"))
+        labels = decode_maps(maps, starts, clip.wanted)
+        resampled = resample_labels(labels, frame_size, params, out.shape[1])
+        colours(resampled, mirrored=params.flip, out=out)
 
-    def _read(self, shard: int, key: str, kind: str, name: str) -> bytes:
-        file, members = self._tar(shard, kind)
-        at, size, crc32 = members[f"{key}.{name}"]
-        data = os.pread(file, size, at)
+    def _draw_landmarks(
+        self, clip: ClipHandle, frame_size: tuple[int, int], params: AugmentParams, out: np.ndarray
+    ) -> None:
+        found = read_array(self._read(clip, LANDMARKS, "found.npy"))
+        points = fill_missing(read_array(self._read(clip, LANDMARKS, "landmarks.npy")), found)
+        size = out.shape[1]
+        out[:] = draw_dots(transform_points(points[clip.wanted], frame_size, params, size), size)
+
+    def _read(self, clip: ClipHandle, kind: str, name: str) -> bytes:
+        tar = self._tar(clip.shard, kind)
+        offset, size, crc32 = tar.members[f"{clip.key}.{name}"]
+        data = os.pread(tar.file, size, offset)
         if len(data) != size or zlib.crc32(data) != crc32:
             raise ValueError(f"{name} has another CRC32 than when it was written")
         return data
 
-    def _tar(self, shard: int, kind: str) -> tuple[int, dict[str, list[int]]]:
-        place = (shard, kind)
-        tar = self._tars.pop(place, None)
+    def _tar(self, shard: int, kind: str) -> _Tar:
+        tar = self._tars.pop((shard, kind), None)
         if tar is None:
-            if len(self._tars) >= _OPEN * len(self.modalities):
-                os.close(self._tars.pop(next(iter(self._tars)))[0])
-            about, root, entry = (
-                describe_modality(self.index, shard, kind),
-                self.index.root,
-                self.index.shards[shard],
-            )
-            if isinstance(root, Remote):
-                file = root.open(
-                    str(extra_path(Path(entry.file), kind)), about["sha256"], about["bytes"]
-                )
-            else:
-                file = os.open(extra_path(self.index.path(shard), kind), os.O_RDONLY)
-            tar = (file, about["members"])
-        self._tars[place] = tar
+            if len(self._tars) >= _MAX_OPEN * len(self.modalities):
+                os.close(self._tars.pop(next(iter(self._tars))).file)
+            tar = self._open(shard, kind)
+        self._tars[shard, kind] = tar
         return tar
+
+    def _open(self, shard: int, kind: str) -> _Tar:
+        about = describe_modality(self.index, shard, kind)
+        root = self.index.root
+        if isinstance(root, Remote):
+            name = str(extra_path(Path(self.index.shards[shard].file), kind))
+            file = root.open(name, about["sha256"], about["bytes"])
+        else:
+            file = os.open(extra_path(self.index.path(shard), kind), os.O_RDONLY)
+        return _Tar(file, about["members"])
 
     def __reduce__(self) -> tuple[type, tuple[Index, tuple[str, ...]]]:
         return type(self), (self.index, self.modalities)  # another process opens its own files
 
     def __del__(self) -> None:
-        for file, _ in self._tars.values():
-            os.close(file)
+        for tar in self._tars.values():
+            os.close(tar.file)
 
 
 def find_points(frames: Iterable[np.ndarray]) -> np.ndarray:
-    """Landmarks of frames, uint8 [H, W, 3] each, as ``dfer enrich`` finds them; those of frames without a face filled in. float32 [T, 68, 2].
+    """Return the landmarks of frames as ``dfer enrich`` finds them, float32 [T, 68, 2].
+
+    Those of frames without a face are interpolated.
+
+    Parameters
+    ----------
+    frames : iterable of ndarray
+        uint8 [H, W, 3] each.
 
     Raises
     ------
@@ -161,8 +170,10 @@ def find_points(frames: Iterable[np.ndarray]) -> np.ndarray:
     return fill_missing(track.points, track.found)
 
 
-def draw_modality(kind: str, points: np.ndarray, frame: tuple[int, int], size: int) -> np.ndarray:
-    """A level of frames that are resized and nothing else, drawn from their landmarks.
+def draw_modality(
+    kind: str, points: np.ndarray, frame_size: tuple[int, int], size: int
+) -> np.ndarray:
+    """Draw a modality of frames that are resized and nothing else from their landmarks.
 
     Parameters
     ----------
@@ -170,81 +181,85 @@ def draw_modality(kind: str, points: np.ndarray, frame: tuple[int, int], size: i
         ``parsing``, as regions, or ``landmarks``.
     points : float array [T, 68, 2]
         Pixels of the frames; NaN gives black.
-    frame : tuple of int
-        Their height and width.
+    frame_size : tuple of int
+        Height and width of the frames.
     size : int
-        Side of the squares that they become.
+        Side of the squares that they are resized to.
 
     Returns
     -------
     uint8 array [T, size, size, 3]
     """
-    augment_params = unchanged(*frame)
+    params = AugmentParams.identity(*frame_size)
     if kind == LANDMARKS:
-        return draw_dots(move_points(points, frame, augment_params, size), size)
-    labels = np.stack([draw_regions(own, *frame) for own in points])
-    return colours(pick_labels(labels, frame, augment_params, size))
+        return draw_dots(transform_points(points, frame_size, params, size), size)
+    labels = np.stack([draw_regions(own, *frame_size) for own in points])
+    return colours(resample_labels(labels, frame_size, params, size))
 
 
-def move_points(
-    points: np.ndarray, frame: tuple[int, int], augment_params: Sequence[float], size: int
+def transform_points(
+    points: np.ndarray, frame_size: tuple[int, int], params: AugmentParams, size: int
 ) -> np.ndarray:
-    """Points of a clip's frames as points of what :func:`~dfer_dist.data.loading.augmentation.apply` makes of these.
+    """Transform points of a clip's frames as :func:`augmentation.apply` transforms the frames.
 
     Parameters
     ----------
     points : float array [T, N, 2]
         Pixels, the centre of the upper left one at (0, 0).
-    frame : tuple of int
+    frame_size : tuple of int
         Height and width of the frames.
-    draws, size
-        As there.
+    params : AugmentParams
+    size : int
+        Side of the resized squares.
 
     Returns
     -------
     float64 array [T, N, 2]
     """
-    _, angle, top, left, height, width, mirrored = augment_params
-    centre = np.array([frame[1], frame[0]]) / 2
-    at = (
-        points.astype(np.float64) + 0.5 - centre
-    )  # from here on the corner of the upper left pixel is at (0, 0), as areas want it
-    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    turned = at @ np.array([[cos, -sin], [sin, cos]]) + centre
-    moved = (turned - [left, top]) * [size / width, size / height]
-    if mirrored:
-        moved = moved * [-1, 1] + [size, 0]
-    return moved - 0.5
+    centre = np.array([frame_size[1], frame_size[0]]) / 2
+    # until the end, (0, 0) is the corner of the upper left pixel, as areas need it
+    from_centre = points.astype(np.float64) + 0.5 - centre
+    cos, sin = math.cos(math.radians(params.angle)), math.sin(math.radians(params.angle))
+    rotated = from_centre @ np.array([[cos, -sin], [sin, cos]]) + centre
+    scale = [size / params.width, size / params.height]
+    resized = (rotated - [params.left, params.top]) * scale
+    if params.flip:
+        resized = resized * [-1, 1] + [size, 0]
+    return resized - 0.5
 
 
-def pick_labels(
-    labels: np.ndarray, frame: tuple[int, int], augment_params: Sequence[float], size: int
+def resample_labels(
+    labels: np.ndarray, frame_size: tuple[int, int], params: AugmentParams, size: int
 ) -> np.ndarray:
-    """Maps of a clip's frames, of any size, as :func:`~dfer_dist.data.loading.augmentation.apply` moves these: the nearest label counts, outside it is background.
+    """Transform label maps of a clip's frames as :func:`augmentation.apply` transforms the frames.
+
+    Nearest neighbour; outside of the maps is background.
 
     Parameters
     ----------
     labels : uint8 array [T, h, w]
-    frame, draws, size
-        As for :func:`move_points`.
+        Of any size.
+    frame_size, params, size
+        As for :func:`transform_points`.
 
     Returns
     -------
     uint8 array [T, size, size]
-        In a mirrored picture the labels themselves stay, so that :func:`~dfer_dist.data.faces.parsing_maps.colours` has to swap them.
+        A flip keeps the labels themselves, which
+        :func:`~dfer_dist.data.faces.parsing_maps.colours` then has to exchange.
     """
-    _, angle, top, left, height, width, mirrored = augment_params
     along = (np.arange(size) + 0.5) / size
-    y, x = top + along * height, left + (along[::-1] if mirrored else along) * width
-    scale = labels.shape[1] / frame[0], labels.shape[2] / frame[1]
-    if not angle:
-        rows, columns = ((at * s).astype(np.int64) for at, s in zip((y, x), scale, strict=True))
+    across = along[::-1] if params.flip else along
+    y, x = params.top + along * params.height, params.left + across * params.width
+    scale_y, scale_x = labels.shape[1] / frame_size[0], labels.shape[2] / frame_size[1]
+    if not params.angle:
+        rows, columns = (y * scale_y).astype(np.int64), (x * scale_x).astype(np.int64)
         return labels[:, rows][:, :, columns]
-    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    down, right = y[:, None] - frame[0] / 2, x[None] - frame[1] / 2
-    rows = np.floor((sin * right + cos * down + frame[0] / 2) * scale[0]).astype(np.int64)
-    columns = np.floor((cos * right - sin * down + frame[1] / 2) * scale[1]).astype(np.int64)
+    cos, sin = math.cos(math.radians(params.angle)), math.sin(math.radians(params.angle))
+    down, right = y[:, None] - frame_size[0] / 2, x[None] - frame_size[1] / 2
+    source_y = (sin * right + cos * down + frame_size[0] / 2) * scale_y
+    source_x = (cos * right - sin * down + frame_size[1] / 2) * scale_x
+    rows, columns = np.floor(source_y).astype(np.int64), np.floor(source_x).astype(np.int64)
     inside = (rows >= 0) & (rows < labels.shape[1]) & (columns >= 0) & (columns < labels.shape[2])
-    return np.where(
-        inside, labels[:, np.where(inside, rows, 0), np.where(inside, columns, 0)], 0
-    ).astype(np.uint8)
+    nearest = labels[:, np.where(inside, rows, 0), np.where(inside, columns, 0)]
+    return np.where(inside, nearest, 0).astype(np.uint8)

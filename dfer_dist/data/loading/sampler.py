@@ -1,9 +1,13 @@
-"""The order of clips as a pure function of (seed, epoch, index, global batch).
+"""The order of training clips: a pure function of (seed, epoch, index, global batch).
 
-The global batch of B clips is B lanes. An epoch permutes the shards, lays them end to end as one ring, turns the ring by a
-random amount, cuts it into B equal lanes, and shuffles within blocks of each lane; step k takes place k of every lane.
-Nothing here knows of ranks, workers or restarts, so none of them can change the order. At most B - 1 clips sit out an
-epoch, other ones each time. Planning costs O(shards) memory and time; a lane's block is shuffled only when it is reached.
+The order is elastically deterministic, as MosaicML Streaming calls it: it does not depend on the
+number of ranks, nodes, workers or restarts. An epoch shuffles the shards, concatenates them,
+rotates the result by a random offset and cuts it into as many equal lanes as the global batch has
+clips. Step k takes the k-th clip of every lane, and clips are shuffled within blocks of a lane.
+Each rank reads a contiguous range of lanes, so 1, 2 and 4 ranks see the same global batches, and
+resuming needs (epoch, step) and nothing else. At most (global batch - 1) clips are dropped in an
+epoch, other ones each time. Planning takes memory and time proportional to the number of shards; a
+block of a lane is shuffled only when it is reached.
 """
 
 from __future__ import annotations
@@ -21,7 +25,10 @@ from dfer_dist.utils.errors import UserError
 
 
 class SampleRef(NamedTuple):
-    """A clip by shard (position in the index) and row (position in the shard), with the epoch that asks for it."""
+    """A clip by ``shard`` (position in the index) and ``row`` (position in the shard).
+
+    ``epoch`` keys the clip's augmentation.
+    """
 
     shard: int
     row: int
@@ -30,9 +37,10 @@ class SampleRef(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Clips that one pass reads: shards of the index, whole or only some of their rows.
+    """The clips of a data set: shards of the index, all or only some of their rows.
 
-    ``rows[i]`` holds the rows of ``shards[i]`` in rising order, or is None for all of them.
+    ``counts[i]`` is the number of clips of ``shards[i]``; ``rows[i]`` holds their rows in ascending
+    order, or is None for all rows.
     """
 
     shards: tuple[int, ...]
@@ -43,16 +51,17 @@ class ClipSet:
         return self._total
 
     @cached_property
-    def _total(self) -> int:  # asked for with every place
+    def _total(self) -> int:
         return sum(self.counts)
 
-    def place(self, position: int, row: int, epoch: int) -> SampleRef:
+    def sample_ref(self, position: int, row: int, epoch: int) -> SampleRef:
+        """Return the ``row``-th clip that is used of the shard at ``position`` in ``shards``."""
         chosen = self.rows[position]
         return SampleRef(self.shards[position], row if chosen is None else int(chosen[row]), epoch)
 
 
 def all_clips(index: Index, shards: Sequence[int]) -> ClipSet:
-    """Every clip of the given shards."""
+    """Return every clip of the given shards."""
     return ClipSet(
         tuple(shards), tuple(index.shards[i].clips for i in shards), (None,) * len(shards)
     )
@@ -63,8 +72,9 @@ def train_val_split(
 ) -> tuple[ClipSet, ClipSet]:
     """Split shards into a training part and a stratified validation part.
 
-    Of every class, ``fraction`` of the clips (at least one, never all of them) go to validation: those whose keys have the
-    smallest keyed hash, so that the choice depends on the seed and the keys alone, not on how shards were cut.
+    Of each class, ``fraction`` of the clips (at least one, never all of them) go to validation: those
+    whose keys have the smallest keyed hash, so that the choice depends on the seed and the keys
+    alone, not on how clips are distributed over shards.
 
     Returns
     -------
@@ -81,15 +91,17 @@ def train_val_split(
         for row, (key, label) in enumerate(zip(table["key"], table["label"], strict=True)):
             digest = hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).digest()
             by_label.setdefault(label, []).append((digest, i, row))
-    held: dict[int, list[int]] = {i: [] for i in shards}
+    val_rows: dict[int, list[int]] = {i: [] for i in shards}
     for label, clips in by_label.items():
         if len(clips) < 2:
             raise UserError(
-                f"class {index.classes[label]} has one training clip: selection=best_val needs two of each class"
+                f"class {index.classes[label]} has one training clip: "
+                "selection=best_val needs two of each class"
             )
-        for _, i, row in sorted(clips)[: min(max(1, round(fraction * len(clips))), len(clips) - 1)]:
-            held[i].append(row)
-    val = [np.array(sorted(held[i]), dtype=np.int64) for i in shards]
+        count = min(max(1, round(fraction * len(clips))), len(clips) - 1)
+        for _, i, row in sorted(clips)[:count]:
+            val_rows[i].append(row)
+    val = [np.array(sorted(val_rows[i]), dtype=np.int64) for i in shards]
     train = [
         np.setdiff1d(np.arange(index.shards[i].clips), v) for i, v in zip(shards, val, strict=True)
     ]
@@ -99,14 +111,41 @@ def train_val_split(
     return train_set, val_set
 
 
+class _ShardOrder(NamedTuple):
+    """The concatenation of an epoch's shuffled shards."""
+
+    positions: np.ndarray  # of the shards in the ClipSet, shuffled
+    ends: np.ndarray  # of the shards in the concatenation, clips
+    offset: int  # by which the concatenation is rotated, clips
+
+
+class _Block(NamedTuple):
+    """A block of every lane: steps that are shuffled among themselves."""
+
+    index: int
+    start: int  # first step
+    size: int  # steps
+
+
 @dataclass(frozen=True)
 class EpochPlan:
-    """One epoch of training over ``clips`` in global batches of ``global_batch`` clips.
+    """One epoch of training over ``clips``.
+
+    Parameters
+    ----------
+    clips : ClipSet
+    seed : int
+    epoch : int
+    global_batch : int
+        Clips in a step over all ranks, which is the number of lanes.
+    block : int
+        Steps of a lane that are shuffled among themselves: a larger block mixes clips of more
+        shards and reads more shards at a time.
 
     Raises
     ------
     UserError
-        When built with fewer clips than one global batch.
+        If there are fewer clips than one global batch.
     """
 
     clips: ClipSet
@@ -118,70 +157,98 @@ class EpochPlan:
     def __post_init__(self) -> None:
         if len(self.clips) < self.global_batch:
             raise UserError(
-                f"train.global_batch={self.global_batch}, but there are {len(self.clips)} training clips: choose a smaller one"
+                f"train.global_batch={self.global_batch}, but there are {len(self.clips)} "
+                "training clips: choose a smaller one"
             )
 
     def at(self, epoch: int) -> Self:
-        """The plan of another epoch."""
+        """Return the plan of another epoch."""
         return replace(self, epoch=epoch)
 
     @property
     def steps(self) -> int:
-        """Steps of the epoch, which is the length of a lane."""
+        """Number of steps of the epoch, which is the length of a lane."""
         return len(self.clips) // self.global_batch
 
     @property
     def num_dropped(self) -> int:
-        """Clips that this epoch leaves out."""
+        """Number of clips that this epoch leaves out."""
         return len(self.clips) - self.steps * self.global_batch
 
-    @cached_property
-    def _ring(self) -> tuple[np.ndarray, np.ndarray, int]:
-        rng = keyed_rng("ring", self.seed, self.epoch)
-        order = rng.permutation(len(self.clips.shards))
-        ends = np.cumsum(np.asarray(self.clips.counts, dtype=np.int64)[order])
-        return order, ends, int(rng.integers(len(self.clips)))
+    def sample_ref(self, step: int, lane: int) -> SampleRef:
+        """Return the clip of lane ``lane`` (0 to B - 1) at step ``step`` (0 to ``steps`` - 1)."""
+        self._check_range(step, lane)
+        block, order = self._block(step), self._shard_order
+        shuffled = int(self._shuffled_steps(block, lane)[step - block.start])
+        at = (lane * self.steps + block.start + shuffled + order.offset) % len(self.clips)
+        position, row = _locate(order.ends, at)
+        return self.clips.sample_ref(int(order.positions[position]), row, self.epoch)
 
-    def place(self, step: int, lane: int) -> SampleRef:
-        """The clip in lane ``lane`` (0 to B - 1) of step ``step`` (0 to steps - 1)."""
+    def block_shards(self, step: int, lanes: range) -> list[int]:
+        """Return the shards that ``lanes`` read from ``step`` to the end of its block.
+
+        They come in the order in which they are first needed.
+        """
+        block, order = self._block(step), self._shard_order
+        columns = []
+        for lane in lanes:
+            shuffled = self._shuffled_steps(block, lane)[step - block.start :].astype(np.int64)
+            columns.append(lane * self.steps + block.start + order.offset + shuffled)
+        at = np.stack(columns, axis=1) % len(self.clips)
+        return [self.clips.shards[order.positions[i]] for i in _first_uses(order.ends, at)]
+
+    @cached_property
+    def _shard_order(self) -> _ShardOrder:
+        rng = keyed_rng("ring", self.seed, self.epoch)
+        positions = rng.permutation(len(self.clips.shards))
+        ends = np.cumsum(np.asarray(self.clips.counts, dtype=np.int64)[positions])
+        return _ShardOrder(positions, ends, int(rng.integers(len(self.clips))))
+
+    def _block(self, step: int) -> _Block:
+        index = step // self.block
+        start = index * self.block
+        return _Block(index, start, min(self.block, self.steps - start))
+
+    def _shuffled_steps(self, block: _Block, lane: int) -> np.ndarray:
+        return _shuffled_steps(self.seed, self.epoch, lane, block.index, block.size)
+
+    def _check_range(self, step: int, lane: int) -> None:
         if not (0 <= step < self.steps and 0 <= lane < self.global_batch):
             raise IndexError(
                 f"step {step}, lane {lane} of {self.steps} steps, {self.global_batch} lanes"
             )
-        block, inside = divmod(step, self.block)
-        size = min(self.block, self.steps - block * self.block)
-        shuffled = _block_order(self.seed, self.epoch, lane, block, size)[inside]
-        order, ends, turn = self._ring
-        at = (lane * self.steps + block * self.block + int(shuffled) + turn) % len(self.clips)
-        position, row = _locate(ends, at)
-        return self.clips.place(int(order[position]), row, self.epoch)
-
-    def block_shards(self, step: int, lanes: range) -> list[int]:
-        """Shards that ``lanes`` read from ``step`` to the end of its block, in the order in which they are first needed."""
-        block, inside = divmod(step, self.block)
-        size = min(self.block, self.steps - block * self.block)
-        order, ends, turn = self._ring
-        orders = (_block_order(self.seed, self.epoch, lane, block, size)[inside:] for lane in lanes)
-        starts = (lane * self.steps + block * self.block + turn for lane in lanes)
-        places = np.stack(
-            [start + order.astype(np.int64) for start, order in zip(starts, orders, strict=True)],
-            axis=1,
-        )
-        return [self.clips.shards[order[i]] for i in _stretches(ends, places % len(self.clips))]
 
 
 @dataclass(frozen=True)
 class BalancedPlan(EpochPlan):
-    """An epoch as long as the plain one in which every class comes equally often: rarer classes repeat their clips.
+    """An epoch of the same length in which every class comes equally often.
 
-    Each class is an endless stream, one random permutation of its clips after another, of which an epoch takes the next
-    stretch; so no clip comes a third time before all of its class have come twice. A clip's pass through the stream takes
-    the place of the epoch in keying its augmentation: a repeated clip is cropped anew. Costs O(clips).
+    Clips of rarer classes are repeated. Each class is an endless stream, one random permutation of
+    its clips after another, of which an epoch takes the next stretch: no clip comes a third time
+    before all of its class have come twice. The number of the permutation takes the place of the
+    epoch in a clip's augmentation: a repeated clip is augmented anew. Takes memory and time
+    proportional to the number of clips.
 
-    ``by_class`` has the places of each class that occurs among the set's clips, as :func:`clips_by_class` gives them.
+    Parameters
+    ----------
+    by_class : tuple of ndarray of int64
+        Positions of each class's clips in the set, as of :func:`clips_by_class`.
     """
 
     by_class: tuple[np.ndarray, ...] = ()
+
+    def sample_ref(self, step: int, lane: int) -> SampleRef:
+        """Return the clip of a lane at a step; its ``epoch`` is the number of its permutation."""
+        self._check_range(step, lane)
+        at, permutation = map(int, self._order[step * self.global_batch + lane])
+        return self.clips.sample_ref(*_locate(self._ends, at), permutation)
+
+    def block_shards(self, step: int, lanes: range) -> list[int]:
+        """Return the shards as for the plain plan; clips of a class may be in any shard."""
+        block = self._block(step)
+        rows = slice(step * self.global_batch, (block.start + block.size) * self.global_batch)
+        at = self._order[rows, 0].reshape(-1, self.global_batch)
+        return [self.clips.shards[i] for i in _first_uses(self._ends, at[:, lanes])]
 
     @cached_property
     def _ends(self) -> np.ndarray:
@@ -189,60 +256,27 @@ class BalancedPlan(EpochPlan):
 
     @cached_property
     def _order(self) -> np.ndarray:
-        """Place among the set's clips and pass number, int64 [steps * B, 2], in the order of steps."""
+        """Position in the set and number of the permutation, int64 [steps * B, 2], by step."""
         quota = -(-self.steps * self.global_batch // len(self.by_class))
+        stretch = np.arange(self.epoch * quota, (self.epoch + 1) * quota)
         taken = []
-        for c, members in enumerate(self.by_class):
-            passes, inside = np.divmod(
-                np.arange(self.epoch * quota, (self.epoch + 1) * quota), len(members)
-            )
-            orders = {
-                p: keyed_rng("class", self.seed, c, p).permutation(members)
-                for p in np.unique(passes)
+        for label, members in enumerate(self.by_class):
+            numbers, inside = np.divmod(stretch, len(members))
+            permutations = {
+                n: keyed_rng("class", self.seed, label, n).permutation(members)
+                for n in np.unique(numbers)
             }
-            taken.append(
-                np.stack(
-                    [np.array([orders[p][i] for p, i in zip(passes, inside, strict=True)]), passes],
-                    axis=1,
-                )
-            )
+            clips = [permutations[n][i] for n, i in zip(numbers, inside, strict=True)]
+            taken.append(np.stack([np.array(clips), numbers], axis=1))
         mixed = keyed_rng("balanced", self.seed, self.epoch).permutation(np.concatenate(taken))
         return mixed[: self.steps * self.global_batch]
 
-    def place(self, step: int, lane: int) -> SampleRef:
-        """The clip in lane ``lane`` of step ``step``; its ``epoch`` is its pass."""
-        if not (0 <= step < self.steps and 0 <= lane < self.global_batch):
-            raise IndexError(
-                f"step {step}, lane {lane} of {self.steps} steps, {self.global_batch} lanes"
-            )
-        at, seen = (int(x) for x in self._order[step * self.global_batch + lane])
-        return self.clips.place(*_locate(self._ends, at), seen)
-
-    def block_shards(self, step: int, lanes: range) -> list[int]:
-        """As for the plain plan; a class has its clips anywhere, so these are soon all shards."""
-        end = min((step // self.block + 1) * self.block, self.steps)
-        places = self._order[step * self.global_batch : end * self.global_batch, 0].reshape(
-            -1, self.global_batch
-        )
-        return [self.clips.shards[i] for i in _stretches(self._ends, places[:, lanes])]
-
-
-def _locate(ends: np.ndarray, at: int) -> tuple[int, int]:
-    """Which of the stretches that end at ``ends`` place ``at`` lies in, and how far into it."""
-    stretch = int(np.searchsorted(ends, at, side="right"))
-    return stretch, at - (int(ends[stretch - 1]) if stretch else 0)
-
-
-def _stretches(ends: np.ndarray, places: np.ndarray) -> list[int]:
-    """The stretches that ``places`` [steps, lanes] lie in, each once, in the order of steps."""
-    found, firsts = np.unique(
-        np.searchsorted(ends, places.ravel(), side="right"), return_index=True
-    )
-    return found[np.argsort(firsts)].tolist()
-
 
 def clips_by_class(index: Index, clips: ClipSet) -> tuple[np.ndarray, ...]:
-    """Places among the set's clips, int64 arrays, for each class of the index in label order. Reads the label column."""
+    """Return the positions of each class's clips in the set, int64 arrays, in label order.
+
+    Reads the label column of every shard.
+    """
     labels = [index.sidecar(i)["label"].to_numpy() for i in clips.shards]
     chosen = [
         own if rows is None else own[rows] for own, rows in zip(labels, clips.rows, strict=True)
@@ -252,19 +286,34 @@ def clips_by_class(index: Index, clips: ClipSet) -> tuple[np.ndarray, ...]:
 
 
 def evaluation_batches(clips: ClipSet, batch: int) -> list[list[SampleRef]]:
-    """Every clip once, in the order of the index, cut into batches of ``batch`` clips (the last one may be shorter)."""
-    places = [
-        clips.place(p, row, 0) for p, count in enumerate(clips.counts) for row in range(count)
+    """Cut all clips, in the order of the index, into batches of ``batch`` clips.
+
+    The last one may be shorter.
+    """
+    refs = [
+        clips.sample_ref(p, row, 0) for p, count in enumerate(clips.counts) for row in range(count)
     ]
-    return [places[i : i + batch] for i in range(0, len(places), batch)]
+    return [refs[i : i + batch] for i in range(0, len(refs), batch)]
 
 
-def keyed_rng(*words: object) -> np.random.Generator:
-    """A generator whose stream depends on ``words`` alone; other words give an independent stream."""
-    digest = hashlib.blake2b("/".join(map(str, words)).encode(), digest_size=16).digest()
+def keyed_rng(*key: object) -> np.random.Generator:
+    """Return a generator whose stream depends on ``key`` alone, independent of those of others."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
+def _locate(ends: np.ndarray, at: int) -> tuple[int, int]:
+    """Return which of the shards that end at ``ends`` holds clip ``at``, and its row there."""
+    shard = int(np.searchsorted(ends, at, side="right"))
+    return shard, at - (int(ends[shard - 1]) if shard else 0)
+
+
+def _first_uses(ends: np.ndarray, at: np.ndarray) -> list[int]:
+    """Return the shards that hold clips ``at`` [steps, lanes], each once, by first use."""
+    found, first = np.unique(np.searchsorted(ends, at.ravel(), side="right"), return_index=True)
+    return found[np.argsort(first)].tolist()
+
+
 @lru_cache(maxsize=8192)
-def _block_order(seed: int, epoch: int, lane: int, block: int, size: int) -> np.ndarray:
+def _shuffled_steps(seed: int, epoch: int, lane: int, block: int, size: int) -> np.ndarray:
     return keyed_rng("block", seed, epoch, lane, block).permutation(size).astype(np.int32)

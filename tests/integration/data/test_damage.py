@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfer_dist.config.schema import DataConfig
-from dfer_dist.data.loading.loader import train_stream
+from dfer_dist.data.loading.loader import train_loader
 from dfer_dist.data.loading.sampler import EpochPlan, all_clips
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import (
@@ -321,8 +321,12 @@ def test_shards_that_are_gone_or_short_stop_a_run_unless_the_budget_covers_their
         check_sizes(index, index.test_shards(2))  # a test may lose nothing
     plan = EpochPlan(all_clips(index, range(6)), 0, 0, 1, 512)
     stream = list(
-        train_stream(
-            index, DataConfig("-", num_frames=2, image_size=16, workers=0), plan, 1, (0, 0), 0, 1, 1
+        train_loader(
+            index,
+            DataConfig("-", num_frames=2, image_size=16, workers=0),
+            plan,
+            epochs=1,
+            micro_batch=1,
         )
     )
     told = {b.keys[0]: b.lost[0] for b in stream if b.lost}

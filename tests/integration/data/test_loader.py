@@ -18,9 +18,9 @@ import torch
 
 from dfer_dist.config.schema import AugmentConfig, DataConfig, Sampling
 from dfer_dist.data.loading import loader as stream
-from dfer_dist.data.loading.augmentation import apply, draw, unchanged
+from dfer_dist.data.loading.augmentation import AugmentParams, apply, sample_params, stack_params
 from dfer_dist.data.loading.frame_sampling import eval_frames, train_frames
-from dfer_dist.data.loading.loader import Batch, evaluation_stream, train_stream
+from dfer_dist.data.loading.loader import Batch, evaluation_loader, train_loader
 from dfer_dist.data.loading.sampler import ClipSet, EpochPlan, all_clips, keyed_rng, train_val_split
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index, read_index, sidecar_path
@@ -83,7 +83,18 @@ def train(
     plan = EpochPlan(clips, seed, 0, BATCH, 3)
     data, each = settings(workers), -(-BATCH // world // micro)
     ranks = [
-        rows(train_stream(index, data, plan, EPOCHS, start, rank, world, micro))
+        rows(
+            train_loader(
+                index,
+                data,
+                plan,
+                epochs=EPOCHS,
+                start=start,
+                rank=rank,
+                world_size=world,
+                micro_batch=micro,
+            )
+        )
         for rank in range(world)
     ]
     assert len({len(r) for r in ranks}) == 1 and len(ranks[0]) % each == 0
@@ -104,7 +115,9 @@ def test_epochs_are_exact_and_differ(
 ) -> None:
     assert [len(step) for step in reference] == [BATCH] * STEPS * EPOCHS
     reader = ClipReader(tiny_shards)
-    places = [clips.place(p, r, 0) for p, count in enumerate(clips.counts) for r in range(count)]
+    places = [
+        clips.sample_ref(p, r, 0) for p, count in enumerate(clips.counts) for r in range(count)
+    ]
     labels = {reader.key(p.shard, p.row): reader.label(p.shard, p.row) for p in places}
     epochs = [
         [clip for step in reference[e * STEPS : (e + 1) * STEPS] for clip in step]
@@ -162,9 +175,13 @@ def test_resuming_reads_nothing_of_what_was_passed(
         ),
     )
     plan = EpochPlan(clips, 3, 0, BATCH, 3)
-    list(train_stream(tiny_shards, settings(), plan, 2, (1, 3), 0, 2, 4))
+    list(
+        train_loader(
+            tiny_shards, settings(), plan, epochs=2, start=(1, 3), world_size=2, micro_batch=4
+        )
+    )
     last = EpochPlan(clips, 3, 1, BATCH, 3)
-    assert read == [last.place(3, lane)[:2] for lane in range(4)]
+    assert read == [last.sample_ref(3, lane)[:2] for lane in range(4)]
 
 
 def test_pixels_depend_on_seed_epoch_and_key_alone(
@@ -179,7 +196,7 @@ def test_pixels_depend_on_seed_epoch_and_key_alone(
     plan = EpochPlan(whole, 3, 0, 5, 512)
     shared = 0
     for k, batch in enumerate(
-        rows(train_stream(tiny_shards, settings(), plan, EPOCHS, (0, 0), 0, 1, 5))
+        rows(train_loader(tiny_shards, settings(), plan, epochs=EPOCHS, micro_batch=5))
     ):
         for key, _, pixels in batch:
             if (k // plan.steps, key) in known:
@@ -199,7 +216,11 @@ def evaluated(
 ) -> tuple[list[Row], list[int]]:
     """Clips in the order of the batches' numbers, and how many batches each rank got."""
     ranks = [
-        list(evaluation_stream(index, settings(workers), clips, 5, rank, world, **words))
+        list(
+            evaluation_loader(
+                index, settings(workers), clips, batch=5, rank=rank, world_size=world, **words
+            )
+        )
         for rank in range(world)
     ]
     for rank in ranks:
@@ -234,7 +255,7 @@ def test_evaluation_shows_the_centre_frames_and_only_resizes_them(
         n = len(files)
         centres = [int(n / 8 + n / 4 * i) if n > 4 else min(i, n - 1) for i in range(4)]
         frames = [simplejpeg.decode_jpeg(files[i].read_bytes()) for i in centres]
-        whole = torch.tensor([unchanged(40, 48)], dtype=torch.float32)
+        whole = stack_params([AugmentParams.identity(40, 48)])
         assert (
             pixels == apply(torch.from_numpy(np.stack(frames))[None], whole, 24).numpy().tobytes()
         )
@@ -280,8 +301,8 @@ def test_a_damaged_clip_is_masked_and_named_and_the_others_are_untouched(
     damaged: tuple[Index, str], clips: ClipSet, reference: list[list[Row]], workers: int
 ) -> None:
     index, key = damaged
-    stream = train_stream(
-        index, settings(workers), EpochPlan(clips, 3, 0, BATCH, 3), EPOCHS, (0, 0), 0, 1, BATCH
+    stream = train_loader(
+        index, settings(workers), EpochPlan(clips, 3, 0, BATCH, 3), epochs=EPOCHS, micro_batch=BATCH
     )
     lost = 0
     for batch, expected in zip(stream, reference, strict=True):
@@ -301,7 +322,7 @@ def test_a_damaged_clip_is_masked_and_named_and_the_others_are_untouched(
 def test_evaluation_names_a_damaged_clip(damaged: tuple[Index, str]) -> None:
     index, key = damaged
     everything = all_clips(index, range(len(index.shards)))
-    batches = list(evaluation_stream(index, settings(2), everything, 7, 0, 1))
+    batches = list(evaluation_loader(index, settings(2), everything, batch=7))
     lost = [line for b in batches for line in b.lost]
     assert len(lost) == 1 and key in lost[0]
     assert sum(int(b.valid.sum()) for b in batches) == 59
@@ -317,8 +338,12 @@ def test_a_changed_sidecar_stops_the_stream_with_its_name(
         path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(UserError, match=r"fold\d-\d{5}\.parquet differs from the index") as caught:
         list(
-            train_stream(
-                index, settings(workers), EpochPlan(clips, 3, 0, BATCH, 3), 1, (0, 0), 0, 1, BATCH
+            train_loader(
+                index,
+                settings(workers),
+                EpochPlan(clips, 3, 0, BATCH, 3),
+                epochs=1,
+                micro_batch=BATCH,
             )
         )
     traceback.clear_frames(
@@ -329,8 +354,8 @@ def test_a_changed_sidecar_stops_the_stream_with_its_name(
 def test_a_stream_may_be_left_in_the_middle(
     tiny_shards: Index, clips: ClipSet, reference: list[list[Row]]
 ) -> None:
-    stream = train_stream(
-        tiny_shards, settings(2), EpochPlan(clips, 3, 0, BATCH, 3), 1000, (0, 0), 0, 1, BATCH
+    stream = train_loader(
+        tiny_shards, settings(2), EpochPlan(clips, 3, 0, BATCH, 3), epochs=1000, micro_batch=BATCH
     )
     assert rows(islice(stream, 3)) == reference[:3]
     del stream
@@ -341,12 +366,12 @@ import sys
 from pathlib import Path
 import pandas  # every rank has it, from DeepSpeed
 from dfer_dist.config.schema import DataConfig
-from dfer_dist.data.loading.sampler import EpochPlan, whole_shards
+from dfer_dist.data.loading.sampler import EpochPlan, all_clips
 from dfer_dist.data.shards.index import read_index
-from dfer_dist.data.loading.loader import train_stream
+from dfer_dist.data.loading.loader import train_loader
 index = read_index(Path(sys.argv[1]))
-plan = EpochPlan(whole_shards(index, index.train_shards(1)), 0, 0, 4, 8)
-stream = train_stream(index, DataConfig("-", num_frames=2, image_size=16, workers=0), plan, 1, (0, 0), 0, 1, 4)
+plan = EpochPlan(all_clips(index, index.train_shards(1)), 0, 0, 4, 8)
+stream = train_loader(index, DataConfig("-", num_frames=2, image_size=16, workers=0), plan, epochs=1, micro_batch=4)
 before = set(sys.modules)
 next(stream)
 print(sorted(set(sys.modules) - before))
@@ -384,12 +409,12 @@ def test_training_pixels_are_the_drawn_frames_changed_as_drawn(
     index, frames = square
     data = settings(workers)
     plan = EpochPlan(all_clips(index, range(len(index.shards))), 3, 0, 5, 512)
-    stream = train_stream(index, data, plan, 2, (0, 0), 0, 1, 5)
+    stream = train_loader(index, data, plan, epochs=2, micro_batch=5)
     for k, batch in enumerate(rows(stream)):
         for key, _, pixels in batch:
             rng = keyed_rng("clip", 3, k // plan.steps, key)
             chosen = np.stack([frames[key][f] for f in train_frames(len(frames[key]), data, rng)])
-            draws = torch.tensor([draw(*chosen.shape[1:3], data.augment, rng)], dtype=torch.float32)
+            draws = stack_params([sample_params(*chosen.shape[1:3], data.augment, rng)])
             assert pixels == apply(torch.from_numpy(chosen)[None], draws, 24).numpy().tobytes()
 
 
@@ -401,7 +426,7 @@ def test_batches_that_are_kept_stay_as_they_came(
     plan = EpochPlan(all_clips(square[0], range(len(square[0].shards))), 3, 0, 5, 512)
 
     def open_stream() -> Iterator[Batch]:
-        return train_stream(square[0], settings(workers), plan, 5, (0, 0), 0, 1, 5)
+        return train_loader(square[0], settings(workers), plan, epochs=5, micro_batch=5)
 
     kept = list(open_stream())
     assert len(kept) == 20 and 0 < sum(b.slot is None for b in kept) < 20
@@ -417,7 +442,11 @@ def test_each_view_of_a_test_clip_shows_its_own_frames(
     for sampling in (Sampling.segments, Sampling.dense):
         data = settings(sampling=sampling, stride=2)
         one = [
-            list(evaluation_stream(index, data, everything, 7, rank, 2, views=3))
+            list(
+                evaluation_loader(
+                    index, data, everything, batch=7, rank=rank, world_size=2, views=3
+                )
+            )
             for rank in range(2)
         ]
         for batch in (one[0][0], one[1][0], one[0][1]):
@@ -428,7 +457,7 @@ def test_each_view_of_a_test_clip_shows_its_own_frames(
                     chosen = np.stack(
                         [frames[key][f] for v in eval_frames(len(frames[key]), data, 3) for f in v]
                     )
-                    whole = torch.tensor([unchanged(*chosen.shape[1:3])], dtype=torch.float32)
+                    whole = stack_params([AugmentParams.identity(*chosen.shape[1:3])])
                     assert torch.equal(
                         pixels[i], apply(torch.from_numpy(chosen)[None], whole, 24)[0]
                     )
@@ -443,7 +472,7 @@ def test_shuffling_keeps_every_view_to_its_own_frames(
     everything = all_clips(index, range(len(index.shards)))
     plain, shuffled = (
         next(
-            evaluation_stream(index, settings(), everything, 20, 0, 1, views=2, shuffle_frames=s)
+            evaluation_loader(index, settings(), everything, batch=20, views=2, shuffle_frames=s)
         ).frames.flatten(2)
         for s in (False, True)
     )
@@ -458,17 +487,17 @@ def test_a_worker_that_has_just_begun_lives_through_a_signal(
     tiny_shards: Index, clips: ClipSet, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     """It comes after torch has given the worker a handler that ends it, and before the worker has one of ours."""
-    calm = stream._calm_worker
+    calm = stream._reset_worker
 
     def late(worker: int) -> None:
         os.kill(os.getpid(), number)
         calm(worker)
 
-    monkeypatch.setattr(stream, "_calm_worker", late)
+    monkeypatch.setattr(stream, "_reset_worker", late)
     before = signal.signal(number, lambda *_: None)  # as a rank has one
     try:
-        alone = list(evaluation_stream(tiny_shards, settings(0), clips, 5, 0, 1))
-        batches = list(evaluation_stream(tiny_shards, settings(1), clips, 5, 0, 1))
+        alone = list(evaluation_loader(tiny_shards, settings(0), clips, batch=5))
+        batches = list(evaluation_loader(tiny_shards, settings(1), clips, batch=5))
     finally:
         signal.signal(number, before)
     assert [b.keys for b in batches] == [b.keys for b in alone]

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from dfer_dist.config.schema import DataConfig
-from dfer_dist.data.loading.loader import _TrainOrder, evaluation_stream, train_stream
-from dfer_dist.data.loading.prefetch import Prefetcher, check_cache, evaluation_asks
+from dfer_dist.data.loading.loader import TrainSampler, evaluation_loader, train_loader
+from dfer_dist.data.loading.prefetch import Prefetcher, check_cache, evaluation_requests
 from dfer_dist.data.loading.sampler import BalancedPlan, EpochPlan, all_clips, clips_by_class
 from dfer_dist.data.shards import store
 from dfer_dist.data.shards.cache import Cache, default_folder
@@ -57,8 +57,8 @@ def test_a_remote_set_gives_the_batches_of_a_local_one_and_each_file_comes_once(
     here, there = (
         batches(
             chain(
-                train_stream(index, data, plan, 2, (0, 0), 0, 1, 8),
-                evaluation_stream(index, data, test, 5, 0, 1),
+                train_loader(index, data, plan, epochs=2, micro_batch=8),
+                evaluation_loader(index, data, test, batch=5),
             )
         )
         for index in (tiny_shards, remote(web, tmp_path))
@@ -71,9 +71,11 @@ def test_resuming_asks_for_nothing_of_what_was_passed(
     web: Web, tiny_shards: Index, tmp_path: Path
 ) -> None:
     plan = EpochPlan(all_clips(tiny_shards, tiny_shards.train_shards(1)), 3, 1, 8, 3)
-    last = [plan.place(plan.steps - 1, lane) for lane in range(8)]
+    last = [plan.sample_ref(plan.steps - 1, lane) for lane in range(8)]
     data = DataConfig("-", num_frames=4, image_size=24, workers=0)
-    stream = train_stream(remote(web, tmp_path), data, plan, 2, (1, plan.steps - 1), 0, 1, 8)
+    stream = train_loader(
+        remote(web, tmp_path), data, plan, epochs=2, start=(1, plan.steps - 1), micro_batch=8
+    )
     assert len(list(stream)) == 1
     files = {tiny_shards.shards[p.shard].file for p in last}
     assert len(files) < 12
@@ -92,13 +94,13 @@ def test_the_plan_tells_which_shards_a_block_needs_soonest_first(
     for lanes in (range(batch), range(batch // 2, batch)):
         for step in range(plan.steps):
             rest = range(step, min((step // block + 1) * block, plan.steps))
-            needed = dict.fromkeys(plan.place(s, lane).shard for s in rest for lane in lanes)
+            needed = dict.fromkeys(plan.sample_ref(s, lane).shard for s in rest for lane in lanes)
             assert plan.block_shards(step, lanes) == list(needed)
 
 
 def test_batches_carry_the_shards_of_their_block_and_of_the_next(tiny_shards: Index) -> None:
     plan = EpochPlan(all_clips(tiny_shards, tiny_shards.train_shards(2)), 3, 0, 8, 2)
-    asks = list(_TrainOrder(plan, 2, (0, 1), 1, 2, 2))
+    asks = list(TrainSampler(plan, epochs=2, start=(0, 1), rank=1, world_size=2, micro_batch=2))
     carried = [(i, set(a.ahead)) for i, a in enumerate(asks) if a.ahead]
     lanes, steps = range(4, 8), [(0, 1), (0, 2), (0, 4), (1, 0), (1, 2), (1, 4)]
     shards = [set(plan.at(e).block_shards(s, lanes)) for e, s in steps]
@@ -106,15 +108,17 @@ def test_batches_carry_the_shards_of_their_block_and_of_the_next(tiny_shards: In
         (2 * (e * 6 + s - 1), a | b)
         for (e, s), a, b in zip(steps, shards, [*shards[1:], set()], strict=True)
     ]
-    walk = evaluation_asks([[plan.place(0, 0)], [plan.place(0, 0)], [], [plan.place(0, 7)]])
-    first, last = plan.place(0, 0).shard, plan.place(0, 7).shard
+    walk = evaluation_requests(
+        [[plan.sample_ref(0, 0)], [plan.sample_ref(0, 0)], [], [plan.sample_ref(0, 7)]]
+    )
+    first, last = plan.sample_ref(0, 0).shard, plan.sample_ref(0, 7).shard
     assert [a.ahead for a in walk] == [(first, last), (), (), (last,)]
 
 
 def test_shards_are_fetched_before_they_are_read(web: Web, tmp_path: Path) -> None:
     index = remote(web, tmp_path)
     prefetcher = Prefetcher(index)
-    prefetcher.want([3, 1, 2])
+    prefetcher.prefetch([3, 1, 2])
     wait_for(lambda: len(list(tmp_path.glob("*.parquet"))) == 3)
     before = web.asked.total()
     reader = ClipReader(index)
@@ -122,7 +126,7 @@ def test_shards_are_fetched_before_they_are_read(web: Web, tmp_path: Path) -> No
     few = replace(
         index, root=Remote(web.url, Cache(tmp_path / "few", 2 * max(s.bytes for s in index.shards)))
     )
-    Prefetcher(few).want(range(10))
+    Prefetcher(few).prefetch(range(10))
     wait_for(lambda: len(list((tmp_path / "few").glob("*.tar"))) >= 2)
     time.sleep(0.1)
     assert web.asked[index.shards[9].file] == 0  # more than the cache holds is not fetched ahead

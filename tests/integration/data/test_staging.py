@@ -13,7 +13,7 @@ import pytest
 
 from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import DataConfig
-from dfer_dist.data.loading.loader import train_stream
+from dfer_dist.data.loading.loader import train_loader
 from dfer_dist.data.loading.prefetch import check_cache
 from dfer_dist.data.loading.sampler import EpochPlan, all_clips
 from dfer_dist.data.shards import store
@@ -128,7 +128,7 @@ def test_the_batches_are_those_of_the_folder(
     plan = EpochPlan(all_clips(tiny_shards, tiny_shards.train_shards(1)), 3, 0, 8, 2)
     data = DataConfig("-", num_frames=4, image_size=24, workers=1)
     here, there = (
-        batches(train_stream(i, data, plan, 1, (0, 0), 0, 1, 8))
+        batches(train_loader(i, data, plan, epochs=1, micro_batch=8))
         for i in (tiny_shards, opened(shared, tmp_path / "scratch"))
     )
     assert here == there and len(here) == 6

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import Config, ModelConfig
-from dfer_dist.data.loading.loader import evaluation_stream
+from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index
@@ -82,7 +82,7 @@ def table(path: Path) -> tuple[list[str], list[int], torch.Tensor]:
 def features(model: DFERCLIP, index: Index, config: Config) -> tuple[list[str], torch.Tensor]:
     clips = all_clips(index, range(len(index.shards)))
     keys, found = [], []
-    for batch in evaluation_stream(index, config.data, clips, 6, 0, 1):
+    for batch in evaluation_loader(index, config.data, clips, batch=6):
         keys += batch.keys
         found.append(
             model(batch.pixels(torch.device("cpu")), tokens=torch.zeros(6, 3, dtype=torch.int64))[

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfer_dist.data.loading.loader import evaluation_stream
+from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.sources.datasets import read_dataset
@@ -73,7 +73,7 @@ def test_a_film_in_one_window_is_what_packing_and_evaluating_make_of_it(
     listing = read_dataset("folder", videos, folds=2, prefer_videos=True)
     index = pack(listing.records, "mine", tmp_path, workers=1, classes=listing.classes, faces=faces)
     clips = all_clips(index, range(len(index.shards)))
-    batches = evaluation_stream(index, model.config.data, clips, model.config.eval.batch, 0, 1)
+    batches = evaluation_loader(index, model.config.data, clips, batch=model.config.eval.batch)
     rows = predict(lambda frames: model.model(frames, model.text), batches, model.device)
     assert sorted(rows) == ["Happy_Happy", "Sad_Sad"]
     for key, (_, logits) in rows.items():

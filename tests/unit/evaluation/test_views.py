@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import DataConfig, Sampling
-from dfer_dist.data.loading.loader import evaluation_stream
+from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.shards.index import Index
 from dfer_dist.distributed.process_group import Ranks
@@ -49,7 +49,9 @@ def predictions(
     data = DataConfig("-", num_frames=4, image_size=24, workers=0, sampling=sampling, stride=2)
     test, rows = all_clips(index, index.test_shards(2)), {}
     for rank in range(world):
-        batches = evaluation_stream(index, data, test, 5, rank, world, views=views)
+        batches = evaluation_loader(
+            index, data, test, batch=5, rank=rank, world_size=world, views=views
+        )
         rows |= predict(brightness, batches, CPU)
     table = collect(rows, index, test, Ranks(0, 1, 0, CPU))
     assert table is not None

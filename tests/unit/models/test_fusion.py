@@ -16,7 +16,7 @@ from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import Config, ImageTuning, ModelConfig, TemporalKind, check_values
 from dfer_dist.data.faces.enrich import EnrichRequest, enrich
-from dfer_dist.data.loading.loader import evaluation_stream
+from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index
@@ -314,7 +314,7 @@ def test_films_with_levels_are_what_enriching_and_evaluating_make_of_them(
     )
     enrich(tmp_path / "shards", EnrichRequest(landmarks=True, parsing=True), workers=1)
     clips = all_clips(index, range(len(index.shards)))
-    batches = evaluation_stream(index, model.config.data, clips, 2, 0, 1, modalities=BOTH)
+    batches = evaluation_loader(index, model.config.data, clips, batch=2, modalities=BOTH)
     rows = predict(lambda frames: model.model(frames, model.text), batches, model.device)
     for key, (_, logits) in rows.items():
         name = key.partition("_")[0]

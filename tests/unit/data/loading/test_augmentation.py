@@ -9,12 +9,13 @@ from torchvision.transforms.v2 import functional as F
 from dfer_dist.config.schema import AugmentConfig
 from dfer_dist.data.loading import augmentation as augment
 from dfer_dist.data.loading.augmentation import (
-    _crop_box,
+    AugmentParams,
     _resample,
     _resample_clips,
+    _sample_box,
     apply,
-    draw,
-    unchanged,
+    sample_params,
+    stack_params,
 )
 from dfer_dist.data.loading.frame_sampling import sample_random
 from dfer_dist.data.loading.sampler import keyed_rng
@@ -38,39 +39,40 @@ def clips(*pictures: np.ndarray, frames: int = 1) -> torch.Tensor:
     return torch.from_numpy(np.stack(pictures))[:, None].repeat(1, frames, 1, 1, 1)
 
 
-def change(frames: torch.Tensor, size: int, *augment_params: list[float]) -> torch.Tensor:
-    return apply(frames, torch.tensor(augment_params, dtype=torch.float32), size)
+def change(frames: torch.Tensor, size: int, *params: AugmentParams) -> torch.Tensor:
+    return apply(frames, stack_params(params), size)
 
 
 def draws_of(
     count: int, config: AugmentConfig, height: int = 40, width: int = 48
-) -> list[list[float]]:
-    return [draw(height, width, config, rng(i)) for i in range(count)]
+) -> list[AugmentParams]:
+    return [sample_params(height, width, config, rng(i)) for i in range(count)]
 
 
-def by_torchvision(frame: np.ndarray, row: list[float], size: int) -> torch.Tensor:
+def by_torchvision(frame: np.ndarray, row: AugmentParams, size: int) -> torch.Tensor:
     """The published order of steps, each by torchvision, uint8 [3, S, S]."""
-    factor, angle, top, left, height, width, mirrored = row
     image = torch.tensor(frame).permute(2, 0, 1)
-    image = F.rotate(F.adjust_brightness(image, factor), angle)
-    image = F.resized_crop(
-        image, int(top), int(left), int(height), int(width), [size, size], antialias=True
-    )
-    return F.horizontal_flip(image) if mirrored else image
+    image = F.rotate(F.adjust_brightness(image, row.brightness), row.angle)
+    box = (int(row.top), int(row.left), int(row.height), int(row.width))
+    image = F.resized_crop(image, *box, [size, size], antialias=True)
+    return F.horizontal_flip(image) if row.flip else image
 
 
 def test_clips_of_the_right_size_are_left_as_they_are() -> None:
     frames = torch.stack([clips(picture(32, 32, seed=i), frames=3)[0] for i in range(2)])
-    same = change(frames, 32, unchanged(32, 32), unchanged(32, 32))
+    same = change(frames, 32, AugmentParams.identity(32, 32), AugmentParams.identity(32, 32))
     assert same.shape == (2, 3, 3, 32, 32) and same.dtype == torch.uint8 and same.is_contiguous()
     assert torch.equal(same, frames.permute(0, 1, 4, 2, 3))
-    assert draw(32, 32, AugmentConfig(**OFF), rng()) == unchanged(32, 32)
+    assert sample_params(32, 32, AugmentConfig(**OFF), rng()) == AugmentParams.identity(32, 32)
 
 
 @pytest.mark.parametrize("size", [24, 64])
 def test_resizing_is_that_of_the_published_code(size: int) -> None:
     ours = (
-        change(clips(picture()), size, unchanged(40, 48))[0, 0].permute(1, 2, 0).numpy().astype(int)
+        change(clips(picture()), size, AugmentParams.identity(40, 48))[0, 0]
+        .permute(1, 2, 0)
+        .numpy()
+        .astype(int)
     )
     pillow = np.asarray(
         Image.fromarray(picture()).resize((size, size), Image.Resampling.BILINEAR)
@@ -113,7 +115,7 @@ def test_the_accelerators_way_of_cropping_gives_the_processors_pixels(
     frames = clips(*(picture(height, width, seed=i) for i in range(6)), frames=2).permute(
         0, 1, 4, 2, 3
     )
-    rows = torch.tensor(draws_of(6, AugmentConfig(), height, width), dtype=torch.float32)
+    rows = stack_params(draws_of(6, AugmentConfig(), height, width))
     box, mirrored = rows[:, 2:6], rows[:, 6] > 0
     assert mirrored.any() and not mirrored.all()
     expected = _resample_clips(frames, box, mirrored, size).int()
@@ -128,7 +130,7 @@ def test_one_draw_serves_all_frames_of_a_clip() -> None:
         assert clip.shape == (1, 5, 3, 32, 32) and clip.is_contiguous()
         assert torch.equal(clip, clip[:, :1].expand(-1, 5, -1, -1, -1))
     assert len({clip.numpy().tobytes() for clip in changed}) == 20
-    assert draw(40, 48, ALL, rng(7)) == draws_of(8, ALL)[7]
+    assert sample_params(40, 48, ALL, rng(7)) == draws_of(8, ALL)[7]
 
 
 def test_every_other_clip_is_mirrored() -> None:
@@ -143,11 +145,15 @@ def test_every_other_clip_is_mirrored() -> None:
 
 def test_brightness_and_rotation_stay_in_their_range() -> None:
     grey = clips(*[np.full((32, 32, 3), 100, np.uint8)] * 200)
-    modalities = change(
+    brightness = change(
         grey, 32, *draws_of(200, AugmentConfig(**OFF | {"brightness": 0.5}), 32, 32)
     )[:, 0, 0, 0, 0]
-    assert 49 <= modalities.min() < 60 and 140 < modalities.max() <= 150
-    white = change(clips(np.full((8, 8, 3), 255, np.uint8)), 8, [1.5, *unchanged(8, 8)[1:]])
+    assert 49 <= brightness.min() < 60 and 140 < brightness.max() <= 150
+    white = change(
+        clips(np.full((8, 8, 3), 255, np.uint8)),
+        8,
+        AugmentParams.identity(8, 8)._replace(brightness=1.5),
+    )
     assert (white == 255).all()
     turned = change(grey[:20], 32, *draws_of(20, AugmentConfig(**OFF | {"rotation": 4.0}), 32, 32))
     for clip in (
@@ -160,7 +166,7 @@ def test_brightness_and_rotation_stay_in_their_range() -> None:
 
 def test_crops_are_those_of_the_published_code() -> None:
     generator = rng()
-    boxes = np.array([_crop_box(200, 200, 0.08, generator) for _ in range(4000)])
+    boxes = np.array([_sample_box(200, 200, 0.08, generator) for _ in range(4000)])
     top, left, height, width = boxes.T
     assert (boxes >= 0).all() and (top + height <= 200).all() and (left + width <= 200).all()
     area, aspect = height * width / 200**2, width / height
@@ -174,16 +180,16 @@ def test_crops_are_those_of_the_published_code() -> None:
 
 
 def test_a_frame_that_no_crop_fits_is_taken_whole() -> None:
-    assert _crop_box(2, 400, 0.9, rng()) == (0, 0, 2, 400)
+    assert _sample_box(2, 400, 0.9, rng()) == (0, 0, 2, 400)
     assert change(
-        clips(picture(2, 400)), 32, draw(2, 400, AugmentConfig(crop_scale=0.9), rng())
+        clips(picture(2, 400)), 32, sample_params(2, 400, AugmentConfig(crop_scale=0.9), rng())
     ).shape == (1, 1, 3, 32, 32)
 
 
 def test_more_clips_than_are_changed_at_once_come_in_their_order() -> None:
-    count = 2 * augment._AT_ONCE["cpu"] + 1
+    count = 2 * augment._CHUNK_SIZE["cpu"] + 1
     frames = clips(*(np.full((8, 8, 3), i, np.uint8) for i in range(count)))
-    changed = change(frames, 16, *[unchanged(8, 8)] * count)
+    changed = change(frames, 16, *[AugmentParams.identity(8, 8)] * count)
     assert changed[:, 0, 0, 0, 0].tolist() == list(range(count))
 
 
@@ -191,9 +197,6 @@ def test_augmentation_draws_are_pinned() -> None:
     """Finished runs must be repeatable with later versions: another order of draws breaks all of them."""
     generator = keyed_rng("clip", 0, 0, "00001")
     assert sample_random(144, 4, generator).tolist() == [10, 42, 77, 123]
-    factor, angle, *rest = draw(224, 224, AugmentConfig(brightness=0.5, rotation=4), generator)
-    assert (round(factor, 9), round(angle, 9), rest) == (
-        0.688751928,
-        -0.207319895,
-        [25, 4, 118, 151, True],
-    )
+    params = sample_params(224, 224, AugmentConfig(brightness=0.5, rotation=4), generator)
+    assert (round(params.brightness, 9), round(params.angle, 9)) == (0.688751928, -0.207319895)
+    assert params[2:] == (25, 4, 118, 151, True)

@@ -64,7 +64,7 @@ def test_what_another_process_fills_is_seen_here_and_lent_by_the_rings_number() 
 
 def test_lent_memory_outlives_its_ring() -> None:
     r = BufferPool(1, (4,))
-    pipe = os.readlink(f"/proc/self/fd/{r._free}")
+    pipe = os.readlink(f"/proc/self/fd/{r._read_end}")
     assert open_as(pipe) == 2
     tensor = r.export(fill(r, 3))
     del r

@@ -59,10 +59,10 @@ def test_random_frames_fill_the_published_segments(
     frames: int, wanted: int, first: list[int], last: list[int]
 ) -> None:
     generator = rng()
-    augment_params = np.array([sample_random(frames, wanted, generator) for _ in range(300)])
-    assert augment_params.min(0).tolist() == first and augment_params.max(0).tolist() == last
+    drawn = np.array([sample_random(frames, wanted, generator) for _ in range(300)])
+    assert drawn.min(0).tolist() == first and drawn.max(0).tolist() == last
     for i in range(wanted):
-        assert set(augment_params[:, i]) == set(range(first[i], last[i] + 1))
+        assert set(drawn[:, i]) == set(range(first[i], last[i] + 1))
 
 
 def data(sampling: str, wanted: int = 4, stride: int = 3) -> DataConfig:
@@ -104,9 +104,9 @@ def test_uniform_takes_equal_distances_from_the_first_frame_to_the_last(
 
 def test_dense_windows_begin_anywhere_in_training_and_never_leave_the_clip() -> None:
     generator = rng()  # four frames, three apart, span ten
-    augment_params = np.array([train_frames(14, data("dense"), generator) for _ in range(300)])
-    assert (np.diff(augment_params) == 3).all()
-    assert set(augment_params[:, 0]) == {0, 1, 2, 3, 4} and augment_params.max() == 13
+    drawn = np.array([train_frames(14, data("dense"), generator) for _ in range(300)])
+    assert (np.diff(drawn) == 3).all()
+    assert set(drawn[:, 0]) == {0, 1, 2, 3, 4} and drawn.max() == 13
     assert train_frames(10, data("dense"), rng()).tolist() == [0, 3, 6, 9]
     assert train_frames(8, data("dense"), rng()).tolist() == [0, 3, 6, 7]  # the last frame repeated
 

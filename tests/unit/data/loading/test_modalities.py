@@ -16,9 +16,9 @@ from PIL import Image
 from dfer_dist.config.schema import AugmentConfig, DataConfig
 from dfer_dist.data.faces.enrich import EnrichRequest, enrich
 from dfer_dist.data.faces.parsing_maps import LEFT_EYE, NOSE, PALETTE, RIGHT_EYE, SKIN, colours
-from dfer_dist.data.loading.augmentation import apply, draw, unchanged
-from dfer_dist.data.loading.loader import Batch, evaluation_stream, train_stream
-from dfer_dist.data.loading.modalities import move_points, pick_labels
+from dfer_dist.data.loading.augmentation import AugmentParams, apply, sample_params, stack_params
+from dfer_dist.data.loading.loader import Batch, evaluation_loader, train_loader
+from dfer_dist.data.loading.modalities import resample_labels, transform_points
 from dfer_dist.data.loading.sampler import EpochPlan, all_clips
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index, open_index, read_index
@@ -81,7 +81,16 @@ def trained(
 ) -> list[Batch]:
     plan = EpochPlan(all_clips(index, range(len(index.shards))), 5, 0, 4, 3)
     ranks = [
-        train_stream(index, data, plan, 4, (0, 0), rank, world, 4 // world, modalities)
+        train_loader(
+            index,
+            data,
+            plan,
+            epochs=4,
+            rank=rank,
+            world_size=world,
+            micro_batch=4 // world,
+            modalities=modalities,
+        )
         for rank in range(world)
     ]
     return [batch for part in zip(*ranks, strict=True) for batch in part]
@@ -158,8 +167,8 @@ def test_an_evaluation_has_the_levels_of_each_view(faces: Index) -> None:
     clips = all_clips(faces, faces.test_shards(1))
 
     def seen(views: int, modalities: tuple[str, ...] = BOTH) -> Iterator[Batch]:
-        return evaluation_stream(
-            faces, settings(64), clips, 4, 0, 1, views=views, modalities=modalities
+        return evaluation_loader(
+            faces, settings(64), clips, batch=4, views=views, modalities=modalities
         )
 
     for batch, plain in zip(seen(2), seen(2, ()), strict=True):
@@ -188,27 +197,27 @@ def test_points_and_maps_move_as_pixels_do(seed: int) -> None:
     height, width = 48, 64
     labels = np.zeros((1, height, width), np.uint8)
     labels[0, 18:27, 30:39] = NOSE
-    augment_params = draw(height, width, AugmentConfig(crop_scale=0.7, rotation=30), rng)
+    params = sample_params(height, width, AugmentConfig(crop_scale=0.7, rotation=30), rng)
     for own in (
-        augment_params,
-        [*augment_params[:6], 1 - augment_params[6]],
-        [1, 0, *augment_params[2:]],
-        unchanged(height, width),
+        params,
+        params._replace(flip=not params.flip),
+        params._replace(brightness=1, angle=0),
+        AugmentParams.identity(height, width),
     ):
         out = (
             apply(
                 torch.from_numpy(colours(labels))[None],
-                torch.tensor([own], dtype=torch.float32),
+                stack_params([own]),
                 80,
             )[0, 0]
             .permute(1, 2, 0)
             .numpy()
         )
         square = out[..., 1] > 100
-        (point,) = move_points(np.array([[[34.0, 22.0]]]), (height, width), own, 80)
+        (point,) = transform_points(np.array([[[34.0, 22.0]]]), (height, width), own, 80)
         assert middle(square) == pytest.approx(point[0], abs=1.0)
         for maps in (labels, labels.repeat(2, 1).repeat(2, 2)):  # a map may be finer than its frame
-            picked = pick_labels(maps, (height, width), own, 80)[0] == NOSE
+            picked = resample_labels(maps, (height, width), own, 80)[0] == NOSE
             assert (picked & square).sum() > 0.85 * (picked | square).sum()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dfer_dist.data.loading import sampler as plan_module
-from dfer_dist.data.loading.loader import _TrainOrder
+from dfer_dist.data.loading.loader import TrainSampler
 from dfer_dist.data.loading.sampler import (
     BalancedPlan,
     ClipSet,
@@ -47,7 +47,7 @@ def epoch(
 ) -> list[list[tuple[int, int]]]:
     """Clips by step and lane."""
     plan = EpochPlan(UNEVEN, seed, number, batch, block)
-    places = [[plan.place(step, lane) for lane in range(batch)] for step in range(plan.steps)]
+    places = [[plan.sample_ref(step, lane) for lane in range(batch)] for step in range(plan.steps)]
     assert all(p.epoch == number for step in places for p in step)
     return [[(p.shard, p.row) for p in step] for step in places]
 
@@ -66,11 +66,11 @@ def test_an_epoch_reads_every_clip_at_most_once_and_counts_those_that_sit_out(
 
 def test_a_plan_is_a_pure_function_of_seed_and_epoch() -> None:
     first = epoch(seed=5, number=1)
-    plan_module._block_order.cache_clear()
+    plan_module._shuffled_steps.cache_clear()
     backwards = EpochPlan(UNEVEN, 5, 1, 10, 4)
     for step in range(9, -1, -1):
         for lane in range(9, -1, -1):
-            assert backwards.place(step, lane) == SampleRef(*first[step][lane], 1)
+            assert backwards.sample_ref(step, lane) == SampleRef(*first[step][lane], 1)
     flat = [
         [clip for step in epoch(*words) for clip in step]
         for words in ((5, 1), (5, 2), (6, 1), (1, 5))
@@ -120,11 +120,18 @@ def test_a_clip_meets_others_and_comes_at_other_steps_in_other_epochs() -> None:
 def test_ranks_share_the_global_batch_in_the_order_of_lanes(world: int, micro: int) -> None:
     plan = EpochPlan(UNEVEN, 0, 0, 12, 5)
     expected = [
-        [EpochPlan(UNEVEN, 0, e, 12, 5).place(s, lane) for lane in range(12)]
+        [EpochPlan(UNEVEN, 0, e, 12, 5).sample_ref(s, lane) for lane in range(12)]
         for e in (1, 2)
         for s in range(8)
     ][3:]
-    ranks = [list(_TrainOrder(plan, 3, (1, 3), rank, world, micro)) for rank in range(world)]
+    ranks = [
+        list(
+            TrainSampler(
+                plan, epochs=3, start=(1, 3), rank=rank, world_size=world, micro_batch=micro
+            )
+        )
+        for rank in range(world)
+    ]
     each = -(-12 // world // micro)  # micro batches in a step; the last one may be short
     steps = [
         [p for rank in ranks for part in rank[k * each : (k + 1) * each] for p in part]
@@ -133,16 +140,16 @@ def test_ranks_share_the_global_batch_in_the_order_of_lanes(world: int, micro: i
     assert steps == expected
     assert {len(rank) for rank in ranks} == {13 * each}
     with pytest.raises(ValueError, match="would be lost"):
-        _TrainOrder(plan, 3, (0, 0), 0, 5, 1)
+        TrainSampler(plan, epochs=3, start=(0, 0), rank=0, world_size=5, micro_batch=1)
 
 
 def test_a_plan_of_a_million_clips_starts_at_once_and_needs_little_memory() -> None:
     clips = ClipSet(tuple(range(10_000)), (100,) * 10_000, (None,) * 10_000)
 
     def first_steps() -> list[SampleRef]:
-        plan_module._block_order.cache_clear()
+        plan_module._shuffled_steps.cache_clear()
         plan = EpochPlan(clips, 0, 0, 4096, 512)
-        return [plan.place(step, lane) for step in range(2) for lane in range(4096)]
+        return [plan.sample_ref(step, lane) for step in range(2) for lane in range(4096)]
 
     start = time.process_time()
     assert len(set(first_steps())) == 8192
@@ -157,13 +164,13 @@ def test_a_plan_of_a_million_clips_starts_at_once_and_needs_little_memory() -> N
 MILLION = """
 import re, sys, time
 from pathlib import Path
-from dfer_dist.data.loading.sampler import EpochPlan, whole_shards
+from dfer_dist.data.loading.sampler import EpochPlan, all_clips
 from dfer_dist.data.shards.index import load_index
 start = time.process_time()
 index = load_index(Path(sys.argv[1]))
 read = time.process_time() - start
-plan = EpochPlan(whole_shards(index, range(len(index.shards))), 0, 0, 4096, 512)
-places = [plan.place(step, lane) for step in range(2) for lane in range(4096)]
+plan = EpochPlan(all_clips(index, range(len(index.shards))), 0, 0, 4096, 512)
+places = [plan.sample_ref(step, lane) for step in range(2) for lane in range(4096)]
 assert len(set(places)) == 8192 and plan.steps == 244
 most = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())  # getrusage counts the parent before exec
 print(read, time.process_time() - start, int(most[1]) / 1024)
@@ -191,7 +198,7 @@ def test_too_few_clips_and_places_beyond_the_epoch_are_refused() -> None:
     plan = EpochPlan(UNEVEN, 0, 0, 10, 4)
     for step, lane in ((10, 0), (-1, 0), (0, 10), (0, -1)):
         with pytest.raises(IndexError):
-            plan.place(step, lane)
+            plan.sample_ref(step, lane)
 
 
 def test_keyed_generators_depend_on_every_word() -> None:
@@ -202,9 +209,9 @@ def test_keyed_generators_depend_on_every_word() -> None:
         ("ring", 0, 1, "a"),
         ("clip", 0, 1),
     ]
-    augment_params = [keyed_rng(*w).integers(2**62) for w in words]
-    assert len(set(augment_params)) == len(words)
-    assert keyed_rng(*words[0]).integers(2**62) == augment_params[0]
+    drawn = [keyed_rng(*w).integers(2**62) for w in words]
+    assert len(set(drawn)) == len(words)
+    assert keyed_rng(*words[0]).integers(2**62) == drawn[0]
 
 
 @pytest.mark.parametrize("batch", [1, 5, 48, 103, 200])
@@ -292,7 +299,7 @@ class TestBalanced:
         seen = Counter()
         for step in range(plan.steps):
             for lane in range(8):
-                place = plan.place(step, lane)
+                place = plan.sample_ref(step, lane)
                 seen[tiny_shards.sidecar(place.shard)["label"][place.row].as_py()] += 1
         assert sum(seen.values()) == plan.steps * 8
         assert len(seen) == 7
@@ -310,5 +317,9 @@ class TestBalanced:
 
     def test_is_a_pure_function_of_seed_and_epoch(self, plan):
         again = BalancedPlan(plan.clips, 3, 0, 8, 512, plan.by_class)
-        assert [plan.place(1, i) for i in range(8)] == [again.place(1, i) for i in range(8)]
-        assert [plan.place(1, i) for i in range(8)] != [plan.at(1).place(1, i) for i in range(8)]
+        assert [plan.sample_ref(1, i) for i in range(8)] == [
+            again.sample_ref(1, i) for i in range(8)
+        ]
+        assert [plan.sample_ref(1, i) for i in range(8)] != [
+            plan.at(1).sample_ref(1, i) for i in range(8)
+        ]

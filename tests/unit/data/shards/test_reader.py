@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import BLOCK, Index, read_index, sidecar_path
-from dfer_dist.data.shards.reader import _OPEN, ClipReader, DamagedClip, _decode, _member
+from dfer_dist.data.shards.reader import _MAX_OPEN, ClipReader, DamagedClip, _decode, _member_size
 from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.utils.errors import UserError
 from tests.helpers.clips import write_clip
@@ -226,13 +226,13 @@ def test_a_headers_size_is_tarfiles_and_no_bit_of_it_may_turn(victim: Victim) ->
         members = tar.getmembers()
     for info in members[:2]:
         header = victim.good[info.offset : info.offset + BLOCK]
-        assert _member(header, info.name) == info.size
+        assert _member_size(header, info.name) == info.size
         for at in range(BLOCK):
             for bit in (1, 8, 128):
                 with pytest.raises(ValueError, match=r".+"):
-                    _member(edit(header, at, bytes([header[at] ^ bit])), info.name)
+                    _member_size(edit(header, at, bytes([header[at] ^ bit])), info.name)
         with pytest.raises(ValueError, match=r"where 'other\.json' should be"):
-            _member(header, "other.json")
+            _member_size(header, "other.json")
 
 
 @pytest.mark.parametrize(
@@ -321,11 +321,11 @@ def test_a_reader_keeps_few_files_open_and_closes_them(tiny_shards: Index) -> No
         return sum(os.path.realpath(f.path) == path for f in os.scandir("/proc/self/fd"))
 
     path = str(tiny_shards.path(0).resolve())
-    many = replace(tiny_shards, shards=tiny_shards.shards[:1] * (2 * _OPEN))
+    many = replace(tiny_shards, shards=tiny_shards.shards[:1] * (2 * _MAX_OPEN))
     reader = ClipReader(many)
-    for shard in [*range(2 * _OPEN), 0, 1]:
+    for shard in [*range(2 * _MAX_OPEN), 0, 1]:
         assert reader.read(shard, 0, lambda _, n: np.array([0])).key == reader.key(0, 0)
-    assert 0 < opened() <= _OPEN
+    assert 0 < opened() <= _MAX_OPEN
     del reader
     assert opened() == 0
 
