@@ -1,4 +1,4 @@
-"""What is told of an exported model: the content of ``model.json``, and the card: what it is, from where, how good, how to use it."""
+"""The content of an exported model's ``model.json``, and its model card."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from dfer_dist.config.schema import (
     TextTuning,
     config_hash,
 )
-from dfer_dist.inference.export import KIND
-from dfer_dist.inference.pyfunc import NEEDS
+from dfer_dist.inference.exported import INFO, ModelInfo
+from dfer_dist.inference.pyfunc import REQUIREMENTS
 from dfer_dist.models.class_texts import polarity_texts
 from dfer_dist.runs import provenance
 from dfer_dist.runs.layout import FoldDir
@@ -28,128 +28,113 @@ from dfer_dist.utils.files import read_json
 _SELECTIONS = {
     "last": "the weights after the last epoch; the test fold was read once",
     "best_val": "the epoch that was best on a held-out part of the training folds",
-    "best_test": "the epoch that was best **on the test fold itself**, as in the original papers: too good by an unknown amount",
+    "best_test": "the epoch that was best **on the test fold itself**, as in the original papers: "
+    "too good by an unknown amount",
 }
 
 
 def describe(
-    saved: Checkpoint, config: Config, classes: tuple[str, ...], weights: int
-) -> dict[str, Any]:
-    """What ``model.json`` says, but for the hashes of the files.
+    saved: Checkpoint, config: Config, classes: tuple[str, ...], parameters: int
+) -> ModelInfo:
+    """Describe a checkpoint; the hashes of the exported files are still to be added.
 
     Parameters
     ----------
     saved, config
-        The checkpoint, and its settings with what the person added; the image size is settled.
+        The checkpoint, and its settings with the user's overrides; the image size is settled.
     classes : tuple of C str
         In label order.
-    weights : int
+    parameters : int
         Numbers in all tensors.
     """
-    state, result = saved.state, _own_result(saved)
+    state = saved.state
     texts = {
-        side: dict(zip(classes, own, strict=True))
-        for side, own in polarity_texts(classes, config.model).items()
+        polarity: dict(zip(classes, own, strict=True))
+        for polarity, own in polarity_texts(classes, config.model).items()
     }
-    checkout = provenance.collect([])["git"]
-    software = {name: importlib.metadata.version(name) for name in (*NEEDS, "deepspeed")}
-    return {
-        "kind": KIND,
-        "classes": list(classes),
-        "texts": texts["positive"],
-        **({"negative_texts": texts["negative"]} if "negative" in texts else {}),
-        "parameters": weights,
-        "backbone": Path(config.model.backbone).name,
-        "pretrained": Path(config.model.pretrained).name,
-        "dataset": state.get("dataset"),
-        **{
-            key: state.get(key)
-            for key in (
-                "fold",
-                "epoch",
-                "step",
-                "index_hash",
-                "pretrained_sha256",
-                "converted_from",
-            )
-        },
-        "config_hash": state.get("config_hash") or config_hash(saved.config),
-        "levels": state.get("levels"),
-        "objective": config.train.objective.name,
-        "selection": config.train.selection.name,
-        "precision": config.train.precision.name,
-        "result": result,
-        "software": {
+    git = provenance.collect([])["git"]
+    packages = (*REQUIREMENTS, "deepspeed")
+    return ModelInfo(
+        classes=classes,
+        texts=texts["positive"],
+        negative_texts=texts.get("negative"),
+        parameters=parameters,
+        backbone=Path(config.model.backbone).name,
+        pretrained=Path(config.model.pretrained).name,
+        dataset=state.get("dataset"),
+        fold=state.get("fold"),
+        epoch=state.get("epoch"),
+        step=state.get("step"),
+        index_hash=state.get("index_hash"),
+        pretrained_sha256=state.get("pretrained_sha256"),
+        converted_from=state.get("converted_from"),
+        config_hash=state.get("config_hash") or config_hash(saved.config),
+        modalities=state.get("levels"),
+        objective=config.train.objective.name,
+        selection=config.train.selection.name,
+        precision=config.train.precision.name,
+        result=_read_result(saved),
+        software={
             "dfer_dist": dfer_dist.__version__,
             "python": platform.python_version(),
-            **software,
+            **{name: importlib.metadata.version(name) for name in packages},
         },
-        "code_hash": provenance.code_hash(Path(dfer_dist.__file__).parent),
-        "git_sha": checkout["sha"]
-        if checkout and not checkout["diff"]
-        else None,  # of edited files it says nothing
-    }
+        code_hash=provenance.code_hash(Path(dfer_dist.__file__).parent),
+        # The commit does not describe edited files.
+        git_sha=git["sha"] if git and not git["diff"] else None,
+    )
 
 
-def _own_result(saved: Checkpoint) -> dict[str, Any] | None:
-    """The fold's result, if it was measured with these weights; not that of another epoch, nor of other settings or data."""
+def _read_result(saved: Checkpoint) -> dict[str, Any] | None:
+    """Return the fold's result if it was measured with these weights, settings and data."""
     fold, state = FoldDir(saved.path.resolve().parent.parent), saved.state
     if not fold.result.is_file():
         return None
     result = read_json(fold.result)
-    own = {key: state.get(key) for key in ("fold", "step", "config_hash", "index_hash")}
-    own["checkpoint"] = f"{fold.checkpoints.name}/{saved.path.resolve().name}"
-    return (
-        result
-        if all(value is not None and result.get(key) == value for key, value in own.items())
-        else None
-    )
+    expected = {key: state.get(key) for key in ("fold", "step", "config_hash", "index_hash")}
+    expected["checkpoint"] = f"{fold.checkpoints.name}/{saved.path.resolve().name}"
+    for key, value in expected.items():
+        if value is None or result.get(key) != value:
+            return None
+    return result
 
 
-def card(about: dict[str, Any], config: Config, about_sha256: str) -> str:
-    """README.md of an exported model.
-
-    Parameters
-    ----------
-    about : dict
-        The content of ``model.json``.
-    about_sha256 : str
-        Of that file.
-    """
+def model_card(info: ModelInfo, config: Config, info_sha256: str) -> str:
+    """Return the README.md of an exported model; ``info_sha256`` is that of ``model.json``."""
     size, frames = config.data.image_size, config.data.num_frames
     views = f", {config.eval.views} views of a clip averaged" if config.eval.views > 1 else ""
     parts = [
-        f"# Facial expressions: {', '.join(about['classes'])}",
-        f"Tells apart {len(about['classes'])} facial expressions in a short clip of one face, with {about['backbone']}: {frames} frames "
-        f"of {size} x {size} pixels (`{config.data.sampling.name}`{views}), {about['parameters']:,} parameters in float32. Made by dfer_dist "
-        f"{about['software']['dfer_dist']}; the method is {_method(config.model)}.",
-        "It was trained on faces that were cut out: give it such crops, or let `dfer predict --faces` cut them. The names are "
-        "what annotators called an expression. A face does not tell what its owner feels.",
-        _use(),
-        _origin(about, config),
-        _numbers(about),
-        _texts(about),
-        _files(about, about_sha256),
+        f"# Facial expressions: {', '.join(info.classes)}",
+        f"Classifies {len(info.classes)} facial expressions in a short clip of one face, with "
+        f"{info.backbone}: {frames} frames of {size} x {size} pixels "
+        f"(`{config.data.sampling.name}`{views}), {info.parameters:,} parameters in float32. "
+        f"Made by dfer_dist {info.software['dfer_dist']}; the method is {_method(config.model)}.",
+        "It was trained on cropped faces: give it such crops, or let `dfer predict --faces` crop "
+        "them. The names are what annotators called an expression. A face does not show what its "
+        "owner feels.",
+        _USE,
+        _origin(info, config),
+        _results(info),
+        _texts(info),
+        _files(info, info_sha256),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _method(model: ModelConfig) -> str:
-    adapters = model.image is ImageTuning.adapters or model.text_tower is TextTuning.adapters
-    there = (
-        ("adapters", adapters),
-        ("negative texts", model.text_polarity is TextPolarity.both),
-        (" and ".join(model.modalities), model.modalities),
-    )
-    added = ", ".join(what for what, is_there in there if is_there)
-    added = " and ".join(added.rsplit(", ", 1))
-    return "DFER-CLIP (Zhao & Patras, BMVC 2023)" + (
-        f" with the {added} of FineCLIPER (Chen et al., ACM MM 2024)" if added else ""
-    )
+    parts = []
+    if model.image is ImageTuning.adapters or model.text_tower is TextTuning.adapters:
+        parts.append("adapters")
+    if model.text_polarity is TextPolarity.both:
+        parts.append("negative texts")
+    if model.modalities:
+        parts.append(" and ".join(model.modalities))
+    added = " and ".join(", ".join(parts).rsplit(", ", 1))
+    fine_cliper = f" with the {added} of FineCLIPER (Chen et al., ACM MM 2024)" if added else ""
+    return "DFER-CLIP (Zhao & Patras, BMVC 2023)" + fine_cliper
 
 
-def _use() -> str:
-    return """## Use
+_USE = """## Use
 
 In this folder, without DeepSpeed (`pip install -r requirements.txt`):
 
@@ -157,16 +142,18 @@ In this folder, without DeepSpeed (`pip install -r requirements.txt`):
 import sys
 import numpy as np
 
-sys.path.insert(0, "code")  # this folder's copy of the package; leave it out where dfer_dist is installed
-from dfer_dist.inference.export import load
+# Only where dfer_dist is not installed: this folder's copy of the package.
+sys.path.insert(0, "code")
+from dfer_dist.inference.exported import load
 
 model = load(".")
-frames = np.zeros((1, 40, 224, 224, 3), np.uint8)  # clips of RGB frames: any number, length and size
+# Clips of RGB frames: any number, length and size.
+frames = np.zeros((1, 40, 224, 224, 3), np.uint8)
 for name, probability in zip(model.classes, model.probabilities(frames)[0]):
     print(f"{name:15s} {probability:.3f}")
 ```
 
-With MLflow, clips as above or films by their paths (one, or a list of them); a row each, a column for each class:
+With MLflow, clips as above, or one or more paths of videos; a row each, a column for each class:
 
 ```python
 import mlflow
@@ -180,93 +167,79 @@ print(model.predict(np.zeros((1, 40, 224, 224, 3), np.uint8)))
 Over time, with a table and a plot: `dfer predict . VIDEO --faces`."""
 
 
-def _origin(about: dict[str, Any], config: Config) -> str:
+def _origin(info: ModelInfo, config: Config) -> str:
     rows = [
-        ("data set", about["dataset"] or "not told"),
-        ("test fold (not trained on)", about["fold"] or "not told"),
+        ("data set", info.dataset or "unknown"),
+        ("test fold (not trained on)", info.fold or "unknown"),
     ]
-    if about["converted_from"]:
-        source = about["converted_from"]
-        rows += [
-            (
-                "converted from",
-                f"`{source['file']}` of DFER-CLIP's authors, sha256 `{source['sha256']}`",
-            )
-        ]
-    rows += (
-        [("epoch, step", f"{about['epoch']}, {about['step']}")]
-        if about["epoch"] is not None
-        else []
-    )
-    rows += [("selection", f"`{about['selection']}`: {_SELECTIONS[about['selection']]}")]
+    if info.converted_from:
+        file, sha256 = info.converted_from["file"], info.converted_from["sha256"]
+        rows.append(("converted from", f"`{file}` of DFER-CLIP's authors, sha256 `{sha256}`"))
+    if info.epoch is not None:
+        rows.append(("epoch, step", f"{info.epoch}, {info.step}"))
+    rows.append(("selection", f"`{info.selection}`: {_SELECTIONS[info.selection]}"))
     if config.train.objective is not Supervision.labels:
-        rows += [
-            (
-                "learned from",
-                f"`{about['objective']}`: descriptions of the clips, each held against all clips of a step",
-            )
-        ]
-    rows += [("number format of the towers", about["precision"])]
-    pretrained = f"`{about['pretrained']}`" + (
-        f", sha256 `{about['pretrained_sha256']}`" if about["pretrained_sha256"] else ""
-    )
-    rows += [] if about["converted_from"] else [("started from", pretrained)]
-    rows += [("hash of the settings", f"`{about['config_hash']}`")]
-    rows += [("hash of the data", f"`{about['index_hash']}`")] if about["index_hash"] else []
-    rows += [
-        (
-            "hash of the code",
-            f"`{about['code_hash']}`" + (f", git `{about['git_sha']}`" if about["git_sha"] else ""),
-        )
-    ]
-    rows += [
-        ("software", ", ".join(f"{name} {version}" for name, version in about["software"].items()))
-    ]
-    return "## Where it comes from\n\n" + _table(("", ""), rows)
+        what = "descriptions of the clips, each contrasted with all clips of a step"
+        rows.append(("learned from", f"`{info.objective}`: {what}"))
+    rows.append(("number format of the towers", info.precision))
+    if not info.converted_from:
+        sha256 = f", sha256 `{info.pretrained_sha256}`" if info.pretrained_sha256 else ""
+        rows.append(("started from", f"`{info.pretrained}`{sha256}"))
+    rows.append(("hash of the settings", f"`{info.config_hash}`"))
+    if info.index_hash:
+        rows.append(("hash of the data", f"`{info.index_hash}`"))
+    commit = f", git `{info.git_sha}`" if info.git_sha else ""
+    rows.append(("hash of the code", f"`{info.code_hash}`{commit}"))
+    software = (f"{name} {version}" for name, version in info.software.items())
+    rows.append(("software", ", ".join(software)))
+    return "## Origin\n\n" + _table(("", ""), rows)
 
 
-def _numbers(about: dict[str, Any]) -> str:
-    result = about["result"]
+def _results(info: ModelInfo) -> str:
+    result = info.result
     if result is None:
-        return "## Numbers\n\nThere is no test result of these very weights beside the checkpoint: test it with `dfer eval`."
+        return (
+            "## Results\n\nThe checkpoint has no test result of these very weights: "
+            "test it with `dfer eval`."
+        )
     rows = [
         ("**UAR**", f"**{result['uar']:.2f}**", result["n"]),
         ("**WAR**", f"**{result['war']:.2f}**", result["n"]),
     ]
     for name, recall in result["recall"].items():
-        rows += [
-            (
-                f"recall of {name}",
-                "no clip" if recall is None else f"{recall:.2f}",
-                result["support"][name],
-            )
-        ]
-    head = f"## Numbers\n\nFold {result['fold']} of {result['dataset']}, {result['n']} clips, each predicted once, in percent. One fold is no "
+        percent = "no clip" if recall is None else f"{recall:.2f}"
+        rows.append((f"recall of {name}", percent, result["support"][name]))
     return (
-        head + "cross-validation: publish the mean over all.\n\n" + _table(("", "%", "clips"), rows)
+        f"## Results\n\nFold {result['fold']} of {result['dataset']}, {result['n']} clips, each "
+        "predicted once, in percent. One fold is no cross-validation: publish the mean over all."
+        "\n\n" + _table(("", "%", "clips"), rows)
     )
 
 
-def _texts(about: dict[str, Any]) -> str:
-    sides = [about["texts"], *([about["negative_texts"]] if "negative_texts" in about else [])]
-    rows = [(name, *("<br>".join(side[name]) for side in sides)) for name in about["classes"]]
-    head = ("class", "text", "negative text")[: 1 + len(sides)]
-    return "## What the text tower reads\n\nIn the order of the logits.\n\n" + _table(head, rows)
+def _texts(info: ModelInfo) -> str:
+    columns = {"text": info.texts}
+    if info.negative_texts:
+        columns["negative text"] = info.negative_texts
+    rows = [
+        (name, *("<br>".join(texts[name]) for texts in columns.values())) for name in info.classes
+    ]
+    head = ("class", *columns)
+    return "## Class texts\n\nIn the order of the logits.\n\n" + _table(head, rows)
 
 
-def _files(about: dict[str, Any], about_sha256: str) -> str:
+def _files(info: ModelInfo, info_sha256: str) -> str:
     rows = [
         (f"`{name}`", f"{file['bytes']:,}", f"`{file['sha256']}`")
-        for name, file in about["files"].items()
+        for name, file in (info.files or {}).items()
     ]
-    rows += [("`model.json`", "", f"`{about_sha256}`")]
-    return "## Files\n\nChecked whenever the model is loaded. Nothing is pickled.\n\n" + _table(
-        ("file", "bytes", "sha256"), rows
-    )
+    rows.append((f"`{INFO}`", "", f"`{info_sha256}`"))
+    table = _table(("file", "bytes", "sha256"), rows)
+    return "## Files\n\nChecked whenever the model is loaded. Nothing is pickled.\n\n" + table
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    lines = []
+    for row in (head, tuple("---" for _ in head), *rows):
+        cells = (str(cell).replace("|", "\\|") for cell in row)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

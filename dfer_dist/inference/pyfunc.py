@@ -1,15 +1,19 @@
-"""An exported model's folder as an MLflow model: what MLflow finds in it, and what it calls. Nothing is pickled."""
+"""An exported model's folder as an MLflow model: the files MLflow reads, and the loader it calls.
+
+Nothing is pickled.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dfer_dist.inference.export import ExportedModel, load
+from dfer_dist.inference.exported import ExportedModel, load
 from dfer_dist.inference.predict import STEP, WINDOW, predict_video
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_text
@@ -17,8 +21,8 @@ from dfer_dist.utils.files import write_text
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# what loading a model and predicting clips import; then what films need, and faces in them
-NEEDS: tuple[str, ...] = (
+# Distributions that loading a model and predicting clips import.
+REQUIREMENTS = (
     "torch",
     "torchvision",
     "open_clip_torch",
@@ -27,16 +31,20 @@ NEEDS: tuple[str, ...] = (
     "omegaconf",
     "numpy",
     "pillow",
+    "simplejpeg",
+    "pyarrow",
+    "fsspec",
+    "pandas",
 )
-NEEDS += ("simplejpeg", "pyarrow", "fsspec", "pandas")
-_VIDEO_PACKAGES = ("av",)
-_FACES = ("dlib-bin", "face-recognition-models")
+_VIDEO_REQUIREMENTS = ("av",)
+_FACE_REQUIREMENTS = ("dlib-bin", "face-recognition-models")
 
 
-def write_mlflow(folder: Path, classes: list[str]) -> None:
-    """Write ``MLmodel``, which names this module in the folder's own ``code`` as the loader, and ``requirements.txt``.
+def write_mlflow(folder: Path, classes: Sequence[str]) -> None:
+    """Write ``MLmodel`` and ``requirements.txt``.
 
-    Inputs have no schema, since they are frames or paths of films: MLflow passes them on as they are.
+    ``MLmodel`` names this module, from the folder's own ``code``, as the loader. Inputs have no
+    schema, since they are frames or paths of videos: MLflow passes them on as they are.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import pyfunc
@@ -48,24 +56,20 @@ def write_mlflow(folder: Path, classes: list[str]) -> None:
         ParamSpec("step", "double", STEP),
         ParamSpec("faces", "boolean", False),
     ]
-    signature = ModelSignature(
-        outputs=Schema([ColSpec("double", name) for name in classes]), params=ParamSchema(params)
-    )
-    model = Model(signature=signature)
+    outputs = Schema([ColSpec("double", name) for name in classes])
+    model = Model(signature=ModelSignature(outputs=outputs, params=ParamSchema(params)))
     pyfunc.add_to_model(model, loader_module=__name__, code="code")
     model.save(str(folder / "MLmodel"))
     lines = [
-        *map(_pinned, (*NEEDS, *_VIDEO_PACKAGES)),
-        "# to find faces in films (weights for research only):",
+        *map(_pinned, (*REQUIREMENTS, *_VIDEO_REQUIREMENTS)),
+        "# to find faces in videos (weights for research only):",
+        *(f"# {_pinned(name)}" for name in _FACE_REQUIREMENTS),
     ]
-    write_text(
-        folder / "requirements.txt",
-        "\n".join([*lines, *(f"# {_pinned(name)}" for name in _FACES)]) + "\n",
-    )
+    write_text(folder / "requirements.txt", "\n".join(lines) + "\n")
 
 
 def _pinned(name: str) -> str:
-    """``name==version``, without what a build of the version adds (2.9.0+cpu), which package indexes do not have."""
+    """Return ``name==version`` without a local version (2.9.0+cpu), which no index has."""
     try:
         return f"{name}=={importlib.metadata.version(name).partition('+')[0]}"
     except importlib.metadata.PackageNotFoundError:
@@ -73,48 +77,50 @@ def _pinned(name: str) -> str:
 
 
 class PyfuncModel:
-    """An exported model as MLflow asks it: ``mlflow.pyfunc.load_model(OUT).predict(…)``."""
+    """An exported model behind MLflow's interface: ``mlflow.pyfunc.load_model(OUT).predict(…)``."""
 
     def __init__(self, model: ExportedModel) -> None:
         self.model = model
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> DataFrame:
-        """Probabilities, a row for each clip or film and a column for each class.
+        """Return probabilities: a row for each clip or video, a column for each class.
 
         Parameters
         ----------
-        data : uint8 array [N, T, H, W, 3], or the path of a film, or a list of paths
+        data : uint8 array [N, T, H, W, 3], or the path of a video, or a list of paths
         params : dict, optional
-            For films: ``window``, ``step`` (seconds) and ``faces``, as for :func:`predict_video`. A film's row is :attr:`Course.overall`.
+            For videos: ``window``, ``step`` (seconds) and ``faces``, as for :func:`predict_video`.
+            The row of a video is :attr:`VideoPrediction.overall`.
 
         Raises
         ------
         UserError
-            If ``data`` is something else, or a film cannot be read.
+            If ``data`` is something else, or a video cannot be read.
         """
         import pandas as pd
 
+        columns = list(self.model.classes)
         if isinstance(data, np.ndarray):
-            return pd.DataFrame(self.model.probabilities(data), columns=list(self.model.classes))
+            return pd.DataFrame(self.model.probabilities(data), columns=columns)
         videos = [data] if isinstance(data, (str, Path)) else data
-        if (
-            not isinstance(videos, list)
-            or not videos
-            or not all(isinstance(video, (str, Path)) for video in videos)
-        ):
+        if not _is_list_of_paths(videos):
             raise UserError(
-                f"{type(data).__name__}: give frames, uint8 [N, T, H, W, 3], or the path of a film, or a list of paths"
+                f"{type(data).__name__}: give frames, uint8 [N, T, H, W, 3], or the path of a "
+                "video, or a list of paths"
             )
         rows = [
             predict_video(self.model, Path(video), **(params or {})).overall for video in videos
         ]
-        return pd.DataFrame(
-            np.stack(rows),
-            columns=list(self.model.classes),
-            index=pd.Index([str(f) for f in videos], name="video"),
-        )
+        index = pd.Index([str(video) for video in videos], name="video")
+        return pd.DataFrame(np.stack(rows), columns=columns, index=index)
+
+
+def _is_list_of_paths(videos: Any) -> bool:
+    if not isinstance(videos, list) or not videos:
+        return False
+    return all(isinstance(video, (str, Path)) for video in videos)
 
 
 def _load_pyfunc(path: str) -> PyfuncModel:
-    """What MLflow calls; named in ``MLmodel``."""
+    """Load the model for MLflow, which finds this function through ``MLmodel``."""
     return PyfuncModel(load(path))

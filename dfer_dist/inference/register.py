@@ -1,13 +1,14 @@
-"""A fold's model in the model registry of the run's tracking server."""
+"""Register a fold's model in the model registry of the run's tracking server."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dfer_dist.inference.export import export
+from dfer_dist.inference.exported import ModelInfo
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.tracking.mlflow_runs import client, make_runs, tracking_of
 from dfer_dist.tracking.uploader import reason
@@ -17,12 +18,13 @@ from dfer_dist.utils.files import read_json
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_HASH = "dfer.hash"  # tag: model.json's own
+# Tag of a model version: the hash in model.json.
+_HASH = "dfer.hash"
 
 
 @dataclass(frozen=True)
 class Version:
-    """A model in the registry; ``known`` if it was there before."""
+    """A model version in the registry; ``known`` if it was registered before."""
 
     name: str
     number: str
@@ -31,66 +33,62 @@ class Version:
 
 
 def register(run: RunDir, fold: int | None, name: str, alias: str) -> Version:
-    """Export the checkpoint that a fold's result is of, log it as a model of the fold's run, and let ``alias`` name it in the registry.
+    """Export the checkpoint of a fold's result, log it in the fold's run, and register it.
 
     The same model again makes no second version: the alias moves.
 
     Parameters
     ----------
     fold : int, optional
-        By default the first that is done. It is not chosen by its score, which would be a choice on the test fold.
+        By default the first that has a result. A choice by score would be one on the test fold.
+    name, alias : str
+        The registered model, and the alias to set on its version.
 
     Raises
     ------
     UserError
-        If the fold is not done, the checkpoint cannot be exported, or the server takes it not.
+        If the fold has no result, the checkpoint cannot be exported, or the server refuses it.
     """
     done = [k for k in run.describe()["folds"] if run.fold(k).result.exists()]
-    if not done or (fold is not None and fold not in done):
-        raise UserError(
-            f"{run.root}: fold {fold} has no result (done: {done})"
-            if done
-            else f"{run.root}: no fold has a result yet"
-        )
+    if not done:
+        raise UserError(f"{run.root}: no fold has a result yet")
+    if fold is not None and fold not in done:
+        raise UserError(f"{run.root}: fold {fold} has no result (done: {done})")
     chosen = done[0] if fold is None else fold
     result = read_json(run.fold(chosen).result)
     with TemporaryDirectory() as folder:
         out = Path(folder) / "model"
-        about = export(run.fold(chosen).root / result["checkpoint"], out, [])
+        info = export(run.fold(chosen).root / result["checkpoint"], out, [])
         try:
-            return _put(run, chosen, name, alias, out, about)
-        except Exception as e:  # MLflow raises many kinds
-            raise UserError(
-                f"tracking server {run.describe()['tracking']['uri']}: {reason(e)}"
-            ) from e
+            return _register(run, chosen, name, alias, out, info)
+        # MLflow raises many kinds.
+        except Exception as e:
+            uri = run.describe()["tracking"]["uri"]
+            raise UserError(f"tracking server {uri}: {reason(e)}") from e
 
 
-def _put(
-    run: RunDir, fold: int, name: str, alias: str, out: Path, about: dict[str, Any]
-) -> Version:
+def _register(run: RunDir, fold: int, name: str, alias: str, out: Path, info: ModelInfo) -> Version:
     api = client(tracking_of(run)["uri"])
     if not api.search_registered_models(f"name = '{name}'"):
         api.create_registered_model(name)
     same = [
-        v
-        for v in api.search_model_versions(f"name = '{name}'")
-        if v.tags.get(_HASH) == about["hash"] and v.status == "READY"
+        version
+        for version in api.search_model_versions(f"name = '{name}'")
+        if version.tags.get(_HASH) == info.hash and version.status == "READY"
     ]
-    number = str(same[0].version) if same else _new_version(run, fold, name, out, about, api)
+    number = str(same[0].version) if same else _new_version(run, fold, name, out, info, api)
     api.set_registered_model_alias(name, alias, number)
     return Version(name, number, fold, bool(same))
 
 
 def _new_version(
-    run: RunDir, fold: int, name: str, out: Path, about: dict[str, Any], api: MlflowClient
+    run: RunDir, fold: int, name: str, out: Path, info: ModelInfo, api: MlflowClient
 ) -> str:
     from mlflow.entities import LoggedModelOutput
 
     tracking = make_runs(run, api)
-    child, tags = (
-        tracking["folds"][str(fold)],
-        {_HASH: about["hash"], "fold": str(fold), "config_hash": about["config_hash"]},
-    )
+    child = tracking["folds"][str(fold)]
+    tags = {_HASH: info.hash, "fold": str(fold), "config_hash": info.config_hash}
     logged = api.create_logged_model(
         tracking["experiment_id"], name, source_run_id=child, tags=tags, model_type="DFER-CLIP"
     )
@@ -100,23 +98,23 @@ def _new_version(
         api.finalize_logged_model(logged.model_id, "FAILED")
         raise
     api.finalize_logged_model(logged.model_id, "READY")
-    api.log_outputs(child, [LoggedModelOutput(logged.model_id, about["step"] or 0)])
+    api.log_outputs(child, [LoggedModelOutput(logged.model_id, info.step or 0)])
     version = api.create_model_version(
         name,
         logged.artifact_location,
         run_id=child,
         tags=tags,
         model_id=logged.model_id,
-        description=_words(about),
+        description=_description(info),
     )
     return str(version.version)
 
 
-def _words(about: dict[str, Any]) -> str:
-    result = about["result"]
-    score = (
-        f"UAR {result['uar']:.2f}, WAR {result['war']:.2f} on fold {result['fold']} of {about['dataset']}"
-        if result
-        else "not tested"
-    )
-    return f"{about['backbone']}, {score}; {about['selection']}"
+def _description(info: ModelInfo) -> str:
+    score = "not tested"
+    if info.result:
+        score = (
+            f"UAR {info.result['uar']:.2f}, WAR {info.result['war']:.2f} "
+            f"on fold {info.result['fold']} of {info.dataset}"
+        )
+    return f"{info.backbone}, {score}; {info.selection}"

@@ -40,8 +40,8 @@ def export(
     """
     from dfer_dist.inference.export import export as write
 
-    about = write(checkpoint, out, overrides or [])
-    result = about["result"]
+    info = write(checkpoint, out, overrides or [])
+    result = info.result
     tested = (
         f"UAR {result['uar']:.2f}  WAR {result['war']:.2f} on fold {result['fold']}"
         if result
@@ -49,7 +49,7 @@ def export(
     )
     console = Console(highlight=False)
     console.print(
-        f"{out}: {about['parameters']:,} parameters, {len(about['classes'])} classes, {tested}",
+        f"{out}: {info.parameters:,} parameters, {len(info.classes)} classes, {tested}",
         soft_wrap=True,
         markup=False,
     )
@@ -90,7 +90,7 @@ def predict(
             f"two films are called {twice}, and so would be their tables: give them one at a time, with --out"
         )
     console = Console(highlight=False)
-    from dfer_dist.inference.export import load
+    from dfer_dist.inference.exported import load
     from dfer_dist.inference.predict import predict_video, write_csv
 
     loaded = load(model, precision=precision)
@@ -113,7 +113,7 @@ def predict(
             (
                 c.video,
                 f"{c.seconds:.3f}",
-                c.shown,
+                c.num_predicted,
                 c.classes[c.overall.argmax()],
                 *(f"{p:.6f}" for p in c.overall),
             )
@@ -159,7 +159,7 @@ def _title(course: VideoPrediction) -> str:
     best = int(course.overall.argmax())
     length = course.spans[0, 1] - course.spans[0, 0]
     how = (
-        f"mean of {course.shown} windows of {length:.3g} s"
+        f"mean of {course.num_predicted} windows of {length:.3g} s"
         if len(course.spans) > 1
         else f"one window of {length:.3g} s"
     )

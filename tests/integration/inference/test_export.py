@@ -1,4 +1,4 @@
-"""An exported model: everything is in its folder, it gives the logits of an evaluation, and damage is noticed."""
+"""Exported models: complete folders, logits equal to an evaluation's, changed files refused."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from dfer_dist.config.schema import Precision
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.evaluation.evaluate import evaluate_checkpoint
-from dfer_dist.inference import export
 from dfer_dist.inference.convert import from_official, to_official
+from dfer_dist.inference.export import export
+from dfer_dist.inference.exported import CARD, CONFIG, INFO, WEIGHTS, load
 from dfer_dist.models.class_texts import DESCRIPTIONS
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, sha256_file, write_json
@@ -29,6 +30,9 @@ from launch import cli
 from tests.helpers.exported import Case
 from tests.helpers.official_checkpoints import OTHERS, ours
 from tests.helpers.paths import ROOT
+
+# Packages that training needs and predicting must not import.
+TRAINING_ONLY = {"deepspeed", "mlflow", "submitit", "webdataset"}
 
 
 def every_clip(index: Index, fold: int) -> dict[str, np.ndarray]:
@@ -41,25 +45,27 @@ def every_clip(index: Index, fold: int) -> dict[str, np.ndarray]:
     }
 
 
-def alone(folder: Path, blocks: list[str], spare: set[str]) -> list[str]:
-    """What the blocks of a card print in ``folder``, each followed by where it found the package.
+def run_outside_checkout(folder: Path, blocks: list[str], blocked: set[str]) -> list[str]:
+    """Run code blocks in ``folder``; return what they print, each with where it found the package.
 
-    No checkout can be imported, and in the first block none of the ``spare`` modules, in the others no DeepSpeed. The package is forgotten
-    between them.
+    No checkout can be imported. The ``blocked`` modules cannot be imported in the first block, and
+    DeepSpeed in no block. The package is imported anew in each block.
     """
     script = f"""
 import sys
-sys.path.append({sysconfig.get_path("purelib")!r})  # -S: without the .pth files there, which lead to a checkout
-path, spare = list(sys.path), {sorted(spare)!r}
+# -S leaves out the .pth files of site-packages, which lead to a checkout.
+sys.path.append({sysconfig.get_path("purelib")!r})
+path, blocked = list(sys.path), {sorted(blocked)!r}
 for block in {blocks!r}:
-    for name in spare:
+    for name in blocked:
         sys.modules[name] = None
     exec(block, dict())
     print(sys.modules["dfer_dist"].__file__)
     sys.path[:] = path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "dfer_dist" or sys.modules[name] is None]:
-        del sys.modules[name]
-    spare = ["deepspeed"]
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "dfer_dist" or module is None:
+            del sys.modules[name]
+    blocked = ["deepspeed"]
 """
     command, env = [sys.executable, "-P", "-S", "-c", script], {"HOME": "/nowhere"}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
@@ -82,10 +88,10 @@ def moved(exported: Case, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported.out, tmp_path / "moved"))
 
 
-def test_logits_are_those_of_an_evaluation(
+def test_logits_equal_those_of_an_evaluation(
     exported: Case, tiny_shards: Index, tmp_path: Path
 ) -> None:
-    model, clips = export.load(exported.out, device="cpu"), every_clip(tiny_shards, 2)
+    model, clips = load(exported.out, device="cpu"), every_clip(tiny_shards, 2)
     for views in (1, 2):
         evaluate_checkpoint(
             exported.fold.checkpoints / "LATEST",
@@ -110,11 +116,9 @@ def test_logits_are_those_of_an_evaluation(
     )
 
 
-def test_the_folder_tells_what_it_is_and_nothing_of_this_machine(
-    exported: Case, tiny_shards: Index
-) -> None:
-    result, about = read_json(exported.fold.result), read_json(exported.out / export.ABOUT)
-    card = (exported.out / export.CARD).read_text()
+def test_folder_describes_model_without_local_paths(exported: Case, tiny_shards: Index) -> None:
+    result, about = read_json(exported.fold.result), read_json(exported.out / INFO)
+    card = (exported.out / CARD).read_text()
     assert about["result"] == result
     assert (
         f"**{result['uar']:.2f}**" in card
@@ -128,12 +132,12 @@ def test_the_folder_tells_what_it_is_and_nothing_of_this_machine(
         (name, [DESCRIPTIONS[name]]) for name in tiny_shards.classes
     ]
     assert all(text[0] in card for text in about["texts"].values())
-    for name in (export.WEIGHTS, export.CONFIG, export.ABOUT):
+    for name in (WEIGHTS, CONFIG, INFO):
         assert sha256_file(exported.out / name) in card
         assert (exported.out / name).stat().st_mode & 0o044 == (
-            exported.out / export.CARD
+            exported.out / CARD
         ).stat().st_mode & 0o044
-    config = read_config(exported.out / export.CONFIG)
+    config = read_config(exported.out / CONFIG)
     assert config.data.image_size == 32 and config.model.sentences == about["texts"]
     texts = [
         f.read_text(errors="replace")
@@ -149,44 +153,38 @@ def test_the_folder_tells_what_it_is_and_nothing_of_this_machine(
 
 
 @pytest.mark.parametrize("what", ["step", "config_hash", "index_hash", "checkpoint", "fold"])
-def test_numbers_of_other_weights_are_not_taken(exported: Case, tmp_path: Path, what: str) -> None:
+def test_result_of_other_weights_is_left_out(exported: Case, tmp_path: Path, what: str) -> None:
     fold = Path(shutil.copytree(exported.fold.root, tmp_path / "fold-2"))
     result = read_json(fold / "result.json")
     write_json(
         fold / "result.json", {**result, what: 1 if isinstance(result[what], int) else "another"}
     )
-    about = export.export(fold / "checkpoints", tmp_path / "out", [])
-    assert about["result"] is None
-    card = (tmp_path / "out" / export.CARD).read_text()
+    info = export(fold / "checkpoints", tmp_path / "out", [])
+    assert info.result is None
+    card = (tmp_path / "out" / CARD).read_text()
     assert "no test result of these very weights" in card and "UAR" not in card
 
 
-def test_the_cards_lines_run_without_deepspeed_and_without_the_package(moved: Path) -> None:
+def test_card_code_runs_without_training_packages(moved: Path) -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    spare = names(config["options"]["install_requires"]) - names(
-        (moved / "requirements.txt").read_text()
-    )
-    assert {
-        "deepspeed",
-        "mlflow",
-        "webdataset",
-    } <= spare  # what the folder does not ask for, it does not need
-    ten, mlflow = python_of(moved / export.CARD)
-    assert (
-        len(ten.splitlines()) <= 10
-        and ten in (ROOT / "docs" / "guides" / "inference.md").read_text()
-    )
-    said = alone(moved, [ten, mlflow], spare)
-    model = export.load(moved, device="cpu")
+    installed = names(config["options"]["install_requires"])
+    blocked = TRAINING_ONLY | installed - names((moved / "requirements.txt").read_text())
+    assert not TRAINING_ONLY & names((moved / "requirements.txt").read_text())
+    predict, mlflow = python_of(moved / CARD)
+    code = [line for line in predict.splitlines() if line and not line.startswith("#")]
+    assert len(code) <= 10 and predict in (ROOT / "docs" / "guides" / "inference.md").read_text()
+
+    out = run_outside_checkout(moved, [predict, mlflow], blocked)
+    model = load(moved, device="cpu")
     want = model.probabilities(np.zeros((1, 40, 224, 224, 3), np.uint8))[0].tolist()
-    assert [line.split()[0] for line in said[:7]] == said[8].split() == list(model.classes)
-    assert [float(line.split()[1]) for line in said[:7]] == pytest.approx(want, abs=2e-3)
-    assert [float(x) for x in said[9].split()[1:]] == pytest.approx(want, abs=2e-3)
-    assert said[7] == said[10] == str(moved / "code" / "dfer_dist" / "__init__.py")
+    assert [line.split()[0] for line in out[:7]] == out[8].split() == list(model.classes)
+    assert [float(line.split()[1]) for line in out[:7]] == pytest.approx(want, abs=2e-3)
+    assert [float(x) for x in out[9].split()[1:]] == pytest.approx(want, abs=2e-3)
+    assert out[7] == out[10] == str(moved / "code" / "dfer_dist" / "__init__.py")
 
 
-def test_a_run_and_the_registry_take_the_folder(
+def test_mlflow_run_and_registry_accept_folder(
     exported: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -201,14 +199,14 @@ def test_a_run_and_the_registry_take_the_folder(
     mlflow.register_model(f"runs:/{run.info.run_id}/model", "faces")
     frames = np.random.default_rng(0).integers(0, 256, (2, 6, 40, 30, 3), dtype=np.uint8)
     got = mlflow.pyfunc.load_model("models:/faces/1").predict(frames)
-    model = export.load(exported.out)
+    model = load(exported.out)
     assert list(got.columns) == list(model.classes)
     np.testing.assert_allclose(got.to_numpy(), model.probabilities(frames), atol=1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("converted", [False, True])
-def test_checkpoints_without_a_run_and_converted_ones(converted: bool, tmp_path: Path) -> None:
+def test_export_accepts_converted_checkpoints(converted: bool, tmp_path: Path) -> None:
     settings, classes = OTHERS[1]
     model = ours(tmp_path / "ours", settings, classes)
     folder = tmp_path / "ours"
@@ -216,63 +214,61 @@ def test_checkpoints_without_a_run_and_converted_ones(converted: bool, tmp_path:
         to_official(folder, tmp_path / "theirs.pth", [])
         folder = tmp_path / "again"
         from_official(tmp_path / "theirs.pth", folder, settings.token_position)
-    export.export(folder, tmp_path / "out", [])
+    export(folder, tmp_path / "out", [])
     shutil.rmtree(folder)
     (tmp_path / "sizes.json").unlink()  # the backbone's sizes are in the folder
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    loaded = export.load(tmp_path / "out", device="cpu", precision="fp32")
+    loaded = load(tmp_path / "out", device="cpu", precision="fp32")
     assert torch.equal(torch.random.get_rng_state(), before)
     frames = np.random.default_rng(0).integers(0, 256, (2, 4, 48, 48, 3), dtype=np.uint8)
     want = model(torch.from_numpy(frames).permute(0, 1, 4, 2, 3)).numpy()
     np.testing.assert_allclose(loaded.logits(frames), want, rtol=1e-4, atol=1e-4)
-    card = (tmp_path / "out" / export.CARD).read_text()
+    card = (tmp_path / "out" / CARD).read_text()
     assert "no test result" in card and (
         not converted or "`theirs.pth` of DFER-CLIP's authors" in card
     )
-    half = export.load(tmp_path / "out", device="cpu", precision=Precision.bf16)
+    half = load(tmp_path / "out", device="cpu", precision=Precision.bf16)
     assert 0 < np.abs(half.logits(frames) - want).max() < 0.05 * np.abs(want).max()
 
 
-def test_it_is_written_whole_or_not_at_all_and_over_nothing(
+def test_export_is_atomic_and_never_overwrites(
     exported: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latest = exported.fold.checkpoints / "LATEST"
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="not empty"):
-        export.export(latest, tmp_path / "full", [])
+        export(latest, tmp_path / "full", [])
     assert (tmp_path / "full" / "mine.txt").read_text() == "keep"
-    with pytest.raises(UserError, match=r"'model\.temperature=1' does not tell where"):
-        export.export(latest, tmp_path / "out", ["model.temperature=1"])
+    with pytest.raises(UserError, match=r"'model\.temperature=1' cannot be set here"):
+        export(latest, tmp_path / "out", ["model.temperature=1"])
 
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dfer_dist.inference.pyfunc.write_mlflow", no_space)
+        patch.setattr("dfer_dist.inference.export.write_mlflow", no_space)
         with pytest.raises(OSError, match="No space"):
-            export.export(latest, tmp_path / "out", [])
+            export(latest, tmp_path / "out", [])
     assert [f.name for f in tmp_path.iterdir()] == ["full"]
     (tmp_path / "empty").mkdir()
-    export.export(latest, tmp_path / "empty", [])
-    assert sha256_file(tmp_path / "empty" / export.WEIGHTS) == sha256_file(
-        exported.out / export.WEIGHTS
-    )
+    export(latest, tmp_path / "empty", [])
+    assert sha256_file(tmp_path / "empty" / WEIGHTS) == sha256_file(exported.out / WEIGHTS)
 
 
 @pytest.mark.parametrize(
     ("name", "old", "new", "reason"),
     [
-        (export.WEIGHTS, None, None, "differs from its sha256"),
-        (export.CONFIG, b"temperature: 0.07", b"temperature: 0.08", "differs from its sha256"),
-        (export.ABOUT, b'"sadness"', b'"madness"', "was changed"),
-        (export.ABOUT, b'"version": 1', b'"version": 2', "not of version 1"),
-        (export.WEIGHTS, b"", b"", "is missing"),
-        (export.ABOUT, b"", b"", "no exported model"),
+        (WEIGHTS, None, None, "differs from its sha256"),
+        (CONFIG, b"temperature: 0.07", b"temperature: 0.08", "differs from its sha256"),
+        (INFO, b'"sadness"', b'"madness"', "was changed"),
+        (INFO, b'"version": 1', b'"version": 2', "not of version 1"),
+        (WEIGHTS, b"", b"", "is missing"),
+        (INFO, b"", b"", "no exported model"),
     ],
 )
-def test_damage_is_one_line(
+def test_changed_file_is_one_line_error(
     moved: Path,
     name: str,
     old: bytes | None,
@@ -290,15 +286,16 @@ def test_damage_is_one_line(
     (moved / name).write_bytes(data)
     if old == b"":
         (moved / name).unlink()
-    monkeypatch.setattr(sys, "argv", ["dfer", "predict", str(moved), "film.mp4"])
+    monkeypatch.setattr(sys, "argv", ["dfer", "predict", str(moved), "video.mp4"])
     with pytest.raises(SystemExit) as left:
         cli.main()
-    said = capsys.readouterr().err
-    assert left.value.code == 2 and said.count("\n") == 1 and reason in said and str(moved) in said
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and error.count("\n") == 1
+    assert reason in error and str(moved) in error
 
 
-def test_frames_of_another_kind_are_refused(exported: Case) -> None:
-    model = export.load(exported.out)
+def test_frames_of_other_type_or_shape_are_refused(exported: Case) -> None:
+    model = load(exported.out)
     for wrong in (
         np.zeros((2, 8, 32, 32, 3)),
         np.zeros((8, 32, 32, 3), np.uint8),

@@ -20,8 +20,8 @@ from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.data.sources.records import ELEVEN
 from dfer_dist.data.video.decode import Video
 from dfer_dist.evaluation.evaluate import predict
-from dfer_dist.inference.export import ExportedModel, load
-from dfer_dist.inference.predict import as_packed, cut_windows, predict_video
+from dfer_dist.inference.exported import ExportedModel, load
+from dfer_dist.inference.predict import cut_windows, predict_video, through_jpeg
 from dfer_dist.inference.pyfunc import PyfuncModel
 from dfer_dist.reporting.figures import course_figure
 from dfer_dist.utils.errors import UserError
@@ -39,7 +39,7 @@ def model(exported: Case) -> ExportedModel:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes with a film each of a face that moves, 24 frames at 25 a second."""
+    """Two classes with a video each of a face that moves, 24 frames at 25 a second."""
     root = tmp_path_factory.mktemp("films")
     for i, name in enumerate(("Happy", "Sad")):
         (root / name).mkdir()
@@ -50,7 +50,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A film of 61 frames at 25 a second, each another pattern."""
+    """A video of 61 frames at 25 a second, each another pattern."""
     rng = np.random.default_rng(0)
     frames = [
         rng.integers(0, 256, (5, 6, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
@@ -74,7 +74,7 @@ def test_a_film_in_one_window_is_what_packing_and_evaluating_make_of_it(
     index = pack(listing.records, "mine", tmp_path, workers=1, classes=listing.classes, faces=faces)
     clips = all_clips(index, range(len(index.shards)))
     batches = evaluation_loader(index, model.config.data, clips, batch=model.config.eval.batch)
-    rows = predict(lambda frames: model.model(frames, model.text), batches, model.device)
+    rows = predict(lambda frames: model.model(frames, model.text_features), batches, model.device)
     assert sorted(rows) == ["Happy_Happy", "Sad_Sad"]
     for key, (_, logits) in rows.items():
         name = key.partition("_")[0]
@@ -92,7 +92,7 @@ def test_each_window_is_seen_as_a_clip_of_its_own(
     model: ExportedModel, waves: Path, window: float, step: float
 ) -> None:
     course = predict_video(model, waves, window, step)
-    frames = np.stack([as_packed(frame) for frame in Video(waves)])
+    frames = np.stack([through_jpeg(frame) for frame in Video(waves)])
     spans = np.rint(course.spans * 25).astype(int)
     np.testing.assert_allclose(spans, course.spans * 25, atol=1e-6)
     assert spans[0, 0] == 0 and spans[-1, 1] == 61 and course.seconds == pytest.approx(61 / 25)
@@ -100,7 +100,7 @@ def test_each_window_is_seen_as_a_clip_of_its_own(
     want = np.concatenate([model.logits(frames[None, a:b]) for a, b in spans.tolist()])
     np.testing.assert_allclose(course.logits, want, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(course.overall, course.probabilities.mean(0), atol=1e-6)
-    assert course.overall.sum() == pytest.approx(1, abs=1e-5) and course.shown == len(spans)
+    assert course.overall.sum() == pytest.approx(1, abs=1e-5) and course.num_predicted == len(spans)
     assert course.top == [model.classes[i] for i in want.argmax(1)]
 
 

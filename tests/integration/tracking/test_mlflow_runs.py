@@ -18,7 +18,7 @@ import pytest
 
 from dfer_dist.config.load import load_config
 from dfer_dist.data.shards.index import Index
-from dfer_dist.inference import export
+from dfer_dist.inference.exported import load as load_exported
 from dfer_dist.inference.register import register
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.tracking import mlflow_runs as trackrun
@@ -300,7 +300,7 @@ def test_the_registry_has_the_model_once(
     for alias in ("candidate", "champion"):
         got = mlflow.pyfunc.load_model(f"models:/faces@{alias}").predict(frames)
         np.testing.assert_allclose(
-            got.to_numpy(), export.load(exported.out).probabilities(frames), atol=1e-5
+            got.to_numpy(), load_exported(exported.out).probabilities(frames), atol=1e-5
         )
 
 

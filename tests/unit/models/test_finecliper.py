@@ -24,7 +24,7 @@ from dfer_dist.config.schema import (
     check_values,
 )
 from dfer_dist.data.sources.records import SEVEN
-from dfer_dist.inference import export
+from dfer_dist.inference import export, exported
 from dfer_dist.models.adapters import Adapter, FramePositions, adapter_names
 from dfer_dist.models.backbone import TINY, build_clip
 from dfer_dist.models.build import build_model
@@ -343,8 +343,8 @@ def test_an_exported_model_keeps_both_sides_texts(tmp_path: Path) -> None:
     model = ours(tmp_path / "ours", settings, ("joy", "fear"))
     export.export(tmp_path / "ours", tmp_path / "out", [])
     about, card = (
-        read_json(tmp_path / "out" / export.ABOUT),
-        (tmp_path / "out" / export.CARD).read_text(),
+        read_json(tmp_path / "out" / exported.INFO),
+        (tmp_path / "out" / exported.CARD).read_text(),
     )
     assert about["negative_texts"] == texts and about["texts"]["joy"] == [
         "a person with an expression of joy"
@@ -352,7 +352,7 @@ def test_an_exported_model_keeps_both_sides_texts(tmp_path: Path) -> None:
     assert (
         "with the adapters and negative texts of FineCLIPER" in card and "anything but joy." in card
     )
-    loaded = export.load(tmp_path / "out", device="cpu", precision="fp32")
+    loaded = exported.load(tmp_path / "out", device="cpu", precision="fp32")
     assert loaded.config.model.negative_sentences == texts
     frames = np.random.default_rng(0).integers(0, 256, (2, 4, 48, 48, 3), dtype=np.uint8)
     want = model(torch.from_numpy(frames).permute(0, 1, 4, 2, 3)).numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.demo.dataset import render_demo
 from dfer_dist.evaluation.evaluate import evaluate_checkpoint, predict
-from dfer_dist.inference import export
+from dfer_dist.inference import export, exported
 from dfer_dist.inference.predict import predict_video
 from dfer_dist.models.adapters import adapter_names
 from dfer_dist.models.dferclip import DFERCLIP
@@ -263,12 +264,13 @@ def test_a_fold_with_levels(faces: Index, tmp_path: Path) -> None:
         "| Beside frames | parsing maps and landmarks, learned weights |"
         in (tmp_path / "levels" / "summary.md").read_text()
     )
-    about = export.export(fold.checkpoints / "LATEST", tmp_path / "model", [])
-    assert about["levels"]["made"] == {"parsing": ["regions"], "landmarks": ["import"]}
-    assert about["levels"]["hash"] == result["levels_hash"]
+    info = export.export(fold.checkpoints / "LATEST", tmp_path / "model", [])
+    assert info.modalities is not None
+    assert info.modalities["made"] == {"parsing": ["regions"], "landmarks": ["import"]}
+    assert info.modalities["hash"] == result["levels_hash"]
     assert (
         "adapters and parsing and landmarks of FineCLIPER"
-        in (tmp_path / "model" / export.CARD).read_text()
+        in (tmp_path / "model" / exported.CARD).read_text()
     )
     saved = checkpoint.read(fold.checkpoints / "LATEST")
     check_same_modalities(saved, describe_modalities(faces, BOTH))
@@ -298,7 +300,7 @@ def test_films_with_levels_are_what_enriching_and_evaluating_make_of_them(
     settings = ModelConfig(**FINE, modalities=BOTH, adapter_time=True)  # type: ignore[arg-type]
     ours(tmp_path / "ours", settings, tuple(CLASSES))
     export.export(tmp_path / "ours", tmp_path / "out", [])
-    model = export.load(tmp_path / "out", device="cpu", precision="fp32")
+    model = exported.load(tmp_path / "out", device="cpu", precision="fp32")
     for i, name in enumerate(("Happy", "Sad")):
         (tmp_path / "films" / name).mkdir(parents=True)
         heads = [[] if t == 4 else [Pose(110 + 4 * t, 100 - 10 * i, 1.0, 3 * t)] for t in range(7)]
@@ -315,14 +317,15 @@ def test_films_with_levels_are_what_enriching_and_evaluating_make_of_them(
     enrich(tmp_path / "shards", EnrichRequest(landmarks=True, parsing=True), workers=1)
     clips = all_clips(index, range(len(index.shards)))
     batches = evaluation_loader(index, model.config.data, clips, batch=2, modalities=BOTH)
-    rows = predict(lambda frames: model.model(frames, model.text), batches, model.device)
+    rows = predict(lambda frames: model.model(frames, model.text_features), batches, model.device)
     for key, (_, logits) in rows.items():
         name = key.partition("_")[0]
         course = predict_video(
             model, tmp_path / "films" / name / f"{name}.mp4", math.inf, faces=crops
         )
         np.testing.assert_allclose(course.logits[0], logits, rtol=1e-4, atol=1e-4)
-    model.about["levels"] = {"made": {"parsing": ["parser"], "landmarks": ["dlib"]}}
+    made = {"parsing": ["parser"], "landmarks": ["dlib"]}
+    model = replace(model, info=replace(model.info, modalities={"made": made}))
     for refused in (
         lambda: model.logits(np.zeros((1, 4, 8, 8, 3), np.uint8)),
         lambda: predict_video(model, tmp_path / "x.mp4"),

@@ -30,7 +30,8 @@ from dfer_dist.data.captions.store import Source, Writer, clip_hashes, clip_keys
 from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.shards.index import Index, load_index
 from dfer_dist.data.sources.records import SEVEN
-from dfer_dist.inference.export import export, load
+from dfer_dist.inference.export import export
+from dfer_dist.inference.exported import load
 from dfer_dist.models.backbone import TINY, build_clip
 from dfer_dist.models.tokenizer import CaptionTokenizer
 from dfer_dist.models.tuning import trained_line
@@ -385,9 +386,9 @@ def test_a_fold_trained_on_descriptions_alone(
     assert all(w.any() for name, w in saved.model.items() if ".up." in name), (
         "everything has learned"
     )
-    about = export(fold.checkpoints / "LATEST", tmp_path / "out", [])
+    info = export(fold.checkpoints / "LATEST", tmp_path / "out", [])
     assert (
-        about["objective"] == "descriptions"
+        info.objective == "descriptions"
         and "learned from" in (tmp_path / "out" / "README.md").read_text()
     )
     assert load(tmp_path / "out", device="cpu").config.train.objective is Supervision.descriptions

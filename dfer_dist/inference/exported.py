@@ -1,0 +1,334 @@
+"""An exported model: the files of its folder, how they are checked and loaded, and predictions.
+
+Nothing here imports DeepSpeed, MLflow, Submitit or webdataset: predicting needs none of them.
+:mod:`dfer_dist.inference.export` describes the folder and writes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+import dfer_dist
+from dfer_dist.config.load import read_config
+from dfer_dist.config.schema import Config, Precision
+from dfer_dist.data.loading import augmentation
+from dfer_dist.data.loading.augmentation import AugmentParams, stack_params
+from dfer_dist.data.loading.frame_sampling import eval_frames
+from dfer_dist.data.loading.modalities import draw_modality, find_points
+from dfer_dist.data.shards.sidecars import PARSING, REGIONS
+from dfer_dist.evaluation.evaluate import clip_logits
+from dfer_dist.models.build import build_model
+from dfer_dist.models.dferclip import DFERCLIP
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import read_json, sha256_file
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.yaml"
+BACKBONE = "backbone.json"
+INFO = "model.json"
+CARD = "README.md"
+
+KIND = "model of dfer_dist"
+# Fields of ModelInfo that model.json calls otherwise.
+_FILE_KEYS = {"modalities": "levels"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """The content of ``model.json``: what an exported model is, and where it comes from.
+
+    Attributes
+    ----------
+    classes : tuple of C str
+        In the order of the logits.
+    texts, negative_texts : dict of class name to sentences
+        What the text tower reads for each class; the second only with ``model.text_polarity=both``.
+    parameters : int
+        Numbers in all tensors.
+    converted_from : dict, optional
+        Name and sha256 of the authors' file that the checkpoint was converted from.
+    modalities : dict, optional
+        How landmarks and parsing maps of the training clips were made.
+    result : dict, optional
+        The fold's ``result.json``, if it was measured with these weights.
+    software : dict of package name to version
+    code_hash : str
+        Of the sources of the package.
+    git_sha : str, optional
+        The commit, if no file was edited.
+    files : dict of file name to bytes and sha256
+    """
+
+    classes: tuple[str, ...]
+    texts: dict[str, list[str]]
+    negative_texts: dict[str, list[str]] | None = None
+    parameters: int
+    backbone: str
+    pretrained: str
+    dataset: str | None = None
+    fold: int | None = None
+    epoch: int | None = None
+    step: int | None = None
+    index_hash: str | None = None
+    pretrained_sha256: str | None = None
+    converted_from: dict[str, str] | None = None
+    config_hash: str
+    modalities: dict[str, Any] | None = None
+    objective: str
+    selection: str
+    precision: str
+    result: dict[str, Any] | None = None
+    software: dict[str, str]
+    code_hash: str
+    git_sha: str | None = None
+    files: dict[str, dict[str, Any]] | None = None
+
+    @property
+    def hash(self) -> str:
+        """sha256 of everything else in ``model.json``."""
+        return _hash(self._content())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``model.json``, its hash included."""
+        return {**self._content(), "hash": self.hash}
+
+    def _content(self) -> dict[str, Any]:
+        content: dict[str, Any] = {"kind": KIND}
+        content |= {_FILE_KEYS.get(name, name): value for name, value in asdict(self).items()}
+        content["classes"] = list(self.classes)
+        for optional in ("negative_texts", "files"):
+            if content[optional] is None:
+                del content[optional]
+        return content
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelInfo:
+        """Read ``model.json`` and hold every file of the folder against its hash.
+
+        Raises
+        ------
+        UserError
+            If the folder holds no exported model, or one of its files is missing or was changed.
+        """
+        path = folder / INFO
+        if not path.is_file():
+            raise UserError(
+                f"{folder} is no exported model, it has no {INFO}: dfer export CHECKPOINT OUT "
+                "makes one"
+            )
+        content = read_json(path)
+        if content.get("kind") != KIND or content.get("hash") != _hash(content):
+            raise UserError(
+                f"{path} was changed after it was written: copy or export the model again"
+            )
+        for name, file in content["files"].items():
+            _check_file(folder / name, file["sha256"])
+        values = {}
+        for field in fields(cls):
+            key = _FILE_KEYS.get(field.name, field.name)
+            if key in content or field.default is MISSING:
+                values[field.name] = content[key]
+        return cls(**{**values, "classes": tuple(content["classes"])})
+
+
+def _hash(content: dict[str, Any]) -> str:
+    rest = {key: value for key, value in content.items() if key not in ("version", "hash")}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _check_file(path: Path, sha256: str) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: copy or export the model again")
+    if sha256_file(path) != sha256:
+        raise UserError(f"{path} differs from its sha256 in {INFO}: copy or export the model again")
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A loaded model, ready for clips.
+
+    Attributes
+    ----------
+    config : Config
+        Its settings. ``config.data`` and ``config.eval.views`` choose the frames, as in an
+        evaluation.
+    text_features : Tensor, float32 [P C, D]
+        Features of the class texts, C classes of each of P polarities.
+    """
+
+    folder: Path
+    config: Config
+    info: ModelInfo
+    model: DFERCLIP
+    text_features: Tensor
+    device: torch.device
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits."""
+        return self.info.classes
+
+    def logits(self, frames: np.ndarray) -> np.ndarray:
+        """Return the logits of clips, as ``dfer eval`` computes them.
+
+        Parameters
+        ----------
+        frames : uint8 array [N, T, H, W, 3], RGB
+            Whole clips of any length and size. The model samples and resizes the frames.
+
+        Returns
+        -------
+        float32 array [N, C]
+
+        Raises
+        ------
+        UserError
+            If the array has another type or shape; and as :meth:`check_modalities`.
+        """
+        self.check_modalities()
+        has_shape = frames.ndim == 5 and frames.shape[-1] == 3 and 0 not in frames.shape[1:]
+        if frames.dtype != np.uint8 or not has_shape:
+            raise UserError(
+                f"frames are {frames.dtype} {list(frames.shape)}: "
+                "give uint8 [clips, frames, height, width, 3], RGB"
+            )
+        chosen = eval_frames(frames.shape[1], self.config.data, self.config.eval.views).ravel()
+        rows = [np.empty((0, len(self.classes)), np.float32)]
+        for i in range(0, len(frames), self.config.eval.batch):
+            batch = frames[i : i + self.config.eval.batch]
+            rows.append(
+                self.forward(
+                    [self.preprocess(clip[chosen], self._landmarks(clip, chosen)) for clip in batch]
+                )
+            )
+        return np.concatenate(rows)
+
+    def probabilities(self, frames: np.ndarray) -> np.ndarray:
+        """Return the softmax of :meth:`logits`, float32 [N, C]."""
+        return softmax(self.logits(frames))
+
+    def check_modalities(self) -> None:
+        """Check that the model's parsing maps can be drawn from landmarks, as in its training.
+
+        Raises
+        ------
+        UserError
+            If they came from a network or from another program.
+        """
+        made = (self.info.modalities or {}).get("made", {}).get(PARSING, [REGIONS])
+        if made != [REGIONS]:
+            raise UserError(
+                f"{self.folder} was trained on parsing maps of another source "
+                f"({', '.join(made)}), which videos do not have: "
+                "test it with dfer eval on enriched shards"
+            )
+
+    def preprocess(self, frames: np.ndarray, landmarks: np.ndarray | None) -> Tensor:
+        """Resize frames as an evaluation does, and draw the other modalities of each.
+
+        Parameters
+        ----------
+        frames : uint8 array [T, H, W, 3]
+        landmarks : float array [T, 68, 2], optional
+            Of the frames, in pixels. A model of frames alone needs none.
+
+        Returns
+        -------
+        uint8 Tensor [T, M, 3, S, S]
+            M modalities, the frame first.
+        """
+        size = self.config.data.image_size
+        assert size is not None, "settled when the folder was written"
+        shape = (frames.shape[1], frames.shape[2])
+        params = stack_params([AugmentParams.identity(*shape)])
+        pixels = torch.from_numpy(np.array(frames))[None]
+        images = [augmentation.apply(pixels, params, size)[0]]
+        for kind in self.config.model.modalities:
+            assert landmarks is not None, "a model with further modalities is given landmarks"
+            drawn = torch.from_numpy(draw_modality(kind, landmarks, shape, size))
+            images.append(drawn.permute(0, 3, 1, 2))
+        return torch.stack(images, 1)
+
+    def _landmarks(self, clip: np.ndarray, chosen: np.ndarray) -> np.ndarray | None:
+        return find_points(clip)[chosen] if self.config.model.modalities else None
+
+    @torch.no_grad()
+    def forward(self, clips: list[Tensor]) -> np.ndarray:
+        """Return the logits of preprocessed clips.
+
+        Parameters
+        ----------
+        clips : list of N uint8 Tensor [V T, M, 3, S, S]
+            From :meth:`preprocess`; the V views of a clip one after the other.
+
+        Returns
+        -------
+        float32 array [N, C]
+        """
+        views = self.config.eval.views
+        by_view = torch.stack(clips).to(self.device).unflatten(1, (views, -1))
+        pixels = by_view.transpose(2, 3).flatten(1, 3)
+        logits = clip_logits(lambda part: self.model(part, self.text_features), pixels, views)
+        return logits.cpu().numpy()
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities along the last axis, in the logits' own type."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def load(
+    folder: Path | str, device: str | None = None, precision: Precision | str | None = None
+) -> ExportedModel:
+    """Load an exported model. No pretrained file is needed, and nothing is unpickled.
+
+    Parameters
+    ----------
+    folder : Path or str
+        The output folder of ``dfer export``.
+    device : str, optional
+        Such as ``cpu`` or ``cuda:1``; by default the GPU if the machine has one.
+    precision : Precision or str, optional
+        Number format of the towers, ``bf16`` or ``fp32``; by default that of the training.
+
+    Raises
+    ------
+    UserError
+        If the folder holds no exported model, or one of its files is missing or was changed.
+    """
+    folder = Path(folder)
+    info = ModelInfo.read(folder)
+    config = read_config(folder / CONFIG)
+    assert config.data.image_size is not None
+    # The random initialization is replaced, so the caller's random state must not change.
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(
+            replace(config.model, pretrained="none"),
+            info.classes,
+            config.data.num_frames,
+            config.data.image_size,
+        )
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except (RuntimeError, SafetensorError) as e:
+        raise UserError(
+            f"{folder} does not fit this version of dfer_dist ({dfer_dist.__version__}): {e}"
+        ) from e
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    bf16 = (Precision(precision) if precision else config.train.precision) is Precision.bf16
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    model = model.eval().requires_grad_(False).to(target, dtype)
+    with torch.no_grad():
+        text_features = model.text_features()
+    return ExportedModel(folder, config, info, model, text_features, target)
