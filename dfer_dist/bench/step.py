@@ -32,7 +32,7 @@ from dfer_dist.config.load import dump_config, read_config
 from dfer_dist.config.schema import Config, split_batch
 from dfer_dist.data.loading.loader import Batch, train_loader
 from dfer_dist.data.loading.sampler import EpochPlan, all_clips
-from dfer_dist.distributed.process_group import Ranks, leave, peak_memory, start
+from dfer_dist.distributed.process_group import Ranks, exit_process, init_distributed, peak_memory
 from dfer_dist.evaluation.evaluate import clip_logits
 from dfer_dist.models.backbone import clip_config
 from dfer_dist.models.build import build_model, resolve_image_size
@@ -42,7 +42,7 @@ from dfer_dist.planning.footprint import in_use
 from dfer_dist.planning.planner import data_size
 from dfer_dist.planning.trace import model_flops
 from dfer_dist.training.engine import Engine, build_engine
-from dfer_dist.training.objective import Objective
+from dfer_dist.training.losses import Objective
 from dfer_dist.utils.errors import UserError
 
 PLAIN = Path(__file__).parents[2] / "benchmarks" / "plain_step.py"
@@ -203,7 +203,7 @@ def _made_up(config: Config, clips: int, classes: int) -> tuple[Tensor, Tensor]:
 
 def serve(config: Config, way: str, folder: Path, out: TextIO) -> None:
     """Answer lines on standard input, each a method and perhaps its argument, until there are no more."""
-    ranks = start(config.train.device)
+    ranks = init_distributed(config.train.device)
     import deepspeed  # noqa: F401  (so that it is not counted)
     import open_clip  # noqa: F401
 
@@ -373,7 +373,7 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is not an answer
     serve(read_config(args.config), args.way, args.config.parent, out)
-    leave(0)
+    exit_process(0)
 
 
 if __name__ == "__main__":

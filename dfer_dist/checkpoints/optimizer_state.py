@@ -121,7 +121,7 @@ def _set(p: nn.Parameter, value: Tensor, moment: str | None, ranks: Ranks) -> No
         return
     # ZeRO-3: DeepSpeed's setter of full tensors fails on sizes that the world size does not divide, so pad and cut here
     part = p.ds_tensor.numel()  # type: ignore[attr-defined]
-    flat = torch.zeros(part * ranks.world)
+    flat = torch.zeros(part * ranks.world_size)
     flat[: value.numel()] = value.flatten()
     own = flat[ranks.rank * part : (ranks.rank + 1) * part].to(ranks.device)
     safe_set_local_optimizer_state(p, own, moment) if moment else safe_set_local_fp32_param(p, own)

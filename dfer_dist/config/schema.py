@@ -125,6 +125,7 @@ NEUTRAL: tuple[str, ...] = (
     "train.save_",
     "train.keep",
     "train.log_every",
+    "train.print_every",
 )
 NEUTRAL += (
     "data.loss_budget",
@@ -273,6 +274,7 @@ class TrainConfig:
     save_steps: int | None = None  # and every so many steps
     keep: int = 2  # checkpoints kept beside LATEST and BEST
     log_every: int = 1  # steps between lines of the metrics file
+    print_every: int = 10  # steps between lines of the log
     hang_minutes: float = 15.0  # without a step or a batch of a test, after which a rank counts as hanging and ends the job
     device: Device = Device.auto
 
@@ -359,7 +361,8 @@ def split_batch(config: Config, world: int) -> tuple[int, int]:
 
 _AT_LEAST_ONE = """
     data.num_frames data.image_size data.stride data.block model.image_blocks model.lora_rank model.temporal_layers
-    model.temporal_heads model.temporal_head_dim model.temporal_mlp train.epochs train.log_every train.global_batch
+    model.temporal_heads model.temporal_head_dim model.temporal_mlp train.epochs train.log_every train.print_every
+    train.global_batch
     train.micro_batch train.max_bad_steps train.save_epochs train.save_steps train.keep eval.batch
     eval.views
 """

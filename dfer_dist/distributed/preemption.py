@@ -1,4 +1,4 @@
-"""Leaving in time: a signal sets a flag, or a deadline comes near; the training loop looks at both between steps."""
+"""Preemption: a signal or a deadline asks the training loop to save and exit."""
 
 from __future__ import annotations
 
@@ -6,46 +6,66 @@ import os
 import signal
 import time
 from types import FrameType
+from typing import Self
 
-EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: saved, and to be started again
+# EX_TEMPFAIL of sysexits.h: the state is saved and the job can be started again.
+EXIT_PREEMPTED = 75
 TIME_IS_UP = "time is up"
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-_MARGIN = 30.0  # seconds before a deadline at which everything is over: closing the tracking run and the processes takes some
+# Seconds before the deadline at which all must be done: closing the tracking run and the processes
+# takes some.
+_MARGIN = 30.0
+
+
+class Preempted(Exception):
+    """Training was interrupted on all ranks and its state is saved."""
 
 
 class PreemptionHandler:
-    """True when the job is told to leave. The handler does nothing else: saving is collective and cannot run in there."""
+    """Records that this process is asked to exit.
+
+    The signal handler only records the signal: saving is collective and cannot run inside it. The
+    training loop looks at :attr:`preempted` between steps.
+
+    Attributes
+    ----------
+    signal : str or None
+        Name of the last signal received.
+    deadline : float
+        Unix time at which the process must have exited.
+    seconds_needed : float
+        Seconds that saving and exiting would take now, as measured by the training loop.
+    """
 
     def __init__(self) -> None:
         self.signal: str | None = None
-        self.deadline = float("inf")  # unix time
-        self.need = 0.0  # seconds that leaving would take now, as the loop measures them
+        self.deadline = float("inf")
+        self.seconds_needed = 0.0
 
-    def install(self) -> PreemptionHandler:
-        """Take over SIGTERM, SIGUSR2 and SIGINT in this process."""
+    def install(self) -> Self:
+        """Handle SIGTERM, SIGUSR2 and SIGINT in this process; return the handler."""
         for number in _SIGNALS:
-            signal.signal(number, self._set)
+            signal.signal(number, self._record)
         return self
 
     def set_deadline(self, deadline: float | None) -> None:
-        """Leave before unix time ``deadline``, or before Slurm ends the job (``SLURM_JOB_END_TIME``), whichever comes first."""
-        ends = [
-            t
-            for t in (deadline, float(os.environ.get("SLURM_JOB_END_TIME") or "inf"))
-            if t is not None
-        ]
-        self.deadline = min(ends)
-
-    def _set(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number).name
+        """Set the deadline to ``deadline`` (Unix time) or the end of the Slurm job, if earlier."""
+        job_end = float(os.environ.get("SLURM_JOB_END_TIME") or "inf")
+        self.deadline = job_end if deadline is None else min(deadline, job_end)
 
     @property
-    def why(self) -> str | None:
-        """The signal's name, or that time is up; None while there is no reason to leave."""
-        if self.signal is None and time.time() + self.need + _MARGIN > self.deadline:
-            return TIME_IS_UP
-        return self.signal
+    def preempted(self) -> bool:
+        """Whether the process should save and exit."""
+        return self.reason is not None
 
-    def __bool__(self) -> bool:
-        return self.why is not None
+    @property
+    def reason(self) -> str | None:
+        """The signal's name or :data:`TIME_IS_UP`; None while there is no reason to exit."""
+        if self.signal is not None:
+            return self.signal
+        is_late = time.time() + self.seconds_needed + _MARGIN > self.deadline
+        return TIME_IS_UP if is_late else None
+
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number).name

@@ -1,4 +1,4 @@
-"""The processes of one job: who am I, on which device, and the few things all of us decide together."""
+"""The ranks of a job: process group, device and a few collectives."""
 
 from __future__ import annotations
 
@@ -24,157 +24,178 @@ from dfer_dist.utils.errors import UserError
 
 T = TypeVar("T")
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+# Parameters of mallopt, from malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
 
 _SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among ``world`` processes. Collective methods must be called by all of them."""
+    """The place of this process among the ``world_size`` processes of a job.
+
+    Collective methods must be called by all of them.
+    """
 
     rank: int
-    world: int
+    world_size: int
     local_rank: int
     device: torch.device
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
     @property
     def local_ranks(self) -> range:
-        """Ranks on this machine."""
+        """The ranks on this node."""
         first = self.rank - self.local_rank
         return range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
     def all_reduce_sum(self, values: list[float]) -> list[float]:
-        """Element-wise sums over ranks."""
-        if self.world == 1:
+        """Return element-wise sums over ranks. Collective."""
+        if self.world_size == 1:
             return values
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total.tolist()
 
     def broadcast_object(self, value: T) -> T:
-        """Rank 0's value, on every rank."""
-        box = [value]
-        if self.world > 1:
-            dist.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]
+        """Return rank 0's value on every rank. Collective."""
+        values = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
 
     def gather_objects(self, value: T) -> list[T] | None:
-        """Every rank's value in rank order on rank 0, None elsewhere."""
-        if self.world == 1:
+        """Return every rank's value in rank order on rank 0, None elsewhere. Collective."""
+        if self.world_size == 1:
             return [value]
-        boxes: list[Any] | None = [None] * self.world if self.is_main else None
-        dist.gather_object(value, boxes, dst=0)
-        return boxes
+        values: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, values, dst=0)
+        return values
 
 
 def export_rank_variables() -> None:
-    """Set what torch and DeepSpeed read (RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT) from Slurm's own variables.
+    """Set the variables that torch and DeepSpeed read from Slurm's own ones.
 
-    Does nothing where RANK is set already. Without any of them this is a job of one process. DeepSpeed would otherwise look
-    for mpi4py.
+    These are RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Nothing
+    changes where RANK is set. Without any of them this is a job of one process. Where one is
+    missing, DeepSpeed imports mpi4py.
     """
     if "RANK" in os.environ:
         return
-    if "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ:
-        for name, slurm in _SLURM.items():
-            os.environ[name] = os.environ[slurm]
-        os.environ["LOCAL_WORLD_SIZE"] = re.split(
-            r"[(,]", os.environ.get("SLURM_TASKS_PER_NODE", "1")
-        )[0]  # such as 4(x2)
-        hosts = subprocess.run(
-            ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        os.environ.setdefault("MASTER_ADDR", hosts.stdout.split()[0])
-        # jobs on one node must not meet: the port follows from the job id, which all ranks know; below those that Linux hands out
-        os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 12000))
-    else:
+    if "SLURM_PROCID" not in os.environ or "SLURM_STEP_NODELIST" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "0")
+        return
+    for name, slurm_name in _SLURM.items():
+        os.environ[name] = os.environ[slurm_name]
+    # Slurm writes the tasks of each node as 4(x2) or 4,2.
+    tasks_per_node = os.environ.get("SLURM_TASKS_PER_NODE", "1")
+    os.environ["LOCAL_WORLD_SIZE"] = re.split(r"[(,]", tasks_per_node)[0]
+    hosts = subprocess.run(
+        ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    os.environ.setdefault("MASTER_ADDR", hosts.stdout.split()[0])
+    # All ranks derive one port from the job id, so jobs on one node do not collide. It is below
+    # the ports that Linux assigns by itself.
+    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 12000))
 
 
 def choose_device(device: Device, local_rank: int = 0) -> torch.device:
-    """The device to compute on, told to DeepSpeed too, whose own guess ignores our setting and talks about it when imported.
+    """Return the device to compute on, and make DeepSpeed use the same.
+
+    DeepSpeed reads the variable DS_ACCELERATOR, set here, when it is imported.
 
     Raises
     ------
     UserError
-        If a GPU is asked for and there is none, or fewer GPUs than ranks.
+        If a GPU is requested and there is none, or there are fewer GPUs than ranks.
     """
     if device is Device.cuda and not torch.cuda.is_available():
         raise UserError("train.device=cuda, but torch sees no GPU: use train.device=auto")
     use_cuda = torch.cuda.is_available() and device is not Device.cpu
     os.environ["DS_ACCELERATOR"] = "cuda" if use_cuda else "cpu"
-    if use_cuda:
-        there = torch.cuda.device_count()
-        if local_rank >= there:
-            raise UserError(
-                f"rank {local_rank} of this machine has no GPU, torch sees {there}: use --nproc {there} or train.device=cpu"
-            )
-        return torch.device("cuda", local_rank)
-    return torch.device("cpu")
+    if not use_cuda:
+        return torch.device("cpu")
+    num_gpus = torch.cuda.device_count()
+    if local_rank >= num_gpus:
+        raise UserError(
+            f"rank {local_rank} of this machine has no GPU, torch sees {num_gpus}: "
+            f"use --nproc {num_gpus} or train.device=cpu"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def device_name(device: torch.device) -> str:
-    """What a person calls a device: a GPU's model, or the processor's."""
+    """Return the product name of a GPU or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    lines = (
-        Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        if Path("/proc/cpuinfo").exists()
-        else []
-    )
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        device.type,
-    )
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return device.type
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has used at once: of the GPU, or of main memory, where imports count too."""
+    """Return the most bytes that this process has used at once.
+
+    On a GPU these are the bytes allocated by torch. On the CPU they are the resident set, imported
+    libraries included.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return 1024 * int(status["VmHWM"].split()[0])
 
 
-def start(device: Device, hang_seconds: float = 600.0) -> Ranks:
+def init_distributed(device: Device, hang_seconds: float = 600.0) -> Ranks:
     """Join the process group: NCCL on GPUs, gloo on the CPU.
 
     Parameters
     ----------
+    device : Device
     hang_seconds : float
-        After which a rank counts as hanging; a collective call gives up a minute later.
+        Time after which a rank counts as hanging; collective calls time out a minute later.
 
     Raises
     ------
     UserError
-        If a GPU is asked for and there is none.
+        If a GPU is requested and there is none.
     """
     export_rank_variables()
-    where = choose_device(device, int(os.environ["LOCAL_RANK"]))
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
-        torch.cuda.init()  # the clips' stream, begun before there is a model, asks whether this process computes on a GPU
+    chosen = choose_device(device, int(os.environ["LOCAL_RANK"]))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        # The data loader is made before the model and asks whether this process uses a GPU.
+        torch.cuda.init()
     else:
-        _keep_memory()
+        _keep_freed_memory()
     timeout = timedelta(seconds=hang_seconds + 60)
-    dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timeout)
-    return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), where)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timeout)
+    return Ranks(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        local_rank=int(os.environ["LOCAL_RANK"]),
+        device=chosen,
+    )
 
 
-def _keep_memory() -> None:
-    """Have glibc keep freed memory, which it would give back and fetch afresh, page by page, for each activation of each step.
+def _keep_freed_memory() -> None:
+    """Make glibc keep freed memory.
 
-    Where the environment says otherwise (``dfer plan --measure`` does), that stands.
+    By default it returns the memory of each activation to the kernel and fetches it again, page by
+    page, in every step. Measured on a CPU with AMX: 1.61 s a step instead of 1.66 s. Does nothing
+    where MALLOC_MMAP_THRESHOLD_ is set, as by ``dfer plan --measure``.
     """
     if "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return
@@ -184,16 +205,20 @@ def _keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def leave(status: int) -> NoReturn:
-    """End this process with what has to be done at exit, but without taking the interpreter down.
+def exit_process(status: int) -> NoReturn:
+    """Run the exit functions, then end this process without finalizing the interpreter.
 
-    Seen three times on busy cores, in two-rank tests and once with plain torch: after all had gone well, a process was aborted at its end
-    ("terminate called without an active exception"). The likely cause, not proven: gloo's threads hold the tensors of the last collective for a
-    moment after it has returned, and Python 3.11 ends a thread that asks for the interpreter while that goes down in the midst of C++ code.
+    Without this, a process with a gloo group was seen three times to abort at its end, after all
+    had gone well ("terminate called without an active exception"): in two-rank tests on busy cores,
+    and once with plain torch. The cause is not proven. The likely one: gloo's threads hold the
+    tensors of the last collective for a moment after it has returned, and Python 3.11 ends a thread
+    that requests the interpreter during its finalization, in the midst of C++ code.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
+    # torch's handler would raise when the loader workers end.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Loader workers ignore SIGTERM, with which an exit function would end them and then wait.
     for worker in multiprocessing.active_children():
-        worker.kill()  # they ignore SIGTERM, by which an exit function would end and then wait for them
+        worker.kill()
     atexit._run_exitfuncs()
     with suppress(OSError):
         sys.stdout.flush()

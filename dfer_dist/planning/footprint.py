@@ -20,13 +20,13 @@ import torch.distributed as dist
 
 from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import Config, Precision, Supervision
-from dfer_dist.distributed.process_group import Ranks, leave, peak_memory, start
+from dfer_dist.distributed.process_group import Ranks, exit_process, init_distributed, peak_memory
 from dfer_dist.models.build import build_model, resolve_image_size
 from dfer_dist.models.tokenizer import CONTEXT
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.planning.planner import data_size, plan_here
 from dfer_dist.training.engine import build_engine
-from dfer_dist.training.objective import Objective
+from dfer_dist.training.losses import Objective
 
 STEPS = 2
 _LARGE = 8_000_000  # elements of a large all-reduce
@@ -57,7 +57,7 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
     classes : tuple of str
         In label order.
     """
-    ranks = start(config.train.device)
+    ranks = init_distributed(config.train.device)
     import deepspeed  # noqa: F401  (so that it is not counted)
 
     before = in_use(ranks)
@@ -91,12 +91,12 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
         ranks.all_reduce_sum([0.0])
         seconds, sent = time.perf_counter() - begin, _looped() - before_step
     measured = peak_memory(ranks.device) - before
-    planned = plan_here(config, classes, ranks.device.type) if ranks.world == 1 else None
+    planned = plan_here(config, classes, ranks.device.type) if ranks.world_size == 1 else None
     link = (
         _all_reduces(
             ranks, torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
         )
-        if ranks.world > 1
+        if ranks.world_size > 1
         else (None, None)
     )
     return Footprint(
@@ -131,8 +131,10 @@ def _all_reduces(ranks: Ranks, dtype: torch.dtype) -> tuple[float, float]:
             float(x[0])  # on a GPU, wait for it
             times.append(time.perf_counter() - begin)
         taken[size] = statistics.median(times)
-    sent = 2 * (ranks.world - 1) / ranks.world * x.nbytes
-    return taken[1] / (2 * math.ceil(math.log2(ranks.world))), sent / (taken[_LARGE] - taken[1])
+    sent = 2 * (ranks.world_size - 1) / ranks.world_size * x.nbytes
+    return taken[1] / (2 * math.ceil(math.log2(ranks.world_size))), sent / (
+        taken[_LARGE] - taken[1]
+    )
 
 
 def in_use(ranks: Ranks) -> float:
@@ -148,7 +150,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="resolved settings of a run")
     config = read_config(parser.parse_args().config)
     print(json.dumps(asdict(measure(config, data_size(config).classes))))
-    leave(0)
+    exit_process(0)
 
 
 if __name__ == "__main__":

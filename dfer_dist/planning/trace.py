@@ -25,7 +25,7 @@ from dfer_dist.models.build import build_model, resolve_image_size
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tokenizer import CONTEXT
 from dfer_dist.models.tuning import param_groups
-from dfer_dist.training.objective import Objective
+from dfer_dist.training.losses import Objective
 
 _META = torch.device("meta")
 _BATCHES = (2, 3)  # micro batches that are traced; one clip alone takes other code paths in places

@@ -1,4 +1,4 @@
-"""How training goes: its speed, how much of it is waiting for data, and losses that leap."""
+"""Speed of training and detection of loss spikes."""
 
 from __future__ import annotations
 
@@ -8,76 +8,104 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
+
+
+class Snapshot(NamedTuple):
+    """Counters of a :class:`Meter` at one moment."""
+
+    time: float
+    clips: int
+    seconds_waited: float
+
+
+class Throughput(NamedTuple):
+    """Clips a second over all ranks, and the share of time that this rank waited for data."""
+
+    clips_per_second: float
+    data_wait_share: float
 
 
 class Meter:
-    """Clips per second and the share of time spent waiting for data since the last :meth:`read`."""
+    """Measures clips a second, time spent waiting for data and the length of steps."""
 
     def __init__(self) -> None:
-        self._seconds: deque[float] = deque(maxlen=100)  # of the last steps
-        self._restart()
-
-    def _restart(self) -> None:
-        self._start = time.perf_counter()
-        self._waited = 0.0
+        # Of the last steps; validation and saves between steps do not count.
+        self._step_seconds: deque[float] = deque(maxlen=100)
+        self._step_start = 0.0
         self._clips = 0
+        self._seconds_waited = 0.0
 
-    def begin(self) -> None:
-        """A step begins."""
-        self._begun = time.perf_counter()
+    def start_step(self) -> None:
+        """Mark the beginning of a step."""
+        self._step_start = time.perf_counter()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time inside the block counts as waiting for data."""
+        """Count the time inside the block as waiting for data."""
         before = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - before
+        self._seconds_waited += time.perf_counter() - before
 
-    def count(self, clips: int) -> None:
-        """A step is over: add its clips over all ranks."""
+    def end_step(self, clips: int) -> None:
+        """Mark the end of a step on ``clips`` clips over all ranks."""
         self._clips += clips
-        self._seconds.append(time.perf_counter() - self._begun)
+        self._step_seconds.append(time.perf_counter() - self._step_start)
 
     @property
-    def longest(self) -> float:
-        """Seconds of the longest of the last hundred steps, tests and saves between them not counted."""
-        return max(self._seconds, default=0.0)
+    def longest_step(self) -> float:
+        """Seconds of the longest of the last hundred steps."""
+        return max(self._step_seconds, default=0.0)
 
-    def read(self) -> dict[str, float]:
-        """Figures since the last call, and start over."""
-        elapsed = time.perf_counter() - self._start
-        figures = {
-            "clips_per_second": self._clips / elapsed,
-            "data_wait_share": self._waited / elapsed,
-        }
-        self._restart()
-        return figures
+    @property
+    def mean_step(self) -> float:
+        """Mean seconds of the last hundred steps."""
+        return statistics.fmean(self._step_seconds) if self._step_seconds else 0.0
+
+    def snapshot(self) -> Snapshot:
+        """Return the counters, as the beginning of a window for :meth:`since`."""
+        return Snapshot(time.perf_counter(), self._clips, self._seconds_waited)
+
+    def since(self, start: Snapshot) -> Throughput:
+        """Return the throughput since ``start``."""
+        now = self.snapshot()
+        elapsed = now.time - start.time
+        return Throughput(
+            clips_per_second=(now.clips - start.clips) / elapsed,
+            data_wait_share=(now.seconds_waited - start.seconds_waited) / elapsed,
+        )
 
 
-class Spikes:
-    """Marks losses that leap out of the last :data:`WINDOW`.
+class SpikeDetector:
+    """Detects losses far above the last :data:`WINDOW`.
 
-    A loss is a spike if it lies above their median by :data:`TIMES` of their standard deviation, taken robustly from the
-    median distance to the median, and by a tenth of the median at least. ``recent`` may be saved and given back.
+    A loss is a spike if it exceeds their median by :data:`NUM_DEVIATIONS` standard deviations,
+    estimated robustly from the median absolute deviation, and by a tenth of the median at least.
+
+    Parameters
+    ----------
+    recent : sequence of float
+        Losses to start with, such as :attr:`recent` of another detector.
     """
 
     WINDOW = 50
-    FEWEST = 10  # losses before anything is called a spike
-    TIMES = 6.0
+    MIN_LOSSES = 10  # before any loss is called a spike
+    NUM_DEVIATIONS = 6.0
 
     def __init__(self, recent: Sequence[float] = ()) -> None:
         self.recent = list(recent)
 
     def is_spike(self, loss: float) -> bool:
-        """Judge a step's loss and take it into the window; one that is not finite is no spike, it is told otherwise."""
+        """Judge a loss and add it to the window; a loss that is not finite is neither."""
         if not math.isfinite(loss):
             return False
-        spike = len(self.recent) >= self.FEWEST and loss > self.limit()
+        spike = len(self.recent) >= self.MIN_LOSSES and loss > self.limit()
         self.recent = [*self.recent, loss][-self.WINDOW :]
         return spike
 
     def limit(self) -> float:
-        """The loss above which the next one is a spike."""
-        middle = statistics.median(self.recent)
-        spread = 1.4826 * statistics.median(abs(x - middle) for x in self.recent)
-        return middle + max(self.TIMES * spread, 0.1 * abs(middle))
+        """Return the loss above which the next one is a spike."""
+        median = statistics.median(self.recent)
+        # 1.4826 times the median absolute deviation estimates the deviation of a normal law.
+        deviation = 1.4826 * statistics.median(abs(x - median) for x in self.recent)
+        return median + max(self.NUM_DEVIATIONS * deviation, 0.1 * abs(median))

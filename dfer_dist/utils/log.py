@@ -71,7 +71,7 @@ class _StderrHandler(logging.Handler):
 
 
 class _DebugHandler(logging.Handler):
-    """Passes records of a dependency on to this module's logger, at DEBUG unless they are errors."""
+    """Passes records of a dependency to this module's logger, at DEBUG unless they are errors."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = record.levelno if record.levelno >= logging.ERROR else logging.DEBUG

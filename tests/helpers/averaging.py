@@ -8,21 +8,21 @@ import torch
 import torch.distributed as dist
 
 from dfer_dist.config.schema import Device
-from dfer_dist.distributed.process_group import leave, start
+from dfer_dist.distributed.process_group import exit_process, init_distributed
 from dfer_dist.training import bf16_gradients as gradients
 
 if __name__ == "__main__":
-    ranks = start(Device.cpu)
+    ranks = init_distributed(Device.cpu)
     gradients.BUCKET = 100
     of_each = [
         [torch.randn(n, generator=torch.Generator().manual_seed(10 * r + n)) for n in (250, 30)]
-        for r in range(ranks.world)
+        for r in range(ranks.world_size)
     ]
     mine = [own.clone() for own in of_each[ranks.rank]]
-    gradients.average(mine)
+    gradients.all_reduce_mean(mine)
     wanted = [torch.stack(own).mean(0) for own in zip(*of_each, strict=True)]
     off = max((a - b).abs().max().item() for a, b in zip(mine, wanted, strict=True))
     dist.barrier()
     if ranks.is_main:
         print(json.dumps({"off": off, "largest": max(w.abs().max().item() for w in wanted)}))
-    leave(0)
+    exit_process(0)

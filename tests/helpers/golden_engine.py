@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from deepspeed.utils import safe_get_full_fp32_param
 
 from dfer_dist.config.schema import Config, Device, Precision
-from dfer_dist.distributed.process_group import leave, start
+from dfer_dist.distributed.process_group import exit_process, init_distributed
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.training.engine import build_engine
 from tests.helpers.golden import GOLDEN, build
@@ -28,7 +28,7 @@ def main() -> None:
     p.add_argument("--device", type=Device, default=Device.cpu)
     p.add_argument("--out", type=Path, required=True)
     a = p.parse_args()
-    ranks = start(a.device)
+    ranks = init_distributed(a.device)
     model, _, _ = build(a.case)
     data = np.load(GOLDEN / f"{a.case}_trajectory.npz")
     steps, batch = data["labels"].shape
@@ -40,14 +40,16 @@ def main() -> None:
     )
     config.optim.milestones = [2, 4]  # the recording counts each step as an epoch
     engine = build_engine(model, param_groups(model), config, ranks, steps_per_epoch=1)
-    own = slice(ranks.rank * batch // ranks.world, (ranks.rank + 1) * batch // ranks.world)
+    own = slice(
+        ranks.rank * batch // ranks.world_size, (ranks.rank + 1) * batch // ranks.world_size
+    )
     logits, losses, rates = [], [], []
     for step in range(steps):
         rates.append(list(engine.set_learning_rates(step).values()))
         out = engine.deepspeed(torch.from_numpy(data["frames"][step][own]).to(ranks.device))
         loss = F.cross_entropy(out, torch.from_numpy(data["labels"][step][own]).to(ranks.device))
         engine.micro_step(loss)
-        losses.append(ranks.all_reduce_sum([loss.item()])[0] / ranks.world)
+        losses.append(ranks.all_reduce_sum([loss.item()])[0] / ranks.world_size)
         logits.append(_whole(out, ranks))
     engine.deepspeed.eval()
     with torch.no_grad():
@@ -66,7 +68,7 @@ def main() -> None:
         }
         np.savez(a.out, **arrays, **{f"weight:{name}": value for name, value in weights.items()})
         print(json.dumps({"out": str(a.out)}))
-    leave(0)
+    exit_process(0)
 
 
 def _whole(part: torch.Tensor, ranks) -> np.ndarray:

@@ -90,26 +90,26 @@ def poison(stream: Any, key: str) -> None:
 
 def slow(meter: Any, seconds: float) -> None:
     """Make every step take ``seconds`` longer."""
-    count = meter.Meter.count
+    end_step = meter.Meter.end_step
 
-    def count_(self: Any, clips: int) -> None:
+    def end_step_(self: Any, clips: int) -> None:
         time.sleep(seconds)
-        count(self, clips)
+        end_step(self, clips)
 
-    meter.Meter.count = count_
+    meter.Meter.end_step = end_step_
 
 
 def fail(meter: Any, rank: int, step: int) -> None:
     """Raise an error on ``rank`` in the ``step``-th step of every attempt."""
-    count = meter.Meter.count
+    end_step = meter.Meter.end_step
     steps = iter(range(1, step))
 
-    def count_(self: Any, clips: int) -> None:
+    def end_step_(self: Any, clips: int) -> None:
         if os.environ["RANK"] == str(rank) and next(steps, None) is None:
             raise ValueError("a fault of the program")
-        count(self, clips)
+        end_step(self, clips)
 
-    meter.Meter.count = count_
+    meter.Meter.end_step = end_step_
 
 
 def refuse(shards: Any, fold: int) -> None:

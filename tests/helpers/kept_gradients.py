@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dfer_dist.config.schema import Config
-from dfer_dist.distributed.process_group import leave, start
+from dfer_dist.distributed.process_group import exit_process, init_distributed
 from dfer_dist.training.engine import build_engine
 
 
@@ -27,7 +27,7 @@ if __name__ == "__main__":
     config = Config()
     config.data.shards, config.train.global_batch, config.train.micro_batch = "none", 4, 2
     config.optim.lr_image = config.optim.lr_temporal = 0.0
-    ranks = start(config.train.device)
+    ranks = init_distributed(config.train.device)
     torch.manual_seed(0)
     model = Toy()
     groups = {part: list(getattr(model, part).named_parameters()) for part in ("image", "temporal")}
@@ -59,4 +59,4 @@ if __name__ == "__main__":
                 {"both": seen[0], "one": seen[1], "off": off, "largest": largest, **start_up}
             )
         )
-    leave(0)
+    exit_process(0)

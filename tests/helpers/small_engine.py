@@ -17,7 +17,7 @@ from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.checkpoints.async_checkpointer import AsyncCheckpointer
 from dfer_dist.checkpoints.optimizer_state import gather, restore
 from dfer_dist.config.schema import Config, Device, Optimizer, Precision
-from dfer_dist.distributed.process_group import leave, start
+from dfer_dist.distributed.process_group import exit_process, init_distributed
 from dfer_dist.training.engine import build_engine
 
 BATCH, FEATURES = 12, 7  # sizes that 2 and 4 do not divide are among the tensors
@@ -77,7 +77,7 @@ def main() -> None:
     config.optim.lr_image, config.optim.lr_temporal, config.optim.lr_prompt = 0.02, 0.03, 0.04
     config.optim.milestones, config.data.shards = [4, 6], "none"
     config.train.offload_optimizer = bool(a.offload)
-    ranks = start(a.device)
+    ranks = init_distributed(a.device)
     torch.manual_seed(0)
     model = Toy()
     groups = {
@@ -103,19 +103,21 @@ def main() -> None:
             torch.randn(BATCH, FEATURES, generator=generator),
             torch.randint(3, (BATCH,), generator=generator),
         )
-        own = slice(ranks.rank * BATCH // ranks.world, (ranks.rank + 1) * BATCH // ranks.world)
-        if step in a.poison and ranks.rank == ranks.world - 1:
+        own = slice(
+            ranks.rank * BATCH // ranks.world_size, (ranks.rank + 1) * BATCH // ranks.world_size
+        )
+        if step in a.poison and ranks.rank == ranks.world_size - 1:
             x[-1, 0] = torch.nan
         loss = nn.functional.cross_entropy(
             engine.deepspeed(x[own].to(ranks.device, kind)), y[own].to(ranks.device)
         )
-        if step in a.explode and ranks.rank == ranks.world - 1:
+        if step in a.explode and ranks.rank == ranks.world_size - 1:
             loss = loss + torch.inf
         engine.micro_step(loss)
         if a.poison:
             skipped.append(engine.step_was_skipped())
             digests.append(digest(gather(engine, config, 0, ranks)[0]))
-        losses.append(ranks.all_reduce_sum([loss.item()])[0] / ranks.world)
+        losses.append(ranks.all_reduce_sum([loss.item()])[0] / ranks.world_size)
     state = {"step": a.steps, "skipped_steps": 0, "frozen_sha256": frozen}
     checkpointer = AsyncCheckpointer(a.folder, config, ranks, 0, None)
     checkpointer.save(engine, state)
@@ -136,7 +138,7 @@ def main() -> None:
                 }
             )
         )
-    leave(0)
+    exit_process(0)
 
 
 if __name__ == "__main__":

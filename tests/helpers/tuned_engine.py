@@ -33,13 +33,13 @@ from dfer_dist.config.schema import (
     TextPolarity,
     TextTuning,
 )
-from dfer_dist.distributed.process_group import leave, start
+from dfer_dist.distributed.process_group import exit_process, init_distributed
 from dfer_dist.models.build import build_model
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tuning import param_groups
-from dfer_dist.training.contrast import ClipTexts
+from dfer_dist.training.descriptions import ClipDescriptions
 from dfer_dist.training.engine import build_engine
-from dfer_dist.training.objective import Objective
+from dfer_dist.training.losses import Objective
 
 BATCH, STEPS = 4, 3
 CLASSES = ["happiness", "sadness", "fear"]
@@ -104,7 +104,7 @@ def main() -> None:
     config.model = settings(a.kind, config.train.objective, a.backbone)
     config.model.checkpoint_image = a.recompute
     config.model.modalities = ["parsing", "landmarks"] if a.modalities else []
-    ranks = start(Device.cpu)
+    ranks = init_distributed(Device.cpu)
     torch.manual_seed(0)
     model = build_model(config.model, CLASSES, 2, 64)
     sha256 = checkpoint.frozen_checksum(model, _trained(model))
@@ -126,19 +126,25 @@ def main() -> None:
     )
     labels = torch.arange(BATCH) % 3
     texts = (
-        ClipTexts(TEXTS, BATCH, 77) if config.train.objective is not Supervision.labels else None
+        ClipDescriptions(TEXTS, BATCH, 77)
+        if config.train.objective is not Supervision.labels
+        else None
     )
-    own = slice(ranks.rank * BATCH // ranks.world, (ranks.rank + 1) * BATCH // ranks.world)
+    own = slice(
+        ranks.rank * BATCH // ranks.world_size, (ranks.rank + 1) * BATCH // ranks.world_size
+    )
     losses = []
     for step in range(resumed.state["step"] if resumed else 0, STEPS):
         rates = engine.set_learning_rates(step)
-        tokens, described = texts.of([str(i) for i in range(BATCH)][own]) if texts else (None, None)
+        tokens, described = (
+            texts.tokenize([str(i) for i in range(BATCH)][own]) if texts else (None, None)
+        )
         outputs = engine.deepspeed(frames[own], per_polarity=objective.per_polarity, tokens=tokens)
         loss = objective(
             outputs, labels[own], torch.ones_like(labels[own], dtype=torch.bool), described
         ).mean()
         engine.micro_step(loss)
-        losses.append(ranks.all_reduce_sum([loss.item()])[0] / ranks.world)
+        losses.append(ranks.all_reduce_sum([loss.item()])[0] / ranks.world_size)
         if step >= STEPS - 2:
             checkpointer.save(
                 engine, {"step": step + 1, "skipped_steps": 0, "frozen_sha256": sha256}
@@ -170,7 +176,7 @@ def main() -> None:
             "taken": taken,
         }
         print(json.dumps(said))
-    leave(0)
+    exit_process(0)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from dfer_dist.models.build import build_model
 from dfer_dist.models.class_texts import polarity_texts
 from dfer_dist.models.tuning import param_groups, trained_line
 from dfer_dist.planning.trace import outline
-from dfer_dist.training.objective import Objective
+from dfer_dist.training.losses import Objective
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 from tests.helpers.official_checkpoints import ours

@@ -35,8 +35,8 @@ from dfer_dist.models.tuning import param_groups, trained_line
 from dfer_dist.planning.planner import loader_bytes
 from dfer_dist.planning.trace import outline, trace
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.training.fold import check_same_modalities
-from dfer_dist.training.objective import Objective
+from dfer_dist.training.build import check_same_modalities
+from dfer_dist.training.losses import Objective
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 from launch.runs import open_run

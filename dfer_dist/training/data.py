@@ -1,0 +1,117 @@
+"""The data that a fold is trained, validated and tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dfer_dist.config.schema import Config, Selection, Supervision, split_batch
+from dfer_dist.data.loading.loader import Batch, train_loader
+from dfer_dist.data.loading.prefetch import check_cache
+from dfer_dist.data.loading.sampler import (
+    BalancedPlan,
+    ClipSet,
+    EpochPlan,
+    all_clips,
+    clips_by_class,
+    train_val_split,
+)
+from dfer_dist.data.shards.index import Index, check_sizes, open_index
+from dfer_dist.data.shards.sidecars import describe_modalities
+from dfer_dist.distributed.process_group import Ranks
+from dfer_dist.training.descriptions import ClipDescriptions, read_descriptions
+
+
+@dataclass(frozen=True)
+class FoldData:
+    """The data of a fold.
+
+    Attributes
+    ----------
+    index : Index
+    plan : EpochPlan
+        Of epoch 0; carries what all epochs share.
+    val : ClipSet or None
+        Clips held out of the training folds.
+    test : ClipSet
+    class_sizes : list of int
+        Training clips by label; empty where no setting needs them.
+    descriptions : ClipDescriptions or None
+        Where they are trained on.
+    modalities : dict or None
+        How the parsing maps and landmarks were made, where the model uses some.
+    """
+
+    index: Index
+    plan: EpochPlan
+    val: ClipSet | None
+    test: ClipSet
+    class_sizes: list[int]
+    descriptions: ClipDescriptions | None
+    modalities: dict[str, Any] | None
+
+    @property
+    def num_train_clips(self) -> int:
+        """Training clips of the fold."""
+        return len(self.plan.clips)
+
+
+def build_data(*, config: Config, fold: int, ranks: Ranks) -> FoldData:
+    """Open the data set and plan the epochs of a fold. Collective.
+
+    Raises
+    ------
+    UserError
+        If a shard, modality or description that the fold needs is missing, the cache is too small,
+        or the ranks cannot share the global batch.
+    """
+    train = config.train
+    index = open_index(config.data, config.data.loss_budget)
+    # Found now rather than after the training.
+    check_sizes(index, index.test_shards(fold))
+    clips, val = all_clips(index, index.train_shards(fold)), None
+    if train.selection is Selection.best_val:
+        clips, val = train_val_split(
+            index, index.train_shards(fold), train.val_fraction, train.seed
+        )
+    needs_classes = config.data.balanced or train.class_balance
+    by_class = clips_by_class(index, clips) if needs_classes else ()
+    shape = (clips, train.seed, 0, train.global_batch, config.data.block)
+    plan = EpochPlan(*shape)
+    if config.data.balanced:
+        plan = BalancedPlan(*shape, tuple(c for c in by_class if len(c)))
+    # A batch that cannot be split is found before the model is built.
+    split_batch(config, ranks.world_size)
+    check_cache(index, plan, ranks.local_ranks, ranks.world_size)
+    modalities = None
+    if ranks.is_main:
+        modalities = describe_modalities(index, config.model.modalities)
+    descriptions = None
+    if train.objective is not Supervision.labels:
+        descriptions = read_descriptions(index, clips, fold, config)
+    return FoldData(
+        index=index,
+        plan=plan,
+        val=val,
+        test=all_clips(index, index.test_shards(fold)),
+        class_sizes=[len(c) for c in by_class],
+        descriptions=descriptions,
+        modalities=ranks.broadcast_object(modalities),
+    )
+
+
+def build_batches(*, config: Config, data: FoldData, ranks: Ranks, step: int) -> Iterator[Batch]:
+    """Start the loader workers; return this rank's micro batches from ``step`` on."""
+    micro_batch, _ = split_batch(config, ranks.world_size)
+    return train_loader(
+        data.index,
+        config.data,
+        data.plan,
+        epochs=config.train.epochs,
+        start=divmod(step, data.plan.steps),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        micro_batch=micro_batch,
+        modalities=config.model.modalities,
+    )

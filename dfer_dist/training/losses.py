@@ -1,0 +1,183 @@
+"""The losses of a training step: cross-entropy on labels, contrastive loss on descriptions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from dfer_dist.config.schema import Config, Supervision
+
+
+class Objective:
+    """Loss of each clip of a micro batch; a step minimizes their mean.
+
+    The loss is the cross-entropy of the logits of each polarity, the :func:`contrastive_loss` of
+    clips and descriptions, or with ``train.objective=both`` the first plus
+    ``train.description_weight`` times the second.
+
+    The negative polarity, if there is one, has the weight ``model.negative_weight``. Its logits are
+    negated cosines, so the true class should have the lowest cosine (FineCLIPER: Chen et al., ACM
+    MM 2024). A damaged clip has the loss zero, so that micro batches of all ranks have equal
+    weight. ``train.label_smoothing`` is that of Szegedy et al. (CVPR 2016, section 7).
+    ``train.class_balance`` weights classes by their effective number of clips
+    (:func:`class_weights`).
+
+    Parameters
+    ----------
+    config : Config
+    histogram : sequence of C int
+        Training clips by label.
+    device : torch.device
+    """
+
+    def __init__(self, config: Config, histogram: Sequence[int], device: torch.device) -> None:
+        train, model = config.train, config.model
+        self.smoothing = train.label_smoothing
+        self.weights: Tensor | None = None
+        if train.class_balance:
+            self.weights = class_weights(histogram, train.class_balance).to(device)
+        self.per_polarity = train.objective is not Supervision.descriptions
+        self.description_weight = 1.0
+        if train.objective is Supervision.both:
+            self.description_weight = train.description_weight
+        self.temperature = model.temperature
+        self.polarity_weights = {"positive": 1.0, "negative": model.negative_weight}
+
+    def __call__(
+        self,
+        outputs: Mapping[str, Tensor],
+        labels: Tensor,
+        valid: Tensor,
+        described: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of each clip, float32 [b].
+
+        Parameters
+        ----------
+        outputs : mapping of str to Tensor
+            Logits by polarity, float32 [b, C], and features as ``video`` and ``description``,
+            float32 [b, D]: those that are needed.
+        labels : int64 [b]
+            On any device, as the following two.
+        valid : bool [b]
+            Which clips are intact.
+        described : bool [b], optional
+            Which clips have a description.
+        """
+        parts = [
+            weight * self._cross_entropy(outputs[polarity], labels)
+            for polarity, weight in self.polarity_weights.items()
+            if polarity in outputs
+        ]
+        if described is not None:
+            video = outputs["video"]
+            has_text = (described & valid).to(video.device, non_blocking=True)
+            contrastive = contrastive_loss(
+                video, outputs["description"], has_text, self.temperature
+            )
+            parts.append(self.description_weight * contrastive)
+        losses = torch.stack(parts).sum(0)
+        return torch.where(valid.to(losses.device, non_blocking=True), losses, 0.0)
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(
+            logits,
+            labels.to(logits.device, non_blocking=True),
+            self.weights,
+            reduction="none",
+            label_smoothing=self.smoothing,
+        )
+
+
+def class_weights(histogram: Sequence[int], beta: float) -> Tensor:
+    """Return weights (1 - beta) / (1 - beta^n) of classes with n clips.
+
+    They are scaled to a mean of 1 over the classes that occur. Cui et al., "Class-Balanced Loss
+    Based on Effective Number of Samples", CVPR 2019, equation 6.
+
+    Parameters
+    ----------
+    histogram : sequence of C int
+        Clips by label.
+    beta : float
+        In [0, 1).
+
+    Returns
+    -------
+    float32 [C]
+        0 for a class without clips.
+    """
+    counts = torch.tensor(histogram, dtype=torch.float64)
+    present = counts > 0
+    weights = torch.where(present, (1 - beta) / (1 - beta**counts).clamp_min(1e-300), 0.0)
+    return (weights * present.sum() / weights.sum()).float()
+
+
+def contrastive_loss(
+    video: Tensor, description: Tensor, described: Tensor, temperature: float
+) -> Tensor:
+    """Return the InfoNCE loss of this rank's clips among the clips of all ranks. Collective.
+
+    The loss is that of CLIP, in both directions (Radford et al., "Learning Transferable Visual
+    Models From Natural Language Supervision", ICML 2021, section 2.3). The backward pass is
+    collective too. The mean over the clips of all ranks is the loss of the whole batch, and the
+    mean of their gradients its gradient; neither depends on the number of ranks. A clip without a
+    description has the loss zero and is no negative of another clip.
+
+    Parameters
+    ----------
+    video, description : float32 [b, D]
+        Features of unit length; every rank has the same b.
+    described : bool [b]
+        Which clips have a description.
+    temperature : float
+
+    Returns
+    -------
+    float32 [b]
+        The mean of two cross-entropies, in nats.
+    """
+    size, width = video.shape
+    features = torch.cat([video, description, described[:, None].to(video)], dim=1)
+    all_videos, all_texts, all_described = _all_gather(features).split([width, width, 1], dim=1)
+    targets = torch.arange(size, device=video.device) + size * _rank()
+    masked = torch.finfo(torch.float32).min / 4
+    losses = torch.zeros_like(video[:, 0])
+    for own, others in ((video, all_texts), (description, all_videos)):
+        logits = (own @ others.t() / temperature).masked_fill(all_described.t() == 0, masked)
+        losses = losses + F.cross_entropy(logits, targets, reduction="none") / 2
+    return torch.where(described, losses, 0.0)
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _all_gather(own: Tensor) -> Tensor:
+    """Return the rows of all ranks in rank order, [b, D] -> [W b, D], with gradients."""
+    return _AllGather.apply(own) if _world_size() > 1 else own
+
+
+class _AllGather(torch.autograd.Function):
+    """All-gather whose backward pass sums the gradients that all ranks have for a row."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        parts = [torch.empty_like(own) for _ in range(_world_size())]
+        dist.all_gather(parts, own.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        summed = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed.chunk(_world_size())[_rank()]

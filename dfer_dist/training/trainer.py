@@ -1,0 +1,397 @@
+"""The training loop of one fold, its validation and its result."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from dfer_dist.checkpoints import portable
+from dfer_dist.checkpoints.async_checkpointer import AsyncCheckpointer
+from dfer_dist.checkpoints.optimizer_state import replace_weights
+from dfer_dist.config.schema import Config, Selection
+from dfer_dist.data.loading.loader import Batch, evaluation_loader
+from dfer_dist.data.loading.sampler import ClipSet
+from dfer_dist.distributed.preemption import Preempted, PreemptionHandler
+from dfer_dist.distributed.process_group import Ranks
+from dfer_dist.distributed.watchdog import Watchdog
+from dfer_dist.evaluation.evaluate import Predictions, collect, predict
+from dfer_dist.reporting.curves import curves_png
+from dfer_dist.reporting.summary import confusion_png
+from dfer_dist.runs.layout import FoldDir
+from dfer_dist.runs.records import Scores, UarWar
+from dfer_dist.training.data import FoldData
+from dfer_dist.training.engine import Engine
+from dfer_dist.training.losses import Objective
+from dfer_dist.training.meters import Meter
+from dfer_dist.training.progress import ProgressLog
+from dfer_dist.training.result import fold_result
+from dfer_dist.training.state import BadStep, BestEpoch, TrainingFacts, TrainState
+from dfer_dist.training.step import StepResult, StepVotes, log_lost_clips
+from dfer_dist.training.tracking import FoldTracking
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import write_json
+from dfer_dist.utils.records import to_json
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains and tests one fold.
+
+    Built by :func:`dfer_dist.training.build.build_trainer`. Every rank has one; its methods are
+    collective. ``batches`` yields this rank's micro batches from the current step to the end of
+    training. ``state`` is saved with every checkpoint.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        folder: FoldDir,
+        ranks: Ranks,
+        data: FoldData,
+        batches: Iterator[Batch],
+        engine: Engine,
+        objective: Objective,
+        tracking: FoldTracking,
+        checkpointer: AsyncCheckpointer,
+        preemption: PreemptionHandler,
+        watchdog: Watchdog,
+        facts: TrainingFacts,
+        state: TrainState,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.ranks = ranks
+        self.data = data
+        self.batches = batches
+        self.engine = engine
+        self.objective = objective
+        self.tracking = tracking
+        self.checkpointer = checkpointer
+        self.preemption = preemption
+        self.watchdog = watchdog
+        self.facts = facts
+        self.state = state
+        self.meter = Meter()
+        self._window = self.meter.snapshot()
+        self.progress = ProgressLog(
+            config.train, steps_per_epoch=data.plan.steps, meter=self.meter, device=ranks.device
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self.state.step // self.data.plan.steps
+
+    def fit(self) -> None:
+        """Train from the current step to the last.
+
+        Raises
+        ------
+        Preempted
+            If a rank was preempted, once the state is saved.
+        """
+        if not self.state.epoch_ended:
+            self.end_epoch()
+        for step in range(self.state.step, self.engine.total_steps):
+            result = self.train_step(step)
+            votes = self.reduce_votes(result)
+            self.check_step(result, votes)
+            self.log_step(result, votes)
+            preempted = bool(votes.preempted)
+            if self.state.step % self.data.plan.steps == 0:
+                self.end_epoch(preempted)
+            elif preempted or (votes.save_due and not self.engine.bad_steps):
+                # While steps are skipped, the last checkpoint is worth more than a new one.
+                self.save()
+            if preempted:
+                self.checkpointer.wait()
+                raise Preempted
+        # End the loader workers before the test.
+        self.batches = iter(())
+        self.checkpointer.wait(again=self.save)
+
+    def train_step(self, step: int) -> StepResult:
+        """Do one optimizer step; ``step`` counts the steps done before."""
+        self.watchdog.beat()
+        self.meter.start_step()
+        learning_rates = self.engine.set_learning_rates(step)
+        keys: list[str] = []
+        lost: set[str] = set()
+        losses = []
+        for _ in range(self.engine.accumulation):
+            with self.meter.waiting():
+                batch = next(self.batches)
+            losses.append(self._micro_step(batch))
+            keys += batch.keys
+            lost |= log_lost_clips(batch)
+        clip_losses = list(zip(keys, torch.cat(losses).tolist(), strict=True))
+        self.state.step = step + 1
+        self.meter.end_step(self.config.train.global_batch)
+        return StepResult(clip_losses, lost, learning_rates)
+
+    def _micro_step(self, batch: Batch) -> torch.Tensor:
+        """Run forward and backward pass on a micro batch; return the losses, float32 [b]."""
+        device = self.ranks.device
+        tokens, described = None, None
+        if self.data.descriptions:
+            tokens, described = self.data.descriptions.tokenize(batch.keys)
+            tokens = tokens.to(device, non_blocking=True)
+        outputs = self.engine.deepspeed(
+            batch.pixels(device), per_polarity=self.objective.per_polarity, tokens=tokens
+        )
+        losses = self.objective(outputs, batch.labels, batch.valid, described)
+        self.engine.micro_step(losses.mean())
+        return losses.detach()
+
+    def reduce_votes(self, result: StepResult) -> StepVotes:
+        """Return what all ranks have to decide on together after a step."""
+        checkpointer = self.checkpointer
+        self.preemption.seconds_needed = 2 * self.meter.longest_step + 2 * checkpointer.seconds
+        votes = StepVotes(
+            loss=sum(loss for _, loss in result.clip_losses),
+            lost_clips=len(result.lost_clips),
+            preempted=self.preemption.preempted,
+            save_due=self._is_save_due(),
+            save_failed=checkpointer.failed,
+        )
+        return votes.reduce(self.ranks)
+
+    def _is_save_due(self) -> bool:
+        """Return whether rank 0 wants a checkpoint after this step."""
+        every = self.config.train.save_steps
+        at_step = every is not None and self.state.step % every == 0
+        is_due = self.checkpointer.due or (at_step and not self.checkpointer.failures)
+        return self.ranks.is_main and is_due
+
+    def check_step(self, result: StepResult, votes: StepVotes) -> None:
+        """Record lost clips and a skipped step.
+
+        Raises
+        ------
+        UserError
+            If checkpoints cannot be written, more clips are damaged than the settings allow, or
+            too many steps in a row were skipped.
+        """
+        if votes.save_failed:
+            raise UserError(self.ranks.broadcast_object(self.checkpointer.verdict()))
+        if votes.lost_clips:
+            self._record_lost_clips(result.lost_clips)
+        if self.engine.step_was_skipped():
+            self._record_bad_step(result.clip_losses)
+
+    def _record_lost_clips(self, lost: set[str]) -> None:
+        of_all_ranks = self.ranks.gather_objects(lost) or []
+        self.state.lost_clips |= self.ranks.broadcast_object(set().union(*of_all_ranks))
+        num_lost, budget = len(self.state.lost_clips), self.config.data.loss_budget
+        if num_lost > budget:
+            raise UserError(
+                f"{num_lost} training clips are damaged and data.loss_budget={budget}: "
+                f"see the lines 'lost:' in {self.folder.log}, copy those shards again, "
+                "or allow the loss"
+            )
+
+    def _record_bad_step(self, clip_losses: list[tuple[str, float]]) -> None:
+        """Record a skipped step with the clips that may have caused it."""
+        shares = self.ranks.gather_objects(clip_losses) or []
+        clips = [clip for share in shares for clip in share]
+        bad = BadStep(self.state.step, "loss", [k for k, loss in clips if not math.isfinite(loss)])
+        if not bad.clips:
+            # Every loss is finite, so any clip of the step may have caused it.
+            bad = BadStep(self.state.step, "gradient", [key for key, _ in clips])
+        bad = self.ranks.broadcast_object(bad)
+        self.state.bad_steps.append(bad)
+        self.write_bad_steps()
+        logger.warning(
+            f"step {bad.step}: the {bad.not_finite} was not finite, the step was skipped; "
+            f"clips: {', '.join(bad.clips)}"
+        )
+        limit = self.config.train.max_bad_steps
+        if self.engine.bad_steps >= limit:
+            recent = sorted({key for b in self.state.bad_steps[-limit:] for key in b.clips})
+            raise UserError(
+                f"{limit} steps in a row had a loss or gradient that was not finite, "
+                f"with clips {', '.join(recent)} (all in {self.folder.bad_steps}): look at "
+                "these, or choose smaller learning rates; the last good checkpoint is kept"
+            )
+
+    def write_bad_steps(self) -> None:
+        """Write all skipped steps to ``bad_steps.json``."""
+        path = self.folder.bad_steps
+        if not self.ranks.is_main or not (self.state.bad_steps or path.exists()):
+            return
+        try:
+            write_json(path, {"steps": to_json(self.state.bad_steps)})
+        except OSError as e:
+            # The disk is full; the next checkpoint has them too.
+            logger.warning(f"{path} cannot be written: {e}")
+
+    def log_step(self, result: StepResult, votes: StepVotes) -> None:
+        """Log a step to the metrics file and the log, where a line is due or the loss spikes."""
+        state, train = self.state, self.config.train
+        loss = votes.loss / (self.ranks.world_size * len(result.clip_losses))
+        is_spike = state.spikes.is_spike(loss)
+        if is_spike:
+            logger.warning(
+                f"step {state.step}: loss {loss:.4g} is far above the last {state.spikes.WINDOW}"
+            )
+        if is_spike or state.step % train.log_every == 0:
+            throughput = self.meter.since(self._window)
+            self._window = self.meter.snapshot()
+            metrics = {
+                "loss": loss,
+                "grad_norm": self.engine.gradient_norm(),
+                "loss_spike": float(is_spike),
+                **throughput._asdict(),
+                "skipped_steps": len(state.bad_steps),
+                "lost_clips": len(state.lost_clips),
+                **{f"lr_{name}": rate for name, rate in result.learning_rates.items()},
+            }
+            self.tracking.log(state.step, self.epoch, metrics)
+        self.progress.log_step(state.step, loss, result.learning_rates)
+
+    def end_epoch(self, preempted: bool = False) -> None:
+        """Validate where an epoch is selected by its scores, and save where it is due.
+
+        Raises
+        ------
+        Preempted
+            If a rank was preempted during the validation, once the state is saved.
+        """
+        train = self.config.train
+        improved, scores, split = False, None, "val" if self.data.val else "test"
+        if train.selection is not Selection.last:
+            scores = self._validate_epoch(split)
+            improved = self._update_best(scores)
+        self.progress.log_epoch(self.epoch, scores, split)
+        is_save_epoch = self.epoch % train.save_epochs == 0 or self.epoch == train.epochs
+        if preempted or improved or is_save_epoch:
+            self.save(best=improved)
+        if improved:
+            # Wait for the file: what is written after further steps would be other weights.
+            again = None if preempted else partial(self.save, best=True)
+            self.checkpointer.wait(again=again)
+
+    def _validate_epoch(self, split: str) -> Scores:
+        self.state.epoch_ended = False
+        try:
+            _, scores = self.validate(self.data.val or self.data.test)
+        except Preempted:
+            self.save()
+            self.checkpointer.wait()
+            raise
+        self.state.epoch_ended = True
+        metrics = {f"{split}_uar": scores.uar, f"{split}_war": scores.war}
+        self.tracking.log(self.state.step, self.epoch, metrics)
+        return scores
+
+    def _update_best(self, scores: Scores) -> bool:
+        """Return whether this epoch is the best so far, and record it if so."""
+        state = self.state
+        if state.best and scores.war <= state.best.war:
+            return False
+        state.best = BestEpoch(self.epoch, state.step, war=scores.war, uar=scores.uar)
+        return True
+
+    def save(self, best: bool = False) -> None:
+        """Begin to write a checkpoint; with ``best``, the one that is tested in the end."""
+        self.watchdog.beat()
+        state = {
+            "epoch": self.epoch,
+            **self.state.state_dict(),
+            "metrics_bytes": self.tracking.num_bytes,
+            **self.facts.state_dict(),
+        }
+        self.checkpointer.save(self.engine, state, best)
+        self.watchdog.beat()
+
+    @property
+    def selected_checkpoint(self) -> Path:
+        """The checkpoint that the result is of: the best epoch's, or the last one."""
+        best = self.state.best
+        step = best.step if best else self.state.step
+        return portable.step_folder(self.folder.checkpoints, step)
+
+    def validate(
+        self, clips: ClipSet, shuffle_frames: bool = False
+    ) -> tuple[Predictions | None, Scores]:
+        """Predict every clip once; return predictions, only on rank 0, and scores.
+
+        Raises
+        ------
+        Preempted
+            If a rank was preempted.
+        """
+        model, ranks = self.engine.deepspeed, self.ranks
+        config, index = self.config, self.data.index
+        model.eval()
+        with torch.no_grad():
+            text = model.module.text_features()
+        batches = evaluation_loader(
+            index,
+            config.data,
+            clips,
+            batch=config.eval.batch,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            seed=config.train.seed,
+            views=config.eval.views,
+            shuffle_frames=shuffle_frames,
+            modalities=config.model.modalities,
+        )
+        try:
+            rows = predict(
+                lambda frames: model(frames, text), batches, ranks.device, self._check_preemption
+            )
+        finally:
+            model.train()
+        table = collect(rows, index, clips, ranks)
+        scores = table.score(index.classes) if table else None
+        return table, ranks.broadcast_object(scores)  # type: ignore[return-value]
+
+    def _check_preemption(self, _: int) -> None:
+        """Raise :class:`Preempted` on all ranks, which see equally many batches."""
+        self.watchdog.beat()
+        if self.ranks.all_reduce_sum([self.preemption.preempted])[0]:
+            raise Preempted
+
+    def finish(self) -> None:
+        """Test the selected weights and write the result of the fold.
+
+        ``result.json`` is written last: it means that all other files are there.
+
+        Raises
+        ------
+        Preempted
+            If a rank was preempted; the next attempt tests again.
+        """
+        if self.state.best:
+            saved = portable.read(self.selected_checkpoint, weights_only=True)
+            replace_weights(self.engine, saved)
+        table, scores = self.validate(self.data.test)
+        shuffled = self._test_shuffled() if self.config.eval.shuffle_frames else None
+        if not table:
+            return
+        table.write(self.folder.predictions)
+        metrics = {"test_uar": scores.uar, "test_war": scores.war}
+        if shuffled:
+            metrics |= {"shuffled_uar": shuffled.uar, "shuffled_war": shuffled.war}
+        self.tracking.log(self.state.step, self.epoch, metrics)
+        result = fold_result(self, scores, shuffled)
+        confusion_png(result.to_json(), self.folder.confusion)
+        curves_png(self.folder, f"{result.dataset}, fold {result.fold}")
+        result.write(self.folder.result)
+        logger.info(f"test UAR {scores.uar:.2f}, WAR {scores.war:.2f} on {scores.n} clips")
+
+    def _test_shuffled(self) -> UarWar:
+        """Test with the frames of each clip in a random order."""
+        table, scores = self.validate(self.data.test, shuffle_frames=True)
+        if table:
+            table.write(self.folder.shuffled_predictions)
+        return UarWar(uar=scores.uar, war=scores.war)

@@ -1,0 +1,68 @@
+"""The watchdog in processes that hang, work or are suspended."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HANG = """
+import multiprocessing, os, sys, threading, time
+from pathlib import Path
+from dfer_dist.distributed.watchdog import Watchdog
+dog = Watchdog(Path(sys.argv[1]), 0.5, lambda reason: print(reason, flush=True))
+def a_name_to_look_for():
+    time.sleep(60)
+threading.Thread(target=a_name_to_look_for, daemon=True).start()
+def a_worker_to_look_for(rank):
+    while os.getppid() == rank:
+        time.sleep(0.1)
+multiprocessing.get_context("fork").Process(target=a_worker_to_look_for, args=[os.getpid()], daemon=True).start()
+for _ in range(10):
+    time.sleep(0.1)
+    dog.beat()
+print("alive", flush=True)
+if sys.argv[2] == "stop":
+    dog.stop()
+    time.sleep(1.5)
+    sys.exit(0)
+time.sleep(60)
+"""
+
+
+def test_hanging_process_aborts_and_leaves_its_stacks(tmp_path: Path) -> None:
+    file = tmp_path / "stacks.txt"
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", HANG, str(file), "hang"], capture_output=True, text=True, timeout=60
+    )
+    assert time.monotonic() - begin < 30
+    assert done.returncode == -signal.SIGABRT
+    assert done.stdout.splitlines()[0] == "alive" and "no step for 0 s" in done.stdout
+    assert "a_worker_to_look_for" in done.stderr and "a_name_to_look_for" not in done.stderr
+    assert "a_name_to_look_for" in file.read_text() and "no step for" in file.read_text()
+
+
+def test_working_or_finished_process_is_left_alone(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HANG, str(tmp_path / "s"), "stop"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "alive\n")
+    assert not (tmp_path / "s").exists()
+
+
+def test_suspended_process_has_its_full_time_again(tmp_path: Path) -> None:
+    """SIGSTOP is no hang of this rank."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANG, str(tmp_path / "s"), "stop"], stdout=subprocess.PIPE, text=True
+    )
+    time.sleep(0.3)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=60)[0] == "alive\n" and process.returncode == 0

@@ -1,0 +1,138 @@
+"""Losses of a training step, held against sums by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dfer_dist.config.schema import (
+    Config,
+    ModelConfig,
+    Supervision,
+    TrainConfig,
+    split_batch,
+)
+from dfer_dist.training.losses import Objective, class_weights, contrastive_loss
+from dfer_dist.utils.errors import UserError
+
+CPU = torch.device("cpu")
+LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0], [1.0, 1.0, 1.0]])
+
+
+def features(count: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    video, text = (
+        F.normalize(torch.randn(count, 8, generator=generator), dim=-1).requires_grad_()
+        for _ in range(2)
+    )
+    return video, text
+
+
+def test_contrastive_loss_by_hand_with_a_clip_without_text() -> None:
+    video, text = features()
+    losses = contrastive_loss(video, text, torch.tensor([True, False, True, True]), 0.1)
+    kept = [0, 2, 3]
+    cosines = video[kept].double() @ text[kept].double().t() / 0.1
+    by_hand = -(cosines.log_softmax(1).diagonal() + cosines.log_softmax(0).diagonal()) / 2
+    assert losses[kept].tolist() == pytest.approx(by_hand.tolist(), rel=1e-5)
+    assert losses[1] == 0
+    losses.mean().backward()
+    for x in (video, text):
+        assert x.grad is not None and x.grad[kept].abs().sum(1).min() > 0.01
+        assert not x.grad[1].any(), "a clip without a text has no gradient"
+    one = contrastive_loss(*features(), torch.tensor([False, True, False, False]), 0.1)
+    none = contrastive_loss(*features(), torch.zeros(4, dtype=torch.bool), 0.1)
+    assert one.tolist() == none.tolist() == [0, 0, 0, 0]
+
+
+def test_both_losses_are_added_with_a_weight_without_lost_clips() -> None:
+    video, text = features()
+    logits, labels, valid = (
+        torch.randn(4, 3),
+        torch.tensor([0, 1, 2, 0]),
+        torch.tensor([True, True, True, False]),
+    )
+    outputs = {"positive": logits, "video": video, "description": text}
+    both = Config(
+        train=TrainConfig(objective=Supervision.both, description_weight=0.25),
+        model=ModelConfig(temperature=0.5),
+    )
+    losses = Objective(both, [], CPU)(outputs, labels, valid, torch.ones(4, dtype=torch.bool))
+    want = F.cross_entropy(logits, labels, reduction="none") + 0.25 * contrastive_loss(
+        video, text, valid, both.model.temperature
+    )
+    assert losses[:3].tolist() == pytest.approx(want[:3].tolist()) and losses[3] == 0
+    both.train.objective = Supervision.descriptions
+    alone = Objective(both, [], CPU)
+    assert not alone.per_polarity
+    out = alone(
+        {"video": video, "description": text}, labels, valid, torch.ones(4, dtype=torch.bool)
+    )
+    assert out.tolist() == pytest.approx(
+        contrastive_loss(video, text, valid, both.model.temperature).tolist()
+    )
+
+
+def test_lost_clip_has_zero_loss_and_no_gradient():
+    logits = LOGITS.clone().requires_grad_()
+    loss = Objective(Config(), [], CPU)(
+        {"positive": logits}, torch.tensor([0, 2, 1]), torch.tensor([True, True, False])
+    ).mean()
+    loss.backward()
+    assert loss.item() == pytest.approx(
+        F.cross_entropy(LOGITS[:2], torch.tensor([0, 2])).item() * 2 / 3
+    )
+    assert logits.grad[2].abs().max() == 0
+    assert logits.grad[0].abs().max() > 0
+
+
+def test_label_smoothing_by_hand():
+    objective = Objective(Config(train=TrainConfig(label_smoothing=0.3)), [], CPU)
+    loss = objective({"positive": LOGITS[:1]}, torch.tensor([0]), torch.tensor([True])).mean()
+    logs = LOGITS[0].log_softmax(0)
+    assert loss.item() == pytest.approx(-(0.7 * logs[0] + 0.1 * logs.sum()).item(), rel=1e-6)
+
+
+def test_class_weights_by_hand():
+    weights = class_weights([10, 1000, 0], 0.99).double().numpy()
+    raw = np.array([0.01 / (1 - 0.99**10), 0.01 / (1 - 0.99**1000)])
+    np.testing.assert_allclose(weights, [*(2 * raw / raw.sum()), 0], rtol=1e-6)
+
+
+def test_rare_classes_weigh_more_with_a_larger_beta():
+    mild, strong = class_weights([20, 2000], 0.9), class_weights([20, 2000], 0.9999)
+    assert 1 < mild[0] / mild[1] < strong[0] / strong[1] < 100
+
+
+def test_class_balance_weights_each_clip_by_its_class():
+    counts = [5, 50, 500]
+    objective = Objective(Config(train=TrainConfig(class_balance=0.99)), counts, CPU)
+    loss = objective({"positive": LOGITS}, torch.tensor([0, 1, 2]), torch.tensor([True] * 3)).mean()
+    by_clip = F.cross_entropy(LOGITS, torch.tensor([0, 1, 2]), reduction="none")
+    assert loss.item() == pytest.approx(
+        (by_clip * class_weights(counts, 0.99)).mean().item(), rel=1e-6
+    )
+
+
+def test_negative_polarity_is_added_with_its_weight():
+    objective = Objective(Config(model=ModelConfig(negative_weight=0.5)), [], CPU)
+    losses = objective(
+        {"positive": LOGITS, "negative": LOGITS.flip(1)},
+        torch.tensor([0, 2, 1]),
+        torch.tensor([True, True, False]),
+    )
+    logs = LOGITS.log_softmax(1)
+    by_hand = [-(logs[0, 0] + 0.5 * logs[0, 2]), -(logs[1, 2] + 0.5 * logs[1, 0]), 0.0]
+    assert losses.tolist() == pytest.approx([float(x) for x in by_hand], rel=1e-6)
+
+
+def test_contrastive_loss_refuses_accumulation() -> None:
+    config = Config(train=TrainConfig(objective=Supervision.both, global_batch=8))
+    assert split_batch(config, 2) == (4, 1)
+    config.train.micro_batch = 2
+    with pytest.raises(UserError, match=r"leave train\.micro_batch out \(a rank has 4 clips\)"):
+        split_batch(config, 2)
+    config.train.objective = Supervision.labels
+    assert split_batch(config, 2) == (2, 2)
