@@ -67,7 +67,7 @@ COMMANDS = {
         "Send to MLflow what its server lacks of a run.",
     ),
     "export": Entry(
-        "launch.commands.predict:export", _MODELS, "Export a checkpoint as a standalone model."
+        "launch.commands.export:export", _MODELS, "Export a checkpoint as a standalone model."
     ),
     "predict": Entry(
         "launch.commands.predict:predict", _MODELS, "Predict expressions in videos over time."

@@ -74,13 +74,16 @@ class ProgressBar:
         self._task = self._progress.add_task(title, total=None)
 
     def __enter__(self) -> ProgressBar:
+        """Return the bar."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop drawing."""
         if self._progress.live.is_started:
             self._progress.stop()
 
     def __call__(self, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` are done."""
         self._progress.start()
         self._progress.update(self._task, completed=done, total=total)
 

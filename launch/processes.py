@@ -1,4 +1,4 @@
-"""The ranks of a fold as processes on this machine: started, watched, told to leave, ended."""
+"""The ranks of a fold as processes on this machine."""
 
 from __future__ import annotations
 
@@ -9,199 +9,230 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import NamedTuple
 
 from dfer_dist.distributed.preemption import EXIT_PREEMPTED
 from dfer_dist.runs.layout import FoldDir, RunDir
+from dfer_dist.runs.provenance import python_command
 from dfer_dist.utils.errors import UserError
 
-POLL = 0.2  # seconds
-_LIBC = ctypes.CDLL(
-    None
-)  # loaded here: a process that was just forked, perhaps while a thread imports, should not load anything
+EXIT_USER_ERROR = 2  # of a rank and of a command
+# loaded here: between fork and exec a process must not load anything
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+_POLL = 0.2  # seconds
 _GRACE = 15.0  # seconds that the other ranks get after one has failed
 
 
 class Interrupted(Exception):
-    """The person, or the system, told us to stop, or time is up, and the ranks have left; the text says whether they saved."""
+    """The command was told to stop or its time is up, and all ranks have ended.
+
+    The message says whether they saved.
+    """
+
+
+class RanksExit(NamedTuple):
+    """How the ranks of a fold ended."""
+
+    status: int  # of the rank that failed, 0 if none did
+    killed: str | None  # describes the rank that a foreign signal ended, if one was
 
 
 @dataclass(frozen=True)
-class Job:
-    """A fold to run on ``nproc`` ranks, before ``deadline`` (unix time); ``lock`` is the open file that holds it, ``told`` counts signals
-    to this process."""
+class FoldJob:
+    """A fold to train on this machine."""
 
     run: RunDir
     fold: int
-    nproc: int
-    deadline: float | None
-    lock: int
-    told: SignalCounter
+    num_ranks: int
+    deadline: float | None  # Unix time
+    lock_fd: int  # of the lock on the fold, inherited by the ranks
+    signals: SignalCounter
 
     @property
-    def where(self) -> FoldDir:
+    def folder(self) -> FoldDir:
+        """Return the paths of the fold."""
         return self.run.fold(self.fold)
 
 
-def run_ranks(job: Job, follow: Callable[[], None]) -> tuple[int, str | None]:
-    """Start the ranks of a fold and wait for them; returns what :func:`_wait` does."""
-    from dfer_dist.runs.provenance import python_command
+class SignalCounter:
+    """Counts SIGINT, SIGTERM and SIGUSR2 to this process until :meth:`restore`."""
 
-    where = job.where
-    port = free_port()
-    command = [
-        *python_command(),
-        "-m",
-        "dfer_dist.train",
-        "--run",
-        str(job.run.root),
-        "--fold",
-        str(job.fold),
-    ]
+    def __init__(self) -> None:
+        self.count = 0
+        self._handlers = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+        }
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+    def restore(self) -> None:
+        """Set the handlers that were there before."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+
+def run_ranks(job: FoldJob, follow: Callable[[], None]) -> RanksExit:
+    """Start the ranks of a fold and wait for them.
+
+    Parameters
+    ----------
+    follow : callable
+        Called again and again while they run.
+
+    Raises
+    ------
+    Interrupted
+        If this process was told to stop.
+    """
+    command = [*python_command(), "-m", "dfer_dist.train"]
+    command += ["--run", str(job.run.root), "--fold", str(job.fold)]
     command += ["--deadline", str(job.deadline)] if job.deadline else []
+    port = free_port()
     ranks: list[subprocess.Popen[bytes]] = []
-    logs: list[IO[bytes]] = []
-    try:
-        for rank in range(job.nproc):
-            log: IO[bytes] = where.log_of(rank).open("ab")
-            logs.append(log)
-            env = rank_environment(job.run, rank, job.nproc, port)
-            # a session of their own: Ctrl-C reaches this process only, which passes it on once
+    with ExitStack() as stack:
+        stack.callback(_end_ranks, ranks)
+        for rank in range(job.num_ranks):
+            log = stack.enter_context(job.folder.log_of(rank).open("ab"))
             process = subprocess.Popen(
                 command,
-                env=env,
+                env=rank_environment(job.run, rank, job.num_ranks, port),
                 stdout=log,
                 stderr=log,
+                # Ctrl-C reaches this process only, which forwards it once
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
-                pass_fds=(job.lock,),
+                pass_fds=(job.lock_fd,),
             )
             ranks.append(process)
-        return _wait(ranks, job.told, follow)
-    finally:
-        for process in ranks:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        for log in logs:
-            log.close()
+        return wait_for_ranks(ranks, job.signals, follow)
 
 
-def _wait(
-    ranks: list[subprocess.Popen[bytes]], told: SignalCounter, follow: Callable[[], None]
-) -> tuple[int, str | None]:
-    """The status of the rank that ended the job, and, if a signal of somebody else's ended it, words that name it."""
-    passed_on = 0
+def _die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the launcher dies, so that its ranks save and exit."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end_ranks(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in ranks:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def wait_for_ranks(
+    ranks: Sequence[subprocess.Popen[bytes]], signals: SignalCounter, follow: Callable[[], None]
+) -> RanksExit:
+    """Wait for the ranks of a fold, forward signals to them, and end those that outlive a failure.
+
+    The first signal to this process is forwarded as SIGTERM, a second one as SIGKILL.
+
+    Raises
+    ------
+    Interrupted
+        If this process was told to stop, unless a rank failed while it stopped.
+    """
+    num_forwarded = 0
     killed: str | None = None
-    deadline: float | None = None
-    while any(p.poll() is None for p in ranks):
-        if told.times > passed_on:
-            passed_on = told.times
-            for p in ranks:
-                if p.poll() is None:
-                    p.send_signal(signal.SIGTERM if passed_on == 1 else signal.SIGKILL)
-        bad = [p for p in ranks if p.poll() not in (None, 0, EXIT_PREEMPTED)]
-        if not told.times and deadline is None:
+    kill_time: float | None = None
+    while any(process.poll() is None for process in ranks):
+        if signals.count > num_forwarded:
+            num_forwarded = signals.count
+            _send_signal(ranks, signal.SIGTERM if num_forwarded == 1 else signal.SIGKILL)
+        failed = any(process.poll() not in (None, 0, EXIT_PREEMPTED) for process in ranks)
+        # only the first death is a cause: the other ranks fail because of it
+        if not signals.count and kill_time is None:
             killed = describe_exit(ranks)
-        if bad and deadline is None:
-            deadline = time.monotonic() + _GRACE
-        if deadline and time.monotonic() > deadline:
-            for p in ranks:
-                p.kill()
-        _show(follow)
-        time.sleep(POLL)
-    if not told.times and deadline is None:  # all of them between two looks
+        if failed and kill_time is None:
+            kill_time = time.monotonic() + _GRACE
+        if kill_time and time.monotonic() > kill_time:
+            _send_signal(ranks, signal.SIGKILL)
+        _update(follow)
+        time.sleep(_POLL)
+    # all of them may have ended between two polls
+    if not signals.count and kill_time is None:
         killed = describe_exit(ranks)
-    _show(follow)
-    codes = [p.returncode for p in ranks]
-    failed = any(c > 0 and c != EXIT_PREEMPTED for c in codes)
-    if told.times and not (
-        failed and told.times == 1
-    ):  # a rank that failed while it left says why itself
-        raise Interrupted(
-            "saved" if set(codes) <= {0, EXIT_PREEMPTED} else "stopped without saving"
-        )
-    # a mistake that a person can mend explains the deaths of the other ranks
-    return 2 if 2 in codes else next((c for c in codes if c), 0), killed
+    _update(follow)
+    return RanksExit(_exit_status([process.returncode for process in ranks], signals.count), killed)
 
 
-def _show(follow: Callable[[], None]) -> None:
-    """Move the bar. What it is fed from may be damaged, or out of reach for a while: that ends no training."""
+def _exit_status(codes: list[int], num_signals: int) -> int:
+    """Return the status of the rank that failed, or raise :class:`Interrupted`."""
+    failed = any(code > 0 and code != EXIT_PREEMPTED for code in codes)
+    # a rank that failed while it stopped has its own message
+    if num_signals and not (failed and num_signals == 1):
+        saved = set(codes) <= {0, EXIT_PREEMPTED}
+        raise Interrupted("saved" if saved else "stopped without saving")
+    # an error that the user can fix explains the deaths of the other ranks
+    if EXIT_USER_ERROR in codes:
+        return EXIT_USER_ERROR
+    return next((code for code in codes if code), 0)
+
+
+def _send_signal(ranks: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+    for process in ranks:
+        if process.poll() is None:
+            process.send_signal(number)
+
+
+def _update(follow: Callable[[], None]) -> None:
+    """Update the progress bar; damaged or unreachable files of the fold end no training."""
     with suppress(OSError, ValueError, UserError):
         follow()
 
 
-def describe_exit(ranks: list[subprocess.Popen[bytes]]) -> str | None:
-    """Words for the first rank that a signal ended, if one did."""
-    rank = next((r for r, p in enumerate(ranks) if (p.poll() or 0) < 0), None)
+def describe_exit(ranks: Sequence[subprocess.Popen[bytes]]) -> str | None:
+    """Describe the first rank that a signal ended, if one did."""
+    rank = next((i for i, process in enumerate(ranks) if (process.poll() or 0) < 0), None)
     if rank is None:
         return None
     name = signal.Signals(-ranks[rank].returncode).name
     hints = {
         "SIGKILL": ", as by the kernel when memory runs out",
-        "SIGABRT": f", as by itself when it hangs (stacks-rank{rank}.txt, if it does)",
+        "SIGABRT": f", as by itself when it hangs (see stacks-rank{rank}.txt, if it exists)",
     }
     return f"rank {rank} was ended by {name}{hints.get(name, '')}"
 
 
-class SignalCounter:
-    """Counts how often this process was told to stop, from its making until :meth:`restore`."""
-
-    def __init__(self) -> None:
-        self.times = 0
-        self._before = {
-            n: signal.signal(n, self._count)
-            for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-        }
-
-    def _count(self, number: int, frame: FrameType | None) -> None:
-        self.times += 1
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-def rank_environment(run: RunDir, rank: int, world: int, port: int) -> dict[str, str]:
-    """What a rank on this machine finds in its environment: its place, and what :func:`run_environment` has."""
-    place = {
+def rank_environment(run: RunDir, rank: int, world_size: int, port: int) -> dict[str, str]:
+    """Return the environment of a rank on this machine, with what ``torch.distributed`` reads."""
+    threads = max(1, len(os.sched_getaffinity(0)) // world_size)
+    env = run_environment(run, threads) | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    env = run_environment(run, threads=max(1, len(os.sched_getaffinity(0)) // world)) | place
     env.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return env
 
 
 def run_environment(run: RunDir, threads: int) -> dict[str, str]:
-    """The environment of a rank wherever it runs: the run's own code, the compiled extension, and threads unless they are set."""
+    """Return the environment of a rank on any machine.
+
+    It has the run's own code first on PYTHONPATH, ninja of this Python environment first on PATH,
+    and the folder of compiled extensions and ``threads``, unless these are set.
+    """
     env = dict(os.environ)
-    here = Path(sys.executable).parent
-    env["PYTHONPATH"] = os.pathsep.join([str(run.code), *filter(None, [env.get("PYTHONPATH")])])
-    env["PATH"] = (
-        f"{here}{os.pathsep}{env.get('PATH', '')}"  # ninja of this environment, not the system's
-    )
+    python_path = [str(run.code), env.get("PYTHONPATH")]
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, python_path))
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
     env.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     env.setdefault("OMP_NUM_THREADS", str(threads))
     return env
 
 
 def free_port() -> int:
-    """A TCP port on this machine that nobody listened on just now."""
+    """Return a TCP port of this machine on which nobody listens."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the launcher dies, so that a killed launcher leaves no ranks behind (they save first)."""
-    _LIBC.prctl(1, signal.SIGTERM)

@@ -1,64 +1,129 @@
-"""A progress bar for a fold, fed from the fold's own files."""
+"""The state of a fold, read from the fold's own files, and its progress bar."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
 
-from rich.progress import Progress
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from dfer_dist.runs.layout import FoldDir
-from dfer_dist.utils.files import read_json
+from dfer_dist.runs.records import FoldResult, FoldStatus
+
+_SCORES = {"val_war": "val WAR", "test_war": "WAR"}  # in metrics.jsonl, and next to the bar
 
 
-class Follower:
-    """Moves a progress bar to what the fold's files say."""
+def fold_progress(console: Console) -> Progress:
+    """Return the progress bars of folds; a task has the field ``metrics``."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[metrics]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
 
-    def __init__(self, fold: FoldDir, progress: Progress, task: Any) -> None:
+
+class FoldProgress:
+    """Updates a progress bar from a fold's ``status.json`` and ``metrics.jsonl`` when called."""
+
+    def __init__(self, fold: FoldDir, progress: Progress, task: TaskID) -> None:
         self.fold, self.progress, self.task = fold, progress, task
-        self.offset = 0
-        self.seen: dict[str, float] = {}
-        self.known_steps = False
+        self._offset = 0  # bytes of metrics.jsonl that were read
+        self._latest: dict[str, float] = {}
+        self._has_total = False
 
     def __call__(self) -> None:
-        if not self.known_steps and self.fold.status.exists():
-            status = read_json(self.fold.status)
-            if status["state"] == "RUNNING":
-                self.known_steps = True
-                self.progress.update(self.task, total=status["steps"])
-        if not self.known_steps or not self.fold.metrics.exists():
+        """Read what is new and update the bar."""
+        if not self._has_total:
+            self._read_total()
+        if self._has_total and self._read_metrics():
+            step, metrics = self._latest["step"], describe_metrics(self._latest)
+            self.progress.update(self.task, completed=step, metrics=metrics)
+
+    def _read_total(self) -> None:
+        if not self.fold.status.exists():
             return
-        if self.fold.metrics.stat().st_size < self.offset:
-            self.offset = 0  # a resumed fold wrote the file anew
-        with self.fold.metrics.open("rb") as f:
-            f.seek(self.offset)
-            text = f.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self.offset += len(whole)
+        status = FoldStatus.read(self.fold.status)
+        if status.state == "RUNNING":
+            self._has_total = True
+            self.progress.update(self.task, total=status.steps)
+
+    def _read_metrics(self) -> bool:
+        """Read new lines of ``metrics.jsonl`` and return whether there were any."""
+        path = self.fold.metrics
+        if not path.exists():
+            return False
+        if path.stat().st_size < self._offset:
+            # a resumed fold wrote the file anew
+            self._offset = 0
+        with path.open("rb") as file:
+            file.seek(self._offset)
+            text = file.read()
+        complete = text[: text.rfind(b"\n") + 1]
+        self._offset += len(complete)
         try:
-            for line in whole.splitlines():
-                self.seen |= json.loads(line)
+            for line in complete.splitlines():
+                self._latest |= json.loads(line)
         except ValueError:
-            self.offset = 0  # the same, and it has grown past where we were
-            return
-        if whole:
-            self.progress.update(self.task, completed=self.seen["step"], figures=self._figures())
-
-    def _figures(self) -> str:
-        parts = [f"loss {self.seen['loss']:.2f}"] if "loss" in self.seen else []
-        parts += [
-            f"{name} {self.seen[key]:.1f}"
-            for key, name in (("val_war", "val WAR"), ("test_war", "WAR"))
-            if key in self.seen
-        ]
-        parts += (
-            [f"{self.seen['clips_per_second']:.0f} clips/s"]
-            if "clips_per_second" in self.seen
-            else []
-        )
-        return "  ".join(parts)
+            # written anew, and longer than before: the offset was inside a line
+            self._offset = 0
+            return False
+        return bool(complete)
 
 
-def verdict(fold: FoldDir) -> str:
-    result = read_json(fold.result)
-    return f"UAR {result['uar']:.2f}  WAR {result['war']:.2f}"
+def describe_metrics(latest: Mapping[str, float]) -> str:
+    """Return loss, score and speed for the progress bar."""
+    parts = []
+    if "loss" in latest:
+        parts.append(f"loss {latest['loss']:.2f}")
+    parts += [f"{name} {latest[key]:.1f}" for key, name in _SCORES.items() if key in latest]
+    if "clips_per_second" in latest:
+        parts.append(f"{latest['clips_per_second']:.0f} clips/s")
+    return "  ".join(parts)
+
+
+def describe_result(fold: FoldDir) -> str:
+    """Return the scores of a finished fold."""
+    result = FoldResult.read(fold.result)
+    return f"UAR {result.uar:.2f}  WAR {result.war:.2f}"
+
+
+def is_done(fold: FoldDir) -> bool:
+    """Return whether a fold has a result and was closed.
+
+    A kill may come between the two, before the tracking server has the result.
+    """
+    if not fold.result.exists() or not fold.status.exists():
+        return False
+    return FoldStatus.read(fold.status).state == "DONE"
+
+
+def last_error(fold: FoldDir, log_sizes: Mapping[Path, int]) -> str:
+    """Return the line that says why an attempt failed.
+
+    Parameters
+    ----------
+    log_sizes : mapping from Path to int
+        Bytes that earlier attempts left in each log.
+    """
+    lines: list[str] = []
+    for log in sorted(fold.root.glob("log*.txt")):
+        new = log.read_bytes()[log_sizes.get(log, 0) :]
+        lines += new.decode(errors="replace").splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    if errors:
+        return errors[-1].removeprefix("error: ")
+    return lines[-1] if lines else "it wrote nothing"

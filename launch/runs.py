@@ -1,25 +1,26 @@
-"""Making a run folder, or finding the one to go on with."""
+"""Create a run's folder, or find the one to resume."""
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from dfer_dist.config.load import dump_config, load_config, read_config
 from dfer_dist.config.schema import NEUTRAL, Config, Supervision, config_hash, flatten, split_batch
-from dfer_dist.runs.layout import RunDir, parse_folds
+from dfer_dist.runs.layout import FoldDir, RunDir, parse_folds
 from dfer_dist.runs.provenance import changed_files, collect, environment_lock, snapshot_code
+from dfer_dist.runs.records import FoldStatus
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json, write_text
-from launch.slurm.state import is_held
+from launch.locks import is_held
 
 if TYPE_CHECKING:
     from dfer_dist.data.shards.index import Index
+
+Drift = dict[str, tuple[object, object]]  # old and new value by key
 
 
 def open_run(
@@ -31,84 +32,78 @@ def open_run(
     folds: str | None,
     ranks: int,
 ) -> tuple[RunDir, list[int]]:
-    """The run folder ``runs/name`` for an experiment, made now or gone on with; and its folds. Nothing is made at the tracking server yet.
+    """Create the run folder ``runs/name`` for an experiment, or resume it; return it and its folds.
+
+    Nothing is created at the tracking server yet.
 
     Parameters
     ----------
     allow : sequence of str
-        What may differ from the run that is there: keys as the error names them, or their beginnings, such as ``optim``.
+        What may differ from an existing run: keys as the error names them, or their beginnings,
+        such as ``optim``.
     folds : str, optional
-        Words such as ``1,3-5``; all folds of the data set by default.
+        Such as ``1,3-5``; all folds of the data set by default.
     ranks : int
-        How many will train a fold. Like the folds, checked before anything is made.
+        Ranks that will train a fold. Like the folds, checked before anything is created.
 
     Raises
     ------
     UserError
-        If the settings, folds or ranks do not go together, the shards lack what the model is to see or to learn from beside frames, or the folder is taken: by something that
-        is no run, or by a run with other settings, data, code or versions of libraries.
+        If settings, folds and ranks do not fit together, if the shards lack a modality or the
+        descriptions that the model needs, or if the folder holds something else: files that are no
+        run, or a run with other settings, data, code or versions of libraries.
     """
+    if name is not None and (name in ("", "..") or name != Path(name).name):
+        raise UserError(f"--name '{name}': give a plain name; --runs sets the folder")
+    config, index = _load(experiment, overrides, ranks)
+    chosen = index.folds if folds is None else parse_folds(folds, index.folds)
+    run = RunDir((runs / (name or Path(experiment).stem)).resolve())
+    # a start that failed at once does not keep the name from the corrected command
+    if run.run.exists() and _failed_before_training(run):
+        remove_run(run)
+    if run.run.exists():
+        is_done = all(run.fold(k).result.exists() for k in chosen)
+        _resume(run, config, index, allow, is_done)
+        return run, chosen
+    _create(run, config, index, Path(experiment).stem)
+    return run, chosen
+
+
+def _load(experiment: str, overrides: list[str], ranks: int) -> tuple[Config, Index]:
+    """Load settings and index, and check that they and the number of ranks fit together."""
     from dfer_dist.data.captions.store import find_source
     from dfer_dist.data.shards.index import open_index
     from dfer_dist.data.shards.sidecars import describe_modalities
     from dfer_dist.data.shards.store import resolve_cache, settle
 
-    if name is not None and (name in ("", "..") or name != Path(name).name):
-        raise UserError(f"--name '{name}': give a plain name; --runs says in which folder")
     config = load_config(experiment, overrides)
     split_batch(config, ranks)
-    config.data.shards = settle(config.data.shards)  # jobs run from other folders
+    # absolute, because jobs run in other folders
+    config.data.shards = settle(config.data.shards)
     config.data.cache = resolve_cache(config.data.cache)
     index = open_index(config.data, config.data.loss_budget)
     describe_modalities(index, config.model.modalities)
     if config.train.objective is not Supervision.labels:
         find_source(index, config.data.descriptions)
-    chosen = index.folds if folds is None else parse_folds(folds, index.folds)
-    run = RunDir((runs / (name or Path(experiment).stem)).resolve())
-    if run.run.exists() and _failed_at_once(run):
-        remove_run(
-            run
-        )  # a start that failed at once does not keep the name from the mended command
-    if run.run.exists():
-        done = all(run.fold(k).result.exists() for k in chosen)
-        _go_on(run, config, index, allow, done)
-        return run, chosen
-    if run.root.exists() and any(run.root.iterdir()):
-        raise UserError(
-            f"{run.root} is not empty and holds no run: remove it or choose another --name"
-        )
-    try:
-        _create(run, config, index, Path(experiment).stem)
-    except BaseException:  # Ctrl-C too: a start that is cut short leaves the name free
-        shutil.rmtree(run.root, ignore_errors=True)
-        raise
-    return run, chosen
+    return config, index
 
 
-@contextmanager
-def run_lock(run: RunDir) -> Iterator[IO[str]]:
-    """Be the only one who opens a run, submits it, or writes its summary. The file keeps the id of the array that opened it last."""
-    run.root.parent.mkdir(parents=True, exist_ok=True)
-    with run.array.open("a+") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        f.seek(0)
-        yield f
-
-
-def _failed_at_once(run: RunDir) -> bool:
-    """Whether all there is of a run are failures before the first step: no figures, no checkpoint, no command at it now."""
+def _failed_before_training(run: RunDir) -> bool:
+    """Return whether all that a run holds are failures before the first step."""
     folds = [run.fold(k) for k in run.describe()["folds"]]
-    trained = any(
-        (f.metrics.exists() and f.metrics.stat().st_size) or f.checkpoints.exists() for f in folds
-    )
-    states = [read_json(f.status)["state"] for f in folds if f.status.exists()]
-    return (
-        not trained and bool(states) and set(states) == {"FAILED"} and not any(map(is_held, folds))
-    )
+    if any(_has_trained(fold) for fold in folds):
+        return False
+    states = {FoldStatus.read(fold.status).state for fold in folds if fold.status.exists()}
+    return states == {"FAILED"} and not any(map(is_held, folds))
+
+
+def _has_trained(fold: FoldDir) -> bool:
+    has_metrics = fold.metrics.exists() and fold.metrics.stat().st_size > 0
+    return has_metrics or fold.checkpoints.exists()
 
 
 def remove_run(run: RunDir) -> None:
-    """Make as if a run in which nothing was trained had never been opened."""
+    """Delete a run in which nothing was trained, at the tracking server too."""
     from dfer_dist.tracking.mlflow_runs import delete_runs
 
     delete_runs(run)
@@ -116,97 +111,117 @@ def remove_run(run: RunDir) -> None:
 
 
 def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:
+    if run.root.exists() and any(run.root.iterdir()):
+        raise UserError(
+            f"{run.root} is not empty and holds no run: remove it or choose another --name"
+        )
+    try:
+        _write_run(run, config, index, experiment)
+    # after Ctrl-C too the name is free again
+    except BaseException:
+        shutil.rmtree(run.root, ignore_errors=True)
+        raise
+
+
+def _write_run(run: RunDir, config: Config, index: Index, experiment: str) -> None:
+    from dfer_dist.tracking.mlflow_runs import fresh_tracking
+
     run.root.mkdir(parents=True, exist_ok=True)
     write_text(run.config, dump_config(config))
     write_json(run.provenance, _provenance(index))
     write_text(run.environment, environment_lock())
     snapshot_code(run.code)
-    about: dict[str, object] = {
+    about = {
         "name": run.root.name,
         "experiment": experiment,
         "dataset": index.name,
         "classes": list(index.classes),
+        "folds": index.folds,
+        "config_hash": config_hash(config),
+        "index_hash": index.hash,
+        "tracking": fresh_tracking(run, config, index.name),
     }
-    about |= {"folds": index.folds, "config_hash": config_hash(config), "index_hash": index.hash}
-    from dfer_dist.tracking.mlflow_runs import fresh_tracking
-
-    about |= {"tracking": fresh_tracking(run, config, index.name)}
-    write_json(run.run, about)  # last: its presence means that the rest is there
+    # last: where it exists, the rest does too
+    write_json(run.run, about)
 
 
 def _provenance(index: Index) -> dict[str, Any]:
-    return {
-        **collect(sys.argv),
-        "data": {"name": index.name, "hash": index.hash, "shards": str(index.root)},
-    }
+    data = {"name": index.name, "hash": index.hash, "shards": str(index.root)}
+    return {**collect(sys.argv), "data": data}
 
 
-def _go_on(run: RunDir, config: Config, index: Index, allow: Sequence[str], done: bool) -> None:
-    """Check that a run is the one that is asked for, and take over settings that change no result, and what else is allowed.
+def _resume(run: RunDir, config: Config, index: Index, allow: Sequence[str], is_done: bool) -> None:
+    """Check that an existing run is the one asked for, and apply what may change.
 
-    Where all is ``done``, it does not matter what code would do the rest.
+    That are settings that change no result, and the drift that is allowed. Once all folds are
+    done, it does not matter which code would train the rest.
     """
     before, now = flatten(read_config(run.config)), flatten(config)
-    new = {k: (before[k], now[k]) for k in now if now[k] != before[k]}
-    drift = {
-        k: change
-        for k, change in new.items()
-        if not k.startswith(NEUTRAL) or k.startswith("tracking.")
-    }
-    drift |= _other_data(run, index) | ({} if done else _other_code(run))
-    allowed = {k for k in drift if any(k == a or k.startswith(f"{a}.") for a in allow)}
-    allowed = {
-        k for k in allowed if not k.startswith("tracking.")
-    }  # the server's runs are made once
-    odd = [f"{k} was {was}, now {is_}" for k, (was, is_) in drift.items() if k not in allowed]
-    if odd:
+    changed = {key: (before[key], now[key]) for key in now if now[key] != before[key]}
+    drift = {key: change for key, change in changed.items() if _matters(key)}
+    drift |= _data_drift(run, index)
+    drift |= {} if is_done else _code_drift(run)
+    allowed = {key for key in drift if _is_allowed(key, allow)}
+    refused = [
+        f"{key} was {old}, now {new}" for key, (old, new) in drift.items() if key not in allowed
+    ]
+    if refused:
         raise UserError(
-            f"{run.root} belongs to another run: {'; '.join(odd)}. Use the same, --name OTHER for another run, or --allow-drift KEY "
-            "to go on with what is now"
+            f"{run.root} belongs to another run: {'; '.join(refused)}. Use the same settings, "
+            "--name OTHER for another run, or --allow-drift KEY to resume with the new ones"
         )
-    if new or allowed:
-        held = [k for k in run.describe()["folds"] if is_held(run.fold(k))]
-        if held:
-            raise UserError(
-                f"another command is working on {run.fold(held[0]).root}: wait for it, or stop it, before settings change"
-            )
+    if not changed and not allowed:
+        return
+    held = [k for k in run.describe()["folds"] if is_held(run.fold(k))]
+    if held:
+        raise UserError(
+            f"another command is working on {run.fold(held[0]).root}: "
+            "wait for it, or stop it, before settings change"
+        )
     if allowed:
-        _take_over(run, index, {k: list(drift[k]) for k in sorted(allowed)})
-    if new:
+        _apply_drift(run, index, {key: list(drift[key]) for key in sorted(allowed)})
+    if changed:
         write_text(run.config, dump_config(config))
 
 
-Drift = dict[str, tuple[object, object]]  # what was and what is, by key
+def _matters(key: str) -> bool:
+    """Return whether a changed setting is a drift; MLflow runs are created once."""
+    return key.startswith("tracking.") or not key.startswith(NEUTRAL)
 
 
-def _other_data(run: RunDir, index: Index) -> Drift:
-    was = run.describe()["index_hash"]
-    return (
-        {}
-        if was == index.hash
-        else {"index_hash": (was[:12], f"{index.hash[:12]} in {index.root}")}
-    )
+def _is_allowed(key: str, allow: Sequence[str]) -> bool:
+    is_named = any(key == name or key.startswith(f"{name}.") for name in allow)
+    return is_named and not key.startswith("tracking.")
 
 
-def _other_code(run: RunDir) -> Drift:
-    """The code of this run and the libraries beside it, where they differ from what is here now."""
-    then, now = read_json(run.provenance), collect(sys.argv)
-    found: Drift = {}
-    if then["code_hash"] != now["code_hash"]:
+def _data_drift(run: RunDir, index: Index) -> Drift:
+    old = run.describe()["index_hash"]
+    if old == index.hash:
+        return {}
+    return {"index_hash": (old[:12], f"{index.hash[:12]} in {index.root}")}
+
+
+def _code_drift(run: RunDir) -> Drift:
+    """Return how code and libraries differ from those of the run."""
+    old, new = read_json(run.provenance), collect(sys.argv)
+    drift: Drift = {}
+    if old["code_hash"] != new["code_hash"]:
         files = ", ".join(changed_files(run.code)) or "files that are gone"
-        found["code"] = (then["code_hash"], f"{now['code_hash']} ({files})")
-    versions = [{**x["versions"], "python": x["python"]} for x in (then, now)]
-    for name in sorted(versions[0].keys() | versions[1].keys()):
-        was, is_ = (v.get(name) for v in versions)
-        if was != is_:
-            found[f"versions.{name}"] = (was, is_)
-    return found
+        drift["code"] = (old["code_hash"], f"{new['code_hash']} ({files})")
+    old_versions = {**old["versions"], "python": old["python"]}
+    new_versions = {**new["versions"], "python": new["python"]}
+    for name in sorted(old_versions.keys() | new_versions.keys()):
+        change = (old_versions.get(name), new_versions.get(name))
+        if change[0] != change[1]:
+            drift[f"versions.{name}"] = change
+    return drift
 
 
-def _take_over(run: RunDir, index: Index, changes: dict[str, list[object]]) -> None:
-    """Go on with other things, and keep a record: ``run.json`` has the changes, what was replaced is kept with a number.
+def _apply_drift(run: RunDir, index: Index, changes: dict[str, list[object]]) -> None:
+    """Record changes in ``run.json`` and keep what they replace under a number.
 
-    The record comes first. Cut short after it, the same command finds what still differs, and records and does that.
+    The record comes first. After an interruption the same command finds what still differs, and
+    records and applies that.
     """
     drifts = [*run.drifts(), {"time": collect(sys.argv)["time"], "changes": changes}]
     run.change(index_hash=index.hash, drift=drifts)
@@ -222,6 +237,5 @@ def _take_over(run: RunDir, index: Index, changes: dict[str, list[object]]) -> N
         if file.exists():
             write_text(file.with_stem(f"{file.stem}-{number}"), file.read_text(encoding="utf-8"))
     write_text(run.environment, environment_lock())
-    write_json(
-        run.provenance, _provenance(index)
-    )  # last: until then the same command finds that it differs
+    # last: until then the same command finds that the provenance differs
+    write_json(run.provenance, _provenance(index))

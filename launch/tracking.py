@@ -27,9 +27,10 @@ def open_mlflow_runs(run: RunDir) -> None:
 
 @contextmanager
 def opening_mlflow_runs(run: RunDir) -> Iterator[None]:
-    """Call :func:`open_mlflow_runs` in a thread while the block starts the ranks: both take seconds.
+    """Call :func:`open_mlflow_runs` in a thread while the block starts the ranks.
 
-    What a slow server has not created when the block ends is created by the next command.
+    Both take seconds. What a slow server has not created when the block ends is created by the
+    next command.
     """
     thread = threading.Thread(target=open_mlflow_runs, args=(run,), name="tracking", daemon=True)
     thread.start()

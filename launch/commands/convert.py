@@ -1,4 +1,4 @@
-"""``dfer convert …``: the authors' checkpoints of DFER-CLIP into ours, and back."""
+"""``dfer convert``: the authors' checkpoints of DFER-CLIP into ours, and back."""
 
 from __future__ import annotations
 
@@ -8,68 +8,65 @@ from typing import Annotated
 import typer
 
 from dfer_dist.config.schema import TokenPosition
-from launch.console import new_app
+from launch.console import new_app, new_console, print_line
+from launch.options import Checkpoint, Overrides
 
 convert = new_app(
-    help="""The authors' checkpoints of DFER-CLIP into ours, and back.
+    help="""Convert the authors' DFER-CLIP checkpoints to ours and back.
 
     Example: [bold]dfer convert official DFEW-set1-model_best.pth runs/authors-dfew-1[/bold]
     """,
-    short_help="The authors' checkpoints of DFER-CLIP into ours, and back.",
 )
 
 
 @convert.command(name="official")
 def convert_official(
     file: Annotated[
-        Path, typer.Argument(help="A checkpoint of the authors; nothing that it names is run.")
+        Path, typer.Argument(help="Checkpoint of the authors. Nothing in it is executed.")
     ],
-    out: Annotated[Path, typer.Argument(help="The checkpoint folder to make.")],
+    out: Annotated[Path, typer.Argument(help="Checkpoint folder to create.")],
     token_position: Annotated[
         TokenPosition,
         typer.Option(
-            help="Where the class text stands: the file does not tell, the authors' scripts say end."
+            help="Position of the class text, which the file does not store; "
+            "the authors' scripts use end."
         ),
     ] = TokenPosition.end,
 ) -> None:
-    """Turn a checkpoint of the authors into one of ours. Sizes, classes and their sentences are read from its tensors.
+    """Convert a checkpoint of the authors to ours.
+
+    Sizes, classes and their sentences are read from its tensors.
 
     Example: [bold]dfer convert official DFEW-set1-model_best.pth runs/authors-dfew-1[/bold]
     """
-    from rich.console import Console
-
     from dfer_dist.inference.convert import from_official
 
+    console = new_console()
     found = from_official(file, out, token_position)
     model, data = found.model, found.data
-    console = Console(highlight=False)
-    console.print(
-        f"{model.backbone}, frames {data.num_frames} x {data.image_size} x {data.image_size}, temporal layers {model.temporal_layers}, "
-        f"context tokens {model.context_tokens} {'of each class' if model.class_specific else 'shared'}, "
+    sharing = "of each class" if model.class_specific else "shared"
+    print_line(
+        console,
+        f"{model.backbone}, frames {data.num_frames} x {data.image_size} x {data.image_size}, "
+        f"temporal layers {model.temporal_layers}, "
+        f"context tokens {model.context_tokens} {sharing}, "
         f"token position {token_position.name} (not in the file)",
-        soft_wrap=True,
     )
     for name, (sentence,) in (model.sentences or {}).items():
-        console.print(f"  {name:15s} {sentence}", soft_wrap=True, markup=False)
-    console.print(
-        f"test it: dfer eval {out} --fold K data.shards=FOLDER", soft_wrap=True, markup=False
-    )
+        print_line(console, f"  {name:15s} {sentence}")
+    print_line(console, f"test it: dfer eval {out} --fold K data.shards=FOLDER")
 
 
 @convert.command(name="to-official")
 def convert_to_official(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="A folder such as runs/dfew_vitb32/fold-1/checkpoints/LATEST.")
-    ],
-    out: Annotated[Path, typer.Argument(help="The file to make.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Settings such as data.shards=FOLDER.", metavar="[KEY=VALUE]..."),
-    ] = None,
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Argument(help="File to create.")],
+    overrides: Overrides = None,
 ) -> None:
-    """Write a checkpoint of ours as the authors' code reads it.
+    """Convert a checkpoint of ours to the file that the authors' code loads.
 
-    Example: [bold]dfer convert to-official runs/dfew_vitb32/fold-1/checkpoints/LATEST dfew-1.pth[/bold]
+    Example:
+    [bold]dfer convert to-official runs/dfew/fold-1/checkpoints/LATEST dfew-1.pth[/bold]
     """
     from dfer_dist.inference.convert import to_official
 

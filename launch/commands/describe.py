@@ -1,4 +1,4 @@
-"""``dfer describe``: words for what faces do, from a vision model or from ready-made captions."""
+"""``dfer describe``: descriptions of clips, from a vision model or from captions."""
 
 from __future__ import annotations
 
@@ -13,135 +13,141 @@ from rich.table import Table
 from rich.text import Text
 
 from dfer_dist.utils.errors import UserError
-from launch.console import ProgressBar
+from launch.console import ProgressBar, new_console, print_line
 
 if TYPE_CHECKING:
     from dfer_dist.data.captions.generate import Outcome, Wanted
-    from dfer_dist.data.captions.imports import Imported
     from dfer_dist.data.captions.store import Source
     from dfer_dist.data.shards.index import Index
 
-_SHOWN = 100  # characters of an example
+_MAX_EXAMPLE = 100  # characters
+_RESERVED_FIELDS = {"model", "messages", "stream"}  # of a request
+
+EndpointUrl = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="OpenAI-compatible URL, such as http://localhost:8000/v1."),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option(help="Name of the model at the endpoint, or of the source with --import."),
+]
+ShareFrames = Annotated[
+    bool, typer.Option("--share-frames", help="Allow sending frames of faces to the endpoint.")
+]
+PerMinute = Annotated[
+    float | None, typer.Option(min=0.01, help="Most requests per minute, with retries.")
+]
+Body = Annotated[
+    str, typer.Option(help="More fields of each request as JSON; null removes a field.")
+]
+Imports = Annotated[
+    list[Path] | None,
+    typer.Option("--import", metavar="FILE", help="Import a table of captions (repeatable)."),
+]
 
 
 def describe(
-    shards: Annotated[str, typer.Argument(help="A local folder of shards.", metavar="SHARDS")],
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="An OpenAI-compatible URL, such as http://localhost:8000/v1.", metavar="URL"
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="The model's name there; of captions, a name for their source."),
-    ] = None,
-    frames: Annotated[int, typer.Option(min=1, help="Frames of each clip, evenly over it.")] = 8,
-    share_frames: Annotated[
-        bool,
-        typer.Option("--share-frames", help="Let frames leave for the endpoint: faces are people."),
-    ] = False,
-    concurrency: Annotated[int, typer.Option(min=1, help="Clips at a time.")] = 4,
-    per_minute: Annotated[
-        float | None, typer.Option(min=0.01, help="Most requests a minute, tries included.")
-    ] = None,
+    shards: Annotated[str, typer.Argument(help="Local folder of shards.", metavar="SHARDS")],
+    endpoint: EndpointUrl = None,
+    model: ModelName = None,
+    frames: Annotated[int, typer.Option(min=1, help="Frames per clip, evenly spaced.")] = 8,
+    share_frames: ShareFrames = False,
+    concurrency: Annotated[int, typer.Option(min=1, help="Clips at the same time.")] = 4,
+    per_minute: PerMinute = None,
     timeout: Annotated[float, typer.Option(min=0.01, help="Seconds for an answer.")] = 120.0,
-    tries: Annotated[int, typer.Option(min=1, help="Tries for each clip.")] = 6,
-    body: Annotated[
-        str, typer.Option(help="More fields of each request, as JSON; null takes one away.")
-    ] = "{}",
-    split: Annotated[str | None, typer.Option(help="Only this one, such as train.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many clips, to try.")] = None,
-    imported: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--import",
-            help="A table of ready-made captions instead; may be repeated.",
-            metavar="FILE",
-        ),
-    ] = None,
+    tries: Annotated[int, typer.Option(min=1, help="Attempts per clip.")] = 6,
+    body: Body = "{}",
+    split: Annotated[str | None, typer.Option(help="Only this split, such as train.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most clips, for a trial.")] = None,
+    imported: Imports = None,
 ) -> None:
-    """Have a vision model describe what the face does in each clip, or take ready-made captions, and keep the words beside the shards.
+    """Describe each clip with a vision model, or import captions.
 
-    Nothing is sent without --share-frames. What was answered is never asked again; the same command goes on, and asks again for what failed.
-    The credential is read from DFER_ENDPOINT_KEY.
+    The descriptions are stored next to the shards. Nothing is sent without --share-frames. Run the
+    same command again to resume: only clips without an answer are sent. The credential is read
+    from DFER_ENDPOINT_KEY.
 
-    Example: [bold]dfer describe data/dfew --endpoint http://localhost:8000/v1 --model Qwen/Qwen2.5-VL-7B-Instruct --share-frames[/bold]
+    Example: [bold]dfer describe data/dfew --endpoint http://localhost:8000/v1
+    --model Qwen/Qwen2.5-VL-7B-Instruct --share-frames[/bold]
     """
     from dfer_dist.data.captions.endpoint import Asking, Endpoint
     from dfer_dist.data.captions.generate import choose_clips, make_body, make_source, open_folder
-    from dfer_dist.data.captions.generate import describe as ask
+    from dfer_dist.data.captions.generate import describe as generate
 
-    console = Console(highlight=False)
+    console = new_console()
     index = open_folder(shards)
     if imported:
         if endpoint:
-            raise UserError("--endpoint or --import: give one of them")
+            raise UserError("--endpoint and --import exclude each other: give one of them")
         _import(console, index, imported, model or "captions")
         return
     if not endpoint or not model:
         raise UserError("give --endpoint URL and --model NAME, or --import FILE")
-    fields = make_body(_object(body))
+    fields = make_body(_request_fields(body))
     source = make_source(model, frames, fields)
     server = Endpoint(endpoint, model, fields, Asking(timeout, tries, per_minute))
-    clips, cached = choose_clips(index, source, split, limit)
-    if clips and not share_frames:
-        raise UserError(
-            f"{_size(clips)} would go to {server.url}{_before(cached)}; faces are people: --share-frames allows it"
-        )
+    clips, num_cached = choose_clips(index, source, split, limit)
     if clips:
-        console.print(
-            f"{_size(clips)} go to {server.url}{_before(cached)}", soft_wrap=True, markup=False
-        )
-    with ProgressBar(console, "describe clips") as advance:
-        outcome = ask(index, source, server, concurrency, split, limit, advance)
-    _show(console, index, source, outcome)
+        _announce(console, server.url, clips, num_cached, share_frames)
+    with ProgressBar(console, "describe clips") as progress:
+        outcome = generate(index, source, server, concurrency, split, limit, progress)
+    _print_outcome(console, index, source, outcome)
     if outcome.failed or outcome.unasked:
-        console.print("the same command asks again for what has no answer")
+        console.print("run the same command to ask again for clips without an answer")
         sys.exit(1)
 
 
-def _object(body: str) -> dict[str, Any]:
+def _request_fields(body: str) -> dict[str, Any]:
+    """Return the fields in ``--body``."""
     try:
         fields = json.loads(body)
-    except ValueError as e:
-        raise UserError(f"--body {body}: no JSON ({e})") from e
-    if not isinstance(fields, dict) or {"model", "messages", "stream"} & fields.keys():
+    except ValueError as error:
+        raise UserError(f"--body {body}: not JSON ({error})") from error
+    if not isinstance(fields, dict) or _RESERVED_FIELDS & fields.keys():
         raise UserError(
-            f'--body {body}: a JSON object such as {{"max_tokens": 1000}}, without model, messages and stream'
+            f'--body {body}: give a JSON object such as {{"max_tokens": 1000}}, '
+            "without model, messages and stream"
         )
     return fields
 
 
-def _size(clips: list[Wanted]) -> str:
-    return f"{sum(len(clip.frames) for clip in clips):,} frames of {len(clips):,} clips"
+def _announce(
+    console: Console, url: str, clips: list[Wanted], num_cached: int, share_frames: bool
+) -> None:
+    """Print what is sent, or refuse to send it."""
+    num_frames = sum(len(clip.frames) for clip in clips)
+    amount = f"{num_frames:,} frames of {len(clips):,} clips"
+    cached = f" ({num_cached:,} clips were answered before)" if num_cached else ""
+    if not share_frames:
+        raise UserError(
+            f"{amount} would go to {url}{cached}; faces are people: --share-frames allows it"
+        )
+    print_line(console, f"{amount} go to {url}{cached}")
 
 
-def _before(cached: int) -> str:
-    return f" ({cached:,} clips were answered before)" if cached else ""
-
-
-def _show(console: Console, index: Index, source: Source, outcome: Outcome) -> None:
+def _print_outcome(console: Console, index: Index, source: Source, outcome: Outcome) -> None:
     table = Table(title=Text(f"{index.name}: {source}"), title_justify="left")
-    for name, justify in (("", "left"), ("clips", "right"), ("such as", "left")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("")
+    table.add_column("clips", justify="right")
+    table.add_column("example")
     table.add_row("answered", f"{outcome.answered:,}", "")
     table.add_row("answered before", f"{outcome.cached:,}", "")
     for reason, count in outcome.failed.most_common():
-        table.add_row(f"failed: {reason}", f"{count:,}", _plain(outcome.examples[reason]))
+        table.add_row(f"failed: {reason}", f"{count:,}", _printable(outcome.examples[reason]))
     if outcome.unasked:
         table.add_row("not asked any more", f"{outcome.unasked:,}", "")
     console.print(table)
-    _tell_cleaning(console, index, source)
+    _print_label_words(console, index, source)
 
 
-def _plain(words: str) -> Text:
-    """The beginning of what a server said, without what a terminal would obey."""
-    return Text("".join(c if c.isprintable() else " " for c in " ".join(words.split()))[:_SHOWN])
+def _printable(text: str) -> Text:
+    """Return the beginning of a server's text without control characters."""
+    line = " ".join(text.split())
+    return Text("".join(c if c.isprintable() else " " for c in line)[:_MAX_EXAMPLE])
 
 
-def _tell_cleaning(console: Console, index: Index, source: Source) -> None:
-    """How much of a source's descriptions is left without label words."""
+def _print_label_words(console: Console, index: Index, source: Source) -> None:
+    """Print how many descriptions name a label, and how many are nothing else."""
     from dfer_dist.data.captions.label_leakage import clean, label_words
     from dfer_dist.data.captions.store import FILE, read
 
@@ -149,21 +155,23 @@ def _tell_cleaning(console: Console, index: Index, source: Source) -> None:
     texts = list(read(index).of(source).values())
     if not texts:
         return
-    named = [text for text in texts if label_words(text, index.classes)]
-    emptied = sum(not clean(text, index.classes) for text in texts)
-    words = f"{len(named):,} of {len(texts):,} have label words, which are taken out when they are read; {emptied:,} have nothing left"
-    console.print(f"{file}: {words}", soft_wrap=True, markup=False)
+    num_named = sum(bool(label_words(text, index.classes)) for text in texts)
+    num_emptied = sum(not clean(text, index.classes) for text in texts)
+    print_line(
+        console,
+        f"{file}: {num_named:,} of {len(texts):,} have label words, which are removed when they "
+        f"are read; {num_emptied:,} have nothing left",
+    )
 
 
 def _import(console: Console, index: Index, files: list[Path], name: str) -> None:
     from dfer_dist.data.captions.imports import import_captions
 
-    done: list[Imported] = import_captions(index, files, name)
-    for one in done:
-        console.print(
-            f"{one.source}: {one.new:,} captions added, {one.same:,} there before; {one.without:,} clips have none in these files, "
-            f"{one.unexpected:,} are of no clip here",
-            soft_wrap=True,
-            markup=False,
+    for one in import_captions(index, files, name):
+        print_line(
+            console,
+            f"{one.source}: {one.new:,} captions added, {one.same:,} there before; "
+            f"{one.without:,} clips have none in these files, "
+            f"{one.unexpected:,} belong to no clip of these shards",
         )
-        _tell_cleaning(console, index, one.source)
+        _print_label_words(console, index, one.source)

@@ -1,4 +1,4 @@
-"""``dfer enrich``: landmarks and parsing maps beside packed shards."""
+"""``dfer enrich``: landmarks and parsing maps for packed shards."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from launch.console import ProgressBar
+from launch.console import ProgressBar, new_console, print_line
 
 if TYPE_CHECKING:
     from dfer_dist.data.faces.enrich import Added
@@ -17,64 +16,69 @@ if TYPE_CHECKING:
 def enrich(
     shards: Annotated[Path, typer.Argument(help="Folder of shards that dfer pack wrote.")],
     landmarks: Annotated[
-        bool, typer.Option("--landmarks", help="Find the 68 landmarks of the face, by dlib.")
+        bool, typer.Option("--landmarks", help="Detect the 68 landmarks of the face with dlib.")
     ] = False,
     parsing: Annotated[
-        bool, typer.Option("--parsing", help="Draw maps of the face's parts, from its landmarks.")
+        bool, typer.Option("--parsing", help="Draw maps of the face's parts from its landmarks.")
     ] = False,
     parser: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Maps by this face-parsing network instead, a TorchScript file."
-        ),
+        typer.Option(metavar="FILE", help="Draw the maps with this TorchScript network instead."),
     ] = None,
     landmarks_from: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Ready landmarks instead: KEY.npy or KEY.txt for each clip."
+            metavar="DIR", help="Import landmarks instead: KEY.npy or KEY.txt for each clip."
         ),
     ] = None,
     parsing_from: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Ready maps instead: KEY/*.png, a picture of labels for each frame."
+            metavar="DIR", help="Import maps instead: KEY/*.png, a label image for each frame."
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; a core each by default.")
+        int | None, typer.Option(min=1, help="Processes. Default: one per core.")
     ] = None,
 ) -> None:
-    """Add landmarks and parsing maps to packed clips, in tars of their own beside the shards, for model.modalities.
+    """Add landmarks and parsing maps to packed shards.
 
-    A stopped run goes on when the command is given again; what is there already is kept. The shards stay as they are.
+    They are written to tars next to the shards, for model.modalities; the shards do not change.
+    Run the same command again to resume: what exists is kept.
 
     Example: [bold]dfer enrich data/dfew --landmarks --parsing[/bold]
     """
     from dfer_dist.data.faces.enrich import EnrichRequest
     from dfer_dist.data.faces.enrich import enrich as add
 
-    console = Console(highlight=False)
-    wish = EnrichRequest(landmarks, parsing, landmarks_from, parsing_from, parser)
-    with ProgressBar(console, f"add {' and '.join(wish.kinds)}") as advance:
-        added = add(shards, wish, workers, advance)
-    for kind in wish.kinds:
-        console.print(
-            _line(kind, [a for a in added if a.kind == kind]), soft_wrap=True, markup=False
-        )
+    console = new_console()
+    request = EnrichRequest(landmarks, parsing, landmarks_from, parsing_from, parser)
+    with ProgressBar(console, f"add {' and '.join(request.kinds)}") as progress:
+        added = add(shards, request, workers, progress)
+    for kind in request.kinds:
+        print_line(console, _summary(kind, [one for one in added if one.kind == kind]))
 
 
-def _line(kind: str, added: list[Added]) -> str:
-    """Such as "landmarks: 700 clips in 15 shards (dlib); 12 of 25,104 frames without a face, 0 clips without any"."""
-    sources = ", ".join(dict.fromkeys(str(a.made["by"]) for a in added))
-    kept = sum(a.kept for a in added)
-    words = f"{kind}: {sum(a.clips for a in added)} clips in {len(added)} shards ({sources}{f', {kept} were there' if kept else ''})"
-    told = [a.made for a in added if "frames" in a.made]
-    frames, without, clips = (
-        sum(made[name] for made in told)
+def _summary(kind: str, added: list[Added]) -> str:
+    """Describe what was added to all shards.
+
+    Such as "landmarks: 700 clips in 15 shards (dlib); 12 of 25,104 frames without a face, 0 clips
+    without any".
+    """
+    notes = list(dict.fromkeys(str(one.made["by"]) for one in added))
+    num_kept = sum(one.kept for one in added)
+    if num_kept:
+        notes.append(f"{num_kept} existed before")
+    num_clips = sum(one.clips for one in added)
+    text = f"{kind}: {num_clips} clips in {len(added)} shards ({', '.join(notes)})"
+    detected = [one.made for one in added if "frames" in one.made]
+    if not detected:
+        return text
+    frames, faceless_frames, faceless_clips = (
+        sum(made[name] for made in detected)
         for name in ("frames", "without_face", "clips_without_face")
     )
-    return words + (
-        f"; {without:,} of {frames:,} frames without a face, {clips} clips without any"
-        if told
-        else ""
+    return (
+        f"{text}; {faceless_frames:,} of {frames:,} frames without a face, "
+        f"{faceless_clips} clips without any"
     )

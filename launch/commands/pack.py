@@ -9,71 +9,72 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from launch.console import ProgressBar
+from launch.console import ProgressBar, new_console, print_line
 
 if TYPE_CHECKING:
     from dfer_dist.data.sources.datasets import Listing
 
-_SHOWN = 5  # clips named on the terminal; the report has all
+_MAX_CLIPS = 5  # with problems, printed for each kind; the report has all
+
+Dataset = Annotated[
+    str,
+    typer.Option(help="dfew, mafw, ferv39k, folder (CLASS/CLIP/frames or CLASS/CLIP.mp4) or demo."),
+]
+Root = Annotated[
+    Path,
+    typer.Option(help="The unpacked download; with --lists, the folder their paths start from."),
+]
+Lists = Annotated[
+    Path | None,
+    typer.Option(help="Folder of DFER-CLIP's lists 'path frames label'. Default: the owner's."),
+]
+Resize = Annotated[
+    int | None, typer.Option(min=8, help="Resize frames to N x N pixels. Default: as they are.")
+]
+Faces = Annotated[
+    bool, typer.Option("--faces", help="Crop the face of each video to 224 x 224 pixels.")
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at the first problem instead of reporting it.")
+]
+NumFolds = Annotated[int | None, typer.Option(help="Number of folds of a folder. Default: 5.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the folds of a folder. Default: 0.")]
+Groups = Annotated[
+    Path | None, typer.Option(help="CSV file for a folder, with a row per clip and column 'clip'.")
+]
+GroupBy = Annotated[
+    str | None, typer.Option(help="Column of that file; clips of a group stay in one fold.")
+]
 
 
 def pack(
-    dataset: Annotated[
-        str,
-        typer.Option(
-            help="dfew, mafw, ferv39k, folder (CLASS/CLIP/frames or CLASS/CLIP.mp4) or demo."
-        ),
-    ],
-    root: Annotated[
-        Path,
-        typer.Option(
-            help="The unpacked download; with --lists, the folder that their paths start from."
-        ),
-    ],
+    dataset: Dataset,
+    root: Root,
     out: Annotated[Path, typer.Option(help="Folder for the shards and pack_report.json.")],
-    lists: Annotated[
-        Path | None,
-        typer.Option(help="DFER-CLIP's lists 'path frames label', not the owner's below --root."),
-    ] = None,
-    resize: Annotated[
-        int | None,
-        typer.Option(min=8, help="Bring frames to N x N pixels; as they are by default."),
-    ] = None,
-    faces: Annotated[
-        bool,
-        typer.Option("--faces", help="Find the face in each film, and pack 224 x 224 crops of it."),
-    ] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at the first fault instead of reporting it.")
-    ] = False,
-    folds: Annotated[int | None, typer.Option(help="folder: how many folds; 5 by default.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="folder: another seed, other folds; 0 by default.")
-    ] = None,
-    groups: Annotated[
-        Path | None,
-        typer.Option(help="folder: CSV file, a row a clip, its name in the column 'clip'."),
-    ] = None,
-    group_by: Annotated[
-        str | None,
-        typer.Option(help="folder: its column of groups, of which none is in two folds."),
-    ] = None,
-    clips_per_shard: Annotated[int, typer.Option(min=1)] = 256,
+    lists: Lists = None,
+    resize: Resize = None,
+    faces: Faces = False,
+    strict: Strict = False,
+    folds: NumFolds = None,
+    seed: Seed = None,
+    groups: Groups = None,
+    group_by: GroupBy = None,
+    clips_per_shard: Annotated[int, typer.Option(min=1, help="Most clips of a shard.")] = 256,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; a core each by default.")
+        int | None, typer.Option(min=1, help="Processes. Default: one per core.")
     ] = None,
 ) -> None:
-    """Pack a data set into shards, once for all folds, and report every clip that has a fault.
+    """Pack a data set into shards.
 
-    JPEG frames are copied, never encoded again; PNG frames and those of films become JPEGs. A stopped packing goes on when the
-    command is given again, and a finished one is left as it is: lists, settings, and names and sizes of files are compared, not
-    pixels.
+    The shards serve all folds. Every clip with a problem is reported. JPEG frames are copied
+    without re-encoding; PNG frames and frames of videos become JPEGs. Run the same command again
+    to resume. A finished set is kept if lists, settings, file names and sizes are the same.
 
     Example: [bold]dfer pack --dataset dfew --root DFEW --out data/dfew[/bold]
     """
     from dfer_dist.data.sources.datasets import read_dataset
 
-    console = Console(highlight=False)
+    console = new_console()
     listing = read_dataset(
         dataset,
         root,
@@ -84,51 +85,49 @@ def pack(
         group_by=group_by,
         prefer_videos=faces,
     )
-    console.print(
-        f"{len(listing.records)} clips listed; from {' and '.join(map(str, listing.folders))}",
-        soft_wrap=True,
-        markup=False,
-    )
+    sources = " and ".join(map(str, listing.folders))
+    print_line(console, f"{len(listing.records)} clips listed; from {sources}")
     report = pack_listing(
         console,
         listing,
         out,
         clips_per_shard,
-        resize=resize,
+        size=resize,
         strict=strict,
         workers=workers,
         faces=faces,
     )
     console.print(_table(report))
-    _tell_faults(console, report, out)
+    _print_problems(console, report, out)
 
 
 def pack_listing(
     console: Console, listing: Listing, out: Path, clips_per_shard: int, **settings: Any
 ) -> dict[str, Any]:
-    """Pack with a progress bar; returns the report that lies beside the shards."""
+    """Pack clips with a progress bar and return the report that is stored next to the shards."""
     from dfer_dist.data.packing.packer import REPORT
     from dfer_dist.data.packing.packer import pack as write_shards
     from dfer_dist.utils.files import read_json
 
-    finished = (out / "index.json").is_file()
-    given = {"classes": listing.classes, "size": settings.pop("resize", None), **settings}
-    with ProgressBar(console, "pack clips") as advance:
+    was_finished = (out / "index.json").is_file()
+    with ProgressBar(console, "pack clips") as progress:
         index = write_shards(
-            listing.records, listing.name, out, clips_per_shard, progress=advance, **given
+            listing.records,
+            listing.name,
+            out,
+            clips_per_shard,
+            classes=listing.classes,
+            progress=progress,
+            **settings,
         )
     report = read_json(out / REPORT)
-    words = "already packed, nothing to do: " if finished else ""
-    console.print(
-        f"{words}{report['clips']} clips in {len(index.shards)} shards: {out}",
-        soft_wrap=True,
-        markup=False,
-    )
+    prefix = "already packed, nothing to do: " if was_finished else ""
+    print_line(console, f"{prefix}{report['clips']} clips in {len(index.shards)} shards: {out}")
     return report
 
 
 def _table(report: dict[str, Any]) -> Table:
-    """Counts of each split, a column a split."""
+    """Return the counts of each split, a column per split."""
     splits = report["splits"]
     table = Table(title=report["dataset"], title_justify="left")
     table.add_column("")
@@ -139,36 +138,34 @@ def _table(report: dict[str, Any]) -> Table:
         table.add_row(name, *(f"{n:,}" for n in (*counts, sum(counts))), end_section=last)
 
     for name in ("listed", "clips", "frames"):
-        add(name, [s[name] for s in splits.values()], name == "frames")
+        add(name, [split[name] for split in splits.values()], name == "frames")
     classes = list(next(iter(splits.values()))["classes"])
     for name in classes:
-        add(name, [s["classes"][name] for s in splits.values()], name == classes[-1])
-    add("problems", [s["problems"] for s in splits.values()])
+        add(name, [split["classes"][name] for split in splits.values()], name == classes[-1])
+    add("problems", [split["problems"] for split in splits.values()])
     return table
 
 
-def _tell_faults(console: Console, report: dict[str, Any], out: Path) -> None:
+def _print_problems(console: Console, report: dict[str, Any], out: Path) -> None:
     problems = report["problems"]
     if report["encoded_frames"]:
         console.print(
-            f"{report['encoded_frames']:,} frames were no JPEGs of this size, and were encoded as JPEGs of quality 95"
+            f"{report['encoded_frames']:,} frames were no JPEGs of this size, "
+            "and were encoded as JPEGs of quality 95"
         )
     if not problems:
         return
-    lost = {p["clip"] for p in problems if p["left_out"]}
-    kept = {p["clip"] for p in problems} - lost
+    lost = {problem["clip"] for problem in problems if problem["left_out"]}
+    kept = {problem["clip"] for problem in problems} - lost
     console.print(
-        f"[bold red]{len(lost)} of {report['listed']} clips left out[/bold red], {len(kept)} kept with faults:"
+        f"[bold red]{len(lost)} of {report['listed']} clips left out[/bold red], "
+        f"{len(kept)} kept with faults:"
     )
-    for kind in dict.fromkeys(p["kind"] for p in problems):
-        found = [p for p in problems if p["kind"] == kind]
-        console.print(f"  {kind}: {len(found)}", markup=False)
-        for p in found[:_SHOWN]:
-            console.print(f"    {p['clip']}: {p['reason']}", soft_wrap=True, markup=False)
-        if len(found) > _SHOWN:
-            console.print(f"    and {len(found) - _SHOWN} more")
-    console.print(
-        f"all of them: {out}/pack_report.json; --strict stops at the first",
-        soft_wrap=True,
-        markup=False,
-    )
+    for kind in dict.fromkeys(problem["kind"] for problem in problems):
+        found = [problem for problem in problems if problem["kind"] == kind]
+        print_line(console, f"  {kind}: {len(found)}")
+        for problem in found[:_MAX_CLIPS]:
+            print_line(console, f"    {problem['clip']}: {problem['reason']}")
+        if len(found) > _MAX_CLIPS:
+            console.print(f"    and {len(found) - _MAX_CLIPS} more")
+    print_line(console, f"all of them: {out}/pack_report.json; --strict stops at the first")

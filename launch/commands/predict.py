@@ -1,201 +1,188 @@
-"""``dfer export`` and ``dfer predict``: a model on its own, and what it says of films."""
+"""``dfer predict``: expressions in videos over time."""
 
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.status import Status
 from rich.table import Table
 
 from dfer_dist.utils.errors import UserError
+from launch.console import new_console, print_line
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from dfer_dist.inference.exported import ExportedModel
     from dfer_dist.inference.predict import VideoPrediction
 
-_SHOWN = 24  # windows of a film in the console; all are in its table
+_MAX_WINDOWS = 24  # of a video on the console; its table has all
+_PRECISIONS = ("bf16", "fp32")
 
-
-def export(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="A folder such as runs/demo/fold-1/checkpoints/LATEST.")
-    ],
-    out: Annotated[Path, typer.Argument(help="The folder to make.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="model.pretrained=FILE, where that lies elsewhere now.", metavar="[KEY=VALUE]..."
-        ),
-    ] = None,
-) -> None:
-    """Write a checkpoint as a model on its own: all weights, settings, class texts, a card, and what MLflow wants.
-
-    Example: [bold]dfer export runs/demo/fold-1/checkpoints/LATEST models/demo-1[/bold]
-    """
-    from dfer_dist.inference.export import export as write
-
-    info = write(checkpoint, out, overrides or [])
-    result = info.result
-    tested = (
-        f"UAR {result['uar']:.2f}  WAR {result['war']:.2f} on fold {result['fold']}"
-        if result
-        else "no test result beside the checkpoint"
-    )
-    console = Console(highlight=False)
-    console.print(
-        f"{out}: {info.parameters:,} parameters, {len(info.classes)} classes, {tested}",
-        soft_wrap=True,
-        markup=False,
-    )
-    console.print(
-        f"card: {out}/README.md; use it: dfer predict {out} VIDEO --faces",
-        soft_wrap=True,
-        markup=False,
-    )
+Model = Annotated[Path, typer.Argument(help="Folder that dfer export wrote.")]
+Videos = Annotated[list[Path], typer.Argument(help="Video files.", metavar="VIDEO...")]
+Window = Annotated[
+    float, typer.Option(help="Seconds per prediction; inf: the whole video as one clip.")
+]
+Step = Annotated[float, typer.Option(help="Seconds from one window to the next.")]
+Faces = Annotated[
+    bool, typer.Option("--faces", help="Detect and crop the face, as dfer pack --faces does.")
+]
+Precision = Annotated[
+    str | None, typer.Option(help="bf16 or fp32. Default: as the checkpoint was tested.")
+]
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A folder that dfer export wrote.")],
-    videos: Annotated[list[Path], typer.Argument(help="Films.", metavar="VIDEO...")],
-    window: Annotated[
-        float,
-        typer.Option(help="Seconds that one prediction sees; inf: the whole film as one clip."),
-    ] = 3.0,
-    step: Annotated[float, typer.Option(help="Seconds from one window to the next.")] = 1.0,
-    faces: Annotated[
-        bool,
-        typer.Option("--faces", help="Find the face and cut it out, as dfer pack --faces does."),
-    ] = False,
+    model: Model,
+    videos: Videos,
+    window: Window = 3.0,
+    step: Step = 1.0,
+    faces: Faces = False,
     out: Annotated[Path, typer.Option(help="Folder for tables and plots.")] = Path("predictions"),
-    precision: Annotated[
-        str | None, typer.Option(help="bf16 or fp32; by default as the checkpoint was tested.")
-    ] = None,
+    precision: Precision = None,
 ) -> None:
-    """Probabilities of films over time: a table and a plot of each, and one line for the whole film.
+    """Predict expressions in videos over time.
+
+    Writes a table and a plot of each video, and one line for each whole video.
 
     Example: [bold]dfer predict models/demo-1 interview.mp4 --faces[/bold]
     """
-    if precision not in (None, "bf16", "fp32"):
-        raise UserError(f"--precision {precision}: give bf16 or fp32")
-    names = [video.name for video in videos]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(
-            f"two films are called {twice}, and so would be their tables: give them one at a time, with --out"
-        )
-    console = Console(highlight=False)
+    if precision not in (None, *_PRECISIONS):
+        raise UserError(f"--precision {precision}: give {' or '.join(_PRECISIONS)}")
+    _check_names(videos)
     from dfer_dist.inference.exported import load
-    from dfer_dist.inference.predict import predict_video, write_csv
 
-    loaded = load(model, precision=precision)
-    done: list[VideoPrediction] = []
-    failed: list[UserError] = []
+    console, loaded = new_console(), load(model, precision=precision)
+    predictions: list[VideoPrediction] = []
+    errors: list[UserError] = []
     for video in videos:
         try:
-            with console.status(f"reading {video.name}") as status:
-                course = predict_video(
-                    loaded, video, window, step, faces, partial(_tell, status, video.name)
-                )
-        except UserError as e:
-            failed.append(e)
+            prediction = _predict_video(console, loaded, video, window, step, faces)
+        except UserError as error:
+            errors.append(error)
             continue
-        done.append(course)
-        _write(course, out)
-        _show(console, course)
-    if done:
-        rows = [
-            (
-                c.video,
-                f"{c.seconds:.3f}",
-                c.num_predicted,
-                c.classes[c.overall.argmax()],
-                *(f"{p:.6f}" for p in c.overall),
+        predictions.append(prediction)
+        _write(prediction, out)
+        _print_prediction(console, prediction)
+    if predictions:
+        _write_overall(predictions, out)
+        print_line(
+            console,
+            f"tables and plots: {out}/NAME.csv, {out}/NAME.png; whole videos: {out}/overall.csv",
+        )
+    for earlier in errors[:-1]:
+        print(f"error: {earlier}", file=sys.stderr)
+    if errors:
+        raise errors[-1]
+
+
+def _check_names(videos: list[Path]) -> None:
+    """Refuse videos whose tables would have the same name."""
+    names = [video.name for video in videos]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"two videos are called {name}, and so would be their tables: "
+                "predict them one at a time, with different --out"
             )
-            for c in done
-        ]
-        _write_text(
-            out / "overall.csv",
-            write_csv([("video", "seconds", "windows", "prediction", *loaded.classes), *rows]),
-        )
-        console.print(
-            f"tables and plots: {out}/NAME.csv, {out}/NAME.png; whole films: {out}/overall.csv",
-            soft_wrap=True,
-            markup=False,
-        )
-    for error in failed[:-1]:
-        print(f"error: {error}", file=sys.stderr)
-    if failed:
-        raise failed[-1]
 
 
-def _tell(status: Status, name: str, done: int, total: int) -> None:
-    status.update(f"{name}: {done} of {total} windows")
+def _predict_video(
+    console: Console, model: ExportedModel, video: Path, window: float, step: float, faces: bool
+) -> VideoPrediction:
+    from dfer_dist.inference.predict import predict_video
+
+    with console.status(f"reading {video.name}") as status:
+
+        def progress(done: int, total: int) -> None:
+            status.update(f"{video.name}: {done} of {total} windows")
+
+        return predict_video(model, video, window, step, faces, progress)
 
 
-def _write_text(path: Path, text: str) -> None:
-    from dfer_dist.utils.files import write_text
-
-    write_text(path, text)
-
-
-def _write(course: VideoPrediction, out: Path) -> None:
+def _write(prediction: VideoPrediction, out: Path) -> None:
+    """Write the table and the plot of a video."""
     from dfer_dist.reporting.figures import course_figure, save
-    from dfer_dist.utils.files import atomic_path
+    from dfer_dist.utils.files import atomic_path, write_text
 
-    _write_text(out / f"{course.video.name}.csv", course.csv())
-    arrays = (course.spans, course.probabilities, course.overall)
-    figure = course_figure(_title(course), *arrays, course.classes, course.seconds)
-    with atomic_path(out / f"{course.video.name}.png") as temporary:
+    name = prediction.video.name
+    write_text(out / f"{name}.csv", prediction.csv())
+    figure = course_figure(
+        _title(prediction),
+        prediction.spans,
+        prediction.probabilities,
+        prediction.overall,
+        prediction.classes,
+        prediction.seconds,
+    )
+    with atomic_path(out / f"{name}.png") as temporary:
         save(figure, temporary)
 
 
-def _title(course: VideoPrediction) -> str:
-    best = int(course.overall.argmax())
-    length = course.spans[0, 1] - course.spans[0, 0]
-    how = (
-        f"mean of {course.num_predicted} windows of {length:.3g} s"
-        if len(course.spans) > 1
-        else f"one window of {length:.3g} s"
-    )
-    return f"{course.video.name}: {course.classes[best]} {course.overall[best]:.2f} ({how})"
+def _write_overall(predictions: list[VideoPrediction], out: Path) -> None:
+    """Write ``overall.csv`` with a row per video."""
+    from dfer_dist.inference.predict import write_csv
+    from dfer_dist.utils.files import write_text
 
-
-def _show(console: Console, course: VideoPrediction) -> None:
-    console.print(_title(course), style="bold", soft_wrap=True, markup=False)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    heads = [
-        "seconds",
-        *([] if course.faces is None else ["face"]),
-        "most probable",
-        "",
-        "next",
-        "",
+    rows: list[tuple[object, ...]] = [
+        ("video", "seconds", "windows", "prediction", *predictions[0].classes)
     ]
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i == 0 or not head else "left", no_wrap=True)
-    for i in range(min(_SHOWN, len(course.spans))):
-        begin, end = course.spans[i]
-        face = [] if course.faces is None else [f"{100 * course.faces[i]:.0f} %"]
-        words = _two_best(course.probabilities[i], course.classes) if course.top[i] else ["no face"]
-        table.add_row(f"{begin:.1f} to {end:.1f}", *face, *words)
-    gap = [] if course.faces is None else [""]
-    if len(course.spans) > _SHOWN:
-        table.add_row(
-            "…", *gap, f"{len(course.spans) - _SHOWN} more", "", f"in {course.video.name}.csv"
-        )
-    table.add_row("whole film", *gap, *_two_best(course.overall, course.classes), style="bold")
+    for one in predictions:
+        best = one.classes[one.overall.argmax()]
+        probabilities = (f"{p:.6f}" for p in one.overall)
+        rows.append((one.video, f"{one.seconds:.3f}", one.shown, best, *probabilities))
+    write_text(out / "overall.csv", write_csv(rows))
+
+
+def _title(prediction: VideoPrediction) -> str:
+    best = int(prediction.overall.argmax())
+    begin, end = prediction.spans[0]
+    method = f"one window of {end - begin:.3g} s"
+    if len(prediction.spans) > 1:
+        method = f"mean of {prediction.shown} windows of {end - begin:.3g} s"
+    score = f"{prediction.classes[best]} {prediction.overall[best]:.2f}"
+    return f"{prediction.video.name}: {score} ({method})"
+
+
+def _print_prediction(console: Console, prediction: VideoPrediction) -> None:
+    print_line(console, _title(prediction), style="bold")
+    has_faces, num_windows = prediction.faces is not None, len(prediction.spans)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("seconds", justify="right", no_wrap=True)
+    if has_faces:
+        table.add_column("face", no_wrap=True)
+    for head in ("most probable", "next"):
+        table.add_column(head, no_wrap=True)
+        table.add_column("", justify="right", no_wrap=True)
+    for i in range(min(_MAX_WINDOWS, num_windows)):
+        table.add_row(*_window_cells(prediction, i))
+    empty_face = [""] if has_faces else []
+    if num_windows > _MAX_WINDOWS:
+        more = f"{num_windows - _MAX_WINDOWS} more"
+        table.add_row("…", *empty_face, more, "", f"in {prediction.video.name}.csv")
+    overall = _two_best(prediction.overall, prediction.classes)
+    table.add_row("whole video", *empty_face, *overall, style="bold")
     console.print(table)
 
 
+def _window_cells(prediction: VideoPrediction, i: int) -> list[str]:
+    """Return the cells of one window."""
+    begin, end = prediction.spans[i]
+    cells = [f"{begin:.1f} to {end:.1f}"]
+    if prediction.faces is not None:
+        cells.append(f"{100 * prediction.faces[i]:.0f} %")
+    if not prediction.top[i]:
+        return [*cells, "no face"]
+    return [*cells, *_two_best(prediction.probabilities[i], prediction.classes)]
+
+
 def _two_best(probabilities: np.ndarray, classes: tuple[str, ...]) -> list[str]:
-    return [
-        word
-        for c in probabilities.argsort()[::-1][:2]
-        for word in (classes[c], f"{probabilities[c]:.2f}")
-    ]
+    """Return the two most probable classes, each with its probability."""
+    cells = []
+    for c in probabilities.argsort()[::-1][:2]:
+        cells += [classes[c], f"{probabilities[c]:.2f}"]
+    return cells

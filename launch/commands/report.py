@@ -1,87 +1,101 @@
-"""``dfer report``: runs in the terminal, as Markdown, LaTeX and one HTML page; several runs held against the first."""
+"""``dfer report``: the report of a run, or a comparison of several."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
+from launch.console import new_console, print_line
+from launch.report import report_run
+
+if TYPE_CHECKING:
+    from dfer_dist.reporting.published import Published
+
+
+Runs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", help="Folders of runs; the first is the baseline."),
+]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        metavar="published",
+        help="Show published results next to them: 'published', or a YAML file.",
+    ),
+]
 
 
 def report(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN...", help="Folders of runs; others are held against the first."
-        ),
-    ],
-    against: Annotated[
-        str | None,
-        typer.Option(
-            metavar="published", help="Figures of papers to show beside; or a YAML file of such."
-        ),
-    ] = None,
+    runs: Runs,
+    against: Against = None,
     errors: Annotated[
         int | None,
-        typer.Option(min=1, help="Draw so many of the most confident mistakes: frames of people."),
+        typer.Option(min=1, help="Draw this many of the most confident errors (frames of people)."),
     ] = None,
     share_frames: Annotated[
         bool, typer.Option("--share-frames", help="Put that picture into the HTML page too.")
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for a comparison; compared/ in the first run by default."),
+        typer.Option(help="Folder for a comparison. Default: compared/ in the first run."),
     ] = None,
 ) -> None:
-    """Write the report of a run again from its folds and print its tables; of several runs, a comparison too.
+    """Write the report of a run, or compare runs.
 
-    Example: [bold]dfer report runs/demo[/bold]; of two runs [bold]dfer report runs/first runs/second[/bold]; beside papers, with the surest
-    mistakes [bold]dfer report runs/dfew_vitb32 --against published --errors 20[/bold]
+    Prints the tables, and writes Markdown, LaTeX and one HTML page.
+
+    Example: [bold]dfer report runs/demo[/bold]; two runs:
+    [bold]dfer report runs/first runs/second[/bold]; with published results and confident errors:
+    [bold]dfer report runs/dfew_vitb32 --against published --errors 20[/bold]
     """
     from dfer_dist.reporting.published import read_published
-    from dfer_dist.reporting.tables import terminal
-    from launch.report import report_run
 
     if share_frames and not errors:
-        raise UserError("--share-frames is about the picture that --errors N draws: give both")
+        raise UserError("--share-frames is about the picture of --errors: give --errors N too")
     if out and len(runs) == 1:
-        raise UserError("--out is for a comparison: the files of a run lie in its folder")
-    console, folders = Console(highlight=False), [RunDir(run.resolve()) for run in runs]
+        raise UserError("--out is for a comparison: give several runs, or leave --out out")
+    console, run_dirs = new_console(), [RunDir(run.resolve()) for run in runs]
     published = read_published(against) if against else None
-    for run in folders:
-        run.describe()  # all of them are runs, before anything is written
-    for run in folders:
-        frames = _draw_mistakes(console, run, errors) if errors else None
+    # check that all of them are runs before anything is written
+    for run in run_dirs:
+        run.describe()
+    for run in run_dirs:
+        frames = _draw_errors(console, run, errors) if errors else None
         report_run(
             console,
             run,
             published=published,
             frames=frames if share_frames else None,
-            all_tables=len(folders) == 1,
+            all_tables=len(run_dirs) == 1,
         )
-    if len(folders) > 1:
-        from dfer_dist.reporting.files import write_comparison
-
-        folder = out or folders[0].root / "compared"
-        for section in write_comparison(folders, folder, published):
-            for table in section.tables if section.key != "clips" else ():
-                console.print(terminal(table))
-        console.print(
-            f"comparison: {folder / 'comparison.html'}, and .md, .tex, .json and lists of clips beside it",
-            soft_wrap=True,
-        )
+    if len(run_dirs) > 1:
+        _compare(console, run_dirs, out or run_dirs[0].root / "compared", published)
 
 
-def _draw_mistakes(console: Console, run: RunDir, count: int) -> Path:
+def _compare(
+    console: Console, runs: list[RunDir], folder: Path, published: Published | None
+) -> None:
+    """Write the comparison and print its tables, except the long list of clips."""
+    from dfer_dist.reporting.files import write_comparison
+    from dfer_dist.reporting.tables import terminal
+
+    for section in write_comparison(runs, folder, published):
+        for table in section.tables if section.key != "clips" else ():
+            console.print(terminal(table))
+    page = folder / "comparison.html"
+    print_line(console, f"comparison: {page}, with .md, .tex, .json and lists of clips next to it")
+
+
+def _draw_errors(console: Console, run: RunDir, count: int) -> Path:
     from dfer_dist.reporting.errors_sheet import draw_confident_errors
 
-    path, mistakes = draw_confident_errors(run, count)
-    console.print(
-        f"{len(mistakes)} mistakes with frames of people, to stay on this machine: {path}",
-        soft_wrap=True,
+    path, errors = draw_confident_errors(run, count)
+    print_line(
+        console, f"{len(errors)} errors with frames of people, do not share this file: {path}"
     )
     return path

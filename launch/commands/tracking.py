@@ -1,4 +1,4 @@
-"""``dfer ui``, ``dfer sync`` and ``dfer register``: a run at its tracking server."""
+"""``dfer ui``, ``dfer sync`` and ``dfer register``: a run at its MLflow server."""
 
 from __future__ import annotations
 
@@ -11,51 +11,46 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from dfer_dist.utils.errors import UserError
+from launch.console import new_console, print_line
+from launch.options import RunFolder, RunsFolder
 
-Run = Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN")]
-_START = 120.0  # seconds that `mlflow ui` may take to come up: a busy machine's
+_START_TIMEOUT = 120.0  # seconds that `mlflow ui` may take to start on a busy machine
 
 
 def ui(
     run: Annotated[
-        Path | None, typer.Argument(help="A run's folder; by default what runs/mlflow.db holds.")
+        Path | None, typer.Argument(help="Folder of the run. Default: all of runs/mlflow.db.")
     ] = None,
-    runs: Annotated[Path, typer.Option("--runs", help="The folder of all runs.")] = Path("runs"),
+    runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Open the MLflow UI on what a run used: print its server's address, or serve a sqlite file until Ctrl-C.
+    """Open a run in the MLflow UI.
+
+    Prints the address of the run's server, or serves its sqlite file until Ctrl-C.
 
     Example: [bold]dfer ui runs/demo[/bold]
     """
-    console = Console(highlight=False)
-    tracking: dict[str, Any] = {
-        "uri": f"sqlite:///{(runs / 'mlflow.db').resolve()}",
-        "experiment_id": None,
-        "run_id": None,
-    }
+    console = new_console()
+    uri, page = f"sqlite:///{(runs / 'mlflow.db').resolve()}", ""
     if run is not None:
         tracking = _tracking(run)
-    uri = tracking["uri"]
-    page = (
-        f"/#/experiments/{tracking['experiment_id']}/runs/{tracking['run_id']}"
-        if tracking["run_id"]
-        else ""
-    )
+        uri = tracking["uri"]
+        if tracking["run_id"]:
+            page = f"/#/experiments/{tracking['experiment_id']}/runs/{tracking['run_id']}"
     if not uri.startswith("sqlite:"):
-        console.print(f"{uri}{page}", soft_wrap=True)
+        print_line(console, f"{uri}{page}")
         return
     store = Path(uri.removeprefix("sqlite:///"))
     if not store.exists():
-        raise UserError(f"{store} is not there: nothing was tracked yet, or it was moved")
+        raise UserError(f"{store} does not exist: no run was tracked yet, or it was moved")
     from launch.processes import free_port
 
     port = free_port()
     address, server = f"http://127.0.0.1:{port}", serve(uri, port)
     try:
         wait_for(address, server)
-        console.print(f"{address}{page} (Ctrl-C ends it)", soft_wrap=True)
+        print_line(console, f"{address}{page} (Ctrl-C ends it)")
         sys.exit(server.wait())
     except KeyboardInterrupt:
         return
@@ -66,22 +61,12 @@ def ui(
 
 
 def serve(uri: str, port: int) -> subprocess.Popen[bytes]:
-    """Start ``mlflow ui`` on a store of this machine."""
-    words = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        uri,
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
+    """Start ``mlflow ui`` for a store on this machine."""
+    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1"]
+    command += ["--backend-store-uri", uri, "--port", str(port)]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}
     return subprocess.Popen(
-        words, env=os.environ | quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, env=os.environ | quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
 
 
@@ -91,21 +76,23 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
     Raises
     ------
     UserError
-        If it ends, or does not answer in two minutes.
+        If it ends, or does not answer within two minutes.
     """
     import urllib.request
 
-    deadline = time.monotonic() + _START
+    deadline = time.monotonic() + _START_TIMEOUT
     while server.poll() is None and time.monotonic() < deadline:
         with suppress(OSError):
             urllib.request.urlopen(f"{address}/health", timeout=2).close()
             return
         time.sleep(0.25)
-    raise UserError(f"mlflow ui does not come up at {address}: try it by hand, python -m mlflow ui")
+    raise UserError(f"mlflow ui does not start at {address}: run python -m mlflow ui to see why")
 
 
-def sync(run: Run) -> None:
-    """Send what the tracking server lacks of a run: figures, files, summary, how it ended. Twice does no harm.
+def sync(run: RunFolder) -> None:
+    """Send to MLflow what its server lacks of a run.
+
+    That are metrics, files, the summary and the final status. Repeating it does no harm.
 
     Example: [bold]dfer sync runs/dfew_vitb32[/bold]
     """
@@ -113,50 +100,47 @@ def sync(run: Run) -> None:
     from dfer_dist.tracking.sync import sync as send
     from dfer_dist.tracking.uploader import reason
 
-    there = RunDir(run.resolve())
     uri = _tracking(run)["uri"]
     try:
-        sent = send(there)
+        sent = send(RunDir(run.resolve()))
     except (UserError, OSError):
         raise
-    except Exception as e:  # MLflow raises many kinds
+    # MLflow raises many types
+    except Exception as error:
         raise UserError(
-            f"tracking server {uri}: {reason(e)}; what it took stays there, the same command sends the rest"
-        ) from e
-    Console(highlight=False).print(sent.words(uri), soft_wrap=True, markup=False)
+            f"tracking server {uri}: {reason(error)}; "
+            "what it received is kept, run the same command to send the rest"
+        ) from error
+    print_line(new_console(), sent.words(uri))
 
 
 def register(
-    run: Run,
+    run: RunFolder,
     fold: Annotated[
-        int | None, typer.Option(help="Of which fold; by default the first that is done.")
+        int | None, typer.Option(help="Fold of the model. Default: the first that is done.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="In the registry; the run's name by default.")
+        str | None, typer.Option(help="Name in the registry. Default: the run's name.")
     ] = None,
-    alias: Annotated[str, typer.Option(help="Points to this version from now on.")] = "candidate",
+    alias: Annotated[str, typer.Option(help="Alias to set to this version.")] = "candidate",
 ) -> None:
-    """Put a fold's model into the model registry of the run's server: exported, as a logged model of the fold's run, under an alias.
+    """Register a fold's model in the MLflow model registry.
+
+    The exported model becomes a logged model of the fold's MLflow run.
 
     Example: [bold]dfer register runs/dfew_vitb32 --fold 1 --alias champion[/bold]
     """
-    from dfer_dist.inference.register import register as put
+    from dfer_dist.inference.register import register as register_model
     from dfer_dist.runs.layout import RunDir
 
-    there, uri = RunDir(run.resolve()), _tracking(run)["uri"]
-    version = put(there, fold, name or there.root.name, alias)
-    said = "is there already as" if version.known else "is"
-    console = Console(highlight=False)
-    console.print(
-        f"fold {version.fold} {said} version {version.number} of {version.name} at {uri}",
-        soft_wrap=True,
-        markup=False,
+    console, uri, run_dir = new_console(), _tracking(run)["uri"], RunDir(run.resolve())
+    version = register_model(run_dir, fold, name or run_dir.root.name, alias)
+    verb = "was registered before as" if version.known else "is"
+    print_line(
+        console,
+        f"fold {version.fold} {verb} version {version.number} of {version.name} at {uri}",
     )
-    console.print(
-        f"load it: mlflow.pyfunc.load_model('models:/{version.name}@{alias}')",
-        soft_wrap=True,
-        markup=False,
-    )
+    print_line(console, f"load it: mlflow.pyfunc.load_model('models:/{version.name}@{alias}')")
 
 
 def _tracking(run: Path) -> dict[str, Any]:

@@ -30,6 +30,8 @@ from launch.tracking import opening_mlflow_runs, update_mlflow_runs
 
 if TYPE_CHECKING:
     from dfer_dist.runs.layout import RunDir
+    from launch.slurm.batch import ClusterTarget
+    from launch.slurm.submit import JobRequest
 
 Folds = Annotated[str | None, typer.Option(help="Folds such as 1,3-5. Default: all.")]
 ClusterName = Annotated[str, typer.Option(help="Name in configs/cluster/, or a YAML file.")]
@@ -100,21 +102,19 @@ def crossval(
     Example: [bold]dfer crossval dfew_vitb32 --folds 1,3-5 --nproc 8 data.shards=data/dfew[/bold],
     or, on a cluster, [bold]dfer crossval dfew_vitb32 --cluster gpus8 --max-parallel 2 --wait[/bold]
     """
-    console, settings, allowed = new_console(), overrides or [], allow_drift or ()
+    settings, allowed = overrides or [], allow_drift or ()
     if cluster == LOCAL:
         _refuse_cluster_options(
-            {
-                **(flags or {}),
-                "max_parallel": max_parallel,
-                "sweep": sweep,
-                "resume": resume,
-                "dry_run": dry_run,
-                "wait": wait,
-            }
+            flags or {},
+            max_parallel=max_parallel,
+            sweep=sweep,
+            resume=resume,
+            dry_run=dry_run,
+            wait=wait,
         )
         ranks, deadline = nproc or 1, _deadline(max_minutes)
         run, chosen = open_run(runs, name, experiment, settings, allowed, folds, ranks)
-        _cross_validate(console, run, chosen, ranks, deadline)
+        _cross_validate(new_console(), run, chosen, ranks, deadline)
         return
     if nproc or max_minutes:
         raise UserError(
@@ -122,17 +122,26 @@ def crossval(
             "with --cluster give --nodes, --gpus-per-node and --time-minutes"
         )
     from launch.slurm.batch import ClusterTarget
-    from launch.slurm.submit import JobRequest, show, submit
+    from launch.slurm.submit import JobRequest
 
     request = JobRequest(experiment, settings, name, runs, folds, allowed, sweep)
     target = ClusterTarget(cluster, load_cluster(cluster, flags or {}), max_parallel)
+    _submit(request, target, resume, dry_run, wait)
+
+
+def _submit(
+    request: JobRequest, target: ClusterTarget, resume: bool, dry_run: bool, wait: bool
+) -> None:
+    """Submit a run to a cluster, or print what would be submitted."""
+    from launch.slurm.submit import show, submit
+    from launch.slurm.watch import wait as wait_for_runs
+
+    console = new_console()
     if dry_run:
         show(request, target, console)
         return
     submitted = submit(request, target, resume, console)
     if wait:
-        from launch.slurm.watch import wait as wait_for_runs
-
         sys.exit(wait_for_runs(submitted, console))
 
 
@@ -215,9 +224,9 @@ def _check_demo_size(shards: Path, clips: int) -> None:
         )
 
 
-def _refuse_cluster_options(options: dict[str, object]) -> None:
+def _refuse_cluster_options(flags: dict[str, object], **options: object) -> None:
     """Refuse options that have no meaning on this machine."""
-    given = [key for key, value in options.items() if value not in (None, False, [])]
+    given = [key for key, value in {**flags, **options}.items() if value not in (None, False, [])]
     if given:
         raise UserError(f"--{given[0].replace('_', '-')} is for a cluster: give --cluster NAME too")
 

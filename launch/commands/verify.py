@@ -1,38 +1,48 @@
-"""``dfer verify``: is a packed set whole, and if not, what to copy again."""
+"""``dfer verify``: find damage in packed shards."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from launch.console import ProgressBar
+from launch.console import ProgressBar, new_console, print_line
 
-_SHOWN = 5  # keys of damaged clips on a line
+_MAX_KEYS = 5  # damaged clips named on a line
 
 
 def verify(
-    location: Annotated[str, typer.Argument(help="Folder of shards, or its URL.", metavar="DIR")],
+    location: Annotated[
+        str, typer.Argument(help="Folder of shards, or its URL.", metavar="SHARDS")
+    ],
 ) -> None:
-    """Check every byte of a packed set against its index. Names what to copy again and ends with status 1 if anything is damaged.
+    """Check every byte of packed shards.
+
+    Names the files to copy again, and exits with status 1 if any is damaged.
 
     Example: [bold]dfer verify data/dfew[/bold]
     """
-    from rich.console import Console
+    from dfer_dist.data.verify import verify as find_damage
 
-    from dfer_dist.data.verify import verify as check
-
-    console = Console(highlight=False)
-    with ProgressBar(console, "verify shards") as advance:
-        index, damage = check(location, advance)
-    for d in damage:
-        keys = f"; clips hit: {', '.join(d.clips[:_SHOWN])}" if d.clips else ""
-        more = f" and {len(d.clips) - _SHOWN} more" if len(d.clips) > _SHOWN else ""
-        console.print(f"copy again {d.file}: {d.reason}{keys}{more}", markup=False, soft_wrap=True)
+    console = new_console()
+    with ProgressBar(console, "verify shards") as progress:
+        index, damaged = find_damage(location, progress)
+    for file in damaged:
+        print_line(console, f"copy again {file.file}: {file.reason}{_affected(file.clips)}")
     if index:
-        clips = sum(s.clips for s in index.shards)
-        state = f"{len(damage)} files are damaged" if damage else "all is whole"
-        console.print(f"{len(index.shards)} shards, {clips} clips: {state}")
-    if damage:
+        num_clips = sum(shard.clips for shard in index.shards)
+        state = f"{len(damaged)} files are damaged" if damaged else "no file is damaged"
+        console.print(f"{len(index.shards)} shards, {num_clips} clips: {state}")
+    if damaged:
         sys.exit(1)
+
+
+def _affected(keys: Sequence[str]) -> str:
+    """Return the first clips of a damaged file for its line."""
+    if not keys:
+        return ""
+    rest = len(keys) - _MAX_KEYS
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"; affected clips: {', '.join(keys[:_MAX_KEYS])}{more}"

@@ -13,10 +13,11 @@ import typer
 
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.utils.errors import UserError
+from launch.locks import is_held
 from launch.slurm.jobs import all_jobs, folds_of, submissions
 from launch.slurm.squeue import cancel as cancel_jobs
 from launch.slurm.squeue import queue
-from launch.slurm.state import LIVE, get_state, holder, is_held
+from launch.slurm.state import LIVE, get_state, holder
 
 
 def cancel(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:

@@ -18,8 +18,8 @@ from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.provenance import python_command
 from dfer_dist.utils.errors import UserError
 from launch.console import run_app
+from launch.locks import run_lock
 from launch.options import AllowDrift, Experiment, Overrides, RunName, RunsFolder
-from launch.runs import run_lock
 from launch.slurm.requeue import should_requeue
 from launch.tracking import open_mlflow_runs, update_mlflow_runs
 
@@ -85,8 +85,8 @@ def become_rank(root: Where, fold: Fold) -> NoReturn:
 
     A fold that is done needs none.
     """
-    from launch.local import is_done
     from launch.processes import run_environment
+    from launch.progress import is_done
 
     run, rank = RunDir(Path(root)), int(os.environ["SLURM_PROCID"])
     if is_done(run.fold(fold)):
@@ -116,7 +116,7 @@ def close_together(
     """Say how the fold ended, and unless it will be started again write the summary of all that are done."""
     from rich.console import Console
 
-    from launch.local import is_done, last_error
+    from launch.progress import is_done, last_error
     from launch.report import report_run
 
     run = RunDir(root)
@@ -145,7 +145,7 @@ def summarize(roots: Sequence[str], comparison: str | None) -> None:
     from rich.console import Console
 
     from dfer_dist.reporting.comparison import write_overview
-    from launch.local import is_done
+    from launch.progress import is_done
     from launch.report import report_run
     from launch.slurm.jobs import in_queue
 

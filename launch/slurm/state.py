@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import textwrap
 from collections.abc import Mapping
@@ -12,7 +11,8 @@ from typing import Any
 
 from dfer_dist.distributed.preemption import TIME_IS_UP
 from dfer_dist.runs.layout import FoldDir, RunDir
-from launch.local import is_gone, last_error
+from launch.locks import is_gone, is_held
+from launch.progress import last_error
 from launch.slurm.jobs import end_of_job, has_output, jobs_of_fold, output_of, read_object, tail
 from launch.slurm.squeue import Queued, reason_text
 
@@ -205,18 +205,6 @@ def _end(attempt: dict[str, Any]) -> str:
     if why.startswith("SIG") or why in (TIME_IS_UP, "told to leave"):
         return f"{why}, saved"
     return textwrap.shorten(why, _SHORT, placeholder=" …")
-
-
-def is_held(fold: FoldDir) -> bool:
-    """Whether a command or a job is working on a fold."""
-    try:
-        with (fold.root / ".lock").open() as f:
-            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        pass
-    return False
 
 
 def holder(fold: FoldDir) -> str:

@@ -23,8 +23,9 @@ from dfer_dist.config.schema import split_batch
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json
-from launch.local import is_done
-from launch.runs import open_run, remove_run, run_lock
+from launch.locks import run_lock
+from launch.progress import is_done
+from launch.runs import open_run, remove_run
 from launch.slurm.batch import ClusterTarget, make_executor, slurm_errors, user_setup_lines
 from launch.slurm.cluster import Cluster
 from launch.slurm.job import become_rank, summarize

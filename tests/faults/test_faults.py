@@ -52,7 +52,7 @@ def test_sigkill_of_ranks(trial: Trial, undisturbed: Trial, whom: str, seed: int
     signal_all(ranks[seed % 2 :][:1] if whom == "a rank" else ranks, signal.SIGKILL)
     said = trial.finish(command, again=0)
     assert (
-        "going on from the last checkpoint" in said or trial.num_rolled_back == 0
+        "resuming from the last checkpoint" in said or trial.num_rolled_back == 0
     )  # it was all over but for the ranks' leaving
     same(trial, undisturbed)
     same_in_mlflow(trial)
@@ -66,7 +66,7 @@ def test_sigkill_of_a_loader_worker(trial: Trial, undisturbed: Trial) -> None:
     trial.training(9)
     signal_all(trial.workers()[:1], signal.SIGKILL)
     said = trial.finish(command, again=0)
-    assert "was ended by SIGKILL" in said and "going on from the last checkpoint" in said
+    assert "was ended by SIGKILL" in said and "resuming from the last checkpoint" in said
     same(trial, undisturbed)
     same_in_mlflow(trial)
 

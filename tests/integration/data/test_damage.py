@@ -469,13 +469,13 @@ def dfer_verify(where: object) -> tuple[int, str]:
 
 
 def test_the_command_says_what_to_copy_again_of_a_folder_and_of_a_server(victim: Set) -> None:
-    assert dfer_verify(victim.root) == (0, "6 shards, 24 clips: all is whole\n")
+    assert dfer_verify(victim.root) == (0, "6 shards, 24 clips: no file is damaged\n")
     rows = victim.index.sidecar(1).to_pylist()
     data = bytearray(victim.index.path(1).read_bytes())
     data[rows[0]["offset"] + 5] ^= 1
     victim.index.path(1).write_bytes(data)
     victim.index.path(5).unlink()
-    first = f"copy again fold1-00001.tar: differs from the index (sha256); clips hit: {rows[0]['key']}\n"
+    first = f"copy again fold1-00001.tar: differs from the index (sha256); affected clips: {rows[0]['key']}\n"
     last = "6 shards, 24 clips: 2 files are damaged\n"
     assert dfer_verify(victim.root) == (1, f"{first}copy again fold2-00002.tar: is missing\n{last}")
     web = Web(victim.root)

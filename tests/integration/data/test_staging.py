@@ -214,7 +214,7 @@ def test_relative_folders_are_settled_where_the_run_is_opened(
 def test_verify_and_plan_look_at_the_folder_itself(
     shared: Path, tiny_shards: Index, tmp_path: Path
 ) -> None:
-    assert "60 clips: all is whole" in dfer("verify", shared.as_uri(), cwd=tmp_path).stdout
+    assert "60 clips: no file is damaged" in dfer("verify", shared.as_uri(), cwd=tmp_path).stdout
     (shared / f"{Path(tiny_shards.shards[0].file).stem}.landmarks.tar").write_bytes(
         b"x"
     )  # no server can be asked for its like

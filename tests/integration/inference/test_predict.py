@@ -202,7 +202,7 @@ def test_the_command_writes_tables_and_plots_and_names_what_it_cannot_read(
     best = classes[int(np.argmax(mean))]
     assert overall[str(waves)]["prediction"] == best and overall[str(waves)]["windows"] == "3"
     assert f"waves.mp4: {best} {max(mean):.2f} (mean of 3 windows of 1 s)" in said.out
-    assert "1.4 to 2.4" in said.out and "whole film" in said.out
+    assert "1.4 to 2.4" in said.out and "whole video" in said.out
     assert (out / "waves.mp4.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -268,4 +268,4 @@ def test_two_films_of_one_name_are_refused(
     exported: Case, waves: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert dfer(monkeypatch, "predict", exported.out, waves, waves) == 2
-    assert "two films are called waves.mp4" in capsys.readouterr().err
+    assert "two videos are called waves.mp4" in capsys.readouterr().err

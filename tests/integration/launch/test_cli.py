@@ -17,8 +17,9 @@ from dfer_dist.data.shards.index import Index
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
-from launch import local, processes, runs
+from launch import processes, runs
 from launch.cli import app
+from launch.locks import fold_lock
 from launch.runs import open_run
 from tests.helpers.cli import DFER, check_refusal, dfer
 
@@ -418,7 +419,7 @@ def test_ranks_that_die_are_started_again_and_not_for_ever(
     assert run.fold(2).log.read_text().count("attempt") == 5 + 1 + 3
     assert (
         done.stdout.count(
-            "rank 0 was ended by SIGKILL, as by the kernel when memory runs out; going on from the last"
+            "rank 0 was ended by SIGKILL, as by the kernel when memory runs out; resuming from the last"
         )
         == 8
     )
@@ -480,7 +481,7 @@ def test_a_refused_command_changes_nothing_for_the_one_that_runs(
     run: RunDir, words: list[str], tmp_path: Path
 ) -> None:
     before = run.config.read_text()
-    with local._locked(run.fold(3)):
+    with fold_lock(run.fold(3)):
         for more, allow in ((["optim.gamma=0.5"], ("optim",)), (["train.micro_batch=2"], ())):
             with pytest.raises(UserError, match=r"another command is working on .*fold-3"):
                 open_run(tmp_path / "runs", None, "demo", [*words, *more], allow, "1", 1)
@@ -489,7 +490,7 @@ def test_a_refused_command_changes_nothing_for_the_one_that_runs(
 
 
 def test_two_commands_on_one_fold(run: RunDir, words: list[str], tmp_path: Path) -> None:
-    with local._locked(run.fold(1)):
+    with fold_lock(run.fold(1)):
         done = dfer("train", "demo", "--fold", "1", *words, cwd=tmp_path)
     check_refusal(done, "another command is working on")
 
@@ -569,7 +570,7 @@ def test_rank_that_lags_is_killed_only_after_a_failure(
     ranks = [subprocess.Popen([sys.executable, "-S", "-c", code]) for code in (lags, ends)]
     told = processes.SignalCounter()
     try:
-        code = processes._wait(ranks, told, lambda: None)
+        code = processes.wait_for_ranks(ranks, told, lambda: None)
     finally:
         told.restore()
     assert [r.returncode for r in ranks] == [other, status]

@@ -240,7 +240,7 @@ def test_node_counts_go_on_by_their_factor() -> None:
     )
     assert node_counts("1,3,...,20") == [1, 3, 9, 20]
     for wrong in ("", "0,1", "2,1", "1,...,8", "1,2,...", "1,x", "2,2"):
-        with pytest.raises(UserError, match="is no list of nodes"):
+        with pytest.raises(UserError, match="give numbers of nodes"):
             node_counts(wrong)
 
 

@@ -391,7 +391,7 @@ def dfer(*words: object) -> subprocess.CompletedProcess[str]:
 def test_the_command(shown: RunDir, whole: RunDir, tmp_path: Path) -> None:
     done = dfer(shown.root, "--against", "published", "--errors", 2, "--share-frames")
     assert done.returncode == 0, done.stderr
-    assert "2 mistakes with frames of people" in done.stdout
+    assert "2 errors with frames of people" in done.stdout
     assert "DFER-CLIP" in done.stdout
     assert "3 of 5 folds missing" in done.stdout
     assert "data:image/png" in shown.page.read_text()

@@ -24,7 +24,7 @@ from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.status import Attempt
 from dfer_dist.tracking.metrics_log import MetricsLog
 from dfer_dist.utils.files import read_json, write_json
-from launch import local
+from launch.locks import fold_lock
 from launch.slurm import watch
 from launch.slurm.squeue import Queued, queue, reason_text
 from launch.slurm.state import FoldState, get_state
@@ -320,7 +320,7 @@ def test_cancelled_and_lost(slurm: Slurm, submitted: RunDir) -> None:
 def test_a_run_on_this_machine(slurm: Slurm, run: RunDir) -> None:
     assert seen(run) == FoldState(1, "NOT STARTED")
     fold = run.fold(1)
-    with local._locked(fold):
+    with fold_lock(fold):
         assert (seen(run).state, seen(run).why) == ("RUNNING", "starting")
         line = attempt(fold, job=None)
         assert (seen(run).state, seen(run).why, seen(run).step, seen(run).steps) == (
@@ -350,7 +350,7 @@ def test_a_look_at_a_fold_keeps_no_command_out(run: RunDir) -> None:
         f.flush()
         fcntl.flock(f, fcntl.LOCK_SH)  # as is_held does
         threading.Timer(0.1, lambda: fcntl.flock(f, fcntl.LOCK_UN)).start()
-        with local._locked(fold):
+        with fold_lock(fold):
             assert seen(run).state == "RUNNING"
 
 
@@ -727,7 +727,7 @@ def test_cancel_leaves_the_summary(slurm: Slurm, submitted: RunDir) -> None:
         "121 PENDING - 5:00 N/A Dependency",
         "999 PENDING - 5:00 N/A Priority",
     )
-    with local._locked(submitted.fold(2)):  # by the batch script
+    with fold_lock(submitted.fold(2)):  # by the batch script
         done = dfer("cancel", submitted.root)
     assert (done.returncode, done.stderr) == (0, "")
     assert slurm.cancelled == ["120_1", "120_2"]
@@ -746,8 +746,8 @@ def test_cancel_with_nothing_to_cancel(slurm: Slurm, submitted: RunDir) -> None:
     check_refusal(dfer("cancel", submitted.root), "Slurm does not answer")
 
 
-HOLD = "import sys, time; from pathlib import Path; from dfer_dist.runs.layout import FoldDir; from launch import local\n"
-HOLD += "with local._locked(FoldDir(Path(sys.argv[1]))): print('held', flush=True); time.sleep(60)"
+HOLD = "import sys, time; from pathlib import Path; from dfer_dist.runs.layout import FoldDir; from launch.locks import fold_lock\n"
+HOLD += "with fold_lock(FoldDir(Path(sys.argv[1]))): print('held', flush=True); time.sleep(60)"
 
 
 def test_cancel_a_command_on_this_machine(slurm: Slurm, run: RunDir) -> None:
@@ -769,7 +769,7 @@ def test_cancel_a_command_on_this_machine(slurm: Slurm, run: RunDir) -> None:
 def test_cancel_ends_no_stranger(slurm: Slurm, run: RunDir) -> None:
     stranger = subprocess.Popen(["sleep", "60"])  # has by now the number that stands in the lock
     try:
-        with local._locked(run.fold(1)):
+        with fold_lock(run.fold(1)):
             lock = run.fold(1).root / ".lock"
             lock.write_text(f"{os.uname().nodename} {stranger.pid}")
             done = dfer("cancel", run.root)

@@ -1,0 +1,105 @@
+"""Locks on runs and folds, between commands on this machine and Slurm jobs.
+
+``launch/slurm/job.sh`` locks the same files with flock(1), so a lock file is never deleted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from dfer_dist.runs.layout import FoldDir, RunDir
+from dfer_dist.utils.errors import UserError
+
+_EXIT_TIMEOUT = 60.0  # seconds that ranks get to save and exit after their command was killed
+_POLL = 0.2  # seconds
+
+
+@contextmanager
+def run_lock(run: RunDir) -> Iterator[IO[str]]:
+    """Hold a run while it is opened, submitted or summarized.
+
+    Yields
+    ------
+    IO[str]
+        The lock file. It holds the id of the Slurm array that opened the run last.
+    """
+    run.root.parent.mkdir(parents=True, exist_ok=True)
+    with run.array.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        yield file
+
+
+@contextmanager
+def fold_lock(fold: FoldDir) -> Iterator[int]:
+    """Hold a fold for this command and for its ranks, which inherit the file.
+
+    The kernel releases the lock when the last of them ends. Ranks whose command was killed are
+    waited for, because they save and exit.
+
+    Yields
+    ------
+    int
+        The file descriptor for the ranks.
+
+    Raises
+    ------
+    UserError
+        If another command holds the fold.
+    """
+    fold.root.mkdir(parents=True, exist_ok=True)
+    with _lock_file(fold).open("a+") as file:
+        _acquire(file, fold)
+        file.truncate(0)
+        file.write(f"{socket.gethostname()} {os.getpid()}")
+        file.flush()
+        yield file.fileno()
+
+
+def _acquire(file: IO[str], fold: FoldDir) -> None:
+    deadline = time.monotonic() + _EXIT_TIMEOUT
+    num_failures = 0
+    while not _try_lock(file, fcntl.LOCK_EX):
+        num_failures += 1
+        file.seek(0)
+        is_waiting_useful = time.monotonic() <= deadline and is_gone(file.read())
+        # is_held() of another process takes the lock for a moment: the first failure proves nothing
+        if num_failures > 1 and not is_waiting_useful:
+            raise UserError(f"another command is working on {fold.root}: wait for it, or stop it")
+        time.sleep(_POLL)
+
+
+def is_held(fold: FoldDir) -> bool:
+    """Return whether a command or a job is working on a fold."""
+    try:
+        with _lock_file(fold).open() as file:
+            return not _try_lock(file, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+
+
+def is_gone(holder: str) -> bool:
+    """Return whether the process that wrote ``HOST PID`` is known to have ended."""
+    host, _, pid = holder.partition(" ")
+    return host == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid))
+
+
+def _lock_file(fold: FoldDir) -> Path:
+    return fold.root / ".lock"
+
+
+def _try_lock(file: IO[str], mode: int) -> bool:
+    try:
+        fcntl.flock(file, mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
