@@ -134,7 +134,7 @@ def _write_overall(predictions: list[VideoPrediction], out: Path) -> None:
     for one in predictions:
         best = one.classes[one.overall.argmax()]
         probabilities = (f"{p:.6f}" for p in one.overall)
-        rows.append((one.video, f"{one.seconds:.3f}", one.shown, best, *probabilities))
+        rows.append((one.video, f"{one.seconds:.3f}", one.num_predicted, best, *probabilities))
     write_text(out / "overall.csv", write_csv(rows))
 
 
@@ -143,7 +143,7 @@ def _title(prediction: VideoPrediction) -> str:
     begin, end = prediction.spans[0]
     method = f"one window of {end - begin:.3g} s"
     if len(prediction.spans) > 1:
-        method = f"mean of {prediction.shown} windows of {end - begin:.3g} s"
+        method = f"mean of {prediction.num_predicted} windows of {end - begin:.3g} s"
     score = f"{prediction.classes[best]} {prediction.overall[best]:.2f}"
     return f"{prediction.video.name}: {score} ({method})"
 
