@@ -1,4 +1,4 @@
-"""The table of faults that a run of these tests ends with."""
+"""A table of the faults, printed at the end of a run of these tests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def trial(tiny_shards: Index, tmp_path: Path) -> Trial:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Count a fault, while its run folder is still there."""
+    """Count a fault while its run folder still exists."""
     report = yield
     given = getattr(item, "funcargs", {})
     if report.when == "call" and not report.skipped and "trial" in given:
@@ -59,9 +59,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     write = terminalreporter.write_line
     terminalreporter.section("faults")
-    write(
-        f"{'fault':44s} {'tried':>6s} {'survived':>9s} {'steps again, most':>18s} {'seconds lost, most':>19s}"
-    )
+    header = f"{'fault':44s} {'tried':>6s} {'survived':>9s}"
+    write(f"{header} {'max steps repeated':>18s} {'max seconds lost':>19s}")
     for fault, row in TABLE.items():
-        figures = f"{max(row.num_rolled_back):18d} {max(row.lost):19.1f}" if row.survived else ""
-        write(f"{fault:44s} {row.tried:6d} {row.survived:9d} {figures}")
+        maxima = f"{max(row.num_rolled_back):18d} {max(row.lost):19.1f}" if row.survived else ""
+        write(f"{fault:44s} {row.tried:6d} {row.survived:9d} {maxima}")

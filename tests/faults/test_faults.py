@@ -1,4 +1,7 @@
-"""What clusters do to a run, done to real two-rank DeepSpeed training; `make test-faults` does all of it, `make test` a sample."""
+"""Faults of a cluster injected into real two-rank training.
+
+``make test-faults`` runs all of them, ``make test`` a sample.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ SAMPLE = {("between", 0)}
 
 
 def numbered(kinds: dict[str, int]) -> list[object]:
-    """A parameter for each try of each kind; those that are not in the sample run in the long suite only."""
+    """Return a parameter for each try of each kind; only the sample is in the short suite."""
     every = [(kind, i) for kind, tries in kinds.items() for i in range(tries)]
     return [
         pytest.param(*x, marks=[] if x in SAMPLE else pytest.mark.faults_full, id=f"{x[0]}-{x[1]}")
@@ -32,9 +35,10 @@ full = pytest.mark.faults_full
 
 
 def a_moment(trial: Trial, undisturbed: Trial, seed: int) -> None:
-    """Wait until a random moment of the training: some part of a step after a random one.
+    """Wait for a random moment within a random step.
 
-    By steps and not by the clock, as this machine is now faster and now slower; the last step is left out, after which it may be over.
+    Steps are counted rather than seconds, as the machine's speed varies. The last step is left out:
+    training may be over after it.
     """
     lines = [x for x in undisturbed.lines() if "loss" in x]
     rng = np.random.default_rng(seed)
@@ -48,19 +52,18 @@ def test_sigkill_of_ranks(trial: Trial, undisturbed: Trial, whom: str, seed: int
     command = trial.start()
     a_moment(trial, undisturbed, seed)
     ranks = trial.ranks()
-    assert len(ranks) == 2, "they were gone before"
+    assert len(ranks) == 2, "the ranks had ended before"
     signal_all(ranks[seed % 2 :][:1] if whom == "a rank" else ranks, signal.SIGKILL)
     said = trial.finish(command, again=0)
-    assert (
-        "resuming from the last checkpoint" in said or trial.num_rolled_back == 0
-    )  # it was all over but for the ranks' leaving
+    # The kill may have come after the last step.
+    assert "resuming from the last checkpoint" in said or trial.num_rolled_back == 0
     same(trial, undisturbed)
     same_in_mlflow(trial)
 
 
 @full
 def test_sigkill_of_a_loader_worker(trial: Trial, undisturbed: Trial) -> None:
-    """As the kernel does it when memory runs out."""
+    """The kernel does so when memory runs out."""
     trial.fault = "SIGKILL of a loader worker"
     command = trial.start()
     trial.training(9)
@@ -79,7 +82,8 @@ def test_sigkill_of_the_launcher(trial: Trial, undisturbed: Trial, seed: int) ->
     a_moment(trial, undisturbed, 10 + seed)
     command.kill()
     command.communicate()
-    trial.finish()  # at once: the ranks of the first command may still be saving
+    # The ranks of the first command may still be saving.
+    trial.finish()
     same(trial, undisturbed)
     same_in_mlflow(trial)
 
@@ -95,21 +99,23 @@ def test_sigkill_of_the_launcher(trial: Trial, undisturbed: Trial, seed: int) ->
         }
     ),
 )
-def test_told_to_leave(trial: Trial, undisturbed: Trial, what: str, seed: int) -> None:
+def test_preemption(trial: Trial, undisturbed: Trial, what: str, seed: int) -> None:
     trial.fault = what
     command = trial.start()
     a_moment(trial, undisturbed, 20 + seed)
     if "launcher" in what:
         command.terminate()
-    elif "workers" in what:  # as Slurm sends it
+    elif "workers" in what:
+        # As Slurm does.
         for rank in trial.ranks():
             os.killpg(rank, signal.SIGTERM)
     else:
         ranks = trial.ranks()
-        assert len(ranks) == 2, "they were gone before"
+        assert len(ranks) == 2, "the ranks had ended before"
         signal_all(ranks[1 - seed % 2 :][:1], signal.SIGUSR2 if "USR2" in what else signal.SIGTERM)
     trial.finish(command)
-    assert trial.num_rolled_back == 0  # what was told in time loses nothing
+    # A preemption in time loses no step.
+    assert trial.num_rolled_back == 0
     same(trial, undisturbed)
     same_in_mlflow(trial)
 
@@ -136,10 +142,11 @@ def test_sigkill_inside_a_save(trial: Trial, undisturbed: Trial, stage: str, see
 def test_other_ranks_and_stages(
     trial: Trial, undisturbed: Trial, tmp_path: Path, precision: str
 ) -> None:
-    """Two ranks with ZeRO-1, then one with ZeRO-2, then four with ZeRO-3.
+    """Train on two ranks with ZeRO-1, then on one with ZeRO-2, then on four with ZeRO-3.
 
-    In float32 each loss is the undisturbed one to 1e-5. In bf16 no loss of eight clips can be: runs that were never stopped differ by up to 3 %
-    of a loss between 1, 2 and 4 ranks, and by 0.5 % if one float32 rounding is put into the weights they begin with; means over an epoch are held.
+    In float32 each loss equals the undisturbed one to 1e-5. In bf16 the loss of eight clips cannot:
+    undisturbed runs on 1, 2 and 4 ranks differ by up to 3 % of a loss, and by 0.5 % after one
+    float32 rounding of their initial weights. There the means over an epoch are compared.
     """
     trial.fault = f"ZeRO-1 on 2 ranks, ZeRO-2 on 1, ZeRO-3 on 4, {precision}"
     words = [f"train.precision={precision}"]
@@ -166,17 +173,15 @@ def test_other_ranks_and_stages(
         assert [x[name] for x in ours] == [x[name] for x in theirs]
     a, b = (np.array([x["loss"] for x in lines]).reshape(6, 6) for lines in (ours, theirs))
     step, epoch = np.abs(a / b - 1).max(), np.abs(a.mean(1) / b.mean(1) - 1).max()
-    print(
-        f"{precision}: losses differ by {step:.1e} at most, their means over an epoch by {epoch:.1e}"
-    )
+    print(f"{precision}: losses differ by {step:.1e} at most, means over an epoch by {epoch:.1e}")
     assert step < (1e-5 if precision == "fp32" else 3e-2)
     assert epoch < (1e-5 if precision == "fp32" else 5e-3)
     same_in_mlflow(trial)
 
 
 @full
-def test_going_on_with_the_test_under_zero_3(trial: Trial, undisturbed: Trial) -> None:
-    """All is trained but the result is not there: the first thing that the ranks do is to test."""
+def test_resuming_with_the_test_under_zero_3(trial: Trial, undisturbed: Trial) -> None:
+    """Training is done and only the result is missing, so the ranks test at once."""
     trial.fault, trial.settings = "result lost, ZeRO-3", ["train.zero_stage=3"]
     trial.finish(trial.start(), again=0)
     keys, logits = trial.predictions()
@@ -190,7 +195,7 @@ def test_going_on_with_the_test_under_zero_3(trial: Trial, undisturbed: Trial) -
 @full
 @pytest.mark.parametrize("harm", ["flipped", "cut", "missing"])
 @pytest.mark.parametrize("name", [checkpoint.MODEL, checkpoint.OPTIMIZER])
-def test_a_damaged_checkpoint(trial: Trial, undisturbed: Trial, harm: str, name: str) -> None:
+def test_damaged_checkpoint(trial: Trial, undisturbed: Trial, harm: str, name: str) -> None:
     trial.fault = f"last checkpoint damaged: {harm}"
     command = trial.start()
     trial.training(13)
@@ -211,7 +216,7 @@ def test_a_damaged_checkpoint(trial: Trial, undisturbed: Trial, harm: str, name:
 
 @pytest.fixture
 def small_disk(trial: Trial) -> Iterator[Path]:
-    """A file system of 24 MB under the runs; a checkpoint takes 2.6 MB, and there may be five at a time."""
+    """Mount a file system of 24 MB; a checkpoint takes 2.6 MB, and five may exist at a time."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     done = subprocess.run(
@@ -228,7 +233,7 @@ def small_disk(trial: Trial) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> Path:
-    """Take all the room there is."""
+    """Write a file until the disk is full."""
     file = disk / "filler"
     with file.open("wb", buffering=0) as f:
         try:
@@ -240,19 +245,19 @@ def fill(disk: Path) -> Path:
 
 
 @full
-def test_a_disk_that_is_full_for_a_while(
-    trial: Trial, undisturbed: Trial, small_disk: Path
-) -> None:
+def test_disk_full_for_a_while(trial: Trial, undisturbed: Trial, small_disk: Path) -> None:
     trial.fault = "disk full for a while"
     trial.settings = ["train.save_minutes=0.01", "train.save_steps=1", "train.log_every=1"]
     command = trial.start()
     trial.training(3)
     filler = fill(small_disk)
-    time.sleep(0.5)  # for a save that had its room already
-    stands = checkpoint.complete(trial.fold.checkpoints)
-    time.sleep(1.5)  # the log has no room either: it cannot tell
-    assert stands and command.poll() is None
-    assert checkpoint.complete(trial.fold.checkpoints) == stands
+    # A save may have reserved its space already.
+    time.sleep(0.5)
+    complete = checkpoint.complete(trial.fold.checkpoints)
+    # The log cannot be written either, so it does not show that a save failed.
+    time.sleep(1.5)
+    assert complete and command.poll() is None
+    assert checkpoint.complete(trial.fold.checkpoints) == complete
     filler.unlink()
     trial.finish(command, again=0)
     same(trial, undisturbed)
@@ -261,7 +266,7 @@ def test_a_disk_that_is_full_for_a_while(
 
 @full
 def test_no_room_for_the_best_epoch(trial: Trial, undisturbed: Trial) -> None:
-    """Its weights are gone with the next step: training waits for them to be written."""
+    """Training waits until the best weights are written: the next step changes them."""
     trial.fault, trial.settings = "no room at the best epoch", ["train.save_minutes=0.01"]
     trial.prepare()
     best = read_json(undisturbed.fold.result)["step"]
@@ -273,8 +278,8 @@ def test_no_room_for_the_best_epoch(trial: Trial, undisturbed: Trial) -> None:
 
 
 @full
-def test_a_disk_that_stays_full(trial: Trial, undisturbed: Trial, small_disk: Path) -> None:
-    """It ends cleanly, and the same command goes on once there is room."""
+def test_disk_full_for_good(trial: Trial, undisturbed: Trial, small_disk: Path) -> None:
+    """The run ends cleanly and resumes once there is space."""
     trial.fault = "disk full for good"
     trial.settings = ["train.save_minutes=0.005", "train.save_steps=1"]
     command = trial.start()
@@ -290,8 +295,8 @@ def test_a_disk_that_stays_full(trial: Trial, undisturbed: Trial, small_disk: Pa
 
 
 @pytest.mark.faults_full
-def test_a_clip_with_a_nan(trial: Trial, undisturbed: Trial) -> None:
-    """Its step is left out, once an epoch, and its key is written down; a restart changes nothing of that."""
+def test_nan_in_one_clip(trial: Trial, undisturbed: Trial) -> None:
+    """Its step is skipped once an epoch and its key recorded; a restart changes nothing."""
     trial.fault = "NaN in one clip's pixels"
     trial.prepare()
     key = read_key(trial)
@@ -301,26 +306,26 @@ def test_a_clip_with_a_nan(trial: Trial, undisturbed: Trial) -> None:
     signal_all(trial.ranks(), signal.SIGKILL)
     trial.finish(command, again=0)
     bad = read_json(trial.fold.bad_steps)["steps"]
-    assert 5 <= len(bad) <= 6  # an epoch may leave a clip out
+    # An epoch may leave a clip out.
+    assert 5 <= len(bad) <= 6
     assert all(b["clips"] == [key] and b["not_finite"] == "loss" for b in bad)
     assert read_json(trial.fold.result)["skipped_steps"] == len(bad)
     steps = [int(x["step"]) for x in trial.lines() if "loss" in x]
     skipped = [b["step"] for b in bad]
-    assert sorted(steps + skipped) == list(
-        range(1, 37)
-    )  # JSON has no NaN: a skipped step has a line without a loss
+    # JSON has no NaN: the line of a skipped step has no loss.
+    assert sorted(steps + skipped) == list(range(1, 37))
     assert all(abs(w).max() < 1e3 for w in trial.weights().values())
 
 
 def read_key(trial: Trial) -> str:
-    """The key of a clip that fold 1 trains on."""
+    """Return the key of a clip that fold 1 trains on."""
     shard = trial.shards.train_shards(1)[0]
     return str(trial.shards.sidecar(shard)["key"][0].as_py())
 
 
 @full
-def test_nothing_but_nan(trial: Trial, undisturbed: Trial) -> None:
-    """It fails with the keys, and the last good checkpoint stands."""
+def test_nan_in_every_clip(trial: Trial, undisturbed: Trial) -> None:
+    """The run fails with the keys of the clips; the last good checkpoint is kept."""
     trial.fault = "NaN in all clips' pixels"
     command = trial.start()
     trial.training(12)
@@ -341,7 +346,7 @@ def test_nothing_but_nan(trial: Trial, undisturbed: Trial) -> None:
 
 
 @full
-def test_a_rank_that_stops_answering(trial: Trial, undisturbed: Trial) -> None:
+def test_rank_that_stops_answering(trial: Trial, undisturbed: Trial) -> None:
     trial.fault, trial.settings = "SIGSTOP of a rank", ["train.hang_minutes=0.2"]
     command = trial.start()
     trial.training(8)

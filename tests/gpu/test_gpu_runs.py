@@ -19,7 +19,7 @@ from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import read_json
 from tests.helpers.paths import HELPERS
 from tests.helpers.spawn import run_ranks
-from tests.helpers.training import DFER, close, dfer, predictions, wait_for, words
+from tests.helpers.training import DFER, arguments, close, dfer, predictions, wait_for
 
 pytestmark = pytest.mark.gpu
 
@@ -105,7 +105,7 @@ def test_a_run_told_to_leave_goes_on_as_if_it_had_not_been(
 ) -> None:
     """In float32; attention's backward kernel may add in any order, so losses are equal to 1e-3, logits to 1e-2."""
     given = [
-        *words(tiny_shards, tmp_path),
+        *arguments(tiny_shards, tmp_path),
         "tracking.enabled=false",
         "train.precision=fp32",
         f"train.device={device}",

@@ -1,4 +1,4 @@
-"""Ranks average made-up gradients over buckets that are smaller than these; rank 0 prints how far that is off, for :mod:`test_ranks`."""
+"""Ranks average random gradients that are larger than a bucket; rank 0 prints the error."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch.distributed as dist
 
 from dfer_dist.config.schema import Device
 from dfer_dist.distributed.process_group import exit_process, init_distributed
-from dfer_dist.training import bf16_gradients as gradients
+from dfer_dist.training import bf16_gradients
 
 if __name__ == "__main__":
     ranks = init_distributed(Device.cpu)
-    gradients.BUCKET = 100
+    bf16_gradients.BUCKET = 100
     of_each = [
         [torch.randn(n, generator=torch.Generator().manual_seed(10 * r + n)) for n in (250, 30)]
         for r in range(ranks.world_size)
     ]
     mine = [own.clone() for own in of_each[ranks.rank]]
-    gradients.all_reduce_mean(mine)
+    bf16_gradients.all_reduce_mean(mine)
     wanted = [torch.stack(own).mean(0) for own in zip(*of_each, strict=True)]
     off = max((a - b).abs().max().item() for a, b in zip(mine, wanted, strict=True))
     dist.barrier()

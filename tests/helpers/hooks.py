@@ -1,6 +1,7 @@
-"""What can be made to go wrong inside a rank. A test appends a call to a module of a run's own copy of the code; nothing of this is in the product.
+"""Faults to inject into a rank.
 
-Each hook takes effect once in the life of a run folder: it leaves a mark there, so that the restarted rank is spared.
+A test appends a call to a module of a run's own copy of the code; none of this is in the product.
+A hook with a ``mark`` takes effect once: it creates that file, which spares the restarted rank.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 
 
 def once(mark: Path) -> bool:
-    """Whether this is the first call for ``mark`` on any rank and in any attempt."""
+    """Return whether this is the first call for ``mark`` on any rank and in any attempt."""
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:
@@ -25,8 +26,11 @@ def once(mark: Path) -> bool:
 
 
 def kill_in_save(checkpoint: Any, mark: str, stage: str, step: int) -> None:
-    """SIGKILL rank 0 while it writes the first checkpoint from ``step`` on: ``before`` the tensors, ``between`` its two files, before
-    its mark is ``complete``, or before the ``pointer`` is moved."""
+    """SIGKILL rank 0 while it writes the first checkpoint from ``step`` on.
+
+    ``stage`` is ``before`` the tensors, ``between`` the two files, before the checkpoint is
+    ``complete``, or before the ``pointer`` is moved.
+    """
     save_tensors, write_json, set_pointer = (
         checkpoint._save_tensors,
         checkpoint.write_json,
@@ -48,7 +52,7 @@ def kill_in_save(checkpoint: Any, mark: str, stage: str, step: int) -> None:
             die(path)
         write_json(path, obj)
 
-    def point_(folder: Path, name: str, target: Path) -> None:
+    def set_pointer_(folder: Path, name: str, target: Path) -> None:
         if stage == "pointer" and name == "LATEST":
             die(target)
         set_pointer(folder, name, target)
@@ -56,26 +60,26 @@ def kill_in_save(checkpoint: Any, mark: str, stage: str, step: int) -> None:
     checkpoint._save_tensors, checkpoint.write_json, checkpoint.set_pointer = (
         save_tensors_,
         write_json_,
-        point_,
+        set_pointer_,
     )
 
 
 def no_room(checkpoint: Any, mark: str, step: int, times: int) -> None:
-    """Let the disk be full for the first ``times`` writes of the checkpoint of ``step``."""
+    """Fail the first ``times`` writes of the checkpoint of ``step`` with a full disk."""
     write = checkpoint.write
 
-    def write_(target: Path, *words: Any, **more: Any) -> None:
+    def write_(target: Path, *args: Any, **more: Any) -> None:
         if int(target.name.split("-")[1]) == step and any(
             once(Path(f"{mark}-{i}")) for i in range(times)
         ):
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(target, *words, **more)
+        write(target, *args, **more)
 
     checkpoint.write = write_
 
 
 def poison(stream: Any, key: str) -> None:
-    """Put a NaN into the pixels of the clip ``key``, or of every clip if it is ``*``, as training gets them."""
+    """Put a NaN into the training pixels of the clip ``key``, or of all clips if it is ``*``."""
     pixels = stream.Batch.pixels
 
     def pixels_(self: Any, device: Any) -> Any:
@@ -113,7 +117,7 @@ def fail(meter: Any, rank: int, step: int) -> None:
 
 
 def refuse(shards: Any, fold: int) -> None:
-    """Let fold ``fold`` be one that a person has to mend before it can be trained."""
+    """Let fold ``fold`` fail with an error that the user can fix."""
     test_shards = shards.Index.test_shards
 
     def test_shards_(self: Any, number: int) -> Any:

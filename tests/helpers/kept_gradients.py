@@ -1,4 +1,7 @@
-"""One rank trains a toy model, one layer of which the second of two steps leaves out; prints what the float32 gradients are then, and what starting left behind, for :mod:`test_ranks`."""
+"""One rank trains a toy model, whose second step leaves a layer out.
+
+It prints the largest float32 gradients of both steps, and what the start of DeepSpeed left behind.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,8 @@ if __name__ == "__main__":
     model = Toy()
     groups = {part: list(getattr(model, part).named_parameters()) for part in ("image", "temporal")}
     engine = build_engine(model, groups, config, ranks, 1)
-    x = torch.randn(2, 2, 8, dtype=torch.bfloat16)  # micro batches of a step
+    # Two micro batches a step.
+    x = torch.randn(2, 2, 8, dtype=torch.bfloat16)
     seen = []
     for both in (True, False):
         engine.set_learning_rates(0)

@@ -1,4 +1,4 @@
-"""Starting real ranks for a test."""
+"""Real ranks for a test."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dfer_dist.runs.layout import RunDir
 from launch.processes import free_port, rank_environment
 
 
-def run_ranks(script: Path, ranks: int, *words: str, timeout: float = 240) -> dict[str, Any]:
-    """Run a script of this folder as ``ranks`` processes; returns the JSON line that rank 0 printed."""
+def run_ranks(script: Path, ranks: int, *args: str, timeout: float = 240) -> dict[str, Any]:
+    """Run a script of this folder on ``ranks`` ranks; return the JSON line that rank 0 printed."""
     command, port, nowhere = (
-        [sys.executable, str(script), *words],
+        [sys.executable, str(script), *args],
         free_port(),
         RunDir(Path("/nonexistent")),
     )

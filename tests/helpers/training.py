@@ -1,4 +1,4 @@
-"""Training a fold as a user does."""
+"""Training a fold through the command line."""
 
 from __future__ import annotations
 
@@ -20,27 +20,32 @@ SMALL = [
 ]
 
 
-def words(index, runs: Path, *more: str) -> list[str]:
+def arguments(index, runs: Path, *more: str) -> list[str]:
+    """Return options and settings of a small run on ``index``."""
     return ["--runs", str(runs), f"data.shards={index.root}", *SMALL, *more]
 
 
 def dfer(*args: str, status: int = 0) -> str:
+    """Run ``dfer``, check its exit status and return its output."""
     done = subprocess.run([DFER, *args], capture_output=True, text=True, timeout=300)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def predictions(path: Path) -> tuple[list[str], np.ndarray]:
+    """Return keys and logits, float32 [N, C], of a file of predictions."""
     table = pq.read_table(path)
     return table["key"].to_pylist(), np.array(table["logits"].to_pylist(), dtype=np.float32)
 
 
 def wait_for(path: Path, seconds: float = 120) -> None:
+    """Wait until a file exists."""
     deadline = time.monotonic() + seconds
     while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not come"
+        assert time.monotonic() < deadline, f"{path} was not written"
         time.sleep(0.05)
 
 
 def close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
+    """Return whether the largest difference is at most ``tolerance`` times the largest value."""
     return float(np.abs(a - b).max()) <= tolerance * float(np.abs(b).max())

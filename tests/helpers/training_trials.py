@@ -1,4 +1,4 @@
-"""Real two-rank training of one fold through ``dfer train``, faults done to it, and what came of them held against an undisturbed run."""
+"""Real two-rank training of one fold with faults, compared with an undisturbed run."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ SETTINGS += [
 
 @dataclass
 class Trial:
-    """One run: how to start it, and what was seen of it."""
+    """One run: its command, its files and its processes."""
 
     shards: Index
     root: Path
     nproc: int = 2
     settings: list[str] = field(default_factory=list)
     begun: float = 0.0
-    seconds: float = 0.0  # from the first command to the end of the last
-    fault: str = ""  # what is done to it, for the table
+    seconds: float = 0.0  # from the start of the first command to the end of the last
+    fault: str = ""  # for the table
 
     @property
     def run(self) -> RunDir:
@@ -58,7 +58,7 @@ class Trial:
         return self.run.fold(FOLD)
 
     def start(self, *more: str, settings: list[str] = SETTINGS) -> subprocess.Popen[str]:
-        """Give the command."""
+        """Start the command."""
         self.begun = self.begun or time.monotonic()
         words = [
             "train",
@@ -77,22 +77,21 @@ class Trial:
         )
 
     def prepare(self, settings: list[str] = SETTINGS) -> None:
-        """Make the run's folder, and nothing else: its time is up before the fold begins."""
+        """Create the run's folder and nothing else: time is up before the fold starts."""
         assert self.start("--max-minutes", "0.01", settings=settings).wait() == 75
         self.begun = 0.0
 
     def hook(self, module: str, call: str) -> None:
-        """Append a call of :mod:`hooks` to a module of the run's own code, which is ``me`` in it."""
-        name = module.replace(".", "/")
-        with (self.run.code / f"{name}.py").open("a") as f:
-            f.write(
-                f"\nimport sys as _sys\n_sys.path.append({str(HELPERS)!r})\nimport hooks\nme = _sys.modules[__name__]\n{call}\n"
-            )
+        """Append a call of :mod:`hooks` to a module, ``me``, of the run's own code."""
+        lines = ["", "import sys as _sys", f"_sys.path.append({str(HELPERS)!r})", "import hooks"]
+        lines += ["me = _sys.modules[__name__]", call, ""]
+        with (self.run.code / f"{module.replace('.', '/')}.py").open("a") as f:
+            f.write("\n".join(lines))
 
     def finish(
         self, process: subprocess.Popen[str] | None = None, status: int = 0, again: int = 2
     ) -> str:
-        """Wait for the command to end, and give it again as long as it does not end with ``status``; returns what it printed."""
+        """Wait for the command, repeat it until it ends with ``status``, and return its output."""
         said = ""
         for _ in range(again + 1):
             process = process or self.start()
@@ -132,7 +131,7 @@ class Trial:
             time.sleep(0.02)
 
     def training(self, step: int = 1) -> None:
-        """Wait for a line of ``step`` or a later one."""
+        """Wait for the metrics line of ``step``."""
         self.wait(
             lambda: (
                 self.fold.metrics.exists() and f'"step": {step},' in self.fold.metrics.read_text()
@@ -140,11 +139,11 @@ class Trial:
         )
 
     def ranks(self) -> list[int]:
-        """Process ids of the ranks that run now, in rank order."""
+        """Return the process ids of the ranks that run now, in rank order."""
         return self._processes()[0]
 
     def workers(self) -> list[int]:
-        """Process ids of their loader workers."""
+        """Return the process ids of their loader workers."""
         return self._processes()[1]
 
     def _processes(self) -> tuple[list[int], list[int]]:
@@ -170,7 +169,10 @@ class Trial:
 
 
 def same(trial: Trial, reference: Trial) -> None:
-    """Assert that a disturbed run came to the end of the undisturbed one: figures, predictions and weights equal to the bit, each step once."""
+    """Assert that a disturbed run ended as the undisturbed one.
+
+    Metrics, predictions and weights are equal to the bit, and each step was logged once.
+    """
     ours, theirs = read_json(trial.fold.result), read_json(reference.fold.result)
     assert ours == theirs
     keys, logits = trial.predictions()
@@ -189,7 +191,7 @@ def same(trial: Trial, reference: Trial) -> None:
 
 
 def same_in_mlflow(trial: Trial) -> None:
-    """Assert that the tracking server has each figure of the file once, and nothing else."""
+    """Assert that the tracking server has each metric of the file once, and nothing else."""
     from dfer_dist.tracking.mlflow_runs import client
 
     tracking = trial.run.describe()["tracking"]

@@ -39,7 +39,10 @@ def described(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> I
 def test_one_and_two_ranks_learn_the_same_and_resume_as_one(
     tmp_path: Path,
 ) -> None:
-    """Each of two ranks has half of the clips, one of them without a description. With SGD, changes are as large as the gradients."""
+    """Two ranks have half of the clips each; one clip has no description.
+
+    With SGD, changes of the weights are proportional to the gradients.
+    """
     words = ["--kind", "adapters", "--objective", "both", "--optimizer", "sgd", "--folder"]
     one = run_ranks(ENGINE, 1, *words, str(tmp_path / "one"), "--stage", "1")
     two = run_ranks(ENGINE, 2, *words, str(tmp_path / "two"), "--stage", "3")

@@ -1,4 +1,4 @@
-"""The main job on tiny data, with real ranks, a real launcher and a real sqlite store."""
+"""Training on tiny data with real ranks, the real launcher and a real sqlite store."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from dfer_dist.models.backbone import TINY, build_clip
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import read_json, sha256_file
 from tests.helpers.paths import DFER
-from tests.helpers.training import SMALL, close, dfer, predictions, wait_for, words
+from tests.helpers.training import SMALL, arguments, close, dfer, predictions, wait_for
 from tests.helpers.web_server import Web
 
 SMALL += ["train.save_epochs=1", "eval.batch=5", "eval.shuffle_frames=false"]
@@ -21,9 +21,9 @@ SMALL += ["train.save_epochs=1", "eval.batch=5", "eval.shuffle_frames=false"]
 
 @pytest.fixture(scope="module")
 def one_fold(tiny_shards, tmp_path_factory):
-    """Fold 2 in float32 for one epoch, on one rank and on two: the two run folders."""
+    """Train fold 2 in float32 for one epoch, on one rank and on two; return both runs."""
     runs = tmp_path_factory.mktemp("ranks")
-    args = words(
+    args = arguments(
         tiny_shards,
         runs,
         "train.precision=fp32",
@@ -47,7 +47,7 @@ def one_fold(tiny_shards, tmp_path_factory):
     return RunDir(runs / "one"), RunDir(runs / "two")
 
 
-def test_one_and_two_ranks_give_the_same_predictions(one_fold):
+def test_one_and_two_ranks_give_equal_predictions(one_fold):
     one, two = (run.fold(2) for run in one_fold)
     (keys, logits), (other_keys, other_logits) = (
         predictions(one.predictions),
@@ -65,7 +65,7 @@ def test_one_and_two_ranks_give_the_same_predictions(one_fold):
     assert losses[0][:6] == pytest.approx(losses[1][:6], rel=1e-4)
 
 
-def test_training_from_a_server_gives_the_same_losses(one_fold, tiny_shards, tmp_path):
+def test_training_from_a_server_gives_equal_losses(one_fold, tiny_shards, tmp_path):
     web = Web(tiny_shards.root)
     web.faults["fold3-00001.tar"] = [503, "cut"]
     more = [
@@ -106,7 +106,7 @@ def test_training_from_a_server_gives_the_same_losses(one_fold, tiny_shards, tmp
     assert read_json(run.provenance)["data"]["shards"] == web.url
 
 
-def test_training_changes_what_is_trained(one_fold):
+def test_metrics_file_has_a_line_a_step_and_one_of_the_test(one_fold):
     losses = [json.loads(line) for line in one_fold[0].fold(2).metrics.read_text().splitlines()]
     assert [line["step"] for line in losses] == [1, 2, 3, 4, 5, 6, 6]
     assert {
@@ -121,7 +121,7 @@ def test_training_changes_what_is_trained(one_fold):
     assert "test_war" in losses[-1]
 
 
-def test_eval_of_the_checkpoint_gives_the_predictions_of_the_run(one_fold, tmp_path):
+def test_eval_gives_the_predictions_of_the_run(one_fold, tmp_path):
     fold = one_fold[1].fold(2)
     out = tmp_path / "p.parquet"
     text = dfer("eval", str(fold.checkpoints / "LATEST"), "--out", str(out))
@@ -132,22 +132,25 @@ def test_eval_of_the_checkpoint_gives_the_predictions_of_the_run(one_fold, tmp_p
     assert close(logits, predictions(fold.predictions)[1], 1e-5)
 
 
-def test_eval_of_a_checkpoint_with_another_model_is_one_line(one_fold):
+def test_eval_with_another_model_is_refused_in_one_line(one_fold):
     text = dfer("eval", str(one_fold[1].fold(2).checkpoints), "model.temporal_layers=2", status=2)
     assert "is of another model" in text
     assert "Traceback" not in text
 
 
-def test_eval_on_clips_that_were_trained_on_is_refused(one_fold):
+def test_eval_on_training_clips_is_refused(one_fold):
     text = dfer("eval", str(one_fold[1].fold(2).checkpoints), "--fold", "1", status=2)
     assert "fold 1 was among the training clips" in text
 
 
 @pytest.fixture(scope="module")
 def killed(tiny_shards, tmp_path_factory):
-    """Five folds in bf16 on two ranks; the launcher is killed once fold 2 is done, told to leave in fold 3, and run to the end."""
+    """Train five folds in bf16 on two ranks, with two interruptions.
+
+    The launcher is killed once fold 2 is done and preempted in fold 3; a third command finishes.
+    """
     runs = tmp_path_factory.mktemp("killed")
-    command = [DFER, "crossval", "demo", "--nproc", "2", *words(tiny_shards, runs)]
+    command = [DFER, "crossval", "demo", "--nproc", "2", *arguments(tiny_shards, runs)]
     run = RunDir(runs / "demo")
     launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(run.fold(2).result)
@@ -157,17 +160,17 @@ def killed(tiny_shards, tmp_path_factory):
     again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for(run.fold(3).metrics)
     again.send_signal(signal.SIGTERM)
-    told = again.communicate(timeout=120)[0]
+    output = again.communicate(timeout=120)[0]
     at_leaving = read_json(run.fold(3).status) | {
         "result": run.fold(3).result.exists(),
         "code": again.returncode,
-        "told": told,
+        "output": output,
     }
     text = dfer(*command[1:])
     return {"run": run, "before": before, "text": text, "command": command, "left": at_leaving}
 
 
-def test_finished_folds_are_kept_and_the_rest_is_trained(killed):
+def test_finished_folds_are_kept_and_others_trained(killed):
     run = killed["run"]
     assert {k: run.fold(k).result.stat().st_mtime_ns for k in (1, 2)} == killed["before"]
     summary = read_json(run.summary)
@@ -178,22 +181,23 @@ def test_finished_folds_are_kept_and_the_rest_is_trained(killed):
     assert run.picture.is_file()
 
 
-def test_a_fold_told_to_leave_saves_and_goes_on(killed):
+def test_preempted_fold_saves_and_resumes(killed):
     left, status = killed["left"], read_json(killed["run"].fold(3).status)
     if left["result"]:
-        pytest.fail("fold 3 was over before the signal came; make it longer")
+        pytest.fail("fold 3 ended before the signal; make it longer")
     assert left["code"] == 75
     assert left["state"] == "PREEMPTED"
-    assert "run the same command to resume" in left["told"]
+    assert "run the same command to resume" in left["output"]
     assert status["state"] == "DONE"
     assert len(status["attempts"]) >= 2
     steps = [
         json.loads(line)["step"] for line in killed["run"].fold(3).metrics.read_text().splitlines()
     ]
-    assert steps == [*range(1, 13), 12]  # each step once, then the test
+    # Each step once, then the test.
+    assert steps == [*range(1, 13), 12]
 
 
-def test_a_second_command_trains_nothing(killed):
+def test_repeated_command_trains_nothing(killed):
     begin = time.monotonic()
     text = dfer(*killed["command"][1:])
     assert text.count("kept") == 5
@@ -225,12 +229,10 @@ def test_mlflow_has_the_parent_with_five_finished_children(killed):
         assert child.data.metrics["test_war"] == pytest.approx(read_json(fold.result)["war"])
 
 
-def test_selection_on_a_validation_part_reports_its_best_epoch_and_the_weights_it_began_with(
-    tiny_shards, tmp_path
-):
+def test_best_val_reports_its_best_epoch_and_pretrained_hash(tiny_shards, tmp_path):
     weights = tmp_path / "tiny.safetensors"
     save_file(build_clip(TINY, 64).state_dict(), weights)
-    args = words(
+    args = arguments(
         tiny_shards,
         tmp_path,
         "train.selection=best_val",
@@ -267,11 +269,14 @@ def test_damaged_clips_stop_training_unless_allowed(tiny_source, tmp_path):
     shard = index.path(index.train_shards(1)[0])
     data = bytearray(shard.read_bytes())
     row = index.sidecar(index.train_shards(1)[0]).to_pylist()[3]
-    data[row["offset"] + row["size"] - 600] ^= 1  # inside the last frame, or the padding behind it
-    data[row["offset"] + 10] ^= 1  # in the header
+    # Inside the last frame or the padding after it, and in the header.
+    data[row["offset"] + row["size"] - 600] ^= 1
+    data[row["offset"] + 10] ^= 1
     shard.write_bytes(data)
     args = [
-        *words(index, tmp_path, "train.epochs=1", "tracking.enabled=false", "train.global_batch=6")
+        *arguments(
+            index, tmp_path, "train.epochs=1", "tracking.enabled=false", "train.global_batch=6"
+        )
     ]
     text = dfer("train", "demo", "--fold", "1", *args, status=2)
     assert "1 training clips are damaged" in text
@@ -291,10 +296,10 @@ def test_damaged_clips_stop_training_unless_allowed(tiny_source, tmp_path):
         status=2,
     )
     assert (
-        f"{index.path(missing).name} is missing: copy it again; {lost - 1} clips would be lost, data.loss_budget={lost - 2}"
-        in text
+        f"{index.path(missing).name} is missing: copy it again; {lost - 1} clips would be lost, "
+        f"data.loss_budget={lost - 2}" in text
     )
-    # two epochs lose the same clips: each counts once
+    # Two epochs lose the same clips; each clip counts once.
     dfer(
         "train",
         "demo",
@@ -329,6 +334,6 @@ def test_damaged_clips_stop_training_unless_allowed(tiny_source, tmp_path):
         status=2,
     )
     assert (
-        f"{index.path(missing).name} is missing: copy it again; {lost - 1} clips would be lost, a test may lose none"
-        in text
+        f"{index.path(missing).name} is missing: copy it again; {lost - 1} clips would be lost, "
+        "a test may lose none" in text
     )

@@ -19,7 +19,8 @@ threading.Thread(target=a_name_to_look_for, daemon=True).start()
 def a_worker_to_look_for(rank):
     while os.getppid() == rank:
         time.sleep(0.1)
-multiprocessing.get_context("fork").Process(target=a_worker_to_look_for, args=[os.getpid()], daemon=True).start()
+fork = multiprocessing.get_context("fork")
+fork.Process(target=a_worker_to_look_for, args=[os.getpid()], daemon=True).start()
 for _ in range(10):
     time.sleep(0.1)
     dog.beat()
