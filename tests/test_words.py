@@ -1,0 +1,120 @@
+"""The repository uses the field's words, not those of the project's first version."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.paths import ROOT
+
+# Old word: what to write instead.
+WORDS = {
+    "beside": "next to",
+    "described": "name the output",
+    "draws": "augmentation parameters, samples",
+    "element": "array task",
+    "elements": "array tasks",
+    "epitaph": "describe_exit",
+    "figures": "metrics, numbers",
+    "film": "video",
+    "films": "videos",
+    "floor": "upper bound",
+    "hopeless": "failed",
+    "lend": "export",
+    "lies": "is stored",
+    "levels": "modalities",
+    "masters": "master weights, optimizer state",
+    "mend": "fix",
+    "mendable": "is_user_error",
+    "neighbours": "local ranks",
+    "odd": "unexpected",
+    "painter": "renderer",
+    "persons": "the user's",
+    "pointed": "read_pointer",
+    "room": "buffer, space",
+    "rooms": "buffers, packages",
+    "saver": "checkpointer",
+    "sender": "uploader",
+    "served": "pyfunc",
+    "settle": "wait, resolve",
+    "sides": "polarity",
+    "standing": "committed_bytes",
+    "stands": "is",
+    "strangers": "unexpected",
+    "surest": "most confident",
+    "told": "preempted, recorded",
+    "tracker": "metrics log",
+    "trackrun": "mlflow_runs",
+    "undone": "rolled back",
+    "ways": "variants",
+    "wish": "job request",
+    "words": "arguments, text, message",
+}
+PHRASES = {
+    "goes on": "resumes, continues",
+    "go on": "resume, continue",
+    "a person": "the user",
+    "take up": "load_state_dict",
+    "last words": "finalize_run",
+    "hold out": "train_val_split",
+    "sitting out": "num_dropped",
+    "whole shards": "all_clips",
+    "worth it": "should_requeue",
+}
+# File: word and the reason why it is right there.
+ALLOWED: dict[str, dict[str, str]] = {
+    "tests/test_words.py": {"*": "it lists the words"},
+}
+_PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+
+
+def tracked_texts() -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of every tracked text file."""
+    done = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in filter(None, done.stdout.split("\0")):
+        file = ROOT / name
+        if file.is_symlink() or not file.is_file():
+            continue
+        data = file.read_bytes()
+        if b"\0" not in data:
+            yield name, data.decode("utf-8", "replace")
+
+
+def found(text: str) -> set[str]:
+    """Return the old words and phrases in ``text``, identifiers split at ``_`` and capitals."""
+    parts = [part.lower() for part in _PART.findall(text)]
+    pairs = {f"{a} {b}" for a, b in zip(parts, parts[1:], strict=False)}
+    return (set(parts) & WORDS.keys()) | (pairs & PHRASES.keys())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("read_film(Films, toldYou)", {"film", "films", "told"}),
+        ("a run GOES ON; hold_out", {"goes on", "hold out"}),
+        ("profile, filmed, steps", set()),
+    ],
+)
+def test_found_splits_identifiers(text: str, words: set[str]) -> None:
+    assert found(text) == words
+
+
+def test_tracked_texts_use_the_fields_words() -> None:
+    left = {}
+    for name, text in tracked_texts():
+        allowed = ALLOWED.get(name, {})
+        if "*" not in allowed and (words := found(text) - allowed.keys()):
+            left[name] = {w: (WORDS | PHRASES)[w] for w in sorted(words)}
+    assert not left
+
+
+def test_allowed_words_are_still_there() -> None:
+    for name, words in ALLOWED.items():
+        text = Path(ROOT / name).read_text(encoding="utf-8")
+        assert set(words) - {"*"} <= found(text), name
