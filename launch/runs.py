@@ -74,12 +74,12 @@ def _load(experiment: str, overrides: list[str], ranks: int) -> tuple[Config, In
     from dfer_dist.data.captions.store import find_source
     from dfer_dist.data.shards.index import open_index
     from dfer_dist.data.shards.sidecars import describe_modalities
-    from dfer_dist.data.shards.store import resolve_cache, settle
+    from dfer_dist.data.shards.store import resolve_cache, resolve_location
 
     config = load_config(experiment, overrides)
     split_batch(config, ranks)
     # absolute, because jobs run in other folders
-    config.data.shards = settle(config.data.shards)
+    config.data.shards = resolve_location(config.data.shards)
     config.data.cache = resolve_cache(config.data.cache)
     index = open_index(config.data, config.data.loss_budget)
     describe_modalities(index, config.model.modalities)

@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dfer_dist.config.schema import DataConfig
+from dfer_dist.data.loading.batch import Batch
 from dfer_dist.data.loading.buffers import BufferPool
 from dfer_dist.data.loading.frame_sampling import train_frames
-from dfer_dist.data.loading.loader import PREFETCH, Batch, train_loader
+from dfer_dist.data.loading.loader import PREFETCH, train_loader
 from dfer_dist.data.loading.sampler import EpochPlan, all_clips, keyed_rng
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index

@@ -30,7 +30,8 @@ from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.checkpoints.async_checkpointer import AsyncCheckpointer
 from dfer_dist.config.load import dump_config, read_config
 from dfer_dist.config.schema import Config, split_batch
-from dfer_dist.data.loading.loader import Batch, train_loader
+from dfer_dist.data.loading.batch import Batch
+from dfer_dist.data.loading.loader import train_loader
 from dfer_dist.data.loading.sampler import EpochPlan, all_clips
 from dfer_dist.distributed.process_group import Ranks, exit_process, init_distributed, peak_memory
 from dfer_dist.evaluation.evaluate import clip_logits

@@ -1,4 +1,4 @@
-"""Every byte of a set held against its index, and which files to copy again."""
+"""Verification of every byte of a set against its index: which files to copy again."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from pathlib import Path
 import pyarrow as pa
 
 from dfer_dist.data.captions.store import FILE, parse
-from dfer_dist.data.shards.index import BLOCK, DamagedIndex, Index, load_index, sidecar_path
+from dfer_dist.data.shards.index import (
+    BLOCK,
+    DamagedIndex,
+    Index,
+    Shard,
+    load_index,
+    sidecar_path,
+)
 from dfer_dist.data.shards.reader import ClipReader, DamagedClip
-from dfer_dist.data.shards.sidecars import extra_path, read_extra
+from dfer_dist.data.shards.sidecars import read_sidecar_tar, sidecar_tar_path
 from dfer_dist.data.shards.store import FetchError, Remote, open_store
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import sha256_file
 
-_DOWNLOADS = 8  # shards of a server at a time, each in a temporary file until it is checked
-_UNBOUNDED = 1e6  # the cache is not used here: what counts is what lies at the server
+_DOWNLOADS = 8  # shards of a server at a time, each in a temporary file while it is checked
+_CACHE_GB = 1e6  # the cache is not used: the files at the server are verified
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A file to copy again, why, and the keys of clips that are known to be hit."""
+    """A file to copy again, the reason, and the keys of clips that are known to be damaged."""
 
     file: str
     reason: str
@@ -36,40 +43,40 @@ class Damage:
 def verify(
     location: str, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Index | None, list[Damage]]:
-    """Check a set: the index against its hash, each shard's size, sha256 and members, each sidecar's sha256.
+    """Verify a set.
 
-    In a shard whose sha256 is wrong every clip is checked, with the CRC32 of each frame. In a local folder, what was added beside the
-    shards later is held against its own hashes. Reads every byte once, several shards at a time.
+    Checks the index against its hash, each shard's size, sha256 and members, and each sidecar's
+    sha256. In a shard with a wrong sha256 the CRC32 of each frame is checked. In a local folder,
+    sidecar tars and descriptions are checked too. Reads every byte once, several shards at a time.
 
     Parameters
     ----------
     location : str
         Folder or URL.
     progress : callable, optional
-        Called with shards done and shards in all.
+        Called with the number of shards done and of all.
 
     Returns
     -------
     index : Index or None
-        None if it is damaged itself: without it nothing else can be judged.
+        None if it is damaged itself: nothing else can be checked without it.
     damage : list of Damage
-        In the order of the index; empty if all is whole.
+        In the order of the index; empty if the set is intact.
 
     Raises
     ------
     UserError
         If there is no index at all.
     """
-    root = open_store(location, tempfile.gettempdir(), _UNBOUNDED)
+    root = open_store(location, tempfile.gettempdir(), _CACHE_GB)
     if isinstance(root, Remote) and root.folder:
         root = root.folder
     try:
         index = load_index(root)
     except DamagedIndex as e:
         return None, [Damage("index.json", str(e))]
-    threads = (
-        _DOWNLOADS if isinstance(root, Remote) else len(os.sched_getaffinity(0))
-    )  # hashing lets go of the GIL
+    # hashing releases the GIL
+    threads = _DOWNLOADS if isinstance(root, Remote) else len(os.sched_getaffinity(0))
     found: dict[int, list[Damage]] = {}
     with ThreadPoolExecutor(threads) as pool:
         jobs = {pool.submit(_check_shard, index, i): i for i in range(len(index.shards))}
@@ -77,9 +84,8 @@ def verify(
             found[jobs[job]] = job.result()
             if progress:
                 progress(len(found), len(jobs))
-    return index, [damage for i in sorted(found) for damage in found[i]] + _damaged_descriptions(
-        root
-    )
+    damage = [damage for i in sorted(found) for damage in found[i]]
+    return index, damage + _damaged_descriptions(root)
 
 
 def _check_shard(index: Index, shard: int) -> list[Damage]:
@@ -87,64 +93,70 @@ def _check_shard(index: Index, shard: int) -> list[Damage]:
         return _check_files(index, shard)
     tar = index.shards[shard].file
     with tempfile.TemporaryDirectory(prefix="dfer-verify-") as folder:
-        absent = []
+        missing = []
         for name in (tar, sidecar_path(Path(tar)).name):
             try:
                 index.root.save(name, Path(folder) / name)
             except FetchError as e:
-                absent.append(Damage(name, str(e)))
-        gone = {damage.file for damage in absent}
-        return absent + [
-            d for d in _check_files(replace(index, root=Path(folder)), shard) if d.file not in gone
-        ]
+                missing.append(Damage(name, str(e)))
+        local = _check_files(replace(index, root=Path(folder)), shard)
+    reported = {damage.file for damage in missing}
+    return missing + [damage for damage in local if damage.file not in reported]
 
 
 def _check_files(index: Index, shard: int) -> list[Damage]:
-    """What is wrong with a shard in a local folder, and with its sidecar."""
-    entry, path, damage = index.shards[shard], index.path(shard), []
-    table = None
+    """Check a shard in a local folder, its sidecar and its sidecar tars."""
+    entry, path = index.shards[shard], index.path(shard)
+    table, damage = None, list[Damage]()
     try:
         table = index.sidecar(shard)
     except (UserError, OSError) as e:
         damage.append(Damage(sidecar_path(path).name, _without_folder(e, path)))
+    reason = _find_corruption(path, entry)
+    if reason:
+        readable = table is not None and path.is_file()
+        clips = _damaged_clips(index, shard) if readable else ()
+        return [Damage(entry.file, reason, clips), *damage]
+    if unexpected := _unexpected_member(path, table):
+        damage.insert(0, Damage(entry.file, unexpected))
+    if table is not None:
+        damage += _damaged_sidecar_tars(path)
+    return damage
+
+
+def _find_corruption(path: Path, entry: Shard) -> str | None:
+    """Return how a shard differs from its entry in the index."""
     try:
         size = path.stat().st_size
         if size != entry.bytes:
-            reason = f"has {size} bytes, not {entry.bytes}"
-        elif sha256_file(path) != entry.sha256:
-            reason = "differs from the index (sha256)"
-        else:
-            odd = _unexpected_member(path, table)
-            damage = [Damage(entry.file, odd), *damage] if odd else damage
-            return damage + (_damaged_extras(path) if table is not None else [])
+            return f"has {size} bytes, not {entry.bytes}"
+        if sha256_file(path) != entry.sha256:
+            return "differs from the index (sha256)"
+    except FileNotFoundError:
+        return "is missing"
     except OSError as e:
-        reason = (
-            "is missing" if isinstance(e, FileNotFoundError) else f"cannot be read: {e.strerror}"
-        )
-    hit = _damaged_clips(index, shard) if table is not None and path.is_file() else ()
-    return [Damage(entry.file, reason, hit), *damage]
+        return f"cannot be read: {e.strerror}"
+    return None
 
 
-def _damaged_extras(path: Path) -> list[Damage]:
-    """What is wrong with the tars that were added beside a shard, in a local folder."""
+def _damaged_sidecar_tars(path: Path) -> list[Damage]:
+    """Check the sidecar tars of a shard in a local folder."""
+    prefix = f"{path.stem}."
+    names = (file.name.removeprefix(prefix) for file in path.parent.glob(f"{prefix}*.*"))
     damage = []
-    for kind in sorted(
-        {
-            f.name.removeprefix(f"{path.stem}.").split(".")[0]
-            for f in path.parent.glob(f"{path.stem}.*.*")
-        }
-    ):
+    for kind in sorted({name.partition(".")[0] for name in names}):
         try:
-            for _ in read_extra(path, kind):
+            for _ in read_sidecar_tar(path, kind):
                 pass
         except (UserError, OSError, tarfile.TarError) as e:
-            tar = extra_path(path, kind)
-            damage.append(Damage(tar.name, str(e).removeprefix(f"{tar}: ").removeprefix(f"{tar} ")))
+            tar = sidecar_tar_path(path, kind)
+            reason = str(e).removeprefix(f"{tar}: ").removeprefix(f"{tar} ")
+            damage.append(Damage(tar.name, reason))
     return damage
 
 
 def _damaged_descriptions(root: Path | Remote) -> list[Damage]:
-    """What is wrong with the descriptions beside the shards of a local folder."""
+    """Check the descriptions in a local folder."""
     try:
         if isinstance(root, Path):
             parse((root / FILE).read_bytes(), FILE)
@@ -160,19 +172,20 @@ def _without_folder(e: Exception, path: Path) -> str:
 
 
 def _damaged_clips(index: Index, shard: int) -> tuple[str, ...]:
-    reader, hit = ClipReader(index), []
+    reader, keys = ClipReader(index), []
     for row in range(index.shards[shard].clips):
         try:
             reader.check(shard, row)
         except DamagedClip as e:
-            hit.append(e.key)
-    return tuple(hit)
+            keys.append(e.key)
+    return tuple(keys)
 
 
 def _unexpected_member(path: Path, table: pa.Table | None) -> str | None:
-    """What a shard holds that the packer did not write. An index made by hand may have the right hash of anything.
+    """Return what a shard holds that the packer did not write.
 
-    Unpacked by tar, a path or a link would write outside the folder.
+    A forged index may have the right hash of anything. Extracted by tar, a path or a link would
+    write outside the folder.
     """
     with path.open("rb") as f:
         end = os.fstat(f.fileno()).st_size
@@ -188,12 +201,15 @@ def _unexpected_member(path: Path, table: pa.Table | None) -> str | None:
             at += BLOCK + -(-info.size // BLOCK) * BLOCK
         f.seek(at)
         if at > end or any(chunk.strip(b"\0") for chunk in iter(lambda: f.read(1 << 20), b"")):
-            return f"holds more than its members, behind byte {at}"
-    if table is not None:
-        rows = zip(table["key"].to_pylist(), table["offset"].to_pylist(), strict=True)
-        expected = [(f"{key}.json", offset) for key, offset in rows]
-        if members[::2] != expected or [n for n, _ in members[1::2]] != [
-            f"{n[:-5]}.mjpg" for n, _ in expected
-        ]:
-            return "has other members than its sidecar tells"
+            return f"holds more than its members, after byte {at}"
+    if table is not None and not _are_members_of(members, table):
+        return "has other members than its sidecar"
     return None
+
+
+def _are_members_of(members: list[tuple[str, int]], table: pa.Table) -> bool:
+    """Return whether members (name and offset in the tar) are those of a sidecar."""
+    keys, offsets = table["key"].to_pylist(), table["offset"].to_pylist()
+    headers = [(f"{key}.json", offset) for key, offset in zip(keys, offsets, strict=True)]
+    videos = [name for name, _ in members[1::2]]
+    return members[::2] == headers and videos == [f"{key}.mjpg" for key in keys]

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import Config, Device, Precision
-from dfer_dist.data.loading.loader import Batch, evaluation_loader
+from dfer_dist.data.loading.batch import Batch
+from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import ClipSet, all_clips, evaluation_batches
 from dfer_dist.data.shards.index import Index, open_index
 from dfer_dist.data.shards.reader import ClipReader

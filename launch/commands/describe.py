@@ -16,7 +16,7 @@ from dfer_dist.utils.errors import UserError
 from launch.console import ProgressBar, new_console, print_line
 
 if TYPE_CHECKING:
-    from dfer_dist.data.captions.generate import Outcome, Wanted
+    from dfer_dist.data.captions.generate import Outcome, PendingClip
     from dfer_dist.data.captions.store import Source
     from dfer_dist.data.shards.index import Index
 
@@ -70,12 +70,11 @@ def describe(
     Example: [bold]dfer describe data/dfew --endpoint http://localhost:8000/v1
     --model Qwen/Qwen2.5-VL-7B-Instruct --share-frames[/bold]
     """
-    from dfer_dist.data.captions.endpoint import Asking, Endpoint
-    from dfer_dist.data.captions.generate import choose_clips, make_body, make_source, open_folder
-    from dfer_dist.data.captions.generate import describe as generate
+    from dfer_dist.data.captions import generate
+    from dfer_dist.data.captions.endpoint import Endpoint, RetryPolicy
 
     console = new_console()
-    index = open_folder(shards)
+    index = generate.open_folder(shards)
     if imported:
         if endpoint:
             raise UserError("--endpoint and --import exclude each other: give one of them")
@@ -83,16 +82,18 @@ def describe(
         return
     if not endpoint or not model:
         raise UserError("give --endpoint URL and --model NAME, or --import FILE")
-    fields = make_body(_request_fields(body))
-    source = make_source(model, frames, fields)
-    server = Endpoint(endpoint, model, fields, Asking(timeout, tries, per_minute))
-    clips, num_cached = choose_clips(index, source, split, limit)
+    fields = generate.make_fields(_request_fields(body))
+    source = generate.make_source(model, frames, fields)
+    server = Endpoint(endpoint, model, fields, RetryPolicy(timeout, tries, per_minute))
+    clips, num_cached = generate.choose_clips(index, source, split, limit)
     if clips:
         _announce(console, server.url, clips, num_cached, share_frames)
-    with ProgressBar(console, "describe clips") as progress:
-        outcome = generate(index, source, server, concurrency, split, limit, progress)
+    with ProgressBar(console, "describe clips") as bar:
+        outcome = generate.describe(
+            index, source, server, concurrency=concurrency, split=split, limit=limit, progress=bar
+        )
     _print_outcome(console, index, source, outcome)
-    if outcome.failed or outcome.unasked:
+    if outcome.failed or outcome.not_sent:
         console.print("run the same command to ask again for clips without an answer")
         sys.exit(1)
 
@@ -112,7 +113,7 @@ def _request_fields(body: str) -> dict[str, Any]:
 
 
 def _announce(
-    console: Console, url: str, clips: list[Wanted], num_cached: int, share_frames: bool
+    console: Console, url: str, clips: list[PendingClip], num_cached: int, share_frames: bool
 ) -> None:
     """Print what is sent, or refuse to send it."""
     num_frames = sum(len(clip.frames) for clip in clips)
@@ -134,8 +135,8 @@ def _print_outcome(console: Console, index: Index, source: Source, outcome: Outc
     table.add_row("answered before", f"{outcome.cached:,}", "")
     for reason, count in outcome.failed.most_common():
         table.add_row(f"failed: {reason}", f"{count:,}", _printable(outcome.examples[reason]))
-    if outcome.unasked:
-        table.add_row("not asked any more", f"{outcome.unasked:,}", "")
+    if outcome.not_sent:
+        table.add_row("not asked any more", f"{outcome.not_sent:,}", "")
     console.print(table)
     _print_label_words(console, index, source)
 

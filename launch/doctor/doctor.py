@@ -82,10 +82,10 @@ def _wishes(
 
     config = load_config(experiment, overrides) if experiment else None
     if config:
-        from dfer_dist.data.shards.store import is_remote, resolve_cache, settle
+        from dfer_dist.data.shards.store import is_remote, resolve_cache, resolve_location
 
         config.data.shards, config.data.cache = (
-            settle(config.data.shards),
+            resolve_location(config.data.shards),
             resolve_cache(config.data.cache),
         )
     tracking = config.tracking if config else TrackingConfig()

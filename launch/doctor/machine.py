@@ -171,9 +171,9 @@ def _extension() -> CheckResult:
 
 
 def _scratch(place: str) -> CheckResult:
-    from dfer_dist.data.shards.cache import expand
+    from dfer_dist.data.shards.cache import expand_variables
 
-    folder = Path(expand(place))
+    folder = Path(expand_variables(place))
     new = not folder.exists()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

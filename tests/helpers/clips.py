@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
+from dfer_dist.data.shards.index import Index
+from dfer_dist.utils.files import write_json
+
 
 def write_clip(folder: Path, frames: int, seed: int, width: int = 48, height: int = 40) -> None:
     """A clip of JPEGs, each with another pattern."""
@@ -16,3 +19,14 @@ def write_clip(folder: Path, frames: int, seed: int, width: int = 48, height: in
         tiles = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
         image = np.ascontiguousarray(tiles.repeat(8, 0).repeat(8, 1)[:height, :width])
         (folder / f"{t:05d}.jpg").write_bytes(simplejpeg.encode_jpeg(image, quality=90))
+
+
+def write_index(index: Index) -> None:
+    """Write ``index.json`` of a set in a folder, whatever is in it."""
+    body = {
+        "name": index.name,
+        "classes": list(index.classes),
+        "shards": [vars(s) for s in index.shards],
+        "hash": index.hash,
+    }
+    write_json(index.root / "index.json", body)

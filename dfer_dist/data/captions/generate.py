@@ -1,19 +1,27 @@
-"""Asks a vision model for descriptions of a packed set's clips, and keeps every answer beside the shards."""
+"""Generation of descriptions of clips by a vision model, stored next to the shards."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dfer_dist.data.captions.endpoint import BODY, SYSTEM, USER, Endpoint, NoAnswer, Stopped
+from dfer_dist.data.captions.endpoint import (
+    DEFAULT_FIELDS,
+    SYSTEM,
+    USER,
+    Endpoint,
+    NoAnswer,
+    Stopped,
+)
 from dfer_dist.data.captions.store import FILE, Source, Writer, clip_hashes, parse
 from dfer_dist.data.loading.frame_sampling import sample_segments
 from dfer_dist.data.shards.index import Index, load_index
@@ -21,40 +29,71 @@ from dfer_dist.data.shards.reader import ClipReader, DamagedClip
 from dfer_dist.data.shards.store import is_remote
 from dfer_dist.utils.errors import UserError
 
-_IN_A_ROW = 20  # clips without an answer, after which the rest is not asked
+_MAX_FAILED_IN_A_ROW = 20  # clips, after which no more requests are sent
+
+# why a clip was not described
+_Error = NoAnswer | Stopped | DamagedClip
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A clip to be described: its place, key and hash, and the frames that are to be sent."""
+class PendingClip:
+    """A clip to be described: its position, key and hash, and the frames to be sent."""
 
     shard: int
     row: int
     key: str
-    clip: str
+    hash: str
     frames: tuple[int, ...]
 
 
 @dataclass
 class Outcome:
-    """Counts of clips: answered now, answered before, not asked; and those that failed, by reason, with a key and a detail as an example."""
+    """Counts of clips.
+
+    Attributes
+    ----------
+    answered, cached, not_sent : int
+        Described now; described before; left out after :attr:`Endpoint.stop` was set.
+    failed : Counter
+        By reason.
+    examples : dict
+        A key and a detail by reason.
+    """
 
     answered: int = 0
     cached: int = 0
-    unasked: int = 0
+    not_sent: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    failed_in_a_row: int = 0
+
+    def count(self, key: str, error: _Error | None) -> None:
+        """Count a clip; ``error`` is why it was not described."""
+        if error is None:
+            self.answered += 1
+            self.failed_in_a_row = 0
+        elif isinstance(error, Stopped):
+            self.not_sent += 1
+        elif isinstance(error, DamagedClip):
+            self._count_failure(key, "damaged clip", error.reason)
+        else:
+            self._count_failure(key, error.reason, error.detail)
+            self.failed_in_a_row += 1
+
+    def _count_failure(self, key: str, reason: str, detail: str) -> None:
+        self.failed[reason] += 1
+        self.examples.setdefault(reason, f"{key}: {detail}" if detail else key)
 
 
 class _LocalReader(ClipReader):
-    """Of a local folder, without webdataset's opener, which imports torch."""
+    """Reader of a local folder without webdataset's opener, which imports torch."""
 
     def _open(self, shard: int) -> int:
         return os.open(self.index.path(shard), os.O_RDONLY)
 
 
 def open_folder(location: str) -> Index:
-    """The set in a local folder.
+    """Open the set in a local folder.
 
     Raises
     ------
@@ -63,31 +102,33 @@ def open_folder(location: str) -> Index:
     """
     if is_remote(location):
         raise UserError(
-            f"{location}: descriptions are written beside the shards: give a local folder"
+            f"{location}: descriptions are written next to the shards: give a local folder"
         )
     return load_index(Path(location))
 
 
-def make_source(model: str, frames: int, body: dict[str, Any]) -> Source:
-    """What tells answers apart: all that a request has but the clip's frames, and but the bound on its length, since cut answers do not count."""
-    fields = {
-        name: value
-        for name, value in body.items()
-        if name not in ("max_tokens", "max_completion_tokens")
-    }
-    prompt = {"frames": frames, "system": SYSTEM, "user": USER, "body": fields}
+def make_source(model: str, frames: int, fields: dict[str, Any]) -> Source:
+    """Return what tells descriptions apart: everything in a request but the clip's frames.
+
+    The bound on an answer's length does not count, since truncated answers are not stored.
+    """
+    bounds = ("max_tokens", "max_completion_tokens")
+    body = {name: value for name, value in fields.items() if name not in bounds}
+    prompt = {"frames": frames, "system": SYSTEM, "user": USER, "body": body}
     return Source({"kind": "endpoint", "name": model, "language": "en", **prompt})
 
 
-def make_body(more: dict[str, Any]) -> dict[str, Any]:
-    """Fields of each request beside the messages; what ``more`` has as None is left out."""
-    return {name: value for name, value in {**BODY, **more}.items() if value is not None}
+def make_fields(more: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a request except its messages; None in ``more`` removes a field."""
+    return {name: value for name, value in {**DEFAULT_FIELDS, **more}.items() if value is not None}
 
 
 def choose_clips(
     index: Index, source: Source, split: str | None, limit: int | None
-) -> tuple[list[Wanted], int]:
-    """Clips without a description from ``source``, in the order of the index, at most ``limit``; and how many have one.
+) -> tuple[list[PendingClip], int]:
+    """Return the clips without a description from ``source``, and the number of those with one.
+
+    Clips are in the order of the index, at most ``limit``.
 
     Raises
     ------
@@ -98,34 +139,49 @@ def choose_clips(
         raise UserError(f"--split {split}: {index.root} has {', '.join(index.splits)}")
     assert isinstance(index.root, Path)
     file, hashes = index.root / FILE, clip_hashes(index)
-    held = parse(file.read_bytes(), str(file)).of(source) if file.is_file() else {}
-    wanted, cached = [], 0
+    described = parse(file.read_bytes(), str(file)).of(source) if file.is_file() else {}
+    pending, cached = [], 0
     for i, entry in enumerate(index.shards):
-        if split in (None, entry.split):
-            table = index.sidecar(i).select(["key", "frames"]).to_pydict()
-            for row, (key, frames) in enumerate(zip(table["key"], table["frames"], strict=True)):
-                if hashes[key] in held:
-                    cached += 1
-                else:
-                    chosen = dict.fromkeys(
-                        sample_segments(frames, source.about["frames"]).tolist()
-                    )  # a short clip's once each
-                    wanted.append(Wanted(i, row, key, hashes[key], tuple(chosen)))
-    return wanted[:limit], cached
+        if split not in (None, entry.split):
+            continue
+        table = index.sidecar(i).select(["key", "frames"]).to_pydict()
+        for row, (key, count) in enumerate(zip(table["key"], table["frames"], strict=True)):
+            if hashes[key] in described:
+                cached += 1
+                continue
+            # each frame of a short clip once
+            frames = dict.fromkeys(sample_segments(count, source.about["frames"]).tolist())
+            pending.append(PendingClip(i, row, key, hashes[key], tuple(frames)))
+    return pending[:limit], cached
 
 
 def describe(
     index: Index,
     source: Source,
     endpoint: Endpoint,
+    *,
     concurrency: int,
     split: str | None = None,
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:
-    """Ask for what is missing, several clips at a time; each answer is on the disk before its clip counts.
+    """Generate the missing descriptions, several clips at a time.
 
-    After a fault that would meet every clip (such as 401), or 20 clips without an answer in a row, the rest is not asked.
+    Each answer is on the disk before its clip counts. No more requests are sent after an error that
+    every clip would meet (such as 401), or 20 failed clips in a row.
+
+    Parameters
+    ----------
+    index : Index
+        In a local folder.
+    source : Source
+    endpoint : Endpoint
+    concurrency : int
+        Clips at a time.
+    split, limit
+        As of :func:`choose_clips`.
+    progress : callable, optional
+        Called with the number of clips done and of all.
 
     Raises
     ------
@@ -136,70 +192,56 @@ def describe(
     """
     assert isinstance(index.root, Path)
     with Writer(index.root) as writer:
-        clips, cached = choose_clips(
-            index, source, split, limit
-        )  # after the lock: nobody else asks for them now
-        outcome, in_a_row = Outcome(cached=cached), 0
-        work = _Work(index, source, endpoint, writer)
-        pool = ThreadPoolExecutor(concurrency)
-        try:
-            jobs = {pool.submit(work.one, clip): clip for clip in clips}
-            for number, job in enumerate(as_completed(jobs), 1):
-                in_a_row = _count(outcome, jobs[job].key, job.result(), in_a_row)
-                if in_a_row >= _IN_A_ROW:
+        # under the writer's lock: no other process requests these
+        clips, cached = choose_clips(index, source, split, limit)
+        outcome = Outcome(cached=cached)
+        worker = _Worker(index, source, endpoint, writer)
+        # closed before the writer, also on an interrupt: pending answers are kept
+        with closing(worker.describe_all(clips, concurrency)) as done:
+            for number, (clip, error) in enumerate(done, 1):
+                outcome.count(clip.key, error)
+                if outcome.failed_in_a_row >= _MAX_FAILED_IN_A_ROW:
                     endpoint.stop.set()
                 if progress:
-                    progress(number, len(jobs))
-        finally:
-            endpoint.stop.set()
-            pool.shutdown(cancel_futures=True)  # answers that are on their way are kept
+                    progress(number, len(clips))
     return outcome
 
 
-def _count(
-    outcome: Outcome, key: str, fault: NoAnswer | Stopped | DamagedClip | None, in_a_row: int
-) -> int:
-    """Count a clip; returns how many in a row had no answer from the endpoint."""
-    if fault is None:
-        outcome.answered += 1
-        return 0
-    if isinstance(fault, Stopped):
-        outcome.unasked += 1
-        return in_a_row
-    damaged = isinstance(fault, DamagedClip)
-    reason, detail = (
-        ("damaged clip", fault.reason)
-        if isinstance(fault, DamagedClip)
-        else (fault.reason, fault.detail)
-    )
-    outcome.failed[reason] += 1
-    outcome.examples.setdefault(reason, f"{key}: {detail}" if detail else key)
-    return in_a_row if damaged else in_a_row + 1
-
-
-class _Work:
-    """What each thread does."""
+class _Worker:
+    """Describes clips in threads."""
 
     def __init__(self, index: Index, source: Source, endpoint: Endpoint, writer: Writer) -> None:
         self._source, self._endpoint, self._writer = source, endpoint, writer
-        self._reader, self._reading = (
-            _LocalReader(index),
-            threading.Lock(),
-        )  # a reader is for one thread
+        # a reader is not thread-safe
+        self._reader, self._reader_lock = _LocalReader(index), threading.Lock()
 
-    def one(self, clip: Wanted) -> NoAnswer | Stopped | DamagedClip | None:
-        """Have one clip described; returns why it was not."""
+    def describe_all(
+        self, clips: list[PendingClip], concurrency: int
+    ) -> Generator[tuple[PendingClip, _Error | None], None, None]:
+        """Describe clips in threads; yield each with its error once it is done."""
+        pool = ThreadPoolExecutor(concurrency)
+        try:
+            jobs = {pool.submit(self._describe, clip): clip for clip in clips}
+            for job in as_completed(jobs):
+                yield jobs[job], job.result()
+        finally:
+            self._endpoint.stop.set()
+            # waits for requests that were sent, whose answers are kept
+            pool.shutdown(cancel_futures=True)
+
+    def _describe(self, clip: PendingClip) -> _Error | None:
+        """Describe one clip; return why that failed."""
         if self._endpoint.stop.is_set():
             return Stopped()
         try:
-            with self._reading:
+            with self._reader_lock:
                 jpegs = self._reader.jpegs(clip.shard, clip.row, lambda *_: np.array(clip.frames))
-            text = self._endpoint.ask(jpegs)
+            text = self._endpoint.describe(jpegs)
         except (DamagedClip, Stopped) as e:
             return e
         except NoAnswer as e:
             if e.for_all:
                 self._endpoint.stop.set()
             return e
-        self._writer.add(self._source, [(clip.key, clip.clip, text)])
+        self._writer.add(self._source, [(clip.key, clip.hash, text)])
         return None

@@ -1,19 +1,21 @@
-"""Descriptions of clips in words, one file beside the shards: ``descriptions.jsonl``, which is only ever added to.
+"""Descriptions of clips, stored next to the shards in ``descriptions.jsonl``, an append-only file.
 
-A line is a JSON object with a ``sha256`` over the rest of it. There are two kinds: ``{"source", "about"}`` says what a source is (a model
-with its prompt, or an import); ``{"source", "key", "clip", "text"}`` is an answer as it came. ``source`` is the hash of ``about``, ``clip`` the
-hash of the clip's frames: an answer counts only for that source and those frames, and of several the last. Label words are taken out when
-a description is read (:mod:`dfer_dist.data.captions.label_leakage`): what is read is never older than the list of words.
+A line is a JSON object with a ``sha256`` over the rest of it, of two kinds: ``{"source", "about"}``
+describes a source (a model with its prompt, or an import); ``{"source", "key", "clip", "text"}`` is
+an answer as received. ``source`` is the hash of ``about``, ``clip`` the hash of the clip's frames:
+an answer counts only for that source and those frames, and of several the last one counts. Label
+words are removed when a description is read (:mod:`dfer_dist.data.captions.label_leakage`), so that
+a change of the list of words takes effect at once.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from errno import ENOLCK, ENOSPC, ENOSYS, EOPNOTSUPP
 from pathlib import Path
@@ -27,21 +29,26 @@ from dfer_dist.data.loading.sampler import ClipSet
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.store import FetchError, Remote
 from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.locks import try_lock, unlock
 
 FILE = "descriptions.jsonl"
 _VERSION = 1
-_SHORT = 8  # hex digits that are enough to name a source
+_SHORT = 8  # hex digits that suffice to name a source
+_NO_LOCKS = (ENOLCK, ENOSYS, EOPNOTSUPP)  # errors of a file system without locks
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where descriptions come from. ``about`` has at least ``name`` and ``language`` (en or zh); its hash tells sources apart."""
+    """Where descriptions come from.
+
+    ``about`` has at least ``name`` and ``language`` (en or zh); its hash identifies the source.
+    """
 
     about: dict[str, Any]
 
     @property
     def hash(self) -> str:
-        """Hex sha256."""
+        """Hex sha256 of ``about``."""
         return _digest(self.about)
 
     def __str__(self) -> str:
@@ -50,12 +57,16 @@ class Source:
 
 @dataclass
 class CaptionSet:
-    """What a file of descriptions holds: its sources by hash, and the texts of each, as they came, by the hash of the clip."""
+    """The content of a file of descriptions.
+
+    ``sources`` by their hash; ``texts``, as received, by source and the hash of the clip.
+    """
 
     sources: dict[str, Source] = field(default_factory=dict)
     texts: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def of(self, source: Source) -> dict[str, str]:
+        """Return the texts of a source by the hash of the clip."""
         return self.texts.get(source.hash, {})
 
 
@@ -68,52 +79,63 @@ def descriptions(
     language: str = "en",
     testing: bool = False,
 ) -> dict[str, str]:
-    """Descriptions of the clips ``keys``, by key, without label words; clips without one, or of whose nothing is left, are absent.
+    """Return the descriptions of clips by key, without label words.
+
+    Clips without a description are left out, and those whose description is empty without label
+    words.
 
     Parameters
     ----------
     index : Index
-        A set in a folder or at a server; the file lies beside its shards.
+        In a folder or at a server.
     keys : iterable of str
-        Clips whose descriptions are wanted, such as :func:`clip_keys` of what is trained on.
+        Clips, such as :func:`clip_keys` of the training clips.
     fold : int
-        The fold that is tested, counted from 1.
+        The test fold, counted from 1.
     source : str, optional
-        A source's name, or the first eight or more digits of its hash; needed where the file has several of the language.
+        A source's name, or the first eight or more digits of its hash; required where the file has
+        several sources of the language.
     language : str
         en or zh.
     testing : bool
-        Allow descriptions of the fold's test clips: for a test that says it uses them, never for training.
+        Allow descriptions of the fold's test clips: never for training.
 
     Raises
     ------
     ValueError
-        If ``keys`` has a test clip of the fold and ``testing`` is off, or a clip that the set does not have.
+        If ``keys`` has a test clip without ``testing``, or a clip that is not in the set.
     UserError
         If there is no such file or source, or a line was changed.
     """
     wanted, hashes = set(keys), clip_hashes(index)
     if unexpected := wanted - hashes.keys():
         raise ValueError(f"{index.root} has no clip {min(unexpected)}")
-    tested = wanted & {
-        key for i in index.test_shards(fold) for key in index.sidecar(i)["key"].to_pylist()
-    }
-    if tested and not testing:
-        raise ValueError(
-            f"{len(tested)} clips, such as {min(tested)}, are tested in fold {fold}: their descriptions are not for training"
-        )
-    held = read(index)
-    texts = held.of(_choose(held, f"{index.root}/{FILE}", source, language))
-    found = {
+    if not testing:
+        _check_not_tested(index, wanted, fold)
+    stored = read(index)
+    texts = stored.of(_choose(stored, f"{index.root}/{FILE}", source, language))
+    cleaned = {
         key: clean(texts[hashes[key]], index.classes)
         for key in sorted(wanted)
         if hashes[key] in texts
     }
-    return {key: text for key, text in found.items() if text}
+    return {key: text for key, text in cleaned.items() if text}
+
+
+def _check_not_tested(index: Index, keys: set[str], fold: int) -> None:
+    test_keys = (
+        key for i in index.test_shards(fold) for key in index.sidecar(i)["key"].to_pylist()
+    )
+    leaked = keys.intersection(test_keys)
+    if leaked:
+        raise ValueError(
+            f"{len(leaked)} clips, such as {min(leaked)}, are tested in fold {fold}: their "
+            "descriptions are not for training"
+        )
 
 
 def find_source(index: Index, source: str | None = None, language: str = "en") -> Source:
-    """The source that :func:`descriptions` would read.
+    """Return the source that :func:`descriptions` would read.
 
     Raises
     ------
@@ -124,32 +146,27 @@ def find_source(index: Index, source: str | None = None, language: str = "en") -
 
 
 def clip_keys(index: Index, clips: ClipSet) -> list[str]:
-    """Keys of a set of clips, in the order of the index."""
-    columns = [
-        (index.sidecar(shard)["key"], rows)
-        for shard, rows in zip(clips.shards, clips.rows, strict=True)
-    ]
-    return [
-        key
-        for column, rows in columns
-        for key in (column if rows is None else column.take(pa.array(rows))).to_pylist()
-    ]
+    """Return the keys of a set of clips, in the order of the index."""
+    keys: list[str] = []
+    for shard, rows in zip(clips.shards, clips.rows, strict=True):
+        column = index.sidecar(shard)["key"]
+        keys += (column if rows is None else column.take(pa.array(rows))).to_pylist()
+    return keys
 
 
 def clip_hashes(index: Index) -> dict[str, str]:
-    """For each clip's key the hex sha256 over the key and the CRC32 of each of its frames: with one changed frame it is another."""
-    found = {}
+    """Return the hash of each clip by key: hex sha256 over the key and the CRC32 of each frame."""
+    hashes = {}
     for i in range(len(index.shards)):
         table = index.sidecar(i)
         for key, crc32 in zip(table["key"].to_pylist(), table["crc32"].to_pylist(), strict=True):
-            found[key] = hashlib.sha256(
-                key.encode() + b"\0" + np.array(crc32, "<u4").tobytes()
-            ).hexdigest()
-    return found
+            content = key.encode() + b"\0" + np.array(crc32, "<u4").tobytes()
+            hashes[key] = hashlib.sha256(content).hexdigest()
+    return hashes
 
 
 def read(index: Index) -> CaptionSet:
-    """All that is held for a set.
+    """Read all descriptions of a set.
 
     Raises
     ------
@@ -157,25 +174,24 @@ def read(index: Index) -> CaptionSet:
         If there is no file, or a line was changed.
     """
     try:
-        data = (
-            index.root.get(FILE)
-            if isinstance(index.root, Remote)
-            else (index.root / FILE).read_bytes()
-        )
+        if isinstance(index.root, Remote):
+            data = index.root.get(FILE)
+        else:
+            data = (index.root / FILE).read_bytes()
     except (FileNotFoundError, FetchError) as e:
         raise UserError(f"{index.root} has no {FILE}: dfer describe makes it ({e})") from e
     return parse(data, f"{index.root}/{FILE}")
 
 
 def parse(data: bytes, file: str) -> CaptionSet:
-    """What the bytes of a file of descriptions hold; a last line without its end is none.
+    """Parse the bytes of a file of descriptions; an unterminated last line is ignored.
 
     Raises
     ------
     UserError
         If a line was changed.
     """
-    held = CaptionSet()
+    stored = CaptionSet()
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
             row = json.loads(line)
@@ -183,19 +199,22 @@ def parse(data: bytes, file: str) -> CaptionSet:
             if own != _digest(row) or row["version"] != _VERSION:
                 raise ValueError
             if "about" in row:
-                held.sources[row["source"]] = Source(row["about"])
+                stored.sources[row["source"]] = Source(row["about"])
             else:
-                held.texts.setdefault(row["source"], {})[row["clip"]] = row["text"]
+                stored.texts.setdefault(row["source"], {})[row["clip"]] = row["text"]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
-            words = "was changed, or is of another program: remove that line, and dfer describe makes it again"
-            raise UserError(f"{file}: line {number} {words}") from e
-    return held
+            raise UserError(
+                f"{file}: line {number} was changed, or was written by another program: remove "
+                "that line, and dfer describe makes it again"
+            ) from e
+    return stored
 
 
 class Writer:
-    """The file of descriptions of a set in a folder, open to be added to; of several processes by one at a time.
+    """The file of descriptions of a set in a folder, open for appending by one process at a time.
 
-    ``held`` is what it had when it was opened. A line that a killed process left unfinished is cut off. Threads may share a writer.
+    ``stored`` is its content when it was opened. A line that a killed process left unfinished is
+    removed. Threads may share a writer.
 
     Raises
     ------
@@ -205,59 +224,60 @@ class Writer:
 
     def __init__(self, root: Path) -> None:
         path = root / FILE
-        self._lock = threading.Lock()
+        self._thread_lock = threading.Lock()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            _lock(self._file)
+            if not _lock_if_supported(self._file):
+                raise UserError(f"{path} is being written by another dfer describe: wait for it")
             data = path.read_bytes()
-            self.held = parse(data, str(path))
+            self.stored = parse(data, str(path))
             os.ftruncate(self._file, data.rfind(b"\n") + 1)
-        except BlockingIOError as e:
-            os.close(self._file)
-            raise UserError(f"{path} is being written by another dfer describe: wait for it") from e
         except BaseException:
             os.close(self._file)
             raise
-        self._known = set(self.held.sources)
+        self._known = set(self.stored.sources)
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
+        with self._thread_lock:
+            with suppress(OSError):
+                unlock(self._file)
             os.close(self._file)
-            self._file = (
-                -1
-            )  # a thread that comes late must not write to a file that got this number since
+            # a late thread must not write to another file that got this number
+            self._file = -1
 
     def add(self, source: Source, rows: Iterable[tuple[str, str, str]]) -> None:
-        """Add descriptions: keys, hashes of clips, texts. They are on the disk when this returns.
+        """Append descriptions, durably.
+
+        Parameters
+        ----------
+        source : Source
+        rows : iterable of (key, hash, text)
+            Of each clip.
 
         Raises
         ------
         OSError
-            If the disk is full or fails; the file is then as before.
+            If the disk is full or fails; the file is then unchanged.
         """
-        with self._lock:
-            about = (
-                []
-                if source.hash in self._known
-                else [{"source": source.hash, "about": source.about}]
-            )
-            texts: list[dict[str, Any]] = [
+        with self._thread_lock:
+            lines: list[dict[str, Any]] = [
                 {"source": source.hash, "key": key, "clip": clip, "text": text}
                 for key, clip, text in rows
             ]
-            self._append([{"version": _VERSION, **row} for row in (*about, *texts)])
+            if source.hash not in self._known:
+                lines.insert(0, {"source": source.hash, "about": source.about})
+            self._append([{"version": _VERSION, **line} for line in lines])
             self._known.add(source.hash)
 
     def _append(self, rows: list[dict[str, Any]]) -> None:
-        lines = "".join(
-            json.dumps({**row, "sha256": _digest(row)}, ensure_ascii=False) + "\n" for row in rows
-        ).encode()
-        size = os.fstat(self._file).st_size
+        signed = [{**row, "sha256": _digest(row)} for row in rows]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in signed)
+        data, size = text.encode(), os.fstat(self._file).st_size
         try:
-            if os.write(self._file, lines) != len(lines):
+            if os.write(self._file, data) != len(data):
                 raise OSError(ENOSPC, os.strerror(ENOSPC))
             os.fsync(self._file)
         except BaseException:
@@ -265,35 +285,37 @@ class Writer:
             raise
 
 
-def _lock(file: int) -> None:
+def _lock_if_supported(file: int) -> bool:
+    """Lock a file; return whether it was free. Without locks, the user has to run one at a time."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return try_lock(file)
     except OSError as e:
-        if e.errno not in (
-            ENOLCK,
-            ENOSYS,
-            EOPNOTSUPP,
-        ):  # a file system without locks: the person has to see to it
+        if e.errno not in _NO_LOCKS:
             raise
+        return True
 
 
 def _digest(row: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
 
 
-def _choose(held: CaptionSet, file: str, wanted: str | None, language: str) -> Source:
+def _choose(stored: CaptionSet, file: str, name: str | None, language: str) -> Source:
     fitting = [
-        s for s in held.sources.values() if s.about["language"] == language and _is_meant(s, wanted)
+        source
+        for source in stored.sources.values()
+        if source.about["language"] == language and _is_named(source, name)
     ]
     if len(fitting) != 1:
-        have = "; ".join(map(str, held.sources.values())) or "none"
-        which = f" named {wanted}" if wanted else ""
+        have = "; ".join(map(str, stored.sources.values())) or "none"
+        which = f" named {name}" if name else ""
         raise UserError(
-            f"{file} has {len(fitting)} sources{which} in '{language}', and one is wanted: choose with data.descriptions of {have}"
+            f"{file} has {len(fitting)} sources{which} in '{language}', and one is needed: choose "
+            f"with data.descriptions of {have}"
         )
     return fitting[0]
 
 
-def _is_meant(source: Source, wanted: str | None) -> bool:
-    by_hash = wanted is not None and len(wanted) >= _SHORT and source.hash.startswith(wanted)
-    return wanted is None or by_hash or source.about["name"] == wanted
+def _is_named(source: Source, name: str | None) -> bool:
+    if name is None or source.about["name"] == name:
+        return True
+    return len(name) >= _SHORT and source.hash.startswith(name)

@@ -28,11 +28,11 @@ from dfer_dist.data.shards.sidecars import (
     PARSING,
     REGIONS,
     array_bytes,
-    describe_extra,
-    extra_path,
     read_array,
-    read_extra,
-    write_extra,
+    read_manifest,
+    read_sidecar_tar,
+    sidecar_tar_path,
+    write_sidecar_tar,
 )
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import sha256_file
@@ -177,7 +177,7 @@ def _add(
     )  # from other landmarks than are there now
     if there is not None and given and not same:
         raise UserError(
-            f"{extra_path(path, kind).name} is there, made otherwise ({there.get('by')}): remove *.{kind}.tar and *.{kind}.json to make it anew"
+            f"{sidecar_tar_path(path, kind).name} is there, made otherwise ({there.get('by')}): remove *.{kind}.tar and *.{kind}.json to make it anew"
         )
     if there is not None and (same or not redrawn):
         tick(clips)
@@ -190,7 +190,7 @@ def _add(
             tick(1)
 
     try:
-        write_extra(path, kind, ticking(), made)
+        write_sidecar_tar(path, kind, ticking(), made)
     except DamagedClip as e:
         raise UserError(f"{e}: copy the shard again") from e
     return Added(kind, made, clips, False)
@@ -198,14 +198,14 @@ def _add(
 
 def _there(path: Path, kind: str) -> dict[str, Any] | None:
     try:
-        return dict(describe_extra(path, kind)["made"])
+        return dict(read_manifest(path, kind).made)
     except UserError:
         return None
 
 
 def _landmarks_sha256(job: Job) -> str:
     try:
-        return str(describe_extra(job.path, LANDMARKS)["sha256"])
+        return read_manifest(job.path, LANDMARKS).sha256
     except UserError as e:
         raise UserError(
             f"{e}; maps are drawn from landmarks: give --landmarks too (or --parser FILE)"
@@ -269,7 +269,7 @@ def _map_row(
 
 def _drawn(job: Job, made: dict[str, Any]) -> Rows:
     for (key, jpegs), (_, members) in zip(
-        _clips(job), read_extra(job.path, LANDMARKS), strict=True
+        _clips(job), read_sidecar_tar(job.path, LANDMARKS), strict=True
     ):
         points = fill_missing(
             read_array(members["landmarks.npy"]), read_array(members["found.npy"])
@@ -304,5 +304,5 @@ def _tidy(index: Index) -> None:
     assert isinstance(index.root, Path)
     for shard in range(len(index.shards)):
         for kind in (LANDMARKS, PARSING):
-            for file in index.root.glob(f".{extra_path(index.path(shard), kind).stem}.*"):
+            for file in index.root.glob(f".{sidecar_tar_path(index.path(shard), kind).stem}.*"):
                 file.unlink(missing_ok=True)

@@ -69,7 +69,7 @@ class BufferPool:
         return self._memory[index], index
 
     def export(self, index: int) -> Tensor:
-        """Return the tensor of a filled buffer, freed once the tensor and all its views are gone."""
+        """Return the tensor of a filled buffer, free again once it and its views are gone."""
         array = self._memory[index]
         # a tensor keeps the array that it was made from
         weakref.finalize(array, self._release, index).atexit = False

@@ -1,4 +1,4 @@
-"""Which frames of a clip are read."""
+"""Which frames of a clip are sampled."""
 
 from __future__ import annotations
 
@@ -7,79 +7,111 @@ import numpy as np
 from dfer_dist.config.schema import DataConfig, Sampling
 
 
-def train_frames(frames: int, data: DataConfig, rng: np.random.Generator) -> np.ndarray:
-    """Frame numbers of one training clip by ``data.sampling``, int64 [T], rising.
+def train_frames(count: int, data: DataConfig, rng: np.random.Generator) -> np.ndarray:
+    """Sample the frames of a training clip by ``data.sampling``.
 
-    ``frames`` is how many the clip has. ``uniform`` leaves nothing to chance, ``dense`` draws where its window begins.
+    ``uniform`` is not random; ``dense`` samples where its window begins.
+
+    Parameters
+    ----------
+    count : int
+        Number of the clip's frames.
+    data : DataConfig
+    rng : Generator
+
+    Returns
+    -------
+    ndarray of int64 [T]
+        Ascending frame numbers.
+    """
+    if data.sampling is Sampling.segments:
+        return sample_random(count, data.num_frames, rng)
+    if data.sampling is Sampling.uniform:
+        return sample_evenly(count, data.num_frames)
+    last_start = max(count - _span(data), 0)
+    return _window(count, data, int(rng.integers(last_start + 1)))
+
+
+def eval_frames(count: int, data: DataConfig, views: int) -> np.ndarray:
+    """Sample the frames of each view of a test clip by ``data.sampling``.
+
+    ``segments`` cuts each segment into V equal parts; view v gets the centres of the v-th ones, so
+    that a single view gets the centres of segments. ``dense`` spreads V windows evenly from the
+    first frame to the last (Wang et al., "Non-local Neural Networks", CVPR 2018; Feichtenhofer et
+    al., "SlowFast Networks", ICCV 2019); a single window is centred. ``uniform`` has one view.
+
+    Parameters
+    ----------
+    count : int
+        Number of the clip's frames.
+    data : DataConfig
+    views : int
+        V.
+
+    Returns
+    -------
+    ndarray of int64 [V, T]
+        Frame numbers, ascending within a view.
     """
     wanted = data.num_frames
     if data.sampling is Sampling.segments:
-        return sample_random(frames, wanted, rng)
+        return np.stack([sample_segments(count, wanted, (v + 0.5) / views) for v in range(views)])
     if data.sampling is Sampling.uniform:
-        return sample_evenly(frames, wanted)
-    buffer = max(frames - _span(data), 0)
-    return _window(frames, data, int(rng.integers(buffer + 1)))
+        return sample_evenly(count, wanted)[None].repeat(views, 0)
+    last_start = max(count - _span(data), 0)
+    starts = [last_start // 2]
+    if views > 1:
+        starts = [last_start * v // (views - 1) for v in range(views)]
+    return np.stack([_window(count, data, start) for start in starts])
 
 
-def eval_frames(frames: int, data: DataConfig, views: int) -> np.ndarray:
-    """Frame numbers of each of a test clip's ``views`` views, int64 [V, T], rising within a view.
+def sample_random(count: int, wanted: int, rng: np.random.Generator) -> np.ndarray:
+    """Sample one frame from each of ``wanted`` equal segments (TSN, Wang et al., ECCV 2016).
 
-    ``segments`` cuts each segment into V equal parts and gives view v the middles of the v-th ones: one view is that of
-    segment centres. ``dense`` spreads V windows evenly from the clip's first frame to its last (Wang et al., "Non-local
-    Neural Networks", CVPR 2018; Feichtenhofer et al., "SlowFast Networks", ICCV 2019); one window stands in the middle.
-    ``uniform`` has a single view.
-    """
-    wanted = data.num_frames
-    if data.sampling is Sampling.segments:
-        return np.stack([sample_segments(frames, wanted, (v + 0.5) / views) for v in range(views)])
-    if data.sampling is Sampling.uniform:
-        return sample_evenly(frames, wanted)[None].repeat(views, 0)
-    buffer = max(frames - _span(data), 0)
-    starts = [buffer // 2] if views == 1 else [buffer * v // (views - 1) for v in range(views)]
-    return np.stack([_window(frames, data, start) for start in starts])
-
-
-def sample_random(frames: int, wanted: int, rng: np.random.Generator) -> np.ndarray:
-    """One frame at random from each of ``wanted`` equal segments (TSN, Wang et al., ECCV 2016).
-
-    As in DFER-CLIP: segments have a whole number of frames, counted from the start, so that what is left over at the end
-    is never drawn; a clip shorter than ``wanted`` gives all its frames and repeats the last one.
+    As in DFER-CLIP, segments have a whole number of frames, counted from the start, so that the
+    remainder at the end is never sampled; a clip shorter than ``wanted`` gives all its frames and
+    repeats the last one.
 
     Returns
     -------
     ndarray of int64 [wanted]
-        Rising frame numbers.
+        Ascending frame numbers.
     """
-    segment = frames // wanted
+    segment = count // wanted
     if segment > 0:
         return np.arange(wanted) * segment + rng.integers(segment, size=wanted)
-    return _pad(frames, wanted)
+    return _first_frames(count, wanted)
 
 
-def sample_segments(frames: int, wanted: int, at: float = 0.5) -> np.ndarray:
-    """The frame at share ``at`` of each of ``wanted`` equal segments; a shorter clip repeats its last frame."""
-    if frames > wanted:
-        tick = frames / wanted
-        return (tick * at + tick * np.arange(wanted)).astype(np.int64)
-    return _pad(frames, wanted)
+def sample_segments(count: int, wanted: int, at: float = 0.5) -> np.ndarray:
+    """Return the frame at fraction ``at`` of each of ``wanted`` equal segments, int64 [wanted].
 
-
-def sample_evenly(frames: int, wanted: int) -> np.ndarray:
-    """``wanted`` frames at equal distances, the clip's first and last among them, rounded down.
-
-    As ``UniformTemporalSubsample`` of PyTorchVideo; a clip shorter than ``wanted`` repeats frames all along.
+    A shorter clip repeats its last frame.
     """
-    return np.arange(wanted) * (frames - 1) // max(wanted - 1, 1)
+    if count > wanted:
+        tick = count / wanted
+        return (tick * at + tick * np.arange(wanted)).astype(np.int64)
+    return _first_frames(count, wanted)
+
+
+def sample_evenly(count: int, wanted: int) -> np.ndarray:
+    """Return ``wanted`` frames at equal distances from the first to the last, rounded down.
+
+    As ``UniformTemporalSubsample`` of PyTorchVideo; a clip shorter than ``wanted`` repeats frames
+    throughout.
+    """
+    return np.arange(wanted) * (count - 1) // max(wanted - 1, 1)
 
 
 def _span(data: DataConfig) -> int:
     return (data.num_frames - 1) * data.stride + 1
 
 
-def _window(frames: int, data: DataConfig, start: int) -> np.ndarray:
-    """Every ``data.stride``-th frame from ``start``; a clip that ends within the window repeats its last frame."""
-    return np.minimum(start + np.arange(data.num_frames) * data.stride, frames - 1)
+def _window(count: int, data: DataConfig, start: int) -> np.ndarray:
+    """Return every ``data.stride``-th frame from ``start``; past its end, the last frame."""
+    return np.minimum(start + np.arange(data.num_frames) * data.stride, count - 1)
 
 
-def _pad(frames: int, wanted: int) -> np.ndarray:
-    return np.minimum(np.arange(wanted), frames - 1)
+def _first_frames(count: int, wanted: int) -> np.ndarray:
+    """Return the first ``wanted`` frames; a shorter clip repeats its last one."""
+    return np.minimum(np.arange(wanted), count - 1)

@@ -30,9 +30,9 @@ from dfer_dist.data.shards.reader import ClipHandle, DamagedClip
 from dfer_dist.data.shards.sidecars import (
     LANDMARKS,
     PARSING,
-    describe_modality,
-    extra_path,
     read_array,
+    read_modality_manifest,
+    sidecar_tar_path,
 )
 from dfer_dist.data.shards.store import Remote
 
@@ -132,14 +132,14 @@ class ModalityReader:
         return tar
 
     def _open(self, shard: int, kind: str) -> _Tar:
-        about = describe_modality(self.index, shard, kind)
+        manifest = read_modality_manifest(self.index, shard, kind)
         root = self.index.root
         if isinstance(root, Remote):
-            name = str(extra_path(Path(self.index.shards[shard].file), kind))
-            file = root.open(name, about["sha256"], about["bytes"])
+            name = str(sidecar_tar_path(Path(self.index.shards[shard].file), kind))
+            file = root.open(name, manifest.sha256, manifest.bytes)
         else:
-            file = os.open(extra_path(self.index.path(shard), kind), os.O_RDONLY)
-        return _Tar(file, about["members"])
+            file = os.open(sidecar_tar_path(self.index.path(shard), kind), os.O_RDONLY)
+        return _Tar(file, manifest.members)
 
     def __reduce__(self) -> tuple[type, tuple[Index, tuple[str, ...]]]:
         return type(self), (self.index, self.modalities)  # another process opens its own files

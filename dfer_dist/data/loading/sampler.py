@@ -72,9 +72,9 @@ def train_val_split(
 ) -> tuple[ClipSet, ClipSet]:
     """Split shards into a training part and a stratified validation part.
 
-    Of each class, ``fraction`` of the clips (at least one, never all of them) go to validation: those
-    whose keys have the smallest keyed hash, so that the choice depends on the seed and the keys
-    alone, not on how clips are distributed over shards.
+    Of each class, ``fraction`` of the clips (at least one, never all) go to validation: those whose
+    keys have the smallest keyed hash, so that the choice depends on the seed and the keys alone,
+    not on how clips are distributed over shards.
 
     Returns
     -------
@@ -122,7 +122,7 @@ class _ShardOrder(NamedTuple):
 class _Block(NamedTuple):
     """A block of every lane: steps that are shuffled among themselves."""
 
-    index: int
+    number: int
     start: int  # first step
     size: int  # steps
 
@@ -205,12 +205,12 @@ class EpochPlan:
         return _ShardOrder(positions, ends, int(rng.integers(len(self.clips))))
 
     def _block(self, step: int) -> _Block:
-        index = step // self.block
-        start = index * self.block
-        return _Block(index, start, min(self.block, self.steps - start))
+        number = step // self.block
+        start = number * self.block
+        return _Block(number, start, min(self.block, self.steps - start))
 
     def _shuffled_steps(self, block: _Block, lane: int) -> np.ndarray:
-        return _shuffled_steps(self.seed, self.epoch, lane, block.index, block.size)
+        return _shuffled_steps(self.seed, self.epoch, lane, block.number, block.size)
 
     def _check_range(self, step: int, lane: int) -> None:
         if not (0 <= step < self.steps and 0 <= lane < self.global_batch):

@@ -24,7 +24,7 @@ import numpy as np
 
 from dfer_dist.data.packing.writer import STATE, Done, Job, hash_json, stop_at_fault, write_shard
 from dfer_dist.data.shards.index import Index, Shard, content_hash, read_index, sidecar_path
-from dfer_dist.data.shards.sidecars import LANDMARKS, extra_path
+from dfer_dist.data.shards.sidecars import LANDMARKS, sidecar_tar_path
 from dfer_dist.data.sources.records import CLASSES, ClipRecord, Fault
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
@@ -163,7 +163,7 @@ def _option(name: str, value: Any) -> str:
 
 
 def _files(job: Job) -> tuple[Path, ...]:
-    extra = extra_path(job.tar, LANDMARKS)
+    extra = sidecar_tar_path(job.tar, LANDMARKS)
     return (
         job.tar,
         sidecar_path(job.tar),

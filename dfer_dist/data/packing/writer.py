@@ -16,7 +16,12 @@ import pyarrow.parquet as pq
 
 from dfer_dist.data.packing.media import file_sizes, load_frames
 from dfer_dist.data.shards.index import SIDECAR, Shard, sidecar_path
-from dfer_dist.data.shards.sidecars import LANDMARKS, describe_extra, extra_path, write_extra
+from dfer_dist.data.shards.sidecars import (
+    LANDMARKS,
+    read_manifest,
+    sidecar_tar_path,
+    write_sidecar_tar,
+)
 from dfer_dist.data.sources.records import ClipRecord, Fault
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import atomic_path, read_json, sha256_file, write_json
@@ -102,7 +107,7 @@ def _finished(job: Job, digest: str) -> Done | None:
 
 def _has_landmarks(job: Job) -> bool:
     try:
-        return not job.faces or bool(describe_extra(job.tar, LANDMARKS))
+        return not job.faces or bool(read_manifest(job.tar, LANDMARKS))
     except UserError:
         return False
 
@@ -130,14 +135,14 @@ def _write_clips(job: Job, digest: str, tick: Callable[[int], None]) -> Done:
                 encoded += clip.encoded
             tick(1)
     if not rows:
-        extra = extra_path(job.tar, LANDMARKS)
+        extra = sidecar_tar_path(job.tar, LANDMARKS)
         for file in (job.tar, sidecar_path(job.tar), extra, extra.with_suffix(".json")):
             file.unlink(missing_ok=True)
         return Done(digest, None, 0, 0, tuple(faults))
     with atomic_path(sidecar_path(job.tar)) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SIDECAR), temporary)
     if job.faces:
-        write_extra(job.tar, LANDMARKS, landmarks, {"by": "dfer pack --faces"})
+        write_sidecar_tar(job.tar, LANDMARKS, landmarks, {"by": "dfer pack --faces"})
     histogram = tuple(
         np.bincount([row["label"] for row in rows], minlength=job.num_classes).tolist()
     )

@@ -1,15 +1,15 @@
-"""A folder on this machine's disk that holds whole files fetched from elsewhere, shared by ranks, loader workers and jobs.
+"""A folder on a local disk that caches whole files of a server, shared by ranks, workers and jobs.
 
-Files are named by their sha256, so that two sets, or two versions of one, never mix. A file takes its name by a rename once
-it is whole and checked; what a killed process left of one has another name, counts for nothing and is swept away. The least
-recently opened files make room for new ones. One that somebody reads may be among them: its name goes, an open file stays
-readable, and the disk has its space back when the last reader closes it. What else lies in the folder is left alone.
+Files are named by their sha256, so that two sets, or two versions of one, never mix. A file gets
+its name by a rename once it is complete and checked; the partial file of a killed process has
+another name, is never read and is removed. The least recently opened files are evicted for new
+ones. A file may be evicted while it is read: its name goes, the open file stays readable, and its
+space is freed when the last reader closes it. Other files in the folder are not touched.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import tempfile
@@ -20,54 +20,65 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from string import Template
+from typing import NamedTuple
 
 from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.locks import file_lock, is_locked
 
-_POLL = 0.2  # seconds between looks for room while others download
-_NAME = re.compile(r"[0-9a-f]{64}\.(tar|parquet)")
-_PART = re.compile(rf"\.({_NAME.pattern})\.([0-9]+)\.part")
-FULL = (errno.ENOSPC, errno.EDQUOT)
-_MINE = (
-    *FULL,
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# errors of the folder, not of the network
+_FOLDER_ERRORS = (
+    *DISK_FULL,
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
     errno.ENOTDIR,
     errno.EEXIST,
-)  # faults of the folder, not of the net
+)
+_POLL_S = 0.2  # between checks for space while other downloads fill the cache
+_NAME = re.compile(r"[0-9a-f]{64}\.(tar|parquet)")
+_PART = re.compile(rf"\.(?P<name>{_NAME.pattern})\.(?P<size>[0-9]+)\.part")
+
+
+class _Entry(NamedTuple):
+    """A cached file; sorts by the time of its last use."""
+
+    used_ns: int
+    size: int
+    name: str
 
 
 def default_folder() -> Path:
-    """``dfer-cache`` in the job's own scratch folder ($SLURM_TMPDIR), else one of this user in $TMPDIR or /tmp.
+    """Return ``dfer-cache`` in the job's scratch folder ($SLURM_TMPDIR), $TMPDIR or /tmp.
+
+    In the latter two it is named after the user.
 
     Raises
     ------
     UserError
-        If another user has made that folder, and so could put other frames there.
+        If another user made that folder, and so could put other frames there.
     """
     scratch = os.environ.get("SLURM_TMPDIR")
-    folder = (
-        Path(scratch) / "dfer-cache"
-        if scratch
-        else Path(tempfile.gettempdir()) / f"dfer-cache-{os.getuid()}"
-    )
+    if scratch:
+        folder = Path(scratch) / "dfer-cache"
+    else:
+        folder = Path(tempfile.gettempdir()) / f"dfer-cache-{os.getuid()}"
     if folder.exists() and folder.stat().st_uid != os.getuid():
         raise UserError(f"{folder} belongs to another user: choose a folder with data.cache=FOLDER")
     return folder
 
 
-def expand(folder: str) -> str:
-    """``folder`` with this process's values of the variables in it (``$NAME`` or ``${NAME}``).
+def expand_variables(folder: str) -> str:
+    """Return ``folder`` with the values of variables in it (``$NAME`` or ``${NAME}``).
 
     Raises
     ------
     UserError
         If one is not set or empty.
     """
+    values = {name: value for name, value in os.environ.items() if value}
     try:
-        return Template(folder).substitute(
-            {name: value for name, value in os.environ.items() if value}
-        )
+        return Template(folder).substitute(values)
     except KeyError as e:
         raise UserError(
             f"data.cache={folder}: ${e.args[0]} is not set here; choose another folder, or set it"
@@ -78,27 +89,38 @@ def expand(folder: str) -> str:
 
 @dataclass(frozen=True)
 class Cache:
-    """``place`` with at most ``limit`` bytes, counting what is being downloaded at its full size. Variables in it are those of the reader."""
+    """A cache in one folder.
 
-    place: Path
+    Parameters
+    ----------
+    location : Path
+        The folder; variables in its name are expanded by the process that reads.
+    limit : int
+        Most bytes, downloads counted at their full size.
+    """
+
+    location: Path
     limit: int
 
     @cached_property
     def folder(self) -> Path:
-        """``place`` with its variables looked up; see :func:`expand`."""
-        return Path(expand(str(self.place))).resolve()
+        """The folder with variables expanded; see :func:`expand_variables`."""
+        return Path(expand_variables(str(self.location))).resolve()
 
     def open(self, name: str, size: int, fetch: Callable[[Path], None], exact: bool = True) -> int:
-        """A file descriptor of ``name``, fetched first unless it is here. Of all who ask at once, one fetches.
+        """Open a cached file and return its descriptor; fetch it first if it is not cached.
+
+        Of several threads and processes that open it at the same time, one fetches.
 
         Parameters
         ----------
         name : str
-            The file's name here: its sha256, and ``.tar`` or ``.parquet``.
+            The file's name in the cache: its sha256, and ``.tar`` or ``.parquet``.
         size : int
-            Its bytes; if not ``exact``, the room to keep for it.
+            Its bytes; an upper bound if not ``exact``.
         fetch : callable
-            Writes the file to the given path (into the file that is there: it may not be replaced) and checks it.
+            Writes the file to the given path (into the existing file, which may not be replaced)
+            and checks it.
 
         Raises
         ------
@@ -107,122 +129,103 @@ class Cache:
         OSError
             What ``fetch`` raises.
         """
-        with self._own_faults():
-            while (file := self._enter(name, size, exact)) is None:
-                self._bring(self.folder / name, size, fetch)
-            with suppress(PermissionError):  # another user's file
-                os.utime(
-                    file
-                )  # eviction goes by this time: reading alone does not move it on most mounts
+        with self._explain_folder_errors():
+            while (file := self._open_cached(name, size, exact)) is None:
+                self._fetch(self.folder / name, size, fetch)
+            # Eviction uses this time, which most mounts do not update on reads. The file may be
+            # another user's.
+            with suppress(PermissionError):
+                os.utime(file)
             return file
 
-    def _enter(self, name: str, size: int, exact: bool) -> int | None:
+    def drop(self, name: str) -> None:
+        """Remove a file, so that it is fetched again."""
+        (self.folder / name).unlink(missing_ok=True)
+
+    def _open_cached(self, name: str, size: int, exact: bool) -> int | None:
         with suppress(FileNotFoundError):
             file = os.open(self.folder / name, os.O_RDONLY)
             if not exact or os.fstat(file).st_size == size:
                 return file
-            os.close(file)  # the machine went down: a rename does not wait for the disk
+            # truncated by a crash of the machine: a rename does not wait for the disk
+            os.close(file)
             self.drop(name)
         return None
 
-    def drop(self, name: str) -> None:
-        """Forget a file, so that it is fetched again."""
-        (self.folder / name).unlink(missing_ok=True)
-
-    def _bring(self, path: Path, size: int, fetch: Callable[[Path], None]) -> None:
+    def _fetch(self, path: Path, size: int, fetch: Callable[[Path], None]) -> None:
         if size > self.limit:
             raise UserError(
-                f"data.cache_gb={self.limit / 1e9:g}: a single shard has {size / 1e9:.3g} GB, choose a larger cache"
+                f"data.cache_gb={self.limit / 1e9:g}: a single shard has {size / 1e9:.3g} GB, "
+                "choose a larger cache"
             )
         part = self.folder / f".{path.name}.{size}.part"
-        lock = self.folder / f".{path.name}.lock"
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(lock):
+        with file_lock(self._lock_of(path.name)):
             try:
-                if not path.exists():  # else another process fetched it while we waited
-                    self._make_room(part, size)
+                # another process may have fetched it while this one waited
+                if not path.exists():
+                    self._reserve(part, size)
                     fetch(part)
                     part.rename(path)
             finally:
                 part.unlink(missing_ok=True)
-                lock.unlink(missing_ok=True)
+
+    def _lock_of(self, name: str) -> Path:
+        return self.folder / f".{name}.lock"
 
     @contextmanager
-    def _own_faults(self) -> Iterator[None]:
-        """A full disk or a folder that may not be written is no fault of the data."""
+    def _explain_folder_errors(self) -> Iterator[None]:
+        """Turn a full disk or a folder without write permission into a UserError."""
         try:
             yield
         except OSError as e:
-            if e.errno not in _MINE:
+            if e.errno not in _FOLDER_ERRORS:
                 raise
             raise UserError(
-                f"data.cache={self.folder}: {e.strerror} (choose another folder, or a smaller data.cache_gb)"
+                f"data.cache={self.folder}: {e.strerror} (choose another folder, or a smaller "
+                "data.cache_gb)"
             ) from e
 
-    def _make_room(self, part: Path, size: int) -> None:
-        """Evict until ``size`` bytes fit, and make the empty ``part`` that stands for them. Waits while downloads of others fill the cache."""
+    def _reserve(self, part: Path, size: int) -> None:
+        """Evict files until ``size`` bytes fit; create the empty ``part`` that reserves them.
+
+        Waits while other downloads fill the cache.
+        """
         while True:
-            with _locked(self.folder / ".lock"):
-                part.unlink(missing_ok=True)  # of a killed process: the lock of its name is ours
-                files, promised = self._survey()
-                taken = promised + sum(bytes_ for _, bytes_, _ in files)
-                for _, bytes_, name in sorted(files):
-                    if taken + size <= self.limit:
-                        break
-                    self.drop(name)
-                    taken -= bytes_
-                if taken + size <= self.limit:
+            with file_lock(self.folder / ".lock"):
+                # left by a killed process: this one holds the lock of its name
+                part.unlink(missing_ok=True)
+                if self._evict(size):
                     part.touch()
                     return
-            time.sleep(_POLL)
+            time.sleep(_POLL_S)
 
-    def _survey(self) -> tuple[list[tuple[int, int, str]], int]:
-        """Files as (time of last use, bytes, name), and the bytes promised to downloads; sweeps away dead ones. Under the cache's lock."""
-        files, promised = [], 0
-        for entry in os.scandir(self.folder):
-            name = entry.name
-            if part := _PART.fullmatch(name):
-                if _is_locked(self.folder / f".{part[1]}.lock"):
-                    promised += int(part[3])
-                else:  # no new one can take its place now: parts are made under the cache's lock
-                    Path(entry.path).unlink(missing_ok=True)
-            elif _NAME.fullmatch(name):
-                with suppress(FileNotFoundError):  # dropped by a reader
-                    found = entry.stat()
-                    files.append((found.st_mtime_ns, found.st_size, name))
-        return files, promised
+    def _evict(self, size: int) -> bool:
+        """Evict files until ``size`` bytes fit; return whether they do."""
+        entries, reserved = self._scan()
+        used = reserved + sum(entry.size for entry in entries)
+        for entry in sorted(entries):
+            if used + size <= self.limit:
+                break
+            self.drop(entry.name)
+            used -= entry.size
+        return used + size <= self.limit
 
+    def _scan(self) -> tuple[list[_Entry], int]:
+        """Return the cached files and the bytes reserved by downloads; remove dead downloads.
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold ``path``; whoever holds it may remove it. The kernel lets go when the process ends, however it ends."""
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if _names(path, file):  # else its holder removed it while we waited
-                yield
-                return
-        finally:
-            os.close(file)
-
-
-def _names(path: Path, file: int) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        file = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False
+        The caller holds the cache's lock, under which partial files are created.
+        """
+        entries, reserved = [], 0
+        for file in os.scandir(self.folder):
+            if part := _PART.fullmatch(file.name):
+                if is_locked(self._lock_of(part["name"])):
+                    reserved += int(part["size"])
+                else:
+                    Path(file.path).unlink(missing_ok=True)
+            elif _NAME.fullmatch(file.name):
+                # a reader may drop it in between
+                with suppress(FileNotFoundError):
+                    stat = file.stat()
+                    entries.append(_Entry(stat.st_mtime_ns, stat.st_size, file.name))
+        return entries, reserved

@@ -277,20 +277,21 @@ def _decode(
 
     ValueError if they differ in size.
     """
-    out, places = buffer, dict[int, int]()
+    out, positions = buffer, dict[int, int]()
     for frame, data in jpegs:
-        if not places:
+        if not positions:
             size = (*simplejpeg.decode_jpeg_header(data)[:2], 3)
             if out is None or out.shape[1:] != size:
                 out = np.empty((len(wanted), *size), np.uint8)
         assert out is not None
-        places[frame] = place = wanted.index(frame)
-        decoded = simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False, buffer=out[place])
+        positions[frame] = wanted.index(frame)
+        target = out[positions[frame]]
+        decoded = simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False, buffer=target)
         if decoded.shape != size:
             raise ValueError(f"frame {frame} has another size than frame {wanted[0]}")
     assert out is not None, "at least one frame is wanted"
-    if len(places) < len(wanted):
-        out[:] = out[[places[frame] for frame in wanted]]
+    if len(positions) < len(wanted):
+        out[:] = out[[positions[frame] for frame in wanted]]
     return out
 
 

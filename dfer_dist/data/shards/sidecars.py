@@ -1,8 +1,9 @@
-"""What is added to packed clips later (landmarks, parsing maps, descriptions): a tar of its own beside each shard.
+"""Sidecar tars: what is added to packed clips later (landmarks, parsing maps), next to each shard.
 
-``SHARD.KIND.tar`` has the shard's clips in the shard's order, each with one or more members ``KEY.NAME``; ``SHARD.KIND.json`` says how
-many clips, the sha256 of the tar, and of the sidecar of the shard that it was made for, how it was made, and where each member's bytes lie, with
-their CRC32, so that a reader enters the tar at once. The packed shard stays as it is.
+``SHARD.KIND.tar`` has the shard's clips in the shard's order, each with one or more members
+``KEY.NAME``. Its manifest, ``SHARD.KIND.json``, holds the hashes of the tar and of the shard that
+it was made for, how it was made, and the offset and CRC32 of each member, so that a reader enters
+the tar at once. The packed shard is not changed.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,36 +26,98 @@ import pyarrow.parquet as pq
 from dfer_dist.data.shards.index import Index, sidecar_path
 from dfer_dist.data.shards.store import FetchError, Remote
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import atomic_path, parse_json, read_json, sha256_file, write_json
+from dfer_dist.utils.files import atomic_path, parse_json, read_json, sha256_file
+from dfer_dist.utils.records import Record
 
-LANDMARKS = "landmarks"  # the kind with landmarks.npy, float32 [T, 68, 2], and found.npy, bool [T]
-PARSING = "parsing"  # the kind with maps.png, a PNG of labels for each frame one after the other, and starts.npy, int64 [T + 1]
-REGIONS = "regions"  # how such maps were made, where they were drawn from landmarks
+# Kinds. Landmarks: landmarks.npy, float32 [T, 68, 2], and found.npy, bool [T]. Parsing: maps.png,
+# a PNG of labels for each frame one after the other, and starts.npy, int64 [T + 1], their offsets.
+LANDMARKS = "landmarks"
+PARSING = "parsing"
+REGIONS = "regions"  # how parsing maps were made that were drawn from landmarks
 
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
 
-def extra_path(shard: Path, kind: str) -> Path:
-    """The tar of a kind beside a shard's tar: ``fold1-00000.landmarks.tar`` beside ``fold1-00000.tar``."""
+@dataclass(frozen=True)
+class Manifest(Record):
+    """The JSON file next to a sidecar tar; hashes are hex sha256.
+
+    Attributes
+    ----------
+    kind : str
+    shard : str
+        File name of the shard's tar.
+    sidecar_sha256 : str
+        Of the parquet sidecar of the shard that it was made for.
+    made : dict
+        How it was made.
+    clips, bytes, sha256
+        Of the sidecar tar.
+    members : dict
+        Offset, size (bytes) and CRC32 by the member's name.
+    hash : str
+        Of all the rest.
+    """
+
+    remedy = "it was made by another version of this program: remake it with its tar"
+
+    kind: str
+    shard: str
+    sidecar_sha256: str
+    made: dict[str, Any]
+    clips: int
+    bytes: int
+    sha256: str
+    members: dict[str, list[int]]
+    hash: str
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any], tar: str, kind: str, sidecar_sha256: str) -> Self:
+        """Return the manifest of ``tar``, once it is found to be of this kind and shard.
+
+        Raises
+        ------
+        UserError
+            If it is not, or was changed.
+        """
+        if raw.get("kind") != kind or raw.get("sidecar_sha256") != sidecar_sha256:
+            raise UserError(f"{tar} was made for another shard than the one next to it: remake it")
+        file = f"{tar.removesuffix('.tar')}.json"
+        manifest = cls.from_json(raw, file)
+        if manifest.hash != manifest_hash(raw):
+            raise UserError(f"{file} was changed: copy it again")
+        return manifest
+
+
+def manifest_hash(raw: Mapping[str, Any]) -> str:
+    """Return the hex sha256 of a manifest's fields but ``hash`` and ``version``."""
+    rest = {name: value for name, value in raw.items() if name not in ("version", "hash")}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def sidecar_tar_path(shard: Path, kind: str) -> Path:
+    """Return the sidecar tar of a shard: ``fold1-00000.landmarks.tar`` of ``fold1-00000.tar``."""
     return shard.with_suffix(f".{kind}.tar")
 
 
-def write_extra(
+def write_sidecar_tar(
     shard: Path,
     kind: str,
     rows: Iterable[tuple[str, Mapping[str, bytes]]],
     made: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write an extra of a packed shard. The same rows give the same bytes; a file that is there is replaced as a whole.
+    """Write a sidecar tar and its manifest; one that exists is replaced as a whole.
+
+    The same rows give the same bytes.
 
     Parameters
     ----------
     shard : Path
-        The shard's tar; its sidecar must lie beside it.
+        The shard's tar, with its parquet sidecar next to it.
     kind : str
         Lower-case letters, digits and _.
     rows : iterable of (key, {name: bytes})
-        One for each clip of the shard, in its order; a name has an ending, such as ``landmarks.npy``.
+        One for each clip of the shard, in its order; a name has an ending, as ``landmarks.npy``.
     made : mapping, optional
         How it was made, in JSON's types; read when all rows are written.
 
@@ -62,59 +126,73 @@ def write_extra(
     UserError
         If the clips are not those of the shard in its order.
     """
-    from webdataset.writer import TarWriter  # it imports torch, which reading need not
-
     if not _KIND.fullmatch(kind):
-        raise UserError(f"'{kind}' cannot name an extra: lower-case letters, digits and _")
-    keys, tar = _keys(shard), extra_path(shard, kind)
-    with (
-        atomic_path(tar) as temporary,
-        temporary.open("wb") as f,
-        TarWriter(f, encoder=False, mtime=0) as writer,
-    ):
-        count = 0
-        for count, (key, members) in enumerate(rows, 1):
-            if count > len(keys) or key != keys[count - 1]:
-                expected = f"clip {keys[count - 1]}" if count <= len(keys) else "no clip"
-                raise UserError(
-                    f"{tar}: clip {key} at place {count}, where {shard.name} has {expected}"
-                )
-            writer.write({"__key__": key, **members})
-        if count < len(keys):
-            raise UserError(f"{tar}: {count} clips, but {shard.name} has {len(keys)}")
+        raise UserError(f"'{kind}' cannot name a sidecar tar: lower-case letters, digits and _")
+    tar = sidecar_tar_path(shard, kind)
+    count = _write_rows(tar, shard, rows)
     about: dict[str, Any] = {
         "kind": kind,
         "shard": shard.name,
         "sidecar_sha256": sha256_file(sidecar_path(shard)),
         "made": dict(made or {}),
+        "clips": count,
+        "bytes": tar.stat().st_size,
+        "sha256": sha256_file(tar),
+        "members": _members(tar),
     }
-    about |= {"clips": count, "bytes": tar.stat().st_size, "sha256": sha256_file(tar)}
-    about |= {"members": _members(tar)}
-    write_json(tar.with_suffix(".json"), {**about, "hash": own_hash(about)})
+    Manifest(**about, hash=manifest_hash(about)).write(tar.with_suffix(".json"))
     return tar
 
 
+def _write_rows(tar: Path, shard: Path, rows: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
+    """Write the tar; return its number of clips."""
+    from webdataset.writer import TarWriter  # imports torch, which reading does not need
+
+    keys, count = _keys(shard), 0
+    with (
+        atomic_path(tar) as temporary,
+        temporary.open("wb") as f,
+        TarWriter(f, encoder=False, mtime=0) as writer,
+    ):
+        for count, (key, members) in enumerate(rows, 1):
+            if count > len(keys) or key != keys[count - 1]:
+                expected = f"clip {keys[count - 1]}" if count <= len(keys) else "no clip"
+                raise UserError(
+                    f"{tar}: clip {key} at position {count}, where {shard.name} has {expected}"
+                )
+            writer.write({"__key__": key, **members})
+        if count < len(keys):
+            raise UserError(f"{tar}: {count} clips, but {shard.name} has {len(keys)}")
+    return count
+
+
 def _members(tar: Path) -> dict[str, list[int]]:
-    """Offset of its bytes, their number and their CRC32, by the name of each member."""
-    with tarfile.open(tar) as archive, tar.open("rb") as f:
-        places = {info.name: (info.offset_data, info.size) for info in archive}
+    with tarfile.open(tar) as archive:
+        infos = list(archive)
+    with tar.open("rb") as f:
         return {
-            name: [at, size, zlib.crc32(os.pread(f.fileno(), size, at))]
-            for name, (at, size) in places.items()
+            info.name: [
+                info.offset_data,
+                info.size,
+                zlib.crc32(os.pread(f.fileno(), info.size, info.offset_data)),
+            ]
+            for info in infos
         }
 
 
-def read_extra(shard: Path, kind: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Clips of an extra in the shard's order: key, and bytes by name. Checked against its hash before the first is given.
+def read_sidecar_tar(shard: Path, kind: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield the clips of a sidecar tar in the shard's order: key, and bytes by name.
+
+    The tar is checked against its hash first.
 
     Raises
     ------
     UserError
         If it is missing, was changed, or belongs to another shard.
     """
-    tar = extra_path(shard, kind)
-    about = describe_extra(shard, kind)
-    if sha256_file(tar) != about["sha256"]:
+    tar = sidecar_tar_path(shard, kind)
+    manifest = read_manifest(shard, kind)
+    if sha256_file(tar) != manifest.sha256:
         raise UserError(
             f"{tar} differs from its hash in {tar.with_suffix('.json').name}: copy it again"
         )
@@ -132,57 +210,37 @@ def read_extra(shard: Path, kind: str) -> Iterator[tuple[str, dict[str, bytes]]]
             members[name] = data.read()
     if key is not None:
         yield key, members
-    if (rest := next(keys, None)) is not None:
-        raise UserError(f"{tar} has no clip {rest}")
+    if (missing := next(keys, None)) is not None:
+        raise UserError(f"{tar} has no clip {missing}")
 
 
-def describe_extra(shard: Path, kind: str) -> dict[str, Any]:
-    """The JSON beside an extra, once its tar is there with the right size and belongs to this shard.
+def read_manifest(shard: Path, kind: str) -> Manifest:
+    """Read the manifest of a sidecar tar in a folder; check the tar's size.
 
     Raises
     ------
     UserError
-        If not.
+        If a file is missing, has another size, was changed, or belongs to another shard.
     """
-    tar = extra_path(shard, kind)
+    tar = sidecar_tar_path(shard, kind)
     file = tar.with_suffix(".json")
-    if not tar.is_file() or not file.is_file():
-        raise UserError(
-            f"{tar if file.is_file() else file} is missing: copy it again, or make it again"
-        )
-    about = read_json(file)
-    check_extra(about, kind, sha256_file(sidecar_path(shard)), str(tar))
-    if tar.stat().st_size != about["bytes"]:
-        raise UserError(
-            f"{tar} has {tar.stat().st_size} bytes, not {about['bytes']}: copy it again"
-        )
-    return about
-
-
-def check_extra(about: Mapping[str, Any], kind: str, sidecar_sha256: str, tar: str) -> None:
-    """Whether the JSON beside an extra is one, of this kind and of the shard with this sidecar.
-
-    Raises
-    ------
-    UserError
-        If not.
-    """
-    if about.get("kind") != kind or about.get("sidecar_sha256") != sidecar_sha256:
-        raise UserError(f"{tar} was made for another shard than the one beside it: make it again")
-    if not {"made", "clips", "bytes", "sha256", "members", "hash"} <= about.keys():
-        raise UserError(f"{tar} was made by another version of this program: make it again")
-    if about["hash"] != own_hash(about):
-        raise UserError(f"{tar.removesuffix('.tar')}.json was changed: copy it again")
-
-
-def own_hash(about: Mapping[str, Any]) -> str:
-    """sha256 of everything else in the JSON beside an extra."""
-    rest = {name: value for name, value in about.items() if name not in ("version", "hash")}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    for needed in (file, tar):
+        if not needed.is_file():
+            raise UserError(f"{needed} is missing: copy it again, or remake it")
+    manifest = Manifest.parse(read_json(file), str(tar), kind, sha256_file(sidecar_path(shard)))
+    size = tar.stat().st_size
+    if size != manifest.bytes:
+        raise UserError(f"{tar} has {size} bytes, not {manifest.bytes}: copy it again")
+    return manifest
 
 
 def describe_modalities(index: Index, modalities: Sequence[str]) -> dict[str, Any] | None:
-    """What the clips of a set have of ``modalities``: ``hash`` over it all, hex sha256, and ``made``, how each of them came about; None without levels.
+    """Return what checkpoints and results record of a set's modalities; None without any.
+
+    Returns
+    -------
+    dict or None
+        ``hash`` over all sidecar tars, hex sha256, and ``made``, how those of each kind were made.
 
     Raises
     ------
@@ -191,35 +249,41 @@ def describe_modalities(index: Index, modalities: Sequence[str]) -> dict[str, An
     """
     if not modalities:
         return None
-    told = {
-        kind: [describe_modality(index, shard, kind) for shard in range(len(index.shards))]
+    manifests = {
+        kind: [read_modality_manifest(index, shard, kind) for shard in range(len(index.shards))]
         for kind in modalities
     }
-    parts = [about["sha256"] for own in told.values() for about in own]
+    hashes = [manifest.sha256 for own in manifests.values() for manifest in own]
     made = {
-        kind: sorted({str(about["made"].get("by")) for about in own}) for kind, own in told.items()
+        kind: sorted({str(manifest.made.get("by")) for manifest in own})
+        for kind, own in manifests.items()
     }
-    return {"hash": hashlib.sha256("\n".join(parts).encode()).hexdigest(), "made": made}
+    return {"hash": hashlib.sha256("\n".join(hashes).encode()).hexdigest(), "made": made}
 
 
-def describe_modality(index: Index, shard: int, kind: str) -> dict[str, Any]:
-    """The JSON beside one shard's extra, in a folder or at a server. UserError as :func:`describe_modalities`."""
+def read_modality_manifest(index: Index, shard: int, kind: str) -> Manifest:
+    """Read the manifest of a shard's sidecar tar, in a folder or at a server.
+
+    Raises
+    ------
+    UserError
+        As :func:`describe_modalities`.
+    """
     entry, root = index.shards[shard], index.root
     try:
         if not isinstance(root, Remote):
-            return describe_extra(index.path(shard), kind)
-        tar = str(extra_path(Path(entry.file), kind))
-        about = parse_json(root.get(f"{tar.removesuffix('.tar')}.json"), f"{root}/{tar}")
-        check_extra(about, kind, entry.sidecar_sha256, f"{root}/{tar}")
+            return read_manifest(index.path(shard), kind)
+        tar = sidecar_tar_path(Path(entry.file), kind)
+        raw = parse_json(root.get(str(tar.with_suffix(".json"))), f"{root}/{tar}")
+        return Manifest.parse(raw, f"{root}/{tar}", kind, entry.sidecar_sha256)
     except (UserError, FetchError) as e:
         raise UserError(
             f"model.modalities has {kind}, but {e} (dfer enrich SHARDS --{kind})"
         ) from e
-    return about
 
 
 def array_bytes(array: np.ndarray) -> bytes:
-    """An array as the bytes of a ``.npy`` file, never a pickle."""
+    """Return an array as the bytes of a ``.npy`` file, never a pickle."""
     buffer = io.BytesIO()
     np.lib.format.write_array(
         buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False
@@ -228,7 +292,7 @@ def array_bytes(array: np.ndarray) -> bytes:
 
 
 def read_array(data: bytes) -> np.ndarray:
-    """The array in the bytes of a ``.npy`` file; a pickle is a ValueError."""
+    """Return the array in the bytes of a ``.npy`` file; a pickle is a ValueError."""
     return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
 
 

@@ -1,10 +1,11 @@
-"""Where a set of shards lies: a local folder, or a server that is read through a cache on this machine's disk.
+"""Where a set of shards is stored: a local folder, or a server that is read through a cache.
 
-A folder may be read through the cache too, as ``file://``: one that all nodes see, whose shards are copied once to each node's disk.
+A folder may be read through the cache too, as ``file://``: one on a shared file system, whose
+shards are copied once to each node's disk.
 
-Remote bytes come through fsspec, not through webdataset's openers: those run ``curl`` for http, know no s3, and hand on what
-comes without a check. Files come whole: training enters a shard at many places, and one request for each would wait for the
-network each time.
+Remote bytes come through fsspec, not through webdataset's openers: those run ``curl`` for http, do
+not support s3, and pass on bytes unchecked. Files are fetched whole: training enters a shard at
+many offsets, and one request for each would wait for the network each time.
 """
 
 from __future__ import annotations
@@ -21,34 +22,35 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from dfer_dist.data.shards.cache import FULL, Cache, default_folder
+from dfer_dist.data.shards.cache import DISK_FULL, Cache, default_folder
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import sha256_file
 
 T = TypeVar("T")
 
-_WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each new try
-_REMEMBER = 300.0  # seconds for which a file that could not be had is not asked for again
-_ROOM = 1 << 20  # bytes kept free for a sidecar, whose size the index does not tell
-_TEMPORARY = (408, 425, 429)  # statuses below 500 that ask to come again
+_WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each retry
+_FAILED_FOR_S = 300.0  # a file that could not be fetched is not requested again so soon
+_MAX_SIDECAR = 1 << 20  # bytes reserved for a sidecar, whose size the index does not hold
+_TEMPORARY = (408, 425, 429)  # statuses below 500 that ask to retry
 
-_failed: dict[str, tuple[float, str]] = {}  # by URL: when, and why
-_systems: dict[
-    tuple[str, int], Any
-] = {}  # of fsspec, by protocol and process; kept, since closing one in a fork hurts its parent's
+# when a URL failed last, and why
+_failed: dict[str, tuple[float, str]] = {}
+# fsspec's file systems by protocol and process id: those of a parent process stay referenced, since
+# closing them in a forked one would break the parent's
+_systems: dict[tuple[str, int], Any] = {}
 
 
 class FetchError(OSError):
-    """A file that cannot be had, or whose bytes are not what the index says; names its URL."""
+    """A file that cannot be fetched, or whose bytes differ from the index; names its URL."""
 
 
 class _Altered(OSError):
-    pass
+    """A file whose sha256 is not that of the index."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """Shards below ``url`` (http, https, s3 or file), whole ones kept in ``cache``."""
+    """Shards below ``url`` (http, https, s3 or file), complete files of which are cached."""
 
     url: str
     cache: Cache
@@ -58,88 +60,111 @@ class Remote:
 
     @property
     def folder(self) -> Path | None:
-        """The folder behind a ``file://`` URL; None for a server."""
+        """The folder of a ``file://`` URL; None for a server."""
         parts = urlsplit(self.url)
         return Path(unquote(parts.path)) if parts.scheme.lower() == "file" else None
 
-    def _place(self, name: str) -> tuple[str, str]:
-        """A file's URL, and what fsspec takes for it: its local file system leaves ``%20`` in URLs alone."""
-        url = f"{self.url}/{name}"
-        return url, str(self.folder / name) if self.folder else url
-
     def get(self, name: str) -> bytes:
-        """A file's bytes as they are now at the server, unchecked.
+        """Return a file's current bytes at the server, unchecked.
 
         Raises
         ------
         FetchError
-            If it cannot be had, faults that pass by waited for.
+            If it cannot be fetched, after retries.
         """
-        url, place = self._place(name)
-        return _patiently(url, lambda: _system(url).cat_file(place))
+        path = self._path(name)
+        return self._retry(name, lambda: _system(self.url).cat_file(path))
 
-    def save(self, name: str, path: Path) -> None:
-        """Write a file as it is now at the server to ``path``, unchecked.
+    def save(self, name: str, target: Path) -> None:
+        """Write a file's current bytes at the server to ``target``, unchecked.
 
         Raises
         ------
         FetchError
             As for :meth:`get`.
         """
-        url, place = self._place(name)
-        _patiently(url, lambda: _system(url).get_file(place, str(path)))
+        path = self._path(name)
+        self._retry(name, lambda: _system(self.url).get_file(path, str(target)))
 
     def open(self, name: str, sha256: str, size: int) -> int:
-        """A file descriptor of a shard in the cache, fetched and checked if it was not there.
+        """Open a shard in the cache and return its descriptor; fetch and check it if needed.
 
         Raises
         ------
         FetchError
-            If it cannot be had, or has another sha256.
+            If it cannot be fetched, or has another sha256.
         """
         return self.cache.open(f"{sha256}.tar", size, partial(self._fetch, name, sha256))
 
     def read(self, name: str, sha256: str) -> bytes:
-        """The bytes of a sidecar, checked; from the cache, or fetched into it.
+        """Return the checked bytes of a sidecar; fetch it into the cache if needed.
 
         Raises
         ------
         FetchError
             As for :meth:`open`.
         """
+        cached, fetch = f"{sha256}.parquet", partial(self._fetch, name, sha256)
         while True:
-            file = self.cache.open(
-                f"{sha256}.parquet", _ROOM, partial(self._fetch, name, sha256), exact=False
-            )
+            file = self.cache.open(cached, _MAX_SIDECAR, fetch, exact=False)
             with os.fdopen(file, "rb") as stream:
                 data = stream.read()
             if hashlib.sha256(data).hexdigest() == sha256:
                 return data
-            self.cache.drop(
-                f"{sha256}.parquet"
-            )  # this disk's own fault: it was checked when it came
+            # it was checked when it was fetched: an error of the local disk
+            self.cache.drop(cached)
 
-    def _fetch(self, name: str, sha256: str, path: Path) -> None:
-        url, place = self._place(name)
+    def _path(self, name: str) -> str:
+        """Return a file's name for fsspec, whose local file system does not unquote URLs."""
+        return str(self.folder / name) if self.folder else f"{self.url}/{name}"
 
-        def once() -> None:
-            _system(url).get_file(place, str(path))
-            if sha256_file(path) != sha256:
+    def _fetch(self, name: str, sha256: str, target: Path) -> None:
+        path = self._path(name)
+
+        def fetch_once() -> None:
+            _system(self.url).get_file(path, str(target))
+            if sha256_file(target) != sha256:
                 raise _Altered(
-                    f"differs from the index (sha256, {path.stat().st_size} bytes): copy it there again"
+                    f"differs from the index (sha256, {target.stat().st_size} bytes): copy it "
+                    "there again"
                 )
 
-        _patiently(url, once)
+        self._retry(name, fetch_once)
+
+    def _retry(self, name: str, attempt: Callable[[], T]) -> T:
+        """Return what ``attempt`` returns; retry after temporary errors of the network or server.
+
+        A file that differs from the index is fetched once more: a second difference is the
+        server's, not one of the transfer.
+        """
+        url = f"{self.url}/{name}"
+        since, reason = _failed.get(url, (-_FAILED_FOR_S, ""))
+        if time.monotonic() - since < _FAILED_FOR_S:
+            raise FetchError(reason)
+        for retries, wait in enumerate((*_WAITS_S, None)):
+            try:
+                return attempt()
+            except Exception as e:  # each kind of server has its own
+                if isinstance(e, OSError) and e.errno in DISK_FULL:
+                    raise
+                altered_again = isinstance(e, _Altered) and retries
+                if wait is None or altered_again or _is_permanent(e):
+                    reason = " ".join(f"{url}: {_explain(e)}".split())
+                    _failed[url] = (time.monotonic(), reason)
+                    raise FetchError(reason) from e
+                # jitter, so that many nodes do not retry at once
+                time.sleep(wait * random.uniform(0.75, 1.25))
+        raise AssertionError("unreachable")
 
 
 def is_remote(location: str) -> bool:
-    """Whether ``location`` is a URL, whose shards come through the cache, rather than a folder.
+    """Return whether ``location`` is a URL, which is read through the cache, or a folder.
 
     Raises
     ------
     UserError
-        For a scheme that is not read, for a ``file://`` without an absolute path, and for a URL with a password, which would stand
-        in every record of the run.
+        For a scheme that is not supported, a ``file://`` without an absolute path, and a URL with a
+        password, which would be written to every record of the run.
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://|(?i:(pipe)):", location)
     if not scheme:
@@ -151,52 +176,65 @@ def is_remote(location: str) -> bool:
     parts = urlsplit(location)
     if parts.scheme.lower() == "file" and (parts.netloc or not parts.path.strip("/")):
         raise UserError(
-            f"data.shards={location}: a file URL has three slashes and a whole path, such as file:///shared/dfew"
+            f"data.shards={location}: a file URL has three slashes and an absolute path, such as "
+            "file:///shared/dfew"
         )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UserError(
-            "data.shards: a URL without user, password, ? and #; secrets belong in ~/.netrc or in the variables of AWS"
+            "data.shards: give a URL without user, password, ? and #; credentials belong in "
+            "~/.netrc or in the AWS_* variables"
         )
     return True
 
 
-def settle(location: str) -> str:
-    """``location`` as it is understood from every folder."""
+def resolve_location(location: str) -> str:
+    """Return ``location`` independent of the working directory."""
     return location.rstrip("/") if is_remote(location) else str(Path(location).resolve())
 
 
 def resolve_cache(cache: str | None) -> str | None:
-    """``data.cache`` as it is understood from every folder; variables in it are left to the machines that read."""
+    """Return ``data.cache`` independent of the working directory.
+
+    Variables in it are left for the machines that read the shards.
+    """
     if cache is None or cache.startswith("$"):
         return cache
     return str(Path(cache).absolute()) if "$" in cache else str(Path(cache).resolve())
 
 
 def open_store(location: str, cache: str | None, cache_gb: float) -> Path | Remote:
-    """A folder, or what is behind a URL with its cache in ``cache`` (null: :func:`~dfer_dist.data.shards.cache.default_folder`).
+    """Open a set of shards.
 
-    Variables in ``cache``, such as ``$SLURM_TMPDIR``, are looked up when it is first used: where a run is opened they may not be set.
+    Parameters
+    ----------
+    location : str
+        Folder or URL.
+    cache : str, optional
+        Folder of the cache of a URL; by default
+        :func:`~dfer_dist.data.shards.cache.default_folder`. Variables in it, such as
+        ``$SLURM_TMPDIR``, are expanded at its first use: where a run is opened they may not be set.
+    cache_gb : float
+        Most bytes of the cache, in 1e9.
 
     Raises
     ------
     UserError
-        For URLs that are not read, and for s3 without the package that reads it.
+        For URLs that are not supported, and for s3 without the package that it needs.
     """
     if not is_remote(location):
         return Path(location)
-    remote = Remote(
-        settle(location), Cache(Path(cache) if cache else default_folder(), int(cache_gb * 1e9))
-    )
+    folder = Path(cache) if cache else default_folder()
+    remote = Remote(resolve_location(location), Cache(folder, int(cache_gb * 1e9)))
     try:
         _system(remote.url)
     except ImportError as e:
-        raise UserError("s3:// needs a package more: pip install 'dfer_dist[s3]'") from e
+        raise UserError("s3:// needs another package: pip install 'dfer_dist[s3]'") from e
     return remote
 
 
 def _system(url: str) -> Any:
-    """fsspec's file system for a URL in this process."""
-    import fsspec  # with what it imports it takes a third of a second, which a local folder need not wait for
+    """Return fsspec's file system for a URL in this process."""
+    import fsspec  # takes a third of a second, which a local folder does not need
 
     protocol = urlsplit(url).scheme.lower()
     key = (protocol, os.getpid())
@@ -205,45 +243,23 @@ def _system(url: str) -> Any:
         if protocol.startswith("http"):
             import aiohttp
 
-            # whole shards may take long, silence may not; proxies and ~/.netrc as everywhere else
+            # no limit on a whole shard, but on silence; proxies and ~/.netrc are honoured
             limits = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
             options = {"client_kwargs": {"timeout": limits, "trust_env": True}}
         _systems[key] = fsspec.filesystem(protocol, skip_instance_cache=True, **options)
     return _systems[key]
 
 
-def _patiently(url: str, attempt: Callable[[], T]) -> T:
-    """The value of ``attempt``, tried again after faults that may pass: silence, a cut connection, a server in trouble."""
-    since, reason = _failed.get(url, (-_REMEMBER, ""))
-    if time.monotonic() - since < _REMEMBER:
-        raise FetchError(reason)
-    for tries, wait in enumerate((*_WAITS, None)):
-        try:
-            return attempt()
-        except Exception as e:  # each kind of server has its own
-            if isinstance(e, OSError) and e.errno in FULL:
-                raise
-            if (
-                wait is None or _is_final(e) or (isinstance(e, _Altered) and tries)
-            ):  # altered again: there, not on the way
-                reason = " ".join(f"{url}: {_words(e)}".split())
-                _failed[url] = (time.monotonic(), reason)
-                raise FetchError(reason) from e
-            time.sleep(
-                wait * random.uniform(0.75, 1.25)
-            )  # so that many nodes do not come back at once
-    raise AssertionError("unreachable")
-
-
-def _is_final(e: Exception) -> bool:
+def _is_permanent(e: Exception) -> bool:
     status = getattr(e, "status", None)
     refused = isinstance(status, int) and 400 <= status < 500 and status not in _TEMPORARY
     return refused or isinstance(e, (FileNotFoundError, NotADirectoryError, PermissionError))
 
 
-def _words(e: Exception) -> str:
+def _explain(e: Exception) -> str:
+    status = getattr(e, "status", None)
     if isinstance(e, (FileNotFoundError, NotADirectoryError)):
         return "no such file there"
-    if isinstance(status := getattr(e, "status", None), int):
+    if isinstance(status, int):
         return f"the server answers {status} {getattr(e, 'message', '')}"
     return str(e) if isinstance(e, _Altered) else f"{type(e).__name__} {e}"

@@ -1,4 +1,4 @@
-"""``dfer describe`` as a person runs it, against a real server: what is sent, what is kept, what is asked again."""
+"""``dfer describe`` against a real server: what is sent, stored, and requested again."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ import pytest
 from dfer_dist.data.captions.endpoint import KEY_VARIABLE
 from dfer_dist.data.captions.store import FILE, parse, read
 from dfer_dist.data.shards.index import Index, load_index
-from dfer_dist.utils.errors import UserError
-from tests.helpers.vision_server import PLAIN, Vision, answer, completion, send, status
+from tests.helpers.data.vision_server import PLAIN, Vision, answer, completion, send, status
 
 DFER = Path(sys.executable).parent / "dfer"
+
+
 SECRET = "sk-very-secret-0123456789"
+
+
 Done = subprocess.CompletedProcess[str]
 
 
@@ -65,12 +68,12 @@ def run(argv: list[str], **env: str) -> Done:
 
 
 def texts(shards: Path) -> dict[str, str]:
-    held = read(load_index(shards))
-    (source,) = held.sources.values()
-    return held.of(source)
+    stored = read(load_index(shards))
+    (source,) = stored.sources.values()
+    return stored.of(source)
 
 
-def test_every_clip_is_asked_once_and_never_again(vision: Vision, shards: Path) -> None:
+def test_describe_requests_every_clip_once(vision: Vision, shards: Path) -> None:
     before = {f.name: f.read_bytes() for f in shards.iterdir()}
     done = run(command(vision, shards, "--concurrency", 3))
     assert (done.returncode, done.stderr) == (0, "")
@@ -88,14 +91,14 @@ def test_every_clip_is_asked_once_and_never_again(vision: Vision, shards: Path) 
     assert vision.requests[-1]["temperature"] == 0.5 and "max_tokens" not in vision.requests[-1]
 
 
-def test_frames_are_the_stored_ones_and_tell_no_label(
+def test_describe_sends_stored_frames_without_label(
     vision: Vision, tiny_source: Path, tmp_path: Path
 ) -> None:
     import base64
 
     from dfer_dist.data.packing.packer import pack
     from dfer_dist.data.sources.datasets import read_dataset
-    from tests.helpers.vision_server import images
+    from tests.helpers.data.vision_server import images
 
     root = tmp_path / "Movies"
     for i in range(10):
@@ -117,7 +120,7 @@ def test_frames_are_the_stored_ones_and_tell_no_label(
     assert not any(word in rest.lower() for word in ("happ", "sad", "clip0", "movies"))
 
 
-def test_nothing_is_sent_without_share_frames(vision: Vision, shards: Path) -> None:
+def test_describe_sends_nothing_without_share_frames(vision: Vision, shards: Path) -> None:
     done = run([word for word in command(vision, shards) if word != "--share-frames"])
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -129,7 +132,7 @@ def test_nothing_is_sent_without_share_frames(vision: Vision, shards: Path) -> N
     assert not (shards / FILE).exists()
 
 
-def test_what_failed_is_told_and_asked_again(vision: Vision, shards: Path) -> None:
+def test_describe_reports_failed_clips_and_retries_them(vision: Vision, shards: Path) -> None:
     vision.faults = [status(400)] * 3 + [status(500)] * 2
     done = run(command(vision, shards, "--tries", 1, "--concurrency", 1, "--limit", 12))
     assert done.returncode == 1
@@ -144,7 +147,7 @@ def test_what_failed_is_told_and_asked_again(vision: Vision, shards: Path) -> No
     assert counts == [1] * 7 + [2] * 5
 
 
-def test_what_a_server_says_does_nothing_to_the_terminal(vision: Vision, shards: Path) -> None:
+def test_describe_escapes_server_text_for_the_terminal(vision: Vision, shards: Path) -> None:
     vision.faults = [lambda request: send(request, b"[/nothing] [red]no\x1b[2J\x07 image", 400)]
     done = run(command(vision, shards, "--tries", 1, "--concurrency", 1, "--limit", 1))
     assert done.returncode == 1 and "[/nothing] [red]no" in done.stdout
@@ -152,7 +155,7 @@ def test_what_a_server_says_does_nothing_to_the_terminal(vision: Vision, shards:
 
 
 @pytest.mark.parametrize(("fault", "asked"), [(401, 1), (400, 20)])
-def test_an_endpoint_that_answers_nobody_is_left_alone(
+def test_describe_stops_when_every_clip_fails(
     vision: Vision, shards: Path, fault: int, asked: int
 ) -> None:
     vision.faults = [status(fault)] * 60
@@ -162,9 +165,7 @@ def test_an_endpoint_that_answers_nobody_is_left_alone(
     assert "not asked any more" in done.stdout
 
 
-def test_an_answer_that_was_too_long_is_asked_again_alone_with_more_room(
-    vision: Vision, shards: Path
-) -> None:
+def test_describe_retries_only_the_truncated_answer(vision: Vision, shards: Path) -> None:
     vision.faults = [answer(completion("The brows", "length"))]
     done = run(command(vision, shards, "--concurrency", 1, "--limit", 3))
     assert done.returncode == 1 and "answer longer than allowed" in done.stdout
@@ -176,7 +177,7 @@ def test_an_answer_that_was_too_long_is_asked_again_alone_with_more_room(
     assert len(texts(shards)) == 3
 
 
-def test_a_damaged_clip_is_not_sent(vision: Vision, shards: Path) -> None:
+def test_describe_does_not_send_damaged_clip(vision: Vision, shards: Path) -> None:
     tar = sorted(shards.glob("*.tar"))[0]
     data = bytearray(tar.read_bytes())
     data[3] ^= 1  # in the name of its first clip's first member
@@ -186,7 +187,7 @@ def test_a_damaged_clip_is_not_sent(vision: Vision, shards: Path) -> None:
     assert len(vision.requests) == 59 == len(texts(shards))
 
 
-def test_a_kill_loses_no_answer_and_has_none_given_twice(vision: Vision, shards: Path) -> None:
+def test_describe_killed_loses_no_answer(vision: Vision, shards: Path) -> None:
     first = subprocess.Popen(
         command(vision, shards, "--concurrency", 3), env=environment(), stdout=subprocess.DEVNULL
     )
@@ -200,8 +201,8 @@ def test_a_kill_loses_no_answer_and_has_none_given_twice(vision: Vision, shards:
     time.sleep(0.2)  # what was answered before is written now
     first.send_signal(signal.SIGKILL)
     first.wait()
-    held = parse(file.read_bytes(), "f")
-    (answered,) = held.texts.values()
+    stored = parse(file.read_bytes(), "f")
+    (answered,) = stored.texts.values()
     assert 14 <= len(answered) < 57
     before = len(vision.requests)
     assert before == len(answered) + 3
@@ -216,7 +217,7 @@ def test_a_kill_loses_no_answer_and_has_none_given_twice(vision: Vision, shards:
     assert len(file.read_bytes().splitlines()) == 61
 
 
-def test_ctrl_c_keeps_the_answers_on_their_way(vision: Vision, shards: Path) -> None:
+def test_describe_interrupted_keeps_pending_answers(vision: Vision, shards: Path) -> None:
     vision.hold.clear()
     words, heard = (
         command(vision, shards, "--concurrency", 2),
@@ -234,7 +235,7 @@ def test_ctrl_c_keeps_the_answers_on_their_way(vision: Vision, shards: Path) -> 
     assert len(vision.requests) == 2 == len(texts(shards))
 
 
-def test_the_rate_holds_over_threads(vision: Vision, shards: Path) -> None:
+def test_describe_rate_holds_over_threads(vision: Vision, shards: Path) -> None:
     done = run(command(vision, shards, "--concurrency", 8, "--per-minute", 600, "--limit", 12))
     assert done.returncode == 0
     assert (
@@ -245,7 +246,7 @@ def test_the_rate_holds_over_threads(vision: Vision, shards: Path) -> None:
     assert vision.most == 4
 
 
-def test_the_credential_is_in_no_file_and_no_output(vision: Vision, shards: Path) -> None:
+def test_describe_leaks_no_credential(vision: Vision, shards: Path) -> None:
     vision.text = lambda _: f"The key is {SECRET}. The brows rise."
     vision.faults = [status(500, WWW_Authenticate=SECRET), status(401, Note=SECRET)]
     words = ("--concurrency", 1, "--tries", 1, "--limit", 4)
@@ -262,14 +263,14 @@ def test_the_credential_is_in_no_file_and_no_output(vision: Vision, shards: Path
     )
 
 
-def test_how_much_cleaning_takes_is_told(vision: Vision, shards: Path) -> None:
+def test_describe_counts_label_words(vision: Vision, shards: Path) -> None:
     answers = iter(["The face is angry.", "The brows and lids come down, suggesting anger.", PLAIN])
     vision.text = lambda _: next(answers)
     done = run(command(vision, shards, "--limit", 3, "--concurrency", 1))
     assert "2 of 3 have label words" in done.stdout and "1 have nothing left" in done.stdout
 
 
-def test_captions_are_imported(shards: Path, tmp_path: Path) -> None:
+def test_describe_imports_captions(shards: Path, tmp_path: Path) -> None:
     file = tmp_path / "train.txt"
     file.write_text("00001.mp4\tanger\t眉头紧蹙。\tThe deep frown.\n")
     done = run([str(DFER), "describe", str(shards), "--import", str(file)])
@@ -292,7 +293,7 @@ def test_captions_are_imported(shards: Path, tmp_path: Path) -> None:
         (["--endpoint", "http://h/v1", "--model", "m", "--split", "train"], "fold1, fold2"),
     ],
 )
-def test_what_a_person_mixes_up_is_one_line(
+def test_describe_wrong_options_give_one_line(
     tiny_shards: Index, words: list[str], part: str
 ) -> None:
     done = run([str(DFER), "describe", str(tiny_shards.root), *words])
@@ -300,17 +301,14 @@ def test_what_a_person_mixes_up_is_one_line(
     assert part in done.stderr and "hunter2" not in done.stderr
 
 
-def test_describing_imports_no_torch(tiny_shards: Index) -> None:
+def test_describe_imports_no_torch(tiny_shards: Index) -> None:
     code = (
-        "import sys\nfrom dfer_dist.data.captions.generate import _LocalReader, open_folder, describe\nimport dfer_dist.data.captions.imports\n"
-        f"index = open_folder({str(tiny_shards.root)!r})\nassert _LocalReader(index).jpegs(0, 0)\nprint('torch' in sys.modules)"
+        "import sys\n"
+        "from dfer_dist.data.captions.generate import _LocalReader, open_folder, describe\n"
+        "import dfer_dist.data.captions.imports\n"
+        f"index = open_folder({str(tiny_shards.root)!r})\n"
+        "assert _LocalReader(index).jpegs(0, 0)\n"
+        "print('torch' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "False\n", done.stderr
-
-
-def test_shards_at_a_server_are_refused() -> None:
-    from dfer_dist.data.captions.generate import open_folder
-
-    with pytest.raises(UserError, match="local folder"):
-        open_folder("https://example.org/dfew")

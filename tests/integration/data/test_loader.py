@@ -1,13 +1,9 @@
+"""Batches of the loaders: exact, and independent of ranks, workers and resuming."""
+
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import traceback
-from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,30 +12,15 @@ import pytest
 import simplejpeg
 import torch
 
-from dfer_dist.config.schema import AugmentConfig, DataConfig, Sampling
-from dfer_dist.data.loading import loader as stream
-from dfer_dist.data.loading.augmentation import AugmentParams, apply, sample_params, stack_params
-from dfer_dist.data.loading.frame_sampling import eval_frames, train_frames
-from dfer_dist.data.loading.loader import Batch, evaluation_loader, train_loader
-from dfer_dist.data.loading.sampler import ClipSet, EpochPlan, all_clips, keyed_rng, train_val_split
-from dfer_dist.data.packing.packer import pack
+from dfer_dist.data.loading.augmentation import AugmentParams, apply, stack_params
+from dfer_dist.data.loading.loader import evaluation_loader, train_loader
+from dfer_dist.data.loading.sampler import ClipSet, EpochPlan, all_clips, train_val_split
 from dfer_dist.data.shards.index import Index, read_index, sidecar_path
 from dfer_dist.data.shards.reader import ClipReader
-from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.utils.errors import UserError
-from tests.helpers.clips import write_clip
+from tests.helpers.data.loaders import Row, row, rows, settings
 
 EPOCHS, STEPS, BATCH = 2, 4, 8
-
-Row = tuple[str, int, bytes]  # key, label, pixels
-
-
-def settings(workers: int = 0, **changes: object) -> DataConfig:
-    augment = AugmentConfig(brightness=0.3, rotation=5)
-    return replace(
-        DataConfig("-", num_frames=4, image_size=24, workers=workers, block=3, augment=augment),
-        **changes,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -50,24 +31,6 @@ def clips(tiny_shards: Index) -> ClipSet:
         len(r) != tiny_shards.shards[s].clips for s, r in zip(part.shards, part.rows, strict=True)
     )
     return part
-
-
-def rows(batches: Iterator[Batch]) -> list[list[Row]]:
-    """Valid clips by batch, after a look at the form of each batch."""
-    out = []
-    for batch in batches:
-        n = len(batch.keys)
-        pixels = batch.pixels(torch.device("cpu"))
-        assert pixels.shape == (n, 4, 3, 24, 24) and pixels.dtype == torch.uint8
-        assert batch.labels.shape == batch.valid.shape == (n,)
-        assert batch.labels.dtype == torch.int64 and batch.valid.dtype == torch.bool
-        assert not pixels[~batch.valid].any() and not batch.labels[~batch.valid].any()
-        out.append([row(batch, pixels, i) for i in range(n) if batch.valid[i]])
-    return out
-
-
-def row(batch: Batch, pixels: torch.Tensor, i: int) -> Row:
-    return batch.keys[i], int(batch.labels[i]), pixels[i].numpy().tobytes()
 
 
 def train(
@@ -110,7 +73,7 @@ def reference(tiny_shards: Index, clips: ClipSet) -> list[list[Row]]:
     return train(tiny_shards, clips)
 
 
-def test_epochs_are_exact_and_differ(
+def test_train_loader_epochs_are_exact_and_differ(
     reference: list[list[Row]], tiny_shards: Index, clips: ClipSet
 ) -> None:
     assert [len(step) for step in reference] == [BATCH] * STEPS * EPOCHS
@@ -136,7 +99,7 @@ def test_epochs_are_exact_and_differ(
     ("workers", "world", "micro"),
     [(1, 1, 8), (2, 1, 8), (4, 1, 2), (0, 2, 4), (0, 4, 1), (0, 1, 3), (2, 2, 2), (2, 4, 2)],
 )
-def test_ranks_workers_and_micro_batches_change_nothing(
+def test_train_loader_is_independent_of_ranks_and_workers(
     reference: list[list[Row]],
     tiny_shards: Index,
     clips: ClipSet,
@@ -150,7 +113,7 @@ def test_ranks_workers_and_micro_batches_change_nothing(
 @pytest.mark.parametrize(
     ("start", "workers", "world"), [((0, 1), 0, 1), ((0, 3), 2, 2), ((1, 0), 0, 4), ((1, 3), 0, 2)]
 )
-def test_resuming_gives_the_tail_of_the_whole(
+def test_resumed_train_loader_yields_remaining_batches(
     reference: list[list[Row]],
     tiny_shards: Index,
     clips: ClipSet,
@@ -162,7 +125,7 @@ def test_resuming_gives_the_tail_of_the_whole(
     assert tail == reference[start[0] * STEPS + start[1] :]
 
 
-def test_resuming_reads_nothing_of_what_was_passed(
+def test_resumed_train_loader_reads_no_earlier_clip(
     tiny_shards: Index, clips: ClipSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[tuple[int, int]] = []
@@ -184,7 +147,7 @@ def test_resuming_reads_nothing_of_what_was_passed(
     assert read == [last.sample_ref(3, lane)[:2] for lane in range(4)]
 
 
-def test_pixels_depend_on_seed_epoch_and_key_alone(
+def test_train_loader_pixels_depend_on_seed_epoch_and_key(
     reference: list[list[Row]], tiny_shards: Index, clips: ClipSet
 ) -> None:
     known = {
@@ -231,7 +194,7 @@ def evaluated(
     return [clip for batch in rows(iter(in_turn)) for clip in batch], [len(r) for r in ranks]
 
 
-def test_evaluation_predicts_every_clip_once_on_any_number_of_ranks(tiny_shards: Index) -> None:
+def test_evaluation_loader_yields_each_clip_once_on_any_ranks(tiny_shards: Index) -> None:
     test = all_clips(tiny_shards, tiny_shards.test_shards(2))
     expected = {
         k: y
@@ -239,16 +202,16 @@ def test_evaluation_predicts_every_clip_once_on_any_number_of_ranks(tiny_shards:
         for k, y in zip(*map(tiny_shards.sidecar(i).column, ("key", "label")), strict=True)
     }
     expected = {k.as_py(): y.as_py() for k, y in expected.items()}
-    alone, batches = evaluated(tiny_shards, test, 1)
-    assert {key: label for key, label, _ in alone} == expected and len(alone) == len(expected) == 12
+    single, batches = evaluated(tiny_shards, test, 1)
+    assert {key: label for key, label, _ in single} == expected and len(single) == len(
+        expected
+    ) == 12
     assert batches == [3]
     for world, workers, each in ((1, 2, 3), (2, 0, 2), (3, 2, 1), (4, 0, 1)):
-        assert evaluated(tiny_shards, test, world, workers) == (alone, [each] * world)
+        assert evaluated(tiny_shards, test, world, workers) == (single, [each] * world)
 
 
-def test_evaluation_shows_the_centre_frames_and_only_resizes_them(
-    tiny_source: Path, tiny_shards: Index
-) -> None:
+def test_evaluation_loader_resizes_centre_frames(tiny_source: Path, tiny_shards: Index) -> None:
     test = all_clips(tiny_shards, tiny_shards.test_shards(2))
     for key, _, pixels in evaluated(tiny_shards, test, 1)[0]:
         files = sorted((tiny_source / "frames" / key).iterdir())
@@ -261,7 +224,7 @@ def test_evaluation_shows_the_centre_frames_and_only_resizes_them(
         )
 
 
-def test_shuffling_moves_whole_frames_and_nothing_else(tiny_shards: Index) -> None:
+def test_shuffle_frames_permutes_whole_frames(tiny_shards: Index) -> None:
     test = all_clips(tiny_shards, tiny_shards.test_shards(2))
     plain = evaluated(tiny_shards, test, 1)[0]
     shuffled = evaluated(tiny_shards, test, 1, shuffle_frames=True)[0]
@@ -280,7 +243,7 @@ def test_shuffling_moves_whole_frames_and_nothing_else(tiny_shards: Index) -> No
 def damaged(
     tiny_shards: Index, clips: ClipSet, reference: list[list[Row]], tmp_path: Path
 ) -> tuple[Index, str]:
-    """A copy of the set with one clip's frames overwritten, and its key; both epochs of ``reference`` read it."""
+    """A copy of the set with one damaged clip, which both epochs read, and the clip's key."""
     index = read_index(shutil.copytree(tiny_shards.root, tmp_path / "copy"))
     epochs = [
         {key for step in reference[e * STEPS : (e + 1) * STEPS] for key, _, _ in step}
@@ -297,7 +260,7 @@ def damaged(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_clip_is_masked_and_named_and_the_others_are_untouched(
+def test_train_loader_masks_and_names_damaged_clip(
     damaged: tuple[Index, str], clips: ClipSet, reference: list[list[Row]], workers: int
 ) -> None:
     index, key = damaged
@@ -319,7 +282,7 @@ def test_a_damaged_clip_is_masked_and_named_and_the_others_are_untouched(
     assert lost == EPOCHS
 
 
-def test_evaluation_names_a_damaged_clip(damaged: tuple[Index, str]) -> None:
+def test_evaluation_loader_names_damaged_clip(damaged: tuple[Index, str]) -> None:
     index, key = damaged
     everything = all_clips(index, range(len(index.shards)))
     batches = list(evaluation_loader(index, settings(2), everything, batch=7))
@@ -329,7 +292,7 @@ def test_evaluation_names_a_damaged_clip(damaged: tuple[Index, str]) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_changed_sidecar_stops_the_stream_with_its_name(
+def test_train_loader_stops_at_changed_sidecar(
     damaged: tuple[Index, str], clips: ClipSet, workers: int
 ) -> None:
     index, _ = damaged
@@ -351,7 +314,7 @@ def test_a_changed_sidecar_stops_the_stream_with_its_name(
     )  # else the loader is left to the garbage collector, which waits 5 s for each worker
 
 
-def test_a_stream_may_be_left_in_the_middle(
+def test_train_loader_can_be_abandoned(
     tiny_shards: Index, clips: ClipSet, reference: list[list[Row]]
 ) -> None:
     stream = train_loader(
@@ -359,145 +322,3 @@ def test_a_stream_may_be_left_in_the_middle(
     )
     assert rows(islice(stream, 3)) == reference[:3]
     del stream
-
-
-IMPORTS = """
-import sys
-from pathlib import Path
-import pandas  # every rank has it, from DeepSpeed
-from dfer_dist.config.schema import DataConfig
-from dfer_dist.data.loading.sampler import EpochPlan, all_clips
-from dfer_dist.data.shards.index import read_index
-from dfer_dist.data.loading.loader import train_loader
-index = read_index(Path(sys.argv[1]))
-plan = EpochPlan(all_clips(index, index.train_shards(1)), 0, 0, 4, 8)
-stream = train_loader(index, DataConfig("-", num_frames=2, image_size=16, workers=0), plan, epochs=1, micro_batch=4)
-before = set(sys.modules)
-next(stream)
-print(sorted(set(sys.modules) - before))
-"""
-
-
-def test_reading_imports_nothing(tiny_shards: Index) -> None:
-    """A worker is forked while other threads of its rank may be importing: what these hold then, nobody lets go of in the worker."""
-    said = subprocess.run(
-        [sys.executable, "-c", IMPORTS, tiny_shards.root],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert said.stdout == "[]\n"
-
-
-@pytest.fixture(scope="module")
-def square(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, dict[str, list[np.ndarray]]]:
-    """20 clips of 24 x 24, of the model's size, but for four; and all frames by key."""
-    root, records, frames = tmp_path_factory.mktemp("square"), [], {}
-    for i in range(20):
-        size = (40, 32) if i % 5 == 3 else (24, 24)
-        write_clip(root / f"{i:05d}", 6 + i, i, *size)
-        files = tuple(sorted((root / f"{i:05d}").iterdir()))
-        frames[f"{i:05d}"] = [simplejpeg.decode_jpeg(f.read_bytes()) for f in files]
-        records.append(ClipRecord(f"{i:05d}", i % 7, "fold1", f"{i:05d}", files))
-    return pack(records, "dfew", root / "shards", workers=1), frames
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_training_pixels_are_the_drawn_frames_changed_as_drawn(
-    square: tuple[Index, dict[str, list[np.ndarray]]], workers: int
-) -> None:
-    index, frames = square
-    data = settings(workers)
-    plan = EpochPlan(all_clips(index, range(len(index.shards))), 3, 0, 5, 512)
-    stream = train_loader(index, data, plan, epochs=2, micro_batch=5)
-    for k, batch in enumerate(rows(stream)):
-        for key, _, pixels in batch:
-            rng = keyed_rng("clip", 3, k // plan.steps, key)
-            chosen = np.stack([frames[key][f] for f in train_frames(len(frames[key]), data, rng)])
-            draws = stack_params([sample_params(*chosen.shape[1:3], data.augment, rng)])
-            assert pixels == apply(torch.from_numpy(chosen)[None], draws, 24).numpy().tobytes()
-
-
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_batches_that_are_kept_stay_as_they_came(
-    square: tuple[Index, dict[str, list[np.ndarray]]], workers: int
-) -> None:
-    """More of them than there is shared memory for."""
-    plan = EpochPlan(all_clips(square[0], range(len(square[0].shards))), 3, 0, 5, 512)
-
-    def open_stream() -> Iterator[Batch]:
-        return train_loader(square[0], settings(workers), plan, epochs=5, micro_batch=5)
-
-    kept = list(open_stream())
-    assert len(kept) == 20 and 0 < sum(b.slot is None for b in kept) < 20
-    assert rows(iter(kept)) == rows(open_stream())
-
-
-def test_each_view_of_a_test_clip_shows_its_own_frames(
-    square: tuple[Index, dict[str, list[np.ndarray]]],
-) -> None:
-    index, frames = square
-    everything = all_clips(index, range(len(index.shards)))
-    seen = []
-    for sampling in (Sampling.segments, Sampling.dense):
-        data = settings(sampling=sampling, stride=2)
-        one = [
-            list(
-                evaluation_loader(
-                    index, data, everything, batch=7, rank=rank, world_size=2, views=3
-                )
-            )
-            for rank in range(2)
-        ]
-        for batch in (one[0][0], one[1][0], one[0][1]):
-            assert batch.views == 3 and batch.frames.shape[1] == 12
-            pixels = batch.pixels(torch.device("cpu"))
-            for i, key in enumerate(batch.keys):
-                if key:
-                    chosen = np.stack(
-                        [frames[key][f] for v in eval_frames(len(frames[key]), data, 3) for f in v]
-                    )
-                    whole = stack_params([AugmentParams.identity(*chosen.shape[1:3])])
-                    assert torch.equal(
-                        pixels[i], apply(torch.from_numpy(chosen)[None], whole, 24)[0]
-                    )
-                    seen.append(key)
-    assert sorted(seen) == sorted([*frames] * 2)
-
-
-def test_shuffling_keeps_every_view_to_its_own_frames(
-    square: tuple[Index, dict[str, list[np.ndarray]]],
-) -> None:
-    index, _ = square
-    everything = all_clips(index, range(len(index.shards)))
-    plain, shuffled = (
-        next(
-            evaluation_loader(index, settings(), everything, batch=20, views=2, shuffle_frames=s)
-        ).frames.flatten(2)
-        for s in (False, True)
-    )
-    assert not torch.equal(plain, shuffled)
-    for view in (slice(0, 4), slice(4, 8)):
-        for a, b in zip(plain[:, view].tolist(), shuffled[:, view].tolist(), strict=True):
-            assert sorted(a) == sorted(b)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_worker_that_has_just_begun_lives_through_a_signal(
-    tiny_shards: Index, clips: ClipSet, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
-    """It comes after torch has given the worker a handler that ends it, and before the worker has one of ours."""
-    calm = stream._reset_worker
-
-    def late(worker: int) -> None:
-        os.kill(os.getpid(), number)
-        calm(worker)
-
-    monkeypatch.setattr(stream, "_reset_worker", late)
-    before = signal.signal(number, lambda *_: None)  # as a rank has one
-    try:
-        alone = list(evaluation_loader(tiny_shards, settings(0), clips, batch=5))
-        batches = list(evaluation_loader(tiny_shards, settings(1), clips, batch=5))
-    finally:
-        signal.signal(number, before)
-    assert [b.keys for b in batches] == [b.keys for b in alone]

@@ -13,7 +13,7 @@ import pytest
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index, read_index
 from dfer_dist.data.shards.reader import ClipReader
-from dfer_dist.data.shards.sidecars import extra_path, read_array, read_extra
+from dfer_dist.data.shards.sidecars import read_array, read_sidecar_tar, sidecar_tar_path
 from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.data.video.decode import Video
 from dfer_dist.utils.files import read_json
@@ -91,7 +91,7 @@ def test_faces_are_packed_with_landmarks_and_the_rest_is_named(
     clips = every_frame(index)
     assert sorted(clips) == ["Happy_film_0", "Happy_film_1", "Sad_film_0", "Sad_film_1"]
     for i in range(len(index.shards)):
-        for key, members in read_extra(index.path(i), "landmarks"):
+        for key, members in read_sidecar_tar(index.path(i), "landmarks"):
             marks, found = read_array(members["landmarks.npy"]), read_array(members["found.npy"])
             frames = clips.pop(key)
             assert marks.shape == (FRAMES, 68, 2) and found.all() and len(frames) == FRAMES
@@ -150,7 +150,7 @@ def test_films_without_faces_are_packed_as_they_are(videos: Path, tmp_path: Path
     ):
         assert packed.shape == (240, 320, 3) and np.abs(packed.astype(int) - shown).mean() < 2
     assert not any(
-        extra_path(index.path(i), "landmarks").exists() for i in range(len(index.shards))
+        sidecar_tar_path(index.path(i), "landmarks").exists() for i in range(len(index.shards))
     )
     small = pack(
         listing.records, "mine", tmp_path / "small", workers=1, classes=listing.classes, size=64

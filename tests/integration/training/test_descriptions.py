@@ -22,7 +22,7 @@ from dfer_dist.training.descriptions import read_descriptions
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 from launch.runs import open_run
-from tests.helpers.descriptions import described_copy
+from tests.helpers.data.descriptions import described_copy
 from tests.helpers.exported import DFER, SMALL
 from tests.helpers.paths import HELPERS
 from tests.helpers.spawn import run_ranks

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from dfer_dist.models.backbone import TINY, build_clip
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import read_json, sha256_file
+from tests.helpers.data.web_server import Web
 from tests.helpers.paths import DFER
 from tests.helpers.training import SMALL, arguments, close, dfer, predictions, wait_for
-from tests.helpers.web_server import Web
 
 SMALL += ["train.save_epochs=1", "eval.batch=5", "eval.shuffle_frames=false"]
 

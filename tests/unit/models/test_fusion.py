@@ -21,7 +21,7 @@ from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index
-from dfer_dist.data.shards.sidecars import describe_modalities, extra_path
+from dfer_dist.data.shards.sidecars import describe_modalities, sidecar_tar_path
 from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.demo.dataset import render_demo
@@ -275,7 +275,7 @@ def test_a_fold_with_levels(faces: Index, tmp_path: Path) -> None:
     saved = checkpoint.read(fold.checkpoints / "LATEST")
     check_same_modalities(saved, describe_modalities(faces, BOTH))
     for shard in range(len(faces.shards)):
-        extra_path(faces.path(shard), "parsing").unlink()
+        sidecar_tar_path(faces.path(shard), "parsing").unlink()
     with pytest.raises(UserError, match=r"model\.modalities has parsing, but .* is missing"):
         evaluate_checkpoint(fold.checkpoints / "LATEST", None, [], None)
     with pytest.raises(UserError, match=r"model\.modalities has parsing, but .* is missing"):

@@ -10,21 +10,24 @@ from dfer_dist.data.captions.label_leakage import WORDS, clean, label_words
 from dfer_dist.data.sources.records import ELEVEN
 
 FORMS = (
-    "happy happily happier happiness joy joyful gladly cheerful delighted amused pleased sad sadly saddened sadness sorrowful grief grieving "
-    "neutral neutrally expressionless calm anger angry angrily angered furious irritated annoyance rage surprise surprised surprisingly "
-    "astonishment amazed shocked startled disgust disgusted disgusting revulsion nauseated fear fearful fears afraid frightened scared terrified "
-    "horrified horror contempt contemptuous contemptuously scornful disdain mocking anxiety anxious anxiously nervous worried worry uneasy "
-    "helpless helplessness helplessly powerless despairing disappointment disappointed disappointing dismayed regretful"
+    "happy happily happier happiness joy joyful gladly cheerful delighted amused pleased sad "
+    "sadly saddened sadness sorrowful grief grieving neutral neutrally expressionless calm "
+    "anger angry angrily angered furious irritated annoyance rage surprise surprised "
+    "surprisingly astonishment amazed shocked startled disgust disgusted disgusting revulsion "
+    "nauseated fear fearful fears afraid frightened scared terrified horrified horror "
+    "contempt contemptuous contemptuously scornful disdain mocking anxiety anxious anxiously "
+    "nervous worried worry uneasy helpless helplessness helplessly powerless despairing "
+    "disappointment disappointed disappointing dismayed regretful"
 )
 
 
-def test_every_class_has_words_and_is_among_them() -> None:
+def test_label_words_cover_every_class() -> None:
     assert tuple(WORDS) and set(WORDS) == set(ELEVEN)
     assert [label_words(name) for name in ELEVEN] == [[name] for name in ELEVEN]
 
 
 @pytest.mark.parametrize("word", FORMS.split())
-def test_forms_are_found_in_any_case_and_between_any_marks(word: str) -> None:
+def test_label_words_finds_forms_in_any_case_and_punctuation(word: str) -> None:
     for text in (
         word,
         word.upper(),
@@ -47,7 +50,7 @@ def test_forms_are_found_in_any_case_and_between_any_marks(word: str) -> None:
         "The made-up eyes close.",
     ],
 )
-def test_other_words_and_what_a_face_does_stay(text: str) -> None:
+def test_clean_keeps_other_words(text: str) -> None:
     assert label_words(text) == []
     assert clean(text) == text
 
@@ -85,11 +88,11 @@ def test_other_words_and_what_a_face_does_stay(text: str) -> None:
         ("眉头紧蹙，嘴角下拉。他很愤怒。眼睛睁大。", "眉头紧蹙，嘴角下拉。 眼睛睁大。"),
     ],
 )
-def test_sentences_are_cut_where_an_interpretation_begins_or_go(text: str, left: str) -> None:
+def test_clean_cuts_interpretations_or_drops_sentences(text: str, left: str) -> None:
     assert clean(text) == left
 
 
-def test_classes_of_a_set_of_ones_own_go_too() -> None:
+def test_clean_removes_class_names_of_a_folder_set() -> None:
     text = "The eyes close in pain. The lips part. A painful look. The no-pain face."
     assert clean(text, ("pain", "other")) == "The lips part."
     assert clean(text, ("no_pain",)) == "The eyes close in pain. The lips part. A painful look."
@@ -119,7 +122,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES, max_size=30))
-def test_nothing_that_gives_a_label_away_is_ever_left(pieces: list[str]) -> None:
+def test_clean_never_leaves_a_label_word(pieces: list[str]) -> None:
     left = clean(" ".join(pieces))
     assert label_words(left) == []
     assert clean(left) == left

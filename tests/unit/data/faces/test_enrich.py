@@ -36,7 +36,7 @@ from dfer_dist.data.faces.tracking import track_face
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index, read_index
 from dfer_dist.data.shards.reader import ClipReader
-from dfer_dist.data.shards.sidecars import extra_path, read_array, read_extra
+from dfer_dist.data.shards.sidecars import read_array, read_sidecar_tar, sidecar_tar_path
 from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.data.verify import verify
@@ -66,7 +66,7 @@ def arrays(index: Index, kind: str) -> dict[str, dict[str, bytes]]:
     return {
         key: members
         for i in range(len(index.shards))
-        for key, members in read_extra(index.path(i), kind)
+        for key, members in read_sidecar_tar(index.path(i), kind)
     }
 
 
@@ -335,7 +335,7 @@ def test_networks_that_are_none_are_refused(
         scripted(module, parser)
     with pytest.raises(UserError, match=words):
         enrich(Path(str(index.root)), EnrichRequest(parser=parser), workers=1)
-    assert not extra_path(index.path(0), "parsing").exists()
+    assert not sidecar_tar_path(index.path(0), "parsing").exists()
 
 
 def test_imports_of_text_and_of_maps(shards: Index, source: Path, tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_landmarks_that_do_not_fit_are_refused(
         UserError, match=words.format(key=key, less=len(points) - 1, frames=len(points))
     ):
         enrich(Path(str(shards.root)), EnrichRequest(landmarks_from=given), workers=1)
-    assert not extra_path(shards.path(3), "landmarks").exists()
+    assert not sidecar_tar_path(shards.path(3), "landmarks").exists()
 
 
 def test_texts_and_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -436,7 +436,7 @@ def test_maps_of_other_landmarks_are_drawn_again_and_other_landmarks_are_refused
     np.save(given / f"{key}.npy", np.load(given / f"{key}.npy") + 1)
     with pytest.raises(UserError, match=r"landmarks\.tar is there, made otherwise \(import\)"):
         enrich(root, EnrichRequest(landmarks_from=given), workers=1)
-    extra_path(shards.path(2), "landmarks").unlink()
+    sidecar_tar_path(shards.path(2), "landmarks").unlink()
     enrich(root, EnrichRequest(landmarks_from=given), workers=1)
     added = enrich(root, EnrichRequest(parsing=True), workers=1)
     assert [a.kept for a in added] == [i != 2 for i in range(len(shards.shards))]
@@ -450,7 +450,7 @@ def test_maps_of_other_landmarks_are_drawn_again_and_other_landmarks_are_refused
 def test_damage_is_found(shards: Index, source: Path) -> None:
     root = Path(str(shards.root))
     enrich(root, EnrichRequest(parsing=True, landmarks_from=source / "landmarks"), workers=1)
-    tar = extra_path(shards.path(1), "parsing")
+    tar = sidecar_tar_path(shards.path(1), "parsing")
     data = bytearray(tar.read_bytes())
     data[900] ^= 4
     tar.write_bytes(data)

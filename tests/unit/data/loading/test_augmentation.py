@@ -1,3 +1,5 @@
+"""Augmentation: that of DFER-CLIP's released code, on batches."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -21,6 +23,8 @@ from dfer_dist.data.loading.frame_sampling import sample_random
 from dfer_dist.data.loading.sampler import keyed_rng
 
 OFF = {"crop_scale": 1.0, "flip": False, "brightness": 0.0, "rotation": 0.0}
+
+
 ALL = AugmentConfig(crop_scale=0.08, flip=True, brightness=0.5, rotation=10)
 
 
@@ -58,7 +62,7 @@ def by_torchvision(frame: np.ndarray, row: AugmentParams, size: int) -> torch.Te
     return F.horizontal_flip(image) if row.flip else image
 
 
-def test_clips_of_the_right_size_are_left_as_they_are() -> None:
+def test_apply_identity_keeps_clips_of_the_right_size() -> None:
     frames = torch.stack([clips(picture(32, 32, seed=i), frames=3)[0] for i in range(2)])
     same = change(frames, 32, AugmentParams.identity(32, 32), AugmentParams.identity(32, 32))
     assert same.shape == (2, 3, 3, 32, 32) and same.dtype == torch.uint8 and same.is_contiguous()
@@ -67,7 +71,7 @@ def test_clips_of_the_right_size_are_left_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("size", [24, 64])
-def test_resizing_is_that_of_the_published_code(size: int) -> None:
+def test_apply_resizes_as_published(size: int) -> None:
     ours = (
         change(clips(picture()), size, AugmentParams.identity(40, 48))[0, 0]
         .permute(1, 2, 0)
@@ -84,24 +88,22 @@ def test_resizing_is_that_of_the_published_code(size: int) -> None:
     "config", [ALL, AugmentConfig(), AugmentConfig(**OFF | {"brightness": 0.5, "rotation": 4.0})]
 )
 @pytest.mark.parametrize("size", [24, 64])
-def test_a_batch_is_changed_as_its_clips_are_by_the_published_steps(
-    config: AugmentConfig, size: int
-) -> None:
+def test_apply_matches_published_steps(config: AugmentConfig, size: int) -> None:
     pictures, rows = [picture(seed=i) for i in range(40)], draws_of(40, config)
     batch = change(clips(*pictures), size, *rows)[:, 0].int()
     one_by_one = torch.stack(
         [by_torchvision(p, row, size) for p, row in zip(pictures, rows, strict=True)]
     ).int()
     off = (batch - one_by_one).abs()
-    # a turned pixel that lies half-way between two may come from either: torchvision's sums are rounded elsewhere
+    # a rotated pixel half-way between two may come from either: torchvision rounds differently
     assert (off > 1).float().mean() < 2e-3 and off.float().mean() < 0.2
     if not config.rotation:
         assert off.max() <= 1
 
 
 @pytest.mark.parametrize("size", [24, 40, 64])
-def test_a_clip_does_not_depend_on_its_batch(size: int) -> None:
-    """So that what a loader worker does to a clip of another size, and what is done on the device, are one thing."""
+def test_apply_to_a_clip_is_independent_of_its_batch(size: int) -> None:
+    """A loader worker and the device that computes give the same pixels."""
     frames, rows = clips(*(picture(seed=i) for i in range(20)), frames=2), draws_of(20, ALL)
     batch = change(frames, size, *rows)
     for i in range(20):
@@ -109,9 +111,7 @@ def test_a_clip_does_not_depend_on_its_batch(size: int) -> None:
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(40, 48, 24), (40, 48, 64), (224, 224, 224)])
-def test_the_accelerators_way_of_cropping_gives_the_processors_pixels(
-    height: int, width: int, size: int
-) -> None:
+def test_resample_on_gpu_path_matches_cpu_path(height: int, width: int, size: int) -> None:
     frames = clips(*(picture(height, width, seed=i) for i in range(6)), frames=2).permute(
         0, 1, 4, 2, 3
     )
@@ -123,7 +123,7 @@ def test_the_accelerators_way_of_cropping_gives_the_processors_pixels(
         assert (_resample(frames, box, mirrored, size, dtype).int() - expected).abs().max() <= 1
 
 
-def test_one_draw_serves_all_frames_of_a_clip() -> None:
+def test_apply_changes_all_frames_of_a_clip_alike() -> None:
     frames = clips(picture(), frames=5)
     changed = [change(frames, 32, row) for row in draws_of(20, ALL)]
     for clip in changed:
@@ -133,7 +133,7 @@ def test_one_draw_serves_all_frames_of_a_clip() -> None:
     assert sample_params(40, 48, ALL, rng(7)) == draws_of(8, ALL)[7]
 
 
-def test_every_other_clip_is_mirrored() -> None:
+def test_sample_params_flips_half_of_the_clips() -> None:
     frames, plain = clips(*[picture(32, 32)] * 200), torch.tensor(picture(32, 32)).permute(2, 0, 1)
     changed = change(frames, 32, *draws_of(200, AugmentConfig(**OFF | {"flip": True}), 32, 32))[
         :, 0
@@ -143,7 +143,7 @@ def test_every_other_clip_is_mirrored() -> None:
     assert 70 < sum(mirrored) < 130
 
 
-def test_brightness_and_rotation_stay_in_their_range() -> None:
+def test_sample_params_brightness_and_angle_stay_in_range() -> None:
     grey = clips(*[np.full((32, 32, 3), 100, np.uint8)] * 200)
     brightness = change(
         grey, 32, *draws_of(200, AugmentConfig(**OFF | {"brightness": 0.5}), 32, 32)
@@ -164,7 +164,7 @@ def test_brightness_and_rotation_stay_in_their_range() -> None:
     assert (turned == 0).any()
 
 
-def test_crops_are_those_of_the_published_code() -> None:
+def test_sample_box_is_distributed_as_published() -> None:
     generator = rng()
     boxes = np.array([_sample_box(200, 200, 0.08, generator) for _ in range(4000)])
     top, left, height, width = boxes.T
@@ -179,22 +179,22 @@ def test_crops_are_those_of_the_published_code() -> None:
     )
 
 
-def test_a_frame_that_no_crop_fits_is_taken_whole() -> None:
+def test_sample_box_falls_back_to_the_whole_frame() -> None:
     assert _sample_box(2, 400, 0.9, rng()) == (0, 0, 2, 400)
     assert change(
         clips(picture(2, 400)), 32, sample_params(2, 400, AugmentConfig(crop_scale=0.9), rng())
     ).shape == (1, 1, 3, 32, 32)
 
 
-def test_more_clips_than_are_changed_at_once_come_in_their_order() -> None:
+def test_apply_keeps_the_order_of_many_clips() -> None:
     count = 2 * augment._CHUNK_SIZE["cpu"] + 1
     frames = clips(*(np.full((8, 8, 3), i, np.uint8) for i in range(count)))
     changed = change(frames, 16, *[AugmentParams.identity(8, 8)] * count)
     assert changed[:, 0, 0, 0, 0].tolist() == list(range(count))
 
 
-def test_augmentation_draws_are_pinned() -> None:
-    """Finished runs must be repeatable with later versions: another order of draws breaks all of them."""
+def test_sample_params_values_are_pinned() -> None:
+    """Finished runs must be repeatable with later versions: a change breaks all of them."""
     generator = keyed_rng("clip", 0, 0, "00001")
     assert sample_random(144, 4, generator).tolist() == [10, 42, 77, 123]
     params = sample_params(224, 224, AugmentConfig(brightness=0.5, rotation=4), generator)

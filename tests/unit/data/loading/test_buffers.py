@@ -1,3 +1,5 @@
+"""Shared-memory buffers within one process."""
+
 from __future__ import annotations
 
 import gc
@@ -6,7 +8,6 @@ import os
 import numpy as np
 import torch
 
-from dfer_dist.data.loading import buffers as pool
 from dfer_dist.data.loading.buffers import BufferPool
 
 
@@ -22,7 +23,7 @@ def open_as(link: str) -> int:
     return links.count(link)
 
 
-def test_slots_are_used_over_and_over_and_private_memory_helps_out() -> None:
+def test_acquire_falls_back_to_private_memory() -> None:
     r = BufferPool(2, (3, 4))
     taken = [r.acquire() for _ in range(4)]
     assert sorted(slot for _, slot in taken[:2]) == [0, 1]
@@ -37,7 +38,7 @@ def test_slots_are_used_over_and_over_and_private_memory_helps_out() -> None:
     )
 
 
-def test_a_slot_comes_back_when_its_tensor_and_all_views_are_gone() -> None:
+def test_buffer_is_free_when_its_tensor_and_views_are_gone() -> None:
     r = BufferPool(1, (4,))
     tensor = r.export(fill(r, 7))
     view = tensor[1:].view(3, 1)
@@ -48,21 +49,7 @@ def test_a_slot_comes_back_when_its_tensor_and_all_views_are_gone() -> None:
     assert r.acquire()[1] == 0
 
 
-def test_what_another_process_fills_is_seen_here_and_lent_by_the_rings_number() -> None:
-    r = BufferPool(2, (5,))
-    child = os.fork()
-    if not child:
-        fill(r, 9)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    assert pool.export(r.id, 0).tolist() == [9] * 5
-    assert sorted(r.acquire()[1] for _ in range(2)) == [
-        0,
-        1,
-    ]  # the child's came back with its tensor
-
-
-def test_lent_memory_outlives_its_ring() -> None:
+def test_exported_tensor_outlives_its_pool() -> None:
     r = BufferPool(1, (4,))
     pipe = os.readlink(f"/proc/self/fd/{r._read_end}")
     assert open_as(pipe) == 2
@@ -75,6 +62,6 @@ def test_lent_memory_outlives_its_ring() -> None:
     assert open_as(pipe) == 0
 
 
-def test_rows_do_not_lie_on_32_bytes_where_libjpeg_turbo_would_write_past_the_cache() -> None:
+def test_rows_are_not_aligned_to_32_bytes() -> None:
     array, _ = BufferPool(1, (2, 16, 224, 224, 3)).acquire()
     assert all(array[i, t].ctypes.data % 32 == 16 for i in range(2) for t in range(16))

@@ -1,3 +1,5 @@
+"""Sampling of frames: that of DFER-CLIP's released code and its alternatives."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -18,7 +20,7 @@ def rng(n: int = 0) -> np.random.Generator:
 
 @pytest.mark.parametrize(
     ("frames", "wanted", "expected"),
-    [  # worked out by hand after the released code of DFER-CLIP: int(tick / 2 + tick * i), tick = frames / wanted
+    [  # by hand from DFER-CLIP's released code: int(tick / 2 + tick * i), tick = frames / wanted
         (144, 16, [4, 13, 22, 31, 40, 49, 58, 67, 76, 85, 94, 103, 112, 121, 130, 139]),
         (20, 16, [0, 1, 3, 4, 5, 6, 8, 9, 10, 11, 13, 14, 15, 16, 18, 19]),
         (16, 16, list(range(16))),
@@ -29,7 +31,9 @@ def rng(n: int = 0) -> np.random.Generator:
         (1, 4, [0, 0, 0, 0]),
     ],
 )
-def test_centres_are_the_published_ones(frames: int, wanted: int, expected: list[int]) -> None:
+def test_sample_segments_matches_published_centres(
+    frames: int, wanted: int, expected: list[int]
+) -> None:
     assert sample_segments(frames, wanted).tolist() == expected
 
 
@@ -55,7 +59,7 @@ def test_centres_are_the_published_ones(frames: int, wanted: int, expected: list
         (7, 1, [0], [6]),
     ],
 )
-def test_random_frames_fill_the_published_segments(
+def test_sample_random_fills_published_segments(
     frames: int, wanted: int, first: list[int], last: list[int]
 ) -> None:
     generator = rng()
@@ -69,13 +73,13 @@ def data(sampling: str, wanted: int = 4, stride: int = 3) -> DataConfig:
     return DataConfig("-", num_frames=wanted, sampling=Sampling(sampling), stride=stride)
 
 
-def test_segments_are_what_training_and_testing_use_unless_told_otherwise() -> None:
+def test_default_sampling_is_segments() -> None:
     plain = DataConfig("-")
     assert train_frames(144, plain, rng(3)).tolist() == sample_random(144, 16, rng(3)).tolist()
     assert eval_frames(144, plain, 1).tolist() == [sample_segments(144, 16).tolist()]
 
 
-def test_views_of_segments_lie_evenly_within_each_segment() -> None:
+def test_eval_frames_views_are_even_within_segments() -> None:
     views = eval_frames(
         120, data("segments", 6), 2
     )  # segments of 20 frames: the middles of their halves
@@ -93,7 +97,7 @@ def test_views_of_segments_lie_evenly_within_each_segment() -> None:
         (9, 1, [0]),
     ],
 )
-def test_uniform_takes_equal_distances_from_the_first_frame_to_the_last(
+def test_uniform_frames_are_equidistant_from_first_to_last(
     frames: int, wanted: int, expected: list[int]
 ) -> None:
     assert eval_frames(frames, data("uniform", wanted), 1).tolist() == [expected]
@@ -102,7 +106,7 @@ def test_uniform_takes_equal_distances_from_the_first_frame_to_the_last(
     }
 
 
-def test_dense_windows_begin_anywhere_in_training_and_never_leave_the_clip() -> None:
+def test_train_frames_dense_windows_start_anywhere_in_clip() -> None:
     generator = rng()  # four frames, three apart, span ten
     drawn = np.array([train_frames(14, data("dense"), generator) for _ in range(300)])
     assert (np.diff(drawn) == 3).all()
@@ -121,9 +125,7 @@ def test_dense_windows_begin_anywhere_in_training_and_never_leave_the_clip() -> 
         (10, 2, [0, 0]),
     ],
 )
-def test_dense_views_reach_from_the_first_frame_to_the_last(
-    frames: int, views: int, starts: list[int]
-) -> None:
+def test_eval_frames_dense_views_cover_the_clip(frames: int, views: int, starts: list[int]) -> None:
     windows = eval_frames(frames, data("dense"), views)
     assert windows.tolist() == [[s, s + 3, s + 6, s + 9] for s in starts]
     assert windows.max() < frames

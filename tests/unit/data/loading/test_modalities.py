@@ -1,103 +1,37 @@
-"""Parsing maps and landmarks as the loader gives them: of the same frames, moved as these are, in the same order."""
+"""Modalities of the loaders: of the same frames, transformed alike, in the same order."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import simplejpeg
 import torch
-from PIL import Image
 
 from dfer_dist.config.schema import AugmentConfig, DataConfig
-from dfer_dist.data.faces.enrich import EnrichRequest, enrich
-from dfer_dist.data.faces.parsing_maps import LEFT_EYE, NOSE, PALETTE, RIGHT_EYE, SKIN, colours
+from dfer_dist.data.faces.parsing_maps import LEFT_EYE, NOSE, PALETTE, RIGHT_EYE, colours
 from dfer_dist.data.loading.augmentation import AugmentParams, apply, sample_params, stack_params
-from dfer_dist.data.loading.loader import Batch, evaluation_loader, train_loader
+from dfer_dist.data.loading.batch import Batch
+from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.modalities import resample_labels, transform_points
-from dfer_dist.data.loading.sampler import EpochPlan, all_clips
-from dfer_dist.data.packing.packer import pack
+from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.shards.index import Index, open_index, read_index
-from dfer_dist.data.shards.sidecars import describe_modalities, extra_path
-from dfer_dist.data.sources.records import ClipRecord
+from dfer_dist.data.shards.sidecars import describe_modalities, sidecar_tar_path
 from dfer_dist.utils.errors import UserError
+from tests.helpers.data.modalities import BOTH, SIDE, augmented, make_faces, training_batches
 
-SIDE, CLIPS, T = 48, 12, 9
-BOTH = ("parsing", "landmarks")
 CPU = torch.device("cpu")
-
-
-def labels_of(clip: int, t: int) -> np.ndarray:
-    """A face with its nose somewhere else in each clip and frame."""
-    labels = np.zeros((SIDE, SIDE), np.uint8)
-    labels[4:44, 4:44] = SKIN
-    labels[8:15, 8:18], labels[8:15, 30:40] = RIGHT_EYE, LEFT_EYE
-    y, x = 20 + clip % 4 * 4, 12 + 2 * t + clip % 3 * 2
-    labels[y : y + 8, x : x + 8] = NOSE
-    return labels
 
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """Clips whose frames are their own maps, in colours, and whose landmarks are all in the middle of the nose; in two folds."""
-    root = tmp_path_factory.mktemp("levels")
-    records = []
-    (root / "marks").mkdir()
-    for clip in range(CLIPS):
-        name, points = f"c{clip:02d}", np.empty((T, 68, 2), np.float32)
-        for folder in ("frames", "maps"):
-            (root / folder / name).mkdir(parents=True)
-        for t in range(T):
-            labels = labels_of(clip, t)
-            points[t] = np.argwhere(labels == NOSE).mean(0)[::-1]
-            (root / "frames" / name / f"{t}.jpg").write_bytes(
-                simplejpeg.encode_jpeg(colours(labels), 95, "RGB", "444")
-            )
-            Image.fromarray(labels).save(root / "maps" / name / f"{t}.png")
-        np.save(root / "marks" / f"{name}.npy", points)
-        records.append(
-            ClipRecord(name, clip % 7, f"fold{clip % 2 + 1}", name, root / "frames" / name)
-        )
-    index = pack(records, "dfew", root / "shards", 3, workers=1)
-    enrich(
-        root / "shards",
-        EnrichRequest(landmarks_from=root / "marks", parsing_from=root / "maps"),
-        workers=1,
-    )
-    return index
+    return make_faces(tmp_path_factory.mktemp("modalities"))
 
 
-def settings(size: int = 40, workers: int = 0, **augment: object) -> DataConfig:
-    own = replace(AugmentConfig(crop_scale=0.6, brightness=0.3, rotation=12), **augment)  # type: ignore[arg-type]
-    return DataConfig("-", num_frames=4, image_size=size, workers=workers, block=3, augment=own)
-
-
-def trained(
-    index: Index, modalities: Sequence[str], data: DataConfig, world: int = 1
-) -> list[Batch]:
-    plan = EpochPlan(all_clips(index, range(len(index.shards))), 5, 0, 4, 3)
-    ranks = [
-        train_loader(
-            index,
-            data,
-            plan,
-            epochs=4,
-            rank=rank,
-            world_size=world,
-            micro_batch=4 // world,
-            modalities=modalities,
-        )
-        for rank in range(world)
-    ]
-    return [batch for part in zip(*ranks, strict=True) for batch in part]
-
-
-def levels_of(batch: Batch, modalities: int = 2) -> tuple[np.ndarray, ...]:
-    """Frames and levels of a training batch, uint8 [b, T, S, S, 3] each."""
+def split_modalities(batch: Batch, modalities: int = 2) -> tuple[np.ndarray, ...]:
+    """Frames and modalities of a training batch, uint8 [b, T, S, S, 3] each."""
     pixels = batch.pixels(CPU)
     assert pixels.dtype == torch.uint8 and pixels.shape[1] == (1 + modalities) * 4
     return tuple(x.permute(0, 1, 3, 4, 2).numpy() for x in pixels.chunk(1 + modalities, 1))
@@ -116,11 +50,11 @@ def near(pixels: np.ndarray, label: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [40, SIDE])
-def test_levels_show_what_the_frames_show(faces: Index, size: int) -> None:
-    """Turned, cropped, mirrored and brightened: nose and dots stay together, and the eye at the right of the picture is the left one."""
+def test_modalities_show_what_the_frames_show(faces: Index, size: int) -> None:
+    """Nose and landmarks stay together, and labels of left and right fit, flipped or not."""
     mirrored, seen = 0, 0
-    for batch in trained(faces, BOTH, settings(size)):
-        for video, parsing, dots in zip(*levels_of(batch), strict=True):
+    for batch in training_batches(faces, BOTH, augmented(size)):
+        for video, parsing, dots in zip(*split_modalities(batch), strict=True):
             for frame, labels, marks in zip(video, parsing, dots, strict=True):
                 assert {tuple(c) for c in labels.reshape(-1, 3).tolist()} <= {
                     tuple(c) for c in PALETTE.tolist()
@@ -141,34 +75,30 @@ def test_levels_show_what_the_frames_show(faces: Index, size: int) -> None:
     assert seen > 80 and mirrored > 20
 
 
+def test_modalities_are_independent_of_ranks(faces: Index) -> None:
+    want = torch.cat([b.pixels(CPU) for b in training_batches(faces, BOTH, augmented())])
+    for world_size in (2, 4):
+        batches = training_batches(faces, BOTH, augmented(), world_size)
+        assert torch.equal(torch.cat([b.pixels(CPU) for b in batches]), want)
+
+
 @pytest.mark.parametrize("modalities", [BOTH, ("landmarks",)])
-def test_frames_and_order_do_not_depend_on_levels(
+def test_frames_and_order_are_independent_of_modalities(
     faces: Index, modalities: tuple[str, ...]
 ) -> None:
-    plain, more = (trained(faces, own, settings(40)) for own in ((), modalities))
+    plain, more = (training_batches(faces, own, augmented(40)) for own in ((), modalities))
     assert len(plain) == len(more) == 12
     for a, b in zip(plain, more, strict=True):
         assert a.keys == b.keys and torch.equal(a.labels, b.labels)
         assert torch.equal(a.pixels(CPU), b.pixels(CPU)[:, :4])
 
 
-def test_ranks_and_workers_change_no_level(faces: Index) -> None:
-    want = torch.cat([b.pixels(CPU) for b in trained(faces, BOTH, settings())])
-    for workers, world in ((2, 1), (0, 2), (1, 4)):
-        assert torch.equal(
-            torch.cat(
-                [b.pixels(CPU) for b in trained(faces, BOTH, settings(workers=workers), world)]
-            ),
-            want,
-        )
-
-
-def test_an_evaluation_has_the_levels_of_each_view(faces: Index) -> None:
+def test_evaluation_loader_has_modalities_of_each_view(faces: Index) -> None:
     clips = all_clips(faces, faces.test_shards(1))
 
     def seen(views: int, modalities: tuple[str, ...] = BOTH) -> Iterator[Batch]:
         return evaluation_loader(
-            faces, settings(64), clips, batch=4, views=views, modalities=modalities
+            faces, augmented(64), clips, batch=4, views=views, modalities=modalities
         )
 
     for batch, plain in zip(seen(2), seen(2, ()), strict=True):
@@ -191,7 +121,7 @@ def test_an_evaluation_has_the_levels_of_each_view(faces: Index) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_points_and_maps_move_as_pixels_do(seed: int) -> None:
+def test_points_and_labels_transform_as_pixels(seed: int) -> None:
     """A small square and its centre through augment.apply, whatever is drawn."""
     rng = np.random.default_rng(seed)
     height, width = 48, 64
@@ -221,9 +151,7 @@ def test_points_and_maps_move_as_pixels_do(seed: int) -> None:
             assert (picked & square).sum() > 0.85 * (picked | square).sum()
 
 
-def test_a_damaged_level_loses_the_clip_and_a_missing_one_stops(
-    faces: Index, tmp_path: Path
-) -> None:
+def test_damaged_modality_loses_the_clip_and_missing_stops(faces: Index, tmp_path: Path) -> None:
     root = Path(shutil.copytree(str(faces.root), tmp_path / "shards"))
     index, before = read_index(root), describe_modalities(faces, BOTH)
     assert before is not None and before["made"] == {"parsing": ["import"], "landmarks": ["import"]}
@@ -231,11 +159,11 @@ def test_a_damaged_level_loses_the_clip_and_a_missing_one_stops(
         describe_modalities(index, BOTH) == before != describe_modalities(index, ("landmarks",))
         and describe_modalities(index, ()) is None
     )
-    tar = extra_path(index.path(0), "landmarks")
+    tar = sidecar_tar_path(index.path(0), "landmarks")
     data = bytearray(tar.read_bytes())
     data[3000] ^= 1
     tar.write_bytes(data)
-    batches = trained(index, BOTH, settings())
+    batches = training_batches(index, BOTH, augmented())
     lost = {line for b in batches for line in b.lost}
     (one,) = {line.split(", clip ")[1].split(":")[0] for line in lost}
     assert all("landmarks: landmarks.npy has another CRC32" in line for line in lost)
@@ -243,22 +171,26 @@ def test_a_damaged_level_loses_the_clip_and_a_missing_one_stops(
         for key, valid, pixels in zip(b.keys, b.valid.tolist(), b.pixels(CPU), strict=True):
             assert valid == (key != one) and pixels.any() == valid
     tar.with_suffix(".json").unlink()
-    for run in (lambda: trained(index, BOTH, settings()), lambda: describe_modalities(index, BOTH)):
+    for run in (
+        lambda: training_batches(index, BOTH, augmented()),
+        lambda: describe_modalities(index, BOTH),
+    ):
         with pytest.raises(
             UserError,
-            match=r"model\.modalities has landmarks, but .*json is missing.*dfer enrich SHARDS --landmarks",
+            match=r"model\.modalities has landmarks, but .*json is missing"
+            r".*dfer enrich SHARDS --landmarks",
         ):
             run()
 
 
-def test_levels_at_a_server_come_through_the_cache(faces: Index, tmp_path: Path) -> None:
+def test_modalities_of_file_url_come_through_the_cache(faces: Index, tmp_path: Path) -> None:
     data = DataConfig(f"file://{faces.root}", cache=str(tmp_path / "cache"))
     remote = open_index(data)
     assert remote.hash == faces.hash and describe_modalities(remote, BOTH) == describe_modalities(
         faces, BOTH
     )
     want, got = (
-        torch.cat([b.pixels(CPU) for b in trained(index, BOTH, settings())])
+        torch.cat([b.pixels(CPU) for b in training_batches(index, BOTH, augmented())])
         for index in (faces, remote)
     )
     assert torch.equal(want, got)

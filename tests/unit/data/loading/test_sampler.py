@@ -1,7 +1,7 @@
+"""The order of clips: exact, even, and pinned."""
+
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 import tracemalloc
 from collections import Counter
@@ -24,10 +24,9 @@ from dfer_dist.data.loading.sampler import (
     train_val_split,
 )
 from dfer_dist.data.packing.packer import pack
-from dfer_dist.data.shards.index import Index, Shard, content_hash
+from dfer_dist.data.shards.index import Index
 from dfer_dist.data.sources.dfer_clip_lists import read_lists
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import write_json
 
 # 103 clips in 9 shards; one shard is read in part and one not at all, as hold_out leaves them
 UNEVEN = ClipSet(
@@ -35,6 +34,8 @@ UNEVEN = ClipSet(
     (16, 1, 20, 12, 0, 17, 16, 5, 16),
     (None,) * 3 + (np.arange(12) * 2,) + (None,) * 5,
 )
+
+
 EVERY = {
     (s, r if s != 10 else 2 * r)
     for s, n in zip(UNEVEN.shards, UNEVEN.counts, strict=True)
@@ -54,9 +55,7 @@ def epoch(
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 10, 51, 52, 102, 103])
 @pytest.mark.parametrize("block", [1, 3, 512])
-def test_an_epoch_reads_every_clip_at_most_once_and_counts_those_that_sit_out(
-    batch: int, block: int
-) -> None:
+def test_epoch_reads_clips_at_most_once_and_counts_dropped(batch: int, block: int) -> None:
     plan = EpochPlan(UNEVEN, 3, 2, batch, block)
     seen = [clip for step in epoch(3, 2, batch, block) for clip in step]
     assert len(seen) == len(set(seen)) == len(UNEVEN) - plan.num_dropped
@@ -64,7 +63,7 @@ def test_an_epoch_reads_every_clip_at_most_once_and_counts_those_that_sit_out(
     assert plan.num_dropped == 103 % batch and plan.steps == 103 // batch
 
 
-def test_a_plan_is_a_pure_function_of_seed_and_epoch() -> None:
+def test_plan_is_a_pure_function_of_seed_and_epoch() -> None:
     first = epoch(seed=5, number=1)
     plan_module._shuffled_steps.cache_clear()
     backwards = EpochPlan(UNEVEN, 5, 1, 10, 4)
@@ -80,12 +79,12 @@ def test_a_plan_is_a_pure_function_of_seed_and_epoch() -> None:
     assert agreements < 10  # of 100, where chance gives about one
 
 
-def test_the_order_is_pinned() -> None:
-    """Finished runs must be repeatable with later versions: a change of this order breaks all of them."""
+def test_plan_order_is_pinned() -> None:
+    """Finished runs must be repeatable with later versions: a change breaks all of them."""
     assert epoch(seed=0, number=0)[0][:6] == [(22, 1), (22, 14), (12, 1), (12, 12), (4, 5), (4, 15)]
 
 
-def test_every_clip_is_trained_about_equally_often() -> None:
+def test_plan_drops_every_clip_about_equally_often() -> None:
     epochs = 600
     out: Counter[tuple[int, int]] = Counter()
     for number in range(epochs):
@@ -100,7 +99,7 @@ def test_every_clip_is_trained_about_equally_often() -> None:
     )  # as even as chance, no more and no less
 
 
-def test_a_clip_meets_others_and_comes_at_other_steps_in_other_epochs() -> None:
+def test_plan_mixes_clips_and_steps_over_epochs() -> None:
     steps: dict[tuple[int, int], list[int]] = {clip: [] for clip in EVERY}
     mates: dict[tuple[int, int], set[tuple[int, int]]] = {clip: set() for clip in EVERY}
     for number in range(200):
@@ -117,7 +116,7 @@ def test_a_clip_meets_others_and_comes_at_other_steps_in_other_epochs() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 @pytest.mark.parametrize("micro", [1, 2, 3])
-def test_ranks_share_the_global_batch_in_the_order_of_lanes(world: int, micro: int) -> None:
+def test_train_sampler_ranks_share_the_global_batch(world: int, micro: int) -> None:
     plan = EpochPlan(UNEVEN, 0, 0, 12, 5)
     expected = [
         [EpochPlan(UNEVEN, 0, e, 12, 5).sample_ref(s, lane) for lane in range(12)]
@@ -143,7 +142,7 @@ def test_ranks_share_the_global_batch_in_the_order_of_lanes(world: int, micro: i
         TrainSampler(plan, epochs=3, start=(0, 0), rank=0, world_size=5, micro_batch=1)
 
 
-def test_a_plan_of_a_million_clips_starts_at_once_and_needs_little_memory() -> None:
+def test_plan_of_a_million_clips_is_fast_and_small() -> None:
     clips = ClipSet(tuple(range(10_000)), (100,) * 10_000, (None,) * 10_000)
 
     def first_steps() -> list[SampleRef]:
@@ -161,38 +160,7 @@ def test_a_plan_of_a_million_clips_starts_at_once_and_needs_little_memory() -> N
     assert len(kept) == 8192 and peak < 50e6
 
 
-MILLION = """
-import re, sys, time
-from pathlib import Path
-from dfer_dist.data.loading.sampler import EpochPlan, all_clips
-from dfer_dist.data.shards.index import load_index
-start = time.process_time()
-index = load_index(Path(sys.argv[1]))
-read = time.process_time() - start
-plan = EpochPlan(all_clips(index, range(len(index.shards))), 0, 0, 4096, 512)
-places = [plan.sample_ref(step, lane) for step in range(2) for lane in range(4096)]
-assert len(set(places)) == 8192 and plan.steps == 244
-most = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())  # getrusage counts the parent before exec
-print(read, time.process_time() - start, int(most[1]) / 1024)
-"""
-
-
-def test_a_worker_opens_and_plans_a_million_clips_in_a_second_and_200_mb(tmp_path: Path) -> None:
-    sums = [f"{i:064x}" for i in range(10_000)]
-    shards = [
-        Shard(f"fold{i % 5 + 1}-{i:05d}.tar", f"fold{i % 5 + 1}", 100, 2**27, (20,) * 5, x, x)
-        for i, x in enumerate(sums)
-    ]
-    body = {"name": "big", "classes": list("abcde"), "shards": [vars(s) for s in shards]}
-    write_json(tmp_path / "index.json", {**body, "hash": content_hash("big", "abcde", shards)})
-    done = subprocess.run(
-        [sys.executable, "-c", MILLION, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    read, whole, megabytes = map(float, done.stdout.split())
-    assert read < 0.5 and whole < 1 and megabytes < 200, done.stdout
-
-
-def test_too_few_clips_and_places_beyond_the_epoch_are_refused() -> None:
+def test_plan_refuses_few_clips_and_steps_beyond_the_epoch() -> None:
     with pytest.raises(UserError, match=r"train\.global_batch=104, but there are 103"):
         EpochPlan(UNEVEN, 0, 0, 104, 4)
     plan = EpochPlan(UNEVEN, 0, 0, 10, 4)
@@ -201,7 +169,7 @@ def test_too_few_clips_and_places_beyond_the_epoch_are_refused() -> None:
             plan.sample_ref(step, lane)
 
 
-def test_keyed_generators_depend_on_every_word() -> None:
+def test_keyed_rng_depends_on_every_part_of_its_key() -> None:
     words = [
         ("clip", 0, 1, "a"),
         ("clip", 1, 0, "a"),
@@ -215,7 +183,7 @@ def test_keyed_generators_depend_on_every_word() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 5, 48, 103, 200])
-def test_evaluation_batches_hold_every_clip_once_in_the_order_of_the_index(batch: int) -> None:
+def test_evaluation_batches_have_each_clip_once_in_order(batch: int) -> None:
     batches = evaluation_batches(UNEVEN, batch)
     flat = [(p.shard, p.row) for b in batches for p in b]
     assert flat == sorted(EVERY)
@@ -238,7 +206,7 @@ def chosen(index: Index, clips: ClipSet) -> dict[str, int]:
     return rows
 
 
-def test_hold_out_takes_its_share_of_each_class_and_leaves_the_rest(tiny_shards: Index) -> None:
+def test_train_val_split_is_stratified_and_complete(tiny_shards: Index) -> None:
     shards = tiny_shards.train_shards(2)
     everything = chosen(tiny_shards, all_clips(tiny_shards, shards))
     assert len(everything) == 48
@@ -253,9 +221,7 @@ def test_hold_out_takes_its_share_of_each_class_and_leaves_the_rest(tiny_shards:
         assert Counter(val.values()) == wanted
 
 
-def test_hold_out_depends_on_seed_and_keys_not_on_the_cut_of_shards(
-    tiny_shards: Index, recut: Index
-) -> None:
+def test_train_val_split_depends_on_seed_and_keys_only(tiny_shards: Index, recut: Index) -> None:
     assert len(recut.shards) == 5 < len(tiny_shards.shards)
     parts = [
         train_val_split(index, index.train_shards(1), 0.25, seed=1)[1]
@@ -275,7 +241,7 @@ def test_hold_out_depends_on_seed_and_keys_not_on_the_cut_of_shards(
     assert reverse == first
 
 
-def test_a_class_of_one_clip_cannot_be_split(recut: Index) -> None:
+def test_train_val_split_refuses_class_of_one_clip(recut: Index) -> None:
     with pytest.raises(UserError, match="class disgust has one training clip"):
         train_val_split(recut, [0], 0.5, seed=0)
 
@@ -290,12 +256,12 @@ class TestBalanced:
         # make it uneven: keep two clips of class 0
         return BalancedPlan(clips, 3, 0, 8, 512, (by_class[0][:2], *by_class[1:]))
 
-    def test_places_are_told_by_class(self, tiny_shards, plan):
+    def test_clips_by_class_covers_all_clips(self, tiny_shards, plan):
         clips = plan.clips
         every = np.concatenate(clips_by_class(tiny_shards, clips))
         assert sorted(every) == list(range(len(clips)))
 
-    def test_classes_come_equally_often(self, tiny_shards, plan):
+    def test_plan_reads_classes_equally_often(self, tiny_shards, plan):
         seen = Counter()
         for step in range(plan.steps):
             for lane in range(8):
@@ -305,7 +271,7 @@ class TestBalanced:
         assert len(seen) == 7
         assert max(seen.values()) - min(seen.values()) <= 7
 
-    def test_no_clip_comes_a_third_time_before_all_of_its_class_came_twice(self, plan):
+    def test_plan_repeats_no_clip_before_all_of_its_class(self, plan):
         members = len(plan.by_class[2])
         chosen = []
         for epoch in range(6):
@@ -315,7 +281,7 @@ class TestBalanced:
         times = Counter(at for at, _ in chosen)
         assert max(times.values()) - min(times.values()) <= 1 + 6 * 7 // members
 
-    def test_is_a_pure_function_of_seed_and_epoch(self, plan):
+    def test_plan_is_a_pure_function_of_seed_and_epoch(self, plan):
         again = BalancedPlan(plan.clips, 3, 0, 8, 512, plan.by_class)
         assert [plan.sample_ref(1, i) for i in range(8)] == [
             again.sample_ref(1, i) for i in range(8)

@@ -1,8 +1,9 @@
+"""The index of a set of shards, and what packing writes."""
+
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import tarfile
 from dataclasses import replace
 from itertools import pairwise
@@ -10,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import simplejpeg
-import webdataset as wds
 
 from dfer_dist.data.packing.media import clip_files
 from dfer_dist.data.packing.packer import REPORT, pack
@@ -29,7 +28,7 @@ def records(tiny_source: Path) -> list[ClipRecord]:
 
 @pytest.fixture
 def copy(tiny_shards: Index, tmp_path: Path) -> Path:
-    """A copy of ``tiny_shards``, free to be spoilt."""
+    """A copy of ``tiny_shards``, to be damaged."""
     return shutil.copytree(tiny_shards.root, tmp_path / "copy")
 
 
@@ -45,7 +44,7 @@ def edit_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_every_clip_is_packed_once_in_its_own_split(
+def test_pack_writes_every_clip_once_in_its_split(
     tiny_shards: Index, records: list[ClipRecord]
 ) -> None:
     packed = []
@@ -66,7 +65,7 @@ def test_every_clip_is_packed_once_in_its_own_split(
         assert sorted(test + train) == list(range(15))
 
 
-def test_bytes_of_each_frame_are_copied_and_found_by_offset(
+def test_pack_copies_frames_and_records_their_offsets(
     tiny_shards: Index, records: list[ClipRecord]
 ) -> None:
     sources = {r.key: r for r in records}
@@ -90,71 +89,13 @@ def test_bytes_of_each_frame_are_copied_and_found_by_offset(
                 ]
 
 
-def test_webdataset_and_tar_read_the_shards(tiny_shards: Index, records: list[ClipRecord]) -> None:
-    paths = [str(tiny_shards.path(i)) for i in range(len(tiny_shards.shards))]
-    samples = list(wds.WebDataset(paths, shardshuffle=False))
-    assert sorted(s["__key__"] for s in samples) == sorted(r.key for r in records)
-    for sample in samples:
-        meta = json.loads(sample["json"])
-        assert meta["key"] == sample["__key__"] and meta["offsets"][-1] == len(sample["mjpg"])
-        assert simplejpeg.decode_jpeg(sample["mjpg"][: meta["offsets"][1]]).shape == (40, 48, 3)
-    listing = subprocess.run(
-        ["tar", "tf", paths[0]], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert listing == [
-        f"{k}.{x}" for k in tiny_shards.sidecar(0)["key"].to_pylist() for x in ("json", "mjpg")
-    ]
-
-
-@pytest.mark.skipif(
-    not shutil.which("ffprobe"), reason="ffprobe is not there: make system installs it"
-)
-def test_ffprobe_plays_a_clip(tiny_shards: Index, tmp_path: Path) -> None:
-    table = tiny_shards.sidecar(0).to_pydict()
-    with tarfile.open(tiny_shards.path(0)) as tar:
-        tar.extract(f"{table['key'][0]}.mjpg", tmp_path, filter="data")
-    shown = "stream=codec_name,width,height,nb_read_frames"
-    command = [
-        "ffprobe",
-        "-v",
-        "error",
-        "-count_frames",
-        "-show_entries",
-        shown,
-        "-of",
-        "json",
-        tmp_path / f"{table['key'][0]}.mjpg",
-    ]
-    (stream,) = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)[
-        "streams"
-    ]
-    assert (stream["codec_name"], stream["width"], stream["height"]) == ("mjpeg", 48, 40)
-    assert int(stream["nb_read_frames"]) == table["frames"][0]
-
-
-def test_same_clips_give_same_bytes_in_any_order_with_any_workers(
-    tiny_shards: Index, records: list[ClipRecord], tmp_path: Path
-) -> None:
-    seen: list[tuple[int, int]] = []
-    again = pack(
-        records[::-1],
-        "dfew",
-        tmp_path,
-        5,
-        workers=2,
-        progress=lambda done, total: seen.append((done, total)),
-    )
-    assert files(tmp_path) == files(tiny_shards.root) and again.hash == tiny_shards.hash
-    assert seen == sorted(seen) and seen[-1] == (60, 60)  # tiny_shards was packed by one
-
-
-def test_packing_again_does_nothing(copy: Path, records: list[ClipRecord]) -> None:
+def test_pack_again_changes_nothing(copy: Path, records: list[ClipRecord]) -> None:
     before = state(copy)
     assert pack(records, "dfew", copy, 5) == read_index(copy)
     assert state(copy) == before
 
 
-def test_a_folder_of_another_set_is_left_alone(copy: Path, records: list[ClipRecord]) -> None:
+def test_pack_refuses_folder_of_another_set(copy: Path, records: list[ClipRecord]) -> None:
     before, (first, *rest) = state(copy), records
     others = {
         "name": ("demo", records),
@@ -172,7 +113,7 @@ def test_a_folder_of_another_set_is_left_alone(copy: Path, records: list[ClipRec
     assert state(copy) == before
 
 
-def test_a_half_written_folder_is_packed_anew_but_no_stranger_is_mixed_in(
+def test_pack_completes_partial_folder_of_the_same_set(
     tiny_shards: Index, copy: Path, records: list[ClipRecord]
 ) -> None:
     (copy / "index.json").unlink()
@@ -189,7 +130,9 @@ def test_a_half_written_folder_is_packed_anew_but_no_stranger_is_mixed_in(
     assert {k: v for k, v in files(copy).items() if k[0] != "."} == files(tiny_shards.root)
 
 
-def test_nothing_and_colliding_keys_are_refused(records: list[ClipRecord], tmp_path: Path) -> None:
+def test_pack_refuses_no_clips_and_duplicate_keys(
+    records: list[ClipRecord], tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="0 clips"):
         pack([], "dfew", tmp_path)
     with pytest.raises(UserError, match="0 a shard"):
@@ -199,7 +142,7 @@ def test_nothing_and_colliding_keys_are_refused(records: list[ClipRecord], tmp_p
     assert not any(tmp_path.iterdir())
 
 
-def test_an_index_that_was_changed_is_refused(copy: Path) -> None:
+def test_read_index_refuses_changed_index(copy: Path) -> None:
     file = copy / "index.json"
     good = json.loads(file.read_text())
     good["shards"][0]["histogram"][0] += 1
@@ -224,13 +167,13 @@ def test_an_index_that_was_changed_is_refused(copy: Path) -> None:
         read_index(copy)
 
 
-def test_a_shard_that_is_gone_or_has_another_size_is_refused(copy: Path) -> None:
+def test_read_index_refuses_missing_or_resized_shard(copy: Path) -> None:
     shard = copy / "fold3-00001.tar"
     data = shard.read_bytes()
-    for spoilt in (data[:-512], data + bytes(512), b""):
-        shard.write_bytes(spoilt)
+    for damaged in (data[:-512], data + bytes(512), b""):
+        shard.write_bytes(damaged)
         with pytest.raises(
-            UserError, match=rf"fold3-00001\.tar has {len(spoilt)} bytes, not {len(data)}"
+            UserError, match=rf"fold3-00001\.tar has {len(damaged)} bytes, not {len(data)}"
         ):
             read_index(copy)
     shard.unlink()
@@ -238,7 +181,7 @@ def test_a_shard_that_is_gone_or_has_another_size_is_refused(copy: Path) -> None
         read_index(copy)
 
 
-def test_a_sidecar_that_is_gone_or_changed_is_refused(copy: Path) -> None:
+def test_sidecar_refuses_missing_or_changed_file(copy: Path) -> None:
     index = read_index(copy)
     path = sidecar_path(index.path(4))
     data = bytearray(path.read_bytes())
@@ -252,7 +195,7 @@ def test_a_sidecar_that_is_gone_or_changed_is_refused(copy: Path) -> None:
     assert index.sidecar(3).num_rows == index.shards[3].clips
 
 
-def test_a_set_with_one_test_split_has_one_fold(records: list[ClipRecord], tmp_path: Path) -> None:
+def test_index_with_one_test_split_has_one_fold(records: list[ClipRecord], tmp_path: Path) -> None:
     pair = [replace(r, split="test" if i % 4 == 0 else "train") for i, r in enumerate(records[:20])]
     index = pack(pair, "ferv39k", tmp_path, 4, workers=1)
     assert read_index(tmp_path) == index
@@ -261,7 +204,7 @@ def test_a_set_with_one_test_split_has_one_fold(records: list[ClipRecord], tmp_p
     assert sum(index.shards[i].clips for i in index.train_shards(1)) == 15
 
 
-def test_a_shard_is_a_plain_tar_with_nothing_of_this_machine(
+def test_pack_writes_plain_tar_without_local_paths(
     records: list[ClipRecord], tmp_path: Path
 ) -> None:
     pack(records[:2], "dfew", tmp_path / "out", workers=1)

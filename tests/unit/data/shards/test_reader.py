@@ -1,3 +1,5 @@
+"""Reading clips of a shard: exact frames, and damage that is noticed."""
+
 from __future__ import annotations
 
 import json
@@ -37,9 +39,7 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_every_frame_and_label_is_read_as_it_was_packed(
-    tiny_source: Path, tiny_shards: Index
-) -> None:
+def test_read_returns_frames_and_label_as_packed(tiny_source: Path, tiny_shards: Index) -> None:
     lines = [
         line
         for f in (tiny_source / "lists").glob("*_test.txt")
@@ -57,9 +57,7 @@ def test_every_frame_and_label_is_read_as_it_was_packed(
     assert len(seen) == 60
 
 
-def test_frames_come_in_the_order_asked_for_and_may_come_twice(
-    tiny_source: Path, tiny_shards: Index
-) -> None:
+def test_read_returns_frames_in_requested_order(tiny_source: Path, tiny_shards: Index) -> None:
     asked: list[tuple[str, int]] = []
 
     def choose(key: str, frames: int) -> np.ndarray:
@@ -72,7 +70,7 @@ def test_frames_come_in_the_order_asked_for_and_may_come_twice(
     assert same(clip.frames, [source[2], source[0], source[2], source[-1]])
 
 
-def test_frames_are_decoded_into_the_room_they_fit(tiny_source: Path, tiny_shards: Index) -> None:
+def test_read_decodes_into_buffer_of_the_same_size(tiny_source: Path, tiny_shards: Index) -> None:
     reader = ClipReader(tiny_shards)
     source = source_frames(tiny_source, reader.key(3, 1))
     for shape, fits in (
@@ -81,13 +79,13 @@ def test_frames_are_decoded_into_the_room_they_fit(tiny_source: Path, tiny_shard
         ((3, 24, 24, 3), False),
         ((3, 64, 64, 3), False),
     ):
-        room = np.full(shape, 77, np.uint8)
-        clip = reader.read(3, 1, lambda _, n: np.array([2, 0, 2]), room)
-        assert (clip.frames is room) == fits and (fits or (room == 77).all())
+        buffer = np.full(shape, 77, np.uint8)
+        clip = reader.read(3, 1, lambda _, n: np.array([2, 0, 2]), buffer)
+        assert (clip.frames is buffer) == fits and (fits or (buffer == 77).all())
         assert same(clip.frames, [source[2], source[0], source[2]])
 
 
-def test_frames_that_differ_in_size_are_refused() -> None:
+def test_decode_refuses_frames_of_different_sizes() -> None:
     jpegs = {
         f: simplejpeg.encode_jpeg(np.zeros((16, width, 3), np.uint8))
         for f, width in enumerate((16, 24, 8))
@@ -98,7 +96,7 @@ def test_frames_that_differ_in_size_are_refused() -> None:
             _decode(wanted, [(f, memoryview(jpegs[f])) for f in wanted], None)
 
 
-def test_a_long_clip_whose_json_exceeds_the_first_read(tmp_path: Path) -> None:
+def test_read_long_clip_whose_json_exceeds_first_read(tmp_path: Path) -> None:
     write_clip(tmp_path / "src", 3, seed=0, width=16, height=16)
     three = sorted((tmp_path / "src").iterdir())
     records = [ClipRecord("long", 1, "fold1", "long", tuple(three[i % 3] for i in range(2500)))]
@@ -114,7 +112,7 @@ def test_a_long_clip_whose_json_exceeds_the_first_read(tmp_path: Path) -> None:
 
 @dataclass
 class Victim:
-    """A shard to be spoilt: its good bytes, clips as packed, and a reader that trusts the sidecar only."""
+    """A shard to be damaged, with its original bytes and clips."""
 
     index: Index
     path: Path
@@ -123,7 +121,7 @@ class Victim:
     frames: list[list[np.ndarray]]
 
     def check(self, data: bytes) -> list[bool]:
-        """Write ``data`` for the shard; each clip must come exact (False) or as DamagedClip (True)."""
+        """Write ``data`` as the shard; each clip must be exact (False) or DamagedClip (True)."""
         self.path.write_bytes(data)
         reader = ClipReader(self.index)  # size was checked before the damage was done
         damaged = []
@@ -164,8 +162,8 @@ def edit(data: bytes, at: int, new: bytes) -> bytes:
     return data[:at] + new + data[at + len(new) :]
 
 
-def spoil(victim: Victim, data: bytes, how: str, delicate: bool, seed: int) -> bytes:
-    """One edit of a shard, at a place drawn from all of it or, if ``delicate``, from a clip's headers and JSON member."""
+def damage(victim: Victim, data: bytes, how: str, delicate: bool, seed: int) -> bytes:
+    """Edit a shard anywhere or, if ``delicate``, in the headers and the JSON member of a clip."""
     rng = np.random.default_rng(seed)
     row = victim.rows[rng.integers(len(victim.rows))]
     at = row["offset"] + int(rng.integers(3 * BLOCK)) if delicate else int(rng.integers(len(data)))
@@ -193,17 +191,17 @@ EDITS = st.tuples(
 
 @settings(max_examples=200, deadline=None)
 @given(edits=st.lists(EDITS, min_size=1, max_size=4))
-def test_no_altered_frame_or_label_gets_through(
+def test_read_returns_no_altered_frame_or_label(
     victim: Victim, edits: list[tuple[str, bool, int]]
 ) -> None:
     data = victim.good
     for words in edits:
-        data = spoil(victim, data, *words)
+        data = damage(victim, data, *words)
     assert len(data) == len(victim.good)
     victim.check(data)
 
 
-def test_damage_is_told_of_the_clip_it_hit_and_of_no_other(victim: Victim) -> None:
+def test_read_reports_only_the_damaged_clip(victim: Victim) -> None:
     assert victim.check(victim.good) == [False] * len(victim.rows)
     for hit, row in enumerate(victim.rows):
         for at in (0, BLOCK + 3, row["size"] // 2):  # header, JSON, frames
@@ -212,7 +210,7 @@ def test_damage_is_told_of_the_clip_it_hit_and_of_no_other(victim: Victim) -> No
             assert damaged == [i == hit for i in range(len(victim.rows))]
 
 
-def test_only_what_is_used_must_be_whole(victim: Victim) -> None:
+def test_read_ignores_damage_in_frames_not_requested(victim: Victim) -> None:
     row = victim.rows[1]
     place = row["offset"] + row["size"] // 2
     victim.path.write_bytes(edit(victim.good, place, bytes([victim.good[place] ^ 16])))
@@ -220,7 +218,7 @@ def test_only_what_is_used_must_be_whole(victim: Victim) -> None:
     assert same(clip.frames, victim.frames[1][:1])
 
 
-def test_a_headers_size_is_tarfiles_and_no_bit_of_it_may_turn(victim: Victim) -> None:
+def test_member_size_matches_tarfile_and_detects_any_flip(victim: Victim) -> None:
     victim.path.write_bytes(victim.good)
     with tarfile.open(victim.path) as tar:
         members = tar.getmembers()
@@ -245,7 +243,7 @@ def test_a_headers_size_is_tarfiles_and_no_bit_of_it_may_turn(victim: Victim) ->
         (b"{", b"["),
     ],
 )
-def test_json_that_lies_is_damage(victim: Victim, old: bytes, new: bytes) -> None:
+def test_read_refuses_altered_json(victim: Victim, old: bytes, new: bytes) -> None:
     at = victim.good.index(old, victim.rows[0]["offset"] + BLOCK)
     assert victim.check(edit(victim.good, at, new))[0]
 
@@ -256,14 +254,14 @@ def with_offsets(victim: Victim, change: Callable[[list[int]], object]) -> bytes
     end = victim.good.index(b"}", start) + 1
     meta = json.loads(victim.good[start:end])
     meta["offsets"] = change(meta["offsets"])
-    del meta["source"], meta["split"]  # not read, and makes room
+    del meta["source"], meta["split"]  # not read, and frees space
     text = json.dumps(meta, separators=(",", ":")).encode()
     assert len(text) <= end - start
     return edit(victim.good, start, text.ljust(end - start))
 
 
 @pytest.mark.parametrize("value", [1e9, -1, True, None, "x", [], 10**23])
-def test_offsets_of_any_kind_are_damage_not_a_crash(victim: Victim, value: object) -> None:
+def test_read_refuses_offsets_of_any_type(victim: Victim, value: object) -> None:
     assert victim.check(with_offsets(victim, lambda offsets: [*offsets[:-2], value, offsets[-1]]))[
         0
     ]
@@ -273,13 +271,13 @@ def test_offsets_of_any_kind_are_damage_not_a_crash(victim: Victim, value: objec
     "change",
     [lambda o: o[:-2] + o[-1:], lambda o: [*o[:-1], o[-1], o[-1]], lambda o: o[::-1], lambda o: []],
 )
-def test_a_wrong_list_of_offsets_is_damage_not_a_crash(
+def test_read_refuses_wrong_list_of_offsets(
     victim: Victim, change: Callable[[list[int]], list[int]]
 ) -> None:
     assert victim.check(with_offsets(victim, change))[0]
 
 
-def test_json_nested_without_end_is_damage_not_a_crash(tmp_path: Path) -> None:
+def test_read_refuses_deeply_nested_json(tmp_path: Path) -> None:
     write_clip(tmp_path / "src", 1, seed=1, width=8, height=8)
     record = ClipRecord("a", 3, "fold1", "a", tuple((tmp_path / "src").iterdir()) * 1000)
     index = pack([record], "dfew", tmp_path / "out", workers=1)
@@ -288,7 +286,7 @@ def test_json_nested_without_end_is_damage_not_a_crash(tmp_path: Path) -> None:
         ClipReader(index).read(0, 0, every)
 
 
-def test_a_cut_shard_is_refused_and_if_cut_later_its_lost_clips_are_told(
+def test_truncated_shard_is_refused_and_its_clips_reported(
     victim: Victim, tiny_shards: Index, tmp_path: Path
 ) -> None:
     rows = victim.rows
@@ -309,14 +307,14 @@ def test_a_cut_shard_is_refused_and_if_cut_later_its_lost_clips_are_told(
         read_index(copy)
 
 
-def test_a_shard_that_vanishes_is_damage(victim: Victim) -> None:
+def test_read_reports_removed_shard(victim: Victim) -> None:
     victim.path.unlink()
     with pytest.raises(DamagedClip, match="No such file"):
         ClipReader(victim.index).read(0, 0, every)
     victim.path.write_bytes(victim.good)
 
 
-def test_a_reader_keeps_few_files_open_and_closes_them(tiny_shards: Index) -> None:
+def test_reader_limits_open_files_and_closes_them(tiny_shards: Index) -> None:
     def opened() -> int:
         return sum(os.path.realpath(f.path) == path for f in os.scandir("/proc/self/fd"))
 
@@ -330,7 +328,7 @@ def test_a_reader_keeps_few_files_open_and_closes_them(tiny_shards: Index) -> No
     assert opened() == 0
 
 
-def test_readers_and_their_errors_can_go_to_another_process(tiny_shards: Index) -> None:
+def test_reader_and_its_errors_can_be_pickled(tiny_shards: Index) -> None:
     reader = ClipReader(tiny_shards)
     first = reader.read(0, 0, every)
     again = pickle.loads(pickle.dumps(reader)).read(0, 0, every)
@@ -345,7 +343,7 @@ def test_readers_and_their_errors_can_go_to_another_process(tiny_shards: Index) 
 
 
 @pytest.mark.parametrize("name", ["pipe:touch pwned;", "dfew:v2", "file:x", "a b#c"])
-def test_no_name_of_a_folder_is_run_or_taken_for_a_url(
+def test_folder_name_is_never_run_or_taken_for_a_url(
     tiny_shards: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

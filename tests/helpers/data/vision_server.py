@@ -1,4 +1,4 @@
-"""A vision model's server on this machine that describes what it is told to, and fails as it is told to."""
+"""A local server of a vision model that answers and fails as a test asks for."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ def send(request: BaseHTTPRequestHandler, data: bytes, status: int = 200, **head
 
 
 class Vision:
-    """``faults`` are spent one a request, before any answer; ``hold``, when cleared, keeps answers back until it is set."""
+    """The server.
+
+    ``faults`` are used up, one for each request, before any answer; ``hold``, when cleared, keeps
+    answers back until it is set.
+    """
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.faults: list[Fault] = []

@@ -1,4 +1,4 @@
-"""A web server on this machine that fails as it is told to."""
+"""A local web server that fails as a test asks for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 
 
 class Web:
-    """Serves the files of ``folder``; ``faults[name]`` are spent one a request: a status, or cut, alter, slow, hang."""
+    """Serves the files of ``folder``.
+
+    ``faults[name]`` are used up, one for each request: a status, or cut, alter, slow, hang.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

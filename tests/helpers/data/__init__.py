@@ -1,0 +1,1 @@
+"""Helpers of the tests of data: servers, sets of shards and their checks."""

@@ -1,0 +1,43 @@
+"""Which shards a batch's request carries."""
+
+from __future__ import annotations
+
+import pytest
+
+from dfer_dist.data.loading.loader import TrainSampler
+from dfer_dist.data.loading.prefetch import evaluation_requests
+from dfer_dist.data.loading.sampler import BalancedPlan, EpochPlan, all_clips, clips_by_class
+from dfer_dist.data.shards.index import Index
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize(("batch", "block"), [(8, 2), (8, 512), (1, 7), (48, 1)])
+def test_block_shards_are_in_order_of_first_use(
+    tiny_shards: Index, balanced: bool, batch: int, block: int
+) -> None:
+    clips = all_clips(tiny_shards, tiny_shards.train_shards(2))
+    plan = EpochPlan(clips, 3, 1, batch, block)
+    if balanced:
+        plan = BalancedPlan(clips, 3, 1, batch, block, clips_by_class(tiny_shards, clips))
+    for lanes in (range(batch), range(batch // 2, batch)):
+        for step in range(plan.steps):
+            rest = range(step, min((step // block + 1) * block, plan.steps))
+            needed = dict.fromkeys(plan.sample_ref(s, lane).shard for s in rest for lane in lanes)
+            assert plan.block_shards(step, lanes) == list(needed)
+
+
+def test_requests_carry_shards_of_this_and_the_next_block(tiny_shards: Index) -> None:
+    plan = EpochPlan(all_clips(tiny_shards, tiny_shards.train_shards(2)), 3, 0, 8, 2)
+    asks = list(TrainSampler(plan, epochs=2, start=(0, 1), rank=1, world_size=2, micro_batch=2))
+    carried = [(i, set(a.ahead)) for i, a in enumerate(asks) if a.ahead]
+    lanes, steps = range(4, 8), [(0, 1), (0, 2), (0, 4), (1, 0), (1, 2), (1, 4)]
+    shards = [set(plan.at(e).block_shards(s, lanes)) for e, s in steps]
+    assert carried == [
+        (2 * (e * 6 + s - 1), a | b)
+        for (e, s), a, b in zip(steps, shards, [*shards[1:], set()], strict=True)
+    ]
+    walk = evaluation_requests(
+        [[plan.sample_ref(0, 0)], [plan.sample_ref(0, 0)], [], [plan.sample_ref(0, 7)]]
+    )
+    first, last = plan.sample_ref(0, 0).shard, plan.sample_ref(0, 7).shard
+    assert [a.ahead for a in walk] == [(first, last), (), (), (last,)]

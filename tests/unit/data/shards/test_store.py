@@ -1,0 +1,80 @@
+"""Locations of shards: folders and URLs, without a server."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from dfer_dist.data.shards import store
+from dfer_dist.data.shards.cache import Cache, default_folder
+from dfer_dist.data.shards.store import (
+    is_remote,
+    open_store,
+    resolve_cache,
+    resolve_location,
+)
+from dfer_dist.utils.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "pipe:cat x",
+        "PIPE:cat x",
+        "ftp://h/x",
+        "file://x",
+        "file://host/x",
+        "file:///",
+        "gs://b/x",
+        "https://me:hunter2@h/x",
+        "http://h/x?sig=1",
+    ],
+)
+def test_open_store_refuses_other_urls_without_secrets(location: str) -> None:
+    with pytest.raises(UserError, match=r"data\.shards") as caught:
+        open_store(location, None, 1)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_locations_are_folders_or_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_location("a/../dfew:v2") == str(tmp_path / "dfew:v2")
+    assert resolve_location("https://host/sets/dfew/") == "https://host/sets/dfew"
+    assert (
+        not is_remote("C")
+        and is_remote("S3://bucket/x")
+        and resolve_location("file:///a/b/") == "file:///a/b"
+    )
+    assert open_store("x", None, 1) == Path("x")
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
+    assert open_store("http://h/x", None, 1.5).cache == Cache(
+        tmp_path / "dfer-cache", 1_500_000_000
+    )
+    monkeypatch.delenv("SLURM_TMPDIR")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert default_folder() == tmp_path / f"dfer-cache-{os.getuid()}"
+
+
+def test_open_store_names_missing_s3_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
+    monkeypatch.setattr(store, "_systems", {})
+    with pytest.raises(UserError, match=r"pip install 'dfer_dist\[s3\]'"):
+        open_store("s3://faces/tiny", str(tmp_path), 1)
+
+
+def test_resolve_cache_makes_folders_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_cache(None) is None
+    assert resolve_cache("a/../b") == str(tmp_path / "b")
+    assert resolve_cache("b/$USER") == str(tmp_path / "b/$USER")
+    assert resolve_cache("$A/b") == "$A/b"
+    with pytest.raises(UserError, match="written as"):
+        _ = Cache(Path("/x/$/y"), 1).folder
