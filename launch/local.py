@@ -12,6 +12,7 @@ from dfer_dist.distributed.preemption import EXIT_PREEMPTED, TIME_IS_UP
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import FoldStatus
 from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.hardware import cpu_flags
 from launch.console import print_line
 from launch.locks import fold_lock
 from launch.processes import (
@@ -151,6 +152,4 @@ def fast_bf16() -> bool:
     """
     if gpus_here():
         return True
-    cpuinfo = Path("/proc/cpuinfo")
-    features = cpuinfo.read_text().split() if cpuinfo.exists() else []
-    return not {"avx512f", "amx_bf16", "bf16"}.isdisjoint(features)
+    return not {"avx512f", "amx_bf16", "bf16"}.isdisjoint(cpu_flags())

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import time
@@ -18,6 +17,7 @@ import psutil
 
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.locks import file_lock, is_locked, try_lock
 
 _EXIT_TIMEOUT = 60.0  # seconds that ranks get to save and exit after their command was killed
 _POLL = 0.2  # seconds
@@ -33,8 +33,7 @@ def run_lock(run: RunDir) -> Iterator[IO[str]]:
         The lock file. It holds the id of the Slurm array that opened the run last.
     """
     run.root.parent.mkdir(parents=True, exist_ok=True)
-    with run.array.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with file_lock(run.array) as file:
         file.seek(0)
         yield file
 
@@ -68,7 +67,7 @@ def fold_lock(fold: FoldDir) -> Iterator[int]:
 def _acquire(file: IO[str], fold: FoldDir) -> None:
     deadline = time.monotonic() + _EXIT_TIMEOUT
     num_failures = 0
-    while not _try_lock(file, fcntl.LOCK_EX):
+    while not try_lock(file):
         num_failures += 1
         file.seek(0)
         is_waiting_useful = time.monotonic() <= deadline and is_gone(file.read())
@@ -80,11 +79,7 @@ def _acquire(file: IO[str], fold: FoldDir) -> None:
 
 def is_held(fold: FoldDir) -> bool:
     """Return whether a command or a job is working on a fold."""
-    try:
-        with _lock_file(fold).open() as file:
-            return not _try_lock(file, fcntl.LOCK_SH)
-    except FileNotFoundError:
-        return False
+    return is_locked(_lock_file(fold))
 
 
 def is_gone(holder: str) -> bool:
@@ -95,11 +90,3 @@ def is_gone(holder: str) -> bool:
 
 def _lock_file(fold: FoldDir) -> Path:
     return fold.root / ".lock"
-
-
-def _try_lock(file: IO[str], mode: int) -> bool:
-    try:
-        fcntl.flock(file, mode | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

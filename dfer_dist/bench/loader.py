@@ -33,6 +33,7 @@ from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.sources.records import ClipRecord
+from dfer_dist.utils.hardware import peak_resident_bytes, reset_peak_resident_bytes
 
 BATCH = 8  # clips in a micro batch
 _FRAMES = 60  # of a made clip
@@ -161,17 +162,12 @@ def _take_turns(
     peaks = {}
     for r in range(rounds + 1):
         for name, way in ways.items():
-            process = Path("/proc", str(workers.get(name, os.getpid())))
+            process = workers.get(name)
             if r == 0:
-                (process / "clear_refs").write_text("5")  # begins the peak anew: proc(5)
+                reset_peak_resident_bytes(process)
             taken[name].append(way())
             if r == 0:
-                line = next(
-                    x
-                    for x in (process / "status").read_text().splitlines()
-                    if x.startswith("VmHWM")
-                )
-                peaks[name] = 1024 * int(line.split()[1])
+                peaks[name] = peak_resident_bytes(process)
         if progress:
             progress(r + 1, rounds + 1)
     medians = {

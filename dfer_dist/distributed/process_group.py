@@ -13,7 +13,6 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -21,6 +20,7 @@ import torch.distributed as dist
 
 from dfer_dist.config.schema import Device
 from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.hardware import cpu_model, peak_resident_bytes
 
 T = TypeVar("T")
 
@@ -138,12 +138,7 @@ def device_name(device: torch.device) -> str:
     """Return the product name of a GPU or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return device.type
+    return cpu_model() or device.type
 
 
 def peak_memory(device: torch.device) -> int:
@@ -154,8 +149,7 @@ def peak_memory(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * int(status["VmHWM"].split()[0])
+    return peak_resident_bytes()
 
 
 def init_distributed(device: Device, hang_seconds: float = 600.0) -> Ranks:

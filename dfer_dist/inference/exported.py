@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-import dfer_dist
 from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import Config, Precision
 from dfer_dist.data.loading import augmentation
@@ -31,6 +30,7 @@ from dfer_dist.models.build import build_model
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, sha256_file
+from dfer_dist.utils.version import package_version
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
@@ -323,7 +323,7 @@ def load(
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (RuntimeError, SafetensorError) as e:
         raise UserError(
-            f"{folder} does not fit this version of dfer_dist ({dfer_dist.__version__}): {e}"
+            f"{folder} does not fit this version of dfer_dist ({package_version()}): {e}"
         ) from e
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     bf16 = (Precision(precision) if precision else config.train.precision) is Precision.bf16

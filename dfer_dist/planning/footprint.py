@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ from dfer_dist.models.tuning import param_groups
 from dfer_dist.planning.planner import data_size, plan_here
 from dfer_dist.training.engine import build_engine
 from dfer_dist.training.losses import Objective
+from dfer_dist.utils.hardware import loopback_bytes_sent, resident_bytes
 
 STEPS = 2
 _LARGE = 8_000_000  # elements of a large all-reduce
@@ -71,7 +71,7 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
     seconds, sent = 0.0, 0
     for step in range(STEPS):
         ranks.all_reduce_sum([0.0])  # all begin together
-        begin, before_step = time.perf_counter(), _looped()
+        begin, before_step = time.perf_counter(), loopback_bytes_sent()
         engine.set_learning_rates(step)
         for _ in range(engine.accumulation):
             frames = torch.randint(0, 256, shape, dtype=torch.uint8)
@@ -89,7 +89,7 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
             engine.micro_step(loss)
         loss.item()
         ranks.all_reduce_sum([0.0])
-        seconds, sent = time.perf_counter() - begin, _looped() - before_step
+        seconds, sent = time.perf_counter() - begin, loopback_bytes_sent() - before_step
     measured = peak_memory(ranks.device) - before
     planned = plan_here(config, classes, ranks.device.type) if ranks.world_size == 1 else None
     link = (
@@ -112,14 +112,6 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
     )
 
 
-def _looped() -> int:
-    """Bytes that were sent over this machine's loopback interface since it was started."""
-    line = next(
-        x for x in Path("/proc/net/dev").read_text().splitlines() if x.strip().startswith("lo:")
-    )
-    return int(line.partition(":")[2].split()[8])
-
-
 def _all_reduces(ranks: Ranks, dtype: torch.dtype) -> tuple[float, float]:
     """Latency and bandwidth by which the formula of :func:`~dfer_dist.planning.planner.network_seconds` gives the median time of small and of large all-reduces."""
     taken = {}
@@ -140,7 +132,7 @@ def _all_reduces(ranks: Ranks, dtype: torch.dtype) -> tuple[float, float]:
 def in_use(ranks: Ranks) -> float:
     if ranks.device.type == "cuda":
         return float(torch.cuda.memory_allocated())
-    return float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return float(resident_bytes())
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import dfer_dist
 from dfer_dist.reporting.comparison import Comparison
 from dfer_dist.reporting.history import cost, loss_curve, read_lines, score_curve, steps_of_epoch
 from dfer_dist.reporting.page_figures import (
@@ -28,6 +27,7 @@ from dfer_dist.reporting.wording import (
     warnings,
 )
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.utils.version import package_version
 
 FOOTER = (
     "UAR: mean recall of the classes that a fold has. WAR: share of clips that are right. Both are means over test folds; ± is the sample "
@@ -93,7 +93,7 @@ def render(title: str, chapters: Sequence[Chapter], footer: Sequence[str] = FOOT
         autoescape=True,
         undefined=StrictUndefined,
     )
-    made = f"Made by dfer_dist {dfer_dist.__version__}."
+    made = f"Made by dfer_dist {package_version()}."
     return environment.get_template("page.html").render(
         title=title, chapters=chapters, footer=[*footer, made]
     )

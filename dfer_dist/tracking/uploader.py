@@ -6,7 +6,6 @@ a time sends a file's lines: the job that writes them, or ``dfer sync``.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import threading
@@ -17,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
+from dfer_dist.utils.locks import try_lock, unlock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,10 +58,9 @@ class UploadQueue:
         """
         held = self.path.open("rb")
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            held.close()
-            return False
+            if not try_lock(held):
+                held.close()
+                return False
         except OSError as e:  # a file system without locks
             logger.warning(
                 f"{self.path} cannot be locked ({e}): do not call dfer sync while it grows"
@@ -81,9 +80,8 @@ class UploadQueue:
         """Let others send."""
         if self._held:
             with suppress(OSError):
-                fcntl.flock(
-                    self._held, fcntl.LOCK_UN
-                )  # closing is not enough: loader workers inherited the file
+                # Closing is not enough: loader workers inherited the file.
+                unlock(self._held)
             self._held.close()
             self._held = None
 

@@ -13,12 +13,16 @@ from typing import Any
 
 from dfer_dist.utils.errors import UserError
 
-VERSION = 1  # of every JSON file in a run folder
+# Of every JSON file in a run folder.
+VERSION = 1
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well, and vanishes when it does not."""
+    """Yield a temporary path that replaces ``path`` when the block ends without an exception.
+
+    It is in the same folder and has the same suffix. After an exception it is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -27,7 +31,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as f:
             os.fsync(f.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner reads
+        # mkstemp makes files that only their owner may read.
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         fsync_dir(path.parent)
     finally:
@@ -35,7 +40,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    """This process's umask, from Linux: elsewhere it can only be read by setting it, for all threads."""
+    """Return this process's umask from /proc; os.umask can only read it by setting it."""
     line = next(
         x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("Umask:")
     )
@@ -84,7 +89,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: bytes, source: str) -> dict[str, Any]:
-    """The JSON object in ``text``, as :func:`write_json` writes it; ``source`` names it in errors.
+    """Return the JSON object in ``text``; ``source`` names it in errors.
 
     Raises
     ------
@@ -101,6 +106,6 @@ def parse_json(text: bytes, source: str) -> dict[str, Any]:
 
 
 def sha256_file(path: Path) -> str:
-    """sha256 of a file's bytes, as hex."""
+    """Return the sha256 of a file's bytes, as hex."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

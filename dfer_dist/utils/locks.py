@@ -1,7 +1,7 @@
 """Locks between processes, with flock(2).
 
-The batch script ``job.sh`` locks the same files with flock(1), so a lock file is never removed while
-a program may wait for it. Unlocking is explicit where it matters: closing the file is not enough,
+The batch script ``job.sh`` locks the same files with flock(1), so a lock file is never removed
+while a program may wait for it. Locks are released explicitly. Closing the file is not enough,
 because a loader worker that was forked meanwhile has the file open too.
 """
 

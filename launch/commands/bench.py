@@ -258,7 +258,7 @@ def _measure_steps(
 def _mfu(config: Config, result: Mapping[str, Any], device: str) -> float | None:
     """Return the model FLOPs utilization, which is known for bf16 only."""
     from dfer_dist.config.schema import Precision
-    from dfer_dist.utils.flops import mfu
+    from dfer_dist.utils.hardware import mfu
 
     if config.train.precision is not Precision.bf16 or "flops" not in result:
         return None

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from dfer_dist.config.load import read_config
 from dfer_dist.utils.errors import UserError
-from launch.doctor.checks import NOTE, OK, WRONG, Check, filesystem, on_network
+from dfer_dist.utils.hardware import filesystem
+from launch.doctor.checks import NOTE, OK, WRONG, Check, on_network
 
 if TYPE_CHECKING:
     from dfer_dist.config.schema import Config

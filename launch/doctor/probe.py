@@ -6,7 +6,6 @@ write there shows whether it is one folder.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
@@ -17,7 +16,9 @@ from pathlib import Path
 from types import FrameType
 
 from dfer_dist.utils.files import read_json, write_json
-from launch.doctor.checks import OK, WRONG, Check, filesystem
+from dfer_dist.utils.hardware import filesystem
+from dfer_dist.utils.locks import try_lock
+from launch.doctor.checks import OK, WRONG, Check
 from launch.doctor.machine import CheckRequest, examine
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
@@ -34,11 +35,12 @@ def hold(folder: Path) -> int:
     """
     file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if try_lock(file):
+            return file
+        raise BlockingIOError(f"{folder} is locked by another process")
     except OSError:
         os.close(file)
         raise
-    return file
 
 
 def shared(folder: Path) -> Check:

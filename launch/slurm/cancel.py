@@ -13,6 +13,7 @@ import typer
 
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.hardware import has_open
 from launch.locks import is_held
 from launch.slurm.jobs import all_jobs, folds_of, submissions
 from launch.slurm.squeue import cancel as cancel_jobs
@@ -85,10 +86,7 @@ def _cancel_here(run: RunDir, folds: list[int]) -> list[int]:
 
 def _holds(pid: int, fold: FoldDir) -> bool:
     """Whether a process has the fold's lock open: its number may be another's by now."""
-    lock = (fold.root / ".lock").resolve()
     try:
-        return any(os.readlink(f) == str(lock) for f in Path(f"/proc/{pid}/fd").iterdir())
-    except FileNotFoundError:
-        return False
+        return has_open(pid, fold.root / ".lock")
     except PermissionError as e:
         raise UserError(f"{fold.root} is worked on by process {pid} of another user") from e

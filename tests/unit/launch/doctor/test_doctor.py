@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from dfer_dist.data.shards.index import Index
+from dfer_dist.utils.hardware import filesystem
 from launch.doctor import machine, probe, trial
-from launch.doctor.checks import NOTE, OK, WRONG, Check, filesystem, on_network
+from launch.doctor.checks import NOTE, OK, WRONG, Check, on_network
 from launch.doctor.machine import CheckRequest
 from launch.doctor.partition import Node, examine_slurm, seconds
 from launch.slurm.cluster import Cluster

@@ -1,0 +1,130 @@
+"""Facts about this machine: memory, processor, file systems, processes, and peak speed of GPUs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import psutil
+
+# Dense bf16 TFLOP/s with float32 accumulation, from NVIDIA's data sheets (those with sparsity
+# halved; the RTX 4090 from the Ada whitepaper), by the whole name that the driver gives: variants
+# of a chip (A10G, H100 NVL, H20, a MIG slice) have other peaks. A V100 has no bf16.
+_PEAK_TFLOPS = {
+    r"A100-(SXM4|PCIE)-\d+GB|A100 80GB PCIe": 312.0,
+    r"H100 80GB HBM3": 989.0,
+    r"H100 PCIe": 756.0,
+    r"H200": 989.0,
+    r"L40S": 362.0,
+    r"A10": 125.0,
+    r"GeForce RTX 4090": 165.0,
+}
+
+
+def resident_bytes() -> int:
+    """Return the main memory that this process uses now, in bytes."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident_bytes(pid: int | None = None) -> int:
+    """Return the most main memory that a process has used at once, in bytes.
+
+    Parameters
+    ----------
+    pid : int, optional
+        The process; by default this one.
+    """
+    # psutil has no peak on Linux, and getrusage includes that of the program before exec.
+    name = "self" if pid is None else str(pid)
+    return 1024 * int(_proc_fields(Path("/proc", name, "status"))["VmHWM"].split()[0])
+
+
+def reset_peak_resident_bytes(pid: int | None = None) -> None:
+    """Let :func:`peak_resident_bytes` begin anew from the memory in use now."""
+    name = "self" if pid is None else str(pid)
+    Path("/proc", name, "clear_refs").write_text("5")
+
+
+def cpu_model() -> str | None:
+    """Return the processor's model name, or None where Linux does not say it."""
+    return _proc_fields(Path("/proc/cpuinfo")).get("model name")
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the processor's instruction set extensions, such as ``avx512f``, by Linux's names."""
+    fields = _proc_fields(Path("/proc/cpuinfo"))
+    return frozenset(f"{fields.get('flags', '')} {fields.get('Features', '')}".split())
+
+
+def _proc_fields(path: Path) -> dict[str, str]:
+    """Return the ``NAME: VALUE`` lines of a file in /proc; of several with one name the first."""
+    fields: dict[str, str] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def loopback_bytes_sent() -> int:
+    """Return the bytes sent over this machine's loopback interface since it was started."""
+    return int(psutil.net_io_counters(pernic=True)["lo"].bytes_sent)
+
+
+def has_open(pid: int, path: Path) -> bool:
+    """Return whether a process has a file open; False if there is no such process.
+
+    Raises
+    ------
+    PermissionError
+        If the process belongs to another user.
+    """
+    try:
+        opened = psutil.Process(pid).open_files()
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied as e:
+        raise PermissionError(f"process {pid} is of another user") from e
+    return any(Path(file.path) == path.resolve() for file in opened)
+
+
+def filesystem(path: Path) -> str:
+    """Return the type of the file system that holds a path, such as ``ext4`` or ``nfs4``."""
+    kind, longest = "unknown", -1
+    for partition in psutil.disk_partitions(all=True):
+        mount = Path(partition.mountpoint)
+        # Of several mounts at one place the last counts.
+        if path.resolve().is_relative_to(mount) and len(mount.parts) >= longest:
+            kind, longest = partition.fstype, len(mount.parts)
+    return kind
+
+
+def peak_flops(name: str) -> float | None:
+    """Return the published dense bf16 FLOP/s of the GPU that torch calls ``name``.
+
+    None if the GPU is not in the table.
+    """
+    model = name.removeprefix("NVIDIA ")
+    for pattern, tflops in _PEAK_TFLOPS.items():
+        if re.fullmatch(pattern, model):
+            return 1e12 * tflops
+    return None
+
+
+def mfu(flops: float, seconds: float, name: str) -> float | None:
+    """Return the model FLOPs utilization on the GPU ``name``; None if its peak is unknown.
+
+    Parameters
+    ----------
+    flops : float
+        The model's own operations. A multiply-add counts as two; operations that are repeated to
+        save memory count once.
+    seconds : float
+        The time they took.
+
+    References
+    ----------
+    Chowdhery et al., "PaLM", JMLR 24, 2023, appendix B.
+    """
+    peak = peak_flops(name)
+    return None if peak is None else flops / seconds / peak
