@@ -1,39 +1,52 @@
-"""Reading and writing settings: typed defaults, YAML differences, ``key=value`` words.
+"""Reading and writing settings: typed defaults, YAML files, ``key=value`` arguments.
 
-Loading is strict: an unknown key or a value of a wrong type is a :class:`~dfer_dist.UserError` that names the key and,
-where one is near, the key that was probably meant.
+Loading is strict: an unknown key or a value of the wrong type is a
+:class:`~dfer_dist.utils.errors.UserError` that names the key, and the nearest known one.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dfer_dist.config.schema import Config, check_values
+from dfer_dist.config.checks import check_values
+from dfer_dist.config.schema import RENAMED_KEYS, Config
 from dfer_dist.utils.errors import UserError
 
 T = TypeVar("T")
-PUBLISHED = "published"  # a file in configs/ that is no experiment: figures of papers
+# A file in configs/ that is not an experiment: the metrics of papers.
+PUBLISHED = "published"
 
 
 def config_dirs() -> list[Path]:
-    """Folders searched for experiments: the checkout's ``configs/``, then the copy inside an installed package."""
+    """Return the folders searched for experiments.
+
+    They are the checkout's ``configs/``, then the copy inside an installed package.
+    """
     here = Path(__file__).resolve().parents[1]
     checkout = [here.parent / "configs"] if (here.parent / "setup.cfg").is_file() else []
     return [d for d in (*checkout, here / "configs") if d.is_dir()]
 
 
 def find_config(name: str, kind: str = "") -> Path:
-    """A YAML file, given as a name in ``configs/`` (an experiment) or ``configs/KIND/``, or as a path.
+    """Return the path of a YAML file.
+
+    Parameters
+    ----------
+    name : str
+        A path, or a name in ``configs/`` (an experiment) or ``configs/KIND/``.
+    kind : str
+        The folder in ``configs/``.
 
     Raises
     ------
     UserError
-        If there is no such file; the text lists the names there are.
+        If the file does not exist; the message lists the known names.
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
@@ -47,17 +60,20 @@ def find_config(name: str, kind: str = "") -> Path:
     if name in known:
         return known[name]
     raise UserError(
-        f"no {kind or 'experiment'} '{name}': give a YAML file or one of {', '.join(sorted(known))}{_nearest(name, known)}"
+        f"no {kind or 'experiment'} '{name}': give a YAML file or one of "
+        f"{', '.join(sorted(known))}{_nearest(name, known)}"
     )
 
 
 def load_as(schema: type[T], path: Path, values: dict[str, Any]) -> T:
-    """An object of the dataclass ``schema``: its defaults, then the YAML file's values, then ``values``.
+    """Return an object of the dataclass ``schema``.
+
+    Its values are the defaults, replaced by those in the YAML file, replaced by ``values``.
 
     Raises
     ------
     UserError
-        Unknown key or wrong type.
+        For an unknown key or a value of the wrong type.
     """
     tree = _merge(OmegaConf.structured(schema), _read_yaml(path), str(path))
     made = OmegaConf.to_object(_merge(tree, OmegaConf.create(values), "command line"))
@@ -65,50 +81,86 @@ def load_as(schema: type[T], path: Path, values: dict[str, Any]) -> T:
     return made
 
 
-def load_config(experiment: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Typed defaults, then the experiment's YAML, then ``key=value`` words, checked against each other.
+def load_config(experiment: str, overrides: Sequence[str] = ()) -> Config:
+    """Return the settings of an experiment, checked against each other.
+
+    They are the defaults, replaced by the experiment's YAML file, replaced by ``overrides``.
 
     Parameters
     ----------
     experiment : str
         A name in ``configs/`` or the path of a YAML file.
     overrides : sequence of str
-        Words such as ``train.epochs=3``.
+        Arguments such as ``train.epochs=3``.
 
     Raises
     ------
     UserError
-        Unknown key, wrong type, value out of range, or no such experiment.
+        For an unknown key, a wrong type, a value out of range, or an unknown experiment.
     """
     path = find_config(experiment)
     tree = _merge(OmegaConf.structured(Config), _read_yaml(path), str(path))
-    for word in overrides:
-        key, eq, _ = word.partition("=")
+    return _finish(_override(tree, overrides))
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Return the settings stored with a run, a checkpoint or an exported model.
+
+    Files of earlier versions are read too: :data:`~dfer_dist.config.schema.RENAMED_KEYS`.
+
+    Parameters
+    ----------
+    path : Path
+        A file that :func:`dump_config` filled.
+    overrides : sequence of str
+        Arguments such as ``data.shards=DIR``, by their present names.
+
+    Raises
+    ------
+    UserError
+        As for :func:`load_config`.
+    """
+    stored = _read_yaml(path)
+    _rename_keys(stored)
+    tree = _merge(OmegaConf.structured(Config), stored, str(path))
+    return _finish(_override(tree, overrides))
+
+
+def _rename_keys(stored: DictConfig) -> None:
+    """Give settings that were renamed since version 1 their present names."""
+    for old, new in RENAMED_KEYS.items():
+        group_name, _, old_name = old.rpartition(".")
+        group = stored.get(group_name)
+        if isinstance(group, DictConfig) and old_name in group:
+            group[new.rpartition(".")[2]] = group.pop(old_name)
+
+
+def _override(tree: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Return ``tree`` with ``key=value`` arguments merged into it."""
+    for argument in overrides:
+        key, eq, _ = argument.partition("=")
         if not eq or not key:
-            raise UserError(f"'{word}' is not of the form key=value, such as train.epochs=3")
+            raise UserError(f"'{argument}' is not of the form key=value, such as train.epochs=3")
         try:
-            patch = OmegaConf.from_dotlist([word])
-        except Exception as e:  # the YAML parser's own errors have no common base with OmegaConf's
-            raise UserError(f"'{word}' cannot be read: {_one_line(e)}") from e
-        tree = _merge(tree, patch, f"'{word}'")
-    return _finish(tree)
-
-
-def read_config(path: Path) -> Config:
-    """The resolved settings of a run, as :func:`write_config` left them."""
-    return _finish(_merge(OmegaConf.structured(Config), _read_yaml(path), str(path)))
+            patch = OmegaConf.from_dotlist([argument])
+        # The YAML parser's own errors have no common base with OmegaConf's.
+        except Exception as e:
+            raise UserError(f"'{argument}' cannot be read: {_one_line(e)}") from e
+        tree = _merge(tree, patch, f"'{argument}'")
+    return tree
 
 
 def dump_config(config: Config) -> str:
-    """The whole tree as YAML text, every key written out."""
+    """Return all settings as YAML text, defaults included."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def _read_yaml(path: Path) -> DictConfig:
-    """The file's own keys; a backbone's sizes, where they are a file named relatively, lie beside it."""
+    """Return the settings in a file; a relative path of the backbone's sizes starts at the file."""
     try:
         loaded = OmegaConf.load(path)
-    except Exception as e:  # yaml.YAMLError and OSError
+    # yaml.YAMLError and OSError
+    except Exception as e:
         raise UserError(f"{path} cannot be read as YAML: {_one_line(e)}") from e
     if isinstance(loaded, ListConfig):
         raise UserError(f"{path} must hold keys and values, not a list")
@@ -143,23 +195,30 @@ def _leaves(node: Any, prefix: str = "") -> list[str]:
 
 
 def _check_known(tree: DictConfig, dotted: str, source: str) -> Any:
-    """The default that a key stands for; None for a key of the user's own, such as a class name below model.sentences."""
+    """Return the default of a key; None below a dictionary, such as ``model.sentences``."""
     node: Any = tree
     for depth, part in enumerate(dotted.split(".")):
         if isinstance(node, DictConfig) and get_origin(node._metadata.ref_type) is dict:
             return None
         if not isinstance(node, DictConfig):
-            raise UserError(
-                f"{source}: '{'.'.join(dotted.split('.')[:depth])}' is a single value, it has no '{part}'"
-            )
-        if part not in node.keys():  # noqa: SIM118 (`in` the node itself hides keys without a value)
-            raise UserError(f"{source}: unknown key '{dotted}'{_nearest(dotted, _leaves(tree))}")
+            above = ".".join(dotted.split(".")[:depth])
+            raise UserError(f"{source}: '{above}' is a single value, it has no '{part}'")
+        # `in` the node itself hides keys without a value.
+        if part not in node.keys():  # noqa: SIM118
+            raise UserError(f"{source}: unknown key '{dotted}'{_suggest_key(dotted, tree)}")
         node = node._get_node(part)
     return node
 
 
+def _suggest_key(key: str, tree: DictConfig) -> str:
+    """Return a hint about an unknown key: its present name, or the nearest known one."""
+    if key in RENAMED_KEYS:
+        return f"; it is now called '{RENAMED_KEYS[key]}'"
+    return _nearest(key, _leaves(tree))
+
+
 def _nearest(word: str, known: Any) -> str:
-    """A hint for a mistyped word: the nearest known one, by its whole name or by its last part."""
+    """Return a hint for a mistyped name: the nearest known one, by its whole or its last part."""
     names = list(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if not close:
@@ -181,7 +240,8 @@ def _finish(tree: DictConfig) -> Config:
         if missing:
             raise UserError(f"no value for {', '.join(missing)}: give {missing[0]}=…")
         config = OmegaConf.to_object(tree)
-    except OmegaConfBaseException as e:  # such as ${oc.env:NAME} without that variable
+    # Such as ${oc.env:NAME} without that variable.
+    except OmegaConfBaseException as e:
         raise UserError(f"{e.full_key}: {_one_line(e)}") from e
     assert isinstance(config, Config)
     check_values(config)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from dfer_dist.config.load import load_config
+from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import Config, Device, Precision
 from dfer_dist.data.loading.batch import Batch
 from dfer_dist.data.loading.loader import evaluation_loader
@@ -214,7 +214,7 @@ def evaluate_checkpoint(
     from dfer_dist.checkpoints import portable as checkpoint
 
     saved = checkpoint.read(path, weights_only=True)
-    config = load_config(str(saved.path / checkpoint.CONFIG), overrides)
+    config = read_config(saved.path / checkpoint.CONFIG, overrides)
     index = open_index(config.data)
     if index.classes != tuple(saved.state.get("classes", index.classes)):
         apart = f"{path} tells {', '.join(saved.state['classes'])} apart, in this order"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dfer_dist.config.load import load_config
+from dfer_dist.config.load import load_config, read_config
 from dfer_dist.config.schema import Config, Device, ImageTuning, TemporalKind, TextTuning
 from dfer_dist.data.loading.sampler import ClipSet, all_clips
 from dfer_dist.data.shards.index import Index, open_index
@@ -80,7 +80,7 @@ def zero_shot(
         )
     else:
         saved = checkpoint.read(what, weights_only=True)
-        config = load_config(str(saved.path / checkpoint.CONFIG), overrides)
+        config = read_config(saved.path / checkpoint.CONFIG, overrides)
         index = open_index(config.data)
         number = _fold(saved, index, fold)
         describe_modalities(

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from dfer_dist.checkpoints import portable as checkpoint
-from dfer_dist.config.load import load_config
+from dfer_dist.config.checks import check_values
+from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import (
     Config,
     ImageTuning,
@@ -27,7 +28,6 @@ from dfer_dist.config.schema import (
     TextPolarity,
     TextTuning,
     TokenPosition,
-    check_values,
 )
 from dfer_dist.data.shards.index import open_index
 from dfer_dist.data.sources.records import ELEVEN, SEVEN
@@ -134,7 +134,7 @@ def to_official(path: Path, out: Path, overrides: list[str]) -> None:
     if out.exists():
         raise UserError(f"{out} exists: give a file that is not there yet")
     saved = checkpoint.read(path, weights_only=True)
-    config = load_config(str(saved.path / checkpoint.CONFIG), overrides)
+    config = read_config(saved.path / checkpoint.CONFIG, overrides)
     _check_theirs(config.model)
     classes = saved.state.get("classes") or open_index(config.data).classes
     model = load_model(saved, config, tuple(classes))

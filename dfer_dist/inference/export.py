@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 
 import dfer_dist
 from dfer_dist.checkpoints import portable as checkpoint
-from dfer_dist.config.load import dump_config, load_config
+from dfer_dist.config.load import dump_config, read_config
 from dfer_dist.config.schema import Config, TrackingConfig
 from dfer_dist.evaluation.evaluate import load_model
 from dfer_dist.inference.exported import BACKBONE, CARD, CONFIG, INFO, WEIGHTS, ModelInfo
@@ -73,7 +73,7 @@ def export(path: Path, out: Path, overrides: list[str]) -> ModelInfo:
             )
 
     saved = checkpoint.read(path, weights_only=True)
-    config = load_config(str(saved.path / checkpoint.CONFIG), overrides)
+    config = read_config(saved.path / checkpoint.CONFIG, overrides)
     classes = tuple(saved.state["classes"])
     model = load_model(saved, config, classes)
     weights = {name: w.detach().float().contiguous() for name, w in model.state_dict().items()}

@@ -7,14 +7,21 @@ import pytest
 from omegaconf import OmegaConf
 
 from dfer_dist.config.load import config_dirs, dump_config, load_config, read_config
-from dfer_dist.config.schema import Config, DataConfig, Selection, config_hash, flatten, split_batch
+from dfer_dist.config.schema import (
+    Config,
+    DataConfig,
+    Selection,
+    TextPolarity,
+    config_hash,
+    flatten,
+    split_batch,
+)
 from dfer_dist.utils.errors import UserError
 from tests.helpers.paths import ROOT
 
 CONFIGS = ROOT / "configs"
-EXPERIMENTS = sorted(
-    {f.stem for f in CONFIGS.glob("*.yaml")} - {"published"}
-)  # which has figures of papers
+# published.yaml has the metrics of papers.
+EXPERIMENTS = sorted({f.stem for f in CONFIGS.glob("*.yaml")} - {"published"})
 DFEW = {"data.shards": "data/dfew", "data.augment.brightness": 0.5}
 PUBLISHED = {
     "dfew_vitb32": DFEW,
@@ -29,7 +36,8 @@ PUBLISHED = {
     "mafw_vitb32": {"data.shards": "data/mafw"},
     "ferv39k_vitb32": {"data.shards": "data/ferv39k", "data.augment.rotation": 4.0},
 }
-RECIPE = {  # DFER-CLIP, BMVC'23, section 4.1, and the augmentation in the authors' code that all sets share
+# DFER-CLIP, BMVC'23, section 4.1, and the augmentation in the authors' code that all sets share.
+RECIPE = {
     "data.num_frames": 16,
     "data.image_size": None,  # the backbone's: 224
     "data.augment.crop_scale": 0.08,
@@ -88,7 +96,7 @@ def written(path: Path) -> dict[str, object]:
     return walk(OmegaConf.to_container(tree), "")
 
 
-def test_files_for_all_published_experiments() -> None:
+def test_all_published_experiments_have_a_file() -> None:
     assert set(EXPERIMENTS) >= {"demo", *PUBLISHED}
 
 
@@ -106,7 +114,7 @@ def test_file_holds_only_differences_and_is_complete(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_recipe(name: str) -> None:
+def test_experiment_has_the_published_recipe(name: str) -> None:
     flat = flatten(load_config(name))
     wanted = RECIPE | PUBLISHED[name]
     assert {k: flat[k] for k in wanted} == wanted
@@ -175,20 +183,21 @@ def test_wrong_type_names_the_key(word: str, key: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["train.epochs", "=3", "--epochs"])
-def test_word_that_is_no_setting(word: str) -> None:
+def test_argument_without_key_and_value_is_refused(word: str) -> None:
     assert "not of the form key=value" in refused(word)
 
 
-def test_value_that_is_no_yaml() -> None:
+def test_value_that_is_not_yaml_is_refused() -> None:
     assert "cannot be read" in refused("train.epochs=[1")
 
 
 OUT_OF_RANGE = """
-    train.epochs=0 train.micro_batch=0 train.global_batch=-1 train.zero_stage=0 train.zero_stage=4 train.seed=-1
-    train.val_fraction=1 train.save_minutes=0 data.workers=-1 data.augment.crop_scale=0 data.augment.crop_scale=1.1
-    data.augment.brightness=-0.1 data.augment.rotation=-4 model.temperature=0 model.temperature=inf optim.lr_image=-1
-    optim.lr_image=nan optim.lr_lora=-1 model.image_blocks=0 model.lora_rank=0 model.lora_alpha=0
-    optim.gamma=-1 optim.momentum=-0.1 optim.warmup_epochs=-1 eval.batch=0
+    train.epochs=0 train.micro_batch=0 train.global_batch=-1 train.zero_stage=0
+    train.zero_stage=4 train.seed=-1 train.val_fraction=1 train.save_minutes=0 data.workers=-1
+    data.augment.crop_scale=0 data.augment.crop_scale=1.1 data.augment.brightness=-0.1
+    data.augment.rotation=-4 model.temperature=0 model.temperature=inf optim.lr_image=-1
+    optim.lr_image=nan optim.lr_lora=-1 model.image_blocks=0 model.lora_rank=0
+    model.lora_alpha=0 optim.gamma=-1 optim.momentum=-0.1 optim.warmup_epochs=-1 eval.batch=0
 """
 
 
@@ -197,7 +206,7 @@ def test_value_out_of_range_names_the_key(word: str) -> None:
     assert word.partition("=")[0] in refused(word)
 
 
-def test_null_lists_and_enums() -> None:
+def test_null_lists_and_enums_are_parsed() -> None:
     config = demo(
         "train.micro_batch=4",
         "train.micro_batch=null",
@@ -211,7 +220,7 @@ def test_null_lists_and_enums() -> None:
     assert demo("train.micro_batch=4").train.micro_batch == 4
 
 
-def test_enums_by_name() -> None:
+def test_enums_are_given_by_name() -> None:
     flat = flatten(
         demo("optim.name=sgd", "optim.schedule=step", "train.precision=fp32", "model.text=names")
     )
@@ -223,7 +232,7 @@ def test_enums_by_name() -> None:
     ]
 
 
-def test_value_may_hold_equals_signs() -> None:
+def test_value_may_contain_equals_signs() -> None:
     assert demo("tracking.uri=http://host/?a=b").tracking.uri == "http://host/?a=b"
 
 
@@ -251,7 +260,7 @@ def test_unknown_experiment_names_the_nearest_and_all() -> None:
         ("\x00", "cannot be read as YAML"),
     ],
 )
-def test_bad_file(tmp_path: Path, text: str, words: str) -> None:
+def test_bad_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(UserError) as caught:
@@ -261,14 +270,14 @@ def test_bad_file(tmp_path: Path, text: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_missing_file(tmp_path: Path) -> None:
+def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no experiment"):
         load_config(str(tmp_path / "none.yaml"))
     with pytest.raises(UserError, match="cannot be read"):
         read_config(tmp_path / "none.yaml")
 
 
-def test_file_by_path_and_empty_file(tmp_path: Path) -> None:
+def test_experiment_is_found_by_path_and_may_be_empty(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("data:\n  shards: here\n")
     assert load_config(str(file)).data.shards == "here"
@@ -279,7 +288,7 @@ def test_file_by_path_and_empty_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_round_trip(tmp_path: Path, name: str) -> None:
+def test_dumped_config_is_read_back_equal(tmp_path: Path, name: str) -> None:
     config = load_config(
         name,
         [
@@ -309,23 +318,24 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
         "data.sampling=dense",
     ],
 )
-def test_hash_changes_with_what_changes_results(word: str) -> None:
+def test_hash_changes_with_a_setting_that_changes_results(word: str) -> None:
     assert config_hash(demo(word)) != config_hash(demo())
 
 
-NEUTRAL_WORDS = """
-    data.workers=7 data.shards=elsewhere train.micro_batch=4 train.zero_stage=3 train.save_minutes=3 train.device=cpu
-    tracking.uri=http://host tracking.enabled=false model.checkpoint_image=true train.offload_optimizer=true
-    eval.batch=3 eval.shuffle_frames=false
+NEUTRAL_SETTINGS = """
+    data.workers=7 data.shards=elsewhere train.micro_batch=4 train.zero_stage=3
+    train.save_minutes=3 train.device=cpu tracking.uri=http://host tracking.enabled=false
+    model.checkpoint_image=true train.offload_optimizer=true eval.batch=3
+    eval.shuffle_frames=false
 """
 
 
-@pytest.mark.parametrize("word", NEUTRAL_WORDS.split())
-def test_hash_keeps_with_what_changes_none(word: str) -> None:
+@pytest.mark.parametrize("word", NEUTRAL_SETTINGS.split())
+def test_hash_ignores_a_neutral_setting(word: str) -> None:
     assert config_hash(demo(word)) == config_hash(demo())
 
 
-def test_split_batch() -> None:
+def test_split_batch_gives_micro_batch_and_accumulation() -> None:
     config = demo("train.global_batch=48")
     assert [split_batch(config, world) for world in (1, 2, 4)] == [(48, 1), (24, 1), (12, 1)]
     micro = replace(config, train=replace(config.train, micro_batch=6))
@@ -334,3 +344,45 @@ def test_split_batch() -> None:
         split_batch(config, 5)
     with pytest.raises(UserError, match=r"train\.micro_batch=6.*divides 3"):
         split_batch(micro, 16)
+
+
+VERSION_1 = """\
+data: {shards: /data}
+model:
+  image: adapters
+  levels: [parsing, landmarks]
+  level_ratio: 0.25
+  text_sides: both
+"""
+
+
+def test_stored_config_of_version_1_is_upgraded(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(VERSION_1)
+    config = read_config(path, ["model.modality_ratio=0.5"])
+    assert config.model.modalities == ["parsing", "landmarks"]
+    assert config.model.modality_ratio == 0.5
+    assert config.model.text_polarity is TextPolarity.both
+
+
+def test_config_hash_is_that_of_version_1() -> None:
+    config = Config()
+    assert config_hash(config) == "ebda2f56975646cb"
+    config.model.modalities, config.model.modality_ratio = ["parsing"], 0.25
+    config.model.text_polarity = TextPolarity.both
+    assert config_hash(config) == "722e1c9016f6b44c"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("levels=[parsing]", "modalities"), ("text_sides=both", "text_polarity")]
+)
+def test_command_line_refuses_a_key_of_version_1(old: str, new: str) -> None:
+    with pytest.raises(UserError, match=rf"unknown key .*; it is now called 'model\.{new}'"):
+        load_config("demo", [f"model.{old}"])
+
+
+def test_experiment_file_refuses_a_key_of_version_1(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(VERSION_1)
+    with pytest.raises(UserError, match=r"it is now called 'model\.modalities'"):
+        load_config(str(path))

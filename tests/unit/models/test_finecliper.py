@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.tokenizer import SimpleTokenizer
 
+from dfer_dist.config.checks import check_values
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import (
     ClassText,
@@ -21,7 +22,6 @@ from dfer_dist.config.schema import (
     TemporalKind,
     TextPolarity,
     TextTuning,
-    check_values,
 )
 from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.inference import export, exported

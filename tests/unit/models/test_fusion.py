@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dfer_dist.checkpoints import portable as checkpoint
+from dfer_dist.config.checks import check_values
 from dfer_dist.config.load import load_config
-from dfer_dist.config.schema import Config, ImageTuning, ModelConfig, TemporalKind, check_values
+from dfer_dist.config.schema import Config, ImageTuning, ModelConfig, TemporalKind
 from dfer_dist.data.faces.enrich import EnrichRequest, enrich
 from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import all_clips
@@ -189,14 +190,17 @@ def test_a_plan_counts_the_pictures_of_levels() -> None:
 def test_mistakes_are_named() -> None:
     adapters = {"image": ImageTuning.adapters}
     for settings, words in (
-        ({"modalities": ["parsing"]}, "model.image=all: each level has adapters of its own"),
+        ({"modalities": ["parsing"]}, "model.image=all: each modality has adapters of its own"),
         (
             {**adapters, "modalities": ["depth"]},
             r"model\.modalities=\['depth'\]: give each of parsing and landmarks once",
         ),
         ({**adapters, "modalities": ["parsing", "parsing"]}, "once at most"),
-        ({**adapters, "video_weight": 0.5}, "needs model.modalities"),
-        ({**adapters, "modalities": ["parsing"], "video_weight": 1.5}, r"must lie in \[0, 1\]"),
+        ({**adapters, "video_weight": 0.5}, "it needs model.modalities"),
+        (
+            {**adapters, "modalities": ["parsing"], "video_weight": 1.5},
+            "must be at least 0 and at most 1",
+        ),
         ({**adapters, "modality_ratio": 0.0}, r"model\.modality_ratio"),
     ):
         with pytest.raises(UserError, match=words):

@@ -11,12 +11,12 @@ import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
+from dfer_dist.config.checks import check_values
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import (
     Config,
     DataConfig,
     TextPolarity,
-    check_values,
 )
 from dfer_dist.data.captions.store import Source, Writer, clip_hashes, clip_keys
 from dfer_dist.data.loading.sampler import all_clips
@@ -162,7 +162,7 @@ def test_checkpoint_of_other_descriptions_is_refused() -> None:
         (["train.label_smoothing=0.1"], r"set train\.label_smoothing=0"),
         (
             ["model.description_ratio=0.1"],
-            r"model\.description_ratio=0\.1: adapters of descriptions' own go with",
+            r"model\.description_ratio=0\.1: adapters of descriptions' own need",
         ),
         (
             ["train.objective=both", "model.text_tower=frozen", "model.description_ratio=0.1"],

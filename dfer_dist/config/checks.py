@@ -1,0 +1,125 @@
+"""Checks of settings that types cannot express."""
+
+from __future__ import annotations
+
+import math
+from urllib.parse import urlsplit
+
+from dfer_dist.config.schema import (
+    Config,
+    ImageTuning,
+    ModelConfig,
+    Sampling,
+    Supervision,
+    TextPolarity,
+    TextTuning,
+    walk_settings,
+)
+from dfer_dist.config.setting import info_of
+from dfer_dist.utils.errors import UserError
+
+_MODALITIES = ("parsing", "landmarks")
+
+
+def check_values(config: Config) -> None:
+    """Check each setting's range, and settings that depend on each other.
+
+    Raises
+    ------
+    UserError
+        For the first setting with a wrong value.
+    """
+    _check_ranges(config)
+    _check_sentences(config.model)
+    _check_modalities(config.model)
+    _check_supervision(config)
+    if config.data.sampling is Sampling.uniform and config.eval.views > 1:
+        raise UserError(
+            f"eval.views={config.eval.views}, but with data.sampling=uniform all views are the "
+            "same: use segments or dense"
+        )
+    if config.tracking.uri is not None:
+        _check_uri(config.tracking.uri)
+
+
+def _check_ranges(config: Config) -> None:
+    for key, field, value in walk_settings(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value}: must be a finite number")
+        fault = info_of(field).find_fault(value)
+        if fault:
+            raise UserError(f"{key}={value}: {fault}")
+
+
+def _check_sentences(model: ModelConfig) -> None:
+    for key in ("sentences", "negative_sentences"):
+        for name, sentences in (getattr(model, key) or {}).items():
+            if not sentences or not all(sentence.strip() for sentence in sentences):
+                raise UserError(
+                    f"model.{key}.{name}={sentences}: give one or more sentences, none of them "
+                    "empty"
+                )
+
+
+def _check_modalities(model: ModelConfig) -> None:
+    chosen = model.modalities
+    if not set(chosen) <= set(_MODALITIES) or len(set(chosen)) < len(chosen):
+        raise UserError(
+            f"model.modalities={chosen}: give each of {' and '.join(_MODALITIES)} once at most"
+        )
+    if chosen and model.image is not ImageTuning.adapters:
+        raise UserError(
+            f"model.modalities={chosen}, but model.image={model.image.name}: each modality has "
+            "adapters of its own, set model.image=adapters"
+        )
+    if model.video_weight is not None and not chosen:
+        raise UserError(
+            f"model.video_weight={model.video_weight}: it needs model.modalities, since it is the "
+            "weight of the frames among them"
+        )
+
+
+def _check_supervision(config: Config) -> None:
+    """Refuse settings that need labels when training uses none."""
+    objective = config.train.objective
+    if objective is Supervision.descriptions:
+        _check_no_labels_needed(config)
+    if config.model.description_ratio and not (
+        objective is Supervision.both and config.model.text_tower is TextTuning.adapters
+    ):
+        raise UserError(
+            f"model.description_ratio={config.model.description_ratio}: adapters of descriptions' "
+            "own need train.objective=both and model.text_tower=adapters"
+        )
+
+
+def _check_no_labels_needed(config: Config) -> None:
+    # By key: whether the setting needs labels, and the value that does not.
+    needs_labels = {
+        "model.context_tokens": (config.model.context_tokens > 0, "0"),
+        "model.text_polarity": (config.model.text_polarity is TextPolarity.both, "positive"),
+        "train.label_smoothing": (config.train.label_smoothing > 0, "0"),
+        "train.class_balance": (config.train.class_balance > 0, "0"),
+        "data.balanced": (config.data.balanced, "false"),
+    }
+    for key, (is_needed, instead) in needs_labels.items():
+        if is_needed:
+            raise UserError(
+                f"train.objective=descriptions uses no label, and {key} needs them: "
+                f"set {key}={instead}"
+            )
+
+
+def _check_uri(uri: str) -> None:
+    parts = urlsplit(uri)
+    if parts.password or parts.username:
+        # The URL is not repeated: the error goes into logs.
+        raise UserError(
+            "tracking.uri: a URL without user and password; they belong in the variables "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    if parts.scheme not in ("http", "https") and not uri.startswith("sqlite:///"):
+        raise UserError(
+            f"tracking.uri={uri}: give http://… or https://… of an mlflow server, which may keep "
+            "its runs in PostgreSQL (docs/guides/mlflow.md), or sqlite:///FILE"
+        )

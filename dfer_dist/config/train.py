@@ -1,0 +1,211 @@
+"""Settings of training: the optimizer, the schedule and the loop."""
+
+# ruff: noqa: RUF009 (setting() returns a dataclasses.field)
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from dfer_dist.config.setting import setting
+
+_FINECLIPER = "FineCLIPER: Chen et al., ACM MM 2024"
+
+
+class Precision(Enum):
+    """Number format of the forward and backward pass; master weights are float32 in both."""
+
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class Selection(Enum):
+    """Which epoch's weights are reported, and on what data that is decided."""
+
+    last = "last"
+    best_val = "best_val"
+    best_test = "best_test"
+
+
+class Optimizer(Enum):
+    """The optimizer."""
+
+    sgd = "sgd"
+    adamw = "adamw"
+
+
+class Schedule(Enum):
+    """How learning rates fall."""
+
+    step = "step"
+    cosine = "cosine"
+
+
+class Supervision(Enum):
+    """What a training step learns from."""
+
+    labels = "labels"
+    descriptions = "descriptions"
+    both = "both"
+
+
+class Device(Enum):
+    """Where the model computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass
+class OptimConfig:
+    """The optimizer and the schedule of learning rates."""
+
+    name: Optimizer = setting(
+        Optimizer.sgd,
+        "The optimizer.",
+        choices={
+            "sgd": "SGD with momentum (Sutskever et al., ICML 2013).",
+            "adamw": "Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019).",
+        },
+    )
+    momentum: float = setting(0.9, "Momentum of SGD.", at_least=0)
+    weight_decay: float = setting(1e-4, "Weight decay of every group.", at_least=0)
+    lr_image: float = setting(1e-5, "Learning rate of the image tower.", at_least=0)
+    lr_temporal: float = setting(1e-2, "Learning rate of the temporal transformer.", at_least=0)
+    lr_prompt: float = setting(1e-3, "Learning rate of the context tokens.", at_least=0)
+    lr_lora: float = setting(1e-4, "Learning rate of LoRA's factors.", at_least=0)
+    lr_adapters: float = setting(3e-4, "Learning rate of adapters.", at_least=0)
+    schedule: Schedule = setting(
+        Schedule.step,
+        "How learning rates fall.",
+        choices={
+            "step": "Times optim.gamma at each of optim.milestones (DFER-CLIP, section 4.1).",
+            "cosine": "Along half a cosine to zero, after the warm-up (SGDR without restarts: "
+            "Loshchilov & Hutter, ICLR 2017).",
+        },
+    )
+    milestones: list[int] = setting(
+        default_factory=lambda: [30, 40], help="Epochs, counted from the start of training."
+    )
+    gamma: float = setting(0.1, "Factor of the learning rates at each milestone.", at_least=0)
+    clip_norm: float = setting(
+        0.0, "Largest 2-norm of the whole gradient; 0 turns clipping off.", at_least=0
+    )
+    warmup_epochs: float = setting(
+        0.0,
+        "Epochs over which learning rates rise linearly from zero.",
+        at_least=0,
+        source="Goyal et al., 2017, section 2.2",
+    )
+
+
+@dataclass
+class TrainConfig:
+    """The training loop: batches, precision, loss, checkpoints."""
+
+    epochs: int = setting(50, "Number of epochs.", at_least=1)
+    global_batch: int = setting(48, "Clips in one optimizer step, over all ranks.", at_least=1)
+    micro_batch: int | None = setting(
+        None,
+        "Clips in one forward pass of one rank; null is global_batch / ranks.",
+        at_least=1,
+        neutral=True,
+    )
+    precision: Precision = setting(
+        Precision.bf16,
+        "Number format of the forward and backward pass; master weights are float32.",
+    )
+    zero_stage: int = setting(
+        1,
+        "DeepSpeed ZeRO: 1 shards optimizer states, 2 gradients too, 3 weights too.",
+        at_least=1,
+        at_most=3,
+        source="ZeRO: Rajbhandari et al., SC 2020",
+        neutral=True,
+    )
+    offload_optimizer: bool = setting(
+        False,
+        "Keep master weights and moments in main memory, and update them on the processor.",
+        source="ZeRO-Offload: Ren et al., USENIX ATC 2021",
+        neutral=True,
+    )
+    seed: int = setting(0, "Seed of all random numbers.", at_least=0)
+    objective: Supervision = setting(
+        Supervision.labels,
+        "What a training step learns from.",
+        choices={
+            "labels": "Cross-entropy with the class texts.",
+            "descriptions": "No labels: each clip against the descriptions of all clips of a step "
+            "(InfoNCE as in CLIP: Radford et al., ICML 2021, section 2.3).",
+            "both": f"The first plus train.description_weight times the second ({_FINECLIPER}).",
+        },
+    )
+    description_weight: float = setting(
+        1.0, "Weight of the descriptions' loss; the labels' loss has 1.", above=0
+    )
+    label_smoothing: float = setting(
+        0.0,
+        "Share of the target that is spread over all classes.",
+        at_least=0,
+        below=1,
+        source="Szegedy et al., CVPR 2016, section 7",
+    )
+    class_balance: float = setting(
+        0.0,
+        "Beta of the class-balanced loss, such as 0.999; 0 weighs all clips alike.",
+        at_least=0,
+        below=1,
+        source="Cui et al., CVPR 2019, equation 6",
+    )
+    selection: Selection = setting(
+        Selection.last,
+        "Which epoch's weights are tested and reported.",
+        choices={
+            "last": "Those of the last epoch; the test fold is read once.",
+            "best_val": "The best on a held-out part of the training folds.",
+            "best_test": "The best on the test fold, as in the original papers.",
+        },
+    )
+    val_fraction: float = setting(
+        0.1,
+        "Part of the training folds that is held out for selection=best_val.",
+        above=0,
+        below=1,
+    )
+    max_bad_steps: int = setting(
+        5,
+        "Steps in a row with a loss or gradient that is not finite before the run stops.",
+        at_least=1,
+        neutral=True,
+    )
+    save_epochs: int = setting(
+        1,
+        "Write a checkpoint at the end of every so many epochs, and of the last one.",
+        at_least=1,
+        neutral=True,
+    )
+    save_minutes: float = setting(
+        10.0, "Write a checkpoint at least this often.", above=0, neutral=True
+    )
+    save_steps: int | None = setting(
+        None, "Write a checkpoint every so many steps, too.", at_least=1, neutral=True
+    )
+    keep: int = setting(
+        2, "Checkpoints that are kept in addition to LATEST and BEST.", at_least=1, neutral=True
+    )
+    log_every: int = setting(
+        1, "Steps from one line of metrics.jsonl to the next.", at_least=1, neutral=True
+    )
+    print_every: int = setting(
+        10, "Steps from one line of the log to the next.", at_least=1, neutral=True
+    )
+    hang_minutes: float = setting(
+        15.0,
+        "Minutes without a training step or a test batch after which a rank ends itself.",
+        above=0,
+        neutral=True,
+    )
+    device: Device = setting(
+        Device.auto, "Where to compute; auto takes GPUs if torch sees any.", neutral=True
+    )
