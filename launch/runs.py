@@ -5,20 +5,23 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dfer_dist.config.load import dump_config, load_config, read_config
 from dfer_dist.config.schema import NEUTRAL, Config, Supervision, config_hash, flatten, split_batch
 from dfer_dist.runs.layout import FoldDir, RunDir, parse_folds
 from dfer_dist.runs.provenance import changed_files, collect, environment_lock, snapshot_code
-from dfer_dist.runs.records import FoldStatus
+from dfer_dist.runs.records import DataOrigin, FoldStatus, Provenance
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import read_json, write_json, write_text
+from dfer_dist.utils.files import write_json, write_text
 from launch.locks import is_held
 
 if TYPE_CHECKING:
     from dfer_dist.data.shards.index import Index
+
+_MAX_SHOWN = 3  # changed files in an error
 
 Drift = dict[str, tuple[object, object]]  # old and new value by key
 
@@ -128,7 +131,7 @@ def _write_run(run: RunDir, config: Config, index: Index, experiment: str) -> No
 
     run.root.mkdir(parents=True, exist_ok=True)
     write_text(run.config, dump_config(config))
-    write_json(run.provenance, _provenance(index))
+    _provenance(index).write(run.provenance)
     write_text(run.environment, environment_lock())
     snapshot_code(run.code)
     about = {
@@ -145,9 +148,9 @@ def _write_run(run: RunDir, config: Config, index: Index, experiment: str) -> No
     write_json(run.run, about)
 
 
-def _provenance(index: Index) -> dict[str, Any]:
-    data = {"name": index.name, "hash": index.hash, "shards": str(index.root)}
-    return {**collect(sys.argv), "data": data}
+def _provenance(index: Index) -> Provenance:
+    data = DataOrigin(index.name, index.hash, str(index.root))
+    return replace(collect(sys.argv), data=data)
 
 
 def _resume(run: RunDir, config: Config, index: Index, allow: Sequence[str], is_done: bool) -> None:
@@ -166,9 +169,10 @@ def _resume(run: RunDir, config: Config, index: Index, allow: Sequence[str], is_
         f"{key} was {old}, now {new}" for key, (old, new) in drift.items() if key not in allowed
     ]
     if refused:
+        options = " ".join(f"--allow-drift {key}" for key in drift if key not in allowed)
         raise UserError(
             f"{run.root} belongs to another run: {'; '.join(refused)}. Use the same settings, "
-            "--name OTHER for another run, or --allow-drift KEY to resume with the new ones"
+            f"--name OTHER for another run, or {options} to resume with the new ones"
         )
     if not changed and not allowed:
         return
@@ -203,18 +207,24 @@ def _data_drift(run: RunDir, index: Index) -> Drift:
 
 def _code_drift(run: RunDir) -> Drift:
     """Return how code and libraries differ from those of the run."""
-    old, new = read_json(run.provenance), collect(sys.argv)
+    old, new = Provenance.read(run.provenance), collect(sys.argv)
     drift: Drift = {}
-    if old["code_hash"] != new["code_hash"]:
-        files = ", ".join(changed_files(run.code)) or "files that are gone"
-        drift["code"] = (old["code_hash"], f"{new['code_hash']} ({files})")
-    old_versions = {**old["versions"], "python": old["python"]}
-    new_versions = {**new["versions"], "python": new["python"]}
+    if old.code_hash != new.code_hash:
+        drift["code"] = (old.code_hash, f"{new.code_hash} ({_changed_files(run)})")
+    old_versions = {**old.versions, "python": old.python}
+    new_versions = {**new.versions, "python": new.python}
     for name in sorted(old_versions.keys() | new_versions.keys()):
         change = (old_versions.get(name), new_versions.get(name))
         if change[0] != change[1]:
             drift[f"versions.{name}"] = change
     return drift
+
+
+def _changed_files(run: RunDir) -> str:
+    """Return the first changed files of the code, and how many more changed."""
+    files = changed_files(run.code)
+    shown = ", ".join(files[:_MAX_SHOWN]) or "files that are gone"
+    return f"{shown} and {len(files) - _MAX_SHOWN} more" if len(files) > _MAX_SHOWN else shown
 
 
 def _apply_drift(run: RunDir, index: Index, changes: dict[str, list[object]]) -> None:
@@ -223,7 +233,7 @@ def _apply_drift(run: RunDir, index: Index, changes: dict[str, list[object]]) ->
     The record comes first. After an interruption the same command finds what still differs, and
     records and applies that.
     """
-    drifts = [*run.drifts(), {"time": collect(sys.argv)["time"], "changes": changes}]
+    drifts = [*run.drifts(), {"time": collect(sys.argv).time, "changes": changes}]
     run.change(index_hash=index.hash, drift=drifts)
     number = len(drifts)
     if "code" in changes:
@@ -238,4 +248,4 @@ def _apply_drift(run: RunDir, index: Index, changes: dict[str, list[object]]) ->
             write_text(file.with_stem(f"{file.stem}-{number}"), file.read_text(encoding="utf-8"))
     write_text(run.environment, environment_lock())
     # last: until then the same command finds that the provenance differs
-    write_json(run.provenance, _provenance(index))
+    _provenance(index).write(run.provenance)

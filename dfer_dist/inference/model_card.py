@@ -7,7 +7,6 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import dfer_dist
 from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.schema import (
     Config,
@@ -24,6 +23,7 @@ from dfer_dist.models.class_texts import polarity_texts
 from dfer_dist.runs import provenance
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.utils.files import read_json
+from dfer_dist.utils.version import package_version
 
 _SELECTIONS = {
     "last": "the weights after the last epoch; the test fold was read once",
@@ -52,7 +52,8 @@ def describe(
         polarity: dict(zip(classes, own, strict=True))
         for polarity, own in polarity_texts(classes, config.model).items()
     }
-    git = provenance.collect([])["git"]
+    origin = provenance.collect([])
+    git = origin.git
     packages = (*REQUIREMENTS, "deepspeed")
     return ModelInfo(
         classes=classes,
@@ -75,13 +76,13 @@ def describe(
         precision=config.train.precision.name,
         result=_read_result(saved),
         software={
-            "dfer_dist": dfer_dist.__version__,
+            "dfer_dist": package_version(),
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in packages},
         },
-        code_hash=provenance.code_hash(Path(dfer_dist.__file__).parent),
+        code_hash=origin.code_hash,
         # The commit does not describe edited files.
-        git_sha=git["sha"] if git and not git["diff"] else None,
+        git_sha=git.sha if git and not git.diff else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a result comes from: code, installed packages, command, machine; and a copy of the code to run again."""
+"""Where a result comes from: code, packages, command and machine; and a copy of the code."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ import socket
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, distributions, version
+from collections.abc import Iterator
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
 import dfer_dist
+from dfer_dist.runs.records import GitState, Provenance
+from dfer_dist.utils.version import installed_version, package_version
 
+_PACKAGES = ("dfer_dist", "launch")
+#: Suffixes of the files that decide what a run does.
+_CODE = frozenset({".py", ".sh", ".html", ".css", ".j2", ".md", ".tex", ".txt"})
 _WATCHED = (
     "torch",
     "deepspeed",
@@ -33,89 +39,115 @@ _WATCHED = (
 )
 
 
-def collect(command: list[str]) -> dict[str, Any]:
-    """Everything about this moment that a reader of the result may ask for.
+def collect(command: list[str]) -> Provenance:
+    """Return the provenance of a run that starts now, without its data set.
 
     Parameters
     ----------
     command : list of str
-        The words the person typed.
+        The command line of this process.
     """
     root = checkout()
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": command,
-        "host": socket.gethostname(),
-        "user": os.environ.get("USER") or str(os.getuid()),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "dfer_dist": dfer_dist.__version__,
-        "versions": {name: found for name in _WATCHED if (found := _version(name))},
-        "git": {"sha": _git(root, "rev-parse", "HEAD"), "diff": _git(root, "diff", "HEAD")}
-        if root
-        else None,
-        "code_hash": code_hash(Path(dfer_dist.__file__).parent),
-    }
-
-
-def environment_lock() -> str:
-    """All distributions that Python finds here, a line each in pip's words for a requirement, sorted, and Python's version above them."""
-    lines = _installed()
-    return (
-        "\n".join(
-            [f"# python {platform.python_version()}", *(lines[name] for name in sorted(lines))]
-        )
-        + "\n"
+    versions = {name: installed_version(name) for name in _WATCHED}
+    return Provenance(
+        time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        command=command,
+        host=socket.gethostname(),
+        user=os.environ.get("USER") or str(os.getuid()),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu_count=os.cpu_count(),
+        dfer_dist=package_version(),
+        versions={name: version for name, version in versions.items() if version},
+        git=_git_state(root) if root else None,
+        code_hash=code_hash(*_packages(_source_root())),
     )
 
 
+def environment_lock() -> str:
+    """Return all installed distributions as pip requirements, a line each, sorted by name.
+
+    The first line is Python's version.
+    """
+    requirements = _installed()
+    lines = [requirements[name] for name in sorted(requirements)]
+    return "\n".join([f"# python {platform.python_version()}", *lines]) + "\n"
+
+
 def other_packages(lock: str) -> list[str]:
-    """Where this machine differs from what :func:`environment_lock` found elsewhere: words such as ``torch==2.9.1, not torch==2.8.0``."""
-    here, there = (set(text.splitlines()) for text in (environment_lock(), lock))
-    new, old = ({_name(line): line for line in lines} for lines in (here - there, there - here))
-    changed = [
-        f"{new[n]}, not {old[n]}" if n in new and n in old else new.get(n) or f"no {old[n]}"
-        for n in sorted(new | old)
-    ]
-    return [words.replace("# ", "") for words in changed]
+    """Return how this machine differs from an :func:`environment_lock` made elsewhere.
+
+    Returns
+    -------
+    list of str
+        Such as ``torch==2.9.1, not torch==2.8.0``.
+    """
+    here, there = set(environment_lock().splitlines()), set(lock.splitlines())
+    new = {_name(line): line for line in here - there}
+    old = {_name(line): line for line in there - here}
+    changes = []
+    for name in sorted(new | old):
+        if name not in new:
+            changes.append(f"no {old[name]}")
+        elif name in old:
+            changes.append(f"{new[name]}, not {old[name]}")
+        else:
+            changes.append(new[name])
+    return [change.replace("# ", "") for change in changes]
 
 
 def _installed() -> dict[str, str]:
-    """Requirements by name. Only the head of each file is looked at: parsing all of them takes ten times as long."""
+    """Return requirements by normalized name; of two distributions the imported one."""
     found: dict[str, str] = {}
-    built = set[
-        str
-    ]()  # of a checkout that is on the path: what a build of it left, not what pip installed
-    for one in distributions():
-        metadata = one.read_text("METADATA")
-        head = (metadata or one.read_text("PKG-INFO") or "")[:2000]
-        about = dict(re.findall(r"^(Name|Version): *(\S+)", head, re.MULTILINE)[:2])
-        if len(about) < 2:  # the rest of one that was removed
+    # Metadata that a build left in a checkout on the path, not an installation.
+    built: set[str] = set()
+    for distribution in distributions():
+        metadata = distribution.read_text("METADATA")
+        identity = _identity(metadata or distribution.read_text("PKG-INFO") or "")
+        if identity is None:
             continue
-        key = re.sub(r"[-_.]+", "-", about["Name"]).lower()
-        if key not in found or (key in built and metadata):  # the first is imported
-            found[key] = _requirement(
-                about["Name"], about["Version"], one.read_text("direct_url.json")
-            )
+        name, version = identity
+        key = re.sub(r"[-_.]+", "-", name).lower()
+        # The first one on the path is imported.
+        if key not in found or (key in built and metadata):
+            found[key] = _requirement(name, version, _origin(distribution))
             (built.discard if metadata else built.add)(key)
     return found
 
 
-def _requirement(name: str, version: str, direct_url: str | None) -> str:
-    """``name==version``, or where it was not taken from an index, the place (PEP 610) with its commit or sha256, and the version behind it."""
-    if direct_url is None:
+def _identity(metadata: str) -> tuple[str, str] | None:
+    """Return name and version; None for the rest of a distribution that was removed.
+
+    Only the head is searched: parsing the metadata of all packages takes ten times as long.
+    """
+    found = dict(re.findall(r"^(Name|Version): *(\S+)", metadata[:2000], re.MULTILINE)[:2])
+    return (found["Name"], found["Version"]) if len(found) == 2 else None
+
+
+def _origin(distribution: Distribution) -> dict[str, Any] | None:
+    """Return the ``direct_url.json`` (PEP 610) of a distribution that no index provided."""
+    text = distribution.read_text("direct_url.json")
+    return json.loads(text) if text else None
+
+
+def _requirement(name: str, version: str, origin: dict[str, Any] | None) -> str:
+    """Return ``name==version``, or the URL with commit or sha256 and the version after it."""
+    if origin is None:
         return f"{name}=={version}"
-    origin = json.loads(direct_url)
     url, vcs = origin["url"], origin.get("vcs_info")
     if origin.get("dir_info", {}).get("editable"):
         return f"-e {url} # {name}=={version}"
     if vcs:
         url = f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
     sha256 = origin.get("archive_info", {}).get("hashes", {}).get("sha256")
-    parts = [f"subdirectory={origin['subdirectory']}"] if "subdirectory" in origin else []
-    parts += [f"sha256={sha256}"] if sha256 else []
-    return f"{name} @ {url}{'#' if parts else ''}{'&'.join(parts)} # {name}=={version}"
+    fragments = []
+    if "subdirectory" in origin:
+        fragments.append(f"subdirectory={origin['subdirectory']}")
+    if sha256:
+        fragments.append(f"sha256={sha256}")
+    if fragments:
+        url = f"{url}#{'&'.join(fragments)}"
+    return f"{name} @ {url} # {name}=={version}"
 
 
 def _name(line: str) -> str:
@@ -123,49 +155,52 @@ def _name(line: str) -> str:
 
 
 def checkout() -> Path | None:
-    """The git checkout this package is imported from, or None for an installed copy."""
-    root = Path(dfer_dist.__file__).resolve().parent.parent
+    """Return the git checkout this package is imported from, or None for an installed copy."""
+    root = _source_root()
     return root if (root / ".git").exists() and shutil.which("git") else None
 
 
-def code_hash(package: Path) -> str:
-    """First 16 hex digits of a sha256 over the names and bytes of a package's Python files."""
+def code_hash(*packages: Path) -> str:
+    """Return the first 16 hex digits of a sha256 over the names and bytes of code files.
+
+    Parameters
+    ----------
+    *packages : Path
+        Folders of packages. Python files, shell scripts and templates count.
+    """
     digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        digest.update(
-            file.relative_to(package).as_posix().encode()
-            + b"\0"
-            + hashlib.sha256(file.read_bytes()).digest()
-        )
+    for name, file in sorted(_code_files(*packages)):
+        digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 
 def changed_files(snapshot: Path) -> list[str]:
-    """Python files of ``dfer_dist`` that differ between a run's copy and the code that runs now, by their paths."""
-    here = Path(dfer_dist.__file__).resolve().parent.parent
-    sides = [
-        {f.relative_to(root): f for f in (root / "dfer_dist").rglob("*.py")}
-        for root in (snapshot, here)
-    ]
-    names = sorted(sides[0].keys() | sides[1].keys())
-    return [
-        str(n) for n in names if len({s[n].read_bytes() if n in s else None for s in sides}) > 1
-    ]
+    """Return the code files that differ between a run's copy and the code that runs now.
+
+    Returns
+    -------
+    list of str
+        Paths such as ``launch/slurm/job.sh``, sorted.
+    """
+    then = dict(_code_files(*_packages(snapshot)))
+    now = dict(_code_files(*_packages(_source_root())))
+    changed = then.keys() ^ now.keys()
+    changed |= {n for n in then.keys() & now.keys() if then[n].read_bytes() != now[n].read_bytes()}
+    return sorted(changed)
 
 
 def snapshot_code(target: Path) -> None:
-    """Copy the packages that run (``dfer_dist`` and ``launch``) to ``target``, so that later edits do not reach a run.
+    """Copy the packages that run to ``target``, so that later edits do not change a run.
 
-    A copy that was cut short is made again: the folder takes its name only when whole.
+    The folder takes its name only when it is complete. An existing one is left as it is.
     """
     if target.exists():
         return
-    source = Path(dfer_dist.__file__).resolve().parent.parent
     temporary = target.with_name(f".{target.name}-{os.getpid()}")
-    for package in ("dfer_dist", "launch"):
+    for package in _packages(_source_root()):
         shutil.copytree(
-            source / package,
-            temporary / package,
+            package,
+            temporary / package.name,
             ignore=shutil.ignore_patterns("__pycache__"),
             dirs_exist_ok=True,
         )
@@ -173,17 +208,34 @@ def snapshot_code(target: Path) -> None:
 
 
 def python_command() -> list[str]:
-    """How to start this interpreter without the current folder on its path (a checkout there would win over a snapshot)."""
+    """Return the command that starts this interpreter without the current folder on its path.
+
+    A checkout in the current folder would be imported instead of a run's copy of the code.
+    """
     return [sys.executable, "-P"]
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def _source_root() -> Path:
+    """Return the folder that holds the packages that run now."""
+    return Path(dfer_dist.__file__).resolve().parent.parent
 
 
-def _git(root: Path, *words: str) -> str | None:
-    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+def _packages(root: Path) -> list[Path]:
+    return [root / name for name in _PACKAGES]
+
+
+def _code_files(*packages: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the name, relative to the folder of its package, and the path of each code file."""
+    for package in packages:
+        for file in package.rglob("*"):
+            if file.suffix in _CODE and file.is_file():
+                yield file.relative_to(package.parent).as_posix(), file
+
+
+def _git_state(root: Path) -> GitState:
+    return GitState(_git(root, "rev-parse", "HEAD"), _git(root, "diff", "HEAD"))
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""What a person reads about a fold while it runs: lines in its log, and ``status.json`` with a line for each job that worked on it."""
+"""The status of a fold in training: ``status.json``, with a record for each job."""
 
 from __future__ import annotations
 
@@ -6,84 +6,107 @@ import logging
 import os
 import socket
 import threading
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.provenance import other_packages
-from dfer_dist.utils.files import read_json, write_json
+from dfer_dist.runs.records import AttemptRecord, FoldStatus
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 5  # packages on a line
+_MAX_SHOWN = 5  # packages in a warning
+_KILLED = "it said nothing at its end: killed, or its machine was lost"
 
 
 def package_mismatch(run: RunDir) -> str | None:
-    """A line about this machine, if its packages are not those the run was opened with."""
-    other = (
-        other_packages(run.environment.read_text(encoding="utf-8"))
-        if run.environment.exists()
-        else []
-    )
+    """Return a warning if this machine's packages are not those the run was opened with."""
+    if not run.environment.exists():
+        return None
+    other = other_packages(run.environment.read_text(encoding="utf-8"))
     if not other:
         return None
-    more = f"; and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
-    return f"{socket.gethostname()} has other packages than {run.environment.name} of the run: {'; '.join(other[:_SHOWN])}{more}"
+    shown = "; ".join(other[:_MAX_SHOWN])
+    if len(other) > _MAX_SHOWN:
+        shown += f"; and {len(other) - _MAX_SHOWN} more"
+    return (
+        f"{socket.gethostname()} has other packages than {run.environment.name} of the run: {shown}"
+    )
 
 
 class Attempt:
-    """This job's line in ``status.json``. ``writes`` is rank 0's; the methods of other ranks do nothing."""
+    """The record of this job in ``status.json``.
+
+    Parameters
+    ----------
+    fold : FoldDir
+        The fold that is trained.
+    world_size : int
+        Number of ranks.
+    writes : bool
+        True on rank 0. The methods of other ranks do nothing.
+    device : str, optional
+        Name of the GPU or processor.
+    """
 
     def __init__(
         self, fold: FoldDir, world_size: int, writes: bool, device: str | None = None
     ) -> None:
         self.path, self.writes = fold.status, writes
-        self._lock = threading.Lock()  # the watchdog's thread writes too
+        # The watchdog's thread writes too.
+        self._lock = threading.Lock()
         if not self.writes:
             return
-        self.attempts = read_json(self.path)["attempts"] if self.path.exists() else []
-        if self.attempts and not self.attempts[-1]["ended"]:
-            self.attempts[-1]["why"] = "it said nothing at its end: killed, or its machine was lost"
-        job = os.environ.get("SLURM_JOB_ID")
-        nodes = os.environ.get("SLURM_JOB_NODELIST") or socket.gethostname()
-        place = {
-            "job": job,
-            "array": os.environ.get("SLURM_ARRAY_JOB_ID"),
-            "nodes": nodes,
-            "device": device,
-        }
-        line = {**place, "world_size": world_size, "from_step": None, "undone_steps": None}
-        self.attempts.append({**line, "started": _now(), "ended": None, "why": None})
-        self.status: dict[str, Any] = {
-            "state": "STARTING",
-            "steps": None,
-            "attempts": self.attempts,
-        }
+        earlier = FoldStatus.read(self.path).attempts if self.path.exists() else []
+        if earlier and not earlier[-1].ended:
+            earlier = [*earlier[:-1], replace(earlier[-1], why=_KILLED)]
+        own = AttemptRecord(
+            job=os.environ.get("SLURM_JOB_ID"),
+            array=os.environ.get("SLURM_ARRAY_JOB_ID"),
+            nodes=os.environ.get("SLURM_JOB_NODELIST") or socket.gethostname(),
+            device=device,
+            world_size=world_size,
+            started=_now(),
+        )
+        self.status = FoldStatus("STARTING", attempts=[*earlier, own])
         self._write()
 
     def begin(self, step: int, steps: int, num_rolled_back: int) -> None:
-        """The loop goes on after ``step`` steps, doing ``num_rolled_back`` of an earlier attempt again; ``steps`` is where it will end."""
-        if self.writes:
-            self.attempts[-1] |= {"from_step": step, "undone_steps": num_rolled_back}
-        self._set("RUNNING", steps=steps)
+        """Record that training starts.
+
+        Parameters
+        ----------
+        step : int
+            Steps done by earlier attempts.
+        steps : int
+            The step at which training ends.
+        num_rolled_back : int
+            Steps after the last checkpoint that are repeated.
+        """
+        self._update(
+            {"state": "RUNNING", "steps": steps}, from_step=step, steps_repeated=num_rolled_back
+        )
 
     def end(self, state: str, why: str, peak_bytes: int | None = None) -> None:
-        """The attempt is over; ``peak_bytes`` is the most memory that rank 0 used."""
-        if self.writes:
-            self.attempts[-1] |= {"ended": _now(), "why": why, "peak_bytes": peak_bytes}
-        self._set(state)
+        """Record that the attempt is over; ``peak_bytes`` is the peak memory of rank 0."""
+        self._update({"state": state}, ended=_now(), why=why, peak_bytes=peak_bytes)
 
-    def _set(self, state: str, **more: Any) -> None:
-        if self.writes:
-            self.status |= {"state": state, **more}
+    def _update(self, changes: dict[str, Any], **of_attempt: Any) -> None:
+        if not self.writes:
+            return
+        with self._lock:
+            *earlier, own = self.status.attempts
+            attempts = [*earlier, replace(own, **of_attempt)]
+            self.status = replace(self.status, attempts=attempts, **changes)
             self._write()
 
     def _write(self) -> None:
         try:
-            with self._lock:
-                write_json(self.path, self.status)
-        except OSError as e:  # a full disk; the state is only what people look at
-            logger.warning(f"{self.path} cannot be written: {e}")
+            self.status.write(self.path)
+        except OSError as e:
+            # A full disk must not end the training: the status only informs.
+            logger.warning("%s cannot be written: %s", self.path, e)
 
 
 def _now() -> str:

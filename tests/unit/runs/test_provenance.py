@@ -2,18 +2,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import dfer_dist
 from dfer_dist.runs import provenance
-from dfer_dist.runs.layout import RunDir
-from dfer_dist.runs.provenance import code_hash, collect, python_command, snapshot_code
-from dfer_dist.utils.files import sha256_file
-from launch.processes import rank_environment
+from dfer_dist.runs.provenance import code_hash, snapshot_code
 
 PACKAGE = Path(dfer_dist.__file__).parent
 
@@ -51,7 +46,7 @@ def test_snapshot_leaves_compiled_files_behind(
     assert not list((tmp_path / "code").rglob("__pycache__"))
 
 
-def test_snapshot_once_made_is_left_alone(tmp_path: Path) -> None:
+def test_existing_snapshot_is_left_as_it_is(tmp_path: Path) -> None:
     snapshot_code(tmp_path / "code")
     marked = tmp_path / "code" / "dfer_dist" / "__init__.py"
     marked.write_text("# mine\n")
@@ -59,7 +54,7 @@ def test_snapshot_once_made_is_left_alone(tmp_path: Path) -> None:
     assert marked.read_text() == "# mine\n"
 
 
-def test_half_a_snapshot_is_not_taken_for_a_whole_one(
+def test_interrupted_snapshot_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cut_short(source: Path, target: Path, **options: object) -> None:
@@ -76,30 +71,22 @@ def test_half_a_snapshot_is_not_taken_for_a_whole_one(
     assert files(tmp_path / "code" / "dfer_dist") == files(PACKAGE)
 
 
-def test_ranks_run_the_snapshot_and_not_the_checkout(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    snapshot_code(run.code)
-    command = [
-        *python_command(),
-        "-c",
-        "import dfer_dist, launch; print(dfer_dist.__file__, launch.__file__)",
-    ]
-    for folder in (
-        PACKAGE.parent,
-        tmp_path,
-    ):  # started from a checkout, which must not win, and from elsewhere
-        done = subprocess.run(
-            command,
-            env=rank_environment(run, 0, 1, 1),
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.split() == [
-            str(run.code / "dfer_dist" / "__init__.py"),
-            str(run.code / "launch" / "__init__.py"),
-        ]
+def test_code_hash_covers_scripts_and_templates(tmp_path: Path) -> None:
+    for name in ("job.sh", "page.html"):
+        before = code_hash(tmp_path)
+        (tmp_path / name).write_text("x")
+        assert code_hash(tmp_path) != before
+
+
+def test_changed_files_cover_batch_script_and_templates(tmp_path: Path) -> None:
+    snapshot_code(tmp_path / "code")
+    assert provenance.changed_files(tmp_path / "code") == []
+    changed = ["dfer_dist/reporting/templates/page.html", "launch/slurm/job.sh"]
+    for name in changed:
+        (tmp_path / "code" / name).write_text("x")
+    assert provenance.changed_files(tmp_path / "code") == changed
+    shutil.rmtree(tmp_path / "code" / "launch")
+    assert "launch/cli.py" in provenance.changed_files(tmp_path / "code")
 
 
 @pytest.mark.parametrize("change", ["byte", "name", "new file", "gone"])
@@ -120,7 +107,7 @@ def test_code_hash_sees_every_change(tmp_path: Path, change: str) -> None:
     assert code_hash(tmp_path) != before
 
 
-def test_code_hash_cannot_be_fooled_by_moving_bytes_between_files(tmp_path: Path) -> None:
+def test_code_hash_sees_bytes_moved_between_files(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_bytes(b"1")
     (tmp_path / "b.py").write_bytes(b"2")
     before = code_hash(tmp_path)
@@ -129,56 +116,8 @@ def test_code_hash_cannot_be_fooled_by_moving_bytes_between_files(tmp_path: Path
     assert code_hash(tmp_path) != before
 
 
-def test_code_hash_ignores_what_is_no_code(tmp_path: Path) -> None:
+def test_code_hash_ignores_compiled_files(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\n")
     before = code_hash(tmp_path)
     (tmp_path / "a.pyc").write_text("x")
     assert code_hash(tmp_path) == before
-
-
-def test_collect() -> None:
-    got = collect(["dfer", "crossval", "demo"])
-    assert got["command"] == ["dfer", "crossval", "demo"]
-    assert got["versions"].keys() >= {
-        "torch",
-        "deepspeed",
-        "open_clip_torch",
-        "webdataset",
-        "mlflow",
-        "numpy",
-    }
-    assert got["python"] == sys.version.split()[0]
-    assert got["code_hash"] == code_hash(PACKAGE)
-    assert all(got[key] for key in ("time", "host", "user", "platform", "cpu_count", "dfer_dist"))
-
-
-def git(folder: Path, *words: str) -> str:
-    who = ["-c", "user.name=n", "-c", "user.email=e"]
-    return subprocess.run(
-        ["git", "-C", str(folder), *who, *words], capture_output=True, text=True, check=True
-    ).stdout.strip()
-
-
-def test_collect_knows_the_commit_and_what_was_changed_since(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = tmp_path / "dfer_dist"
-    package.mkdir()
-    (package / "__init__.py").write_text("x = 1\n")
-    monkeypatch.setattr(dfer_dist, "__file__", str(package / "__init__.py"))
-    assert provenance.checkout() is None
-    assert collect([])["git"] is None
-    git(tmp_path, "init", "-q")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-q", "-m", "m")
-    assert collect([])["git"] == {"sha": git(tmp_path, "rev-parse", "HEAD"), "diff": ""}
-    (package / "__init__.py").write_text("x = 2\n")
-    assert "+x = 2" in collect([])["git"]["diff"]
-
-
-def test_sha256_file(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    assert (
-        sha256_file(tmp_path / "a")
-        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    )
