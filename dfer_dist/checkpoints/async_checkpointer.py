@@ -1,4 +1,4 @@
-"""Checkpoints written in the background, one at a time, and again when there was no room."""
+"""Checkpoints written in the background, one at a time, and again after a failure."""
 
 from __future__ import annotations
 
@@ -7,39 +7,55 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from dfer_dist.checkpoints import portable as checkpoint
-from dfer_dist.checkpoints.optimizer_state import gather
+from dfer_dist.checkpoints.optimizer_state import Engine, gather
 from dfer_dist.config.schema import Config
 from dfer_dist.distributed.process_group import Ranks
-from dfer_dist.tracking.metrics_log import MetricsLog
-from dfer_dist.training.engine import Engine
 from dfer_dist.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-TRIES = 10  # failed writes in a row that end the run
-_GUESS = 1e8  # bytes a second
-_RETRY = 30.0  # seconds to the next try, at most
+MAX_FAILURES = 10  # failed writes in a row that end the run
+_BYTES_PER_SECOND = 1e8  # assumed before the first save
+_MAX_PAUSE = 30.0  # seconds to the next try
+
+
+class MetricsSink(Protocol):
+    """What is needed of the log of metrics."""
+
+    def sync(self) -> None:
+        """Make all lines logged so far durable."""
+
+    def commit(self, size: int) -> None:
+        """Release the first ``size`` bytes for upload: no crash can undo them any more."""
 
 
 class AsyncCheckpointer:
-    """Saves a fold. Every rank has one and calls it at the same steps; rank 0 keeps one full copy in main memory and writes it.
+    """Writes the checkpoints of a fold.
 
-    A write that fails, as on a full disk, leaves the last good checkpoint as it is; training goes on and the next try comes
-    soon, from the weights of that moment. After :data:`TRIES` failures in a row :attr:`hopeless` is true.
+    Every rank has one and calls it at the same steps. Rank 0 keeps one full copy in main memory
+    and writes it in a thread.
+
+    A write that fails, as on a full disk, leaves the last good checkpoint as it is. Training
+    continues, and the next try comes soon, with the weights of that time. After
+    :data:`MAX_FAILURES` failures in a row :attr:`failed` is true.
 
     Parameters
     ----------
     folder : Path
         The fold's ``checkpoints``.
+    config : Config
+        Stored with each checkpoint.
+    ranks : Ranks
+        The process group.
     trained : int
-        Parameters, for a guess at how long a save takes until one has been made.
-    tracker : MetricsLog, optional
-        Rank 0's: what it logged up to a checkpoint is made to stand before that, and sent after it.
+        Number of trained parameters, to estimate how long the first save takes.
+    metrics_log : MetricsSink, optional
+        Rank 0's. Its lines are made durable before a checkpoint and released for upload after it.
     """
 
     def __init__(
@@ -48,42 +64,49 @@ class AsyncCheckpointer:
         config: Config,
         ranks: Ranks,
         trained: int,
-        metrics_log: MetricsLog | None,
+        metrics_log: MetricsSink | None,
     ) -> None:
         self.folder, self.config, self.ranks, self.metrics_log = folder, config, ranks, metrics_log
-        self.failures = 0  # in a row
-        self.seconds = 12 * trained / _GUESS  # the last save, gathering and writing
+        # Failed writes in a row.
+        self.failures = 0
+        # Duration of the last save, gathering and writing; 12 bytes a parameter are written.
+        self.seconds = 12 * trained / _BYTES_PER_SECOND
         self._thread: threading.Thread | None = None
         self._tried = time.monotonic()
-        self._error: str | None = None  # not the exception, whose traceback would keep the copy
-        self._fault: Exception | None = None  # of this program
+        # The message alone: an exception's traceback would keep the copy of the weights.
+        self._error: str | None = None
+        # An exception that is a fault of this program.
+        self._fault: Exception | None = None
 
     @property
     def due(self) -> bool:
         """Whether it is time for a save."""
-        return time.monotonic() - self._tried > (
-            self._pause if self.failures else 60 * self.config.train.save_minutes
-        )
+        pause = self._pause if self.failures else 60 * self.config.train.save_minutes
+        return time.monotonic() - self._tried > pause
 
     @property
     def _pause(self) -> float:
-        return min(60 * self.config.train.save_minutes, _RETRY)
+        return min(60 * self.config.train.save_minutes, _MAX_PAUSE)
 
     @property
     def failed(self) -> bool:
-        return self.failures >= TRIES
+        """Whether so many writes have failed that the run should end."""
+        return self.failures >= MAX_FAILURES
 
     def save(self, engine: Engine, state: dict[str, Any], best: bool = False) -> None:
-        """Copy weights and moments, and begin to write them as the checkpoint of ``state["step"]`` steps. Collective.
+        """Copy weights and moments, and start to write a checkpoint. Collective.
 
-        Waits first for a write that is under way.
+        Waits first for an unfinished write.
 
         Parameters
         ----------
+        engine : Engine
+            Its weights and moments are saved.
         state : dict
-            Goes into ``state.json``; what rank 0 gives counts.
+            The content of ``state.json``; that of rank 0 is written. ``state["step"]`` names the
+            checkpoint.
         best : bool
-            Let BEST name it too.
+            Let BEST point to it too.
         """
         self.join()
         begin = time.monotonic()
@@ -92,17 +115,17 @@ class AsyncCheckpointer:
         )
         if self.ranks.is_main:
             self._tried = time.monotonic()
-            words = (weights, moments, state, best, begin)
-            self._thread = threading.Thread(target=self._write, args=words, name="saver")
+            arguments = (weights, moments, state, best, begin)
+            self._thread = threading.Thread(target=self._write, args=arguments, name="saver")
             self._thread.start()
 
     def wait(self, again: Callable[[], None] | None = None) -> None:
-        """Wait until what was saved last stands. Collective: nobody goes on, or leaves, before.
+        """Wait until the last save is written. Collective: no rank continues before.
 
         Parameters
         ----------
         again : callable, optional
-            Saves once more; called after a pause as long as there is hope.
+            Saves once more. It is called after a failure and a pause, until :attr:`failed`.
 
         Raises
         ------
@@ -118,17 +141,18 @@ class AsyncCheckpointer:
             self.join()
 
     def verdict(self, error: str | None = None) -> str:
-        """Why a run ends that cannot save."""
-        stands = checkpoint.complete(self.folder)
-        last = (
-            f"the last good checkpoint is {stands[-1].name}"
-            if stands
-            else "there is no checkpoint yet"
+        """Return why a run that cannot save ends."""
+        complete = checkpoint.complete(self.folder)
+        last = "no checkpoint was written yet"
+        if complete:
+            last = f"the last good checkpoint is {complete[-1].name}"
+        return (
+            f"{self.folder} takes no checkpoint ({error or self._error}): make room; {last}, "
+            "the same command resumes from it"
         )
-        return f"{self.folder} takes no checkpoint ({error or self._error}): make room; {last}, the same command goes on from there"
 
     def join(self) -> None:
-        """Wait until this rank writes nothing."""
+        """Wait until this rank's write is finished."""
         if self._thread:
             self._thread.join()
             self._thread = None
@@ -139,7 +163,7 @@ class AsyncCheckpointer:
         try:
             checkpoint.prune(self.folder, self.config.train.keep)
         except (OSError, UserError) as e:
-            logger.warning(f"old checkpoints stay for now: {e}")
+            logger.warning("old checkpoints are kept for now: %s", e)
 
     def _write(
         self,
@@ -164,7 +188,8 @@ class AsyncCheckpointer:
         except OSError as e:
             self.failures, self._error = self.failures + 1, str(e)
             logger.warning(
-                f"{target.name} could not be written ({e}): trying again soon (failure {self.failures} of {TRIES})"
+                f"{target.name} could not be written ({e}): trying again soon "
+                f"(failure {self.failures} of {MAX_FAILURES})"
             )
         except Exception as e:
             self._fault = e

@@ -1,9 +1,13 @@
-"""Float32 masters and moments of a DeepSpeed engine: taken out whole, and put back on any number of ranks and any ZeRO stage."""
+"""Float32 master weights and optimizer moments of a DeepSpeed engine, gathered and restored.
+
+They are gathered as full tensors and restored on any number of ranks under any ZeRO stage.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, Protocol
 
 import torch
 from deepspeed.utils import (
@@ -19,20 +23,38 @@ from torch import Tensor, nn
 from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.schema import Config, Optimizer
 from dfer_dist.distributed.process_group import Ranks
-from dfer_dist.training.engine import Engine
 
 _MOMENTS = {Optimizer.sgd: ("momentum_buffer",), Optimizer.adamw: ("exp_avg", "exp_avg_sq")}
+
+
+class Engine(Protocol):
+    """What is needed of a training engine."""
+
+    @property
+    def deepspeed(self) -> Any:
+        """The ``deepspeed.DeepSpeedEngine``."""
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by name."""
 
 
 def gather(
     engine: Engine, config: Config, steps: int, ranks: Ranks
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Copies of all masters by name and all moments by ``MOMENT:NAME``, float32 in main memory; empty but on rank 0. Collective.
+    """Return copies of all master weights and moments. Collective.
 
     Parameters
     ----------
     steps : int
-        Optimizer steps taken; before the first one torch has made no moments.
+        Optimizer steps taken. Before the first one torch has made no moments.
+
+    Returns
+    -------
+    weights : dict of str to float32 Tensor
+        Master weights by name, in main memory; empty on ranks other than 0.
+    moments : dict of str to float32 Tensor
+        Moments by ``MOMENT:NAME``, likewise.
     """
     weights = _gather(engine, ranks, safe_get_full_fp32_param)
     moments: dict[str, Tensor] = {}
@@ -58,26 +80,30 @@ def _gather(
 
 
 def restore(engine: Engine, checkpoint: Checkpoint, config: Config, ranks: Ranks) -> None:
-    """Bring an engine to the state of a checkpoint whose weights its model was built with. Collective.
+    """Set master weights, moments and step count to those of a checkpoint. Collective.
 
-    DeepSpeed made the masters from weights rounded to bf16, so they are set again; moments are made as zeros first, since
-    SGD has none before its first step.
+    The engine's model must hold the checkpoint's weights already. DeepSpeed made the master
+    weights from weights rounded to bf16, so they are set again. Moments are made as zeros first,
+    because SGD has none before its first step.
     """
     _make_moments(engine, config.optim.name)
-    step = float(checkpoint.state["step"])
+    info = checkpoint.info
     for state in engine.deepspeed.optimizer.optimizer.state.values():
         if "step" in state:
-            state["step"].fill_(step - checkpoint.state["skipped_steps"])
+            state["step"].fill_(float(info.step) - info.skipped_steps)
+    # No moments were saved before the first step.
+    keys = _MOMENTS[config.optim.name] if checkpoint.optimizer else ()
     for name, p in engine.trained.items():
         _set(p, checkpoint.model[name], None, ranks)
-        for key in (
-            _MOMENTS[config.optim.name] if checkpoint.optimizer else ()
-        ):  # none were saved before the first step
+        for key in keys:
             _set(p, checkpoint.optimizer[f"{key}:{name}"], key, ranks)
 
 
 def replace_weights(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Exchange the weights that forward passes use, leaving masters and moments alone: for evaluating BEST after training."""
+    """Replace the weights that forward passes use, but not the master weights and moments.
+
+    Use it to evaluate another checkpoint after training.
+    """
     import deepspeed
 
     for name, p in engine.trained.items():
@@ -91,7 +117,7 @@ def replace_weights(engine: Engine, checkpoint: Checkpoint) -> None:
 def _make_moments(engine: Engine, name: Optimizer) -> None:
     zero = engine.deepspeed.optimizer
     master_weights = [p for group in zero.optimizer.param_groups for p in group["params"]]
-    # ZeRO-3 lends its masters to the inner optimizer for the length of a step only
+    # ZeRO-3 gives its master weights to the inner optimizer for the length of a step only.
     for p in getattr(zero, "fp32_partitioned_groups_flat", master_weights):
         state = zero.optimizer.state[p]
         for key in _MOMENTS[name]:
@@ -104,7 +130,10 @@ def _make_moments(engine: Engine, name: Optimizer) -> None:
 
 
 def _link_moments(engine: Engine) -> None:
-    """Let stages 1 and 2 find their views of the moments, which torch makes at the first step (ZeRO-3 keeps no views)."""
+    """Link DeepSpeed's views to the moments, which torch makes at the first step.
+
+    Stages 1 and 2 have such views; ZeRO-3 has none.
+    """
     zero = engine.deepspeed.optimizer
     if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
         zero._hp_optimizer_states_linked = False
@@ -112,16 +141,21 @@ def _link_moments(engine: Engine) -> None:
 
 
 def _set(p: nn.Parameter, value: Tensor, moment: str | None, ranks: Ranks) -> None:
-    """Set a parameter's float32 master, or one of its moments, from a full tensor."""
+    """Set a parameter's float32 master weight, or one of its moments, from a full tensor."""
     if not hasattr(p, "ds_id"):
         value = value.to(p.device)
-        safe_set_full_optimizer_state(p, value, moment) if moment else safe_set_full_fp32_param(
-            p, value
-        )
+        if moment:
+            safe_set_full_optimizer_state(p, value, moment)
+        else:
+            safe_set_full_fp32_param(p, value)
         return
-    # ZeRO-3: DeepSpeed's setter of full tensors fails on sizes that the world size does not divide, so pad and cut here
+    # ZeRO-3: DeepSpeed's setter of full tensors fails on sizes that the world size does not
+    # divide, so pad and cut here.
     part = p.ds_tensor.numel()  # type: ignore[attr-defined]
     flat = torch.zeros(part * ranks.world_size)
     flat[: value.numel()] = value.flatten()
     own = flat[ranks.rank * part : (ranks.rank + 1) * part].to(ranks.device)
-    safe_set_local_optimizer_state(p, own, moment) if moment else safe_set_local_fp32_param(p, own)
+    if moment:
+        safe_set_local_optimizer_state(p, own, moment)
+    else:
+        safe_set_local_fp32_param(p, own)

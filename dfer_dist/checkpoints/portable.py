@@ -1,14 +1,22 @@
-"""Portable checkpoints: independent of the number of ranks and of the ZeRO stage, complete or absent.
+"""Portable checkpoints: independent of the number of ranks and of the ZeRO stage.
 
-``checkpoints/step-00000120/`` holds ``model.safetensors`` (float32 master weights of what is trained), ``optimizer.safetensors``
-(moments by parameter name, as ``MOMENT:NAME``), ``state.json``, ``config.yaml`` and, last, the mark ``COMPLETE`` with the
-sha256 of each file. Frozen weights are not stored: ``state.json`` keeps a checksum of them, which is asserted when they have
-been loaded again. Only a checkpoint that no pretrained file can complete, a converted one, has them in ``frozen.safetensors``.
-``LATEST`` and ``BEST`` are files that name a step's folder and are moved by rename. :mod:`dfer_dist.checkpoints.optimizer_state` takes these
-tensors out of an engine and puts them back, :mod:`dfer_dist.checkpoints.async_checkpointer` writes them while training goes on.
+A checkpoint is complete or absent. ``checkpoints/step-00000120/`` holds
 
-DeepSpeed's own format is not used: in 0.19.8 its universal loading left frozen parameters at their fresh initialisation and,
-under ZeRO-3, copied group 0's learning rate into all groups; saving is not atomic; loading unpickles.
+- ``model.safetensors``: float32 master weights of what is trained,
+- ``optimizer.safetensors``: moments by parameter name, as ``MOMENT:NAME``,
+- ``state.json`` and ``config.yaml``,
+- ``COMPLETE``, which is written last, with the sha256 of each file.
+
+Frozen weights are not stored. ``state.json`` has their checksum, which is checked when they have
+been loaded again. Only a checkpoint that no pretrained file can complete, a converted one, has them
+in ``frozen.safetensors``. ``LATEST`` and ``BEST`` are files that name a checkpoint's folder; they
+are replaced by rename. :mod:`dfer_dist.checkpoints.optimizer_state` gathers these tensors from an
+engine and restores them, :mod:`dfer_dist.checkpoints.async_checkpointer` writes them while training
+continues.
+
+DeepSpeed's own format is not used. In version 0.19.8 its universal loading left frozen parameters
+at their fresh initialization and, under ZeRO-3, copied group 0's learning rate into all groups;
+saving is not atomic; loading unpickles.
 """
 
 from __future__ import annotations
@@ -27,6 +35,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dfer_dist.checkpoints.state import CheckpointInfo
 from dfer_dist.config.load import dump_config, read_config
 from dfer_dist.config.schema import Config
 from dfer_dist.utils.errors import UserError
@@ -48,13 +57,29 @@ MODEL, OPTIMIZER, STATE, CONFIG, COMPLETE = (
     "config.yaml",
     "COMPLETE",
 )
-FROZEN = "frozen.safetensors"  # not in every checkpoint
+# Only in converted checkpoints.
+FROZEN = "frozen.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint, read into memory. ``optimizer`` is empty where only weights were asked for, ``frozen`` where
-    the folder has none."""
+    """A complete checkpoint, read into memory.
+
+    Attributes
+    ----------
+    path : Path
+        Its folder.
+    config : Config
+        The settings of the run.
+    state : dict
+        The content of ``state.json``.
+    model : dict of str to float32 Tensor
+        Trained weights by parameter name.
+    optimizer : dict of str to float32 Tensor
+        Moments by ``MOMENT:NAME``; empty if only weights were asked for.
+    frozen : dict of str to float32 Tensor
+        Frozen weights; empty if the folder has none.
+    """
 
     path: Path
     config: Config
@@ -63,9 +88,17 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     frozen: dict[str, Tensor]
 
+    @property
+    def info(self) -> CheckpointInfo:
+        """The typed part of ``state``."""
+        return CheckpointInfo.from_json(self.state, str(self.path / STATE))
+
 
 def frozen_checksum(model: nn.Module, trained: dict[str, nn.Parameter]) -> str:
-    """sha256 over names and bytes of every parameter that is not trained; call it before DeepSpeed casts or shards them."""
+    """Return the sha256 over names and bytes of every parameter that is not trained.
+
+    Call it before DeepSpeed casts or shards the parameters.
+    """
     digest = hashlib.sha256()
     for name, p in sorted(model.named_parameters()):
         if name not in trained:
@@ -84,19 +117,27 @@ def write(
     frozen: dict[str, Tensor] | None = None,
     texts: dict[str, str] | None = None,
 ) -> None:
-    """Write one checkpoint folder, whole or not at all, in the place of what stood there.
+    """Write one checkpoint folder, completely or not at all; replace an existing one.
 
     Parameters
     ----------
-    frozen : dict of name to tensor, optional
+    target : Path
+        The folder.
+    weights, moments : dict of str to float32 Tensor
+        As :func:`~dfer_dist.checkpoints.optimizer_state.gather` returns them.
+    config : Config
+        The settings of the run.
+    state : dict
+        The content of ``state.json``.
+    frozen : dict of str to Tensor, optional
         Weights that are not trained, to be stored in full.
-    texts : dict of name to str, optional
-        Further files for the folder.
+    texts : dict of str to str, optional
+        Names and contents of further files.
 
     Raises
     ------
     OSError
-        If there is no room, or no folder to write to; nothing is left behind then.
+        If the disk is full or the folder cannot be written; nothing is left behind then.
     """
     temporary = target.with_name(f".{target.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -127,55 +168,50 @@ def write(
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
-        with atomic_path(
-            path
-        ) as temporary:  # for its mode too: safetensors writes what only its owner may read
+        # For its mode too: safetensors writes files that only their owner may read.
+        with atomic_path(path) as temporary:
             save_file(tensors, temporary)
-    except SafetensorError as e:  # its own word for any failure to write
+    # Its error for any failure to write.
+    except SafetensorError as e:
         raise OSError(f"{path}: {e}") from e
 
 
 def set_pointer(folder: Path, name: str, target: Path) -> None:
-    """Let the pointer ``name`` (LATEST or BEST) name ``target``."""
+    """Let the pointer ``name`` (LATEST or BEST) point to ``target``."""
     if not (folder / name).is_file() or (folder / name).read_text().strip() != target.name:
         write_text(folder / name, target.name + "\n")
 
 
 def read_pointer(folder: Path, name: str) -> Path | None:
-    """The complete checkpoint a pointer names, or None."""
+    """Return the complete checkpoint that a pointer points to, or None."""
     file = folder / name
     target = folder / file.read_text().strip() if file.is_file() else None
     return target if target and (target / COMPLETE).is_file() else None
 
 
 def complete(folder: Path) -> list[Path]:
-    """Checkpoints that bear their mark, oldest first."""
+    """Return the checkpoints that have their ``COMPLETE`` file, oldest first."""
     return sorted(d for d in folder.glob("step-*") if (d / COMPLETE).is_file())
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint to go on from: the last complete one with no damage, or None where nothing was ever saved.
+    """Return the checkpoint to resume from: the last complete and undamaged one.
 
-    A damaged one is put aside as ``damaged-step-…`` and a line says so. What a killed process left half written is removed.
+    None if nothing was ever saved. A damaged checkpoint is renamed to ``damaged-step-…`` and
+    logged. Files that a killed process left half written are removed.
 
     Raises
     ------
     UserError
-        If checkpoints were written and none of them is whole.
+        If checkpoints were written and all of them are damaged.
     """
-    for old in folder.glob(
-        ".old-step-*"
-    ):  # a kill came between the two renames that put another in its place, or after them
-        target = folder / old.name.removeprefix(".old-")
-        shutil.rmtree(old) if target.exists() else old.rename(target)
-    for left in (*folder.glob(".step-*"), *folder.glob(".LATEST.*"), *folder.glob(".BEST.*")):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    _remove_leftovers(folder)
     damaged = 0
     for path in sorted(folder.glob("step-*"), reverse=True):
         fault = find_corruption(path)
-        if not fault:
+        if fault is None:
             if damaged:
-                logger.info(f"going on from {path.name}")
+                logger.info(f"resuming from {path.name}")
             return path
         damaged += 1
         logger.warning(
@@ -186,18 +222,38 @@ def newest(folder: Path) -> Path | None:
         path.rename(aside)
     if damaged or (folder / "LATEST").is_file():
         raise UserError(
-            f"{folder} holds no checkpoint that is whole: remove {folder.parent} to train from the start"
+            f"{folder} has no undamaged checkpoint: remove {folder.parent} to train from the start"
         )
     return None
 
 
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half written, and undo a half-done replacement."""
+    for old in folder.glob(".old-step-*"):
+        # The kill came between the two renames that replace a checkpoint, or after them.
+        target = folder / old.name.removeprefix(".old-")
+        if target.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(target)
+    for left in (*folder.glob(".step-*"), *folder.glob(".LATEST.*"), *folder.glob(".BEST.*")):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
 def find_corruption(path: Path, names: Sequence[str] | None = None) -> str | None:
-    """What is wrong with a checkpoint folder, or None: every file is held against the sha256 that was taken when it was written.
+    """Return what is wrong with a checkpoint folder, or None.
+
+    Every file is compared with the sha256 that was taken when it was written.
 
     Parameters
     ----------
+    path : Path
+        The checkpoint's folder.
     names : sequence of str, optional
-        Look at these files only.
+        Check these files only.
     """
     if not (path / COMPLETE).is_file():
         return f"{COMPLETE} is missing"
@@ -216,12 +272,14 @@ def find_corruption(path: Path, names: Sequence[str] | None = None) -> str | Non
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the last ``keep`` complete checkpoints, those that LATEST and BEST name, and the best of each that stays.
+    """Remove all but the last ``keep`` complete checkpoints.
+
+    Those that LATEST and BEST point to are kept, and the best one by each that is kept.
 
     Raises
     ------
     OSError, UserError
-        If one cannot be removed, or one that stays cannot be read.
+        If one cannot be removed, or one that is kept cannot be read.
     """
     spare = {read_pointer(folder, "LATEST"), read_pointer(folder, "BEST")}
     found = complete(folder)
@@ -231,34 +289,32 @@ def prune(folder: Path, keep: int) -> None:
     for old in found[:-keep]:
         if old not in spare:
             going = old.with_name(f".{old.name}-going")
-            old.rename(going)  # a folder with its mark is whole
+            # By then the folder must not have its name: one with COMPLETE counts as complete.
+            old.rename(going)
             shutil.rmtree(going)
 
 
 def step_folder(folder: Path, step: int) -> Path:
-    """Where the checkpoint of ``step`` steps done lies."""
+    """Return the folder of the checkpoint after ``step`` steps."""
     return folder / f"step-{step:08d}"
 
 
 def read(path: Path, weights_only: bool = False) -> Checkpoint:
-    """Read a checkpoint folder, or the one that LATEST names in a folder of checkpoints.
+    """Read a checkpoint.
+
+    Parameters
+    ----------
+    path : Path
+        A checkpoint's folder, LATEST or BEST next to it, or the folder of LATEST.
+    weights_only : bool
+        Do not read the optimizer's moments.
 
     Raises
     ------
     UserError
-        If there is no complete checkpoint or a file of it is damaged.
+        If the checkpoint is not complete or a file of it is damaged.
     """
-    if path.name in ("LATEST", "BEST") or not (path / COMPLETE).is_file():
-        found = (
-            read_pointer(path.parent, path.name)
-            if path.name in ("LATEST", "BEST")
-            else read_pointer(path, "LATEST")
-        )
-        if found is None:
-            raise UserError(
-                f"{path} is no complete checkpoint: give a folder such as runs/NAME/fold-1/checkpoints/step-00000120"
-            )
-        path = found
+    path = _resolve(path)
     fault = find_corruption(path, (MODEL, FROZEN, CONFIG, STATE) if weights_only else None)
     if fault:
         raise UserError(f"checkpoint {path} is damaged: {fault}")
@@ -270,10 +326,35 @@ def read(path: Path, weights_only: bool = False) -> Checkpoint:
     )
 
 
+def _resolve(path: Path) -> Path:
+    """Return the checkpoint's folder that a path or a pointer stands for."""
+    if path.name in ("LATEST", "BEST"):
+        found = read_pointer(path.parent, path.name)
+    elif (path / COMPLETE).is_file():
+        found = path
+    else:
+        found = read_pointer(path, "LATEST")
+    if found is None:
+        raise UserError(
+            f"{path} is no complete checkpoint: give a folder such as "
+            "runs/NAME/fold-1/checkpoints/step-00000120"
+        )
+    return found
+
+
 def load_weights(
     model: nn.Module, trained: dict[str, nn.Parameter], checkpoint: Checkpoint
 ) -> None:
-    """Put a checkpoint's weights into a model that no engine has touched, and check that it is the same model.
+    """Load a checkpoint's weights into a model that no engine has wrapped.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    trained : dict of str to nn.Parameter
+        Its trained parameters by name.
+    checkpoint : Checkpoint
+        What is loaded.
 
     Raises
     ------
@@ -283,11 +364,13 @@ def load_weights(
     path = checkpoint.path
     weights = checkpoint.model | checkpoint.frozen
     wanted = dict(model.named_parameters()) if checkpoint.frozen else trained
-    odd = sorted(wanted.keys() ^ weights.keys())
-    if odd:
-        side = "only in the checkpoint" if odd[0] in weights else "missing in the checkpoint"
+    unexpected = sorted(wanted.keys() ^ weights.keys())
+    if unexpected:
+        first = unexpected[0]
+        where = "only in the checkpoint" if first in weights else "missing in the checkpoint"
         raise UserError(
-            f"checkpoint {path} is of another model: {odd[0]} is {side} ({len(odd)} such names)"
+            f"checkpoint {path} is of another model: {first} is {where} "
+            f"({len(unexpected)} such names)"
         )
     for name, p in wanted.items():
         if p.shape != weights[name].shape:
@@ -295,10 +378,10 @@ def load_weights(
             raise UserError(
                 f"checkpoint {path} is of another model: {name} has shape {have}, not {want}"
             )
-    model.load_state_dict(
-        weights, strict=False
-    )  # not a plain copy: a model may have to follow with what it derived
-    if frozen_checksum(model, trained) != checkpoint.state["frozen_sha256"]:
+    # Not a plain copy: a model may have to update what it derived from its weights.
+    model.load_state_dict(weights, strict=False)
+    if frozen_checksum(model, trained) != checkpoint.info.frozen_sha256:
         raise UserError(
-            f"checkpoint {path}: the frozen weights are not those it was trained with (other pretrained file or seed)"
+            f"checkpoint {path}: the frozen weights are not those it was trained with "
+            "(other pretrained file or seed)"
         )

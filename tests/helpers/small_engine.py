@@ -1,6 +1,6 @@
-"""A rank of a small training job for test_checkpoint.py: train a toy model from a checkpoint or from the start, and save.
+"""A rank of a small training job: train a toy model, from a checkpoint or not, and save it.
 
-Prints, on rank 0, one JSON line: the global loss of each step and a sha256 of the float32 weights at the end.
+Rank 0 prints one JSON line: the global loss of each step and a sha256 of the float32 weights.
 """
 
 from __future__ import annotations
