@@ -22,10 +22,16 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dfer_dist.models.attention import SelfAttention, attend, attend_all
+from dfer_dist.models.attention import SelfAttention, attend, attend_packed
 from dfer_dist.models.backbone import load_backbone
-from dfer_dist.models.kernels import MLP, FusedQuickGELU, LastBlock, PatchEmbedding
-from dfer_dist.models.linear import Linear, linear
+from dfer_dist.models.cpu_kernels import (
+    MLP,
+    FusedQuickGELU,
+    LastBlock,
+    Linear,
+    PatchEmbedding,
+    linear,
+)
 
 ROUNDS = 7
 BF16 = torch.bfloat16
@@ -56,7 +62,7 @@ def patches() -> Pair:
 
 
 def side_by_side(qkv: Tensor) -> Tensor:
-    return attend_all(qkv, 12)
+    return attend_packed(qkv, 12)
 
 
 def by_head(work: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dfer_dist.models import linear
+from dfer_dist.models import cpu_kernels
 
 _aten = torch.ops.aten
 # the two factors of an operation, from its arguments
@@ -41,26 +41,26 @@ class Products(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[Product] = Counter()
-        self._own = linear.layer_gradients
+        self._own = cpu_kernels.linear_gradients
         self._paused = False
 
     def __enter__(self) -> Products:
-        linear.layer_gradients = self._layer_gradients
+        cpu_kernels.linear_gradients = self._linear_gradients
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        linear.layer_gradients = self._own
+        cpu_kernels.linear_gradients = self._own
 
-    def _layer_gradients(
-        self, g: Tensor, x: Tensor, before: float, after: float
+    def _linear_gradients(
+        self, g: Tensor, x: Tensor, input_scale: float, output_scale: float
     ) -> tuple[Tensor, Tensor]:
         """A weight's gradient is one product, as torch's own backward pass computes it, whatever it is made of here."""
         self._take_down(g.t(), x)
         self._paused = True
         try:
-            return self._own(g, x, before, after)
+            return self._own(g, x, input_scale, output_scale)
         finally:
             self._paused = False
 

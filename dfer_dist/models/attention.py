@@ -1,99 +1,84 @@
-"""Self-attention in explicit layers, in the place of ``nn.MultiheadAttention``, which hands its weights to one fused function.
+"""Self-attention in explicit layers, in place of ``nn.MultiheadAttention``.
 
-ZeRO-3 holds a weight for the length of a layer's own forward pass only, so what is added to a layer has to be added there. And where the weights
-are frozen, torch 2.14's own transposes its input, which the CPU then multiplies with a copy of the weight for each token: 0.65 GiB in a block of
-ViT-B/16 in bf16, for a moment.
+``nn.MultiheadAttention`` passes its weights to one fused function. ZeRO-3 gathers a weight only
+during the forward pass of its own layer, so what is added to a layer (LoRA) has to be a layer.
+Besides, with frozen weights torch 2.14's own transposes its input, which the CPU then multiplies
+with a copy of the weight for each token: for a moment 0.65 GiB in a block of ViT-B/16 in bf16.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from open_clip.transformer import ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from dfer_dist.models.linear import linear
+from dfer_dist.models.cpu_kernels import attend_plain, linear
 
-PLAIN_LENGTH = 512  # tokens up to which the CPU trains by plain products: as fast up to 577, but they keep their scores
+# Tokens up to which the CPU trains by plain products. They are as fast up to 577 tokens, but their
+# scores are kept for the backward pass.
+MAX_PLAIN_TOKENS = 512
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d) + mask) v by whatever is fastest on the device: [B, H, N, d] each -> [B, H, N, d].
+    """Return softmax(q k^T / sqrt(d) + mask) v by the fastest kernel of the device.
 
     Parameters
     ----------
-    mask : Tensor [N, N], optional
-        Of ``q``'s type; added to the scores.
+    q, k, v : [B, H, N, d]
+    mask : [N, N], optional
+        Of the type of ``q``; added to the scores.
+
+    Returns
+    -------
+    [B, H, N, d]
     """
-    if fused(q, k, v):
+    if uses_fused_kernel(q, k, v):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return (scores if mask is None else scores + mask).softmax(-1) @ v
 
 
-def attend_all(
-    qkv: Tensor, heads: int, mask: Tensor | None = None, read: int | None = None
+def attend_packed(
+    qkv: Tensor, heads: int, mask: Tensor | None = None, num_queries: int | None = None
 ) -> Tensor:
-    """:func:`attend` of queries, keys and values that lie side by side, for the first ``read`` tokens: [B, N, 3 D] -> [B, read, D]."""
+    """Return :func:`attend` of concatenated queries, keys and values.
+
+    Parameters
+    ----------
+    qkv : [B, N, 3 D]
+    mask : [N, N], optional
+        Added to the scores.
+    num_queries : int, optional
+        Compute the output of the first tokens only.
+
+    Returns
+    -------
+    [B, num_queries or N, D]
+    """
     q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=heads)
-    if mask is None and not fused(q, k, v):
-        return _PlainProducts.apply(qkv, heads, read)
-    attended = attend(q[:, :, :read], k, v, None if mask is None else mask[:read])
+    if mask is None and not uses_fused_kernel(q, k, v):
+        return attend_plain(qkv, heads, num_queries)
+    mask = None if mask is None else mask[:num_queries]
+    attended = attend(q[:, :, :num_queries], k, v, mask)
     return rearrange(attended, "b h n d -> b n (h d)")
 
 
-def fused(*qkv: Tensor) -> bool:
-    """Whether torch's fused kernel is the fastest for these, [B, H, N, d] each; the CPU's is slow in its backward pass."""
-    trained = torch.is_grad_enabled() and any(x.requires_grad for x in qkv)
-    return qkv[0].is_cuda or not trained or qkv[0].shape[-2] > PLAIN_LENGTH
+def uses_fused_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Return whether torch's fused kernel is the fastest for these, [B, H, N, d] each.
 
-
-class _PlainProducts(torch.autograd.Function):
-    """What :func:`attend` computes by plain products. Heads are laid one after the other once, and their gradients back once: torch's own
-    derivative copies each factor of each product."""
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, heads: int, read: int | None) -> Tensor:
-        by_head = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=heads)
-        packed = qkv.new_empty(by_head.shape).copy_(by_head)
-        packed[0].mul_(by_head.shape[-1] ** -0.5)
-        q, k, v = packed.flatten(1, 2)
-        weights = torch.bmm(q[:, :read], k.transpose(1, 2)).softmax(-1)
-        ctx.heads, ctx.read = heads, read
-        ctx.save_for_backward(packed, weights)
-        return rearrange(torch.bmm(weights, v), "(b h) n d -> b n (h d)", h=heads)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        packed, weights = ctx.saved_tensors
-        q, k, v = packed.flatten(1, 2)
-        q = q[:, : ctx.read]
-        g = rearrange(gradients[0], "b n (h d) -> (b h) n d", h=ctx.heads)
-        scores = torch._softmax_backward_data(
-            torch.bmm(g, v.transpose(1, 2)), weights, -1, weights.dtype
-        )
-        make = (
-            g.new_empty if ctx.read is None else g.new_zeros
-        )  # other tokens' queries had no part in it
-        out = make((packed.shape[1], k.shape[1], 3 * ctx.heads * k.shape[2]))
-        of_q, of_k, of_v = rearrange(
-            out, "b n (three h d) -> three b h n d", three=3, h=ctx.heads, d=k.shape[2]
-        )
-        of_q = of_q[:, :, : ctx.read]
-        of_q.copy_(torch.bmm(scores, k).mul_(k.shape[2] ** -0.5).view(of_q.shape))
-        of_k.copy_(torch.bmm(scores.transpose(1, 2), q).view(of_k.shape))
-        of_v.copy_(torch.bmm(weights.transpose(1, 2), g).view(of_v.shape))
-        return out, None, None
+    The backward pass of the CPU's is slow.
+    """
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    return q.is_cuda or not trained or q.shape[-2] > MAX_PLAIN_TOKENS
 
 
 class SelfAttention(nn.Module):
-    """Self-attention as ``nn.MultiheadAttention`` computes it, whose weights this takes over under their names.
+    """Self-attention as ``nn.MultiheadAttention`` computes it.
 
-    It stands where open_clip's blocks call theirs, so it has that one's arguments and returns a pair.
+    It takes over the weights of ``base`` under their names. Blocks of open_clip call it, so it has
+    the arguments of ``nn.MultiheadAttention`` and returns a pair.
     """
 
     num_heads: int
@@ -108,7 +93,7 @@ class SelfAttention(nn.Module):
         self.out_proj = base.out_proj
 
     def project(self, x: Tensor) -> Tensor:
-        """Queries, keys and values side by side, [B, N, 3 D]."""
+        """Return queries, keys and values: [B, N, D] -> [B, N, 3 D]."""
         return linear(x, self.in_proj_weight, self.in_proj_bias)
 
     def forward(
@@ -118,7 +103,34 @@ class SelfAttention(nn.Module):
         value: Tensor,
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
-        read: int | None = None,
+        num_queries: int | None = None,
     ) -> tuple[Tensor, None]:
-        """[B, N, D] -> [B, N, D]; ``key`` and ``value`` are ``x`` again, ``attn_mask`` [N, N] is added to the scores. Of the first ``read`` tokens alone, if given."""
-        return self.out_proj(attend_all(self.project(x), self.num_heads, attn_mask, read)), None
+        """Attend to all tokens.
+
+        Parameters
+        ----------
+        x : [B, N, D]
+        key, value
+            ``x`` again.
+        attn_mask : [N, N], optional
+            Added to the scores.
+        num_queries : int, optional
+            Compute the output of the first tokens only.
+
+        Returns
+        -------
+        [B, num_queries or N, D], None
+        """
+        attended = attend_packed(self.project(x), self.num_heads, attn_mask, num_queries)
+        return self.out_proj(attended), None
+
+
+def use_explicit_attention(*towers: Transformer) -> None:
+    """Replace the attention of each block of the towers, in place.
+
+    Blocks that are not built as those of OpenAI's CLIP are not changed.
+    """
+    for tower in towers:
+        for block in tower.resblocks:
+            if isinstance(block, ResidualAttentionBlock):
+                block.attn = SelfAttention(block.attn)

@@ -20,7 +20,8 @@ from open_clip.transformer import VisionTransformer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from dfer_dist.models.kernels import speed_up
+from dfer_dist.models.attention import use_explicit_attention
+from dfer_dist.models.cpu_kernels import use_cpu_kernels
 from dfer_dist.utils.errors import UserError
 
 # A CLIP small enough to train on one core, for tests and for the demo. open_clip publishes no weights of it.
@@ -106,7 +107,8 @@ def load_backbone(
     clip = build_clip(config, image_size)
     if path is not None:
         _load_file(clip, path, config.get("quick_gelu", False))
-    speed_up(clip.visual, clip.transformer)
+    use_explicit_attention(clip.visual.transformer, clip.transformer)
+    use_cpu_kernels(clip.visual, clip.transformer)
     return clip.visual, TextTower(clip), _sha256(path) if path else None
 
 

@@ -12,7 +12,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dfer_dist.config.schema import ModelConfig, TemporalKind
-from dfer_dist.models.adapters import reading_as
+from dfer_dist.models.adapters import select_adapter
 from dfer_dist.models.backbone import TextTower
 from dfer_dist.models.fusion import Fusion
 from dfer_dist.models.prompt import PromptLearner
@@ -163,7 +163,7 @@ class DFERCLIP(nn.Module):
 
     def read(self, tokens: Tensor) -> Tensor:
         """Normalised features of descriptions: tokens int64 [B, L] -> float32 [B, D]."""
-        with reading_as(self.text, self.described_by):
+        with select_adapter(self.text, self.described_by):
             features = self.text(
                 self.text.token_embedding(tokens), tokens.argmax(dim=-1)
             )  # EOT has the highest id

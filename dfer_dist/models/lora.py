@@ -17,7 +17,7 @@ from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
 from dfer_dist.models.attention import SelfAttention
-from dfer_dist.models.linear import linear
+from dfer_dist.models.cpu_kernels import linear
 from dfer_dist.utils.errors import UserError
 
 

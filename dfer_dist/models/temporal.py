@@ -29,7 +29,7 @@ class TemporalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
-        x = x + self.out(attention.attend_all(self.qkv(self.norm1(x)), self.heads))
+        x = x + self.out(attention.attend_packed(self.qkv(self.norm1(x)), self.heads))
         return x + self.mlp(self.norm2(x))
 
 

@@ -18,9 +18,9 @@ from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import all_clips, keyed_rng
 from dfer_dist.data.shards.index import Index
 from dfer_dist.models.attention import attend
-from dfer_dist.models.kernels import FusedQuickGELU, PatchEmbedding
+from dfer_dist.models.cpu_kernels import FusedQuickGELU, PatchEmbedding
 from tests.helpers.golden import check_trajectory_through_our_engine, golden
-from tests.helpers.kernels import both
+from tests.helpers.kernels import assert_equal_layers
 
 pytestmark = pytest.mark.gpu
 
@@ -55,7 +55,7 @@ def test_attention_and_its_gradients(
     inputs = torch.randn(3, 2, 4, length, 64, generator=torch.Generator().manual_seed(length)).to(
         device
     )
-    both(own, lambda q, k, v: in_parts(q, k, v, mask), *inputs, tolerance=tolerance)
+    assert_equal_layers(own, lambda q, k, v: in_parts(q, k, v, mask), *inputs, tolerance=tolerance)
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def test_the_towers_attention_is_fit_for_the_flash_kernel(device: str) -> None:
 @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, FLOAT32), (torch.bfloat16, BF16)])
 def test_quick_gelu_and_patches(device: str, kind: torch.dtype, tolerance: float) -> None:
     gelu, conv = FusedQuickGELU(), nn.Conv2d(3, 24, 8, stride=8, bias=False).to(device)
-    both(
+    assert_equal_layers(
         lambda x: gelu(x.to(kind)).float(),
         QuickGELU(),
         4 * torch.randn(5, 7, 11, device=device),
@@ -85,7 +85,7 @@ def test_quick_gelu_and_patches(device: str, kind: torch.dtype, tolerance: float
     with torch.backends.cudnn.flags(
         allow_tf32=False
     ):  # the plain convolution must not be the coarser of the two
-        both(
+        assert_equal_layers(
             own,
             conv,
             torch.randn(2, 3, 32, 48, device=device),

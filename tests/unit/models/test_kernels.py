@@ -16,12 +16,21 @@ from torch import Tensor, nn
 
 from dfer_dist.bench.matrix_products import Products
 from dfer_dist.models.adapters import adapt_image
-from dfer_dist.models.attention import PLAIN_LENGTH, attend, attend_all
+from dfer_dist.models.attention import MAX_PLAIN_TOKENS, attend, attend_packed
 from dfer_dist.models.backbone import TINY, build_clip, load_backbone
-from dfer_dist.models.kernels import MLP, FusedQuickGELU, LastBlock, PatchEmbedding, speed_up
-from dfer_dist.models.linear import WIDE, Linear, is_fast, linear, transpose
+from dfer_dist.models.cpu_kernels import (
+    MIN_WIDTH,
+    MLP,
+    FusedQuickGELU,
+    LastBlock,
+    Linear,
+    PatchEmbedding,
+    has_fast_linear,
+    linear,
+    transpose,
+)
 from dfer_dist.models.lora import LoRALinear, add_lora
-from tests.helpers.kernels import both
+from tests.helpers.kernels import assert_equal_layers, replace_layers
 from tests.helpers.paths import HELPERS
 from tests.helpers.spawn import run_ranks
 
@@ -51,21 +60,21 @@ def test_patches_as_a_product_are_the_convolution() -> None:
     conv = nn.Conv2d(3, 24, 8, stride=8, bias=False)
     own = PatchEmbedding(conv)
     assert [name for name, _ in own.named_parameters()] == ["weight"] and own.weight is conv.weight
-    both(own, conv, torch.randn(2, 3, 32, 48), weights=(conv.weight,))
+    assert_equal_layers(own, conv, torch.randn(2, 3, 32, 48), weights=(conv.weight,))
 
 
 def test_quick_gelu_by_silu() -> None:
-    both(FusedQuickGELU(), QuickGELU(), 4 * torch.randn(5, 7, 11))
+    assert_equal_layers(FusedQuickGELU(), QuickGELU(), 4 * torch.randn(5, 7, 11))
 
 
-@pytest.mark.parametrize("length", [7, PLAIN_LENGTH + 1])
+@pytest.mark.parametrize("length", [7, MAX_PLAIN_TOKENS + 1])
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_of_short_and_long_sequences(length: int, masked: bool) -> None:
     mask = torch.full((length, length), float("-inf")).triu(1) if masked else None
     own, theirs = (
         lambda q, k, v, f=f: f(q, k, v, mask) for f in (attend, F.scaled_dot_product_attention)
     )
-    both(own, theirs, *torch.randn(3, 2, 3, length, 8))
+    assert_equal_layers(own, theirs, *torch.randn(3, 2, 3, length, 8))
 
 
 def test_both_towers_have_them() -> None:
@@ -80,7 +89,7 @@ WIDE_TOWER = {
     "vision_cfg": {
         "image_size": 32,
         "patch_size": 16,
-        "width": WIDE,
+        "width": MIN_WIDTH,
         "layers": 2,
         "head_width": 64,
     },
@@ -99,12 +108,12 @@ def test_the_last_block_of_a_wide_tower_goes_by_the_class_token(train: str) -> N
     for whole in (False, True):
         clip = wide_clip()
         names = list(clip.state_dict())
-        speed_up(clip.visual, clip.transformer)
+        replace_layers(clip)
         assert list(clip.state_dict()) == names
         blocks = clip.visual.transformer.resblocks
         assert isinstance(blocks[-1], LastBlock) and not isinstance(blocks[0], LastBlock)
         if whole:
-            blocks[-1].read = None
+            blocks[-1].num_queries = None
         if train == "lora":
             add_lora(clip.visual.transformer, 2, 2.0)
         elif train != "all":
@@ -117,16 +126,16 @@ def test_the_last_block_of_a_wide_tower_goes_by_the_class_token(train: str) -> N
         out = clip.visual(frames)
         g = torch.linspace(-1, 1, out.numel()).view(out.shape)
         seen.append([out, *torch.autograd.grad(out, tuple(clip.visual.parameters()), g)])
-        assert after[0].shape == (6, 5 if whole else 1, WIDE)
+        assert after[0].shape == (6, 5 if whole else 1, MIN_WIDTH)
     for own, wanted in zip(*seen, strict=True):
         torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
 def test_a_wide_tower_is_open_clips() -> None:
     clips = [wide_clip(), wide_clip()]
-    speed_up(clips[0].visual, clips[0].transformer)
+    replace_layers(clips[0])
     frames = torch.randn(4, 3, 32, 32)
-    both(clips[0].visual, clips[1].visual, frames)
+    assert_equal_layers(clips[0].visual, clips[1].visual, frames)
     assert isinstance(clips[0].visual.transformer.resblocks[-1], LastBlock)
 
 
@@ -165,7 +174,7 @@ def test_a_wide_tower_trains_in_bf16_the_same_under_zero_3(kind: str, tmp_path: 
 def test_who_reads_every_token_gets_it() -> None:
     clip = wide_clip()
     clip.visual.pool_type = "avg"
-    speed_up(clip.visual, clip.transformer)
+    replace_layers(clip)
     assert not isinstance(clip.visual.transformer.resblocks[-1], LastBlock)
 
 
@@ -177,13 +186,13 @@ def test_attention_is_the_same_where_no_gradient_is_needed(masked: bool) -> None
     torch.testing.assert_close(attend(q, k, v, mask), with_gradient.detach(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(7, WIDE), (2, 5, WIDE), (3, 50, 2 * WIDE)])
-@pytest.mark.parametrize("outputs", [WIDE // 8, WIDE, 6 * WIDE])
+@pytest.mark.parametrize("shape", [(7, MIN_WIDTH), (2, 5, MIN_WIDTH), (3, 50, 2 * MIN_WIDTH)])
+@pytest.mark.parametrize("outputs", [MIN_WIDTH // 8, MIN_WIDTH, 6 * MIN_WIDTH])
 @pytest.mark.parametrize("factors", [(1.0, 1.0), (0.7, 1.0), (1.0, 1.7), (0.7, 1.7)])
 def test_layers_in_bf16(shape: tuple[int, ...], outputs: int, factors: tuple[float, float]) -> None:
     before, after = factors
     x, weight, bias = torch.randn(shape), torch.randn(outputs, shape[-1]) / 16, torch.randn(outputs)
-    assert is_fast(x.to(BF16)) and not is_fast(x)
+    assert has_fast_linear(x.to(BF16)) and not has_fast_linear(x)
     rounded(
         lambda x, w, b: linear(x, w, b, *factors),
         lambda x, w, b: after * (before * F.linear(x, w) + b),
@@ -194,7 +203,7 @@ def test_layers_in_bf16(shape: tuple[int, ...], outputs: int, factors: tuple[flo
 
 
 def test_layers_in_float32_and_narrow_ones_are_torchs() -> None:
-    for kind, inputs in ((torch.float32, WIDE), (BF16, WIDE - 1)):
+    for kind, inputs in ((torch.float32, MIN_WIDTH), (BF16, MIN_WIDTH - 1)):
         x, weight, bias = (
             torch.randn(shape).to(kind) for shape in ((5, inputs), (9, inputs), (9,))
         )
@@ -204,7 +213,9 @@ def test_layers_in_float32_and_narrow_ones_are_torchs() -> None:
 
 @pytest.mark.parametrize("trained", ["x", "weight", "bias"])
 def test_a_layer_that_is_frozen_in_part(trained: str) -> None:
-    x, weight, bias = (torch.randn(shape).to(BF16) for shape in ((5, WIDE), (9, WIDE), (9,)))
+    x, weight, bias = (
+        torch.randn(shape).to(BF16) for shape in ((5, MIN_WIDTH), (9, MIN_WIDTH), (9,))
+    )
     own = {"x": x, "weight": weight, "bias": bias}
     leaf = own[trained].requires_grad_()
     linear(**own).sum().backward()
@@ -217,8 +228,8 @@ def test_a_layer_that_is_frozen_in_part(trained: str) -> None:
 @pytest.mark.parametrize("trained", [True, False])
 def test_a_frozen_layer_does_not_keep_its_input(trained: bool) -> None:
     """Nor does torch's own: with adapters, that is most of what there is to keep."""
-    base = nn.Linear(WIDE, 9, dtype=BF16).requires_grad_(trained)
-    x, kept = torch.randn(5, WIDE, dtype=BF16, requires_grad=True), list[tuple[int, ...]]()
+    base = nn.Linear(MIN_WIDTH, 9, dtype=BF16).requires_grad_(trained)
+    x, kept = torch.randn(5, MIN_WIDTH, dtype=BF16, requires_grad=True), list[tuple[int, ...]]()
 
     def note(t: Tensor) -> Tensor:
         kept.append(tuple(t.shape))
@@ -235,13 +246,13 @@ def test_a_layer_without_a_bias() -> None:
     rounded(
         lambda x, w: linear(x, w, None, 0.7),
         lambda x, w: 0.7 * F.linear(x, w),
-        torch.randn(9, WIDE),
-        torch.randn(5, WIDE),
+        torch.randn(9, MIN_WIDTH),
+        torch.randn(5, MIN_WIDTH),
     )
 
 
 def test_a_layer_takes_over_its_weights() -> None:
-    base = nn.Linear(WIDE, 8)
+    base = nn.Linear(MIN_WIDTH, 8)
     own = Linear(base)
     assert (
         own.weight is base.weight
@@ -266,7 +277,7 @@ def blocks_mlp(width: int) -> nn.Sequential:
 
 
 def test_a_blocks_mlp_in_bf16() -> None:
-    base = blocks_mlp(WIDE)
+    base = blocks_mlp(MIN_WIDTH)
     names = [name for name, _ in base.named_parameters()]
     own = MLP(base)
     assert [name for name, _ in own.named_parameters()] == names
@@ -276,41 +287,47 @@ def test_a_blocks_mlp_in_bf16() -> None:
             module, dict(zip(names, weights, strict=True)), (x,)
         )
 
-    rounded(of(own), of(base), torch.randn(3, 7, WIDE), *base.parameters(), tolerance=0.02)
+    rounded(of(own), of(base), torch.randn(3, 7, MIN_WIDTH), *base.parameters(), tolerance=0.02)
 
 
 def test_a_blocks_mlp_in_float32_and_with_lora() -> None:
-    base = blocks_mlp(WIDE)
-    both(MLP(base), base, torch.randn(3, WIDE), weights=tuple(base.parameters()))
+    base = blocks_mlp(MIN_WIDTH)
+    assert_equal_layers(
+        MLP(base), base, torch.randn(3, MIN_WIDTH), weights=tuple(base.parameters())
+    )
     own = MLP(base)
     own.c_fc = LoRALinear(own.c_fc, rank=2, alpha=4.0)
     own.to(BF16)
-    x = torch.randn(3, WIDE, dtype=BF16)
+    x = torch.randn(3, MIN_WIDTH, dtype=BF16)
     torch.testing.assert_close(own(x).float(), base.float()(x.float()), rtol=0.05, atol=0.02)
 
 
-@pytest.mark.parametrize("length", [7, PLAIN_LENGTH + 1])
+@pytest.mark.parametrize("length", [7, MAX_PLAIN_TOKENS + 1])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("read", [None, 2])
+@pytest.mark.parametrize("num_queries", [None, 2])
 def test_attention_of_queries_keys_and_values_side_by_side(
-    length: int, masked: bool, read: int | None
+    length: int, masked: bool, num_queries: int | None
 ) -> None:
     mask = torch.full((length, length), float("-inf")).triu(1) if masked else None
 
     def apart(qkv: Tensor) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in qkv.unflatten(-1, (3, 2, 8)).unbind(2))
-        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)[:, :read]
+        return (
+            F.scaled_dot_product_attention(q, k, v, mask)
+            .transpose(1, 2)
+            .flatten(2)[:, :num_queries]
+        )
 
     qkv = torch.randn(3, length, 48)
-    both(lambda qkv: attend_all(qkv, 2, mask, read), apart, qkv)
-    torch.testing.assert_close(attend_all(qkv, 2, mask, read), apart(qkv))
+    assert_equal_layers(lambda qkv: attend_packed(qkv, 2, mask, num_queries), apart, qkv)
+    torch.testing.assert_close(attend_packed(qkv, 2, mask, num_queries), apart(qkv))
 
 
 def test_products_are_taken_down_as_those_of_torchs_layer() -> None:
     """The floor is what torch's own passes multiply, by whatever products a layer computes the same."""
     x, weight, bias = (
         torch.randn(shape).to(BF16).requires_grad_()
-        for shape in ((40, WIDE), (4 * WIDE, WIDE), (4 * WIDE,))
+        for shape in ((40, MIN_WIDTH), (4 * MIN_WIDTH, MIN_WIDTH), (4 * MIN_WIDTH,))
     )
     seen = []
     for layer in (linear, F.linear):
