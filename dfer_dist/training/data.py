@@ -77,10 +77,15 @@ def build_data(*, config: Config, fold: int, ranks: Ranks) -> FoldData:
         )
     needs_classes = config.data.balanced or train.class_balance
     by_class = clips_by_class(index, clips) if needs_classes else ()
-    shape = (clips, train.seed, 0, train.global_batch, config.data.block)
-    plan = EpochPlan(*shape)
+    plan = EpochPlan(
+        clips=clips,
+        seed=train.seed,
+        epoch=0,
+        global_batch=train.global_batch,
+        block=config.data.block,
+    )
     if config.data.balanced:
-        plan = BalancedPlan(*shape, tuple(c for c in by_class if len(c)))
+        plan = BalancedPlan(**vars(plan), by_class=tuple(c for c in by_class if len(c)))
     # A batch that cannot be split is found before the model is built.
     split_batch(config, ranks.world_size)
     check_cache(index, plan, ranks.local_ranks, ranks.world_size)

@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
@@ -39,11 +40,16 @@ def setup_logging(rank: int = 0) -> None:
 
 
 def demote_dependencies() -> None:
-    """Log at DEBUG what DeepSpeed and torch, both imported by now, log below ERROR."""
+    """Log at DEBUG what DeepSpeed and torch, both imported by now, log below ERROR.
+
+    Their deprecation notices are shown with ``DFER_DEBUG`` only.
+    """
     for name in _CHATTER:
         chatter = logging.getLogger(name)
         chatter.handlers[:] = [_DebugHandler()]
         chatter.propagate = False
+    if not os.environ.get("DFER_DEBUG"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|deepspeed)\.")
 
 
 @contextmanager

@@ -121,6 +121,17 @@ def test_metrics_file_has_a_line_a_step_and_one_of_the_test(one_fold):
     assert "test_war" in losses[-1]
 
 
+def test_log_of_rank_0_shows_progress_and_no_other_does(one_fold):
+    fold = one_fold[1].fold(2)
+    text = fold.log.read_text()
+    start = "fold 2 of dfew: 48 training clips, 12 test clips; 2 x "
+    assert f" {start}" in text
+    assert "; ZeRO-1, fp32; batch 8 = 2 ranks x 2 clips x 2 micro batches; trained: " in text
+    assert " step 6 of 6, epoch 1 of 1: loss " in text
+    assert " epoch 1 of 1: " in text
+    assert not fold.log_of(1).read_text()
+
+
 def test_eval_gives_the_predictions_of_the_run(one_fold, tmp_path):
     fold = one_fold[1].fold(2)
     out = tmp_path / "p.parquet"
