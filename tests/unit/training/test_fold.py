@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import signal
 
 import pytest
 
@@ -36,3 +38,11 @@ def test_user_error_of_a_loader_worker_is_logged_as_its_message(
     assert fold._exit_status(UserError(traceback)) == 2
     (record,) = caplog.records
     assert (record.levelno, record.getMessage()) == (logging.ERROR, "no shard")
+
+
+def test_rank_whose_loader_worker_was_killed_kills_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher starts a killed rank again."""
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    fold._exit_status(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
+    assert sent == [(os.getpid(), signal.SIGKILL)]
