@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dfer_dist.runs.layout import RunDir
-from launch.slurm.status import look_at, query_squeue, render
+from launch.slurm.status import get_run_states, query_squeue_for, render
 
 WIDTH = 100  # columns
 
@@ -20,7 +20,7 @@ def main() -> None:
     console = Console(
         record=True, width=WIDTH, force_terminal=True, highlight=False, file=io.StringIO()
     )
-    console.print(render(look_at([run], query_squeue([run]))))
+    console.print(render(get_run_states([run], query_squeue_for([run]))))
     svg = console.export_svg(title=f"dfer status {sys.argv[1]}")
     # rich names fonts on a server; a picture in a page may load none, and text stands where it should in any fixed font
     picture.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL))

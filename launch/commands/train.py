@@ -25,7 +25,7 @@ from launch.options import (
 )
 from launch.report import report_run, write_run_report
 from launch.runs import open_run
-from launch.slurm.cluster import LOCAL, load_cluster, with_cluster_flags
+from launch.slurm.cluster import LOCAL, load_cluster, split_overrides
 from launch.tracking import opening_mlflow_runs, update_mlflow_runs
 
 if TYPE_CHECKING:
@@ -34,7 +34,13 @@ if TYPE_CHECKING:
     from launch.slurm.submit import JobRequest
 
 Folds = Annotated[str | None, typer.Option(help="Folds such as 1,3-5. Default: all.")]
-ClusterName = Annotated[str, typer.Option(help="Name in configs/cluster/, or a YAML file.")]
+ClusterName = Annotated[
+    str,
+    typer.Option(
+        help="Slurm cluster to submit to: a name in configs/cluster/, or a YAML file. "
+        "Override its settings with cluster.KEY=VALUE."
+    ),
+]
 MaxParallel = Annotated[
     int | None, typer.Option(min=1, help="Folds that may train at the same time. Default: all.")
 ]
@@ -77,7 +83,6 @@ def train(
     _exit_if_failed(failed)
 
 
-@with_cluster_flags
 def crossval(
     experiment: Experiment,
     overrides: Overrides = None,
@@ -93,19 +98,19 @@ def crossval(
     resume: AddMissing = False,
     dry_run: DryRun = False,
     wait: Wait = False,
-    flags: dict[str, object] | None = None,
 ) -> None:
     """Train and test all folds, on this machine or on a Slurm cluster.
 
     Writes the summary of all folds. Run the same command again to resume.
 
     Example: [bold]dfer crossval dfew_vitb32 --folds 1,3-5 --nproc 8 data.shards=data/dfew[/bold],
-    or, on a cluster, [bold]dfer crossval dfew_vitb32 --cluster gpus8 --max-parallel 2 --wait[/bold]
+    or, on a cluster, [bold]dfer crossval dfew_vitb32 --cluster gpus8 cluster.nodes=4 --wait[/bold]
     """
-    settings, allowed = overrides or [], allow_drift or ()
+    settings, cluster_settings = split_overrides(overrides or [])
+    allowed = allow_drift or ()
     if cluster == LOCAL:
         _refuse_cluster_options(
-            flags or {},
+            cluster_settings,
             max_parallel=max_parallel,
             sweep=sweep,
             resume=resume,
@@ -119,13 +124,13 @@ def crossval(
     if nproc or max_minutes:
         raise UserError(
             "--nproc and --max-minutes are for this machine: "
-            "with --cluster give --nodes, --gpus-per-node and --time-minutes"
+            "with --cluster give cluster.nodes, cluster.gpus_per_node and cluster.time_minutes"
         )
     from launch.slurm.batch import ClusterTarget
     from launch.slurm.submit import JobRequest
 
     request = JobRequest(experiment, settings, name, runs, folds, allowed, sweep)
-    target = ClusterTarget(cluster, load_cluster(cluster, flags or {}), max_parallel)
+    target = ClusterTarget(cluster, load_cluster(cluster, cluster_settings), max_parallel)
     _submit(request, target, resume, dry_run, wait)
 
 
@@ -133,12 +138,12 @@ def _submit(
     request: JobRequest, target: ClusterTarget, resume: bool, dry_run: bool, wait: bool
 ) -> None:
     """Submit a run to a cluster, or print what would be submitted."""
-    from launch.slurm.submit import show, submit
+    from launch.slurm.submit import show_submission, submit
     from launch.slurm.watch import wait as wait_for_runs
 
     console = new_console()
     if dry_run:
-        show(request, target, console)
+        show_submission(request, target, console)
         return
     submitted = submit(request, target, resume, console)
     if wait:
@@ -224,11 +229,12 @@ def _check_demo_size(shards: Path, clips: int) -> None:
         )
 
 
-def _refuse_cluster_options(flags: dict[str, object], **options: object) -> None:
+def _refuse_cluster_options(cluster_settings: list[str], **options: object) -> None:
     """Refuse options that have no meaning on this machine."""
-    given = [key for key, value in {**flags, **options}.items() if value not in (None, False, [])]
+    names = [key for key, value in options.items() if value not in (None, False)]
+    given = [*cluster_settings, *(f"--{name.replace('_', '-')}" for name in names)]
     if given:
-        raise UserError(f"--{given[0].replace('_', '-')} is for a cluster: give --cluster NAME too")
+        raise UserError(f"{given[0]} is for a cluster: give --cluster NAME too")
 
 
 def _deadline(max_minutes: float | None) -> float | None:

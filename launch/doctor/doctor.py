@@ -14,7 +14,7 @@ from rich.text import Text
 
 from dfer_dist.utils.errors import UserError
 from launch.doctor.checks import NOTE, OK, WRONG, Check
-from launch.slurm.cluster import LOCAL, Cluster, load_cluster, with_cluster_flags
+from launch.slurm.cluster import LOCAL, Cluster, load_cluster, split_overrides
 
 if TYPE_CHECKING:
     from dfer_dist.config.schema import Config
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _COLOURS = {OK: "green", NOTE: "yellow", WRONG: "red"}
 
 
-@with_cluster_flags
 def doctor(
     experiment: Annotated[
         str | None,
@@ -43,21 +42,24 @@ def doctor(
     queue_seconds: Annotated[
         float, typer.Option(min=1, help="How long the small job may wait in the queue.")
     ] = 90,
-    flags: dict[str, object] | None = None,
 ) -> None:
     """Check whether training would run: on this machine, or on a cluster with a small job on one of its nodes. Status 1 if something is wrong.
 
     Example: [bold]dfer doctor dfew_vitb32 --cluster gpus8 data.shards=/shared/dfew[/bold]
     """
     console = Console(highlight=False)
-    given = [key for key, value in (flags or {}).items() if value not in (None, [])]
-    if cluster == LOCAL and given:
-        raise UserError(f"--{given[0].replace('_', '-')} is for a cluster: give --cluster NAME too")
-    config, ask = _wishes(experiment, overrides or [], runs.resolve())
+    words = [experiment, *(overrides or [])] if experiment else []
+    words, cluster_settings = split_overrides(words)
+    experiment, settings = (words[0], words[1:]) if words else (None, [])
+    if cluster == LOCAL and cluster_settings:
+        raise UserError(f"{cluster_settings[0]} is for a cluster: give --cluster NAME too")
+    config, ask = _wishes(experiment, settings, runs.resolve())
     if cluster == LOCAL:
         checks = _here(config, ask)
     else:
-        checks = _there(load_cluster(cluster, flags), config, ask, runs.resolve(), queue_seconds)
+        checks = _there(
+            load_cluster(cluster, cluster_settings), config, ask, runs.resolve(), queue_seconds
+        )
     wrong = 0
     for check in checks:
         wrong += check.state == WRONG

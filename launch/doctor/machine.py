@@ -183,7 +183,7 @@ def _scratch(place: str) -> CheckResult:
             f.flush()
             os.fsync(f.fileno())
     except OSError as e:
-        return WRONG, f"{folder} cannot be written ({e.strerror}): choose another --scratch"
+        return WRONG, f"{folder} cannot be written ({e.strerror}): choose another cluster.scratch"
     free, kind = shutil.disk_usage(folder).free / 1e9, filesystem(folder)
     if new:
         with suppress(OSError):  # somebody else has put something there

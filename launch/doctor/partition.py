@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from launch.doctor.checks import NOTE, OK, WRONG, Check
 from launch.slurm.cluster import Cluster
+from launch.slurm.sbatch_options import sent
 
 _CLIENTS = ("sbatch", "srun", "squeue", "scontrol", "sinfo", "scancel")
 _PATIENCE = 15.0  # seconds for Slurm to answer
@@ -87,7 +88,8 @@ def request(
         f"--cpus-per-task={cluster.cpus_per_task}",
         f"--time={minutes}",
     ]
-    words += [f"--gpus-per-node={cluster.gpus_per_node}"] if cluster.gpus_per_node else []
+    if cluster.gpus_per_node and "gres" not in sent(cluster.sbatch):
+        words.append(f"--gpus-per-node={cluster.gpus_per_node}")
     return words + ([f"--mem={round(1024 * memory_gb)}MB"] if memory_gb else [])
 
 
@@ -154,7 +156,7 @@ def _partition(cluster: Cluster, partitions: dict[str, dict[str, str]]) -> Check
         return Check(
             "partition",
             WRONG,
-            f"none is given, and Slurm has no default: {known}; give --partition",
+            f"none is given, and Slurm has no default: {known}; give cluster.partition=NAME",
         )
     if name not in partitions:
         return Check("partition", WRONG, f"there is no '{name}': {known}")
@@ -308,7 +310,7 @@ def _time(cluster: Cluster, partition: dict[str, str]) -> Check:
         return Check(
             "time",
             WRONG,
-            f"{cluster.time_minutes} minutes, the partition allows {fits}: --time-minutes {fits}; folds go on in a new job",
+            f"{cluster.time_minutes} minutes, the partition allows {fits}: give cluster.time_minutes={fits}; folds resume in a new job",
         )
     words = f"{cluster.time_minutes} minutes (the partition allows {most.lower()}), ranks are told {cluster.notice_seconds} s before"
     return Check("time", OK, words)
@@ -366,7 +368,7 @@ def _kill_wait(cluster: Cluster, config: dict[str, str]) -> Check:
         return Check(
             "leaving",
             WRONG,
-            f"{words}, and notice_seconds={cluster.notice_seconds}: too short to save; --notice-seconds 120",
+            f"{words}, and notice_seconds={cluster.notice_seconds}: too short to save; give cluster.notice_seconds=120",
         )
     return Check(
         "leaving",

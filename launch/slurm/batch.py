@@ -1,4 +1,12 @@
-"""The batch script of an array of folds, made by Submitit."""
+"""The batch script of an array of folds, made by Submitit.
+
+Submitit submits the script that it makes, but has no public function that returns it.
+:func:`script_text` therefore calls ``SlurmExecutor._make_submission_file_text`` and
+``_submitit_command_str``, for ``dfer crossval --dry-run`` alone, and sets the parameter
+``map_count`` as ``SlurmExecutor._internal_process_submissions`` does for an array. Read in Submitit
+1.5.3 and 1.5.4: ``setup.cfg`` bounds the version, and
+``tests/unit/launch/slurm/test_batch.py`` fails when one of these functions changes.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +17,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import SlurmExecutor
@@ -17,76 +26,156 @@ from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.provenance import python_command
 from dfer_dist.utils.errors import UserError
 from launch.slurm.cluster import Cluster
+from launch.slurm.sbatch_options import sent
+
+_SUMMARY_MEMORY_GB = 4
+_SUMMARY_MINUTES = 30
+
+
+class ArrayTask(NamedTuple):
+    """A task of a job array: it trains one fold of a run."""
+
+    run: RunDir
+    fold: int
 
 
 @dataclass(frozen=True)
 class ClusterTarget:
-    """Where to: the cluster by its name, and how many folds may run at a time."""
+    """Where folds are submitted to, and how many of them may run at a time."""
 
     name: str
     cluster: Cluster
     max_parallel: int | None = None
 
 
-def make_executor(
-    tasks_of_array: list[tuple[RunDir, int]], target: ClusterTarget, folder: Path
-) -> SlurmExecutor:
-    """Submitit's executor for an array of these elements, or for one plain job."""
+def make_executor(tasks: list[ArrayTask], target: ClusterTarget, folder: Path) -> SlurmExecutor:
+    """Return Submitit's executor for a job array of folds.
+
+    Parameters
+    ----------
+    tasks : list of ArrayTask
+        What is trained, in the order of the array.
+    target : ClusterTarget
+        Where.
+    folder : Path
+        For the batch script, its arguments and the jobs' output.
+
+    Raises
+    ------
+    UserError
+        If Slurm is not installed here.
+    """
     cluster = target.cluster
-    try:
-        executor = SlurmExecutor(folder, python=shlex.join(python_command()))
-    except RuntimeError as e:
-        raise UserError(
-            "there is no Slurm client here (srun): log in to the cluster, or leave out --cluster"
-        ) from e
-    place = {
-        key: getattr(cluster, key)
-        for key in ("partition", "account", "qos", "constraint", "nodes", "cpus_per_task")
-    }
+    # `gres` names the GPUs itself: with both options Slurm would ask for both
+    gpus = None if "gres" in sent(cluster.sbatch) else cluster.gpus_per_node or None
+    executor = _executor(folder)
     executor.update_parameters(
-        **place,
-        job_name=f"dfer-{tasks_of_array[0][0].root.name}" if tasks_of_array else "dfer-summary",
+        **_placement(cluster),
+        job_name=f"dfer-{tasks[0].run.root.name}",
         time=cluster.time_minutes,
+        nodes=cluster.nodes,
         ntasks_per_node=cluster.tasks,
-        gpus_per_node=cluster.gpus_per_node or None,
-        mem=None if cluster.memory_gb is None else f"{round(1024 * cluster.memory_gb)}MB",
+        cpus_per_task=cluster.cpus_per_task,
+        gpus_per_node=gpus,
+        mem=memory(cluster.memory_gb),
         signal_delay_s=cluster.notice_seconds,
-        setup=_setup(cluster, tasks_of_array),
-        # srun takes neither from the job since Slurm 22.05; without the other, ranks wait for ever for one that died
+        setup=_setup(cluster, tasks),
+        # since Slurm 22.05 srun does not inherit the CPUs of a task from the job; without
+        # --kill-on-bad-exit the other ranks would wait for one that died
         srun_args=[
             f"--cpus-per-task={cluster.cpus_per_task}",
             "--cpu-bind=cores",
             "--kill-on-bad-exit=1",
         ],
-        array_parallelism=target.max_parallel or max(1, len(tasks_of_array)),
-        stderr_to_stdout=True,
-        additional_parameters={"requeue": True},
+        array_parallelism=target.max_parallel or max(1, len(tasks)),
+        additional_parameters={"requeue": True, **sent(cluster.sbatch)},
     )
     return executor
 
 
-def _setup(cluster: Cluster, tasks_of_array: list[tuple[RunDir, int]]) -> list[str]:
-    """Shell lines between the options of a batch script and its ``srun``."""
-    lines = user_setup_lines(cluster)
-    if not tasks_of_array:
-        return lines
-    runs, folds = (
-        " ".join(shlex.quote(str(x)) for x in column)
-        for column in zip(*((r.root, k) for r, k in tasks_of_array), strict=True)
+def make_summary_executor(
+    target: ClusterTarget, folder: Path, code: Path, array: str
+) -> SlurmExecutor:
+    """Return Submitit's executor for the job that writes the summary after the array ``array``.
+
+    Parameters
+    ----------
+    target : ClusterTarget
+        Where; ``cluster.summary`` replaces what the folds' jobs ask for.
+    folder : Path
+        For the batch script, its arguments and the job's output.
+    code : Path
+        The copy of the code that the job runs.
+    array : str
+        The id of the job array.
+    """
+    cluster = target.cluster
+    path = f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    options = {**_placement(cluster), "mem": memory(_SUMMARY_MEMORY_GB)}
+    options |= {name: None for name in options if cluster.summary.get(name) is False}
+    executor = _executor(folder)
+    executor.update_parameters(
+        **options,
+        job_name="dfer-summary",
+        time=_SUMMARY_MINUTES,
+        signal_delay_s=cluster.notice_seconds,
+        nodes=1,
+        ntasks_per_node=1,
+        cpus_per_task=1,
+        setup=[*user_setup_lines(cluster), path],
+        srun_args=["--cpus-per-task=1"],
+        dependency=f"afterany:{array}",
+        additional_parameters={"requeue": True, **sent(cluster.summary)},
     )
+    return executor
+
+
+def _executor(folder: Path) -> SlurmExecutor:
+    try:
+        executor = SlurmExecutor(folder, python=shlex.join(python_command()))
+    except RuntimeError as e:
+        raise UserError(
+            "Slurm is not installed here (no srun on PATH): log in to the cluster, or leave out "
+            "--cluster"
+        ) from e
+    executor.update_parameters(stderr_to_stdout=True)
+    return executor
+
+
+def _placement(cluster: Cluster) -> dict[str, str | None]:
+    return {key: getattr(cluster, key) for key in ("partition", "account", "qos", "constraint")}
+
+
+def memory(gb: float | None) -> str | None:
+    """Return the argument of ``--mem`` for a number of GB (2**30 bytes)."""
+    return None if gb is None else f"{round(1024 * gb)}MB"
+
+
+def script_text(executor: SlurmExecutor, num_tasks: int) -> str:
+    """Return the batch script that Submitit would submit for an array of ``num_tasks``."""
+    if num_tasks > 1:  # of one task Submitit makes a plain job
+        executor.parameters["map_count"] = num_tasks
+    text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
+    return text
+
+
+def _setup(cluster: Cluster, tasks: list[ArrayTask]) -> list[str]:
+    """Return the shell lines between the options of the batch script and its ``srun``."""
+    runs = " ".join(shlex.quote(str(task.run.root)) for task in tasks)
+    folds = " ".join(str(task.fold) for task in tasks)
     return [
-        *lines,
+        *user_setup_lines(cluster),
         f"runs=({runs})",
         f"folds=({folds})",
-        "element=${SLURM_ARRAY_TASK_ID:-0}",
-        "run=${runs[element]} fold=${folds[element]}",
-        f"python={shlex.quote(sys.executable)} most={cluster.max_requeues}",
+        "task=${SLURM_ARRAY_TASK_ID:-0}",
+        "run=${runs[task]} fold=${folds[task]}",
+        f"python={shlex.quote(sys.executable)} max_requeues={cluster.max_requeues}",
         'source "$run/code/launch/slurm/job.sh" || exit',
     ]
 
 
 def user_setup_lines(cluster: Cluster) -> list[str]:
-    """Shell lines that a person has given for the nodes."""
+    """Return the shell lines of ``cluster.setup`` and ``cluster.environment``."""
     return [
         *cluster.setup,
         *(f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()),
@@ -95,14 +184,21 @@ def user_setup_lines(cluster: Cluster) -> list[str]:
 
 @contextmanager
 def slurm_errors() -> Iterator[None]:
-    """Slurm's own words as one error; Submitit would print them as well."""
+    """Turn Slurm's refusal of a job into one :class:`UserError`; Submitit would also print it.
+
+    Raises
+    ------
+    UserError
+        With the reasons that ``sbatch`` gives.
+    """
     try:
         with redirect_stderr(StringIO()):
             yield
     except FailedJobError as e:
-        said = [
+        reasons = [
             line.removeprefix("sbatch: ").removeprefix("error: ")
             for line in str(e).splitlines()
             if line.startswith("sbatch: ")
         ]
-        raise UserError(f"Slurm takes no such job: {'; '.join(said) or str(e).strip()}") from e
+        text = "; ".join(reasons) or str(e).strip()
+        raise UserError(f"Slurm refuses the job: {text}") from e

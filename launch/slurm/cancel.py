@@ -1,4 +1,4 @@
-"""``dfer cancel``: end what works on a run, here or in Slurm's queue. Ranks save before they leave."""
+"""``dfer cancel``: cancel what trains a run, here or in Slurm's queue. Ranks save first."""
 
 from __future__ import annotations
 
@@ -16,77 +16,84 @@ from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import has_open
 from launch.locks import is_held
 from launch.slurm.jobs import all_jobs, folds_of, submissions
-from launch.slurm.squeue import cancel as cancel_jobs
-from launch.slurm.squeue import queue
-from launch.slurm.state import LIVE, get_state, holder
+from launch.slurm.squeue import Queue, cancel_jobs, query_squeue
+from launch.slurm.state import LIVE, get_state, lock_owner
 
 
-def cancel(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
-    """End all folds of a run that wait or run; those that train save first. The summary job stays, and writes what is there.
+def cancel(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
+    """Cancel all folds of a run that wait or train; those that train save a checkpoint first.
 
-    Ends with status 1 if there is nothing to cancel.
+    The summary job stays and writes the summary of the folds that are done. The exit status is 1
+    if there is nothing to cancel.
 
     Example: [bold]dfer cancel runs/dfew_vitb32[/bold]
     """
-    where = RunDir(run.resolve())
-    folds = folds_of(where)
-    ended = _cancel_jobs(where, folds)
-    ended += _cancel_here(where, [k for k in folds if k not in ended])
-    if not ended:
-        print(f"nothing to cancel: no fold of {where.root} waits or runs", file=sys.stderr)
+    run_dir = RunDir(run.resolve())
+    folds = folds_of(run_dir)
+    cancelled = _cancel_jobs(run_dir, folds)
+    cancelled += _stop_commands(run_dir, [k for k in folds if k not in cancelled])
+    if not cancelled:
+        print(f"nothing to cancel: no fold of {run_dir.root} waits or runs", file=sys.stderr)
         sys.exit(1)
 
 
 def _cancel_jobs(run: RunDir, folds: list[int]) -> list[int]:
+    """Cancel the folds that are in Slurm's queue and return them."""
     if not all_jobs(run):
         return []
-    jobs = queue()
-    if jobs is None:
+    queue = query_squeue()
+    if queue is None:
         raise UserError("Slurm does not answer: nothing was cancelled; try again")
-    found = [state for k in folds if (state := get_state(run, k, jobs)).job and state.state in LIVE]
-    if not found:
+    states = [get_state(run, k, queue) for k in folds]
+    live = [state for state in states if state.job and state.state in LIVE]
+    if not live:
         return []
-    said = cancel_jobs([state.job for state in found])
-    if said:
-        raise UserError(said)
-    for state in found:
+    error = cancel_jobs([state.job for state in live])
+    if error:
+        raise UserError(error)
+    for state in live:
         print(f"fold {state.fold}: cancelled job {state.job} ({state.state})")
-    summary = next(
-        (str(s["summary"]) for s in reversed(submissions(run)) if str(s.get("summary")) in jobs),
-        None,
-    )
+    summary = _summary_job(run, queue)
     if summary:
-        print(f"job {summary} stays: it writes the summary of what is there")
-    return [state.fold for state in found]
+        print(f"job {summary} stays: it writes the summary of the folds that are done")
+    return [state.fold for state in live]
 
 
-def _cancel_here(run: RunDir, folds: list[int]) -> list[int]:
-    """Tell the commands that hold folds to leave, each once; returns the folds.
+def _summary_job(run: RunDir, queue: Queue) -> str | None:
+    """Return the newest summary job that is in the queue."""
+    jobs = (entry.summary for entry in reversed(submissions(run)))
+    return next((job for job in jobs if job and job in queue), None)
+
+
+def _stop_commands(run: RunDir, folds: list[int]) -> list[int]:
+    """Send SIGTERM to the commands of this machine that train folds, and return these folds.
 
     Raises
     ------
     UserError
-        If such a command runs on another machine, or is somebody else's.
+        If such a command runs on another machine, or is another user's.
     """
-    held = {k: holder(run.fold(k)) for k in folds if is_held(run.fold(k))}
-    for words in set(held.values()):
-        numbers = ", ".join(str(k) for k, w in held.items() if w == words)
-        host, _, pid = words.partition(" ")
+    owners = {k: lock_owner(run.fold(k)) for k in folds if is_held(run.fold(k))}
+    for owner in set(owners.values()):
+        owned = [k for k, other in owners.items() if other == owner]
+        numbers = ", ".join(map(str, owned))
+        host, _, pid = owner.partition(" ")
         if host != socket.gethostname() or not pid.isdigit():
+            remedy = f", kill {pid}" if pid else ""
             raise UserError(
-                f"fold {numbers} is worked on from {host or 'another machine'}: stop it there{pid and f', kill {pid}'}"
+                f"fold {numbers} is trained by {host or 'another machine'}: stop it there{remedy}"
             )
-        if not _holds(int(pid), run.fold(next(k for k, w in held.items() if w == words))):
-            print(f"fold {numbers}: its command has ended already, its ranks save and leave")
+        if not _has_open_lock(int(pid), run.fold(owned[0])):
+            print(f"fold {numbers}: its command has ended already, its ranks save and exit")
             continue
         os.kill(int(pid), signal.SIGTERM)
-        print(f"fold {numbers}: told the command to leave (process {pid}); it saves first")
-    return list(held)
+        print(f"fold {numbers}: sent SIGTERM to its command (process {pid}), which saves first")
+    return list(owners)
 
 
-def _holds(pid: int, fold: FoldDir) -> bool:
-    """Whether a process has the fold's lock open: its number may be another's by now."""
+def _has_open_lock(pid: int, fold: FoldDir) -> bool:
+    """Return whether a process has the fold's lock open: its id may be in use again by another."""
     try:
         return has_open(pid, fold.root / ".lock")
     except PermissionError as e:
-        raise UserError(f"{fold.root} is worked on by process {pid} of another user") from e
+        raise UserError(f"{fold.root} is trained by process {pid} of another user") from e

@@ -1,160 +1,251 @@
-"""What a cluster is like: the files in ``configs/cluster/``, and the flags of the same names."""
+"""Settings of a cluster: ``configs/cluster/NAME.yaml``, and ``cluster.KEY=VALUE`` on the command line.
+
+They say where a run is trained, not what is trained, so they are part of neither its
+configuration nor its hash. Values are read as plain text and converted by the type of their
+field: ``${VAR}`` is left to the shell, and ``16:00`` stays a time.
+"""
 
 from __future__ import annotations
 
-import functools
-import inspect
+import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any
 
-import typer
+import yaml  # type: ignore[import-untyped]
 
 from dfer_dist.utils.errors import UserError
+from launch.slurm.sbatch_options import SbatchOptions, read_options
 
 LOCAL = "local"  # this machine
-_ROOM = 60  # seconds that must be left of a job before its signal
+PREFIX = "cluster."
+_MIN_TRAINING_SECONDS = 60  # of a job, before its signal
+_NULL = ("", "~", "null")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cluster:
-    """A job's part of a cluster, as ``sbatch`` knows it, and how its nodes are set up."""
+    """Resources of the job that trains a fold, and how its nodes are set up."""
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    nodes: int = 1  # of a fold
+    nodes: int = 1  # of each fold
     gpus_per_node: int = 0
-    tasks_per_node: int | None = None  # ranks; null: one a GPU, or one
+    tasks_per_node: int | None = None  # ranks; null: one for each GPU, or one
     cpus_per_task: int = 8
-    memory_gb: float | None = None  # of a node; null: what the cluster gives
-    time_minutes: int = 1440  # a fold that needs longer goes back into the queue and goes on
-    notice_seconds: int = 120  # Slurm sends USR2 so long before the time is up
-    max_requeues: int = 30  # of a fold
-    scratch: str | None = (
-        None  # folder on the nodes' own disks, such as $SLURM_TMPDIR: shards are copied there, once a node
-    )
+    memory_gb: float | None = None  # of each node; null: Slurm's default
+    time_minutes: int = 1440  # a fold that needs longer is requeued and resumes
+    notice_seconds: int = 120  # Slurm sends USR2 this long before the time limit
+    max_requeues: int = 30  # of each fold
+    # folder on the nodes' own disks, such as $SLURM_TMPDIR: shards are copied there, once a node
+    scratch: str | None = None
     setup: list[str] = field(default_factory=list)  # shell lines, such as `module load cuda`
     environment: dict[str, str] = field(default_factory=dict)  # variables of the job
+    sbatch: SbatchOptions = field(default_factory=dict)  # further options of the folds' jobs
+    summary: SbatchOptions = field(default_factory=dict)  # options of the summary job
 
     @property
     def tasks(self) -> int:
-        """Ranks on a node."""
+        """Ranks on each node."""
         return self.tasks_per_node or self.gpus_per_node or 1
 
     @property
     def ranks(self) -> int:
-        """Ranks of a fold."""
+        """Ranks of each fold."""
         return self.nodes * self.tasks
 
 
-_HELP = {
-    "partition": "Slurm's partition.",
-    "account": "The account that pays.",
-    "qos": "Quality of service.",
-    "constraint": "Features that nodes must have.",
-    "nodes": "Nodes of each fold.",
-    "gpus_per_node": "GPUs of each node; a rank a GPU.",
-    "tasks_per_node": "Ranks on each node, where it has no GPUs.",
-    "cpus_per_task": "Processors of each rank.",
-    "memory_gb": "Memory of each node.",
-    "time_minutes": "A job's time; a fold that needs longer is requeued.",
-    "notice_seconds": "How long before the end ranks are told to save.",
-    "max_requeues": "Restarts of a fold.",
-    "scratch": "Folder on the nodes' own disks that shards are copied to.",
-    "setup": "A shell line before the ranks start; may be repeated.",
-    "environment": "A variable of the job; may be repeated.",
-}
-_MANY = {"setup": "LINE", "environment": "NAME=VALUE"}
+def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate settings of the experiment from ``cluster.KEY=VALUE``."""
+    settings = [text for text in overrides if not text.startswith(PREFIX)]
+    return settings, [text for text in overrides if text.startswith(PREFIX)]
 
 
-def load_cluster(name: str, flags: dict[str, Any] | None = None) -> Cluster:
-    """The file ``configs/cluster/NAME.yaml``, or the YAML file ``name``, with ``flags`` on top (None: not given).
+def load_cluster(name: str, overrides: Sequence[str] = ()) -> Cluster:
+    """Load a cluster's file and apply overrides to it.
+
+    Parameters
+    ----------
+    name : str
+        A name in ``configs/cluster/`` or the path of a YAML file.
+    overrides : sequence of str
+        Such as ``cluster.nodes=4``.
 
     Raises
     ------
     UserError
-        No such file, an unknown key, a wrong type, or values that do not go together.
+        No such file, an unknown key, a value of a wrong type, or values that exclude each other.
     """
-    given: dict[str, Any] = {k: v for k, v in (flags or {}).items() if v not in (None, [])}
-    if "environment" in given:
-        pairs = [word.partition("=") for word in given["environment"]]
-        wrong = [
-            word
-            for word, (key, eq, _) in zip(given["environment"], pairs, strict=True)
-            if not (key and eq)
-        ]
-        if wrong:
-            raise UserError(f"--environment {wrong[0]}: give NAME=VALUE")
-        given["environment"] = {key: value for key, _, value in pairs}
-    from dfer_dist.config.load import (  # OmegaConf behind it, which --help need not wait for
-        find_config,
-        load_as,
-    )
+    # imports OmegaConf, which `dfer --help` need not wait for
+    from dfer_dist.config.load import find_config
 
-    cluster = load_as(Cluster, find_config(name, "cluster"), given)
+    path = find_config(name, "cluster")
+    settings: dict[str, Any] = {}
+    _update(settings, _read_mapping(path), f"{path}: ")
+    for text in overrides:
+        _update(settings, _parse_override(text), PREFIX)
+    return _build(settings)
+
+
+def restore_cluster(settings: dict[str, Any], source: Path) -> Cluster:
+    """Return the cluster that ``dataclasses.asdict`` turned into ``settings``, by any version.
+
+    Raises
+    ------
+    UserError
+        As for :func:`load_cluster`.
+    """
+    converted: dict[str, Any] = {}
+    _update(converted, settings, f"{source}: settings.")
+    return _build(converted)
+
+
+class _TextLoader(yaml.BaseLoader):
+    """YAML in which every scalar is its text and a repeated key is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        repeated = next((key for key in keys if keys.count(key) > 1), None)
+        if repeated is not None:
+            raise yaml.YAMLError(f"the key '{repeated}' is given twice")
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_TextLoader)
+    except yaml.YAMLError as e:
+        raise UserError(f"{source} cannot be read as YAML: {' '.join(str(e).split())}") from e
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} cannot be read: {e}") from e
+    content = _parse_yaml(text, str(path))
+    if content in (None, ""):
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold keys and values, such as nodes: 2")
+    return content
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    """Parse ``cluster.nodes=4``, or ``cluster.environment.NAME=VALUE``."""
+    key, equals, value = text.partition("=")
+    name, dot, entry = key.removeprefix(PREFIX).partition(".")
+    if not (equals and name and (entry or not dot)):
+        raise UserError(f"'{text}' is not of the form cluster.KEY=VALUE, such as cluster.nodes=4")
+    content = _parse_yaml(value, f"'{text}'")
+    content = "" if content is None else content
+    return {name: {entry: content}} if entry else {name: content}
+
+
+def _update(settings: dict[str, Any], new: dict[str, Any], source: str) -> None:
+    """Convert ``new`` and put it into ``settings``; mappings are merged."""
+    types = {f.name: str(f.type) for f in fields(Cluster)}
+    for key, value in new.items():
+        if key not in types:
+            close = difflib.get_close_matches(str(key), types, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(types)}"
+            raise UserError(f"{source}{key}: unknown key; {hint}")
+        converted = _CONVERTERS[types[key]](value, f"{source}{key}")
+        settings[key] = settings.get(key, {}) | converted if key in _MAPPINGS else converted
+
+
+def _build(settings: dict[str, Any]) -> Cluster:
+    for key in ("sbatch", "summary"):
+        options = read_options(settings.get(key, {}), f"{PREFIX}{key}", key == "summary")
+        settings[key] = options
+    cluster = Cluster(**settings)
     _check(cluster)
     return cluster
 
 
+def _to_int(value: object, where: str) -> int:
+    if isinstance(value, bool) or not re.fullmatch(r"[+-]?\d+", str(value)):
+        raise UserError(f"{where}={value}: must be a whole number")
+    return int(str(value))
+
+
+def _to_float(value: object, where: str) -> float:
+    try:
+        if isinstance(value, str | int | float):
+            return float(value)
+    except ValueError:
+        pass
+    raise UserError(f"{where}={value}: must be a number")
+
+
+def _to_text(value: object, where: str) -> str:
+    if isinstance(value, dict | list):
+        raise UserError(f"{where}={value}: must be a single value")
+    return str(value)
+
+
+def _to_lines(value: object, where: str) -> list[str]:
+    if value in (None, *_NULL):
+        return []
+    lines = value if isinstance(value, list) else [value]
+    return [_to_text(line, where) for line in lines]
+
+
+def _to_texts(value: object, where: str) -> dict[str, str]:
+    if value in (None, *_NULL):
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{where}={value}: must hold keys and values; give {where}.KEY=VALUE")
+    return {str(key): _to_text(text, f"{where}.{key}") for key, text in value.items()}
+
+
+def _optional(convert: Callable[[object, str], Any]) -> Callable[[object, str], Any]:
+    return lambda value, where: None if value in (None, *_NULL) else convert(value, where)
+
+
+_CONVERTERS: dict[str, Callable[[object, str], Any]] = {
+    "int": _to_int,
+    "int | None": _optional(_to_int),
+    "float | None": _optional(_to_float),
+    "str | None": _optional(_to_text),
+    "list[str]": _to_lines,
+    "dict[str, str]": _to_texts,
+    "SbatchOptions": _to_texts,
+}
+_MAPPINGS = ("environment", "sbatch", "summary")
+
+
 def _check(cluster: Cluster) -> None:
     for key in ("nodes", "cpus_per_task", "time_minutes", "tasks_per_node"):
-        if getattr(cluster, key) is not None and getattr(cluster, key) < 1:
-            raise UserError(f"{key}: must be at least 1")
+        number = getattr(cluster, key)
+        if number is not None and number < 1:
+            raise UserError(f"{PREFIX}{key}={number}: must be at least 1")
     for key in ("gpus_per_node", "notice_seconds", "max_requeues"):
         if getattr(cluster, key) < 0:
-            raise UserError(f"{key}: must not be negative")
+            raise UserError(f"{PREFIX}{key}={getattr(cluster, key)}: must not be negative")
     if cluster.gpus_per_node and cluster.tasks != cluster.gpus_per_node:
         raise UserError(
-            f"tasks_per_node={cluster.tasks} with gpus_per_node={cluster.gpus_per_node}: each GPU wants one rank; leave tasks_per_node out"
+            f"cluster.tasks_per_node={cluster.tasks} with cluster.gpus_per_node="
+            f"{cluster.gpus_per_node}: each GPU needs one rank; leave tasks_per_node out"
         )
-    if any(
-        re.search("MLFLOW_TRACKING_(PASSWORD|TOKEN)", words)
-        for words in (*cluster.environment, *cluster.setup)
-    ):
+    _check_secrets(cluster)
+    if 60 * cluster.time_minutes < cluster.notice_seconds + _MIN_TRAINING_SECONDS:
         raise UserError(
-            "environment, setup: a password would stand in the run's folder; export MLFLOW_TRACKING_PASSWORD in the shell that submits: "
-            "jobs inherit it"
+            f"cluster.time_minutes={cluster.time_minutes} with cluster.notice_seconds="
+            f"{cluster.notice_seconds}: ranks would be preempted before they had trained for "
+            f"{_MIN_TRAINING_SECONDS} s; give more time or less notice"
         )
-    if 60 * cluster.time_minutes < cluster.notice_seconds + _ROOM:
+
+
+def _check_secrets(cluster: Cluster) -> None:
+    texts = (*cluster.environment, *cluster.setup)
+    if any(re.search("MLFLOW_TRACKING_(PASSWORD|TOKEN)", text) for text in texts):
         raise UserError(
-            f"time_minutes={cluster.time_minutes} with notice_seconds={cluster.notice_seconds}: ranks would be told to leave before "
-            f"they had {_ROOM} s to train; give more time or less notice"
+            "cluster.environment, cluster.setup: a password would be written into the run's "
+            "folder; export MLFLOW_TRACKING_PASSWORD in the shell that submits: jobs inherit it"
         )
-
-
-def with_cluster_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command a flag for each value of :class:`Cluster`; its parameter ``flags`` gets them as a dict, None where not given."""
-
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        flags = {f.name: given.pop(f.name) for f in fields(Cluster)}
-        command(**given, flags=flags)
-
-    own = inspect.signature(command, eval_str=True).parameters
-    kept = [p.replace(kind=p.KEYWORD_ONLY) for name, p in own.items() if name != "flags"]
-    added = [
-        inspect.Parameter(
-            f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(f.name)
-        )
-        for f in fields(Cluster)
-    ]
-    run.__signature__ = inspect.Signature(kept + added)  # type: ignore[attr-defined]
-    run.__annotations__ = {}
-    return run
-
-
-def _option(name: str) -> Any:
-    kind: Any = {"nodes": int, "memory_gb": float}.get(name, str)
-    if isinstance(getattr(Cluster(), name), int) or name == "tasks_per_node":
-        kind = int
-    kind = list[kind] if name in _MANY else kind
-    option = typer.Option(
-        f"--{name.replace('_', '-')}",
-        help=_HELP[name],
-        metavar=_MANY.get(name),
-        rich_help_panel="Cluster (instead of its file's)",
-    )
-    return Annotated[kind | None, option]

@@ -1,7 +1,8 @@
-"""An element of a Slurm array, which trains one fold: what its batch script calls around and inside its ``srun``.
+"""What a job does around and inside the ``srun`` of the ranks of its fold.
 
-``open`` finds or makes the run together with the other elements of ``slurm/crossval.sbatch``, ``rank`` becomes a rank of the fold,
-``close`` writes the summary so far. Submitit calls :func:`become_rank` and :func:`summarize` by their names.
+``slurm/crossval.sbatch`` and ``job.sh`` call the commands of this module: ``open`` makes or finds
+the run, ``rank`` becomes a rank of the fold, ``close`` writes the summary so far. Submitit calls
+:func:`run_rank` and :func:`write_summaries` by their names.
 """
 
 from __future__ import annotations
@@ -10,26 +11,28 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.provenance import python_command
 from dfer_dist.utils.errors import UserError
-from launch.console import run_app
+from launch.console import new_console, run_app
 from launch.locks import run_lock
-from launch.options import AllowDrift, Experiment, Overrides, RunName, RunsFolder
+from launch.options import AllowDrift, Experiment, Overrides, RunFolder, RunName, RunsFolder
 from launch.slurm.requeue import should_requeue
 from launch.tracking import open_mlflow_runs, update_mlflow_runs
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-Where = Annotated[Path, typer.Argument(help="The run's folder.")]
 Fold = Annotated[int, typer.Argument(help="The fold, counted from 1.")]
 
 
 @app.command("open")
-def open_together(
+def open_shared_run(
     fold: Fold,
     experiment: Experiment,
     overrides: Overrides = None,
@@ -37,10 +40,10 @@ def open_together(
     runs: RunsFolder = Path("runs"),
     allow_drift: AllowDrift = None,
 ) -> None:
-    """Print the run's folder; nothing where the data set has no such fold.
+    """Print the run's folder, or nothing if the data set has no such fold.
 
-    The first element of an array opens the run as ``dfer crossval`` does. The others, and those that are started again, take what it
-    opened as it is: the checkout may have been edited since.
+    The first task of an array opens the run as ``dfer crossval`` does. The other tasks, and those
+    that are requeued, use this run as it is: the checkout may have been edited meanwhile.
     """
     from launch.runs import open_run
 
@@ -49,7 +52,7 @@ def open_together(
     with run_lock(run) as opened_by:
         if opened_by.read() != array or not run.run.exists():
             run, _ = open_run(
-                runs, name, experiment, overrides or [], allow_drift or (), None, _ranks()
+                runs, name, experiment, overrides or [], allow_drift or (), None, _num_ranks()
             )
             open_mlflow_runs(run)
             opened_by.seek(0)
@@ -62,28 +65,30 @@ def open_together(
         print(f"{run.root} has no fold {fold}: nothing to do", file=sys.stderr)
 
 
-def _ranks() -> int:
-    """The ranks that ``srun`` will start.
+def _num_ranks() -> int:
+    """Return the number of ranks that ``srun`` will start.
 
     Raises
     ------
     UserError
-        If GPUs of a node would have nothing to do.
+        If GPUs of a node would be idle.
     """
-    nodes, tasks = int(os.environ["SLURM_JOB_NUM_NODES"]), int(os.environ.get("SLURM_NTASKS") or 1)
+    nodes = int(os.environ["SLURM_JOB_NUM_NODES"])
+    tasks = int(os.environ.get("SLURM_NTASKS") or 1)
     gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
     if gpus > tasks // nodes:
         raise UserError(
-            f"{gpus} GPUs and {tasks // nodes} tasks on a node: each GPU wants a task; give sbatch --ntasks-per-node={gpus}"
+            f"{gpus} GPUs and {tasks // nodes} tasks on a node: each GPU needs one task; "
+            f"give sbatch --ntasks-per-node={gpus}"
         )
     return tasks
 
 
 @app.command("rank")
-def become_rank(root: Where, fold: Fold) -> NoReturn:
-    """Replace this process by a rank, which reads its place from Slurm's variables and writes its log into the fold's folder.
+def run_rank(root: RunFolder, fold: Fold) -> NoReturn:
+    """Replace this process by a rank of a fold, which writes into its log; exit if it is done.
 
-    A fold that is done needs none.
+    The rank reads its number and the first node from Slurm's variables.
     """
     from launch.processes import run_environment
     from launch.progress import is_done
@@ -91,78 +96,79 @@ def become_rank(root: Where, fold: Fold) -> NoReturn:
     run, rank = RunDir(Path(root)), int(os.environ["SLURM_PROCID"])
     if is_done(run.fold(fold)):
         sys.exit(0)
-    handle = os.open(run.fold(fold).log_of(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    log = os.open(run.fold(fold).log_of(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     env = run_environment(run, int(os.environ.get("SLURM_CPUS_PER_TASK") or 1))
-    words = [
-        *python_command(),
-        "-m",
-        "dfer_dist.train",
-        "--run",
-        str(run.root),
-        "--fold",
-        str(fold),
-    ]
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.execve(sys.executable, words, env)
+    command = [*python_command(), "-m", "dfer_dist.train"]
+    command += ["--run", str(run.root), "--fold", str(fold)]
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.execve(sys.executable, command, env)
 
 
 @app.command("close")
-def close_together(
-    root: Where,
+def close_fold(
+    root: RunFolder,
     fold: Fold,
-    status: Annotated[int, typer.Argument(help="With which the ranks ended.")],
+    status: Annotated[int, typer.Argument(help="The exit status of the ranks.")],
 ) -> None:
-    """Say how the fold ended, and unless it will be started again write the summary of all that are done."""
-    from rich.console import Console
-
+    """Print how the fold ended and write the summary so far, unless the fold will be requeued."""
     from launch.progress import is_done, last_error
     from launch.report import report_run
 
     run = RunDir(root)
     if should_requeue(status):
-        print(f"fold {fold} left with status {status}", file=sys.stderr, flush=True)
+        print(f"fold {fold} ended with status {status}", file=sys.stderr, flush=True)
         return
     if status:
-        print(
-            f"fold {fold} failed (status {status}): {last_error(run.fold(fold), {})}",
-            file=sys.stderr,
-            flush=True,
-        )
+        # launch.slurm.jobs finds this line in the job's output
+        error = last_error(run.fold(fold), {})
+        print(f"fold {fold} failed (status {status}): {error}", file=sys.stderr, flush=True)
     with run_lock(run):
         folds = [run.fold(k) for k in run.describe()["folds"]]
-        done = [is_done(k) for k in folds]
-        if any(k.result.exists() for k in folds):
-            report_run(
-                Console(highlight=False),
-                run,
-                "FINISHED" if all(done) else "FAILED" if status else None,
-            )
+        if not any(k.result.exists() for k in folds):
+            return
+        outcome = "FAILED" if status else None
+        if all(is_done(k) for k in folds):
+            outcome = "FINISHED"
+        report_run(new_console(), run, outcome)
 
 
-def summarize(roots: Sequence[str], comparison: str | None) -> None:
-    """Write the summary of each run, folds that never came included, and close it at MLflow; of several, the comparison too."""
-    from rich.console import Console
+def write_summaries(roots: Sequence[str], comparison: str | None) -> None:
+    """Write the summary of each run and close it at MLflow.
 
+    Parameters
+    ----------
+    roots : sequence of str
+        The runs' folders.
+    comparison : str, optional
+        Where to write a comparison of the runs.
+    """
     from dfer_dist.reporting.comparison import write_overview
-    from launch.progress import is_done
-    from launch.report import report_run
-    from launch.slurm.jobs import in_queue
 
-    console, runs = Console(highlight=False), [RunDir(Path(root)) for root in roots]
+    console, runs = new_console(), [RunDir(Path(root)) for root in roots]
     for run in runs:
-        about = run.describe()
-        missing = [k for k in about["folds"] if not is_done(run.fold(k))]
-        waiting = in_queue(run)  # submitted later: their own summary closes the run
-        never = [k for k in missing if k not in waiting]
-        if len(missing) < len(about["folds"]):
-            report_run(console, run, None if waiting else "FAILED" if missing else "FINISHED")
-        else:
-            console.print(f"{run.root}: no fold came to its end", soft_wrap=True)
-        if never:
-            update_mlflow_runs(run, "FAILED" if len(never) == len(about["folds"]) else None, never)
+        _write_summary(run, console)
     if comparison:
         console.print(write_overview(runs, Path(comparison)))
+
+
+def _write_summary(run: RunDir, console: Console) -> None:
+    from launch.progress import is_done
+    from launch.report import report_run
+    from launch.slurm.jobs import queued_folds
+
+    folds = run.describe()["folds"]
+    missing = [k for k in folds if not is_done(run.fold(k))]
+    # folds that were submitted later have a summary job of their own, which closes the run
+    queued = queued_folds(run)
+    outcome = "FAILED" if missing else "FINISHED"
+    if len(missing) < len(folds):
+        report_run(console, run, None if queued else outcome)
+    else:
+        console.print(f"{run.root}: no fold is done", soft_wrap=True)
+    given_up = [k for k in missing if k not in queued]
+    if given_up:
+        update_mlflow_runs(run, "FAILED" if len(given_up) == len(folds) else None, given_up)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``dfer logs``: what a rank of a fold wrote, or, where it wrote nothing, what the job did."""
+"""``dfer logs``: the log of a rank of a fold; if it is empty, the output of the fold's job."""
 
 from __future__ import annotations
 
@@ -12,40 +12,44 @@ import typer
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
-from launch.slurm.jobs import folds_of, output_of
+from launch.slurm.jobs import folds_of, job_output
 from launch.slurm.state import LIVE, NOT_STARTED, RUNNING, get_state
-from launch.slurm.status import query_squeue
+from launch.slurm.status import query_squeue_for
 
-_POLL = 0.5  # seconds between two looks at the file
-_LOOKS = 4  # of these before the fold's state is looked at again
-_ENOUGH = 2  # looks in a row that find nothing more to come
+_POLL_SECONDS = 0.5
+_POLLS_PER_STATE = 4  # reads of the log for each look at the fold's state
+_OVER_IN_A_ROW = 2  # states in a row that say the fold is over
 
 
 def logs(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
     fold: Annotated[int, typer.Option(help="The fold, counted from 1.")],
-    rank: Annotated[int, typer.Option(min=0, help="Whose log; rank 0 is the readable one.")] = 0,
+    rank: Annotated[int, typer.Option(min=0, help="The rank whose log is printed.")] = 0,
     follow: Annotated[
-        bool, typer.Option("-f", "--follow", help="Go on as it grows, until the fold is over.")
+        bool, typer.Option("-f", "--follow", help="Print new lines until the fold is over.")
     ] = False,
 ) -> None:
-    """Print the log of a rank of a fold, over all its attempts. Where it is empty, the job's own output, and which file that is.
+    """Print the log of a rank of a fold, over all attempts.
+
+    If the log is empty, print the output of the fold's job, and its path.
 
     Example: [bold]dfer logs runs/dfew_vitb32 --fold 1 -f[/bold]
     """
-    where = RunDir(run.resolve())
-    if fold not in folds_of(where):
-        raise UserError(
-            f"{where.root} has no fold {fold}: it has {', '.join(map(str, folds_of(where)))}"
-        )
-    log = where.fold(fold).log_of(rank)
-    shown = _follow(where, fold, log) if follow else _copy(log, 0)
-    if not shown:
-        _show_output(where, fold, log)
+    run_dir = RunDir(run.resolve())
+    folds = folds_of(run_dir)
+    if fold not in folds:
+        raise UserError(f"{run_dir.root} has no fold {fold}: it has {', '.join(map(str, folds))}")
+    log = run_dir.fold(fold).log_of(rank)
+    printed = _follow(run_dir, fold, log) if follow else _print_from(log, 0)
+    if not printed:
+        _print_job_output(run_dir, fold, log)
 
 
-def _copy(path: Path, offset: int) -> int:
-    """Print a file from ``offset`` on, or anew if it is shorter now; returns where it ended. One that is not there is empty."""
+def _print_from(path: Path, offset: int) -> int:
+    """Print a file from ``offset``, or from its beginning if it is shorter; return where it ends.
+
+    A file that does not exist counts as empty.
+    """
     try:
         with path.open("rb") as f:
             size = f.seek(0, os.SEEK_END)
@@ -59,37 +63,34 @@ def _copy(path: Path, offset: int) -> int:
 
 
 def _follow(run: RunDir, fold: int, log: Path) -> int:
-    """Print a log as it grows until nothing works on the fold and nothing will; returns its size."""
-    offset, looks, idle = 0, 0, 0
+    """Print a log as it grows until the fold is over, and return its size."""
+    offset, polls, over = 0, 0, 0
     while True:
         is_over = False
-        if looks % _LOOKS == 0:
-            idle = idle + 1 if _is_over(run, fold) else 0
-            is_over = idle >= _ENOUGH
-        offset = _copy(log, offset)  # after the look: what was written last is there
+        if polls % _POLLS_PER_STATE == 0:
+            over = over + 1 if _is_over(run, fold) else 0
+            is_over = over >= _OVER_IN_A_ROW
+        # after the state: the last lines are in the log by now
+        offset = _print_from(log, offset)
         if is_over:
             return offset
-        looks += 1
-        time.sleep(_POLL)
+        polls += 1
+        time.sleep(_POLL_SECONDS)
 
 
 def _is_over(run: RunDir, fold: int) -> bool:
-    jobs = query_squeue([run])
-    states = {k: get_state(run, k, jobs).state for k in folds_of(run)}
-    if states[fold] == NOT_STARTED:  # one fold after the other on this machine: its turn may come
+    queue = query_squeue_for([run])
+    states = {k: get_state(run, k, queue).state for k in folds_of(run)}
+    # on this machine folds are trained one after the other, so another's end may start this one
+    if states[fold] == NOT_STARTED:
         return RUNNING not in states.values()
     return states[fold] not in LIVE
 
 
-def _show_output(run: RunDir, fold: int, log: Path) -> None:
-    output = output_of(run, fold)
+def _print_job_output(run: RunDir, fold: int, log: Path) -> None:
+    state = "empty" if log.exists() else "missing"
+    output = job_output(run, fold)
     if output is None:
-        raise UserError(
-            f"{log} is {'empty' if log.exists() else 'not there yet'}: dfer status {run.root} tells what fold {fold} does"
-        )
-    print(
-        f"{log} is {'empty' if log.exists() else 'not there'}; this is {output}:",
-        file=sys.stderr,
-        flush=True,
-    )
-    _copy(output, 0)
+        raise UserError(f"{log} is {state}: dfer status {run.root} shows the state of fold {fold}")
+    print(f"{log} is {state}; this is {output}:", file=sys.stderr, flush=True)
+    _print_from(output, 0)

@@ -1,9 +1,11 @@
-"""Put a Slurm job back into the queue, or leave it: ``python -m launch.slurm.requeue STATUS FOLD``, in the EXIT trap of its batch script.
+"""Requeue a Slurm job, or leave it: ``python -m launch.slurm.requeue STATUS [FOLD_FOLDER]``.
 
-Nothing else in this program requeues. STATUS is how the ranks ended: 75 (saved and told to leave) and death by a signal (128 + its
-number) are worth another start; an error with a traceback (1), or one that a person has to mend (2), would come again. After deaths
-it is done as long as each attempt leaves a newer checkpoint, then three times more, as on one machine: ``srun`` also kills ranks
-that take long to notice another's traceback, and tells of their deaths alone.
+The batch script calls it in its EXIT trap; nothing else in this program requeues. STATUS is the
+exit status of the ranks. After 75 (preempted, and saved) and after death by a signal (128 + its
+number) another start may get further, so the job is requeued. An error with a traceback (1) and a
+mistake of the user (2) would come again. After deaths by a signal the job is requeued as long as
+each attempt leaves a newer checkpoint, and then three times more, as on one machine: ``srun`` also
+kills ranks that are slow to notice another's traceback, and then reports their deaths alone.
 """
 
 from __future__ import annotations
@@ -20,95 +22,108 @@ from dfer_dist.distributed.preemption import EXIT_PREEMPTED
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.utils.files import read_json
 
-_TRIES = 30  # of scontrol: a controller that is started again answers after a while
-_PAUSE = 10.0  # seconds between them
-_RESTARTS = 3  # of a fold whose ranks die without a newer checkpoint
-_SIGNALS = range(129, 193)  # what a shell and srun make of a death by signal 1 to 64
+_SCONTROL_TRIES = 30  # a controller that is restarted answers after a while
+_SCONTROL_PAUSE = 10.0  # seconds between them
+_STUCK_RESTARTS = 3  # of a fold whose ranks die without a newer checkpoint
+_SIGNAL_STATUSES = range(129, 193)  # what a shell and srun make of signals 1 to 64
+_WAIT_FOR_END = 600  # seconds that Slurm may take to end a requeued job
 
 
 def should_requeue(status: int) -> bool:
-    """Whether a start after an end with this status may come further."""
-    return status == EXIT_PREEMPTED or status in _SIGNALS
+    """Return whether another start may get further after ranks ended with ``status``."""
+    return status == EXIT_PREEMPTED or status in _SIGNAL_STATUSES
 
 
 def is_stuck(fold: FoldDir) -> bool:
-    """Whether the last attempts all began at one step, which is that of the checkpoint they went on from."""
+    """Return whether the last attempts all resumed from the same step."""
     if not fold.status.exists():
         return False
-    begun = [attempt["from_step"] for attempt in read_json(fold.status)["attempts"]][
-        -1 - _RESTARTS :
-    ]
-    return len(begun) > _RESTARTS and len(set(begun)) == 1
+    attempts = read_json(fold.status)["attempts"][-1 - _STUCK_RESTARTS :]
+    steps = {attempt["from_step"] for attempt in attempts}
+    return len(attempts) > _STUCK_RESTARTS and len(steps) == 1
 
 
 def job_name() -> str:
-    """The job's id as ``scontrol`` takes it. One element of an array goes by ``ARRAY_ELEMENT``: its plain id may be that of the whole array."""
+    """Return the job's id for ``scontrol``.
+
+    An array task is named ``ARRAY_TASK``: its plain id may be that of the whole array.
+    """
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
 def is_being_ended(job: str) -> bool:
-    """Whether somebody else is ending the job: who cancelled it wants it gone, who requeued it or needs its nodes does the rest.
+    """Return whether the job is ended from outside, by cancelling, requeueing or preemption.
 
-    A job whose time is up is ended by nobody's wish.
+    Then it should end, or is requeued by others. A job at its time limit is not ended from outside.
     """
-    asked = subprocess.run(
-        ["squeue", "--noheader", "--jobs", job, "--format", "%T %r"], capture_output=True, text=True
+    done = subprocess.run(
+        ["squeue", "--noheader", "--jobs", job, "--format", "%T %r"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    state, _, reason = asked.stdout.strip().partition(" ")
-    return asked.returncode == 0 and state != "RUNNING" and reason != "TimeLimit"
+    state, _, reason = done.stdout.strip().partition(" ")
+    return done.returncode == 0 and state != "RUNNING" and reason != "TimeLimit"
 
 
 def requeue(job: str) -> int:
-    """Requeue the job, and stay until Slurm ends it: a batch script that returns counts as done.
+    """Requeue the job and wait until Slurm ends it: a script that returns counts as done.
 
-    Returns 1 if Slurm will not have it.
+    Returns
+    -------
+    int
+        1 if Slurm refuses.
     """
-    for _ in range(_TRIES):
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    for _ in range(_SCONTROL_TRIES):
+        done = subprocess.run(
+            ["scontrol", "requeue", job], capture_output=True, text=True, check=False
+        )
         if done.returncode == 0:
+            # launch.slurm.jobs finds this line in the job's output
             print(f"requeued {job}", file=sys.stderr, flush=True)
-            time.sleep(600)
+            time.sleep(_WAIT_FOR_END)
             return 0
         print(f"requeueing {job}: {done.stderr.strip()}", file=sys.stderr, flush=True)
-        time.sleep(_PAUSE)
+        time.sleep(_SCONTROL_PAUSE)
     print(
-        f"error: {job} could not be requeued; submit the same command again to go on",
+        f"error: {job} could not be requeued; submit the same command again to resume",
         file=sys.stderr,
     )
     return 1
 
 
 def main() -> int:
+    """Requeue the job if its exit status is worth it, and return the exit status of this program."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("status", type=int, help="with which the ranks ended")
-    parser.add_argument("fold", type=Path, nargs="?", help="the fold's folder, once there is one")
+    parser.add_argument("status", type=int, help="exit status of the ranks")
+    parser.add_argument("fold", type=Path, nargs="?", help="the fold's folder, if it exists")
     parser.add_argument(
         "--most", type=int, default=30, help="restarts of a job, of any kind (%(default)s)"
     )
     args = parser.parse_args()
     if not should_requeue(args.status):
         return 0
-    # requeueing makes Slurm send SIGTERM to all of the job, scontrol included, which must live to send its request
+    # requeueing makes Slurm send SIGTERM to all of the job, also to scontrol before its request
+    # is sent
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     job = job_name()
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     if restarts >= args.most:
-        print(
-            f"error: {job} was started again {restarts} times and ended with {args.status}: not again",
-            file=sys.stderr,
-        )
-        return 1
+        return _give_up(f"{job} was restarted {restarts} times and ended with {args.status}")
     if args.status != EXIT_PREEMPTED and args.fold and is_stuck(FoldDir(args.fold)):
-        print(
-            f"error: {job} ended with {args.status} and came no further in {_RESTARTS} restarts: not again",
-            file=sys.stderr,
+        return _give_up(
+            f"{job} ended with {args.status} and got no further in {_STUCK_RESTARTS} restarts"
         )
-        return 1
     return 0 if is_being_ended(job) else requeue(job)
+
+
+def _give_up(reason: str) -> int:
+    print(f"error: {reason}: it is not requeued", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

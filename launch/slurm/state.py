@@ -1,10 +1,13 @@
-"""What every fold of a run is doing, put together from the files of the run folder and Slurm's queue. Reads no large file whole."""
+"""The state of each fold of a run, from the files in its folder and Slurm's queue.
+
+No large file is read as a whole.
+"""
 
 from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -13,23 +16,32 @@ from dfer_dist.distributed.preemption import TIME_IS_UP
 from dfer_dist.runs.layout import FoldDir, RunDir
 from launch.locks import is_gone, is_held
 from launch.progress import last_error
-from launch.slurm.jobs import end_of_job, has_output, jobs_of_fold, output_of, read_object, tail
-from launch.slurm.squeue import Queued, reason_text
-
-Jobs = Mapping[str, Queued]
-
-DONE, RUNNING, PENDING, REQUEUED, LEAVING = "DONE", "RUNNING", "PENDING", "REQUEUED", "LEAVING"
-FAILED, CANCELLED, STOPPED, LOST, NOT_STARTED = (
-    "FAILED",
-    "CANCELLED",
-    "STOPPED",
-    "LOST",
-    "NOT STARTED",
+from launch.slurm.jobs import (
+    has_log,
+    job_output,
+    jobs_of_fold,
+    parse_job_end,
+    read_if_valid,
+    read_tail,
 )
-LIVE = frozenset({RUNNING, PENDING, REQUEUED, LEAVING})  # of these more is to come
+from launch.slurm.squeue import Queue, QueuedJob, reason_text
 
-_TAIL = 1 << 20  # bytes of metrics.jsonl that are looked at: some 3,000 steps
-_SHORT = 70  # characters of a reason that is no error of now
+DONE = "DONE"
+RUNNING = "RUNNING"
+PENDING = "PENDING"
+REQUEUED = "REQUEUED"
+LEAVING = "LEAVING"
+FAILED = "FAILED"
+CANCELLED = "CANCELLED"
+STOPPED = "STOPPED"
+LOST = "LOST"
+NOT_STARTED = "NOT STARTED"
+LIVE = frozenset({RUNNING, PENDING, REQUEUED, LEAVING})  # states that will change
+
+_TAIL_BYTES = 1 << 20  # of metrics.jsonl: some 3,000 steps
+# reasons of attempts that saved; the last one is that of older versions
+_PREEMPTED = (TIME_IS_UP, "preempted", "told to leave")
+_REASON_WIDTH = 70  # characters of an earlier attempt's end
 
 
 @dataclass(frozen=True)
@@ -37,221 +49,267 @@ class FoldState:
     """A row of ``dfer status``."""
 
     fold: int
-    state: str  # one of the words above
-    why: str = ""  # in a few words: why it waits, where it went on, how it ended
-    error: str = ""  # the line that a failed fold ended with
+    state: str  # one of the constants above
+    why: str = ""  # why it waits, where it resumed, how it ended
+    error: str = ""  # of a failed fold
     attempts: int = 0
     step: int | None = None
     steps: int | None = None
     clips_per_second: float | None = None
     uar: float | None = None  # percent, as is war
     war: float | None = None
-    scored: str = ""  # on what: "result", or "val" or "test" of an epoch while it trains
+    scored: str = ""  # what the scores are of: "result", or "val" or "test" of an epoch
     nodes: str = ""
     left: str = ""  # of the job's time limit, as Slurm writes it
     job: str = ""  # its id in the queue
 
 
 @dataclass(frozen=True)
+class _Attempt:
+    """An attempt in ``status.json``."""
+
+    ended: str = ""
+    started: str = ""
+    why: str = ""
+    from_step: int | None = None
+    nodes: str = ""
+    job: str = ""
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> _Attempt:
+        texts = {
+            key: str(values.get(key) or "") for key in ("ended", "started", "why", "nodes", "job")
+        }
+        return cls(**texts, from_step=_int(values.get("from_step")))
+
+    @property
+    def end(self) -> str:
+        """How it ended, in a few words."""
+        if not self.ended or self.why.startswith("it said nothing"):
+            return "killed, or its machine was lost"
+        if self.why.startswith("SIG") or self.why in _PREEMPTED:
+            return f"{self.why}, saved"
+        return textwrap.shorten(self.why, _REASON_WIDTH, placeholder=" …")
+
+
+@dataclass(frozen=True)
 class _Files:
-    """What the files of a fold say; whatever is damaged counts as not there."""
+    """What the files of a fold say; damaged parts count as missing."""
 
     fold: FoldDir
     state: str
     steps: int | None
-    attempts: list[dict[str, Any]]
+    attempts: list[_Attempt]
     result: dict[str, Any]
-    damaged: bool  # status.json is there and cannot be read
+    damaged: bool  # status.json exists and cannot be read
+
+    @classmethod
+    def read(cls, fold: FoldDir) -> _Files:
+        status = read_if_valid(fold.status)
+        attempts = (status or {}).get("attempts")
+        if not isinstance(attempts, list):
+            attempts = []
+        return cls(
+            fold=fold,
+            state=str((status or {}).get("state") or ""),
+            steps=_int((status or {}).get("steps")),
+            attempts=[_Attempt.from_json(a) for a in attempts if isinstance(a, dict)],
+            result=read_if_valid(fold.result) or {},
+            damaged=status is None and fold.status.exists(),
+        )
 
     @property
-    def last(self) -> dict[str, Any]:
-        return self.attempts[-1] if self.attempts else {}
+    def last(self) -> _Attempt | None:
+        """The newest attempt."""
+        return self.attempts[-1] if self.attempts else None
 
     @property
     def is_open(self) -> bool:
-        """Whether the last attempt has not said that it ended."""
-        return bool(self.attempts) and not self.last.get("ended")
+        """Whether the newest attempt has not recorded its end."""
+        return self.last is not None and not self.last.ended
+
+    @property
+    def is_of_job(self) -> bool:
+        """Whether the newest attempt was one of a Slurm job."""
+        return self.last is not None and bool(self.last.job)
+
+    @property
+    def last_end(self) -> str:
+        """How the newest attempt ended, in a few words; empty without one."""
+        return self.last.end if self.last else ""
 
 
-def get_state(run: RunDir, fold: int, jobs: Jobs | None) -> FoldState:
-    """What a fold is doing; ``jobs`` is :func:`launch.slurm.squeue.queue`'s."""
-    files = _read(run.fold(fold))
+def get_state(run: RunDir, fold: int, queue: Queue | None) -> FoldState:
+    """Return the state of a fold.
+
+    Parameters
+    ----------
+    run : RunDir
+        The run.
+    fold : int
+        The fold, counted from 1.
+    queue : mapping or None
+        From :func:`launch.slurm.squeue.query_squeue`; None if Slurm did not answer.
+    """
+    files = _Files.read(run.fold(fold))
     ids = jobs_of_fold(run, fold)
-    job = next((jobs[i] for i in ids if i in jobs), None) if jobs else None
-    row = _judge(run, FoldState(fold, NOT_STARTED), files, ids, jobs, job)
-    row = replace(row, attempts=len(files.attempts), job=job.id if job else "", **_progress(files))
+    job = next((queue[i] for i in ids if i in queue), None) if queue else None
+    row = FoldState(fold, NOT_STARTED, attempts=len(files.attempts), job=job.id if job else "")
+    row = _add_progress(row, files)
+    if files.state == DONE and files.result:
+        row = replace(row, state=DONE)
+    elif job:
+        row = _state_in_queue(row, files, job)
+    else:
+        row = _state_outside_queue(run, row, files, ids, is_unsure=queue is None)
     if row.state not in (RUNNING, DONE):
         row = replace(row, clips_per_second=None)
+    return _add_nodes(row, files, job)
+
+
+def _add_nodes(row: FoldState, files: _Files, job: QueuedJob | None) -> FoldState:
     if job and not job.waits:
-        left = {"INVALID": "0:00", "NOT_SET": ""}.get(
-            job.left, job.left
-        )  # the first once it is over the limit
-        return replace(row, nodes=job.nodes, left=left if row.state == RUNNING else "")
-    return (
-        row
-        if row.state in (PENDING, REQUEUED)
-        else replace(row, nodes=str(files.last.get("nodes") or ""))
-    )
+        # squeue says INVALID once a job is over its limit
+        time_left = {"INVALID": "0:00", "NOT_SET": ""}.get(job.time_left, job.time_left)
+        return replace(row, nodes=job.nodes, left=time_left if row.state == RUNNING else "")
+    if row.state in (PENDING, REQUEUED) or not files.last:
+        return row
+    return replace(row, nodes=files.last.nodes)
 
 
-def _read(fold: FoldDir) -> _Files:
-    status = read_object(fold.status)
-    found = (status or {}).get("attempts")
-    attempts = [a for a in found if isinstance(a, dict)] if isinstance(found, list) else []
-    state, steps = (status or {}).get("state"), (status or {}).get("steps")
-    damaged = status is None and fold.status.exists()
-    return _Files(
-        fold, str(state or ""), _int(steps), attempts, read_object(fold.result) or {}, damaged
-    )
-
-
-def _judge(
-    run: RunDir,
-    row: FoldState,
-    files: _Files,
-    ids: list[str],
-    jobs: Jobs | None,
-    job: Queued | None,
-) -> FoldState:
-    """Fill in state, why and error."""
-    if files.state == DONE and files.result:
-        return replace(row, state=DONE)
-    if job:
-        return _in_queue(row, files, job)
-    if is_held(files.fold):
-        return _held(row, files)
-    if files.damaged:
-        return replace(row, state=LOST, why="status.json cannot be read")
-    if files.state == FAILED:
-        return _failed(row, str(files.last.get("why") or "it does not say why"))
-    return _gone(run, row, files, ids, jobs is None)
-
-
-def _in_queue(row: FoldState, files: _Files, job: Queued) -> FoldState:
-    before = _end(files.last)
+def _state_in_queue(row: FoldState, files: _Files, job: QueuedJob) -> FoldState:
     if job.waits:
-        again = files.attempts or (job.reason == "BeginTime" and has_output(files.fold))
-        why = "; ".join(filter(None, [reason_text(job.reason), before and f"before: {before}"]))
-        return replace(row, state=REQUEUED if again else PENDING, why=why)
-    began = _time(job.started)
-    of_this_job = (
-        bool(files.attempts)
-        and not _time(files.last.get("ended") or files.last.get("started")) < began
+        return _waiting(row, files, job)
+    last, is_completing = files.last, job.state == "COMPLETING"
+    is_of_this_start = last is not None and _unix_time(last.ended or last.started) >= _unix_time(
+        job.started
     )
-    leaving = job.state == "COMPLETING"
-    if files.last.get("ended") and (of_this_job or leaving):
+    if last and last.ended and (is_of_this_start or is_completing):
         if files.state == FAILED:
-            return _failed(row, str(files.last.get("why") or "it does not say why"))
-        return replace(row, state=LEAVING, why=before)
-    if leaving:
+            return _failed(row, files)
+        return replace(row, state=LEAVING, why=last.end)
+    if is_completing:
         return replace(row, state=LEAVING, why="Slurm ends it")
     if job.state != RUNNING:
         return replace(row, state=RUNNING, why=f"Slurm says {job.state}")
-    return replace(row, state=RUNNING, why=_started(files, fresh=not of_this_job))
+    return replace(row, state=RUNNING, why=_describe_start(files, is_new=not is_of_this_start))
 
 
-def _held(row: FoldState, files: _Files) -> FoldState:
-    """A command on some machine is at it."""
-    if not files.last.get("job") and is_gone(holder(files.fold)):
-        return replace(row, state=LEAVING, why="its command is gone, its ranks leave")
-    return replace(row, state=RUNNING, why=_started(files, fresh=not files.is_open))
+def _waiting(row: FoldState, files: _Files, job: QueuedJob) -> FoldState:
+    started_before = files.attempts or (job.reason == "BeginTime" and has_log(files.fold))
+    before = f"before: {files.last_end}" if files.last else ""
+    why = "; ".join(filter(None, [reason_text(job.reason), before]))
+    return replace(row, state=REQUEUED if started_before else PENDING, why=why)
 
 
-def _started(files: _Files, fresh: bool) -> str:
-    """How a running attempt began; ``fresh`` where its ranks have not written so yet."""
-    earlier = files.attempts if fresh else files.attempts[:-1]
-    before = f"before: {_end(earlier[-1])}" if earlier else ""
-    if fresh or files.state == "STARTING":
-        return "; ".join(filter(None, ["starting", before]))
-    return f"went on at step {files.last.get('from_step')}; {before}" if before else ""
-
-
-def _gone(run: RunDir, row: FoldState, files: _Files, ids: list[str], unsure: bool) -> FoldState:
-    """Nobody holds it and it is not in the queue, or, ``unsure``, that cannot be told."""
-    output = output_of(run, row.fold)
-    how, line = end_of_job(output) if output else ("", "")
-    if how == FAILED:
-        return _failed(row, line)
-    if how == CANCELLED:
-        return replace(row, state=CANCELLED, why=_end(files.last))
-    if unsure and (ids or files.last.get("job")):
-        state = RUNNING if files.is_open else REQUEUED if files.attempts else PENDING
-        return replace(row, state=state, why="by its files alone")
+def _state_outside_queue(
+    run: RunDir, row: FoldState, files: _Files, ids: list[str], is_unsure: bool
+) -> FoldState:
+    """Judge a fold that has no job in the queue, or whose queue is not known (``is_unsure``)."""
+    if is_held(files.fold):
+        return _state_of_command(row, files)
+    if files.damaged:
+        return replace(row, state=LOST, why="status.json cannot be read")
+    if files.state == FAILED:
+        return _failed(row, files)
+    output = job_output(run, row.fold)
+    end, detail = parse_job_end(output) if output else ("", "")
+    if end == FAILED:
+        return replace(row, state=FAILED, error=detail)
+    if end == CANCELLED:
+        return replace(row, state=CANCELLED, why=files.last_end)
+    if is_unsure and (ids or files.is_of_job):
+        return replace(row, state=_likely_state(files), why="by its files alone")
+    ended_by_slurm = detail if end else ""
     if files.is_open:
-        return replace(row, state=LOST, why=line if how else "it ended without a word")
+        return replace(row, state=LOST, why=ended_by_slurm or "it ended without recording why")
     if files.attempts:
-        why = "; ".join(filter(None, [line if how else "", _end(files.last)]))
-        return replace(row, state=CANCELLED if files.last.get("job") else STOPPED, why=why)
-    if has_output(files.fold):
-        return _failed(row, last_error(files.fold, {}))
-    if line:
-        return _failed(row, line)
-    return (
-        replace(row, state=CANCELLED, why="before it began") if ids and run.jobs.exists() else row
-    )
+        why = "; ".join(filter(None, [ended_by_slurm, files.last_end]))
+        return replace(row, state=CANCELLED if files.is_of_job else STOPPED, why=why)
+    if has_log(files.fold):
+        return replace(row, state=FAILED, error=last_error(files.fold, {}))
+    if detail:
+        return replace(row, state=FAILED, error=detail)
+    if ids and run.jobs.exists():
+        return replace(row, state=CANCELLED, why="before it began")
+    return row
 
 
-def _failed(row: FoldState, error: str) -> FoldState:
-    return replace(row, state=FAILED, error=error)
+def _state_of_command(row: FoldState, files: _Files) -> FoldState:
+    """Judge a fold that a command or a job holds locked."""
+    if not files.is_of_job and is_gone(lock_owner(files.fold)):
+        return replace(row, state=LEAVING, why="its command has ended, its ranks save and exit")
+    return replace(row, state=RUNNING, why=_describe_start(files, is_new=not files.is_open))
 
 
-def _end(attempt: dict[str, Any]) -> str:
-    """How an attempt ended, in a few words; empty for none."""
-    why = str(attempt.get("why") or "")
-    if not attempt:
-        return ""
-    if not attempt.get("ended") or why.startswith("it said nothing"):
-        return "killed, or its machine was lost"
-    if why.startswith("SIG") or why in (TIME_IS_UP, "told to leave"):
-        return f"{why}, saved"
-    return textwrap.shorten(why, _SHORT, placeholder=" …")
+def _likely_state(files: _Files) -> str:
+    """Return the state that the files suggest, if Slurm does not answer."""
+    if files.is_open:
+        return RUNNING
+    return REQUEUED if files.attempts else PENDING
 
 
-def holder(fold: FoldDir) -> str:
-    """The words ``HOST PID`` of the command that held a fold last."""
-    return tail(fold.root / ".lock", 1000).decode(errors="replace")
+def _describe_start(files: _Files, is_new: bool) -> str:
+    """Return how a running attempt began; ``is_new`` if its ranks have not recorded it yet."""
+    earlier = files.attempts if is_new else files.attempts[:-1]
+    before = f"before: {earlier[-1].end}" if earlier else ""
+    if is_new or files.state == "STARTING":
+        return "; ".join(filter(None, ["starting", before]))
+    if before and files.last:
+        return f"resumed at step {files.last.from_step}; {before}"
+    return ""
 
 
-def _progress(files: _Files) -> dict[str, Any]:
-    """Steps, speed and the newest scores: the result's, else an epoch's."""
-    lines = tail(files.fold.metrics, _TAIL).splitlines()
-    step = _last(lines, b'"step"').get("step")
-    speed = _last(lines, b'"clips_per_second"').get("clips_per_second")
+def _failed(row: FoldState, files: _Files) -> FoldState:
+    why = files.last.why if files.last else ""
+    return replace(row, state=FAILED, error=why or "no reason was recorded")
+
+
+def lock_owner(fold: FoldDir) -> str:
+    """Return ``HOST PID`` of the command that locked a fold last."""
+    return read_tail(fold.root / ".lock", 1000).decode(errors="replace")
+
+
+def _add_progress(row: FoldState, files: _Files) -> FoldState:
+    """Fill in steps, speed and the newest scores: the result's, otherwise an epoch's."""
+    lines = read_tail(files.fold.metrics, _TAIL_BYTES).splitlines()
+    step = _int(_last_with("step", lines).get("step"))
+    if step is None and files.last:
+        step = files.last.from_step
+    speed = _number(_last_with("clips_per_second", lines).get("clips_per_second"))
+    row = replace(row, step=step, steps=files.steps, clips_per_second=speed)
     if files.result:
-        scored, scores = "result", files.result
-    else:
-        scored = "val" if any(b'"val_war"' in line for line in lines) else "test"
-        found = _last(lines, f'"{scored}_war"'.encode())
-        scores = {name: found.get(f"{scored}_{name}") for name in ("uar", "war")}
-    uar, war = (_number(scores.get(name)) for name in ("uar", "war"))
-    steps = files.steps
-    return {
-        "step": _int(step) if _int(step) is not None else _int(files.last.get("from_step")),
-        "steps": steps,
-        "clips_per_second": _number(speed),
-        "uar": uar,
-        "war": war,
-        "scored": scored if war is not None else "",
-    }
+        uar, war = files.result.get("uar"), files.result.get("war")
+        return _add_scores(row, "result", uar, war)
+    split = "val" if _last_with("val_war", lines) else "test"
+    line = _last_with(f"{split}_war", lines)
+    return _add_scores(row, split, line.get(f"{split}_uar"), line.get(f"{split}_war"))
 
 
-def _last(lines: list[bytes], word: bytes) -> dict[str, Any]:
-    """The last line with ``word`` in it that is whole."""
-    for line in reversed(lines):
-        if word in line:
-            try:
-                found = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(found, dict):
-                return found
+def _add_scores(row: FoldState, scored: str, uar: object, war: object) -> FoldState:
+    known = _number(war) is not None
+    return replace(row, uar=_number(uar), war=_number(war), scored=scored if known else "")
+
+
+def _last_with(key: str, lines: Iterable[bytes]) -> dict[str, Any]:
+    """Return the last whole line of ``metrics.jsonl`` that has ``key``."""
+    quoted = f'"{key}"'.encode()
+    for line in reversed(list(lines)):
+        if quoted not in line:
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(values, dict):
+            return values
     return {}
 
 
-def _time(text: object) -> float:
-    """Unix time of ISO 8601, without a zone that of this machine; 0 for anything else."""
+def _unix_time(text: str) -> float:
+    """Return the time of ISO 8601, by default in this machine's zone; 0 for anything else."""
     try:
-        return datetime.fromisoformat(str(text)).timestamp()
+        return datetime.fromisoformat(text).timestamp()
     except ValueError:
         return 0.0
 
@@ -261,4 +319,6 @@ def _int(value: object) -> int | None:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return None

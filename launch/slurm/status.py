@@ -1,4 +1,4 @@
-"""``dfer status``: what the folds of runs are doing, as a table."""
+"""``dfer status``: the state of the folds of runs, as a table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich import box
@@ -17,31 +17,40 @@ from rich.text import Text
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
-from launch.slurm.jobs import all_jobs, folds_of, read_object, submissions
-from launch.slurm.squeue import queue, reason_text
-from launch.slurm.state import DONE, FAILED, LIVE, LOST, RUNNING, FoldState, Jobs, get_state
+from launch.slurm.jobs import all_jobs, folds_of, read_if_valid, submissions
+from launch.slurm.squeue import Queue, query_squeue, reason_text
+from launch.slurm.state import DONE, FAILED, LIVE, LOST, NOT_STARTED, RUNNING, FoldState, get_state
 
-_STYLES = {DONE: "green", RUNNING: "cyan", FAILED: "red", LOST: "red", "NOT STARTED": "dim"}
-_SILENT = "Slurm does not answer: what is said of its jobs is from the files of the run alone"
+_STYLES = {DONE: "green", RUNNING: "cyan", FAILED: "red", LOST: "red", NOT_STARTED: "dim"}
+_NO_ANSWER = "Slurm does not answer: the state of its jobs is from the files of the run alone"
+_RIGHT = ("Fold", "Try", "Step", "clips/s", "UAR %", "WAR %", "Left")  # columns of numbers
 
 
 @dataclass(frozen=True)
 class RunState:
-    """A run with all its folds."""
+    """A run with the state of all its folds."""
 
     run: RunDir
-    about: dict[str, Any]  # run.json
+    dataset: str
     folds: list[FoldState]
     summary: str  # where the summary is, or what it waits for
-    unsure: bool  # whether it has jobs that Slurm did not tell of
+    unsure: bool  # whether it has jobs and Slurm does not answer
 
     @property
     def name(self) -> str:
+        """The name of the run's folder."""
         return self.run.root.name
 
 
-def look_at(runs: Sequence[RunDir], jobs: Jobs | None) -> list[RunState]:
-    """The state of each run; ``jobs`` as :func:`launch.slurm.squeue.queue` gives them.
+def get_run_states(runs: Sequence[RunDir], queue: Queue | None) -> list[RunState]:
+    """Return the state of each run.
+
+    Parameters
+    ----------
+    runs : sequence of RunDir
+        The runs.
+    queue : mapping or None
+        From :func:`launch.slurm.squeue.query_squeue`; None if Slurm did not answer.
 
     Raises
     ------
@@ -50,41 +59,49 @@ def look_at(runs: Sequence[RunDir], jobs: Jobs | None) -> list[RunState]:
     """
     states = []
     for run in runs:
-        folds = [get_state(run, k, jobs) for k in folds_of(run)]
-        unsure = jobs is None and any(f.state in LIVE for f in folds) and bool(all_jobs(run))
-        states.append(RunState(run, run.describe(), folds, _summary(run, folds, jobs), unsure))
+        folds = [get_state(run, k, queue) for k in folds_of(run)]
+        is_live = any(fold.state in LIVE for fold in folds)
+        states.append(
+            RunState(
+                run=run,
+                dataset=str(run.describe().get("dataset")),
+                folds=folds,
+                summary=_describe_summary(run, folds, queue),
+                unsure=queue is None and is_live and bool(all_jobs(run)),
+            )
+        )
     return states
 
 
-def query_squeue(runs: Sequence[RunDir]) -> Jobs | None:
-    """Slurm's queue, where any of the runs has jobs: a controller that does not answer takes seconds."""
-    return queue() if any(all_jobs(run) for run in runs) else {}
+def query_squeue_for(runs: Sequence[RunDir]) -> Queue | None:
+    """Return Slurm's queue if any of the runs has jobs: a silent controller costs seconds."""
+    return query_squeue() if any(all_jobs(run) for run in runs) else {}
 
 
-def _summary(run: RunDir, folds: list[FoldState], jobs: Jobs | None) -> str:
+def _describe_summary(run: RunDir, folds: list[FoldState], queue: Queue | None) -> str:
     submitted = submissions(run)
-    job = (jobs or {}).get(str(submitted[-1].get("summary"))) if submitted else None
+    job = (queue or {}).get(submitted[-1].summary or "") if submitted else None
     if job:
-        return f"job {job.id} " + (reason_text(job.reason) if job.waits else f"is {job.state}")
-    results = [f for k in folds if (f := run.fold(k.fold).result).exists()]
-    if any(f.state in LIVE for f in folds):
+        return f"job {job.id} {reason_text(job.reason) if job.waits else f'is {job.state}'}"
+    results = [path for k in folds if (path := run.fold(k.fold).result).exists()]
+    if any(fold.state in LIVE for fold in folds):
         return "when the folds are over"
     if not results:
         return "none, as no fold is done"
-    if not run.summary.exists() or any(
-        f.stat().st_mtime > run.summary.stat().st_mtime for f in results
-    ):
-        return f"to be written: dfer report {_short(run.root)}"
-    return _short(run.report)
+    written = run.summary.stat().st_mtime if run.summary.exists() else 0.0
+    if any(path.stat().st_mtime > written for path in results):
+        return f"to be written: dfer report {_from_here(run.root)}"
+    return _from_here(run.report)
 
 
-def _short(path: Path) -> str:
-    """A path as a person would type it here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+def _from_here(path: Path) -> str:
+    """Return a path relative to the working directory if it is in there."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def render(states: Sequence[RunState]) -> RenderableType:
-    """All runs, for a rich console."""
+    """Return a heading, a table and a summary of each run, for a rich console."""
     parts: list[RenderableType] = []
     for state in states:
         parts += [
@@ -94,95 +111,93 @@ def render(states: Sequence[RunState]) -> RenderableType:
             _footer(state),
             Text(),
         ]
-    if any(s.unsure for s in states):
-        parts.append(Text(_SILENT, style="yellow"))
+    if any(state.unsure for state in states):
+        parts.append(Text(_NO_ANSWER, style="yellow"))
     return Group(*parts)
 
 
 def _heading(state: RunState) -> Text:
     submitted = submissions(state.run)
-    where = f", cluster {submitted[-1].get('cluster')}" if submitted else ""
-    return Text.assemble((state.name, "bold"), f": data set {state.about.get('dataset')}{where}")
+    cluster = f", cluster {submitted[-1].cluster}" if submitted else ""
+    return Text.assemble((state.name, "bold"), f": data set {state.dataset}{cluster}")
 
 
 def _table(folds: list[FoldState]) -> Table:
-    """A row a fold. Columns that would be empty in all rows are left out."""
+    """Return a row for each fold; columns that would be empty are left out."""
     columns = {
-        "Fold": [str(f.fold) for f in folds],
-        "State": [f.state for f in folds],
-        "Try": [str(f.attempts or "") for f in folds],
-        "Step": [_steps(f) for f in folds],
-        "clips/s": [
-            _figure(f.clips_per_second, 0 if (f.clips_per_second or 0) >= 10 else 1) for f in folds
-        ],
-        "UAR %": [_figure(f.uar, 2) for f in folds],
-        "WAR %": [_figure(f.war, 2) for f in folds],
-        "From": [f.scored for f in folds],
-        "Nodes": [f.nodes for f in folds],
-        "Left": [f.left for f in folds],
+        "Fold": [str(fold.fold) for fold in folds],
+        "State": [fold.state for fold in folds],
+        "Try": [str(fold.attempts or "") for fold in folds],
+        "Step": [_format_step(fold) for fold in folds],
+        "clips/s": [_format_speed(fold.clips_per_second) for fold in folds],
+        "UAR %": [_format_score(fold.uar) for fold in folds],
+        "WAR %": [_format_score(fold.war) for fold in folds],
+        "From": [fold.scored for fold in folds],
+        "Nodes": [fold.nodes for fold in folds],
+        "Left": [fold.left for fold in folds],
     }
     columns = {name: cells for name, cells in columns.items() if any(cells) or name == "State"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
-        right = name in ("Fold", "Try", "Step", "clips/s", "UAR %", "WAR %", "Left")
-        table.add_column(
-            name, justify="right" if right else "left", overflow="fold", no_wrap=name != "Nodes"
-        )
+        justify = "right" if name in _RIGHT else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name != "Nodes")  # type: ignore[arg-type]
     for fold, *row in zip(folds, *columns.values(), strict=True):
-        style = _STYLES.get(fold.state, "yellow")
-        table.add_row(
-            *(
-                Text(cell, style=style if name == "State" else "")
-                for name, cell in zip(columns, row, strict=True)
-            )
-        )
+        styles = {"State": _STYLES.get(fold.state, "yellow")}
+        cells = zip(columns, row, strict=True)
+        table.add_row(*(Text(cell, style=styles.get(name, "")) for name, cell in cells))
     return table
 
 
-def _steps(fold: FoldState) -> str:
+def _format_step(fold: FoldState) -> str:
     if fold.step is None:
         return ""
     return f"{fold.step} of {fold.steps}" if fold.steps is not None else str(fold.step)
 
 
-def _figure(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _format_speed(speed: float | None) -> str:
+    if speed is None:
+        return ""
+    return f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}"
+
+
+def _format_score(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _reasons(folds: list[FoldState]) -> list[Text]:
-    """A line for each thing there is to say, with the folds that it is said of. Cells of the table would break it into many."""
-    said: dict[tuple[str, str], list[str]] = {}
-    for f in folds:
-        if f.why or f.error:
-            said.setdefault((f.why or f.error, "red" if f.error else ""), []).append(str(f.fold))
+    """Return a line for each reason or error with its folds; a cell would break it into many."""
+    numbers: dict[tuple[str, str], list[str]] = {}
+    for fold in folds:
+        if fold.error or fold.why:
+            key = (fold.why or fold.error, "red" if fold.error else "")
+            numbers.setdefault(key, []).append(str(fold.fold))
     return [
-        Text(f"fold {', '.join(numbers)}: {words}", style=style)
-        for (words, style), numbers in said.items()
+        Text(f"fold {', '.join(folds_of_line)}: {line}", style=style)
+        for (line, style), folds_of_line in numbers.items()
     ]
 
 
 def _footer(state: RunState) -> Text:
-    done = [f for f in state.folds if f.state == DONE]
-    text = f"{len(done)} of {len(state.folds)} folds done"
-    means = [_mean([getattr(f, name) for f in done]) for name in ("uar", "war")]
-    if done and None not in means:
-        over = (
-            ""
-            if len(done) == len(state.folds)
-            else f" of {len(done)} of {len(state.folds)} folds only"
-        )
-        selection = (read_object(state.run.fold(done[0].fold).result) or {}).get("selection")
-        text += f": mean UAR {means[0]:.2f}, mean WAR {means[1]:.2f}{over} (selection {selection})"
+    done = [fold for fold in state.folds if fold.state == DONE]
+    count = f"{len(done)} of {len(state.folds)} folds"
+    text = f"{count} done"
+    uar, war = _mean([fold.uar for fold in done]), _mean([fold.war for fold in done])
+    if uar is not None and war is not None:
+        over = "" if len(done) == len(state.folds) else f" of {count} only"
+        result = read_if_valid(state.run.fold(done[0].fold).result) or {}
+        selection = f"(selection {result.get('selection')})"
+        text += f": mean UAR {uar:.2f}, mean WAR {war:.2f}{over} {selection}"
     return Text(f"{text}\nsummary: {state.summary}")
 
 
 def _mean(values: list[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
+    """Return the mean; None if a value is missing, or there is none."""
+    known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def find_runs(folder: Path) -> list[RunDir]:
-    """All runs in a folder, the one that was worked on last first."""
+    """Return all runs in a folder, the one that was worked on last first."""
     found: list[tuple[float, RunDir]] = []
     for file in folder.glob("*/run.json"):
         with suppress(OSError):
@@ -192,7 +207,7 @@ def find_runs(folder: Path) -> list[RunDir]:
 
 
 def widen(console: Console) -> None:
-    """Let lines be as long as they are, where the console is no terminal: nothing is cropped or folded."""
+    """Let lines have any length if the console is no terminal: nothing is cropped or folded."""
     if not console.is_terminal:
         console.width = 10_000
 
@@ -203,41 +218,41 @@ def status(
     ] = None,
     runs: Annotated[Path, typer.Option("--runs", help="The folder of all runs.")] = Path("runs"),
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON object a run, one a line.")
+        bool, typer.Option("--json", help="Print one JSON object per line for each run.")
     ] = False,
 ) -> None:
-    """Show what each fold does: how far it is, where it runs, why it waits, why it failed.
+    """Show the state of each fold: its progress, its nodes, why it waits, why it failed.
 
     Example: [bold]dfer status runs/dfew_vitb32[/bold]
     """
     chosen = [RunDir(run.resolve())] if run else find_runs(runs)
     if not chosen:
-        raise UserError(
-            f"{runs} holds no run: start one with dfer crossval, or say where with --runs"
-        )
-    states, damaged = [], []
-    jobs = query_squeue(chosen) if run else queue()
+        raise UserError(f"{runs} holds no run: start one with dfer crossval, or give --runs FOLDER")
+    queue = query_squeue_for(chosen) if run else query_squeue()
+    states: list[RunState] = []
+    errors: list[str] = []
     for one in chosen:
         try:
-            states += look_at([one], jobs)
+            states += get_run_states([one], queue)
         except UserError as e:
             if run:
                 raise
-            damaged.append(str(e))
+            errors.append(str(e))
     if as_json:
         for state in states:
-            folds = [asdict(f) for f in state.folds]
-            print(
-                json.dumps(
-                    {
-                        "run": str(state.run.root),
-                        "folds": folds,
-                        "summary": state.summary,
-                        "slurm": not state.unsure,
-                    }
-                )
-            )
+            print(_to_json(state))
         return
     console = Console(highlight=False)
     widen(console)
-    console.print(render(states), *map(Text, damaged), sep="\n", soft_wrap=False)
+    console.print(render(states), *map(Text, errors), sep="\n", soft_wrap=False)
+
+
+def _to_json(state: RunState) -> str:
+    return json.dumps(
+        {
+            "run": str(state.run.root),
+            "folds": [asdict(fold) for fold in state.folds],
+            "summary": state.summary,
+            "slurm": not state.unsure,
+        }
+    )

@@ -1,52 +1,47 @@
-"""All folds of a run, or of several, as one array of a Slurm cluster, and a summary after them, through Submitit.
+"""Submit all folds of a run, or of several, as one job array, and a summary job after it.
 
-What is submitted is an importable function, a run folder and a fold; the code, the settings and the list of packages are in the run
-folder already, so that edits of the checkout reach no job. Nothing here asks Slurm's accounting.
+Submitit is given the name of a function, a run folder and a fold. The code, the settings and the
+list of packages are in the run folder already, so that edits of the checkout reach no job. Slurm's
+accounting is never asked.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from dfer_dist.config.load import dump_config, load_config
-from dfer_dist.config.schema import split_batch
-from dfer_dist.runs.layout import RunDir
+from dfer_dist.config.schema import Config, split_batch
+from dfer_dist.runs.layout import RunDir, parse_folds
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import write_json
 from launch.locks import run_lock
 from launch.progress import is_done
 from launch.runs import open_run, remove_run
-from launch.slurm.batch import ClusterTarget, make_executor, slurm_errors, user_setup_lines
+from launch.slurm.batch import (
+    ArrayTask,
+    ClusterTarget,
+    make_executor,
+    make_summary_executor,
+    script_text,
+    slurm_errors,
+)
 from launch.slurm.cluster import Cluster
-from launch.slurm.job import become_rank, summarize
-from launch.slurm.jobs import in_queue, submissions
-from launch.slurm.squeue import cancel
+from launch.slurm.job import run_rank, write_summaries
+from launch.slurm.jobs import Submission, queued_folds, submissions, write_submissions
+from launch.slurm.squeue import cancel_jobs
 from launch.tracking import open_mlflow_runs
-
-# a job of one processor for the summary
-_SUMMARY = {
-    "time": 30,
-    "nodes": 1,
-    "ntasks_per_node": 1,
-    "cpus_per_task": 1,
-    "mem": "4GB",
-    "gpus_per_node": None,
-}
 
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What a person wants on a cluster: one experiment, or one with several values of a setting."""
+    """An experiment to submit, or several: one for each value of a setting."""
 
     experiment: str
     overrides: list[str]
@@ -58,10 +53,11 @@ class JobRequest:
 
     @property
     def label(self) -> str:
+        """The name of the run, or of the sweep."""
         return self.name or Path(self.experiment).stem
 
     def variants(self) -> list[tuple[str, list[str]]]:
-        """Name and settings of each run.
+        """Return name and settings of each run.
 
         Raises
         ------
@@ -70,11 +66,12 @@ class JobRequest:
         """
         if self.sweep is None:
             return [(self.label, self.overrides)]
-        key, eq, rest = self.sweep.partition("=")
+        key, equals, rest = self.sweep.partition("=")
         values = list(dict.fromkeys(filter(None, rest.split(","))))
-        if not (key and eq and len(values) > 1):
+        if not (key and equals and len(values) > 1):
             raise UserError(
-                f"--sweep {self.sweep}: give a setting and two values or more, such as model.backbone=ViT-B-32,ViT-L-14"
+                f"--sweep {self.sweep}: give a setting and two values or more, such as "
+                "model.backbone=ViT-B-32,ViT-L-14"
             )
         names = [f"{self.label}-{re.sub('[^A-Za-z0-9._-]+', '-', value)}" for value in values]
         if len(set(names)) < len(names):
@@ -85,88 +82,102 @@ class JobRequest:
         ]
 
 
-def staged(cluster: Cluster, wish: JobRequest) -> list[str]:
-    """The settings by which shards of a shared folder are copied to the nodes' own disks, where the cluster has some."""
+def staging_settings(cluster: Cluster, request: JobRequest) -> list[str]:
+    """Return the settings that copy shards to the nodes' own disks, if the cluster has some."""
     from dfer_dist.data.shards.store import is_remote
 
     if not cluster.scratch:
         return []
-    shards = load_config(wish.experiment, wish.overrides).data.shards
-    words = [] if is_remote(shards) else [f"data.shards={Path(shards).resolve().as_uri()}"]
-    return [*words, f"data.cache={cluster.scratch}"]
+    # braces would be an interpolation of OmegaConf's
+    scratch = re.sub(r"\$\{(\w+)\}(?!\w)", r"$\1", cluster.scratch)
+    shards = load_config(request.experiment, request.overrides).data.shards
+    cache = f"data.cache={scratch}"
+    if is_remote(shards):
+        return [cache]
+    return [f"data.shards={Path(shards).resolve().as_uri()}", cache]
 
 
-def show(wish: JobRequest, target: ClusterTarget, console: Console) -> None:
-    """Print the batch script and the settings of each run; nothing is made or submitted."""
+def show_submission(request: JobRequest, target: ClusterTarget, console: Console) -> None:
+    """Print the batch script and the settings of each run, without making or submitting any."""
     from dfer_dist.data.shards.index import open_index
-    from dfer_dist.runs.layout import parse_folds
 
-    tasks_of_array, configs = [], []
-    for name, words in wish.variants():
-        config = load_config(wish.experiment, [*words, *staged(target.cluster, wish)])
+    tasks: list[ArrayTask] = []
+    configs: list[tuple[RunDir, Config]] = []
+    for name, overrides in request.variants():
+        config = load_config(
+            request.experiment, [*overrides, *staging_settings(target.cluster, request)]
+        )
         split_batch(config, target.cluster.ranks)
         known = open_index(config.data, config.data.loss_budget).folds
-        run = RunDir((wish.runs / name).resolve())
-        tasks_of_array += [
-            (run, k) for k in (known if wish.folds is None else parse_folds(wish.folds, known))
-        ]
+        folds = known if request.folds is None else parse_folds(request.folds, known)
+        run = RunDir((request.runs / name).resolve())
+        tasks += [ArrayTask(run, fold) for fold in folds]
         configs.append((run, config))
-    executor = make_executor(tasks_of_array, target, configs[0][0].root / "slurm" / "1")
-    if len(tasks_of_array) > 1:
-        executor.parameters["map_count"] = len(tasks_of_array)  # as Submitit does for an array
-    console.print(
-        executor._make_submission_file_text(executor._submitit_command_str, ""),
-        markup=False,
-        soft_wrap=True,
-    )
+    executor = make_executor(tasks, target, configs[0][0].root / "slurm" / "1")
+    console.print(script_text(executor, len(tasks)), markup=False, soft_wrap=True)
     for run, config in configs:
         console.print(f"\n# {run.config}\n{dump_config(config)}", markup=False, soft_wrap=True)
 
 
-def submit(wish: JobRequest, target: ClusterTarget, resume: bool, console: Console) -> list[RunDir]:
-    """Open the runs of a wish and submit their folds; returns the runs.
+def submit(
+    request: JobRequest, target: ClusterTarget, resume: bool, console: Console
+) -> list[RunDir]:
+    """Open the requested runs and submit their folds.
 
     Parameters
     ----------
+    request : JobRequest
+        What to train.
+    target : ClusterTarget
+        Where.
     resume : bool
-        Submit only folds that are neither done nor in the queue, where some are in the queue already.
+        Submit the folds that are neither done nor in the queue, if others are in the queue.
+    console : Console
+        Where the job ids are printed.
+
+    Returns
+    -------
+    list of RunDir
+        The runs.
 
     Raises
     ------
     UserError
-        What :func:`~launch.runs.open_run` raises; a run of which folds are in the queue; what Slurm says against it.
+        What :func:`~launch.runs.open_run` raises; a run of which folds are in the queue; the
+        reasons for which Slurm refuses the jobs.
     """
-    runs, tasks_of_array, fresh = [], [], []
-    with ExitStack() as held:
+    runs: list[RunDir] = []
+    tasks: list[ArrayTask] = []
+    fresh: list[RunDir] = []
+    with ExitStack() as locks:
         try:
-            for name, words in wish.variants():
-                run = RunDir((wish.runs / name).resolve())
-                held.enter_context(run_lock(run))
-                busy = set(in_queue(run))
-                if busy and not resume:
+            for name, overrides in request.variants():
+                run = RunDir((request.runs / name).resolve())
+                locks.enter_context(run_lock(run))
+                queued = queued_folds(run)
+                if queued and not resume:
                     raise UserError(
-                        f"folds {', '.join(map(str, sorted(busy)))} of {run.root} are in the queue already: dfer status shows them, "
-                        "--resume adds what is missing, dfer cancel takes them out"
+                        f"folds {', '.join(map(str, sorted(queued)))} of {run.root} are in the "
+                        "queue already: dfer status shows them, --resume adds the missing folds, "
+                        "dfer cancel removes them"
                     )
-                new = not run.run.exists()
-                settings = [*words, *staged(target.cluster, wish)]
+                is_new = not run.run.exists()
                 run, folds = open_run(
-                    wish.runs,
+                    request.runs,
                     name,
-                    wish.experiment,
-                    settings,
-                    wish.allow_drift,
-                    wish.folds,
+                    request.experiment,
+                    [*overrides, *staging_settings(target.cluster, request)],
+                    request.allow_drift,
+                    request.folds,
                     target.cluster.ranks,
                 )
-                fresh += [run] if new else []
+                if is_new:
+                    fresh.append(run)
                 open_mlflow_runs(run)
                 runs.append(run)
-                tasks_of_array += [
-                    (run, k) for k in folds if k not in busy and not is_done(run.fold(k))
-                ]
-            together = (wish.runs / f"{wish.label}.sweep").resolve() if wish.sweep else None
-            _send(tasks_of_array, runs, target, together, console)
+                tasks += _missing_tasks(run, folds, queued)
+            sweep = (request.runs / f"{request.label}.sweep").resolve() if request.sweep else None
+            _submit_tasks(tasks, runs, target, sweep, console)
         except BaseException:
             for run in fresh:
                 if not run.jobs.exists():
@@ -176,100 +187,100 @@ def submit(wish: JobRequest, target: ClusterTarget, resume: bool, console: Conso
 
 
 def resume(run: RunDir, console: Console) -> None:
-    """Submit what is neither done nor in the queue, as it was submitted before.
+    """Submit the folds that are neither done nor in the queue, as they were submitted before.
 
     Raises
     ------
     UserError
-        What Slurm says against it.
+        If an older version began the run, or Slurm refuses the jobs.
     """
+    if not (run.code / "launch" / "slurm" / "job.sh").exists():
+        raise UserError(
+            f"{run.root} was begun by an older version of this program: give its dfer crossval "
+            "command again with --allow-drift code"
+        )
     last = submissions(run)[-1]
     open_mlflow_runs(run)
     with run_lock(run):
-        busy = in_queue(run)
-        tasks_of_array = [
-            (run, k) for k in run.describe()["folds"] if k not in busy and not is_done(run.fold(k))
-        ]
-        _send(
-            tasks_of_array,
-            [run],
-            ClusterTarget(last["cluster"], Cluster(**last["settings"]), last["max_parallel"]),
-            None,
-            console,
-        )
+        tasks = _missing_tasks(run, run.describe()["folds"], queued_folds(run))
+        target = ClusterTarget(last.cluster, last.restore_cluster(run), last.max_parallel)
+        _submit_tasks(tasks, [run], target, None, console)
 
 
-def _send(
-    tasks_of_array: list[tuple[RunDir, int]],
+def _missing_tasks(run: RunDir, folds: Sequence[int], queued: dict[int, str]) -> list[ArrayTask]:
+    return [ArrayTask(run, k) for k in folds if k not in queued and not is_done(run.fold(k))]
+
+
+def _submit_tasks(
+    tasks: list[ArrayTask],
     runs: list[RunDir],
     target: ClusterTarget,
-    together: Path | None,
+    sweep: Path | None,
     console: Console,
 ) -> None:
-    """Submit an array and the summary after it, and write both into the runs' folders."""
-    if not tasks_of_array:
+    """Submit an array and its summary job, and record both in the runs' folders."""
+    if not tasks:
         console.print("all folds are done or in the queue: nothing to submit")
         return
-    folder = _fresh(together or runs[0].root / "slurm")
-    executor = make_executor(tasks_of_array, target, folder)
+    folder = _new_folder(sweep or runs[0].root / "slurm")
+    executor = make_executor(tasks, target, folder)
     with slurm_errors():
-        sent = executor.map_array(
-            become_rank, *zip(*[(str(run.root), fold) for run, fold in tasks_of_array], strict=True)
+        jobs = executor.map_array(
+            run_rank, [str(task.run.root) for task in tasks], [task.fold for task in tasks]
         )
-    ids = [job.job_id for job in sent]
-    new: dict[str, Any] = {
-        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "cluster": target.name,
-    }
-    new |= {"settings": asdict(target.cluster), "max_parallel": target.max_parallel}
+    ids = [job.job_id for job in jobs]
+    array = ids[0].partition("_")[0]
     before = {run.root: submissions(run) for run in runs}
-
-    def record(summary: str | None) -> None:
-        for run in runs:
-            folds = {
-                str(fold): job
-                for (there, fold), job in zip(tasks_of_array, ids, strict=True)
-                if there == run
-            }
-            more = {"folds": folds, "summary": summary, "folder": os.path.relpath(folder, run.root)}
-            write_json(run.jobs, {"submissions": [*before[run.root], {**new, **more}]})
-
-    record(None)  # at once: these jobs are there whatever comes now
+    new = {run.root: _record(run, tasks, ids, target, folder) for run in runs}
+    # at once: the jobs are in the queue even if the next lines fail
+    for run in runs:
+        write_submissions(run, [*before[run.root], new[run.root]])
     try:
-        summary = _send_summary(runs, ids[0].partition("_")[0], target, folder, together)
+        summary = _submit_summary(runs, array, target, folder, sweep)
     except BaseException:  # all or nothing
-        cancel(ids)
+        cancel_jobs(ids)
         for run in runs:
-            write_json(run.jobs, {"submissions": before[run.root]}) if before[
-                run.root
-            ] else run.jobs.unlink()
+            write_submissions(run, before[run.root])
         raise
-    record(summary)
-    number, where = len(ids), runs[0].root if len(runs) == 1 else f"--runs {runs[0].root.parent}"
+    for run in runs:
+        write_submissions(run, [*before[run.root], new[run.root].with_summary(summary)])
+    folds = f"{len(ids)} fold{'s' * (len(ids) > 1)}"
+    shown = runs[0].root if len(runs) == 1 else f"--runs {runs[0].root.parent}"
     console.print(
-        f"submitted {number} fold{'s' * (number > 1)} as job {ids[0].partition('_')[0]}, their summary as {summary}; "
-        f"dfer status {where} shows how they stand",
+        f"submitted {folds} as job {array}, their summary as {summary}; "
+        f"follow them with dfer status {shown}",
         soft_wrap=True,
     )
 
 
-def _send_summary(
-    runs: list[RunDir], array: str, target: ClusterTarget, folder: Path, together: Path | None
-) -> str:
-    """Submit the job that writes the summary once no element of the array is left; returns its id."""
-    executor = make_executor([], target, folder)
-    code = f"export PYTHONPATH={shlex.quote(str(runs[0].code))}${{PYTHONPATH:+:$PYTHONPATH}}"
-    setup = [*user_setup_lines(target.cluster), code]
-    executor.update_parameters(
-        **_SUMMARY, srun_args=["--cpus-per-task=1"], setup=setup, dependency=f"afterany:{array}"
+def _record(
+    run: RunDir, tasks: list[ArrayTask], ids: list[str], target: ClusterTarget, folder: Path
+) -> Submission:
+    folds = {task.fold: job for task, job in zip(tasks, ids, strict=True) if task.run == run}
+    return Submission(
+        time=datetime.now().astimezone().isoformat(timespec="seconds"),
+        cluster=target.name,
+        settings=asdict(target.cluster),
+        max_parallel=target.max_parallel,
+        folds=folds,
+        summary=None,
+        folder=os.path.relpath(folder, run.root),
     )
-    comparison = str(together / "comparison.md") if together else None
+
+
+def _submit_summary(
+    runs: list[RunDir], array: str, target: ClusterTarget, folder: Path, sweep: Path | None
+) -> str:
+    """Submit the job that writes the summaries once the array is over, and return its id."""
+    executor = make_summary_executor(target, folder, runs[0].code, array)
+    comparison = str(sweep / "comparison.md") if sweep else None
     with slurm_errors():
-        return str(executor.submit(summarize, [str(run.root) for run in runs], comparison).job_id)
+        job = executor.submit(write_summaries, [str(run.root) for run in runs], comparison)
+    return str(job.job_id)
 
 
-def _fresh(parent: Path) -> Path:
-    """A folder of its own for a submission: Submitit would take an old result for a new one's."""
+def _new_folder(parent: Path) -> Path:
+    """Make a folder for one submission: in a used one Submitit would return an old result."""
     parent.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:

@@ -1,4 +1,4 @@
-"""Following runs on a cluster until they are over: what ``--wait`` shows."""
+"""Follow runs on a cluster until they are over: ``dfer crossval --wait``."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from rich.live import Live
 
 from dfer_dist.runs.layout import RunDir
 from launch.slurm.jobs import all_jobs, submissions
-from launch.slurm.squeue import queue
-from launch.slurm.state import DONE, Jobs
-from launch.slurm.status import RunState, look_at, render, widen
+from launch.slurm.squeue import Queue, query_squeue
+from launch.slurm.state import DONE
+from launch.slurm.status import RunState, get_run_states, render, widen
 
-_PAUSE = 2.0  # seconds between two looks
-_ENOUGH = 2  # answers in a row without any of the jobs: then they are over
-_UNSEEN = 5  # the same where none was seen yet: what was just submitted may take a moment
+_PAUSE_SECONDS = 2.0
+_ABSENT_IN_A_ROW = 2  # answers without any of the jobs after which they are over
+_NEVER_SEEN_IN_A_ROW = 5  # the same for new jobs, which may take a moment to appear
 
 
 def wait(runs: Sequence[RunDir], console: Console) -> int:
-    """Show the runs until none of their jobs is in the queue, summaries included. A controller that is away is waited for.
+    """Show the runs until none of their jobs, the summaries' included, is in the queue.
 
-    A live table on a terminal, elsewhere a line for each change of a fold. Ctrl-C ends the watching and leaves the jobs alone.
+    On a terminal this is a live table, elsewhere a line for each change of a fold. If the
+    controller does not answer, wait until it does. Ctrl-C leaves the jobs alone.
 
     Returns
     -------
     int
-        0 if all folds that were submitted are done, 130 after Ctrl-C, else 1.
+        0 if all submitted folds are done, 130 after Ctrl-C, otherwise 1.
     """
     widen(console)
+    follow = _follow_table if console.is_terminal else _follow_lines
     try:
-        states = (
-            _follow_live(runs, console) if console.is_terminal else _follow_lines(runs, console)
-        )
+        states = follow(runs, console)
     except KeyboardInterrupt:
-        names = " ".join(str(run.root) for run in runs)
+        folders = " ".join(str(run.root) for run in runs)
         console.print(
-            f"the jobs go on: dfer status shows them, dfer cancel ends them ({names})",
+            f"the jobs continue: dfer status shows them, dfer cancel ends them ({folders})",
             markup=False,
             soft_wrap=True,
         )
@@ -47,58 +47,70 @@ def wait(runs: Sequence[RunDir], console: Console) -> int:
 
 
 def _is_done(state: RunState) -> bool:
-    submitted = {int(k) for s in submissions(state.run) for k in s.get("folds") or {}}
+    submitted = {fold for entry in submissions(state.run) for fold in entry.folds}
     return all(f.state == DONE for f in state.folds if f.fold in submitted or not submitted)
 
 
-def _follow_live(runs: Sequence[RunDir], console: Console) -> list[RunState]:
-    over = _Over(runs)
+def _follow_table(runs: Sequence[RunDir], console: Console) -> list[RunState]:
+    is_over = _IsOver(runs)
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
-            jobs = queue()
-            states = look_at(runs, jobs)
+            queue = query_squeue()
+            states = get_run_states(runs, queue)
             live.update(render(states), refresh=True)
-            if over(jobs):
+            if is_over(queue):
                 return states
-            time.sleep(_PAUSE)
+            time.sleep(_PAUSE_SECONDS)
 
 
 def _follow_lines(runs: Sequence[RunDir], console: Console) -> list[RunState]:
-    over, told, answers = _Over(runs), dict[tuple[str, int], str](), True
+    is_over = _IsOver(runs)
+    printed: dict[tuple[str, int], str] = {}  # the state of each run's folds
+    answers = True
     while True:
-        jobs = queue()
-        states = look_at(runs, jobs)
-        if answers != (jobs is not None):
-            answers = jobs is not None
-            _tell(console, "Slurm answers again" if answers else "Slurm does not answer: waiting")
-        for state in states if answers else ():
-            for fold in state.folds:
-                if told.get((state.name, fold.fold)) != fold.state:
-                    told[state.name, fold.fold] = fold.state
-                    where = f" on {fold.nodes}" if fold.nodes else ""
-                    why = f": {fold.error or fold.why}" if fold.error or fold.why else ""
-                    _tell(console, f"{state.name} fold {fold.fold} {fold.state}{where}{why}")
-        if over(jobs):
+        queue = query_squeue()
+        states = get_run_states(runs, queue)
+        if answers != (queue is not None):
+            answers = queue is not None
+            _print(console, "Slurm answers again" if answers else "Slurm does not answer: waiting")
+        if answers:
+            _print_changes(states, printed, console)
+        if is_over(queue):
             return states
-        time.sleep(_PAUSE)
+        time.sleep(_PAUSE_SECONDS)
 
 
-def _tell(console: Console, line: str) -> None:
+def _print_changes(
+    states: Sequence[RunState], printed: dict[tuple[str, int], str], console: Console
+) -> None:
+    """Print the folds whose state differs from the one in ``printed``, and update that."""
+    for state in states:
+        for fold in state.folds:
+            if printed.get((state.name, fold.fold)) == fold.state:
+                continue
+            printed[state.name, fold.fold] = fold.state
+            nodes = f" on {fold.nodes}" if fold.nodes else ""
+            detail = fold.error or fold.why
+            why = f": {detail}" if detail else ""
+            _print(console, f"{state.name} fold {fold.fold} {fold.state}{nodes}{why}")
+
+
+def _print(console: Console, line: str) -> None:
     console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False, soft_wrap=True)
 
 
-class _Over:
-    """Whether the jobs of some runs are over, asked with each answer of Slurm's."""
+class _IsOver:
+    """Whether the jobs of some runs are over, judged by one answer of ``squeue`` after another."""
 
     def __init__(self, runs: Sequence[RunDir]) -> None:
         self.runs = runs
         self.seen = False
-        self.without = 0  # answers in a row that had none of the jobs
+        self.absent = 0  # answers in a row that had none of the jobs
 
-    def __call__(self, jobs: Jobs | None) -> bool:
-        if jobs is None:
+    def __call__(self, queue: Queue | None) -> bool:
+        if queue is None:
             return False
-        there = any(not all_jobs(run).isdisjoint(jobs) for run in self.runs)
-        self.seen |= there
-        self.without = 0 if there else self.without + 1
-        return self.without >= (_ENOUGH if self.seen else _UNSEEN)
+        present = any(not all_jobs(run).isdisjoint(queue) for run in self.runs)
+        self.seen |= present
+        self.absent = 0 if present else self.absent + 1
+        return self.absent >= (_ABSENT_IN_A_ROW if self.seen else _NEVER_SEEN_IN_A_ROW)

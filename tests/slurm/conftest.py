@@ -14,7 +14,7 @@ import pytest
 from cluster import Cluster, TestbedError
 
 from dfer_dist.data.shards.index import Index
-from tests.helpers.submitted import Submitted
+from tests.helpers.slurm.submitted import Submitted
 from tests.helpers.training_trials import Trial
 
 PREFIX = f"/tmp/dfer-slurm-test-{os.geteuid()}-"

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from cluster import Cluster
 
-from tests.helpers.submitted import ROOT, Submitted
+from tests.helpers.slurm.submitted import ROOT, Submitted
 from tests.helpers.training_trials import DFER
 
 pytestmark = pytest.mark.slurm
@@ -58,7 +58,7 @@ def doctor(
 
 
 def test_all_is_well_and_nothing_is_left(trial: Submitted) -> None:
-    wrong, slurm, node = doctor(trial, "--scratch", f"{trial.root}/disk/$SLURM_JOB_ID")
+    wrong, slurm, node = doctor(trial, f"cluster.scratch={trial.root}/disk/$SLURM_JOB_ID")
     assert wrong == {} and node == NODE
     assert {
         "Slurm",
@@ -76,7 +76,7 @@ def test_all_is_well_and_nothing_is_left(trial: Submitted) -> None:
 
 
 def test_gpus_that_are_pretended_are_not_seen(trial: Submitted) -> None:
-    wrong, _, node = doctor(trial, "--gpus-per-node", "2", status=1)
+    wrong, _, node = doctor(trial, "cluster.gpus_per_node=2", status=1)
     assert wrong.keys() == {"GPUs"} and wrong["GPUs"].startswith(
         "2 asked for, torch sees 0 (Slurm shows 0,1,"
     )
@@ -86,10 +86,10 @@ def test_gpus_that_are_pretended_are_not_seen(trial: Submitted) -> None:
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (["--partition", "nope"], "partition"),
-        (["--gpus-per-node", "9"], "nodes"),
-        (["--nodes", "5"], "nodes"),
-        (["--constraint", "fast"], "nodes"),
+        (["cluster.partition=nope"], "partition"),
+        (["cluster.gpus_per_node=9"], "nodes"),
+        (["cluster.nodes=5"], "nodes"),
+        (["cluster.constraint=fast"], "nodes"),
     ],
 )
 def test_what_slurm_could_not_give_is_found_before_a_job(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dfer_dist.utils.files import read_json
-from tests.helpers.submitted import EPOCH, Submitted
+from tests.helpers.slurm.submitted import EPOCH, Submitted
 
 
 def test_a_fold_that_dies_once(bare: Submitted) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 from cluster import Cluster
 
-from tests.helpers.submitted import Submitted
+from tests.helpers.slurm.submitted import Submitted
 from tests.helpers.training_trials import DFER
 
 pytestmark = pytest.mark.slurm
@@ -56,8 +56,8 @@ def test_status_follows_a_job_through_a_requeue_and_cancel_ends_it(
     print(dfer(trial, "status", str(trial.run.root)).stdout)
     trial.wait(
         lambda: (
-            "went on" in folds(trial)[0]["why"]
-            or "went on" in folds(trial)[1]["why"]
+            "resumed" in folds(trial)[0]["why"]
+            or "resumed" in folds(trial)[1]["why"]
             or folds(trial)[1]["step"]
         ),
         120,

@@ -112,7 +112,7 @@ def test_all_is_well(slurm: Slurm) -> None:
 
 CASES: dict[str, tuple[dict[str, object], dict[str, list[str]], str, str, str]] = {
     "partition": ({"partition": "cpu"}, {}, WRONG, "partition", "no 'cpu': this cluster has gpu, long"),
-    "no default": ({"partition": None}, {"partitions": [PARTITION.replace("YES", "NO")]}, WRONG, "partition", "--partition"),
+    "no default": ({"partition": None}, {"partitions": [PARTITION.replace("YES", "NO")]}, WRONG, "partition", "cluster.partition=NAME"),
     "closed": ({}, {"partitions": [PARTITION.replace("State=UP", "State=DRAIN")]}, WRONG, "partition", "gpu is DRAIN"),
     "gpus": ({"gpus_per_node": 9, "cpus_per_task": 1}, {}, WRONG, "nodes", "9 GPUs of a node asked for, the largest of the partition has 8"),
     "processors": ({"cpus_per_task": 9}, {}, WRONG, "nodes", "72 processors"),
@@ -126,7 +126,7 @@ CASES: dict[str, tuple[dict[str, object], dict[str, list[str]], str, str, str]] 
     "nobody": ({}, {"accounts": []}, WRONG, "account", "you have none here"),
     "account of the partition": ({"account": "lab"}, {"partitions": [PARTITION.replace("AllowAccounts=ALL", "AllowAccounts=x,y")]},
                                  WRONG, "account", "does not take 'lab', only x,y"),
-    "time": ({"time_minutes": 2881}, {}, WRONG, "time", "the partition allows 2880: --time-minutes 2880"),
+    "time": ({"time_minutes": 2881}, {}, WRONG, "time", "the partition allows 2880: give cluster.time_minutes=2880"),
     "refused": ({}, {"refusal": ["sbatch: error: QOSMaxGRESPerUser", "allocation failure: no"]}, WRONG, "a fold's job", "QOSMaxGRESPerUser; allocation failure: no$"),
     "short grace": ({}, {"partitions": [PARTITION.replace("GraceTime=120", "GraceTime=5")]}, NOTE, "preemption", "REQUEUE, 5 s after SIGTERM"),
     "cancelled": ({}, {"partitions": [PARTITION.replace("=REQUEUE", "=CANCEL")]}, NOTE, "preemption", "does not bring a job back"),
@@ -364,7 +364,8 @@ def test_this_machine_and_an_experiment(tmp_path: Path, tiny_shards: Index) -> N
     )
     assert any(line.startswith("ok    shards: dfew, 60 clips in 15 shards") for line in lines)
     check_refusal(
-        dfer("doctor", "--partition", "gpu", cwd=tmp_path), "--partition is for a cluster"
+        dfer("doctor", "demo", "cluster.partition=gpu", cwd=tmp_path),
+        "cluster.partition=gpu is for a cluster",
     )
 
 

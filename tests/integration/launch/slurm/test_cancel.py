@@ -1,0 +1,87 @@
+"""``dfer cancel`` with a fake ``squeue`` and ``scancel``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+from dfer_dist.runs.layout import RunDir
+from launch.locks import fold_lock
+from tests.helpers.cli import check_refusal
+from tests.helpers.slurm.fake_clients import FakeSlurm, run_dfer
+from tests.helpers.slurm.run_folders import HOUR_AGO, fill_run
+
+
+def test_cancel_leaves_the_summary_job(slurm: FakeSlurm, submitted: RunDir) -> None:
+    fill_run(submitted)
+    slurm.set_queue(
+        f"120_0 RUNNING n1 1:00 {HOUR_AGO} None",  # done, and writes the summary so far
+        f"120_1 RUNNING n[1-2] 9:59 {HOUR_AGO} None",
+        "120_2 PENDING - 5:00 N/A Priority",
+        "121 PENDING - 5:00 N/A Dependency",
+        "999 PENDING - 5:00 N/A Priority",
+    )
+    with fold_lock(submitted.fold(2)):  # by the batch script
+        done = run_dfer("cancel", submitted.root)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert slurm.cancelled == ["120_1", "120_2"]
+    assert done.stdout.splitlines() == [
+        "fold 2: cancelled job 120_1 (RUNNING)",
+        "fold 3: cancelled job 120_2 (REQUEUED)",
+        "job 121 stays: it writes the summary of the folds that are done",
+    ]
+
+
+def test_cancel_with_nothing_to_cancel_exits_with_1(slurm: FakeSlurm, submitted: RunDir) -> None:
+    done = run_dfer("cancel", submitted.root)
+    assert (done.returncode, slurm.cancelled) == (1, [])
+    assert done.stderr.startswith("nothing to cancel")
+    slurm.set_queue(status=1)
+    check_refusal(run_dfer("cancel", submitted.root), "Slurm does not answer")
+
+
+HOLD_LOCK = """
+import sys, time
+from pathlib import Path
+from dfer_dist.runs.layout import FoldDir
+from launch.locks import fold_lock
+with fold_lock(FoldDir(Path(sys.argv[1]))):
+    print('held', flush=True)
+    time.sleep(60)
+"""
+
+
+def test_cancel_stops_a_command_on_this_machine(slurm: FakeSlurm, run: RunDir) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD_LOCK, str(run.fold(2).root)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout and process.stdout.readline() == "held\n"
+        done = run_dfer("cancel", run.root)
+        assert (
+            done.returncode,
+            f"fold 2: sent SIGTERM to its command (process {process.pid})" in done.stdout,
+        ) == (0, True)
+        assert process.wait(10) == -signal.SIGTERM
+    finally:
+        process.kill()
+
+
+def test_cancel_kills_no_other_process(slurm: FakeSlurm, run: RunDir) -> None:
+    other = subprocess.Popen(["sleep", "60"])  # has the process id in the lock by now
+    try:
+        with fold_lock(run.fold(1)):
+            lock = run.fold(1).root / ".lock"
+            lock.write_text(f"{os.uname().nodename} {other.pid}")
+            done = run_dfer("cancel", run.root)
+            assert "its ranks save and exit" in done.stdout
+            lock.write_text("elsewhere 17")
+            check_refusal(
+                run_dfer("cancel", run.root),
+                "fold 1 is trained by elsewhere: stop it there, kill 17",
+            )
+        assert other.poll() is None
+    finally:
+        other.kill()

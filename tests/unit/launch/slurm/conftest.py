@@ -1,0 +1,5 @@
+"""Run folders."""
+
+from tests.helpers.slurm.run_folders import run, submitted
+
+__all__ = ["run", "submitted"]

@@ -1,0 +1,143 @@
+"""The batch scripts of folds and of their summary."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from pathlib import Path
+
+import pytest
+from submitit.slurm import slurm as submitit_slurm
+
+from dfer_dist.runs.layout import RunDir
+from dfer_dist.utils.errors import UserError
+from launch.slurm.batch import (
+    ArrayTask,
+    ClusterTarget,
+    make_executor,
+    make_summary_executor,
+    script_text,
+)
+from launch.slurm.cluster import load_cluster
+
+# what launch/slurm/batch.py relies on, as read in Submitit 1.5.4
+SUBMITIT = {
+    "_make_submission_file_text": "fa1ff3ec44d9876c",
+    "_submitit_command_str": "c04e7f4c24c124de",
+    "_internal_process_submissions": "cd71325592178efb",
+}
+# as read in Submitit 1.5.3 and 1.5.4
+MAKE_SBATCH_STRING = ("8548e9f62535499e", "e953875758921406")
+
+
+def sha256(function: object) -> str:
+    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", SUBMITIT)
+def test_private_function_of_submitit_is_unchanged(name: str) -> None:
+    function = inspect.getattr_static(submitit_slurm.SlurmExecutor, name)
+    function = function.fget if isinstance(function, property) else function
+    assert sha256(function) == SUBMITIT[name], "read it again, and launch/slurm/batch.py"
+
+
+def test_script_text_of_submitit_is_unchanged() -> None:
+    found = sha256(submitit_slurm._make_sbatch_string)
+    assert found in MAKE_SBATCH_STRING, "read it again, and launch/slurm/batch.py"
+
+
+@pytest.fixture(autouse=True)
+def srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Submitit only looks whether there is one."""
+    (tmp_path / "srun").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+def script(folder: Path, *overrides: str, summary: bool = False, folds: int = 2) -> list[str]:
+    """Return the lines of a batch script on the cluster gpus8."""
+    cluster = load_cluster("gpus8", [f"cluster.{text}" for text in overrides])
+    target = ClusterTarget("gpus8", cluster, None)
+    run = RunDir(folder / "runs" / "my run")
+    if summary:
+        executor = make_summary_executor(target, folder, run.code, "120")
+        return script_text(executor, 1).splitlines()
+    tasks = [ArrayTask(run, k) for k in range(1, folds + 1)]
+    return script_text(make_executor(tasks, target, folder), folds).splitlines()
+
+
+def options(lines: list[str]) -> set[str]:
+    return {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")}
+
+
+def test_folds_are_an_array_that_sources_job_sh(tmp_path: Path) -> None:
+    lines = script(tmp_path, "setup=[module load cuda]", "environment.A=b c")
+    assert options(lines) >= {
+        "--array=0-1%2",
+        "--gpus-per-node=8",
+        "--mem=245760MB",
+        "--nodes=2",
+        "--ntasks-per-node=8",
+        "--requeue",
+        "--signal=USR2@120",
+        "--time=1440",
+    }
+    setup = lines[lines.index("# setup") + 1 : lines.index("# command")]
+    root = tmp_path / "runs" / "my run"
+    assert setup[:6] == [
+        "module load cuda",
+        "export A='b c'",
+        f"runs=('{root}' '{root}')",
+        "folds=(1 2)",
+        "task=${SLURM_ARRAY_TASK_ID:-0}",
+        "run=${runs[task]} fold=${folds[task]}",
+    ]
+    assert setup[6].endswith("max_requeues=30")
+    assert setup[7] == 'source "$run/code/launch/slurm/job.sh" || exit'
+    srun = next(line for line in lines if line.startswith("srun "))
+    assert "--kill-on-bad-exit=1" in srun and "--cpus-per-task=8" in srun
+
+
+def test_one_fold_is_a_plain_job(tmp_path: Path) -> None:
+    assert not any("--array" in option for option in options(script(tmp_path, folds=1)))
+
+
+def test_further_options_are_passed_on(tmp_path: Path) -> None:
+    lines = script(tmp_path, 'sbatch={gres: "gpu:a100:8", exclude: "n3"}', "sbatch.exclusive=true")
+    found = options(lines)
+    assert found >= {"--gres=gpu:a100:8", "--exclude=n3", "--exclusive", "--ntasks-per-node=8"}
+    assert not any(option.startswith("--gpus-per-node") for option in found)
+
+
+def test_option_can_be_switched_off_again(tmp_path: Path) -> None:
+    found = options(script(tmp_path, "sbatch.gres=gpu:8", "sbatch.gres=null"))
+    assert "--gpus-per-node=8" in found and not any("gres" in option for option in found)
+
+
+def test_summary_is_one_process_after_the_folds(tmp_path: Path) -> None:
+    lines = script(tmp_path, "constraint=a100", "sbatch.gres=gpu:8", "setup=[x]", summary=True)
+    found = options(lines)
+    assert found >= {
+        "--constraint=a100",
+        "--cpus-per-task=1",
+        "--dependency=afterany:120",
+        "--mem=4096MB",
+        "--nodes=1",
+        "--partition=gpu",
+        "--time=30",
+    }
+    assert not any("gres" in option or "gpus" in option for option in found)
+    assert "x" in lines and any(line.startswith("export PYTHONPATH=") for line in lines)
+
+
+def test_summary_has_options_of_its_own(tmp_path: Path) -> None:
+    summary = "summary={partition: cpu, constraint: null, time: 60, mem: null}"
+    found = options(script(tmp_path, "constraint=a100", summary, summary=True))
+    assert {"--partition=cpu", "--time=60"} <= found
+    assert not any(option.startswith(("--constraint", "--mem")) for option in found)
+    assert "--partition=gpu" in options(script(tmp_path, summary))
+
+
+def test_without_srun_there_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "srun").unlink()
+    with pytest.raises(UserError, match="no srun on PATH"):
+        script(tmp_path)

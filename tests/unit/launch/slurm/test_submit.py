@@ -1,0 +1,65 @@
+"""What is submitted: runs of a sweep, and what ``jobs.json`` keeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dfer_dist.data.shards.index import Index
+from dfer_dist.runs.layout import RunDir
+from dfer_dist.utils.errors import UserError
+from launch.slurm.cluster import load_cluster
+from launch.slurm.jobs import Submission, submissions, write_submissions
+from launch.slurm.submit import JobRequest, resume, staging_settings
+from tests.helpers.slurm.run_folders import submission
+
+
+def request(sweep: str | None, *settings: str) -> JobRequest:
+    overrides = ["train.epochs=1", *settings]
+    return JobRequest("demo", overrides, None, Path("runs"), None, (), sweep)
+
+
+def test_sweep_makes_a_run_for_each_value() -> None:
+    assert request(None).variants() == [("demo", ["train.epochs=1"])]
+    assert request("model.backbone=ViT-B-32,a/b").variants() == [
+        ("demo-ViT-B-32", ["train.epochs=1", "model.backbone=ViT-B-32"]),
+        ("demo-a-b", ["train.epochs=1", "model.backbone=a/b"]),
+    ]
+
+
+@pytest.mark.parametrize("sweep", ["model.backbone", "model.backbone=tiny", "a=b/c,b:c", "=a,b"])
+def test_wrong_sweep_is_refused(sweep: str) -> None:
+    with pytest.raises(UserError, match="--sweep"):
+        request(sweep).variants()
+
+
+def test_scratch_stages_the_shards(tiny_shards: Index) -> None:
+    wanted = request(None, f"data.shards={tiny_shards.root}")
+    cluster = load_cluster("gpus8", ["cluster.scratch=${SLURM_TMPDIR}/$USER"])
+    assert staging_settings(cluster, wanted) == [
+        f"data.shards={tiny_shards.root.as_uri()}",
+        "data.cache=$SLURM_TMPDIR/$USER",
+    ]
+    assert staging_settings(load_cluster("gpus8"), wanted) == []
+
+
+def test_submissions_are_stored_as_before(run: RunDir) -> None:
+    entry = submission(max_parallel=2, settings={"nodes": 2})
+    write_submissions(run, [Submission.from_json(entry)])
+    assert json.loads(run.jobs.read_text())["submissions"] == [entry]
+    write_submissions(run, [])
+    assert not run.jobs.exists()
+
+
+def test_submission_of_an_older_version_is_read(submitted: RunDir) -> None:
+    (entry,) = submissions(submitted)
+    assert entry.folds == {1: "120_0", 2: "120_1", 3: "120_2"}
+    assert (entry.summary, entry.max_parallel) == ("121", None)
+    assert entry.restore_cluster(submitted).nodes == 1
+
+
+def test_resume_of_an_older_version_names_the_remedy(submitted: RunDir) -> None:
+    with pytest.raises(UserError, match="--allow-drift code"):
+        resume(submitted, None)  # type: ignore[arg-type]
