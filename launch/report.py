@@ -11,7 +11,7 @@ from launch.console import print_line
 from launch.tracking import print_mlflow_hint, update_mlflow_runs
 
 if TYPE_CHECKING:
-    from dfer_dist.reporting.published import Published
+    from dfer_dist.reporting.extra_tables import Published
     from dfer_dist.reporting.sections import Section
     from dfer_dist.runs.layout import RunDir
 

@@ -1,4 +1,7 @@
-"""The drawings of a report. Matplotlib's object interface only: no window system, no global state."""
+"""Figures of a report.
+
+Only Matplotlib's object interface: no window system, no global state.
+"""
 
 from __future__ import annotations
 
@@ -15,44 +18,56 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
-# Okabe & Ito's palette, told apart by all common kinds of colour vision
+# Okabe & Ito's palette, distinct in all common kinds of color vision.
 UAR, WAR, ALERT, INK, FAINT = "#0072B2", "#E69F00", "#D55E00", "#222222", "#8a8a8a"
-_CELL = 0.6  # inches, a cell of the confusion matrix
+# All eight colors of the palette, yellow darkened for a white background; further classes repeat
+# them, dashed.
+_CLASS_COLORS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#B5A800",
+)
+_CELL = 0.6  # inches of a cell of the confusion matrix
 _WIDTH = 0.4  # of a bar; a group is one wide
-# all eight of the palette, yellow darkened to be seen on white; after them the same again, dashed
-_BLANK: dict[str, Any] = {
+_EMPTY: dict[str, Any] = {
     "facecolor": "#f4f4f4",
     "edgecolor": "#c0c0c0",
     "hatch": "//",
     "linewidth": 0,
 }
-_CLASSES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B5A800")
 _BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+_DASHES = (0, (5, 3))
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write as PNG, without the name and version of the drawing program: the same figure gives the same bytes."""
+    """Write a figure as PNG without metadata: the same figure gives the same bytes."""
     figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def summary_figure(summary: Mapping[str, Any], title: str, warning: str) -> Figure:
-    """Scores of each fold on the left, the pooled confusion matrix on the right.
+    """Draw the scores of each fold next to the pooled confusion matrix.
 
     Parameters
     ----------
     summary : mapping
-        What :func:`dfer_dist.reporting.summary.summarize` returns.
+        From :func:`dfer_dist.reporting.summary.summarize`.
     title : str
-        Names the data set and how the epochs were picked.
+        Names the data set and how the epochs were chosen.
     warning : str
         A sentence on missing folds, or empty.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    pooled = summary["pooled"]
-    groups = len(summary["folds"]) + len(summary["missing"]) + 1 + bool(summary["shuffled"])
-    left, side = max(5.0, 1.0 * groups + 1.0), _side(pooled["classes"])
+    pooled, finished = summary["pooled"], len(summary["folds"])
+    count = finished + len(summary["missing"])
+    groups = count + 1 + bool(summary["shuffled"])
+    left, side = max(5.0, 1.0 * groups + 1.0), matrix_size(pooled["classes"])
     figure = Figure(
         figsize=(left + side + 2.0, side + 2.2),
         dpi=DPI,
@@ -61,8 +76,8 @@ def summary_figure(summary: Mapping[str, Any], title: str, warning: str) -> Figu
     figure.suptitle(title, fontsize=13, fontweight="bold", color=INK)
     panels = figure.subplots(1, 2, width_ratios=[left, side + 1.4])
     draw_scores(panels[0], summary)
-    clips = f"{pooled['n']} clips of {len(summary['folds'])} of {len(summary['folds']) + len(summary['missing'])} folds"
-    draw_confusion(panels[1], pooled["confusion"], pooled["classes"], f"Pooled confusion, {clips}")
+    matrix_title = f"Pooled confusion, {pooled['n']} clips of {finished} of {count} folds"
+    draw_confusion(panels[1], pooled["confusion"], pooled["classes"], matrix_title)
     if warning:
         figure.supxlabel(warning, fontsize=11, fontweight="bold", color=ALERT)
     return figure
@@ -71,16 +86,16 @@ def summary_figure(summary: Mapping[str, Any], title: str, warning: str) -> Figu
 def confusion_figure(
     confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str
 ) -> Figure:
-    """The confusion matrix alone."""
+    """Draw a confusion matrix alone."""
     from matplotlib.figure import Figure
 
-    side = _side(classes)
+    side = matrix_size(classes)
     figure = Figure(figsize=(side + 1.8, side + 1.9), dpi=DPI, layout="constrained")
     draw_confusion(figure.subplots(), confusion, classes, title)
     return figure
 
 
-def course_figure(
+def timeline_figure(
     title: str,
     spans: np.ndarray,
     probabilities: np.ndarray,
@@ -88,46 +103,58 @@ def course_figure(
     classes: Sequence[str],
     seconds: float,
 ) -> Figure:
-    """Probabilities of a film over time: a line for each class above, the most probable class of each window below.
+    """Draw the probabilities of a video over time.
+
+    The upper panel has a line for each class, the lower one the most probable class of each window.
 
     Parameters
     ----------
+    title : str
     spans : float [W, 2]
-        Begin and end of each window, seconds. A point stands in the middle of its window.
+        Begin and end of each window in seconds. A point is in the middle of its window.
     probabilities : float [W, C]
-        NaN where a window has no prediction: lines break there.
+        NaN for a window without a prediction, where lines break.
     overall : float [C]
-        Of the whole film; the legend is in its order.
+        Of the whole video; the legend is in its order.
+    classes : sequence of str
     seconds : float
-        Of the film.
+        Length of the video.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 4.6), dpi=DPI, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[9, 1])
-    looks = [
-        {"color": _CLASSES[c % 8], "linestyle": "-" if c < 8 else (0, (4, 2))}
+    styles = [
+        {"color": _CLASS_COLORS[c % 8], "linestyle": "-" if c < 8 else (0, (4, 2))}
         for c in range(len(classes))
     ]
-    times, curves = spans.mean(1), probabilities
+    centers = spans.mean(1)
+    times, curves = centers, probabilities
     if len(spans) == 1:
         times, curves = spans[0], probabilities.repeat(2, 0)
-    alone = len(spans) > 1 and len(spans) <= 60
-    for c, look in enumerate(looks):
+    marker = "o" if 1 < len(spans) <= 60 else None
+    for c, style in enumerate(styles):
         above.plot(
             times,
             curves[:, c],
             linewidth=1.8,
-            marker="o" if alone else None,
+            marker=marker,
             markersize=3.5,
             clip_on=False,
-            **look,
+            **style,
         )
-    _strip(above, below, times if len(spans) > 1 else times[:1], probabilities, seconds)
-    _class_legend(above, overall, classes, looks, bool(np.isnan(probabilities).any()))
+    top_times = centers if len(spans) > 1 else times[:1]
+    _draw_top_classes(above, below, top_times, probabilities, seconds)
+    has_gaps = bool(np.isnan(probabilities).any())
+    _class_legend(above, overall, classes, styles, has_gaps)
+    above.set_title(title, fontsize=12, color=INK, loc="left")
+    _finish_timeline(above, below, seconds)
+    return figure
+
+
+def _finish_timeline(above: Axes, below: Axes, seconds: float) -> None:
     above.set(xlim=(0, seconds), ylim=(0, 1), yticks=np.linspace(0, 1, 6))
     above.set_ylabel("probability", fontsize=11)
-    above.set_title(title, fontsize=12, color=INK, loc="left")
     above.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     above.tick_params(axis="x", length=0)
     above.spines[["top", "right"]].set_visible(False)
@@ -135,41 +162,42 @@ def course_figure(
     below.set_ylabel("top", rotation=0, ha="right", va="center", fontsize=10)
     below.set_xlabel("seconds", fontsize=11)
     below.spines[:].set_visible(False)
-    return figure
 
 
-def _strip(
+def _draw_top_classes(
     above: Axes, below: Axes, times: np.ndarray, probabilities: np.ndarray, seconds: float
 ) -> None:
-    """The most probable class around each time, as a colour; grey where there is no prediction."""
+    """Color the most probable class around each time; grey without a prediction."""
     edges = np.concatenate([[0.0], (times[1:] + times[:-1]) / 2, [seconds]])
     for (left, right), p in zip(pairwise(edges.tolist()), probabilities, strict=True):
         if np.isnan(p).any():
-            below.axvspan(left, right, **_BLANK)
+            below.axvspan(left, right, **_EMPTY)
             above.axvspan(left, right, facecolor="#f4f4f4", linewidth=0, zorder=0)
         else:
             top = int(p.argmax())
-            below.axvspan(
-                left, right, facecolor=_CLASSES[top % 8], alpha=1.0 if top < 8 else 0.5, linewidth=0
-            )
+            alpha = 1.0 if top < 8 else 0.5
+            below.axvspan(left, right, facecolor=_CLASS_COLORS[top % 8], alpha=alpha, linewidth=0)
 
 
 def _class_legend(
-    ax: Axes, overall: np.ndarray, classes: Sequence[str], looks: list[dict[str, Any]], gaps: bool
+    ax: Axes,
+    overall: np.ndarray,
+    classes: Sequence[str],
+    styles: list[dict[str, Any]],
+    has_gaps: bool,
 ) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    order = np.argsort(-overall, kind="stable")
     handles: list[Any] = [
-        Line2D([], [], linewidth=2.5, label=f"{classes[c]}  {overall[c]:.2f}", **looks[c])
-        for c in order
+        Line2D([], [], linewidth=2.5, label=f"{classes[c]}  {overall[c]:.2f}", **styles[c])
+        for c in np.argsort(-overall, kind="stable")
     ]
-    if gaps:
-        handles.append(Patch(label="no face", **_BLANK))
+    if has_gaps:
+        handles.append(Patch(label="no face", **_EMPTY))
     legend = ax.legend(
         handles=handles,
-        title="whole film",
+        title="whole video",
         alignment="left",
         loc="upper left",
         bbox_to_anchor=(1.01, 1.02),
@@ -180,72 +208,29 @@ def _class_legend(
 
 
 def draw_scores(ax: Axes, summary: Mapping[str, Any]) -> None:
-    """Bars of UAR and WAR for each fold, their mean with its 95 % interval, shuffled frames, and the majority class."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
+    """Draw bars of UAR and WAR for each fold and for their mean.
 
+    The mean has its 95 % interval. Shuffled frames and the majority class are baselines.
+    """
     results = {r["fold"]: r for r in summary["folds"]}
     folds = sorted([*results, *summary["missing"]])
     names = [f"fold {k}" for k in folds] + ["mean"]
     for x, k in enumerate(folds):
         if k in results:
-            _pair(ax, x, (results[k]["uar"], results[k]["war"]))
+            _draw_pair(ax, x, (results[k]["uar"], results[k]["war"]))
         else:
-            ax.bar(
-                x,
-                100,
-                2 * _WIDTH,
-                color="#f4f4f4",
-                edgecolor="#d5d5d5",
-                hatch="//",
-                linewidth=0,
-                zorder=0.1,
-            )
-            ax.text(
-                x,
-                4,
-                "missing",
-                rotation=90,
-                ha="center",
-                va="bottom",
-                color=ALERT,
-                fontsize=12,
-                fontweight="bold",
-                bbox=_BOX,
-            )
+            _draw_missing(ax, x)
     ax.axvline(len(folds) - 0.5, color=FAINT, linewidth=0.8)
-    for metric, colour in (("uar", UAR), ("war", WAR)):
-        ax.axhspan(*summary[metric]["ci95"], color=colour, alpha=0.22, linewidth=0, zorder=0.5)
-        ax.axhline(summary[metric]["mean"], color=colour, linewidth=1.2, zorder=0.6)
-    interval = _mean_pair(ax, len(folds), summary, faded=False)
+    for metric, color in (("uar", UAR), ("war", WAR)):
+        ax.axhspan(*summary[metric]["ci95"], color=color, alpha=0.22, linewidth=0, zorder=0.5)
+        ax.axhline(summary[metric]["mean"], color=color, linewidth=1.2, zorder=0.6)
+    interval = _draw_mean(ax, len(folds), summary)
     if summary["shuffled"]:
         names.append("frames\nshuffled")
-        _mean_pair(ax, len(folds) + 1, summary["shuffled"], faded=True)
-    majority = summary["majority"]
-    ax.axhline(majority["war"], color=INK, linestyle=(0, (5, 3)), linewidth=1.4, zorder=5)
-    handles = [
-        Patch(color=UAR, label="UAR"),
-        Patch(color=WAR, label="WAR"),
-        interval,
-        Line2D(
-            [],
-            [],
-            color=INK,
-            linestyle=(0, (5, 3)),
-            label=f"WAR of always “{majority['class']}” ({majority['war']:.1f})",
-        ),
-    ]
-    below = -0.5 / _side(
-        summary["pooled"]["classes"]
-    )  # half an inch under the axis, clear of labels of two lines
-    ax.legend(
-        handles=handles,
-        loc="upper center",
-        bbox_to_anchor=(0.5, below),
-        ncols=2,
-        frameon=False,
-        fontsize=10,
-    )
+        _draw_mean(ax, len(folds) + 1, summary["shuffled"], faded=True)
+    majority = summary["majority"]["war"]
+    ax.axhline(majority, color=INK, linestyle=_DASHES, linewidth=1.4, zorder=5)
+    _scores_legend(ax, summary, interval)
     ax.set_xticks(range(len(names)), names, fontsize=11)
     ax.set_yticks(range(0, 101, 20))
     ax.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 100))
@@ -255,10 +240,51 @@ def draw_scores(ax: Axes, summary: Mapping[str, Any]) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
+def _draw_missing(ax: Axes, x: float) -> None:
+    style = _EMPTY | {"edgecolor": "#d5d5d5"}
+    ax.bar(x, 100, 2 * _WIDTH, zorder=0.1, **style)
+    ax.text(
+        x,
+        4,
+        "missing",
+        rotation=90,
+        ha="center",
+        va="bottom",
+        color=ALERT,
+        fontsize=12,
+        fontweight="bold",
+        bbox=_BOX,
+    )
+
+
+def _scores_legend(ax: Axes, summary: Mapping[str, Any], interval: ErrorbarContainer) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    majority = summary["majority"]
+    label = f"WAR of always “{majority['class']}” ({majority['war']:.1f})"
+    handles = [
+        Patch(color=UAR, label="UAR"),
+        Patch(color=WAR, label="WAR"),
+        interval,
+        Line2D([], [], color=INK, linestyle=_DASHES, label=label),
+    ]
+    # Half an inch under the axis, clear of labels of two lines.
+    below = -0.5 / matrix_size(summary["pooled"]["classes"])
+    ax.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, below),
+        ncols=2,
+        frameon=False,
+        fontsize=10,
+    )
+
+
 def draw_confusion(
     ax: Axes, confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str
 ) -> None:
-    """Row-normalised percent with the number of clips below; the row of a class with no clip is left grey."""
+    """Draw percents of each row over the numbers of clips; the row of an absent class is grey."""
     from matplotlib import colormaps
 
     counts = np.asarray(confusion, dtype=np.int64)
@@ -266,40 +292,14 @@ def draw_confusion(
     percent = np.divide(
         100.0 * counts, support, out=np.full(counts.shape, np.nan), where=support > 0
     )
-    colours = colormaps["Blues"].with_extremes(bad="#eeeeee")
-    ax.imshow(np.ma.masked_invalid(percent), cmap=colours, vmin=0, vmax=100)
+    colors = colormaps["Blues"].with_extremes(bad="#eeeeee")
+    ax.imshow(np.ma.masked_invalid(percent), cmap=colors, vmin=0, vmax=100)
     for (i, j), share in np.ndenumerate(percent):
-        if counts[i, j] == 0:
-            ax.text(
-                j,
-                i,
-                "" if np.isnan(share) else "0",
-                ha="center",
-                va="center",
-                color=FAINT,
-                fontsize=9,
-            )
-            continue
-        look: dict[str, Any] = {
-            "color": "white" if share > 55 else INK,
-            "textcoords": "offset points",
-            "ha": "center",
-        }
-        ax.annotate(
-            f"{share:.0f}",
-            (j, i),
-            (0, 5),
-            va="center",
-            fontsize=11,
-            fontweight="bold" if i == j else None,
-            **look,
-        )
-        ax.annotate(f"{counts[i, j]}", (j, i), (0, -10), va="center", fontsize=7.5, **look)
-    ax.set_xticks(
-        range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor", fontsize=10
-    )
+        _draw_cell(ax, i, j, share, int(counts[i, j]))
+    places = range(len(classes))
+    ax.set_xticks(places, classes, rotation=40, ha="right", rotation_mode="anchor", fontsize=10)
     rows = [c if n else f"{c}\n(absent)" for c, n in zip(classes, support[:, 0], strict=True)]
-    ax.set_yticks(range(len(classes)), rows, fontsize=10)
+    ax.set_yticks(places, rows, fontsize=10)
     ax.set_xticks(np.arange(len(classes) + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(len(classes) + 1) - 0.5, minor=True)
     ax.grid(which="minor", color="white", linewidth=1.2)
@@ -310,15 +310,29 @@ def draw_confusion(
     ax.set_title(title, fontsize=12)
 
 
-def _pair(ax: Axes, x: float, heights: tuple[float, float], faded: bool = False) -> None:
-    """Two bars; their values stand at the foot, where neither intervals nor mean lines pass."""
-    for dx, height, colour in ((-_WIDTH / 2, heights[0], UAR), (_WIDTH / 2, heights[1], WAR)):
-        look: dict[str, Any] = (
-            {"color": "white", "edgecolor": colour, "hatch": "////"} if faded else {"color": colour}
-        )
-        ax.bar(x + dx, height, _WIDTH * 0.94, zorder=2, **look)
-        ink = "white" if colour == UAR and height > 10 and not faded else INK
-        box = _BOX if faded else None
+def _draw_cell(ax: Axes, i: int, j: int, percent: float, count: int) -> None:
+    if count == 0:
+        text = "" if np.isnan(percent) else "0"
+        ax.text(j, i, text, ha="center", va="center", color=FAINT, fontsize=9)
+        return
+    style: dict[str, Any] = {
+        "color": "white" if percent > 55 else INK,
+        "textcoords": "offset points",
+        "ha": "center",
+        "va": "center",
+    }
+    weight = "bold" if i == j else None
+    ax.annotate(f"{percent:.0f}", (j, i), (0, 5), fontsize=11, fontweight=weight, **style)
+    ax.annotate(f"{count}", (j, i), (0, -10), fontsize=7.5, **style)
+
+
+def _draw_pair(ax: Axes, x: float, heights: tuple[float, float], faded: bool = False) -> None:
+    """Draw two bars with values at the foot, clear of intervals and mean lines."""
+    for dx, height, color in ((-_WIDTH / 2, heights[0], UAR), (_WIDTH / 2, heights[1], WAR)):
+        style: dict[str, Any] = {"color": color}
+        if faded:
+            style = {"color": "white", "edgecolor": color, "hatch": "////"}
+        ax.bar(x + dx, height, _WIDTH * 0.94, zorder=2, **style)
         ax.text(
             x + dx,
             2.2,
@@ -326,25 +340,30 @@ def _pair(ax: Axes, x: float, heights: tuple[float, float], faded: bool = False)
             ha="center",
             fontsize=9.5,
             fontweight="bold",
-            color=ink,
-            bbox=box,
+            color="white" if color == UAR and height > 10 and not faded else INK,
+            bbox=_BOX if faded else None,
             zorder=6,
         )
 
 
-def _mean_pair(ax: Axes, x: float, part: Mapping[str, Any], faded: bool) -> ErrorbarContainer:
-    _pair(ax, x, (part["uar"]["mean"], part["war"]["mean"]), faded)
+def _draw_mean(
+    ax: Axes, x: float, part: Mapping[str, Any], faded: bool = False
+) -> ErrorbarContainer:
+    _draw_pair(ax, x, (part["uar"]["mean"], part["war"]["mean"]), faded)
     low, high = np.array([part["uar"]["ci95"], part["war"]["ci95"]]).T
-    places = [x - _WIDTH / 2, x + _WIDTH / 2]
-    look: dict[str, Any] = {
-        "ecolor": INK,
-        "elinewidth": 1.5,
-        "capsize": 5,
-        "zorder": 4,
-        "label": "mean, 95 % interval (also the band)",
-    }
-    return ax.errorbar(places, (low + high) / 2, yerr=(high - low) / 2, fmt="none", **look)
+    return ax.errorbar(
+        [x - _WIDTH / 2, x + _WIDTH / 2],
+        (low + high) / 2,
+        yerr=(high - low) / 2,
+        fmt="none",
+        ecolor=INK,
+        elinewidth=1.5,
+        capsize=5,
+        zorder=4,
+        label="mean, 95 % interval (also the band)",
+    )
 
 
-def _side(classes: Sequence[str]) -> float:
+def matrix_size(classes: Sequence[str]) -> float:
+    """Return the side of a confusion matrix in inches."""
     return max(3.6, _CELL * len(classes))

@@ -1,12 +1,12 @@
-"""What a report leaves behind: the files of a run, and those of a comparison."""
+"""Write the files of a report: those of a run, and those of a comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dfer_dist.reporting.published import Published, published_table
+from dfer_dist.reporting.extra_tables import Published, published_table
 from dfer_dist.reporting.sections import Section, run_latex, run_markdown, run_sections
 from dfer_dist.reporting.summary import summarize, summarize_folds
 from dfer_dist.reporting.wording import heading, missing_text
@@ -15,7 +15,12 @@ from dfer_dist.utils.files import atomic_path, write_json, write_text
 
 
 def write_summary(run_dir: Path, folds: Sequence[int]) -> dict[str, Any]:
-    """Write ``summary.json``, ``.md``, ``.tex`` and ``.png`` into the run folder, each by rename; return the summary.
+    """Write ``summary.json``, ``.md``, ``.tex`` and ``.png`` into the run folder.
+
+    Returns
+    -------
+    dict
+        The summary.
 
     Raises
     ------
@@ -30,14 +35,20 @@ def write_summary(run_dir: Path, folds: Sequence[int]) -> dict[str, Any]:
 def write_report(
     run: RunDir, published: Published | None = None, frames: Path | None = None
 ) -> tuple[dict[str, Any], list[Section]]:
-    """The same, and ``report.html``; returns the summary and what is said of it.
+    """Write what :func:`write_summary` writes, and ``report.html``.
 
     Parameters
     ----------
+    run : RunDir
     published : Published, optional
-        Figures of papers to show beside the run's own.
+        Scores of papers to show next to the run's own.
     frames : Path, optional
-        A picture of mistakes for the page, which thereby shows people's faces to whoever gets it.
+        A picture of errors for the page. It shows people's faces to everybody who gets the page.
+
+    Returns
+    -------
+    summary : dict
+    sections : list of Section
 
     Raises
     ------
@@ -49,44 +60,27 @@ def write_report(
     summary = summarize(run.root, run.describe()["folds"])
     sections = run_sections(run, summary)
     if published:
-        beside = Section(
-            "published",
-            "Beside published figures",
-            [],
-            [published_table(run.root.name, summary, published)],
-        )
-        sections.insert(1 + next(i for i, s in enumerate(sections) if s.key == "recall"), beside)
+        after_recall = 1 + [s.key for s in sections].index("recall")
+        sections.insert(after_recall, _published_section(run, summary, published))
     _write(run, summary, sections)
-    write_text(
-        run.page,
-        render(
-            f"{run.root.name}: {heading(summary)}",
-            [run_chapter("run", run, summary, sections, frames)],
-        ),
-    )
+    chapter = run_chapter("run", run, summary, sections, frames)
+    write_text(run.page, render(f"{run.root.name}: {heading(summary)}", [chapter]))
     return summary, sections
 
 
 def write_comparison(
     runs: Sequence[RunDir], folder: Path, published: Published | None = None
 ) -> list[Section]:
-    """Hold every run against the first: ``comparison.json``, ``.md``, ``.tex``, ``.html`` and the clips that changed, into ``folder``.
+    """Compare every run with the first.
+
+    Write ``comparison.json``, ``.md``, ``.tex``, ``.html`` and the changed clips into ``folder``.
 
     Raises
     ------
     UserError
         As :func:`~dfer_dist.reporting.paired.load_runs`.
     """
-    from dfer_dist.reporting.comparison import (
-        clips_file,
-        comparison_json,
-        comparison_latex,
-        comparison_markdown,
-        comparison_sections,
-        overview_table,
-        systems_table,
-        write_clips,
-    )
+    from dfer_dist.reporting import comparison as compared
     from dfer_dist.reporting.page import (
         FOOTER,
         PAIRED_FOOTER,
@@ -96,36 +90,31 @@ def write_comparison(
     )
     from dfer_dist.reporting.paired import compare, load_runs
 
-    sides = load_runs(runs)
-    comparisons = [compare(sides[0], other) for other in sides[1:]]
-    summaries = [summarize_folds(list(side.folds.values()), side.all_folds) for side in sides]
-    sections = comparison_sections(
-        [overview_table(runs, summaries), systems_table(runs, summaries)], comparisons
-    )
+    loaded = load_runs(runs)
+    comparisons = [compare(loaded[0], other) for other in loaded[1:]]
+    summaries = [summarize_folds(list(r.folds.values()), r.all_folds) for r in loaded]
+    tables = [compared.overview_table(runs, summaries), compared.systems_table(runs, summaries)]
+    sections = compared.comparison_sections(tables, comparisons)
     chapters = [comparison_chapter(sections, comparisons)]
     for i, (run, summary) in enumerate(zip(runs, summaries, strict=True)):
         own = run_sections(run, summary)
         if published:
-            own.insert(
-                1,
-                Section(
-                    "published",
-                    "Beside published figures",
-                    [],
-                    [published_table(run.root.name, summary, published)],
-                ),
-            )
+            own.insert(1, _published_section(run, summary, published))
         chapters.append(run_chapter(f"run{i + 1}", run, summary, own, None))
     for c in comparisons:
         if c.paired:
-            write_clips(c, c.paired, folder / clips_file(c))
-    write_text(
-        folder / "comparison.html", render(chapters[0].title, chapters, [*PAIRED_FOOTER, *FOOTER])
-    )
-    write_text(folder / "comparison.tex", comparison_latex(sections, comparisons))
-    write_text(folder / "comparison.md", comparison_markdown(sections, comparisons))
-    write_json(folder / "comparison.json", comparison_json(comparisons))
+            compared.write_clips(c, c.paired, folder / compared.clips_file(c))
+    page = render(chapters[0].title, chapters, [*PAIRED_FOOTER, *FOOTER])
+    write_text(folder / "comparison.html", page)
+    write_text(folder / "comparison.tex", compared.comparison_latex(sections, comparisons))
+    write_text(folder / "comparison.md", compared.comparison_markdown(sections, comparisons))
+    write_json(folder / "comparison.json", compared.comparison_json(comparisons))
     return sections
+
+
+def _published_section(run: RunDir, summary: Mapping[str, Any], published: Published) -> Section:
+    table = published_table(run.root.name, summary, published)
+    return Section("published", "Published scores", [], [table])
 
 
 def _write(run: RunDir, summary: dict[str, Any], sections: Sequence[Section]) -> None:

@@ -1,10 +1,11 @@
-"""The page's own drawings, beside those of :mod:`dfer_dist.reporting.figures`: learning curves, recalls, and differences with their intervals."""
+"""Figures of the page as SVG: learning curves, recalls, and differences with intervals."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dfer_dist.evaluation.significance import Difference
@@ -15,7 +16,6 @@ from dfer_dist.reporting.figures import (
     INK,
     UAR,
     WAR,
-    draw_confusion,
     draw_scores,
 )
 from dfer_dist.reporting.history import Curve
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_FOLDS = (
+_FOLD_COLORS = (
     "#0072B2",
     "#D55E00",
     "#009E73",
@@ -39,7 +39,7 @@ _FOLDS = (
 
 
 def data_uri(figure: Figure) -> str:
-    """The figure as SVG, letters as outlines, in a URI that stands in a page; the same figure gives the same bytes."""
+    """Return a figure as SVG in a ``data:`` URI; the same figure gives the same bytes."""
     import matplotlib
 
     out = io.BytesIO()
@@ -51,7 +51,7 @@ def data_uri(figure: Figure) -> str:
 
 
 def scores_figure(summary: Mapping[str, Any]) -> Figure:
-    """Scores of each fold and their mean."""
+    """Draw the scores of each fold and their mean."""
     groups = len(summary["folds"]) + len(summary["missing"]) + 1 + bool(summary["shuffled"])
     figure = _figure(max(6.5, 1.15 * groups), 4.6)
     ax = figure.subplots()
@@ -60,37 +60,28 @@ def scores_figure(summary: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def confusion_matrix_figure(
-    confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str
-) -> Figure:
-    """One confusion matrix."""
-    side = max(3.6, 0.6 * len(classes))
-    figure = _figure(side + 1.8, side + 1.9)
-    draw_confusion(figure.subplots(), confusion, classes, title)
-    return figure
+@dataclass(frozen=True)
+class ClassRecall:
+    """Recall of a class in percent with its 95 % interval; None if it has no clips."""
+
+    name: str
+    clips: int
+    recall: float | None
+    low: float
+    high: float
+    by_fold: Sequence[float | None]
 
 
-def recall_figure(
-    recalls: Sequence[tuple[str, int, float | None, float, float]],
-    by_fold: Sequence[Sequence[float | None]],
-) -> Figure:
-    """Recall of each class with its 95 % interval, and a small mark for each fold.
-
-    Parameters
-    ----------
-    recalls : sequence of (class, clips, recall, low, high)
-        In percent; a class without clips has no recall.
-    by_fold : sequence of sequences
-        For each class its recall in each fold.
-    """
+def recall_figure(recalls: Sequence[ClassRecall]) -> Figure:
+    """Draw the recall of each class with its 95 % interval, and a mark for each fold."""
     figure = _figure(7.0, 0.45 * len(recalls) + 1.0)
     ax = figure.subplots()
-    for y, (_, _, recall, low, high) in enumerate(recalls):
-        if recall is None:
+    for y, c in enumerate(recalls):
+        if c.recall is None:
             ax.text(1, y, "no clip", va="center", color=ALERT, fontsize=9)
             continue
-        ax.barh(y, recall, 0.62, color=UAR, alpha=0.85, zorder=2)
-        marks = [x for x in by_fold[y] if x is not None]
+        ax.barh(y, c.recall, 0.62, color=UAR, alpha=0.85, zorder=2)
+        marks = [x for x in c.by_fold if x is not None]
         ax.plot(
             marks,
             [y] * len(marks),
@@ -101,8 +92,8 @@ def recall_figure(
             zorder=4,
             clip_on=False,
         )
-        ax.plot([low, high], [y, y], color=INK, linewidth=1.6, zorder=3)
-    ax.set_yticks(range(len(recalls)), [f"{name} ({n})" for name, n, *_ in recalls], fontsize=10)
+        ax.plot([c.low, c.high], [y, y], color=INK, linewidth=1.6, zorder=3)
+    ax.set_yticks(range(len(recalls)), [f"{c.name} ({c.clips})" for c in recalls], fontsize=10)
     ax.invert_yaxis()
     ax.set(xlim=(0, 100), ylim=(len(recalls) - 0.4, -0.6))
     ax.set_xlabel(
@@ -117,53 +108,30 @@ def curves_figure(
     scores: Mapping[str, Mapping[int, Curve]],
     chosen: Mapping[int, float],
 ) -> Figure:
-    """Training loss of each fold, and beside it the scores that were measured while training.
+    """Draw the training loss of each fold, and the scores measured during training.
 
     Parameters
     ----------
     losses : mapping of fold to Curve
     scores : mapping of a name such as ``val_war`` to curves by fold
-        Empty where nothing was measured before the end.
+        Empty if nothing was measured before the end.
     chosen : mapping of fold to the epoch whose weights are reported
     """
     panels = 1 + bool(scores)
     figure = _figure(5.6 * panels + 1.2, 3.9)
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    for i, (fold, curve) in enumerate(losses.items()):
+    colors = {fold: _FOLD_COLORS[i % len(_FOLD_COLORS)] for i, fold in enumerate(losses)}
+    for fold, curve in losses.items():
         axes[0].plot(
             curve.epochs,
             curve.values,
-            color=_FOLDS[i % len(_FOLDS)],
+            color=colors[fold],
             linewidth=1.6,
             label=f"fold {fold}",
         )
     axes[0].set_ylabel("training loss", fontsize=10.5)
-    for name, curves in scores.items():
-        for i, (fold, curve) in enumerate(curves.items()):
-            colour = _FOLDS[list(losses).index(fold) % len(_FOLDS)] if fold in losses else _FOLDS[i]
-            axes[1].plot(
-                curve.epochs,
-                curve.values,
-                color=colour,
-                linewidth=1.6,
-                linestyle="-" if name.endswith("war") else (0, (4, 2)),
-            )
-            at = [
-                (e, v)
-                for e, v in zip(curve.epochs, curve.values, strict=True)
-                if abs(e - chosen.get(fold, -1)) < 0.01
-            ]
-            axes[1].plot(
-                *zip(*at, strict=True), "o", color=colour, markersize=6
-            ) if at and name.endswith("war") else None
     if scores:
-        where = (
-            "validation part"
-            if any(n.startswith("val") for n in scores)
-            else "test fold (optimistic)"
-        )
-        axes[1].set_ylabel(f"percent on the {where}", fontsize=10.5)
-        axes[1].set_title("line WAR, dashes UAR, dot the chosen epoch", fontsize=10, color=FAINT)
+        _draw_score_curves(axes[1], scores, chosen, colors)
     for ax in axes:
         ax.set_xlabel("epoch", fontsize=10.5)
         ax.set_xlim(left=0)
@@ -174,25 +142,61 @@ def curves_figure(
     return figure
 
 
+def _draw_score_curves(
+    ax: Axes,
+    scores: Mapping[str, Mapping[int, Curve]],
+    chosen: Mapping[int, float],
+    colors: Mapping[int, str],
+) -> None:
+    """Draw WAR as lines, UAR as dashes, and a dot at the chosen epoch."""
+    for name, curves in scores.items():
+        is_war = name.endswith("war")
+        for fold, curve in curves.items():
+            style = "-" if is_war else (0, (4, 2))
+            ax.plot(curve.epochs, curve.values, color=colors[fold], linewidth=1.6, linestyle=style)
+            if is_war:
+                _draw_chosen_epoch(ax, curve, chosen.get(fold, -1), colors[fold])
+    where = "test fold (optimistic)"
+    if any(name.startswith("val") for name in scores):
+        where = "validation part"
+    ax.set_ylabel(f"percent on the {where}", fontsize=10.5)
+    ax.set_title("line WAR, dashes UAR, dot the chosen epoch", fontsize=10, color=FAINT)
+
+
+def _draw_chosen_epoch(ax: Axes, curve: Curve, epoch: float, color: str) -> None:
+    points = [
+        (e, v) for e, v in zip(curve.epochs, curve.values, strict=True) if abs(e - epoch) < 0.01
+    ]
+    if points:
+        ax.plot(*zip(*points, strict=True), "o", color=color, markersize=6)
+
+
 def differences_figure(rows: Sequence[tuple[str, Difference]], scores: int) -> Figure:
-    """Differences with their 95 % intervals around zero; the first ``scores`` rows are UAR and WAR, the others classes."""
+    """Draw differences with their 95 % intervals around zero.
+
+    Parameters
+    ----------
+    rows : sequence of (name, Difference)
+    scores : int
+        Number of leading rows that are UAR and WAR; the others are classes.
+    """
     figure = _figure(7.0, 0.42 * len(rows) + 1.1)
     ax = figure.subplots()
     ax.axvline(0, color=INK, linewidth=1)
     for y, (_, d) in enumerate(rows):
-        colour = (UAR, WAR)[y % 2] if y < scores else "#555555"
+        color, width, size = "#555555", 1.6, 6.5
+        if y < scores:
+            color, width, size = (UAR, WAR)[y % 2], 2.4, 8.0
+        ax.plot([d.low, d.high], [y, y], color=color, linewidth=width, solid_capstyle="butt")
         ax.plot(
-            [d.low, d.high],
-            [y, y],
-            color=colour,
-            linewidth=2.4 if y < scores else 1.6,
-            solid_capstyle="butt",
+            d.value,
+            y,
+            "o",
+            markersize=size,
+            markeredgewidth=1.6,
+            markerfacecolor=color if d.certain else "white",
+            markeredgecolor=color,
         )
-        look: dict[str, Any] = {
-            "markerfacecolor": colour if d.certain else "white",
-            "markeredgecolor": colour,
-        }
-        ax.plot(d.value, y, "o", markersize=8 if y < scores else 6.5, markeredgewidth=1.6, **look)
     if len(rows) > scores:
         ax.axhline(scores - 0.5, color="#d0d0d0", linewidth=0.8)
     ax.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=10)

@@ -1,6 +1,6 @@
-"""Protocol and provenance of a run in words: how the numbers came about, and from what.
+"""Protocol and provenance of a run in words: how the numbers were produced, and from what.
 
-Who ran it, on which machine and in which folder is left out: these pages are shown to people elsewhere, reviewers among them.
+User, machine and folders are left out: these pages are shown to other people, among them reviewers.
 """
 
 from __future__ import annotations
@@ -29,91 +29,106 @@ from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 
 Rows = list[list[str]]
+_UNREADABLE = "not on record in a form that this version reads"
 _SAMPLING = {
     Sampling.segments: "one from each of as many equal segments, its middle in tests",
     Sampling.uniform: "at equal distances, first and last among them",
     Sampling.dense: "a window of every {stride}th frame",
 }
-_PLACE = re.compile(r"(^|=)(?:[a-z][a-z0-9+.-]*://|~|\.{0,2}/)\S*/")
+_MODALITIES = {"parsing": "parsing maps", "landmarks": "landmarks"}
+_POSITIONS = {
+    TokenPosition.end: "after",
+    TokenPosition.middle: "around",
+    TokenPosition.front: "before",
+}
+# The folder part of a path or URL, alone or after "key=".
+_FOLDER = re.compile(r"(^|=)(?:[a-z][a-z0-9+.-]*://|~|\.{0,2}/)\S*/")
 
 
 def protocol_rows(run: RunDir, result: Mapping[str, Any]) -> Rows:
-    """Settings that a reader of the numbers must know, as (what, words); from the result alone where there is no ``config.yaml``."""
+    """Return the settings that a reader of the numbers must know, as (setting, description).
+
+    Without a ``config.yaml`` they come from the result alone.
+    """
     rows = [["Selection", PROTOCOLS[result["selection"]]]]
-    try:
-        config = read_config(run.config) if run.config.is_file() else None
-    except UserError:  # of an older or newer version of this program
-        config = None
+    config = None
+    # The file may be of another version of this program.
+    with suppress(UserError):
+        if run.config.is_file():
+            config = read_config(run.config)
     if "views" in result:
-        views = (
-            "once"
-            if result["views"] == 1
-            else f"in {result['views']} views, whose probabilities are averaged"
-        )
+        views = "once"
+        if result["views"] != 1:
+            views = f"in {result['views']} views, whose probabilities are averaged"
         rows.append(["Test clips", f"every clip {views}, {result['num_frames']} frames a view"])
     elif config is None:
-        return [*rows, ["Settings", "not on record in a form that this version reads"]]
+        return [*rows, ["Settings", _UNREADABLE]]
     if result.get("described_clips") is not None:
-        rows.append(
-            [
-                "Descriptions",
-                f"of {result['described_clips']} training clips in fold {result['fold']}; none of a test clip",
-            ]
-        )
+        count = f"of {result['described_clips']} training clips in fold {result['fold']}"
+        rows.append(["Descriptions", f"{count}; none of a test clip"])
     if config is None:
-        return [*rows, ["Other settings", "not on record in a form that this version reads"]]
+        return [*rows, ["Other settings", _UNREADABLE]]
     return [*rows, *_data_rows(config), *_model_rows(config), *_training_rows(config)]
 
 
 def _data_rows(c: Config) -> Rows:
-    data, augment = c.data, c.data.augment
-    side = (
-        f"{data.image_size} x {data.image_size} pixels"
-        if data.image_size
-        else "the backbone's own size"
-    )
-    normal = (
-        "CLIP's mean and deviation taken off"
-        if c.model.normalize
-        else "pixels in [0, 1], CLIP's mean and deviation not taken off"
-    )
-    changes = (
-        [f"random crops of at least {100 * augment.crop_scale:.0f} % of the area"]
-        if augment.crop_scale < 1
-        else []
-    )
-    changes += ["mirrored every other time"] if augment.flip else []
-    changes += [f"brightness ± {100 * augment.brightness:.0f} %"] if augment.brightness else []
-    changes += [f"turned by up to {augment.rotation:g}°"] if augment.rotation else []
+    data, augment, model = c.data, c.data.augment, c.model
+    size = "the backbone's own size"
+    if data.image_size:
+        size = f"{data.image_size} x {data.image_size} pixels"
     sampling = _SAMPLING[data.sampling].format(stride=data.stride)
-    weights = (
-        "learned weights"
-        if c.model.video_weight is None
-        else f"the frames weigh {c.model.video_weight:g}"
-    )
-    names = {"parsing": "parsing maps", "landmarks": "landmarks"}
-    modalities = (
-        [
-            [
-                "Beside frames",
-                f"{' and '.join(names[level] for level in c.model.modalities)}, {weights}",
-            ]
-        ]
-        if c.model.modalities
-        else []
-    )
-    return [
-        ["Frames", f"{data.num_frames}, {sampling}; {side}"],
-        *modalities,
-        ["Normalisation", normal],
+    rows = [["Frames", f"{data.num_frames}, {sampling}; {size}"]]
+    if model.modalities:
+        weights = "learned weights"
+        if model.video_weight is not None:
+            weights = f"the frames weigh {model.video_weight:g}"
+        names = " and ".join(_MODALITIES[m] for m in model.modalities)
+        rows.append(["Other modalities", f"{names}, {weights}"])
+    normalization = "pixels in [0, 1], CLIP's mean and deviation not taken off"
+    if model.normalize:
+        normalization = "CLIP's mean and deviation taken off"
+    changes = []
+    if augment.crop_scale < 1:
+        changes.append(f"random crops of at least {100 * augment.crop_scale:.0f} % of the area")
+    if augment.flip:
+        changes.append("mirrored every other time")
+    if augment.brightness:
+        changes.append(f"brightness ± {100 * augment.brightness:.0f} %")
+    if augment.rotation:
+        changes.append(f"turned by up to {augment.rotation:g}°")
+    rows += [
+        ["Normalisation", normalization],
         ["Augmentation", ", ".join(changes) or "none"],
-        *([["Sampling of clips", "every class as often as any other"]] if data.balanced else []),
     ]
+    if data.balanced:
+        rows.append(["Sampling of clips", "every class as often as any other"])
+    return rows
 
 
 def _model_rows(c: Config) -> Rows:
     m = c.model
-    weights = "random weights" if m.pretrained == "none" else f"weights {_plain(m.pretrained)}"
+    weights = "random weights" if m.pretrained == "none" else f"weights {_file_name(m.pretrained)}"
+    temporal, over_time = "", "mean of the frames' features"
+    if m.temporal is TemporalKind.transformer:
+        temporal = "temporal transformer"
+        layers = f"{m.temporal_layers} layer{'s' * (m.temporal_layers > 1)}"
+        over_time = f"transformer, {layers}, {m.temporal_heads} heads"
+    texts = "own sentences" if m.sentences else m.text.name
+    context = f"{_POSITIONS[m.token_position]} {m.context_tokens} learned tokens"
+    if m.class_specific:
+        context += " of each class's own"
+    prompts = "learned prompts" if m.context_tokens else ""
+    trained = filter(None, [*_tuned_towers(c), temporal, prompts])
+    return [
+        ["Backbone", f"{_file_name(m.backbone)}, {weights}"],
+        ["Over time", over_time],
+        ["Class text", f"{texts}, {context}"],
+        ["Trained", ", ".join(trained) or "nothing"],
+    ]
+
+
+def _tuned_towers(c: Config) -> list[str]:
+    m = c.model
     image = {
         ImageTuning.all: "image tower",
         ImageTuning.last: f"last {m.image_blocks} blocks of the image tower",
@@ -121,83 +136,65 @@ def _model_rows(c: Config) -> Rows:
         ImageTuning.lora: f"LoRA of rank {m.lora_rank} in the image tower",
         ImageTuning.adapters: "adapters in the image tower" + ", along time too" * m.adapter_time,
         ImageTuning.none: "",
-    }[m.image]
+    }
     text = {
         TextTuning.lora: f"LoRA of rank {m.lora_rank} in the text tower",
         TextTuning.adapters: "adapters in the text tower",
         TextTuning.frozen: "",
-    }[m.text_tower]
-    over_time = "mean of the frames' features"
-    if m.temporal is TemporalKind.transformer:
-        over_time = f"transformer, {m.temporal_layers} layer{'s' * (m.temporal_layers > 1)}, {m.temporal_heads} heads"
-    place = {
-        TokenPosition.end: "after",
-        TokenPosition.middle: "around",
-        TokenPosition.front: "before",
-    }[m.token_position]
-    own = " of each class's own" if m.class_specific else ""
-    trained = [
-        image,
-        text,
-        "temporal transformer" if m.temporal is TemporalKind.transformer else "",
-    ]
-    trained.append("learned prompts" if m.context_tokens else "")
-    return [
-        ["Backbone", f"{_plain(m.backbone)}, {weights}"],
-        ["Over time", over_time],
-        [
-            "Class text",
-            f"{'own sentences' if m.sentences else m.text.name}, {place} {m.context_tokens} learned tokens{own}",
-        ],
-        ["Trained", ", ".join(filter(None, trained)) or "nothing"],
-    ]
+    }
+    return [image[m.image], text[m.text_tower]]
 
 
 def _training_rows(c: Config) -> Rows:
     o, t = c.optim, c.train
-    name = f"SGD, momentum {o.momentum:g}" if o.name is Optimizer.sgd else "AdamW"
+    optimizer = f"SGD, momentum {o.momentum:g}" if o.name is Optimizer.sgd else "AdamW"
     rates = f"image {o.lr_image:g}, temporal {o.lr_temporal:g}, prompt {o.lr_prompt:g}"
     schedule = "half a cosine to zero"
     if o.schedule is Schedule.step:
         schedule = f"times {o.gamma:g} after epochs {', '.join(map(str, o.milestones))}"
-    warm = (
-        f", warm-up over {o.warmup_epochs:g} epoch{'s' * (o.warmup_epochs != 1)}"
-        if o.warmup_epochs
-        else ""
-    )
-    loss = ["cross-entropy"] if t.objective is not Supervision.descriptions else []
-    if t.objective is not Supervision.labels:
-        weight = f", weight {t.description_weight:g}" if loss else ", no labels"
-        loss.append(f"contrast of clips with their descriptions over all clips of a step{weight}")
-    loss += [f"label smoothing {t.label_smoothing:g}"] * bool(t.label_smoothing)
-    loss += [f"class-balanced, beta {t.class_balance:g}"] * bool(t.class_balance)
-    loss += [f"gradients clipped at {o.clip_norm:g}"] * bool(o.clip_norm)
+    if o.warmup_epochs:
+        epochs = f"{o.warmup_epochs:g} epoch{'s' * (o.warmup_epochs != 1)}"
+        schedule += f", warm-up over {epochs}"
+    size = f"{t.epochs} epochs, {t.global_batch} clips a step, {t.precision.name}"
     return [
-        ["Optimiser", f"{name}, weight decay {o.weight_decay:g}"],
-        ["Learning rates", f"{rates}; {schedule}{warm}"],
-        ["Loss", ", ".join(loss)],
-        [
-            "Training",
-            f"{t.epochs} epochs, {t.global_batch} clips a step, {t.precision.name}, ZeRO stage {t.zero_stage}, seed {t.seed}",
-        ],
+        ["Optimiser", f"{optimizer}, weight decay {o.weight_decay:g}"],
+        ["Learning rates", f"{rates}; {schedule}"],
+        ["Loss", ", ".join(_loss_terms(c))],
+        ["Training", f"{size}, ZeRO stage {t.zero_stage}, seed {t.seed}"],
     ]
 
 
+def _loss_terms(c: Config) -> list[str]:
+    t, terms = c.train, []
+    with_labels = t.objective is not Supervision.descriptions
+    if with_labels:
+        terms.append("cross-entropy")
+    if t.objective is not Supervision.labels:
+        weight = f"weight {t.description_weight:g}" if with_labels else "no labels"
+        terms.append(
+            f"contrast of clips with their descriptions over all clips of a step, {weight}"
+        )
+    if t.label_smoothing:
+        terms.append(f"label smoothing {t.label_smoothing:g}")
+    if t.class_balance:
+        terms.append(f"class-balanced, beta {t.class_balance:g}")
+    if c.optim.clip_norm:
+        terms.append(f"gradients clipped at {c.optim.clip_norm:g}")
+    return terms
+
+
 def provenance_rows(run: RunDir, result: Mapping[str, Any]) -> Rows:
-    """Code, data and versions, as (what, words); what an older run did not record is left out."""
+    """Return code, data and versions as (what, value), without what was not recorded."""
     about: dict[str, Any] = {}
     with suppress(UserError):
         about = read_json(run.provenance)
-    git, data, rows = about.get("git") or {}, about.get("data") or {}, Rows()
+    git, data = about.get("git") or {}, about.get("data") or {}
+    rows = []
     if about.get("command"):
         rows.append(["Command", command_text(about["command"])])
     if git.get("sha"):
-        rows.append(
-            [
-                "Code",
-                f"git {git['sha']}{', with changes that are not committed' if git.get('diff') else ''}",
-            ]
-        )
+        changed = ", with changes that are not committed" if git.get("diff") else ""
+        rows.append(["Code", f"git {git['sha']}{changed}"])
     if about.get("code_hash"):
         rows.append(["Hash of the code", about["code_hash"]])
     if about.get("time"):
@@ -215,16 +212,17 @@ def provenance_rows(run: RunDir, result: Mapping[str, Any]) -> Rows:
     }
     if any(versions.values()):
         rows.append(["Versions", ", ".join(f"{k} {v}" for k, v in versions.items() if v)])
-    changes = [k for d in (run.drifts() if run.run.is_file() else []) for k in d["changes"]]
+    drifts = run.drifts() if run.run.is_file() else []
+    changes = dict.fromkeys(key for drift in drifts for key in drift["changes"])
     if changes:
-        rows.append(["Changed on the way", ", ".join(dict.fromkeys(changes))])
+        rows.append(["Changed on the way", ", ".join(changes)])
     return rows
 
 
 def command_text(command: list[str]) -> str:
-    """The words a person typed; of folders and URLs only the last part."""
-    return " ".join([Path(command[0]).name, *(_PLACE.sub(r"\1…/", word) for word in command[1:])])
+    """Return the command line, with only the last part of folders and URLs."""
+    return " ".join([Path(command[0]).name, *(_FOLDER.sub(r"\1…/", arg) for arg in command[1:])])
 
 
-def _plain(name: str) -> str:
+def _file_name(name: str) -> str:
     return Path(name).name if "/" in name else name

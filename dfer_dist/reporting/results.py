@@ -1,11 +1,12 @@
-"""What stands in ``fold-K/``, read and held against the predictions beside it.
+"""Finished folds: ``result.json``, checked against the predictions next to it.
 
-A result is never believed: its figures are computed again from the table of predictions. Folds of different runs are never mixed.
+A result is never trusted: its scores are computed again from the table of predictions. Folds of
+different runs are never mixed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,26 @@ from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 
 SELECTIONS = ("last", "best_val", "best_test")
-_SAME = (
-    "dataset",
-    "selection",
-    "classes",
-    "config_hash",
-    "index_hash",
-)  # folds that differ here are of different runs
+# Folds that differ in one of these are of different runs.
+_SAME = ("dataset", "selection", "classes", "config_hash", "index_hash")
 _REQUIRED = (*_SAME, "fold", "n", "uar", "war", "support", "confusion", "absent", "epoch")
+# In percent points. Leaves room for rounded scores; a clip more or less shows in the confusion.
+_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """A row a clip, in the order of the file: keys [N], labels [N], logits [N, C], the predicted classes [N], and their scores."""
+class ScoredPredictions:
+    """Predictions of N clips in the order of their file, and their scores.
+
+    Attributes
+    ----------
+    keys : list of N str
+    labels : int [N]
+    logits : float32 [N, C]
+    predicted : int [N]
+        The class with the highest logit.
+    scores : Scores
+    """
 
     keys: list[str]
     labels: Ints
@@ -41,46 +49,66 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class FoldResult:
-    """A finished fold: ``result.json``, its predictions, and those with shuffled frames where they were made."""
+class LoadedFold:
+    """A finished fold: ``result.json`` and its predictions.
+
+    Attributes
+    ----------
+    result : dict
+    table : ScoredPredictions
+    shuffled : ScoredPredictions or None
+        Predictions from shuffled frames, if they were made.
+    """
 
     result: dict[str, Any]
-    table: Predictions
-    shuffled: Predictions | None
+    table: ScoredPredictions
+    shuffled: ScoredPredictions | None
 
 
 def read_fold(fold_dir: Path) -> dict[str, Any]:
-    """The ``result.json`` of a fold, checked against the predictions beside it.
+    """Return the ``result.json`` of a fold, checked against its predictions.
 
     Raises
     ------
     UserError
-        A file that is missing or damaged, or figures that the predictions do not give; the text names the file.
+        As :func:`load_fold`.
     """
     return load_fold(fold_dir).result
 
 
-def load_folds(run: RunDir, folds: Sequence[int]) -> list[FoldResult]:
-    """Those of ``folds`` that are done.
+def load_folds(run: RunDir, folds: Sequence[int]) -> list[LoadedFold]:
+    """Load those of ``folds`` that are finished.
 
     Raises
     ------
     UserError
-        No fold is done, a fold is damaged, or two folds are of different runs.
+        No fold is finished, a fold is damaged, or two folds are of different runs.
     """
-    there = [k for k in folds if run.fold(k).result.is_file()]
-    if not there:
+    finished = [k for k in folds if run.fold(k).result.is_file()]
+    if not finished:
+        numbers = ", ".join(map(str, folds))
         raise UserError(
-            f"{run.root} has no finished fold: no fold-K/result.json for K in {', '.join(map(str, folds))}"
+            f"{run.root} has no finished fold: no fold-K/result.json for K in {numbers}"
         )
-    loaded = [load_fold(run.fold(k).root) for k in there]
-    for k, fold in zip(there, loaded, strict=True):
-        _check_same_run(run, k, fold.result, there[0], loaded[0].result)
+    loaded = [load_fold(run.fold(k).root) for k in finished]
+    for k, fold in zip(finished, loaded, strict=True):
+        if fold.result["fold"] != k:
+            raise UserError(
+                f"{run.fold(k).result} is of fold {fold.result['fold']}: "
+                "fold folders must not be renamed"
+            )
+        _check_same_run(run, loaded[0].result, fold.result)
     return loaded
 
 
-def load_fold(fold_dir: Path) -> FoldResult:
-    """A finished fold with its predictions. Errors as for :func:`read_fold`."""
+def load_fold(fold_dir: Path) -> LoadedFold:
+    """Load a finished fold with its predictions.
+
+    Raises
+    ------
+    UserError
+        A file is missing or damaged, or the predictions contradict the result.
+    """
     files = FoldDir(fold_dir)
     result = read_json(files.result)
     lacking = [k for k in _REQUIRED if k not in result]
@@ -91,20 +119,21 @@ def load_fold(fold_dir: Path) -> FoldResult:
             f"{files.result}: selection '{result['selection']}' is none of {', '.join(SELECTIONS)}"
         )
     table = read_predictions(files.predictions, result["classes"])
-    check_figures(files.result, result, table.scores, ("n", "support", "confusion", "uar", "war"))
+    check_scores(files.result, result, table.scores, ("n", "support", "confusion", "uar", "war"))
     shuffled = None
     if result.get("shuffled") is not None:
         shuffled = read_predictions(files.shuffled_predictions, result["classes"])
-        check_figures(files.result, result["shuffled"], shuffled.scores, ("uar", "war"))
+        check_scores(files.result, result["shuffled"], shuffled.scores, ("uar", "war"))
         if shuffled.scores.support != table.scores.support:
             raise UserError(
-                f"{files.shuffled_predictions} has other clips than {files.predictions.name}: evaluate this fold again"
+                f"{files.shuffled_predictions} has other clips than {files.predictions.name}: "
+                "evaluate this fold again"
             )
-    return FoldResult(result, table, shuffled)
+    return LoadedFold(result, table, shuffled)
 
 
-def read_predictions(path: Path, classes: list[str]) -> Predictions:
-    """A table of predictions.
+def read_predictions(path: Path, classes: list[str]) -> ScoredPredictions:
+    """Read and score a table of predictions.
 
     Raises
     ------
@@ -126,16 +155,17 @@ def read_predictions(path: Path, classes: list[str]) -> Predictions:
         labels = data["label"].to_numpy()
         values = logits.flatten().to_numpy(zero_copy_only=False).reshape(-1, len(classes))
         predicted = top_class(values)
-        return Predictions(
-            data["key"].to_pylist(), labels, values, predicted, score(labels, predicted, classes)
-        )
+        scores = score(labels, predicted, classes)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowException) as e:
         reason = str(e).partition("\n")[0]
         raise UserError(f"{path} is missing or damaged ({reason}): evaluate this fold again") from e
+    return ScoredPredictions(data["key"].to_pylist(), labels, values, predicted, scores)
 
 
-def check_figures(path: Path, written: Any, scores: Scores, names: tuple[str, ...]) -> None:
-    """Hold figures ``written`` in the file ``path`` against ``scores``.
+def check_scores(
+    path: Path, written: Mapping[str, Any], scores: Scores, names: Sequence[str]
+) -> None:
+    """Check the scores ``written`` in the file ``path`` against computed ones.
 
     Raises
     ------
@@ -143,32 +173,25 @@ def check_figures(path: Path, written: Any, scores: Scores, names: tuple[str, ..
         If one of ``names`` differs.
     """
     for name in names:
-        said, counted = written.get(name), getattr(scores, name)
-        # a hundredth leaves room for rounded figures; a clip more or less is seen in the confusion matrix
-        same = (
-            isinstance(said, int | float) and abs(said - counted) <= 0.01
-            if name in ("uar", "war")
-            else said == counted
-        )
+        value, computed = written.get(name), getattr(scores, name)
+        same = value == computed
+        if name in ("uar", "war"):
+            same = isinstance(value, int | float) and abs(value - computed) <= _TOLERANCE
         if not same:
-            detail = (
-                f" (it says {said}, they give {counted})" if name in ("n", "uar", "war") else ""
-            )
+            detail = ""
+            if name in ("n", "uar", "war"):
+                detail = f" (it has {value}, they give {computed})"
             raise UserError(
-                f"{path}: its {name} is not that of the predictions beside it{detail}: evaluate this fold again"
+                f"{path}: its {name} is not that of the predictions next to it{detail}: "
+                "evaluate this fold again"
             )
 
 
-def _check_same_run(
-    run: RunDir, k: int, result: dict[str, Any], first: int, reference: dict[str, Any]
-) -> None:
-    if result["fold"] != k:
-        raise UserError(
-            f"{run.fold(k).result} is of fold {result['fold']}: fold folders must not be renamed"
-        )
+def _check_same_run(run: RunDir, first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     for name in _SAME:
-        if result[name] != reference[name]:
-            what = f"folds {first} and {k} differ in {name} ({reference[name]}, {result[name]})"
+        if other[name] != first[name]:
+            folds = f"folds {first['fold']} and {other['fold']}"
             raise UserError(
-                f"{run.root}: {what}: they are of different runs; train or evaluate one of them again"
+                f"{run.root}: {folds} differ in {name} ({first[name]}, {other[name]}): they are "
+                "of different runs; train or evaluate one of them again"
             )

@@ -1,13 +1,16 @@
-"""One table, written four ways: for the terminal, as Markdown, as LaTeX (booktabs), and as rows for the page."""
+"""One table in four forms: for the terminal, as Markdown, as LaTeX (booktabs) and for the page."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from rich.table import Table as RichTable
 
 _LATEX = {
@@ -24,7 +27,8 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    "[": "{[}",  # one after a row's end would be its option
+    # A bracket after the end of a row would be read as its option.
+    "[": "{[}",
     "±": r"$\pm$",
     "−": r"$-$",
     "≥": r"$\geq$",
@@ -40,13 +44,28 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text. The first ``left`` columns stand to the left, the others to the right.
+    """A table of text cells.
 
-    ``warnings`` are what forbids taking the numbers at face value, such as missing folds; ``notes`` are what a reader must know
-    and the cells do not say. Both go wherever the table goes. A rule is drawn above each of the rows ``rules``; ``alert`` rows stand out.
+    Attributes
+    ----------
+    name : str
+        A plain word for labels and anchors.
+    title : str
+    header : sequence of str
+    rows : sequence of sequences of str
+    warnings : sequence of str
+        What forbids taking the numbers at face value, such as missing folds.
+    notes : sequence of str
+        What a reader must know and the cells do not say.
+    left : int
+        Number of leading columns that are aligned left; the others are aligned right.
+    rules : frozenset of int
+        Rows with a rule above them.
+    alert : frozenset of int
+        Rows that are highlighted.
     """
 
-    name: str  # a plain word, for labels and anchors
+    name: str
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -58,7 +77,7 @@ class Table:
 
 
 def terminal(table: Table) -> RichTable:
-    """For the terminal."""
+    """Return the table for the terminal."""
     from rich.table import Table as RichTable
     from rich.text import Text
 
@@ -72,56 +91,44 @@ def terminal(table: Table) -> RichTable:
     return out
 
 
-def markdown(table: Table) -> list[str]:
-    """Lines of Markdown: the warnings, the cells, the notes."""
-    rules = [":---" if i < table.left else "---:" for i in range(len(table.header))]
-    lines = [
-        _markdown_row(table.header),
-        f"| {' | '.join(rules)} |",
-        *map(_markdown_row, table.rows),
-    ]
-    above = [line for text in table.warnings for line in (f"**{text}**", "")]
-    return [*above, *lines, *(line for text in table.notes for line in ("", text))]
+def markdown(table: Table) -> str:
+    """Return Markdown: the warnings, the cells, the notes."""
+    return render_template("table.md", table=table)
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def latex(table: Table, label: str) -> list[str]:
-    """Lines of a LaTeX float that wants the package booktabs; warnings and notes stand in its caption."""
-    caption = " ".join([_sentence(table.title), *table.warnings, *table.notes])
-    columns = "".join("l" if i < table.left else "r" for i in range(len(table.header)))
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{latex_text(caption)}}}",
-        rf"\label{{tab:{label}-{table.name}}}",
-    ]
-    lines += [
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        _latex_row(table.header),
-        r"\midrule",
-    ]
-    for i, row in enumerate(table.rows):
-        lines += [r"\midrule"] * (i in table.rules) + [_latex_row(row)]
-    return [*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+def latex(table: Table, label: str) -> str:
+    """Return a LaTeX float for the package booktabs; its caption holds warnings and notes."""
+    return render_template("table.tex", table=table, label=label)
 
 
 def latex_text(text: str) -> str:
-    """``text`` so that LaTeX prints it as it stands."""
+    """Escape ``text`` so that LaTeX prints it as it is."""
     return "".join(_LATEX.get(c, c) for c in text)
 
 
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(map(latex_text, cells)) + r" \\"
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith(".") else f"{text}."
+def markdown_cell(text: str) -> str:
+    """Escape ``text`` for a cell of a Markdown table."""
+    return text.replace("|", r"\|")
 
 
 def slug(name: str) -> str:
-    """A name as part of a label or a file's name."""
+    """Return ``name`` as part of a label or of a file's name."""
     return re.sub(r"[^A-Za-z0-9_]+", "-", name)
+
+
+def render_template(name: str, **values: Any) -> str:
+    """Fill a file of ``templates/``; values are escaped in HTML."""
+    return _environment().get_template(name).render(values)
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"tex": latex_text, "cell": markdown_cell}
+    return environment

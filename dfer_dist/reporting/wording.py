@@ -1,4 +1,4 @@
-"""What must be said beside the numbers of a run, in the same words everywhere."""
+"""Sentences that accompany the numbers of a run, the same in every output."""
 
 from __future__ import annotations
 
@@ -10,47 +10,58 @@ PROTOCOLS = {
     "best_val": "best_val: epoch chosen on a held-out part of the training folds",
     "best_test": "best_test: epoch chosen on the test fold, optimistic",
 }
+NOT_RECORDED = "not recorded"
 
 
 def heading(summary: Mapping[str, Any]) -> str:
-    """The data set, and what must be said beside every number: how the epoch was picked."""
+    """Return the data set and how the epoch was chosen."""
     return f"{summary['dataset']} ({PROTOCOLS[summary['selection']]})"
 
 
 def missing_text(summary: Mapping[str, Any]) -> str:
-    """One sentence on the folds that are not there; empty if all are."""
-    if not summary["missing"]:
+    """Return a sentence on the missing folds, or an empty text."""
+    missing = summary["missing"]
+    if not missing:
         return ""
-    missing, count = summary["missing"], len(summary["folds"]) + len(summary["missing"])
-    return f"{len(missing)} of {count} folds missing ({join(missing)}): all figures are over {folds_text(done(summary))} only."
+    finished = done(summary)
+    return (
+        f"{len(missing)} of {len(finished) + len(missing)} folds missing ({join(missing)}): "
+        f"all scores are over {folds_text(finished)} only."
+    )
 
 
 def warnings(summary: Mapping[str, Any]) -> list[str]:
-    """What stands with every table of a run: the sentence on missing folds, if any are."""
-    return [text for text in [missing_text(summary)] if text]
+    """Return the sentence on missing folds, if a fold is missing."""
+    return list(filter(None, [missing_text(summary)]))
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
-    """What a reader of the scores must know and their cells do not say."""
-    absent = "Fold {} has no clip of {}: its UAR is the mean over the other classes."
+    """Return what a reader of the scores must know and the cells do not say."""
+    folds = summary["folds"]
     lines = [
-        absent.format(r["fold"], ", ".join(r["absent"])) for r in summary["folds"] if r["absent"]
+        f"Fold {r['fold']} has no clip of {', '.join(r['absent'])}: its UAR is the mean over the "
+        "other classes."
+        for r in folds
+        if r["absent"]
     ]
-    changed = "Fold {} went on in the middle of its training with another {}."
     lines += [
-        changed.format(r["fold"], ", ".join(r["drift"])) for r in summary["folds"] if r.get("drift")
+        f"Fold {r['fold']} resumed in the middle of its training with another "
+        f"{', '.join(r['drift'])}."
+        for r in folds
+        if r.get("drift")
     ]
-    skipped = "Fold {} skipped {} steps, whose loss or gradient was not finite."
     lines += [
-        skipped.format(r["fold"], r["skipped_steps"])
-        for r in summary["folds"]
+        f"Fold {r['fold']} skipped {r['skipped_steps']} steps, whose loss or gradient was not "
+        "finite."
+        for r in folds
         if r.get("skipped_steps")
     ]
-    lost = "Fold {} was trained without {} clips, which are damaged."
     lines += [
-        lost.format(r["fold"], r["lost_clips"]) for r in summary["folds"] if r.get("lost_clips")
+        f"Fold {r['fold']} was trained without {r['lost_clips']} clips, which are damaged."
+        for r in folds
+        if r.get("lost_clips")
     ]
-    shuffled = [r["fold"] for r in summary["folds"] if r.get("shuffled") is not None]
+    shuffled = [r["fold"] for r in folds if r.get("shuffled") is not None]
     if shuffled and not summary["shuffled"]:
         lines.append(
             f"Scores with shuffled frames exist for {folds_text(shuffled)} only and are left out."
@@ -59,65 +70,72 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
 
 
 def frames_text(result: Mapping[str, Any]) -> str:
-    """What a test clip's prediction rests on; empty for a result that does not say."""
+    """Return which frames a prediction is based on; empty for a result without that record."""
     if "views" not in result:
         return ""
-    views = (
-        "once"
-        if result["views"] == 1
-        else f"in {result['views']} views, their probabilities averaged"
-    )
+    views = "once"
+    if result["views"] != 1:
+        views = f"in {result['views']} views, their probabilities averaged"
     return (
         f"Each clip was seen {views}, {result['num_frames']} frames a view ({result['sampling']})."
     )
 
 
 def mean_text(part: Mapping[str, Any], metric: str) -> str:
-    """Mean over folds of ``uar`` or ``war`` of a summary, with its deviation where there are two folds or more."""
-    m = part[metric]
-    return f"{m['mean']:.2f}" + (f" ± {m['std']:.2f}" if m["std"] is not None else "")
+    """Return the mean over folds of ``uar`` or ``war``, with its deviation if there is one."""
+    value = part[metric]
+    deviation = "" if value["std"] is None else f" ± {value['std']:.2f}"
+    return f"{value['mean']:.2f}{deviation}"
 
 
 def interval_text(part: Mapping[str, Any], metric: str) -> str:
-    """The 95 % interval of ``uar`` or ``war`` of a summary."""
-    return "{:.2f} to {:.2f}".format(*part[metric]["ci95"])
+    """Return the 95 % interval of ``uar`` or ``war``."""
+    low, high = part[metric]["ci95"]
+    return f"{low:.2f} to {high:.2f}"
 
 
 def done(summary: Mapping[str, Any]) -> list[int]:
-    """Folds that the summary is over."""
+    """Return the finished folds."""
     return [r["fold"] for r in summary["folds"]]
 
 
 def folds_text(numbers: Sequence[int]) -> str:
-    """Such as ``folds 1, 2``."""
-    return f"fold{'s' if len(numbers) > 1 else ''} {join(numbers)}"
+    """Return text such as ``folds 1, 2``."""
+    return f"fold{'s' * (len(numbers) > 1)} {join(numbers)}"
 
 
 def join(numbers: Sequence[int]) -> str:
-    """Such as ``1, 2``."""
+    """Return text such as ``1, 2``."""
     return ", ".join(map(str, numbers))
 
 
 def signed(value: float) -> str:
-    """A difference with its sign, two decimals."""
+    """Return a difference with its sign and two decimals."""
     return f"{value:+.2f}".replace("-", "−")
 
 
+def optional(value: float | None, decimals: int, unit: float = 1.0) -> str:
+    """Return a value in units of ``unit``, or that it was not recorded."""
+    return NOT_RECORDED if value is None else f"{value / unit:.{decimals}f}"
+
+
 def p_text(p: float | None) -> str:
-    """A p-value with what of it means something."""
+    """Return a p-value with its significant digits."""
     if p is None:
         return "not defined"
-    return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
+    if p < 1e-4:
+        return "< 0.0001"
+    return f"{p:.{4 if p < 0.01 else 3}f}"
 
 
 def trained_text(origin: Mapping[str, Any] | None) -> str:
-    """What a model that is tested zero-shot was trained on; None is CLIP as it was pretrained."""
+    """Return what a model tested zero-shot was trained on; None is the pretrained CLIP."""
     if origin is None:
         return "CLIP as it was pretrained, not trained on any faces here"
-    by = {
+    supervision = {
         "labels": "on labels",
         "descriptions": "on descriptions without labels",
         "both": "on labels and descriptions",
-    }
-    fold = f" without fold {origin['fold']}" if origin["fold"] is not None else ""
-    return f"trained on {origin['dataset'] or 'a set that it does not name'}{fold}, {by[origin['objective']]}"
+    }[origin["objective"]]
+    fold = "" if origin["fold"] is None else f" without fold {origin['fold']}"
+    return f"trained on {origin['dataset'] or 'an unnamed data set'}{fold}, {supervision}"

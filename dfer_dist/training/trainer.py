@@ -20,7 +20,7 @@ from dfer_dist.distributed.preemption import Preempted, PreemptionHandler
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.distributed.watchdog import Watchdog
 from dfer_dist.evaluation.evaluate import Predictions, collect, predict
-from dfer_dist.reporting.curves import curves_png
+from dfer_dist.reporting.history import curves_png
 from dfer_dist.reporting.summary import confusion_png
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import Scores, UarWar

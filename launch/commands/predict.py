@@ -106,12 +106,12 @@ def _predict_video(
 
 def _write(prediction: VideoPrediction, out: Path) -> None:
     """Write the table and the plot of a video."""
-    from dfer_dist.reporting.figures import course_figure, save
+    from dfer_dist.reporting.figures import save, timeline_figure
     from dfer_dist.utils.files import atomic_path, write_text
 
     name = prediction.video.name
     write_text(out / f"{name}.csv", prediction.csv())
-    figure = course_figure(
+    figure = timeline_figure(
         _title(prediction),
         prediction.spans,
         prediction.probabilities,

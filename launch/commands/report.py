@@ -14,7 +14,7 @@ from launch.console import new_console, print_line
 from launch.report import report_run
 
 if TYPE_CHECKING:
-    from dfer_dist.reporting.published import Published
+    from dfer_dist.reporting.extra_tables import Published
 
 
 Runs = Annotated[
@@ -53,7 +53,7 @@ def report(
     [bold]dfer report runs/first runs/second[/bold]; with published results and confident errors:
     [bold]dfer report runs/dfew_vitb32 --against published --errors 20[/bold]
     """
-    from dfer_dist.reporting.published import read_published
+    from dfer_dist.reporting.extra_tables import read_published
 
     if share_frames and not errors:
         raise UserError("--share-frames is about the picture of --errors: give --errors N too")

@@ -11,13 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dfer_dist.config.load import dump_config
+from dfer_dist.config.load import dump_config, read_config
 from dfer_dist.config.schema import Config
+from dfer_dist.data.shards.index import Index
+from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.evaluation.metrics import score
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import write_json
 
 CLASSES = ["happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear"]
+# Names that need escaping in Markdown, LaTeX or HTML.
+SPECIAL_NAMES = ["a_b", "c&d", "<i>e</i>", "100%", "x|y", "#$~^\\", "{fear}"]
 SHARES = np.array([0.2, 0.16, 0.24, 0.18, 0.12, 0.02, 0.08])
 
 
@@ -42,7 +46,10 @@ def make_fold(
     classes: list[str] = CLASSES,
     **fields: Any,
 ) -> Path:
-    """A fold as an evaluation leaves it; ``sure`` is how far the true class stands out, ``fields`` replace those of result.json."""
+    """Write a fold as an evaluation leaves it.
+
+    ``sure`` is added to the logit of the true class; ``fields`` replace those of result.json.
+    """
     rng = np.random.default_rng(k)
     count = len(classes)
     labels = rng.choice(count, size=n, p=SHARES[:count] / SHARES[:count].sum())
@@ -82,7 +89,7 @@ def make_run(
     history: bool = True,
     **how: Any,
 ) -> RunDir:
-    """A run with its settings, provenance, curves and attempts; ``how`` is for :func:`make_fold`."""
+    """Write a run with settings, provenance, curves and attempts; ``how`` is for make_fold."""
     run = RunDir(root)
     root.mkdir(parents=True)
     for k in folds:
@@ -131,4 +138,39 @@ def make_run(
     write_json(
         run.run, {"name": root.name, "folds": list(range(1, all_folds + 1)), "tracking": None}
     )
+    return run
+
+
+def make_run_with_gaps(runs: Path) -> RunDir:
+    """Write a run without folds 2 and 4 of 5, with an absent class and special names."""
+    return make_run(runs / "a_b & <c>", (1, 3, 5), 5, classes=SPECIAL_NAMES, without=5)
+
+
+def make_misclassified_run(root: Path, shards: Index) -> RunDir:
+    """Write a run on ``shards`` whose folds 1 and 2 predict the next class for every clip.
+
+    The later the clip, the more confident the prediction.
+    """
+    run = make_run(root, (), 5)
+    config = read_config(run.config)
+    config.data.shards = str(shards.root)
+    run.config.write_text(dump_config(config))
+    reader = ClipReader(shards)
+    for k in (1, 2):
+        clips = [(s, row) for s in shards.test_shards(k) for row in range(shards.shards[s].clips)]
+        labels = np.array([reader.label(*clip) for clip in clips])
+        logits = np.eye(7)[(labels + 1) % 7] * (1 + np.arange(len(labels)) + 0.1 * k)[:, None]
+        run.fold(k).root.mkdir()
+        keys = [reader.key(*clip) for clip in clips]
+        write_table(run.fold(k).predictions, labels, logits, keys)
+        result = {
+            "dataset": "dfew",
+            "fold": k,
+            **vars(score(labels, logits, list(shards.classes))),
+            "selection": "last",
+            "epoch": 1,
+            "config_hash": "a",
+            "index_hash": shards.hash,
+        }
+        write_json(run.fold(k).result, result)
     return run

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.evaluation.metrics import score
-from dfer_dist.reporting.curves import curves_png
 from dfer_dist.reporting.files import write_summary
+from dfer_dist.reporting.history import curves_png
 from dfer_dist.reporting.summary import confusion_png
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.tracking.mlflow_runs import begin

@@ -32,8 +32,8 @@ from dfer_dist.models.build import build_model
 from dfer_dist.models.class_texts import DESCRIPTIONS
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tokenizer import CaptionTokenizer
+from dfer_dist.reporting.extra_tables import zero_shot_table
 from dfer_dist.reporting.files import write_report
-from dfer_dist.reporting.zero_shot import zero_shot_table
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json

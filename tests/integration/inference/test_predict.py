@@ -23,7 +23,7 @@ from dfer_dist.evaluation.evaluate import predict
 from dfer_dist.inference.exported import ExportedModel, load
 from dfer_dist.inference.predict import cut_windows, predict_video, through_jpeg
 from dfer_dist.inference.pyfunc import PyfuncModel
-from dfer_dist.reporting.figures import course_figure
+from dfer_dist.reporting.figures import timeline_figure
 from dfer_dist.utils.errors import UserError
 from launch import cli
 from tests.helpers.exported import Case
@@ -142,7 +142,7 @@ def test_windows_without_the_face_have_no_prediction(model: ExportedModel, tmp_p
     rows = list(csv.DictReader(io.StringIO(course.csv())))
     assert [row["prediction"] for row in rows] == course.top
     assert rows[blank[0]]["fear"] == "" and float(rows[blank[0]]["face"]) < 0.5
-    figure = course_figure(
+    figure = timeline_figure(
         "away.mp4",
         course.spans,
         course.probabilities,
@@ -209,7 +209,7 @@ def test_the_command_writes_tables_and_plots_and_names_what_it_cannot_read(
 def test_the_plot_has_seconds_probabilities_and_a_look_for_each_class() -> None:
     rng = np.random.default_rng(0)
     probabilities, spans = rng.dirichlet(np.ones(11), 5), np.arange(5)[:, None] + [0.0, 3.0]
-    figure = course_figure("a film", spans, probabilities, probabilities.mean(0), ELEVEN, 8.0)
+    figure = timeline_figure("a film", spans, probabilities, probabilities.mean(0), ELEVEN, 8.0)
     above, below = figure.axes
     assert (
         above.get_ylim() == (0, 1)

@@ -265,7 +265,7 @@ def test_a_fold_with_levels(faces: Index, tmp_path: Path) -> None:
     scores = evaluate_checkpoint(fold.checkpoints / "LATEST", None, [], None)
     assert (scores.war, scores.uar) == (result["war"], result["uar"])
     assert (
-        "| Beside frames | parsing maps and landmarks, learned weights |"
+        "| Other modalities | parsing maps and landmarks, learned weights |"
         in (tmp_path / "levels" / "summary.md").read_text()
     )
     info = export.export(fold.checkpoints / "LATEST", tmp_path / "model", [])

@@ -1,8 +1,8 @@
-"""Two runs on the same clips: the numbers, and what must be said where the comparison is not a fair one."""
+"""Two runs on the same clips, and warnings about an unfair comparison."""
 
 from __future__ import annotations
 
-import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,21 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from safetensors.numpy import save_file
+from rich.console import Console
 
 from dfer_dist.evaluation.metrics import score
-from dfer_dist.reporting.comparison import systems_table
 from dfer_dist.reporting.files import write_comparison
 from dfer_dist.reporting.paired import Comparison, compare, load_runs
-from dfer_dist.reporting.summary import summarize
+from dfer_dist.reporting.sections import summary_table
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import read_json, write_json
 from tests.helpers.made_runs import CLASSES, make_run, write_table
+
+
+def words(summary: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(summary_table(summary))
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
 def held(first: RunDir, second: RunDir) -> Comparison:
@@ -46,7 +50,7 @@ def rewrite(
     files.result.write_text(json.dumps(result | vars(scores) | fields))
 
 
-def test_numbers_are_those_of_the_predictions(tmp_path: Path) -> None:
+def test_paired_numbers_match_predictions(tmp_path: Path) -> None:
     first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", sure=3.0)
     c = held(first, second)
     assert c.warnings == []
@@ -84,7 +88,7 @@ def test_numbers_are_those_of_the_predictions(tmp_path: Path) -> None:
     assert backwards.mcnemar.p == p.mcnemar.p
 
 
-def test_a_run_against_its_copy_differs_in_nothing(tmp_path: Path) -> None:
+def test_run_and_its_copy_have_no_differences(tmp_path: Path) -> None:
     p = held(make_run(tmp_path / "a"), make_run(tmp_path / "b")).paired
     assert p is not None
     assert p.changes == []
@@ -116,7 +120,7 @@ def test_unlike_runs_are_compared_with_a_warning(
     assert words.replace("_", r"\_") in (tmp_path / "out" / "comparison.tex").read_text()
 
 
-def test_folds_that_only_one_has_are_left_out_and_said(tmp_path: Path) -> None:
+def test_folds_of_one_run_only_are_left_out_with_warning(tmp_path: Path) -> None:
     c = held(make_run(tmp_path / "a"), make_run(tmp_path / "b", folds=(1, 3), sure=3.0))
     assert c.warnings == [
         "b has 2 of 3 folds (2 missing).",
@@ -130,7 +134,7 @@ def test_folds_that_only_one_has_are_left_out_and_said(tmp_path: Path) -> None:
     assert "no fold in common" in alone.warnings[2]
 
 
-def test_other_clips_and_other_labels_are_left_out_and_said(tmp_path: Path) -> None:
+def test_other_clips_and_labels_are_left_out_with_warning(tmp_path: Path) -> None:
     first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", sure=3.0)
     rewrite(second, 1, keep=slice(5, None))
     rewrite(second, 2, labels=lambda truth: np.concatenate([(truth[:3] + 1) % 7, truth[3:]]))
@@ -189,68 +193,7 @@ def test_one_fold_has_no_t_test(tmp_path: Path) -> None:
     )
 
 
-def test_files_of_three_runs(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / x, sure=s) for x, s in (("first", 2.0), ("b_1", 3.0), ("b&c", 1.0))]
-    write_comparison(runs, tmp_path / "out")
-    names = (
-        "comparison.html",
-        "comparison.json",
-        "comparison.md",
-        "comparison.tex",
-        "clips-b_1.csv",
-        "clips-b-c.csv",
-    )
-    assert {f.name for f in (tmp_path / "out").iterdir()} == set(names)
-    said = json.loads((tmp_path / "out" / "comparison.json").read_text())["comparisons"]
-    assert [(c["first"], c["second"]) for c in said] == [("first", "b_1"), ("first", "b&c")]
-    assert (
-        said[0]["paired"]["difference"]["uar"]["value"]
-        > 0
-        > said[1]["paired"]["difference"]["uar"]["value"]
-    )
-    with (tmp_path / "out" / "clips-b_1.csv").open() as f:
-        rows = list(csv.DictReader(f))
-    assert len(rows) == said[0]["paired"]["changed_clips"]
-    assert sum(r["change"] == "gained" for r in rows) == said[0]["paired"]["mcnemar"]["gained"]
-    tables = {k: pq.read_table(runs[1].fold(k).predictions).to_pydict() for k in (1, 2, 3)}
-    for row in rows:
-        i = tables[int(row["fold"])]["key"].index(row["key"])
-        assert row["truth"] == CLASSES[tables[int(row["fold"])]["label"][i]]
-        assert row["b_1"] == CLASSES[int(np.argmax(tables[int(row["fold"])]["logits"][i]))]
-    latex, page = ((tmp_path / "out" / f"comparison.{x}").read_text() for x in ("tex", "html"))
-    assert r"b\&c against first" in latex
-    assert r"Recall \% b\_1" in latex
-    assert "b&amp;c against first" in page
-
-
-def test_size_speed_and_memory_are_those_of_the_checkpoints_and_attempts(tmp_path: Path) -> None:
-    runs = [
-        make_run(tmp_path / "a", folds=(1, 2)),
-        make_run(tmp_path / "b", history=False),
-        make_run(tmp_path / "c", folds=()),
-    ]
-    for k, peak in ((1, 3 * 2**29), (2, 2**30)):
-        fold = runs[0].fold(k)
-        (fold.root / "c").mkdir()
-        save_file(
-            {"w": np.zeros((100, 40), np.float32), "b": np.zeros(500, np.float32)},
-            fold.root / "c" / "model.safetensors",
-        )
-        status = read_json(fold.status)
-        status["attempts"][0]["peak_bytes"] = peak
-        write_json(fold.status, status)
-    table = systems_table(
-        runs, [summarize(runs[0].root, [1, 2, 3]), summarize(runs[1].root, [1, 2, 3]), None]
-    )
-    assert [row[:2] + row[4:] for row in table.rows] == [
-        ["a", "0.004", "50.0", "1.50"],
-        ["b", "not recorded", "not recorded", "not recorded"],
-        ["c", "not recorded", "not recorded", "not recorded"],
-    ]
-    assert table.rows[2][2:4] == ["missing", "missing"]
-
-
-def test_a_run_is_not_held_against_itself(tmp_path: Path) -> None:
+def test_load_runs_rejects_the_same_run_twice(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     with pytest.raises(UserError, match="given twice"):
         load_runs([run, run])

@@ -1,0 +1,114 @@
+"""`dfer report`, its page in a browser, and what importing reports costs."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from dfer_dist.data.shards.index import Index
+from dfer_dist.reporting.files import write_report
+from dfer_dist.reporting.sections import summary_table
+from dfer_dist.runs.layout import RunDir
+from tests.helpers.made_runs import (
+    make_misclassified_run,
+    make_run,
+    make_run_with_gaps,
+)
+from tests.helpers.paths import ROOT
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> RunDir:
+    return make_run(tmp_path / "whole", shuffled=True)
+
+
+@pytest.fixture(scope="module")
+def holes(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    run = make_run_with_gaps(tmp_path_factory.mktemp("runs"))
+    write_report(run)
+    return run
+
+
+@pytest.fixture
+def shown(tiny_shards: Index, tmp_path: Path) -> RunDir:
+    return make_misclassified_run(tmp_path / "shown", tiny_shards)
+
+
+def dfer(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "dfer"), "report", *map(str, words)]
+    return subprocess.run(
+        command,
+        env=os.environ | {"COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def words(summary: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(summary_table(summary))
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_report_command_writes_files_and_rejects_bad_options(
+    shown: RunDir, whole: RunDir, tmp_path: Path
+) -> None:
+    done = dfer(shown.root, "--against", "published", "--errors", 2, "--share-frames")
+    assert done.returncode == 0, done.stderr
+    assert "2 errors with frames of people" in done.stdout
+    assert "DFER-CLIP" in done.stdout
+    assert "3 of 5 folds missing" in done.stdout
+    assert "data:image/png" in shown.page.read_text()
+    for path in (shown.page, shown.report, shown.latex):
+        assert "DFER-CLIP" in path.read_text()
+    done = dfer(whole.root, shown.root, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "nothing can be compared clip by clip" in " ".join(done.stdout.split())
+    assert (tmp_path / "out" / "comparison.html").exists()
+    for bad, words in (
+        ([shown.root, "--share-frames"], "give both"),
+        ([shown.root, "--out", tmp_path], "--out is for a comparison"),
+        ([whole.root, tmp_path], "is not a run"),
+        ([shown.root, "--against", "papers"], "--against papers"),
+    ):
+        done = dfer(*bad)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert words in done.stderr
+
+
+def test_browser_shows_page_at_any_width(holes: RunDir, tmp_path: Path) -> None:
+    script = ROOT / "docs" / "scripts" / "report_page.py"
+    for width in (360, 1180):
+        picture = tmp_path / f"{width}.png"
+        done = subprocess.run(
+            [sys.executable, str(script), str(holes.page), str(picture), "--width", str(width)],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        with Image.open(picture) as image:
+            assert image.width == width
+            colours = {c for _, c in image.convert("RGB").getcolors(2**24) or []}
+            assert any(
+                abs(r - 0x00) + abs(g - 0x72) + abs(b - 0xB2) < 20 for r, g, b in colours
+            )  # bars of UAR are drawn
+
+
+def test_importing_reporting_loads_no_heavy_library() -> None:
+    code = "import sys, dfer_dist.reporting.files; print(*{'torch', 'matplotlib', 'sklearn', 'pyarrow', 'rich'} & set(sys.modules))"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == ""
+    )

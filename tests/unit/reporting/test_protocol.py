@@ -1,0 +1,61 @@
+"""The protocol of a run in words."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from dfer_dist.config.load import load_config
+from dfer_dist.reporting.files import write_summary
+from dfer_dist.reporting.protocol import _model_rows
+from dfer_dist.reporting.sections import summary_table
+from tests.helpers.made_runs import make_fold
+
+
+def words(summary: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(summary_table(summary))
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["model.image=adapters"],
+            "adapters in the image tower, temporal transformer, learned prompts",
+        ),
+        (
+            [
+                "model.image=adapters",
+                "model.adapter_time=true",
+                "model.text_tower=adapters",
+                "model.temporal=mean",
+                "model.context_tokens=0",
+            ],
+            "adapters in the image tower, along time too, adapters in the text tower",
+        ),
+        (["model.image=none", "model.temporal=mean", "model.context_tokens=0"], "nothing"),
+        (
+            ["model.image=lora", "model.text_tower=lora"],
+            "LoRA of rank 8 in the image tower, LoRA of rank 8 in the text tower, temporal transformer, learned prompts",
+        ),
+    ],
+)
+def test_model_rows_name_trained_parts(words: list[str], expected: str) -> None:
+    assert ["Trained", expected] in _model_rows(load_config("demo", ["data.shards=x", *words]))
+
+
+def test_markdown_describes_views_and_frames(tmp_path: Path) -> None:
+    for views, expected in (
+        (1, "seen once, 8 frames a view (dense)."),
+        (3, "seen in 3 views, their probabilities averaged, 8"),
+    ):
+        run = tmp_path / str(views)
+        make_fold(run, 1, num_frames=8, sampling="dense", views=views)
+        write_summary(run, [1])
+        assert expected in (run / "summary.md").read_text()
