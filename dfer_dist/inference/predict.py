@@ -20,12 +20,11 @@ import simplejpeg
 import torch
 from torch import Tensor
 
-from dfer_dist.data.faces.crop import find_face
+from dfer_dist.data.faces.crop import FACE_SIZE, MIN_FACE_FRACTION, find_face
 from dfer_dist.data.faces.parsing_maps import fill_missing
 from dfer_dist.data.loading.frame_sampling import eval_frames
 from dfer_dist.data.loading.modalities import find_points
-from dfer_dist.data.packing.media import encode_frame
-from dfer_dist.data.packing.video_frames import LEAST, SIDE
+from dfer_dist.data.packing.load_clip import encode_frame
 from dfer_dist.data.video.decode import DamagedVideo, Video
 from dfer_dist.inference.exported import ExportedModel, softmax
 from dfer_dist.utils.errors import UserError
@@ -163,7 +162,7 @@ def predict_video(
             Video(video), window, step, faces, bool(model.config.model.modalities)
         )
         shares = np.array([found.has_face[a:b].mean() for a, b in found.windows])
-        predicted = np.flatnonzero(shares >= LEAST)
+        predicted = np.flatnonzero(shares >= MIN_FACE_FRACTION)
         if not len(predicted):
             raise UserError(_no_face(video, found, shares))
         logits = np.full((len(shares), len(model.classes)), np.nan, np.float32)
@@ -202,7 +201,7 @@ def _find_windows(
     frames: Iterable[np.ndarray] = iter(video)
     landmarks = np.empty((0, 68, 2), np.float32)
     if faces:
-        clip = find_face(video, SIDE)
+        clip = find_face(video, FACE_SIZE)
         has_face, frames = clip.found, clip.crops(video)
         landmarks = fill_missing(clip.landmarks, clip.found)
     elif modalities:

@@ -12,6 +12,7 @@ from rich.table import Table
 from launch.console import ProgressBar, new_console, print_line
 
 if TYPE_CHECKING:
+    from dfer_dist.data.packing.report import PackReport
     from dfer_dist.data.sources.datasets import Listing
 
 _MAX_CLIPS = 5  # with problems, printed for each kind; the report has all
@@ -103,11 +104,10 @@ def pack(
 
 def pack_listing(
     console: Console, listing: Listing, out: Path, clips_per_shard: int, **settings: Any
-) -> dict[str, Any]:
+) -> PackReport:
     """Pack clips with a progress bar and return the report that is stored next to the shards."""
-    from dfer_dist.data.packing.packer import REPORT
     from dfer_dist.data.packing.packer import pack as write_shards
-    from dfer_dist.utils.files import read_json
+    from dfer_dist.data.packing.report import REPORT, PackReport
 
     was_finished = (out / "index.json").is_file()
     with ProgressBar(console, "pack clips") as progress:
@@ -120,16 +120,16 @@ def pack_listing(
             progress=progress,
             **settings,
         )
-    report = read_json(out / REPORT)
+    report = PackReport.read(out / REPORT)
     prefix = "already packed, nothing to do: " if was_finished else ""
-    print_line(console, f"{prefix}{report['clips']} clips in {len(index.shards)} shards: {out}")
+    print_line(console, f"{prefix}{report.clips} clips in {len(index.shards)} shards: {out}")
     return report
 
 
-def _table(report: dict[str, Any]) -> Table:
+def _table(report: PackReport) -> Table:
     """Return the counts of each split, a column per split."""
-    splits = report["splits"]
-    table = Table(title=report["dataset"], title_justify="left")
+    splits = report.splits
+    table = Table(title=report.dataset, title_justify="left")
     table.add_column("")
     for split in (*splits, "all"):
         table.add_column(split, justify="right")
@@ -138,34 +138,34 @@ def _table(report: dict[str, Any]) -> Table:
         table.add_row(name, *(f"{n:,}" for n in (*counts, sum(counts))), end_section=last)
 
     for name in ("listed", "clips", "frames"):
-        add(name, [split[name] for split in splits.values()], name == "frames")
-    classes = list(next(iter(splits.values()))["classes"])
+        add(name, [getattr(split, name) for split in splits.values()], name == "frames")
+    classes = list(next(iter(splits.values())).classes)
     for name in classes:
-        add(name, [split["classes"][name] for split in splits.values()], name == classes[-1])
-    add("problems", [split["problems"] for split in splits.values()])
+        add(name, [split.classes[name] for split in splits.values()], name == classes[-1])
+    add("problems", [split.problems for split in splits.values()])
     return table
 
 
-def _print_problems(console: Console, report: dict[str, Any], out: Path) -> None:
-    problems = report["problems"]
-    if report["encoded_frames"]:
+def _print_problems(console: Console, report: PackReport, out: Path) -> None:
+    problems = report.problems
+    if report.encoded_frames:
         console.print(
-            f"{report['encoded_frames']:,} frames were no JPEGs of this size, "
+            f"{report.encoded_frames:,} frames were no JPEGs of this size, "
             "and were encoded as JPEGs of quality 95"
         )
     if not problems:
         return
-    lost = {problem["clip"] for problem in problems if problem["left_out"]}
-    kept = {problem["clip"] for problem in problems} - lost
+    lost = {problem.clip for problem in problems if problem.left_out}
+    kept = {problem.clip for problem in problems} - lost
     console.print(
-        f"[bold red]{len(lost)} of {report['listed']} clips left out[/bold red], "
+        f"[bold red]{len(lost)} of {report.listed} clips left out[/bold red], "
         f"{len(kept)} kept with faults:"
     )
-    for kind in dict.fromkeys(problem["kind"] for problem in problems):
-        found = [problem for problem in problems if problem["kind"] == kind]
+    for kind in dict.fromkeys(problem.kind for problem in problems):
+        found = [problem for problem in problems if problem.kind == kind]
         print_line(console, f"  {kind}: {len(found)}")
         for problem in found[:_MAX_CLIPS]:
-            print_line(console, f"    {problem['clip']}: {problem['reason']}")
+            print_line(console, f"    {problem.clip}: {problem.reason}")
         if len(found) > _MAX_CLIPS:
             console.print(f"    and {len(found) - _MAX_CLIPS} more")
     print_line(console, f"all of them: {out}/pack_report.json; --strict stops at the first")

@@ -1,18 +1,20 @@
-"""Clips on disk for tests."""
+"""Write clips for tests."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
+from PIL import Image
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.utils.files import write_json
 
 
 def write_clip(folder: Path, frames: int, seed: int, width: int = 48, height: int = 40) -> None:
-    """A clip of JPEGs, each with another pattern."""
+    """Write a clip of JPEGs, each with another pattern."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     for t in range(frames):
@@ -30,3 +32,10 @@ def write_index(index: Index) -> None:
         "hash": index.hash,
     }
     write_json(index.root / "index.json", body)
+
+
+def encode_png(pixels: np.ndarray, mode: str = "RGB") -> bytes:
+    """Return an RGB image, uint8 [H, W, 3], as a PNG of another mode."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, "PNG")
+    return file.getvalue()

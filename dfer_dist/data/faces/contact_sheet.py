@@ -44,7 +44,7 @@ def draw_sheet(video: Video) -> Image.Image:
 def _column(clip: FaceClip, t: int, frame: np.ndarray, crop: np.ndarray) -> Image.Image:
     colour = _GREEN if clip.found[t] else _AMBER
     corners = to_frame(
-        clip.matrices[t], np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * clip.side - 0.5
+        clip.matrices[t], np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * clip.size - 0.5
     )
     above = _marked(frame, to_frame(clip.matrices[t], clip.landmarks[t]), colour, corners)
     below = _marked(crop, clip.landmarks[t], colour)

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from dfer_dist.data.faces.parsing_maps import check_labels
-from dfer_dist.data.packing.media import by_number
+from dfer_dist.data.video.frame_folder import sort_frames
 from dfer_dist.utils.errors import UserError
 
 
@@ -121,7 +121,7 @@ def _map_files(folder: Path, key: str) -> list[Path]:
     place = folder / key
     if not place.is_dir():
         raise UserError(f"{folder} has no folder {key}: maps of every clip are wanted")
-    return [place / name for name in sorted((f.name for f in place.glob("*.png")), key=by_number)]
+    return sort_frames(place.glob("*.png"))
 
 
 def digest_landmarks(folder: Path, keys: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Films as they come: upright RGB frames at a steady rate, or word of what is damaged."""
+"""Decode videos into upright RGB frames at a steady rate, and detect damaged ones."""
 
 from __future__ import annotations
 
@@ -18,216 +18,264 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-_SLACK = 0.2  # seconds by which packets may end before the duration that the file declares
-_PAUSE = 1.0  # seconds: a longer gap between two frames is a clock set anew, not a picture held
+# Seconds by which packets may end before the duration that the file declares.
+_DURATION_TOLERANCE = 0.2
+
+# Seconds. A longer gap between two frames is a reset of the clock, not a frame that is held.
+_MAX_GAP = 1.0
 
 
 class DamagedVideo(Exception):
-    """A film that cannot be read as a whole; names the file, how many frames were decoded and what is wrong."""
+    """A video that cannot be decoded to its end.
+
+    Attributes
+    ----------
+    file : Path
+    frames : int
+        Number of frames decoded before the damage.
+    reason : str
+    """
 
     def __init__(self, file: Path, frames: int, reason: str) -> None:
         super().__init__(f"{file}: {reason}; {frames} frames decoded")
-        self.file, self.frames, self.reason = file, frames, reason
+        self.file = file
+        self.frames = frames
+        self.reason = reason
 
     def __reduce__(self) -> tuple[type, tuple[Path, int, str]]:
-        return type(self), (
-            self.file,
-            self.frames,
-            self.reason,
-        )  # it crosses from the packer's workers
+        """Pickle the arguments: worker processes of the packer send it to their parent."""
+        return type(self), (self.file, self.frames, self.reason)
 
 
 @dataclass(frozen=True)
 class Video:
-    """A film on disk. Each iteration decodes it anew, on one thread, and holds one frame at a time.
+    """A video file as an iterable of frames.
 
-    Frames are uint8 arrays [H, W, 3], RGB, all of the first one's size. They stand as a player would show them: turned or
-    mirrored as the file's display matrix says (telephones write one), and with square pixels. Where frames lie at uneven times,
-    each is repeated or left out so that they come at a steady rate, that of the median distance between two frames.
+    Each iteration decodes the file again, on one thread, and holds one frame at a time. Frames
+    are uint8 arrays [H, W, 3], RGB, all of the size of the first one, as a player shows them:
+    rotated or mirrored by the display matrix in the file (as phones write it), with square pixels.
+    Frames at uneven times are repeated or dropped to get a steady rate, the one of the median
+    distance between two frames.
 
-    Iterating raises
-    ----------------
+    A video has no checksums: damage that the codec cannot detect is not found.
+
+    Attributes
+    ----------
+    path : Path
+
+    Raises
+    ------
     UserError
-        If PyAV is not installed.
+        On iteration, if PyAV is not installed.
     DamagedVideo
-        If the file cannot be opened, has no video, ends before it should, or holds a frame that does not decode cleanly.
-        Frames before the damage have been given by then, but perhaps the last. A film carries no checksums: damage that the codec
-        cannot notice passes.
+        On iteration, if the file cannot be opened, has no video, ends too early, or has a frame
+        that does not decode cleanly. All frames before the damage have been yielded by then,
+        except perhaps the last.
     """
 
     path: Path
 
     def interval(self) -> float:
-        """Seconds from one frame to the next, at the steady rate at which an iteration gives them. Nothing is decoded.
+        """Return the seconds between two frames of an iteration, without decoding any.
 
         Raises
         ------
         UserError
             If PyAV is not installed.
         DamagedVideo
-            If the file cannot be opened, has no video, or does not tell the times of its frames.
+            If the file cannot be opened, has no video, or has no times of frames.
         """
-        av = _pyav()
+        av = _import_av()
         try:
             with av.open(str(self.path)) as container:
-                interval = _survey(container, _video(container)).interval
+                interval = _scan_packets(container, _video_stream(container)).interval
             if not interval:
-                raise _Fault("it does not tell how many frames a second it has")
-        except (av.error.FFmpegError, _Fault) as e:
+                raise _InvalidVideo("it has no frame rate")
+        except (av.error.FFmpegError, _InvalidVideo) as e:
             raise DamagedVideo(self.path, 0, getattr(e, "strerror", None) or str(e)) from e
         return interval
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        av = _pyav()
+        """Yield the frames."""
+        av = _import_av()
         decoded = 0
 
         def count(frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
             nonlocal decoded
             for frame in frames:
                 if frame.is_corrupt:
-                    raise _Fault("a frame does not decode cleanly")
+                    raise _InvalidVideo("a frame does not decode cleanly")
                 decoded += 1
                 yield frame
 
         try:
             with av.open(str(self.path)) as container:
-                times = _survey(container, _video(container))
+                packets = _scan_packets(container, _video_stream(container))
             with av.open(str(self.path)) as container:
-                stream = _video(container)
-                stream.thread_type, stream.codec_context.thread_count = (
-                    "SLICE",
-                    1,
-                )  # the packer runs clips side by side
-                yield from _upright(times.steady(count(container.decode(stream))), stream)
-            times.check(decoded)
-        except (av.error.FFmpegError, _Fault) as e:
+                stream = _video_stream(container)
+                # one thread: the packer decodes several clips in parallel
+                stream.thread_type = "SLICE"
+                stream.codec_context.thread_count = 1
+                frames = packets.resample(count(container.decode(stream)))
+                yield from _to_upright_rgb(frames, stream)
+            packets.check(decoded)
+        except (av.error.FFmpegError, _InvalidVideo) as e:
             raise DamagedVideo(self.path, decoded, getattr(e, "strerror", None) or str(e)) from e
 
 
-class _Fault(Exception):
-    """What is wrong with a film."""
+class _InvalidVideo(Exception):
+    """What is wrong with a video; becomes the reason of :class:`DamagedVideo`."""
 
 
-def _pyav() -> Any:
+def _import_av() -> Any:
     try:
         import av
     except ImportError as e:
-        raise UserError("reading films needs PyAV: pip install 'dfer_dist[faces]'") from e
+        raise UserError("decoding videos needs PyAV: pip install 'dfer_dist[faces]'") from e
     return av
 
 
 @dataclass(frozen=True)
-class _Times:
-    """What the packets say before any is decoded; times in the stream's units.
+class _PacketInfo:
+    """What the packets of a video tell before any is decoded.
 
-    ``frames``: how many frames should come, at least. ``tick``: the steady distance of frames, None where they keep it already. ``pause``:
-    a gap that is none. ``interval``: the steady distance in seconds, 0 where it is not known. ``fault``: what is wrong with the packets.
+    Attributes
+    ----------
+    num_frames : int
+        Number of frames to expect at least.
+    period : float or None
+        Distance of frames at the steady rate, in units of the stream; None if they have it already.
+    max_gap : float
+        Longer gaps are resets of the clock, in units of the stream.
+    interval : float
+        Seconds between two frames at the steady rate; 0 if unknown.
+    fault : str or None
+        What is wrong with the packets.
     """
 
-    frames: int
-    tick: float | None
-    pause: float
+    num_frames: int
+    period: float | None
+    max_gap: float
     interval: float
     fault: str | None
 
-    def steady(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
-        """Frames at a steady rate: at each tick the frame whose time is nearest from below, half a tick of haste allowed."""
-        if self.tick is None:
+    def resample(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
+        """Yield frames at a steady rate: each tick shows the latest frame, half a tick early."""
+        if self.period is None:
             yield from frames
             return
-        held, start, last, place = None, 0.0, 0.0, 0
+        held, start, last, position = None, 0.0, 0.0, 0
         for frame in frames:
             time = last if frame.pts is None else float(frame.pts)
-            if (
-                held is None or not 0 <= time - last <= self.pause
-            ):  # the first frame, or a clock set anew
-                if held is not None:
-                    yield held
-                start, place = time, 0
+            if held is None:
+                start = time
+            elif 0 <= time - last <= self.max_gap:
+                tick = math.floor((time - start) / self.period + 0.5)
+                yield from [held] * (tick - position)
+                position = tick
             else:
-                now = math.floor((time - start) / self.tick + 0.5)
-                yield from [held] * (now - place)
-                place = now
+                # the clock was reset
+                yield held
+                start, position = time, 0
             held, last = frame, time
         if held is not None:
             yield held
 
     def check(self, decoded: int) -> None:
+        """Raise :class:`_InvalidVideo` if packets are damaged, or too few frames were decoded."""
         if self.fault:
-            raise _Fault(self.fault)
-        if decoded < self.frames or not decoded:
-            raise _Fault(f"its packets hold {self.frames} frames")
+            raise _InvalidVideo(self.fault)
+        if decoded < self.num_frames or not decoded:
+            raise _InvalidVideo(f"its packets hold {self.num_frames} frames")
 
 
-def _video(container: InputContainer) -> VideoStream:
+def _video_stream(container: InputContainer) -> VideoStream:
     stream = container.streams.best("video")
     if stream is None:
-        raise _Fault("it has no video")
+        raise _InvalidVideo("it has no video")
     return stream  # type: ignore[return-value]
 
 
-def _survey(container: InputContainer, stream: VideoStream) -> _Times:
-    """Read through all packets without decoding.
+def _scan_packets(container: InputContainer, stream: VideoStream) -> _PacketInfo:
+    """Read all packets without decoding.
 
-    A cut MP4 or AVI shows in its packets. Matroska and WebM just end, so the last packet of all streams is held against the declared
-    duration. Frames before the first key frame cannot be decoded and are not expected.
+    Packets of a truncated MP4 or AVI are marked corrupt. Matroska and WebM just end, so the last
+    packet of all streams is compared with the declared duration. Frames before the first key frame
+    cannot be decoded and are not expected.
     """
-    base = stream.time_base or Fraction(1)
-    stamps: set[int] = set()
-    key: int | None = None
+    times: set[int] = set()
+    first_key: int | None = None
     end, fault = 0.0, None
     for packet in container.demux():
         if packet.is_corrupt:
-            fault = "it is cut short or damaged"
+            fault = "it is truncated or damaged"
         if packet.pts is None or packet.time_base is None:
             continue
         end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index == stream.index and not packet.is_discard:
-            key = packet.pts if key is None and packet.is_keyframe else key
-            if key is not None and packet.pts >= key:
-                stamps.add(packet.pts)
-    gaps = np.diff(sorted(stamps))
-    tick = float(np.median(gaps)) if len(gaps) else 0.0
-    uneven = tick > 0 and bool((np.abs(gaps - tick) > tick / 2).any())
+            if first_key is None and packet.is_keyframe:
+                first_key = packet.pts
+            if first_key is not None and packet.pts >= first_key:
+                times.add(packet.pts)
     missing = (container.duration or 0) / 1_000_000 - end
-    if missing > _SLACK:
-        fault = fault or f"it ends {missing:.1f} s before its declared end (cut short?)"
-    # of even frames the mean: a container that rounds times to milliseconds has 60 frames a second at 16 or 17
-    interval = tick if uneven else float(gaps.mean()) if len(gaps) else 0.0
-    seconds = interval * float(base) or float(1 / stream.average_rate if stream.average_rate else 0)
-    return _Times(
-        len(stamps), tick if uneven else None, float(Fraction(_PAUSE) / base), seconds, fault
-    )
+    if missing > _DURATION_TOLERANCE:
+        fault = fault or f"it ends {missing:.1f} s before its declared end (truncated?)"
+    time_base = stream.time_base or Fraction(1)
+    median, mean, is_uneven = _frame_gaps(times)
+    interval = (median if is_uneven else mean) * float(time_base)
+    if not interval and stream.average_rate:
+        interval = float(1 / stream.average_rate)
+    period = median if is_uneven else None
+    max_gap = float(Fraction(_MAX_GAP) / time_base)
+    return _PacketInfo(len(times), period, max_gap, interval, fault)
 
 
-def _upright(frames: Iterable[VideoFrame], stream: VideoStream) -> Iterator[np.ndarray]:
-    """RGB arrays as a player shows the frames, all of the first one's size."""
+def _frame_gaps(times: set[int]) -> tuple[float, float, bool]:
+    """Return median and mean of the gaps between frames, and whether the gaps are uneven.
+
+    The mean is the better interval of even gaps: a container that rounds times to milliseconds has
+    60 frames per second at gaps of 16 or 17.
+    """
+    gaps = np.diff(sorted(times))
+    if not len(gaps):
+        return 0.0, 0.0, False
+    median = float(np.median(gaps))
+    is_uneven = median > 0 and bool((np.abs(gaps - median) > median / 2).any())
+    return median, float(gaps.mean()), is_uneven
+
+
+def _to_upright_rgb(frames: Iterable[VideoFrame], stream: VideoStream) -> Iterator[np.ndarray]:
+    """Yield RGB arrays as a player shows the frames, all of the size of the first one."""
     from av.video.reformatter import Interpolation
 
-    how = (
-        Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-    )  # the same bytes on every processor
+    # bit-exact: the same bytes on every processor
+    interpolation = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
     size: tuple[int, int] | None = None
     for frame in frames:
         if size is None:
-            aspect = float(stream.sample_aspect_ratio or 1) or 1.0  # of one pixel
-            size = round(frame.width * max(1.0, aspect)), round(frame.height * max(1.0, 1 / aspect))
-        rgb = frame.reformat(*size, format="rgb24", interpolation=how, threads=1).to_ndarray()
-        yield _turn(np.asarray(rgb), frame)
+            pixel_aspect = float(stream.sample_aspect_ratio or 1) or 1.0
+            width = round(frame.width * max(1.0, pixel_aspect))
+            size = width, round(frame.height * max(1.0, 1 / pixel_aspect))
+        rgb = frame.reformat(*size, format="rgb24", interpolation=interpolation, threads=1)
+        yield _apply_display_matrix(np.asarray(rgb.to_ndarray()), frame)
 
 
-def _turn(image: np.ndarray, frame: VideoFrame) -> np.ndarray:
-    """Apply a display matrix [[a, b, u], [c, d, v], [x, y, w]]: a point (p, q) is shown at (a p + c q, b p + d q).
+def _apply_display_matrix(image: np.ndarray, frame: VideoFrame) -> np.ndarray:
+    """Rotate or mirror an image as the display matrix of its frame says.
 
-    Quarter turns and mirror images only; anything between is taken for the nearest of them.
+    The matrix [[a, b, u], [c, d, v], [x, y, w]] shows a point (p, q) at (a p + c q, b p + d q).
+    Only quarter turns and mirror images are applied; other matrices are rounded to these.
     """
     from av.sidedata.sidedata import Type
 
-    side: Any = frame.side_data  # its stubs know another mapping
-    if Type.DISPLAYMATRIX not in side:
+    # the stubs of PyAV have another type for it
+    side_data: Any = frame.side_data
+    if Type.DISPLAYMATRIX not in side_data:
         return image
-    a, b, _, c, d, *_ = np.frombuffer(bytes(side[Type.DISPLAYMATRIX]), np.int32).tolist()
+    matrix = np.frombuffer(bytes(side_data[Type.DISPLAYMATRIX]), np.int32).tolist()
+    a, b, _, c, d = matrix[:5]
     right, down = a, d
     if abs(b) > abs(a):
-        image, right, down = image.swapaxes(0, 1), c, b
+        image = image.swapaxes(0, 1)
+        right, down = c, b
     return np.ascontiguousarray(image[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1])

@@ -81,8 +81,8 @@ def test_faces_are_packed_with_landmarks_and_the_rest_is_named(
     report, index = read_json(out / "pack_report.json"), read_index(out)
     assert {(p["clip"], p["kind"], p["left_out"]) for p in report["problems"]} == {
         ("Happy/nobody", "no face", True),
-        ("Sad/cut", "damaged film", True),
-        ("Sad/frames", "no film", True),
+        ("Sad/cut", "damaged video", True),
+        ("Sad/frames", "no video", True),
     }
     assert (
         "3 of 7 clips left out" in done.stdout

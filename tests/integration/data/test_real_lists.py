@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from dfer_dist.data.packing.packer import REPORT, pack
+from dfer_dist.data.packing.packer import pack
+from dfer_dist.data.packing.report import REPORT
 from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.utils.files import read_json
 from tests.helpers.owners import (

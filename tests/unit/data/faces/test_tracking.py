@@ -139,7 +139,7 @@ def test_telephones_film_gives_the_same_face(tmp_path: Path) -> None:
 
 def test_film_without_a_face_has_none(tmp_path: Path) -> None:
     clip = find_face(draw([[] for _ in range(12)]))
-    assert clip.share == 0 and len(clip.found) == 12 and np.isnan(clip.landmarks).all()
+    assert clip.fraction == 0 and len(clip.found) == 12 and np.isnan(clip.landmarks).all()
     with pytest.raises(UserError, match="no face in any of 12 frames"):
         draw_sheet(Video(encode(tmp_path / "a.mp4", draw([[] for _ in range(12)]))))
 

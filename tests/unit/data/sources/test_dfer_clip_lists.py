@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import simplejpeg
 
-from dfer_dist.data.packing.media import clip_files
+from dfer_dist.data.packing.load_clip import clip_files
 from dfer_dist.data.sources.dfer_clip_lists import (
     Row,
     _find_lists,

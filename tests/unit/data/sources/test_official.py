@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dfer_dist.data.packing.media import clip_files
+from dfer_dist.data.packing.load_clip import clip_files
 from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.data.sources.official import read_official
 from dfer_dist.data.sources.records import ELEVEN, SEVEN

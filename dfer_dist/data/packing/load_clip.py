@@ -1,0 +1,215 @@
+"""Load a clip as the JPEGs that are packed.
+
+JPEG frames are copied byte for byte, unless another size is requested. PNG frames, as in MAFW, and
+frames of videos are encoded as JPEGs of quality 95 without chroma subsampling.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from dfer_dist.data.faces.crop import FACE_SIZE, MIN_FACE_FRACTION, find_face
+from dfer_dist.data.shards.sidecars import array_bytes
+from dfer_dist.data.sources.records import VIDEO_SUFFIXES, ClipRecord, Fault, find_media
+from dfer_dist.data.video.decode import DamagedVideo, Video
+from dfer_dist.data.video.frame_folder import list_frames
+
+# Encoding a photograph with it changes pixels by about one grey level.
+_JPEG_QUALITY = 95
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass
+class LoadedClip:
+    """The frames of a clip.
+
+    Attributes
+    ----------
+    jpegs : list of bytes
+        In temporal order.
+    num_encoded : int
+        How many of these were encoded here instead of copied.
+    faults : list of Fault
+    landmarks : dict of bytes, optional
+        Landmarks by member name, if the frames are face crops.
+    """
+
+    jpegs: list[bytes] = field(default_factory=list)
+    num_encoded: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    landmarks: dict[str, bytes] | None = None
+
+    @property
+    def left_out(self) -> bool:
+        """Whether the clip is not packed."""
+        return any(fault.left_out for fault in self.faults)
+
+
+def clip_files(record: ClipRecord) -> tuple[Path, ...]:
+    """Return the frame files of a clip in temporal order, or its video; empty if there is none."""
+    if isinstance(record.media, tuple):
+        return record.media
+    media = find_media(record.media)
+    if media is None:
+        return ()
+    return tuple(list_frames(media)) if media.is_dir() else (media,)
+
+
+def file_sizes(record: ClipRecord) -> list[tuple[str, int]]:
+    """Return name and size in bytes of each file of a clip; the size of a broken link is -1."""
+    return [(file.name, _file_size(file)) for file in clip_files(record)]
+
+
+def _file_size(file: Path) -> int:
+    try:
+        return os.stat(file).st_size
+    except OSError:
+        return -1
+
+
+def load_clip(record: ClipRecord, size: int | None = None, faces: bool = False) -> LoadedClip:
+    """Load the frames of a clip, and decode each of them to find the ones that are damaged.
+
+    A clip is marked as left out if it is missing, nothing of it can be decoded, or its frames
+    differ in size. It is kept if it has fewer frames than listed, or frame files that cannot be
+    decoded, which are skipped.
+
+    Parameters
+    ----------
+    record : ClipRecord
+    size : int, optional
+        Resize each frame to ``size`` x ``size`` pixels, with an antialiased bicubic filter. Frames
+        of that size stay as they are.
+    faces : bool
+        Return aligned crops of the face, which needs a video of the clip.
+    """
+    files = clip_files(record)
+    if not files:
+        return LoadedClip(faults=[_missing_media(record)])
+    if files[0].suffix.lower() in VIDEO_SUFFIXES:
+        return _load_video(files[0], size, faces)
+    if faces:
+        fault = Fault("no video", "it has only frames: faces are detected in videos", True)
+        return LoadedClip(faults=[fault])
+    clip = _load_frames(files, size)
+    if record.listed_frames is not None and len(files) < record.listed_frames:
+        reason = f"{len(files)} frames exist, {record.listed_frames} are listed"
+        clip.faults.append(Fault("fewer frames", reason))
+    return clip
+
+
+def encode_frame(pixels: np.ndarray) -> bytes:
+    """Encode a frame, uint8 [H, W, 3], as the JPEG that is packed."""
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), _JPEG_QUALITY, "RGB", "444")
+
+
+def _missing_media(record: ClipRecord) -> Fault:
+    if isinstance(record.media, Path) and record.media.is_dir():
+        return Fault("no frames", "its folder holds no JPEG or PNG", True)
+    return Fault("missing", "neither its folder nor its video exists", True)
+
+
+def _load_video(file: Path, size: int | None, faces: bool) -> LoadedClip:
+    clip, video = LoadedClip(), Video(file)
+    frames: Iterable[np.ndarray] = video
+    try:
+        if faces:
+            face = find_face(video, size or FACE_SIZE)
+            if face.fraction < MIN_FACE_FRACTION:
+                reason = (
+                    f"the face is in {face.found.sum()} of {len(face.found)} frames of "
+                    f"{file.name}, at least half are needed"
+                )
+                return LoadedClip(faults=[Fault("no face", reason, True)])
+            frames = face.crops(video)
+            clip.landmarks = {
+                "landmarks.npy": array_bytes(face.landmarks),
+                "found.npy": array_bytes(face.found),
+            }
+        elif size is not None:
+            frames = (_resize(frame, size) for frame in video)
+        clip.jpegs = [encode_frame(frame) for frame in frames]
+    except DamagedVideo as e:
+        # left out: the remaining frames may not show the expression of the label
+        reason = f"{file.name}: {e.reason}; {e.frames} frames decoded"
+        clip.faults.append(Fault("damaged video", reason, True))
+    clip.num_encoded = len(clip.jpegs)
+    return clip
+
+
+class _Frame(NamedTuple):
+    """A frame as a JPEG; ``copied`` if these are the bytes of its file."""
+
+    jpeg: bytes
+    height: int
+    width: int
+    copied: bool
+
+
+def _load_frames(files: tuple[Path, ...], size: int | None) -> LoadedClip:
+    clip = LoadedClip()
+    first: _Frame | None = None
+    for file in files:
+        try:
+            frame = _load_frame(file.read_bytes(), size)
+        except (ValueError, OSError) as e:
+            reason = f"{file.name} cannot be decoded: {_stable_message(e)}"
+            clip.faults.append(Fault("unreadable frame", reason))
+            continue
+        first = first or frame
+        if (frame.height, frame.width) != (first.height, first.width):
+            reason = (
+                f"{file.name} has {frame.width} x {frame.height} pixels, the frames before it "
+                f"{first.width} x {first.height} (see --resize)"
+            )
+            clip.faults.append(Fault("sizes differ", reason, True))
+            return clip
+        clip.jpegs.append(frame.jpeg)
+        clip.num_encoded += not frame.copied
+    if not clip.jpegs:
+        clip.faults.append(Fault("no frames", "no frame can be decoded", True))
+    return clip
+
+
+def _stable_message(error: Exception) -> str:
+    """Return an error's message without the addresses in it, which differ from run to run."""
+    return re.sub(r" <.*>", "", " ".join(str(error).split()))
+
+
+def _load_frame(data: bytes, size: int | None) -> _Frame:
+    # decided by content: a PNG may be named .jpg
+    is_jpeg = not data.startswith(_PNG_SIGNATURE)
+    pixels = simplejpeg.decode_jpeg(data) if is_jpeg else _decode_png(data)
+    height, width = pixels.shape[:2]
+    if is_jpeg and (size is None or (height, width) == (size, size)):
+        return _Frame(data, height, width, copied=True)
+    if size is not None:
+        pixels = _resize(pixels, size)
+        height, width = size, size
+    return _Frame(encode_frame(pixels), height, width, copied=False)
+
+
+def _decode_png(data: bytes) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data)) as png:
+            return np.asarray(png.convert("RGB"))
+    # Pillow raises SyntaxError, struct.error, zlib.error and more for a damaged PNG
+    except Exception as e:
+        raise ValueError(f"{type(e).__name__}: {e}") from e
+
+
+def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))

@@ -1,0 +1,210 @@
+"""Write one shard with its sidecars, unless an earlier run has finished it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dfer_dist.data.packing.load_clip import file_sizes, load_clip
+from dfer_dist.data.packing.report import ClipFault, PackSettings, ShardResult, stop_at_fault
+from dfer_dist.data.shards.index import SIDECAR, Shard, sidecar_path
+from dfer_dist.data.shards.sidecars import LANDMARKS, read_manifest, sidecar_tar_path, write_sidecar_tar
+from dfer_dist.data.sources.records import ClipRecord, Fault
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import atomic_path, read_json, sha256_file, write_json
+
+# Folder next to the shards with a record of each finished one, until the set is complete.
+STATE_FOLDER = ".packing"
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """A shard to write.
+
+    Attributes
+    ----------
+    tar : Path
+    records : tuple of ClipRecord
+    num_classes : int
+    settings : PackSettings
+    strict : bool
+        Stop at the first fault.
+    """
+
+    tar: Path
+    records: tuple[ClipRecord, ...]
+    num_classes: int
+    settings: PackSettings
+    strict: bool
+
+    @property
+    def state_file(self) -> Path:
+        """The record that the shard is finished."""
+        return self.tar.parent / STATE_FOLDER / f"{self.tar.name}.json"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that belong to the shard."""
+        files = (self.tar, sidecar_path(self.tar))
+        return files + _landmark_files(self.tar) if self.settings.faces else files
+
+    def digest(self) -> str:
+        """Return a hash of all that decides the shard's bytes, with file sizes for contents."""
+        clips = [
+            [r.key, r.label, r.split, r.source, r.listed_frames, file_sizes(r)]
+            for r in self.records
+        ]
+        settings = self.settings
+        return hash_json([self.tar.name, self.num_classes, settings.resize, settings.faces, clips])
+
+
+def hash_json(body: object) -> str:
+    """Return the sha256 of an object as compact JSON, hex."""
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
+    """Write a shard, its sidecar and, for face crops, its landmarks.
+
+    A shard that an earlier run finished is kept. ``advance`` is called with numbers of clips done.
+    """
+    digest = job.digest()
+    result = _finished_result(job, digest)
+    if result is None:
+        # left by a run on other records or files
+        job.state_file.unlink(missing_ok=True)
+        result = _write_clips(job, digest, advance)
+        write_json(job.state_file, asdict(result))
+    else:
+        advance(len(job.records))
+    if job.strict:
+        stop_at_fault(result.faults)
+    return result
+
+
+def _finished_result(job: ShardJob, digest: str) -> ShardResult | None:
+    """Return the result of an earlier run if its files are whole.
+
+    The record of a finished shard is written after its files.
+    """
+    if not job.state_file.is_file():
+        return None
+    try:
+        result = _read_result(job.state_file)
+    except (UserError, KeyError, TypeError):
+        # of another version, or truncated by a full disk
+        return None
+    if result.digest != digest:
+        return None
+    return result if result.shard is None or _is_whole(job, result.shard) else None
+
+
+def _read_result(file: Path) -> ShardResult:
+    raw = read_json(file)
+    shard = raw["shard"]
+    if shard is not None:
+        shard = Shard(**{**shard, "histogram": tuple(shard["histogram"])})
+    faults = tuple(ClipFault(source, Fault(**fault)) for source, fault in raw["faults"])
+    return ShardResult(raw["digest"], shard, raw["frames"], raw["encoded"], faults)
+
+
+def _is_whole(job: ShardJob, shard: Shard) -> bool:
+    sidecar = sidecar_path(job.tar)
+    if not job.tar.is_file() or job.tar.stat().st_size != shard.bytes or not sidecar.is_file():
+        return False
+    if sha256_file(sidecar) != shard.sidecar_sha256:
+        return False
+    if not job.settings.faces:
+        return True
+    try:
+        read_manifest(job.tar, LANDMARKS)
+    except UserError:
+        return False
+    return True
+
+
+def _landmark_files(tar: Path) -> tuple[Path, Path]:
+    landmarks = sidecar_tar_path(tar, LANDMARKS)
+    return landmarks, landmarks.with_suffix(".json")
+
+
+def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> ShardResult:
+    # imported here: it imports torch, which reading an index does not need
+    from webdataset.writer import TarWriter
+
+    rows: list[dict[str, Any]] = []
+    landmarks: list[tuple[str, dict[str, bytes]]] = []
+    faults: list[ClipFault] = []
+    encoded = 0
+    with (
+        atomic_path(job.tar) as temporary,
+        temporary.open("wb") as f,
+        TarWriter(f, encoder=False, mtime=0) as writer,
+    ):
+        for record in job.records:
+            clip = load_clip(record, job.settings.resize, job.settings.faces)
+            faults += [ClipFault(record.source, fault) for fault in clip.faults]
+            if job.strict:
+                stop_at_fault(faults)
+            if not clip.left_out:
+                rows.append(_write_clip(writer, record, clip.jpegs))
+                encoded += clip.num_encoded
+                if clip.landmarks:
+                    landmarks.append((record.key, clip.landmarks))
+            advance(1)
+    if not rows:
+        for file in (job.tar, sidecar_path(job.tar), *_landmark_files(job.tar)):
+            file.unlink(missing_ok=True)
+        return ShardResult(digest, None, 0, 0, tuple(faults))
+    with atomic_path(sidecar_path(job.tar)) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SIDECAR), temporary)
+    if job.settings.faces:
+        write_sidecar_tar(job.tar, LANDMARKS, landmarks, {"by": "dfer pack --faces"})
+    frames = sum(row["frames"] for row in rows)
+    return ShardResult(digest, _describe_shard(job, rows), frames, encoded, tuple(faults))
+
+
+def _write_clip(writer: Any, record: ClipRecord, jpegs: list[bytes]) -> dict[str, Any]:
+    """Add a clip to the tar and return its row of the sidecar."""
+    meta = {
+        "key": record.key,
+        "label": record.label,
+        "split": record.split,
+        "source": record.source,
+        "frames": len(jpegs),
+        "offsets": [0, *np.cumsum([len(jpeg) for jpeg in jpegs]).tolist()],
+    }
+    text = json.dumps(meta, separators=(",", ":"), ensure_ascii=False)
+    offset = writer.tarstream.offset
+    writer.write({"__key__": record.key, "json": text.encode(), "mjpg": b"".join(jpegs)})
+    return {
+        "key": record.key,
+        "label": record.label,
+        "offset": offset,
+        "frames": len(jpegs),
+        "size": writer.tarstream.offset - offset,
+        "crc32": [zlib.crc32(jpeg) for jpeg in jpegs],
+    }
+
+
+def _describe_shard(job: ShardJob, rows: list[dict[str, Any]]) -> Shard:
+    labels = [row["label"] for row in rows]
+    return Shard(
+        file=job.tar.name,
+        split=job.records[0].split,
+        clips=len(rows),
+        bytes=job.tar.stat().st_size,
+        histogram=tuple(np.bincount(labels, minlength=job.num_classes).tolist()),
+        sha256=sha256_file(job.tar),
+        sidecar_sha256=sha256_file(sidecar_path(job.tar)),
+    )

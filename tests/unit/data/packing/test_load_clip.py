@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from dfer_dist.data.packing.load_clip import clip_files, load_clip
+from dfer_dist.data.packing.packer import pack
+from dfer_dist.data.packing.report import REPORT, PackReport
+from dfer_dist.data.sources.records import ClipRecord
+from tests.helpers.clips import encode_png, write_clip
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> ClipRecord:
+    """A clip of three frames, 48 x 40."""
+    write_clip(tmp_path / "c", 3, seed=0)
+    return ClipRecord("c", 0, "fold1", "c", tmp_path / "c", 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+def test_png_frame_is_encoded_as_similar_jpeg(clip: ClipRecord, mode: str) -> None:
+    tiles = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    file = clip.media / "00001.png"
+    file.write_bytes(encode_png(tiles.repeat(8, 0).repeat(8, 1), mode))
+    loaded = load_clip(replace(clip, media=(file,), listed_frames=None))
+    assert loaded.num_encoded == 1 and not loaded.faults
+    with Image.open(file) as image:
+        expected = np.asarray(image.convert("RGB")).astype(int)
+    difference = np.abs(simplejpeg.decode_jpeg(loaded.jpegs[0]) - expected)
+    # dithered palettes differ most
+    assert difference.max() <= 32
+    assert difference.mean() < 4
+
+
+def test_clip_files_prefers_jpegs_over_pngs(clip: ClipRecord) -> None:
+    (clip.media / "00001.png").write_bytes(encode_png(np.zeros((40, 48, 3), np.uint8)))
+    loaded = load_clip(clip)
+    assert loaded.num_encoded == 0 and len(loaded.jpegs) == 3
+    for frame in clip.media.glob("*.jpg"):
+        frame.unlink()
+    assert [f.name for f in clip_files(clip)] == ["00001.png"]
+
+
+def test_resize_encodes_only_frames_of_another_size(clip: ClipRecord, tmp_path: Path) -> None:
+    square = simplejpeg.encode_jpeg(np.full((32, 32, 3), 90, np.uint8), 50)
+    (clip.media / "00001.jpg").write_bytes(square)
+    assert load_clip(clip).left_out
+    loaded = load_clip(clip, 32)
+    assert not loaded.faults
+    assert loaded.num_encoded == 2 and loaded.jpegs[1] == square
+    assert {simplejpeg.decode_jpeg(jpeg).shape for jpeg in loaded.jpegs} == {(32, 32, 3)}
+    pack([clip], "dfew", tmp_path / "out", workers=1, size=32)
+    assert PackReport.read(tmp_path / "out" / REPORT).encoded_frames == 2
+
+
+def test_resize_turns_thin_stripes_grey_without_aliasing(clip: ClipRecord) -> None:
+    stripes = np.tile([[[0] * 3, [255] * 3]], (64, 32, 1)).astype(np.uint8)
+    (clip.media / "00000.jpg").write_bytes(simplejpeg.encode_jpeg(stripes, 100))
+    pixels = simplejpeg.decode_jpeg(load_clip(clip, 32).jpegs[0]).astype(int)
+    assert np.abs(pixels[4:-4, 4:-4] - 127).max() < 12
