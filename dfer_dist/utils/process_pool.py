@@ -1,4 +1,4 @@
-"""Running jobs in processes, with progress finer than a job."""
+"""Run jobs in worker processes, with progress that is finer than a job."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
@@ -15,59 +15,58 @@ from dfer_dist.utils.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+Advance = Callable[[int], None]
+Progress = Callable[[int, int], None]
 
-_POLL = 0.5  # seconds between two looks at the counter
+_POLL_SECONDS = 0.5
 
-_counter: Any = None  # in a worker: clips done by all workers
+# In a worker process: number of clips done by all workers.
+_num_done: Any = None
 
 
 def run_jobs(
-    work: Callable[[Job, Callable[[int], None]], Result],
+    work: Callable[[Job, Advance], Result],
     jobs: Sequence[Job],
     total: int,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Result]:
-    """Results in the order of ``jobs``.
+    """Return the results of jobs, in their order.
 
     Parameters
     ----------
     work : callable
-        A module's function of a job and of what it is to call with the number of clips it has done since it last did.
+        Function of a module. It gets a job, and a function to call with numbers of clips done.
     jobs : sequence
-        What it is called with; picklable.
+        Picklable.
     total : int
-        Clips in all.
+        Number of clips of all jobs.
     workers : int, optional
-        Processes; all cores that this one may use by default, none beside this one if 1.
+        Number of processes; by default one per available core. With 1, jobs run in this process.
     progress : callable, optional
-        Called with clips done and clips in all.
+        Called with the numbers of clips done and of all clips.
 
     Raises
     ------
     UserError
-        If a worker dies. What ``work`` raises is raised here, once the jobs that run have ended; none is begun after it.
+        If a worker process dies. An exception in ``work`` is raised once the running jobs have
+        ended; no other job is started.
     """
     report = progress or (lambda done, total: None)
-    count = min(workers or len(os.sched_getaffinity(0)), len(jobs))
-    if count <= 1:
-        return _run_here(work, jobs, total, report)
-    context = get_context(
-        "spawn"
-    )  # the caller may run threads (progress bars), and a fork would copy their locks
-    counter = context.Value("Q")
-    with ProcessPoolExecutor(count, context, _begin, (counter,)) as pool:
-        futures = [pool.submit(_run, work, job) for job in jobs]
+    num_workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
+    if num_workers <= 1:
+        return _run_in_this_process(work, jobs, total, report)
+    # spawned: this process may have threads (progress bars), whose locks a fork would copy
+    context = get_context("spawn")
+    num_done = context.Value("Q")
+    with ProcessPoolExecutor(num_workers, context, _start_worker, (num_done,)) as pool:
+        futures = [pool.submit(work, job, _advance) for job in jobs]
         try:
-            waiting = set(futures)
-            while waiting:
-                done, waiting = wait(waiting, _POLL, FIRST_EXCEPTION)
-                for future in done:
-                    future.result()  # a fault is told now, not after the other jobs
-                report(counter.value, total)
+            _wait_for_all(futures, lambda: report(num_done.value, total))
         except BrokenProcessPool as e:
             raise UserError(
-                "a worker died, perhaps for lack of memory: the same command goes on (fewer --workers need less)"
+                "a worker process died, perhaps out of memory: run the same command again to "
+                "resume (fewer --workers need less memory)"
             ) from e
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -75,43 +74,46 @@ def run_jobs(
     return [future.result() for future in futures]
 
 
-def _run_here(
-    work: Callable[[Job, Callable[[int], None]], Result],
-    jobs: Sequence[Job],
-    total: int,
-    report: Callable[[int, int], None],
+def _wait_for_all(futures: Sequence[Future[Any]], report: Callable[[], None]) -> None:
+    """Wait for all futures, or raise the first exception."""
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, _POLL_SECONDS, FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+        report()
+
+
+def _run_in_this_process(
+    work: Callable[[Job, Advance], Result], jobs: Sequence[Job], total: int, report: Progress
 ) -> list[Result]:
-    done = 0
+    num_done = 0
 
-    def tick(clips: int) -> None:
-        nonlocal done
-        done += clips
-        report(done, total)
+    def advance(clips: int) -> None:
+        nonlocal num_done
+        num_done += clips
+        report(num_done, total)
 
-    return [work(job, tick) for job in jobs]
+    return [work(job, advance) for job in jobs]
 
 
-def _begin(counter: Any) -> None:
-    """Make this process a worker. One whose parent was killed would wait for work for ever: it leaves with it."""
-    global _counter
-    _counter = counter
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # Ctrl-C reaches all: workers leave without a word, the parent tells
+def _start_worker(num_done: Any) -> None:
+    """Initialize a worker process."""
+    global _num_done
+    _num_done = num_done
+    # Ctrl-C reaches all processes: workers exit silently, and the parent reports it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # a worker whose parent was killed would wait for jobs forever
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
     parent = parent_process()
-    assert parent is not None  # the pool started this process
-
-    def leave() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=leave, daemon=True).start()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
-def _run(work: Callable[[Any, Callable[[int], None]], Any], job: Any) -> Any:
-    return work(job, _add)
-
-
-def _add(clips: int) -> None:
-    with _counter.get_lock():
-        _counter.value += clips
+def _advance(clips: int) -> None:
+    with _num_done.get_lock():
+        _num_done.value += clips

@@ -10,7 +10,7 @@ import typer
 from launch.console import ProgressBar, new_console, print_line
 
 if TYPE_CHECKING:
-    from dfer_dist.data.faces.enrich import Added
+    from dfer_dist.data.faces.enrich import EnrichResult
 
 
 def enrich(
@@ -59,7 +59,7 @@ def enrich(
         print_line(console, _summary(kind, [one for one in added if one.kind == kind]))
 
 
-def _summary(kind: str, added: list[Added]) -> str:
+def _summary(kind: str, added: list[EnrichResult]) -> str:
     """Describe what was added to all shards.
 
     Such as "landmarks: 700 clips in 15 shards (dlib); 12 of 25,104 frames without a face, 0 clips

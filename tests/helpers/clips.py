@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
+from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index
+from dfer_dist.data.shards.sidecars import read_sidecar_tar
+from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.utils.files import write_json
 
 
@@ -23,6 +27,34 @@ def write_clip(folder: Path, frames: int, seed: int, width: int = 48, height: in
         (folder / f"{t:05d}.jpg").write_bytes(simplejpeg.encode_jpeg(image, quality=90))
 
 
+def encode_png(pixels: np.ndarray, mode: str = "RGB") -> bytes:
+    """Return an RGB image, uint8 [H, W, 3], as a PNG of another mode."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, "PNG")
+    return file.getvalue()
+
+
+def pack_frames(frames: Iterable[np.ndarray], folder: Path) -> Index:
+    """Pack one clip, with key ``portrait``, of frames, uint8 [H, W, 3]."""
+    (folder / "frames").mkdir()
+    for t, frame in enumerate(frames):
+        jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(frame), 95)
+        (folder / "frames" / f"{t}.jpg").write_bytes(jpeg)
+    record = ClipRecord("portrait", 0, "fold1", "portrait", folder / "frames")
+    return pack([record], "dfew", folder / "shards", workers=1)
+
+
+def read_members(index: Index, kind: str) -> dict[str, dict[str, bytes]]:
+    """Return the members of all clips in the sidecars of a kind, by key."""
+    tars = [index.path(i) for i in range(len(index.shards))]
+    return {key: members for tar in tars for key, members in read_sidecar_tar(tar, kind)}
+
+
+def sidecar_bytes(root: Path) -> dict[str, bytes]:
+    """Return the contents of all added sidecars by file name."""
+    return {f.name: f.read_bytes() for f in sorted(root.iterdir()) if f.name.count(".") > 1}
+
+
 def write_index(index: Index) -> None:
     """Write ``index.json`` of a set in a folder, whatever is in it."""
     body = {
@@ -32,10 +64,3 @@ def write_index(index: Index) -> None:
         "hash": index.hash,
     }
     write_json(index.root / "index.json", body)
-
-
-def encode_png(pixels: np.ndarray, mode: str = "RGB") -> bytes:
-    """Return an RGB image, uint8 [H, W, 3], as a PNG of another mode."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(file, "PNG")
-    return file.getvalue()

@@ -1,6 +1,7 @@
-"""Look at what a film becomes: ``python -m dfer_dist.data.faces.contact_sheet FILM PICTURE``.
+"""Draw face detection in a video: ``python -m dfer_dist.data.faces.contact_sheet VIDEO PICTURE``.
 
-Draws eight frames with the landmarks and the crop's outline, and the crops below them. A frame without a face is marked.
+The picture has eight frames with the landmarks and the outline of the crop, and the crops below
+them. Frames without a face are marked.
 """
 
 from __future__ import annotations
@@ -16,65 +17,70 @@ from dfer_dist.data.faces.crop import FaceClip, find_face
 from dfer_dist.data.video.decode import Video
 from dfer_dist.utils.errors import UserError
 
-_COLUMNS, _WIDTH = 8, 160  # pixels
-_GREEN, _AMBER = (60, 230, 90), (255, 170, 0)
+_NUM_COLUMNS = 8
+_COLUMN_WIDTH = 160
+_GREEN = (60, 230, 90)
+_AMBER = (255, 170, 0)
 
 
 def draw_sheet(video: Video) -> Image.Image:
-    """Frames above, crops below.
+    """Draw frames, and the crops below them.
 
     Raises
     ------
     UserError
-        If the film has no face at all.
+        If the video has no face at all.
     """
     clip = find_face(video)
+    num_frames = len(clip.found)
     if not clip.found.any():
-        raise UserError(f"{video.path}: no face in any of {len(clip.found)} frames")
-    chosen = np.linspace(0, len(clip.found) - 1, _COLUMNS).round().astype(int).tolist()
+        raise UserError(f"{video.path}: no face in any of {num_frames} frames")
+    shown = np.linspace(0, num_frames - 1, _NUM_COLUMNS).round().astype(int).tolist()
     columns: list[Image.Image] = []
     for t, (frame, crop) in enumerate(zip(video, clip.crops(video), strict=True)):
-        columns += [_column(clip, t, frame, crop)] * chosen.count(t)
-    sheet = Image.new("RGB", (_COLUMNS * _WIDTH, columns[0].height))
+        # a short video shows some frames several times
+        columns += [_draw_column(clip, t, frame, crop)] * shown.count(t)
+    sheet = Image.new("RGB", (_NUM_COLUMNS * _COLUMN_WIDTH, columns[0].height))
     for i, column in enumerate(columns):
-        sheet.paste(column, (i * _WIDTH, 0))
+        sheet.paste(column, (i * _COLUMN_WIDTH, 0))
     return sheet
 
 
-def _column(clip: FaceClip, t: int, frame: np.ndarray, crop: np.ndarray) -> Image.Image:
-    colour = _GREEN if clip.found[t] else _AMBER
-    corners = to_frame(
-        clip.matrices[t], np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * clip.size - 0.5
-    )
-    above = _marked(frame, to_frame(clip.matrices[t], clip.landmarks[t]), colour, corners)
-    below = _marked(crop, clip.landmarks[t], colour)
-    column = Image.new("RGB", (_WIDTH, above.height + below.height))
+def _draw_column(clip: FaceClip, t: int, frame: np.ndarray, crop: np.ndarray) -> Image.Image:
+    color = _GREEN if clip.found[t] else _AMBER
+    matrix, points = clip.matrices[t], clip.landmarks[t]
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * clip.size - 0.5
+    above = _draw_points(frame, to_frame(matrix, points), color, to_frame(matrix, corners))
+    below = _draw_points(crop, points, color)
+    column = Image.new("RGB", (_COLUMN_WIDTH, above.height + below.height))
     column.paste(above, (0, 0))
     column.paste(below, (0, above.height))
     return column
 
 
-def _marked(
+def _draw_points(
     image: np.ndarray,
     points: np.ndarray,
-    colour: tuple[int, int, int],
+    color: tuple[int, int, int],
     outline: np.ndarray | None = None,
 ) -> Image.Image:
-    scale = (_WIDTH - 2) / image.shape[1]
-    small = Image.fromarray(image).resize(
-        (_WIDTH - 2, round(image.shape[0] * scale)), Image.Resampling.LANCZOS
-    )
-    canvas = Image.new("RGB", (_WIDTH, small.height + 2))
+    """Draw an image with points: single pixels if it has an outline, dots otherwise."""
+    width = _COLUMN_WIDTH - 2
+    scale = width / image.shape[1]
+    size = (width, round(image.shape[0] * scale))
+    small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
+    canvas = Image.new("RGB", (_COLUMN_WIDTH, small.height + 2))
     canvas.paste(small, (1, 1))
-    pen = ImageDraw.Draw(canvas)
+    draw = ImageDraw.Draw(canvas)
     if outline is not None:
-        pen.polygon([(x, y) for x, y in (outline * scale + 1).tolist()], outline=colour)
+        draw.polygon([(x, y) for x, y in (outline * scale + 1).tolist()], outline=color)
     for x, y in ((points[np.isfinite(points[:, 0])] + 0.5) * scale + 1).tolist():
-        pen.point([(x, y)], fill=colour) if outline is not None else pen.ellipse(
-            (x - 1, y - 1, x + 1, y + 1), fill=colour
-        )
+        if outline is not None:
+            draw.point([(x, y)], fill=color)
+        else:
+            draw.ellipse((x - 1, y - 1, x + 1, y + 1), fill=color)
     if not len(points) or np.isnan(points).any():
-        pen.text((6, canvas.height - 16), "no face", fill=colour)
+        draw.text((6, canvas.height - 16), "no face", fill=color)
     return canvas
 
 

@@ -1,8 +1,10 @@
-"""Pictures of a face's parts: maps of labels (face parsing) and dots (landmarks), as FineCLIPER's middle level sees them (Chen et al., ACM MM 2024).
+"""Face-parsing maps: labels of facial regions, drawn from landmarks, stored, and shown as colors.
 
-Labels are those that face-parsing networks trained on CelebAMask-HQ (Lee et al., CVPR 2020) give, in their usual order (:data:`LABELS`). From
-landmarks alone come nine of them: skin with the forehead guessed, brows, eyes, nose, both lips and the inner mouth. Left and right are then the person's own.
-Points are the 68 of iBUG 300-W as in :mod:`dfer_dist.data.faces.alignment`.
+They are the input of FineCLIPER's middle modality (Chen et al., ACM MM 2024). Labels are those of
+face-parsing networks trained on CelebAMask-HQ (Lee et al., CVPR 2020), in their usual order
+(:data:`LABELS`). Nine of them can be drawn from landmarks alone: skin with an estimated forehead,
+brows, eyes, nose, both lips and the inner mouth. Left and right are the person's own. Points are
+the 68 of iBUG 300-W as in :mod:`dfer_dist.data.faces.alignment`.
 """
 
 from __future__ import annotations
@@ -14,108 +16,105 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-LABELS: tuple[str, ...] = (
-    "background",
-    "skin",
-    "left brow",
-    "right brow",
-    "left eye",
-    "right eye",
-    "glasses",
-    "left ear",
-    "right ear",
-    "earring",
-)
-LABELS += (
-    "nose",
-    "inner mouth",
-    "upper lip",
-    "lower lip",
-    "neck",
-    "necklace",
-    "clothes",
-    "hair",
-    "hat",
-)
-_PAIRS = ((2, 3), (4, 5), (7, 8))  # labels that change places in a mirror
-SKIN, LEFT_BROW, RIGHT_BROW, LEFT_EYE, RIGHT_EYE, NOSE, MOUTH, UPPER_LIP, LOWER_LIP = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    10,
-    11,
-    12,
-    13,
-)
+# Each label with its RGB color: bright, and distinct for regions that touch.
+_REGIONS = {
+    "background": (0, 0, 0),
+    "skin": (204, 153, 120),
+    "left brow": (230, 60, 40),
+    "right brow": (255, 150, 0),
+    "left eye": (40, 80, 255),
+    "right eye": (0, 200, 255),
+    "glasses": (120, 120, 140),
+    "left ear": (150, 60, 200),
+    "right ear": (210, 110, 255),
+    "earring": (255, 255, 120),
+    "nose": (60, 200, 80),
+    "inner mouth": (110, 0, 40),
+    "upper lip": (255, 60, 150),
+    "lower lip": (255, 150, 200),
+    "neck": (140, 110, 80),
+    "necklace": (200, 200, 200),
+    "clothes": (60, 90, 110),
+    "hair": (110, 70, 30),
+    "hat": (0, 110, 90),
+}
+LABELS: tuple[str, ...] = tuple(_REGIONS)
+PALETTE = np.array(list(_REGIONS.values()), np.uint8)
 
-PALETTE = np.array(  # RGB of each label: bright, and far apart where parts touch
-    [
-        [0, 0, 0],
-        [204, 153, 120],
-        [230, 60, 40],
-        [255, 150, 0],
-        [40, 80, 255],
-        [0, 200, 255],
-        [120, 120, 140],
-        [150, 60, 200],
-        [210, 110, 255],
-        [255, 255, 120],
-        [60, 200, 80],
-        [110, 0, 40],
-        [255, 60, 150],
-        [255, 150, 200],
-        [140, 110, 80],
-        [200, 200, 200],
-        [60, 90, 110],
-        [110, 70, 30],
-        [0, 110, 90],
-    ],
-    np.uint8,
-)
-_MIRRORED = np.arange(len(LABELS))
-for _a, _b in _PAIRS:
-    _MIRRORED[[_a, _b]] = _b, _a
+SKIN = LABELS.index("skin")
+LEFT_BROW = LABELS.index("left brow")
+RIGHT_BROW = LABELS.index("right brow")
+LEFT_EYE = LABELS.index("left eye")
+RIGHT_EYE = LABELS.index("right eye")
+NOSE = LABELS.index("nose")
+MOUTH = LABELS.index("inner mouth")
+UPPER_LIP = LABELS.index("upper lip")
+LOWER_LIP = LABELS.index("lower lip")
 
-_BROW = (
-    0.22  # height of a brow, in distances of the eyes' centres; its landmarks lie on the upper edge
-)
-_FOREHEAD = 0.9  # height of the forehead above the ears, in half widths of the face
+# The palette of flipped images, in which left and right are exchanged.
+_FLIPPED_PALETTE = PALETTE.copy()
+for _left, _right in ((LEFT_BROW, RIGHT_BROW), (LEFT_EYE, RIGHT_EYE), (7, 8)):
+    _FLIPPED_PALETTE[[_left, _right]] = PALETTE[[_right, _left]]
+
+# Height of a brow in distances between the eyes; its landmarks are on the upper edge.
+_BROW_HEIGHT = 0.22
+
+# Height of the forehead above the ears, in half widths of the face.
+_FOREHEAD_HEIGHT = 0.9
 
 
 def colours(
     labels: np.ndarray, mirrored: bool = False, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Labels, uint8 [...], as colours, uint8 [..., 3]; with ``mirrored``, those of a picture that is to be seen in a mirror, where left is right; in ``out``, if given."""
-    palette = PALETTE[_MIRRORED] if mirrored else PALETTE
-    return np.take(
-        palette, labels, axis=0, out=out, mode="clip"
-    )  # into ``out`` in a third of the time of palette[labels]
+    """Return labels, uint8 [...], as colors, uint8 [..., 3].
+
+    Parameters
+    ----------
+    labels : uint8 array [...]
+    mirrored : bool
+        Exchange the colors of left and right, for an image that is flipped horizontally.
+    out : uint8 array [..., 3], optional
+        Where to write the colors.
+    """
+    palette = _FLIPPED_PALETTE if mirrored else PALETTE
+    # takes a third of the time of palette[labels]
+    return np.take(palette, labels, axis=0, out=out, mode="clip")
 
 
 def fill_missing(points: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Landmarks for every frame, float32 [T, 68, 2], from those of the frames that the face was ``found`` in (bool [T]).
+    """Interpolate landmarks linearly over frames without a face.
 
-    Between two such frames points move on straight lines, before the first and after the last they stand still; without any frame all are NaN.
+    Parameters
+    ----------
+    points : float32 array [T, 68, 2]
+    found : bool array [T]
+        Frames with a face.
+
+    Returns
+    -------
+    float32 array [T, 68, 2]
+        Constant before the first and after the last face; NaN if no frame has a face.
     """
-    at = np.flatnonzero(found)
-    if len(at) == len(points):
+    known_frames = np.flatnonzero(found)
+    if len(known_frames) == len(points):
         return points
-    if not len(at):
+    if not len(known_frames):
         return np.full(points.shape, np.nan, np.float32)
-    known = points[at].reshape(len(at), -1)
-    every = [np.interp(np.arange(len(points)), at, column) for column in known.T]
-    return np.stack(every, 1).reshape(points.shape).astype(np.float32)
+    known = points[known_frames].reshape(len(known_frames), -1)
+    columns = [np.interp(np.arange(len(points)), known_frames, column) for column in known.T]
+    return np.stack(columns, 1).reshape(points.shape).astype(np.float32)
 
 
 def draw_regions(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The map of one frame from its landmarks: regions as polygons.
+    """Draw the map of a frame from its landmarks, with regions as polygons.
 
     Parameters
     ----------
     points : float array [68, 2]
-        Pixels, the centre of the upper left one at (0, 0); with NaN the map is background alone.
+        Pixels, the center of the upper left one at (0, 0). The map is all background if there is
+        a NaN.
+    height, width : int
+        Of the map, pixels.
 
     Returns
     -------
@@ -124,17 +123,20 @@ def draw_regions(points: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     image = Image.new("L", (width, height))
     if np.isfinite(points).all():
-        pen = ImageDraw.Draw(image)
-        for label, polygon in _regions(np.asarray(points, np.float64)):
-            pen.polygon([(x, y) for x, y in polygon.tolist()], fill=label)
+        draw = ImageDraw.Draw(image)
+        for label, polygon in _polygons(np.asarray(points, np.float64)):
+            draw.polygon([(x, y) for x, y in polygon.tolist()], fill=label)
     return np.asarray(image)
 
 
-def _regions(p: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """Polygons of one face with their labels, back to front. The person's right is at the left of the picture, and comes first in the landmarks."""
+def _polygons(p: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Return the polygons of a face with their labels, from back to front.
+
+    The person's right is on the left of the image, and comes first in the landmarks.
+    """
     right, left = p[36:42].mean(0), p[42:48].mean(0)
     down = p[27:36].mean(0) - (right + left) / 2
-    down *= _BROW * np.hypot(*(left - right)) / max(float(np.hypot(*down)), 1e-6)
+    down *= _BROW_HEIGHT * np.hypot(*(left - right)) / max(float(np.hypot(*down)), 1e-6)
     brows = [np.concatenate([p[a:b], p[a:b][::-1] + down]) for a, b in ((17, 22), (22, 27))]
     return [
         (SKIN, np.concatenate([p[:17], _forehead(p)])),
@@ -150,32 +152,35 @@ def _regions(p: np.ndarray) -> list[tuple[int, np.ndarray]]:
 
 
 def _forehead(p: np.ndarray) -> np.ndarray:
-    """Half an ellipse from ear to ear above the face, from the person's left to the right: no landmark tells where the hair begins."""
+    """Return half an ellipse over the face, from the person's left ear to the right one.
+
+    No landmark shows where the hair begins.
+    """
     middle, across = (p[0] + p[16]) / 2, (p[16] - p[0]) / 2
     up = middle - p[8]
-    up *= _FOREHEAD * np.hypot(*across) / max(float(np.hypot(*up)), 1e-6)
+    up *= _FOREHEAD_HEIGHT * np.hypot(*across) / max(float(np.hypot(*up)), 1e-6)
     angle = np.linspace(0, math.pi, 15)[1:-1, None]
     return middle + across * np.cos(angle) + up * np.sin(angle)
 
 
 def draw_dots(points: np.ndarray, size: int) -> np.ndarray:
-    """Landmarks as white dots on black.
+    """Draw landmarks as white dots on black.
 
     Parameters
     ----------
     points : float array [T, N, 2]
-        Pixels of the drawn squares, the centre of the upper left one at (0, 0); NaN where there is none.
+        Pixels of the drawn squares, the center of the upper left one at (0, 0); NaN if missing.
     size : int
-        Side of the squares. Dots have a radius of its 112th part, one pixel at least.
+        Width and height of the squares. The radius of dots is size / 112, at least one pixel.
 
     Returns
     -------
     uint8 array [T, size, size, 3]
     """
-    reach = max(1.0, size / 112)
-    steps = np.arange(-int(reach), int(reach) + 1)
+    radius = max(1.0, size / 112)
+    steps = np.arange(-int(radius), int(radius) + 1)
     disc = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
-    disc = disc[(disc**2).sum(1) <= reach**2]
+    disc = disc[(disc**2).sum(1) <= radius**2]
     shown = np.isfinite(points).all(-1)
     frame = np.broadcast_to(np.arange(len(points))[:, None], shown.shape)[shown]
     x, y = (np.rint(points[shown])[:, None] + disc).astype(np.int64).transpose(2, 0, 1)
@@ -186,9 +191,19 @@ def draw_dots(points: np.ndarray, size: int) -> np.ndarray:
 
 
 def encode_maps(maps: Iterable[np.ndarray]) -> tuple[bytes, np.ndarray]:
-    """Maps of labels, uint8 [H, W] each, as PNGs with the palette in them, one after the other; and where each begins, int64 [T + 1], bytes.
+    """Encode maps as concatenated PNGs that contain the palette.
 
-    Viewers show the first; ``ffmpeg -f png_pipe`` reads all.
+    Image viewers show the first; ``ffmpeg -f png_pipe`` reads all.
+
+    Parameters
+    ----------
+    maps : iterable of uint8 arrays [H, W]
+
+    Returns
+    -------
+    data : bytes
+    starts : int64 array [T + 1]
+        Offset of each PNG in bytes, and the end.
     """
     out, starts = io.BytesIO(), [0]
     for labels in maps:
@@ -200,12 +215,12 @@ def encode_maps(maps: Iterable[np.ndarray]) -> tuple[bytes, np.ndarray]:
 
 
 def decode_maps(data: bytes, starts: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
-    """Labels of the ``wanted`` frames, uint8 [T, H, W], each decoded once.
+    """Return the labels of the ``wanted`` frames, uint8 [T, H, W], decoding each frame once.
 
     Raises
     ------
     ValueError
-        If they are no maps of labels of one size.
+        If these are no maps of labels of one size.
     """
     maps = {
         frame: _decode(data[starts[frame] : starts[frame + 1]]) for frame in dict.fromkeys(wanted)
@@ -221,8 +236,16 @@ def _decode(png: bytes) -> np.ndarray:
 
 
 def check_labels(labels: np.ndarray) -> None:
-    """ValueError unless these are a map: uint8 [H, W], each number a label."""
-    if labels.ndim != 2 or labels.dtype != np.uint8 or labels.max(initial=0) >= len(LABELS):
+    """Check that an array is a map: uint8 [H, W], each value a label.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    highest = labels.max(initial=0)
+    if labels.ndim != 2 or labels.dtype != np.uint8 or highest >= len(LABELS):
         raise ValueError(
-            f"no map of labels 0 to {len(LABELS) - 1}, but {labels.dtype} {list(labels.shape)} up to {labels.max(initial=0)}"
+            f"no map of labels 0 to {len(LABELS) - 1}, but {labels.dtype} {list(labels.shape)} "
+            f"up to {highest}"
         )

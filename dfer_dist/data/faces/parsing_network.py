@@ -1,7 +1,9 @@
-"""A face-parsing network that a person supplies: a TorchScript file, which brings its own code and weights.
+"""Parsing maps by a face-parsing network of the user: a TorchScript file with code and weights.
 
-It is called with frames, float32 [N, 3, H, W], RGB in 0..1, of any size; normalising and resizing are its own business. It gives scores, floating point [N, C, h, w], or labels,
-integers [N, h, w], numbered as :data:`~dfer_dist.data.faces.parsing_maps.LABELS`; maps of another size than the frames are brought to it, the nearest pixel counts.
+The network gets frames, float32 [N, 3, H, W], RGB in 0..1, of any size; it normalizes and resizes
+them itself. It returns scores, floating point [N, C, h, w], or labels, integers [N, h, w], numbered
+as :data:`~dfer_dist.data.faces.parsing_maps.LABELS`. Maps are resized to the frames by nearest
+neighbor.
 """
 
 from __future__ import annotations
@@ -19,24 +21,29 @@ from torch import Tensor
 from dfer_dist.data.faces.parsing_maps import LABELS
 from dfer_dist.utils.errors import UserError
 
-_AT_ONCE = 8  # frames
+_BATCH_SIZE = 8
+
+Parser = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
 
 
-def load_parser(file: Path) -> Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]:
-    """A function of frames, uint8 [H, W, 3] each, that gives their maps, uint8 [H, W] each. It runs on the GPU where there is one.
+def load_parser(file: Path) -> Parser:
+    """Return a function from frames, uint8 [H, W, 3] each, to their maps, uint8 [H, W] each.
+
+    It runs on a GPU if there is one. It raises UserError if the network fails or returns neither
+    scores nor labels.
 
     Raises
     ------
     UserError
-        If the file is no TorchScript; by the function, if the network fails or gives something else than scores or labels.
+        If the file is no TorchScript.
     """
     if parent_process() is not None:
-        torch.set_num_threads(1)  # workers share the cores
+        # worker processes share the cores
+        torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # torch would have other formats; networks come in this one
+        # torch deprecates TorchScript, but published networks are in that format
+        warnings.simplefilter("ignore", FutureWarning)
         try:
             network = torch.jit.load(str(file), map_location=device).eval()
         except (RuntimeError, ValueError) as e:
@@ -45,39 +52,51 @@ def load_parser(file: Path) -> Callable[[Iterable[np.ndarray]], Iterator[np.ndar
             ) from e
 
     def parse(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        rest = iter(frames)
-        while some := list(islice(rest, _AT_ONCE)):
-            yield from _labels(network, np.stack(some), device, file)
+        remaining = iter(frames)
+        while batch := list(islice(remaining, _BATCH_SIZE)):
+            yield from _parse_batch(network, np.stack(batch), device, file)
 
     return parse
 
 
 @torch.no_grad()
-def _labels(
+def _parse_batch(
     network: Callable[[Tensor], Tensor], frames: np.ndarray, device: torch.device, file: Path
 ) -> np.ndarray:
+    """Return the maps, uint8 [N, H, W], of frames, uint8 [N, H, W, 3]."""
     pixels = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float() / 255
     try:
         out = network(pixels)
     except RuntimeError as e:
+        reason = str(e).strip().splitlines()[-1]
+        raise UserError(f"{file} fails on frames of shape {list(pixels.shape)}: {reason}") from e
+    labels = _to_labels(out, len(frames), file)
+    height, width = pixels.shape[2:]
+    rows = _nearest(height, labels.shape[1], device)
+    columns = _nearest(width, labels.shape[2], device)
+    return labels.to(torch.uint8)[:, rows][:, :, columns].cpu().numpy()
+
+
+def _to_labels(out: object, num_frames: int, file: Path) -> Tensor:
+    """Return the labels [N, h, w] in the output of a network."""
+    if not isinstance(out, Tensor):
         raise UserError(
-            f"{file} fails on frames of shape {list(pixels.shape)}: {str(e).strip().splitlines()[-1]}"
-        ) from e
-    if (
-        not isinstance(out, Tensor)
-        or out.ndim != 3 + out.is_floating_point()
-        or len(out) != len(frames)
-    ):
-        told = f"{out.dtype} {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-        raise UserError(f"{file} gives {told}: scores [N, C, h, w] or labels [N, h, w] are wanted")
+            f"{file} returns {type(out).__name__}: scores [N, C, h, w] or labels [N, h, w] are "
+            "needed"
+        )
+    if out.ndim != 3 + out.is_floating_point() or len(out) != num_frames:
+        raise UserError(
+            f"{file} returns {out.dtype} {list(out.shape)}: scores [N, C, h, w] or labels "
+            "[N, h, w] are needed"
+        )
     labels = out.argmax(1) if out.is_floating_point() else out
     if int(labels.min()) < 0 or int(labels.max()) >= len(LABELS):
         raise UserError(
-            f"{file} gives label {int(labels.max())}: labels are 0 to {len(LABELS) - 1} (docs/guides/landmarks.md)"
+            f"{file} returns label {int(labels.max())}: labels are 0 to {len(LABELS) - 1}"
         )
-    height, width = pixels.shape[2:]
-    rows, columns = (
-        ((torch.arange(n, device=device) + 0.5) * m / n).long()
-        for n, m in zip((height, width), labels.shape[1:], strict=True)
-    )
-    return labels.to(torch.uint8)[:, rows][:, :, columns].cpu().numpy()
+    return labels
+
+
+def _nearest(size: int, source_size: int, device: torch.device) -> Tensor:
+    """Return the nearest source pixel of each pixel along one axis."""
+    return ((torch.arange(size, device=device) + 0.5) * source_size / size).long()

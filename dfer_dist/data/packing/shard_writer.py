@@ -17,7 +17,12 @@ import pyarrow.parquet as pq
 from dfer_dist.data.packing.load_clip import file_sizes, load_clip
 from dfer_dist.data.packing.report import ClipFault, PackSettings, ShardResult, stop_at_fault
 from dfer_dist.data.shards.index import SIDECAR, Shard, sidecar_path
-from dfer_dist.data.shards.sidecars import LANDMARKS, read_manifest, sidecar_tar_path, write_sidecar_tar
+from dfer_dist.data.shards.sidecars import (
+    LANDMARKS,
+    read_manifest,
+    sidecar_tar_path,
+    write_sidecar_tar,
+)
 from dfer_dist.data.sources.records import ClipRecord, Fault
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import atomic_path, read_json, sha256_file, write_json

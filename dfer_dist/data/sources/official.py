@@ -208,8 +208,10 @@ def _find_lists(root: Path, layout: _Layout) -> dict[str, Path]:
 def _nearest_lists(root: Path, layout: _Layout) -> dict[str, dict[int, Path]]:
     """Return the test lists at the least depth that has any: by folder, and by fold."""
     found: dict[str, dict[int, Path]] = {}
-    for level in _walk_levels(root, lambda _, subfolders: subfolders <= _MAX_SUBFOLDERS):
-        for entry in (entry for _, entries in level for entry in entries):
+    for folders_at_depth in _walk_by_depth(
+        root, lambda _, subfolders: subfolders <= _MAX_SUBFOLDERS
+    ):
+        for entry in (entry for _, entries in folders_at_depth for entry in entries):
             path = Path(entry.path)
             match = layout.test_list.fullmatch(path.relative_to(root).as_posix())
             if not match or not entry.is_file():
@@ -295,8 +297,8 @@ def _choose_folders(
 def _clip_folders(root: Path, names: set[str], videos: bool) -> Iterator[_ClipFolder]:
     """Yield folders that hold listed clips, as videos or as folders, and none below these."""
     found: set[Path] = set()
-    for level in _walk_levels(root, lambda folder, _: folder not in found):
-        for folder, entries in level:
+    for folders_at_depth in _walk_by_depth(root, lambda folder, _: folder not in found):
+        for folder, entries in folders_at_depth:
             clips = {}
             for entry in entries:
                 name = _match_clip(entry.name, names, videos)
@@ -317,23 +319,23 @@ def _match_clip(entry: str, names: set[str], videos: bool) -> str | None:
     return next((n for n in (name, name.zfill(5)) if n in names), None)
 
 
-_Level = list[tuple[Path, list[os.DirEntry[str]]]]
+_Folders = list[tuple[Path, list[os.DirEntry[str]]]]
 
 
-def _walk_levels(root: Path, descend: Callable[[Path, int], bool]) -> Iterator[_Level]:
+def _walk_by_depth(root: Path, descend: Callable[[Path, int], bool]) -> Iterator[_Folders]:
     """Yield all folders of one depth with their entries, from the root down.
 
-    ``descend`` decides, once a level was used, from a folder and its number of subfolders whether
-    these come next.
+    ``descend`` decides from a folder and its number of subfolders whether these come next. It is
+    called after the folder was used.
     """
     folders: Iterable[Path] = [root]
     for _ in range(_MAX_DEPTH + 1):
-        level = [(f, sorted(os.scandir(f), key=lambda entry: entry.name)) for f in folders]
-        if not level:
+        read = [(f, sorted(os.scandir(f), key=lambda entry: entry.name)) for f in folders]
+        if not read:
             return
-        yield level
+        yield read
         folders = []
-        for folder, entries in level:
+        for folder, entries in read:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
             subfolders = [Path(entry.path) for entry in visible if entry.is_dir()]
             if descend(folder, len(subfolders)):

@@ -1,4 +1,4 @@
-"""Packing that was stopped, and goes on."""
+"""Resuming a stopped run of ``dfer pack``."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {f.name: f.read_bytes() for f in folder.iterdir()}
 
 
-@pytest.mark.parametrize("lost", ["tar", "sidecar", "longer", "record", "frames"])
-def test_finished_shards_are_kept_only_if_they_are_whole_and_of_the_same_files(
-    lost: str, tiny_source: Path, tiny_shards: Index, tmp_path: Path
+@pytest.mark.parametrize("damage", ["no tar", "longer tar", "sidecar", "record", "frames"])
+def test_resume_keeps_only_whole_shards_of_unchanged_files(
+    damage: str, tiny_source: Path, tiny_shards: Index, tmp_path: Path
 ) -> None:
     source = shutil.copytree(tiny_source / "frames", tmp_path / "frames")
     records = read_lists("dfew", source, tiny_source / "lists")
@@ -52,66 +52,48 @@ def test_finished_shards_are_kept_only_if_they_are_whole_and_of_the_same_files(
     finished = sorted(f.removesuffix(".json") for f in os.listdir(out / ".packing"))
     assert 9 <= len(finished) <= 10
     name = finished[3]
-    if lost == "tar":
+    if damage == "no tar":
         (out / name).unlink()
-    elif lost == "longer":
+    elif damage == "longer tar":
         with (out / name).open("ab") as f:
             f.write(bytes(512))
-    elif lost == "sidecar":
+    elif damage == "sidecar":
         data = bytearray((out / name).with_suffix(".parquet").read_bytes())
         data[50] ^= 1
         (out / name).with_suffix(".parquet").write_bytes(data)
-    elif lost == "record":
+    elif damage == "record":
         (out / ".packing" / f"{name}.json").write_text('{"version": 1, "digest": ')
     else:
-        key = json.loads(next(iter(tar_texts(out / name))))["key"]
+        key = json.loads(next(iter(read_json_members(out / name))))["key"]
         (source / key / "00001.jpg").write_bytes(JPEG_40_48)
     pack(records, "dfew", out, 5, workers=1)
     after = state(out)
     rewritten = {f for f in before if f.endswith(".tar") and f[0] != "." and before[f] != after[f]}
     assert rewritten == {name}
     assert not [f for f in os.listdir(out) if f[0] == "."]
-    if lost != "frames":
+    if damage != "frames":
         assert files(out) == files(tiny_shards.root)
 
 
-def tar_texts(tar: Path) -> list[bytes]:
+def read_json_members(tar: Path) -> list[bytes]:
     with tarfile.open(tar) as opened:
-        return [opened.extractfile(m).read() for m in opened if m.name.endswith(".json")]  # type: ignore[union-attr]
+        files = [opened.extractfile(member) for member in opened if member.name.endswith(".json")]
+        return [file.read() for file in files if file is not None]
 
 
 def dfer_pack(source: Path, out: Path, workers: int) -> list[str]:
-    words = [
-        "--dataset",
-        "dfew",
-        "--root",
-        str(source / "frames"),
-        "--lists",
-        str(source / "lists"),
-        "--out",
-        str(out),
-    ]
     code = "import sys; from launch.cli import main; sys.argv = ['dfer', *sys.argv[1:]]; main()"
-    return [
-        *python_command(),
-        "-c",
-        code,
-        "pack",
-        *words,
-        "--clips-per-shard",
-        "2",
-        "--workers",
-        str(workers),
-    ]
+    command = [*python_command(), "-c", code, "pack", "--dataset", "dfew", "--out", str(out)]
+    command += ["--root", str(source / "frames"), "--lists", str(source / "lists")]
+    return [*command, "--clips-per-shard", "2", "--workers", str(workers)]
 
 
-def test_a_killed_pack_goes_on_and_gives_the_same_bytes(tiny_source: Path, tmp_path: Path) -> None:
+def test_killed_pack_resumes_to_the_same_bytes(tiny_source: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     shutil.copytree(tiny_source / "lists", source / "lists")
     (source / "frames").mkdir()
-    for clip in (
-        tiny_source / "frames"
-    ).iterdir():  # 15 times as many frames, so that there is time to kill
+    # 15 times as many frames, so that there is time to kill
+    for clip in (tiny_source / "frames").iterdir():
         (source / "frames" / clip.name).mkdir()
         for i in range(15):
             for frame in clip.iterdir():
@@ -125,12 +107,13 @@ def test_a_killed_pack_goes_on_and_gives_the_same_bytes(tiny_source: Path, tmp_p
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    while workers_of(process.pid) and time.monotonic() < deadline:  # they leave with their parent
+    # workers exit with their parent
+    while running_processes(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
-    left = workers_of(process.pid)
-    for worker in left:
+    remaining = running_processes(process.pid)
+    for worker in remaining:
         os.kill(int(worker), signal.SIGKILL)
-    assert not left
+    assert not remaining
     finished = [f.name.removesuffix(".json") for f in out.glob(".packing/*.json")]
     assert 2 <= len(finished) < 30 and not (out / "index.json").exists()
     before = state(out)
@@ -146,14 +129,12 @@ def test_a_killed_pack_goes_on_and_gives_the_same_bytes(tiny_source: Path, tmp_p
     done = subprocess.run(
         dfer_pack(source, out, 1), env=env, capture_output=True, text=True, check=True
     )
-    assert (
-        "already packed, nothing to do: 60 clips in 30 shards" in done.stdout
-        and state(out) == before
-    )
+    assert "already packed, nothing to do: 60 clips in 30 shards" in done.stdout
+    assert state(out) == before
 
 
-def workers_of(session: int) -> list[str]:
-    """Processes of a session that still run."""
+def running_processes(session: int) -> list[str]:
+    """Return the process ids of a session."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""``dfer pack`` of films: faces with landmarks beside them, films as they are, and every film that is left out named."""
+"""``dfer pack`` of videos: face crops with landmarks, or whole frames."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FRAMES = 6
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes with two whole films each; besides, one without a face, one that is cut, and a folder of frames."""
+    """Two classes of two videos each, a video without a face, a truncated one, and frames."""
     root = tmp_path_factory.mktemp("source") / "mine"
     for label, name in enumerate(("Happy", "Sad")):
         (root / name).mkdir(parents=True)
@@ -33,36 +33,28 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             heads = [
                 [Pose(120 + 40 * clip + 3 * t, 90, 0.9, 10 * label + t)] for t in range(FRAMES)
             ]
-            encode(root / name / f"film {clip}.mp4", draw(heads, 320, 240))
+            encode(root / name / f"video {clip}.mp4", draw(heads, 320, 240))
     empty = draw([[] for _ in range(FRAMES)], 320, 240)
     encode(root / "Happy" / "nobody.mp4", empty)
-    cut = root / "Sad" / "cut.mkv"
-    whole = encode(cut, draw([[Pose(160, 90)]] * 16, 320, 240)).read_bytes()
-    cut.write_bytes(whole[: len(whole) // 2])
+    truncated = root / "Sad" / "truncated.mkv"
+    whole = encode(truncated, draw([[Pose(160, 90)]] * 16, 320, 240)).read_bytes()
+    truncated.write_bytes(whole[: len(whole) // 2])
     write_clip(root / "Sad" / "frames", 3, seed=0)
     return root
 
 
-def run(videos: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-c",
-        "from launch.cli import main; main()",
-        "pack",
-        "--dataset",
-        "folder",
-        "--folds",
-        "2",
-    ]
-    command += ["--root", str(videos), "--out", str(out), "--workers", "1", *words]
+def dfer_pack(videos: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from launch.cli import main; main()", "pack"]
+    command += ["--dataset", "folder", "--folds", "2", "--workers", "1"]
+    command += ["--root", str(videos), "--out", str(out), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def digests(out: Path) -> dict[str, str]:
+def file_hashes(out: Path) -> dict[str, str]:
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(out.iterdir())}
 
 
-def every_frame(index: Index) -> dict[str, list[np.ndarray]]:
+def read_frames(index: Index) -> dict[str, list[np.ndarray]]:
     reader = ClipReader(index)
     clips = [
         reader.read(s, r, lambda key, n: np.arange(n))
@@ -72,44 +64,44 @@ def every_frame(index: Index) -> dict[str, list[np.ndarray]]:
     return {clip.key: clip.frames for clip in clips}
 
 
-def test_faces_are_packed_with_landmarks_and_the_rest_is_named(
-    videos: Path, tmp_path: Path
-) -> None:
+def test_pack_faces_stores_landmarks_and_reports_the_rest(videos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = run(videos, out, "--faces")
+    done = dfer_pack(videos, out, "--faces")
     assert done.returncode == 0, done.stderr
     report, index = read_json(out / "pack_report.json"), read_index(out)
     assert {(p["clip"], p["kind"], p["left_out"]) for p in report["problems"]} == {
         ("Happy/nobody", "no face", True),
-        ("Sad/cut", "damaged video", True),
+        ("Sad/truncated", "damaged video", True),
         ("Sad/frames", "no video", True),
     }
-    assert (
-        "3 of 7 clips left out" in done.stdout
-        and f"0 of {FRAMES} frames of nobody.mp4" in done.stdout
-    )
-    clips = every_frame(index)
-    assert sorted(clips) == ["Happy_film_0", "Happy_film_1", "Sad_film_0", "Sad_film_1"]
+    assert "3 of 7 clips left out" in done.stdout
+    assert f"0 of {FRAMES} frames of nobody.mp4" in done.stdout
+    clips = read_frames(index)
+    assert sorted(clips) == ["Happy_video_0", "Happy_video_1", "Sad_video_0", "Sad_video_1"]
     for i in range(len(index.shards)):
         for key, members in read_sidecar_tar(index.path(i), "landmarks"):
-            marks, found = read_array(members["landmarks.npy"]), read_array(members["found.npy"])
+            landmarks, found = (
+                read_array(members["landmarks.npy"]),
+                read_array(members["found.npy"]),
+            )
             frames = clips.pop(key)
-            assert marks.shape == (FRAMES, 68, 2) and found.all() and len(frames) == FRAMES
+            assert landmarks.shape == (FRAMES, 68, 2) and found.all() and len(frames) == FRAMES
             assert {f.shape for f in frames} == {(224, 224, 3)}
-            eyes = marks[:, 36:48].mean(1)
+            eyes = landmarks[:, 36:48].mean(1)
             assert np.abs(eyes - [111.5, 91.3]).max() < 3
     assert not clips
 
-    before = digests(out)
-    assert "already packed" in run(videos, out, "--faces").stdout
-    assert digests(out) == before
-    other = run(videos, out)  # as they are is another set
+    before = file_hashes(out)
+    assert "already packed" in dfer_pack(videos, out, "--faces").stdout
+    assert file_hashes(out) == before
+    # whole frames are another set
+    other = dfer_pack(videos, out)
     assert other.returncode == 2 and "was packed with --clips-per-shard 256 --faces" in other.stderr
 
 
-def test_the_same_films_give_the_same_bytes_also_after_a_kill(videos: Path, tmp_path: Path) -> None:
+def test_pack_faces_resumes_to_the_same_bytes(videos: Path, tmp_path: Path) -> None:
     listing = read_dataset("folder", videos, folds=2, prefer_videos=True)
-    records = [record for record in listing.records if "film" in record.key]
+    records = [record for record in listing.records if "video" in record.key]
 
     def write(out: Path, stop: bool = False) -> None:
         def progress(done: int, total: int) -> None:
@@ -125,34 +117,35 @@ def test_the_same_films_give_the_same_bytes_also_after_a_kill(videos: Path, tmp_
     assert kept and not (tmp_path / "b" / "index.json").exists()
     stamps = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "b").glob("*.tar")}
     lost = kept[0].name
-    kept[0].unlink()  # a shard without its landmarks does not count as finished
+    # a shard without its landmarks is not finished
+    kept[0].unlink()
     write(tmp_path / "b")
-    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    assert file_hashes(tmp_path / "a") == file_hashes(tmp_path / "b")
     after = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "b").glob("*.tar")}
     again = {name for name, stamp in stamps.items() if after[name] != stamp}
     assert again == {lost, lost.replace(".landmarks", "")}
 
 
-def test_films_without_faces_are_packed_as_they_are(videos: Path, tmp_path: Path) -> None:
+def test_pack_without_faces_stores_whole_frames(videos: Path, tmp_path: Path) -> None:
     listing = read_dataset("folder", videos, folds=2)
     index = pack(listing.records, "mine", tmp_path, workers=1, classes=listing.classes)
-    clips = every_frame(index)
+    clips = read_frames(index)
     assert sorted(clips) == [
-        "Happy_film_0",
-        "Happy_film_1",
+        "Happy_video_0",
+        "Happy_video_1",
         "Happy_nobody",
-        "Sad_film_0",
-        "Sad_film_1",
+        "Sad_video_0",
+        "Sad_video_1",
         "Sad_frames",
     ]
-    for packed, shown in zip(
-        clips["Happy_film_0"], Video(videos / "Happy" / "film 0.mp4"), strict=True
-    ):
-        assert packed.shape == (240, 320, 3) and np.abs(packed.astype(int) - shown).mean() < 2
+    shown = list(Video(videos / "Happy" / "video 0.mp4"))
+    for packed, frame in zip(clips["Happy_video_0"], shown, strict=True):
+        assert packed.shape == (240, 320, 3)
+        assert np.abs(packed.astype(int) - frame).mean() < 2
     assert not any(
         sidecar_tar_path(index.path(i), "landmarks").exists() for i in range(len(index.shards))
     )
     small = pack(
         listing.records, "mine", tmp_path / "small", workers=1, classes=listing.classes, size=64
     )
-    assert {f.shape for frames in every_frame(small).values() for f in frames} == {(64, 64, 3)}
+    assert {f.shape for frames in read_frames(small).values() for f in frames} == {(64, 64, 3)}

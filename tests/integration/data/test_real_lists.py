@@ -1,7 +1,7 @@
-"""The real lists of DFEW, MAFW and FERV39k, with drawn frames, packed from DFER-CLIP's lists and from the owners' layouts.
+"""Pack the real lists of DFEW, MAFW and FERV39k, as DFER-CLIP's lists and in the owners' layouts.
 
-Each clip is a link to a folder of a few small JPEGs, at most 16, and the lists promise as many. A sample runs with the other
-tests, all clips by ``make test-data``.
+Each clip is a link to a folder of at most 16 small JPEGs, and the lists declare as many. A sample
+of the clips runs with the other tests, all clips by ``make test-data``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from dfer_dist.data.packing.packer import pack
-from dfer_dist.data.packing.report import REPORT
+from dfer_dist.data.packing.report import REPORT, PackReport
 from dfer_dist.data.sources.datasets import read_dataset
-from dfer_dist.utils.files import read_json
 from tests.helpers.owners import (
     SPLITS,
     Clip,
@@ -30,7 +29,7 @@ from tests.helpers.owners import (
     write_pool,
 )
 
-MOST = 16  # frames of a clip
+MAX_FRAMES = 16
 
 ALL = {"dfew": 11_697, "mafw": 9_172, "ferv39k": 38_935}
 
@@ -57,11 +56,11 @@ CLASSES = [
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pool(tmp_path_factory.mktemp("pool"), MOST, width=16, height=16)
+    return write_pool(tmp_path_factory.mktemp("pool"), MAX_FRAMES, width=16, height=16)
 
 
 def read_clips(dataset: str) -> list[Clip]:
-    """What the released lists say, read without the code under test."""
+    """Read the released lists without the code under test."""
     clips = []
     for file in sorted((SPLITS / dataset).iterdir()):
         fold = re.search(r"set_(\d)_test", file.name)
@@ -70,19 +69,18 @@ def read_clips(dataset: str) -> list[Clip]:
             for line in file.read_text().split("\n"):
                 if line:
                     source, frames, label = line.split(" ")
-                    clips.append(
-                        Clip(
-                            source,
-                            int(label),
-                            f"fold{fold[1]}" if fold else part,
-                            min(int(frames), MOST),
-                        )
-                    )
+                    split = f"fold{fold[1]}" if fold else part
+                    clips.append(Clip(source, int(label), split, min(int(frames), MAX_FRAMES)))
     return clips
 
 
+def file_states(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return inode and modification time of each file."""
+    return {f.name: (f.stat().st_ino, f.stat().st_mtime_ns) for f in folder.iterdir()}
+
+
 def check(dataset: str, clips: list[Clip], pool: Path, root: Path, workers: int | None) -> None:
-    """Pack both ways: everything is counted, the bytes are the same, and again nothing happens."""
+    """Check that both ways pack all clips to the same bytes, and that repeating does nothing."""
     write_lists, home = OWNERS[dataset]
     write_lists(root / "set", clips)
     write_dfer_clip_lists(root / "annotation", clips, dataset.upper())
@@ -97,24 +95,24 @@ def check(dataset: str, clips: list[Clip], pool: Path, root: Path, workers: int 
             listing.records, listing.name, root / name, workers=workers, classes=listing.classes
         )
         taken, start = time.monotonic() - start, time.monotonic()
-        report = read_json(root / name / REPORT)
-        assert report["problems"] == [] and report["encoded_frames"] == 0
-        assert (
-            report["clips"] == report["listed"] == sum(s.clips for s in index.shards) == len(clips)
-        )
-        assert report["frames"] == sum(c.frames for c in clips)
+        report = PackReport.read(root / name / REPORT)
+        assert report.problems == [] and report.encoded_frames == 0
+        assert report.clips == report.listed == len(clips)
+        assert sum(shard.clips for shard in index.shards) == len(clips)
+        assert report.frames == sum(c.frames for c in clips)
         expected = Counter((c.split, CLASSES[c.label]) for c in clips)
-        assert {
-            (s, y): n for s, c in report["splits"].items() for y, n in c["classes"].items() if n
-        } == expected
-        before = {f.name: (f.stat().st_ino, f.stat().st_mtime_ns) for f in (root / name).iterdir()}
+        counts = {
+            (split, class_name): n
+            for split, split_report in report.splits.items()
+            for class_name, n in split_report.classes.items()
+            if n
+        }
+        assert counts == expected
+        before = file_states(root / name)
         assert pack(listing.records, listing.name, root / name, classes=listing.classes) == index
-        assert {
-            f.name: (f.stat().st_ino, f.stat().st_mtime_ns) for f in (root / name).iterdir()
-        } == before
-        print(
-            f"{dataset} from {name}: {len(clips)} clips in {taken:.0f} s, again {time.monotonic() - start:.1f} s"
-        )
+        assert file_states(root / name) == before
+        again = time.monotonic() - start
+        print(f"{dataset} from {name}: {len(clips)} clips in {taken:.0f} s, again {again:.1f} s")
     packed = [
         {f.name: f.read_bytes() for f in (root / name).iterdir() if f.name != REPORT}
         for name in listings
@@ -124,9 +122,7 @@ def check(dataset: str, clips: list[Clip], pool: Path, root: Path, workers: int 
 
 @needs_splits
 @pytest.mark.parametrize("dataset", ALL)
-def test_a_sample_of_the_real_lists_packs_both_ways(
-    dataset: str, pool: Path, tmp_path: Path
-) -> None:
+def test_sample_of_the_real_lists_packs_both_ways(dataset: str, pool: Path, tmp_path: Path) -> None:
     clips = read_clips(dataset)
     assert len(clips) == ALL[dataset]
     check(dataset, clips[:: len(clips) // 200], pool, tmp_path, workers=1)
@@ -135,7 +131,7 @@ def test_a_sample_of_the_real_lists_packs_both_ways(
 @needs_splits
 @pytest.mark.data_full
 @pytest.mark.parametrize("dataset", ALL)
-def test_the_real_lists_pack_both_ways_with_all_clips(
+def test_all_clips_of_the_real_lists_pack_both_ways(
     dataset: str, pool: Path, tmp_path: Path
 ) -> None:
     clips = read_clips(dataset)

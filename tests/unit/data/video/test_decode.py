@@ -57,14 +57,14 @@ def test_rotated_video_is_shown_upright(
     tmp_path: Path, degrees: float, shape: tuple[int, int], corner: tuple[int, int]
 ) -> None:
     """A rotation by +90 degrees is counter-clockwise: the top of the image is at the left then."""
-    frame = next(iter(Video(encode(tmp_path / "a.mp4", patches(3), turn=degrees))))
+    frame = next(iter(Video(encode(tmp_path / "a.mp4", patches(3), rotation=degrees))))
     assert frame.shape[:2] == shape
     assert frame[corner][0] > 180 and frame[corner][1] < 80
     assert frame[-corner[0], -corner[1]].std() < 5
 
 
 def test_mirrored_video_is_shown_mirrored(tmp_path: Path) -> None:
-    frame = next(iter(Video(encode(tmp_path / "a.mp4", patches(3), turn=0, mirror=True))))
+    frame = next(iter(Video(encode(tmp_path / "a.mp4", patches(3), rotation=0, mirror=True))))
     assert frame[10, -10][0] > 180 and frame[10, 10].std() < 5
 
 

@@ -1,0 +1,167 @@
+"""Load precomputed landmarks and parsing maps: a file or a folder per clip, named by its key.
+
+::
+
+    LANDMARKS/KEY.npy   float [T, 68, 2]
+    LANDMARKS/KEY.txt   or a line per frame: x1 y1 x2 y2 ... x68 y68, with spaces or commas
+    MAPS/KEY/*.png      an image of labels per frame, grey or with a palette, in numerical order
+
+Points are pixels of the packed frame, NaN in a frame without a face. Labels are those of
+:data:`~dfer_dist.data.faces.parsing_maps.LABELS`. The key of a clip is its name in the data set,
+with ``_`` for each ``/``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dfer_dist.data.faces.parsing_maps import check_labels
+from dfer_dist.data.video.frame_folder import sort_frames
+from dfer_dist.utils.errors import UserError
+
+
+def load_landmarks(
+    folder: Path, key: str, num_frames: int, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Load the landmarks of a clip.
+
+    Parameters
+    ----------
+    folder : Path
+    key : str
+    num_frames : int
+        T.
+    size : tuple of int
+        Height and width of the clip's frames, pixels.
+
+    Returns
+    -------
+    points : float32 array [T, 68, 2]
+        NaN in a frame without a face.
+    found : bool array [T]
+        Frames with a face.
+
+    Raises
+    ------
+    UserError
+        If the clip has no file, the number of points or frames is wrong, or most points are
+        outside of the frames.
+    """
+    file = _landmark_file(folder, key)
+    points = _read_points(file)
+    if len(points) != num_frames:
+        raise UserError(
+            f"{file} has landmarks of {len(points)} frames, clip {key} has {num_frames}"
+        )
+    points = points.astype(np.float32)
+    found = np.isfinite(points).all((1, 2))
+    points[~found] = np.nan
+    if found.any():
+        x, y = np.median(points[found], axis=(0, 1))
+        if not (0 <= x < size[1] and 0 <= y < size[0]):
+            raise UserError(
+                f"{file}: most points are outside of the clip's frames of {size[1]} x {size[0]} "
+                "pixels: were they measured in other frames?"
+            )
+    return points, found
+
+
+def load_maps(folder: Path, key: str, num_frames: int) -> list[np.ndarray]:
+    """Load the parsing maps of a clip, uint8 [H, W] each.
+
+    Raises
+    ------
+    UserError
+        If their number is not ``num_frames``, or one is no image of labels or of another size.
+    """
+    files = _map_files(folder, key)
+    if len(files) != num_frames:
+        raise UserError(f"{folder / key} has {len(files)} maps, clip {key} has {num_frames} frames")
+    maps = [_read_map(file) for file in files]
+    for file, labels in zip(files, maps, strict=True):
+        if labels.shape != maps[0].shape:
+            raise UserError(f"{file} has another size than the maps before it")
+    return maps
+
+
+def hash_landmarks(folder: Path, keys: Sequence[str]) -> str:
+    """Return the sha256 over names and bytes of the landmark files of clips.
+
+    Raises
+    ------
+    UserError
+        If a clip has no file.
+    """
+    return _hash_files([_landmark_file(folder, key) for key in keys])
+
+
+def hash_maps(folder: Path, keys: Sequence[str]) -> str:
+    """Return the sha256 over names and bytes of the map files of clips.
+
+    Raises
+    ------
+    UserError
+        If a clip has no folder.
+    """
+    return _hash_files([file for key in keys for file in _map_files(folder, key)])
+
+
+def _hash_files(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _landmark_file(folder: Path, key: str) -> Path:
+    for file in (folder / f"{key}.npy", folder / f"{key}.txt"):
+        if file.is_file():
+            return file
+    raise UserError(
+        f"{folder} has neither {key}.npy nor {key}.txt: landmarks of every clip are needed"
+    )
+
+
+def _read_points(file: Path) -> np.ndarray:
+    try:
+        points = np.load(file, allow_pickle=False) if file.suffix == ".npy" else _read_text(file)
+    except (ValueError, OSError, EOFError) as e:
+        raise UserError(f"{file} cannot be read: {' '.join(str(e).split())}") from e
+    is_numeric = np.issubdtype(points.dtype, np.number)
+    if points.ndim != 3 or points.shape[1:] != (68, 2) or not is_numeric:
+        raise UserError(
+            f"{file} holds {points.dtype} {list(points.shape)}: 68 points (x, y) are needed for "
+            "each frame"
+        )
+    return points
+
+
+def _read_text(file: Path) -> np.ndarray:
+    lines = file.read_text(encoding="utf-8").replace(",", " ").splitlines()
+    rows = [[float(number) for number in line.split()] for line in lines if line.strip()]
+    for i, row in enumerate(rows, 1):
+        if len(row) != 136:
+            raise ValueError(f"line {i} has {len(row)} numbers, not 136")
+    return np.array(rows, np.float32).reshape(-1, 68, 2)
+
+
+def _map_files(folder: Path, key: str) -> list[Path]:
+    maps = folder / key
+    if not maps.is_dir():
+        raise UserError(f"{folder} has no folder {key}: maps of every clip are needed")
+    return sort_frames(maps.glob("*.png"))
+
+
+def _read_map(file: Path) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            labels = np.asarray(image)
+        check_labels(labels)
+    except (ValueError, OSError, SyntaxError) as e:
+        raise UserError(f"{file} cannot be read: {' '.join(str(e).split())}") from e
+    return labels
