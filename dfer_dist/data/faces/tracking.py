@@ -187,7 +187,7 @@ def _merge_tracklets(models: DlibModels, tracklets: list[_Tracklet], num_frames:
             people.append([tracklet])
         else:
             person.append(tracklet)
-    main = max(people, key=lambda person: sum(t.weight for t in person), default=[])
+    main = max(people, key=lambda group: sum(t.weight for t in group), default=[])
     points = np.full((num_frames, 68, 2), np.nan, np.float32)
     shots = np.full(num_frames, -1)
     for shot, tracklet in enumerate(main):

@@ -16,7 +16,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,56 +53,164 @@ def pack(
 ) -> Index:
     """Write shards, sidecars, the report and, last, the index.
 
-    The same records and files give the same bytes. Clips of a split are in the order of a hash of
-    their keys, so that neighbours in the data set are apart. The same call resumes a killed run:
-    finished shards are kept, others are written again.
+    The same records and files give the same bytes. The same call resumes a killed run. It does
+    nothing if ``out`` already holds a set of the same lists, settings, file names and file sizes.
 
     Parameters
     ----------
     records : sequence of ClipRecord
-        Clips of all splits.
     dataset : str
         Name of the set.
     out : Path
-        Folder for the shards. Nothing is done if it already holds this set: lists, settings, and
-        names and sizes of files are compared, not their contents.
+        Folder for the shards.
     clips_per_shard : int
         Maximum number of clips in a shard.
-    workers : int, optional
-        Number of processes; by default one per available core.
-    progress : callable, optional
-        Called with the numbers of clips done and of all clips.
+    workers, progress : optional
+        See :func:`~dfer_dist.utils.process_pool.run_jobs`.
     classes : sequence of str, optional
-        Names in label order; by default those of the data set in ``CLASSES``.
+        Names in label order; by default those in ``CLASSES``.
     size : int, optional
         Width and height of all frames, pixels.
     strict : bool
         Stop at the first fault instead of reporting it.
     faces : bool
-        Pack aligned crops of the face in each clip's video, with its landmarks. Videos with a face
-        in less than half of their frames are left out.
+        Pack crops of the face in each clip's video, with its landmarks.
 
     Raises
     ------
     UserError
-        If ``out`` holds another set, keys collide, a split has no clip, or with ``strict`` a clip
-        has a fault.
+        If ``out`` holds another set, keys collide, a split has no clip, or a fault is ``strict``.
     """
-    if not records or clips_per_shard < 1:
-        raise UserError(f"{len(records)} clips to pack, {clips_per_shard} per shard: nothing to do")
+    settings = PackSettings(clips_per_shard, size, faces)
+    plan = _make_plan(records, dataset, out, classes, settings, strict)
+    if (out / "index.json").is_file():
+        return plan.load_finished()
+    plan.check_folder()
+    results = run_jobs(write_shard, plan.jobs, plan.num_clips, workers, progress)
+    return plan.finish(results)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A set to pack, and the jobs that write its shards."""
+
+    out: Path
+    dataset: str
+    classes: tuple[str, ...]
+    settings: PackSettings
+    strict: bool
+    records: Sequence[ClipRecord]
+    jobs: Sequence[ShardJob]
+
+    @property
+    def num_clips(self) -> int:
+        return sum(len(job.records) for job in self.jobs)
+
+    def load_finished(self) -> Index:
+        """Return the index in the folder if it was packed from these records and files."""
+        out = self.out
+        if not (out / REPORT).is_file():
+            raise UserError(
+                f"{out} holds shards, but no {REPORT} to compare with: remove it, or choose an "
+                "empty --out"
+            )
+        index, report = read_index(out), PackReport.read(out / REPORT)
+        if report.settings != self.settings:
+            raise UserError(
+                f"{out} was packed with {report.settings}: give the same, or choose an empty --out"
+            )
+        # threads, because the file system takes most of the time
+        with ThreadPoolExecutor(8) as pool:
+            sources = _hash_sources(self.records, list(pool.map(ShardJob.digest, self.jobs)))
+        held = (index.name, index.classes, report.sources)
+        if held != (self.dataset, self.classes, sources):
+            num_clips = sum(shard.clips for shard in index.shards)
+            raise UserError(
+                f"{out} holds another data set ({index.name}, {num_clips} clips), or its lists or "
+                "frames have changed since: choose an empty --out"
+            )
+        if self.strict:
+            stop_at_fault([ClipFault(p.clip, Fault(p.kind, p.reason)) for p in report.problems])
+        return index
+
+    def check_folder(self) -> None:
+        """Reject files of other sets: a program that reads all tars would read clips twice."""
+        expected = {file.name for job in self.jobs for file in job.files} | {REPORT}
+        names = sorted(file.name for file in self.out.iterdir()) if self.out.is_dir() else []
+        for name in names:
+            if name not in expected and not name.startswith("."):
+                raise UserError(
+                    f"{self.out} holds {name}, which is no shard of this set: choose an empty --out"
+                )
+
+    def finish(self, results: Sequence[ShardResult]) -> Index:
+        """Write the report and the index, and remove what only resuming needs."""
+        self._check_splits(results)
+        shards = tuple(result.shard for result in results if result.shard)
+        set_hash = content_hash(self.dataset, self.classes, shards)
+        index = Index(self.out, self.dataset, self.classes, shards, set_hash)
+        sources = _hash_sources(self.records, [result.digest for result in results])
+        self._remove_temporary_files()
+        report = make_report(index, self.records, results, self.settings, sources)
+        report.write(self.out / REPORT)
+        body = {
+            "name": self.dataset,
+            "classes": list(self.classes),
+            "shards": [asdict(shard) for shard in shards],
+            "hash": index.hash,
+        }
+        write_json(self.out / "index.json", body)
+        shutil.rmtree(self.out / STATE_FOLDER, ignore_errors=True)
+        return index
+
+    def _check_splits(self, results: Sequence[ShardResult]) -> None:
+        packed = {result.shard.split for result in results if result.shard}
+        empty = sorted({record.split for record in self.records} - packed - {NO_SPLIT})
+        if not empty:
+            return
+        lost = [f"; clip {s}: {f.reason}" for r in results for s, f in r.faults if f.left_out]
+        raise UserError(
+            f"no clip of {empty[0]} could be packed{''.join(lost[:1])} (is --root right?)"
+        )
+
+    def _remove_temporary_files(self) -> None:
+        """Remove the partial files of killed runs, which may be large."""
+        prefixes = tuple(f".{file.name}." for job in self.jobs for file in job.files)
+        for file in self.out.iterdir():
+            if file.name.startswith(prefixes):
+                file.unlink()
+
+
+def _make_plan(
+    records: Sequence[ClipRecord],
+    dataset: str,
+    out: Path,
+    classes: Sequence[str] | None,
+    settings: PackSettings,
+    strict: bool,
+) -> _Plan:
+    """Check the records, and distribute the clips of each split evenly over its shards."""
+    per_shard = settings.clips_per_shard
+    if not records or per_shard < 1:
+        raise UserError(f"{len(records)} clips to pack, {per_shard} per shard: nothing to do")
     _check_keys(records)
     if strict:
         stop_at_fault([ClipFault(r.source, fault) for r in records for fault in r.faults])
     classes = tuple(classes or CLASSES[dataset])
-    settings = PackSettings(clips_per_shard, size, faces)
-    jobs = _make_jobs(records, out, len(classes), settings, strict)
-    if (out / "index.json").is_file():
-        return _load_finished(out, dataset, classes, settings, records, jobs)
-    _check_unexpected(out, jobs)
-    total = sum(len(job.records) for job in jobs)
-    results = run_jobs(write_shard, jobs, total, workers, progress)
-    _check_splits(records, results)
-    return _finish(out, dataset, classes, settings, records, jobs, results)
+    by_split: dict[str, list[ClipRecord]] = defaultdict(list)
+    for record in records:
+        if not any(fault.left_out for fault in record.faults):
+            by_split[record.split].append(record)
+    jobs = []
+    for split in sorted(by_split):
+        # a hash of the key shuffles the clips
+        clips = sorted(by_split[split], key=lambda r: hashlib.sha256(r.key.encode()).digest())
+        num_shards = -(-len(clips) // per_shard)
+        for i, rows in enumerate(np.array_split(np.arange(len(clips)), num_shards)):
+            tar = out / f"{split}-{i:05d}.tar"
+            members = tuple(clips[row] for row in rows)
+            jobs.append(ShardJob(tar, members, len(classes), settings, strict))
+    return _Plan(out, dataset, classes, settings, strict, records, jobs)
 
 
 def _check_keys(records: Sequence[ClipRecord]) -> None:
@@ -116,117 +224,7 @@ def _check_keys(records: Sequence[ClipRecord]) -> None:
         sources[record.key] = record.source
 
 
-def _make_jobs(
-    records: Sequence[ClipRecord],
-    out: Path,
-    num_classes: int,
-    settings: PackSettings,
-    strict: bool,
-) -> list[ShardJob]:
-    """Distribute the clips of each split evenly over its shards."""
-    by_split: dict[str, list[ClipRecord]] = defaultdict(list)
-    for record in records:
-        if not any(fault.left_out for fault in record.faults):
-            by_split[record.split].append(record)
-    jobs = []
-    for split in sorted(by_split):
-        clips = sorted(by_split[split], key=lambda r: hashlib.sha256(r.key.encode()).digest())
-        num_shards = -(-len(clips) // settings.clips_per_shard)
-        for i, rows in enumerate(np.array_split(np.arange(len(clips)), num_shards)):
-            tar = out / f"{split}-{i:05d}.tar"
-            members = tuple(clips[row] for row in rows)
-            jobs.append(ShardJob(tar, members, num_classes, settings, strict))
-    return jobs
-
-
-def _load_finished(
-    out: Path,
-    dataset: str,
-    classes: tuple[str, ...],
-    settings: PackSettings,
-    records: Sequence[ClipRecord],
-    jobs: Sequence[ShardJob],
-) -> Index:
-    """Return the index of a finished set if it was packed from these records and files."""
-    if not (out / REPORT).is_file():
-        raise UserError(
-            f"{out} holds shards, but no {REPORT} to compare with: remove it, or choose an "
-            "empty --out"
-        )
-    index, report = read_index(out), PackReport.read(out / REPORT)
-    if report.settings != settings:
-        raise UserError(
-            f"{out} was packed with {report.settings}: give the same, or choose an empty --out"
-        )
-    # threads, because the file system takes most of the time
-    with ThreadPoolExecutor(8) as pool:
-        sources = _hash_sources(records, list(pool.map(ShardJob.digest, jobs)))
-    if (index.name, index.classes, report.sources) != (dataset, classes, sources):
-        held = f"{index.name}, {sum(s.clips for s in index.shards)} clips"
-        raise UserError(
-            f"{out} holds another data set ({held}), or its lists or frames have changed since: "
-            "choose an empty --out"
-        )
-    if any(job.strict for job in jobs):
-        stop_at_fault([ClipFault(p.clip, Fault(p.kind, p.reason)) for p in report.problems])
-    return index
-
-
-def _check_unexpected(out: Path, jobs: Sequence[ShardJob]) -> None:
-    """Refuse other files: a program that reads all tars of the folder would read clips twice."""
-    expected = {file.name for job in jobs for file in job.files} | {REPORT}
-    names = sorted(file.name for file in out.iterdir()) if out.is_dir() else []
-    for name in names:
-        if name not in expected and not name.startswith("."):
-            raise UserError(
-                f"{out} holds {name}, which is no shard of this set: choose an empty --out"
-            )
-
-
-def _check_splits(records: Sequence[ClipRecord], results: Sequence[ShardResult]) -> None:
-    packed = {result.shard.split for result in results if result.shard}
-    empty = sorted({record.split for record in records} - packed - {NO_SPLIT})
-    if not empty:
-        return
-    lost = [f"; clip {s}: {f.reason}" for r in results for s, f in r.faults if f.left_out]
-    raise UserError(f"no clip of {empty[0]} could be packed{''.join(lost[:1])} (is --root right?)")
-
-
-def _finish(
-    out: Path,
-    dataset: str,
-    classes: tuple[str, ...],
-    settings: PackSettings,
-    records: Sequence[ClipRecord],
-    jobs: Sequence[ShardJob],
-    results: Sequence[ShardResult],
-) -> Index:
-    """Write the report and the index, and remove what only resuming needs."""
-    shards = tuple(result.shard for result in results if result.shard)
-    index = Index(out, dataset, classes, shards, content_hash(dataset, classes, shards))
-    sources = _hash_sources(records, [result.digest for result in results])
-    _remove_temporary_files(out, jobs)
-    make_report(index, records, results, settings, sources).write(out / REPORT)
-    body = {
-        "name": dataset,
-        "classes": list(classes),
-        "shards": [asdict(shard) for shard in shards],
-        "hash": index.hash,
-    }
-    write_json(out / "index.json", body)
-    shutil.rmtree(out / STATE_FOLDER, ignore_errors=True)
-    return index
-
-
 def _hash_sources(records: Sequence[ClipRecord], digests: Sequence[str]) -> str:
     """Return a hash of what a set was packed from: digests of shards, and faults of the lists."""
     faults = [[r.source, asdict(fault)] for r in records for fault in r.faults]
     return hash_json([list(digests), faults])
-
-
-def _remove_temporary_files(out: Path, jobs: Sequence[ShardJob]) -> None:
-    """Remove the partial files of killed runs, which may be large."""
-    prefixes = tuple(f".{file.name}." for job in jobs for file in job.files)
-    for file in out.iterdir():
-        if file.name.startswith(prefixes):
-            file.unlink()

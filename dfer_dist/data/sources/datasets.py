@@ -50,11 +50,10 @@ def read_dataset(
     dataset : str
         ``dfew``, ``mafw``, ``ferv39k``, ``demo``, or ``folder`` for folders of classes.
     root : Path
-        Folder of the data.
     lists : Path, optional
         Folder of DFER-CLIP's lists; by default the owner's lists are searched below ``root``.
     folds, seed, groups, group_by : optional
-        For ``folder`` only: see :func:`~dfer_dist.data.sources.folder.read_folder`.
+        Of ``folder``: see :func:`~dfer_dist.data.sources.folder.read_folder`.
     prefer_videos : bool
         Use the video of a clip that has both a video and a folder of frames.
 
@@ -75,16 +74,20 @@ def read_dataset(
             prefer_videos,
         )
         return Listing(root.resolve().name, classes, records, (root,))
-    if dataset not in CLASSES:
-        names = ", ".join(CLASSES)
-        raise UserError(f"unknown data set '{dataset}': choose one of {names} or folder")
     options = {"--folds": folds, "--seed": seed, "--groups": groups, "--group-by": group_by}
-    for name, value in options.items():
-        if value is not None:
-            raise UserError(f"{dataset} has official folds: {name} is for --dataset folder")
+    _check_official(dataset, [name for name, value in options.items() if value is not None])
     if lists:
         return Listing(dataset, CLASSES[dataset], read_lists(dataset, root, lists), (lists, root))
     if dataset == "demo":
         raise UserError("--dataset demo needs --lists, the folder of its lists")
     records, folders = read_official(dataset, root, prefer_videos)
     return Listing(dataset, CLASSES[dataset], records, folders)
+
+
+def _check_official(dataset: str, folder_options: list[str]) -> None:
+    if dataset not in CLASSES:
+        names = ", ".join(CLASSES)
+        raise UserError(f"unknown data set '{dataset}': choose one of {names} or folder")
+    if folder_options:
+        option = folder_options[0]
+        raise UserError(f"{dataset} has official folds: {option} is for --dataset folder")

@@ -1,7 +1,7 @@
 """Folders of classes: ``CLASS/CLIP/`` with frames, or ``CLASS/CLIP.mp4``. Folds are made here.
 
 Without groups, clips are distributed class by class, so that classes and fold sizes are as equal
-as possible. With groups (such as persons or sources) no group is in two folds.
+as possible. With groups (such as people or sources) no group is in two folds.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def shards(source: Path, tmp_path: Path) -> Index:
     return pack(listing.records, "demo", tmp_path / "shards", 4, workers=1)
 
 
-def test_enrich_imports_landmarks_and_draws_maps(
+def test_enrich_imports_landmarks_and_adds_maps(
     shards: Index, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = Path(str(shards.root))

@@ -35,7 +35,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("damage", ["no tar", "longer tar", "sidecar", "record", "frames"])
-def test_resume_keeps_only_whole_shards_of_unchanged_files(
+def test_resume_keeps_complete_shards_of_unchanged_files(
     damage: str, tiny_source: Path, tiny_shards: Index, tmp_path: Path
 ) -> None:
     source = shutil.copytree(tiny_source / "frames", tmp_path / "frames")

@@ -80,7 +80,7 @@ def file_states(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def check(dataset: str, clips: list[Clip], pool: Path, root: Path, workers: int | None) -> None:
-    """Check that both ways pack all clips to the same bytes, and that repeating does nothing."""
+    """Check that both layouts pack to the same bytes, and that packing again does nothing."""
     write_lists, home = OWNERS[dataset]
     write_lists(root / "set", clips)
     write_dfer_clip_lists(root / "annotation", clips, dataset.upper())
@@ -122,7 +122,7 @@ def check(dataset: str, clips: list[Clip], pool: Path, root: Path, workers: int 
 
 @needs_splits
 @pytest.mark.parametrize("dataset", ALL)
-def test_sample_of_the_real_lists_packs_both_ways(dataset: str, pool: Path, tmp_path: Path) -> None:
+def test_sample_of_the_real_lists_packs_from_both_layouts(dataset: str, pool: Path, tmp_path: Path) -> None:
     clips = read_clips(dataset)
     assert len(clips) == ALL[dataset]
     check(dataset, clips[:: len(clips) // 200], pool, tmp_path, workers=1)
@@ -131,7 +131,7 @@ def test_sample_of_the_real_lists_packs_both_ways(dataset: str, pool: Path, tmp_
 @needs_splits
 @pytest.mark.data_full
 @pytest.mark.parametrize("dataset", ALL)
-def test_all_clips_of_the_real_lists_pack_both_ways(
+def test_all_clips_of_the_real_lists_pack_from_both_layouts(
     dataset: str, pool: Path, tmp_path: Path
 ) -> None:
     clips = read_clips(dataset)
