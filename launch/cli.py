@@ -37,7 +37,7 @@ COMMANDS = {
     "demo": Entry(
         "launch.commands.train:demo",
         _TRAINING,
-        "Render a small data set, pack it, train all five folds, and print the results.",
+        "Render a small data set, pack it, train five folds, and print the results.",
     ),
     "crossval": Entry(
         "launch.commands.train:crossval",

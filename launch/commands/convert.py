@@ -28,7 +28,7 @@ def convert_official(
     token_position: Annotated[
         TokenPosition,
         typer.Option(
-            help="Position of the class text, which the file does not store; "
+            help="Position of the class text (front, middle or end), which the file does not store; "
             "the authors' scripts use end."
         ),
     ] = TokenPosition.end,

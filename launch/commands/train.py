@@ -184,7 +184,7 @@ def demo(
     name: RunName = None,
     overrides: Overrides = None,
 ) -> None:
-    """Render a small data set, pack it, train all five folds, and print the results.
+    """Render a small data set, pack it, train five folds, and print the results.
 
     Needs no GPU and no downloads.
 

@@ -43,7 +43,9 @@ def doctor(
         float, typer.Option(min=1, help="How long the small job may wait in the queue.")
     ] = 90,
 ) -> None:
-    """Check whether training would run: on this machine, or on a cluster with a small job on one of its nodes. Status 1 if something is wrong.
+    """Check whether training would run on this machine or on a cluster.
+
+    On a cluster it submits a small job. Exits with status 1 if something is wrong.
 
     Example: [bold]dfer doctor dfew_vitb32 --cluster gpus8 data.shards=/shared/dfew[/bold]
     """

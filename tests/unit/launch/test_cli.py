@@ -1,0 +1,159 @@
+"""The command table, its help, and errors of the command line."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from dfer_dist.config.load import find_config
+from dfer_dist.data.shards.index import Index
+from launch.cli import COMMANDS, app
+from tests.helpers.cli import check_refusal, invoke
+
+LOADED = {name: line.load() for name, line in get_command(app).commands.items()}  # type: ignore[attr-defined]
+PANELS = ("Data", "Training", "Cluster", "Results", "Models", "Tools")
+
+
+def test_help_lists_each_command_in_a_panel(tmp_path: Path) -> None:
+    done = invoke("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    starts = [next(i for i, line in enumerate(lines) if f" {panel} " in line) for panel in PANELS]
+    assert starts == sorted(starts)
+    for name, entry in COMMANDS.items():
+        panel = lines[starts[PANELS.index(entry.panel)] :]
+        assert any(line.split()[1:2] == [name] for line in panel[: len(COMMANDS)])
+        assert entry.summary in done.stdout
+    assert "--install-completion" in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_summary_is_the_first_sentence_of_the_help(name: str) -> None:
+    assert LOADED[name].help.partition("\n\n")[0] == COMMANDS[name].summary
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_command_has_an_example(name: str, tmp_path: Path) -> None:
+    done = invoke(name, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert f"Example: dfer {name}" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_example_of_command_parses(name: str) -> None:
+    command = LOADED[name]
+    example = command.help.partition("[bold]dfer ")[2].partition("[/bold]")[0]
+    first, *rest = shlex.split(example)
+    assert first == name
+    context = command.make_context(name, rest)
+    if "experiment" in context.params:
+        assert find_config(context.params["experiment"]).is_file()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_a_help_sentence(name: str) -> None:
+    """Sentences start with a capital letter or a name, and end with a full stop."""
+    commands = [LOADED[name], *getattr(LOADED[name], "commands", {}).values()]
+    for parameter in [p for command in commands for p in command.params]:
+        assert parameter.help, parameter.name
+        assert parameter.help.endswith((".", ")")), parameter.help
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["crossval"],
+        ["train", "demo"],
+        ["nonsense"],
+        ["crossval", "demo", "--nproc", "0"],
+        ["crossval", "demo", "--what"],
+    ],
+)
+def test_usage_error_has_status_2(arguments: list[str], tmp_path: Path) -> None:
+    done = invoke(*arguments, cwd=tmp_path)
+    check_refusal(done, "try --help")
+    assert os.listdir(tmp_path) == []
+
+
+def test_misspelt_command_is_suggested(tmp_path: Path) -> None:
+    check_refusal(invoke("crosval", cwd=tmp_path), "No such command", "Did you mean 'crossval'")
+
+
+REFUSED: dict[str, tuple[list[str], list[str]]] = {
+    "unknown key": (
+        ["crossval", "demo", "train.epoch=3"],
+        ["unknown key 'train.epoch'", "did you mean 'train.epochs'?"],
+    ),
+    "wrong type": (["crossval", "demo", "train.epochs=many"], ["train.epochs", "many"]),
+    "unknown experiment": (["crossval", "demmo", "SHARDS"], ["did you mean 'demo'?"]),
+    "fold out of range": (
+        ["crossval", "demo", "SHARDS", "--folds", "1,6"],
+        ["fold 6 is out of range", "1 to 5"],
+    ),
+    "fold of train": (
+        ["train", "demo", "SHARDS", "--fold", "0"],
+        ["fold 0 is out of range", "1 to 5"],
+    ),
+    "ranks": (
+        ["crossval", "demo", "SHARDS", "train.global_batch=8", "--nproc", "3"],
+        ["global_batch=8 cannot be shared by 3 ranks"],
+    ),
+    "micro batch": (
+        ["train", "demo", "SHARDS", "train.global_batch=8", "train.micro_batch=3", "--fold", "1"],
+        ["train.micro_batch=3"],
+    ),
+    "name": (["crossval", "demo", "SHARDS", "--name", "../x"], ["--name '../x'"]),
+    "folder that is a file": (
+        ["crossval", "demo", "SHARDS", "tracking.enabled=false", "--runs", "file"],
+        ["file"],
+    ),
+    "no shards": (
+        ["crossval", "demo", "data.shards=empty"],
+        ["empty holds no index.json", "dfer pack"],
+    ),
+    "pack nothing": (
+        ["pack", "--dataset", "dfew", "--root", "empty", "--lists", "empty", "--out", "out"],
+        ["empty"],
+    ),
+    "report": (["report", "empty"], ["empty is not a run"]),
+    "cluster option": (
+        ["crossval", "demo", "SHARDS", "--max-parallel", "2"],
+        ["--max-parallel is for a cluster", "--cluster NAME"],
+    ),
+    "local option": (
+        ["crossval", "demo", "SHARDS", "--cluster", "local-slurm", "--nproc", "2"],
+        ["--nproc and --max-minutes are for this machine", "--nodes"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_mistake_is_one_line_and_creates_nothing(
+    case: str, tmp_path: Path, tiny_shards: Index
+) -> None:
+    given, parts = REFUSED[case]
+    given = [word.replace("SHARDS", f"data.shards={tiny_shards.root}") for word in given]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("mine")
+    check_refusal(invoke(*given, cwd=tmp_path), *parts)
+    assert sorted(os.listdir(tmp_path)) == ["empty", "file"]
+    assert os.listdir(tmp_path / "empty") == []
+
+
+@pytest.mark.parametrize(
+    "case", ["unknown key", "fold out of range", "folder that is a file", "report"]
+)
+def test_debug_shows_the_traceback(case: str, tmp_path: Path, tiny_shards: Index) -> None:
+    given = [w.replace("SHARDS", f"data.shards={tiny_shards.root}") for w in REFUSED[case][0]]
+    (tmp_path / "file").write_text("mine")
+    done = invoke(*given, "--debug", cwd=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.startswith("Traceback (most recent call last):")
+
+
+def test_eval_refuses_a_folder_without_checkpoint(tmp_path: Path) -> None:
+    check_refusal(invoke("eval", tmp_path, cwd=tmp_path), f"{tmp_path} is no complete checkpoint")

@@ -1,0 +1,227 @@
+"""Creating a run's folder, and finding the one to resume."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfer_dist.config.load import read_config
+from dfer_dist.data.shards.index import Index
+from dfer_dist.runs.layout import RunDir
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import read_json, write_json
+from launch import runs
+from launch.locks import fold_lock
+from launch.runs import open_run
+from tests.helpers.cli import check_refusal, invoke, small_run
+
+# asking for the processor starts a process the first time
+platform.platform()
+
+ENGINE = Path("dfer_dist") / "training" / "engine.py"
+FILES = {"config.yaml", "provenance.json", "run.json", "environment.txt", "code"}
+
+
+@pytest.fixture(autouse=True)
+def without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking git for the commit would start a process."""
+    monkeypatch.setattr("dfer_dist.runs.provenance.checkout", lambda: None)
+
+
+@pytest.fixture
+def settings(tiny_shards: Index) -> list[str]:
+    return small_run(tiny_shards)
+
+
+@pytest.fixture
+def open_demo(tmp_path: Path, settings: list[str]) -> Callable[..., tuple[RunDir, list[int]]]:
+    """Open the run ``demo``, with more settings."""
+
+    def open_(
+        *more: str, allow: tuple[str, ...] = (), folds: str | None = None, ranks: int = 1
+    ) -> tuple[RunDir, list[int]]:
+        return open_run(tmp_path / "runs", None, "demo", [*settings, *more], allow, folds, ranks)
+
+    return open_
+
+
+@pytest.fixture
+def run(open_demo: Callable[..., Any]) -> RunDir:
+    """A run without trained folds."""
+    opened: RunDir = open_demo()[0]
+    return opened
+
+
+def make_older(run: RunDir) -> None:
+    """Make as if a run had been created by other code."""
+    write_json(run.provenance, read_json(run.provenance) | {"code_hash": "0" * 16})
+    (run.code / ENGINE).write_text("# as it was then")
+
+
+def test_new_run_has_its_files(run: RunDir, tiny_shards: Index) -> None:
+    assert {p.name for p in run.root.iterdir()} == FILES
+    about = run.describe()
+    assert (about["folds"], about["dataset"]) == ([1, 2, 3, 4, 5], "dfew")
+    assert about["index_hash"] == tiny_shards.hash
+    assert read_json(run.provenance)["data"]["hash"] == tiny_shards.hash
+    assert Path(read_config(run.config).data.shards).is_absolute()
+
+
+def test_folds_are_those_asked_for(open_demo: Callable[..., Any]) -> None:
+    assert open_demo(folds="4,1-2")[1] == [1, 2, 4]
+    assert open_demo()[1] == [1, 2, 3, 4, 5]
+
+
+def test_folder_of_other_files_is_refused(tmp_path: Path, settings: list[str]) -> None:
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "thesis.tex").write_text("x")
+    done = invoke("crossval", "demo", *settings, cwd=tmp_path)
+    check_refusal(done, "is not empty and holds no run")
+    assert os.listdir(tmp_path / "runs" / "demo") == ["thesis.tex"]
+
+
+def test_resume_names_changed_settings(
+    run: RunDir, settings: list[str], tmp_path: Path, open_demo: Callable[..., Any]
+) -> None:
+    done = invoke("crossval", "demo", *settings, "train.seed=7", cwd=tmp_path)
+    check_refusal(done, "belongs to another run", "train.seed was 0, now 7", "--allow-drift")
+    with pytest.raises(UserError, match=r"tracking\.enabled was False, now True"):
+        open_demo("tracking.enabled=true")
+    assert read_config(run.config).train.seed == 0
+
+
+def test_resume_applies_settings_without_effect_on_results(
+    run: RunDir, open_demo: Callable[..., Any]
+) -> None:
+    again, _ = open_demo("data.workers=3", "train.micro_batch=2", folds="1", ranks=2)
+    config = read_config(again.config)
+    assert (again, config.data.workers, config.train.micro_batch) == (run, 3, 2)
+
+
+def test_resume_refuses_other_data(run: RunDir, open_demo: Callable[..., Any]) -> None:
+    write_json(run.run, {**run.describe(), "index_hash": "0" * 64})
+    with pytest.raises(UserError, match=r"index_hash was 000000000000, now"):
+        open_demo()
+
+
+def test_resume_names_other_code_and_libraries(
+    run: RunDir, settings: list[str], tmp_path: Path, open_demo: Callable[..., Any]
+) -> None:
+    provenance = read_json(run.provenance)
+    provenance["versions"] |= {"torch": "1.0"}
+    write_json(run.provenance, provenance | {"code_hash": "0" * 16})
+    with (run.code / ENGINE).open("a") as f:
+        f.write("# as it was then\n")
+    done = invoke("crossval", "demo", *settings, cwd=tmp_path)
+    check_refusal(done, "code was 0000000000000000, now", f"({ENGINE})")
+    check_refusal(done, "versions.torch was 1.0, now 2")
+    with pytest.raises(UserError, match=r"versions\.torch"):
+        open_demo(folds="1", allow=("code",))
+    # with nothing left to do, code does not matter
+    run.fold(1).root.mkdir()
+    run.fold(1).result.write_text("{}")
+    open_demo(folds="1")
+    with pytest.raises(UserError, match=r"versions\.torch"):
+        open_demo(allow=("code",))
+
+
+def test_allowed_drift_is_applied_and_recorded(run: RunDir, open_demo: Callable[..., Any]) -> None:
+    make_older(run)
+    new = ("optim.lr_image=2e-5", "optim.gamma=0.5")
+    with pytest.raises(UserError, match=r"optim\.gamma was 0\.1, now 0\.5"):
+        open_demo(*new, allow=("optim.lr_image", "code"))
+    open_demo(*new, allow=("optim", "code"))
+    (drift,) = run.drifts()
+    assert drift["changes"].keys() == {"optim.lr_image", "optim.gamma", "code"}
+    assert drift["changes"]["optim.gamma"] == [0.1, 0.5]
+    assert read_config(run.config).optim.gamma == 0.5
+    assert (run.root / "code-1" / ENGINE).read_text() == "# as it was then"
+    assert len((run.code / ENGINE).read_text()) > 1000
+    assert read_json(run.root / "provenance-1.json")["code_hash"] == "0" * 16
+    # from now on this is the run
+    open_demo(*new)
+    with pytest.raises(UserError, match=r"tracking\.enabled was False"):
+        open_demo(*new, "tracking.enabled=true", allow=("tracking",))
+
+
+@pytest.mark.parametrize("write", range(7))
+def test_interrupted_drift_is_applied_by_the_next_command(
+    run: RunDir, open_demo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, write: int
+) -> None:
+    make_older(run)
+    lock = run.environment.read_text()
+    run.environment.write_text("torch==1.0")
+    calls = 0
+
+    def interrupted(function: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: object, **more: object) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == write + 1:
+                raise KeyboardInterrupt
+            function(*args, **more)
+
+        return call
+
+    def open_again() -> None:
+        open_demo("optim.gamma=0.5", allow=("optim", "code"))
+
+    with monkeypatch.context() as patch:
+        for name in ("snapshot_code", "write_text", "write_json"):
+            patch.setattr(runs, name, interrupted(getattr(runs, name)))
+        patch.setattr(RunDir, "change", interrupted(RunDir.change))
+        with pytest.raises(KeyboardInterrupt):
+            open_again()
+    open_again()
+    assert {key for drift in run.drifts() for key in drift["changes"]} == {"optim.gamma", "code"}
+    assert read_config(run.config).optim.gamma == 0.5
+    old = [(folder / ENGINE).read_text() for folder in run.root.glob("code-*")]
+    assert old.count("# as it was then") == 1
+    assert len((run.code / ENGINE).read_text()) > 1000
+    assert any(read_json(f)["code_hash"] == "0" * 16 for f in run.root.glob("provenance-*.json"))
+    assert run.environment.read_text() == lock
+    assert any(f.read_text() == "torch==1.0" for f in run.root.glob("environment-*.txt"))
+    open_again()
+
+
+def test_interrupted_start_leaves_the_name_free(
+    tmp_path: Path, open_demo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(target: Path) -> None:
+        target.mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("launch.runs.snapshot_code", stop)
+        with pytest.raises(KeyboardInterrupt):
+            open_demo()
+    assert os.listdir(tmp_path / "runs") == []
+    open_demo()
+
+
+def test_refused_settings_change_nothing_for_a_running_fold(
+    run: RunDir, open_demo: Callable[..., Any]
+) -> None:
+    before = run.config.read_text()
+    with fold_lock(run.fold(3)):
+        with pytest.raises(UserError, match=r"another command is working on .*fold-3"):
+            open_demo("optim.gamma=0.5", allow=("optim",), folds="1")
+        with pytest.raises(UserError, match=r"another command is working on .*fold-3"):
+            open_demo("train.micro_batch=2", folds="1")
+        # another fold, with the same settings
+        open_demo(folds="1")
+    assert run.config.read_text() == before
+    assert not run.drifts()
+
+
+def test_second_command_on_a_fold_is_refused(
+    run: RunDir, settings: list[str], tmp_path: Path
+) -> None:
+    with fold_lock(run.fold(1)):
+        done = invoke("train", "demo", "--fold", "1", *settings, cwd=tmp_path)
+    check_refusal(done, "another command is working on")
