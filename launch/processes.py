@@ -30,7 +30,7 @@ _GRACE = 15.0  # seconds that the other ranks get after one has failed
 
 
 class Interrupted(Exception):
-    """The command was told to stop or its time is up, and all ranks have ended.
+    """A signal or the time limit stopped the command, and all ranks have ended.
 
     The message says whether they saved.
     """
@@ -90,7 +90,7 @@ def run_ranks(job: FoldJob, follow: Callable[[], None]) -> RanksExit:
     Raises
     ------
     Interrupted
-        If this process was told to stop.
+        If a signal stopped this process.
     """
     command = [*python_command(), "-m", "dfer_dist.train"]
     command += ["--run", str(job.run.root), "--fold", str(job.fold)]
@@ -137,7 +137,7 @@ def wait_for_ranks(
     Raises
     ------
     Interrupted
-        If this process was told to stop, unless a rank failed while it stopped.
+        If a signal stopped this process, unless a rank failed while it stopped.
     """
     num_forwarded = 0
     killed: str | None = None

@@ -28,8 +28,8 @@ def convert_official(
     token_position: Annotated[
         TokenPosition,
         typer.Option(
-            help="Position of the class text (front, middle or end), which the file does not store; "
-            "the authors' scripts use end."
+            help="Position of the class text: front, middle or end. "
+            "The file does not store it; the authors' scripts use end."
         ),
     ] = TokenPosition.end,
 ) -> None:

@@ -34,14 +34,14 @@ def node_counts(text: str) -> list[int]:
     UserError
         If the text is neither, or the numbers do not increase.
     """
-    words = text.replace("\N{HORIZONTAL ELLIPSIS}", _ELLIPSIS).split(",")
+    items = text.replace("\N{HORIZONTAL ELLIPSIS}", _ELLIPSIS).split(",")
     counts: list[int] = []
-    for i, word in enumerate(map(str.strip, words)):
-        is_second_last = i == len(words) - 2 and words[-1].strip().isdecimal()
-        if word == _ELLIPSIS and len(counts) > 1 and is_second_last:
-            counts += _continued(counts[-2], counts[-1], int(words[-1]))
-        elif re.fullmatch(r"[1-9]\d*", word):
-            counts.append(int(word))
+    for i, item in enumerate(map(str.strip, items)):
+        is_second_last = i == len(items) - 2 and items[-1].strip().isdecimal()
+        if item == _ELLIPSIS and len(counts) > 1 and is_second_last:
+            counts += _continued(counts[-2], counts[-1], int(items[-1]))
+        elif re.fullmatch(r"[1-9]\d*", item):
+            counts.append(int(item))
         else:
             raise _no_node_counts(text)
     if sorted(set(counts)) != counts:

@@ -1,4 +1,4 @@
-"""What a person gets who installs: built from a copy of the checkout, used from another folder."""
+"""What a user gets who installs: built from a copy of the checkout, used in another folder."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import sys
 import sysconfig
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.helpers.paths import ROOT
 
+PACKAGES = ("dfer_dist", "launch")
 PROBE = """
 import json, sys
 import dfer_dist, launch.cli
@@ -27,15 +29,25 @@ print(json.dumps({
     "torch": "torch" in sys.modules,
 }))
 """
+SNAPSHOT = """
+from pathlib import Path
+from dfer_dist.runs.provenance import snapshot_code
+snapshot_code(Path("code"))
+"""
+BUILD_EDITABLE = """
+import sys
+from setuptools.build_meta import build_editable
+build_editable(sys.argv[1])
+"""
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files an install is made of, without what earlier builds left beside them."""
+    """Return a copy of the files of an install, without the rest of earlier builds."""
     copy = tmp_path_factory.mktemp("source")
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    for name in ("dfer_dist", "launch", "configs"):
+    for name in (*PACKAGES, "configs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
 
@@ -43,74 +55,72 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
-    _call(
-        [
-            sys.executable,
-            "-m",
-            "build",
-            "--wheel",
-            "--no-isolation",
-            "--outdir",
-            str(out),
-            str(source),
-        ],
-        out,
-    )
+    command = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
+    python(command, out)
     (file,) = out.glob("*.whl")
     return file
 
 
 @pytest.fixture(scope="module")
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder into which the wheel was installed."""
     folder = tmp_path_factory.mktemp("site")
-    _call(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--no-deps",
-            "--no-index",
-            "--target",
-            str(folder),
-            str(wheel),
-        ],
-        folder,
-    )
+    command = ["-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(folder)]
+    python([*command, str(wheel)], folder)
     return folder
 
 
-def _call(command: list[str], cwd: Path, **env: str) -> str:
+def python(arguments: list[str], cwd: Path, **env: str) -> str:
+    """Run Python and return its output."""
     done = subprocess.run(
-        command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, check=False
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_wheel_holds_every_module_and_experiment(wheel: Path, source: Path) -> None:
+def probe(site: Path, cwd: Path) -> dict[str, Any]:
+    """Return what the package in ``site`` finds."""
+    found: dict[str, Any] = json.loads(python(["-P", "-c", PROBE], cwd, PYTHONPATH=str(site)))
+    return found
+
+
+def files_of(folder: Path) -> list[str]:
+    return [str(folder / "dfer_dist" / "__init__.py"), str(folder / "launch" / "cli.py")]
+
+
+def test_wheel_holds_every_module_and_data_file(wheel: Path, source: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    modules = {
-        f.relative_to(source).as_posix()
-        for room in ("dfer_dist", "launch")
-        for f in (source / room).rglob("*.py")
+    expected = {
+        file.relative_to(source).as_posix()
+        for package in PACKAGES
+        for file in (source / package).rglob("*.py")
     }
-    experiments = {f"dfer_dist/configs/{f.name}" for f in (source / "configs").glob("*.yaml")}
-    assert "dfer_dist/configs/demo.yaml" in experiments
-    assert "dfer_dist/configs/published.yaml" in experiments
-    assert held == modules | experiments | {
-        "dfer_dist/report/page.html",
+    # dfer_dist/configs is a symbolic link to configs
+    expected |= {
+        f"dfer_dist/{file.relative_to(source).as_posix()}"
+        for file in (source / "configs").rglob("*.yaml")
+    }
+    expected |= {
         "dfer_dist/demo/tiny_demo.safetensors",
+        "dfer_dist/reporting/templates/page.html",
+        "launch/slurm/job.sh",
     }
+    assert {"dfer_dist/configs/demo.yaml", "dfer_dist/configs/cluster/gpus8.yaml"} <= expected
+    assert held == expected
 
 
-def test_installed_wheel_works_from_a_foreign_folder(site: Path, tmp_path: Path) -> None:
-    (tmp_path / "configs").mkdir()  # a folder of this name where a person works is not searched
-    got = json.loads(_call([sys.executable, "-P", "-c", PROBE], tmp_path, PYTHONPATH=str(site)))
-    assert got == {
-        "files": [str(site / "dfer_dist" / "__init__.py"), str(site / "launch" / "cli.py")],
+def test_installed_wheel_works_in_another_folder(site: Path, tmp_path: Path) -> None:
+    """A folder configs/ where the user works is not searched."""
+    (tmp_path / "configs").mkdir()
+    assert probe(site, tmp_path) == {
+        "files": files_of(site),
         "dirs": [str(site / "dfer_dist" / "configs")],
         "shards": "x",
         "backbone": "ViT-B-16-quickgelu",
@@ -119,38 +129,26 @@ def test_installed_wheel_works_from_a_foreign_folder(site: Path, tmp_path: Path)
 
 
 def test_installed_command_runs(site: Path, tmp_path: Path) -> None:
-    assert "crossval" in _call(
-        [sys.executable, str(site / "bin" / "dfer"), "--help"], tmp_path, PYTHONPATH=str(site)
-    )
+    shown = python([str(site / "bin" / "dfer"), "--help"], tmp_path, PYTHONPATH=str(site))
+    assert "crossval" in shown
 
 
 def test_snapshot_of_an_installed_copy_runs(site: Path, tmp_path: Path) -> None:
-    make = "import sys; from pathlib import Path; from dfer_dist.runs.provenance import snapshot_code; snapshot_code(Path('code'))"
-    _call([sys.executable, "-P", "-c", make], tmp_path, PYTHONPATH=str(site))
-    got = json.loads(
-        _call([sys.executable, "-P", "-c", PROBE], tmp_path, PYTHONPATH=str(tmp_path / "code"))
-    )
-    assert got["files"] == [
-        str(tmp_path / "code" / "dfer_dist" / "__init__.py"),
-        str(tmp_path / "code" / "launch" / "cli.py"),
-    ]
+    python(["-P", "-c", SNAPSHOT], tmp_path, PYTHONPATH=str(site))
+    assert probe(tmp_path / "code", tmp_path)["files"] == files_of(tmp_path / "code")
 
 
-def test_editable_install_finds_the_experiments_of_its_checkout(
-    source: Path, tmp_path: Path
-) -> None:
-    build = (
-        "import sys; from setuptools.build_meta import build_editable; build_editable(sys.argv[1])"
-    )
-    _call([sys.executable, "-c", build, str(tmp_path)], source)
+def test_editable_install_finds_its_checkouts_experiments(source: Path, tmp_path: Path) -> None:
+    python(["-c", BUILD_EDITABLE, str(tmp_path)], source)
     (file,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(file).extractall(tmp_path / "site")
     # -S: without the .pth files of this environment, where another checkout may be installed
-    setup = f"import site, sys; site.addsitedir({str(tmp_path / 'site')!r}); sys.path.append({sysconfig.get_path('purelib')!r})"
-    got = json.loads(_call([sys.executable, "-P", "-S", "-c", setup + PROBE], tmp_path))
-    assert got["files"] == [
-        str(source / "dfer_dist" / "__init__.py"),
-        str(source / "launch" / "cli.py"),
-    ]
-    assert got["dirs"] == [str(source / "configs")]
-    assert got["backbone"] == "ViT-B-16-quickgelu"
+    setup = (
+        f"import site, sys; site.addsitedir({str(tmp_path / 'site')!r}); "
+        f"sys.path.append({sysconfig.get_path('purelib')!r})\n"
+    )
+    # an inherited PYTHONPATH could hold another checkout too
+    found = json.loads(python(["-P", "-S", "-c", setup + PROBE], tmp_path, PYTHONPATH=""))
+    assert found["files"] == files_of(source)
+    assert found["dirs"] == [str(source / "configs")]
+    assert found["backbone"] == "ViT-B-16-quickgelu"
