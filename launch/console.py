@@ -22,6 +22,20 @@ from rich.text import Text
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.log import setup_logging
 
+# the module of an optional dependency, and the extra of this package that installs it
+_EXTRAS = {
+    "aiohttp": "train",
+    "deepspeed": "train",
+    "dlib": "faces",
+    "jinja2": "train",
+    "mlflow": "train",
+    "requests": "captions",
+    "sklearn": "train",
+    "submitit": "train",
+    "urllib3": "captions",
+    "webdataset": "train",
+}
+
 
 def new_app(**settings: Any) -> typer.Typer:
     """Return a group of commands with the settings that all of ours share."""
@@ -117,6 +131,13 @@ def user_message(error: Exception) -> str | None:
     # OSError: a full disk, or a folder that may not be written
     if isinstance(error, UserError | OSError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        extra = _EXTRAS.get(str(error.name).partition(".")[0])
+        return (
+            f"{error.name} is not installed: run pip install 'dfer_dist[{extra}]'"
+            if extra
+            else None
+        )
     # errors of the command line; a class of click or of the copy of click that Typer brings
     if hasattr(error, "format_message"):
         message = error.format_message()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from typer.main import get_command
 from dfer_dist.config.load import find_config
 from dfer_dist.data.shards.index import Index
 from launch.cli import COMMANDS, app
+from launch.console import user_message
 from tests.helpers.cli import check_refusal, invoke
 
 LOADED = {name: line.load() for name, line in get_command(app).commands.items()}  # type: ignore[attr-defined]
@@ -153,6 +156,28 @@ def test_debug_shows_the_traceback(case: str, tmp_path: Path, tiny_shards: Index
     done = invoke(*given, "--debug", cwd=tmp_path)
     assert done.returncode != 0
     assert done.stderr.startswith("Traceback (most recent call last):")
+
+
+def test_missing_dependency_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "launch.slurm.status", None)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    assert user_message(missing("mlflow")) == (
+        "mlflow is not installed: run pip install 'dfer_dist[train]'"
+    )
+    # a module of our own is a fault of the program
+    assert user_message(missing("launch.slurm.status")) is None
+    done = invoke("status", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "ModuleNotFoundError" in done.stderr
+
+
+def missing(module: str) -> ModuleNotFoundError:
+    """Return the error of importing a module that is not installed."""
+    with pytest.raises(ModuleNotFoundError) as caught:
+        importlib.import_module(module)
+    return caught.value
 
 
 def test_eval_refuses_a_folder_without_checkpoint(tmp_path: Path) -> None:
