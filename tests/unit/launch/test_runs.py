@@ -13,6 +13,7 @@ import pytest
 from dfer_dist.config.load import read_config
 from dfer_dist.data.shards.index import Index
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.records import Provenance
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
 from launch import runs
@@ -172,9 +173,13 @@ def test_interrupted_drift_is_applied_by_the_next_command(
         open_demo("optim.gamma=0.5", allow=("optim", "code"))
 
     with monkeypatch.context() as patch:
-        for name in ("snapshot_code", "write_text", "write_json"):
-            patch.setattr(runs, name, interrupted(getattr(runs, name)))
-        patch.setattr(RunDir, "change", interrupted(RunDir.change))
+        for owner, name in (
+            (runs, "snapshot_code"),
+            (runs, "write_text"),
+            (RunDir, "change"),
+            (Provenance, "write"),
+        ):
+            patch.setattr(owner, name, interrupted(getattr(owner, name)))
         with pytest.raises(KeyboardInterrupt):
             open_again()
     open_again()
