@@ -48,9 +48,11 @@ COMMANDS = {
     "resume": Entry(
         "launch.commands.train:resume", _TRAINING, "Resume a run with the settings it has."
     ),
-    "status": Entry("launch.slurm.status:status", _CLUSTER, "Show what each fold is doing."),
+    "status": Entry("launch.slurm.status:status", _CLUSTER, "Show the state of each fold."),
     "logs": Entry("launch.slurm.logs:logs", _CLUSTER, "Print the log of a fold."),
-    "cancel": Entry("launch.slurm.cancel:cancel", _CLUSTER, "Stop all folds of a run."),
+    "cancel": Entry(
+        "launch.slurm.cancel:cancel", _CLUSTER, "Cancel all folds of a run that wait or train."
+    ),
     "doctor": Entry(
         "launch.doctor.doctor:doctor",
         _CLUSTER,

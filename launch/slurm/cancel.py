@@ -21,7 +21,9 @@ from launch.slurm.state import LIVE, get_state, lock_owner
 
 
 def cancel(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
-    """Cancel all folds of a run that wait or train; those that train save a checkpoint first.
+    """Cancel all folds of a run that wait or train.
+
+    Folds that train save a checkpoint first.
 
     The summary job stays and writes the summary of the folds that are done. The exit status is 1
     if there is nothing to cancel.

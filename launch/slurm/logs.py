@@ -29,7 +29,9 @@ def logs(
         bool, typer.Option("-f", "--follow", help="Print new lines until the fold is over.")
     ] = False,
 ) -> None:
-    """Print the log of a rank of a fold, over all attempts.
+    """Print the log of a fold.
+
+    It holds all attempts of a rank.
 
     If the log is empty, print the output of the fold's job, and its path.
 

@@ -221,7 +221,9 @@ def status(
         bool, typer.Option("--json", help="Print one JSON object per line for each run.")
     ] = False,
 ) -> None:
-    """Show the state of each fold: its progress, its nodes, why it waits, why it failed.
+    """Show the state of each fold.
+
+    Prints its progress, its nodes, why it waits and why it failed.
 
     Example: [bold]dfer status runs/dfew_vitb32[/bold]
     """
