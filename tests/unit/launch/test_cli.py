@@ -129,7 +129,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     ),
     "local option": (
         ["crossval", "demo", "SHARDS", "--cluster", "local-slurm", "--nproc", "2"],
-        ["--nproc and --max-minutes are for this machine", "--nodes"],
+        ["--nproc and --max-minutes are for this machine", "cluster.nodes"],
     ),
 }
 
