@@ -1,8 +1,9 @@
-"""One thing that ``dfer doctor`` looks at: fine, worth knowing, or wrong with what to do."""
+"""The result of a check of ``dfer doctor``: fine, worth knowing, or wrong with what to do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 _NETWORK = (
@@ -23,15 +24,27 @@ _NETWORK = (
 )
 
 
+class Result(NamedTuple):
+    """A state (``OK``, ``NOTE`` or ``WRONG``) and a text for the user."""
+
+    state: str
+    text: str
+
+
 @dataclass(frozen=True)
 class Check:
-    """A line: what was looked at, its state (``OK``, ``NOTE`` or ``WRONG``), and words for a person."""
+    """A line of ``dfer doctor``: what was checked, its state, and a text for the user."""
 
-    what: str
+    subject: str
     state: str
-    words: str
+    text: str
+
+    @classmethod
+    def of(cls, subject: str, result: Result) -> Check:
+        """Return the check of ``subject`` with this result."""
+        return cls(subject, result.state, result.text)
 
 
 def on_network(kind: str) -> bool:
-    """Whether a kind of file system is one that machines share over a network."""
-    return any(word in kind for word in _NETWORK)
+    """Return whether a kind of file system is one that machines share over a network."""
+    return any(name in kind for name in _NETWORK)

@@ -1,154 +1,172 @@
-"""``dfer doctor``: would training run here, or on a cluster? A line for each thing it looks at: ok, or what to do."""
+"""``dfer doctor``: check whether training would run on this machine, or on a cluster."""
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from dfer_dist.utils.errors import UserError
+from launch.console import new_console
 from launch.doctor.checks import NOTE, OK, WRONG, Check
-from launch.slurm.cluster import LOCAL, Cluster, load_cluster, split_overrides
+from launch.options import Overrides, RunsFolder
+from launch.slurm.cluster import LOCAL, PREFIX, Cluster, load_cluster, split_overrides
 
 if TYPE_CHECKING:
     from dfer_dist.config.schema import Config
-    from launch.doctor.machine import CheckRequest
+    from launch.doctor.machine import MachineRequest
 
 _COLOURS = {OK: "green", NOTE: "yellow", WRONG: "red"}
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What to check: an experiment, if one is given, and what it needs of a machine."""
+
+    config: Config | None
+    machine: MachineRequest
+    runs: Path
+
+    def with_config_file(self, folder: Path) -> MachineRequest:
+        """Return what to check of a machine, with the settings in a file of ``folder``."""
+        from dfer_dist.config.load import dump_config
+
+        if not self.config:
+            return self.machine
+        file = folder / "config.yaml"
+        file.write_text(dump_config(self.config), encoding="utf-8")
+        return replace(self.machine, config=str(file))
 
 
 def doctor(
     experiment: Annotated[
         str | None,
         typer.Argument(
-            help="Look for its weights and shards too: a name in configs/ or a YAML file."
+            help="Check its weights and shards too: a name in configs/, or a YAML file."
         ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Settings such as data.shards=data/dfew.", metavar="[KEY=VALUE]..."),
-    ] = None,
+    overrides: Overrides = None,
     cluster: Annotated[
         str,
-        typer.Option(help="A name in configs/cluster/ or a YAML file; this machine by default."),
+        typer.Option(
+            help="Cluster to check: a name in configs/cluster/, or a YAML file. "
+            "Override its settings with cluster.KEY=VALUE. Default: this machine."
+        ),
     ] = LOCAL,
-    runs: Annotated[Path, typer.Option("--runs", help="The folder of all runs.")] = Path("runs"),
+    runs: RunsFolder = Path("runs"),
     queue_seconds: Annotated[
         float, typer.Option(min=1, help="How long the small job may wait in the queue.")
     ] = 90,
 ) -> None:
     """Check whether training would run on this machine or on a cluster.
 
-    On a cluster it submits a small job. Exits with status 1 if something is wrong.
+    A cluster is checked with a small job on one of its nodes. The exit status is 1 if anything is
+    wrong.
 
     Example: [bold]dfer doctor dfew_vitb32 --cluster gpus8 data.shards=/shared/dfew[/bold]
     """
-    console = Console(highlight=False)
-    words = [experiment, *(overrides or [])] if experiment else []
-    words, cluster_settings = split_overrides(words)
-    experiment, settings = (words[0], words[1:]) if words else (None, [])
+    # without an experiment the first setting takes its place
+    arguments = overrides or []
+    if experiment and experiment.startswith(PREFIX):
+        arguments = [experiment, *arguments]
+        experiment = None
+    settings, cluster_settings = split_overrides(arguments)
     if cluster == LOCAL and cluster_settings:
         raise UserError(f"{cluster_settings[0]} is for a cluster: give --cluster NAME too")
-    config, ask = _wishes(experiment, settings, runs.resolve())
+    if settings and not experiment:
+        raise UserError(f"{settings[0]} is a setting of an experiment: give its name too")
+    request = _make_request(experiment, settings, runs.resolve())
     if cluster == LOCAL:
-        checks = _here(config, ask)
+        checks = _check_here(request)
     else:
-        checks = _there(
-            load_cluster(cluster, cluster_settings), config, ask, runs.resolve(), queue_seconds
-        )
-    wrong = 0
-    for check in checks:
-        wrong += check.state == WRONG
-        console.print(
-            Text.assemble(
-                (f"{check.state:6}", _COLOURS[check.state]), f"{check.what}: {check.words}"
-            ),
-            soft_wrap=True,
-        )
-    if wrong:
-        console.print(f"{wrong} thing{'s are' if wrong > 1 else ' is'} wrong")
+        checks = _check_cluster(load_cluster(cluster, cluster_settings), request, queue_seconds)
+    if _print(checks):
         sys.exit(1)
 
 
-def _wishes(
-    experiment: str | None, overrides: list[str], runs: Path
-) -> tuple[Config | None, CheckRequest]:
-    """The settings of an experiment as a job would have them, and what a machine is looked at for."""
+def _print(checks: Iterator[Check]) -> int:
+    """Print checks as they come, and return how many are wrong."""
+    console = new_console()
+    wrong = 0
+    for check in checks:
+        wrong += check.state == WRONG
+        state = (f"{check.state:6}", _COLOURS[check.state])
+        console.print(Text.assemble(state, f"{check.subject}: {check.text}"), soft_wrap=True)
+    if wrong:
+        console.print(f"{wrong} thing{'s are' if wrong > 1 else ' is'} wrong")
+    return wrong
+
+
+def _make_request(experiment: str | None, overrides: list[str], runs: Path) -> _Request:
+    """Load the settings of an experiment as a job would have them."""
     from dfer_dist.config.load import load_config
     from dfer_dist.config.schema import TrackingConfig
-    from launch.doctor.machine import CheckRequest
+    from dfer_dist.data.shards.store import is_remote, resolve_cache, resolve_location
+    from launch.doctor.machine import MachineRequest
 
     config = load_config(experiment, overrides) if experiment else None
+    scratch = None
     if config:
-        from dfer_dist.data.shards.store import is_remote, resolve_cache, resolve_location
-
-        config.data.shards, config.data.cache = (
-            resolve_location(config.data.shards),
-            resolve_cache(config.data.cache),
-        )
+        config.data.shards = resolve_location(config.data.shards)
+        config.data.cache = resolve_cache(config.data.cache)
+        scratch = config.data.cache if is_remote(config.data.shards) else None
     tracking = config.tracking if config else TrackingConfig()
     uri = tracking.uri or f"sqlite:///{runs / 'mlflow.db'}"
-    scratch = config.data.cache if config and is_remote(config.data.shards) else None
-    return config, CheckRequest(tracking=uri if tracking.enabled else None, scratch=scratch)
+    machine = MachineRequest(tracking=uri if tracking.enabled else None, scratch=scratch)
+    return _Request(config, machine, runs)
 
 
-def _written(config: Config | None, ask: CheckRequest, folder: Path) -> CheckRequest:
-    """With the settings in a file."""
-    from dfer_dist.config.load import dump_config
-
-    if not config:
-        return ask
-    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    return replace(ask, config=str(folder / "config.yaml"))
-
-
-def _here(config: Config | None, ask: CheckRequest) -> Iterator[Check]:
-    import tempfile
-
-    from launch.doctor.machine import examine, examine_extras
+def _check_here(request: _Request) -> Iterator[Check]:
+    from launch.doctor.machine import check_extras, check_machine
 
     with tempfile.TemporaryDirectory() as folder:
-        yield from examine(_written(config, ask, Path(folder)))
-    yield from examine_extras()
+        yield from check_machine(request.with_config_file(Path(folder)))
+    yield from check_extras()
 
 
-def _there(
-    cluster: Cluster, config: Config | None, ask: CheckRequest, runs: Path, queue_seconds: float
-) -> Iterator[Check]:
-    from launch.doctor.partition import examine_slurm
-    from launch.doctor.trial import examine_node, meeting_place
+def _check_cluster(cluster: Cluster, request: _Request, queue_seconds: float) -> Iterator[Check]:
+    from launch.doctor.partition import check_slurm
+    from launch.doctor.trial import check_node, shared_folder
 
-    sound = True
-    for check in examine_slurm(cluster):
-        sound &= check.state != WRONG
+    is_fine = True
+    for check in check_slurm(cluster):
+        is_fine &= check.state != WRONG
         yield check
-    if not sound:
-        yield Check("a node", NOTE, "not looked at, since no job would start")
+    if not is_fine:
+        yield Check("a node", NOTE, "not checked, because no job would start")
         return
-    ask = replace(
-        ask,
+    request = _for_nodes(request, cluster)
+    try:
+        with shared_folder(request.runs) as folder:
+            machine = request.with_config_file(folder)
+            yield from check_node(cluster, machine, folder, queue_seconds)
+    except OSError as e:
+        text = (
+            f"{request.runs}: {e.strerror}; give --runs FOLDER on a file system that all nodes "
+            "share, with flock"
+        )
+        yield Check("runs folder", WRONG, text)
+
+
+def _for_nodes(request: _Request, cluster: Cluster) -> _Request:
+    """Return what to check of a node: its GPUs, CPUs and scratch, to which shards are copied."""
+    from dfer_dist.data.shards.store import is_remote
+
+    machine = replace(
+        request.machine,
         gpus=cluster.gpus_per_node,
         cpus=cluster.cpus_per_task,
-        scratch=cluster.scratch or ask.scratch,
+        scratch=cluster.scratch or request.machine.scratch,
     )
+    config = request.config
     if config and cluster.scratch:
-        from dfer_dist.data.shards.store import is_remote
-
-        shards = config.data.shards
-        config.data.shards = shards if is_remote(shards) else Path(shards).as_uri()
-        config.data.cache = cluster.scratch
-    try:
-        with meeting_place(runs) as folder:
-            yield from examine_node(cluster, _written(config, ask, folder), folder, queue_seconds)
-    except OSError as e:
-        yield Check(
-            "runs folder",
-            WRONG,
-            f"{runs}: {e.strerror}; give --runs FOLDER on a file system that all nodes share, with flock",
-        )
+        if not is_remote(config.data.shards):
+            config.data.shards = Path(config.data.shards).as_uri()
+        config.data.cache = cluster.scratch_variable
+    return replace(request, machine=machine)

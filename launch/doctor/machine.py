@@ -1,4 +1,4 @@
-"""What ``dfer doctor`` looks at on a machine, this one or a node: does all start there, and is all there that training reads."""
+"""Check whether training would start on this machine, and find all that it reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from dfer_dist.config.load import read_config
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import filesystem
-from launch.doctor.checks import NOTE, OK, WRONG, Check, on_network
+from launch.doctor.checks import NOTE, OK, WRONG, Check, Result, on_network
 
 if TYPE_CHECKING:
     from dfer_dist.config.schema import Config
@@ -37,145 +37,137 @@ _NEEDED = (
     "mlflow",
 )
 _VIDEO_PACKAGES = ("av", "dlib", "face_recognition_models")
-CheckResult = tuple[str, str]  # state and words
 
 
 @dataclass(frozen=True)
-class CheckRequest:
-    """What a run would want of a machine."""
+class MachineRequest:
+    """What a run needs of a machine."""
 
-    config: str | None = None  # settings of the experiment, a file
+    config: str | None = None  # the settings of an experiment, a file
     tracking: str | None = None  # URI; None: no tracking
     scratch: str | None = None  # folder for shards on the machine's own disk
     gpus: int = 0
-    cpus: int | None = None  # of a rank
+    cpus: int | None = None  # of each rank
 
 
-def examine(ask: CheckRequest) -> Iterator[Check]:
-    """Look at the machine this runs on, one thing after the other."""
-    config = read_config(Path(ask.config)) if ask.config else None
-    looks: list[tuple[str, Callable[[], CheckResult]]] = [
+def check_machine(request: MachineRequest) -> Iterator[Check]:
+    """Check this machine, one thing after the other."""
+    config = read_config(Path(request.config)) if request.config else None
+    checks: list[tuple[str, Callable[[], Result]]] = [
         ("python", _python),
-        ("GPUs", lambda: _gpus(ask.gpus)),
+        ("GPUs", lambda: _gpus(request.gpus)),
     ]
-    if ask.cpus:
-        looks.append(("processors", lambda: _processors(ask.cpus or 1)))
-    looks.append(("DeepSpeed", _extension))
-    if ask.scratch:
-        looks.append(("scratch", lambda: _scratch(ask.scratch or "")))
+    if request.cpus:
+        checks.append(("processors", lambda: _processors(request.cpus or 1)))
+    checks.append(("DeepSpeed", _extension))
+    if request.scratch:
+        checks.append(("scratch", lambda: _scratch(request.scratch or "")))
     if config:
-        looks += [("weights", lambda: _weights(config)), ("shards", lambda: _shards(config))]
-    if ask.tracking:
-        looks.append(("tracking", lambda: _tracking(ask.tracking or "")))
-    for what, look in looks:
-        yield Check(what, *_tried(look))
+        checks += [("weights", lambda: _weights(config)), ("shards", lambda: _shards(config))]
+    if request.tracking:
+        checks.append(("tracking", lambda: _tracking(request.tracking or "")))
+    for subject, check in checks:
+        yield Check.of(subject, _run(check))
 
 
-def examine_extras() -> Iterator[Check]:
-    """What only films need."""
+def check_extras() -> Iterator[Check]:
+    """Check what only videos need."""
     missing = [name for name in _VIDEO_PACKAGES if importlib.util.find_spec(name) is None]
-    hint = (
-        f"{', '.join(missing)} missing: pip install 'dfer_dist[faces]'"
-        if missing
-        else "can be packed, faces can be cropped"
-    )
-    yield Check("films", NOTE if missing else OK, hint)
-    ffmpeg = shutil.which("ffprobe")
-    yield Check("ffmpeg", OK if ffmpeg else NOTE, ffmpeg or "not there; only tests need it")
+    if missing:
+        text = f"{', '.join(missing)} missing: pip install 'dfer_dist[faces]'"
+        yield Check("videos", NOTE, text)
+    else:
+        yield Check("videos", OK, "can be packed, faces can be cropped")
+    ffprobe = shutil.which("ffprobe")
+    yield Check("ffmpeg", OK if ffprobe else NOTE, ffprobe or "not installed; only tests need it")
 
 
-def _tried(look: Callable[[], CheckResult]) -> CheckResult:
+def _run(check: Callable[[], Result]) -> Result:
+    """Return the result of a check; an exception is one too, as other checks are worth having."""
     try:
-        return look()
+        return check()
     except UserError as e:
-        return WRONG, " ".join(str(e).split())
-    except Exception as e:  # whatever libraries raise, the other lines are worth having
-        return WRONG, f"{type(e).__name__}: {' '.join(str(e).split())}"
+        return Result(WRONG, _one_line(e))
+    except Exception as e:
+        return Result(WRONG, f"{type(e).__name__}: {_one_line(e)}")
 
 
-def _python() -> CheckResult:
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _python() -> Result:
     from dfer_dist.config.schema import Device
     from dfer_dist.distributed.process_group import choose_device
 
-    broken = []
+    errors = []
     for name in _NEEDED:
         try:
             importlib.import_module(name)
             if name == "torch":
-                choose_device(Device.auto)  # else DeepSpeed talks of its own guess
-        except Exception as e:  # a library that does not load raises OSError, RuntimeError, …
-            broken.append(f"{name} ({type(e).__name__}: {' '.join(str(e).split())})")
-    if broken:
-        return (
-            WRONG,
-            f"cannot import {'; '.join(broken)}: install dfer_dist again into {sys.prefix}",
-        )
+                # otherwise DeepSpeed prints a guess of its own
+                choose_device(Device.auto)
+        except Exception as e:  # a library that does not load raises OSError, RuntimeError, ...
+            errors.append(f"{name} ({type(e).__name__}: {_one_line(e)})")
+    if errors:
+        text = f"cannot import {'; '.join(errors)}: install dfer_dist again into {sys.prefix}"
+        return Result(WRONG, text)
     import deepspeed
     import torch
 
-    return (
-        OK,
-        f"{platform.python_version()}, torch {torch.__version__}, DeepSpeed {deepspeed.__version__} ({sys.executable})",
-    )
+    libraries = f"torch {torch.__version__}, DeepSpeed {deepspeed.__version__}"
+    return Result(OK, f"{platform.python_version()}, {libraries} ({sys.executable})")
 
 
-def _gpus(asked: int) -> CheckResult:
+def _gpus(wanted: int) -> Result:
     import torch
 
     seen = torch.cuda.device_count()
-    if seen < asked:
-        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-        given = (
-            "Slurm shows none (CUDA_VISIBLE_DEVICES)" if shown is None else f"Slurm shows {shown}"
+    if seen < wanted:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        shown = "none (CUDA_VISIBLE_DEVICES)" if visible is None else visible
+        text = (
+            f"{wanted} asked for, torch sees {seen} (Slurm shows {shown}, torch is built for CUDA "
+            f"{torch.version.cuda}): look at nvidia-smi there"
         )
-        return (
-            WRONG,
-            f"{asked} asked for, torch sees {seen} ({given}, torch is built for CUDA {torch.version.cuda}): look at nvidia-smi there",
-        )
-    if not seen:
-        return (
-            OK,
-            "none asked for"
-            if asked == 0 and "SLURM_JOB_ID" in os.environ
-            else "none: training takes the processor",
-        )
-    return (
-        OK,
-        f"{seen} x {torch.cuda.get_device_name(0)}, {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB each",
-    )
+        return Result(WRONG, text)
+    if seen:
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        return Result(OK, f"{seen} x {torch.cuda.get_device_name(0)}, {memory:.0f} GiB each")
+    if "SLURM_JOB_ID" in os.environ:
+        return Result(OK, "none asked for")
+    return Result(OK, "none: training uses the processor")
 
 
-def _processors(asked: int) -> CheckResult:
+def _processors(wanted: int) -> Result:
     bound = len(os.sched_getaffinity(0))
-    if bound < asked:
-        return (
-            NOTE,
-            f"a rank may use {bound} of the {asked} it asks for: fewer data.workers will keep up",
-        )
-    return OK, f"{bound} for a rank that asks for {asked}"
+    if bound < wanted:
+        text = f"a rank may use {bound} of the {wanted} it asks for: give fewer data.workers"
+        return Result(NOTE, text)
+    return Result(OK, f"{bound} for a rank that asks for {wanted}")
 
 
-def _extension() -> CheckResult:
+def _extension() -> Result:
     import torch
 
     from dfer_dist.training.engine import extensions_dir
 
     if torch.cuda.is_available():
-        return OK, "needs no extension beside a GPU"
-    built = list(extensions_dir().glob("deepspeed_shm_comm/*.so"))
-    if not built:
-        return (
-            WRONG,
-            f"its extension is not built in {extensions_dir()}: run {sys.executable} -m dfer_dist.training.engine (needs g++)",
-        )
-    return OK, f"extension for the processor is built ({extensions_dir()})"
+        return Result(OK, "needs no extension on a GPU")
+    if list(extensions_dir().glob("deepspeed_shm_comm/*.so")):
+        return Result(OK, f"extension for the processor is built ({extensions_dir()})")
+    text = (
+        f"its extension is not built in {extensions_dir()}: run {sys.executable} "
+        "-m dfer_dist.training.engine (needs g++)"
+    )
+    return Result(WRONG, text)
 
 
-def _scratch(place: str) -> CheckResult:
+def _scratch(location: str) -> Result:
     from dfer_dist.data.shards.cache import expand_variables
 
-    folder = Path(expand_variables(place))
-    new = not folder.exists()
+    folder = Path(expand_variables(location))
+    is_new = not folder.exists()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder) as f:
@@ -183,76 +175,85 @@ def _scratch(place: str) -> CheckResult:
             f.flush()
             os.fsync(f.fileno())
     except OSError as e:
-        return WRONG, f"{folder} cannot be written ({e.strerror}): choose another cluster.scratch"
+        text = f"{folder} cannot be written ({e.strerror}): choose another cluster.scratch"
+        return Result(WRONG, text)
     free, kind = shutil.disk_usage(folder).free / 1e9, filesystem(folder)
-    if new:
-        with suppress(OSError):  # somebody else has put something there
+    if is_new:
+        # another process may have put something there meanwhile
+        with suppress(OSError):
             folder.rmdir()
     if on_network(kind):
-        return (
-            NOTE,
-            f"{folder} is on {kind}, a network file system, {free:.0f} GB free: it is meant for the node's own disk",
+        text = (
+            f"{folder} is on {kind}, a network file system, {free:.0f} GB free: scratch should be "
+            "on the node's own disk"
         )
-    return OK, f"{folder} can be written, {free:.0f} GB free ({kind})"
+        return Result(NOTE, text)
+    return Result(OK, f"{folder} can be written, {free:.0f} GB free ({kind})")
 
 
-def _weights(config: Config) -> CheckResult:
+def _weights(config: Config) -> Result:
     from dfer_dist.models.backbone import find_weights
 
     path = find_weights(config.model.backbone, config.model.pretrained)
-    return OK, str(path) if path else f"none wanted: {config.model.backbone} begins at random"
+    return Result(OK, str(path) if path else f"none: {config.model.backbone} starts at random")
 
 
-def _shards(config: Config) -> CheckResult:
+def _shards(config: Config) -> Result:
     from dfer_dist.data.shards.index import open_index
 
     index = open_index(config.data, config.data.loss_budget)
     clips, size = sum(s.clips for s in index.shards), sum(s.bytes for s in index.shards)
-    words = f"{index.name}, {clips} clips in {len(index.shards)} shards, {size / 1e9:.2f} GB at {index.root}"
-    return _cached(index.root, size, words) if not isinstance(index.root, Path) else (OK, words)
+    count = f"{clips} clips in {len(index.shards)} shards"
+    text = f"{index.name}, {count}, {size / 1e9:.2f} GB at {index.root}"
+    if isinstance(index.root, Path):
+        return Result(OK, text)
+    return _cached(index.root, size, text)
 
 
-def _cached(remote: Remote, size: int, words: str) -> CheckResult:
-    """Whether the set fits where it is kept on this machine."""
-    place = remote.cache.folder
-    while not place.exists():
-        place = place.parent
-    room = min(shutil.disk_usage(place).free, remote.cache.limit)
-    if room < size:
-        return (
-            NOTE,
-            f"{words}; {room / 1e9:.0f} GB in {remote.cache.folder} will not hold it all, shards will be copied again and again",
+def _cached(remote: Remote, size: int, text: str) -> Result:
+    """Check that the set fits into its cache on this machine."""
+    existing = remote.cache.folder
+    while not existing.exists():
+        existing = existing.parent
+    free = min(shutil.disk_usage(existing).free, remote.cache.limit)
+    if free < size:
+        text += (
+            f"; {free / 1e9:.0f} GB in {remote.cache.folder} cannot hold it all, so shards will be "
+            "copied again and again"
         )
-    return OK, f"{words}, kept in {remote.cache.folder}"
+        return Result(NOTE, text)
+    return Result(OK, f"{text}, kept in {remote.cache.folder}")
 
 
-def _tracking(uri: str) -> CheckResult:
-    if not uri.startswith("sqlite:"):
-        from dfer_dist.tracking.mlflow_runs import client
+def _tracking(uri: str) -> Result:
+    if uri.startswith("sqlite:"):
+        return _sqlite(Path(uri.removeprefix("sqlite:///")))
+    from dfer_dist.tracking.mlflow_runs import client
 
-        try:
-            client(uri).search_experiments(max_results=1)
-        except Exception as e:
-            return (
-                WRONG,
-                f"{uri} cannot be reached ({type(e).__name__}): training would go on without it; is it served, and open to this machine?",
-            )
-        return OK, f"{uri} answers"
-    file = Path(uri.removeprefix("sqlite:///"))
+    try:
+        client(uri).search_experiments(max_results=1)
+    except Exception as e:
+        text = (
+            f"{uri} cannot be reached ({type(e).__name__}): training would continue without it; "
+            "does the server run, and may this machine connect to it?"
+        )
+        return Result(WRONG, text)
+    return Result(OK, f"{uri} answers")
+
+
+def _sqlite(file: Path) -> Result:
     kind = filesystem(file.parent)
     if file.exists():
         import sqlite3
 
-        with closing(
-            sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
-        ) as store:
+        uri = f"{file.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True, timeout=5)) as store:
             store.execute("select count(*) from experiments")
     if on_network(kind):
-        return (
-            NOTE,
-            f"{file} is sqlite on {kind}, whose locks do not hold between nodes: serve MLflow and give tracking.uri=http://…",
+        text = (
+            f"{file} is sqlite on {kind}, whose locks do not hold between nodes: start an MLflow "
+            "server and give tracking.uri=http://…"
         )
-    return (
-        OK,
-        f"{file} ({'sqlite' if file.exists() else 'sqlite, made by the first run'} on {kind})",
-    )
+        return Result(NOTE, text)
+    state = "sqlite" if file.exists() else "sqlite, created by the first run"
+    return Result(OK, f"{file} ({state} on {kind})")

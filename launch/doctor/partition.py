@@ -1,386 +1,279 @@
-"""What Slurm says ahead of a submission: the controller, the partition, the account, and whether it could give what a fold asks for."""
+"""Check ahead of a submission whether Slurm could give a fold what it asks for."""
 
 from __future__ import annotations
 
 import getpass
-import os
 import re
 import shutil
-import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 from launch.doctor.checks import NOTE, OK, WRONG, Check
+from launch.doctor.clients import (
+    Node,
+    Partition,
+    SlurmConfig,
+    SlurmError,
+    parse_seconds,
+    run_client,
+    sbatch_arguments,
+)
 from launch.slurm.cluster import Cluster
-from launch.slurm.sbatch_options import sent
+from launch.slurm.sbatch_options import count_gpus
 
 _CLIENTS = ("sbatch", "srun", "squeue", "scontrol", "sinfo", "scancel")
-_PATIENCE = 15.0  # seconds for Slurm to answer
-_SAVING = 30  # seconds that ranks of a large model may take to save
-_GONE = (
-    "down",
-    "drain",
-    "drng",
-    "fail",
-    "maint",
-    "power",
-    "boot",
-    "not_resp",
-    "unk",
-    "inval",
-    "reserved",
-)
+_SAVE_SECONDS = 30  # that ranks of a large model may take to save
 
 
-class SlurmError(Exception):
-    """Slurm's own words against something."""
-
-
-def ask(*words: str) -> str:
-    """What a client such as ``scontrol`` prints.
-
-    Raises
-    ------
-    SlurmError
-        If it ends with an error, or does not answer.
-    """
-    env = {
-        k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SINFO_", "SBATCH_"))
-    }  # a person's own habits
-    try:
-        done = subprocess.run(
-            words,
-            env=env,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PATIENCE,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as e:
-        raise SlurmError(f"{words[0]} does not answer within {_PATIENCE:.0f} s") from e
-    except OSError as e:
-        raise SlurmError(f"{words[0]}: {e.strerror}") from e
-    if done.returncode:
-        said = [
-            re.sub(r"^\w+: (error: )?", "", line)
-            for line in done.stderr.splitlines()
-            if line.strip()
-        ]
-        raise SlurmError("; ".join(said) or f"{words[0]} ends with status {done.returncode}")
-    return done.stdout + (done.stderr if "--test-only" in words else "")
-
-
-def pairs(line: str) -> dict[str, str]:
-    """``KEY=VALUE`` words, as ``scontrol --oneliner`` prints them."""
-    return dict(word.split("=", 1) for word in line.split() if "=" in word)
-
-
-def request(
-    cluster: Cluster, nodes: int, tasks: int, minutes: int, memory_gb: float | None
-) -> list[str]:
-    """Options of ``sbatch`` for a part of a cluster."""
-    plain = ("partition", "account", "qos", "constraint")
-    words = [f"--{key}={getattr(cluster, key)}" for key in plain if getattr(cluster, key)]
-    words += [
-        f"--nodes={nodes}",
-        f"--ntasks-per-node={tasks}",
-        f"--cpus-per-task={cluster.cpus_per_task}",
-        f"--time={minutes}",
-    ]
-    if cluster.gpus_per_node and "gres" not in sent(cluster.sbatch):
-        words.append(f"--gpus-per-node={cluster.gpus_per_node}")
-    return words + ([f"--mem={round(1024 * memory_gb)}MB"] if memory_gb else [])
-
-
-def examine_slurm(cluster: Cluster) -> Iterator[Check]:
-    """Ask Slurm whether it would run such jobs. Ends early where the rest would only repeat what is wrong."""
+def check_slurm(cluster: Cluster) -> Iterator[Check]:
+    """Check whether Slurm would run the folds; stop early if the rest would repeat a fault."""
     missing = [name for name in _CLIENTS if not shutil.which(name)]
     if missing:
-        yield Check(
-            "Slurm",
-            WRONG,
-            f"{', '.join(missing)} not on PATH: log in to the cluster, or load its module",
-        )
+        text = f"{', '.join(missing)} not on PATH: log in to the cluster, or load its module"
+        yield Check("Slurm", WRONG, text)
         return
     try:
-        config = _config()
-        yield Check("Slurm", OK, f"{ask('sinfo', '--version').strip()}, the controller answers")
-        partitions = {
-            p["PartitionName"]: p
-            for p in map(pairs, ask("scontrol", "--oneliner", "show", "partition").splitlines())
-            if p
-        }
-        there = _partition(cluster, partitions)
-        yield there
-        if there.state == WRONG:
-            return
-        name = cluster.partition or _default(partitions)
-        own = partitions[name or ""]
-        nodes = [
-            Node.read(line)
-            for line in ask(
-                "sinfo", "-h", "-N", "-p", name or "", "-o", "%N|%c|%m|%T|%f|%G"
-            ).splitlines()
-        ]
-        enough = _nodes(cluster, list({node.name: node for node in nodes}.values()))
-        yield enough
-        yield from _accounts(cluster, own, config)
-        yield _time(cluster, own)
-        if enough.state != WRONG:  # Slurm would say the same in other words
-            yield _taken(cluster)
-        yield _preemption(own, config)
-        yield _kill_wait(cluster, config)
-        yield _requeue(config)
+        yield from _check_cluster(cluster)
     except SlurmError as e:
-        yield Check(
-            "Slurm",
-            WRONG,
-            f"{e}: is this a login node of the cluster, and the controller up (scontrol ping)?",
+        text = (
+            f"{e}: is this a login node of the cluster, and is its controller up (scontrol ping)?"
         )
+        yield Check("Slurm", WRONG, text)
 
 
-def _config() -> dict[str, str]:
-    rows = (line.partition("=") for line in ask("scontrol", "show", "config").splitlines())
-    return {key.strip(): value.strip() for key, eq, value in rows if eq}
+def _check_cluster(cluster: Cluster) -> Iterator[Check]:
+    config = SlurmConfig.parse(run_client("scontrol", "show", "config"))
+    version = run_client("sinfo", "--version").strip()
+    yield Check("Slurm", OK, f"{version}, the controller answers")
+    partitions = _query_partitions()
+    partition = _choose_partition(cluster, partitions)
+    usable = _check_partition(cluster, partition, partitions)
+    yield usable
+    if partition is None or usable.state == WRONG:
+        return
+    nodes = _check_nodes(cluster, _query_nodes(partition.name))
+    yield nodes
+    yield from _check_accounts(cluster, partition, config)
+    yield _check_time(cluster, partition)
+    # otherwise Slurm would repeat in other words what is wrong with the nodes
+    if nodes.state != WRONG:
+        yield _check_job(cluster)
+    yield _check_preemption(partition, config)
+    yield _check_exit_time(cluster, config)
+    yield _check_requeue(config)
 
 
-def _default(partitions: dict[str, dict[str, str]]) -> str | None:
-    return next((name for name, p in partitions.items() if p.get("Default") == "YES"), None)
+def _query_partitions() -> list[Partition]:
+    lines = run_client("scontrol", "--oneliner", "show", "partition").splitlines()
+    return [partition for partition in map(Partition.parse, lines) if partition]
 
 
-def _partition(cluster: Cluster, partitions: dict[str, dict[str, str]]) -> Check:
-    name = cluster.partition or _default(partitions)
-    known = f"this cluster has {', '.join(partitions) or 'none'}"
-    if name is None:
-        return Check(
-            "partition",
-            WRONG,
-            f"none is given, and Slurm has no default: {known}; give cluster.partition=NAME",
+def _query_nodes(partition: str) -> list[Node]:
+    """Return the nodes of a partition; ``sinfo`` may list one more than once."""
+    lines = run_client("sinfo", "-h", "-N", "-p", partition, "-o", "%N|%c|%m|%T|%f|%G").splitlines()
+    return list({node.name: node for node in map(Node.parse, lines)}.values())
+
+
+def _choose_partition(cluster: Cluster, partitions: list[Partition]) -> Partition | None:
+    """Return the cluster's partition, or Slurm's default."""
+    for partition in partitions:
+        is_default = cluster.partition is None and partition.is_default
+        if partition.name == cluster.partition or is_default:
+            return partition
+    return None
+
+
+def _check_partition(
+    cluster: Cluster, partition: Partition | None, partitions: list[Partition]
+) -> Check:
+    known = f"this cluster has {', '.join(p.name for p in partitions) or 'none'}"
+    if partition is None and cluster.partition is None:
+        text = f"none is given, and Slurm has no default: {known}; give cluster.partition=NAME"
+        return Check("partition", WRONG, text)
+    if partition is None:
+        return Check("partition", WRONG, f"there is no '{cluster.partition}': {known}")
+    if partition.state != "UP":
+        text = (
+            f"{partition.name} is {partition.state}: jobs in it never start; give another, or ask "
+            "the administrators"
         )
-    if name not in partitions:
-        return Check("partition", WRONG, f"there is no '{name}': {known}")
-    state, nodes = partitions[name].get("State", "?"), partitions[name].get("TotalNodes", "?")
-    if state != "UP":
-        return Check(
-            "partition",
-            WRONG,
-            f"{name} is {state}: jobs wait in it for ever; take another, or ask the administrators",
+        return Check("partition", WRONG, text)
+    return Check("partition", OK, f"{partition.name} is up, {partition.num_nodes} nodes")
+
+
+def _check_nodes(cluster: Cluster, nodes: list[Node]) -> Check:
+    """Check that enough nodes are large enough and in service."""
+    gres = str(cluster.sbatch.get("gres") or "")
+    if gres and count_gpus(gres) != cluster.gpus_per_node:
+        text = (
+            f"cluster.sbatch.gres={gres} asks for {count_gpus(gres)} GPUs of each node, and "
+            f"cluster.gpus_per_node={cluster.gpus_per_node} sets the ranks: give both the same"
         )
-    return Check("partition", OK, f"{name} is up, {nodes} nodes")
-
-
-@dataclass(frozen=True)
-class Node:
-    """A line of ``sinfo``; memory in GB (2^30 bytes)."""
-
-    name: str
-    cpus: int
-    memory: float
-    state: str
-    features: frozenset[str]
-    gpus: int
-
-    @classmethod
-    def read(cls, line: str) -> Node:
-        name, cpus, memory, state, features, gres = line.split("|", 5)
-        gpus = sum(int(n) for n in re.findall(r"\bgpu:(?:[^:,()]+:)?(\d+)", gres))
-        return cls(
-            name,
-            _number(cpus),
-            _number(memory) / 1024,
-            state.lower(),
-            frozenset(features.split(",")),
-            gpus,
-        )
-
-    @property
-    def usable(self) -> bool:
-        return not (self.state.endswith("*") or any(word in self.state for word in _GONE))
-
-
-def _number(word: str) -> int:
-    return int(re.match(r"\d+", word)[0]) if re.match(r"\d", word) else 0  # type: ignore[index]
-
-
-def _nodes(cluster: Cluster, nodes: list[Node]) -> Check:
-    """Whether enough nodes are large enough and in service."""
-    cpus = cluster.tasks * cluster.cpus_per_task
-    wishes = [
-        ("gpus", cluster.gpus_per_node, "GPU"),
-        ("cpus", cpus, "processor"),
-        ("memory", cluster.memory_gb or 0, "GB of memory"),
+        return Check("nodes", WRONG, text)
+    needs: list[tuple[Callable[[Node], float], float, str]] = [
+        (lambda node: node.gpus, cluster.gpus_per_node, "GPU"),
+        (lambda node: node.cpus, cluster.tasks * cluster.cpus_per_task, "processor"),
+        (lambda node: node.memory, cluster.memory_gb or 0, "GB of memory"),
     ]
-    for key, wish, word in wishes:
-        most = max((getattr(node, key) for node in nodes), default=0)
-        if most < wish:
-            return Check(
-                "nodes",
-                WRONG,
-                f"{_many(wish, word)} of a node asked for, the largest of the partition has {most:.3g}: ask for less",
+    for size, need, unit in needs:
+        largest = max(map(size, nodes), default=0)
+        if largest < need:
+            text = (
+                f"{_count(need, unit)} of a node asked for, the largest of the partition has "
+                f"{largest:.3g}: ask for less"
             )
-    fit = [node for node in nodes if all(getattr(node, key) >= wish for key, wish, _ in wishes)]
-    wanted = " and ".join(_many(wish, word) for _, wish, word in wishes if wish)
-    if plain := re.fullmatch(
-        r"[\w.-]+(&[\w.-]+)*", cluster.constraint or ""
-    ):  # of others Slurm alone can judge
-        fit = [node for node in fit if set(plain[0].split("&")) <= node.features]
+            return Check("nodes", WRONG, text)
+    fit = [node for node in nodes if all(size(node) >= need for size, need, _ in needs)]
+    wanted = " and ".join(_count(need, unit) for _, need, unit in needs if need)
+    # of other expressions Slurm alone can judge
+    if cluster.constraint and re.fullmatch(r"[\w.-]+(&[\w.-]+)*", cluster.constraint):
+        fit = [node for node in fit if set(cluster.constraint.split("&")) <= node.features]
         wanted += f" and the feature {cluster.constraint}"
+    return _check_enough(cluster, fit, wanted)
+
+
+def _check_enough(cluster: Cluster, fit: list[Node], wanted: str) -> Check:
     if len(fit) < cluster.nodes:
-        return Check(
-            "nodes",
-            WRONG,
-            f"{cluster.nodes} asked for, the partition has {len(fit)} with {wanted}: ask for less",
+        text = (
+            f"{cluster.nodes} asked for, the partition has {len(fit)} with {wanted}: ask for less"
         )
-    usable = sum(node.usable for node in fit)
-    words = f"{cluster.nodes} asked for; of {len(fit)} with {wanted} {usable} are in service"
-    if usable < cluster.nodes:
-        return Check(
-            "nodes",
-            WRONG,
-            f"{words}: folds wait until more come back (sinfo -R says why they are down)",
-        )
-    return Check("nodes", OK, words)
+        return Check("nodes", WRONG, text)
+    in_service = sum(node.in_service for node in fit)
+    text = f"{cluster.nodes} asked for; of {len(fit)} with {wanted} {in_service} are in service"
+    if in_service < cluster.nodes:
+        text += ": folds wait until more come back (sinfo -R says why they are down)"
+        return Check("nodes", WRONG, text)
+    return Check("nodes", OK, text)
 
 
-def _many(number: float, word: str) -> str:
-    return f"{number:g} {word}{'' if number == 1 or ' ' in word else 's'}"
+def _count(number: float, unit: str) -> str:
+    is_plain = number == 1 or " " in unit
+    return f"{number:g} {unit}{'' if is_plain else 's'}"
 
 
-def _accounts(
-    cluster: Cluster, partition: dict[str, str], config: dict[str, str]
-) -> Iterator[Check]:
-    for key, allowed in (
-        ("account", partition.get("AllowAccounts", "ALL")),
-        ("qos", partition.get("AllowQos", "ALL")),
+def _check_accounts(cluster: Cluster, partition: Partition, config: SlurmConfig) -> Iterator[Check]:
+    for key, given, allowed in (
+        ("account", cluster.account, partition.accounts),
+        ("qos", cluster.qos, partition.qos),
     ):
-        given = getattr(cluster, key)
         if given and allowed != "ALL" and given not in allowed.split(","):
             yield Check(key, WRONG, f"the partition does not take '{given}', only {allowed}")
             return
-    if "none" in config.get("AccountingStorageType", "none"):
-        yield Check("account", OK, "accounting off: not checked")
+    if not config.accounting:
+        yield Check("account", OK, "accounting is off: not checked")
         return
     try:
-        rows = ask(
-            "sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=account,qos"
-        ).splitlines()
+        rows = _query_associations()
     except SlurmError as e:
         yield Check("account", NOTE, f"not checked, accounting does not answer: {e}")
         return
-    enforcement = config.get("AccountingStorageEnforce", "none")
-    if not rows and "associations" in enforcement:
-        yield Check(
-            "account",
-            WRONG,
-            "you have none here, and this cluster wants one: ask its administrators",
-        )
+    if not rows and "associations" in config.enforced:
+        text = "you have none here, and this cluster requires one: ask its administrators"
+        yield Check("account", WRONG, text)
         return
-    mine = {
-        "account": {row.split("|")[0] for row in rows},
-        "qos": {q for row in rows for q in row.split("|")[1].split(",") if q},
-    }
-    enforced = {"account": "associations", "qos": "qos"}
-    for key, word in enforced.items():
-        given, known = getattr(cluster, key), ", ".join(sorted(mine[key])) or "none"
-        strict = word in enforcement
-        if given and given not in mine[key]:
-            yield Check(
-                key,
-                WRONG if strict else NOTE,
-                f"'{given}' is not among yours ({known}){'' if strict else '; this cluster does not mind'}",
-            )
-        else:
-            yield Check(key, OK, given or f"the default of yours ({known})")
+    accounts = {account for account, _ in rows}
+    qos = {name for _, names in rows for name in names.split(",") if name}
+    yield _check_own(
+        "account", cluster.account, accounts, is_strict="associations" in config.enforced
+    )
+    yield _check_own("qos", cluster.qos, qos, is_strict="qos" in config.enforced)
 
 
-def seconds(word: str) -> float:
-    """Slurm's ``DAYS-HH:MM:SS`` in seconds; infinite for ``UNLIMITED``."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", word)
-    if not found:
-        return float("inf")
-    days, hours, minutes, rest = (int(n or 0) for n in found.groups())
-    return 86400 * days + 3600 * hours + 60 * minutes + rest
+def _query_associations() -> list[tuple[str, str]]:
+    """Return account and list of QOS of each of the user's associations."""
+    user = f"user={getpass.getuser()}"
+    text = run_client("sacctmgr", "-nP", "show", "assoc", user, "format=account,qos")
+    rows = (line.split("|") for line in text.splitlines())
+    return [(row[0], row[1]) for row in rows]
 
 
-def _time(cluster: Cluster, partition: dict[str, str]) -> Check:
-    most = partition.get("MaxTime", "UNLIMITED")
-    if 60 * cluster.time_minutes > seconds(most):
-        fits = int(seconds(most) // 60)
-        return Check(
-            "time",
-            WRONG,
-            f"{cluster.time_minutes} minutes, the partition allows {fits}: give cluster.time_minutes={fits}; folds resume in a new job",
+def _check_own(key: str, given: str | None, own: set[str], is_strict: bool) -> Check:
+    """Check that an account or QOS is one of the user's."""
+    known = ", ".join(sorted(own)) or "none"
+    if not given:
+        return Check(key, OK, f"the default of yours ({known})")
+    if given in own:
+        return Check(key, OK, given)
+    text = f"'{given}' is not among yours ({known})"
+    if is_strict:
+        return Check(key, WRONG, text)
+    return Check(key, NOTE, f"{text}; this cluster does not enforce it")
+
+
+def _check_time(cluster: Cluster, partition: Partition) -> Check:
+    if 60 * cluster.time_minutes > parse_seconds(partition.max_time):
+        fits = int(parse_seconds(partition.max_time) // 60)
+        text = (
+            f"{cluster.time_minutes} minutes, the partition allows {fits}: give "
+            f"cluster.time_minutes={fits}; folds resume in a new job"
         )
-    words = f"{cluster.time_minutes} minutes (the partition allows {most.lower()}), ranks are told {cluster.notice_seconds} s before"
-    return Check("time", OK, words)
+        return Check("time", WRONG, text)
+    text = (
+        f"{cluster.time_minutes} minutes (the partition allows {partition.max_time.lower()}), "
+        f"ranks get a signal {cluster.notice_seconds} s before"
+    )
+    return Check("time", OK, text)
 
 
-def _taken(cluster: Cluster) -> Check:
-    """Slurm's own verdict on the job of a fold, which is not submitted."""
-    words = request(cluster, cluster.nodes, cluster.tasks, cluster.time_minutes, cluster.memory_gb)
+def _check_job(cluster: Cluster) -> Check:
+    """Check a fold's job with Slurm itself, without submitting it."""
+    options = sbatch_arguments(
+        cluster, cluster.nodes, cluster.tasks, cluster.time_minutes, cluster.memory_gb
+    )
     try:
-        said = ask("sbatch", "--test-only", "--requeue", *words, "--wrap", "true")
+        verdict = run_client("sbatch", "--test-only", "--requeue", *options, "--wrap", "true")
     except SlurmError as e:
-        return Check("a fold's job", WRONG, f"Slurm would not take it: {e}")
-    start = re.search(r"to start at (\S+)", said)
-    return Check(
-        "a fold's job",
-        OK,
-        f"Slurm would take it{f' and start it at {start[1]}' if start else ''} (sbatch --test-only)",
-    )
+        return Check("a fold's job", WRONG, f"Slurm would refuse it: {e}")
+    start = re.search(r"to start at (\S+)", verdict)
+    when = f" and start it at {start[1]}" if start else ""
+    return Check("a fold's job", OK, f"Slurm would take it{when} (sbatch --test-only)")
 
 
-def _preemption(partition: dict[str, str], config: dict[str, str]) -> Check:
-    mode, grace = partition.get("PreemptMode", "OFF"), _number(partition.get("GraceTime", "0"))
-    kind = config.get("PreemptType", "preempt/none")
-    if kind.endswith("none") or mode == "OFF":
+def _check_preemption(partition: Partition, config: SlurmConfig) -> Check:
+    mode, grace = partition.preempt_mode, partition.grace
+    if config.preempt_type.endswith("none") or mode == "OFF":
         return Check("preemption", OK, "jobs of this partition are not preempted")
-    if kind.endswith("qos"):
-        return Check(
-            "preemption",
-            NOTE,
-            "by QOS: sacctmgr show qos format=name,preemptmode,gracetime tells how long jobs get to save",
+    if config.preempt_type.endswith("qos"):
+        text = (
+            "by QOS: sacctmgr show qos format=name,preemptmode,gracetime shows how long jobs get "
+            "to save"
         )
+        return Check("preemption", NOTE, text)
     if "SUSPEND" in mode:
-        return Check(
-            "preemption",
-            NOTE,
-            f"{mode}: ranks are stopped, not ended; for longer than train.hang_minutes they end, and go on from their last save",
+        text = (
+            f"{mode}: ranks are stopped, not ended; after train.hang_minutes they end, and resume "
+            "from their last checkpoint"
         )
-    hard = (
-        ""
-        if "REQUEUE" in mode
-        else f", and {mode} does not bring a job back that has not left by then"
-    )
-    if grace < _SAVING or hard:
-        lost = f"what takes longer to save is lost back to the last checkpoint (train.save_minutes){hard}"
-        return Check("preemption", NOTE, f"{mode}, {grace} s after SIGTERM (GraceTime): {lost}")
-    return Check("preemption", OK, f"{mode}, {grace} s after SIGTERM (GraceTime)")
+        return Check("preemption", NOTE, text)
+    text = f"{mode}, {grace} s after SIGTERM (GraceTime)"
+    is_lost = "REQUEUE" not in mode
+    if grace >= _SAVE_SECONDS and not is_lost:
+        return Check("preemption", OK, text)
+    text += ": what takes longer to save is lost back to the last checkpoint (train.save_minutes)"
+    if is_lost:
+        text += f", and {mode} does not bring a job back that has not ended by then"
+    return Check("preemption", NOTE, text)
 
 
-def _kill_wait(cluster: Cluster, config: dict[str, str]) -> Check:
-    wait = _number(config.get("KillWait", "30"))
-    words = f"{wait} s from SIGTERM to SIGKILL after scancel or at the time limit (KillWait)"
-    if wait >= _SAVING:
-        return Check("leaving", OK, words)
-    if cluster.notice_seconds < _SAVING:
-        return Check(
-            "leaving",
-            WRONG,
-            f"{words}, and notice_seconds={cluster.notice_seconds}: too short to save; give cluster.notice_seconds=120",
+def _check_exit_time(cluster: Cluster, config: SlurmConfig) -> Check:
+    wait = config.kill_wait
+    text = f"{wait} s from SIGTERM to SIGKILL after scancel or at the time limit (KillWait)"
+    if wait >= _SAVE_SECONDS:
+        return Check("exit", OK, text)
+    if cluster.notice_seconds < _SAVE_SECONDS:
+        text += (
+            f", and cluster.notice_seconds={cluster.notice_seconds}: too short to save; give "
+            "cluster.notice_seconds=120"
         )
-    return Check(
-        "leaving",
-        NOTE,
-        f"{words}: short, so ranks are told {cluster.notice_seconds} s before the limit; after scancel a large model may not be saved",
+        return Check("exit", WRONG, text)
+    text += (
+        f": short, so ranks get a signal {cluster.notice_seconds} s before the limit; after "
+        "scancel a large model may not be saved"
     )
+    return Check("exit", NOTE, text)
 
 
-def _requeue(config: dict[str, str]) -> Check:
-    default = (
-        ""
-        if config.get("JobRequeue") == "1"
-        else "; off by default here (JobRequeue=0), which --requeue overrides"
-    )
-    return Check("requeue", OK, f"folds ask for it (--requeue), their output is appended{default}")
+def _check_requeue(config: SlurmConfig) -> Check:
+    text = "folds ask for it (--requeue), their output is appended"
+    if not config.requeues:
+        text += "; it is off by default here (JobRequeue=0), which --requeue overrides"
+    return Check("requeue", OK, text)

@@ -1,7 +1,7 @@
-"""What ``dfer doctor`` runs on a node, as a rank would run: ``python -m launch.doctor.probe FOLDER``.
+"""What ``dfer doctor`` runs on a node, as a rank would run.
 
-It says hello, looks at the machine, and tells which signals came meanwhile. FOLDER lies among the runs; what both sides read and
-write there shows whether it is one folder.
+``python -m launch.doctor.probe FOLDER`` reports its host, checks the machine, and notes which signals came meanwhile. FOLDER is in the
+folder of all runs; that both machines read and write in it shows that they share it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -19,14 +20,14 @@ from dfer_dist.utils.files import read_json, write_json
 from dfer_dist.utils.hardware import filesystem
 from dfer_dist.utils.locks import try_lock
 from launch.doctor.checks import OK, WRONG, Check
-from launch.doctor.machine import CheckRequest, examine
+from launch.doctor.machine import MachineRequest, check_machine
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
-_LATE = 20.0  # seconds after all else in which a signal may come
+_SIGNAL_TIMEOUT = 20.0  # seconds after all other checks
 
 
-def hold(folder: Path) -> int:
-    """Lock a folder; returns the open file, which holds it.
+def lock_folder(folder: Path) -> int:
+    """Lock a folder and return the file descriptor that holds the lock.
 
     Raises
     ------
@@ -43,57 +44,61 @@ def hold(folder: Path) -> int:
         raise
 
 
-def shared(folder: Path) -> Check:
-    """Whether the lock of the machine that asked is felt here. That its files are seen here is shown by our being here."""
-    kind, words = (
-        filesystem(folder),
-        "what is written and renamed on either side is seen on the other",
-    )
+def check_shared_folder(folder: Path) -> Check:
+    """Check that a lock of the submitting machine is seen here; its files are, as this runs."""
+    kind = filesystem(folder)
+    seen = "files that one machine writes and renames are seen on the other"
     try:
-        os.close(hold(folder))
+        os.close(lock_folder(folder))
     except BlockingIOError:
-        return Check("runs folder", OK, f"{words}, and locks hold ({kind})")
+        return Check("runs folder", OK, f"{seen}, and locks hold ({kind})")
     except OSError as e:
         return Check(
             "runs folder",
             WRONG,
-            f"{words}, but {kind} has no flock ({e.strerror}): two jobs could work at one fold; mount it with locks",
+            f"{seen}, but {kind} has no flock ({e.strerror}): two jobs could train the same fold; "
+            "mount it with locks",
         )
     return Check(
         "runs folder",
         WRONG,
-        f"{words}, but a lock of one machine is not felt on another ({kind}): two jobs could work at one fold; mount it with flock",
+        f"{seen}, but a lock of one machine is not seen on another ({kind}): two jobs could train "
+        "the same fold; mount it with flock",
     )
 
 
-def reached(seen: list[str]) -> Check:
-    """Whether all signals came."""
-    missing = [number.name for number in SIGNALS if number.name not in seen]
-    if missing:
-        hint = "ranks could not save before a time limit or when they are preempted; does something in `setup` or a container keep them?"
-        return Check(
-            "signals", WRONG, f"{' and '.join(missing)} sent to the job came to no rank: {hint}"
-        )
-    return Check("signals", OK, f"{' and '.join(number.name for number in SIGNALS)} reach a rank")
+def check_signals(received: Collection[str]) -> Check:
+    """Check that all signals came."""
+    names = [number.name for number in SIGNALS]
+    missing = [name for name in names if name not in received]
+    if not missing:
+        return Check("signals", OK, f"{' and '.join(names)} reach a rank")
+    return Check(
+        "signals",
+        WRONG,
+        f"{' and '.join(missing)} sent to the job reached no rank: ranks could not save before a "
+        "time limit or when they are preempted; does cluster.setup or a container hold them back?",
+    )
 
 
 def main() -> None:
-    folder, seen = Path(sys.argv[1]), []
+    """Check this node and write ``report.json``."""
+    folder = Path(sys.argv[1])
+    received: list[str] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        seen.append(signal.Signals(number).name)
+        received.append(signal.Signals(number).name)
 
     for number in SIGNALS:
         signal.signal(number, note)
-    ask = read_json(folder / "ask.json")
-    write_json(folder / "hello.json", {"host": socket.gethostname()})
-    checks = [shared(folder), *examine(CheckRequest(**ask["machine"]))]
-    end = time.monotonic() + _LATE
-    while len(set(seen)) < len(SIGNALS) and time.monotonic() < end:
+    request = MachineRequest(**read_json(folder / "request.json")["machine"])
+    write_json(folder / "started.json", {"host": socket.gethostname()})
+    checks = [check_shared_folder(folder), *check_machine(request)]
+    deadline = time.monotonic() + _SIGNAL_TIMEOUT
+    while len(set(received)) < len(SIGNALS) and time.monotonic() < deadline:
         time.sleep(0.1)
-    write_json(
-        folder / "report.json", {"checks": [asdict(check) for check in [*checks, reached(seen)]]}
-    )
+    checks.append(check_signals(received))
+    write_json(folder / "report.json", {"checks": [asdict(check) for check in checks]})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Settings of a cluster: ``configs/cluster/NAME.yaml``, and ``cluster.KEY=VALUE`` on the command line.
+"""Settings of a cluster: ``configs/cluster/NAME.yaml``, and ``cluster.KEY=VALUE`` in a command.
 
 They say where a run is trained, not what is trained, so they are part of neither its
 configuration nor its hash. Values are read as plain text and converted by the type of their
@@ -57,6 +57,11 @@ class Cluster:
     def ranks(self) -> int:
         """Ranks of each fold."""
         return self.nodes * self.tasks
+
+    @property
+    def scratch_variable(self) -> str | None:
+        """The scratch folder without braces, which OmegaConf would interpolate in a config."""
+        return self.scratch and re.sub(r"\$\{(\w+)\}(?!\w)", r"$\1", self.scratch)
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -94,7 +94,7 @@ def requeue(job: str) -> int:
 
 
 def main() -> int:
-    """Requeue the job if its exit status is worth it, and return the exit status of this program."""
+    """Requeue the job if another start may help, and return this program's exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

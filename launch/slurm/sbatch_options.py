@@ -1,4 +1,4 @@
-"""Further options of ``sbatch``, which are passed on, and those that have a setting of their own."""
+"""Options of ``sbatch`` that are passed on, and those that have a setting of their own."""
 
 from __future__ import annotations
 

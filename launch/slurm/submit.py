@@ -88,10 +88,8 @@ def staging_settings(cluster: Cluster, request: JobRequest) -> list[str]:
 
     if not cluster.scratch:
         return []
-    # braces would be an interpolation of OmegaConf's
-    scratch = re.sub(r"\$\{(\w+)\}(?!\w)", r"$\1", cluster.scratch)
     shards = load_config(request.experiment, request.overrides).data.shards
-    cache = f"data.cache={scratch}"
+    cache = f"data.cache={cluster.scratch_variable}"
     if is_remote(shards):
         return [cache]
     return [f"data.shards={Path(shards).resolve().as_uri()}", cache]

@@ -69,7 +69,7 @@ def test_all_is_well_and_nothing_is_left(trial: Submitted) -> None:
         "time",
         "a fold's job",
         "preemption",
-        "leaving",
+        "exit",
         "requeue",
     } == slurm
     assert os.listdir(trial.root / "runs") == []

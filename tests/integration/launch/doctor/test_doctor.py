@@ -18,8 +18,9 @@ from dfer_dist.data.shards.index import Index
 from dfer_dist.utils.hardware import filesystem
 from launch.doctor import machine, probe, trial
 from launch.doctor.checks import NOTE, OK, WRONG, Check, on_network
-from launch.doctor.machine import CheckRequest
-from launch.doctor.partition import Node, examine_slurm, seconds
+from launch.doctor.clients import Node, parse_seconds
+from launch.doctor.machine import MachineRequest
+from launch.doctor.partition import check_slurm
 from launch.slurm.cluster import Cluster
 from tests.helpers.cli import check_refusal, dfer
 
@@ -93,13 +94,13 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
 
 
 def wrong(cluster: Cluster) -> list[Check]:
-    return [check for check in examine_slurm(cluster) if check.state != OK]
+    return [check for check in check_slurm(cluster) if check.state != OK]
 
 
 def test_all_is_well(slurm: Slurm) -> None:
-    checks = list(examine_slurm(replace(FINE, account="lab", qos="high")))
+    checks = list(check_slurm(replace(FINE, account="lab", qos="high")))
     assert {check.state for check in checks} == {OK}
-    assert [check.what for check in checks][:6] == [
+    assert [check.subject for check in checks][:6] == [
         "Slurm",
         "partition",
         "nodes",
@@ -140,8 +141,8 @@ def test_what_is_wrong_is_named_and_nothing_else(slurm: Slurm, name: str) -> Non
     for file, lines in says.items():
         slurm.say(file, *lines)
     (found,) = wrong(replace(FINE, **changes))  # type: ignore[arg-type]
-    assert (found.state, found.what) == (state, what)
-    assert re.search(words, found.words), found.words
+    assert (found.state, found.subject) == (state, what)
+    assert re.search(words, found.text), found.text
 
 
 @pytest.mark.parametrize(
@@ -155,8 +156,8 @@ def test_what_is_wrong_is_named_and_nothing_else(slurm: Slurm, name: str) -> Non
         ),
         ({"PreemptType": "preempt/none"}, FINE, []),
         ({"PreemptType": "preempt/qos"}, FINE, [(NOTE, "preemption")]),
-        ({"KillWait": "10 sec"}, FINE, [(NOTE, "leaving")]),
-        ({"KillWait": "10 sec"}, replace(FINE, notice_seconds=20), [(WRONG, "leaving")]),
+        ({"KillWait": "10 sec"}, FINE, [(NOTE, "exit")]),
+        ({"KillWait": "10 sec"}, replace(FINE, notice_seconds=20), [(WRONG, "exit")]),
         ({"JobRequeue": "0"}, FINE, []),
     ],
 )
@@ -164,7 +165,7 @@ def test_what_the_clusters_configuration_means(
     slurm: Slurm, changes: dict[str, str], cluster: Cluster, expected: list[tuple[str, str]]
 ) -> None:
     slurm.config(**changes)
-    assert [(check.state, check.what) for check in wrong(cluster)] == expected
+    assert [(check.state, check.subject) for check in wrong(cluster)] == expected
 
 
 def test_a_slurm_that_does_not_answer_is_one_line(
@@ -172,41 +173,41 @@ def test_a_slurm_that_does_not_answer_is_one_line(
 ) -> None:
     slurm.break_("sacctmgr", "Connection refused")
     (found,) = wrong(FINE)
-    assert found.state == NOTE and "Connection refused" in found.words
+    assert found.state == NOTE and "Connection refused" in found.text
     slurm.break_("scontrol", "Unable to contact slurm controller")
     (found,) = wrong(FINE)
-    assert found.state == WRONG and found.words.startswith(
+    assert found.state == WRONG and found.text.startswith(
         "Unable to contact slurm controller: is this a login node"
     )
     (slurm.root / "sinfo").unlink()
     monkeypatch.setenv("PATH", str(slurm.root))
-    (found,) = examine_slurm(FINE)
-    assert found.words.startswith("sinfo not on PATH")
+    (found,) = check_slurm(FINE)
+    assert found.text.startswith("sinfo not on PATH")
 
 
 def test_words_of_slurm_are_read() -> None:
-    assert [seconds(w) for w in ("30:00", "01:00:00", "2-00:00:00", "UNLIMITED")] == [
+    assert [parse_seconds(w) for w in ("30:00", "01:00:00", "2-00:00:00", "UNLIMITED")] == [
         1800,
         3600,
         172800,
         float("inf"),
     ]
-    node = Node.read("n1|8+|8000|mixed|(null)|gpu:a100:2(S:0),gpu:h100:1,shard:16")
-    assert (node.cpus, node.gpus, node.usable) == (8, 3, True)
-    assert Node.read("n1|8|8000|idle|x|(null)").gpus == 0
+    node = Node.parse("n1|8+|8000|mixed|(null)|gpu:a100:2(S:0),gpu:h100:1,shard:16")
+    assert (node.cpus, node.gpus, node.in_service) == (8, 3, True)
+    assert Node.parse("n1|8|8000|idle|x|(null)").gpus == 0
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(trial, "_POLL", 0.01)
-    monkeypatch.setattr(trial, "_CACHES", 0.05)
+    monkeypatch.setattr(trial, "_CACHE_SECONDS", 0.05)
     (tmp_path / "runs").mkdir()
     return tmp_path / "runs"
 
 
 def silence(place: Path, queue_seconds: float = 0.1) -> Check:
-    (check,) = trial.examine_node(
-        replace(FINE, setup=["module load x"]), CheckRequest(), place, queue_seconds
+    (check,) = trial.check_node(
+        replace(FINE, setup=["module load x"]), MachineRequest(), place, queue_seconds
     )
     return check
 
@@ -224,7 +225,7 @@ def silence(place: Path, queue_seconds: float = 0.1) -> Check:
             "status 1): ImportError: no x",
         ),
         ("FAILED", 1, "srun: error: no cpus", "job on a node", "srun: error: no cpus"),
-        ("NODE_FAIL", 0, "", "job on a node", "n9 ended it (NODE_FAIL, status 0): without a word"),
+        ("NODE_FAIL", 0, "", "job on a node", "n9 ended it (NODE_FAIL, status 0): without output"),
     ],
 )
 def test_a_job_that_ends_without_a_report(
@@ -234,7 +235,7 @@ def test_a_job_that_ends_without_a_report(
     if printed:
         (place / "out.txt").write_text(printed)
     check = silence(place)
-    assert (check.state, check.what) == (WRONG, what) and words in check.words
+    assert (check.state, check.subject) == (WRONG, what) and words in check.text
     submitted = (slurm.root / "submitted").read_text()
     assert (
         "--nodes=1 " in submitted
@@ -248,39 +249,37 @@ def test_a_job_that_ends_without_a_report(
 def test_a_job_that_waits(slurm: Slurm, place: Path) -> None:
     slurm.job("PENDING", "Resources")
     check = silence(place)
-    assert check.state == NOTE and "nodes are busy (Resources)" in check.words
+    assert check.state == NOTE and "nodes are busy (Resources)" in check.text
     slurm.job("PENDING", "PartitionTimeLimit")
     begin = time.monotonic()
     check = silence(place, queue_seconds=60)
     assert time.monotonic() - begin < 10  # it would wait for ever
-    assert check.state == WRONG and "more time than the partition allows" in check.words
+    assert check.state == WRONG and "more time than the partition allows" in check.text
     slurm.break_("sbatch", "Batch job submission failed: QOS")
-    assert silence(place).words == "Slurm does not take it: Batch job submission failed: QOS"
+    assert silence(place).text == "Slurm refuses it: Batch job submission failed: QOS"
 
 
 def test_a_lock_must_be_felt_on_the_other_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = probe.hold(tmp_path)
-    assert probe.shared(tmp_path).state == OK
+    held = probe.lock_folder(tmp_path)
+    assert probe.check_shared_folder(tmp_path).state == OK
     os.close(held)
-    check = probe.shared(tmp_path)
-    assert check.state == WRONG and "not felt" in check.words
+    check = probe.check_shared_folder(tmp_path)
+    assert check.state == WRONG and "not seen" in check.text
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    check = probe.shared(tmp_path)
-    assert check.state == WRONG and "has no flock (No locks available)" in check.words
+    check = probe.check_shared_folder(tmp_path)
+    assert check.state == WRONG and "has no flock (No locks available)" in check.text
 
 
 def test_signals_that_do_not_come_are_named() -> None:
-    assert probe.reached(["SIGTERM", "SIGUSR2"]).state == OK
-    check = probe.reached(["SIGTERM"])
-    assert check.state == WRONG and check.words.startswith(
-        "SIGUSR2 sent to the job came to no rank"
-    )
+    assert probe.check_signals(["SIGTERM", "SIGUSR2"]).state == OK
+    check = probe.check_signals(["SIGTERM"])
+    assert check.state == WRONG and check.text.startswith("SIGUSR2 sent to the job reached no rank")
 
 
 def test_file_systems_are_known_by_their_mounts(tmp_path: Path) -> None:
@@ -289,8 +288,8 @@ def test_file_systems_are_known_by_their_mounts(tmp_path: Path) -> None:
     assert on_network("nfs4") and on_network("fuse.sshfs") and not on_network("ext4")
 
 
-def look(name: str, ask: CheckRequest) -> Check:
-    (found,) = [check for check in machine.examine(ask) if check.what == name]
+def look(name: str, ask: MachineRequest) -> Check:
+    (found,) = [check for check in machine.check_machine(ask) if check.subject == name]
     return found
 
 
@@ -300,51 +299,51 @@ def test_what_a_machine_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     (tmp_path / "file").write_text("")
     found = {
-        check.what: check
-        for check in machine.examine(
-            CheckRequest(gpus=2, cpus=999, scratch=str(tmp_path / "file" / "x"))
+        check.subject: check
+        for check in machine.check_machine(
+            MachineRequest(gpus=2, cpus=999, scratch=str(tmp_path / "file" / "x"))
         )
     }
     assert (
         found["python"].state == WRONG
-        and "cannot import no_such_package (ModuleNotFoundError" in found["python"].words
+        and "cannot import no_such_package (ModuleNotFoundError" in found["python"].text
     )
     assert (
         found["GPUs"].state == WRONG
-        and "2 asked for, torch sees 0 (Slurm shows 0,1" in found["GPUs"].words
+        and "2 asked for, torch sees 0 (Slurm shows 0,1" in found["GPUs"].text
     )
     assert found["processors"].state == NOTE
     assert (
         found["DeepSpeed"].state == WRONG
-        and "-m dfer_dist.training.engine" in found["DeepSpeed"].words
+        and "-m dfer_dist.training.engine" in found["DeepSpeed"].text
     )
     assert (
         found["scratch"].state == WRONG
-        and "cannot be written (Not a directory)" in found["scratch"].words
+        and "cannot be written (Not a directory)" in found["scratch"].text
     )
     monkeypatch.setattr(machine, "filesystem", lambda _: "nfs4")
-    assert look("scratch", CheckRequest(scratch=str(tmp_path / "new"))).state == NOTE
-    assert look("scratch", CheckRequest(scratch="$DFER_UNSET/x")).state == WRONG
+    assert look("scratch", MachineRequest(scratch=str(tmp_path / "new"))).state == NOTE
+    assert look("scratch", MachineRequest(scratch="$DFER_UNSET/x")).state == WRONG
 
 
 def test_tracking_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "mlflow.db"
     assert (
-        look("tracking", CheckRequest(tracking=f"sqlite:///{file}")).state == OK
+        look("tracking", MachineRequest(tracking=f"sqlite:///{file}")).state == OK
         and not file.exists()
     )
     with sqlite3.connect(file) as store:
         store.execute("create table other (x)")
-    check = look("tracking", CheckRequest(tracking=f"sqlite:///{file}"))
-    assert check.state == WRONG and "no such table" in check.words
+    check = look("tracking", MachineRequest(tracking=f"sqlite:///{file}"))
+    assert check.state == WRONG and "no such table" in check.text
     with sqlite3.connect(file) as store:
         store.execute("create table experiments (x)")
-    assert look("tracking", CheckRequest(tracking=f"sqlite:///{file}")).state == OK
+    assert look("tracking", MachineRequest(tracking=f"sqlite:///{file}")).state == OK
     monkeypatch.setattr(machine, "filesystem", lambda _: "nfs4")
-    check = look("tracking", CheckRequest(tracking=f"sqlite:///{file}"))
-    assert check.state == NOTE and "tracking.uri=http" in check.words
-    check = look("tracking", CheckRequest(tracking="http://127.0.0.1:9"))
-    assert check.state == WRONG and "cannot be reached" in check.words
+    check = look("tracking", MachineRequest(tracking=f"sqlite:///{file}"))
+    assert check.state == NOTE and "tracking.uri=http" in check.text
+    check = look("tracking", MachineRequest(tracking="http://127.0.0.1:9"))
+    assert check.state == WRONG and "cannot be reached" in check.text
 
 
 def test_this_machine_and_an_experiment(tmp_path: Path, tiny_shards: Index) -> None:
@@ -389,7 +388,7 @@ def test_a_node_is_looked_at_by_a_small_job(
     assert done.returncode == 0, done.stdout + done.stderr
     host = os.uname().nodename
     assert any(
-        line.startswith(f"note  {host}: setup: its lines say: ") and "not found" in line
+        line.startswith(f"note  {host}: setup: its lines print: ") and "not found" in line
         for line in lines
     )
     for name in (
