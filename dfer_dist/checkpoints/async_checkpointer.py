@@ -116,7 +116,7 @@ class AsyncCheckpointer:
         if self.ranks.is_main:
             self._tried = time.monotonic()
             arguments = (weights, moments, state, best, begin)
-            self._thread = threading.Thread(target=self._write, args=arguments, name="saver")
+            self._thread = threading.Thread(target=self._write, args=arguments, name="checkpointer")
             self._thread.start()
 
     def wait(self, again: Callable[[], None] | None = None) -> None:
@@ -147,7 +147,7 @@ class AsyncCheckpointer:
         if complete:
             last = f"the last good checkpoint is {complete[-1].name}"
         return (
-            f"{self.folder} takes no checkpoint ({error or self._error}): make room; {last}, "
+            f"{self.folder} takes no checkpoint ({error or self._error}): free some space; {last}, "
             "the same command resumes from it"
         )
 

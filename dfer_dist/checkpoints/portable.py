@@ -327,7 +327,7 @@ def read(path: Path, weights_only: bool = False) -> Checkpoint:
 
 
 def _resolve(path: Path) -> Path:
-    """Return the checkpoint's folder that a path or a pointer stands for."""
+    """Return the checkpoint's folder that a path or a pointer means."""
     if path.name in ("LATEST", "BEST"):
         found = read_pointer(path.parent, path.name)
     elif (path / COMPLETE).is_file():

@@ -165,7 +165,7 @@ class ModelConfig:
     )
     modalities: list[str] = setting(
         default_factory=list,
-        help="What the model sees beside frames, for image=adapters: parsing, landmarks.",
+        help="What the model sees in addition to frames, for image=adapters: parsing, landmarks.",
         source=_FINECLIPER,
     )
     modality_ratio: float = setting(

@@ -11,7 +11,7 @@ _KEY = "setting"
 
 @dataclass(frozen=True)
 class SettingInfo:
-    """What is known of a setting beside its name, type and default.
+    """What is known of a setting in addition to its name, type and default.
 
     Attributes
     ----------

@@ -126,11 +126,11 @@ def main() -> None:
     if ranks.is_main:
         weights = checkpoint.read(path, weights_only=True).model
         rates = {g["name"]: g["lr"] for g in engine.deepspeed.optimizer.param_groups}
-        figures = {"skipped": skipped, "digests": digests} if a.poison else {}
+        extra = {"skipped": skipped, "digests": digests} if a.poison else {}
         print(
             json.dumps(
                 {
-                    **figures,
+                    **extra,
                     "losses": losses,
                     "weights": digest(weights),
                     "rates": rates,

@@ -11,12 +11,12 @@ STEPS, HALF = 8, 4
 
 def run(folder: Path, ranks: int, steps: int, **options: object) -> dict:
     """Train the toy model on ``ranks`` real processes; returns what rank 0 printed."""
-    words = [
+    arguments = [
         w
         for k, v in options.items()
         for w in (f"--{k}", *map(str, v if isinstance(v, list) else [v]))
     ]
-    return run_ranks(SCRIPT, ranks, "--folder", str(folder), "--steps", str(steps), *words)
+    return run_ranks(SCRIPT, ranks, "--folder", str(folder), "--steps", str(steps), *arguments)
 
 
 @pytest.fixture(scope="module")

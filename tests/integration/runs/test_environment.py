@@ -24,18 +24,18 @@ def test_lock_has_all_that_pip_freeze_has() -> None:
 
 
 def test_node_with_other_packages_is_warned_of_once(tiny_shards: Index, tmp_path: Path) -> None:
-    words = [
+    arguments = [
         f"data.shards={tiny_shards.root.as_uri()}",
         "data.cache=$DFER_UNSET",
         "tracking.enabled=false",
         "train.global_batch=8",
     ]
-    run, _ = open_run(tmp_path / "runs", None, "demo", words, (), None, 2)
+    run, _ = open_run(tmp_path / "runs", None, "demo", arguments, (), None, 2)
     lock = run.environment.read_text()
     assert lock == environment_lock()
     here = next(line for line in lock.splitlines() if line.startswith("torch=="))
     run.environment.write_text(lock.replace(here, "torch==0.1"))
-    done = dfer("train", "demo", "--fold", "1", "--nproc", "2", *words, cwd=tmp_path)
+    done = dfer("train", "demo", "--fold", "1", "--nproc", "2", *arguments, cwd=tmp_path)
     check_refusal(
         done, "$DFER_UNSET is not set here"
     )  # from a rank, which looks at its packages before anything else

@@ -44,10 +44,10 @@ def test_rank_imports_the_snapshot_and_not_the_checkout(tmp_path: Path) -> None:
         ]
 
 
-def git(folder: Path, *words: str) -> str:
+def git(folder: Path, *arguments: str) -> str:
     who = ["-c", "user.name=n", "-c", "user.email=e"]
     return subprocess.run(
-        ["git", "-C", str(folder), *who, *words], capture_output=True, text=True, check=True
+        ["git", "-C", str(folder), *who, *arguments], capture_output=True, text=True, check=True
     ).stdout.strip()
 
 

@@ -17,7 +17,7 @@ from dfer_dist.utils.errors import UserError
 
 
 def corrupt(file: Path, harm: str) -> None:
-    """Harm a file in one of three ways."""
+    """Harm a file: remove, cut or change it."""
     if harm == "gone":
         file.unlink()
         return

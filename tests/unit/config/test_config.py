@@ -69,13 +69,13 @@ RECIPE = {
 }
 
 
-def demo(*words: str) -> Config:
-    return load_config("demo", ["data.shards=x", *words])
+def demo(*arguments: str) -> Config:
+    return load_config("demo", ["data.shards=x", *arguments])
 
 
-def refused(*words: str) -> str:
+def refused(*arguments: str) -> str:
     with pytest.raises(UserError) as caught:
-        demo(*words)
+        demo(*arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -250,7 +250,7 @@ def test_unknown_experiment_names_the_nearest_and_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("- a\n- b\n", "must hold keys and values, not a list"),
         ("train: [1\n", "cannot be read as YAML"),
@@ -260,12 +260,12 @@ def test_unknown_experiment_names_the_nearest_and_all() -> None:
         ("\x00", "cannot be read as YAML"),
     ],
 )
-def test_bad_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_bad_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(UserError) as caught:
         load_config(str(file), ["data.shards=x"])
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
 

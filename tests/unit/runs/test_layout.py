@@ -12,7 +12,7 @@ from dfer_dist.utils.files import write_json
 
 
 @pytest.mark.parametrize(
-    ("words", "folds"),
+    ("text", "folds"),
     [
         ("1,3-5", [1, 3, 4, 5]),
         ("2", [2]),
@@ -22,20 +22,20 @@ from dfer_dist.utils.files import write_json
         ("3-3", [3]),
     ],
 )
-def test_fold_numbers_and_ranges_are_parsed(words: str, folds: list[int]) -> None:
-    assert parse_folds(words, [1, 2, 3, 4, 5]) == folds
+def test_fold_numbers_and_ranges_are_parsed(text: str, folds: list[int]) -> None:
+    assert parse_folds(text, [1, 2, 3, 4, 5]) == folds
 
 
-@pytest.mark.parametrize("words", ["0", "6", "1,6", "4-6", "0-2"])
-def test_unknown_fold_is_refused(words: str) -> None:
+@pytest.mark.parametrize("text", ["0", "6", "1,6", "4-6", "0-2"])
+def test_unknown_fold_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="out of range: this data set has 1 to 5"):
-        parse_folds(words, [1, 2, 3, 4, 5])
+        parse_folds(text, [1, 2, 3, 4, 5])
 
 
-@pytest.mark.parametrize("words", ["x", "", ",", "1,", "-1", "1-", "1-x", "1.5", "²", "5-3"])
-def test_text_that_names_no_folds_is_refused(words: str) -> None:
+@pytest.mark.parametrize("text", ["x", "", ",", "1,", "-1", "1-", "1-x", "1.5", "²", "5-3"])
+def test_text_that_names_no_folds_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="give numbers and ranges such as 1,3-5"):
-        parse_folds(words, [1, 2, 3, 4, 5])
+        parse_folds(text, [1, 2, 3, 4, 5])
 
 
 def test_data_set_with_one_fold_has_fold_1() -> None:

@@ -36,10 +36,10 @@ def test_snapshot_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
 def test_snapshot_leaves_compiled_files_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for room in ("dfer_dist", "launch"):
-        (tmp_path / "from" / room / "__pycache__").mkdir(parents=True)
-        (tmp_path / "from" / room / "__pycache__" / "a.pyc").write_text("x")
-        (tmp_path / "from" / room / "__init__.py").write_text("")
+    for package in ("dfer_dist", "launch"):
+        (tmp_path / "from" / package / "__pycache__").mkdir(parents=True)
+        (tmp_path / "from" / package / "__pycache__" / "a.pyc").write_text("x")
+        (tmp_path / "from" / package / "__init__.py").write_text("")
     monkeypatch.setattr(dfer_dist, "__file__", str(tmp_path / "from" / "dfer_dist" / "__init__.py"))
     snapshot_code(tmp_path / "code")
     assert files(tmp_path / "code").keys() == {"dfer_dist/__init__.py", "launch/__init__.py"}

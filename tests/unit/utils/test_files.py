@@ -79,7 +79,7 @@ def test_json_refuses_nan_and_keeps_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ('{"version": 1, "x"', "cannot be read"),
         ("", "cannot be read"),
@@ -89,10 +89,10 @@ def test_json_refuses_nan_and_keeps_the_old_file(tmp_path: Path) -> None:
         ("\xff", "cannot be read"),
     ],
 )
-def test_bad_json_names_the_file(tmp_path: Path, text: str, words: str) -> None:
+def test_bad_json_names_the_file(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "a.json"
     file.write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read_json(file)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Locks between processes; a second open file stands for a second process."""
+"""Locks between processes; a second open file acts as a second process."""
 
 from __future__ import annotations
 

@@ -39,9 +39,9 @@ def test_rank_0_shows_info_with_its_time(capsys: Capture) -> None:
 def test_other_ranks_show_warnings_alone(capsys: Capture) -> None:
     log.setup_logging(3)
     OURS.info("step 1 of 2")
-    OURS.warning("little room")
-    OURS.error("no room")
-    assert capsys.readouterr().err == "warning: little room\nerror: no room\n"
+    OURS.warning("little space")
+    OURS.error("no space")
+    assert capsys.readouterr().err == "warning: little space\nerror: no space\n"
 
 
 def test_two_setups_show_a_line_once(capsys: Capture) -> None:
