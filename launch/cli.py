@@ -13,110 +13,87 @@ from launch.console import new_app, run_app
 
 
 class Entry(NamedTuple):
-    """Where a command is, in which panel of the help it is listed, and its first sentence."""
+    """Where a command is, and the first sentence of its help."""
 
-    function: str  # module:attribute
-    panel: str
+    function: str  # module:attribute in this package
     summary: str
 
 
-_DATA, _TRAINING, _CLUSTER = "Data", "Training", "Cluster"
-_RESULTS, _MODELS, _TOOLS = "Results", "Models", "Tools"
-
+# by panel of the help
 COMMANDS = {
-    "pack": Entry("launch.commands.pack:pack", _DATA, "Pack a data set into shards."),
-    "verify": Entry("launch.commands.verify:verify", _DATA, "Check every byte of packed shards."),
-    "enrich": Entry(
-        "launch.commands.enrich:enrich", _DATA, "Add landmarks and parsing maps to packed shards."
-    ),
-    "describe": Entry(
-        "launch.commands.describe:describe",
-        _DATA,
-        "Describe each clip with a vision model, or import captions.",
-    ),
-    "demo": Entry(
-        "launch.commands.train:demo",
-        _TRAINING,
-        "Render a small data set, pack it, train five folds, and print the results.",
-    ),
-    "crossval": Entry(
-        "launch.commands.train:crossval",
-        _TRAINING,
-        "Train and test all folds, on this machine or on a Slurm cluster.",
-    ),
-    "train": Entry("launch.commands.train:train", _TRAINING, "Train and test one fold."),
-    "resume": Entry(
-        "launch.commands.train:resume", _TRAINING, "Resume a run with the settings it has."
-    ),
-    "status": Entry("launch.slurm.status:status", _CLUSTER, "Show the state of each fold."),
-    "logs": Entry("launch.slurm.logs:logs", _CLUSTER, "Print the log of a fold."),
-    "cancel": Entry(
-        "launch.slurm.cancel:cancel", _CLUSTER, "Cancel all folds of a run that wait or train."
-    ),
-    "doctor": Entry(
-        "launch.doctor.doctor:doctor",
-        _CLUSTER,
-        "Check whether training would run on this machine or on a cluster.",
-    ),
-    "eval": Entry("launch.commands.evaluate:evaluate", _RESULTS, "Test a checkpoint on a fold."),
-    "report": Entry(
-        "launch.commands.report:report", _RESULTS, "Write the report of a run, or compare runs."
-    ),
-    "ui": Entry("launch.commands.tracking:ui", _RESULTS, "Open a run in the MLflow UI."),
-    "sync": Entry(
-        "launch.commands.tracking:sync",
-        _RESULTS,
-        "Send to MLflow what its server lacks of a run.",
-    ),
-    "export": Entry(
-        "launch.commands.export:export", _MODELS, "Export a checkpoint as a standalone model."
-    ),
-    "predict": Entry(
-        "launch.commands.predict:predict", _MODELS, "Predict expressions in videos over time."
-    ),
-    "register": Entry(
-        "launch.commands.tracking:register",
-        _MODELS,
-        "Register a fold's model in the MLflow model registry.",
-    ),
-    "convert": Entry(
-        "launch.commands.convert:convert",
-        _MODELS,
-        "Convert the authors' DFER-CLIP checkpoints to ours and back.",
-    ),
-    "fetch-weights": Entry(
-        "launch.commands.weights:fetch_weights",
-        _MODELS,
-        "Download pretrained weights for offline training.",
-    ),
-    "pretrain-demo": Entry(
-        "launch.commands.weights:pretrain_demo",
-        _MODELS,
-        "Train the tiny CLIP of the demo on drawn faces.",
-    ),
-    "plan": Entry(
-        "launch.commands.plan:plan", _TOOLS, "Estimate memory, speed and hours of a run."
-    ),
-    "bench": Entry("launch.commands.bench:bench", _TOOLS, "Measure how fast this machine is."),
+    "Data": {
+        "pack": Entry("commands.pack:pack", "Pack a data set into shards."),
+        "verify": Entry("commands.verify:verify", "Check every byte of packed shards."),
+        "enrich": Entry(
+            "commands.enrich:enrich", "Add landmarks and parsing maps to packed shards."
+        ),
+        "describe": Entry(
+            "commands.describe:describe",
+            "Describe each clip with a vision model, or import captions.",
+        ),
+    },
+    "Training": {
+        "demo": Entry(
+            "commands.train:demo",
+            "Render a small data set, pack it, train five folds, and print the results.",
+        ),
+        "crossval": Entry(
+            "commands.train:crossval",
+            "Train and test all folds, on this machine or on a Slurm cluster.",
+        ),
+        "train": Entry("commands.train:train", "Train and test one fold."),
+        "resume": Entry("commands.train:resume", "Resume a run with the settings it has."),
+    },
+    "Cluster": {
+        "status": Entry("slurm.status:status", "Show the state of each fold."),
+        "logs": Entry("slurm.logs:logs", "Print the log of a fold."),
+        "cancel": Entry("slurm.cancel:cancel", "Cancel all folds of a run that wait or train."),
+        "doctor": Entry(
+            "doctor.doctor:doctor",
+            "Check whether training would run on this machine or on a cluster.",
+        ),
+    },
+    "Results": {
+        "eval": Entry("commands.evaluate:evaluate", "Test a checkpoint on a fold."),
+        "report": Entry("commands.report:report", "Write the report of a run, or compare runs."),
+        "ui": Entry("commands.tracking:ui", "Open a run in the MLflow UI."),
+        "sync": Entry("commands.tracking:sync", "Send to MLflow what its server lacks of a run."),
+    },
+    "Models": {
+        "export": Entry("commands.export:export", "Export a checkpoint as a standalone model."),
+        "predict": Entry("commands.predict:predict", "Predict expressions in videos over time."),
+        "register": Entry(
+            "commands.tracking:register", "Register a fold's model in the MLflow model registry."
+        ),
+        "convert": Entry(
+            "commands.convert:convert",
+            "Convert the authors' DFER-CLIP checkpoints to ours and back.",
+        ),
+        "fetch-weights": Entry(
+            "commands.weights:fetch_weights", "Download pretrained weights for offline training."
+        ),
+        "pretrain-demo": Entry(
+            "commands.weights:pretrain_demo", "Train the tiny CLIP of the demo on drawn faces."
+        ),
+    },
+    "Tools": {
+        "plan": Entry("commands.plan:plan", "Estimate memory, speed and hours of a run."),
+        "bench": Entry("commands.bench:bench", "Measure how fast this machine is."),
+    },
 }
 
 
 class LazyCommand(TyperCommand):
     """A line of the table that becomes the command itself when arguments are parsed."""
 
-    def __init__(self, name: str, entry: Entry) -> None:
-        super().__init__(
-            name,
-            help=entry.summary,
-            rich_help_panel=entry.panel,
-            rich_markup_mode="rich",
-        )
+    def __init__(self, name: str, entry: Entry, panel: str) -> None:
+        super().__init__(name, help=entry.summary, rich_help_panel=panel, rich_markup_mode="rich")
         self.entry = entry
 
     def load(self) -> Any:
         """Import the module and return its command, for the copy of click that Typer uses."""
         module, _, attribute = self.entry.function.partition(":")
-        function = getattr(importlib.import_module(module), attribute)
+        function = getattr(importlib.import_module(f"launch.{module}"), attribute)
         if isinstance(function, typer.Typer):
             command = get_command(function)
         else:
@@ -136,8 +113,9 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        for name, entry in COMMANDS.items():
-            self.add_command(LazyCommand(name, entry))
+        for panel, entries in COMMANDS.items():
+            for name, entry in entries.items():
+                self.add_command(LazyCommand(name, entry, panel))
 
 
 app = new_app(cls=LazyGroup, add_completion=True)

@@ -27,14 +27,12 @@ you can fix, and 1 after another failure. `dfer --debug COMMAND` shows traceback
 def build_page() -> str:
     """Return the page in Markdown."""
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    panels = list(dict.fromkeys(entry.panel for entry in COMMANDS.values()))
     blocks = [_HEAD]
-    for panel in panels:
-        entries = {name: e for name, e in COMMANDS.items() if e.panel == panel}
-        blocks.append(f"## {panel}")
+    for panel, entries in COMMANDS.items():
         rows = [
             f"| [`{name}`](#dfer-{name}) | {entry.summary} |" for name, entry in entries.items()
         ]
+        blocks.append(f"## {panel}")
         blocks.append("\n".join(["| command | what it does |", "|---|---|", *rows]))
         for name in entries:
             blocks += _describe(f"dfer {name}", commands[name].load())

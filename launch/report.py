@@ -50,13 +50,20 @@ def report_run(
 ) -> None:
     """Write the report as :func:`write_run_report` does, and print its scores or ``all_tables``."""
     from dfer_dist.reporting.sections import summary_table
-    from dfer_dist.reporting.tables import terminal
 
     summary, sections = write_run_report(run, status, published, frames)
     console.print(summary_table(summary))
-    for section in sections if all_tables else ():
-        # the scores were printed above
-        for table in section.tables if section.key != "scores" else ():
-            console.print(terminal(table))
+    if all_tables:
+        print_tables(console, sections, omit="scores")
     print_line(console, f"report: {run.report}, {run.latex.name}, {run.page.name}")
     print_mlflow_hint(console, run)
+
+
+def print_tables(console: Console, sections: list[Section], omit: str) -> None:
+    """Print the tables of all sections but the one with the key ``omit``."""
+    from dfer_dist.reporting.tables import terminal
+
+    for section in sections:
+        if section.key != omit:
+            for table in section.tables:
+                console.print(terminal(table))

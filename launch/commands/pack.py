@@ -88,16 +88,8 @@ def pack(
     )
     sources = " and ".join(map(str, listing.folders))
     print_line(console, f"{len(listing.records)} clips listed; from {sources}")
-    report = pack_listing(
-        console,
-        listing,
-        out,
-        clips_per_shard,
-        size=resize,
-        strict=strict,
-        workers=workers,
-        faces=faces,
-    )
+    options = {"size": resize, "strict": strict, "workers": workers, "faces": faces}
+    report = pack_listing(console, listing, out, clips_per_shard, **options)
     console.print(_table(report))
     _print_problems(console, report, out)
 

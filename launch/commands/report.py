@@ -11,7 +11,7 @@ from rich.console import Console
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from launch.console import new_console, print_line
-from launch.report import report_run
+from launch.report import print_tables, report_run
 
 if TYPE_CHECKING:
     from dfer_dist.reporting.extra_tables import Published
@@ -65,14 +65,10 @@ def report(
     for run in run_dirs:
         run.describe()
     for run in run_dirs:
-        frames = _draw_errors(console, run, errors) if errors else None
-        report_run(
-            console,
-            run,
-            published=published,
-            frames=frames if share_frames else None,
-            all_tables=len(run_dirs) == 1,
-        )
+        picture = _draw_errors(console, run, errors) if errors else None
+        shared = picture if share_frames else None
+        is_single = len(run_dirs) == 1
+        report_run(console, run, published=published, frames=shared, all_tables=is_single)
     if len(run_dirs) > 1:
         _compare(console, run_dirs, out or run_dirs[0].root / "compared", published)
 
@@ -82,11 +78,8 @@ def _compare(
 ) -> None:
     """Write the comparison and print its tables, except the long list of clips."""
     from dfer_dist.reporting.files import write_comparison
-    from dfer_dist.reporting.tables import terminal
 
-    for section in write_comparison(runs, folder, published):
-        for table in section.tables if section.key != "clips" else ():
-            console.print(terminal(table))
+    print_tables(console, write_comparison(runs, folder, published), omit="clips")
     page = folder / "comparison.html"
     print_line(console, f"comparison: {page}, with .md, .tex, .json and lists of clips next to it")
 

@@ -17,36 +17,38 @@ from launch.cli import COMMANDS, app
 from launch.console import user_message
 from tests.helpers.cli import check_refusal, invoke
 
-LOADED = {name: line.load() for name, line in get_command(app).commands.items()}  # type: ignore[attr-defined]
+LINES = get_command(app).commands  # type: ignore[attr-defined]
+LOADED = {name: line.load() for name, line in LINES.items()}
 PANELS = ("Data", "Training", "Cluster", "Results", "Models", "Tools")
 
 
 def test_help_lists_each_command_in_a_panel(tmp_path: Path) -> None:
     done = invoke("--help", cwd=tmp_path)
     assert done.returncode == 0
+    assert tuple(COMMANDS) == PANELS
     lines = done.stdout.splitlines()
-    starts = [next(i for i, line in enumerate(lines) if f" {panel} " in line) for panel in PANELS]
-    assert starts == sorted(starts)
-    for name, entry in COMMANDS.items():
-        panel = lines[starts[PANELS.index(entry.panel)] :]
-        assert any(line.split()[1:2] == [name] for line in panel[: len(COMMANDS)])
-        assert entry.summary in done.stdout
+    for panel, entries in COMMANDS.items():
+        start = next(i for i, line in enumerate(lines) if f" {panel} " in line)
+        listed = lines[start + 1 : start + 1 + len(entries)]
+        for line, (name, entry) in zip(listed, entries.items(), strict=True):
+            assert line.split()[1] == name
+            assert entry.summary in line
     assert "--install-completion" in done.stdout
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", LINES)
 def test_summary_is_the_first_sentence_of_the_help(name: str) -> None:
-    assert LOADED[name].help.partition("\n\n")[0] == COMMANDS[name].summary
+    assert LOADED[name].help.partition("\n\n")[0] == LINES[name].entry.summary
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", LINES)
 def test_help_of_command_has_an_example(name: str, tmp_path: Path) -> None:
     done = invoke(name, "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert f"Example: dfer {name}" in " ".join(done.stdout.split())
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", LINES)
 def test_example_of_command_parses(name: str) -> None:
     command = LOADED[name]
     example = command.help.partition("[bold]dfer ")[2].partition("[/bold]")[0]
@@ -57,7 +59,7 @@ def test_example_of_command_parses(name: str) -> None:
         assert find_config(context.params["experiment"]).is_file()
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", LINES)
 def test_every_option_has_a_help_sentence(name: str) -> None:
     """Sentences start with a capital letter or a name, and end with a full stop."""
     commands = [LOADED[name], *getattr(LOADED[name], "commands", {}).values()]
