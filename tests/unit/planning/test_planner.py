@@ -29,8 +29,6 @@ from dfer_dist.planning.scale import scale
 from dfer_dist.planning.trace import Trace, trace
 from dfer_dist.training.bf16_gradients import BUCKET
 from dfer_dist.utils.errors import UserError
-from launch.commands.plan_scale import node_counts
-from tests.helpers.cli import dfer
 
 EIGHT = Machine("cuda", 8, 80 * GIB, 1e14, 1e11, 1e-5)
 
@@ -176,39 +174,6 @@ def test_the_data_of_a_plan(tmp_path: Path, tiny_shards: object) -> None:
         data_size(load_config("dfew_vitb32", [f"data.shards={tmp_path}/other"]))
 
 
-def test_the_command_prints_a_table_and_holds_itself_against_real_steps(tmp_path: Path) -> None:
-    done = dfer("plan", "dfew_vitb32", "--gpus", "8", "--gpu-memory", "80", cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.count("fastest") == 1, done.stderr
-    assert (
-        len(
-            [
-                line
-                for line in done.stdout.splitlines()
-                if line.strip()[:1] in "123" and line.strip()
-            ]
-        )
-        == 12
-    )
-    done = dfer(
-        "plan",
-        "dfew_vitb32",
-        "--measure",
-        "train.global_batch=2",
-        "data.num_frames=4",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    planned, measured = (
-        float(done.stdout.split(word)[1].split()[0]) for word in ("planned", "measured")
-    )
-    assert planned == pytest.approx(measured, rel=0.15)
-
-
-def test_the_command_says_what_helps_where_nothing_fits(tmp_path: Path) -> None:
-    done = dfer("plan", "dfew_vitb32", "--gpu-memory", "2", cwd=tmp_path)
-    assert "nothing fits 2 GiB: set model.checkpoint_image=true" in " ".join(done.stdout.split())
-
-
 def test_time_on_the_network_is_bytes_and_hops() -> None:
     t = made_up()
     eight = network_seconds(t, 2, 1, EIGHT, 1)
@@ -229,44 +194,3 @@ def test_more_nodes_give_more_clips_until_something_else_limits() -> None:
     assert many.clips_per_second == pytest.approx(4096 * 6 / (many.compute + many.network))
     (slow,) = scale(config, EIGHT, 1e9, 1.0, [1], SEVEN)
     assert slow.limit == "data" and slow.seconds == 6 / 2 and slow.efficiency == 1
-
-
-def test_node_counts_go_on_by_their_factor() -> None:
-    assert node_counts("1,2,4") == [1, 2, 4]
-    assert (
-        node_counts("1, 2,4,...,512")
-        == node_counts("1,2,4,\N{HORIZONTAL ELLIPSIS},512")
-        == [2**i for i in range(10)]
-    )
-    assert node_counts("1,3,...,20") == [1, 3, 9, 20]
-    for wrong in ("", "0,1", "2,1", "1,...,8", "1,2,...", "1,x", "2,2"):
-        with pytest.raises(UserError, match="give numbers of nodes"):
-            node_counts(wrong)
-
-
-def test_the_command_prints_nodes_and_what_limits_them(tmp_path: Path) -> None:
-    done = dfer("plan", "dfew_vitb16", "--gpus", "8", "--scale", "1,2,...,512", cwd=tmp_path)
-    rows = [line.split() for line in done.stdout.splitlines() if line.strip()[:1].isdigit()]
-    assert [int(row[0]) for row in rows] == [2**i for i in range(10)], done.stderr
-    assert all(row[-1] == "compute" for row in rows)
-
-
-@pytest.mark.engine_full
-def test_bytes_of_real_ranks_are_those_of_the_formula(tmp_path: Path) -> None:
-    done = dfer(
-        "plan",
-        "demo",
-        "data.shards=dfew",
-        "train.global_batch=8",
-        "--scale",
-        "1,2,4",
-        "--measure",
-        cwd=tmp_path,
-    )
-    rows = [
-        line.split() for line in done.stdout.splitlines() if line.strip()[:2] in ("1 ", "2 ", "4 ")
-    ]
-    assert [row[0] for row in rows] == ["1", "2", "4"], done.stderr
-    for row in rows[1:]:
-        formula, counted = float(row[7]), float(row[8])
-        assert formula > 0.5 and 0.98 * formula <= counted <= 1.1 * formula

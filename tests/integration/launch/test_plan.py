@@ -1,0 +1,31 @@
+"""``dfer plan --measure``: the plan against real steps on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.cli import dfer
+
+
+def test_planned_memory_is_that_of_real_steps(tmp_path: Path) -> None:
+    small = ["train.global_batch=2", "data.num_frames=4"]
+    done = dfer("plan", "dfew_vitb32", "--measure", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    planned = float(done.stdout.split("planned")[1].split()[0])
+    measured = float(done.stdout.split("measured")[1].split()[0])
+    assert planned == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.engine_full
+def test_planned_bytes_are_those_of_real_ranks(tmp_path: Path) -> None:
+    given = ["data.shards=dfew", "train.global_batch=8", "--scale", "1,2,4", "--measure"]
+    done = dfer("plan", "demo", *given, cwd=tmp_path)
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    rows = [line.split() for line in lines if line[:2] in ("1 ", "2 ", "4 ")]
+    assert [row[0] for row in rows] == ["1", "2", "4"], done.stderr
+    for row in rows[1:]:
+        formula, counted = float(row[7]), float(row[8])
+        assert formula > 0.5
+        assert 0.98 * formula <= counted <= 1.1 * formula
