@@ -21,7 +21,7 @@ PREFIX = f"/tmp/dfer-slurm-test-{os.geteuid()}-"
 
 
 def free_ports() -> int:
-    """The first of 500 ports that are below those which ranks choose, and of which none of the daemons' is taken."""
+    """Return the first of 500 ports, below those of ranks, of which the daemons' are free."""
     bases = list(range(10000, 20000, 500))
     random.shuffle(bases)
     for base in bases:
@@ -36,7 +36,7 @@ def free_ports() -> int:
 
 
 def claim(folder: Path) -> int | None:
-    """A handle that holds ``folder`` until this process ends in whatever way; None if another test run does."""
+    """Lock ``folder`` until this process ends; None if another test run holds it."""
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -48,7 +48,7 @@ def claim(folder: Path) -> int | None:
 
 @contextmanager
 def running(kind: str, accounting: bool) -> Iterator[Cluster]:
-    """A cluster until the tests end. What killed test runs left is purged first."""
+    """Run a cluster until the tests end, and purge first what killed test runs left."""
     for left in Path("/tmp").glob(Path(PREFIX).name + "*"):
         if claim(left) is not None:
             Cluster(left).down(purge=True)
@@ -73,14 +73,14 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def bare_cluster() -> Iterator[Cluster]:
-    """One without accounting: up in a third of a second, and there is no sacct."""
+    """A cluster without accounting, and so without sacct."""
     with running("b", accounting=False) as found:
         yield found
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> Trial:
-    """The same fold on two ranks of this machine, without a Slurm."""
+    """Return the same fold, trained on two ranks of this machine without a Slurm."""
     trial = Trial(tiny_shards, tmp_path_factory.mktemp("undisturbed"))
     trial.finish(trial.start(), again=0)
     return trial

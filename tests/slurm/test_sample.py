@@ -6,8 +6,8 @@ from dfer_dist.utils.files import read_json
 from tests.helpers.slurm.submitted import EPOCH, Submitted
 
 
-def test_a_fold_that_dies_once(bare: Submitted) -> None:
-    """Without accounting: submitted as an array, killed inside a save, requeued, summarized, and followed by ``--wait``."""
+def test_killed_fold_is_requeued_and_summarized(bare: Submitted) -> None:
+    """It is killed inside a save, requeued, summarized, and followed by ``--wait``."""
     bare.prepare(EPOCH)
     mark = bare.root / "killed"
     bare.hook(

@@ -27,7 +27,7 @@ def run_dfer(*arguments: object, width: str = "100") -> Done:
 
 
 def squeue_line(row: str) -> str:
-    """Return a row ``ID STATE NODES LEFT STARTED REASON`` as squeue prints it; no nodes are ``-``."""
+    """Return a row ``ID STATE NODES LEFT STARTED REASON`` as squeue prints it; ``-`` is empty."""
     return row.replace(" ", "|", 5).replace("-|", "|")
 
 

@@ -23,7 +23,8 @@ def test_squeue_ignores_the_users_variables(
 ) -> None:
     monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
     (slurm.root / "squeue").write_text(
-        f'#!/bin/sh\necho "$@" > {slurm.root}/asked\necho "7|RUNNING|n[1-2]|1:00|$SQUEUE_STATES|a|b"\n'
+        f'#!/bin/sh\necho "$@" > {slurm.root}/asked\n'
+        'echo "7|RUNNING|n[1-2]|1:00|$SQUEUE_STATES|a|b"\n'
     )
     assert query_squeue() == {"7": QueuedJob("7", "RUNNING", "n[1-2]", "1:00", "a|b", "")}
     assert (slurm.root / "asked").read_text() == "--me -h -r -o %i|%T|%N|%L|%S|%r\n"
@@ -94,7 +95,9 @@ def test_status_as_json_imports_nothing_slow(slurm: FakeSlurm, submitted: RunDir
     code = (
         "import sys; from launch import cli; sys.argv[1:] = ['status', '--json', sys.argv[1]]\n"
         "try: cli.main()\n"
-        "except SystemExit: assert not {'torch', 'pyarrow', 'mlflow', 'numpy', 'omegaconf.x'} & set(sys.modules), 'slow'\n"
+        "except SystemExit:\n"
+        "    slow = {'torch', 'pyarrow', 'mlflow', 'numpy', 'omegaconf.x'} & set(sys.modules)\n"
+        "    assert not slow, slow\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(submitted.root)],

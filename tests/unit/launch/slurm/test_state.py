@@ -150,7 +150,8 @@ def test_failure_without_status_shows_the_last_output(queue: FakeQueue, submitte
     write_output(
         submitted,
         1,
-        "starting\n/bin/python: No such file\nsrun: error: n1: task 0: Exited with exit code 127\n\n",
+        "starting\n/bin/python: No such file\n"
+        "srun: error: n1: task 0: Exited with exit code 127\n\n",
     )
     assert (queue.state(submitted).state, queue.state(submitted).error) == (
         "FAILED",
@@ -193,7 +194,8 @@ def test_cancelled_and_lost_folds_are_told_apart(queue: FakeQueue, submitted: Ru
     write_output(
         submitted,
         1,
-        f"slurmstepd-n1: error: *** STEP 122.0 ON n1 CANCELLED AT 2026-11-24T15:26:29 ***\n{head} ***\nfold 1 left\n",
+        "slurmstepd-n1: error: *** STEP 122.0 ON n1 CANCELLED AT 2026-11-24T15:26:29 ***\n"
+        f"{head} ***\nfold 1 ended\n",
     )
     assert queue.state(submitted).state == "CANCELLED"
     write_output(submitted, 1, f"{head} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***\n")

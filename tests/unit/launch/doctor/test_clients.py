@@ -1,0 +1,17 @@
+"""What Slurm's clients print, and the options of ``sbatch``."""
+
+from __future__ import annotations
+
+from launch.doctor.clients import Node, parse_seconds
+
+
+def test_output_of_slurm_is_parsed() -> None:
+    assert [parse_seconds(w) for w in ("30:00", "01:00:00", "2-00:00:00", "UNLIMITED")] == [
+        1800,
+        3600,
+        172800,
+        float("inf"),
+    ]
+    node = Node.parse("n1|8+|8000|mixed|(null)|gpu:a100:2(S:0),gpu:h100:1,shard:16")
+    assert (node.cpus, node.gpus, node.in_service) == (8, 3, True)
+    assert Node.parse("n1|8|8000|idle|x|(null)").gpus == 0
