@@ -13,6 +13,7 @@ from dfer_dist.checkpoints import portable
 from dfer_dist.checkpoints.async_checkpointer import AsyncCheckpointer
 from dfer_dist.checkpoints.optimizer_state import restore
 from dfer_dist.checkpoints.portable import Checkpoint
+from dfer_dist.checkpoints.state import CheckpointInfo
 from dfer_dist.config.schema import Config, config_hash
 from dfer_dist.distributed.preemption import PreemptionHandler
 from dfer_dist.distributed.process_group import Ranks, device_name
@@ -25,7 +26,7 @@ from dfer_dist.training.data import FoldData, build_batches, build_data
 from dfer_dist.training.descriptions import ClipDescriptions
 from dfer_dist.training.engine import Engine, build_engine
 from dfer_dist.training.losses import Objective
-from dfer_dist.training.state import TrainingFacts, TrainState
+from dfer_dist.training.state import TrainState
 from dfer_dist.training.tracking import build_tracking
 from dfer_dist.training.trainer import Trainer
 from dfer_dist.utils.errors import UserError
@@ -55,7 +56,7 @@ def build_trainer(
     watchdog.beat()
     engine = build_engine(model.module, model.groups, config, ranks, data.plan.steps)
     objective = Objective(config, data.class_sizes, ranks.device)
-    log_start(config=config, fold=fold, data=data, engine=engine, model=model, ranks=ranks)
+    log_start(config=config, data=data, engine=engine, model=model, ranks=ranks)
     keep_bytes = saved.state["metrics_bytes"] if saved else 0
     tracking = build_tracking(run=run, fold=fold, ranks=ranks, keep_bytes=keep_bytes)
     trainer = Trainer(
@@ -72,7 +73,7 @@ def build_trainer(
         ),
         preemption=preemption,
         watchdog=watchdog,
-        facts=training_facts(config=config, fold=fold, data=data, engine=engine, model=model),
+        info=checkpoint_info(config=config, data=data, model=model),
         state=TrainState(num_drifts=len(run.drifts())),
     )
     if saved:
@@ -128,13 +129,11 @@ def build_model(
     return built
 
 
-def training_facts(
-    *, config: Config, fold: int, data: FoldData, engine: Engine, model: BuiltModel
-) -> TrainingFacts:
+def checkpoint_info(*, config: Config, data: FoldData, model: BuiltModel) -> CheckpointInfo:
     """Return what checkpoints record of data, model and settings."""
-    return TrainingFacts(
-        fold=fold,
-        base_lr=engine.base_lr,
+    return CheckpointInfo(
+        step=0,
+        fold=data.fold,
         frozen_sha256=model.frozen_sha256,
         pretrained_sha256=model.module.pretrained_sha256,
         dataset=data.index.name,
@@ -176,7 +175,6 @@ def resume(trainer: Trainer, saved: Checkpoint, run: RunDir) -> None:
 def log_start(
     *,
     config: Config,
-    fold: int,
     data: FoldData,
     engine: Engine,
     model: BuiltModel,
@@ -189,7 +187,7 @@ def log_start(
     )
     descriptions = f"; {data.descriptions}" if data.descriptions else ""
     logger.info(
-        f"fold {fold} of {data.index.name}: {data.num_train_clips} training clips, "
+        f"fold {data.fold} of {data.index.name}: {data.num_train_clips} training clips, "
         f"{len(data.test)} test clips; {ranks.world_size} x {device_name(ranks.device)}; "
         f"ZeRO-{config.train.zero_stage}, {config.train.precision.name}; {batch}; "
         f"{model.summary}{descriptions}"

@@ -29,6 +29,8 @@ class FoldData:
 
     Attributes
     ----------
+    fold : int
+        Its number, counted from 1.
     index : Index
     plan : EpochPlan
         Of epoch 0; carries what all epochs share.
@@ -43,6 +45,7 @@ class FoldData:
         How the parsing maps and landmarks were made, where the model uses some.
     """
 
+    fold: int
     index: Index
     plan: EpochPlan
     val: ClipSet | None
@@ -96,6 +99,7 @@ def build_data(*, config: Config, fold: int, ranks: Ranks) -> FoldData:
     if train.objective is not Supervision.labels:
         descriptions = read_descriptions(index, clips, fold, config)
     return FoldData(
+        fold=fold,
         index=index,
         plan=plan,
         val=val,

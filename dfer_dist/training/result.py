@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from dfer_dist.config.schema import config_hash
 from dfer_dist.runs.records import FoldResult, Scores, UarWar
 
 if TYPE_CHECKING:
@@ -22,24 +23,23 @@ def fold_result(trainer: Trainer, scores: Scores, shuffled: UarWar | None) -> Fo
     shuffled : UarWar, optional
         The same with the frames of each clip in a random order.
     """
-    config, facts, state = trainer.config, trainer.facts, trainer.state
-    descriptions, modalities = trainer.data.descriptions, trainer.data.modalities
+    config, data, state = trainer.config, trainer.data, trainer.state
     return FoldResult(
-        dataset=facts.dataset,
-        fold=facts.fold,
+        dataset=data.index.name,
+        fold=data.fold,
         **asdict(scores),
         selection=config.train.selection.name,
         epoch=state.best.epoch if state.best else trainer.epoch,
         step=state.best.step if state.best else state.step,
         checkpoint=str(trainer.selected_checkpoint.relative_to(trainer.folder.root)),
-        config_hash=facts.config_hash,
-        index_hash=facts.index_hash,
+        config_hash=config_hash(config),
+        index_hash=data.index.hash,
         shuffled=shuffled,
         modalities=list(config.model.modalities),
-        modalities_hash=str(modalities["hash"]) if modalities else None,
-        objective=facts.objective,
-        described_clips=len(descriptions.texts) if descriptions else None,
-        pretrained_sha256=facts.pretrained_sha256,
+        modalities_hash=str(data.modalities["hash"]) if data.modalities else None,
+        objective=config.train.objective.name,
+        described_clips=len(data.descriptions.texts) if data.descriptions else None,
+        pretrained_sha256=trainer.info.pretrained_sha256,
         num_frames=config.data.num_frames,
         sampling=config.data.sampling.name,
         views=config.eval.views,

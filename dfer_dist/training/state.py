@@ -1,4 +1,4 @@
-"""What a checkpoint's ``state.json`` holds: the progress of training, and what was trained on."""
+"""The progress of training, as a checkpoint's ``state.json`` holds it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dfer_dist.training.meters import SpikeDetector
-from dfer_dist.utils.records import from_json, stored_as, to_json
+from dfer_dist.utils.records import from_json, to_json
 
 
 @dataclass(frozen=True)
@@ -105,29 +105,3 @@ class TrainState:
         while self.step - count in skipped:
             count += 1
         return count
-
-
-@dataclass(frozen=True)
-class TrainingFacts:
-    """What a fold is trained on and from: the part of ``state.json`` that training never changes.
-
-    ``base_lr`` has the peak learning rate of each parameter group. ``modalities`` says how the
-    parsing maps and landmarks of the clips were made, None where the model uses none.
-    ``texts_sha256`` is the hash of the descriptions, None where none are used.
-    """
-
-    fold: int
-    base_lr: dict[str, float]
-    frozen_sha256: str
-    pretrained_sha256: str | None
-    dataset: str
-    classes: list[str]
-    config_hash: str
-    index_hash: str
-    modalities: dict[str, Any] | None = field(metadata=stored_as("levels"))
-    objective: str
-    texts_sha256: str | None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the facts as JSON types."""
-        return to_json(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from dfer_dist.checkpoints import portable
 from dfer_dist.checkpoints.async_checkpointer import AsyncCheckpointer
 from dfer_dist.checkpoints.optimizer_state import replace_weights
+from dfer_dist.checkpoints.state import CheckpointInfo
 from dfer_dist.config.schema import Config, Selection
 from dfer_dist.data.loading.loader import Batch, evaluation_loader
 from dfer_dist.data.loading.sampler import ClipSet
@@ -30,7 +32,7 @@ from dfer_dist.training.losses import Objective
 from dfer_dist.training.meters import Meter
 from dfer_dist.training.progress import ProgressLog
 from dfer_dist.training.result import fold_result
-from dfer_dist.training.state import BadStep, BestEpoch, TrainingFacts, TrainState
+from dfer_dist.training.state import BadStep, BestEpoch, TrainState
 from dfer_dist.training.step import StepResult, StepVotes, log_lost_clips
 from dfer_dist.training.tracking import FoldTracking
 from dfer_dist.utils.errors import UserError
@@ -45,7 +47,7 @@ class Trainer:
 
     Built by :func:`dfer_dist.training.build.build_trainer`. Every rank has one; its methods are
     collective. ``batches`` yields this rank's micro batches from the current step to the end of
-    training. ``state`` is saved with every checkpoint.
+    training. ``state`` is saved with every checkpoint, and ``info``, which says what is trained on.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Trainer:
         checkpointer: AsyncCheckpointer,
         preemption: PreemptionHandler,
         watchdog: Watchdog,
-        facts: TrainingFacts,
+        info: CheckpointInfo,
         state: TrainState,
     ) -> None:
         self.config = config
@@ -76,7 +78,7 @@ class Trainer:
         self.checkpointer = checkpointer
         self.preemption = preemption
         self.watchdog = watchdog
-        self.facts = facts
+        self.info = info
         self.state = state
         self.meter = Meter()
         self._window = self.meter.snapshot()
@@ -302,12 +304,8 @@ class Trainer:
     def save(self, best: bool = False) -> None:
         """Begin to write a checkpoint; with ``best``, the one that is tested in the end."""
         self.watchdog.beat()
-        state = {
-            "epoch": self.epoch,
-            **self.state.state_dict(),
-            "metrics_bytes": self.tracking.num_bytes,
-            **self.facts.state_dict(),
-        }
+        info = replace(self.info, epoch=self.epoch, metrics_bytes=self.tracking.num_bytes).to_json()
+        state = {**info, **self.state.state_dict(), "base_lr": self.engine.base_lr}
         self.checkpointer.save(self.engine, state, best)
         self.watchdog.beat()
 
