@@ -79,16 +79,11 @@ def _parse_batch(
 
 def _to_labels(out: object, num_frames: int, file: Path) -> Tensor:
     """Return the labels [N, h, w] in the output of a network."""
+    needed = "scores [N, C, h, w] or labels [N, h, w] are needed"
     if not isinstance(out, Tensor):
-        raise UserError(
-            f"{file} returns {type(out).__name__}: scores [N, C, h, w] or labels [N, h, w] are "
-            "needed"
-        )
+        raise UserError(f"{file} returns {type(out).__name__}: {needed}")
     if out.ndim != 3 + out.is_floating_point() or len(out) != num_frames:
-        raise UserError(
-            f"{file} returns {out.dtype} {list(out.shape)}: scores [N, C, h, w] or labels "
-            "[N, h, w] are needed"
-        )
+        raise UserError(f"{file} returns {out.dtype} {list(out.shape)}: {needed}")
     labels = out.argmax(1) if out.is_floating_point() else out
     if int(labels.min()) < 0 or int(labels.max()) >= len(LABELS):
         raise UserError(

@@ -23,16 +23,16 @@ import numpy as np
 
 from dfer_dist.data.packing.report import (
     REPORT,
-    ClipFault,
     PackReport,
     PackSettings,
     ShardResult,
+    check_strict,
+    list_problems,
     make_report,
-    stop_at_fault,
 )
 from dfer_dist.data.packing.shard_writer import STATE_FOLDER, ShardJob, hash_json, write_shard
 from dfer_dist.data.shards.index import Index, content_hash, read_index
-from dfer_dist.data.sources.records import CLASSES, NO_SPLIT, ClipRecord, Fault
+from dfer_dist.data.sources.records import CLASSES, NO_SPLIT, ClipRecord
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json
 from dfer_dist.utils.process_pool import run_jobs
@@ -130,7 +130,7 @@ class _Plan:
                 "frames have changed since: choose an empty --out"
             )
         if self.strict:
-            stop_at_fault([ClipFault(p.clip, Fault(p.kind, p.reason)) for p in report.problems])
+            check_strict(report.problems)
         return index
 
     def check_folder(self) -> None:
@@ -168,7 +168,8 @@ class _Plan:
         empty = sorted({record.split for record in self.records} - packed - {NO_SPLIT})
         if not empty:
             return
-        lost = [f"; clip {s}: {f.reason}" for r in results for s, f in r.faults if f.left_out]
+        problems = (problem for result in results for problem in result.problems)
+        lost = [f"; clip {p.clip}: {p.reason}" for p in problems if p.left_out]
         raise UserError(
             f"no clip of {empty[0]} could be packed{''.join(lost[:1])} (is --root right?)"
         )
@@ -195,7 +196,7 @@ def _make_plan(
         raise UserError(f"{len(records)} clips to pack, {per_shard} per shard: nothing to do")
     _check_keys(records)
     if strict:
-        stop_at_fault([ClipFault(r.source, fault) for r in records for fault in r.faults])
+        check_strict([problem for r in records for problem in list_problems(r, r.faults)])
     classes = tuple(classes or CLASSES[dataset])
     by_split: dict[str, list[ClipRecord]] = defaultdict(list)
     for record in records:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,13 +15,6 @@ from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.records import Record
 
 REPORT = "pack_report.json"
-
-
-class ClipFault(NamedTuple):
-    """A fault, with the name of its clip in the data set."""
-
-    source: str
-    fault: Fault
 
 
 @dataclass(frozen=True)
@@ -121,14 +114,14 @@ class ShardResult:
         Packed frames.
     encoded : int
         How many of these were encoded instead of copied.
-    faults : tuple of ClipFault
+    problems : tuple of Problem
     """
 
     digest: str
     shard: Shard | None
     frames: int
     encoded: int
-    faults: tuple[ClipFault, ...]
+    problems: tuple[Problem, ...]
 
 
 def make_report(
@@ -139,7 +132,10 @@ def make_report(
     sources: str,
 ) -> PackReport:
     """Return the report of a set that was packed from records, with the results of its shards."""
-    problems = _list_problems(records, results)
+    found: dict[str, list[Problem]] = defaultdict(list)
+    for problem in (problem for result in results for problem in result.problems):
+        found[problem.clip].append(problem)
+    problems = [p for r in records for p in (*list_problems(r, r.faults), *found[r.source])]
     splits = {
         split: _report_split(split, index, records, results, problems)
         for split in sorted({record.split for record in records})
@@ -158,29 +154,25 @@ def make_report(
     )
 
 
-def stop_at_fault(faults: Sequence[ClipFault]) -> None:
-    """Raise the first fault, if any, as a UserError.
+def list_problems(record: ClipRecord, faults: Iterable[Fault]) -> list[Problem]:
+    """Return the faults of a clip as they are reported."""
+    return [
+        Problem(record.source, record.split, fault.kind, fault.reason, fault.left_out)
+        for fault in faults
+    ]
+
+
+def check_strict(problems: Sequence[Problem]) -> None:
+    """Check that there is no problem.
 
     Raises
     ------
     UserError
-        If there is a fault.
+        With the first problem.
     """
-    if faults:
-        source, fault = faults[0]
-        raise UserError(f"clip {source}: {fault.reason} (omit --strict to report such faults)")
-
-
-def _list_problems(records: Sequence[ClipRecord], results: Sequence[ShardResult]) -> list[Problem]:
-    """Return the faults found in the lists and while packing, in the order of the records."""
-    packing_faults: dict[str, list[Fault]] = defaultdict(list)
-    for source, fault in (pair for result in results for pair in result.faults):
-        packing_faults[source].append(fault)
-    return [
-        Problem(record.source, record.split, fault.kind, fault.reason, fault.left_out)
-        for record in records
-        for fault in (*record.faults, *packing_faults[record.source])
-    ]
+    if problems:
+        clip, reason = problems[0].clip, problems[0].reason
+        raise UserError(f"clip {clip}: {reason} (omit --strict to report such faults)")
 
 
 def _report_split(

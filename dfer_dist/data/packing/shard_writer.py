@@ -15,7 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dfer_dist.data.packing.load_clip import file_sizes, load_clip
-from dfer_dist.data.packing.report import ClipFault, PackSettings, ShardResult, stop_at_fault
+from dfer_dist.data.packing.report import (
+    PackSettings,
+    Problem,
+    ShardResult,
+    check_strict,
+    list_problems,
+)
 from dfer_dist.data.shards.index import SIDECAR, Shard, sidecar_path
 from dfer_dist.data.shards.sidecars import (
     LANDMARKS,
@@ -23,7 +29,7 @@ from dfer_dist.data.shards.sidecars import (
     sidecar_tar_path,
     write_sidecar_tar,
 )
-from dfer_dist.data.sources.records import ClipRecord, Fault
+from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import atomic_path, read_json, sha256_file, write_json
 
@@ -93,7 +99,7 @@ def write_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
     else:
         advance(len(job.records))
     if job.strict:
-        stop_at_fault(result.faults)
+        check_strict(result.problems)
     return result
 
 
@@ -119,8 +125,8 @@ def _read_result(file: Path) -> ShardResult:
     shard = raw["shard"]
     if shard is not None:
         shard = Shard(**{**shard, "histogram": tuple(shard["histogram"])})
-    faults = tuple(ClipFault(source, Fault(**fault)) for source, fault in raw["faults"])
-    return ShardResult(raw["digest"], shard, raw["frames"], raw["encoded"], faults)
+    problems = tuple(Problem(**problem) for problem in raw["problems"])
+    return ShardResult(raw["digest"], shard, raw["frames"], raw["encoded"], problems)
 
 
 def _is_whole(job: ShardJob, shard: Shard) -> bool:
@@ -149,7 +155,7 @@ def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> 
 
     rows: list[dict[str, Any]] = []
     landmarks: list[tuple[str, dict[str, bytes]]] = []
-    faults: list[ClipFault] = []
+    problems: list[Problem] = []
     encoded = 0
     with (
         atomic_path(job.tar) as temporary,
@@ -158,9 +164,9 @@ def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> 
     ):
         for record in job.records:
             clip = load_clip(record, job.settings.resize, job.settings.faces)
-            faults += [ClipFault(record.source, fault) for fault in clip.faults]
+            problems += list_problems(record, clip.faults)
             if job.strict:
-                stop_at_fault(faults)
+                check_strict(problems)
             if not clip.left_out:
                 rows.append(_write_clip(writer, record, clip.jpegs))
                 encoded += clip.num_encoded
@@ -170,13 +176,13 @@ def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> 
     if not rows:
         for file in (job.tar, sidecar_path(job.tar), *_landmark_files(job.tar)):
             file.unlink(missing_ok=True)
-        return ShardResult(digest, None, 0, 0, tuple(faults))
+        return ShardResult(digest, None, 0, 0, tuple(problems))
     with atomic_path(sidecar_path(job.tar)) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SIDECAR), temporary)
     if job.settings.faces:
         write_sidecar_tar(job.tar, LANDMARKS, landmarks, {"by": "dfer pack --faces"})
     frames = sum(row["frames"] for row in rows)
-    return ShardResult(digest, _describe_shard(job, rows), frames, encoded, tuple(faults))
+    return ShardResult(digest, _describe_shard(job, rows), frames, encoded, tuple(problems))
 
 
 def _write_clip(writer: Any, record: ClipRecord, jpegs: list[bytes]) -> dict[str, Any]:
