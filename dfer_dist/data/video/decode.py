@@ -160,7 +160,7 @@ class _PacketInfo:
     fault: str | None
 
     def resample(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
-        """Yield frames at a steady rate: each tick shows the latest frame, half a tick early."""
+        """Repeat or drop frames for a steady rate: each starts half a tick before its time."""
         if self.period is None:
             yield from frames
             return

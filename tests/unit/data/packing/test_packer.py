@@ -135,13 +135,16 @@ def test_pack_reports_a_fault_and_keeps_other_clips(
     assert report.splits["fold1"].problems == len(report.problems)
 
 
-def test_pack_strict_stops_at_a_fault(clip: ClipRecord, tmp_path: Path) -> None:
-    (clip.media / "00001.jpg").write_text("no picture")
-    pack([clip], "dfew", tmp_path / "finished", workers=1)
+@pytest.mark.parametrize("name", FAULTS)
+def test_pack_strict_stops_at_a_fault(name: str, clip: ClipRecord, tmp_path: Path) -> None:
+    write_clip(tmp_path / "good", 2, seed=1)
+    FAULTS[name].change(clip.media)
+    clips = [clip, ClipRecord("good", 1, "fold1", "good", tmp_path / "good")]
+    pack(clips, "dfew", tmp_path / "finished", workers=1)
     # also if the set was packed before without it
     for out in ("finished", "new"):
         with pytest.raises(UserError, match=r"^clip c: .*--strict"):
-            pack([clip], "dfew", tmp_path / out, workers=1, strict=True)
+            pack(clips, "dfew", tmp_path / out, workers=1, strict=True)
     assert not (tmp_path / "new" / "index.json").exists()
 
 
