@@ -141,7 +141,7 @@ def track_face(frames: Iterable[np.ndarray]) -> Track:
         main = max(ended + active, key=lambda f: f.weight, default=None)
         if now % _SEARCH_INTERVAL == 0 or main is None or main.frames[-1] < now:
             active += _find_new_faces(models, frame, now, active)
-        still_active = []
+        still_active: list[_Tracklet] = []
         for i, face in enumerate(active):
             is_lost = now - face.frames[-1] >= _MAX_LOST_FRAMES
             is_ended = is_lost or _is_duplicate(face, active[:i])
