@@ -63,20 +63,20 @@ _BROW_HEIGHT = 0.22
 _FOREHEAD_HEIGHT = 0.9
 
 
-def colours(
-    labels: np.ndarray, mirrored: bool = False, out: np.ndarray | None = None
+def colorize(
+    labels: np.ndarray, flipped: bool = False, out: np.ndarray | None = None
 ) -> np.ndarray:
     """Return labels, uint8 [...], as colors, uint8 [..., 3].
 
     Parameters
     ----------
     labels : uint8 array [...]
-    mirrored : bool
+    flipped : bool
         Exchange the colors of left and right, for an image that is flipped horizontally.
     out : uint8 array [..., 3], optional
         Where to write the colors.
     """
-    palette = _FLIPPED_PALETTE if mirrored else PALETTE
+    palette = _FLIPPED_PALETTE if flipped else PALETTE
     # takes a third of the time of palette[labels]
     return np.take(palette, labels, axis=0, out=out, mode="clip")
 
@@ -163,7 +163,7 @@ def _forehead(p: np.ndarray) -> np.ndarray:
     return middle + across * np.cos(angle) + up * np.sin(angle)
 
 
-def draw_dots(points: np.ndarray, size: int) -> np.ndarray:
+def draw_landmarks(points: np.ndarray, size: int) -> np.ndarray:
     """Draw landmarks as white dots on black.
 
     Parameters

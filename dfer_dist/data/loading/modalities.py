@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dfer_dist.data.faces.parsing_maps import (
-    colours,
+    colorize,
     decode_maps,
-    draw_dots,
+    draw_landmarks,
     draw_regions,
     fill_missing,
 )
@@ -104,7 +104,7 @@ class ModalityReader:
         starts = read_array(self._read(clip, PARSING, "starts.npy"))
         labels = decode_maps(maps, starts, clip.wanted)
         resampled = resample_labels(labels, frame_size, params, out.shape[1])
-        colours(resampled, mirrored=params.flip, out=out)
+        colorize(resampled, flipped=params.flip, out=out)
 
     def _draw_landmarks(
         self, clip: ClipHandle, frame_size: tuple[int, int], params: AugmentParams, out: np.ndarray
@@ -112,7 +112,9 @@ class ModalityReader:
         found = read_array(self._read(clip, LANDMARKS, "found.npy"))
         points = fill_missing(read_array(self._read(clip, LANDMARKS, "landmarks.npy")), found)
         size = out.shape[1]
-        out[:] = draw_dots(transform_points(points[clip.wanted], frame_size, params, size), size)
+        out[:] = draw_landmarks(
+            transform_points(points[clip.wanted], frame_size, params, size), size
+        )
 
     def _read(self, clip: ClipHandle, kind: str, name: str) -> bytes:
         tar = self._tar(clip.shard, kind)
@@ -192,9 +194,9 @@ def draw_modality(
     """
     params = AugmentParams.identity(*frame_size)
     if kind == LANDMARKS:
-        return draw_dots(transform_points(points, frame_size, params, size), size)
+        return draw_landmarks(transform_points(points, frame_size, params, size), size)
     labels = np.stack([draw_regions(own, *frame_size) for own in points])
-    return colours(resample_labels(labels, frame_size, params, size))
+    return colorize(resample_labels(labels, frame_size, params, size))
 
 
 def transform_points(
@@ -246,7 +248,7 @@ def resample_labels(
     -------
     uint8 array [T, size, size]
         A flip keeps the labels themselves, which
-        :func:`~dfer_dist.data.faces.parsing_maps.colours` then has to exchange.
+        :func:`~dfer_dist.data.faces.parsing_maps.colorize` then has to exchange.
     """
     along = (np.arange(size) + 0.5) / size
     across = along[::-1] if params.flip else along

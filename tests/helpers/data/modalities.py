@@ -12,7 +12,7 @@ from PIL import Image
 
 from dfer_dist.config.schema import AugmentConfig, DataConfig
 from dfer_dist.data.faces.enrich import EnrichRequest, enrich
-from dfer_dist.data.faces.parsing_maps import LEFT_EYE, NOSE, RIGHT_EYE, SKIN, colours
+from dfer_dist.data.faces.parsing_maps import LEFT_EYE, NOSE, RIGHT_EYE, SKIN, colorize
 from dfer_dist.data.loading.batch import Batch
 from dfer_dist.data.loading.loader import train_loader
 from dfer_dist.data.loading.sampler import EpochPlan, all_clips
@@ -49,7 +49,7 @@ def make_faces(root: Path) -> Index:
             labels = face_labels(clip, t)
             points[t] = np.argwhere(labels == NOSE).mean(0)[::-1]
             (root / "frames" / name / f"{t}.jpg").write_bytes(
-                simplejpeg.encode_jpeg(colours(labels), 95, "RGB", "444")
+                simplejpeg.encode_jpeg(colorize(labels), 95, "RGB", "444")
             )
             Image.fromarray(labels).save(root / "maps" / name / f"{t}.png")
         np.save(root / "marks" / f"{name}.npy", points)

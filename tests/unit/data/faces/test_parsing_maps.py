@@ -10,8 +10,8 @@ from dfer_dist.data.faces.parsing_maps import (
     RIGHT_EYE,
     SKIN,
     UPPER_LIP,
-    colours,
-    draw_dots,
+    colorize,
+    draw_landmarks,
     draw_regions,
     fill_missing,
 )
@@ -41,10 +41,10 @@ def test_fill_missing_interpolates_between_faces() -> None:
     found = np.array([False, True, False, False, True, False])
     assert fill_missing(points, found)[:, 3, 1].tolist() == [10, 10, 12, 14, 16, 16]
     assert np.isnan(fill_missing(points, np.zeros(6, bool))).all()
-    assert not draw_regions(points[0], 8, 8).any() and not draw_dots(points[:1], 8).any()
+    assert not draw_regions(points[0], 8, 8).any() and not draw_landmarks(points[:1], 8).any()
 
 
-def test_mirrored_colours_exchange_left_and_right() -> None:
+def test_colorize_flipped_exchanges_left_and_right() -> None:
     points = (render_clip(0, 5, 2, 64).landmarks[0] + 0.5) * 4 - 0.5
     labels = draw_regions(points, 256, 256)
     eyes = [*range(45, 41, -1), 47, 46, *range(39, 35, -1), 41, 40]
@@ -52,18 +52,18 @@ def test_mirrored_colours_exchange_left_and_right() -> None:
     swap += [*range(54, 47, -1), *range(59, 54, -1), 64, 63, 62, 61, 60, 67, 66, 65]
     mirrored = points[swap] * [-1, 1] + [255, 0]
     again = draw_regions(mirrored, 256, 256)
-    seen = colours(labels, mirrored=True)[:, ::-1]
-    assert (seen == colours(again)).all(-1).mean() > 0.985, "equal except at the edges of polygons"
-    plain = colours(labels)[:, ::-1]
+    seen = colorize(labels, flipped=True)[:, ::-1]
+    assert (seen == colorize(again)).all(-1).mean() > 0.985, "equal except at the edges of polygons"
+    plain = colorize(labels)[:, ::-1]
     changed = (seen != plain).any(-1)
     paired = (LEFT_BROW, RIGHT_BROW, LEFT_EYE, RIGHT_EYE)
     assert np.isin(labels[:, ::-1][changed], paired).all()
     assert changed.sum() > 20
 
 
-def test_draw_dots_matches_a_drawing_by_hand() -> None:
+def test_draw_landmarks_matches_a_drawing_by_hand() -> None:
     points = np.array([[[2.2, 4.0], [0.0, 0.0], [np.nan, 1.0], [30.0, 3.0]]])
-    (dots,) = draw_dots(points, 8)
+    (dots,) = draw_landmarks(points, 8)
     assert sorted(map(tuple, np.argwhere(dots[..., 0]).tolist())) == [
         (0, 0),
         (0, 1),
@@ -71,4 +71,4 @@ def test_draw_dots_matches_a_drawing_by_hand() -> None:
         *[(3, 2), (4, 1), (4, 2), (4, 3), (5, 2)],
     ]
     assert set(np.unique(dots)) == {0, 255}
-    assert draw_dots(np.full((1, 1, 2), 50.0), 224).any(-1).sum() == 13
+    assert draw_landmarks(np.full((1, 1, 2), 50.0), 224).any(-1).sum() == 13

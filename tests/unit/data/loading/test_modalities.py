@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dfer_dist.config.schema import AugmentConfig, DataConfig
-from dfer_dist.data.faces.parsing_maps import LEFT_EYE, NOSE, PALETTE, RIGHT_EYE, colours
+from dfer_dist.data.faces.parsing_maps import LEFT_EYE, NOSE, PALETTE, RIGHT_EYE, colorize
 from dfer_dist.data.loading.augmentation import AugmentParams, apply, sample_params, stack_params
 from dfer_dist.data.loading.batch import Batch
 from dfer_dist.data.loading.loader import evaluation_loader
@@ -136,7 +136,7 @@ def test_points_and_labels_transform_as_pixels(seed: int) -> None:
     ):
         out = (
             apply(
-                torch.from_numpy(colours(labels))[None],
+                torch.from_numpy(colorize(labels))[None],
                 stack_params([own]),
                 80,
             )[0, 0]
