@@ -81,7 +81,7 @@ pictures: $(VENV)/.ready-test ## draw the pictures in docs/ from runs/demo
 	$(BIN)/dfer crossval demo_finecliper --nproc 1 --name fine-time train.objective=both model.temporal=transformer
 	$(BIN)/python docs/scripts/mlflow_page.py runs/dferclip runs/lora runs/finecliper runs/fine-time docs/images/mlflow_compare.png
 	$(BIN)/python docs/scripts/modalities_picture.py docs/images/modalities.png
-	film=$$(mktemp --suffix .mp4); $(BIN)/python tests/helpers/videos.py $$film; \
+	film=$$(mktemp --suffix .mp4); $(BIN)/python tests/helpers/data/videos.py $$film; \
 	  $(BIN)/python -m dfer_dist.data.faces.contact_sheet $$film docs/images/faces.png; rm $$film
 
 bench: $(VENV)/.ready ## run all benchmarks (on a quiet machine) and write their page in docs; minutes

@@ -13,7 +13,7 @@ import pytest
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.sources.dfer_clip_lists import read_lists
-from tests.helpers.clips import write_clip
+from tests.helpers.data.clips import write_clip
 
 if TYPE_CHECKING:
     from tests.helpers.exported import Case

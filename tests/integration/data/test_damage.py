@@ -32,7 +32,7 @@ from dfer_dist.data.shards.reader import ClipReader, DamagedClip
 from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.data.verify import Damage, verify
 from dfer_dist.utils.errors import UserError
-from tests.helpers.clips import write_clip, write_index
+from tests.helpers.data.clips import write_clip, write_index
 from tests.helpers.data.web_server import Web
 from tests.helpers.paths import DFER
 

@@ -19,7 +19,7 @@ from dfer_dist.data.verify import verify
 from dfer_dist.demo.dataset import render_demo
 from dfer_dist.runs.provenance import python_command
 from launch.commands.enrich import enrich as command
-from tests.helpers.clips import read_members, sidecar_bytes
+from tests.helpers.data.clips import read_members, sidecar_bytes
 from tests.helpers.paths import ROOT
 
 

@@ -25,7 +25,7 @@ from dfer_dist.data.shards.index import (
 from dfer_dist.data.shards.reader import ClipReader, DamagedClip
 from dfer_dist.data.verify import verify
 from dfer_dist.utils.errors import UserError
-from tests.helpers.clips import write_index
+from tests.helpers.data.clips import write_index
 
 
 def every(_: str, frames: int) -> np.ndarray:

@@ -30,7 +30,7 @@ from dfer_dist.data.shards.index import (
 )
 from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.utils.files import write_json
-from tests.helpers.clips import write_clip
+from tests.helpers.data.clips import write_clip
 from tests.helpers.data.loaders import rows, settings
 from tests.helpers.data.modalities import BOTH, augmented, make_faces, training_batches
 

@@ -12,7 +12,7 @@ import simplejpeg
 
 from dfer_dist.data.packing.report import REPORT, PackReport
 from dfer_dist.runs.provenance import python_command
-from tests.helpers.clips import write_clip
+from tests.helpers.data.clips import write_clip
 from tests.helpers.paths import ROOT
 
 CODE = "import sys; from launch.cli import main; sys.argv = ['dfer', *sys.argv[1:]]; main()"

@@ -17,8 +17,8 @@ from dfer_dist.data.shards.sidecars import read_array, read_sidecar_tar, sidecar
 from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.data.video.decode import Video
 from dfer_dist.utils.files import read_json
-from tests.helpers.clips import write_clip
-from tests.helpers.videos import Pose, draw, encode
+from tests.helpers.data.clips import write_clip
+from tests.helpers.data.videos import Pose, draw, encode
 
 FRAMES = 6
 

@@ -17,7 +17,7 @@ import pytest
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.packing.report import REPORT, PackReport
 from dfer_dist.data.sources.datasets import read_dataset
-from tests.helpers.owners import (
+from tests.helpers.data.official_layouts import (
     SPLITS,
     Clip,
     link_clips,
@@ -122,7 +122,9 @@ def check(dataset: str, clips: list[Clip], pool: Path, root: Path, workers: int 
 
 @needs_splits
 @pytest.mark.parametrize("dataset", ALL)
-def test_sample_of_the_real_lists_packs_from_both_layouts(dataset: str, pool: Path, tmp_path: Path) -> None:
+def test_sample_of_the_real_lists_packs_from_both_layouts(
+    dataset: str, pool: Path, tmp_path: Path
+) -> None:
     clips = read_clips(dataset)
     assert len(clips) == ALL[dataset]
     check(dataset, clips[:: len(clips) // 200], pool, tmp_path, workers=1)

@@ -26,8 +26,8 @@ from dfer_dist.inference.pyfunc import PyfuncModel
 from dfer_dist.reporting.figures import timeline_figure
 from dfer_dist.utils.errors import UserError
 from launch import cli
+from tests.helpers.data.videos import Pose, draw, encode
 from tests.helpers.exported import Case
-from tests.helpers.videos import Pose, draw, encode
 
 FRAMES = 24
 

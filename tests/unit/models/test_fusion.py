@@ -41,11 +41,11 @@ from dfer_dist.training.losses import Objective
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 from launch.runs import open_run
+from tests.helpers.data.videos import Pose, draw, encode
 from tests.helpers.exported import DFER, SMALL
 from tests.helpers.official_checkpoints import ours
 from tests.helpers.spawn import run_ranks
 from tests.helpers.tiny_models import B16, CLASSES, ENGINE, FINE, FRAMES, perturb, tiny
-from tests.helpers.videos import Pose, draw, encode
 
 BOTH = ["parsing", "landmarks"]
 

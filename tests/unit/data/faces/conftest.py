@@ -10,7 +10,7 @@ from dfer_dist.data.shards.index import Index
 from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.data.video.decode import Video
 from dfer_dist.demo.dataset import render_demo
-from tests.helpers.videos import draw, encode, two_heads
+from tests.helpers.data.videos import draw, encode, two_heads
 
 
 @pytest.fixture(scope="session")

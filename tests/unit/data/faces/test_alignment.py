@@ -12,7 +12,7 @@ from dfer_dist.data.faces.alignment import (
     warp,
 )
 from dfer_dist.data.faces.crop import FACE_SIZE
-from tests.helpers.videos import EYES_IN_CROP
+from tests.helpers.data.videos import EYES_IN_CROP
 
 
 @pytest.mark.parametrize("factor", [1, 2, 5])

@@ -8,7 +8,7 @@ import pytest
 from dfer_dist.data.faces.contact_sheet import draw_sheet
 from dfer_dist.data.video.decode import Video
 from dfer_dist.utils.errors import UserError
-from tests.helpers.videos import draw, encode
+from tests.helpers.data.videos import draw, encode
 
 
 def test_sheet_shows_eight_frames_and_their_crops(moving_video: Video) -> None:

@@ -9,7 +9,7 @@ from skimage import data
 from dfer_dist.data.faces.alignment import FACE, face_pose, to_crop, warp
 from dfer_dist.data.faces.crop import FACE_SIZE, FaceClip, find_face
 from dfer_dist.data.video.decode import Video
-from tests.helpers.videos import EYES_IN_CROP, Pose, draw, encode, moving_head, two_heads
+from tests.helpers.data.videos import EYES_IN_CROP, Pose, draw, encode, moving_head, two_heads
 
 
 def true_eyes(clip: FaceClip, poses: list[Pose]) -> np.ndarray:

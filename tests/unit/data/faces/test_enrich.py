@@ -13,8 +13,8 @@ from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.shards.sidecars import read_array, sidecar_tar_path
 from dfer_dist.data.verify import verify
 from dfer_dist.utils.errors import UserError
-from tests.helpers.clips import pack_frames, read_members, sidecar_bytes
-from tests.helpers.videos import Pose, draw
+from tests.helpers.data.clips import pack_frames, read_members, sidecar_bytes
+from tests.helpers.data.videos import Pose, draw
 
 
 def test_dlib_landmarks_and_maps_span_frames_without_a_face(tmp_path: Path) -> None:

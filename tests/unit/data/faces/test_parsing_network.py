@@ -11,7 +11,7 @@ from dfer_dist.data.faces.enrich import EnrichRequest, enrich
 from dfer_dist.data.faces.parsing_maps import SKIN, decode_maps
 from dfer_dist.data.shards.sidecars import read_array, sidecar_tar_path
 from dfer_dist.utils.errors import UserError
-from tests.helpers.clips import pack_frames, read_members
+from tests.helpers.data.clips import pack_frames, read_members
 
 
 class BrightnessParser(torch.nn.Module):

@@ -14,7 +14,7 @@ from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.shards.sidecars import read_array, sidecar_tar_path
 from dfer_dist.utils.errors import UserError
-from tests.helpers.clips import pack_frames, read_members
+from tests.helpers.data.clips import pack_frames, read_members
 
 
 def test_text_landmarks_and_png_maps_are_imported(

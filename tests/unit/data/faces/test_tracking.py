@@ -13,7 +13,7 @@ from dfer_dist.data.faces.crop import FaceClip, find_face
 from dfer_dist.data.faces.tracking import load_models, track_face
 from dfer_dist.demo.faces import render_clip
 from dfer_dist.utils.errors import UserError
-from tests.helpers.videos import EYES_IN_CROP, Pose, draw, moving_head
+from tests.helpers.data.videos import EYES_IN_CROP, Pose, draw, moving_head
 
 
 def test_found_is_true_in_frames_with_the_face(moving_clip: FaceClip) -> None:

@@ -12,7 +12,7 @@ from dfer_dist.data.packing.load_clip import clip_files, load_clip
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.packing.report import REPORT, PackReport
 from dfer_dist.data.sources.records import ClipRecord
-from tests.helpers.clips import encode_png, write_clip
+from tests.helpers.data.clips import encode_png, write_clip
 
 
 @pytest.fixture

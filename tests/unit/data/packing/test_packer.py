@@ -14,7 +14,7 @@ from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.packing.report import REPORT, PackReport
 from dfer_dist.data.sources.records import ClipRecord, Fault
 from dfer_dist.utils.errors import UserError
-from tests.helpers.clips import encode_png, write_clip
+from tests.helpers.data.clips import encode_png, write_clip
 
 BLACK = np.zeros((40, 48, 3), np.uint8)
 JPEG_40_48 = simplejpeg.encode_jpeg(BLACK)

@@ -9,7 +9,7 @@ from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.packing.report import REPORT, PackReport, PackSettings
 from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.utils.errors import UserError
-from tests.helpers.clips import write_clip
+from tests.helpers.data.clips import write_clip
 
 
 @pytest.fixture

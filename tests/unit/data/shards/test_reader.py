@@ -22,7 +22,7 @@ from dfer_dist.data.shards.index import BLOCK, Index, read_index, sidecar_path
 from dfer_dist.data.shards.reader import _MAX_OPEN, ClipReader, DamagedClip, _decode, _member_size
 from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.utils.errors import UserError
-from tests.helpers.clips import write_clip
+from tests.helpers.data.clips import write_clip
 
 
 def every(_: str, frames: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 
 from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.utils.errors import UserError
-from tests.helpers.owners import Clip, link_clips, write_dfew_lists, write_pool
+from tests.helpers.data.official_layouts import Clip, link_clips, write_dfew_lists, write_pool
 
 DFEW = [Clip(f"{i * 41:05d}", i % 7, f"fold{i % 5 + 1}", i % 3 + 1) for i in range(1, 36)]
 

@@ -17,8 +17,8 @@ from dfer_dist.data.sources.dfer_clip_lists import (
 )
 from dfer_dist.data.sources.records import CLASSES
 from dfer_dist.utils.errors import UserError
-from tests.helpers.clips import write_clip
-from tests.helpers.owners import SPLITS, needs_splits
+from tests.helpers.data.clips import write_clip
+from tests.helpers.data.official_layouts import SPLITS, needs_splits
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.data.sources.official import read_official
 from dfer_dist.data.sources.records import ELEVEN, SEVEN
 from dfer_dist.utils.errors import UserError
-from tests.helpers.owners import (
+from tests.helpers.data.official_layouts import (
     Clip,
     link_clips,
     write_dfew_lists,

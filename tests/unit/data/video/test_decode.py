@@ -10,7 +10,7 @@ import pytest
 
 from dfer_dist.data.video.decode import DamagedVideo, Video
 from dfer_dist.utils.errors import UserError
-from tests.helpers.videos import encode
+from tests.helpers.data.videos import encode
 
 
 def patches(frames: int = 30, width: int = 96, height: int = 64) -> list[np.ndarray]:

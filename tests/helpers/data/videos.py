@@ -1,6 +1,6 @@
 """Make videos: a portrait moved by known transforms over a pattern, encoded with PyAV.
 
-``python tests/helpers/videos.py FILE`` writes one. The portrait is NASA's of the astronaut Eileen
+``python tests/helpers/data/videos.py FILE`` writes one. The portrait is NASA's of the astronaut Eileen
 Collins (public domain), from scikit-image.
 """
 

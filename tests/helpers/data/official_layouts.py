@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.helpers.clips import write_clip
+from tests.helpers.data.clips import write_clip
 from tests.helpers.paths import SHARED
 
 SPLITS = Path(os.environ.get("DFER_SPLITS") or SHARED / "official_splits")
