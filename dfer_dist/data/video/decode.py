@@ -131,7 +131,7 @@ def _import_av() -> Any:
     try:
         import av
     except ImportError as e:
-        raise UserError("decoding videos needs PyAV: pip install 'dfer_dist[faces]'") from e
+        raise UserError("decoding videos needs PyAV: pip install av") from e
     return av
 
 
