@@ -131,12 +131,12 @@ def test_pack_without_faces_stores_whole_frames(videos: Path, tmp_path: Path) ->
     index = pack(listing.records, "mine", tmp_path, workers=1, classes=listing.classes)
     clips = read_frames(index)
     assert sorted(clips) == [
+        "Happy_nobody",
         "Happy_video_0",
         "Happy_video_1",
-        "Happy_nobody",
+        "Sad_frames",
         "Sad_video_0",
         "Sad_video_1",
-        "Sad_frames",
     ]
     shown = list(Video(videos / "Happy" / "video 0.mp4"))
     for packed, frame in zip(clips["Happy_video_0"], shown, strict=True):
