@@ -17,6 +17,7 @@ import pytest
 from dfer_dist.data.captions.endpoint import KEY_VARIABLE
 from dfer_dist.data.captions.store import FILE, parse, read
 from dfer_dist.data.shards.index import Index, load_index
+from tests.helpers.data.remote import wait_until
 from tests.helpers.data.vision_server import PLAIN, Vision, answer, completion, send, status
 
 DFER = Path(sys.executable).parent / "dfer"
@@ -192,12 +193,9 @@ def test_describe_killed_loses_no_answer(vision: Vision, shards: Path) -> None:
         command(vision, shards, "--concurrency", 3), env=environment(), stdout=subprocess.DEVNULL
     )
     file = shards / FILE
-    while not file.exists() or file.read_bytes().count(b"\n") < 15:
-        time.sleep(0.01)
+    wait_until(lambda: file.exists() and file.read_bytes().count(b"\n") >= 15, seconds=60)
     vision.hold.clear()  # answers stay back: what is on its way is known
-    deadline = time.monotonic() + 20
-    while vision._now < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: vision._now == 3)
     time.sleep(0.2)  # what was answered before is written now
     first.send_signal(signal.SIGKILL)
     first.wait()
@@ -226,8 +224,7 @@ def test_describe_interrupted_keeps_pending_answers(vision: Vision, shards: Path
     process = subprocess.Popen(
         words, env=environment(), stdout=subprocess.DEVNULL, preexec_fn=heard
     )  # a job in the background ignores it
-    while len(vision.requests) < 2:
-        time.sleep(0.01)
+    wait_until(lambda: len(vision.requests) == 2, seconds=60)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     vision.hold.set()

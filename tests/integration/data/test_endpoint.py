@@ -19,6 +19,7 @@ from dfer_dist.data.captions.endpoint import (
     RetryPolicy,
     Stopped,
 )
+from tests.helpers.data.remote import wait_until
 from tests.helpers.data.vision_server import (
     PLAIN,
     Fault,
@@ -177,9 +178,7 @@ def test_retry_after_holds_all_requests(vision: Vision, form: str) -> None:
     endpoint = Endpoint(vision.url, "m", {}, RetryPolicy(timeout=5, tries=2, wait=0.01))
     first = threading.Thread(target=endpoint.describe, args=(JPEGS,))
     first.start()
-    while not endpoint._rate._next:  # until the answer 429 has come
-        time.sleep(0.005)
-    time.sleep(0.05)
+    wait_until(lambda: endpoint._rate._next)  # the answer 429 has come
     assert endpoint.describe(JPEGS) == PLAIN
     first.join()
     assert len(vision.times) == 3
