@@ -31,13 +31,13 @@ from dfer_dist.utils.errors import UserError
 
 _MAX_FAILED_IN_A_ROW = 20  # clips, after which no more requests are sent
 
-# why a clip was not described
+# why a clip has no description
 _Error = NoAnswer | Stopped | DamagedClip
 
 
 @dataclass(frozen=True)
 class PendingClip:
-    """A clip to be described: its position, key and hash, and the frames to be sent."""
+    """A clip without a description: its position, key and hash, and the frames to be sent."""
 
     shard: int
     row: int
@@ -53,7 +53,7 @@ class Outcome:
     Attributes
     ----------
     answered, cached, not_sent : int
-        Described now; described before; left out after :attr:`Endpoint.stop` was set.
+        Answered now; answered before; left out after :attr:`Endpoint.stop` was set.
     failed : Counter
         By reason.
     examples : dict
@@ -68,7 +68,7 @@ class Outcome:
     failed_in_a_row: int = 0
 
     def count(self, key: str, error: _Error | None) -> None:
-        """Count a clip; ``error`` is why it was not described."""
+        """Count a clip; ``error`` is why it has no description."""
         if error is None:
             self.answered += 1
             self.failed_in_a_row = 0
@@ -139,14 +139,14 @@ def choose_clips(
         raise UserError(f"--split {split}: {index.root} has {', '.join(index.splits)}")
     assert isinstance(index.root, Path)
     file, hashes = index.root / FILE, clip_hashes(index)
-    described = parse(file.read_bytes(), str(file)).of(source) if file.is_file() else {}
+    stored = parse(file.read_bytes(), str(file)).of(source) if file.is_file() else {}
     pending, cached = [], 0
     for i, entry in enumerate(index.shards):
         if split not in (None, entry.split):
             continue
         table = index.sidecar(i).select(["key", "frames"]).to_pydict()
         for row, (key, count) in enumerate(zip(table["key"], table["frames"], strict=True)):
-            if hashes[key] in described:
+            if hashes[key] in stored:
                 cached += 1
                 continue
             # each frame of a short clip once

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-# Words of each class; a star stands for any further letters.
+# Words of each class; a star matches any further letters.
 WORDS = {
     "happiness": (
         "happ[yi]* glad* joy* cheer* merr[yi]* delight* pleas* amus* enjoy* glee* bliss* elat* "

@@ -81,8 +81,7 @@ def descriptions(
 ) -> dict[str, str]:
     """Return the descriptions of clips by key, without label words.
 
-    Clips without a description are left out, and those whose description is empty without label
-    words.
+    Clips without a description are left out, and those of whose description nothing is left.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as F
 from dfer_dist.config.schema import AugmentConfig
 
 _CROP_TRIES = 10
-# Clips per chunk: their floating-point copies stay in a processor's caches, or take up to 0.3 GB of
+# Clips per chunk: their floating-point copies stay in a processor's caches, or use up to 0.3 GB of
 # a GPU at 16 frames of 224 x 224.
 _CHUNK_SIZE = {"cpu": 2, "cuda": 16}
 
@@ -183,7 +183,7 @@ def _interpolation_weights(start: Tensor, length: Tensor, total: int, size: int)
     """Return the weights of ``total`` pixels in ``size`` new ones.
 
     The new pixels cover ``length`` pixels from ``start``, both float32 [b]. Enlarging interpolates
-    linearly between neighbours; shrinking weighs all pixels under a triangle (antialiasing), as
+    linearly between pixels; shrinking weighs all pixels under a triangle (antialiasing), as
     Pillow does.
 
     Returns

@@ -49,7 +49,7 @@ class _Tar(NamedTuple):
 
 
 class ModalityReader:
-    """Draws the modalities of clips; keeps the tars that it used last open.
+    """Renderer of clips' modalities; keeps the tars that it used last open.
 
     Parameters
     ----------

@@ -27,7 +27,7 @@ def train_keys(index: Index, fold: int) -> list[str]:
     return clip_keys(index, all_clips(index, index.train_shards(fold)))
 
 
-def described_copy(shards: Index, folder: Path) -> Index:
+def captioned_copy(shards: Index, folder: Path) -> Index:
     """Return a copy of ``shards`` in ``folder`` in which three of four clips have a description."""
     index = load_index(Path(shutil.copytree(shards.root, folder)))  # type: ignore[arg-type]
     texts = [(key, clip, f"The brows of {key} rise.") for key, clip in clip_hashes(index).items()]

@@ -156,8 +156,8 @@ FAULT = st.tuples(
 
 def check_all_is_reported(victim: Set, faults: list[tuple[str, str, float, int]]) -> None:
     try:
-        for words in faults:
-            damage(victim, *words)
+        for fault in faults:
+            damage(victim, *fault)
         changed = victim.changed()
         try:
             index = load_index(victim.root)

@@ -42,7 +42,7 @@ def shards(tiny_shards: Index, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_shards.root, tmp_path / "shards"))  # type: ignore[arg-type]
 
 
-def command(vision: Vision, shards: Path, *words: object) -> list[str]:
+def command(vision: Vision, shards: Path, *options: object) -> list[str]:
     fixed = [
         "describe",
         str(shards),
@@ -54,7 +54,7 @@ def command(vision: Vision, shards: Path, *words: object) -> list[str]:
         "--frames",
         "4",
     ]
-    return [str(DFER), *fixed, *map(str, words)]
+    return [str(DFER), *fixed, *map(str, options)]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -217,13 +217,14 @@ def test_describe_killed_loses_no_answer(vision: Vision, shards: Path) -> None:
 
 def test_describe_interrupted_keeps_pending_answers(vision: Vision, shards: Path) -> None:
     vision.hold.clear()
-    words, heard = (
-        command(vision, shards, "--concurrency", 2),
-        partial(signal.signal, signal.SIGINT, signal.default_int_handler),
-    )
+    # a job in the background ignores it
+    handle_sigint = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        words, env=environment(), stdout=subprocess.DEVNULL, preexec_fn=heard
-    )  # a job in the background ignores it
+        command(vision, shards, "--concurrency", 2),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        preexec_fn=handle_sigint,
+    )
     wait_until(lambda: len(vision.requests) == 2, seconds=60)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
@@ -246,9 +247,11 @@ def test_describe_rate_holds_over_threads(vision: Vision, shards: Path) -> None:
 def test_describe_leaks_no_credential(vision: Vision, shards: Path) -> None:
     vision.text = lambda _: f"The key is {SECRET}. The brows rise."
     vision.faults = [status(500, WWW_Authenticate=SECRET), status(401, Note=SECRET)]
-    words = ("--concurrency", 1, "--tries", 1, "--limit", 4)
+    options = ("--concurrency", 1, "--tries", 1, "--limit", 4)
     outputs = [
-        run([str(DFER), "--debug", *command(vision, shards, *words)[1:]], **{KEY_VARIABLE: SECRET})
+        run(
+            [str(DFER), "--debug", *command(vision, shards, *options)[1:]], **{KEY_VARIABLE: SECRET}
+        )
         for _ in range(2)
     ]
     assert [done.returncode for done in outputs] == [1, 0]
@@ -277,7 +280,7 @@ def test_describe_imports_captions(shards: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "part"),
+    ("options", "part"),
     [
         (["--model", "m"], "--endpoint URL and --model NAME"),
         (["--endpoint", "http://h/v1", "--import", "a.csv"], "give one of them"),
@@ -291,9 +294,9 @@ def test_describe_imports_captions(shards: Path, tmp_path: Path) -> None:
     ],
 )
 def test_describe_wrong_options_give_one_line(
-    tiny_shards: Index, words: list[str], part: str
+    tiny_shards: Index, options: list[str], part: str
 ) -> None:
-    done = run([str(DFER), "describe", str(tiny_shards.root), *words])
+    done = run([str(DFER), "describe", str(tiny_shards.root), *options])
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert part in done.stderr and "hunter2" not in done.stderr
 

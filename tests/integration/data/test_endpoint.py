@@ -95,7 +95,7 @@ def test_describe_retries_temporary_faults(vision: Vision, name: str) -> None:
     began = time.monotonic()
     assert ask(vision) == PLAIN
     assert len(vision.requests) == 2
-    assert time.monotonic() - began < 5  # a trickle goes on for ten seconds
+    assert time.monotonic() - began < 5  # a trickle lasts ten seconds
 
 
 REASONS = {

@@ -175,13 +175,13 @@ def test_train_loader_pixels_depend_on_seed_epoch_and_key(
 
 
 def evaluated(
-    index: Index, clips: ClipSet, world: int, workers: int = 0, **words: object
+    index: Index, clips: ClipSet, world: int, workers: int = 0, **options: object
 ) -> tuple[list[Row], list[int]]:
     """Clips in the order of the batches' numbers, and how many batches each rank got."""
     ranks = [
         list(
             evaluation_loader(
-                index, settings(workers), clips, batch=5, rank=rank, world_size=world, **words
+                index, settings(workers), clips, batch=5, rank=rank, world_size=world, **options
             )
         )
         for rank in range(world)

@@ -88,8 +88,8 @@ def test_train_loader_applies_sampled_augmentation(
         for key, _, pixels in batch:
             rng = keyed_rng("clip", 3, k // plan.steps, key)
             chosen = np.stack([frames[key][f] for f in train_frames(len(frames[key]), data, rng)])
-            draws = stack_params([sample_params(*chosen.shape[1:3], data.augment, rng)])
-            assert pixels == apply(torch.from_numpy(chosen)[None], draws, 24).numpy().tobytes()
+            params = stack_params([sample_params(*chosen.shape[1:3], data.augment, rng)])
+            assert pixels == apply(torch.from_numpy(chosen)[None], params, 24).numpy().tobytes()
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

@@ -138,7 +138,7 @@ def test_fetch_retries_after_silence(
 
 
 @pytest.mark.parametrize(
-    ("faults", "asked", "words"),
+    ("faults", "asked", "message"),
     [
         ([404], 1, "no such file there"),
         ([403], 1, "answers 403"),
@@ -147,14 +147,14 @@ def test_fetch_retries_after_silence(
     ],
 )
 def test_shard_that_cannot_be_fetched_is_lost_with_its_url(
-    web: Web, tmp_path: Path, faults: list[object], asked: int, words: str
+    web: Web, tmp_path: Path, faults: list[object], asked: int, message: str
 ) -> None:
     web.faults["fold2-00001.tar"] = list(faults)
     index = open_remote(web, tmp_path)
     shard = next(i for i, s in enumerate(index.shards) if s.file == "fold2-00001.tar")
     reader = ClipReader(index)
     for row in range(2):
-        with pytest.raises(DamagedClip, match=words) as caught:
+        with pytest.raises(DamagedClip, match=message) as caught:
             reader.read(shard, row, every)
         assert f"{web.url}/fold2-00001.tar" in str(caught.value) and reader.key(shard, row) in str(
             caught.value

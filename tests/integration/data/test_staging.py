@@ -56,11 +56,11 @@ COUNT = """
 import sys, os, time
 from fsspec.implementations.local import LocalFileSystem
 log, real = sys.argv.pop(), LocalFileSystem.get_file
-def get_file(self, source, target, **words):
+def get_file(self, source, target, **options):
     with open(log, "a") as f:
         print(os.path.basename(source), file=f)
     time.sleep(0.02)  # so that the other one surely comes meanwhile
-    return real(self, source, target, **words)
+    return real(self, source, target, **options)
 LocalFileSystem.get_file = get_file
 """
 
@@ -88,11 +88,11 @@ def test_processes_of_a_node_copy_each_file_once(
 
 @pytest.mark.engine_full
 def test_train_from_staged_shards_resumes_from_the_folder(shared: Path, tmp_path: Path) -> None:
-    words = ["train", "demo", "--fold", "1", "--nproc", "2", *SMALL]
+    arguments = ["train", "demo", "--fold", "1", "--nproc", "2", *SMALL]
     scratch = {"DFER_TEST_SCRATCH": str(tmp_path / "own disk")}
     cache = "data.cache=$DFER_TEST_SCRATCH/$USER"
     done = dfer(
-        *words,
+        *arguments,
         "--name",
         "staged",
         f"data.shards={shared.as_uri()}",
@@ -106,7 +106,7 @@ def test_train_from_staged_shards_resumes_from_the_folder(shared: Path, tmp_path
     assert read_config(run.config).data.cache == "$DFER_TEST_SCRATCH/$USER"
     assert read_json(run.provenance)["data"]["shards"] == shared.as_uri()
     assert len(list((tmp_path / "own disk" / "me").glob("*.tar"))) == 15
-    again = dfer(*words, "--name", "staged", f"data.shards={shared}", cwd=tmp_path)
+    again = dfer(*arguments, "--name", "staged", f"data.shards={shared}", cwd=tmp_path)
     assert again.returncode == 0 and read_config(run.config).data.shards == str(shared)
 
 
@@ -164,9 +164,9 @@ def test_cache_variables_are_expanded_on_the_node(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DFER_TEST_SCRATCH", raising=False)
-    words = [f"data.shards={shared.as_uri()}", "data.cache=$DFER_TEST_SCRATCH/dfer", *SMALL]
+    arguments = [f"data.shards={shared.as_uri()}", "data.cache=$DFER_TEST_SCRATCH/dfer", *SMALL]
     run, _ = open_run(
-        tmp_path, "run", "demo", words, (), None, 1
+        tmp_path, "run", "demo", arguments, (), None, 1
     )  # on a login node, where it is not set
     config = read_config(run.config)
     index = open_index(config.data)
@@ -194,7 +194,7 @@ def test_verify_and_plan_read_the_folder_of_a_file_url(
     )  # no server can be asked for its like
     done = dfer("verify", shared.as_uri(), cwd=tmp_path)
     assert done.returncode == 1 and "landmarks" in done.stdout
-    words = [
+    arguments = [
         "plan",
         "demo",
         "model.backbone=tiny",
@@ -202,7 +202,7 @@ def test_verify_and_plan_read_the_folder_of_a_file_url(
         f"data.shards={shared.as_uri()}",
         "data.cache=$UNSET",
     ]
-    done = dfer(*words, cwd=tmp_path)
+    done = dfer(*arguments, cwd=tmp_path)
     assert done.returncode == 0 and "folds of 48 clips" in " ".join(done.stdout.split()), (
         done.stdout + done.stderr
     )

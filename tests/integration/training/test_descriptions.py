@@ -22,7 +22,7 @@ from dfer_dist.training.descriptions import read_descriptions
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 from launch.runs import open_run
-from tests.helpers.data.descriptions import described_copy
+from tests.helpers.data.descriptions import captioned_copy
 from tests.helpers.exported import DFER, SMALL
 from tests.helpers.paths import HELPERS
 from tests.helpers.spawn import run_ranks
@@ -33,7 +33,7 @@ ENGINE = HELPERS / "tuned_engine.py"
 @pytest.fixture(scope="module")
 def described(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> Index:
     """A copy of ``tiny_shards`` in which three of four clips have a description; read only."""
-    return described_copy(tiny_shards, tmp_path_factory.mktemp("described") / "shards")
+    return captioned_copy(tiny_shards, tmp_path_factory.mktemp("described") / "shards")
 
 
 def test_one_and_two_ranks_learn_the_same_and_resume_as_one(

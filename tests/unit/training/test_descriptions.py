@@ -30,7 +30,7 @@ from dfer_dist.planning.trace import outline, trace
 from dfer_dist.training.build import check_same_descriptions
 from dfer_dist.training.descriptions import ClipDescriptions, read_descriptions
 from dfer_dist.utils.errors import UserError
-from tests.helpers.data.descriptions import MODEL, described_copy
+from tests.helpers.data.descriptions import MODEL, captioned_copy
 from tests.helpers.tiny_models import CLASSES, FRAMES, perturb, tiny
 
 B16 = "dfew_finecliper_vitb16"
@@ -39,7 +39,7 @@ B16 = "dfew_finecliper_vitb16"
 @pytest.fixture(scope="module")
 def described(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> Index:
     """A copy of ``tiny_shards`` in which three of four clips have a description; read only."""
-    return described_copy(tiny_shards, tmp_path_factory.mktemp("described") / "shards")
+    return captioned_copy(tiny_shards, tmp_path_factory.mktemp("described") / "shards")
 
 
 def test_texts_are_cut_at_ends_of_sentences() -> None:

@@ -12,7 +12,7 @@ from dfer_dist.data.captions.endpoint import (
 from dfer_dist.utils.errors import UserError
 
 
-@pytest.mark.parametrize("secret", ["two words", "line\nbreak", "ключ"])
+@pytest.mark.parametrize("secret", ["two parts", "line\nbreak", "ключ"])
 def test_endpoint_does_not_show_invalid_credential(
     monkeypatch: pytest.MonkeyPatch, secret: str
 ) -> None:

@@ -120,7 +120,7 @@ def test_import_captions_merges_files_and_replaces_changed(index: Index, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "words"),
+    ("name", "text", "message"),
     [
         ("a.xlsx", "PK", "save a spreadsheet as CSV"),
         ("a.csv", "one\ntwo\n", "no header with clip and caption, and 1 columns"),
@@ -136,10 +136,10 @@ def test_import_captions_merges_files_and_replaces_changed(index: Index, tmp_pat
     ],
 )
 def test_import_captions_refuses_unreadable_files(
-    index: Index, tmp_path: Path, name: str, text: str, words: str
+    index: Index, tmp_path: Path, name: str, text: str, message: str
 ) -> None:
     file = tmp_path / name
     file.write_text(text)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         import_captions(index, [file])
     assert not (index.root / FILE).exists()  # type: ignore[operator]

@@ -39,7 +39,7 @@ def picture(height: int = 40, width: int = 48, seed: int = 0) -> np.ndarray:
 
 
 def clips(*pictures: np.ndarray, frames: int = 1) -> torch.Tensor:
-    """uint8 [b, T, H, W, 3]; a picture makes a clip that stands still."""
+    """uint8 [b, T, H, W, 3]; the frames of a clip are all the same picture."""
     return torch.from_numpy(np.stack(pictures))[:, None].repeat(1, frames, 1, 1, 1)
 
 
@@ -47,7 +47,7 @@ def change(frames: torch.Tensor, size: int, *params: AugmentParams) -> torch.Ten
     return apply(frames, stack_params(params), size)
 
 
-def draws_of(
+def sample_many(
     count: int, config: AugmentConfig, height: int = 40, width: int = 48
 ) -> list[AugmentParams]:
     return [sample_params(height, width, config, rng(i)) for i in range(count)]
@@ -89,7 +89,7 @@ def test_apply_resizes_as_published(size: int) -> None:
 )
 @pytest.mark.parametrize("size", [24, 64])
 def test_apply_matches_published_steps(config: AugmentConfig, size: int) -> None:
-    pictures, rows = [picture(seed=i) for i in range(40)], draws_of(40, config)
+    pictures, rows = [picture(seed=i) for i in range(40)], sample_many(40, config)
     batch = change(clips(*pictures), size, *rows)[:, 0].int()
     one_by_one = torch.stack(
         [by_torchvision(p, row, size) for p, row in zip(pictures, rows, strict=True)]
@@ -104,7 +104,7 @@ def test_apply_matches_published_steps(config: AugmentConfig, size: int) -> None
 @pytest.mark.parametrize("size", [24, 40, 64])
 def test_apply_to_a_clip_is_independent_of_its_batch(size: int) -> None:
     """A loader worker and the device that computes give the same pixels."""
-    frames, rows = clips(*(picture(seed=i) for i in range(20)), frames=2), draws_of(20, ALL)
+    frames, rows = clips(*(picture(seed=i) for i in range(20)), frames=2), sample_many(20, ALL)
     batch = change(frames, size, *rows)
     for i in range(20):
         assert torch.equal(batch[i : i + 1], change(frames[i : i + 1], size, rows[i]))
@@ -115,7 +115,7 @@ def test_resample_on_gpu_path_matches_cpu_path(height: int, width: int, size: in
     frames = clips(*(picture(height, width, seed=i) for i in range(6)), frames=2).permute(
         0, 1, 4, 2, 3
     )
-    rows = stack_params(draws_of(6, AugmentConfig(), height, width))
+    rows = stack_params(sample_many(6, AugmentConfig(), height, width))
     box, mirrored = rows[:, 2:6], rows[:, 6] > 0
     assert mirrored.any() and not mirrored.all()
     expected = _resample_clips(frames, box, mirrored, size).int()
@@ -125,17 +125,17 @@ def test_resample_on_gpu_path_matches_cpu_path(height: int, width: int, size: in
 
 def test_apply_changes_all_frames_of_a_clip_alike() -> None:
     frames = clips(picture(), frames=5)
-    changed = [change(frames, 32, row) for row in draws_of(20, ALL)]
+    changed = [change(frames, 32, row) for row in sample_many(20, ALL)]
     for clip in changed:
         assert clip.shape == (1, 5, 3, 32, 32) and clip.is_contiguous()
         assert torch.equal(clip, clip[:, :1].expand(-1, 5, -1, -1, -1))
     assert len({clip.numpy().tobytes() for clip in changed}) == 20
-    assert sample_params(40, 48, ALL, rng(7)) == draws_of(8, ALL)[7]
+    assert sample_params(40, 48, ALL, rng(7)) == sample_many(8, ALL)[7]
 
 
 def test_sample_params_flips_half_of_the_clips() -> None:
     frames, plain = clips(*[picture(32, 32)] * 200), torch.tensor(picture(32, 32)).permute(2, 0, 1)
-    changed = change(frames, 32, *draws_of(200, AugmentConfig(**OFF | {"flip": True}), 32, 32))[
+    changed = change(frames, 32, *sample_many(200, AugmentConfig(**OFF | {"flip": True}), 32, 32))[
         :, 0
     ]
     mirrored = [torch.equal(c, plain.flip(-1)) for c in changed]
@@ -146,7 +146,7 @@ def test_sample_params_flips_half_of_the_clips() -> None:
 def test_sample_params_brightness_and_angle_stay_in_range() -> None:
     grey = clips(*[np.full((32, 32, 3), 100, np.uint8)] * 200)
     brightness = change(
-        grey, 32, *draws_of(200, AugmentConfig(**OFF | {"brightness": 0.5}), 32, 32)
+        grey, 32, *sample_many(200, AugmentConfig(**OFF | {"brightness": 0.5}), 32, 32)
     )[:, 0, 0, 0, 0]
     assert 49 <= brightness.min() < 60 and 140 < brightness.max() <= 150
     white = change(
@@ -155,7 +155,9 @@ def test_sample_params_brightness_and_angle_stay_in_range() -> None:
         AugmentParams.identity(8, 8)._replace(brightness=1.5),
     )
     assert (white == 255).all()
-    turned = change(grey[:20], 32, *draws_of(20, AugmentConfig(**OFF | {"rotation": 4.0}), 32, 32))
+    turned = change(
+        grey[:20], 32, *sample_many(20, AugmentConfig(**OFF | {"rotation": 4.0}), 32, 32)
+    )
     for clip in (
         turned
     ):  # what is turned in from outside is black, and at four degrees there is little of it

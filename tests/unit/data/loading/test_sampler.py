@@ -28,7 +28,7 @@ from dfer_dist.data.shards.index import Index
 from dfer_dist.data.sources.dfer_clip_lists import read_lists
 from dfer_dist.utils.errors import UserError
 
-# 103 clips in 9 shards; one shard is read in part and one not at all, as hold_out leaves them
+# 103 clips in 9 shards; one shard is read in part and one not at all, as after train_val_split
 UNEVEN = ClipSet(
     (4, 7, 8, 10, 11, 12, 20, 21, 22),
     (16, 1, 20, 12, 0, 17, 16, 5, 16),
@@ -71,8 +71,7 @@ def test_plan_is_a_pure_function_of_seed_and_epoch() -> None:
         for lane in range(9, -1, -1):
             assert backwards.sample_ref(step, lane) == SampleRef(*first[step][lane], 1)
     flat = [
-        [clip for step in epoch(*words) for clip in step]
-        for words in ((5, 1), (5, 2), (6, 1), (1, 5))
+        [clip for step in epoch(*key) for clip in step] for key in ((5, 1), (5, 2), (6, 1), (1, 5))
     ]
     assert len({tuple(f) for f in flat}) == 4
     agreements = sum(a == b for a, b in zip(flat[0], flat[1], strict=True))
@@ -109,7 +108,7 @@ def test_plan_mixes_clips_and_steps_over_epochs() -> None:
                 mates[clip] |= set(batch)
     assert (
         min(len(m) for m in mates.values()) > 85
-    )  # neighbours in a shard meet at the seams of lanes only
+    )  # adjacent clips of a shard meet at the seams of lanes only
     means = np.array([np.mean(s) for s in steps.values()])
     assert np.abs(means - 4.5).max() < 4.5 * (99 / 12) ** 0.5 / 190**0.5
 
@@ -170,16 +169,16 @@ def test_plan_refuses_few_clips_and_steps_beyond_the_epoch() -> None:
 
 
 def test_keyed_rng_depends_on_every_part_of_its_key() -> None:
-    words = [
+    keys = [
         ("clip", 0, 1, "a"),
         ("clip", 1, 0, "a"),
         ("clip", 0, 1, "b"),
         ("ring", 0, 1, "a"),
         ("clip", 0, 1),
     ]
-    drawn = [keyed_rng(*w).integers(2**62) for w in words]
-    assert len(set(drawn)) == len(words)
-    assert keyed_rng(*words[0]).integers(2**62) == drawn[0]
+    drawn = [keyed_rng(*key).integers(2**62) for key in keys]
+    assert len(set(drawn)) == len(keys)
+    assert keyed_rng(*keys[0]).integers(2**62) == drawn[0]
 
 
 @pytest.mark.parametrize("batch", [1, 5, 48, 103, 200])

@@ -154,9 +154,9 @@ def test_read_index_refuses_changed_index(copy: Path) -> None:
         "not of version": {"version": 99},
     }
     text = file.read_text()
-    for words, change in changes.items():
+    for message, change in changes.items():
         edit_json(file, **change)
-        with pytest.raises(UserError, match=words) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             read_index(copy)
         assert str(file) in str(caught.value)
         file.write_text(text)

@@ -195,8 +195,8 @@ def test_read_returns_no_altered_frame_or_label(
     victim: Victim, edits: list[tuple[str, bool, int]]
 ) -> None:
     data = victim.good
-    for words in edits:
-        data = damage(victim, data, *words)
+    for change in edits:
+        data = damage(victim, data, *change)
     assert len(data) == len(victim.good)
     victim.check(data)
 
