@@ -178,7 +178,8 @@ def test_retry_after_holds_all_requests(vision: Vision, form: str) -> None:
     endpoint = Endpoint(vision.url, "m", {}, RetryPolicy(timeout=5, tries=2, wait=0.01))
     first = threading.Thread(target=endpoint.describe, args=(JPEGS,))
     first.start()
-    wait_until(lambda: endpoint._rate._next)  # the answer 429 has come
+    # the answer 429 has come
+    wait_until(lambda: endpoint._rate._next > time.monotonic() + 0.1)
     assert endpoint.describe(JPEGS) == PLAIN
     first.join()
     assert len(vision.times) == 3
