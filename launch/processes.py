@@ -94,7 +94,8 @@ def run_ranks(job: FoldJob, follow: Callable[[], None]) -> RanksExit:
     """
     command = [*python_command(), "-m", "dfer_dist.train"]
     command += ["--run", str(job.run.root), "--fold", str(job.fold)]
-    command += ["--deadline", str(job.deadline)] if job.deadline else []
+    if job.deadline:
+        command += ["--deadline", str(job.deadline)]
     port = free_port()
     ranks: list[subprocess.Popen[bytes]] = []
     with ExitStack() as stack:

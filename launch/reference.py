@@ -44,8 +44,10 @@ def _describe(name: str, command: Any, depth: int = 3) -> Iterator[str]:
     yield f"{'#' * depth} {name}"
     subcommands = getattr(command, "commands", {})
     arguments = [p for p in command.params if p.param_type_name == "argument"]
-    usage = [name, *(_argument_usage(p) for p in arguments), "[OPTIONS]"]
-    yield f"```\n{f'{name} COMMAND' if subcommands else ' '.join(usage)}\n```"
+    usage = [name, *map(_argument_usage, arguments), "[OPTIONS]"]
+    if subcommands:
+        usage = [name, "COMMAND"]
+    yield f"```\n{' '.join(usage)}\n```"
     yield from _paragraphs(command.help)
     panels: dict[str, list[Any]] = {}
     for parameter in command.params:

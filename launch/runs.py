@@ -163,7 +163,8 @@ def _resume(run: RunDir, config: Config, index: Index, allow: Sequence[str], is_
     changed = {key: (before[key], now[key]) for key in now if now[key] != before[key]}
     drift = {key: change for key, change in changed.items() if _matters(key)}
     drift |= _data_drift(run, index)
-    drift |= {} if is_done else _code_drift(run)
+    if not is_done:
+        drift |= _code_drift(run)
     allowed = {key for key in drift if _is_allowed(key, allow)}
     refused = [
         f"{key} was {old}, now {new}" for key, (old, new) in drift.items() if key not in allowed

@@ -289,14 +289,13 @@ def _steps_table(results: dict[str, Any], unit: str, about: dict[str, Any]) -> T
         row = results.get(key)
         if not row:
             continue
-        memory = f"{row['peak_bytes'] / 2**30:.2f} GiB" if "peak_bytes" in row else ""
-        table.add_row(
-            label,
-            f"{row['seconds']:.2f}",
-            "" if is_save else f"{_rate(row):.2f}",
-            f"{rate / _rate(row):.2f} times",
-            memory,
-        )
+        cells = {"seconds": f"{row['seconds']:.2f}", "rate": "", "memory": ""}
+        if not is_save:
+            cells["rate"] = f"{_rate(row):.2f}"
+        if "peak_bytes" in row:
+            cells["memory"] = f"{row['peak_bytes'] / 2**30:.2f} GiB"
+        faster = f"{rate / _rate(row):.2f} times"
+        table.add_row(label, cells["seconds"], cells["rate"], faster, cells["memory"])
     return table
 
 
@@ -306,7 +305,7 @@ def _rate(row: Mapping[str, float]) -> float:
 
 
 def _loader_table(results: dict[str, Any]) -> Table:
-    about, bound = results["about"], results["floor"]
+    about, bound, rates = results["about"], results["floor"], ("clips_per_s", "clips_per_cpu_s")
     table = _table(
         ["Variant", "clips/s", "clips/s of processor time"],
         title=f"{about['num_frames']} frames of {about['image_size']} x {about['image_size']}, "
@@ -318,12 +317,13 @@ def _loader_table(results: dict[str, Any]) -> Table:
         row = results[key]
         if not row:
             continue
-        on_device = key == "augment_device"
-        cells = []
-        for name in ("clips_per_s", "clips_per_cpu_s"):
-            share = f" ({100 * row[name] / bound[name]:.0f} %)"
-            cells.append(f"{row[name]:.0f}{'' if on_device or key == 'floor' else share}")
-        table.add_row(f"{label} ({about['device']})" if on_device else label, *cells)
+        cells = [f"{row[name]:.0f}" for name in rates]
+        if key == "augment_device":
+            label = f"{label} ({about['device']})"
+        elif key != "floor":
+            shares = (100 * row[name] / bound[name] for name in rates)
+            cells = [f"{cell} ({share:.0f} %)" for cell, share in zip(cells, shares, strict=True)]
+        table.add_row(label, *cells)
     return table
 
 

@@ -43,6 +43,7 @@ def _affected(keys: Sequence[str]) -> str:
     """Return the first clips of a damaged file for its line."""
     if not keys:
         return ""
-    rest = len(keys) - _MAX_KEYS
-    more = f" and {rest} more" if rest > 0 else ""
-    return f"; affected clips: {', '.join(keys[:_MAX_KEYS])}{more}"
+    text = f"; affected clips: {', '.join(keys[:_MAX_KEYS])}"
+    if len(keys) > _MAX_KEYS:
+        text += f" and {len(keys) - _MAX_KEYS} more"
+    return text
