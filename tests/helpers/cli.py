@@ -12,8 +12,8 @@ from pathlib import Path
 from unittest import mock
 
 from dfer_dist.data.shards.index import Index
+from tests.helpers.paths import DFER
 
-DFER = Path(sys.executable).parent / "dfer"
 _ENVIRONMENT = {"COLUMNS": "200", "DFER_DEBUG": ""}
 
 Done = subprocess.CompletedProcess[str]
@@ -22,7 +22,7 @@ Done = subprocess.CompletedProcess[str]
 def dfer(*arguments: object, cwd: Path, **env: str) -> Done:
     """Run a command in a process."""
     return subprocess.run(
-        [str(DFER), *map(str, arguments)],
+        [DFER, *map(str, arguments)],
         cwd=cwd,
         env=os.environ | _ENVIRONMENT | env,
         capture_output=True,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from launch.slurm.squeue import QueuedJob
-from tests.helpers.cli import DFER, Done
+from tests.helpers.cli import Done
+from tests.helpers.paths import DFER
 from tests.helpers.slurm.run_folders import HOUR_AGO
 
 

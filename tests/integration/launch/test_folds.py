@@ -23,7 +23,8 @@ from dfer_dist.utils.files import read_json
 from launch import processes
 from launch.processes import RanksExit, SignalCounter, wait_for_ranks
 from launch.runs import open_run
-from tests.helpers.cli import DFER, check_refusal, dfer, small_run
+from tests.helpers.cli import check_refusal, dfer, small_run
+from tests.helpers.paths import DFER
 
 TIMEOUT = 60  # seconds
 
@@ -180,7 +181,7 @@ def test_ranks_of_a_killed_command_are_waited_for(
     """They hold the fold while they save; a command that runs is not waited for."""
     replace_rank(run, SAVING_RANK)
     command = ["train", "demo", "--fold", "1", *settings]
-    first = subprocess.Popen([str(DFER), *command], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    first = subprocess.Popen([DFER, *command], cwd=tmp_path, stdout=subprocess.DEVNULL)
     wait_until((run.root / "seen").exists)
     check_refusal(dfer(*command, cwd=tmp_path), "another command is working on")
     first.kill()
@@ -208,7 +209,7 @@ def test_signal_to_the_command_stops_its_ranks(
     """A rank that fails while it stops is a failure: nobody is to start it again."""
     replace_rank(run, STOPPABLE_RANK.replace("STATUS", str(status)))
     process = subprocess.Popen(
-        [str(DFER), "crossval", "demo", *settings, "--nproc", "2"],
+        [DFER, "crossval", "demo", *settings, "--nproc", "2"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

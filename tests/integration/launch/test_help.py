@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.cli import DFER
+from tests.helpers.paths import DFER
 
 PLAIN_APP = """
 import typer
@@ -30,7 +30,7 @@ def test_help_is_as_quick_as_a_plain_app(tmp_path: Path) -> None:
     plain = tmp_path / "plain.py"
     plain.write_text(PLAIN_APP)
     ratios = [
-        processor_seconds([str(DFER), "--help"])
+        processor_seconds([DFER, "--help"])
         / processor_seconds([sys.executable, str(plain), "--help"])
         for _ in range(7)
     ]
@@ -68,7 +68,7 @@ def test_command_does_not_import(arguments: list[str], unread: set[str], tmp_pat
 def test_shell_completion_lists_commands(tmp_path: Path) -> None:
     env = {"_DFER_COMPLETE": "complete_bash", "COMP_WORDS": "dfer cro", "COMP_CWORD": "1"}
     done = subprocess.run(
-        [str(DFER)], env=os.environ | env, cwd=tmp_path, capture_output=True, text=True, check=False
+        [DFER], env=os.environ | env, cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.stdout.split() == ["crossval"]
 
@@ -80,6 +80,6 @@ def test_shell_completion_lists_options_of_a_command(tmp_path: Path) -> None:
         "COMP_CWORD": "2",
     }
     done = subprocess.run(
-        [str(DFER)], env=os.environ | env, cwd=tmp_path, capture_output=True, text=True, check=False
+        [DFER], env=os.environ | env, cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert {"--max-minutes", "--max-parallel"} <= set(done.stdout.split())

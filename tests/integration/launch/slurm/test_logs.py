@@ -6,7 +6,8 @@ import subprocess
 import time
 
 from dfer_dist.runs.layout import RunDir
-from tests.helpers.cli import DFER, check_refusal
+from tests.helpers.cli import check_refusal
+from tests.helpers.paths import DFER
 from tests.helpers.slurm.fake_clients import FakeSlurm, fold_row, run_dfer
 from tests.helpers.slurm.run_folders import finish_fold, write_attempt, write_output
 
