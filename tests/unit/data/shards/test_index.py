@@ -136,7 +136,7 @@ def test_pack_refuses_no_clips_and_duplicate_keys(
 ) -> None:
     with pytest.raises(UserError, match="0 clips"):
         pack([], "dfew", tmp_path)
-    with pytest.raises(UserError, match="0 a shard"):
+    with pytest.raises(UserError, match="0 per shard"):
         pack(records, "dfew", tmp_path, 0)
     with pytest.raises(UserError, match="the same key"):
         pack([records[0], replace(records[1], key=records[0].key)], "dfew", tmp_path)
