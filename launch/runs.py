@@ -13,7 +13,7 @@ from dfer_dist.config.load import dump_config, load_config, read_config
 from dfer_dist.config.schema import NEUTRAL, Config, Supervision, config_hash, flatten, split_batch
 from dfer_dist.runs.layout import FoldDir, RunDir, parse_folds
 from dfer_dist.runs.provenance import changed_files, collect, environment_lock, snapshot_code
-from dfer_dist.runs.records import DataOrigin, FoldStatus, Provenance
+from dfer_dist.runs.records import DataOrigin, DriftRecord, FoldStatus, Provenance
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json, write_text
 from launch.locks import is_held
@@ -93,7 +93,7 @@ def _load(experiment: str, overrides: list[str], ranks: int) -> tuple[Config, In
 
 def _failed_before_training(run: RunDir) -> bool:
     """Return whether all that a run holds are failures before the first step."""
-    folds = [run.fold(k) for k in run.describe()["folds"]]
+    folds = [run.fold(k) for k in run.info().folds]
     if any(_has_trained(fold) for fold in folds):
         return False
     states = {FoldStatus.read(fold.status).state for fold in folds if fold.status.exists()}
@@ -177,7 +177,7 @@ def _resume(run: RunDir, config: Config, index: Index, allow: Sequence[str], is_
         )
     if not changed and not allowed:
         return
-    held = [k for k in run.describe()["folds"] if is_held(run.fold(k))]
+    held = [k for k in run.info().folds if is_held(run.fold(k))]
     if held:
         raise UserError(
             f"another command is working on {run.fold(held[0]).root}: "
@@ -200,7 +200,7 @@ def _is_allowed(key: str, allow: Sequence[str]) -> bool:
 
 
 def _data_drift(run: RunDir, index: Index) -> Drift:
-    old = run.describe()["index_hash"]
+    old = run.info().index_hash
     if old == index.hash:
         return {}
     return {"index_hash": (old[:12], f"{index.hash[:12]} in {index.root}")}
@@ -234,8 +234,8 @@ def _apply_drift(run: RunDir, index: Index, changes: dict[str, list[object]]) ->
     The record comes first. After an interruption the same command finds what still differs, and
     records and applies that.
     """
-    drifts = [*run.drifts(), {"time": collect(sys.argv).time, "changes": changes}]
-    run.change(index_hash=index.hash, drift=drifts)
+    drifts = [*run.info().drift, DriftRecord(collect(sys.argv).time, changes)]
+    run.update_info(index_hash=index.hash, drift=drifts)
     number = len(drifts)
     if "code" in changes:
         new = run.code.with_name(".code-new")

@@ -65,5 +65,5 @@ def update_mlflow_runs(run: RunDir, status: str | None, given_up: list[int] | No
 
 def print_mlflow_hint(console: Console, run: RunDir) -> None:
     """Print the command that opens a run in MLflow, if it is tracked."""
-    if run.describe()["tracking"]:
+    if run.info().tracking:
         print_line(console, f"MLflow: dfer ui {run.root}")

@@ -46,8 +46,11 @@ ORDER = (
 TORCH_FREE = (
     "dfer_dist.utils.errors",
     "dfer_dist.utils.files",
+    "dfer_dist.utils.hardware",
     "dfer_dist.utils.locks",
     "dfer_dist.utils.log",
+    "dfer_dist.utils.records",
+    "dfer_dist.utils.version",
     "dfer_dist.config",
     "dfer_dist.runs",
     "dfer_dist.distributed.preemption",

@@ -151,19 +151,22 @@ def write(
             write_text(temporary / name, text)
         write_text(temporary / CONFIG, dump_config(config))
         write_json(temporary / STATE, state)
-        write_json(
-            temporary / COMPLETE,
-            {"sha256": {f.name: sha256_file(f) for f in sorted(temporary.iterdir())}},
-        )
-        old = target.with_name(f".old-{target.name}")
-        if target.exists():
-            target.rename(old)
-        temporary.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        hashes = {file.name: sha256_file(file) for file in sorted(temporary.iterdir())}
+        write_json(temporary / COMPLETE, {"sha256": hashes})
+        _replace(target, temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     fsync_dir(target.parent)
+
+
+def _replace(target: Path, temporary: Path) -> None:
+    """Rename ``temporary`` to ``target``; :func:`newest` repairs an interruption."""
+    old = target.with_name(f".old-{target.name}")
+    if target.exists():
+        target.rename(old)
+    temporary.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

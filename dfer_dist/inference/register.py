@@ -49,7 +49,7 @@ def register(run: RunDir, fold: int | None, name: str, alias: str) -> Version:
     UserError
         If the fold has no result, the checkpoint cannot be exported, or the server refuses it.
     """
-    done = [k for k in run.describe()["folds"] if run.fold(k).result.exists()]
+    done = [k for k in run.info().folds if run.fold(k).result.exists()]
     if not done:
         raise UserError(f"{run.root}: no fold has a result yet")
     if fold is not None and fold not in done:

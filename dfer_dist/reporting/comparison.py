@@ -56,7 +56,7 @@ def overview_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) 
         finished = len(summary["folds"]) if summary else 0
         if summary and (text := missing_text(summary)):
             warnings.append(f"{run.root.name}: {text}")
-        folds = f"{finished} of {len(run.describe()['folds'])}"
+        folds = f"{finished} of {len(run.info().folds)}"
         rows.append([run.root.name, differs, folds, *_mean_cells(summary)])
     header = ["Run", "What differs", "Folds", "UAR %", "WAR %"]
     return Table("runs", "Runs side by side", header, rows, warnings, left=2)

@@ -79,7 +79,7 @@ def draw_confident_errors(run: RunDir, count: int) -> tuple[Path, list[Confident
         No fold is finished, no clip is misclassified, the shards are missing or of other data than
         the run's, or a clip is damaged.
     """
-    folds = load_folds(run, run.describe()["folds"])
+    folds = load_folds(run, run.info().folds)
     errors = find_confident_errors(folds, count)
     if not errors:
         raise UserError(f"{run.root}: no clip is misclassified in the finished folds")
@@ -91,7 +91,7 @@ def draw_confident_errors(run: RunDir, count: int) -> tuple[Path, list[Confident
             "cannot be shown"
         )
     clips = _read(index, errors)
-    missing = [k for k in run.describe()["folds"] if k not in {f.result["fold"] for f in folds}]
+    missing = [k for k in run.info().folds if k not in {f.result["fold"] for f in folds}]
     title = f"{index.name}, {run.root.name}: the {len(errors)} most confident errors"
     note = f" (without {folds_text(missing)}, not finished)" if missing else ""
     with atomic_path(run.mistakes) as path:

@@ -57,7 +57,7 @@ def write_report(
     """
     from dfer_dist.reporting.page import render, run_chapter
 
-    summary = summarize(run.root, run.describe()["folds"])
+    summary = summarize(run.root, run.info().folds)
     sections = run_sections(run, summary)
     if published:
         after_recall = 1 + [s.key for s in sections].index("recall")

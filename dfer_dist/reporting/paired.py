@@ -152,7 +152,7 @@ def load_runs(runs: Sequence[RunDir]) -> list[LoadedRun]:
         names = [f"{run.root.parent.name}/{run.root.name}" for run in runs]
     loaded = []
     for name, run in zip(names, runs, strict=True):
-        numbers = run.describe()["folds"]
+        numbers = run.info().folds
         folds = {f.result["fold"]: f for f in load_folds(run, numbers)}
         loaded.append(LoadedRun(name, run, folds, numbers))
     return loaded

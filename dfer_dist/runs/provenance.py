@@ -17,7 +17,6 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
-import dfer_dist
 from dfer_dist.runs.records import GitState, Provenance
 from dfer_dist.utils.version import installed_version, package_version
 
@@ -217,7 +216,7 @@ def python_command() -> list[str]:
 
 def _source_root() -> Path:
     """Return the folder that holds the packages that run now."""
-    return Path(dfer_dist.__file__).resolve().parent.parent
+    return Path(__file__).resolve().parents[2]
 
 
 def _packages(root: Path) -> list[Path]:

@@ -63,7 +63,7 @@ def report(
     published = read_published(against) if against else None
     # check that all of them are runs before anything is written
     for run in run_dirs:
-        run.describe()
+        run.info()
     for run in run_dirs:
         picture = _draw_errors(console, run, errors) if errors else None
         shared = picture if share_frames else None

@@ -160,7 +160,7 @@ def resume(run: RunFolder, nproc: NumRanks = None) -> None:
     from dfer_dist.runs.layout import RunDir
 
     console, run_dir = new_console(), RunDir(run.resolve())
-    folds = run_dir.describe()["folds"]
+    folds = run_dir.info().folds
     if not run_dir.jobs.exists():
         _cross_validate(console, run_dir, folds, nproc or 1, None)
         return

@@ -58,7 +58,7 @@ def open_shared_run(
             opened_by.seek(0)
             opened_by.truncate()
             opened_by.write(array)
-    if fold in run.describe()["folds"]:
+    if fold in run.info().folds:
         run.fold(fold).root.mkdir(exist_ok=True)
         print(run.root)
     else:
@@ -124,7 +124,7 @@ def close_fold(
         error = last_error(run.fold(fold), {})
         print(f"fold {fold} failed (status {status}): {error}", file=sys.stderr, flush=True)
     with run_lock(run):
-        folds = [run.fold(k) for k in run.describe()["folds"]]
+        folds = [run.fold(k) for k in run.info().folds]
         if not any(k.result.exists() for k in folds):
             return
         outcome = "FAILED" if status else None
@@ -157,7 +157,7 @@ def _write_summary(run: RunDir, console: Console) -> None:
     from launch.report import report_run
     from launch.slurm.jobs import queued_folds
 
-    folds = run.describe()["folds"]
+    folds = run.info().folds
     missing = [k for k in folds if not is_done(run.fold(k))]
     # folds that were submitted later have a summary job of their own, which closes the run
     queued = queued_folds(run)

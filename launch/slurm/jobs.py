@@ -89,10 +89,7 @@ def folds_of(run: RunDir) -> list[int]:
     UserError
         If the folder is no run, or its ``run.json`` is damaged.
     """
-    folds = run.describe().get("folds")
-    if not isinstance(folds, list) or not all(isinstance(k, int) for k in folds):
-        raise UserError(f"{run.run} has no list of folds: it is damaged")
-    return folds
+    return run.info().folds
 
 
 def submissions(run: RunDir) -> list[Submission]:

@@ -64,7 +64,7 @@ def get_run_states(runs: Sequence[RunDir], queue: Queue | None) -> list[RunState
         states.append(
             RunState(
                 run=run,
-                dataset=str(run.describe().get("dataset")),
+                dataset=run.info().dataset,
                 folds=folds,
                 summary=_describe_summary(run, folds, queue),
                 unsure=queue is None and is_live and bool(all_jobs(run)),

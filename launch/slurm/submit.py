@@ -200,7 +200,7 @@ def resume(run: RunDir, console: Console) -> None:
     last = submissions(run)[-1]
     open_mlflow_runs(run)
     with run_lock(run):
-        tasks = _missing_tasks(run, run.describe()["folds"], queued_folds(run))
+        tasks = _missing_tasks(run, run.info().folds, queued_folds(run))
         target = ClusterTarget(last.cluster, last.restore_cluster(run), last.max_parallel)
         _submit_tasks(tasks, [run], target, None, console)
 

@@ -81,7 +81,7 @@ class Trial:
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for k in self.run.describe()["folds"]
+            for k in self.run.info().folds
         ]
 
     def finish(self, folds: list[subprocess.Popen[str]], told: bool = True) -> str:
@@ -92,9 +92,9 @@ class Trial:
             assert process.returncode == 0, err
             longest, self.seconds[k] = map(float, out.split())
             self.longest, said = max(self.longest, longest), said + err
-        for k in self.run.describe()["folds"]:
+        for k in self.run.info().folds:
             write_result(self.run, k)
-        write_summary(self.run.root, self.run.describe()["folds"])
+        write_summary(self.run.root, self.run.info().folds)
         if told:
             self.end()
         return said

@@ -18,7 +18,7 @@ from tests.helpers.tracking_load import Trial, write_result
 def finished(site: Site, shards: Index, root: Path, name: str, seed: int) -> Trial:
     trial = Trial(site, shards, root, site.mlflow.uri, f"{name}-{time.time_ns()}")
     trial.open()
-    for k in trial.run.describe()["folds"]:
+    for k in trial.run.info().folds:
         where = trial.run.fold(k)
         where.root.mkdir()
         where.metrics.write_text(
@@ -26,7 +26,7 @@ def finished(site: Site, shards: Index, root: Path, name: str, seed: int) -> Tri
         )
         write_result(trial.run, k, seed)
         write_json(where.status, {"state": "DONE", "attempts": []})
-    write_summary(trial.run.root, trial.run.describe()["folds"])
+    write_summary(trial.run.root, trial.run.info().folds)
     trial.end()
     return trial
 

@@ -57,7 +57,7 @@ def test_collect_knows_commit_and_uncommitted_changes(
     package = tmp_path / "dfer_dist"
     package.mkdir()
     (package / "__init__.py").write_text("x = 1\n")
-    monkeypatch.setattr(dfer_dist, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(provenance, "_source_root", lambda: tmp_path)
     assert provenance.checkout() is None
     assert collect([]).git is None
     git(tmp_path, "init", "-q")

