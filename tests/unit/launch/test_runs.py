@@ -176,7 +176,7 @@ def test_interrupted_drift_is_applied_by_the_next_command(
         for owner, name in (
             (runs, "snapshot_code"),
             (runs, "write_text"),
-            (RunDir, "change"),
+            (RunDir, "update_info"),
             (Provenance, "write"),
         ):
             patch.setattr(owner, name, interrupted(getattr(owner, name)))
