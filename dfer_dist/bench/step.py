@@ -38,6 +38,7 @@ from dfer_dist.evaluation.evaluate import clip_logits
 from dfer_dist.models.backbone import clip_config
 from dfer_dist.models.build import build_model, resolve_image_size
 from dfer_dist.models.class_texts import polarity_texts
+from dfer_dist.models.outputs import OutputsModule
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.planning.footprint import in_use
 from dfer_dist.planning.planner import data_size
@@ -61,7 +62,9 @@ class Ours:
             config.data.num_frames,
             resolve_image_size(config),
         )
-        self.engine: Engine = build_engine(model, param_groups(model), config, ranks, 1000)
+        self.engine: Engine = build_engine(
+            OutputsModule(model), param_groups(model), config, ranks, 1000
+        )
         self.objective = Objective(config, [1] * len(classes), ranks.device)
         self.config, self.device = config, ranks.device
         self.clips, self.labels = _made_up(config, self.engine.micro_batch, len(classes))
@@ -111,23 +114,24 @@ class Ours:
     def _step(self, micro_batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
         self.engine.set_learning_rates(0)
         for frames, labels, valid in micro_batches:
-            losses = self.objective(self.engine.deepspeed(frames, per_polarity=True), labels, valid)
+            losses = self.objective(self.engine.deepspeed(frames), labels, valid)
             self.engine.micro_step(losses.mean())
         losses.tolist()
 
     @torch.no_grad()
     def test(self) -> None:
         """One batch, by class texts that were read before."""
-        model = self.engine.deepspeed
-        model.eval()
-        self.text = model.module.text_features() if self.text is None else self.text
+        engine = self.engine.deepspeed
+        engine.eval()
+        model = engine.module.model
+        self.text = model.text_features() if self.text is None else self.text
         text = self.text
         clip_logits(
-            lambda frames: model(frames, text),
+            lambda frames: model.merge_polarities(engine(frames, text)),
             self.test_clips.to(self.device, non_blocking=True),
             1,
         ).cpu()
-        model.train()
+        engine.train()
 
     def save(self) -> dict[str, float]:
         """A checkpoint, until it stands; for how long training is held up by it, and its bytes."""

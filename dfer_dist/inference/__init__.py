@@ -1,1 +1,1 @@
-"""ExportedModel models: export, prediction, MLflow models and the authors' checkpoints."""
+"""Exported models: export, prediction, MLflow models and the authors' checkpoints."""

@@ -1,4 +1,4 @@
-"""The authors' checkpoints into ours and back."""
+"""Convert checkpoints of DFER-CLIP's authors into ours and back."""
 
 from __future__ import annotations
 
@@ -48,26 +48,26 @@ from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import atomic_path
 
 BACKBONE = "backbone.json"
-_LOGIT_SCALE = math.log(
-    1 / 0.07
-)  # what CLIP's training starts from (Radford et al., ICML'21, section 2.5)
+# Initial value of CLIP's training (Radford et al., ICML 2021, section 2.5).
+_LOGIT_SCALE = math.log(1 / 0.07)
 
 
 def from_official(path: Path, out: Path, position: TokenPosition = TokenPosition.end) -> Config:
-    """Turn a checkpoint of the authors into a checkpoint folder of ours, which ``dfer eval`` takes.
+    """Convert a checkpoint of the authors into a checkpoint folder for ``dfer eval``.
 
-    Classes, sizes and sentences are read from the tensors. The folder holds the frozen weights too, so it needs no
-    pretrained file. Nothing is written unless :func:`~dfer_dist.inference.official.to_theirs` gives every tensor of the file
-    again, to the bit.
+    Classes, sizes and sentences are read from the tensors. The folder holds the frozen weights too,
+    so it needs no pretrained file. Nothing is written unless
+    :func:`~dfer_dist.inference.official.to_theirs` returns every tensor of the file to the bit.
 
     Parameters
     ----------
     path : Path
-        Read without running anything that it names.
+        Read without running any code that it names.
     out : Path
         The folder to make; it must not exist.
     position : TokenPosition
-        Where the class text stands. The file does not tell; the authors' scripts for all three data sets set ``end``.
+        Position of the class text, which the file does not hold. The authors' scripts for all three
+        data sets set ``end``.
 
     Returns
     -------
@@ -80,7 +80,7 @@ def from_official(path: Path, out: Path, position: TokenPosition = TokenPosition
         If ``out`` exists, or the file is not a checkpoint of DFER-CLIP in every respect.
     """
     if out.exists():
-        raise UserError(f"{out} exists: give a folder that is not there yet")
+        raise UserError(f"{out} exists: give a new folder")
     state = {name: tensor.float() for name, tensor in read_official(path).items()}
     try:
         config, clip = _settings(state, position)
@@ -91,10 +91,11 @@ def from_official(path: Path, out: Path, position: TokenPosition = TokenPosition
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
     with path.open("rb") as f:
         source = {"file": path.name, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
+    # The file does not say which fold it was trained for.
     about = {
         "step": 0,
         "skipped_steps": 0,
-        "fold": None,  # the file does not tell
+        "fold": None,
         "classes": list(config.model.sentences or ()),
         "logit_scale": state["clip_model_.logit_scale"].item(),
         "frozen_sha256": checkpoint.frozen_checksum(model, trained),
@@ -113,18 +114,18 @@ def from_official(path: Path, out: Path, position: TokenPosition = TokenPosition
 
 
 def to_official(path: Path, out: Path, overrides: list[str]) -> None:
-    """Write a checkpoint of ours in the authors' format, for their code to load.
+    """Write a checkpoint of ours in the authors' format.
 
-    ``optimizer`` and ``recorder`` are empty: their code reads ``state_dict`` only.
+    ``optimizer`` and ``recorder`` are empty: the authors' code reads ``state_dict`` only.
 
     Parameters
     ----------
     path : Path
-        A checkpoint's folder, or LATEST or BEST beside it.
+        A checkpoint's folder, or LATEST or BEST next to it.
     out : Path
         The file to make; it must not exist.
     overrides : list of str
-        ``key=value`` words on top of the checkpoint's own settings, such as ``data.shards=…``.
+        ``key=value`` settings that override the checkpoint's own, such as ``data.shards=…``.
 
     Raises
     ------
@@ -132,7 +133,7 @@ def to_official(path: Path, out: Path, overrides: list[str]) -> None:
         If ``out`` exists, or the authors' code would compute something else from these weights.
     """
     if out.exists():
-        raise UserError(f"{out} exists: give a file that is not there yet")
+        raise UserError(f"{out} exists: give a new file")
     saved = checkpoint.read(path, weights_only=True)
     config = read_config(saved.path / checkpoint.CONFIG, overrides)
     _check_theirs(config.model)
@@ -164,16 +165,18 @@ def _settings(
     model.sentences = {name: [text] for name, text in zip(names, texts, strict=True)}
     model.token_position = position
     config = Config(model=model)
-    config.data.shards = "not-set"  # to be given to dfer eval
+    # The user gives the shards to dfer eval.
+    config.data.shards = "not-set"
     config.data.num_frames, config.data.image_size = frames, clip["vision_cfg"]["image_size"]
-    config.train.precision = Precision.fp32  # as the authors train and test
-    config.train.selection = Selection.best_test  # likewise
+    # As the authors train and test.
+    config.train.precision = Precision.fp32
+    config.train.selection = Selection.best_test
     check_values(config)
     return config, clip
 
 
 def _open_clip_name(clip: dict[str, Any]) -> str | None:
-    """The model of open_clip with these sizes and OpenAI's activation; of several, the one made for this image size."""
+    """Return the model of open_clip with these sizes, if possible made for this image size."""
     same = []
     for name in open_clip.list_models():
         known = open_clip.get_model_config(name)
@@ -184,7 +187,7 @@ def _open_clip_name(clip: dict[str, Any]) -> str | None:
 
 
 def _rebuild(config: Config, clip: dict[str, Any], state: Mapping[str, Tensor]) -> DFERCLIP:
-    """Our model with the weights of the file; proves that nothing of the file was lost or misread."""
+    """Build our model with the weights of the file, and check that it gives every tensor again."""
     with tempfile.TemporaryDirectory() as folder:
         sizes = Path(folder) / BACKBONE
         sizes.write_text(json.dumps(clip))
@@ -196,29 +199,38 @@ def _rebuild(config: Config, clip: dict[str, Any], state: Mapping[str, Tensor]) 
             clip["vision_cfg"]["image_size"],
         )
     expected = {name: tensor.shape for name, tensor in to_theirs(model, torch.empty(())).items()}
-    odd = sorted(expected.keys() ^ state.keys())
-    if odd:
-        side = "is unknown" if odd[0] in state else "is missing"
-        raise UserError(f"not a checkpoint of DFER-CLIP: {odd[0]} {side} ({len(odd)} such names)")
+    unmatched = sorted(expected.keys() ^ state.keys())
+    if unmatched:
+        problem = "is unknown" if unmatched[0] in state else "is missing"
+        raise UserError(
+            f"not a checkpoint of DFER-CLIP: {unmatched[0]} {problem} ({len(unmatched)} such names)"
+        )
     for name, tensor in state.items():
         if tensor.shape != expected[name]:
             raise UserError(
-                f"not a checkpoint of DFER-CLIP: {name} has shape {tuple(tensor.shape)}, not {tuple(expected[name])}"
+                f"not a checkpoint of DFER-CLIP: {name} has shape {tuple(tensor.shape)}, "
+                f"not {tuple(expected[name])}"
             )
     model.load_state_dict(to_ours(state))
     for name, tensor in to_theirs(model, state["clip_model_.logit_scale"]).items():
         if not torch.equal(tensor, state[name]):
             raise UserError(
-                f"{name} is not what the other tensors of the file make it: not written by the authors' code"
+                f"{name} does not agree with the other tensors of the file: "
+                "the authors' code did not write it"
             )
     return model
 
 
 def _check_theirs(model: ModelConfig) -> None:
-    """Settings that the authors' code does not have. Most leave no trace in the weights: it would compute other logits in silence."""
+    """Refuse settings that the authors' code does not have.
+
+    Most leave no trace in the weights: the authors' code would compute other logits silently.
+    """
     clip = clip_config(model.backbone)
     vision, text = clip["vision_cfg"], clip["text_cfg"]
-    for what, ours, theirs in (
+    kinds = (model.image, model.text_tower)
+    sentences = max(map(len, (model.sentences or {"": [""]}).values()))
+    rows = (
         ("the backbone's activation QuickGELU", bool(clip.get("quick_gelu")), True),
         (
             "the width of a head in the image tower",
@@ -230,25 +242,19 @@ def _check_theirs(model: ModelConfig) -> None:
         ("model.temperature", model.temperature, 0.01),
         ("model.normalize", model.normalize, False),
         ("model.temporal", model.temporal.name, TemporalKind.transformer.name),
-        (
-            "LoRA in a tower",
-            model.image is ImageTuning.lora or model.text_tower is TextTuning.lora,
-            False,
-        ),
+        ("LoRA in a tower", ImageTuning.lora in kinds or TextTuning.lora in kinds, False),
         (
             "adapters in a tower",
-            model.image is ImageTuning.adapters or model.text_tower is TextTuning.adapters,
+            ImageTuning.adapters in kinds or TextTuning.adapters in kinds,
             False,
         ),
         ("model.text_polarity", model.text_polarity.name, TextPolarity.positive.name),
         ("sentences without a context", model.context_tokens == 0, False),
-        (
-            "the most sentences of a class",
-            max(map(len, (model.sentences or {"": [""]}).values())),
-            1,
-        ),
-    ):
+        ("the most sentences of a class", sentences, 1),
+    )
+    for setting, ours, theirs in rows:
         if ours != theirs:
             raise UserError(
-                f"the authors' code cannot compute this model: {what} is {ours}, theirs is {theirs}"
+                f"the authors' code cannot compute this model: {setting} is {ours}, "
+                f"theirs is {theirs}"
             )

@@ -1,8 +1,9 @@
-"""Checkpoints of the authors' DFER-CLIP: read without running anything that the file names, understood, and written.
+"""The checkpoint format of DFER-CLIP's authors: reading, names of tensors, sizes and sentences.
 
-Two things about these files are easily missed. Each tensor of CLIP has two names there, one below ``clip_model_`` and one of
-the tower that uses it; both are one tensor, trained or frozen. And the class text is stored as embedded tokens in the
-order of token position 'end' whatever the position is, which the tensors therefore do not tell.
+Files are read without running any code that they name. Two things about them are easily missed.
+Each tensor of CLIP has two names, one below ``clip_model_`` and one of the tower that uses it; both
+are one tensor, trained or frozen. And the class text is stored as embedded tokens in the order of
+token position 'end', whatever the position is, so the tensors do not show the position.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ _TEMPORAL_PARTS = {
     "1.fn.fn.net.3": "mlp.2",
 }
 _BLOCK = re.compile(r"temporal\.blocks\.(\d+)\.(.+)\.(weight|bias)")
-HEAD_WIDTH = 64  # of every attention in the authors' code, which the tensors do not tell; so in all of OpenAI's ViTs
+# Of every attention in the authors' code and in all of OpenAI's ViTs; the tensors do not show it.
+HEAD_WIDTH = 64
 
 
 class _Inert:
-    """Stands for whatever class or function a file names beyond tensors: takes anything, does nothing."""
+    """Placeholder of any class or function that a file names: it takes anything, does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -54,23 +56,23 @@ class _Inert:
 
 
 def read_official(path: Path) -> dict[str, Tensor]:
-    """The ``state_dict`` of a checkpoint in the authors' format, names without their leading ``module.``.
+    """Read the ``state_dict`` of the authors' checkpoint; names have no leading ``module.``.
 
-    torch's restricted unpickler reads the file; it refuses classes it does not know (each of the authors' files has one,
-    their meter), so every such name is bound to a placeholder first. Nothing is imported or called by name.
+    torch's restricted unpickler refuses classes that it does not know, and each of the authors'
+    files has one (their meter). Such names are bound to a placeholder first, so that nothing is
+    imported or called by name.
 
     Raises
     ------
     UserError
-        If it is no such checkpoint, or names something that even the restricted unpickler will not pass over.
+        If it is no such checkpoint, or the restricted unpickler refuses it all the same.
     """
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         with torch.serialization.safe_globals([(_Inert, name) for name in named]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as e:  # a damaged or hostile file can fail in any way: zip, pickle, sizes, types
+    # A damaged or hostile file can fail in any way: zip, pickle, sizes, types.
+    except Exception as e:
         reason = " ".join(str(e).split())[:160] or type(e).__name__
         raise UserError(f"{path} cannot be read as a checkpoint of DFER-CLIP: {reason}") from e
     state = loaded.get("state_dict") if isinstance(loaded, dict) else None
@@ -82,10 +84,10 @@ def read_official(path: Path) -> dict[str, Tensor]:
 
 
 def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' names -> those of :class:`~dfer_dist.models.dferclip.DFERCLIP`.
+    """Rename the authors' tensors to the names of :class:`~dfer_dist.models.dferclip.DFERCLIP`.
 
-    Left out are second names of the same tensors, CLIP's logit scale, which DFER-CLIP does not use, and the embedded class
-    text, which the model makes from its sentences.
+    Second names of the same tensors are left out, and so are CLIP's logit scale, which DFER-CLIP
+    does not use, and the embedded class text, which the model computes from its sentences.
     """
     ours = {}
     for name, tensor in state.items():
@@ -102,12 +104,14 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_theirs(model: DFERCLIP, logit_scale: Tensor) -> dict[str, Tensor]:
-    """All that a file of the authors holds for a model, by their names without ``module.``; tensors are shared, not copied.
+    """Return all tensors of the authors' file for a model, by their names without ``module.``.
+
+    Tensors are shared, not copied.
 
     Parameters
     ----------
     logit_scale : float32 scalar
-        CLIP's, which no DFER-CLIP reads but their strict loading asks for.
+        CLIP's. DFER-CLIP does not read it, but the authors' strict loading needs it.
 
     Raises
     ------
@@ -150,10 +154,18 @@ def to_theirs(model: DFERCLIP, logit_scale: Tensor) -> dict[str, Tensor]:
 
 
 def read_sizes(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], ModelConfig, int]:
-    """What the tensors tell of the model: CLIP's sizes in open_clip's form, our settings, and frames in a clip.
+    """Read the sizes of a model from its tensors.
 
-    Numbers of heads are widths / 64, as everywhere in the authors' code. Backbone, class text and token position of the
-    settings are left at their defaults.
+    Numbers of heads are widths / 64, as everywhere in the authors' code. Backbone, class text and
+    token position of the settings keep their defaults.
+
+    Returns
+    -------
+    dict
+        CLIP's sizes in open_clip's format.
+    ModelConfig
+    int
+        Frames of a clip.
 
     Raises
     ------
@@ -162,15 +174,16 @@ def read_sizes(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], ModelConfig
     """
     patches = _get(state, "image_encoder.conv1.weight", 4)
     grid = math.isqrt(max(0, len(_get(state, "image_encoder.positional_embedding", 2)) - 1))
-    words = _get(state, "clip_model_.token_embedding.weight", 2)
-    if min(len(patches), words.shape[1]) < HEAD_WIDTH:
+    embedding = _get(state, "clip_model_.token_embedding.weight", 2)
+    if min(len(patches), embedding.shape[1]) < HEAD_WIDTH:
         raise UserError(
             f"not a checkpoint of DFER-CLIP: a tower is narrower than one head of {HEAD_WIDTH}"
         )
     context = _get(state, "prompt_learner.ctx")
     if context.ndim < 2 or not context.shape[-2]:
         raise UserError(
-            f"not a checkpoint of DFER-CLIP: prompt_learner.ctx has shape {tuple(context.shape)}, no context_tokens"
+            "not a checkpoint of DFER-CLIP: prompt_learner.ctx has shape "
+            f"{tuple(context.shape)}, no context_tokens"
         )
     temporal = "temporal_net.temporal_transformer.layers"
     clip = {
@@ -184,9 +197,9 @@ def read_sizes(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], ModelConfig
         },
         "text_cfg": {
             "context_length": len(_get(state, "text_encoder.positional_embedding", 2)),
-            "vocab_size": len(words),
-            "width": words.shape[1],
-            "heads": words.shape[1] // HEAD_WIDTH,
+            "vocab_size": len(embedding),
+            "width": embedding.shape[1],
+            "heads": embedding.shape[1] // HEAD_WIDTH,
             "layers": _layers(state, "text_encoder.transformer.resblocks"),
         },
     }
@@ -204,20 +217,22 @@ def read_sizes(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], ModelConfig
 
 
 def read_sentences(state: Mapping[str, Tensor]) -> list[str]:
-    """The text of each class, in label order, from the rows of the token embedding that the file holds for it.
+    """Return the text of each class, in label order, from its embedded tokens.
 
-    Letters come back in lower case, as CLIP's tokeniser makes them, and space before a punctuation mark is left out.
+    Letters are lower case, as CLIP's tokenizer makes them. There is no space before a punctuation
+    mark.
 
     Raises
     ------
     UserError
-        If a row is that of no token or of several, or the tokens cannot come from a text.
+        If a row is the embedding of no token or of several, or the tokens come from no text.
     """
     tokenizer = SimpleTokenizer()
     vocabulary = _get(state, "clip_model_.token_embedding.weight", 2)
     if len(vocabulary) != tokenizer.vocab_size:
         raise UserError(
-            f"the token embedding has {len(vocabulary)} rows where CLIP's vocabulary has {tokenizer.vocab_size} tokens"
+            f"the token embedding has {len(vocabulary)} rows, CLIP's vocabulary has "
+            f"{tokenizer.vocab_size} tokens"
         )
     known: dict[bytes, list[int]] = {}
     for token, row in enumerate(vocabulary.numpy()):
@@ -231,25 +246,26 @@ def read_sentences(state: Mapping[str, Tensor]) -> list[str]:
 def _sentence(
     label: int, rows: Tensor, known: Mapping[bytes, list[int]], tokenizer: SimpleTokenizer
 ) -> str:
-    words: list[int] = []
-    for place, row in enumerate(rows.numpy()):
+    tokens: list[int] = []
+    for position, row in enumerate(rows.numpy()):
         found = known.get(row.tobytes(), [])
         if len(found) != 1:
             what = "several tokens" if found else "no token"
             raise UserError(
-                f"class {label}: row {place} of prompt_learner.token_suffix is the embedding of {what}"
+                f"class {label}: row {position} of prompt_learner.token_suffix is the embedding "
+                f"of {what}"
             )
         if found[0] == tokenizer.eot_token_id:
             break
-        words += found
+        tokens += found
     else:
         raise UserError(f"class {label}: prompt_learner.token_suffix has no end of text")
-    raw = " ".join(tokenizer.decode(words).split())
+    raw = " ".join(tokenizer.decode(tokens).split())
     for text in (re.sub(r" (?=[.,;:!?'])", "", raw), raw):
-        if tokenizer.encode(text) == words:
+        if tokenizer.encode(text) == tokens:
             return text
     raise UserError(
-        f"class {label}: the tokens of prompt_learner.token_suffix are those of no text: '{raw[:60]}'"
+        f"class {label}: the tokens of prompt_learner.token_suffix come from no text: '{raw[:60]}'"
     )
 
 

@@ -1,4 +1,4 @@
-"""The two towers of CLIP, from open_clip; never touches the network except in :func:`fetch_weights`."""
+"""The two towers of CLIP, from open_clip. Only :func:`fetch_weights` uses the network."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from dfer_dist.models.attention import use_explicit_attention
 from dfer_dist.models.cpu_kernels import use_cpu_kernels
 from dfer_dist.utils.errors import UserError
 
-# A CLIP small enough to train on one core, for tests and for the demo. open_clip publishes no weights of it.
+# A CLIP small enough to train on one core, for tests and the demo. open_clip has no weights of it.
 TINY: dict[str, Any] = {
     "embed_dim": 64,
     "quick_gelu": True,
     "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 64, "layers": 2, "head_width": 32},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
-# Weights that come with this package, by backbone and tag: made by `dfer pretrain-demo` (docs/models/demo-clip.md).
+# Weights that come with this package, by backbone and tag, made by `dfer pretrain-demo`.
 SHIPPED = {("tiny", "demo"): Path(__file__).parents[1] / "demo" / "tiny_demo.safetensors"}
-# What a TorchScript archive lists beside weights.
+# Entries of a TorchScript archive that are no weights.
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
 
@@ -43,7 +43,7 @@ class TextTower(nn.Module):
     Parameters
     ----------
     clip : open_clip.CLIP
-        The model whose text part this takes over (the modules are shared, not copied).
+        Its text modules are shared, not copied.
     """
 
     attn_mask: Tensor
@@ -58,50 +58,49 @@ class TextTower(nn.Module):
         self.register_buffer("attn_mask", clip.attn_mask, persistent=False)
 
     def forward(self, prompts: Tensor, eot: Tensor) -> Tensor:
-        """Features of embedded prompts.
+        """Return the features of embedded prompts.
 
         Parameters
         ----------
         prompts : [C, L, D]
-            L may be anything up to the context length: attention is causal, so tokens after EOT change nothing.
+            L is at most the context length. Attention is causal: tokens after EOT change nothing.
         eot : int64 [C]
-            The place of the end-of-text token, where the feature is read.
+            Position of the end-of-text token, whose feature is returned.
 
         Returns
         -------
-        [C, E], not normalised
+        [C, E], not normalized
         """
         length = prompts.shape[1]
-        x = (
-            prompts.to(self.positional_embedding.dtype) + self.positional_embedding[:length]
-        )  # ZeRO-3 casts no fixed prompts
+        # ZeRO-3 does not cast buffers, from which fixed prompts come.
+        prompts = prompts.to(self.positional_embedding.dtype)
+        x = prompts + self.positional_embedding[:length]
         x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
-        x = x[
-            torch.arange(len(x), device=x.device), eot
-        ]  # before the norm, which acts on each token alone
+        # The norm acts on each token alone, so it is enough to normalize EOT.
+        x = x[torch.arange(len(x), device=x.device), eot]
         return self.ln_final(x) @ self.text_projection
 
 
 def load_backbone(
     name: str, pretrained: str, image_size: int
 ) -> tuple[VisionTransformer, TextTower, str | None]:
-    """Image tower, text tower, and the sha256 of the weights file.
+    """Return the image tower, the text tower, and the sha256 of the weights file.
 
     Parameters
     ----------
     name : str
-        ``tiny``, a model of open_clip with a ViT image tower and OpenAI's kind of text tower, or a ``.json`` file that
-        describes such a model as open_clip's own files do.
+        ``tiny``, a model of open_clip with a ViT image tower and a text tower like OpenAI's, or a
+        ``.json`` file that describes such a model in the format of open_clip.
     pretrained : str
-        A tag of open_clip whose file is in the local cache, ``demo`` for ``tiny``, a weights file, or ``none``: random weights from
-        torch's global seed, and no sha256.
+        A tag of open_clip whose file is in the local cache, ``demo`` for ``tiny``, a weights file,
+        or ``none``: random weights from torch's global seed, and no sha256.
     image_size : int
         Side of the frames, pixels; pretrained position embeddings are resized to it.
 
     Raises
     ------
     UserError
-        Unknown name or tag, weights not in the cache, or a model and weights that do not fit each other.
+        Unknown name or tag, weights not in the cache, or weights of another model.
     """
     config, path = clip_config(name), find_weights(name, pretrained)
     clip = build_clip(config, image_size)
@@ -113,7 +112,7 @@ def load_backbone(
 
 
 def clip_config(name: str) -> dict[str, Any]:
-    """Sizes of a model, in open_clip's form; a copy.
+    """Return a copy of the sizes of a model, in open_clip's format.
 
     Parameters
     ----------
@@ -134,18 +133,20 @@ def clip_config(name: str) -> dict[str, Any]:
     )
     if config is None:
         near = difflib.get_close_matches(name, ["tiny", *open_clip.list_models()], n=1, cutoff=0.4)
-        raise UserError(f"no backbone '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"no backbone '{name}'{hint}")
     vision, text = config["vision_cfg"], config["text_cfg"]
     plain_text = set(text) <= {"context_length", "vocab_size", "width", "heads", "layers"}
     if set(config) - {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"} or not isinstance(
         vision.get("layers"), int
     ):
         raise UserError(
-            f"backbone '{name}' has no plain ViT image tower: take one such as ViT-B-32-quickgelu"
+            f"backbone '{name}' has no plain ViT image tower: choose one such as ViT-B-32-quickgelu"
         )
     if not plain_text:
         raise UserError(
-            f"backbone '{name}' has another text tower or tokeniser than OpenAI's CLIP: take one such as ViT-B-32-quickgelu"
+            f"backbone '{name}' has another text tower or tokenizer than OpenAI's CLIP: "
+            "choose one such as ViT-B-32-quickgelu"
         )
     return config
 
@@ -158,18 +159,20 @@ def _read_sizes(path: Path) -> dict[str, Any]:
         raise UserError(f"backbone {path} cannot be read: {_one_line(e)}") from e
     if missing:
         raise UserError(
-            f"backbone {path} does not describe a model of open_clip: it has no {sorted(missing)[0]}"
+            f"backbone {path} does not describe a model of open_clip: "
+            f"it has no {sorted(missing)[0]}"
         )
     return config
 
 
 def build_clip(config: dict[str, Any], image_size: int) -> open_clip.CLIP:
-    """A randomly initialised CLIP of the sizes in ``config`` for frames of ``image_size`` pixels."""
+    """Return a randomly initialized CLIP for frames of ``image_size`` pixels."""
     patch = config["vision_cfg"]["patch_size"]
     if image_size % patch:
         down = max(patch, image_size // patch * patch)
         raise UserError(
-            f"data.image_size={image_size} is not a multiple of the backbone's patch of {patch} pixels: set {down}"
+            f"data.image_size={image_size} is not a multiple of the backbone's patch of {patch} "
+            f"pixels: set {down}"
         )
     config = copy.deepcopy(config)
     config["vision_cfg"]["image_size"] = image_size
@@ -177,7 +180,9 @@ def build_clip(config: dict[str, Any], image_size: int) -> open_clip.CLIP:
 
 
 def fetch_weights(name: str, tag: str) -> Path:
-    """Download the weights ``tag`` of a backbone into the cache, where :func:`load_backbone` looks for them, unless they came with this package.
+    """Download weights of a backbone into the cache that :func:`load_backbone` reads.
+
+    Weights that came with this package are not downloaded.
 
     Raises
     ------
@@ -191,17 +196,23 @@ def fetch_weights(name: str, tag: str) -> Path:
         raise UserError(_no_such_weights(name, tag))
     try:
         return Path(open_clip.download_pretrained(published))
-    except Exception as e:  # any of the errors of huggingface_hub, urllib and the operating system
+    # huggingface_hub, urllib and the operating system raise many kinds.
+    except Exception as e:
         raise UserError(f"{name} {tag} cannot be downloaded: {_one_line(e)}") from e
 
 
 def find_weights(name: str, pretrained: str) -> Path | None:
-    """The file with the weights ``pretrained`` of a backbone on this machine; None for random ones. Both as for :func:`load_backbone`.
+    """Return the weights file of a backbone on this machine; None for random weights.
+
+    Parameters
+    ----------
+    name, pretrained : str
+        As for :func:`load_backbone`.
 
     Raises
     ------
     UserError
-        Unknown name or tag, weights that are not here or were made for another activation.
+        Unknown name or tag, weights that are not on this machine or need another activation.
     """
     if pretrained == "none":
         return None
@@ -216,38 +227,42 @@ def find_weights(name: str, pretrained: str) -> Path | None:
     cached = _cached(published)
     if cached is None:
         raise UserError(
-            f"the weights '{pretrained}' of {name} are not on this machine: where there is a network, run "
-            f"`dfer fetch-weights {name} {pretrained}`"
+            f"the weights '{pretrained}' of {name} are not on this machine: run "
+            f"`dfer fetch-weights {name} {pretrained}` on a machine with network access"
         )
     return cached
 
 
 def _published(name: str, config: dict[str, Any], tag: str) -> dict[str, Any] | None:
-    """Where open_clip says that the weights are, or None; weights made for another activation are refused."""
+    """Return open_clip's entry for the weights, or None; refuse another activation."""
     model = name.replace("/", "-")
     found = open_clip.get_pretrained_cfg(model, tag)
     if found and bool(found.get("quick_gelu")) != bool(config.get("quick_gelu")):
         raise UserError(
-            f"the weights '{tag}' were trained with QuickGELU, {name} has GELU: set model.backbone={model}-quickgelu"
+            f"the weights '{tag}' were trained with QuickGELU, {name} has GELU: "
+            f"set model.backbone={model}-quickgelu"
         )
     plain = model.removesuffix("-quickgelu")
     if not found and plain != model and open_clip.get_pretrained_cfg(plain, tag):
         raise UserError(
-            f"the weights '{tag}' were trained with GELU, {name} has QuickGELU: set model.backbone={plain}"
+            f"the weights '{tag}' were trained with GELU, {name} has QuickGELU: "
+            f"set model.backbone={plain}"
         )
     return found or None
 
 
 def _no_such_weights(name: str, pretrained: str) -> str:
-    tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-")) + [
-        tag for own, tag in SHIPPED if own == name
-    ]
+    tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+    tags += [tag for own, tag in SHIPPED if own == name]
     known = f"one of {', '.join(tags)}, " if tags else ""
-    return f"'{pretrained}' is neither published weights of {name} nor a file: set model.pretrained to {known}a weights file or none"
+    return (
+        f"'{pretrained}' is neither published weights of {name} nor a file: "
+        f"set model.pretrained to {known}a weights file or none"
+    )
 
 
 def _cached(published: dict[str, Any]) -> Path | None:
-    """The file in Hugging Face's cache (each ViT that open_clip publishes has one there), without a look at the network."""
+    """Return the file in Hugging Face's cache, where each ViT of open_clip has one, or None."""
     repo, _, filename = published["hf_hub"].rpartition("/")
     for candidate in [filename] if filename else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]:
         path = try_to_load_from_cache(repo, candidate)
@@ -261,15 +276,13 @@ def _load_file(clip: open_clip.CLIP, path: Path, quick_gelu: bool) -> None:
         if not _is_torchscript(path):
             open_clip.load_checkpoint(clip, str(path))
             return
-        if not quick_gelu:  # only OpenAI's own files are archives of this kind
+        # Only OpenAI's own files are TorchScript archives.
+        if not quick_gelu:
             raise UserError(
-                f"{path} was trained with QuickGELU: take the backbone's name with -quickgelu"
+                f"{path} was trained with QuickGELU: use the backbone's name with -quickgelu"
             )
-        state = {
-            k: v.float()
-            for k, v in torch.jit.load(str(path), map_location="cpu").state_dict().items()
-        }
-        state = {k: v for k, v in state.items() if k not in _NOT_WEIGHTS}
+        archive = torch.jit.load(str(path), map_location="cpu")
+        state = {k: v.float() for k, v in archive.state_dict().items() if k not in _NOT_WEIGHTS}
         resize_pos_embed(state, clip)
         clip.load_state_dict(state)
     except (

@@ -1,4 +1,4 @@
-"""Models: CLIP's towers, class text, learned prompts, the transformer over time, DFER-CLIP, which joins them, and what of it is trained."""
+"""Build a model from the settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 
 def resolve_image_size(config: Config) -> int:
-    """Where the settings leave ``data.image_size`` to the backbone, set it to the size that the backbone was trained on.
+    """Return ``data.image_size``; if it is not set, set it to the backbone's own size.
 
     Raises
     ------
@@ -37,9 +37,9 @@ def resolve_image_size(config: Config) -> int:
 def build_model(
     cfg: ModelConfig, classes: Sequence[str], num_frames: int, image_size: int
 ) -> DFERCLIP:
-    """The model of a run, in float32 on the default device; random parts follow torch's global seed.
+    """Build the model in float32 on the default device, initialized by torch's global seed.
 
-    What is not trained is frozen; :func:`param_groups` has the rest.
+    Parameters that are not trained are frozen; :func:`param_groups` returns the others.
 
     Parameters
     ----------
@@ -51,7 +51,8 @@ def build_model(
     Raises
     ------
     UserError
-        A class without a text, an unknown backbone, weights that are not on this machine, or more to train than there is.
+        A class without a text, an unknown backbone, missing weights, or more blocks to train than
+        the backbone has.
     """
     texts = polarity_texts(classes, cfg)
     image, text, sha256 = load_backbone(cfg.backbone, cfg.pretrained, image_size)

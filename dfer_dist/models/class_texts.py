@@ -1,4 +1,4 @@
-"""What the text tower reads for a class: its name, or sentences about the face."""
+"""Texts of the classes: their names, or sentences about the face."""
 
 from __future__ import annotations
 
@@ -7,55 +7,64 @@ from collections.abc import Mapping, Sequence
 from dfer_dist.config.schema import ClassText, ModelConfig, TextPolarity
 from dfer_dist.utils.errors import UserError
 
-# The seven classes of DFEW and FERV39k, then the four that MAFW adds. Each sentence names visible facial movements only.
+# The seven classes of DFEW and FERV39k, then the four that MAFW adds. Each sentence names visible
+# facial movements only.
 DESCRIPTIONS = {
     "happiness": "lip corners pulled up and back, lifted cheeks, and small folds beside the eyes.",
     "sadness": "inner ends of the brows drawn up, sinking lip corners, and a lowered, dull gaze.",
     "neutral": "a face at rest, lips lightly closed, an even brow, and no visible tension.",
     "anger": "brows pulled down and together, a hard stare, lips pressed thin, and a clenched jaw.",
     "surprise": "brows lifted high, eyes opened wide, a dropped jaw, and a rounded mouth.",
-    "disgust": "a crinkled nose, the upper lip pulled up, and cheeks pushed towards half closed eyes.",
-    "fear": "brows raised and drawn together, tense lids around wide eyes, and lips stretched sideways.",
-    "contempt": "one corner of the mouth tightened and lifted, a raised chin, and a sideways glance.",
-    "anxiety": "restless eyes, brows pinched in the middle, lips bitten or pressed, and a tense jaw.",
-    "helplessness": "lifted inner brows, eyes that look away, slack lips slightly apart, and a hanging head.",
-    "disappointment": "lips pushed together with corners turned down, drooping lids, and a falling gaze.",
+    "disgust": "a crinkled nose, the upper lip pulled up, and cheeks pushed towards half closed "
+    "eyes.",
+    "fear": "brows raised and drawn together, tense lids around wide eyes, and lips "
+    "stretched sideways.",
+    "contempt": "one corner of the mouth tightened and lifted, a raised chin, and a sideways "
+    "glance.",
+    "anxiety": "restless eyes, brows pinched in the middle, lips bitten or pressed, and a tense "
+    "jaw.",
+    "helplessness": "lifted inner brows, eyes that look away, slack lips slightly apart, and a "
+    "hanging head.",
+    "disappointment": "lips pushed together with corners turned down, drooping lids, and a falling "
+    "gaze.",
 }
 
 
 def polarity_texts(classes: Sequence[str], cfg: ModelConfig) -> dict[str, list[list[str]]]:
-    """The sentences of each class by side: ``positive``, and with ``model.text_polarity=both`` also ``negative``.
+    """Return the sentences of each class by polarity.
+
+    ``positive``, and with ``model.text_polarity=both`` also ``negative``.
 
     Raises
     ------
     UserError
         As :func:`class_texts`.
     """
-    sides = {"positive": class_texts(classes, cfg.text, cfg.sentences)}
+    texts = {"positive": class_texts(classes, cfg.text, cfg.sentences)}
     if cfg.text_polarity is TextPolarity.both:
         own = cfg.negative_sentences
-        sides["negative"] = [[f"a person with an expression of no {name}"] for name in classes]
+        texts["negative"] = [[f"a person with an expression of no {name}"] for name in classes]
         if own is not None:
-            sides["negative"] = _own_texts(classes, own, "model.negative_sentences")
-    return sides
+            texts["negative"] = _own_texts(classes, own, "model.negative_sentences")
+    return texts
 
 
 def class_texts(
     classes: Sequence[str], kind: ClassText, own: Mapping[str, Sequence[str]] | None = None
 ) -> list[list[str]]:
-    """The sentences of each class, in the order given: one, or as many as ``own`` has.
+    """Return the sentences of each class, in the given order: one, or as many as ``own`` has.
 
-    The built-in ones of DFER-CLIP end with a full stop, as its authors' do; nothing is appended to any later.
+    The built-in ones end with a full stop, as those of DFER-CLIP's authors. Nothing is appended.
 
     Parameters
     ----------
     own : mapping of class name to sentences, optional
-        Wins over ``kind``.
+        Overrides ``kind``.
 
     Raises
     ------
     UserError
-        For a class without a description, or where ``own`` names other classes than these.
+        If a class has no description, or ``own`` has other classes.
     """
     if own is not None:
         return _own_texts(classes, own, "model.sentences")
@@ -63,7 +72,8 @@ def class_texts(
         return [[f"{name}."] for name in classes]
     if kind is ClassText.sentence:
         return [[f"an expression of {name}."] for name in classes]
-    if kind is ClassText.person:  # FineCLIPER's
+    # FineCLIPER's texts.
+    if kind is ClassText.person:
         return [[f"a person with an expression of {name}"] for name in classes]
     unknown = [name for name in classes if name not in DESCRIPTIONS]
     if unknown:
@@ -79,10 +89,8 @@ def _own_texts(
 ) -> list[list[str]]:
     missing, unknown = [c for c in classes if c not in own], [c for c in own if c not in classes]
     if missing or unknown:
-        wrong = (
-            f"has nothing for class {', '.join(map(repr, missing))}"
-            if missing
-            else f"has {unknown[0]!r}, no class of the data"
-        )
+        wrong = f"has nothing for class {', '.join(map(repr, missing))}"
+        if not missing:
+            wrong = f"has {unknown[0]!r}, no class of the data"
         raise UserError(f"{key} {wrong}: name each of {', '.join(classes)} once")
     return [list(own[name]) for name in classes]

@@ -2,17 +2,17 @@
 
 :func:`use_cpu_kernels` puts them into the towers; names of weights stay. It replaces
 
-==========================  ================================  ======================================
-open_clip's or torch's      here                              why
-==========================  ================================  ======================================
-``nn.Conv2d`` on patches    :class:`PatchEmbedding`           the convolution's backward pass takes
-                                                              20 times as long as one product
-``nn.Linear`` in bf16       :class:`Linear`                   oneDNN adds the bias itself and is slow
-                                                              with a transposed left factor
-``QuickGELU``               :class:`FusedQuickGELU`           one kernel forward, one backward
-``mlp`` of a block          :class:`MLP`                      scale factors become part of products
-last block of a ViT         :class:`LastBlock`                only the class token is read
-==========================  ================================  ======================================
+==========================  ==========================  ========================================
+open_clip's or torch's      here                        why
+==========================  ==========================  ========================================
+``nn.Conv2d`` on patches    :class:`PatchEmbedding`     the convolution's backward pass takes
+                                                        20 times as long as one product
+``nn.Linear`` in bf16       :class:`Linear`             oneDNN adds the bias itself and is slow
+                                                        with a transposed left factor
+``QuickGELU``               :class:`FusedQuickGELU`     one kernel forward, one backward
+``mlp`` of a block          :class:`MLP`                scale factors become part of products
+last block of a ViT         :class:`LastBlock`          only the class token is read
+==========================  ==========================  ========================================
 
 :func:`attend_plain` computes the products of :mod:`~dfer_dist.models.attention` without copies.
 ``docs/background/benchmarks.md`` has the time that each saves.

@@ -1,4 +1,8 @@
-"""DFER-CLIP (Zhao & Patras, "Prompting Visual-Language Models for Dynamic Facial Expression Recognition", BMVC'23)."""
+"""DFER-CLIP, with the parts of FineCLIPER as options.
+
+DFER-CLIP: Zhao & Patras, "Prompting Visual-Language Models for Dynamic Facial Expression
+Recognition", BMVC 2023. FineCLIPER: Chen et al., ACM MM 2024.
+"""
 
 from __future__ import annotations
 
@@ -15,30 +19,33 @@ from dfer_dist.config.schema import ModelConfig, TemporalKind
 from dfer_dist.models.adapters import select_adapter
 from dfer_dist.models.backbone import TextTower
 from dfer_dist.models.fusion import Fusion
+from dfer_dist.models.outputs import ModelOutputs
 from dfer_dist.models.prompt import PromptLearner
 from dfer_dist.models.temporal import MeanOverTime, TemporalTransformer
 from dfer_dist.models.tuning import choose_trained
 
 
 class DFERCLIP(nn.Module):
-    """CLIP's image tower on each frame, a transformer over time, and the cosine with prompts read by CLIP's text tower.
+    """CLIP's image tower on each frame, a transformer over time, and the cosine with class texts.
 
-    What of it is trained follows ``cfg``: :mod:`dfer_dist.models.tuning`. With a negative side of texts, and with adapters in both towers, it is
-    the video and label level of FineCLIPER (Chen et al., ACM MM 2024); with ``cfg.modalities`` also its middle level: parsing maps and landmarks go through the
-    same image tower, by adapters of their own, and the same transformer over time, and the features of all levels become one (:mod:`dfer_dist.models.fusion`).
+    ``cfg`` chooses what is trained (:mod:`dfer_dist.models.tuning`). With negative texts, and with
+    adapters in both towers, it is FineCLIPER on frames and labels. With ``cfg.modalities``, parsing
+    maps and landmarks pass through the same image tower with adapters of their own, and through the
+    same transformer over time; the features of all modalities are averaged
+    (:mod:`dfer_dist.models.fusion`).
 
     Parameters
     ----------
     cfg : ModelConfig
     image, text
         The towers; the model takes them over and may change them.
-    texts : mapping of side to a sequence of C, each a str or a sequence of str
-        What the text tower reads for each class: one or more sentences that say what it is (``positive``), and perhaps others that say what it
-        is not (``negative``).
+    texts : mapping of polarity to a sequence of C, each a str or a sequence of str
+        One or more sentences for each class: what it is (``positive``), and optionally what it is
+        not (``negative``).
     num_frames : int
-        Frames T in a clip.
-    pretrained_sha256 : str or None
-        Of the file that the towers' weights came from; None if they are random.
+        Frames T of a clip.
+    pretrained_sha256 : str, optional
+        Of the file with the towers' weights; None for random weights.
     """
 
     def __init__(
@@ -65,9 +72,9 @@ class DFERCLIP(nn.Module):
             )
         self.modalities = 1 + len(cfg.modalities)
         self.fusion = Fusion(self.modalities, cfg.video_weight) if cfg.modalities else None
-        self.sides = tuple(texts)
+        self.polarities = tuple(texts)
         self.prompt = PromptLearner(
-            [own for side in texts.values() for own in side],
+            [sentences for own in texts.values() for sentences in own],
             text.token_embedding,
             cfg.context_tokens,
             cfg.class_specific,
@@ -76,83 +83,102 @@ class DFERCLIP(nn.Module):
         )
         self.temperature, self.negative_weight = cfg.temperature, cfg.negative_weight
         self.normalize = cfg.normalize
-        self.described_by = "description" if cfg.description_ratio else "positive"
+        self.description_adapter = "description" if cfg.description_ratio else "positive"
         self.pretrained_sha256 = pretrained_sha256
-        classes = len(self.prompt.counts) // len(texts)
-        sentences = {
-            side: sum(self.prompt.counts[i * classes :][:classes]) for i, side in enumerate(texts)
-        }
-        choose_trained(
-            cfg, image, text, num_frames, sentences
-        )  # after the parts above, so that their random start does not depend on it
+        # After the parts above, so that their random initialization does not depend on it.
+        choose_trained(cfg, image, text, num_frames, self._count_sentences())
         image.set_grad_checkpointing(cfg.checkpoint_image)
         self.register_load_state_dict_post_hook(_embed_prompts)
 
-    def forward(
-        self,
-        frames: Tensor,
-        text_features: Tensor | None = None,
-        per_polarity: bool = False,
-        tokens: Tensor | None = None,
-    ) -> Tensor | dict[str, Tensor]:
-        """Logits of clips.
+    def _count_sentences(self) -> dict[str, int]:
+        counts = self.prompt.counts
+        classes = len(counts) // len(self.polarities)
+        return {
+            polarity: sum(counts[i * classes : (i + 1) * classes])
+            for i, polarity in enumerate(self.polarities)
+        }
+
+    def forward(self, frames: Tensor, text_features: Tensor | None = None) -> Tensor:
+        """Return the logits of clips, those of both polarities merged.
 
         Parameters
         ----------
-        frames : [B, L T, 3, H, W]
-            uint8 in 0..255, or floating point in 0..1: T frames of each clip, then T pictures of each level of ``model.modalities``.
-        text_features : float32 [S C, D], optional
-            What :meth:`text_features` returned, where the prompts do not change between calls.
-        by_side : bool
-            What a loss on labels needs: the logits of each side alone.
-        tokens : int64 [B, L], optional
-            What a loss on descriptions needs: one of each clip, as :class:`~dfer_dist.models.tokenizer.Reader` has it.
+        frames : [B, M T, 3, H, W]
+            uint8 in 0..255, or floating point in 0..1: the T frames of each clip, then T images of
+            each modality of ``model.modalities``.
+        text_features : float32 [P C, D], optional
+            From :meth:`text_features`, if the prompts do not change between calls.
 
         Returns
         -------
-        float32 [B, C], or a dict of side to float32 [B, C], with ``tokens`` also of ``video`` and ``description``, features of length 1, float32
-        [B, D]; these alone without ``per_polarity``
-            Cosine / temperature, negated for the negative side: in each, a clip's own class should be highest. Of two sides the mean, in which the
-            negative one weighs ``model.negative_weight``.
+        float32 [B, C]
+            Cosine / temperature.
         """
-        video = self._video(frames)
-        contrast = {} if tokens is None else {"video": video, "description": self.read(tokens)}
-        if contrast and not per_polarity:
-            return contrast
+        return self.merge_polarities(self.outputs(frames, text_features))
+
+    def outputs(
+        self,
+        frames: Tensor,
+        text_features: Tensor | None = None,
+        tokens: Tensor | None = None,
+        with_logits: bool = True,
+    ) -> ModelOutputs:
+        """Return the tensors that a loss reads.
+
+        Parameters
+        ----------
+        frames, text_features
+            As for :meth:`forward`.
+        tokens : int64 [B, L], optional
+            A description of each clip, from :class:`~dfer_dist.models.tokenizer.CaptionTokenizer`;
+            adds ``video`` and ``description``.
+        with_logits : bool
+            False for a loss on descriptions alone: class texts are not encoded.
+        """
+        video = self._video_features(frames)
+        outputs = ModelOutputs()
+        if tokens is not None:
+            outputs = ModelOutputs(video=video, description=self.description_features(tokens))
+        if not with_logits:
+            return outputs
         if text_features is None:
             text_features = self.text_features()
-        logits = (video @ text_features.t() / self.temperature).chunk(len(self.sides), dim=1)
-        sides = {
-            side: -own if side == "negative" else own
-            for side, own in zip(self.sides, logits, strict=True)
-        }
-        if per_polarity:
-            return sides | contrast
-        if len(sides) == 1:
-            return sides["positive"]
-        return (sides["positive"] + self.negative_weight * sides["negative"]) / (
-            1 + self.negative_weight
-        )
+        logits = (video @ text_features.t() / self.temperature).chunk(len(self.polarities), dim=1)
+        by_polarity = dict(zip(self.polarities, logits, strict=True))
+        if "negative" in by_polarity:
+            by_polarity["negative"] = -by_polarity["negative"]
+        return outputs._replace(**by_polarity)
 
-    def _video(self, frames: Tensor) -> Tensor:
-        """[B, L T, 3, H, W] -> float32 [B, D], normalised."""
+    def merge_polarities(self, outputs: ModelOutputs) -> Tensor:
+        """Return the mean of the logits of both polarities, float32 [B, C].
+
+        The negative ones weigh ``model.negative_weight``. Without them these are the positive ones.
+        """
+        assert outputs.positive is not None
+        if outputs.negative is None:
+            return outputs.positive
+        weighted = outputs.positive + self.negative_weight * outputs.negative
+        return weighted / (1 + self.negative_weight)
+
+    def _video_features(self, frames: Tensor) -> Tensor:
+        """Return normalized features: [B, M T, 3, H, W] -> float32 [B, D]."""
         if frames.shape[1] % self.modalities:
             raise ValueError(
-                f"{frames.shape[1]} pictures of a clip cannot be those of {self.modalities} levels"
+                f"{frames.shape[1]} images of a clip are not a multiple of its "
+                f"{self.modalities} modalities"
             )
-        by_level = frames.unflatten(1, (self.modalities, -1)).transpose(0, 1).flatten(0, 1)
-        features = self.image(self._pixels(by_level.flatten(0, 1)))
-        clips = F.normalize(
-            self.temporal(features.unflatten(0, by_level.shape[:2])).float(), dim=-1
-        )
-        return (
-            clips if self.fusion is None else self.fusion(clips.unflatten(0, (self.modalities, -1)))
-        )
+        by_modality = frames.unflatten(1, (self.modalities, -1)).transpose(0, 1).flatten(0, 1)
+        features = self.image(self._preprocess(by_modality.flatten(0, 1)))
+        clips = self.temporal(features.unflatten(0, by_modality.shape[:2]))
+        clips = F.normalize(clips.float(), dim=-1)
+        if self.fusion is None:
+            return clips
+        return self.fusion(clips.unflatten(0, (self.modalities, -1)))
 
     def text_features(self) -> Tensor:
-        """Normalised features of the classes, float32 [S C, D], one side after the other.
+        """Return normalized features of the class texts, float32 [P C, D], polarity by polarity.
 
-        Those of a class with several sentences are averaged, each normalised before, and the average is normalised again:
+        Features of a class with several sentences are normalized, averaged and normalized again:
         CLIP's prompt ensembling (Radford et al., ICML 2021, section 3.1.4).
         """
         features = F.normalize(self.text(self.prompt(), self.prompt.eot).float(), dim=-1)
@@ -161,29 +187,34 @@ class DFERCLIP(nn.Module):
         means = [own.mean(0) for own in features.split(self.prompt.counts)]
         return F.normalize(torch.stack(means), dim=-1)
 
-    def read(self, tokens: Tensor) -> Tensor:
-        """Normalised features of descriptions: tokens int64 [B, L] -> float32 [B, D]."""
-        with select_adapter(self.text, self.described_by):
-            features = self.text(
-                self.text.token_embedding(tokens), tokens.argmax(dim=-1)
-            )  # EOT has the highest id
+    def description_features(self, tokens: Tensor) -> Tensor:
+        """Return normalized features of descriptions: int64 [B, L] -> float32 [B, D]."""
+        # EOT has the highest id.
+        eot = tokens.argmax(dim=-1)
+        with select_adapter(self.text, self.description_adapter):
+            features = self.text(self.text.token_embedding(tokens), eot)
         return F.normalize(features.float(), dim=-1)
 
-    def _pixels(self, frames: Tensor) -> Tensor:
-        """[N, 3, H, W] as the image tower reads it; arithmetic in float32, then the type that the model was cast to."""
-        x = frames.to(torch.float32, copy=True)  # large: worked on in place from here
+    def _preprocess(self, frames: Tensor) -> Tensor:
+        """Scale and normalize pixels in float32, then cast to the type of the image tower.
+
+        [N, 3, H, W] -> [N, 3, H, W]
+        """
+        # A copy, which is large: the arithmetic is in place.
+        x = frames.to(torch.float32, copy=True)
         if not frames.is_floating_point():
             x /= 255
         if self.normalize:
-            few = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+            # A blocking copy would make the host wait for the GPU.
             mean, std = (
-                v.to(x.device, non_blocking=True) for v in few
-            )  # otherwise the host would wait for the GPU
+                torch.tensor(values).view(3, 1, 1).to(x.device, non_blocking=True)
+                for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+            )
             x -= mean
             x /= std
         return x.to(next(self.image.parameters()).dtype)
 
 
 def _embed_prompts(model: DFERCLIP, _: Any) -> None:
-    """After new weights: the token embedding may be among them."""
+    """Embed the prompts again after loading weights, which may change the token embedding."""
     model.prompt.embed(model.text.token_embedding)

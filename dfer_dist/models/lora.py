@@ -1,12 +1,13 @@
 """Low-rank adaptation (LoRA: Hu et al., ICLR 2022, section 4.1) of the blocks of a CLIP tower.
 
-A frozen linear layer becomes y = W x + b + (alpha / rank) B A x, where A and B are trained and B is zero at the start, so that
-training starts from exactly the given model. Every linear layer of a block is adapted: query, key and value each with factors
-of their own, the attention's output, and both layers of the MLP.
+A frozen linear layer becomes y = W x + b + (alpha / rank) B A x. A and B are trained, and B is zero
+at the start, so that training starts from exactly the given model. Every linear layer of a block is
+adapted: query, key and value each with factors of their own, the attention's output, and both
+layers of the MLP.
 
-The factors are added to the layer's output, never to its weight: ZeRO-3 holds a weight for the length of a layer's own
-forward pass only, and recomputed activations must meet the weights that the first pass met. For that, open_clip's attention,
-which hands its weights to one fused function, is replaced by one with explicit layers. Names of all given weights stay.
+The factors are added to the layer's output, never to its weight: ZeRO-3 gathers a weight only
+during the layer's own forward pass, and recomputed activations need the weights of the first pass.
+That needs explicit layers (:mod:`~dfer_dist.models.attention`). Names of all given weights stay.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class LowRank(nn.Module):
     Parameters
     ----------
     parts : int
-        Layers of equal size whose outputs lie side by side; each has factors of its own.
+        Layers of equal size whose outputs are concatenated; each has factors of its own.
 
     Attributes
     ----------
@@ -44,14 +45,14 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(outputs, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., inputs] -> [..., outputs]."""
+        """Return the low-rank part: [..., inputs] -> [..., outputs]."""
         low = F.linear(x, self.down).unflatten(-1, (self.parts, -1))
         up = self.up.unflatten(0, (self.parts, -1))
         return self.scale * torch.einsum("...pr,por->...po", low, up).flatten(-2)
 
 
 class LoRALinear(nn.Module):
-    """A linear layer, whose weight and bias this takes over, plus its low-rank part."""
+    """A linear layer with a low-rank part; it takes over the weight and bias of ``base``."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
         super().__init__()
@@ -59,12 +60,12 @@ class LoRALinear(nn.Module):
         self.lora = LowRank(base.in_features, base.out_features, rank, alpha)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., inputs] -> [..., outputs]."""
+        """Return the layer's output: [..., inputs] -> [..., outputs]."""
         return linear(x, self.weight, self.bias) + self.lora(x)
 
 
 class LoRAAttention(SelfAttention):
-    """Self-attention with low-rank parts beside each of its layers."""
+    """Self-attention with a low-rank part for each of its layers."""
 
     def __init__(
         self, base: nn.MultiheadAttention | SelfAttention, rank: int, alpha: float
@@ -76,11 +77,14 @@ class LoRAAttention(SelfAttention):
         self.out_proj = LoRALinear(base.out_proj, rank, alpha)
 
     def project(self, x: Tensor) -> Tensor:
+        """Return queries, keys and values: [B, N, D] -> [B, N, 3 D]."""
         return super().project(x) + self.in_proj_lora(x)
 
 
 def add_lora(tower: Transformer, rank: int, alpha: float) -> None:
-    """Adapt every linear layer of every block; what the blocks had keeps its names and whether it is trained.
+    """Adapt every linear layer of every block, in place.
+
+    Given weights keep their names and whether they are trained.
 
     Raises
     ------
@@ -90,7 +94,8 @@ def add_lora(tower: Transformer, rank: int, alpha: float) -> None:
     for block in tower.resblocks:
         if not isinstance(block.attn, SelfAttention):
             raise UserError(
-                "this backbone's attention is not that of OpenAI's CLIP: LoRA needs one such as ViT-B-32-quickgelu"
+                "this backbone's attention is not that of OpenAI's CLIP: LoRA needs a backbone "
+                "such as ViT-B-32-quickgelu"
             )
         block.attn = LoRAAttention(block.attn, rank, alpha)
         block.mlp.c_fc = LoRALinear(block.mlp.c_fc, rank, alpha)
@@ -98,6 +103,6 @@ def add_lora(tower: Transformer, rank: int, alpha: float) -> None:
 
 
 def lora_names(model: nn.Module) -> set[str]:
-    """Names of the low-rank factors in a model."""
+    """Return the names of the low-rank factors of a model."""
     found = [name for name, module in model.named_modules() if isinstance(module, LowRank)]
     return {f"{name}.{factor}" for name in found for factor in ("down", "up")}

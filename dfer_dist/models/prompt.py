@@ -1,4 +1,4 @@
-"""Learned context tokens around the text of each class (CoOp: Zhou et al., IJCV 2022, section 3.2)."""
+"""Learned context tokens around the class texts (CoOp: Zhou et al., IJCV 2022, section 3.2)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from dfer_dist.utils.errors import UserError
 def tokenize(
     texts: Sequence[str], context_tokens: int, context_length: int
 ) -> tuple[Tensor, list[int]]:
-    """Token ids with place-holders where the context will stand, and the number of tokens of each text.
+    """Tokenize texts, with placeholders for the context.
 
     Returns
     -------
     tokens : int64 [C, L]
-        SOS, ``context_tokens`` place-holders, the text, EOT, zeros; L is the length of the longest.
+        SOS, ``context_tokens`` placeholders, the text, EOT, zeros; L is the length of the longest.
     lengths : list of int
+        Tokens of each text alone.
 
     Raises
     ------
@@ -29,46 +30,47 @@ def tokenize(
         If a text and the context do not fit into ``context_length`` tokens.
     """
     tokenizer = SimpleTokenizer()
-    words = [tokenizer.encode(text) for text in texts]
-    for text, ids in zip(texts, words, strict=True):
+    encoded = [tokenizer.encode(text) for text in texts]
+    for text, ids in zip(texts, encoded, strict=True):
         if len(ids) + context_tokens + 2 > context_length:
-            room = context_length - context_tokens - 2
+            limit = context_length - context_tokens - 2
             raise UserError(
-                f"the text of a class has {len(ids)} tokens, the text tower has room for {room}: shorten '{text[:40]}…'"
+                f"the text of a class has {len(ids)} tokens, the text tower reads at most {limit}: "
+                f"shorten '{text[:40]}…'"
             )
     marker = tokenizer.encode("x")
     rows = [
         [tokenizer.sot_token_id] + marker * context_tokens + ids + [tokenizer.eot_token_id]
-        for ids in words
+        for ids in encoded
     ]
     longest = max(map(len, rows))
-    return torch.tensor([row + [0] * (longest - len(row)) for row in rows]), [
-        len(ids) for ids in words
-    ]
+    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    return tokens, [len(ids) for ids in encoded]
 
 
 class PromptLearner(nn.Module):
-    """The embedded prompts: fixed embeddings of SOS, class text and EOT, and the trained ``context`` among them.
+    """Embedded prompts: SOS, class text and EOT, which are fixed, and the trained ``context``.
 
-    Prompts are only as long as the longest of them; the causal text tower cannot tell (what follows EOT is not seen).
+    Prompts are only as long as the longest of them. That changes nothing, because the text tower is
+    causal: EOT does not see what follows it.
 
     Parameters
     ----------
     texts : sequence of C, each a str or a sequence of str
-        One or more sentences of each class, S in all. Used as they are, nothing is appended.
+        One or more sentences of each class, S in all. Nothing is appended to them.
     embedding : nn.Embedding
-        The text tower's token embedding; read when built and by :meth:`embed`, not kept.
+        The text tower's token embedding; it is not kept.
     context_length : int
-        The most tokens that the text tower reads.
+        Maximum number of tokens of the text tower.
 
     Attributes
     ----------
     context : Parameter, [C, n, D] if class-specific, else [n, D]; None without context tokens
-        From N(0, 0.02). The sentences of a class share it.
+        Initialized from N(0, 0.02). The sentences of a class share it.
     counts : list of C int
         Sentences of each class.
     eot : int64 [S]
-        Where each prompt ends.
+        Position of EOT in each prompt.
     """
 
     context: nn.Parameter | None
@@ -99,11 +101,10 @@ class PromptLearner(nn.Module):
         )
         self.context = nn.Parameter(start) if context_tokens else None
         self.position, self.context_tokens = position, context_tokens
-        # All of these follow from the texts and the token embedding, so a checkpoint need not carry them.
+        # Computed from the texts and the token embedding, so checkpoints do not need them.
         self.register_buffer("tokens", tokens, persistent=False)
-        self.register_buffer(
-            "eot", tokens.argmax(dim=-1), persistent=False
-        )  # EOT has the highest id
+        # EOT has the highest id.
+        self.register_buffer("eot", tokens.argmax(dim=-1), persistent=False)
         self.register_buffer(
             "order", _order(position, context_tokens, lengths, tokens.shape[1]), persistent=False
         )
@@ -113,12 +114,12 @@ class PromptLearner(nn.Module):
 
     @torch.no_grad()
     def embed(self, embedding: nn.Embedding) -> None:
-        """Look the fixed tokens up again; needed after the token embedding has changed."""
+        """Embed the fixed tokens again, after the token embedding has changed."""
         rows = embedding(self.tokens)
         self.prefix, self.suffix = rows[:, :1], rows[:, 1 + self.context_tokens :]
 
     def forward(self) -> Tensor:
-        """Embedded prompts [S, L, D], class by class."""
+        """Return embedded prompts [S, L, D], class by class."""
         if self.context is None:
             return torch.cat([self.prefix, self.suffix], dim=1)
         context: Tensor = self.context
@@ -127,10 +128,8 @@ class PromptLearner(nn.Module):
                 [c.expand(n, -1, -1) for c, n in zip(context.split(1), self.counts, strict=True)]
             )
         context = context.expand(len(self.prefix), -1, -1)
-        prefix, suffix = (
-            self.prefix.to(context.dtype),
-            self.suffix.to(context.dtype),
-        )  # ZeRO-3 casts no buffers
+        # ZeRO-3 does not cast buffers.
+        prefix, suffix = self.prefix.to(context.dtype), self.suffix.to(context.dtype)
         prompts = torch.cat([prefix, context, suffix], dim=1)
         if self.position is TokenPosition.end:
             return prompts
@@ -140,9 +139,14 @@ class PromptLearner(nn.Module):
 def _order(
     position: TokenPosition, context_tokens: int, lengths: Sequence[int], longest: int
 ) -> Tensor:
-    """For each prompt, which token of the layout 'end' stands at each place: int64 [C, L].
+    """Return for each prompt the order of its tokens, as indices into the layout 'end'.
 
-    As CoOp: 'front' puts the class text before the context, 'middle' between its halves (the first rounded down).
+    As in CoOp, 'front' puts the class text before the context, 'middle' between its halves (the
+    first rounded down).
+
+    Returns
+    -------
+    int64 [C, L]
     """
     before = {
         TokenPosition.end: context_tokens,

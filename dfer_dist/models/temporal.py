@@ -1,4 +1,7 @@
-"""Frame features -> one feature of the clip: the temporal transformer (Zhao & Patras, BMVC'23, section 3.2), or the mean."""
+"""Reduce frame features to one feature of the clip.
+
+By the temporal transformer of DFER-CLIP (Zhao & Patras, BMVC 2023, section 3.2), or by the mean.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from dfer_dist.models import attention
 
 
 class TemporalBlock(nn.Module):
-    """One pre-norm transformer block: x + attention(LN(x)), then x + MLP(LN(x)); no mask, no dropout.
+    """A pre-norm transformer block: x + attention(LN(x)), then x + MLP(LN(x)).
 
-    GELU is the tanh form: with the exact one, logits are 20 times as far from those measured on the authors' code.
+    It has no mask and no dropout. GELU is the tanh form: with the exact one, logits are 20 times as
+    far from those measured on the authors' code.
     """
 
     def __init__(self, width: int, heads: int, head_dim: int, mlp: int) -> None:
@@ -28,21 +32,23 @@ class TemporalBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, N, D] -> [B, N, D]."""
+        """Transform tokens: [B, N, D] -> [B, N, D]."""
         x = x + self.out(attention.attend_packed(self.qkv(self.norm1(x)), self.heads))
         return x + self.mlp(self.norm2(x))
 
 
 class MeanOverTime(nn.Module):
-    """The mean of a clip's frame features, as the image tower gives them; it has no parameters and knows no order."""
+    """The mean of a clip's frame features; it has no parameters and ignores their order."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, D]."""
+        """Average over time: [B, T, D] -> [B, D]."""
         return x.mean(1)
 
 
 class TemporalTransformer(nn.Module):
-    """Class token, learned positions, blocks; the clip's feature is token 0, without a final norm.
+    """Class token, learned positions and blocks; the class token is the clip's feature.
+
+    It has no final norm.
 
     Parameters
     ----------
@@ -73,7 +79,7 @@ class TemporalTransformer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, D]."""
+        """Return the feature of the class token: [B, T, D] -> [B, D]."""
         x = torch.cat([repeat(self.cls, "1 1 d -> b 1 d", b=len(x)), x], dim=1) + self.pos
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)

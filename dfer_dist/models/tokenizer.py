@@ -1,4 +1,4 @@
-"""Descriptions of clips as CLIP's text tower reads them."""
+"""Tokenize descriptions of clips for CLIP's text tower."""
 
 from __future__ import annotations
 
@@ -9,41 +9,53 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-CONTEXT = 77  # the most tokens that the text tower of OpenAI's CLIP reads, SOS and EOT among them
+# Tokens that the text tower of OpenAI's CLIP can read, SOS and EOT included.
+CONTEXT = 77
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
 class CaptionTokenizer:
-    """Makes tokens of texts. One that is too long ends with the last sentence that is whole; of a first sentence that is too long, the beginning is read.
+    """Tokenize texts, cutting long ones after a whole sentence.
+
+    If the first sentence is too long, its beginning is kept.
 
     Parameters
     ----------
     length : int
-        The most tokens of a text, SOS and EOT among them.
+        Maximum number of tokens of a text, SOS and EOT included.
     """
 
     def __init__(self, length: int = CONTEXT) -> None:
         self.length = length
         self._tokenizer = SimpleTokenizer()
-        self._known: dict[str, list[int]] = {}  # a text comes again each epoch
+        # Each text comes again in every epoch.
+        self._cache: dict[str, list[int]] = {}
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """SOS, the text, EOT, zeros: int64 [N, L], L the length of the longest. Of an empty text SOS and EOT."""
+        """Return SOS, the text, EOT and zeros of each text.
+
+        An empty text becomes SOS and EOT.
+
+        Returns
+        -------
+        int64 [N, L]
+            L is the length of the longest.
+        """
         rows = [self._row(text) for text in texts]
         longest = max(map(len, rows))
         return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
 
     def _row(self, text: str) -> list[int]:
-        if text not in self._known:
+        if text not in self._cache:
             tokenizer = self._tokenizer
-            self._known[text] = [tokenizer.sot_token_id, *self._cut(text), tokenizer.eot_token_id]
-        return self._known[text]
+            self._cache[text] = [tokenizer.sot_token_id, *self._cut(text), tokenizer.eot_token_id]
+        return self._cache[text]
 
     def _cut(self, text: str) -> list[int]:
-        room, kept = self.length - 2, list[int]()
+        limit, kept = self.length - 2, list[int]()
         for sentence in filter(None, _SENTENCE.split(text)):
             tokens = self._tokenizer.encode(sentence)
-            if len(kept) + len(tokens) > room:
-                return kept or tokens[:room]
+            if len(kept) + len(tokens) > limit:
+                return kept or tokens[:limit]
             kept += tokens
         return kept

@@ -1,4 +1,4 @@
-"""What is trained of CLIP's towers, and in which group; everything else is frozen before an optimizer sees it."""
+"""Choose which parameters are trained, and in which group; the others are frozen."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ def choose_trained(
     frames: int,
     sentences: Mapping[str, int],
 ) -> None:
-    """Freeze, thaw and adapt the towers in place as ``cfg.image`` and ``cfg.text_tower`` say.
+    """Freeze, unfreeze and adapt the towers in place, by ``cfg.image`` and ``cfg.text_tower``.
 
-    ``last`` is partial fine-tuning (He et al., CVPR 2022, section 4.3): the last blocks, the norm after them and the projection.
+    ``last`` is partial fine-tuning (He et al., CVPR 2022, section 4.3): the last blocks, the norm
+    after them and the projection.
 
     Parameters
     ----------
     frames : int
         T of a clip.
-    sentences : mapping of str to int
-        What the text tower reads: sentences of each side.
+    sentences : mapping of polarity to int
+        Sentences that the text tower reads.
 
     Raises
     ------
     UserError
-        If the image tower has fewer blocks than are to be trained, or LoRA or adapters cannot be added to a tower.
+        If the image tower has fewer blocks than are to be trained, or LoRA or adapters cannot be
+        added to a tower.
     """
     image.requires_grad_(cfg.image is ImageTuning.all)
     if cfg.image is ImageTuning.last:
@@ -66,14 +68,14 @@ def choose_trained(
 
 
 def param_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """Trained parameters as (name in the model, parameter), by group; each group has a learning rate of its own.
+    """Return the trained parameters by group, as pairs of name and parameter.
 
-    The groups are ``temporal``, ``image``, ``prompt``, ``lora`` (the factors of both towers) and ``adapters`` (likewise, and the weights of levels), in this order,
-    without those that have nothing to train.
+    Each group has a learning rate of its own. The groups are ``temporal``, ``image``, ``prompt``,
+    ``lora`` (of both towers) and ``adapters`` (of both towers, and the weights of modalities), in
+    this order, without empty ones.
     """
-    added = dict.fromkeys(lora_names(model), "lora") | dict.fromkeys(
-        adapter_names(model), "adapters"
-    )
+    added = dict.fromkeys(lora_names(model), "lora")
+    added |= dict.fromkeys(adapter_names(model), "adapters")
     groups: dict[str, list[tuple[str, nn.Parameter]]] = {
         part: [] for part in ("temporal", "image", "prompt", "lora", "adapters")
     }
@@ -84,10 +86,13 @@ def param_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
 
 
 def trained_line(model: nn.Module) -> str:
-    """How much of a model is trained, by group, such as "trained: 13.42 of 163.04 million parameters (adapters 13.42)"."""
+    """Return how many parameters are trained, by group.
+
+    Such as "trained: 13.42 of 163.04 million parameters (adapters 13.42)".
+    """
     groups = {
         group: sum(p.numel() for _, p in own) / 1e6 for group, own in param_groups(model).items()
     }
-    every = sum(p.numel() for p in model.parameters()) / 1e6
+    total = sum(p.numel() for p in model.parameters()) / 1e6
     each = ", ".join(f"{group} {count:.2f}" for group, count in groups.items())
-    return f"trained: {sum(groups.values()):.2f} of {every:.2f} million parameters ({each})"
+    return f"trained: {sum(groups.values()):.2f} of {total:.2f} million parameters ({each})"

@@ -21,6 +21,7 @@ from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import Config, Precision, Supervision
 from dfer_dist.distributed.process_group import Ranks, exit_process, init_distributed, peak_memory
 from dfer_dist.models.build import build_model, resolve_image_size
+from dfer_dist.models.outputs import OutputsModule
 from dfer_dist.models.tokenizer import CONTEXT
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.planning.planner import data_size, plan_here
@@ -65,7 +66,7 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
     model = build_model(
         replace(config.model, pretrained="none"), classes, config.data.num_frames, size
     )
-    engine = build_engine(model, param_groups(model), config, ranks, STEPS)
+    engine = build_engine(OutputsModule(model), param_groups(model), config, ranks, STEPS)
     objective = Objective(config, [1] * len(classes), ranks.device)
     shape = (engine.micro_batch, config.data.num_frames, 3, size, size)
     seconds, sent = 0.0, 0
@@ -83,7 +84,7 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
             if config.train.objective is not Supervision.labels:
                 tokens = torch.randint(1, 1000, (engine.micro_batch, CONTEXT), device=ranks.device)
             outputs = engine.deepspeed(
-                frames.to(ranks.device), per_polarity=objective.per_polarity, tokens=tokens
+                frames.to(ranks.device), tokens=tokens, with_logits=objective.uses_labels
             )
             loss = objective(outputs, labels, valid, None if tokens is None else valid).mean()
             engine.micro_step(loss)

@@ -148,7 +148,7 @@ def trace(config: Config, classes: Sequence[str], fused_attention: bool) -> Trac
 
 
 def _step(
-    model: nn.Module, objective: Objective, micro: int, shape: tuple[int, ...], texts: bool
+    model: DFERCLIP, objective: Objective, micro: int, shape: tuple[int, ...], texts: bool
 ) -> None:
     """With ``texts``, each clip has a description of full length; features of other ranks, a few kilobytes, are left out."""
     frames = torch.empty((micro, *shape), dtype=torch.uint8, device=_META)
@@ -156,7 +156,7 @@ def _step(
         torch.empty(micro, dtype=kind, device=_META) for kind in (torch.int64, torch.bool)
     )
     tokens = torch.empty((micro, CONTEXT), dtype=torch.int64, device=_META) if texts else None
-    outputs = model(frames, per_polarity=objective.per_polarity, tokens=tokens)
+    outputs = model.outputs(frames, tokens=tokens, with_logits=objective.uses_labels)
     objective(outputs, labels, valid, valid if texts else None).mean().backward()
     model.zero_grad(set_to_none=True)
 
@@ -182,9 +182,10 @@ def model_flops(config: Config, classes: Sequence[str], clips: int, train: bool)
     with torch.set_grad_enabled(train):
         text = None if train else model.eval().text_features()
         with FlopCounterMode(display=False) as counter:
-            sides = model(frames, text, per_polarity=True)
+            outputs = model.outputs(frames, text)
             if train:
-                sum(side.sum() for side in sides.values()).backward()
+                logits = (outputs.positive, outputs.negative)
+                torch.stack([own.sum() for own in logits if own is not None]).sum().backward()
     return counter.get_total_flops()
 
 

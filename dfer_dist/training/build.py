@@ -20,6 +20,7 @@ from dfer_dist.distributed.process_group import Ranks, device_name
 from dfer_dist.distributed.watchdog import Watchdog
 from dfer_dist.models import build as models
 from dfer_dist.models.dferclip import DFERCLIP
+from dfer_dist.models.outputs import OutputsModule
 from dfer_dist.models.tuning import param_groups, trained_line
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.training.data import FoldData, build_batches, build_data
@@ -54,7 +55,7 @@ def build_trainer(
     batches = build_batches(config=config, data=data, ranks=ranks, step=step)
     model = build_model(config=config, data=data, image_size=image_size, saved=saved)
     watchdog.beat()
-    engine = build_engine(model.module, model.groups, config, ranks, data.plan.steps)
+    engine = build_engine(OutputsModule(model.module), model.groups, config, ranks, data.plan.steps)
     objective = Objective(config, data.class_sizes, ranks.device)
     log_start(config=config, data=data, engine=engine, model=model, ranks=ranks)
     keep_bytes = saved.state["metrics_bytes"] if saved else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dfer_dist.config.schema import Config, Supervision
+from dfer_dist.models.outputs import ModelOutputs
 
 
 class Objective:
@@ -41,16 +42,16 @@ class Objective:
         self.weights: Tensor | None = None
         if train.class_balance:
             self.weights = class_weights(histogram, train.class_balance).to(device)
-        self.per_polarity = train.objective is not Supervision.descriptions
+        self.uses_labels = train.objective is not Supervision.descriptions
         self.description_weight = 1.0
         if train.objective is Supervision.both:
             self.description_weight = train.description_weight
         self.temperature = model.temperature
-        self.polarity_weights = {"positive": 1.0, "negative": model.negative_weight}
+        self.negative_weight = model.negative_weight
 
     def __call__(
         self,
-        outputs: Mapping[str, Tensor],
+        outputs: ModelOutputs,
         labels: Tensor,
         valid: Tensor,
         described: Tensor | None = None,
@@ -59,9 +60,8 @@ class Objective:
 
         Parameters
         ----------
-        outputs : mapping of str to Tensor
-            Logits by polarity, float32 [b, C], and features as ``video`` and ``description``,
-            float32 [b, D]: those that are needed.
+        outputs : ModelOutputs
+            With logits if ``uses_labels``, with features if ``described`` is given.
         labels : int64 [b]
             On any device, as the following two.
         valid : bool [b]
@@ -69,17 +69,17 @@ class Objective:
         described : bool [b], optional
             Which clips have a description.
         """
+        weighted = ((1.0, outputs.positive), (self.negative_weight, outputs.negative))
         parts = [
-            weight * self._cross_entropy(outputs[polarity], labels)
-            for polarity, weight in self.polarity_weights.items()
-            if polarity in outputs
+            weight * self._cross_entropy(logits, labels)
+            for weight, logits in weighted
+            if logits is not None
         ]
         if described is not None:
-            video = outputs["video"]
+            video, description = outputs.video, outputs.description
+            assert video is not None and description is not None
             has_text = (described & valid).to(video.device, non_blocking=True)
-            contrastive = contrastive_loss(
-                video, outputs["description"], has_text, self.temperature
-            )
+            contrastive = contrastive_loss(video, description, has_text, self.temperature)
             parts.append(self.description_weight * contrastive)
         losses = torch.stack(parts).sum(0)
         return torch.where(valid.to(losses.device, non_blocking=True), losses, 0.0)

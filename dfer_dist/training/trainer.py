@@ -146,7 +146,7 @@ class Trainer:
             tokens, described = self.data.descriptions.tokenize(batch.keys)
             tokens = tokens.to(device, non_blocking=True)
         outputs = self.engine.deepspeed(
-            batch.pixels(device), per_polarity=self.objective.per_polarity, tokens=tokens
+            batch.pixels(device), tokens=tokens, with_logits=self.objective.uses_labels
         )
         losses = self.objective(outputs, batch.labels, batch.valid, described)
         self.engine.micro_step(losses.mean())
@@ -326,11 +326,12 @@ class Trainer:
         Preempted
             If a rank was preempted.
         """
-        model, ranks = self.engine.deepspeed, self.ranks
+        engine, ranks = self.engine.deepspeed, self.ranks
+        model = engine.module.model
         config, index = self.config, self.data.index
-        model.eval()
+        engine.eval()
         with torch.no_grad():
-            text = model.module.text_features()
+            text = model.text_features()
         batches = evaluation_loader(
             index,
             config.data,
@@ -345,10 +346,13 @@ class Trainer:
         )
         try:
             rows = predict(
-                lambda frames: model(frames, text), batches, ranks.device, self._check_preemption
+                lambda frames: model.merge_polarities(engine(frames, text)),
+                batches,
+                ranks.device,
+                self._check_preemption,
             )
         finally:
-            model.train()
+            engine.train()
         table = collect(rows, index, clips, ranks)
         scores = table.score(index.classes) if table else None
         return table, ranks.broadcast_object(scores)  # type: ignore[return-value]

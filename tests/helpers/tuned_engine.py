@@ -36,6 +36,7 @@ from dfer_dist.config.schema import (
 from dfer_dist.distributed.process_group import exit_process, init_distributed
 from dfer_dist.models.build import build_model
 from dfer_dist.models.dferclip import DFERCLIP
+from dfer_dist.models.outputs import OutputsModule
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.training.descriptions import ClipDescriptions
 from dfer_dist.training.engine import build_engine
@@ -112,7 +113,9 @@ def main() -> None:
     resumed = checkpoint.read(a.resume) if a.resume else None
     if resumed:
         checkpoint.load_weights(model, _trained(model), resumed)
-    engine = build_engine(model, param_groups(model), config, ranks, steps_per_epoch=1)
+    engine = build_engine(
+        OutputsModule(model), param_groups(model), config, ranks, steps_per_epoch=1
+    )
     if resumed:
         restore(engine, resumed, config, ranks)
     checkpointer, objective = (
@@ -139,7 +142,7 @@ def main() -> None:
         tokens, described = (
             texts.tokenize([str(i) for i in range(BATCH)][own]) if texts else (None, None)
         )
-        outputs = engine.deepspeed(frames[own], per_polarity=objective.per_polarity, tokens=tokens)
+        outputs = engine.deepspeed(frames[own], tokens=tokens, with_logits=objective.uses_labels)
         loss = objective(
             outputs, labels[own], torch.ones_like(labels[own], dtype=torch.bool), described
         ).mean()
@@ -152,7 +155,7 @@ def main() -> None:
             checkpointer.wait()
     weights = {name: safe_get_full_fp32_param(q) for name, q in engine.trained.items()}
     frozen = 0.0
-    for name, q in engine.model.named_parameters():
+    for name, q in model.named_parameters():
         if name not in weights:
             with GatheredParameters([q], enabled=hasattr(q, "ds_id")):
                 frozen = max(frozen, (q.detach() - before[name]).abs().max().item())

@@ -85,9 +85,11 @@ def features(model: DFERCLIP, index: Index, config: Config) -> tuple[list[str], 
     for batch in evaluation_loader(index, config.data, clips, batch=6):
         keys += batch.keys
         found.append(
-            model(batch.pixels(torch.device("cpu")), tokens=torch.zeros(6, 3, dtype=torch.int64))[
-                "video"
-            ]
+            model.outputs(
+                batch.pixels(torch.device("cpu")),
+                tokens=torch.zeros(6, 3, dtype=torch.int64),
+                with_logits=False,
+            ).video
         )
     return keys, torch.cat(found)
 

@@ -16,7 +16,10 @@ import pytest
 import torch
 
 from dfer_dist.config.load import read_config
-from dfer_dist.config.schema import Precision
+from dfer_dist.config.schema import (
+    ModelConfig,
+    Precision,
+)
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.evaluation.evaluate import evaluate_checkpoint
@@ -30,6 +33,7 @@ from launch import cli
 from tests.helpers.exported import Case
 from tests.helpers.official_checkpoints import OTHERS, ours
 from tests.helpers.paths import ROOT
+from tests.helpers.tiny_models import FINE
 
 # Packages that training needs and predicting must not import.
 TRAINING_ONLY = {"deepspeed", "mlflow", "submitit", "webdataset"}
@@ -304,3 +308,26 @@ def test_frames_of_other_type_or_shape_are_refused(exported: Case) -> None:
         with pytest.raises(UserError, match="give uint8"):
             model.logits(wrong)
     assert model.logits(np.zeros((0, 8, 9, 9, 3), np.uint8)).shape == (0, 7)
+
+
+@torch.no_grad()
+def test_export_keeps_texts_of_both_polarities(tmp_path: Path) -> None:
+    texts = {"fear": ["no fear at all."], "joy": ["anything but joy.", "glum."]}
+    settings = ModelConfig(**FINE, adapter_time=True, negative_sentences=texts)  # type: ignore[arg-type]
+    model = ours(tmp_path / "ours", settings, ("joy", "fear"))
+    export(tmp_path / "ours", tmp_path / "out", [])
+    about, card = (
+        read_json(tmp_path / "out" / INFO),
+        (tmp_path / "out" / CARD).read_text(),
+    )
+    assert about["negative_texts"] == texts and about["texts"]["joy"] == [
+        "a person with an expression of joy"
+    ]
+    assert (
+        "with the adapters and negative texts of FineCLIPER" in card and "anything but joy." in card
+    )
+    loaded = load(tmp_path / "out", device="cpu", precision="fp32")
+    assert loaded.config.model.negative_sentences == texts
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 48, 48, 3), dtype=np.uint8)
+    want = model(torch.from_numpy(frames).permute(0, 1, 4, 2, 3)).numpy()
+    np.testing.assert_allclose(loaded.logits(frames), want, rtol=1e-4, atol=1e-4)

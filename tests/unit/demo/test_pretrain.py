@@ -171,9 +171,9 @@ def test_contrast_is_the_mean_of_both_cross_entropies() -> None:
     )
 
 
-def test_shipped_file_is_the_one_that_the_readme_names_and_of_this_recipe() -> None:
+def test_shipped_file_is_documented_and_of_this_recipe() -> None:
     assert FILE.stat().st_size < 5_000_000
-    assert sha256_file(FILE) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert sha256_file(FILE) in (ROOT / "docs" / "models" / "demo-clip.md").read_text("utf-8")
     with safe_open(FILE, "pt") as f:
         made = json.loads(f.metadata()["recipe"])
     assert {k: v for k, v in made.items() if k != "torch"} == vars(Recipe()) | {
@@ -219,7 +219,7 @@ def test_shipped_clip_tells_movements_on_people_it_never_saw() -> None:
             rows, facewords.PEOPLE_FROM + Recipe().people + number, rng, SIZE
         )[0]
         with torch.no_grad():
-            pixels = model._pixels(torch.from_numpy(frames).permute(0, 3, 1, 2))
+            pixels = model._preprocess(torch.from_numpy(frames).permute(0, 3, 1, 2))
             cosines = (
                 torch.nn.functional.normalize(model.image(pixels), dim=-1)
                 @ model.text_features().t()

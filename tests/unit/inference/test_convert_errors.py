@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +14,6 @@ from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.inference.convert import from_official, to_official
 from dfer_dist.inference.official import read_sentences
 from dfer_dist.utils.errors import UserError
-from tests.helpers.golden import Bomb
 from tests.helpers.official_checkpoints import ours
 
 DFER = Path(sys.executable).parent / "dfer"
@@ -86,7 +83,7 @@ def test_sizes_of_no_model(
 def test_two_names_of_one_tensor_that_differ(content: dict, tmp_path: Path) -> None:
     name = "module.clip_model_.visual.proj"
     state = content["state_dict"] | {name: content["state_dict"][name] + 1}
-    check(content, state, tmp_path, "clip_model_.visual.proj is not")
+    check(content, state, tmp_path, "clip_model_.visual.proj does not agree")
 
 
 def test_another_number_of_classes(content: dict, tmp_path: Path) -> None:
@@ -101,7 +98,7 @@ def test_another_number_of_classes(content: dict, tmp_path: Path) -> None:
 
 def test_a_token_that_is_none_or_several(content: dict, tmp_path: Path) -> None:
     state = dict(content["state_dict"])
-    suffix, words = (
+    suffix, embedding = (
         state[f"module.{n}"].clone()
         for n in ("prompt_learner.token_suffix", "clip_model_.token_embedding.weight")
     )
@@ -112,10 +109,10 @@ def test_a_token_that_is_none_or_several(content: dict, tmp_path: Path) -> None:
         tmp_path,
         "class 2: row 1 .* no token",
     )
-    words[1] = state["module.prompt_learner.token_suffix"][0, 0]
+    embedding[1] = state["module.prompt_learner.token_suffix"][0, 0]
     check(
         content,
-        state | {"module.clip_model_.token_embedding.weight": words},
+        state | {"module.clip_model_.token_embedding.weight": embedding},
         tmp_path,
         "class 0: row 0 .* several tokens",
     )
@@ -174,25 +171,3 @@ def test_models_that_their_code_cannot_compute(settings: ModelConfig, tmp_path: 
     with pytest.raises(UserError, match="cannot compute this model"):
         to_official(tmp_path / "ours", tmp_path / "theirs.pth", [])
     assert not (tmp_path / "theirs.pth").exists()
-
-
-def test_a_hostile_file_is_one_line_and_runs_nothing(tmp_path: Path) -> None:
-    proof, path = tmp_path / "proof", tmp_path / "hostile.pth"
-    bombs = [Bomb(os.system, f"touch {proof}"), Bomb(eval, f"open({str(proof)!r}, 'w')")]
-    for bomb in bombs:
-        torch.save({"state_dict": {"module.x": torch.zeros(2)}, "recorder": bomb}, path)
-        with pytest.raises(UserError, match=r"cannot be read|not a checkpoint"):
-            from_official(path, tmp_path / "out")
-    words = [str(DFER), "convert", "official", str(path), str(tmp_path / "out")]
-    environment = os.environ | {"DFER_DEBUG": ""}
-    done = subprocess.run(
-        words, env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 2
-    assert (
-        done.stderr.startswith("error: ")
-        and done.stderr.count("\n") == 1
-        and done.stderr.endswith("\n")
-    )
-    assert not proof.exists()
-    assert not (tmp_path / "out").exists()

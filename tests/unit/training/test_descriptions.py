@@ -71,19 +71,21 @@ def test_description_features_equal_clips_but_for_own_adapters() -> None:
     own = tiny(description_ratio=0.1)
     shared = tiny(text_polarity=TextPolarity.positive)
     for model in (own, shared):
-        torch.testing.assert_close(model.read(tokens), want, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.description_features(tokens), want, rtol=0, atol=1e-5)
     before = own.text_features()
     perturb(own, "parts.description")
-    assert (own.read(tokens) - want).abs().max() > 1e-2
+    assert (own.description_features(tokens) - want).abs().max() > 1e-2
     assert torch.equal(own.text_features(), before), "texts of classes pass other adapters"
-    assert (perturb(shared, "parts.positive").read(tokens) - want).abs().max() > 1e-2
-    outputs = own(clips, per_polarity=True, tokens=tokens)
-    assert list(outputs) == ["positive", "negative", "video", "description"]
-    assert torch.equal(outputs["description"], own.read(tokens))
-    assert list(own(clips, tokens=tokens)) == ["video", "description"]
-    torch.testing.assert_close(
-        outputs["positive"], outputs["video"] @ before[:3].t() / own.temperature
-    )
+    assert (
+        perturb(shared, "parts.positive").description_features(tokens) - want
+    ).abs().max() > 1e-2
+    outputs = own.outputs(clips, tokens=tokens)
+    assert all(output is not None for output in outputs)
+    assert torch.equal(outputs.description, own.description_features(tokens))
+    features = own.outputs(clips, tokens=tokens, with_logits=False)
+    assert features.positive is None and features.negative is None
+    assert torch.equal(features.video, outputs.video)
+    torch.testing.assert_close(outputs.positive, outputs.video @ before[:3].t() / own.temperature)
     assert own(clips).shape == (2, len(CLASSES))
 
 

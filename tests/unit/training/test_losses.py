@@ -14,6 +14,7 @@ from dfer_dist.config.schema import (
     TrainConfig,
     split_batch,
 )
+from dfer_dist.models.outputs import ModelOutputs
 from dfer_dist.training.losses import Objective, class_weights, contrastive_loss
 from dfer_dist.utils.errors import UserError
 
@@ -54,7 +55,7 @@ def test_both_losses_are_added_with_a_weight_without_lost_clips() -> None:
         torch.tensor([0, 1, 2, 0]),
         torch.tensor([True, True, True, False]),
     )
-    outputs = {"positive": logits, "video": video, "description": text}
+    outputs = ModelOutputs(positive=logits, video=video, description=text)
     both = Config(
         train=TrainConfig(objective=Supervision.both, description_weight=0.25),
         model=ModelConfig(temperature=0.5),
@@ -66,9 +67,9 @@ def test_both_losses_are_added_with_a_weight_without_lost_clips() -> None:
     assert losses[:3].tolist() == pytest.approx(want[:3].tolist()) and losses[3] == 0
     both.train.objective = Supervision.descriptions
     alone = Objective(both, [], CPU)
-    assert not alone.per_polarity
+    assert not alone.uses_labels
     out = alone(
-        {"video": video, "description": text}, labels, valid, torch.ones(4, dtype=torch.bool)
+        ModelOutputs(video=video, description=text), labels, valid, torch.ones(4, dtype=torch.bool)
     )
     assert out.tolist() == pytest.approx(
         contrastive_loss(video, text, valid, both.model.temperature).tolist()
@@ -78,7 +79,7 @@ def test_both_losses_are_added_with_a_weight_without_lost_clips() -> None:
 def test_lost_clip_has_zero_loss_and_no_gradient():
     logits = LOGITS.clone().requires_grad_()
     loss = Objective(Config(), [], CPU)(
-        {"positive": logits}, torch.tensor([0, 2, 1]), torch.tensor([True, True, False])
+        ModelOutputs(positive=logits), torch.tensor([0, 2, 1]), torch.tensor([True, True, False])
     ).mean()
     loss.backward()
     assert loss.item() == pytest.approx(
@@ -90,7 +91,9 @@ def test_lost_clip_has_zero_loss_and_no_gradient():
 
 def test_label_smoothing_by_hand():
     objective = Objective(Config(train=TrainConfig(label_smoothing=0.3)), [], CPU)
-    loss = objective({"positive": LOGITS[:1]}, torch.tensor([0]), torch.tensor([True])).mean()
+    loss = objective(
+        ModelOutputs(positive=LOGITS[:1]), torch.tensor([0]), torch.tensor([True])
+    ).mean()
     logs = LOGITS[0].log_softmax(0)
     assert loss.item() == pytest.approx(-(0.7 * logs[0] + 0.1 * logs.sum()).item(), rel=1e-6)
 
@@ -109,7 +112,9 @@ def test_rare_classes_weigh_more_with_a_larger_beta():
 def test_class_balance_weights_each_clip_by_its_class():
     counts = [5, 50, 500]
     objective = Objective(Config(train=TrainConfig(class_balance=0.99)), counts, CPU)
-    loss = objective({"positive": LOGITS}, torch.tensor([0, 1, 2]), torch.tensor([True] * 3)).mean()
+    loss = objective(
+        ModelOutputs(positive=LOGITS), torch.tensor([0, 1, 2]), torch.tensor([True] * 3)
+    ).mean()
     by_clip = F.cross_entropy(LOGITS, torch.tensor([0, 1, 2]), reduction="none")
     assert loss.item() == pytest.approx(
         (by_clip * class_weights(counts, 0.99)).mean().item(), rel=1e-6
@@ -119,7 +124,7 @@ def test_class_balance_weights_each_clip_by_its_class():
 def test_negative_polarity_is_added_with_its_weight():
     objective = Objective(Config(model=ModelConfig(negative_weight=0.5)), [], CPU)
     losses = objective(
-        {"positive": LOGITS, "negative": LOGITS.flip(1)},
+        ModelOutputs(positive=LOGITS, negative=LOGITS.flip(1)),
         torch.tensor([0, 2, 1]),
         torch.tensor([True, True, False]),
     )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 
 import open_clip
 import pytest
@@ -16,7 +14,6 @@ from torch import Tensor, nn
 
 from dfer_dist.bench.matrix_products import Products
 from dfer_dist.models.adapters import adapt_image
-from dfer_dist.models.attention import MAX_PLAIN_TOKENS, attend, attend_packed
 from dfer_dist.models.backbone import TINY, build_clip, load_backbone
 from dfer_dist.models.cpu_kernels import (
     MIN_WIDTH,
@@ -31,8 +28,6 @@ from dfer_dist.models.cpu_kernels import (
 )
 from dfer_dist.models.lora import LoRALinear, add_lora
 from tests.helpers.kernels import assert_equal_layers, replace_layers
-from tests.helpers.paths import HELPERS
-from tests.helpers.spawn import run_ranks
 
 BF16 = torch.bfloat16
 
@@ -65,16 +60,6 @@ def test_patches_as_a_product_are_the_convolution() -> None:
 
 def test_quick_gelu_by_silu() -> None:
     assert_equal_layers(FusedQuickGELU(), QuickGELU(), 4 * torch.randn(5, 7, 11))
-
-
-@pytest.mark.parametrize("length", [7, MAX_PLAIN_TOKENS + 1])
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_of_short_and_long_sequences(length: int, masked: bool) -> None:
-    mask = torch.full((length, length), float("-inf")).triu(1) if masked else None
-    own, theirs = (
-        lambda q, k, v, f=f: f(q, k, v, mask) for f in (attend, F.scaled_dot_product_attention)
-    )
-    assert_equal_layers(own, theirs, *torch.randn(3, 2, 3, length, 8))
 
 
 def test_both_towers_have_them() -> None:
@@ -139,51 +124,11 @@ def test_a_wide_tower_is_open_clips() -> None:
     assert isinstance(clips[0].visual.transformer.resblocks[-1], LastBlock)
 
 
-@pytest.mark.engine_full
-@pytest.mark.parametrize("kind", ["all", "lora", "adapters"])
-def test_a_wide_tower_trains_in_bf16_the_same_under_zero_3(kind: str, tmp_path: Path) -> None:
-    """Its layers' own products take weights that ZeRO-3 gathers for their moment only."""
-    sizes = tmp_path / "wide.json"
-    sizes.write_text(json.dumps(WIDE_TOWER))
-    engine, own = (
-        HELPERS / "tuned_engine.py",
-        ["--kind", kind, "--backbone", str(sizes), "--precision", "bf16"],
-    )
-    one = run_ranks(engine, 1, *own, "--stage", "1", "--folder", str(tmp_path / "one"))
-    own += ["--stage", "3", "--recompute"]
-    two = run_ranks(engine, 2, *own, "--folder", str(tmp_path / "two"))
-    assert (
-        two["losses"] == pytest.approx(one["losses"], rel=1e-2)
-        and one["losses"][-1] < one["losses"][0]
-    )
-    assert two["changed"] == one["changed"] and two["taken"]
-    again = run_ranks(
-        engine,
-        2,
-        *own,
-        "--folder",
-        str(tmp_path / "again"),
-        "--resume",
-        str(tmp_path / "two" / "step-00000002"),
-    )
-    assert again["losses"] == two["losses"][2:] and again["weights"] == two["weights"], (
-        "equal to the bit"
-    )
-
-
 def test_who_reads_every_token_gets_it() -> None:
     clip = wide_clip()
     clip.visual.pool_type = "avg"
     replace_layers(clip)
     assert not isinstance(clip.visual.transformer.resblocks[-1], LastBlock)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_the_same_where_no_gradient_is_needed(masked: bool) -> None:
-    mask = torch.full((50, 50), float("-inf")).triu(1) if masked else None
-    q, k, v = torch.randn(3, 2, 3, 50, 8)
-    with_gradient = attend(q.clone().requires_grad_(), k, v, mask)
-    torch.testing.assert_close(attend(q, k, v, mask), with_gradient.detach(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(7, MIN_WIDTH), (2, 5, MIN_WIDTH), (3, 50, 2 * MIN_WIDTH)])
@@ -300,27 +245,6 @@ def test_a_blocks_mlp_in_float32_and_with_lora() -> None:
     own.to(BF16)
     x = torch.randn(3, MIN_WIDTH, dtype=BF16)
     torch.testing.assert_close(own(x).float(), base.float()(x.float()), rtol=0.05, atol=0.02)
-
-
-@pytest.mark.parametrize("length", [7, MAX_PLAIN_TOKENS + 1])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("num_queries", [None, 2])
-def test_attention_of_queries_keys_and_values_side_by_side(
-    length: int, masked: bool, num_queries: int | None
-) -> None:
-    mask = torch.full((length, length), float("-inf")).triu(1) if masked else None
-
-    def apart(qkv: Tensor) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in qkv.unflatten(-1, (3, 2, 8)).unbind(2))
-        return (
-            F.scaled_dot_product_attention(q, k, v, mask)
-            .transpose(1, 2)
-            .flatten(2)[:, :num_queries]
-        )
-
-    qkv = torch.randn(3, length, 48)
-    assert_equal_layers(lambda qkv: attend_packed(qkv, 2, mask, num_queries), apart, qkv)
-    torch.testing.assert_close(attend_packed(qkv, 2, mask, num_queries), apart(qkv))
 
 
 def test_products_are_taken_down_as_those_of_torchs_layer() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,7 +22,6 @@ from dfer_dist.config.schema import (
     TextTuning,
 )
 from dfer_dist.data.sources.records import SEVEN
-from dfer_dist.inference import export, exported
 from dfer_dist.models.adapters import Adapter, FramePositions, adapter_names
 from dfer_dist.models.backbone import TINY, build_clip
 from dfer_dist.models.build import build_model
@@ -33,10 +30,7 @@ from dfer_dist.models.tuning import param_groups, trained_line
 from dfer_dist.planning.trace import outline
 from dfer_dist.training.losses import Objective
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import read_json
-from tests.helpers.official_checkpoints import ours
-from tests.helpers.spawn import run_ranks
-from tests.helpers.tiny_models import B16, CLASSES, ENGINE, FINE, FRAMES, perturb, tiny
+from tests.helpers.tiny_models import B16, CLASSES, FINE, FRAMES, perturb, tiny
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +60,9 @@ def test_training_starts_from_exactly_the_frozen_clip(clips: torch.Tensor, time:
     model = tiny(adapter_time=time)
     assert any(isinstance(m, FramePositions) for m in model.modules()) == time
     for mode in (model.train(), model.eval()):
-        sides = mode(clips, per_polarity=True)
-        torch.testing.assert_close(sides["positive"], positive, rtol=0, atol=1e-4)
-        torch.testing.assert_close(sides["negative"], -negative, rtol=0, atol=1e-4)
+        outputs = mode.outputs(clips)
+        torch.testing.assert_close(outputs.positive, positive, rtol=0, atol=1e-4)
+        torch.testing.assert_close(outputs.negative, -negative, rtol=0, atol=1e-4)
         torch.testing.assert_close(mode(clips), (positive - negative) / 2, rtol=0, atol=1e-4)
     assert (perturb(model)(clips) - (positive - negative) / 2).abs().max() > 0.1
 
@@ -91,7 +85,7 @@ def test_only_adapters_are_trained_and_all_of_them(clips: torch.Tensor) -> None:
     for step in range(2):
         optimizer.zero_grad()
         objective(
-            model(clips, per_polarity=True), torch.arange(3), torch.ones(3, dtype=torch.bool)
+            model.outputs(clips), torch.arange(3), torch.ones(3, dtype=torch.bool)
         ).sum().backward()
         graded = {
             name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()
@@ -149,9 +143,9 @@ def test_the_negative_side_by_hand(clips: torch.Tensor) -> None:
     )  # positive texts of the three classes, then negative ones
     text = torch.zeros(6, width)
     text[:, 0], text[:, 1] = cosines, (1 - cosines**2).sqrt()
-    sides = model(clips[:1], text, per_polarity=True)
-    assert sides["positive"][0].tolist() == pytest.approx([6.0, 0.0, 8.0])
-    assert sides["negative"][0].tolist() == pytest.approx([6.0, -10.0, -2.8]), (
+    outputs = model.outputs(clips[:1], text)
+    assert outputs.positive[0].tolist() == pytest.approx([6.0, 0.0, 8.0])
+    assert outputs.negative[0].tolist() == pytest.approx([6.0, -10.0, -2.8]), (
         "class 0 has the lowest cosine, and so the highest logit"
     )
     combined = [(6.0 + 3.0) / 1.5, (0.0 - 5.0) / 1.5, (8.0 - 1.4) / 1.5]
@@ -168,14 +162,12 @@ def test_training_gives_the_true_class_the_highest_positive_and_the_lowest_negat
     optimizer = torch.optim.AdamW([p for _, p in param_groups(model)["adapters"]], lr=3e-3)
     for _ in range(25):
         optimizer.zero_grad()
-        objective(
-            model(clips, per_polarity=True), labels, torch.ones(3, dtype=torch.bool)
-        ).mean().backward()
+        objective(model.outputs(clips), labels, torch.ones(3, dtype=torch.bool)).mean().backward()
         optimizer.step()
     with torch.no_grad():
         text = model.text_features()
         video = F.normalize(
-            model.image(model._pixels(clips.flatten(0, 1))).unflatten(0, (3, FRAMES)).mean(1),
+            model.image(model._preprocess(clips.flatten(0, 1))).unflatten(0, (3, FRAMES)).mean(1),
             dim=-1,
         )
     positive, negative = (video @ text.t()).chunk(2, dim=1)
@@ -190,9 +182,9 @@ def test_each_side_has_adapters_of_its_own() -> None:
         assert (seen[changed] - plain[changed]).abs().max() > 1e-3
         torch.testing.assert_close(seen[same], plain[same], rtol=0, atol=1e-6)
     alone = tiny(text_polarity=TextPolarity.positive)
-    assert alone.text_features().shape == (3, 64) and list(
-        alone(torch.zeros(1, FRAMES, 3, 64, 64), per_polarity=True)
-    ) == ["positive"]
+    assert alone.text_features().shape == (3, 64)
+    outputs = alone.outputs(torch.zeros(1, FRAMES, 3, 64, 64))
+    assert outputs.positive is not None and outputs.negative is None
     uneven = tiny(
         negative_sentences={
             "fear": ["calm.", "at ease."],
@@ -306,57 +298,6 @@ def test_every_backbone_takes_adapters(name: str, size: int, heads: int) -> None
             if name.startswith("image")
         }
     ) == len(blocks)
-
-
-@pytest.mark.engine_full
-def test_through_the_engine_on_one_and_two_ranks_and_resumed_under_zero_3(tmp_path: Path) -> None:
-    one = run_ranks(
-        ENGINE, 1, "--kind", "adapters", "--stage", "1", "--folder", str(tmp_path / "one")
-    )
-    assert one["rates"] == {"adapters": 1e-3} and one["frozen"] == 0 and one["taken"]
-    assert (
-        len(one["changed"]) == 2 * 3 * 4 + 1 + 2 * 2 * 2 * 4
-    )  # linear layers of adapters in 2 + 2 blocks, and positions
-    assert one["losses"][-1] < one["losses"][0]
-    three = ["--kind", "adapters", "--stage", "3", "--recompute"]
-    two = run_ranks(ENGINE, 2, *three, "--folder", str(tmp_path / "two"))
-    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
-    assert two["changed"] == one["changed"] and two["frozen"] == 0 and two["taken"]
-    again = run_ranks(
-        ENGINE,
-        2,
-        *three,
-        "--folder",
-        str(tmp_path / "again"),
-        "--resume",
-        str(tmp_path / "two" / "step-00000002"),
-    )
-    assert again["losses"] == two["losses"][2:] and again["weights"] == two["weights"], (
-        "equal to the bit"
-    )
-
-
-@torch.no_grad()
-def test_an_exported_model_keeps_both_sides_texts(tmp_path: Path) -> None:
-    texts = {"fear": ["no fear at all."], "joy": ["anything but joy.", "glum."]}
-    settings = ModelConfig(**FINE, adapter_time=True, negative_sentences=texts)  # type: ignore[arg-type]
-    model = ours(tmp_path / "ours", settings, ("joy", "fear"))
-    export.export(tmp_path / "ours", tmp_path / "out", [])
-    about, card = (
-        read_json(tmp_path / "out" / exported.INFO),
-        (tmp_path / "out" / exported.CARD).read_text(),
-    )
-    assert about["negative_texts"] == texts and about["texts"]["joy"] == [
-        "a person with an expression of joy"
-    ]
-    assert (
-        "with the adapters and negative texts of FineCLIPER" in card and "anything but joy." in card
-    )
-    loaded = exported.load(tmp_path / "out", device="cpu", precision="fp32")
-    assert loaded.config.model.negative_sentences == texts
-    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 48, 48, 3), dtype=np.uint8)
-    want = model(torch.from_numpy(frames).permute(0, 1, 4, 2, 3)).numpy()
-    np.testing.assert_allclose(loaded.logits(frames), want, rtol=1e-4, atol=1e-4)
 
 
 def test_mistakes_are_named() -> None:
