@@ -1,8 +1,8 @@
-"""Drawn faces with a sentence about the movements in each: what the demo's CLIP is pretrained on (:mod:`dfer_dist.demo.pretrain`); and, in the same
-words, what moves in a clip of the demo (:func:`describe_clip`).
+"""Captions of drawn faces: for pretraining the demo's CLIP, and for clips of the demo.
 
-For the pretraining every frame shows action units drawn at random, each on its own: no combination that a class of the demo has is preferred, nothing has a
-course over time, and no sentence names an emotion. The people are others than the demo's. The words are those of the class texts
+For the pretraining every frame shows action units drawn at random, each on its own: no combination
+that a class of the demo has is preferred, nothing changes over time, and no sentence names an
+emotion. The people are others than the demo's. The words are those of the class texts
 (:data:`dfer_dist.models.class_texts.DESCRIPTIONS`) and others for the same movements.
 """
 
@@ -23,8 +23,9 @@ from dfer_dist.demo.face_parts import AUS
 from dfer_dist.demo.faces import IDENTITIES, Ranges, render_units
 from dfer_dist.demo.renderer import Array
 
-# As in a studio: heads nearly straight, even light, a good camera. The demo's faces are turned, lit from anywhere, blurred and noisy, so that
-# what is learned here helps there, and does not do all the work.
+# As in a studio: heads nearly straight, even light, a good camera. The demo's faces are turned, lit
+# from anywhere, blurred and noisy, so that what is learned here helps there, and does not do all
+# the work.
 STUDIO = Ranges(
     yaw=6,
     pitch=4,
@@ -38,10 +39,10 @@ STUDIO = Ranges(
     noise=(0.5, 2.0),
 )
 PEOPLE_FROM = IDENTITIES  # the demo's are those before
-MOST = 3  # movements in a sentence
-SEEN = 0.25  # intensity from which a movement is spoken of
+MAX_MOVEMENTS = 3  # in a sentence
+VISIBLE = 0.25  # intensity from which a movement is named
 
-# What is said of a movement, by the units that it needs and those it must be without.
+# Phrases for a movement, by the units that it needs and those that must be absent.
 MOVEMENTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("AU1 AU2", "AU4", ("brows lifted high", "raised brows", "raised eyebrows", "both brows up")),
     ("AU1 AU2 AU4", "", ("brows raised and drawn together", "brows up and pinched in the middle")),
@@ -94,7 +95,7 @@ MOVEMENTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("AU43", "", ("lowered lids", "a lowered gaze", "a lowered, dull gaze", "drooping lids")),
     ("tears", "", ("tears on the cheeks", "tears below the eyes", "wet cheeks")),
 )
-# What is said of a part of the face where nothing moves, by its units.
+# Phrases for a part of the face at rest, by its units.
 STILL: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("AU1 AU2 AU4", ("an even brow", "brows at rest")),
     ("AU5 AU7 AU43", ("calm eyes", "eyes at rest")),
@@ -123,7 +124,7 @@ class Person(NamedTuple):
 
 
 def draw_units(frames: int, rng: np.random.Generator) -> Array:
-    """Intensities [frames, len(AUS)] in 0..1, no frame's having to do with another's; a few are at rest."""
+    """Draw independent frames: intensities [frames, len(AUS)] in 0..1; a few are at rest."""
     active = rng.random((frames, len(AUS))) < rng.choice(
         [0, 0.15, 0.3, 0.45], (frames, 1), p=[0.06, 0.34, 0.3, 0.3]
     )
@@ -135,45 +136,49 @@ def draw_units(frames: int, rng: np.random.Generator) -> Array:
 
 
 def describe(units: Array, rng: np.random.Generator) -> str:
-    """One sentence, in words drawn anew, about the movements of a frame with ``units`` [len(AUS)]; some are left unsaid."""
-    seen = {name for name, value in zip(AUS, units, strict=True) if value >= SEEN}
+    """Return a random sentence about the movements of a frame, ``units`` [len(AUS)].
+
+    Some movements are left out.
+    """
+    seen = {name for name, value in zip(AUS, units, strict=True) if value >= VISIBLE}
     shown, hidden = list[str](), list[str]()
     for needed, without, words in MOVEMENTS:
         word = str(rng.choice(words))
-        if _is_there(needed, without, seen):
+        if _applies(needed, without, seen):
             shown.append(word)
         elif not set(needed.split()) & seen:
             hidden.append(word)
     still = [str(rng.choice(words)) for names, words in STILL if not set(names.split()) & seen]
     if not seen:
         still.append(str(rng.choice(AT_REST)))
-    said = [words for words in shown if rng.random() < 0.85] + [
+    phrases = [words for words in shown if rng.random() < 0.85] + [
         words for words in still if rng.random() < 0.2
     ]
-    said = said or shown or still
+    phrases = phrases or shown or still
     if hidden and rng.random() < 0.2:
-        said.append(
+        phrases.append(
             "no "
             + str(rng.choice(hidden)).removeprefix("a ").removeprefix("an ").removeprefix("the ")
         )
-    said = [said[i] for i in rng.permutation(len(said))[:MOST]]
+    phrases = [phrases[i] for i in rng.permutation(len(phrases))[:MAX_MOVEMENTS]]
     last = " and " if rng.random() < 0.3 else ", and " if rng.random() < 0.5 else ", "
     return str(rng.choice(TEMPLATES)).format(
-        last.join([", ".join(said[:-1]), said[-1]] if said[1:] else said)
+        last.join([", ".join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
     )
 
 
-def _is_there(needed: str, without: str, seen: set[str]) -> bool:
+def _applies(needed: str, without: str, seen: set[str]) -> bool:
     return set(needed.split()) <= seen and not set(without.split()) & seen
 
 
 def describe_clip(track: Array, rng: np.random.Generator) -> str:
-    """What moves in a clip with units ``track`` [T, len(AUS)], in words drawn anew, none of which gives a label away.
+    """Return a random caption of a clip, ``track`` [T, len(AUS)], that names no label.
 
-    A sentence for each third of the clip, in order of time, about what shows in half of the frames of that third: of the third in which most
-    moves the :data:`MOST` strongest movements, the strongest first; of the others one. Thirds at rest in a row share a sentence. Of a clip
-    that is at rest throughout, the two stillest parts of the face are named, the stillest first. Short, since the demo's text tower has read
-    single sentences.
+    A sentence for each third of the clip, in order of time, about what shows in half of the frames
+    of that third: of the third in which most moves the :data:`MAX_MOVEMENTS` strongest movements,
+    the strongest first; of the others one. Thirds at rest in a row share a sentence. Of a clip that
+    is at rest throughout, the two stillest parts of the face are named, the stillest first. Short,
+    since the demo's text tower has read single sentences.
     """
     thirds = [
         dict(zip(AUS, np.median(part, axis=0).tolist(), strict=True))
@@ -190,7 +195,8 @@ def describe_clip(track: Array, rng: np.random.Generator) -> str:
     for i, movements in enumerate(moving):
         if movements:
             sentences.append(
-                ", ".join(word for _, word in movements[: MOST if i == fullest else 1]) + "."
+                ", ".join(word for _, word in movements[: MAX_MOVEMENTS if i == fullest else 1])
+                + "."
             )
         elif not i or moving[i - 1]:
             sentences.append(f"{rng.choice(AT_REST)}.")
@@ -198,10 +204,13 @@ def describe_clip(track: Array, rng: np.random.Generator) -> str:
 
 
 def _movements(units: dict[str, float], rng: np.random.Generator) -> list[tuple[float, str]]:
-    """Strength and words of each movement that shows, the strongest first; a movement is as strong as the weakest unit it needs."""
-    seen = {name for name, value in units.items() if value >= SEEN}
+    """Return strength and phrase of each visible movement, the strongest first.
+
+    A movement is as strong as the weakest unit that it needs.
+    """
+    seen = {name for name, value in units.items() if value >= VISIBLE}
     there = [
-        (needed, words) for needed, without, words in MOVEMENTS if _is_there(needed, without, seen)
+        (needed, words) for needed, without, words in MOVEMENTS if _applies(needed, without, seen)
     ]
     return sorted(
         (
@@ -213,20 +222,23 @@ def _movements(units: dict[str, float], rng: np.random.Generator) -> list[tuple[
 
 
 def _still(words: tuple[str, ...], rng: np.random.Generator) -> str:
-    """One of the wordings of a part at rest; "calm" names a class (:mod:`~dfer_dist.data.captions.label_leakage`)."""
+    """Return a phrase for a part at rest that names no class, as "calm" does."""
     return str(rng.choice([word for word in words if not label_words(word)]))
 
 
 def draw_person(number: int, seed: int, frames: int, captions: int, size: int) -> Person:
-    """Frames of the person ``number``, counted from the first who is not in the demo, each with other movements; the same bytes for the same arguments."""
+    """Draw frames of a person, each with other movements. The same arguments give the same bytes.
+
+    ``number`` counts from the first person who is not in the demo.
+    """
     rng = np.random.default_rng([seed, number])
     units = draw_units(frames, rng)
-    said = [[describe(row, rng) for _ in range(captions)] for row in units]
-    return Person(render_units(units, PEOPLE_FROM + number, rng, size, STUDIO)[0], said)
+    phrases = [[describe(row, rng) for _ in range(captions)] for row in units]
+    return Person(render_units(units, PEOPLE_FROM + number, rng, size, STUDIO)[0], phrases)
 
 
 def draw_people(people: int, seed: int, frames: int, captions: int, size: int) -> Iterator[Person]:
-    """:func:`draw_person` of the first ``people``, in order, on all cores that this process may use."""
+    """Yield :func:`draw_person` of the first ``people``, in order, computed on all usable cores."""
     draw = partial(draw_person, seed=seed, frames=frames, captions=captions, size=size)
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
         try:

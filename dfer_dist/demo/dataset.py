@@ -1,15 +1,17 @@
-"""The demo data set: drawn faces (:mod:`dfer_dist.demo.faces`) laid out like a real set of five folds.
+"""The demo data set: drawn faces (:mod:`dfer_dist.demo.faces`) in the layout of a real set.
 
 ::
 
     OUT/
       frames/CLIP/00000.jpg ...        CLIP is a number of five digits
       landmarks/CLIP.npy               float32 [T, 68, 2], pixels, for dfer enrich --landmarks-from
-      descriptions.csv                 clip,caption: what moves in each, for dfer describe --import
-      lists/DEMO_set_K_test.txt        one clip a line, ``CLIP frames label``, and DEMO_set_K_train.txt; K is 1..5
-      demo.json                        the arguments and a row a clip; written last: without it the set is not complete
+      descriptions.csv                 clip,caption, for dfer describe --import
+      lists/DEMO_set_K_test.txt        one clip a line, ``CLIP frames label``; K is 1..5
+      lists/DEMO_set_K_train.txt
+      demo.json                        the arguments and a row for each clip; written last
 
-``python -m dfer_dist.demo.dataset --sheet docs/images/demo_classes.png`` draws one clip of each class as a picture.
+``python -m dfer_dist.demo.dataset --sheet docs/images/demo_classes.png`` draws one clip of each
+class as a picture.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ class DemoClip:
 
 
 def plan_demo(clips: int = 700, seed: int = 0) -> list[DemoClip]:
-    """Which clips there are, by name. Folds share no identity, and have the same classes as nearly as whole clips allow.
+    """Plan the clips, sorted by name.
+
+    Folds share no person, and have the same class shares as far as whole clips allow.
 
     Raises
     ------
@@ -94,19 +98,19 @@ def render_demo(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Make ``out`` the demo set of these arguments, and return it; at once if it is that already.
+    """Write the demo set of these arguments to ``out``, unless it is there, and return ``out``.
 
-    The bytes depend on ``clips``, ``size`` and ``seed`` only. A set that was left half-written, or has other arguments, is
-    written anew. Only the descriptions are added to a whole set without them, as earlier versions made it.
+    The bytes depend on ``clips``, ``size`` and ``seed`` only. An incomplete set,
+    or one of other arguments, is written anew. A complete set without descriptions gets them.
 
     Parameters
     ----------
     out
-        Folder, made where missing.
+        Folder; it is created if it is missing.
     clips, size, seed
         Number of clips, side of the frames in pixels, and what seeds both plan and clips.
     workers
-        Processes; all cores that this one may use if None, none beside this one if 1.
+        Processes; by default one for each usable core. With 1, no process is started.
     progress
         Called with (clips done, clips in all) after each clip.
 
@@ -118,14 +122,15 @@ def render_demo(
     plan = plan_demo(clips, seed)
     if size < 32 or (workers is not None and workers < 1):
         raise UserError(
-            f"size {size}, workers {workers}: a demo set needs frames of 32 pixels or more and at least one worker"
+            f"size {size}, workers {workers}: a demo set needs frames of 32 pixels or more "
+            "and at least one worker"
         )
     out, arguments = Path(out), {"renderer": RENDERER, "seed": seed, "clips": clips, "size": size}
     if _arguments(out / "demo.json") == arguments:
         if not (out / DESCRIPTIONS).exists():
             _write_descriptions(out, plan, seed)
         return out
-    _make_room(out, arguments)
+    _clear(out, arguments)
     rows = []
     for row in _write_clips(out, plan, size, seed, workers or len(os.sched_getaffinity(0))):
         rows.append(row)
@@ -145,15 +150,15 @@ def render_demo(
 
 
 def _arguments(mark: Path) -> dict[str, Any] | None:
-    """The arguments that a mark holds; None without a mark."""
+    """Return the arguments in a marker file; None without the file."""
     if not mark.is_file():
         return None
     held = read_json(mark)
     return {name: held.get(name) for name in ("renderer", "seed", "clips", "size")}
 
 
-def _make_room(out: Path, arguments: dict[str, Any]) -> None:
-    """Mark ``out`` as unfinished, and clear what a set of other arguments left; touch nothing that lacks our mark."""
+def _clear(out: Path, arguments: dict[str, Any]) -> None:
+    """Mark ``out`` as unfinished and remove a set of other arguments, if it has our marker."""
     marks = [out / UNFINISHED, out / "demo.json"]
     folders = [f for f in (out / "frames", out / "landmarks", out / "lists") if f.exists()]
     held = [_arguments(mark) for mark in marks if mark.is_file()]
@@ -185,7 +190,7 @@ def _write_clips(
 
 
 def _write_clip(task: tuple[Path, DemoClip, int, int]) -> dict[str, Any]:
-    """Draw and write one clip, each file whole or not at all; returns its row of ``demo.json``."""
+    """Draw a clip and write its files atomically; return its row of ``demo.json``."""
     out, clip, size, seed = task
     drawn = render_clip(clip.label, clip.identity, (seed, int(clip.name)), size)
     folder = out / "frames" / clip.name
@@ -198,11 +203,11 @@ def _write_clip(task: tuple[Path, DemoClip, int, int]) -> dict[str, Any]:
     with temporary.open("wb") as f:
         np.save(f, drawn.landmarks, allow_pickle=False)
     temporary.replace(out / "landmarks" / f"{clip.name}.npy")
-    return {**asdict(clip), "frames": len(drawn.frames), "apex": int(drawn.course.argmax())}
+    return {**asdict(clip), "frames": len(drawn.frames), "apex": int(drawn.intensity.argmax())}
 
 
 def _write_descriptions(out: Path, plan: list[DemoClip], seed: int) -> None:
-    """Say of each clip what moves in it, in words drawn by a generator of their own."""
+    """Write captions of all clips; their random generator is not that of the clips."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("clip", "caption"))
@@ -220,7 +225,7 @@ def _write_descriptions(out: Path, plan: list[DemoClip], seed: int) -> None:
 def contact_sheet(
     path: Path, seed: int = 7, size: int = 64, columns: int = 8, zoom: int = 2
 ) -> None:
-    """Write a picture with a row for each class: its name, frames evenly spread over one clip, the course of the expression."""
+    """Write a picture with a row for each class: name, frames of a clip, and intensity."""
     left, right, side = 104, 96, size * zoom
     sheet = Image.new("RGB", (left + columns * side + right, len(SEVEN) * side), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
@@ -233,8 +238,8 @@ def contact_sheet(
             sheet.paste(
                 frame.resize((side, side), Image.Resampling.LANCZOS), (left + column * side, top)
             )
-        x = np.linspace(left + columns * side + 10, sheet.width - 10, len(clip.course))
-        y = top + side * (0.7 - 0.4 * clip.course)
+        x = np.linspace(left + columns * side + 10, sheet.width - 10, len(clip.intensity))
+        y = top + side * (0.7 - 0.4 * clip.intensity)
         draw.line(list(zip(x.tolist(), y.tolist(), strict=True)), "black", 2)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)  # a third of the bytes

@@ -1,7 +1,8 @@
-"""What a drawn face is made of: a person's looks, and polygons on an ellipsoid head that move by facial action units (AUs).
+"""Drawn faces: polygons on an ellipsoid head that move with facial action units (AUs).
 
-The units are those of Ekman & Friesen, Facial Action Coding System, 1978; how far each moves a point is chosen to be legible on
-64 pixels, so it is stronger than in life. Nothing here is learned from, or resembles, a real person.
+The units are those of Ekman & Friesen, Facial Action Coding System, 1978; how far each moves a
+point is chosen to be legible on 64 pixels, so it is stronger than in life. Nothing here is learned
+from, or resembles, a real person.
 
 Lengths without another unit are in half head heights; x runs to the right of the image, y down.
 """
@@ -15,15 +16,19 @@ import numpy as np
 
 from dfer_dist.demo.renderer import Array, Pose, Renderer, floats, loop
 
-# FACS numbers: 1 inner brow raiser, 2 outer brow raiser, 4 brow lowerer, 5 upper lid raiser, 6 cheek raiser, 7 lid tightener,
-# 9 nose wrinkler, 10 upper lip raiser, 12 lip corner puller, 15 lip corner depressor, 17 chin raiser, 20 lip stretcher,
-# 23 lip tightener, 25 lips part, 26 jaw drop, 43 eyes closed. Tears are no AU, but are driven like one.
+# FACS numbers: 1 inner brow raiser, 2 outer brow raiser, 4 brow lowerer, 5 upper lid raiser, 6
+# cheek raiser, 7 lid tightener, 9 nose wrinkler, 10 upper lip raiser, 12 lip corner puller, 15 lip
+# corner depressor, 17 chin raiser, 20 lip stretcher, 23 lip tightener, 25 lips part, 26 jaw drop,
+# 43 eyes closed. Tears are no AU, but are driven like one.
 AUS = (*(f"AU{n}" for n in (1, 2, 4, 5, 6, 7, 9, 10, 12, 15, 17, 20, 23, 25, 26, 43)), "tears")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What stays with a person. Lengths are relative to a plain face unless said otherwise; colours are RGB in 0..255."""
+    """Appearance of a person.
+
+    Lengths are relative to a plain face if no unit is given; colours are RGB in 0..255.
+    """
 
     skin: Array
     hair: Array
@@ -58,20 +63,20 @@ DARK, GLASSES = floats((38, 20, 22)), floats((44, 44, 52))
 
 
 def build(aus: Array, who: Identity, pose: Pose) -> Renderer:
-    """All polygons of a clip, back to front, for intensities ``aus`` [T, len(AUS)] in 0..1."""
+    """Build the polygons of a clip, back to front, for intensities ``aus`` [T, len(AUS)]."""
     au = {name: aus[:, i : i + 1] for i, name in enumerate(AUS)}
-    painter = Renderer(pose, who.width, who.skin)
-    _head(painter, au, who)
-    _folds(painter, au, who)
-    _nose(painter, au, who)
-    _mouth(painter, au, who)
+    renderer = Renderer(pose, who.width, who.skin)
+    _head(renderer, au, who)
+    _folds(renderer, au, who)
+    _nose(renderer, au, who)
+    _mouth(renderer, au, who)
     for side in (-1, 1):
-        _eye(painter, au, who, side)
-    _fringe(painter, who)
+        _eye(renderer, au, who, side)
+    _fringe(renderer, who)
     for side in (-1, 1):
-        _brow(painter, au, who, side)
-        _tear(painter, au, who, side)
-    return painter
+        _brow(renderer, au, who, side)
+        _tear(renderer, au, who, side)
+    return renderer
 
 
 def _head(p: Renderer, au: dict[str, Array], who: Identity) -> None:
@@ -114,7 +119,10 @@ def _head(p: Renderer, au: dict[str, Array], who: Identity) -> None:
 
 
 def head_outline(au: dict[str, Array], who: Identity, around: Array) -> tuple[Array, Array]:
-    """x and y of the head's outline, [T, N] each, at angles ``around`` [1, N] from the top by way of the image's right."""
+    """Return x and y of the head's outline, [T, N] each.
+
+    At angles ``around`` [1, N], clockwise from the top.
+    """
     x, y = np.sin(around), -np.cos(around)
     low = np.clip(y, 0, 1)
     return who.width * x * (1 - who.jaw * low**1.5), y + _chin_drop(au) * low
@@ -150,7 +158,7 @@ def _folds(p: Renderer, au: dict[str, Array], who: Identity) -> None:
 
 
 def nose_shape(au: dict[str, Array], who: Identity) -> tuple[Array, Array]:
-    """y of the tip of the nose, and how wide it is beside a plain one, [T, 1] each."""
+    """Return y of the tip of the nose, and its width relative to a plain one, [T, 1] each."""
     up, wide = 0.06 * au["AU9"] + 0.02 * au["AU10"], who.nose_width * (1 + 0.25 * au["AU9"])
     return 0.24 * who.nose_length - up, wide
 
@@ -176,7 +184,11 @@ def _nose(p: Renderer, au: dict[str, Array], who: Identity) -> None:
 
 
 class Mouth(NamedTuple):
-    """Curves of the mouth over the same ``x``, [T, N] each: where the lips meet, their inner edges, their thickness; ``bow`` is 0 in the corners."""
+    """Curves of the mouth over the same ``x``, [T, N] each.
+
+    ``line`` is where the lips meet, ``upper`` and ``lower`` are their inner edges, ``lip_up`` and
+    ``lip_down`` their thickness; ``bow`` is 0 in the corners.
+    """
 
     x: Array
     line: Array
@@ -188,7 +200,7 @@ class Mouth(NamedTuple):
 
 
 def mouth_curves(au: dict[str, Array], who: Identity, s: Array) -> Mouth:
-    """The mouth at places ``s`` [1, N] from its left corner in the image, -1, to the right one, 1."""
+    """Return the mouth at positions ``s`` [1, N], from -1 at its left corner to 1 at the right."""
     wider = (
         0.42 * au["AU12"]
         + 0.25 * au["AU20"]
@@ -247,12 +259,12 @@ EYE_LEVEL = -0.09
 
 
 def eye_place(who: Identity, side: int) -> tuple[float, float]:
-    """x of an eye's centre, and half its width; ``side`` is -1 for the one at the left of the image, else 1."""
+    """Return x of an eye's centre, and half its width; ``side`` is -1 for the left in the image."""
     return side * 0.35 * who.eye_gap, 0.19 * who.eye_width
 
 
 def eye_lids(au: dict[str, Array], who: Identity, side: int, x: Array) -> tuple[Array, Array]:
-    """y of the upper and the lower lid of an eye over ``x`` [1, N], [T, N] each."""
+    """Return y of the upper and the lower lid of an eye over ``x`` [1, N], [T, N] each."""
     (x0, half), y0, shut = eye_place(who, side), EYE_LEVEL, 1 - au["AU43"]
     up = (
         0.115
@@ -303,7 +315,10 @@ def _fringe(p: Renderer, who: Identity) -> None:
 def brow_curve(
     au: dict[str, Array], who: Identity, side: int, t: Array
 ) -> tuple[Array, Array, Array]:
-    """x and y of a brow's middle line, [T, N] each, and its thickness, at places ``t`` [1, N] from the nose, 0, outwards, 1."""
+    """Return x and y of a brow's middle line, [T, N] each, and its thickness.
+
+    At positions ``t`` [1, N], 0 at the nose, 1 at the outer end.
+    """
     x = side * (0.14 - 0.06 * au["AU4"] * (1 - t) + 0.45 * t)
     rest = -0.36 - who.brow_height - who.brow_arch * np.sin(np.pi * t)
     lifted = -0.19 * au["AU1"] * (1 - t) ** 1.2 - 0.19 * au["AU2"] * np.sqrt(t) + 0.03 * au["AU9"]

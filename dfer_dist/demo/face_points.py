@@ -1,4 +1,4 @@
-"""The 68 landmarks (iBUG 300-W) of a drawn face, from the geometry that it was drawn with: dlib need not know drawn faces."""
+"""The 68 landmarks (iBUG 300-W) of a drawn face, from its geometry."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from dfer_dist.demo.face_parts import (
 )
 from dfer_dist.demo.renderer import OVERSAMPLING, Array, Pose, Renderer, floats
 
-_LIFT_NOSE, _LIFT_MOUTH = 0.14, 0.03  # heights over the head's surface at which these are drawn
+# Heights over the head's surface.
+_LIFT_NOSE, _LIFT_MOUTH = 0.14, 0.03
 
 
 def face_points(aus: Array, who: Identity, pose: Pose) -> Array:
-    """Landmarks of a clip.
+    """Return the landmarks of a clip.
 
     Parameters
     ----------
     aus
-        Intensities of the action units [T, len(AUS)], as :func:`~dfer_dist.demo.face_parts.build` takes them.
+        Intensities of the action units [T, len(AUS)], as :func:`~dfer_dist.demo.face_parts.build`
+        takes them.
     pose
-        In pixels of the painted frames.
+        In pixels of the oversampled frames.
 
     Returns
     -------
@@ -52,7 +54,7 @@ def face_points(aus: Array, who: Identity, pose: Pose) -> Array:
 
 
 def _brow(p: Renderer, au: dict[str, Array], who: Identity, side: int) -> Array:
-    """The upper edge, from the left of the image to the right."""
+    """Return points of the upper edge, from the left of the image to the right."""
     x, y, thick = brow_curve(au, who, side, np.linspace(0, 1, 5, dtype=np.float32)[None, ::side])
     return p.on_face(x, y - thick / 2, 0.03)
 
@@ -66,7 +68,7 @@ def _nose(p: Renderer, au: dict[str, Array], who: Identity) -> list[Array]:
 
 
 def _eye(p: Renderer, au: dict[str, Array], who: Identity, side: int) -> Array:
-    """Corner, upper lid, corner, lower lid: around the eye from the left of the image, by way of the top."""
+    """Return points around the eye, clockwise from the left corner."""
     x0, half = eye_place(who, side)
     there = floats([[x0 - half / 2, x0 + half / 2]])
     upper, _ = eye_lids(au, who, side, there)
@@ -80,7 +82,7 @@ def _eye(p: Renderer, au: dict[str, Array], who: Identity, side: int) -> Array:
 
 
 def _mouth(p: Renderer, au: dict[str, Array], who: Identity) -> list[Array]:
-    """The lips' outer edge, then their inner one, each around from the left corner of the image by way of the upper lip."""
+    """Return points of the outer and inner edge of the lips, clockwise from the left corner."""
     outer = mouth_curves(au, who, np.linspace(-1, 1, 7, dtype=np.float32)[None])
     x = np.concatenate([outer.x, outer.x[:, 5:0:-1]], 1)
     y = np.concatenate([outer.upper - outer.lip_up, (outer.lower + outer.lip_down)[:, 5:0:-1]], 1)

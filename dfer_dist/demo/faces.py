@@ -1,15 +1,17 @@
-"""Clips of drawn faces for the demo data set: seven classes with an apex and a course over time, and what varies around them.
+"""Clips of drawn faces for the demo data set: seven classes that differ in apex and timing.
 
-**A construction, not a claim about people.** Three classes are told by their apex: happiness, sadness (both come and go
-smoothly) and neutral (slight movements of single units). The other four form two pairs that share one apex and differ in the
-direction of time alone: surprise and disgust appear abruptly and fade slowly; fear and anger build up slowly and vanish
-abruptly. With the same random draws, a clip of fear is one of surprise played backwards, and one of anger is one of disgust, so
-the frames of both have the same distribution and a model that ignores their order cannot tell them apart. Real surprise and
-fear, or disgust and anger, differ in their action units.
+**A construction, not a claim about people.** Three classes are recognized by their apex: happiness,
+sadness (both come and go smoothly) and neutral (slight movements of single units). The other four
+form two pairs that share one apex and differ in the direction of time alone: surprise and disgust
+appear abruptly and fade slowly; fear and anger build up slowly and vanish abruptly. With the same
+random draws, a clip of fear is one of surprise played backwards, and one of anger is one of
+disgust, so the frames of both have the same distribution and a model that ignores their order
+cannot tell them apart. Real surprise and fear, or disgust and anger, differ in their action units.
 
-Frames are aligned crops, as DFEW's are: the middle of the face stays near the middle of the frame while the head turns. Turns,
-light and camera vary by :class:`Ranges`, looks by :func:`draw_identity`; background and shirt have any colour. The swings of the
-head are as likely forwards as backwards in time.
+Frames are aligned crops, as DFEW's are: the middle of the face stays near the middle of the frame
+while the head turns. Turns, light and camera vary by :class:`Ranges`, people by
+:func:`draw_identity`; background and shirt have any colour. Movements of the head are as likely
+forwards as backwards in time.
 """
 
 from __future__ import annotations
@@ -63,7 +65,11 @@ APEX: dict[
 
 @dataclass(frozen=True)
 class Ranges:
-    """What varies from clip to clip. Pairs are bounds of a uniform draw; single numbers bound a symmetric triangular one (+-)."""
+    """What varies from clip to clip.
+
+    Pairs are bounds of a uniform distribution; single numbers bound a symmetric triangular one
+    (+-).
+    """
 
     yaw: float = 22.0  # head turned left or right, degrees
     pitch: float = 12.0  # head bowed or raised, degrees
@@ -95,7 +101,7 @@ IRISES = ((70, 45, 30), (45, 70, 110), (60, 95, 60), (90, 80, 60))
 
 
 def draw_identity(number: int) -> Identity:
-    """The person with this number: always the same, whatever the seed of a data set is."""
+    """Return the person of a number, which does not depend on the seed of the data set."""
     rng = np.random.default_rng([IDENTITY_STREAM, number])
     u = rng.uniform
     place = u(0, len(SKINS) - 1)
@@ -137,10 +143,14 @@ def draw_identity(number: int) -> Identity:
 
 
 class Clip(NamedTuple):
-    """A drawn clip: frames uint8 [T, size, size, 3] in RGB, the course of its expression [T] in 0..1, landmarks [T, 68, 2] in pixels."""
+    """A drawn clip.
+
+    Frames are uint8 [T, size, size, 3] in RGB, the intensity of the expression is [T] in 0..1,
+    landmarks are [T, 68, 2] in pixels.
+    """
 
     frames: NDArray[np.uint8]
-    course: Array
+    intensity: Array
     landmarks: Array
 
 
@@ -165,13 +175,13 @@ def render_clip(label: int, identity: int, seed: int | Sequence[int], size: int 
     """
     if not 0 <= label < len(SEVEN):
         raise UserError(f"label {label}: the demo has the classes 0 to {len(SEVEN) - 1}")
-    aus, course, rng = clip_track(label, seed)
+    aus, intensity, rng = clip_track(label, seed)
     pixels, points = render_units(aus, identity, rng, size)
-    return Clip(pixels, course, points)
+    return Clip(pixels, intensity, points)
 
 
 def clip_track(label: int, seed: int | Sequence[int]) -> tuple[Array, Array, np.random.Generator]:
-    """What :func:`render_clip` draws with these arguments: :func:`draw_track` of it, and the generator that the rest of the clip is drawn from."""
+    """Return :func:`draw_track` of a clip, and the generator for the rest of the clip."""
     rng = np.random.default_rng(seed)
     frames = FRAMES[0] + round((FRAMES[1] - FRAMES[0]) * rng.beta(1.5, 2.5))
     return *draw_track(label, frames, rng), rng
@@ -180,21 +190,29 @@ def clip_track(label: int, seed: int | Sequence[int]) -> tuple[Array, Array, np.
 def render_units(
     aus: Array, identity: int, rng: np.random.Generator, size: int, ranges: Ranges = RANGES
 ) -> tuple[NDArray[np.uint8], Array]:
-    """Draw frames [T, size, size, 3] of one person with action units ``aus`` [T, len(AUS)] in 0..1; ``rng`` draws the rest within ``ranges``.
+    """Draw a person with action units ``aus`` [T, len(AUS)] in 0..1.
 
-    Returns the frames and the face's points in them, as :func:`~dfer_dist.demo.face_points.face_points` gives them.
+    ``rng`` draws the rest within ``ranges``.
+
+    Returns
+    -------
+    uint8 [T, size, size, 3]
+        Frames.
+    float32 [T, 68, 2]
+        Landmarks (:func:`~dfer_dist.demo.face_points.face_points`).
     """
     who = draw_identity(identity)
     canvas = size * OVERSAMPLING
     pose = _draw_pose(len(aus), canvas, ranges, rng)
-    painted = build(aus, who, pose).paint(_background(canvas, rng))
+    painted = build(aus, who, pose).render(_background(canvas, rng))
     return _expose(painted, pose, ranges, rng), face_points(aus, who, pose)
 
 
 def draw_track(label: int, frames: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Draw the action units of a clip: their intensities [frames, len(AUS)] in 0..1, and the course [frames] of the expression.
+    """Draw intensities of action units [frames, len(AUS)] and of the expression [frames].
 
-    For the same state of ``rng``, a label in :data:`BACKWARDS` gives exactly the reverse in time of its partner.
+    For the same state of ``rng``, a label in :data:`BACKWARDS` gives exactly the reverse in time of
+    its partner.
     """
     t = np.linspace(0, 1, frames)
     kind = BACKWARDS.get(label, label)
@@ -205,15 +223,15 @@ def draw_track(label: int, frames: int, rng: np.random.Generator) -> tuple[Array
         else rng.uniform((0.04, 0, 0.5), (0.10, 0.05, 0.7))
     )
     start = rng.uniform(0.02, 0.98 - rise - hold - fall) if smooth else rng.uniform(0.02, 0.13)
-    course = _ramp((t - start) / rise) * (1 - _ramp((t - start - rise - hold) / fall))
+    intensity = _ramp((t - start) / rise) * (1 - _ramp((t - start - rise - hold) / fall))
     if not APEX[label]:
-        course *= 0.3
+        intensity *= 0.3
     aus = np.zeros((frames, len(AUS)))
     for name, (low, high) in APEX[label].items():
-        aus[:, AUS.index(name)] = course * rng.uniform(low, high)
+        aus[:, AUS.index(name)] = intensity * rng.uniform(low, high)
     if not APEX[label]:
         busy = rng.choice(len(AUS) - 2, 3, replace=False)  # not closed eyes, not tears
-        aus[:, busy] += course[:, None] * rng.random(3)
+        aus[:, busy] += intensity[:, None] * rng.random(3)
     for column in range(len(AUS) - 2):
         aus[:, column] += (
             0.06 * (1 + np.sin(2 * np.pi * (rng.uniform(0.3, 2) * t + rng.random()))) * rng.random()
@@ -222,7 +240,7 @@ def draw_track(label: int, frames: int, rng: np.random.Generator) -> tuple[Array
         -((np.arange(frames) - rng.uniform(0, frames)) ** 2)
     )  # a blink
     track = np.clip(aus, 0, 1).astype(np.float32)
-    return (track[::-1].copy(), course[::-1]) if label in BACKWARDS else (track, course)
+    return (track[::-1].copy(), intensity[::-1]) if label in BACKWARDS else (track, intensity)
 
 
 def _ramp(u: Array) -> Array:
@@ -232,7 +250,7 @@ def _ramp(u: Array) -> Array:
 
 
 def _swing(frames: int, size: float, rng: np.random.Generator) -> Array:
-    """A slow movement within +-``size``, [T, 1]: two sines of free phase, so it tells no direction of time."""
+    """Draw a slow movement within +-``size``, [T, 1], without a direction of time."""
     t = np.linspace(0, 1, frames)[:, None]
     waves = [
         rng.uniform(0, 0.5) * np.sin(2 * np.pi * (rng.uniform(0.3, 1.2) * t + rng.random()))
@@ -248,7 +266,8 @@ def _draw_pose(frames: int, canvas: int, r: Ranges, rng: np.random.Generator) ->
     yaw, pitch, roll = (np.radians(around(half, r.turn_drift)) for half in (r.yaw, r.pitch, r.roll))
     radius = canvas * np.float32(0.45) * (1 + around(r.scale, 0.02))
     x, y = (canvas * (0.5 + around(r.shift, r.shift_drift)) for _ in range(2))
-    # As in aligned crops, not the head but the middle of the face, which a turn moves on the head, is near the frame's middle.
+    # As in aligned crops, not the head but the middle of the face, which a turn moves on the head,
+    # is near the frame's middle.
     across, down = DEPTH * np.sin(yaw), 0.12 + DEPTH * np.cos(yaw) * np.sin(pitch)
     x = x - radius * (across * np.cos(roll) - down * np.sin(roll))
     y = y - radius * (across * np.sin(roll) + down * np.cos(roll))

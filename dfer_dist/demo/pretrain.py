@@ -1,8 +1,10 @@
-"""A tiny CLIP that has learned something: trained on drawn faces and sentences about their movements, for work without downloads.
+"""Pretrain a tiny CLIP on drawn faces and sentences about their movements.
 
-It is CLIP's training (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, section 2 and figure 3) at
-the size of a toy: symmetric cross-entropy over the cosines of a batch of pairs, with a learned temperature. Faces, people and captions are
-those of :mod:`dfer_dist.demo.captions`; nothing of the demo's clips or labels is read. The result is `model.pretrained=demo` of the backbone ``tiny``.
+It is CLIP's training (Radford et al., "Learning Transferable Visual Models From Natural Language
+Supervision", ICML 2021, section 2 and figure 3) at the size of a toy: symmetric cross-entropy over
+the cosines of a batch of pairs, with a learned temperature. Faces, people and captions are those of
+:mod:`dfer_dist.demo.captions`; nothing of the demo's clips or labels is read. The result is
+`model.pretrained=demo` of the backbone ``tiny``.
 """
 
 from __future__ import annotations
@@ -29,14 +31,17 @@ from dfer_dist.demo.faces import RENDERER
 from dfer_dist.models.backbone import TextTower, build_clip, clip_config
 from dfer_dist.utils.files import atomic_path
 
-SIZE = 64  # pixels, of the frames
-THREADS = 1  # of torch: sums are cut by them, so they change the last bits; two are little faster on towers as small as these
-HIGHEST_SCALE = math.log(100)  # of the logits, as CLIP's: section 2.5 there
+# Side of the frames, pixels.
+SIZE = 64
+# Threads of torch: they change the last bits of sums, and two are hardly faster on small towers.
+THREADS = 1
+# Log of the largest scale of the logits, as CLIP's (section 2.5 of the paper).
+HIGHEST_SCALE = math.log(100)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that the weights depend on, beside the versions of the libraries and the processor."""
+    """All that the weights depend on, besides versions of libraries and the processor."""
 
     people: int = 2000
     frames: int = 8  # of each person
@@ -57,7 +62,7 @@ class Pairs:
     words : int64 [V]
         Ids of all tokens that occur, in order.
     tokens : int32 [N, K, L]
-        Places in ``words``, zeros after the end of a text, which is the last of the words.
+        Positions in ``words``, zeros after the end of a text, which is the last of the words.
     """
 
     def __init__(self, recipe: Recipe, progress: Callable[[int, int], None] | None = None) -> None:
@@ -74,31 +79,28 @@ class Pairs:
                 progress(len(drawn), recipe.people)
         longest = max(map(len, rows))
         tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.int32)
-        self.words, places = tokens.unique(
-            return_inverse=True
-        )  # 0 is a token too, so zeros stay zeros
-        self.frames, self.tokens = (
-            torch.cat(drawn),
-            places.int().unflatten(0, (-1, recipe.captions)),
-        )
+        # 0 is a token too, so zeros stay zeros.
+        self.words, positions = tokens.unique(return_inverse=True)
+        self.frames = torch.cat(drawn)
+        self.tokens = positions.int().unflatten(0, (-1, recipe.captions))
 
     def batches(self, epoch: int, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
-        """Frames [B, 3, H, W], half of them mirrored, and int64 tokens [B, L]; a pure function of the epoch and the recipe."""
+        """Yield frames [B, 3, H, W], half of them mirrored, and int64 tokens [B, L].
+
+        A pure function of the epoch and the recipe.
+        """
         rng = np.random.default_rng([recipe.seed, epoch])
         order = torch.from_numpy(rng.permutation(len(self.frames)))
         mirrored = torch.from_numpy(rng.random(len(order)) < 0.5)
         for chosen in order.split(recipe.batch):
             if len(chosen) < recipe.batch:
-                return  # other ones each epoch
-            frames, tokens = (
-                self.frames[chosen],
-                self.tokens[chosen, epoch % recipe.captions].long(),
-            )
+                # Other pairs are left out in each epoch.
+                return
+            frames = self.frames[chosen]
+            tokens = self.tokens[chosen, epoch % recipe.captions].long()
             frames = torch.where(mirrored[chosen, None, None, None], frames.flip(-1), frames)
-            yield (
-                frames,
-                tokens[:, : int(tokens.argmax(1).max()) + 1],
-            )  # the end of a text has the highest id
+            # The end of a text has the highest id.
+            yield frames, tokens[:, : int(tokens.argmax(1).max()) + 1]
 
 
 def pretrain(
@@ -113,7 +115,7 @@ def pretrain(
 
     Returns
     -------
-    CLIP in float32, and the loss of each step in nats (log of the batch for a model that knows nothing)
+    CLIP in float32, and the loss of each step in nats; an untrained model has the log of the batch
     """
     losses: list[float] = []
     with _exactly(recipe.seed):
@@ -160,7 +162,7 @@ def pretrain(
 
 
 def contrast(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """Mean of the cross-entropies of B pairs along both sides: figure 3 of the paper.
+    """Return the mean of the cross-entropies of B pairs in both directions (figure 3 of the paper).
 
     Parameters
     ----------
@@ -175,10 +177,11 @@ def contrast(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
 
 
 def save_clip(clip: open_clip.CLIP, recipe: Recipe, path: Path) -> None:
-    """Write all weights by open_clip's names, so that open_clip reads them too. The same weights give the same bytes.
+    """Write all weights by open_clip's names. The same weights give the same bytes.
 
-    The token embedding, three quarters of the bytes, is rounded to 8 bits (float8 e4m3: steps of 0.002 around zero, where its start has a
-    deviation of 0.02); all else is float32. The recipe stands in the header.
+    The token embedding, three quarters of the bytes, is rounded to 8 bits (float8 e4m3: steps of
+    0.002 around zero, where its start has a deviation of 0.02); all else is float32. The recipe
+    is in the header.
     """
     state = {name: tensor.detach().contiguous() for name, tensor in clip.state_dict().items()}
     state["token_embedding.weight"] = state["token_embedding.weight"].to(torch.float8_e4m3fn)

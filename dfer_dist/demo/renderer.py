@@ -1,7 +1,8 @@
-"""Polygons on a turning head: projection in parallel along the line of sight, and painting with smooth edges.
+"""Project polygons on a turning head in parallel, and render them with smooth edges.
 
-The head is an ellipsoid, one half head height tall to either side of its centre. Lengths are in half head heights; x runs to
-the right of the image, y down, z to the viewer. Frames are painted :data:`OVERSAMPLING` times too large and averaged down.
+The head is an ellipsoid, one half head height tall to either side of its centre. Lengths are in
+half head heights; x runs to the right of the image, y down, z to the viewer. Frames are rendered
+:data:`OVERSAMPLING` times too large and averaged down.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ OVERSAMPLING = 4
 
 
 class Pose(NamedTuple):
-    """Where the head is in each frame: angles in radians, centre and radius in pixels of the painted frame; all [T, 1]."""
+    """Pose of the head in each frame, all [T, 1].
+
+    Angles are in radians, centre and radius in pixels of the oversampled frame.
+    """
 
     yaw: Array
     pitch: Array
@@ -30,31 +34,34 @@ class Pose(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One polygon: its points [T, N, 2] in pixels of the painted frame, and its colour [T, 3]; None: not in this frame."""
+    """One polygon: points [T, N, 2] in pixels of the oversampled frame, and T colours.
+
+    A colour of None hides it in that frame.
+    """
 
     points: Array
     colours: list[tuple[int, int, int] | None]
 
 
 def floats(values: Any) -> Array:
-    """``values`` as a float32 array."""
+    """Return ``values`` as a float32 array."""
     return np.asarray(values, np.float32)
 
 
 def loop(there: Any, back: Any) -> Array:
-    """One closed curve of two, the second run backwards."""
+    """Join two curves to a closed one, the second backwards."""
     there, back = np.broadcast_arrays(there, back)
     return np.concatenate([there, back[..., ::-1]], -1)
 
 
 class Renderer:
-    """Collects the polygons of all frames of one clip, back to front, then paints them."""
+    """Collect the polygons of all frames of one clip, back to front, then render them."""
 
     def __init__(self, pose: Pose, width: float, skin: Array) -> None:
         self.pose, self.width, self.skin, self.parts = pose, width, skin, list[Part]()
 
     def on_face(self, x: Any, y: Any, lift: float = 0.0) -> Array:
-        """Pixels [T, N, 2] of points on the head's surface (``lift`` above it), turned with the head."""
+        """Project points on the head's surface, ``lift`` above it, to pixels [T, N, 2]."""
         p = self.pose
         z = DEPTH * np.sqrt(np.clip(1 - (x / self.width) ** 2 - np.square(y), 0, 1)) + lift
         across = x * np.cos(p.yaw) + z * np.sin(p.yaw)
@@ -62,7 +69,7 @@ class Renderer:
         return self.on_plane(across, y * np.cos(p.pitch) + ahead * np.sin(p.pitch))
 
     def on_plane(self, x: Any, y: Any) -> Array:
-        """Pixels [T, N, 2] of points of the head's outline, which only tilts."""
+        """Project points of the head's outline, which only tilts, to pixels [T, N, 2]."""
         p = self.pose
         c, s = np.cos(p.roll), np.sin(p.roll)
         return np.stack(
@@ -70,12 +77,15 @@ class Renderer:
         ).astype(np.float32)
 
     def on_body(self, x: Any, y: Any) -> Array:
-        """Pixels [T, N, 2] of points that follow the head's place only."""
+        """Project points that only move with the head, to pixels [T, N, 2]."""
         p = self.pose
         return np.stack([p.x + p.radius * x, p.y + p.radius * y], -1).astype(np.float32)
 
     def add(self, points: Array, colour: Any, alpha: Any = 1.0, under: Any = None) -> None:
-        """Add a polygon of ``colour`` [3], over ``under`` (default: skin) as ``alpha`` [T, 1] in 0..1 says; left out near 0."""
+        """Add a polygon of ``colour`` [3], blended over ``under`` by ``alpha`` [T, 1] in 0..1.
+
+        ``under`` is the skin by default. The polygon is hidden where ``alpha`` is close to 0.
+        """
         alpha = np.clip(np.broadcast_to(alpha, (len(points), 1)), 0, 1)
         below = self.skin if under is None else under
         mixed = np.clip(alpha * colour + (1 - alpha) * below, 0, 255).astype(int).tolist()
@@ -103,7 +113,7 @@ class Renderer:
         under: Any = None,
         lift: float = 0.0,
     ) -> None:
-        """Add what lies between two curves over the same ``x`` on the face."""
+        """Add the area between two curves over the same ``x`` on the face."""
         self.add(self.on_face(loop(x, x), loop(top, bottom), lift), colour, alpha, under)
 
     def line(
@@ -121,8 +131,8 @@ class Renderer:
             x, y - np.asarray(thick) / 2, y + np.asarray(thick) / 2, colour, alpha, under, lift
         )
 
-    def paint(self, background: Image.Image) -> NDArray[np.uint8]:
-        """All frames, [T, size, size, 3]."""
+    def render(self, background: Image.Image) -> NDArray[np.uint8]:
+        """Return all frames, [T, size, size, 3]."""
         frames = []
         for t in range(len(self.pose.x)):
             image = background.copy()

@@ -32,7 +32,7 @@ def portrait() -> tuple[np.ndarray, np.ndarray]:
 def drawn(label: int) -> tuple[np.ndarray, np.ndarray]:
     """The frame of a drawn clip at its apex, enlarged, and its landmarks."""
     clip = render_clip(label, 8, (4, label), 64)
-    apex = int(clip.course.argmax())
+    apex = int(clip.intensity.argmax())
     frame = Image.fromarray(clip.frames[apex]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return np.asarray(frame), transform_points(
         clip.landmarks[apex : apex + 1], (64, 64), AugmentParams.identity(64, 64), SIDE

@@ -17,7 +17,7 @@ from dfer_dist.data.captions.label_leakage import clean
 from dfer_dist.data.packing.load_clip import clip_files
 from dfer_dist.data.sources.dfer_clip_lists import read_lists
 from dfer_dist.data.sources.records import SEVEN
-from dfer_dist.demo.captions import AT_REST, MOST, MOVEMENTS, SEEN, STILL, describe_clip
+from dfer_dist.demo.captions import AT_REST, MAX_MOVEMENTS, MOVEMENTS, VISIBLE, STILL, describe_clip
 from dfer_dist.demo.dataset import (
     DESCRIPTIONS,
     FOLDS,
@@ -164,7 +164,7 @@ def test_a_description_says_what_moves_in_order_of_time_and_the_strongest_first(
         ]
         assert said[0][0] in AT_REST
         said = phrases(describe_clip(track(smile, {}, {}), np.random.default_rng(seed)))
-        assert [len(sentence) for sentence in said] == [MOST, 1]
+        assert [len(sentence) for sentence in said] == [MAX_MOVEMENTS, 1]
         blink = track({}, {"AU4": 0.5}, {})
         blink[3:6, AUS.index("AU43")] = 1
         assert [
@@ -192,7 +192,7 @@ def test_each_clip_s_description_is_true_of_what_was_drawn(demo: Path) -> None:
         units, course, _ = clip_track(row["label"], (0, int(row["name"])))
         assert (len(units), course.argmax()) == (row["frames"], row["apex"])
         shown = [
-            {name for name, u in zip(AUS, np.median(part, 0), strict=True) if u >= SEEN}
+            {name for name, u in zip(AUS, np.median(part, 0), strict=True) if u >= VISIBLE}
             for part in np.array_split(units, 3)
         ]
         moving = [

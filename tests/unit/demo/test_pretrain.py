@@ -97,7 +97,7 @@ def test_a_caption_says_what_is_there_and_nothing_else() -> None:
 
 
 def test_units_are_drawn_each_on_its_own_and_never_against_each_other() -> None:
-    seen = draw_units(20000, np.random.default_rng(0)) >= facewords.SEEN
+    seen = draw_units(20000, np.random.default_rng(0)) >= facewords.VISIBLE
     for one, other in facewords.NEVER_TOGETHER:
         assert not (seen[:, AUS.index(one)] & seen[:, AUS.index(other)]).any()
     assert 0.08 < (~seen.any(1)).mean() < 0.2
