@@ -1,4 +1,4 @@
-"""The recorded cases of the authors' DFER-CLIP; the README next to the recordings says how they were made."""
+"""Compare with recorded values of the authors' DFER-CLIP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CASES = sorted(p.name.removesuffix("_init.pth") for p in GOLDEN.glob("*_init.pth
 
 
 def build(case: str) -> tuple[DFERCLIP, dict, dict[str, torch.Tensor]]:
-    """The model that the JSON describes with the checkpoint's weights, the JSON, and the authors' state."""
+    """Return the model with the checkpoint's weights, the JSON, and the authors' state."""
     told = json.loads((GOLDEN / f"{case}.json").read_text())
     state, clip = read_official(GOLDEN / f"{case}_init.pth"), told["clip"]
     sizes = {

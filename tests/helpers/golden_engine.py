@@ -1,6 +1,7 @@
-"""A rank of the authors' recorded training, for test_parity.py: through our engine, its groups, schedule and precision.
+"""Run a rank of the authors' recorded training through our engine, for test_parity.py.
 
-Writes ``logits``, ``losses``, ``rates`` of each step, ``final_logits`` and the final float32 weights to an npz file.
+Writes ``logits``, ``losses``, ``rates`` of each step, ``final_logits`` and the final float32
+weights to an npz file.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def tiny(**settings: object) -> DFERCLIP:
 
 
 def perturb(model: DFERCLIP, only: str = "") -> DFERCLIP:
-    """Give adapters (those with ``only`` in their names) and positions of frames some values, so that they count."""
+    """Add noise to adapters and frame positions with ``only`` in their names."""
     torch.manual_seed(3)
     with torch.no_grad():
         for name, module in model.named_modules():

@@ -1,9 +1,12 @@
-"""A rank of a few steps of a tiny model with the mean over time, and LoRA in both towers (test_tuning.py) or all adapters and both sides of
-texts (test_finecliper.py) or the whole image tower (test_kernels.py), perhaps with levels (test_fusion.py), on labels or descriptions (test_contrast.py). A checkpoint is
-saved after the last step but one and after the last.
+"""Train a tiny model for a few steps on one rank, for test_tuned_engine.py.
 
-Prints, on rank 0, one JSON line: the loss of each step, peak rates by group, which float32 weights changed, a sha256 of them, the size of the
-largest change of a weight that is not trained, and whether a fresh model takes over the checkpoint that was saved.
+With LoRA in both towers, or adapters and both polarities, or the whole image tower; optionally with
+parsing maps and landmarks, on labels or descriptions. A checkpoint is saved after each of the last
+two steps.
+
+Prints, on rank 0, one JSON line: the loss of each step, peak rates by group, which float32 weights
+changed, a sha256 of them, the size of the largest change of a weight that is not trained, and
+whether a fresh model takes over the checkpoint that was saved.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ for block in {blocks!r}:
 
 
 def names(requirements: str) -> set[str]:
-    """Modules of the lines of a list of requirements, where they are called as their distributions are."""
+    """Return the distributions of a list of requirements, as module names."""
     lines = [line for line in requirements.splitlines() if line and not line.startswith("#")]
     return {re.split(r"[=<>]", line)[0].strip().replace("-", "_") for line in lines}
 

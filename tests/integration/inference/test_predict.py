@@ -1,4 +1,4 @@
-"""Films to probabilities over time: the same frames and logits as packing and evaluating them, and one line for what cannot be."""
+"""Videos over time: equal to packing and evaluating them, one-line errors."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def dfer(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 
 
 @pytest.mark.parametrize("faces", [False, True])
-def test_a_film_in_one_window_is_what_packing_and_evaluating_make_of_it(
+def test_video_in_one_window_equals_packing_and_evaluating(
     model: ExportedModel, videos: Path, tmp_path: Path, faces: bool
 ) -> None:
     listing = read_dataset("folder", videos, folds=2, prefer_videos=True)
@@ -105,7 +105,7 @@ def test_each_window_is_seen_as_a_clip_of_its_own(
 
 
 @given(frames=st.integers(1, 300), length=st.integers(2, 100), step=st.floats(0.01, 120))
-def test_windows_cover_the_film_in_order(frames: int, length: int, step: float) -> None:
+def test_windows_cover_video_in_order(frames: int, length: int, step: float) -> None:
     spans = cut_windows(frames, length, step)
     assert spans[0, 0] == 0 and spans[-1, 1] == frames
     assert set((spans[:, 1] - spans[:, 0]).tolist()) == {min(length, frames)}
@@ -153,7 +153,7 @@ def test_windows_without_the_face_have_no_prediction(model: ExportedModel, tmp_p
     assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()][-1] == "no face"  # type: ignore[union-attr]
 
 
-def test_the_command_writes_tables_and_plots_and_names_what_it_cannot_read(
+def test_command_writes_tables_and_names_unreadable_videos(
     exported: Case,
     videos: Path,
     waves: Path,
@@ -206,7 +206,7 @@ def test_the_command_writes_tables_and_plots_and_names_what_it_cannot_read(
     assert (out / "waves.mp4.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_plot_has_seconds_probabilities_and_a_look_for_each_class() -> None:
+def test_plot_has_a_line_style_for_each_class() -> None:
     rng = np.random.default_rng(0)
     probabilities, spans = rng.dirichlet(np.ones(11), 5), np.arange(5)[:, None] + [0.0, 3.0]
     figure = timeline_figure("a film", spans, probabilities, probabilities.mean(0), ELEVEN, 8.0)
@@ -225,7 +225,7 @@ def test_the_plot_has_seconds_probabilities_and_a_look_for_each_class() -> None:
     assert words == [f"{ELEVEN[c]}  {probabilities.mean(0)[c]:.2f}" for c in order]
 
 
-def test_what_cannot_be_predicted_is_one_line(
+def test_unusable_video_is_one_line_error(
     model: ExportedModel, waves: Path, tmp_path: Path
 ) -> None:
     single = encode(tmp_path / "one.mp4", [np.zeros((48, 64, 3), np.uint8)])
@@ -250,9 +250,7 @@ def test_what_cannot_be_predicted_is_one_line(
         assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_what_mlflow_asks_is_answered_for_films_and_frames(
-    model: ExportedModel, waves: Path
-) -> None:
+def test_pyfunc_model_predicts_videos_and_frames(model: ExportedModel, waves: Path) -> None:
     served = PyfuncModel(model)
     course = predict_video(model, waves, 1.0, 0.5)
     for asked in (str(waves), [str(waves)], [waves]):
@@ -264,7 +262,7 @@ def test_what_mlflow_asks_is_answered_for_films_and_frames(
             served.predict(wrong)
 
 
-def test_two_films_of_one_name_are_refused(
+def test_two_videos_of_one_name_are_refused(
     exported: Case, waves: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert dfer(monkeypatch, "predict", exported.out, waves, waves) == 2

@@ -51,7 +51,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 @pytest.mark.engine_full
 def test_fold_with_modalities_trains_and_exports(faces: Index, tmp_path: Path) -> None:
-    """Trained, tested again with dfer eval's own code, exported; and not gone on with once its maps are others."""
+    """Train, evaluate, export; refuse to resume with other parsing maps."""
     words = [
         "train",
         "demo",

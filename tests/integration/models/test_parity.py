@@ -1,4 +1,4 @@
-"""The authors' DFER-CLIP as measured (the README beside the golden figures says how) against ours."""
+"""Equality with values measured on the authors' code."""
 
 from __future__ import annotations
 
@@ -99,15 +99,16 @@ def test_the_whole_trajectory(case: str) -> None:
 
 @golden
 def test_the_trajectory_through_our_engine(case: str, tmp_path: Path) -> None:
-    """Float32, ZeRO-1, one rank: our parameter groups, schedule and DeepSpeed instead of a plain loop."""
+    """Float32, ZeRO-1, one rank: our parameter groups, schedule and DeepSpeed."""
     check_trajectory_through_our_engine(case, "cpu", tmp_path)
 
 
 @golden
 def test_the_trajectory_in_bf16_on_two_ranks_stays_close(case: str, tmp_path: Path) -> None:
     """bf16 keeps 8 significant bits: features off by 2 ** -8 of their size move a cosine by as much, and the logits, 100 times
-    cosines, by some tenths. Float32 masters and gradients keep that from piling up. Seen on the first recorded case: 0.4 %
-    of the largest logit at the first step, 1.0 % at the worst of six, losses within 3.2 %."""
+    cosines, by some tenths. Float32 masters and gradients keep that from piling up. Seen on the
+    first recorded case: 0.4 % of the largest logit at the first step, 1.0 % at the worst of six,
+    losses within 3.2 %."""
     run_ranks(ENGINE, 2, "--case", case, "--precision", "bf16", "--out", str(tmp_path / "out.npz"))
     data, ours = np.load(GOLDEN / f"{case}_trajectory.npz"), np.load(tmp_path / "out.npz")
     errors = np.abs(ours["logits"] - data["logits"]).max((1, 2)) / np.abs(data["logits"]).max()
@@ -127,7 +128,7 @@ def test_reading_leaves_nothing_of_the_checkpoint_out(case: str) -> None:
 
 
 class Meter:
-    """As the authors' recorder: a class of the script that saved the file, with arrays and further objects inside."""
+    """As the authors' recorder: a class of the script that saved the file."""
 
     def __init__(self) -> None:
         self.losses, self.best = np.zeros((3, 2), np.float32), collections.Counter(a=1)

@@ -17,7 +17,7 @@ from dfer_dist.data.captions.label_leakage import clean
 from dfer_dist.data.packing.load_clip import clip_files
 from dfer_dist.data.sources.dfer_clip_lists import read_lists
 from dfer_dist.data.sources.records import SEVEN
-from dfer_dist.demo.captions import AT_REST, MAX_MOVEMENTS, MOVEMENTS, VISIBLE, STILL, describe_clip
+from dfer_dist.demo.captions import AT_REST, MAX_MOVEMENTS, MOVEMENTS, STILL, VISIBLE, describe_clip
 from dfer_dist.demo.dataset import (
     DESCRIPTIONS,
     FOLDS,
@@ -57,7 +57,7 @@ def test_two_workers_and_one_write_the_same_bytes(demo: Path, tmp_path: Path) ->
     assert seen == [(n, 35) for n in range(1, 36)]
 
 
-def test_a_clip_is_the_same_each_time_and_another_with_another_seed() -> None:
+def test_clip_depends_on_seed_alone() -> None:
     first = render_clip(4, 3, (0, 1), 32)
     assert first.frames.dtype == np.uint8 and first.frames.shape[1:] == (32, 32, 3)
     assert np.array_equal(first.frames, render_clip(4, 3, (0, 1), 32).frames)
@@ -65,7 +65,7 @@ def test_a_clip_is_the_same_each_time_and_another_with_another_seed() -> None:
     assert other.shape != first.frames.shape or not np.array_equal(other, first.frames)
 
 
-def test_plan_keeps_identities_apart_and_classes_in_their_shares() -> None:
+def test_plan_separates_people_and_keeps_class_shares() -> None:
     plan = plan_demo()
     assert sorted(c.name for c in plan) == [f"{n:05d}" for n in range(1, 701)]
     homes = {c.identity: {d.fold for d in plan if d.identity == c.identity} for c in plan}
@@ -109,7 +109,7 @@ def test_lists_and_frames_agree(demo: Path) -> None:
     assert simplejpeg.decode_jpeg(clip_files(records[0])[0].read_bytes()).shape == (32, 32, 3)
 
 
-def test_a_whole_set_is_left_alone_and_a_broken_one_is_finished(demo: Path, tmp_path: Path) -> None:
+def test_complete_set_is_kept_and_partial_set_finished(demo: Path, tmp_path: Path) -> None:
     copy, before = tmp_path / "copy", contents(demo)
     shutil.copytree(demo, copy)
     stamp = (copy / "demo.json").stat().st_mtime_ns
@@ -142,7 +142,7 @@ def track(*thirds: dict[str, float]) -> np.ndarray:
 
 
 def needed(words: str) -> set[str]:
-    """The units of a movement, each choice of them as MOVEMENTS has it; none for what is said of a part at rest."""
+    """Return the units of a movement; none for a part at rest."""
     return {units for units, _, own in MOVEMENTS if words in own}
 
 
@@ -151,7 +151,7 @@ def phrases(caption: str) -> list[list[str]]:
     return [sentence.split(", ") for sentence in caption.removesuffix(".").split(". ")]
 
 
-def test_a_description_says_what_moves_in_order_of_time_and_the_strongest_first() -> None:
+def test_caption_orders_movements_by_time_and_strength() -> None:
     smile = {"AU12": 0.9, "AU20": 0.4, "AU6": 0.7, "AU25": 0.5, "AU17": 0.2}
     for seed in range(30):
         said = phrases(
@@ -205,7 +205,7 @@ def test_each_clip_s_description_is_true_of_what_was_drawn(demo: Path) -> None:
             assert all(any(set(units.split()) <= seen for units in choices) for choices in sentence)
 
 
-def test_descriptions_give_no_label_away_and_are_read_whole_in_known_words() -> None:
+def test_captions_name_no_label_and_fit_text_tower() -> None:
     known = {
         word
         for *_, own in (*MOVEMENTS, *STILL, ("", AT_REST))
@@ -228,7 +228,7 @@ def test_descriptions_give_no_label_away_and_are_read_whole_in_known_words() -> 
     assert len(set(captions)) > 600
 
 
-def test_clips_of_a_class_differ_in_what_is_said_not_in_its_wording_alone() -> None:
+def test_captions_of_a_class_differ_in_content() -> None:
     for label, name in enumerate(SEVEN):
         said = set()
         for number in range(30):

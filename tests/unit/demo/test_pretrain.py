@@ -1,4 +1,4 @@
-"""The small CLIP that comes with the package: who and what it has seen, that it is made again byte for byte, and that it knows something."""
+"""Pretraining of the demo CLIP: captions, pairs, the recipe and the shipped file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ from tests.helpers.paths import ROOT
 
 FILE = SHIPPED["tiny", "demo"]
 SHORT = replace(Recipe(), people=12, frames=4, captions=2, epochs=40, batch=24, lr=1e-3)
-FEELING = "happ|sad|neutral|ang|surpris|disgust|fear|afraid|contempt|anxi|helpless|disappoint|joy|emotion|feel"
+FEELING = (
+    "happ|sad|neutral|ang|surpris|disgust|fear|afraid|contempt|anxi|helpless|disappoint|joy|"
+    "emotion|feel"
+)
 
 
 def units(**values: float) -> np.ndarray:
@@ -96,7 +99,7 @@ def test_a_caption_says_what_is_there_and_nothing_else() -> None:
     assert both == {"brows raised and drawn together", "brows up and pinched in the middle"}
 
 
-def test_units_are_drawn_each_on_its_own_and_never_against_each_other() -> None:
+def test_units_are_independent_without_conflicts() -> None:
     seen = draw_units(20000, np.random.default_rng(0)) >= facewords.VISIBLE
     for one, other in facewords.NEVER_TOGETHER:
         assert not (seen[:, AUS.index(one)] & seen[:, AUS.index(other)]).any()
@@ -110,7 +113,7 @@ def pairs() -> Pairs:
     return Pairs(SHORT)
 
 
-def test_pairs_are_the_people_s_frames_with_their_own_captions(pairs: Pairs) -> None:
+def test_pairs_match_frames_with_their_captions(pairs: Pairs) -> None:
     third = draw_person(3, SHORT.seed, SHORT.frames, SHORT.captions, SIZE)
     assert pairs.frames.shape == (48, 3, SIZE, SIZE) and pairs.frames.dtype == torch.uint8
     assert np.array_equal(pairs.frames[12:16].permute(0, 2, 3, 1).numpy(), third.frames)
@@ -182,7 +185,7 @@ def test_shipped_file_is_documented_and_of_this_recipe() -> None:
     }
 
 
-def test_shipped_file_is_loaded_by_its_name_and_by_open_clip_s_keys() -> None:
+def test_shipped_file_loads_by_name_with_open_clip_keys() -> None:
     image, text, sha256 = load_backbone("tiny", "demo", SIZE)
     assert sha256 == sha256_file(FILE)
     with safe_open(FILE, "pt") as f:
@@ -201,7 +204,7 @@ def test_shipped_file_is_loaded_by_its_name_and_by_open_clip_s_keys() -> None:
 
 
 def test_shipped_clip_tells_movements_on_people_it_never_saw() -> None:
-    """Of sixteen sentences, each with one movement, the one of a frame with that movement alone; chance is one in sixteen."""
+    """Choose among sixteen sentences with one movement each; chance is one in sixteen."""
     moves = [
         (needed, words) for needed, without, words in MOVEMENTS if not without and " " not in needed
     ]

@@ -1,4 +1,4 @@
-"""The authors' checkpoints into ours and back: the recorded one, and files with other settings written here."""
+"""Checkpoints of the authors, converted to ours and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FineCLIPER's video and label level: adapters in frozen towers, and texts that say what a class is and what it is not."""
+"""Adapters and both polarities of FineCLIPER, on a tiny backbone."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def clips() -> torch.Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("time", [False, True])
 def test_training_starts_from_exactly_the_frozen_clip(clips: torch.Tensor, time: bool) -> None:
-    """Zero-shot, as open_clip's own model computes it: the mean over the frames against both sentences of each class."""
+    """Zero-shot as open_clip computes it: mean over frames, both sentences of each class."""
     torch.manual_seed(0)
     clip = build_clip(TINY, 64).eval()
     pixels = (
@@ -131,7 +131,7 @@ def test_a_block_by_hand(clips: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def test_the_negative_side_by_hand(clips: torch.Tensor) -> None:
+def test_negative_logits_by_hand(clips: torch.Tensor) -> None:
     """A video that lies along an axis, and texts at known angles to it."""
     model, width = tiny(temperature=0.1, negative_weight=0.5), 64
     model.temporal = torch.nn.Module()
@@ -154,7 +154,7 @@ def test_the_negative_side_by_hand(clips: torch.Tensor) -> None:
     assert model(clips[:1], text)[0].tolist() == pytest.approx([6.0, 0.0, 8.0])
 
 
-def test_training_gives_the_true_class_the_highest_positive_and_the_lowest_negative_cosine(
+def test_training_separates_both_polarities(
     clips: torch.Tensor,
 ) -> None:
     model, labels = tiny(temperature=0.07), torch.tensor([2, 0, 1])
@@ -175,7 +175,7 @@ def test_training_gives_the_true_class_the_highest_positive_and_the_lowest_negat
 
 
 @torch.no_grad()
-def test_each_side_has_adapters_of_its_own() -> None:
+def test_each_polarity_has_own_adapters() -> None:
     plain = tiny().text_features().chunk(2)
     for side, (changed, same) in {"positive": (0, 1), "negative": (1, 0)}.items():
         seen = perturb(tiny(), f"parts.{side}").text_features().chunk(2)
@@ -197,7 +197,7 @@ def test_each_side_has_adapters_of_its_own() -> None:
 
 
 @torch.no_grad()
-def test_the_adapter_along_time_sees_the_order_of_frames_and_the_mean_alone_does_not(
+def test_only_time_adapter_sees_order_of_frames(
     clips: torch.Tensor,
 ) -> None:
     shuffled = clips[:, [2, 0, 3, 1]]
@@ -235,7 +235,7 @@ def test_bfloat16_is_close(clips: torch.Tensor) -> None:
 
 
 def test_adapters_serve_dfer_clip_as_well(clips: torch.Tensor) -> None:
-    """Learned prompts, a transformer over time and adapters; and the negative side with prompts of its own."""
+    """Learned prompts, a transformer over time and adapters; negative prompts of their own."""
     model = tiny(
         text_polarity=TextPolarity.positive, context_tokens=8, temporal=TemporalKind.transformer
     )
@@ -260,7 +260,7 @@ def test_adapters_serve_dfer_clip_as_well(clips: torch.Tensor) -> None:
     ],
 )
 def test_tunable_parameters_on_vit_b_16(words: list[str], millions: float) -> None:
-    """An adapter of width D and bottleneck D/4 has D^2/2 + 5/4 D parameters; the paper has 13 million for both sides."""
+    """An adapter of width D and bottleneck D/4 has D^2/2 + 5/4 D parameters; the paper has 13 M."""
     config = load_config(B16, words)
     assert trained_line(outline(config, SEVEN)).startswith(f"trained: {millions:.2f} of ")
     image, text = (768**2 // 2 + 960), (512**2 // 2 + 640)

@@ -66,7 +66,7 @@ def test_classes_must_be_those_of_the_data() -> None:
         class_texts(["fear"], ClassText.names, OWN)
 
 
-def test_features_of_several_sentences_are_averaged_and_normalised() -> None:
+def test_sentence_features_are_averaged_and_normalized() -> None:
     model = tiny(OWN, class_specific=False)
     each = tiny({"a": OWN["joy"][:1], "b": OWN["joy"][1:], "c": OWN["fear"]}, class_specific=False)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_features_of_several_sentences_are_averaged_and_normalised() -> None:
     assert model(torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8)).shape == (1, 2)
 
 
-def test_sentences_of_a_class_share_its_context_and_all_train_it() -> None:
+def test_sentences_of_a_class_train_shared_context() -> None:
     model = tiny(OWN)
     prompts = model.prompt()
     assert model.prompt.context.shape == (2, 8, 64) and len(prompts) == 3
@@ -102,7 +102,7 @@ def test_sentences_of_a_class_share_its_context_and_all_train_it() -> None:
     assert all((model.prompt.context[c] != before[c]).any() for c in (0, 1))
 
 
-def test_own_text_changes_the_prompts_and_one_sentence_gives_the_built_in_model() -> None:
+def test_own_texts_change_prompts() -> None:
     classes = ["fear", "anger"]
     own, built_in = (
         tiny({c: [DESCRIPTIONS[c]] for c in reversed(classes)}, classes),
@@ -120,10 +120,11 @@ def test_a_sentence_that_is_too_long_is_named() -> None:
     assert tiny({"a": ["word " * 67]}).prompt.tokens.shape == (1, 77)
 
 
-def test_sentences_are_set_in_an_experiment_and_kept_with_the_run(tmp_path: Path) -> None:
+def test_sentences_of_experiment_are_kept_with_run(tmp_path: Path) -> None:
     config = load(
         tmp_path,
-        "model: {sentences: {joy: [a wide smile., 'lifted cheeks and a smile.'], fear: [wide open eyes.]}}",
+        "model: {sentences: {joy: [a wide smile., 'lifted cheeks and a smile.'], "
+        "fear: [wide open eyes.]}}",
     )
     assert config.model.sentences == OWN
     assert flatten(config)["model.sentences"] == OWN

@@ -39,7 +39,7 @@ def rounded(
     *weights: Tensor,
     tolerance: float = 0.01,
 ) -> None:
-    """``own`` in bf16 is ``theirs`` in float32 from the same rounded numbers, values and gradients: 0.4 % is one rounding."""
+    """Assert that ``own`` in bf16 is ``theirs`` in float32; 0.4 % is one rounding."""
     halves = [w.to(BF16) for w in (x, *weights)]
     seen = []
     for work, kind in ((own, BF16), (theirs, torch.float32)):
@@ -87,7 +87,7 @@ def wide_clip() -> open_clip.CLIP:
 
 
 @pytest.mark.parametrize("train", ["all", "lora", "adapters", "along time"])
-def test_the_last_block_of_a_wide_tower_goes_by_the_class_token(train: str) -> None:
+def test_last_block_equals_block_on_all_tokens(train: str) -> None:
     """As the same tower whose last block passes every token through all of it."""
     seen, frames = [], torch.randn(6, 3, 32, 32)
     for whole in (False, True):
@@ -248,7 +248,7 @@ def test_a_blocks_mlp_in_float32_and_with_lora() -> None:
 
 
 def test_products_are_taken_down_as_those_of_torchs_layer() -> None:
-    """The floor is what torch's own passes multiply, by whatever products a layer computes the same."""
+    """The lower bound counts what torch's own passes multiply."""
     x, weight, bias = (
         torch.randn(shape).to(BF16).requires_grad_()
         for shape in ((40, MIN_WIDTH), (4 * MIN_WIDTH, MIN_WIDTH), (4 * MIN_WIDTH,))

@@ -1,4 +1,4 @@
-"""FineCLIPER's middle level in the model: maps and landmarks through the same frozen tower, adapters of their own, features fused by weights."""
+"""Parsing maps and landmarks in the model: adapters of their own, fused features."""
 
 from __future__ import annotations
 
@@ -59,9 +59,7 @@ def test_weights_by_hand() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("time", [False, True])
-def test_each_level_starts_as_the_frozen_clip_sees_its_pictures(
-    pictures: torch.Tensor, time: bool
-) -> None:
+def test_each_modality_starts_as_frozen_clip(pictures: torch.Tensor, time: bool) -> None:
     plain, model = tiny(adapter_time=time), tiny(modalities=BOTH, adapter_time=time)
     want = [video(plain, own) for own in pictures.chunk(3, 1)]
     torch.testing.assert_close(
@@ -78,7 +76,7 @@ def test_each_level_starts_as_the_frozen_clip_sees_its_pictures(
 
 
 @torch.no_grad()
-def test_each_level_has_adapters_of_its_own(pictures: torch.Tensor) -> None:
+def test_each_modality_has_own_adapters(pictures: torch.Tensor) -> None:
     """What an adapter of one level does shows in that level's feature alone, along time too."""
     for i, name in enumerate(("video", *BOTH)):
         model = tiny(modalities=BOTH, adapter_time=True)
@@ -91,7 +89,7 @@ def test_each_level_has_adapters_of_its_own(pictures: torch.Tensor) -> None:
         assert changed == [j == i for j in range(3)]
 
 
-def test_adapters_of_levels_and_weights_are_what_is_trained(pictures: torch.Tensor) -> None:
+def test_only_adapters_and_fusion_weights_are_trained(pictures: torch.Tensor) -> None:
     model = tiny(modalities=BOTH, adapter_time=True)
     (group,) = param_groups(model).items()
     names = {name for name, _ in group[1]}
@@ -123,7 +121,7 @@ def test_adapters_of_levels_and_weights_are_what_is_trained(pictures: torch.Tens
     assert model.image.transformer.resblocks[0].attn_adapter.parts["video"].down.out_features == 16
 
 
-def test_levels_serve_dfer_clips_transformer_as_well(pictures: torch.Tensor) -> None:
+def test_modalities_work_with_temporal_transformer(pictures: torch.Tensor) -> None:
     model = tiny(modalities=["landmarks"], temporal=TemporalKind.transformer, context_tokens=4)
     assert model(pictures[:, : 2 * FRAMES]).shape == (3, 3) and list(param_groups(model)) == [
         "temporal",
@@ -150,7 +148,7 @@ def test_tunable_parameters_on_vit_b_16(words: list[str], millions: float) -> No
     )
 
 
-def test_a_plan_counts_the_pictures_of_levels() -> None:
+def test_plan_counts_images_of_modalities() -> None:
     words = ["data.image_size=32", "data.num_frames=2", "model.image=adapters"]
     plain, modalities = (
         load_config("demo", [*words, *more])

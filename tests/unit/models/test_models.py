@@ -101,7 +101,7 @@ def test_groups_are_all_that_is_trained(model: DFERCLIP, clips: torch.Tensor) ->
     assert not {k for k in model.state_dict() if k.endswith(("prefix", "suffix"))}
 
 
-def test_the_text_is_read_as_if_it_were_as_long_as_the_context(model: DFERCLIP) -> None:
+def test_short_prompts_equal_padded_prompts(model: DFERCLIP) -> None:
     short = model.prompt()
     padding = model.text.token_embedding(torch.zeros(7, 77 - short.shape[1], dtype=torch.long))
     whole = model.text(torch.cat([short, padding], dim=1), model.prompt.eot)

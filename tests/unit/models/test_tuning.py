@@ -91,7 +91,7 @@ NORMS = (
         ({"image": ImageTuning.none}, ()),
     ],
 )
-def test_a_step_changes_the_chosen_weights_of_the_image_tower_and_no_other(
+def test_step_changes_only_chosen_image_weights(
     clips: torch.Tensor, settings: dict[str, object], starts: tuple[str, ...]
 ) -> None:
     model = tiny(**settings)
@@ -136,7 +136,7 @@ def test_groups_keep_their_order_with_all_four_present(clips: torch.Tensor) -> N
     )
 
 
-def test_the_mean_over_time_has_nothing_to_train_and_knows_no_order(clips: torch.Tensor) -> None:
+def test_mean_over_time_ignores_order_of_frames(clips: torch.Tensor) -> None:
     model = tiny(temporal=TemporalKind.mean)
     assert list(param_groups(model)) == ["image", "prompt"] and not names(model, "temporal")
     torch.testing.assert_close(model(clips.flip(1)), model(clips), rtol=0, atol=1e-4)
@@ -201,7 +201,7 @@ def test_lora_in_bfloat16_is_close(clips: torch.Tensor) -> None:
 
 
 def test_one_seed_one_frozen_model_whatever_is_trained(plain: DFERCLIP) -> None:
-    """Frozen weights, and so the checksum that a checkpoint keeps of them, follow from seed and settings."""
+    """Frozen weights, and so their checksum in a checkpoint, follow from seed and settings."""
     models = [tiny(image=ImageTuning.lora, text_tower=TextTuning.lora) for _ in range(2)]
     trained = [{name: p for group in param_groups(m).values() for name, p in group} for m in models]
     first, again = (frozen_checksum(m, t) for m, t in zip(models, trained, strict=True))
