@@ -105,10 +105,12 @@ def test_the_trajectory_through_our_engine(case: str, tmp_path: Path) -> None:
 
 @golden
 def test_the_trajectory_in_bf16_on_two_ranks_stays_close(case: str, tmp_path: Path) -> None:
-    """bf16 keeps 8 significant bits: features off by 2 ** -8 of their size move a cosine by as much, and the logits, 100 times
-    cosines, by some tenths. Float32 masters and gradients keep that from piling up. Seen on the
-    first recorded case: 0.4 % of the largest logit at the first step, 1.0 % at the worst of six,
-    losses within 3.2 %."""
+    """Float32 master weights keep bf16's rounding errors from growing.
+
+    bf16 keeps 8 significant bits: features off by 2 ** -8 of their size move a cosine by as much,
+    and the logits, 100 times cosines, by some tenths. On the first recorded case: 0.4 % of the
+    largest logit at the first step, 1.0 % at the worst of six, losses within 3.2 %.
+    """
     run_ranks(ENGINE, 2, "--case", case, "--precision", "bf16", "--out", str(tmp_path / "out.npz"))
     data, ours = np.load(GOLDEN / f"{case}_trajectory.npz"), np.load(tmp_path / "out.npz")
     errors = np.abs(ours["logits"] - data["logits"]).max((1, 2)) / np.abs(data["logits"]).max()
