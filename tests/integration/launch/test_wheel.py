@@ -48,7 +48,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     for name in (*PACKAGES, "configs"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        unwanted = shutil.ignore_patterns("__pycache__")
+        # dfer_dist/configs is a symbolic link to configs
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=unwanted)
     return copy
 
 
@@ -102,16 +104,15 @@ def test_wheel_holds_every_module_and_data_file(wheel: Path, source: Path) -> No
         for package in PACKAGES
         for file in (source / package).rglob("*.py")
     }
-    # dfer_dist/configs is a symbolic link to configs
     expected |= {
         f"dfer_dist/{file.relative_to(source).as_posix()}"
         for file in (source / "configs").rglob("*.yaml")
     }
     expected |= {
-        "dfer_dist/demo/tiny_demo.safetensors",
-        "dfer_dist/reporting/templates/page.html",
-        "launch/slurm/job.sh",
+        file.relative_to(source).as_posix()
+        for file in (source / "dfer_dist" / "reporting" / "templates").iterdir()
     }
+    expected |= {"dfer_dist/demo/tiny_demo.safetensors", "launch/slurm/job.sh"}
     assert {"dfer_dist/configs/demo.yaml", "dfer_dist/configs/cluster/gpus8.yaml"} <= expected
     assert held == expected
 
@@ -150,5 +151,6 @@ def test_editable_install_finds_its_checkouts_experiments(source: Path, tmp_path
     # an inherited PYTHONPATH could hold another checkout too
     found = json.loads(python(["-P", "-S", "-c", setup + PROBE], tmp_path, PYTHONPATH=""))
     assert found["files"] == files_of(source)
-    assert found["dirs"] == [str(source / "configs")]
+    # the second is the link
+    assert {Path(d).resolve() for d in found["dirs"]} == {(source / "configs").resolve()}
     assert found["backbone"] == "ViT-B-16-quickgelu"
