@@ -1,7 +1,8 @@
 """What ``dfer doctor`` runs on a node, as a rank would run.
 
-``python -m launch.doctor.probe FOLDER`` reports its host, checks the machine, and notes which signals came meanwhile. FOLDER is in the
-folder of all runs; that both machines read and write in it shows that they share it.
+``python -m launch.doctor.probe FOLDER`` reports its host, checks the machine, and notes which
+signals came meanwhile. FOLDER is in the folder of all runs; that both machines read and write in it
+shows that they share it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""A Slurm of several nodes on one machine, in one folder: ``python slurm/testbed/cluster.py up``, ``down``, ``crash NODE``.
+"""A Slurm of several nodes on one machine, in one folder.
 
-munge, MariaDB and slurmdbd (unless accounting is left out), slurmctld, and a slurmd for each node with a host name of its own, where
-the machine lets a person have namespaces. Nothing of the system is touched, root is not needed, and what is up already is left as it
-is. Seen to work with Debian 12's Slurm 22.05.
+``python slurm/testbed/cluster.py up``, ``down`` or ``crash NODE``. It runs munge, MariaDB and
+slurmdbd (unless accounting is left out), slurmctld, and a slurmd for each node, which has a host
+name of its own if the machine allows namespaces. It changes nothing of the system, needs no root,
+and leaves alone what runs already. Tested with Debian 12's Slurm 22.05.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -23,9 +24,8 @@ from pathlib import Path
 from string import Template
 
 CONF = Path(__file__).parent / "conf"
-SEARCH = os.pathsep.join(
-    [os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]
-)  # Debian keeps daemons out of a person's PATH
+# Debian keeps daemons out of a user's PATH
+SEARCH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 ACCOUNTING_DAEMONS = ("slurmdbd", "mariadbd", "mariadb-install-db")
 _SOCKET_ROOM = 60  # bytes of a socket's path (107) that the parts below the folder need
@@ -43,7 +43,7 @@ if os.geteuid() != 0:
 
 @cache
 def namespaces() -> bool:
-    """Whether this machine lets us have namespaces: some distributions and containers do not."""
+    """Return whether this machine allows namespaces: some distributions and containers do not."""
     done = subprocess.run(
         [*_APART, "sh", "-c", "hostname n0 && mount --bind /etc/hosts /etc/hosts"],
         capture_output=True,
@@ -63,7 +63,7 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment in which ``sbatch``, ``squeue`` and the rest talk to this cluster, and in which jobs find each other."""
+        """The environment in which Slurm's clients use this cluster and jobs find each other."""
         return {**os.environ, "PATH": SEARCH, **self._variables}
 
     @property
@@ -77,31 +77,29 @@ class Cluster:
             found if namespaces() else found | {"MASTER_ADDR": "127.0.0.1"}
         )  # else by the nodes' own names
 
-    def ask(self, *words: str) -> str:
-        """What a client such as ``squeue`` prints; its error as a CalledProcessError."""
+    def ask(self, *command: str) -> str:
+        """Return what a client such as ``squeue`` prints; raise CalledProcessError if it fails."""
         done = subprocess.run(
-            words, env=self.environment, capture_output=True, text=True, timeout=60, check=True
+            command, env=self.environment, capture_output=True, text=True, timeout=60, check=True
         )
         return done.stdout
 
     def up(self) -> None:
-        """Start what does not run, and wait until all nodes are there.
+        """Start what does not run, and wait for all nodes.
 
         Raises
         ------
         TestbedError
-            If something is not installed, another cluster runs in the folder, or a daemon does not come up.
+            If something is not installed, another cluster runs in the folder, or a daemon does
+            not start.
         """
-        missing = [
-            d
-            for d in DAEMONS + self.accounting * ACCOUNTING_DAEMONS
-            if not shutil.which(d, path=SEARCH)
-        ]
+        needed = DAEMONS + self.accounting * ACCOUNTING_DAEMONS
+        missing = [name for name in needed if not shutil.which(name, path=SEARCH)]
         if missing:
             raise TestbedError(f"{', '.join(missing)}: not installed; make slurm-install")
         if len(str(self.root)) > 107 - _SOCKET_ROOM:
             raise TestbedError(
-                f"{self.root}: too long for the sockets below it; choose a folder such as /tmp/slurm"
+                f"{self.root}: too long for the sockets in it; choose a folder such as /tmp/slurm"
             )
         for name in ("run", "log", "state", "dev", "spool", "munge"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
@@ -112,25 +110,22 @@ class Cluster:
         self._start("slurmctld", "slurmctld", "-i", "-f", str(self.root / "slurm.conf"))
         for node in self.names:
             self._start_node(node)
-        states = ("idle", "mixed", "allocated")
-        self._wait(
-            "nodes",
-            lambda: (
-                sum(s in states for s in self.ask("sinfo", "-hNp", "low", "-o", "%T").split())
-                == self.nodes
-            ),
-        )
+        self._wait("nodes", lambda: self._num_ready_nodes() == self.nodes)
+
+    def _num_ready_nodes(self) -> int:
+        states = self.ask("sinfo", "-hNp", "low", "-o", "%T").split()
+        return sum(state in ("idle", "mixed", "allocated") for state in states)
 
     def down(self, purge: bool = False) -> None:
-        """Cancel all jobs and stop the daemons; ``purge`` does not wait for any of them and removes the folder."""
+        """Cancel all jobs and stop the daemons; ``purge`` kills them and removes the folder."""
         if self._pid("slurmctld") and not purge:
             with suppress(subprocess.SubprocessError):
                 self.ask("scancel", "--user", self._user)
                 self._wait("jobs to end", lambda: not self.ask("squeue", "-h"), 15)
-        self._stop(
-            [pid for name in ("slurmctld", *self._slurmds()) if (pid := self._pid(name))], purge
-        )
-        self._stop(self._in_nodes(), True)  # of jobs that would not end
+        pids = map(self._pid, ("slurmctld", *self._slurmds()))
+        self._stop([pid for pid in pids if pid], purge)
+        # of jobs that do not end
+        self._stop(self._in_nodes(), True)
         for name in ("slurmdbd", "mariadbd", "munged"):
             pid = self._pid(name)
             self._stop([pid] if pid else [], purge)
@@ -138,24 +133,25 @@ class Cluster:
             shutil.rmtree(self.root, ignore_errors=True)
 
     def crash(self, node: str) -> None:
-        """End a node as if its power had gone: SIGKILL to all that runs on it, slurmd included. ``up`` brings it back."""
+        """Kill all that runs on a node, slurmd included. ``up`` starts it again."""
         pid = self._pid(f"slurmd-{node}")
         if not pid:
             raise TestbedError(f"{node} does not run")
         if not namespaces():
             raise TestbedError(
-                "without namespaces (unshare) what runs on one node cannot be told from what runs on another"
+                "without namespaces (unshare) the processes of one node cannot be told from others"
             )
         name = os.readlink(f"/proc/{pid}/ns/uts")
         self._stop([p for p in self._in_nodes() if os.readlink(f"/proc/{p}/ns/uts") == name], True)
 
     def kill(self, daemon: str) -> None:
-        """SIGKILL one daemon, such as ``slurmctld``. ``up`` brings it back."""
+        """Kill one daemon, such as ``slurmctld``. ``up`` starts it again."""
         pid = self._pid(daemon)
         self._stop([pid] if pid else [], True)
 
     @property
     def names(self) -> list[str]:
+        """The names of the nodes."""
         return [f"n{i}" for i in range(1, self.nodes + 1)]
 
     @property
@@ -163,49 +159,48 @@ class Cluster:
         return pwd.getpwuid(os.geteuid()).pw_name
 
     def _munge(self) -> None:
-        key, socket = self.root / "munge" / "key", self.root / "munge" / "socket"
+        folder = self.root / "munge"
+        key = folder / "key"
         if not key.exists():
             key.touch(0o600)
             key.write_bytes(os.urandom(128))
-        files = {"key": key, "socket": socket, "seed": self.root / "munge" / "seed"}
-        files |= {"pid": self.root / "run" / "munged.pid", "log": self.root / "log" / "munged.log"}
         self._start(
             "munged",
             "munged",
             "--force",
-            f"--socket={socket}",
-            *(f"--{k}-file={f}" for k, f in files.items() if k != "socket"),
+            f"--socket={folder}/socket",
+            f"--key-file={key}",
+            f"--seed-file={folder}/seed",
+            f"--pid-file={self.root}/run/munged.pid",
+            f"--log-file={self.root}/log/munged.log",
         )
 
     def _write_conf(self) -> None:
         """Write the configuration, which must not change under running daemons."""
-        last = self.port + 10 + self.nodes
-        words = {
+        values = {
             "root": self.root,
             "user": self._user,
             "port": self.port,
             "dbd_port": self.port + 1,
             "node_port": self.port + 10,
-        }
-        words |= {
-            "node_ports": f"{self.port + 11}-{last}",
+            "node_ports": f"{self.port + 11}-{self.port + 10 + self.nodes}",
             "srun_ports": f"{self.port + 100}-{self.port + 499}",
+            "nodes": f"n[1-{self.nodes}]",
+            "gpus": self.gpus,
+            "last_gpu": self.gpus - 1,
+            "first_job": int((self.root / "munge" / "key").stat().st_mtime) % 1_000_000,
         }
-        words |= {"nodes": f"n[1-{self.nodes}]", "gpus": self.gpus, "last_gpu": self.gpus - 1}
-        words["first_job"] = int((self.root / "munge" / "key").stat().st_mtime) % 1_000_000
-        text = {
-            name: Template((CONF / name).read_text()).substitute(words) for name in os.listdir(CONF)
-        }
+        text = {file.name: Template(file.read_text()).substitute(values) for file in CONF.iterdir()}
         text["slurm.conf"] += text.pop("accounting.conf") * self.accounting
-        there = self.root / "slurm.conf"
-        if self._pid("slurmctld") and there.read_text() != text["slurm.conf"]:
+        present = self.root / "slurm.conf"
+        if self._pid("slurmctld") and present.read_text() != text["slurm.conf"]:
             raise TestbedError(f"another cluster runs in {self.root}: make slurm-down first")
         for name, content in text.items():
-            (self.root / name).touch(0o600)  # slurmdbd insists
+            # slurmdbd refuses a file that others can read
+            (self.root / name).touch(0o600)
             (self.root / name).write_text(content)
-        for i in range(
-            self.gpus
-        ):  # slurmd wants device files, and jobs then find CUDA_VISIBLE_DEVICES
+        # with device files jobs get CUDA_VISIBLE_DEVICES
+        for i in range(self.gpus):
             link = self.root / "dev" / f"nvidia{i}"
             if not link.is_symlink():
                 link.symlink_to("/dev/null")
@@ -217,56 +212,51 @@ class Cluster:
         )
 
     def _accounting(self) -> None:
-        """MariaDB on a socket, and slurmdbd with this cluster known to it."""
+        """Start MariaDB on a socket, and slurmdbd, and register this cluster with it."""
         data, socket = self.root / "mysql", self.root / "run" / "mysql.sock"
         client = ("-uroot", f"--socket={socket}")
         if not (data / "mysql").is_dir():
-            words = [
+            self._run(
                 "mariadb-install-db",
-                "--no-defaults",
-                f"--datadir={data}",
-                f"--user={self._user}",
-                "--skip-test-db",
-            ]
-            self._run("mariadb-install-db", [*words, "--auth-root-authentication-method=normal"])
-        words = [
+                [
+                    "mariadb-install-db",
+                    "--no-defaults",
+                    f"--datadir={data}",
+                    f"--user={self._user}",
+                    "--skip-test-db",
+                    "--auth-root-authentication-method=normal",
+                ],
+            )
+        self._start(
+            "mariadbd",
+            "mariadbd",
+            "--no-defaults",
             f"--user={self._user}",
             f"--datadir={data}",
             f"--socket={socket}",
             f"--pid-file={self.root}/run/mariadbd.pid",
-        ]
-        words += [
             "--skip-networking",
             "--innodb-buffer-pool-size=64M",
+            # slurmdbd warns of less
             "--innodb-lock-wait-timeout=900",
-        ]  # slurmdbd warns of less
-        words += [
             "--innodb-flush-log-at-trx-commit=0",
             "--innodb-flush-method=nosync",
             "--performance-schema=OFF",
-        ]
-        self._start("mariadbd", "mariadbd", "--no-defaults", *words)
-        self._wait("MariaDB", lambda: self.ask("mariadb-admin", "--no-defaults", *client, "ping"))
-        sql = "CREATE DATABASE IF NOT EXISTS slurm_acct; CREATE USER IF NOT EXISTS slurm@localhost IDENTIFIED BY 'slurm'; "
-        self.ask(
-            "mariadb",
-            "--no-defaults",
-            *client,
-            "-e",
-            sql + "GRANT ALL ON slurm_acct.* TO slurm@localhost",
         )
-        self._start(
-            "slurmdbd", "slurmdbd", MYSQL_UNIX_PORT=str(socket)
-        )  # the only way to tell it of a socket
+        self._wait("MariaDB", lambda: self.ask("mariadb-admin", "--no-defaults", *client, "ping"))
+        sql = "CREATE DATABASE IF NOT EXISTS slurm_acct; "
+        sql += "CREATE USER IF NOT EXISTS slurm@localhost IDENTIFIED BY 'slurm'; "
+        sql += "GRANT ALL ON slurm_acct.* TO slurm@localhost"
+        self.ask("mariadb", "--no-defaults", *client, "-e", sql)
+        # slurmdbd takes a socket from this variable only
+        self._start("slurmdbd", "slurmdbd", MYSQL_UNIX_PORT=str(socket))
         self._wait("slurmdbd", lambda: [self.ask("sacctmgr", "-n", "show", "cluster")])
-        if (
-            "testbed"
-            not in self.ask("sacctmgr", "-nP", "show", "cluster", "format=cluster").split()
-        ):
+        known = self.ask("sacctmgr", "-nP", "show", "cluster", "format=cluster").split()
+        if "testbed" not in known:
             self.ask("sacctmgr", "-i", "add", "cluster", "testbed")
 
     def _start_node(self, node: str) -> None:
-        """slurmd with a host name and an ``/etc/hosts`` of its own, if that can be."""
+        """Start slurmd with a host name and an ``/etc/hosts`` of its own, if possible."""
         (self.root / "spool" / node).mkdir(exist_ok=True)
         slurmd = ["slurmd", "-N", node, "-f", str(self.root / "slurm.conf")]
         if not namespaces():
@@ -274,77 +264,59 @@ class Cluster:
             return
         plain = [] if os.geteuid() == 0 else ["setpriv", "--ambient-caps=-all", "--inh-caps=-all"]
         script = 'hostname "$1" && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"'
-        self._start(
-            f"slurmd-{node}",
-            *_APART,
-            "sh",
-            "-c",
-            script,
-            "sh",
-            node,
-            str(self.root / "hosts"),
-            *plain,
-            *slurmd,
-        )
+        isolated = [*_APART, "sh", "-c", script, "sh", node, str(self.root / "hosts")]
+        self._start(f"slurmd-{node}", *isolated, *plain, *slurmd)
 
-    def _start(self, name: str, *words: str, **more: str) -> None:
-        """Start a daemon that does not run, and wait until its pid file is there."""
+    def _start(self, name: str, *command: str, **env: str) -> None:
+        """Start a daemon that does not run, and wait for its pid file."""
         if self._pid(name):
             return
         (self.root / "run" / f"{name}.pid").unlink(missing_ok=True)
-        if name == "mariadbd":  # the one that stays in the foreground
+        if name != "mariadbd":
+            self._run(name, command, env)
+        else:  # the one that stays in the foreground
             with (self.root / "log" / "mariadbd.log").open("ab") as log:
                 subprocess.Popen(
-                    words,
+                    command,
                     env=self.environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
                 )
-        else:
-            self._run(name, words, more)
         self._wait(name, lambda: self._pid(name))
 
-    def _run(
-        self, name: str, words: list[str] | tuple[str, ...], more: dict[str, str] | None = None
-    ) -> None:
+    def _run(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         file = self.root / "log" / f"{name}.start"
         with file.open("wb") as log:
             done = subprocess.run(
-                words,
-                env=self.environment | (more or {}),
+                command,
+                env=self.environment | dict(env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
         if done.returncode:
-            raise TestbedError(
-                f"{name} did not start: {file.read_text().strip() or 'it said nothing'}"
-            )
+            reason = file.read_text().strip() or "it printed nothing"
+            raise TestbedError(f"{name} did not start: {reason}")
 
     def _slurmds(self) -> list[str]:
         return [f.stem for f in (self.root / "run").glob("slurmd-*.pid")]
 
     def _pid(self, name: str) -> int | None:
-        """The process of a daemon, if it runs and is this cluster's."""
+        """Return the process id of a daemon, if it runs and is this cluster's."""
         try:
             pid = int((self.root / "run" / f"{name}.pid").read_text())
-            if (
-                not _runs(pid)
-                or Path(f"/proc/{pid}/comm").read_text().strip() != name.partition("-")[0]
-            ):
-                return None
-            words = (
-                Path(f"/proc/{pid}/cmdline").read_bytes()
-                + Path(f"/proc/{pid}/environ").read_bytes()
-            )
+            process = Path(f"/proc/{pid}")
+            is_daemon = (process / "comm").read_text().strip() == name.partition("-")[0]
+            origin = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
         except (OSError, ValueError):
             return None
-        return pid if str(self.root).encode() + b"/" in words else None
+        is_own = str(self.root).encode() + b"/" in origin
+        return pid if _runs(pid) and is_daemon and is_own else None
 
     def _in_nodes(self) -> list[int]:
-        """Everything that runs on a node: its ``/etc/hosts`` is this cluster's."""
+        """Return all processes on nodes: their ``/etc/hosts`` is this cluster's."""
         found = []
         with suppress(OSError):
             mine = (self.root / "hosts").stat()
@@ -375,7 +347,7 @@ class Cluster:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process is there; one that has ended and is not yet collected is not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
@@ -383,6 +355,7 @@ def _runs(pid: int) -> bool:
 
 
 def main() -> None:
+    """Start or stop a cluster, or crash a node of it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -405,9 +378,9 @@ def main() -> None:
     try:
         if args.verb == "up":
             cluster.up()
-            print(
-                f"{cluster.nodes} nodes up after {time.monotonic() - begin:.1f} s; now: source {cluster.root}/env.sh"
-            )
+            seconds = time.monotonic() - begin
+            print(f"{cluster.nodes} nodes up after {seconds:.1f} s")
+            print(f"use them with: source {cluster.root}/env.sh")
         elif args.verb == "down":
             cluster.down(args.purge)
         else:

@@ -1,4 +1,7 @@
-"""``dfer crossval --cluster`` on a real Slurm: what clusters do to two ranks on two nodes, held against a run without any of it."""
+"""``dfer crossval --cluster`` on a real Slurm: faults of two ranks on two nodes.
+
+Each run is compared with one on two ranks of this machine without a Slurm.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +30,20 @@ def attempts(trial: Trial) -> list[dict[str, object]]:
     return read_json(trial.fold.status)["attempts"]
 
 
-def told(trial: Submitted, begin: float) -> None:
-    """What was seen, for the page in docs."""
+def print_attempts(trial: Submitted, begin: float) -> None:
+    """Print what happened, for the page in docs."""
     print(
-        f"\n{time.monotonic() - begin:.0f} s; {trial.state()['Restarts']} restarts; steps again: {trial.num_rolled_back}; from step, why:"
+        f"\n{time.monotonic() - begin:.0f} s; {trial.state()['Restarts']} restarts; "
+        f"steps repeated: {trial.num_rolled_back}; from step, why:"
     )
     print(*(f"  {a['from_step']}: {a['why']} ({a['nodes']})" for a in attempts(trial)), sep="\n")
 
 
-def test_undisturbed(trial: Submitted, undisturbed: Trial) -> None:
+def test_undisturbed_fold_equals_one_without_slurm(trial: Submitted, undisturbed: Trial) -> None:
     begin = time.monotonic()
     trial.submit()
     job = trial.done()
-    told(trial, begin)
+    print_attempts(trial, begin)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "0")
     assert attempts(trial)[0] | {
         "job": "",
@@ -65,21 +69,21 @@ def test_undisturbed(trial: Submitted, undisturbed: Trial) -> None:
     same_in_mlflow(trial)
 
 
-def test_requeued_by_hand(trial: Submitted, undisturbed: Trial) -> None:
+def test_fold_requeued_by_hand_resumes(trial: Submitted, undisturbed: Trial) -> None:
     trial.slow(0.3)
     begin = time.monotonic()
     trial.submit()
     trial.training(8)
     trial.ask("scontrol", "requeue", trial.job())
     job = trial.done()
-    told(trial, begin)
+    print_attempts(trial, begin)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
     same(trial, undisturbed)
     same_in_mlflow(trial)
 
 
-def test_preempted(trial: Submitted, undisturbed: Trial) -> None:
-    """SIGTERM, 15 s to leave; the job comes back when the high partition has let go of its nodes."""
+def test_preempted_fold_resumes(trial: Submitted, undisturbed: Trial) -> None:
+    """SIGTERM and 15 s to save; the job comes back once the high partition is idle."""
     trial.slow(0.3)
     begin = time.monotonic()
     trial.submit()
@@ -94,33 +98,33 @@ def test_preempted(trial: Submitted, undisturbed: Trial) -> None:
         "sleep 3",
     )
     job = trial.done()
-    told(trial, begin)
+    print_attempts(trial, begin)
     assert job["JobState"] == "COMPLETED" and job["Restarts"] == "1"
     assert attempts(trial)[0]["why"] == "SIGTERM" and trial.num_rolled_back == 0
     same(trial, undisturbed)
     same_in_mlflow(trial)
 
 
-def test_a_task_killed(trial: Submitted, undisturbed: Trial) -> None:
+def test_fold_with_a_killed_rank_resumes(trial: Submitted, undisturbed: Trial) -> None:
     trial.slow(0.3)
     begin = time.monotonic()
     trial.submit()
     trial.training(8)
     os.kill(trial.ranks()[1], signal.SIGKILL)
     job = trial.done()
-    told(trial, begin)
+    print_attempts(trial, begin)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
     same(trial, undisturbed)
     same_in_mlflow(trial)
 
 
-def test_a_time_limit_that_is_too_short(trial: Submitted, undisturbed: Trial) -> None:
-    """Two minutes, of which 30 s and the time of two steps are kept for leaving; the steps alone take three times as long."""
+def test_fold_resumes_after_each_time_limit(trial: Submitted, undisturbed: Trial) -> None:
+    """Two minutes, of which 30 s and two steps are kept for saving; the steps take 6 minutes."""
     trial.slow(10.0)
     begin = time.monotonic()
     trial.submit("cluster.time_minutes=2")
     job = trial.done(seconds=1500)
-    told(trial, begin)
+    print_attempts(trial, begin)
     assert job["JobState"] == "COMPLETED" and int(job["Restarts"]) >= 3
     whys = [a["why"] for a in attempts(trial)]
     assert len(whys) == int(job["Restarts"]) + 1 and whys.pop() == "all steps done"
@@ -131,7 +135,7 @@ def test_a_time_limit_that_is_too_short(trial: Submitted, undisturbed: Trial) ->
     same_in_mlflow(trial)
 
 
-def test_cancelled_stays_cancelled(trial: Submitted) -> None:
+def test_cancelled_fold_stays_cancelled(trial: Submitted) -> None:
     trial.slow(0.3)
     trial.submit()
     trial.training(4)
@@ -143,7 +147,7 @@ def test_cancelled_stays_cancelled(trial: Submitted) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_traceback_is_not_requeued(trial: Submitted, rank: int) -> None:
+def test_fold_with_a_traceback_is_not_requeued(trial: Submitted, rank: int) -> None:
     trial.prepare()
     trial.hook("dfer_dist.training.meters", f"hooks.fail(me, {rank}, 5)")
     trial.submit()
@@ -151,8 +155,8 @@ def test_a_traceback_is_not_requeued(trial: Submitted, rank: int) -> None:
     assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "0", "1:0")
 
 
-def test_a_node_lost(trial: Submitted, undisturbed: Trial) -> None:
-    """The power of the second node goes; the job comes back on others."""
+def test_fold_resumes_after_a_node_crash(trial: Submitted, undisturbed: Trial) -> None:
+    """The second node crashes; the job comes back on others."""
     assert trial.cluster
     trial.slow(0.3)
     begin = time.monotonic()
@@ -163,15 +167,15 @@ def test_a_node_lost(trial: Submitted, undisturbed: Trial) -> None:
         job = trial.done()
     finally:
         trial.cluster.up()
-    told(trial, begin)
+    print_attempts(trial, begin)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
     assert "n2" not in str(attempts(trial)[-1]["nodes"])
     same(trial, undisturbed)
     same_in_mlflow(trial)
 
 
-def test_all_folds(trial: Submitted) -> None:
-    """Five folds, two at a time, and a summary after them, which is that of one machine."""
+def test_all_folds_give_the_summary_of_one_machine(trial: Submitted) -> None:
+    """Five folds, two at a time, and a summary after them, equal to that of one machine."""
     theirs = read_json(local(trial, EPOCH).summary)
     before = os.times()
     begin = time.monotonic()
@@ -180,9 +184,7 @@ def test_all_folds(trial: Submitted) -> None:
     cpu = (
         after.children_user + after.children_system - before.children_user - before.children_system
     )
-    print(
-        f"\nfrom command to queue {time.monotonic() - begin:.1f} s, of which the processor {cpu:.1f} s"
-    )
+    print(f"\nfrom command to queue {time.monotonic() - begin:.1f} s, processor time {cpu:.1f} s")
     assert cpu < 5 and "submitted 5 folds" in said
     running = set()
     begin = time.monotonic()
@@ -205,15 +207,15 @@ def test_all_folds(trial: Submitted) -> None:
 
 
 def statuses(trial: Trial) -> dict[str, str]:
-    """How the runs of a cross-validation stand at MLflow; children by fold."""
+    """Return the states of a cross-validation's runs at MLflow; children by fold."""
     tracking = trial.run.describe()["tracking"]
     api = client(tracking["uri"])
     found = {str(k): api.get_run(r).info.status for k, r in tracking["folds"].items()}
     return {"parent": api.get_run(tracking["run_id"]).info.status, **found}
 
 
-def test_sbatch_gives_the_same_table(trial: Submitted) -> None:
-    """The plain twin: five elements, two at a time, one of which makes the run; and a sixth that has no fold."""
+def test_plain_sbatch_gives_the_same_summary(trial: Submitted) -> None:
+    """Without Submitit: five tasks, two at a time, and a sixth that has no fold."""
     assert trial.cluster
     theirs = read_json(local(trial, EPOCH).summary)
     words = [
@@ -262,7 +264,7 @@ def test_idle_gpus_are_refused(trial: Submitted) -> None:
     assert "give sbatch --ntasks-per-node=2" in (trial.root / "job-1.txt").read_text()
 
 
-def test_gpus_each_with_a_rank(trial: Submitted, undisturbed: Trial) -> None:
+def test_each_gpu_has_a_rank(trial: Submitted, undisturbed: Trial) -> None:
     """Two pretended GPUs of one node: two ranks there, and CUDA_VISIBLE_DEVICES names both."""
     trial.submit(
         "cluster.nodes=1",
@@ -277,8 +279,10 @@ def test_gpus_each_with_a_rank(trial: Submitted, undisturbed: Trial) -> None:
     same(trial, undisturbed)
 
 
-def test_what_was_submitted_runs(trial: Submitted, undisturbed: Trial, tmp_path: Path) -> None:
-    """The checkout is edited after the command, and the job is requeued: the old code goes on."""
+def test_requeued_fold_runs_the_submitted_code(
+    trial: Submitted, undisturbed: Trial, tmp_path: Path
+) -> None:
+    """The checkout is edited after the command, and the job requeued: it runs the old code."""
     trial.here = tmp_path / "checkout"
     for room in ("dfer_dist", "launch", "configs"):
         shutil.copytree(
@@ -289,7 +293,8 @@ def test_what_was_submitted_runs(trial: Submitted, undisturbed: Trial, tmp_path:
     whole = meter.read_text()
     meter.write_text(
         whole
-        + f"\nimport sys\nsys.path.append({str(HELPERS)!r})\nimport hooks\nhooks.slow(sys.modules[__name__], 0.3)\n"
+        + f"\nimport sys\nsys.path.append({str(HELPERS)!r})\n"
+        + "import hooks\nhooks.slow(sys.modules[__name__], 0.3)\n"
     )
     trial.submit()
     for file in (
@@ -309,7 +314,7 @@ def test_what_was_submitted_runs(trial: Submitted, undisturbed: Trial, tmp_path:
     assert "the edited code runs" in said.stderr + said.stdout
 
 
-def test_preempted_twice(trial: Submitted, undisturbed: Trial) -> None:
+def test_fold_preempted_twice_resumes(trial: Submitted, undisturbed: Trial) -> None:
     trial.slow(0.3)
     trial.submit()
     for step in (6, 18):
@@ -334,8 +339,8 @@ def test_preempted_twice(trial: Submitted, undisturbed: Trial) -> None:
     same_in_mlflow(trial)
 
 
-def test_slurmctld_restarted(trial: Submitted, undisturbed: Trial) -> None:
-    """The controller is killed in the middle; it is away when a task is killed, so that the job asks for its restart in vain at first."""
+def test_fold_is_requeued_after_slurmctld_restarts(trial: Submitted, undisturbed: Trial) -> None:
+    """The controller is down when a task is killed: the job's first requeue requests fail."""
     assert trial.cluster
     trial.slow(0.3)
     trial.submit()
@@ -350,8 +355,8 @@ def test_slurmctld_restarted(trial: Submitted, undisturbed: Trial) -> None:
     same_in_mlflow(trial)
 
 
-def test_without_accounting(bare: Submitted, undisturbed: Trial) -> None:
-    """No sacct: a fold is requeued and comes to its end; ``--wait`` sees all of it."""
+def test_fold_is_requeued_without_accounting(bare: Submitted, undisturbed: Trial) -> None:
+    """No sacct: a fold is requeued and done; ``--wait`` follows it."""
     bare.slow(0.3)
     assert bare.cluster
     env = bare.cluster.environment | {"PYTHONPATH": str(ROOT)}
@@ -382,8 +387,8 @@ def test_without_accounting(bare: Submitted, undisturbed: Trial) -> None:
     same(bare, undisturbed)
 
 
-def test_a_broken_fold(trial: Submitted) -> None:
-    """One fold cannot be trained: it fails at once and says why; the others and the summary come."""
+def test_broken_fold_fails_alone(trial: Submitted) -> None:
+    """One fold cannot be trained: it fails with a reason; the others and the summary are done."""
     trial.prepare(EPOCH)
     trial.hook("dfer_dist.data.shards.index", "hooks.refuse(me, 2)")
     trial.submit("--max-parallel", "2", settings=EPOCH, folds="1-3")
@@ -404,7 +409,7 @@ def test_a_broken_fold(trial: Submitted) -> None:
     }
 
 
-def test_a_setting_that_the_ranks_refuse(trial: Submitted) -> None:
+def test_setting_that_ranks_refuse_fails_the_fold(trial: Submitted) -> None:
     trial.settings = ["train.device=cuda"]
     trial.submit()
     job = trial.done()
@@ -425,14 +430,14 @@ def test_a_setting_that_the_ranks_refuse(trial: Submitted) -> None:
         (["--nproc", "2"], "for this machine"),
     ],
 )
-def test_refused_at_once(trial: Submitted, words: list[str], why: str) -> None:
+def test_wrong_request_is_refused_at_once(trial: Submitted, words: list[str], why: str) -> None:
     done = trial.try_to_submit(*words)
     assert done.returncode == 2 and why in done.stderr and done.stderr.count("\n") == 1
     assert not trial.run.root.exists() and not trial.ask("squeue", "--noheader")
 
 
-def test_twice_into_one_run(trial: Submitted) -> None:
-    """Refused while folds are in the queue; ``--resume`` adds what is missing, ``dfer resume`` what failed."""
+def test_second_submission_adds_missing_folds(trial: Submitted) -> None:
+    """Refused while folds wait; ``--resume`` adds missing folds, ``dfer resume`` failed ones."""
     trial.prepare(EPOCH)
     trial.hook("dfer_dist.training.meters", "hooks.slow(me, 1)")
     trial.submit(settings=EPOCH, folds="1-2")
@@ -453,7 +458,7 @@ def test_twice_into_one_run(trial: Submitted) -> None:
     assert "nothing to submit" in trial.submit(settings=EPOCH, folds="1-5")
 
 
-def test_a_sweep(trial: Submitted) -> None:
+def test_sweep_compares_its_runs(trial: Submitted) -> None:
     """Two values, one of which no rank can build: an array of both, and one comparison."""
     trial.submit("--sweep", "model.backbone=tiny,ViT-Z", settings=EPOCH, folds="1,2")
     trial.all_done()
@@ -468,14 +473,16 @@ def test_a_sweep(trial: Submitted) -> None:
     assert "did you mean" in trial.dfer("status", str(bad.root)).stdout
 
 
-def test_one_element_is_requeued_and_not_its_array(cluster: Cluster, trial: Submitted) -> None:
-    """The last element of an array has the array's own id, by which scontrol would start all of them again."""
-    script = trial.root / "elements.sh"
+def test_one_array_task_is_requeued_alone(cluster: Cluster, trial: Submitted) -> None:
+    """The last task of an array has the array's own id, by which scontrol would requeue all."""
+    script = trial.root / "tasks.sh"
     script.write_text(
         "#!/bin/bash\n"
         f"trap '{sys.executable} -m launch.slurm.requeue $?' EXIT\n"
         "sleep 1\n"
-        'if [ "$SLURM_JOB_ID" = "$SLURM_ARRAY_JOB_ID" ] && [ -z "$SLURM_RESTART_COUNT" ]; then exit 75; fi\n'
+        'if [ "$SLURM_JOB_ID" = "$SLURM_ARRAY_JOB_ID" ]; then\n'
+        '  [ "$SLURM_RESTART_COUNT" ] || exit 75\n'
+        "fi\n"
     )
     words = [
         "--parsable",

@@ -32,11 +32,11 @@ LINE = re.compile(r"(ok|note|wrong) +(n[1-4]: )?([^:]+): (.*)")
 def read(
     done: subprocess.CompletedProcess[str], status: int
 ) -> tuple[dict[str, str], set[str], set[str]]:
-    """What is wrong, with its words; what else was asked Slurm, and what a node."""
+    """Return what is wrong with its text, and what else Slurm and a node were asked."""
     print(done.stdout)
     assert done.returncode == status and not done.stderr, done.stdout + done.stderr
     lines = [m.groups() for m in map(LINE.fullmatch, done.stdout.splitlines()) if m]
-    wrong = {what: words for state, _, what, words in lines if state == "wrong"}
+    wrong = {subject: text for state, _, subject, text in lines if state == "wrong"}
     return wrong, *(
         {what for state, n, what, _ in lines if bool(n) == node and state != "wrong"}
         for node in (False, True)
@@ -57,7 +57,7 @@ def doctor(
     return read(trial.dfer("doctor", *experiment, *words), status)
 
 
-def test_all_is_well_and_nothing_is_left(trial: Submitted) -> None:
+def test_doctor_on_a_fine_cluster_leaves_nothing(trial: Submitted) -> None:
     wrong, slurm, node = doctor(trial, f"cluster.scratch={trial.root}/disk/$SLURM_JOB_ID")
     assert wrong == {} and node == NODE
     assert {
@@ -75,7 +75,7 @@ def test_all_is_well_and_nothing_is_left(trial: Submitted) -> None:
     assert os.listdir(trial.root / "runs") == []
 
 
-def test_gpus_that_are_pretended_are_not_seen(trial: Submitted) -> None:
+def test_pretended_gpus_are_missing(trial: Submitted) -> None:
     wrong, _, node = doctor(trial, "cluster.gpus_per_node=2", status=1)
     assert wrong.keys() == {"GPUs"} and wrong["GPUs"].startswith(
         "2 asked for, torch sees 0 (Slurm shows 0,1,"
@@ -92,14 +92,12 @@ def test_gpus_that_are_pretended_are_not_seen(trial: Submitted) -> None:
         (["cluster.constraint=fast"], "nodes"),
     ],
 )
-def test_what_slurm_could_not_give_is_found_before_a_job(
-    trial: Submitted, words: list[str], what: str
-) -> None:
+def test_impossible_request_submits_no_job(trial: Submitted, words: list[str], what: str) -> None:
     wrong, _, node = doctor(trial, *words, status=1)
     assert wrong.keys() == {what} and not node
 
 
-def test_a_full_cluster(trial: Submitted) -> None:
+def test_full_cluster_is_a_note(trial: Submitted) -> None:
     trial.ask(
         "sbatch",
         "--partition=high",
@@ -115,7 +113,7 @@ def test_a_full_cluster(trial: Submitted) -> None:
     assert len(trial.ask("squeue", "--me", "-h").splitlines()) == 1
 
 
-def test_a_runs_folder_that_no_node_sees(trial: Submitted) -> None:
+def test_runs_folder_that_no_node_sees_is_wrong(trial: Submitted) -> None:
     assert trial.cluster
     hidden = trial.root / "hidden"
     hidden.mkdir()
@@ -149,6 +147,6 @@ def test_a_runs_folder_that_no_node_sees(trial: Submitted) -> None:
     assert wrong.keys() == {"runs folder"} and "does not see" in wrong["runs folder"] and not node
 
 
-def test_without_accounting(bare: Submitted, bare_cluster: Cluster) -> None:
+def test_doctor_without_accounting(bare: Submitted, bare_cluster: Cluster) -> None:
     wrong, slurm, node = doctor(bare)
     assert wrong == {} and "account" in slurm and "qos" not in slurm and node == NODE - {"scratch"}

@@ -1,4 +1,4 @@
-"""``dfer status``, ``logs -f`` and ``cancel`` beside jobs on a real Slurm."""
+"""``dfer status``, ``logs -f`` and ``cancel`` of jobs on a real Slurm."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def folds(trial: Submitted) -> list[dict[str, str]]:
     return rows
 
 
-def test_status_follows_a_job_through_a_requeue_and_cancel_ends_it(
-    trial: Submitted, cluster: Cluster
-) -> None:
+def test_status_follows_a_requeue_and_cancel_ends_it(trial: Submitted, cluster: Cluster) -> None:
     trial.slow(0.3)
     trial.submit("--max-parallel", "1", folds="1-2")
     trial.training(6)
@@ -73,7 +71,7 @@ def test_status_follows_a_job_through_a_requeue_and_cancel_ends_it(
     print(dfer(trial, "status", str(trial.run.root)).stdout)
 
 
-def test_status_while_the_controller_is_away(trial: Submitted, cluster: Cluster) -> None:
+def test_status_while_slurmctld_does_not_answer(trial: Submitted, cluster: Cluster) -> None:
     trial.slow(0.3)
     trial.submit()
     trial.training(3)

@@ -34,7 +34,7 @@ EPOCH = [
 
 @dataclass
 class Submitted(Trial):
-    """A run that ``dfer crossval --cluster testbed`` submits: each fold on two nodes, a rank on each, unless told otherwise."""
+    """A run that ``dfer crossval --cluster testbed`` submits: by default two nodes, two ranks."""
 
     cluster: Cluster | None = None
     here: Path = ROOT  # the checkout that the command is given in
@@ -44,7 +44,7 @@ class Submitted(Trial):
         return self.cluster.ask(*words)
 
     def dfer(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Give a command on the cluster."""
+        """Run a command on the cluster."""
         assert self.cluster
         env = self.cluster.environment | {"PYTHONPATH": str(self.here), "COLUMNS": "160"}
         return subprocess.run(
@@ -68,13 +68,13 @@ class Submitted(Trial):
         return self.dfer(*words, f"data.shards={self.shards.root}", *settings, *self.settings)
 
     def submit(self, *flags: str, settings: list[str] = SETTINGS, folds: str = str(FOLD)) -> str:
-        """Submit folds; returns what was printed."""
+        """Submit folds and return what was printed."""
         done = self.try_to_submit(*flags, settings=settings, folds=folds)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def slow(self, seconds: float) -> None:
-        """Make the run's folder, with a code that takes so much longer for a step."""
+        """Create the run's folder with code that takes ``seconds`` longer for a step."""
         self.prepare()
         self.hook("dfer_dist.training.meters", f"hooks.slow(me, {seconds})")
 
@@ -82,12 +82,12 @@ class Submitted(Trial):
         return newest_jobs(run or self.run)[fold]
 
     def state(self, job: str = "") -> dict[str, str]:
-        """What ``scontrol`` says of a job, the fold's by default."""
+        """Return what ``scontrol`` says of a job, by default the fold's."""
         words = self.ask("scontrol", "--oneliner", "show", "job", job or self.job()).split()
         return dict(w.split("=", 1) for w in words if "=" in w)
 
     def done(self, job: str = "", seconds: float = 300) -> dict[str, str]:
-        """Wait for a job to end for good: on its way back into the queue it may look ended for a moment."""
+        """Wait for a job to end for good: while it is requeued it may look ended for a moment."""
         going = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
 
         def over() -> bool:
@@ -103,11 +103,11 @@ class Submitted(Trial):
     def wait(self, seen: Callable[[], object], seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
         while not seen():
-            assert time.monotonic() < deadline, "it did not come: " + self.log()
+            assert time.monotonic() < deadline, "timed out: " + self.log()
             time.sleep(0.1)
 
     def said(self, fold: int = FOLD) -> str:
-        """What Slurm, the batch script and rank 0's start print for a fold."""
+        """Return what Slurm, the batch script and the start of rank 0 print for a fold."""
         return "".join(
             f.read_text() for f in sorted(self.run.root.glob(f"slurm/*/{self.job(fold)}_0_log.out"))
         )
@@ -118,7 +118,7 @@ class Submitted(Trial):
 
 
 def local(trial: Trial, settings: list[str]) -> RunDir:
-    """The same folds on two ranks of this machine, one after the other."""
+    """Train the same folds on two ranks of this machine, one after the other."""
     words = [
         "crossval",
         "demo",

@@ -1,4 +1,6 @@
-"""Who goes back into the queue, with a ``scontrol`` and a ``squeue`` that only write down what they were asked."""
+"""Which jobs are requeued, with a ``scontrol`` and a ``squeue`` that note their arguments."""
+
+from __future__ import annotations
 
 import os
 import signal
@@ -17,7 +19,7 @@ from tests.helpers.paths import ROOT
 def run(
     tmp_path: Path, *words: str, state: str = "RUNNING None", scontrol: str = "", **job: str
 ) -> tuple[int, str, bool]:
-    """Status, what was asked of ``scontrol``, and whether the program stayed until it was killed."""
+    """Return the status, the arguments of ``scontrol``, and whether the program waited."""
     asked = tmp_path / "asked"
     for name, does in {
         "squeue": f'echo "{state}"',
@@ -51,21 +53,21 @@ def run(
 @pytest.mark.parametrize(
     "status", [75, 128 + signal.SIGKILL, 128 + signal.SIGABRT, 128 + signal.SIGTERM]
 )
-def test_saved_or_killed_is_requeued_once_and_waits_for_the_end(tmp_path, status):
+def test_saved_or_killed_job_is_requeued_and_waits(tmp_path: Path, status: int) -> None:
     assert run(tmp_path, str(status)) == (-signal.SIGKILL, "requeue 7\n", True)
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 127, 128, 255])
-def test_what_would_come_again_is_not(tmp_path, status):
+def test_error_that_would_come_again_is_not_requeued(tmp_path: Path, status: int) -> None:
     assert run(tmp_path, str(status)) == (0, "", False)
 
 
-def test_an_element_goes_by_its_array(tmp_path):
+def test_array_task_is_named_by_its_array(tmp_path: Path) -> None:
     asked = run(tmp_path, "75", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="3")[1]
     assert asked == "requeue 5_3\n"
 
 
-def test_there_is_a_limit(tmp_path):
+def test_restarts_have_a_limit(tmp_path: Path) -> None:
     assert run(tmp_path, "75", "--most", "2", SLURM_RESTART_COUNT="1")[1] == "requeue 7\n"
     (tmp_path / "asked").unlink()
     assert run(tmp_path, "75", "--most", "2", SLURM_RESTART_COUNT="2") == (1, "", False)
@@ -83,12 +85,14 @@ def test_there_is_a_limit(tmp_path):
         (137, [0, 5, 5, 5, 5], ""),
     ],
 )
-def test_deaths_that_come_no_further_end(tmp_path, status, begun, asked):
+def test_deaths_without_progress_are_not_requeued(
+    tmp_path: Path, status: int, begun: list[int | None], asked: str
+) -> None:
     write_json(FoldDir(tmp_path).status, {"attempts": [{"from_step": step} for step in begun]})
     assert run(tmp_path, str(status), str(tmp_path))[1] == asked
 
 
-def test_a_fold_without_a_status_is_requeued(tmp_path):
+def test_fold_without_a_status_is_requeued(tmp_path: Path) -> None:
     assert run(tmp_path, "137", str(tmp_path / "fold-1"))[1] == "requeue 7\n"
 
 
@@ -101,10 +105,10 @@ def test_a_fold_without_a_status_is_requeued(tmp_path):
         ("", ""),
     ],
 )
-def test_who_cancels_a_job_wants_it_gone(tmp_path, state, asked):
+def test_job_ended_from_outside_is_not_requeued(tmp_path: Path, state: str, asked: str) -> None:
     assert run(tmp_path, "75", state=state)[1] == asked
 
 
-def test_scontrol_outlives_the_signals_that_it_causes(tmp_path):
+def test_scontrol_survives_the_signals_that_it_causes(tmp_path: Path) -> None:
     scontrol = "kill -TERM $$\nkill -USR2 $$\necho sent >> " + str(tmp_path / "asked")
     assert run(tmp_path, "75", scontrol=scontrol) == (-signal.SIGKILL, "requeue 7\nsent\n", True)
