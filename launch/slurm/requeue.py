@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dfer_dist.distributed.preemption import EXIT_PREEMPTED
 from dfer_dist.runs.layout import FoldDir
-from dfer_dist.utils.files import read_json
+from dfer_dist.runs.records import FoldStatus
 
 _SCONTROL_TRIES = 30  # a controller that is restarted answers after a while
 _SCONTROL_PAUSE = 10.0  # seconds between them
@@ -38,8 +38,8 @@ def is_stuck(fold: FoldDir) -> bool:
     """Return whether the last attempts all resumed from the same step."""
     if not fold.status.exists():
         return False
-    attempts = read_json(fold.status)["attempts"][-1 - _STUCK_RESTARTS :]
-    steps = {attempt["from_step"] for attempt in attempts}
+    attempts = FoldStatus.read(fold.status).attempts[-1 - _STUCK_RESTARTS :]
+    steps = {attempt.from_step for attempt in attempts}
     return len(attempts) > _STUCK_RESTARTS and len(steps) == 1
 
 

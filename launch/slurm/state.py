@@ -14,6 +14,8 @@ from typing import Any
 
 from dfer_dist.distributed.preemption import TIME_IS_UP
 from dfer_dist.runs.layout import FoldDir, RunDir
+from dfer_dist.runs.records import AttemptRecord, FoldStatus
+from dfer_dist.utils.errors import UserError
 from launch.locks import is_gone, is_held
 from launch.progress import last_error
 from launch.slurm.jobs import (
@@ -64,64 +66,39 @@ class FoldState:
     job: str = ""  # its id in the queue
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """An attempt in ``status.json``."""
-
-    ended: str = ""
-    started: str = ""
-    why: str = ""
-    from_step: int | None = None
-    nodes: str = ""
-    job: str = ""
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> _Attempt:
-        texts = {
-            key: str(values.get(key) or "") for key in ("ended", "started", "why", "nodes", "job")
-        }
-        return cls(**texts, from_step=_int(values.get("from_step")))
-
-    @property
-    def end(self) -> str:
-        """How it ended, in a few words."""
-        if not self.ended or self.why.startswith("it said nothing"):
-            return "killed, or its machine was lost"
-        if self.why.startswith("SIG") or self.why in _PREEMPTED:
-            return f"{self.why}, saved"
-        return textwrap.shorten(self.why, _REASON_WIDTH, placeholder=" …")
+def _describe_end(attempt: AttemptRecord) -> str:
+    """Return how an attempt ended, in a few words."""
+    why = attempt.why or ""
+    if not attempt.ended or why.startswith("it said nothing"):
+        return "killed, or its machine was lost"
+    if why.startswith("SIG") or why in _PREEMPTED:
+        return f"{why}, saved"
+    return textwrap.shorten(why, _REASON_WIDTH, placeholder=" …")
 
 
 @dataclass(frozen=True)
 class _Files:
-    """What the files of a fold say; damaged parts count as missing."""
+    """What the files of a fold say; a damaged file counts as empty."""
 
     fold: FoldDir
-    state: str
-    steps: int | None
-    attempts: list[_Attempt]
+    status: FoldStatus
     result: dict[str, Any]
-    damaged: bool  # status.json exists and cannot be read
+    is_damaged: bool  # status.json exists and cannot be read
 
     @classmethod
     def read(cls, fold: FoldDir) -> _Files:
-        status = read_if_valid(fold.status)
-        attempts = (status or {}).get("attempts")
-        if not isinstance(attempts, list):
-            attempts = []
-        return cls(
-            fold=fold,
-            state=str((status or {}).get("state") or ""),
-            steps=_int((status or {}).get("steps")),
-            attempts=[_Attempt.from_json(a) for a in attempts if isinstance(a, dict)],
-            result=read_if_valid(fold.result) or {},
-            damaged=status is None and fold.status.exists(),
-        )
+        status, is_damaged = FoldStatus(), False
+        if fold.status.exists():
+            try:
+                status = FoldStatus.read(fold.status)
+            except UserError:
+                is_damaged = True
+        return cls(fold, status, read_if_valid(fold.result) or {}, is_damaged)
 
     @property
-    def last(self) -> _Attempt | None:
+    def last(self) -> AttemptRecord | None:
         """The newest attempt."""
-        return self.attempts[-1] if self.attempts else None
+        return self.status.last
 
     @property
     def is_open(self) -> bool:
@@ -136,7 +113,7 @@ class _Files:
     @property
     def last_end(self) -> str:
         """How the newest attempt ended, in a few words; empty without one."""
-        return self.last.end if self.last else ""
+        return _describe_end(self.last) if self.last else ""
 
 
 def get_state(run: RunDir, fold: int, queue: Queue | None) -> FoldState:
@@ -154,9 +131,11 @@ def get_state(run: RunDir, fold: int, queue: Queue | None) -> FoldState:
     files = _Files.read(run.fold(fold))
     ids = jobs_of_fold(run, fold)
     job = next((queue[i] for i in ids if i in queue), None) if queue else None
-    row = FoldState(fold, NOT_STARTED, attempts=len(files.attempts), job=job.id if job else "")
+    row = FoldState(
+        fold, NOT_STARTED, attempts=len(files.status.attempts), job=job.id if job else ""
+    )
     row = _add_progress(row, files)
-    if files.state == DONE and files.result:
+    if files.status.state == DONE and files.result:
         row = replace(row, state=DONE)
     elif job:
         row = _state_in_queue(row, files, job)
@@ -181,13 +160,13 @@ def _state_in_queue(row: FoldState, files: _Files, job: QueuedJob) -> FoldState:
     if job.waits:
         return _waiting(row, files, job)
     last, is_completing = files.last, job.state == "COMPLETING"
-    is_of_this_start = last is not None and _unix_time(last.ended or last.started) >= _unix_time(
-        job.started
-    )
+    is_of_this_start = last is not None and _unix_time(
+        last.ended or last.started or ""
+    ) >= _unix_time(job.started)
     if last and last.ended and (is_of_this_start or is_completing):
-        if files.state == FAILED:
+        if files.status.state == FAILED:
             return _failed(row, files)
-        return replace(row, state=LEAVING, why=last.end)
+        return replace(row, state=LEAVING, why=files.last_end)
     if is_completing:
         return replace(row, state=LEAVING, why="Slurm ends it")
     if job.state != RUNNING:
@@ -196,7 +175,7 @@ def _state_in_queue(row: FoldState, files: _Files, job: QueuedJob) -> FoldState:
 
 
 def _waiting(row: FoldState, files: _Files, job: QueuedJob) -> FoldState:
-    started_before = files.attempts or (job.reason == "BeginTime" and has_log(files.fold))
+    started_before = files.status.attempts or (job.reason == "BeginTime" and has_log(files.fold))
     before = f"before: {files.last_end}" if files.last else ""
     why = "; ".join(filter(None, [reason_text(job.reason), before]))
     return replace(row, state=REQUEUED if started_before else PENDING, why=why)
@@ -208,9 +187,9 @@ def _state_outside_queue(
     """Judge a fold that has no job in the queue, or whose queue is not known (``is_unsure``)."""
     if is_held(files.fold):
         return _state_of_command(row, files)
-    if files.damaged:
+    if files.is_damaged:
         return replace(row, state=LOST, why="status.json cannot be read")
-    if files.state == FAILED:
+    if files.status.state == FAILED:
         return _failed(row, files)
     output = job_output(run, row.fold)
     end, detail = parse_job_end(output) if output else ("", "")
@@ -223,7 +202,7 @@ def _state_outside_queue(
     ended_by_slurm = detail if end else ""
     if files.is_open:
         return replace(row, state=LOST, why=ended_by_slurm or "it ended without recording why")
-    if files.attempts:
+    if files.status.attempts:
         why = "; ".join(filter(None, [ended_by_slurm, files.last_end]))
         return replace(row, state=CANCELLED if files.is_of_job else STOPPED, why=why)
     if has_log(files.fold):
@@ -246,14 +225,14 @@ def _likely_state(files: _Files) -> str:
     """Return the state that the files suggest, if Slurm does not answer."""
     if files.is_open:
         return RUNNING
-    return REQUEUED if files.attempts else PENDING
+    return REQUEUED if files.status.attempts else PENDING
 
 
 def _describe_start(files: _Files, is_new: bool) -> str:
     """Return how a running attempt began; ``is_new`` if its ranks have not recorded it yet."""
-    earlier = files.attempts if is_new else files.attempts[:-1]
-    before = f"before: {earlier[-1].end}" if earlier else ""
-    if is_new or files.state == "STARTING":
+    earlier = files.status.attempts if is_new else files.status.attempts[:-1]
+    before = f"before: {_describe_end(earlier[-1])}" if earlier else ""
+    if is_new or files.status.state == "STARTING":
         return "; ".join(filter(None, ["starting", before]))
     if before and files.last:
         return f"resumed at step {files.last.from_step}; {before}"
@@ -261,7 +240,7 @@ def _describe_start(files: _Files, is_new: bool) -> str:
 
 
 def _failed(row: FoldState, files: _Files) -> FoldState:
-    why = files.last.why if files.last else ""
+    why = files.last.why if files.last else None
     return replace(row, state=FAILED, error=why or "no reason was recorded")
 
 
@@ -277,7 +256,7 @@ def _add_progress(row: FoldState, files: _Files) -> FoldState:
     if step is None and files.last:
         step = files.last.from_step
     speed = _number(_last_with("clips_per_second", lines).get("clips_per_second"))
-    row = replace(row, step=step, steps=files.steps, clips_per_second=speed)
+    row = replace(row, step=step, steps=files.status.steps, clips_per_second=speed)
     if files.result:
         uar, war = files.result.get("uar"), files.result.get("war")
         return _add_scores(row, "result", uar, war)
