@@ -152,23 +152,9 @@ def submit(
             for name, overrides in request.variants():
                 run = RunDir((request.runs / name).resolve())
                 locks.enter_context(run_lock(run))
-                queued = queued_folds(run)
-                if queued and not resume:
-                    raise UserError(
-                        f"folds {', '.join(map(str, sorted(queued)))} of {run.root} are in the "
-                        "queue already: dfer status shows them, --resume adds the missing folds, "
-                        "dfer cancel removes them"
-                    )
+                queued = _check_queue(run, resume)
                 is_new = not run.run.exists()
-                run, folds = open_run(
-                    request.runs,
-                    name,
-                    request.experiment,
-                    [*overrides, *staging_settings(target.cluster, request)],
-                    request.allow_drift,
-                    request.folds,
-                    target.cluster.ranks,
-                )
+                folds = _open(request, target, name, overrides)
                 if is_new:
                     fresh.append(run)
                 open_mlflow_runs(run)
@@ -177,11 +163,35 @@ def submit(
             sweep = (request.runs / f"{request.label}.sweep").resolve() if request.sweep else None
             _submit_tasks(tasks, runs, target, sweep, console)
         except BaseException:
-            for run in fresh:
-                if not run.jobs.exists():
-                    remove_run(run)
+            for run in [new for new in fresh if not new.jobs.exists()]:
+                remove_run(run)
             raise
     return runs
+
+
+def _check_queue(run: RunDir, resume: bool) -> dict[int, str]:
+    """Return the folds of a run that are in the queue; without ``resume`` there must be none."""
+    queued = queued_folds(run)
+    if queued and not resume:
+        raise UserError(
+            f"folds {', '.join(map(str, sorted(queued)))} of {run.root} are in the queue already: "
+            "dfer status shows them, --resume adds the missing folds, dfer cancel removes them"
+        )
+    return queued
+
+
+def _open(request: JobRequest, target: ClusterTarget, name: str, overrides: list[str]) -> list[int]:
+    """Create or resume a run and return its requested folds."""
+    _, folds = open_run(
+        request.runs,
+        name,
+        request.experiment,
+        [*overrides, *staging_settings(target.cluster, request)],
+        request.allow_drift,
+        request.folds,
+        target.cluster.ranks,
+    )
+    return folds
 
 
 def resume(run: RunDir, console: Console) -> None:
