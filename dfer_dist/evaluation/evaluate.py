@@ -1,4 +1,4 @@
-"""Exact evaluation: every clip of a split is predicted once, by key, whatever the number of ranks."""
+"""Exact evaluation: every clip of a split is predicted once, whatever the number of ranks."""
 
 from __future__ import annotations
 
@@ -35,14 +35,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Predictions:
-    """One row a clip, in the order of the index: keys [N], labels int32 [N], logits float32 [N, C]."""
+    """Predictions of N clips in the order of the index.
+
+    Attributes
+    ----------
+    keys : list of N str
+    labels : int32 [N]
+    logits : float32 [N, C]
+    """
 
     keys: list[str]
     labels: np.ndarray
     logits: np.ndarray
 
     def score(self, classes: tuple[str, ...]) -> Scores:
-        """Scores of the table.
+        """Return the scores of the table.
 
         Raises
         ------
@@ -52,7 +59,8 @@ class Predictions:
         bad = np.flatnonzero(~np.isfinite(self.logits).all(1))
         if len(bad):
             raise UserError(
-                f"the model's logits are not finite for {len(bad)} of {len(self.keys)} clips, such as {self.keys[bad[0]]}"
+                f"the model's logits are not finite for {len(bad)} of {len(self.keys)} clips, "
+                f"such as {self.keys[bad[0]]}"
             )
         return score(self.labels, self.logits, list(classes))
 
@@ -75,10 +83,11 @@ def predict(
     device: torch.device,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, tuple[int, np.ndarray]]:
-    """This rank's share: label and logits (float32 [C]) by key.
+    """Predict this rank's share; return label and logits (float32 [C]) by key.
 
-    ``forward`` maps frames, uint8 [b, T, 3, S, S], to logits [b, C]; it is called once for each view of a batch. Batches have one shape throughout, so that a clip's
-    logits do not depend on which rank computes them or who its neighbours are.
+    ``forward`` maps frames, uint8 [b, T, 3, S, S], to logits [b, C]. It is called once for each
+    view of a batch. All batches have the same shape, so that a clip's logits depend neither on the
+    rank that computes them nor on the other clips of the batch.
 
     Raises
     ------
@@ -89,7 +98,8 @@ def predict(
     for batch in batches:
         if batch.lost:
             raise UserError(
-                f"evaluation stopped, since a clip is damaged: {batch.lost[0]} (copy the shard again)"
+                f"evaluation stopped, since a clip is damaged: {batch.lost[0]} (copy the shard "
+                "again)"
             )
         logits = clip_logits(forward, batch.pixels(device), batch.views).cpu().numpy()
         for key, label, valid, row in zip(
@@ -103,16 +113,29 @@ def predict(
 
 
 def clip_logits(forward: Callable[[Tensor], Tensor], pixels: Tensor, views: int) -> Tensor:
-    """Logits float32 [b, C] of clips, uint8 [b, V T, 3, S, S], by ``views`` V calls of ``forward``, one for each view."""
+    """Return logits of clips of several views, by a call of ``forward`` for each view.
+
+    Parameters
+    ----------
+    forward : function
+        As for :func:`predict`.
+    pixels : uint8 [b, V T, 3, S, S]
+    views : int
+        V.
+
+    Returns
+    -------
+    float32 [b, C]
+    """
     parts = pixels.unflatten(1, (views, -1)).unbind(1)
     return average_views(torch.stack([forward(part).float() for part in parts]))
 
 
 def average_views(logits: Tensor) -> Tensor:
-    """One row a clip from its views: logits whose softmax is the mean of the views' probabilities.
+    """Return logits whose softmax is the mean of the views' probabilities.
 
-    Averaging probabilities is what Wang et al. ("Non-local Neural Networks", CVPR 2018, section 4) and Feichtenhofer et al.
-    ("SlowFast Networks", ICCV 2019, section 4) do.
+    Averaging probabilities follows Wang et al. ("Non-local Neural Networks", CVPR 2018, section 4)
+    and Feichtenhofer et al. ("SlowFast Networks", ICCV 2019, section 4).
 
     Parameters
     ----------
@@ -131,12 +154,13 @@ def average_views(logits: Tensor) -> Tensor:
 def collect(
     rows: dict[str, tuple[int, np.ndarray]], index: Index, clips: ClipSet, ranks: Ranks
 ) -> Predictions | None:
-    """Put the shares of all ranks into one table on rank 0 (None elsewhere) and hold it against the index.
+    """Gather the shares of all ranks on rank 0 (None elsewhere) and check them against the index.
 
     Raises
     ------
     RuntimeError
-        If a clip is missing, came twice or is not of this split: a fault of this program, never of the data.
+        If a clip is missing, duplicate or not of this split: an error of this program, not of the
+        data.
     """
     shares = ranks.gather_objects(rows)
     if shares is None:
@@ -150,7 +174,8 @@ def collect(
     ]
     if sum(map(len, shares)) != len(merged) or merged.keys() != {key for key, _ in expected}:
         raise RuntimeError(
-            f"{sum(map(len, shares))} predictions of {len(merged)} clips where the index has {len(expected)}"
+            f"{sum(map(len, shares))} predictions of {len(merged)} clips, but the index has "
+            f"{len(expected)}"
         )
     keys = [key for key, _ in expected]
     labels = np.array([merged[key][0] for key in keys], dtype=np.int32)
@@ -160,19 +185,20 @@ def collect(
 
 
 def load_model(saved: Checkpoint, config: Config, classes: tuple[str, ...]) -> DFERCLIP:
-    """The model of a checkpoint, in float32 on the default device, for evaluation.
+    """Return the model of a checkpoint, in float32 on the default device, for evaluation.
 
     Parameters
     ----------
     config : Config
-        The checkpoint's own, or with other words on top; its image size is settled.
+        The checkpoint's own, possibly with overrides.
     classes : tuple of C str
         In label order.
 
     Raises
     ------
     UserError
-        If the settings make another model than the checkpoint is of, or its pretrained weights are not on this machine.
+        If the settings describe another model than the checkpoint's, or its pretrained weights are
+        missing on this machine.
     """
     from dfer_dist.checkpoints import portable as checkpoint
     from dfer_dist.models.build import build_model, resolve_image_size
@@ -197,36 +223,40 @@ def evaluate_checkpoint(
     Parameters
     ----------
     path : Path
-        A checkpoint's folder, or LATEST or BEST beside it.
+        A checkpoint's folder, or LATEST or BEST next to it.
     fold : int, optional
         The fold to test on; by default the one the checkpoint was trained for.
     overrides : list of str
-        ``key=value`` words on top of the checkpoint's own settings, such as ``data.shards=…``.
+        ``key=value`` overrides of the checkpoint's settings, such as ``data.shards=…``.
     out : Path, optional
         Where to write the table of predictions.
 
     Raises
     ------
     UserError
-        If the checkpoint is of another model, the data has other classes, or the fold is one it was trained on.
+        If the checkpoint is of another model, the data has other classes, or the model was trained
+        on the fold.
     """
-    choose_device(Device.auto)  # before the next line, which imports DeepSpeed
+    # The device must be chosen before DeepSpeed is imported.
+    choose_device(Device.auto)
     from dfer_dist.checkpoints import portable as checkpoint
 
     saved = checkpoint.read(path, weights_only=True)
     config = read_config(saved.path / checkpoint.CONFIG, overrides)
     index = open_index(config.data)
     if index.classes != tuple(saved.state.get("classes", index.classes)):
-        apart = f"{path} tells {', '.join(saved.state['classes'])} apart, in this order"
-        raise UserError(f"{apart}; the data has other classes (--zero-shot reads their texts)")
+        classes = ", ".join(saved.state["classes"])
+        raise UserError(
+            f"{path} has the classes {classes}, in this order; the data has other classes "
+            "(--zero-shot reads their texts)"
+        )
     fold = saved.state["fold"] if fold is None else fold
     if fold is None:
         raise UserError(f"{path} does not say which fold it was trained for: give --fold")
     number = unseen_fold(saved, index, fold)
     clips = all_clips(index, index.test_shards(number))
-    describe_modalities(
-        index, config.model.modalities
-    )  # one that is missing is told before the model is built
+    # Fails for a missing modality before the model is built.
+    describe_modalities(index, config.model.modalities)
     table = predict_here(load_model(saved, config, index.classes), config, index, clips, progress)
     if out:
         table.write(out)
@@ -234,7 +264,7 @@ def evaluate_checkpoint(
 
 
 def unseen_fold(saved: Checkpoint, index: Index, fold: int) -> int:
-    """``fold``, if it is one of the data and none that the checkpoint was trained on.
+    """Return ``fold``, if it is a fold of the data that the checkpoint was not trained on.
 
     Raises
     ------
@@ -245,7 +275,8 @@ def unseen_fold(saved: Checkpoint, index: Index, fold: int) -> int:
     trained_for = saved.state.get("fold")
     if trained_for not in (None, number) and saved.state["index_hash"] == index.hash:
         raise UserError(
-            f"fold {number} was among the training clips of this checkpoint, which is to be tested on fold {trained_for}"
+            f"fold {number} was among the training clips of this checkpoint, which is to be tested "
+            f"on fold {trained_for}"
         )
     return number
 

@@ -1,7 +1,7 @@
-"""UAR, WAR and the confusion matrix of one table of predictions, and how sure a mean over folds is.
+"""UAR, WAR and confusion matrix of a table of predictions, and intervals of means over folds.
 
-UAR (unweighted average recall) is the mean of the recalls of the classes that occur in the truth; WAR (weighted average
-recall) is accuracy. Both are in percent everywhere.
+UAR (unweighted average recall) is the mean of the recalls of the classes that occur in the truth.
+WAR (weighted average recall) is accuracy. Both are in percent everywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Ints = NDArray[np.int64]
 
 
 def top_class(logits: ArrayLike) -> Ints:
-    """The predicted class of each clip; of equal logits the lower class counts.
+    """Return the predicted class of each clip; of equal logits the lower class counts.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def top_class(logits: ArrayLike) -> Ints:
 
 
 def confusion(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> Ints:
-    """Confusion matrix, int64 [C, C]: rows are the truth, columns the prediction.
+    """Return the confusion matrix, int64 [C, C]: rows are the truth, columns the prediction.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def confusion(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> In
 
 
 def score(labels: ArrayLike, outputs: ArrayLike, classes: Sequence[str]) -> Scores:
-    """Score one table of predictions.
+    """Return the scores of one table of predictions.
 
     Parameters
     ----------
@@ -109,15 +109,15 @@ def bootstrap_ci(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over folds of UAR or WAR; clips are drawn within fold and class.
+    """Return the percentile bootstrap interval of the mean over folds of UAR or WAR.
 
-    Of the n clips of a class in a fold, k are right. n clips drawn from them with replacement are n independent trials
-    that are right with probability k/n, so the number of right ones is Binomial(n, k/n), and UAR and WAR depend on a draw
-    through these numbers only. Drawing the numbers is therefore the same bootstrap in distribution as drawing clips, at a
-    cost that does not grow with the clips.
+    Clips are drawn within fold and class. Of n clips of a class in a fold, k are right. n clips
+    drawn with replacement are n independent trials with probability k/n, so the number of right
+    ones is Binomial(n, k/n), and UAR and WAR depend on these numbers only. Drawing the numbers is
+    the same bootstrap in distribution, at a cost that does not grow with the clips.
 
-    The interval speaks of the choice of test clips, not of what another seed of the training would change. A class whose
-    clips are all right or all wrong has no spread in it.
+    The interval covers the choice of test clips, not of the training seed. A class whose clips are
+    all right or all wrong has no spread.
 
     Parameters
     ----------
@@ -160,7 +160,8 @@ def _checked(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> tup
     truth, predicted = np.asarray(labels), np.asarray(predictions)
     if truth.ndim != 1 or truth.shape != predicted.shape:
         raise ValueError(
-            f"labels {truth.shape} and predictions {predicted.shape} must be lists of the same length"
+            f"labels {truth.shape} and predictions {predicted.shape} must be lists of the same "
+            "length"
         )
     if truth.size == 0:
         raise ValueError("no clip to score")

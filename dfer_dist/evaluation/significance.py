@@ -1,8 +1,9 @@
-"""How sure a difference between two models is, from what both said of the same test clips.
+"""Significance of the difference between two models on the same test clips.
 
-Everything here is computed from three numbers for each fold and true class: clips, clips that only the second model has right
-(gained), clips that only the first has right (lost). All differences are second minus first. UAR, WAR and recall of a class are
-sums of gained minus lost with fixed weights, so one set of draws serves all of them. ``docs/guides/reports.md`` has the formulas.
+Everything is computed from three numbers for each fold and true class: clips, clips that only the
+second model has right (gained), clips that only the first has right (lost). All differences are
+second minus first. UAR, WAR and recall of a class are sums of gained minus lost with fixed
+weights, so one set of draws gives all of them. ``docs/guides/reports.md`` has the formulas.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Difference:
-    """Percent points, with the 95 % interval."""
+    """A difference in percent points, with its 95 % interval."""
 
     value: float
     low: float
@@ -38,13 +39,16 @@ class Difference:
 
     @property
     def certain(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Return whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
 class TTest:
-    """Corrected resampled t-test over folds; ``t`` and ``p`` are None where all folds differ by the same amount."""
+    """Corrected resampled t-test over folds.
+
+    ``t`` and ``p`` are None if all folds differ by the same amount.
+    """
 
     mean: float
     t: float | None
@@ -62,7 +66,7 @@ class McNemar:
 
 
 def pair(tables: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]], num_classes: int) -> Pairs:
-    """Count what two models have right.
+    """Count the clips that only one of two models has right.
 
     Parameters
     ----------
@@ -79,7 +83,8 @@ def pair(tables: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]], num_classes: 
         labels, a, b = (np.asarray(x, dtype=np.int64) for x in (truth, first, second))
         if not labels.size or labels.ndim != 1 or not labels.shape == a.shape == b.shape:
             raise ValueError(
-                f"labels {labels.shape} and predictions {a.shape}, {b.shape} must be lists of the same length"
+                f"labels {labels.shape} and predictions {a.shape}, {b.shape} must be lists of the "
+                "same length"
             )
         groups = (
             labels,
@@ -94,9 +99,10 @@ def pair(tables: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]], num_classes: 
 
 
 def weights(pairs: Pairs) -> dict[str, Floats]:
-    """What one clip that was gained adds to ``uar`` and ``war`` (means over folds), in percent points, float64 [K, C].
+    """Return what a gained clip adds to ``uar`` and ``war``, in percent points, float64 [K, C].
 
-    A fold's UAR is the mean over the classes it has, so a clip of a rare class weighs more.
+    Both are means over folds. A fold's UAR is the mean over its classes, so a clip of a rare class
+    weighs more.
     """
     n = pairs.clips
     folds, present = len(n), (n > 0).sum(1, keepdims=True)
@@ -108,7 +114,10 @@ def weights(pairs: Pairs) -> dict[str, Floats]:
 
 
 def class_weights(pairs: Pairs) -> Floats:
-    """The same for the recall of each class over all folds pooled, float64 [C, K, C]; zero for a class without clips."""
+    """Return the weights for the recall of each class, folds pooled, float64 [C, K, C].
+
+    They are zero for a class without clips.
+    """
     total = pairs.clips.sum(0)
     out = np.zeros((len(total), *pairs.clips.shape))
     for c in np.flatnonzero(total):
@@ -119,15 +128,20 @@ def class_weights(pairs: Pairs) -> Floats:
 def differences(
     pairs: Pairs, linear: Sequence[Floats], draws: int = 4000, seed: int = 0, level: float = 0.95
 ) -> list[Difference]:
-    """Differences with intervals by a paired bootstrap; clips are drawn within fold and class, a clip with both its predictions.
+    """Return differences with intervals by a paired bootstrap.
 
-    Of the n clips of a fold and class, g are gained and l are lost. Drawing n of them with replacement makes the numbers of
-    gained and lost ones multinomial, and every difference depends on a draw through these only.
+    Clips are drawn within fold and class, a clip with both its predictions.
 
-    A plain percentile interval is too narrow where a fold has few clips of a class, or few clips differ at all: in simulations
-    of null differences it left out zero up to 11 times in a hundred. Two well-known corrections bring that to 3 to 7 where six clips or
-    more differ, and below where fewer do: a stratum's deviations are multiplied by sqrt(n / (n - 1)), and the proportions that are drawn from
-    have half a gained and half a lost clip more, spread over the strata by their size.
+    Of the n clips of a fold and class, g are gained and l are lost. Drawing n of them with
+    replacement makes the numbers of gained and lost ones multinomial, and every difference depends
+    on a draw through these only.
+
+    A plain percentile interval is too narrow where a fold has few clips of a class, or few clips
+    differ at all: in simulations of null differences it left out zero up to 11 times in a hundred.
+    Two well-known corrections bring that to 3 to 7 where six clips or more differ, and below where
+    fewer do: a stratum's deviations are multiplied by sqrt(n / (n - 1)), and the proportions that
+    are drawn from have half a gained and half a lost clip more, spread over the strata by their
+    size.
 
     Parameters
     ----------
@@ -136,9 +150,10 @@ def differences(
 
     References
     ----------
-    Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13. Rao & Wu, "Resampling inference with complex
-    survey data", JASA 83 (1988): the factor. Agresti & Min, "Simple improved confidence intervals for comparing matched
-    proportions", Statistics in Medicine 24 (2005): half a clip in each cell.
+    Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13. Rao & Wu,
+    "Resampling inference with complex survey data", JASA 83 (1988): the factor. Agresti & Min,
+    "Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine
+    24 (2005): half a clip in each cell.
     """
     n, rng = pairs.clips, np.random.default_rng(seed)
     extra = n / n.sum()  # a clip over all strata
@@ -161,10 +176,11 @@ def differences(
 
 
 def corrected_t(by_fold: ArrayLike, test_to_train: float) -> TTest:
-    """Corrected resampled t-test of the differences over folds, two-sided.
+    """Return the corrected resampled t-test of the differences over folds, two-sided.
 
-    Training sets of folds overlap, so their differences are not independent, and a plain t-test finds too much. With J folds,
-    mean m and sample variance s2 of the differences, t = m / sqrt((1 / J + n_test / n_train) s2) has J - 1 degrees of freedom.
+    Training sets of folds overlap, so their differences are not independent, and a plain t-test
+    finds too much. With J folds, mean m and sample variance s2 of the differences, t = m / sqrt((1
+    / J + n_test / n_train) s2) has J - 1 degrees of freedom.
 
     Parameters
     ----------
@@ -180,8 +196,9 @@ def corrected_t(by_fold: ArrayLike, test_to_train: float) -> TTest:
 
     References
     ----------
-    Nadeau & Bengio, "Inference for the generalization error", Machine Learning 52 (2003). Its use in cross-validation: Bouckaert &
-    Frank, "Evaluating the replicability of significance tests for comparing learning algorithms", PAKDD 2004.
+    Nadeau & Bengio, "Inference for the generalization error", Machine Learning 52 (2003). Its use
+    in cross-validation: Bouckaert & Frank, "Evaluating the replicability of significance tests for
+    comparing learning algorithms", PAKDD 2004.
     """
     from scipy.stats import t as student
 
@@ -196,15 +213,17 @@ def corrected_t(by_fold: ArrayLike, test_to_train: float) -> TTest:
 
 
 def mcnemar(gained: int, lost: int) -> McNemar:
-    """McNemar's test whether as many clips are gained as lost: the exact binomial one, two-sided, whatever their number.
+    """Test whether as many clips are gained as lost: McNemar's exact test, two-sided.
 
-    Its mid-p version and chi-square find a little more, and too much: with 100 discordant clips mid-p calls 5.7 of a hundred null
-    differences significant at 0.05. The exact test's error is below 5 for every number; the price is small where many clips differ.
+    Its mid-p version and chi-square find a little more, and too much: with 100 discordant clips
+    mid-p calls 5.7 of a hundred null differences significant at 0.05. The exact test's error is
+    below 5 for every number; the price is small where many clips differ.
 
     References
     ----------
-    McNemar, Psychometrika 12 (1947). Fagerland, Lydersen & Laake, "The McNemar test for binary matched-pairs data: mid-p and
-    asymptotic are better than exact conditional", BMC Medical Research Methodology 13 (2013), who weigh the same facts otherwise.
+    McNemar, Psychometrika 12 (1947). Fagerland, Lydersen & Laake, "The McNemar test for binary
+    matched-pairs data: mid-p and asymptotic are better than exact conditional", BMC Medical
+    Research Methodology 13 (2013), who weigh the same facts otherwise.
     """
     from scipy.stats import binomtest
 
@@ -215,7 +234,7 @@ def mcnemar(gained: int, lost: int) -> McNemar:
 
 @dataclass(frozen=True)
 class Chance:
-    """What a guess would reach, percent, and how likely it is that one reaches what was seen or more."""
+    """Scores of guessing in percent, and the probability that a guess is as good or better."""
 
     war: float
     war_p: float
@@ -226,12 +245,14 @@ class Chance:
 def against_chance(
     labels: ArrayLike, predictions: ArrayLike, num_classes: int, draws: int = 9999, seed: int = 0
 ) -> Chance:
-    """Hold one table of predictions against guessing.
+    """Compare one table of predictions with guessing.
 
-    WAR against always the commonest class, which no blind guess betters (its share is 1 / C or more): the exact binomial test, one-sided.
-    UAR against 1 / C': the predictions are given to the clips in random orders, which leaves them independent of the labels, and p is the share of
-    orders whose UAR is as high, with the one that was seen counted among them. C' are the classes that occur in the truth, over which UAR is the mean.
-    Both take clips as independent; those of one film or person are not, and p is then too small.
+    WAR against always the commonest class, which no blind guess betters (its share is 1 / C or
+    more): the exact binomial test, one-sided. UAR against 1 / C': the predictions are given to the
+    clips in random orders, which leaves them independent of the labels, and p is the share of
+    orders whose UAR is as high, with the one that was seen counted among them. C' are the classes
+    that occur in the truth, over which UAR is the mean. Both take clips as independent; those of
+    one video or person are not, and p is then too small.
 
     Parameters
     ----------
@@ -241,7 +262,8 @@ def against_chance(
 
     References
     ----------
-    Phipson & Smyth, "Permutation p-values should never be zero", Statistical Applications in Genetics and Molecular Biology 9 (2010).
+    Phipson & Smyth, "Permutation p-values should never be zero", Statistical Applications in
+    Genetics and Molecular Biology 9 (2010).
     """
     from scipy.stats import binomtest
 
@@ -263,7 +285,10 @@ def against_chance(
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values of several tests, made so that one in twenty *families* has a false finding below 0.05 (Holm, 1979)."""
+    """Return Holm's (1979) corrected p-values of several tests.
+
+    One in twenty families of tests has a false finding below 0.05.
+    """
     order = sorted(range(len(p)), key=p.__getitem__)
     out, highest = [0.0] * len(p), 0.0
     for rank, i in enumerate(order):

@@ -1,7 +1,9 @@
-"""Zero-shot tests: a model, or CLIP untrained, on any set, by what the text tower makes of that set's classes.
+"""Zero-shot tests: classify any data set by the text features of its classes.
 
-Of a checkpoint everything that was trained is kept, but for a learned context that is specific to classes, where these are other ones or have other
-texts: it stands for what those sentences lack, and means nothing beside another class's. A context that all classes share is kept.
+The model is a checkpoint, or the pretrained CLIP. Of a checkpoint everything trained is kept,
+except a learned context that is specific to classes if the classes or their texts differ: it
+complements those texts and means nothing for another class. A context that all classes share is
+kept.
 """
 
 from __future__ import annotations
@@ -40,52 +42,55 @@ def zero_shot(
     out: Path | None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Test on every clip of a set, or of one of its folds, by the texts of its classes, in this process.
+    """Test on all clips of a data set, or of one fold, by the texts of its classes.
 
     Parameters
     ----------
     what : Path
-        A checkpoint's folder, or LATEST or BEST beside it; or the name or file of an experiment, of which the pretrained CLIP is tested as it is.
+        A checkpoint's folder, or LATEST or BEST next to it; or the name or file of an experiment,
+        whose pretrained CLIP is tested as it is.
     fold : int, optional
-        By default all clips of the set; of the set that a checkpoint was trained on, the fold that it was to be tested on.
+        By default all clips of the set; on the set of a checkpoint's training, its test fold.
     overrides : list of str
-        ``key=value`` words on top of the settings, such as ``data.shards=…`` and ``model.sentences={…}``.
+        ``key=value`` overrides, such as ``data.shards=…`` and ``model.sentences={…}``.
     out : Path, optional
-        Where to write the table of predictions (parquet), and beside it the result (``.json``).
+        Where to write the table of predictions (parquet), and next to it the result (``.json``).
+    progress : function, optional
+        Called with (clips done, clips in all).
 
     Returns
     -------
     dict
-        What stands in the result: scores with intervals, chance, what it was trained on, the texts.
+        The result: scores with intervals, chance level, origin of the model, texts.
 
     Raises
     ------
     UserError
-        If there is no such checkpoint or experiment, a class has no text, or the fold is one that it was trained on.
+        If the checkpoint or experiment does not exist, a class has no text, or the model was
+        trained on the fold.
     """
     if out and out.suffix != ".parquet":
         raise UserError(
-            f"--out {out}: give a name that ends with .parquet; the result goes beside it, as .json"
+            f"--out {out}: give a name that ends with .parquet; the result is written next to it, "
+            "as .json"
         )
-    choose_device(Device.auto)  # before the next line, which imports DeepSpeed
+    # The device must be chosen before DeepSpeed is imported.
+    choose_device(Device.auto)
     from dfer_dist.checkpoints import portable as checkpoint
 
     saved: Checkpoint | None = None
     if what.suffix in (".yaml", ".yml") or (len(what.parts) == 1 and not what.exists()):
         config = _as_pretrained(load_config(str(what), overrides))
         index = open_index(config.data)
-        model, number = (
-            _untrained(config, index.classes),
-            fold and parse_folds(str(fold), index.folds)[0],
-        )
+        model = _untrained(config, index.classes)
+        number = fold and parse_folds(str(fold), index.folds)[0]
     else:
         saved = checkpoint.read(what, weights_only=True)
         config = read_config(saved.path / checkpoint.CONFIG, overrides)
         index = open_index(config.data)
         number = _fold(saved, index, fold)
-        describe_modalities(
-            index, config.model.modalities
-        )  # one that is missing is told before the model is built
+        # Fails for a missing modality before the model is built.
+        describe_modalities(index, config.model.modalities)
         fitted, config = for_classes(saved, config, index.classes)
         model = load_model(fitted, config, index.classes)
     table = predict_here(model, config, index, _clips(index, number), progress)
@@ -94,23 +99,17 @@ def zero_shot(
         "dataset": index.name,
         "fold": number,
         **asdict(table.score(index.classes)),
-    }
-    result |= _sure(table.labels, top_class(table.logits), index.classes)
-    result |= {
+        **_significance(table.labels, top_class(table.logits), index.classes),
         "trained_on": saved and _origin(saved),
         "context": _context(saved, config),
         "texts": _texts(config, index.classes),
-    }
-    result |= {
         "backbone": Path(config.model.backbone).name,
         "pretrained_sha256": model.pretrained_sha256,
-    }
-    result |= {
         "index_hash": index.hash,
         "num_frames": config.data.num_frames,
         "sampling": config.data.sampling.name,
+        "views": config.eval.views,
     }
-    result |= {"views": config.eval.views}
     if out:
         table.write(out)
         write_json(out.with_suffix(".json"), result)
@@ -120,9 +119,10 @@ def zero_shot(
 def for_classes(
     saved: Checkpoint, config: Config, classes: Sequence[str]
 ) -> tuple[Checkpoint, Config]:
-    """A checkpoint and its settings, with words of the person's on top, as they fit other classes: see the top of this module.
+    """Return a checkpoint and its settings, with overrides, for other classes.
 
-    Sentences of its own that a checkpoint has for its classes are left out where they do not name all of these; those that the person gave stay.
+    See the top of this module. A checkpoint's own sentences are dropped if they do not name all of
+    the classes; sentences from overrides are kept.
 
     Raises
     ------
@@ -151,27 +151,29 @@ def for_classes(
 def _fitting(
     own: Sentences | None, had: Sentences | None, classes: Sequence[str]
 ) -> Sentences | None:
-    if own and set(own) > set(classes):  # a word on the command line adds to those that are there
+    # An override adds to the sentences of the checkpoint.
+    if own and set(own) > set(classes):
         return {name: own[name] for name in classes}
-    return None if own == had and own is not None and set(own) != set(classes) else own
+    if own is not None and own == had and set(own) != set(classes):
+        return None
+    return own
 
 
 def _as_pretrained(config: Config) -> Config:
-    """Settings under which nothing stands between CLIP's towers that training would have to make."""
+    """Return settings of a model without parts that only training could make."""
     if config.model.pretrained == "none":
         raise UserError(
-            f"{config.model.backbone} has random weights, which tell nothing apart: set model.pretrained, or give a checkpoint"
+            f"{config.model.backbone} has random weights, which cannot classify: set "
+            "model.pretrained, or give a checkpoint"
         )
     plain: dict[str, Any] = {
         "image": ImageTuning.none,
         "text_tower": TextTuning.frozen,
         "temporal": TemporalKind.mean,
-    }
-    plain |= {
         "context_tokens": 0,
         "description_ratio": 0.0,
         "normalize": True,
-        "levels": [],
+        "modalities": [],
         "video_weight": None,
     }
     return replace(config, model=replace(config.model, **plain))
@@ -187,19 +189,19 @@ def _untrained(config: Config, classes: Sequence[str]) -> DFERCLIP:
 
 
 def _fold(saved: Checkpoint, index: Index, fold: int | None) -> int | None:
-    """The fold to test on; None for all clips of another set than the one that the checkpoint is of."""
+    """Return the fold to test on; None for all clips of another data set."""
     if fold is None and saved.state.get("dataset") == index.name:
         fold = saved.state.get("fold")
     return None if fold is None else unseen_fold(saved, index, fold)
 
 
 def _clips(index: Index, fold: int | None) -> ClipSet:
-    """Those of a fold, or of all of them; FERV39k has one test fold, and its training clips are left alone."""
+    """Return the test clips of a fold or of all folds, never clips of a split ``train``."""
     folds = index.folds if fold is None else [fold]
     return all_clips(index, sorted({shard for k in folds for shard in index.test_shards(k)}))
 
 
-def _sure(labels: Any, predicted: Any, classes: Sequence[str]) -> dict[str, Any]:
+def _significance(labels: Any, predicted: Any, classes: Sequence[str]) -> dict[str, Any]:
     tables = [(labels, predicted)]
     intervals = {
         metric: list(bootstrap_ci(tables, len(classes), metric)) for metric in ("uar", "war")
@@ -213,7 +215,7 @@ def _sure(labels: Any, predicted: Any, classes: Sequence[str]) -> dict[str, Any]
 
 
 def _origin(saved: Checkpoint) -> dict[str, Any]:
-    """What a checkpoint was trained on, as far as it says so."""
+    """Return what a checkpoint was trained on, as far as it is recorded."""
     state = saved.state
     about = {
         key: state.get(key)
@@ -235,14 +237,16 @@ def _origin(saved: Checkpoint) -> dict[str, Any]:
 
 
 def _context(saved: Checkpoint | None, config: Config) -> str:
-    had = saved is not None and saved.config.model.context_tokens > 0
-    return "kept" if config.model.context_tokens else "left out" if had else "none"
+    if config.model.context_tokens:
+        return "kept"
+    had_context = saved is not None and saved.config.model.context_tokens > 0
+    return "left out" if had_context else "none"
 
 
 def _texts(config: Config, classes: Sequence[str]) -> dict[str, Mapping[str, Sequence[str]]]:
     from dfer_dist.models.class_texts import polarity_texts
 
     return {
-        side: dict(zip(classes, own, strict=True))
-        for side, own in polarity_texts(classes, config.model).items()
+        polarity: dict(zip(classes, texts, strict=True))
+        for polarity, texts in polarity_texts(classes, config.model).items()
     }
