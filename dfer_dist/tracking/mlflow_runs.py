@@ -1,14 +1,13 @@
-"""A cross-validation's runs at the tracking server: an experiment for its data set, a parent run, a child run for each fold.
+"""The MLflow runs of a cross-validation: a parent run, and a child run for each fold.
 
-``run.json`` has a key that is the run's own before anything is made at the server. All that is made there bears it as a tag, so that who makes
-the runs, at whatever time and after whatever crash, finds first what is there.
+``run.json`` has a unique key before anything is created at the server. Everything created there
+has it as a tag, so that creating the runs again, after any crash, first finds what exists.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 import urllib.error
 import urllib.request
@@ -32,16 +31,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_KEY, _FOLD = "dfer.run", "fold"  # tags
-_PROBE = 3.0  # seconds in which a server has to say something when a run begins
-_WORDS = 100  # parameters or tags that MLflow takes in one request
-_PARAM, _TAG = 6000, 5000  # characters of one
+_KEY_TAG, _FOLD_TAG = "dfer.run", "fold"
+_PROBE_SECONDS = 3.0  # in which a server has to answer when a run starts
+# MLflow's limits: parameters or tags in one request, and characters of each.
+_BATCH = 100
+_MAX_PARAM, _MAX_TAG = 6000, 5000
 
 
 def client(uri: str) -> MlflowClient:
-    """An MLflow client with short time-outs, which sends no usage statistics.
+    """Return an MLflow client with short time-outs that sends no usage statistics.
 
-    It never repeats a request by itself: one that makes a run and is answered late would make two.
+    It never retries a request: creating a run with a late answer would create two.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -49,23 +49,21 @@ def client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
-    logging.getLogger("alembic").setLevel(
-        logging.WARNING
-    )  # creating the tables of a sqlite store is many lines
+    # Creating the tables of a sqlite store logs many lines.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     if not uri.startswith("sqlite:///"):
         return MlflowClient(uri)
     file = Path(uri.removeprefix("sqlite:///"))
-    with _alone(
-        file.with_name(f".{file.name}.lock")
-    ):  # MLflow lets two processes make the tables at a time, and fails
+    # MLflow fails if two processes create the tables at a time.
+    with _lock_if_possible(file.with_name(f".{file.name}.lock")):
         return MlflowClient(uri)
 
 
 def fresh_tracking(run: RunDir, config: Config, dataset: str) -> dict[str, Any] | None:
-    """What ``run.json`` says of tracking before anything is made at the server; None where it is switched off."""
+    """Return ``tracking`` of a new ``run.json``; None if tracking is disabled."""
     if not config.tracking.enabled:
         return None
     uri = config.tracking.uri or f"sqlite:///{run.root.parent / 'mlflow.db'}"
@@ -85,12 +83,12 @@ def fresh_tracking(run: RunDir, config: Config, dataset: str) -> dict[str, Any] 
 
 
 def is_tracked(run: RunDir) -> bool:
-    """Whether a run has a tracking server, be it away."""
+    """Return whether a run has a tracking server, reachable or not."""
     return run.describe()["tracking"] is not None
 
 
 def tracking_of(run: RunDir) -> dict[str, Any]:
-    """What ``run.json`` says of tracking, whichever version of this program wrote it.
+    """Return ``tracking`` of ``run.json``, of any version of this program.
 
     Raises
     ------
@@ -98,24 +96,25 @@ def tracking_of(run: RunDir) -> dict[str, Any]:
         If the run has no server.
     """
     about = run.describe()
-    said = about["tracking"]
-    if said is None:
+    tracking = about["tracking"]
+    if tracking is None:
         raise UserError(
             f"{run.root} was made with tracking.enabled=false: it has no tracking server"
         )
     return {
-        "key": said["run_id"],
+        "key": tracking["run_id"],
         "experiment": about["dataset"],
         "closed": None,
         "given_up": [],
-        **said,
+        **tracking,
     }
 
 
 def begin(run: RunDir) -> None:
-    """Make the runs of a run at its server, or open them again. A server that does not answer at once holds nothing up.
+    """Create the MLflow runs of a run, or reopen them, without waiting for a slow server.
 
-    Nothing is raised: what could not be made now is made by the job, once the server answers, or by ``dfer sync``.
+    Nothing is raised: what could not be created is created by the job once the server answers, or
+    by ``dfer sync``.
     """
     if not is_tracked(run):
         return
@@ -128,53 +127,59 @@ def begin(run: RunDir) -> None:
         ids = make_runs(run, api)
         if tracking["closed"]:
             api.update_run(ids["run_id"], status="RUNNING")
-    except Exception as e:  # MLflow raises many kinds; none may stop a run
+    except Exception as e:
+        # MLflow raises many kinds of errors; none may stop a run.
         logger.warning(
-            f"tracking server {tracking['uri']} does not answer ({reason(e)}): going on without it; what it misses is sent "
-            f"when it answers, or by dfer sync {run.root}"
+            f"tracking server {tracking['uri']} does not answer ({reason(e)}): continuing without "
+            f"it; what it misses is sent when it answers, or by dfer sync {run.root}"
         )
 
 
 def _probe(uri: str) -> None:
-    """Wait :data:`_PROBE` seconds for a web server to say anything at all; looking up its name counts."""
+    """Wait for any answer of a web server, including the look-up of its name."""
     if not uri.startswith("http"):
         return
-    fault: list[Exception] = [TimeoutError(f"no answer in {_PROBE:.0f} s")]
+    errors: list[Exception] = [TimeoutError(f"no answer in {_PROBE_SECONDS:.0f} s")]
 
-    def ask() -> None:
+    def request() -> None:
         try:
-            urllib.request.urlopen(f"{uri}/health", timeout=_PROBE).close()
+            urllib.request.urlopen(f"{uri}/health", timeout=_PROBE_SECONDS).close()
         except urllib.error.HTTPError as e:
             if e.code >= 500:
-                fault.append(e)
+                errors.append(e)
                 return
         except Exception as e:
-            fault.append(e)
+            errors.append(e)
             return
-        fault.clear()
+        errors.clear()
 
-    thread = threading.Thread(target=ask, name="probe", daemon=True)
+    thread = threading.Thread(target=request, name="probe", daemon=True)
     thread.start()
-    thread.join(_PROBE + 1)
-    if fault:
-        raise fault[-1]
+    thread.join(_PROBE_SECONDS + 1)
+    if errors:
+        raise errors[-1]
 
 
 def make_runs(run: RunDir, api: MlflowClient, check: bool = False) -> dict[str, Any]:
-    """Make what the server lacks of a run's experiment, parent and children; returns tracking of ``run.json`` with all ids.
+    """Create what the server lacks of a run's experiment, parent and children.
 
     Several processes may call this at a time.
 
     Parameters
     ----------
     check : bool
-        Look even where all ids are known: parameters and tags that are missing are added, runs that a request made after it had been
-        given up are deleted.
+        Check even if all ids are known: add missing parameters and tags, and delete duplicates
+        from requests that were completed after their time-out.
+
+    Returns
+    -------
+    dict
+        ``tracking`` of ``run.json`` with all ids.
     """
     if (tracking := tracking_of(run))["run_id"] and not check:
         return tracking
-    with _alone(run.root / ".tracking.lock"):
-        if (tracking := tracking_of(run))["run_id"] and not check:  # made while we waited
+    with _lock_if_possible(run.root / ".tracking.lock"):
+        if (tracking := tracking_of(run))["run_id"] and not check:  # created meanwhile
             return tracking
         return _make_runs(run, api, tracking)
 
@@ -186,11 +191,11 @@ def _make_runs(run: RunDir, api: MlflowClient, tracking: dict[str, Any]) -> dict
     tags, name = run_tags(run), run.root.name
     children = {}
     parent = found.get("") or api.create_run(
-        experiment_id, tags={_KEY: tracking["key"]}, run_name=name
+        experiment_id, tags={_KEY_TAG: tracking["key"]}, run_name=name
     )
     complete(run, api, parent, tags)
     for fold in map(str, about["folds"]):
-        own = {"mlflow.parentRunId": parent.info.run_id, _FOLD: fold, _KEY: tracking["key"]}
+        own = {"mlflow.parentRunId": parent.info.run_id, _FOLD_TAG: fold, _KEY_TAG: tracking["key"]}
         child = found.get(fold)
         if child is None:
             child = api.create_run(experiment_id, tags=own, run_name=f"{name}-fold{fold}")
@@ -220,10 +225,13 @@ def _experiment(run: RunDir, api: MlflowClient, tracking: dict[str, Any]) -> str
 
 
 def _found(api: MlflowClient, experiment_id: str, tracking: dict[str, Any]) -> dict[str, Run]:
-    """Runs at the server that bear the run's key: the parent as "", children by fold. Of two the known one counts, or the elder."""
+    """Return the runs with the run's key: the parent as "", children by fold.
+
+    Of duplicates, the known one counts, or the older one.
+    """
     known = {tracking["run_id"], *tracking["folds"].values()}
     runs = api.search_runs(
-        [experiment_id], f"tags.`{_KEY}` = '{tracking['key']}'", max_results=1000
+        [experiment_id], f"tags.`{_KEY_TAG}` = '{tracking['key']}'", max_results=1000
     )
     lacking = known - {None} - {r.info.run_id for r in runs}
     runs = [*runs, *map(api.get_run, sorted(lacking))]
@@ -232,20 +240,25 @@ def _found(api: MlflowClient, experiment_id: str, tracking: dict[str, Any]) -> d
     )
     out: dict[str, Run] = {}
     for r in runs:
-        if out.setdefault(r.data.tags.get(_FOLD, ""), r) is not r:
+        if out.setdefault(r.data.tags.get(_FOLD_TAG, ""), r) is not r:
             api.delete_run(r.info.run_id)
     return out
 
 
 def complete(run: RunDir, api: MlflowClient, at: Run, tags: dict[str, str]) -> None:
-    """Give a run at the server the parameters, tags and data set that it lacks. Parameters that are there cannot be changed."""
+    """Add missing parameters, tags and data set to an MLflow run.
+
+    Existing parameters cannot be changed.
+    """
     from mlflow.entities import Param, RunTag
 
     flat = flatten(read_config(run.config))
-    params = [Param(k, str(v)[:_PARAM]) for k, v in flat.items() if k not in at.data.params]
-    words = [RunTag(k, v[:_TAG]) for k, v in tags.items() if at.data.tags.get(k) != v[:_TAG]]
-    for i in range(0, max(len(params), len(words)), _WORDS):
-        api.log_batch(at.info.run_id, params=params[i : i + _WORDS], tags=words[i : i + _WORDS])
+    params = [Param(k, str(v)[:_MAX_PARAM]) for k, v in flat.items() if k not in at.data.params]
+    cut = {k: v[:_MAX_TAG] for k, v in tags.items()}
+    new_tags = [RunTag(k, v) for k, v in cut.items() if at.data.tags.get(k) != v]
+    for i in range(0, max(len(params), len(new_tags)), _BATCH):
+        part = slice(i, i + _BATCH)
+        api.log_batch(at.info.run_id, params=params[part], tags=new_tags[part])
     if not at.inputs.dataset_inputs:
         api.log_inputs(at.info.run_id, datasets=[_dataset(read_json(run.provenance)["data"])])
 
@@ -264,7 +277,7 @@ def _dataset(data: dict[str, str]) -> DatasetInput:
 
 
 def run_tags(run: RunDir) -> dict[str, str]:
-    """What tells runs apart in the server's tables."""
+    """Return the tags that distinguish runs in the server's tables."""
     about, origin, config = run.describe(), read_json(run.provenance), read_config(run.config)
     tags = {
         "dataset": about["dataset"],
@@ -287,7 +300,7 @@ def run_tags(run: RunDir) -> dict[str, str]:
 
 
 def job_tags(fold: FoldDir) -> dict[str, str]:
-    """What is known of a fold's job only while it runs, of the last one."""
+    """Return tags of the last job of a fold."""
     attempts = read_json(fold.status)["attempts"] if fold.status.exists() else []
     if not attempts:
         return {}
@@ -306,13 +319,14 @@ def job_tags(fold: FoldDir) -> dict[str, str]:
 
 
 class ChildRun:
-    """Finds a fold's run for a job, and makes it where the server was away until now."""
+    """Connect a job to its fold's MLflow run, and create it if the server did not answer before."""
 
     def __init__(self, run: RunDir, fold: int, running: bool) -> None:
-        """``running``: also mark it as running now, with what there is to tell of the job."""
+        """Store the arguments; ``running`` marks the run as running, with the job's tags."""
         self.run, self.fold, self.running = run, fold, running
 
     def __call__(self) -> tuple[MlflowClient, str]:
+        """Return a client and the id of the fold's run."""
         api = client(tracking_of(self.run)["uri"])
         child = make_runs(self.run, api)["folds"][str(self.fold)]
         if self.running:
@@ -326,7 +340,7 @@ class ChildRun:
 
 
 def close_early(run: RunDir, fold: int, status: str) -> None:
-    """End the run of a fold's job that came to nothing before it had a tracker."""
+    """End the MLflow run of a fold whose job failed before it had a metrics log."""
     if is_tracked(run):
         try:
             api, child = ChildRun(run, fold, running=True)()
@@ -336,7 +350,7 @@ def close_early(run: RunDir, fold: int, status: str) -> None:
 
 
 def delete_runs(run: RunDir) -> None:
-    """Take a run in which nothing was trained out of the server's lists (MLflow keeps deleted runs for its own `gc`)."""
+    """Delete the MLflow runs of a run without training; MLflow keeps them for its own ``gc``."""
     try:
         if not is_tracked(run) or not (tracking := tracking_of(run))["run_id"]:
             return
@@ -344,19 +358,18 @@ def delete_runs(run: RunDir) -> None:
         api = client(tracking["uri"])
         for run_id in (*tracking["folds"].values(), tracking["run_id"]):
             api.delete_run(run_id)
-    except Exception as e:  # whatever MLflow raises, the folder is free
+    except Exception as e:
+        # Whatever MLflow raises, the folder can be reused.
         logger.warning(f"tracking: {reason(e)}")
 
 
 @contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """As :func:`file_lock`; where there can be no lock, all go on at once: runs made twice are found later, and a table made twice is an error of MLflow's."""
+def _lock_if_possible(file: Path) -> Iterator[None]:
+    """Hold a file lock, or continue without one if the file system has none.
+
+    Runs that are created twice are found later; a table created twice is an error of MLflow's.
+    """
     with ExitStack() as held:
         with suppress(OSError):
             held.enter_context(file_lock(file))
         yield
-
-
-def metric_name(words: str) -> str:
-    """``words`` with what MLflow takes in a name."""
-    return re.sub(r"[^\w. /:-]", "_", words)

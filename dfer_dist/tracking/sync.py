@@ -1,10 +1,11 @@
-"""The tracking server brought to what stands in a run's folder: figures, files, summary, and how each run ended. What is there already is left alone."""
+"""Send what the tracking server lacks of a run: metrics, files, summary, final statuses."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from dfer_dist.tracking.mlflow_runs import (
     make_runs,
     tracking_of,
 )
-from dfer_dist.tracking.uploader import UploadQueue
+from dfer_dist.tracking.uploader import Finalize, UploadQueue
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, sha256_file, write_json
 
@@ -29,59 +30,64 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_ENDED = {
+# MLflow's status for a fold in one of our states on which no job works.
+_FINAL_STATUS = {
     "DONE": FINISHED,
     "FAILED": FAILED,
     "PREEMPTED": KILLED,
     "RUNNING": KILLED,
     "STARTING": KILLED,
-}  # our states when nobody works on them
-_LATER = (
-    "summary.json",
-    "summary.md",
-    "summary.png",
-    "summary.tex",
-    "report.html",
-)  # of a run, in its folder
+}
+_REPORT_FILES = ("summary.json", "summary.md", "summary.png", "summary.tex", "report.html")
 
 
 @dataclass
-class Sent:
-    """What the server lacked."""
+class SyncReport:
+    """What was sent to the server.
+
+    Attributes
+    ----------
+    lines, files : int
+    changes : int
+        Created runs, and changed tags, statuses and metrics of runs.
+    busy : list of int
+        Folds whose own job uploads their metrics.
+    """
 
     lines: int = 0
     files: int = 0
-    changes: int = 0  # runs made, and tags, statuses and figures of runs
-    busy: list[int] = field(default_factory=list)  # folds whose own job sends what it has
+    changes: int = 0
+    busy: list[int] = field(default_factory=list)
 
-    def words(self, uri: str) -> str:
-        """For a person."""
+    def describe(self, uri: str) -> str:
+        """Return a message for the user."""
         parts = [
-            f"{n} {word}{'s' * (n != 1)}"
-            for n, word in ((self.lines, "line"), (self.files, "file"))
+            f"{n} {kind}{'s' * (n != 1)}"
+            for n, kind in ((self.lines, "line"), (self.files, "file"))
             if n
         ]
-        parts += ["what was told of its runs"] if self.changes else []
-        said = f"sent {', '.join(parts)} to {uri}" if parts else f"{uri} has everything"
-        return said + (
-            f"; fold {', '.join(map(str, self.busy))} is in training and sends by itself"
-            if self.busy
-            else ""
-        )
+        if self.changes:
+            parts.append("changes of its runs")
+        message = f"sent {', '.join(parts)} to {uri}" if parts else f"{uri} has everything"
+        if self.busy:
+            folds = ", ".join(map(str, self.busy))
+            message += f"; fold {folds} is in training and uploads its own metrics"
+        return message
 
 
-def sync(run: RunDir) -> Sent:
-    """Send all that a run's server lacks; runs that were never made there are made.
+def sync(run: RunDir) -> SyncReport:
+    """Send all that a run's server lacks; create runs that do not exist there.
 
     Raises
     ------
     UserError
         If the run has no server.
     Exception
-        Whatever MLflow raises, as when it does not answer; what was sent before that is not sent again.
+        Whatever MLflow raises, for example without an answer. What was sent before is not sent
+        again.
     """
     tracking = tracking_of(run)
-    api, sent = client(tracking["uri"]), Sent()
+    api, sent = client(tracking["uri"]), SyncReport()
     before = tracking
     tracking = make_runs(run, api, check=True)
     sent.changes += tracking != before
@@ -92,13 +98,13 @@ def sync(run: RunDir) -> Sent:
         sent.changes += _log_summary(api, parent, read_json(run.summary))
     sent.files += send_files(api, tracking["run_id"], run.files_sent, run_files(run))
     jobs = {"slurm.array": _array(run)} if run.jobs.exists() else {}
-    sent.changes += _tag(run, api, parent, {k: v for k, v in jobs.items() if v})
+    sent.changes += _set_tags(run, api, parent, {k: v for k, v in jobs.items() if v})
     if tracking["closed"]:
-        sent.changes += _end(api, parent, tracking["closed"])
+        sent.changes += _set_status(api, parent, tracking["closed"])
     return sent
 
 
-def _send_fold(run: RunDir, number: int, api: MlflowClient, child: str, sent: Sent) -> None:
+def _send_fold(run: RunDir, number: int, api: MlflowClient, child: str, sent: SyncReport) -> None:
     fold = run.fold(number)
     for path in sorted(fold.root.glob("system-*.jsonl")):
         _send_lines(path, path.with_suffix(".sent"), whole_lines(path), api, child, sent)
@@ -108,28 +114,31 @@ def _send_fold(run: RunDir, number: int, api: MlflowClient, child: str, sent: Se
         sent.busy.append(number)
         return
     at = api.get_run(child)
-    sent.changes += _tag(run, api, at, job_tags(fold))
+    sent.changes += _set_tags(run, api, at, job_tags(fold))
     sent.files += send_files(api, child, fold.files_sent, fold_files(run, number))
     if status := _status(run, number):
-        sent.changes += _end(api, at, status)
+        sent.changes += _set_status(api, at, status)
 
 
 def _send_lines(
-    path: Path, mark: Path, size: int, api: MlflowClient, child: str, sent: Sent
+    path: Path, position_file: Path, size: int, api: MlflowClient, child: str, sent: SyncReport
 ) -> bool:
-    """Whether it was not another process's to do."""
-    queue = UploadQueue(path, mark)
-    if not queue.take(size):
+    """Send the lines of a file; return False if another process does."""
+    queue = UploadQueue(path, position_file)
+    if not queue.acquire(size):
         return False
     try:
         sent.lines += queue.send(api, child, lambda: size)
     finally:
-        queue.leave()
+        queue.release()
     return True
 
 
 def committed_bytes(fold: FoldDir) -> int:
-    """Bytes of a fold's figures that no crash can undo: all of them once it is done, before that those its last checkpoint stands for."""
+    """Return the bytes of a fold's metrics that no crash can roll back.
+
+    Those are all bytes of a finished fold, else those that its last checkpoint includes.
+    """
     if fold.result.exists():
         return whole_lines(fold.metrics)
     latest = fold.checkpoints / "LATEST"
@@ -142,22 +151,27 @@ def committed_bytes(fold: FoldDir) -> int:
 
 
 def _status(run: RunDir, fold: int) -> str | None:
-    """How a fold ended on which nobody works, or None if it was not begun."""
+    """Return how a fold without a job ended, or None if it was not started."""
     path = run.fold(fold).status
     state = read_json(path)["state"] if path.exists() else None
     if state not in ("DONE", "FAILED") and fold in tracking_of(run)["given_up"]:
         return FAILED
-    return _ENDED[state] if state else None
+    return _FINAL_STATUS[state] if state else None
 
 
 def run_files(run: RunDir) -> dict[str, Path | str]:
-    """Files of a cross-validation that belong into its parent run, by their names there."""
-    there = [run.config, run.provenance, run.environment, *(run.root / name for name in _LATER)]
-    return {path.name: path for path in there if path.exists()}
+    """Return the files of a cross-validation for its parent run, by name."""
+    candidates = [
+        run.config,
+        run.provenance,
+        run.environment,
+        *(run.root / name for name in _REPORT_FILES),
+    ]
+    return {path.name: path for path in candidates if path.exists()}
 
 
 def fold_files(run: RunDir, number: int) -> dict[str, Path | str]:
-    """Files of a fold that belong into its run, by their names there; a text instead of a path is the content."""
+    """Return the files of a fold for its run, by name: a path, or the content as text."""
     fold = run.fold(number)
     files: dict[str, Path | str] = {
         path.name: path for path in (run.config, run.provenance, run.environment)
@@ -174,7 +188,10 @@ def fold_files(run: RunDir, number: int) -> dict[str, Path | str]:
 
 
 def recall_table(result: Mapping[str, Any]) -> str:
-    """Recall of each class in percent, as CSV, which MLflow shows as a table; an absent class has no recall."""
+    """Return the recall of each class as CSV; MLflow shows it as a table.
+
+    An absent class has no recall.
+    """
     text = io.StringIO()
     write = csv.writer(text, lineterminator="\n")
     write.writerow(("class", "clips", "recall"))
@@ -183,10 +200,15 @@ def recall_table(result: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def send_files(api: MlflowClient, run_id: str, mark: Path, files: Mapping[str, Path | str]) -> int:
-    """Send those files that the server lacks or has otherwise; ``mark`` keeps the sha256 of what it has. Returns how many."""
-    have = read_json(mark)["files"] if mark.exists() else {}
-    there = {f.path: f.file_size for f in api.list_artifacts(run_id)}
+def send_files(
+    api: MlflowClient, run_id: str, hash_file: Path, files: Mapping[str, Path | str]
+) -> int:
+    """Send the files that are missing or different at the server; return their number.
+
+    ``hash_file`` records the sha256 of the files that were sent.
+    """
+    hashes = read_json(hash_file)["files"] if hash_file.exists() else {}
+    sizes = {f.path: f.file_size for f in api.list_artifacts(run_id)}
     count = 0
     with TemporaryDirectory() as folder:
         for name, content in files.items():
@@ -194,62 +216,73 @@ def send_files(api: MlflowClient, run_id: str, mark: Path, files: Mapping[str, P
             if isinstance(content, str):
                 path.write_text(content, encoding="utf-8")
             digest = sha256_file(path)
-            if have.get(name) == digest and there.get(name) == path.stat().st_size:
+            if hashes.get(name) == digest and sizes.get(name) == path.stat().st_size:
                 continue
             api.log_artifact(run_id, str(path))
-            have[name] = digest
-            write_json(mark, {"files": have})
+            hashes[name] = digest
+            write_json(hash_file, {"files": hashes})
             count += 1
     return count
 
 
-def finalize_run(run: RunDir, fold: int, status: str) -> Callable[[MlflowClient, str], None]:
-    """What a job does at the server when all figures are there: the files, then how it ended."""
+def finalize_run(run: RunDir, fold: int, status: str) -> Finalize:
+    """Return what ends a fold's MLflow run after its metrics: send the files, set the status."""
 
-    def do(api: MlflowClient, child: str) -> None:
+    def finalize(api: MlflowClient, child: str) -> None:
         send_files(api, child, run.fold(fold).files_sent, fold_files(run, fold))
         api.set_terminated(child, status)
 
-    return do
+    return finalize
 
 
 def _log_summary(api: MlflowClient, parent: Run, summary: Mapping[str, Any]) -> bool:
-    """Mean, deviation, best and worst fold as figures of the parent run, so that the server's own tables compare runs; size, speed and memory as tags."""
-    import time
+    """Log a summary to the parent run, so that the server's tables compare runs.
 
+    Mean, deviation, best and worst fold are metrics. Size, speed and memory are tags, because
+    MLflow's page that compares runs has no room for more metrics.
+
+    Returns
+    -------
+    bool
+        Whether anything was new.
+    """
     from mlflow.entities import Metric, RunTag
 
-    figures: dict[str, float | None] = {}
+    values: dict[str, float | None] = {}
     tags = {"folds_missing": ",".join(map(str, summary["missing"])) or "none"}
     for metric in ("uar", "war"):
-        values = {r["fold"]: r[metric] for r in summary["folds"]}
-        best, worst = max(values, key=lambda k: values[k]), min(values, key=lambda k: values[k])
-        figures |= {
+        by_fold = {r["fold"]: r[metric] for r in summary["folds"]}
+        best, worst = max(by_fold, key=by_fold.__getitem__), min(by_fold, key=by_fold.__getitem__)
+        values |= {
             f"{metric}_mean": summary[metric]["mean"],
             f"{metric}_std": summary[metric]["std"],
+            f"{metric}_best": by_fold[best],
+            f"{metric}_worst": by_fold[worst],
         }
-        figures |= {f"{metric}_best": values[best], f"{metric}_worst": values[worst]}
         tags |= {f"{metric}_best_fold": str(best), f"{metric}_worst_fold": str(worst)}
-    # Tags, not metrics: MLflow's page that compares runs has no room for more metrics.
     # Summaries of older runs have no cost.
     cost = summary.get("cost", {})
     tags |= {name: str(value) for name, value in cost.items() if value is not None}
-    now, have = int(time.time() * 1000), parent.data.metrics
-    new = [Metric(k, v, now, 0) for k, v in figures.items() if v is not None and have.get(k) != v]
-    words = [RunTag(k, v) for k, v in tags.items() if parent.data.tags.get(k) != v]
-    if new or words:
-        api.log_batch(parent.info.run_id, metrics=new, tags=words)
-    return bool(new or words)
+    now, old = int(time.time() * 1000), parent.data
+    metrics = [
+        Metric(name, value, now, 0)
+        for name, value in values.items()
+        if value is not None and old.metrics.get(name) != value
+    ]
+    new_tags = [RunTag(k, v) for k, v in tags.items() if old.tags.get(k) != v]
+    if metrics or new_tags:
+        api.log_batch(parent.info.run_id, metrics=metrics, tags=new_tags)
+    return bool(metrics or new_tags)
 
 
-def _tag(run: RunDir, api: MlflowClient, at: Run, tags: dict[str, str]) -> bool:
+def _set_tags(run: RunDir, api: MlflowClient, at: Run, tags: dict[str, str]) -> bool:
     if all(at.data.tags.get(k) == v for k, v in tags.items()):
         return False
     complete(run, api, at, tags)
     return True
 
 
-def _end(api: MlflowClient, at: Run, status: str) -> bool:
+def _set_status(api: MlflowClient, at: Run, status: str) -> bool:
     if at.info.status == status:
         return False
     api.set_terminated(at.info.run_id, status)
@@ -257,21 +290,23 @@ def _end(api: MlflowClient, at: Run, status: str) -> bool:
 
 
 def _array(run: RunDir) -> str | None:
-    """The id of the Slurm array that was submitted last."""
+    """Return the id of the Slurm array that was submitted last."""
     last = read_json(run.jobs)["submissions"][-1]
     jobs = list(last["folds"].values())
     return jobs[0].partition("_")[0] if jobs else None
 
 
-def end_run(run: RunDir, status: str | None, given_up: list[int] | None = None) -> Sent | None:
-    """Write down how a run ended, then :func:`sync`; None where it has no server.
+def end_run(
+    run: RunDir, status: str | None, given_up: list[int] | None = None
+) -> SyncReport | None:
+    """Record how a run ended, then :func:`sync`; return None without a server.
 
     Parameters
     ----------
     status : str, optional
-        Of the parent run; None leaves it open.
+        Final status of the parent run; None leaves it open.
     given_up : list of int, optional
-        Folds that will not come.
+        Folds that will not be trained.
 
     Raises
     ------

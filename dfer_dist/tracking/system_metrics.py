@@ -1,4 +1,4 @@
-"""Load of a machine while it trains: processors, memory, network, disk, and GPUs where NVIDIA's or AMD's library finds some."""
+"""Log the load of a machine during training: CPU, memory, network, disk and GPUs."""
 
 from __future__ import annotations
 
@@ -14,43 +14,45 @@ from dfer_dist.tracking.uploader import Connect, reason
 
 logger = logging.getLogger(__name__)
 
-EVERY = 10.0  # seconds
+INTERVAL = 10.0  # seconds
 
 
 class SystemMonitor:
-    """A thread that measures with MLflow's own monitors, into a file of its own that is sent as a fold's figures are.
+    """A thread that measures with MLflow's monitors, on each machine of a job.
 
-    One on each machine of a job. MLflow's ready-made thread would end for good the first time its server does not answer.
+    The metrics go to a file of their own, which is uploaded like those of a fold. MLflow's own
+    thread would end the first time its server does not answer.
     """
 
     def __init__(self, fold: FoldDir, connect: Connect) -> None:
         self.node = re.sub(r"[^\w-]", "_", socket.gethostname().partition(".")[0])
         path = fold.system(self.node)
-        self._tracker = MetricsLog(path, path.with_suffix(".sent"), connect)
-        self._over = threading.Event()
+        self._log = MetricsLog(path, path.with_suffix(".sent"), connect)
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="system", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Send what there is, five seconds at most."""
-        self._over.set()
+        """Stop measuring and send the rest, in five seconds at most."""
+        self._stop.set()
         self._thread.join(1)
-        self._tracker.close(timeout=5)
+        self._log.close(timeout=5)
 
     def _run(self) -> None:
         try:
             monitors = _monitors()
-            step = self._tracker.path.read_bytes().count(b"\n")
-            while not self._over.wait(EVERY):
+            step = self._log.path.read_bytes().count(b"\n")
+            while not self._stop.wait(INTERVAL):
                 step += 1
-                self._tracker.log(
+                self._log.log(
                     step,
                     None,
                     {f"system/{self.node}/{k}": v for k, v in _measure(monitors).items()},
                 )
-                self._tracker.commit(self._tracker.size)
-        except Exception as e:  # a machine that does not tell is no reason to stop
-            logger.warning(f"no more figures of this machine's load: {reason(e)}")
+                self._log.commit(self._log.size)
+        except Exception as e:
+            # Training does not depend on these metrics.
+            logger.warning(f"no more system metrics of this machine: {reason(e)}")
 
 
 def _monitors() -> list[Any]:
@@ -61,18 +63,19 @@ def _monitors() -> list[Any]:
     from mlflow.system_metrics.metrics.rocm_monitor import ROCMMonitor
 
     found: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-    for gpus in (GPUMonitor, ROCMMonitor):
+    for gpu_monitor in (GPUMonitor, ROCMMonitor):
         try:
-            found.append(gpus())
-        except Exception:  # none of this kind: each library says so in its own way
+            found.append(gpu_monitor())
+        except Exception:
+            # No such GPU; each library raises an error of its own.
             continue
     return found
 
 
 def _measure(monitors: list[Any]) -> dict[str, float]:
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for monitor in monitors:
         monitor.collect_metrics()
-        figures |= {k: float(v) for k, v in monitor.aggregate_metrics().items()}
+        metrics |= {k: float(v) for k, v in monitor.aggregate_metrics().items()}
         monitor.clear_metrics()
-    return figures
+    return metrics

@@ -1,7 +1,8 @@
-"""Lines of a file on their way to a run at the tracking server.
+"""Upload the lines of a file to a run at the tracking server.
 
-The file is the queue: nothing is kept in memory but what one request takes. A mark beside it tells how far the server has it. One process at
-a time sends a file's lines: the job that writes them, or ``dfer sync``.
+The file is the queue: memory holds no more than one request. A position file next to it records
+how far the server has the lines. One process at a time uploads a file: the job that writes it, or
+``dfer sync``.
 """
 
 from __future__ import annotations
@@ -25,98 +26,110 @@ logger = logging.getLogger(__name__)
 
 BATCH = 1000  # metrics that MLflow takes in one request
 _CHUNK = 100_000  # bytes of the file sent at a time
-_PAUSE = 30.0  # seconds before a server that did not answer is asked again
+_RETRY_SECONDS = 30.0  # after which a server that did not answer is tried again
 _LINE_KEYS = ("step", "epoch", "time")
 
-Connect = Callable[
-    [], "tuple[MlflowClient, str]"
-]  # a client and the id of a run, which it makes if it has to
+# Returns a client and the id of a run, which it creates if necessary.
+Connect = Callable[[], "tuple[MlflowClient, str]"]
+# Is called with both when all lines are uploaded.
+Finalize = Callable[["MlflowClient", str], None]
 
 
 def reason(e: Exception) -> str:
-    """An error of MLflow in one line: its own may hold pages."""
+    """Return an error in one line of at most 300 characters; MLflow's own may fill pages."""
     return " ".join(f"{type(e).__name__} {e}".split())[:300]
 
 
 class UploadQueue:
-    """Lines of ``path``, sent up to what ``mark`` says. Of several processes one can :meth:`take` it."""
+    """The lines of a file that the server lacks. One process at a time can :meth:`acquire` it.
 
-    def __init__(self, path: Path, mark: Path) -> None:
-        self.path, self.mark = path, mark
-        self.sent = 0  # bytes
-        self._known_steps = -1
-        self._held: IO[bytes] | None = None
+    Parameters
+    ----------
+    path : Path
+        The file.
+    position_file : Path
+        Records how much of it the server has.
+    """
 
-    def take(self, size: int) -> bool:
-        """Become the one who sends; False if another process is.
+    def __init__(self, path: Path, position_file: Path) -> None:
+        self.path, self.position_file = path, position_file
+        self.num_sent_bytes = 0
+        # Lines up to this step are at the server although the file no longer has them.
+        self._last_sent_step = -1
+        self._lock: IO[bytes] | None = None
+
+    def acquire(self, size: int) -> bool:
+        """Lock the queue; return False if another process has it.
 
         Parameters
         ----------
         size : int
-            Bytes of the file that stand. Where more was sent, as when the last checkpoint is damaged, steps were undone after that: what was
-            sent of them stays at the server, and they are not sent again.
+            Bytes of the file. If more were sent, steps were rolled back since, for example because
+            the last checkpoint is damaged. Their lines stay at the server and are not sent again.
         """
-        held = self.path.open("rb")
+        file = self.path.open("rb")
         try:
-            if not try_lock(held):
-                held.close()
+            if not try_lock(file):
+                file.close()
                 return False
-        except OSError as e:  # a file system without locks
+        except OSError as e:
+            # The file system has no locks.
             logger.warning(
                 f"{self.path} cannot be locked ({e}): do not call dfer sync while it grows"
             )
-        self._held = held
+        self._lock = file
         try:
-            before = read_json(self.mark)
-        except UserError:  # none yet, or damaged: what is sent again does no harm
+            before = read_json(self.position_file)
+        except UserError:
+            # Missing or damaged: lines that are sent again do no harm.
             before = {"bytes": 0, "step": 0, "known_steps": -1}
-        self.sent = min(before["bytes"], size)
-        self._known_steps = max(
-            before["known_steps"], before["step"] if before["bytes"] > size else -1
-        )
+        self.num_sent_bytes = min(before["bytes"], size)
+        self._last_sent_step = before["known_steps"]
+        if before["bytes"] > size:
+            self._last_sent_step = max(self._last_sent_step, before["step"])
         return True
 
-    def leave(self) -> None:
-        """Let others send."""
-        if self._held:
+    def release(self) -> None:
+        """Unlock the queue for other processes."""
+        if self._lock:
             with suppress(OSError):
                 # Closing is not enough: loader workers inherited the file.
-                unlock(self._held)
-            self._held.close()
-            self._held = None
+                unlock(self._lock)
+            self._lock.close()
+            self._lock = None
 
     def send(self, api: MlflowClient, run_id: str, limit: Callable[[], int]) -> int:
-        """Send what is missing of the first ``limit()`` bytes; returns how many lines that were.
+        """Send what is missing of the first ``limit()`` bytes; return the number of lines.
 
-        A line that is sent again, since a crash came between sending and noting, has its own time and value, which MLflow keeps once.
+        A crash between sending and recording makes a line be sent again. It has the same time and
+        value, and MLflow keeps such a row once.
 
         Raises
         ------
         Exception
-            Whatever MLflow raises; what was sent before stays noted.
+            Whatever MLflow raises; what was sent before stays recorded.
         """
         count = 0
-        while self.sent < (end := limit()):
+        while self.num_sent_bytes < (end := limit()):
             with self.path.open("rb") as f:
-                f.seek(self.sent)
-                data = f.read(min(end - self.sent, _CHUNK))
+                f.seek(self.num_sent_bytes)
+                data = f.read(min(end - self.num_sent_bytes, _CHUNK))
             data = data[: data.rfind(b"\n") + 1]
             if not data:
-                raise EOFError(f"{self.path} was cut")
+                raise EOFError(f"{self.path} was truncated")
             lines = [json.loads(line) for line in data.splitlines()]
-            new = [line for line in lines if line["step"] > self._known_steps]
+            new = [line for line in lines if line["step"] > self._last_sent_step]
             _send(api, run_id, new)
             count += len(new)
-            self.sent += len(data)
-            with suppress(OSError):  # what is not noted is sent again, which does no harm
-                write_json(
-                    self.mark,
-                    {
-                        "bytes": self.sent,
-                        "step": lines[-1]["step"],
-                        "known_steps": self._known_steps,
-                    },
-                )
+            self.num_sent_bytes += len(data)
+            position = {
+                "bytes": self.num_sent_bytes,
+                "step": lines[-1]["step"],
+                "known_steps": self._last_sent_step,
+            }
+            # Lines that are not recorded are sent again, which does no harm.
+            with suppress(OSError):
+                write_json(self.position_file, position)
         return count
 
 
@@ -139,57 +152,71 @@ def _send(api: MlflowClient, run_id: str, lines: list[dict[str, Any]]) -> None:
 
 
 class Uploader:
-    """The thread that sends a queue while its file grows."""
+    """A thread that uploads a queue while its file grows."""
 
     def __init__(self, queue: UploadQueue, connect: Connect, size: int) -> None:
-        """Begin with the first ``size`` bytes; ``connect`` is called in the thread, again until it raises nothing."""
+        """Start with the first ``size`` bytes; ``connect`` is retried until it succeeds."""
         self.queue, self._connect = queue, connect
         self._size = self._limit = size
-        self._over = self._done = False
-        self._last: Callable[[MlflowClient, str], None] | None = None
+        self._closing = self._done = False
+        self._finalize: Finalize | None = None
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="uploader", daemon=True)
         self._thread.start()
 
     def commit(self, size: int) -> None:
-        """The first ``size`` bytes may be sent."""
+        """Allow the first ``size`` bytes to be sent."""
         with self._changed:
             self._limit = max(self._limit, size)
             self._changed.notify()
 
-    def close(self, last: Callable[[MlflowClient, str], None] | None, timeout: float) -> bool:
-        """Wait until what was released is sent, and ``last`` done after it; whether that came about within ``timeout`` seconds."""
+    def close(self, finalize: Finalize | None, timeout: float) -> bool:
+        """Send what was committed, then call ``finalize``.
+
+        Returns
+        -------
+        bool
+            Whether both were done within ``timeout`` seconds.
+        """
         with self._changed:
-            self._over, self._last = True, last
+            self._closing, self._finalize = True, finalize
             self._changed.notify()
         self._thread.join(timeout)
         return self._done
 
     def _run(self) -> None:
-        there: tuple[MlflowClient, str] | None = None
-        held = silent = False
+        connection: tuple[MlflowClient, str] | None = None
+        acquired = failing = False
         while True:
             try:
-                held = held or self.queue.take(self._size)
-                if held:
-                    there = there or self._connect()
-                    self.queue.send(*there, lambda: self._limit)
-                    silent = False
-                    if self._over and self.queue.sent >= self._limit:
-                        if self._last:
-                            self._last(*there)
-                        self._done = True
-            except Exception as e:  # whatever MLflow raises, training goes on
-                if not silent:
+                acquired = acquired or self.queue.acquire(self._size)
+                if acquired:
+                    connection = connection or self._connect()
+                    self._upload(*connection)
+                    failing = False
+            except Exception as e:
+                # Whatever MLflow raises, training continues.
+                if not failing:
                     logger.warning(
-                        f"tracking: {reason(e)}; what is missing is sent when the server answers again"
+                        f"tracking: {reason(e)}; what is missing is sent when the server answers "
+                        "again"
                     )
-                silent = True
+                failing = True
             with self._changed:
-                if self._over and (self._done or silent or not held):
-                    self.queue.leave()
+                if self._closing and (self._done or failing or not acquired):
+                    self.queue.release()
                     return
-                if silent or not held:
-                    self._changed.wait(_PAUSE)
-                elif not self._over and self.queue.sent >= self._limit:
+                if failing or not acquired:
+                    self._changed.wait(_RETRY_SECONDS)
+                elif not self._closing and self._is_caught_up():
                     self._changed.wait()
+
+    def _upload(self, api: MlflowClient, run_id: str) -> None:
+        self.queue.send(api, run_id, lambda: self._limit)
+        if self._closing and self._is_caught_up():
+            if self._finalize:
+                self._finalize(api, run_id)
+            self._done = True
+
+    def _is_caught_up(self) -> bool:
+        return self.queue.num_sent_bytes >= self._limit

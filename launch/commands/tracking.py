@@ -111,7 +111,7 @@ def sync(run: RunFolder) -> None:
             f"tracking server {uri}: {reason(error)}; "
             "what it received is kept, run the same command to send the rest"
         ) from error
-    print_line(new_console(), sent.words(uri))
+    print_line(new_console(), sent.describe(uri))
 
 
 def register(

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.status import Attempt
-from dfer_dist.tracking import system_metrics as system
-from dfer_dist.tracking import uploader as sender
+from dfer_dist.tracking import system_metrics, uploader
 from dfer_dist.tracking.metrics_log import MetricsLog
 from dfer_dist.tracking.mlflow_runs import ChildRun
 from dfer_dist.tracking.sync import finalize_run
@@ -27,7 +26,7 @@ def main() -> None:
         int(sys.argv[3]),
         float(sys.argv[4]),
     )
-    sender._PAUSE, system.EVERY = 1.0, 0.5
+    uploader._RETRY_SECONDS, system_metrics.INTERVAL = 1.0, 0.5
     where, draw = run.fold(fold), random.Random(fold)
     attempt = Attempt(where, 2, True, "a processor")
     metrics_log = MetricsLog(where.metrics, where.sent, ChildRun(run, fold, running=True), 0)

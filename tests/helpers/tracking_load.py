@@ -21,7 +21,7 @@ from dfer_dist.reporting.history import curves_png
 from dfer_dist.reporting.summary import confusion_png
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.tracking.mlflow_runs import begin
-from dfer_dist.tracking.sync import Sent, end_run, sync
+from dfer_dist.tracking.sync import SyncReport, end_run, sync
 from dfer_dist.utils.files import write_json
 from launch.runs import open_run
 from tests.helpers.paths import HELPERS
@@ -107,7 +107,7 @@ class Trial:
         """Assert that no line took as long as the shortest time-out, by far: what is less is other work on the cores."""
         assert self.longest < 4
 
-    def sync(self) -> Sent:
+    def sync(self) -> SyncReport:
         return sync(self.run)
 
     def check(self) -> None:

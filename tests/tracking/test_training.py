@@ -115,7 +115,7 @@ def test_a_dead_server_costs_no_steps(guarded: Site, trial: Trial) -> None:
     trial.settings = [f"tracking.uri={proxy.uri}"]
     trial.prepare(settings=[*SETTINGS, *LONG])
     with (trial.run.code / "dfer_dist" / "tracking" / "uploader.py").open("a") as f:
-        f.write("\n_PAUSE = 1.0  # it has to find the server dead often\n")
+        f.write("\n_RETRY_SECONDS = 1.0  # it has to find the server dead often\n")
     turns: list[tuple[float, str]] = []
     over = threading.Event()
 

@@ -1,14 +1,16 @@
-"""The metrics file and what a tracking server gets of it."""
+"""The metrics file and what a tracking server receives of it."""
 
 import json
 import os
 import time
 from pathlib import Path
 
+# Importing MLflow starts a process, which a unit test must not do.
+import mlflow.entities  # noqa: F401
 import pytest
 
 from dfer_dist.runs.layout import FoldDir
-from dfer_dist.tracking import uploader as sender
+from dfer_dist.tracking import uploader
 from dfer_dist.tracking.metrics_log import MetricsLog
 from dfer_dist.tracking.uploader import UploadQueue
 
@@ -45,11 +47,11 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server()
-    monkeypatch.setattr(sender, "_PAUSE", 0.05)
+    monkeypatch.setattr(uploader, "_RETRY_SECONDS", 0.05)
     return server
 
 
-def tracker_of(root: Path, server: Server | None, keep_bytes: int | None = 0) -> MetricsLog:
+def open_log(root: Path, server: Server | None, keep_bytes: int | None = 0) -> MetricsLog:
     return MetricsLog(FoldDir(root).metrics, FoldDir(root).sent, server, keep_bytes)
 
 
@@ -75,8 +77,8 @@ def until(seen) -> None:
         time.sleep(0.01)
 
 
-def test_a_line_is_sent_once_a_checkpoint_stands_for_it(server, tmp_path):
-    metrics_log = tracker_of(tmp_path, server)
+def test_line_is_sent_once_a_checkpoint_includes_it(server, tmp_path):
+    metrics_log = open_log(tmp_path, server)
     size = log(metrics_log, 1, 5)
     log(metrics_log, 6, 8)
     until(lambda: server.status == "RUNNING")
@@ -88,54 +90,54 @@ def test_a_line_is_sent_once_a_checkpoint_stands_for_it(server, tmp_path):
     assert steps(FoldDir(tmp_path)) == list(range(1, 9))
 
 
-def test_steps_that_are_done_again_are_there_once(server, tmp_path):
-    """Killed after step 8, gone on from the checkpoint of step 5, in the file and at the server."""
-    metrics_log = tracker_of(tmp_path, server)
+def test_repeated_steps_are_stored_once(server, tmp_path):
+    """Killed after step 8, resumed from the checkpoint of step 5, in the file and at the server."""
+    metrics_log = open_log(tmp_path, server)
     size = log(metrics_log, 1, 5)
     log(metrics_log, 6, 8)
     with (tmp_path / "metrics.jsonl").open("a") as f:
         f.write('{"step": 9, "epo')  # cut short by the kill
     metrics_log.commit(size)
     metrics_log.close(ended("KILLED"))
-    again = tracker_of(tmp_path, server, size)
+    again = open_log(tmp_path, server, size)
     assert (again.num_rolled_back(5), again.size) == (3, size)
     again.commit(log(again, 6, 10))
     again.close(ended("FINISHED"))
     assert steps(FoldDir(tmp_path)) == list(range(1, 11)) == server.steps()
 
 
-def test_a_crash_between_sending_and_noting_does_no_harm(server, tmp_path):
-    metrics_log = tracker_of(tmp_path, server)
+def test_lost_position_file_adds_no_rows(server, tmp_path):
+    metrics_log = open_log(tmp_path, server)
     metrics_log.commit(log(metrics_log, 1, 5))
     metrics_log.close(ended("KILLED"))
     rows, size = set(server.rows), metrics_log.size
     FoldDir(tmp_path).sent.unlink()
-    tracker_of(tmp_path, server, size).close(ended("FINISHED"))
+    open_log(tmp_path, server, size).close(ended("FINISHED"))
     assert server.rows == rows
 
 
-def test_what_was_sent_before_the_last_checkpoint_was_lost_stands(server, tmp_path):
+def test_rows_sent_before_a_rollback_are_not_sent_again(server, tmp_path):
     """The checkpoint of step 8 is damaged: steps 6 to 8 are trained again after they were sent."""
-    metrics_log = tracker_of(tmp_path, server)
+    metrics_log = open_log(tmp_path, server)
     size = log(metrics_log, 1, 5)
     metrics_log.commit(log(metrics_log, 6, 8))
     metrics_log.close(ended("KILLED"))
     time.sleep(0.01)  # other time stamps
-    again = tracker_of(tmp_path, server, size)
+    again = open_log(tmp_path, server, size)
     again.commit(log(again, 6, 7))
-    again.close(ended("KILLED"))  # stopped once more before it is where it was
-    again = tracker_of(tmp_path, server, again.size)
+    again.close(ended("KILLED"))  # stopped again before step 8
+    again = open_log(tmp_path, server, again.size)
     again.commit(log(again, 8, 12))
     again.close(ended("FINISHED"))
     assert server.steps() == steps(FoldDir(tmp_path)) == list(range(1, 13))
 
 
-def test_a_server_that_comes_back_gets_everything(server, tmp_path, caplog):
+def test_server_that_comes_back_gets_everything(server, tmp_path, caplog):
     server.down = True
-    metrics_log = tracker_of(tmp_path, server)
+    metrics_log = open_log(tmp_path, server)
     begin = time.perf_counter()
     metrics_log.commit(log(metrics_log, 1, 2000))
-    assert time.perf_counter() - begin < 2  # nobody waits for it
+    assert time.perf_counter() - begin < 2  # logging does not wait
     until(lambda: server.requests > 2)
     assert caplog.text.count("is sent when the server answers again") == 1
     server.down = False
@@ -144,9 +146,9 @@ def test_a_server_that_comes_back_gets_everything(server, tmp_path, caplog):
     assert server.steps() == list(range(1, 2001)) == server.steps("epoch")
 
 
-def test_a_server_that_stays_away_holds_nothing_up(server, tmp_path, caplog):
+def test_close_does_not_wait_for_unreachable_server(server, tmp_path, caplog):
     server.down = True
-    metrics_log = tracker_of(tmp_path, server)
+    metrics_log = open_log(tmp_path, server)
     metrics_log.commit(log(metrics_log, 1, 3))
     begin = time.perf_counter()
     metrics_log.close(ended("FINISHED"), timeout=5)
@@ -154,52 +156,52 @@ def test_a_server_that_stays_away_holds_nothing_up(server, tmp_path, caplog):
     assert "could be sent; dfer sync" in caplog.text
 
 
-def test_last_words_come_after_the_figures(server, tmp_path):
-    metrics_log = tracker_of(tmp_path, server)
+def test_finalize_is_called_after_all_metrics(server, tmp_path):
+    metrics_log = open_log(tmp_path, server)
     metrics_log.commit(log(metrics_log, 1, 3))
     seen = []
     metrics_log.close(lambda api, run_id: seen.append((run_id, api.steps())))
     assert seen == [("id", [1, 2, 3])]
 
 
-def test_one_process_at_a_time_sends(server, tmp_path):
-    """A job that writes and sends, and ``dfer sync`` beside it; then the job is gone."""
-    metrics_log = tracker_of(tmp_path, server)
+def test_one_process_at_a_time_uploads(server, tmp_path):
+    """A job that writes and sends, and ``dfer sync`` at the same time; then the job ends."""
+    metrics_log = open_log(tmp_path, server)
     two, size = log(metrics_log, 1, 2), log(metrics_log, 3, 3)
     until(lambda: server.status == "RUNNING")
     fold = FoldDir(tmp_path)
     other = UploadQueue(fold.metrics, fold.sent)
-    assert not other.take(size)
+    assert not other.acquire(size)
     metrics_log.close()
-    assert other.take(size)
-    waiting = tracker_of(tmp_path, server, size)
+    assert other.acquire(size)
+    waiting = open_log(tmp_path, server, size)
     waiting.commit(size)
     time.sleep(0.3)
     assert server.steps() == []
     assert other.send(server, "id", lambda: two) == 2
-    other.leave()
+    other.release()
     until(lambda: server.steps() == [1, 2, 3])
     waiting.close()
 
 
-def test_a_full_disk_keeps_the_lines_and_takes_them_later(tmp_path, monkeypatch, caplog):
-    room = [30]  # the disk takes so many bytes more
+def test_lines_survive_a_full_disk(tmp_path, monkeypatch, caplog):
+    free = [30]  # bytes that the disk still accepts
     write = os.write
 
     def full(file: int, data: bytes) -> int:
-        if not room[0]:
+        if not free[0]:
             raise OSError(28, "No space left on device")
-        done = write(file, data[: room[0]])
-        room[0] -= done
+        done = write(file, data[: free[0]])
+        free[0] -= done
         return done
 
-    metrics_log = tracker_of(tmp_path, None)
+    metrics_log = open_log(tmp_path, None)
     monkeypatch.setattr(os, "write", full)
     size = log(metrics_log, 1, 3)
     assert caplog.text.count("takes no more lines for now") == 1
     with pytest.raises(OSError, match="No space"):
-        metrics_log.sync()  # no checkpoint may stand on lines that do not
-    room[0] = 10**6
+        metrics_log.sync()  # no checkpoint may include lines that are not written
+    free[0] = 10**6
     metrics_log.sync()
     log(metrics_log, 4, 4)
     metrics_log.close(ended("FINISHED"))
@@ -207,33 +209,33 @@ def test_a_full_disk_keeps_the_lines_and_takes_them_later(tmp_path, monkeypatch,
     assert (tmp_path / "metrics.jsonl").read_bytes()[:size].endswith(b"}\n")
 
 
-def test_lines_that_a_crash_of_the_machine_took_are_told(tmp_path, caplog):
-    metrics_log = tracker_of(tmp_path, None)
+def test_lost_lines_are_reported(tmp_path, caplog):
+    metrics_log = open_log(tmp_path, None)
     size = log(metrics_log, 1, 3)
     metrics_log.close(ended("FINISHED"))
-    again = tracker_of(tmp_path, None, size + 7)
+    again = open_log(tmp_path, None, size + 7)
     assert "has lost at least 7 bytes" in caplog.text
     again.close(ended("FINISHED"))
-    os.truncate(tmp_path / "metrics.jsonl", size - 9)  # in the midst of a line
-    again = tracker_of(tmp_path, None, size)
+    os.truncate(tmp_path / "metrics.jsonl", size - 9)  # in the middle of a line
+    again = open_log(tmp_path, None, size)
     log(again, 4, 5)
     assert steps(FoldDir(tmp_path)) == [1, 2, 4, 5]
 
 
-def test_a_file_that_was_cut_does_not_keep_the_processor_busy(server, tmp_path, caplog):
-    metrics_log = tracker_of(tmp_path, server)
+def test_truncated_file_causes_no_busy_loop(server, tmp_path, caplog):
+    metrics_log = open_log(tmp_path, server)
     size = log(metrics_log, 1, 3)
     os.truncate(tmp_path / "metrics.jsonl", 10)
     metrics_log.commit(size)
-    until(lambda: "was cut" in caplog.text)
+    until(lambda: "was truncated" in caplog.text)
     begin = time.process_time()
     time.sleep(0.5)
     assert time.process_time() - begin < 0.3
     metrics_log.close(ended("FAILED"))
 
 
-def test_values_that_are_not_finite_are_left_out(tmp_path):
-    metrics_log = tracker_of(tmp_path, None)
+def test_non_finite_values_are_left_out(tmp_path):
+    metrics_log = open_log(tmp_path, None)
     metrics_log.log(1, 0, {"loss": float("nan"), "grad_norm": float("inf"), "lr": 0.1})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()).keys() == {
         "step",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+# Importing MLflow starts a process, which a unit test must not do.
+import mlflow.entities  # noqa: F401
 import pytest
 
 from dfer_dist.tracking.sync import _log_summary
