@@ -1,7 +1,9 @@
-"""What each faster part of a step gives, timed alone beside what it replaced, at the sizes of ViT-B/32 with 4 clips of 16 frames.
+"""What each faster part of a step gives, timed alone beside what it replaced, at the sizes of
+ViT-B/32 with 4 clips of 16 frames.
 
-``python benchmarks/parts.py`` prints JSON: for each part ``before`` and ``here``, seconds of a forward and backward pass (medians of rounds in which the two take
-turns), and ``predicted``, what was expected of it before it was built. ``make bench`` makes a table of it.
+``python benchmarks/parts.py`` prints JSON: for each part ``before`` and ``here``, seconds of a
+forward and backward pass (medians of rounds in which the two take turns), and ``predicted``, what
+was expected of it before it was built. ``make bench`` makes a table of it.
 """
 
 from __future__ import annotations
@@ -203,7 +205,10 @@ def kept() -> Pair:
 
 
 def text() -> Pair:
-    """The frozen text tower of ViT-B/32 on seven classes: over all 77 tokens, and over as many as the longest text has."""
+    """The frozen text tower of ViT-B/32 on seven classes.
+
+    Over all 77 tokens, and over as many as the longest text has.
+    """
     _, tower, _ = load_backbone("ViT-B-32-quickgelu", "none", 224)
     tower = tower.to(BF16).requires_grad_(False)
     eot = torch.full((7,), 29)

@@ -1,7 +1,9 @@
-"""Clips the plain way: folders of frame files, Pillow, one torchvision transform a frame. What ``dfer bench loader`` compares with.
+"""Clips the plain way: folders of frame files, Pillow, one torchvision transform a frame.
 
-The steps are those of DFER-CLIP's released data set class: list the folder, pick the frames, open and convert each, draw
-one crop and one flip for all, turn each into a tensor and stack.
+What ``dfer bench loader`` compares with.
+
+The steps are those of DFER-CLIP's released data set class: list the folder, pick the frames, open
+and convert each, draw one crop and one flip for all, turn each into a tensor and stack.
 """
 
 from __future__ import annotations

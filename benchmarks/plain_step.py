@@ -1,6 +1,9 @@
-"""A training step the plain way, which ``dfer bench step`` compares with: one process, float32, PyTorch and open_clip as they are.
+"""A training step the plain way, which ``dfer bench step`` compares with.
 
-The model is DFER-CLIP's, with the text tower reading all of its 77 tokens for every class at every step, as in the released training script.
+One process, float32, PyTorch and open_clip as they are.
+
+The model is DFER-CLIP's, with the text tower reading all of its 77 tokens for every class at every
+step, as in the released training script.
 """
 
 from __future__ import annotations

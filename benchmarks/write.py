@@ -1,6 +1,8 @@
-"""Run every benchmark and put its figures into docs/background/benchmarks.md, between marks such as ``<!-- step -->`` and ``<!-- end -->``: ``make bench``.
+"""Run every benchmark and put its figures into docs/background/benchmarks.md, between marks such as
+``<!-- step -->`` and ``<!-- end -->``: ``make bench``.
 
-``python benchmarks/write.py step eval`` runs these alone. The prose around the tables is written by hand and holds no figures of the tables.
+``python benchmarks/write.py step eval`` runs these alone. The prose around the tables is written by
+hand and holds no figures of the tables.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""How fast one core loads clips, held against decoding alone and against the plain way: ``dfer bench loader``.
+"""How fast one core loads clips, held against decoding alone and against the plain way.
 
-Other people's work comes and goes on a shared machine: the ways of loading take turns in short rounds, each on the same
-core, and the median round counts. Beside wall time stands the time that the core worked on it.
+``dfer bench loader``.
+
+Other people's work comes and goes on a shared machine: the ways of loading take turns in short
+rounds, each on the same core, and the median round counts. Beside wall time stands the time that
+the core worked on it.
 """
 
 from __future__ import annotations
@@ -47,8 +50,11 @@ Timed = Callable[[], tuple[float, float]]  # one round: seconds on the wall and 
 
 
 class Speed(NamedTuple):
-    """Medians over rounds; ``clips_per_cpu_s`` counts only the time in which the core worked on it; ``peak_bytes`` is the most memory of the process that
-    did, in the first round: its imports are in it, and for all but a worker the frames in memory."""
+    """Medians over rounds; ``clips_per_cpu_s`` counts only the time in which the core worked on it.
+
+    ``peak_bytes`` is the most memory of the process that did, in the first round: its imports are
+    in it, and for all but a worker the frames in memory.
+    """
 
     clips_per_s: float
     clips_per_cpu_s: float
@@ -58,7 +64,10 @@ class Speed(NamedTuple):
 def make_clips(
     root: Path, clips: int, size: int = 224, progress: Callable[[int, int], None] | None = None
 ) -> Index:
-    """Pack a set of made clips of 60 frames in five folds: a still scene with detail at all scales, a panning camera, and its noise."""
+    """Pack a set of made clips of 60 frames in five folds.
+
+    A still scene with detail at all scales, a panning camera, and its noise.
+    """
     rng, records = np.random.default_rng(0), []
     for i in range(clips):
         scene = _scene(rng, size + _FRAMES)
@@ -82,7 +91,10 @@ def make_clips(
 
 
 def _scene(rng: np.random.Generator, size: int) -> np.ndarray:
-    """float64 [size, size, 3], about 0..255: contrast falls with the size of the detail, as in photographs."""
+    """float64 [size, size, 3], about 0..255.
+
+    Contrast falls with the size of the detail, as in photographs.
+    """
     scene = np.full((size, size, 3), 128.0)
     for cells in (3, 6, 12, 24, 48, 96, 192):
         coarse = (rng.normal(0, 90 / cells**0.6, (cells, cells, 3))).astype(np.float32)
@@ -118,9 +130,10 @@ def measure(
     Returns
     -------
     dict
-        ``ours`` (one loader worker, its consumer counts), ``in_process`` (the same without a worker), ``floor`` (libjpeg-turbo
-        on the same frames in memory), ``baseline`` (None outside a checkout), ``augment_device``: each a :class:`Speed` as a
-        dict. Beside them what was measured.
+        ``ours`` (one loader worker, its consumer counts), ``in_process`` (the same without a
+        worker), ``floor`` (libjpeg-turbo on the same frames in memory), ``baseline`` (None outside
+        a checkout), ``augment_device``: each a :class:`Speed` as a dict. Beside them what was
+        measured.
     """
     whole = all_clips(index, range(len(index.shards)))
     plan = EpochPlan(whole, 0, 0, BATCH, data.block)
@@ -234,7 +247,10 @@ def _wait_until_idle(process: int) -> None:
 
 
 def _decode_alone(clips: list[list[bytes]], data: DataConfig) -> Timed:
-    """libjpeg-turbo and nothing else: every frame into memory that is there already, laid out as ours is."""
+    """libjpeg-turbo and nothing else.
+
+    Every frame into memory that is there already, laid out as ours is.
+    """
     size = simplejpeg.decode_jpeg_header(clips[0][0])[:2]
     room = BufferPool(1, (data.num_frames, *size, 3)).acquire()[0]
     return _timed(
@@ -307,5 +323,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def _processor_time(process: int) -> float:
-    """Seconds that all threads of another process have run: Linux makes a clock's number of a process id (clock_getcpuclockid)."""
+    """Seconds that all threads of another process have run.
+
+    Linux makes a clock's number of a process id (clock_getcpuclockid).
+    """
     return time.clock_gettime((~process << 3) | 2)

@@ -1,4 +1,7 @@
-"""The matrix products of a piece of work, taken down while it runs and timed alone: the floor under its time."""
+"""The matrix products of a piece of work, taken down while it runs and timed alone.
+
+The floor under its time.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,10 @@ class Product(NamedTuple):
 
 
 class Products(TorchDispatchMode):
-    """Takes down the matrix products of what runs inside it, forward and backward; ``counts`` has how often each occurs."""
+    """Takes down the matrix products of what runs inside it, forward and backward.
+
+    ``counts`` has how often each occurs.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +62,9 @@ class Products(TorchDispatchMode):
     def _linear_gradients(
         self, g: Tensor, x: Tensor, input_scale: float, output_scale: float
     ) -> tuple[Tensor, Tensor]:
-        """A weight's gradient is one product, as torch's own backward pass computes it, whatever it is made of here."""
+        """A weight's gradient is one product, as torch's own backward pass computes it, whatever it
+        is made of here.
+        """
         self._take_down(g.t(), x)
         self._paused = True
         try:
@@ -75,7 +83,10 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def seconds(self, device: torch.device) -> float:
-        """The time of all of them one after the other, on made-up factors; each is done at most three times and scaled."""
+        """The time of all of them one after the other, on made-up factors.
+
+        Each is done at most three times and scaled.
+        """
         total = 0.0
         for product, count in self.counts.items():
             left, right = (_make(layout, product.dtype, device) for layout in product[:2])

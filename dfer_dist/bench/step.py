@@ -1,7 +1,10 @@
-"""How fast this machine trains, tests and saves, held against the plain way and a floor: ``dfer bench step``, ``eval`` and ``save``.
+"""How fast this machine trains, tests and saves, held against the plain way and a floor.
 
-Each way lives in a process of its own (``python -m dfer_dist.bench.step --config FILE --way NAME``), which answers a line such as ``train`` with the
-seconds that took. The parent lets them take turns, since other people's work comes and goes on a shared machine, and the median counts.
+``dfer bench step``, ``eval`` and ``save``.
+
+Each way lives in a process of its own (``python -m dfer_dist.bench.step --config FILE --way
+NAME``), which answers a line such as ``train`` with the seconds that took. The parent lets them
+take turns, since other people's work comes and goes on a shared machine, and the median counts.
 """
 
 from __future__ import annotations
@@ -51,7 +54,10 @@ PLAIN = Path(__file__).parents[2] / "benchmarks" / "plain_step.py"
 
 
 class Ours:
-    """The engine of a run on one rank, with random weights and made-up clips. Methods may return figures of their own."""
+    """The engine of a run on one rank, with random weights and made-up clips.
+
+    Methods may return figures of their own.
+    """
 
     def __init__(
         self, config: Config, classes: tuple[str, ...], ranks: Ranks, folder: Path
@@ -89,7 +95,10 @@ class Ours:
         )
 
     def fed(self) -> dict[str, float]:
-        """One optimizer step on made clips that one loader worker loads; for how long it waited for them."""
+        """One optimizer step on made clips that one loader worker loads.
+
+        For how long it waited for them.
+        """
         if self.stream is None:
             size, batch = resolve_image_size(self.config), self.config.train.global_batch
             index = make_clips(self.folder / "fed", 5 * max(4, batch), size)
@@ -207,7 +216,9 @@ def _made_up(config: Config, clips: int, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def serve(config: Config, way: str, folder: Path, out: TextIO) -> None:
-    """Answer lines on standard input, each a method and perhaps its argument, until there are no more."""
+    """Answer lines on standard input, each a method and perhaps its argument, until there are no
+    more.
+    """
     ranks = init_distributed(config.train.device)
     import deepspeed  # noqa: F401  (so that it is not counted)
     import open_clip  # noqa: F401
@@ -305,9 +316,12 @@ def measure(
     Returns
     -------
     dict of each to dict
-        ``ours``, ``floor`` and, in a checkout, ``baseline``; ``recomputing`` for ``train``, with activation checkpointing if the settings have none, and ``fed``, ours by one loader worker, with the seconds it ``waited``. Each has the medians of
-        ``seconds`` and what else was answered, and but for a save ``clips_per_s``; the floor has no ``peak_bytes``.
-        ``flops``, but for a save: operations of the model's own (:func:`~dfer_dist.planning.trace.model_flops`).
+        ``ours``, ``floor`` and, in a checkout, ``baseline``; ``recomputing`` for ``train``, with
+        activation checkpointing if the settings have none, and ``fed``, ours by one loader worker,
+        with the seconds it ``waited``. Each has the medians of ``seconds`` and what else was
+        answered, and but for a save ``clips_per_s``; the floor has no ``peak_bytes``. ``flops``,
+        but for a save: operations of the model's own
+        (:func:`~dfer_dist.planning.trace.model_flops`).
     """
     ways = {"ours": config}
     if what == ["train"] and not config.model.checkpoint_image:

@@ -1,7 +1,9 @@
-"""The memory of real training steps on this machine, to hold a plan against: random weights, made-up clips, the real engine.
+"""The memory of real training steps on this machine, to hold a plan against.
 
-``python -m dfer_dist.planning.footprint --config FILE`` (what ``dfer plan --measure`` starts, once a rank) takes two steps, the second
-with moments, and prints one JSON line.
+Random weights, made-up clips, the real engine.
+
+``python -m dfer_dist.planning.footprint --config FILE`` (what ``dfer plan --measure`` starts, once
+a rank) takes two steps, the second with moments, and prints one JSON line.
 """
 
 from __future__ import annotations
@@ -35,9 +37,13 @@ _LARGE = 8_000_000  # elements of a large all-reduce
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes in use at the peak, above what the imports take: ``measured`` (the model's construction included) and, for one rank, ``planned``;
-    ``seconds`` of the last step, and the bytes that all ranks of this machine ``sent`` in it over the loopback interface; ``latency`` in seconds
-    and ``bandwidth`` in bytes a second of an all-reduce between them, None for one rank; what the step was made of."""
+    """Bytes in use at the peak, above what the imports take.
+
+    ``measured`` (the model's construction included) and, for one rank, ``planned``; ``seconds`` of
+    the last step, and the bytes that all ranks of this machine ``sent`` in it over the loopback
+    interface; ``latency`` in seconds and ``bandwidth`` in bytes a second of an all-reduce between
+    them, None for one rank; what the step was made of.
+    """
 
     measured: float
     planned: float | None
@@ -51,7 +57,8 @@ class Footprint:
 
 
 def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
-    """Take :data:`STEPS` optimizer steps in this process, which must not have done anything with torch before.
+    """Take :data:`STEPS` optimizer steps in this process, which must not have done anything with
+    torch before.
 
     Parameters
     ----------
@@ -93,13 +100,10 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
         seconds, sent = time.perf_counter() - begin, loopback_bytes_sent() - before_step
     measured = peak_memory(ranks.device) - before
     planned = plan_here(config, classes, ranks.device.type) if ranks.world_size == 1 else None
-    link = (
-        _all_reduces(
-            ranks, torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
-        )
-        if ranks.world_size > 1
-        else (None, None)
-    )
+    link: tuple[float | None, float | None] = (None, None)
+    if ranks.world_size > 1:
+        is_bf16 = config.train.precision is Precision.bf16
+        link = _all_reduces(ranks, torch.bfloat16 if is_bf16 else torch.float32)
     return Footprint(
         measured,
         planned,
@@ -114,7 +118,10 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
 
 
 def _all_reduces(ranks: Ranks, dtype: torch.dtype) -> tuple[float, float]:
-    """Latency and bandwidth by which the formula of :func:`~dfer_dist.planning.planner.network_seconds` gives the median time of small and of large all-reduces."""
+    """Latency and bandwidth by which the formula of
+    :func:`~dfer_dist.planning.planner.network_seconds` gives the median time of small and of large
+    all-reduces.
+    """
     taken = {}
     for size in (1, _LARGE):
         x, times = torch.zeros(size, dtype=dtype, device=ranks.device), []

@@ -1,8 +1,11 @@
-"""Memory and time of a run, ahead of it: what each ZeRO stage and micro batch would take on machines that are not here.
+"""Memory and time of a run, ahead of it.
 
-Parameters, operations and the bytes of activations are counted on the real model (:mod:`dfer_dist.planning.trace`). What DeepSpeed
-0.19 adds for each stage follows from its source and was held against real steps (``docs/background/memory.md``). Speed is arithmetic
-on the operations per second and bytes per second that the caller assumes: no step is timed.
+What each ZeRO stage and micro batch would take on machines that are not here.
+
+Parameters, operations and the bytes of activations are counted on the real model
+(:mod:`dfer_dist.planning.trace`). What DeepSpeed 0.19 adds for each stage follows from its source
+and was held against real steps (``docs/background/memory.md``). Speed is arithmetic on the
+operations per second and bytes per second that the caller assumes: no step is timed.
 """
 
 from __future__ import annotations
@@ -25,21 +28,23 @@ from dfer_dist.training.bf16_gradients import BUCKET
 from dfer_dist.utils.errors import UserError
 
 GIB = 2**30
-_RUNTIME = {
-    "cpu": 0.07 * GIB,
-    "cuda": 1.0 * GIB,
-}  # libraries and workspaces: measured on the CPU, assumed on a GPU
-_GATHERED = (
-    10**9
-)  # parameters that ZeRO-3 keeps gathered from the forward to the backward pass (stage3_max_live_parameters)
-# Training clips of a fold (of 11,697 and 9,172 in five folds; 31,088 in one) and folds, for a plan before the data are packed.
+# Libraries and workspaces: measured on the CPU, assumed on a GPU.
+_RUNTIME = {"cpu": 0.07 * GIB, "cuda": 1.0 * GIB}
+# Parameters that ZeRO-3 keeps gathered from the forward to the backward pass: DeepSpeed's
+# stage3_max_live_parameters.
+_GATHERED = 10**9
+# Training clips of a fold (of 11,697 and 9,172 in five folds; 31,088 in one) and number of folds,
+# for a plan before the data are packed.
 _PUBLISHED = {"dfew": (9_357, 5), "mafw": (7_337, 5), "ferv39k": (31_088, 1)}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan is made for. ``flops`` a second (bf16, achieved, not the peak) and ``bandwidth`` bytes a second are of one GPU;
-    ``latency`` seconds pass from one rank to another."""
+    """What a plan is made for.
+
+    ``flops`` a second (bf16, achieved, not the peak) and ``bandwidth`` bytes a second are of one
+    GPU; ``latency`` seconds pass from one rank to another.
+    """
 
     device: str
     ranks: int
@@ -60,8 +65,11 @@ class DataSize:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device at the moment when most are in use. ``weights`` has the float32 masters too; ``host`` is what an
-    offloaded optimizer keeps in main memory."""
+    """Bytes on one device at the moment when most are in use.
+
+    ``weights`` has the float32 masters too; ``host`` is what an offloaded optimizer keeps in main
+    memory.
+    """
 
     weights: float
     gradients: float
@@ -77,8 +85,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a plan. ``host`` bytes of main memory that rank 0 needs beside the program; ``sent`` bytes a rank sends in a step;
-    ``hours`` of training over all epochs and folds."""
+    """One line of a plan.
+
+    ``host`` bytes of main memory that rank 0 needs beside the program; ``sent`` bytes a rank sends
+    in a step; ``hours`` of training over all epochs and folds.
+    """
 
     stage: int
     micro: int
@@ -92,7 +103,9 @@ class Row:
 
 
 def data_size(config: Config) -> DataSize:
-    """From the index at ``data.shards``; without one, from the official lists, by the folder's name.
+    """From the index at ``data.shards``.
+
+    Without one, from the official lists, by the folder's name.
 
     Raises
     ------
@@ -106,14 +119,16 @@ def data_size(config: Config) -> DataSize:
         return DataSize(index.classes, clips // len(index.folds), len(index.folds))
     if shards.name not in _PUBLISHED:
         raise UserError(
-            f"{shards} holds no index.json and is not named {', '.join(_PUBLISHED)}: pack first, or set data.shards"
+            f"{shards} holds no index.json and is not named {', '.join(_PUBLISHED)}: pack first, "
+            "or set data.shards"
         )
     clips, folds = _PUBLISHED[shards.name]
     return DataSize(CLASSES[shards.name], clips, folds)
 
 
 def plan(config: Config, machine: Machine, size: DataSize) -> list[Row]:
-    """A row for each ZeRO stage and each micro batch that divides a rank's share of the global batch; descriptions need it whole.
+    """A row for each ZeRO stage and each micro batch that divides a rank's share of the global
+    batch; descriptions need it whole.
 
     Raises
     ------
@@ -134,7 +149,10 @@ def plan(config: Config, machine: Machine, size: DataSize) -> list[Row]:
 
 
 def plan_here(config: Config, classes: Sequence[str], device: str) -> float:
-    """Planned bytes of one rank on a ``cpu`` or ``cuda`` device; on the CPU, main memory is the device's own."""
+    """Planned bytes of one rank on a ``cpu`` or ``cuda`` device.
+
+    On the CPU, main memory is the device's own.
+    """
     micro, accumulation = split_batch(config, 1)
     counted = trace(config, classes, fused_attention=device == "cuda")
     used = memory(
@@ -151,7 +169,10 @@ def plan_here(config: Config, classes: Sequence[str], device: str) -> float:
 
 
 def fastest(rows: Sequence[Row]) -> Row | None:
-    """The fastest that fits; among equals the lowest stage, then the largest micro batch. None if nothing fits."""
+    """The fastest that fits; among equals the lowest stage, then the largest micro batch.
+
+    None if nothing fits.
+    """
     return max(
         (r for r in rows if r.fits),
         key=lambda r: (round(r.clips_per_second, 6), -r.stage, r.micro),
@@ -199,7 +220,9 @@ _MOMENTS = {Optimizer.sgd: 1, Optimizer.adamw: 2}
 def _gradients(
     counted: Trace, half: int, stage: int, ranks: int, accumulation: int, cuda: bool, offload: bool
 ) -> np.ndarray:
-    """Bytes of gradients after each operation of the last micro batch of a step, an array over time."""
+    """Bytes of gradients after each operation of the last micro batch of a step, an array over
+    time.
+    """
     trained, done = counted.trained, counted.graded.astype(np.float64)
     if accumulation > 1:  # the buffers are there from the first micro batch on
         done = np.full_like(done, trained)
@@ -208,26 +231,22 @@ def _gradients(
             return 4 * done
         if offload:
             return (4 + half) * done
-        return (
-            4 * trained + half * done
-        )  # DeepSpeed's optimizer for bf16 keeps float32 gradients of all parameters
+        # DeepSpeed's optimizer for bf16 keeps float32 gradients of all parameters.
+        return 4 * trained + half * done
     # what is allocated whole counts whole on a GPU; on the CPU only the pages that are written do
     buckets = 2 if stage == 2 else 1  # in turns, while the other is on its way
-    filled = (
-        np.full_like(done, trained) if stage == 3 else done
-    )  # ZeRO-3 keeps its bucket from step to step
+    # ZeRO-3 keeps its bucket from step to step.
+    filled = np.full_like(done, trained) if stage == 3 else done
     bucket = (
         np.full_like(done, half * BUCKET * buckets) if cuda else half * np.minimum(filled, BUCKET)
     )
     if offload:
         return bucket
-    own = (
-        np.full_like(done, trained)
-        if stage == 3
-        else np.where(done > 0, trained, 0)
-        if cuda
-        else done
-    )
+    own = done
+    if stage == 3:
+        own = np.full_like(done, trained)
+    elif cuda:
+        own = np.where(done > 0, trained, 0)
     return bucket + 4 * own / ranks
 
 
@@ -272,10 +291,12 @@ def loader_bytes(config: Config, micro: int) -> float:
 
 
 def sent_bytes(counted: Trace, half: int, stage: int, ranks: int, accumulation: int) -> float:
-    """Bytes that a rank sends in a step, in rings: 2 (W-1)/W of what is all-reduced, (W-1)/W of what is gathered.
+    """Bytes that a rank sends in a step, in rings.
 
-    ZeRO-1 reduces once a step, ZeRO-2 and 3 with every micro batch; ZeRO-3 gathers the weights for each of them, once more
-    for the backward pass if there are too many to keep.
+    2 (W-1)/W of what is all-reduced, (W-1)/W of what is gathered.
+
+    ZeRO-1 reduces once a step, ZeRO-2 and 3 with every micro batch; ZeRO-3 gathers the weights for
+    each of them, once more for the backward pass if there are too many to keep.
     """
     gradients, weights = (
         half * counted.trained,
@@ -289,7 +310,10 @@ def sent_bytes(counted: Trace, half: int, stage: int, ranks: int, accumulation: 
 
 
 def collectives(counted: Trace, stage: int, accumulation: int) -> int:
-    """How many collectives a step starts: ZeRO-3 gathers each large parameter by itself, for every micro batch."""
+    """How many collectives a step starts.
+
+    ZeRO-3 gathers each large parameter by itself, for every micro batch.
+    """
     gathers, buckets = len(counted.groups), -(-counted.trained // BUCKET)
     if stage == 3:
         return accumulation * (counted.large + buckets)
@@ -299,10 +323,12 @@ def collectives(counted: Trace, stage: int, accumulation: int) -> int:
 def network_seconds(
     counted: Trace, half: int, stage: int, machine: Machine, accumulation: int
 ) -> float:
-    """What a step sends over the bandwidth, and the way of each collective up and down a tree of ranks, one latency for each of its levels.
+    """What a step sends over the bandwidth, and the way of each collective up and down a tree of
+    ranks, one latency for each of its levels.
 
-    A pair of trees reaches both, as NCCL builds them: Sanders, Speck & Träff, "Two-tree algorithms for full bandwidth broadcast,
-    reduction and scan", Parallel Computing 35 (2009). Nothing is taken to be hidden behind the backward pass.
+    A pair of trees reaches both, as NCCL builds them: Sanders, Speck & Träff, "Two-tree algorithms
+    for full bandwidth broadcast, reduction and scan", Parallel Computing 35 (2009). Nothing is
+    taken to be hidden behind the backward pass.
     """
     modalities = math.ceil(math.log2(machine.ranks))
     sent = sent_bytes(counted, half, stage, machine.ranks, accumulation)

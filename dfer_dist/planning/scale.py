@@ -12,8 +12,12 @@ from dfer_dist.planning.trace import trace
 
 @dataclass(frozen=True)
 class Scaled:
-    """A step on ``nodes`` nodes: seconds of computing, sending, and loading, which goes on beside the other two; all of them together;
-    clips a second of all ranks, and their share of what as many ranks would do that never waited for each other."""
+    """A step on ``nodes`` nodes.
+
+    Seconds of computing, sending, and loading, which goes on beside the other two; all of them
+    together; clips a second of all ranks, and their share of what as many ranks would do that never
+    waited for each other.
+    """
 
     nodes: int
     ranks: int
@@ -50,7 +54,9 @@ def scale(
     nodes: Sequence[int],
     classes: Sequence[str],
 ) -> list[Scaled]:
-    """A row for each number of nodes. Each rank keeps the clips that it has on one node, so the global batch grows with them.
+    """A row for each number of nodes.
+
+    Each rank keeps the clips that it has on one node, so the global batch grows with them.
 
     Parameters
     ----------

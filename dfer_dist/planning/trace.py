@@ -1,7 +1,10 @@
-"""What one training step asks for, counted on the ``meta`` device: the real model runs, and no number of it is computed.
+"""What one training step asks for, counted on the ``meta`` device.
 
-Every operation of the forward and the backward pass is seen by a dispatch mode, so tensors that live for a moment only are
-counted as well as those kept for the backward pass. All sizes grow linearly with the micro batch, so two runs give all.
+The real model runs, and no number of it is computed.
+
+Every operation of the forward and the backward pass is seen by a dispatch mode, so tensors that
+live for a moment only are counted as well as those kept for the backward pass. All sizes grow
+linearly with the micro batch, so two runs give all.
 """
 
 from __future__ import annotations
@@ -33,7 +36,10 @@ _BATCHES = (2, 3)  # micro batches that are traced; one clip alone takes other c
 
 @dataclass(frozen=True)
 class Linear:
-    """A figure that grows with the micro batch: ``fixed + clip * micro``; numbers, or arrays of one length."""
+    """A figure that grows with the micro batch: ``fixed + clip * micro``.
+
+    Numbers, or arrays of one length.
+    """
 
     fixed: Any
     clip: Any
@@ -57,13 +63,17 @@ class Trace:
     groups : dict of group to int
         Trained parameters.
     frozen, unread : int
-        Parameters that are not trained, and those among them that no forward pass reads (the token embedding, without descriptions).
+        Parameters that are not trained, and those among them that no forward pass reads (the token
+        embedding, without descriptions).
     large : int
-        Parameters' tensors that ZeRO-3 gathers: it leaves those of up to 100,000 elements whole on every rank.
+        Parameters' tensors that ZeRO-3 gathers: it leaves those of up to 100,000 elements whole on
+        every rank.
     flops : Linear
-        Floating-point operations (a multiplication and an addition are two), recomputation included.
+        Floating-point operations (a multiplication and an addition are two), recomputation
+        included.
     live : Linear
-        Bytes of activations and passing tensors after each operation, an array over time; weights and gradients apart.
+        Bytes of activations and passing tensors after each operation, an array over time; weights
+        and gradients apart.
     graded : ndarray
         Parameters whose gradient is there after each operation.
     """
@@ -82,7 +92,9 @@ class Trace:
 
 
 def outline(config: Config, classes: Sequence[str]) -> DFERCLIP:
-    """The model that ``config`` describes, on the ``meta`` device; pretrained weights are not looked for.
+    """The model that ``config`` describes, on the ``meta`` device.
+
+    Pretrained weights are not looked for.
 
     Raises
     ------
@@ -104,7 +116,8 @@ def trace(config: Config, classes: Sequence[str], fused_attention: bool) -> Trac
     classes : sequence of str
         In label order.
     fused_attention : bool
-        As on a GPU, where the attention of a whole layer is one kernel that keeps no scores; the CPU computes it in parts.
+        As on a GPU, where the attention of a whole layer is one kernel that keeps no scores; the
+        CPU computes it in parts.
 
     Raises
     ------
@@ -150,7 +163,10 @@ def trace(config: Config, classes: Sequence[str], fused_attention: bool) -> Trac
 def _step(
     model: DFERCLIP, objective: Objective, micro: int, shape: tuple[int, ...], texts: bool
 ) -> None:
-    """With ``texts``, each clip has a description of full length; features of other ranks, a few kilobytes, are left out."""
+    """With ``texts``, each clip has a description of full length.
+
+    Features of other ranks, a few kilobytes, are left out.
+    """
     frames = torch.empty((micro, *shape), dtype=torch.uint8, device=_META)
     labels, valid = (
         torch.empty(micro, dtype=kind, device=_META) for kind in (torch.int64, torch.bool)
@@ -162,10 +178,12 @@ def _step(
 
 
 def model_flops(config: Config, classes: Sequence[str], clips: int, train: bool) -> int:
-    """Operations of one micro batch of ``clips`` clips, forward and backward, or of a test batch by class texts that were read before.
+    """Operations of one micro batch of ``clips`` clips, forward and backward, or of a test batch by
+    class texts that were read before.
 
-    A multiplication and an addition are two. Attention counts as its products, two forward and four backward, by whatever kernel it runs; what
-    a kernel or activation checkpointing computes once more does not count.
+    A multiplication and an addition are two. Attention counts as its products, two forward and four
+    backward, by whatever kernel it runs; what a kernel or activation checkpointing computes once
+    more does not count.
 
     Raises
     ------
@@ -190,7 +208,9 @@ def model_flops(config: Config, classes: Sequence[str], clips: int, train: bool)
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Bytes of tensors that are alive after each operation, apart from parameters, buffers and gradients."""
+    """Bytes of tensors that are alive after each operation, apart from parameters, buffers and
+    gradients.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -240,7 +260,10 @@ class _LiveBytes(TorchDispatchMode):
 
 
 class _FusedAttention(torch.autograd.Function):
-    """The sizes of a fused attention kernel: it keeps its inputs, its output, and a float32 for each query and head."""
+    """The sizes of a fused attention kernel.
+
+    It keeps its inputs, its output, and a float32 for each query and head.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
