@@ -17,9 +17,10 @@ last block of a ViT         :class:`LastBlock`          only the class token is 
 :func:`attend_plain` computes the products of :mod:`~dfer_dist.models.attention` without copies.
 ``docs/background/benchmarks.md`` has the time that each saves.
 
-Private functions of torch, tried with torch 2.9 to 2.14: ``torch.ops.mkldnn._linear_pointwise``,
+Private functions of torch, tested with torch 2.14: ``torch.ops.mkldnn._linear_pointwise``,
 ``torch.ops.mkldnn._is_mkldnn_bf16_supported``, ``torch._softmax_backward_data``,
-``torch._foreach_copy_`` and ``torch.ops.aten.silu_backward``. A test holds their signatures.
+``torch._foreach_copy_`` and ``torch.ops.aten.silu_backward``. A test checks the signatures of the
+operators.
 """
 
 from __future__ import annotations

@@ -259,3 +259,19 @@ def test_products_are_taken_down_as_those_of_torchs_layer() -> None:
             layer(x, weight, bias).square().sum().backward()
         seen.append(sorted((p.left[0], p.right[0]) for p in products.counts.elements()))
     assert seen[0] == seen[1] and len(seen[0]) == 3
+
+
+def test_private_functions_of_torch_have_known_signatures() -> None:
+    schemas = [
+        torch.ops.mkldnn._linear_pointwise.default,
+        torch.ops.aten._softmax_backward_data.default,
+        torch.ops.aten.silu_backward.grad_input,
+    ]
+    assert [str(op._schema) for op in schemas] == [
+        "mkldnn::_linear_pointwise(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, "
+        "str? algorithm) -> Tensor Y",
+        "aten::_softmax_backward_data(Tensor grad_output, Tensor output, int dim, "
+        "ScalarType input_dtype) -> Tensor",
+        "aten::silu_backward.grad_input(Tensor grad_output, Tensor self, *, "
+        "Tensor(a!) grad_input) -> Tensor(a!)",
+    ]
