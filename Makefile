@@ -6,8 +6,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 PIP := $(BIN)/python -m pip install -q -c constraints.txt
-UNIT := tests/unit tests/test_architecture.py
-SERIAL := tests --ignore=tests/unit --ignore=tests/test_architecture.py
+UNIT := tests/unit tests/test_architecture.py tests/test_docs.py tests/test_words.py
+SERIAL := tests --ignore=tests/unit --ignore=tests/test_architecture.py --ignore=tests/test_docs.py --ignore=tests/test_words.py
 
 # Debian packages: a compiler and Python's headers for DeepSpeed's extension, venv, and for the tests
 # ffprobe, a browser, Slurm and PostgreSQL.

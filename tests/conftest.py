@@ -16,7 +16,7 @@ from dfer_dist.data.sources.dfer_clip_lists import read_lists
 from tests.helpers.data.clips import write_clip
 
 if TYPE_CHECKING:
-    from tests.helpers.exported import Case
+    from tests.helpers.models.exported import Case
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +48,7 @@ def tiny_shards(tiny_source: Path) -> Index:
 @pytest.fixture(scope="session")
 def exported(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """Fold 2 of ``tiny_shards``, trained for an epoch in float32, and exported; read only."""
-    from tests.helpers.exported import (
+    from tests.helpers.models.exported import (
         train_and_export,  # torch and DeepSpeed, for the tests that need them
     )
 

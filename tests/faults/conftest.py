@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dfer_dist.data.shards.index import Index
-from tests.helpers.training_trials import Trial, same_in_mlflow
+from tests.helpers.training.trials import Trial, same_in_mlflow
 
 
 @dataclass

@@ -17,7 +17,7 @@ import pytest
 
 from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.utils.files import read_json
-from tests.helpers.training_trials import Trial, same, same_in_mlflow, signal_all
+from tests.helpers.training.trials import Trial, same, same_in_mlflow, signal_all
 
 SAMPLE = {("between", 0)}
 

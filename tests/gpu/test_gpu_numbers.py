@@ -19,8 +19,8 @@ from dfer_dist.data.loading.sampler import all_clips, keyed_rng
 from dfer_dist.data.shards.index import Index
 from dfer_dist.models.attention import attend
 from dfer_dist.models.cpu_kernels import FusedQuickGELU, PatchEmbedding
-from tests.helpers.golden import check_trajectory_through_our_engine, golden
-from tests.helpers.kernels import assert_equal_layers
+from tests.helpers.models.golden import check_trajectory_through_our_engine, golden
+from tests.helpers.models.kernels import assert_equal_layers
 
 pytestmark = pytest.mark.gpu
 

@@ -18,12 +18,12 @@ from dfer_dist.demo.dataset import render_demo
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import read_json
 from tests.helpers.paths import HELPERS
-from tests.helpers.spawn import run_ranks
-from tests.helpers.training import DFER, arguments, close, dfer, predictions, wait_for
+from tests.helpers.ranks.spawn import run_ranks
+from tests.helpers.training.commands import DFER, arguments, close, dfer, predictions, wait_for
 
 pytestmark = pytest.mark.gpu
 
-SMALL_ENGINE = HELPERS / "small_engine.py"
+SMALL_ENGINE = HELPERS / "ranks" / "small_engine.py"
 CHANCE = 100 / 7
 
 

@@ -15,7 +15,7 @@ from cluster import Cluster, TestbedError
 
 from dfer_dist.data.shards.index import Index
 from tests.helpers.slurm.submitted import Submitted
-from tests.helpers.training_trials import Trial
+from tests.helpers.training.trials import Trial
 
 PREFIX = f"/tmp/dfer-slurm-test-{os.geteuid()}-"
 

@@ -21,7 +21,7 @@ from dfer_dist.tracking.mlflow_runs import client
 from dfer_dist.utils.files import read_json
 from tests.helpers.paths import HELPERS
 from tests.helpers.slurm.submitted import ENVIRONMENT, EPOCH, ROOT, Submitted, local
-from tests.helpers.training_trials import DFER, SETTINGS, Trial, same, same_in_mlflow
+from tests.helpers.training.trials import DFER, SETTINGS, Trial, same, same_in_mlflow
 
 pytestmark = pytest.mark.slurm
 
@@ -293,7 +293,7 @@ def test_requeued_fold_runs_the_submitted_code(
     whole = meter.read_text()
     meter.write_text(
         whole
-        + f"\nimport sys\nsys.path.append({str(HELPERS)!r})\n"
+        + f"\nimport sys\nsys.path.append({str(HELPERS / 'training')!r})\n"
         + "import hooks\nhooks.slow(sys.modules[__name__], 0.3)\n"
     )
     trial.submit()

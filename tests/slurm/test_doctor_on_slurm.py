@@ -10,7 +10,7 @@ import pytest
 from cluster import Cluster
 
 from tests.helpers.slurm.submitted import ROOT, Submitted
-from tests.helpers.training_trials import DFER
+from tests.helpers.training.trials import DFER
 
 pytestmark = pytest.mark.slurm
 

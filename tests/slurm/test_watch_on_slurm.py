@@ -12,7 +12,7 @@ import pytest
 from cluster import Cluster
 
 from tests.helpers.slurm.submitted import Submitted
-from tests.helpers.training_trials import DFER
+from tests.helpers.training.trials import DFER
 
 pytestmark = pytest.mark.slurm
 

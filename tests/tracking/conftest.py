@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.proxy import Proxy
-from tests.helpers.servers import BINARIES, Site
+from tests.helpers.tracking.proxy import Proxy
+from tests.helpers.tracking.servers import BINARIES, Site
 
 
 @pytest.fixture(scope="session")

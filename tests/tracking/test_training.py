@@ -22,10 +22,10 @@ import pytest
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.tracking.sync import sync
-from tests.helpers.proxy import DEAD, PASS, Proxy
-from tests.helpers.servers import ADMIN, Site
-from tests.helpers.tracking_load import FILES, expected
-from tests.helpers.training_trials import SETTINGS, Trial
+from tests.helpers.tracking.proxy import DEAD, PASS, Proxy
+from tests.helpers.tracking.servers import ADMIN, Site
+from tests.helpers.tracking.load import FILES, expected
+from tests.helpers.training.trials import SETTINGS, Trial
 
 PASSWORD = "a-Password-that-is-found-nowhere-9731"
 LONG = ["train.epochs=150", "train.save_epochs=5", "train.selection=last", "train.save_steps=30"]

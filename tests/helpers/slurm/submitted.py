@@ -15,7 +15,7 @@ from cluster import Cluster
 from dfer_dist.runs.layout import RunDir
 from launch.slurm.jobs import newest_jobs
 from tests.helpers.paths import ROOT
-from tests.helpers.training_trials import DFER, FOLD, SETTINGS, Trial
+from tests.helpers.training.trials import DFER, FOLD, SETTINGS, Trial
 
 ENVIRONMENT = {
     "DFER_PYTHON": sys.executable,

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paths import HELPERS
-from tests.helpers.spawn import run_ranks
+from tests.helpers.ranks.spawn import run_ranks
 
-SCRIPT = HELPERS / "small_engine.py"
+SCRIPT = HELPERS / "ranks" / "small_engine.py"
 STEPS, HALF = 8, 4
 
 

@@ -38,8 +38,8 @@ from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
 from tests.helpers.made_runs import make_run
-from tests.helpers.official_checkpoints import dfer, ours
-from tests.helpers.tiny_models import FINE
+from tests.helpers.models.official_checkpoints import dfer, ours
+from tests.helpers.models.tiny_models import FINE
 
 FEW = ["data.workers=0", "train.precision=fp32"]
 

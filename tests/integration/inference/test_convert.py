@@ -12,7 +12,7 @@ import torch
 
 from dfer_dist.inference.convert import from_official
 from dfer_dist.utils.errors import UserError
-from tests.helpers.golden import Bomb
+from tests.helpers.models.golden import Bomb
 
 DFER = Path(sys.executable).parent / "dfer"
 

@@ -27,7 +27,7 @@ from dfer_dist.reporting.figures import timeline_figure
 from dfer_dist.utils.errors import UserError
 from launch import cli
 from tests.helpers.data.videos import Pose, draw, encode
-from tests.helpers.exported import Case
+from tests.helpers.models.exported import Case
 
 FRAMES = 24
 

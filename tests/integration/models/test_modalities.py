@@ -30,9 +30,9 @@ from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 from launch.runs import open_run
 from tests.helpers.data.videos import Pose, draw, encode
-from tests.helpers.exported import DFER, SMALL
-from tests.helpers.official_checkpoints import ours
-from tests.helpers.tiny_models import CLASSES, FINE
+from tests.helpers.models.exported import DFER, SMALL
+from tests.helpers.models.official_checkpoints import ours
+from tests.helpers.models.tiny_models import CLASSES, FINE
 
 BOTH = ["parsing", "landmarks"]
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from dfer_dist.inference.official import read_official, to_ours
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.utils.errors import UserError
-from tests.helpers.golden import (
+from tests.helpers.models.golden import (
     ENGINE,
     GOLDEN,
     TOLERANCE,
@@ -26,7 +26,7 @@ from tests.helpers.golden import (
     check_trajectory_through_our_engine,
     golden,
 )
-from tests.helpers.spawn import run_ranks
+from tests.helpers.ranks.spawn import run_ranks
 
 
 @golden

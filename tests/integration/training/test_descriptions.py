@@ -23,11 +23,11 @@ from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 from launch.runs import open_run
 from tests.helpers.data.descriptions import captioned_copy
-from tests.helpers.exported import DFER, SMALL
+from tests.helpers.models.exported import DFER, SMALL
 from tests.helpers.paths import HELPERS
-from tests.helpers.spawn import run_ranks
+from tests.helpers.ranks.spawn import run_ranks
 
-ENGINE = HELPERS / "tuned_engine.py"
+ENGINE = HELPERS / "ranks" / "tuned_engine.py"
 
 
 @pytest.fixture(scope="module")

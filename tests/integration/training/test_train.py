@@ -14,7 +14,7 @@ from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import read_json, sha256_file
 from tests.helpers.data.web_server import Web
 from tests.helpers.paths import DFER
-from tests.helpers.training import SMALL, arguments, close, dfer, predictions, wait_for
+from tests.helpers.training.commands import SMALL, arguments, close, dfer, predictions, wait_for
 
 SMALL += ["train.save_epochs=1", "eval.batch=5", "eval.shuffle_frames=false"]
 

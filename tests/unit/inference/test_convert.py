@@ -23,8 +23,8 @@ from dfer_dist.inference.official import read_official, read_sizes
 from dfer_dist.models.class_texts import DESCRIPTIONS
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.utils.errors import UserError
-from tests.helpers.golden import GOLDEN, assert_equal, golden
-from tests.helpers.official_checkpoints import OTHERS, SIZES, dfer, ours
+from tests.helpers.models.golden import GOLDEN, assert_equal, golden
+from tests.helpers.models.official_checkpoints import OTHERS, SIZES, dfer, ours
 
 
 @pytest.fixture(scope="session", params=golden.args[1])

@@ -14,7 +14,7 @@ from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.inference.convert import from_official, to_official
 from dfer_dist.inference.official import read_sentences
 from dfer_dist.utils.errors import UserError
-from tests.helpers.official_checkpoints import ours
+from tests.helpers.models.official_checkpoints import ours
 
 DFER = Path(sys.executable).parent / "dfer"
 

@@ -30,7 +30,7 @@ from dfer_dist.models.tuning import param_groups, trained_line
 from dfer_dist.planning.trace import outline
 from dfer_dist.training.losses import Objective
 from dfer_dist.utils.errors import UserError
-from tests.helpers.tiny_models import B16, CLASSES, FINE, FRAMES, perturb, tiny
+from tests.helpers.models.tiny_models import B16, CLASSES, FINE, FRAMES, perturb, tiny
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dfer_dist.models.attention import MAX_PLAIN_TOKENS, attend, attend_packed
 from dfer_dist.models.lora import LoRAAttention
-from tests.helpers.kernels import assert_equal_layers
+from tests.helpers.models.kernels import assert_equal_layers
 
 
 @pytest.mark.parametrize("length", [7, MAX_PLAIN_TOKENS + 1])

@@ -27,7 +27,7 @@ from dfer_dist.models.cpu_kernels import (
     transpose,
 )
 from dfer_dist.models.lora import LoRALinear, add_lora
-from tests.helpers.kernels import assert_equal_layers, replace_layers
+from tests.helpers.models.kernels import assert_equal_layers, replace_layers
 
 BF16 = torch.bfloat16
 

@@ -21,7 +21,7 @@ from dfer_dist.planning.planner import loader_bytes
 from dfer_dist.planning.trace import outline, trace
 from dfer_dist.training.losses import Objective
 from dfer_dist.utils.errors import UserError
-from tests.helpers.tiny_models import B16, FRAMES, perturb, tiny
+from tests.helpers.models.tiny_models import B16, FRAMES, perturb, tiny
 
 BOTH = ["parsing", "landmarks"]
 

@@ -17,7 +17,7 @@ from dfer_dist.utils.errors import UserError
 from tests.helpers.paths import HELPERS
 
 CLASSES = ["happiness", "sadness", "fear"]
-ENGINE = HELPERS / "tuned_engine.py"
+ENGINE = HELPERS / "ranks" / "tuned_engine.py"
 LINEAR = ("attn.in_proj_lora", "attn.out_proj.lora", "mlp.c_fc.lora", "mlp.c_proj.lora")
 
 

@@ -31,7 +31,7 @@ from dfer_dist.training.build import check_same_descriptions
 from dfer_dist.training.descriptions import ClipDescriptions, read_descriptions
 from dfer_dist.utils.errors import UserError
 from tests.helpers.data.descriptions import MODEL, captioned_copy
-from tests.helpers.tiny_models import CLASSES, FRAMES, perturb, tiny
+from tests.helpers.models.tiny_models import CLASSES, FRAMES, perturb, tiny
 
 B16 = "dfew_finecliper_vitb16"
 

@@ -15,7 +15,7 @@ from dfer_dist.inference.official import read_official, to_ours
 from dfer_dist.models.backbone import TextTower, build_clip
 from dfer_dist.models.dferclip import DFERCLIP
 from tests.helpers.paths import HELPERS, SHARED
-from tests.helpers.spawn import run_ranks
+from tests.helpers.ranks.spawn import run_ranks
 
 GOLDEN = Path(os.environ.get("DFER_GOLDEN", SHARED / "golden"))
 CASES = sorted(p.name.removesuffix("_init.pth") for p in GOLDEN.glob("*_init.pth"))
@@ -60,7 +60,7 @@ def build(case: str) -> tuple[DFERCLIP, dict, dict[str, torch.Tensor]]:
 TOLERANCE = 1e-4
 
 
-ENGINE = HELPERS / "golden_engine.py"
+ENGINE = HELPERS / "ranks" / "golden_engine.py"
 
 
 golden = pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from dfer_dist.models.build import build_model
 from dfer_dist.models.dferclip import DFERCLIP
 from tests.helpers.paths import HELPERS
 
-ENGINE = HELPERS / "tuned_engine.py"
+ENGINE = HELPERS / "ranks" / "tuned_engine.py"
 
 
 CLASSES = ["happiness", "sadness", "fear"]

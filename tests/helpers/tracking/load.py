@@ -25,7 +25,7 @@ from dfer_dist.tracking.sync import SyncReport, end_run, sync
 from dfer_dist.utils.files import write_json
 from launch.runs import open_run
 from tests.helpers.paths import HELPERS
-from tests.helpers.servers import Site
+from tests.helpers.tracking.servers import Site
 
 FILES = {
     "config.yaml",
@@ -71,7 +71,7 @@ class Trial:
             subprocess.Popen(
                 [
                     sys.executable,
-                    str(HELPERS / "tracking_fold.py"),
+                    str(HELPERS / "tracking" / "fold.py"),
                     str(self.run.root),
                     str(k),
                     str(lines),

@@ -19,7 +19,7 @@ from dfer_dist.config.schema import Config, Device, Precision
 from dfer_dist.distributed.process_group import exit_process, init_distributed
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.training.engine import build_engine
-from tests.helpers.golden import GOLDEN, build
+from tests.helpers.models.golden import GOLDEN, build
 
 
 def main() -> None:
