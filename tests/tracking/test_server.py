@@ -12,9 +12,9 @@ import pytest
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.tracking.mlflow_runs import begin
+from tests.helpers.tracking.load import Trial
 from tests.helpers.tracking.proxy import BROKEN, DEAD, PASS, SLOW, Proxy
 from tests.helpers.tracking.servers import Site
-from tests.helpers.tracking.load import Trial
 
 
 @pytest.fixture

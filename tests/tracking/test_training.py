@@ -22,9 +22,9 @@ import pytest
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.tracking.sync import sync
+from tests.helpers.tracking.load import FILES, expected
 from tests.helpers.tracking.proxy import DEAD, PASS, Proxy
 from tests.helpers.tracking.servers import ADMIN, Site
-from tests.helpers.tracking.load import FILES, expected
 from tests.helpers.training.trials import SETTINGS, Trial
 
 PASSWORD = "a-Password-that-is-found-nowhere-9731"

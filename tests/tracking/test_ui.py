@@ -11,8 +11,8 @@ from mlflow_page import browser_page, open_comparison, open_runs, unfold
 from dfer_dist.data.shards.index import Index
 from dfer_dist.reporting.files import write_summary
 from dfer_dist.utils.files import read_json, write_json
-from tests.helpers.tracking.servers import Site
 from tests.helpers.tracking.load import Trial, write_result
+from tests.helpers.tracking.servers import Site
 
 
 def finished(site: Site, shards: Index, root: Path, name: str, seed: int) -> Trial:

@@ -83,7 +83,12 @@ class Trial:
 
     def hook(self, module: str, call: str) -> None:
         """Append a call of :mod:`hooks` to a module, ``me``, of the run's own code."""
-        lines = ["", "import sys as _sys", f"_sys.path.append({str(HELPERS / 'training')!r})", "import hooks"]
+        lines = [
+            "",
+            "import sys as _sys",
+            f"_sys.path.append({str(HELPERS / 'training')!r})",
+            "import hooks",
+        ]
         lines += ["me = _sys.modules[__name__]", call, ""]
         with (self.run.code / f"{module.replace('.', '/')}.py").open("a") as f:
             f.write("\n".join(lines))

@@ -32,8 +32,8 @@ from dfer_dist.utils.files import read_json, sha256_file, write_json
 from launch import cli
 from tests.helpers.models.exported import Case
 from tests.helpers.models.official_checkpoints import OTHERS, ours
-from tests.helpers.paths import ROOT
 from tests.helpers.models.tiny_models import FINE
+from tests.helpers.paths import ROOT
 
 # Packages that training needs and predicting must not import.
 TRAINING_ONLY = {"deepspeed", "mlflow", "submitit", "webdataset"}

@@ -11,8 +11,8 @@ from dfer_dist.models.backbone import TINY
 from dfer_dist.models.cpu_kernels import (
     MIN_WIDTH,
 )
-from tests.helpers.ranks.spawn import run_ranks
 from tests.helpers.models.tiny_models import ENGINE
+from tests.helpers.ranks.spawn import run_ranks
 
 LINEAR = ("attn.in_proj_lora", "attn.out_proj.lora", "mlp.c_fc.lora", "mlp.c_proj.lora")
 
