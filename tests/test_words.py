@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,7 @@ def tracked_texts() -> Iterator[tuple[str, str]]:
 def found(text: str) -> set[str]:
     """Return the old words and phrases in ``text``, identifiers split at ``_`` and capitals."""
     parts = [part.lower() for part in _PART.findall(text)]
-    pairs = {f"{a} {b}" for a, b in zip(parts, parts[1:], strict=False)}
+    pairs = {f"{a} {b}" for a, b in pairwise(parts)}
     return (set(parts) & WORDS.keys()) | (pairs & PHRASES.keys())
 
 

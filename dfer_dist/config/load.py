@@ -23,14 +23,12 @@ T = TypeVar("T")
 PUBLISHED = "published"
 
 
-def config_dirs() -> list[Path]:
-    """Return the folders searched for experiments.
+def config_dir() -> Path:
+    """Return the folder of the experiments: the package's ``configs``.
 
-    They are the checkout's ``configs/``, then the copy inside an installed package.
+    In a checkout it is a link to the top-level ``configs/``.
     """
-    here = Path(__file__).resolve().parents[1]
-    checkout = [here.parent / "configs"] if (here.parent / "setup.cfg").is_file() else []
-    return [d for d in (*checkout, here / "configs") if d.is_dir()]
+    return Path(__file__).resolve().parents[1] / "configs"
 
 
 def find_config(name: str, kind: str = "") -> Path:
@@ -51,10 +49,7 @@ def find_config(name: str, kind: str = "") -> Path:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
-    known: dict[str, Path] = {}
-    for folder in config_dirs():
-        for file in sorted((folder / kind).glob("*.yaml")):
-            known.setdefault(file.stem, file)
+    known = {file.stem: file for file in sorted((config_dir() / kind).glob("*.yaml"))}
     if not kind:
         known.pop(PUBLISHED, None)
     if name in known:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dfer_dist.config.load import PUBLISHED, config_dirs, load_as
+from dfer_dist.config.load import PUBLISHED, config_dir, load_as
 from dfer_dist.reporting.results import check_scores, read_predictions
 from dfer_dist.reporting.tables import Table
 from dfer_dist.reporting.wording import (
@@ -72,7 +72,7 @@ def read_published(source: str) -> Published:
     """
     path = Path(source)
     if source == PUBLISHED:
-        path = next(file for d in config_dirs() if (file := d / f"{PUBLISHED}.yaml").is_file())
+        path = config_dir() / f"{PUBLISHED}.yaml"
     elif path.suffix not in (".yaml", ".yml") or not path.is_file():
         raise UserError(
             f"--against {source}: give 'published', or a YAML file like configs/published.yaml"

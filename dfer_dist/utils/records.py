@@ -68,7 +68,8 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object that :meth:`write` stores, without its ``version``."""
-        return to_json(self)
+        values: dict[str, Any] = to_json(self)
+        return values
 
 
 def stored_as(key: str) -> dict[str, str]:

@@ -20,10 +20,10 @@ PACKAGES = ("dfer_dist", "launch")
 PROBE = """
 import json, sys
 import dfer_dist, launch.cli
-from dfer_dist.config.load import config_dirs, load_config
+from dfer_dist.config.load import config_dir, load_config
 print(json.dumps({
     "files": [dfer_dist.__file__, launch.cli.__file__],
-    "dirs": [str(d) for d in config_dirs()],
+    "configs": str(config_dir()),
     "shards": load_config("demo", ["data.shards=x"]).data.shards,
     "backbone": load_config("dfew_vitb16").model.backbone,
     "torch": "torch" in sys.modules,
@@ -122,7 +122,7 @@ def test_installed_wheel_works_in_another_folder(site: Path, tmp_path: Path) -> 
     (tmp_path / "configs").mkdir()
     assert probe(site, tmp_path) == {
         "files": files_of(site),
-        "dirs": [str(site / "dfer_dist" / "configs")],
+        "configs": str(site / "dfer_dist" / "configs"),
         "shards": "x",
         "backbone": "ViT-B-16-quickgelu",
         "torch": False,
@@ -152,5 +152,5 @@ def test_editable_install_finds_its_checkouts_experiments(source: Path, tmp_path
     found = json.loads(python(["-P", "-S", "-c", setup + PROBE], tmp_path, PYTHONPATH=""))
     assert found["files"] == files_of(source)
     # the second is the link
-    assert {Path(d).resolve() for d in found["dirs"]} == {(source / "configs").resolve()}
+    assert Path(found["configs"]).resolve() == (source / "configs").resolve()
     assert found["backbone"] == "ViT-B-16-quickgelu"

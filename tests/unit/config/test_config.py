@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from dfer_dist.config.load import config_dirs, dump_config, load_config, read_config
+from dfer_dist.config.load import config_dir, dump_config, load_config, read_config
 from dfer_dist.config.schema import (
     Config,
     DataConfig,
@@ -123,8 +123,8 @@ def test_experiment_has_the_published_recipe(name: str) -> None:
     )  # and nothing else
 
 
-def test_checkout_is_searched_first() -> None:
-    assert config_dirs()[0] == CONFIGS
+def test_experiments_of_a_checkout_are_the_top_level_ones() -> None:
+    assert config_dir().resolve() == CONFIGS
 
 
 def test_command_line_wins_over_file_and_file_over_default(tmp_path: Path) -> None:
