@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def take_steps(config: Config, world_size: int = 1, exact_memory: bool = False) -> dict[str, Any]:
-    """Return what :mod:`dfer_dist.planning.footprint` measures on rank 0.
+    """Return what :mod:`dfer_dist.planning.measure` measures on rank 0.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def take_steps(config: Config, world_size: int = 1, exact_memory: bool = False) 
     with tempfile.TemporaryDirectory() as name:
         folder, port = Path(name), free_port()
         (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        command = [*python_command(), "-m", "dfer_dist.planning.footprint"]
+        command = [*python_command(), "-m", "dfer_dist.planning.measure"]
         command += ["--config", str(folder / "config.yaml")]
         ranks, logs = [], [folder / f"{rank}.log" for rank in range(world_size)]
         for rank, log in enumerate(logs):

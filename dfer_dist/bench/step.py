@@ -43,9 +43,9 @@ from dfer_dist.models.build import build_model, resolve_image_size
 from dfer_dist.models.class_texts import polarity_texts
 from dfer_dist.models.outputs import OutputsModule
 from dfer_dist.models.tuning import param_groups
-from dfer_dist.planning.footprint import in_use
-from dfer_dist.planning.planner import data_size
-from dfer_dist.planning.trace import model_flops
+from dfer_dist.planning.estimate import data_size
+from dfer_dist.planning.measure import in_use
+from dfer_dist.planning.step_costs import model_flops
 from dfer_dist.training.engine import Engine, build_engine
 from dfer_dist.training.losses import Objective
 from dfer_dist.utils.errors import UserError
@@ -321,7 +321,7 @@ def measure(
         with the seconds it ``waited``. Each has the medians of ``seconds`` and what else was
         answered, and but for a save ``clips_per_s``; the floor has no ``peak_bytes``. ``flops``,
         but for a save: operations of the model's own
-        (:func:`~dfer_dist.planning.trace.model_flops`).
+        (:func:`~dfer_dist.planning.step_costs.model_flops`).
     """
     ways = {"ours": config}
     if what == ["train"] and not config.model.checkpoint_image:

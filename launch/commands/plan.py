@@ -13,7 +13,7 @@ from launch.options import Experiment, Overrides
 
 if TYPE_CHECKING:
     from dfer_dist.config.schema import Config
-    from dfer_dist.planning.planner import DataSize, Machine, Row
+    from dfer_dist.planning.estimate import DataSize, Machine, Row
 
 _GIB = 2**30
 
@@ -71,7 +71,7 @@ def plan(
     if measure and not scale:
         _compare_memory(console, config)
         return
-    from dfer_dist.planning.planner import Machine, data_size
+    from dfer_dist.planning.estimate import Machine, data_size
     from launch.commands.plan_scale import node_counts, print_measured_scale, print_scale
 
     size = data_size(config)
@@ -89,14 +89,14 @@ def plan(
 
 def _print_plan(console: Console, config: Config, machine: Machine, size: DataSize) -> None:
     from dfer_dist.models.tuning import trained_line
-    from dfer_dist.planning.planner import fastest
-    from dfer_dist.planning.planner import plan as make_plan
-    from dfer_dist.planning.trace import outline
+    from dfer_dist.planning.estimate import fastest
+    from dfer_dist.planning.estimate import plan as make_plan
+    from dfer_dist.planning.step_costs import build_meta_model
 
     rows = make_plan(config, machine, size)
     best = fastest(rows)
     console.print(_table(config, rows, best, machine, size))
-    console.print(trained_line(outline(config, size.classes)))
+    console.print(trained_line(build_meta_model(config, size.classes)))
     if not best:
         advice = _advice(config)
         console.print(f"nothing fits {machine.memory / _GIB:g} GiB: {advice}", soft_wrap=True)

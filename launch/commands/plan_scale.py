@@ -17,7 +17,7 @@ from launch.measured_steps import take_steps
 
 if TYPE_CHECKING:
     from dfer_dist.config.schema import Config
-    from dfer_dist.planning.planner import Machine
+    from dfer_dist.planning.estimate import Machine
 
 _ELLIPSIS = "..."
 _SCALE_HEADS = ["nodes", "GPUs", "batch", "compute", "network", "data", "step", "clips/s"]
@@ -80,7 +80,7 @@ def print_scale(
     loader_rate : float
         Clips per second of a loader worker.
     """
-    from dfer_dist.planning.scale import scale
+    from dfer_dist.planning.scaling import scale
 
     rows = scale(config, node, network, loader_rate, nodes, classes)
     table = _table(
@@ -119,12 +119,12 @@ def print_measured_scale(
     The estimate is made from one rank's step and the all-reduces of two ranks.
     """
     from dfer_dist.config.schema import Precision
-    from dfer_dist.planning.planner import Machine, network_seconds, sent_bytes
-    from dfer_dist.planning.trace import trace
+    from dfer_dist.planning.estimate import Machine, network_seconds, sent_bytes
+    from dfer_dist.planning.step_costs import count_step
 
     clips, stage = config.train.global_batch, config.train.zero_stage
     steps = _steps_by_world_size(config, worlds)
-    traced = trace(config, classes, False)
+    traced = count_step(config, classes, False)
     gradient_bytes = 2 if config.train.precision is Precision.bf16 else 4
     accumulation = steps[1]["accumulation"]
     linked = next((world for world in steps if world > 1), 1)

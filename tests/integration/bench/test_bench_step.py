@@ -16,7 +16,7 @@ from dfer_dist.bench.step import Way
 from dfer_dist.config.load import load_config
 from dfer_dist.data.sources.records import CLASSES
 from dfer_dist.models.build import build_model
-from dfer_dist.planning.trace import model_flops
+from dfer_dist.planning.step_costs import model_flops
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import mfu, peak_flops
 from launch.cli import app

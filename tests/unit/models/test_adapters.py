@@ -27,7 +27,7 @@ from dfer_dist.models.backbone import TINY, build_clip
 from dfer_dist.models.build import build_model
 from dfer_dist.models.class_texts import polarity_texts
 from dfer_dist.models.tuning import param_groups, trained_line
-from dfer_dist.planning.trace import outline
+from dfer_dist.planning.step_costs import build_meta_model
 from dfer_dist.training.losses import Objective
 from dfer_dist.utils.errors import UserError
 from tests.helpers.models.tiny_models import B16, CLASSES, FINE, FRAMES, perturb, tiny
@@ -262,10 +262,10 @@ def test_adapters_serve_dfer_clip_as_well(clips: torch.Tensor) -> None:
 def test_tunable_parameters_on_vit_b_16(words: list[str], millions: float) -> None:
     """An adapter of width D and bottleneck D/4 has D^2/2 + 5/4 D parameters; the paper has 13 M."""
     config = load_config(B16, words)
-    assert trained_line(outline(config, SEVEN)).startswith(f"trained: {millions:.2f} of ")
+    assert trained_line(build_meta_model(config, SEVEN)).startswith(f"trained: {millions:.2f} of ")
     image, text = (768**2 // 2 + 960), (512**2 // 2 + 640)
     if not words:
-        assert trained_line(outline(config, SEVEN)).endswith(
+        assert trained_line(build_meta_model(config, SEVEN)).endswith(
             f"(adapters {12 * 2 * (image + 2 * text) / 1e6:.2f})"
         )
 

@@ -17,8 +17,8 @@ from dfer_dist.models.adapters import adapter_names
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.fusion import Fusion
 from dfer_dist.models.tuning import param_groups, trained_line
-from dfer_dist.planning.planner import loader_bytes
-from dfer_dist.planning.trace import outline, trace
+from dfer_dist.planning.estimate import loader_bytes
+from dfer_dist.planning.step_costs import build_meta_model, count_step
 from dfer_dist.training.losses import Objective
 from dfer_dist.utils.errors import UserError
 from tests.helpers.models.tiny_models import B16, FRAMES, perturb, tiny
@@ -143,7 +143,7 @@ def test_modalities_work_with_temporal_transformer(pictures: torch.Tensor) -> No
 )
 def test_tunable_parameters_on_vit_b_16(words: list[str], millions: float) -> None:
     """The paper has 19 million with parsing maps and landmarks, 13 million without."""
-    assert trained_line(outline(load_config(B16, words), SEVEN)).startswith(
+    assert trained_line(build_meta_model(load_config(B16, words), SEVEN)).startswith(
         f"trained: {millions:.2f} of "
     )
 
@@ -156,7 +156,8 @@ def test_plan_counts_images_of_modalities() -> None:
     )
     assert loader_bytes(modalities, 4) == 3 * loader_bytes(plain, 4)
     tower = [
-        trace(config, SEVEN, fused_attention=False).flops.clip for config in (plain, modalities)
+        count_step(config, SEVEN, fused_attention=False).flops.clip
+        for config in (plain, modalities)
     ]
     assert 2.5 < tower[1] / tower[0] < 3.2
 

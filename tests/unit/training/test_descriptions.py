@@ -25,8 +25,8 @@ from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.models.backbone import TINY, build_clip
 from dfer_dist.models.tokenizer import CaptionTokenizer
 from dfer_dist.models.tuning import trained_line
-from dfer_dist.planning.planner import DataSize, Machine, plan
-from dfer_dist.planning.trace import outline, trace
+from dfer_dist.planning.estimate import DataSize, Machine, plan
+from dfer_dist.planning.step_costs import build_meta_model, count_step
 from dfer_dist.training.build import check_same_descriptions
 from dfer_dist.training.descriptions import ClipDescriptions, read_descriptions
 from dfer_dist.utils.errors import UserError
@@ -100,7 +100,7 @@ def test_description_features_equal_clips_but_for_own_adapters() -> None:
 )
 def test_tunable_parameters_on_vit_b_16(words: list[str], millions: float) -> None:
     config = load_config(B16, ["train.objective=both", *words])
-    assert trained_line(outline(config, SEVEN)).startswith(f"trained: {millions:.2f} of ")
+    assert trained_line(build_meta_model(config, SEVEN)).startswith(f"trained: {millions:.2f} of ")
 
 
 def test_descriptions_of_a_fold_are_those_of_its_training_clips(
@@ -192,7 +192,7 @@ def test_plan_counts_the_texts() -> None:
     machine, size = Machine("cuda", 2, 80e9, 1e12, 1e11, 1e-5), DataSize(tuple(SEVEN), 100, 5)
     assert {row.micro for row in plan(config, machine, size)} == {1, 2, 4}
     assert {row.micro for row in plan(both, machine, size)} == {4}
-    labels, texts = (trace(c, SEVEN, fused_attention=True) for c in (config, both))
+    labels, texts = (count_step(c, SEVEN, fused_attention=True) for c in (config, both))
     a_text = (
         2 * 77 * 2 * 12 * 64 * 64
     )  # multiplications and additions of two blocks' matrices, forward

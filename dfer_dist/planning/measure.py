@@ -2,7 +2,7 @@
 
 Random weights, made-up clips, the real engine.
 
-``python -m dfer_dist.planning.footprint --config FILE`` (what ``dfer plan --measure`` starts, once
+``python -m dfer_dist.planning.measure --config FILE`` (what ``dfer plan --measure`` starts, once
 a rank) takes two steps, the second with moments, and prints one JSON line.
 """
 
@@ -26,7 +26,7 @@ from dfer_dist.models.build import build_model, resolve_image_size
 from dfer_dist.models.outputs import OutputsModule
 from dfer_dist.models.tokenizer import CONTEXT
 from dfer_dist.models.tuning import param_groups
-from dfer_dist.planning.planner import data_size, plan_here
+from dfer_dist.planning.estimate import data_size, plan_here
 from dfer_dist.training.engine import build_engine
 from dfer_dist.training.losses import Objective
 from dfer_dist.utils.hardware import loopback_bytes_sent, resident_bytes
@@ -36,7 +36,7 @@ _LARGE = 8_000_000  # elements of a large all-reduce
 
 
 @dataclass(frozen=True)
-class Footprint:
+class MeasuredStep:
     """Bytes in use at the peak, above what the imports take.
 
     ``measured`` (the model's construction included) and, for one rank, ``planned``; ``seconds`` of
@@ -56,7 +56,7 @@ class Footprint:
     accumulation: int
 
 
-def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
+def measure(config: Config, classes: tuple[str, ...]) -> MeasuredStep:
     """Take :data:`STEPS` optimizer steps in this process, which must not have done anything with
     torch before.
 
@@ -104,7 +104,7 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
     if ranks.world_size > 1:
         is_bf16 = config.train.precision is Precision.bf16
         link = _all_reduces(ranks, torch.bfloat16 if is_bf16 else torch.float32)
-    return Footprint(
+    return MeasuredStep(
         measured,
         planned,
         seconds,
@@ -119,7 +119,7 @@ def measure(config: Config, classes: tuple[str, ...]) -> Footprint:
 
 def _all_reduces(ranks: Ranks, dtype: torch.dtype) -> tuple[float, float]:
     """Latency and bandwidth by which the formula of
-    :func:`~dfer_dist.planning.planner.network_seconds` gives the median time of small and of large
+    :func:`~dfer_dist.planning.estimate.network_seconds` gives the median time of small and of large
     all-reduces.
     """
     taken = {}

@@ -3,7 +3,7 @@
 What each ZeRO stage and micro batch would take on machines that are not here.
 
 Parameters, operations and the bytes of activations are counted on the real model
-(:mod:`dfer_dist.planning.trace`). What DeepSpeed 0.19 adds for each stage follows from its source
+(:mod:`dfer_dist.planning.step_costs`). What DeepSpeed 0.19 adds for each stage follows from its source
 and was held against real steps (``docs/background/memory.md``). Speed is arithmetic on the
 operations per second and bytes per second that the caller assumes: no step is timed.
 """
@@ -23,7 +23,7 @@ from dfer_dist.data.shards.index import open_index
 from dfer_dist.data.shards.store import is_remote
 from dfer_dist.data.sources.records import CLASSES
 from dfer_dist.models.build import resolve_image_size
-from dfer_dist.planning.trace import Trace, trace
+from dfer_dist.planning.step_costs import StepCosts, count_step
 from dfer_dist.training.bf16_gradients import BUCKET
 from dfer_dist.utils.errors import UserError
 
@@ -138,7 +138,7 @@ def plan(config: Config, machine: Machine, size: DataSize) -> list[Row]:
     share, _ = split_batch(
         replace(config, train=replace(config.train, micro_batch=None)), machine.ranks
     )
-    counted = trace(config, size.classes, fused_attention=machine.device == "cuda")
+    counted = count_step(config, size.classes, fused_attention=machine.device == "cuda")
     whole = config.train.objective is not Supervision.labels
     micros = [share] if whole else [m for m in range(1, share + 1) if share % m == 0]
     return [
@@ -154,7 +154,7 @@ def plan_here(config: Config, classes: Sequence[str], device: str) -> float:
     On the CPU, main memory is the device's own.
     """
     micro, accumulation = split_batch(config, 1)
-    counted = trace(config, classes, fused_attention=device == "cuda")
+    counted = count_step(config, classes, fused_attention=device == "cuda")
     used = memory(
         counted,
         config,
@@ -181,7 +181,7 @@ def fastest(rows: Sequence[Row]) -> Row | None:
 
 
 def memory(
-    counted: Trace, config: Config, machine: Machine, stage: int, micro: int, accumulation: int
+    counted: StepCosts, config: Config, machine: Machine, stage: int, micro: int, accumulation: int
 ) -> Memory:
     """Bytes of one rank in a step after the first, when moments are there."""
     ranks, cuda = machine.ranks, machine.device == "cuda"
@@ -218,7 +218,13 @@ _MOMENTS = {Optimizer.sgd: 1, Optimizer.adamw: 2}
 
 
 def _gradients(
-    counted: Trace, half: int, stage: int, ranks: int, accumulation: int, cuda: bool, offload: bool
+    counted: StepCosts,
+    half: int,
+    stage: int,
+    ranks: int,
+    accumulation: int,
+    cuda: bool,
+    offload: bool,
 ) -> np.ndarray:
     """Bytes of gradients after each operation of the last micro batch of a step, an array over
     time.
@@ -251,7 +257,7 @@ def _gradients(
 
 
 def _row(
-    counted: Trace,
+    counted: StepCosts,
     config: Config,
     machine: Machine,
     size: DataSize,
@@ -278,7 +284,7 @@ def _row(
     )
 
 
-def saved_bytes(counted: Trace, config: Config) -> float:
+def saved_bytes(counted: StepCosts, config: Config) -> float:
     """The one full copy of masters and moments that rank 0 keeps while a checkpoint is written."""
     return 4.0 * counted.trained * (1 + _MOMENTS[config.optim.name])
 
@@ -290,7 +296,7 @@ def loader_bytes(config: Config, micro: int) -> float:
     return float(slots * micro * pictures * resolve_image_size(config) ** 2 * 3)
 
 
-def sent_bytes(counted: Trace, half: int, stage: int, ranks: int, accumulation: int) -> float:
+def sent_bytes(counted: StepCosts, half: int, stage: int, ranks: int, accumulation: int) -> float:
     """Bytes that a rank sends in a step, in rings.
 
     2 (W-1)/W of what is all-reduced, (W-1)/W of what is gathered.
@@ -309,7 +315,7 @@ def sent_bytes(counted: Trace, half: int, stage: int, ranks: int, accumulation: 
     return part * (2 * gradients * (accumulation if stage == 2 else 1) + gradients)
 
 
-def collectives(counted: Trace, stage: int, accumulation: int) -> int:
+def collectives(counted: StepCosts, stage: int, accumulation: int) -> int:
     """How many collectives a step starts.
 
     ZeRO-3 gathers each large parameter by itself, for every micro batch.
@@ -321,7 +327,7 @@ def collectives(counted: Trace, stage: int, accumulation: int) -> int:
 
 
 def network_seconds(
-    counted: Trace, half: int, stage: int, machine: Machine, accumulation: int
+    counted: StepCosts, half: int, stage: int, machine: Machine, accumulation: int
 ) -> float:
     """What a step sends over the bandwidth, and the way of each collective up and down a tree of
     ranks, one latency for each of its levels.

@@ -14,7 +14,7 @@ from dfer_dist.config.schema import Config, Optimizer
 from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.models.build import build_model
 from dfer_dist.models.tuning import param_groups
-from dfer_dist.planning.planner import (
+from dfer_dist.planning.estimate import (
     GIB,
     DataSize,
     Machine,
@@ -25,8 +25,8 @@ from dfer_dist.planning.planner import (
     plan,
     sent_bytes,
 )
-from dfer_dist.planning.scale import scale
-from dfer_dist.planning.trace import Trace, trace
+from dfer_dist.planning.scaling import scale
+from dfer_dist.planning.step_costs import StepCosts, count_step
 from dfer_dist.training.bf16_gradients import BUCKET
 from dfer_dist.utils.errors import UserError
 
@@ -38,11 +38,11 @@ def demo(*words: str) -> Config:
 
 
 @pytest.fixture(scope="module")
-def counted() -> Trace:
-    return trace(demo(), SEVEN, fused_attention=False)
+def counted() -> StepCosts:
+    return count_step(demo(), SEVEN, fused_attention=False)
 
 
-def test_parameters_are_those_of_the_real_model(counted: Trace) -> None:
+def test_parameters_are_those_of_the_real_model(counted: StepCosts) -> None:
     config = demo()
     model = build_model(config.model, SEVEN, config.data.num_frames, 64)
     assert counted.groups == {
@@ -52,7 +52,7 @@ def test_parameters_are_those_of_the_real_model(counted: Trace) -> None:
     assert counted.graded[0] == 0 and counted.graded[-1] == counted.trained
 
 
-def test_activations_are_what_autograd_keeps(counted: Trace) -> None:
+def test_activations_are_what_autograd_keeps(counted: StepCosts) -> None:
     """At the end of the forward pass what is alive is what was saved for the backward pass: counted here on real tensors."""
     config, clips = demo(), 5
     model = build_model(config.model, SEVEN, config.data.num_frames, 64).bfloat16()
@@ -74,7 +74,7 @@ def test_activations_are_what_autograd_keeps(counted: Trace) -> None:
     assert live[-1] < live.max() / 4, "the backward pass lets go"
 
 
-def test_operations_are_those_of_the_matrix_products(counted: Trace) -> None:
+def test_operations_are_those_of_the_matrix_products(counted: StepCosts) -> None:
     """Two operations for each token and weight in each of three products: forward, and gradients of inputs and of weights."""
     config = demo()
     model = build_model(config.model, SEVEN, config.data.num_frames, 64)
@@ -89,26 +89,28 @@ def test_operations_are_those_of_the_matrix_products(counted: Trace) -> None:
 
 def test_recomputing_takes_less_memory_and_more_operations() -> None:
     words = ["data.num_frames=2", "data.shards=dfew"]
-    kept = trace(load_config("dfew_vitb32", words), SEVEN, fused_attention=False)
+    kept = count_step(load_config("dfew_vitb32", words), SEVEN, fused_attention=False)
     recomputing = ["model.checkpoint_image=true", "model.checkpoint_temporal=true"]
-    again = trace(load_config("dfew_vitb32", words + recomputing), SEVEN, fused_attention=False)
+    again = count_step(
+        load_config("dfew_vitb32", words + recomputing), SEVEN, fused_attention=False
+    )
     assert again.live(8).max() < kept.live(8).max() / 3
     assert 1.2 * kept.flops.clip < again.flops.clip < 1.4 * kept.flops.clip
 
 
-def test_a_fused_kernel_keeps_no_scores(counted: Trace) -> None:
+def test_a_fused_kernel_keeps_no_scores(counted: StepCosts) -> None:
     attention = torch.nn.functional.scaled_dot_product_attention
-    fused = trace(demo(), SEVEN, fused_attention=True)
+    fused = count_step(demo(), SEVEN, fused_attention=True)
     assert fused.live(8).max() < counted.live(8).max()
     assert fused.flops(8) == counted.flops(8)
     assert torch.nn.functional.scaled_dot_product_attention is attention, "put back"
 
 
-def made_up(**sizes: int) -> Trace:
+def made_up(**sizes: int) -> StepCosts:
     """A model of 100 million trained parameters whose activations are a megabyte a clip."""
     groups = {"temporal": 10_000_000, "image": sizes.get("image", 90_000_000)}
     linear = type("L", (), {"__call__": lambda self, micro: np.array([0.0, 1e6 * micro, 0.0])})()
-    return Trace(
+    return StepCosts(
         groups, 50_000_000, 20_000_000, 60, linear, linear, np.array([0, 0, sum(groups.values())])
     )
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dfer_dist.config.schema import Config, Precision, split_batch
-from dfer_dist.planning.planner import Machine, network_seconds
-from dfer_dist.planning.trace import trace
+from dfer_dist.planning.estimate import Machine, network_seconds
+from dfer_dist.planning.step_costs import count_step
 
 
 @dataclass(frozen=True)
-class Scaled:
+class ScaledStep:
     """A step on ``nodes`` nodes.
 
     Seconds of computing, sending, and loading, which goes on beside the other two; all of them
@@ -53,7 +53,7 @@ def scale(
     loaded: float,
     nodes: Sequence[int],
     classes: Sequence[str],
-) -> list[Scaled]:
+) -> list[ScaledStep]:
     """A row for each number of nodes.
 
     Each rank keeps the clips that it has on one node, so the global batch grows with them.
@@ -73,7 +73,7 @@ def scale(
         If the ranks of one node cannot share the global batch.
     """
     micro, accumulation = split_batch(config, node.ranks)
-    counted = trace(config, classes, fused_attention=node.device == "cuda")
+    counted = count_step(config, classes, fused_attention=node.device == "cuda")
     half = 2 if config.train.precision is Precision.bf16 else 4
     compute, clips = accumulation * counted.flops(micro) / node.flops, micro * accumulation
     data = clips / (max(1, config.data.workers) * loaded)
@@ -85,5 +85,5 @@ def scale(
             bandwidth=node.bandwidth if n == 1 else min(node.bandwidth, network),
         )
         sending = network_seconds(counted, half, config.train.zero_stage, all_of_them, accumulation)
-        rows.append(Scaled(n, all_of_them.ranks, compute, sending, data, clips))
+        rows.append(ScaledStep(n, all_of_them.ranks, compute, sending, data, clips))
     return rows

@@ -55,7 +55,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Trace:
+class StepCosts:
     """One micro batch, forward and backward.
 
     Attributes
@@ -91,7 +91,7 @@ class Trace:
         return sum(self.groups.values())
 
 
-def outline(config: Config, classes: Sequence[str]) -> DFERCLIP:
+def build_meta_model(config: Config, classes: Sequence[str]) -> DFERCLIP:
     """The model that ``config`` describes, on the ``meta`` device.
 
     Pretrained weights are not looked for.
@@ -108,7 +108,7 @@ def outline(config: Config, classes: Sequence[str]) -> DFERCLIP:
         )
 
 
-def trace(config: Config, classes: Sequence[str], fused_attention: bool) -> Trace:
+def count_step(config: Config, classes: Sequence[str], fused_attention: bool) -> StepCosts:
     """Count a step of the model that ``config`` describes.
 
     Parameters
@@ -122,11 +122,11 @@ def trace(config: Config, classes: Sequence[str], fused_attention: bool) -> Trac
     Raises
     ------
     UserError
-        As :func:`outline`.
+        As :func:`build_meta_model`.
     """
     size = resolve_image_size(config)
     dtype = torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
-    model = outline(config, classes).to(dtype)
+    model = build_meta_model(config, classes).to(dtype)
     objective = Objective(config, [1] * len(classes), _META)
     texts = config.train.objective is not Supervision.labels
     shape = (model.modalities * config.data.num_frames, 3, size, size)
@@ -149,7 +149,7 @@ def trace(config: Config, classes: Sequence[str], fused_attention: bool) -> Trac
     large = sum(p.numel() > 100_000 for p in model.parameters()) - (
         not texts
     )  # not the token embedding
-    return Trace(
+    return StepCosts(
         groups,
         frozen,
         unread,
@@ -188,10 +188,10 @@ def model_flops(config: Config, classes: Sequence[str], clips: int, train: bool)
     Raises
     ------
     UserError
-        As :func:`outline`.
+        As :func:`build_meta_model`.
     """
     kept = replace(config.model, checkpoint_image=False, checkpoint_temporal=False)
-    model, size = outline(replace(config, model=kept), classes), resolve_image_size(config)
+    model, size = build_meta_model(replace(config, model=kept), classes), resolve_image_size(config)
     frames = torch.empty(
         (clips, model.modalities * config.data.num_frames, 3, size, size),
         dtype=torch.uint8,
