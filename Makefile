@@ -43,7 +43,7 @@ test-faults: $(VENV)/.ready-test ## kill, hang and corrupt real training runs an
 test-slurm: $(VENV)/.ready-test ## train on a four-node Slurm on this machine (make slurm-install first); minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slurm or not slurm' tests/slurm
 
-test-tracking: $(VENV)/.ready-test ## test against an MLflow server on PostgreSQL that fails in many ways; minutes
+test-tracking: $(VENV)/.ready-test ## test against an MLflow server on PostgreSQL that fails again and again; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m 'tracking or not tracking' tests/tracking tests/unit/tracking tests/integration/tracking
 
 test-gpu: $(VENV)/.ready-test ## test golden parity, a fold in bf16, preemption and resume on one GPU; fails without one
@@ -81,8 +81,8 @@ pictures: $(VENV)/.ready-test ## draw the pictures in docs/ from runs/demo
 	$(BIN)/dfer crossval demo_finecliper --nproc 1 --name fine-time train.objective=both model.temporal=transformer
 	$(BIN)/python docs/scripts/mlflow_page.py runs/dferclip runs/lora runs/finecliper runs/fine-time docs/images/mlflow_compare.png
 	$(BIN)/python docs/scripts/modalities_picture.py docs/images/modalities.png
-	film=$$(mktemp --suffix .mp4); $(BIN)/python tests/helpers/data/videos.py $$film; \
-	  $(BIN)/python -m dfer_dist.data.faces.contact_sheet $$film docs/images/faces.png; rm $$film
+	video=$$(mktemp --suffix .mp4); $(BIN)/python tests/helpers/data/videos.py $$video; \
+	  $(BIN)/python -m dfer_dist.data.faces.contact_sheet $$video docs/images/faces.png; rm $$video
 
 bench: $(VENV)/.ready ## run all benchmarks (on a quiet machine) and write their page in docs; minutes
 	$(BIN)/python benchmarks/write.py

@@ -55,7 +55,7 @@ class Ranks:
         return range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
     def all_reduce_sum(self, values: list[float]) -> list[float]:
-        """Return element-wise sums over ranks. Collective."""
+        """Return elementwise sums over ranks. Collective."""
         if self.world_size == 1:
             return values
         total = torch.tensor(values, dtype=torch.float64, device=self.device)

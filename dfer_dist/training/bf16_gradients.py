@@ -29,7 +29,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Elements that are reduced at a time; DeepSpeed's default of 5e8 takes up to 2 GB of buffers.
+# Gradient values that are reduced at a time.
+# DeepSpeed's default of 5e8 takes up to 2 GB of buffers.
 BUCKET = 50_000_000
 
 #: First 16 hex digits of the sha256 of the source of methods of BF16_Optimizer.

@@ -97,7 +97,7 @@ class BuiltModel:
 
     @property
     def num_trained(self) -> int:
-        """Trained parameters, counted by element."""
+        """The number of trained scalars."""
         return sum(p.numel() for group in self.groups.values() for _, p in group)
 
 

@@ -220,7 +220,7 @@ def _deepspeed_config(
         "zero_optimization": zero,
         # Keep torch's optimizer with offloading too.
         "zero_force_ds_cpu_optimizer": False,
-        # torch's SGD is not on DeepSpeed's list; it is element-wise, which is all ZeRO needs.
+        # torch's SGD is not on DeepSpeed's list; it is elementwise, which is all ZeRO needs.
         "zero_allow_untested_optimizer": True,
         # Without a value DeepSpeed 0.19 silently clips at 1.0.
         "gradient_clipping": config.optim.clip_norm,

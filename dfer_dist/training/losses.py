@@ -54,19 +54,19 @@ class Objective:
         outputs: ModelOutputs,
         labels: Tensor,
         valid: Tensor,
-        described: Tensor | None = None,
+        has_description: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of each clip, float32 [b].
 
         Parameters
         ----------
         outputs : ModelOutputs
-            With logits if ``uses_labels``, with features if ``described`` is given.
+            With logits if ``uses_labels``, with features if ``has_description`` is given.
         labels : int64 [b]
             On any device, as the following two.
         valid : bool [b]
             Which clips are intact.
-        described : bool [b], optional
+        has_description : bool [b], optional
             Which clips have a description.
         """
         weighted = ((1.0, outputs.positive), (self.negative_weight, outputs.negative))
@@ -75,10 +75,10 @@ class Objective:
             for weight, logits in weighted
             if logits is not None
         ]
-        if described is not None:
+        if has_description is not None:
             video, description = outputs.video, outputs.description
             assert video is not None and description is not None
-            has_text = (described & valid).to(video.device, non_blocking=True)
+            has_text = (has_description & valid).to(video.device, non_blocking=True)
             contrastive = contrastive_loss(video, description, has_text, self.temperature)
             parts.append(self.description_weight * contrastive)
         losses = torch.stack(parts).sum(0)
@@ -119,7 +119,7 @@ def class_weights(histogram: Sequence[int], beta: float) -> Tensor:
 
 
 def contrastive_loss(
-    video: Tensor, description: Tensor, described: Tensor, temperature: float
+    video: Tensor, description: Tensor, has_description: Tensor, temperature: float
 ) -> Tensor:
     """Return the InfoNCE loss of this rank's clips among the clips of all ranks. Collective.
 
@@ -133,7 +133,7 @@ def contrastive_loss(
     ----------
     video, description : float32 [b, D]
         Features of unit length; every rank has the same b.
-    described : bool [b]
+    has_description : bool [b]
         Which clips have a description.
     temperature : float
 
@@ -143,15 +143,17 @@ def contrastive_loss(
         The mean of two cross-entropies, in nats.
     """
     size, width = video.shape
-    features = torch.cat([video, description, described[:, None].to(video)], dim=1)
-    all_videos, all_texts, all_described = _all_gather(features).split([width, width, 1], dim=1)
+    features = torch.cat([video, description, has_description[:, None].to(video)], dim=1)
+    all_videos, all_texts, all_has_description = _all_gather(features).split(
+        [width, width, 1], dim=1
+    )
     targets = torch.arange(size, device=video.device) + size * _rank()
     masked = torch.finfo(torch.float32).min / 4
     losses = torch.zeros_like(video[:, 0])
     for own, others in ((video, all_texts), (description, all_videos)):
-        logits = (own @ others.t() / temperature).masked_fill(all_described.t() == 0, masked)
+        logits = (own @ others.t() / temperature).masked_fill(all_has_description.t() == 0, masked)
         losses = losses + F.cross_entropy(logits, targets, reduction="none") / 2
-    return torch.where(described, losses, 0.0)
+    return torch.where(has_description, losses, 0.0)
 
 
 def _world_size() -> int:

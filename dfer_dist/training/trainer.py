@@ -141,14 +141,14 @@ class Trainer:
     def _micro_step(self, batch: Batch) -> torch.Tensor:
         """Run forward and backward pass on a micro batch; return the losses, float32 [b]."""
         device = self.ranks.device
-        tokens, described = None, None
+        tokens, has_description = None, None
         if self.data.descriptions:
-            tokens, described = self.data.descriptions.tokenize(batch.keys)
+            tokens, has_description = self.data.descriptions.tokenize(batch.keys)
             tokens = tokens.to(device, non_blocking=True)
         outputs = self.engine.deepspeed(
             batch.pixels(device), tokens=tokens, with_logits=self.objective.uses_labels
         )
-        losses = self.objective(outputs, batch.labels, batch.valid, described)
+        losses = self.objective(outputs, batch.labels, batch.valid, has_description)
         self.engine.micro_step(losses.mean())
         return losses.detach()
 

@@ -1,7 +1,12 @@
-"""Take pictures in the real MLflow UI: ``python docs/scripts/mlflow_page.py runs/demo docs/images/mlflow_page.png`` of a run with its folds,
-``python docs/scripts/mlflow_page.py runs/a runs/b docs/images/mlflow_compare.png`` of the page that compares runs.
+"""Take pictures of runs in the MLflow UI.
 
-Starts ``mlflow ui`` on the sqlite file that the runs used and opens it in headless Chromium (Debian's, or the one CHROMIUM names).
+``python docs/scripts/mlflow_page.py runs/demo docs/images/mlflow_page.png``
+    A run with its folds.
+``python docs/scripts/mlflow_page.py runs/a runs/b docs/images/mlflow_compare.png``
+    The page that compares runs.
+
+Starts ``mlflow ui`` on the sqlite file that the runs used and opens it in headless Chromium
+(Debian's, or the one that CHROMIUM names).
 """
 
 from __future__ import annotations
@@ -84,7 +89,7 @@ def unfold(page: Page, name: str) -> None:
 
 
 def show_curves(page: Page, name: str) -> None:
-    """The chart page of the experiment, with the run's folds unfolded beside curves and scores."""
+    """Show the charts of the experiment, with the run's folds next to curves and scores."""
     unfold(page, name)
     page.locator("label:has(input[name='runs-view-mode'][value='CHART'])").click()
     search = page.get_by_placeholder("Search metric charts")
@@ -94,7 +99,10 @@ def show_curves(page: Page, name: str) -> None:
 
 
 def open_comparison(page: Page, names: Sequence[str]) -> None:
-    """From the table to the page that compares runs, at its tables of metrics and of tags: size, speed and memory are among these."""
+    """Open the page that compares runs, at its tables of metrics and tags.
+
+    They hold size, speed and memory.
+    """
     for name in names:
         row_of(page, name).locator("input[type=checkbox]").first.check(force=True)
     page.get_by_role("button", name="Compare", exact=True).click()

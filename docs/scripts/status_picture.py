@@ -1,4 +1,7 @@
-"""Take a picture of ``dfer status`` as it is now: ``python docs/scripts/status_picture.py runs/demo docs/images/status.svg``."""
+"""Take a picture of the current ``dfer status``.
+
+``python docs/scripts/status_picture.py runs/demo docs/images/status.svg``
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ def main() -> None:
     )
     console.print(render(get_run_states([run], query_squeue_for([run]))))
     svg = console.export_svg(title=f"dfer status {sys.argv[1]}")
-    # rich names fonts on a server; a picture in a page may load none, and text stands where it should in any fixed font
+    # rich links fonts on a server, which a picture in a page may not load. Any font of fixed width
+    # puts the text in the same place.
     picture.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL))
 
 

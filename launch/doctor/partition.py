@@ -54,7 +54,7 @@ def _check_cluster(cluster: Cluster) -> Iterator[Check]:
     yield nodes
     yield from _check_accounts(cluster, partition, config)
     yield _check_time(cluster, partition)
-    # otherwise Slurm would repeat in other words what is wrong with the nodes
+    # Slurm would only repeat what is wrong with the nodes.
     if nodes.state != WRONG:
         yield _check_job(cluster)
     yield _check_preemption(partition, config)

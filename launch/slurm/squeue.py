@@ -108,7 +108,7 @@ def cancel_jobs(ids: Sequence[str]) -> str:
 
 
 def reason_text(reason: str) -> str:
-    """Return why a job waits in plain words, with Slurm's own term in brackets."""
+    """Return why a job waits in plain English, with Slurm's own term in brackets."""
     term = reason.strip("()").partition(",")[0]  # ReqNodeNotAvail, UnavailableNodes:n3
     if term.startswith(("QOS", "Assoc")):
         return f"a limit of the account or QOS ({term})"

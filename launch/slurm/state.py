@@ -67,7 +67,7 @@ class FoldState:
 
 
 def _describe_end(attempt: AttemptRecord) -> str:
-    """Return how an attempt ended, in a few words."""
+    """Return a short text on how an attempt ended."""
     why = attempt.why or ""
     if not attempt.ended or why.startswith("it said nothing"):
         return "killed, or its machine was lost"
@@ -112,7 +112,7 @@ class _Files:
 
     @property
     def last_end(self) -> str:
-        """How the newest attempt ended, in a few words; empty without one."""
+        """A short text on how the newest attempt ended; empty without one."""
         return _describe_end(self.last) if self.last else ""
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -139,8 +139,8 @@ def _table(folds: list[FoldState]) -> Table:
     columns = {name: cells for name, cells in columns.items() if any(cells) or name == "State"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
-        justify = "right" if name in _RIGHT else "left"
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=name != "Nodes")  # type: ignore[arg-type]
+        justify: JustifyMethod = "right" if name in _RIGHT else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name != "Nodes")
     for fold, *row in zip(folds, *columns.values(), strict=True):
         styles = {"State": _STYLES.get(fold.state, "yellow")}
         cells = zip(columns, row, strict=True)

@@ -28,7 +28,7 @@ CONF = Path(__file__).parent / "conf"
 SEARCH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 ACCOUNTING_DAEMONS = ("slurmdbd", "mariadbd", "mariadb-install-db")
-_SOCKET_ROOM = 60  # bytes of a socket's path (107) that the parts below the folder need
+_SOCKET_SUFFIX = 60  # bytes of a socket's path (107) that the parts below the folder need
 
 
 class TestbedError(Exception):
@@ -97,7 +97,7 @@ class Cluster:
         missing = [name for name in needed if not shutil.which(name, path=SEARCH)]
         if missing:
             raise TestbedError(f"{', '.join(missing)}: not installed; make slurm-install")
-        if len(str(self.root)) > 107 - _SOCKET_ROOM:
+        if len(str(self.root)) > 107 - _SOCKET_SUFFIX:
             raise TestbedError(
                 f"{self.root}: too long for the sockets in it; choose a folder such as /tmp/slurm"
             )
@@ -139,7 +139,8 @@ class Cluster:
             raise TestbedError(f"{node} does not run")
         if not namespaces():
             raise TestbedError(
-                "without namespaces (unshare) the processes of one node cannot be told from others"
+                "without namespaces (unshare) the processes of one node cannot be "
+                "distinguished from others"
             )
         name = os.readlink(f"/proc/{pid}/ns/uts")
         self._stop([p for p in self._in_nodes() if os.readlink(f"/proc/{p}/ns/uts") == name], True)

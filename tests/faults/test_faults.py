@@ -149,19 +149,19 @@ def test_other_ranks_and_stages(
     float32 rounding of their initial weights. There the means over an epoch are compared.
     """
     trial.fault = f"ZeRO-1 on 2 ranks, ZeRO-2 on 1, ZeRO-3 on 4, {precision}"
-    words = [f"train.precision={precision}"]
+    arguments = [f"train.precision={precision}"]
     if precision == "fp32":
-        undisturbed = Trial(trial.shards, tmp_path / "undisturbed", settings=words)
+        undisturbed = Trial(trial.shards, tmp_path / "undisturbed", settings=arguments)
         undisturbed.finish(undisturbed.start(), again=0)
     states = []
     for step, nproc, stage in ((1, 2, 1), (14, 1, 2)):
-        trial.nproc, trial.settings = nproc, [*words, f"train.zero_stage={stage}"]
+        trial.nproc, trial.settings = nproc, [*arguments, f"train.zero_stage={stage}"]
         command = trial.start()
         trial.training(step)
         command.terminate()
         trial.finish(command, status=75, again=0)
         states.append(checkpoint.read(trial.fold.checkpoints).state)
-    trial.nproc, trial.settings = 4, [*words, "train.zero_stage=3"]
+    trial.nproc, trial.settings = 4, [*arguments, "train.zero_stage=3"]
     trial.finish()
     states += [checkpoint.read(x.fold.checkpoints).state for x in (trial, undisturbed)]
     assert [a["world_size"] for a in read_json(trial.fold.status)["attempts"]] == [2, 1, 4]
@@ -265,15 +265,17 @@ def test_disk_full_for_a_while(trial: Trial, undisturbed: Trial, small_disk: Pat
 
 
 @full
-def test_no_room_for_the_best_epoch(trial: Trial, undisturbed: Trial) -> None:
+def test_full_disk_at_the_best_epoch(trial: Trial, undisturbed: Trial) -> None:
     """Training waits until the best weights are written: the next step changes them."""
-    trial.fault, trial.settings = "no room at the best epoch", ["train.save_minutes=0.01"]
+    trial.fault, trial.settings = "full disk at the best epoch", ["train.save_minutes=0.01"]
     trial.prepare()
     best = read_json(undisturbed.fold.result)["step"]
-    mark = trial.root / "no-room"
-    trial.hook("dfer_dist.checkpoints.portable", f"hooks.no_room(me, {str(mark)!r}, {best}, 3)")
+    mark = trial.root / "full-disk"
+    trial.hook(
+        "dfer_dist.checkpoints.portable", f"hooks.full_disk_at(me, {str(mark)!r}, {best}, 3)"
+    )
     trial.finish(trial.start(), again=0)
-    assert len(list(trial.root.glob("no-room*"))) == 3
+    assert len(list(trial.root.glob("full-disk*"))) == 3
     same(trial, undisturbed)
 
 

@@ -1,4 +1,4 @@
-"""The device of these tests: one GPU, or with ``--device cpu`` the processor, where the tests themselves can be tried."""
+"""The device of these tests: one GPU, or the CPU with ``--device cpu`` to try the tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Without a GPU nothing passes by being skipped: the whole run fails, unless these tests were not asked for."""
+    """Fail if GPU tests were selected and torch sees no GPU: a skipped test would look passed."""
     asked = (
         any(item.get_closest_marker("gpu") for item in session.items)
         and not session.config.option.collectonly

@@ -1,4 +1,7 @@
-"""A GPU gives the figures that the processor gives, to rounding: the authors' training, and the parts that run on it in another way."""
+"""A GPU computes the same numbers as the CPU, to rounding.
+
+Compared are the authors' training, and the parts that run differently on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,8 @@ BF16 = 3e-2  # 8 significant bits: a rounding is 0.4 %, and a gradient has gone 
 
 
 @golden
-def test_the_authors_trajectory_through_our_engine(case: str, device: str, tmp_path: Path) -> None:
-    """Six steps in float32, held to the same 1e-4 as on the processor."""
+def test_engine_follows_the_authors_trajectory(case: str, device: str, tmp_path: Path) -> None:
+    """Six steps in float32, within the same 1e-4 as on the CPU."""
     check_trajectory_through_our_engine(case, device, tmp_path)
 
 
@@ -59,8 +62,8 @@ def test_attention_and_its_gradients(
 
 
 @torch.no_grad()
-def test_the_towers_attention_is_fit_for_the_flash_kernel(device: str) -> None:
-    """As SelfAttention cuts it out of one projection; the kernel refuses what it cannot do."""
+def test_attention_of_the_towers_runs_in_the_flash_kernel(device: str) -> None:
+    """With tensors as SelfAttention makes them; the kernel raises for what it does not support."""
     x = torch.randn(4, 50, 3, 12, 64, device=device).to(torch.bfloat16)
     q, k, v = x.permute(2, 0, 3, 1, 4)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
@@ -95,10 +98,10 @@ def test_quick_gelu_and_patches(device: str, kind: torch.dtype, tolerance: float
 
 
 @pytest.mark.parametrize("size", [64, 48])
-def test_augmentation_is_that_of_the_processor(device: str, size: int) -> None:
-    """To one grey level, but for pixels that a rotation takes from the other side of a border: few."""
+def test_augmentation_is_equal_on_gpu_and_cpu(device: str, size: int) -> None:
+    """Equal to one grey level, except for a few pixels next to edges under rotation."""
     config = AugmentConfig(brightness=0.5, rotation=15.0, crop_scale=0.5, flip=True)
-    draws = stack_params(
+    params = stack_params(
         sample_params(64, 64, config, keyed_rng("clip", 0, 0, str(i))) for i in range(20)
     )
     coarse = torch.randint(
@@ -110,19 +113,17 @@ def test_augmentation_is_that_of_the_processor(device: str, size: int) -> None:
         .view(20, 3, 3, 64, 64)
         .permute(0, 1, 3, 4, 2)
     )
-    here, there = (augment.apply(frames.to(d), draws, size).cpu().int() for d in ("cpu", device))
+    here, there = (augment.apply(frames.to(d), params, size).cpu().int() for d in ("cpu", device))
     apart = (here - there).abs()
     assert (apart > 1).float().mean() < 1e-2 and apart.float().mean() < 0.5
-    still = draws.clone()
+    still = params.clone()
     still[:, 1] = 0
     here, there = (augment.apply(frames.to(d), still, size).cpu().int() for d in ("cpu", device))
     assert (here - there).abs().max() <= 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_batches_are_pinned_where_they_go_to_a_gpu(
-    device: str, tiny_shards: Index, workers: int
-) -> None:
+def test_batches_for_a_gpu_are_pinned(device: str, tiny_shards: Index, workers: int) -> None:
     torch.zeros(1, device=device)  # as the model does
     data = DataConfig(str(tiny_shards.root), num_frames=2, image_size=32, workers=workers)
     clips = all_clips(tiny_shards, tiny_shards.test_shards(1))

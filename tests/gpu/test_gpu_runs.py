@@ -1,4 +1,4 @@
-"""Training on one GPU by the command that people type."""
+"""Training on one GPU with the command line."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def losses(run: RunDir, fold: int) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def test_a_fold_in_bf16_learns(device: str, tmp_path: Path) -> None:
-    """280 clips of the demo, 56 of them for the test: chance is 14.3 %, with a standard deviation of 4.7."""
+def test_fold_in_bf16_learns(device: str, tmp_path: Path) -> None:
+    """Of 280 clips 56 are tested: chance is 14.3 % with a standard deviation of 4.7."""
     source = read_dataset(
         "demo",
         *(render_demo(tmp_path / "source", clips=280) / part for part in ("frames", "lists")),
@@ -69,10 +69,13 @@ def test_a_fold_in_bf16_learns(device: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("optimizer", "precision"), [("adamw", "bf16"), ("sgd", "fp32")])
 @pytest.mark.parametrize("offload", [0, 1])
-def test_a_checkpoint_brings_back_masters_and_moments(
+def test_checkpoint_restores_master_weights_and_moments(
     device: str, tmp_path: Path, optimizer: str, precision: str, offload: int
 ) -> None:
-    """A toy model of dense layers, whose kernels add in one order: losses to 1e-6 of the unbroken run's."""
+    """A toy model of dense layers: losses equal those of an unbroken run to 1e-6.
+
+    The kernels of dense layers add in a fixed order.
+    """
     given = [
         "--device",
         device,
@@ -100,10 +103,13 @@ def test_a_checkpoint_brings_back_masters_and_moments(
     assert rest["rates"] == whole["rates"]
 
 
-def test_a_run_told_to_leave_goes_on_as_if_it_had_not_been(
+def test_preempted_run_resumes_as_if_uninterrupted(
     device: str, tiny_shards: Index, tmp_path: Path
 ) -> None:
-    """In float32; attention's backward kernel may add in any order, so losses are equal to 1e-3, logits to 1e-2."""
+    """In float32, losses are equal to 1e-3 and logits to 1e-2.
+
+    The backward kernel of attention may add in any order.
+    """
     given = [
         *arguments(tiny_shards, tmp_path),
         "tracking.enabled=false",
@@ -119,8 +125,8 @@ def test_a_run_told_to_leave_goes_on_as_if_it_had_not_been(
     )
     wait_for(broken.fold(2).metrics)
     process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=120)[0]
-    assert process.returncode == 75, told
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 75, output
     left = len(losses(broken, 2))
     assert 0 < left < 24, "the signal came too late"
     dfer(*command)

@@ -218,7 +218,7 @@ def test_plain_sbatch_gives_the_same_summary(trial: Submitted) -> None:
     """Without Submitit: five tasks, two at a time, and a sixth that has no fold."""
     assert trial.cluster
     theirs = read_json(local(trial, EPOCH).summary)
-    words = [
+    arguments = [
         "sbatch",
         "--parsable",
         f"--chdir={ROOT}",
@@ -226,18 +226,18 @@ def test_plain_sbatch_gives_the_same_summary(trial: Submitted) -> None:
         "--array=1-6%2",
         "--nodes=2",
     ]
-    words += [
+    arguments += [
         f"--export=ALL,{','.join(f'{k}={v}' for k, v in ENVIRONMENT.items())}",
         "--cpus-per-task=1",
     ]
-    words += [
+    arguments += [
         str(ROOT / "slurm" / "crossval.sbatch"),
         "demo",
         "--runs",
         str(trial.root),
         f"data.shards={trial.shards.root}",
     ]
-    job = trial.ask(*words, *EPOCH).strip()
+    job = trial.ask(*arguments, *EPOCH).strip()
     for fold in range(1, 7):
         assert trial.done(f"{job}_{fold}", 600)["JobState"] == "COMPLETED"
     assert "nothing to do" in (trial.root / "job-6.txt").read_text()
@@ -246,7 +246,7 @@ def test_plain_sbatch_gives_the_same_summary(trial: Submitted) -> None:
 
 
 def test_idle_gpus_are_refused(trial: Submitted) -> None:
-    words = [
+    arguments = [
         "sbatch",
         "--parsable",
         f"--chdir={ROOT}",
@@ -254,12 +254,14 @@ def test_idle_gpus_are_refused(trial: Submitted) -> None:
         "--array=1",
         "--gpus-per-node=2",
     ]
-    words += [
+    arguments += [
         f"--export=ALL,{','.join(f'{k}={v}' for k, v in ENVIRONMENT.items())}",
         str(ROOT / "slurm" / "crossval.sbatch"),
         "demo",
     ]
-    job = trial.ask(*words, "--runs", str(trial.root), f"data.shards={trial.shards.root}").strip()
+    job = trial.ask(
+        *arguments, "--runs", str(trial.root), f"data.shards={trial.shards.root}"
+    ).strip()
     assert trial.done(f"{job}_1")["ExitCode"] == "2:0"
     assert "give sbatch --ntasks-per-node=2" in (trial.root / "job-1.txt").read_text()
 
@@ -284,9 +286,9 @@ def test_requeued_fold_runs_the_submitted_code(
 ) -> None:
     """The checkout is edited after the command, and the job requeued: it runs the old code."""
     trial.here = tmp_path / "checkout"
-    for room in ("dfer_dist", "launch", "configs"):
+    for folder in ("dfer_dist", "launch", "configs"):
         shutil.copytree(
-            ROOT / room, trial.here / room, ignore=shutil.ignore_patterns("__pycache__")
+            ROOT / folder, trial.here / folder, ignore=shutil.ignore_patterns("__pycache__")
         )
     shutil.copy(ROOT / "setup.cfg", trial.here)
     meter = trial.here / "dfer_dist" / "training" / "meters.py"
@@ -361,7 +363,7 @@ def test_fold_is_requeued_without_accounting(bare: Submitted, undisturbed: Trial
     assert bare.cluster
     env = bare.cluster.environment | {"PYTHONPATH": str(ROOT)}
     assert subprocess.run(["sacct"], env=env, capture_output=True).returncode != 0
-    words = [
+    arguments = [
         "crossval",
         "demo",
         "--cluster",
@@ -373,7 +375,7 @@ def test_fold_is_requeued_without_accounting(bare: Submitted, undisturbed: Trial
         str(bare.root),
     ]
     waiting = subprocess.Popen(
-        [DFER, *words, f"data.shards={bare.shards.root}", *SETTINGS],
+        [DFER, *arguments, f"data.shards={bare.shards.root}", *SETTINGS],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -419,7 +421,7 @@ def test_setting_that_ranks_refuse_fails_the_fold(trial: Submitted) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "why"),
+    ("arguments", "why"),
     [
         (["train.epoch=3"], "did you mean 'train.epochs'"),
         (["cluster.time_minutes=2", "cluster.notice_seconds=120"], "preempted before"),
@@ -430,8 +432,8 @@ def test_setting_that_ranks_refuse_fails_the_fold(trial: Submitted) -> None:
         (["--nproc", "2"], "for this machine"),
     ],
 )
-def test_wrong_request_is_refused_at_once(trial: Submitted, words: list[str], why: str) -> None:
-    done = trial.try_to_submit(*words)
+def test_wrong_request_is_refused_at_once(trial: Submitted, arguments: list[str], why: str) -> None:
+    done = trial.try_to_submit(*arguments)
     assert done.returncode == 2 and why in done.stderr and done.stderr.count("\n") == 1
     assert not trial.run.root.exists() and not trial.ask("squeue", "--noheader")
 
@@ -484,14 +486,14 @@ def test_one_array_task_is_requeued_alone(cluster: Cluster, trial: Submitted) ->
         '  [ "$SLURM_RESTART_COUNT" ] || exit 75\n'
         "fi\n"
     )
-    words = [
+    arguments = [
         "--parsable",
         "--array=1-3",
         f"--export=ALL,PYTHONPATH={ROOT}",
         "--output=/dev/null",
         str(script),
     ]
-    job = cluster.ask("sbatch", *words).strip()
+    job = cluster.ask("sbatch", *arguments).strip()
     ended = [trial.done(f"{job}_{k}", 60) for k in (1, 2, 3)]
     restarts = [(job["JobState"], job["Restarts"]) for job in ended]
     assert sorted(restarts) == [("COMPLETED", "0"), ("COMPLETED", "0"), ("COMPLETED", "1")]

@@ -44,7 +44,7 @@ def read(
 
 
 def doctor(
-    trial: Submitted, *words: str, status: int = 0
+    trial: Submitted, *arguments: str, status: int = 0
 ) -> tuple[dict[str, str], set[str], set[str]]:
     experiment = [
         "demo",
@@ -54,7 +54,7 @@ def doctor(
         "--runs",
         str(trial.root / "runs"),
     ]
-    return read(trial.dfer("doctor", *experiment, *words), status)
+    return read(trial.dfer("doctor", *experiment, *arguments), status)
 
 
 def test_doctor_on_a_fine_cluster_leaves_nothing(trial: Submitted) -> None:
@@ -84,7 +84,7 @@ def test_pretended_gpus_are_missing(trial: Submitted) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "what"),
+    ("arguments", "what"),
     [
         (["cluster.partition=nope"], "partition"),
         (["cluster.gpus_per_node=9"], "nodes"),
@@ -92,8 +92,10 @@ def test_pretended_gpus_are_missing(trial: Submitted) -> None:
         (["cluster.constraint=fast"], "nodes"),
     ],
 )
-def test_impossible_request_submits_no_job(trial: Submitted, words: list[str], what: str) -> None:
-    wrong, _, node = doctor(trial, *words, status=1)
+def test_impossible_request_submits_no_job(
+    trial: Submitted, arguments: list[str], what: str
+) -> None:
+    wrong, _, node = doctor(trial, *arguments, status=1)
     assert wrong.keys() == {what} and not node
 
 
@@ -123,7 +125,7 @@ def test_runs_folder_that_no_node_sees_is_wrong(trial: Submitted) -> None:
         *([] if os.geteuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]),
     ]
     script = 'mount -t tmpfs tmpfs "$1" && shift && exec "$@"'
-    words = [
+    arguments = [
         *apart,
         "sh",
         "-c",
@@ -140,7 +142,7 @@ def test_runs_folder_that_no_node_sees_is_wrong(trial: Submitted) -> None:
     env = trial.cluster.environment | {"PYTHONPATH": str(ROOT)}
     wrong, _, node = read(
         subprocess.run(
-            words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False
+            arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False
         ),
         1,
     )

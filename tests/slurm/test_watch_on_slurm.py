@@ -17,10 +17,10 @@ from tests.helpers.training.trials import DFER
 pytestmark = pytest.mark.slurm
 
 
-def dfer(trial: Submitted, *words: str) -> subprocess.CompletedProcess[str]:
+def dfer(trial: Submitted, *arguments: str) -> subprocess.CompletedProcess[str]:
     assert trial.cluster
     env = {**trial.cluster.environment, "COLUMNS": "100"}
-    return subprocess.run([DFER, *words], env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run([DFER, *arguments], env=env, capture_output=True, text=True, timeout=60)
 
 
 def folds(trial: Submitted) -> list[dict[str, str]]:
@@ -46,8 +46,10 @@ def test_status_follows_a_requeue_and_cancel_ends_it(trial: Submitted, cluster: 
     assert third["state"] == "NOT STARTED"
     print(dfer(trial, "status", str(trial.run.root)).stdout)
 
-    words = [DFER, "logs", str(trial.run.root), "--fold", "1", "-f"]
-    follower = subprocess.Popen(words, env=cluster.environment, stdout=subprocess.PIPE, text=True)
+    arguments = [DFER, "logs", str(trial.run.root), "--fold", "1", "-f"]
+    follower = subprocess.Popen(
+        arguments, env=cluster.environment, stdout=subprocess.PIPE, text=True
+    )
     trial.ask("scontrol", "requeue", trial.job())
     trial.wait(lambda: folds(trial)[0]["state"] == "REQUEUED", 30)
     assert folds(trial)[0]["why"].endswith("before: SIGTERM, saved")

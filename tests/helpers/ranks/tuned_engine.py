@@ -142,12 +142,12 @@ def main() -> None:
     losses = []
     for step in range(resumed.state["step"] if resumed else 0, STEPS):
         rates = engine.set_learning_rates(step)
-        tokens, described = (
+        tokens, has_description = (
             texts.tokenize([str(i) for i in range(BATCH)][own]) if texts else (None, None)
         )
         outputs = engine.deepspeed(frames[own], tokens=tokens, with_logits=objective.uses_labels)
         loss = objective(
-            outputs, labels[own], torch.ones_like(labels[own], dtype=torch.bool), described
+            outputs, labels[own], torch.ones_like(labels[own], dtype=torch.bool), has_description
         ).mean()
         engine.micro_step(loss)
         losses.append(ranks.all_reduce_sum([loss.item()])[0] / ranks.world_size)

@@ -39,22 +39,22 @@ class Submitted(Trial):
     cluster: Cluster | None = None
     here: Path = ROOT  # the checkout that the command is given in
 
-    def ask(self, *words: str) -> str:
+    def ask(self, *arguments: str) -> str:
         assert self.cluster
-        return self.cluster.ask(*words)
+        return self.cluster.ask(*arguments)
 
-    def dfer(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def dfer(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command on the cluster."""
         assert self.cluster
         env = self.cluster.environment | {"PYTHONPATH": str(self.here), "COLUMNS": "160"}
         return subprocess.run(
-            [DFER, *words], cwd=self.here, env=env, capture_output=True, text=True, timeout=600
+            [DFER, *arguments], cwd=self.here, env=env, capture_output=True, text=True, timeout=600
         )
 
     def try_to_submit(
         self, *flags: str, settings: list[str] = SETTINGS, folds: str = str(FOLD)
     ) -> subprocess.CompletedProcess[str]:
-        words = [
+        arguments = [
             "crossval",
             "demo",
             "--cluster",
@@ -65,7 +65,7 @@ class Submitted(Trial):
             str(self.root),
             *flags,
         ]
-        return self.dfer(*words, f"data.shards={self.shards.root}", *settings, *self.settings)
+        return self.dfer(*arguments, f"data.shards={self.shards.root}", *settings, *self.settings)
 
     def submit(self, *flags: str, settings: list[str] = SETTINGS, folds: str = str(FOLD)) -> str:
         """Submit folds and return what was printed."""
@@ -83,8 +83,8 @@ class Submitted(Trial):
 
     def state(self, job: str = "") -> dict[str, str]:
         """Return what ``scontrol`` says of a job, by default the fold's."""
-        words = self.ask("scontrol", "--oneliner", "show", "job", job or self.job()).split()
-        return dict(w.split("=", 1) for w in words if "=" in w)
+        fields = self.ask("scontrol", "--oneliner", "show", "job", job or self.job()).split()
+        return dict(field.split("=", 1) for field in fields if "=" in field)
 
     def done(self, job: str = "", seconds: float = 300) -> dict[str, str]:
         """Wait for a job to end for good: while it is requeued it may look ended for a moment."""
@@ -119,7 +119,7 @@ class Submitted(Trial):
 
 def local(trial: Trial, settings: list[str]) -> RunDir:
     """Train the same folds on two ranks of this machine, one after the other."""
-    words = [
+    arguments = [
         "crossval",
         "demo",
         "--nproc",
@@ -132,6 +132,11 @@ def local(trial: Trial, settings: list[str]) -> RunDir:
     ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(
-        [DFER, *words, *settings], cwd=ROOT, env=env, check=True, capture_output=True, timeout=600
+        [DFER, *arguments, *settings],
+        cwd=ROOT,
+        env=env,
+        check=True,
+        capture_output=True,
+        timeout=600,
     )
     return RunDir(trial.root / "local")

@@ -64,7 +64,7 @@ def kill_in_save(checkpoint: Any, mark: str, stage: str, step: int) -> None:
     )
 
 
-def no_room(checkpoint: Any, mark: str, step: int, times: int) -> None:
+def full_disk_at(checkpoint: Any, mark: str, step: int, times: int) -> None:
     """Fail the first ``times`` writes of the checkpoint of ``step`` with a full disk."""
     write = checkpoint.write
 

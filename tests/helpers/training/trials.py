@@ -60,7 +60,7 @@ class Trial:
     def start(self, *more: str, settings: list[str] = SETTINGS) -> subprocess.Popen[str]:
         """Start the command."""
         self.begun = self.begun or time.monotonic()
-        words = [
+        arguments = [
             "train",
             "demo",
             "--fold",
@@ -71,9 +71,9 @@ class Trial:
             str(self.root),
             *more,
         ]
-        words += [f"data.shards={self.shards.root}", *settings, *self.settings]
+        arguments += [f"data.shards={self.shards.root}", *settings, *self.settings]
         return subprocess.Popen(
-            [DFER, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [DFER, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
     def prepare(self, settings: list[str] = SETTINGS) -> None:
@@ -155,12 +155,12 @@ class Trial:
         found, workers = {}, []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                words = (folder / "cmdline").read_bytes().split(b"\0")
+                arguments = (folder / "cmdline").read_bytes().split(b"\0")
                 environment = (folder / "environ").read_bytes().split(b"\0")
                 parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
             except OSError:
                 continue
-            mine = str(self.run.root).encode() in words and b"dfer_dist.train" in words
+            mine = str(self.run.root).encode() in arguments and b"dfer_dist.train" in arguments
             launcher = Path(f"/proc/{parent}/cmdline")
             forked = (
                 launcher.exists() and b"dfer_dist.train" in launcher.read_bytes()

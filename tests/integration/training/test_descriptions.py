@@ -31,9 +31,9 @@ ENGINE = HELPERS / "ranks" / "tuned_engine.py"
 
 
 @pytest.fixture(scope="module")
-def described(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> Index:
+def captioned(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> Index:
     """A copy of ``tiny_shards`` in which three of four clips have a description; read only."""
-    return captioned_copy(tiny_shards, tmp_path_factory.mktemp("described") / "shards")
+    return captioned_copy(tiny_shards, tmp_path_factory.mktemp("captioned") / "shards")
 
 
 def test_one_and_two_ranks_learn_the_same_and_resume_as_one(
@@ -43,9 +43,9 @@ def test_one_and_two_ranks_learn_the_same_and_resume_as_one(
 
     With SGD, changes of the weights are proportional to the gradients.
     """
-    words = ["--kind", "adapters", "--objective", "both", "--optimizer", "sgd", "--folder"]
-    one = run_ranks(ENGINE, 1, *words, str(tmp_path / "one"), "--stage", "1")
-    two = run_ranks(ENGINE, 2, *words, str(tmp_path / "two"), "--stage", "3")
+    arguments = ["--kind", "adapters", "--objective", "both", "--optimizer", "sgd", "--folder"]
+    one = run_ranks(ENGINE, 1, *arguments, str(tmp_path / "one"), "--stage", "1")
+    two = run_ranks(ENGINE, 2, *arguments, str(tmp_path / "two"), "--stage", "3")
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
     assert (
         one["losses"][-1] < one["losses"][0] - 0.01
@@ -62,7 +62,7 @@ def test_one_and_two_ranks_learn_the_same_and_resume_as_one(
     again = run_ranks(
         ENGINE,
         1,
-        *words,
+        *arguments,
         str(tmp_path / "again"),
         "--stage",
         "2",
@@ -73,7 +73,7 @@ def test_one_and_two_ranks_learn_the_same_and_resume_as_one(
 
 
 def test_run_without_descriptions_is_refused(
-    tiny_shards: Index, described: Index, tmp_path: Path
+    tiny_shards: Index, captioned: Index, tmp_path: Path
 ) -> None:
     plain = [
         "model.context_tokens=0",
@@ -81,18 +81,18 @@ def test_run_without_descriptions_is_refused(
         "tracking.enabled=false",
         "train.global_batch=8",
     ]
-    for index, more, told in (
+    for index, more, message in (
         (tiny_shards, [], "dfer describe makes it"),
-        (described, ["data.descriptions=x"], "0 sources named x"),
+        (captioned, ["data.descriptions=x"], "0 sources named x"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             open_run(
                 tmp_path, "r", "demo", [f"data.shards={index.root}", *plain, *more], [], None, 1
             )
     assert not any(tmp_path.iterdir())
 
 
-WORDS = [
+TUNED = [
     "model.context_tokens=0",
     "model.image=adapters",
     "model.text_tower=adapters",
@@ -101,24 +101,24 @@ WORDS = [
 
 
 @pytest.fixture(scope="module")
-def trained(described: Index, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def trained(captioned: Index, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """Fold 2, an epoch on descriptions alone."""
     runs = tmp_path_factory.mktemp("runs")
-    words = ["--fold", "2", "--name", "told", "--runs", str(runs), f"data.shards={described.root}"]
-    words += [*SMALL, *WORDS, "train.objective=descriptions"]
+    arguments = ["--fold", "2", "--name", "captioned", "--runs", str(runs)]
+    arguments += [f"data.shards={captioned.root}", *SMALL, *TUNED, "train.objective=descriptions"]
     done = subprocess.run(
-        [DFER, "train", "demo", *words], capture_output=True, text=True, timeout=300
+        [DFER, "train", "demo", *arguments], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return RunDir(runs / "told")
+    return RunDir(runs / "captioned")
 
 
 def test_fold_trained_on_descriptions_alone(
-    trained: RunDir, described: Index, tmp_path: Path
+    trained: RunDir, captioned: Index, tmp_path: Path
 ) -> None:
     fold = trained.fold(2)
     texts = read_descriptions(
-        described, all_clips(described, described.train_shards(2)), 2, Config()
+        captioned, all_clips(captioned, captioned.train_shards(2)), 2, Config()
     )
     assert str(texts) in fold.log.read_text()
     result, saved = read_json(fold.result), read(fold.checkpoints / "LATEST")

@@ -37,9 +37,9 @@ B16 = "dfew_finecliper_vitb16"
 
 
 @pytest.fixture(scope="module")
-def described(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> Index:
+def captioned(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> Index:
     """A copy of ``tiny_shards`` in which three of four clips have a description; read only."""
-    return captioned_copy(tiny_shards, tmp_path_factory.mktemp("described") / "shards")
+    return captioned_copy(tiny_shards, tmp_path_factory.mktemp("captioned") / "shards")
 
 
 def test_texts_are_cut_at_ends_of_sentences() -> None:
@@ -90,7 +90,7 @@ def test_description_features_equal_clips_but_for_own_adapters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "millions"),
+    ("settings", "millions"),
     [
         (["model.description_ratio=0.08"], 14.42),
         (["model.description_ratio=0.25"], 16.58),
@@ -98,18 +98,18 @@ def test_description_features_equal_clips_but_for_own_adapters() -> None:
         ([], 13.42),
     ],
 )
-def test_tunable_parameters_on_vit_b_16(words: list[str], millions: float) -> None:
-    config = load_config(B16, ["train.objective=both", *words])
+def test_tunable_parameters_on_vit_b_16(settings: list[str], millions: float) -> None:
+    config = load_config(B16, ["train.objective=both", *settings])
     assert trained_line(build_meta_model(config, SEVEN)).startswith(f"trained: {millions:.2f} of ")
 
 
 def test_descriptions_of_a_fold_are_those_of_its_training_clips(
-    described: Index, tiny_shards: Index, tmp_path: Path
+    captioned: Index, tiny_shards: Index, tmp_path: Path
 ) -> None:
-    train, config = all_clips(described, described.train_shards(2)), Config()
-    texts = read_descriptions(described, train, 2, config)
-    keys = clip_keys(described, train)
-    assert set(texts.texts) == {key for i, key in enumerate(clip_hashes(described)) if i % 4} & set(
+    train, config = all_clips(captioned, captioned.train_shards(2)), Config()
+    texts = read_descriptions(captioned, train, 2, config)
+    keys = clip_keys(captioned, train)
+    assert set(texts.texts) == {key for i, key in enumerate(clip_hashes(captioned)) if i % 4} & set(
         keys
     )
     rest = 48 - len(texts.texts)
@@ -127,7 +127,7 @@ def test_descriptions_of_a_fold_are_those_of_its_training_clips(
     assert [row.count_nonzero().item() == 2 for row in tokens] == (~has).tolist()
     with pytest.raises(UserError, match="dfer describe makes it"):
         read_descriptions(tiny_shards, train, 2, config)
-    copy = load_index(Path(shutil.copytree(described.root, tmp_path / "shards")))  # type: ignore[arg-type]
+    copy = load_index(Path(shutil.copytree(captioned.root, tmp_path / "shards")))  # type: ignore[arg-type]
     with Writer(copy.root) as writer:  # type: ignore[arg-type]
         hashes = clip_hashes(copy)
         writer.add(
@@ -139,7 +139,7 @@ def test_descriptions_of_a_fold_are_those_of_its_training_clips(
     with pytest.raises(UserError, match=r"none of the 48 clips .* has a description"):
         read_descriptions(copy, train, 2, Config(data=DataConfig(descriptions="other")))
     with pytest.raises(ValueError, match="are tested in fold 1"):
-        read_descriptions(described, train, 1, config)
+        read_descriptions(captioned, train, 1, config)
 
 
 def test_checkpoint_of_other_descriptions_is_refused() -> None:
@@ -152,7 +152,7 @@ def test_checkpoint_of_other_descriptions_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("settings", "message"),
     [
         (
             ["model.context_tokens=8"],
@@ -173,15 +173,17 @@ def test_checkpoint_of_other_descriptions_is_refused() -> None:
         (["train.description_weight=0"], "must be greater than 0"),
     ],
 )
-def test_settings_that_need_labels_are_refused_without_them(words: list[str], told: str) -> None:
+def test_settings_that_need_labels_are_refused_without_them(
+    settings: list[str], message: str
+) -> None:
     plain = [
         "train.objective=descriptions",
         "model.context_tokens=0",
         "model.text_polarity=positive",
     ]
     check_values(load_config(B16, plain))
-    with pytest.raises(UserError, match=told):
-        load_config(B16, [*plain, *words])
+    with pytest.raises(UserError, match=message):
+        load_config(B16, [*plain, *settings])
 
 
 def test_plan_counts_the_texts() -> None:

@@ -33,7 +33,7 @@ def run_trial(runs: Path, queue_seconds: float = 0.1) -> Check:
 
 
 @pytest.mark.parametrize(
-    ("state", "status", "printed", "what", "words"),
+    ("state", "status", "printed", "subject", "text"),
     [
         ("FAILED", 33, "", "runs folder", "n9 does not see "),
         ("FAILED", 34, "", "python", "n9 does not see "),
@@ -49,13 +49,13 @@ def run_trial(runs: Path, queue_seconds: float = 0.1) -> Check:
     ],
 )
 def test_job_without_a_report_is_explained(
-    slurm: ScriptedSlurm, runs: Path, state: str, status: int, printed: str, what: str, words: str
+    slurm: ScriptedSlurm, runs: Path, state: str, status: int, printed: str, subject: str, text: str
 ) -> None:
     slurm.job(state, status=status)
     if printed:
         (runs / "out.txt").write_text(printed)
     check = run_trial(runs)
-    assert (check.state, check.subject) == (WRONG, what) and words in check.text
+    assert (check.state, check.subject) == (WRONG, subject) and text in check.text
     submitted = (slurm.root / "submitted").read_text()
     assert (
         "--nodes=1 " in submitted
@@ -94,8 +94,8 @@ def test_doctor_checks_a_node_with_a_small_job(
         "start": 'bash "${!#}" & echo $! > $root/pid',
         "deliver": '[ $# = 1 ] || kill "-${1#--signal=}" $(cat $root/pid)',
     }
-    words = ["doctor", "demo", f"data.shards={tiny_shards.root}", "--cluster", cluster]
-    done = dfer(*words, cwd=tmp_path, DFER_SCRATCH=str(tmp_path / "disk"), **environment)
+    arguments = ["doctor", "demo", f"data.shards={tiny_shards.root}", "--cluster", cluster]
+    done = dfer(*arguments, cwd=tmp_path, DFER_SCRATCH=str(tmp_path / "disk"), **environment)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout + done.stderr
     host = os.uname().nodename

@@ -33,8 +33,8 @@ def test_logs_without_a_log_prints_the_job_output(slurm: FakeSlurm, submitted: R
 def test_logs_into_a_closed_pipe_is_silent(slurm: FakeSlurm, submitted: RunDir) -> None:
     submitted.fold(1).root.mkdir()
     submitted.fold(1).log.write_text("line\n" * 1_000_000)
-    words = f"'{DFER}' logs '{submitted.root}' --fold 1 | head -1"
-    done = subprocess.run(words, shell=True, capture_output=True, text=True, timeout=60)
+    command = f"'{DFER}' logs '{submitted.root}' --fold 1 | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("line\n", "")
 
 

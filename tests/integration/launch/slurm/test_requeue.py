@@ -17,7 +17,7 @@ from tests.helpers.paths import ROOT
 
 
 def run(
-    tmp_path: Path, *words: str, state: str = "RUNNING None", scontrol: str = "", **job: str
+    tmp_path: Path, *arguments: str, state: str = "RUNNING None", scontrol: str = "", **job: str
 ) -> tuple[int, str, bool]:
     """Return the status, the arguments of ``scontrol``, and whether the program waited."""
     asked = tmp_path / "asked"
@@ -33,7 +33,9 @@ def run(
     }
     env |= {"PATH": f"{tmp_path}:{env['PATH']}", "SLURM_JOB_ID": "7", **job}
     process = subprocess.Popen(
-        [sys.executable, "-m", "launch.slurm.requeue", *words], env=env, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "launch.slurm.requeue", *arguments],
+        env=env,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 20
     while process.poll() is None and not asked.exists() and time.monotonic() < deadline:

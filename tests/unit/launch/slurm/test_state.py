@@ -183,7 +183,7 @@ def test_failure_after_requeue_shows_the_newest_error(queue: FakeQueue, submitte
     )
 
 
-def test_cancelled_and_lost_folds_are_told_apart(queue: FakeQueue, submitted: RunDir) -> None:
+def test_cancelled_and_lost_folds_are_distinguished(queue: FakeQueue, submitted: RunDir) -> None:
     write_attempt(submitted.fold(1))
     assert (queue.state(submitted).state, queue.state(submitted).why) == (
         "LOST",
