@@ -161,10 +161,19 @@ def describe(units: Array, rng: np.random.Generator) -> str:
             + str(rng.choice(hidden)).removeprefix("a ").removeprefix("an ").removeprefix("the ")
         )
     phrases = [phrases[i] for i in rng.permutation(len(phrases))[:MAX_MOVEMENTS]]
-    last = " and " if rng.random() < 0.3 else ", and " if rng.random() < 0.5 else ", "
-    return str(rng.choice(TEMPLATES)).format(
-        last.join([", ".join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
-    )
+    separator = _last_separator(rng)
+    if len(phrases) > 1:
+        phrases = [", ".join(phrases[:-1]), phrases[-1]]
+    return str(rng.choice(TEMPLATES)).format(separator.join(phrases))
+
+
+def _last_separator(rng: np.random.Generator) -> str:
+    """Return a random separator of the last two phrases of a sentence."""
+    if rng.random() < 0.3:
+        return " and "
+    if rng.random() < 0.5:
+        return ", and "
+    return ", "
 
 
 def _applies(needed: str, without: str, seen: set[str]) -> bool:

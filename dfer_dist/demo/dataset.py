@@ -10,8 +10,8 @@
       lists/DEMO_set_K_train.txt
       demo.json                        the arguments and a row for each clip; written last
 
-``python -m dfer_dist.demo.dataset --sheet docs/images/demo_classes.png`` draws one clip of each
-class as a picture.
+``python -m dfer_dist.demo.dataset --sheet docs/images/demo_classes.png`` writes a picture
+with one clip of each class.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SHARES = (0.20, 0.14, 0.16, 0.14, 0.13, 0.11, 0.12)  # of the clips of a fold, b
 SMALLEST = FOLDS * len(SEVEN)  # so that each fold has a clip of each class
 UNFINISHED = ".unfinished.json"  # the arguments of a set that is being written
 DESCRIPTIONS = "descriptions.csv"
-WORD_STREAM = 8  # keeps the generator of words apart from those of clips
+CAPTION_STREAM = 8  # keeps the generator of captions apart from those of clips
 JPEG_QUALITY = 90
 
 
@@ -120,12 +120,8 @@ def render_demo(
         For arguments out of range, and for a folder that holds frames or lists of something else.
     """
     plan = plan_demo(clips, seed)
-    if size < 32 or (workers is not None and workers < 1):
-        raise UserError(
-            f"size {size}, workers {workers}: a demo set needs frames of 32 pixels or more "
-            "and at least one worker"
-        )
-    out, arguments = Path(out), {"renderer": RENDERER, "seed": seed, "clips": clips, "size": size}
+    _check_arguments(size, workers)
+    arguments = {"renderer": RENDERER, "seed": seed, "clips": clips, "size": size}
     if _arguments(out / "demo.json") == arguments:
         if not (out / DESCRIPTIONS).exists():
             _write_descriptions(out, plan, seed)
@@ -136,17 +132,20 @@ def render_demo(
         rows.append(row)
         if progress:
             progress(len(rows), clips)
-    for fold in range(1, FOLDS + 1):
-        for part in ("train", "test"):
-            chosen = [r for r in rows if (r["fold"] == fold) == (part == "test")]
-            text = "".join(f"{r['name']} {r['frames']} {r['label']}\n" for r in chosen)
-            write_text(out / "lists" / f"DEMO_set_{fold}_{part}.txt", text)
+    _write_lists(out / "lists", rows)
     _write_descriptions(out, plan, seed)
-    write_json(
-        out / "demo.json", {**arguments, "identities": IDENTITIES, "classes": SEVEN, "rows": rows}
-    )
+    content = {**arguments, "identities": IDENTITIES, "classes": SEVEN, "rows": rows}
+    write_json(out / "demo.json", content)
     (out / UNFINISHED).unlink(missing_ok=True)
     return out
+
+
+def _check_arguments(size: int, workers: int | None) -> None:
+    if size < 32 or (workers is not None and workers < 1):
+        raise UserError(
+            f"size {size}, workers {workers}: a demo set needs frames of 32 pixels or more "
+            "and at least one worker"
+        )
 
 
 def _arguments(mark: Path) -> dict[str, Any] | None:
@@ -206,6 +205,14 @@ def _write_clip(task: tuple[Path, DemoClip, int, int]) -> dict[str, Any]:
     return {**asdict(clip), "frames": len(drawn.frames), "apex": int(drawn.intensity.argmax())}
 
 
+def _write_lists(folder: Path, rows: list[dict[str, Any]]) -> None:
+    for fold in range(1, FOLDS + 1):
+        for part in ("train", "test"):
+            chosen = [r for r in rows if (r["fold"] == fold) == (part == "test")]
+            text = "".join(f"{r['name']} {r['frames']} {r['label']}\n" for r in chosen)
+            write_text(folder / f"DEMO_set_{fold}_{part}.txt", text)
+
+
 def _write_descriptions(out: Path, plan: list[DemoClip], seed: int) -> None:
     """Write captions of all clips; their random generator is not that of the clips."""
     text = io.StringIO()
@@ -216,7 +223,7 @@ def _write_descriptions(out: Path, plan: list[DemoClip], seed: int) -> None:
         table.writerow(
             (
                 clip.name,
-                describe_clip(track, np.random.default_rng([WORD_STREAM, seed, int(clip.name)])),
+                describe_clip(track, np.random.default_rng([CAPTION_STREAM, seed, int(clip.name)])),
             )
         )
     write_text(out / DESCRIPTIONS, text.getvalue())

@@ -59,10 +59,10 @@ class Pairs:
 
     Attributes
     ----------
-    words : int64 [V]
+    vocabulary : int64 [V]
         Ids of all tokens that occur, in order.
     tokens : int32 [N, K, L]
-        Positions in ``words``, zeros after the end of a text, which is the last of the words.
+        Positions in ``vocabulary``, zeros after the end token, which is the last of ``vocabulary``.
     """
 
     def __init__(self, recipe: Recipe, progress: Callable[[int, int], None] | None = None) -> None:
@@ -80,7 +80,7 @@ class Pairs:
         longest = max(map(len, rows))
         tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.int32)
         # 0 is a token too, so zeros stay zeros.
-        self.words, positions = tokens.unique(return_inverse=True)
+        self.vocabulary, positions = tokens.unique(return_inverse=True)
         self.frames = torch.cat(drawn)
         self.tokens = positions.int().unflatten(0, (-1, recipe.captions))
 
@@ -121,21 +121,11 @@ def pretrain(
     with _exactly(recipe.seed):
         clip = build_clip(clip_config("tiny"), SIZE)
         text = TextTower(clip)
-        words = nn.Embedding.from_pretrained(
-            clip.token_embedding.weight[pairs.words].detach(), freeze=False
-        )  # the others stay as they are
-        trained = [
-            words.weight,
-            *(p for name, p in clip.named_parameters() if name != "token_embedding.weight"),
-        ]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-            {
-                "params": [p for p in trained if p.ndim <= 1],
-                "weight_decay": 0.0,
-            },  # norms, biases, temperature: as in CLIP
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
+        # Tokens that no caption has keep their embedding.
+        embedding = nn.Embedding.from_pretrained(
+            clip.token_embedding.weight[pairs.vocabulary].detach(), freeze=False
+        )
+        optimizer = _optimizer(clip, embedding, recipe)
         steps = recipe.epochs * (len(pairs.frames) // recipe.batch)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: _rate(step / steps, recipe.warmup)
@@ -144,7 +134,7 @@ def pretrain(
             for frames, tokens in pairs.batches(epoch, recipe):
                 loss = contrast(
                     _image(clip, frames),
-                    _text(text, words(tokens), tokens.argmax(1)),
+                    _text(text, embedding(tokens), tokens.argmax(1)),
                     clip.logit_scale,
                 )
                 optimizer.zero_grad()
@@ -157,8 +147,19 @@ def pretrain(
                 if progress:
                     progress(len(losses), steps)
         with torch.no_grad():
-            clip.token_embedding.weight[pairs.words] = words.weight
+            clip.token_embedding.weight[pairs.vocabulary] = embedding.weight
     return clip, losses
+
+
+def _optimizer(clip: open_clip.CLIP, embedding: nn.Embedding, recipe: Recipe) -> torch.optim.AdamW:
+    names = {name: p for name, p in clip.named_parameters() if name != "token_embedding.weight"}
+    trained = [embedding.weight, *names.values()]
+    # No weight decay for norms, biases and the temperature, as in CLIP.
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
 def contrast(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
@@ -191,9 +192,8 @@ def save_clip(clip: open_clip.CLIP, recipe: Recipe, path: Path) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(
-            save(state, {"recipe": made})
-        )  # one entry: the order of several is not fixed
+        # One entry: the order of several is not fixed.
+        temporary.write_bytes(save(state, {"recipe": made}))
 
 
 @contextmanager
@@ -206,9 +206,8 @@ def _exactly(seed: int) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             torch.set_num_threads(THREADS)
             torch.use_deterministic_algorithms(True)
-            memory.fill_uninitialized_memory = (
-                False  # a third of the time, and nothing reads such memory
-            )
+            # It takes a third of the time, and nothing reads such memory.
+            memory.fill_uninitialized_memory = False
             torch.manual_seed(seed)
             yield
     finally:
@@ -218,11 +217,9 @@ def _exactly(seed: int) -> Iterator[None]:
 
 
 def _rate(done: float, warmup: float) -> float:
-    return (
-        done / warmup
-        if done < warmup
-        else 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
-    )
+    if done < warmup:
+        return done / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
 def _image(clip: open_clip.CLIP, frames: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def bootstrap_ci(
     tables: Sequence[tuple[ArrayLike, ArrayLike]],
     num_classes: int,
     metric: str,
-    draws: int = 2000,
+    resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
@@ -143,17 +143,32 @@ def bootstrap_ci(
     if not tables:
         raise ValueError("no fold to draw from")
     rng = np.random.default_rng(seed)
-    total = np.zeros(draws)
+    total = np.zeros(resamples)
     for labels, predictions in tables:
-        truth, predicted = _checked(labels, predictions, num_classes)
-        support = np.bincount(truth, minlength=num_classes)
-        right = np.bincount(truth[truth == predicted], minlength=num_classes)
-        n, k = support[support > 0], right[support > 0]
-        drawn = rng.binomial(n, k / n, size=(draws, n.size))
-        total += (drawn / n).mean(axis=1) if metric == "uar" else drawn.sum(axis=1) / n.sum()
+        n, k = _count_correct(*_checked(labels, predictions, num_classes))
+        total += _resample(rng, n, k, metric, resamples)
     tail = 50.0 * (1.0 - level)
     low, high = np.percentile(100.0 * total / len(tables), [tail, 100.0 - tail])
     return float(low), float(high)
+
+
+def _resample(
+    rng: np.random.Generator, n: Ints, k: Ints, metric: str, resamples: int
+) -> NDArray[np.float64]:
+    """Return UAR or WAR of each resample of a fold, in 0..1, from k correct of n clips a class."""
+    correct = rng.binomial(n, k / n, size=(resamples, n.size))
+    if metric == "uar":
+        scores = (correct / n).mean(axis=1)
+    else:
+        scores = correct.sum(axis=1) / n.sum()
+    return np.asarray(scores)
+
+
+def _count_correct(truth: Ints, predicted: Ints) -> tuple[Ints, Ints]:
+    """Return the number of clips, and of correct ones, of each class that has clips."""
+    support = np.bincount(truth)
+    correct = np.bincount(truth[truth == predicted], minlength=len(support))
+    return support[support > 0], correct[support > 0]
 
 
 def _checked(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> tuple[Ints, Ints]:

@@ -3,7 +3,7 @@
 Everything is computed from three numbers for each fold and true class: clips, clips that only the
 second model has right (gained), clips that only the first has right (lost). All differences are
 second minus first. UAR, WAR and recall of a class are sums of gained minus lost with fixed
-weights, so one set of draws gives all of them. ``docs/guides/reports.md`` has the formulas.
+weights, so one set of resamples gives all of them. ``docs/guides/reports.md`` has the formulas.
 """
 
 from __future__ import annotations
@@ -126,7 +126,11 @@ def class_weights(pairs: Pairs) -> Floats:
 
 
 def differences(
-    pairs: Pairs, linear: Sequence[Floats], draws: int = 4000, seed: int = 0, level: float = 0.95
+    pairs: Pairs,
+    linear: Sequence[Floats],
+    resamples: int = 4000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> list[Difference]:
     """Return differences with intervals by a paired bootstrap.
 
@@ -160,19 +164,16 @@ def differences(
     safe = np.maximum(n, 1)
     gained, lost = ((x + extra / 2) / (safe + extra) for x in (pairs.gained, pairs.lost))
     shares = np.stack([gained, lost, np.maximum(1.0 - gained - lost, 0.0)], axis=-1)
-    drawn = rng.multinomial(n, shares, size=(draws, *n.shape))
+    drawn = rng.multinomial(n, shares, size=(resamples, *n.shape))
     factor = np.sqrt(safe / np.maximum(n - 1, 1))
     deviations = ((drawn[..., 0] - drawn[..., 1]) - n * (gained - lost)) * factor
     matrix = np.stack([w.ravel() for w in linear])
     values = matrix @ (pairs.gained - pairs.lost).ravel()
     tail = 50.0 * (1.0 - level)
-    low, high = np.percentile(
-        deviations.reshape(draws, -1) @ matrix.T, [tail, 100.0 - tail], axis=0
-    )
-    return [
-        Difference(*map(float, row))
-        for row in zip(values, values + low, values + high, strict=True)
-    ]
+    resampled = deviations.reshape(resamples, -1) @ matrix.T
+    low, high = np.percentile(resampled, [tail, 100.0 - tail], axis=0)
+    bounds = zip(values, values + low, values + high, strict=True)
+    return [Difference(*map(float, row)) for row in bounds]
 
 
 def corrected_t(by_fold: ArrayLike, test_to_train: float) -> TTest:
@@ -243,7 +244,11 @@ class Chance:
 
 
 def against_chance(
-    labels: ArrayLike, predictions: ArrayLike, num_classes: int, draws: int = 9999, seed: int = 0
+    labels: ArrayLike,
+    predictions: ArrayLike,
+    num_classes: int,
+    permutations: int = 9999,
+    seed: int = 0,
 ) -> Chance:
     """Compare one table of predictions with guessing.
 
@@ -257,8 +262,8 @@ def against_chance(
     Parameters
     ----------
     labels, predictions : int [N], in 0..C-1
-    draws : int
-        Random orders; p of UAR is at least 1 / (draws + 1).
+    permutations : int
+        Random orders; p of UAR is at least 1 / (permutations + 1).
 
     References
     ----------
@@ -276,12 +281,12 @@ def against_chance(
         return float((right[present] / support[present]).mean())
 
     seen = recalls(said) - 1e-12
-    as_high = sum(recalls(rng.permutation(said)) >= seen for _ in range(draws))
+    as_high = sum(recalls(rng.permutation(said)) >= seen for _ in range(permutations))
     share = float(support.max() / len(truth))
     war_p = float(
         binomtest(int((truth == said).sum()), len(truth), share, alternative="greater").pvalue
     )
-    return Chance(100 * share, war_p, 100 / len(present), (as_high + 1) / (draws + 1))
+    return Chance(100 * share, war_p, 100 / len(present), (as_high + 1) / (permutations + 1))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -9,7 +9,7 @@ kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from dfer_dist.data.loading.sampler import ClipSet, all_clips
 from dfer_dist.data.shards.index import Index, open_index
 from dfer_dist.data.shards.sidecars import describe_modalities
 from dfer_dist.distributed.process_group import choose_device
-from dfer_dist.evaluation.evaluate import load_model, predict_here, unseen_fold
+from dfer_dist.evaluation.evaluate import Predictions, load_model, predict_here, unseen_fold
 from dfer_dist.evaluation.metrics import bootstrap_ci, top_class
 from dfer_dist.evaluation.significance import against_chance
 from dfer_dist.runs.layout import parse_folds
@@ -76,44 +76,78 @@ def zero_shot(
         )
     # The device must be chosen before DeepSpeed is imported.
     choose_device(Device.auto)
+    test = _load_test(what, fold, overrides)
+    clips = _clips(test.index, test.fold)
+    table = predict_here(test.model, test.config, test.index, clips, progress)
+    result = _result(test, table)
+    if out:
+        table.write(out)
+        write_json(out.with_suffix(".json"), result)
+    return result
+
+
+@dataclass(frozen=True)
+class _Test:
+    """A model and the data it is tested on.
+
+    ``fold`` is None for all clips of the data set, ``saved`` for a pretrained CLIP.
+    """
+
+    model: DFERCLIP
+    config: Config
+    index: Index
+    fold: int | None
+    saved: Checkpoint | None = None
+
+
+def _load_test(what: Path, fold: int | None, overrides: list[str]) -> _Test:
+    if what.suffix in (".yaml", ".yml") or (len(what.parts) == 1 and not what.exists()):
+        return _test_pretrained(str(what), fold, overrides)
+    return _test_checkpoint(what, fold, overrides)
+
+
+def _test_pretrained(experiment: str, fold: int | None, overrides: list[str]) -> _Test:
+    from dfer_dist.models.build import build_model, resolve_image_size
+
+    config = _as_pretrained(load_config(experiment, overrides))
+    index = open_index(config.data)
+    torch.manual_seed(config.train.seed)
+    image_size = resolve_image_size(config)
+    model = build_model(config.model, index.classes, config.data.num_frames, image_size)
+    return _Test(model.eval(), config, index, fold and parse_folds(str(fold), index.folds)[0])
+
+
+def _test_checkpoint(path: Path, fold: int | None, overrides: list[str]) -> _Test:
     from dfer_dist.checkpoints import portable as checkpoint
 
-    saved: Checkpoint | None = None
-    if what.suffix in (".yaml", ".yml") or (len(what.parts) == 1 and not what.exists()):
-        config = _as_pretrained(load_config(str(what), overrides))
-        index = open_index(config.data)
-        model = _untrained(config, index.classes)
-        number = fold and parse_folds(str(fold), index.folds)[0]
-    else:
-        saved = checkpoint.read(what, weights_only=True)
-        config = read_config(saved.path / checkpoint.CONFIG, overrides)
-        index = open_index(config.data)
-        number = _fold(saved, index, fold)
-        # Fails for a missing modality before the model is built.
-        describe_modalities(index, config.model.modalities)
-        fitted, config = for_classes(saved, config, index.classes)
-        model = load_model(fitted, config, index.classes)
-    table = predict_here(model, config, index, _clips(index, number), progress)
-    result = {
+    saved = checkpoint.read(path, weights_only=True)
+    config = read_config(saved.path / checkpoint.CONFIG, overrides)
+    index = open_index(config.data)
+    fold = _fold(saved, index, fold)
+    # Fails for a missing modality before the model is built.
+    describe_modalities(index, config.model.modalities)
+    fitted, config = for_classes(saved, config, index.classes)
+    return _Test(load_model(fitted, config, index.classes), config, index, fold, saved)
+
+
+def _result(test: _Test, table: Predictions) -> dict[str, Any]:
+    config, index = test.config, test.index
+    return {
         "zero_shot": True,
         "dataset": index.name,
-        "fold": number,
+        "fold": test.fold,
         **asdict(table.score(index.classes)),
         **_significance(table.labels, top_class(table.logits), index.classes),
-        "trained_on": saved and _origin(saved),
-        "context": _context(saved, config),
+        "trained_on": test.saved and _origin(test.saved),
+        "context": _context(test.saved, config),
         "texts": _texts(config, index.classes),
         "backbone": Path(config.model.backbone).name,
-        "pretrained_sha256": model.pretrained_sha256,
+        "pretrained_sha256": test.model.pretrained_sha256,
         "index_hash": index.hash,
         "num_frames": config.data.num_frames,
         "sampling": config.data.sampling.name,
         "views": config.eval.views,
     }
-    if out:
-        table.write(out)
-        write_json(out.with_suffix(".json"), result)
-    return result
 
 
 def for_classes(
@@ -179,20 +213,13 @@ def _as_pretrained(config: Config) -> Config:
     return replace(config, model=replace(config.model, **plain))
 
 
-def _untrained(config: Config, classes: Sequence[str]) -> DFERCLIP:
-    from dfer_dist.models.build import build_model, resolve_image_size
-
-    torch.manual_seed(config.train.seed)
-    return build_model(
-        config.model, classes, config.data.num_frames, resolve_image_size(config)
-    ).eval()
-
-
 def _fold(saved: Checkpoint, index: Index, fold: int | None) -> int | None:
     """Return the fold to test on; None for all clips of another data set."""
     if fold is None and saved.state.get("dataset") == index.name:
         fold = saved.state.get("fold")
-    return None if fold is None else unseen_fold(saved, index, fold)
+    if fold is None:
+        return None
+    return unseen_fold(saved, index, fold)
 
 
 def _clips(index: Index, fold: int | None) -> ClipSet:
@@ -239,8 +266,9 @@ def _origin(saved: Checkpoint) -> dict[str, Any]:
 def _context(saved: Checkpoint | None, config: Config) -> str:
     if config.model.context_tokens:
         return "kept"
-    had_context = saved is not None and saved.config.model.context_tokens > 0
-    return "left out" if had_context else "none"
+    if saved is not None and saved.config.model.context_tokens > 0:
+        return "left out"
+    return "none"
 
 
 def _texts(config: Config, classes: Sequence[str]) -> dict[str, Mapping[str, Sequence[str]]]:

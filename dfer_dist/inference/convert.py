@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import tempfile
@@ -45,7 +44,7 @@ from dfer_dist.models.build import build_model
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import atomic_path
+from dfer_dist.utils.files import atomic_path, sha256_file
 
 BACKBONE = "backbone.json"
 # Initial value of CLIP's training (Radford et al., ICML 2021, section 2.5).
@@ -87,10 +86,6 @@ def from_official(path: Path, out: Path, position: TokenPosition = TokenPosition
         model = _rebuild(config, clip, state)
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
-    trained = {name: p for group in param_groups(model).values() for name, p in group}
-    weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
-    with path.open("rb") as f:
-        source = {"file": path.name, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
     # The file does not say which fold it was trained for.
     about = {
         "step": 0,
@@ -98,19 +93,23 @@ def from_official(path: Path, out: Path, position: TokenPosition = TokenPosition
         "fold": None,
         "classes": list(config.model.sentences or ()),
         "logit_scale": state["clip_model_.logit_scale"].item(),
-        "frozen_sha256": checkpoint.frozen_checksum(model, trained),
-        "converted_from": source,
+        "converted_from": {"file": path.name, "sha256": sha256_file(path)},
     }
-    checkpoint.write(
-        out,
-        {name: w for name, w in weights.items() if name in trained},
-        {},
-        config,
-        about,
-        {name: w for name, w in weights.items() if name not in trained},
-        {BACKBONE: json.dumps(clip, indent=1)} if config.model.backbone == BACKBONE else {},
-    )
+    files = {}
+    if config.model.backbone == BACKBONE:
+        files[BACKBONE] = json.dumps(clip, indent=1)
+    _write_checkpoint(out, model, config, about, files)
     return config
+
+
+def _write_checkpoint(
+    out: Path, model: DFERCLIP, config: Config, about: dict[str, Any], files: dict[str, str]
+) -> None:
+    trained = {name: p for group in param_groups(model).values() for name, p in group}
+    about = {**about, "frozen_sha256": checkpoint.frozen_checksum(model, trained)}
+    weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    frozen = {name: weights.pop(name) for name in list(weights) if name not in trained}
+    checkpoint.write(out, weights, {}, config, about, frozen, files)
 
 
 def to_official(path: Path, out: Path, overrides: list[str]) -> None:

@@ -63,15 +63,7 @@ def export(path: Path, out: Path, overrides: list[str]) -> ModelInfo:
         If ``out`` is not empty, an override would make another model, or the checkpoint cannot be
         loaded.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty: give a new folder")
-    for override in overrides:
-        if override.partition("=")[0] != _PRETRAINED:
-            raise UserError(
-                f"'{override}' cannot be set here: a model is exported as it was trained "
-                f"(only {_PRETRAINED}=FILE is allowed)"
-            )
-
+    _check_arguments(out, overrides)
     saved = checkpoint.read(path, weights_only=True)
     config = read_config(saved.path / checkpoint.CONFIG, overrides)
     classes = tuple(saved.state["classes"])
@@ -95,6 +87,17 @@ def export(path: Path, out: Path, overrides: list[str]) -> ModelInfo:
         shutil.rmtree(temporary, ignore_errors=True)
     fsync_dir(out.absolute().parent)
     return info
+
+
+def _check_arguments(out: Path, overrides: list[str]) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty: give a new folder")
+    for override in overrides:
+        if override.partition("=")[0] != _PRETRAINED:
+            raise UserError(
+                f"'{override}' cannot be set here: a model is exported as it was trained "
+                f"(only {_PRETRAINED}=FILE is allowed)"
+            )
 
 
 def _write_other_files(folder: Path, config: Config, info: ModelInfo) -> ModelInfo:

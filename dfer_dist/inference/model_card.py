@@ -54,7 +54,6 @@ def describe(
     }
     origin = provenance.collect([])
     git = origin.git
-    packages = (*REQUIREMENTS, "deepspeed")
     return ModelInfo(
         classes=classes,
         texts=texts["positive"],
@@ -75,15 +74,20 @@ def describe(
         selection=config.train.selection.name,
         precision=config.train.precision.name,
         result=_read_result(saved),
-        software={
-            "dfer_dist": package_version(),
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
+        software=_software(),
         code_hash=origin.code_hash,
         # The commit does not describe edited files.
         git_sha=git.sha if git and not git.diff else None,
     )
+
+
+def _software() -> dict[str, str]:
+    """Return the versions of Python, this package and the packages it needs."""
+    return {
+        "dfer_dist": package_version(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in (*REQUIREMENTS, "deepspeed")},
+    }
 
 
 def _read_result(saved: Checkpoint) -> dict[str, Any] | None:

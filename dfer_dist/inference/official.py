@@ -172,13 +172,7 @@ def read_sizes(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], ModelConfig
     UserError
         If a tensor is missing or has unexpected dimensions.
     """
-    patches = _get(state, "image_encoder.conv1.weight", 4)
-    grid = math.isqrt(max(0, len(_get(state, "image_encoder.positional_embedding", 2)) - 1))
-    embedding = _get(state, "clip_model_.token_embedding.weight", 2)
-    if min(len(patches), embedding.shape[1]) < HEAD_WIDTH:
-        raise UserError(
-            f"not a checkpoint of DFER-CLIP: a tower is narrower than one head of {HEAD_WIDTH}"
-        )
+    clip = _clip_sizes(state)
     context = _get(state, "prompt_learner.ctx")
     if context.ndim < 2 or not context.shape[-2]:
         raise UserError(
@@ -186,7 +180,29 @@ def read_sizes(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], ModelConfig
             f"{tuple(context.shape)}, no context_tokens"
         )
     temporal = "temporal_net.temporal_transformer.layers"
-    clip = {
+    heads_width = _get(state, f"{temporal}.0.0.fn.fn.to_out.0.weight", 2).shape[1]
+    settings = ModelConfig(
+        pretrained="none",
+        context_tokens=context.shape[-2],
+        class_specific=context.ndim == 3,
+        temporal_layers=_layers(state, temporal),
+        temporal_heads=heads_width // HEAD_WIDTH,
+        temporal_head_dim=HEAD_WIDTH,
+        temporal_mlp=len(_get(state, f"{temporal}.0.1.fn.fn.net.0.weight", 2)),
+    )
+    return clip, settings, _get(state, "temporal_net.pos_embedding", 3).shape[1] - 1
+
+
+def _clip_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return CLIP's sizes in open_clip's format."""
+    patches = _get(state, "image_encoder.conv1.weight", 4)
+    grid = math.isqrt(max(0, len(_get(state, "image_encoder.positional_embedding", 2)) - 1))
+    embedding = _get(state, "clip_model_.token_embedding.weight", 2)
+    if min(len(patches), embedding.shape[1]) < HEAD_WIDTH:
+        raise UserError(
+            f"not a checkpoint of DFER-CLIP: a tower is narrower than one head of {HEAD_WIDTH}"
+        )
+    return {
         "embed_dim": _get(state, "image_encoder.proj", 2).shape[1],
         "quick_gelu": True,
         "vision_cfg": {
@@ -203,17 +219,6 @@ def read_sizes(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], ModelConfig
             "layers": _layers(state, "text_encoder.transformer.resblocks"),
         },
     }
-    settings = ModelConfig(
-        pretrained="none",
-        context_tokens=context.shape[-2],
-        class_specific=context.ndim == 3,
-        temporal_layers=_layers(state, temporal),
-        temporal_heads=_get(state, f"{temporal}.0.0.fn.fn.to_out.0.weight", 2).shape[1]
-        // HEAD_WIDTH,
-        temporal_head_dim=HEAD_WIDTH,
-        temporal_mlp=len(_get(state, f"{temporal}.0.1.fn.fn.net.0.weight", 2)),
-    )
-    return clip, settings, _get(state, "temporal_net.pos_embedding", 3).shape[1] - 1
 
 
 def read_sentences(state: Mapping[str, Tensor]) -> list[str]:

@@ -161,12 +161,7 @@ def predict_video(
         found = _find_windows(
             Video(video), window, step, faces, bool(model.config.model.modalities)
         )
-        shares = np.array([found.has_face[a:b].mean() for a, b in found.windows])
-        predicted = np.flatnonzero(shares >= MIN_FACE_FRACTION)
-        if not len(predicted):
-            raise UserError(_no_face(video, found, shares))
-        logits = np.full((len(shares), len(model.classes)), np.nan, np.float32)
-        logits[predicted] = _predict_windows(model, found, found.windows[predicted], progress)
+        logits = _predict_windows_with_face(model, video, found, progress)
     except DamagedVideo as e:
         raise UserError(f"{e}: copy it again") from e
     return VideoPrediction(
@@ -174,7 +169,7 @@ def predict_video(
         model.classes,
         found.windows * found.interval,
         logits,
-        shares if faces else None,
+        found.face_fractions if faces else None,
         len(found.has_face) * found.interval,
     )
 
@@ -193,6 +188,11 @@ class _Windows:
     interval: float
     frames: Iterable[np.ndarray]
     landmarks: np.ndarray
+
+    @property
+    def face_fractions(self) -> np.ndarray:
+        """Fraction of the frames of each window that have a face, float64 [W]."""
+        return np.array([self.has_face[begin:end].mean() for begin, end in self.windows])
 
 
 def _find_windows(
@@ -224,10 +224,25 @@ def _find_windows(
     return _Windows(windows, has_face, interval, frames, landmarks)
 
 
-def _no_face(video: Path, found: _Windows, shares: np.ndarray) -> str:
+def _predict_windows_with_face(
+    model: ExportedModel,
+    video: Path,
+    found: _Windows,
+    progress: Callable[[int, int], None] | None,
+) -> np.ndarray:
+    """Return the logits float32 [W, C]; NaN for a window with the face in too few frames."""
+    predicted = np.flatnonzero(found.face_fractions >= MIN_FACE_FRACTION)
+    if not len(predicted):
+        raise UserError(_no_face(video, found))
+    logits = np.full((len(found.windows), len(model.classes)), np.nan, np.float32)
+    logits[predicted] = _predict_windows(model, found, found.windows[predicted], progress)
+    return logits
+
+
+def _no_face(video: Path, found: _Windows) -> str:
     where = f"{found.has_face.sum()} of {len(found.has_face)} frames"
-    if len(shares) > 1:
-        where = f"at most {100 * shares.max():.0f} % of a window's frames"
+    if len(found.windows) > 1:
+        where = f"at most {100 * found.face_fractions.max():.0f} % of a window's frames"
     return f"{video}: one face is in {where}: in at least half it must be"
 
 

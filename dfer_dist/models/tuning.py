@@ -39,6 +39,18 @@ def choose_trained(
         If the image tower has fewer blocks than are to be trained, or LoRA or adapters cannot be
         added to a tower.
     """
+    _tune_image(cfg, image, frames)
+    text.requires_grad_(False)
+    if cfg.text_tower is TextTuning.lora:
+        add_lora(text.transformer, cfg.lora_rank, cfg.lora_alpha)
+    elif cfg.text_tower is TextTuning.adapters:
+        more = {}
+        if cfg.description_ratio:
+            more["description"] = cfg.description_ratio
+        adapt_text(text.transformer, cfg.adapter_ratio, cfg.adapter_scale, sentences, more)
+
+
+def _tune_image(cfg: ModelConfig, image: VisionTransformer, frames: int) -> None:
     image.requires_grad_(cfg.image is ImageTuning.all)
     if cfg.image is ImageTuning.last:
         blocks = image.transformer.resblocks
@@ -59,12 +71,6 @@ def choose_trained(
         adapt_image(
             image, cfg.adapter_ratio, cfg.adapter_scale, time, cfg.modalities, cfg.modality_ratio
         )
-    text.requires_grad_(False)
-    if cfg.text_tower is TextTuning.lora:
-        add_lora(text.transformer, cfg.lora_rank, cfg.lora_alpha)
-    elif cfg.text_tower is TextTuning.adapters:
-        more = {"description": cfg.description_ratio} if cfg.description_ratio else {}
-        adapt_text(text.transformer, cfg.adapter_ratio, cfg.adapter_scale, sentences, more)
 
 
 def param_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:

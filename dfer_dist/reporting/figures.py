@@ -128,13 +128,26 @@ def timeline_figure(
         {"color": _CLASS_COLORS[c % 8], "linestyle": "-" if c < 8 else (0, (4, 2))}
         for c in range(len(classes))
     ]
-    centers = spans.mean(1)
-    times, curves = centers, probabilities
+    _draw_curves(above, spans, probabilities, styles)
+    _draw_top_classes(above, below, spans.mean(1), probabilities, seconds)
+    has_gaps = bool(np.isnan(probabilities).any())
+    _class_legend(above, overall, classes, styles, has_gaps)
+    above.set_title(title, fontsize=12, color=INK, loc="left")
+    _finish_timeline(above, below, seconds)
+    return figure
+
+
+def _draw_curves(
+    ax: Axes, spans: np.ndarray, probabilities: np.ndarray, styles: list[dict[str, Any]]
+) -> None:
+    """Draw a line for each class through the middles of the windows, or along a single window."""
+    times, curves, marker = spans.mean(1), probabilities, None
     if len(spans) == 1:
         times, curves = spans[0], probabilities.repeat(2, 0)
-    marker = "o" if 1 < len(spans) <= 60 else None
+    elif len(spans) <= 60:
+        marker = "o"
     for c, style in enumerate(styles):
-        above.plot(
+        ax.plot(
             times,
             curves[:, c],
             linewidth=1.8,
@@ -143,13 +156,6 @@ def timeline_figure(
             clip_on=False,
             **style,
         )
-    top_times = centers if len(spans) > 1 else times[:1]
-    _draw_top_classes(above, below, top_times, probabilities, seconds)
-    has_gaps = bool(np.isnan(probabilities).any())
-    _class_legend(above, overall, classes, styles, has_gaps)
-    above.set_title(title, fontsize=12, color=INK, loc="left")
-    _finish_timeline(above, below, seconds)
-    return figure
 
 
 def _finish_timeline(above: Axes, below: Axes, seconds: float) -> None:

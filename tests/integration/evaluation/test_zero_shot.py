@@ -290,14 +290,14 @@ def test_chance_against_the_definitions() -> None:
     rng = np.random.default_rng(0)
     labels = rng.choice(4, 300, p=[0.5, 0.3, 0.2, 0])
     guess, good = rng.integers(4, size=300), np.where(rng.random(300) < 0.7, labels, 0)
-    blind = against_chance(labels, guess, 4, draws=499)
+    blind = against_chance(labels, guess, 4, permutations=499)
     assert blind.war == pytest.approx(100 * (labels == 0).mean()) and blind.uar == pytest.approx(
         100 / 3
     )
     assert blind.war_p > 0.99 and blind.uar_p > 0.05
-    sure = against_chance(labels, good, 4, draws=499)
+    sure = against_chance(labels, good, 4, permutations=499)
     assert sure.war_p < 1e-6 and sure.uar_p == 1 / 500
-    always = against_chance(labels, np.zeros(300, int), 4, draws=99)
+    always = against_chance(labels, np.zeros(300, int), 4, permutations=99)
     assert always.uar_p == 1, "in any order the same predictions have the same UAR"
     assert 0.4 < always.war_p < 0.6
 
@@ -306,7 +306,7 @@ def test_p_of_guesses_is_spread_evenly() -> None:
     rng = np.random.default_rng(1)
     p = [
         against_chance(
-            rng.integers(3, size=60), rng.integers(3, size=60), 3, draws=99, seed=i
+            rng.integers(3, size=60), rng.integers(3, size=60), 3, permutations=99, seed=i
         ).uar_p
         for i in range(200)
     ]

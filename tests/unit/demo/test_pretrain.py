@@ -120,7 +120,7 @@ def test_pairs_match_frames_with_their_captions(pairs: Pairs) -> None:
     from open_clip.tokenizer import SimpleTokenizer
 
     tokenizer = SimpleTokenizer()
-    ids = pairs.words[pairs.tokens[12, 1].long()].tolist()
+    ids = pairs.vocabulary[pairs.tokens[12, 1].long()].tolist()
     assert ids[0] == tokenizer.sot_token_id
     assert tokenizer.decode(ids[1 : ids.index(tokenizer.eot_token_id)]).split() == re.findall(
         r"\w+|[.,]", third.captions[0][1]
@@ -149,8 +149,8 @@ def test_words_never_read_keep_their_start(pairs: Pairs) -> None:
         torch.manual_seed(SHORT.seed)
         start = build_clip(clip_config("tiny"), SIZE).token_embedding.weight
     moved = (clip.token_embedding.weight != start).any(1)
-    assert moved[pairs.words].sum() >= len(pairs.words) - 1  # zero only fills
-    assert moved.sum() == moved[pairs.words].sum()
+    assert moved[pairs.vocabulary].sum() >= len(pairs.vocabulary) - 1  # zero only fills
+    assert moved.sum() == moved[pairs.vocabulary].sum()
 
 
 def test_contrast_is_the_mean_of_both_cross_entropies() -> None:

@@ -92,12 +92,12 @@ def test_confusion_is_int64_with_truth_in_rows() -> None:
 
 
 def brute_force(
-    tables: list[tuple[np.ndarray, np.ndarray]], classes: int, metric: str, draws: int
+    tables: list[tuple[np.ndarray, np.ndarray]], classes: int, metric: str, resamples: int
 ) -> np.ndarray:
     """Means over folds of bootstraps that draw the clips themselves."""
     rng = np.random.default_rng(99)
-    out = np.zeros(draws)
-    for d in range(draws):
+    out = np.zeros(resamples)
+    for d in range(resamples):
         for labels, predictions in tables:
             rows = np.concatenate(
                 [
@@ -120,8 +120,8 @@ def test_counts_give_the_same_bootstrap_as_drawing_clips(metric: str) -> None:
     drawn = brute_force(tables, 4, metric, 3000)
     for level in (0.5, 0.8, 0.95):
         tails = [50 * (1 - level), 50 * (1 + level)]
-        # a quantile of 3,000 draws strays by about a twentieth of the deviation
-        assert bootstrap_ci(tables, 4, metric, draws=20_000, level=level) == pytest.approx(
+        # a quantile of 3,000 resamples strays by about a twentieth of the deviation
+        assert bootstrap_ci(tables, 4, metric, resamples=20_000, level=level) == pytest.approx(
             np.percentile(drawn, tails), abs=0.2 * drawn.std()
         )
 
@@ -136,7 +136,7 @@ def test_interval_covers_the_true_mean_as_often_as_it_says() -> None:
             folds.append(
                 (labels, np.where(rng.random(180) < right[labels], labels, (labels + 1) % 3))
             )
-        low, high = bootstrap_ci(folds, 3, "uar", draws=500)
+        low, high = bootstrap_ci(folds, 3, "uar", resamples=500)
         hits += low <= 100 * right.mean() <= high
     assert 0.90 <= hits / trials <= 0.99
 

@@ -75,10 +75,10 @@ def test_pairs_by_hand() -> None:
 
 
 def test_interval_is_that_of_drawing_clips() -> None:
-    """Against a bootstrap that draws the clips themselves, on tables where the two corrections hardly matter."""
+    """Against a bootstrap that samples the clips themselves, on tables where the two corrections hardly matter."""
     rng, data = np.random.default_rng(3), tables(1, 2, 400)
     pairs = pair(data, 4)
-    found = differences(pairs, list(weights(pairs).values()), draws=20_000)
+    found = differences(pairs, list(weights(pairs).values()), resamples=20_000)
     drawn = np.zeros((1500, 2))
     for d in range(len(drawn)):
         for truth, a, b in data:
@@ -143,7 +143,7 @@ def test_bootstrap_misses_the_truth_3_to_7_times_in_a_hundred(
     trials = simulate(clips, np.full(classes, gain), np.full(classes, loss), 1200)
     missed = np.zeros(2)
     for i, pairs in enumerate(trials):
-        found = differences(pairs, list(weights(pairs).values()), draws=300, seed=i)
+        found = differences(pairs, list(weights(pairs).values()), resamples=300, seed=i)
         missed += [not d.low <= 100 * (gain - loss) <= d.high for d in found]
     # 1,200 trials stray by 0.63 of a hundred (a standard error): 3 to 7 with one and a half of them either way
     assert ((missed / 1200 > 0.020) & (missed / 1200 < 0.080)).all(), missed / 1200
