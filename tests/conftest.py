@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with ``frames/`` (60 clips of 3 to 30 JPEGs, 48 x 40) and ``lists/`` (five folds of 12, seven classes); read only."""
+    """Folder with ``frames/`` and ``lists/``; read only.
+
+    60 clips of 3 to 30 JPEGs, 48 x 40 pixels; five folds of 12 clips, seven classes.
+    """
     root = tmp_path_factory.mktemp("tiny")
     rows = [(f"{i:05d}", 3 + i * 11 % 28, i // 5 % 7, i % 5 + 1) for i in range(60)]
     for i, (name, frames, _, _) in enumerate(rows):

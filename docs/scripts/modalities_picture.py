@@ -1,7 +1,10 @@
-"""What ``dfer enrich`` adds to a photograph, and to a drawn face: ``python docs/scripts/modalities_picture.py docs/images/modalities.png``.
+"""Take a picture of what ``dfer enrich`` adds to a photograph and to a rendered face.
 
-The photograph is NASA's portrait of the astronaut Eileen Collins (public domain), as scikit-image ships it, on which dlib finds the landmarks; the demo's renderer
-knows those of its faces. From the left: the picture, its landmarks on it and as the model sees them, the parsing map drawn from them.
+``python docs/scripts/modalities_picture.py docs/images/modalities.png``
+
+The photograph is NASA's portrait of the astronaut Eileen Collins (public domain), as scikit-image
+ships it, on which dlib finds the landmarks; the demo's renderer knows those of its faces. From the
+left: the picture, its landmarks on it and as the model sees them, the parsing map drawn from them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
-"""Take a picture of a report's page: ``python docs/scripts/report_page.py runs/demo/report.html docs/images/report.png --columns``.
+"""Take a picture of a report's page.
 
-Opens the file in headless Chromium (Debian's, or the one CHROMIUM names); fails if the page is wider than its window or asks the network for anything.
+``python docs/scripts/report_page.py runs/demo/report.html docs/images/report.png --columns``
+
+Opens the file in headless Chromium (Debian's, or the one that CHROMIUM names). Fails if the page is
+wider than its window or asks the network for anything.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Make videos: a portrait moved by known transforms over a pattern, encoded with PyAV.
 
-``python tests/helpers/data/videos.py FILE`` writes one. The portrait is NASA's of the astronaut Eileen
-Collins (public domain), from scikit-image.
+``python tests/helpers/data/videos.py FILE`` writes one. The portrait is NASA's of the astronaut
+Eileen Collins (public domain), from scikit-image.
 """
 
 from __future__ import annotations
