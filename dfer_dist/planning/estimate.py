@@ -336,9 +336,9 @@ def network_seconds(
     for full bandwidth broadcast, reduction and scan", Parallel Computing 35 (2009). Nothing is
     taken to be hidden behind the backward pass.
     """
-    modalities = math.ceil(math.log2(machine.ranks))
+    tree_depth = math.ceil(math.log2(machine.ranks))
     sent = sent_bytes(counted, half, stage, machine.ranks, accumulation)
     return (
         sent / machine.bandwidth
-        + collectives(counted, stage, accumulation) * 2 * modalities * machine.latency
+        + collectives(counted, stage, accumulation) * 2 * tree_depth * machine.latency
     )
