@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dfer_dist.config.load import read_config
-from dfer_dist.config.schema import Config, Device, Precision
+from dfer_dist.config.schema import Config, Device
 from dfer_dist.data.loading.batch import Batch
 from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import ClipSet, all_clips, evaluation_batches
@@ -297,10 +297,10 @@ def predict_here(
     progress : function, optional
         Called with (clips done, clips in all).
     """
+    from dfer_dist.models.build import model_dtype
+
     device = choose_device(config.train.device)
-    model = model.to(
-        device, torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
-    )
+    model = model.to(device, model_dtype(config.train.precision))
     with torch.no_grad():
         text = model.text_features()
     done = 0

@@ -182,7 +182,7 @@ def _open_clip_name(clip: dict[str, Any]) -> str | None:
         vision = {**known["vision_cfg"], "image_size": clip["vision_cfg"]["image_size"]}
         if {**known, "vision_cfg": vision} == clip:
             same.append((known["vision_cfg"].get("image_size") != vision["image_size"], name))
-    return min(same)[1] if same else None
+    return min(same, default=(False, None))[1]
 
 
 def _rebuild(config: Config, clip: dict[str, Any], state: Mapping[str, Tensor]) -> DFERCLIP:

@@ -26,7 +26,7 @@ from dfer_dist.data.loading.frame_sampling import eval_frames
 from dfer_dist.data.loading.modalities import draw_modality, find_points
 from dfer_dist.data.shards.sidecars import PARSING, REGIONS
 from dfer_dist.evaluation.evaluate import clip_logits
-from dfer_dist.models.build import build_model
+from dfer_dist.models.build import build_model, model_dtype
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, sha256_file
@@ -325,9 +325,10 @@ def load(
         raise UserError(
             f"{folder} does not fit this version of dfer_dist ({package_version()}): {e}"
         ) from e
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    bf16 = (Precision(precision) if precision else config.train.precision) is Precision.bf16
-    dtype = torch.bfloat16 if bf16 else torch.float32
+    if not device:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    target = torch.device(device)
+    dtype = model_dtype(Precision(precision or config.train.precision))
     model = model.eval().requires_grad_(False).to(target, dtype)
     with torch.no_grad():
         text_features = model.text_features()

@@ -83,8 +83,9 @@ class VideoPrediction:
 
         Columns are start, end, face (if faces were searched), prediction, and the classes.
         """
-        face_column = [] if self.faces is None else ["face"]
-        rows: list[list[Any]] = [["start", "end", *face_column, "prediction", *self.classes]]
+        rows: list[list[Any]] = [["start", "end", "prediction", *self.classes]]
+        if self.faces is not None:
+            rows[0].insert(2, "face")
         top, probabilities = self.top, self.probabilities.tolist()
         for i, span in enumerate(self.spans.tolist()):
             row = [f"{seconds:.3f}" for seconds in span]
@@ -214,7 +215,9 @@ def _find_windows(
             f"{video.path} has a single frame: a model of expressions over time needs more"
         )
     interval = video.interval()
-    length = len(has_face) if window == math.inf else round(window / interval)
+    length = len(has_face)
+    if window != math.inf:
+        length = round(window / interval)
     if length < 2:
         raise UserError(
             f"{video.path}: a window of {window:g} s has less than two of its frames, "

@@ -102,7 +102,9 @@ class PyfuncModel:
         columns = list(self.model.classes)
         if isinstance(data, np.ndarray):
             return pd.DataFrame(self.model.probabilities(data), columns=columns)
-        videos = [data] if isinstance(data, (str, Path)) else data
+        videos = data
+        if isinstance(data, (str, Path)):
+            videos = [data]
         if not _is_list_of_paths(videos):
             raise UserError(
                 f"{type(data).__name__}: give frames, uint8 [N, T, H, W, 3], or the path of a "

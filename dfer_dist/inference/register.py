@@ -52,15 +52,16 @@ def register(run: RunDir, fold: int | None, name: str, alias: str) -> Version:
     done = [k for k in run.info().folds if run.fold(k).result.exists()]
     if not done:
         raise UserError(f"{run.root}: no fold has a result yet")
-    if fold is not None and fold not in done:
+    if fold is None:
+        fold = done[0]
+    elif fold not in done:
         raise UserError(f"{run.root}: fold {fold} has no result (done: {done})")
-    chosen = done[0] if fold is None else fold
-    result = read_json(run.fold(chosen).result)
+    result = read_json(run.fold(fold).result)
     with TemporaryDirectory() as folder:
         out = Path(folder) / "model"
-        info = export(run.fold(chosen).root / result["checkpoint"], out, [])
+        info = export(run.fold(fold).root / result["checkpoint"], out, [])
         try:
-            return _register(run, chosen, name, alias, out, info)
+            return _register(run, fold, name, alias, out, info)
         # MLflow raises many kinds.
         except Exception as e:
             uri = run.describe()["tracking"]["uri"]
@@ -76,7 +77,10 @@ def _register(run: RunDir, fold: int, name: str, alias: str, out: Path, info: Mo
         for version in api.search_model_versions(f"name = '{name}'")
         if version.tags.get(_HASH) == info.hash and version.status == "READY"
     ]
-    number = str(same[0].version) if same else _new_version(run, fold, name, out, info, api)
+    if same:
+        number = str(same[0].version)
+    else:
+        number = _new_version(run, fold, name, out, info, api)
     api.set_registered_model_alias(name, alias, number)
     return Version(name, number, fold, bool(same))
 

@@ -170,9 +170,10 @@ class AdaptedBlock(nn.Module):
             along = self.time_adapter(self.attn(along, along, along)[0])
             x = x + rearrange(along, "(b n) t d -> (b t) n d", n=x.shape[1])
         normed = self.ln_1(x)
-        mask = None if attn_mask is None else attn_mask.to(x.dtype)
+        if attn_mask is not None:
+            attn_mask = attn_mask.to(x.dtype)
         attended, _ = self.attn(
-            normed, normed, normed, attn_mask=mask, num_queries=self.num_queries
+            normed, normed, normed, attn_mask=attn_mask, num_queries=self.num_queries
         )
         attended = self.ls_1(attended)
         x = x[:, : self.num_queries] + (attended + self.attn_adapter(attended))

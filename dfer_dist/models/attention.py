@@ -37,7 +37,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     if uses_fused_kernel(q, k, v):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return (scores if mask is None else scores + mask).softmax(-1) @ v
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(-1) @ v
 
 
 def attend_packed(
@@ -60,7 +62,8 @@ def attend_packed(
     q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=heads)
     if mask is None and not uses_fused_kernel(q, k, v):
         return attend_plain(qkv, heads, num_queries)
-    mask = None if mask is None else mask[:num_queries]
+    if mask is not None:
+        mask = mask[:num_queries]
     attended = attend(q[:, :, :num_queries], k, v, mask)
     return rearrange(attended, "b h n d -> b n (h d)")
 

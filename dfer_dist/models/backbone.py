@@ -126,11 +126,10 @@ def clip_config(name: str) -> dict[str, Any]:
     """
     if name == "tiny":
         return copy.deepcopy(TINY)
-    config = (
-        _read_sizes(Path(name))
-        if name.endswith(".json")
-        else open_clip.get_model_config(name.replace("/", "-"))
-    )
+    if name.endswith(".json"):
+        config = _read_sizes(Path(name))
+    else:
+        config = open_clip.get_model_config(name.replace("/", "-"))
     if config is None:
         near = difflib.get_close_matches(name, ["tiny", *open_clip.list_models()], n=1, cutoff=0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dfer_dist.config.schema import Config, ModelConfig
+import torch
+
+from dfer_dist.config.schema import Config, ModelConfig, Precision
 from dfer_dist.models.backbone import clip_config, fetch_weights, load_backbone
 from dfer_dist.models.class_texts import polarity_texts
 from dfer_dist.models.dferclip import DFERCLIP
@@ -14,6 +16,7 @@ __all__ = [
     "DFERCLIP",
     "build_model",
     "fetch_weights",
+    "model_dtype",
     "param_groups",
     "resolve_image_size",
     "trained_line",
@@ -32,6 +35,13 @@ def resolve_image_size(config: Config) -> int:
         clip_config(config.model.backbone)["vision_cfg"]["image_size"]
     )
     return config.data.image_size
+
+
+def model_dtype(precision: Precision) -> torch.dtype:
+    """Return the number format of the weights when a model predicts."""
+    if precision is Precision.bf16:
+        return torch.bfloat16
+    return torch.float32
 
 
 def build_model(

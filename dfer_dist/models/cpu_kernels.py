@@ -206,8 +206,12 @@ def linear(
     """
     if has_fast_linear(x):
         return _Linear.apply(x, weight, bias, input_scale, output_scale)
-    y = F.linear(x if input_scale == 1 else input_scale * x, weight, bias)
-    return y if output_scale == 1 else output_scale * y
+    if input_scale != 1:
+        x = input_scale * x
+    y = F.linear(x, weight, bias)
+    if output_scale != 1:
+        y = output_scale * y
+    return y
 
 
 class _Linear(torch.autograd.Function):
@@ -230,7 +234,8 @@ class _Linear(torch.autograd.Function):
         if bias is None or not has_scales:
             y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
             return y.mul_(scale) if has_scales else y
-        bias = bias if output_scale == 1 else output_scale * bias
+        if output_scale != 1:
+            bias = output_scale * bias
         y = torch.addmm(bias, x.flatten(0, -2), weight.t(), alpha=scale)
         return y.unflatten(0, x.shape[:-1])
 

@@ -31,7 +31,9 @@ class Fusion(nn.Module):
 
     def weights(self) -> Tensor:
         """Return the weights of the modalities, float32 [M]; their sum is 1."""
-        return torch.tensor(self.fixed) if self.scores is None else self.scores.float().softmax(0)
+        if self.scores is None:
+            return torch.tensor(self.fixed)
+        return self.scores.float().softmax(0)
 
     def forward(self, features: Tensor) -> Tensor:
         """Average normalized features: float32 [M, B, D] -> float32 [B, D], normalized."""

@@ -95,10 +95,10 @@ class PromptLearner(nn.Module):
         tokens, lengths = tokenize(
             [s for own in sentences for s in own], context_tokens, context_length
         )
-        shape = (context_tokens, embedding.embedding_dim)
-        start = (
-            0.02 * torch.randn(len(texts), *shape) if class_specific else 0.02 * torch.randn(*shape)
-        )
+        shape = [context_tokens, embedding.embedding_dim]
+        if class_specific:
+            shape.insert(0, len(texts))
+        start = 0.02 * torch.randn(shape)
         self.context = nn.Parameter(start) if context_tokens else None
         self.position, self.context_tokens = position, context_tokens
         # Computed from the texts and the token embedding, so checkpoints do not need them.

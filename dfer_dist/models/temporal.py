@@ -82,5 +82,8 @@ class TemporalTransformer(nn.Module):
         """Return the feature of the class token: [B, T, D] -> [B, D]."""
         x = torch.cat([repeat(self.cls, "1 1 d -> b 1 d", b=len(x)), x], dim=1) + self.pos
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)
+            if self.recompute:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
         return x[:, 0]

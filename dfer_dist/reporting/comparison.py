@@ -53,10 +53,9 @@ def overview_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) 
         differs = "settings of another version"
         if config is not None:
             differs = ", ".join(f"{k}={config[k]}" for k in changed)
-        finished = len(summary["folds"]) if summary else 0
         if summary and (text := missing_text(summary)):
             warnings.append(f"{run.root.name}: {text}")
-        folds = f"{finished} of {len(run.info().folds)}"
+        folds = f"{len(_finished(summary))} of {len(run.info().folds)}"
         rows.append([run.root.name, differs, folds, *_mean_cells(summary)])
     header = ["Run", "What differs", "Folds", "UAR %", "WAR %"]
     return Table("runs", "Runs side by side", header, rows, warnings, left=2)
@@ -66,7 +65,7 @@ def systems_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) -
     """Return a row for each run: trained parameters, scores, speed and memory."""
     rows = []
     for run, summary in zip(runs, summaries, strict=True):
-        cost = run_cost(run, summary["folds"] if summary else [])
+        cost = run_cost(run, _finished(summary))
         rows.append(
             [
                 run.root.name,
@@ -84,6 +83,11 @@ def systems_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) -
     return Table("systems", "Size, speed and memory", header, rows, notes=[note])
 
 
+def _finished(summary: Summary | None) -> list[dict[str, Any]]:
+    """Return the results of the finished folds."""
+    return summary["folds"] if summary else []
+
+
 def _mean_cells(summary: Summary | None) -> list[str]:
     if not summary:
         return ["missing", "missing"]
@@ -99,7 +103,7 @@ def _settings(run: RunDir) -> dict[str, Any] | None:
 
 
 def _changed_keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    keys = [k for k in (settings[0] if settings else ()) if not k.startswith(NEUTRAL)]
+    keys = [k for k in next(iter(settings), {}) if not k.startswith(NEUTRAL)]
     return [k for k in keys if len({repr(s[k]) for s in settings}) > 1]
 
 
@@ -173,7 +177,9 @@ def _difference_table(c: Comparison) -> Table:
 def _t_cells(t: TTest | None) -> list[str]:
     if t is None:
         return ["", "", ""]
-    statistic = "" if t.t is None else f"t({t.df}) = {signed(t.t)}"
+    statistic = ""
+    if t.t is not None:
+        statistic = f"t({t.df}) = {signed(t.t)}"
     return ["corrected t", statistic, p_text(t.p)]
 
 

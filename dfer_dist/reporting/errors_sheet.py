@@ -93,7 +93,9 @@ def draw_confident_errors(run: RunDir, count: int) -> tuple[Path, list[Confident
     clips = _read(index, errors)
     missing = [k for k in run.info().folds if k not in {f.result["fold"] for f in folds}]
     title = f"{index.name}, {run.root.name}: the {len(errors)} most confident errors"
-    note = f" (without {folds_text(missing)}, not finished)" if missing else ""
+    note = ""
+    if missing:
+        note = f" (without {folds_text(missing)}, not finished)"
     with atomic_path(run.mistakes) as path:
         _draw_sheet(errors, clips, title, note, path)
     return run.mistakes, errors

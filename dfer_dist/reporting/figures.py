@@ -336,8 +336,10 @@ def _draw_pair(ax: Axes, x: float, heights: tuple[float, float], faded: bool = F
     """Draw two bars with values at the foot, clear of intervals and mean lines."""
     for dx, height, color in ((-_WIDTH / 2, heights[0], UAR), (_WIDTH / 2, heights[1], WAR)):
         style: dict[str, Any] = {"color": color}
+        label: dict[str, Any] = {"color": "white" if color == UAR and height > 10 else INK}
         if faded:
             style = {"color": "white", "edgecolor": color, "hatch": "////"}
+            label = {"color": INK, "bbox": _BOX}
         ax.bar(x + dx, height, _WIDTH * 0.94, zorder=2, **style)
         ax.text(
             x + dx,
@@ -346,9 +348,8 @@ def _draw_pair(ax: Axes, x: float, heights: tuple[float, float], faded: bool = F
             ha="center",
             fontsize=9.5,
             fontweight="bold",
-            color="white" if color == UAR and height > 10 and not faded else INK,
-            bbox=_BOX if faded else None,
             zorder=6,
+            **label,
         )
 
 

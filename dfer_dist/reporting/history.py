@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -107,8 +107,10 @@ def steps_of_epoch(lines: Sequence[Line], result: Mapping[str, Any]) -> float | 
     """Return the steps of an epoch, from the result or else from the last line of an epoch."""
     if result.get("step") and result.get("epoch"):
         return float(result["step"]) / float(result["epoch"])
-    ends = [x for x in lines if x.get("epoch")]
-    return ends[-1]["step"] / ends[-1]["epoch"] if ends else None
+    for line in reversed(lines):
+        if line.get("epoch"):
+            return float(line["step"] / line["epoch"])
+    return None
 
 
 def loss_curve(lines: Sequence[Line], steps_per_epoch: float) -> Curve:
@@ -195,7 +197,6 @@ def cost(fold: FoldDir, result: Mapping[str, Any]) -> Cost:
     attempts = _attempts(fold)
     last = max((x["time"] for x in lines if "time" in x), default=None)
     spans = [_span(a, i + 1 == len(attempts), last) for i, a in enumerate(attempts)]
-    hours = [s.hours for s in spans if s.hours is not None]
     device_hours = [
         s.hours * a["world_size"]
         for s, a in zip(spans, attempts, strict=True)
@@ -206,11 +207,11 @@ def cost(fold: FoldDir, result: Mapping[str, Any]) -> Cost:
         ranks=tuple(dict.fromkeys(a["world_size"] for a in attempts)),
         attempts=len(attempts),
         undone_steps=sum(a.get("undone_steps") or 0 for a in attempts),
-        hours=sum(hours) if hours else None,
-        device_hours=sum(device_hours) if hours else None,
+        hours=_over(sum, [s.hours for s in spans]),
+        device_hours=_over(sum, device_hours),
         at_least=any(s.is_lower_bound for s in spans),
-        clips_per_second=_median([x.get("clips_per_second") for x in lines]),
-        data_wait_share=_median([x.get("data_wait_share") for x in lines]),
+        clips_per_second=_over(median, [x.get("clips_per_second") for x in lines]),
+        data_wait_share=_over(median, [x.get("data_wait_share") for x in lines]),
         device=result.get("device"),
         device_name=", ".join(names) or None,
         peak_bytes=max((a["peak_bytes"] for a in attempts if a.get("peak_bytes")), default=None),
@@ -223,7 +224,7 @@ def run_cost(run: RunDir, results: Sequence[Mapping[str, Any]]) -> RunCost:
     costs = [cost(run.fold(r["fold"]), r) for r in results]
     return RunCost(
         max((c.trained for c in costs if c.trained is not None), default=None),
-        _median([c.clips_per_second for c in costs]),
+        _over(median, [c.clips_per_second for c in costs]),
         max((c.peak_bytes for c in costs if c.peak_bytes is not None), default=None),
     )
 
@@ -237,9 +238,12 @@ def _attempts(fold: FoldDir) -> list[dict[str, Any]]:
     return []
 
 
-def _median(values: Sequence[float | None]) -> float | None:
+def _over(
+    statistic: Callable[[list[float]], float], values: Sequence[float | None]
+) -> float | None:
+    """Return a statistic of the recorded values; None if no value is recorded."""
     recorded = [v for v in values if v is not None]
-    return median(recorded) if recorded else None
+    return statistic(recorded) if recorded else None
 
 
 def _trained_parameters(fold: FoldDir, result: Mapping[str, Any]) -> int | None:

@@ -153,11 +153,8 @@ def run_chapter(
 def comparison_chapter(sections: Sequence[Section], comparisons: Sequence[Comparison]) -> Chapter:
     """Return the chapter that compares each run with the first."""
     first = comparisons[0].first
-    pictures = [_difference_picture(c) for c in comparisons if c.paired]
-    shown = [
-        PageSection(s, pictures if s.key == "differences" else (), titles=s.key != "runs")
-        for s in sections
-    ]
+    pictures = {"differences": [_difference_picture(c) for c in comparisons if c.paired]}
+    shown = [PageSection(s, pictures.get(s.key, ()), titles=s.key != "runs") for s in sections]
     distinct = dict.fromkeys(
         f"{c.second.name} against {first.name}: {text}" for c in comparisons for text in c.warnings
     )
@@ -198,7 +195,9 @@ def _cards(run: RunDir, summary: Mapping[str, Any]) -> list[Card]:
     hours = [c.device_hours for c in costs if c.device_hours is not None]
     if hours and len(hours) == count:
         speeds = [c.clips_per_second for c in costs if c.clips_per_second]
-        speed = f"{min(speeds):.0f} to {max(speeds):.0f} clips / s" if speeds else ""
+        speed = ""
+        if speeds:
+            speed = f"{min(speeds):.0f} to {max(speeds):.0f} clips / s"
         cards.append(Card(hours_unit(costs), hours_text(sum(hours)), speed))
     return cards
 
@@ -211,7 +210,9 @@ def _recall_picture(summary: Mapping[str, Any]) -> Picture:
     rows = []
     for i, (name, recall) in enumerate(pooled["recall"].items()):
         n = pooled["support"][name]
-        low, high = wilson(pooled["confusion"][i][i], n) if n else (0.0, 0.0)
+        low = high = 0.0
+        if n:
+            low, high = wilson(pooled["confusion"][i][i], n)
         by_fold = [r["recall"].get(name) for r in folds]
         rows.append(ClassRecall(name, n, recall, low, high, by_fold))
     return _picture(recall_figure(rows), "Bars of the recall of each class", summary)
@@ -223,7 +224,9 @@ def _confusion_pictures(summary: Mapping[str, Any]) -> list[Picture]:
     count = f"{of_all} folds pooled, {pooled['n']} clips"
     large = confusion_figure(pooled["confusion"], pooled["classes"], count)
     pictures = [_picture(large, f"Confusion matrix, {count}", summary)]
-    for r in folds if len(folds) > 1 else ():
+    if len(folds) == 1:
+        return pictures
+    for r in folds:
         title = f"Fold {r['fold']}: UAR {r['uar']:.2f} %, WAR {r['war']:.2f} %"
         figure = confusion_figure(r["confusion"], r["classes"], title)
         pictures.append(Picture(data_uri(figure), title, small=True))

@@ -71,7 +71,9 @@ class Change:
         """Return ``gained``, ``lost``, or ``other mistake``."""
         if self.second == self.truth:
             return "gained"
-        return "lost" if self.first == self.truth else "other mistake"
+        if self.first == self.truth:
+            return "lost"
+        return "other mistake"
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,9 @@ def _data_rows(c: Config) -> Rows:
 
 def _model_rows(c: Config) -> Rows:
     m = c.model
-    weights = "random weights" if m.pretrained == "none" else f"weights {_file_name(m.pretrained)}"
+    weights = f"weights {Path(m.pretrained).name}"
+    if m.pretrained == "none":
+        weights = "random weights"
     temporal, over_time = "", "mean of the frames' features"
     if m.temporal is TemporalKind.transformer:
         temporal = "temporal transformer"
@@ -120,7 +122,7 @@ def _model_rows(c: Config) -> Rows:
     prompts = "learned prompts" if m.context_tokens else ""
     trained = filter(None, [*_tuned_towers(c), temporal, prompts])
     return [
-        ["Backbone", f"{_file_name(m.backbone)}, {weights}"],
+        ["Backbone", f"{Path(m.backbone).name}, {weights}"],
         ["Over time", over_time],
         ["Class text", f"{texts}, {context}"],
         ["Trained", ", ".join(trained) or "nothing"],
@@ -147,7 +149,9 @@ def _tuned_towers(c: Config) -> list[str]:
 
 def _training_rows(c: Config) -> Rows:
     o, t = c.optim, c.train
-    optimizer = f"SGD, momentum {o.momentum:g}" if o.name is Optimizer.sgd else "AdamW"
+    optimizer = "AdamW"
+    if o.name is Optimizer.sgd:
+        optimizer = f"SGD, momentum {o.momentum:g}"
     rates = f"image {o.lr_image:g}, temporal {o.lr_temporal:g}, prompt {o.lr_prompt:g}"
     schedule = "half a cosine to zero"
     if o.schedule is Schedule.step:
@@ -165,12 +169,11 @@ def _training_rows(c: Config) -> Rows:
 
 
 def _loss_terms(c: Config) -> list[str]:
-    t, terms = c.train, []
-    with_labels = t.objective is not Supervision.descriptions
-    if with_labels:
+    t, terms, weight = c.train, [], "no labels"
+    if t.objective is not Supervision.descriptions:
         terms.append("cross-entropy")
+        weight = f"weight {t.description_weight:g}"
     if t.objective is not Supervision.labels:
-        weight = f"weight {t.description_weight:g}" if with_labels else "no labels"
         terms.append(
             f"contrast of clips with their descriptions over all clips of a step, {weight}"
         )
@@ -222,7 +225,3 @@ def provenance_rows(run: RunDir, result: Mapping[str, Any]) -> Rows:
 def command_text(command: list[str]) -> str:
     """Return the command line, with only the last part of folders and URLs."""
     return " ".join([Path(command[0]).name, *(_FOLDER.sub(r"\1…/", arg) for arg in command[1:])])
-
-
-def _file_name(name: str) -> str:
-    return Path(name).name if "/" in name else name

@@ -146,9 +146,8 @@ def cost_table(run: RunDir, summary: Mapping[str, Any]) -> Table:
     """Return speed, attempts and hours of each fold."""
     costs = {r["fold"]: cost(run.fold(r["fold"]), r) for r in summary["folds"]}
     unit = hours_unit(list(costs.values()))
-    rows = []
-    for k in sorted([*costs, *summary["missing"]]):
-        rows.append([str(k), *(_cost_row(costs[k]) if k in costs else ["missing"] * 7)])
+    cells = {k: _cost_row(c) for k, c in costs.items()}
+    rows = [[str(k), *cells.get(k, ["missing"] * 7)] for k in sorted([*costs, *summary["missing"]])]
     alert, rules = _missing_rows(rows), frozenset[int]()
     device_hours = [c.device_hours for c in costs.values() if c.device_hours is not None]
     if len(device_hours) == len(costs):
@@ -194,7 +193,9 @@ def hours_unit(costs: Sequence[Cost]) -> str:
 
 def hours_text(hours: float) -> str:
     """Return hours, with enough digits for a run of minutes."""
-    return f"{hours:.{3 if hours < 1 else 1}f}"
+    if hours < 1:
+        return f"{hours:.3f}"
+    return f"{hours:.1f}"
 
 
 def _cost_notes(costs: Mapping[int, Cost], unit: str) -> list[str]:

@@ -76,13 +76,14 @@ def confusion_png(result: Mapping[str, Any] | Scores, path: Path) -> None:
     """Draw the confusion matrix of one fold; ``result`` is a ``result.json`` or its scores."""
     from dfer_dist.reporting.figures import confusion_figure, save
 
-    table = asdict(result) if isinstance(result, Scores) else result
-    title = f"UAR {table['uar']:.2f} %, WAR {table['war']:.2f} %, {table['n']} clips"
-    if "selection" in table:
-        fold = f"{table['dataset']}, fold {table['fold']}"
-        title = f"{fold}: {title}\n{PROTOCOLS[table['selection']]}"
+    if isinstance(result, Scores):
+        result = asdict(result)
+    title = f"UAR {result['uar']:.2f} %, WAR {result['war']:.2f} %, {result['n']} clips"
+    if "selection" in result:
+        fold = f"{result['dataset']}, fold {result['fold']}"
+        title = f"{fold}: {title}\n{PROTOCOLS[result['selection']]}"
     with atomic_path(path) as temporary:
-        save(confusion_figure(table["confusion"], table["classes"], title), temporary)
+        save(confusion_figure(result["confusion"], result["classes"], title), temporary)
 
 
 def _over_folds(tables: Sequence[ScoredPredictions]) -> dict[str, Any]:

@@ -84,8 +84,10 @@ def frames_text(result: Mapping[str, Any]) -> str:
 def mean_text(part: Mapping[str, Any], metric: str) -> str:
     """Return the mean over folds of ``uar`` or ``war``, with its deviation if there is one."""
     value = part[metric]
-    deviation = "" if value["std"] is None else f" ± {value['std']:.2f}"
-    return f"{value['mean']:.2f}{deviation}"
+    text = f"{value['mean']:.2f}"
+    if value["std"] is not None:
+        text += f" ± {value['std']:.2f}"
+    return text
 
 
 def interval_text(part: Mapping[str, Any], metric: str) -> str:
@@ -125,7 +127,9 @@ def p_text(p: float | None) -> str:
         return "not defined"
     if p < 1e-4:
         return "< 0.0001"
-    return f"{p:.{4 if p < 0.01 else 3}f}"
+    if p < 0.01:
+        return f"{p:.4f}"
+    return f"{p:.3f}"
 
 
 def trained_text(origin: Mapping[str, Any] | None) -> str:
@@ -137,5 +141,7 @@ def trained_text(origin: Mapping[str, Any] | None) -> str:
         "descriptions": "on descriptions without labels",
         "both": "on labels and descriptions",
     }[origin["objective"]]
-    fold = "" if origin["fold"] is None else f" without fold {origin['fold']}"
-    return f"trained on {origin['dataset'] or 'an unnamed data set'}{fold}, {supervision}"
+    data = origin["dataset"] or "an unnamed data set"
+    if origin["fold"] is not None:
+        data += f" without fold {origin['fold']}"
+    return f"trained on {data}, {supervision}"
