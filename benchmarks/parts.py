@@ -1,9 +1,9 @@
-"""What each faster part of a step gives, timed alone beside what it replaced, at the sizes of
-ViT-B/32 with 4 clips of 16 frames.
+"""Time each optimised part of a step next to what it replaced.
 
-``python benchmarks/parts.py`` prints JSON: for each part ``before`` and ``here``, seconds of a
-forward and backward pass (medians of rounds in which the two take turns), and ``predicted``, what
-was expected of it before it was built. ``make bench`` makes a table of it.
+At the sizes of ViT-B/32 with 4 clips of 16 frames. ``python benchmarks/parts.py`` prints JSON: for
+each part ``before`` and ``here``, seconds of a forward and backward pass (medians of rounds in
+which the two alternate), and ``predicted``, what was expected of it before it was written.
+``make bench`` makes a table of it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from dfer_dist.models.cpu_kernels import (
 
 ROUNDS = 7
 BF16 = torch.bfloat16
-FRAMES, TRAINED = 64, 89_988_352  # of a step; trained parameters of DFER-CLIP on ViT-B/32
+FRAMES = 64  # of a step
+TRAINED = 89_988_352  # trained parameters of DFER-CLIP on ViT-B/32
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
 
@@ -45,6 +46,7 @@ Pair = tuple[Callable[[], object], Callable[[], object]]
 def forward_and_backward(
     work: Callable[[Tensor], Tensor], shape: tuple[int, ...], train: bool = True
 ) -> Callable[[], object]:
+    """Return a call that runs ``work`` forward and, in training, backward, on a random input."""
     x = torch.randn(shape, dtype=BF16, requires_grad=train)
 
     def run() -> None:
@@ -58,17 +60,19 @@ def forward_and_backward(
 
 
 def patches() -> Pair:
+    """Time the patch embedding."""
     conv = nn.Conv2d(3, 768, 32, stride=32, bias=False).to(BF16)
     shape = (FRAMES, 3, 224, 224)
     return forward_and_backward(conv, shape), forward_and_backward(PatchEmbedding(conv), shape)
 
 
-def side_by_side(qkv: Tensor) -> Tensor:
+def packed(qkv: Tensor) -> Tensor:
+    """Attend with 12 heads to queries, keys and values in one tensor."""
     return attend_packed(qkv, 12)
 
 
 def by_head(work: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """From queries, keys and values side by side to heads and back by torch's own views."""
+    """Split queries, keys and values in one tensor into heads, and merge them, by views."""
 
     def run(qkv: Tensor) -> Tensor:
         return rearrange(
@@ -80,6 +84,8 @@ def by_head(work: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tenso
 
 
 def attention(length: int, batch: int, train: bool = True) -> Pair:
+    """Time the attention of a block."""
+
     def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return F.scaled_dot_product_attention(q, k, v)
@@ -89,19 +95,20 @@ def attention(length: int, batch: int, train: bool = True) -> Pair:
             return F.scaled_dot_product_attention(q, k, v)
 
     shape, before = (batch, length, 3 * 768), by_head(fused if train else in_parts)
-    return forward_and_backward(before, shape, train), forward_and_backward(
-        side_by_side, shape, train
+    return (
+        forward_and_backward(before, shape, train),
+        forward_and_backward(packed, shape, train),
     )
 
 
 def heads() -> Pair:
-    """The same plain products, derived by torch and by hand."""
+    """Time the same plain products, derived by torch and by hand."""
     shape = (FRAMES, 50, 3 * 768)
-    return forward_and_backward(by_head(attend), shape), forward_and_backward(side_by_side, shape)
+    return forward_and_backward(by_head(attend), shape), forward_and_backward(packed, shape)
 
 
 def layers() -> Pair:
-    """The four layers of a block, trained."""
+    """Time the four layers of a block, trained."""
     sizes = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]
     trained = [
         [torch.randn(size, dtype=BF16, requires_grad=True) for size in ((o, i), (o,))]
@@ -126,7 +133,7 @@ def layers() -> Pair:
 
 
 def factors() -> Pair:
-    """A block's MLP with the same layers; its weights are frozen, so that activations weigh more."""
+    """Time a block's MLP with the same layers; frozen, so that activations weigh more."""
     base = nn.Sequential(
         OrderedDict(c_fc=nn.Linear(768, 3072), gelu=QuickGELU(), c_proj=nn.Linear(3072, 768))
     )
@@ -136,12 +143,13 @@ def factors() -> Pair:
 
 
 def gelu() -> Pair:
+    """Time QuickGELU."""
     shape = (FRAMES, 50, 3072)
     return forward_and_backward(QuickGELU(), shape), forward_and_backward(FusedQuickGELU(), shape)
 
 
 def last_block() -> Pair:
-    """The last block of an image tower, trained, up to the class token's feature."""
+    """Time the last block of an image tower, trained, up to the class token's feature."""
     base = ResidualAttentionBlock(768, 12, act_layer=QuickGELU)
     base.attn, base.mlp = SelfAttention(base.attn), MLP(base.mlp)
     base.attn.out_proj = Linear(base.attn.out_proj)
@@ -153,16 +161,18 @@ def last_block() -> Pair:
 
         run = forward_and_backward(work, (FRAMES, 50, 768))
 
-        def and_forget() -> None:
+        def run_and_clear() -> None:
             run()
             base.zero_grad()
 
-        return and_forget
+        return run_and_clear
 
     return by(base), by(LastBlock(base))
 
 
 def optimizer() -> Pair:
+    """Time SGD."""
+
     def sgd(fused: bool) -> Callable[[], object]:
         weights = nn.Parameter(torch.zeros(TRAINED))
         weights.grad = torch.zeros(TRAINED)
@@ -174,7 +184,7 @@ def optimizer() -> Pair:
 
 
 def reduction() -> Pair:
-    """DeepSpeed's way of reducing over one rank, and ours."""
+    """Time how gradients of one rank are reduced: by DeepSpeed, and here."""
     gradients = [torch.zeros(n) for n in (2_110_464, TRAINED - 2_110_464)]
 
     def in_one_piece() -> None:
@@ -187,7 +197,7 @@ def reduction() -> Pair:
 
 
 def kept() -> Pair:
-    """What a step does to float32 gradients by DeepSpeed's way, and by ours."""
+    """Time how float32 gradients are written: by DeepSpeed, and here."""
     own, given = torch.zeros(TRAINED), torch.zeros(TRAINED, dtype=BF16)
     pairs = list(zip(own.split(768 * 3072), given.split(768 * 3072), strict=True))
 
@@ -205,7 +215,7 @@ def kept() -> Pair:
 
 
 def text() -> Pair:
-    """The frozen text tower of ViT-B/32 on seven classes.
+    """Time the frozen text tower of ViT-B/32 on seven classes.
 
     Over all 77 tokens, and over as many as the longest text has.
     """
@@ -213,7 +223,8 @@ def text() -> Pair:
     tower = tower.to(BF16).requires_grad_(False)
     eot = torch.full((7,), 29)
     shapes = [(7, n, 512) for n in (77, 30)]
-    return tuple(forward_and_backward(lambda x: tower(x, eot), shape) for shape in shapes)  # type: ignore[return-value]
+    before, here = (forward_and_backward(lambda x: tower(x, eot), shape) for shape in shapes)
+    return before, here
 
 
 PARTS: dict[str, tuple[str, Callable[[], Pair], int]] = {
@@ -242,7 +253,8 @@ PARTS: dict[str, tuple[str, Callable[[], Pair], int]] = {
         heads,
         12,
     ),
-    "layers of 12 blocks: torch's; bias added by the product, weight gradients on transposed copies": (
+    "layers of 12 blocks: torch's; bias added by the product, "
+    "weight gradients on transposed copies": (
         "a tenth",
         layers,
         12,
@@ -274,14 +286,15 @@ PARTS: dict[str, tuple[str, Callable[[], Pair], int]] = {
 
 
 def main() -> None:
+    """Time all parts and print the results as JSON."""
     seen: dict[str, Any] = {}
     for name, (predicted, make, times) in PARTS.items():
         pair, taken = make(), ([], [])
         for _ in range(ROUNDS + 1):
-            for work, own in zip(pair, taken, strict=True):
+            for work, seconds in zip(pair, taken, strict=True):
                 begin = time.perf_counter()
                 work()
-                own.append(times * (time.perf_counter() - begin))
+                seconds.append(times * (time.perf_counter() - begin))
         before, here = (statistics.median(own[1:]) for own in taken)
         seen[name] = {"predicted": predicted, "before": before, "here": here}
     print(json.dumps(seen))

@@ -1,6 +1,6 @@
-"""Clips the plain way: folders of frame files, Pillow, one torchvision transform a frame.
+"""Plain loading: folders of frame files, Pillow, one torchvision transform a frame.
 
-What ``dfer bench loader`` compares with.
+``dfer bench loader`` compares with it.
 
 The steps are those of DFER-CLIP's released data set class: list the folder, pick the frames, open
 and convert each, draw one crop and one flip for all, turn each into a tensor and stack.
@@ -27,9 +27,11 @@ class FrameFolders(Dataset[Tensor]):
         self.folders, self.num_frames, self.size = folders, num_frames, size
 
     def __len__(self) -> int:
+        """Return the number of clips."""
         return len(self.folders)
 
     def __getitem__(self, clip: int) -> Tensor:
+        """Return the sampled, augmented frames of a clip."""
         files = sorted(self.folders[clip].glob("*.jpg"))
         segment = len(files) // self.num_frames
         chosen = (files + files[-1:] * self.num_frames)[: self.num_frames]

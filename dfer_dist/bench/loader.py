@@ -1,10 +1,9 @@
-"""How fast one core loads clips, held against decoding alone and against the plain way.
+"""How fast one core loads clips, next to decoding alone and to Pillow over frame files.
 
 ``dfer bench loader``.
 
-Other people's work comes and goes on a shared machine: the ways of loading take turns in short
-rounds, each on the same core, and the median round counts. Beside wall time stands the time that
-the core worked on it.
+The variants alternate in short rounds, since a shared machine is noisy, each on the same core, and
+medians are reported: of wall time, and of the processor time that the core spent.
 """
 
 from __future__ import annotations
@@ -39,21 +38,21 @@ from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.utils.hardware import peak_resident_bytes, reset_peak_resident_bytes
 
 BATCH = 8  # clips in a micro batch
-_FRAMES = 60  # of a made clip
-_QUALITY, _NOISE = (
-    90,
-    7.0,
-)  # of its JPEGs, and of its camera (grey levels, standard deviation): together some 20 kB a frame
-_PLAIN = Path(__file__).parents[2] / "benchmarks" / "pil_folders.py"
+_FRAMES = 60  # of a generated clip
+# Quality of its JPEGs, and standard deviation of the camera's noise in grey values (0..255):
+# together some 20 kB a frame.
+_QUALITY, _NOISE = 90, 7.0
+_PLAIN_SCRIPT = Path(__file__).parents[2] / "benchmarks" / "pil_folders.py"
 
-Timed = Callable[[], tuple[float, float]]  # one round: seconds on the wall and of the processor
+# One round: seconds of wall time and of processor time.
+Timed = Callable[[], tuple[float, float]]
 
 
 class Speed(NamedTuple):
-    """Medians over rounds; ``clips_per_cpu_s`` counts only the time in which the core worked on it.
+    """Medians over rounds; ``clips_per_cpu_s`` is by processor time.
 
-    ``peak_bytes`` is the most memory of the process that did, in the first round: its imports are
-    in it, and for all but a worker the frames in memory.
+    ``peak_bytes`` is the peak memory of the process that loads, in the first round. It includes the
+    imports and, for all but a worker, the frames in memory.
     """
 
     clips_per_s: float
@@ -64,9 +63,9 @@ class Speed(NamedTuple):
 def make_clips(
     root: Path, clips: int, size: int = 224, progress: Callable[[int, int], None] | None = None
 ) -> Index:
-    """Pack a set of made clips of 60 frames in five folds.
+    """Pack a set of generated clips of 60 frames in five folds.
 
-    A still scene with detail at all scales, a panning camera, and its noise.
+    A clip is a still scene with detail at all scales, a panning camera, and its noise.
     """
     rng, records = np.random.default_rng(0), []
     for i in range(clips):
@@ -91,7 +90,7 @@ def make_clips(
 
 
 def _scene(rng: np.random.Generator, size: int) -> np.ndarray:
-    """float64 [size, size, 3], about 0..255.
+    """Return an image, float64 [size, size, 3], about 0..255.
 
     Contrast falls with the size of the detail, as in photographs.
     """
@@ -114,16 +113,16 @@ def measure(
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Load ``clips`` clips of ``index`` in each of several ways, ``rounds`` times each in turn.
+    """Load ``clips`` clips of ``index`` by several variants, ``rounds`` times each in turn.
 
     Parameters
     ----------
     index, data
-        The set, and how its frames are sampled and augmented; ``data.image_size`` is settled.
+        The set, and how its frames are sampled and augmented; ``data.image_size`` is resolved.
     folders : Path
-        An empty folder, for the frame files of the plain way.
-    clips, rounds : int
-        Clips are rounded down to whole batches of 8.
+        An empty folder, for the frame files that Pillow reads.
+    clips : int
+        Rounded down to whole batches of 8.
     device : torch.device
         Where augmentation is timed.
 
@@ -131,61 +130,63 @@ def measure(
     -------
     dict
         ``ours`` (one loader worker, its consumer counts), ``in_process`` (the same without a
-        worker), ``floor`` (libjpeg-turbo on the same frames in memory), ``baseline`` (None outside
-        a checkout), ``augment_device``: each a :class:`Speed` as a dict. Beside them what was
-        measured.
+        worker), ``floor`` (the upper bound: libjpeg-turbo on the same frames in memory),
+        ``baseline`` (None outside a checkout), ``augment_device``: each a :class:`Speed` as a dict,
+        and ``about``.
     """
-    whole = all_clips(index, range(len(index.shards)))
-    plan = EpochPlan(whole, 0, 0, BATCH, data.block)
+    plan = EpochPlan(all_clips(index, range(len(index.shards))), 0, 0, BATCH, data.block)
     steps = min(clips // BATCH, plan.steps)
     cores = sorted(os.sched_getaffinity(0))
     with _one_thread():
         jpegs = _write_frames(index, data, plan, steps, folders)
-        floor = _decode_alone(jpegs, data)
         with _pinned(cores[:1]):
             stream, worker = _open_stream(index, data, plan, 1)
-            ways = {"floor": _on(cores[:1], floor)}
-            ways["ours"] = _on(cores[1:] or cores, _pull(stream, steps, PREFETCH + 1, worker))
-            ways["in_process"] = _on(
-                cores[:1], _pull(_open_stream(index, data, plan, 0)[0], steps, 1, os.getpid())
-            )
-            ways["augment_device"] = _on(cores, _augment(next(stream), steps, device))
-            if _PLAIN.is_file():
-                ways["baseline"] = _on(cores[:1], _plain(folders, data))
-            speeds = _take_turns(ways, steps * BATCH, rounds, {"ours": worker}, progress)
-    sizes = [len(jpeg) for clip in jpegs for jpeg in clip]
-    about: dict[str, Any] = {
-        "frame_bytes": round(float(np.mean(sizes))),
-        "num_frames": data.num_frames,
-        "image_size": data.image_size,
-    }
+            in_process = _open_stream(index, data, plan, 0)[0]
+            variants = {
+                "floor": _on(cores[:1], _decode_alone(jpegs, data)),
+                "ours": _on(cores[1:] or cores, _pull(stream, steps, PREFETCH + 1, worker)),
+                "in_process": _on(cores[:1], _pull(in_process, steps, 1, os.getpid())),
+                "augment_device": _on(cores, _augment(next(stream), steps, device)),
+            }
+            if _PLAIN_SCRIPT.is_file():
+                variants["baseline"] = _on(cores[:1], _plain(folders, data))
+            speeds = _take_turns(variants, steps * BATCH, rounds, {"ours": worker}, progress)
+    about = _about_frames(jpegs, data)
     about |= {"clips": steps * BATCH, "rounds": rounds, "device": str(device), "cores": len(cores)}
     return {"baseline": None, **{name: s._asdict() for name, s in speeds.items()}, "about": about}
 
 
+def _about_frames(jpegs: list[list[bytes]], data: DataConfig) -> dict[str, Any]:
+    sizes = [len(jpeg) for clip in jpegs for jpeg in clip]
+    return {
+        "frame_bytes": round(float(np.mean(sizes))),
+        "num_frames": data.num_frames,
+        "image_size": data.image_size,
+    }
+
+
 def _take_turns(
-    ways: dict[str, Timed],
+    variants: dict[str, Timed],
     clips: int,
     rounds: int,
     workers: dict[str, int],
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Speed]:
-    """``workers``: process ids of ways that do not work in this process."""
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    """Time the variants in turn; ``workers`` has the process ids of those in other processes."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     peaks = {}
     for r in range(rounds + 1):
-        for name, way in ways.items():
+        for name, variant in variants.items():
             process = workers.get(name)
             if r == 0:
                 reset_peak_resident_bytes(process)
-            taken[name].append(way())
+            times[name].append(variant())
             if r == 0:
                 peaks[name] = peak_resident_bytes(process)
         if progress:
             progress(r + 1, rounds + 1)
-    medians = {
-        name: np.median(times[1:], axis=0) for name, times in taken.items()
-    }  # the first round warms up
+    # The first round warms up.
+    medians = {name: np.median(rows[1:], axis=0) for name, rows in times.items()}
     return {
         name: Speed(float(clips / wall), float(clips / cpu), peaks[name])
         for name, (wall, cpu) in medians.items()
@@ -195,13 +196,12 @@ def _take_turns(
 def _write_frames(
     index: Index, data: DataConfig, plan: EpochPlan, steps: int, folders: Path
 ) -> list[list[bytes]]:
-    """The sampled frames of the plan's first clips, in memory; all their frames as files."""
+    """Return the sampled frames of the plan's first clips; write all their frames as files."""
     reader, sampled = ClipReader(index), []
-    for i, place in enumerate(
-        plan.sample_ref(step, lane) for step in range(steps) for lane in range(BATCH)
-    ):
-        frames = reader.jpegs(place.shard, place.row)
-        rng = keyed_rng("clip", plan.seed, place.epoch, reader.key(place.shard, place.row))
+    refs = [plan.sample_ref(step, lane) for step in range(steps) for lane in range(BATCH)]
+    for i, ref in enumerate(refs):
+        frames = reader.jpegs(ref.shard, ref.row)
+        rng = keyed_rng("clip", plan.seed, ref.epoch, reader.key(ref.shard, ref.row))
         sampled.append([frames[f] for f in train_frames(len(frames), data, rng)])
         folder = folders / f"{i:05d}"
         folder.mkdir()
@@ -213,7 +213,7 @@ def _write_frames(
 def _open_stream(
     index: Index, data: DataConfig, plan: EpochPlan, workers: int
 ) -> tuple[Iterator[Batch], int]:
-    """A stream without end, and its worker's process id."""
+    """Return an endless stream of batches, and its worker's process id."""
     before = {child.pid for child in multiprocessing.active_children()}
     stream = train_loader(
         index, replace(data, workers=workers), plan, epochs=1 << 30, micro_batch=BATCH
@@ -225,15 +225,15 @@ def _open_stream(
 
 def _pull(stream: Iterator[Batch], steps: int, ahead: int, process: int) -> Timed:
     def run() -> tuple[float, float]:
-        for _ in range(ahead):  # batches that were ready before the clock starts
+        # Batches that were ready before the clock starts do not count.
+        for _ in range(ahead):
             next(stream)
         wall, cpu = time.perf_counter(), _processor_time(process)
         for _ in range(steps):
             next(stream)
         times = time.perf_counter() - wall, _processor_time(process) - cpu
-        _wait_until_idle(
-            process
-        )  # a worker fills up what was taken, on the core that the next way needs
+        # A worker replaces the batches that were taken, on the core that the next variant needs.
+        _wait_until_idle(process)
         return times
 
     return run
@@ -247,22 +247,24 @@ def _wait_until_idle(process: int) -> None:
 
 
 def _decode_alone(clips: list[list[bytes]], data: DataConfig) -> Timed:
-    """libjpeg-turbo and nothing else.
+    """Time libjpeg-turbo alone.
 
-    Every frame into memory that is there already, laid out as ours is.
+    It decodes every frame into allocated memory with the layout of the loader's buffers.
     """
     size = simplejpeg.decode_jpeg_header(clips[0][0])[:2]
-    room = BufferPool(1, (data.num_frames, *size, 3)).acquire()[0]
-    return _timed(
-        lambda: [
-            simplejpeg.decode_jpeg(j, buffer=room[t]) for clip in clips for t, j in enumerate(clip)
-        ]
-    )
+    buffer = BufferPool(1, (data.num_frames, *size, 3)).acquire()[0]
+
+    def decode() -> None:
+        for clip in clips:
+            for t, jpeg in enumerate(clip):
+                simplejpeg.decode_jpeg(jpeg, buffer=buffer[t])
+
+    return _timed(decode)
 
 
 def _augment(batch: Batch, steps: int, device: torch.device) -> Timed:
-    frames = batch.frames.to(device)  # the copy to the device is not counted
-    batch = replace(batch, frames=frames)
+    # The copy to the device is not timed.
+    batch = replace(batch, frames=batch.frames.to(device))
 
     def run() -> None:
         for _ in range(steps):
@@ -274,7 +276,7 @@ def _augment(batch: Batch, steps: int, device: torch.device) -> Timed:
 
 
 def _plain(folders: Path, data: DataConfig) -> Timed:
-    spec = importlib.util.spec_from_file_location(_PLAIN.stem, _PLAIN)
+    spec = importlib.util.spec_from_file_location(_PLAIN_SCRIPT.stem, _PLAIN_SCRIPT)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -293,17 +295,17 @@ def _timed(work: Callable[[], object]) -> Timed:
     return run
 
 
-def _on(cores: list[int], way: Timed) -> Timed:
+def _on(cores: list[int], variant: Timed) -> Timed:
     def run() -> tuple[float, float]:
         with _pinned(cores):
-            return way()
+            return variant()
 
     return run
 
 
 @contextmanager
 def _pinned(cores: list[int]) -> Iterator[None]:
-    """This thread runs on ``cores`` only, and so do processes that it forks."""
+    """Run this thread, and processes that it forks, on ``cores`` only."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -323,7 +325,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _processor_time(process: int) -> float:
-    """Seconds that all threads of another process have run.
+    """Return the seconds that all threads of another process have run.
 
     Linux makes a clock's number of a process id (clock_getcpuclockid).
     """

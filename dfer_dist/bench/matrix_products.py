@@ -1,6 +1,6 @@
-"""The matrix products of a piece of work, taken down while it runs and timed alone.
+"""Record the matrix products of some work while it runs, and time them alone.
 
-The floor under its time.
+Their time is a lower bound of the time of the work.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dfer_dist.models import cpu_kernels
 
 _aten = torch.ops.aten
-# the two factors of an operation, from its arguments
+# The two factors of an operation, from its arguments.
 _FACTORS: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {
     _aten.mm.default: lambda left, right: (left, right),
     _aten.bmm.default: lambda left, right: (left, right),
@@ -31,15 +31,15 @@ _FACTORS: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {
 
 
 class Product(NamedTuple):
-    """Two factors as they lie in memory: (shape, stride) of each."""
+    """The layout of two factors in memory: (shape, stride) of each."""
 
     left: tuple[tuple[int, ...], tuple[int, ...]]
     right: tuple[tuple[int, ...], tuple[int, ...]]
     dtype: torch.dtype
 
 
-class Products(TorchDispatchMode):
-    """Takes down the matrix products of what runs inside it, forward and backward.
+class MatrixProducts(TorchDispatchMode):
+    """Record the matrix products of what runs inside it, forward and backward.
 
     ``counts`` has how often each occurs.
     """
@@ -50,42 +50,46 @@ class Products(TorchDispatchMode):
         self._own = cpu_kernels.linear_gradients
         self._paused = False
 
-    def __enter__(self) -> Products:
+    def __enter__(self) -> MatrixProducts:
+        """Record from here on."""
         cpu_kernels.linear_gradients = self._linear_gradients
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
+        """Stop recording."""
         super().__exit__(*error)
         cpu_kernels.linear_gradients = self._own
 
     def _linear_gradients(
         self, g: Tensor, x: Tensor, input_scale: float, output_scale: float
     ) -> tuple[Tensor, Tensor]:
-        """A weight's gradient is one product, as torch's own backward pass computes it, whatever it
-        is made of here.
+        """Count a weight's gradient as one product, as in torch's own backward pass.
+
+        Its computation here may consist of several.
         """
-        self._take_down(g.t(), x)
+        self._record(g.t(), x)
         self._paused = True
         try:
             return self._own(g, x, input_scale, output_scale)
         finally:
             self._paused = False
 
-    def _take_down(self, left: Tensor, right: Tensor) -> None:
+    def _record(self, left: Tensor, right: Tensor) -> None:
         self.counts[Product(_layout(left), _layout(right), left.dtype)] += 1
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        """Run an operation, and record it if it is a matrix product."""
         if func in _FACTORS and not self._paused:
-            self._take_down(*_FACTORS[func](*args))
+            self._record(*_FACTORS[func](*args))
         return func(*args, **(kwargs or {}))
 
     def seconds(self, device: torch.device) -> float:
-        """The time of all of them one after the other, on made-up factors.
+        """Return the seconds of all of them, one after the other, on random factors.
 
-        Each is done at most three times and scaled.
+        Each is timed at most three times; the time is scaled to its count.
         """
         total = 0.0
         for product, count in self.counts.items():
@@ -108,8 +112,8 @@ def _make(
     layout: tuple[tuple[int, ...], tuple[int, ...]], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     shape, stride = layout
-    room = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-    return torch.randn(room, dtype=dtype, device=device).as_strided(shape, stride)
+    size = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    return torch.randn(size, dtype=dtype, device=device).as_strided(shape, stride)
 
 
 def _now(device: torch.device) -> float:

@@ -68,7 +68,7 @@ def measure(config: Config, classes: tuple[str, ...]) -> MeasuredStep:
     ranks = init_distributed(config.train.device)
     import deepspeed  # noqa: F401  (so that it is not counted)
 
-    before = in_use(ranks)
+    before = bytes_in_use(ranks)
     size = resolve_image_size(config)
     model = build_model(
         replace(config.model, pretrained="none"), classes, config.data.num_frames, size
@@ -137,7 +137,7 @@ def _all_reduces(ranks: Ranks, dtype: torch.dtype) -> tuple[float, float]:
     )
 
 
-def in_use(ranks: Ranks) -> float:
+def bytes_in_use(ranks: Ranks) -> float:
     if ranks.device.type == "cuda":
         return float(torch.cuda.memory_allocated())
     return float(resident_bytes())

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from dfer_dist.bench.matrix_products import Products
-from dfer_dist.bench.step import Way
+from dfer_dist.bench.matrix_products import MatrixProducts
+from dfer_dist.bench.step import Variant
 from dfer_dist.config.load import load_config
 from dfer_dist.data.sources.records import CLASSES
 from dfer_dist.models.build import build_model
@@ -23,41 +23,41 @@ from launch.cli import app
 from launch.commands.bench import _steps_table
 
 
-def operations(taken: Products) -> int:
-    return sum(2 * math.prod(p.left[0]) * p.right[0][-1] * n for p, n in taken.counts.items())
+def operations(recorded: MatrixProducts) -> int:
+    return sum(2 * math.prod(p.left[0]) * p.right[0][-1] * n for p, n in recorded.counts.items())
 
 
-def test_products_of_forward_and_backward_are_taken_down() -> None:
+def test_products_of_forward_and_backward_are_recorded() -> None:
     net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
     x, y = torch.randn(3, 6), torch.randn(2, 3, 5, requires_grad=True)
-    with Products() as taken:
+    with MatrixProducts() as recorded:
         net(x).sum().backward()
         (y @ y.transpose(1, 2)).sum().backward()
     first, second = 2 * 3 * 6 * 5, 2 * 3 * 5 * 4
     batched = 2 * 2 * 3 * 3 * 5
-    assert (
-        operations(taken) == 2 * first + 3 * second + 3 * batched
-    )  # nobody asks for the gradient of x
-    assert sum(taken.counts.values()) == 5 + 3
-    assert taken.seconds(torch.device("cpu")) > 0
+    # The gradient of x is not needed.
+    assert operations(recorded) == 2 * first + 3 * second + 3 * batched
+    assert sum(recorded.counts.values()) == 5 + 3
+    assert recorded.seconds(torch.device("cpu")) > 0
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_operations_are_those_of_the_real_products_and_none_twice(recompute: bool) -> None:
+def test_flops_are_those_of_recorded_products(recompute: bool) -> None:
     config = load_config("demo", ["data.shards=dfew", "data.num_frames=3"])
     model, classes = build_model(config.model, CLASSES["dfew"], 3, 64), CLASSES["dfew"]
     frames = torch.randint(0, 256, (2, 3, 3, 64, 64), dtype=torch.uint8)
-    with Products() as taken:
+    with MatrixProducts() as recorded:
         model(frames).sum().backward()
     config.model.checkpoint_image = config.model.checkpoint_temporal = recompute
-    assert model_flops(config, classes, 2, train=True) == operations(taken)
+    assert model_flops(config, classes, 2, train=True) == operations(recorded)
     text = model.eval().text_features().detach()
-    with Products() as taken:
-        model(frames, text)  # a gradient could be asked for, so attention is in plain products here
-    assert model_flops(config, classes, 2, train=False) == operations(taken)
+    with MatrixProducts() as recorded:
+        # Gradients are enabled, so attention is computed by plain products.
+        model(frames, text)
+    assert model_flops(config, classes, 2, train=False) == operations(recorded)
 
 
-def test_utilisation_is_of_the_peak_of_this_very_gpu() -> None:
+def test_mfu_uses_the_peak_of_the_exact_gpu() -> None:
     assert mfu(312e12 * 0.4 * 2, 2.0, "NVIDIA A100-SXM4-80GB") == pytest.approx(0.4)
     peaks = {
         "NVIDIA H100 80GB HBM3": 989,
@@ -91,26 +91,26 @@ def test_utilisation_is_of_the_peak_of_this_very_gpu() -> None:
         "device": "NVIDIA H200",
         "rounds": 5,
     }
-    for share, told in (
+    for share, end in (
         (0.415, "41.5% of the GPU's bf16 peak (MFU)"),
         (None, "memory is the peak above the imports"),
     ):
-        assert str(_steps_table({"mfu": share, "ours": row}, "step", about).caption).endswith(told)
+        assert str(_steps_table({"mfu": share, "ours": row}, "step", about).caption).endswith(end)
 
 
-def test_a_measured_process_that_is_killed_is_one_line(tmp_path: Path) -> None:
-    way = Way(tmp_path, load_config("demo"), "ours")
-    way.process.kill()
-    way.process.wait()
+def test_killed_process_raises_one_line(tmp_path: Path) -> None:
+    variant = Variant(tmp_path, load_config("demo"), "ours")
+    variant.process.kill()
+    variant.process.wait()
     with pytest.raises(
         UserError, match="the measured process has died: without a word, as when memory"
     ):
-        way.ask("train")
-    way.close()
+        variant.call("train")
+    variant.close()
 
 
 @pytest.mark.engine_full
-def test_the_commands_tell_what_they_measured(tmp_path: Path) -> None:
+def test_eval_reports_all_variants_and_training(tmp_path: Path) -> None:
     file, small = (
         tmp_path / "x.json",
         ["demo", "data.shards=dfew", "data.num_frames=2", "eval.batch=4"],
@@ -118,23 +118,21 @@ def test_the_commands_tell_what_they_measured(tmp_path: Path) -> None:
     done = CliRunner().invoke(
         app, ["bench", "eval", *small, "--rounds", "1", "--json", str(file)], catch_exceptions=False
     )
-    figures = json.loads(file.read_text())
+    results = json.loads(file.read_text())
     assert "times as many as in training" in done.output
-    for kind in (figures, figures["training"]):
-        assert all(
-            kind[way]["seconds"] > 0 and kind[way]["clips_per_s"] > 0
-            for way in ("ours", "floor", "baseline")
-        )
+    for kind in (results, results["training"]):
+        for variant in ("ours", "floor", "baseline"):
+            assert kind[variant]["seconds"] > 0
+            assert kind[variant]["clips_per_s"] > 0
         assert kind["ours"]["peak_bytes"] > 0 and kind["flops"] > 0
         assert kind["mfu"] is None or torch.cuda.is_available()
-    assert figures["floor"]["seconds"] < figures["ours"]["seconds"]
-    assert figures["training"]["flops"] > 2 * figures["flops"], (
-        "four clips each: forward and backward, and forward alone"
-    )
+    assert results["floor"]["seconds"] < results["ours"]["seconds"]
+    # Four clips each: forward and backward, and forward alone.
+    assert results["training"]["flops"] > 2 * results["flops"]
 
 
 @pytest.mark.engine_full
-def test_a_start_and_a_start_again_are_timed(tmp_path: Path) -> None:
+def test_startup_times_first_start_and_restart(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     done = CliRunner().invoke(
         app, ["bench", "startup", "--rounds", "1", "--json", str(file)], catch_exceptions=False
@@ -150,15 +148,15 @@ def test_a_start_and_a_start_again_are_timed(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine_full
-def test_a_save_tells_how_long_training_waits(tmp_path: Path) -> None:
+def test_save_reports_how_long_training_waits(tmp_path: Path) -> None:
     file, small = tmp_path / "x.json", ["demo", "data.shards=dfew", "--into", str(tmp_path)]
     CliRunner().invoke(
         app, ["bench", "save", *small, "--rounds", "1", "--json", str(file)], catch_exceptions=False
     )
-    figures = json.loads(file.read_text())
-    ours = figures["ours"]
-    assert 0 < ours["held_seconds"] < ours["seconds"] and ours["bytes"] > 4 * 3 * 200_000, (
-        "weights and two moments"
-    )
-    assert figures["floor"]["seconds"] < ours["seconds"] and figures["baseline"]["seconds"] > 0
+    results = json.loads(file.read_text())
+    ours = results["ours"]
+    assert 0 < ours["held_seconds"] < ours["seconds"]
+    # Weights and two moments.
+    assert ours["bytes"] > 4 * 3 * 200_000
+    assert results["floor"]["seconds"] < ours["seconds"] and results["baseline"]["seconds"] > 0
     assert not list(tmp_path.glob("tmp*")), "nothing is left behind"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from dfer_dist.bench.matrix_products import Products
+from dfer_dist.bench.matrix_products import MatrixProducts
 from dfer_dist.models.adapters import adapt_image
 from dfer_dist.models.backbone import TINY, build_clip, load_backbone
 from dfer_dist.models.cpu_kernels import (
@@ -255,7 +255,7 @@ def test_products_are_taken_down_as_those_of_torchs_layer() -> None:
     )
     seen = []
     for layer in (linear, F.linear):
-        with Products() as products:
+        with MatrixProducts() as products:
             layer(x, weight, bias).square().sum().backward()
         seen.append(sorted((p.left[0], p.right[0]) for p in products.counts.elements()))
     assert seen[0] == seen[1] and len(seen[0]) == 3
