@@ -46,7 +46,7 @@ test-slurm: $(VENV)/.ready-test ## train on a four-node Slurm on this machine (m
 test-tracking: $(VENV)/.ready-test ## test against an MLflow server on PostgreSQL that fails again and again; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m 'tracking or not tracking' tests/tracking tests/unit/tracking tests/integration/tracking
 
-test-gpu: $(VENV)/.ready-test ## test golden parity, a fold in bf16, preemption and resume on one GPU; fails without one
+test-gpu: $(VENV)/.ready-test ## test parity with the recorded steps, a fold in bf16, preemption and resume on one GPU; fails without one
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu tests/gpu
 
 slurm-install: ## install Slurm, munge and MariaDB for slurm-up and test-slurm (needs root or sudo)
@@ -69,8 +69,6 @@ format: $(VENV)/.ready-test ## fix and format with ruff
 
 pictures: $(VENV)/.ready-test ## draw the pictures in docs/ from runs/demo
 	$(BIN)/python -m dfer_dist.demo.dataset --sheet docs/images/demo_classes.png
-	cp runs/demo/summary.png docs/images/demo_summary.png
-	$(BIN)/python docs/scripts/mlflow_page.py runs/demo docs/images/mlflow_page.png
 	$(BIN)/dfer report runs/demo
 	$(BIN)/python docs/scripts/report_page.py runs/demo/report.html docs/images/report.png --columns
 	$(BIN)/dfer enrich data/demo/shards --landmarks-from data/demo/source/landmarks --parsing

@@ -170,6 +170,11 @@ def _resume(run: RunDir, config: Config, index: Index, allow: Sequence[str], is_
         f"{key} was {old}, now {new}" for key, (old, new) in drift.items() if key not in allowed
     ]
     if refused:
+        if any(key.startswith("tracking.") for key in drift):
+            raise UserError(
+                f"{run.root} belongs to another run: {'; '.join(refused)}. Tracking settings are "
+                "fixed when a run is created: use the same, or --name OTHER for another run"
+            )
         options = " ".join(f"--allow-drift {key}" for key in drift if key not in allowed)
         raise UserError(
             f"{run.root} belongs to another run: {'; '.join(refused)}. Use the same settings, "

@@ -99,7 +99,9 @@ class DataConfig:
         "Folder for shards that come from a URL, with $VARIABLES of the node; null chooses one.",
         neutral=True,
     )
-    cache_gb: float = setting(50.0, "Most bytes in the cache, in 10^9.", above=0, neutral=True)
+    cache_gb: float = setting(
+        50.0, "Maximum size of the cache in GB (10^9 bytes).", above=0, neutral=True
+    )
     num_frames: int = setting(16, "Number of frames sampled from a clip.", at_least=1)
     sampling: Sampling = setting(
         Sampling.segments,
@@ -125,7 +127,9 @@ class DataConfig:
         neutral=True,
     )
     block: int = setting(
-        512, "Clips that are shuffled among themselves within a lane of the plan.", at_least=1
+        512,
+        "Steps within which clips are shuffled; more mixes better and reads more shards at a time.",
+        at_least=1,
     )
     balanced: bool = setting(
         False,

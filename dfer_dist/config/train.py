@@ -94,7 +94,7 @@ class OptimConfig:
     )
     warmup_epochs: float = setting(
         0.0,
-        "Epochs over which learning rates rise linearly from zero.",
+        "Epochs over which learning rates rise linearly to their peak.",
         at_least=0,
         source="Goyal et al., 2017, section 2.2",
     )

@@ -29,6 +29,7 @@ REQUIREMENTS = (
     "einops",
     "safetensors",
     "omegaconf",
+    "psutil",
     "numpy",
     "pillow",
     "simplejpeg",

@@ -35,7 +35,7 @@ ShareFrames = Annotated[
     bool, typer.Option("--share-frames", help="Allow sending frames of faces to the endpoint.")
 ]
 PerMinute = Annotated[
-    float | None, typer.Option(min=0.01, help="Most requests per minute, with retries.")
+    float | None, typer.Option(min=0.01, help="Maximum requests per minute, retries included.")
 ]
 Body = Annotated[
     str, typer.Option(help="More fields of each request as JSON; null removes a field.")
@@ -58,7 +58,9 @@ def describe(
     tries: Annotated[int, typer.Option(min=1, help="Attempts per clip.")] = 6,
     body: Body = "{}",
     split: Annotated[str | None, typer.Option(help="Only this split, such as train.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most clips, for a trial.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Describe at most this many clips, as a trial.")
+    ] = None,
     imported: Imports = None,
 ) -> None:
     """Describe each clip with a vision model, or import captions.

@@ -60,7 +60,9 @@ def pack(
     seed: Seed = None,
     groups: Groups = None,
     group_by: GroupBy = None,
-    clips_per_shard: Annotated[int, typer.Option(min=1, help="Most clips of a shard.")] = 256,
+    clips_per_shard: Annotated[
+        int, typer.Option(min=1, help="Maximum number of clips in a shard.")
+    ] = 256,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes. Default: one per core.")
     ] = None,

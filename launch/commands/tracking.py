@@ -92,7 +92,7 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
 def sync(run: RunFolder) -> None:
     """Send to MLflow what its server lacks of a run.
 
-    That are metrics, files, the summary and the final status. Repeating it does no harm.
+    Sends metrics, files, the summary and the final status. Running it twice does no harm.
 
     Example: [bold]dfer sync runs/dfew_vitb32[/bold]
     """

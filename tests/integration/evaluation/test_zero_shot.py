@@ -119,7 +119,9 @@ def test_a_checkpoint_on_other_classes_by_hand(tested: Case, mafw: Index) -> Non
     keys, labels, logits = table(path.with_suffix(".parquet"))
     assert len(set(keys)) == 60 and logits.shape == (60, 11)
     order, video = features(model, mafw, load_config(str(folder / checkpoint.CONFIG), words))
-    sentences = model.read(CaptionTokenizer()([DESCRIPTIONS[name] for name in ELEVEN]))
+    sentences = model.description_features(
+        CaptionTokenizer()([DESCRIPTIONS[name] for name in ELEVEN])
+    )
     want = dict(zip(order, 100 * video @ sentences.t(), strict=True))
     torch.testing.assert_close(
         logits, torch.stack([want[key] for key in keys]), rtol=1e-4, atol=1e-3
@@ -264,7 +266,7 @@ def test_clip_as_it_was_pretrained(tiny_shards: Index, tmp_path: Path) -> None:
     model = build_model(plain, SEVEN, 3, 64).eval()
     keys, _, logits = table(tmp_path / "z.parquet")
     order, video = features(model, tiny_shards, config)
-    text = model.read(
+    text = model.description_features(
         CaptionTokenizer()([f"a person with an expression of {name}" for name in SEVEN])
     )
     want = dict(zip(order, video @ text.t() / config.model.temperature, strict=True))
