@@ -2,7 +2,7 @@
 
 For the pretraining every frame shows action units drawn at random, each on its own: no combination
 that a class of the demo has is preferred, nothing changes over time, and no sentence names an
-emotion. The people are others than the demo's. The words are those of the class texts
+emotion. The people are others than the demo's. The phrases are those of the class texts
 (:data:`dfer_dist.models.class_texts.DESCRIPTIONS`) and others for the same movements.
 """
 
@@ -142,17 +142,17 @@ def describe(units: Array, rng: np.random.Generator) -> str:
     """
     seen = {name for name, value in zip(AUS, units, strict=True) if value >= VISIBLE}
     shown, hidden = list[str](), list[str]()
-    for needed, without, words in MOVEMENTS:
-        word = str(rng.choice(words))
+    for needed, without, choices in MOVEMENTS:
+        phrase = str(rng.choice(choices))
         if _applies(needed, without, seen):
-            shown.append(word)
+            shown.append(phrase)
         elif not set(needed.split()) & seen:
-            hidden.append(word)
-    still = [str(rng.choice(words)) for names, words in STILL if not set(names.split()) & seen]
+            hidden.append(phrase)
+    still = [str(rng.choice(choices)) for names, choices in STILL if not set(names.split()) & seen]
     if not seen:
         still.append(str(rng.choice(AT_REST)))
-    phrases = [words for words in shown if rng.random() < 0.85] + [
-        words for words in still if rng.random() < 0.2
+    phrases = [phrase for phrase in shown if rng.random() < 0.85] + [
+        phrase for phrase in still if rng.random() < 0.2
     ]
     phrases = phrases or shown or still
     if hidden and rng.random() < 0.2:
@@ -198,7 +198,9 @@ def describe_clip(track: Array, rng: np.random.Generator) -> str:
         parts = sorted(
             STILL, key=lambda part: max(units[name] for units in thirds for name in part[0].split())
         )
-        return f"{rng.choice(AT_REST)}, {', '.join(_still(words, rng) for _, words in parts[:2])}."
+        return (
+            f"{rng.choice(AT_REST)}, {', '.join(_still(choices, rng) for _, choices in parts[:2])}."
+        )
     fullest = max(range(len(moving)), key=lambda i: sum(strength for strength, _ in moving[i]))
     sentences = list[str]()
     for i, movements in enumerate(moving):
@@ -219,20 +221,22 @@ def _movements(units: dict[str, float], rng: np.random.Generator) -> list[tuple[
     """
     seen = {name for name, value in units.items() if value >= VISIBLE}
     there = [
-        (needed, words) for needed, without, words in MOVEMENTS if _applies(needed, without, seen)
+        (needed, choices)
+        for needed, without, choices in MOVEMENTS
+        if _applies(needed, without, seen)
     ]
     return sorted(
         (
-            (min(units[n] for n in needed.split()), str(rng.choice(words)))
-            for needed, words in there
+            (min(units[n] for n in needed.split()), str(rng.choice(choices)))
+            for needed, choices in there
         ),
         reverse=True,
     )
 
 
-def _still(words: tuple[str, ...], rng: np.random.Generator) -> str:
+def _still(choices: tuple[str, ...], rng: np.random.Generator) -> str:
     """Return a phrase for a part at rest that names no class, as "calm" does."""
-    return str(rng.choice([word for word in words if not label_words(word)]))
+    return str(rng.choice([phrase for phrase in choices if not label_words(phrase)]))
 
 
 def draw_person(number: int, seed: int, frames: int, captions: int, size: int) -> Person:

@@ -25,7 +25,7 @@ AUS = (*(f"AU{n}" for n in (1, 2, 4, 5, 6, 7, 9, 10, 12, 15, 17, 20, 23, 25, 26,
 
 @dataclass(frozen=True)
 class Identity:
-    """Appearance of a person.
+    """Appearance of one identity.
 
     Lengths are relative to a plain face if no unit is given; colours are RGB in 0..255.
     """

@@ -4,7 +4,7 @@
 sadness (both come and go smoothly) and neutral (slight movements of single units). The other four
 form two pairs that share one apex and differ in the direction of time alone: surprise and disgust
 appear abruptly and fade slowly; fear and anger build up slowly and vanish abruptly. With the same
-random draws, a clip of fear is one of surprise played backwards, and one of anger is one of
+random samples, a clip of fear is one of surprise played backwards, and one of anger is one of
 disgust, so the frames of both have the same distribution and a model that ignores their order
 cannot tell them apart. Real surprise and fear, or disgust and anger, differ in their action units.
 
@@ -86,7 +86,7 @@ class Ranges:
     flicker: float = 0.02  # brightness from frame to frame, standard deviation, relative
     tint: float = 0.06  # colour of the light, each of red and blue, relative
     blur: tuple[float, float] = (0.0, 0.7)  # standard deviation, pixels of a 64-pixel frame
-    noise: tuple[float, float] = (1.0, 7.0)  # of the sensor, standard deviation, grey levels of 255
+    noise: tuple[float, float] = (1.0, 7.0)  # of the sensor, standard deviation, grey values of 255
 
 
 RANGES = Ranges()
@@ -190,9 +190,9 @@ def clip_track(label: int, seed: int | Sequence[int]) -> tuple[Array, Array, np.
 def render_units(
     aus: Array, identity: int, rng: np.random.Generator, size: int, ranges: Ranges = RANGES
 ) -> tuple[NDArray[np.uint8], Array]:
-    """Draw a person with action units ``aus`` [T, len(AUS)] in 0..1.
+    """Draw a face with action units ``aus`` [T, len(AUS)] in 0..1.
 
-    ``rng`` draws the rest within ``ranges``.
+    ``rng`` samples the rest within ``ranges``.
 
     Returns
     -------

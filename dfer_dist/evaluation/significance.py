@@ -3,7 +3,8 @@
 Everything is computed from three numbers for each fold and true class: clips, clips that only the
 second model has right (gained), clips that only the first has right (lost). All differences are
 second minus first. UAR, WAR and recall of a class are sums of gained minus lost with fixed
-weights, so one set of resamples gives all of them. ``docs/reference/report-formulas.md`` has the formulas.
+weights, so one set of resamples gives all of them. ``docs/reference/report-formulas.md`` has
+the formulas.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Reports: tables, figures, pages and comparisons of runs."""
+"""Reports: tables, plots, pages and comparisons of runs."""

@@ -124,7 +124,7 @@ def _draw_sheet(
     """Draw a row of frames for each error, in two columns if there are many."""
     from matplotlib.figure import Figure
 
-    from dfer_dist.reporting.figures import ALERT, FAINT, INK
+    from dfer_dist.reporting.plots import ALERT, FAINT, INK
 
     columns = 2 if len(errors) > 5 else 1
     rows = -(-len(errors) // columns)

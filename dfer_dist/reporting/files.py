@@ -118,7 +118,7 @@ def _published_section(run: RunDir, summary: Mapping[str, Any], published: Publi
 
 
 def _write(run: RunDir, summary: dict[str, Any], sections: Sequence[Section]) -> None:
-    from dfer_dist.reporting.figures import save, summary_figure
+    from dfer_dist.reporting.plots import save, summary_figure
 
     with atomic_path(run.picture) as path:
         save(summary_figure(summary, heading(summary), missing_text(summary)), path)

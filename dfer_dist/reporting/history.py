@@ -47,7 +47,7 @@ class Cost:
     ranks : tuple of int
         World sizes of the attempts, without repetition.
     attempts : int
-    undone_steps : int
+    steps_repeated : int
         Steps that were trained again after an interruption.
     hours : float or None
         Over all attempts.
@@ -70,7 +70,7 @@ class Cost:
 
     ranks: tuple[int, ...]
     attempts: int
-    undone_steps: int
+    steps_repeated: int
     hours: float | None
     device_hours: float | None
     at_least: bool
@@ -142,7 +142,7 @@ def curves_png(fold: FoldDir, title: str) -> None:
     """Draw loss, scores and learning rates over steps to ``curves.png``."""
     from matplotlib.figure import Figure
 
-    from dfer_dist.reporting.figures import save
+    from dfer_dist.reporting.plots import save
 
     lines = [json.loads(line) for line in fold.metrics.read_text(encoding="utf-8").splitlines()]
     figure = Figure(figsize=(11, 3.6), layout="constrained")
@@ -206,7 +206,7 @@ def cost(fold: FoldDir, result: Mapping[str, Any]) -> Cost:
     return Cost(
         ranks=tuple(dict.fromkeys(a["world_size"] for a in attempts)),
         attempts=len(attempts),
-        undone_steps=sum(a.get("undone_steps") or 0 for a in attempts),
+        steps_repeated=sum(a.get("undone_steps") or 0 for a in attempts),
         hours=_over(sum, [s.hours for s in spans]),
         device_hours=_over(sum, device_hours),
         at_least=any(s.is_lower_bound for s in spans),

@@ -1,4 +1,4 @@
-"""A report as one HTML page without network or scripts; figures are embedded."""
+"""A report as one HTML page without network or scripts; plots are embedded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfer_dist.reporting.comparison import Comparison, comparison_title
-from dfer_dist.reporting.figures import confusion_figure
 from dfer_dist.reporting.history import (
     Curve,
     cost,
@@ -18,7 +17,7 @@ from dfer_dist.reporting.history import (
     score_curve,
     steps_of_epoch,
 )
-from dfer_dist.reporting.page_figures import (
+from dfer_dist.reporting.page_plots import (
     ClassRecall,
     curves_figure,
     data_uri,
@@ -26,6 +25,7 @@ from dfer_dist.reporting.page_figures import (
     recall_figure,
     scores_figure,
 )
+from dfer_dist.reporting.plots import confusion_figure
 from dfer_dist.reporting.sections import Section, hours_text, hours_unit, wilson
 from dfer_dist.reporting.tables import render_template
 from dfer_dist.reporting.wording import (
@@ -60,7 +60,7 @@ _SCORE_CURVES = ("val_war", "val_uar", "test_war", "test_uar")
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of a page; several ``small`` ones share a row if there is room."""
+    """A figure of a page; several ``small`` ones share a row if they fit."""
 
     uri: str
     alt: str

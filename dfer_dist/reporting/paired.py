@@ -188,7 +188,7 @@ def _unfair(first: LoadedRun, second: LoadedRun) -> list[str]:
         selections = f"{a['selection']}, {b['selection']}"
         if "best_test" in (a["selection"], b["selection"]):
             selections += "; best_test looks at the test fold and is optimistic"
-        lines.append(f"Their epochs were chosen in different ways ({selections}).")
+        lines.append(f"Their epochs were chosen differently ({selections}).")
     for loaded in (first, second):
         missing = [k for k in loaded.all_folds if k not in loaded.folds]
         if missing:

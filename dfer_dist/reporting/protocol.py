@@ -1,4 +1,4 @@
-"""Protocol and provenance of a run in words: how the numbers were produced, and from what.
+"""Protocol and provenance of a run as text: how the numbers were produced, and from what.
 
 User, machine and folders are left out: these pages are shown to other people, among them reviewers.
 """

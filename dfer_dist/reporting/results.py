@@ -23,7 +23,7 @@ SELECTIONS = ("last", "best_val", "best_test")
 # Folds that differ in one of these are of different runs.
 _SAME = ("dataset", "selection", "classes", "config_hash", "index_hash")
 _REQUIRED = (*_SAME, "fold", "n", "uar", "war", "support", "confusion", "absent", "epoch")
-# In percent points. Leaves room for rounded scores; a clip more or less shows in the confusion.
+# In percent points. Allows for rounded scores; a clip more or less shows in the confusion.
 _TOLERANCE = 0.01
 
 

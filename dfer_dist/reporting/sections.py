@@ -179,7 +179,7 @@ def _cost_row(c: Cost) -> list[str]:
     return [
         join(c.ranks) or NOT_RECORDED,
         str(c.attempts),
-        str(c.undone_steps),
+        str(c.steps_repeated),
         optional(c.clips_per_second, 1),
         optional(wait, 1),
         *hours,

@@ -74,7 +74,7 @@ def summarize_folds(loaded: Sequence[LoadedFold], folds: Sequence[int]) -> dict[
 
 def confusion_png(result: Mapping[str, Any] | Scores, path: Path) -> None:
     """Draw the confusion matrix of one fold; ``result`` is a ``result.json`` or its scores."""
-    from dfer_dist.reporting.figures import confusion_figure, save
+    from dfer_dist.reporting.plots import confusion_figure, save
 
     if isinstance(result, Scores):
         result = asdict(result)

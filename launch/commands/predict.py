@@ -106,7 +106,7 @@ def _predict_video(
 
 def _write(prediction: VideoPrediction, out: Path) -> None:
     """Write the table and the plot of a video."""
-    from dfer_dist.reporting.figures import save, timeline_figure
+    from dfer_dist.reporting.plots import save, timeline_figure
     from dfer_dist.utils.files import atomic_path, write_text
 
     name = prediction.video.name

@@ -31,7 +31,7 @@ class Case:
 
 
 def train_and_export(index: Index, folder: Path) -> Case:
-    words = [
+    args = [
         "--fold",
         "2",
         "--name",
@@ -42,7 +42,7 @@ def train_and_export(index: Index, folder: Path) -> Case:
         *SMALL,
     ]
     done = subprocess.run(
-        [DFER, "train", "demo", *words], capture_output=True, text=True, timeout=300
+        [DFER, "train", "demo", *args], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     fold = RunDir(folder / "small").fold(2)

@@ -23,8 +23,8 @@ CASES = sorted(p.name.removesuffix("_init.pth") for p in GOLDEN.glob("*_init.pth
 
 def build(case: str) -> tuple[DFERCLIP, dict, dict[str, torch.Tensor]]:
     """Return the model with the checkpoint's weights, the JSON, and the authors' state."""
-    told = json.loads((GOLDEN / f"{case}.json").read_text())
-    state, clip = read_official(GOLDEN / f"{case}_init.pth"), told["clip"]
+    recorded = json.loads((GOLDEN / f"{case}.json").read_text())
+    state, clip = read_official(GOLDEN / f"{case}_init.pth"), recorded["clip"]
     sizes = {
         "embed_dim": clip["embed_dim"],
         "quick_gelu": clip["activation"] == "quick_gelu",
@@ -43,18 +43,18 @@ def build(case: str) -> tuple[DFERCLIP, dict, dict[str, torch.Tensor]]:
         },
     }
     cfg = ModelConfig(
-        context_tokens=told["contexts_number"],
-        class_specific=told["class_specific_contexts"],
-        token_position=TokenPosition[told["class_token_position"]],
-        temporal_layers=told["temporal_layers"],
+        context_tokens=recorded["contexts_number"],
+        class_specific=recorded["class_specific_contexts"],
+        token_position=TokenPosition[recorded["class_token_position"]],
+        temporal_layers=recorded["temporal_layers"],
     )
     towers = build_clip(sizes, clip["image_size"])
     frames = np.load(GOLDEN / f"{case}_trajectory.npz")["frames"].shape[2]
     model = DFERCLIP(
-        cfg, towers.visual, TextTower(towers), {"positive": told["class_text"]}, frames
+        cfg, towers.visual, TextTower(towers), {"positive": recorded["class_text"]}, frames
     )
     model.load_state_dict(to_ours(state))
-    return model, told, state
+    return model, recorded, state
 
 
 TOLERANCE = 1e-4
@@ -70,7 +70,7 @@ golden = pytest.mark.parametrize(
         pytest.param(
             "",
             marks=pytest.mark.skip(
-                reason=f"no golden figures in {GOLDEN}: set DFER_GOLDEN to their folder"
+                reason=f"no golden numbers in {GOLDEN}: set DFER_GOLDEN to their folder"
             ),
         )
     ],
@@ -85,7 +85,7 @@ def assert_equal(ours: np.ndarray | torch.Tensor, theirs: np.ndarray, what: str)
 
 
 def check_trajectory_through_our_engine(case: str, device: str, tmp_path: Path) -> None:
-    words = [
+    args = [
         "--case",
         case,
         "--precision",
@@ -95,8 +95,8 @@ def check_trajectory_through_our_engine(case: str, device: str, tmp_path: Path) 
         "--out",
         str(tmp_path / "out.npz"),
     ]
-    run_ranks(ENGINE, 1, *words)
-    told = json.loads((GOLDEN / f"{case}.json").read_text())
+    run_ranks(ENGINE, 1, *args)
+    recorded = json.loads((GOLDEN / f"{case}.json").read_text())
     data, ours = np.load(GOLDEN / f"{case}_trajectory.npz"), np.load(tmp_path / "out.npz")
     for name, theirs in (
         ("logits", "logits"),
@@ -105,7 +105,7 @@ def check_trajectory_through_our_engine(case: str, device: str, tmp_path: Path) 
         ("final_logits", "final_logits"),
     ):
         assert_equal(ours[name], data[theirs], name)
-    for name, (total, norm) in told["final_param_sum_and_norm"].items():
+    for name, (total, norm) in recorded["final_param_sum_and_norm"].items():
         weight = ours[f"weight:{next(iter(to_ours({name: torch.empty(0)})))}"].astype(np.float64)
         assert np.linalg.norm(weight) == pytest.approx(norm, rel=TOLERANCE, abs=1e-6), name
         assert weight.sum() == pytest.approx(total, abs=TOLERANCE * np.abs(weight).sum()), name

@@ -41,9 +41,9 @@ OTHERS = [
 ]
 
 
-def dfer(*words: object) -> str:
+def dfer(*args: object) -> str:
     """What a command prints, run in this process."""
-    done = CliRunner().invoke(app, [str(w) for w in words], catch_exceptions=False)
+    done = CliRunner().invoke(app, [str(w) for w in args], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 

@@ -99,7 +99,7 @@ class Case(NamedTuple):
 
     model: DFERCLIP
     folder: Path
-    words: list[str]
+    overrides: list[str]
     text: str
     result: Path
 
@@ -108,17 +108,17 @@ class Case(NamedTuple):
 def tested(mafw: Index, tmp_path_factory: pytest.TempPathFactory) -> Case:
     root = tmp_path_factory.mktemp("tested")
     model = saved_as(root / "c", ModelConfig())
-    words = [f"data.shards={mafw.root}", "train.device=cpu", *FEW]
-    text = dfer("eval", root / "c", "--zero-shot", "--out", root / "z.parquet", *words)
-    return Case(model, root / "c", words, " ".join(text.split()), root / "z.json")
+    overrides = [f"data.shards={mafw.root}", "train.device=cpu", *FEW]
+    text = dfer("eval", root / "c", "--zero-shot", "--out", root / "z.parquet", *overrides)
+    return Case(model, root / "c", overrides, " ".join(text.split()), root / "z.json")
 
 
 @torch.no_grad()
 def test_a_checkpoint_on_other_classes_by_hand(tested: Case, mafw: Index) -> None:
-    model, folder, words, flat, path = tested
+    model, folder, overrides, flat, path = tested
     keys, labels, logits = table(path.with_suffix(".parquet"))
     assert len(set(keys)) == 60 and logits.shape == (60, 11)
-    order, video = features(model, mafw, load_config(str(folder / checkpoint.CONFIG), words))
+    order, video = features(model, mafw, load_config(str(folder / checkpoint.CONFIG), overrides))
     sentences = model.description_features(
         CaptionTokenizer()([DESCRIPTIONS[name] for name in ELEVEN])
     )
@@ -157,40 +157,40 @@ def test_a_checkpoint_on_other_classes_by_hand(tested: Case, mafw: Index) -> Non
         and f"chance {100 * commonest / 60:.2f} (always" in flat
     )
     with pytest.raises(UserError, match=r"other classes \(--zero-shot reads their texts\)"):
-        evaluate_checkpoint(folder, 2, words, None)
+        evaluate_checkpoint(folder, 2, overrides, None)
 
 
-def fitted(folder: Path, classes: tuple[str, ...], *words: str) -> tuple[DFERCLIP, ModelConfig]:
+def fitted(folder: Path, classes: tuple[str, ...], *overrides: str) -> tuple[DFERCLIP, ModelConfig]:
     saved = checkpoint.read(folder, weights_only=True)
     with_weights, config = for_classes(
-        saved, load_config(str(folder / checkpoint.CONFIG), words), classes
+        saved, load_config(str(folder / checkpoint.CONFIG), overrides), classes
     )
     return load_model(with_weights, config, classes), config.model
 
 
 def test_which_context_and_which_sentences_go_along(tmp_path: Path) -> None:
     own = saved_as(tmp_path / "own", ModelConfig())
-    for classes, words, kept in (
+    for classes, overrides, kept in (
         (SEVEN, [], 8),
         (SEVEN, ["model.text=names"], 0),
         (SEVEN[::-1], [], 0),
         (ELEVEN, [], 0),
     ):
-        model, cfg = fitted(tmp_path / "own", classes, *words)
-        assert cfg.context_tokens == kept, (classes, words)
+        model, cfg = fitted(tmp_path / "own", classes, *overrides)
+        assert cfg.context_tokens == kept, (classes, overrides)
         assert kept == 0 or torch.equal(model.prompt.context, own.prompt.context)  # type: ignore[arg-type]
     shared = saved_as(tmp_path / "shared", ModelConfig(class_specific=False, context_tokens=3))
     model, cfg = fitted(tmp_path / "shared", ELEVEN)
     assert cfg.context_tokens == 3 and torch.equal(model.prompt.context, shared.prompt.context)  # type: ignore[arg-type]
-    told = {name: [f"a {name} face"] for name in ("joy", "fear")}
+    texts = {name: [f"a {name} face"] for name in ("joy", "fear")}
     both = replace(
         ModelConfig(**FINE),
-        sentences=told,
+        sentences=texts,
         negative_sentences={"joy": ["glum."], "fear": ["calm."]},
     )  # type: ignore[arg-type]
-    trained = saved_as(tmp_path / "told", both, classes=("joy", "fear"))
-    assert fitted(tmp_path / "told", ("joy", "fear"))[1].sentences == told
-    model, cfg = fitted(tmp_path / "told", SEVEN)
+    trained = saved_as(tmp_path / "both", both, classes=("joy", "fear"))
+    assert fitted(tmp_path / "both", ("joy", "fear"))[1].sentences == texts
+    model, cfg = fitted(tmp_path / "both", SEVEN)
     assert (cfg.sentences, cfg.negative_sentences) == (None, None), (
         "theirs are of other classes: what model.text says"
     )
@@ -203,26 +203,26 @@ def test_which_context_and_which_sentences_go_along(tmp_path: Path) -> None:
         "model.sentences={awe: [an open mouth.], fear: [wide eyes.]}",
         "model.negative_sentences={awe: [x], fear: [y]}",
     ]
-    assert fitted(tmp_path / "told", ("fear", "awe"), *mine)[1].sentences == {
+    assert fitted(tmp_path / "both", ("fear", "awe"), *mine)[1].sentences == {
         "fear": ["wide eyes."],
         "awe": ["an open mouth."],
     }
     with pytest.raises(UserError, match=r"model\.sentences has nothing for class 'grief'"):
-        fitted(tmp_path / "told", ("fear", "grief"), *mine)
+        fitted(tmp_path / "both", ("fear", "grief"), *mine)
     with pytest.raises(UserError, match="no description for class 'grief'"):
-        fitted(tmp_path / "own", ("fear", "grief"))
+        fitted(tmp_path / "both", ("fear", "grief"))
 
 
 def test_clips_that_were_trained_on_are_never_a_test(
     tiny_shards: Index, mafw: Index, tmp_path: Path
 ) -> None:
     saved_as(tmp_path / "c", ModelConfig(), tiny_shards)
-    words = [f"data.shards={tiny_shards.root}", *FEW]
-    own = zero_shot(tmp_path / "c", None, words, None)
+    overrides = [f"data.shards={tiny_shards.root}", *FEW]
+    own = zero_shot(tmp_path / "c", None, overrides, None)
     assert (own["fold"], own["n"], own["context"]) == (2, 12, "kept")
-    assert evaluate_checkpoint(tmp_path / "c", None, words, None).confusion == own["confusion"]
+    assert evaluate_checkpoint(tmp_path / "c", None, overrides, None).confusion == own["confusion"]
     with pytest.raises(UserError, match="fold 1 was among the training clips"):
-        zero_shot(tmp_path / "c", 1, words, None)
+        zero_shot(tmp_path / "c", 1, overrides, None)
     elsewhere = zero_shot(tmp_path / "c", 1, [f"data.shards={mafw.root}", *FEW], None)
     assert (elsewhere["fold"], elsewhere["n"]) == (1, 12)
 
@@ -235,7 +235,7 @@ def test_clip_as_it_was_pretrained(tiny_shards: Index, tmp_path: Path) -> None:
         {name: w.contiguous() for name, w in clip.state_dict().items()},
         tmp_path / "clip.safetensors",
     )
-    words = [
+    overrides = [
         f"data.shards={tiny_shards.root}",
         f"model.pretrained={tmp_path / 'clip.safetensors'}",
         "data.image_size=64",
@@ -247,7 +247,7 @@ def test_clip_as_it_was_pretrained(tiny_shards: Index, tmp_path: Path) -> None:
         "model.text_tower=lora",
         "data.num_frames=3",
     ]
-    result = zero_shot(Path("demo"), None, [*words, *more], tmp_path / "z.parquet")
+    result = zero_shot(Path("demo"), None, [*overrides, *more], tmp_path / "z.parquet")
     assert (result["n"], result["trained_on"], result["fold"], result["context"]) == (
         60,
         None,
@@ -255,7 +255,7 @@ def test_clip_as_it_was_pretrained(tiny_shards: Index, tmp_path: Path) -> None:
         "none",
     )
     assert result["pretrained_sha256"]
-    config = load_config("demo", [*words, "data.num_frames=3"])
+    config = load_config("demo", [*overrides, "data.num_frames=3"])
     plain = ModelConfig(
         backbone="tiny",
         pretrained=config.model.pretrained,
@@ -276,16 +276,16 @@ def test_clip_as_it_was_pretrained(tiny_shards: Index, tmp_path: Path) -> None:
 
 
 def test_mistakes_are_named(tiny_shards: Index, tmp_path: Path) -> None:
-    words = [f"data.shards={tiny_shards.root}", "model.pretrained=none"]
-    for what, told in (
+    overrides = [f"data.shards={tiny_shards.root}", "model.pretrained=none"]
+    for what, message in (
         (Path("demo"), "tiny has random weights"),
         (Path("dmo"), "no experiment 'dmo'"),
         (tmp_path / "no", "no complete checkpoint"),
     ):
-        with pytest.raises(UserError, match=told):
-            zero_shot(what, None, words, None)
+        with pytest.raises(UserError, match=message):
+            zero_shot(what, None, overrides, None)
     with pytest.raises(UserError, match=r"ends with \.parquet"):
-        zero_shot(Path("demo"), None, words, tmp_path / "out")
+        zero_shot(Path("demo"), None, overrides, tmp_path / "out")
 
 
 def test_chance_against_the_definitions() -> None:
@@ -316,7 +316,7 @@ def test_p_of_guesses_is_spread_evenly() -> None:
 
 
 def put(run: RunDir, fold: int, tested: Case, **fields: Any) -> Path:
-    """A result as ``--out fold-K/zero-shot-mafw.parquet`` leaves it in the run, with other words on the training."""
+    """Write a result as ``--out fold-K/zero-shot-mafw.parquet`` does, with another training."""
     out = run.fold(fold).root / "zero-shot-mafw.json"
     result = read_json(tested.result)
     about = {

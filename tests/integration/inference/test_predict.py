@@ -23,7 +23,7 @@ from dfer_dist.evaluation.evaluate import predict
 from dfer_dist.inference.exported import ExportedModel, load
 from dfer_dist.inference.predict import cut_windows, predict_video, through_jpeg
 from dfer_dist.inference.pyfunc import PyfuncModel
-from dfer_dist.reporting.figures import timeline_figure
+from dfer_dist.reporting.plots import timeline_figure
 from dfer_dist.utils.errors import UserError
 from launch import cli
 from tests.helpers.data.videos import Pose, draw, encode
@@ -40,7 +40,7 @@ def model(exported: Case) -> ExportedModel:
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes with a video each of a face that moves, 24 frames at 25 a second."""
-    root = tmp_path_factory.mktemp("films")
+    root = tmp_path_factory.mktemp("videos")
     for i, name in enumerate(("Happy", "Sad")):
         (root / name).mkdir()
         heads = [[Pose(130 + 2 * t, 90, 0.9, 10 * i + t)] for t in range(FRAMES)]
@@ -59,8 +59,8 @@ def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return encode(tmp_path_factory.mktemp("waves") / "waves.mp4", frames)
 
 
-def dfer(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["dfer", *map(str, words)])
+def dfer(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["dfer", *map(str, args)])
     with pytest.raises(SystemExit) as left:
         cli.main()
     return int(left.value.code or 0)
@@ -209,7 +209,7 @@ def test_command_writes_tables_and_names_unreadable_videos(
 def test_plot_has_a_line_style_for_each_class() -> None:
     rng = np.random.default_rng(0)
     probabilities, spans = rng.dirichlet(np.ones(11), 5), np.arange(5)[:, None] + [0.0, 3.0]
-    figure = timeline_figure("a film", spans, probabilities, probabilities.mean(0), ELEVEN, 8.0)
+    figure = timeline_figure("a video", spans, probabilities, probabilities.mean(0), ELEVEN, 8.0)
     above, below = figure.axes
     assert (
         above.get_ylim() == (0, 1)
@@ -220,9 +220,9 @@ def test_plot_has_a_line_style_for_each_class() -> None:
     for c, line in enumerate(above.lines):
         np.testing.assert_allclose(line.get_ydata(), probabilities[:, c])
         np.testing.assert_allclose(line.get_xdata(), spans.mean(1))
-    words = [text.get_text() for text in above.get_legend().get_texts()]  # type: ignore[union-attr]
+    labels = [text.get_text() for text in above.get_legend().get_texts()]  # type: ignore[union-attr]
     order = np.argsort(-probabilities.mean(0))
-    assert words == [f"{ELEVEN[c]}  {probabilities.mean(0)[c]:.2f}" for c in order]
+    assert labels == [f"{ELEVEN[c]}  {probabilities.mean(0)[c]:.2f}" for c in order]
 
 
 def test_unusable_video_is_one_line_error(
@@ -230,8 +230,8 @@ def test_unusable_video_is_one_line_error(
 ) -> None:
     single = encode(tmp_path / "one.mp4", [np.zeros((48, 64, 3), np.uint8)])
     empty = encode(tmp_path / "nobody.mp4", draw([[] for _ in range(8)], 320, 240))
-    (tmp_path / "text.mp4").write_text("no film")
-    for video, options, words in [
+    (tmp_path / "text.mp4").write_text("no video")
+    for video, options, message in [
         (single, {}, "one.mp4 has a single frame"),
         (tmp_path / "none.mp4", {}, "none.mp4 is missing"),
         (tmp_path / "text.mp4", {}, "0 frames decoded"),
@@ -247,19 +247,19 @@ def test_unusable_video_is_one_line_error(
     ]:
         with pytest.raises(UserError) as caught:
             predict_video(model, video, **options)  # type: ignore[arg-type]
-        assert words in str(caught.value) and "\n" not in str(caught.value)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_pyfunc_model_predicts_videos_and_frames(model: ExportedModel, waves: Path) -> None:
-    served = PyfuncModel(model)
+    pyfunc = PyfuncModel(model)
     course = predict_video(model, waves, 1.0, 0.5)
     for asked in (str(waves), [str(waves)], [waves]):
-        table = served.predict(asked, {"window": 1.0, "step": 0.5, "faces": False})
+        table = pyfunc.predict(asked, {"window": 1.0, "step": 0.5, "faces": False})
         assert list(table.columns) == list(model.classes) and list(table.index) == [str(waves)]
         np.testing.assert_allclose(table.to_numpy()[0], course.overall, atol=1e-6)
     for wrong in ([], 3, [b"x"], {"frames": 1}):
         with pytest.raises(UserError, match="give frames"):
-            served.predict(wrong)
+            pyfunc.predict(wrong)
 
 
 def test_two_videos_of_one_name_are_refused(

@@ -52,30 +52,30 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Index:
 @pytest.mark.engine_full
 def test_fold_with_modalities_trains_and_exports(faces: Index, tmp_path: Path) -> None:
     """Train, evaluate, export; refuse to resume with other parsing maps."""
-    words = [
+    args = [
         "train",
         "demo",
         "--fold",
         "1",
         "--name",
-        "levels",
+        "modalities",
         "--runs",
         str(tmp_path),
         f"data.shards={faces.root}",
         *SMALL,
     ]
-    words += ["model.image=adapters", "model.modalities=[parsing,landmarks]"]
+    args += ["model.image=adapters", "model.modalities=[parsing,landmarks]"]
 
-    done = subprocess.run([DFER, *words], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([DFER, *args], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    fold = RunDir(tmp_path / "levels").fold(1)
+    fold = RunDir(tmp_path / "modalities").fold(1)
     result = read_json(fold.result)
     assert result["levels"] == BOTH and result["n"] == 7
     scores = evaluate_checkpoint(fold.checkpoints / "LATEST", None, [], None)
     assert (scores.war, scores.uar) == (result["war"], result["uar"])
     assert (
         "| Other modalities | parsing maps and landmarks, learned weights |"
-        in (tmp_path / "levels" / "summary.md").read_text()
+        in (tmp_path / "modalities" / "summary.md").read_text()
     )
     info = export.export(fold.checkpoints / "LATEST", tmp_path / "model", [])
     assert info.modalities is not None
@@ -92,8 +92,8 @@ def test_fold_with_modalities_trains_and_exports(faces: Index, tmp_path: Path) -
     with pytest.raises(UserError, match=r"model\.modalities has parsing, but .* is missing"):
         evaluate_checkpoint(fold.checkpoints / "LATEST", None, [], None)
     with pytest.raises(UserError, match=r"model\.modalities has parsing, but .* is missing"):
-        open_run(tmp_path, "other", "demo", words[8:], (), None, 1)
-    assert not (tmp_path / "other").exists(), "told before anything is made"
+        open_run(tmp_path, "other", "demo", args[8:], (), None, 1)
+    assert not (tmp_path / "other").exists(), "refused before anything is made"
     blank = np.zeros((4, 4), np.uint8)
     for shard in range(len(faces.shards)):
         table = faces.sidecar(shard).to_pydict()
@@ -113,10 +113,10 @@ def test_video_prediction_equals_evaluation_of_shards(tmp_path: Path, crops: boo
     export.export(tmp_path / "ours", tmp_path / "out", [])
     model = exported.load(tmp_path / "out", device="cpu", precision="fp32")
     for i, name in enumerate(("Happy", "Sad")):
-        (tmp_path / "films" / name).mkdir(parents=True)
+        (tmp_path / "videos" / name).mkdir(parents=True)
         heads = [[] if t == 4 else [Pose(110 + 4 * t, 100 - 10 * i, 1.0, 3 * t)] for t in range(7)]
-        encode(tmp_path / "films" / name / f"{name}.mp4", draw(heads, 320, 240))
-    listing = read_dataset("folder", tmp_path / "films", folds=2, prefer_videos=True)
+        encode(tmp_path / "videos" / name / f"{name}.mp4", draw(heads, 320, 240))
+    listing = read_dataset("folder", tmp_path / "videos", folds=2, prefer_videos=True)
     index = pack(
         listing.records,
         "mine",
@@ -132,7 +132,7 @@ def test_video_prediction_equals_evaluation_of_shards(tmp_path: Path, crops: boo
     for key, (_, logits) in rows.items():
         name = key.partition("_")[0]
         course = predict_video(
-            model, tmp_path / "films" / name / f"{name}.mp4", math.inf, faces=crops
+            model, tmp_path / "videos" / name / f"{name}.mp4", math.inf, faces=crops
         )
         np.testing.assert_allclose(course.logits[0], logits, rtol=1e-4, atol=1e-4)
     made = {"parsing": ["parser"], "landmarks": ["dlib"]}

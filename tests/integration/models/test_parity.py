@@ -31,15 +31,15 @@ from tests.helpers.ranks.spawn import run_ranks
 
 @golden
 def test_the_prompts_are_token_for_token_the_authors(case: str) -> None:
-    model, told, state = build(case)
+    model, recorded, state = build(case)
     vocabulary = state["clip_model_.token_embedding.weight"]
-    context = told["contexts_number"]
+    context = recorded["contexts_number"]
     theirs = torch.cat(
         [state["prompt_learner.token_prefix"], state["prompt_learner.token_suffix"]], dim=1
     )
     ours = torch.cat([model.prompt.tokens[:, :1], model.prompt.tokens[:, 1 + context :]], dim=1)
     used = ours.shape[1]
-    assert len(model.prompt.tokens) == told["n_cls"]
+    assert len(model.prompt.tokens) == recorded["n_cls"]
     assert torch.equal(vocabulary[ours], theirs[:, :used])
     assert torch.equal(theirs[:, used:], vocabulary[0].expand_as(theirs[:, used:])), (
         "more text in the checkpoint than in ours"
@@ -48,12 +48,12 @@ def test_the_prompts_are_token_for_token_the_authors(case: str) -> None:
 
 @golden
 def test_logits_and_gradients_of_the_first_step(case: str) -> None:
-    model, told, _ = build(case)
+    model, recorded, _ = build(case)
     data = np.load(GOLDEN / f"{case}_trajectory.npz")
     logits = model(torch.from_numpy(data["frames"][0]))
     assert_equal(logits.detach(), data["logits"][0], "logits")
     F.cross_entropy(logits, torch.from_numpy(data["labels"][0])).backward()
-    theirs = told["grad_norm_step0"]
+    theirs = recorded["grad_norm_step0"]
     names = {next(iter(to_ours({name: torch.empty(0)}))): name for name in theirs}
     ours = {
         name: p.grad.norm().item() for group in param_groups(model).values() for name, p in group
@@ -65,7 +65,7 @@ def test_logits_and_gradients_of_the_first_step(case: str) -> None:
 
 @golden
 def test_the_whole_trajectory(case: str) -> None:
-    model, told, _ = build(case)
+    model, recorded, _ = build(case)
     data = np.load(GOLDEN / f"{case}_trajectory.npz")
     rates = data["lrs"]
     groups = [
@@ -90,7 +90,7 @@ def test_the_whole_trajectory(case: str) -> None:
             model.eval()(torch.from_numpy(data["frames"][0])), data["final_logits"], "final logits"
         )
     weights = dict(model.named_parameters())
-    for name, (_, norm) in told["final_param_sum_and_norm"].items():
+    for name, (_, norm) in recorded["final_param_sum_and_norm"].items():
         ours = weights[next(iter(to_ours({name: torch.empty(0)})))]
         assert ours.detach().double().norm().item() == pytest.approx(
             norm, rel=TOLERANCE, abs=1e-6
@@ -172,11 +172,11 @@ def test_classes_of_a_training_script_are_passed_over(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("not a checkpoint")
     torch.save({"weights": 1}, tmp_path / "other.pth")
-    torch.save({"state_dict": {"x": "no tensor"}}, tmp_path / "odd.pth")
+    torch.save({"state_dict": {"x": "no tensor"}}, tmp_path / "no_tensor.pth")
     torch.save({"state_dict": {"x": torch.zeros(1000)}}, tmp_path / "whole.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:2000])
     with zipfile.ZipFile(tmp_path / "empty.pth", "w"):
         pass
-    for name in ("text", "other", "odd", "cut", "empty", "absent"):
+    for name in ("text", "other", "no_tensor", "cut", "empty", "absent"):
         with pytest.raises(UserError, match=f"{name}.pth"):
             read_official(tmp_path / f"{name}.pth")

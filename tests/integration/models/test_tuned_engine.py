@@ -72,15 +72,15 @@ def test_adapters_resume_to_the_bit_under_zero_3(tmp_path: Path) -> None:
 
 
 def test_modalities_under_zero_3_equal_zero_1(tmp_path: Path) -> None:
-    words = ["--kind", "adapters", "--modalities"]
-    one = run_ranks(ENGINE, 1, *words, "--stage", "1", "--folder", str(tmp_path / "one"))
+    args = ["--kind", "adapters", "--modalities"]
+    one = run_ranks(ENGINE, 1, *args, "--stage", "1", "--folder", str(tmp_path / "one"))
     assert one["rates"] == {"adapters": 1e-3} and one["frozen"] == 0 and one["taken"]
     assert (
         len(one["changed"]) == 3 * (2 * 3 * 4 + 1) + 2 * 2 * 2 * 4 + 1
     )  # adapters and positions by level; the texts' adapters; weights
     assert one["losses"][-1] < one["losses"][0]
     two = run_ranks(
-        ENGINE, 2, *words, "--stage", "3", "--recompute", "--folder", str(tmp_path / "two")
+        ENGINE, 2, *args, "--stage", "3", "--recompute", "--folder", str(tmp_path / "two")
     )
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
     assert two["changed"] == one["changed"] and two["frozen"] == 0 and two["taken"]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.reporting.files import write_report
-from dfer_dist.reporting.sections import summary_table
 from dfer_dist.runs.layout import RunDir
 from tests.helpers.made_runs import (
     make_misclassified_run,
@@ -42,8 +38,8 @@ def shown(tiny_shards: Index, tmp_path: Path) -> RunDir:
     return make_misclassified_run(tmp_path / "shown", tiny_shards)
 
 
-def dfer(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).parent / "dfer"), "report", *map(str, words)]
+def dfer(*args: object) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "dfer"), "report", *map(str, args)]
     return subprocess.run(
         command,
         env=os.environ | {"COLUMNS": "200"},
@@ -52,12 +48,6 @@ def dfer(*words: object) -> subprocess.CompletedProcess[str]:
         check=False,
         timeout=120,
     )
-
-
-def words(summary: dict[str, Any]) -> str:
-    console = Console(file=io.StringIO(), width=160)
-    console.print(summary_table(summary))
-    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
 def test_report_command_writes_files_and_rejects_bad_options(
@@ -75,7 +65,7 @@ def test_report_command_writes_files_and_rejects_bad_options(
     assert done.returncode == 0, done.stderr
     assert "nothing can be compared clip by clip" in " ".join(done.stdout.split())
     assert (tmp_path / "out" / "comparison.html").exists()
-    for bad, words in (
+    for bad, message in (
         ([shown.root, "--share-frames"], "give both"),
         ([shown.root, "--out", tmp_path], "--out is for a comparison"),
         ([whole.root, tmp_path], "is not a run"),
@@ -83,7 +73,7 @@ def test_report_command_writes_files_and_rejects_bad_options(
     ):
         done = dfer(*bad)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert words in done.stderr
+        assert message in done.stderr
 
 
 def test_browser_shows_page_at_any_width(holes: RunDir, tmp_path: Path) -> None:

@@ -141,9 +141,9 @@ def track(*thirds: dict[str, float]) -> np.ndarray:
     ).astype(np.float32)
 
 
-def needed(words: str) -> set[str]:
+def needed(phrase: str) -> set[str]:
     """Return the units of a movement; none for a part at rest."""
-    return {units for units, _, own in MOVEMENTS if words in own}
+    return {units for units, _, own in MOVEMENTS if phrase in own}
 
 
 def phrases(caption: str) -> list[list[str]]:
@@ -157,7 +157,7 @@ def test_caption_orders_movements_by_time_and_strength() -> None:
         said = phrases(
             describe_clip(track({}, smile, {"AU6": 0.3, "AU12": 0.4}), np.random.default_rng(seed))
         )
-        assert [[needed(words) for words in sentence] for sentence in said] == [
+        assert [[needed(phrase) for phrase in sentence] for sentence in said] == [
             [set()],
             [{"AU12"}, {"AU6"}, {"AU25"}],
             [{"AU12"}],
@@ -168,13 +168,14 @@ def test_caption_orders_movements_by_time_and_strength() -> None:
         blink = track({}, {"AU4": 0.5}, {})
         blink[3:6, AUS.index("AU43")] = 1
         assert [
-            needed(words) for (words,) in phrases(describe_clip(blink, np.random.default_rng(seed)))
+            needed(phrase)
+            for (phrase,) in phrases(describe_clip(blink, np.random.default_rng(seed)))
         ] == [
             set(),
             {"AU4"},
             set(),
         ]
-        brows, eyes, mouth = ({*words} for _, words in STILL)
+        brows, eyes, mouth = ({*own} for _, own in STILL)
         still = describe_clip(
             track({"AU4": 0.2, "AU26": 0.1}, {}, {"AU17": 0.15, "AU7": 0.05}),
             np.random.default_rng(seed),
@@ -196,7 +197,7 @@ def test_each_clip_s_description_is_true_of_what_was_drawn(demo: Path) -> None:
             for part in np.array_split(units, 3)
         ]
         moving = [
-            [needed(words) for words in sentence if needed(words)]
+            [needed(phrase) for phrase in sentence if needed(phrase)]
             for sentence in phrases(captions[row["name"]])
         ]
         there = [seen for seen in shown if seen]
@@ -209,15 +210,15 @@ def test_captions_name_no_label_and_fit_text_tower() -> None:
     known = {
         word
         for *_, own in (*MOVEMENTS, *STILL, ("", AT_REST))
-        for words in own
-        for word in words.split()
+        for phrase in own
+        for word in phrase.split()
     }
     captions = list[str]()
     for clip in plan_demo():
         units = clip_track(clip.label, (0, int(clip.name)))[0]
         captions.append(describe_clip(units, np.random.default_rng(int(clip.name))))
         assert (
-            any(needed(words) for sentence in phrases(captions[-1]) for words in sentence)
+            any(needed(phrase) for sentence in phrases(captions[-1]) for phrase in sentence)
             or SEVEN[clip.label] == "neutral"
         )
     assert [clean(caption, SEVEN) for caption in captions] == captions
@@ -235,7 +236,10 @@ def test_captions_of_a_class_differ_in_content() -> None:
             caption = describe_clip(clip_track(label, (3, number))[0], np.random.default_rng(0))
             said.add(
                 str(
-                    [[sorted(needed(words)) for words in sentence] for sentence in phrases(caption)]
+                    [
+                        [sorted(needed(phrase)) for phrase in sentence]
+                        for sentence in phrases(caption)
+                    ]
                 )
             )
         assert len(said) >= 8, (name, len(said))

@@ -40,12 +40,12 @@ def units(**values: float) -> np.ndarray:
 
 def said(text: str) -> set[str]:
     """The movements in a caption that are there, each by its phrase."""
-    phrases = {words for *_, own in MOVEMENTS for words in own}
+    phrases = {phrase for *_, own in MOVEMENTS for phrase in own}
     text = re.sub(r"\bno [\w ]+", "", text)
     return {
-        words
-        for words in phrases
-        if re.search(rf"(?:^|with |of |, |and ){words}(?:$|[.,]| and)", text)
+        phrase
+        for phrase in phrases
+        if re.search(rf"(?:^|with |of |, |and ){phrase}(?:$|[.,]| and)", text)
     }
 
 
@@ -70,9 +70,9 @@ def test_no_caption_names_an_emotion_or_is_a_class_text() -> None:
     assert texts.isdisjoint(DESCRIPTIONS.values())
 
 
-def test_captions_have_the_words_of_the_demo_s_class_texts() -> None:
+def test_captions_use_each_term_of_the_demo_s_class_texts() -> None:
     rng = np.random.default_rng(0)
-    words = {
+    terms = {
         word for row in draw_units(3000, rng) for word in re.findall(r"\w+", describe(row, rng))
     }
     demo = [
@@ -80,7 +80,7 @@ def test_captions_have_the_words_of_the_demo_s_class_texts() -> None:
         for name, text in DESCRIPTIONS.items()
         if name in {"happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear"}
     ]
-    assert len(demo) == 7 and set(re.findall(r"\w+", " ".join(demo))) <= words
+    assert len(demo) == 7 and set(re.findall(r"\w+", " ".join(demo))) <= terms
 
 
 def test_a_caption_says_what_is_there_and_nothing_else() -> None:
@@ -92,9 +92,9 @@ def test_a_caption_says_what_is_there_and_nothing_else() -> None:
         text for text in texts if re.search("no (lip corners (pulled|drawn) up|wide smile)", text)
     ]
     assert not [text for text in texts if "at rest" in text and "mouth" in text]
-    still = {words for _, own in STILL for words in own} | set(facewords.AT_REST)
+    still = {phrase for _, own in STILL for phrase in own} | set(facewords.AT_REST)
     texts = [describe(units(), rng) for _ in range(100)]
-    assert not [text for text in texts if not any(words in text for words in still) or said(text)]
+    assert not [text for text in texts if not any(phrase in text for phrase in still) or said(text)]
     both = set().union(*(said(describe(units(AU1=1, AU2=1, AU4=0.5), rng)) for _ in range(100)))
     assert both == {"brows raised and drawn together", "brows up and pinched in the middle"}
 
@@ -143,7 +143,7 @@ def test_the_same_recipe_gives_the_same_bytes_and_learns(pairs: Pairs, tmp_path:
     assert not torch.equal(other.visual.proj, clip.visual.proj)
 
 
-def test_words_never_read_keep_their_start(pairs: Pairs) -> None:
+def test_tokens_of_no_caption_keep_their_embedding(pairs: Pairs) -> None:
     clip, _ = pretrain(replace(SHORT, epochs=1), pairs)
     with torch.random.fork_rng():
         torch.manual_seed(SHORT.seed)
@@ -206,10 +206,10 @@ def test_shipped_file_loads_by_name_with_open_clip_keys() -> None:
 def test_shipped_clip_tells_movements_on_people_it_never_saw() -> None:
     """Choose among sixteen sentences with one movement each; chance is one in sixteen."""
     moves = [
-        (needed, words) for needed, without, words in MOVEMENTS if not without and " " not in needed
+        (needed, own) for needed, without, own in MOVEMENTS if not without and " " not in needed
     ]
     moves += [("AU1 AU2", ("brows lifted high",)), ("AU4", ("brows pulled down and together",))]
-    texts = {needed: [TEMPLATES[0].format(words[0])] for needed, words in moves}
+    texts = {needed: [TEMPLATES[0].format(own[0])] for needed, own in moves}
     cfg = ModelConfig(
         backbone="tiny", pretrained="demo", sentences=texts, context_tokens=0, normalize=True
     )

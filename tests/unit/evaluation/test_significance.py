@@ -210,7 +210,7 @@ def test_corrected_t_is_exact_where_its_model_holds() -> None:
 
 @pytest.mark.parametrize("n", [1, 6, 10, 25, 40, 100, 300])
 def test_mcnemar_never_finds_too_much(n: int) -> None:
-    """Summed over all ways in which n discordant clips fall when both models are as good."""
+    """Sum over all outcomes of n discordant clips when both models are as good."""
     chance = [math.comb(n, k) / 2**n for k in range(n + 1)]
     assert sum(c for k, c in enumerate(chance) if mcnemar(k, n - k).p < 0.05) <= 0.05
     assert mcnemar(n // 3, n - n // 3).p == pytest.approx(2 * sum(chance[: n // 3 + 1]))

@@ -33,17 +33,17 @@ def converted(
 ) -> tuple[str, Path]:
     """A recorded checkpoint, and the folder made of it; read only."""
     out = tmp_path_factory.mktemp("converted") / "folder"
-    told = json.loads((GOLDEN / f"{request.param}.json").read_text())
+    recorded = json.loads((GOLDEN / f"{request.param}.json").read_text())
     from_official(
-        GOLDEN / f"{request.param}_init.pth", out, TokenPosition[told["class_token_position"]]
+        GOLDEN / f"{request.param}_init.pth", out, TokenPosition[recorded["class_token_position"]]
     )
     return request.param, out
 
 
-def rebuild(folder: Path, *words: str) -> tuple[DFERCLIP, Config]:
+def rebuild(folder: Path, *overrides: str) -> tuple[DFERCLIP, Config]:
     """As ``dfer eval`` does it."""
     saved = checkpoint.read(folder, weights_only=True)
-    config = load_config(str(folder / checkpoint.CONFIG), words)
+    config = load_config(str(folder / checkpoint.CONFIG), overrides)
     return load_model(saved, config, tuple(saved.state["classes"])), config
 
 
@@ -59,15 +59,15 @@ def test_the_folder_gives_the_recorded_logits(converted: tuple[str, Path]) -> No
 
 def test_settings_and_sentences_are_those_of_the_json(converted: tuple[str, Path]) -> None:
     case, folder = converted
-    told, model = (
+    recorded, model = (
         json.loads((GOLDEN / f"{case}.json").read_text()),
         read_config(folder / checkpoint.CONFIG).model,
     )
-    assert list((model.sentences or {}).values()) == [[text] for text in told["class_text"]]
-    assert model.context_tokens == told["contexts_number"]
-    assert model.class_specific == told["class_specific_contexts"]
-    assert model.temporal_layers == told["temporal_layers"]
-    sizes, clip = json.loads(Path(model.backbone).read_text()), told["clip"]
+    assert list((model.sentences or {}).values()) == [[text] for text in recorded["class_text"]]
+    assert model.context_tokens == recorded["contexts_number"]
+    assert model.class_specific == recorded["class_specific_contexts"]
+    assert model.temporal_layers == recorded["temporal_layers"]
+    sizes, clip = json.loads(Path(model.backbone).read_text()), recorded["clip"]
     for part in ("vision", "text"):
         for what in ("width", "layers"):
             assert sizes[f"{part}_cfg"][what] == clip[f"{part}_{what}"]
@@ -97,9 +97,9 @@ def test_eval_takes_a_moved_folder_and_shards(
     moved.mkdir()
     for file in folder.iterdir():
         (moved / file.name).write_bytes(file.read_bytes())
-    words = [f"data.shards={tiny_shards.root}", "data.workers=0"]
+    overrides = [f"data.shards={tiny_shards.root}", "data.workers=0"]
     assert "12 clips: UAR" in dfer(
-        "eval", moved, "--fold", 2, "--out", tmp_path / "p.parquet", *words
+        "eval", moved, "--fold", 2, "--out", tmp_path / "p.parquet", *overrides
     )
     table = pq.read_table(tmp_path / "p.parquet")
     assert table.num_rows == 12
@@ -110,14 +110,14 @@ def test_eval_asks_for_the_fold_and_refuses_other_classes(
     converted: tuple[str, Path], tiny_shards: Index, tmp_path: Path
 ) -> None:
     _, folder = converted
-    words = [f"data.shards={tiny_shards.root}", "data.workers=0"]
+    overrides = [f"data.shards={tiny_shards.root}", "data.workers=0"]
     with pytest.raises(UserError, match="--fold"):
-        evaluate_checkpoint(folder, None, words, None)
+        evaluate_checkpoint(folder, None, overrides, None)
     saved, other = checkpoint.read(folder), tmp_path / "other"
     state = {**saved.state, "classes": saved.state["classes"][::-1]}
     checkpoint.write(other, saved.model, saved.optimizer, saved.config, state, saved.frozen)
     with pytest.raises(UserError, match="other classes"):
-        evaluate_checkpoint(other, 1, words, None)
+        evaluate_checkpoint(other, 1, overrides, None)
 
 
 @torch.no_grad()

@@ -28,10 +28,10 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 def check(content: dict, state: dict, tmp_path: Path, match: str) -> None:
-    torch.save({**content, "state_dict": state}, tmp_path / "odd.pth")
+    torch.save({**content, "state_dict": state}, tmp_path / "changed.pth")
     with pytest.raises(UserError, match=match) as e:
-        from_official(tmp_path / "odd.pth", tmp_path / "out")
-    assert "odd.pth" in str(e.value) and "\n" not in str(e.value)
+        from_official(tmp_path / "changed.pth", tmp_path / "out")
+    assert "changed.pth" in str(e.value) and "\n" not in str(e.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -152,7 +152,7 @@ def test_what_is_there_already(content: dict, tmp_path: Path) -> None:
         ModelConfig(text_polarity=TextPolarity.both),
         ModelConfig(context_tokens=0),
         ModelConfig(temporal=TemporalKind.mean),
-        ModelConfig(sentences={name: ["a face.", "a person."] for name in SEVEN}),
+        ModelConfig(sentences={name: ["a face.", "a human."] for name in SEVEN}),
     ],
     ids=[
         "temperature",
@@ -160,7 +160,7 @@ def test_what_is_there_already(content: dict, tmp_path: Path) -> None:
         "head_dim",
         "lora",
         "adapters",
-        "sides",
+        "polarity",
         "fixed",
         "mean",
         "sentences",

@@ -54,8 +54,8 @@ def test_training_starts_from_exactly_the_frozen_clip(clips: torch.Tensor, time:
         clips.flatten(0, 1) / 255 - torch.tensor(OPENAI_DATASET_MEAN)[:, None, None]
     ) / torch.tensor(OPENAI_DATASET_STD)[:, None, None]
     video = F.normalize(clip.encode_image(pixels).unflatten(0, (3, FRAMES)).mean(1), dim=-1)
-    words = [f"a person with an expression of {no}{name}" for no in ("", "no ") for name in CLASSES]
-    text = clip.encode_text(SimpleTokenizer()(words), normalize=True)
+    texts = [f"a person with an expression of {no}{name}" for no in ("", "no ") for name in CLASSES]
+    text = clip.encode_text(SimpleTokenizer()(texts), normalize=True)
     positive, negative = (100 * video @ text.t()).chunk(2, dim=1)
     model = tiny(adapter_time=time)
     assert any(isinstance(m, FramePositions) for m in model.modules()) == time
@@ -132,7 +132,7 @@ def test_a_block_by_hand(clips: torch.Tensor) -> None:
 
 @torch.no_grad()
 def test_negative_logits_by_hand(clips: torch.Tensor) -> None:
-    """A video that lies along an axis, and texts at known angles to it."""
+    """A video feature along an axis, and texts at known angles to it."""
     model, width = tiny(temperature=0.1, negative_weight=0.5), 64
     model.temporal = torch.nn.Module()
     model.temporal.forward = lambda x: (
@@ -249,7 +249,7 @@ def test_adapters_serve_dfer_clip_as_well(clips: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "millions"),
+    ("overrides", "millions"),
     [
         ([], 13.42),
         (["model.text_polarity=positive"], 10.26),
@@ -259,12 +259,12 @@ def test_adapters_serve_dfer_clip_as_well(clips: torch.Tensor) -> None:
         (["model.adapter_ratio=0.125"], 6.73),
     ],
 )
-def test_tunable_parameters_on_vit_b_16(words: list[str], millions: float) -> None:
+def test_tunable_parameters_on_vit_b_16(overrides: list[str], millions: float) -> None:
     """An adapter of width D and bottleneck D/4 has D^2/2 + 5/4 D parameters; the paper has 13 M."""
-    config = load_config(B16, words)
+    config = load_config(B16, overrides)
     assert trained_line(build_meta_model(config, SEVEN)).startswith(f"trained: {millions:.2f} of ")
     image, text = (768**2 // 2 + 960), (512**2 // 2 + 640)
-    if not words:
+    if not overrides:
         assert trained_line(build_meta_model(config, SEVEN)).endswith(
             f"(adapters {12 * 2 * (image + 2 * text) / 1e6:.2f})"
         )

@@ -38,10 +38,10 @@ def tiny(
     return build_model(cfg, classes or list(sentences), 2, 64)
 
 
-def load(tmp_path: Path, text: str, *words: str) -> Config:
+def load(tmp_path: Path, text: str, *overrides: str) -> Config:
     file = tmp_path / "mine.yaml"
     file.write_text("data: {shards: x}\n" + text)
-    return load_config(str(file), words)
+    return load_config(str(file), overrides)
 
 
 def test_what_the_text_tower_reads() -> None:

@@ -28,7 +28,7 @@ BOTH = ["parsing", "landmarks"]
 
 @pytest.fixture(scope="module")
 def pictures() -> torch.Tensor:
-    """Three clips: frames, then two levels."""
+    """Three clips: frames, then two modalities."""
     return torch.randint(
         0,
         256,
@@ -133,7 +133,7 @@ def test_modalities_work_with_temporal_transformer(pictures: torch.Tensor) -> No
 
 
 @pytest.mark.parametrize(
-    ("words", "millions"),
+    ("overrides", "millions"),
     [
         (["model.modalities=[parsing,landmarks]"], 19.07),
         (["model.modalities=[landmarks]"], 16.25),
@@ -141,17 +141,17 @@ def test_modalities_work_with_temporal_transformer(pictures: torch.Tensor) -> No
         (["model.modalities=[parsing,landmarks]", "model.modality_ratio=0.125"], 20.54),
     ],
 )
-def test_tunable_parameters_on_vit_b_16(words: list[str], millions: float) -> None:
+def test_tunable_parameters_on_vit_b_16(overrides: list[str], millions: float) -> None:
     """The paper has 19 million with parsing maps and landmarks, 13 million without."""
-    assert trained_line(build_meta_model(load_config(B16, words), SEVEN)).startswith(
+    assert trained_line(build_meta_model(load_config(B16, overrides), SEVEN)).startswith(
         f"trained: {millions:.2f} of "
     )
 
 
 def test_plan_counts_images_of_modalities() -> None:
-    words = ["data.image_size=32", "data.num_frames=2", "model.image=adapters"]
+    overrides = ["data.image_size=32", "data.num_frames=2", "model.image=adapters"]
     plain, modalities = (
-        load_config("demo", [*words, *more])
+        load_config("demo", [*overrides, *more])
         for more in ([], ["model.modalities=[parsing,landmarks]"])
     )
     assert loader_bytes(modalities, 4) == 3 * loader_bytes(plain, 4)
@@ -164,7 +164,7 @@ def test_plan_counts_images_of_modalities() -> None:
 
 def test_mistakes_are_named() -> None:
     adapters = {"image": ImageTuning.adapters}
-    for settings, words in (
+    for settings, message in (
         ({"modalities": ["parsing"]}, "model.image=all: each modality has adapters of its own"),
         (
             {**adapters, "modalities": ["depth"]},
@@ -178,7 +178,7 @@ def test_mistakes_are_named() -> None:
         ),
         ({**adapters, "modality_ratio": 0.0}, r"model\.modality_ratio"),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=message):
             check_values(Config(model=ModelConfig(**settings)))  # type: ignore[arg-type]
     check_values(
         load_config(

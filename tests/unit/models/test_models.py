@@ -138,11 +138,11 @@ def test_layout_of_the_prompt(position: TokenPosition, context: int) -> None:
     for row, text in zip(
         prompt()[..., 0].int().tolist(), ["fear.", "a wide open mouth."], strict=True
     ):
-        words, learned = SimpleTokenizer().encode(text), [-i for i in range(1, 1 + context)]
+        text_tokens, learned = SimpleTokenizer().encode(text), [-i for i in range(1, 1 + context)]
         expected = {
-            TokenPosition.end: [sot, *learned, *words, eot],
-            TokenPosition.middle: [sot, *learned[:half], *words, *learned[half:], eot],
-            TokenPosition.front: [sot, *words, *learned, eot],
+            TokenPosition.end: [sot, *learned, *text_tokens, eot],
+            TokenPosition.middle: [sot, *learned[:half], *text_tokens, *learned[half:], eot],
+            TokenPosition.front: [sot, *text_tokens, *learned, eot],
         }[position]
         assert row == expected + [0] * (len(row) - len(expected))
         assert expected.index(eot) in prompt.eot.tolist()

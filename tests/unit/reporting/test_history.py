@@ -42,7 +42,12 @@ def test_loss_curve_and_cost_match_lines_and_attempts(whole: RunDir, tmp_path: P
         run.fold(1).status, {"state": "RUNNING", "steps": 30, "attempts": [*attempts, killed]}
     )
     found = cost(run.fold(1), {"device": "cuda"})
-    assert (found.ranks, found.attempts, found.undone_steps, found.at_least) == ((4, 2), 2, 3, True)
+    assert (found.ranks, found.attempts, found.steps_repeated, found.at_least) == (
+        (4, 2),
+        2,
+        3,
+        True,
+    )
     assert found.hours == pytest.approx(0.5 + (1030 - 600) / 3600)  # up to the last line
     assert found.device_hours == pytest.approx(2 + 2 * (1030 - 600) / 3600)
     assert (found.clips_per_second, found.device, found.device_name) == (50, "cuda", "GPU X")

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.reporting.errors_sheet import draw_confident_errors
 from dfer_dist.reporting.files import write_report
 from dfer_dist.reporting.protocol import command_text
-from dfer_dist.reporting.sections import summary_table
 from dfer_dist.runs.layout import RunDir
 from tests.helpers.made_runs import (
     CLASSES,
@@ -83,24 +76,6 @@ def shown(tiny_shards: Index, tmp_path: Path) -> RunDir:
     return make_misclassified_run(tmp_path / "shown", tiny_shards)
 
 
-def dfer(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).parent / "dfer"), "report", *map(str, words)]
-    return subprocess.run(
-        command,
-        env=os.environ | {"COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-
-
-def words(summary: dict[str, Any]) -> str:
-    console = Console(file=io.StringIO(), width=160)
-    console.print(summary_table(summary))
-    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
-
-
 def test_page_has_all_numbers_and_no_external_links(whole: RunDir) -> None:
     page, summary = Page(whole.page), json.loads(whole.summary.read_text())
     assert all(link.startswith(("#", "data:image/svg+xml;base64,")) for link in page.links)
@@ -122,7 +97,7 @@ def test_report_hides_user_machine_and_folders(whole: RunDir) -> None:
     for path in (whole.page, whole.report, whole.latex):
         text = path.read_text()
         assert not re.search("secret|myself|mymachine|/home", text), path
-    words = [
+    command = [
         "/x/dfer",
         "crossval",
         "data.shards=s3://key:secret@host/a/b",
@@ -130,20 +105,20 @@ def test_report_hides_user_machine_and_folders(whole: RunDir) -> None:
         "../up/runs",
         "train.seed=3",
     ]
-    assert command_text(words) == "dfer crossval data.shards=…/b --runs …/runs train.seed=3"
+    assert command_text(command) == "dfer crossval data.shards=…/b --runs …/runs train.seed=3"
 
 
 def test_missing_folds_are_marked_in_every_table_and_file(holes: RunDir) -> None:
-    words = "2 of 5 folds missing (2, 4): all scores are over folds 1, 3, 5 only."
+    warning = "2 of 5 folds missing (2, 4): all scores are over folds 1, 3, 5 only."
     page = Page(holes.page)
     assert len(page.tables) == 5
-    assert all(words in text for text in page.after)
+    assert all(warning in text for text in page.after)
     assert (
-        holes.page.read_text().count(words) >= 5 + 4
+        holes.page.read_text().count(warning) >= 5 + 4
     )  # tables; the head, scores, recalls, confusion
     tex = holes.latex.read_text()
-    assert tex.count(words) == 1 + tex.count(r"\begin{table}") == 4
-    assert holes.report.read_text().count(f"**{words}**") == 1 + 5
+    assert tex.count(warning) == 1 + tex.count(r"\begin{table}") == 4
+    assert holes.report.read_text().count(f"**{warning}**") == 1 + 5
     assert ["2", *["missing"] * 4] == [x for x in page.tables[0] if x][10:15]
 
 

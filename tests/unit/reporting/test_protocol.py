@@ -1,29 +1,19 @@
-"""The protocol of a run in words."""
+"""The protocol of a run as text."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
 
 from dfer_dist.config.load import load_config
 from dfer_dist.reporting.files import write_summary
 from dfer_dist.reporting.protocol import _model_rows
-from dfer_dist.reporting.sections import summary_table
 from tests.helpers.made_runs import make_fold
 
 
-def words(summary: dict[str, Any]) -> str:
-    console = Console(file=io.StringIO(), width=160)
-    console.print(summary_table(summary))
-    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
-
-
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("overrides", "expected"),
     [
         (
             ["model.image=adapters"],
@@ -46,8 +36,8 @@ def words(summary: dict[str, Any]) -> str:
         ),
     ],
 )
-def test_model_rows_name_trained_parts(words: list[str], expected: str) -> None:
-    assert ["Trained", expected] in _model_rows(load_config("demo", ["data.shards=x", *words]))
+def test_model_rows_name_trained_parts(overrides: list[str], expected: str) -> None:
+    assert ["Trained", expected] in _model_rows(load_config("demo", ["data.shards=x", *overrides]))
 
 
 def test_markdown_describes_views_and_frames(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.helpers.made_runs import CLASSES, make_fold
 ALL = [1, 2, 3, 4, 5]
 
 
-def words(summary: dict[str, Any]) -> str:
+def summary_text(summary: dict[str, Any]) -> str:
     console = Console(file=io.StringIO(), width=160)
     console.print(summary_table(summary))
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
@@ -70,7 +70,7 @@ def test_table_and_markdown_contain_all_numbers(tmp_path: Path) -> None:
     for k in ALL:
         make_fold(tmp_path, k, shuffled=True, selection="best_test")
     s = write_summary(tmp_path, ALL)
-    for text in (words(s), (tmp_path / "summary.md").read_text()):
+    for text in (summary_text(s), (tmp_path / "summary.md").read_text()):
         assert "best_test: epoch chosen on the test fold, optimistic" in text
         assert f"{s['uar']['mean']:.2f} ± {s['uar']['std']:.2f}" in text
         assert "{:.2f} to {:.2f}".format(*s["war"]["ci95"]) in text
@@ -97,7 +97,7 @@ def test_missing_folds_are_marked_in_table_and_markdown(tmp_path: Path) -> None:
     assert sentence in "\n".join(markdown.splitlines()[:3])
     assert "| 3 | missing |" in markdown
     assert "| folds 3, 5 | missing |" in markdown
-    text = words(s)
+    text = summary_text(s)
     assert sentence in text
     assert [line.split()[1] for line in text.splitlines() if "missing │" in line] == ["3", "5"]
     assert "mean ± deviation of folds 1, 2, 4" in text
@@ -109,14 +109,14 @@ def test_summary_of_one_fold_has_no_deviation(tmp_path: Path) -> None:
     assert s["uar"]["std"] is None
     assert s["war"]["mean"] == s["folds"][0]["war"]
     assert s["shuffled"] is None
-    assert "±" not in words(s)
+    assert "±" not in summary_text(s)
 
 
 def test_absent_class_is_marked(tmp_path: Path) -> None:
     make_fold(tmp_path, 1)
     make_fold(tmp_path, 2, without=5)
     s = write_summary(tmp_path, [1, 2])
-    assert "Fold 2 has no clip of disgust" in words(s)
+    assert "Fold 2 has no clip of disgust" in summary_text(s)
     make_fold(tmp_path / "b", 1, without=5)
     s = write_summary(tmp_path / "b", [1])
     assert s["pooled"]["absent"] == ["disgust"]
@@ -128,7 +128,7 @@ def test_shuffled_scores_of_some_folds_are_not_averaged(tmp_path: Path) -> None:
     make_fold(tmp_path, 2)
     s = summarize(tmp_path, [1, 2])
     assert s["shuffled"] is None
-    assert "exist for fold 1 only" in words(s)
+    assert "exist for fold 1 only" in summary_text(s)
 
 
 def test_write_summary_without_folds_writes_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Figures of the page as SVG: learning curves, recalls, and differences with intervals."""
+"""Plots of the page as SVG: learning curves, recalls, and differences with intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dfer_dist.evaluation.significance import Difference
-from dfer_dist.reporting.figures import (
+from dfer_dist.reporting.history import Curve
+from dfer_dist.reporting.plots import (
     ALERT,
     DPI,
     FAINT,
@@ -18,7 +19,6 @@ from dfer_dist.reporting.figures import (
     WAR,
     draw_scores,
 )
-from dfer_dist.reporting.history import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""Figures of a report.
+"""Plots of a report.
 
 Only Matplotlib's object interface: no window system, no global state.
 """
