@@ -32,7 +32,7 @@ AllowDrift = Annotated[
     typer.Option(
         "--allow-drift",
         metavar="KEY",
-        help="Resume despite a changed setting KEY, such as optim.lr_image, code or versions (repeatable).",
+        help="Resume despite a changed KEY: a setting, code or versions (repeatable).",
     ),
 ]
 Checkpoint = Annotated[

@@ -20,7 +20,8 @@ _HEAD = """\
 Give a setting on the command line, as in `dfer crossval dfew_vitb32 model.image=lora`, or in an
 experiment's YAML file. The defaults are the published recipe of DFER-CLIP. All settings are checked
 before anything starts. A setting marked with * is not part of the configuration hash: results stay
-equal up to rounding, and it may change when a run is resumed, except `tracking.*`. [Choosing settings](../guides/settings.md) explains how settings work together.
+equal up to rounding, and it may change when a run is resumed, except `tracking.*`.
+[Choosing settings](../guides/settings.md) explains how settings work together.
 """
 _COLUMNS = ("Key", "Type", "Default", "Range", "Description", "Source")
 

@@ -66,7 +66,7 @@ def test_report_command_writes_files_and_rejects_bad_options(
     assert "nothing can be compared clip by clip" in " ".join(done.stdout.split())
     assert (tmp_path / "out" / "comparison.html").exists()
     for bad, message in (
-        ([shown.root, "--share-frames"], "give both"),
+        ([shown.root, "--share-frames"], "give --errors N too"),
         ([shown.root, "--out", tmp_path], "--out is for a comparison"),
         ([whole.root, tmp_path], "is not a run"),
         ([shown.root, "--against", "papers"], "--against papers"),
