@@ -171,7 +171,7 @@ def _medians(measured: _Measurements, kind: str, config: Config) -> dict[str, An
             clips = config.eval.batch
         if kind != "save":
             row["clips_per_s"] = clips / row["seconds"]
-        results[{"plain": "baseline"}.get(name, name)] = row
+        results["baseline" if name == "plain" else name] = row
     return results
 
 

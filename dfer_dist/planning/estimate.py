@@ -1,10 +1,8 @@
-"""Memory and time of a run, ahead of it.
-
-What each ZeRO stage and micro batch would take on machines that are not here.
+"""Estimate memory and time of each ZeRO stage and micro batch, for machines that are not here.
 
 Parameters, operations and the bytes of activations are counted on the real model
-(:mod:`dfer_dist.planning.step_costs`). What DeepSpeed 0.19 adds for each stage follows from its source
-and was held against real steps (``docs/background/memory.md``). Speed is arithmetic on the
+(:mod:`dfer_dist.planning.step_costs`). What DeepSpeed 0.19 adds for each stage follows from its
+source and was compared with real steps (``docs/background/memory.md``). Speed is arithmetic on the
 operations per second and bytes per second that the caller assumes: no step is timed.
 """
 
@@ -36,11 +34,14 @@ _GATHERED = 10**9
 # Training clips of a fold (of 11,697 and 9,172 in five folds; 31,088 in one) and number of folds,
 # for a plan before the data are packed.
 _PUBLISHED = {"dfew": (9_357, 5), "mafw": (7_337, 5), "ferv39k": (31_088, 1)}
+# Numbers that an optimizer keeps for each parameter, and bytes of a number.
+_MOMENTS = {Optimizer.sgd: 1, Optimizer.adamw: 2}
+_BYTES = {Precision.bf16: 2, Precision.fp32: 4}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan is made for.
+    """The machine that a plan is made for.
 
     ``flops`` a second (bf16, achieved, not the peak) and ``bandwidth`` bytes a second are of one
     GPU; ``latency`` seconds pass from one rank to another.
@@ -67,8 +68,8 @@ class DataSize:
 class Memory:
     """Bytes on one device at the moment when most are in use.
 
-    ``weights`` has the float32 masters too; ``host`` is what an offloaded optimizer keeps in main
-    memory.
+    ``weights`` includes the float32 master weights; ``host`` is what an offloaded optimizer keeps
+    in main memory.
     """
 
     weights: float
@@ -80,6 +81,7 @@ class Memory:
 
     @property
     def total(self) -> float:
+        """Bytes of all kinds on the device."""
         return self.weights + self.gradients + self.moments + self.activations + self.other
 
 
@@ -87,8 +89,8 @@ class Memory:
 class Row:
     """One line of a plan.
 
-    ``host`` bytes of main memory that rank 0 needs beside the program; ``sent`` bytes a rank sends
-    in a step; ``hours`` of training over all epochs and folds.
+    ``host`` bytes of main memory that rank 0 needs in addition to the program; ``sent`` bytes a
+    rank sends in a step; ``hours`` of training over all epochs and folds.
     """
 
     stage: int
@@ -102,10 +104,15 @@ class Row:
     hours: float
 
 
-def data_size(config: Config) -> DataSize:
-    """From the index at ``data.shards``.
+def training_itemsize(config: Config) -> int:
+    """Return the bytes of a weight or gradient in the training precision."""
+    return _BYTES[config.train.precision]
 
-    Without one, from the official lists, by the folder's name.
+
+def data_size(config: Config) -> DataSize:
+    """Return the size of the data from the index at ``data.shards``.
+
+    Without an index it is that of the official lists, by the folder's name.
 
     Raises
     ------
@@ -127,8 +134,10 @@ def data_size(config: Config) -> DataSize:
 
 
 def plan(config: Config, machine: Machine, size: DataSize) -> list[Row]:
-    """A row for each ZeRO stage and each micro batch that divides a rank's share of the global
-    batch; descriptions need it whole.
+    """Return a row for each ZeRO stage and each micro batch.
+
+    Micro batches are the divisors of a rank's share of the global batch. Training on descriptions
+    needs the share whole.
 
     Raises
     ------
@@ -139,8 +148,9 @@ def plan(config: Config, machine: Machine, size: DataSize) -> list[Row]:
         replace(config, train=replace(config.train, micro_batch=None)), machine.ranks
     )
     counted = count_step(config, size.classes, fused_attention=machine.device == "cuda")
-    whole = config.train.objective is not Supervision.labels
-    micros = [share] if whole else [m for m in range(1, share + 1) if share % m == 0]
+    micros = [share]
+    if config.train.objective is Supervision.labels:
+        micros = [m for m in range(1, share + 1) if share % m == 0]
     return [
         _row(counted, config, machine, size, stage, micro, share // micro)
         for stage in (1, 2, 3)
@@ -149,7 +159,7 @@ def plan(config: Config, machine: Machine, size: DataSize) -> list[Row]:
 
 
 def plan_here(config: Config, classes: Sequence[str], device: str) -> float:
-    """Planned bytes of one rank on a ``cpu`` or ``cuda`` device.
+    """Return the planned bytes of one rank on a ``cpu`` or ``cuda`` device.
 
     On the CPU, main memory is the device's own.
     """
@@ -164,14 +174,15 @@ def plan_here(config: Config, classes: Sequence[str], device: str) -> float:
         accumulation,
     )
     if device == "cuda":
-        return used.total - _RUNTIME[device]  # which torch's own count does not see
+        # torch does not count its libraries.
+        return used.total - _RUNTIME[device]
     return used.total + used.host
 
 
 def fastest(rows: Sequence[Row]) -> Row | None:
-    """The fastest that fits; among equals the lowest stage, then the largest micro batch.
+    """Return the fastest row that fits, or None.
 
-    None if nothing fits.
+    Among equals it is the lowest stage, then the largest micro batch.
     """
     return max(
         (r for r in rows if r.fits),
@@ -183,76 +194,74 @@ def fastest(rows: Sequence[Row]) -> Row | None:
 def memory(
     counted: StepCosts, config: Config, machine: Machine, stage: int, micro: int, accumulation: int
 ) -> Memory:
-    """Bytes of one rank in a step after the first, when moments are there."""
+    """Return the bytes of one rank in a step after the first, when moments exist."""
     ranks, cuda = machine.ranks, machine.device == "cuda"
-    half = 2 if config.train.precision is Precision.bf16 else 4
+    itemsize = training_itemsize(config)
     trained, every = counted.trained, counted.trained + counted.frozen
     master_weights, moments = 4 * trained / ranks, _MOMENTS[config.optim.name] * 4 * trained / ranks
-    weights = half * every / (ranks if stage == 3 else 1)
+    weights = float(itemsize * every)
+    if stage == 3:
+        weights /= ranks
+    # Gathered while they are used.
     if stage == 3 and ranks > 1:
-        weights += half * min(every - counted.unread, _GATHERED)  # whole again while they are used
+        weights += itemsize * min(every - counted.unread, _GATHERED)
     live = counted.live(micro)
     gradients = _gradients(
-        counted, half, stage, ranks, accumulation, cuda, config.train.offload_optimizer
+        counted, itemsize, stage, ranks, accumulation, cuda, config.train.offload_optimizer
     )
     host = 0.0
     if config.train.offload_optimizer:
-        host = (
-            master_weights + moments + 4 * trained / ranks + half * trained / ranks
-        )  # and a bf16 copy on its way back
+        # Gradients, and a bf16 copy of the weights on its way back.
+        host = master_weights + moments + 4 * trained / ranks + itemsize * trained / ranks
         master_weights = moments = 0.0
     at = int(np.argmax(live + gradients))
     backward = Memory(
         weights + master_weights, gradients[at], moments, live[at], _RUNTIME[machine.device], host
     )
-    # after the backward pass, ZeRO-1 in bf16 sends buckets in bf16, one while the next is filled
-    buckets = stage == 1 and half == 2 and ranks > 1 and not config.train.offload_optimizer
-    passing = half * min(trained, 2 * BUCKET) if buckets else 0.0
+    # After the backward pass, ZeRO-1 in bf16 sends buckets in bf16, one while the next is filled.
+    buckets = 0.0
+    if stage == 1 and itemsize == 2 and ranks > 1 and not config.train.offload_optimizer:
+        buckets = itemsize * min(trained, 2 * BUCKET)
     step = replace(
-        backward, gradients=gradients[-1], activations=0.0, other=_RUNTIME[machine.device] + passing
+        backward, gradients=gradients[-1], activations=0.0, other=_RUNTIME[machine.device] + buckets
     )
     return max(backward, step, key=lambda m: m.total)
 
 
-_MOMENTS = {Optimizer.sgd: 1, Optimizer.adamw: 2}
-
-
 def _gradients(
     counted: StepCosts,
-    half: int,
+    itemsize: int,
     stage: int,
     ranks: int,
     accumulation: int,
     cuda: bool,
     offload: bool,
 ) -> np.ndarray:
-    """Bytes of gradients after each operation of the last micro batch of a step, an array over
-    time.
-    """
+    """Return the bytes of gradients after each operation of a step's last micro batch."""
     trained, done = counted.trained, counted.graded.astype(np.float64)
-    if accumulation > 1:  # the buffers are there from the first micro batch on
+    # The buffers exist from the first micro batch on.
+    if accumulation > 1:
         done = np.full_like(done, trained)
     if stage == 1:
-        if half == 4:
+        if itemsize == 4:
             return 4 * done
         if offload:
-            return (4 + half) * done
+            return (4 + itemsize) * done
         # DeepSpeed's optimizer for bf16 keeps float32 gradients of all parameters.
-        return 4 * trained + half * done
-    # what is allocated whole counts whole on a GPU; on the CPU only the pages that are written do
-    buckets = 2 if stage == 2 else 1  # in turns, while the other is on its way
+        return 4 * trained + itemsize * done
+    own = filled = done
     # ZeRO-3 keeps its bucket from step to step.
-    filled = np.full_like(done, trained) if stage == 3 else done
-    bucket = (
-        np.full_like(done, half * BUCKET * buckets) if cuda else half * np.minimum(filled, BUCKET)
-    )
-    if offload:
-        return bucket
-    own = done
     if stage == 3:
-        own = np.full_like(done, trained)
+        own = filled = np.full_like(done, trained)
     elif cuda:
         own = np.where(done > 0, trained, 0)
+    # An allocation counts whole on a GPU; on the CPU only the pages that are written count.
+    bucket = itemsize * np.minimum(filled, BUCKET)
+    if cuda:
+        # ZeRO-2 fills one bucket while it sends the other.
+        bucket = np.full_like(done, itemsize * BUCKET * (2 if stage == 2 else 1))
+    if offload:
+        return bucket
     return bucket + 4 * own / ranks
 
 
@@ -265,13 +274,14 @@ def _row(
     micro: int,
     accumulation: int,
 ) -> Row:
-    half = 2 if config.train.precision is Precision.bf16 else 4
+    itemsize = training_itemsize(config)
     used = memory(counted, config, machine, stage, micro, accumulation)
-    sent = sent_bytes(counted, half, stage, machine.ranks, accumulation)
-    moved = (
-        (4 + half) * counted.trained / machine.ranks if config.train.offload_optimizer else 0.0
-    )  # gradients out, weights back
-    network = network_seconds(counted, half, stage, machine, accumulation)
+    sent = sent_bytes(counted, itemsize, stage, machine.ranks, accumulation)
+    moved = 0.0
+    # Gradients to main memory, and weights back.
+    if config.train.offload_optimizer:
+        moved = (4 + itemsize) * counted.trained / machine.ranks
+    network = network_seconds(counted, itemsize, stage, machine, accumulation)
     seconds = (
         accumulation * counted.flops(micro) / machine.flops + moved / machine.bandwidth + network
     )
@@ -285,38 +295,42 @@ def _row(
 
 
 def saved_bytes(counted: StepCosts, config: Config) -> float:
-    """The one full copy of masters and moments that rank 0 keeps while a checkpoint is written."""
+    """Return the bytes of the copy that rank 0 keeps while a checkpoint is written.
+
+    It holds all master weights and moments.
+    """
     return 4.0 * counted.trained * (1 + _MOMENTS[config.optim.name])
 
 
 def loader_bytes(config: Config, micro: int) -> float:
-    """Shared memory of a rank's loader: the slots of its ring, a micro batch of frames each."""
+    """Return the bytes of shared memory of a rank's loader: buffers of a micro batch of frames."""
     slots = config.data.workers * PREFETCH + KEPT
     pictures = (1 + len(config.model.modalities)) * config.data.num_frames
     return float(slots * micro * pictures * resolve_image_size(config) ** 2 * 3)
 
 
-def sent_bytes(counted: StepCosts, half: int, stage: int, ranks: int, accumulation: int) -> float:
-    """Bytes that a rank sends in a step, in rings.
+def sent_bytes(
+    counted: StepCosts, itemsize: int, stage: int, ranks: int, accumulation: int
+) -> float:
+    """Return the bytes that a rank sends in a step, with ring collectives.
 
     2 (W-1)/W of what is all-reduced, (W-1)/W of what is gathered.
 
     ZeRO-1 reduces once a step, ZeRO-2 and 3 with every micro batch; ZeRO-3 gathers the weights for
     each of them, once more for the backward pass if there are too many to keep.
     """
-    gradients, weights = (
-        half * counted.trained,
-        half * (counted.trained + counted.frozen - counted.unread),
-    )
+    gradients = itemsize * counted.trained
+    weights = itemsize * (counted.trained + counted.frozen - counted.unread)
     part = (ranks - 1) / ranks
     if stage == 3:
-        passes = 1 if weights / half <= _GATHERED else 2
+        passes = 1 if weights / itemsize <= _GATHERED else 2
         return part * accumulation * (gradients + passes * weights)
-    return part * (2 * gradients * (accumulation if stage == 2 else 1) + gradients)
+    reductions = accumulation if stage == 2 else 1
+    return part * (2 * gradients * reductions + gradients)
 
 
 def collectives(counted: StepCosts, stage: int, accumulation: int) -> int:
-    """How many collectives a step starts.
+    """Return how many collectives a step starts.
 
     ZeRO-3 gathers each large parameter by itself, for every micro batch.
     """
@@ -327,18 +341,16 @@ def collectives(counted: StepCosts, stage: int, accumulation: int) -> int:
 
 
 def network_seconds(
-    counted: StepCosts, half: int, stage: int, machine: Machine, accumulation: int
+    counted: StepCosts, itemsize: int, stage: int, machine: Machine, accumulation: int
 ) -> float:
-    """What a step sends over the bandwidth, and the way of each collective up and down a tree of
-    ranks, one latency for each of its levels.
+    """Return the seconds of a step's communication.
 
-    A pair of trees reaches both, as NCCL builds them: Sanders, Speck & Träff, "Two-tree algorithms
-    for full bandwidth broadcast, reduction and scan", Parallel Computing 35 (2009). Nothing is
-    taken to be hidden behind the backward pass.
+    They are the bytes sent over the bandwidth, and for each collective the depth of a tree of ranks
+    up and down, one latency for each hop. A pair of trees reaches both, as NCCL builds them:
+    Sanders, Speck & Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan",
+    Parallel Computing 35 (2009). No communication is assumed to overlap with the backward pass.
     """
     tree_depth = math.ceil(math.log2(machine.ranks))
-    sent = sent_bytes(counted, half, stage, machine.ranks, accumulation)
-    return (
-        sent / machine.bandwidth
-        + collectives(counted, stage, accumulation) * 2 * tree_depth * machine.latency
-    )
+    sent = sent_bytes(counted, itemsize, stage, machine.ranks, accumulation)
+    hops = collectives(counted, stage, accumulation) * 2 * tree_depth
+    return sent / machine.bandwidth + hops * machine.latency

@@ -1,12 +1,12 @@
-"""Step time and efficiency on more and more nodes, on paper: ``dfer plan --scale``."""
+"""Estimate step time and efficiency by number of nodes: ``dfer plan --scale``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dfer_dist.config.schema import Config, Precision, split_batch
-from dfer_dist.planning.estimate import Machine, network_seconds
+from dfer_dist.config.schema import Config, split_batch
+from dfer_dist.planning.estimate import Machine, network_seconds, training_itemsize
 from dfer_dist.planning.step_costs import count_step
 
 
@@ -14,9 +14,8 @@ from dfer_dist.planning.step_costs import count_step
 class ScaledStep:
     """A step on ``nodes`` nodes.
 
-    Seconds of computing, sending, and loading, which goes on beside the other two; all of them
-    together; clips a second of all ranks, and their share of what as many ranks would do that never
-    waited for each other.
+    ``compute``, ``network`` and ``data`` are seconds; loading overlaps with the other two.
+    ``clips`` are those of one rank.
     """
 
     nodes: int
@@ -28,33 +27,38 @@ class ScaledStep:
 
     @property
     def seconds(self) -> float:
+        """Seconds of the whole step."""
         return max(self.compute + self.network, self.data)
 
     @property
     def clips_per_second(self) -> float:
+        """Clips a second of all ranks."""
         return self.ranks * self.clips / self.seconds
 
     @property
     def efficiency(self) -> float:
+        """Share of the speed of as many independent ranks."""
         return max(self.compute, self.data) / self.seconds
 
     @property
     def limit(self) -> str:
-        """What most of the step is spent on: ``data``, ``compute`` or ``network``."""
+        """The largest part of the step: ``data``, ``compute`` or ``network``."""
         if self.data >= self.compute + self.network:
             return "data"
-        return "compute" if self.compute >= self.network else "network"
+        if self.compute >= self.network:
+            return "compute"
+        return "network"
 
 
 def scale(
     config: Config,
     node: Machine,
     network: float,
-    loaded: float,
+    loader_rate: float,
     nodes: Sequence[int],
     classes: Sequence[str],
 ) -> list[ScaledStep]:
-    """A row for each number of nodes.
+    """Return a row for each number of nodes.
 
     Each rank keeps the clips that it has on one node, so the global batch grows with them.
 
@@ -64,7 +68,7 @@ def scale(
         One node with all of its ranks.
     network : float
         Bytes a second that a node sends to others.
-    loaded : float
+    loader_rate : float
         Clips a second that one loader worker loads.
 
     Raises
@@ -74,16 +78,14 @@ def scale(
     """
     micro, accumulation = split_batch(config, node.ranks)
     counted = count_step(config, classes, fused_attention=node.device == "cuda")
-    half = 2 if config.train.precision is Precision.bf16 else 4
+    itemsize = training_itemsize(config)
     compute, clips = accumulation * counted.flops(micro) / node.flops, micro * accumulation
-    data = clips / (max(1, config.data.workers) * loaded)
+    data = clips / (max(1, config.data.workers) * loader_rate)
     rows = []
     for n in nodes:
-        all_of_them = replace(
-            node,
-            ranks=n * node.ranks,
-            bandwidth=node.bandwidth if n == 1 else min(node.bandwidth, network),
-        )
-        sending = network_seconds(counted, half, config.train.zero_stage, all_of_them, accumulation)
-        rows.append(ScaledStep(n, all_of_them.ranks, compute, sending, data, clips))
+        cluster = replace(node, ranks=n * node.ranks)
+        if n > 1:
+            cluster = replace(cluster, bandwidth=min(node.bandwidth, network))
+        sending = network_seconds(counted, itemsize, config.train.zero_stage, cluster, accumulation)
+        rows.append(ScaledStep(n, cluster.ranks, compute, sending, data, clips))
     return rows

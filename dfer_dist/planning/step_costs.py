@@ -1,10 +1,8 @@
-"""What one training step asks for, counted on the ``meta`` device.
+"""Count the memory and operations of one training step on the ``meta`` device.
 
-The real model runs, and no number of it is computed.
-
-Every operation of the forward and the backward pass is seen by a dispatch mode, so tensors that
-live for a moment only are counted as well as those kept for the backward pass. All sizes grow
-linearly with the micro batch, so two runs give all.
+The real model runs without data. A dispatch mode observes every operation of the forward and the
+backward pass, so temporary tensors are counted as well as those kept for the backward pass. All
+sizes grow linearly with the micro batch, so two runs determine all.
 """
 
 from __future__ import annotations
@@ -31,25 +29,29 @@ from dfer_dist.models.tuning import param_groups
 from dfer_dist.training.losses import Objective
 
 _META = torch.device("meta")
-_BATCHES = (2, 3)  # micro batches that are traced; one clip alone takes other code paths in places
+# Micro batches that are counted; one clip alone takes other code paths in places.
+_BATCHES = (2, 3)
+# torch's dtype of a precision.
+_DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A figure that grows with the micro batch: ``fixed + clip * micro``.
+    """A size that grows linearly with the micro batch: ``fixed + clip * micro``.
 
-    Numbers, or arrays of one length.
+    Both are numbers, or arrays of one length.
     """
 
     fixed: Any
     clip: Any
 
     def __call__(self, micro: int) -> Any:
+        """Return the size for a micro batch."""
         return self.fixed + self.clip * micro
 
     @classmethod
     def through(cls, values: Sequence[Any]) -> Linear:
-        """The line through the values at :data:`_BATCHES`."""
+        """Return the line through the values at :data:`_BATCHES`."""
         clip = (values[1] - values[0]) / (_BATCHES[1] - _BATCHES[0])
         return cls(values[0] - clip * _BATCHES[0], clip)
 
@@ -66,16 +68,16 @@ class StepCosts:
         Parameters that are not trained, and those among them that no forward pass reads (the token
         embedding, without descriptions).
     large : int
-        Parameters' tensors that ZeRO-3 gathers: it leaves those of up to 100,000 elements whole on
+        Parameters' tensors that ZeRO-3 gathers: it leaves those of up to 100,000 numbers whole on
         every rank.
     flops : Linear
         Floating-point operations (a multiplication and an addition are two), recomputation
         included.
     live : Linear
-        Bytes of activations and passing tensors after each operation, an array over time; weights
-        and gradients apart.
+        Bytes of activations and temporary tensors after each operation, an array over time, without
+        weights and gradients.
     graded : ndarray
-        Parameters whose gradient is there after each operation.
+        Parameters that have a gradient after each operation.
     """
 
     groups: dict[str, int]
@@ -88,13 +90,12 @@ class StepCosts:
 
     @property
     def trained(self) -> int:
+        """Trained parameters of all groups."""
         return sum(self.groups.values())
 
 
 def build_meta_model(config: Config, classes: Sequence[str]) -> DFERCLIP:
-    """The model that ``config`` describes, on the ``meta`` device.
-
-    Pretrained weights are not looked for.
+    """Return the model of ``config`` on the ``meta`` device, without pretrained weights.
 
     Raises
     ------
@@ -109,7 +110,7 @@ def build_meta_model(config: Config, classes: Sequence[str]) -> DFERCLIP:
 
 
 def count_step(config: Config, classes: Sequence[str], fused_attention: bool) -> StepCosts:
-    """Count a step of the model that ``config`` describes.
+    """Count a step of the model of ``config``.
 
     Parameters
     ----------
@@ -125,8 +126,7 @@ def count_step(config: Config, classes: Sequence[str], fused_attention: bool) ->
         As :func:`build_meta_model`.
     """
     size = resolve_image_size(config)
-    dtype = torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
-    model = build_meta_model(config, classes).to(dtype)
+    model = build_meta_model(config, classes).to(_DTYPES[config.train.precision])
     objective = Objective(config, [1] * len(classes), _META)
     texts = config.train.objective is not Supervision.labels
     shape = (model.modalities * config.data.num_frames, 3, size, size)
@@ -137,53 +137,54 @@ def count_step(config: Config, classes: Sequence[str], fused_attention: bool) ->
             with meter:
                 _step(model, objective, micro, shape, texts)
             lives.append(np.array(meter.live, dtype=np.float64))
-    for (
-        micro
-    ) in _BATCHES:  # in parts, which the counter knows: a fused kernel does the same products
+    # The counter knows plain attention only; a fused kernel computes the same products.
+    for micro in _BATCHES:
         with FlopCounterMode(display=False) as counter:
             _step(model, objective, micro, shape, texts)
         flops.append(counter.get_total_flops())
     groups = {name: sum(p.numel() for _, p in own) for name, own in param_groups(model).items()}
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    unread = 0 if texts else model.text.token_embedding.weight.numel()
-    large = sum(p.numel() > 100_000 for p in model.parameters()) - (
-        not texts
-    )  # not the token embedding
+    unread, large = 0, sum(p.numel() > 100_000 for p in model.parameters())
+    # Without descriptions, the token embedding is not read.
+    if not texts:
+        unread = model.text.token_embedding.weight.numel()
+        large -= 1
     return StepCosts(
-        groups,
-        frozen,
-        unread,
-        large,
-        Linear.through(flops),
-        Linear.through(lives),
-        np.array(meter.graded),
+        groups=groups,
+        frozen=frozen,
+        unread=unread,
+        large=large,
+        flops=Linear.through(flops),
+        live=Linear.through(lives),
+        graded=np.array(meter.graded),
     )
 
 
 def _step(
     model: DFERCLIP, objective: Objective, micro: int, shape: tuple[int, ...], texts: bool
 ) -> None:
-    """With ``texts``, each clip has a description of full length.
+    """Run a micro batch; with ``texts``, each clip has a description of full length.
 
     Features of other ranks, a few kilobytes, are left out.
     """
     frames = torch.empty((micro, *shape), dtype=torch.uint8, device=_META)
-    labels, valid = (
-        torch.empty(micro, dtype=kind, device=_META) for kind in (torch.int64, torch.bool)
-    )
-    tokens = torch.empty((micro, CONTEXT), dtype=torch.int64, device=_META) if texts else None
+    labels = torch.empty(micro, dtype=torch.int64, device=_META)
+    valid = torch.empty(micro, dtype=torch.bool, device=_META)
+    tokens = has_text = None
+    if texts:
+        tokens, has_text = torch.empty((micro, CONTEXT), dtype=torch.int64, device=_META), valid
     outputs = model.outputs(frames, tokens=tokens, with_logits=objective.uses_labels)
-    objective(outputs, labels, valid, valid if texts else None).mean().backward()
+    objective(outputs, labels, valid, has_text).mean().backward()
     model.zero_grad(set_to_none=True)
 
 
 def model_flops(config: Config, classes: Sequence[str], clips: int, train: bool) -> int:
-    """Operations of one micro batch of ``clips`` clips, forward and backward, or of a test batch by
-    class texts that were read before.
+    """Return the operations of one micro batch of ``clips`` clips.
 
-    A multiplication and an addition are two. Attention counts as its products, two forward and four
-    backward, by whatever kernel it runs; what a kernel or activation checkpointing computes once
-    more does not count.
+    In training they are of the forward and the backward pass, otherwise of a test batch without
+    the class texts. A multiplication and an addition are two. Attention counts as its products, two
+    forward and four backward, whatever kernel computes it; recomputation in a kernel or by
+    activation checkpointing does not count.
 
     Raises
     ------
@@ -198,7 +199,9 @@ def model_flops(config: Config, classes: Sequence[str], clips: int, train: bool)
         device=_META,
     )
     with torch.set_grad_enabled(train):
-        text = None if train else model.eval().text_features()
+        text = None
+        if not train:
+            text = model.eval().text_features()
         with FlopCounterMode(display=False) as counter:
             outputs = model.outputs(frames, text)
             if train:
@@ -208,9 +211,7 @@ def model_flops(config: Config, classes: Sequence[str], clips: int, train: bool)
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Bytes of tensors that are alive after each operation, apart from parameters, buffers and
-    gradients.
-    """
+    """Bytes of live tensors after each operation, without parameters, buffers and gradients."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -240,16 +241,16 @@ class _LiveBytes(TorchDispatchMode):
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._note()  # the last gradient comes after the last operation
+        # The last gradient comes after the last operation.
+        self._note()
 
     def _note(self) -> None:
         self.live.append(self._now)
         self.graded.append(self._done)
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        if (
-            id(storage) not in self._known
-        ):  # torch gives a storage one Python object for as long as it lives
+        # torch gives a storage one Python object for as long as it lives.
+        if id(storage) not in self._known:
             self._known.add(id(storage))
             self._now += storage.nbytes()
             weakref.finalize(storage, self._free, id(storage), storage.nbytes())
@@ -260,7 +261,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 class _FusedAttention(torch.autograd.Function):
-    """The sizes of a fused attention kernel.
+    """A fused attention kernel in its sizes alone.
 
     It keeps its inputs, its output, and a float32 for each query and head.
     """
@@ -281,7 +282,7 @@ class _FusedAttention(torch.autograd.Function):
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    ways = attention.attend, attention.uses_fused_kernel
+    original = attention.attend, attention.uses_fused_kernel
     attention.attend, attention.uses_fused_kernel = (
         lambda q, k, v, mask=None: _FusedAttention.apply(q, k, v),
         lambda *qkv: True,
@@ -289,4 +290,4 @@ def _fused_attention() -> Iterator[None]:
     try:
         yield
     finally:
-        attention.attend, attention.uses_fused_kernel = ways
+        attention.attend, attention.uses_fused_kernel = original

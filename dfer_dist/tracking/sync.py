@@ -239,7 +239,7 @@ def _log_summary(api: MlflowClient, parent: Run, summary: Mapping[str, Any]) -> 
     """Log a summary to the parent run, so that the server's tables compare runs.
 
     Mean, deviation, best and worst fold are metrics. Size, speed and memory are tags, because
-    MLflow's page that compares runs has no room for more metrics.
+    MLflow's page that compares runs has no space for more metrics.
 
     Returns
     -------

@@ -118,14 +118,13 @@ def print_measured_scale(
 
     The estimate is made from one rank's step and the all-reduces of two ranks.
     """
-    from dfer_dist.config.schema import Precision
-    from dfer_dist.planning.estimate import Machine, network_seconds, sent_bytes
+    from dfer_dist.planning.estimate import Machine, network_seconds, sent_bytes, training_itemsize
     from dfer_dist.planning.step_costs import count_step
 
     clips, stage = config.train.global_batch, config.train.zero_stage
     steps = _steps_by_world_size(config, worlds)
     traced = count_step(config, classes, False)
-    gradient_bytes = 2 if config.train.precision is Precision.bf16 else 4
+    gradient_bytes = training_itemsize(config)
     accumulation = steps[1]["accumulation"]
     linked = next((world for world in steps if world > 1), 1)
     link = steps[linked] if linked > 1 else {"bandwidth": 1.0, "latency": 0.0}
