@@ -1,4 +1,4 @@
-"""Five folds at once through a real ``mlflow server`` on a real PostgreSQL, and all that can befall it."""
+"""Five folds at once to a real ``mlflow server`` on PostgreSQL, and faults of the server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def trial(site: Site, proxy: Proxy, tiny_shards: Index, tmp_path: Path) -> Trial
 
 
 def same_after_sync(trial: Trial) -> None:
-    """``dfer sync`` brings all there is to the server, and a second one changes nothing at it."""
+    """Assert that ``dfer sync`` sends everything, and that a second one changes nothing."""
     trial.sync()
     trial.check()
     before = trial.site.mlflow.state()
@@ -32,9 +32,7 @@ def same_after_sync(trial: Trial) -> None:
     assert trial.site.mlflow.state() == before
 
 
-def test_five_folds_log_at_once_and_the_server_is_away_for_a_while(
-    trial: Trial, proxy: Proxy
-) -> None:
+def test_five_folds_log_while_the_server_is_down(trial: Trial, proxy: Proxy) -> None:
     trial.open()
     folds = trial.start(lines=200, pause=0.02)
     time.sleep(4)
@@ -49,7 +47,7 @@ def test_five_folds_log_at_once_and_the_server_is_away_for_a_while(
 
 @pytest.mark.tracking
 @pytest.mark.parametrize(("mode", "most"), [(DEAD, 2.0), (BROKEN, 2.0), (SLOW, 6.0)])
-def test_a_run_begins_at_once_whatever_the_server_does(
+def test_run_starts_without_waiting_for_the_server(
     trial: Trial, proxy: Proxy, mode: str, most: float, caplog
 ) -> None:
     trial.open()
@@ -57,34 +55,35 @@ def test_a_run_begins_at_once_whatever_the_server_does(
     times = time.perf_counter()
     begin(trial.run)
     seconds = time.perf_counter() - times
-    print(f"a server that is {mode} held the start up for {seconds:.2f} s")
+    print(f"a server that is {mode} delayed the start by {seconds:.2f} s")
     assert seconds < most
     assert "dfer sync" in caplog.text
 
 
 @pytest.mark.tracking
 @pytest.mark.parametrize("mode", [DEAD, BROKEN, SLOW])
-def test_a_server_that_is_away_from_start_to_end(
+def test_server_is_down_from_start_to_end(
     trial: Trial, proxy: Proxy, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The slow one does what it was asked, but nobody waits so long: what it made unasked must not be there twice."""
+    """A slow server completes requests after they time out; nothing may be stored twice."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     proxy.mode = mode
     trial.open()
-    said = trial.finish(trial.start(lines=200, pause=0.05), told=False)
+    said = trial.finish(trial.start(lines=200, pause=0.05), end=False)
     assert "is sent when the server answers again" in said
     trial.nobody_waited()
     assert trial.run.describe()["tracking"]["run_id"] is None
     with pytest.raises(Exception, match=r"refused|reset|aborted|500|timed out|Remote end"):
         trial.end()
     if mode == SLOW:
-        time.sleep(proxy.delay)  # until all it was asked is done
+        # Until all requests are done.
+        time.sleep(proxy.delay)
     proxy.mode = PASS
     same_after_sync(trial)
 
 
 @pytest.mark.tracking
-def test_a_server_that_is_killed_and_started_again(trial: Trial) -> None:
+def test_server_is_killed_and_restarted(trial: Trial) -> None:
     trial.open()
     folds = trial.start(lines=600, pause=0.05)
     time.sleep(10)
@@ -98,7 +97,7 @@ def test_a_server_that_is_killed_and_started_again(trial: Trial) -> None:
 
 @pytest.mark.tracking
 @pytest.mark.parametrize("mode", [BROKEN, SLOW])
-def test_a_server_that_fails_in_the_middle(
+def test_server_fails_during_the_run(
     trial: Trial, proxy: Proxy, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
@@ -106,7 +105,7 @@ def test_a_server_that_fails_in_the_middle(
     folds = trial.start(lines=400, pause=0.05)
     time.sleep(8)
     proxy.mode = mode
-    trial.finish(folds, told=False)
+    trial.finish(folds, end=False)
     trial.nobody_waited()
     proxy.mode = PASS
     trial.end()
@@ -122,14 +121,15 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ).returncode:
         pytest.skip("mounting a small file system takes root")
     for parent in list(folder.parents)[:2]:
-        parent.chmod(0o755)  # PostgreSQL's own user has to get there
+        # PostgreSQL's user must be able to enter.
+        parent.chmod(0o755)
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.tracking
 @pytest.mark.parametrize("what", ["database", "artifacts"])
-def test_a_full_disk_at_the_server(
+def test_disk_of_the_server_is_full(
     tiny_shards: Index, tmp_path: Path, small_disk: Path, tmp_path_factory, what: str
 ) -> None:
     site = Site.make(tmp_path_factory.mktemp("site"), **{what: small_disk / what})
@@ -142,13 +142,14 @@ def test_a_full_disk_at_the_server(
         with suppress(OSError), ballast.open("wb", buffering=0) as f:
             while f.write(b"0" * 65536):
                 pass
-        trial.finish(folds, told=False)
+        trial.finish(folds, end=False)
         trial.nobody_waited()
         if what == "artifacts":
             with pytest.raises(Exception, match=r"500|No space"):
                 trial.end()
         ballast.unlink()
-        site.postgres.start()  # it ends itself when it cannot write its log
+        # It exits when it cannot write its log.
+        site.postgres.start()
         trial.end()
         same_after_sync(trial)
     finally:

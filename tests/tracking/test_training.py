@@ -1,4 +1,4 @@
-"""Real two-rank training through a server with a password: every figure there, the password nowhere, and what a dead server costs."""
+"""Real two-rank training with a server that needs a password, and with one that is dead."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def trial(
 
 
 def check(site: Site, trial: Trial) -> str:
-    """Assert that the fold's run has each figure once, all files, and its status; returns its id."""
+    """Assert that the fold's run has each metric once, all files and its status; return its id."""
     child = trial.run.describe()["tracking"]["folds"]["1"]
     assert site.postgres.metrics(child) == expected(
         [trial.fold.metrics, *trial.fold.root.glob("system-*.jsonl")]
@@ -61,7 +61,7 @@ def check(site: Site, trial: Trial) -> str:
 
 
 @pytest.mark.tracking
-def test_two_ranks_through_a_server_with_a_password(
+def test_two_ranks_log_to_a_server_with_a_password(
     guarded: Site, trial: Trial, tmp_path: Path
 ) -> None:
     said = trial.finish(trial.start(), again=0)
@@ -97,7 +97,7 @@ def test_two_ranks_through_a_server_with_a_password(
 
 
 @pytest.mark.tracking
-def test_a_wrong_password_is_told_and_stops_nothing(
+def test_wrong_password_is_reported_and_stops_nothing(
     guarded: Site, trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another")
@@ -109,13 +109,13 @@ def test_a_wrong_password_is_told_and_stops_nothing(
 
 
 @pytest.mark.tracking
-def test_a_dead_server_costs_no_steps(guarded: Site, trial: Trial) -> None:
-    """One run, its server alive and dead in turns of four seconds; each step counts for the turn in which it was done."""
+def test_dead_server_does_not_slow_steps(guarded: Site, trial: Trial) -> None:
+    """The server is alive and dead in turns of four seconds; a step counts for its turn."""
     proxy = Proxy(guarded.mlflow.uri)
     trial.settings = [f"tracking.uri={proxy.uri}"]
     trial.prepare(settings=[*SETTINGS, *LONG])
     with (trial.run.code / "dfer_dist" / "tracking" / "uploader.py").open("a") as f:
-        f.write("\n_RETRY_SECONDS = 1.0  # it has to find the server dead often\n")
+        f.write("\n_RETRY_SECONDS = 1.0  # the server has to be found dead often\n")
     turns: list[tuple[float, str]] = []
     over = threading.Event()
 
@@ -137,7 +137,8 @@ def test_a_dead_server_costs_no_steps(guarded: Site, trial: Trial) -> None:
         proxy.mode = PASS
     rates = {mode: middle(seconds) for mode, seconds in steps(trial, turns).items()}
     print(
-        f"steps a second, mean of the middle half: server alive {1 / rates[PASS]:.2f}, dead {1 / rates[DEAD]:.2f}, ratio {rates[PASS] / rates[DEAD]:.3f}"
+        f"steps a second, mean of the middle half: server alive {1 / rates[PASS]:.2f}, "
+        f"dead {1 / rates[DEAD]:.2f}, ratio {rates[PASS] / rates[DEAD]:.3f}"
     )
     assert rates[PASS] / rates[DEAD] > 0.98
     sync(trial.run)
@@ -149,13 +150,13 @@ def test_a_dead_server_costs_no_steps(guarded: Site, trial: Trial) -> None:
 
 
 def middle(seconds: list[float]) -> float:
-    """Mean of the middle half: a line's time is rounded to a thousandth, which is too coarse for a median of such short steps."""
+    """Return the mean of the middle half: times are rounded too coarsely for a median."""
     quarter = len(seconds) // 4
     return statistics.fmean(sorted(seconds)[quarter : len(seconds) - quarter])
 
 
 def steps(trial: Trial, turns: list[tuple[float, str]]) -> dict[str, list[float]]:
-    """Seconds of each step, by what the server was then; those in which it changed are left out."""
+    """Return the seconds of each step by the state of the server, without those of a change."""
     lines = [x for x in trial.lines() if "loss" in x]
     out: dict[str, list[float]] = {PASS: [], DEAD: []}
     for before, line in itertools.pairwise(lines):
@@ -168,19 +169,18 @@ def steps(trial: Trial, turns: list[tuple[float, str]]) -> dict[str, list[float]
 
 
 @pytest.mark.tracking
-def test_the_ui_opens_on_a_sqlite_file(tiny_shards: Index, tmp_path: Path) -> None:
+def test_ui_opens_a_sqlite_file(tiny_shards: Index, tmp_path: Path) -> None:
     trial = Trial(tiny_shards, tmp_path)
     trial.prepare()
     command = [Path(sys.executable).with_name("dfer"), "ui", trial.run.root]
-    heard = partial(
-        signal.signal, signal.SIGINT, signal.default_int_handler
-    )  # which a job in the background ignores
+    # A job in the background ignores SIGINT.
+    listen = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        preexec_fn=heard,
+        preexec_fn=listen,
     )
     try:
         assert process.stdout

@@ -1,4 +1,4 @@
-"""The UI itself, in a browser: two cross-validations side by side."""
+"""Compare two cross-validations in the MLflow UI, in a browser."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ def finished(site: Site, shards: Index, root: Path, name: str, seed: int) -> Tri
 
 
 @pytest.mark.tracking
-def test_two_runs_are_compared_in_the_browser(
-    site: Site, tiny_shards: Index, tmp_path: Path
-) -> None:
+def test_browser_compares_two_runs(site: Site, tiny_shards: Index, tmp_path: Path) -> None:
     pytest.importorskip("playwright")
     trials = [
         finished(site, tiny_shards, tmp_path, name, seed)
@@ -48,7 +46,8 @@ def test_two_runs_are_compared_in_the_browser(
             unfold(page, name)
             for k in range(1, 6):
                 assert page.get_by_text(f"{name}-fold{k}", exact=True).count()
-    with browser_page() as page:  # a new one: a parent is selected with what is unfolded below it
+    # A new page, since a parent is selected with its unfolded children.
+    with browser_page() as page:
         open_runs(page, site.mlflow.uri, experiment, names)
         open_comparison(page, names)
         page.screenshot(path=str(tmp_path / "compare.png"))

@@ -1,6 +1,7 @@
-"""A fold without training, in a process of its own: ``fold.py RUN FOLD LINES SECONDS_A_LINE``. All that tells of it is real; a result it has not.
+"""Log a fold without training, in its own process: ``fold.py RUN FOLD LINES SECONDS_A_LINE``.
 
-Prints the longest time that logging one line took, and the whole.
+The code that logs and uploads is real; no result is written. Prints the seconds of the slowest line
+and of all lines.
 """
 
 from __future__ import annotations

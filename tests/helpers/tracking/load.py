@@ -1,4 +1,4 @@
-"""Five folds at once through a tracking server, and what it holds of them against their files."""
+"""Send five folds at once to a tracking server, and compare it with their files."""
 
 from __future__ import annotations
 
@@ -40,29 +40,30 @@ FILES = {
 
 @dataclass
 class Trial:
-    """A run of five folds whose figures go to ``uri``."""
+    """A run of five folds whose metrics are sent to ``uri``."""
 
     site: Site
     shards: Index
     root: Path
     uri: str
     name: str
-    longest: float = 0.0  # seconds that a line took at most
-    seconds: dict[int, float] = field(default_factory=dict)  # that a fold's lines took
+    # Seconds of the slowest line, and of all lines of each fold.
+    longest: float = 0.0
+    seconds: dict[int, float] = field(default_factory=dict)
 
     @property
     def run(self) -> RunDir:
         return RunDir(self.root / self.name)
 
     def open(self) -> float:
-        """Make the run as ``dfer crossval`` does; returns the seconds that took."""
+        """Create the run as ``dfer crossval`` does, and return the seconds."""
         times = time.perf_counter()
-        words = [
+        overrides = [
             f"data.shards={self.shards.root}",
             f"tracking.uri={self.uri}",
             "train.global_batch=8",
         ]
-        open_run(self.root, self.name, "demo", words, (), None, 1)
+        open_run(self.root, self.name, "demo", overrides, (), None, 1)
         begin(self.run)
         return time.perf_counter() - times
 
@@ -84,8 +85,8 @@ class Trial:
             for k in self.run.info().folds
         ]
 
-    def finish(self, folds: list[subprocess.Popen[str]], told: bool = True) -> str:
-        """Wait for all, and do what the command does at its end; returns what the folds said."""
+    def finish(self, folds: list[subprocess.Popen[str]], end: bool = True) -> str:
+        """Wait for all folds, end the run as the command does, and return their messages."""
         said = ""
         for k, process in enumerate(folds, 1):
             out, err = process.communicate(timeout=240)
@@ -95,26 +96,32 @@ class Trial:
         for k in self.run.info().folds:
             write_result(self.run, k)
         write_summary(self.run.root, self.run.info().folds)
-        if told:
+        if end:
             self.end()
         return said
 
     def end(self) -> None:
-        """What the command does when all folds are done."""
+        """End the run, as the command does when all folds are done."""
         end_run(self.run, "FINISHED")
 
     def nobody_waited(self) -> None:
-        """Assert that no line took as long as the shortest time-out, by far: what is less is other work on the cores."""
+        """Assert that no line waited for the server.
+
+        The shortest timeout is much longer; less is other work on the cores.
+        """
         assert self.longest < 4
 
     def sync(self) -> SyncReport:
         return sync(self.run)
 
     def check(self) -> None:
-        """Assert that every figure of every fold is at the server, once, and nothing else; all files; how it ended."""
+        """Assert that the server has each metric once, nothing else, all files and the status."""
         tracking, rows = self.run.describe()["tracking"], self.site.postgres.rows
-        runs = rows("select r.run_uuid, r.status from runs r join tags t using (run_uuid) where t.key = 'dfer.run' and t.value = %s "
-                    "and r.lifecycle_stage = 'active'", tracking["key"])  # fmt: skip
+        query = (
+            "select r.run_uuid, r.status from runs r join tags t using (run_uuid) "
+            "where t.key = 'dfer.run' and t.value = %s and r.lifecycle_stage = 'active'"
+        )
+        runs = rows(query, tracking["key"])
         assert dict(runs) == dict.fromkeys(
             [tracking["run_id"], *tracking["folds"].values()], "FINISHED"
         )
@@ -151,7 +158,7 @@ class Trial:
 
 
 def write_result(run: RunDir, fold: int, seed: int = 0) -> None:
-    """What an evaluation of 140 clips leaves."""
+    """Write the files of an evaluation of 140 clips."""
     about, where, rng = run.describe(), run.fold(fold), np.random.default_rng(fold + seed)
     labels = np.arange(140) % len(about["classes"])
     logits = rng.normal(size=(140, len(about["classes"]))).astype(np.float32)
@@ -176,7 +183,7 @@ def write_result(run: RunDir, fold: int, seed: int = 0) -> None:
 
 
 def expected(paths: list[Path]) -> Counter[tuple[str, int, int, float]]:
-    """The rows that lines should have become."""
+    """Return the rows that the lines should become."""
     rows: Counter[tuple[str, int, int, float]] = Counter()
     for path in paths:
         for line in map(json.loads, path.read_text().splitlines()):

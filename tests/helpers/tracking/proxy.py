@@ -1,4 +1,4 @@
-"""What stands between a run and its tracking server in these tests, and can be made to fail."""
+"""A proxy between a run and its tracking server, which can be made to fail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ PASS, DEAD, BROKEN, SLOW = "pass", "dead", "500", "slow"
 
 
 class Proxy:
-    """Passes requests on to ``target``, as :attr:`mode` says: PASS, DEAD (hangs up), BROKEN (answers 500) or SLOW (answers after :attr:`delay` s)."""
+    """Forward requests to ``target``.
+
+    :attr:`mode` is PASS, DEAD (closes the connection), BROKEN (answers 500) or SLOW (answers after
+    :attr:`delay` seconds).
+    """
 
     def __init__(self, target: str, mode: str = PASS) -> None:
         self.target, self.mode, self.delay, self.requests = urlsplit(target), mode, 30.0, 0
@@ -29,9 +33,9 @@ class Proxy:
                     self.close_connection = True
                     self.connection.close()
                     return
-                status, headers, text = (
-                    (500, [], b"out of order") if mode == BROKEN else self.ask(body)
-                )
+                status, headers, text = 500, [], b"out of order"
+                if mode != BROKEN:
+                    status, headers, text = self.forward(body)
                 if mode == SLOW:
                     time.sleep(proxy.delay)
                 self.send_response(status)
@@ -48,7 +52,7 @@ class Proxy:
                 self.end_headers()
                 self.wfile.write(text)
 
-            def ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+            def forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
                 try:
                     server = http.client.HTTPConnection(
                         proxy.target.hostname or "", proxy.target.port, timeout=60
@@ -75,7 +79,8 @@ class Proxy:
             daemon_threads = True
 
             def handle_error(self, *_: object) -> None:
-                pass  # who waited has gone
+                # The client has gone.
+                pass
 
         self._server = Quiet(("127.0.0.1", 0), Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""A real PostgreSQL and a real ``mlflow server`` on it, with what is there read from the tables themselves."""
+"""A real PostgreSQL and a real ``mlflow server`` on it, checked by reading the tables."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p
 ADMIN = "admin"
 
 
-def servant() -> dict[str, Any]:
-    """Words for ``Popen`` that make a process somebody else's than root, under whom PostgreSQL refuses to run."""
+def unprivileged() -> dict[str, Any]:
+    """Return arguments of ``Popen`` for another user than root: PostgreSQL refuses to run as it."""
     if os.getuid():
         return {}
     names = {p.pw_name for p in pwd.getpwall()}
@@ -36,7 +36,7 @@ def servant() -> dict[str, Any]:
 
 @dataclass
 class Postgres:
-    """A cluster of its own in ``folder``, which must lie where anybody may enter."""
+    """A cluster of its own in ``folder``, which any user must be able to enter."""
 
     folder: Path
     port: int = field(default_factory=free_port)
@@ -48,9 +48,9 @@ class Postgres:
 
     def make(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        if who := servant():
+        if who := unprivileged():
             os.chown(self.folder, who["user"], who["group"])
-        words = [
+        command = [
             BINARIES[-1] / "initdb",
             "-D",
             self.folder / "data",
@@ -62,9 +62,9 @@ class Postgres:
             "UTF8",
             "--locale=C",
         ]
-        subprocess.run(words, check=True, capture_output=True, cwd="/", **servant())
+        subprocess.run(command, check=True, capture_output=True, cwd="/", **unprivileged())
         self.start()
-        words = [
+        command = [
             BINARIES[-1] / "createdb",
             "-h",
             "127.0.0.1",
@@ -74,12 +74,12 @@ class Postgres:
             "dfer",
             "mlflow",
         ]
-        subprocess.run(words, check=True, cwd="/")
+        subprocess.run(command, check=True, cwd="/")
 
     def start(self) -> None:
         if self.process and self.process.poll() is None:
             return
-        words = [
+        command = [
             str(BINARIES[-1] / "postgres"),
             "-D",
             str(self.folder / "data"),
@@ -88,7 +88,7 @@ class Postgres:
             "-k",
             str(self.folder),
         ]
-        words += [
+        command += [
             "-c",
             "listen_addresses=127.0.0.1",
             "-c",
@@ -97,7 +97,9 @@ class Postgres:
             "min_wal_size=32MB",
         ]
         with (self.folder.parent / "postgres.log").open("ab") as log:
-            self.process = subprocess.Popen(words, stdout=log, stderr=log, cwd="/", **servant())
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd="/", **unprivileged()
+            )
         deadline = time.monotonic() + 60
         while True:
             with suppress(psycopg2.OperationalError):
@@ -110,7 +112,8 @@ class Postgres:
 
     def stop(self) -> None:
         if self.process and self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)  # its "fast shutdown"
+            # PostgreSQL's "fast shutdown".
+            self.process.send_signal(signal.SIGINT)
             self.process.wait(30)
 
     def _connect(self, database: str) -> Any:
@@ -126,13 +129,13 @@ class Postgres:
             connection.close()
 
     def metrics(self, run_id: str) -> Counter[tuple[str, int, int, float]]:
-        """Every row of a run's figures: name, step, milliseconds, value."""
+        """Return every row of a run's metrics: name, step, milliseconds, value."""
         return Counter(
             self.rows("select key, step, timestamp, value from metrics where run_uuid = %s", run_id)
         )
 
     def everything(self) -> dict[str, str]:
-        """A hash of each table that runs touch."""
+        """Return a hash of each table."""
         names = [
             n for (n,) in self.rows("select tablename from pg_tables where schemaname = 'public'")
         ]
@@ -150,7 +153,8 @@ class Mlflow:
 
     postgres: Postgres
     artifacts: Path
-    password: str | None = None  # of the user "admin": turns basic auth on
+    # Of the user "admin"; turns basic auth on.
+    password: str | None = None
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
@@ -159,7 +163,7 @@ class Mlflow:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        words = [
+        command = [
             sys.executable,
             "-m",
             "mlflow",
@@ -169,7 +173,7 @@ class Mlflow:
             "--workers",
             "1",
         ]
-        words += [
+        command += [
             "--artifacts-destination",
             str(self.artifacts),
             "--host",
@@ -180,10 +184,11 @@ class Mlflow:
         env = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
         folder = self.artifacts.parent
         if self.password:
-            words += ["--app-name", "basic-auth"]
+            command += ["--app-name", "basic-auth"]
             settings = folder / "auth.ini"
             settings.write_text(
-                f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/auth.db\nadmin_username = {ADMIN}\n"
+                "[mlflow]\ndefault_permission = READ\n"
+                f"database_uri = sqlite:///{folder}/auth.db\nadmin_username = {ADMIN}\n"
                 "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
             )
             env |= {
@@ -193,7 +198,7 @@ class Mlflow:
             env |= {"MLFLOW_FLASK_SERVER_SECRET_KEY": "a secret of this test"}
         with (folder / "mlflow.log").open("ab") as log:
             self.process = subprocess.Popen(
-                words, stdout=log, stderr=log, env=env, cwd=folder, start_new_session=True
+                command, stdout=log, stderr=log, env=env, cwd=folder, start_new_session=True
             )
         deadline = time.monotonic() + 120
         while True:
@@ -206,7 +211,7 @@ class Mlflow:
             time.sleep(0.25)
 
     def kill(self) -> None:
-        """SIGKILL, with all its workers."""
+        """Kill the server and all its workers with SIGKILL."""
         if self.process:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -214,7 +219,7 @@ class Mlflow:
             self.process = None
 
     def files(self) -> dict[str, str]:
-        """sha256 of each artifact."""
+        """Return the SHA-256 of each artifact."""
         found = [p for p in self.artifacts.rglob("*") if p.is_file()]
         return {
             str(p.relative_to(self.artifacts)): hashlib.sha256(p.read_bytes()).hexdigest()
@@ -222,13 +227,13 @@ class Mlflow:
         }
 
     def state(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Everything there is, to compare."""
+        """Return the hashes of all tables and artifacts."""
         return self.postgres.everything(), self.files()
 
 
 @dataclass
 class Site:
-    """Both of them in a folder of their own."""
+    """Both servers, in a folder of their own."""
 
     folder: Path
     postgres: Postgres

@@ -1,4 +1,4 @@
-"""A run's runs at a tracking server, here a sqlite file: made once, completed, ended as they ended, and its model in the registry."""
+"""MLflow runs of a run, in a SQLite file: creation, status, metrics, files and registry."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dfer_dist.data.shards.index import Index
 from dfer_dist.inference.exported import load as load_exported
 from dfer_dist.inference.register import register
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.tracking import mlflow_runs as trackrun
+from dfer_dist.tracking import mlflow_runs
 from dfer_dist.tracking.mlflow_runs import (
     begin,
     client,
@@ -37,18 +37,18 @@ from dfer_dist.utils.locks import file_lock
 from launch.runs import open_run
 from launch.tracking import opening_mlflow_runs
 
-TELL = ["train.selection=best_val", "tracking.experiment=an experiment"]
+SETTINGS = ["train.selection=best_val", "tracking.experiment=an experiment"]
 
 
 @pytest.fixture(scope="module")
 def made(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A run that was opened and not trained; the tests below leave its runs at the server complete."""
+    """Return an opened, untrained run; every test leaves its MLflow runs complete."""
     runs = tmp_path_factory.mktemp("runs")
     run, _ = open_run(
         runs,
         None,
         "demo",
-        [f"data.shards={tiny_shards.root}", "train.global_batch=8", *TELL],
+        [f"data.shards={tiny_shards.root}", "train.global_batch=8", *SETTINGS],
         (),
         None,
         1,
@@ -57,19 +57,22 @@ def made(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> RunDir
     return run
 
 
-def test_ranks_start_while_the_server_is_told(
+def test_ranks_start_while_mlflow_runs_are_created(
     made: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started, seen = threading.Event(), []
-    monkeypatch.setattr(trackrun, "begin", lambda run: seen.append((run, started.wait(10))))
+    monkeypatch.setattr(mlflow_runs, "begin", lambda run: seen.append((run, started.wait(10))))
     with opening_mlflow_runs(made):
-        started.set()  # as the block starts its ranks
+        # As the block starts its ranks.
+        started.set()
     assert seen == [(made, True)]
 
 
-def test_a_server_that_hangs_holds_up_no_end(made: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_server_does_not_delay_the_end(
+    made: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
     over = threading.Event()
-    monkeypatch.setattr(trackrun, "begin", lambda run: over.wait(10))
+    monkeypatch.setattr(mlflow_runs, "begin", lambda run: over.wait(10))
     monkeypatch.setattr("launch.tracking.OPEN_TIMEOUT", 0.1)
     times = time.perf_counter()
     with pytest.raises(UserError, match="of the block's own"), opening_mlflow_runs(made):
@@ -87,8 +90,8 @@ print(client(sys.argv[1]).search_experiments()[0].name)
 """
 
 
-def test_several_make_the_same_database_at_a_time(tmp_path: Path) -> None:
-    """The command that starts a run and its ranks may all be the first ones to open it."""
+def test_processes_create_one_database_at_the_same_time(tmp_path: Path) -> None:
+    """A command and its ranks may all open it first."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     those = [
         Popen([sys.executable, "-c", OPEN, uri], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
@@ -103,8 +106,8 @@ def test_several_make_the_same_database_at_a_time(tmp_path: Path) -> None:
     assert [out for out, _ in said] == ["Default\n"] * 3, said
 
 
-def test_a_lock_does_not_stay_with_a_process_that_was_forked_meanwhile(tmp_path: Path) -> None:
-    """As loader workers are, while another thread of their rank changes ``run.json``; they live as long as training does."""
+def test_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
+    """Loader workers may be forked while another thread of their rank changes ``run.json``."""
     with file_lock(tmp_path / "lock"):
         worker = os.fork()
         if not worker:
@@ -119,7 +122,7 @@ def test_a_lock_does_not_stay_with_a_process_that_was_forked_meanwhile(tmp_path:
 
 
 def at_server(run: RunDir) -> dict[str, str]:
-    """Ids of the runs that bear the run's key, by name."""
+    """Return the ids of the MLflow runs with the run's key, by name."""
     tracking = tracking_of(run)
     found = client(tracking["uri"]).search_runs(
         [tracking["experiment_id"]], f"tags.`dfer.run` = '{tracking['key']}'"
@@ -128,7 +131,7 @@ def at_server(run: RunDir) -> dict[str, str]:
     return {r.info.run_name: r.info.run_id for r in found}
 
 
-def test_what_is_told_of_a_run(made: RunDir) -> None:
+def test_mlflow_runs_have_parameters_tags_and_data(made: RunDir) -> None:
     tracking, origin = tracking_of(made), read_json(made.provenance)
     api = client(tracking["uri"])
     assert api.get_experiment(tracking["experiment_id"]).name == "an experiment"
@@ -156,17 +159,18 @@ def test_what_is_told_of_a_run(made: RunDir) -> None:
     assert {api.get_run(r).info.status for r in tracking["folds"].values()} == {"SCHEDULED"}
 
 
-def test_a_crash_before_the_ids_were_written_makes_no_second_runs(made: RunDir) -> None:
+def test_crash_before_ids_are_written_makes_no_second_runs(made: RunDir) -> None:
     tracking, there = tracking_of(made), at_server(made)
     api = client(tracking["uri"])
-    api.delete_tag(tracking["folds"]["2"], "selection")  # it came in the midst of telling
+    # As if the crash came between two tags.
+    api.delete_tag(tracking["folds"]["2"], "selection")
     made.change(tracking={**tracking, "experiment_id": None, "run_id": None, "folds": {}})
     assert make_runs(made, api) == tracking
     assert at_server(made) == there
     assert api.get_run(tracking["folds"]["2"]).data.tags["selection"] == "best_val"
 
 
-def test_a_run_that_a_late_request_made_goes(made: RunDir) -> None:
+def test_duplicate_of_a_late_request_is_deleted(made: RunDir) -> None:
     tracking, there = tracking_of(made), at_server(made)
     api = client(tracking["uri"])
     for tags in ({}, {"fold": "3"}):
@@ -180,7 +184,7 @@ def test_a_run_that_a_late_request_made_goes(made: RunDir) -> None:
     assert at_server(made) == there
 
 
-def test_runs_of_an_earlier_version_are_taken_as_they_are(made: RunDir) -> None:
+def test_mlflow_runs_of_earlier_version_are_kept(made: RunDir) -> None:
     tracking = tracking_of(made)
     older = {k: tracking[k] for k in ("uri", "experiment_id", "run_id", "folds")}
     made.change(tracking=older)
@@ -190,7 +194,7 @@ def test_runs_of_an_earlier_version_are_taken_as_they_are(made: RunDir) -> None:
     sync(made)
 
 
-def test_statuses_are_true_and_told_again_once_the_run_goes_on(made: RunDir) -> None:
+def test_statuses_are_sent_again_when_the_run_resumes(made: RunDir) -> None:
     tracking = tracking_of(made)
     api = client(tracking["uri"])
     for fold, state in (("1", "DONE"), ("2", "FAILED"), ("3", "PREEMPTED"), ("4", "RUNNING")):
@@ -226,7 +230,7 @@ def test_statuses_are_true_and_told_again_once_the_run_goes_on(made: RunDir) -> 
     assert (tracking_of(made)["closed"], tracking_of(made)["given_up"]) == (None, [])
 
 
-def test_figures_go_as_far_as_a_checkpoint_stands_for_them(made: RunDir) -> None:
+def test_metrics_are_sent_up_to_the_last_checkpoint(made: RunDir) -> None:
     tracking, fold = tracking_of(made), made.fold(2)
     api = client(tracking["uri"])
     lines = [
@@ -252,7 +256,7 @@ def test_figures_go_as_far_as_a_checkpoint_stands_for_them(made: RunDir) -> None
     assert sync(made).lines == 0
 
 
-def test_files_go_when_they_changed(made: RunDir, tmp_path: Path) -> None:
+def test_files_are_sent_when_they_change(made: RunDir, tmp_path: Path) -> None:
     tracking = tracking_of(made)
     api, child = client(tracking["uri"]), tracking["folds"]["5"]
     a, mark = tmp_path / "a.txt", tmp_path / "mark"
@@ -274,7 +278,7 @@ def test_recall_of_an_absent_class_is_empty() -> None:
     assert table == 'class,clips,recall\n"anger, hot",3,12.35\nfear,0,\n'
 
 
-def test_the_registry_has_the_model_once(
+def test_registry_has_the_model_once(
     exported, made: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, old = RunDir(tmp_path / "small"), exported.fold.root.parent
@@ -304,7 +308,7 @@ def test_the_registry_has_the_model_once(
         )
 
 
-def test_a_run_in_which_nothing_was_trained_goes_from_the_lists(made: RunDir) -> None:
+def test_delete_runs_removes_an_untrained_run(made: RunDir) -> None:
     delete_runs(made)
     assert at_server(made) == {}
 
@@ -312,7 +316,7 @@ def test_a_run_in_which_nothing_was_trained_goes_from_the_lists(made: RunDir) ->
 @pytest.mark.parametrize(
     "uri", ["http://me:secret@host/x", "https://me@host", "postgresql://me:secret@host/db"]
 )
-def test_a_password_in_the_uri_is_refused_and_not_shown(uri: str) -> None:
+def test_password_in_uri_is_refused_and_not_shown(uri: str) -> None:
     with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD") as e:
         load_config("demo", ["data.shards=x", f"tracking.uri={uri}"])
     assert "secret" not in str(e.value) and "host" not in str(e.value)

@@ -1,4 +1,4 @@
-"""What a plan counts, against parameters, formulas and a real step."""
+"""Estimates equal the real parameters, formulas and a real step."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import Config, Optimizer
+from dfer_dist.data.shards.index import Index
 from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.models.build import build_model
 from dfer_dist.models.tuning import param_groups
@@ -33,8 +34,8 @@ from dfer_dist.utils.errors import UserError
 EIGHT = Machine("cuda", 8, 80 * GIB, 1e14, 1e11, 1e-5)
 
 
-def demo(*words: str) -> Config:
-    return load_config("demo", ["train.precision=bf16", *words])
+def demo(*overrides: str) -> Config:
+    return load_config("demo", ["train.precision=bf16", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,8 @@ def test_parameters_are_those_of_the_real_model(counted: StepCosts) -> None:
     assert counted.graded[0] == 0 and counted.graded[-1] == counted.trained
 
 
-def test_activations_are_what_autograd_keeps(counted: StepCosts) -> None:
-    """At the end of the forward pass what is alive is what was saved for the backward pass: counted here on real tensors."""
+def test_activations_are_those_saved_by_autograd(counted: StepCosts) -> None:
+    """After the forward pass, live tensors are those saved for the backward pass."""
     config, clips = demo(), 5
     model = build_model(config.model, SEVEN, config.data.num_frames, 64).bfloat16()
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
@@ -68,42 +69,48 @@ def test_activations_are_what_autograd_keeps(counted: StepCosts) -> None:
     frames = torch.zeros((clips, config.data.num_frames, 3, 64, 64), dtype=torch.uint8)
     torch.backends.cuda.enable_flash_sdp(False)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        logits = model(frames)  # noqa: F841 (its graph keeps what was saved)
+        # The graph of the logits keeps what was saved.
+        logits = model(frames)  # noqa: F841
     live = counted.live(clips)
     assert sum(kept.values()) + frames.nbytes == pytest.approx(live.max(), rel=0.1)
-    assert live[-1] < live.max() / 4, "the backward pass lets go"
+    assert live[-1] < live.max() / 4, "the backward pass frees them"
 
 
-def test_operations_are_those_of_the_matrix_products(counted: StepCosts) -> None:
-    """Two operations for each token and weight in each of three products: forward, and gradients of inputs and of weights."""
+def test_flops_are_those_of_matrix_products(counted: StepCosts) -> None:
+    """Two operations for each token and weight in each of three products.
+
+    These are forward, gradients of inputs, and gradients of weights.
+    """
     config = demo()
     model = build_model(config.model, SEVEN, config.data.num_frames, 64)
     frames, tokens = config.data.num_frames, 16 + 1
     layers = sum(p.numel() for p in model.image.transformer.parameters() if p.dim() == 2)
     over_time = sum(p.numel() for p in model.temporal.parameters() if p.dim() == 2)
-    scores = 2 * 6 * 2 * tokens**2 * 64 * frames  # layers, operations, scores and values
-    patches = 4 * model.image.conv1.weight.numel() * 16 * frames  # pixels get no gradient
+    # Layers, operations, scores and values.
+    scores = 2 * 6 * 2 * tokens**2 * 64 * frames
+    # Pixels get no gradient.
+    patches = 4 * model.image.conv1.weight.numel() * 16 * frames
     expected = 6 * layers * tokens * frames + 6 * over_time * (frames + 1) + scores + patches
     assert counted.flops.clip == pytest.approx(expected, rel=0.02)
 
 
-def test_recomputing_takes_less_memory_and_more_operations() -> None:
-    words = ["data.num_frames=2", "data.shards=dfew"]
-    kept = count_step(load_config("dfew_vitb32", words), SEVEN, fused_attention=False)
+def test_recomputing_needs_less_memory_and_more_flops() -> None:
+    overrides = ["data.num_frames=2", "data.shards=dfew"]
+    kept = count_step(load_config("dfew_vitb32", overrides), SEVEN, fused_attention=False)
     recomputing = ["model.checkpoint_image=true", "model.checkpoint_temporal=true"]
     again = count_step(
-        load_config("dfew_vitb32", words + recomputing), SEVEN, fused_attention=False
+        load_config("dfew_vitb32", overrides + recomputing), SEVEN, fused_attention=False
     )
     assert again.live(8).max() < kept.live(8).max() / 3
     assert 1.2 * kept.flops.clip < again.flops.clip < 1.4 * kept.flops.clip
 
 
-def test_a_fused_kernel_keeps_no_scores(counted: StepCosts) -> None:
+def test_fused_kernel_keeps_no_scores(counted: StepCosts) -> None:
     attention = torch.nn.functional.scaled_dot_product_attention
     fused = count_step(demo(), SEVEN, fused_attention=True)
     assert fused.live(8).max() < counted.live(8).max()
     assert fused.flops(8) == counted.flops(8)
-    assert torch.nn.functional.scaled_dot_product_attention is attention, "put back"
+    assert torch.nn.functional.scaled_dot_product_attention is attention, "restored"
 
 
 def made_up(**sizes: int) -> StepCosts:
@@ -138,8 +145,11 @@ def test_memory_by_stage(name: Optimizer, moments: int, offload: bool) -> None:
     )
 
 
-def test_bytes_sent_are_those_counted_in_real_steps() -> None:
-    """Two ranks, ViT-B/32, two micro batches: as ``docs/background/memory.md`` says; a ring of two sends half of what it gathers."""
+def test_bytes_sent_are_those_of_real_steps() -> None:
+    """Two ranks, ViT-B/32, two micro batches, as in ``docs/background/memory.md``.
+
+    A ring of two sends half of what it gathers.
+    """
     t = made_up()
     assert sent_bytes(t, 2, 1, 2, 2) == (2 * 2e8 + 2e8) / 2
     assert sent_bytes(t, 2, 2, 2, 2) == (2 * 2 * 2e8 + 2e8) / 2
@@ -147,11 +157,9 @@ def test_bytes_sent_are_those_counted_in_real_steps() -> None:
     assert sent_bytes(t, 2, 1, 1, 2) == 0
 
 
-def test_a_plan_has_every_stage_and_micro_batch_and_marks_one() -> None:
-    config, size = (
-        load_config("dfew_vitb32", ["data.num_frames=2", "data.shards=dfew"]),
-        DataSize(SEVEN, 9357, 5),
-    )
+def test_plan_has_every_stage_and_micro_batch() -> None:
+    config = load_config("dfew_vitb32", ["data.num_frames=2", "data.shards=dfew"])
+    size = DataSize(SEVEN, 9357, 5)
     rows = plan(config, EIGHT, size)
     assert [(r.stage, r.micro, r.accumulation) for r in rows] == [
         (s, m, 6 // m) for s in (1, 2, 3) for m in (1, 2, 3, 6)
@@ -165,32 +173,29 @@ def test_a_plan_has_every_stage_and_micro_batch_and_marks_one() -> None:
     assert all(s.clips_per_second < r.clips_per_second for s, r in zip(slow, rows, strict=True))
 
 
-def test_the_data_of_a_plan(tmp_path: Path, tiny_shards: object) -> None:
-    assert (
-        data_size(load_config("ferv39k_vitb32", [f"data.shards={tmp_path}/ferv39k"])).clips
-        == 31_088
-    )
-    got = data_size(load_config("dfew_vitb32", [f"data.shards={tiny_shards.root}"]))  # type: ignore[attr-defined]
+def test_data_size_is_that_of_index_or_lists(tmp_path: Path, tiny_shards: Index) -> None:
+    unpacked = load_config("ferv39k_vitb32", [f"data.shards={tmp_path}/ferv39k"])
+    assert data_size(unpacked).clips == 31_088
+    got = data_size(load_config("dfew_vitb32", [f"data.shards={tiny_shards.root}"]))
     assert (got.clips, got.folds, got.classes) == (48, 5, SEVEN)
     with pytest.raises(UserError, match="pack first, or set data"):
         data_size(load_config("dfew_vitb32", [f"data.shards={tmp_path}/other"]))
 
 
-def test_time_on_the_network_is_bytes_and_hops() -> None:
+def test_network_seconds_are_bytes_and_hops() -> None:
     t = made_up()
     eight = network_seconds(t, 2, 1, EIGHT, 1)
-    assert eight == pytest.approx(3 * 7 / 8 * 2e8 / 1e11 + (2 + 2) * 2 * 3 * 1e-5), (
-        "two buckets, two groups, three levels up and down"
-    )
+    # Two buckets and two groups, each three hops up and down.
+    assert eight == pytest.approx(3 * 7 / 8 * 2e8 / 1e11 + (2 + 2) * 2 * 3 * 1e-5)
     assert network_seconds(t, 2, 1, replace(EIGHT, ranks=1), 1) == 0
 
 
-def test_more_nodes_give_more_clips_until_something_else_limits() -> None:
+def test_scale_ends_at_the_limit_of_the_network() -> None:
     config = load_config("dfew_vitb16", ["data.workers=2"])
     one, two, many = scale(config, EIGHT, 1e9, 1e9, [1, 2, 512], SEVEN)
     assert (one.ranks, two.ranks, many.ranks, one.clips, many.clips) == (8, 16, 4096, 6, 6)
     assert one.compute == many.compute and one.network < two.network < many.network
-    assert two.network > 10 * one.network, "between nodes there is a hundredth of the bandwidth"
+    assert two.network > 10 * one.network, "nodes have a hundredth of the bandwidth"
     assert one.limit == "compute" and many.limit == "network"
     assert one.efficiency > two.efficiency > many.efficiency > 0
     assert many.clips_per_second == pytest.approx(4096 * 6 / (many.compute + many.network))
