@@ -12,6 +12,7 @@ from dfer_dist.evaluation.significance import Difference
 from dfer_dist.reporting.history import Curve
 from dfer_dist.reporting.plots import (
     ALERT,
+    CLASS_COLORS,
     DPI,
     FAINT,
     INK,
@@ -24,18 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_FOLD_COLORS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-    "#B5A800",
-    "#5D3A9B",
-    "#7F7F7F",
-)
+_FOLD_COLORS = (*CLASS_COLORS, "#5D3A9B", "#7F7F7F")
 
 
 def data_uri(figure: Figure) -> str:

@@ -22,7 +22,7 @@ DPI = 150
 UAR, WAR, ALERT, INK, FAINT = "#0072B2", "#E69F00", "#D55E00", "#222222", "#8a8a8a"
 # All eight colors of the palette, yellow darkened for a white background; further classes repeat
 # them, dashed.
-_CLASS_COLORS = (
+CLASS_COLORS = (
     "#0072B2",
     "#D55E00",
     "#009E73",
@@ -125,7 +125,7 @@ def timeline_figure(
     figure = Figure(figsize=(9.5, 4.6), dpi=DPI, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[9, 1])
     styles = [
-        {"color": _CLASS_COLORS[c % 8], "linestyle": "-" if c < 8 else (0, (4, 2))}
+        {"color": CLASS_COLORS[c % 8], "linestyle": "-" if c < 8 else (0, (4, 2))}
         for c in range(len(classes))
     ]
     _draw_curves(above, spans, probabilities, styles)
@@ -182,7 +182,7 @@ def _draw_top_classes(
         else:
             top = int(p.argmax())
             alpha = 1.0 if top < 8 else 0.5
-            below.axvspan(left, right, facecolor=_CLASS_COLORS[top % 8], alpha=alpha, linewidth=0)
+            below.axvspan(left, right, facecolor=CLASS_COLORS[top % 8], alpha=alpha, linewidth=0)
 
 
 def _class_legend(
