@@ -42,7 +42,7 @@ ORDER = (
     "dfer_dist.train",
     "launch",
 )
-# A login node answers without torch, and a rank's signal handler stands before torch is imported.
+# A login node answers without torch, and a rank installs its signal handler before torch is imported.
 TORCH_FREE = (
     "dfer_dist.utils.errors",
     "dfer_dist.utils.files",
