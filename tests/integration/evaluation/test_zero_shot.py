@@ -210,7 +210,7 @@ def test_which_context_and_which_sentences_go_along(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.sentences has nothing for class 'grief'"):
         fitted(tmp_path / "both", ("fear", "grief"), *mine)
     with pytest.raises(UserError, match="no description for class 'grief'"):
-        fitted(tmp_path / "both", ("fear", "grief"))
+        fitted(tmp_path / "own", ("fear", "grief"))
 
 
 def test_clips_that_were_trained_on_are_never_a_test(
