@@ -104,7 +104,7 @@ def crossval(
     Writes the summary of all folds. Run the same command again to resume.
 
     Example: [bold]dfer crossval dfew_vitb32 --folds 1,3-5 --nproc 8 data.shards=data/dfew[/bold],
-    or, on a cluster, [bold]dfer crossval dfew_vitb32 --cluster gpus8 cluster.nodes=4 --wait[/bold]
+    or, on a cluster, [bold]dfer crossval dfew_vitb32 --cluster gpus8 cluster.nodes=3 --wait[/bold]
     """
     settings, cluster_settings = split_overrides(overrides or [])
     allowed = allow_drift or ()
