@@ -59,7 +59,7 @@ def open_run(
     if name is not None and (name in ("", "..") or name != Path(name).name):
         raise UserError(f"--name '{name}': give a plain name; --runs sets the folder")
     config, index = _load(experiment, overrides, ranks)
-    chosen = index.folds if folds is None else parse_folds(folds, index.folds)
+    chosen = parse_folds(folds, index.folds)
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
     # a start that failed at once does not keep the name from the corrected command
     if run.run.exists() and _failed_before_training(run):

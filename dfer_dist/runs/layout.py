@@ -229,14 +229,18 @@ class RunDir:
             )
 
 
-def parse_folds(text: str, known: list[int]) -> list[int]:
+def parse_folds(text: str | None, known: list[int]) -> list[int]:
     """Return the fold numbers in a text such as ``1,3-5``, sorted and without repetition.
+
+    Without a text, return all known folds.
 
     Raises
     ------
     UserError
         If a part is neither a number nor a range, or the data set does not have a fold.
     """
+    if text is None:
+        return known
     chosen: set[int] = set()
     for part in text.split(","):
         first, last = _parse_range(part.strip(), text)

@@ -67,7 +67,9 @@ def make_executor(tasks: list[ArrayTask], target: ClusterTarget, folder: Path) -
     """
     cluster = target.cluster
     # `gres` names the GPUs itself: with both options Slurm would ask for both
-    gpus = None if "gres" in sent(cluster.sbatch) else cluster.gpus_per_node or None
+    gpus = cluster.gpus_per_node or None
+    if "gres" in sent(cluster.sbatch):
+        gpus = None
     executor = _executor(folder)
     executor.update_parameters(
         **_placement(cluster),
@@ -148,7 +150,9 @@ def _placement(cluster: Cluster) -> dict[str, str | None]:
 
 def memory(gb: float | None) -> str | None:
     """Return the argument of ``--mem`` for a number of GB (2**30 bytes)."""
-    return None if gb is None else f"{round(1024 * gb)}MB"
+    if gb is None:
+        return None
+    return f"{round(1024 * gb)}MB"
 
 
 def script_text(executor: SlurmExecutor, num_tasks: int) -> str:

@@ -81,7 +81,7 @@ def _stop_commands(run: RunDir, folds: list[int]) -> list[int]:
         numbers = ", ".join(map(str, owned))
         host, _, pid = owner.partition(" ")
         if host != socket.gethostname() or not pid.isdigit():
-            remedy = f", kill {pid}" if pid else ""
+            remedy = pid and f", kill {pid}"
             raise UserError(
                 f"fold {numbers} is trained by {host or 'another machine'}: stop it there{remedy}"
             )

@@ -148,8 +148,11 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not (equals and name and (entry or not dot)):
         raise UserError(f"'{text}' is not of the form cluster.KEY=VALUE, such as cluster.nodes=4")
     content = _parse_yaml(value, f"'{text}'")
-    content = "" if content is None else content
-    return {name: {entry: content}} if entry else {name: content}
+    if content is None:
+        content = ""
+    if entry:
+        content = {entry: content}
+    return {name: content}
 
 
 def _update(settings: dict[str, Any], new: dict[str, Any], source: str) -> None:
@@ -158,16 +161,19 @@ def _update(settings: dict[str, Any], new: dict[str, Any], source: str) -> None:
     for key, value in new.items():
         if key not in types:
             close = difflib.get_close_matches(str(key), types, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(types)}"
+            hint = f"known are {', '.join(types)}"
+            if close:
+                hint = f"did you mean '{close[0]}'?"
             raise UserError(f"{source}{key}: unknown key; {hint}")
         converted = _CONVERTERS[types[key]](value, f"{source}{key}")
-        settings[key] = settings.get(key, {}) | converted if key in _MAPPINGS else converted
+        if key in _MAPPINGS:
+            converted = settings.get(key, {}) | converted
+        settings[key] = converted
 
 
 def _build(settings: dict[str, Any]) -> Cluster:
     for key in ("sbatch", "summary"):
-        options = read_options(settings.get(key, {}), f"{PREFIX}{key}", key == "summary")
-        settings[key] = options
+        settings[key] = read_options(settings.get(key, {}), f"{PREFIX}{key}", key == "summary")
     cluster = Cluster(**settings)
     _check(cluster)
     return cluster
@@ -197,8 +203,9 @@ def _to_text(value: object, where: str) -> str:
 def _to_lines(value: object, where: str) -> list[str]:
     if value in (None, *_NULL):
         return []
-    lines = value if isinstance(value, list) else [value]
-    return [_to_text(line, where) for line in lines]
+    if not isinstance(value, list):
+        value = [value]
+    return [_to_text(line, where) for line in value]
 
 
 def _to_texts(value: object, where: str) -> dict[str, str]:

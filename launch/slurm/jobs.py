@@ -27,6 +27,14 @@ _END = re.compile(
 )
 
 
+def _mapping(values: dict[str, Any], key: str) -> dict[Any, Any]:
+    """Return the mapping under ``key``; empty if it is missing or damaged."""
+    value = values.get(key)
+    if isinstance(value, dict):
+        return value
+    return {}
+
+
 @dataclass(frozen=True)
 class Submission:
     """A job array and its summary job: an entry of ``jobs.json``."""
@@ -42,15 +50,14 @@ class Submission:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Submission:
         """Read an entry; what is missing or damaged counts as not recorded."""
-        folds, settings = values.get("folds"), values.get("settings")
-        folds = folds if isinstance(folds, dict) else {}
+        folds = _mapping(values, "folds")
         return cls(
             time=str(values.get("time") or ""),
             cluster=str(values.get("cluster") or ""),
-            settings=settings if isinstance(settings, dict) else {},
+            settings=_mapping(values, "settings"),
             max_parallel=values.get("max_parallel"),
             folds={int(fold): str(job) for fold, job in folds.items() if str(fold).isdigit()},
-            summary=str(values["summary"]) if values.get("summary") else None,
+            summary=str(values.get("summary") or "") or None,
             folder=str(values.get("folder") or ""),
         )
 
@@ -149,7 +156,8 @@ def _plain_array_task(run: RunDir, fold: int) -> list[str]:
     """Return the array task of ``slurm/crossval.sbatch`` that trains a fold, if there is one."""
     with suppress(OSError):
         array = run.array.read_text().strip()
-        return [f"{array}_{fold}"] if array.isdigit() else []
+        if array.isdigit():
+            return [f"{array}_{fold}"]
     return []
 
 
@@ -190,8 +198,10 @@ class JobEnd(NamedTuple):
     detail: str
 
 
-def parse_job_end(output: Path) -> JobEnd:
-    """Read how a job ended from its output."""
+def parse_job_end(output: Path | None) -> JobEnd:
+    """Read how a job ended from its output, if it has any."""
+    if output is None:
+        return JobEnd("", "")
     text = read_tail(output, _TAIL_BYTES).decode(errors="replace")
     ends = list(_END.finditer(text))
     if not ends:
@@ -210,10 +220,8 @@ def parse_job_end(output: Path) -> JobEnd:
 
 def _last_line(text: str) -> str:
     """Return the last line that Slurm did not write."""
-    lines = (line.strip() for line in reversed(text.splitlines()))
-    return next(
-        (line for line in lines if line and not line.startswith(("srun:", "slurmstepd"))), ""
-    )
+    lines = filter(None, map(str.strip, reversed(text.splitlines())))
+    return next((line for line in lines if not line.startswith(("srun:", "slurmstepd"))), "")
 
 
 def has_log(fold: FoldDir) -> bool:

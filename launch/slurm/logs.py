@@ -54,8 +54,9 @@ def _print_from(path: Path, offset: int) -> int:
     """
     try:
         with path.open("rb") as f:
-            size = f.seek(0, os.SEEK_END)
-            f.seek(offset if offset <= size else 0)
+            if f.seek(0, os.SEEK_END) < offset:
+                offset = 0
+            f.seek(offset)
             while block := f.read(1 << 20):
                 sys.stdout.buffer.write(block)
             sys.stdout.buffer.flush()
@@ -70,7 +71,9 @@ def _follow(run: RunDir, fold: int, log: Path) -> int:
     while True:
         is_over = False
         if polls % _POLLS_PER_STATE == 0:
-            over = over + 1 if _is_over(run, fold) else 0
+            over += 1
+            if not _is_over(run, fold):
+                over = 0
             is_over = over >= _OVER_IN_A_ROW
         # after the state: the last lines are in the log by now
         offset = _print_from(log, offset)

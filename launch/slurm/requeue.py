@@ -49,7 +49,9 @@ def job_name() -> str:
     An array task is named ``ARRAY_TASK``: its plain id may be that of the whole array.
     """
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+    if array:
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
 
 
 def is_being_ended(job: str) -> bool:
@@ -118,7 +120,9 @@ def main() -> int:
         return _give_up(
             f"{job} ended with {args.status} and got no further in {_STUCK_RESTARTS} restarts"
         )
-    return 0 if is_being_ended(job) else requeue(job)
+    if is_being_ended(job):
+        return 0
+    return requeue(job)
 
 
 def _give_up(reason: str) -> int:

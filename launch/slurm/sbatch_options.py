@@ -14,52 +14,32 @@ _REQUEUE = "folds are requeued by their own batch script; set cluster.max_requeu
 _SUBMIT = "dfer crossval submits the batch script itself"
 
 # options that this program sets, and what to do instead
+_NTASKS = ("ntasks", "ntasks-per-node", "ntasks-per-gpu")
 _OWNED = {
     "array": "choose folds with --folds and --max-parallel",
     "chdir": "a job runs the code in its run's folder; set cluster.setup",
     "clusters": "jobs are followed on the default cluster only",
-    "error": _OUTPUT,
-    "export": "set cluster.environment",
-    "export-file": "set cluster.environment",
-    "help": _SUBMIT,
-    "input": _SUBMIT,
+    **dict.fromkeys(("error", "open-mode", "output"), _OUTPUT),
+    **dict.fromkeys(("export", "export-file"), "set cluster.environment"),
     "job-name": "set --name",
     "no-requeue": "set cluster.max_requeues=0",
-    "ntasks": _RANKS,
-    "ntasks-per-node": _RANKS,
-    "ntasks-per-gpu": _RANKS,
-    "open-mode": _OUTPUT,
-    "output": _OUTPUT,
-    "parsable": _SUBMIT,
-    "quiet": _SUBMIT,
+    **dict.fromkeys(_NTASKS, _RANKS),
     "requeue": _REQUEUE,
     "signal": "set cluster.notice_seconds",
     "test-only": "use --dry-run, or dfer doctor",
-    "usage": _SUBMIT,
-    "version": _SUBMIT,
     "wait": "use dfer crossval --wait",
-    "wrap": _SUBMIT,
+    **dict.fromkeys(("help", "input", "parsable", "quiet", "usage", "version", "wrap"), _SUBMIT),
 }
+_SETTINGS = ("account", "constraint", "cpus-per-task", "gpus-per-node", "nodes", "partition", "qos")
 _OWNED_BY_FOLDS = _OWNED | {
-    "account": "set cluster.account",
-    "constraint": "set cluster.constraint",
-    "cpus-per-task": "set cluster.cpus_per_task",
     "gpus": "set cluster.gpus_per_node",
-    "gpus-per-node": "set cluster.gpus_per_node",
     "mem": "set cluster.memory_gb",
-    "nodes": "set cluster.nodes",
-    "partition": "set cluster.partition",
-    "qos": "set cluster.qos",
     "time": "set cluster.time_minutes",
+    **{name: f"set cluster.{name.replace('-', '_')}" for name in _SETTINGS},
 }
-_SUMMARY_TASK = "the summary is one process"
 _OWNED_BY_SUMMARY = _OWNED | {
     "dependency": "the summary waits for its folds",
-    "nodes": _SUMMARY_TASK,
-    "ntasks": _SUMMARY_TASK,
-    "ntasks-per-node": _SUMMARY_TASK,
-    "ntasks-per-gpu": _SUMMARY_TASK,
-    "cpus-per-task": _SUMMARY_TASK,
+    **dict.fromkeys(("nodes", *_NTASKS, "cpus-per-task"), "the summary is one process"),
     "requeue": "it is set for the summary job",
     "no-requeue": "submit again with dfer resume, or run dfer report",
 }
@@ -92,7 +72,7 @@ def read_options(options: SbatchOptions, where: str, summary: bool) -> SbatchOpt
         # sbatch takes any unambiguous beginning of a name, such as --out
         begun = [option for option in owned if option.startswith(name)]
         if begun:
-            taken = name if name in owned else begun[0]
+            taken = next(option for option in (name, *begun) if option in owned)
             raise UserError(f"{where}.{key}: dfer sets --{taken}; {owned[taken]}")
         read[name] = _flag(value)
     return read

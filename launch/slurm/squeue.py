@@ -104,7 +104,9 @@ def cancel_jobs(ids: Sequence[str]) -> str:
     if not ids:
         return ""
     done = subprocess.run(["scancel", *ids], capture_output=True, text=True, check=False)
-    return done.stderr.strip() if done.returncode else ""
+    if not done.returncode:
+        return ""
+    return done.stderr.strip()
 
 
 def reason_text(reason: str) -> str:
@@ -112,4 +114,6 @@ def reason_text(reason: str) -> str:
     term = reason.strip("()").partition(",")[0]  # ReqNodeNotAvail, UnavailableNodes:n3
     if term.startswith(("QOS", "Assoc")):
         return f"a limit of the account or QOS ({term})"
-    return f"{_REASONS[term]} ({term})" if term in _REASONS else term
+    if term in _REASONS:
+        return f"{_REASONS[term]} ({term})"
+    return term

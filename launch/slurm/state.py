@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -43,6 +43,7 @@ LIVE = frozenset({RUNNING, PENDING, REQUEUED, LEAVING})  # states that will chan
 _TAIL_BYTES = 1 << 20  # of metrics.jsonl: some 3,000 steps
 # reasons of attempts that saved; the last one is that of older versions
 _PREEMPTED = (TIME_IS_UP, "preempted", "told to leave")
+_TIMES_LEFT = {"INVALID": "0:00", "NOT_SET": ""}  # by what squeue says
 _REASON_WIDTH = 70  # characters of an earlier attempt's end
 
 
@@ -74,6 +75,13 @@ def _describe_end(attempt: AttemptRecord) -> str:
     if why.startswith("SIG") or why in _PREEMPTED:
         return f"{why}, saved"
     return textwrap.shorten(why, _REASON_WIDTH, placeholder=" …")
+
+
+def _before(attempts: Sequence[AttemptRecord]) -> str:
+    """Return how the last of some attempts ended, as a part of a reason; empty without one."""
+    if not attempts:
+        return ""
+    return f"before: {_describe_end(attempts[-1])}"
 
 
 @dataclass(frozen=True)
@@ -130,10 +138,10 @@ def get_state(run: RunDir, fold: int, queue: Queue | None) -> FoldState:
     """
     files = _Files.read(run.fold(fold))
     ids = jobs_of_fold(run, fold)
-    job = next((queue[i] for i in ids if i in queue), None) if queue else None
-    row = FoldState(
-        fold, NOT_STARTED, attempts=len(files.status.attempts), job=job.id if job else ""
-    )
+    job = next((queue[i] for i in ids if queue and i in queue), None)
+    row = FoldState(fold, NOT_STARTED, attempts=len(files.status.attempts))
+    if job:
+        row = replace(row, job=job.id)
     row = _add_progress(row, files)
     if files.status.state == DONE and files.result:
         row = replace(row, state=DONE)
@@ -148,9 +156,11 @@ def get_state(run: RunDir, fold: int, queue: Queue | None) -> FoldState:
 
 def _add_nodes(row: FoldState, files: _Files, job: QueuedJob | None) -> FoldState:
     if job and not job.waits:
+        row = replace(row, nodes=job.nodes)
+        if row.state != RUNNING:
+            return row
         # squeue says INVALID once a job is over its limit
-        time_left = {"INVALID": "0:00", "NOT_SET": ""}.get(job.time_left, job.time_left)
-        return replace(row, nodes=job.nodes, left=time_left if row.state == RUNNING else "")
+        return replace(row, left=_TIMES_LEFT.get(job.time_left, job.time_left))
     if row.state in (PENDING, REQUEUED) or not files.last:
         return row
     return replace(row, nodes=files.last.nodes)
@@ -176,9 +186,14 @@ def _state_in_queue(row: FoldState, files: _Files, job: QueuedJob) -> FoldState:
 
 def _waiting(row: FoldState, files: _Files, job: QueuedJob) -> FoldState:
     started_before = files.status.attempts or (job.reason == "BeginTime" and has_log(files.fold))
-    before = f"before: {files.last_end}" if files.last else ""
-    why = "; ".join(filter(None, [reason_text(job.reason), before]))
-    return replace(row, state=REQUEUED if started_before else PENDING, why=why)
+    why = "; ".join(filter(None, [reason_text(job.reason), _before(files.status.attempts)]))
+    return replace(row, state=_pending_state(bool(started_before)), why=why)
+
+
+def _pending_state(started_before: bool) -> str:
+    if started_before:
+        return REQUEUED
+    return PENDING
 
 
 def _state_outside_queue(
@@ -191,20 +206,21 @@ def _state_outside_queue(
         return replace(row, state=LOST, why="status.json cannot be read")
     if files.status.state == FAILED:
         return _failed(row, files)
-    output = job_output(run, row.fold)
-    end, detail = parse_job_end(output) if output else ("", "")
+    end, detail = parse_job_end(job_output(run, row.fold))
     if end == FAILED:
         return replace(row, state=FAILED, error=detail)
     if end == CANCELLED:
         return replace(row, state=CANCELLED, why=files.last_end)
     if is_unsure and (ids or files.is_of_job):
         return replace(row, state=_likely_state(files), why="by its files alone")
-    ended_by_slurm = detail if end else ""
+    ended_by_slurm = end and detail
     if files.is_open:
         return replace(row, state=LOST, why=ended_by_slurm or "it ended without recording why")
     if files.status.attempts:
         why = "; ".join(filter(None, [ended_by_slurm, files.last_end]))
-        return replace(row, state=CANCELLED if files.is_of_job else STOPPED, why=why)
+        if files.is_of_job:
+            return replace(row, state=CANCELLED, why=why)
+        return replace(row, state=STOPPED, why=why)
     if has_log(files.fold):
         return replace(row, state=FAILED, error=last_error(files.fold, {}))
     if detail:
@@ -225,13 +241,15 @@ def _likely_state(files: _Files) -> str:
     """Return the state that the files suggest, if Slurm does not answer."""
     if files.is_open:
         return RUNNING
-    return REQUEUED if files.status.attempts else PENDING
+    return _pending_state(bool(files.status.attempts))
 
 
 def _describe_start(files: _Files, is_new: bool) -> str:
     """Return how a running attempt began; ``is_new`` if its ranks have not recorded it yet."""
-    earlier = files.status.attempts if is_new else files.status.attempts[:-1]
-    before = f"before: {_describe_end(earlier[-1])}" if earlier else ""
+    earlier = files.status.attempts
+    if not is_new:
+        earlier = earlier[:-1]
+    before = _before(earlier)
     if is_new or files.status.state == "STARTING":
         return "; ".join(filter(None, ["starting", before]))
     if before and files.last:
@@ -240,7 +258,7 @@ def _describe_start(files: _Files, is_new: bool) -> str:
 
 
 def _failed(row: FoldState, files: _Files) -> FoldState:
-    why = files.last.why if files.last else None
+    why = files.last and files.last.why
     return replace(row, state=FAILED, error=why or "no reason was recorded")
 
 
@@ -258,16 +276,17 @@ def _add_progress(row: FoldState, files: _Files) -> FoldState:
     speed = _number(_last_with("clips_per_second", lines).get("clips_per_second"))
     row = replace(row, step=step, steps=files.status.steps, clips_per_second=speed)
     if files.result:
-        uar, war = files.result.get("uar"), files.result.get("war")
-        return _add_scores(row, "result", uar, war)
+        return _add_scores(row, "result", files.result.get("uar"), files.result.get("war"))
     split = "val" if _last_with("val_war", lines) else "test"
     line = _last_with(f"{split}_war", lines)
     return _add_scores(row, split, line.get(f"{split}_uar"), line.get(f"{split}_war"))
 
 
 def _add_scores(row: FoldState, scored: str, uar: object, war: object) -> FoldState:
-    known = _number(war) is not None
-    return replace(row, uar=_number(uar), war=_number(war), scored=scored if known else "")
+    row = replace(row, uar=_number(uar), war=_number(war))
+    if row.war is None:
+        return row
+    return replace(row, scored=scored)
 
 
 def _last_with(key: str, lines: Iterable[bytes]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from launch.slurm.state import DONE, FAILED, LIVE, LOST, NOT_STARTED, RUNNING, F
 
 _STYLES = {DONE: "green", RUNNING: "cyan", FAILED: "red", LOST: "red", NOT_STARTED: "dim"}
 _NO_ANSWER = "Slurm does not answer: the state of its jobs is from the files of the run alone"
-_RIGHT = ("Fold", "Try", "Step", "clips/s", "UAR %", "WAR %", "Left")  # columns of numbers
+_NUMBERS = ("Fold", "Try", "Step", "clips/s", "UAR %", "WAR %", "Left")  # columns
+_JUSTIFY: dict[str, JustifyMethod] = dict.fromkeys(_NUMBERS, "right")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ def get_run_states(runs: Sequence[RunDir], queue: Queue | None) -> list[RunState
 
 def query_squeue_for(runs: Sequence[RunDir]) -> Queue | None:
     """Return Slurm's queue if any of the runs has jobs: a silent controller costs seconds."""
-    return query_squeue() if any(all_jobs(run) for run in runs) else {}
+    if any(all_jobs(run) for run in runs):
+        return query_squeue()
+    return {}
 
 
 def _describe_summary(run: RunDir, folds: list[FoldState], queue: Queue | None) -> str:
@@ -88,16 +91,17 @@ def _describe_summary(run: RunDir, folds: list[FoldState], queue: Queue | None) 
         return "when the folds are over"
     if not results:
         return "none, as no fold is done"
-    written = run.summary.stat().st_mtime if run.summary.exists() else 0.0
-    if any(path.stat().st_mtime > written for path in results):
+    newest = max(path.stat().st_mtime for path in results)
+    if not run.summary.exists() or run.summary.stat().st_mtime < newest:
         return f"to be written: dfer report {_from_here(run.root)}"
     return _from_here(run.report)
 
 
 def _from_here(path: Path) -> str:
     """Return a path relative to the working directory if it is in there."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+    with suppress(ValueError):
+        path = path.relative_to(Path.cwd())
+    return str(path)
 
 
 def render(states: Sequence[RunState]) -> RenderableType:
@@ -117,8 +121,7 @@ def render(states: Sequence[RunState]) -> RenderableType:
 
 
 def _heading(state: RunState) -> Text:
-    submitted = submissions(state.run)
-    cluster = f", cluster {submitted[-1].cluster}" if submitted else ""
+    cluster = "".join(f", cluster {entry.cluster}" for entry in submissions(state.run)[-1:])
     return Text.assemble((state.name, "bold"), f": data set {state.dataset}{cluster}")
 
 
@@ -139,7 +142,7 @@ def _table(folds: list[FoldState]) -> Table:
     columns = {name: cells for name, cells in columns.items() if any(cells) or name == "State"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
-        justify: JustifyMethod = "right" if name in _RIGHT else "left"
+        justify = _JUSTIFY.get(name, "left")
         table.add_column(name, justify=justify, overflow="fold", no_wrap=name != "Nodes")
     for fold, *row in zip(folds, *columns.values(), strict=True):
         styles = {"State": _STYLES.get(fold.state, "yellow")}
@@ -151,17 +154,22 @@ def _table(folds: list[FoldState]) -> Table:
 def _format_step(fold: FoldState) -> str:
     if fold.step is None:
         return ""
-    return f"{fold.step} of {fold.steps}" if fold.steps is not None else str(fold.step)
+    if fold.steps is None:
+        return str(fold.step)
+    return f"{fold.step} of {fold.steps}"
 
 
 def _format_speed(speed: float | None) -> str:
     if speed is None:
         return ""
-    return f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}"
+    num_decimals = int(speed < 10)
+    return f"{speed:.{num_decimals}f}"
 
 
 def _format_score(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+    if value is None:
+        return ""
+    return f"{value:.2f}"
 
 
 def _reasons(folds: list[FoldState]) -> list[Text]:
@@ -193,7 +201,9 @@ def _footer(state: RunState) -> Text:
 def _mean(values: list[float | None]) -> float | None:
     """Return the mean; None if a value is missing, or there is none."""
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+    if not known or len(known) < len(values):
+        return None
+    return sum(known) / len(known)
 
 
 def find_runs(folder: Path) -> list[RunDir]:
@@ -227,10 +237,16 @@ def status(
 
     Example: [bold]dfer status runs/dfew_vitb32[/bold]
     """
-    chosen = [RunDir(run.resolve())] if run else find_runs(runs)
-    if not chosen:
-        raise UserError(f"{runs} holds no run: start one with dfer crossval, or give --runs FOLDER")
-    queue = query_squeue_for(chosen) if run else query_squeue()
+    if run:
+        chosen = [RunDir(run.resolve())]
+        queue = query_squeue_for(chosen)
+    else:
+        chosen = find_runs(runs)
+        if not chosen:
+            raise UserError(
+                f"{runs} holds no run: start one with dfer crossval, or give --runs FOLDER"
+            )
+        queue = query_squeue()
     states: list[RunState] = []
     errors: list[str] = []
     for one in chosen:

@@ -107,7 +107,7 @@ def show_submission(request: JobRequest, target: ClusterTarget, console: Console
         )
         split_batch(config, target.cluster.ranks)
         known = open_index(config.data, config.data.loss_budget).folds
-        folds = known if request.folds is None else parse_folds(request.folds, known)
+        folds = parse_folds(request.folds, known)
         run = RunDir((request.runs / name).resolve())
         tasks += [ArrayTask(run, fold) for fold in folds]
         configs.append((run, config))
@@ -281,7 +281,7 @@ def _submit_summary(
 ) -> str:
     """Submit the job that writes the summaries once the array is over, and return its id."""
     executor = make_summary_executor(target, folder, runs[0].code, array)
-    comparison = str(sweep / "comparison.md") if sweep else None
+    comparison = sweep and str(sweep / "comparison.md")
     with slurm_errors():
         job = executor.submit(write_summaries, [str(run.root) for run in runs], comparison)
     return str(job.job_id)

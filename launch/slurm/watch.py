@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.live import Live
@@ -14,6 +14,7 @@ from launch.slurm.squeue import Queue, query_squeue
 from launch.slurm.state import DONE
 from launch.slurm.status import RunState, get_run_states, render, widen
 
+_ANSWERS = {True: "Slurm answers again", False: "Slurm does not answer: waiting"}
 _PAUSE_SECONDS = 2.0
 _ABSENT_IN_A_ROW = 2  # answers without any of the jobs after which they are over
 _NEVER_SEEN_IN_A_ROW = 5  # the same for new jobs, which may take a moment to appear
@@ -43,7 +44,7 @@ def wait(runs: Sequence[RunDir], console: Console) -> int:
         )
         return 130
     console.print(render(states))
-    return 0 if all(_is_done(state) for state in states) else 1
+    return int(not all(_is_done(state) for state in states))
 
 
 def _is_done(state: RunState) -> bool:
@@ -51,33 +52,41 @@ def _is_done(state: RunState) -> bool:
     return all(f.state == DONE for f in state.folds if f.fold in submitted or not submitted)
 
 
+def _poll(runs: Sequence[RunDir]) -> Iterator[tuple[Queue | None, list[RunState]]]:
+    """Yield one answer of ``squeue`` after another, with the runs' state, until the jobs are over.
+
+    An answer of None does not count.
+    """
+    absent, limit = 0, _NEVER_SEEN_IN_A_ROW  # answers in a row that had none of the jobs
+    while True:
+        queue = query_squeue()
+        yield queue, get_run_states(runs, queue)
+        if queue is not None:
+            absent += 1
+        if queue and any(not all_jobs(run).isdisjoint(queue) for run in runs):
+            absent, limit = 0, _ABSENT_IN_A_ROW
+        if absent >= limit:
+            return
+        time.sleep(_PAUSE_SECONDS)
+
+
 def _follow_table(runs: Sequence[RunDir], console: Console) -> list[RunState]:
-    is_over = _IsOver(runs)
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        while True:
-            queue = query_squeue()
-            states = get_run_states(runs, queue)
+        for _, states in _poll(runs):
             live.update(render(states), refresh=True)
-            if is_over(queue):
-                return states
-            time.sleep(_PAUSE_SECONDS)
+        return states
 
 
 def _follow_lines(runs: Sequence[RunDir], console: Console) -> list[RunState]:
-    is_over = _IsOver(runs)
     printed: dict[tuple[str, int], str] = {}  # the state of each run's folds
     answers = True
-    while True:
-        queue = query_squeue()
-        states = get_run_states(runs, queue)
+    for queue, states in _poll(runs):
         if answers != (queue is not None):
             answers = queue is not None
-            _print(console, "Slurm answers again" if answers else "Slurm does not answer: waiting")
+            _print(console, _ANSWERS[answers])
         if answers:
             _print_changes(states, printed, console)
-        if is_over(queue):
-            return states
-        time.sleep(_PAUSE_SECONDS)
+    return states
 
 
 def _print_changes(
@@ -89,28 +98,11 @@ def _print_changes(
             if printed.get((state.name, fold.fold)) == fold.state:
                 continue
             printed[state.name, fold.fold] = fold.state
-            nodes = f" on {fold.nodes}" if fold.nodes else ""
-            detail = fold.error or fold.why
-            why = f": {detail}" if detail else ""
-            _print(console, f"{state.name} fold {fold.fold} {fold.state}{nodes}{why}")
+            line = f"{state.name} fold {fold.fold} {fold.state}"
+            if fold.nodes:
+                line += f" on {fold.nodes}"
+            _print(console, ": ".join(filter(None, [line, fold.error or fold.why])))
 
 
 def _print(console: Console, line: str) -> None:
     console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False, soft_wrap=True)
-
-
-class _IsOver:
-    """Whether the jobs of some runs are over, judged by one answer of ``squeue`` after another."""
-
-    def __init__(self, runs: Sequence[RunDir]) -> None:
-        self.runs = runs
-        self.seen = False
-        self.absent = 0  # answers in a row that had none of the jobs
-
-    def __call__(self, queue: Queue | None) -> bool:
-        if queue is None:
-            return False
-        present = any(not all_jobs(run).isdisjoint(queue) for run in self.runs)
-        self.seen |= present
-        self.absent = 0 if present else self.absent + 1
-        return self.absent >= (_ABSENT_IN_A_ROW if self.seen else _NEVER_SEEN_IN_A_ROW)
