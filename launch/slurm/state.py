@@ -187,13 +187,7 @@ def _state_in_queue(row: FoldState, files: _Files, job: QueuedJob) -> FoldState:
 def _waiting(row: FoldState, files: _Files, job: QueuedJob) -> FoldState:
     started_before = files.status.attempts or (job.reason == "BeginTime" and has_log(files.fold))
     why = "; ".join(filter(None, [reason_text(job.reason), _before(files.status.attempts)]))
-    return replace(row, state=_pending_state(bool(started_before)), why=why)
-
-
-def _pending_state(started_before: bool) -> str:
-    if started_before:
-        return REQUEUED
-    return PENDING
+    return replace(row, state=REQUEUED if started_before else PENDING, why=why)
 
 
 def _state_outside_queue(
@@ -218,9 +212,7 @@ def _state_outside_queue(
         return replace(row, state=LOST, why=ended_by_slurm or "it ended without recording why")
     if files.status.attempts:
         why = "; ".join(filter(None, [ended_by_slurm, files.last_end]))
-        if files.is_of_job:
-            return replace(row, state=CANCELLED, why=why)
-        return replace(row, state=STOPPED, why=why)
+        return replace(row, state=CANCELLED if files.is_of_job else STOPPED, why=why)
     if has_log(files.fold):
         return replace(row, state=FAILED, error=last_error(files.fold, {}))
     if detail:
@@ -241,7 +233,7 @@ def _likely_state(files: _Files) -> str:
     """Return the state that the files suggest, if Slurm does not answer."""
     if files.is_open:
         return RUNNING
-    return _pending_state(bool(files.status.attempts))
+    return REQUEUED if files.status.attempts else PENDING
 
 
 def _describe_start(files: _Files, is_new: bool) -> str:
