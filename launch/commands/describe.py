@@ -78,9 +78,7 @@ def describe(
     console = new_console()
     index = generate.open_folder(shards)
     if imported:
-        if endpoint:
-            raise UserError("--endpoint and --import exclude each other: give one of them")
-        _import(console, index, imported, model or "captions")
+        _import(console, index, imported, model, endpoint)
         return
     if not endpoint or not model:
         raise UserError("give --endpoint URL and --model NAME, or --import FILE")
@@ -167,10 +165,15 @@ def _print_label_words(console: Console, index: Index, source: Source) -> None:
     )
 
 
-def _import(console: Console, index: Index, files: list[Path], name: str) -> None:
+def _import(
+    console: Console, index: Index, files: list[Path], model: str | None, endpoint: str | None
+) -> None:
+    """Add captions from files, with ``model`` as the name of their source."""
     from dfer_dist.data.captions.imports import import_captions
 
-    for one in import_captions(index, files, name):
+    if endpoint:
+        raise UserError("--endpoint and --import exclude each other: give one of them")
+    for one in import_captions(index, files, model or "captions"):
         print_line(
             console,
             f"{one.source}: {one.new:,} captions added, {one.same:,} there before; "
