@@ -187,9 +187,11 @@ def set_pointer(folder: Path, name: str, target: Path) -> None:
 
 def read_pointer(folder: Path, name: str) -> Path | None:
     """Return the complete checkpoint that a pointer points to, or None."""
-    file = folder / name
-    target = folder / file.read_text().strip() if file.is_file() else None
-    return target if target and (target / COMPLETE).is_file() else None
+    if (folder / name).is_file():
+        target = folder / (folder / name).read_text().strip()
+        if (target / COMPLETE).is_file():
+            return target
+    return None
 
 
 def complete(folder: Path) -> list[Path]:
@@ -288,7 +290,8 @@ def prune(folder: Path, keep: int) -> None:
     found = complete(folder)
     for kept in {*found[-keep:], *filter(None, spare)}:
         best = read_json(kept / STATE).get("best")
-        spare |= {step_folder(folder, best["step"])} if best else set()
+        if best:
+            spare.add(step_folder(folder, best["step"]))
     for old in found[:-keep]:
         if old not in spare:
             going = old.with_name(f".{old.name}-going")

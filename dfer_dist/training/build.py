@@ -51,14 +51,15 @@ def build_trainer(
     image_size = models.resolve_image_size(config)
     # Loader workers read while the model is built. They are forked before the threads of tracking
     # are started.
-    step = saved.state["step"] if saved else 0
+    step, keep_bytes = 0, 0
+    if saved:
+        step, keep_bytes = saved.state["step"], saved.state["metrics_bytes"]
     batches = build_batches(config=config, data=data, ranks=ranks, step=step)
     model = build_model(config=config, data=data, image_size=image_size, saved=saved)
     watchdog.beat()
     engine = build_engine(OutputsModule(model.module), model.groups, config, ranks, data.plan.steps)
     objective = Objective(config, data.class_sizes, ranks.device)
     log_start(config=config, data=data, engine=engine, model=model, ranks=ranks)
-    keep_bytes = saved.state["metrics_bytes"] if saved else 0
     tracking = build_tracking(run=run, fold=fold, ranks=ranks, keep_bytes=keep_bytes)
     trainer = Trainer(
         config=config,
@@ -151,7 +152,9 @@ def read_checkpoint(*, run: RunDir, fold: int, ranks: Ranks) -> Checkpoint | Non
     """Read the last intact checkpoint, chosen by rank 0; None where there is none. Collective."""
     newest = portable.newest(run.fold(fold).checkpoints) if ranks.is_main else None
     newest = ranks.broadcast_object(newest)
-    return portable.read(newest) if newest else None
+    if newest:
+        return portable.read(newest)
+    return None
 
 
 def resume(trainer: Trainer, saved: Checkpoint, run: RunDir) -> None:
@@ -174,12 +177,7 @@ def resume(trainer: Trainer, saved: Checkpoint, run: RunDir) -> None:
 
 
 def log_start(
-    *,
-    config: Config,
-    data: FoldData,
-    engine: Engine,
-    model: BuiltModel,
-    ranks: Ranks,
+    *, config: Config, data: FoldData, engine: Engine, model: BuiltModel, ranks: Ranks
 ) -> None:
     """Log on rank 0 what is trained, on what data and on what devices."""
     batch = (
@@ -218,7 +216,7 @@ def check_same_descriptions(saved: Checkpoint, descriptions: ClipDescriptions | 
     UserError
         If not.
     """
-    if saved.state.get("texts_sha256") != (descriptions.sha256 if descriptions else None):
+    if saved.state.get("texts_sha256") != (descriptions and descriptions.sha256):
         raise UserError(
             f"{saved.path} was trained on other descriptions than there are now: "
             "start another run, or restore those"

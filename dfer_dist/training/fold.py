@@ -48,7 +48,7 @@ def run_fold(run: RunDir, fold: int, preemption: PreemptionHandler) -> int:
         traceback.print_exc()
         return _ERROR
     torch.distributed.destroy_process_group()
-    return EXIT_PREEMPTED if state == PREEMPTED else 0
+    return {DONE: 0, PREEMPTED: EXIT_PREEMPTED}[state]
 
 
 def train_fold(run: RunDir, fold: int, preemption: PreemptionHandler) -> str:
@@ -110,7 +110,7 @@ def _close_tracking(trainer: Trainer | None, state: str) -> None:
 
     if trainer:
         trainer.tracking.commit()
-        trainer.tracking.close(FINISHED if state == DONE else KILLED)
+        trainer.tracking.close({DONE: FINISHED, PREEMPTED: KILLED}[state])
 
 
 def _close_failed(run: RunDir, fold: int, ranks: Ranks, trainer: Trainer | None) -> None:

@@ -60,7 +60,7 @@ class Meter:
     @property
     def mean_step(self) -> float:
         """Mean seconds of the last hundred steps."""
-        return statistics.fmean(self._step_seconds) if self._step_seconds else 0.0
+        return statistics.fmean(self._step_seconds or [0.0])
 
     def snapshot(self) -> Snapshot:
         """Return the counters, as the beginning of a window for :meth:`since`."""

@@ -66,6 +66,11 @@ class TrainState:
     drift: set[str] = field(default_factory=set)
     num_drifts: int = 0
 
+    @property
+    def selected_step(self) -> int:
+        """The step of the best epoch, or the last one where none is selected."""
+        return (self.best or self).step
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state as JSON types."""
         return {
@@ -86,7 +91,7 @@ class TrainState:
         self.epoch_ended = state["epoch_ended"]
         self.lost_clips = set(state["lost_clips"])
         self.bad_steps = [from_json(BadStep, values) for values in state["bad_steps"]]
-        self.best = from_json(BestEpoch, state["best"]) if state["best"] else None
+        self.best = state["best"] and from_json(BestEpoch, state["best"])
         self.spikes = SpikeDetector(state["recent_losses"])
         self.drift = set(state["drift"])
         self.num_drifts = state["drifts"]

@@ -312,9 +312,7 @@ class Trainer:
     @property
     def selected_checkpoint(self) -> Path:
         """The checkpoint that the result is of: the best epoch's, or the last one."""
-        best = self.state.best
-        step = best.step if best else self.state.step
-        return portable.step_folder(self.folder.checkpoints, step)
+        return portable.step_folder(self.folder.checkpoints, self.state.selected_step)
 
     def validate(
         self, clips: ClipSet, shuffle_frames: bool = False
