@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from dfer_dist.runs.layout import RunDir
 from launch.processes import free_port, rank_environment
+from tests.helpers.paths import ROOT
 
 
 def run_ranks(script: Path, ranks: int, *args: str, timeout: float = 240) -> dict[str, Any]:
@@ -19,15 +21,17 @@ def run_ranks(script: Path, ranks: int, *args: str, timeout: float = 240) -> dic
         free_port(),
         RunDir(Path("/nonexistent")),
     )
+    environments = [rank_environment(nowhere, r, ranks, port) for r in range(ranks)]
     processes = [
         subprocess.Popen(
             command,
-            env=rank_environment(nowhere, r, ranks, port),
+            # The scripts import other helpers.
+            env={**env, "PYTHONPATH": f"{ROOT}{os.pathsep}{env['PYTHONPATH']}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for r in range(ranks)
+        for env in environments
     ]
     outs = [p.communicate(timeout=timeout) for p in processes]
     codes = [p.returncode for p in processes]
