@@ -175,7 +175,7 @@ def _damaged_clips(index: Index, shard: int) -> tuple[str, ...]:
     reader, keys = ClipReader(index), []
     for row in range(index.shards[shard].clips):
         try:
-            reader.check(shard, row)
+            reader.jpegs(shard, row)
         except DamagedClip as e:
             keys.append(e.key)
     return tuple(keys)

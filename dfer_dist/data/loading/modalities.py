@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -25,27 +26,29 @@ from dfer_dist.data.faces.parsing_maps import (
     fill_missing,
 )
 from dfer_dist.data.loading.augmentation import AugmentParams
+from dfer_dist.data.shards import sidecars
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import ClipHandle, DamagedClip
-from dfer_dist.data.shards.sidecars import (
-    LANDMARKS,
-    PARSING,
-    read_array,
-    read_modality_manifest,
-    sidecar_tar_path,
-)
+from dfer_dist.data.shards.sidecars import LANDMARKS, read_array
 from dfer_dist.data.shards.store import Remote
 
 _MAX_OPEN = 128  # tars of a modality kept open, as of the shards themselves
 _DAMAGE = (OSError, ValueError, LookupError, TypeError)  # raised by reading altered bytes
 
 
-class _Tar(NamedTuple):
-    """An open sidecar tar."""
+class _Tar:
+    """An open sidecar tar, closed when nothing refers to it any more."""
 
-    file: int
-    # offset, size and CRC32 by the member's name
-    members: dict[str, list[int]]
+    def __init__(self, index: Index, shard: int, kind: str) -> None:
+        manifest = sidecars.read_modality_manifest(index, shard, kind)
+        # offset, size and CRC32 by the member's name
+        self.members = manifest.members
+        if isinstance(index.root, Remote):
+            name = str(sidecars.sidecar_tar_path(Path(index.shards[shard].file), kind))
+            self.file = index.root.open(name, manifest.sha256, manifest.bytes)
+        else:
+            self.file = os.open(sidecars.sidecar_tar_path(index.path(shard), kind), os.O_RDONLY)
+        weakref.finalize(self, os.close, self.file)
 
 
 class ModalityReader:
@@ -60,8 +63,7 @@ class ModalityReader:
 
     def __init__(self, index: Index, modalities: Sequence[str]) -> None:
         self.index, self.modalities = index, tuple(modalities)
-        # least recently used first
-        self._tars: dict[tuple[int, str], _Tar] = {}
+        self._tar = lru_cache(_MAX_OPEN * len(modalities))(partial(_Tar, index))
 
     def draw(
         self,
@@ -88,33 +90,23 @@ class ModalityReader:
         DamagedClip
             If its bytes are not what was written.
         """
-        count = len(clip.wanted)
+        count, size = len(clip.wanted), out.shape[1]
         for i, kind in enumerate(self.modalities):
-            draw = self._draw_parsing if kind == PARSING else self._draw_landmarks
+            pictures, read = out[i * count : (i + 1) * count], partial(self._read, clip, kind)
             try:
-                draw(clip, frame_size, params, out[i * count : (i + 1) * count])
+                if kind == LANDMARKS:
+                    found = read_array(read("found.npy"))
+                    points = fill_missing(read_array(read("landmarks.npy")), found)[clip.wanted]
+                    points = transform_points(points, frame_size, params, size)
+                    pictures[:] = draw_landmarks(points, size)
+                else:
+                    starts = read_array(read("starts.npy"))
+                    labels = decode_maps(read("maps.png"), starts, clip.wanted)
+                    labels = resample_labels(labels, frame_size, params, size)
+                    colorize(labels, flipped=params.flip, out=pictures)
             except _DAMAGE as e:
                 file = self.index.shards[clip.shard].file
                 raise DamagedClip(file, clip.key, f"{kind}: {e}") from e
-
-    def _draw_parsing(
-        self, clip: ClipHandle, frame_size: tuple[int, int], params: AugmentParams, out: np.ndarray
-    ) -> None:
-        maps = self._read(clip, PARSING, "maps.png")
-        starts = read_array(self._read(clip, PARSING, "starts.npy"))
-        labels = decode_maps(maps, starts, clip.wanted)
-        resampled = resample_labels(labels, frame_size, params, out.shape[1])
-        colorize(resampled, flipped=params.flip, out=out)
-
-    def _draw_landmarks(
-        self, clip: ClipHandle, frame_size: tuple[int, int], params: AugmentParams, out: np.ndarray
-    ) -> None:
-        found = read_array(self._read(clip, LANDMARKS, "found.npy"))
-        points = fill_missing(read_array(self._read(clip, LANDMARKS, "landmarks.npy")), found)
-        size = out.shape[1]
-        out[:] = draw_landmarks(
-            transform_points(points[clip.wanted], frame_size, params, size), size
-        )
 
     def _read(self, clip: ClipHandle, kind: str, name: str) -> bytes:
         tar = self._tar(clip.shard, kind)
@@ -123,32 +115,6 @@ class ModalityReader:
         if len(data) != size or zlib.crc32(data) != crc32:
             raise ValueError(f"{name} has another CRC32 than when it was written")
         return data
-
-    def _tar(self, shard: int, kind: str) -> _Tar:
-        tar = self._tars.pop((shard, kind), None)
-        if tar is None:
-            if len(self._tars) >= _MAX_OPEN * len(self.modalities):
-                os.close(self._tars.pop(next(iter(self._tars))).file)
-            tar = self._open(shard, kind)
-        self._tars[shard, kind] = tar
-        return tar
-
-    def _open(self, shard: int, kind: str) -> _Tar:
-        manifest = read_modality_manifest(self.index, shard, kind)
-        root = self.index.root
-        if isinstance(root, Remote):
-            name = str(sidecar_tar_path(Path(self.index.shards[shard].file), kind))
-            file = root.open(name, manifest.sha256, manifest.bytes)
-        else:
-            file = os.open(sidecar_tar_path(self.index.path(shard), kind), os.O_RDONLY)
-        return _Tar(file, manifest.members)
-
-    def __reduce__(self) -> tuple[type, tuple[Index, tuple[str, ...]]]:
-        return type(self), (self.index, self.modalities)  # another process opens its own files
-
-    def __del__(self) -> None:
-        for tar in self._tars.values():
-            os.close(tar.file)
 
 
 def find_points(frames: Iterable[np.ndarray]) -> np.ndarray:

@@ -328,11 +328,7 @@ def test_reader_limits_open_files_and_closes_them(tiny_shards: Index) -> None:
     assert opened() == 0
 
 
-def test_reader_and_its_errors_can_be_pickled(tiny_shards: Index) -> None:
-    reader = ClipReader(tiny_shards)
-    first = reader.read(0, 0, every)
-    again = pickle.loads(pickle.dumps(reader)).read(0, 0, every)
-    assert again.key == first.key and same(again.frames, first.frames)
+def test_error_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(DamagedClip("s.tar", "k", "why")))
     assert (error.shard, error.key, error.reason, str(error)) == (
         "s.tar",
