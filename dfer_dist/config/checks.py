@@ -11,14 +11,21 @@ from dfer_dist.config.schema import (
     ModelConfig,
     Sampling,
     Supervision,
-    TextPolarity,
     TextTuning,
+    flatten,
     walk_settings,
 )
 from dfer_dist.config.setting import info_of
 from dfer_dist.utils.errors import UserError
 
-_MODALITIES = ("parsing", "landmarks")
+# Settings that need labels, and their values where there are none.
+_WITHOUT_LABELS = {
+    "model.context_tokens": 0,
+    "model.text_polarity": "positive",
+    "train.label_smoothing": 0,
+    "train.class_balance": 0,
+    "data.balanced": False,
+}
 
 
 def check_values(config: Config) -> None:
@@ -29,85 +36,57 @@ def check_values(config: Config) -> None:
     UserError
         For the first setting with a wrong value.
     """
-    _check_ranges(config)
-    _check_sentences(config.model)
-    _check_modalities(config.model)
-    _check_supervision(config)
-    if config.data.sampling is Sampling.uniform and config.eval.views > 1:
-        raise UserError(
-            f"eval.views={config.eval.views}, but with data.sampling=uniform all views are the "
-            "same: use segments or dense"
-        )
-    if config.tracking.uri is not None:
-        _check_uri(config.tracking.uri)
-
-
-def _check_ranges(config: Config) -> None:
     for key, field, value in walk_settings(config):
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}={value}: must be a finite number")
         fault = info_of(field).find_fault(value)
         if fault:
             raise UserError(f"{key}={value}: {fault}")
+    _check_sentences(config.model)
+    _check_modalities(config.model)
+    _check_supervision(config)
+    if config.data.sampling is Sampling.uniform and config.eval.views > 1:
+        raise UserError(
+            f"eval.views={config.eval.views}: with data.sampling=uniform all views are the same"
+        )
+    if config.tracking.uri is not None:
+        _check_uri(config.tracking.uri)
 
 
 def _check_sentences(model: ModelConfig) -> None:
     for key in ("sentences", "negative_sentences"):
         for name, sentences in (getattr(model, key) or {}).items():
             if not sentences or not all(sentence.strip() for sentence in sentences):
-                raise UserError(
-                    f"model.{key}.{name}={sentences}: give one or more sentences, none of them "
-                    "empty"
-                )
+                raise UserError(f"model.{key}.{name}={sentences}: give sentences, none empty")
 
 
 def _check_modalities(model: ModelConfig) -> None:
     chosen = model.modalities
-    if not set(chosen) <= set(_MODALITIES) or len(set(chosen)) < len(chosen):
-        raise UserError(
-            f"model.modalities={chosen}: give each of {' and '.join(_MODALITIES)} once at most"
-        )
+    if not {"parsing", "landmarks"}.issuperset(chosen) or len(set(chosen)) < len(chosen):
+        raise UserError(f"model.modalities={chosen}: give parsing and landmarks once at most")
     if chosen and model.image is not ImageTuning.adapters:
-        raise UserError(
-            f"model.modalities={chosen}, but model.image={model.image.name}: each modality has "
-            "adapters of its own, set model.image=adapters"
-        )
+        raise UserError(f"model.modalities={chosen} need adapters: set model.image=adapters")
     if model.video_weight is not None and not chosen:
-        raise UserError(
-            f"model.video_weight={model.video_weight}: it needs model.modalities, since it is the "
-            "weight of the frames among them"
-        )
+        raise UserError(f"model.video_weight={model.video_weight} needs model.modalities")
 
 
 def _check_supervision(config: Config) -> None:
     """Refuse settings that need labels when training uses none."""
-    objective = config.train.objective
-    if objective is Supervision.descriptions:
-        _check_no_labels_needed(config)
-    if config.model.description_ratio and not (
-        objective is Supervision.both and config.model.text_tower is TextTuning.adapters
-    ):
+    train, model = config.train, config.model
+    if train.objective is Supervision.descriptions:
+        settings = flatten(config)
+        for key, without in _WITHOUT_LABELS.items():
+            if settings[key] != without:
+                raise UserError(
+                    f"train.objective=descriptions uses no label, and {key} needs them: "
+                    f"set {key}={str(without).lower()}"
+                )
+    has_adapters = train.objective is Supervision.both and model.text_tower is TextTuning.adapters
+    if model.description_ratio and not has_adapters:
         raise UserError(
-            f"model.description_ratio={config.model.description_ratio}: adapters of descriptions' "
+            f"model.description_ratio={model.description_ratio}: adapters of descriptions' "
             "own need train.objective=both and model.text_tower=adapters"
         )
-
-
-def _check_no_labels_needed(config: Config) -> None:
-    # By key: whether the setting needs labels, and the value that does not.
-    needs_labels = {
-        "model.context_tokens": (config.model.context_tokens > 0, "0"),
-        "model.text_polarity": (config.model.text_polarity is TextPolarity.both, "positive"),
-        "train.label_smoothing": (config.train.label_smoothing > 0, "0"),
-        "train.class_balance": (config.train.class_balance > 0, "0"),
-        "data.balanced": (config.data.balanced, "false"),
-    }
-    for key, (is_needed, instead) in needs_labels.items():
-        if is_needed:
-            raise UserError(
-                f"train.objective=descriptions uses no label, and {key} needs them: "
-                f"set {key}={instead}"
-            )
 
 
 def _check_uri(uri: str) -> None:

@@ -7,12 +7,12 @@ Loading is strict: an unknown key or a value of the wrong type is a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dfer_dist.config.checks import check_values
 from dfer_dist.config.schema import RENAMED_KEYS, Config
@@ -94,8 +94,7 @@ def load_config(experiment: str, overrides: Sequence[str] = ()) -> Config:
         For an unknown key, a wrong type, a value out of range, or an unknown experiment.
     """
     path = find_config(experiment)
-    tree = _merge(OmegaConf.structured(Config), _read_yaml(path), str(path))
-    return _finish(_override(tree, overrides))
+    return _build(_read_yaml(path), path, overrides)
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -116,22 +115,16 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         As for :func:`load_config`.
     """
     stored = _read_yaml(path)
-    _rename_keys(stored)
-    tree = _merge(OmegaConf.structured(Config), stored, str(path))
-    return _finish(_override(tree, overrides))
-
-
-def _rename_keys(stored: DictConfig) -> None:
-    """Give settings that were renamed since version 1 their present names."""
     for old, new in RENAMED_KEYS.items():
-        group_name, _, old_name = old.rpartition(".")
-        group = stored.get(group_name)
-        if isinstance(group, DictConfig) and old_name in group:
-            group[new.rpartition(".")[2]] = group.pop(old_name)
+        group, _, name = old.rpartition(".")
+        if name in (stored.get(group) or ()):
+            OmegaConf.update(stored, new, stored[group].pop(name))
+    return _build(stored, path, overrides)
 
 
-def _override(tree: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Return ``tree`` with ``key=value`` arguments merged into it."""
+def _build(settings: DictConfig, path: Path, overrides: Sequence[str]) -> Config:
+    """Return the defaults, replaced by ``settings`` of the file ``path``, then ``overrides``."""
+    tree = _merge(OmegaConf.structured(Config), settings, str(path))
     for argument in overrides:
         key, eq, _ = argument.partition("=")
         if not eq or not key:
@@ -142,7 +135,17 @@ def _override(tree: DictConfig, overrides: Sequence[str]) -> DictConfig:
         except Exception as e:
             raise UserError(f"'{argument}' cannot be read: {_one_line(e)}") from e
         tree = _merge(tree, patch, f"'{argument}'")
-    return tree
+    try:
+        missing = sorted(OmegaConf.missing_keys(tree))
+        if missing:
+            raise UserError(f"no value for {', '.join(missing)}: give {missing[0]}=…")
+        config = OmegaConf.to_object(tree)
+    # Such as ${oc.env:NAME} without that variable.
+    except OmegaConfBaseException as e:
+        raise UserError(f"{e.full_key}: {_one_line(e)}") from e
+    assert isinstance(config, Config)
+    check_values(config)
+    return config
 
 
 def dump_config(config: Config) -> str:
@@ -166,17 +169,21 @@ def _read_yaml(path: Path) -> DictConfig:
 
 
 def _merge(tree: DictConfig, patch: DictConfig, source: str) -> DictConfig:
-    for key in _leaves(patch):
-        known = _check_known(tree, key, source)
-        if isinstance(known, DictConfig) and isinstance(
-            OmegaConf.select(patch, key, throw_on_resolution_failure=False), ListConfig
-        ):
-            raise UserError(f"{source}: {key}: must hold keys and values, not a list")
     try:
         merged = OmegaConf.merge(tree, patch)
+    except ConfigKeyError as e:
+        # Its key ends at the first part that is unknown.
+        key = next(leaf for leaf in _leaves(patch) if leaf.startswith(str(e.full_key)))
+        hint = _nearest(key, _leaves(tree))
+        if key in RENAMED_KEYS:
+            hint = f"; it is now called '{RENAMED_KEYS[key]}'"
+        raise UserError(f"{source}: unknown key '{key}'{hint}") from e
     except OmegaConfBaseException as e:
-        where = getattr(e, "full_key", None)
-        raise UserError(f"{source}: {f'{where}: ' if where else ''}{_one_line(e)}") from e
+        where = f"{e.full_key}: " if e.full_key else ""
+        raise UserError(f"{source}: {where}{_one_line(e)}") from e
+    except TypeError as e:
+        keys = ", ".join(_leaves(patch))
+        raise UserError(f"{source}: a list instead of keys and values, or reverse: {keys}") from e
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -189,55 +196,13 @@ def _leaves(node: Any, prefix: str = "") -> list[str]:
     return [prefix[:-1]] if prefix else []
 
 
-def _check_known(tree: DictConfig, dotted: str, source: str) -> Any:
-    """Return the default of a key; None below a dictionary, such as ``model.sentences``."""
-    node: Any = tree
-    for depth, part in enumerate(dotted.split(".")):
-        if isinstance(node, DictConfig) and get_origin(node._metadata.ref_type) is dict:
-            return None
-        if not isinstance(node, DictConfig):
-            above = ".".join(dotted.split(".")[:depth])
-            raise UserError(f"{source}: '{above}' is a single value, it has no '{part}'")
-        # `in` the node itself hides keys without a value.
-        if part not in node.keys():  # noqa: SIM118
-            raise UserError(f"{source}: unknown key '{dotted}'{_suggest_key(dotted, tree)}")
-        node = node._get_node(part)
-    return node
-
-
-def _suggest_key(key: str, tree: DictConfig) -> str:
-    """Return a hint about an unknown key: its present name, or the nearest known one."""
-    if key in RENAMED_KEYS:
-        return f"; it is now called '{RENAMED_KEYS[key]}'"
-    return _nearest(key, _leaves(tree))
-
-
-def _nearest(word: str, known: Any) -> str:
+def _nearest(word: str, known: Collection[str]) -> str:
     """Return a hint for a mistyped name: the nearest known one, by its whole or its last part."""
-    names = list(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if not close:
-        last = {n.rsplit(".", 1)[-1]: n for n in names}
-        close = [
-            last[m]
-            for m in difflib.get_close_matches(word.rsplit(".", 1)[-1], list(last), n=1, cutoff=0.6)
-        ]
-    return f"; did you mean '{close[0]}'?" if close else ""
+    by_last = {name.rpartition(".")[2]: name for name in known}
+    close = difflib.get_close_matches(word, known, n=1)
+    close = close or difflib.get_close_matches(word.rpartition(".")[2], by_last, n=1)
+    return f"; did you mean '{by_last.get(close[0], close[0])}'?" if close else ""
 
 
 def _one_line(e: BaseException) -> str:
-    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-
-
-def _finish(tree: DictConfig) -> Config:
-    try:
-        missing = sorted(OmegaConf.missing_keys(tree))
-        if missing:
-            raise UserError(f"no value for {', '.join(missing)}: give {missing[0]}=…")
-        config = OmegaConf.to_object(tree)
-    # Such as ${oc.env:NAME} without that variable.
-    except OmegaConfBaseException as e:
-        raise UserError(f"{e.full_key}: {_one_line(e)}") from e
-    assert isinstance(config, Config)
-    check_values(config)
-    return config
+    return str(e).strip().partition("\n")[0] or type(e).__name__

@@ -15,53 +15,62 @@ _LORA = "LoRA: Hu et al., ICLR 2022"
 
 
 class TokenPosition(Enum):
-    """Where the class text is placed among the learned context tokens."""
+    """Where the class text is placed among the context tokens."""
 
-    end = "end"
-    middle = "middle"
-    front = "front"
+    end = "After all of them."
+    middle = "Between their halves."
+    front = "Before all of them."
 
 
 class ClassText(Enum):
     """What the text tower reads for a class."""
 
-    names = "names"
-    sentence = "sentence"
-    person = "person"
-    descriptions = "descriptions"
+    names = "The class name and a full stop."
+    sentence = "'an expression of NAME.' (Radford et al., ICML 2021, section 3.1.4)."
+    person = f"'a person with an expression of NAME' ({_FINECLIPER})."
+    descriptions = f"A sentence about the visible movements of the face ({_DFER_CLIP})."
 
 
 class TextPolarity(Enum):
-    """Whether a clip is compared with what its class is, or also with what it is not."""
+    """Whether texts of what a class is not are used too."""
 
-    positive = "positive"
-    both = "both"
+    positive = "Compare a clip with what each class is."
+    both = (
+        "Compare it also with 'a person with an expression of no NAME', or with "
+        f"model.negative_sentences ({_FINECLIPER})."
+    )
 
 
 class ImageTuning(Enum):
     """What is trained of the image tower."""
 
-    all = "all"
-    last = "last"
-    norms = "norms"
-    lora = "lora"
-    adapters = "adapters"
-    none = "none"
+    all = f"All of it, with optim.lr_image ({_DFER_CLIP})."
+    last = (
+        "The last model.image_blocks blocks, the norm after them and the projection, "
+        "with optim.lr_image (partial fine-tuning: He et al., CVPR 2022, section 4.3)."
+    )
+    norms = "All LayerNorms, with optim.lr_image (Zhao et al., ICLR 2024)."
+    lora = f"Low-rank factors of every linear layer, with optim.lr_lora ({_LORA})."
+    adapters = (
+        "An adapter after the attention and one parallel to the MLP of each block, "
+        f"with optim.lr_adapters ({_FINECLIPER}; AIM: Yang et al., ICLR 2023)."
+    )
+    none = "Nothing."
 
 
 class TextTuning(Enum):
     """What is trained of the text tower."""
 
-    frozen = "frozen"
-    lora = "lora"
-    adapters = "adapters"
+    frozen = f"Nothing ({_DFER_CLIP})."
+    lora = f"Low-rank factors, with optim.lr_lora ({_LORA})."
+    adapters = f"Adapters, others for each polarity, with optim.lr_adapters ({_FINECLIPER})."
 
 
 class TemporalKind(Enum):
     """How the features of a clip's frames become one."""
 
-    transformer = "transformer"
-    mean = "mean"
+    transformer = f"A transformer with a class token ({_DFER_CLIP}, section 3.2)."
+    mean = "Their mean (CLIP4Clip: Luo et al., Neurocomputing 2022)."
 
 
 @dataclass
@@ -73,86 +82,35 @@ class ModelConfig:
         "Name of an open_clip model with a ViT image tower, tiny, or a .json file of sizes.",
     )
     pretrained: str = setting(
-        "openai",
-        "Weights: a tag of open_clip, demo for tiny, a file, or none for random weights.",
+        "openai", "Weights: a tag of open_clip, demo for tiny, a file, or none for random weights."
     )
-    text: ClassText = setting(
-        ClassText.descriptions,
-        "What the text tower reads for a class.",
-        choices={
-            "names": "The class name and a full stop.",
-            "sentence": "'an expression of NAME.' (Radford et al., ICML 2021, section 3.1.4).",
-            "person": f"'a person with an expression of NAME' ({_FINECLIPER}).",
-            "descriptions": f"A sentence about the visible movements of the face ({_DFER_CLIP}).",
-        },
-    )
+    text: ClassText = setting(ClassText.descriptions)
     sentences: dict[str, list[str]] | None = setting(
         None,
         "One or more sentences for each class name; null uses model.text.",
         source="prompt ensembling: Radford et al., ICML 2021, section 3.1.4",
     )
-    text_polarity: TextPolarity = setting(
-        TextPolarity.positive,
-        "Whether texts of what a class is not are used too.",
-        choices={
-            "positive": "Compare a clip with what each class is.",
-            "both": "Compare it also with 'a person with an expression of no NAME', or with "
-            f"model.negative_sentences ({_FINECLIPER}).",
-        },
-    )
+    text_polarity: TextPolarity = setting(TextPolarity.positive)
     negative_sentences: dict[str, list[str]] | None = setting(
-        None,
-        "As model.sentences, for text_polarity=both; null says that it is no such expression.",
+        None, "As model.sentences, for text_polarity=both; null says that it is no such expression."
     )
     negative_weight: float = setting(
-        1.0,
-        "Weight of the negative texts, in the loss and in the logits; the positive ones have 1.",
-        at_least=0,
+        1.0, "Weight of negative texts in loss and logits; positive ones have 1.", at_least=0
     )
     context_tokens: int = setting(
         8,
         "Learned tokens around each sentence; 0 uses the sentences alone.",
-        at_least=0,
         source="CoOp: Zhou et al., IJCV 2022",
+        at_least=0,
     )
     class_specific: bool = setting(True, "Learn a context of its own for each class.")
-    token_position: TokenPosition = setting(
-        TokenPosition.end,
-        "Where the class text is placed among the context tokens.",
-        choices={
-            "end": "After all of them.",
-            "middle": "Between their halves.",
-            "front": "Before all of them.",
-        },
-    )
-    image: ImageTuning = setting(
-        ImageTuning.all,
-        "What is trained of the image tower.",
-        choices={
-            "all": f"All of it, with optim.lr_image ({_DFER_CLIP}).",
-            "last": "The last model.image_blocks blocks, the norm after them and the projection, "
-            "with optim.lr_image (partial fine-tuning: He et al., CVPR 2022, section 4.3).",
-            "norms": "All LayerNorms, with optim.lr_image (Zhao et al., ICLR 2024).",
-            "lora": f"Low-rank factors of every linear layer, with optim.lr_lora ({_LORA}).",
-            "adapters": "An adapter after the attention and one parallel to the MLP of each block, "
-            f"with optim.lr_adapters ({_FINECLIPER}; AIM: Yang et al., ICLR 2023).",
-            "none": "Nothing.",
-        },
-    )
+    token_position: TokenPosition = setting(TokenPosition.end)
+    image: ImageTuning = setting(ImageTuning.all)
     image_blocks: int = setting(2, "Number of blocks that image=last trains.", at_least=1)
-    text_tower: TextTuning = setting(
-        TextTuning.frozen,
-        "What is trained of the text tower.",
-        choices={
-            "frozen": f"Nothing ({_DFER_CLIP}).",
-            "lora": f"Low-rank factors, with optim.lr_lora ({_LORA}).",
-            "adapters": "Adapters, others for each polarity of the texts, with optim.lr_adapters "
-            f"({_FINECLIPER}).",
-        },
-    )
-    lora_rank: int = setting(8, "Rank of LoRA's factors.", at_least=1, source=_LORA)
+    text_tower: TextTuning = setting(TextTuning.frozen)
+    lora_rank: int = setting(8, "Rank of LoRA's factors.", source=_LORA, at_least=1)
     lora_alpha: float = setting(
-        16.0, "LoRA's product is weighted with lora_alpha / lora_rank.", above=0, source=_LORA
+        16.0, "LoRA's product is weighted with lora_alpha / lora_rank.", source=_LORA, above=0
     )
     adapter_ratio: float = setting(
         0.25, "Width of an adapter's bottleneck, as a share of the tower's width.", above=0
@@ -164,8 +122,8 @@ class ModelConfig:
         source="AIM: Yang et al., ICLR 2023",
     )
     modalities: list[str] = setting(
-        default_factory=list,
-        help="What the model sees in addition to frames, for image=adapters: parsing, landmarks.",
+        [],
+        "What the model sees in addition to frames, for image=adapters: parsing, landmarks.",
         source=_FINECLIPER,
     )
     modality_ratio: float = setting(
@@ -174,32 +132,24 @@ class ModelConfig:
     video_weight: float | None = setting(
         None,
         "Weight of the frames among the modalities, which share the rest; null learns all weights.",
+        source=_FINECLIPER,
         at_least=0,
         at_most=1,
-        source=_FINECLIPER,
     )
     description_ratio: float = setting(
         0.0,
         "As adapter_ratio, for descriptions in the text tower; 0 shares the class texts' adapters.",
-        at_least=0,
         source=_FINECLIPER,
+        at_least=0,
     )
-    temporal: TemporalKind = setting(
-        TemporalKind.transformer,
-        "How the features of a clip's frames become one.",
-        choices={
-            "transformer": f"A transformer with a class token ({_DFER_CLIP}, section 3.2).",
-            "mean": "Their mean (CLIP4Clip: Luo et al., Neurocomputing 2022).",
-        },
-    )
+    temporal: TemporalKind = setting(TemporalKind.transformer)
     temporal_layers: int = setting(1, "Layers of the temporal transformer.", at_least=1)
     temporal_heads: int = setting(8, "Attention heads of the temporal transformer.", at_least=1)
     temporal_head_dim: int = setting(64, "Width of each of these heads.", at_least=1)
     temporal_mlp: int = setting(1024, "Width of the temporal transformer's MLPs.", at_least=1)
     temperature: float = setting(0.01, "Logits are cosine / temperature.", above=0)
     normalize: bool = setting(
-        False,
-        "Normalize pixels with CLIP's mean and deviation; the published recipe uses [0, 1].",
+        False, "Normalize pixels with CLIP's mean and deviation; the published recipe uses [0, 1]."
     )
     checkpoint_image: bool = setting(
         False,
@@ -208,7 +158,5 @@ class ModelConfig:
         neutral=True,
     )
     checkpoint_temporal: bool = setting(
-        False,
-        "Recompute the temporal transformer's activations in the backward pass.",
-        neutral=True,
+        False, "Recompute the temporal transformer's activations, likewise.", neutral=True
     )

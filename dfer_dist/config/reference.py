@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import Field, fields
 from enum import Enum
 from typing import Any
 
 from dfer_dist.config.schema import Config, walk_settings
-from dfer_dist.config.setting import SettingInfo, info_of
+from dfer_dist.config.setting import info_of
 
 _HEAD = """\
 # Configuration
@@ -23,67 +24,50 @@ before anything starts. A setting marked with * is not part of the configuration
 equal up to rounding, and it may change when a run is resumed, except `tracking.*`.
 [Choosing settings](../guides/settings.md) explains how settings work together.
 """
-_COLUMNS = ("Key", "Type", "Default", "Range", "Description", "Source")
 
 
 def reference() -> str:
     """Return the page."""
-    parts = [_HEAD]
     config = Config()
-    for group in fields(config):
-        parts.append(_group(group.name, getattr(config, group.name)))
-    return "\n".join(parts)
+    groups = (_group(group.name, getattr(config, group.name)) for group in fields(config))
+    return "\n".join([_HEAD, *groups])
 
 
 def _group(name: str, group: Any) -> str:
     """Return the section of one group, with a table of the values of its enumerations."""
-    rows, choices = [_COLUMNS, ("---",) * len(_COLUMNS)], []
+    settings, choices = [], []
     for key, field, default in walk_settings(group, f"{name}."):
-        info = info_of(field)
-        rows.append(_row(key, field, default, info))
-        choices += [
-            (f"`{key}={choice}`", _escape(text)) for choice, text in (info.choices or {}).items()
-        ]
-    lines = [f"## {name}", "", type(group).__doc__ or "", "", *map(_line, rows)]
+        settings.append(_row(key, field, default))
+        if isinstance(default, Enum):
+            choices += [(f"`{key}={c.name}`", _escape(c.value)) for c in type(default)]
+    lines = [f"## {name}", "", type(group).__doc__ or "", ""]
+    lines += _table(("Key", "Type", "Default", "Range", "Description", "Source"), settings)
     if choices:
-        lines += ["", *map(_line, [("Value", "Meaning"), ("---", "---"), *choices])]
+        lines += ["", *_table(("Value", "Meaning"), choices)]
     return "\n".join(lines) + "\n"
 
 
-def _row(key: str, field: Field[Any], default: Any, info: SettingInfo) -> tuple[str, ...]:
-    mark = " *" if info.neutral else ""
+def _row(key: str, field: Field[Any], default: Any) -> tuple[str, ...]:
+    info, kind = info_of(field), str(field.type)
+    shown = default if isinstance(default, str) else json.dumps(default, default=str)
+    if isinstance(default, Enum):
+        kind, shown = ", ".join(choice.name for choice in type(default)), default.name
     return (
-        f"`{key}`{mark}",
-        _escape(_type_text(field, default)),
-        f"`{_default_text(default)}`",
+        f"`{key}`{' *' if info.neutral else ''}",
+        _escape(kind),
+        f"`{shown.replace('???', 'required')}`",
         info.range_text(),
         _escape(info.help),
         _escape(info.source),
     )
 
 
-def _type_text(field: Field[Any], default: Any) -> str:
-    if isinstance(default, Enum):
-        return ", ".join(choice.name for choice in type(default))
-    return str(field.type)
-
-
-def _default_text(default: Any) -> str:
-    if isinstance(default, Enum):
-        return default.name
-    if default == "???":
-        return "required"
-    if default is None or isinstance(default, bool):
-        return {None: "null", True: "true", False: "false"}[default]
-    return str(default)
-
-
 def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("*", "\\*")
 
 
-def _line(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows)]
 
 
 if __name__ == "__main__":

@@ -44,9 +44,15 @@ from dfer_dist.utils.errors import UserError
 class Sampling(Enum):
     """Which frames of a clip are read."""
 
-    segments = "segments"
-    uniform = "uniform"
-    dense = "dense"
+    segments = (
+        "One frame of each of equal segments: a random one in training, the middle one in a test "
+        "(TSN: Wang et al., ECCV 2016)."
+    )
+    uniform = "Frames at equal distances, the first and the last included."
+    dense = (
+        "A window of frames data.stride apart, at a random place in training, in the middle in a "
+        "test (SlowFast: Feichtenhofer et al., ICCV 2019)."
+    )
 
 
 # Settings by their name in version 1, whose stored files and hashes use these names.
@@ -90,46 +96,25 @@ class DataConfig:
     """The packed data set and how clips are read from it."""
 
     shards: str = setting(
-        "???",
-        "The folder that holds index.json, or its URL: http://, https://, s3:// or file:///.",
-        neutral=True,
+        "???", "Folder with index.json, or its URL (http, https, s3 or file).", neutral=True
     )
     cache: str | None = setting(
-        None,
-        "Folder for shards that come from a URL, with $VARIABLES of the node; null chooses one.",
-        neutral=True,
+        None, "Folder for shards of a URL; may hold $VARIABLES; null chooses one.", neutral=True
     )
     cache_gb: float = setting(
         50.0, "Maximum size of the cache in GB (10^9 bytes).", above=0, neutral=True
     )
     num_frames: int = setting(16, "Number of frames sampled from a clip.", at_least=1)
-    sampling: Sampling = setting(
-        Sampling.segments,
-        "Which frames of a clip are read.",
-        choices={
-            "segments": "One frame of each of equal segments: a random one in training, the "
-            "middle one in a test (TSN: Wang et al., ECCV 2016).",
-            "uniform": "Frames at equal distances, the first and the last included.",
-            "dense": "A window of frames data.stride apart, at a random place in training, in "
-            "the middle in a test (SlowFast: Feichtenhofer et al., ICCV 2019).",
-        },
-    )
+    sampling: Sampling = setting(Sampling.segments)
     stride: int = setting(4, "Frames from one frame of a dense window to the next.", at_least=1)
     image_size: int | None = setting(
-        None,
-        "Side of the square that the model sees, in pixels; null is the backbone's own size.",
-        at_least=1,
+        None, "Pixels per side of what the model sees; null is the backbone's size.", at_least=1
     )
     workers: int = setting(
-        2,
-        "Decoding processes of each rank; 0 decodes in the training process.",
-        at_least=0,
-        neutral=True,
+        2, "Decoding processes of a rank; 0 decodes in the rank itself.", at_least=0, neutral=True
     )
     block: int = setting(
-        512,
-        "Steps within which clips are shuffled; more mixes better and reads more shards at a time.",
-        at_least=1,
+        512, "Steps within which clips are shuffled; more need more shards at a time.", at_least=1
     )
     balanced: bool = setting(
         False,
@@ -137,13 +122,11 @@ class DataConfig:
         source="Kang et al., ICLR 2020",
     )
     descriptions: str | None = setting(
-        None,
-        "Source of the descriptions, by name or hash, if the set has several in English.",
+        None, "Source of the descriptions, by name or hash, if the set has several in English."
     )
     loss_budget: int = setting(
-        0, "Damaged clips that a training run may leave out before it stops.", at_least=0,
-        neutral=True,
-    )  # fmt: skip
+        0, "Damaged clips that a training run may leave out.", neutral=True, at_least=0
+    )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
@@ -171,9 +154,7 @@ class TrackingConfig:
 
     enabled: bool = setting(True, "Log to MLflow.", neutral=True)
     uri: str | None = setting(
-        None,
-        "Server: http://, https://, or sqlite:///FILE; null is mlflow.db next to the runs.",
-        neutral=True,
+        None, "Server's URL or sqlite:///FILE; null is mlflow.db next to the runs.", neutral=True
     )
     experiment: str | None = setting(
         None, "Name of the experiment; null is the data set's name.", neutral=True

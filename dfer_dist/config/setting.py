@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field
+import operator
+from dataclasses import Field, dataclass, field
+from enum import Enum
 from typing import Any
 
 _KEY = "setting"
+_LIMITS = {
+    "at_least": ("at least", operator.ge),
+    "above": ("greater than", operator.gt),
+    "at_most": ("at most", operator.le),
+    "below": ("less than", operator.lt),
+}
 
 
 @dataclass(frozen=True)
@@ -17,12 +24,8 @@ class SettingInfo:
     ----------
     help : str
         One sentence.
-    at_least, above : float, optional
-        The lowest value, and the value that must be exceeded.
-    at_most, below : float, optional
-        The highest value, and the value that must not be reached.
-    choices : mapping of str to str
-        A sentence on each value of an enumeration.
+    limits : dict of str to float
+        The allowed range, by ``at_least``, ``above``, ``at_most`` and ``below``.
     source : str
         The paper that the setting comes from.
     neutral : bool
@@ -30,67 +33,47 @@ class SettingInfo:
     """
 
     help: str
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    below: float | None = None
-    choices: Mapping[str, str] | None = None
-    source: str = ""
-    neutral: bool = False
+    limits: dict[str, float]
+    source: str
+    neutral: bool
 
     def find_fault(self, value: Any) -> str | None:
         """Return how a number must be, if it is not, such as ``must be at least 1``."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
-        if self._contains(value):
+        if all(_LIMITS[name][1](value, limit) for name, limit in self.limits.items()):
             return None
         return f"must be {self.range_text()}"
 
-    def _contains(self, value: float) -> bool:
-        return (
-            (self.at_least is None or value >= self.at_least)
-            and (self.above is None or value > self.above)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.below is None or value < self.below)
-        )
-
     def range_text(self) -> str:
         """Return the allowed range, such as ``at least 0 and below 1``; empty if any value is."""
-        limits = (
-            ("at least", self.at_least),
-            ("greater than", self.above),
-            ("at most", self.at_most),
-            ("less than", self.below),
-        )
-        return " and ".join(f"{name} {limit:g}" for name, limit in limits if limit is not None)
+        return " and ".join(f"{_LIMITS[name][0]} {limit:g}" for name, limit in self.limits.items())
 
 
 def setting(
-    default: Any = MISSING,
-    help: str = "",
-    *,
-    default_factory: Callable[[], Any] | Any = MISSING,
-    **info: Any,
+    default: Any, help: str = "", *, source: str = "", neutral: bool = False, **limits: float
 ) -> Any:
     """Return a dataclass field with a :class:`SettingInfo`.
 
     Parameters
     ----------
-    default, default_factory
-        As for :func:`dataclasses.field`.
+    default
+        The default; a list is copied for each object.
     help : str
-        One sentence.
-    **info
-        Further arguments of :class:`SettingInfo`.
+        One sentence; by default the docstring of the enumeration that ``default`` is of. The value
+        of each of its members is a sentence on that choice.
+    source, neutral, **limits
+        As the attributes of :class:`SettingInfo`.
     """
-    metadata = {_KEY: SettingInfo(help, **info)}
-    if default_factory is not MISSING:
-        return field(default_factory=default_factory, metadata=metadata)
+    if isinstance(default, Enum):
+        help = help or type(default).__doc__ or ""
+    metadata = {_KEY: SettingInfo(help, limits, source, neutral)}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
 def info_of(f: Field[Any]) -> SettingInfo:
     """Return what is known of a field made by :func:`setting`."""
-    info = f.metadata[_KEY]
-    assert isinstance(info, SettingInfo)
+    info: SettingInfo = f.metadata[_KEY]
     return info

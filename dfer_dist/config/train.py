@@ -13,62 +13,58 @@ _FINECLIPER = "FineCLIPER: Chen et al., ACM MM 2024"
 
 
 class Precision(Enum):
-    """Number format of the forward and backward pass; master weights are float32 in both."""
+    """Number format of the forward and backward pass; master weights are float32."""
 
-    bf16 = "bf16"
-    fp32 = "fp32"
+    bf16 = "bfloat16."
+    fp32 = "float32."
 
 
 class Selection(Enum):
-    """Which epoch's weights are reported, and on what data that is decided."""
+    """Which epoch's weights are tested and reported."""
 
-    last = "last"
-    best_val = "best_val"
-    best_test = "best_test"
+    last = "Those of the last epoch; the test fold is read once."
+    best_val = "The best on a held-out part of the training folds."
+    best_test = "The best on the test fold, as in the original papers."
 
 
 class Optimizer(Enum):
     """The optimizer."""
 
-    sgd = "sgd"
-    adamw = "adamw"
+    sgd = "SGD with momentum (Sutskever et al., ICML 2013)."
+    adamw = "Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019)."
 
 
 class Schedule(Enum):
     """How learning rates fall."""
 
-    step = "step"
-    cosine = "cosine"
+    step = "Times optim.gamma at each of optim.milestones (DFER-CLIP, section 4.1)."
+    cosine = "Half a cosine to zero after the warm-up (Loshchilov & Hutter, ICLR 2017, no restart)."
 
 
 class Supervision(Enum):
     """What a training step learns from."""
 
-    labels = "labels"
-    descriptions = "descriptions"
-    both = "both"
+    labels = "Cross-entropy with the class texts."
+    descriptions = (
+        "No labels: each clip against the descriptions of all clips of a step "
+        "(InfoNCE as in CLIP: Radford et al., ICML 2021, section 2.3)."
+    )
+    both = f"The first plus train.description_weight times the second ({_FINECLIPER})."
 
 
 class Device(Enum):
-    """Where the model computes."""
+    """Where to compute."""
 
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
+    auto = "On GPUs if torch sees any."
+    cpu = "On the processor."
+    cuda = "On GPUs."
 
 
 @dataclass
 class OptimConfig:
     """The optimizer and the schedule of learning rates."""
 
-    name: Optimizer = setting(
-        Optimizer.sgd,
-        "The optimizer.",
-        choices={
-            "sgd": "SGD with momentum (Sutskever et al., ICML 2013).",
-            "adamw": "Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019).",
-        },
-    )
+    name: Optimizer = setting(Optimizer.sgd)
     momentum: float = setting(0.9, "Momentum of SGD.", at_least=0)
     weight_decay: float = setting(1e-4, "Weight decay of every group.", at_least=0)
     lr_image: float = setting(1e-5, "Learning rate of the image tower.", at_least=0)
@@ -76,18 +72,8 @@ class OptimConfig:
     lr_prompt: float = setting(1e-3, "Learning rate of the context tokens.", at_least=0)
     lr_lora: float = setting(1e-4, "Learning rate of LoRA's factors.", at_least=0)
     lr_adapters: float = setting(3e-4, "Learning rate of adapters.", at_least=0)
-    schedule: Schedule = setting(
-        Schedule.step,
-        "How learning rates fall.",
-        choices={
-            "step": "Times optim.gamma at each of optim.milestones (DFER-CLIP, section 4.1).",
-            "cosine": "Along half a cosine to zero, after the warm-up (SGDR without restarts: "
-            "Loshchilov & Hutter, ICLR 2017).",
-        },
-    )
-    milestones: list[int] = setting(
-        default_factory=lambda: [30, 40], help="Epochs, counted from the start of training."
-    )
+    schedule: Schedule = setting(Schedule.step)
+    milestones: list[int] = setting([30, 40], "Epochs, counted from the start of training.")
     gamma: float = setting(0.1, "Factor of the learning rates at each milestone.", at_least=0)
     clip_norm: float = setting(
         0.0, "Largest 2-norm of the whole gradient; 0 turns clipping off.", at_least=0
@@ -107,15 +93,9 @@ class TrainConfig:
     epochs: int = setting(50, "Number of epochs.", at_least=1)
     global_batch: int = setting(48, "Clips in one optimizer step, over all ranks.", at_least=1)
     micro_batch: int | None = setting(
-        None,
-        "Clips in one forward pass of one rank; null is global_batch / ranks.",
-        at_least=1,
-        neutral=True,
+        None, "Clips in a forward pass; null is global_batch / ranks.", at_least=1, neutral=True
     )
-    precision: Precision = setting(
-        Precision.bf16,
-        "Number format of the forward and backward pass; master weights are float32.",
-    )
+    precision: Precision = setting(Precision.bf16)
     zero_stage: int = setting(
         1,
         "DeepSpeed ZeRO: 1 shards optimizer states, 2 gradients too, 3 weights too.",
@@ -131,16 +111,7 @@ class TrainConfig:
         neutral=True,
     )
     seed: int = setting(0, "Seed of all random numbers.", at_least=0)
-    objective: Supervision = setting(
-        Supervision.labels,
-        "What a training step learns from.",
-        choices={
-            "labels": "Cross-entropy with the class texts.",
-            "descriptions": "No labels: each clip against the descriptions of all clips of a step "
-            "(InfoNCE as in CLIP: Radford et al., ICML 2021, section 2.3).",
-            "both": f"The first plus train.description_weight times the second ({_FINECLIPER}).",
-        },
-    )
+    objective: Supervision = setting(Supervision.labels)
     description_weight: float = setting(
         1.0, "Weight of the descriptions' loss; the labels' loss has 1.", above=0
     )
@@ -158,32 +129,15 @@ class TrainConfig:
         below=1,
         source="Cui et al., CVPR 2019, equation 6",
     )
-    selection: Selection = setting(
-        Selection.last,
-        "Which epoch's weights are tested and reported.",
-        choices={
-            "last": "Those of the last epoch; the test fold is read once.",
-            "best_val": "The best on a held-out part of the training folds.",
-            "best_test": "The best on the test fold, as in the original papers.",
-        },
-    )
+    selection: Selection = setting(Selection.last)
     val_fraction: float = setting(
-        0.1,
-        "Part of the training folds that is held out for selection=best_val.",
-        above=0,
-        below=1,
+        0.1, "Part of the training folds held out for selection=best_val.", above=0, below=1
     )
     max_bad_steps: int = setting(
-        5,
-        "Steps in a row with a loss or gradient that is not finite before the run stops.",
-        at_least=1,
-        neutral=True,
+        5, "Skipped (not finite) steps in a row that end the run.", at_least=1, neutral=True
     )
     save_epochs: int = setting(
-        1,
-        "Write a checkpoint at the end of every so many epochs, and of the last one.",
-        at_least=1,
-        neutral=True,
+        1, "Write a checkpoint every so many epochs, and after the last.", at_least=1, neutral=True
     )
     save_minutes: float = setting(
         10.0, "Write a checkpoint at least this often.", above=0, neutral=True
@@ -201,11 +155,6 @@ class TrainConfig:
         10, "Steps from one line of the log to the next.", at_least=1, neutral=True
     )
     hang_minutes: float = setting(
-        15.0,
-        "Minutes without a training step or a test batch after which a rank ends itself.",
-        above=0,
-        neutral=True,
+        15.0, "Minutes without a step or test batch that end a rank.", above=0, neutral=True
     )
-    device: Device = setting(
-        Device.auto, "Where to compute; auto takes GPUs if torch sees any.", neutral=True
-    )
+    device: Device = setting(Device.auto, neutral=True)

@@ -162,7 +162,8 @@ def test_unknown_key_with_nothing_near_gives_no_hint() -> None:
     ("word", "key"),
     [
         ("train.epochs=many", "train.epochs"),
-        ("train.epochs.x=3", "'train.epochs' is a single value"),
+        ("train.epochs.x=3", "train.epochs: Value"),
+        ("model.sentences=[a]", "a list instead of keys and values, or reverse: model.sentences"),
         ("train.epochs=3.7", "train.epochs"),
         ("train.epochs=true", "train.epochs"),
         ("train.epochs=null", "train.epochs"),

@@ -165,13 +165,13 @@ def test_plan_counts_images_of_modalities() -> None:
 def test_mistakes_are_named() -> None:
     adapters = {"image": ImageTuning.adapters}
     for settings, message in (
-        ({"modalities": ["parsing"]}, "model.image=all: each modality has adapters of its own"),
+        ({"modalities": ["parsing"]}, "need adapters: set model.image=adapters"),
         (
             {**adapters, "modalities": ["depth"]},
-            r"model\.modalities=\['depth'\]: give each of parsing and landmarks once",
+            r"model\.modalities=\['depth'\]: give parsing and landmarks once",
         ),
         ({**adapters, "modalities": ["parsing", "parsing"]}, "once at most"),
-        ({**adapters, "video_weight": 0.5}, "it needs model.modalities"),
+        ({**adapters, "video_weight": 0.5}, "needs model.modalities"),
         (
             {**adapters, "modalities": ["parsing"], "video_weight": 1.5},
             "must be at least 0 and at most 1",
