@@ -8,11 +8,7 @@ emotion. The people are others than the demo's. The phrases are those of the cla
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -43,67 +39,56 @@ MAX_MOVEMENTS = 3  # in a sentence
 VISIBLE = 0.25  # intensity from which a movement is named
 
 # Phrases for a movement, by the units that it needs and those that must be absent.
-MOVEMENTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("AU1 AU2", "AU4", ("brows lifted high", "raised brows", "raised eyebrows", "both brows up")),
-    ("AU1 AU2 AU4", "", ("brows raised and drawn together", "brows up and pinched in the middle")),
-    (
-        "AU1",
-        "AU2",
-        (
-            "inner ends of the brows drawn up",
-            "lifted inner brows",
-            "brows that slant up to the middle",
-        ),
+MOVEMENTS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("AU1 AU2", "AU4"): ("brows lifted high", "raised brows", "raised eyebrows", "both brows up"),
+    ("AU1 AU2 AU4", ""): ("brows raised and drawn together", "brows up and pinched in the middle"),
+    ("AU1", "AU2"): (
+        "inner ends of the brows drawn up",
+        "lifted inner brows",
+        "brows that slant up to the middle",
     ),
-    ("AU2", "AU1", ("outer ends of the brows raised", "lifted outer brows")),
-    (
-        "AU4",
-        "AU1",
-        (
-            "brows pulled down and together",
-            "brows drawn together",
-            "lowered brows",
-            "a furrow between the brows",
-        ),
+    ("AU2", "AU1"): ("outer ends of the brows raised", "lifted outer brows"),
+    ("AU4", "AU1"): (
+        "brows pulled down and together",
+        "brows drawn together",
+        "lowered brows",
+        "a furrow between the brows",
     ),
-    ("AU5", "AU7", ("eyes opened wide", "wide eyes", "wide open eyes", "lifted upper lids")),
-    ("AU5 AU7", "", ("tense lids around wide eyes", "a hard stare")),
-    (
-        "AU6",
-        "",
-        (
-            "lifted cheeks",
-            "cheeks pushed towards the eyes",
-            "small folds beside the eyes",
-            "red cheeks pushed up",
-        ),
+    ("AU5", "AU7"): ("eyes opened wide", "wide eyes", "wide open eyes", "lifted upper lids"),
+    ("AU5 AU7", ""): ("tense lids around wide eyes", "a hard stare"),
+    ("AU6", ""): (
+        "lifted cheeks",
+        "cheeks pushed towards the eyes",
+        "small folds beside the eyes",
+        "red cheeks pushed up",
     ),
-    ("AU7", "AU5", ("narrowed eyes", "tense lids", "half closed eyes", "a hard stare")),
-    ("AU9", "", ("a crinkled nose", "a wrinkled nose", "folds across the nose")),
-    ("AU10", "", ("the upper lip pulled up", "a lifted upper lip", "upper teeth that show")),
-    ("AU12", "", ("lip corners pulled up and back", "lip corners drawn up", "a wide smile")),
-    ("AU15", "", ("sinking lip corners", "lip corners turned down", "lip corners pulled down")),
-    ("AU17", "", ("a raised chin", "a wrinkled chin", "the lower lip pushed up")),
-    ("AU20", "", ("lips stretched sideways", "stretched lips")),
-    (
-        "AU23",
-        "",
-        ("lips pressed thin", "thin tight lips", "lips pressed together and a clenched jaw"),
+    ("AU7", "AU5"): ("narrowed eyes", "tense lids", "half closed eyes", "a hard stare"),
+    ("AU9", ""): ("a crinkled nose", "a wrinkled nose", "folds across the nose"),
+    ("AU10", ""): ("the upper lip pulled up", "a lifted upper lip", "upper teeth that show"),
+    ("AU12", ""): ("lip corners pulled up and back", "lip corners drawn up", "a wide smile"),
+    ("AU15", ""): ("sinking lip corners", "lip corners turned down", "lip corners pulled down"),
+    ("AU17", ""): ("a raised chin", "a wrinkled chin", "the lower lip pushed up"),
+    ("AU20", ""): ("lips stretched sideways", "stretched lips"),
+    ("AU23", ""): (
+        "lips pressed thin",
+        "thin tight lips",
+        "lips pressed together and a clenched jaw",
     ),
-    ("AU25", "AU26", ("lips slightly apart", "parted lips")),
-    ("AU26", "", ("a dropped jaw", "an open mouth", "a rounded mouth", "a mouth wide open")),
-    ("AU43", "", ("lowered lids", "a lowered gaze", "a lowered, dull gaze", "drooping lids")),
-    ("tears", "", ("tears on the cheeks", "tears below the eyes", "wet cheeks")),
-)
+    ("AU25", "AU26"): ("lips slightly apart", "parted lips"),
+    ("AU26", ""): ("a dropped jaw", "an open mouth", "a rounded mouth", "a mouth wide open"),
+    ("AU43", ""): ("lowered lids", "a lowered gaze", "a lowered, dull gaze", "drooping lids"),
+    ("tears", ""): ("tears on the cheeks", "tears below the eyes", "wet cheeks"),
+}
 # Phrases for a part of the face at rest, by its units.
-STILL: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("AU1 AU2 AU4", ("an even brow", "brows at rest")),
-    ("AU5 AU7 AU43", ("calm eyes", "eyes at rest")),
-    (
-        "AU10 AU12 AU15 AU17 AU20 AU23 AU25 AU26",
-        ("lips lightly closed", "a mouth at rest", "lips at rest"),
+STILL: dict[str, tuple[str, ...]] = {
+    "AU1 AU2 AU4": ("an even brow", "brows at rest"),
+    "AU5 AU7 AU43": ("calm eyes", "eyes at rest"),
+    "AU10 AU12 AU15 AU17 AU20 AU23 AU25 AU26": (
+        "lips lightly closed",
+        "a mouth at rest",
+        "lips at rest",
     ),
-)
+}
 AT_REST = ("a face at rest", "no visible tension", "a still face")
 TEMPLATES = (
     "{}",
@@ -142,24 +127,25 @@ def describe(units: Array, rng: np.random.Generator) -> str:
     """
     seen = {name for name, value in zip(AUS, units, strict=True) if value >= VISIBLE}
     shown, hidden = list[str](), list[str]()
-    for needed, without, choices in MOVEMENTS:
+    for (needed, without), choices in MOVEMENTS.items():
         phrase = str(rng.choice(choices))
         if _applies(needed, without, seen):
             shown.append(phrase)
         elif not set(needed.split()) & seen:
             hidden.append(phrase)
-    still = [str(rng.choice(choices)) for names, choices in STILL if not set(names.split()) & seen]
+    still = [
+        str(rng.choice(choices))
+        for names, choices in STILL.items()
+        if not set(names.split()) & seen
+    ]
     if not seen:
         still.append(str(rng.choice(AT_REST)))
-    phrases = [phrase for phrase in shown if rng.random() < 0.85] + [
-        phrase for phrase in still if rng.random() < 0.2
-    ]
+    phrases = [phrase for phrase in shown if rng.random() < 0.85]
+    phrases += [phrase for phrase in still if rng.random() < 0.2]
     phrases = phrases or shown or still
     if hidden and rng.random() < 0.2:
-        phrases.append(
-            "no "
-            + str(rng.choice(hidden)).removeprefix("a ").removeprefix("an ").removeprefix("the ")
-        )
+        absent = str(rng.choice(hidden))
+        phrases.append(f"no {re.sub('^(a|an|the) ', '', absent)}")
     phrases = [phrases[i] for i in rng.permutation(len(phrases))[:MAX_MOVEMENTS]]
     separator = _last_separator(rng)
     if len(phrases) > 1:
@@ -189,26 +175,25 @@ def describe_clip(track: Array, rng: np.random.Generator) -> str:
     is at rest throughout, the two stillest parts of the face are named, the stillest first. Short,
     since the demo's text tower has read single sentences.
     """
-    thirds = [
-        dict(zip(AUS, np.median(part, axis=0).tolist(), strict=True))
-        for part in np.array_split(track, 3)
-    ]
+    medians = (np.median(part, axis=0).tolist() for part in np.array_split(track, 3))
+    thirds = [dict(zip(AUS, values, strict=True)) for values in medians]
     moving = [_movements(units, rng) for units in thirds]
     if not any(moving):
-        parts = sorted(
-            STILL, key=lambda part: max(units[name] for units in thirds for name in part[0].split())
-        )
-        return (
-            f"{rng.choice(AT_REST)}, {', '.join(_still(choices, rng) for _, choices in parts[:2])}."
-        )
+        strengths = {
+            names: max(units[name] for units in thirds for name in names.split()) for names in STILL
+        }
+        phrases = [str(rng.choice(AT_REST))]
+        for names in sorted(STILL, key=strengths.__getitem__)[:2]:
+            # "calm" names a class
+            choices = [phrase for phrase in STILL[names] if not label_words(phrase)]
+            phrases.append(str(rng.choice(choices)))
+        return f"{', '.join(phrases)}."
     fullest = max(range(len(moving)), key=lambda i: sum(strength for strength, _ in moving[i]))
     sentences = list[str]()
     for i, movements in enumerate(moving):
         if movements:
-            sentences.append(
-                ", ".join(word for _, word in movements[: MAX_MOVEMENTS if i == fullest else 1])
-                + "."
-            )
+            shown = movements[: MAX_MOVEMENTS if i == fullest else 1]
+            sentences.append(f"{', '.join(phrase for _, phrase in shown)}.")
         elif not i or moving[i - 1]:
             sentences.append(f"{rng.choice(AT_REST)}.")
     return " ".join(sentences)
@@ -220,23 +205,12 @@ def _movements(units: dict[str, float], rng: np.random.Generator) -> list[tuple[
     A movement is as strong as the weakest unit that it needs.
     """
     seen = {name for name, value in units.items() if value >= VISIBLE}
-    there = [
-        (needed, choices)
-        for needed, without, choices in MOVEMENTS
+    found = [
+        (min(units[name] for name in needed.split()), str(rng.choice(choices)))
+        for (needed, without), choices in MOVEMENTS.items()
         if _applies(needed, without, seen)
     ]
-    return sorted(
-        (
-            (min(units[n] for n in needed.split()), str(rng.choice(choices)))
-            for needed, choices in there
-        ),
-        reverse=True,
-    )
-
-
-def _still(choices: tuple[str, ...], rng: np.random.Generator) -> str:
-    """Return a phrase for a part at rest that names no class, as "calm" does."""
-    return str(rng.choice([phrase for phrase in choices if not label_words(phrase)]))
+    return sorted(found, reverse=True)
 
 
 def draw_person(number: int, seed: int, frames: int, captions: int, size: int) -> Person:
@@ -248,13 +222,3 @@ def draw_person(number: int, seed: int, frames: int, captions: int, size: int) -
     units = draw_units(frames, rng)
     phrases = [[describe(row, rng) for _ in range(captions)] for row in units]
     return Person(render_units(units, PEOPLE_FROM + number, rng, size, STUDIO)[0], phrases)
-
-
-def draw_people(people: int, seed: int, frames: int, captions: int, size: int) -> Iterator[Person]:
-    """Yield :func:`draw_person` of the first ``people``, in order, computed on all usable cores."""
-    draw = partial(draw_person, seed=seed, frames=frames, captions=captions, size=size)
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
-        try:
-            yield from pool.map(draw, range(people), chunksize=8)
-        finally:
-            pool.shutdown(cancel_futures=True)

@@ -21,10 +21,7 @@ import csv
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +34,7 @@ from dfer_dist.demo.captions import describe_clip
 from dfer_dist.demo.faces import IDENTITIES, RENDERER, clip_track, render_clip
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json, write_text
+from dfer_dist.utils.process_pool import Advance, Progress, run_jobs
 
 FOLDS = 5
 SHARES = (0.20, 0.14, 0.16, 0.14, 0.13, 0.11, 0.12)  # of the clips of a fold, by label
@@ -96,7 +94,7 @@ def render_demo(
     size: int = 64,
     seed: int = 0,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Write the demo set of these arguments to ``out``, unless it is there, and return ``out``.
 
@@ -120,32 +118,23 @@ def render_demo(
         For arguments out of range, and for a folder that holds frames or lists of something else.
     """
     plan = plan_demo(clips, seed)
-    _check_arguments(size, workers)
+    if size < 32 or (workers is not None and workers < 1):
+        raise UserError(f"size {size}, workers {workers}: at least 32 pixels and one worker needed")
     arguments = {"renderer": RENDERER, "seed": seed, "clips": clips, "size": size}
     if _arguments(out / "demo.json") == arguments:
         if not (out / DESCRIPTIONS).exists():
             _write_descriptions(out, plan, seed)
         return out
     _clear(out, arguments)
-    rows = []
-    for row in _write_clips(out, plan, size, seed, workers or len(os.sched_getaffinity(0))):
-        rows.append(row)
-        if progress:
-            progress(len(rows), clips)
+    (out / "landmarks").mkdir(exist_ok=True)
+    tasks = [(out, clip, size, seed) for clip in plan]
+    rows = run_jobs(_write_clip, tasks, clips, workers, progress)
     _write_lists(out / "lists", rows)
     _write_descriptions(out, plan, seed)
     content = {**arguments, "identities": IDENTITIES, "classes": SEVEN, "rows": rows}
     write_json(out / "demo.json", content)
     (out / UNFINISHED).unlink(missing_ok=True)
     return out
-
-
-def _check_arguments(size: int, workers: int | None) -> None:
-    if size < 32 or (workers is not None and workers < 1):
-        raise UserError(
-            f"size {size}, workers {workers}: a demo set needs frames of 32 pixels or more "
-            "and at least one worker"
-        )
 
 
 def _arguments(mark: Path) -> dict[str, Any] | None:
@@ -160,7 +149,7 @@ def _clear(out: Path, arguments: dict[str, Any]) -> None:
     """Mark ``out`` as unfinished and remove a set of other arguments, if it has our marker."""
     marks = [out / UNFINISHED, out / "demo.json"]
     folders = [f for f in (out / "frames", out / "landmarks", out / "lists") if f.exists()]
-    held = [_arguments(mark) for mark in marks if mark.is_file()]
+    held = [h for h in map(_arguments, marks) if h]
     if folders and not held:
         raise UserError(
             f"{out} holds {folders[0].name} that are not of a demo set: choose another folder"
@@ -173,22 +162,7 @@ def _clear(out: Path, arguments: dict[str, Any]) -> None:
     write_json(marks[0], arguments)
 
 
-def _write_clips(
-    out: Path, plan: list[DemoClip], size: int, seed: int, workers: int
-) -> Iterator[dict[str, Any]]:
-    (out / "landmarks").mkdir(exist_ok=True)
-    tasks = [(out, clip, size, seed) for clip in plan]
-    if workers == 1:
-        yield from map(_write_clip, tasks)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        try:
-            yield from pool.map(_write_clip, tasks, chunksize=4)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _write_clip(task: tuple[Path, DemoClip, int, int]) -> dict[str, Any]:
+def _write_clip(task: tuple[Path, DemoClip, int, int], advance: Advance) -> dict[str, Any]:
     """Draw a clip and write its files atomically; return its row of ``demo.json``."""
     out, clip, size, seed = task
     drawn = render_clip(clip.label, clip.identity, (seed, int(clip.name)), size)
@@ -202,6 +176,7 @@ def _write_clip(task: tuple[Path, DemoClip, int, int]) -> dict[str, Any]:
     with temporary.open("wb") as f:
         np.save(f, drawn.landmarks, allow_pickle=False)
     temporary.replace(out / "landmarks" / f"{clip.name}.npy")
+    advance(1)
     return {**asdict(clip), "frames": len(drawn.frames), "apex": int(drawn.intensity.argmax())}
 
 
@@ -219,21 +194,17 @@ def _write_descriptions(out: Path, plan: list[DemoClip], seed: int) -> None:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("clip", "caption"))
     for clip in plan:
-        track = clip_track(clip.label, (seed, int(clip.name)))[0]
-        table.writerow(
-            (
-                clip.name,
-                describe_clip(track, np.random.default_rng([CAPTION_STREAM, seed, int(clip.name)])),
-            )
-        )
+        number = int(clip.name)
+        rng = np.random.default_rng([CAPTION_STREAM, seed, number])
+        track = clip_track(clip.label, (seed, number))[0]
+        table.writerow((clip.name, describe_clip(track, rng)))
     write_text(out / DESCRIPTIONS, text.getvalue())
 
 
-def contact_sheet(
-    path: Path, seed: int = 7, size: int = 64, columns: int = 8, zoom: int = 2
-) -> None:
+def contact_sheet(path: Path, size: int = 64) -> None:
     """Write a picture with a row for each class: name, frames of a clip, and intensity."""
-    left, right, side = 104, 96, size * zoom
+    seed, columns = 7, 8
+    left, right, side = 104, 96, 2 * size
     sheet = Image.new("RGB", (left + columns * side + right, len(SEVEN) * side), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
     for label, name in enumerate(SEVEN):
@@ -242,9 +213,8 @@ def contact_sheet(
         draw.text((8, top + side / 2), name, "black", font, anchor="lm")
         for column in range(columns):
             frame = Image.fromarray(clip.frames[int((column + 0.5) / columns * len(clip.frames))])
-            sheet.paste(
-                frame.resize((side, side), Image.Resampling.LANCZOS), (left + column * side, top)
-            )
+            frame = frame.resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(frame, (left + column * side, top))
         x = np.linspace(left + columns * side + 10, sheet.width - 10, len(clip.intensity))
         y = top + side * (0.7 - 0.4 * clip.intensity)
         draw.line(list(zip(x.tolist(), y.tolist(), strict=True)), "black", 2)

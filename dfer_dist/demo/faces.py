@@ -10,8 +10,8 @@ cannot tell them apart. Real surprise and fear, or disgust and anger, differ in 
 
 Frames are aligned crops, as DFEW's are: the middle of the face stays near the middle of the frame
 while the head turns. Turns, light and camera vary by :class:`Ranges`, people by
-:func:`draw_identity`; background and shirt have any colour. Movements of the head are as likely
-forwards as backwards in time.
+:class:`~dfer_dist.demo.identity.Identity`; background and shirt have any colour. Movements of the
+head are as likely forwards as backwards in time.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from dfer_dist.data.sources.records import SEVEN
-from dfer_dist.demo.face_parts import AUS, Identity, build
+from dfer_dist.demo.face_parts import AUS, build
 from dfer_dist.demo.face_points import face_points
+from dfer_dist.demo.identity import Identity
 from dfer_dist.demo.renderer import DEPTH, OVERSAMPLING, Array, Pose, floats
-from dfer_dist.utils.errors import UserError
 
 RENDERER = 2  # goes up when the same arguments give other files
 FRAMES = (12, 60)  # of a clip, fewest and most
@@ -43,9 +42,8 @@ _ALARM = {
     "AU26": (0.6, 1),
 }
 _AVERSION = {"AU4": (0.8, 1), "AU7": (0.6, 1), "AU9": (0.75, 1), "AU10": (0.7, 1), "AU23": (0, 0.5)}
-APEX: dict[
-    int, dict[str, tuple[float, float]]
-] = {  # bounds of the intensity of each unit at the apex
+# Bounds of the intensity of each unit at the apex.
+APEX: dict[int, dict[str, tuple[float, float]]] = {
     0: {"AU6": (0.7, 1), "AU12": (0.8, 1), "AU25": (0.5, 1), "AU26": (0.15, 0.35)},
     1: {
         "AU1": (0.7, 1),
@@ -79,10 +77,8 @@ class Ranges:
     shift: float = 0.03  # place of the middle of the face, share of the frame
     shift_drift: float = 0.01  # largest slow swing of that place within a clip, share of the frame
     gain: tuple[float, float] = (0.7, 1.25)  # brightness of the light, relative
-    slope: tuple[float, float] = (
-        0.0,
-        0.4,
-    )  # fall of the light across half a frame, relative; any direction
+    # fall of the light across half a frame, relative; any direction
+    slope: tuple[float, float] = (0.0, 0.4)
     flicker: float = 0.02  # brightness from frame to frame, standard deviation, relative
     tint: float = 0.06  # colour of the light, each of red and blue, relative
     blur: tuple[float, float] = (0.0, 0.7)  # standard deviation, pixels of a 64-pixel frame
@@ -91,55 +87,8 @@ class Ranges:
 
 RANGES = Ranges()
 
-IDENTITIES = (
-    70  # people of the demo, from number 0; the pretraining of its CLIP has those after them
-)
-IDENTITY_STREAM = 70  # keeps the generator of identities apart from those of clips
-SKINS = ((255, 222, 196), (243, 199, 164), (219, 166, 128), (183, 128, 92), (148, 100, 70))
-HAIRS = ((30, 24, 22), (64, 42, 30), (104, 68, 42), (198, 158, 94), (156, 76, 40), (152, 150, 148))
-IRISES = ((70, 45, 30), (45, 70, 110), (60, 95, 60), (90, 80, 60))
-
-
-def draw_identity(number: int) -> Identity:
-    """Return the person of a number, which does not depend on the seed of the data set."""
-    rng = np.random.default_rng([IDENTITY_STREAM, number])
-    u = rng.uniform
-    place = u(0, len(SKINS) - 1)
-    skins = np.array(SKINS, np.float32)
-    skin = np.clip(
-        np.array([np.interp(place, range(len(SKINS)), skins[:, c]) for c in range(3)])
-        + rng.normal(0, 5, 3),
-        0,
-        255,
-    )
-    bearded = rng.random() < 0.25
-    return Identity(
-        skin=floats(skin),
-        hair=floats(np.clip(np.array(HAIRS[rng.integers(len(HAIRS))]) * u(0.85, 1.1), 0, 255)),
-        iris=floats(IRISES[rng.integers(len(IRISES))]),
-        shirt=floats(u(30, 220, 3)),
-        width=u(0.70, 0.82),
-        jaw=u(0.10, 0.30),
-        eye_gap=u(0.92, 1.08),
-        eye_width=u(0.88, 1.15),
-        eye_open=u(0.85, 1.15),
-        brow_height=u(-0.03, 0.03),
-        brow_thick=u(0.75, 1.35),
-        brow_arch=u(0.02, 0.08),
-        nose_width=u(0.85, 1.25),
-        nose_length=u(0.9, 1.1),
-        mouth_width=u(0.88, 1.12),
-        mouth_height=u(-0.03, 0.03),
-        lips=u(0.75, 1.35),
-        hair_volume=u(1.04, 1.18),
-        hair_end=(-0.15, 0.35, 1.1)[rng.integers(3)],
-        hairline=float("nan") if rng.random() < 0.12 else u(-0.80, -0.62),
-        parting=u(-0.25, 0.25),
-        beard=u(0.35, 0.7) if bearded else 0.0,
-        moustache=bool(bearded and rng.random() < 0.6),
-        glasses=bool(rng.random() < 0.2),
-        lines=u(0.0, 0.25),
-    )
+# People of the demo, from number 0; the pretraining of its CLIP has those after them.
+IDENTITIES = 70
 
 
 class Clip(NamedTuple):
@@ -167,14 +116,7 @@ def render_clip(label: int, identity: int, seed: int | Sequence[int], size: int 
         Seeds what varies from clip to clip.
     size
         Side of the frames, pixels.
-
-    Raises
-    ------
-    UserError
-        If there is no such class.
     """
-    if not 0 <= label < len(SEVEN):
-        raise UserError(f"label {label}: the demo has the classes 0 to {len(SEVEN) - 1}")
     aus, intensity, rng = clip_track(label, seed)
     pixels, points = render_units(aus, identity, rng, size)
     return Clip(pixels, intensity, points)
@@ -201,7 +143,7 @@ def render_units(
     float32 [T, 68, 2]
         Landmarks (:func:`~dfer_dist.demo.face_points.face_points`).
     """
-    who = draw_identity(identity)
+    who = Identity(identity)
     canvas = size * OVERSAMPLING
     pose = _draw_pose(len(aus), canvas, ranges, rng)
     painted = build(aus, who, pose).render(_background(canvas, rng))
@@ -215,30 +157,26 @@ def draw_track(label: int, frames: int, rng: np.random.Generator) -> tuple[Array
     its partner.
     """
     t = np.linspace(0, 1, frames)
-    kind = BACKWARDS.get(label, label)
-    smooth = kind in (0, 1, 2)
-    rise, hold, fall = (
-        rng.uniform((0.2, 0.1, 0.2), (0.32, 0.3, 0.32))
-        if smooth
-        else rng.uniform((0.04, 0, 0.5), (0.10, 0.05, 0.7))
-    )
-    start = rng.uniform(0.02, 0.98 - rise - hold - fall) if smooth else rng.uniform(0.02, 0.13)
+    if label in (0, 1, 2):
+        rise, hold, fall = rng.uniform((0.2, 0.1, 0.2), (0.32, 0.3, 0.32))
+        start = rng.uniform(0.02, 0.98 - rise - hold - fall)
+    else:
+        rise, hold, fall = rng.uniform((0.04, 0, 0.5), (0.10, 0.05, 0.7))
+        start = rng.uniform(0.02, 0.13)
     intensity = _ramp((t - start) / rise) * (1 - _ramp((t - start - rise - hold) / fall))
-    if not APEX[label]:
-        intensity *= 0.3
     aus = np.zeros((frames, len(AUS)))
     for name, (low, high) in APEX[label].items():
         aus[:, AUS.index(name)] = intensity * rng.uniform(low, high)
     if not APEX[label]:
+        intensity *= 0.3
         busy = rng.choice(len(AUS) - 2, 3, replace=False)  # not closed eyes, not tears
         aus[:, busy] += intensity[:, None] * rng.random(3)
     for column in range(len(AUS) - 2):
-        aus[:, column] += (
-            0.06 * (1 + np.sin(2 * np.pi * (rng.uniform(0.3, 2) * t + rng.random()))) * rng.random()
-        )
-    aus[:, AUS.index("AU43")] += (rng.random() < 0.4) * np.exp(
-        -((np.arange(frames) - rng.uniform(0, frames)) ** 2)
-    )  # a blink
+        wave = np.sin(2 * np.pi * (rng.uniform(0.3, 2) * t + rng.random()))
+        aus[:, column] += 0.06 * (1 + wave) * rng.random()
+    blinks = rng.random() < 0.4
+    distance = np.arange(frames) - rng.uniform(0, frames)
+    aus[:, AUS.index("AU43")] += blinks * np.exp(-(distance**2))
     track = np.clip(aus, 0, 1).astype(np.float32)
     return (track[::-1].copy(), intensity[::-1]) if label in BACKWARDS else (track, intensity)
 
@@ -276,9 +214,8 @@ def _draw_pose(frames: int, canvas: int, r: Ranges, rng: np.random.Generator) ->
 
 def _background(canvas: int, rng: np.random.Generator) -> Image.Image:
     """Soft blotches of colour with a few hard-edged things in them."""
-    blotches = np.clip(
-        rng.uniform(50, 205) + rng.uniform(-45, 45, 3) + rng.normal(0, 18, (5, 5, 3)), 0, 255
-    ).astype(np.uint8)
+    colours = rng.uniform(50, 205) + rng.uniform(-45, 45, 3) + rng.normal(0, 18, (5, 5, 3))
+    blotches = np.clip(colours, 0, 255).astype(np.uint8)
     image = Image.fromarray(blotches).resize((canvas, canvas), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(0, 5)):
@@ -295,18 +232,15 @@ def _expose(
     frames, size = painted.shape[:2]
     x = np.linspace(-1, 1, size, dtype=np.float32)
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(*r.slope)
-    fall = 1 + np.float32(slope) * (
-        floats(np.cos(angle)) * x[None, :] + floats(np.sin(angle)) * x[:, None]
-    )
+    across = floats(np.cos(angle)) * x + floats(np.sin(angle)) * x[:, None]
+    fall = 1 + np.float32(slope) * across
     tint = floats([1 + rng.uniform(-r.tint, r.tint), 1, 1 + rng.uniform(-r.tint, r.tint)])
     flicker = rng.uniform(*r.gain) * (1 + rng.normal(0, r.flicker, frames))
     cx, cy, radius = (
         (v / OVERSAMPLING).astype(np.float32)[..., None] for v in (pose.x, pose.y, pose.radius)
     )
     pixel = np.arange(size, dtype=np.float32)
-    edge = np.minimum(
-        ((pixel[None, None, :] - cx) / radius) ** 2 + ((pixel[None, :, None] - cy) / radius) ** 2, 1
-    )
+    edge = np.minimum(((pixel - cx) / radius) ** 2 + ((pixel[:, None] - cy) / radius) ** 2, 1)
     light = fall * (1.05 - 0.2 * edge) * floats(flicker)[:, None, None]
     out = painted * (light[..., None] * tint)
     sigma = rng.uniform(*r.blur) * size / 64

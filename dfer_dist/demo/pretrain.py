@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,10 +26,11 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dfer_dist.demo.captions import draw_people
+from dfer_dist.demo.captions import Person, draw_person
 from dfer_dist.demo.faces import RENDERER
 from dfer_dist.models.backbone import TextTower, build_clip, clip_config
 from dfer_dist.utils.files import atomic_path
+from dfer_dist.utils.process_pool import Advance, Progress, run_jobs
 
 # Side of the frames, pixels.
 SIZE = 64
@@ -65,23 +66,22 @@ class Pairs:
         Positions in ``vocabulary``, zeros after the end token, which is the last of ``vocabulary``.
     """
 
-    def __init__(self, recipe: Recipe, progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(self, recipe: Recipe, progress: Progress | None = None) -> None:
         tokenizer = SimpleTokenizer()
-        drawn, rows = [], []
-        for person in draw_people(recipe.people, recipe.seed, recipe.frames, recipe.captions, SIZE):
-            drawn.append(torch.from_numpy(person.frames.transpose(0, 3, 1, 2).copy()))
-            texts = [text for own in person.captions for text in own]
-            rows += [
-                [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
-                for text in texts
-            ]
-            if progress:
-                progress(len(drawn), recipe.people)
+        jobs = [(number, recipe) for number in range(recipe.people)]
+        people = run_jobs(_draw_person, jobs, recipe.people, progress=progress)
+        rows = [
+            [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
+            for person in people
+            for own in person.captions
+            for text in own
+        ]
         longest = max(map(len, rows))
         tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.int32)
         # 0 is a token too, so zeros stay zeros.
         self.vocabulary, positions = tokens.unique(return_inverse=True)
-        self.frames = torch.cat(drawn)
+        frames = torch.from_numpy(np.concatenate([person.frames for person in people]))
+        self.frames = frames.permute(0, 3, 1, 2).contiguous()
         self.tokens = positions.int().unflatten(0, (-1, recipe.captions))
 
     def batches(self, epoch: int, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
@@ -103,8 +103,15 @@ class Pairs:
             yield frames, tokens[:, : int(tokens.argmax(1).max()) + 1]
 
 
+def _draw_person(job: tuple[int, Recipe], advance: Advance) -> Person:
+    number, recipe = job
+    person = draw_person(number, recipe.seed, recipe.frames, recipe.captions, SIZE)
+    advance(1)
+    return person
+
+
 def pretrain(
-    recipe: Recipe, pairs: Pairs, progress: Callable[[int, int], None] | None = None
+    recipe: Recipe, pairs: Pairs, progress: Progress | None = None
 ) -> tuple[open_clip.CLIP, list[float]]:
     """Train from random weights.
 
@@ -132,11 +139,8 @@ def pretrain(
         )
         for epoch in range(recipe.epochs):
             for frames, tokens in pairs.batches(epoch, recipe):
-                loss = contrast(
-                    _image(clip, frames),
-                    _text(text, embedding(tokens), tokens.argmax(1)),
-                    clip.logit_scale,
-                )
+                described = F.normalize(text(embedding(tokens), tokens.argmax(1)), dim=-1)
+                loss = contrast(_image(clip, frames), described, clip.logit_scale)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -190,7 +194,6 @@ def save_clip(clip: open_clip.CLIP, recipe: Recipe, path: Path) -> None:
         {**asdict(recipe), "renderer": RENDERER, "threads": THREADS, "torch": torch.__version__},
         sort_keys=True,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         # One entry: the order of several is not fixed.
         temporary.write_bytes(save(state, {"recipe": made}))
@@ -225,7 +228,3 @@ def _rate(done: float, warmup: float) -> float:
 def _image(clip: open_clip.CLIP, frames: Tensor) -> Tensor:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
     return F.normalize(clip.visual((frames.float() / 255 - mean) / std), dim=-1)
-
-
-def _text(tower: TextTower, prompts: Tensor, eot: Tensor) -> Tensor:
-    return F.normalize(tower(prompts, eot), dim=-1)

@@ -17,6 +17,7 @@ Array = NDArray[np.floating[Any]]
 
 DEPTH = 0.8  # half the head's depth
 OVERSAMPLING = 4
+RING = np.linspace(0, 2 * np.pi, 16, endpoint=False, dtype=np.float32)[None]
 
 
 class Pose(NamedTuple):
@@ -33,16 +34,6 @@ class Pose(NamedTuple):
     radius: Array
 
 
-class Part(NamedTuple):
-    """One polygon: points [T, N, 2] in pixels of the oversampled frame, and T colours.
-
-    A colour of None hides it in that frame.
-    """
-
-    points: Array
-    colours: list[tuple[int, int, int] | None]
-
-
 def floats(values: Any) -> Array:
     """Return ``values`` as a float32 array."""
     return np.asarray(values, np.float32)
@@ -54,11 +45,32 @@ def loop(there: Any, back: Any) -> Array:
     return np.concatenate([there, back[..., ::-1]], -1)
 
 
+def band(x: Any, top: Any, bottom: Any) -> tuple[Array, Array]:
+    """Return x and y around the area between two curves over the same ``x``."""
+    return loop(x, x), loop(top, bottom)
+
+
+def line(x: Any, y: Any, thick: Any) -> tuple[Array, Array]:
+    """Return x and y around a line of this thickness, thickened up and down."""
+    half = np.asarray(thick) / 2
+    return band(x, y - half, y + half)
+
+
+def ellipse(x: Any, y: Any, width: float, height: float) -> tuple[Array, Array]:
+    """Return x and y around an ellipse of these half axes."""
+    return x + width * np.cos(RING), y + height * np.sin(RING)
+
+
 class Renderer:
-    """Collect the polygons of all frames of one clip, back to front, then render them."""
+    """Collect the polygons of all frames of one clip, back to front, then render them.
+
+    ``parts`` has points [T, N, 2] in pixels of the oversampled frame, T colours, and in which of
+    the frames the polygon is visible.
+    """
 
     def __init__(self, pose: Pose, width: float, skin: Array) -> None:
-        self.pose, self.width, self.skin, self.parts = pose, width, skin, list[Part]()
+        self.pose, self.width, self.skin = pose, width, skin
+        self.parts: list[tuple[Array, list[list[int]], Array]] = []
 
     def on_face(self, x: Any, y: Any, lift: float = 0.0) -> Array:
         """Project points on the head's surface, ``lift`` above it, to pixels [T, N, 2]."""
@@ -70,11 +82,8 @@ class Renderer:
 
     def on_plane(self, x: Any, y: Any) -> Array:
         """Project points of the head's outline, which only tilts, to pixels [T, N, 2]."""
-        p = self.pose
-        c, s = np.cos(p.roll), np.sin(p.roll)
-        return np.stack(
-            [p.x + p.radius * (x * c - y * s), p.y + p.radius * (x * s + y * c)], -1
-        ).astype(np.float32)
+        c, s = np.cos(self.pose.roll), np.sin(self.pose.roll)
+        return self.on_body(x * c - y * s, x * s + y * c)
 
     def on_body(self, x: Any, y: Any) -> Array:
         """Project points that only move with the head, to pixels [T, N, 2]."""
@@ -89,47 +98,13 @@ class Renderer:
         alpha = np.clip(np.broadcast_to(alpha, (len(points), 1)), 0, 1)
         below = self.skin if under is None else under
         mixed = np.clip(alpha * colour + (1 - alpha) * below, 0, 255).astype(int).tolist()
-        self.parts.append(
-            Part(
-                points,
-                [
-                    (r, g, b) if a > 0.04 else None
-                    for (r, g, b), a in zip(mixed, alpha[:, 0], strict=True)
-                ],
-            )
-        )
+        self.parts.append((points, mixed, alpha[:, 0] > 0.04))
 
-    def patch(self, x: Any, y: Any, colour: Any, alpha: Any = 1.0, lift: float = 0.0) -> None:
-        """Add a polygon on the face."""
-        self.add(self.on_face(x, y, lift), colour, alpha)
-
-    def band(
-        self,
-        x: Any,
-        top: Any,
-        bottom: Any,
-        colour: Any,
-        alpha: Any = 1.0,
-        under: Any = None,
-        lift: float = 0.0,
+    def patch(
+        self, edge: Any, colour: Any, alpha: Any = 1.0, under: Any = None, lift: float = 0.0
     ) -> None:
-        """Add the area between two curves over the same ``x`` on the face."""
-        self.add(self.on_face(loop(x, x), loop(top, bottom), lift), colour, alpha, under)
-
-    def line(
-        self,
-        x: Any,
-        y: Any,
-        thick: Any,
-        colour: Any,
-        alpha: Any = 1.0,
-        under: Any = None,
-        lift: float = 0.0,
-    ) -> None:
-        """Add a line of this thickness on the face, thickened up and down."""
-        self.band(
-            x, y - np.asarray(thick) / 2, y + np.asarray(thick) / 2, colour, alpha, under, lift
-        )
+        """Add a polygon on the face, given as x and y of its edge; see :meth:`add`."""
+        self.add(self.on_face(*edge, lift), colour, alpha, under)
 
     def render(self, background: Image.Image) -> NDArray[np.uint8]:
         """Return all frames, [T, size, size, 3]."""
@@ -137,8 +112,8 @@ class Renderer:
         for t in range(len(self.pose.x)):
             image = background.copy()
             draw = ImageDraw.Draw(image)
-            for part in self.parts:
-                if part.colours[t] is not None:
-                    draw.polygon(part.points[t], fill=part.colours[t])
+            for points, colours, visible in self.parts:
+                if visible[t]:
+                    draw.polygon(points[t], fill=tuple(colours[t]))
             frames.append(np.asarray(image.reduce(OVERSAMPLING)))
         return np.stack(frames)

@@ -143,7 +143,7 @@ def track(*thirds: dict[str, float]) -> np.ndarray:
 
 def needed(phrase: str) -> set[str]:
     """Return the units of a movement; none for a part at rest."""
-    return {units for units, _, own in MOVEMENTS if phrase in own}
+    return {units for (units, _), own in MOVEMENTS.items() if phrase in own}
 
 
 def phrases(caption: str) -> list[list[str]]:
@@ -175,7 +175,7 @@ def test_caption_orders_movements_by_time_and_strength() -> None:
             {"AU4"},
             set(),
         ]
-        brows, eyes, mouth = ({*own} for _, own in STILL)
+        brows, eyes, mouth = ({*own} for own in STILL.values())
         still = describe_clip(
             track({"AU4": 0.2, "AU26": 0.1}, {}, {"AU17": 0.15, "AU7": 0.05}),
             np.random.default_rng(seed),
@@ -209,7 +209,7 @@ def test_each_clip_s_description_is_true_of_what_was_drawn(demo: Path) -> None:
 def test_captions_name_no_label_and_fit_text_tower() -> None:
     known = {
         word
-        for *_, own in (*MOVEMENTS, *STILL, ("", AT_REST))
+        for own in (*MOVEMENTS.values(), *STILL.values(), AT_REST)
         for phrase in own
         for word in phrase.split()
     }

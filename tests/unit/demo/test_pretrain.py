@@ -40,7 +40,7 @@ def units(**values: float) -> np.ndarray:
 
 def said(text: str) -> set[str]:
     """The movements in a caption that are there, each by its phrase."""
-    phrases = {phrase for *_, own in MOVEMENTS for phrase in own}
+    phrases = {phrase for own in MOVEMENTS.values() for phrase in own}
     text = re.sub(r"\bno [\w ]+", "", text)
     return {
         phrase
@@ -92,7 +92,7 @@ def test_a_caption_says_what_is_there_and_nothing_else() -> None:
         text for text in texts if re.search("no (lip corners (pulled|drawn) up|wide smile)", text)
     ]
     assert not [text for text in texts if "at rest" in text and "mouth" in text]
-    still = {phrase for _, own in STILL for phrase in own} | set(facewords.AT_REST)
+    still = {phrase for own in STILL.values() for phrase in own} | set(facewords.AT_REST)
     texts = [describe(units(), rng) for _ in range(100)]
     assert not [text for text in texts if not any(phrase in text for phrase in still) or said(text)]
     both = set().union(*(said(describe(units(AU1=1, AU2=1, AU4=0.5), rng)) for _ in range(100)))
@@ -206,7 +206,9 @@ def test_shipped_file_loads_by_name_with_open_clip_keys() -> None:
 def test_shipped_clip_tells_movements_on_people_it_never_saw() -> None:
     """Choose among sixteen sentences with one movement each; chance is one in sixteen."""
     moves = [
-        (needed, own) for needed, without, own in MOVEMENTS if not without and " " not in needed
+        (needed, own)
+        for (needed, without), own in MOVEMENTS.items()
+        if not without and " " not in needed
     ]
     moves += [("AU1 AU2", ("brows lifted high",)), ("AU4", ("brows pulled down and together",))]
     texts = {needed: [TEMPLATES[0].format(own[0])] for needed, own in moves}
