@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from dfer_dist.data.shards.index import (
 )
 from dfer_dist.data.shards.reader import ClipReader, DamagedClip
 from dfer_dist.data.shards.sidecars import read_sidecar_tar, sidecar_tar_path
-from dfer_dist.data.shards.store import FetchError, Remote, open_store
+from dfer_dist.data.shards.store import Remote, open_store
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import sha256_file
 
@@ -85,7 +87,19 @@ def verify(
             if progress:
                 progress(len(found), len(jobs))
     damage = [damage for i in sorted(found) for damage in found[i]]
-    return index, damage + _damaged_descriptions(root)
+    if isinstance(root, Path) and (root / FILE).exists():
+        with _record_damage(root / FILE, damage):
+            parse((root / FILE).read_bytes(), str(root / FILE))
+    return index, damage
+
+
+@contextmanager
+def _record_damage(file: Path, damage: list[Damage]) -> Iterator[None]:
+    """Add an error about a file to ``damage``, without the path that the message starts with."""
+    try:
+        yield
+    except (UserError, OSError, tarfile.TarError) as e:
+        damage.append(Damage(file.name, str(e).removeprefix(str(file)).lstrip(": ")))
 
 
 def _check_shard(index: Index, shard: int) -> list[Damage]:
@@ -93,12 +107,10 @@ def _check_shard(index: Index, shard: int) -> list[Damage]:
         return _check_files(index, shard)
     tar = index.shards[shard].file
     with tempfile.TemporaryDirectory(prefix="dfer-verify-") as folder:
-        missing = []
-        for name in (tar, sidecar_path(Path(tar)).name):
-            try:
-                index.root.save(name, Path(folder) / name)
-            except FetchError as e:
-                missing.append(Damage(name, str(e)))
+        missing = list[Damage]()
+        for file in (Path(tar), sidecar_path(Path(tar))):
+            with _record_damage(file, missing):
+                index.root.save(file.name, Path(folder) / file)
         local = _check_files(replace(index, root=Path(folder)), shard)
     reported = {damage.file for damage in missing}
     return missing + [damage for damage in local if damage.file not in reported]
@@ -108,10 +120,8 @@ def _check_files(index: Index, shard: int) -> list[Damage]:
     """Check a shard in a local folder, its sidecar and its sidecar tars."""
     entry, path = index.shards[shard], index.path(shard)
     table, damage = None, list[Damage]()
-    try:
+    with _record_damage(sidecar_path(path), damage):
         table = index.sidecar(shard)
-    except (UserError, OSError) as e:
-        damage.append(Damage(sidecar_path(path).name, _without_folder(e, path)))
     reason = _find_corruption(path, entry)
     if reason:
         readable = table is not None and path.is_file()
@@ -119,8 +129,13 @@ def _check_files(index: Index, shard: int) -> list[Damage]:
         return [Damage(entry.file, reason, clips), *damage]
     if unexpected := _unexpected_member(path, table):
         damage.insert(0, Damage(entry.file, unexpected))
-    if table is not None:
-        damage += _damaged_sidecar_tars(path)
+    if table is None:
+        return damage
+    prefix = f"{path.stem}."
+    names = (file.name.removeprefix(prefix) for file in path.parent.glob(f"{prefix}*.*"))
+    for kind in sorted({name.partition(".")[0] for name in names}):
+        with _record_damage(sidecar_tar_path(path, kind), damage):
+            deque(read_sidecar_tar(path, kind), maxlen=0)
     return damage
 
 
@@ -137,38 +152,6 @@ def _find_corruption(path: Path, entry: Shard) -> str | None:
     except OSError as e:
         return f"cannot be read: {e.strerror}"
     return None
-
-
-def _damaged_sidecar_tars(path: Path) -> list[Damage]:
-    """Check the sidecar tars of a shard in a local folder."""
-    prefix = f"{path.stem}."
-    names = (file.name.removeprefix(prefix) for file in path.parent.glob(f"{prefix}*.*"))
-    damage = []
-    for kind in sorted({name.partition(".")[0] for name in names}):
-        try:
-            for _ in read_sidecar_tar(path, kind):
-                pass
-        except (UserError, OSError, tarfile.TarError) as e:
-            tar = sidecar_tar_path(path, kind)
-            reason = str(e).removeprefix(f"{tar}: ").removeprefix(f"{tar} ")
-            damage.append(Damage(tar.name, reason))
-    return damage
-
-
-def _damaged_descriptions(root: Path | Remote) -> list[Damage]:
-    """Check the descriptions in a local folder."""
-    try:
-        if isinstance(root, Path):
-            parse((root / FILE).read_bytes(), FILE)
-    except FileNotFoundError:
-        pass
-    except (UserError, OSError) as e:
-        return [Damage(FILE, str(e).removeprefix(f"{FILE}: "))]
-    return []
-
-
-def _without_folder(e: Exception, path: Path) -> str:
-    return str(e).removeprefix(f"{sidecar_path(path)} ").removeprefix(f"{path}: ")
 
 
 def _damaged_clips(index: Index, shard: int) -> tuple[str, ...]:

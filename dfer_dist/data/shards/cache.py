@@ -14,13 +14,12 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from string import Template
-from typing import NamedTuple
 
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.locks import file_lock, is_locked
@@ -38,14 +37,6 @@ _FOLDER_ERRORS = (
 _POLL_S = 0.2  # between checks for space while other downloads fill the cache
 _NAME = re.compile(r"[0-9a-f]{64}\.(tar|parquet)")
 _PART = re.compile(rf"\.(?P<name>{_NAME.pattern})\.(?P<size>[0-9]+)\.part")
-
-
-class _Entry(NamedTuple):
-    """A cached file; sorts by the time of its last use."""
-
-    used_ns: int
-    size: int
-    name: str
 
 
 def default_folder() -> Path:
@@ -129,14 +120,21 @@ class Cache:
         OSError
             What ``fetch`` raises.
         """
-        with self._explain_folder_errors():
+        try:
             while (file := self._open_cached(name, size, exact)) is None:
                 self._fetch(self.folder / name, size, fetch)
             # Eviction uses this time, which most mounts do not update on reads. The file may be
             # another user's.
             with suppress(PermissionError):
                 os.utime(file)
-            return file
+        except OSError as e:
+            if e.errno not in _FOLDER_ERRORS:
+                raise
+            raise UserError(
+                f"data.cache={self.folder}: {e.strerror} (choose another folder, or a smaller "
+                "data.cache_gb)"
+            ) from e
+        return file
 
     def drop(self, name: str) -> None:
         """Remove a file, so that it is fetched again."""
@@ -173,19 +171,6 @@ class Cache:
     def _lock_of(self, name: str) -> Path:
         return self.folder / f".{name}.lock"
 
-    @contextmanager
-    def _explain_folder_errors(self) -> Iterator[None]:
-        """Turn a full disk or a folder without write permission into a UserError."""
-        try:
-            yield
-        except OSError as e:
-            if e.errno not in _FOLDER_ERRORS:
-                raise
-            raise UserError(
-                f"data.cache={self.folder}: {e.strerror} (choose another folder, or a smaller "
-                "data.cache_gb)"
-            ) from e
-
     def _reserve(self, part: Path, size: int) -> None:
         """Evict files until ``size`` bytes fit; create the empty ``part`` that reserves them.
 
@@ -201,31 +186,27 @@ class Cache:
             time.sleep(_POLL_S)
 
     def _evict(self, size: int) -> bool:
-        """Evict files until ``size`` bytes fit; return whether they do."""
-        entries, reserved = self._scan()
-        used = reserved + sum(entry.size for entry in entries)
-        for entry in sorted(entries):
-            if used + size <= self.limit:
-                break
-            self.drop(entry.name)
-            used -= entry.size
-        return used + size <= self.limit
+        """Evict files until ``size`` bytes fit; return whether they do.
 
-    def _scan(self) -> tuple[list[_Entry], int]:
-        """Return the cached files and the bytes reserved by downloads; remove dead downloads.
-
-        The caller holds the cache's lock, under which partial files are created.
+        Downloads count at their full size; files of dead ones are removed. The caller holds the
+        cache's lock, under which partial files are created.
         """
-        entries, reserved = [], 0
+        used, cached = 0, []
         for file in os.scandir(self.folder):
             if part := _PART.fullmatch(file.name):
                 if is_locked(self._lock_of(part["name"])):
-                    reserved += int(part["size"])
+                    used += int(part["size"])
                 else:
                     Path(file.path).unlink(missing_ok=True)
             elif _NAME.fullmatch(file.name):
                 # a reader may drop it in between
                 with suppress(FileNotFoundError):
                     stat = file.stat()
-                    entries.append(_Entry(stat.st_mtime_ns, stat.st_size, file.name))
-        return entries, reserved
+                    used += stat.st_size
+                    cached.append((stat.st_mtime_ns, stat.st_size, file.name))
+        for _, freed, name in sorted(cached):
+            if used + size <= self.limit:
+                break
+            self.drop(name)
+            used -= freed
+        return used + size <= self.limit

@@ -125,7 +125,14 @@ class Index:
         except (pa.ArrowException, ValueError, OSError) as e:
             reason = " ".join(str(e).split())
             raise UserError(f"{self.root}/{name} is no sidecar: {reason}") from e
-        self._check_plausible(shard, table)
+        # a forged index may have the right hash of keys that are paths and labels of no class
+        labels, entry = table["label"].to_numpy(), self.shards[shard]
+        plain = pc.all(pc.match_substring_regex(table["key"], KEY)).as_py()
+        same_labels = not (labels < 0).any() and np.array_equal(
+            np.bincount(labels, minlength=len(self.classes)), entry.histogram
+        )
+        if not plain or not same_labels or table.num_rows != entry.clips:
+            raise UserError(f"{self.root}/{name} has keys or labels that no packer writes")
         return table
 
     def _sidecar_bytes(self, shard: int) -> bytes:
@@ -144,21 +151,6 @@ class Index:
         if hashlib.sha256(data).hexdigest() != entry.sidecar_sha256:
             raise UserError(f"{path} differs from the index (sha256): copy it again or pack again")
         return data
-
-    def _check_plausible(self, shard: int, table: pa.Table) -> None:
-        """Refuse keys that are paths and labels of no class.
-
-        A forged index may have the right hashes of such a sidecar.
-        """
-        entry, labels = self.shards[shard], table["label"].to_numpy()
-        plain = pc.all(pc.match_substring_regex(table["key"], KEY)).as_py()
-        same_labels = not (labels < 0).any() and np.array_equal(
-            np.bincount(labels, minlength=len(self.classes)), entry.histogram
-        )
-        if not plain or not same_labels or table.num_rows != entry.clips:
-            raise UserError(
-                f"{self.root}/{entry.file}: its sidecar has keys or labels that no packer writes"
-            )
 
 
 def sidecar_path(tar: Path) -> Path:
@@ -263,7 +255,6 @@ def check_sizes(index: Index, shards: Iterable[int], loss_budget: int | None = N
     UserError
         If more clips are lost.
     """
-    remote = isinstance(index.root, Remote)
     root = index.root.folder if isinstance(index.root, Remote) else index.root
     if root is None:
         return
@@ -279,17 +270,16 @@ def check_sizes(index: Index, shards: Iterable[int], loss_budget: int | None = N
         if size == entry.bytes:
             continue
         reasons.append(f"{path} {found}")
-        in_part = 0 <= size < entry.bytes and loss_budget and not remote
-        lost += _clips_beyond(index, i, size) if in_part else entry.clips
+        in_part = 0 <= size < entry.bytes and loss_budget and root is index.root
+        if in_part:
+            table = index.sidecar(i)
+            lost += int((table["offset"].to_numpy() + table["size"].to_numpy() > size).sum())
+        else:
+            lost += entry.clips
     if lost > (loss_budget or 0):
         more = f" ({len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
         bound = "a test may lose none" if loss_budget is None else f"data.loss_budget={loss_budget}"
         raise UserError(f"{reasons[0]}: copy it again{more}; {lost} clips would be lost, {bound}")
-
-
-def _clips_beyond(index: Index, shard: int, size: int) -> int:
-    table = index.sidecar(shard)
-    return int((table["offset"].to_numpy() + table["size"].to_numpy() > size).sum())
 
 
 def content_hash(name: str, classes: Sequence[str], shards: Sequence[Shard]) -> str:

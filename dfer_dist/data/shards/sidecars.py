@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -128,56 +128,48 @@ def write_sidecar_tar(
     """
     if not _KIND.fullmatch(kind):
         raise UserError(f"'{kind}' cannot name a sidecar tar: lower-case letters, digits and _")
-    tar = sidecar_tar_path(shard, kind)
-    count = _write_rows(tar, shard, rows)
-    about: dict[str, Any] = {
-        "kind": kind,
-        "shard": shard.name,
-        "sidecar_sha256": sha256_file(sidecar_path(shard)),
-        "made": dict(made or {}),
-        "clips": count,
-        "bytes": tar.stat().st_size,
-        "sha256": sha256_file(tar),
-        "members": _members(tar),
-    }
-    Manifest(**about, hash=manifest_hash(about)).write(tar.with_suffix(".json"))
-    return tar
-
-
-def _write_rows(tar: Path, shard: Path, rows: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
-    """Write the tar; return its number of clips."""
+    tar, keys = sidecar_tar_path(shard, kind), _keys(shard)
     from webdataset.writer import TarWriter  # imports torch, which reading does not need
 
-    keys, count = _keys(shard), 0
     with (
         atomic_path(tar) as temporary,
         temporary.open("wb") as f,
         TarWriter(f, encoder=False, mtime=0) as writer,
     ):
-        for count, (key, members) in enumerate(rows, 1):
-            if count > len(keys) or key != keys[count - 1]:
-                expected = f"clip {keys[count - 1]}" if count <= len(keys) else "no clip"
+        for row, expected in zip_longest(rows, keys):
+            key, members = row or (None, {})
+            if key != expected:
                 raise UserError(
-                    f"{tar}: clip {key} at position {count}, where {shard.name} has {expected}"
+                    f"{tar}: clip {key or 'none'} where {shard.name} has {expected or 'none'}"
                 )
             writer.write({"__key__": key, **members})
-        if count < len(keys):
-            raise UserError(f"{tar}: {count} clips, but {shard.name} has {len(keys)}")
-    return count
+    about: dict[str, Any] = {
+        "kind": kind,
+        "shard": shard.name,
+        "sidecar_sha256": sha256_file(sidecar_path(shard)),
+        "made": dict(made or {}),
+        "clips": len(keys),
+        "bytes": tar.stat().st_size,
+        "sha256": sha256_file(tar),
+        "members": _list_members(tar),
+    }
+    Manifest(**about, hash=manifest_hash(about)).write(tar.with_suffix(".json"))
+    return tar
 
 
-def _members(tar: Path) -> dict[str, list[int]]:
+def _list_members(tar: Path) -> dict[str, list[int]]:
     with tarfile.open(tar) as archive:
-        infos = list(archive)
-    with tar.open("rb") as f:
         return {
-            info.name: [
-                info.offset_data,
-                info.size,
-                zlib.crc32(os.pread(f.fileno(), info.size, info.offset_data)),
-            ]
-            for info in infos
+            info.name: [info.offset_data, info.size, zlib.crc32(_extract(archive, info))]
+            for info in archive
         }
+
+
+def _extract(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(info) if info.isreg() else None
+    if file is None:
+        raise UserError(f"{archive.name!s}: found {info.name}, which is no plain file")
+    return file.read()
 
 
 def read_sidecar_tar(shard: Path, kind: str) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -197,19 +189,11 @@ def read_sidecar_tar(shard: Path, kind: str) -> Iterator[tuple[str, dict[str, by
             f"{tar} differs from its hash in {tar.with_suffix('.json').name}: copy it again"
         )
     keys = iter(_keys(shard))
-    key, members = next(keys, None), dict[str, bytes]()
     with tarfile.open(tar) as archive:
-        for info in archive:
-            owner, _, name = info.name.partition(".")
-            data = archive.extractfile(info) if info.isreg() else None
-            if owner != key and members and key is not None:
-                yield key, members
-                key, members = next(keys, None), {}
-            if owner != key or data is None:
-                raise UserError(f"{tar}: found {info.name} where clip {key} should be")
-            members[name] = data.read()
-    if key is not None:
-        yield key, members
+        for key, infos in groupby(archive, lambda info: info.name.partition(".")[0]):
+            if key != (expected := next(keys, None)):
+                raise UserError(f"{tar}: found clip {key} where clip {expected} should be")
+            yield key, {i.name.removeprefix(f"{key}."): _extract(archive, i) for i in infos}
     if (missing := next(keys, None)) is not None:
         raise UserError(f"{tar} has no clip {missing}")
 

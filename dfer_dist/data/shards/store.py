@@ -72,19 +72,26 @@ class Remote:
         FetchError
             If it cannot be fetched, after retries.
         """
-        path = self._path(name)
-        return self._retry(name, lambda: _system(self.url).cat_file(path))
+        return self._retry(name, lambda system, path: system.cat_file(path))
 
-    def save(self, name: str, target: Path) -> None:
-        """Write a file's current bytes at the server to ``target``, unchecked.
+    def save(self, name: str, target: Path, sha256: str | None = None) -> None:
+        """Write a file's current bytes at the server to ``target``.
 
         Raises
         ------
         FetchError
-            As for :meth:`get`.
+            If it cannot be fetched, or has another sha256 than one that is given.
         """
-        path = self._path(name)
-        self._retry(name, lambda: _system(self.url).get_file(path, str(target)))
+
+        def fetch(system: Any, path: str) -> None:
+            system.get_file(path, str(target))
+            if sha256 and sha256_file(target) != sha256:
+                raise _Altered(
+                    f"differs from the index (sha256, {target.stat().st_size} bytes): copy it "
+                    "there again"
+                )
+
+        self._retry(name, fetch)
 
     def open(self, name: str, sha256: str, size: int) -> int:
         """Open a shard in the cache and return its descriptor; fetch and check it if needed.
@@ -94,7 +101,7 @@ class Remote:
         FetchError
             If it cannot be fetched, or has another sha256.
         """
-        return self.cache.open(f"{sha256}.tar", size, partial(self._fetch, name, sha256))
+        return self.cache.open(f"{sha256}.tar", size, partial(self.save, name, sha256=sha256))
 
     def read(self, name: str, sha256: str) -> bytes:
         """Return the checked bytes of a sidecar; fetch it into the cache if needed.
@@ -104,7 +111,7 @@ class Remote:
         FetchError
             As for :meth:`open`.
         """
-        cached, fetch = f"{sha256}.parquet", partial(self._fetch, name, sha256)
+        cached, fetch = f"{sha256}.parquet", partial(self.save, name, sha256=sha256)
         while True:
             file = self.cache.open(cached, _MAX_SIDECAR, fetch, exact=False)
             with os.fdopen(file, "rb") as stream:
@@ -114,26 +121,10 @@ class Remote:
             # it was checked when it was fetched: an error of the local disk
             self.cache.drop(cached)
 
-    def _path(self, name: str) -> str:
-        """Return a file's name for fsspec, whose local file system does not unquote URLs."""
-        return str(self.folder / name) if self.folder else f"{self.url}/{name}"
+    def _retry(self, name: str, attempt: Callable[[Any, str], T]) -> T:
+        """Return what ``attempt`` returns, given fsspec's file system and the file's name there.
 
-    def _fetch(self, name: str, sha256: str, target: Path) -> None:
-        path = self._path(name)
-
-        def fetch_once() -> None:
-            _system(self.url).get_file(path, str(target))
-            if sha256_file(target) != sha256:
-                raise _Altered(
-                    f"differs from the index (sha256, {target.stat().st_size} bytes): copy it "
-                    "there again"
-                )
-
-        self._retry(name, fetch_once)
-
-    def _retry(self, name: str, attempt: Callable[[], T]) -> T:
-        """Return what ``attempt`` returns; retry after temporary errors of the network or server.
-
+        It is retried after temporary errors of the network or server.
         A file that differs from the index is fetched once more: a second difference is the
         server's, not one of the transfer.
         """
@@ -141,9 +132,11 @@ class Remote:
         since, reason = _failed.get(url, (-_FAILED_FOR_S, ""))
         if time.monotonic() - since < _FAILED_FOR_S:
             raise FetchError(reason)
+        # fsspec's local file system does not unquote URLs
+        path = str(self.folder / name) if self.folder else url
         for retries, wait in enumerate((*_WAITS_S, None)):
             try:
-                return attempt()
+                return attempt(_system(self.url), path)
             except Exception as e:  # each kind of server has its own
                 if isinstance(e, OSError) and e.errno in DISK_FULL:
                     raise

@@ -91,7 +91,7 @@ def test_keys_that_are_paths_are_refused(tmp_path: Path, key: str) -> None:
     index = forged(tmp_path / "set", [member(f"{key}.mjpg")], [key], b"video")
     assert read_index(tmp_path / "set") == index
     with pytest.raises(
-        UserError, match=r"fold1-00000\.tar: its sidecar has keys or labels that no packer writes"
+        UserError, match=r"fold1-00000\.parquet has keys or labels that no packer writes"
     ):
         ClipReader(index).read(0, 0, every)
     assert "fold1-00000.tar" in {d.file for d in verify(str(tmp_path / "set"))[1]} or key == ""
