@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 Array = NDArray[np.floating[Any]]
+Edge = tuple[Array, Array]  # x and y of points
 
 DEPTH = 0.8  # half the head's depth
 OVERSAMPLING = 4
@@ -45,18 +46,18 @@ def loop(there: Any, back: Any) -> Array:
     return np.concatenate([there, back[..., ::-1]], -1)
 
 
-def band(x: Any, top: Any, bottom: Any) -> tuple[Array, Array]:
+def band(x: Any, top: Any, bottom: Any) -> Edge:
     """Return x and y around the area between two curves over the same ``x``."""
     return loop(x, x), loop(top, bottom)
 
 
-def line(x: Any, y: Any, thick: Any) -> tuple[Array, Array]:
+def line(x: Any, y: Any, thick: Any) -> Edge:
     """Return x and y around a line of this thickness, thickened up and down."""
     half = np.asarray(thick) / 2
     return band(x, y - half, y + half)
 
 
-def ellipse(x: Any, y: Any, width: float, height: float) -> tuple[Array, Array]:
+def ellipse(x: Any, y: Any, width: float, height: float) -> Edge:
     """Return x and y around an ellipse of these half axes."""
     return x + width * np.cos(RING), y + height * np.sin(RING)
 
@@ -101,7 +102,7 @@ class Renderer:
         self.parts.append((points, mixed, alpha[:, 0] > 0.04))
 
     def patch(
-        self, edge: Any, colour: Any, alpha: Any = 1.0, under: Any = None, lift: float = 0.0
+        self, edge: Edge, colour: Any, alpha: Any = 1.0, under: Any = None, lift: float = 0.0
     ) -> None:
         """Add a polygon on the face, given as x and y of its edge; see :meth:`add`."""
         self.add(self.on_face(*edge, lift), colour, alpha, under)
