@@ -22,11 +22,9 @@ class Entry(NamedTuple):
 # by panel of the help
 COMMANDS = {
     "Data": {
-        "pack": Entry("commands.pack:pack", "Pack a data set into shards."),
-        "verify": Entry("commands.verify:verify", "Check every byte of packed shards."),
-        "enrich": Entry(
-            "commands.enrich:enrich", "Add landmarks and parsing maps to packed shards."
-        ),
+        "pack": Entry("commands.data:pack", "Pack a data set into shards."),
+        "verify": Entry("commands.data:verify", "Check every byte of packed shards."),
+        "enrich": Entry("commands.data:enrich", "Add landmarks and parsing maps to packed shards."),
         "describe": Entry(
             "commands.describe:describe",
             "Describe each clip with a vision model, or import captions.",
@@ -54,26 +52,26 @@ COMMANDS = {
         ),
     },
     "Results": {
-        "eval": Entry("commands.evaluate:evaluate", "Test a checkpoint on a fold."),
-        "report": Entry("commands.report:report", "Write the report of a run, or compare runs."),
+        "eval": Entry("commands.results:evaluate", "Test a checkpoint on a fold."),
+        "report": Entry("commands.results:report", "Write the report of a run, or compare runs."),
         "ui": Entry("commands.tracking:ui", "Open a run in the MLflow UI."),
         "sync": Entry("commands.tracking:sync", "Send to MLflow what its server lacks of a run."),
     },
     "Models": {
-        "export": Entry("commands.export:export", "Export a checkpoint as a standalone model."),
+        "export": Entry("commands.models:export", "Export a checkpoint as a standalone model."),
         "predict": Entry("commands.predict:predict", "Predict expressions in videos over time."),
         "register": Entry(
             "commands.tracking:register", "Register a fold's model in the MLflow model registry."
         ),
         "convert": Entry(
-            "commands.convert:convert",
+            "commands.models:convert",
             "Convert the authors' DFER-CLIP checkpoints to ours and back.",
         ),
         "fetch-weights": Entry(
-            "commands.weights:fetch_weights", "Download pretrained weights for offline training."
+            "commands.models:fetch_weights", "Download pretrained weights for offline training."
         ),
         "pretrain-demo": Entry(
-            "commands.weights:pretrain_demo", "Train the tiny CLIP of the demo on drawn faces."
+            "commands.models:pretrain_demo", "Train the tiny CLIP of the demo on drawn faces."
         ),
     },
     "Tools": {

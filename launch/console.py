@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -17,24 +19,21 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.log import setup_logging
 
-# the module of an optional dependency, and the extra of this package that installs it
+# the modules of optional dependencies, by the extra of this package that installs them
 _EXTRAS = {
-    "aiohttp": "train",
-    "deepspeed": "train",
-    "dlib": "faces",
-    "jinja2": "train",
-    "mlflow": "train",
-    "requests": "captions",
-    "sklearn": "train",
-    "submitit": "train",
-    "urllib3": "captions",
-    "webdataset": "train",
+    "train": {"aiohttp", "deepspeed", "jinja2", "mlflow", "sklearn", "submitit", "webdataset"},
+    "faces": {"dlib"},
+    "captions": {"requests", "urllib3"},
 }
+
+# it colours nothing by itself
+console = Console(highlight=False)
 
 
 def new_app(**settings: Any) -> typer.Typer:
@@ -48,14 +47,20 @@ def new_app(**settings: Any) -> typer.Typer:
     )
 
 
-def new_console() -> Console:
-    """Return a console that colours nothing by itself."""
-    return Console(highlight=False)
-
-
-def print_line(console: Console, text: str, style: str | None = None) -> None:
+def print_line(text: str, style: str | None = None) -> None:
     """Print one line as it is: not wrapped, and without markup."""
     console.print(text, style=style, soft_wrap=True, markup=False)
+
+
+def number_columns(*heads: str, no_wrap: bool = False) -> list[Column]:
+    """Return the columns of a table that are aligned right."""
+    return [Column(head, justify="right", no_wrap=no_wrap) for head in heads]
+
+
+def first_of(names: Sequence[str], count: int) -> str:
+    """Return the first names, and how many more there are."""
+    shown = ", ".join(names[:count])
+    return shown if len(names) <= count else f"{shown} and {len(names) - count} more"
 
 
 class _RateColumn(ProgressColumn):
@@ -69,37 +74,26 @@ class _RateColumn(ProgressColumn):
         return Text(f"{speed:.{digits}f}/s")
 
 
-class ProgressBar:
-    """A progress bar with rate and time left.
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that shows ``(done, total)`` as a bar with rate and time left.
 
-    Use it as a context manager and call it with ``(done, total)``. It appears with the first
-    call, so that nothing shows where there is nothing to do, nor above an error.
+    The bar appears with the first call, so that nothing shows where there is nothing to do, nor
+    above an error.
     """
+    columns = (BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn())
+    bar = Progress(TextColumn("{task.description}"), *columns, console=console)
+    task = bar.add_task(title, total=None)
 
-    def __init__(self, console: Console, title: str) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _RateColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._task = self._progress.add_task(title, total=None)
+    def update(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
 
-    def __enter__(self) -> ProgressBar:
-        """Return the bar."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop drawing."""
-        if self._progress.live.is_started:
-            self._progress.stop()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` are done."""
-        self._progress.start()
-        self._progress.update(self._task, completed=done, total=total)
+    try:
+        yield update
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def run_app(app: typer.Typer) -> None:
@@ -132,12 +126,11 @@ def user_message(error: Exception) -> str | None:
     if isinstance(error, UserError | OSError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
-        extra = _EXTRAS.get(str(error.name).partition(".")[0])
-        return (
-            f"{error.name} is not installed: run pip install 'dfer_dist[{extra}]'"
-            if extra
-            else None
-        )
+        module = str(error.name).partition(".")[0]
+        for extra, modules in _EXTRAS.items():
+            if module in modules:
+                return f"{error.name} is not installed: run pip install 'dfer_dist[{extra}]'"
+        return None
     # errors of the command line; a class of click or of the copy of click that Typer brings
     if hasattr(error, "format_message"):
         message = error.format_message()

@@ -5,15 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import Progress
 
 from dfer_dist.distributed.preemption import EXIT_PREEMPTED, TIME_IS_UP
 from dfer_dist.runs.layout import FoldDir, RunDir
-from dfer_dist.runs.records import FoldStatus
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import cpu_flags
-from launch.console import print_line
+from launch.console import console, print_line
 from launch.locks import fold_lock
 from launch.processes import (
     EXIT_USER_ERROR,
@@ -23,14 +21,21 @@ from launch.processes import (
     SignalCounter,
     run_ranks,
 )
-from launch.progress import FoldProgress, describe_result, fold_progress, is_done, last_error
+from launch.progress import (
+    FoldProgress,
+    describe_result,
+    fold_progress,
+    is_done,
+    last_error,
+    read_status,
+)
 
 _DEADLINE_MARGIN = 60.0  # seconds before a deadline in which no fold is started
 _MAX_RESTARTS = 3  # of a fold whose ranks die without a newer checkpoint
 
 
 def run_folds(
-    run: RunDir, folds: list[int], nproc: int, console: Console, deadline: float | None = None
+    run: RunDir, folds: list[int], nproc: int, deadline: float | None = None
 ) -> list[int]:
     """Train and test folds that are not done yet, and return those that failed.
 
@@ -54,7 +59,8 @@ def run_folds(
     try:
         with fold_progress(console) as progress:
             for k in folds:
-                if not _run_fold(run, k, nproc, deadline, signals, progress, console):
+                job = FoldJob(run, k, nproc, deadline, signals)
+                if not _run_fold(job, progress):
                     failed.append(k)
                     # it failed while it stopped, and printed why
                     if signals.count:
@@ -64,28 +70,18 @@ def run_folds(
     return failed
 
 
-def _run_fold(
-    run: RunDir,
-    fold: int,
-    nproc: int,
-    deadline: float | None,
-    signals: SignalCounter,
-    progress: Progress,
-    console: Console,
-) -> bool:
+def _run_fold(job: FoldJob, progress: Progress) -> bool:
     """Train one fold and return whether it is done."""
-    folder = run.fold(fold)
+    fold, folder = job.fold, job.folder
     task = progress.add_task(f"fold {fold}", total=None, metrics="")
     if is_done(folder):
-        progress.update(
-            task, total=1, completed=1, metrics=f"{describe_result(folder)}, done before"
-        )
+        metrics = f"{describe_result(folder)}, done before"
+        progress.update(task, total=1, completed=1, metrics=metrics)
         return True
     progress.update(task, metrics="starting")
     log_sizes = {log: log.stat().st_size for log in folder.root.glob("log*.txt")}
     with fold_lock(folder) as lock_fd:
-        job = FoldJob(run, fold, nproc, deadline, lock_fd, signals)
-        status, killed = _run_until_done(job, FoldProgress(folder, progress, task), console)
+        status, killed = _run_until_done(job, lock_fd, FoldProgress(folder, progress, task))
     if status == 0:
         progress.update(task, metrics=describe_result(folder))
         if not console.is_terminal:
@@ -96,11 +92,11 @@ def _run_fold(
         raise UserError(reason)
     progress.update(task, metrics="failed")
     message = f"fold {fold} failed (status {status}): {reason}; its log is {folder.log}"
-    print_line(console, message, style="red")
+    print_line(message, style="red")
     return False
 
 
-def _run_until_done(job: FoldJob, follow: FoldProgress, console: Console) -> RanksExit:
+def _run_until_done(job: FoldJob, lock_fd: int, follow: FoldProgress) -> RanksExit:
     """Run a fold, again after its ranks were killed, until it is done or fails."""
     restarts_left = _MAX_RESTARTS
     while True:
@@ -109,29 +105,19 @@ def _run_until_done(job: FoldJob, follow: FoldProgress, console: Console) -> Ran
         if job.deadline and time.time() > job.deadline - _DEADLINE_MARGIN:
             raise Interrupted(f"{TIME_IS_UP}: all is saved")
         before = _checkpoints(job.folder)
-        ended = run_ranks(job, follow)
-        if ended.status in (0, EXIT_USER_ERROR):
+        ended = run_ranks(job, lock_fd, follow)
+        is_preempted = ended.status == EXIT_PREEMPTED
+        if ended.status in (0, EXIT_USER_ERROR) or not (is_preempted or ended.killed):
             return ended
-        if ended.status != EXIT_PREEMPTED and not ended.killed:
-            return ended
-        reason = _reason_of_last_attempt(job.folder)
-        if ended.status == EXIT_PREEMPTED and reason == TIME_IS_UP:
+        last = read_status(job.folder).last
+        reason = last.why if last else None
+        if is_preempted and reason == TIME_IS_UP:
             raise Interrupted(f"{TIME_IS_UP}: saved")
         advanced = _checkpoints(job.folder) != before
         restarts_left = _MAX_RESTARTS if advanced else restarts_left - 1
         if restarts_left < 0:
             return ended
-        print_line(
-            console,
-            f"fold {job.fold}: {ended.killed or reason}; resuming from the last checkpoint",
-        )
-
-
-def _reason_of_last_attempt(fold: FoldDir) -> str | None:
-    if not fold.status.exists():
-        return None
-    attempt = FoldStatus.read(fold.status).last
-    return attempt.why if attempt else None
+        print_line(f"fold {job.fold}: {ended.killed or reason}; resuming from the last checkpoint")
 
 
 def _checkpoints(fold: FoldDir) -> set[str]:

@@ -9,12 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dfer_dist.distributed.preemption import EXIT_PREEMPTED
 from dfer_dist.runs.layout import FoldDir, RunDir
@@ -51,7 +51,6 @@ class FoldJob:
     fold: int
     num_ranks: int
     deadline: float | None  # Unix time
-    lock_fd: int  # of the lock on the fold, inherited by the ranks
     signals: SignalCounter
 
     @property
@@ -79,11 +78,13 @@ class SignalCounter:
             signal.signal(number, handler)
 
 
-def run_ranks(job: FoldJob, follow: Callable[[], None]) -> RanksExit:
+def run_ranks(job: FoldJob, lock_fd: int, follow: Callable[[], None]) -> RanksExit:
     """Start the ranks of a fold and wait for them.
 
     Parameters
     ----------
+    lock_fd : int
+        Of the lock on the fold, inherited by the ranks.
     follow : callable
         Called again and again while they run.
 
@@ -92,40 +93,57 @@ def run_ranks(job: FoldJob, follow: Callable[[], None]) -> RanksExit:
     Interrupted
         If a signal stopped this process.
     """
-    command = [*python_command(), "-m", "dfer_dist.train"]
-    command += ["--run", str(job.run.root), "--fold", str(job.fold)]
+    arguments = ["dfer_dist.train", "--run", str(job.run.root), "--fold", str(job.fold)]
     if job.deadline:
-        command += ["--deadline", str(job.deadline)]
-    port = free_port()
-    ranks: list[subprocess.Popen[bytes]] = []
-    with ExitStack() as stack:
-        stack.callback(_end_ranks, ranks)
-        for rank in range(job.num_ranks):
-            log = stack.enter_context(job.folder.log_of(rank).open("ab"))
-            process = subprocess.Popen(
-                command,
-                env=rank_environment(job.run, rank, job.num_ranks, port),
-                stdout=log,
-                stderr=log,
-                # Ctrl-C reaches this process only, which forwards it once
-                start_new_session=True,
-                preexec_fn=_die_with_parent,
-                pass_fds=(job.lock_fd,),
-            )
-            ranks.append(process)
+        arguments += ["--deadline", str(job.deadline)]
+    options = {
+        # Ctrl-C reaches this process only, which forwards it once
+        "start_new_session": True,
+        "preexec_fn": _die_with_parent,
+        "pass_fds": (lock_fd,),
+    }
+    with started_ranks(arguments, job.run, job.folder, job.num_ranks, {}, **options) as ranks:
         return wait_for_ranks(ranks, job.signals, follow)
+
+
+@contextmanager
+def started_ranks(
+    arguments: list[str],
+    run: RunDir,
+    fold: FoldDir,
+    world_size: int,
+    variables: dict[str, str],
+    **options: Any,
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Yield the processes of all ranks, and kill those that are left at the end.
+
+    Parameters
+    ----------
+    arguments : list of str
+        A module and its arguments.
+    fold : FoldDir
+        Where the logs of the ranks are.
+    variables : dict
+        More variables of their environment.
+    **options
+        Of :class:`subprocess.Popen`.
+    """
+    command, port = [*python_command(), "-m", *arguments], free_port()
+    with ExitStack() as stack:
+        ranks = []
+        for rank in range(world_size):
+            log = stack.enter_context(fold.log_of(rank).open("ab"))
+            env = rank_environment(run, rank, world_size, port) | variables
+            process = subprocess.Popen(command, env=env, stdout=log, stderr=log, **options)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            ranks.append(process)
+        yield ranks
 
 
 def _die_with_parent() -> None:
     """Ask the kernel for SIGTERM when the launcher dies, so that its ranks save and exit."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _end_ranks(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in ranks:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
 
 
 def wait_for_ranks(
@@ -143,7 +161,10 @@ def wait_for_ranks(
     num_forwarded = 0
     killed: str | None = None
     kill_time: float | None = None
-    while any(process.poll() is None for process in ranks):
+    is_running = True
+    while is_running:
+        time.sleep(_POLL)
+        is_running = any(process.poll() is None for process in ranks)
         if signals.count > num_forwarded:
             num_forwarded = signals.count
             _send_signal(ranks, signal.SIGTERM if num_forwarded == 1 else signal.SIGKILL)
@@ -155,12 +176,9 @@ def wait_for_ranks(
             kill_time = time.monotonic() + _GRACE
         if kill_time and time.monotonic() > kill_time:
             _send_signal(ranks, signal.SIGKILL)
-        _update(follow)
-        time.sleep(_POLL)
-    # all of them may have ended between two polls
-    if not signals.count and kill_time is None:
-        killed = describe_exit(ranks)
-    _update(follow)
+        # damaged or unreachable files of the fold end no training
+        with suppress(OSError, ValueError, UserError):
+            follow()
     return RanksExit(_exit_status([process.returncode for process in ranks], signals.count), killed)
 
 
@@ -179,14 +197,7 @@ def _exit_status(codes: list[int], num_signals: int) -> int:
 
 def _send_signal(ranks: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> None:
     for process in ranks:
-        if process.poll() is None:
-            process.send_signal(number)
-
-
-def _update(follow: Callable[[], None]) -> None:
-    """Update the progress bar; damaged or unreachable files of the fold end no training."""
-    with suppress(OSError, ValueError, UserError):
-        follow()
+        process.send_signal(number)
 
 
 def describe_exit(ranks: Sequence[subprocess.Popen[bytes]]) -> str | None:

@@ -43,23 +43,16 @@ class FoldProgress:
         self.fold, self.progress, self.task = fold, progress, task
         self._offset = 0  # bytes of metrics.jsonl that were read
         self._latest: dict[str, float] = {}
-        self._has_total = False
 
     def __call__(self) -> None:
         """Read what is new and update the bar."""
-        if not self._has_total:
-            self._read_total()
-        if self._has_total and self._read_metrics():
+        status = read_status(self.fold)
+        if status.state in ("", "STARTING"):
+            return
+        self.progress.update(self.task, total=status.steps)
+        if self._read_metrics():
             step, metrics = self._latest["step"], describe_metrics(self._latest)
             self.progress.update(self.task, completed=step, metrics=metrics)
-
-    def _read_total(self) -> None:
-        if not self.fold.status.exists():
-            return
-        status = FoldStatus.read(self.fold.status)
-        if status.state == "RUNNING":
-            self._has_total = True
-            self.progress.update(self.task, total=status.steps)
 
     def _read_metrics(self) -> bool:
         """Read new lines of ``metrics.jsonl`` and return whether there were any."""
@@ -101,14 +94,17 @@ def describe_result(fold: FoldDir) -> str:
     return f"UAR {result.uar:.2f}  WAR {result.war:.2f}"
 
 
+def read_status(fold: FoldDir) -> FoldStatus:
+    """Return the status of a fold, an empty one before its first attempt."""
+    return FoldStatus.read(fold.status) if fold.status.exists() else FoldStatus()
+
+
 def is_done(fold: FoldDir) -> bool:
     """Return whether a fold has a result and was closed.
 
     A kill may come between the two, before the tracking server has the result.
     """
-    if not fold.result.exists() or not fold.status.exists():
-        return False
-    return FoldStatus.read(fold.status).state == "DONE"
+    return fold.result.exists() and read_status(fold).state == "DONE"
 
 
 def last_error(fold: FoldDir, log_sizes: Mapping[Path, int]) -> str:

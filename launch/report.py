@@ -1,28 +1,32 @@
-"""Write the report of a run, print it, and send it to MLflow."""
+"""Report a run to its folder, to the terminal and to MLflow."""
 
 from __future__ import annotations
 
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from launch.console import print_line
-from launch.tracking import print_mlflow_hint, update_mlflow_runs
+from launch.console import console, print_line
 
 if TYPE_CHECKING:
     from dfer_dist.reporting.extra_tables import Published
     from dfer_dist.reporting.sections import Section
     from dfer_dist.runs.layout import RunDir
 
+_OPEN_TIMEOUT = 10.0  # seconds that a slow server gets after training has ended
 
-def write_run_report(
+
+def report_run(
     run: RunDir,
     status: str | None = None,
     published: Published | None = None,
     frames: Path | None = None,
-) -> tuple[dict[str, Any], list[Section]]:
-    """Write the report of the finished folds to the run's folder and to MLflow.
+    all_tables: bool = False,
+) -> None:
+    """Write the report of the finished folds to the run's folder and to MLflow, and print it.
 
     Parameters
     ----------
@@ -32,34 +36,23 @@ def write_run_report(
         Results of papers to compare with.
     frames : Path, optional
         A picture of confident errors for the HTML page.
+    all_tables : bool
+        Print all tables, not only the scores.
     """
     from dfer_dist.reporting.files import write_report
+    from dfer_dist.reporting.sections import summary_table
 
     summary, sections = write_report(run, published, frames)
     update_mlflow_runs(run, status)
-    return summary, sections
-
-
-def report_run(
-    console: Console,
-    run: RunDir,
-    status: str | None = None,
-    published: Published | None = None,
-    frames: Path | None = None,
-    all_tables: bool = False,
-) -> None:
-    """Write the report as :func:`write_run_report` does, and print its scores or ``all_tables``."""
-    from dfer_dist.reporting.sections import summary_table
-
-    summary, sections = write_run_report(run, status, published, frames)
     console.print(summary_table(summary))
     if all_tables:
-        print_tables(console, sections, omit="scores")
-    print_line(console, f"report: {run.report}, {run.latex.name}, {run.page.name}")
-    print_mlflow_hint(console, run)
+        print_tables(sections, omit="scores")
+    print_line(f"report: {run.report}, {run.latex.name}, {run.page.name}")
+    if run.info().tracking:
+        print_line(f"MLflow: dfer ui {run.root}")
 
 
-def print_tables(console: Console, sections: list[Section], omit: str) -> None:
+def print_tables(sections: Sequence[Section], omit: str) -> None:
     """Print the tables of all sections but the one with the key ``omit``."""
     from dfer_dist.reporting.tables import terminal
 
@@ -67,3 +60,48 @@ def print_tables(console: Console, sections: list[Section], omit: str) -> None:
         if section.key != omit:
             for table in section.tables:
                 console.print(terminal(table))
+
+
+def open_mlflow_runs(run: RunDir) -> None:
+    """Create the MLflow runs of a run, or reopen them."""
+    from dfer_dist.tracking.mlflow_runs import begin
+
+    begin(run)
+
+
+@contextmanager
+def opening_mlflow_runs(run: RunDir) -> Iterator[None]:
+    """Call :func:`open_mlflow_runs` in a thread while the block starts the ranks.
+
+    Both take seconds. What a slow server has not created when the block ends is created by the
+    next command.
+    """
+    thread = threading.Thread(target=open_mlflow_runs, args=(run,), name="tracking", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(_OPEN_TIMEOUT)
+
+
+def update_mlflow_runs(run: RunDir, status: str | None, given_up: list[int] | None = None) -> None:
+    """Send what the server of a run lacks, if the run has one. A failure is only a warning.
+
+    Parameters
+    ----------
+    status : str, optional
+        Close the parent run with this status.
+    given_up : list of int, optional
+        Folds that will never run.
+    """
+    from dfer_dist.tracking.sync import end_run
+    from dfer_dist.tracking.uploader import reason
+
+    try:
+        end_run(run, status, given_up)
+    # MLflow raises many types; the files are complete without it
+    except Exception as error:
+        print(
+            f"warning: tracking: {reason(error)}; run dfer sync {run.root} to send what is missing",
+            file=sys.stderr,
+        )

@@ -21,8 +21,7 @@ from pathlib import Path
 from playwright.sync_api import Locator, Page, sync_playwright
 
 from dfer_dist.runs.layout import RunDir
-from launch.commands.tracking import serve, wait_for
-from launch.processes import free_port
+from launch.commands.tracking import served
 
 FLAGS = [
     "--no-sandbox",
@@ -36,20 +35,13 @@ FLAGS = [
 def main() -> None:
     runs, picture = [RunDir(Path(word).resolve()) for word in sys.argv[1:-1]], Path(sys.argv[-1])
     tracking = runs[0].describe()["tracking"]
-    port = free_port()
-    root, server = f"http://127.0.0.1:{port}", serve(tracking["uri"], port)
-    try:
-        wait_for(root, server)
-        with browser_page() as page:
-            open_runs(page, root, tracking["experiment_id"], [run.root.name for run in runs])
-            if len(runs) > 1:
-                open_comparison(page, [run.root.name for run in runs])
-            else:
-                show_curves(page, runs[0].root.name)
-            page.screenshot(path=str(picture))
-    finally:
-        server.terminate()
-        server.wait(20)
+    with served(tracking["uri"]) as (root, _), browser_page() as page:
+        open_runs(page, root, tracking["experiment_id"], [run.root.name for run in runs])
+        if len(runs) > 1:
+            open_comparison(page, [run.root.name for run in runs])
+        else:
+            show_curves(page, runs[0].root.name)
+        page.screenshot(path=str(picture))
 
 
 @contextmanager

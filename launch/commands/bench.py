@@ -7,16 +7,17 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from launch.console import ProgressBar, new_app, new_console
+from dfer_dist.config.load import load_config
+from dfer_dist.config.schema import AugmentConfig, Config, DataConfig, Device, Precision
+from dfer_dist.utils.files import write_json
+from dfer_dist.utils.hardware import mfu
+from launch.console import console, new_app, number_columns, progress_bar
 from launch.options import JsonFile, Overrides
-
-if TYPE_CHECKING:
-    from dfer_dist.config.schema import Config, DataConfig
 
 bench = new_app(
     help="""Measure how fast this machine is.
@@ -77,23 +78,22 @@ def loader(
     Example: [bold]dfer bench loader --json loader.json[/bold]
     """
     from dfer_dist.bench.loader import make_clips, measure
-    from dfer_dist.config.schema import AugmentConfig, DataConfig, Device
     from dfer_dist.data.shards.index import open_index
     from dfer_dist.distributed.process_group import choose_device
 
-    console, device = new_console(), choose_device(Device.auto)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "plain").mkdir()
         if experiment:
-            data = _data_config(experiment, overrides or [])
+            data = _load(experiment, overrides).data
             index = open_index(data)
         else:
             # as for DFEW
             data = DataConfig(str(folder), image_size=224, augment=AugmentConfig(brightness=0.5))
-            with ProgressBar(console, "make clips") as progress:
+            with progress_bar("make clips") as progress:
                 index = make_clips(folder, clips, progress=progress)
-        with ProgressBar(console, "measure, rounds") as progress:
+        device = choose_device(Device.auto)
+        with progress_bar("measure, rounds") as progress:
             results = measure(index, data, folder / "plain", clips, rounds, device, progress)
     console.print(_loader_table(results))
     cores = _GPU_RATE / results["ours"]["clips_per_s"]
@@ -101,7 +101,8 @@ def loader(
         f"a GPU that trains on {_GPU_RATE} clips/s needs {cores:.2f} such cores: "
         f"set data.workers={math.ceil(cores)}"
     )
-    _write(json_file, results)
+    if json_file:
+        write_json(json_file, results)
 
 
 @bench.command()
@@ -120,8 +121,8 @@ def step(
     Example: [bold]dfer bench step dfew_vitl14 --clips 1 --json step.json[/bold]
     """
     settings = [f"train.global_batch={clips}", *(overrides or [])]
-    results = _measure_steps(experiment, settings, ["train"], rounds, json_file)
-    console, fed = new_console(), results["train"]["fed"]
+    results = _measure_steps(_load(experiment, settings), ["train"], rounds, json_file)
+    fed = results["train"]["fed"]
     console.print(_steps_table(results["train"], "step", results["about"]))
     share = 100 * fed["waited"] / fed["seconds"]
     console.print(
@@ -145,8 +146,7 @@ def evaluation(
     Example: [bold]dfer bench eval dfew_vitb32 eval.batch=8[/bold]
     """
     settings = [f"train.global_batch={clips}", *(overrides or [])]
-    results = _measure_steps(experiment, settings, ["train", "test"], rounds, json_file)
-    console = new_console()
+    results = _measure_steps(_load(experiment, settings), ["train", "test"], rounds, json_file)
     console.print(_steps_table(results["test"], "batch", results["about"]))
     rates = {kind: results[kind]["ours"]["clips_per_s"] for kind in ("test", "train")}
     console.print(
@@ -170,8 +170,8 @@ def save(
     Example: [bold]dfer bench save dfew_vitl14 --into runs[/bold]
     """
     settings = ["train.global_batch=1", "data.num_frames=1", *(overrides or [])]
-    results = _measure_steps(experiment, settings, ["save"], rounds, json_file, into)
-    console, ours = new_console(), results["save"]["ours"]
+    results = _measure_steps(_load(experiment, settings), ["save"], rounds, json_file, into)
+    ours = results["save"]["ours"]
     console.print(_steps_table(results["save"], "checkpoint", results["about"]))
     console.print(
         f"{ours['bytes'] / 1e9:.2f} GB; training waits {ours['held_seconds']:.2f} s for the copy, "
@@ -190,112 +190,95 @@ def startup(json_file: JsonFile = None, rounds: Rounds = 3) -> None:
     from dfer_dist.bench.loader import make_clips
     from dfer_dist.bench.startup import measure
 
-    console = new_console()
     with tempfile.TemporaryDirectory() as folder:
-        with ProgressBar(console, "make clips") as progress:
+        with progress_bar("make clips") as progress:
             index = make_clips(Path(folder), 40, 64, progress)
         command = [str(Path(sys.executable).with_name("dfer")), "train", "demo", "--fold", "1"]
         command += ["--name", "startup", "--runs", folder, f"data.shards={index.root}"]
         command += ["train.epochs=1000", "train.global_batch=4", "train.log_every=1"]
-        with ProgressBar(console, "measure, rounds") as progress:
+        with progress_bar("measure, rounds") as progress:
             results = measure(command, Path(folder), rounds, progress)
     caption = f"medians of {rounds} rounds; the demo's model, one rank, MLflow in a file"
-    table = _table(["From", "seconds"], caption=caption)
+    table = Table("From", *number_columns("seconds"), caption=caption)
     for key, label in _STARTUP_ROWS.items():
         if results[key]:
             table.add_row(label, f"{results[key]['seconds']:.1f}")
     console.print(table)
-    _write(json_file, results)
+    if json_file:
+        write_json(json_file, results)
 
 
-def _data_config(experiment: str, overrides: list[str]) -> DataConfig:
-    from dfer_dist.config.load import load_config
+def _load(experiment: str, overrides: list[str] | None) -> Config:
+    """Return the settings of an experiment with the size of its images."""
     from dfer_dist.models.build import resolve_image_size
 
-    config = load_config(experiment, overrides)
+    config = load_config(experiment, overrides or [])
     resolve_image_size(config)
-    return config.data
+    return config
 
 
 def _measure_steps(
-    experiment: str,
-    overrides: list[str],
+    config: Config,
     kinds: list[str],
     rounds: int,
     json_file: Path | None,
     folder: Path | None = None,
 ) -> dict[str, Any]:
     """Measure kinds of steps, the last of which goes to ``json_file``."""
-    from dfer_dist.config.load import load_config
     from dfer_dist.distributed.process_group import choose_device, device_name
-    from dfer_dist.models.build import resolve_image_size
 
-    config = load_config(experiment, overrides)
-    size, device = resolve_image_size(config), choose_device(config.train.device)
+    device = device_name(choose_device(config.train.device))
     # this module reads the device when it is imported
     from dfer_dist.bench.step import measure
 
     with (
         tempfile.TemporaryDirectory(dir=folder) as name,
-        ProgressBar(new_console(), "measure, rounds") as progress,
+        progress_bar("measure, rounds") as progress,
     ):
         results = measure(config, kinds, rounds, Path(name), progress)
     about = {
         "backbone": config.model.backbone,
         "num_frames": config.data.num_frames,
-        "image_size": size,
+        "image_size": config.data.image_size,
         "rounds": rounds,
         "precision": config.train.precision.name,
-        "device": device_name(device),
+        "device": device,
     }
     for result in results.values():
-        result["mfu"] = _mfu(config, result, device_name(device))
+        result["mfu"] = None
+        # model FLOPs utilization is known for bf16 only
+        if config.train.precision is Precision.bf16 and "flops" in result:
+            result["mfu"] = mfu(result["flops"], result["ours"]["seconds"], device)
     training = results.get("train") if len(kinds) > 1 else None
-    _write(json_file, results[kinds[-1]] | {"training": training, "about": about})
+    if json_file:
+        write_json(json_file, results[kinds[-1]] | {"training": training, "about": about})
     return {**results, "about": about}
-
-
-def _mfu(config: Config, result: Mapping[str, Any], device: str) -> float | None:
-    """Return the model FLOPs utilization, which is known for bf16 only."""
-    from dfer_dist.config.schema import Precision
-    from dfer_dist.utils.hardware import mfu
-
-    if config.train.precision is not Precision.bf16 or "flops" not in result:
-        return None
-    return mfu(result["flops"], result["ours"]["seconds"], device)
-
-
-def _write(file: Path | None, results: dict[str, Any]) -> None:
-    from dfer_dist.utils.files import write_json
-
-    if file:
-        write_json(file, results)
 
 
 def _steps_table(results: dict[str, Any], unit: str, about: dict[str, Any]) -> Table:
     """Return a row for each variant; ``unit`` is a step, a batch or a checkpoint."""
-    is_save = unit == "checkpoint"
     caption = f"medians of {about['rounds']} rounds; memory is the peak above the imports"
     if results["mfu"] is not None:
         caption += f"; {results['mfu']:.1%} of the GPU's bf16 peak (MFU)"
-    table = _table(
-        ["Variant", f"seconds a {unit}", "clips/s", "ours is faster", "memory"],
-        title=f"{about['backbone']}, {about['num_frames']} frames of "
-        f"{about['image_size']} x {about['image_size']}, {about['device']}",
-        caption=caption,
+    columns = number_columns(f"seconds a {unit}", "clips/s", "ours is faster", "memory")
+    title = (
+        f"{about['backbone']}, {about['num_frames']} frames of "
+        f"{about['image_size']} x {about['image_size']}, {about['device']}"
     )
-    rate = _rate(results["ours"])
-    for key, label in (_SAVE_ROWS if is_save else _STEP_ROWS).items():
+    table = Table("Variant", *columns, title=title, caption=caption)
+    rows, rate = _STEP_ROWS, _rate(results["ours"])
+    if unit == "checkpoint":
+        rows = _SAVE_ROWS
+    for key, label in rows.items():
         row = results.get(key)
         if not row:
             continue
-        cells = {"seconds": f"{row['seconds']:.2f}", "rate": "", "memory": ""}
-        if not is_save:
-            cells["rate"] = f"{_rate(row):.2f}"
+        cells = [f"{row['seconds']:.2f}", "", f"{rate / _rate(row):.2f} times", ""]
+        if "clips_per_s" in row:
+            cells[1] = f"{row['clips_per_s']:.2f}"
         if "peak_bytes" in row:
-            cells["memory"] = f"{row['peak_bytes'] / 2**30:.2f} GiB"
-        faster = f"{rate / _rate(row):.2f} times"
-        table.add_row(label, cells["seconds"], cells["rate"], faster, cells["memory"])
+            cells[3] = f"{row['peak_bytes'] / 2**30:.2f} GiB"
+        table.add_row(label, *cells)
     return table
 
 
@@ -306,8 +289,9 @@ def _rate(row: Mapping[str, float]) -> float:
 
 def _loader_table(results: dict[str, Any]) -> Table:
     about, bound, rates = results["about"], results["floor"], ("clips_per_s", "clips_per_cpu_s")
-    table = _table(
-        ["Variant", "clips/s", "clips/s of processor time"],
+    table = Table(
+        "Variant",
+        *number_columns("clips/s", "clips/s of processor time"),
         title=f"{about['num_frames']} frames of {about['image_size']} x {about['image_size']}, "
         f"{about['frame_bytes'] / 1000:.1f} kB each",
         caption=f"medians of {about['rounds']} rounds of {about['clips']} clips, one core; "
@@ -324,13 +308,4 @@ def _loader_table(results: dict[str, Any]) -> Table:
             shares = (100 * row[name] / bound[name] for name in rates)
             cells = [f"{cell} ({share:.0f} %)" for cell, share in zip(cells, shares, strict=True)]
         table.add_row(label, *cells)
-    return table
-
-
-def _table(heads: list[str], **texts: str) -> Table:
-    """Return a table whose first column is text and whose others are numbers."""
-    table = Table(**texts)  # type: ignore[arg-type]
-    table.add_column(heads[0])
-    for head in heads[1:]:
-        table.add_column(head, justify="right")
     return table

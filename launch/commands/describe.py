@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from dfer_dist.utils.errors import UserError
-from launch.console import ProgressBar, new_console, print_line
+from launch.console import console, print_line, progress_bar
 
 if TYPE_CHECKING:
     from dfer_dist.data.captions.generate import Outcome, PendingClip
@@ -75,10 +74,9 @@ def describe(
     from dfer_dist.data.captions import generate
     from dfer_dist.data.captions.endpoint import Endpoint, RetryPolicy
 
-    console = new_console()
     index = generate.open_folder(shards)
     if imported:
-        _import(console, index, imported, model, endpoint)
+        _import(index, imported, model, endpoint)
         return
     if not endpoint or not model:
         raise UserError("give --endpoint URL and --model NAME, or --import FILE")
@@ -87,12 +85,12 @@ def describe(
     server = Endpoint(endpoint, model, fields, RetryPolicy(timeout, tries, per_minute))
     clips, num_cached = generate.choose_clips(index, source, split, limit)
     if clips:
-        _announce(console, server.url, clips, num_cached, share_frames)
-    with ProgressBar(console, "describe clips") as bar:
+        _announce(server.url, clips, num_cached, share_frames)
+    with progress_bar("describe clips") as bar:
         outcome = generate.describe(
             index, source, server, concurrency=concurrency, split=split, limit=limit, progress=bar
         )
-    _print_outcome(console, index, source, outcome)
+    _print_outcome(index, source, outcome)
     if outcome.failed or outcome.not_sent:
         console.print("run the same command to ask again for clips without an answer")
         sys.exit(1)
@@ -112,9 +110,7 @@ def _request_fields(body: str) -> dict[str, Any]:
     return fields
 
 
-def _announce(
-    console: Console, url: str, clips: list[PendingClip], num_cached: int, share_frames: bool
-) -> None:
+def _announce(url: str, clips: list[PendingClip], num_cached: int, share_frames: bool) -> None:
     """Print what is sent, or refuse to send it."""
     num_frames = sum(len(clip.frames) for clip in clips)
     amount = f"{num_frames:,} frames of {len(clips):,} clips"
@@ -123,14 +119,12 @@ def _announce(
         raise UserError(
             f"{amount} would go to {url}{cached}; faces are people: --share-frames allows it"
         )
-    print_line(console, f"{amount} go to {url}{cached}")
+    print_line(f"{amount} go to {url}{cached}")
 
 
-def _print_outcome(console: Console, index: Index, source: Source, outcome: Outcome) -> None:
-    table = Table(title=Text(f"{index.name}: {source}"), title_justify="left")
-    table.add_column("")
-    table.add_column("clips", justify="right")
-    table.add_column("example")
+def _print_outcome(index: Index, source: Source, outcome: Outcome) -> None:
+    columns = ("", Column("clips", justify="right"), "example")
+    table = Table(*columns, title=Text(f"{index.name}: {source}"), title_justify="left")
     table.add_row("answered", f"{outcome.answered:,}", "")
     table.add_row("answered before", f"{outcome.cached:,}", "")
     for reason, count in outcome.failed.most_common():
@@ -138,7 +132,7 @@ def _print_outcome(console: Console, index: Index, source: Source, outcome: Outc
     if outcome.not_sent:
         table.add_row("not asked any more", f"{outcome.not_sent:,}", "")
     console.print(table)
-    _print_label_words(console, index, source)
+    _print_label_words(index, source)
 
 
 def _printable(text: str) -> Text:
@@ -147,7 +141,7 @@ def _printable(text: str) -> Text:
     return Text("".join(c if c.isprintable() else " " for c in line)[:_MAX_EXAMPLE])
 
 
-def _print_label_words(console: Console, index: Index, source: Source) -> None:
+def _print_label_words(index: Index, source: Source) -> None:
     """Print how many descriptions name a label, and how many are nothing else."""
     from dfer_dist.data.captions.label_leakage import clean, label_words
     from dfer_dist.data.captions.store import FILE, read
@@ -159,15 +153,12 @@ def _print_label_words(console: Console, index: Index, source: Source) -> None:
     num_named = sum(bool(label_words(text, index.classes)) for text in texts)
     num_emptied = sum(not clean(text, index.classes) for text in texts)
     print_line(
-        console,
         f"{file}: {num_named:,} of {len(texts):,} have label words, which are removed when they "
         f"are read; {num_emptied:,} have nothing left",
     )
 
 
-def _import(
-    console: Console, index: Index, files: list[Path], model: str | None, endpoint: str | None
-) -> None:
+def _import(index: Index, files: list[Path], model: str | None, endpoint: str | None) -> None:
     """Add captions from files, with ``model`` as the name of their source."""
     from dfer_dist.data.captions.imports import import_captions
 
@@ -175,9 +166,8 @@ def _import(
         raise UserError("--endpoint and --import exclude each other: give one of them")
     for one in import_captions(index, files, model or "captions"):
         print_line(
-            console,
             f"{one.source}: {one.new:,} captions added, {one.same:,} there before; "
             f"{one.without:,} clips have none in these files, "
             f"{one.unexpected:,} belong to no clip of these shards",
         )
-        _print_label_words(console, index, one.source)
+        _print_label_words(index, one.source)

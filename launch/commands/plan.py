@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import astuple, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from launch.console import new_console, print_line
+from dfer_dist.runs.layout import FoldDir, RunDir
+from dfer_dist.utils.errors import UserError
+from launch.console import console, number_columns, print_line
 from launch.options import Experiment, Overrides
 
 if TYPE_CHECKING:
@@ -16,6 +23,13 @@ if TYPE_CHECKING:
     from dfer_dist.planning.estimate import DataSize, Machine, Row
 
 _GIB = 2**30
+_ELLIPSIS = "..."
+_HEADS = ["ZeRO", "micro", "weight", "grads", "mom.", "activ.", "rest", "total", "host"]
+_HEADS += ["clips/s", "sent", "hours"]
+_SCALE_HEADS = ["nodes", "GPUs", "batch", "compute", "network", "data", "step", "clips/s"]
+_SCALE_HEADS += ["efficiency", "limit"]
+_MEASURED_HEADS = ["ranks", "compute", "network", "formula", "measured", ""]
+_MEASURED_HEADS += ["formula MB", "counted MB", ""]
 
 Tflops = Annotated[
     float, typer.Option(min=0.001, help="bf16 TFLOP/s that one GPU achieves in practice.")
@@ -66,28 +80,25 @@ def plan(
     Example: [bold]dfer plan dfew_vitl14 --gpus 8 --gpu-memory 80[/bold]
     """
     from dfer_dist.config.load import load_config
-
-    console, config = new_console(), load_config(experiment, overrides or [])
-    if measure and not scale:
-        _compare_memory(console, config)
-        return
     from dfer_dist.planning.estimate import Machine, data_size
-    from launch.commands.plan_scale import node_counts, print_measured_scale, print_scale
 
+    config = load_config(experiment, overrides or [])
+    if measure and not scale:
+        _compare_memory(config)
+        return
     size = data_size(config)
     machine = Machine(
         "cuda", gpus, gpu_memory * _GIB, tflops * 1e12, bandwidth * 1e9, latency * 1e-6
     )
     if scale and measure:
-        print_measured_scale(console, config, node_counts(scale), size.classes)
+        _print_measured_scale(config, node_counts(scale), size.classes)
     elif scale:
-        nodes = node_counts(scale)
-        print_scale(console, config, machine, network * 1e9, loaded, nodes, size.classes)
+        _print_scale(config, machine, network * 1e9, loaded, node_counts(scale), size.classes)
     else:
-        _print_plan(console, config, machine, size)
+        _print_plan(config, machine, size)
 
 
-def _print_plan(console: Console, config: Config, machine: Machine, size: DataSize) -> None:
+def _print_plan(config: Config, machine: Machine, size: DataSize) -> None:
     from dfer_dist.models.tuning import trained_line
     from dfer_dist.planning.estimate import fastest
     from dfer_dist.planning.estimate import plan as make_plan
@@ -95,38 +106,17 @@ def _print_plan(console: Console, config: Config, machine: Machine, size: DataSi
 
     rows = make_plan(config, machine, size)
     best = fastest(rows)
-    console.print(_table(config, rows, best, machine, size))
-    console.print(trained_line(build_meta_model(config, size.classes)))
-    if not best:
-        advice = _advice(config)
-        console.print(f"nothing fits {machine.memory / _GIB:g} GiB: {advice}", soft_wrap=True)
-    print_line(
-        console,
-        "memory: counted on the real model, CUDA and its libraries taken as 1 GiB "
-        f"(docs/background/memory.md). speed: arithmetic at an assumed {machine.flops / 1e12:g} "
-        f"TFLOP/s, {machine.bandwidth / 1e9:g} GB/s a GPU and {machine.latency * 1e6:g} µs a hop; "
-        "loading, testing and saving not counted. no step was run.",
-    )
-
-
-def _table(
-    config: Config, rows: list[Row], best: Row | None, machine: Machine, size: DataSize
-) -> Table:
     gpus = "1 GPU" if machine.ranks == 1 else f"{machine.ranks} GPUs"
     folds = "1 fold" if size.folds == 1 else f"{size.folds} folds"
-    table = Table(
-        title=f"{config.model.backbone}, {config.data.num_frames} frames, "
+    table = _table(
+        f"{config.model.backbone}, {config.data.num_frames} frames, "
         f"global batch {config.train.global_batch}, {gpus} of {machine.memory / _GIB:g} GiB",
-        caption="GiB of one GPU at its peak, with float32 master weights; host: main memory of "
+        "GiB of one GPU at its peak, with float32 master weights; host: main memory of "
         "rank 0 for the copy that is being saved, prefetched batches and an offloaded optimizer; "
         "sent: GB that a GPU sends in a step; "
         f"hours of {config.train.epochs} epochs x {folds} of {size.clips} clips",
-        box=None,
-        padding=(0, 1, 0, 0),
+        _HEADS,
     )
-    heads = ["ZeRO", "micro", "weight", "grads", "mom.", "activ.", "rest", "total", "host"]
-    for head in [*heads, "clips/s", "sent", "hours"]:
-        table.add_column(head, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for row in rows:
         if row is best:
@@ -135,24 +125,27 @@ def _table(
             table.add_row(*_cells(row), "")
         else:
             table.add_row(*_cells(row), "too big", style="dim")
-    return table
+    console.print(table)
+    console.print(trained_line(build_meta_model(config, size.classes)))
+    if not best:
+        advice = _advice(config)
+        console.print(f"nothing fits {machine.memory / _GIB:g} GiB: {advice}", soft_wrap=True)
+    print_line(
+        "memory: counted on the real model, CUDA and its libraries taken as 1 GiB "
+        f"(docs/background/memory.md). speed: arithmetic at an assumed {machine.flops / 1e12:g} "
+        f"TFLOP/s, {machine.bandwidth / 1e9:g} GB/s a GPU and {machine.latency * 1e6:g} µs a hop; "
+        "loading, testing and saving not counted. no step was run."
+    )
 
 
 def _cells(row: Row) -> list[str]:
     memory = row.memory
-    kinds = (
-        memory.weights,
-        memory.gradients,
-        memory.moments,
-        memory.activations,
-        memory.other,
-        memory.total,
-        row.host,
-    )
+    # weights, gradients, moments, activations, other
+    kinds = astuple(memory)[:5]
     return [
         str(row.stage),
         f"{row.micro} x {row.accumulation}" if row.accumulation > 1 else str(row.micro),
-        *(f"{size / _GIB:.1f}" for size in kinds),
+        *(f"{size / _GIB:.1f}" for size in (*kinds, memory.total, row.host)),
         f"{row.clips_per_second:.0f}",
         f"{row.sent / 1e9:.1f}",
         f"{row.hours:.1f}",
@@ -167,17 +160,179 @@ def _advice(config: Config) -> str:
     return "use more GPUs, fewer frames (data.num_frames) or a smaller backbone"
 
 
-def _compare_memory(console: Console, config: Config) -> None:
+def _compare_memory(config: Config) -> None:
     """Take steps on this machine and print their memory next to the estimate."""
-    from launch.measured_steps import take_steps
-
     steps = take_steps(config, exact_memory=True)
     planned, measured, size = steps["planned"], steps["measured"], steps["image_size"]
     print_line(
-        console,
         f"{config.model.backbone}, {config.data.num_frames} frames of {size} x {size}, "
         f"micro batch {steps['micro_batch']} x {steps['accumulation']}, "
         f"ZeRO-{config.train.zero_stage}: planned {planned / _GIB:.2f} GiB, "
-        f"measured {measured / _GIB:.2f} GiB ({100 * (planned / measured - 1):+.1f} %); "
-        f"a step took {steps['seconds']:.1f} s",
+        f"measured {measured / _GIB:.2f} GiB ({_difference(planned, measured)}); "
+        f"a step took {steps['seconds']:.1f} s"
     )
+
+
+def take_steps(config: Config, world_size: int = 1, exact_memory: bool = False) -> dict[str, Any]:
+    """Take steps in processes of their own; return what planning.measure prints on rank 0.
+
+    Parameters
+    ----------
+    exact_memory : bool
+        Return freed memory to the system at once, so that the peak is what was in use and not what
+        malloc kept. Steps take longer.
+
+    Raises
+    ------
+    UserError
+        If a rank dies, with its last line.
+    """
+    from dfer_dist.config.load import dump_config
+    from launch.processes import describe_exit, started_ranks
+    from launch.progress import last_error
+
+    variables = {"MALLOC_MMAP_THRESHOLD_": "65536"} if exact_memory else {}
+    with tempfile.TemporaryDirectory() as folder:
+        run, logs = RunDir(Path(folder)), FoldDir(Path(folder))
+        run.config.write_text(dump_config(config), encoding="utf-8")
+        arguments = ["dfer_dist.planning.measure", "--config", str(run.config)]
+        with started_ranks(arguments, run, logs, world_size, variables) as ranks:
+            codes = [rank.wait() for rank in ranks]
+        if any(codes):
+            raise UserError(f"the steps failed: {describe_exit(ranks) or last_error(logs, {})}")
+        lines = logs.log.read_text(encoding="utf-8").splitlines()
+    result: dict[str, Any] = json.loads(next(line for line in lines if line.startswith("{")))
+    return result
+
+
+def node_counts(text: str) -> list[int]:
+    """Return the numbers in ``1,2,4``; ``1,2,4,...,512`` continues by the same factor.
+
+    Raises
+    ------
+    UserError
+        If the text is neither, or the numbers do not increase.
+    """
+    items = text.replace("\N{HORIZONTAL ELLIPSIS}", _ELLIPSIS).split(",")
+    is_continued = len(items) > 3 and items[-2].strip() == _ELLIPSIS
+    if is_continued:
+        del items[-2]
+    try:
+        counts = [int(item) for item in items]
+        if is_continued:
+            counts[-1:] = _continued(*counts[-3:])
+    except (ValueError, ZeroDivisionError):
+        counts = [0]
+    if counts[0] < 1 or sorted(set(counts)) != counts:
+        raise UserError(f"--scale {text}: give numbers of nodes such as 1,2,4,8 or 1,2,4,...,512")
+    return counts
+
+
+def _continued(previous: int, last: int, end: int) -> list[int]:
+    """Return the numbers from ``last`` to ``end`` by the factor of ``last`` to ``previous``."""
+    factor, counts = last // previous, list[int]()
+    while factor > 1 and last * factor < end:
+        last *= factor
+        counts.append(last)
+    return [*counts, end]
+
+
+def _print_scale(
+    config: Config,
+    node: Machine,
+    network: float,
+    loader_rate: float,
+    nodes: list[int],
+    classes: tuple[str, ...],
+) -> None:
+    """Print the estimated step time on several numbers of nodes.
+
+    Parameters
+    ----------
+    network : float
+        Bytes per second that a node sends to the others.
+    loader_rate : float
+        Clips per second of a loader worker.
+    """
+    from dfer_dist.planning.scaling import scale
+
+    rows = scale(config, node, network, loader_rate, nodes, classes)
+    table = _table(
+        f"{config.model.backbone}, {config.data.num_frames} frames, "
+        f"ZeRO-{config.train.zero_stage}, {node.ranks} GPUs a node, {rows[0].clips} clips a GPU",
+        "seconds of a step; loading overlaps with computing and sending; "
+        "efficiency: share of the speed of as many independent GPUs",
+        _SCALE_HEADS,
+    )
+    for row in rows:
+        table.add_row(
+            str(row.nodes),
+            str(row.ranks),
+            str(row.ranks * row.clips),
+            *(f"{x:.4f}" for x in (row.compute, row.network, row.data, row.seconds)),
+            f"{row.clips_per_second:.0f}",
+            f"{100 * row.efficiency:.1f} %",
+            row.limit,
+        )
+    console.print(table)
+    print_line(
+        f"arithmetic: {node.flops / 1e12:g} TFLOP/s a GPU, "
+        f"{node.bandwidth / 1e9:g} GB/s a GPU within a node, "
+        f"{network / 1e9:g} GB/s from a node to the others, {node.latency * 1e6:g} µs a hop, "
+        f"{config.data.workers} loader workers of {loader_rate:g} clips/s a GPU; "
+        "file system and stragglers not counted. no step was run.",
+    )
+
+
+def _print_measured_scale(config: Config, worlds: list[int], classes: tuple[str, ...]) -> None:
+    """Print measured steps of several numbers of ranks on this machine next to the estimate.
+
+    The estimate is made from one rank's step and the all-reduces of two ranks.
+    """
+    from dfer_dist.planning.estimate import Machine, network_seconds, sent_bytes, training_itemsize
+    from dfer_dist.planning.step_costs import count_step
+
+    clips, stage = config.train.global_batch, config.train.zero_stage
+    steps = {}
+    for world in sorted({1, *worlds}):
+        training = replace(config.train, global_batch=world * clips)
+        steps[world] = take_steps(replace(config, train=training), world)
+    traced = count_step(config, classes, False)
+    gradient_bytes = training_itemsize(config)
+    accumulation = steps[1]["accumulation"]
+    linked = next((world for world in steps if world > 1), 1)
+    link = steps[linked] if linked > 1 else {"bandwidth": 1.0, "latency": 0.0}
+    table = _table(
+        f"{config.model.backbone}, {config.data.num_frames} frames, ZeRO-{stage}, "
+        f"{clips} clips a rank, ranks on {len(os.sched_getaffinity(0))} cores of this machine",
+        "seconds of a step, megabytes that a rank sends in it; formula: one rank's step once for "
+        "each rank that shares the cores, and the network",
+        _MEASURED_HEADS,
+    )
+    for world, step in steps.items():
+        machine = Machine("cpu", world, 0.0, 0.0, link["bandwidth"], link["latency"])
+        compute = world * steps[1]["seconds"]
+        network = network_seconds(traced, gradient_bytes, stage, machine, accumulation)
+        total, measured = compute + network, step["seconds"]
+        sent = sent_bytes(traced, gradient_bytes, stage, world, accumulation)
+        counted = step["sent"] / world
+        seconds = (f"{x:.3f}" for x in (compute, network, total, measured))
+        megabytes = (f"{x / 1e6:.2f}" for x in (sent, counted))
+        # one rank sends nothing
+        off = _difference(sent, counted) if world > 1 else ""
+        table.add_row(str(world), *seconds, _difference(total, measured), *megabytes, off)
+    console.print(table)
+    print_line(
+        f"an all-reduce between {linked} ranks: {link['bandwidth'] / 1e9:.2f} GB/s, "
+        f"{1e6 * link['latency']:.0f} µs a hop. counted: bytes over the loopback interface, "
+        "with its headers and other traffic.",
+    )
+
+
+def _table(title: str, caption: str, heads: Sequence[str]) -> Table:
+    columns = number_columns(*heads, no_wrap=True)
+    return Table(*columns, title=title, caption=caption, box=None, padding=(0, 1, 0, 0))
+
+
+def _difference(formula: float, measured: float) -> str:
+    return f"{100 * (formula / measured - 1):+.1f} %"

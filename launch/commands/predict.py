@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from dfer_dist.utils.errors import UserError
-from launch.console import new_console, print_line
+from launch.console import console, number_columns, print_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,23 +56,22 @@ def predict(
     _check_names(videos)
     from dfer_dist.inference.exported import load
 
-    console, loaded = new_console(), load(model, precision=precision)
+    loaded = load(model, precision=precision)
     predictions: list[VideoPrediction] = []
     errors: list[UserError] = []
     for video in videos:
         try:
-            prediction = _predict_video(console, loaded, video, window, step, faces)
+            prediction = _predict_video(loaded, video, window, step, faces)
         except UserError as error:
             errors.append(error)
             continue
         predictions.append(prediction)
         _write(prediction, out)
-        _print_prediction(console, prediction)
+        _print_prediction(prediction)
     if predictions:
         _write_overall(predictions, out)
         print_line(
-            console,
-            f"tables and plots: {out}/NAME.csv, {out}/NAME.png; whole videos: {out}/overall.csv",
+            f"tables and plots: {out}/NAME.csv, {out}/NAME.png; whole videos: {out}/overall.csv"
         )
     for earlier in errors[:-1]:
         print(f"error: {earlier}", file=sys.stderr)
@@ -82,17 +81,16 @@ def predict(
 
 def _check_names(videos: list[Path]) -> None:
     """Refuse videos whose tables would have the same name."""
-    names = [video.name for video in videos]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(
-                f"two videos are called {name}, and so would be their tables: "
-                "predict them one at a time, with different --out"
-            )
+    (name, count), *_ = Counter(video.name for video in videos).most_common(1)
+    if count > 1:
+        raise UserError(
+            f"two videos are called {name}, and so would be their tables: "
+            "predict them one at a time, with different --out"
+        )
 
 
 def _predict_video(
-    console: Console, model: ExportedModel, video: Path, window: float, step: float, faces: bool
+    model: ExportedModel, video: Path, window: float, step: float, faces: bool
 ) -> VideoPrediction:
     from dfer_dist.inference.predict import predict_video
 
@@ -148,19 +146,18 @@ def _title(prediction: VideoPrediction) -> str:
     return f"{prediction.video.name}: {score} ({method})"
 
 
-def _print_prediction(console: Console, prediction: VideoPrediction) -> None:
-    print_line(console, _title(prediction), style="bold")
-    has_faces, num_windows = prediction.faces is not None, len(prediction.spans)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("seconds", justify="right", no_wrap=True)
-    if has_faces:
-        table.add_column("face", no_wrap=True)
+def _print_prediction(prediction: VideoPrediction) -> None:
+    print_line(_title(prediction), style="bold")
+    num_windows = len(prediction.spans)
+    columns = number_columns("seconds", no_wrap=True)
+    if prediction.faces is not None:
+        columns.append(Column("face", no_wrap=True))
     for head in ("most probable", "next"):
-        table.add_column(head, no_wrap=True)
-        table.add_column("", justify="right", no_wrap=True)
+        columns += [Column(head, no_wrap=True), *number_columns("", no_wrap=True)]
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
     for i in range(min(_MAX_WINDOWS, num_windows)):
         table.add_row(*_window_cells(prediction, i))
-    empty_face = [""] if has_faces else []
+    empty_face = [""] * (prediction.faces is not None)
     if num_windows > _MAX_WINDOWS:
         more = f"{num_windows - _MAX_WINDOWS} more"
         table.add_row("…", *empty_face, more, "", f"in {prediction.video.name}.csv")
@@ -177,7 +174,7 @@ def _window_cells(prediction: VideoPrediction, i: int) -> list[str]:
         cells.append(f"{100 * prediction.faces[i]:.0f} %")
     if not prediction.top[i]:
         return [*cells, "no face"]
-    return [*cells, *_two_best(prediction.probabilities[i], prediction.classes)]
+    return cells + _two_best(prediction.probabilities[i], prediction.classes)
 
 
 def _two_best(probabilities: np.ndarray, classes: tuple[str, ...]) -> list[str]:

@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
-from launch.console import new_console, print_line
+from launch.console import print_line
 from launch.options import RunFolder, RunsFolder
 
 _START_TIMEOUT = 120.0  # seconds that `mlflow ui` may take to start on a busy machine
@@ -31,55 +34,52 @@ def ui(
 
     Example: [bold]dfer ui runs/demo[/bold]
     """
-    console = new_console()
     uri, page = f"sqlite:///{(runs / 'mlflow.db').resolve()}", ""
     if run is not None:
-        tracking = _tracking(run)
+        tracking = _tracking(RunDir(run.resolve()))
         uri = tracking["uri"]
         if tracking["run_id"]:
             page = f"/#/experiments/{tracking['experiment_id']}/runs/{tracking['run_id']}"
     if not uri.startswith("sqlite:"):
-        print_line(console, f"{uri}{page}")
+        print_line(f"{uri}{page}")
         return
     store = Path(uri.removeprefix("sqlite:///"))
     if not store.exists():
         raise UserError(f"{store} does not exist: no run was tracked yet, or it was moved")
-    from launch.processes import free_port
-
-    port = free_port()
-    address, server = f"http://127.0.0.1:{port}", serve(uri, port)
-    try:
-        wait_for(address, server)
-        print_line(console, f"{address}{page} (Ctrl-C ends it)")
+    with suppress(KeyboardInterrupt), served(uri) as (address, server):
+        print_line(f"{address}{page} (Ctrl-C ends it)")
         sys.exit(server.wait())
-    except KeyboardInterrupt:
-        return
-    finally:
-        server.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(20)
 
 
-def serve(uri: str, port: int) -> subprocess.Popen[bytes]:
-    """Start ``mlflow ui`` for a store on this machine."""
-    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1"]
-    command += ["--backend-store-uri", uri, "--port", str(port)]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}
-    return subprocess.Popen(
-        command, env=os.environ | quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-
-
-def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
-    """Wait until a server answers.
+@contextmanager
+def served(uri: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Serve a store on this machine with ``mlflow ui``; yield its address and its process.
 
     Raises
     ------
     UserError
         If it ends, or does not answer within two minutes.
     """
-    import urllib.request
+    from launch.processes import free_port
 
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1"]
+    command += ["--backend-store-uri", uri, "--port", str(port)]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}
+    server = subprocess.Popen(
+        command, env=os.environ | quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(address, server)
+        yield address, server
+    finally:
+        server.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(20)
+
+
+def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _START_TIMEOUT
     while server.poll() is None and time.monotonic() < deadline:
         with suppress(OSError):
@@ -96,13 +96,13 @@ def sync(run: RunFolder) -> None:
 
     Example: [bold]dfer sync runs/dfew_vitb32[/bold]
     """
-    from dfer_dist.runs.layout import RunDir
     from dfer_dist.tracking.sync import sync as send
     from dfer_dist.tracking.uploader import reason
 
-    uri = _tracking(run)["uri"]
+    run_dir = RunDir(run.resolve())
+    uri = _tracking(run_dir)["uri"]
     try:
-        sent = send(RunDir(run.resolve()))
+        sent = send(run_dir)
     except (UserError, OSError):
         raise
     # MLflow raises many types
@@ -111,7 +111,7 @@ def sync(run: RunFolder) -> None:
             f"tracking server {uri}: {reason(error)}; "
             "what it received is kept, run the same command to send the rest"
         ) from error
-    print_line(new_console(), sent.describe(uri))
+    print_line(sent.describe(uri))
 
 
 def register(
@@ -131,20 +131,16 @@ def register(
     Example: [bold]dfer register runs/dfew_vitb32 --fold 1 --alias champion[/bold]
     """
     from dfer_dist.inference.register import register as register_model
-    from dfer_dist.runs.layout import RunDir
 
-    console, uri, run_dir = new_console(), _tracking(run)["uri"], RunDir(run.resolve())
+    run_dir = RunDir(run.resolve())
+    uri = _tracking(run_dir)["uri"]
     version = register_model(run_dir, fold, name or run_dir.root.name, alias)
     verb = "was registered before as" if version.known else "is"
-    print_line(
-        console,
-        f"fold {version.fold} {verb} version {version.number} of {version.name} at {uri}",
-    )
-    print_line(console, f"load it: mlflow.pyfunc.load_model('models:/{version.name}@{alias}')")
+    print_line(f"fold {version.fold} {verb} version {version.number} of {version.name} at {uri}")
+    print_line(f"load it: mlflow.pyfunc.load_model('models:/{version.name}@{alias}')")
 
 
-def _tracking(run: Path) -> dict[str, Any]:
-    from dfer_dist.runs.layout import RunDir
+def _tracking(run: RunDir) -> dict[str, Any]:
     from dfer_dist.tracking.mlflow_runs import tracking_of
 
-    return tracking_of(RunDir(run.resolve()))
+    return tracking_of(run)

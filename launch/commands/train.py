@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dfer_dist.distributed.preemption import EXIT_PREEMPTED
+from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
-from launch.console import ProgressBar, new_console, print_line
+from launch.console import console, print_line, progress_bar
 from launch.options import (
     AllowDrift,
     Experiment,
@@ -23,15 +23,10 @@ from launch.options import (
     RunName,
     RunsFolder,
 )
-from launch.report import report_run, write_run_report
+from launch.report import opening_mlflow_runs, report_run, update_mlflow_runs
 from launch.runs import open_run
+from launch.slurm import watch
 from launch.slurm.cluster import LOCAL, load_cluster, split_overrides
-from launch.tracking import opening_mlflow_runs, update_mlflow_runs
-
-if TYPE_CHECKING:
-    from dfer_dist.runs.layout import RunDir
-    from launch.slurm.batch import ClusterTarget
-    from launch.slurm.submit import JobRequest
 
 Folds = Annotated[str | None, typer.Option(help="Folds such as 1,3-5. Default: all.")]
 ClusterName = Annotated[
@@ -73,14 +68,13 @@ def train(
 
     Example: [bold]dfer train dfew_vitb32 --fold 1 --nproc 8 data.shards=data/dfew[/bold]
     """
-    console, ranks, deadline = new_console(), nproc or 1, _deadline(max_minutes)
-    run, folds = open_run(
-        runs, name, experiment, overrides or [], allow_drift or (), str(fold), ranks
-    )
-    failed = _train_folds(console, run, folds, ranks, deadline)
-    if not failed:
-        write_run_report(run, "FINISHED")
-    _exit_if_failed(failed)
+    ranks, deadline, allowed = nproc or 1, _deadline(max_minutes), allow_drift or ()
+    run, folds = open_run(runs, name, experiment, overrides or [], allowed, str(fold), ranks)
+    _exit_if_failed(_train_folds(run, folds, ranks, deadline))
+    from dfer_dist.reporting.files import write_report
+
+    write_report(run)
+    update_mlflow_runs(run, "FINISHED")
 
 
 def crossval(
@@ -107,19 +101,15 @@ def crossval(
     or, on a cluster, [bold]dfer crossval dfew_vitb32 --cluster gpus8 cluster.nodes=3 --wait[/bold]
     """
     settings, cluster_settings = split_overrides(overrides or [])
-    allowed = allow_drift or ()
+    allowed, deadline = allow_drift or (), _deadline(max_minutes)
     if cluster == LOCAL:
-        _refuse_cluster_options(
-            cluster_settings,
-            max_parallel=max_parallel,
-            sweep=sweep,
-            resume=resume,
-            dry_run=dry_run,
-            wait=wait,
-        )
-        ranks, deadline = nproc or 1, _deadline(max_minutes)
-        run, chosen = open_run(runs, name, experiment, settings, allowed, folds, ranks)
-        _cross_validate(new_console(), run, chosen, ranks, deadline)
+        options: dict[str, object] = {"--max-parallel": max_parallel, "--sweep": sweep}
+        options |= {"--resume": resume, "--dry-run": dry_run, "--wait": wait}
+        given = [*cluster_settings, *(name for name, value in options.items() if value)]
+        if given:
+            raise UserError(f"{given[0]} is for a cluster: give --cluster NAME too")
+        run, chosen = open_run(runs, name, experiment, settings, allowed, folds, nproc or 1)
+        _cross_validate(run, chosen, nproc or 1, deadline)
         return
     if nproc or max_minutes:
         raise UserError(
@@ -127,27 +117,16 @@ def crossval(
             "with --cluster give cluster.nodes, cluster.gpus_per_node and cluster.time_minutes"
         )
     from launch.slurm.batch import ClusterTarget
-    from launch.slurm.submit import JobRequest
+    from launch.slurm.submit import JobRequest, show_submission, submit
 
     request = JobRequest(experiment, settings, name, runs, folds, allowed, sweep)
     target = ClusterTarget(cluster, load_cluster(cluster, cluster_settings), max_parallel)
-    _submit(request, target, resume, dry_run, wait)
-
-
-def _submit(
-    request: JobRequest, target: ClusterTarget, resume: bool, dry_run: bool, wait: bool
-) -> None:
-    """Submit a run to a cluster, or print what would be submitted."""
-    from launch.slurm.submit import show_submission, submit
-    from launch.slurm.watch import wait as wait_for_runs
-
-    console = new_console()
     if dry_run:
         show_submission(request, target, console)
         return
     submitted = submit(request, target, resume, console)
     if wait:
-        sys.exit(wait_for_runs(submitted, console))
+        sys.exit(watch.wait(submitted, console))
 
 
 def resume(run: RunFolder, nproc: NumRanks = None) -> None:
@@ -157,12 +136,10 @@ def resume(run: RunFolder, nproc: NumRanks = None) -> None:
 
     Example: [bold]dfer resume runs/dfew_vitb32[/bold]
     """
-    from dfer_dist.runs.layout import RunDir
-
-    console, run_dir = new_console(), RunDir(run.resolve())
+    run_dir = RunDir(run.resolve())
     folds = run_dir.info().folds
     if not run_dir.jobs.exists():
-        _cross_validate(console, run_dir, folds, nproc or 1, None)
+        _cross_validate(run_dir, folds, nproc or 1)
         return
     if nproc:
         raise UserError(
@@ -194,10 +171,9 @@ def demo(
     from dfer_dist.config.schema import split_batch
     from dfer_dist.data.sources.datasets import read_dataset
     from dfer_dist.demo.dataset import render_demo
-    from launch.commands.pack import pack_listing
+    from launch.commands.data import pack_listing
     from launch.local import fast_bf16, gpus_here
 
-    console = new_console()
     ranks = nproc or min(2, len(gpus_here()) or 2)
     shards = out / "shards"
     settings = [f"data.shards={shards}", *(overrides or [])]
@@ -207,12 +183,12 @@ def demo(
     # refuse a wrong batch size before minutes of rendering
     split_batch(load_config("demo", settings), ranks)
     _check_demo_size(shards, clips)
-    with ProgressBar(console, "render clips") as progress:
+    with progress_bar("render clips") as progress:
         source = render_demo(out / "source", clips=clips, progress=progress)
     listing = read_dataset("demo", source / "frames", source / "lists")
-    pack_listing(console, listing, shards, clips_per_shard=64)
+    pack_listing(listing, shards, clips_per_shard=64)
     run, folds = open_run(runs, name, "demo", settings, ("code", "versions"), None, ranks)
-    _cross_validate(console, run, folds, ranks, None)
+    _cross_validate(run, folds, ranks)
 
 
 def _check_demo_size(shards: Path, clips: int) -> None:
@@ -229,44 +205,34 @@ def _check_demo_size(shards: Path, clips: int) -> None:
         )
 
 
-def _refuse_cluster_options(cluster_settings: list[str], **options: object) -> None:
-    """Refuse options that have no meaning on this machine."""
-    names = [key for key, value in options.items() if value not in (None, False)]
-    given = [*cluster_settings, *(f"--{name.replace('_', '-')}" for name in names)]
-    if given:
-        raise UserError(f"{given[0]} is for a cluster: give --cluster NAME too")
-
-
 def _deadline(max_minutes: float | None) -> float | None:
     """Return the Unix time before which to stop."""
     return None if max_minutes is None else time.time() + 60 * max_minutes
 
 
 def _cross_validate(
-    console: Console, run: RunDir, folds: list[int], ranks: int, deadline: float | None
+    run: RunDir, folds: list[int], ranks: int, deadline: float | None = None
 ) -> None:
     """Train folds on this machine and report those that have a result."""
-    failed = _train_folds(console, run, folds, ranks, deadline)
+    failed = _train_folds(run, folds, ranks, deadline)
     status = "FAILED" if failed else "FINISHED"
     if any(run.fold(k).result.exists() for k in folds):
-        report_run(console, run, status)
+        report_run(run, status)
     elif failed:
         update_mlflow_runs(run, status)
     _exit_if_failed(failed)
 
 
-def _train_folds(
-    console: Console, run: RunDir, folds: list[int], ranks: int, deadline: float | None
-) -> list[int]:
+def _train_folds(run: RunDir, folds: list[int], ranks: int, deadline: float | None) -> list[int]:
     """Train folds on this machine and return those that failed; exit if interrupted."""
     from launch.local import run_folds
     from launch.processes import Interrupted
 
     try:
         with opening_mlflow_runs(run):
-            return run_folds(run, folds, ranks, console, deadline)
+            return run_folds(run, folds, ranks, deadline)
     except Interrupted as error:
-        print_line(console, f"{error} in {run.root}; run the same command to resume")
+        print_line(f"{error} in {run.root}; run the same command to resume")
         sys.exit(EXIT_PREEMPTED)
 
 

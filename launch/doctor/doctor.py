@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from dfer_dist.utils.errors import UserError
-from launch.console import new_console
+from launch.console import console
 from launch.doctor.checks import NOTE, OK, WRONG, Check
 from launch.options import Overrides, RunsFolder
 from launch.slurm.cluster import LOCAL, PREFIX, Cluster, load_cluster, split_overrides
@@ -92,7 +92,6 @@ def doctor(
 
 def _print(checks: Iterator[Check]) -> int:
     """Print checks as they come, and return how many are wrong."""
-    console = new_console()
     wrong = 0
     for check in checks:
         wrong += check.state == WRONG

@@ -11,21 +11,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.provenance import python_command
 from dfer_dist.utils.errors import UserError
-from launch.console import new_console, run_app
+from launch.console import console, run_app
 from launch.locks import run_lock
 from launch.options import AllowDrift, Experiment, Overrides, RunFolder, RunName, RunsFolder
+from launch.report import open_mlflow_runs, report_run, update_mlflow_runs
 from launch.slurm.requeue import should_requeue
-from launch.tracking import open_mlflow_runs, update_mlflow_runs
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Fold = Annotated[int, typer.Argument(help="The fold, counted from 1.")]
@@ -113,7 +110,6 @@ def close_fold(
 ) -> None:
     """Print how the fold ended and write the summary so far, unless the fold will be requeued."""
     from launch.progress import is_done, last_error
-    from launch.report import report_run
 
     run = RunDir(root)
     if should_requeue(status):
@@ -130,7 +126,7 @@ def close_fold(
         outcome = "FAILED" if status else None
         if all(is_done(k) for k in folds):
             outcome = "FINISHED"
-        report_run(new_console(), run, outcome)
+        report_run(run, outcome)
 
 
 def write_summaries(roots: Sequence[str], comparison: str | None) -> None:
@@ -145,16 +141,15 @@ def write_summaries(roots: Sequence[str], comparison: str | None) -> None:
     """
     from dfer_dist.reporting.comparison import write_overview
 
-    console, runs = new_console(), [RunDir(Path(root)) for root in roots]
+    runs = [RunDir(Path(root)) for root in roots]
     for run in runs:
-        _write_summary(run, console)
+        _write_summary(run)
     if comparison:
         console.print(write_overview(runs, Path(comparison)))
 
 
-def _write_summary(run: RunDir, console: Console) -> None:
+def _write_summary(run: RunDir) -> None:
     from launch.progress import is_done
-    from launch.report import report_run
     from launch.slurm.jobs import queued_folds
 
     folds = run.info().folds
@@ -163,7 +158,7 @@ def _write_summary(run: RunDir, console: Console) -> None:
     queued = queued_folds(run)
     outcome = "FAILED" if missing else "FINISHED"
     if len(missing) < len(folds):
-        report_run(console, run, None if queued else outcome)
+        report_run(run, None if queued else outcome)
     else:
         console.print(f"{run.root}: no fold is done", soft_wrap=True)
     given_up = [k for k in missing if k not in queued]

@@ -23,6 +23,7 @@ from dfer_dist.runs.layout import RunDir, parse_folds
 from dfer_dist.utils.errors import UserError
 from launch.locks import run_lock
 from launch.progress import is_done
+from launch.report import open_mlflow_runs
 from launch.runs import open_run, remove_run
 from launch.slurm.batch import (
     ArrayTask,
@@ -36,7 +37,6 @@ from launch.slurm.cluster import Cluster
 from launch.slurm.job import run_rank, write_summaries
 from launch.slurm.jobs import Submission, queued_folds, submissions, write_submissions
 from launch.slurm.squeue import cancel_jobs
-from launch.tracking import open_mlflow_runs
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.data.verify import verify
 from dfer_dist.demo.dataset import render_demo
 from dfer_dist.runs.provenance import python_command
-from launch.commands.enrich import enrich as command
+from launch.commands.data import enrich as command
 from tests.helpers.data.clips import read_members, sidecar_bytes
 from tests.helpers.paths import ROOT
 

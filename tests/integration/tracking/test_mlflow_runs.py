@@ -34,8 +34,8 @@ from dfer_dist.tracking.sync import committed_bytes, end_run, recall_table, send
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
 from dfer_dist.utils.locks import file_lock
+from launch.report import opening_mlflow_runs
 from launch.runs import open_run
-from launch.tracking import opening_mlflow_runs
 
 SETTINGS = ["train.selection=best_val", "tracking.experiment=an experiment"]
 
@@ -73,7 +73,7 @@ def test_hanging_server_does_not_delay_the_end(
 ) -> None:
     over = threading.Event()
     monkeypatch.setattr(mlflow_runs, "begin", lambda run: over.wait(10))
-    monkeypatch.setattr("launch.tracking.OPEN_TIMEOUT", 0.1)
+    monkeypatch.setattr("launch.report._OPEN_TIMEOUT", 0.1)
     times = time.perf_counter()
     with pytest.raises(UserError, match="of the block's own"), opening_mlflow_runs(made):
         raise UserError("of the block's own")

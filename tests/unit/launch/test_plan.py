@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dfer_dist.utils.errors import UserError
-from launch.commands.plan_scale import node_counts
+from launch.commands.plan import node_counts
 from tests.helpers.cli import invoke
 
 

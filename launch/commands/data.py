@@ -1,0 +1,234 @@
+"""``dfer pack``, ``dfer verify`` and ``dfer enrich``: data sets as shards."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from launch.console import console, first_of, number_columns, print_line, progress_bar
+
+if TYPE_CHECKING:
+    from dfer_dist.data.faces.enrich import EnrichResult
+    from dfer_dist.data.packing.report import PackReport
+    from dfer_dist.data.sources.datasets import Listing
+
+_MAX_CLIPS = 5  # with problems, printed for each kind or file
+
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")]
+Location = Annotated[str, typer.Argument(help="Folder of shards, or its URL.", metavar="SHARDS")]
+Dataset = Annotated[
+    str,
+    typer.Option(help="dfew, mafw, ferv39k, folder (CLASS/CLIP/frames or CLASS/CLIP.mp4) or demo."),
+]
+Root = Annotated[
+    Path,
+    typer.Option(help="The unpacked download; with --lists, the folder their paths start from."),
+]
+Lists = Annotated[
+    Path | None,
+    typer.Option(help="Folder of DFER-CLIP's lists 'path frames label'. Default: the owner's."),
+]
+Resize = Annotated[
+    int | None, typer.Option(min=8, help="Resize frames to N x N pixels. Default: as they are.")
+]
+Faces = Annotated[
+    bool, typer.Option("--faces", help="Crop the face of each video to 224 x 224 pixels.")
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at the first problem instead of reporting it.")
+]
+NumFolds = Annotated[int | None, typer.Option(help="Number of folds of a folder. Default: 5.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the folds of a folder. Default: 0.")]
+Groups = Annotated[
+    Path | None, typer.Option(help="CSV file for a folder, with a row per clip and column 'clip'.")
+]
+GroupBy = Annotated[
+    str | None, typer.Option(help="Column of that file; clips of a group stay in one fold.")
+]
+
+
+def pack(
+    dataset: Dataset,
+    root: Root,
+    out: Annotated[Path, typer.Option(help="Folder for the shards and pack_report.json.")],
+    lists: Lists = None,
+    resize: Resize = None,
+    faces: Faces = False,
+    strict: Strict = False,
+    folds: NumFolds = None,
+    seed: Seed = None,
+    groups: Groups = None,
+    group_by: GroupBy = None,
+    clips_per_shard: Annotated[
+        int, typer.Option(min=1, help="Maximum number of clips in a shard.")
+    ] = 256,
+    workers: Workers = None,
+) -> None:
+    """Pack a data set into shards.
+
+    The shards serve all folds. Every clip with a problem is reported. JPEG frames are copied
+    without re-encoding; PNG frames and frames of videos become JPEGs. Run the same command again
+    to resume. A finished set is kept if lists, settings, file names and sizes are the same.
+
+    Example: [bold]dfer pack --dataset dfew --root DFEW --out data/dfew[/bold]
+    """
+    from dfer_dist.data.sources.datasets import read_dataset
+
+    about: dict[str, Any] = {"folds": folds, "seed": seed, "groups": groups, "group_by": group_by}
+    listing = read_dataset(dataset, root, lists, prefer_videos=faces, **about)
+    folders = " and ".join(map(str, listing.folders))
+    print_line(f"{len(listing.records)} clips listed; from {folders}")
+    options = {"size": resize, "strict": strict, "workers": workers, "faces": faces}
+    report = pack_listing(listing, out, clips_per_shard, **options)
+    console.print(_table(report))
+    _print_problems(report, out)
+
+
+def pack_listing(listing: Listing, out: Path, clips_per_shard: int, **settings: Any) -> PackReport:
+    """Pack clips with a progress bar and return the report that is stored next to the shards."""
+    from dfer_dist.data.packing.packer import pack as write_shards
+    from dfer_dist.data.packing.report import REPORT, PackReport
+
+    was_finished = (out / "index.json").is_file()
+    settings |= {"clips_per_shard": clips_per_shard, "classes": listing.classes}
+    with progress_bar("pack clips") as progress:
+        index = write_shards(listing.records, listing.name, out, progress=progress, **settings)
+    report = PackReport.read(out / REPORT)
+    prefix = "already packed, nothing to do: " if was_finished else ""
+    print_line(f"{prefix}{report.clips} clips in {len(index.shards)} shards: {out}")
+    return report
+
+
+def _table(report: PackReport) -> Table:
+    """Return the counts of each split, a column per split."""
+    splits = list(report.splits.values())
+    columns = number_columns(*report.splits, "all")
+    table = Table("", *columns, title=report.dataset, title_justify="left")
+
+    def add(name: str, counts: list[int]) -> None:
+        table.add_row(name, *(f"{n:,}" for n in (*counts, sum(counts))))
+
+    for name in ("listed", "clips", "frames"):
+        add(name, [getattr(split, name) for split in splits])
+    table.add_section()
+    for name in splits[0].classes:
+        add(name, [split.classes[name] for split in splits])
+    table.add_section()
+    add("problems", [split.problems for split in splits])
+    return table
+
+
+def _print_problems(report: PackReport, out: Path) -> None:
+    problems = report.problems
+    if report.encoded_frames:
+        console.print(
+            f"{report.encoded_frames:,} frames were no JPEGs of this size, "
+            "and were encoded as JPEGs of quality 95"
+        )
+    if not problems:
+        return
+    lost = {problem.clip for problem in problems if problem.left_out}
+    kept = {problem.clip for problem in problems} - lost
+    console.print(
+        f"[bold red]{len(lost)} of {report.listed} clips left out[/bold red], "
+        f"{len(kept)} kept with faults:"
+    )
+    for kind in dict.fromkeys(problem.kind for problem in problems):
+        found = [problem for problem in problems if problem.kind == kind]
+        print_line(f"  {kind}: {len(found)}")
+        for problem in found[:_MAX_CLIPS]:
+            print_line(f"    {problem.clip}: {problem.reason}")
+        if len(found) > _MAX_CLIPS:
+            console.print(f"    and {len(found) - _MAX_CLIPS} more")
+    print_line(f"all of them: {out}/pack_report.json; --strict stops at the first")
+
+
+def verify(location: Location) -> None:
+    """Check every byte of packed shards.
+
+    Names the files to copy again, and exits with status 1 if any is damaged.
+
+    Example: [bold]dfer verify data/dfew[/bold]
+    """
+    from dfer_dist.data.verify import verify as find_damage
+
+    with progress_bar("verify shards") as progress:
+        index, damaged = find_damage(location, progress)
+    for file in damaged:
+        affected = f"; affected clips: {first_of(file.clips, _MAX_CLIPS)}" if file.clips else ""
+        print_line(f"copy again {file.file}: {file.reason}{affected}")
+    if index:
+        num_clips = sum(shard.clips for shard in index.shards)
+        state = f"{len(damaged)} files are damaged" if damaged else "no file is damaged"
+        console.print(f"{len(index.shards)} shards, {num_clips} clips: {state}")
+    if damaged:
+        sys.exit(1)
+
+
+def enrich(
+    shards: Annotated[Path, typer.Argument(help="Folder of shards that dfer pack wrote.")],
+    landmarks: Annotated[
+        bool, typer.Option("--landmarks", help="Detect the 68 landmarks of the face with dlib.")
+    ] = False,
+    parsing: Annotated[
+        bool, typer.Option("--parsing", help="Draw maps of the face's parts from its landmarks.")
+    ] = False,
+    parser: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the maps with this TorchScript network instead."),
+    ] = None,
+    landmarks_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Import landmarks instead: KEY.npy or KEY.txt for each clip."
+        ),
+    ] = None,
+    parsing_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Import maps instead: KEY/*.png, a label image for each frame."
+        ),
+    ] = None,
+    workers: Workers = None,
+) -> None:
+    """Add landmarks and parsing maps to packed shards.
+
+    They are written to tars next to the shards, for model.modalities; the shards do not change.
+    Run the same command again to resume: what exists is kept.
+
+    Example: [bold]dfer enrich data/dfew --landmarks --parsing[/bold]
+    """
+    from dfer_dist.data.faces.enrich import EnrichRequest
+    from dfer_dist.data.faces.enrich import enrich as add
+
+    request = EnrichRequest(landmarks, parsing, landmarks_from, parsing_from, parser)
+    with progress_bar(f"add {' and '.join(request.kinds)}") as progress:
+        added = add(shards, request, workers, progress)
+    for kind in request.kinds:
+        print_line(_summary(kind, [one for one in added if one.kind == kind]))
+
+
+def _summary(kind: str, added: list[EnrichResult]) -> str:
+    """Describe what was added to all shards.
+
+    Such as "landmarks: 700 clips in 15 shards (dlib); 12 of 25,104 frames without a face, 0 clips
+    without any".
+    """
+    notes = list(dict.fromkeys(str(one.made["by"]) for one in added))
+    num_kept = sum(one.kept for one in added)
+    if num_kept:
+        notes.append(f"{num_kept} existed before")
+    num_clips = sum(one.clips for one in added)
+    text = f"{kind}: {num_clips} clips in {len(added)} shards ({', '.join(notes)})"
+    detected = [one.made for one in added if "frames" in one.made]
+    if not detected:
+        return text
+    frames, faceless, clips = (
+        sum(made[name] for made in detected)
+        for name in ("frames", "without_face", "clips_without_face")
+    )
+    return f"{text}; {faceless:,} of {frames:,} frames without a face, {clips} clips without any"

@@ -1,0 +1,161 @@
+"""``dfer eval`` and ``dfer report``: scores of checkpoints and of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dfer_dist.runs.layout import RunDir
+from dfer_dist.utils.errors import UserError
+from launch.console import console, print_line, progress_bar
+from launch.options import Checkpoint, Overrides
+from launch.report import print_tables, report_run
+
+if TYPE_CHECKING:
+    from dfer_dist.reporting.extra_tables import Published
+
+Runs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", help="Folders of runs; the first is the baseline."),
+]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        metavar="published",
+        help="Show published results next to them: 'published', or a YAML file.",
+    ),
+]
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    fold: Annotated[
+        int | None, typer.Option(help="Fold to test on. Default: the checkpoint's own.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the predictions to this parquet file.")
+    ] = None,
+    zero_shot: Annotated[
+        bool,
+        typer.Option(
+            "--zero-shot",
+            help="Test on data with other classes, by their texts; "
+            "CHECKPOINT may also be an experiment that was not trained.",
+        ),
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Test a checkpoint on a fold.
+
+    Every clip is predicted exactly once.
+
+    Example: [bold]dfer eval runs/demo/fold-1/checkpoints/LATEST[/bold], or, trained on DFEW and
+    tested on all of MAFW,
+    [bold]dfer eval runs/dfew/fold-1/checkpoints/LATEST --zero-shot data.shards=data/mafw[/bold]
+    """
+    from dfer_dist.evaluation.evaluate import evaluate_checkpoint
+
+    if zero_shot:
+        _evaluate_zero_shot(checkpoint, fold, overrides or [], out)
+        return
+    with progress_bar("test clips") as progress:
+        scores = evaluate_checkpoint(checkpoint, fold, overrides or [], out, progress)
+    console.print(f"{scores.n} clips: UAR {scores.uar:.2f}  WAR {scores.war:.2f}")
+    _print_recall(scores.recall, scores.support)
+
+
+def _evaluate_zero_shot(
+    what: Path, fold: int | None, overrides: list[str], out: Path | None
+) -> None:
+    """Test a checkpoint, or the CLIP of an experiment, by the texts of the classes."""
+    from dfer_dist.evaluation.zero_shot import zero_shot
+    from dfer_dist.reporting.wording import p_text, trained_text
+
+    with progress_bar("test clips") as progress:
+        result = zero_shot(what, fold, overrides, out, progress)
+    chance = result["chance"]
+    where = f"fold {result['fold']}" if result["fold"] else "all folds"
+    trained = trained_text(result["trained_on"])
+    print_line(f"zero-shot on {result['dataset']}, {where}, {result['n']} clips; {trained}")
+    if result["context"] == "left out":
+        print_line(
+            "the learned context belongs to the classes of the training and was left out: "
+            "only the sentences were encoded"
+        )
+    guess = {"uar": "the same predictions in random orders", "war": f"always {chance['class']}"}
+    for metric, description in guess.items():
+        low, high = result["ci95"][metric]
+        print_line(
+            f"{metric.upper()} {result[metric]:.2f} (95 % {low:.2f} to {high:.2f}); "
+            f"chance {chance[metric]:.2f} ({description}), p {p_text(chance[f'{metric}_p'])}"
+        )
+    _print_recall(result["recall"], result["support"])
+
+
+def _print_recall(recall: Mapping[str, float | None], support: Mapping[str, int]) -> None:
+    """Print a line per class."""
+    for label, value in recall.items():
+        text = "no clip" if value is None else f"{value:6.2f}"
+        console.print(f"  {label:15s} {text}  of {support[label]}")
+
+
+def report(
+    runs: Runs,
+    against: Against = None,
+    errors: Annotated[
+        int | None,
+        typer.Option(min=1, help="Draw this many of the most confident errors (frames of people)."),
+    ] = None,
+    share_frames: Annotated[
+        bool, typer.Option("--share-frames", help="Put that picture into the HTML page too.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a comparison. Default: compared/ in the first run."),
+    ] = None,
+) -> None:
+    """Write the report of a run, or compare runs.
+
+    Prints the tables, and writes Markdown, LaTeX and one HTML page.
+
+    Example: [bold]dfer report runs/demo[/bold]; two runs:
+    [bold]dfer report runs/first runs/second[/bold]; with published results and confident errors:
+    [bold]dfer report runs/dfew_vitb32 --against published --errors 20[/bold]
+    """
+    from dfer_dist.reporting.extra_tables import read_published
+
+    if share_frames and not errors:
+        raise UserError("--share-frames is about the picture of --errors: give --errors N too")
+    if out and len(runs) == 1:
+        raise UserError("--out is for a comparison: give several runs, or leave --out out")
+    run_dirs = [RunDir(run.resolve()) for run in runs]
+    published = read_published(against) if against else None
+    # check that all of them are runs before anything is written
+    for run in run_dirs:
+        run.info()
+    for run in run_dirs:
+        picture = _draw_errors(run, errors) if errors else None
+        shared = picture if share_frames else None
+        report_run(run, None, published, shared, all_tables=len(runs) == 1)
+    if len(runs) > 1:
+        _compare(run_dirs, out or run_dirs[0].root / "compared", published)
+
+
+def _compare(runs: list[RunDir], folder: Path, published: Published | None) -> None:
+    """Write the comparison and print its tables, except the long list of clips."""
+    from dfer_dist.reporting.files import write_comparison
+
+    print_tables(write_comparison(runs, folder, published), omit="clips")
+    page = folder / "comparison.html"
+    print_line(f"comparison: {page}, with .md, .tex, .json and lists of clips next to it")
+
+
+def _draw_errors(run: RunDir, count: int) -> Path:
+    from dfer_dist.reporting.errors_sheet import draw_confident_errors
+
+    path, errors = draw_confident_errors(run, count)
+    print_line(f"{len(errors)} errors with frames of people, do not share this file: {path}")
+    return path
