@@ -29,7 +29,8 @@ def train_frames(count: int, data: DataConfig, rng: np.random.Generator) -> np.n
     if data.sampling is Sampling.uniform:
         return sample_evenly(count, data.num_frames)
     last_start = max(count - _span(data), 0)
-    return _window(count, data, int(rng.integers(last_start + 1)))
+    start = int(rng.integers(last_start + 1))
+    return _window(count, data.num_frames, data.stride, start)
 
 
 def eval_frames(count: int, data: DataConfig, views: int) -> np.ndarray:
@@ -62,7 +63,7 @@ def eval_frames(count: int, data: DataConfig, views: int) -> np.ndarray:
     starts = [last_start // 2]
     if views > 1:
         starts = [last_start * v // (views - 1) for v in range(views)]
-    return np.stack([_window(count, data, start) for start in starts])
+    return np.stack([_window(count, wanted, data.stride, start) for start in starts])
 
 
 def sample_random(count: int, wanted: int, rng: np.random.Generator) -> np.ndarray:
@@ -80,7 +81,7 @@ def sample_random(count: int, wanted: int, rng: np.random.Generator) -> np.ndarr
     segment = count // wanted
     if segment > 0:
         return np.arange(wanted) * segment + rng.integers(segment, size=wanted)
-    return _first_frames(count, wanted)
+    return _window(count, wanted)
 
 
 def sample_segments(count: int, wanted: int, at: float = 0.5) -> np.ndarray:
@@ -91,7 +92,7 @@ def sample_segments(count: int, wanted: int, at: float = 0.5) -> np.ndarray:
     if count > wanted:
         tick = count / wanted
         return (tick * at + tick * np.arange(wanted)).astype(np.int64)
-    return _first_frames(count, wanted)
+    return _window(count, wanted)
 
 
 def sample_evenly(count: int, wanted: int) -> np.ndarray:
@@ -107,11 +108,6 @@ def _span(data: DataConfig) -> int:
     return (data.num_frames - 1) * data.stride + 1
 
 
-def _window(count: int, data: DataConfig, start: int) -> np.ndarray:
-    """Return every ``data.stride``-th frame from ``start``; past its end, the last frame."""
-    return np.minimum(start + np.arange(data.num_frames) * data.stride, count - 1)
-
-
-def _first_frames(count: int, wanted: int) -> np.ndarray:
-    """Return the first ``wanted`` frames; a shorter clip repeats its last one."""
-    return np.minimum(np.arange(wanted), count - 1)
+def _window(count: int, wanted: int, stride: int = 1, start: int = 0) -> np.ndarray:
+    """Return every ``stride``-th frame from ``start``; past the clip's end, its last frame."""
+    return np.minimum(start + np.arange(wanted) * stride, count - 1)

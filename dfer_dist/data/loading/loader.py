@@ -7,14 +7,14 @@ DataLoader returns batches in the order of the requests. Workers live through al
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from dfer_dist.config.schema import DataConfig
 from dfer_dist.data.loading import augmentation, buffers
@@ -26,15 +26,9 @@ from dfer_dist.data.loading.prefetch import (
     BatchRequest,
     Prefetcher,
     evaluation_requests,
-    training_ahead,
+    training_requests,
 )
-from dfer_dist.data.loading.sampler import (
-    ClipSet,
-    EpochPlan,
-    SampleRef,
-    evaluation_batches,
-    keyed_rng,
-)
+from dfer_dist.data.loading.sampler import ClipSet, EpochPlan, evaluation_batches, keyed_rng
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import Clip, ClipHandle, ClipReader, DamagedClip
 
@@ -51,44 +45,30 @@ def _record_damage(lost: list[str]) -> Iterator[None]:
         lost.append(str(e))
 
 
-class _Item(NamedTuple):
-    """A clip of a batch while it is read."""
-
-    position: int  # in the batch
-    rng: np.random.Generator
-    handle: ClipHandle
-    buffer: np.ndarray  # of its frames in the batch, uint8 [V T, S, S, 3]
-
-
+@dataclass(eq=False)
 class _ClipDataset(Dataset[Batch]):
     """Batches by request.
 
     ``views`` is 0 for training: frames and augmentation are then random.
     """
 
-    def __init__(
-        self,
-        index: Index,
-        data: DataConfig,
-        *,
-        seed: int,
-        batch: int,
-        modalities: Sequence[str],
-        views: int = 0,
-        shuffle_frames: bool = False,
-    ) -> None:
-        assert data.image_size is not None, "the model determines it"
-        self.reader, self.prefetcher = ClipReader(index), Prefetcher(index)
-        self.modalities = ModalityReader(index, modalities)
-        self.data = data
-        self.seed = seed
-        self.batch = batch
-        self.views = views
-        self.shuffle_frames = shuffle_frames
-        self.size = data.image_size
-        self.frames = max(views, 1) * data.num_frames
-        shape = (batch, (1 + len(modalities)) * self.frames, self.size, self.size, 3)
-        self.pool = buffers.BufferPool(data.workers * PREFETCH + KEPT, shape)
+    index: Index
+    data: DataConfig
+    modalities: Sequence[str]
+    batch: int
+    seed: int
+    views: int = 0
+    shuffle_frames: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.data.image_size is not None, "the model determines it"
+        self.size = self.data.image_size
+        self.reader, self.prefetcher = ClipReader(self.index), Prefetcher(self.index)
+        self.renderer = ModalityReader(self.index, self.modalities)
+        self.frames = max(self.views, 1) * self.data.num_frames
+        pictures = (1 + len(self.modalities)) * self.frames
+        shape = (self.batch, pictures, self.size, self.size, 3)
+        self.pool = buffers.BufferPool(self.data.workers * PREFETCH + KEPT, shape)
 
     def __getitem__(self, request: BatchRequest) -> Batch:
         """Read and decode a batch.
@@ -99,13 +79,21 @@ class _ClipDataset(Dataset[Batch]):
         self.prefetcher.prefetch(request.ahead)
         array, index = self.pool.acquire()
         batch = self._empty_batch(array, index)
-        items = self._find(request, array, batch)
-        decoded = self._decode(items, batch.lost)
-        params = [AugmentParams.identity(self.size, self.size)] * self.batch
-        for item, clip in decoded:
-            i = item.position
+        rngs = list[np.random.Generator]()
+        handles, clips = dict[int, ClipHandle](), dict[int, Clip]()
+        for i, ref in enumerate(request):
+            batch.keys[i] = self.reader.key(ref.shard, ref.row)
+            rngs.append(keyed_rng("clip", self.seed, ref.epoch, batch.keys[i]))
+            choose = partial(self._choose_frames, rngs[i])
             with _record_damage(batch.lost):
-                params[i] = self._finish(item, clip, array[i, self.frames :])
+                handles[i] = self.reader.find(ref.shard, ref.row, choose)
+        for i, handle in handles.items():
+            with _record_damage(batch.lost):
+                clips[i] = self.reader.decode(handle, array[i, : self.frames])
+        params = [AugmentParams.identity(self.size, self.size)] * self.batch
+        for i, clip in clips.items():
+            with _record_damage(batch.lost):
+                params[i] = self._finish(handles[i], clip, rngs[i], array[i])
                 batch.labels[i], batch.valid[i] = clip.label, True
         batch.augment_params = stack_params(params)
         array[~batch.valid.numpy()] = 0
@@ -123,28 +111,13 @@ class _ClipDataset(Dataset[Batch]):
             lost=[],
             augment_params=torch.empty(0),
             views=max(self.views, 1),
-            modalities=len(self.modalities.modalities),
+            modalities=len(self.modalities),
             buffer=None if index is None else (self.pool.id, index),
         )
 
-    def _find(self, request: BatchRequest, array: np.ndarray, batch: Batch) -> list[_Item]:
-        items = []
-        for i, ref in enumerate(request):
-            key = batch.keys[i] = self.reader.key(ref.shard, ref.row)
-            rng = keyed_rng("clip", self.seed, ref.epoch, key)
-            with _record_damage(batch.lost):
-                handle = self.reader.find(ref.shard, ref.row, partial(self._choose_frames, rng))
-                items.append(_Item(i, rng, handle, array[i, : self.frames]))
-        return items
-
-    def _decode(self, items: list[_Item], lost: list[str]) -> list[tuple[_Item, Clip]]:
-        decoded = []
-        for item in items:
-            with _record_damage(lost):
-                decoded.append((item, self.reader.decode(item.handle, item.buffer)))
-        return decoded
-
-    def _finish(self, item: _Item, clip: Clip, pictures: np.ndarray) -> AugmentParams:
+    def _finish(
+        self, handle: ClipHandle, clip: Clip, rng: np.random.Generator, out: np.ndarray
+    ) -> AugmentParams:
         """Draw a clip's modalities, resize its frames if needed; return what is left to do.
 
         Frames of the model's size are in their buffer already. Others are augmented and resized
@@ -152,16 +125,15 @@ class _ClipDataset(Dataset[Batch]):
         longer.
         """
         height, width = clip.frames.shape[1:3]
-        if self.views:
-            params = AugmentParams.identity(height, width)
-        else:
-            params = sample_params(height, width, self.data.augment, item.rng)
-        self.modalities.draw(item.handle, (height, width), params, pictures)
-        if clip.frames is item.buffer:
+        params = AugmentParams.identity(height, width)
+        if not self.views:
+            params = sample_params(height, width, self.data.augment, rng)
+        self.renderer.draw(handle, (height, width), params, out[self.frames :])
+        if (height, width) == (self.size, self.size):
             return params
         frames = torch.from_numpy(clip.frames)[None]
         resized = augmentation.apply(frames, stack_params([params]), self.size)
-        torch.from_numpy(item.buffer).copy_(resized[0].permute(0, 2, 3, 1))
+        torch.from_numpy(out[: self.frames]).copy_(resized[0].permute(0, 2, 3, 1))
         return AugmentParams.identity(self.size, self.size)
 
     def _choose_frames(self, rng: np.random.Generator, _: str, count: int) -> np.ndarray:
@@ -169,49 +141,6 @@ class _ClipDataset(Dataset[Batch]):
             return train_frames(count, self.data, rng)
         views = eval_frames(count, self.data, self.views)
         return np.concatenate([rng.permutation(v) if self.shuffle_frames else v for v in views])
-
-
-class TrainSampler(Sampler[BatchRequest]):
-    """Requests for the micro batches of one rank, from (epoch, step) to the end of training.
-
-    Raises
-    ------
-    ValueError
-        If the global batch is not divisible by ``world_size``.
-    """
-
-    def __init__(
-        self,
-        plan: EpochPlan,
-        *,
-        epochs: int,
-        start: tuple[int, int],
-        rank: int,
-        world_size: int,
-        micro_batch: int,
-    ) -> None:
-        self.plan, self.epochs, self.start = plan, epochs, start
-        self.micro_batch = micro_batch
-        lanes_per_rank, rest = divmod(plan.global_batch, world_size)
-        if rest:
-            raise ValueError(
-                f"{plan.global_batch} lanes for {world_size} ranks: {rest} would be lost"
-            )
-        self.lanes = range(rank * lanes_per_rank, (rank + 1) * lanes_per_rank)
-
-    def __iter__(self) -> Iterator[BatchRequest]:
-        first_epoch, first_step = self.start
-        for epoch in range(first_epoch, self.epochs):
-            plan = self.plan.at(epoch)
-            begin = first_step if epoch == first_epoch else 0
-            for step in range(begin, plan.steps):
-                ahead: Sequence[int] = ()
-                if step == begin or step % plan.block == 0:
-                    ahead = training_ahead(plan, step, self.lanes, self.epochs)
-                for i in range(0, len(self.lanes), self.micro_batch):
-                    lanes = self.lanes[i : i + self.micro_batch]
-                    refs = (plan.sample_ref(step, lane) for lane in lanes)
-                    yield BatchRequest(refs, () if i else ahead)
 
 
 def train_loader(
@@ -247,8 +176,7 @@ def train_loader(
     modalities : sequence of str
         ``model.modalities``; they do not change the frames and their augmentation.
     """
-    dataset = _ClipDataset(index, data, seed=plan.seed, batch=micro_batch, modalities=modalities)
-    sampler = TrainSampler(
+    requests = training_requests(
         plan,
         epochs=epochs,
         start=start,
@@ -256,7 +184,7 @@ def train_loader(
         world_size=world_size,
         micro_batch=micro_batch,
     )
-    return _start(_data_loader(dataset, sampler))
+    return _start(_ClipDataset(index, data, modalities, micro_batch, plan.seed), requests)
 
 
 def evaluation_loader(
@@ -296,51 +224,34 @@ def evaluation_loader(
         ``model.modalities``.
     """
     batches = evaluation_batches(clips, batch)
-    own: list[list[SampleRef]] = batches[rank::world_size]
+    own = batches[rank::world_size]
     own += [[]] * (-(-len(batches) // world_size) - len(own))
-    dataset = _ClipDataset(
-        index,
-        data,
-        seed=seed,
-        batch=batch,
-        modalities=modalities,
-        views=views,
-        shuffle_frames=shuffle_frames,
-    )
-    return _start(_data_loader(dataset, evaluation_requests(own)))
+    dataset = _ClipDataset(index, data, modalities, batch, seed, views, shuffle_frames)
+    return _start(dataset, evaluation_requests(own))
 
 
-def _data_loader(
-    dataset: _ClipDataset, sampler: Sampler[BatchRequest] | list[BatchRequest]
-) -> DataLoader[Batch]:
-    # Imported before workers are forked, or each imports it at its first shard. Not at the top of
-    # the file, since an exported model reads no shards.
-    import webdataset.gopen  # noqa: F401
-
-    options: dict[str, Any] = {}
-    if dataset.data.workers:
-        # a new interpreter instead of a fork takes seconds to import torch
-        options = {
-            "num_workers": dataset.data.workers,
-            "prefetch_factor": PREFETCH,
-            "worker_init_fn": _reset_worker,
-            "multiprocessing_context": "fork",
-        }
-    return DataLoader(
-        dataset,
-        sampler=sampler,
-        batch_size=None,  # the sampler yields whole batches
-        # only where this process computes on a GPU: train.device=cpu leaves one alone
-        pin_memory=torch.cuda.is_initialized(),
-        **options,
-    )
-
-
-def _start(loader: DataLoader[Batch]) -> Iterator[Batch]:
+def _start(dataset: _ClipDataset, requests: Iterable[BatchRequest]) -> Iterator[Batch]:
     """Start the workers with the job's signals blocked.
 
     torch gives them a handler that would end them before :func:`_reset_worker` is called.
     """
+    # Imported before workers are forked, or each imports it at its first shard. Not at the top of
+    # the file, since an exported model reads no shards.
+    import webdataset.gopen  # noqa: F401
+
+    workers = dataset.data.workers
+    loader = DataLoader(
+        dataset,
+        sampler=requests,
+        batch_size=None,  # the sampler yields whole batches
+        # only where this process computes on a GPU: train.device=cpu leaves one alone
+        pin_memory=torch.cuda.is_initialized(),
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        worker_init_fn=_reset_worker,
+        # a new interpreter instead of a fork takes seconds to import torch
+        multiprocessing_context="fork" if workers else None,
+    )
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
     try:
         return iter(loader)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import accumulate
 
 from dfer_dist.data.loading.sampler import EpochPlan, SampleRef
 from dfer_dist.data.shards.index import Index
@@ -28,24 +29,52 @@ class BatchRequest(list[SampleRef]):
     Parameters
     ----------
     refs : iterable of SampleRef
-    ahead : sequence of int
+    ahead : iterable of int
         Shards that this batch and later ones need, soonest first.
     """
 
-    def __init__(self, refs: Iterable[SampleRef], ahead: Sequence[int] = ()) -> None:
+    def __init__(self, refs: Iterable[SampleRef], ahead: Iterable[int] = ()) -> None:
         super().__init__(refs)
         self.ahead = tuple(ahead)
 
 
-def training_ahead(plan: EpochPlan, step: int, lanes: range, epochs: int) -> list[int]:
-    """Return the shards of the block of ``step``, then those of the block after it."""
+def training_requests(
+    plan: EpochPlan,
+    *,
+    epochs: int,
+    start: tuple[int, int],
+    rank: int,
+    world_size: int,
+    micro_batch: int,
+) -> Iterator[BatchRequest]:
+    """Yield a request for each micro batch of a rank, from (epoch, step) to the end of training.
+
+    One that enters a block carries the shards of it and of the next block.
+    """
+    lanes_per_rank = plan.global_batch // world_size
+    lanes = range(rank * lanes_per_rank, (rank + 1) * lanes_per_rank)
+    first_step = start[1]
+    for epoch in range(start[0], epochs):
+        plan = plan.at(epoch)
+        for step in range(first_step, plan.steps):
+            ahead = list[int]()
+            if step == first_step or step % plan.block == 0:
+                ahead = plan.block_shards(step, lanes) + _next_block_shards(
+                    plan, step, lanes, epochs
+                )
+            for i in range(0, lanes_per_rank, micro_batch):
+                refs = (plan.sample_ref(step, lane) for lane in lanes[i : i + micro_batch])
+                yield BatchRequest(refs, () if i else dict.fromkeys(ahead))
+        first_step = 0
+
+
+def _next_block_shards(plan: EpochPlan, step: int, lanes: range, epochs: int) -> list[int]:
     after = (step // plan.block + 1) * plan.block
-    shards = plan.block_shards(step, lanes)
     if after < plan.steps:
-        shards += plan.block_shards(after, lanes)
-    elif plan.epoch + 1 < epochs:
-        shards += plan.at(plan.epoch + 1).block_shards(0, lanes)
-    return list(dict.fromkeys(shards))
+        return plan.block_shards(after, lanes)
+    if plan.epoch + 1 < epochs:
+        return plan.at(plan.epoch + 1).block_shards(0, lanes)
+    return []
 
 
 def evaluation_requests(batches: Sequence[list[SampleRef]]) -> list[BatchRequest]:
@@ -108,12 +137,9 @@ class Prefetcher:
         root = self.index.root
         if not shards or not isinstance(root, Remote):
             return
-        free, chosen = root.cache.limit // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), []
-        for shard in shards:
-            free -= self.index.shards[shard].bytes
-            if free < 0:
-                break
-            chosen.append(shard)
+        share = root.cache.limit // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        totals = accumulate(self.index.shards[shard].bytes for shard in shards)
+        chosen = [s for s, total in zip(shards, totals, strict=True) if total <= share]
         with self._lock:
             self._pending = deque(chosen)
             new_threads = max(0, min(_THREADS, len(chosen)) - self._running)
@@ -133,6 +159,3 @@ class Prefetcher:
             with suppress(OSError, UserError):
                 os.close(root.open(entry.file, entry.sha256, entry.bytes))
                 self.index.sidecar(shard)
-
-    def __reduce__(self) -> tuple[type, tuple[Index]]:
-        return type(self), (self.index,)

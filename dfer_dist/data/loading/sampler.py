@@ -119,14 +119,6 @@ class _ShardOrder(NamedTuple):
     offset: int  # by which the concatenation is rotated, clips
 
 
-class _Block(NamedTuple):
-    """A block of every lane: steps that are shuffled among themselves."""
-
-    number: int
-    start: int  # first step
-    size: int  # steps
-
-
 @dataclass(frozen=True)
 class EpochPlan:
     """One epoch of training over ``clips``.
@@ -170,18 +162,11 @@ class EpochPlan:
         """Number of steps of the epoch, which is the length of a lane."""
         return len(self.clips) // self.global_batch
 
-    @property
-    def num_dropped(self) -> int:
-        """Number of clips that this epoch leaves out."""
-        return len(self.clips) - self.steps * self.global_batch
-
     def sample_ref(self, step: int, lane: int) -> SampleRef:
         """Return the clip of lane ``lane`` (0 to B - 1) at step ``step`` (0 to ``steps`` - 1)."""
         self._check_range(step, lane)
-        block, order = self._block(step), self._shard_order
-        shuffled = int(self._shuffled_steps(block, lane)[step - block.start])
-        at = (lane * self.steps + block.start + shuffled + order.offset) % len(self.clips)
-        position, row = _locate(order.ends, at)
+        order, (at,) = self._shard_order, self._clips_of_block(step, lane, 1)
+        position, row = _locate(order.ends, int(at))
         return self.clips.sample_ref(int(order.positions[position]), row, self.epoch)
 
     def block_shards(self, step: int, lanes: range) -> list[int]:
@@ -189,12 +174,8 @@ class EpochPlan:
 
         They come in the order in which they are first needed.
         """
-        block, order = self._block(step), self._shard_order
-        columns = []
-        for lane in lanes:
-            shuffled = self._shuffled_steps(block, lane)[step - block.start :].astype(np.int64)
-            columns.append(lane * self.steps + block.start + order.offset + shuffled)
-        at = np.stack(columns, axis=1) % len(self.clips)
+        order = self._shard_order
+        at = np.stack([self._clips_of_block(step, lane) for lane in lanes], axis=1)
         return [self.clips.shards[order.positions[i]] for i in _first_uses(order.ends, at)]
 
     @cached_property
@@ -204,13 +185,17 @@ class EpochPlan:
         ends = np.cumsum(np.asarray(self.clips.counts, dtype=np.int64)[positions])
         return _ShardOrder(positions, ends, int(rng.integers(len(self.clips))))
 
-    def _block(self, step: int) -> _Block:
-        number = step // self.block
-        start = number * self.block
-        return _Block(number, start, min(self.block, self.steps - start))
+    def _clips_of_block(self, step: int, lane: int, count: int | None = None) -> np.ndarray:
+        """Return a lane's clips from ``step`` to the end of its block, or ``count`` of them.
 
-    def _shuffled_steps(self, block: _Block, lane: int) -> np.ndarray:
-        return _shuffled_steps(self.seed, self.epoch, lane, block.number, block.size)
+        They are positions in the concatenation of shards, int64.
+        """
+        number, done = divmod(step, self.block)
+        start = step - done
+        size = min(self.block, self.steps - start)
+        shuffled = _shuffled_steps(self.seed, self.epoch, lane, number, size)[done:][:count]
+        offset = lane * self.steps + start + self._shard_order.offset
+        return (offset + shuffled.astype(np.int64)) % len(self.clips)
 
     def _check_range(self, step: int, lane: int) -> None:
         if not (0 <= step < self.steps and 0 <= lane < self.global_batch):
@@ -245,9 +230,8 @@ class BalancedPlan(EpochPlan):
 
     def block_shards(self, step: int, lanes: range) -> list[int]:
         """Return the shards as for the plain plan; clips of a class may be in any shard."""
-        block = self._block(step)
-        rows = slice(step * self.global_batch, (block.start + block.size) * self.global_batch)
-        at = self._order[rows, 0].reshape(-1, self.global_batch)
+        at = self._order[:, 0].reshape(-1, self.global_batch)
+        at = at[step : (step // self.block + 1) * self.block]
         return [self.clips.shards[i] for i in _first_uses(self._ends, at[:, lanes])]
 
     @cached_property

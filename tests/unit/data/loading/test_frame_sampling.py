@@ -70,7 +70,7 @@ def test_sample_random_fills_published_segments(
 
 
 def data(sampling: str, wanted: int = 4, stride: int = 3) -> DataConfig:
-    return DataConfig("-", num_frames=wanted, sampling=Sampling(sampling), stride=stride)
+    return DataConfig("-", num_frames=wanted, sampling=Sampling[sampling], stride=stride)
 
 
 def test_default_sampling_is_segments() -> None:
