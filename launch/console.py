@@ -9,16 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Column
 from rich.text import Text
 
@@ -63,15 +55,27 @@ def first_of(names: Sequence[str], count: int) -> str:
     return shown if len(names) <= count else f"{shown} and {len(names) - count} more"
 
 
-class _RateColumn(ProgressColumn):
+class _RateColumn(progress.ProgressColumn):
     """Items per second."""
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: progress.Task) -> Text:
         speed = task.finished_speed or task.speed
         if speed is None:
             return Text("")
         digits = 0 if speed >= 10 else 1
         return Text(f"{speed:.{digits}f}/s")
+
+
+def new_progress(*columns: progress.ProgressColumn) -> progress.Progress:
+    """Return progress bars with a description, the number of items that are done, and columns."""
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        *columns,
+        progress.TimeRemainingColumn(),
+        console=console,
+    )
 
 
 @contextmanager
@@ -81,8 +85,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     The bar appears with the first call, so that nothing shows where there is nothing to do, nor
     above an error.
     """
-    columns = (BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn())
-    bar = Progress(TextColumn("{task.description}"), *columns, console=console)
+    bar = new_progress(_RateColumn())
     task = bar.add_task(title, total=None)
 
     def update(done: int, total: int) -> None:

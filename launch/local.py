@@ -11,16 +11,9 @@ from dfer_dist.distributed.preemption import EXIT_PREEMPTED, TIME_IS_UP
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import cpu_flags
+from launch import processes
 from launch.console import console, print_line
 from launch.locks import fold_lock
-from launch.processes import (
-    EXIT_USER_ERROR,
-    FoldJob,
-    Interrupted,
-    RanksExit,
-    SignalCounter,
-    run_ranks,
-)
 from launch.progress import (
     FoldProgress,
     describe_result,
@@ -54,12 +47,12 @@ def run_folds(
     Interrupted
         After Ctrl-C or SIGTERM, or when time is up, once all ranks have ended.
     """
-    signals = SignalCounter()
+    signals = processes.SignalCounter()
     failed: list[int] = []
     try:
-        with fold_progress(console) as progress:
+        with fold_progress() as progress:
             for k in folds:
-                job = FoldJob(run, k, nproc, deadline, signals)
+                job = processes.FoldJob(run, k, nproc, deadline, signals)
                 if not _run_fold(job, progress):
                     failed.append(k)
                     # it failed while it stopped, and printed why
@@ -70,7 +63,7 @@ def run_folds(
     return failed
 
 
-def _run_fold(job: FoldJob, progress: Progress) -> bool:
+def _run_fold(job: processes.FoldJob, progress: Progress) -> bool:
     """Train one fold and return whether it is done."""
     fold, folder = job.fold, job.folder
     task = progress.add_task(f"fold {fold}", total=None, metrics="")
@@ -88,7 +81,7 @@ def _run_fold(job: FoldJob, progress: Progress) -> bool:
             console.print(f"fold {fold}: {describe_result(folder)}")
         return True
     reason = killed or last_error(folder, log_sizes)
-    if status == EXIT_USER_ERROR:
+    if status == processes.EXIT_USER_ERROR:
         raise UserError(reason)
     progress.update(task, metrics="failed")
     message = f"fold {fold} failed (status {status}): {reason}; its log is {folder.log}"
@@ -96,23 +89,25 @@ def _run_fold(job: FoldJob, progress: Progress) -> bool:
     return False
 
 
-def _run_until_done(job: FoldJob, lock_fd: int, follow: FoldProgress) -> RanksExit:
+def _run_until_done(
+    job: processes.FoldJob, lock_fd: int, follow: FoldProgress
+) -> processes.RanksExit:
     """Run a fold, again after its ranks were killed, until it is done or fails."""
     restarts_left = _MAX_RESTARTS
     while True:
         if job.signals.count:
-            raise Interrupted("all is saved")
+            raise processes.Interrupted("all is saved")
         if job.deadline and time.time() > job.deadline - _DEADLINE_MARGIN:
-            raise Interrupted(f"{TIME_IS_UP}: all is saved")
+            raise processes.Interrupted(f"{TIME_IS_UP}: all is saved")
         before = _checkpoints(job.folder)
-        ended = run_ranks(job, lock_fd, follow)
+        ended = processes.run_ranks(job, lock_fd, follow)
         is_preempted = ended.status == EXIT_PREEMPTED
-        if ended.status in (0, EXIT_USER_ERROR) or not (is_preempted or ended.killed):
+        if ended.status in (0, processes.EXIT_USER_ERROR) or not (is_preempted or ended.killed):
             return ended
         last = read_status(job.folder).last
         reason = last.why if last else None
         if is_preempted and reason == TIME_IS_UP:
-            raise Interrupted(f"{TIME_IS_UP}: saved")
+            raise processes.Interrupted(f"{TIME_IS_UP}: saved")
         advanced = _checkpoints(job.folder) != before
         restarts_left = _MAX_RESTARTS if advanced else restarts_left - 1
         if restarts_left < 0:

@@ -6,34 +6,18 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import FoldResult, FoldStatus
+from launch.console import new_progress
 
 _SCORES = {"val_war": "val WAR", "test_war": "WAR"}  # in metrics.jsonl, and next to the bar
 
 
-def fold_progress(console: Console) -> Progress:
+def fold_progress() -> Progress:
     """Return the progress bars of folds; a task has the field ``metrics``."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[metrics]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
+    return new_progress(TextColumn("{task.fields[metrics]}"), TimeElapsedColumn())
 
 
 class FoldProgress:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import re
-import textwrap
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from typer.cli import get_docs_for_click
 from typer.main import get_command
 
 from launch.cli import COMMANDS, app
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "cli.md"
-_WIDTH = 100
-_SPACE = "\N{NO-BREAK SPACE}"
 _HEAD = """\
 # Command line
 
@@ -33,77 +29,13 @@ def build_page() -> str:
         rows = [
             f"| [`{name}`](#dfer-{name}) | {entry.summary} |" for name, entry in entries.items()
         ]
-        blocks.append(f"## {panel}")
-        blocks.append("\n".join(["| command | what it does |", "|---|---|", *rows]))
+        blocks += [f"## {panel}", "\n".join(["| command | what it does |", "|---|---|", *rows])]
         for name in entries:
-            blocks += _describe(f"dfer {name}", commands[name].load())
+            title, command = f"dfer {name}", commands[name].load()
+            context = command.context_class(command, **command.context_settings)
+            text = get_docs_for_click(obj=command, ctx=context, indent=2, name=title, title=title)
+            blocks.append(re.sub(r"\[/?bold\]", "`", text).strip())
     return "\n\n".join(blocks) + "\n"
-
-
-def _describe(name: str, command: Any, depth: int = 3) -> Iterator[str]:
-    """Yield the heading, the help and the parameters of a command and of its sub-commands."""
-    yield f"{'#' * depth} {name}"
-    subcommands = getattr(command, "commands", {})
-    arguments = [p for p in command.params if p.param_type_name == "argument"]
-    usage = [name, *map(_argument_usage, arguments), "[OPTIONS]"]
-    if subcommands:
-        usage = [name, "COMMAND"]
-    yield f"```\n{' '.join(usage)}\n```"
-    yield from _paragraphs(command.help)
-    panels: dict[str, list[Any]] = {}
-    for parameter in command.params:
-        kind = "Arguments" if parameter in arguments else "Options"
-        panel = getattr(parameter, "rich_help_panel", None) or kind
-        panels.setdefault(panel, []).append(parameter)
-    for panel, parameters in panels.items():
-        items = "\n".join(map(_item, parameters))
-        yield f"{panel}:\n\n{items}"
-    for subname, subcommand in subcommands.items():
-        yield from _describe(f"{name} {subname}", subcommand, depth + 1)
-
-
-def _paragraphs(text: str) -> Iterator[str]:
-    """Yield the help of a command with its markup as Markdown."""
-    for paragraph in text.split("\n\n"):
-        line = " ".join(paragraph.split())
-        yield _wrap(re.sub(r"\[bold\](.*?)\[/bold\]", _code, line)).replace(_SPACE, " ")
-
-
-def _code(match: re.Match[str]) -> str:
-    """Return a command as code that is not wrapped."""
-    return f"`{match[1]}`".replace(" ", _SPACE)
-
-
-def _item(parameter: Any) -> str:
-    """Return a parameter as an item of a list."""
-    if parameter.param_type_name == "argument":
-        names = f"`{_metavar(parameter)}`"
-    else:
-        value = "" if parameter.is_flag else f" {_metavar(parameter)}"
-        names = ", ".join(f"`{option}{value}`" for option in parameter.opts)
-    notes = [parameter.help]
-    if parameter.required:
-        notes.append("Required.")
-    elif parameter.default not in (None, False, "", (), []):
-        default = getattr(parameter.default, "value", parameter.default)
-        notes.append(f"Default: {default}.")
-    return _wrap(f"- {names}: {' '.join(notes)}", "  ")
-
-
-def _argument_usage(parameter: Any) -> str:
-    metavar = _metavar(parameter)
-    return metavar if parameter.required or metavar.startswith("[") else f"[{metavar}]"
-
-
-def _metavar(parameter: Any) -> str:
-    """Return the placeholder of a value, as argparse does."""
-    return str(parameter.metavar or parameter.name.upper())
-
-
-def _wrap(text: str, indent: str = "") -> str:
-    return textwrap.fill(
-        text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
 
 
 if __name__ == "__main__":

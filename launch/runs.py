@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfer_dist.config.load import dump_config, load_config, read_config
 from dfer_dist.config.schema import NEUTRAL, Config, Supervision, config_hash, flatten, split_batch
-from dfer_dist.runs.layout import FoldDir, RunDir, parse_folds
+from dfer_dist.runs.layout import RunDir, parse_folds
 from dfer_dist.runs.provenance import changed_files, collect, environment_lock, snapshot_code
-from dfer_dist.runs.records import DataOrigin, DriftRecord, FoldStatus, Provenance
+from dfer_dist.runs.records import DataOrigin, DriftRecord, Provenance
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json, write_text
+from launch.console import first_of
 from launch.locks import is_held
+from launch.progress import read_status
 
 if TYPE_CHECKING:
     from dfer_dist.data.shards.index import Index
@@ -93,16 +95,13 @@ def _load(experiment: str, overrides: list[str], ranks: int) -> tuple[Config, In
 
 def _failed_before_training(run: RunDir) -> bool:
     """Return whether all that a run holds are failures before the first step."""
-    folds = [run.fold(k) for k in run.info().folds]
-    if any(_has_trained(fold) for fold in folds):
-        return False
-    states = {FoldStatus.read(fold.status).state for fold in folds if fold.status.exists()}
-    return states == {"FAILED"} and not any(map(is_held, folds))
-
-
-def _has_trained(fold: FoldDir) -> bool:
-    has_metrics = fold.metrics.exists() and fold.metrics.stat().st_size > 0
-    return has_metrics or fold.checkpoints.exists()
+    states = set()
+    for fold in map(run.fold, run.info().folds):
+        has_metrics = fold.metrics.exists() and fold.metrics.stat().st_size > 0
+        if has_metrics or fold.checkpoints.exists() or is_held(fold):
+            return False
+        states.add(read_status(fold).state)
+    return states - {""} == {"FAILED"}
 
 
 def remove_run(run: RunDir) -> None:
@@ -114,26 +113,12 @@ def remove_run(run: RunDir) -> None:
 
 
 def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:
+    from dfer_dist.tracking.mlflow_runs import fresh_tracking
+
     if run.root.exists() and any(run.root.iterdir()):
         raise UserError(
             f"{run.root} is not empty and holds no run: remove it or choose another --name"
         )
-    try:
-        _write_run(run, config, index, experiment)
-    # after Ctrl-C too the name is free again
-    except BaseException:
-        shutil.rmtree(run.root, ignore_errors=True)
-        raise
-
-
-def _write_run(run: RunDir, config: Config, index: Index, experiment: str) -> None:
-    from dfer_dist.tracking.mlflow_runs import fresh_tracking
-
-    run.root.mkdir(parents=True, exist_ok=True)
-    write_text(run.config, dump_config(config))
-    _provenance(index).write(run.provenance)
-    write_text(run.environment, environment_lock())
-    snapshot_code(run.code)
     about = {
         "name": run.root.name,
         "experiment": experiment,
@@ -144,8 +129,18 @@ def _write_run(run: RunDir, config: Config, index: Index, experiment: str) -> No
         "index_hash": index.hash,
         "tracking": fresh_tracking(run, config, index.name),
     }
-    # last: where it exists, the rest does too
-    write_json(run.run, about)
+    try:
+        run.root.mkdir(parents=True, exist_ok=True)
+        write_text(run.config, dump_config(config))
+        _provenance(index).write(run.provenance)
+        write_text(run.environment, environment_lock())
+        snapshot_code(run.code)
+        # last: where it exists, the rest does too
+        write_json(run.run, about)
+    # after Ctrl-C too the name is free again
+    except BaseException:
+        shutil.rmtree(run.root, ignore_errors=True)
+        raise
 
 
 def _provenance(index: Index) -> Provenance:
@@ -159,78 +154,67 @@ def _resume(run: RunDir, config: Config, index: Index, allow: Sequence[str], is_
     That are settings that change no result, and the drift that is allowed. Once all folds are
     done, it does not matter which code would train the rest.
     """
-    before, now = flatten(read_config(run.config)), flatten(config)
-    changed = {key: (before[key], now[key]) for key in now if now[key] != before[key]}
+    changed = _changes(flatten(read_config(run.config)), flatten(config))
     drift = {key: change for key, change in changed.items() if _matters(key)}
-    drift |= _data_drift(run, index)
+    old_index = run.info().index_hash
+    if old_index != index.hash:
+        drift["index_hash"] = (old_index[:12], f"{index.hash[:12]} in {index.root}")
     if not is_done:
         drift |= _code_drift(run)
-    allowed = {key for key in drift if _is_allowed(key, allow)}
-    refused = [
-        f"{key} was {old}, now {new}" for key, (old, new) in drift.items() if key not in allowed
-    ]
+    refused = {key: change for key, change in drift.items() if not _is_allowed(key, allow)}
     if refused:
-        if any(key.startswith("tracking.") for key in drift):
-            raise UserError(
-                f"{run.root} belongs to another run: {'; '.join(refused)}. Tracking settings are "
-                "fixed when a run is created: use the same, or --name OTHER for another run"
-            )
-        options = " ".join(f"--allow-drift {key}" for key in drift if key not in allowed)
+        options = " ".join(f"--allow-drift {key}" for key in refused)
+        remedy = f"--name OTHER for another run, or {options} to resume with the new ones"
+        if any(map(_is_tracking, drift)):
+            remedy = "or --name OTHER for another run: tracking is set when a run is created"
+        listed = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in refused.items())
         raise UserError(
-            f"{run.root} belongs to another run: {'; '.join(refused)}. Use the same settings, "
-            f"--name OTHER for another run, or {options} to resume with the new ones"
+            f"{run.root} belongs to another run: {listed}. Use the same settings, {remedy}"
         )
-    if not changed and not allowed:
+    if not changed and not drift:
         return
-    held = [k for k in run.info().folds if is_held(run.fold(k))]
-    if held:
-        raise UserError(
-            f"another command is working on {run.fold(held[0]).root}: "
-            "wait for it, or stop it, before settings change"
-        )
-    if allowed:
-        _apply_drift(run, index, {key: list(drift[key]) for key in sorted(allowed)})
+    for fold in map(run.fold, run.info().folds):
+        if is_held(fold):
+            raise UserError(f"another command is working on {fold.root}: wait for it, or stop it")
+    if drift:
+        _apply_drift(run, index, {key: list(drift[key]) for key in sorted(drift)})
     if changed:
         write_text(run.config, dump_config(config))
 
 
+def _changes(old: Mapping[str, object], new: Mapping[str, object]) -> Drift:
+    """Return what differs, None for what is missing."""
+    changes = {key: (old.get(key), new.get(key)) for key in {**old, **new}}
+    return {key: change for key, change in changes.items() if change[0] != change[1]}
+
+
+def _is_tracking(key: str) -> bool:
+    return key.startswith("tracking.")
+
+
 def _matters(key: str) -> bool:
     """Return whether a changed setting is a drift; MLflow runs are created once."""
-    return key.startswith("tracking.") or not key.startswith(NEUTRAL)
+    return _is_tracking(key) or not key.startswith(NEUTRAL)
 
 
 def _is_allowed(key: str, allow: Sequence[str]) -> bool:
     is_named = any(key == name or key.startswith(f"{name}.") for name in allow)
-    return is_named and not key.startswith("tracking.")
-
-
-def _data_drift(run: RunDir, index: Index) -> Drift:
-    old = run.info().index_hash
-    if old == index.hash:
-        return {}
-    return {"index_hash": (old[:12], f"{index.hash[:12]} in {index.root}")}
+    return is_named and not _is_tracking(key)
 
 
 def _code_drift(run: RunDir) -> Drift:
     """Return how code and libraries differ from those of the run."""
     old, new = Provenance.read(run.provenance), collect(sys.argv)
-    drift: Drift = {}
+    drift = _changes(_versions(old), _versions(new))
     if old.code_hash != new.code_hash:
-        drift["code"] = (old.code_hash, f"{new.code_hash} ({_changed_files(run)})")
-    old_versions = {**old.versions, "python": old.python}
-    new_versions = {**new.versions, "python": new.python}
-    for name in sorted(old_versions.keys() | new_versions.keys()):
-        change = (old_versions.get(name), new_versions.get(name))
-        if change[0] != change[1]:
-            drift[f"versions.{name}"] = change
+        files = first_of(changed_files(run.code), _MAX_SHOWN) or "files that are gone"
+        drift["code"] = (old.code_hash, f"{new.code_hash} ({files})")
     return drift
 
 
-def _changed_files(run: RunDir) -> str:
-    """Return the first changed files of the code, and how many more changed."""
-    files = changed_files(run.code)
-    shown = ", ".join(files[:_MAX_SHOWN]) or "files that are gone"
-    return f"{shown} and {len(files) - _MAX_SHOWN} more" if len(files) > _MAX_SHOWN else shown
+def _versions(provenance: Provenance) -> dict[str, str]:
+    versions = {**provenance.versions, "python": provenance.python}
+    return {f"versions.{name}": version for name, version in versions.items()}
 
 
 def _apply_drift(run: RunDir, index: Index, changes: dict[str, list[object]]) -> None:

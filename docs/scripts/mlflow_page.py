@@ -21,7 +21,7 @@ from pathlib import Path
 from playwright.sync_api import Locator, Page, sync_playwright
 
 from dfer_dist.runs.layout import RunDir
-from launch.commands.tracking import served
+from launch.commands.tracking import mlflow_server
 
 FLAGS = [
     "--no-sandbox",
@@ -35,7 +35,7 @@ FLAGS = [
 def main() -> None:
     runs, picture = [RunDir(Path(word).resolve()) for word in sys.argv[1:-1]], Path(sys.argv[-1])
     tracking = runs[0].describe()["tracking"]
-    with served(tracking["uri"]) as (root, _), browser_page() as page:
+    with mlflow_server(tracking["uri"]) as (root, _), browser_page() as page:
         open_runs(page, root, tracking["experiment_id"], [run.root.name for run in runs])
         if len(runs) > 1:
             open_comparison(page, [run.root.name for run in runs])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -55,12 +55,12 @@ def convert_official(
     ],
     out: Annotated[Path, typer.Argument(help="Checkpoint folder to create.")],
     token_position: Annotated[
-        TokenPosition,
+        Literal["front", "middle", "end"],
         typer.Option(
             help="Position of the class text: front, middle or end. "
             "The file does not store it; the authors' scripts use end."
         ),
-    ] = TokenPosition.end,
+    ] = "end",
 ) -> None:
     """Convert a checkpoint of the authors to ours.
 
@@ -70,14 +70,14 @@ def convert_official(
     """
     from dfer_dist.inference.convert import from_official
 
-    found = from_official(file, out, token_position)
+    found = from_official(file, out, TokenPosition[token_position])
     model, data = found.model, found.data
     sharing = "of each class" if model.class_specific else "shared"
     print_line(
         f"{model.backbone}, frames {data.num_frames} x {data.image_size} x {data.image_size}, "
         f"temporal layers {model.temporal_layers}, "
         f"context tokens {model.context_tokens} {sharing}, "
-        f"token position {token_position.name} (not in the file)"
+        f"token position {token_position} (not in the file)"
     )
     for name, (sentence,) in (model.sentences or {}).items():
         print_line(f"  {name:15s} {sentence}")

@@ -46,13 +46,13 @@ def ui(
     store = Path(uri.removeprefix("sqlite:///"))
     if not store.exists():
         raise UserError(f"{store} does not exist: no run was tracked yet, or it was moved")
-    with suppress(KeyboardInterrupt), served(uri) as (address, server):
+    with suppress(KeyboardInterrupt), mlflow_server(uri) as (address, server):
         print_line(f"{address}{page} (Ctrl-C ends it)")
         sys.exit(server.wait())
 
 
 @contextmanager
-def served(uri: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def mlflow_server(uri: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Serve a store on this machine with ``mlflow ui``; yield its address and its process.
 
     Raises

@@ -12,17 +12,8 @@ import typer
 from dfer_dist.distributed.preemption import EXIT_PREEMPTED
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
+from launch import options
 from launch.console import console, print_line, progress_bar
-from launch.options import (
-    AllowDrift,
-    Experiment,
-    MaxMinutes,
-    NumRanks,
-    Overrides,
-    RunFolder,
-    RunName,
-    RunsFolder,
-)
 from launch.report import opening_mlflow_runs, report_run, update_mlflow_runs
 from launch.runs import open_run
 from launch.slurm import watch
@@ -53,14 +44,14 @@ Wait = Annotated[bool, typer.Option("--wait", help="Show a live table until all 
 
 
 def train(
-    experiment: Experiment,
+    experiment: options.Experiment,
     fold: Annotated[int, typer.Option(help="Fold to train and test, counted from 1.")],
-    overrides: Overrides = None,
-    nproc: NumRanks = None,
-    name: RunName = None,
-    runs: RunsFolder = Path("runs"),
-    max_minutes: MaxMinutes = None,
-    allow_drift: AllowDrift = None,
+    overrides: options.Overrides = None,
+    nproc: options.NumRanks = None,
+    name: options.RunName = None,
+    runs: options.RunsFolder = Path("runs"),
+    max_minutes: options.MaxMinutes = None,
+    allow_drift: options.AllowDrift = None,
 ) -> None:
     """Train and test one fold.
 
@@ -78,14 +69,14 @@ def train(
 
 
 def crossval(
-    experiment: Experiment,
-    overrides: Overrides = None,
+    experiment: options.Experiment,
+    overrides: options.Overrides = None,
     folds: Folds = None,
-    nproc: NumRanks = None,
-    name: RunName = None,
-    runs: RunsFolder = Path("runs"),
-    max_minutes: MaxMinutes = None,
-    allow_drift: AllowDrift = None,
+    nproc: options.NumRanks = None,
+    name: options.RunName = None,
+    runs: options.RunsFolder = Path("runs"),
+    max_minutes: options.MaxMinutes = None,
+    allow_drift: options.AllowDrift = None,
     cluster: ClusterName = LOCAL,
     max_parallel: MaxParallel = None,
     sweep: Sweep = None,
@@ -103,9 +94,9 @@ def crossval(
     settings, cluster_settings = split_overrides(overrides or [])
     allowed, deadline = allow_drift or (), _deadline(max_minutes)
     if cluster == LOCAL:
-        options: dict[str, object] = {"--max-parallel": max_parallel, "--sweep": sweep}
-        options |= {"--resume": resume, "--dry-run": dry_run, "--wait": wait}
-        given = [*cluster_settings, *(name for name, value in options.items() if value)]
+        others: dict[str, object] = {"--max-parallel": max_parallel, "--sweep": sweep}
+        others |= {"--resume": resume, "--dry-run": dry_run, "--wait": wait}
+        given = [*cluster_settings, *(name for name, value in others.items() if value)]
         if given:
             raise UserError(f"{given[0]} is for a cluster: give --cluster NAME too")
         run, chosen = open_run(runs, name, experiment, settings, allowed, folds, nproc or 1)
@@ -129,7 +120,7 @@ def crossval(
         sys.exit(watch.wait(submitted, console))
 
 
-def resume(run: RunFolder, nproc: NumRanks = None) -> None:
+def resume(run: options.RunFolder, nproc: options.NumRanks = None) -> None:
     """Resume a run with the settings it has.
 
     Folds of a submitted run that are missing are submitted again; other runs train here.
@@ -153,13 +144,13 @@ def resume(run: RunFolder, nproc: NumRanks = None) -> None:
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data.")] = Path("data/demo"),
-    runs: RunsFolder = Path("runs"),
+    runs: options.RunsFolder = Path("runs"),
     nproc: Annotated[
         int | None, typer.Option(min=1, help="Ranks on this machine. Default: 2, or 1 on one GPU.")
     ] = None,
     clips: Annotated[int, typer.Option(min=70, help="Number of clips to render.")] = 700,
-    name: RunName = None,
-    overrides: Overrides = None,
+    name: options.RunName = None,
+    overrides: options.Overrides = None,
 ) -> None:
     """Render a small data set, pack it, train five folds, and print the results.
 

@@ -15,8 +15,8 @@ def test_page_has_each_command_and_option() -> None:
     page = build_page()
     for name in (name for panel in COMMANDS.values() for name in panel):
         assert f"\n### dfer {name}\n" in page
-    assert "\n#### dfer bench loader\n" in page
+    assert "\n#### `dfer bench loader`\n" in page
     assert (
-        "- `--allow-drift KEY`: Resume despite a changed KEY: a setting, code or versions (repeatable)."
+        "* `--allow-drift KEY`: Resume despite a changed KEY: a setting, code or versions (repeatable)."
         in page
     )
