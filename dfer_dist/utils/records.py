@@ -27,8 +27,9 @@ _KINDS = {
 class Record:
     """Base of a dataclass that is stored as a JSON file with a ``version``.
 
-    A field may be a plain JSON type, a list, a dictionary with string keys, another dataclass, or
-    one of these or None. Unknown keys in a file are ignored. A field without a default is required.
+    A field may be a plain JSON type, a list, ``tuple[T, ...]``, a dictionary with string keys,
+    another dataclass, or one of these or None. Unknown keys in a file are ignored. A field without
+    a default is required.
     """
 
     #: What to do about a file that lacks a key. It ends the error message.
@@ -136,12 +137,12 @@ def _decode(hint: Any, value: Any, name: str) -> Any:
         (hint,) = (option for option in get_args(hint) if option is not NoneType)
         return _decode(hint, value, name)
     expected = dict if is_dataclass(hint) else origin or hint
-    _check_type(expected, value, name)
+    _check_type(list if expected is tuple else expected, value, name)
     if is_dataclass(hint):
         return from_json(hint, value, f"{name}.")  # type: ignore[arg-type]
-    if origin is list:
-        (item_type,) = get_args(hint)
-        return [_decode(item_type, item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if origin in (list, tuple):
+        item_type = get_args(hint)[0]
+        return origin(_decode(item_type, item, f"{name}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         _, item_type = get_args(hint)
         return {key: _decode(item_type, item, f"{name}.{key}") for key, item in value.items()}

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from dfer_dist.data.faces.parsing_maps import check_labels
-from dfer_dist.data.video.frame_folder import sort_frames
+from dfer_dist.data.sources.records import sort_frames
 from dfer_dist.utils.errors import UserError
 
 

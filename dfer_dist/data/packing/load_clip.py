@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -20,9 +19,14 @@ from PIL import Image
 
 from dfer_dist.data.faces.crop import FACE_SIZE, MIN_FACE_FRACTION, find_face
 from dfer_dist.data.shards.sidecars import array_bytes
-from dfer_dist.data.sources.records import VIDEO_SUFFIXES, ClipRecord, Fault, find_media
+from dfer_dist.data.sources.records import (
+    VIDEO_SUFFIXES,
+    ClipRecord,
+    Fault,
+    find_media,
+    list_frames,
+)
 from dfer_dist.data.video.decode import DamagedVideo, Video
-from dfer_dist.data.video.frame_folder import list_frames
 
 # Encoding a photograph with it changes pixels by about one grey level.
 _JPEG_QUALITY = 95
@@ -96,7 +100,10 @@ def load_clip(record: ClipRecord, size: int | None = None, faces: bool = False) 
     """
     files = clip_files(record)
     if not files:
-        return LoadedClip(faults=[_missing_media(record)])
+        fault = Fault("missing", "neither its folder nor its video exists", True)
+        if isinstance(record.media, Path) and record.media.is_dir():
+            fault = Fault("no frames", "its folder holds no JPEG or PNG", True)
+        return LoadedClip(faults=[fault])
     if files[0].suffix.lower() in VIDEO_SUFFIXES:
         return _load_video(files[0], size, faces)
     if faces:
@@ -112,12 +119,6 @@ def load_clip(record: ClipRecord, size: int | None = None, faces: bool = False) 
 def encode_frame(pixels: np.ndarray) -> bytes:
     """Encode a frame, uint8 [H, W, 3], as the JPEG that is packed."""
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), _JPEG_QUALITY, "RGB", "444")
-
-
-def _missing_media(record: ClipRecord) -> Fault:
-    if isinstance(record.media, Path) and record.media.is_dir():
-        return Fault("no frames", "its folder holds no JPEG or PNG", True)
-    return Fault("missing", "neither its folder nor its video exists", True)
 
 
 def _load_video(file: Path, size: int | None, faces: bool) -> LoadedClip:
@@ -148,35 +149,27 @@ def _load_video(file: Path, size: int | None, faces: bool) -> LoadedClip:
     return clip
 
 
-class _Frame(NamedTuple):
-    """A frame as a JPEG; ``copied`` if these are the bytes of its file."""
-
-    jpeg: bytes
-    height: int
-    width: int
-    copied: bool
-
-
 def _load_frames(files: tuple[Path, ...], size: int | None) -> LoadedClip:
     clip = LoadedClip()
-    first: _Frame | None = None
+    first: tuple[int, int] | None = None
     for file in files:
         try:
-            frame = _load_frame(file.read_bytes(), size)
+            data = file.read_bytes()
+            jpeg, (height, width) = _load_frame(data, size)
         except (ValueError, OSError) as e:
             reason = f"{file.name} cannot be decoded: {_stable_message(e)}"
             clip.faults.append(Fault("unreadable frame", reason))
             continue
-        first = first or frame
-        if (frame.height, frame.width) != (first.height, first.width):
+        first = first or (height, width)
+        if (height, width) != first:
             reason = (
-                f"{file.name} has {frame.width} x {frame.height} pixels, the frames before it "
-                f"{first.width} x {first.height} (see --resize)"
+                f"{file.name} has {width} x {height} pixels, the frames before it "
+                f"{first[1]} x {first[0]} (see --resize)"
             )
             clip.faults.append(Fault("sizes differ", reason, True))
             return clip
-        clip.jpegs.append(frame.jpeg)
-        clip.num_encoded += not frame.copied
+        clip.jpegs.append(jpeg)
+        clip.num_encoded += jpeg is not data
     if not clip.jpegs:
         clip.faults.append(Fault("no frames", "no frame can be decoded", True))
     return clip
@@ -187,17 +180,17 @@ def _stable_message(error: Exception) -> str:
     return re.sub(r" <.*>", "", " ".join(str(error).split()))
 
 
-def _load_frame(data: bytes, size: int | None) -> _Frame:
+def _load_frame(data: bytes, size: int | None) -> tuple[bytes, tuple[int, int]]:
+    """Return a frame as a JPEG, ``data`` itself if it can be copied, with its height and width."""
     # decided by content: a PNG may be named .jpg
     is_jpeg = not data.startswith(_PNG_SIGNATURE)
     pixels = simplejpeg.decode_jpeg(data) if is_jpeg else _decode_png(data)
-    height, width = pixels.shape[:2]
-    if is_jpeg and (size is None or (height, width) == (size, size)):
-        return _Frame(data, height, width, copied=True)
+    shape = pixels.shape[:2]
+    if is_jpeg and (size is None or shape == (size, size)):
+        return data, shape
     if size is not None:
         pixels = _resize(pixels, size)
-        height, width = size, size
-    return _Frame(encode_frame(pixels), height, width, copied=False)
+    return encode_frame(pixels), pixels.shape[:2]
 
 
 def _decode_png(data: bytes) -> np.ndarray:

@@ -16,7 +16,8 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -81,30 +82,59 @@ def pack(
     UserError
         If ``out`` holds another set, keys collide, a split has no clip, or a fault is ``strict``.
     """
+    if not records or clips_per_shard < 1:
+        raise UserError(f"{len(records)} clips to pack, {clips_per_shard} per shard: nothing to do")
     settings = PackSettings(clips_per_shard, size, faces)
-    plan = _make_plan(records, dataset, out, classes, settings, strict)
+    plan = _Plan(records, dataset, out, tuple(classes or CLASSES[dataset]), settings, strict)
+    plan.check_records()
     if (out / "index.json").is_file():
         return plan.load_finished()
     plan.check_folder()
-    results = run_jobs(write_shard, plan.jobs, plan.num_clips, workers, progress)
-    return plan.finish(results)
+    num_clips = sum(len(job.records) for job in plan.jobs)
+    return plan.finish(run_jobs(write_shard, plan.jobs, num_clips, workers, progress))
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """A set to pack, and the jobs that write its shards."""
+    """A set to pack, with the arguments of :func:`pack`."""
 
-    out: Path
+    records: Sequence[ClipRecord]
     dataset: str
+    out: Path
     classes: tuple[str, ...]
     settings: PackSettings
     strict: bool
-    records: Sequence[ClipRecord]
-    jobs: Sequence[ShardJob]
 
-    @property
-    def num_clips(self) -> int:
-        return sum(len(job.records) for job in self.jobs)
+    @cached_property
+    def jobs(self) -> list[ShardJob]:
+        """The shards to write: the clips of each split are distributed evenly over them."""
+        by_split: dict[str, list[ClipRecord]] = defaultdict(list)
+        for record in self.records:
+            if not any(fault.left_out for fault in record.faults):
+                by_split[record.split].append(record)
+        jobs = []
+        for split in sorted(by_split):
+            # a hash of the key shuffles the clips
+            clips = sorted(by_split[split], key=lambda r: hashlib.sha256(r.key.encode()).digest())
+            num_shards = -(-len(clips) // self.settings.clips_per_shard)
+            for i, rows in enumerate(np.array_split(np.arange(len(clips)), num_shards)):
+                tar = self.out / f"{split}-{i:05d}.tar"
+                members = tuple(clips[row] for row in rows)
+                jobs.append(ShardJob(tar, members, len(self.classes), self.settings, self.strict))
+        return jobs
+
+    def check_records(self) -> None:
+        """Reject equal keys and, if strict, any fault of the lists."""
+        sources: dict[str, str] = {}
+        for record in self.records:
+            if record.key in sources:
+                raise UserError(
+                    f"clips {sources[record.key]} and {record.source} have the same key, "
+                    f"{record.key}: rename one of them"
+                )
+            sources[record.key] = record.source
+        if self.strict:
+            check_strict([problem for r in self.records for problem in list_problems(r, r.faults)])
 
     def load_finished(self) -> Index:
         """Return the index in the folder if it was packed from these records and files."""
@@ -121,13 +151,12 @@ class _Plan:
             )
         # threads, because the file system takes most of the time
         with ThreadPoolExecutor(8) as pool:
-            sources = _hash_sources(self.records, list(pool.map(ShardJob.digest, self.jobs)))
+            sources = self._hash_sources(list(pool.map(ShardJob.digest, self.jobs)))
         held = (index.name, index.classes, report.sources)
         if held != (self.dataset, self.classes, sources):
-            num_clips = sum(shard.clips for shard in index.shards)
             raise UserError(
-                f"{out} holds another data set ({index.name}, {num_clips} clips), or its lists or "
-                "frames have changed since: choose an empty --out"
+                f"{out} holds another data set ({index.name}, {report.clips} clips), or its lists "
+                "or frames have changed since: choose an empty --out"
             )
         if self.strict:
             check_strict(report.problems)
@@ -145,87 +174,38 @@ class _Plan:
 
     def finish(self, results: Sequence[ShardResult]) -> Index:
         """Write the report and the index, and remove what only resuming needs."""
-        self._check_splits(results)
         shards = tuple(result.shard for result in results if result.shard)
+        self._check_splits({shard.split for shard in shards}, results)
         set_hash = content_hash(self.dataset, self.classes, shards)
         index = Index(self.out, self.dataset, self.classes, shards, set_hash)
-        sources = _hash_sources(self.records, [result.digest for result in results])
-        self._remove_temporary_files()
+        sources = self._hash_sources([result.digest for result in results])
+        # partial files of killed runs, which may be large
+        prefixes = tuple(f".{file.name}." for job in self.jobs for file in job.files)
+        for file in self.out.iterdir():
+            if file.name.startswith(prefixes):
+                file.unlink()
         report = make_report(index, self.records, results, self.settings, sources)
         report.write(self.out / REPORT)
         body = {
             "name": self.dataset,
-            "classes": list(self.classes),
-            "shards": [asdict(shard) for shard in shards],
+            "classes": self.classes,
+            "shards": [vars(shard) for shard in shards],
             "hash": index.hash,
         }
         write_json(self.out / "index.json", body)
         shutil.rmtree(self.out / STATE_FOLDER, ignore_errors=True)
         return index
 
-    def _check_splits(self, results: Sequence[ShardResult]) -> None:
-        packed = {result.shard.split for result in results if result.shard}
+    def _check_splits(self, packed: set[str], results: Sequence[ShardResult]) -> None:
         empty = sorted({record.split for record in self.records} - packed - {NO_SPLIT})
-        if not empty:
-            return
-        problems = (problem for result in results for problem in result.problems)
-        lost = [f"; clip {p.clip}: {p.reason}" for p in problems if p.left_out]
-        raise UserError(
-            f"no clip of {empty[0]} could be packed{''.join(lost[:1])} (is --root right?)"
-        )
-
-    def _remove_temporary_files(self) -> None:
-        """Remove the partial files of killed runs, which may be large."""
-        prefixes = tuple(f".{file.name}." for job in self.jobs for file in job.files)
-        for file in self.out.iterdir():
-            if file.name.startswith(prefixes):
-                file.unlink()
-
-
-def _make_plan(
-    records: Sequence[ClipRecord],
-    dataset: str,
-    out: Path,
-    classes: Sequence[str] | None,
-    settings: PackSettings,
-    strict: bool,
-) -> _Plan:
-    """Check the records, and distribute the clips of each split evenly over its shards."""
-    per_shard = settings.clips_per_shard
-    if not records or per_shard < 1:
-        raise UserError(f"{len(records)} clips to pack, {per_shard} per shard: nothing to do")
-    _check_keys(records)
-    if strict:
-        check_strict([problem for r in records for problem in list_problems(r, r.faults)])
-    classes = tuple(classes or CLASSES[dataset])
-    by_split: dict[str, list[ClipRecord]] = defaultdict(list)
-    for record in records:
-        if not any(fault.left_out for fault in record.faults):
-            by_split[record.split].append(record)
-    jobs = []
-    for split in sorted(by_split):
-        # a hash of the key shuffles the clips
-        clips = sorted(by_split[split], key=lambda r: hashlib.sha256(r.key.encode()).digest())
-        num_shards = -(-len(clips) // per_shard)
-        for i, rows in enumerate(np.array_split(np.arange(len(clips)), num_shards)):
-            tar = out / f"{split}-{i:05d}.tar"
-            members = tuple(clips[row] for row in rows)
-            jobs.append(ShardJob(tar, members, len(classes), settings, strict))
-    return _Plan(out, dataset, classes, settings, strict, records, jobs)
-
-
-def _check_keys(records: Sequence[ClipRecord]) -> None:
-    sources: dict[str, str] = {}
-    for record in records:
-        if record.key in sources:
+        if empty:
+            problems = (problem for result in results for problem in result.problems)
+            lost = [f"; clip {p.clip}: {p.reason}" for p in problems if p.left_out]
             raise UserError(
-                f"clips {sources[record.key]} and {record.source} have the same key, "
-                f"{record.key}: rename one of them"
+                f"no clip of {empty[0]} could be packed{''.join(lost[:1])} (is --root right?)"
             )
-        sources[record.key] = record.source
 
-
-def _hash_sources(records: Sequence[ClipRecord], digests: Sequence[str]) -> str:
-    """Return a hash of what a set was packed from: digests of shards, and faults of the lists."""
-    faults = [[r.source, asdict(fault)] for r in records for fault in r.faults]
-    return hash_json([list(digests), faults])
+    def _hash_sources(self, digests: Sequence[str]) -> str:
+        """Return a hash of the set's sources: digests of shards, and faults of the lists."""
+        faults = [[r.source, vars(fault)] for r in self.records for fault in r.faults]
+        return hash_json([digests, faults])

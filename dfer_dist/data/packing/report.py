@@ -101,7 +101,7 @@ class PackReport(Record):
 
 
 @dataclass(frozen=True)
-class ShardResult:
+class ShardResult(Record):
     """What became of the clips of a shard.
 
     Attributes
@@ -136,10 +136,17 @@ def make_report(
     for problem in (problem for result in results for problem in result.problems):
         found[problem.clip].append(problem)
     problems = [p for r in records for p in (*list_problems(r, r.faults), *found[r.source])]
-    splits = {
-        split: _report_split(split, index, records, results, problems)
-        for split in sorted({record.split for record in records})
-    }
+    splits = {}
+    for split in sorted({record.split for record in records}):
+        histograms = [shard.histogram for shard in index.shards if shard.split == split]
+        counts = np.sum(histograms or [(0,) * len(index.classes)], axis=0).tolist()
+        splits[split] = SplitReport(
+            listed=sum(record.split == split for record in records),
+            clips=sum(counts),
+            frames=sum(r.frames for r in results if r.shard and r.shard.split == split),
+            problems=sum(problem.split == split for problem in problems),
+            classes=dict(zip(index.classes, counts, strict=True)),
+        )
     return PackReport(
         dataset=index.name,
         index_hash=index.hash,
@@ -173,22 +180,3 @@ def check_strict(problems: Sequence[Problem]) -> None:
     if problems:
         clip, reason = problems[0].clip, problems[0].reason
         raise UserError(f"clip {clip}: {reason} (omit --strict to report such faults)")
-
-
-def _report_split(
-    split: str,
-    index: Index,
-    records: Sequence[ClipRecord],
-    results: Sequence[ShardResult],
-    problems: Sequence[Problem],
-) -> SplitReport:
-    histograms = [shard.histogram for shard in index.shards if shard.split == split]
-    counts = np.sum(histograms or [(0,) * len(index.classes)], axis=0).tolist()
-    frames = [r.frames for r in results if r.shard is not None and r.shard.split == split]
-    return SplitReport(
-        listed=sum(record.split == split for record in records),
-        clips=sum(counts),
-        frames=sum(frames),
-        problems=sum(problem.split == split for problem in problems),
-        classes=dict(zip(index.classes, counts, strict=True)),
-    )

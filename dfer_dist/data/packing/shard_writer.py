@@ -6,7 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from dfer_dist.data.shards.sidecars import (
 )
 from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import atomic_path, read_json, sha256_file, write_json
+from dfer_dist.utils.files import atomic_path, sha256_file
 
 # Folder next to the shards with a record of each finished one, until the set is complete.
 STATE_FOLDER = ".packing"
@@ -66,7 +66,10 @@ class ShardJob:
     def files(self) -> tuple[Path, ...]:
         """The files that belong to the shard."""
         files = (self.tar, sidecar_path(self.tar))
-        return files + _landmark_files(self.tar) if self.settings.faces else files
+        if not self.settings.faces:
+            return files
+        landmarks = sidecar_tar_path(self.tar, LANDMARKS)
+        return (*files, landmarks, landmarks.with_suffix(".json"))
 
     def digest(self) -> str:
         """Return a hash of all that decides the shard's bytes, with file sizes for contents."""
@@ -95,7 +98,7 @@ def write_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
         # left by a run on other records or files
         job.state_file.unlink(missing_ok=True)
         result = _write_clips(job, digest, advance)
-        write_json(job.state_file, asdict(result))
+        result.write(job.state_file)
     else:
         advance(len(job.records))
     if job.strict:
@@ -104,49 +107,20 @@ def write_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
 
 
 def _finished_result(job: ShardJob, digest: str) -> ShardResult | None:
-    """Return the result of an earlier run if its files are whole.
-
-    The record of a finished shard is written after its files.
-    """
-    if not job.state_file.is_file():
-        return None
+    """Return the result of an earlier run, which was written after its files, if they are whole."""
     try:
-        result = _read_result(job.state_file)
-    except (UserError, KeyError, TypeError):
-        # of another version, or truncated by a full disk
+        result = ShardResult.read(job.state_file)
+        shard = result.shard
+        if shard and job.settings.faces:
+            read_manifest(job.tar, LANDMARKS)
+        is_whole = shard is None or (
+            job.tar.stat().st_size == shard.bytes
+            and sha256_file(sidecar_path(job.tar)) == shard.sidecar_sha256
+        )
+    except (UserError, OSError):
+        # missing, of another version, or truncated by a full disk
         return None
-    if result.digest != digest:
-        return None
-    return result if result.shard is None or _is_whole(job, result.shard) else None
-
-
-def _read_result(file: Path) -> ShardResult:
-    raw = read_json(file)
-    shard = raw["shard"]
-    if shard is not None:
-        shard = Shard(**{**shard, "histogram": tuple(shard["histogram"])})
-    problems = tuple(Problem(**problem) for problem in raw["problems"])
-    return ShardResult(raw["digest"], shard, raw["frames"], raw["encoded"], problems)
-
-
-def _is_whole(job: ShardJob, shard: Shard) -> bool:
-    sidecar = sidecar_path(job.tar)
-    if not job.tar.is_file() or job.tar.stat().st_size != shard.bytes or not sidecar.is_file():
-        return False
-    if sha256_file(sidecar) != shard.sidecar_sha256:
-        return False
-    if not job.settings.faces:
-        return True
-    try:
-        read_manifest(job.tar, LANDMARKS)
-    except UserError:
-        return False
-    return True
-
-
-def _landmark_files(tar: Path) -> tuple[Path, Path]:
-    landmarks = sidecar_tar_path(tar, LANDMARKS)
-    return landmarks, landmarks.with_suffix(".json")
+    return result if is_whole and result.digest == digest else None
 
 
 def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> ShardResult:
@@ -174,15 +148,25 @@ def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> 
                     landmarks.append((record.key, clip.landmarks))
             advance(1)
     if not rows:
-        for file in (job.tar, sidecar_path(job.tar), *_landmark_files(job.tar)):
+        for file in job.files:
             file.unlink(missing_ok=True)
         return ShardResult(digest, None, 0, 0, tuple(problems))
     with atomic_path(sidecar_path(job.tar)) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SIDECAR), temporary)
     if job.settings.faces:
         write_sidecar_tar(job.tar, LANDMARKS, landmarks, {"by": "dfer pack --faces"})
+    labels = [row["label"] for row in rows]
+    shard = Shard(
+        file=job.tar.name,
+        split=job.records[0].split,
+        clips=len(rows),
+        bytes=job.tar.stat().st_size,
+        histogram=tuple(np.bincount(labels, minlength=job.num_classes).tolist()),
+        sha256=sha256_file(job.tar),
+        sidecar_sha256=sha256_file(sidecar_path(job.tar)),
+    )
     frames = sum(row["frames"] for row in rows)
-    return ShardResult(digest, _describe_shard(job, rows), frames, encoded, tuple(problems))
+    return ShardResult(digest, shard, frames, encoded, tuple(problems))
 
 
 def _write_clip(writer: Any, record: ClipRecord, jpegs: list[bytes]) -> dict[str, Any]:
@@ -206,16 +190,3 @@ def _write_clip(writer: Any, record: ClipRecord, jpegs: list[bytes]) -> dict[str
         "size": writer.tarstream.offset - offset,
         "crc32": [zlib.crc32(jpeg) for jpeg in jpegs],
     }
-
-
-def _describe_shard(job: ShardJob, rows: list[dict[str, Any]]) -> Shard:
-    labels = [row["label"] for row in rows]
-    return Shard(
-        file=job.tar.name,
-        split=job.records[0].split,
-        clips=len(rows),
-        bytes=job.tar.stat().st_size,
-        histogram=tuple(np.bincount(labels, minlength=job.num_classes).tolist()),
-        sha256=sha256_file(job.tar),
-        sidecar_sha256=sha256_file(sidecar_path(job.tar)),
-    )

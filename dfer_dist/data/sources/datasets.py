@@ -75,19 +75,15 @@ def read_dataset(
         )
         return Listing(root.resolve().name, classes, records, (root,))
     options = {"--folds": folds, "--seed": seed, "--groups": groups, "--group-by": group_by}
-    _check_official(dataset, [name for name, value in options.items() if value is not None])
+    given = [name for name, value in options.items() if value is not None]
+    if dataset not in CLASSES:
+        names = ", ".join(CLASSES)
+        raise UserError(f"unknown data set '{dataset}': choose one of {names} or folder")
+    if given:
+        raise UserError(f"{dataset} has official folds: {given[0]} is for --dataset folder")
     if lists:
         return Listing(dataset, CLASSES[dataset], read_lists(dataset, root, lists), (lists, root))
     if dataset == "demo":
         raise UserError("--dataset demo needs --lists, the folder of its lists")
     records, folders = read_official(dataset, root, prefer_videos)
     return Listing(dataset, CLASSES[dataset], records, folders)
-
-
-def _check_official(dataset: str, folder_options: list[str]) -> None:
-    if dataset not in CLASSES:
-        names = ", ".join(CLASSES)
-        raise UserError(f"unknown data set '{dataset}': choose one of {names} or folder")
-    if folder_options:
-        option = folder_options[0]
-        raise UserError(f"{dataset} has official folds: {option} is for --dataset folder")

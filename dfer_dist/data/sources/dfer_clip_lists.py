@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from dfer_dist.data.sources.records import (
     CLASSES,
@@ -28,19 +27,16 @@ from dfer_dist.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a list: name of the clip, label and, if the list has it, number of frames."""
+    """A line of a list: name of the clip, label and, if the list has it, number of frames.
+
+    ``split`` and ``faults`` are what :func:`join_splits` finds.
+    """
 
     source: str
     label: int
     frames: int | None = None
-
-
-class ListedClip(NamedTuple):
-    """A clip of a set of lists, with its split and the faults of the lists."""
-
-    row: Row
-    split: str
-    faults: tuple[Fault, ...]
+    split: str = NO_SPLIT
+    faults: tuple[Fault, ...] = ()
 
 
 def read_lists(dataset: str, root: Path, lists: Path) -> list[ClipRecord]:
@@ -64,20 +60,25 @@ def read_lists(dataset: str, root: Path, lists: Path) -> list[ClipRecord]:
         If a folder is empty or missing, a line cannot be read, a label is out of range, a clip is
         in two splits, or no clip at all is below ``root``.
     """
-    if dataset not in CLASSES:
-        raise UserError(f"unknown data set '{dataset}': choose one of {', '.join(CLASSES)}")
     for folder in (root, lists):
         if not folder.is_dir() or not any(folder.iterdir()):
             raise UserError(f"{folder} is empty or not a folder: nothing to pack there")
-    classes = CLASSES[dataset]
-    tests, trains = _read_lists(_find_lists(lists, dataset), len(classes))
+    classes, files = CLASSES[dataset], _find_lists(lists, dataset)
+    tests = {split: _read_list(file, len(classes)) for split, file in files.items()}
     if not any(tests.values()):
         raise UserError(f"the test lists in {lists} are empty: nothing to pack")
+    trainings = {
+        split: file.with_name(file.name.replace("_test.txt", "_train.txt"))
+        for split, file in files.items()
+        if split.startswith("fold")
+    }
+    trains = {s: _read_list(f, len(classes)) for s, f in trainings.items() if f.is_file()}
     prefix = _common_prefix([row.source for rows in tests.values() for row in rows])
-    records = [
-        _make_record(root, clip, clip.row.source[prefix:])
-        for clip in join_splits(tests, trains, classes)
-    ]
+    records = []
+    for row in join_splits(tests, trains, classes):
+        source = row.source[prefix:]
+        key, media = make_key(source), root / source
+        records.append(ClipRecord(key, row.label, row.split, source, media, row.frames, row.faults))
     if not any(find_media(record.media) for record in records if isinstance(record.media, Path)):
         raise UserError(
             f"none of the {len(records)} listed clips exists, such as {records[0].media} "
@@ -88,7 +89,7 @@ def read_lists(dataset: str, root: Path, lists: Path) -> list[ClipRecord]:
 
 def join_splits(
     tests: Mapping[str, Sequence[Row]], trains: Mapping[str, Sequence[Row]], classes: Sequence[str]
-) -> list[ListedClip]:
+) -> list[Row]:
     """Return every clip of a set of lists once, with its split and the faults of the lists.
 
     A clip belongs to the split that tests it: a fold is trained on all other folds. Training
@@ -120,9 +121,42 @@ def join_splits(
     for row in (row for lists in (tests, trains) for rows in lists.values() for row in rows):
         first_rows.setdefault(row.source, row)
     return [
-        ListedClip(row, splits.get(source, NO_SPLIT), tuple(faults[source]))
+        replace(row, split=splits.get(source, NO_SPLIT), faults=tuple(faults[source]))
         for source, row in first_rows.items()
     ]
+
+
+def read_rows(file: Path, parse: Callable[[str], Row | None], line_format: str) -> list[Row]:
+    """Return the rows of a list; empty lines and a header ``video_name,...`` are skipped.
+
+    Raises
+    ------
+    UserError
+        If ``parse`` returns None for a line.
+    """
+    rows = []
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        is_header = number == 1 and line.lower().replace(" ", "").startswith("video_name,")
+        if is_header or not line.strip():
+            continue
+        row = parse(line)
+        if row is None:
+            raise UserError(f"{file}:{number}: '{line}' is not of the form {line_format}")
+        rows.append(row)
+    return rows
+
+
+def add_test_list(tests: dict[int, Path], fold: int, file: Path) -> None:
+    """Add the test list of a fold.
+
+    Raises
+    ------
+    UserError
+        If the fold has another one.
+    """
+    other = tests.setdefault(fold, file)
+    if other is not file:
+        raise UserError(f"two test lists of fold {fold}, {other} and {file}: remove one")
 
 
 def number_folds(tests: Mapping[int, Path], folder: Path) -> dict[str, Path]:
@@ -146,15 +180,8 @@ def _find_lists(lists: Path, dataset: str) -> dict[str, Path]:
     files = [f for f in entries if f.name.lower().startswith(f"{dataset}_")] or entries
     tests: dict[int, Path] = {}
     for file in files:
-        match = re.fullmatch(r".*_set_(\d+)_test\.txt", file.name)
-        if match is None:
-            continue
-        other = tests.setdefault(int(match[1]), file)
-        if other is not file:
-            raise UserError(
-                f"{lists} has two test lists of fold {match[1]}, {other.name} and {file.name}: "
-                "keep one"
-            )
+        if match := re.fullmatch(r".*_set_(\d+)_test\.txt", file.name):
+            add_test_list(tests, int(match[1]), file)
     if tests:
         return number_folds(tests, lists)
     pair = {
@@ -169,39 +196,15 @@ def _find_lists(lists: Path, dataset: str) -> dict[str, Path]:
     return {split: found[0] for split, found in pair.items()}
 
 
-def _read_lists(
-    files: Mapping[str, Path], num_classes: int
-) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
-    """Return the rows of the test lists, and of those training lists of folds that exist."""
-    tests = {split: _read_list(file, num_classes) for split, file in files.items()}
-    trains = {}
-    for split, file in files.items():
-        train = file.with_name(file.name.replace("_test.txt", "_train.txt"))
-        if split.startswith("fold") and train.is_file():
-            trains[split] = _read_list(train, num_classes)
-    return tests, trains
-
-
 def _read_list(file: Path, num_classes: int) -> list[Row]:
-    rows = []
-    for number, line in enumerate(read_text(file).splitlines(), 1):
-        fields = line.split()
-        if not fields:
-            continue
-        if len(fields) != 3 or not re.fullmatch(r"[0-9]+ [0-9]+", " ".join(fields[1:])):
-            raise UserError(f"{file}:{number}: '{line}' is not of the form 'path frames label'")
-        if int(fields[2]) >= num_classes:
-            raise UserError(
-                f"{file}:{number}: label {fields[2]} is out of range 0 to {num_classes - 1}"
-            )
-        rows.append(Row(fields[0], int(fields[2]), int(fields[1])))
-    return rows
+    def parse(line: str) -> Row | None:
+        match = re.fullmatch(r"(\S+)\s+([0-9]+)\s+([0-9]+)", line.strip())
+        if match is None or int(match[3]) >= num_classes:
+            return None
+        return Row(match[1], int(match[3]), int(match[2]))
 
-
-def _make_record(root: Path, clip: ListedClip, source: str) -> ClipRecord:
-    row = clip.row
-    key = make_key(source)
-    return ClipRecord(key, row.label, clip.split, source, root / source, row.frames, clip.faults)
+    last = num_classes - 1
+    return read_rows(file, parse, f"'path frames label' with a label of 0 to {last}")
 
 
 def _common_prefix(sources: list[str]) -> int:

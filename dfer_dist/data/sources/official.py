@@ -20,19 +20,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from dfer_dist.data.sources.dfer_clip_lists import Row, join_splits, number_folds
+from dfer_dist.data.sources.dfer_clip_lists import (
+    Row,
+    add_test_list,
+    join_splits,
+    number_folds,
+    read_rows,
+)
 from dfer_dist.data.sources.records import (
     CLASSES,
     VIDEO_SUFFIXES,
     ClipRecord,
     canonical_class,
     make_key,
-    read_text,
 )
 from dfer_dist.utils.errors import UserError
 
@@ -40,11 +45,6 @@ _MAX_DEPTH = 7
 
 # A folder with more subfolders than this holds clips: lists are not searched below it.
 _MAX_SUBFOLDERS = 200
-
-
-class _Line(NamedTuple):
-    source: str
-    class_name: str
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class _Layout:
         Returns the path of the training list of a test list.
     line_format : str
         Format of a line, for messages.
-    parse_line : callable
-        Returns clip and class of a line, or None.
     labels : mapping
         Labels by class as named in the lists, in lower case.
     frames_folder, videos_folder : str
         Usual names of the folders of all frames and of all videos.
+    clip_name : callable
+        Returns the name of a clip from that in a list.
     """
 
     lists: str
@@ -77,25 +77,10 @@ class _Layout:
     preferred: tuple[str, ...]
     training_list: Callable[[Path], Path]
     line_format: str
-    parse_line: Callable[[str], _Line | None]
     labels: Mapping[str, int]
     frames_folder: str
     videos_folder: str
-
-
-def _parse_line(line: str) -> _Line | None:
-    fields = re.split(r"[\s,]+", line.strip())
-    return _Line(*fields) if len(fields) == 2 else None
-
-
-def _parse_dfew_line(line: str) -> _Line | None:
-    parsed = _parse_line(line)
-    return parsed and parsed._replace(source=parsed.source.zfill(5))
-
-
-def _parse_mafw_line(line: str) -> _Line | None:
-    parsed = _parse_line(line)
-    return parsed and parsed._replace(source=parsed.source.removesuffix(".mp4"))
+    clip_name: Callable[[str], str]
 
 
 def _dfew_training_list(test: Path) -> Path:
@@ -110,11 +95,11 @@ _LAYOUTS = {
         preferred=("single",),
         training_list=_dfew_training_list,
         line_format="'video_name,label' with a label of 1 to 7",
-        parse_line=_parse_dfew_line,
         # happy, sad, neutral, angry, surprise, disgust, fear: the order of CLASSES, from 1
         labels={str(label + 1): label for label in range(7)},
         frames_folder="clip_224x224",
         videos_folder="original",
+        clip_name=lambda name: name.zfill(5),
     ),
     "mafw": _Layout(
         lists="Train & Test Set/single/no_caption/set_K/test.txt",
@@ -122,10 +107,10 @@ _LAYOUTS = {
         preferred=("single/", "no_caption/"),
         training_list=lambda test: test.with_name("train.txt"),
         line_format="'00025.mp4 anger'",
-        parse_line=_parse_mafw_line,
         labels={name: label for label, name in enumerate(CLASSES["mafw"])},
         frames_folder="frames",
         videos_folder="clips",
+        clip_name=lambda name: name.removesuffix(".mp4"),
     ),
     "ferv39k": _Layout(
         lists="4_setups/All_scenes/test_All.csv",
@@ -133,10 +118,10 @@ _LAYOUTS = {
         preferred=("All_scenes/",),
         training_list=lambda test: test.with_name("train_All.csv"),
         line_format="'Action/Happy/0015 Happy'",
-        parse_line=_parse_line,
         labels={name: label for label, name in enumerate(CLASSES["ferv39k"])},
         frames_folder="2_ClipsforFaceCrop",
         videos_folder="clips",
+        clip_name=str,
     ),
 }
 
@@ -175,13 +160,13 @@ def read_official(
     if "test" in lists:
         # without folds the training list is a split of its own
         lists, trainings = {"train": trainings["test"], **lists}, {}
-    tests = {split: _read_rows(file, layout) for split, file in lists.items()}
-    trains = {s: _read_rows(file, layout) for s, file in trainings.items() if file.is_file()}
-    clips = join_splits(tests, trains, CLASSES[dataset])
-    media, home = _find_clips(root, [clip.row.source for clip in clips], layout, prefer_videos)
+    tests = {split: _read_list(file, layout) for split, file in lists.items()}
+    trains = {s: _read_list(file, layout) for s, file in trainings.items() if file.is_file()}
+    rows = join_splits(tests, trains, CLASSES[dataset])
+    media, home = _find_clips(root, [row.source for row in rows], layout, prefer_videos)
     records = [
-        ClipRecord(make_key(row.source), row.label, split, row.source, media[row.source], None, f)
-        for row, split, f in clips
+        ClipRecord(make_key(r.source), r.label, r.split, r.source, media[r.source], None, r.faults)
+        for r in rows
     ]
     return records, (next(iter(lists.values())).parent, home)
 
@@ -208,49 +193,34 @@ def _find_lists(root: Path, layout: _Layout) -> dict[str, Path]:
 def _nearest_lists(root: Path, layout: _Layout) -> dict[str, dict[int, Path]]:
     """Return the test lists at the least depth that has any: by folder, and by fold."""
     found: dict[str, dict[int, Path]] = {}
-    for folders_at_depth in _walk_by_depth(
-        root, lambda _, subfolders: subfolders <= _MAX_SUBFOLDERS
-    ):
-        for entry in (entry for _, entries in folders_at_depth for entry in entries):
+    depth = 0
+    for folder, entries in _walk(root, lambda _, subfolders: subfolders <= _MAX_SUBFOLDERS):
+        if found and len(folder.parts) > depth:
+            break
+        for entry in entries:
             path = Path(entry.path)
             match = layout.test_list.fullmatch(path.relative_to(root).as_posix())
-            if not match or not entry.is_file():
-                continue
-            fold = int(match.groupdict().get("fold", 0))
-            other = found.setdefault(match["home"], {}).setdefault(fold, path)
-            if other != path:
-                raise UserError(f"two test lists of one fold, {other} and {path}: remove one")
-        if found:
-            break
+            if match and entry.is_file():
+                depth, fold = len(folder.parts), int(match.groupdict().get("fold", 0))
+                add_test_list(found.setdefault(match["home"], {}), fold, path)
     return found
 
 
-def _read_rows(file: Path, layout: _Layout) -> list[Row]:
+def _read_list(file: Path, layout: _Layout) -> list[Row]:
+    def parse(line: str) -> Row | None:
+        fields = re.split(r"[\s,]+", line.strip())
+        name = fields[-1].lower()
+        label = layout.labels.get(canonical_class(name) or name)
+        if len(fields) != 2 or label is None:
+            return None
+        return Row(layout.clip_name(fields[0]).strip("/"), label)
+
     if not file.is_file():
         raise UserError(f"{file} is missing: the other lists in its folder need it")
-    rows = []
-    for number, line in enumerate(read_text(file).splitlines(), 1):
-        is_header = number == 1 and line.lower().replace(" ", "").startswith("video_name,")
-        if is_header or not line.strip():
-            continue
-        parsed = layout.parse_line(line)
-        label = None
-        if parsed is not None:
-            name = parsed.class_name.lower()
-            label = layout.labels.get(canonical_class(name) or name)
-        if parsed is None or label is None:
-            raise UserError(f"{file}:{number}: '{line}' is not of the form {layout.line_format}")
-        rows.append(Row(parsed.source.strip("/"), label))
+    rows = read_rows(file, parse, layout.line_format)
     if not rows:
         raise UserError(f"{file} is empty: copy it again")
     return rows
-
-
-class _ClipFolder(NamedTuple):
-    """A folder that holds listed clips, with the path of each by name."""
-
-    path: Path
-    clips: dict[str, Path]
 
 
 def _find_clips(
@@ -261,52 +231,54 @@ def _find_clips(
     Clips of FERV39k are nested folders, of which the topmost one is searched for.
     """
     names = {source.partition("/")[0] for source in sources}
-    usual = layout.videos_folder if prefer_videos else layout.frames_folder
-    folders = list(_clip_folders(root, names, prefer_videos))
-    if not folders:
-        usual = layout.frames_folder if prefer_videos else layout.videos_folder
-        folders = list(_clip_folders(root, names, not prefer_videos))
-    if not folders:
+    for videos in (prefer_videos, not prefer_videos):
+        folders = _find_clip_folders(root, names, videos)
+        if folders:
+            break
+    else:
         example = sources[0]
         raise UserError(
             f"no folder below {root} holds the listed clips, such as {example}/ or {example}.mp4"
         )
+    usual = layout.videos_folder if videos else layout.frames_folder
     home, chosen = _choose_folders(root, folders, usual)
-    paths = {name: path for folder in reversed(chosen) for name, path in folder.clips.items()}
+    paths = {name: path for folder in reversed(chosen) for name, path in folders[folder].items()}
     media = {}
     for source in sources:
         name, _, rest = source.partition("/")
-        media[source] = paths[name] / rest if name in paths else chosen[0].path / source
+        media[source] = paths[name] / rest if name in paths else chosen[0] / source
     return media, home
 
 
 def _choose_folders(
-    root: Path, folders: Sequence[_ClipFolder], usual: str
-) -> tuple[Path, list[_ClipFolder]]:
+    root: Path, folders: Mapping[Path, Mapping[str, Path]], usual: str
+) -> tuple[Path, list[Path]]:
     """Return the folder of the usual name with all clip folders in it, else the fullest folder."""
-    named = [f for f in folders if usual in (root.name, *f.path.relative_to(root).parts)]
+    named = [f for f in folders if usual in (root.name, *f.relative_to(root).parts)]
     if not named:
-        fullest = max(folders, key=lambda folder: len(folder.clips))
-        return fullest.path, [fullest]
+        fullest = max(folders, key=lambda folder: len(folders[folder]))
+        return fullest, [fullest]
     # a download in several parts has several folders in the usual one
-    parts = named[0].path.relative_to(root).parts
+    parts = named[0].relative_to(root).parts
     home = root.joinpath(*parts[: parts.index(usual) + 1]) if usual in parts else root
-    return home, [folder for folder in named if folder.path.is_relative_to(home)]
+    return home, [folder for folder in named if folder.is_relative_to(home)]
 
 
-def _clip_folders(root: Path, names: set[str], videos: bool) -> Iterator[_ClipFolder]:
-    """Yield folders that hold listed clips, as videos or as folders, and none below these."""
-    found: set[Path] = set()
-    for folders_at_depth in _walk_by_depth(root, lambda folder, _: folder not in found):
-        for folder, entries in folders_at_depth:
-            clips = {}
-            for entry in entries:
-                name = _match_clip(entry.name, names, videos)
-                if name is not None and entry.is_dir() != videos:
-                    clips[name] = Path(entry.path)
-            if clips:
-                found.add(folder)
-                yield _ClipFolder(folder, clips)
+def _find_clip_folders(root: Path, names: set[str], videos: bool) -> dict[Path, dict[str, Path]]:
+    """Return the folders that hold listed clips, and none below these, with the path of each clip.
+
+    Clips are videos or folders.
+    """
+    found: dict[Path, dict[str, Path]] = {}
+    for folder, entries in _walk(root, lambda folder, _: folder not in found):
+        clips = {}
+        for entry in entries:
+            name = _match_clip(entry.name, names, videos)
+            if name is not None and entry.is_dir() != videos:
+                clips[name] = Path(entry.path)
+        if clips:
+            found[folder] = clips
+    return found
 
 
 def _match_clip(entry: str, names: set[str], videos: bool) -> str | None:
@@ -319,24 +291,20 @@ def _match_clip(entry: str, names: set[str], videos: bool) -> str | None:
     return next((n for n in (name, name.zfill(5)) if n in names), None)
 
 
-_Folders = list[tuple[Path, list[os.DirEntry[str]]]]
+def _walk(
+    root: Path, descend: Callable[[Path, int], bool]
+) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
+    """Yield folders with their entries, from the root down, by depth.
 
-
-def _walk_by_depth(root: Path, descend: Callable[[Path, int], bool]) -> Iterator[_Folders]:
-    """Yield all folders of one depth with their entries, from the root down.
-
-    ``descend`` decides from a folder and its number of subfolders whether these come next. It is
+    ``descend`` decides from a folder and its number of subfolders whether these come later. It is
     called after the folder was used.
     """
-    folders: Iterable[Path] = [root]
-    for _ in range(_MAX_DEPTH + 1):
-        read = [(f, sorted(os.scandir(f), key=lambda entry: entry.name)) for f in folders]
-        if not read:
-            return
-        yield read
-        folders = []
-        for folder, entries in read:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
-            subfolders = [Path(entry.path) for entry in visible if entry.is_dir()]
-            if descend(folder, len(subfolders)):
-                folders += subfolders
+    folders = deque([(root, 0)])
+    while folders:
+        folder, depth = folders.popleft()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        yield folder, entries
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        subfolders = [Path(entry.path) for entry in visible if entry.is_dir()]
+        if depth < _MAX_DEPTH and descend(folder, len(subfolders)):
+            folders.extend((subfolder, depth + 1) for subfolder in subfolders)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,3 +135,22 @@ def find_media(path: Path) -> Path | None:
         return path
     videos = (path.with_name(path.name + suffix) for suffix in VIDEO_SUFFIXES)
     return next((video for video in videos if video.is_file()), None)
+
+
+def list_frames(folder: Path) -> list[Path]:
+    """Return the JPEG files of a folder in temporal order, or its PNG files if it has no JPEG."""
+    names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    for suffixes in ((".jpg", ".jpeg"), (".png",)):
+        frames = [folder / name for name in names if name.lower().endswith(suffixes)]
+        if frames:
+            return sort_frames(frames)
+    return []
+
+
+def sort_frames(files: Iterable[Path]) -> list[Path]:
+    """Sort frame files by the numbers in their names: 2.jpg comes before 10.jpg."""
+
+    def natural_order(file: Path) -> tuple[list[int], str]:
+        return [int(number) for number in re.findall(r"[0-9]+", file.stem)], file.name
+
+    return sorted(files, key=natural_order)
