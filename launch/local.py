@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from rich.progress import Progress
+from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from dfer_dist.distributed.preemption import EXIT_PREEMPTED, TIME_IS_UP
 from dfer_dist.runs.layout import FoldDir, RunDir
+from dfer_dist.runs.records import FoldResult
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import cpu_flags
 from launch import processes
-from launch.console import console, print_line
+from launch.console import console, new_progress, print_line
 from launch.locks import fold_lock
-from launch.progress import (
-    FoldProgress,
-    describe_result,
-    fold_progress,
-    is_done,
-    last_error,
-    read_status,
-)
+from launch.progress import is_done, last_error, read_status
 
 _DEADLINE_MARGIN = 60.0  # seconds before a deadline in which no fold is started
 _MAX_RESTARTS = 3  # of a fold whose ranks die without a newer checkpoint
+
+
+# in metrics.jsonl, and next to the bar of a fold
+_METRICS = {
+    "loss": "loss {:.2f}",
+    "val_war": "val WAR {:.1f}",
+    "test_war": "WAR {:.1f}",
+    "clips_per_second": "{:.0f} clips/s",
+}
 
 
 def run_folds(
@@ -50,7 +55,7 @@ def run_folds(
     signals = processes.SignalCounter()
     failed: list[int] = []
     try:
-        with fold_progress() as progress:
+        with new_progress(TextColumn("{task.fields[metrics]}"), TimeElapsedColumn()) as progress:
             for k in folds:
                 job = processes.FoldJob(run, k, nproc, deadline, signals)
                 if not _run_fold(job, progress):
@@ -68,7 +73,7 @@ def _run_fold(job: processes.FoldJob, progress: Progress) -> bool:
     fold, folder = job.fold, job.folder
     task = progress.add_task(f"fold {fold}", total=None, metrics="")
     if is_done(folder):
-        metrics = f"{describe_result(folder)}, done before"
+        metrics = f"{_describe_result(folder)}, done before"
         progress.update(task, total=1, completed=1, metrics=metrics)
         return True
     progress.update(task, metrics="starting")
@@ -76,9 +81,9 @@ def _run_fold(job: processes.FoldJob, progress: Progress) -> bool:
     with fold_lock(folder) as lock_fd:
         status, killed = _run_until_done(job, lock_fd, FoldProgress(folder, progress, task))
     if status == 0:
-        progress.update(task, metrics=describe_result(folder))
+        progress.update(task, metrics=_describe_result(folder))
         if not console.is_terminal:
-            console.print(f"fold {fold}: {describe_result(folder)}")
+            console.print(f"fold {fold}: {_describe_result(folder)}")
         return True
     reason = killed or last_error(folder, log_sizes)
     if status == processes.EXIT_USER_ERROR:
@@ -117,6 +122,61 @@ def _run_until_done(
 
 def _checkpoints(fold: FoldDir) -> set[str]:
     return {folder.name for folder in fold.checkpoints.glob("step-*")}
+
+
+class FoldProgress:
+    """Updates a progress bar from a fold's ``status.json`` and ``metrics.jsonl`` when called."""
+
+    def __init__(self, fold: FoldDir, progress: Progress, task: TaskID) -> None:
+        self.fold, self.progress, self.task = fold, progress, task
+        self._offset = 0  # bytes of metrics.jsonl that were read
+        self._latest: dict[str, float] = {}
+
+    def __call__(self) -> None:
+        """Read what is new and update the bar.
+
+        Raises
+        ------
+        OSError, ValueError, UserError
+            If files are missing, damaged or unreachable.
+        """
+        status = read_status(self.fold)
+        if status.state in ("", "STARTING"):
+            return
+        self.progress.update(self.task, total=status.steps)
+        if self._read_metrics():
+            step, metrics = self._latest["step"], describe_metrics(self._latest)
+            self.progress.update(self.task, completed=step, metrics=metrics)
+
+    def _read_metrics(self) -> bool:
+        """Read new lines of ``metrics.jsonl`` and return whether there were any."""
+        if self.fold.metrics.stat().st_size < self._offset:
+            # a resumed fold wrote the file anew
+            self._offset = 0
+        with self.fold.metrics.open("rb") as file:
+            file.seek(self._offset)
+            text = file.read()
+        complete = text[: text.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        try:
+            for line in complete.splitlines():
+                self._latest |= json.loads(line)
+        except ValueError:
+            # written anew, and longer than before: the offset was inside a line
+            self._offset = 0
+            return False
+        return bool(complete)
+
+
+def describe_metrics(latest: Mapping[str, float]) -> str:
+    """Return loss, score and speed for the progress bar."""
+    return "  ".join(text.format(latest[key]) for key, text in _METRICS.items() if key in latest)
+
+
+def _describe_result(fold: FoldDir) -> str:
+    """Return the scores of a finished fold."""
+    result = FoldResult.read(fold.result)
+    return f"UAR {result.uar:.2f}  WAR {result.war:.2f}"
 
 
 def gpus_here() -> list[Path]:

@@ -56,25 +56,23 @@ def fold_lock(fold: FoldDir) -> Iterator[int]:
         If another command holds the fold.
     """
     fold.root.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + _EXIT_TIMEOUT
+    num_failures = 0
     with _lock_file(fold).open("a+") as file:
-        _acquire(file, fold)
+        while not try_lock(file):
+            num_failures += 1
+            file.seek(0)
+            is_waiting_useful = time.monotonic() <= deadline and is_gone(file.read())
+            # is_held() of another process takes the lock for a moment: one failure proves nothing
+            if num_failures > 1 and not is_waiting_useful:
+                raise UserError(
+                    f"another command is working on {fold.root}: wait for it, or stop it"
+                )
+            time.sleep(_POLL)
         file.truncate(0)
         file.write(f"{socket.gethostname()} {os.getpid()}")
         file.flush()
         yield file.fileno()
-
-
-def _acquire(file: IO[str], fold: FoldDir) -> None:
-    deadline = time.monotonic() + _EXIT_TIMEOUT
-    num_failures = 0
-    while not try_lock(file):
-        num_failures += 1
-        file.seek(0)
-        is_waiting_useful = time.monotonic() <= deadline and is_gone(file.read())
-        # is_held() of another process takes the lock for a moment: the first failure proves nothing
-        if num_failures > 1 and not is_waiting_useful:
-            raise UserError(f"another command is working on {fold.root}: wait for it, or stop it")
-        time.sleep(_POLL)
 
 
 def is_held(fold: FoldDir) -> bool:

@@ -20,6 +20,16 @@ _MAX_CLIPS = 5  # with problems, printed for each kind or file
 
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")]
 Location = Annotated[str, typer.Argument(help="Folder of shards, or its URL.", metavar="SHARDS")]
+LandmarksFolder = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Import landmarks instead: KEY.npy or KEY.txt for each clip."),
+]
+MapsFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Import maps instead: KEY/*.png, a label image for each frame."
+    ),
+]
 Dataset = Annotated[
     str,
     typer.Option(help="dfew, mafw, ferv39k, folder (CLASS/CLIP/frames or CLASS/CLIP.mp4) or demo."),
@@ -41,6 +51,7 @@ Faces = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="Stop at the first problem instead of reporting it.")
 ]
+ShardSize = Annotated[int, typer.Option(min=1, help="Maximum number of clips in a shard.")]
 NumFolds = Annotated[int | None, typer.Option(help="Number of folds of a folder. Default: 5.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the folds of a folder. Default: 0.")]
 Groups = Annotated[
@@ -63,9 +74,7 @@ def pack(
     seed: Seed = None,
     groups: Groups = None,
     group_by: GroupBy = None,
-    clips_per_shard: Annotated[
-        int, typer.Option(min=1, help="Maximum number of clips in a shard.")
-    ] = 256,
+    clips_per_shard: ShardSize = 256,
     workers: Workers = None,
 ) -> None:
     """Pack a data set into shards.
@@ -181,18 +190,8 @@ def enrich(
         Path | None,
         typer.Option(metavar="FILE", help="Draw the maps with this TorchScript network instead."),
     ] = None,
-    landmarks_from: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Import landmarks instead: KEY.npy or KEY.txt for each clip."
-        ),
-    ] = None,
-    parsing_from: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Import maps instead: KEY/*.png, a label image for each frame."
-        ),
-    ] = None,
+    landmarks_from: LandmarksFolder = None,
+    parsing_from: MapsFolder = None,
     workers: Workers = None,
 ) -> None:
     """Add landmarks and parsing maps to packed shards.

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from dfer_dist.planning.estimate import DataSize, Machine, Row
 
 _GIB = 2**30
-_ELLIPSIS = "..."
 _HEADS = ["ZeRO", "micro", "weight", "grads", "mom.", "activ.", "rest", "total", "host"]
 _HEADS += ["clips/s", "sent", "hours"]
 _SCALE_HEADS = ["nodes", "GPUs", "batch", "compute", "network", "data", "step", "clips/s"]
@@ -213,28 +212,20 @@ def node_counts(text: str) -> list[int]:
     UserError
         If the text is neither, or the numbers do not increase.
     """
-    items = text.replace("\N{HORIZONTAL ELLIPSIS}", _ELLIPSIS).split(",")
-    is_continued = len(items) > 3 and items[-2].strip() == _ELLIPSIS
-    if is_continued:
-        del items[-2]
+    plain = text.replace(" ", "").replace("\N{HORIZONTAL ELLIPSIS}", "...")
+    first, dots, last = plain.partition(",...,")
     try:
-        counts = [int(item) for item in items]
-        if is_continued:
-            counts[-1:] = _continued(*counts[-3:])
-    except (ValueError, ZeroDivisionError):
+        counts = [int(item) for item in first.split(",")]
+        if dots:
+            factor = counts[-1] // counts[-2]
+            while factor > 1 and counts[-1] * factor < int(last):
+                counts.append(counts[-1] * factor)
+            counts.append(int(last))
+    except (IndexError, ValueError, ZeroDivisionError):
         counts = [0]
     if counts[0] < 1 or sorted(set(counts)) != counts:
         raise UserError(f"--scale {text}: give numbers of nodes such as 1,2,4,8 or 1,2,4,...,512")
     return counts
-
-
-def _continued(previous: int, last: int, end: int) -> list[int]:
-    """Return the numbers from ``last`` to ``end`` by the factor of ``last`` to ``previous``."""
-    factor, counts = last // previous, list[int]()
-    while factor > 1 and last * factor < end:
-        last *= factor
-        counts.append(last)
-    return [*counts, end]
 
 
 def _print_scale(

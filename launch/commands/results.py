@@ -17,6 +17,7 @@ from launch.report import print_tables, report_run
 if TYPE_CHECKING:
     from dfer_dist.reporting.extra_tables import Published
 
+Fold = Annotated[int | None, typer.Option(help="Fold to test on. Default: the checkpoint's own.")]
 Runs = Annotated[
     list[Path],
     typer.Argument(metavar="RUN...", help="Folders of runs; the first is the baseline."),
@@ -32,9 +33,7 @@ Against = Annotated[
 
 def evaluate(
     checkpoint: Checkpoint,
-    fold: Annotated[
-        int | None, typer.Option(help="Fold to test on. Default: the checkpoint's own.")
-    ] = None,
+    fold: Fold = None,
     out: Annotated[
         Path | None, typer.Option(help="Also write the predictions to this parquet file.")
     ] = None,

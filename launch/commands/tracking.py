@@ -19,6 +19,10 @@ from dfer_dist.utils.errors import UserError
 from launch.console import print_line
 from launch.options import RunFolder, RunsFolder
 
+ModelName = Annotated[
+    str | None, typer.Option(help="Name in the registry. Default: the run's name.")
+]
+
 _START_TIMEOUT = 120.0  # seconds that `mlflow ui` may take to start on a busy machine
 
 
@@ -119,9 +123,7 @@ def register(
     fold: Annotated[
         int | None, typer.Option(help="Fold of the model. Default: the first that is done.")
     ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name in the registry. Default: the run's name.")
-    ] = None,
+    name: ModelName = None,
     alias: Annotated[str, typer.Option(help="Alias to set to this version.")] = "candidate",
 ) -> None:
     """Register a fold's model in the MLflow model registry.

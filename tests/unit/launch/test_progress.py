@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.progress import TextColumn
 
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.utils.files import write_json
-from launch.progress import FoldProgress, describe_metrics, fold_progress, is_done, last_error
+from launch.console import new_progress
+from launch.local import FoldProgress, describe_metrics
+from launch.progress import is_done, last_error
 
 STEP = {"step": 3, "loss": 1.234, "clips_per_second": 41.6}
 
@@ -26,7 +29,7 @@ def fold(tmp_path: Path) -> FoldDir:
 
 @pytest.fixture
 def bar(fold: FoldDir) -> FoldProgress:
-    progress = fold_progress()
+    progress = new_progress(TextColumn("{task.fields[metrics]}"))
     return FoldProgress(fold, progress, progress.add_task("fold 1", total=None, metrics=""))
 
 
