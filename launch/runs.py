@@ -13,9 +13,9 @@ from dfer_dist.config.load import dump_config, load_config, read_config
 from dfer_dist.config.schema import NEUTRAL, Config, Supervision, config_hash, flatten, split_batch
 from dfer_dist.runs.layout import RunDir, parse_folds
 from dfer_dist.runs.provenance import changed_files, collect, environment_lock, snapshot_code
-from dfer_dist.runs.records import DataOrigin, DriftRecord, Provenance
+from dfer_dist.runs.records import DataOrigin, DriftRecord, Provenance, RunInfo
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import write_json, write_text
+from dfer_dist.utils.files import write_text
 from launch.console import first_of
 from launch.locks import is_held
 from launch.progress import read_status
@@ -119,16 +119,16 @@ def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:
         raise UserError(
             f"{run.root} is not empty and holds no run: remove it or choose another --name"
         )
-    about = {
-        "name": run.root.name,
-        "experiment": experiment,
-        "dataset": index.name,
-        "classes": list(index.classes),
-        "folds": index.folds,
-        "config_hash": config_hash(config),
-        "index_hash": index.hash,
-        "tracking": fresh_tracking(run, config, index.name),
-    }
+    info = RunInfo(
+        name=run.root.name,
+        experiment=experiment,
+        dataset=index.name,
+        classes=list(index.classes),
+        folds=index.folds,
+        config_hash=config_hash(config),
+        index_hash=index.hash,
+        tracking=fresh_tracking(run, config, index.name),
+    )
     try:
         run.root.mkdir(parents=True, exist_ok=True)
         write_text(run.config, dump_config(config))
@@ -136,7 +136,7 @@ def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:
         write_text(run.environment, environment_lock())
         snapshot_code(run.code)
         # last: where it exists, the rest does too
-        write_json(run.run, about)
+        info.write(run.run)
     # after Ctrl-C too the name is free again
     except BaseException:
         shutil.rmtree(run.root, ignore_errors=True)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +13,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from dfer_dist.checkpoints import portable as checkpoint
+from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.load import read_config
-from dfer_dist.config.schema import Config, Device
+from dfer_dist.config.schema import Config
 from dfer_dist.data.loading.batch import Batch
 from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import ClipSet, all_clips, evaluation_batches
@@ -24,13 +25,12 @@ from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.shards.sidecars import describe_modalities
 from dfer_dist.distributed.process_group import Ranks, choose_device
 from dfer_dist.evaluation.metrics import Scores, score
+from dfer_dist.models.build import build_model, model_dtype, resolve_image_size
+from dfer_dist.models.dferclip import DFERCLIP
+from dfer_dist.models.tuning import param_groups
 from dfer_dist.runs.layout import parse_folds
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import atomic_path
-
-if TYPE_CHECKING:
-    from dfer_dist.checkpoints.portable import Checkpoint
-    from dfer_dist.models.dferclip import DFERCLIP
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,14 @@ def predict(
     forward: Callable[[Tensor], Tensor],
     batches: Iterable[Batch],
     device: torch.device,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> dict[str, tuple[int, np.ndarray]]:
     """Predict this rank's share; return label and logits (float32 [C]) by key.
 
     ``forward`` maps frames, uint8 [b, T, 3, S, S], to logits [b, C]. It is called once for each
     view of a batch. All batches have the same shape, so that a clip's logits depend neither on the
-    rank that computes them nor on the other clips of the batch.
+    rank that computes them nor on the other clips of the batch. ``progress`` is called after each
+    batch with the number of clips done.
 
     Raises
     ------
@@ -107,8 +108,7 @@ def predict(
         ):
             if valid:
                 rows[key] = (label, row)
-        if progress:
-            progress(int(batch.valid.sum()))
+        progress(len(rows))
     return rows
 
 
@@ -167,28 +167,29 @@ def collect(
         return None
     merged = {key: row for share in shares for key, row in share.items()}
     reader = ClipReader(index)
-    expected = [
-        (reader.key(p.shard, p.row), reader.label(p.shard, p.row))
-        for b in evaluation_batches(clips, 1)
-        for p in b
-    ]
-    if sum(map(len, shares)) != len(merged) or merged.keys() != {key for key, _ in expected}:
+    labels = {
+        reader.key(p.shard, p.row): reader.label(p.shard, p.row)
+        for batch in evaluation_batches(clips, 1)
+        for p in batch
+    }
+    count = sum(map(len, shares))
+    if count != len(merged) or merged.keys() != labels.keys():
         raise RuntimeError(
-            f"{sum(map(len, shares))} predictions of {len(merged)} clips, but the index has "
-            f"{len(expected)}"
+            f"{count} predictions of {len(merged)} clips, but the index has {len(labels)}"
         )
-    keys = [key for key, _ in expected]
-    labels = np.array([merged[key][0] for key in keys], dtype=np.int32)
-    if labels.tolist() != [label for _, label in expected]:
+    if any(merged[key][0] != label for key, label in labels.items()):
         raise RuntimeError("labels of the predictions differ from the index")
-    return Predictions(keys, labels, np.stack([merged[key][1] for key in keys]).astype(np.float32))
+    logits = np.stack([merged[key][1] for key in labels]).astype(np.float32)
+    return Predictions(list(labels), np.array(list(labels.values()), dtype=np.int32), logits)
 
 
-def load_model(saved: Checkpoint, config: Config, classes: tuple[str, ...]) -> DFERCLIP:
+def load_model(saved: Checkpoint | None, config: Config, classes: tuple[str, ...]) -> DFERCLIP:
     """Return the model of a checkpoint, in float32 on the default device, for evaluation.
 
     Parameters
     ----------
+    saved : Checkpoint or None
+        None for a model with pretrained weights alone.
     config : Config
         The checkpoint's own, possibly with overrides.
     classes : tuple of C str
@@ -200,15 +201,27 @@ def load_model(saved: Checkpoint, config: Config, classes: tuple[str, ...]) -> D
         If the settings describe another model than the checkpoint's, or its pretrained weights are
         missing on this machine.
     """
-    from dfer_dist.checkpoints import portable as checkpoint
-    from dfer_dist.models.build import build_model, resolve_image_size
-    from dfer_dist.models.tuning import param_groups
-
     torch.manual_seed(config.train.seed)
     model = build_model(config.model, classes, config.data.num_frames, resolve_image_size(config))
-    trained = {name: p for group in param_groups(model).values() for name, p in group}
-    checkpoint.load_weights(model, trained, saved)
+    if saved:
+        trained = {name: p for group in param_groups(model).values() for name, p in group}
+        checkpoint.load_weights(model, trained, saved)
     return model.eval()
+
+
+def open_checkpoint(path: Path, overrides: list[str]) -> tuple[Checkpoint, Config, Index]:
+    """Return a checkpoint without its optimizer's state, its settings and the data they name.
+
+    Raises
+    ------
+    UserError
+        If the checkpoint is missing or damaged, or the data lacks a modality of the model.
+    """
+    saved = checkpoint.read(path, weights_only=True)
+    config = read_config(saved.path / checkpoint.CONFIG, overrides)
+    index = open_index(config.data)
+    describe_modalities(index, config.model.modalities)
+    return saved, config, index
 
 
 def evaluate_checkpoint(
@@ -237,13 +250,7 @@ def evaluate_checkpoint(
         If the checkpoint is of another model, the data has other classes, or the model was trained
         on the fold.
     """
-    # The device must be chosen before DeepSpeed is imported.
-    choose_device(Device.auto)
-    from dfer_dist.checkpoints import portable as checkpoint
-
-    saved = checkpoint.read(path, weights_only=True)
-    config = read_config(saved.path / checkpoint.CONFIG, overrides)
-    index = open_index(config.data)
+    saved, config, index = open_checkpoint(path, overrides)
     if index.classes != tuple(saved.state.get("classes", index.classes)):
         classes = ", ".join(saved.state["classes"])
         raise UserError(
@@ -255,8 +262,6 @@ def evaluate_checkpoint(
         raise UserError(f"{path} does not say which fold it was trained for: give --fold")
     number = unseen_fold(saved, index, fold)
     clips = all_clips(index, index.test_shards(number))
-    # Fails for a missing modality before the model is built.
-    describe_modalities(index, config.model.modalities)
     table = predict_here(load_model(saved, config, index.classes), config, index, clips, progress)
     if out:
         table.write(out)
@@ -297,17 +302,12 @@ def predict_here(
     progress : function, optional
         Called with (clips done, clips in all).
     """
-    from dfer_dist.models.build import model_dtype
-
     device = choose_device(config.train.device)
     model = model.to(device, model_dtype(config.train.precision))
     with torch.no_grad():
         text = model.text_features()
-    done = 0
 
-    def count(clips_done: int) -> None:
-        nonlocal done
-        done += clips_done
+    def report(done: int) -> None:
         if progress:
             progress(done, len(clips))
 
@@ -320,7 +320,7 @@ def predict_here(
         views=config.eval.views,
         modalities=config.model.modalities,
     )
-    rows = predict(lambda frames: model(frames, text), batches, device, count)
+    rows = predict(lambda frames: model(frames, text), batches, device, report)
     table = collect(rows, index, clips, Ranks(0, 1, 0, device))
     assert table is not None  # one rank is rank 0
     return table

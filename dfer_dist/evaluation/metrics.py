@@ -54,12 +54,9 @@ def confusion(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> In
     ValueError
         No clip, lengths that differ, or a class outside 0..C-1.
     """
-    from sklearn.metrics import confusion_matrix
-
     truth, predicted = _checked(labels, predictions, num_classes)
-    return np.asarray(
-        confusion_matrix(truth, predicted, labels=np.arange(num_classes)), dtype=np.int64
-    )
+    counts = np.bincount(truth * num_classes + predicted, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
 
 
 def score(labels: ArrayLike, outputs: ArrayLike, classes: Sequence[str]) -> Scores:
@@ -145,8 +142,10 @@ def bootstrap_ci(
     rng = np.random.default_rng(seed)
     total = np.zeros(resamples)
     for labels, predictions in tables:
-        n, k = _count_correct(*_checked(labels, predictions, num_classes))
-        total += _resample(rng, n, k, metric, resamples)
+        truth, predicted = _checked(labels, predictions, num_classes)
+        support = np.bincount(truth)
+        correct = np.bincount(truth[truth == predicted], minlength=len(support))
+        total += _resample(rng, support[support > 0], correct[support > 0], metric, resamples)
     tail = 50.0 * (1.0 - level)
     low, high = np.percentile(100.0 * total / len(tables), [tail, 100.0 - tail])
     return float(low), float(high)
@@ -157,18 +156,8 @@ def _resample(
 ) -> NDArray[np.float64]:
     """Return UAR or WAR of each resample of a fold, in 0..1, from k correct of n clips a class."""
     correct = rng.binomial(n, k / n, size=(resamples, n.size))
-    if metric == "uar":
-        scores = (correct / n).mean(axis=1)
-    else:
-        scores = correct.sum(axis=1) / n.sum()
+    scores = (correct / n).mean(axis=1) if metric == "uar" else correct.sum(axis=1) / n.sum()
     return np.asarray(scores)
-
-
-def _count_correct(truth: Ints, predicted: Ints) -> tuple[Ints, Ints]:
-    """Return the number of clips, and of correct ones, of each class that has clips."""
-    support = np.bincount(truth)
-    correct = np.bincount(truth[truth == predicted], minlength=len(support))
-    return support[support > 0], correct[support > 0]
 
 
 def _checked(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> tuple[Ints, Ints]:

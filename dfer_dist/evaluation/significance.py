@@ -295,9 +295,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
     One in twenty families of tests has a false finding below 0.05.
     """
-    order = sorted(range(len(p)), key=p.__getitem__)
-    out, highest = [0.0] * len(p), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, p[i] * (len(p) - rank)))
-        out[i] = highest
-    return out
+    values, order = np.array(p, dtype=np.float64), np.argsort(p, kind="stable")
+    scaled = values[order] * np.arange(len(p), 0, -1)
+    values[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
+    return [float(value) for value in values]

@@ -8,31 +8,30 @@ kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
+import numpy as np
 
-from dfer_dist.config.load import load_config, read_config
-from dfer_dist.config.schema import Config, Device, ImageTuning, TemporalKind, TextTuning
+from dfer_dist.checkpoints.portable import Checkpoint
+from dfer_dist.config.load import load_config
+from dfer_dist.config.schema import Config, ImageTuning, TemporalKind, TextTuning
 from dfer_dist.data.loading.sampler import ClipSet, all_clips
 from dfer_dist.data.shards.index import Index, open_index
-from dfer_dist.data.shards.sidecars import describe_modalities
-from dfer_dist.distributed.process_group import choose_device
-from dfer_dist.evaluation.evaluate import Predictions, load_model, predict_here, unseen_fold
-from dfer_dist.evaluation.metrics import bootstrap_ci, top_class
+from dfer_dist.evaluation.evaluate import load_model, open_checkpoint, predict_here, unseen_fold
+from dfer_dist.evaluation.metrics import Ints, bootstrap_ci, top_class
 from dfer_dist.evaluation.significance import against_chance
+from dfer_dist.models.class_texts import polarity_texts
+from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.runs.layout import parse_folds
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json
 
-if TYPE_CHECKING:
-    from dfer_dist.checkpoints.portable import Checkpoint
-    from dfer_dist.models.dferclip import DFERCLIP
-
 Sentences = dict[str, list[str]]
+# What the result tells of a checkpoint, as far as it is recorded.
+_ORIGIN = ("dataset", "fold", "epoch", "step", "index_hash", "config_hash", "converted_from")
 
 
 def zero_shot(
@@ -74,75 +73,53 @@ def zero_shot(
             f"--out {out}: give a name that ends with .parquet; the result is written next to it, "
             "as .json"
         )
-    # The device must be chosen before DeepSpeed is imported.
-    choose_device(Device.auto)
-    test = _load_test(what, fold, overrides)
-    clips = _clips(test.index, test.fold)
-    table = predict_here(test.model, test.config, test.index, clips, progress)
-    result = _result(test, table)
+    saved, config, index, fold = _load(what, fold, overrides)
+    model = load_model(saved, config, index.classes)
+    table = predict_here(model, config, index, _clips(index, fold), progress)
+    result = {
+        "zero_shot": True,
+        "dataset": index.name,
+        "fold": fold,
+        **asdict(table.score(index.classes)),
+        **_significance(table.labels, top_class(table.logits), index.classes),
+        **_protocol(saved, config, index, model),
+    }
     if out:
         table.write(out)
         write_json(out.with_suffix(".json"), result)
     return result
 
 
-@dataclass(frozen=True)
-class _Test:
-    """A model and the data it is tested on.
-
-    ``fold`` is None for all clips of the data set, ``saved`` for a pretrained CLIP.
-    """
-
-    model: DFERCLIP
-    config: Config
-    index: Index
-    fold: int | None
-    saved: Checkpoint | None = None
-
-
-def _load_test(what: Path, fold: int | None, overrides: list[str]) -> _Test:
+def _load(
+    what: Path, fold: int | None, overrides: list[str]
+) -> tuple[Checkpoint | None, Config, Index, int | None]:
+    """Return the checkpoint, fitted to the classes of the data, its settings, data and fold."""
     if what.suffix in (".yaml", ".yml") or (len(what.parts) == 1 and not what.exists()):
-        return _test_pretrained(str(what), fold, overrides)
-    return _test_checkpoint(what, fold, overrides)
-
-
-def _test_pretrained(experiment: str, fold: int | None, overrides: list[str]) -> _Test:
-    from dfer_dist.models.build import build_model, resolve_image_size
-
-    config = _as_pretrained(load_config(experiment, overrides))
-    index = open_index(config.data)
-    torch.manual_seed(config.train.seed)
-    image_size = resolve_image_size(config)
-    model = build_model(config.model, index.classes, config.data.num_frames, image_size)
-    return _Test(model.eval(), config, index, fold and parse_folds(str(fold), index.folds)[0])
-
-
-def _test_checkpoint(path: Path, fold: int | None, overrides: list[str]) -> _Test:
-    from dfer_dist.checkpoints import portable as checkpoint
-
-    saved = checkpoint.read(path, weights_only=True)
-    config = read_config(saved.path / checkpoint.CONFIG, overrides)
-    index = open_index(config.data)
+        config = _as_pretrained(load_config(str(what), overrides))
+        index = open_index(config.data)
+        return None, config, index, fold and parse_folds(str(fold), index.folds)[0]
+    saved, config, index = open_checkpoint(what, overrides)
     fold = _fold(saved, index, fold)
-    # Fails for a missing modality before the model is built.
-    describe_modalities(index, config.model.modalities)
-    fitted, config = for_classes(saved, config, index.classes)
-    return _Test(load_model(fitted, config, index.classes), config, index, fold, saved)
+    return *for_classes(saved, config, index.classes), index, fold
 
 
-def _result(test: _Test, table: Predictions) -> dict[str, Any]:
-    config, index = test.config, test.index
+def _protocol(
+    saved: Checkpoint | None, config: Config, index: Index, model: DFERCLIP
+) -> dict[str, Any]:
+    texts, context = polarity_texts(index.classes, config.model), "none"
+    if config.model.context_tokens:
+        context = "kept"
+    elif saved and saved.config.model.context_tokens > 0:
+        context = "left out"
     return {
-        "zero_shot": True,
-        "dataset": index.name,
-        "fold": test.fold,
-        **asdict(table.score(index.classes)),
-        **_significance(table.labels, top_class(table.logits), index.classes),
-        "trained_on": test.saved and _origin(test.saved),
-        "context": _context(test.saved, config),
-        "texts": _texts(config, index.classes),
+        "trained_on": saved and _origin(saved),
+        "context": context,
+        "texts": {
+            polarity: dict(zip(index.classes, of_classes, strict=True))
+            for polarity, of_classes in texts.items()
+        },
         "backbone": Path(config.model.backbone).name,
-        "pretrained_sha256": test.model.pretrained_sha256,
+        "pretrained_sha256": model.pretrained_sha256,
         "index_hash": index.hash,
         "num_frames": config.data.num_frames,
         "sampling": config.data.sampling.name,
@@ -163,8 +140,6 @@ def for_classes(
     UserError
         For a class without a text.
     """
-    from dfer_dist.models.class_texts import polarity_texts
-
     had, model = saved.config.model, config.model
     model = replace(
         model,
@@ -200,17 +175,18 @@ def _as_pretrained(config: Config) -> Config:
             f"{config.model.backbone} has random weights, which cannot classify: set "
             "model.pretrained, or give a checkpoint"
         )
-    plain: dict[str, Any] = {
-        "image": ImageTuning.none,
-        "text_tower": TextTuning.frozen,
-        "temporal": TemporalKind.mean,
-        "context_tokens": 0,
-        "description_ratio": 0.0,
-        "normalize": True,
-        "modalities": [],
-        "video_weight": None,
-    }
-    return replace(config, model=replace(config.model, **plain))
+    model = replace(
+        config.model,
+        image=ImageTuning.none,
+        text_tower=TextTuning.frozen,
+        temporal=TemporalKind.mean,
+        context_tokens=0,
+        description_ratio=0.0,
+        normalize=True,
+        modalities=[],
+        video_weight=None,
+    )
+    return replace(config, model=model)
 
 
 def _fold(saved: Checkpoint, index: Index, fold: int | None) -> int | None:
@@ -228,53 +204,19 @@ def _clips(index: Index, fold: int | None) -> ClipSet:
     return all_clips(index, sorted({shard for k in folds for shard in index.test_shards(k)}))
 
 
-def _significance(labels: Any, predicted: Any, classes: Sequence[str]) -> dict[str, Any]:
-    tables = [(labels, predicted)]
-    intervals = {
-        metric: list(bootstrap_ci(tables, len(classes), metric)) for metric in ("uar", "war")
-    }
-    counts = [int((labels == c).sum()) for c in range(len(classes))]
-    commonest = classes[counts.index(max(counts))]
+def _significance(labels: Ints, predicted: Ints, classes: Sequence[str]) -> dict[str, Any]:
+    tables, count = [(labels, predicted)], len(classes)
+    commonest = classes[int(np.bincount(labels, minlength=count).argmax())]
     return {
-        "ci95": intervals,
-        "chance": {**asdict(against_chance(labels, predicted, len(classes))), "class": commonest},
+        "ci95": {metric: list(bootstrap_ci(tables, count, metric)) for metric in ("uar", "war")},
+        "chance": {**asdict(against_chance(labels, predicted, count)), "class": commonest},
     }
 
 
 def _origin(saved: Checkpoint) -> dict[str, Any]:
-    """Return what a checkpoint was trained on, as far as it is recorded."""
-    state = saved.state
-    about = {
-        key: state.get(key)
-        for key in (
-            "dataset",
-            "fold",
-            "epoch",
-            "step",
-            "index_hash",
-            "config_hash",
-            "converted_from",
-        )
-    }
+    about = {key: saved.state.get(key) for key in _ORIGIN}
     return {
         **about,
-        "classes": state.get("classes"),
+        "classes": saved.state.get("classes"),
         "objective": saved.config.train.objective.name,
-    }
-
-
-def _context(saved: Checkpoint | None, config: Config) -> str:
-    if config.model.context_tokens:
-        return "kept"
-    if saved is not None and saved.config.model.context_tokens > 0:
-        return "left out"
-    return "none"
-
-
-def _texts(config: Config, classes: Sequence[str]) -> dict[str, Mapping[str, Sequence[str]]]:
-    from dfer_dist.models.class_texts import polarity_texts
-
-    return {
-        polarity: dict(zip(classes, texts, strict=True))
-        for polarity, texts in polarity_texts(classes, config.model).items()
     }

@@ -64,12 +64,12 @@ def register(run: RunDir, fold: int | None, name: str, alias: str) -> Version:
             return _register(run, fold, name, alias, out, info)
         # MLflow raises many kinds.
         except Exception as e:
-            uri = run.describe()["tracking"]["uri"]
+            uri = tracking_of(run).uri
             raise UserError(f"tracking server {uri}: {reason(e)}") from e
 
 
 def _register(run: RunDir, fold: int, name: str, alias: str, out: Path, info: ModelInfo) -> Version:
-    api = client(tracking_of(run)["uri"])
+    api = client(tracking_of(run).uri)
     if not api.search_registered_models(f"name = '{name}'"):
         api.create_registered_model(name)
     same = [
@@ -91,10 +91,10 @@ def _new_version(
     from mlflow.entities import LoggedModelOutput
 
     tracking = make_runs(run, api)
-    child = tracking["folds"][str(fold)]
+    child = tracking.folds[str(fold)]
     tags = {_HASH: info.hash, "fold": str(fold), "config_hash": info.config_hash}
     logged = api.create_logged_model(
-        tracking["experiment_id"], name, source_run_id=child, tags=tags, model_type="DFER-CLIP"
+        tracking.experiment_id, name, source_run_id=child, tags=tags, model_type="DFER-CLIP"
     )
     try:
         api.log_model_artifacts(logged.model_id, str(out))

@@ -215,8 +215,8 @@ def provenance_rows(run: RunDir, result: Mapping[str, Any]) -> Rows:
     }
     if any(versions.values()):
         rows.append(["Versions", ", ".join(f"{k} {v}" for k, v in versions.items() if v)])
-    drifts = run.drifts() if run.run.is_file() else []
-    changes = dict.fromkeys(key for drift in drifts for key in drift["changes"])
+    drifts = run.info().drift if run.run.is_file() else []
+    changes = dict.fromkeys(key for drift in drifts for key in drift.changes)
     if changes:
         rows.append(["Changed on the way", ", ".join(changes)])
     return rows

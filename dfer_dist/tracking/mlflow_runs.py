@@ -6,23 +6,23 @@ has it as a tag, so that creating the runs again, after any crash, first finds w
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import Config, flatten
 from dfer_dist.runs.layout import FoldDir, RunDir
+from dfer_dist.runs.records import DataOrigin, FoldStatus, GitState, Provenance, TrackingInfo
 from dfer_dist.tracking.uploader import reason
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import read_json
 from dfer_dist.utils.locks import file_lock
 
 if TYPE_CHECKING:
@@ -62,52 +62,29 @@ def client(uri: str) -> MlflowClient:
         return MlflowClient(uri)
 
 
-def fresh_tracking(run: RunDir, config: Config, dataset: str) -> dict[str, Any] | None:
+def fresh_tracking(run: RunDir, config: Config, dataset: str) -> TrackingInfo | None:
     """Return ``tracking`` of a new ``run.json``; None if tracking is disabled."""
     if not config.tracking.enabled:
         return None
     uri = config.tracking.uri or f"sqlite:///{run.root.parent / 'mlflow.db'}"
-    names = {
-        "uri": uri.rstrip("/"),
-        "key": uuid.uuid4().hex,
-        "experiment": config.tracking.experiment or dataset,
-    }
-    return {
-        **names,
-        "experiment_id": None,
-        "run_id": None,
-        "folds": {},
-        "closed": None,
-        "given_up": [],
-    }
+    experiment = config.tracking.experiment or dataset
+    return TrackingInfo(uri.rstrip("/"), uuid.uuid4().hex, experiment)
 
 
-def is_tracked(run: RunDir) -> bool:
-    """Return whether a run has a tracking server, reachable or not."""
-    return run.describe()["tracking"] is not None
-
-
-def tracking_of(run: RunDir) -> dict[str, Any]:
-    """Return ``tracking`` of ``run.json``, of any version of this program.
+def tracking_of(run: RunDir) -> TrackingInfo:
+    """Return ``tracking`` of ``run.json``.
 
     Raises
     ------
     UserError
         If the run has no server.
     """
-    about = run.describe()
-    tracking = about["tracking"]
+    tracking = run.info().tracking
     if tracking is None:
         raise UserError(
             f"{run.root} was made with tracking.enabled=false: it has no tracking server"
         )
-    return {
-        "key": tracking["run_id"],
-        "experiment": about["dataset"],
-        "closed": None,
-        "given_up": [],
-        **tracking,
-    }
+    return tracking
 
 
 def begin(run: RunDir) -> None:
@@ -116,21 +93,21 @@ def begin(run: RunDir) -> None:
     Nothing is raised: what could not be created is created by the job once the server answers, or
     by ``dfer sync``.
     """
-    if not is_tracked(run):
+    tracking = run.info().tracking
+    if tracking is None:
         return
-    tracking = tracking_of(run)
-    if tracking["closed"] or tracking["given_up"]:
-        run.change(tracking={**tracking, "closed": None, "given_up": []})
+    if tracking.closed or tracking.given_up:
+        run.update_info(tracking=replace(tracking, closed=None, given_up=[]))
     try:
-        _probe(tracking["uri"])
-        api = client(tracking["uri"])
-        ids = make_runs(run, api)
-        if tracking["closed"]:
-            api.update_run(ids["run_id"], status="RUNNING")
+        _probe(tracking.uri)
+        api = client(tracking.uri)
+        parent = make_runs(run, api).run_id
+        if tracking.closed:
+            api.update_run(parent, status="RUNNING")
     except Exception as e:
         # MLflow raises many kinds of errors; none may stop a run.
         logger.warning(
-            f"tracking server {tracking['uri']} does not answer ({reason(e)}): continuing without "
+            f"tracking server {tracking.uri} does not answer ({reason(e)}): continuing without "
             f"it; what it misses is sent when it answers, or by dfer sync {run.root}"
         )
 
@@ -139,19 +116,18 @@ def _probe(uri: str) -> None:
     """Wait for any answer of a web server, including the look-up of its name."""
     if not uri.startswith("http"):
         return
+    import requests
+
     errors: list[Exception] = [TimeoutError(f"no answer in {_PROBE_SECONDS:.0f} s")]
 
     def request() -> None:
         try:
-            urllib.request.urlopen(f"{uri}/health", timeout=_PROBE_SECONDS).close()
-        except urllib.error.HTTPError as e:
-            if e.code >= 500:
-                errors.append(e)
-                return
+            answer = requests.get(f"{uri}/health", timeout=_PROBE_SECONDS)
+            if answer.status_code >= 500:
+                answer.raise_for_status()
+            errors.clear()
         except Exception as e:
             errors.append(e)
-            return
-        errors.clear()
 
     thread = threading.Thread(target=request, name="probe", daemon=True)
     thread.start()
@@ -160,7 +136,7 @@ def _probe(uri: str) -> None:
         raise errors[-1]
 
 
-def make_runs(run: RunDir, api: MlflowClient, check: bool = False) -> dict[str, Any]:
+def make_runs(run: RunDir, api: MlflowClient, check: bool = False) -> TrackingInfo:
     """Create what the server lacks of a run's experiment, parent and children.
 
     Several processes may call this at a time.
@@ -173,71 +149,61 @@ def make_runs(run: RunDir, api: MlflowClient, check: bool = False) -> dict[str, 
 
     Returns
     -------
-    dict
+    TrackingInfo
         ``tracking`` of ``run.json`` with all ids.
     """
-    if (tracking := tracking_of(run))["run_id"] and not check:
+    if (tracking := tracking_of(run)).run_id and not check:
         return tracking
     with _lock_if_possible(run.root / ".tracking.lock"):
-        if (tracking := tracking_of(run))["run_id"] and not check:  # created meanwhile
+        if (tracking := tracking_of(run)).run_id and not check:  # created meanwhile
             return tracking
-        return _make_runs(run, api, tracking)
+        experiment_id = tracking.experiment_id or _experiment(run, api, tracking)
+        found = _found(api, experiment_id, tracking)
+        tags, key_tag, name = run_tags(run), {_KEY_TAG: tracking.key}, run.root.name
+        parent = found.get("") or api.create_run(experiment_id, tags=key_tag, run_name=name)
+        complete(run, api, parent, tags)
+        parent_id, children = parent.info.run_id, {}
+        for fold in map(str, run.info().folds):
+            own = {"mlflow.parentRunId": parent_id, _FOLD_TAG: fold, **key_tag}
+            child = found.get(fold)
+            if child is None:
+                child = api.create_run(experiment_id, tags=own, run_name=f"{name}-fold{fold}")
+                api.update_run(child.info.run_id, status="SCHEDULED")
+            complete(run, api, child, tags | own)
+            children[fold] = child.info.run_id
+        now = replace(
+            tracking_of(run), experiment_id=experiment_id, run_id=parent_id, folds=children
+        )
+        if now != tracking:
+            run.update_info(tracking=now)
+        return now
 
 
-def _make_runs(run: RunDir, api: MlflowClient, tracking: dict[str, Any]) -> dict[str, Any]:
-    about = run.describe()
-    experiment_id = tracking["experiment_id"] or _experiment(run, api, tracking)
-    found = _found(api, experiment_id, tracking)
-    tags, name = run_tags(run), run.root.name
-    children = {}
-    parent = found.get("") or api.create_run(
-        experiment_id, tags={_KEY_TAG: tracking["key"]}, run_name=name
-    )
-    complete(run, api, parent, tags)
-    for fold in map(str, about["folds"]):
-        own = {"mlflow.parentRunId": parent.info.run_id, _FOLD_TAG: fold, _KEY_TAG: tracking["key"]}
-        child = found.get(fold)
-        if child is None:
-            child = api.create_run(experiment_id, tags=own, run_name=f"{name}-fold{fold}")
-            api.update_run(child.info.run_id, status="SCHEDULED")
-        complete(run, api, child, tags | own)
-        children[fold] = child.info.run_id
-    ids = {"experiment_id": experiment_id, "run_id": parent.info.run_id, "folds": children}
-    now = {**tracking_of(run), **ids}
-    if now != tracking:
-        run.change(tracking=now)
-    return now
+def _experiment(run: RunDir, api: MlflowClient, tracking: TrackingInfo) -> str:
+    name, place = tracking.experiment, None
+    if tracking.uri.startswith("sqlite:"):
+        place = (run.root.parent / "mlartifacts").resolve().as_uri()
+    experiment = api.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(api.create_experiment(name, place))
+        except Exception:
+            experiment = api.get_experiment_by_name(name)
+            if experiment is None:  # else another run was quicker
+                raise
+    return str(experiment.experiment_id)
 
 
-def _experiment(run: RunDir, api: MlflowClient, tracking: dict[str, Any]) -> str:
-    name, uri = tracking["experiment"], tracking["uri"]
-    if experiment := api.get_experiment_by_name(name):
-        return str(experiment.experiment_id)
-    place = (
-        (run.root.parent / "mlartifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
-    )
-    try:
-        return str(api.create_experiment(name, place))
-    except Exception:  # another run was quicker
-        if experiment := api.get_experiment_by_name(name):
-            return str(experiment.experiment_id)
-        raise
-
-
-def _found(api: MlflowClient, experiment_id: str, tracking: dict[str, Any]) -> dict[str, Run]:
+def _found(api: MlflowClient, experiment_id: str, tracking: TrackingInfo) -> dict[str, Run]:
     """Return the runs with the run's key: the parent as "", children by fold.
 
     Of duplicates, the known one counts, or the older one.
     """
-    known = {tracking["run_id"], *tracking["folds"].values()}
-    runs = api.search_runs(
-        [experiment_id], f"tags.`{_KEY_TAG}` = '{tracking['key']}'", max_results=1000
-    )
-    lacking = known - {None} - {r.info.run_id for r in runs}
-    runs = [*runs, *map(api.get_run, sorted(lacking))]
-    runs = sorted(
-        runs, key=lambda r: (r.info.run_id not in known, r.info.start_time, r.info.run_id)
-    )
+    known = {run_id for run_id in (tracking.run_id, *tracking.folds.values()) if run_id}
+    query = f"tags.`{_KEY_TAG}` = '{tracking.key}'"
+    runs = list(api.search_runs([experiment_id], query, max_results=1000))
+    runs += map(api.get_run, sorted(known - {r.info.run_id for r in runs}))
+    runs.sort(key=lambda r: (r.info.run_id not in known, r.info.start_time, r.info.run_id))
     out: dict[str, Run] = {}
     for r in runs:
         if out.setdefault(r.data.tags.get(_FOLD_TAG, ""), r) is not r:
@@ -252,70 +218,65 @@ def complete(run: RunDir, api: MlflowClient, at: Run, tags: dict[str, str]) -> N
     """
     from mlflow.entities import Param, RunTag
 
-    flat = flatten(read_config(run.config))
+    flat, data = flatten(read_config(run.config)), Provenance.read(run.provenance).data
     params = [Param(k, str(v)[:_MAX_PARAM]) for k, v in flat.items() if k not in at.data.params]
     cut = {k: v[:_MAX_TAG] for k, v in tags.items()}
     new_tags = [RunTag(k, v) for k, v in cut.items() if at.data.tags.get(k) != v]
     for i in range(0, max(len(params), len(new_tags)), _BATCH):
         part = slice(i, i + _BATCH)
         api.log_batch(at.info.run_id, params=params[part], tags=new_tags[part])
-    if not at.inputs.dataset_inputs:
-        api.log_inputs(at.info.run_id, datasets=[_dataset(read_json(run.provenance)["data"])])
+    if data and not at.inputs.dataset_inputs:
+        api.log_inputs(at.info.run_id, datasets=[_dataset(data)])
 
 
-def _dataset(data: dict[str, str]) -> DatasetInput:
-    import json
-
+def _dataset(data: DataOrigin) -> DatasetInput:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    place = data["shards"]
-    kind = place.partition("://")[0] if "://" in place else "local"
-    digest = data["hash"][:32]  # MLflow takes 36 characters
-    profile = json.dumps({"index_hash": data["hash"]})
-    dataset = Dataset(data["name"], digest, kind, json.dumps({"uri": place}), profile=profile)
+    scheme, is_url, _ = data.shards.partition("://")
+    dataset = Dataset(
+        data.name,
+        data.hash[:32],  # MLflow takes 36 characters
+        scheme if is_url else "local",
+        json.dumps({"uri": data.shards}),
+        profile=json.dumps({"index_hash": data.hash}),
+    )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
 def run_tags(run: RunDir) -> dict[str, str]:
     """Return the tags that distinguish runs in the server's tables."""
-    about, origin, config = run.describe(), read_json(run.provenance), read_config(run.config)
+    info, origin, train = run.info(), Provenance.read(run.provenance), read_config(run.config).train
+    git = origin.git or GitState()
     tags = {
-        "dataset": about["dataset"],
-        "index_hash": about["index_hash"],
-        "config_hash": about["config_hash"],
-    }
-    tags |= {"code_hash": origin["code_hash"], "selection": config.train.selection.name}
-    tags |= {
-        "precision": config.train.precision.name,
-        "mlflow.user": origin["user"],
+        "dataset": info.dataset,
+        "index_hash": info.index_hash,
+        "config_hash": info.config_hash,
+        "code_hash": origin.code_hash,
+        "selection": train.selection.name,
+        "precision": train.precision.name,
+        "mlflow.user": origin.user,
         "mlflow.source.name": "dfer",
+        "mlflow.source.git.commit": git.sha,
+        "drift": ", ".join(sorted({key for drift in info.drift for key in drift.changes})),
     }
-    tags |= (
-        {"mlflow.source.git.commit": origin["git"]["sha"]}
-        if origin["git"] and origin["git"]["sha"]
-        else {}
-    )
-    drift = sorted({key for d in run.drifts() for key in d["changes"]})
-    return tags | ({"drift": ", ".join(drift)} if drift else {})
+    return {k: v for k, v in tags.items() if v}
 
 
 def job_tags(fold: FoldDir) -> dict[str, str]:
     """Return tags of the last job of a fold."""
-    attempts = read_json(fold.status)["attempts"] if fold.status.exists() else []
+    attempts = FoldStatus.read(fold.status).attempts if fold.status.exists() else []
     if not attempts:
         return {}
     last = attempts[-1]
     tags = {
-        "slurm.array": last.get("array"),
-        "slurm.job": last["job"],
-        "nodes": last["nodes"],
-        "world_size": last["world_size"],
+        "slurm.array": last.array,
+        "slurm.job": last.job,
+        "nodes": last.nodes,
+        "world_size": last.world_size,
+        "device": last.device,
+        "attempts": len(attempts),
     }
-    return {
-        k: str(v)
-        for k, v in (tags | {"device": last.get("device"), "attempts": len(attempts)}).items()
-        if v is not None
-    }
+    return {k: str(v) for k, v in tags.items() if v is not None}
 
 
 class ChildRun:
@@ -327,21 +288,20 @@ class ChildRun:
 
     def __call__(self) -> tuple[MlflowClient, str]:
         """Return a client and the id of the fold's run."""
-        api = client(tracking_of(self.run)["uri"])
-        child = make_runs(self.run, api)["folds"][str(self.fold)]
-        if self.running:
-            from mlflow.entities import RunTag
+        from mlflow.entities import RunTag
 
+        api = client(tracking_of(self.run).uri)
+        child = make_runs(self.run, api).folds[str(self.fold)]
+        if self.running:
             api.update_run(child, status="RUNNING")
-            api.log_batch(
-                child, tags=[RunTag(k, v) for k, v in job_tags(self.run.fold(self.fold)).items()]
-            )
+            tags = job_tags(self.run.fold(self.fold))
+            api.log_batch(child, tags=[RunTag(k, v) for k, v in tags.items()])
         return api, child
 
 
 def close_early(run: RunDir, fold: int, status: str) -> None:
     """End the MLflow run of a fold whose job failed before it had a metrics log."""
-    if is_tracked(run):
+    if run.info().tracking:
         try:
             api, child = ChildRun(run, fold, running=True)()
             api.set_terminated(child, status)
@@ -352,11 +312,12 @@ def close_early(run: RunDir, fold: int, status: str) -> None:
 def delete_runs(run: RunDir) -> None:
     """Delete the MLflow runs of a run without training; MLflow keeps them for its own ``gc``."""
     try:
-        if not is_tracked(run) or not (tracking := tracking_of(run))["run_id"]:
+        tracking = run.info().tracking
+        if tracking is None or tracking.run_id is None:
             return
-        _probe(tracking["uri"])
-        api = client(tracking["uri"])
-        for run_id in (*tracking["folds"].values(), tracking["run_id"]):
+        _probe(tracking.uri)
+        api = client(tracking.uri)
+        for run_id in (*tracking.folds.values(), tracking.run_id):
             api.delete_run(run_id)
     except Exception as e:
         # Whatever MLflow raises, the folder can be reused.

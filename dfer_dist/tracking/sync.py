@@ -7,21 +7,15 @@ import io
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dfer_dist.runs.layout import FoldDir, RunDir
+from dfer_dist.runs.records import FoldStatus
 from dfer_dist.tracking.metrics_log import FAILED, FINISHED, KILLED, whole_lines
-from dfer_dist.tracking.mlflow_runs import (
-    client,
-    complete,
-    is_tracked,
-    job_tags,
-    make_runs,
-    tracking_of,
-)
+from dfer_dist.tracking.mlflow_runs import client, complete, job_tags, make_runs, tracking_of
 from dfer_dist.tracking.uploader import Finalize, UploadQueue
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, sha256_file, write_json
@@ -37,8 +31,8 @@ _FINAL_STATUS = {
     "PREEMPTED": KILLED,
     "RUNNING": KILLED,
     "STARTING": KILLED,
+    "": None,
 }
-_REPORT_FILES = ("summary.json", "summary.md", "summary.png", "summary.tex", "report.html")
 
 
 @dataclass
@@ -86,21 +80,18 @@ def sync(run: RunDir) -> SyncReport:
         Whatever MLflow raises, for example without an answer. What was sent before is not sent
         again.
     """
-    tracking = tracking_of(run)
-    api, sent = client(tracking["uri"]), SyncReport()
-    before = tracking
+    before = tracking_of(run)
+    api, sent = client(before.uri), SyncReport()
     tracking = make_runs(run, api, check=True)
     sent.changes += tracking != before
-    for fold, child in tracking["folds"].items():
+    for fold, child in tracking.folds.items():
         _send_fold(run, int(fold), api, child, sent)
-    parent = api.get_run(tracking["run_id"])
+    parent = api.get_run(tracking.run_id)
     if run.summary.exists():
         sent.changes += _log_summary(api, parent, read_json(run.summary))
-    sent.files += send_files(api, tracking["run_id"], run.files_sent, run_files(run))
-    jobs = {"slurm.array": _array(run)} if run.jobs.exists() else {}
-    sent.changes += _set_tags(run, api, parent, {k: v for k, v in jobs.items() if v})
-    if tracking["closed"]:
-        sent.changes += _set_status(api, parent, tracking["closed"])
+    sent.files += send_files(api, parent.info.run_id, run.files_sent, run_files(run))
+    sent.changes += _set_tags(run, api, parent, _array_tags(run))
+    sent.changes += _set_status(api, parent, tracking.closed)
     return sent
 
 
@@ -116,8 +107,7 @@ def _send_fold(run: RunDir, number: int, api: MlflowClient, child: str, sent: Sy
     at = api.get_run(child)
     sent.changes += _set_tags(run, api, at, job_tags(fold))
     sent.files += send_files(api, child, fold.files_sent, fold_files(run, number))
-    if status := _status(run, number):
-        sent.changes += _set_status(api, at, status)
+    sent.changes += _set_status(api, at, _status(run, number))
 
 
 def _send_lines(
@@ -141,11 +131,9 @@ def committed_bytes(fold: FoldDir) -> int:
     """
     if fold.result.exists():
         return whole_lines(fold.metrics)
-    latest = fold.checkpoints / "LATEST"
     with suppress(OSError, UserError, KeyError):
-        state = read_json(
-            fold.checkpoints / latest.read_text(encoding="utf-8").strip() / "state.json"
-        )
+        latest = (fold.checkpoints / "LATEST").read_text(encoding="utf-8").strip()
+        state = read_json(fold.checkpoints / latest / "state.json")
         return min(int(state["metrics_bytes"]), whole_lines(fold.metrics))
     return 0
 
@@ -153,38 +141,30 @@ def committed_bytes(fold: FoldDir) -> int:
 def _status(run: RunDir, fold: int) -> str | None:
     """Return how a fold without a job ended, or None if it was not started."""
     path = run.fold(fold).status
-    state = read_json(path)["state"] if path.exists() else None
-    if state not in ("DONE", "FAILED") and fold in tracking_of(run)["given_up"]:
+    state = FoldStatus.read(path).state if path.exists() else ""
+    if state not in ("DONE", "FAILED") and fold in tracking_of(run).given_up:
         return FAILED
-    return _FINAL_STATUS[state] if state else None
+    return _FINAL_STATUS[state]
 
 
 def run_files(run: RunDir) -> dict[str, Path | str]:
     """Return the files of a cross-validation for its parent run, by name."""
-    candidates = [
-        run.config,
-        run.provenance,
-        run.environment,
-        *(run.root / name for name in _REPORT_FILES),
-    ]
-    return {path.name: path for path in candidates if path.exists()}
+    reports = [run.summary, run.report, run.picture, run.latex, run.page]
+    return _existing(run.config, run.provenance, run.environment, *reports)
 
 
 def fold_files(run: RunDir, number: int) -> dict[str, Path | str]:
     """Return the files of a fold for its run, by name: a path, or the content as text."""
     fold = run.fold(number)
-    files: dict[str, Path | str] = {
-        path.name: path for path in (run.config, run.provenance, run.environment)
-    }
+    files = _existing(run.config, run.provenance, run.environment)
     if fold.result.exists():
-        result = read_json(fold.result)
-        files |= {
-            p.name: p
-            for p in (fold.result, fold.predictions, fold.confusion, fold.curves)
-            if p.exists()
-        }
-        files["recall.csv"] = recall_table(result)
+        files |= _existing(fold.result, fold.predictions, fold.confusion, fold.curves)
+        files["recall.csv"] = recall_table(read_json(fold.result))
     return files
+
+
+def _existing(*paths: Path) -> dict[str, Path | str]:
+    return {path.name: path for path in paths if path.exists()}
 
 
 def recall_table(result: Mapping[str, Any]) -> str:
@@ -252,14 +232,11 @@ def _log_summary(api: MlflowClient, parent: Run, summary: Mapping[str, Any]) -> 
     tags = {"folds_missing": ",".join(map(str, summary["missing"])) or "none"}
     for metric in ("uar", "war"):
         by_fold = {r["fold"]: r[metric] for r in summary["folds"]}
-        best, worst = max(by_fold, key=by_fold.__getitem__), min(by_fold, key=by_fold.__getitem__)
-        values |= {
-            f"{metric}_mean": summary[metric]["mean"],
-            f"{metric}_std": summary[metric]["std"],
-            f"{metric}_best": by_fold[best],
-            f"{metric}_worst": by_fold[worst],
-        }
-        tags |= {f"{metric}_best_fold": str(best), f"{metric}_worst_fold": str(worst)}
+        values |= {f"{metric}_{name}": summary[metric][name] for name in ("mean", "std")}
+        for name, choose in (("best", max), ("worst", min)):
+            fold = choose(by_fold, key=by_fold.__getitem__)
+            values[f"{metric}_{name}"] = by_fold[fold]
+            tags[f"{metric}_{name}_fold"] = str(fold)
     # Summaries of older runs have no cost.
     cost = summary.get("cost", {})
     tags |= {name: str(value) for name, value in cost.items() if value is not None}
@@ -282,18 +259,18 @@ def _set_tags(run: RunDir, api: MlflowClient, at: Run, tags: dict[str, str]) -> 
     return True
 
 
-def _set_status(api: MlflowClient, at: Run, status: str) -> bool:
-    if at.info.status == status:
+def _set_status(api: MlflowClient, at: Run, status: str | None) -> bool:
+    if status in (None, at.info.status):
         return False
     api.set_terminated(at.info.run_id, status)
     return True
 
 
-def _array(run: RunDir) -> str | None:
-    """Return the id of the Slurm array that was submitted last."""
-    last = read_json(run.jobs)["submissions"][-1]
-    jobs = list(last["folds"].values())
-    return jobs[0].partition("_")[0] if jobs else None
+def _array_tags(run: RunDir) -> dict[str, str]:
+    """Return a tag with the id of the Slurm array that was submitted last."""
+    submissions = read_json(run.jobs)["submissions"] if run.jobs.exists() else [{"folds": {}}]
+    jobs = list(submissions[-1]["folds"].values())
+    return {"slurm.array": jobs[0].partition("_")[0]} if jobs else {}
 
 
 def end_run(
@@ -313,13 +290,14 @@ def end_run(
     Exception
         Whatever MLflow raises.
     """
-    if not is_tracked(run):
+    tracking = run.info().tracking
+    if tracking is None:
         return None
-    tracking = tracking_of(run)
-    ended = {
-        "closed": status or tracking["closed"],
-        "given_up": sorted({*tracking["given_up"], *(given_up or ())}),
-    }
-    if ended != {k: tracking[k] for k in ended}:
-        run.change(tracking={**tracking, **ended})
+    ended = replace(
+        tracking,
+        closed=status or tracking.closed,
+        given_up=sorted({*tracking.given_up, *(given_up or ())}),
+    )
+    if ended != tracking:
+        run.update_info(tracking=ended)
     return sync(run)

@@ -76,7 +76,7 @@ def build_trainer(
         preemption=preemption,
         watchdog=watchdog,
         info=checkpoint_info(config=config, data=data, model=model),
-        state=TrainState(num_drifts=len(run.drifts())),
+        state=TrainState(num_drifts=len(run.info().drift)),
     )
     if saved:
         resume(trainer, saved, run)
@@ -164,7 +164,7 @@ def resume(trainer: Trainer, saved: Checkpoint, run: RunDir) -> None:
     """
     restore(trainer.engine, saved, trainer.config, trainer.ranks)
     trainer.state.load_state_dict(saved.state)
-    trainer.state.add_drifts(run.drifts())
+    trainer.state.add_drifts(run.info().drift)
     trainer.engine.bad_steps = trainer.state.bad_steps_in_a_row
     trainer.write_bad_steps()
     if not trainer.ranks.is_main:

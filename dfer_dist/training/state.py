@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dfer_dist.runs.records import DriftRecord
 from dfer_dist.training.meters import SpikeDetector
 from dfer_dist.utils.records import from_json, to_json
 
@@ -96,10 +97,10 @@ class TrainState:
         self.drift = set(state["drift"])
         self.num_drifts = state["drifts"]
 
-    def add_drifts(self, drifts: Sequence[Mapping[str, Any]]) -> None:
+    def add_drifts(self, drifts: Sequence[DriftRecord]) -> None:
         """Add what changed since the state was saved; ``drifts`` is the run's whole record."""
         for drift in drifts[self.num_drifts :]:
-            self.drift |= set(drift["changes"])
+            self.drift |= set(drift.changes)
         self.num_drifts = len(drifts)
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.tracking.metrics_log import MetricsLog
-from dfer_dist.tracking.mlflow_runs import ChildRun, is_tracked
+from dfer_dist.tracking.mlflow_runs import ChildRun
 from dfer_dist.tracking.sync import finalize_run
 from dfer_dist.tracking.system_metrics import SystemMonitor
 
@@ -70,7 +70,7 @@ def build_tracking(*, run: RunDir, fold: int, ranks: Ranks, keep_bytes: int) -> 
     keep_bytes : int
         Bytes of the metrics file to keep; what follows them is trained again.
     """
-    is_run_tracked = is_tracked(run)
+    is_run_tracked = run.info().tracking is not None
     folder = run.fold(fold)
     metrics_log, monitor = None, None
     if ranks.is_main:

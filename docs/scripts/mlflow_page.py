@@ -21,6 +21,7 @@ from pathlib import Path
 from playwright.sync_api import Locator, Page, sync_playwright
 
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.tracking.mlflow_runs import tracking_of
 from launch.commands.tracking import mlflow_server
 
 FLAGS = [
@@ -34,9 +35,9 @@ FLAGS = [
 
 def main() -> None:
     runs, picture = [RunDir(Path(word).resolve()) for word in sys.argv[1:-1]], Path(sys.argv[-1])
-    tracking = runs[0].describe()["tracking"]
-    with mlflow_server(tracking["uri"]) as (root, _), browser_page() as page:
-        open_runs(page, root, tracking["experiment_id"], [run.root.name for run in runs])
+    tracking = tracking_of(runs[0])
+    with mlflow_server(tracking.uri) as (root, _), browser_page() as page:
+        open_runs(page, root, tracking.experiment_id, [run.root.name for run in runs])
         if len(runs) > 1:
             open_comparison(page, [run.root.name for run in runs])
         else:

@@ -10,11 +10,12 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.records import TrackingInfo
 from dfer_dist.utils.errors import UserError
 from launch.console import print_line
 from launch.options import RunFolder, RunsFolder
@@ -41,9 +42,9 @@ def ui(
     uri, page = f"sqlite:///{(runs / 'mlflow.db').resolve()}", ""
     if run is not None:
         tracking = _tracking(RunDir(run.resolve()))
-        uri = tracking["uri"]
-        if tracking["run_id"]:
-            page = f"/#/experiments/{tracking['experiment_id']}/runs/{tracking['run_id']}"
+        uri = tracking.uri
+        if tracking.run_id:
+            page = f"/#/experiments/{tracking.experiment_id}/runs/{tracking.run_id}"
     if not uri.startswith("sqlite:"):
         print_line(f"{uri}{page}")
         return
@@ -104,7 +105,7 @@ def sync(run: RunFolder) -> None:
     from dfer_dist.tracking.uploader import reason
 
     run_dir = RunDir(run.resolve())
-    uri = _tracking(run_dir)["uri"]
+    uri = _tracking(run_dir).uri
     try:
         sent = send(run_dir)
     except (UserError, OSError):
@@ -135,14 +136,14 @@ def register(
     from dfer_dist.inference.register import register as register_model
 
     run_dir = RunDir(run.resolve())
-    uri = _tracking(run_dir)["uri"]
+    uri = _tracking(run_dir).uri
     version = register_model(run_dir, fold, name or run_dir.root.name, alias)
     verb = "was registered before as" if version.known else "is"
     print_line(f"fold {version.fold} {verb} version {version.number} of {version.name} at {uri}")
     print_line(f"load it: mlflow.pyfunc.load_model('models:/{version.name}@{alias}')")
 
 
-def _tracking(run: RunDir) -> dict[str, Any]:
+def _tracking(run: RunDir) -> TrackingInfo:
     from dfer_dist.tracking.mlflow_runs import tracking_of
 
     return tracking_of(run)

@@ -17,7 +17,7 @@ import pytest
 from cluster import Cluster
 
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.tracking.mlflow_runs import client
+from dfer_dist.tracking.mlflow_runs import client, tracking_of
 from dfer_dist.utils.files import read_json
 from tests.helpers.paths import HELPERS
 from tests.helpers.slurm.submitted import ENVIRONMENT, EPOCH, ROOT, Submitted, local
@@ -208,10 +208,10 @@ def test_all_folds_give_the_summary_of_one_machine(trial: Submitted) -> None:
 
 def statuses(trial: Trial) -> dict[str, str]:
     """Return the states of a cross-validation's runs at MLflow; children by fold."""
-    tracking = trial.run.describe()["tracking"]
-    api = client(tracking["uri"])
-    found = {str(k): api.get_run(r).info.status for k, r in tracking["folds"].items()}
-    return {"parent": api.get_run(tracking["run_id"]).info.status, **found}
+    tracking = tracking_of(trial.run)
+    api = client(tracking.uri)
+    found = {str(k): api.get_run(r).info.status for k, r in tracking.folds.items()}
+    return {"parent": api.get_run(tracking.run_id).info.status, **found}
 
 
 def test_plain_sbatch_gives_the_same_summary(trial: Submitted) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dfer_dist.data.shards.index import Index
-from dfer_dist.tracking.mlflow_runs import begin
+from dfer_dist.tracking.mlflow_runs import begin, tracking_of
 from tests.helpers.tracking.load import Trial
 from tests.helpers.tracking.proxy import BROKEN, DEAD, PASS, SLOW, Proxy
 from tests.helpers.tracking.servers import Site
@@ -72,7 +72,7 @@ def test_server_is_down_from_start_to_end(
     said = trial.finish(trial.start(lines=200, pause=0.05), end=False)
     assert "is sent when the server answers again" in said
     trial.nobody_waited()
-    assert trial.run.describe()["tracking"]["run_id"] is None
+    assert tracking_of(trial.run).run_id is None
     with pytest.raises(Exception, match=r"refused|reset|aborted|500|timed out|Remote end"):
         trial.end()
     if mode == SLOW:

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from dfer_dist.data.shards.index import Index
+from dfer_dist.tracking.mlflow_runs import tracking_of
 from dfer_dist.tracking.sync import sync
 from tests.helpers.tracking.load import FILES, expected
 from tests.helpers.tracking.proxy import DEAD, PASS, Proxy
@@ -49,7 +50,7 @@ def trial(
 
 def check(site: Site, trial: Trial) -> str:
     """Assert that the fold's run has each metric once, all files and its status; return its id."""
-    child = trial.run.describe()["tracking"]["folds"]["1"]
+    child = tracking_of(trial.run).folds["1"]
     assert site.postgres.metrics(child) == expected(
         [trial.fold.metrics, *trial.fold.root.glob("system-*.jsonl")]
     )
@@ -185,7 +186,7 @@ def test_ui_opens_a_sqlite_file(tiny_shards: Index, tmp_path: Path) -> None:
     try:
         assert process.stdout
         address = process.stdout.readline().split("#")[0]
-        experiment = trial.run.describe()["tracking"]["experiment_id"]
+        experiment = tracking_of(trial.run).experiment_id
         with urllib.request.urlopen(
             f"{address}api/2.0/mlflow/experiments/get?experiment_id={experiment}"
         ) as answer:

@@ -10,6 +10,7 @@ from mlflow_page import browser_page, open_comparison, open_runs, unfold
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.reporting.files import write_summary
+from dfer_dist.tracking.mlflow_runs import tracking_of
 from dfer_dist.utils.files import read_json, write_json
 from tests.helpers.tracking.load import Trial, write_result
 from tests.helpers.tracking.servers import Site
@@ -39,7 +40,7 @@ def test_browser_compares_two_runs(site: Site, tiny_shards: Index, tmp_path: Pat
         for name, seed in (("one", 10), ("two", 20))
     ]
     names = [trial.name for trial in trials]
-    experiment = trials[0].run.describe()["tracking"]["experiment_id"]
+    experiment = tracking_of(trials[0].run).experiment_id
     with browser_page() as page:
         open_runs(page, site.mlflow.uri, experiment, names)
         for name in names:

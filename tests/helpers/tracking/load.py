@@ -20,7 +20,7 @@ from dfer_dist.reporting.files import write_summary
 from dfer_dist.reporting.history import curves_png
 from dfer_dist.reporting.summary import confusion_png
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.tracking.mlflow_runs import begin
+from dfer_dist.tracking.mlflow_runs import begin, tracking_of
 from dfer_dist.tracking.sync import SyncReport, end_run, sync
 from dfer_dist.utils.files import write_json
 from launch.runs import open_run
@@ -116,24 +116,20 @@ class Trial:
 
     def check(self) -> None:
         """Assert that the server has each metric once, nothing else, all files and the status."""
-        tracking, rows = self.run.describe()["tracking"], self.site.postgres.rows
+        tracking, rows = tracking_of(self.run), self.site.postgres.rows
         query = (
             "select r.run_uuid, r.status from runs r join tags t using (run_uuid) "
             "where t.key = 'dfer.run' and t.value = %s and r.lifecycle_stage = 'active'"
         )
-        runs = rows(query, tracking["key"])
-        assert dict(runs) == dict.fromkeys(
-            [tracking["run_id"], *tracking["folds"].values()], "FINISHED"
-        )
-        for k, child in tracking["folds"].items():
+        runs = rows(query, tracking.key)
+        assert dict(runs) == dict.fromkeys([tracking.run_id, *tracking.folds.values()], "FINISHED")
+        for k, child in tracking.folds.items():
             fold = self.run.fold(int(k))
             there = self.site.postgres.metrics(child)
             assert there == expected([fold.metrics, *fold.root.glob("system-*.jsonl")])
             assert any(name.startswith("system/") for name, *_ in there)
             assert self.files(child) >= FILES
-        parent = {
-            name: value for name, _, _, value in self.site.postgres.metrics(tracking["run_id"])
-        }
+        parent = {name: value for name, _, _, value in self.site.postgres.metrics(tracking.run_id)}
         summary = json.loads(self.run.summary.read_text())
         for metric in ("uar", "war"):
             values = [r[metric] for r in summary["folds"]]
@@ -151,7 +147,7 @@ class Trial:
             "summary.json",
             "summary.md",
             "summary.png",
-        } <= self.files(tracking["run_id"])
+        } <= self.files(tracking.run_id)
 
     def files(self, run_id: str) -> set[str]:
         return {Path(name).name for name in self.site.mlflow.files() if f"/{run_id}/" in f"/{name}"}
@@ -159,9 +155,9 @@ class Trial:
 
 def write_result(run: RunDir, fold: int, seed: int = 0) -> None:
     """Write the files of an evaluation of 140 clips."""
-    about, where, rng = run.describe(), run.fold(fold), np.random.default_rng(fold + seed)
-    labels = np.arange(140) % len(about["classes"])
-    logits = rng.normal(size=(140, len(about["classes"]))).astype(np.float32)
+    info, where, rng = run.info(), run.fold(fold), np.random.default_rng(fold + seed)
+    labels = np.arange(140) % len(info.classes)
+    logits = rng.normal(size=(140, len(info.classes))).astype(np.float32)
     logits[np.arange(140), labels] += 1.5
     keys = [f"clip-{fold}-{i}" for i in range(140)]
     table = {
@@ -171,12 +167,12 @@ def write_result(run: RunDir, fold: int, seed: int = 0) -> None:
     }
     pq.write_table(pa.table(table), where.predictions)
     result = {
-        "dataset": about["dataset"],
+        "dataset": info.dataset,
         "fold": fold,
-        **asdict(score(labels, logits, tuple(about["classes"]))),
+        **asdict(score(labels, logits, tuple(info.classes))),
     }
     result |= {"selection": "last", "epoch": 1, "step": 9, "checkpoint": "none", "shuffled": None}
-    result |= {key: about[key] for key in ("config_hash", "index_hash")}
+    result |= {"config_hash": info.config_hash, "index_hash": info.index_hash}
     confusion_png(result, where.confusion)
     curves_png(where, f"fold {fold}")
     write_json(where.result, result)

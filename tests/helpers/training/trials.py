@@ -197,11 +197,11 @@ def same(trial: Trial, reference: Trial) -> None:
 
 def same_in_mlflow(trial: Trial) -> None:
     """Assert that the tracking server has each metric of the file once, and nothing else."""
-    from dfer_dist.tracking.mlflow_runs import client
+    from dfer_dist.tracking.mlflow_runs import client, tracking_of
 
-    tracking = trial.run.describe()["tracking"]
-    api = client(tracking["uri"])
-    child = tracking["folds"][str(FOLD)]
+    tracking = tracking_of(trial.run)
+    api = client(tracking.uri)
+    child = tracking.folds[str(FOLD)]
     for name in ("loss", "test_war"):
         history = sorted((m.step, m.value) for m in api.get_metric_history(child, name))
         assert history == sorted((x["step"], x[name]) for x in trial.lines() if name in x)

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from subprocess import PIPE, Popen
 
@@ -124,8 +125,8 @@ def test_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
 def at_server(run: RunDir) -> dict[str, str]:
     """Return the ids of the MLflow runs with the run's key, by name."""
     tracking = tracking_of(run)
-    found = client(tracking["uri"]).search_runs(
-        [tracking["experiment_id"]], f"tags.`dfer.run` = '{tracking['key']}'"
+    found = client(tracking.uri).search_runs(
+        [tracking.experiment_id], f"tags.`dfer.run` = '{tracking.key}'"
     )
     assert len(found) == len({r.info.run_name for r in found})
     return {r.info.run_name: r.info.run_id for r in found}
@@ -133,10 +134,10 @@ def at_server(run: RunDir) -> dict[str, str]:
 
 def test_mlflow_runs_have_parameters_tags_and_data(made: RunDir) -> None:
     tracking, origin = tracking_of(made), read_json(made.provenance)
-    api = client(tracking["uri"])
-    assert api.get_experiment(tracking["experiment_id"]).name == "an experiment"
+    api = client(tracking.uri)
+    assert api.get_experiment(tracking.experiment_id).name == "an experiment"
     assert set(at_server(made)) == {"demo", *(f"demo-fold{k}" for k in range(1, 6))}
-    for run_id in (tracking["run_id"], *tracking["folds"].values()):
+    for run_id in (tracking.run_id, *tracking.folds.values()):
         run = api.get_run(run_id)
         assert (
             run.data.params["train.selection"] == "best_val"
@@ -156,27 +157,27 @@ def test_mlflow_runs_have_parameters_tags_and_data(made: RunDir) -> None:
         data = run.inputs.dataset_inputs[0].dataset
         assert (data.name, data.digest) == ("dfew", origin["data"]["hash"][:32])
         assert json.loads(data.source) == {"uri": origin["data"]["shards"]}
-    assert {api.get_run(r).info.status for r in tracking["folds"].values()} == {"SCHEDULED"}
+    assert {api.get_run(r).info.status for r in tracking.folds.values()} == {"SCHEDULED"}
 
 
 def test_crash_before_ids_are_written_makes_no_second_runs(made: RunDir) -> None:
     tracking, there = tracking_of(made), at_server(made)
-    api = client(tracking["uri"])
+    api = client(tracking.uri)
     # As if the crash came between two tags.
-    api.delete_tag(tracking["folds"]["2"], "selection")
-    made.change(tracking={**tracking, "experiment_id": None, "run_id": None, "folds": {}})
+    api.delete_tag(tracking.folds["2"], "selection")
+    made.update_info(tracking=replace(tracking, experiment_id=None, run_id=None, folds={}))
     assert make_runs(made, api) == tracking
     assert at_server(made) == there
-    assert api.get_run(tracking["folds"]["2"]).data.tags["selection"] == "best_val"
+    assert api.get_run(tracking.folds["2"]).data.tags["selection"] == "best_val"
 
 
 def test_duplicate_of_a_late_request_is_deleted(made: RunDir) -> None:
     tracking, there = tracking_of(made), at_server(made)
-    api = client(tracking["uri"])
+    api = client(tracking.uri)
     for tags in ({}, {"fold": "3"}):
         api.create_run(
-            tracking["experiment_id"],
-            tags={"dfer.run": tracking["key"], **tags},
+            tracking.experiment_id,
+            tags={"dfer.run": tracking.key, **tags},
             start_time=1,
             run_name="late",
         )
@@ -186,17 +187,21 @@ def test_duplicate_of_a_late_request_is_deleted(made: RunDir) -> None:
 
 def test_mlflow_runs_of_earlier_version_are_kept(made: RunDir) -> None:
     tracking = tracking_of(made)
-    older = {k: tracking[k] for k in ("uri", "experiment_id", "run_id", "folds")}
-    made.change(tracking=older)
+    older = {
+        k: v
+        for k, v in asdict(tracking).items()
+        if k in ("uri", "experiment_id", "run_id", "folds")
+    }
+    write_json(made.run, {**read_json(made.run), "tracking": older})
     sync(made)
-    assert {k: tracking_of(made)[k] for k in older} == older
-    made.change(tracking=tracking)
+    assert older.items() <= asdict(tracking_of(made)).items()
+    made.update_info(tracking=tracking)
     sync(made)
 
 
 def test_statuses_are_sent_again_when_the_run_resumes(made: RunDir) -> None:
     tracking = tracking_of(made)
-    api = client(tracking["uri"])
+    api = client(tracking.uri)
     for fold, state in (("1", "DONE"), ("2", "FAILED"), ("3", "PREEMPTED"), ("4", "RUNNING")):
         where = made.fold(int(fold))
         where.root.mkdir(exist_ok=True)
@@ -211,9 +216,9 @@ def test_statuses_are_sent_again_when_the_run_resumes(made: RunDir) -> None:
     sent = end_run(made, "FAILED", [5])
     assert sent and sent.changes
     want = {"1": "FINISHED", "2": "FAILED", "3": "KILLED", "4": "KILLED", "5": "FAILED"}
-    assert {k: api.get_run(r).info.status for k, r in tracking["folds"].items()} == want
-    assert api.get_run(tracking["run_id"]).info.status == "FAILED"
-    tags = api.get_run(tracking["folds"]["1"]).data.tags
+    assert {k: api.get_run(r).info.status for k, r in tracking.folds.items()} == want
+    assert api.get_run(tracking.run_id).info.status == "FAILED"
+    tags = api.get_run(tracking.folds["1"]).data.tags
     job = {
         "slurm.array": "17",
         "slurm.job": "17_1",
@@ -226,13 +231,13 @@ def test_statuses_are_sent_again_when_the_run_resumes(made: RunDir) -> None:
     again = sync(made)
     assert (again.lines, again.files, again.changes) == (0, 0, 0)
     begin(made)
-    assert api.get_run(tracking["run_id"]).info.status == "RUNNING"
-    assert (tracking_of(made)["closed"], tracking_of(made)["given_up"]) == (None, [])
+    assert api.get_run(tracking.run_id).info.status == "RUNNING"
+    assert (tracking_of(made).closed, tracking_of(made).given_up) == (None, [])
 
 
 def test_metrics_are_sent_up_to_the_last_checkpoint(made: RunDir) -> None:
     tracking, fold = tracking_of(made), made.fold(2)
-    api = client(tracking["uri"])
+    api = client(tracking.uri)
     lines = [
         json.dumps({"step": k, "epoch": 0, "time": 1e9 + k, "loss": 1 / k}) + "\n"
         for k in range(1, 9)
@@ -246,7 +251,7 @@ def test_metrics_are_sent_up_to_the_last_checkpoint(made: RunDir) -> None:
     )
     (fold.checkpoints / "LATEST").write_text("step-00000005\n")
     assert sync(made).lines == 5
-    assert [m.step for m in api.get_metric_history(tracking["folds"]["2"], "loss")] == [
+    assert [m.step for m in api.get_metric_history(tracking.folds["2"], "loss")] == [
         1,
         2,
         3,
@@ -258,7 +263,7 @@ def test_metrics_are_sent_up_to_the_last_checkpoint(made: RunDir) -> None:
 
 def test_files_are_sent_when_they_change(made: RunDir, tmp_path: Path) -> None:
     tracking = tracking_of(made)
-    api, child = client(tracking["uri"]), tracking["folds"]["5"]
+    api, child = client(tracking.uri), tracking.folds["5"]
     a, mark = tmp_path / "a.txt", tmp_path / "mark"
     a.write_text("one")
     files: dict[str, Path | str] = {"a.txt": a, "b.csv": "x,y\n"}
@@ -284,22 +289,22 @@ def test_registry_has_the_model_once(
     run, old = RunDir(tmp_path / "small"), exported.fold.root.parent
     shutil.copytree(old, run.root)
     settings = load_config(
-        str(run.config), ["tracking.enabled=true", f"tracking.uri={tracking_of(made)['uri']}"]
+        str(run.config), ["tracking.enabled=true", f"tracking.uri={tracking_of(made).uri}"]
     )
-    run.change(tracking=fresh_tracking(run, settings, "dfew"))
+    run.update_info(tracking=fresh_tracking(run, settings, "dfew"))
     with pytest.raises(UserError, match="fold 1 has no result"):
         register(run, 1, "faces", "candidate")
     version = register(run, None, "faces", "candidate")
     assert (version.number, version.fold, version.known) == ("1", 2, False)
     assert register(run, 2, "faces", "champion").known
     tracking = tracking_of(run)
-    api = client(tracking["uri"])
+    api = client(tracking.uri)
     assert [v.version for v in api.search_model_versions("name = 'faces'")] in ([1], ["1"])
-    logged = api.get_run(tracking["folds"]["2"]).outputs.model_outputs
+    logged = api.get_run(tracking.folds["2"]).outputs.model_outputs
     assert len(logged) == 1 and api.get_logged_model(logged[0].model_id).status == "READY"
     import mlflow
 
-    mlflow.set_tracking_uri(tracking["uri"])
+    mlflow.set_tracking_uri(tracking.uri)
     frames = np.random.default_rng(0).integers(0, 256, (2, 6, 40, 30, 3), dtype=np.uint8)
     for alias in ("candidate", "champion"):
         got = mlflow.pyfunc.load_model(f"models:/faces@{alias}").predict(frames)

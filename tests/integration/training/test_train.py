@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from dfer_dist.models.backbone import TINY, build_clip
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.tracking.mlflow_runs import tracking_of
 from dfer_dist.utils.files import read_json, sha256_file
 from tests.helpers.data.web_server import Web
 from tests.helpers.paths import DFER
@@ -220,15 +221,15 @@ def test_mlflow_has_the_parent_with_five_finished_children(killed):
     from mlflow import MlflowClient
 
     run = killed["run"]
-    tracking = run.describe()["tracking"]
-    api = MlflowClient(tracking["uri"])
-    parent = api.get_run(tracking["run_id"])
+    tracking = tracking_of(run)
+    api = MlflowClient(tracking.uri)
+    parent = api.get_run(tracking.run_id)
     summary = read_json(run.summary)
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["war_mean"] == pytest.approx(summary["war"]["mean"])
     assert parent.data.params["train.global_batch"] == "8"
     children = api.search_runs(
-        [tracking["experiment_id"]], f"tags.`mlflow.parentRunId` = '{tracking['run_id']}'"
+        [tracking.experiment_id], f"tags.`mlflow.parentRunId` = '{tracking.run_id}'"
     )
     assert sorted(c.data.tags["fold"] for c in children) == ["1", "2", "3", "4", "5"]
     assert {c.info.status for c in children} == {"FINISHED"}

@@ -66,9 +66,9 @@ def make_older(run: RunDir) -> None:
 
 def test_new_run_has_its_files(run: RunDir, tiny_shards: Index) -> None:
     assert {p.name for p in run.root.iterdir()} == FILES
-    about = run.describe()
-    assert (about["folds"], about["dataset"]) == ([1, 2, 3, 4, 5], "dfew")
-    assert about["index_hash"] == tiny_shards.hash
+    info = run.info()
+    assert (info.folds, info.dataset) == ([1, 2, 3, 4, 5], "dfew")
+    assert info.index_hash == tiny_shards.hash
     assert read_json(run.provenance)["data"]["hash"] == tiny_shards.hash
     assert Path(read_config(run.config).data.shards).is_absolute()
 
@@ -105,7 +105,7 @@ def test_resume_applies_settings_without_effect_on_results(
 
 
 def test_resume_refuses_other_data(run: RunDir, open_demo: Callable[..., Any]) -> None:
-    write_json(run.run, {**run.describe(), "index_hash": "0" * 64})
+    run.update_info(index_hash="0" * 64)
     with pytest.raises(UserError, match=r"index_hash was 000000000000, now"):
         open_demo()
 
@@ -137,9 +137,9 @@ def test_allowed_drift_is_applied_and_recorded(run: RunDir, open_demo: Callable[
     with pytest.raises(UserError, match=r"optim\.gamma was 0\.1, now 0\.5"):
         open_demo(*new, allow=("optim.lr_image", "code"))
     open_demo(*new, allow=("optim", "code"))
-    (drift,) = run.drifts()
-    assert drift["changes"].keys() == {"optim.lr_image", "optim.gamma", "code"}
-    assert drift["changes"]["optim.gamma"] == [0.1, 0.5]
+    (drift,) = run.info().drift
+    assert drift.changes.keys() == {"optim.lr_image", "optim.gamma", "code"}
+    assert drift.changes["optim.gamma"] == [0.1, 0.5]
     assert read_config(run.config).optim.gamma == 0.5
     assert (run.root / "code-1" / ENGINE).read_text() == "# as it was then"
     assert len((run.code / ENGINE).read_text()) > 1000
@@ -183,7 +183,7 @@ def test_interrupted_drift_is_applied_by_the_next_command(
         with pytest.raises(KeyboardInterrupt):
             open_again()
     open_again()
-    assert {key for drift in run.drifts() for key in drift["changes"]} == {"optim.gamma", "code"}
+    assert {key for drift in run.info().drift for key in drift.changes} == {"optim.gamma", "code"}
     assert read_config(run.config).optim.gamma == 0.5
     old = [(folder / ENGINE).read_text() for folder in run.root.glob("code-*")]
     assert old.count("# as it was then") == 1
@@ -221,7 +221,7 @@ def test_refused_settings_change_nothing_for_a_running_fold(
         # another fold, with the same settings
         open_demo(folds="1")
     assert run.config.read_text() == before
-    assert not run.drifts()
+    assert not run.info().drift
 
 
 def test_second_command_on_a_fold_is_refused(

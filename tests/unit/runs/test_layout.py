@@ -54,7 +54,7 @@ def test_run_dir_gives_paths_and_info(tmp_path: Path) -> None:
     assert run.fold(3).result == tmp_path / "demo" / "fold-3" / "result.json"
     assert run.fold(3).checkpoints == tmp_path / "demo" / "fold-3" / "checkpoints"
     with pytest.raises(UserError, match="is not a run"):
-        run.describe()
+        run.info()
     write_json(run.run, {"folds": [1]})
     assert run.info().folds == run.info().folds == [1]
     run.update_info(index_hash="ab")

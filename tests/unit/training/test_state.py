@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dfer_dist.runs.records import DriftRecord
 from dfer_dist.training.meters import SpikeDetector
 from dfer_dist.training.state import BadStep, BestEpoch, TrainState
 
@@ -46,8 +47,8 @@ def test_later_drifts_are_added_to_those_of_the_checkpoint() -> None:
     state = TrainState()
     state.load_state_dict(STORED)
     drifts = [
-        {"changes": {"old": [1, 2]}},
-        {"changes": {"optim.gamma": [1, 2], "code": ["x", "y"]}},
+        DriftRecord("", {"old": [1, 2]}),
+        DriftRecord("", {"optim.gamma": [1, 2], "code": ["x", "y"]}),
     ]
     state.add_drifts(drifts)
     assert state.drift == {"optim.lr_image", "optim.gamma", "code"}
