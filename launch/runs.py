@@ -76,7 +76,7 @@ def open_run(
 
 def _load(experiment: str, overrides: list[str], ranks: int) -> tuple[Config, Index]:
     """Load settings and index, and check that they and the number of ranks fit together."""
-    from dfer_dist.data.captions.store import find_source
+    from dfer_dist.data.captions.store import read as read_descriptions
     from dfer_dist.data.shards.index import open_index
     from dfer_dist.data.shards.sidecars import describe_modalities
     from dfer_dist.data.shards.store import resolve_cache, resolve_location
@@ -89,7 +89,7 @@ def _load(experiment: str, overrides: list[str], ranks: int) -> tuple[Config, In
     index = open_index(config.data, config.data.loss_budget)
     describe_modalities(index, config.model.modalities)
     if config.train.objective is not Supervision.labels:
-        find_source(index, config.data.descriptions)
+        read_descriptions(index).choose(config.data.descriptions)
     return config, index
 
 

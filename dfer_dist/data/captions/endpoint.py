@@ -13,8 +13,7 @@ import random
 import threading
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from email.utils import mktime_tz, parsedate_tz
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -52,20 +51,16 @@ class NoAnswer(Exception):
     """A description that was not obtained.
 
     ``reason`` is short and the same for all errors of a kind, ``detail`` is of this one;
-    ``for_all`` tells that every clip would fail so.
+    ``for_all`` tells that every clip would fail so. ``retry_after`` is None for good, or the
+    seconds that the server asked for, or 0, for an error that may pass.
     """
 
-    def __init__(self, reason: str, detail: str = "", for_all: bool = False) -> None:
+    def __init__(
+        self, reason: str, detail: str = "", for_all: bool = False, retry_after: float | None = None
+    ) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail, self.for_all = reason, detail, for_all
-
-
-class _TemporaryError(Exception):
-    """An error that may pass; ``retry_after`` is what the server asked for, seconds."""
-
-    def __init__(self, error: NoAnswer, retry_after: float = 0) -> None:
-        super().__init__(str(error))
-        self.error, self.retry_after = error, retry_after
+        self.reason, self.detail = reason, detail
+        self.for_all, self.retry_after = for_all, retry_after
 
 
 class Stopped(Exception):
@@ -125,7 +120,7 @@ class Endpoint:
         self._policy = policy or RetryPolicy()
         self._credential = _read_credential()
         self._rate = _RateLimit(self._policy.per_minute, self.stop)
-        self._threads = threading.local()
+        self._threads = _Session()
 
     def describe(self, jpegs: list[bytes]) -> str:
         """Return the model's description of a clip, given as frames.
@@ -143,9 +138,9 @@ class Endpoint:
             self._rate.acquire()
             try:
                 return self._request(data)
-            except _TemporaryError as e:
-                if number == self._policy.tries:
-                    raise e.error from e
+            except NoAnswer as e:
+                if e.retry_after is None or number == self._policy.tries:
+                    raise
                 wait = self._wait_before_retry(number, e.retry_after)
             if self.stop.wait(wait):
                 raise Stopped
@@ -160,13 +155,13 @@ class Endpoint:
         return max(retry_after, back_off * random.uniform(0.5, 1.5))
 
     def _request(self, data: bytes) -> str:
-        """Send one request. Raises :class:`NoAnswer` or :class:`_TemporaryError`."""
+        """Send one request. Raises :class:`NoAnswer`."""
         timeout = self._policy.timeout
         deadline = time.monotonic() + timeout
         # uncompressed, so that a piece of the body is never empty before its end
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         try:
-            with self._session().post(
+            with self._threads.session.post(
                 self.url,
                 data=data,
                 headers=headers,
@@ -178,27 +173,20 @@ class Endpoint:
             ) as response:
                 text = _read_body(response, deadline)
         except (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError) as e:
-            raise _TemporaryError(NoAnswer(f"no answer within {timeout:g} s")) from e
+            raise NoAnswer(f"no answer within {timeout:g} s", retry_after=0) from e
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as e:
             detail = self._redact(_root_message(e))
-            raise _TemporaryError(NoAnswer("no connection, or it was cut", detail)) from e
+            raise NoAnswer("no connection, or it was cut", detail, retry_after=0) from e
         if response.status_code != 200:
             raise self._refusal(response, text)
         return self._redact(_parse_completion(text))
 
-    def _refusal(self, response: requests.Response, text: bytes) -> Exception:
-        status = response.status_code
-        detail = self._redact(text.decode(errors="replace"))
-        error = NoAnswer(f"answers {status}", detail, status in _FOR_ALL)
+    def _refusal(self, response: requests.Response, text: bytes) -> NoAnswer:
+        status, retry_after = response.status_code, None
         if status in _TEMPORARY or status >= 500:
-            return _TemporaryError(error, _parse_retry_after(response.headers.get("Retry-After")))
-        return error
-
-    def _session(self) -> requests.Session:
-        if not hasattr(self._threads, "session"):
-            self._threads.session = requests.Session()
-        session: requests.Session = self._threads.session
-        return session
+            retry_after = _parse_retry_after(response.headers.get("Retry-After", "0"))
+        detail = self._redact(text.decode(errors="replace"))
+        return NoAnswer(f"answers {status}", detail, status in _FOR_ALL, retry_after)
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         if self._credential:
@@ -210,6 +198,13 @@ class Endpoint:
         if self._credential:
             text = text.replace(self._credential, "[credential]")
         return text.encode(errors="replace").decode()
+
+
+class _Session(threading.local):
+    """A session for each thread."""
+
+    def __init__(self) -> None:
+        self.session = requests.Session()
 
 
 class _RateLimit:
@@ -237,7 +232,7 @@ class _RateLimit:
 def build_messages(jpegs: list[bytes]) -> list[dict[str, Any]]:
     """Return a request's messages: the system prompt, and the frames as data URLs."""
     urls = (f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" for jpeg in jpegs)
-    frames = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    frames = ({"type": "image_url", "image_url": {"url": url}} for url in urls)
     return [
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": [{"type": "text", "text": USER}, *frames]},
@@ -296,34 +291,26 @@ def _parse_completion(data: bytes) -> str:
     try:
         answer = json.loads(data)
     except (ValueError, RecursionError) as e:
-        raise _TemporaryError(NoAnswer("answer is no JSON")) from e
+        raise NoAnswer("answer is no JSON", retry_after=0) from e
     try:
         choice = answer["choices"][0]
         message, finish = choice["message"], choice.get("finish_reason")
         text, refusal = message.get("content"), message.get("refusal")
     except (LookupError, TypeError, AttributeError) as e:
-        raise _TemporaryError(NoAnswer("answer without choices")) from e
+        raise NoAnswer("answer without choices", retry_after=0) from e
     if refusal or finish == "content_filter":
         raise NoAnswer("the model refuses", str(refusal or finish))
     if finish == "length":
-        raise NoAnswer(
-            "answer longer than allowed", "allow more with --body '{\"max_tokens\": 1000}'"
-        )
+        raise NoAnswer("answer longer than allowed", "allow more: --body '{\"max_tokens\": 1000}'")
     if not isinstance(text, str) or not text.strip():
-        raise _TemporaryError(NoAnswer("empty answer"))
+        raise NoAnswer("empty answer", retry_after=0)
     return text.strip()
 
 
-def _parse_retry_after(header: str | None) -> float:
+def _parse_retry_after(header: str) -> float:
     """Return the seconds of a ``Retry-After`` header, a number or a date (RFC 9110, 10.2.3)."""
+    date = parsedate_tz(header)
     try:
-        return max(0.0, float(header or 0))
-    except ValueError:
-        pass
-    try:
-        when = parsedate_to_datetime(header or "")
-    except ValueError:
+        return max(0.0, mktime_tz(date) - time.time() if date else float(header))
+    except (ValueError, OverflowError):
         return 0.0
-    if not when.tzinfo:
-        when = when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())

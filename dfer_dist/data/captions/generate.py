@@ -5,24 +5,17 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dfer_dist.data.captions.endpoint import (
-    DEFAULT_FIELDS,
-    SYSTEM,
-    USER,
-    Endpoint,
-    NoAnswer,
-    Stopped,
-)
-from dfer_dist.data.captions.store import FILE, Source, Writer, clip_hashes, parse
+from dfer_dist.data.captions import endpoint as api
+from dfer_dist.data.captions.endpoint import Endpoint, NoAnswer, Stopped
+from dfer_dist.data.captions.store import FILE, Source, Writer, clip_hashes, open_writer, parse
 from dfer_dist.data.loading.frame_sampling import sample_segments
 from dfer_dist.data.shards.index import Index, load_index
 from dfer_dist.data.shards.reader import ClipReader, DamagedClip
@@ -74,15 +67,13 @@ class Outcome:
             self.failed_in_a_row = 0
         elif isinstance(error, Stopped):
             self.not_sent += 1
-        elif isinstance(error, DamagedClip):
-            self._count_failure(key, "damaged clip", error.reason)
         else:
-            self._count_failure(key, error.reason, error.detail)
-            self.failed_in_a_row += 1
-
-    def _count_failure(self, key: str, reason: str, detail: str) -> None:
-        self.failed[reason] += 1
-        self.examples.setdefault(reason, f"{key}: {detail}" if detail else key)
+            reason, detail = "damaged clip", error.reason
+            if isinstance(error, NoAnswer):
+                reason, detail = error.reason, error.detail
+                self.failed_in_a_row += 1
+            self.failed[reason] += 1
+            self.examples.setdefault(reason, f"{key}: {detail}" if detail else key)
 
 
 class _LocalReader(ClipReader):
@@ -101,9 +92,7 @@ def open_folder(location: str) -> Index:
         For a URL, and as :func:`~dfer_dist.data.shards.index.load_index`.
     """
     if is_remote(location):
-        raise UserError(
-            f"{location}: descriptions are written next to the shards: give a local folder"
-        )
+        raise UserError(f"{location}: give a local folder: descriptions are written to it")
     return load_index(Path(location))
 
 
@@ -114,13 +103,15 @@ def make_source(model: str, frames: int, fields: dict[str, Any]) -> Source:
     """
     bounds = ("max_tokens", "max_completion_tokens")
     body = {name: value for name, value in fields.items() if name not in bounds}
-    prompt = {"frames": frames, "system": SYSTEM, "user": USER, "body": body}
+    prompt = {"frames": frames, "system": api.SYSTEM, "user": api.USER, "body": body}
     return Source({"kind": "endpoint", "name": model, "language": "en", **prompt})
 
 
 def make_fields(more: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a request except its messages; None in ``more`` removes a field."""
-    return {name: value for name, value in {**DEFAULT_FIELDS, **more}.items() if value is not None}
+    return {
+        name: value for name, value in {**api.DEFAULT_FIELDS, **more}.items() if value is not None
+    }
 
 
 def choose_clips(
@@ -174,12 +165,10 @@ def describe(
     ----------
     index : Index
         In a local folder.
-    source : Source
-    endpoint : Endpoint
-    concurrency : int
-        Clips at a time.
-    split, limit
-        As of :func:`choose_clips`.
+    source, endpoint
+        What descriptions are stored as, and who writes them.
+    concurrency, split, limit
+        Clips at a time; the others as of :func:`choose_clips`.
     progress : callable, optional
         Called with the number of clips done and of all.
 
@@ -190,58 +179,49 @@ def describe(
     OSError
         If an answer cannot be written.
     """
-    assert isinstance(index.root, Path)
-    with Writer(index.root) as writer:
-        # under the writer's lock: no other process requests these
-        clips, cached = choose_clips(index, source, split, limit)
+    with open_writer(index) as writer, ThreadPoolExecutor(concurrency) as pool:
+        clips, cached = choose_clips(index, source, split, limit)  # nobody else requests them
         outcome = Outcome(cached=cached)
-        worker = _Worker(index, source, endpoint, writer)
-        # closed before the writer, also on an interrupt: pending answers are kept
-        with closing(worker.describe_all(clips, concurrency)) as done:
-            for number, (clip, error) in enumerate(done, 1):
-                outcome.count(clip.key, error)
+        worker = _Worker(_LocalReader(index), source, endpoint, writer)
+        try:
+            jobs = {pool.submit(worker.describe, clip): clip for clip in clips}
+            for number, job in enumerate(as_completed(jobs), 1):
+                outcome.count(jobs[job].key, job.result())
                 if outcome.failed_in_a_row >= _MAX_FAILED_IN_A_ROW:
                     endpoint.stop.set()
                 if progress:
                     progress(number, len(clips))
+        finally:
+            endpoint.stop.set()
+            # waits for requests that were sent, also on an interrupt: their answers are kept
+            pool.shutdown(cancel_futures=True)
     return outcome
 
 
+@dataclass
 class _Worker:
     """Describes clips in threads."""
 
-    def __init__(self, index: Index, source: Source, endpoint: Endpoint, writer: Writer) -> None:
-        self._source, self._endpoint, self._writer = source, endpoint, writer
-        # a reader is not thread-safe
-        self._reader, self._reader_lock = _LocalReader(index), threading.Lock()
+    reader: ClipReader
+    source: Source
+    endpoint: Endpoint
+    writer: Writer
+    # a reader is not thread-safe
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def describe_all(
-        self, clips: list[PendingClip], concurrency: int
-    ) -> Generator[tuple[PendingClip, _Error | None], None, None]:
-        """Describe clips in threads; yield each with its error once it is done."""
-        pool = ThreadPoolExecutor(concurrency)
-        try:
-            jobs = {pool.submit(self._describe, clip): clip for clip in clips}
-            for job in as_completed(jobs):
-                yield jobs[job], job.result()
-        finally:
-            self._endpoint.stop.set()
-            # waits for requests that were sent, whose answers are kept
-            pool.shutdown(cancel_futures=True)
-
-    def _describe(self, clip: PendingClip) -> _Error | None:
+    def describe(self, clip: PendingClip) -> _Error | None:
         """Describe one clip; return why that failed."""
-        if self._endpoint.stop.is_set():
+        if self.endpoint.stop.is_set():
             return Stopped()
         try:
-            with self._reader_lock:
-                jpegs = self._reader.jpegs(clip.shard, clip.row, lambda *_: np.array(clip.frames))
-            text = self._endpoint.describe(jpegs)
+            with self.lock:
+                jpegs = self.reader.jpegs(clip.shard, clip.row, lambda *_: np.array(clip.frames))
+            text = self.endpoint.describe(jpegs)
         except (DamagedClip, Stopped) as e:
             return e
         except NoAnswer as e:
             if e.for_all:
-                self._endpoint.stop.set()
+                self.endpoint.stop.set()
             return e
-        self._writer.add(self._source, [(clip.key, clip.hash, text)])
+        self.writer.add(self.source, [(clip.key, clip.hash, text)])
         return None

@@ -24,13 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dfer_dist.data.captions.store import Source, Writer, clip_hashes
+from dfer_dist.data.captions.store import Source, clip_hashes, open_writer
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.sources.records import VIDEO_SUFFIXES, read_text
 from dfer_dist.utils.errors import UserError
 
 _CAPTIONS = ("caption", "en", "zh")
-_DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+# Without quoting: a quotation mark at the start of a caption belongs to it.
+_TABS: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+_FORMATS: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": _TABS, ".txt": _TABS}
 # Columns of captions by the number of columns of a table without a header.
 _NO_HEADER = {2: [1], 3: [1, 2], 4: [2, 3]}
 _VIDEO = re.compile(rf"({'|'.join(map(re.escape, VIDEO_SUFFIXES))})$", re.IGNORECASE)
@@ -63,16 +65,11 @@ class Imported:
 
 
 class _Row(NamedTuple):
-    line: int
+    """A clip and its captions; ``where`` is file and line."""
+
+    where: str
     clip: str
     texts: list[str]
-
-
-class _Caption(NamedTuple):
-    where: str  # file and line
-    clip: str
-    language: str
-    text: str
 
 
 def import_captions(index: Index, files: list[Path], name: str = "captions") -> list[Imported]:
@@ -100,13 +97,10 @@ def import_captions(index: Index, files: list[Path], name: str = "captions") -> 
         For a file of another layout, two captions of one clip in one language, and files without a
         caption of a clip of the set.
     """
-    assert isinstance(index.root, Path)
     hashes = clip_hashes(index)
     found, unexpected = _collect(files, hashes)
-    if not found:
-        raise _no_caption(index.root, files, unexpected)
     imported = []
-    with Writer(index.root) as writer:
+    with open_writer(index) as writer:
         for language, texts in sorted(found.items()):
             source = Source({"kind": "import", "name": name, "language": language})
             stored = writer.stored.of(source)
@@ -131,81 +125,58 @@ def _collect(
     """Return texts by language and key, and by language the clips that are not in the set."""
     found: dict[str, dict[str, str]] = {}
     unexpected: dict[str, set[str]] = {}
-    for caption in (caption for file in files for caption in _read_captions(file)):
-        key = _find_key(caption.clip, keys)
-        if key is None:
-            unexpected.setdefault(caption.language, set()).add(caption.clip)
-            continue
-        texts = found.setdefault(caption.language, {})
-        if texts.setdefault(key, caption.text) != caption.text:
-            raise UserError(f"{caption.where}: a second caption of clip {caption.clip}: leave one")
+    for row in (row for file in files for row in _read_rows(file)):
+        key = _find_key(row.clip, keys)
+        texts = (" ".join(_BREAK.sub(" ", raw).split()) for raw in row.texts)
+        for text in filter(None, texts):
+            language = "zh" if _CHINESE.search(text) else "en"
+            if key is None:
+                unexpected.setdefault(language, set()).add(row.clip)
+            elif found.setdefault(language, {}).setdefault(key, text) != text:
+                raise UserError(f"{row.where}: a second caption of clip {row.clip}: leave one")
+    if not found:
+        example = min(set().union(*unexpected.values()), default=None)
+        reason = "they have no caption"
+        if example:
+            reason = f"no clip of these shards is among them; theirs are named as {example}"
+        raise UserError(f"{', '.join(map(str, files))}: {reason}")
     return found, unexpected
 
 
-def _no_caption(root: Path, files: list[Path], unexpected: dict[str, set[str]]) -> UserError:
-    example = next((clip for clips in unexpected.values() for clip in sorted(clips)), None)
-    reason = "they have no caption"
-    if example:
-        reason = f"no clip of {root} is among them; theirs are named as {example}"
-    return UserError(f"{', '.join(map(str, files))}: {reason}")
+def _read_rows(file: Path) -> Iterator[_Row]:
+    suffix = file.suffix.lower()
+    if suffix == ".jsonl":
+        return _json_rows(file)
+    if suffix in _FORMATS:
+        return _table_rows(file, csv.reader(io.StringIO(read_text(file)), **_FORMATS[suffix]))
+    raise UserError(
+        f"{file}: captions are read from .csv, .tsv, .txt (with tabs) and .jsonl: save a "
+        "spreadsheet as CSV (UTF-8)"
+    )
 
 
-def _read_captions(file: Path) -> Iterator[_Caption]:
-    """Yield the captions of a file that are not empty."""
-    rows = _json_rows(file) if file.suffix.lower() == ".jsonl" else _table_rows(file)
-    for row in rows:
-        for raw in row.texts:
-            text = " ".join(_BREAK.sub(" ", raw).split())
-            if text:
-                language = "zh" if _CHINESE.search(text) else "en"
-                yield _Caption(f"{file}:{row.line}", row.clip, language, text)
-
-
-def _table_rows(file: Path) -> Iterator[_Row]:
-    delimiter = _DELIMITERS.get(file.suffix.lower())
-    if delimiter is None:
-        raise UserError(
-            f"{file}: captions are read from .csv, .tsv, .txt (with tabs) and .jsonl: save a "
-            "spreadsheet as CSV (UTF-8)"
-        )
+def _table_rows(file: Path, reader: Any) -> Iterator[_Row]:
     csv.field_size_limit(_MAX_CELL)
-    text = io.StringIO(read_text(file))
-    if delimiter == ",":
-        reader = csv.reader(text)
-    else:
-        # without quoting: a quotation mark at the start of a caption belongs to it
-        reader = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_NONE)
     clip_column, columns = 0, list[int]()
-    for row in _checked(reader, file):
-        cells = [cell.strip() for cell in row]
-        if not any(cells):
-            continue
-        if not columns:
-            header = [cell.lower() for cell in cells]
-            columns = [i for i, name in enumerate(header) if name in _CAPTIONS]
-            if "clip" in header and columns:
-                clip_column = header.index("clip")
-                continue
-            columns = _columns_without_header(file, len(cells))
-        if len(cells) <= max(clip_column, *columns) or not cells[clip_column]:
-            raise UserError(
-                f"{file}:{reader.line_num}: a row without a clip, or with {len(cells)} columns"
-            )
-        yield _Row(reader.line_num, cells[clip_column], [cells[i] for i in columns])
-
-
-def _columns_without_header(file: Path, count: int) -> list[int]:
-    if count not in _NO_HEADER:
-        raise UserError(
-            f"{file}: no header with clip and caption, and {count} columns: 'clip, caption' are "
-            "needed"
-        )
-    return _NO_HEADER[count]
-
-
-def _checked(reader: Any, file: Path) -> Iterator[list[str]]:
     try:
-        yield from reader
+        for row in reader:
+            where, cells = f"{file}:{reader.line_num}", [cell.strip() for cell in row]
+            if not any(cells):
+                continue
+            if not columns:
+                header = [cell.lower() for cell in cells]
+                columns = [i for i, name in enumerate(header) if name in _CAPTIONS]
+                if "clip" in header and columns:
+                    clip_column = header.index("clip")
+                    continue
+                columns = _NO_HEADER.get(len(cells), [])
+            if not columns:
+                raise UserError(
+                    f"{file}: no header with clip and caption, and {len(cells)} columns"
+                )
+            if len(cells) <= max(clip_column, *columns) or not cells[clip_column]:
+                raise UserError(f"{where}: a row without a clip, or with {len(cells)} columns")
+            yield _Row(where, cells[clip_column], [cells[i] for i in columns])
     except csv.Error as e:
         raise UserError(f"{file}:{reader.line_num}: {e}") from e
 
@@ -214,17 +185,16 @@ def _json_rows(file: Path) -> Iterator[_Row]:
     for number, line in enumerate(read_text(file).split("\n"), 1):
         if not line.strip():
             continue
+        where = f"{file}:{number}"
         try:
             row = json.loads(line)
             texts = [row[name] for name in _CAPTIONS if name in row]
             if not texts or not all(isinstance(text, str) for text in (row["clip"], *texts)):
                 raise TypeError
         except (ValueError, LookupError, TypeError, RecursionError) as e:
-            raise UserError(
-                f"{file}:{number}: no line such as "
-                '{"clip": "00025", "caption": "The brows rise."}'
-            ) from e
-        yield _Row(number, row["clip"], texts)
+            example = '{"clip": "00025", "caption": "The brows rise."}'
+            raise UserError(f"{where}: no line such as {example}") from e
+        yield _Row(where, row["clip"], texts)
 
 
 def _find_key(clip: str, keys: Collection[str]) -> str | None:

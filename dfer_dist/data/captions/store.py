@@ -14,10 +14,11 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from errno import ENOLCK, ENOSPC, ENOSYS, EOPNOTSUPP
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from dfer_dist.data.captions.label_leakage import clean
-from dfer_dist.data.loading.sampler import ClipSet
+from dfer_dist.data.loading.sampler import ClipSet, all_clips
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.store import FetchError, Remote
 from dfer_dist.utils.errors import UserError
@@ -51,6 +52,11 @@ class Source:
         """Hex sha256 of ``about``."""
         return _digest(self.about)
 
+    def is_named(self, name: str) -> bool:
+        """Return whether ``name`` is its name, or the first eight or more digits of its hash."""
+        by_hash = len(name) >= _SHORT and self.hash.startswith(name)
+        return by_hash or self.about["name"] == name
+
     def __str__(self) -> str:
         return f"{self.hash[:_SHORT]} ({self.about['name']}, {self.about['language']})"
 
@@ -62,12 +68,35 @@ class CaptionSet:
     ``sources`` by their hash; ``texts``, as received, by source and the hash of the clip.
     """
 
+    file: str
     sources: dict[str, Source] = field(default_factory=dict)
     texts: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def of(self, source: Source) -> dict[str, str]:
         """Return the texts of a source by the hash of the clip."""
         return self.texts.get(source.hash, {})
+
+    def choose(self, name: str | None = None, language: str = "en") -> Source:
+        """Return the only source of a language, or with a name or the beginning of a hash.
+
+        Raises
+        ------
+        UserError
+            If there is no such source, or more than one.
+        """
+        fitting = [
+            source
+            for source in self.sources.values()
+            if source.about["language"] == language and (name is None or source.is_named(name))
+        ]
+        if len(fitting) != 1:
+            have = "; ".join(map(str, self.sources.values())) or "none"
+            which = f" named {name}" if name else ""
+            raise UserError(
+                f"{self.file} has {len(fitting)} sources{which} in '{language}', and one is "
+                f"needed: choose with data.descriptions of {have}"
+            )
+        return fitting[0]
 
 
 def descriptions(
@@ -110,38 +139,20 @@ def descriptions(
     if unexpected := wanted - hashes.keys():
         raise ValueError(f"{index.root} has no clip {min(unexpected)}")
     if not testing:
-        _check_not_tested(index, wanted, fold)
+        tested = clip_keys(index, all_clips(index, index.test_shards(fold)))
+        if leaked := wanted.intersection(tested):
+            raise ValueError(
+                f"{len(leaked)} clips, such as {min(leaked)}, are tested in fold {fold}: their "
+                "descriptions are not for training"
+            )
     stored = read(index)
-    texts = stored.of(_choose(stored, f"{index.root}/{FILE}", source, language))
+    texts = stored.of(stored.choose(source, language))
     cleaned = {
         key: clean(texts[hashes[key]], index.classes)
         for key in sorted(wanted)
         if hashes[key] in texts
     }
     return {key: text for key, text in cleaned.items() if text}
-
-
-def _check_not_tested(index: Index, keys: set[str], fold: int) -> None:
-    test_keys = (
-        key for i in index.test_shards(fold) for key in index.sidecar(i)["key"].to_pylist()
-    )
-    leaked = keys.intersection(test_keys)
-    if leaked:
-        raise ValueError(
-            f"{len(leaked)} clips, such as {min(leaked)}, are tested in fold {fold}: their "
-            "descriptions are not for training"
-        )
-
-
-def find_source(index: Index, source: str | None = None, language: str = "en") -> Source:
-    """Return the source that :func:`descriptions` would read.
-
-    Raises
-    ------
-    UserError
-        If there is no such file or source, or a line was changed.
-    """
-    return _choose(read(index), f"{index.root}/{FILE}", source, language)
 
 
 def clip_keys(index: Index, clips: ClipSet) -> list[str]:
@@ -190,7 +201,7 @@ def parse(data: bytes, file: str) -> CaptionSet:
     UserError
         If a line was changed.
     """
-    stored = CaptionSet()
+    stored = CaptionSet(file)
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
             row = json.loads(line)
@@ -209,43 +220,44 @@ def parse(data: bytes, file: str) -> CaptionSet:
     return stored
 
 
-class Writer:
-    """The file of descriptions of a set in a folder, open for appending by one process at a time.
+@contextmanager
+def open_writer(index: Index) -> Iterator[Writer]:
+    """Open the file of descriptions of a set in a folder, for one process at a time.
 
-    ``stored`` is its content when it was opened. A line that a killed process left unfinished is
-    removed. Threads may share a writer.
+    A line that a killed process left unfinished is removed.
 
     Raises
     ------
     UserError
         If another process is writing, or a line was changed.
     """
-
-    def __init__(self, root: Path) -> None:
-        path = root / FILE
-        self._thread_lock = threading.Lock()
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    assert isinstance(index.root, Path)
+    path = index.root / FILE
+    with path.open("ab+", buffering=0) as file:
+        if not _lock_if_supported(file):
+            raise UserError(f"{path} is being written by another dfer describe: wait for it")
         try:
-            if not _lock_if_supported(self._file):
-                raise UserError(f"{path} is being written by another dfer describe: wait for it")
             data = path.read_bytes()
-            self.stored = parse(data, str(path))
-            os.ftruncate(self._file, data.rfind(b"\n") + 1)
-        except BaseException:
-            os.close(self._file)
-            raise
-        self._known = set(self.stored.sources)
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._thread_lock:
+            stored = parse(data, str(path))
+            file.truncate(data.rfind(b"\n") + 1)
+            yield Writer(file, stored)
+        finally:
             with suppress(OSError):
-                unlock(self._file)
-            os.close(self._file)
-            # a late thread must not write to another file that got this number
-            self._file = -1
+                unlock(file)
+
+
+class Writer:
+    """The file of descriptions of a set, from :func:`open_writer`. Threads may share a writer.
+
+    Attributes
+    ----------
+    stored : CaptionSet
+        Content of the file when it was opened.
+    """
+
+    def __init__(self, file: FileIO, stored: CaptionSet) -> None:
+        self.stored = stored
+        self._file, self._lock, self._known = file, threading.Lock(), set(stored.sources)
 
     def add(self, source: Source, rows: Iterable[tuple[str, str, str]]) -> None:
         """Append descriptions, durably.
@@ -261,11 +273,11 @@ class Writer:
         OSError
             If the disk is full or fails; the file is then unchanged.
         """
-        with self._thread_lock:
-            lines: list[dict[str, Any]] = [
-                {"source": source.hash, "key": key, "clip": clip, "text": text}
-                for key, clip, text in rows
-            ]
+        lines: list[dict[str, Any]] = [
+            {"source": source.hash, "key": key, "clip": clip, "text": text}
+            for key, clip, text in rows
+        ]
+        with self._lock:
             if source.hash not in self._known:
                 lines.insert(0, {"source": source.hash, "about": source.about})
             self._append([{"version": _VERSION, **line} for line in lines])
@@ -273,18 +285,18 @@ class Writer:
 
     def _append(self, rows: list[dict[str, Any]]) -> None:
         signed = [{**row, "sha256": _digest(row)} for row in rows]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in signed)
-        data, size = text.encode(), os.fstat(self._file).st_size
+        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in signed).encode()
+        size = self._file.seek(0, os.SEEK_END)
         try:
-            if os.write(self._file, data) != len(data):
+            if self._file.write(data) != len(data):
                 raise OSError(ENOSPC, os.strerror(ENOSPC))
             os.fsync(self._file)
         except BaseException:
-            os.ftruncate(self._file, size)
+            self._file.truncate(size)
             raise
 
 
-def _lock_if_supported(file: int) -> bool:
+def _lock_if_supported(file: FileIO) -> bool:
     """Lock a file; return whether it was free. Without locks, the user has to run one at a time."""
     try:
         return try_lock(file)
@@ -296,25 +308,3 @@ def _lock_if_supported(file: int) -> bool:
 
 def _digest(row: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
-
-
-def _choose(stored: CaptionSet, file: str, name: str | None, language: str) -> Source:
-    fitting = [
-        source
-        for source in stored.sources.values()
-        if source.about["language"] == language and _is_named(source, name)
-    ]
-    if len(fitting) != 1:
-        have = "; ".join(map(str, stored.sources.values())) or "none"
-        which = f" named {name}" if name else ""
-        raise UserError(
-            f"{file} has {len(fitting)} sources{which} in '{language}', and one is needed: choose "
-            f"with data.descriptions of {have}"
-        )
-    return fitting[0]
-
-
-def _is_named(source: Source, name: str | None) -> bool:
-    if name is None or source.about["name"] == name:
-        return True
-    return len(name) >= _SHORT and source.hash.startswith(name)

@@ -18,7 +18,7 @@ from dfer_dist.config.schema import (
     DataConfig,
     TextPolarity,
 )
-from dfer_dist.data.captions.store import Source, Writer, clip_hashes, clip_keys
+from dfer_dist.data.captions.store import Source, clip_hashes, clip_keys, open_writer
 from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.shards.index import Index, load_index
 from dfer_dist.data.sources.records import SEVEN
@@ -128,7 +128,7 @@ def test_descriptions_of_a_fold_are_those_of_its_training_clips(
     with pytest.raises(UserError, match="dfer describe makes it"):
         read_descriptions(tiny_shards, train, 2, config)
     copy = load_index(Path(shutil.copytree(captioned.root, tmp_path / "shards")))  # type: ignore[arg-type]
-    with Writer(copy.root) as writer:  # type: ignore[arg-type]
+    with open_writer(copy) as writer:
         hashes = clip_hashes(copy)
         writer.add(
             Source({**MODEL.about, "name": "other"}),

@@ -13,10 +13,10 @@ import pytest
 from dfer_dist.data.captions.store import (
     FILE,
     Source,
-    Writer,
     clip_hashes,
     clip_keys,
     descriptions,
+    open_writer,
     parse,
     read,
 )
@@ -73,7 +73,7 @@ def test_clip_keys_separates_training_and_validation(index: Index) -> None:
 def test_descriptions_leaves_out_missing_and_emptied(index: Index) -> None:
     hashes = clip_hashes(index)
     first, second, third = train_keys(index, 1)[:3]
-    with Writer(index.root) as writer:  # type: ignore[arg-type]
+    with open_writer(index) as writer:
         writer.add(MODEL, [(first, hashes[first], "She is sad.")])
         writer.add(MODEL, [(second, hashes[second], "The lips part.")])
         writer.add(MODEL, [(second, hashes[second], "The lips close.")])
@@ -124,7 +124,7 @@ def test_writer_removes_torn_last_line(index: Index, torn: int) -> None:
     path.write_bytes(b"".join(whole[:-1]) + whole[-1][:torn])
     assert len(read(index).of(MODEL)) == 59
     hashes = clip_hashes(index)
-    with Writer(index.root) as writer:  # type: ignore[arg-type]
+    with open_writer(index) as writer:
         assert len(writer.stored.of(MODEL)) == 59
         last = json.loads(whole[-1])
         writer.add(MODEL, [(last["key"], hashes[last["key"]], last["text"])])
@@ -146,15 +146,15 @@ def test_changed_line_is_named(index: Index, change: str) -> None:
     (index.root / FILE).write_bytes(b"".join(whole))  # type: ignore[operator]
     with pytest.raises(UserError, match="line 5 was changed"):
         descriptions(index, [], 1)
-    with pytest.raises(UserError, match="line 5 was changed"):
-        Writer(index.root)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="line 5 was changed"), open_writer(index):
+        pass
     (damage,) = verify(str(index.root))[1]
     assert (damage.file, damage.reason[:18]) == (FILE, "line 5 was changed")
 
 
 def test_writer_is_shared_by_threads_but_opened_once(index: Index) -> None:
     hashes = list(clip_hashes(index).items())
-    with Writer(index.root) as writer:  # type: ignore[arg-type]
+    with open_writer(index) as writer:
         threads = [
             threading.Thread(target=writer.add, args=(MODEL, [(key, clip, "x" * 5000)]))
             for key, clip in hashes
@@ -163,7 +163,7 @@ def test_writer_is_shared_by_threads_but_opened_once(index: Index) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        with pytest.raises(UserError, match="another dfer describe"):
-            Writer(index.root)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="another dfer describe"), open_writer(index):
+            pass
     assert len(lines(index)) == 61
     assert len(parse(b"".join(lines(index)), "f").of(MODEL)) == 60
