@@ -41,7 +41,7 @@ from dfer_dist.config.schema import Config
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import (
     atomic_path,
-    fsync_dir,
+    fsync,
     read_json,
     sha256_file,
     write_json,
@@ -143,10 +143,10 @@ def write(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        _save_tensors(weights, temporary / MODEL)
-        _save_tensors(moments, temporary / OPTIMIZER)
+        save_tensors(weights, temporary / MODEL)
+        save_tensors(moments, temporary / OPTIMIZER)
         if frozen:
-            _save_tensors(frozen, temporary / FROZEN)
+            save_tensors(frozen, temporary / FROZEN)
         for name, text in (texts or {}).items():
             write_text(temporary / name, text)
         write_text(temporary / CONFIG, dump_config(config))
@@ -157,7 +157,7 @@ def write(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    fsync_dir(target.parent)
+    fsync(target.parent)
 
 
 def _replace(target: Path, temporary: Path) -> None:
@@ -169,7 +169,14 @@ def _replace(target: Path, temporary: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors atomically as safetensors.
+
+    Raises
+    ------
+    OSError
+        If the disk is full or the folder cannot be written.
+    """
     try:
         # For its mode too: safetensors writes files that only their owner may read.
         with atomic_path(path) as temporary:

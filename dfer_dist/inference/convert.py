@@ -17,17 +17,7 @@ from torch import Tensor
 from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.config.checks import check_values
 from dfer_dist.config.load import read_config
-from dfer_dist.config.schema import (
-    Config,
-    ImageTuning,
-    ModelConfig,
-    Precision,
-    Selection,
-    TemporalKind,
-    TextPolarity,
-    TextTuning,
-    TokenPosition,
-)
+from dfer_dist.config.schema import Config, ModelConfig, Precision, Selection, TokenPosition
 from dfer_dist.data.shards.index import open_index
 from dfer_dist.data.sources.records import ELEVEN, SEVEN
 from dfer_dist.evaluation.evaluate import load_model
@@ -40,7 +30,7 @@ from dfer_dist.inference.official import (
     to_theirs,
 )
 from dfer_dist.models.backbone import clip_config
-from dfer_dist.models.build import build_model
+from dfer_dist.models.build import build_untrained
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.utils.errors import UserError
@@ -95,21 +85,13 @@ def from_official(path: Path, out: Path, position: TokenPosition = TokenPosition
         "logit_scale": state["clip_model_.logit_scale"].item(),
         "converted_from": {"file": path.name, "sha256": sha256_file(path)},
     }
-    files = {}
-    if config.model.backbone == BACKBONE:
-        files[BACKBONE] = json.dumps(clip, indent=1)
-    _write_checkpoint(out, model, config, about, files)
-    return config
-
-
-def _write_checkpoint(
-    out: Path, model: DFERCLIP, config: Config, about: dict[str, Any], files: dict[str, str]
-) -> None:
     trained = {name: p for group in param_groups(model).values() for name, p in group}
-    about = {**about, "frozen_sha256": checkpoint.frozen_checksum(model, trained)}
+    about["frozen_sha256"] = checkpoint.frozen_checksum(model, trained)
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
     frozen = {name: weights.pop(name) for name in list(weights) if name not in trained}
+    files = {BACKBONE: json.dumps(clip, indent=1)} if config.model.backbone == BACKBONE else {}
     checkpoint.write(out, weights, {}, config, about, frozen, files)
+    return config
 
 
 def to_official(path: Path, out: Path, overrides: list[str]) -> None:
@@ -191,24 +173,16 @@ def _rebuild(config: Config, clip: dict[str, Any], state: Mapping[str, Tensor]) 
         sizes = Path(folder) / BACKBONE
         sizes.write_text(json.dumps(clip))
         settings = replace(config.model, backbone=str(sizes))
-        model = build_model(
-            settings,
-            list(settings.sentences or ()),
-            config.data.num_frames,
-            clip["vision_cfg"]["image_size"],
+        model = build_untrained(replace(config, model=settings), list(settings.sentences or ()))
+    wanted = to_theirs(model, torch.empty(()))
+    for name in sorted(wanted.keys() | state.keys()):
+        own, expected = (
+            tuple(tensors[name].shape) if name in tensors else "none" for tensors in (state, wanted)
         )
-    expected = {name: tensor.shape for name, tensor in to_theirs(model, torch.empty(())).items()}
-    unmatched = sorted(expected.keys() ^ state.keys())
-    if unmatched:
-        problem = "is unknown" if unmatched[0] in state else "is missing"
-        raise UserError(
-            f"not a checkpoint of DFER-CLIP: {unmatched[0]} {problem} ({len(unmatched)} such names)"
-        )
-    for name, tensor in state.items():
-        if tensor.shape != expected[name]:
+        if own != expected:
             raise UserError(
-                f"not a checkpoint of DFER-CLIP: {name} has shape {tuple(tensor.shape)}, "
-                f"not {tuple(expected[name])}"
+                f"not a checkpoint of DFER-CLIP: the shape of {name} is {own} in the file, "
+                f"{expected} in the model"
             )
     model.load_state_dict(to_ours(state))
     for name, tensor in to_theirs(model, state["clip_model_.logit_scale"]).items():
@@ -227,33 +201,24 @@ def _check_theirs(model: ModelConfig) -> None:
     """
     clip = clip_config(model.backbone)
     vision, text = clip["vision_cfg"], clip["text_cfg"]
-    kinds = (model.image, model.text_tower)
+    kinds = {model.image.name, model.text_tower.name}
     sentences = max(map(len, (model.sentences or {"": [""]}).values()))
     rows = (
         ("the backbone's activation QuickGELU", bool(clip.get("quick_gelu")), True),
-        (
-            "the width of a head in the image tower",
-            vision.get("head_width", HEAD_WIDTH),
-            HEAD_WIDTH,
-        ),
-        ("the width of a head in the text tower", text["width"] // text["heads"], HEAD_WIDTH),
+        ("a head's width in the image tower", vision.get("head_width", HEAD_WIDTH), HEAD_WIDTH),
+        ("a head's width in the text tower", text["width"] // text["heads"], HEAD_WIDTH),
         ("model.temporal_head_dim", model.temporal_head_dim, HEAD_WIDTH),
         ("model.temperature", model.temperature, 0.01),
         ("model.normalize", model.normalize, False),
-        ("model.temporal", model.temporal.name, TemporalKind.transformer.name),
-        ("LoRA in a tower", ImageTuning.lora in kinds or TextTuning.lora in kinds, False),
-        (
-            "adapters in a tower",
-            ImageTuning.adapters in kinds or TextTuning.adapters in kinds,
-            False,
-        ),
-        ("model.text_polarity", model.text_polarity.name, TextPolarity.positive.name),
+        ("model.temporal", model.temporal.name, "transformer"),
+        ("LoRA in a tower", "lora" in kinds, False),
+        ("adapters in a tower", "adapters" in kinds, False),
+        ("model.text_polarity", model.text_polarity.name, "positive"),
         ("sentences without a context", model.context_tokens == 0, False),
         ("the most sentences of a class", sentences, 1),
     )
     for setting, ours, theirs in rows:
         if ours != theirs:
             raise UserError(
-                f"the authors' code cannot compute this model: {setting} is {ours}, "
-                f"theirs is {theirs}"
+                f"the authors' code cannot compute this model: {setting} is {ours}, not {theirs}"
             )

@@ -17,13 +17,10 @@ Nothing in it is pickled. :mod:`dfer_dist.inference.exported` loads it, after ch
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from tempfile import TemporaryDirectory
 
 import dfer_dist
 from dfer_dist.checkpoints import portable as checkpoint
@@ -34,7 +31,7 @@ from dfer_dist.inference.exported import BACKBONE, CARD, CONFIG, INFO, WEIGHTS, 
 from dfer_dist.inference.model_card import describe, model_card
 from dfer_dist.inference.pyfunc import write_mlflow
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import atomic_path, fsync_dir, sha256_file, write_json, write_text
+from dfer_dist.utils.files import fsync, sha256_file, write_json, write_text
 
 # The only setting that may be given: it says where a file is, not what the model is.
 _PRETRAINED = "model.pretrained"
@@ -71,21 +68,17 @@ def export(path: Path, out: Path, overrides: list[str]) -> ModelInfo:
     weights = {name: w.detach().float().contiguous() for name, w in model.state_dict().items()}
     info = describe(saved, config, classes, sum(w.numel() for w in weights.values()))
 
-    temporary = out.absolute().with_name(f".{out.absolute().name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        # safetensors makes files that only their owner can read; atomic_path gives the usual mode.
-        with atomic_path(temporary / WEIGHTS) as file:
-            save_file(weights, file)
-        info = _write_other_files(temporary, config, info)
-        temporary.rename(out)
-    except SafetensorError as e:
-        # safetensors raises its own error for any failure to write, a full disk too.
-        raise OSError(f"{out}: {e}") from e
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    fsync_dir(out.absolute().parent)
+    parent = out.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}-", dir=parent) as temporary:
+        folder = Path(temporary) / out.name
+        folder.mkdir()
+        checkpoint.save_tensors(weights, folder / WEIGHTS)
+        info = _write_other_files(folder, config, info)
+        for written in (*folder.rglob("*"), folder):
+            fsync(written)
+        folder.rename(out)
+    fsync(parent)
     return info
 
 
@@ -126,15 +119,4 @@ def _write_other_files(folder: Path, config: Config, info: ModelInfo) -> ModelIn
         package, folder / "code" / "dfer_dist", ignore=shutil.ignore_patterns("__pycache__")
     )
     write_mlflow(folder, info.classes)
-    _fsync_tree(folder)
     return info
-
-
-def _fsync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            fsync_dir(path)
-            continue
-        with path.open("rb") as f:
-            os.fsync(f.fileno())
-    fsync_dir(folder)

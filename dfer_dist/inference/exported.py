@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from dfer_dist.data.loading.frame_sampling import eval_frames
 from dfer_dist.data.loading.modalities import draw_modality, find_points
 from dfer_dist.data.shards.sidecars import PARSING, REGIONS
 from dfer_dist.evaluation.evaluate import clip_logits
-from dfer_dist.models.build import build_model, model_dtype
+from dfer_dist.models.build import build_untrained, model_dtype
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, sha256_file
+from dfer_dist.utils.records import Record, stored_as
 from dfer_dist.utils.version import package_version
 
 WEIGHTS = "model.safetensors"
@@ -39,17 +40,15 @@ INFO = "model.json"
 CARD = "README.md"
 
 KIND = "model of dfer_dist"
-# Fields of ModelInfo that model.json calls otherwise.
-_FILE_KEYS = {"modalities": "levels"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelInfo:
+class ModelInfo(Record):
     """The content of ``model.json``: what an exported model is, and where it comes from.
 
     Attributes
     ----------
-    classes : tuple of C str
+    classes : list of C str
         In the order of the logits.
     texts, negative_texts : dict of class name to sentences
         What the text tower reads for each class; the second only with ``model.text_polarity=both``.
@@ -69,7 +68,7 @@ class ModelInfo:
     files : dict of file name to bytes and sha256
     """
 
-    classes: tuple[str, ...]
+    classes: list[str]
     texts: dict[str, list[str]]
     negative_texts: dict[str, list[str]] | None = None
     parameters: int
@@ -83,7 +82,7 @@ class ModelInfo:
     pretrained_sha256: str | None = None
     converted_from: dict[str, str] | None = None
     config_hash: str
-    modalities: dict[str, Any] | None = None
+    modalities: dict[str, Any] | None = field(default=None, metadata=stored_as("levels"))
     objective: str
     selection: str
     precision: str
@@ -91,66 +90,53 @@ class ModelInfo:
     software: dict[str, str]
     code_hash: str
     git_sha: str | None = None
-    files: dict[str, dict[str, Any]] | None = None
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def hash(self) -> str:
         """sha256 of everything else in ``model.json``."""
-        return _hash(self._content())
+        return str(self.to_json()["hash"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``model.json``, its hash included."""
-        return {**self._content(), "hash": self.hash}
-
-    def _content(self) -> dict[str, Any]:
-        content: dict[str, Any] = {"kind": KIND}
-        content |= {_FILE_KEYS.get(name, name): value for name, value in asdict(self).items()}
-        content["classes"] = list(self.classes)
-        for optional in ("negative_texts", "files"):
-            if content[optional] is None:
-                del content[optional]
-        return content
+        content = {"kind": KIND, **super().to_json()}
+        if self.negative_texts is None:
+            del content["negative_texts"]
+        return {**content, "hash": _hash(content)}
 
     @classmethod
-    def read(cls, folder: Path) -> ModelInfo:
-        """Read ``model.json`` and hold every file of the folder against its hash.
+    def read(cls, path: Path) -> ModelInfo:
+        """Read ``model.json`` and hold every file of its folder against its hash.
 
         Raises
         ------
         UserError
             If the folder holds no exported model, or one of its files is missing or was changed.
         """
-        path = folder / INFO
         if not path.is_file():
             raise UserError(
-                f"{folder} is no exported model, it has no {INFO}: dfer export CHECKPOINT OUT "
-                "makes one"
+                f"{path.parent} is no exported model, it has no {path.name}: "
+                "dfer export CHECKPOINT OUT makes one"
             )
         content = read_json(path)
         if content.get("kind") != KIND or content.get("hash") != _hash(content):
             raise UserError(
                 f"{path} was changed after it was written: copy or export the model again"
             )
-        for name, file in content["files"].items():
-            _check_file(folder / name, file["sha256"])
-        values = {}
-        for field in fields(cls):
-            key = _FILE_KEYS.get(field.name, field.name)
-            if key in content or field.default is MISSING:
-                values[field.name] = content[key]
-        return cls(**{**values, "classes": tuple(content["classes"])})
+        info = cls.from_json(content, str(path))
+        for name, about in info.files.items():
+            file = path.with_name(name)
+            if not file.is_file() or sha256_file(file) != about["sha256"]:
+                raise UserError(
+                    f"{file} is missing or differs from its sha256 in {path.name}: "
+                    "copy or export the model again"
+                )
+        return info
 
 
 def _hash(content: dict[str, Any]) -> str:
     rest = {key: value for key, value in content.items() if key not in ("version", "hash")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _check_file(path: Path, sha256: str) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} is missing: copy or export the model again")
-    if sha256_file(path) != sha256:
-        raise UserError(f"{path} differs from its sha256 in {INFO}: copy or export the model again")
 
 
 @dataclass(frozen=True)
@@ -176,7 +162,7 @@ class ExportedModel:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the logits."""
-        return self.info.classes
+        return tuple(self.info.classes)
 
     def logits(self, frames: np.ndarray) -> np.ndarray:
         """Return the logits of clips, as ``dfer eval`` computes them.
@@ -206,11 +192,7 @@ class ExportedModel:
         rows = [np.empty((0, len(self.classes)), np.float32)]
         for i in range(0, len(frames), self.config.eval.batch):
             batch = frames[i : i + self.config.eval.batch]
-            rows.append(
-                self.forward(
-                    [self.preprocess(clip[chosen], self._landmarks(clip, chosen)) for clip in batch]
-                )
-            )
+            rows.append(self.forward([self._preprocess_clip(clip, chosen) for clip in batch]))
         return np.concatenate(rows)
 
     def probabilities(self, frames: np.ndarray) -> np.ndarray:
@@ -259,8 +241,9 @@ class ExportedModel:
             images.append(drawn.permute(0, 3, 1, 2))
         return torch.stack(images, 1)
 
-    def _landmarks(self, clip: np.ndarray, chosen: np.ndarray) -> np.ndarray | None:
-        return find_points(clip)[chosen] if self.config.model.modalities else None
+    def _preprocess_clip(self, clip: np.ndarray, chosen: np.ndarray) -> Tensor:
+        landmarks = find_points(clip)[chosen] if self.config.model.modalities else None
+        return self.preprocess(clip[chosen], landmarks)
 
     @torch.no_grad()
     def forward(self, clips: list[Tensor]) -> np.ndarray:
@@ -308,26 +291,18 @@ def load(
         If the folder holds no exported model, or one of its files is missing or was changed.
     """
     folder = Path(folder)
-    info = ModelInfo.read(folder)
+    info = ModelInfo.read(folder / INFO)
     config = read_config(folder / CONFIG)
-    assert config.data.image_size is not None
     # The random initialization is replaced, so the caller's random state must not change.
     with torch.random.fork_rng(devices=[]):
-        model = build_model(
-            replace(config.model, pretrained="none"),
-            info.classes,
-            config.data.num_frames,
-            config.data.image_size,
-        )
+        model = build_untrained(config, info.classes)
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (RuntimeError, SafetensorError) as e:
         raise UserError(
             f"{folder} does not fit this version of dfer_dist ({package_version()}): {e}"
         ) from e
-    if not device:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    target = torch.device(device)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = model_dtype(Precision(precision or config.train.precision))
     model = model.eval().requires_grad_(False).to(target, dtype)
     with torch.no_grad():

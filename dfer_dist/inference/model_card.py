@@ -25,6 +25,9 @@ from dfer_dist.runs.layout import FoldDir
 from dfer_dist.utils.files import read_json
 from dfer_dist.utils.version import package_version
 
+# Fields of ModelInfo that a checkpoint's state has by the same names.
+_FROM_STATE = ("dataset", "fold", "epoch", "step", "index_hash", "pretrained_sha256")
+_FROM_STATE += ("converted_from",)
 _SELECTIONS = {
     "last": "the weights after the last epoch; the test fold was read once",
     "best_val": "the epoch that was best on a held-out part of the training folds",
@@ -53,41 +56,26 @@ def describe(
         for polarity, own in polarity_texts(classes, config.model).items()
     }
     origin = provenance.collect([])
-    git = origin.git
+    versions = {name: importlib.metadata.version(name) for name in (*REQUIREMENTS, "deepspeed")}
     return ModelInfo(
-        classes=classes,
+        classes=list(classes),
         texts=texts["positive"],
         negative_texts=texts.get("negative"),
         parameters=parameters,
         backbone=Path(config.model.backbone).name,
         pretrained=Path(config.model.pretrained).name,
-        dataset=state.get("dataset"),
-        fold=state.get("fold"),
-        epoch=state.get("epoch"),
-        step=state.get("step"),
-        index_hash=state.get("index_hash"),
-        pretrained_sha256=state.get("pretrained_sha256"),
-        converted_from=state.get("converted_from"),
         config_hash=state.get("config_hash") or config_hash(saved.config),
         modalities=state.get("levels"),
+        **{key: state.get(key) for key in _FROM_STATE},
         objective=config.train.objective.name,
         selection=config.train.selection.name,
         precision=config.train.precision.name,
         result=_read_result(saved),
-        software=_software(),
+        software={"dfer_dist": package_version(), "python": platform.python_version(), **versions},
         code_hash=origin.code_hash,
         # The commit does not describe edited files.
-        git_sha=git.sha if git and not git.diff else None,
+        git_sha=origin.git.sha if origin.git and not origin.git.diff else None,
     )
-
-
-def _software() -> dict[str, str]:
-    """Return the versions of Python, this package and the packages it needs."""
-    return {
-        "dfer_dist": package_version(),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in (*REQUIREMENTS, "deepspeed")},
-    }
 
 
 def _read_result(saved: Checkpoint) -> dict[str, Any] | None:
@@ -98,9 +86,8 @@ def _read_result(saved: Checkpoint) -> dict[str, Any] | None:
     result = read_json(fold.result)
     expected = {key: state.get(key) for key in ("fold", "step", "config_hash", "index_hash")}
     expected["checkpoint"] = f"{fold.checkpoints.name}/{saved.path.resolve().name}"
-    for key, value in expected.items():
-        if value is None or result.get(key) != value:
-            return None
+    if None in expected.values() or not expected.items() <= result.items():
+        return None
     return result
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,24 @@ from dfer_dist.config.schema import ModelConfig
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.utils.errors import UserError
 
-_RENAMED = {
-    "prompt_learner.ctx": "prompt.context",
-    "clip_model_.token_embedding.weight": "text.token_embedding.weight",
-    "temporal_net.cls_token": "temporal.cls",
-    "temporal_net.pos_embedding": "temporal.pos",
-}
-_TEMPORAL = re.compile(
-    r"temporal_net\.temporal_transformer\.layers\.(\d+)\.([01]\.fn\..+)\.(weight|bias)"
+_BLOCKS = "temporal_net.temporal_transformer.layers"
+# Names of our tensors and of theirs; of several that fit the first one counts.
+_NAMES = (
+    ("prompt.context", "prompt_learner.ctx"),
+    ("text.token_embedding.weight", "clip_model_.token_embedding.weight"),
+    ("text.*", "text_encoder.*"),
+    ("image.*", "image_encoder.*"),
+    ("temporal.cls", "temporal_net.cls_token"),
+    ("temporal.pos", "temporal_net.pos_embedding"),
+    ("temporal.blocks.*.norm1.*", f"{_BLOCKS}.*.0.fn.norm.*"),
+    ("temporal.blocks.*.qkv.*", f"{_BLOCKS}.*.0.fn.fn.to_qkv.*"),
+    ("temporal.blocks.*.out.*", f"{_BLOCKS}.*.0.fn.fn.to_out.0.*"),
+    ("temporal.blocks.*.norm2.*", f"{_BLOCKS}.*.1.fn.norm.*"),
+    ("temporal.blocks.*.mlp.0.*", f"{_BLOCKS}.*.1.fn.fn.net.0.*"),
+    ("temporal.blocks.*.mlp.2.*", f"{_BLOCKS}.*.1.fn.fn.net.3.*"),
 )
-_TEMPORAL_PARTS = {
-    "0.fn.norm": "norm1",
-    "0.fn.fn.to_qkv": "qkv",
-    "0.fn.fn.to_out.0": "out",
-    "1.fn.norm": "norm2",
-    "1.fn.fn.net.0": "mlp.0",
-    "1.fn.fn.net.3": "mlp.2",
-}
-_BLOCK = re.compile(r"temporal\.blocks\.(\d+)\.(.+)\.(weight|bias)")
+# Their second names of the tensors of a tower.
+_SECOND = {"image_encoder.": "clip_model_.visual.", "text_encoder.": "clip_model_."}
 # Of every attention in the authors' code and in all of OpenAI's ViTs; the tensors do not show it.
 HEAD_WIDTH = 64
 
@@ -89,18 +89,18 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Second names of the same tensors are left out, and so are CLIP's logit scale, which DFER-CLIP
     does not use, and the embedded class text, which the model computes from its sentences.
     """
-    ours = {}
-    for name, tensor in state.items():
-        block = _TEMPORAL.fullmatch(name)
-        if block and block[2] in _TEMPORAL_PARTS:
-            ours[f"temporal.blocks.{block[1]}.{_TEMPORAL_PARTS[block[2]]}.{block[3]}"] = tensor
-        elif name in _RENAMED:
-            ours[_RENAMED[name]] = tensor
-        elif name.startswith("image_encoder."):
-            ours["image." + name.removeprefix("image_encoder.")] = tensor
-        elif name.startswith("text_encoder."):
-            ours["text." + name.removeprefix("text_encoder.")] = tensor
-    return ours
+    to_ours = [(theirs, ours) for ours, theirs in _NAMES]
+    renamed = {_rename(name, to_ours): tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in renamed.items() if name}
+
+
+def _rename(name: str, rows: Iterable[tuple[str, str]]) -> str | None:
+    """Return the new name by the first row (old, new) that fits, or None."""
+    for old, new in rows:
+        match = re.fullmatch(re.escape(old).replace(r"\*", "(.+)"), name)
+        if match:
+            return new.replace("*", "{}").format(*match.groups())
+    return None
 
 
 def to_theirs(model: DFERCLIP, logit_scale: Tensor) -> dict[str, Tensor]:
@@ -129,27 +129,15 @@ def to_theirs(model: DFERCLIP, logit_scale: Tensor) -> dict[str, Tensor]:
         "prompt_learner.token_prefix": rows[:, :1],
         "prompt_learner.token_suffix": rows[:, 1 + prompt.context_tokens :],
     }
-    renamed, parts = (
-        {ours: name for name, ours in _RENAMED.items()},
-        {ours: name for name, ours in _TEMPORAL_PARTS.items()},
-    )
     clip = {"clip_model_.logit_scale": logit_scale}
     for name, tensor in weights.items():
-        block = _BLOCK.fullmatch(name)
-        if block and block[2] in parts:
-            theirs[
-                f"temporal_net.temporal_transformer.layers.{block[1]}.{parts[block[2]]}.{block[3]}"
-            ] = tensor
-        elif name in renamed:
-            theirs[renamed[name]] = tensor
-        elif name.startswith("image."):
-            theirs["image_encoder." + name.removeprefix("image.")] = tensor
-            clip["clip_model_.visual." + name.removeprefix("image.")] = tensor
-        elif name.startswith("text."):
-            theirs["text_encoder." + name.removeprefix("text.")] = tensor
-            clip["clip_model_." + name.removeprefix("text.")] = tensor
-        else:
+        renamed = _rename(name, _NAMES)
+        if renamed is None:
             raise UserError(f"the authors' DFER-CLIP has no place for the weights {name}")
+        theirs[renamed] = tensor
+        for first, second in _SECOND.items():
+            if renamed.startswith(first):
+                clip[second + renamed.removeprefix(first)] = tensor
     return {name: tensor.detach() for name, tensor in (theirs | clip).items()}
 
 
@@ -173,22 +161,16 @@ def read_sizes(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], ModelConfig
         If a tensor is missing or has unexpected dimensions.
     """
     clip = _clip_sizes(state)
-    context = _get(state, "prompt_learner.ctx")
-    if context.ndim < 2 or not context.shape[-2]:
-        raise UserError(
-            "not a checkpoint of DFER-CLIP: prompt_learner.ctx has shape "
-            f"{tuple(context.shape)}, no context_tokens"
-        )
-    temporal = "temporal_net.temporal_transformer.layers"
-    heads_width = _get(state, f"{temporal}.0.0.fn.fn.to_out.0.weight", 2).shape[1]
+    context = _get(state, "prompt_learner.ctx", 2, 3)
+    heads_width = _get(state, f"{_BLOCKS}.0.0.fn.fn.to_out.0.weight", 2).shape[1]
     settings = ModelConfig(
         pretrained="none",
         context_tokens=context.shape[-2],
         class_specific=context.ndim == 3,
-        temporal_layers=_layers(state, temporal),
+        temporal_layers=_layers(state, _BLOCKS),
         temporal_heads=heads_width // HEAD_WIDTH,
         temporal_head_dim=HEAD_WIDTH,
-        temporal_mlp=len(_get(state, f"{temporal}.0.1.fn.fn.net.0.weight", 2)),
+        temporal_mlp=len(_get(state, f"{_BLOCKS}.0.1.fn.fn.net.0.weight", 2)),
     )
     return clip, settings, _get(state, "temporal_net.pos_embedding", 3).shape[1] - 1
 
@@ -196,7 +178,7 @@ def read_sizes(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], ModelConfig
 def _clip_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return CLIP's sizes in open_clip's format."""
     patches = _get(state, "image_encoder.conv1.weight", 4)
-    grid = math.isqrt(max(0, len(_get(state, "image_encoder.positional_embedding", 2)) - 1))
+    grid = math.isqrt(len(_get(state, "image_encoder.positional_embedding", 2)) - 1)
     embedding = _get(state, "clip_model_.token_embedding.weight", 2)
     if min(len(patches), embedding.shape[1]) < HEAD_WIDTH:
         raise UserError(
@@ -274,21 +256,17 @@ def _sentence(
     )
 
 
-def _get(state: Mapping[str, Tensor], name: str, ndim: int | None = None) -> Tensor:
-    if name not in state:
-        raise UserError(f"not a checkpoint of DFER-CLIP: it has no {name}")
-    if ndim not in (None, state[name].ndim):
+def _get(state: Mapping[str, Tensor], name: str, *dimensions: int) -> Tensor:
+    found = state.get(name)
+    if found is None or found.ndim not in dimensions or not found.numel():
+        allowed = " or ".join(map(str, dimensions))
         raise UserError(
-            f"not a checkpoint of DFER-CLIP: {name} has shape {tuple(state[name].shape)}"
+            f"not a checkpoint of DFER-CLIP: it has no {name} of {allowed} dimensions, "
+            "or an empty one"
         )
-    return state[name]
+    return found
 
 
 def _layers(state: Mapping[str, Tensor], prefix: str) -> int:
-    return len(
-        {
-            name.removeprefix(f"{prefix}.").split(".")[0]
-            for name in state
-            if name.startswith(f"{prefix}.")
-        }
-    )
+    names = (name.removeprefix(f"{prefix}.") for name in state if name.startswith(f"{prefix}."))
+    return len({name.partition(".")[0] for name in names})

@@ -5,7 +5,6 @@ Nothing is pickled.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from dfer_dist.inference.exported import ExportedModel, load
 from dfer_dist.inference.predict import STEP, WINDOW, predict_video
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_text
+from dfer_dist.utils.version import installed_version
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -71,10 +71,8 @@ def write_mlflow(folder: Path, classes: Sequence[str]) -> None:
 
 def _pinned(name: str) -> str:
     """Return ``name==version`` without a local version (2.9.0+cpu), which no index has."""
-    try:
-        return f"{name}=={importlib.metadata.version(name).partition('+')[0]}"
-    except importlib.metadata.PackageNotFoundError:
-        return name
+    version = installed_version(name)
+    return name if version is None else f"{name}=={version.partition('+')[0]}"
 
 
 class PyfuncModel:
@@ -103,25 +101,15 @@ class PyfuncModel:
         columns = list(self.model.classes)
         if isinstance(data, np.ndarray):
             return pd.DataFrame(self.model.probabilities(data), columns=columns)
-        videos = data
-        if isinstance(data, (str, Path)):
-            videos = [data]
-        if not _is_list_of_paths(videos):
+        videos = data if isinstance(data, list) else [data]
+        if not videos or not all(isinstance(video, (str, Path)) for video in videos):
             raise UserError(
                 f"{type(data).__name__}: give frames, uint8 [N, T, H, W, 3], or the path of a "
                 "video, or a list of paths"
             )
-        rows = [
-            predict_video(self.model, Path(video), **(params or {})).overall for video in videos
-        ]
-        index = pd.Index([str(video) for video in videos], name="video")
-        return pd.DataFrame(np.stack(rows), columns=columns, index=index)
-
-
-def _is_list_of_paths(videos: Any) -> bool:
-    if not isinstance(videos, list) or not videos:
-        return False
-    return all(isinstance(video, (str, Path)) for video in videos)
+        predictions = [predict_video(self.model, Path(v), **(params or {})) for v in videos]
+        index = pd.Index(map(str, videos), name="video")
+        return pd.DataFrame([p.overall for p in predictions], columns=columns, index=index)
 
 
 def _load_pyfunc(path: str) -> PyfuncModel:

@@ -17,6 +17,7 @@ from dfer_dist.utils.files import read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 # Tag of a model version: the hash in model.json.
 _HASH = "dfer.hash"
@@ -72,22 +73,16 @@ def _register(run: RunDir, fold: int, name: str, alias: str, out: Path, info: Mo
     api = client(tracking_of(run).uri)
     if not api.search_registered_models(f"name = '{name}'"):
         api.create_registered_model(name)
-    same = [
-        version
-        for version in api.search_model_versions(f"name = '{name}'")
-        if version.tags.get(_HASH) == info.hash and version.status == "READY"
-    ]
-    if same:
-        number = str(same[0].version)
-    else:
-        number = _new_version(run, fold, name, out, info, api)
-    api.set_registered_model_alias(name, alias, number)
-    return Version(name, number, fold, bool(same))
+    versions = api.search_model_versions(f"name = '{name}'")
+    same = [v for v in versions if v.tags.get(_HASH) == info.hash and v.status == "READY"]
+    version = same[0] if same else _new_version(run, fold, name, out, info, api)
+    api.set_registered_model_alias(name, alias, str(version.version))
+    return Version(name, str(version.version), fold, bool(same))
 
 
 def _new_version(
     run: RunDir, fold: int, name: str, out: Path, info: ModelInfo, api: MlflowClient
-) -> str:
+) -> ModelVersion:
     from mlflow.entities import LoggedModelOutput
 
     tracking = make_runs(run, api)
@@ -96,14 +91,14 @@ def _new_version(
     logged = api.create_logged_model(
         tracking.experiment_id, name, source_run_id=child, tags=tags, model_type="DFER-CLIP"
     )
+    status = "FAILED"
     try:
         api.log_model_artifacts(logged.model_id, str(out))
-    except BaseException:
-        api.finalize_logged_model(logged.model_id, "FAILED")
-        raise
-    api.finalize_logged_model(logged.model_id, "READY")
+        status = "READY"
+    finally:
+        api.finalize_logged_model(logged.model_id, status)
     api.log_outputs(child, [LoggedModelOutput(logged.model_id, info.step or 0)])
-    version = api.create_model_version(
+    return api.create_model_version(
         name,
         logged.artifact_location,
         run_id=child,
@@ -111,7 +106,6 @@ def _new_version(
         model_id=logged.model_id,
         description=_description(info),
     )
-    return str(version.version)
 
 
 def _description(info: ModelInfo) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -15,6 +16,7 @@ from dfer_dist.models.tuning import param_groups, trained_line
 __all__ = [
     "DFERCLIP",
     "build_model",
+    "build_untrained",
     "fetch_weights",
     "model_dtype",
     "param_groups",
@@ -67,3 +69,9 @@ def build_model(
     texts = polarity_texts(classes, cfg)
     image, text, sha256 = load_backbone(cfg.backbone, cfg.pretrained, image_size)
     return DFERCLIP(cfg, image, text, texts, num_frames, sha256)
+
+
+def build_untrained(config: Config, classes: Sequence[str]) -> DFERCLIP:
+    """Build the model of ``config`` as :func:`build_model` does, without its pretrained weights."""
+    model = replace(config.model, pretrained="none")
+    return build_model(model, classes, config.data.num_frames, resolve_image_size(config))

@@ -29,12 +29,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as f:
-            os.fsync(f.fileno())
+        fsync(temporary)
         # mkstemp makes files that only their owner may read.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-        fsync_dir(path.parent)
+        fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -47,8 +46,8 @@ def _umask() -> int:
     return int(line.split()[1], 8)
 
 
-def fsync_dir(path: Path) -> None:
-    """Make renames inside a folder durable."""
+def fsync(path: Path) -> None:
+    """Make the content of a file durable, or the renames inside a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -53,7 +53,12 @@ def test_a_missing_tensor(content: dict, tmp_path: Path, name: str) -> None:
 
 def test_a_tensor_of_another_shape(content: dict, tmp_path: Path) -> None:
     name = "module.temporal_net.temporal_transformer.layers.0.1.fn.norm.bias"
-    check(content, content["state_dict"] | {name: torch.zeros(5)}, tmp_path, "norm.bias has shape")
+    check(
+        content,
+        content["state_dict"] | {name: torch.zeros(5)},
+        tmp_path,
+        "norm.bias is .5,. in the file",
+    )
 
 
 def test_an_unknown_tensor(content: dict, tmp_path: Path) -> None:
@@ -61,17 +66,19 @@ def test_an_unknown_tensor(content: dict, tmp_path: Path) -> None:
         content,
         content["state_dict"] | {"module.adapter.weight": torch.ones(3)},
         tmp_path,
-        "adapter.weight is unknown",
+        "adapter.weight is .3,. in the file, none in the model",
     )
 
 
 @pytest.mark.parametrize(
     ("name", "shape", "match"),
     [
-        ("image_encoder.positional_embedding", (0, 128), "image_size"),
+        ("image_encoder.positional_embedding", (1, 128), "image_size"),
+        ("image_encoder.positional_embedding", (0, 128), "positional_embedding .* or an empty one"),
         ("image_encoder.conv1.weight", (8, 3, 16, 16), "narrower"),
         ("temporal_net.pos_embedding", (1, 1, 128), "num_frames"),
-        ("prompt_learner.ctx", (7,), "context_tokens"),
+        ("prompt_learner.ctx", (7,), "prompt_learner.ctx of 2 or 3 dimensions"),
+        ("prompt_learner.ctx", (7, 0, 128), "prompt_learner.ctx .* or an empty one"),
     ],
 )
 def test_sizes_of_no_model(
