@@ -11,16 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from dfer_dist.config.schema import Config, Optimizer, Precision, Supervision, split_batch
+from dfer_dist.config.schema import Config, Optimizer, Supervision, split_batch
 from dfer_dist.data.loading.loader import KEPT, PREFETCH
 from dfer_dist.data.shards.index import open_index
 from dfer_dist.data.shards.store import is_remote
 from dfer_dist.data.sources.records import CLASSES
-from dfer_dist.models.build import resolve_image_size
+from dfer_dist.models.build import model_dtype, resolve_image_size
 from dfer_dist.planning.step_costs import StepCosts, count_step
 from dfer_dist.training.bf16_gradients import BUCKET
 from dfer_dist.utils.errors import UserError
@@ -34,9 +35,8 @@ _GATHERED = 10**9
 # Training clips of a fold (of 11,697 and 9,172 in five folds; 31,088 in one) and number of folds,
 # for a plan before the data are packed.
 _PUBLISHED = {"dfew": (9_357, 5), "mafw": (7_337, 5), "ferv39k": (31_088, 1)}
-# Numbers that an optimizer keeps for each parameter, and bytes of a number.
+# Numbers that an optimizer keeps for each parameter.
 _MOMENTS = {Optimizer.sgd: 1, Optimizer.adamw: 2}
-_BYTES = {Precision.bf16: 2, Precision.fp32: 4}
 
 
 @dataclass(frozen=True)
@@ -86,27 +86,166 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of a plan.
+class PlannedStep:
+    """A training step of one ZeRO stage and micro batch on a machine.
 
-    ``host`` bytes of main memory that rank 0 needs in addition to the program; ``sent`` bytes a
-    rank sends in a step; ``hours`` of training over all epochs and folds.
+    ``costs`` are those of one micro batch, of which a rank computes ``accumulation``.
     """
 
+    costs: StepCosts
+    config: Config
+    machine: Machine
     stage: int
     micro: int
     accumulation: int
-    memory: Memory
-    host: float
-    fits: bool
-    clips_per_second: float
-    sent: float
-    hours: float
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a weight or gradient in the training precision."""
+        return model_dtype(self.config.train.precision).itemsize
 
-def training_itemsize(config: Config) -> int:
-    """Return the bytes of a weight or gradient in the training precision."""
-    return _BYTES[config.train.precision]
+    @cached_property
+    def memory(self) -> Memory:
+        """Bytes of one rank in a step after the first, when moments exist."""
+        ranks, offload = self.machine.ranks, self.config.train.offload_optimizer
+        trained, every = self.costs.trained, self.costs.trained + self.costs.frozen
+        master_weights = 4 * trained / ranks
+        moments = _MOMENTS[self.config.optim.name] * 4 * trained / ranks
+        weights = float(self.itemsize * every)
+        if self.stage == 3:
+            weights /= ranks
+        # Gathered while they are used.
+        if self.stage == 3 and ranks > 1:
+            weights += self.itemsize * min(every - self.costs.unread, _GATHERED)
+        live, gradients, host = self.costs.live(self.micro), self._gradients(), 0.0
+        if offload:
+            # Gradients, and a bf16 copy of the weights on its way back.
+            host = master_weights + moments + 4 * trained / ranks + self.itemsize * trained / ranks
+            master_weights = moments = 0.0
+        at, runtime = int(np.argmax(live + gradients)), _RUNTIME[self.machine.device]
+        backward = Memory(weights + master_weights, gradients[at], moments, live[at], runtime, host)
+        # After the backward pass, ZeRO-1 in bf16 sends buckets in bf16, one while the next is
+        # filled.
+        buckets = 0.0
+        if self.stage == 1 and self.itemsize == 2 and ranks > 1 and not offload:
+            buckets = self.itemsize * min(trained, 2 * BUCKET)
+        step = replace(backward, gradients=gradients[-1], activations=0.0, other=runtime + buckets)
+        return max(backward, step, key=lambda m: m.total)
+
+    def _gradients(self) -> np.ndarray:
+        """Return the bytes of gradients after each operation of a step's last micro batch."""
+        stage, itemsize, offload = self.stage, self.itemsize, self.config.train.offload_optimizer
+        trained, done = self.costs.trained, self.costs.graded.astype(np.float64)
+        # The buffers exist from the first micro batch on.
+        if self.accumulation > 1:
+            done = np.full_like(done, trained)
+        if stage == 1:
+            if itemsize == 4:
+                return 4 * done
+            if offload:
+                return (4 + itemsize) * done
+            # DeepSpeed's optimizer for bf16 keeps float32 gradients of all parameters.
+            return 4 * trained + itemsize * done
+        own = filled = done
+        # ZeRO-3 keeps its bucket from step to step.
+        if stage == 3:
+            own = filled = np.full_like(done, trained)
+        elif self.machine.device == "cuda":
+            own = np.where(done > 0, trained, 0)
+        # An allocation counts whole on a GPU; on the CPU only the pages that are written count.
+        bucket = itemsize * np.minimum(filled, BUCKET)
+        if self.machine.device == "cuda":
+            # ZeRO-2 fills one bucket while it sends the other.
+            bucket = np.full_like(done, itemsize * BUCKET * (2 if stage == 2 else 1))
+        if offload:
+            return bucket
+        return bucket + 4 * own / self.machine.ranks
+
+    @property
+    def fits(self) -> bool:
+        """Whether the machine has the memory."""
+        return self.memory.total <= self.machine.memory
+
+    @property
+    def host(self) -> float:
+        """Bytes of main memory that rank 0 needs in addition to the program.
+
+        With the copy of master weights and moments that it keeps while a checkpoint is written.
+        """
+        saved = 4.0 * self.costs.trained * (1 + _MOMENTS[self.config.optim.name])
+        return self.memory.host + saved + loader_bytes(self.config, self.micro)
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a rank sends in a step, with ring collectives.
+
+        2 (W-1)/W of what is all-reduced, (W-1)/W of what is gathered.
+
+        ZeRO-1 reduces once a step, ZeRO-2 and 3 with every micro batch; ZeRO-3 gathers the weights
+        for each of them, once more for the backward pass if there are too many to keep.
+        """
+        costs, ranks = self.costs, self.machine.ranks
+        read = costs.trained + costs.frozen - costs.unread
+        gradients, weights = self.itemsize * costs.trained, self.itemsize * read
+        part = (ranks - 1) / ranks
+        if self.stage == 3:
+            passes = 1 if read <= _GATHERED else 2
+            return part * self.accumulation * (gradients + passes * weights)
+        return part * (2 * gradients * self._reductions + gradients)
+
+    @property
+    def _reductions(self) -> int:
+        """How often the gradients of ZeRO-1 or 2 are reduced."""
+        return self.accumulation if self.stage == 2 else 1
+
+    @property
+    def _collectives(self) -> int:
+        """How many collectives a step starts.
+
+        ZeRO-3 gathers each large parameter by itself, for every micro batch.
+        """
+        buckets = -(-self.costs.trained // BUCKET)
+        if self.stage == 3:
+            return self.accumulation * (self.costs.large + buckets)
+        return len(self.costs.groups) + buckets * self._reductions
+
+    @property
+    def compute_seconds(self) -> float:
+        """Seconds of a step's operations."""
+        return self.accumulation * self.costs.flops(self.micro) / self.machine.flops
+
+    @property
+    def network_seconds(self) -> float:
+        """Seconds of a step's communication.
+
+        They are the bytes sent over the bandwidth, and for each collective the depth of a tree of
+        ranks up and down, one latency for each hop. A pair of trees reaches both, as NCCL builds
+        them: Sanders, Speck & Träff, "Two-tree algorithms for full bandwidth broadcast, reduction
+        and scan", Parallel Computing 35 (2009). No communication is assumed to overlap with the
+        backward pass.
+        """
+        tree_depth = math.ceil(math.log2(self.machine.ranks))
+        hops = self._collectives * 2 * tree_depth
+        return self.sent / self.machine.bandwidth + hops * self.machine.latency
+
+    @property
+    def clips_per_second(self) -> float:
+        """Clips a second of all ranks."""
+        return self.config.train.global_batch / self._seconds
+
+    @property
+    def _seconds(self) -> float:
+        moved = 0.0
+        # Gradients to main memory, and weights back.
+        if self.config.train.offload_optimizer:
+            moved = (4 + self.itemsize) * self.costs.trained / self.machine.ranks
+        return self.compute_seconds + moved / self.machine.bandwidth + self.network_seconds
+
+    def hours(self, size: DataSize) -> float:
+        """Return the hours of training over all epochs and folds."""
+        train = self.config.train
+        steps = size.clips // train.global_batch * train.epochs * size.folds
+        return steps * self._seconds / 3600
 
 
 def data_size(config: Config) -> DataSize:
@@ -133,8 +272,21 @@ def data_size(config: Config) -> DataSize:
     return DataSize(CLASSES[shards.name], clips, folds)
 
 
-def plan(config: Config, machine: Machine, size: DataSize) -> list[Row]:
-    """Return a row for each ZeRO stage and each micro batch.
+def plan_step(config: Config, classes: Sequence[str], machine: Machine) -> PlannedStep:
+    """Return the step of ``config``, with its own ZeRO stage and micro batch.
+
+    Raises
+    ------
+    UserError
+        If the ranks cannot share the global batch.
+    """
+    micro, accumulation = split_batch(config, machine.ranks)
+    costs = count_step(config, classes, fused_attention=machine.device == "cuda")
+    return PlannedStep(costs, config, machine, config.train.zero_stage, micro, accumulation)
+
+
+def plan(config: Config, machine: Machine, classes: Sequence[str]) -> list[PlannedStep]:
+    """Return a step for each ZeRO stage and each micro batch.
 
     Micro batches are the divisors of a rank's share of the global batch. Training on descriptions
     needs the share whole.
@@ -144,15 +296,13 @@ def plan(config: Config, machine: Machine, size: DataSize) -> list[Row]:
     UserError
         If the ranks cannot share the global batch.
     """
-    share, _ = split_batch(
-        replace(config, train=replace(config.train, micro_batch=None)), machine.ranks
-    )
-    counted = count_step(config, size.classes, fused_attention=machine.device == "cuda")
-    micros = [share]
+    config = replace(config, train=replace(config.train, micro_batch=None))
+    whole = plan_step(config, classes, machine)
+    micros = [whole.micro]
     if config.train.objective is Supervision.labels:
-        micros = [m for m in range(1, share + 1) if share % m == 0]
+        micros = [m for m in range(1, whole.micro + 1) if whole.micro % m == 0]
     return [
-        _row(counted, config, machine, size, stage, micro, share // micro)
+        replace(whole, stage=stage, micro=micro, accumulation=whole.micro // micro)
         for stage in (1, 2, 3)
         for micro in micros
     ]
@@ -163,143 +313,24 @@ def plan_here(config: Config, classes: Sequence[str], device: str) -> float:
 
     On the CPU, main memory is the device's own.
     """
-    micro, accumulation = split_batch(config, 1)
-    counted = count_step(config, classes, fused_attention=device == "cuda")
-    used = memory(
-        counted,
-        config,
-        Machine(device, 1, math.inf, math.inf, math.inf, 0.0),
-        config.train.zero_stage,
-        micro,
-        accumulation,
-    )
+    machine = Machine(device, 1, math.inf, math.inf, math.inf, 0.0)
+    used = plan_step(config, classes, machine).memory
     if device == "cuda":
         # torch does not count its libraries.
         return used.total - _RUNTIME[device]
     return used.total + used.host
 
 
-def fastest(rows: Sequence[Row]) -> Row | None:
-    """Return the fastest row that fits, or None.
+def fastest(steps: Sequence[PlannedStep]) -> PlannedStep | None:
+    """Return the fastest step that fits, or None.
 
     Among equals it is the lowest stage, then the largest micro batch.
     """
     return max(
-        (r for r in rows if r.fits),
-        key=lambda r: (round(r.clips_per_second, 6), -r.stage, r.micro),
+        (step for step in steps if step.fits),
+        key=lambda step: (round(step.clips_per_second, 6), -step.stage, step.micro),
         default=None,
     )
-
-
-def memory(
-    counted: StepCosts, config: Config, machine: Machine, stage: int, micro: int, accumulation: int
-) -> Memory:
-    """Return the bytes of one rank in a step after the first, when moments exist."""
-    ranks, cuda = machine.ranks, machine.device == "cuda"
-    itemsize = training_itemsize(config)
-    trained, every = counted.trained, counted.trained + counted.frozen
-    master_weights, moments = 4 * trained / ranks, _MOMENTS[config.optim.name] * 4 * trained / ranks
-    weights = float(itemsize * every)
-    if stage == 3:
-        weights /= ranks
-    # Gathered while they are used.
-    if stage == 3 and ranks > 1:
-        weights += itemsize * min(every - counted.unread, _GATHERED)
-    live = counted.live(micro)
-    gradients = _gradients(
-        counted, itemsize, stage, ranks, accumulation, cuda, config.train.offload_optimizer
-    )
-    host = 0.0
-    if config.train.offload_optimizer:
-        # Gradients, and a bf16 copy of the weights on its way back.
-        host = master_weights + moments + 4 * trained / ranks + itemsize * trained / ranks
-        master_weights = moments = 0.0
-    at = int(np.argmax(live + gradients))
-    backward = Memory(
-        weights + master_weights, gradients[at], moments, live[at], _RUNTIME[machine.device], host
-    )
-    # After the backward pass, ZeRO-1 in bf16 sends buckets in bf16, one while the next is filled.
-    buckets = 0.0
-    if stage == 1 and itemsize == 2 and ranks > 1 and not config.train.offload_optimizer:
-        buckets = itemsize * min(trained, 2 * BUCKET)
-    step = replace(
-        backward, gradients=gradients[-1], activations=0.0, other=_RUNTIME[machine.device] + buckets
-    )
-    return max(backward, step, key=lambda m: m.total)
-
-
-def _gradients(
-    counted: StepCosts,
-    itemsize: int,
-    stage: int,
-    ranks: int,
-    accumulation: int,
-    cuda: bool,
-    offload: bool,
-) -> np.ndarray:
-    """Return the bytes of gradients after each operation of a step's last micro batch."""
-    trained, done = counted.trained, counted.graded.astype(np.float64)
-    # The buffers exist from the first micro batch on.
-    if accumulation > 1:
-        done = np.full_like(done, trained)
-    if stage == 1:
-        if itemsize == 4:
-            return 4 * done
-        if offload:
-            return (4 + itemsize) * done
-        # DeepSpeed's optimizer for bf16 keeps float32 gradients of all parameters.
-        return 4 * trained + itemsize * done
-    own = filled = done
-    # ZeRO-3 keeps its bucket from step to step.
-    if stage == 3:
-        own = filled = np.full_like(done, trained)
-    elif cuda:
-        own = np.where(done > 0, trained, 0)
-    # An allocation counts whole on a GPU; on the CPU only the pages that are written count.
-    bucket = itemsize * np.minimum(filled, BUCKET)
-    if cuda:
-        # ZeRO-2 fills one bucket while it sends the other.
-        bucket = np.full_like(done, itemsize * BUCKET * (2 if stage == 2 else 1))
-    if offload:
-        return bucket
-    return bucket + 4 * own / ranks
-
-
-def _row(
-    counted: StepCosts,
-    config: Config,
-    machine: Machine,
-    size: DataSize,
-    stage: int,
-    micro: int,
-    accumulation: int,
-) -> Row:
-    itemsize = training_itemsize(config)
-    used = memory(counted, config, machine, stage, micro, accumulation)
-    sent = sent_bytes(counted, itemsize, stage, machine.ranks, accumulation)
-    moved = 0.0
-    # Gradients to main memory, and weights back.
-    if config.train.offload_optimizer:
-        moved = (4 + itemsize) * counted.trained / machine.ranks
-    network = network_seconds(counted, itemsize, stage, machine, accumulation)
-    seconds = (
-        accumulation * counted.flops(micro) / machine.flops + moved / machine.bandwidth + network
-    )
-    batch = config.train.global_batch
-    steps = size.clips // batch * config.train.epochs * size.folds
-    host = used.host + saved_bytes(counted, config) + loader_bytes(config, micro)
-    fits = used.total <= machine.memory
-    return Row(
-        stage, micro, accumulation, used, host, fits, batch / seconds, sent, steps * seconds / 3600
-    )
-
-
-def saved_bytes(counted: StepCosts, config: Config) -> float:
-    """Return the bytes of the copy that rank 0 keeps while a checkpoint is written.
-
-    It holds all master weights and moments.
-    """
-    return 4.0 * counted.trained * (1 + _MOMENTS[config.optim.name])
 
 
 def loader_bytes(config: Config, micro: int) -> float:
@@ -307,50 +338,3 @@ def loader_bytes(config: Config, micro: int) -> float:
     slots = config.data.workers * PREFETCH + KEPT
     pictures = (1 + len(config.model.modalities)) * config.data.num_frames
     return float(slots * micro * pictures * resolve_image_size(config) ** 2 * 3)
-
-
-def sent_bytes(
-    counted: StepCosts, itemsize: int, stage: int, ranks: int, accumulation: int
-) -> float:
-    """Return the bytes that a rank sends in a step, with ring collectives.
-
-    2 (W-1)/W of what is all-reduced, (W-1)/W of what is gathered.
-
-    ZeRO-1 reduces once a step, ZeRO-2 and 3 with every micro batch; ZeRO-3 gathers the weights for
-    each of them, once more for the backward pass if there are too many to keep.
-    """
-    gradients = itemsize * counted.trained
-    weights = itemsize * (counted.trained + counted.frozen - counted.unread)
-    part = (ranks - 1) / ranks
-    if stage == 3:
-        passes = 1 if weights / itemsize <= _GATHERED else 2
-        return part * accumulation * (gradients + passes * weights)
-    reductions = accumulation if stage == 2 else 1
-    return part * (2 * gradients * reductions + gradients)
-
-
-def collectives(counted: StepCosts, stage: int, accumulation: int) -> int:
-    """Return how many collectives a step starts.
-
-    ZeRO-3 gathers each large parameter by itself, for every micro batch.
-    """
-    gathers, buckets = len(counted.groups), -(-counted.trained // BUCKET)
-    if stage == 3:
-        return accumulation * (counted.large + buckets)
-    return gathers + buckets * (accumulation if stage == 2 else 1)
-
-
-def network_seconds(
-    counted: StepCosts, itemsize: int, stage: int, machine: Machine, accumulation: int
-) -> float:
-    """Return the seconds of a step's communication.
-
-    They are the bytes sent over the bandwidth, and for each collective the depth of a tree of ranks
-    up and down, one latency for each hop. A pair of trees reaches both, as NCCL builds them:
-    Sanders, Speck & Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan",
-    Parallel Computing 35 (2009). No communication is assumed to overlap with the backward pass.
-    """
-    tree_depth = math.ceil(math.log2(machine.ranks))
-    sent = sent_bytes(counted, itemsize, stage, machine.ranks, accumulation)
-    hops = collectives(counted, stage, accumulation) * 2 * tree_depth
-    return sent / machine.bandwidth + hops * machine.latency

@@ -12,28 +12,26 @@ import json
 import math
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from dfer_dist.config.load import read_config
-from dfer_dist.config.schema import Config, Precision, Supervision
+from dfer_dist.config.schema import Config, Supervision
 from dfer_dist.distributed.process_group import Ranks, exit_process, init_distributed, peak_memory
-from dfer_dist.models.build import build_model, resolve_image_size
+from dfer_dist.models.build import build_untrained, model_dtype, resolve_image_size
 from dfer_dist.models.outputs import OutputsModule
 from dfer_dist.models.tokenizer import CONTEXT
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.planning.estimate import data_size, plan_here
-from dfer_dist.training.engine import Engine, build_engine
+from dfer_dist.training.engine import build_engine
 from dfer_dist.training.losses import Objective
 from dfer_dist.utils.hardware import loopback_bytes_sent, resident_bytes
 
-STEPS = 2
-_DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 # Numbers in a large all-reduce.
 _LARGE = 8_000_000
 
@@ -69,19 +67,57 @@ class MeasuredStep:
     accumulation: int
 
 
-class _Link(NamedTuple):
-    """Latency and bandwidth as in :class:`MeasuredStep`."""
+class RandomStep:
+    """The engine of a run with random weights, and its optimizer step on random clips."""
 
-    latency: float | None
-    bandwidth: float | None
+    def __init__(self, config: Config, classes: Sequence[str], ranks: Ranks) -> None:
+        model = build_untrained(config, classes)
+        self.engine = build_engine(OutputsModule(model), param_groups(model), config, ranks, 1000)
+        self.objective = Objective(config, [1] * len(classes), ranks.device)
+        self.device = ranks.device
+        micro = self.engine.micro_batch
+        self.clips, self.labels = random_clips(config, micro, len(classes))
+        # The loader returns pinned memory too.
+        if self.device.type == "cuda":
+            self.clips = self.clips.pin_memory()
+        self.valid = torch.ones(micro, dtype=torch.bool)
+        self.tokens: Tensor | None = None
+        if config.train.objective is not Supervision.labels:
+            self.tokens = torch.randint(1, 1000, (micro, CONTEXT), device=self.device)
+
+    def train(self) -> None:
+        """Take one optimizer step."""
+        self.step(
+            (self.clips.to(self.device, non_blocking=True), self.labels, self.valid)
+            for _ in range(self.engine.accumulation)
+        )
+
+    def step(self, micro_batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Take one optimizer step on frames, labels and validity of micro batches."""
+        self.engine.set_learning_rates(0)
+        has_text = None if self.tokens is None else self.valid
+        for frames, labels, valid in micro_batches:
+            outputs = self.engine.deepspeed(
+                frames, tokens=self.tokens, with_logits=self.objective.uses_labels
+            )
+            losses = self.objective(outputs, labels, valid, has_text)
+            self.engine.micro_step(losses.mean())
+        losses.tolist()
 
 
-def measure(config: Config, classes: tuple[str, ...]) -> MeasuredStep:
-    """Take :data:`STEPS` optimizer steps in this process, which must not have used torch before.
+def random_clips(config: Config, clips: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Return frames of noise, uint8 [clips, T, 3, S, S], and labels."""
+    size = resolve_image_size(config)
+    shape = (clips, config.data.num_frames, 3, size, size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8), torch.arange(clips) % classes
+
+
+def measure(config: Config, classes: Sequence[str]) -> MeasuredStep:
+    """Take two optimizer steps in this process, which must not have used torch before.
 
     Parameters
     ----------
-    classes : tuple of str
+    classes : sequence of str
         In label order.
     """
     ranks = init_distributed(config.train.device)
@@ -89,71 +125,39 @@ def measure(config: Config, classes: tuple[str, ...]) -> MeasuredStep:
     import deepspeed  # noqa: F401
 
     before = bytes_in_use(ranks)
-    size = resolve_image_size(config)
-    model = build_model(
-        replace(config.model, pretrained="none"), classes, config.data.num_frames, size
-    )
-    engine = build_engine(OutputsModule(model), param_groups(model), config, ranks, STEPS)
-    objective = Objective(config, [1] * len(classes), ranks.device)
+    random = RandomStep(config, classes, ranks)
     seconds, sent = 0.0, 0
-    for step in range(STEPS):
+    for _ in range(2):
         # All ranks begin together.
         ranks.all_reduce_sum([0.0])
         begin, before_step = time.perf_counter(), loopback_bytes_sent()
-        engine.set_learning_rates(step)
-        for _ in range(engine.accumulation):
-            loss = _micro_step(engine, objective, config, len(classes), size, ranks.device)
-        loss.item()
+        random.train()
         ranks.all_reduce_sum([0.0])
         seconds, sent = time.perf_counter() - begin, loopback_bytes_sent() - before_step
     measured = peak_memory(ranks.device) - before
-    planned, link = None, _Link(None, None)
+    planned = latency = bandwidth = None
     if ranks.world_size == 1:
         planned = plan_here(config, classes, ranks.device.type)
     else:
-        link = _measure_link(ranks, _DTYPES[config.train.precision])
+        latency, bandwidth = _measure_link(ranks, model_dtype(config.train.precision))
     return MeasuredStep(
         measured=measured,
         planned=planned,
         seconds=seconds,
         sent=sent,
-        latency=link.latency,
-        bandwidth=link.bandwidth,
-        image_size=size,
-        micro_batch=engine.micro_batch,
-        accumulation=engine.accumulation,
+        latency=latency,
+        bandwidth=bandwidth,
+        image_size=resolve_image_size(config),
+        micro_batch=random.engine.micro_batch,
+        accumulation=random.engine.accumulation,
     )
 
 
-def _micro_step(
-    engine: Engine,
-    objective: Objective,
-    config: Config,
-    num_classes: int,
-    size: int,
-    device: torch.device,
-) -> Tensor:
-    """Train on a micro batch of random clips, and return its loss."""
-    frames = torch.randint(
-        0, 256, (engine.micro_batch, config.data.num_frames, 3, size, size), dtype=torch.uint8
-    )
-    labels = torch.randint(num_classes, (engine.micro_batch,))
-    valid = torch.ones(engine.micro_batch, dtype=torch.bool)
-    tokens = has_text = None
-    if config.train.objective is not Supervision.labels:
-        tokens = torch.randint(1, 1000, (engine.micro_batch, CONTEXT), device=device)
-        has_text = valid
-    outputs = engine.deepspeed(frames.to(device), tokens=tokens, with_logits=objective.uses_labels)
-    loss = objective(outputs, labels, valid, has_text).mean()
-    engine.micro_step(loss)
-    return loss
-
-
-def _measure_link(ranks: Ranks, dtype: torch.dtype) -> _Link:
+def _measure_link(ranks: Ranks, dtype: torch.dtype) -> tuple[float, float]:
     """Return the latency and bandwidth that explain the median times of all-reduces.
 
-    With them :func:`~dfer_dist.planning.estimate.network_seconds` gives the time of a small and of
-    a large all-reduce.
+    With them :attr:`~dfer_dist.planning.estimate.PlannedStep.network_seconds` gives the time of a
+    small and of a large all-reduce.
     """
     seconds = {}
     for size in (1, _LARGE):
@@ -166,10 +170,8 @@ def _measure_link(ranks: Ranks, dtype: torch.dtype) -> _Link:
             times.append(time.perf_counter() - begin)
         seconds[size] = statistics.median(times)
     sent = 2 * (ranks.world_size - 1) / ranks.world_size * x.nbytes
-    return _Link(
-        latency=seconds[1] / (2 * math.ceil(math.log2(ranks.world_size))),
-        bandwidth=sent / (seconds[_LARGE] - seconds[1]),
-    )
+    latency = seconds[1] / (2 * math.ceil(math.log2(ranks.world_size)))
+    return latency, sent / (seconds[_LARGE] - seconds[1])
 
 
 def bytes_in_use(ranks: Ranks) -> float:

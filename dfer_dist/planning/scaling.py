@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dfer_dist.config.schema import Config, split_batch
-from dfer_dist.planning.estimate import Machine, network_seconds, training_itemsize
-from dfer_dist.planning.step_costs import count_step
+from dfer_dist.config.schema import Config
+from dfer_dist.planning.estimate import Machine, plan_step
 
 
 @dataclass(frozen=True)
@@ -76,16 +75,14 @@ def scale(
     UserError
         If the ranks of one node cannot share the global batch.
     """
-    micro, accumulation = split_batch(config, node.ranks)
-    counted = count_step(config, classes, fused_attention=node.device == "cuda")
-    itemsize = training_itemsize(config)
-    compute, clips = accumulation * counted.flops(micro) / node.flops, micro * accumulation
+    step = plan_step(config, classes, node)
+    clips = step.micro * step.accumulation
     data = clips / (max(1, config.data.workers) * loader_rate)
     rows = []
     for n in nodes:
         cluster = replace(node, ranks=n * node.ranks)
         if n > 1:
             cluster = replace(cluster, bandwidth=min(node.bandwidth, network))
-        sending = network_seconds(counted, itemsize, config.train.zero_stage, cluster, accumulation)
-        rows.append(ScaledStep(n, cluster.ranks, compute, sending, data, clips))
+        sending = replace(step, machine=cluster).network_seconds
+        rows.append(ScaledStep(n, cluster.ranks, step.compute_seconds, sending, data, clips))
     return rows

@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfer_dist.config.schema import Config, Precision, Supervision
+from dfer_dist.config.schema import Config, Supervision
 from dfer_dist.models import attention
-from dfer_dist.models.build import build_model, resolve_image_size
+from dfer_dist.models.build import build_untrained, model_dtype, resolve_image_size
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tokenizer import CONTEXT
 from dfer_dist.models.tuning import param_groups
@@ -31,8 +31,6 @@ from dfer_dist.training.losses import Objective
 _META = torch.device("meta")
 # Micro batches that are counted; one clip alone takes other code paths in places.
 _BATCHES = (2, 3)
-# torch's dtype of a precision.
-_DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 
 
 @dataclass(frozen=True)
@@ -100,13 +98,10 @@ def build_meta_model(config: Config, classes: Sequence[str]) -> DFERCLIP:
     Raises
     ------
     UserError
-        As :func:`~dfer_dist.models.build.build_model`.
+        As :func:`~dfer_dist.models.build.build_untrained`.
     """
-    size = resolve_image_size(config)
     with _META:
-        return build_model(
-            replace(config.model, pretrained="none"), classes, config.data.num_frames, size
-        )
+        return build_untrained(config, classes)
 
 
 def count_step(config: Config, classes: Sequence[str], fused_attention: bool) -> StepCosts:
@@ -125,28 +120,22 @@ def count_step(config: Config, classes: Sequence[str], fused_attention: bool) ->
     UserError
         As :func:`build_meta_model`.
     """
-    size = resolve_image_size(config)
-    model = build_meta_model(config, classes).to(_DTYPES[config.train.precision])
+    model = build_meta_model(config, classes).to(model_dtype(config.train.precision))
     objective = Objective(config, [1] * len(classes), _META)
-    texts = config.train.objective is not Supervision.labels
-    shape = (model.modalities * config.data.num_frames, 3, size, size)
     flops, lives = [], []
-    with _fused_attention() if fused_attention else nullcontext():
-        for micro in _BATCHES:
-            meter = _LiveBytes(model)
-            with meter:
-                _step(model, objective, micro, shape, texts)
-            lives.append(np.array(meter.live, dtype=np.float64))
-    # The counter knows plain attention only; a fused kernel computes the same products.
     for micro in _BATCHES:
+        with _fused_attention() if fused_attention else nullcontext(), _LiveBytes(model) as meter:
+            _step(model, objective, config, micro)
+        lives.append(np.array(meter.live, dtype=np.float64))
+        # The counter knows plain attention only; a fused kernel computes the same products.
         with FlopCounterMode(display=False) as counter:
-            _step(model, objective, micro, shape, texts)
+            _step(model, objective, config, micro)
         flops.append(counter.get_total_flops())
     groups = {name: sum(p.numel() for _, p in own) for name, own in param_groups(model).items()}
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     unread, large = 0, sum(p.numel() > 100_000 for p in model.parameters())
     # Without descriptions, the token embedding is not read.
-    if not texts:
+    if config.train.objective is Supervision.labels:
         unread = model.text.token_embedding.weight.numel()
         large -= 1
     return StepCosts(
@@ -160,22 +149,26 @@ def count_step(config: Config, classes: Sequence[str], fused_attention: bool) ->
     )
 
 
-def _step(
-    model: DFERCLIP, objective: Objective, micro: int, shape: tuple[int, ...], texts: bool
-) -> None:
-    """Run a micro batch; with ``texts``, each clip has a description of full length.
+def _step(model: DFERCLIP, objective: Objective, config: Config, micro: int) -> None:
+    """Run a micro batch. In training on descriptions each clip has one of full length.
 
     Features of other ranks, a few kilobytes, are left out.
     """
-    frames = torch.empty((micro, *shape), dtype=torch.uint8, device=_META)
+    frames = _empty_frames(model, config, micro)
     labels = torch.empty(micro, dtype=torch.int64, device=_META)
     valid = torch.empty(micro, dtype=torch.bool, device=_META)
     tokens = has_text = None
-    if texts:
+    if config.train.objective is not Supervision.labels:
         tokens, has_text = torch.empty((micro, CONTEXT), dtype=torch.int64, device=_META), valid
     outputs = model.outputs(frames, tokens=tokens, with_logits=objective.uses_labels)
     objective(outputs, labels, valid, has_text).mean().backward()
     model.zero_grad(set_to_none=True)
+
+
+def _empty_frames(model: DFERCLIP, config: Config, clips: int) -> Tensor:
+    size = resolve_image_size(config)
+    shape = (clips, model.modalities * config.data.num_frames, 3, size, size)
+    return torch.empty(shape, dtype=torch.uint8, device=_META)
 
 
 def model_flops(config: Config, classes: Sequence[str], clips: int, train: bool) -> int:
@@ -192,16 +185,10 @@ def model_flops(config: Config, classes: Sequence[str], clips: int, train: bool)
         As :func:`build_meta_model`.
     """
     kept = replace(config.model, checkpoint_image=False, checkpoint_temporal=False)
-    model, size = build_meta_model(replace(config, model=kept), classes), resolve_image_size(config)
-    frames = torch.empty(
-        (clips, model.modalities * config.data.num_frames, 3, size, size),
-        dtype=torch.uint8,
-        device=_META,
-    )
+    model = build_meta_model(replace(config, model=kept), classes)
+    frames = _empty_frames(model, config, clips)
     with torch.set_grad_enabled(train):
-        text = None
-        if not train:
-            text = model.eval().text_features()
+        text = None if train else model.eval().text_features()
         with FlopCounterMode(display=False) as counter:
             outputs = model.outputs(frames, text)
             if train:
@@ -218,9 +205,8 @@ class _LiveBytes(TorchDispatchMode):
         self.live: list[int] = []
         self.graded: list[int] = []
         self._now, self._done = 0, 0
-        self._known: set[int] = set()
         self._keep = [t.untyped_storage() for t in (*model.parameters(), *model.buffers())]
-        self._known |= {id(storage) for storage in self._keep}
+        self._known = {id(storage) for storage in self._keep}
         for p in model.parameters():
             if p.requires_grad:
                 p.register_post_accumulate_grad_hook(self._take_gradient)

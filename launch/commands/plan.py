@@ -20,7 +20,7 @@ from launch.options import Experiment, Overrides
 
 if TYPE_CHECKING:
     from dfer_dist.config.schema import Config
-    from dfer_dist.planning.estimate import DataSize, Machine, Row
+    from dfer_dist.planning.estimate import DataSize, Machine, PlannedStep
 
 _GIB = 2**30
 _HEADS = ["ZeRO", "micro", "weight", "grads", "mom.", "activ.", "rest", "total", "host"]
@@ -103,7 +103,7 @@ def _print_plan(config: Config, machine: Machine, size: DataSize) -> None:
     from dfer_dist.planning.estimate import plan as make_plan
     from dfer_dist.planning.step_costs import build_meta_model
 
-    rows = make_plan(config, machine, size)
+    rows = make_plan(config, machine, size.classes)
     best = fastest(rows)
     gpus = "1 GPU" if machine.ranks == 1 else f"{machine.ranks} GPUs"
     folds = "1 fold" if size.folds == 1 else f"{size.folds} folds"
@@ -119,11 +119,11 @@ def _print_plan(config: Config, machine: Machine, size: DataSize) -> None:
     table.add_column("", no_wrap=True)
     for row in rows:
         if row is best:
-            table.add_row(*_cells(row), "fastest", style="bold")
+            table.add_row(*_cells(row, size), "fastest", style="bold")
         elif row.fits:
-            table.add_row(*_cells(row), "")
+            table.add_row(*_cells(row, size), "")
         else:
-            table.add_row(*_cells(row), "too big", style="dim")
+            table.add_row(*_cells(row, size), "too big", style="dim")
     console.print(table)
     console.print(trained_line(build_meta_model(config, size.classes)))
     if not best:
@@ -137,17 +137,17 @@ def _print_plan(config: Config, machine: Machine, size: DataSize) -> None:
     )
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: PlannedStep, size: DataSize) -> list[str]:
     memory = row.memory
     # weights, gradients, moments, activations, other
     kinds = astuple(memory)[:5]
     return [
         str(row.stage),
         f"{row.micro} x {row.accumulation}" if row.accumulation > 1 else str(row.micro),
-        *(f"{size / _GIB:.1f}" for size in (*kinds, memory.total, row.host)),
+        *(f"{kind / _GIB:.1f}" for kind in (*kinds, memory.total, row.host)),
         f"{row.clips_per_second:.0f}",
         f"{row.sent / 1e9:.1f}",
-        f"{row.hours:.1f}",
+        f"{row.hours(size):.1f}",
     ]
 
 
@@ -280,19 +280,17 @@ def _print_measured_scale(config: Config, worlds: list[int], classes: tuple[str,
 
     The estimate is made from one rank's step and the all-reduces of two ranks.
     """
-    from dfer_dist.planning.estimate import Machine, network_seconds, sent_bytes, training_itemsize
-    from dfer_dist.planning.step_costs import count_step
+    from dfer_dist.planning.estimate import Machine, plan_step
 
     clips, stage = config.train.global_batch, config.train.zero_stage
     steps = {}
     for world in sorted({1, *worlds}):
         training = replace(config.train, global_batch=world * clips)
         steps[world] = take_steps(replace(config, train=training), world)
-    traced = count_step(config, classes, False)
-    gradient_bytes = training_itemsize(config)
-    accumulation = steps[1]["accumulation"]
     linked = next((world for world in steps if world > 1), 1)
     link = steps[linked] if linked > 1 else {"bandwidth": 1.0, "latency": 0.0}
+    machine = Machine("cpu", 1, 0.0, 0.0, link["bandwidth"], link["latency"])
+    planned = plan_step(config, classes, machine)
     table = _table(
         f"{config.model.backbone}, {config.data.num_frames} frames, ZeRO-{stage}, "
         f"{clips} clips a rank, ranks on {len(os.sched_getaffinity(0))} cores of this machine",
@@ -301,12 +299,10 @@ def _print_measured_scale(config: Config, worlds: list[int], classes: tuple[str,
         _MEASURED_HEADS,
     )
     for world, step in steps.items():
-        machine = Machine("cpu", world, 0.0, 0.0, link["bandwidth"], link["latency"])
-        compute = world * steps[1]["seconds"]
-        network = network_seconds(traced, gradient_bytes, stage, machine, accumulation)
+        estimate = replace(planned, machine=replace(machine, ranks=world))
+        compute, network = world * steps[1]["seconds"], estimate.network_seconds
         total, measured = compute + network, step["seconds"]
-        sent = sent_bytes(traced, gradient_bytes, stage, world, accumulation)
-        counted = step["sent"] / world
+        sent, counted = estimate.sent, step["sent"] / world
         seconds = (f"{x:.3f}" for x in (compute, network, total, measured))
         megabytes = (f"{x / 1e6:.2f}" for x in (sent, counted))
         # one rank sends nothing

@@ -19,12 +19,10 @@ from dfer_dist.planning.estimate import (
     GIB,
     DataSize,
     Machine,
+    PlannedStep,
     data_size,
     fastest,
-    memory,
-    network_seconds,
     plan,
-    sent_bytes,
 )
 from dfer_dist.planning.scaling import scale
 from dfer_dist.planning.step_costs import StepCosts, count_step
@@ -131,7 +129,9 @@ def test_memory_by_stage(name: Optimizer, moments: int, offload: bool) -> None:
         optim=replace(config.optim, name=name),
         train=replace(config.train, offload_optimizer=offload),
     )
-    one, two, three = (memory(made_up(), config, EIGHT, stage, 1, 1) for stage in (1, 2, 3))
+    one, two, three = (
+        PlannedStep(made_up(), config, EIGHT, stage, 1, 1).memory for stage in (1, 2, 3)
+    )
     share = 4e8 / 8
     assert one.weights == two.weights == 2 * 150e6 + share * (not offload)
     assert three.weights == 2 * 150e6 / 8 + 2 * 130e6 + share * (not offload)
@@ -150,26 +150,26 @@ def test_bytes_sent_are_those_of_real_steps() -> None:
 
     A ring of two sends half of what it gathers.
     """
-    t = made_up()
-    assert sent_bytes(t, 2, 1, 2, 2) == (2 * 2e8 + 2e8) / 2
-    assert sent_bytes(t, 2, 2, 2, 2) == (2 * 2 * 2e8 + 2e8) / 2
-    assert sent_bytes(t, 2, 3, 2, 2) == (2 * 2e8 + 2 * 2 * 130e6) / 2
-    assert sent_bytes(t, 2, 1, 1, 2) == 0
+    step = PlannedStep(made_up(), demo(), replace(EIGHT, ranks=2), 1, 1, 2)
+    assert step.sent == (2 * 2e8 + 2e8) / 2
+    assert replace(step, stage=2).sent == (2 * 2 * 2e8 + 2e8) / 2
+    assert replace(step, stage=3).sent == (2 * 2e8 + 2 * 2 * 130e6) / 2
+    assert replace(step, machine=replace(EIGHT, ranks=1)).sent == 0
 
 
 def test_plan_has_every_stage_and_micro_batch() -> None:
     config = load_config("dfew_vitb32", ["data.num_frames=2", "data.shards=dfew"])
-    size = DataSize(SEVEN, 9357, 5)
-    rows = plan(config, EIGHT, size)
+    rows = plan(config, EIGHT, SEVEN)
     assert [(r.stage, r.micro, r.accumulation) for r in rows] == [
         (s, m, 6 // m) for s in (1, 2, 3) for m in (1, 2, 3, 6)
     ]
     best = fastest(rows)
     assert best is not None and (best.stage, best.micro) == (1, 6)
-    assert best.hours == pytest.approx(9357 // 48 * 50 * 5 * 48 / best.clips_per_second / 3600)
-    small = plan(config, replace(EIGHT, memory=0.5 * GIB), size)
+    hours = 9357 // 48 * 50 * 5 * 48 / best.clips_per_second / 3600
+    assert best.hours(DataSize(SEVEN, 9357, 5)) == pytest.approx(hours)
+    small = plan(config, replace(EIGHT, memory=0.5 * GIB), SEVEN)
     assert fastest(small) is None and not any(r.fits for r in small)
-    slow = plan(config, replace(EIGHT, flops=EIGHT.flops / 2), size)
+    slow = plan(config, replace(EIGHT, flops=EIGHT.flops / 2), SEVEN)
     assert all(s.clips_per_second < r.clips_per_second for s, r in zip(slow, rows, strict=True))
 
 
@@ -183,11 +183,11 @@ def test_data_size_is_that_of_index_or_lists(tmp_path: Path, tiny_shards: Index)
 
 
 def test_network_seconds_are_bytes_and_hops() -> None:
-    t = made_up()
-    eight = network_seconds(t, 2, 1, EIGHT, 1)
+    eight = PlannedStep(made_up(), demo(), EIGHT, 1, 1, 1)
     # Two buckets and two groups, each three hops up and down.
-    assert eight == pytest.approx(3 * 7 / 8 * 2e8 / 1e11 + (2 + 2) * 2 * 3 * 1e-5)
-    assert network_seconds(t, 2, 1, replace(EIGHT, ranks=1), 1) == 0
+    seconds = 3 * 7 / 8 * 2e8 / 1e11 + (2 + 2) * 2 * 3 * 1e-5
+    assert eight.network_seconds == pytest.approx(seconds)
+    assert replace(eight, machine=replace(EIGHT, ranks=1)).network_seconds == 0
 
 
 def test_scale_ends_at_the_limit_of_the_network() -> None:

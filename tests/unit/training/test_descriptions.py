@@ -25,7 +25,7 @@ from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.models.backbone import TINY, build_clip
 from dfer_dist.models.tokenizer import CaptionTokenizer
 from dfer_dist.models.tuning import trained_line
-from dfer_dist.planning.estimate import DataSize, Machine, plan
+from dfer_dist.planning.estimate import Machine, plan
 from dfer_dist.planning.step_costs import build_meta_model, count_step
 from dfer_dist.training.build import check_same_descriptions
 from dfer_dist.training.descriptions import ClipDescriptions, read_descriptions
@@ -191,9 +191,9 @@ def test_plan_counts_the_texts() -> None:
     config.model = replace(config.model, backbone="tiny", pretrained="none")
     both = load_config(B16, ["train.global_batch=8", "data.num_frames=2", "train.objective=both"])
     both.model = config.model
-    machine, size = Machine("cuda", 2, 80e9, 1e12, 1e11, 1e-5), DataSize(tuple(SEVEN), 100, 5)
-    assert {row.micro for row in plan(config, machine, size)} == {1, 2, 4}
-    assert {row.micro for row in plan(both, machine, size)} == {4}
+    machine = Machine("cuda", 2, 80e9, 1e12, 1e11, 1e-5)
+    assert {step.micro for step in plan(config, machine, SEVEN)} == {1, 2, 4}
+    assert {step.micro for step in plan(both, machine, SEVEN)} == {4}
     labels, texts = (count_step(c, SEVEN, fused_attention=True) for c in (config, both))
     a_text = (
         2 * 77 * 2 * 12 * 64 * 64
