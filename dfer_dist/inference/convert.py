@@ -77,7 +77,7 @@ def from_official(path: Path, out: Path, position: TokenPosition = TokenPosition
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
     # The file does not say which fold it was trained for.
-    about = {
+    about: dict[str, Any] = {
         "step": 0,
         "skipped_steps": 0,
         "fold": None,

@@ -26,8 +26,7 @@ from dfer_dist.utils.files import read_json
 from dfer_dist.utils.version import package_version
 
 # Fields of ModelInfo that a checkpoint's state has by the same names.
-_FROM_STATE = ("dataset", "fold", "epoch", "step", "index_hash", "pretrained_sha256")
-_FROM_STATE += ("converted_from",)
+_KEPT = ("dataset", "fold", "epoch", "step", "index_hash", "pretrained_sha256", "converted_from")
 _SELECTIONS = {
     "last": "the weights after the last epoch; the test fold was read once",
     "best_val": "the epoch that was best on a held-out part of the training folds",
@@ -55,6 +54,7 @@ def describe(
         polarity: dict(zip(classes, own, strict=True))
         for polarity, own in polarity_texts(classes, config.model).items()
     }
+    kept: dict[str, Any] = {key: state.get(key) for key in _KEPT}
     origin = provenance.collect([])
     versions = {name: importlib.metadata.version(name) for name in (*REQUIREMENTS, "deepspeed")}
     return ModelInfo(
@@ -66,7 +66,7 @@ def describe(
         pretrained=Path(config.model.pretrained).name,
         config_hash=state.get("config_hash") or config_hash(saved.config),
         modalities=state.get("levels"),
-        **{key: state.get(key) for key in _FROM_STATE},
+        **kept,
         objective=config.train.objective.name,
         selection=config.train.selection.name,
         precision=config.train.precision.name,
