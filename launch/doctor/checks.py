@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
-_NETWORK = (
-    "nfs",
-    "lustre",
-    "beegfs",
-    "gpfs",
-    "cifs",
-    "smb",
-    "ceph",
-    "gluster",
-    "sshfs",
-    "afs",
-    "pvfs",
-    "orangefs",
-    "weka",
-    "panfs",
-)
 
 
 class Result(NamedTuple):
@@ -31,20 +15,12 @@ class Result(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True)
-class Check:
-    """A line of ``dfer doctor``: what was checked, its state, and a text for the user."""
+ok, note, wrong = (partial(Result, state) for state in (OK, NOTE, WRONG))
+
+
+class Check(NamedTuple):
+    """A line of ``dfer doctor``: what was checked, and the result."""
 
     subject: str
     state: str
     text: str
-
-    @classmethod
-    def of(cls, subject: str, result: Result) -> Check:
-        """Return the check of ``subject`` with this result."""
-        return cls(subject, result.state, result.text)
-
-
-def on_network(kind: str) -> bool:
-    """Return whether a kind of file system is one that machines share over a network."""
-    return any(name in kind for name in _NETWORK)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,25 +22,6 @@ if TYPE_CHECKING:
     from launch.doctor.machine import MachineRequest
 
 _COLOURS = {OK: "green", NOTE: "yellow", WRONG: "red"}
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What to check: an experiment, if one is given, and what it needs of a machine."""
-
-    config: Config | None
-    machine: MachineRequest
-    runs: Path
-
-    def with_config_file(self, folder: Path) -> MachineRequest:
-        """Return what to check of a machine, with the settings in a file of ``folder``."""
-        from dfer_dist.config.load import dump_config
-
-        if not self.config:
-            return self.machine
-        file = folder / "config.yaml"
-        file.write_text(dump_config(self.config), encoding="utf-8")
-        return replace(self.machine, config=str(file))
 
 
 def doctor(
@@ -81,11 +61,12 @@ def doctor(
         raise UserError(f"{cluster_settings[0]} is for a cluster: give --cluster NAME too")
     if settings and not experiment:
         raise UserError(f"{settings[0]} is a setting of an experiment: give its name too")
-    request = _make_request(experiment, settings, runs.resolve())
+    config = _load_config(experiment, settings)
     if cluster == LOCAL:
-        checks = _check_here(request)
+        checks = _check_here(config, runs.resolve())
     else:
-        checks = _check_cluster(load_cluster(cluster, cluster_settings), request, queue_seconds)
+        chosen = load_cluster(cluster, cluster_settings)
+        checks = _check_cluster(chosen, config, runs.resolve(), queue_seconds)
     if _print(checks):
         sys.exit(1)
 
@@ -102,34 +83,44 @@ def _print(checks: Iterator[Check]) -> int:
     return wrong
 
 
-def _make_request(experiment: str | None, overrides: list[str], runs: Path) -> _Request:
-    """Load the settings of an experiment as a job would have them."""
+def _load_config(experiment: str | None, overrides: list[str]) -> Config | None:
+    """Load the settings of an experiment, if one is given, as a job would have them."""
     from dfer_dist.config.load import load_config
+    from dfer_dist.data.shards.store import resolve_cache, resolve_location
+
+    if not experiment:
+        return None
+    config = load_config(experiment, overrides)
+    config.data.shards = resolve_location(config.data.shards)
+    config.data.cache = resolve_cache(config.data.cache)
+    return config
+
+
+def _needs(config: Config | None, runs: Path) -> MachineRequest:
+    """Return what an experiment needs of a machine."""
     from dfer_dist.config.schema import TrackingConfig
-    from dfer_dist.data.shards.store import is_remote, resolve_cache, resolve_location
+    from dfer_dist.data.shards.store import is_remote
     from launch.doctor.machine import MachineRequest
 
-    config = load_config(experiment, overrides) if experiment else None
-    scratch = None
+    tracking, scratch = TrackingConfig(), None
     if config:
-        config.data.shards = resolve_location(config.data.shards)
-        config.data.cache = resolve_cache(config.data.cache)
-        scratch = config.data.cache if is_remote(config.data.shards) else None
-    tracking = config.tracking if config else TrackingConfig()
+        tracking = config.tracking
+        if is_remote(config.data.shards):
+            scratch = config.data.cache
     uri = tracking.uri or f"sqlite:///{runs / 'mlflow.db'}"
-    machine = MachineRequest(tracking=uri if tracking.enabled else None, scratch=scratch)
-    return _Request(config, machine, runs)
+    return MachineRequest(tracking=uri if tracking.enabled else None, scratch=scratch)
 
 
-def _check_here(request: _Request) -> Iterator[Check]:
+def _check_here(config: Config | None, runs: Path) -> Iterator[Check]:
     from launch.doctor.machine import check_extras, check_machine
 
-    with tempfile.TemporaryDirectory() as folder:
-        yield from check_machine(request.with_config_file(Path(folder)))
+    yield from check_machine(_needs(config, runs), config)
     yield from check_extras()
 
 
-def _check_cluster(cluster: Cluster, request: _Request, queue_seconds: float) -> Iterator[Check]:
+def _check_cluster(
+    cluster: Cluster, config: Config | None, runs: Path, queue_seconds: float
+) -> Iterator[Check]:
     from launch.doctor.partition import check_slurm
     from launch.doctor.trial import check_node, shared_folder
 
@@ -140,32 +131,26 @@ def _check_cluster(cluster: Cluster, request: _Request, queue_seconds: float) ->
     if not is_fine:
         yield Check("a node", NOTE, "not checked, because no job would start")
         return
-    request = _for_nodes(request, cluster)
+    machine = replace(_needs(config, runs), gpus=cluster.gpus_per_node, cpus=cluster.cpus_per_task)
+    if cluster.scratch:
+        machine = replace(machine, scratch=cluster.scratch)
     try:
-        with shared_folder(request.runs) as folder:
-            machine = request.with_config_file(folder)
+        with shared_folder(runs) as folder:
+            if config:
+                _write_config(folder / "config.yaml", config, cluster)
             yield from check_node(cluster, machine, folder, queue_seconds)
     except OSError as e:
-        text = (
-            f"{request.runs}: {e.strerror}; give --runs FOLDER on a file system that all nodes "
-            "share, with flock"
-        )
-        yield Check("runs folder", WRONG, text)
+        remedy = "give --runs FOLDER on a file system that all nodes share, with flock"
+        yield Check("runs folder", WRONG, f"{runs}: {e.strerror}; {remedy}")
 
 
-def _for_nodes(request: _Request, cluster: Cluster) -> _Request:
-    """Return what to check of a node: its GPUs, CPUs and scratch, to which shards are copied."""
+def _write_config(path: Path, config: Config, cluster: Cluster) -> None:
+    """Write the settings for a node, to whose scratch shards are copied."""
+    from dfer_dist.config.load import dump_config
     from dfer_dist.data.shards.store import is_remote
 
-    machine = replace(
-        request.machine,
-        gpus=cluster.gpus_per_node,
-        cpus=cluster.cpus_per_task,
-        scratch=cluster.scratch or request.machine.scratch,
-    )
-    config = request.config
-    if config and cluster.scratch:
+    if cluster.scratch:
         if not is_remote(config.data.shards):
             config.data.shards = Path(config.data.shards).as_uri()
         config.data.cache = cluster.scratch_variable
-    return replace(request, machine=machine)
+    path.write_text(dump_config(config), encoding="utf-8")

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -15,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfer_dist.config.load import read_config
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import filesystem
-from launch.doctor.checks import NOTE, OK, WRONG, Check, Result, on_network
+from dfer_dist.utils.records import Record
+from launch.doctor.checks import NOTE, OK, Check, Result, note, ok, wrong
 
 if TYPE_CHECKING:
     from dfer_dist.config.schema import Config
@@ -37,37 +38,36 @@ _NEEDED = (
     "mlflow",
 )
 _VIDEO_PACKAGES = ("av", "dlib", "face_recognition_models")
+# file systems that machines share over a network
+_NETWORK = re.compile(
+    "nfs|lustre|beegfs|gpfs|cifs|smb|ceph|gluster|sshfs|afs|pvfs|orangefs|weka|panfs"
+)
 
 
 @dataclass(frozen=True)
-class MachineRequest:
+class MachineRequest(Record):
     """What a run needs of a machine."""
 
-    config: str | None = None  # the settings of an experiment, a file
     tracking: str | None = None  # URI; None: no tracking
     scratch: str | None = None  # folder for shards on the machine's own disk
     gpus: int = 0
     cpus: int | None = None  # of each rank
 
 
-def check_machine(request: MachineRequest) -> Iterator[Check]:
-    """Check this machine, one thing after the other."""
-    config = read_config(Path(request.config)) if request.config else None
-    checks: list[tuple[str, Callable[[], Result]]] = [
-        ("python", _python),
-        ("GPUs", lambda: _gpus(request.gpus)),
-    ]
+def check_machine(request: MachineRequest, config: Config | None = None) -> Iterator[Check]:
+    """Check this machine, one thing after the other; with settings also what they name."""
+    yield _run("python", _python)
+    yield _run("GPUs", _gpus, request.gpus)
     if request.cpus:
-        checks.append(("processors", lambda: _processors(request.cpus or 1)))
-    checks.append(("DeepSpeed", _extension))
+        yield _run("processors", _processors, request.cpus)
+    yield _run("DeepSpeed", _extension)
     if request.scratch:
-        checks.append(("scratch", lambda: _scratch(request.scratch or "")))
+        yield _run("scratch", _scratch, request.scratch)
     if config:
-        checks += [("weights", lambda: _weights(config)), ("shards", lambda: _shards(config))]
+        yield _run("weights", _weights, config)
+        yield _run("shards", _shards, config)
     if request.tracking:
-        checks.append(("tracking", lambda: _tracking(request.tracking or "")))
-    for subject, check in checks:
-        yield Check.of(subject, _run(check))
+        yield _run("tracking", _tracking, request.tracking)
 
 
 def check_extras() -> Iterator[Check]:
@@ -82,14 +82,19 @@ def check_extras() -> Iterator[Check]:
     yield Check("ffmpeg", OK if ffprobe else NOTE, ffprobe or "not installed; only tests need it")
 
 
-def _run(check: Callable[[], Result]) -> Result:
-    """Return the result of a check; an exception is one too, as other checks are worth having."""
+def _run(subject: str, check: Callable[..., Result], *arguments: object) -> Check:
+    """Make a check; an exception is a result too, as other checks are worth having."""
     try:
-        return check()
+        return Check(subject, *check(*arguments))
     except UserError as e:
-        return Result(WRONG, _one_line(e))
+        return Check(subject, *wrong(_one_line(e)))
     except Exception as e:
-        return Result(WRONG, f"{type(e).__name__}: {_one_line(e)}")
+        return Check(subject, *wrong(f"{type(e).__name__}: {_one_line(e)}"))
+
+
+def on_network(kind: str) -> bool:
+    """Return whether a kind of file system is one that machines share over a network."""
+    return bool(_NETWORK.search(kind))
 
 
 def _one_line(error: Exception) -> str:
@@ -111,12 +116,12 @@ def _python() -> Result:
             errors.append(f"{name} ({type(e).__name__}: {_one_line(e)})")
     if errors:
         text = f"cannot import {'; '.join(errors)}: install dfer_dist again into {sys.prefix}"
-        return Result(WRONG, text)
+        return wrong(text)
     import deepspeed
     import torch
 
     libraries = f"torch {torch.__version__}, DeepSpeed {deepspeed.__version__}"
-    return Result(OK, f"{platform.python_version()}, {libraries} ({sys.executable})")
+    return ok(f"{platform.python_version()}, {libraries} ({sys.executable})")
 
 
 def _gpus(wanted: int) -> Result:
@@ -124,27 +129,24 @@ def _gpus(wanted: int) -> Result:
 
     seen = torch.cuda.device_count()
     if seen < wanted:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        shown = "none (CUDA_VISIBLE_DEVICES)" if visible is None else visible
-        text = (
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "none (CUDA_VISIBLE_DEVICES)")
+        return wrong(
             f"{wanted} asked for, torch sees {seen} (Slurm shows {shown}, torch is built for CUDA "
             f"{torch.version.cuda}): look at nvidia-smi there"
         )
-        return Result(WRONG, text)
     if seen:
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        return Result(OK, f"{seen} x {torch.cuda.get_device_name(0)}, {memory:.0f} GiB each")
+        return ok(f"{seen} x {torch.cuda.get_device_name(0)}, {memory:.0f} GiB each")
     if "SLURM_JOB_ID" in os.environ:
-        return Result(OK, "none asked for")
-    return Result(OK, "none: training uses the processor")
+        return ok("none asked for")
+    return ok("none: training uses the processor")
 
 
 def _processors(wanted: int) -> Result:
     bound = len(os.sched_getaffinity(0))
     if bound < wanted:
-        text = f"a rank may use {bound} of the {wanted} it asks for: give fewer data.workers"
-        return Result(NOTE, text)
-    return Result(OK, f"{bound} for a rank that asks for {wanted}")
+        return note(f"a rank may use {bound} of the {wanted} it asks for: give fewer data.workers")
+    return ok(f"{bound} for a rank that asks for {wanted}")
 
 
 def _extension() -> Result:
@@ -153,14 +155,13 @@ def _extension() -> Result:
     from dfer_dist.training.engine import extensions_dir
 
     if torch.cuda.is_available():
-        return Result(OK, "needs no extension on a GPU")
+        return ok("needs no extension on a GPU")
     if list(extensions_dir().glob("deepspeed_shm_comm/*.so")):
-        return Result(OK, f"extension for the processor is built ({extensions_dir()})")
-    text = (
+        return ok(f"extension for the processor is built ({extensions_dir()})")
+    return wrong(
         f"its extension is not built in {extensions_dir()}: run {sys.executable} "
         "-m dfer_dist.training.engine (needs g++)"
     )
-    return Result(WRONG, text)
 
 
 def _scratch(location: str) -> Result:
@@ -175,27 +176,25 @@ def _scratch(location: str) -> Result:
             f.flush()
             os.fsync(f.fileno())
     except OSError as e:
-        text = f"{folder} cannot be written ({e.strerror}): choose another cluster.scratch"
-        return Result(WRONG, text)
+        return wrong(f"{folder} cannot be written ({e.strerror}): choose another cluster.scratch")
     free, kind = shutil.disk_usage(folder).free / 1e9, filesystem(folder)
     if is_new:
         # another process may have put something there meanwhile
         with suppress(OSError):
             folder.rmdir()
     if on_network(kind):
-        text = (
+        return note(
             f"{folder} is on {kind}, a network file system, {free:.0f} GB free: scratch should be "
             "on the node's own disk"
         )
-        return Result(NOTE, text)
-    return Result(OK, f"{folder} can be written, {free:.0f} GB free ({kind})")
+    return ok(f"{folder} can be written, {free:.0f} GB free ({kind})")
 
 
 def _weights(config: Config) -> Result:
     from dfer_dist.models.backbone import find_weights
 
     path = find_weights(config.model.backbone, config.model.pretrained)
-    return Result(OK, str(path) if path else f"none: {config.model.backbone} starts at random")
+    return ok(str(path) if path else f"none: {config.model.backbone} starts at random")
 
 
 def _shards(config: Config) -> Result:
@@ -206,7 +205,7 @@ def _shards(config: Config) -> Result:
     count = f"{clips} clips in {len(index.shards)} shards"
     text = f"{index.name}, {count}, {size / 1e9:.2f} GB at {index.root}"
     if isinstance(index.root, Path):
-        return Result(OK, text)
+        return ok(text)
     return _cached(index.root, size, text)
 
 
@@ -221,8 +220,8 @@ def _cached(remote: Remote, size: int, text: str) -> Result:
             f"; {free / 1e9:.0f} GB in {remote.cache.folder} cannot hold it all, so shards will be "
             "copied again and again"
         )
-        return Result(NOTE, text)
-    return Result(OK, f"{text}, kept in {remote.cache.folder}")
+        return note(text)
+    return ok(f"{text}, kept in {remote.cache.folder}")
 
 
 def _tracking(uri: str) -> Result:
@@ -233,12 +232,11 @@ def _tracking(uri: str) -> Result:
     try:
         client(uri).search_experiments(max_results=1)
     except Exception as e:
-        text = (
+        return wrong(
             f"{uri} cannot be reached ({type(e).__name__}): training would continue without it; "
             "does the server run, and may this machine connect to it?"
         )
-        return Result(WRONG, text)
-    return Result(OK, f"{uri} answers")
+    return ok(f"{uri} answers")
 
 
 def _sqlite(file: Path) -> Result:
@@ -250,10 +248,9 @@ def _sqlite(file: Path) -> Result:
         with closing(sqlite3.connect(uri, uri=True, timeout=5)) as store:
             store.execute("select count(*) from experiments")
     if on_network(kind):
-        text = (
+        return note(
             f"{file} is sqlite on {kind}, whose locks do not hold between nodes: start an MLflow "
             "server and give tracking.uri=http://…"
         )
-        return Result(NOTE, text)
     state = "sqlite" if file.exists() else "sqlite, created by the first run"
-    return Result(OK, f"{file} ({state} on {kind})")
+    return ok(f"{file} ({state} on {kind})")

@@ -5,23 +5,43 @@ from __future__ import annotations
 import getpass
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from launch.doctor.checks import NOTE, OK, WRONG, Check
-from launch.doctor.clients import (
-    Node,
-    Partition,
-    SlurmConfig,
-    SlurmError,
-    parse_seconds,
-    run_client,
-    sbatch_arguments,
-)
+from launch.doctor.checks import OK, WRONG, Check, Result, note, ok, wrong
+from launch.slurm.batch import fold_options
+from launch.slurm.clients import SlurmError, parse_pairs, run_client
 from launch.slurm.cluster import Cluster
-from launch.slurm.sbatch_options import count_gpus
+from launch.slurm.sbatch_options import arguments, count_gpus, sent
 
 _CLIENTS = ("sbatch", "srun", "squeue", "scontrol", "sinfo", "scancel")
 _SAVE_SECONDS = 30  # that ranks of a large model may take to save
+# parts of the states in which a node runs no job; * marks one that does not answer
+_OUT_OF_SERVICE = re.compile(
+    r"down|drain|drng|fail|maint|power|boot|not_resp|unk|inval|reserved|\*$"
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A line of ``sinfo``."""
+
+    name: str
+    sizes: dict[str, float]  # by unit
+    in_service: bool  # whether jobs can run on it
+    features: frozenset[str]
+
+    @classmethod
+    def parse(cls, line: str) -> Node:
+        """Read a line in the format ``%N|%c|%m|%T|%f|%G``."""
+        name, cpus, megabytes, state, features, gres = line.split("|", 5)
+        sizes = {
+            "GPU": count_gpus(gres),
+            "processor": _parse_number(cpus),
+            "GB of memory": _parse_number(megabytes) / 1024,
+        }
+        in_service = not _OUT_OF_SERVICE.search(state.lower())
+        return cls(name, sizes, in_service, frozenset(features.split(",")))
 
 
 def check_slurm(cluster: Cluster) -> Iterator[Check]:
@@ -34,37 +54,32 @@ def check_slurm(cluster: Cluster) -> Iterator[Check]:
     try:
         yield from _check_cluster(cluster)
     except SlurmError as e:
-        text = (
-            f"{e}: is this a login node of the cluster, and is its controller up (scontrol ping)?"
-        )
-        yield Check("Slurm", WRONG, text)
+        remedy = "is this a login node of the cluster, and is its controller up (scontrol ping)?"
+        yield Check("Slurm", WRONG, f"{e}: {remedy}")
 
 
 def _check_cluster(cluster: Cluster) -> Iterator[Check]:
-    config = SlurmConfig.parse(run_client("scontrol", "show", "config"))
+    rows = (line.partition("=") for line in run_client("scontrol", "show", "config").splitlines())
+    config = {key.strip(): value.strip() for key, _, value in rows}
     version = run_client("sinfo", "--version").strip()
     yield Check("Slurm", OK, f"{version}, the controller answers")
-    partitions = _query_partitions()
+    lines = run_client("scontrol", "--oneliner", "show", "partition").splitlines()
+    partitions = [parse_pairs(line) for line in lines if "PartitionName=" in line]
     partition = _choose_partition(cluster, partitions)
     usable = _check_partition(cluster, partition, partitions)
-    yield usable
+    yield Check("partition", *usable)
     if partition is None or usable.state == WRONG:
         return
-    nodes = _check_nodes(cluster, _query_nodes(partition.name))
-    yield nodes
+    nodes = _check_nodes(cluster, _query_nodes(partition["PartitionName"]))
+    yield Check("nodes", *nodes)
     yield from _check_accounts(cluster, partition, config)
-    yield _check_time(cluster, partition)
+    yield Check("time", *_check_time(cluster, partition))
     # Slurm would only repeat what is wrong with the nodes.
     if nodes.state != WRONG:
-        yield _check_job(cluster)
-    yield _check_preemption(partition, config)
-    yield _check_exit_time(cluster, config)
-    yield _check_requeue(config)
-
-
-def _query_partitions() -> list[Partition]:
-    lines = run_client("scontrol", "--oneliner", "show", "partition").splitlines()
-    return [partition for partition in map(Partition.parse, lines) if partition]
+        yield Check("a fold's job", *_check_job(cluster))
+    yield Check("preemption", *_check_preemption(partition, config))
+    yield Check("exit", *_check_exit_time(cluster, _parse_number(config["KillWait"])))
+    yield Check("requeue", *_check_requeue(config))
 
 
 def _query_nodes(partition: str) -> list[Node]:
@@ -73,76 +88,61 @@ def _query_nodes(partition: str) -> list[Node]:
     return list({node.name: node for node in map(Node.parse, lines)}.values())
 
 
-def _choose_partition(cluster: Cluster, partitions: list[Partition]) -> Partition | None:
+def _choose_partition(cluster: Cluster, partitions: list[dict[str, str]]) -> dict[str, str] | None:
     """Return the cluster's partition, or Slurm's default."""
-    for partition in partitions:
-        is_default = cluster.partition is None and partition.is_default
-        if partition.name == cluster.partition or is_default:
-            return partition
-    return None
+    key, value = "PartitionName", cluster.partition
+    if value is None:
+        key, value = "Default", "YES"
+    return next((partition for partition in partitions if partition[key] == value), None)
 
 
 def _check_partition(
-    cluster: Cluster, partition: Partition | None, partitions: list[Partition]
-) -> Check:
-    known = f"this cluster has {', '.join(p.name for p in partitions) or 'none'}"
+    cluster: Cluster, partition: dict[str, str] | None, partitions: list[dict[str, str]]
+) -> Result:
+    names = ", ".join(p["PartitionName"] for p in partitions) or "none"
     if partition is None and cluster.partition is None:
-        text = f"none is given, and Slurm has no default: {known}; give cluster.partition=NAME"
-        return Check("partition", WRONG, text)
+        return wrong(f"Slurm has no default: give cluster.partition=NAME; this cluster has {names}")
     if partition is None:
-        return Check("partition", WRONG, f"there is no '{cluster.partition}': {known}")
-    if partition.state != "UP":
-        text = (
-            f"{partition.name} is {partition.state}: jobs in it never start; give another, or ask "
-            "the administrators"
-        )
-        return Check("partition", WRONG, text)
-    return Check("partition", OK, f"{partition.name} is up, {partition.num_nodes} nodes")
+        return wrong(f"there is no '{cluster.partition}': this cluster has {names}")
+    name, state = partition["PartitionName"], partition["State"]
+    if state != "UP":
+        return wrong(f"{name} is {state}: its jobs never start; give another, or ask the admins")
+    return ok(f"{name} is up, {partition['TotalNodes']} nodes")
 
 
-def _check_nodes(cluster: Cluster, nodes: list[Node]) -> Check:
+def _check_nodes(cluster: Cluster, nodes: list[Node]) -> Result:
     """Check that enough nodes are large enough and in service."""
     gres = str(cluster.sbatch.get("gres") or "")
     if gres and count_gpus(gres) != cluster.gpus_per_node:
-        text = (
+        return wrong(
             f"cluster.sbatch.gres={gres} asks for {count_gpus(gres)} GPUs of each node, and "
             f"cluster.gpus_per_node={cluster.gpus_per_node} sets the ranks: give both the same"
         )
-        return Check("nodes", WRONG, text)
-    needs: list[tuple[Callable[[Node], float], float, str]] = [
-        (lambda node: node.gpus, cluster.gpus_per_node, "GPU"),
-        (lambda node: node.cpus, cluster.tasks * cluster.cpus_per_task, "processor"),
-        (lambda node: node.memory, cluster.memory_gb or 0, "GB of memory"),
-    ]
-    for size, need, unit in needs:
-        largest = max(map(size, nodes), default=0)
+    needs = {
+        "GPU": cluster.gpus_per_node,
+        "processor": cluster.tasks * cluster.cpus_per_task,
+        "GB of memory": cluster.memory_gb or 0,
+    }
+    for unit, need in needs.items():
+        largest = max((node.sizes[unit] for node in nodes), default=0)
         if largest < need:
-            text = (
+            return wrong(
                 f"{_count(need, unit)} of a node asked for, the largest of the partition has "
                 f"{largest:.3g}: ask for less"
             )
-            return Check("nodes", WRONG, text)
-    fit = [node for node in nodes if all(size(node) >= need for size, need, _ in needs)]
-    wanted = " and ".join(_count(need, unit) for _, need, unit in needs if need)
+    fit = [node for node in nodes if all(node.sizes[unit] >= needs[unit] for unit in needs)]
+    wanted = " and ".join(_count(need, unit) for unit, need in needs.items() if need)
     # of other expressions Slurm alone can judge
     if cluster.constraint and re.fullmatch(r"[\w.-]+(&[\w.-]+)*", cluster.constraint):
-        fit = [node for node in fit if set(cluster.constraint.split("&")) <= node.features]
+        fit = [node for node in fit if node.features.issuperset(cluster.constraint.split("&"))]
         wanted += f" and the feature {cluster.constraint}"
-    return _check_enough(cluster, fit, wanted)
-
-
-def _check_enough(cluster: Cluster, fit: list[Node], wanted: str) -> Check:
-    if len(fit) < cluster.nodes:
-        text = (
-            f"{cluster.nodes} asked for, the partition has {len(fit)} with {wanted}: ask for less"
-        )
-        return Check("nodes", WRONG, text)
-    in_service = sum(node.in_service for node in fit)
-    text = f"{cluster.nodes} asked for; of {len(fit)} with {wanted} {in_service} are in service"
-    if in_service < cluster.nodes:
-        text += ": folds wait until more come back (sinfo -R says why they are down)"
-        return Check("nodes", WRONG, text)
-    return Check("nodes", OK, text)
+    asked, in_service = cluster.nodes, sum(node.in_service for node in fit)
+    if len(fit) < asked:
+        return wrong(f"{asked} asked for, the partition has {len(fit)} with {wanted}: ask for less")
+    text = f"{asked} asked for; of {len(fit)} with {wanted} {in_service} are in service"
+    if in_service < asked:
+        return wrong(f"{text}: folds wait until more come back (sinfo -R says why they are down)")
+    return ok(text)
 
 
 def _count(number: float, unit: str) -> str:
@@ -150,130 +150,131 @@ def _count(number: float, unit: str) -> str:
     return f"{number:g} {unit}{'' if is_plain else 's'}"
 
 
-def _check_accounts(cluster: Cluster, partition: Partition, config: SlurmConfig) -> Iterator[Check]:
+def _check_accounts(
+    cluster: Cluster, partition: dict[str, str], config: dict[str, str]
+) -> Iterator[Check]:
     for key, given, allowed in (
-        ("account", cluster.account, partition.accounts),
-        ("qos", cluster.qos, partition.qos),
+        ("account", cluster.account, partition["AllowAccounts"]),
+        ("qos", cluster.qos, partition["AllowQos"]),
     ):
         if given and allowed != "ALL" and given not in allowed.split(","):
             yield Check(key, WRONG, f"the partition does not take '{given}', only {allowed}")
             return
-    if not config.accounting:
+    if config["AccountingStorageType"].endswith("none"):
         yield Check("account", OK, "accounting is off: not checked")
         return
+    user = f"user={getpass.getuser()}"
     try:
-        rows = _query_associations()
+        text = run_client("sacctmgr", "-nP", "show", "assoc", user, "format=account,qos")
     except SlurmError as e:
-        yield Check("account", NOTE, f"not checked, accounting does not answer: {e}")
+        yield Check("account", *note(f"not checked, accounting does not answer: {e}"))
         return
-    if not rows and "associations" in config.enforced:
+    rows = [line.split("|") for line in text.splitlines()]
+    enforced = config["AccountingStorageEnforce"]
+    if not rows and "associations" in enforced:
         text = "you have none here, and this cluster requires one: ask its administrators"
         yield Check("account", WRONG, text)
         return
-    accounts = {account for account, _ in rows}
-    qos = {name for _, names in rows for name in names.split(",") if name}
-    yield _check_own(
-        "account", cluster.account, accounts, is_strict="associations" in config.enforced
-    )
-    yield _check_own("qos", cluster.qos, qos, is_strict="qos" in config.enforced)
+    accounts = {row[0] for row in rows}
+    qos = {name for row in rows for name in row[1].split(",") if name}
+    is_strict = "associations" in enforced
+    yield Check("account", *_check_own(cluster.account, accounts, is_strict))
+    yield Check("qos", *_check_own(cluster.qos, qos, is_strict="qos" in enforced))
 
 
-def _query_associations() -> list[tuple[str, str]]:
-    """Return account and list of QOS of each of the user's associations."""
-    user = f"user={getpass.getuser()}"
-    text = run_client("sacctmgr", "-nP", "show", "assoc", user, "format=account,qos")
-    rows = (line.split("|") for line in text.splitlines())
-    return [(row[0], row[1]) for row in rows]
-
-
-def _check_own(key: str, given: str | None, own: set[str], is_strict: bool) -> Check:
+def _check_own(given: str | None, own: set[str], is_strict: bool) -> Result:
     """Check that an account or QOS is one of the user's."""
     known = ", ".join(sorted(own)) or "none"
     if not given:
-        return Check(key, OK, f"the default of yours ({known})")
+        return ok(f"the default of yours ({known})")
     if given in own:
-        return Check(key, OK, given)
+        return ok(given)
     text = f"'{given}' is not among yours ({known})"
     if is_strict:
-        return Check(key, WRONG, text)
-    return Check(key, NOTE, f"{text}; this cluster does not enforce it")
+        return wrong(text)
+    return note(f"{text}; this cluster does not enforce it")
 
 
-def _check_time(cluster: Cluster, partition: Partition) -> Check:
-    if 60 * cluster.time_minutes > parse_seconds(partition.max_time):
-        fits = int(parse_seconds(partition.max_time) // 60)
-        text = (
-            f"{cluster.time_minutes} minutes, the partition allows {fits}: give "
-            f"cluster.time_minutes={fits}; folds resume in a new job"
+def _check_time(cluster: Cluster, partition: dict[str, str]) -> Result:
+    limit, minutes = partition["MaxTime"], cluster.time_minutes
+    if 60 * minutes > parse_seconds(limit):
+        fits = int(parse_seconds(limit) // 60)
+        return wrong(
+            f"{minutes} minutes, the partition allows {fits}: give cluster.time_minutes={fits}; "
+            "folds resume in a new job"
         )
-        return Check("time", WRONG, text)
-    text = (
-        f"{cluster.time_minutes} minutes (the partition allows {partition.max_time.lower()}), "
-        f"ranks get a signal {cluster.notice_seconds} s before"
-    )
-    return Check("time", OK, text)
+    signal = f"ranks get a signal {cluster.notice_seconds} s before"
+    return ok(f"{minutes} minutes (the partition allows {limit.lower()}), {signal}")
 
 
-def _check_job(cluster: Cluster) -> Check:
+def parse_seconds(text: str) -> float:
+    """Return Slurm's ``DAYS-HH:MM:SS`` in seconds; infinite for ``UNLIMITED``."""
+    parts = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+    if not parts:
+        return float("inf")
+    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return 86400 * days + 3600 * hours + 60 * minutes + seconds
+
+
+def _parse_number(text: str) -> int:
+    """Return the number at the beginning of a text, such as ``30 sec``; 0 if there is none."""
+    digits = re.match(r"\d+", text)
+    return int(digits[0]) if digits else 0
+
+
+def _check_job(cluster: Cluster) -> Result:
     """Check a fold's job with Slurm itself, without submitting it."""
-    options = sbatch_arguments(
-        cluster, cluster.nodes, cluster.tasks, cluster.time_minutes, cluster.memory_gb
-    )
+    options = arguments({**fold_options(cluster), **sent(cluster.sbatch)})
     try:
         verdict = run_client("sbatch", "--test-only", "--requeue", *options, "--wrap", "true")
     except SlurmError as e:
-        return Check("a fold's job", WRONG, f"Slurm would refuse it: {e}")
+        return wrong(f"Slurm would refuse it: {e}")
     start = re.search(r"to start at (\S+)", verdict)
     when = f" and start it at {start[1]}" if start else ""
-    return Check("a fold's job", OK, f"Slurm would take it{when} (sbatch --test-only)")
+    return ok(f"Slurm would take it{when} (sbatch --test-only)")
 
 
-def _check_preemption(partition: Partition, config: SlurmConfig) -> Check:
-    mode, grace = partition.preempt_mode, partition.grace
-    if config.preempt_type.endswith("none") or mode == "OFF":
-        return Check("preemption", OK, "jobs of this partition are not preempted")
-    if config.preempt_type.endswith("qos"):
-        text = (
-            "by QOS: sacctmgr show qos format=name,preemptmode,gracetime shows how long jobs get "
-            "to save"
+def _check_preemption(partition: dict[str, str], config: dict[str, str]) -> Result:
+    mode, grace = partition["PreemptMode"], int(partition["GraceTime"])
+    if config["PreemptType"].endswith("none") or mode == "OFF":
+        return ok("jobs of this partition are not preempted")
+    if config["PreemptType"].endswith("qos"):
+        return note(
+            "by QOS: sacctmgr show qos format=name,preemptmode,gracetime shows the time to save"
         )
-        return Check("preemption", NOTE, text)
     if "SUSPEND" in mode:
-        text = (
+        return note(
             f"{mode}: ranks are stopped, not ended; after train.hang_minutes they end, and resume "
             "from their last checkpoint"
         )
-        return Check("preemption", NOTE, text)
     text = f"{mode}, {grace} s after SIGTERM (GraceTime)"
     is_lost = "REQUEUE" not in mode
     if grace >= _SAVE_SECONDS and not is_lost:
-        return Check("preemption", OK, text)
+        return ok(text)
     text += ": what takes longer to save is lost back to the last checkpoint (train.save_minutes)"
     if is_lost:
         text += f", and {mode} does not bring a job back that has not ended by then"
-    return Check("preemption", NOTE, text)
+    return note(text)
 
 
-def _check_exit_time(cluster: Cluster, config: SlurmConfig) -> Check:
-    wait = config.kill_wait
+def _check_exit_time(cluster: Cluster, wait: int) -> Result:
     text = f"{wait} s from SIGTERM to SIGKILL after scancel or at the time limit (KillWait)"
+    notice = cluster.notice_seconds
     if wait >= _SAVE_SECONDS:
-        return Check("exit", OK, text)
-    if cluster.notice_seconds < _SAVE_SECONDS:
-        text += (
-            f", and cluster.notice_seconds={cluster.notice_seconds}: too short to save; give "
+        return ok(text)
+    if notice < _SAVE_SECONDS:
+        return wrong(
+            f"{text}, and cluster.notice_seconds={notice}: too short to save; give "
             "cluster.notice_seconds=120"
         )
-        return Check("exit", WRONG, text)
-    text += (
-        f": short, so ranks get a signal {cluster.notice_seconds} s before the limit; after "
-        "scancel a large model may not be saved"
+    return note(
+        f"{text}: short, so ranks get a signal {notice} s before the limit; after scancel a large "
+        "model may not be saved"
     )
-    return Check("exit", NOTE, text)
 
 
-def _check_requeue(config: SlurmConfig) -> Check:
+def _check_requeue(config: dict[str, str]) -> Result:
     text = "folds ask for it (--requeue), their output is appended"
-    if not config.requeues:
+    if config["JobRequeue"] != "1":
         text += "; it is off by default here (JobRequeue=0), which --requeue overrides"
-    return Check("requeue", OK, text)
+    return ok(text)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from dfer_dist.runs.provenance import python_command
-from dfer_dist.utils.files import read_json, write_json
+from dfer_dist.utils.files import read_json
+from dfer_dist.utils.locks import file_lock
 from launch.doctor.checks import NOTE, WRONG, Check
-from launch.doctor.clients import SlurmError, parse_pairs, run_client, sbatch_arguments
 from launch.doctor.machine import MachineRequest
-from launch.doctor.probe import SIGNALS, lock_folder
-from launch.slurm.batch import user_setup_lines
+from launch.doctor.probe import SIGNALS
+from launch.slurm.batch import fold_options, memory, user_setup_lines
+from launch.slurm.clients import SlurmError, parse_pairs, run_client
 from launch.slurm.cluster import Cluster
+from launch.slurm.sbatch_options import arguments, sent
 from launch.slurm.squeue import reason_text
 
 _MINUTES = 2  # the job's time limit
@@ -32,7 +32,7 @@ _CACHE_SECONDS = 10.0  # in which a network file system may show an old state
 # reasons of a job that will start
 _BUSY = ("None", "Resources", "Priority", "BeginTime", "Cleaning")
 # options of the folds' jobs that a job on one node cannot have, or that would delay it
-_NOT_FOR_TRIAL = ("begin", "dependency", "hold", "mail-type", "nodelist")
+_NOT_FOR_TRIAL = ("begin", "dependency", "hold", "mail_type", "nodelist")
 
 
 @dataclass(frozen=True)
@@ -44,59 +44,30 @@ class _JobState:
     node: str = "the node"
     status: str = "?"
 
-    @classmethod
-    def parse(cls, line: str) -> _JobState:
-        values = parse_pairs(line)
-        return cls(
-            state=values["JobState"],
-            reason=values.get("Reason", "None"),
-            node=values.get("NodeList", "the node"),
-            status=values.get("ExitCode", "?").partition(":")[0],
-        )
-
     @property
     def waits(self) -> bool:
         return self.state == "PENDING"
 
     @property
-    def will_start(self) -> bool:
-        return self.reason.partition(",")[0].strip("()") in _BUSY
-
-    @property
     def has_ended(self) -> bool:
-        return not self.waits and self.state not in ("RUNNING", "CONFIGURING", "COMPLETING")
+        return self.state not in ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING")
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrialJob:
     """A job on one node, and the folder in which it reports."""
 
+    id: str
     folder: Path
     queue_seconds: float
-    id: str = ""
-
-    def submit(self, cluster: Cluster) -> None:
-        """Submit the job.
-
-        Raises
-        ------
-        SlurmError
-            If Slurm refuses it.
-        """
-        memory = min(cluster.memory_gb, _MAX_MEMORY_GB) if cluster.memory_gb else None
-        options = sbatch_arguments(cluster, 1, 1, _MINUTES, memory, without=_NOT_FOR_TRIAL)
-        options += ["--job-name=dfer-doctor", "--output=/dev/null", "--no-requeue"]
-        printed = run_client("sbatch", "--parsable", *options, str(self.folder / "job.sh"))
-        self.id = printed.split(";")[0].strip()
 
     def follow(self) -> Iterator[Check]:
         """Wait for the job's report and yield its checks, or why there is none."""
         state = self._wait_for("started.json", self.queue_seconds)
-        started = self.folder / "started.json"
-        if not started.exists():
+        if not (self.folder / "started.json").exists():
             yield self._explain(state)
             return
-        host = read_json(started)["host"]
+        host = read_json(self.folder / "started.json")["host"]
         for number in SIGNALS:
             # a signal that cannot be sent does not arrive, which the probe reports
             with suppress(SlurmError):
@@ -107,66 +78,59 @@ class TrialJob:
             return
         if printed := self._printed("setup.txt"):
             yield Check(f"{host}: setup", NOTE, f"its lines print: {printed[-1]}")
-        for values in read_json(self.folder / "report.json")["checks"]:
-            yield Check(f"{host}: {values['subject']}", values["state"], values["text"])
+        for subject, *result in read_json(self.folder / "report.json")["checks"]:
+            yield Check(f"{host}: {subject}", *result)
 
     def _wait_for(self, name: str, seconds: float) -> _JobState:
         """Wait for a file, the end of the job, or too long in the queue; return its state."""
         deadline, ended = time.monotonic() + seconds, 0.0
         while True:
-            state = self._state()
+            job = self._state()
             # makes a network file system read the folder again
             os.listdir(self.folder)
             if (self.folder / name).exists():
-                return state
-            if state.waits and (time.monotonic() > deadline or not state.will_start):
-                return state
-            if state.has_ended:
+                return job
+            will_start = job.reason.partition(",")[0].strip("()") in _BUSY
+            if job.waits and (time.monotonic() > deadline or not will_start):
+                return job
+            if job.has_ended:
                 ended = ended or time.monotonic()
                 if time.monotonic() > ended + _CACHE_SECONDS:
-                    return state
+                    return job
             time.sleep(_POLL)
 
     def _state(self) -> _JobState:
         try:
-            return _JobState.parse(run_client("scontrol", "--oneliner", "show", "job", self.id))
+            pairs = parse_pairs(run_client("scontrol", "--oneliner", "show", "job", self.id))
         except SlurmError:  # Slurm has forgotten the job, or does not answer for a moment
             return _JobState()
+        status = pairs["ExitCode"].partition(":")[0]
+        return _JobState(pairs["JobState"], pairs["Reason"], pairs["NodeList"], status)
 
-    def _explain(self, state: _JobState) -> Check:
+    def _explain(self, job: _JobState) -> Check:
         """Return why there is no report."""
-        if state.waits:
-            return self._explain_waiting(state)
-        if state.status == str(_FOLDER_MISSING):
-            return Check(
-                "runs folder",
-                WRONG,
-                f"{state.node} does not see {self.folder.parent}: give --runs FOLDER on a file "
-                "system that all nodes share",
+        if job.waits:
+            is_busy = job.reason in _BUSY
+            waits = f"waited {self.queue_seconds:.0f} s in the queue" if is_busy else "waits"
+            text = (
+                f"{waits}: {reason_text(job.reason)}; no node was checked; try again later, or "
+                "with a larger --queue-seconds"
             )
-        if state.status == str(_PYTHON_MISSING):
-            return Check(
-                "python",
-                WRONG,
-                f"{state.node} does not see {sys.executable}: install dfer_dist on a file system "
-                "that all nodes share",
-            )
+            return Check("job on a node", NOTE if is_busy else WRONG, text)
+        unseen = {
+            str(_FOLDER_MISSING): ("runs folder", self.folder.parent, "give --runs FOLDER"),
+            str(_PYTHON_MISSING): ("python", sys.executable, "install dfer_dist"),
+        }
+        if job.status in unseen:
+            subject, path, remedy = unseen[job.status]
+            text = f"{job.node} does not see {path}: {remedy} on a file system that all nodes share"
+            return Check(subject, WRONG, text)
         output = self._printed("out.txt")
         own = [line for line in output if not line.startswith(("srun: ", "slurmstepd: "))]
-        lines = own or output or self._printed("setup.txt")
         unknown = f"without output; see scontrol show job {self.id}, and check cluster.setup"
-        why = lines[-1] if lines else unknown
-        text = f"{state.node} ended it ({state.state}, status {state.status}): {why}"
+        why = (own or output or self._printed("setup.txt") or [unknown])[-1]
+        text = f"{job.node} ended it ({job.state}, status {job.status}): {why}"
         return Check("job on a node", WRONG, text)
-
-    def _explain_waiting(self, state: _JobState) -> Check:
-        is_busy = state.reason in _BUSY
-        waits = f"waited {self.queue_seconds:.0f} s in the queue" if is_busy else "waits"
-        text = (
-            f"{waits}: {reason_text(state.reason)}; no node was checked; try again later, or with "
-            "a larger --queue-seconds"
-        )
-        return Check("job on a node", NOTE if is_busy else WRONG, text)
 
     def _printed(self, name: str) -> list[str]:
         """Return the lines that the job printed."""
@@ -201,27 +165,40 @@ def script(cluster: Cluster, folder: Path) -> str:
 def shared_folder(runs: Path) -> Iterator[Path]:
     """Make a folder in the folder of all runs, lock it from here, and remove it in the end."""
     runs.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=runs))
-    try:
-        lock = lock_folder(folder)
-        yield folder
-        os.close(lock)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(
+            prefix=".doctor-", dir=runs, ignore_cleanup_errors=True
+        ) as folder,
+        file_lock(Path(folder) / "lock"),
+    ):
+        yield Path(folder)
 
 
 def check_node(
     cluster: Cluster, machine: MachineRequest, folder: Path, queue_seconds: float
 ) -> Iterator[Check]:
     """Run the small job and yield the checks of its node."""
-    write_json(folder / "request.json", {"machine": asdict(machine)})
+    machine.write(folder / "request.json")
     (folder / "job.sh").write_text(script(cluster, folder))
-    job = TrialJob(folder, queue_seconds)
+    options = fold_options(cluster) | sent(cluster.sbatch) | dict.fromkeys(_NOT_FOR_TRIAL)
+    options |= {
+        "nodes": 1,
+        "ntasks_per_node": 1,
+        "time": _MINUTES,
+        "mem": memory(cluster.memory_gb and min(cluster.memory_gb, _MAX_MEMORY_GB)),
+        "job_name": "dfer-doctor",
+        "output": "/dev/null",
+        "no_requeue": True,
+        "parsable": True,
+    }
     try:
-        job.submit(cluster)
-        yield from job.follow()
+        printed = run_client("sbatch", *arguments(options), str(folder / "job.sh"))
     except SlurmError as e:
         yield Check("job on a node", WRONG, f"Slurm refuses it: {e}")
+        return
+    job = TrialJob(printed.split(";")[0].strip(), folder, queue_seconds)
+    try:
+        yield from job.follow()
     finally:
-        if job.id:
-            subprocess.run(["scancel", job.id], capture_output=True, check=False)
+        with suppress(SlurmError):
+            run_client("scancel", job.id)

@@ -10,6 +10,7 @@ Submitit submits the script that it makes, but has no public function that retur
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import SlurmExecutor
@@ -66,21 +67,11 @@ def make_executor(tasks: list[ArrayTask], target: ClusterTarget, folder: Path) -
         If Slurm is not installed here.
     """
     cluster = target.cluster
-    # `gres` names the GPUs itself: with both options Slurm would ask for both
-    gpus = cluster.gpus_per_node or None
-    if "gres" in sent(cluster.sbatch):
-        gpus = None
-    executor = _executor(folder)
-    executor.update_parameters(
-        **_placement(cluster),
+    return _executor(
+        folder,
+        cluster,
+        **fold_options(cluster),
         job_name=f"dfer-{tasks[0].run.root.name}",
-        time=cluster.time_minutes,
-        nodes=cluster.nodes,
-        ntasks_per_node=cluster.tasks,
-        cpus_per_task=cluster.cpus_per_task,
-        gpus_per_node=gpus,
-        mem=memory(cluster.memory_gb),
-        signal_delay_s=cluster.notice_seconds,
         setup=_setup(cluster, tasks),
         # since Slurm 22.05 srun does not inherit the CPUs of a task from the job; without
         # --kill-on-bad-exit the other ranks would wait for one that died
@@ -92,7 +83,21 @@ def make_executor(tasks: list[ArrayTask], target: ClusterTarget, folder: Path) -
         array_parallelism=target.max_parallel or max(1, len(tasks)),
         additional_parameters={"requeue": True, **sent(cluster.sbatch)},
     )
-    return executor
+
+
+def fold_options(cluster: Cluster) -> dict[str, Any]:
+    """Return what a fold's job asks of Slurm, as parameters of Submitit."""
+    options = _placement(cluster) | {
+        "time": cluster.time_minutes,
+        "nodes": cluster.nodes,
+        "ntasks_per_node": cluster.tasks,
+        "cpus_per_task": cluster.cpus_per_task,
+        "mem": memory(cluster.memory_gb),
+    }
+    # `gres` names the GPUs itself: with both options Slurm would ask for both
+    if cluster.gpus_per_node and "gres" not in sent(cluster.sbatch):
+        options["gpus_per_node"] = cluster.gpus_per_node
+    return options
 
 
 def make_summary_executor(
@@ -113,14 +118,14 @@ def make_summary_executor(
     """
     cluster = target.cluster
     path = f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"
-    options = {**_placement(cluster), "mem": memory(_SUMMARY_MEMORY_GB)}
+    options = _placement(cluster) | {"mem": memory(_SUMMARY_MEMORY_GB)}
     options |= {name: None for name in options if cluster.summary.get(name) is False}
-    executor = _executor(folder)
-    executor.update_parameters(
+    return _executor(
+        folder,
+        cluster,
         **options,
         job_name="dfer-summary",
         time=_SUMMARY_MINUTES,
-        signal_delay_s=cluster.notice_seconds,
         nodes=1,
         ntasks_per_node=1,
         cpus_per_task=1,
@@ -129,10 +134,9 @@ def make_summary_executor(
         dependency=f"afterany:{array}",
         additional_parameters={"requeue": True, **sent(cluster.summary)},
     )
-    return executor
 
 
-def _executor(folder: Path) -> SlurmExecutor:
+def _executor(folder: Path, cluster: Cluster, **parameters: Any) -> SlurmExecutor:
     try:
         executor = SlurmExecutor(folder, python=shlex.join(python_command()))
     except RuntimeError as e:
@@ -140,11 +144,12 @@ def _executor(folder: Path) -> SlurmExecutor:
             "Slurm is not installed here (no srun on PATH): log in to the cluster, or leave out "
             "--cluster"
         ) from e
-    executor.update_parameters(stderr_to_stdout=True)
+    notice = cluster.notice_seconds
+    executor.update_parameters(stderr_to_stdout=True, signal_delay_s=notice, **parameters)
     return executor
 
 
-def _placement(cluster: Cluster) -> dict[str, str | None]:
+def _placement(cluster: Cluster) -> dict[str, Any]:
     return {key: getattr(cluster, key) for key in ("partition", "account", "qos", "constraint")}
 
 
@@ -180,10 +185,8 @@ def _setup(cluster: Cluster, tasks: list[ArrayTask]) -> list[str]:
 
 def user_setup_lines(cluster: Cluster) -> list[str]:
     """Return the shell lines of ``cluster.setup`` and ``cluster.environment``."""
-    return [
-        *cluster.setup,
-        *(f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()),
-    ]
+    exports = (f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items())
+    return [*cluster.setup, *exports]
 
 
 @contextmanager
@@ -199,10 +202,6 @@ def slurm_errors() -> Iterator[None]:
         with redirect_stderr(StringIO()):
             yield
     except FailedJobError as e:
-        reasons = [
-            line.removeprefix("sbatch: ").removeprefix("error: ")
-            for line in str(e).splitlines()
-            if line.startswith("sbatch: ")
-        ]
+        reasons = re.findall("^sbatch: (?:error: )?(.*)", str(e), re.MULTILINE)
         text = "; ".join(reasons) or str(e).strip()
         raise UserError(f"Slurm refuses the job: {text}") from e

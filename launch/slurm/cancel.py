@@ -11,12 +11,13 @@ from typing import Annotated
 
 import typer
 
-from dfer_dist.runs.layout import FoldDir, RunDir
+from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import has_open
 from launch.locks import is_held
-from launch.slurm.jobs import all_jobs, folds_of, submissions
-from launch.slurm.squeue import Queue, cancel_jobs, query_squeue
+from launch.slurm.clients import run_client
+from launch.slurm.jobs import all_jobs, submissions
+from launch.slurm.squeue import query_squeue
 from launch.slurm.state import LIVE, get_state, lock_owner
 
 
@@ -31,7 +32,7 @@ def cancel(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> No
     Example: [bold]dfer cancel runs/dfew_vitb32[/bold]
     """
     run_dir = RunDir(run.resolve())
-    folds = folds_of(run_dir)
+    folds = run_dir.info().folds
     cancelled = _cancel_jobs(run_dir, folds)
     cancelled += _stop_commands(run_dir, [k for k in folds if k not in cancelled])
     if not cancelled:
@@ -50,21 +51,13 @@ def _cancel_jobs(run: RunDir, folds: list[int]) -> list[int]:
     live = [state for state in states if state.job and state.state in LIVE]
     if not live:
         return []
-    error = cancel_jobs([state.job for state in live])
-    if error:
-        raise UserError(error)
+    run_client("scancel", *(state.job for state in live), timeout=None)
     for state in live:
         print(f"fold {state.fold}: cancelled job {state.job} ({state.state})")
-    summary = _summary_job(run, queue)
-    if summary:
-        print(f"job {summary} stays: it writes the summary of the folds that are done")
+    summaries = [entry.summary for entry in submissions(run) if entry.summary in queue]
+    if summaries:
+        print(f"job {summaries[-1]} stays: it writes the summary of the folds that are done")
     return [state.fold for state in live]
-
-
-def _summary_job(run: RunDir, queue: Queue) -> str | None:
-    """Return the newest summary job that is in the queue."""
-    jobs = (entry.summary for entry in reversed(submissions(run)))
-    return next((job for job in jobs if job and job in queue), None)
 
 
 def _stop_commands(run: RunDir, folds: list[int]) -> list[int]:
@@ -73,7 +66,9 @@ def _stop_commands(run: RunDir, folds: list[int]) -> list[int]:
     Raises
     ------
     UserError
-        If such a command runs on another machine, or is another user's.
+        If such a command runs on another machine.
+    PermissionError
+        If it is another user's.
     """
     owners = {k: lock_owner(run.fold(k)) for k in folds if is_held(run.fold(k))}
     for owner in set(owners.values()):
@@ -85,17 +80,10 @@ def _stop_commands(run: RunDir, folds: list[int]) -> list[int]:
             raise UserError(
                 f"fold {numbers} is trained by {host or 'another machine'}: stop it there{remedy}"
             )
-        if not _has_open_lock(int(pid), run.fold(owned[0])):
+        # the process id may be in use again by another process
+        if not has_open(int(pid), run.fold(owned[0]).root / ".lock"):
             print(f"fold {numbers}: its command has ended already, its ranks save and exit")
             continue
         os.kill(int(pid), signal.SIGTERM)
         print(f"fold {numbers}: sent SIGTERM to its command (process {pid}), which saves first")
     return list(owners)
-
-
-def _has_open_lock(pid: int, fold: FoldDir) -> bool:
-    """Return whether a process has the fold's lock open: its id may be in use again by another."""
-    try:
-        return has_open(pid, fold.root / ".lock")
-    except PermissionError as e:
-        raise UserError(f"{fold.root} is trained by process {pid} of another user") from e

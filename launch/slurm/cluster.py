@@ -11,6 +11,7 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ LOCAL = "local"  # this machine
 PREFIX = "cluster."
 _MIN_TRAINING_SECONDS = 60  # of a job, before its signal
 _NULL = ("", "~", "null")
+_LEAST = {
+    **dict.fromkeys(("nodes", "cpus_per_task", "time_minutes", "tasks_per_node"), 1),
+    **dict.fromkeys(("gpus_per_node", "notice_seconds", "max_requeues"), 0),
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,9 @@ class Cluster:
     def scratch_variable(self) -> str | None:
         """The scratch folder without braces, which OmegaConf would interpolate in a config."""
         return self.scratch and re.sub(r"\$\{(\w+)\}(?!\w)", r"$\1", self.scratch)
+
+
+_DEFAULTS = Cluster()
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -121,7 +129,7 @@ class _TextLoader(yaml.BaseLoader):
         return mapping
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+def _parse_yaml(text: str | bytes, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_TextLoader)
     except yaml.YAMLError as e:
@@ -129,11 +137,7 @@ def _parse_yaml(text: str, source: str) -> Any:
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} cannot be read: {e}") from e
-    content = _parse_yaml(text, str(path))
+    content = _parse_yaml(path.read_bytes(), str(path))
     if content in (None, ""):
         return {}
     if not isinstance(content, dict):
@@ -157,7 +161,7 @@ def _parse_override(text: str) -> dict[str, Any]:
 
 def _update(settings: dict[str, Any], new: dict[str, Any], source: str) -> None:
     """Convert ``new`` and put it into ``settings``; mappings are merged."""
-    types = {f.name: str(f.type) for f in fields(Cluster)}
+    types = {f.name: str(f.type).removesuffix(" | None") for f in fields(Cluster)}
     for key, value in new.items():
         if key not in types:
             close = difflib.get_close_matches(str(key), types, n=1)
@@ -165,7 +169,9 @@ def _update(settings: dict[str, Any], new: dict[str, Any], source: str) -> None:
             if close:
                 hint = f"did you mean '{close[0]}'?"
             raise UserError(f"{source}{key}: unknown key; {hint}")
-        converted = _CONVERTERS[types[key]](value, f"{source}{key}")
+        converted = getattr(_DEFAULTS, key)
+        if value not in (None, *_NULL) or isinstance(converted, int):
+            converted = _CONVERTERS[types[key]](value, f"{source}{key}")
         if key in _MAPPINGS:
             converted = settings.get(key, {}) | converted
         settings[key] = converted
@@ -179,19 +185,11 @@ def _build(settings: dict[str, Any]) -> Cluster:
     return cluster
 
 
-def _to_int(value: object, where: str) -> int:
-    if isinstance(value, bool) or not re.fullmatch(r"[+-]?\d+", str(value)):
-        raise UserError(f"{where}={value}: must be a whole number")
-    return int(str(value))
-
-
-def _to_float(value: object, where: str) -> float:
+def _to_number(number: type[float], name: str, value: object, where: str) -> float:
     try:
-        if isinstance(value, str | int | float):
-            return float(value)
-    except ValueError:
-        pass
-    raise UserError(f"{where}={value}: must be a number")
+        return number(str(value))
+    except ValueError as e:
+        raise UserError(f"{where}={value}: must be {name}") from e
 
 
 def _to_text(value: object, where: str) -> str:
@@ -201,30 +199,21 @@ def _to_text(value: object, where: str) -> str:
 
 
 def _to_lines(value: object, where: str) -> list[str]:
-    if value in (None, *_NULL):
-        return []
-    if not isinstance(value, list):
-        value = [value]
-    return [_to_text(line, where) for line in value]
+    lines = value if isinstance(value, list) else [value]
+    return [_to_text(line, where) for line in lines]
 
 
 def _to_texts(value: object, where: str) -> dict[str, str]:
-    if value in (None, *_NULL):
-        return {}
     if not isinstance(value, dict):
         raise UserError(f"{where}={value}: must hold keys and values; give {where}.KEY=VALUE")
     return {str(key): _to_text(text, f"{where}.{key}") for key, text in value.items()}
 
 
-def _optional(convert: Callable[[object, str], Any]) -> Callable[[object, str], Any]:
-    return lambda value, where: None if value in (None, *_NULL) else convert(value, where)
-
-
+# by the type of a field
 _CONVERTERS: dict[str, Callable[[object, str], Any]] = {
-    "int": _to_int,
-    "int | None": _optional(_to_int),
-    "float | None": _optional(_to_float),
-    "str | None": _optional(_to_text),
+    "int": partial(_to_number, int, "a whole number"),
+    "float": partial(_to_number, float, "a number"),
+    "str": _to_text,
     "list[str]": _to_lines,
     "dict[str, str]": _to_texts,
     "SbatchOptions": _to_texts,
@@ -233,13 +222,10 @@ _MAPPINGS = ("environment", "sbatch", "summary")
 
 
 def _check(cluster: Cluster) -> None:
-    for key in ("nodes", "cpus_per_task", "time_minutes", "tasks_per_node"):
+    for key, least in _LEAST.items():
         number = getattr(cluster, key)
-        if number is not None and number < 1:
-            raise UserError(f"{PREFIX}{key}={number}: must be at least 1")
-    for key in ("gpus_per_node", "notice_seconds", "max_requeues"):
-        if getattr(cluster, key) < 0:
-            raise UserError(f"{PREFIX}{key}={getattr(cluster, key)}: must not be negative")
+        if number is not None and number < least:
+            raise UserError(f"{PREFIX}{key}={number}: must be at least {least}")
     if cluster.gpus_per_node and cluster.tasks != cluster.gpus_per_node:
         raise UserError(
             f"cluster.tasks_per_node={cluster.tasks} with cluster.gpus_per_node="

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import read_json, write_json
-from launch.slurm.cluster import Cluster, restore_cluster
+from dfer_dist.utils.files import read_json
+from dfer_dist.utils.records import Record
 from launch.slurm.squeue import query_squeue
 
 _TAIL_BYTES = 1 << 16  # of a job's output
@@ -22,62 +21,29 @@ _END = re.compile(
     r"^(?:slurmstepd.*\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+(?P<due> DUE TO [^*]*)? \*\*\*"
     r"|error: (?P<error>.+)"
     r"|fold \d+ failed \(status \d+\): (?P<failed>.+)"
-    r"|(?P<again>requeued) \S+)\s*$",
+    r"|requeued \S+)\s*$",
     re.MULTILINE,
 )
 
 
-def _mapping(values: dict[str, Any], key: str) -> dict[Any, Any]:
-    """Return the mapping under ``key``; empty if it is missing or damaged."""
-    value = values.get(key)
-    if isinstance(value, dict):
-        return value
-    return {}
+@dataclass(frozen=True)
+class Submission:
+    """A job array and its summary job."""
+
+    time: str = ""
+    cluster: str = ""  # its name
+    settings: dict[str, Any] = field(default_factory=dict)  # of the cluster
+    max_parallel: int | None = None
+    folds: dict[str, str] = field(default_factory=dict)  # job ids, by fold
+    summary: str | None = None  # job id
+    folder: str = ""  # of Submitit's files, relative to the run
 
 
 @dataclass(frozen=True)
-class Submission:
-    """A job array and its summary job: an entry of ``jobs.json``."""
+class _Submissions(Record):
+    """``jobs.json``: what was submitted, newest last."""
 
-    time: str
-    cluster: str  # its name
-    settings: dict[str, Any]  # of the cluster
-    max_parallel: int | None
-    folds: dict[int, str]  # job ids
-    summary: str | None  # job id
-    folder: str  # of Submitit's files, relative to the run
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Submission:
-        """Read an entry; what is missing or damaged counts as not recorded."""
-        folds = _mapping(values, "folds")
-        return cls(
-            time=str(values.get("time") or ""),
-            cluster=str(values.get("cluster") or ""),
-            settings=_mapping(values, "settings"),
-            max_parallel=values.get("max_parallel"),
-            folds={int(fold): str(job) for fold, job in folds.items() if str(fold).isdigit()},
-            summary=str(values.get("summary") or "") or None,
-            folder=str(values.get("folder") or ""),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the entry as it is stored."""
-        return {**asdict(self), "folds": {str(fold): job for fold, job in self.folds.items()}}
-
-    def with_summary(self, job: str) -> Submission:
-        """Return the same with the id of the summary job."""
-        return replace(self, summary=job)
-
-    def restore_cluster(self, run: RunDir) -> Cluster:
-        """Return the cluster that was submitted to.
-
-        Raises
-        ------
-        UserError
-            If the settings are damaged.
-        """
-        return restore_cluster(self.settings, run.jobs)
+    submissions: list[Submission]
 
 
 def read_if_valid(path: Path) -> dict[str, Any] | None:
@@ -88,39 +54,28 @@ def read_if_valid(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def folds_of(run: RunDir) -> list[int]:
-    """Return the folds of a run.
-
-    Raises
-    ------
-    UserError
-        If the folder is no run, or its ``run.json`` is damaged.
-    """
-    return run.info().folds
-
-
 def submissions(run: RunDir) -> list[Submission]:
-    """Return what was submitted, newest last.
+    """Return what was submitted, newest last; nothing if ``jobs.json`` is damaged.
 
     It is empty for a run on this machine and for one of ``slurm/crossval.sbatch``.
     """
-    entries = (read_if_valid(run.jobs) or {}).get("submissions")
-    if not isinstance(entries, list):
+    try:
+        return _Submissions.read(run.jobs).submissions
+    except UserError:
         return []
-    return [Submission.from_json(entry) for entry in entries if isinstance(entry, dict)]
 
 
-def write_submissions(run: RunDir, entries: Sequence[Submission]) -> None:
+def write_submissions(run: RunDir, entries: list[Submission]) -> None:
     """Write ``jobs.json``; without entries there is none."""
     if entries:
-        write_json(run.jobs, {"submissions": [entry.to_json() for entry in entries]})
+        _Submissions(entries).write(run.jobs)
     else:
         run.jobs.unlink(missing_ok=True)
 
 
 def newest_jobs(run: RunDir) -> dict[int, str]:
     """Return the job that was submitted last for each fold."""
-    return {fold: job for entry in submissions(run) for fold, job in entry.folds.items()}
+    return {int(fold): job for entry in submissions(run) for fold, job in entry.folds.items()}
 
 
 def queued_folds(run: RunDir) -> dict[int, str]:
@@ -137,8 +92,8 @@ def queued_folds(run: RunDir) -> dict[int, str]:
     queue = query_squeue()
     if queue is None:
         raise UserError(
-            f"Slurm does not answer (squeue): {run.root} was submitted before, and whether its "
-            "folds are in the queue is not known; try again"
+            f"Slurm does not answer (squeue): which folds of {run.root} are in the queue is not "
+            "known; try again"
         )
     return {
         fold: job for fold, job in jobs.items() if job in queue and queue[job].state != "COMPLETING"
@@ -147,9 +102,8 @@ def queued_folds(run: RunDir) -> dict[int, str]:
 
 def jobs_of_fold(run: RunDir, fold: int) -> list[str]:
     """Return the ids of the jobs that may train a fold, newest first."""
-    entries = reversed(submissions(run))
-    submitted = [entry.folds[fold] for entry in entries if fold in entry.folds]
-    return [*submitted, *_plain_array_task(run, fold)]
+    submitted = [entry.folds.get(str(fold)) for entry in reversed(submissions(run))]
+    return [*filter(None, submitted), *_plain_array_task(run, fold)]
 
 
 def _plain_array_task(run: RunDir, fold: int) -> list[str]:
@@ -164,19 +118,19 @@ def _plain_array_task(run: RunDir, fold: int) -> list[str]:
 def all_jobs(run: RunDir) -> set[str]:
     """Return the ids of all jobs of a run, those of summaries included."""
     ids = {entry.summary for entry in submissions(run) if entry.summary}
-    return ids.union(*(jobs_of_fold(run, k) for k in folds_of(run)))
+    return ids.union(*(jobs_of_fold(run, k) for k in run.info().folds))
 
 
 def job_output(run: RunDir, fold: int) -> Path | None:
     """Return the output of the newest job of a fold that has started: Slurm's and its script's."""
-    for entry in reversed(submissions(run)):
-        job = entry.folds.get(fold)
-        path = run.root / entry.folder / f"{job}_0_log.out"
-        if job and path.is_file():
-            return path
+    outputs = [
+        run.root / entry.folder / f"{entry.folds[str(fold)]}_0_log.out"
+        for entry in reversed(submissions(run))
+        if str(fold) in entry.folds
+    ]
     # sbatch writes it into the folder that it is called in, the checkout
-    paths = (Path(f"slurm-{job}.out") for job in _plain_array_task(run, fold))
-    return next((path for path in paths if path.is_file()), None)
+    outputs += [Path(f"slurm-{job}.out") for job in _plain_array_task(run, fold)]
+    return next((path for path in outputs if path.is_file()), None)
 
 
 def read_tail(path: Path, size: int) -> bytes:
@@ -200,16 +154,14 @@ class JobEnd(NamedTuple):
 
 def parse_job_end(output: Path | None) -> JobEnd:
     """Read how a job ended from its output, if it has any."""
-    if output is None:
-        return JobEnd("", "")
-    text = read_tail(output, _TAIL_BYTES).decode(errors="replace")
+    text = read_tail(output, _TAIL_BYTES).decode(errors="replace") if output else ""
     ends = list(_END.finditer(text))
     if not ends:
         return JobEnd("", _last_line(text))
     last = ends[-1]
     error = last["error"] or last["failed"]
     if error == "it wrote nothing":
-        return JobEnd("FAILED", _last_line(text[: last.start()]))
+        error = _last_line(text[: last.start()]) or error
     if error:
         return JobEnd("FAILED", error)
     if last["due"] and "REQUEUE" not in last["due"]:

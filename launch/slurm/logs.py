@@ -12,7 +12,7 @@ import typer
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
-from launch.slurm.jobs import folds_of, job_output
+from launch.slurm.jobs import job_output
 from launch.slurm.state import LIVE, NOT_STARTED, RUNNING, get_state
 from launch.slurm.status import query_squeue_for
 
@@ -38,7 +38,7 @@ def logs(
     Example: [bold]dfer logs runs/dfew_vitb32 --fold 1 -f[/bold]
     """
     run_dir = RunDir(run.resolve())
-    folds = folds_of(run_dir)
+    folds = run_dir.info().folds
     if fold not in folds:
         raise UserError(f"{run_dir.root} has no fold {fold}: it has {', '.join(map(str, folds))}")
     log = run_dir.fold(fold).log_of(rank)
@@ -67,25 +67,22 @@ def _print_from(path: Path, offset: int) -> int:
 
 def _follow(run: RunDir, fold: int, log: Path) -> int:
     """Print a log as it grows until the fold is over, and return its size."""
-    offset, polls, over = 0, 0, 0
+    offset, over = 0, 0
     while True:
-        is_over = False
-        if polls % _POLLS_PER_STATE == 0:
-            over += 1
-            if not _is_over(run, fold):
-                over = 0
-            is_over = over >= _OVER_IN_A_ROW
-        # after the state: the last lines are in the log by now
-        offset = _print_from(log, offset)
-        if is_over:
-            return offset
-        polls += 1
-        time.sleep(_POLL_SECONDS)
+        over += 1
+        if not _is_over(run, fold):
+            over = 0
+        for _ in range(_POLLS_PER_STATE):
+            # after the state: the last lines are in the log by now
+            offset = _print_from(log, offset)
+            if over >= _OVER_IN_A_ROW:
+                return offset
+            time.sleep(_POLL_SECONDS)
 
 
 def _is_over(run: RunDir, fold: int) -> bool:
     queue = query_squeue_for([run])
-    states = {k: get_state(run, k, queue).state for k in folds_of(run)}
+    states = {k: get_state(run, k, queue).state for k in run.info().folds}
     # on this machine folds are trained one after the other, so another's end may start this one
     if states[fold] == NOT_STARTED:
         return RUNNING not in states.values()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 from dfer_dist.distributed.preemption import EXIT_PREEMPTED
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import FoldStatus
+from launch.slurm.clients import SlurmError, run_client
 
 _SCONTROL_TRIES = 30  # a controller that is restarted answers after a while
 _SCONTROL_PAUSE = 10.0  # seconds between them
@@ -59,44 +59,38 @@ def is_being_ended(job: str) -> bool:
 
     Then it should end, or is requeued by others. A job at its time limit is not ended from outside.
     """
-    done = subprocess.run(
-        ["squeue", "--noheader", "--jobs", job, "--format", "%T %r"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    state, _, reason = done.stdout.strip().partition(" ")
-    return done.returncode == 0 and state != "RUNNING" and reason != "TimeLimit"
+    try:
+        shown = run_client("squeue", "--noheader", "--jobs", job, "--format", "%T %r", timeout=None)
+    except SlurmError:
+        return False
+    state, _, reason = shown.strip().partition(" ")
+    return state != "RUNNING" and reason != "TimeLimit"
 
 
-def requeue(job: str) -> int:
+def requeue(job: str) -> None:
     """Requeue the job and wait until Slurm ends it: a script that returns counts as done.
 
-    Returns
-    -------
-    int
-        1 if Slurm refuses.
+    Raises
+    ------
+    SystemExit
+        If Slurm refuses.
     """
     for _ in range(_SCONTROL_TRIES):
-        done = subprocess.run(
-            ["scontrol", "requeue", job], capture_output=True, text=True, check=False
-        )
-        if done.returncode == 0:
-            # launch.slurm.jobs finds this line in the job's output
-            print(f"requeued {job}", file=sys.stderr, flush=True)
-            time.sleep(_WAIT_FOR_END)
-            return 0
-        print(f"requeueing {job}: {done.stderr.strip()}", file=sys.stderr, flush=True)
-        time.sleep(_SCONTROL_PAUSE)
-    print(
-        f"error: {job} could not be requeued; submit the same command again to resume",
-        file=sys.stderr,
-    )
-    return 1
+        try:
+            run_client("scontrol", "requeue", job, timeout=None)
+        except SlurmError as e:
+            print(f"requeueing {job}: {e}", file=sys.stderr, flush=True)
+            time.sleep(_SCONTROL_PAUSE)
+            continue
+        # launch.slurm.jobs finds this line in the job's output
+        print(f"requeued {job}", file=sys.stderr, flush=True)
+        time.sleep(_WAIT_FOR_END)
+        return
+    sys.exit(f"error: {job} could not be requeued; submit the same command again to resume")
 
 
-def main() -> int:
-    """Requeue the job if another start may help, and return this program's exit status."""
+def main() -> None:
+    """Requeue the job if another start may help; exit with 1 if it is given up."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -107,28 +101,20 @@ def main() -> int:
     )
     args = parser.parse_args()
     if not should_requeue(args.status):
-        return 0
+        return
     # requeueing makes Slurm send SIGTERM to all of the job, also to scontrol before its request
     # is sent
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     job = job_name()
-    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    if restarts >= args.most:
-        return _give_up(f"{job} was restarted {restarts} times and ended with {args.status}")
+    ended = f"error: {job} ended with {args.status}"
+    if int(os.environ.get("SLURM_RESTART_COUNT") or 0) >= args.most:
+        sys.exit(f"{ended} after {args.most} restarts: it is not requeued")
     if args.status != EXIT_PREEMPTED and args.fold and is_stuck(FoldDir(args.fold)):
-        return _give_up(
-            f"{job} ended with {args.status} and got no further in {_STUCK_RESTARTS} restarts"
-        )
-    if is_being_ended(job):
-        return 0
-    return requeue(job)
-
-
-def _give_up(reason: str) -> int:
-    print(f"error: {reason}: it is not requeued", file=sys.stderr)
-    return 1
+        sys.exit(f"{ended} and got no further in {_STUCK_RESTARTS} restarts: it is not requeued")
+    if not is_being_ended(job):
+        requeue(job)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

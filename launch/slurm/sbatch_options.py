@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from dfer_dist.utils.errors import UserError
 
 SbatchOptions = dict[str, str | bool]  # True: an option without a value; False: not sent
+_FLAGS = {"true": True, **dict.fromkeys(("false", "null", "~", ""), False)}
 
 _RANKS = "set cluster.nodes, and cluster.gpus_per_node or cluster.tasks_per_node"
 _OUTPUT = "output goes into the run's folder; dfer logs prints it"
@@ -74,15 +76,8 @@ def read_options(options: SbatchOptions, where: str, summary: bool) -> SbatchOpt
         if begun:
             taken = next(option for option in (name, *begun) if option in owned)
             raise UserError(f"{where}.{key}: dfer sets --{taken}; {owned[taken]}")
-        read[name] = _flag(value)
+        read[name] = _FLAGS.get(str(value).lower(), value)
     return read
-
-
-def _flag(value: str | bool) -> str | bool:
-    if isinstance(value, bool):
-        return value
-    flags = {"true": True, "false": False, "null": False, "~": False, "": False}
-    return flags.get(value.lower(), value)
 
 
 def sent(options: SbatchOptions) -> SbatchOptions:
@@ -90,12 +85,14 @@ def sent(options: SbatchOptions) -> SbatchOptions:
     return {name.replace("-", "_"): value for name, value in options.items() if value is not False}
 
 
-def arguments(options: SbatchOptions) -> list[str]:
-    """Return the options as arguments of ``sbatch``."""
+def arguments(options: Mapping[str, object]) -> list[str]:
+    """Return parameters of Submitit as arguments of ``sbatch``; True is an option without a value.
+
+    Options that are None are left out.
+    """
+    names = {key: f"--{key.replace('_', '-')}" for key in options if options[key] is not None}
     return [
-        f"--{name}" if value is True else f"--{name}={value}"
-        for name, value in options.items()
-        if value is not False
+        name if options[key] is True else f"{name}={options[key]}" for key, name in names.items()
     ]
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from launch.slurm.clients import SlurmError, run_client
 
 _TIMEOUT = 5.0  # seconds for the controller to answer
 _FORMAT = "%i|%T|%N|%L|%S|%r"  # the reason last: it alone may hold a bar
@@ -41,30 +41,20 @@ _REASONS = {
 }
 
 
-@dataclass(frozen=True)
-class QueuedJob:
-    """A job in the queue: a line of ``squeue``."""
+class QueuedJob(NamedTuple):
+    """A job in the queue: a line of ``squeue`` in ``_FORMAT``."""
 
     id: str  # 120, or 120_0 for an array task
     state: str  # such as RUNNING
     nodes: str  # such as n[1-2]; empty while it waits
     time_left: str  # of its limit, such as 1-02:03:04
+    started: str  # local time in ISO 8601; N/A while it waits
     reason: str  # why it waits, such as Resources
-    started: str = ""  # local time in ISO 8601; N/A while it waits
 
     @property
     def waits(self) -> bool:
         """Whether it is not running yet, or not again."""
         return self.state in WAITING
-
-    @classmethod
-    def parse(cls, line: str) -> QueuedJob | None:
-        """Read a line in ``_FORMAT``; None if it is incomplete."""
-        columns = line.split("|", 5)
-        if len(columns) < 6:
-            return None
-        job, state, nodes, time_left, started, reason = columns
-        return cls(job, state, nodes, time_left, reason, started)
 
 
 Queue = Mapping[str, QueuedJob]  # by job id
@@ -78,35 +68,12 @@ def query_squeue() -> Queue | None:
     mapping or None
         None if there is no Slurm, or its controller does not answer within a few seconds.
     """
-    # the user's own SQUEUE_ variables may filter jobs or change the format of times
-    env = {key: value for key, value in os.environ.items() if not key.startswith("SQUEUE_")}
-    env["SLURM_TIME_FORMAT"] = "standard"
     try:
-        done = subprocess.run(
-            ["squeue", "--me", "-h", "-r", "-o", _FORMAT],
-            env=env,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        text = run_client("squeue", "--me", "-h", "-r", "-o", _FORMAT, timeout=_TIMEOUT)
+    except SlurmError:
         return None
-    if done.returncode:
-        return None
-    jobs = filter(None, map(QueuedJob.parse, done.stdout.splitlines()))
-    return {job.id: job for job in jobs}
-
-
-def cancel_jobs(ids: Sequence[str]) -> str:
-    """Cancel jobs and return Slurm's error, if any. Jobs that have ended already are no error."""
-    if not ids:
-        return ""
-    done = subprocess.run(["scancel", *ids], capture_output=True, text=True, check=False)
-    if not done.returncode:
-        return ""
-    return done.stderr.strip()
+    rows = [line.split("|", 5) for line in text.splitlines()]
+    return {row[0]: QueuedJob(*row) for row in rows if len(row) == len(QueuedJob._fields)}
 
 
 def reason_text(reason: str) -> str:

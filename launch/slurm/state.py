@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from dfer_dist.distributed.preemption import TIME_IS_UP
 from dfer_dist.runs.layout import FoldDir, RunDir
@@ -84,6 +85,18 @@ def _before(attempts: Sequence[AttemptRecord]) -> str:
     return f"before: {_describe_end(attempts[-1])}"
 
 
+def _join(*parts: str) -> str:
+    return "; ".join(filter(None, parts))
+
+
+class _Verdict(NamedTuple):
+    """The first columns of a :class:`FoldState` after its fold."""
+
+    state: str
+    why: str = ""
+    error: str = ""
+
+
 @dataclass(frozen=True)
 class _Files:
     """What the files of a fold say; a damaged file counts as empty."""
@@ -95,33 +108,26 @@ class _Files:
 
     @classmethod
     def read(cls, fold: FoldDir) -> _Files:
-        status, is_damaged = FoldStatus(), False
-        if fold.status.exists():
-            try:
-                status = FoldStatus.read(fold.status)
-            except UserError:
-                is_damaged = True
+        try:
+            status, is_damaged = FoldStatus.read(fold.status), False
+        except UserError:
+            status, is_damaged = FoldStatus(), fold.status.exists()
         return cls(fold, status, read_if_valid(fold.result) or {}, is_damaged)
-
-    @property
-    def last(self) -> AttemptRecord | None:
-        """The newest attempt."""
-        return self.status.last
 
     @property
     def is_open(self) -> bool:
         """Whether the newest attempt has not recorded its end."""
-        return self.last is not None and not self.last.ended
+        return self.status.last is not None and not self.status.last.ended
 
     @property
     def is_of_job(self) -> bool:
         """Whether the newest attempt was one of a Slurm job."""
-        return self.last is not None and bool(self.last.job)
+        return self.status.last is not None and bool(self.status.last.job)
 
     @property
     def last_end(self) -> str:
         """A short text on how the newest attempt ended; empty without one."""
-        return _describe_end(self.last) if self.last else ""
+        return _describe_end(self.status.last) if self.status.last else ""
 
 
 def get_state(run: RunDir, fold: int, queue: Queue | None) -> FoldState:
@@ -139,94 +145,74 @@ def get_state(run: RunDir, fold: int, queue: Queue | None) -> FoldState:
     files = _Files.read(run.fold(fold))
     ids = jobs_of_fold(run, fold)
     job = next((queue[i] for i in ids if queue and i in queue), None)
-    row = FoldState(fold, NOT_STARTED, attempts=len(files.status.attempts))
-    if job:
-        row = replace(row, job=job.id)
-    row = _add_progress(row, files)
     if files.status.state == DONE and files.result:
-        row = replace(row, state=DONE)
+        verdict = _Verdict(DONE)
     elif job:
-        row = _state_in_queue(row, files, job)
+        verdict = _judge_in_queue(files, job)
+    elif is_held(files.fold):
+        verdict = _judge_locked(files)
     else:
-        row = _state_outside_queue(run, row, files, ids, is_unsure=queue is None)
-    if row.state not in (RUNNING, DONE):
-        row = replace(row, clips_per_second=None)
-    return _add_nodes(row, files, job)
+        verdict = _judge_outside_queue(run, fold, files, ids, is_unsure=queue is None)
+    state = FoldState(fold, *verdict, attempts=len(files.status.attempts))
+    return _add_job(_add_progress(state, files), files, job)
 
 
-def _add_nodes(row: FoldState, files: _Files, job: QueuedJob | None) -> FoldState:
-    if job and not job.waits:
-        row = replace(row, nodes=job.nodes)
-        if row.state != RUNNING:
-            return row
-        # squeue says INVALID once a job is over its limit
-        return replace(row, left=_TIMES_LEFT.get(job.time_left, job.time_left))
-    if row.state in (PENDING, REQUEUED) or not files.last:
-        return row
-    return replace(row, nodes=files.last.nodes)
-
-
-def _state_in_queue(row: FoldState, files: _Files, job: QueuedJob) -> FoldState:
+def _judge_in_queue(files: _Files, job: QueuedJob) -> _Verdict:
+    status, last = files.status, files.status.last
     if job.waits:
-        return _waiting(row, files, job)
-    last, is_completing = files.last, job.state == "COMPLETING"
+        why = _join(reason_text(job.reason), _before(status.attempts))
+        started_before = status.attempts or (job.reason == "BeginTime" and has_log(files.fold))
+        return _Verdict(REQUEUED if started_before else PENDING, why)
+    is_completing = job.state == "COMPLETING"
     is_of_this_start = last is not None and _unix_time(
         last.ended or last.started or ""
     ) >= _unix_time(job.started)
     if last and last.ended and (is_of_this_start or is_completing):
-        if files.status.state == FAILED:
-            return _failed(row, files)
-        return replace(row, state=LEAVING, why=files.last_end)
+        if status.state == FAILED:
+            return _failed(files)
+        return _Verdict(LEAVING, files.last_end)
     if is_completing:
-        return replace(row, state=LEAVING, why="Slurm ends it")
+        return _Verdict(LEAVING, "Slurm ends it")
     if job.state != RUNNING:
-        return replace(row, state=RUNNING, why=f"Slurm says {job.state}")
-    return replace(row, state=RUNNING, why=_describe_start(files, is_new=not is_of_this_start))
+        return _Verdict(RUNNING, f"Slurm says {job.state}")
+    return _Verdict(RUNNING, _describe_start(files, is_new=not is_of_this_start))
 
 
-def _waiting(row: FoldState, files: _Files, job: QueuedJob) -> FoldState:
-    started_before = files.status.attempts or (job.reason == "BeginTime" and has_log(files.fold))
-    why = "; ".join(filter(None, [reason_text(job.reason), _before(files.status.attempts)]))
-    return replace(row, state=REQUEUED if started_before else PENDING, why=why)
-
-
-def _state_outside_queue(
-    run: RunDir, row: FoldState, files: _Files, ids: list[str], is_unsure: bool
-) -> FoldState:
-    """Judge a fold that has no job in the queue, or whose queue is not known (``is_unsure``)."""
-    if is_held(files.fold):
-        return _state_of_command(row, files)
-    if files.is_damaged:
-        return replace(row, state=LOST, why="status.json cannot be read")
-    if files.status.state == FAILED:
-        return _failed(row, files)
-    end, detail = parse_job_end(job_output(run, row.fold))
-    if end == FAILED:
-        return replace(row, state=FAILED, error=detail)
-    if end == CANCELLED:
-        return replace(row, state=CANCELLED, why=files.last_end)
-    if is_unsure and (ids or files.is_of_job):
-        return replace(row, state=_likely_state(files), why="by its files alone")
-    ended_by_slurm = end and detail
-    if files.is_open:
-        return replace(row, state=LOST, why=ended_by_slurm or "it ended without recording why")
-    if files.status.attempts:
-        why = "; ".join(filter(None, [ended_by_slurm, files.last_end]))
-        return replace(row, state=CANCELLED if files.is_of_job else STOPPED, why=why)
-    if has_log(files.fold):
-        return replace(row, state=FAILED, error=last_error(files.fold, {}))
-    if detail:
-        return replace(row, state=FAILED, error=detail)
-    if ids and run.jobs.exists():
-        return replace(row, state=CANCELLED, why="before it began")
-    return row
-
-
-def _state_of_command(row: FoldState, files: _Files) -> FoldState:
+def _judge_locked(files: _Files) -> _Verdict:
     """Judge a fold that a command or a job holds locked."""
     if not files.is_of_job and is_gone(lock_owner(files.fold)):
-        return replace(row, state=LEAVING, why="its command has ended, its ranks save and exit")
-    return replace(row, state=RUNNING, why=_describe_start(files, is_new=not files.is_open))
+        return _Verdict(LEAVING, "its command has ended, its ranks save and exit")
+    return _Verdict(RUNNING, _describe_start(files, is_new=not files.is_open))
+
+
+def _judge_outside_queue(
+    run: RunDir, fold: int, files: _Files, ids: list[str], is_unsure: bool
+) -> _Verdict:
+    """Judge a fold that has no job in the queue, or whose queue is not known (``is_unsure``)."""
+    if files.is_damaged:
+        return _Verdict(LOST, "status.json cannot be read")
+    if files.status.state == FAILED:
+        return _failed(files)
+    end, detail = parse_job_end(job_output(run, fold))
+    if end == FAILED:
+        return _Verdict(FAILED, error=detail)
+    if end == CANCELLED:
+        return _Verdict(CANCELLED, files.last_end)
+    if is_unsure and (ids or files.is_of_job):
+        return _Verdict(_likely_state(files), "by its files alone")
+    ended_by_slurm = end and detail
+    if files.is_open:
+        return _Verdict(LOST, ended_by_slurm or "it ended without recording why")
+    if files.status.attempts:
+        why = _join(ended_by_slurm, files.last_end)
+        return _Verdict(CANCELLED if files.is_of_job else STOPPED, why)
+    if has_log(files.fold):
+        return _Verdict(FAILED, error=last_error(files.fold, {}))
+    if detail:
+        return _Verdict(FAILED, error=detail)
+    if ids and run.jobs.exists():
+        return _Verdict(CANCELLED, "before it began")
+    return _Verdict(NOT_STARTED)
 
 
 def _likely_state(files: _Files) -> str:
@@ -243,15 +229,15 @@ def _describe_start(files: _Files, is_new: bool) -> str:
         earlier = earlier[:-1]
     before = _before(earlier)
     if is_new or files.status.state == "STARTING":
-        return "; ".join(filter(None, ["starting", before]))
-    if before and files.last:
-        return f"resumed at step {files.last.from_step}; {before}"
+        return _join("starting", before)
+    if before and files.status.last:
+        return f"resumed at step {files.status.last.from_step}; {before}"
     return ""
 
 
-def _failed(row: FoldState, files: _Files) -> FoldState:
-    why = files.last and files.last.why
-    return replace(row, state=FAILED, error=why or "no reason was recorded")
+def _failed(files: _Files) -> _Verdict:
+    why = files.status.last and files.status.last.why
+    return _Verdict(FAILED, error=why or "no reason was recorded")
 
 
 def lock_owner(fold: FoldDir) -> str:
@@ -261,39 +247,41 @@ def lock_owner(fold: FoldDir) -> str:
 
 def _add_progress(row: FoldState, files: _Files) -> FoldState:
     """Fill in steps, speed and the newest scores: the result's, otherwise an epoch's."""
-    lines = read_tail(files.fold.metrics, _TAIL_BYTES).splitlines()
-    step = _int(_last_with("step", lines).get("step"))
-    if step is None and files.last:
-        step = files.last.from_step
-    speed = _number(_last_with("clips_per_second", lines).get("clips_per_second"))
-    row = replace(row, step=step, steps=files.status.steps, clips_per_second=speed)
-    if files.result:
-        return _add_scores(row, "result", files.result.get("uar"), files.result.get("war"))
-    split = "val" if _last_with("val_war", lines) else "test"
-    line = _last_with(f"{split}_war", lines)
-    return _add_scores(row, split, line.get(f"{split}_uar"), line.get(f"{split}_war"))
-
-
-def _add_scores(row: FoldState, scored: str, uar: object, war: object) -> FoldState:
-    row = replace(row, uar=_number(uar), war=_number(war))
-    if row.war is None:
+    latest = _latest_metrics(files.fold)
+    scored, prefix, scores = "result", "", files.result
+    if not scores:
+        scored = "val" if "val_war" in latest else "test"
+        prefix, scores = f"{scored}_", latest
+    uar, war = scores.get(f"{prefix}uar"), scores.get(f"{prefix}war")
+    if war is None:
+        scored = ""
+    step = latest.get("step", files.status.last and files.status.last.from_step)
+    row = replace(row, step=step, steps=files.status.steps, uar=uar, war=war, scored=scored)
+    if row.state not in (RUNNING, DONE):
         return row
-    return replace(row, scored=scored)
+    return replace(row, clips_per_second=latest.get("clips_per_second"))
 
 
-def _last_with(key: str, lines: Iterable[bytes]) -> dict[str, Any]:
-    """Return the last whole line of ``metrics.jsonl`` that has ``key``."""
-    quoted = f'"{key}"'.encode()
-    for line in reversed(list(lines)):
-        if quoted not in line:
-            continue
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(values, dict):
-            return values
-    return {}
+def _latest_metrics(fold: FoldDir) -> dict[str, Any]:
+    """Return the newest value of each metric, from the whole lines of ``metrics.jsonl``."""
+    latest: dict[str, Any] = {}
+    for line in read_tail(fold.metrics, _TAIL_BYTES).splitlines():
+        # the first line may lack its beginning, the last one its end
+        with suppress(ValueError, TypeError):
+            latest |= json.loads(line)
+    return latest
+
+
+def _add_job(row: FoldState, files: _Files, job: QueuedJob | None) -> FoldState:
+    """Fill in the job in the queue, and the nodes, its own or those of the last attempt."""
+    if job:
+        row = replace(row, job=job.id, nodes=job.nodes)
+    if job and row.state == RUNNING:
+        # squeue says INVALID once a job is over its limit
+        return replace(row, left=_TIMES_LEFT.get(job.time_left, job.time_left))
+    if files.status.last and not row.nodes and row.state not in (PENDING, REQUEUED):
+        return replace(row, nodes=files.status.last.nodes)
+    return row
 
 
 def _unix_time(text: str) -> float:
@@ -302,13 +290,3 @@ def _unix_time(text: str) -> float:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
         return 0.0
-
-
-def _int(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    return None

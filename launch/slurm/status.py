@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import typer
@@ -17,7 +18,7 @@ from rich.text import Text
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
-from launch.slurm.jobs import all_jobs, folds_of, read_if_valid, submissions
+from launch.slurm.jobs import all_jobs, read_if_valid, submissions
 from launch.slurm.squeue import Queue, query_squeue, reason_text
 from launch.slurm.state import DONE, FAILED, LIVE, LOST, NOT_STARTED, RUNNING, FoldState, get_state
 
@@ -60,7 +61,7 @@ def get_run_states(runs: Sequence[RunDir], queue: Queue | None) -> list[RunState
     """
     states = []
     for run in runs:
-        folds = [get_state(run, k, queue) for k in folds_of(run)]
+        folds = [get_state(run, k, queue) for k in run.info().folds]
         is_live = any(fold.state in LIVE for fold in folds)
         states.append(
             RunState(
@@ -108,13 +109,8 @@ def render(states: Sequence[RunState]) -> RenderableType:
     """Return a heading, a table and a summary of each run, for a rich console."""
     parts: list[RenderableType] = []
     for state in states:
-        parts += [
-            _heading(state),
-            _table(state.folds),
-            *_reasons(state.folds),
-            _footer(state),
-            Text(),
-        ]
+        reasons = _reasons(state.folds)
+        parts += [_heading(state), _table(state.folds), *reasons, _footer(state), Text()]
     if any(state.unsure for state in states):
         parts.append(Text(_NO_ANSWER, style="yellow"))
     return Group(*parts)
@@ -133,8 +129,8 @@ def _table(folds: list[FoldState]) -> Table:
         "Try": [str(fold.attempts or "") for fold in folds],
         "Step": [_format_step(fold) for fold in folds],
         "clips/s": [_format_speed(fold.clips_per_second) for fold in folds],
-        "UAR %": [_format_score(fold.uar) for fold in folds],
-        "WAR %": [_format_score(fold.war) for fold in folds],
+        "UAR %": [_format(fold.uar) for fold in folds],
+        "WAR %": [_format(fold.war) for fold in folds],
         "From": [fold.scored for fold in folds],
         "Nodes": [fold.nodes for fold in folds],
         "Left": [fold.left for fold in folds],
@@ -160,16 +156,12 @@ def _format_step(fold: FoldState) -> str:
 
 
 def _format_speed(speed: float | None) -> str:
-    if speed is None:
-        return ""
-    num_decimals = int(speed < 10)
-    return f"{speed:.{num_decimals}f}"
+    num_decimals = int((speed or 0) < 10)
+    return _format(speed, f".{num_decimals}f")
 
 
-def _format_score(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.2f}"
+def _format(value: float | None, spec: str = ".2f") -> str:
+    return "" if value is None else format(value, spec)
 
 
 def _reasons(folds: list[FoldState]) -> list[Text]:
@@ -189,21 +181,17 @@ def _footer(state: RunState) -> Text:
     done = [fold for fold in state.folds if fold.state == DONE]
     count = f"{len(done)} of {len(state.folds)} folds"
     text = f"{count} done"
-    uar, war = _mean([fold.uar for fold in done]), _mean([fold.war for fold in done])
-    if uar is not None and war is not None:
+    scores = [
+        (fold.uar, fold.war) for fold in done if fold.uar is not None and fold.war is not None
+    ]
+    # a damaged result has none
+    if done and len(scores) == len(done):
+        uar, war = map(fmean, zip(*scores, strict=True))
         over = "" if len(done) == len(state.folds) else f" of {count} only"
         result = read_if_valid(state.run.fold(done[0].fold).result) or {}
         selection = f"(selection {result.get('selection')})"
         text += f": mean UAR {uar:.2f}, mean WAR {war:.2f}{over} {selection}"
     return Text(f"{text}\nsummary: {state.summary}")
-
-
-def _mean(values: list[float | None]) -> float | None:
-    """Return the mean; None if a value is missing, or there is none."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return None
-    return sum(known) / len(known)
 
 
 def find_runs(folder: Path) -> list[RunDir]:
@@ -258,19 +246,10 @@ def status(
             errors.append(str(e))
     if as_json:
         for state in states:
-            print(_to_json(state))
+            folds = [asdict(fold) for fold in state.folds]
+            values = {"run": str(state.run.root), "folds": folds, "summary": state.summary}
+            print(json.dumps({**values, "slurm": not state.unsure}))
         return
     console = Console(highlight=False)
     widen(console)
     console.print(render(states), *map(Text, errors), sep="\n", soft_wrap=False)
-
-
-def _to_json(state: RunState) -> str:
-    return json.dumps(
-        {
-            "run": str(state.run.root),
-            "folds": [asdict(fold) for fold in state.folds],
-            "summary": state.summary,
-            "slurm": not state.unsure,
-        }
-    )

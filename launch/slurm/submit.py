@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -33,10 +33,10 @@ from launch.slurm.batch import (
     script_text,
     slurm_errors,
 )
-from launch.slurm.cluster import Cluster
+from launch.slurm.clients import SlurmError, run_client
+from launch.slurm.cluster import Cluster, restore_cluster
 from launch.slurm.job import run_rank, write_summaries
 from launch.slurm.jobs import Submission, queued_folds, submissions, write_submissions
-from launch.slurm.squeue import cancel_jobs
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,24 @@ def submit(
             for name, overrides in request.variants():
                 run = RunDir((request.runs / name).resolve())
                 locks.enter_context(run_lock(run))
-                queued = _check_queue(run, resume)
+                queued = queued_folds(run)
+                if queued and not resume:
+                    raise UserError(
+                        f"folds {', '.join(map(str, sorted(queued)))} of {run.root} are in the "
+                        "queue already: dfer status shows them, --resume adds the missing folds, "
+                        "dfer cancel removes them"
+                    )
                 is_new = not run.run.exists()
-                folds = _open(request, target, name, overrides)
+                settings = [*overrides, *staging_settings(target.cluster, request)]
+                _, folds = open_run(
+                    request.runs,
+                    name,
+                    request.experiment,
+                    settings,
+                    request.allow_drift,
+                    request.folds,
+                    target.cluster.ranks,
+                )
                 if is_new:
                     fresh.append(run)
                 open_mlflow_runs(run)
@@ -167,31 +182,6 @@ def submit(
                 remove_run(run)
             raise
     return runs
-
-
-def _check_queue(run: RunDir, resume: bool) -> dict[int, str]:
-    """Return the folds of a run that are in the queue; without ``resume`` there must be none."""
-    queued = queued_folds(run)
-    if queued and not resume:
-        raise UserError(
-            f"folds {', '.join(map(str, sorted(queued)))} of {run.root} are in the queue already: "
-            "dfer status shows them, --resume adds the missing folds, dfer cancel removes them"
-        )
-    return queued
-
-
-def _open(request: JobRequest, target: ClusterTarget, name: str, overrides: list[str]) -> list[int]:
-    """Create or resume a run and return its requested folds."""
-    _, folds = open_run(
-        request.runs,
-        name,
-        request.experiment,
-        [*overrides, *staging_settings(target.cluster, request)],
-        request.allow_drift,
-        request.folds,
-        target.cluster.ranks,
-    )
-    return folds
 
 
 def resume(run: RunDir, console: Console) -> None:
@@ -211,7 +201,9 @@ def resume(run: RunDir, console: Console) -> None:
     open_mlflow_runs(run)
     with run_lock(run):
         tasks = _missing_tasks(run, run.info().folds, queued_folds(run))
-        target = ClusterTarget(last.cluster, last.restore_cluster(run), last.max_parallel)
+        target = ClusterTarget(
+            last.cluster, restore_cluster(last.settings, run.jobs), last.max_parallel
+        )
         _submit_tasks(tasks, [run], target, None, console)
 
 
@@ -238,20 +230,20 @@ def _submit_tasks(
         )
     ids = [job.job_id for job in jobs]
     array = ids[0].partition("_")[0]
-    before = {run.root: submissions(run) for run in runs}
-    new = {run.root: _record(run, tasks, ids, target, folder) for run in runs}
+    before = [(run, submissions(run), _record(run, tasks, ids, target, folder)) for run in runs]
     # at once: the jobs are in the queue even if the next lines fail
-    for run in runs:
-        write_submissions(run, [*before[run.root], new[run.root]])
+    for run, entries, new in before:
+        write_submissions(run, [*entries, new])
     try:
         summary = _submit_summary(runs, array, target, folder, sweep)
     except BaseException:  # all or nothing
-        cancel_jobs(ids)
-        for run in runs:
-            write_submissions(run, before[run.root])
+        with suppress(SlurmError):
+            run_client("scancel", *ids, timeout=None)
+        for run, entries, _ in before:
+            write_submissions(run, entries)
         raise
-    for run in runs:
-        write_submissions(run, [*before[run.root], new[run.root].with_summary(summary)])
+    for run, entries, new in before:
+        write_submissions(run, [*entries, replace(new, summary=summary)])
     folds = f"{len(ids)} fold{'s' * (len(ids) > 1)}"
     shown = runs[0].root if len(runs) == 1 else f"--runs {runs[0].root.parent}"
     console.print(
@@ -264,14 +256,13 @@ def _submit_tasks(
 def _record(
     run: RunDir, tasks: list[ArrayTask], ids: list[str], target: ClusterTarget, folder: Path
 ) -> Submission:
-    folds = {task.fold: job for task, job in zip(tasks, ids, strict=True) if task.run == run}
+    jobs = zip(tasks, ids, strict=True)
     return Submission(
         time=datetime.now().astimezone().isoformat(timespec="seconds"),
         cluster=target.name,
         settings=asdict(target.cluster),
         max_parallel=target.max_parallel,
-        folds=folds,
-        summary=None,
+        folds={str(task.fold): job for task, job in jobs if task.run == run},
         folder=os.path.relpath(folder, run.root),
     )
 
@@ -289,11 +280,7 @@ def _submit_summary(
 
 def _new_folder(parent: Path) -> Path:
     """Make a folder for one submission: in a used one Submitit would return an old result."""
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        try:
-            (parent / str(number)).mkdir()
-            return parent / str(number)
-        except FileExistsError:
-            number += 1
+    used = [int(folder.name) for folder in parent.glob("*") if folder.name.isdigit()]
+    folder = parent / str(1 + max(used, default=0))
+    folder.mkdir(parents=True)
+    return folder

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 
 from dfer_dist.runs.layout import RunDir
-from launch.slurm.jobs import all_jobs, submissions
+from launch.slurm.jobs import all_jobs, newest_jobs
 from launch.slurm.squeue import Queue, query_squeue
 from launch.slurm.state import DONE
 from launch.slurm.status import RunState, get_run_states, render, widen
@@ -48,7 +48,7 @@ def wait(runs: Sequence[RunDir], console: Console) -> int:
 
 
 def _is_done(state: RunState) -> bool:
-    submitted = {fold for entry in submissions(state.run) for fold in entry.folds}
+    submitted = newest_jobs(state.run)
     return all(f.state == DONE for f in state.folds if f.fold in submitted or not submitted)
 
 

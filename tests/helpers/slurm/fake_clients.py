@@ -34,8 +34,8 @@ def squeue_line(row: str) -> str:
 
 def parse_rows(*rows: str) -> dict[str, QueuedJob]:
     """Return the queue of these rows."""
-    jobs = [QueuedJob.parse(squeue_line(row)) for row in rows]
-    return {job.id: job for job in jobs if job}
+    jobs = [QueuedJob(*squeue_line(row).split("|")) for row in rows]
+    return {job.id: job for job in jobs}
 
 
 def fold_row(fold: int, reason: str = "", started: str = HOUR_AGO) -> str:

@@ -83,7 +83,7 @@ def test_doctor_checks_a_node_with_a_small_job(
     slurm: ScriptedSlurm, tmp_path: Path, tiny_shards: Index
 ) -> None:
     """The job runs on this machine; signals are sent to the process of its batch script."""
-    slurm.set_output("job", "JobId=77 JobState=RUNNING Reason=None")
+    slurm.set_output("job", "JobId=77 JobState=RUNNING Reason=None NodeList=n9 ExitCode=0:0")
     slurm.set_output("nodes", *NODES)
     cluster = tmp_path / "here.yaml"
     cluster.write_text(

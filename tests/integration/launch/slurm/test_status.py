@@ -26,7 +26,7 @@ def test_squeue_ignores_the_users_variables(
         f'#!/bin/sh\necho "$@" > {slurm.root}/asked\n'
         'echo "7|RUNNING|n[1-2]|1:00|$SQUEUE_STATES|a|b"\n'
     )
-    assert query_squeue() == {"7": QueuedJob("7", "RUNNING", "n[1-2]", "1:00", "a|b", "")}
+    assert query_squeue() == {"7": QueuedJob("7", "RUNNING", "n[1-2]", "1:00", "", "a|b")}
     assert (slurm.root / "asked").read_text() == "--me -h -r -o %i|%T|%N|%L|%S|%r\n"
 
 

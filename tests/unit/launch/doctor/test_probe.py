@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 from pathlib import Path
 
 import pytest
 
 from dfer_dist.utils.hardware import filesystem
+from dfer_dist.utils.locks import file_lock
 from launch.doctor import probe
-from launch.doctor.checks import OK, WRONG, on_network
+from launch.doctor.checks import OK, WRONG
+from launch.doctor.machine import on_network
 
 
 def test_lock_must_be_seen_on_the_other_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = probe.lock_folder(tmp_path)
-    assert probe.check_shared_folder(tmp_path).state == OK
-    os.close(held)
+    with file_lock(tmp_path / "lock"):
+        assert probe.check_shared_folder(tmp_path).state == OK
     check = probe.check_shared_folder(tmp_path)
     assert check.state == WRONG and "not seen" in check.text
 

@@ -80,7 +80,7 @@ def test_overrides_are_separated_from_settings() -> None:
         (["nodes=two"], "cluster.nodes=two: must be a whole number"),
         (["nodes=null"], "cluster.nodes=null: must be a whole number"),
         (["memory_gb=much"], "cluster.memory_gb=much: must be a number"),
-        (["gpus_per_node=-1"], "must not be negative"),
+        (["gpus_per_node=-1"], "cluster.gpus_per_node=-1: must be at least 0"),
         (["gpus_per_node=8", "tasks_per_node=2"], "each GPU needs one rank"),
         (["time_minutes=2", "notice_seconds=120"], "preempted before"),
         (["environment=A"], "give cluster.environment.KEY=VALUE"),

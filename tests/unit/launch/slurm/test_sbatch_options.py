@@ -19,7 +19,7 @@ def test_options_are_named_as_sbatch_names_them() -> None:
         "gres": "gpu:a100:4",
     }
     assert sent(options) == {"mail_type": "END", "exclusive": True, "gres": "gpu:a100:4"}
-    assert arguments(options) == ["--mail-type=END", "--exclusive", "--gres=gpu:a100:4"]
+    assert arguments(sent(options)) == ["--mail-type=END", "--exclusive", "--gres=gpu:a100:4"]
 
 
 @pytest.mark.parametrize(

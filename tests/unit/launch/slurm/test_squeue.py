@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launch.slurm.squeue import QueuedJob, reason_text
+from launch.slurm import squeue
+from launch.slurm.squeue import QueuedJob, query_squeue, reason_text
 
 
 @pytest.mark.parametrize(
@@ -23,8 +24,7 @@ def test_reason_is_explained_with_slurms_own_term(reason: str, text: str) -> Non
     assert reason_text(reason) == text
 
 
-def test_line_is_read_and_half_a_line_is_not() -> None:
-    job = QueuedJob.parse("7|PENDING||1:00|N/A|a|b")
-    assert job == QueuedJob("7", "PENDING", "", "1:00", "a|b", "N/A")
-    assert job is not None and job.waits
-    assert QueuedJob.parse("7|PENDING") is None
+def test_only_whole_lines_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "7|PENDING||1:00|N/A|a|b\n8|PENDING\n"
+    monkeypatch.setattr(squeue, "run_client", lambda *_, **__: lines)
+    assert query_squeue() == {"7": QueuedJob("7", "PENDING", "", "1:00", "N/A", "a|b")}

@@ -10,7 +10,7 @@ import pytest
 from dfer_dist.data.shards.index import Index
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
-from launch.slurm.cluster import load_cluster
+from launch.slurm.cluster import load_cluster, restore_cluster
 from launch.slurm.jobs import Submission, submissions, write_submissions
 from launch.slurm.submit import JobRequest, resume, staging_settings
 from tests.helpers.slurm.run_folders import submission
@@ -47,7 +47,7 @@ def test_scratch_stages_the_shards(tiny_shards: Index) -> None:
 
 def test_submissions_are_stored_as_before(run: RunDir) -> None:
     entry = submission(max_parallel=2, settings={"nodes": 2})
-    write_submissions(run, [Submission.from_json(entry)])
+    write_submissions(run, [Submission(**entry)])  # type: ignore[arg-type]
     assert json.loads(run.jobs.read_text())["submissions"] == [entry]
     write_submissions(run, [])
     assert not run.jobs.exists()
@@ -55,9 +55,9 @@ def test_submissions_are_stored_as_before(run: RunDir) -> None:
 
 def test_submission_of_an_older_version_is_read(submitted: RunDir) -> None:
     (entry,) = submissions(submitted)
-    assert entry.folds == {1: "120_0", 2: "120_1", 3: "120_2"}
+    assert entry.folds == {"1": "120_0", "2": "120_1", "3": "120_2"}
     assert (entry.summary, entry.max_parallel) == ("121", None)
-    assert entry.restore_cluster(submitted).nodes == 1
+    assert restore_cluster(entry.settings, submitted.jobs).nodes == 1
 
 
 def test_resume_of_an_older_version_names_the_remedy(submitted: RunDir) -> None:

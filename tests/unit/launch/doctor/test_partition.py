@@ -1,8 +1,8 @@
-"""What Slurm's clients print, and the options of ``sbatch``."""
+"""What Slurm's clients print."""
 
 from __future__ import annotations
 
-from launch.doctor.clients import Node, parse_seconds
+from launch.doctor.partition import Node, parse_seconds
 
 
 def test_output_of_slurm_is_parsed() -> None:
@@ -13,5 +13,7 @@ def test_output_of_slurm_is_parsed() -> None:
         float("inf"),
     ]
     node = Node.parse("n1|8+|8000|mixed|(null)|gpu:a100:2(S:0),gpu:h100:1,shard:16")
-    assert (node.cpus, node.gpus, node.in_service) == (8, 3, True)
-    assert Node.parse("n1|8|8000|idle|x|(null)").gpus == 0
+    assert node.sizes == {"processor": 8, "GPU": 3, "GB of memory": 7.8125}
+    assert node.in_service
+    assert not Node.parse("n1|8|8000|idle*|x|(null)").in_service
+    assert Node.parse("n1|8|8000|idle|x|(null)").sizes["GPU"] == 0
