@@ -60,7 +60,7 @@ def open_run(
     """
     if name is not None and (name in ("", "..") or name != Path(name).name):
         raise UserError(f"--name '{name}': give a plain name; --runs sets the folder")
-    config, index = _load(experiment, overrides, ranks)
+    config, index = load_experiment(experiment, overrides, ranks)
     chosen = parse_folds(folds, index.folds)
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
     # a start that failed at once does not keep the name from the corrected command
@@ -74,7 +74,7 @@ def open_run(
     return run, chosen
 
 
-def _load(experiment: str, overrides: list[str], ranks: int) -> tuple[Config, Index]:
+def load_experiment(experiment: str, overrides: list[str], ranks: int) -> tuple[Config, Index]:
     """Load settings and index, and check that they and the number of ranks fit together."""
     from dfer_dist.data.captions.store import read as read_descriptions
     from dfer_dist.data.shards.index import open_index

@@ -113,11 +113,11 @@ def crossval(
     request = JobRequest(experiment, settings, name, runs, folds, allowed, sweep)
     target = ClusterTarget(cluster, load_cluster(cluster, cluster_settings), max_parallel)
     if dry_run:
-        show_submission(request, target, console)
+        show_submission(request, target)
         return
-    submitted = submit(request, target, resume, console)
+    submitted = submit(request, target, resume)
     if wait:
-        sys.exit(watch.wait(submitted, console))
+        sys.exit(watch.wait(submitted))
 
 
 def resume(run: options.RunFolder, nproc: options.NumRanks = None) -> None:
@@ -139,7 +139,7 @@ def resume(run: options.RunFolder, nproc: options.NumRanks = None) -> None:
         )
     from launch.slurm.submit import resume as submit_again
 
-    submit_again(run_dir, console)
+    submit_again(run_dir)
 
 
 def demo(

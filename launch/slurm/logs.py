@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -52,17 +54,14 @@ def _print_from(path: Path, offset: int) -> int:
 
     A file that does not exist counts as empty.
     """
-    try:
-        with path.open("rb") as f:
-            if f.seek(0, os.SEEK_END) < offset:
-                offset = 0
-            f.seek(offset)
-            while block := f.read(1 << 20):
-                sys.stdout.buffer.write(block)
-            sys.stdout.buffer.flush()
-            return f.tell()
-    except FileNotFoundError:
-        return 0
+    with suppress(FileNotFoundError), path.open("rb") as f:
+        if f.seek(0, os.SEEK_END) < offset:
+            offset = 0
+        f.seek(offset)
+        shutil.copyfileobj(f, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+        return f.tell()
+    return 0
 
 
 def _follow(run: RunDir, fold: int, log: Path) -> int:

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
+from launch.console import console
 from launch.slurm.jobs import all_jobs, read_if_valid, submissions
 from launch.slurm.squeue import Queue, query_squeue, reason_text
 from launch.slurm.state import DONE, FAILED, LIVE, LOST, NOT_STARTED, RUNNING, FoldState, get_state
@@ -186,7 +186,7 @@ def _footer(state: RunState) -> Text:
     ]
     # a damaged result has none
     if done and len(scores) == len(done):
-        uar, war = map(fmean, zip(*scores, strict=True))
+        uar, war = (sum(column) / len(done) for column in zip(*scores, strict=True))
         over = "" if len(done) == len(state.folds) else f" of {count} only"
         result = read_if_valid(state.run.fold(done[0].fold).result) or {}
         selection = f"(selection {result.get('selection')})"
@@ -204,7 +204,7 @@ def find_runs(folder: Path) -> list[RunDir]:
     return [run for _, run in sorted(found, key=lambda pair: -pair[0])]
 
 
-def widen(console: Console) -> None:
+def widen() -> None:
     """Let lines have any length if the console is no terminal: nothing is cropped or folded."""
     if not console.is_terminal:
         console.width = 10_000
@@ -250,6 +250,5 @@ def status(
             values = {"run": str(state.run.root), "folds": folds, "summary": state.summary}
             print(json.dumps({**values, "slurm": not state.unsure}))
         return
-    console = Console(highlight=False)
-    widen(console)
+    widen()
     console.print(render(states), *map(Text, errors), sep="\n", soft_wrap=False)

@@ -15,16 +15,15 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from rich.console import Console
-
 from dfer_dist.config.load import dump_config, load_config
-from dfer_dist.config.schema import Config, split_batch
+from dfer_dist.config.schema import Config
 from dfer_dist.runs.layout import RunDir, parse_folds
 from dfer_dist.utils.errors import UserError
+from launch.console import print_line
 from launch.locks import run_lock
 from launch.progress import is_done
 from launch.report import open_mlflow_runs
-from launch.runs import open_run, remove_run
+from launch.runs import load_experiment, open_run, remove_run
 from launch.slurm.batch import (
     ArrayTask,
     ClusterTarget,
@@ -95,31 +94,23 @@ def staging_settings(cluster: Cluster, request: JobRequest) -> list[str]:
     return [f"data.shards={Path(shards).resolve().as_uri()}", cache]
 
 
-def show_submission(request: JobRequest, target: ClusterTarget, console: Console) -> None:
+def show_submission(request: JobRequest, target: ClusterTarget) -> None:
     """Print the batch script and the settings of each run, without making or submitting any."""
-    from dfer_dist.data.shards.index import open_index
-
     tasks: list[ArrayTask] = []
     configs: list[tuple[RunDir, Config]] = []
     for name, overrides in request.variants():
-        config = load_config(
-            request.experiment, [*overrides, *staging_settings(target.cluster, request)]
-        )
-        split_batch(config, target.cluster.ranks)
-        known = open_index(config.data, config.data.loss_budget).folds
-        folds = parse_folds(request.folds, known)
+        settings = [*overrides, *staging_settings(target.cluster, request)]
+        config, index = load_experiment(request.experiment, settings, target.cluster.ranks)
         run = RunDir((request.runs / name).resolve())
-        tasks += [ArrayTask(run, fold) for fold in folds]
+        tasks += [ArrayTask(run, fold) for fold in parse_folds(request.folds, index.folds)]
         configs.append((run, config))
     executor = make_executor(tasks, target, configs[0][0].root / "slurm" / "1")
-    console.print(script_text(executor, len(tasks)), markup=False, soft_wrap=True)
+    print_line(script_text(executor, len(tasks)))
     for run, config in configs:
-        console.print(f"\n# {run.config}\n{dump_config(config)}", markup=False, soft_wrap=True)
+        print_line(f"\n# {run.config}\n{dump_config(config)}")
 
 
-def submit(
-    request: JobRequest, target: ClusterTarget, resume: bool, console: Console
-) -> list[RunDir]:
+def submit(request: JobRequest, target: ClusterTarget, resume: bool) -> list[RunDir]:
     """Open the requested runs and submit their folds.
 
     Parameters
@@ -130,8 +121,6 @@ def submit(
         Where.
     resume : bool
         Submit the folds that are neither done nor in the queue, if others are in the queue.
-    console : Console
-        Where the job ids are printed.
 
     Returns
     -------
@@ -176,7 +165,7 @@ def submit(
                 runs.append(run)
                 tasks += _missing_tasks(run, folds, queued)
             sweep = (request.runs / f"{request.label}.sweep").resolve() if request.sweep else None
-            _submit_tasks(tasks, runs, target, sweep, console)
+            _submit_tasks(tasks, runs, target, sweep)
         except BaseException:
             for run in [new for new in fresh if not new.jobs.exists()]:
                 remove_run(run)
@@ -184,7 +173,7 @@ def submit(
     return runs
 
 
-def resume(run: RunDir, console: Console) -> None:
+def resume(run: RunDir) -> None:
     """Submit the folds that are neither done nor in the queue, as they were submitted before.
 
     Raises
@@ -204,7 +193,7 @@ def resume(run: RunDir, console: Console) -> None:
         target = ClusterTarget(
             last.cluster, restore_cluster(last.settings, run.jobs), last.max_parallel
         )
-        _submit_tasks(tasks, [run], target, None, console)
+        _submit_tasks(tasks, [run], target, None)
 
 
 def _missing_tasks(run: RunDir, folds: Sequence[int], queued: dict[int, str]) -> list[ArrayTask]:
@@ -216,11 +205,10 @@ def _submit_tasks(
     runs: list[RunDir],
     target: ClusterTarget,
     sweep: Path | None,
-    console: Console,
 ) -> None:
     """Submit an array and its summary job, and record both in the runs' folders."""
     if not tasks:
-        console.print("all folds are done or in the queue: nothing to submit")
+        print_line("all folds are done or in the queue: nothing to submit")
         return
     folder = _new_folder(sweep or runs[0].root / "slurm")
     executor = make_executor(tasks, target, folder)
@@ -246,10 +234,9 @@ def _submit_tasks(
         write_submissions(run, [*entries, replace(new, summary=summary)])
     folds = f"{len(ids)} fold{'s' * (len(ids) > 1)}"
     shown = runs[0].root if len(runs) == 1 else f"--runs {runs[0].root.parent}"
-    console.print(
+    print_line(
         f"submitted {folds} as job {array}, their summary as {summary}; "
-        f"follow them with dfer status {shown}",
-        soft_wrap=True,
+        f"follow them with dfer status {shown}"
     )
 
 

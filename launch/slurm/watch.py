@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-from rich.console import Console
 from rich.live import Live
 
 from dfer_dist.runs.layout import RunDir
+from launch.console import console, print_line
 from launch.slurm.jobs import all_jobs, newest_jobs
 from launch.slurm.squeue import Queue, query_squeue
 from launch.slurm.state import DONE
@@ -20,7 +20,7 @@ _ABSENT_IN_A_ROW = 2  # answers without any of the jobs after which they are ove
 _NEVER_SEEN_IN_A_ROW = 5  # the same for new jobs, which may take a moment to appear
 
 
-def wait(runs: Sequence[RunDir], console: Console) -> int:
+def wait(runs: Sequence[RunDir]) -> int:
     """Show the runs until none of their jobs, the summaries' included, is in the queue.
 
     On a terminal this is a live table, elsewhere a line for each change of a fold. If the
@@ -31,17 +31,13 @@ def wait(runs: Sequence[RunDir], console: Console) -> int:
     int
         0 if all submitted folds are done, 130 after Ctrl-C, otherwise 1.
     """
-    widen(console)
+    widen()
     follow = _follow_table if console.is_terminal else _follow_lines
     try:
-        states = follow(runs, console)
+        states = follow(runs)
     except KeyboardInterrupt:
         folders = " ".join(str(run.root) for run in runs)
-        console.print(
-            f"the jobs continue: dfer status shows them, dfer cancel ends them ({folders})",
-            markup=False,
-            soft_wrap=True,
-        )
+        print_line(f"the jobs continue: dfer status shows them, dfer cancel ends them ({folders})")
         return 130
     console.print(render(states))
     return int(not all(_is_done(state) for state in states))
@@ -70,28 +66,26 @@ def _poll(runs: Sequence[RunDir]) -> Iterator[tuple[Queue | None, list[RunState]
         time.sleep(_PAUSE_SECONDS)
 
 
-def _follow_table(runs: Sequence[RunDir], console: Console) -> list[RunState]:
+def _follow_table(runs: Sequence[RunDir]) -> list[RunState]:
     with Live(console=console, auto_refresh=False, transient=True) as live:
         for _, states in _poll(runs):
             live.update(render(states), refresh=True)
         return states
 
 
-def _follow_lines(runs: Sequence[RunDir], console: Console) -> list[RunState]:
+def _follow_lines(runs: Sequence[RunDir]) -> list[RunState]:
     printed: dict[tuple[str, int], str] = {}  # the state of each run's folds
     answers = True
     for queue, states in _poll(runs):
         if answers != (queue is not None):
             answers = queue is not None
-            _print(console, _ANSWERS[answers])
+            _print(_ANSWERS[answers])
         if answers:
-            _print_changes(states, printed, console)
+            _print_changes(states, printed)
     return states
 
 
-def _print_changes(
-    states: Sequence[RunState], printed: dict[tuple[str, int], str], console: Console
-) -> None:
+def _print_changes(states: Sequence[RunState], printed: dict[tuple[str, int], str]) -> None:
     """Print the folds whose state differs from the one in ``printed``, and update that."""
     for state in states:
         for fold in state.folds:
@@ -101,8 +95,8 @@ def _print_changes(
             line = f"{state.name} fold {fold.fold} {fold.state}"
             if fold.nodes:
                 line += f" on {fold.nodes}"
-            _print(console, ": ".join(filter(None, [line, fold.error or fold.why])))
+            _print(": ".join(filter(None, [line, fold.error or fold.why])))
 
 
-def _print(console: Console, line: str) -> None:
-    console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False, soft_wrap=True)
+def _print(line: str) -> None:
+    print_line(f"{time.strftime('%H:%M:%S')} {line}")

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+import launch.console
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import write_json
-from launch.slurm import watch
+from launch.slurm import status, watch
 from tests.helpers.slurm.fake_clients import FakeSlurm, fold_row
 from tests.helpers.slurm.run_folders import HOUR_AGO, finish_fold, submission
 
@@ -31,7 +32,9 @@ def run_wait(
         # not the real module: subprocess sleeps with that
         m.setattr(watch, "time", SimpleNamespace(sleep=sleep, strftime=time.strftime))
         console = Console(file=out, width=120, force_terminal=terminal, highlight=False)
-        return watch.wait([run], console), out.getvalue()
+        for module in (launch.console, status, watch):
+            m.setattr(module, "console", console)
+        return watch.wait([run]), out.getvalue()
 
 
 def nothing() -> None:

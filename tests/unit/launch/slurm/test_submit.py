@@ -62,4 +62,4 @@ def test_submission_of_an_older_version_is_read(submitted: RunDir) -> None:
 
 def test_resume_of_an_older_version_names_the_remedy(submitted: RunDir) -> None:
     with pytest.raises(UserError, match="--allow-drift code"):
-        resume(submitted, None)  # type: ignore[arg-type]
+        resume(submitted)
