@@ -74,8 +74,7 @@ def check_extras() -> Iterator[Check]:
     """Check what only videos need."""
     missing = [name for name in _VIDEO_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        text = f"{', '.join(missing)} missing: pip install 'dfer_dist[faces]'"
-        yield Check("videos", NOTE, text)
+        yield Check("videos", NOTE, f"{', '.join(missing)} missing: pip install 'dfer_dist[faces]'")
     else:
         yield Check("videos", OK, "can be packed, faces can be cropped")
     ffprobe = shutil.which("ffprobe")

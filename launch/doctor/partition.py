@@ -172,8 +172,7 @@ def _check_accounts(
     rows = [line.split("|") for line in text.splitlines()]
     enforced = config["AccountingStorageEnforce"]
     if not rows and "associations" in enforced:
-        text = "you have none here, and this cluster requires one: ask its administrators"
-        yield Check("account", WRONG, text)
+        yield Check("account", WRONG, "you have none here, but need one: ask the administrators")
         return
     accounts = {row[0] for row in rows}
     qos = {name for row in rows for name in row[1].split(",") if name}
@@ -218,8 +217,7 @@ def parse_seconds(text: str) -> float:
 
 def _parse_number(text: str) -> int:
     """Return the number at the beginning of a text, such as ``30 sec``; 0 if there is none."""
-    digits = re.match(r"\d+", text)
-    return int(digits[0]) if digits else 0
+    return int(re.sub(r"\D.*", "", text) or 0)
 
 
 def _check_job(cluster: Cluster) -> Result:

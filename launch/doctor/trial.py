@@ -110,13 +110,14 @@ class TrialJob:
     def _explain(self, job: _JobState) -> Check:
         """Return why there is no report."""
         if job.waits:
-            is_busy = job.reason in _BUSY
-            waits = f"waited {self.queue_seconds:.0f} s in the queue" if is_busy else "waits"
+            state, waits = WRONG, "waits"
+            if job.reason in _BUSY:
+                state, waits = NOTE, f"waited {self.queue_seconds:.0f} s in the queue"
             text = (
                 f"{waits}: {reason_text(job.reason)}; no node was checked; try again later, or "
                 "with a larger --queue-seconds"
             )
-            return Check("job on a node", NOTE if is_busy else WRONG, text)
+            return Check("job on a node", state, text)
         unseen = {
             str(_FOLDER_MISSING): ("runs folder", self.folder.parent, "give --runs FOLDER"),
             str(_PYTHON_MISSING): ("python", sys.executable, "install dfer_dist"),

@@ -80,7 +80,7 @@ def _follow(run: RunDir, fold: int, log: Path) -> int:
 
 
 def _is_over(run: RunDir, fold: int) -> bool:
-    queue = query_squeue_for([run])
+    queue = query_squeue_for(run)
     states = {k: get_state(run, k, queue).state for k in run.info().folds}
     # on this machine folds are trained one after the other, so another's end may start this one
     if states[fold] == NOT_STARTED:

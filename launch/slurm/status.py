@@ -44,56 +44,46 @@ class RunState:
         return self.run.root.name
 
 
-def get_run_states(runs: Sequence[RunDir], queue: Queue | None) -> list[RunState]:
-    """Return the state of each run.
+def get_run_state(run: RunDir, queue: Queue | None) -> RunState:
+    """Return the state of a run.
 
     Parameters
     ----------
-    runs : sequence of RunDir
-        The runs.
+    run : RunDir
+        The run.
     queue : mapping or None
         From :func:`launch.slurm.squeue.query_squeue`; None if Slurm did not answer.
 
     Raises
     ------
     UserError
-        If a folder is no run, or its ``run.json`` is damaged.
+        If the folder is no run, or its ``run.json`` is damaged.
     """
-    states = []
-    for run in runs:
-        folds = [get_state(run, k, queue) for k in run.info().folds]
-        is_live = any(fold.state in LIVE for fold in folds)
-        states.append(
-            RunState(
-                run=run,
-                dataset=run.info().dataset,
-                folds=folds,
-                summary=_describe_summary(run, folds, queue),
-                unsure=queue is None and is_live and bool(all_jobs(run)),
-            )
-        )
-    return states
+    info = run.info()
+    folds = [get_state(run, k, queue) for k in info.folds]
+    summary = _describe_summary(run, folds, queue)
+    is_live = any(fold.state in LIVE for fold in folds)
+    unsure = queue is None and is_live and bool(all_jobs(run))
+    return RunState(run, info.dataset, folds, summary, unsure)
 
 
-def query_squeue_for(runs: Sequence[RunDir]) -> Queue | None:
-    """Return Slurm's queue if any of the runs has jobs: a silent controller costs seconds."""
-    if any(all_jobs(run) for run in runs):
-        return query_squeue()
-    return {}
+def query_squeue_for(run: RunDir) -> Queue | None:
+    """Return Slurm's queue if the run has jobs: a silent controller costs seconds."""
+    return query_squeue() if all_jobs(run) else {}
 
 
 def _describe_summary(run: RunDir, folds: list[FoldState], queue: Queue | None) -> str:
-    submitted = submissions(run)
-    job = (queue or {}).get(submitted[-1].summary or "") if submitted else None
-    if job:
+    newest = next((entry.summary or "" for entry in reversed(submissions(run))), "")
+    if queue and newest in queue:
+        job = queue[newest]
         return f"job {job.id} {reason_text(job.reason) if job.waits else f'is {job.state}'}"
     results = [path for k in folds if (path := run.fold(k.fold).result).exists()]
     if any(fold.state in LIVE for fold in folds):
         return "when the folds are over"
     if not results:
         return "none, as no fold is done"
-    newest = max(path.stat().st_mtime for path in results)
-    if not run.summary.exists() or run.summary.stat().st_mtime < newest:
+    last_change = max(path.stat().st_mtime for path in results)
+    if not run.summary.exists() or run.summary.stat().st_mtime < last_change:
         return f"to be written: dfer report {_from_here(run.root)}"
     return _from_here(run.report)
 
@@ -196,12 +186,12 @@ def _footer(state: RunState) -> Text:
 
 def find_runs(folder: Path) -> list[RunDir]:
     """Return all runs in a folder, the one that was worked on last first."""
-    found: list[tuple[float, RunDir]] = []
-    for file in folder.glob("*/run.json"):
-        with suppress(OSError):
-            files = [file, *file.parent.glob("fold-*/status.json")]
-            found.append((max(f.stat().st_mtime for f in files), RunDir(file.parent.resolve())))
-    return [run for _, run in sorted(found, key=lambda pair: -pair[0])]
+    runs = [RunDir(file.parent.resolve()) for file in folder.glob("*/run.json")]
+    return sorted(runs, key=_last_change, reverse=True)
+
+
+def _last_change(run: RunDir) -> float:
+    return max(file.stat().st_mtime for file in [run.run, *run.root.glob("fold-*/status.json")])
 
 
 def widen() -> None:
@@ -227,7 +217,7 @@ def status(
     """
     if run:
         chosen = [RunDir(run.resolve())]
-        queue = query_squeue_for(chosen)
+        queue = query_squeue_for(chosen[0])
     else:
         chosen = find_runs(runs)
         if not chosen:
@@ -239,7 +229,7 @@ def status(
     errors: list[str] = []
     for one in chosen:
         try:
-            states += get_run_states([one], queue)
+            states.append(get_run_state(one, queue))
         except UserError as e:
             if run:
                 raise

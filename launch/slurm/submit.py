@@ -133,44 +133,48 @@ def submit(request: JobRequest, target: ClusterTarget, resume: bool) -> list[Run
         What :func:`~launch.runs.open_run` raises; a run of which folds are in the queue; the
         reasons for which Slurm refuses the jobs.
     """
-    runs: list[RunDir] = []
+    variants = request.variants()
+    runs = [RunDir((request.runs / name).resolve()) for name, _ in variants]
+    sweep = (request.runs / f"{request.label}.sweep").resolve() if request.sweep else None
     tasks: list[ArrayTask] = []
-    fresh: list[RunDir] = []
     with ExitStack() as locks:
+        for run in runs:
+            locks.enter_context(run_lock(run))
+        fresh = [run for run in runs if not run.run.exists()]
         try:
-            for name, overrides in request.variants():
-                run = RunDir((request.runs / name).resolve())
-                locks.enter_context(run_lock(run))
-                queued = queued_folds(run)
-                if queued and not resume:
-                    raise UserError(
-                        f"folds {', '.join(map(str, sorted(queued)))} of {run.root} are in the "
-                        "queue already: dfer status shows them, --resume adds the missing folds, "
-                        "dfer cancel removes them"
-                    )
-                is_new = not run.run.exists()
+            for run, (name, overrides) in zip(runs, variants, strict=True):
+                queued = _check_queue(run, resume)
                 settings = [*overrides, *staging_settings(target.cluster, request)]
-                _, folds = open_run(
-                    request.runs,
-                    name,
-                    request.experiment,
-                    settings,
-                    request.allow_drift,
-                    request.folds,
-                    target.cluster.ranks,
-                )
-                if is_new:
-                    fresh.append(run)
-                open_mlflow_runs(run)
-                runs.append(run)
-                tasks += _missing_tasks(run, folds, queued)
-            sweep = (request.runs / f"{request.label}.sweep").resolve() if request.sweep else None
+                tasks += _open(request, name, settings, target.cluster.ranks, queued)
             _submit_tasks(tasks, runs, target, sweep)
         except BaseException:
-            for run in [new for new in fresh if not new.jobs.exists()]:
-                remove_run(run)
+            for run in fresh:
+                if run.run.exists() and not run.jobs.exists():
+                    remove_run(run)
             raise
     return runs
+
+
+def _check_queue(run: RunDir, resume: bool) -> dict[int, str]:
+    """Return the folds of a run that are in the queue; without ``resume`` there must be none."""
+    queued = queued_folds(run)
+    if queued and not resume:
+        raise UserError(
+            f"folds {', '.join(map(str, sorted(queued)))} of {run.root} are in the queue already: "
+            "dfer status shows them, --resume adds the missing folds, dfer cancel removes them"
+        )
+    return queued
+
+
+def _open(
+    request: JobRequest, name: str, settings: list[str], ranks: int, queued: dict[int, str]
+) -> list[ArrayTask]:
+    """Create or resume a run and return its requested folds that are neither done nor queued."""
+    run, folds = open_run(
+        request.runs, name, request.experiment, settings, request.allow_drift, request.folds, ranks
+    )
+    open_mlflow_runs(run)
+    return _missing_tasks(run, folds, queued)
 
 
 def resume(run: RunDir) -> None:

@@ -12,7 +12,7 @@ from launch.console import console, print_line
 from launch.slurm.jobs import all_jobs, newest_jobs
 from launch.slurm.squeue import Queue, query_squeue
 from launch.slurm.state import DONE
-from launch.slurm.status import RunState, get_run_states, render, widen
+from launch.slurm.status import RunState, get_run_state, render, widen
 
 _ANSWERS = {True: "Slurm answers again", False: "Slurm does not answer: waiting"}
 _PAUSE_SECONDS = 2.0
@@ -56,7 +56,7 @@ def _poll(runs: Sequence[RunDir]) -> Iterator[tuple[Queue | None, list[RunState]
     absent, limit = 0, _NEVER_SEEN_IN_A_ROW  # answers in a row that had none of the jobs
     while True:
         queue = query_squeue()
-        yield queue, get_run_states(runs, queue)
+        yield queue, [get_run_state(run, queue) for run in runs]
         if queue is not None:
             absent += 1
         if queue and any(not all_jobs(run).isdisjoint(queue) for run in runs):

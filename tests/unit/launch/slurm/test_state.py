@@ -17,7 +17,7 @@ from dfer_dist.utils.files import read_json, write_json
 from launch.locks import fold_lock
 from launch.slurm.squeue import QueuedJob
 from launch.slurm.state import FoldState, get_state
-from launch.slurm.status import get_run_states, render
+from launch.slurm.status import get_run_state, render
 from tests.helpers.slurm.fake_clients import fold_row, parse_rows
 from tests.helpers.slurm.run_folders import (
     HOUR_AGO,
@@ -303,8 +303,7 @@ def test_newest_submission_counts(queue: FakeQueue, submitted: RunDir) -> None:
     )
     assert [queue.state(submitted, k).job for k in (1, 2, 3)] == ["120_0", "130", ""]
     assert (
-        get_run_states([submitted], queue.jobs)[0].summary
-        == "job 131 waits for other jobs (Dependency)"
+        get_run_state(submitted, queue.jobs).summary == "job 131 waits for other jobs (Dependency)"
     )
 
 
@@ -317,7 +316,7 @@ def test_without_an_answer_the_files_decide(queue: FakeQueue, submitted: RunDir)
         "REQUEUED",
         "PENDING",
     ]
-    assert get_run_states([submitted], None)[0].unsure
+    assert get_run_state(submitted, None).unsure
     write_output(submitted, 3, "error: no weights\n")
     assert (queue.state(submitted, 3).state, queue.state(submitted, 3).error) == (
         "FAILED",
@@ -347,7 +346,7 @@ def test_damaged_files_are_reported(queue: FakeQueue, submitted: RunDir, text: s
     state = queue.state(submitted)
     assert (state.state, state.why) == ("LOST", "status.json cannot be read")
     submitted.jobs.write_text(text)
-    assert get_run_states([submitted], queue.jobs)
+    assert get_run_state(submitted, queue.jobs)
 
 
 def test_only_the_tail_of_metrics_is_read(queue: FakeQueue, run: RunDir) -> None:
@@ -371,7 +370,7 @@ def test_table_fits_a_terminal_of_100_columns(queue: FakeQueue, submitted: RunDi
     queue.set_rows("120_1 PENDING - 5:00 N/A launch failed requeued held")
     out = io.StringIO()
     Console(file=out, width=100, force_terminal=True, highlight=False, color_system=None).print(
-        render(get_run_states([submitted], queue.jobs))
+        render([get_run_state(submitted, queue.jobs)])
     )
     assert max(map(len, out.getvalue().splitlines())) <= 100
     assert "    2  REQUEUED    2  12 of 36  41.00  42.00  test" in out.getvalue()
