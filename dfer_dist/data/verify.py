@@ -7,9 +7,10 @@ import tarfile
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -79,14 +80,13 @@ def verify(
         return None, [Damage("index.json", str(e))]
     # hashing releases the GIL
     threads = _DOWNLOADS if isinstance(root, Remote) else len(os.sched_getaffinity(0))
-    found: dict[int, list[Damage]] = {}
+    damage = list[Damage]()
     with ThreadPoolExecutor(threads) as pool:
-        jobs = {pool.submit(_check_shard, index, i): i for i in range(len(index.shards))}
-        for job in as_completed(jobs):
-            found[jobs[job]] = job.result()
+        found = pool.map(partial(_check_shard, index), range(len(index.shards)))
+        for number, of_shard in enumerate(found, 1):
+            damage += of_shard
             if progress:
-                progress(len(found), len(jobs))
-    damage = [damage for i in sorted(found) for damage in found[i]]
+                progress(number, len(index.shards))
     if isinstance(root, Path) and (root / FILE).exists():
         with _record_damage(root / FILE, damage):
             parse((root / FILE).read_bytes(), str(root / FILE))
@@ -98,6 +98,8 @@ def _record_damage(file: Path, damage: list[Damage]) -> Iterator[None]:
     """Add an error about a file to ``damage``, without the path that the message starts with."""
     try:
         yield
+    except FileNotFoundError:
+        damage.append(Damage(file.name, "is missing"))
     except (UserError, OSError, tarfile.TarError) as e:
         damage.append(Damage(file.name, str(e).removeprefix(str(file)).lstrip(": ")))
 
@@ -119,39 +121,21 @@ def _check_shard(index: Index, shard: int) -> list[Damage]:
 def _check_files(index: Index, shard: int) -> list[Damage]:
     """Check a shard in a local folder, its sidecar and its sidecar tars."""
     entry, path = index.shards[shard], index.path(shard)
-    table, damage = None, list[Damage]()
-    with _record_damage(sidecar_path(path), damage):
+    table, damage, of_sidecars = None, list[Damage](), list[Damage]()
+    with _record_damage(sidecar_path(path), of_sidecars):
         table = index.sidecar(shard)
-    reason = _find_corruption(path, entry)
-    if reason:
-        readable = table is not None and path.is_file()
-        clips = _damaged_clips(index, shard) if readable else ()
-        return [Damage(entry.file, reason, clips), *damage]
-    if unexpected := _unexpected_member(path, table):
-        damage.insert(0, Damage(entry.file, unexpected))
+    with _record_damage(path, damage):
+        _check_tar(path, entry, table)
     if table is None:
-        return damage
+        return damage + of_sidecars
+    if damage and path.is_file():
+        damage = [replace(damage[0], clips=_damaged_clips(index, shard))]
     prefix = f"{path.stem}."
     names = (file.name.removeprefix(prefix) for file in path.parent.glob(f"{prefix}*.*"))
     for kind in sorted({name.partition(".")[0] for name in names}):
-        with _record_damage(sidecar_tar_path(path, kind), damage):
+        with _record_damage(sidecar_tar_path(path, kind), of_sidecars):
             deque(read_sidecar_tar(path, kind), maxlen=0)
-    return damage
-
-
-def _find_corruption(path: Path, entry: Shard) -> str | None:
-    """Return how a shard differs from its entry in the index."""
-    try:
-        size = path.stat().st_size
-        if size != entry.bytes:
-            return f"has {size} bytes, not {entry.bytes}"
-        if sha256_file(path) != entry.sha256:
-            return "differs from the index (sha256)"
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as e:
-        return f"cannot be read: {e.strerror}"
-    return None
+    return damage + of_sidecars
 
 
 def _damaged_clips(index: Index, shard: int) -> tuple[str, ...]:
@@ -164,35 +148,40 @@ def _damaged_clips(index: Index, shard: int) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def _unexpected_member(path: Path, table: pa.Table | None) -> str | None:
-    """Return what a shard holds that the packer did not write.
+def _check_tar(path: Path, entry: Shard, table: pa.Table | None) -> None:
+    """Compare a shard with its entry in the index and its sidecar.
 
     A forged index may have the right hash of anything. Extracted by tar, a path or a link would
     write outside the folder.
+
+    Raises
+    ------
+    UserError
+        If it differs, or holds what the packer did not write.
     """
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise UserError(f"has {size} bytes, not {entry.bytes}")
+    if sha256_file(path) != entry.sha256:
+        raise UserError("differs from the index (sha256)")
     with path.open("rb") as f:
-        end = os.fstat(f.fileno()).st_size
         members, at = [], 0
         while (block := os.pread(f.fileno(), BLOCK, at)).strip(b"\0"):
             try:
                 info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
             except (tarfile.TarError, ValueError) as e:
-                return f"has no member at byte {at}: {e}"
+                raise UserError(f"has no member at byte {at}: {e}") from e
             if not info.isreg() or info.name.startswith(("/", ".")) or "/" in info.name:
-                return f"holds '{info.name}', a path, link or special file"
+                raise UserError(f"holds '{info.name}', a path, link or special file")
             members.append((info.name, at))
             at += BLOCK + -(-info.size // BLOCK) * BLOCK
         f.seek(at)
-        if at > end or any(chunk.strip(b"\0") for chunk in iter(lambda: f.read(1 << 20), b"")):
-            return f"holds more than its members, after byte {at}"
-    if table is not None and not _are_members_of(members, table):
-        return "has other members than its sidecar"
-    return None
-
-
-def _are_members_of(members: list[tuple[str, int]], table: pa.Table) -> bool:
-    """Return whether members (name and offset in the tar) are those of a sidecar."""
+        if at > size or any(chunk.strip(b"\0") for chunk in iter(lambda: f.read(1 << 20), b"")):
+            raise UserError(f"holds more than its members, after byte {at}")
+    if table is None:
+        return
     keys, offsets = table["key"].to_pylist(), table["offset"].to_pylist()
     headers = [(f"{key}.json", offset) for key, offset in zip(keys, offsets, strict=True)]
     videos = [name for name, _ in members[1::2]]
-    return members[::2] == headers and videos == [f"{key}.mjpg" for key in keys]
+    if members[::2] != headers or videos != [f"{key}.mjpg" for key in keys]:
+        raise UserError("has other members than its sidecar")

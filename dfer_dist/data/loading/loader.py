@@ -17,17 +17,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dfer_dist.config.schema import DataConfig
-from dfer_dist.data.loading import augmentation, buffers
+from dfer_dist.data.loading import augmentation, buffers, prefetch
 from dfer_dist.data.loading.augmentation import AugmentParams, sample_params, stack_params
 from dfer_dist.data.loading.batch import Batch
 from dfer_dist.data.loading.frame_sampling import eval_frames, train_frames
 from dfer_dist.data.loading.modalities import ModalityReader
-from dfer_dist.data.loading.prefetch import (
-    BatchRequest,
-    Prefetcher,
-    evaluation_requests,
-    training_requests,
-)
 from dfer_dist.data.loading.sampler import ClipSet, EpochPlan, evaluation_batches, keyed_rng
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import Clip, ClipHandle, ClipReader, DamagedClip
@@ -63,14 +57,14 @@ class _ClipDataset(Dataset[Batch]):
     def __post_init__(self) -> None:
         assert self.data.image_size is not None, "the model determines it"
         self.size = self.data.image_size
-        self.reader, self.prefetcher = ClipReader(self.index), Prefetcher(self.index)
+        self.reader, self.prefetcher = ClipReader(self.index), prefetch.Prefetcher(self.index)
         self.renderer = ModalityReader(self.index, self.modalities)
         self.frames = max(self.views, 1) * self.data.num_frames
         pictures = (1 + len(self.modalities)) * self.frames
         shape = (self.batch, pictures, self.size, self.size, 3)
         self.pool = buffers.BufferPool(self.data.workers * PREFETCH + KEPT, shape)
 
-    def __getitem__(self, request: BatchRequest) -> Batch:
+    def __getitem__(self, request: prefetch.BatchRequest) -> Batch:
         """Read and decode a batch.
 
         Each stage handles all clips before the next begins, which keeps its code in the
@@ -176,14 +170,8 @@ def train_loader(
     modalities : sequence of str
         ``model.modalities``; they do not change the frames and their augmentation.
     """
-    requests = training_requests(
-        plan,
-        epochs=epochs,
-        start=start,
-        rank=rank,
-        world_size=world_size,
-        micro_batch=micro_batch,
-    )
+    lanes = plan.lanes(range(rank, rank + 1), world_size)
+    requests = prefetch.training_requests(plan, lanes, micro_batch, start, epochs)
     return _start(_ClipDataset(index, data, modalities, micro_batch, plan.seed), requests)
 
 
@@ -227,10 +215,10 @@ def evaluation_loader(
     own = batches[rank::world_size]
     own += [[]] * (-(-len(batches) // world_size) - len(own))
     dataset = _ClipDataset(index, data, modalities, batch, seed, views, shuffle_frames)
-    return _start(dataset, evaluation_requests(own))
+    return _start(dataset, prefetch.evaluation_requests(own))
 
 
-def _start(dataset: _ClipDataset, requests: Iterable[BatchRequest]) -> Iterator[Batch]:
+def _start(dataset: _ClipDataset, requests: Iterable[prefetch.BatchRequest]) -> Iterator[Batch]:
     """Start the workers with the job's signals blocked.
 
     torch gives them a handler that would end them before :func:`_reset_worker` is called.

@@ -18,13 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfer_dist.data.faces.parsing_maps import (
-    colorize,
-    decode_maps,
-    draw_landmarks,
-    draw_regions,
-    fill_missing,
-)
+from dfer_dist.data.faces import parsing_maps
 from dfer_dist.data.loading.augmentation import AugmentParams
 from dfer_dist.data.shards import sidecars
 from dfer_dist.data.shards.index import Index
@@ -95,15 +89,15 @@ class ModalityReader:
             pictures, read = out[i * count : (i + 1) * count], partial(self._read, clip, kind)
             try:
                 if kind == LANDMARKS:
-                    found = read_array(read("found.npy"))
-                    points = fill_missing(read_array(read("landmarks.npy")), found)[clip.wanted]
+                    points, found = read_array(read("landmarks.npy")), read_array(read("found.npy"))
+                    points = parsing_maps.fill_missing(points, found)[clip.wanted]
                     points = transform_points(points, frame_size, params, size)
-                    pictures[:] = draw_landmarks(points, size)
+                    pictures[:] = parsing_maps.draw_landmarks(points, size)
                 else:
                     starts = read_array(read("starts.npy"))
-                    labels = decode_maps(read("maps.png"), starts, clip.wanted)
+                    labels = parsing_maps.decode_maps(read("maps.png"), starts, clip.wanted)
                     labels = resample_labels(labels, frame_size, params, size)
-                    colorize(labels, flipped=params.flip, out=pictures)
+                    parsing_maps.colorize(labels, flipped=params.flip, out=pictures)
             except _DAMAGE as e:
                 file = self.index.shards[clip.shard].file
                 raise DamagedClip(file, clip.key, f"{kind}: {e}") from e
@@ -135,7 +129,7 @@ def find_points(frames: Iterable[np.ndarray]) -> np.ndarray:
     from dfer_dist.data.faces.tracking import track_face  # dlib, which training need not have
 
     track = track_face(frames)
-    return fill_missing(track.points, track.found)
+    return parsing_maps.fill_missing(track.points, track.found)
 
 
 def draw_modality(
@@ -160,9 +154,9 @@ def draw_modality(
     """
     params = AugmentParams.identity(*frame_size)
     if kind == LANDMARKS:
-        return draw_landmarks(transform_points(points, frame_size, params, size), size)
-    labels = np.stack([draw_regions(own, *frame_size) for own in points])
-    return colorize(resample_labels(labels, frame_size, params, size))
+        return parsing_maps.draw_landmarks(transform_points(points, frame_size, params, size), size)
+    labels = np.stack([parsing_maps.draw_regions(own, *frame_size) for own in points])
+    return parsing_maps.colorize(resample_labels(labels, frame_size, params, size))
 
 
 def transform_points(

@@ -39,22 +39,14 @@ class BatchRequest(list[SampleRef]):
 
 
 def training_requests(
-    plan: EpochPlan,
-    *,
-    epochs: int,
-    start: tuple[int, int],
-    rank: int,
-    world_size: int,
-    micro_batch: int,
+    plan: EpochPlan, lanes: range, micro_batch: int, start: tuple[int, int], epochs: int
 ) -> Iterator[BatchRequest]:
-    """Yield a request for each micro batch of a rank, from (epoch, step) to the end of training.
+    """Yield a request for each micro batch of some lanes, from (epoch, step) to the end.
 
     One that enters a block carries the shards of it and of the next block.
     """
-    lanes_per_rank = plan.global_batch // world_size
-    lanes = range(rank * lanes_per_rank, (rank + 1) * lanes_per_rank)
-    first_step = start[1]
-    for epoch in range(start[0], epochs):
+    first_epoch, first_step = start
+    for epoch in range(first_epoch, epochs):
         plan = plan.at(epoch)
         for step in range(first_step, plan.steps):
             ahead = list[int]()
@@ -62,7 +54,7 @@ def training_requests(
                 ahead = plan.block_shards(step, lanes) + _next_block_shards(
                     plan, step, lanes, epochs
                 )
-            for i in range(0, lanes_per_rank, micro_batch):
+            for i in range(0, len(lanes), micro_batch):
                 refs = (plan.sample_ref(step, lane) for lane in lanes[i : i + micro_batch])
                 yield BatchRequest(refs, () if i else dict.fromkeys(ahead))
         first_step = 0
@@ -105,8 +97,7 @@ def check_cache(index: Index, plan: EpochPlan, local_ranks: range, world_size: i
     cache = index.root.cache
     # looks up the variables in its name
     _ = cache.folder
-    lanes_per_rank = plan.global_batch // world_size
-    lanes = range(local_ranks.start * lanes_per_rank, local_ranks.stop * lanes_per_rank)
+    lanes = plan.lanes(local_ranks, world_size)
     blocks = (plan.block_shards(step, lanes) for step in range(0, plan.steps, plan.block))
     needed = max(sum(index.shards[i].bytes for i in shards) for shards in blocks)
     if needed > cache.limit:

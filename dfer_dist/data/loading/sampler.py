@@ -157,6 +157,11 @@ class EpochPlan:
         """Return the plan of another epoch."""
         return replace(self, epoch=epoch)
 
+    def lanes(self, ranks: range, world_size: int) -> range:
+        """Return the lanes of consecutive ranks."""
+        per_rank = self.global_batch // world_size
+        return range(ranks.start * per_rank, ranks.stop * per_rank)
+
     @property
     def steps(self) -> int:
         """Number of steps of the epoch, which is the length of a lane."""

@@ -7,7 +7,6 @@ frames of videos are encoded as JPEGs of quality 95 without chroma subsampling.
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,13 +18,7 @@ from PIL import Image
 
 from dfer_dist.data.faces.crop import FACE_SIZE, MIN_FACE_FRACTION, find_face
 from dfer_dist.data.shards.sidecars import array_bytes
-from dfer_dist.data.sources.records import (
-    VIDEO_SUFFIXES,
-    ClipRecord,
-    Fault,
-    find_media,
-    list_frames,
-)
+from dfer_dist.data.sources.records import VIDEO_SUFFIXES, ClipRecord, Fault, clip_files
 from dfer_dist.data.video.decode import DamagedVideo, Video
 
 # Encoding a photograph with it changes pixels by about one grey level.
@@ -58,28 +51,6 @@ class LoadedClip:
     def left_out(self) -> bool:
         """Whether the clip is not packed."""
         return any(fault.left_out for fault in self.faults)
-
-
-def clip_files(record: ClipRecord) -> tuple[Path, ...]:
-    """Return the frame files of a clip in temporal order, or its video; empty if there is none."""
-    if isinstance(record.media, tuple):
-        return record.media
-    media = find_media(record.media)
-    if media is None:
-        return ()
-    return tuple(list_frames(media)) if media.is_dir() else (media,)
-
-
-def file_sizes(record: ClipRecord) -> list[tuple[str, int]]:
-    """Return name and size in bytes of each file of a clip; the size of a broken link is -1."""
-    return [(file.name, _file_size(file)) for file in clip_files(record)]
-
-
-def _file_size(file: Path) -> int:
-    try:
-        return os.stat(file).st_size
-    except OSError:
-        return -1
 
 
 def load_clip(record: ClipRecord, size: int | None = None, faces: bool = False) -> LoadedClip:

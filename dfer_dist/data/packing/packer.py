@@ -18,19 +18,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from dfer_dist.data.packing.report import (
-    REPORT,
-    PackReport,
-    PackSettings,
-    ShardResult,
-    check_strict,
-    list_problems,
-    make_report,
-)
+from dfer_dist.data.packing import report
 from dfer_dist.data.packing.shard_writer import STATE_FOLDER, ShardJob, hash_json, write_shard
 from dfer_dist.data.shards.index import Index, content_hash, read_index
 from dfer_dist.data.sources.records import CLASSES, NO_SPLIT, ClipRecord
@@ -84,7 +77,7 @@ def pack(
     """
     if not records or clips_per_shard < 1:
         raise UserError(f"{len(records)} clips to pack, {clips_per_shard} per shard: nothing to do")
-    settings = PackSettings(clips_per_shard, size, faces)
+    settings = report.PackSettings(clips_per_shard, size, faces)
     plan = _Plan(records, dataset, out, tuple(classes or CLASSES[dataset]), settings, strict)
     plan.check_records()
     if (out / "index.json").is_file():
@@ -102,7 +95,7 @@ class _Plan:
     dataset: str
     out: Path
     classes: tuple[str, ...]
-    settings: PackSettings
+    settings: report.PackSettings
     strict: bool
 
     @cached_property
@@ -134,37 +127,38 @@ class _Plan:
                 )
             sources[record.key] = record.source
         if self.strict:
-            check_strict([problem for r in self.records for problem in list_problems(r, r.faults)])
+            problems = (report.list_problems(r, r.faults) for r in self.records)
+            report.check_strict(list(chain.from_iterable(problems)))
 
     def load_finished(self) -> Index:
         """Return the index in the folder if it was packed from these records and files."""
         out = self.out
-        if not (out / REPORT).is_file():
+        if not (out / report.REPORT).is_file():
             raise UserError(
-                f"{out} holds shards, but no {REPORT} to compare with: remove it, or choose an "
-                "empty --out"
+                f"{out} holds shards, but no {report.REPORT} to compare with: remove it, or "
+                "choose an empty --out"
             )
-        index, report = read_index(out), PackReport.read(out / REPORT)
-        if report.settings != self.settings:
+        index, stored = read_index(out), report.PackReport.read(out / report.REPORT)
+        if stored.settings != self.settings:
             raise UserError(
-                f"{out} was packed with {report.settings}: give the same, or choose an empty --out"
+                f"{out} was packed with {stored.settings}: give the same, or choose an empty --out"
             )
         # threads, because the file system takes most of the time
         with ThreadPoolExecutor(8) as pool:
             sources = self._hash_sources(list(pool.map(ShardJob.digest, self.jobs)))
-        held = (index.name, index.classes, report.sources)
+        held = (index.name, index.classes, stored.sources)
         if held != (self.dataset, self.classes, sources):
             raise UserError(
-                f"{out} holds another data set ({index.name}, {report.clips} clips), or its lists "
+                f"{out} holds another data set ({index.name}, {stored.clips} clips), or its lists "
                 "or frames have changed since: choose an empty --out"
             )
         if self.strict:
-            check_strict(report.problems)
+            report.check_strict(stored.problems)
         return index
 
     def check_folder(self) -> None:
         """Reject files of other sets: a program that reads all tars would read clips twice."""
-        expected = {file.name for job in self.jobs for file in job.files} | {REPORT}
+        expected = {file.name for job in self.jobs for file in job.files} | {report.REPORT}
         names = sorted(file.name for file in self.out.iterdir()) if self.out.is_dir() else []
         for name in names:
             if name not in expected and not name.startswith("."):
@@ -172,7 +166,7 @@ class _Plan:
                     f"{self.out} holds {name}, which is no shard of this set: choose an empty --out"
                 )
 
-    def finish(self, results: Sequence[ShardResult]) -> Index:
+    def finish(self, results: Sequence[report.ShardResult]) -> Index:
         """Write the report and the index, and remove what only resuming needs."""
         shards = tuple(result.shard for result in results if result.shard)
         self._check_splits({shard.split for shard in shards}, results)
@@ -184,8 +178,8 @@ class _Plan:
         for file in self.out.iterdir():
             if file.name.startswith(prefixes):
                 file.unlink()
-        report = make_report(index, self.records, results, self.settings, sources)
-        report.write(self.out / REPORT)
+        made = report.make_report(index, self.records, results, self.settings, sources)
+        made.write(self.out / report.REPORT)
         body = {
             "name": self.dataset,
             "classes": self.classes,
@@ -196,7 +190,7 @@ class _Plan:
         shutil.rmtree(self.out / STATE_FOLDER, ignore_errors=True)
         return index
 
-    def _check_splits(self, packed: set[str], results: Sequence[ShardResult]) -> None:
+    def _check_splits(self, packed: set[str], results: Sequence[report.ShardResult]) -> None:
         empty = sorted({record.split for record in self.records} - packed - {NO_SPLIT})
         if empty:
             problems = (problem for result in results for problem in result.problems)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,22 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dfer_dist.data.packing.load_clip import file_sizes, load_clip
-from dfer_dist.data.packing.report import (
-    PackSettings,
-    Problem,
-    ShardResult,
-    check_strict,
-    list_problems,
-)
+from dfer_dist.data.packing import report
+from dfer_dist.data.packing.load_clip import load_clip
+from dfer_dist.data.shards import sidecars
 from dfer_dist.data.shards.index import SIDECAR, Shard, sidecar_path
-from dfer_dist.data.shards.sidecars import (
-    LANDMARKS,
-    read_manifest,
-    sidecar_tar_path,
-    write_sidecar_tar,
-)
-from dfer_dist.data.sources.records import ClipRecord
+from dfer_dist.data.sources.records import ClipRecord, clip_files
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import atomic_path, sha256_file
 
@@ -46,7 +36,7 @@ class ShardJob:
     tar : Path
     records : tuple of ClipRecord
     num_classes : int
-    settings : PackSettings
+    settings : report.PackSettings
     strict : bool
         Stop at the first fault.
     """
@@ -54,7 +44,7 @@ class ShardJob:
     tar: Path
     records: tuple[ClipRecord, ...]
     num_classes: int
-    settings: PackSettings
+    settings: report.PackSettings
     strict: bool
 
     @property
@@ -68,17 +58,28 @@ class ShardJob:
         files = (self.tar, sidecar_path(self.tar))
         if not self.settings.faces:
             return files
-        landmarks = sidecar_tar_path(self.tar, LANDMARKS)
+        landmarks = sidecars.sidecar_tar_path(self.tar, sidecars.LANDMARKS)
         return (*files, landmarks, landmarks.with_suffix(".json"))
 
     def digest(self) -> str:
         """Return a hash of all that decides the shard's bytes, with file sizes for contents."""
         clips = [
-            [r.key, r.label, r.split, r.source, r.listed_frames, file_sizes(r)]
+            [r.key, r.label, r.split, r.source, r.listed_frames, _file_sizes(r)]
             for r in self.records
         ]
         settings = self.settings
         return hash_json([self.tar.name, self.num_classes, settings.resize, settings.faces, clips])
+
+
+def _file_sizes(record: ClipRecord) -> list[tuple[str, int]]:
+    """Return name and size in bytes of each file of a clip; the size of a broken link is -1."""
+    sizes = []
+    for file in clip_files(record):
+        try:
+            sizes.append((file.name, os.stat(file).st_size))
+        except OSError:
+            sizes.append((file.name, -1))
+    return sizes
 
 
 def hash_json(body: object) -> str:
@@ -87,7 +88,7 @@ def hash_json(body: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
+def write_shard(job: ShardJob, advance: Callable[[int], None]) -> report.ShardResult:
     """Write a shard, its sidecar and, for face crops, its landmarks.
 
     A shard that an earlier run finished is kept. ``advance`` is called with numbers of clips done.
@@ -102,17 +103,17 @@ def write_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
     else:
         advance(len(job.records))
     if job.strict:
-        check_strict(result.problems)
+        report.check_strict(result.problems)
     return result
 
 
-def _finished_result(job: ShardJob, digest: str) -> ShardResult | None:
+def _finished_result(job: ShardJob, digest: str) -> report.ShardResult | None:
     """Return the result of an earlier run, which was written after its files, if they are whole."""
     try:
-        result = ShardResult.read(job.state_file)
+        result = report.ShardResult.read(job.state_file)
         shard = result.shard
         if shard and job.settings.faces:
-            read_manifest(job.tar, LANDMARKS)
+            sidecars.read_manifest(job.tar, sidecars.LANDMARKS)
         is_whole = shard is None or (
             job.tar.stat().st_size == shard.bytes
             and sha256_file(sidecar_path(job.tar)) == shard.sidecar_sha256
@@ -123,24 +124,17 @@ def _finished_result(job: ShardJob, digest: str) -> ShardResult | None:
     return result if is_whole and result.digest == digest else None
 
 
-def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> ShardResult:
-    # imported here: it imports torch, which reading an index does not need
-    from webdataset.writer import TarWriter
-
+def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> report.ShardResult:
     rows: list[dict[str, Any]] = []
     landmarks: list[tuple[str, dict[str, bytes]]] = []
-    problems: list[Problem] = []
+    problems: list[report.Problem] = []
     encoded = 0
-    with (
-        atomic_path(job.tar) as temporary,
-        temporary.open("wb") as f,
-        TarWriter(f, encoder=False, mtime=0) as writer,
-    ):
+    with sidecars.write_tar(job.tar) as writer:
         for record in job.records:
             clip = load_clip(record, job.settings.resize, job.settings.faces)
-            problems += list_problems(record, clip.faults)
+            problems += report.list_problems(record, clip.faults)
             if job.strict:
-                check_strict(problems)
+                report.check_strict(problems)
             if not clip.left_out:
                 rows.append(_write_clip(writer, record, clip.jpegs))
                 encoded += clip.num_encoded
@@ -150,11 +144,12 @@ def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> 
     if not rows:
         for file in job.files:
             file.unlink(missing_ok=True)
-        return ShardResult(digest, None, 0, 0, tuple(problems))
+        return report.ShardResult(digest, None, 0, 0, tuple(problems))
     with atomic_path(sidecar_path(job.tar)) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SIDECAR), temporary)
     if job.settings.faces:
-        write_sidecar_tar(job.tar, LANDMARKS, landmarks, {"by": "dfer pack --faces"})
+        made = {"by": "dfer pack --faces"}
+        sidecars.write_sidecar_tar(job.tar, sidecars.LANDMARKS, landmarks, made)
     labels = [row["label"] for row in rows]
     shard = Shard(
         file=job.tar.name,
@@ -166,7 +161,7 @@ def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> 
         sidecar_sha256=sha256_file(sidecar_path(job.tar)),
     )
     frames = sum(row["frames"] for row in rows)
-    return ShardResult(digest, shard, frames, encoded, tuple(problems))
+    return report.ShardResult(digest, shard, frames, encoded, tuple(problems))
 
 
 def _write_clip(writer: Any, record: ClipRecord, jpegs: list[bytes]) -> dict[str, Any]:
@@ -182,11 +177,5 @@ def _write_clip(writer: Any, record: ClipRecord, jpegs: list[bytes]) -> dict[str
     text = json.dumps(meta, separators=(",", ":"), ensure_ascii=False)
     offset = writer.tarstream.offset
     writer.write({"__key__": record.key, "json": text.encode(), "mjpg": b"".join(jpegs)})
-    return {
-        "key": record.key,
-        "label": record.label,
-        "offset": offset,
-        "frames": len(jpegs),
-        "size": writer.tarstream.offset - offset,
-        "crc32": [zlib.crc32(jpeg) for jpeg in jpegs],
-    }
+    size = writer.tarstream.offset - offset
+    return {**meta, "offset": offset, "size": size, "crc32": [zlib.crc32(jpeg) for jpeg in jpegs]}

@@ -25,15 +25,6 @@ from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.locks import file_lock, is_locked
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-# errors of the folder, not of the network
-_FOLDER_ERRORS = (
-    *DISK_FULL,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-)
 _POLL_S = 0.2  # between checks for space while other downloads fill the cache
 _NAME = re.compile(r"[0-9a-f]{64}\.(tar|parquet)")
 _PART = re.compile(rf"\.(?P<name>{_NAME.pattern})\.(?P<size>[0-9]+)\.part")
@@ -128,7 +119,9 @@ class Cache:
             with suppress(PermissionError):
                 os.utime(file)
         except OSError as e:
-            if e.errno not in _FOLDER_ERRORS:
+            refused = isinstance(e, (PermissionError, NotADirectoryError, FileExistsError))
+            if not refused and e.errno not in (*DISK_FULL, errno.EROFS):
+                # an error of the network
                 raise
             raise UserError(
                 f"data.cache={self.folder}: {e.strerror} (choose another folder, or a smaller "

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dfer_dist.config.schema import DataConfig
-from dfer_dist.data.shards.store import FetchError, Remote, open_store
+from dfer_dist.data.shards.store import Remote, open_store
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import parse_json
 
@@ -99,8 +99,7 @@ class Index:
 
     def train_shards(self, fold: int) -> list[int]:
         """Return the positions in ``shards`` of the training shards of a fold: all others."""
-        test = set(self.test_shards(fold))
-        return [i for i in range(len(self.shards)) if i not in test]
+        return sorted(set(range(len(self.shards))) - set(self.test_shards(fold)))
 
     def path(self, shard: int) -> Path:
         """Return a shard's file; only for a set in a local folder."""
@@ -139,10 +138,7 @@ class Index:
         entry = self.shards[shard]
         name = str(sidecar_path(Path(entry.file)))
         if isinstance(self.root, Remote):
-            try:
-                return self.root.read(name, entry.sidecar_sha256)
-            except FetchError as e:
-                raise UserError(str(e)) from e
+            return self.root.read(name, entry.sidecar_sha256)
         path = self.root / name
         try:
             data = path.read_bytes()
@@ -202,8 +198,6 @@ def load_index(root: Path | Remote) -> Index:
     file = f"{root}/index.json"
     try:
         text = root.get("index.json") if isinstance(root, Remote) else Path(file).read_bytes()
-    except FetchError as e:
-        raise UserError(str(e)) from e
     except (FileNotFoundError, NotADirectoryError) as e:
         raise UserError(
             f"{root} holds no index.json: pack a data set there with dfer pack, or give "

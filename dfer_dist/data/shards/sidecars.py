@@ -15,6 +15,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dfer_dist.data.shards.index import Index, sidecar_path
-from dfer_dist.data.shards.store import FetchError, Remote
+from dfer_dist.data.shards.store import Remote
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import atomic_path, parse_json, read_json, sha256_file
 from dfer_dist.utils.records import Record
@@ -129,13 +130,7 @@ def write_sidecar_tar(
     if not _KIND.fullmatch(kind):
         raise UserError(f"'{kind}' cannot name a sidecar tar: lower-case letters, digits and _")
     tar, keys = sidecar_tar_path(shard, kind), _keys(shard)
-    from webdataset.writer import TarWriter  # imports torch, which reading does not need
-
-    with (
-        atomic_path(tar) as temporary,
-        temporary.open("wb") as f,
-        TarWriter(f, encoder=False, mtime=0) as writer,
-    ):
+    with write_tar(tar) as writer:
         for row, expected in zip_longest(rows, keys):
             key, members = row or (None, {})
             if key != expected:
@@ -155,6 +150,19 @@ def write_sidecar_tar(
     }
     Manifest(**about, hash=manifest_hash(about)).write(tar.with_suffix(".json"))
     return tar
+
+
+@contextmanager
+def write_tar(tar: Path) -> Iterator[Any]:
+    """Yield WebDataset's writer of ``tar``, which appears once the block ends without an error."""
+    from webdataset.writer import TarWriter  # imports torch, which reading does not need
+
+    with (
+        atomic_path(tar) as temporary,
+        temporary.open("wb") as f,
+        TarWriter(f, encoder=False, mtime=0) as writer,
+    ):
+        yield writer
 
 
 def _list_members(tar: Path) -> dict[str, list[int]]:
@@ -260,7 +268,7 @@ def read_modality_manifest(index: Index, shard: int, kind: str) -> Manifest:
         tar = sidecar_tar_path(Path(entry.file), kind)
         raw = parse_json(root.get(str(tar.with_suffix(".json"))), f"{root}/{tar}")
         return Manifest.parse(raw, f"{root}/{tar}", kind, entry.sidecar_sha256)
-    except (UserError, FetchError) as e:
+    except UserError as e:
         raise UserError(
             f"model.modalities has {kind}, but {e} (dfer enrich SHARDS --{kind})"
         ) from e
@@ -269,9 +277,7 @@ def read_modality_manifest(index: Index, shard: int, kind: str) -> Manifest:
 def array_bytes(array: np.ndarray) -> bytes:
     """Return an array as the bytes of a ``.npy`` file, never a pickle."""
     buffer = io.BytesIO()
-    np.lib.format.write_array(
-        buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False
-    )
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return buffer.getvalue()
 
 

@@ -40,7 +40,7 @@ _failed: dict[str, tuple[float, str]] = {}
 _systems: dict[tuple[str, int], Any] = {}
 
 
-class FetchError(OSError):
+class FetchError(OSError, UserError):
     """A file that cannot be fetched, or whose bytes differ from the index; names its URL."""
 
 

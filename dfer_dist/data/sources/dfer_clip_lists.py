@@ -115,11 +115,18 @@ def join_splits(
     splits = _assign_splits(tests, faults)
     for fold, rows in trains.items():
         _check_training_list(fold, rows, splits, faults)
-    _check_labels(tests, trains, classes, faults)
-
     first_rows: dict[str, Row] = {}
-    for row in (row for lists in (tests, trains) for rows in lists.values() for row in rows):
-        first_rows.setdefault(row.source, row)
+    # of each clip and label the first list with it
+    labels: dict[str, dict[int, str]] = defaultdict(dict)
+    named = {**tests, **{f"training list of {fold}": rows for fold, rows in trains.items()}}
+    for name, rows in named.items():
+        for row in rows:
+            first_rows.setdefault(row.source, row)
+            labels[row.source].setdefault(row.label, name)
+    for source, lists_of in labels.items():
+        if len(lists_of) > 1:
+            text = ", ".join(f"{classes[label]} in {name}" for label, name in lists_of.items())
+            faults[source].append(Fault("label conflict", f"two labels: {text}", True))
     return [
         replace(row, split=splits.get(source, NO_SPLIT), faults=tuple(faults[source]))
         for source, row in first_rows.items()
@@ -250,22 +257,3 @@ def _check_training_list(
         elif split != fold and source not in trained:
             reason = f"not in the training list of {fold}; trained on all the same"
             faults[source].append(Fault("not trained", reason))
-
-
-def _check_labels(
-    tests: Mapping[str, Sequence[Row]],
-    trains: Mapping[str, Sequence[Row]],
-    classes: Sequence[str],
-    faults: dict[str, list[Fault]],
-) -> None:
-    """Add the faults of clips that have several labels."""
-    lists = [*tests.items(), *((f"training list of {fold}", rows) for fold, rows in trains.items())]
-    # of each clip and label the first list with it
-    labels: dict[str, dict[int, str]] = defaultdict(dict)
-    for name, rows in lists:
-        for row in rows:
-            labels[row.source].setdefault(row.label, name)
-    for source, lists_of in labels.items():
-        if len(lists_of) > 1:
-            text = ", ".join(f"{classes[label]} in {name}" for label, name in lists_of.items())
-            faults[source].append(Fault("label conflict", f"two labels: {text}", True))

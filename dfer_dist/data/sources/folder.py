@@ -143,13 +143,10 @@ def _find_clips(folder: Path, prefer_videos: bool) -> dict[str, Path]:
 
 def _assign_folds(records: Sequence[ClipRecord], folds: int, seed: int) -> list[int]:
     """Return a fold from 1 for each clip: clips are shuffled within their class, and take turns."""
-
-    def order(i: int) -> tuple[int, bytes]:
-        text = f"{seed} {records[i].source}"
-        return records[i].label, hashlib.sha256(text.encode()).digest()
-
+    digests = [hashlib.sha256(f"{seed} {record.source}".encode()).digest() for record in records]
+    order = sorted(range(len(records)), key=lambda i: (records[i].label, digests[i]))
     assigned = [0] * len(records)
-    for position, i in enumerate(sorted(range(len(records)), key=order)):
+    for position, i in enumerate(order):
         assigned[i] = position % folds + 1
     return assigned
 

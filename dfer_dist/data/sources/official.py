@@ -25,13 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfer_dist.data.sources.dfer_clip_lists import (
-    Row,
-    add_test_list,
-    join_splits,
-    number_folds,
-    read_rows,
-)
+from dfer_dist.data.sources import dfer_clip_lists
 from dfer_dist.data.sources.records import (
     CLASSES,
     VIDEO_SUFFIXES,
@@ -162,7 +156,7 @@ def read_official(
         lists, trainings = {"train": trainings["test"], **lists}, {}
     tests = {split: _read_list(file, layout) for split, file in lists.items()}
     trains = {s: _read_list(file, layout) for s, file in trainings.items() if file.is_file()}
-    rows = join_splits(tests, trains, CLASSES[dataset])
+    rows = dfer_clip_lists.join_splits(tests, trains, CLASSES[dataset])
     media, home = _find_clips(root, [row.source for row in rows], layout, prefer_videos)
     records = [
         ClipRecord(make_key(r.source), r.label, r.split, r.source, media[r.source], None, r.faults)
@@ -186,7 +180,7 @@ def _find_lists(root: Path, layout: _Layout) -> dict[str, Path]:
         raise UserError(f"{layout.lists} is in several folders, {homes}: give --root of one")
     ((home, tests),) = found.items()
     if "fold" in layout.test_list.groupindex:
-        return number_folds(tests, root / home)
+        return dfer_clip_lists.number_folds(tests, root / home)
     return {"test": tests[0]}
 
 
@@ -202,22 +196,22 @@ def _nearest_lists(root: Path, layout: _Layout) -> dict[str, dict[int, Path]]:
             match = layout.test_list.fullmatch(path.relative_to(root).as_posix())
             if match and entry.is_file():
                 depth, fold = len(folder.parts), int(match.groupdict().get("fold", 0))
-                add_test_list(found.setdefault(match["home"], {}), fold, path)
+                dfer_clip_lists.add_test_list(found.setdefault(match["home"], {}), fold, path)
     return found
 
 
-def _read_list(file: Path, layout: _Layout) -> list[Row]:
-    def parse(line: str) -> Row | None:
+def _read_list(file: Path, layout: _Layout) -> list[dfer_clip_lists.Row]:
+    def parse(line: str) -> dfer_clip_lists.Row | None:
         fields = re.split(r"[\s,]+", line.strip())
         name = fields[-1].lower()
         label = layout.labels.get(canonical_class(name) or name)
         if len(fields) != 2 or label is None:
             return None
-        return Row(layout.clip_name(fields[0]).strip("/"), label)
+        return dfer_clip_lists.Row(layout.clip_name(fields[0]).strip("/"), label)
 
     if not file.is_file():
         raise UserError(f"{file} is missing: the other lists in its folder need it")
-    rows = read_rows(file, parse, layout.line_format)
+    rows = dfer_clip_lists.read_rows(file, parse, layout.line_format)
     if not rows:
         raise UserError(f"{file} is empty: copy it again")
     return rows

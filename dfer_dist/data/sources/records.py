@@ -137,6 +137,16 @@ def find_media(path: Path) -> Path | None:
     return next((video for video in videos if video.is_file()), None)
 
 
+def clip_files(record: ClipRecord) -> tuple[Path, ...]:
+    """Return the frame files of a clip in temporal order, or its video; empty if there is none."""
+    if isinstance(record.media, tuple):
+        return record.media
+    media = find_media(record.media)
+    if media is None:
+        return ()
+    return tuple(list_frames(media)) if media.is_dir() else (media,)
+
+
 def list_frames(folder: Path) -> list[Path]:
     """Return the JPEG files of a folder in temporal order, or its PNG files if it has no JPEG."""
     names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]

@@ -221,27 +221,19 @@ def _scan_packets(container: InputContainer, stream: VideoStream) -> _PacketInfo
     if missing > _DURATION_TOLERANCE:
         fault = fault or f"it ends {missing:.1f} s before its declared end (truncated?)"
     time_base = stream.time_base or Fraction(1)
-    median, mean, is_uneven = _frame_gaps(times)
-    interval = (median if is_uneven else mean) * float(time_base)
+    interval, period = 0.0, None
+    gaps = np.diff(sorted(times))
+    if len(gaps):
+        # The mean is the better interval of even gaps: a container that rounds times to
+        # milliseconds has 60 frames per second at gaps of 16 or 17.
+        interval, median = float(gaps.mean()), float(np.median(gaps))
+        if median > 0 and (np.abs(gaps - median) > median / 2).any():
+            interval = period = median
+    interval *= float(time_base)
     if not interval and stream.average_rate:
         interval = float(1 / stream.average_rate)
-    period = median if is_uneven else None
     max_gap = float(Fraction(_MAX_GAP) / time_base)
     return _PacketInfo(len(times), period, max_gap, interval, fault)
-
-
-def _frame_gaps(times: set[int]) -> tuple[float, float, bool]:
-    """Return median and mean of the gaps between frames, and whether the gaps are uneven.
-
-    The mean is the better interval of even gaps: a container that rounds times to milliseconds has
-    60 frames per second at gaps of 16 or 17.
-    """
-    gaps = np.diff(sorted(times))
-    if not len(gaps):
-        return 0.0, 0.0, False
-    median = float(np.median(gaps))
-    is_uneven = median > 0 and bool((np.abs(gaps - median) > median / 2).any())
-    return median, float(gaps.mean()), is_uneven
 
 
 def _to_upright_rgb(frames: Iterable[VideoFrame], stream: VideoStream) -> Iterator[np.ndarray]:

@@ -14,9 +14,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.pipeline import make_pipeline
 
 from dfer_dist.data.captions.label_leakage import clean
-from dfer_dist.data.packing.load_clip import clip_files
 from dfer_dist.data.sources.dfer_clip_lists import read_lists
-from dfer_dist.data.sources.records import SEVEN
+from dfer_dist.data.sources.records import SEVEN, clip_files
 from dfer_dist.demo.captions import AT_REST, MAX_MOVEMENTS, MOVEMENTS, STILL, VISIBLE, describe_clip
 from dfer_dist.demo.dataset import (
     DESCRIPTIONS,

@@ -27,9 +27,7 @@ def test_block_shards_are_in_order_of_first_use(
 
 def test_requests_carry_shards_of_this_and_the_next_block(tiny_shards: Index) -> None:
     plan = EpochPlan(all_clips(tiny_shards, tiny_shards.train_shards(2)), 3, 0, 8, 2)
-    asks = list(
-        training_requests(plan, epochs=2, start=(0, 1), rank=1, world_size=2, micro_batch=2)
-    )
+    asks = list(training_requests(plan, plan.lanes(range(1, 2), 2), 2, (0, 1), 2))
     carried = [(i, set(a.ahead)) for i, a in enumerate(asks) if a.ahead]
     lanes, steps = range(4, 8), [(0, 1), (0, 2), (0, 4), (1, 0), (1, 2), (1, 4)]
     shards = [set(plan.at(e).block_shards(s, lanes)) for e, s in steps]

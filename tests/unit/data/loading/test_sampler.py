@@ -123,11 +123,7 @@ def test_training_requests_of_ranks_share_the_global_batch(world: int, micro: in
         for s in range(8)
     ][3:]
     ranks = [
-        list(
-            training_requests(
-                plan, epochs=3, start=(1, 3), rank=rank, world_size=world, micro_batch=micro
-            )
-        )
+        list(training_requests(plan, plan.lanes(range(rank, rank + 1), world), micro, (1, 3), 3))
         for rank in range(world)
     ]
     each = -(-12 // world // micro)  # micro batches in a step; the last one may be short

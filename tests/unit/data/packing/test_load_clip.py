@@ -8,10 +8,10 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from dfer_dist.data.packing.load_clip import clip_files, load_clip
+from dfer_dist.data.packing.load_clip import load_clip
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.packing.report import REPORT, PackReport
-from dfer_dist.data.sources.records import ClipRecord
+from dfer_dist.data.sources.records import ClipRecord, clip_files
 from tests.helpers.data.clips import encode_png, write_clip
 
 

@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfer_dist.data.packing.load_clip import clip_files
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.packing.report import REPORT
 from dfer_dist.data.shards.index import Index, read_index, sidecar_path
 from dfer_dist.data.sources.dfer_clip_lists import read_lists
-from dfer_dist.data.sources.records import ClipRecord
+from dfer_dist.data.sources.records import ClipRecord, clip_files
 from dfer_dist.utils.errors import UserError
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import simplejpeg
 
-from dfer_dist.data.packing.load_clip import clip_files
 from dfer_dist.data.sources.dfer_clip_lists import (
     Row,
     _find_lists,
@@ -15,7 +14,7 @@ from dfer_dist.data.sources.dfer_clip_lists import (
     join_splits,
     read_lists,
 )
-from dfer_dist.data.sources.records import CLASSES
+from dfer_dist.data.sources.records import CLASSES, clip_files
 from dfer_dist.utils.errors import UserError
 from tests.helpers.data.clips import write_clip
 from tests.helpers.data.official_layouts import SPLITS, needs_splits

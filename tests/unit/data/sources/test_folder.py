@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfer_dist.data.packing.load_clip import clip_files
 from dfer_dist.data.sources.folder import read_folder
-from dfer_dist.data.sources.records import ClipRecord
+from dfer_dist.data.sources.records import ClipRecord, clip_files
 from dfer_dist.utils.errors import UserError
 
 # three known classes of different sizes

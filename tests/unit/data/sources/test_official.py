@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dfer_dist.data.packing.load_clip import clip_files
 from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.data.sources.official import read_official
-from dfer_dist.data.sources.records import ELEVEN, SEVEN
+from dfer_dist.data.sources.records import ELEVEN, SEVEN, clip_files
 from dfer_dist.utils.errors import UserError
 from tests.helpers.data.official_layouts import (
     Clip,
