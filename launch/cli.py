@@ -12,71 +12,66 @@ from typer.main import get_command
 from launch.console import new_app, run_app
 
 
-class Entry(NamedTuple):
+class Row(NamedTuple):
     """Where a command is, and the first sentence of its help."""
 
-    function: str  # module:attribute in this package
+    module: str  # in this package
     summary: str
+    function: str = ""  # the name of the command by default
 
 
 # by panel of the help
 COMMANDS = {
     "Data": {
-        "pack": Entry("commands.data:pack", "Pack a data set into shards."),
-        "verify": Entry("commands.data:verify", "Check every byte of packed shards."),
-        "enrich": Entry("commands.data:enrich", "Add landmarks and parsing maps to packed shards."),
-        "describe": Entry(
-            "commands.describe:describe",
-            "Describe each clip with a vision model, or import captions.",
+        "pack": Row("commands.data", "Pack a data set into shards."),
+        "verify": Row("commands.data", "Check every byte of packed shards."),
+        "enrich": Row("commands.data", "Add landmarks and parsing maps to packed shards."),
+        "describe": Row(
+            "commands.describe", "Describe each clip with a vision model, or import captions."
         ),
     },
     "Training": {
-        "demo": Entry(
-            "commands.train:demo",
+        "demo": Row(
+            "commands.train",
             "Render a small data set, pack it, train five folds, and print the results.",
         ),
-        "crossval": Entry(
-            "commands.train:crossval",
-            "Train and test all folds, on this machine or on a Slurm cluster.",
+        "crossval": Row(
+            "commands.train", "Train and test all folds, on this machine or on a Slurm cluster."
         ),
-        "train": Entry("commands.train:train", "Train and test one fold."),
-        "resume": Entry("commands.train:resume", "Resume a run with the settings it has."),
+        "train": Row("commands.train", "Train and test one fold."),
+        "resume": Row("commands.train", "Resume a run with the settings it has."),
     },
     "Cluster": {
-        "status": Entry("slurm.status:status", "Show the state of each fold."),
-        "logs": Entry("slurm.logs:logs", "Print the log of a fold."),
-        "cancel": Entry("slurm.cancel:cancel", "Cancel all folds of a run that wait or train."),
-        "doctor": Entry(
-            "doctor.doctor:doctor",
-            "Check whether training would run on this machine or on a cluster.",
+        "status": Row("slurm.status", "Show the state of each fold."),
+        "logs": Row("slurm.logs", "Print the log of a fold."),
+        "cancel": Row("slurm.cancel", "Cancel all folds of a run that wait or train."),
+        "doctor": Row(
+            "doctor.doctor", "Check whether training would run on this machine or on a cluster."
         ),
     },
     "Results": {
-        "eval": Entry("commands.results:evaluate", "Test a checkpoint on a fold."),
-        "report": Entry("commands.results:report", "Write the report of a run, or compare runs."),
-        "ui": Entry("commands.tracking:ui", "Open a run in the MLflow UI."),
-        "sync": Entry("commands.tracking:sync", "Send to MLflow what its server lacks of a run."),
+        "eval": Row("commands.results", "Test a checkpoint on a fold.", "evaluate"),
+        "report": Row("commands.results", "Write the report of a run, or compare runs."),
+        "ui": Row("commands.tracking", "Open a run in the MLflow UI."),
+        "sync": Row("commands.tracking", "Send to MLflow what its server lacks of a run."),
     },
     "Models": {
-        "export": Entry("commands.models:export", "Export a checkpoint as a standalone model."),
-        "predict": Entry("commands.predict:predict", "Predict expressions in videos over time."),
-        "register": Entry(
-            "commands.tracking:register", "Register a fold's model in the MLflow model registry."
+        "export": Row("commands.models", "Export a checkpoint as a standalone model."),
+        "predict": Row("commands.predict", "Predict expressions in videos over time."),
+        "register": Row(
+            "commands.tracking", "Register a fold's model in the MLflow model registry."
         ),
-        "convert": Entry(
-            "commands.models:convert",
-            "Convert the authors' DFER-CLIP checkpoints to ours and back.",
+        "convert": Row(
+            "commands.models", "Convert the authors' DFER-CLIP checkpoints to ours and back."
         ),
-        "fetch-weights": Entry(
-            "commands.models:fetch_weights", "Download pretrained weights for offline training."
+        "fetch-weights": Row(
+            "commands.models", "Download pretrained weights for offline training."
         ),
-        "pretrain-demo": Entry(
-            "commands.models:pretrain_demo", "Train the tiny CLIP of the demo on drawn faces."
-        ),
+        "pretrain-demo": Row("commands.models", "Train the tiny CLIP of the demo on drawn faces."),
     },
     "Tools": {
-        "plan": Entry("commands.plan:plan", "Estimate memory, speed and hours of a run."),
-        "bench": Entry("commands.bench:bench", "Measure how fast this machine is."),
+        "plan": Row("commands.plan", "Estimate memory, speed and hours of a run."),
+        "bench": Row("commands.bench", "Measure how fast this machine is."),
     },
 }
 
@@ -84,14 +79,14 @@ COMMANDS = {
 class LazyCommand(TyperCommand):
     """A line of the table that becomes the command itself when arguments are parsed."""
 
-    def __init__(self, name: str, entry: Entry, panel: str) -> None:
+    def __init__(self, name: str, entry: Row, panel: str) -> None:
         super().__init__(name, help=entry.summary, rich_help_panel=panel, rich_markup_mode="rich")
         self.entry = entry
 
     def load(self) -> Any:
         """Import the module and return its command, for the copy of click that Typer uses."""
-        module, _, attribute = self.entry.function.partition(":")
-        function = getattr(importlib.import_module(f"launch.{module}"), attribute)
+        module = importlib.import_module(f"launch.{self.entry.module}")
+        function = getattr(module, self.entry.function or str(self.name).replace("-", "_"))
         if isinstance(function, typer.Typer):
             command = get_command(function)
         else:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Column, Table
 
 from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import atomic_path, write_text
 from launch.console import console, number_columns, print_line
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from dfer_dist.inference.predict import VideoPrediction
 
 _MAX_WINDOWS = 24  # of a video on the console; its table has all
-_PRECISIONS = ("bf16", "fp32")
 
 Model = Annotated[Path, typer.Argument(help="Folder that dfer export wrote.")]
 Videos = Annotated[list[Path], typer.Argument(help="Video files.", metavar="VIDEO...")]
@@ -32,7 +32,8 @@ Faces = Annotated[
     bool, typer.Option("--faces", help="Detect and crop the face, as dfer pack --faces does.")
 ]
 Precision = Annotated[
-    str | None, typer.Option(help="bf16 or fp32. Default: as the checkpoint was tested.")
+    Literal["bf16", "fp32"] | None,
+    typer.Option(help="bf16 or fp32. Default: as the checkpoint was tested."),
 ]
 
 
@@ -51,8 +52,6 @@ def predict(
 
     Example: [bold]dfer predict models/demo-1 interview.mp4 --faces[/bold]
     """
-    if precision not in (None, *_PRECISIONS):
-        raise UserError(f"--precision {precision}: give {' or '.join(_PRECISIONS)}")
     _check_names(videos)
     from dfer_dist.inference.exported import load
 
@@ -105,7 +104,6 @@ def _predict_video(
 def _write(prediction: VideoPrediction, out: Path) -> None:
     """Write the table and the plot of a video."""
     from dfer_dist.reporting.plots import save, timeline_figure
-    from dfer_dist.utils.files import atomic_path, write_text
 
     name = prediction.video.name
     write_text(out / f"{name}.csv", prediction.csv())
@@ -124,7 +122,6 @@ def _write(prediction: VideoPrediction, out: Path) -> None:
 def _write_overall(predictions: list[VideoPrediction], out: Path) -> None:
     """Write ``overall.csv`` with a row per video."""
     from dfer_dist.inference.predict import write_csv
-    from dfer_dist.utils.files import write_text
 
     rows: list[tuple[object, ...]] = [
         ("video", "seconds", "windows", "prediction", *predictions[0].classes)

@@ -230,8 +230,4 @@ def _train_folds(run: RunDir, folds: list[int], ranks: int, deadline: float | No
 def _exit_if_failed(folds: list[int]) -> None:
     if folds:
         numbers = ", ".join(map(str, folds))
-        print(
-            f"fold {numbers} failed; fix the cause, then run the same command to resume",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+        sys.exit(f"fold {numbers} failed; fix the cause, then run the same command to resume")
