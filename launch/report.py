@@ -13,7 +13,7 @@ from launch.console import console, print_line
 
 if TYPE_CHECKING:
     from dfer_dist.reporting.extra_tables import Published
-    from dfer_dist.reporting.sections import Section
+    from dfer_dist.reporting.tables import Section
     from dfer_dist.runs.layout import RunDir
 
 _OPEN_TIMEOUT = 10.0  # seconds that a slow server gets after training has ended
@@ -40,24 +40,21 @@ def report_run(
         Print all tables, not only the scores.
     """
     from dfer_dist.reporting.files import write_report
-    from dfer_dist.reporting.sections import summary_table
 
-    summary, sections = write_report(run, published, frames)
+    sections = write_report(run, published, frames)
     update_mlflow_runs(run, status)
-    console.print(summary_table(summary))
-    if all_tables:
-        print_tables(sections, omit="scores")
+    print_tables(sections if all_tables else sections[:1])
     print_line(f"report: {run.report}, {run.latex.name}, {run.page.name}")
     if run.info().tracking:
         print_line(f"MLflow: dfer ui {run.root}")
 
 
-def print_tables(sections: Sequence[Section], omit: str) -> None:
-    """Print the tables of all sections but the one with the key ``omit``."""
+def print_tables(sections: Sequence[Section]) -> None:
+    """Print the tables of sections, except the long list of clips of a comparison."""
     from dfer_dist.reporting.tables import terminal
 
     for section in sections:
-        if section.key != omit:
+        if section.key != "clips":
             for table in section.tables:
                 console.print(terminal(table))
 

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import NEUTRAL, flatten
-from dfer_dist.evaluation.significance import Difference, TTest
+from dfer_dist.evaluation.significance import Difference
 from dfer_dist.reporting.history import run_cost
 from dfer_dist.reporting.paired import Comparison, Paired
-from dfer_dist.reporting.sections import Section, latex_document
-from dfer_dist.reporting.tables import Table, markdown, render_template, slug, terminal
+from dfer_dist.reporting.results import LoadedRun, read_settings
+from dfer_dist.reporting.tables import Section, Table, slug
 from dfer_dist.reporting.wording import (
     folds_text,
+    join,
     mean_text,
-    missing_text,
     optional,
     p_text,
     signed,
+    warnings,
 )
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import atomic_path, read_json, write_text
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from rich.table import Table as RichTable
+from dfer_dist.runs.records import Summary
+from dfer_dist.utils.files import atomic_path
 
 MAX_CLIPS = 20  # changed clips in a report; the CSV file has all
-_METRICS = (("uar", "UAR"), ("war", "WAR"))
-
-Summary = Mapping[str, Any]
 
 
 def overview_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) -> Table:
@@ -43,38 +36,40 @@ def overview_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) 
     Parameters
     ----------
     runs : sequence of RunDir
-    summaries : sequence of mapping or None
+    summaries : sequence of Summary or None
         None for a run without a finished fold.
     """
-    settings = [_settings(run) for run in runs]
-    changed = _changed_keys([s for s in settings if s is not None])
-    rows, warnings = [], []
-    for run, config, summary in zip(runs, settings, summaries, strict=True):
+    configs = [read_settings(run) for run in runs]
+    settings = [flatten(config) if config else {} for config in configs]
+    known = [s for s in settings if s]
+    changed = [
+        key
+        for key in next(iter(known), {})
+        if not key.startswith(NEUTRAL) and len({repr(s[key]) for s in known}) > 1
+    ]
+    rows, alerts = [], []
+    for run, values, summary in zip(runs, settings, summaries, strict=True):
         differs = "settings of another version"
-        if config is not None:
-            differs = ", ".join(f"{k}={config[k]}" for k in changed)
-        if summary and (text := missing_text(summary)):
-            warnings.append(f"{run.root.name}: {text}")
-        folds = f"{len(_finished(summary))} of {len(run.info().folds)}"
-        rows.append([run.root.name, differs, folds, *_mean_cells(summary)])
+        if values:
+            differs = join(f"{key}={values[key]}" for key in changed)
+        finished, means = 0, ["missing", "missing"]
+        if summary:
+            finished, means = len(summary.folds), [mean_text(summary.uar), mean_text(summary.war)]
+            alerts += [f"{run.root.name}: {text}" for text in warnings(summary)]
+        rows.append([run.root.name, differs, f"{finished} of {len(run.info().folds)}", *means])
     header = ["Run", "What differs", "Folds", "UAR %", "WAR %"]
-    return Table("runs", "Runs side by side", header, rows, warnings, left=2)
+    return Table("runs", "Runs side by side", header, rows, alerts, left=2)
 
 
-def systems_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) -> Table:
+def systems_table(runs: Sequence[LoadedRun]) -> Table:
     """Return a row for each run: trained parameters, scores, speed and memory."""
     rows = []
-    for run, summary in zip(runs, summaries, strict=True):
-        cost = run_cost(run, _finished(summary))
-        rows.append(
-            [
-                run.root.name,
-                optional(cost.trained_parameters, 3, 1e6),
-                *_mean_cells(summary),
-                optional(cost.clips_per_second, 1),
-                optional(cost.peak_bytes, 2, 2**30),
-            ]
-        )
+    for loaded in runs:
+        cost, summary = run_cost(loaded.costs), loaded.summary
+        trained = optional(cost.trained_parameters, 3, 1e6)
+        means = [mean_text(summary.uar), mean_text(summary.war)]
+        use = [optional(cost.clips_per_second, 1), optional(cost.peak_bytes, 2, 2**30)]
+        rows.append([loaded.run.root.name, trained, *means, *use])
     header = ["Run", "Trained, million", "UAR %", "WAR %", "Clips / s", "Memory, GiB"]
     note = (
         "Parameters that are trained; clips a second in training, over all ranks, median over "
@@ -83,86 +78,57 @@ def systems_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) -
     return Table("systems", "Size, speed and memory", header, rows, notes=[note])
 
 
-def _finished(summary: Summary | None) -> list[dict[str, Any]]:
-    """Return the results of the finished folds."""
-    return summary["folds"] if summary else []
-
-
-def _mean_cells(summary: Summary | None) -> list[str]:
-    if not summary:
-        return ["missing", "missing"]
-    return [mean_text(summary, metric) for metric, _ in _METRICS]
-
-
-def _settings(run: RunDir) -> dict[str, Any] | None:
-    """Return the settings by dotted key; None if this version cannot read them."""
-    try:
-        return flatten(read_config(run.config))
-    except UserError:
-        return None
-
-
-def _changed_keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    keys = [k for k in next(iter(settings), {}) if not k.startswith(NEUTRAL)]
-    return [k for k in keys if len({repr(s[k]) for s in settings}) > 1]
-
-
-def write_overview(runs: Sequence[RunDir], path: Path) -> RichTable:
-    """Write the overview from each ``summary.json`` as Markdown; return it for the terminal."""
-    summaries = [read_json(run.summary) if run.summary.exists() else None for run in runs]
-    table = overview_table(runs, summaries)
-    write_text(path, markdown(table) + "\n")
-    return terminal(table)
-
-
 def comparison_sections(
-    tables: Sequence[Table], comparisons: Sequence[Comparison]
+    runs: Sequence[LoadedRun], comparisons: Sequence[Comparison]
 ) -> list[Section]:
-    """Return the sections of a comparison; ``tables`` have a row for each run."""
+    """Return the sections of a comparison of ``runs``."""
     text = (
-        f"All differences are against {comparisons[0].first.name}, on the same clips; positive: "
+        f"All differences are against {runs[0].name}, on the same clips; positive: "
         "the other run is better."
     )
-    differences = [_difference_table(c) for c in comparisons]
+    overview = overview_table([r.run for r in runs], [r.summary for r in runs])
+    differences = [_difference_table(c, c.paired) for c in comparisons]
     sections = [
-        Section("runs", "Runs side by side", [], list(tables)),
-        Section("differences", "Differences", [text], differences),
+        Section("runs", "Runs side by side", [overview, systems_table(runs)]),
+        Section("differences", "Differences", differences, [text]),
     ]
     paired = [(c, c.paired) for c in comparisons if c.paired]
     if paired:
         changed = "Classes that gained and lost"
         sections += [
-            Section("folds", "Fold by fold", [], [_fold_table(c, p) for c, p in paired]),
-            Section("classes", changed, [], [_class_table(c, p) for c, p in paired]),
-            Section("clips", "Clips that changed", [], [_clip_table(c, p) for c, p in paired]),
+            Section("folds", "Fold by fold", [_fold_table(c, p) for c, p in paired]),
+            Section("classes", changed, [_class_table(c, p) for c, p in paired]),
+            Section("clips", "Clips that changed", [_clip_table(c, p) for c, p in paired]),
         ]
     return sections
 
 
-def _title(c: Comparison) -> str:
-    return f"{c.second.name} against {c.first.name}"
+def _table(
+    c: Comparison, kind: str, header: list[str], rows: list[list[str]], **more: Any
+) -> Table:
+    return Table(f"{kind}-{slug(c.second.name)}", c.title, header, rows, c.warnings, **more)
 
 
 def _difference_cells(d: Difference) -> list[str]:
     return [signed(d.value), f"{signed(d.low)} to {signed(d.high)}"]
 
 
-def _difference_table(c: Comparison) -> Table:
-    name, title = f"differences-{slug(c.second.name)}", _title(c)
+def _difference_table(c: Comparison, p: Paired | None) -> Table:
     header = ["Measure", "Difference", "95 % interval", "Test", "Statistic", "p"]
-    p = c.paired
     if p is None:
-        return Table(name, title, header, [["not compared", *[""] * 5]], c.warnings)
+        return _table(c, "differences", header, [["not compared", *[""] * 5]])
     rows = []
-    for metric, label in _METRICS:
-        cells = _difference_cells(p.difference[metric])
-        rows.append([f"{label}, mean over folds", *cells, *_t_cells(p.t_test[metric])])
+    for metric, t in p.t_test.items():
+        test = ["", "", ""]
+        if t:
+            statistic = "" if t.t is None else f"t({t.df}) = {signed(t.t)}"
+            test = ["corrected t", statistic, p_text(t.p)]
+        label = f"{metric.upper()}, mean over folds"
+        rows.append([label, *_difference_cells(p.difference[metric]), *test])
     gained, lost = p.mcnemar.gained, p.mcnemar.lost
     share = signed(100.0 * (gained - lost) / p.clips)
-    statistic = f"{gained} gained, {lost} lost"
-    rows.append(
-        ["clips right, pooled", share, "", "McNemar, exact", statistic, p_text(p.mcnemar.p)]
-    )
+    test = ["McNemar, exact", f"{gained} gained, {lost} lost", p_text(p.mcnemar.p)]
+    rows.append(["clips right, pooled", share, "", *test])
     notes = [
         f"{p.clips} clips of {folds_text([f.fold for f in p.folds])}; in percent points; paired "
         "bootstrap over clips within folds.",
@@ -171,29 +137,20 @@ def _difference_table(c: Comparison) -> Table:
     if len(p.folds) > 1:
         sizes = f"{p.n_train:.0f} / {p.n_test:.0f}"
         notes[1] = f"Corrected t-test: n_train / n_test = {sizes} clips."
-    return Table(name, title, header, rows, c.warnings, notes)
-
-
-def _t_cells(t: TTest | None) -> list[str]:
-    if t is None:
-        return ["", "", ""]
-    statistic = ""
-    if t.t is not None:
-        statistic = f"t({t.df}) = {signed(t.t)}"
-    return ["corrected t", statistic, p_text(t.p)]
+    return _table(c, "differences", header, rows, notes=notes)
 
 
 def _fold_table(c: Comparison, p: Paired) -> Table:
     header = ["Fold", "Clips"]
-    for _, label in _METRICS:
-        header += [f"{label} % {c.first.name}", f"{label} % {c.second.name}", "difference"]
+    for label in ("UAR %", "WAR %"):
+        header += [f"{label} {c.first.name}", f"{label} {c.second.name}", "difference"]
     rows = []
     for f in p.folds:
         row = [str(f.fold), str(f.clips)]
         for first, second in (f.uar, f.war):
             row += [f"{first:.2f}", f"{second:.2f}", signed(second - first)]
         rows.append(row)
-    return Table(f"folds-{slug(c.second.name)}", _title(c), header, rows, c.warnings)
+    return _table(c, "folds", header, rows)
 
 
 def _class_table(c: Comparison, p: Paired) -> Table:
@@ -208,27 +165,20 @@ def _class_table(c: Comparison, p: Paired) -> Table:
         "Folds pooled. Gained, lost: clips. p: McNemar's test, Holm's correction for all classes; "
         "a verdict where it is below 0.05."
     )
-    return Table(f"classes-{slug(c.second.name)}", _title(c), header, rows, c.warnings, [note])
+    return _table(c, "classes", header, rows, notes=[note])
 
 
 def _clip_table(c: Comparison, p: Paired) -> Table:
-    a, b = c.first.name, c.second.name
     by_confidence = sorted(p.changes, key=lambda x: -(x.first_probability + x.second_probability))
-    rows = [
-        [
-            x.key,
-            str(x.fold),
-            x.truth,
-            f"{x.first} ({x.first_probability:.2f})",
-            f"{x.second} ({x.second_probability:.2f})",
-            x.kind,
-        ]
-        for x in by_confidence[:MAX_CLIPS]
-    ]
+    rows = []
+    for x in by_confidence[:MAX_CLIPS]:
+        first = f"{x.first} ({x.first_probability:.2f})"
+        second = f"{x.second} ({x.second_probability:.2f})"
+        rows.append([x.key, str(x.fold), x.truth, first, second, x.kind])
     kinds = [x.kind for x in p.changes]
-    counts = [f"{kinds.count(k)} {k}" for k in ("gained", "lost", "other mistake")]
+    counts = join(f"{kinds.count(k)} {k}" for k in ("gained", "lost", "other mistake"))
     notes = [
-        f"{len(kinds)} of {p.clips} clips were predicted differently: {', '.join(counts)}; "
+        f"{len(kinds)} of {p.clips} clips were predicted differently: {counts}; "
         "probabilities in brackets."
     ]
     if len(kinds) > MAX_CLIPS:
@@ -236,8 +186,8 @@ def _clip_table(c: Comparison, p: Paired) -> Table:
             f"Shown are the {MAX_CLIPS} of which both are most confident; all are in "
             f"{clips_file(c)}."
         )
-    header = ["Clip", "Fold", "Truth", a, b, "Change"]
-    return Table(f"clips-{slug(b)}", _title(c), header, rows, c.warnings, notes, left=6)
+    header = ["Clip", "Fold", "Truth", c.first.name, c.second.name, "Change"]
+    return _table(c, "clips", header, rows, notes=notes, left=6)
 
 
 def clips_file(c: Comparison) -> str:
@@ -258,30 +208,8 @@ def write_clips(c: Comparison, p: Paired, path: Path) -> None:
             out.writerow([x.fold, x.key, x.truth, *first, *second, x.kind])
 
 
-def comparison_title(comparisons: Sequence[Comparison]) -> str:
-    """Return the names of all runs."""
-    names = ", ".join(c.second.name for c in comparisons)
-    return f"{names} against {comparisons[0].first.name}"
-
-
-def comparison_markdown(sections: Sequence[Section], comparisons: Sequence[Comparison]) -> str:
-    """Return the text of ``comparison.md``."""
-    title = comparison_title(comparisons)
-    return render_template("comparison.md", title=title, sections=sections)
-
-
-def comparison_latex(sections: Sequence[Section], comparisons: Sequence[Comparison]) -> str:
-    """Return the text of ``comparison.tex``: all tables except the one of single clips."""
-    tables = [t for s in sections for t in s.tables if s.key != "clips"]
-    return latex_document(tables, "compare", [comparison_title(comparisons)])
-
-
-def comparison_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """Return the content of ``comparison.json``; the changed clips are in files of their own."""
-    return {"comparisons": [_as_json(c) for c in comparisons]}
-
-
-def _as_json(c: Comparison) -> dict[str, Any]:
+def comparison_json(c: Comparison) -> dict[str, Any]:
+    """Return an item of ``comparison.json``; the changed clips are in files of their own."""
     paired: dict[str, Any] | None = None
     if c.paired:
         paired = asdict(c.paired)

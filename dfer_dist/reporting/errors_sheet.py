@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
 from scipy.special import softmax
 
 from dfer_dist.config.load import read_config
 from dfer_dist.data.loading.frame_sampling import sample_evenly
 from dfer_dist.data.shards.index import Index, open_index
 from dfer_dist.data.shards.reader import Clip, ClipReader, DamagedClip
-from dfer_dist.reporting.results import LoadedFold, load_folds
+from dfer_dist.reporting.plots import ALERT, FAINT, INK, new_figure, save
+from dfer_dist.reporting.results import LoadedRun, load_run
 from dfer_dist.reporting.wording import folds_text
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import atomic_path
 
 NUM_FRAMES = 6  # of a clip, evenly spaced
 _SIZE = 112  # pixels of a frame on the sheet
-_DPI = 110
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,20 @@ class ConfidentError:
     truth_probability: float
 
 
-def find_confident_errors(folds: Sequence[LoadedFold], count: int) -> list[ConfidentError]:
+def find_confident_errors(loaded: LoadedRun, count: int) -> list[ConfidentError]:
     """Return the ``count`` errors with the highest probability over all folds, highest first.
 
     Equal ones are ordered by fold and key.
     """
     found = []
-    for fold in folds:
+    for k, fold in loaded.folds.items():
         t = fold.table
         probabilities = softmax(t.logits.astype(np.float64), axis=1)
         for i in np.flatnonzero(t.predicted != t.labels):
             truth, predicted = int(t.labels[i]), int(t.predicted[i])
             found.append(
                 ConfidentError(
-                    fold=fold.result["fold"],
+                    fold=k,
                     key=t.keys[i],
                     truth=t.scores.classes[truth],
                     predicted=t.scores.classes[predicted],
@@ -79,25 +80,25 @@ def draw_confident_errors(run: RunDir, count: int) -> tuple[Path, list[Confident
         No fold is finished, no clip is misclassified, the shards are missing or of other data than
         the run's, or a clip is damaged.
     """
-    folds = load_folds(run, run.info().folds)
-    errors = find_confident_errors(folds, count)
+    loaded = load_run(run)
+    errors = find_confident_errors(loaded, count)
     if not errors:
         raise UserError(f"{run.root}: no clip is misclassified in the finished folds")
     data = read_config(run.config).data
     index = open_index(data, data.loss_budget)
-    if index.hash != folds[0].result["index_hash"]:
+    if index.hash != loaded.result.index_hash:
         raise UserError(
             f"{data.shards} holds other data than {run.root} was tested on: frames of its clips "
             "cannot be shown"
         )
     clips = _read(index, errors)
-    missing = [k for k in run.info().folds if k not in {f.result["fold"] for f in folds}]
+    figure = _draw_sheet(errors, clips)
     title = f"{index.name}, {run.root.name}: the {len(errors)} most confident errors"
-    note = ""
+    color, missing = INK, loaded.summary.missing
     if missing:
-        note = f" (without {folds_text(missing)}, not finished)"
-    with atomic_path(run.mistakes) as path:
-        _draw_sheet(errors, clips, title, note, path)
+        color, title = ALERT, f"{title} (without {folds_text(missing)}, not finished)"
+    figure.suptitle(title, fontsize=12, fontweight="bold", color=color)
+    save(figure, run.mistakes)
     return run.mistakes, errors
 
 
@@ -118,19 +119,11 @@ def _read(index: Index, errors: Sequence[ConfidentError]) -> list[Clip]:
         raise UserError(f"{e}: copy the shard again") from e
 
 
-def _draw_sheet(
-    errors: Sequence[ConfidentError], clips: Sequence[Clip], title: str, note: str, path: Path
-) -> None:
+def _draw_sheet(errors: Sequence[ConfidentError], clips: Sequence[Clip]) -> Figure:
     """Draw a row of frames for each error, in two columns if there are many."""
-    from matplotlib.figure import Figure
-
-    from dfer_dist.reporting.plots import ALERT, FAINT, INK
-
     columns = 2 if len(errors) > 5 else 1
     rows = -(-len(errors) // columns)
-    figure = Figure(figsize=(columns * 6.6, rows * 1.36 + 0.9), dpi=_DPI, layout="constrained")
-    color = ALERT if note else INK
-    figure.suptitle(f"{title}{note}", fontsize=12, fontweight="bold", color=color)
+    figure = new_figure(columns * 6.6, rows * 1.36 + 0.9, dpi=110)
     axes = figure.subplots(rows, columns, squeeze=False).T.ravel()
     for ax in axes:
         ax.axis("off")
@@ -141,18 +134,13 @@ def _draw_sheet(
         ax.text(0, 1.06, left, fontsize=10, fontweight="bold", color=INK, **above)
         right = f"fold {e.fold}, {e.key}, {e.truth} {e.truth_probability:.3f}"
         ax.text(1, 1.06, right, fontsize=8.5, ha="right", color=FAINT, **above)
-    figure.supxlabel(
-        "Frames of people: keep this picture where the data set may be.", fontsize=9, color=FAINT
-    )
-    figure.savefig(path, format="png", dpi=_DPI, metadata={"Software": None})
+    warning = "Frames of people: keep this picture where the data set may be."
+    figure.supxlabel(warning, fontsize=9, color=FAINT)
+    return figure
 
 
 def _frame_strip(clip: Clip) -> np.ndarray:
     """Return the frames side by side, uint8 [S, F S, 3]."""
-    from PIL import Image
-
-    small = [
-        np.asarray(Image.fromarray(f).resize((_SIZE, _SIZE), Image.Resampling.LANCZOS))
-        for f in clip.frames
-    ]
-    return np.concatenate(small, axis=1)
+    size = (_SIZE, _SIZE)
+    frames = (Image.fromarray(f).resize(size, Image.Resampling.LANCZOS) for f in clip.frames)
+    return np.hstack([np.asarray(frame) for frame in frames])

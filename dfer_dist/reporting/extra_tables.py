@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from dfer_dist.config.load import PUBLISHED, config_dir, load_as
-from dfer_dist.reporting.results import check_scores, read_predictions
+from dfer_dist.reporting.results import LoadedRun, check_scores, read_predictions
 from dfer_dist.reporting.tables import Table
 from dfer_dist.reporting.wording import (
-    PROTOCOLS,
     heading,
     interval_text,
     join,
@@ -28,11 +27,12 @@ from dfer_dist.reporting.wording import (
     warnings,
 )
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.records import FoldResult, Scores
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
+from dfer_dist.utils.records import from_json
 
 ZERO_SHOT_FILES = "zero-shot*.json"
-_METRICS = ("uar", "war")
 
 
 @dataclass
@@ -89,28 +89,26 @@ def read_published(source: str) -> Published:
     return published
 
 
-def published_table(name: str, summary: Mapping[str, Any], published: Published) -> Table:
-    """Return the run ``name`` on top of all methods with scores on its data set, by WAR.
+def published_table(loaded: LoadedRun, published: Published) -> Table:
+    """Return the run on top of all methods with scores on its data set, by WAR.
 
     Raises
     ------
     UserError
         If no method has scores on the data set.
     """
-    dataset = str(summary["dataset"]).lower()
+    summary, name = loaded.summary, loaded.run.root.name
+    dataset = summary.dataset.lower()
     methods = [m for m in published.methods if dataset in m.figures]
     if not methods:
         known = sorted({d for m in published.methods for d in m.figures})
         raise UserError(
-            f"no scores are published for the data set '{dataset}', only for {', '.join(known)}"
+            f"no scores are published for the data set '{dataset}', only for {join(known)}"
         )
-    selection = PROTOCOLS[summary["selection"]].partition(":")[0]
-    means, intervals = zip(
-        *((mean_text(summary, m), interval_text(summary, m)) for m in _METRICS), strict=True
-    )
+    spreads = (summary.uar, summary.war)
     rows = [
-        [f"{name} (this run)", "video", selection, *means],
-        ["95 % interval", "", "", *intervals],
+        [f"{name} (this run)", "video", summary.selection, *map(mean_text, spreads)],
+        ["95 % interval", "", "", *(interval_text(*s.ci95) for s in spreads)],
     ]
     for method in sorted(methods, key=lambda m: m.figures[dataset].war):
         scores = method.figures[dataset]
@@ -120,28 +118,14 @@ def published_table(name: str, summary: Mapping[str, Any], published: Published)
         "Scores of papers are as published, not reproduced here; how each paper chose its epoch, "
         "its frames and its weights is its own."
     ]
-    notes += [f"{m.name}: {m.paper}, {', '.join(filter(None, [m.venue, m.id]))}." for m in methods]
-    return Table(
-        "published",
-        f"{summary['dataset']}: this run and published scores",
-        ["Method", "Input", "Selection, or source", "UAR %", "WAR %"],
-        rows,
-        warnings(summary),
-        notes,
-        left=3,
-        rules=frozenset([2]),
-    )
+    notes += [f"{m.name}: {join(filter(None, [m.paper, m.venue, m.id]))}." for m in methods]
+    header = ["Method", "Input", "Selection, or source", "UAR %", "WAR %"]
+    title = f"{summary.dataset}: this run and published scores"
+    alerts = warnings(summary)
+    return Table("published", title, header, rows, alerts, notes, left=3, rules=[2])
 
 
-@dataclass(frozen=True)
-class _ZeroShot:
-    """A zero-shot result and the training fold of its checkpoint."""
-
-    fold: int
-    result: Mapping[str, Any]
-
-
-def zero_shot_table(run: RunDir, summary: Mapping[str, Any]) -> Table | None:
+def zero_shot_table(loaded: LoadedRun) -> Table | None:
     """Return a row for each zero-shot result of the finished folds, and the means by data set.
 
     Returns
@@ -154,55 +138,49 @@ def zero_shot_table(run: RunDir, summary: Mapping[str, Any]) -> Table | None:
     UserError
         For a result that its predictions contradict, or of another training.
     """
-    found = [z for r in summary["folds"] for z in _read_zero_shot(run, r)]
-    if not found:
+    results = [
+        r for fold in loaded.folds.values() for r in _read_zero_shot(loaded.run, fold.result)
+    ]
+    if not results:
         return None
     rows: list[list[str]] = []
-    rules = set[int]()
-    for name in dict.fromkeys(z.result["dataset"] for z in found):
-        own = [z for z in found if z.result["dataset"] == name]
-        rows += [_zero_shot_row(z) for z in own]
-        if len({z.fold for z in own}) == len(own) > 1:
-            uar, war = (f"{np.mean([z.result[m] for z in own]):.2f}" for m in _METRICS)
-            folds = f"mean of {join([z.fold for z in own])}"
-            rules.add(len(rows))
-            rows.append([name, folds, "", uar, "", "", war, "", ""])
-    header = ["Tested on", "Fold of the training", "Clips"]
-    for metric in ("UAR %", "WAR %"):
-        header += [metric, "Chance", "p"]
-    return Table(
-        "zero-shot",
-        f"{heading(summary)}: zero-shot",
-        header,
-        rows,
-        notes=_zero_shot_notes([z.result for z in found]),
-        left=2,
-        rules=frozenset(rules),
-    )
+    rules = []
+    for name in dict.fromkeys(r["dataset"] for r in results):
+        own = [r for r in results if r["dataset"] == name]
+        rows += [_zero_shot_row(r) for r in own]
+        folds = [r["trained_on"]["fold"] for r in own]
+        if len(set(folds)) == len(own) > 1:
+            uar, war = (f"{np.mean([r[m] for r in own]):.2f}" for m in ("uar", "war"))
+            rules.append(len(rows))
+            rows.append([name, f"mean of {join(folds)}", "", uar, "", "", war, "", ""])
+    scores = [x for metric in ("UAR %", "WAR %") for x in (metric, "Chance", "p")]
+    header = ["Tested on", "Fold of the training", "Clips", *scores]
+    title, notes = f"{heading(loaded.summary)}: zero-shot", _zero_shot_notes(results)
+    return Table("zero-shot", title, header, rows, notes=notes, left=2, rules=rules)
 
 
-def _read_zero_shot(run: RunDir, fold: Mapping[str, Any]) -> list[_ZeroShot]:
-    found = []
-    for path in sorted(run.fold(fold["fold"]).root.glob(ZERO_SHOT_FILES)):
+def _read_zero_shot(run: RunDir, fold: FoldResult) -> list[dict[str, Any]]:
+    results = []
+    for path in sorted(run.fold(fold.fold).root.glob(ZERO_SHOT_FILES)):
         result = read_json(path)
         origin = result.get("trained_on") or {}
-        if any(origin.get(key) != fold[key] for key in ("fold", "config_hash", "index_hash")):
+        if any(origin.get(k) != getattr(fold, k) for k in ("fold", "config_hash", "index_hash")):
             raise UserError(f"{path} is no result of this fold's checkpoints: move it elsewhere")
         table = read_predictions(path.with_suffix(".parquet"), result["classes"])
-        check_scores(path, result, table.scores, ("n", "support", "confusion", "uar", "war"))
-        found.append(_ZeroShot(fold["fold"], result))
-    return found
+        check_scores(path, from_json(Scores, result), table.scores)
+        results.append(result)
+    return results
 
 
-def _zero_shot_row(z: _ZeroShot) -> list[str]:
-    result, chance = z.result, z.result["chance"]
-    row = [result["dataset"], str(z.fold), str(result["n"])]
-    for metric in _METRICS:
-        row += [f"{result[metric]:.2f}", f"{chance[metric]:.2f}", p_text(chance[f"{metric}_p"])]
+def _zero_shot_row(result: Mapping[str, Any]) -> list[str]:
+    chance = result["chance"]
+    row = [result["dataset"], str(result["trained_on"]["fold"]), str(result["n"])]
+    for m in ("uar", "war"):
+        row += [f"{result[m]:.2f}", f"{chance[m]:.2f}", p_text(chance[f"{m}_p"])]
     return row
 
 
-def _zero_shot_notes(results: list[Mapping[str, Any]]) -> list[str]:
+def _zero_shot_notes(results: list[dict[str, Any]]) -> list[str]:
     first = results[0]["trained_on"]
     lines = [
         f"The models were {trained_text({**first, 'fold': None})}, of the classes "

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from dfer_dist.reporting.extra_tables import Published, published_table
-from dfer_dist.reporting.sections import Section, run_latex, run_markdown, run_sections
-from dfer_dist.reporting.summary import summarize, summarize_folds
-from dfer_dist.reporting.wording import heading, missing_text
+from dfer_dist.reporting import comparison as compared
+from dfer_dist.reporting.extra_tables import Published
+from dfer_dist.reporting.paired import compare, load_runs
+from dfer_dist.reporting.results import LoadedRun, load_run
+from dfer_dist.reporting.sections import run_sections
+from dfer_dist.reporting.tables import (
+    Section,
+    latex_document,
+    markdown,
+    render_template,
+    slug,
+    terminal,
+)
+from dfer_dist.reporting.wording import PROTOCOLS, frames_text, heading, join, warnings
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.utils.files import atomic_path, write_json, write_text
+from dfer_dist.runs.records import Summary
+from dfer_dist.utils.files import VERSION, write_json, write_text
 
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
 
-def write_summary(run_dir: Path, folds: Sequence[int]) -> dict[str, Any]:
-    """Write ``summary.json``, ``.md``, ``.tex`` and ``.png`` into the run folder.
-
-    Returns
-    -------
-    dict
-        The summary.
-
-    Raises
-    ------
-    UserError
-        As :func:`~dfer_dist.reporting.summary.summarize`; nothing is written then.
-    """
-    run, summary = RunDir(run_dir), summarize(run_dir, folds)
-    _write(run, summary, run_sections(run, summary))
-    return summary
+_LATEX_SECTIONS = ("scores", "recall", "zero_shot", "cost", "published")
 
 
 def write_report(
     run: RunDir, published: Published | None = None, frames: Path | None = None
-) -> tuple[dict[str, Any], list[Section]]:
+) -> list[Section]:
     """Write what :func:`write_summary` writes, and ``report.html``.
 
     Parameters
@@ -47,25 +45,47 @@ def write_report(
 
     Returns
     -------
-    summary : dict
-    sections : list of Section
+    list of Section
+        The report.
 
     Raises
     ------
     UserError
-        As :func:`write_summary`, and if nothing is published for the data set.
+        As :func:`~dfer_dist.reporting.results.load_run`, and if nothing is published for the data
+        set; nothing is written then.
     """
     from dfer_dist.reporting.page import render, run_chapter
 
-    summary = summarize(run.root, run.info().folds)
-    sections = run_sections(run, summary)
-    if published:
-        after_recall = 1 + [s.key for s in sections].index("recall")
-        sections.insert(after_recall, _published_section(run, summary, published))
-    _write(run, summary, sections)
-    chapter = run_chapter("run", run, summary, sections, frames)
-    write_text(run.page, render(f"{run.root.name}: {heading(summary)}", [chapter]))
-    return summary, sections
+    loaded = load_run(run)
+    sections = run_sections(loaded, published)
+    write_summary(loaded, sections)
+    title = f"{run.root.name}: {heading(loaded.summary)}"
+    write_text(run.page, render(title, [run_chapter("run", loaded, sections, frames)]))
+    return sections
+
+
+def write_summary(loaded: LoadedRun, sections: Sequence[Section]) -> None:
+    """Write ``summary.json``, ``.md``, ``.tex`` and ``.png`` into the run folder."""
+    from dfer_dist.reporting.plots import save, summary_figure
+
+    run, summary = loaded.run, loaded.summary
+    save(summary_figure(summary), run.picture)
+    tables = [t for s in sections for t in s.tables if s.key in _LATEX_SECTIONS]
+    comments = [heading(summary), *warnings(summary)]
+    write_text(run.latex, latex_document(tables, slug(run.root.name), comments))
+    text = render_template(
+        "run.md",
+        summary=summary,
+        sections=sections,
+        warnings=warnings(summary),
+        protocol=PROTOCOLS[summary.selection],
+        frames=frames_text(loaded.result),
+    )
+    write_text(run.report, text)
+    values = summary.to_json()
+    # As in the files of the folds.
+    values["folds"] = [{"version": VERSION, **fold} for fold in values["folds"]]
+    write_json(run.summary, values)
 
 
 def write_comparison(
@@ -80,48 +100,31 @@ def write_comparison(
     UserError
         As :func:`~dfer_dist.reporting.paired.load_runs`.
     """
-    from dfer_dist.reporting import comparison as compared
-    from dfer_dist.reporting.page import (
-        FOOTER,
-        PAIRED_FOOTER,
-        comparison_chapter,
-        render,
-        run_chapter,
-    )
-    from dfer_dist.reporting.paired import compare, load_runs
+    from dfer_dist.reporting.page import comparison_chapter, render, run_chapter
 
     loaded = load_runs(runs)
     comparisons = [compare(loaded[0], other) for other in loaded[1:]]
-    summaries = [summarize_folds(list(r.folds.values()), r.all_folds) for r in loaded]
-    tables = [compared.overview_table(runs, summaries), compared.systems_table(runs, summaries)]
-    sections = compared.comparison_sections(tables, comparisons)
-    chapters = [comparison_chapter(sections, comparisons)]
-    for i, (run, summary) in enumerate(zip(runs, summaries, strict=True)):
-        own = run_sections(run, summary)
-        if published:
-            own.insert(1, _published_section(run, summary, published))
-        chapters.append(run_chapter(f"run{i + 1}", run, summary, own, None))
+    sections = compared.comparison_sections(loaded, comparisons)
+    title = f"{join(r.name for r in loaded[1:])} against {loaded[0].name}"
+    chapters = [comparison_chapter(title, sections, comparisons)]
+    for i, own in enumerate(loaded, 1):
+        chapters.append(run_chapter(f"run{i}", own, run_sections(own, published)))
     for c in comparisons:
         if c.paired:
             compared.write_clips(c, c.paired, folder / compared.clips_file(c))
-    page = render(chapters[0].title, chapters, [*PAIRED_FOOTER, *FOOTER])
-    write_text(folder / "comparison.html", page)
-    write_text(folder / "comparison.tex", compared.comparison_latex(sections, comparisons))
-    write_text(folder / "comparison.md", compared.comparison_markdown(sections, comparisons))
-    write_json(folder / "comparison.json", compared.comparison_json(comparisons))
+    write_text(folder / "comparison.html", render(title, chapters))
+    tables = [t for s in sections for t in s.tables if s.key != "clips"]
+    write_text(folder / "comparison.tex", latex_document(tables, "compare", [title]))
+    text = render_template("comparison.md", title=title, sections=sections)
+    write_text(folder / "comparison.md", text)
+    items = [compared.comparison_json(c) for c in comparisons]
+    write_json(folder / "comparison.json", {"comparisons": items})
     return sections
 
 
-def _published_section(run: RunDir, summary: Mapping[str, Any], published: Published) -> Section:
-    table = published_table(run.root.name, summary, published)
-    return Section("published", "Published scores", [], [table])
-
-
-def _write(run: RunDir, summary: dict[str, Any], sections: Sequence[Section]) -> None:
-    from dfer_dist.reporting.plots import save, summary_figure
-
-    with atomic_path(run.picture) as path:
-        save(summary_figure(summary, heading(summary), missing_text(summary)), path)
-    write_text(run.latex, run_latex(run, summary, sections))
-    write_text(run.report, run_markdown(summary, sections))
-    write_json(run.summary, summary)
+def write_overview(runs: Sequence[RunDir], path: Path) -> RichTable:
+    """Write the overview from each ``summary.json`` as Markdown; return it for the terminal."""
+    summaries = [Summary.read(run.summary) if run.summary.exists() else None for run in runs]
+    table = compared.overview_table(runs, summaries)
+    write_text(path, markdown(table) + "\n")
+    return terminal(table)

@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from math import prod
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from dfer_dist.runs.layout import FoldDir, RunDir
+from dfer_dist.runs.layout import FoldDir
+from dfer_dist.runs.records import AttemptRecord, FoldResult, FoldStatus, RunCost
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import atomic_path, read_json
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+T = TypeVar("T", int, float)
 Line = Mapping[str, Any]  # of metrics.jsonl
 MAX_POINTS = 60  # of a loss curve
-_SMOOTHED_LINES = 20
-_SCORE_CURVES = (
-    ("val_war", "validation WAR", "C1"),
-    ("test_war", "test WAR", "C2"),
-    ("test_uar", "test UAR", "C3"),
-)
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Values over epochs, which may be fractions."""
+class Curve(NamedTuple):
+    """Values over steps or epochs, which may be fractions."""
 
-    epochs: list[float]
+    x: list[float]
     values: list[float]
 
 
@@ -82,15 +74,6 @@ class Cost:
     trained: int | None
 
 
-@dataclass(frozen=True)
-class RunCost:
-    """What training the folds of a run took; None where no fold recorded it."""
-
-    trained_parameters: int | None
-    clips_per_second: float | None  # median over folds
-    peak_bytes: int | None  # the largest peak of a rank
-
-
 def read_lines(fold: FoldDir) -> list[dict[str, Any]]:
     """Read the lines of ``metrics.jsonl``, without one that a crash cut short."""
     lines: list[dict[str, Any]] = []
@@ -103,176 +86,98 @@ def read_lines(fold: FoldDir) -> list[dict[str, Any]]:
     return lines
 
 
-def steps_of_epoch(lines: Sequence[Line], result: Mapping[str, Any]) -> float | None:
+def steps_of_epoch(lines: Sequence[Line], result: FoldResult) -> float | None:
     """Return the steps of an epoch, from the result or else from the last line of an epoch."""
-    if result.get("step") and result.get("epoch"):
-        return float(result["step"]) / float(result["epoch"])
+    if result.step and result.epoch:
+        return result.step / result.epoch
     for line in reversed(lines):
         if line.get("epoch"):
             return float(line["step"] / line["epoch"])
     return None
 
 
+def curve(lines: Sequence[Line], name: str, unit: float = 1) -> Curve:
+    """Return a metric, such as ``val_war``, over units of ``unit`` steps."""
+    rows = [x for x in lines if name in x]
+    return Curve([x["step"] / unit for x in rows], [x[name] for x in rows])
+
+
 def loss_curve(lines: Sequence[Line], steps_per_epoch: float) -> Curve:
     """Return the mean training loss of each epoch, or of a quarter of one if they are few."""
-    rows = [(x["step"] / steps_per_epoch, x["loss"]) for x in lines if "loss" in x]
-    if not rows:
+    epochs, losses = map(np.asarray, curve(lines, "loss", steps_per_epoch))
+    if not len(epochs):
         return Curve([], [])
-    last = rows[-1][0]
+    last = epochs[-1]
     parts = round(last) if last >= 20 else round(last * 4)
     parts = min(max(1, parts), MAX_POINTS)
-    losses: dict[int, list[float]] = {}
-    for epoch, loss in rows:
-        part = min(parts - 1, int((epoch - 1e-9) / last * parts))
-        losses.setdefault(part, []).append(loss)
-    ordered = sorted(losses)
-    return Curve(
-        [(i + 1) * last / parts for i in ordered],
-        [sum(losses[i]) / len(losses[i]) for i in ordered],
-    )
+    part = np.minimum(parts - 1, ((epochs - 1e-9) / last * parts).astype(int))
+    counts = np.bincount(part)
+    used = np.flatnonzero(counts)
+    means = np.bincount(part, losses)[used] / counts[used]
+    return Curve(((used + 1) * last / parts).tolist(), means.tolist())
 
 
-def score_curve(lines: Sequence[Line], name: str, steps_per_epoch: float) -> Curve:
-    """Return the curve of a score that is measured after epochs, such as ``val_war``."""
-    rows = [x for x in lines if name in x]
-    return Curve([x["step"] / steps_per_epoch for x in rows], [x[name] for x in rows])
-
-
-def curves_png(fold: FoldDir, title: str) -> None:
-    """Draw loss, scores and learning rates over steps to ``curves.png``."""
-    from matplotlib.figure import Figure
-
-    from dfer_dist.reporting.plots import save
-
-    lines = [json.loads(line) for line in fold.metrics.read_text(encoding="utf-8").splitlines()]
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    figure.suptitle(title)
-    loss, scores, rates = figure.subplots(1, 3)
-    steps, values = _column(lines, "loss")
-    loss.plot(steps, values, linewidth=0.6, alpha=0.4, color="C0")
-    label = f"mean of {_SMOOTHED_LINES} lines"
-    loss.plot(steps, _running_mean(values), linewidth=1.5, color="C0", label=label)
-    loss.set_ylabel("loss")
-    for name, label, color in _SCORE_CURVES:
-        steps, values = _column(lines, name)
-        if steps:
-            scores.plot(steps, values, marker="o", markersize=4, label=label, color=color)
-    scores.set_ylabel("%")
-    scores.set_ylim(0, 100)
-    for name in sorted({k for line in lines for k in line if k.startswith("lr_")}):
-        steps, values = _column(lines, name)
-        rates.plot(steps, values, label=name.removeprefix("lr_"))
-    rates.set_ylabel("learning rate")
-    rates.set_yscale("symlog", linthresh=1e-8)
-    for ax in (loss, scores, rates):
-        _finish_panel(ax)
-    with atomic_path(fold.curves) as temporary:
-        save(figure, temporary)
-
-
-def _finish_panel(ax: Axes) -> None:
-    ax.set_xlabel("step")
-    ax.grid(alpha=0.25)
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize="small")
-
-
-def _column(lines: Sequence[Line], name: str) -> tuple[list[int], list[float]]:
-    rows = [line for line in lines if name in line]
-    return [x["step"] for x in rows], [x[name] for x in rows]
-
-
-def _running_mean(values: list[float], width: int = _SMOOTHED_LINES) -> list[float]:
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    return [
-        (sums[i + 1] - sums[max(0, i + 1 - width)]) / min(width, i + 1) for i in range(len(values))
-    ]
-
-
-def cost(fold: FoldDir, result: Mapping[str, Any]) -> Cost:
+def training_cost(fold: FoldDir, result: FoldResult) -> Cost:
     """Return hours, speed and attempts of a fold."""
-    lines = read_lines(fold)
-    attempts = _attempts(fold)
-    last = max((x["time"] for x in lines if "time" in x), default=None)
-    spans = [_span(a, i + 1 == len(attempts), last) for i, a in enumerate(attempts)]
-    device_hours = [
-        s.hours * a["world_size"]
-        for s, a in zip(spans, attempts, strict=True)
-        if s.hours is not None
-    ]
-    names = sorted({a["device"] for a in attempts if a.get("device")})
+    lines, attempts = read_lines(fold), _attempts(fold)
+    ends = [_seconds(a.ended) for a in attempts]
+    # The last attempt, if it was killed, lasted at least until the last line of the fold. Nothing
+    # is known of earlier ones: lines after a checkpoint are removed on resume.
+    if attempts and not attempts[-1].ended:
+        ends[-1] = max((x["time"] for x in lines if "time" in x), default=None)
+    hours = []
+    for attempt, end in zip(attempts, ends, strict=True):
+        start = _seconds(attempt.started)
+        if start is not None and end is not None:
+            hours.append((max(0.0, end - start) / 3600, attempt.world_size))
     return Cost(
-        ranks=tuple(dict.fromkeys(a["world_size"] for a in attempts)),
+        ranks=tuple(dict.fromkeys(a.world_size for a in attempts)),
         attempts=len(attempts),
-        steps_repeated=sum(a.get("undone_steps") or 0 for a in attempts),
-        hours=_over(sum, [s.hours for s in spans]),
-        device_hours=_over(sum, device_hours),
-        at_least=any(s.is_lower_bound for s in spans),
+        steps_repeated=sum(a.steps_repeated or 0 for a in attempts),
+        hours=_over(sum, [h for h, _ in hours]),
+        device_hours=_over(sum, [h * ranks for h, ranks in hours]),
+        at_least=any(a.ended is None for a in attempts),
         clips_per_second=_over(median, [x.get("clips_per_second") for x in lines]),
         data_wait_share=_over(median, [x.get("data_wait_share") for x in lines]),
-        device=result.get("device"),
-        device_name=", ".join(names) or None,
-        peak_bytes=max((a["peak_bytes"] for a in attempts if a.get("peak_bytes")), default=None),
+        device=result.device,
+        device_name=", ".join(sorted({a.device for a in attempts if a.device})) or None,
+        peak_bytes=_over(max, [a.peak_bytes or None for a in attempts]),
         trained=_trained_parameters(fold, result),
     )
 
 
-def run_cost(run: RunDir, results: Sequence[Mapping[str, Any]]) -> RunCost:
+def run_cost(costs: Sequence[Cost]) -> RunCost:
     """Return the cost over finished folds."""
-    costs = [cost(run.fold(r["fold"]), r) for r in results]
     return RunCost(
-        max((c.trained for c in costs if c.trained is not None), default=None),
+        _over(max, [c.trained for c in costs]),
         _over(median, [c.clips_per_second for c in costs]),
-        max((c.peak_bytes for c in costs if c.peak_bytes is not None), default=None),
+        _over(max, [c.peak_bytes for c in costs]),
     )
 
 
-def _attempts(fold: FoldDir) -> list[dict[str, Any]]:
+def _attempts(fold: FoldDir) -> list[AttemptRecord]:
     """Return the attempts on record; a damaged ``status.json`` must not prevent a report."""
-    if fold.status.exists():
-        with suppress(UserError, KeyError):
-            attempts: list[dict[str, Any]] = read_json(fold.status)["attempts"]
-            return attempts
+    with suppress(UserError):
+        return FoldStatus.read(fold.status).attempts
     return []
 
 
-def _over(
-    statistic: Callable[[list[float]], float], values: Sequence[float | None]
-) -> float | None:
+def _seconds(time: str | None) -> float | None:
+    """Return an ISO 8601 time in seconds since 1970."""
+    return None if time is None else datetime.fromisoformat(time).timestamp()
+
+
+def _over(statistic: Callable[[Iterable[T]], T], values: Iterable[T | None]) -> T | None:
     """Return a statistic of the recorded values; None if no value is recorded."""
     recorded = [v for v in values if v is not None]
     return statistic(recorded) if recorded else None
 
 
-def _trained_parameters(fold: FoldDir, result: Mapping[str, Any]) -> int | None:
+def _trained_parameters(fold: FoldDir, result: FoldResult) -> int | None:
     """Return the parameters in the tested checkpoint; None if it was moved or removed."""
     try:
-        with safe_open(fold.root / result["checkpoint"] / "model.safetensors", "numpy") as weights:
+        with safe_open(fold.root / result.checkpoint / "model.safetensors", "numpy") as weights:
             names = list(weights.keys())
             return sum(prod(weights.get_slice(name).get_shape()) for name in names)
-    except (OSError, KeyError, SafetensorError):
+    except (OSError, SafetensorError):
         return None
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Hours of an attempt; a lower bound if its end is unknown."""
-
-    hours: float | None
-    is_lower_bound: bool
-
-
-def _span(attempt: Mapping[str, Any], is_last: bool, last_line: float | None) -> _Span:
-    """Measure an attempt; one without an end lasted at least until the last line of the fold.
-
-    That holds for the last attempt only: lines after a checkpoint are removed on resume.
-    """
-    begin = datetime.fromisoformat(attempt["started"]).timestamp()
-    if attempt["ended"]:
-        end = datetime.fromisoformat(attempt["ended"]).timestamp()
-        return _Span(max(0.0, end - begin) / 3600, is_lower_bound=False)
-    if not is_last or last_line is None:
-        return _Span(None, is_lower_bound=True)
-    return _Span(max(0.0, last_line - begin) / 3600, is_lower_bound=True)

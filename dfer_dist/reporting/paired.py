@@ -6,14 +6,13 @@ which accompanies every number of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import softmax
 
-from dfer_dist.config.load import read_config
 from dfer_dist.evaluation.metrics import Ints
 from dfer_dist.evaluation.significance import (
     Difference,
@@ -28,30 +27,10 @@ from dfer_dist.evaluation.significance import (
     pair,
     weights,
 )
-from dfer_dist.reporting.results import LoadedFold, load_folds
+from dfer_dist.reporting.results import LoadedFold, LoadedRun, load_run, read_settings
 from dfer_dist.reporting.wording import folds_text, join
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """A run with its finished folds by number, and the numbers of all its folds."""
-
-    name: str
-    run: RunDir
-    folds: dict[int, LoadedFold]
-    all_folds: list[int]
-
-    @property
-    def result(self) -> dict[str, object]:
-        """Return the ``result.json`` of the first finished fold."""
-        return next(iter(self.folds.values())).result
-
-    @property
-    def classes(self) -> list[str]:
-        """Return the class names in label order."""
-        return next(iter(self.folds.values())).table.scores.classes
 
 
 @dataclass(frozen=True)
@@ -106,8 +85,8 @@ class FoldScores:
 
     fold: int
     clips: int
-    uar: tuple[float, float]
-    war: tuple[float, float]
+    uar: list[float]
+    war: list[float]
 
 
 @dataclass(frozen=True)
@@ -138,6 +117,11 @@ class Comparison:
     warnings: list[str]
     paired: Paired | None
 
+    @property
+    def title(self) -> str:
+        """The names of both runs."""
+        return f"{self.second.name} against {self.first.name}"
+
 
 def load_runs(runs: Sequence[RunDir]) -> list[LoadedRun]:
     """Load runs to compare, under distinct names.
@@ -145,52 +129,47 @@ def load_runs(runs: Sequence[RunDir]) -> list[LoadedRun]:
     Raises
     ------
     UserError
-        As :func:`~dfer_dist.reporting.results.load_folds`, and if a run is given twice.
+        As :func:`~dfer_dist.reporting.results.load_run`, and if a run is given twice.
     """
     if len({run.root for run in runs}) < len(runs):
         raise UserError("the same run is given twice: a comparison needs different ones")
     names = [run.root.name for run in runs]
     if len(set(names)) < len(names):
         names = [f"{run.root.parent.name}/{run.root.name}" for run in runs]
-    loaded = []
-    for name, run in zip(names, runs, strict=True):
-        numbers = run.info().folds
-        folds = {f.result["fold"]: f for f in load_folds(run, numbers)}
-        loaded.append(LoadedRun(name, run, folds, numbers))
-    return loaded
+    return [load_run(run, name) for run, name in zip(runs, names, strict=True)]
 
 
 def compare(first: LoadedRun, second: LoadedRun) -> Comparison:
     """Compare ``second`` with ``first`` on their common clips."""
-    warnings = _unfair(first, second)
-    if set(first.classes) != set(second.classes):
+    warnings, paired = _unfair(first, second), None
+    if set(first.result.classes) != set(second.result.classes):
         warnings.append("Their classes differ: nothing can be compared clip by clip.")
         return Comparison(first, second, warnings, None)
     common = [k for k in first.folds if k in second.folds]
-    matched = {k: _match(first.folds[k], second.folds[k]) for k in common}
-    warnings += [text for k in common for text in matched[k].warnings]
-    with_clips = {k: m for k, m in matched.items() if len(m.labels)}
-    if not with_clips:
+    matched = {k: _match(first.folds[k], second.folds[k], warnings) for k in common}
+    matched = {k: m for k, m in matched.items() if m.keys}
+    if matched:
+        paired = _paired(first, second, matched)
+    else:
         warnings.append("They have no clip in common: nothing can be compared clip by clip.")
-        return Comparison(first, second, warnings, None)
-    return Comparison(first, second, warnings, _paired(first, second, with_clips))
+    return Comparison(first, second, warnings, paired)
 
 
 def _unfair(first: LoadedRun, second: LoadedRun) -> list[str]:
     """Return sentences on what makes the comparison less than fair."""
     a, b, lines = first.result, second.result, []
-    if a["dataset"] != b["dataset"]:
-        lines.append(f"They are of different data sets ({a['dataset']}, {b['dataset']}).")
-    elif a["index_hash"] != b["index_hash"]:
-        hashes = f"{str(a['index_hash'])[:12]}, {str(b['index_hash'])[:12]}"
+    if a.dataset != b.dataset:
+        lines.append(f"They are of different data sets ({a.dataset}, {b.dataset}).")
+    elif a.index_hash != b.index_hash:
+        hashes = f"{a.index_hash[:12]}, {b.index_hash[:12]}"
         lines.append(f"They were trained and tested on different data (index {hashes}).")
-    if a["selection"] != b["selection"]:
-        selections = f"{a['selection']}, {b['selection']}"
-        if "best_test" in (a["selection"], b["selection"]):
+    if a.selection != b.selection:
+        selections = f"{a.selection}, {b.selection}"
+        if "best_test" in (a.selection, b.selection):
             selections += "; best_test looks at the test fold and is optimistic"
         lines.append(f"Their epochs were chosen differently ({selections}).")
     for loaded in (first, second):
-        missing = [k for k in loaded.all_folds if k not in loaded.folds]
+        missing = loaded.summary.missing
         if missing:
             folds = f"{len(loaded.folds)} of {len(loaded.all_folds)} folds"
             lines.append(f"{loaded.name} has {folds} ({join(missing)} missing).")
@@ -206,23 +185,22 @@ def _unfair(first: LoadedRun, second: LoadedRun) -> list[str]:
 class _Matched:
     """The N common clips of a fold, in the label order of the first run.
 
-    ``predicted`` and ``probability`` hold one array [N] for each run.
+    ``predicted`` and ``probability`` are [2, N]: of each run.
     """
 
     keys: list[str]
     labels: Ints
-    predicted: tuple[Ints, Ints]
-    probability: tuple[np.ndarray, np.ndarray]
-    warnings: list[str]
+    predicted: Ints
+    probability: NDArray[np.float32]
 
 
-def _match(first: LoadedFold, second: LoadedFold) -> _Matched:
-    a, b = first.table, second.table
+def _match(first: LoadedFold, second: LoadedFold, warnings: list[str]) -> _Matched:
+    """Match the clips of a fold; add sentences on those that are left out to ``warnings``."""
+    a, b, fold = first.table, second.table, first.result.fold
     # The same classes may have other labels in the second run.
     order = np.array([a.scores.classes.index(c) for c in b.scores.classes])
     rows = {key: i for i, key in enumerate(b.keys)}
     both = [(i, rows[key]) for i, key in enumerate(a.keys) if key in rows]
-    fold, warnings = first.result["fold"], []
     if len(both) < max(len(a.keys), len(b.keys)):
         unmatched = f"{len(a.keys) - len(both)} and {len(b.keys) - len(both)}"
         warnings.append(
@@ -239,62 +217,51 @@ def _match(first: LoadedFold, second: LoadedFold) -> _Matched:
     return _Matched(
         keys=[a.keys[k] for k in i],
         labels=a.labels[i].astype(np.int64),
-        predicted=(a.predicted[i], order[b.predicted[j]]),
-        probability=(
-            softmax(a.logits[i], axis=1).max(1),
-            softmax(b.logits[j], axis=1).max(1),
-        ),
-        warnings=warnings,
+        predicted=np.stack([a.predicted[i], order[b.predicted[j]]]),
+        probability=np.stack([softmax(x, axis=1).max(1) for x in (a.logits[i], b.logits[j])]),
     )
 
 
 def _paired(first: LoadedRun, second: LoadedRun, matched: dict[int, _Matched]) -> Paired:
-    classes = first.classes
+    classes, folds = first.result.classes, len(matched)
     pairs = pair([(m.labels, *m.predicted) for m in matched.values()], len(classes))
-    correct = np.stack([_correct_clips(matched, i, len(classes)) for i in (0, 1)])
-    linear, folds = weights(pairs), len(matched)
+    # Of each fold, run and class.
+    correct = np.array(
+        [
+            [np.bincount(m.labels[m.labels == p], minlength=len(classes)) for p in m.predicted]
+            for m in matched.values()
+        ]
+    )
+    linear = weights(pairs)
     # Scores in percent, [K][2], by metric.
-    of_folds = {name: (folds * w * correct).sum(2).T.tolist() for name, w in linear.items()}
+    scores = {name: (folds * w[:, None] * correct).sum(2).tolist() for name, w in linear.items()}
     n_test = float(pairs.clips.sum()) / folds
     trained_share = min(_trained_share(first), _trained_share(second))
     n_train = (len(first.all_folds) - 1) * n_test * trained_share
-    tests: dict[str, TTest | None] = dict.fromkeys(linear)
+    t_tests: dict[str, TTest | None] = dict.fromkeys(linear)
     if folds > 1:
-        tests = {
-            name: corrected_t([b - a for a, b in of_folds[name]], n_test / n_train)
-            for name in linear
-        }
-    rows = zip(matched.items(), of_folds["uar"], of_folds["war"], strict=True)
+        for name in linear:
+            t_tests[name] = corrected_t([b - a for a, b in scores[name]], n_test / n_train)
     return Paired(
         folds=[
-            FoldScores(k, len(m.labels), (uar[0], uar[1]), (war[0], war[1]))
-            for (k, m), uar, war in rows
+            FoldScores(k, len(m.keys), uar, war)
+            for (k, m), uar, war in zip(matched.items(), scores["uar"], scores["war"], strict=True)
         ],
         n_test=n_test,
         n_train=n_train,
         difference=dict(zip(linear, differences(pairs, list(linear.values())), strict=True)),
-        t_test=tests,
+        t_test=t_tests,
         mcnemar=mcnemar(int(pairs.gained.sum()), int(pairs.lost.sum())),
-        classes=_class_changes(pairs, correct.sum(1), classes),
+        classes=_class_changes(pairs, correct.sum(0), classes),
         changes=[c for k, m in matched.items() for c in _changes(k, m, classes)],
-    )
-
-
-def _correct_clips(matched: Mapping[int, _Matched], run: int, num_classes: int) -> Ints:
-    """Count the clips that run 0 or 1 predicts correctly, int [K, C]."""
-    return np.stack(
-        [
-            np.bincount(m.labels[m.labels == m.predicted[run]], minlength=num_classes)
-            for m in matched.values()
-        ]
     )
 
 
 def _trained_share(loaded: LoadedRun) -> float:
     """Return the share of the training folds that was not held out to choose the epoch."""
-    if loaded.result["selection"] == "best_val":
-        with suppress(UserError):
-            return 1.0 - read_config(loaded.run.config).train.val_fraction
+    config = read_settings(loaded.run)
+    if loaded.result.selection == "best_val" and config:
+        return 1.0 - config.train.val_fraction
     return 1.0
 
 
@@ -306,16 +273,7 @@ def _class_changes(pairs: Pairs, correct: Ints, classes: Sequence[str]) -> list[
     p = holm([mcnemar(gained[c], lost[c]).p for c in present])
     first, second = (100.0 * correct / np.maximum(n, 1)).tolist()
     return [
-        ClassChange(
-            name=classes[c],
-            clips=n[c],
-            gained=gained[c],
-            lost=lost[c],
-            first=first[c],
-            second=second[c],
-            difference=found[i],
-            p=p[i],
-        )
+        ClassChange(classes[c], n[c], gained[c], lost[c], first[c], second[c], found[i], p[i])
         for i, c in enumerate(present)
     ]
 
@@ -323,16 +281,16 @@ def _class_changes(pairs: Pairs, correct: Ints, classes: Sequence[str]) -> list[
 def _changes(fold: int, m: _Matched, classes: Sequence[str]) -> list[Change]:
     """Return the clips with different predictions, the most confident first."""
     rows = np.flatnonzero(m.predicted[0] != m.predicted[1])
-    order = rows[np.argsort(-(m.probability[0] + m.probability[1])[rows], kind="stable")]
+    order = rows[np.argsort(-m.probability.sum(0)[rows], kind="stable")]
     return [
         Change(
             fold=fold,
             key=m.keys[i],
             truth=classes[m.labels[i]],
-            first=classes[m.predicted[0][i]],
-            first_probability=float(m.probability[0][i]),
-            second=classes[m.predicted[1][i]],
-            second_probability=float(m.probability[1][i]),
+            first=classes[m.predicted[0, i]],
+            first_probability=float(m.probability[0, i]),
+            second=classes[m.predicted[1, i]],
+            second_probability=float(m.probability[1, i]),
         )
         for i in order
     ]

@@ -1,28 +1,40 @@
-"""Finished folds: ``result.json``, checked against the predictions next to it.
+"""Finished folds, checked against the predictions next to them, and their summary.
 
 A result is never trusted: its scores are computed again from the table of predictions. Folds of
-different runs are never mixed.
+different runs are never mixed. A mean over fewer folds than the data set has is marked wherever it
+is shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dfer_dist.evaluation.metrics import Ints, Scores, score, top_class
+from dfer_dist.config.load import read_config
+from dfer_dist.config.schema import Config, Selection
+from dfer_dist.evaluation.metrics import Ints, bootstrap_ci, score, top_class
+from dfer_dist.reporting.history import Cost, run_cost, training_cost
+from dfer_dist.reporting.wording import join
 from dfer_dist.runs.layout import FoldDir, RunDir
+from dfer_dist.runs.records import (
+    FoldResult,
+    MajorityBaseline,
+    Scores,
+    Spread,
+    Summary,
+    UarWar,
+    UarWarSpread,
+)
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import read_json
 
-SELECTIONS = ("last", "best_val", "best_test")
 # Folds that differ in one of these are of different runs.
 _SAME = ("dataset", "selection", "classes", "config_hash", "index_hash")
-_REQUIRED = (*_SAME, "fold", "n", "uar", "war", "support", "confusion", "absent", "epoch")
 # In percent points. Allows for rounded scores; a clip more or less shows in the confusion.
 _TOLERANCE = 0.01
 
@@ -50,58 +62,110 @@ class ScoredPredictions:
 
 @dataclass(frozen=True)
 class LoadedFold:
-    """A finished fold: ``result.json`` and its predictions.
+    """A finished fold.
 
     Attributes
     ----------
-    result : dict
+    result : FoldResult
     table : ScoredPredictions
     shuffled : ScoredPredictions or None
         Predictions from shuffled frames, if they were made.
+    cost : Cost
     """
 
-    result: dict[str, Any]
+    result: FoldResult
     table: ScoredPredictions
     shuffled: ScoredPredictions | None
+    cost: Cost
 
 
-def read_fold(fold_dir: Path) -> dict[str, Any]:
-    """Return the ``result.json`` of a fold, checked against its predictions.
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run with its finished folds by number.
 
-    Raises
-    ------
-    UserError
-        As :func:`load_fold`.
+    ``name`` is the one in comparisons, ``all_folds`` are the numbers of all folds.
     """
-    return load_fold(fold_dir).result
 
+    run: RunDir
+    name: str
+    all_folds: list[int]
+    folds: dict[int, LoadedFold]
 
-def load_folds(run: RunDir, folds: Sequence[int]) -> list[LoadedFold]:
-    """Load those of ``folds`` that are finished.
+    @property
+    def result(self) -> FoldResult:
+        """The result of the first finished fold."""
+        return next(iter(self.folds.values())).result
 
-    Raises
-    ------
-    UserError
-        No fold is finished, a fold is damaged, or two folds are of different runs.
-    """
-    finished = [k for k in folds if run.fold(k).result.is_file()]
-    if not finished:
-        numbers = ", ".join(map(str, folds))
-        raise UserError(
-            f"{run.root} has no finished fold: no fold-K/result.json for K in {numbers}"
+    @property
+    def costs(self) -> list[Cost]:
+        """The cost of each finished fold."""
+        return [fold.cost for fold in self.folds.values()]
+
+    @cached_property
+    def summary(self) -> Summary:
+        """Mean, deviation and interval over the finished folds, and the pooled scores.
+
+        ``ci95`` is :func:`~dfer_dist.evaluation.metrics.bootstrap_ci` of the mean.
+        """
+        tables = [fold.table for fold in self.folds.values()]
+        labels = np.concatenate([t.labels for t in tables])
+        predicted = np.concatenate([t.predicted for t in tables])
+        pooled = score(labels, predicted, self.result.classes)
+        commonest = max(pooled.support, key=pooled.support.__getitem__)
+        noise = [fold.shuffled for fold in self.folds.values() if fold.shuffled is not None]
+        shuffled = None
+        if len(noise) == len(tables):
+            shuffled = UarWarSpread(_spread(noise, "uar"), _spread(noise, "war"))
+        return Summary(
+            dataset=self.result.dataset,
+            selection=self.result.selection,
+            folds=[fold.result for fold in self.folds.values()],
+            missing=[k for k in self.all_folds if k not in self.folds],
+            uar=_spread(tables, "uar"),
+            war=_spread(tables, "war"),
+            pooled=pooled,
+            majority=MajorityBaseline(commonest, 100.0 * pooled.support[commonest] / pooled.n),
+            shuffled=shuffled,
+            cost=run_cost(self.costs),
         )
-    loaded = [load_fold(run.fold(k).root) for k in finished]
-    for k, fold in zip(finished, loaded, strict=True):
-        if fold.result["fold"] != k:
+
+
+def load_run(run: RunDir, name: str = "") -> LoadedRun:
+    """Load a run with its finished folds; its folder's name is the default ``name``.
+
+    Raises
+    ------
+    UserError
+        ``run`` is not a run, no fold is finished, a fold is damaged, or two folds are of different
+        runs.
+    """
+    numbers = run.info().folds
+    finished = {k: run.fold(k) for k in numbers if run.fold(k).result.is_file()}
+    if not finished:
+        raise UserError(
+            f"{run.root} has no finished fold: no fold-K/result.json for K in {join(numbers)}"
+        )
+    loaded = LoadedRun(
+        run, name or run.root.name, numbers, {k: load_fold(f) for k, f in finished.items()}
+    )
+    for k, fold in loaded.folds.items():
+        if fold.result.fold != k:
             raise UserError(
-                f"{run.fold(k).result} is of fold {fold.result['fold']}: "
-                "fold folders must not be renamed"
+                f"{finished[k].result} is of fold {fold.result.fold}: fold folders must not be "
+                "renamed"
             )
-        _check_same_run(run, loaded[0].result, fold.result)
+        for field in _SAME:
+            values = getattr(loaded.result, field), getattr(fold.result, field)
+            if values[0] != values[1]:
+                raise UserError(
+                    f"{run.root}: folds {loaded.result.fold} and {k} differ in {field} "
+                    f"({values[0]}, {values[1]}): they are of different runs; train or evaluate "
+                    "one of them again"
+                )
     return loaded
 
 
-def load_fold(fold_dir: Path) -> LoadedFold:
+def load_fold(files: FoldDir) -> LoadedFold:
     """Load a finished fold with its predictions.
 
     Raises
@@ -109,27 +173,24 @@ def load_fold(fold_dir: Path) -> LoadedFold:
     UserError
         A file is missing or damaged, or the predictions contradict the result.
     """
-    files = FoldDir(fold_dir)
-    result = read_json(files.result)
-    lacking = [k for k in _REQUIRED if k not in result]
-    if lacking:
-        raise UserError(f"{files.result} lacks {', '.join(lacking)}: evaluate this fold again")
-    if result["selection"] not in SELECTIONS:
+    result = FoldResult.read(files.result)
+    known = Selection.__members__
+    if result.selection not in known:
         raise UserError(
-            f"{files.result}: selection '{result['selection']}' is none of {', '.join(SELECTIONS)}"
+            f"{files.result}: selection '{result.selection}' is none of {', '.join(known)}"
         )
-    table = read_predictions(files.predictions, result["classes"])
-    check_scores(files.result, result, table.scores, ("n", "support", "confusion", "uar", "war"))
+    table = read_predictions(files.predictions, result.classes)
+    check_scores(files.result, result.scores, table.scores)
     shuffled = None
-    if result.get("shuffled") is not None:
-        shuffled = read_predictions(files.shuffled_predictions, result["classes"])
-        check_scores(files.result, result["shuffled"], shuffled.scores, ("uar", "war"))
+    if result.shuffled:
+        shuffled = read_predictions(files.shuffled_predictions, result.classes)
+        check_scores(files.result, result.shuffled, shuffled.scores)
         if shuffled.scores.support != table.scores.support:
             raise UserError(
                 f"{files.shuffled_predictions} has other clips than {files.predictions.name}: "
                 "evaluate this fold again"
             )
-    return LoadedFold(result, table, shuffled)
+    return LoadedFold(result, table, shuffled, training_cost(files, result))
 
 
 def read_predictions(path: Path, classes: list[str]) -> ScoredPredictions:
@@ -162,36 +223,39 @@ def read_predictions(path: Path, classes: list[str]) -> ScoredPredictions:
     return ScoredPredictions(data["key"].to_pylist(), labels, values, predicted, scores)
 
 
-def check_scores(
-    path: Path, written: Mapping[str, Any], scores: Scores, names: Sequence[str]
-) -> None:
+def check_scores(path: Path, written: Scores | UarWar, scores: Scores) -> None:
     """Check the scores ``written`` in the file ``path`` against computed ones.
 
     Raises
     ------
     UserError
-        If one of ``names`` differs.
+        If one of them differs.
     """
-    for name in names:
-        value, computed = written.get(name), getattr(scores, name)
+    for name in ("n", "support", "confusion", "uar", "war"):
+        computed = getattr(scores, name)
+        value = getattr(written, name, computed)
         same = value == computed
         if name in ("uar", "war"):
-            same = isinstance(value, int | float) and abs(value - computed) <= _TOLERANCE
+            same = abs(value - computed) <= _TOLERANCE
         if not same:
-            detail = ""
-            if name in ("n", "uar", "war"):
-                detail = f" (it has {value}, they give {computed})"
             raise UserError(
-                f"{path}: its {name} is not that of the predictions next to it{detail}: "
-                "evaluate this fold again"
+                f"{path}: its {name} is not that of the predictions next to it (it has {value}, "
+                f"they give {computed}): evaluate this fold again"
             )
 
 
-def _check_same_run(run: RunDir, first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    for name in _SAME:
-        if other[name] != first[name]:
-            folds = f"folds {first['fold']} and {other['fold']}"
-            raise UserError(
-                f"{run.root}: {folds} differ in {name} ({first[name]}, {other[name]}): they are "
-                "of different runs; train or evaluate one of them again"
-            )
+def read_settings(run: RunDir) -> Config | None:
+    """Return the settings of a run; None if this version cannot read them."""
+    with suppress(UserError):
+        return read_config(run.config)
+    return None
+
+
+def _spread(tables: Sequence[ScoredPredictions], metric: str) -> Spread:
+    values = [getattr(t.scores, metric) for t in tables]
+    deviation = None
+    if len(values) > 1:
+        deviation = float(np.std(values, ddof=1))
+    pairs = [(t.labels, t.predicted) for t in tables]
+    interval = bootstrap_ci(pairs, len(tables[0].scores.classes), metric)
+    return Spread(float(np.mean(values)), deviation, list(interval))

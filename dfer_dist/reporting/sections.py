@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dfer_dist.reporting.extra_tables import zero_shot_table
-from dfer_dist.reporting.history import Cost, cost
+import numpy as np
+
+from dfer_dist.reporting.extra_tables import Published, published_table, zero_shot_table
+from dfer_dist.reporting.history import Cost
 from dfer_dist.reporting.protocol import protocol_rows, provenance_rows
-from dfer_dist.reporting.tables import Table, render_template, slug, terminal
+from dfer_dist.reporting.results import LoadedRun
+from dfer_dist.reporting.tables import Section, Table
 from dfer_dist.reporting.wording import (
     NOT_RECORDED,
-    PROTOCOLS,
     done,
     folds_text,
-    frames_text,
     heading,
     interval_text,
     join,
@@ -27,152 +28,176 @@ from dfer_dist.reporting.wording import (
     optional,
     warnings,
 )
-from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.records import Summary
 
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
 
-_METRICS = ("uar", "war")
-_LATEX_SECTIONS = ("scores", "recall", "zero_shot", "cost", "published")
+def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[Section]:
+    """Return all sections of a run, with scores of papers if ``published`` are given."""
+    summary = loaded.summary
+    pooled = summary.pooled
+    recall = (
+        f"All {pooled.n} test clips of {folds_text(done(summary))} pooled: "
+        f"UAR {pooled.uar:.2f} %, WAR {pooled.war:.2f} %."
+    )
+    sections = [
+        Section("scores", "UAR and WAR", [_scores_table(summary)]),
+        Section("recall", "Recall of each class", [_recall_table(summary)], [recall]),
+    ]
+    if published:
+        table = published_table(loaded, published)
+        sections.append(Section("published", "Published scores", [table]))
+    if zero_shot := zero_shot_table(loaded):
+        sections.append(Section("zero_shot", "Zero-shot", [zero_shot]))
+    rows, header = protocol_rows(loaded), ["Setting", "Description"]
+    protocol = _table(summary, "protocol", header, rows, left=2)
+    rows, header = provenance_rows(loaded), ["What", "From"]
+    provenance = _table(summary, "provenance", header, rows, left=2)
+    return [
+        *sections,
+        Section("cost", "Speed and cost", [_cost_table(loaded)]),
+        Section("protocol", "Protocol", [protocol]),
+        Section("provenance", "Provenance", [provenance]),
+    ]
+
+
+def _table(
+    summary: Summary,
+    name: str,
+    header: list[str],
+    rows: list[list[str]],
+    title: str = "",
+    **more: Any,
+) -> Table:
+    """Return a table of a run, whose title and warnings name the data set and missing folds."""
+    title = f"{heading(summary)}: {title or name}"
+    return Table(name, title, header, rows, warnings(summary), **more)
 
 
 @dataclass(frozen=True)
-class Section:
-    """A heading, a few sentences, and tables."""
+class ClassRecall:
+    """Recall of a class in percent, folds pooled, with Wilson's 95 % interval; and of each fold.
 
-    key: str
-    title: str
-    text: Sequence[str]
-    tables: Sequence[Table]
-
-
-def run_sections(run: RunDir, summary: Mapping[str, Any]) -> list[Section]:
-    """Return all sections of a run.
-
-    Parameters
-    ----------
-    run : RunDir
-    summary : mapping
-        From :func:`~dfer_dist.reporting.summary.summarize`.
+    A recall without clips is NaN.
     """
-    pooled, first = summary["pooled"], summary["folds"][0]
-    recall = (
-        f"All {pooled['n']} test clips of {folds_text(done(summary))} pooled: "
-        f"UAR {pooled['uar']:.2f} %, WAR {pooled['war']:.2f} %."
-    )
-    protocol = Table(
-        "protocol",
-        f"{heading(summary)}: protocol",
-        ["Setting", "Description"],
-        protocol_rows(run, first),
-        warnings(summary),
-        left=2,
-    )
-    provenance = Table(
-        "provenance",
-        f"{heading(summary)}: provenance",
-        ["What", "From"],
-        provenance_rows(run, first),
-        warnings(summary),
-        left=2,
-    )
-    sections = [
-        Section("scores", "UAR and WAR", [], [scores_table(summary)]),
-        Section("recall", "Recall of each class", [recall], [recall_table(summary)]),
-        Section("cost", "Speed and cost", [], [cost_table(run, summary)]),
-        Section("protocol", "Protocol", [], [protocol]),
-        Section("provenance", "Provenance", [], [provenance]),
-    ]
-    zero_shot = zero_shot_table(run, summary)
-    if zero_shot:
-        sections.insert(2, Section("zero_shot", "Zero-shot", [], [zero_shot]))
-    return sections
+
+    name: str
+    clips: int
+    recall: float
+    interval: tuple[float, float]
+    by_fold: list[float]
 
 
-def summary_table(summary: Mapping[str, Any]) -> RichTable:
-    """Return the folds and their mean as a table for the terminal."""
-    return terminal(scores_table(summary))
-
-
-def scores_table(summary: Mapping[str, Any]) -> Table:
-    """Return the folds, their mean with its interval, and the baselines."""
-    folds = _fold_rows(summary)
-    return Table(
-        "scores",
-        heading(summary),
-        ["Fold", "Clips", "UAR %", "WAR %", "Epoch"],
-        [*folds, *_mean_rows(summary)],
-        warnings(summary),
-        notes(summary),
-        rules=frozenset([len(folds)]),
-        alert=_missing_rows(folds),
-    )
-
-
-def recall_table(summary: Mapping[str, Any]) -> Table:
-    """Return the recall of each class: pooled with Wilson's 95 % interval, and in each fold."""
-    pooled, folds, missing = summary["pooled"], summary["folds"], summary["missing"]
-    shown_folds = folds if len(folds) + len(missing) > 1 else []
-    header = ["Class", "Clips", "Recall %", "95 % interval"]
-    header += [f"Fold {r['fold']}" for r in shown_folds]
-    rows = []
-    for i, (name, recall) in enumerate(pooled["recall"].items()):
-        n, interval = pooled["support"][name], "absent"
-        if n:
-            low, high = wilson(pooled["confusion"][i][i], n)
-            interval = f"{low:.2f} to {high:.2f}"
-        of_folds = [_recall(r["confusion"][i], i) for r in shown_folds]
-        rows.append([name, str(n), _percent(recall), interval, *map(_percent, of_folds)])
-    alert: frozenset[int] = frozenset()
-    if missing:
-        alert = frozenset([len(rows)])
-        rows.append([folds_text(missing), *["missing"] * 3, *[""] * len(folds)])
-    title = f"{heading(summary)}: recall of each class, folds pooled"
-    return Table("recall", title, header, rows, warnings(summary), alert=alert)
-
-
-def wilson(right: int, clips: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a recall, in percent.
-
-    It holds for a handful of clips too, and for a recall of 0 or 1.
-    """
+def class_recalls(summary: Summary) -> list[ClassRecall]:
+    """Return the recall of each class."""
     from scipy.stats import binomtest
 
-    interval = binomtest(right, clips).proportion_ci(method="wilson")
-    return 100.0 * interval.low, 100.0 * interval.high
+    matrices = np.array([summary.pooled.confusion, *(r.confusion for r in summary.folds)])
+    correct, clips = np.diagonal(matrices, axis1=1, axis2=2), matrices.sum(2)
+    with np.errstate(invalid="ignore"):
+        recalls = (100.0 * correct / clips).T.tolist()
+    found = []
+    for i, (name, (pooled, *by_fold)) in enumerate(
+        zip(summary.pooled.classes, recalls, strict=True)
+    ):
+        interval, n = (0.0, 0.0), int(clips[0, i])
+        if n:
+            # It holds for a handful of clips too, and for a recall of 0 or 1.
+            bounds = binomtest(int(correct[0, i]), n).proportion_ci(method="wilson")
+            interval = 100.0 * bounds.low, 100.0 * bounds.high
+        found.append(ClassRecall(name, n, pooled, interval, by_fold))
+    return found
 
 
-def cost_table(run: RunDir, summary: Mapping[str, Any]) -> Table:
-    """Return speed, attempts and hours of each fold."""
-    costs = {r["fold"]: cost(run.fold(r["fold"]), r) for r in summary["folds"]}
-    unit = hours_unit(list(costs.values()))
-    cells = {k: _cost_row(c) for k, c in costs.items()}
-    rows = [[str(k), *cells.get(k, ["missing"] * 7)] for k in sorted([*costs, *summary["missing"]])]
-    alert, rules = _missing_rows(rows), frozenset[int]()
-    device_hours = [c.device_hours for c in costs.values() if c.device_hours is not None]
-    if len(device_hours) == len(costs):
-        hours = [c.hours for c in costs.values() if c.hours is not None]
-        rules = frozenset([len(rows)])
-        over = f" of folds {join(done(summary))}" if summary["missing"] else ""
-        sums = [hours_text(sum(hours)), hours_text(sum(device_hours))]
-        rows.append([f"sum{over}", "", "", "", "", "", *sums])
-    header = ["Fold", "Ranks", "Attempts", "Steps again", "Clips / s"]
-    header += ["Waiting for data %", "Hours", unit]
+def _scores_table(summary: Summary) -> Table:
+    """Return the folds, their mean with its interval, and the baselines."""
+    cells = {
+        r.fold: [str(r.n), f"{r.uar:.2f}", f"{r.war:.2f}", str(r.epoch)] for r in summary.folds
+    }
+    folds = _fold_rows(summary, cells)
+    deviation = " ± deviation" if len(cells) > 1 else ""
+    spreads, majority = (summary.uar, summary.war), summary.majority
+    rows = [
+        *folds,
+        [
+            f"mean{deviation}{_of_folds(summary)}",
+            str(summary.pooled.n),
+            *map(mean_text, spreads),
+            "",
+        ],
+        ["95 % interval", "", *(interval_text(*s.ci95) for s in spreads), ""],
+    ]
+    if summary.shuffled:
+        shuffled = mean_text(summary.shuffled.uar), mean_text(summary.shuffled.war)
+        rows.append(["frames shuffled", "", *shuffled, ""])
+    rows.append([f"always {majority.class_name}", "", "", f"{majority.war:.2f}", ""])
+    header = ["Fold", "Clips", "UAR %", "WAR %", "Epoch"]
+    title = heading(summary)
     return Table(
-        "cost",
-        f"{heading(summary)}: speed and cost",
-        header,
-        rows,
-        warnings(summary),
-        _cost_notes(costs, unit),
-        rules=rules,
-        alert=alert,
+        "scores", title, header, rows, warnings(summary), notes(summary), rules=[len(folds)]
     )
 
 
-def _cost_row(c: Cost) -> list[str]:
-    wait = None if c.data_wait_share is None else 100 * c.data_wait_share
+def _fold_rows(summary: Summary, cells: Mapping[int, list[str]]) -> list[list[str]]:
+    """Return a row for each fold; those of missing folds say so."""
+    missing = ["missing"] * len(next(iter(cells.values())))
+    return [[str(k), *cells.get(k, missing)] for k in sorted([*cells, *summary.missing])]
+
+
+def _of_folds(summary: Summary) -> str:
+    return f" of {folds_text(done(summary))}" if summary.missing else ""
+
+
+def _recall_table(summary: Summary) -> Table:
+    """Return the recall of each class: pooled with Wilson's 95 % interval, and in each fold."""
+    missing, num_folds = summary.missing, len(summary.folds)
+    header = ["Class", "Clips", "Recall %", "95 % interval"]
+    if num_folds + len(missing) > 1:
+        header += [f"Fold {k}" for k in done(summary)]
+    rows = []
+    for c in class_recalls(summary):
+        interval = interval_text(*c.interval) if c.clips else "absent"
+        by_fold = map(_percent, c.by_fold)
+        row = [c.name, str(c.clips), _percent(c.recall), interval, *by_fold]
+        rows.append(row[: len(header)])
+    if missing:
+        rows.append([folds_text(missing), *["missing"] * 3, *[""] * num_folds])
+    return _table(summary, "recall", header, rows, "recall of each class, folds pooled")
+
+
+def _percent(value: float) -> str:
+    return "absent" if np.isnan(value) else f"{value:.2f}"
+
+
+def _cost_table(loaded: LoadedRun) -> Table:
+    """Return speed, attempts and hours of each fold."""
+    summary, costs = loaded.summary, loaded.costs
+    unit = hours_unit(costs)
+    rows = _fold_rows(summary, {k: _cost_cells(fold.cost) for k, fold in loaded.folds.items()})
+    rules = []
+    if all(c.hours is not None for c in costs):
+        rules = [len(rows)]
+        totals = [sum(c.hours or 0 for c in costs), sum(c.device_hours or 0 for c in costs)]
+        rows.append([f"sum{_of_folds(summary)}", *[""] * 5, *map(hours_text, totals)])
+    header = ["Fold", "Ranks", "Attempts", "Steps again", "Clips / s"]
+    header += ["Waiting for data %", "Hours", unit]
+    factor = "GPUs" if unit == "GPU hours" else "ranks"
+    devices = "; ".join(sorted({c.device_name for c in costs if c.device_name}))
+    lines = [
+        "Clips a second over all ranks, median over steps; hours of all attempts, tests and start "
+        f"included; {unit} are hours times the number of {factor}."
+    ]
+    if devices:
+        lines.append(f"Trained on: {devices}.")
+    if any(c.device is None for c in costs):
+        lines.append("The kind of device was not recorded in all folds.")
+    if any(c.at_least for c in costs):
+        lines.append("≥: an attempt was killed; its time is counted as far as it is known.")
+    return _table(summary, "cost", header, rows, "speed and cost", notes=lines, rules=rules)
+
+
+def _cost_cells(c: Cost) -> list[str]:
     at_least = "≥ " if c.at_least else ""
+    wait = None if c.data_wait_share is None else 100 * c.data_wait_share
     hours = [
         NOT_RECORDED if h is None else at_least + hours_text(h) for h in (c.hours, c.device_hours)
     ]
@@ -193,81 +218,4 @@ def hours_unit(costs: Sequence[Cost]) -> str:
 
 def hours_text(hours: float) -> str:
     """Return hours, with enough digits for a run of minutes."""
-    if hours < 1:
-        return f"{hours:.3f}"
-    return f"{hours:.1f}"
-
-
-def _cost_notes(costs: Mapping[int, Cost], unit: str) -> list[str]:
-    factor = "GPUs" if unit == "GPU hours" else "ranks"
-    lines = [
-        "Clips a second over all ranks, median over steps; hours of all attempts, tests and start "
-        f"included; {unit} are hours times the number of {factor}."
-    ]
-    names = sorted({c.device_name for c in costs.values() if c.device_name})
-    if names:
-        lines.append(f"Trained on: {'; '.join(names)}.")
-    if any(c.device is None for c in costs.values()):
-        lines.append("The kind of device was not recorded in all folds.")
-    if any(c.at_least for c in costs.values()):
-        lines.append("≥: an attempt was killed; its time is counted as far as it is known.")
-    return lines
-
-
-def run_markdown(summary: Mapping[str, Any], sections: Sequence[Section]) -> str:
-    """Return the text of ``summary.md``."""
-    return render_template(
-        "run.md",
-        summary=summary,
-        sections=sections,
-        warnings=warnings(summary),
-        protocol=PROTOCOLS[summary["selection"]],
-        frames=frames_text(summary["folds"][0]),
-    )
-
-
-def run_latex(run: RunDir, summary: Mapping[str, Any], sections: Sequence[Section]) -> str:
-    """Return the text of ``summary.tex``."""
-    tables = [t for s in sections for t in s.tables if s.key in _LATEX_SECTIONS]
-    comments = [heading(summary), *warnings(summary)]
-    return latex_document(tables, slug(run.root.name), comments)
-
-
-def latex_document(tables: Sequence[Table], label: str, comments: Sequence[str]) -> str:
-    """Return LaTeX floats, with their requirements in comments on top."""
-    return render_template("tables.tex", tables=tables, label=label, comments=comments)
-
-
-def _missing_rows(rows: Sequence[Sequence[str]]) -> frozenset[int]:
-    return frozenset(i for i, row in enumerate(rows) if row[1] == "missing")
-
-
-def _fold_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    rows = {
-        r["fold"]: [str(r["n"]), f"{r['uar']:.2f}", f"{r['war']:.2f}", str(r["epoch"])]
-        for r in summary["folds"]
-    }
-    return [[str(k), *rows.get(k, ["missing"] * 4)] for k in sorted([*rows, *summary["missing"]])]
-
-
-def _mean_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    over = f" of {folds_text(done(summary))}" if summary["missing"] else ""
-    deviation = " ± deviation" if len(summary["folds"]) > 1 else ""
-    means = [mean_text(summary, m) for m in _METRICS]
-    rows = [
-        [f"mean{deviation}{over}", str(summary["pooled"]["n"]), *means, ""],
-        ["95 % interval", "", *(interval_text(summary, m) for m in _METRICS), ""],
-    ]
-    if summary["shuffled"]:
-        shuffled = [mean_text(summary["shuffled"], m) for m in _METRICS]
-        rows.append(["frames shuffled", "", *shuffled, ""])
-    majority = summary["majority"]
-    return [*rows, [f"always {majority['class']}", "", "", f"{majority['war']:.2f}", ""]]
-
-
-def _recall(row: Sequence[int], i: int) -> float | None:
-    return 100.0 * row[i] / sum(row) if sum(row) else None
-
-
-def _percent(value: float | None) -> str:
-    return "absent" if value is None else f"{value:.2f}"
+    return f"{hours:.3f}" if hours < 1 else f"{hours:.1f}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 _LATEX = {
+    **{c: f"\\{c}" for c in "{}&%$#_"},
     "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
@@ -59,10 +53,8 @@ class Table:
         What a reader must know and the cells do not say.
     left : int
         Number of leading columns that are aligned left; the others are aligned right.
-    rules : frozenset of int
+    rules : sequence of int
         Rows with a rule above them.
-    alert : frozenset of int
-        Rows that are highlighted.
     """
 
     name: str
@@ -72,8 +64,34 @@ class Table:
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
     left: int = 1
-    rules: frozenset[int] = field(default_factory=frozenset)
-    alert: frozenset[int] = field(default_factory=frozenset)
+    rules: Sequence[int] = ()
+
+    @property
+    def alert(self) -> list[int]:
+        """The highlighted rows: those of missing folds."""
+        return [i for i, row in enumerate(self.rows) if row[1] == "missing"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the page; several ``small`` ones share a row if they fit."""
+
+    uri: str
+    alt: str
+    caption: str = ""
+    warnings: Sequence[str] = ()
+    small: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a few sentences, tables, and on the page pictures."""
+
+    key: str
+    title: str
+    tables: Sequence[Table] = ()
+    text: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
 
 
 def terminal(table: Table) -> RichTable:
@@ -96,19 +114,17 @@ def markdown(table: Table) -> str:
     return render_template("table.md", table=table)
 
 
-def latex(table: Table, label: str) -> str:
-    """Return a LaTeX float for the package booktabs; its caption holds warnings and notes."""
-    return render_template("table.tex", table=table, label=label)
+def latex_document(tables: Sequence[Table], label: str, comments: Sequence[str]) -> str:
+    """Return LaTeX floats for the package booktabs, with ``comments`` on top.
+
+    Their captions hold warnings and notes.
+    """
+    return render_template("tables.tex", tables=tables, label=label, comments=comments)
 
 
 def latex_text(text: str) -> str:
     """Escape ``text`` so that LaTeX prints it as it is."""
     return "".join(_LATEX.get(c, c) for c in text)
-
-
-def markdown_cell(text: str) -> str:
-    """Escape ``text`` for a cell of a Markdown table."""
-    return text.replace("|", r"\|")
 
 
 def slug(name: str) -> str:
@@ -130,5 +146,5 @@ def _environment() -> Environment:
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
     )
-    environment.filters |= {"tex": latex_text, "cell": markdown_cell}
+    environment.filters["tex"] = latex_text
     return environment

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from dfer_dist.runs.records import FoldResult, Spread, Summary
 
 PROTOCOLS = {
     "last": "last: weights after the last epoch, the test fold read once",
@@ -13,92 +15,77 @@ PROTOCOLS = {
 NOT_RECORDED = "not recorded"
 
 
-def heading(summary: Mapping[str, Any]) -> str:
+def heading(summary: Summary) -> str:
     """Return the data set and how the epoch was chosen."""
-    return f"{summary['dataset']} ({PROTOCOLS[summary['selection']]})"
+    return f"{summary.dataset} ({PROTOCOLS[summary.selection]})"
 
 
-def missing_text(summary: Mapping[str, Any]) -> str:
-    """Return a sentence on the missing folds, or an empty text."""
-    missing = summary["missing"]
+def warnings(summary: Summary) -> list[str]:
+    """Return a sentence on the missing folds, if a fold is missing."""
+    missing, finished = summary.missing, done(summary)
     if not missing:
-        return ""
-    finished = done(summary)
-    return (
+        return []
+    return [
         f"{len(missing)} of {len(finished) + len(missing)} folds missing ({join(missing)}): "
         f"all scores are over {folds_text(finished)} only."
-    )
+    ]
 
 
-def warnings(summary: Mapping[str, Any]) -> list[str]:
-    """Return the sentence on missing folds, if a fold is missing."""
-    return list(filter(None, [missing_text(summary)]))
-
-
-def notes(summary: Mapping[str, Any]) -> list[str]:
+def notes(summary: Summary) -> list[str]:
     """Return what a reader of the scores must know and the cells do not say."""
-    folds = summary["folds"]
-    lines = [
-        f"Fold {r['fold']} has no clip of {', '.join(r['absent'])}: its UAR is the mean over the "
-        "other classes."
-        for r in folds
-        if r["absent"]
-    ]
-    lines += [
-        f"Fold {r['fold']} resumed in the middle of its training with another "
-        f"{', '.join(r['drift'])}."
-        for r in folds
-        if r.get("drift")
-    ]
-    lines += [
-        f"Fold {r['fold']} skipped {r['skipped_steps']} steps, whose loss or gradient was not "
-        "finite."
-        for r in folds
-        if r.get("skipped_steps")
-    ]
-    lines += [
-        f"Fold {r['fold']} was trained without {r['lost_clips']} clips, which are damaged."
-        for r in folds
-        if r.get("lost_clips")
-    ]
-    shuffled = [r["fold"] for r in folds if r.get("shuffled") is not None]
-    if shuffled and not summary["shuffled"]:
+    lines = []
+    for r in summary.folds:
+        texts = {
+            "has no clip of {}: its UAR is the mean over the other classes": join(r.absent),
+            "resumed in the middle of its training with another {}": join(r.drift),
+            "skipped {} steps, whose loss or gradient was not finite": r.skipped_steps,
+            "was trained without {} clips, which are damaged": r.lost_clips,
+        }
+        lines += [f"Fold {r.fold} {text.format(value)}." for text, value in texts.items() if value]
+    shuffled = [r.fold for r in summary.folds if r.shuffled]
+    if shuffled and not summary.shuffled:
         lines.append(
             f"Scores with shuffled frames exist for {folds_text(shuffled)} only and are left out."
         )
     return lines
 
 
-def frames_text(result: Mapping[str, Any]) -> str:
+def applicable(texts: Mapping[str, object]) -> list[str]:
+    """Return the texts whose value is true."""
+    return [text for text, holds in texts.items() if holds]
+
+
+def frames_text(result: FoldResult) -> str:
     """Return which frames a prediction is based on; empty for a result without that record."""
-    if "views" not in result:
+    if result.views is None:
         return ""
-    views = "once"
-    if result["views"] != 1:
-        views = f"in {result['views']} views, their probabilities averaged"
     return (
-        f"Each clip was seen {views}, {result['num_frames']} frames a view ({result['sampling']})."
+        f"Each clip was seen {views_text(result.views)}, {result.num_frames} frames a view "
+        f"({result.sampling})."
     )
 
 
-def mean_text(part: Mapping[str, Any], metric: str) -> str:
-    """Return the mean over folds of ``uar`` or ``war``, with its deviation if there is one."""
-    value = part[metric]
-    text = f"{value['mean']:.2f}"
-    if value["std"] is not None:
-        text += f" ± {value['std']:.2f}"
+def views_text(views: int) -> str:
+    """Return how often a clip is seen."""
+    return "once" if views == 1 else f"in {views} views, their probabilities averaged"
+
+
+def mean_text(spread: Spread) -> str:
+    """Return the mean over folds, with its deviation if there is one."""
+    text = f"{spread.mean:.2f}"
+    if spread.std is not None:
+        text += f" ± {spread.std:.2f}"
     return text
 
 
-def interval_text(part: Mapping[str, Any], metric: str) -> str:
-    """Return the 95 % interval of ``uar`` or ``war``."""
-    low, high = part[metric]["ci95"]
+def interval_text(low: float, high: float) -> str:
+    """Return an interval in percent."""
     return f"{low:.2f} to {high:.2f}"
 
 
-def done(summary: Mapping[str, Any]) -> list[int]:
+def done(summary: Summary) -> list[int]:
     """Return the finished folds."""
-    return [r["fold"] for r in summary["folds"]]
+    return [r.fold for r in summary.folds]
 
 
 def folds_text(numbers: Sequence[int]) -> str:
@@ -106,9 +93,9 @@ def folds_text(numbers: Sequence[int]) -> str:
     return f"fold{'s' * (len(numbers) > 1)} {join(numbers)}"
 
 
-def join(numbers: Sequence[int]) -> str:
+def join(items: Iterable[object]) -> str:
     """Return text such as ``1, 2``."""
-    return ", ".join(map(str, numbers))
+    return ", ".join(map(str, items))
 
 
 def signed(value: float) -> str:

@@ -255,11 +255,24 @@ class MajorityBaseline:
 
 
 @dataclass(frozen=True)
+class RunCost:
+    """What training the folds of a run took; None where no fold recorded it.
+
+    ``clips_per_second`` is the median over folds, ``peak_bytes`` the largest peak of a rank.
+    """
+
+    trained_parameters: int | None
+    clips_per_second: float | None
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
 class Summary(Record):
     """``summary.json``: a run's metrics over its finished folds.
 
     ``pooled`` are the metrics of all clips of all finished folds. ``shuffled`` is None unless every
-    finished fold was also tested with its frames shuffled.
+    finished fold was also tested with its frames shuffled. Summaries of older runs have no
+    ``cost``.
     """
 
     remedy: ClassVar[str] = "write it again with dfer report"
@@ -273,3 +286,4 @@ class Summary(Record):
     pooled: Scores
     majority: MajorityBaseline
     shuffled: UarWarSpread | None = None
+    cost: RunCost | None = None

@@ -22,8 +22,6 @@ from dfer_dist.distributed.preemption import Preempted, PreemptionHandler
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.distributed.watchdog import Watchdog
 from dfer_dist.evaluation.evaluate import Predictions, collect, predict
-from dfer_dist.reporting.history import curves_png
-from dfer_dist.reporting.summary import confusion_png
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import Scores, UarWar
 from dfer_dist.training.data import FoldData
@@ -371,6 +369,8 @@ class Trainer:
         Preempted
             If a rank was preempted; the next attempt tests again.
         """
+        from dfer_dist.reporting.plots import confusion_png, curves_png
+
         if self.state.best:
             saved = portable.read(self.selected_checkpoint, weights_only=True)
             replace_weights(self.engine, saved)
@@ -384,7 +384,7 @@ class Trainer:
             metrics |= {"shuffled_uar": shuffled.uar, "shuffled_war": shuffled.war}
         self.tracking.log(self.state.step, self.epoch, metrics)
         result = fold_result(self, scores, shuffled)
-        confusion_png(result.to_json(), self.folder.confusion)
+        confusion_png(result, self.folder.confusion)
         curves_png(self.folder, f"{result.dataset}, fold {result.fold}")
         result.write(self.folder.result)
         logger.info(f"test UAR {scores.uar:.2f}, WAR {scores.war:.2f} on {scores.n} clips")

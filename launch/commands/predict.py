@@ -103,7 +103,8 @@ def _predict_video(
 
 def _write(prediction: VideoPrediction, out: Path) -> None:
     """Write the table and the plot of a video."""
-    from dfer_dist.reporting.plots import save, timeline_figure
+    from dfer_dist.reporting.plots import save
+    from dfer_dist.reporting.timeline import timeline_figure
 
     name = prediction.video.name
     write_text(out / f"{name}.csv", prediction.csv())
@@ -115,8 +116,7 @@ def _write(prediction: VideoPrediction, out: Path) -> None:
         prediction.classes,
         prediction.seconds,
     )
-    with atomic_path(out / f"{name}.png") as temporary:
-        save(figure, temporary)
+    save(figure, out / f"{name}.png")
 
 
 def _write_overall(predictions: list[VideoPrediction], out: Path) -> None:

@@ -139,7 +139,7 @@ def write_summaries(roots: Sequence[str], comparison: str | None) -> None:
     comparison : str, optional
         Where to write a comparison of the runs.
     """
-    from dfer_dist.reporting.comparison import write_overview
+    from dfer_dist.reporting.files import write_overview
 
     runs = [RunDir(Path(root)) for root in roots]
     for run in runs:

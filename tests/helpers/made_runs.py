@@ -16,8 +16,11 @@ from dfer_dist.config.schema import Config
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.evaluation.metrics import score
+from dfer_dist.reporting import files
+from dfer_dist.reporting.results import LoadedRun, load_run
+from dfer_dist.reporting.sections import run_sections
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.utils.files import write_json
+from dfer_dist.utils.files import read_json, write_json
 
 CLASSES = ["happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear"]
 # Names that need escaping in Markdown, LaTeX or HTML.
@@ -174,3 +177,15 @@ def make_misclassified_run(root: Path, shards: Index) -> RunDir:
         }
         write_json(run.fold(k).result, result)
     return run
+
+
+def load_made(root: Path, folds: list[int]) -> LoadedRun:
+    """Load the folds that make_fold wrote, as a run whose folds are ``folds``."""
+    write_json(RunDir(root).run, {"folds": folds})
+    return load_run(RunDir(root))
+
+
+def write_summary(loaded: LoadedRun) -> dict[str, Any]:
+    """Write the summary of a run without its page, which takes seconds; return ``summary.json``."""
+    files.write_summary(loaded, run_sections(loaded))
+    return read_json(loaded.run.summary)

@@ -9,9 +9,10 @@ import pytest
 from mlflow_page import browser_page, open_comparison, open_runs, unfold
 
 from dfer_dist.data.shards.index import Index
-from dfer_dist.reporting.files import write_summary
+from dfer_dist.reporting.results import load_run
 from dfer_dist.tracking.mlflow_runs import tracking_of
 from dfer_dist.utils.files import read_json, write_json
+from tests.helpers.made_runs import write_summary
 from tests.helpers.tracking.load import Trial, write_result
 from tests.helpers.tracking.servers import Site
 
@@ -27,7 +28,7 @@ def finished(site: Site, shards: Index, root: Path, name: str, seed: int) -> Tri
         )
         write_result(trial.run, k, seed)
         write_json(where.status, {"state": "DONE", "attempts": []})
-    write_summary(trial.run.root, trial.run.info().folds)
+    write_summary(load_run(trial.run))
     trial.end()
     return trial
 

@@ -16,14 +16,15 @@ import pyarrow.parquet as pq
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.evaluation.metrics import score
-from dfer_dist.reporting.files import write_summary
-from dfer_dist.reporting.history import curves_png
-from dfer_dist.reporting.summary import confusion_png
+from dfer_dist.reporting.plots import confusion_png, curves_png
+from dfer_dist.reporting.results import load_run
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.records import FoldResult
 from dfer_dist.tracking.mlflow_runs import begin, tracking_of
 from dfer_dist.tracking.sync import SyncReport, end_run, sync
 from dfer_dist.utils.files import write_json
 from launch.runs import open_run
+from tests.helpers.made_runs import write_summary
 from tests.helpers.paths import HELPERS
 from tests.helpers.tracking.servers import Site
 
@@ -95,7 +96,7 @@ class Trial:
             self.longest, said = max(self.longest, longest), said + err
         for k in self.run.info().folds:
             write_result(self.run, k)
-        write_summary(self.run.root, self.run.info().folds)
+        write_summary(load_run(self.run))
         if end:
             self.end()
         return said
@@ -173,9 +174,9 @@ def write_result(run: RunDir, fold: int, seed: int = 0) -> None:
     }
     result |= {"selection": "last", "epoch": 1, "step": 9, "checkpoint": "none", "shuffled": None}
     result |= {"config_hash": info.config_hash, "index_hash": info.index_hash}
-    confusion_png(result, where.confusion)
-    curves_png(where, f"fold {fold}")
     write_json(where.result, result)
+    confusion_png(FoldResult.read(where.result), where.confusion)
+    curves_png(where, f"fold {fold}")
 
 
 def expected(paths: list[Path]) -> Counter[tuple[str, int, int, float]]:

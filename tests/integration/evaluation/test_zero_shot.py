@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tokenizer import CaptionTokenizer
 from dfer_dist.reporting.extra_tables import zero_shot_table
 from dfer_dist.reporting.files import write_report
+from dfer_dist.reporting.results import load_run
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
@@ -346,8 +346,7 @@ def test_a_report_says_what_was_zero_shot_and_trained_on_what(tested: Case, tmp_
             "mafw: the learned context belongs to the classes of the training and was left out."
             in text
         )
-    summary = json.loads(run.summary.read_text())
-    shown = zero_shot_table(run, summary)
+    shown = zero_shot_table(load_run(run))
     assert shown is not None and [row[:3] for row in shown.rows] == [
         ["mafw", "1", "60"],
         ["mafw", "2", "60"],

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
-from dfer_dist.reporting.comparison import systems_table
+from dfer_dist.reporting.comparison import overview_table, systems_table
 from dfer_dist.reporting.files import write_comparison
-from dfer_dist.reporting.summary import summarize
+from dfer_dist.reporting.results import load_run
 from dfer_dist.utils.files import read_json, write_json
 from tests.helpers.made_runs import CLASSES, make_run
 
@@ -58,11 +58,7 @@ def test_comparison_files_of_three_runs_match_predictions(tmp_path: Path) -> Non
 
 
 def test_systems_table_matches_checkpoints_and_attempts(tmp_path: Path) -> None:
-    runs = [
-        make_run(tmp_path / "a", folds=(1, 2)),
-        make_run(tmp_path / "b", history=False),
-        make_run(tmp_path / "c", folds=()),
-    ]
+    runs = [make_run(tmp_path / "a", folds=(1, 2)), make_run(tmp_path / "b", history=False)]
     for k, peak in ((1, 3 * 2**29), (2, 2**30)):
         fold = runs[0].fold(k)
         (fold.root / "c").mkdir()
@@ -73,12 +69,15 @@ def test_systems_table_matches_checkpoints_and_attempts(tmp_path: Path) -> None:
         status = read_json(fold.status)
         status["attempts"][0]["peak_bytes"] = peak
         write_json(fold.status, status)
-    table = systems_table(
-        runs, [summarize(runs[0].root, [1, 2, 3]), summarize(runs[1].root, [1, 2, 3]), None]
-    )
+    table = systems_table([load_run(run) for run in runs])
     assert [row[:2] + row[4:] for row in table.rows] == [
         ["a", "0.004", "50.0", "1.50"],
         ["b", "not recorded", "not recorded", "not recorded"],
-        ["c", "not recorded", "not recorded", "not recorded"],
     ]
-    assert table.rows[2][2:4] == ["missing", "missing"]
+
+
+def test_overview_marks_a_run_without_finished_folds(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a", folds=(1, 2)), make_run(tmp_path / "c", folds=())]
+    table = overview_table(runs, [load_run(runs[0]).summary, None])
+    assert [row[2] for row in table.rows] == ["2 of 3", "0 of 3"]
+    assert table.rows[1][3:] == ["missing", "missing"]

@@ -13,7 +13,7 @@ from PIL import Image
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.reporting.errors_sheet import draw_confident_errors, find_confident_errors
-from dfer_dist.reporting.results import load_folds
+from dfer_dist.reporting.results import load_run
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from tests.helpers.made_runs import make_misclassified_run
@@ -27,7 +27,7 @@ def shown(tiny_shards: Index, tmp_path: Path) -> RunDir:
 def test_most_confident_errors_come_first_with_own_frames(
     shown: RunDir, tiny_shards: Index
 ) -> None:
-    found = find_confident_errors(load_folds(shown, [1, 2]), 5)
+    found = find_confident_errors(load_run(shown), 5)
     assert [m.fold for m in found] == [2, 1, 2, 1, 2]
     assert all(a.probability > b.probability for a, b in pairwise(found))
     assert all(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dfer_dist.reporting.history import cost, loss_curve, read_lines
+from dfer_dist.reporting.history import loss_curve, read_lines, training_cost
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.records import FoldResult
 from dfer_dist.utils.files import write_json
 from tests.helpers.made_runs import make_run
 
@@ -25,7 +27,7 @@ def test_loss_curve_and_cost_match_lines_and_attempts(whole: RunDir, tmp_path: P
     lines = read_lines(fold)
     assert len(lines) == 30  # the one that was cut short is no line
     curve = loss_curve(lines, steps_per_epoch=10)
-    assert curve.epochs == pytest.approx(np.arange(1, 13) / 4)
+    assert curve.x == pytest.approx(np.arange(1, 13) / 4)
     assert curve.values[0] == pytest.approx((2 + 1) / 2)  # steps 1 and 2 of 30 in 12 parts
     assert curve.values[-1] == pytest.approx(np.mean([2 / 28, 2 / 29, 2 / 30]))
     run = RunDir(tmp_path)
@@ -41,7 +43,8 @@ def test_loss_curve_and_cost_match_lines_and_attempts(whole: RunDir, tmp_path: P
     write_json(
         run.fold(1).status, {"state": "RUNNING", "steps": 30, "attempts": [*attempts, killed]}
     )
-    found = cost(run.fold(1), {"device": "cuda"})
+    result = replace(FoldResult.read(fold.result), device="cuda")
+    found = training_cost(run.fold(1), result)
     assert (found.ranks, found.attempts, found.steps_repeated, found.at_least) == (
         (4, 2),
         2,

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from dfer_dist.config.load import load_config
-from dfer_dist.reporting.files import write_summary
 from dfer_dist.reporting.protocol import _model_rows
-from tests.helpers.made_runs import make_fold
+from tests.helpers.made_runs import load_made, make_fold, write_summary
 
 
 @pytest.mark.parametrize(
@@ -37,7 +36,8 @@ from tests.helpers.made_runs import make_fold
     ],
 )
 def test_model_rows_name_trained_parts(overrides: list[str], expected: str) -> None:
-    assert ["Trained", expected] in _model_rows(load_config("demo", ["data.shards=x", *overrides]))
+    rows = _model_rows(load_config("demo", ["data.shards=x", *overrides]))
+    assert rows["Trained"] == expected
 
 
 def test_markdown_describes_views_and_frames(tmp_path: Path) -> None:
@@ -47,5 +47,5 @@ def test_markdown_describes_views_and_frames(tmp_path: Path) -> None:
     ):
         run = tmp_path / str(views)
         make_fold(run, 1, num_frames=8, sampling="dense", views=views)
-        write_summary(run, [1])
+        write_summary(load_made(run, [1]))
         assert expected in (run / "summary.md").read_text()

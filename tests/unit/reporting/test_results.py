@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dfer_dist.reporting.results import read_fold
-from dfer_dist.reporting.summary import summarize
+from dfer_dist.reporting.results import load_fold
+from dfer_dist.runs.layout import FoldDir
 from dfer_dist.utils.errors import UserError
-from tests.helpers.made_runs import CLASSES, make_fold, write_table
+from tests.helpers.made_runs import CLASSES, load_made, make_fold, write_table
 
 
 def change(fold: Path, **fields: Any) -> None:
@@ -94,14 +94,14 @@ def _ragged(fold: Path) -> None:
         ),
     ],
 )
-def test_read_fold_names_damaged_file(
+def test_load_fold_names_damaged_file(
     tmp_path: Path, damage: Callable[[Path], object], file: str, text: str
 ) -> None:
     fold = make_fold(tmp_path, 1)
-    assert read_fold(fold)["n"] == 200
+    assert load_fold(FoldDir(fold)).result.n == 200
     damage(fold)
     with pytest.raises(UserError, match=text) as e:
-        read_fold(fold)
+        load_fold(FoldDir(fold))
     assert str(fold / file) in str(e.value)
 
 
@@ -110,14 +110,14 @@ def test_read_fold_names_damaged_file(
     [{"config_hash": "cc"}, {"index_hash": "cc"}, {"dataset": "MAFW"}, {"selection": "best_val"}],
     ids=lambda f: next(iter(f)),
 )
-def test_summarize_rejects_folds_of_different_runs(tmp_path: Path, fields: dict[str, Any]) -> None:
+def test_load_run_rejects_folds_of_different_runs(tmp_path: Path, fields: dict[str, Any]) -> None:
     for k in (1, 2, 3):
         make_fold(tmp_path, k, **(fields if k == 3 else {}))
     with pytest.raises(UserError, match=f"folds 1 and 3 differ in {next(iter(fields))}"):
-        summarize(tmp_path, [1, 2, 3])
+        load_made(tmp_path, [1, 2, 3])
 
 
-def test_summarize_rejects_renamed_classes_and_folders(tmp_path: Path) -> None:
+def test_load_run_rejects_renamed_classes_and_folders(tmp_path: Path) -> None:
     make_fold(tmp_path, 1)
     other = make_fold(tmp_path, 2)
     result = json.loads((other / "result.json").read_text())
@@ -125,7 +125,7 @@ def test_summarize_rejects_renamed_classes_and_folders(tmp_path: Path) -> None:
     support = dict(zip(names, result["support"].values(), strict=True))
     change(other, classes=names, support=support)
     with pytest.raises(UserError, match="folds 1 and 2 differ in classes"):
-        summarize(tmp_path, [1, 2])
+        load_made(tmp_path, [1, 2])
     other.rename(tmp_path / "fold-3")
     with pytest.raises(UserError, match="is of fold 2"):
-        summarize(tmp_path, [1, 3])
+        load_made(tmp_path, [1, 3])

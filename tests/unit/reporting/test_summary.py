@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,34 +13,32 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dfer_dist.evaluation.metrics import bootstrap_ci, score
-from dfer_dist.reporting.files import write_summary
-from dfer_dist.reporting.sections import summary_table
-from dfer_dist.reporting.summary import confusion_png, summarize
+from dfer_dist.evaluation.metrics import bootstrap_ci
+from dfer_dist.reporting.plots import confusion_png
+from dfer_dist.reporting.results import load_run
+from dfer_dist.reporting.sections import run_sections
+from dfer_dist.reporting.tables import terminal
+from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.records import FoldResult
 from dfer_dist.utils.errors import UserError
-from tests.helpers.made_runs import CLASSES, make_fold
+from tests.helpers.made_runs import CLASSES, load_made, make_fold, write_summary
 
 ALL = [1, 2, 3, 4, 5]
 
 
-def summary_text(summary: dict[str, Any]) -> str:
+def summary_text(root: Path) -> str:
     console = Console(file=io.StringIO(), width=160)
-    console.print(summary_table(summary))
+    scores = run_sections(load_run(RunDir(root)))[0]
+    console.print(terminal(scores.tables[0]))
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
 def test_summary_of_five_folds_matches_results(tmp_path: Path) -> None:
     folds = [make_fold(tmp_path, k, shuffled=True) for k in ALL]
     results = [json.loads((f / "result.json").read_text()) for f in folds]
-    s = write_summary(tmp_path, ALL)
-    assert s == json.loads((tmp_path / "summary.json").read_text())
-    assert (s["version"], s["dataset"], s["selection"], s["missing"], s["folds"]) == (
-        1,
-        "DFEW",
-        "last",
-        [],
-        results,
-    )
+    s = write_summary(load_made(tmp_path, ALL))
+    assert (s["version"], s["dataset"], s["selection"], s["missing"]) == (1, "DFEW", "last", [])
+    assert all(fold.items() >= r.items() for fold, r in zip(s["folds"], results, strict=True))
     wars = [r["war"] for r in results]
     assert s["war"]["mean"] == pytest.approx(np.mean(wars))
     assert s["war"]["std"] == pytest.approx(np.std(wars, ddof=1))
@@ -61,7 +59,7 @@ def test_interval_is_bootstrap_of_predictions(tmp_path: Path) -> None:
     for k in (1, 2):
         data = pq.read_table(make_fold(tmp_path, k) / "predictions.parquet").to_pydict()
         tables.append((np.array(data["label"]), np.array(data["logits"]).argmax(1)))
-    s = summarize(tmp_path, [1, 2])
+    s = load_made(tmp_path, [1, 2]).summary.to_json()
     for metric in ("uar", "war"):
         assert tuple(s[metric]["ci95"]) == bootstrap_ci(tables, len(CLASSES), metric)
 
@@ -69,8 +67,8 @@ def test_interval_is_bootstrap_of_predictions(tmp_path: Path) -> None:
 def test_table_and_markdown_contain_all_numbers(tmp_path: Path) -> None:
     for k in ALL:
         make_fold(tmp_path, k, shuffled=True, selection="best_test")
-    s = write_summary(tmp_path, ALL)
-    for text in (summary_text(s), (tmp_path / "summary.md").read_text()):
+    s = write_summary(load_made(tmp_path, ALL))
+    for text in (summary_text(tmp_path), (tmp_path / "summary.md").read_text()):
         assert "best_test: epoch chosen on the test fold, optimistic" in text
         assert f"{s['uar']['mean']:.2f} ± {s['uar']['std']:.2f}" in text
         assert "{:.2f} to {:.2f}".format(*s["war"]["ci95"]) in text
@@ -90,14 +88,14 @@ def test_missing_folds_are_marked_in_table_and_markdown(tmp_path: Path) -> None:
     for k in (1, 2, 4):
         make_fold(tmp_path, k)
     (tmp_path / "fold-3").mkdir()  # begun, not finished
-    s = write_summary(tmp_path, ALL)
+    s = write_summary(load_made(tmp_path, ALL))
     assert s["missing"] == [3, 5]
     markdown = (tmp_path / "summary.md").read_text()
     sentence = "2 of 5 folds missing (3, 5): all scores are over folds 1, 2, 4 only."
     assert sentence in "\n".join(markdown.splitlines()[:3])
     assert "| 3 | missing |" in markdown
     assert "| folds 3, 5 | missing |" in markdown
-    text = summary_text(s)
+    text = summary_text(tmp_path)
     assert sentence in text
     assert [line.split()[1] for line in text.splitlines() if "missing │" in line] == ["3", "5"]
     assert "mean ± deviation of folds 1, 2, 4" in text
@@ -105,20 +103,20 @@ def test_missing_folds_are_marked_in_table_and_markdown(tmp_path: Path) -> None:
 
 def test_summary_of_one_fold_has_no_deviation(tmp_path: Path) -> None:
     make_fold(tmp_path, 1)
-    s = write_summary(tmp_path, [1])
+    s = write_summary(load_made(tmp_path, [1]))
     assert s["uar"]["std"] is None
     assert s["war"]["mean"] == s["folds"][0]["war"]
     assert s["shuffled"] is None
-    assert "±" not in summary_text(s)
+    assert "±" not in summary_text(tmp_path)
 
 
 def test_absent_class_is_marked(tmp_path: Path) -> None:
     make_fold(tmp_path, 1)
     make_fold(tmp_path, 2, without=5)
-    s = write_summary(tmp_path, [1, 2])
-    assert "Fold 2 has no clip of disgust" in summary_text(s)
+    s = write_summary(load_made(tmp_path, [1, 2]))
+    assert "Fold 2 has no clip of disgust" in summary_text(tmp_path)
     make_fold(tmp_path / "b", 1, without=5)
-    s = write_summary(tmp_path / "b", [1])
+    s = write_summary(load_made(tmp_path / "b", [1]))
     assert s["pooled"]["absent"] == ["disgust"]
     assert "| disgust | 0 | absent |" in (tmp_path / "b" / "summary.md").read_text()
 
@@ -126,21 +124,21 @@ def test_absent_class_is_marked(tmp_path: Path) -> None:
 def test_shuffled_scores_of_some_folds_are_not_averaged(tmp_path: Path) -> None:
     make_fold(tmp_path, 1, shuffled=True)
     make_fold(tmp_path, 2)
-    s = summarize(tmp_path, [1, 2])
+    s = load_made(tmp_path, [1, 2]).summary.to_json()
     assert s["shuffled"] is None
-    assert "exist for fold 1 only" in summary_text(s)
+    assert "exist for fold 1 only" in summary_text(tmp_path)
 
 
-def test_write_summary_without_folds_writes_nothing(tmp_path: Path) -> None:
+def test_load_run_without_finished_folds_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished fold"):
-        write_summary(tmp_path, ALL)
-    assert list(tmp_path.iterdir()) == []
+        load_made(tmp_path, ALL)
 
 
 def test_pictures_are_complete_and_reproducible(tmp_path: Path) -> None:
     for k in (1, 3):
         make_fold(tmp_path, k, shuffled=True)
-    s = write_summary(tmp_path, [1, 2, 3])
+    loaded = load_made(tmp_path, [1, 2, 3])
+    write_summary(loaded)
     with Image.open(tmp_path / "summary.png") as picture:
         assert picture.format == "PNG"
         assert picture.width > 1500
@@ -149,12 +147,12 @@ def test_pictures_are_complete_and_reproducible(tmp_path: Path) -> None:
         colours = {c for _, c in picture.convert("RGB").getcolors(2**24) or []}
         assert {(0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00), (0xD5, 0x5E, 0x00)} <= colours
     first = (tmp_path / "summary.png").read_bytes()
-    write_summary(tmp_path, [1, 2, 3])
+    write_summary(loaded)
     assert (tmp_path / "summary.png").read_bytes() == first
-    confusion_png(s["folds"][0], tmp_path / "fold-1" / "confusion.png")
-    confusion_png(
-        score(np.array([0, 1]), np.array([0, 0]), ["neutral", "smile"]), tmp_path / "two.png"
-    )
+    result = FoldResult.read(tmp_path / "fold-1" / "result.json")
+    confusion_png(result, tmp_path / "fold-1" / "confusion.png")
+    two = replace(result, confusion=[[1, 0], [1, 0]], classes=["neutral", "smile"])
+    confusion_png(two, tmp_path / "two.png")
     for path in (tmp_path / "fold-1" / "confusion.png", tmp_path / "two.png"):
         with Image.open(path) as picture:
             assert min(picture.size) >= 750

@@ -6,16 +6,16 @@ import re
 
 import pytest
 
-from dfer_dist.reporting.files import write_summary
-from dfer_dist.reporting.tables import Table, latex, latex_text, markdown
+from dfer_dist.reporting.results import load_run
+from dfer_dist.reporting.tables import Table, latex_document, latex_text, markdown
 from dfer_dist.runs.layout import RunDir
-from tests.helpers.made_runs import make_run_with_gaps
+from tests.helpers.made_runs import make_run_with_gaps, write_summary
 
 
 @pytest.fixture(scope="module")
 def holes(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     run = make_run_with_gaps(tmp_path_factory.mktemp("runs"))
-    write_summary(run.root, [1, 2, 3, 4, 5])
+    write_summary(load_run(run))
     return run
 
 
@@ -45,7 +45,7 @@ def test_table_matches_handwritten_markdown_and_latex() -> None:
         ["Beware."],
         ["A note."],
         1,
-        frozenset([1]),
+        [1],
     )
     assert markdown(table).splitlines() == [
         "**Beware.**",
@@ -57,7 +57,10 @@ def test_table_matches_handwritten_markdown_and_latex() -> None:
         "",
         "A note.",
     ]
-    assert latex(table, "x").splitlines() == [
+    assert latex_document([table], "x", ["A comment."]).splitlines() == [
+        r"% for \input; needs \usepackage{booktabs}",
+        "% A comment.",
+        "",
         r"\begin{table}",
         r"\centering",
         r"\caption{A title. Beware. A note.}",
