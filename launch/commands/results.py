@@ -144,7 +144,7 @@ def report(
 
 
 def _compare(runs: list[RunDir], folder: Path, published: Published | None) -> None:
-    """Write the comparison and print its tables, except the long list of clips."""
+    """Write the comparison and print its tables."""
     from dfer_dist.reporting.files import write_comparison
 
     print_tables(write_comparison(runs, folder, published))
