@@ -11,7 +11,7 @@ import typer
 from rich.table import Column, Table
 
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import atomic_path, write_text
+from dfer_dist.utils.files import write_text
 from launch.console import console, number_columns, print_line
 
 if TYPE_CHECKING:
