@@ -61,11 +61,13 @@ def doctor(
         raise UserError(f"{cluster_settings[0]} is for a cluster: give --cluster NAME too")
     if settings and not experiment:
         raise UserError(f"{settings[0]} is a setting of an experiment: give its name too")
-    config = _load_config(experiment, settings)
     if cluster == LOCAL:
-        checks = _check_here(config, runs.resolve())
+        checks = _check_here(_load_config(experiment, settings), runs.resolve())
     else:
         chosen = load_cluster(cluster, cluster_settings)
+        if experiment:
+            settings += chosen.staging_settings(experiment, settings)
+        config = _load_config(experiment, settings)
         checks = _check_cluster(chosen, config, runs.resolve(), queue_seconds)
     if _print(checks):
         sys.exit(1)
@@ -121,6 +123,7 @@ def _check_here(config: Config | None, runs: Path) -> Iterator[Check]:
 def _check_cluster(
     cluster: Cluster, config: Config | None, runs: Path, queue_seconds: float
 ) -> Iterator[Check]:
+    from dfer_dist.config.load import dump_config
     from launch.doctor.partition import check_slurm
     from launch.doctor.trial import check_node, shared_folder
 
@@ -137,20 +140,8 @@ def _check_cluster(
     try:
         with shared_folder(runs) as folder:
             if config:
-                _write_config(folder / "config.yaml", config, cluster)
+                (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
             yield from check_node(cluster, machine, folder, queue_seconds)
     except OSError as e:
         remedy = "give --runs FOLDER on a file system that all nodes share, with flock"
         yield Check("runs folder", WRONG, f"{runs}: {e.strerror}; {remedy}")
-
-
-def _write_config(path: Path, config: Config, cluster: Cluster) -> None:
-    """Write the settings for a node, to whose scratch shards are copied."""
-    from dfer_dist.config.load import dump_config
-    from dfer_dist.data.shards.store import is_remote
-
-    if cluster.scratch:
-        if not is_remote(config.data.shards):
-            config.data.shards = Path(config.data.shards).as_uri()
-        config.data.cache = cluster.scratch_variable
-    path.write_text(dump_config(config), encoding="utf-8")

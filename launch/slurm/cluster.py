@@ -68,6 +68,20 @@ class Cluster:
         """The scratch folder without braces, which OmegaConf would interpolate in a config."""
         return self.scratch and re.sub(r"\$\{(\w+)\}(?!\w)", r"$\1", self.scratch)
 
+    def staging_settings(self, experiment: str, overrides: Sequence[str]) -> list[str]:
+        """Return the settings that copy shards to the nodes' own disks, if they have scratch."""
+        # imports OmegaConf, which `dfer --help` need not wait for
+        from dfer_dist.config.load import load_config
+        from dfer_dist.data.shards.store import is_remote
+
+        if not self.scratch:
+            return []
+        shards = load_config(experiment, overrides).data.shards
+        cache = f"data.cache={self.scratch_variable}"
+        if is_remote(shards):
+            return [cache]
+        return [f"data.shards={Path(shards).resolve().as_uri()}", cache]
+
 
 _DEFAULTS = Cluster()
 
@@ -179,7 +193,7 @@ def _update(settings: dict[str, Any], new: dict[str, Any], source: str) -> None:
 
 def _build(settings: dict[str, Any]) -> Cluster:
     for key in ("sbatch", "summary"):
-        settings[key] = read_options(settings.get(key, {}), f"{PREFIX}{key}", key == "summary")
+        settings[key] = read_options(settings.get(key, {}), key)
     cluster = Cluster(**settings)
     _check(cluster)
     return cluster

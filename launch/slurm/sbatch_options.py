@@ -45,9 +45,10 @@ _OWNED_BY_SUMMARY = _OWNED | {
     "requeue": "it is set for the summary job",
     "no-requeue": "submit again with dfer resume, or run dfer report",
 }
+_OWNED_BY = {"sbatch": _OWNED_BY_FOLDS, "summary": _OWNED_BY_SUMMARY}
 
 
-def read_options(options: SbatchOptions, where: str, summary: bool) -> SbatchOptions:
+def read_options(options: SbatchOptions, key: str) -> SbatchOptions:
     """Return options with names as ``sbatch`` writes them.
 
     Parameters
@@ -55,27 +56,25 @@ def read_options(options: SbatchOptions, where: str, summary: bool) -> SbatchOpt
     options : dict
         From the name, with or without leading dashes, to the value; ``true`` for an option
         without one, ``false`` or ``null`` for one that is not sent.
-    where : str
-        The setting, for errors.
-    summary : bool
-        Whether they are for the summary job instead of the folds.
+    key : str
+        The setting of the cluster: ``sbatch`` for the folds, ``summary`` for the summary job.
 
     Raises
     ------
     UserError
         If an option is set by this program: the text says which setting to use instead.
     """
-    owned = _OWNED_BY_SUMMARY if summary else _OWNED_BY_FOLDS
+    owned = _OWNED_BY[key]
     read: SbatchOptions = {}
-    for key, value in options.items():
-        name = key.lstrip("-").replace("_", "-")
+    for option, value in options.items():
+        where, name = f"cluster.{key}.{option}", option.lstrip("-").replace("_", "-")
         if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
-            raise UserError(f"{where}.{key}: give the long name of an option of sbatch")
+            raise UserError(f"{where}: give the long name of an option of sbatch")
         # sbatch takes any unambiguous beginning of a name, such as --out
-        begun = [option for option in owned if option.startswith(name)]
+        begun = [taken for taken in owned if taken.startswith(name)]
         if begun:
-            taken = next(option for option in (name, *begun) if option in owned)
-            raise UserError(f"{where}.{key}: dfer sets --{taken}; {owned[taken]}")
+            taken = next(taken for taken in (name, *begun) if taken in owned)
+            raise UserError(f"{where}: dfer sets --{taken}; {owned[taken]}")
         read[name] = _FLAGS.get(str(value).lower(), value)
     return read
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from dfer_dist.config.load import dump_config, load_config
+from dfer_dist.config.load import dump_config
 from dfer_dist.config.schema import Config
 from dfer_dist.runs.layout import RunDir, parse_folds
 from dfer_dist.utils.errors import UserError
@@ -55,16 +55,17 @@ class JobRequest:
         """The name of the run, or of the sweep."""
         return self.name or Path(self.experiment).stem
 
-    def variants(self) -> list[tuple[str, list[str]]]:
-        """Return name and settings of each run.
+    def variants(self, cluster: Cluster) -> list[tuple[str, list[str]]]:
+        """Return name and settings of each run on a cluster.
 
         Raises
         ------
         UserError
             If the sweep is not ``KEY=VALUE,VALUE``.
         """
+        staging = cluster.staging_settings(self.experiment, self.overrides)
         if self.sweep is None:
-            return [(self.label, self.overrides)]
+            return [(self.label, [*self.overrides, *staging])]
         key, equals, rest = self.sweep.partition("=")
         values = list(dict.fromkeys(filter(None, rest.split(","))))
         if not (key and equals and len(values) > 1):
@@ -76,30 +77,16 @@ class JobRequest:
         if len(set(names)) < len(names):
             raise UserError(f"--sweep {self.sweep}: these values give runs of one name, {names[0]}")
         return [
-            (name, [*self.overrides, f"{key}={value}"])
+            (name, [*self.overrides, f"{key}={value}", *staging])
             for name, value in zip(names, values, strict=True)
         ]
-
-
-def staging_settings(cluster: Cluster, request: JobRequest) -> list[str]:
-    """Return the settings that copy shards to the nodes' own disks, if the cluster has some."""
-    from dfer_dist.data.shards.store import is_remote
-
-    if not cluster.scratch:
-        return []
-    shards = load_config(request.experiment, request.overrides).data.shards
-    cache = f"data.cache={cluster.scratch_variable}"
-    if is_remote(shards):
-        return [cache]
-    return [f"data.shards={Path(shards).resolve().as_uri()}", cache]
 
 
 def show_submission(request: JobRequest, target: ClusterTarget) -> None:
     """Print the batch script and the settings of each run, without making or submitting any."""
     tasks: list[ArrayTask] = []
     configs: list[tuple[RunDir, Config]] = []
-    for name, overrides in request.variants():
-        settings = [*overrides, *staging_settings(target.cluster, request)]
+    for name, settings in request.variants(target.cluster):
         config, index = load_experiment(request.experiment, settings, target.cluster.ranks)
         run = RunDir((request.runs / name).resolve())
         tasks += [ArrayTask(run, fold) for fold in parse_folds(request.folds, index.folds)]
@@ -133,7 +120,7 @@ def submit(request: JobRequest, target: ClusterTarget, resume: bool) -> list[Run
         What :func:`~launch.runs.open_run` raises; a run of which folds are in the queue; the
         reasons for which Slurm refuses the jobs.
     """
-    variants = request.variants()
+    variants = request.variants(target.cluster)
     runs = [RunDir((request.runs / name).resolve()) for name, _ in variants]
     sweep = (request.runs / f"{request.label}.sweep").resolve() if request.sweep else None
     tasks: list[ArrayTask] = []
@@ -142,9 +129,8 @@ def submit(request: JobRequest, target: ClusterTarget, resume: bool) -> list[Run
             locks.enter_context(run_lock(run))
         fresh = [run for run in runs if not run.run.exists()]
         try:
-            for run, (name, overrides) in zip(runs, variants, strict=True):
+            for run, (name, settings) in zip(runs, variants, strict=True):
                 queued = _check_queue(run, resume)
-                settings = [*overrides, *staging_settings(target.cluster, request)]
                 tasks += _open(request, name, settings, target.cluster.ranks, queued)
             _submit_tasks(tasks, runs, target, sweep)
         except BaseException:

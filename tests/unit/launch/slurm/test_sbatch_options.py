@@ -11,7 +11,7 @@ from launch.slurm.sbatch_options import arguments, count_gpus, read_options, sen
 
 def test_options_are_named_as_sbatch_names_them() -> None:
     given = {"--mail_type": "END", "exclusive": "true", "hold": "false", "gres": "gpu:a100:4"}
-    options = read_options(given, "cluster.sbatch", summary=False)
+    options = read_options(given, "sbatch")
     assert options == {
         "mail-type": "END",
         "exclusive": True,

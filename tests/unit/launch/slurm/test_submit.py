@@ -10,9 +10,9 @@ import pytest
 from dfer_dist.data.shards.index import Index
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
-from launch.slurm.cluster import load_cluster, restore_cluster
+from launch.slurm.cluster import Cluster, load_cluster, restore_cluster
 from launch.slurm.jobs import Submission, submissions, write_submissions
-from launch.slurm.submit import JobRequest, resume, staging_settings
+from launch.slurm.submit import JobRequest, resume
 from tests.helpers.slurm.run_folders import submission
 
 
@@ -22,8 +22,8 @@ def request(sweep: str | None, *settings: str) -> JobRequest:
 
 
 def test_sweep_makes_a_run_for_each_value() -> None:
-    assert request(None).variants() == [("demo", ["train.epochs=1"])]
-    assert request("model.backbone=ViT-B-32,a/b").variants() == [
+    assert request(None).variants(Cluster()) == [("demo", ["train.epochs=1"])]
+    assert request("model.backbone=ViT-B-32,a/b").variants(Cluster()) == [
         ("demo-ViT-B-32", ["train.epochs=1", "model.backbone=ViT-B-32"]),
         ("demo-a-b", ["train.epochs=1", "model.backbone=a/b"]),
     ]
@@ -32,17 +32,17 @@ def test_sweep_makes_a_run_for_each_value() -> None:
 @pytest.mark.parametrize("sweep", ["model.backbone", "model.backbone=tiny", "a=b/c,b:c", "=a,b"])
 def test_wrong_sweep_is_refused(sweep: str) -> None:
     with pytest.raises(UserError, match="--sweep"):
-        request(sweep).variants()
+        request(sweep).variants(Cluster())
 
 
 def test_scratch_stages_the_shards(tiny_shards: Index) -> None:
-    wanted = request(None, f"data.shards={tiny_shards.root}")
+    settings = [f"data.shards={tiny_shards.root}"]
     cluster = load_cluster("gpus8", ["cluster.scratch=${SLURM_TMPDIR}/$USER"])
-    assert staging_settings(cluster, wanted) == [
+    assert cluster.staging_settings("demo", settings) == [
         f"data.shards={tiny_shards.root.as_uri()}",
         "data.cache=$SLURM_TMPDIR/$USER",
     ]
-    assert staging_settings(load_cluster("gpus8"), wanted) == []
+    assert load_cluster("gpus8").staging_settings("demo", settings) == []
 
 
 def test_submissions_are_stored_as_before(run: RunDir) -> None:
