@@ -32,7 +32,7 @@ def kill_in_save(checkpoint: Any, mark: str, stage: str, step: int) -> None:
     ``complete``, or before the ``pointer`` is moved.
     """
     save_tensors, write_json, set_pointer = (
-        checkpoint._save_tensors,
+        checkpoint.save_tensors,
         checkpoint.write_json,
         checkpoint.set_pointer,
     )
@@ -57,7 +57,7 @@ def kill_in_save(checkpoint: Any, mark: str, stage: str, step: int) -> None:
             die(target)
         set_pointer(folder, name, target)
 
-    checkpoint._save_tensors, checkpoint.write_json, checkpoint.set_pointer = (
+    checkpoint.save_tensors, checkpoint.write_json, checkpoint.set_pointer = (
         save_tensors_,
         write_json_,
         set_pointer_,
