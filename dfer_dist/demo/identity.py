@@ -19,7 +19,7 @@ class Identity:
     """
 
     def __init__(self, number: int) -> None:
-        # the order of the draws is part of the appearance
+        # the order of these random numbers is part of the appearance
         rng = np.random.default_rng([STREAM, number])
         u = rng.uniform
         place, shades = u(0, len(SKINS) - 1), np.array(SKINS, np.float32).T

@@ -139,8 +139,8 @@ def pretrain(
         )
         for epoch in range(recipe.epochs):
             for frames, tokens in pairs.batches(epoch, recipe):
-                described = F.normalize(text(embedding(tokens), tokens.argmax(1)), dim=-1)
-                loss = contrast(_image(clip, frames), described, clip.logit_scale)
+                caption = F.normalize(text(embedding(tokens), tokens.argmax(1)), dim=-1)
+                loss = contrast(_image(clip, frames), caption, clip.logit_scale)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

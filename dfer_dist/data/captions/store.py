@@ -142,16 +142,12 @@ def descriptions(
         tested = clip_keys(index, all_clips(index, index.test_shards(fold)))
         if leaked := wanted.intersection(tested):
             raise ValueError(
-                f"{len(leaked)} clips, such as {min(leaked)}, are tested in fold {fold}: their "
-                "descriptions are not for training"
+                f"{len(leaked)} clips, such as {min(leaked)}, are tested in fold {fold}"
             )
     stored = read(index)
     texts = stored.of(stored.choose(source, language))
-    cleaned = {
-        key: clean(texts[hashes[key]], index.classes)
-        for key in sorted(wanted)
-        if hashes[key] in texts
-    }
+    found = [key for key in sorted(wanted) if hashes[key] in texts]
+    cleaned = {key: clean(texts[hashes[key]], index.classes) for key in found}
     return {key: text for key, text in cleaned.items() if text}
 
 
