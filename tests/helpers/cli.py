@@ -5,31 +5,22 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import subprocess
 import sys
 import traceback
 from pathlib import Path
 from unittest import mock
 
 from dfer_dist.data.shards.index import Index
+from tests.helpers.forked import Done, Forked
 from tests.helpers.paths import DFER
 
 _ENVIRONMENT = {"COLUMNS": "200", "DFER_DEBUG": ""}
 
-Done = subprocess.CompletedProcess[str]
-
 
 def dfer(*arguments: object, cwd: Path, **env: str) -> Done:
     """Run a command in a process."""
-    return subprocess.run(
-        [DFER, *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | _ENVIRONMENT | env,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    process = Forked([DFER, *map(str, arguments)], os.environ | _ENVIRONMENT | env, cwd)
+    return process.wait(timeout=120)
 
 
 def invoke(*arguments: object, cwd: Path) -> Done:

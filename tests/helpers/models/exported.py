@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.inference.export import export
 from dfer_dist.runs.layout import FoldDir, RunDir
-from tests.helpers.paths import DFER
+from tests.helpers.training.commands import dfer
 
 SMALL = [
     "data.num_frames=4",
@@ -41,10 +40,7 @@ def train_and_export(index: Index, folder: Path) -> Case:
         f"data.shards={index.root}",
         *SMALL,
     ]
-    done = subprocess.run(
-        [DFER, "train", "demo", *args], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    dfer("train", "demo", *args)
     fold = RunDir(folder / "small").fold(2)
     export(fold.checkpoints / "LATEST", folder / "model", [])
     return Case(fold, folder / "model")

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from launch.slurm.squeue import QueuedJob
-from tests.helpers.cli import Done
+from tests.helpers.forked import Done, Forked
 from tests.helpers.paths import DFER
 from tests.helpers.slurm.run_folders import HOUR_AGO
 
 
 def run_dfer(*arguments: object, width: str = "100") -> Done:
     """Run ``dfer`` on a terminal of this width, in the tests' own folder and environment."""
-    return subprocess.run(
-        [str(DFER), *map(str, arguments)],
-        env=os.environ | {"COLUMNS": width},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command = [DFER, *map(str, arguments)]
+    return Forked(command, os.environ | {"COLUMNS": width}).wait(timeout=60)
 
 
 def squeue_line(row: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from tests.helpers.forked import Forked
 from tests.helpers.paths import DFER
 
 SMALL = [
@@ -27,7 +28,7 @@ def arguments(index, runs: Path, *more: str) -> list[str]:
 
 def dfer(*args: str, status: int = 0) -> str:
     """Run ``dfer``, check its exit status and return its output."""
-    done = subprocess.run([DFER, *args], capture_output=True, text=True, timeout=300)
+    done = Forked([DFER, *args], os.environ).wait(timeout=300)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 

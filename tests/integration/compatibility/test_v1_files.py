@@ -20,7 +20,8 @@ from safetensors.numpy import load_file
 
 from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import config_hash
-from tests.helpers.cli import Done, check_refusal, dfer
+from tests.helpers.cli import check_refusal, dfer
+from tests.helpers.forked import Done
 from tests.helpers.paths import ROOT
 
 V1 = ROOT / "tests" / "fixtures" / "v1"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from dfer_dist.data.verify import Damage, verify
 from dfer_dist.utils.errors import UserError
 from tests.helpers.data.clips import write_clip, write_index
 from tests.helpers.data.web_server import Web
+from tests.helpers.forked import Forked
 from tests.helpers.paths import DFER
 
 Clip = tuple[str, int, list[np.ndarray]]
@@ -319,7 +320,7 @@ def test_missing_shards_stop_a_run_beyond_the_loss_budget(
 
 
 def dfer_verify(where: object) -> tuple[int, str]:
-    done = subprocess.run([DFER, "verify", str(where)], capture_output=True, text=True, timeout=60)
+    done = Forked([DFER, "verify", str(where)], os.environ).wait(timeout=60)
     return done.returncode, "".join(
         line for line in (done.stdout + done.stderr).splitlines(True) if "━" not in line
     )

@@ -19,14 +19,10 @@ from dfer_dist.data.captions.store import FILE, parse, read
 from dfer_dist.data.shards.index import Index, load_index
 from tests.helpers.data.remote import wait_until
 from tests.helpers.data.vision_server import PLAIN, Vision, answer, completion, send, status
-
-DFER = Path(sys.executable).parent / "dfer"
-
+from tests.helpers.forked import Done, Forked
+from tests.helpers.paths import DFER
 
 SECRET = "sk-very-secret-0123456789"
-
-
-Done = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture
@@ -54,7 +50,7 @@ def command(vision: Vision, shards: Path, *options: object) -> list[str]:
         "--frames",
         "4",
     ]
-    return [str(DFER), *fixed, *map(str, options)]
+    return [DFER, *fixed, *map(str, options)]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -63,9 +59,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(argv: list[str], **env: str) -> Done:
-    return subprocess.run(
-        argv, env=environment(**env), capture_output=True, text=True, check=False, timeout=120
-    )
+    return Forked(argv, environment(**env)).wait(timeout=120)
 
 
 def texts(shards: Path) -> dict[str, str]:
@@ -249,9 +243,7 @@ def test_describe_leaks_no_credential(vision: Vision, shards: Path) -> None:
     vision.faults = [status(500, WWW_Authenticate=SECRET), status(401, Note=SECRET)]
     options = ("--concurrency", 1, "--tries", 1, "--limit", 4)
     outputs = [
-        run(
-            [str(DFER), "--debug", *command(vision, shards, *options)[1:]], **{KEY_VARIABLE: SECRET}
-        )
+        run([DFER, "--debug", *command(vision, shards, *options)[1:]], **{KEY_VARIABLE: SECRET})
         for _ in range(2)
     ]
     assert [done.returncode for done in outputs] == [1, 0]
@@ -273,7 +265,7 @@ def test_describe_counts_label_words(vision: Vision, shards: Path) -> None:
 def test_describe_imports_captions(shards: Path, tmp_path: Path) -> None:
     file = tmp_path / "train.txt"
     file.write_text("00001.mp4\tanger\t眉头紧蹙。\tThe deep frown.\n")
-    done = run([str(DFER), "describe", str(shards), "--import", str(file)])
+    done = run([DFER, "describe", str(shards), "--import", str(file)])
     assert done.returncode == 0, done.stderr
     assert "(captions, en): 1 captions added, 0 there before; 59 clips have none" in done.stdout
     assert "(captions, zh)" in done.stdout
@@ -296,7 +288,7 @@ def test_describe_imports_captions(shards: Path, tmp_path: Path) -> None:
 def test_describe_wrong_options_give_one_line(
     tiny_shards: Index, options: list[str], part: str
 ) -> None:
-    done = run([str(DFER), "describe", str(tiny_shards.root), *options])
+    done = run([DFER, "describe", str(tiny_shards.root), *options])
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert part in done.stderr and "hunter2" not in done.stderr
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +10,8 @@ import torch
 
 from dfer_dist.inference.convert import from_official
 from dfer_dist.utils.errors import UserError
+from tests.helpers.cli import check_refusal, dfer
 from tests.helpers.models.golden import Bomb
-
-DFER = Path(sys.executable).parent / "dfer"
 
 
 def test_hostile_file_is_one_line_error_and_runs_nothing(tmp_path: Path) -> None:
@@ -24,16 +21,6 @@ def test_hostile_file_is_one_line_error_and_runs_nothing(tmp_path: Path) -> None
         torch.save({"state_dict": {"module.x": torch.zeros(2)}, "recorder": bomb}, path)
         with pytest.raises(UserError, match=r"cannot be read|not a checkpoint"):
             from_official(path, tmp_path / "out")
-    arguments = [str(DFER), "convert", "official", str(path), str(tmp_path / "out")]
-    environment = os.environ | {"DFER_DEBUG": ""}
-    done = subprocess.run(
-        arguments, env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 2
-    assert (
-        done.stderr.startswith("error: ")
-        and done.stderr.count("\n") == 1
-        and done.stderr.endswith("\n")
-    )
+    check_refusal(dfer("convert", "official", path, tmp_path / "out", cwd=tmp_path))
     assert not proof.exists()
     assert not (tmp_path / "out").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,9 +29,10 @@ from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 from launch.runs import open_run
 from tests.helpers.data.videos import Pose, draw, encode
-from tests.helpers.models.exported import DFER, SMALL
+from tests.helpers.models.exported import SMALL
 from tests.helpers.models.official_checkpoints import ours
 from tests.helpers.models.tiny_models import CLASSES, FINE
+from tests.helpers.training.commands import dfer
 
 BOTH = ["parsing", "landmarks"]
 
@@ -65,9 +65,7 @@ def test_fold_with_modalities_trains_and_exports(faces: Index, tmp_path: Path) -
         *SMALL,
     ]
     args += ["model.image=adapters", "model.modalities=[parsing,landmarks]"]
-
-    done = subprocess.run([DFER, *args], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    dfer(*args)
     fold = RunDir(tmp_path / "modalities").fold(1)
     result = read_json(fold.result)
     assert result["levels"] == BOTH and result["n"] == 7

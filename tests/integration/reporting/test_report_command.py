@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,8 @@ from PIL import Image
 from dfer_dist.data.shards.index import Index
 from dfer_dist.reporting.files import write_report
 from dfer_dist.runs.layout import RunDir
+from tests.helpers.cli import dfer
+from tests.helpers.forked import Done
 from tests.helpers.made_runs import (
     make_misclassified_run,
     make_run,
@@ -38,22 +39,14 @@ def shown(tiny_shards: Index, tmp_path: Path) -> RunDir:
     return make_misclassified_run(tmp_path / "shown", tiny_shards)
 
 
-def dfer(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).parent / "dfer"), "report", *map(str, args)]
-    return subprocess.run(
-        command,
-        env=os.environ | {"COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+def report(*args: object) -> Done:
+    return dfer("report", *args, cwd=Path.cwd())
 
 
 def test_report_command_writes_files_and_rejects_bad_options(
     shown: RunDir, whole: RunDir, tmp_path: Path
 ) -> None:
-    done = dfer(shown.root, "--against", "published", "--errors", 2, "--share-frames")
+    done = report(shown.root, "--against", "published", "--errors", 2, "--share-frames")
     assert done.returncode == 0, done.stderr
     assert "2 errors with frames of people" in done.stdout
     assert "DFER-CLIP" in done.stdout
@@ -61,7 +54,7 @@ def test_report_command_writes_files_and_rejects_bad_options(
     assert "data:image/png" in shown.page.read_text()
     for path in (shown.page, shown.report, shown.latex):
         assert "DFER-CLIP" in path.read_text()
-    done = dfer(whole.root, shown.root, "--out", tmp_path / "out")
+    done = report(whole.root, shown.root, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "nothing can be compared clip by clip" in " ".join(done.stdout.split())
     assert (tmp_path / "out" / "comparison.html").exists()
@@ -71,7 +64,7 @@ def test_report_command_writes_files_and_rejects_bad_options(
         ([whole.root, tmp_path], "is not a run"),
         ([shown.root, "--against", "papers"], "--against papers"),
     ):
-        done = dfer(*bad)
+        done = report(*bad)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert message in done.stderr
 

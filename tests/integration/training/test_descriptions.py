@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,9 +22,10 @@ from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 from launch.runs import open_run
 from tests.helpers.data.descriptions import captioned_copy
-from tests.helpers.models.exported import DFER, SMALL
+from tests.helpers.models.exported import SMALL
 from tests.helpers.paths import HELPERS
 from tests.helpers.ranks.spawn import run_ranks
+from tests.helpers.training.commands import dfer
 
 ENGINE = HELPERS / "ranks" / "tuned_engine.py"
 
@@ -106,10 +106,7 @@ def trained(captioned: Index, tmp_path_factory: pytest.TempPathFactory) -> RunDi
     runs = tmp_path_factory.mktemp("runs")
     arguments = ["--fold", "2", "--name", "captioned", "--runs", str(runs)]
     arguments += [f"data.shards={captioned.root}", *SMALL, *TUNED, "train.objective=descriptions"]
-    done = subprocess.run(
-        [DFER, "train", "demo", *arguments], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    dfer("train", "demo", *arguments)
     return RunDir(runs / "captioned")
 
 

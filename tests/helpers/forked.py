@@ -1,0 +1,99 @@
+"""Real processes, forked from one that has imported the large libraries once.
+
+Importing them takes a process 7 s of processor time, more than most tests need for themselves.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.helpers.paths import DFER
+
+# MLflow would start a thread that sends telemetry, and threads do not survive a fork.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+_SERVER = multiprocessing.get_context("forkserver")
+# Without DeepSpeed: it looks for GPUs when it is imported, and a process that did cannot fork
+# processes that use them.
+_SERVER.set_forkserver_preload(
+    [
+        "torch",
+        "torchvision.transforms.v2",
+        "open_clip",
+        "mlflow",
+        "sklearn.metrics",
+        "scipy.stats",
+        "matplotlib.figure",
+        "pyarrow.parquet",
+        "pyarrow.dataset",
+        "webdataset",
+        "av",
+    ]
+)
+# Wait for the server at the end, so that the processor time of its children counts as the tests'.
+atexit.register(multiprocessing.forkserver._forkserver._stop)
+
+Done = subprocess.CompletedProcess[str]
+
+
+class Forked:
+    """A running script or ``dfer`` command, as :class:`subprocess.Popen` is one.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Path of a Python script, or ``dfer``, and its arguments.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path | None = None
+    ) -> None:
+        self._arguments = list(arguments)
+        self._folder = TemporaryDirectory()
+        self._out, self._err = (Path(self._folder.name, name) for name in ("out", "err"))
+        self._process = _SERVER.Process(
+            target=_run,
+            args=(self._arguments, dict(environment), cwd or Path.cwd(), self._out, self._err),
+        )
+        self._process.start()
+
+    def wait(self, timeout: float) -> Done:
+        """Return the exit status and the output; kill the process after ``timeout`` seconds."""
+        with self._folder:
+            self._process.join(timeout)
+            status = self._process.exitcode
+            if status is None:
+                self._process.kill()
+                self._process.join()
+            out, err = self._out.read_text(), self._err.read_text()
+        if status is None:
+            raise subprocess.TimeoutExpired(self._arguments, timeout, out, err)
+        return Done(self._arguments, status, out, err)
+
+
+def _run(
+    arguments: list[str], environment: dict[str, str], cwd: Path, out: Path, err: Path
+) -> None:
+    """Be the process: with its environment, current folder, output files and arguments."""
+    for path, stream in ((out, sys.stdout), (err, sys.stderr)):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(fd, stream.fileno())
+        os.close(fd)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.argv = arguments
+    if arguments[0] != DFER:
+        runpy.run_path(arguments[0], run_name="__main__")
+        return
+    from launch.cli import main
+
+    main()
