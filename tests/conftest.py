@@ -13,7 +13,9 @@ import pytest
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.sources.dfer_clip_lists import read_lists
+from dfer_dist.runs.layout import RunDir
 from tests.helpers.data.clips import write_clip
+from tests.helpers.training.commands import dfer, one_epoch
 
 if TYPE_CHECKING:
     from tests.helpers.models.exported import Case
@@ -49,13 +51,24 @@ def tiny_shards(tiny_source: Path) -> Index:
 
 
 @pytest.fixture(scope="session")
-def exported(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """Fold 2 of ``tiny_shards``, trained for an epoch in float32, and exported; read only."""
-    from tests.helpers.models.exported import (
-        train_and_export,  # torch and DeepSpeed, for the tests that need them
-    )
+def trained(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run of fold 2 of ``tiny_shards``, trained for an epoch in float32 on one rank; read only.
 
-    return train_and_export(tiny_shards, tmp_path_factory.mktemp("exported"))
+    Without tracking.
+    """
+    runs = tmp_path_factory.mktemp("trained")
+    arguments = one_epoch(tiny_shards, runs)
+    dfer("train", "demo", "--fold", "2", "--nproc", "1", "--name", "one", *arguments)
+    return RunDir(runs / "one")
+
+
+@pytest.fixture(scope="session")
+def exported(trained: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """The fold of ``trained``, exported; read only."""
+    # torch, for the tests that need it
+    from tests.helpers.models.exported import export_fold
+
+    return export_fold(trained.fold(2), tmp_path_factory.mktemp("exported") / "model")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

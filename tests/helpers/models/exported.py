@@ -5,20 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfer_dist.data.shards.index import Index
 from dfer_dist.inference.export import export
-from dfer_dist.runs.layout import FoldDir, RunDir
-from tests.helpers.training.commands import dfer
-
-SMALL = [
-    "data.num_frames=4",
-    "data.image_size=32",
-    "data.workers=0",
-    "train.epochs=1",
-    "train.global_batch=8",
-    "eval.batch=5",
-]
-SMALL += ["train.precision=fp32", "eval.shuffle_frames=false", "tracking.enabled=false"]
+from dfer_dist.runs.layout import FoldDir
 
 
 @dataclass(frozen=True)
@@ -29,18 +17,7 @@ class Case:
     out: Path
 
 
-def train_and_export(index: Index, folder: Path) -> Case:
-    args = [
-        "--fold",
-        "2",
-        "--name",
-        "small",
-        "--runs",
-        str(folder),
-        f"data.shards={index.root}",
-        *SMALL,
-    ]
-    dfer("train", "demo", *args)
-    fold = RunDir(folder / "small").fold(2)
-    export(fold.checkpoints / "LATEST", folder / "model", [])
-    return Case(fold, folder / "model")
+def export_fold(fold: FoldDir, out: Path) -> Case:
+    """Export the last checkpoint of a fold."""
+    export(fold.checkpoints / "LATEST", out, [])
+    return Case(fold, out)

@@ -18,12 +18,26 @@ SMALL = [
     "data.augment.crop_scale=0.8",
     "train.epochs=2",
     "train.global_batch=8",
+    "train.save_epochs=1",
+    "eval.batch=5",
+    "eval.shuffle_frames=false",
+]
+ONE_EPOCH = [
+    "train.precision=fp32",
+    "train.epochs=1",
+    "tracking.enabled=false",
+    "data.workers=1",
 ]
 
 
 def arguments(index, runs: Path, *more: str) -> list[str]:
     """Return options and settings of a small run on ``index``."""
     return ["--runs", str(runs), f"data.shards={index.root}", *SMALL, *more]
+
+
+def one_epoch(index, runs: Path, *more: str) -> list[str]:
+    """Return options and settings of an epoch in float32 without tracking."""
+    return arguments(index, runs, *ONE_EPOCH, *more)
 
 
 def dfer(*args: str, status: int = 0) -> str:

@@ -29,10 +29,9 @@ from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 from launch.runs import open_run
 from tests.helpers.data.videos import Pose, draw, encode
-from tests.helpers.models.exported import SMALL
 from tests.helpers.models.official_checkpoints import ours
 from tests.helpers.models.tiny_models import CLASSES, FINE
-from tests.helpers.training.commands import dfer
+from tests.helpers.training.commands import ONE_EPOCH, SMALL, dfer
 
 BOTH = ["parsing", "landmarks"]
 
@@ -63,6 +62,7 @@ def test_fold_with_modalities_trains_and_exports(faces: Index, tmp_path: Path) -
         str(tmp_path),
         f"data.shards={faces.root}",
         *SMALL,
+        *ONE_EPOCH,
     ]
     args += ["model.image=adapters", "model.modalities=[parsing,landmarks]"]
     dfer(*args)

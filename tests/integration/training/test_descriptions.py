@@ -22,10 +22,9 @@ from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 from launch.runs import open_run
 from tests.helpers.data.descriptions import captioned_copy
-from tests.helpers.models.exported import SMALL
 from tests.helpers.paths import HELPERS
 from tests.helpers.ranks.spawn import run_ranks
-from tests.helpers.training.commands import dfer
+from tests.helpers.training.commands import ONE_EPOCH, SMALL, dfer
 
 ENGINE = HELPERS / "ranks" / "tuned_engine.py"
 
@@ -101,19 +100,25 @@ TUNED = [
 
 
 @pytest.fixture(scope="module")
-def trained(captioned: Index, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def described(captioned: Index, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """Fold 2, an epoch on descriptions alone."""
     runs = tmp_path_factory.mktemp("runs")
     arguments = ["--fold", "2", "--name", "captioned", "--runs", str(runs)]
-    arguments += [f"data.shards={captioned.root}", *SMALL, *TUNED, "train.objective=descriptions"]
+    arguments += [
+        f"data.shards={captioned.root}",
+        *SMALL,
+        *ONE_EPOCH,
+        *TUNED,
+        "train.objective=descriptions",
+    ]
     dfer("train", "demo", *arguments)
     return RunDir(runs / "captioned")
 
 
 def test_fold_trained_on_descriptions_alone(
-    trained: RunDir, captioned: Index, tmp_path: Path
+    described: RunDir, captioned: Index, tmp_path: Path
 ) -> None:
-    fold = trained.fold(2)
+    fold = described.fold(2)
     texts = read_descriptions(
         captioned, all_clips(captioned, captioned.train_shards(2)), 2, Config()
     )

@@ -15,37 +15,25 @@ from dfer_dist.tracking.mlflow_runs import tracking_of
 from dfer_dist.utils.files import read_json, sha256_file
 from tests.helpers.data.web_server import Web
 from tests.helpers.paths import DFER
-from tests.helpers.training.commands import SMALL, arguments, close, dfer, predictions, wait_for
-
-SMALL += ["train.save_epochs=1", "eval.batch=5", "eval.shuffle_frames=false"]
+from tests.helpers.training.commands import (
+    ONE_EPOCH,
+    SMALL,
+    arguments,
+    close,
+    dfer,
+    one_epoch,
+    predictions,
+    wait_for,
+)
 
 
 @pytest.fixture(scope="module")
-def one_fold(tiny_shards, tmp_path_factory):
-    """Train fold 2 in float32 for one epoch, on one rank and on two; return both runs."""
+def one_fold(trained, tiny_shards, tmp_path_factory):
+    """The run ``trained``, and one of the same fold on two ranks."""
     runs = tmp_path_factory.mktemp("ranks")
-    args = arguments(
-        tiny_shards,
-        runs,
-        "train.precision=fp32",
-        "train.epochs=1",
-        "tracking.enabled=false",
-        "data.workers=1",
-    )
-    dfer("train", "demo", "--fold", "2", "--nproc", "1", "--name", "one", *args)
-    dfer(
-        "train",
-        "demo",
-        "--fold",
-        "2",
-        "--nproc",
-        "2",
-        "--name",
-        "two",
-        *args,
-        "train.micro_batch=2",
-    )
-    return RunDir(runs / "one"), RunDir(runs / "two")
+    arguments = one_epoch(tiny_shards, runs, "train.micro_batch=2")
+    dfer("train", "demo", "--fold", "2", "--nproc", "2", "--name", "two", *arguments)
+    return trained, RunDir(runs / "two")
 
 
 def test_one_and_two_ranks_give_equal_predictions(one_fold):
@@ -69,27 +57,9 @@ def test_one_and_two_ranks_give_equal_predictions(one_fold):
 def test_training_from_a_server_gives_equal_losses(one_fold, tiny_shards, tmp_path):
     web = Web(tiny_shards.root)
     web.faults["fold3-00001.tar"] = [503, "cut"]
-    more = [
-        "train.precision=fp32",
-        "train.epochs=1",
-        "tracking.enabled=false",
-        "data.workers=1",
-        f"data.cache={tmp_path}/cache",
-    ]
-    command = [
-        "train",
-        "demo",
-        "--fold",
-        "2",
-        "--name",
-        "web",
-        "--runs",
-        str(tmp_path),
-        f"data.shards={web.url}/",
-        *SMALL,
-        *more,
-    ]
-    dfer(*command)
+    command = ["train", "demo", "--fold", "2", "--name", "web", "--runs", str(tmp_path)]
+    command += [f"data.shards={web.url}/", f"data.cache={tmp_path}/cache"]
+    dfer(*command, *SMALL, *ONE_EPOCH)
     web.close()
     run = RunDir(tmp_path / "web")
     losses = [
@@ -159,10 +129,12 @@ def test_eval_on_training_clips_is_refused(one_fold):
 def killed(tiny_shards, tmp_path_factory):
     """Train five folds in bf16 on two ranks, with two interruptions.
 
-    The launcher is killed once fold 2 is done and preempted in fold 3; a third command finishes.
+    The launcher is killed once fold 2 is done and preempted in fold 3; a third command finishes
+    on one rank.
     """
     runs = tmp_path_factory.mktemp("killed")
-    command = [DFER, "crossval", "demo", "--nproc", "2", *arguments(tiny_shards, runs)]
+    settings = arguments(tiny_shards, runs)
+    command = [DFER, "crossval", "demo", "--nproc", "2", *settings]
     run = RunDir(runs / "demo")
     launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(run.fold(2).result)
@@ -178,8 +150,9 @@ def killed(tiny_shards, tmp_path_factory):
         "code": again.returncode,
         "output": output,
     }
-    text = dfer(*command[1:])
-    return {"run": run, "before": before, "text": text, "command": command, "left": at_leaving}
+    last = ["crossval", "demo", "--nproc", "1", *settings]
+    text = dfer(*last)
+    return {"run": run, "before": before, "text": text, "command": last, "left": at_leaving}
 
 
 def test_finished_folds_are_kept_and_others_trained(killed):
@@ -211,7 +184,7 @@ def test_preempted_fold_saves_and_resumes(killed):
 
 def test_repeated_command_trains_nothing(killed):
     begin = time.monotonic()
-    text = dfer(*killed["command"][1:])
+    text = dfer(*killed["command"])
     assert text.count("done before") == 5
     assert time.monotonic() - begin < 30
 
