@@ -5,16 +5,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
-from dfer_dist.config.setting import setting
+from dfer_dist.config.setting import Choice, setting
 
 _DFER_CLIP = "DFER-CLIP: Zhao & Patras, BMVC 2023"
 _FINECLIPER = "FineCLIPER: Chen et al., ACM MM 2024"
 _LORA = "LoRA: Hu et al., ICLR 2022"
 
 
-class TokenPosition(Enum):
+class TokenPosition(Choice):
     """Where the class text is placed among the context tokens."""
 
     end = "After all of them."
@@ -22,7 +21,7 @@ class TokenPosition(Enum):
     front = "Before all of them."
 
 
-class ClassText(Enum):
+class ClassText(Choice):
     """What the text tower reads for a class."""
 
     names = "The class name and a full stop."
@@ -31,7 +30,7 @@ class ClassText(Enum):
     descriptions = f"A sentence about the visible movements of the face ({_DFER_CLIP})."
 
 
-class TextPolarity(Enum):
+class TextPolarity(Choice):
     """Whether texts of what a class is not are used too."""
 
     positive = "Compare a clip with what each class is."
@@ -41,7 +40,7 @@ class TextPolarity(Enum):
     )
 
 
-class ImageTuning(Enum):
+class ImageTuning(Choice):
     """What is trained of the image tower."""
 
     all = f"All of it, with optim.lr_image ({_DFER_CLIP})."
@@ -58,7 +57,7 @@ class ImageTuning(Enum):
     none = "Nothing."
 
 
-class TextTuning(Enum):
+class TextTuning(Choice):
     """What is trained of the text tower."""
 
     frozen = f"Nothing ({_DFER_CLIP})."
@@ -66,7 +65,7 @@ class TextTuning(Enum):
     adapters = f"Adapters, others for each polarity, with optim.lr_adapters ({_FINECLIPER})."
 
 
-class TemporalKind(Enum):
+class TemporalKind(Choice):
     """How the features of a clip's frames become one."""
 
     transformer = f"A transformer with a class token ({_DFER_CLIP}, section 3.2)."

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import Field, fields
-from enum import Enum
 from typing import Any
 
 from dfer_dist.config.schema import Config, walk_settings
-from dfer_dist.config.setting import info_of
+from dfer_dist.config.setting import Choice, info_of
 
 _HEAD = """\
 # Configuration
@@ -38,7 +37,7 @@ def _group(name: str, group: Any) -> str:
     settings, choices = [], []
     for key, field, default in walk_settings(group, f"{name}."):
         settings.append(_row(key, field, default))
-        if isinstance(default, Enum):
+        if isinstance(default, Choice):
             choices += [(f"`{key}={c.name}`", _escape(c.value)) for c in type(default)]
     lines = [f"## {name}", "", type(group).__doc__ or "", ""]
     lines += _table(("Key", "Type", "Default", "Range", "Description", "Source"), settings)
@@ -50,7 +49,7 @@ def _group(name: str, group: Any) -> str:
 def _row(key: str, field: Field[Any], default: Any) -> tuple[str, ...]:
     info, kind = info_of(field), str(field.type)
     shown = default if isinstance(default, str) else json.dumps(default, default=str)
-    if isinstance(default, Enum):
+    if isinstance(default, Choice):
         kind, shown = ", ".join(choice.name for choice in type(default)), default.name
     return (
         f"`{key}`{' *' if info.neutral else ''}",

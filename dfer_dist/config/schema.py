@@ -15,7 +15,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from enum import Enum
 from typing import Any
 
 from dfer_dist.config.model import (  # noqa: F401 (the tree's types are imported from here)
@@ -27,7 +26,7 @@ from dfer_dist.config.model import (  # noqa: F401 (the tree's types are importe
     TextTuning,
     TokenPosition,
 )
-from dfer_dist.config.setting import info_of, setting
+from dfer_dist.config.setting import Choice, info_of, setting
 from dfer_dist.config.train import (  # noqa: F401 (the tree's types are imported from here)
     Device,
     OptimConfig,
@@ -41,7 +40,7 @@ from dfer_dist.config.train import (  # noqa: F401 (the tree's types are importe
 from dfer_dist.utils.errors import UserError
 
 
-class Sampling(Enum):
+class Sampling(Choice):
     """Which frames of a clip are read."""
 
     segments = (
@@ -186,7 +185,7 @@ def walk_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Field[An
 def flatten(config: Config) -> dict[str, Any]:
     """Return all settings by dotted key, in plain JSON types; an enum by its name."""
     return {
-        key: value.name if isinstance(value, Enum) else copy.deepcopy(value)
+        key: value.name if isinstance(value, Choice) else copy.deepcopy(value)
         for key, _, value in walk_settings(config)
     }
 

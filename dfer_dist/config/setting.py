@@ -16,6 +16,15 @@ _LIMITS = {
 }
 
 
+class Choice(Enum):
+    """An enumeration whose members are known by name and have a sentence about them as value."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Choice | None:
+        """Return the member of a name: ``Precision("bf16")``."""
+        return cls.__members__.get(str(value))
+
+
 @dataclass(frozen=True)
 class SettingInfo:
     """What is known of a setting in addition to its name, type and default.
@@ -65,7 +74,7 @@ def setting(
     source, neutral, **limits
         As the attributes of :class:`SettingInfo`.
     """
-    if isinstance(default, Enum):
+    if isinstance(default, Choice):
         help = help or type(default).__doc__ or ""
     metadata = {_KEY: SettingInfo(help, limits, source, neutral)}
     if isinstance(default, list):

@@ -5,21 +5,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
-from dfer_dist.config.setting import setting
+from dfer_dist.config.setting import Choice, setting
 
 _FINECLIPER = "FineCLIPER: Chen et al., ACM MM 2024"
 
 
-class Precision(Enum):
+class Precision(Choice):
     """Number format of the forward and backward pass; master weights are float32."""
 
     bf16 = "bfloat16."
     fp32 = "float32."
 
 
-class Selection(Enum):
+class Selection(Choice):
     """Which epoch's weights are tested and reported."""
 
     last = "Those of the last epoch; the test fold is read once."
@@ -27,21 +26,21 @@ class Selection(Enum):
     best_test = "The best on the test fold, as in the original papers."
 
 
-class Optimizer(Enum):
+class Optimizer(Choice):
     """The optimizer."""
 
     sgd = "SGD with momentum (Sutskever et al., ICML 2013)."
     adamw = "Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019)."
 
 
-class Schedule(Enum):
+class Schedule(Choice):
     """How learning rates fall."""
 
     step = "Times optim.gamma at each of optim.milestones (DFER-CLIP, section 4.1)."
     cosine = "Half a cosine to zero after the warm-up (Loshchilov & Hutter, ICLR 2017, no restart)."
 
 
-class Supervision(Enum):
+class Supervision(Choice):
     """What a training step learns from."""
 
     labels = "Cross-entropy with the class texts."
@@ -52,7 +51,7 @@ class Supervision(Enum):
     both = f"The first plus train.description_weight times the second ({_FINECLIPER})."
 
 
-class Device(Enum):
+class Device(Choice):
     """Where to compute."""
 
     auto = "On GPUs if torch sees any."

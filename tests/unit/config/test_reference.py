@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from enum import Enum
 
+import pytest
+
 from dfer_dist.config.reference import reference
-from dfer_dist.config.schema import Config, walk_settings
+from dfer_dist.config.schema import Config, Precision, walk_settings
 from dfer_dist.config.setting import info_of
 from tests.helpers.paths import ROOT
 
@@ -27,3 +29,9 @@ def test_every_value_of_an_enumeration_is_explained() -> None:
         for choice in type(default) if isinstance(default, Enum) else ():
             assert f"| `{key}={choice.name}` | {choice.value}"[:60] in page
             assert choice.value.endswith(".") and choice.value[0] != " ", choice
+
+
+def test_choice_is_found_by_its_name() -> None:
+    assert Precision("bf16") is Precision.bf16
+    with pytest.raises(ValueError, match="fp16"):
+        Precision("fp16")
