@@ -59,11 +59,7 @@ class _RateColumn(progress.ProgressColumn):
     """Items per second."""
 
     def render(self, task: progress.Task) -> Text:
-        speed = task.finished_speed or task.speed
-        if speed is None:
-            return Text("")
-        digits = 0 if speed >= 10 else 1
-        return Text(f"{speed:.{digits}f}/s")
+        return progress.TaskProgressColumn.render_speed(task.finished_speed or task.speed)
 
 
 def new_progress(*columns: progress.ProgressColumn) -> progress.Progress:

@@ -81,6 +81,7 @@ def loader(
     from dfer_dist.data.shards.index import open_index
     from dfer_dist.distributed.process_group import choose_device
 
+    device = choose_device(Device.auto)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "plain").mkdir()
@@ -92,7 +93,6 @@ def loader(
             data = DataConfig(str(folder), image_size=224, augment=AugmentConfig(brightness=0.5))
             with progress_bar("make clips") as progress:
                 index = make_clips(folder, clips, progress=progress)
-        device = choose_device(Device.auto)
         with progress_bar("measure, rounds") as progress:
             results = measure(index, data, folder / "plain", clips, rounds, device, progress)
     console.print(_loader_table(results))
