@@ -99,7 +99,6 @@ ALLOWED: dict[str, dict[str, str]] = {
     "tests/test_words.py": {"*": "it lists the words"},
     "dfer_dist/checkpoints/state.py": {"levels": "a key in files of version 1"},
     "dfer_dist/config/model.py": {"a person": "the text of a class prompt"},
-    "dfer_dist/training/build.py": {"levels": "a key of state.json"},
     "dfer_dist/training/result.py": {"described": "a key of result.json"},
     "docs/scripts/report_page.py": {"element": "a property of JavaScript"},
     "launch/slurm/state.py": {"told": "a reason in files of version 1"},

@@ -36,7 +36,7 @@ from dfer_dist.evaluation.evaluate import clip_logits
 from dfer_dist.models.backbone import clip_config
 from dfer_dist.models.build import build_model, resolve_image_size
 from dfer_dist.models.class_texts import polarity_texts
-from dfer_dist.models.outputs import OutputsModule
+from dfer_dist.models.dferclip import OutputsModule
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.planning.estimate import data_size
 from dfer_dist.planning.measure import bytes_in_use

@@ -7,31 +7,26 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from dfer_dist.checkpoints import portable as checkpoint
-from dfer_dist.checkpoints.optimizer_state import Engine, gather
+from dfer_dist.checkpoints.optimizer_state import gather
 from dfer_dist.config.schema import Config
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from dfer_dist.tracking.metrics_log import MetricsLog
+    from dfer_dist.training.engine import Engine
 
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 10  # failed writes in a row that end the run
 _BYTES_PER_SECOND = 1e8  # assumed before the first save
 _MAX_PAUSE = 30.0  # seconds to the next try
-
-
-class MetricsSink(Protocol):
-    """What is needed of the log of metrics."""
-
-    def sync(self) -> None:
-        """Make all lines logged so far durable."""
-
-    def commit(self, size: int) -> None:
-        """Release the first ``size`` bytes for upload: no crash can undo them any more."""
+Tensors = tuple[dict[str, Tensor], dict[str, Tensor]]  # weights and moments
 
 
 class AsyncCheckpointer:
@@ -54,7 +49,7 @@ class AsyncCheckpointer:
         The process group.
     trained : int
         Number of trained parameters, to estimate how long the first save takes.
-    metrics_log : MetricsSink, optional
+    metrics_log : MetricsLog, optional
         Rank 0's. Its lines are made durable before a checkpoint and released for upload after it.
     """
 
@@ -64,7 +59,7 @@ class AsyncCheckpointer:
         config: Config,
         ranks: Ranks,
         trained: int,
-        metrics_log: MetricsSink | None,
+        metrics_log: MetricsLog | None,
     ) -> None:
         self.folder, self.config, self.ranks, self.metrics_log = folder, config, ranks, metrics_log
         # Failed writes in a row.
@@ -110,12 +105,10 @@ class AsyncCheckpointer:
         """
         self.join()
         begin = time.monotonic()
-        weights, moments = gather(
-            engine, self.config, state["step"] - state["skipped_steps"], self.ranks
-        )
+        tensors = gather(engine, self.config, state["step"] - state["skipped_steps"], self.ranks)
         if self.ranks.is_main:
             self._tried = time.monotonic()
-            arguments = (weights, moments, state, best, begin)
+            arguments = (tensors, state, best, begin)
             self._thread = threading.Thread(target=self._write, args=arguments, name="checkpointer")
             self._thread.start()
 
@@ -143,12 +136,10 @@ class AsyncCheckpointer:
     def verdict(self, error: str | None = None) -> str:
         """Return why a run that cannot save ends."""
         complete = checkpoint.complete(self.folder)
-        last = "no checkpoint was written yet"
-        if complete:
-            last = f"the last good checkpoint is {complete[-1].name}"
+        last = complete[-1].name if complete else "none"
         return (
-            f"{self.folder} takes no checkpoint ({error or self._error}): free some space; {last}, "
-            "the same command resumes from it"
+            f"{self.folder} takes no checkpoint ({error or self._error}): free some space; the "
+            f"same command resumes from the last good one, {last}"
         )
 
     def join(self) -> None:
@@ -159,32 +150,19 @@ class AsyncCheckpointer:
         if self._fault:
             raise self._fault
 
-    def _prune(self) -> None:
-        try:
-            checkpoint.prune(self.folder, self.config.train.keep)
-        except (OSError, UserError) as e:
-            logger.warning("old checkpoints are kept for now: %s", e)
-
-    def _write(
-        self,
-        weights: dict[str, Tensor],
-        moments: dict[str, Tensor],
-        state: dict[str, Any],
-        best: bool,
-        begin: float,
-    ) -> None:
+    def _write(self, tensors: Tensors, state: dict[str, Any], best: bool, begin: float) -> None:
         target = checkpoint.step_folder(self.folder, state["step"])
         try:
             if self.metrics_log:
                 self.metrics_log.sync()
-            checkpoint.write(target, weights, moments, self.config, state)
+            checkpoint.write(target, *tensors, self.config, state)
             if best:
                 checkpoint.set_pointer(self.folder, "BEST", target)
             checkpoint.set_pointer(self.folder, "LATEST", target)
             if self.metrics_log:
                 self.metrics_log.commit(state["metrics_bytes"])
             self.failures, self._error = 0, None
-            self._prune()
+            checkpoint.prune(self.folder, self.config.train.keep)
         except OSError as e:
             self.failures, self._error = self.failures + 1, str(e)
             logger.warning(

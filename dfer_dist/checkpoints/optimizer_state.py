@@ -7,36 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
+import deepspeed
 import torch
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
+from deepspeed import utils
 from torch import Tensor, nn
 
 from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.schema import Config, Optimizer
 from dfer_dist.distributed.process_group import Ranks
 
+if TYPE_CHECKING:
+    from dfer_dist.training.engine import Engine
+
 _MOMENTS = {Optimizer.sgd: ("momentum_buffer",), Optimizer.adamw: ("exp_avg", "exp_avg_sq")}
-
-
-class Engine(Protocol):
-    """What is needed of a training engine."""
-
-    @property
-    def deepspeed(self) -> Any:
-        """The ``deepspeed.DeepSpeedEngine``."""
-
-    @property
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The trained parameters by name."""
 
 
 def gather(
@@ -56,14 +41,13 @@ def gather(
     moments : dict of str to float32 Tensor
         Moments by ``MOMENT:NAME``, likewise.
     """
-    weights = _gather(engine, ranks, safe_get_full_fp32_param)
+    weights = _gather(engine, ranks, utils.safe_get_full_fp32_param)
     moments: dict[str, Tensor] = {}
     if steps:
         _link_moments(engine)
         for key in _MOMENTS[config.optim.name]:
-            own = _gather(
-                engine, ranks, partial(safe_get_full_optimizer_state, optim_state_key=key)
-            )
+            get = partial(utils.safe_get_full_optimizer_state, optim_state_key=key)
+            own = _gather(engine, ranks, get)
             moments |= {f"{key}:{name}": value for name, value in own.items()}
     return weights, moments
 
@@ -104,8 +88,6 @@ def replace_weights(engine: Engine, checkpoint: Checkpoint) -> None:
 
     Use it to evaluate another checkpoint after training.
     """
-    import deepspeed
-
     for name, p in engine.trained.items():
         with (
             deepspeed.zero.GatheredParameters([p], modifier_rank=0, enabled=hasattr(p, "ds_id")),
@@ -142,20 +124,18 @@ def _link_moments(engine: Engine) -> None:
 
 def _set(p: nn.Parameter, value: Tensor, moment: str | None, ranks: Ranks) -> None:
     """Set a parameter's float32 master weight, or one of its moments, from a full tensor."""
-    if not hasattr(p, "ds_id"):
-        value = value.to(p.device)
-        if moment:
-            safe_set_full_optimizer_state(p, value, moment)
-        else:
-            safe_set_full_fp32_param(p, value)
-        return
-    # ZeRO-3: DeepSpeed's setter of full tensors fails on sizes that the world size does not
-    # divide, so pad and cut here.
-    part = p.ds_tensor.numel()  # type: ignore[attr-defined]
-    flat = torch.zeros(part * ranks.world_size)
-    flat[: value.numel()] = value.flatten()
-    own = flat[ranks.rank * part : (ranks.rank + 1) * part].to(ranks.device)
+    set_weight, set_moment = utils.safe_set_full_fp32_param, utils.safe_set_full_optimizer_state
+    if hasattr(p, "ds_id"):
+        # ZeRO-3: DeepSpeed's setter of full tensors fails on sizes that the world size does not
+        # divide, so pad and cut here.
+        set_weight = utils.safe_set_local_fp32_param
+        set_moment = utils.safe_set_local_optimizer_state
+        part = p.ds_tensor.numel()  # type: ignore[attr-defined]
+        flat = torch.zeros(part * ranks.world_size)
+        flat[: value.numel()] = value.flatten()
+        value = flat[ranks.rank * part : (ranks.rank + 1) * part]
+    value = value.to(ranks.device)
     if moment:
-        safe_set_local_optimizer_state(p, own, moment)
+        set_moment(p, value, moment)
     else:
-        safe_set_local_fp32_param(p, own)
+        set_weight(p, value)

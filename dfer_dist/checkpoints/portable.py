@@ -25,7 +25,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,8 @@ from dfer_dist.utils.files import (
 
 logger = logging.getLogger(__name__)
 
-MODEL, OPTIMIZER, STATE, CONFIG, COMPLETE = (
-    "model.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-    "config.yaml",
-    "COMPLETE",
-)
+MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+STATE, CONFIG, COMPLETE = "state.json", "config.yaml", "COMPLETE"
 # Only in converted checkpoints.
 FROZEN = "frozen.safetensors"
 
@@ -94,7 +89,7 @@ class Checkpoint:
         return CheckpointInfo.from_json(self.state, str(self.path / STATE))
 
 
-def frozen_checksum(model: nn.Module, trained: dict[str, nn.Parameter]) -> str:
+def frozen_checksum(model: nn.Module, trained: Container[str]) -> str:
     """Return the sha256 over names and bytes of every parameter that is not trained.
 
     Call it before DeepSpeed casts or shards the parameters.
@@ -121,12 +116,8 @@ def write(
 
     Parameters
     ----------
-    target : Path
-        The folder.
     weights, moments : dict of str to float32 Tensor
         As :func:`~dfer_dist.checkpoints.optimizer_state.gather` returns them.
-    config : Config
-        The settings of the run.
     state : dict
         The content of ``state.json``.
     frozen : dict of str to Tensor, optional
@@ -188,7 +179,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 def set_pointer(folder: Path, name: str, target: Path) -> None:
     """Let the pointer ``name`` (LATEST or BEST) point to ``target``."""
-    if not (folder / name).is_file() or (folder / name).read_text().strip() != target.name:
+    if read_pointer(folder, name) != target:
         write_text(folder / name, target.name + "\n")
 
 
@@ -215,7 +206,7 @@ def newest(folder: Path) -> Path | None:
     Raises
     ------
     UserError
-        If checkpoints were written and all of them are damaged.
+        If all of them are damaged.
     """
     _remove_leftovers(folder)
     damaged = 0
@@ -286,25 +277,23 @@ def find_corruption(path: Path, names: Sequence[str] | None = None) -> str | Non
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the last ``keep`` complete checkpoints.
 
-    Those that LATEST and BEST point to are kept, and the best one by each that is kept.
-
-    Raises
-    ------
-    OSError, UserError
-        If one cannot be removed, or one that is kept cannot be read.
+    Those that LATEST and BEST point to are kept, and the best one by each that is kept. Where one
+    cannot be removed or read, the others are kept for now.
     """
     spare = {read_pointer(folder, "LATEST"), read_pointer(folder, "BEST")}
     found = complete(folder)
-    for kept in {*found[-keep:], *filter(None, spare)}:
-        best = read_json(kept / STATE).get("best")
-        if best:
-            spare.add(step_folder(folder, best["step"]))
-    for old in found[:-keep]:
-        if old not in spare:
+    try:
+        for kept in {*found[-keep:], *filter(None, spare)}:
+            best = read_json(kept / STATE).get("best")
+            if best:
+                spare.add(step_folder(folder, best["step"]))
+        for old in sorted(set(found[:-keep]) - spare):
             going = old.with_name(f".{old.name}-going")
             # By then the folder must not have its name: one with COMPLETE counts as complete.
             old.rename(going)
             shutil.rmtree(going)
+    except (OSError, UserError) as e:
+        logger.warning(f"old checkpoints are kept for now: {e}")
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -331,11 +320,13 @@ def read(path: Path, weights_only: bool = False) -> Checkpoint:
     fault = find_corruption(path, (MODEL, FROZEN, CONFIG, STATE) if weights_only else None)
     if fault:
         raise UserError(f"checkpoint {path} is damaged: {fault}")
-    model = load_file(path / MODEL)
-    optimizer = {} if weights_only else load_file(path / OPTIMIZER)
-    frozen = load_file(path / FROZEN) if (path / FROZEN).exists() else {}
     return Checkpoint(
-        path, read_config(path / CONFIG), read_json(path / STATE), model, optimizer, frozen
+        path=path,
+        config=read_config(path / CONFIG),
+        state=read_json(path / STATE),
+        model=load_file(path / MODEL),
+        optimizer={} if weights_only else load_file(path / OPTIMIZER),
+        frozen=load_file(path / FROZEN) if (path / FROZEN).exists() else {},
     )
 
 
@@ -356,7 +347,7 @@ def _resolve(path: Path) -> Path:
 
 
 def load_weights(
-    model: nn.Module, trained: dict[str, nn.Parameter], checkpoint: Checkpoint
+    model: nn.Module, trained: Mapping[str, nn.Parameter], checkpoint: Checkpoint
 ) -> None:
     """Load a checkpoint's weights into a model that no engine has wrapped.
 
@@ -378,19 +369,13 @@ def load_weights(
     weights = checkpoint.model | checkpoint.frozen
     wanted = dict(model.named_parameters()) if checkpoint.frozen else trained
     unexpected = sorted(wanted.keys() ^ weights.keys())
+    if not unexpected:
+        unexpected = [name for name, p in wanted.items() if p.shape != weights[name].shape]
     if unexpected:
-        first = unexpected[0]
-        where = "only in the checkpoint" if first in weights else "missing in the checkpoint"
         raise UserError(
-            f"checkpoint {path} is of another model: {first} is {where} "
-            f"({len(unexpected)} such names)"
+            f"checkpoint {path} is of another model: {unexpected[0]} is missing in one of them or "
+            f"of another shape, and {len(unexpected) - 1} more are"
         )
-    for name, p in wanted.items():
-        if p.shape != weights[name].shape:
-            have, want = tuple(weights[name].shape), tuple(p.shape)
-            raise UserError(
-                f"checkpoint {path} is of another model: {name} has shape {have}, not {want}"
-            )
     # Not a plain copy: a model may have to update what it derived from its weights.
     model.load_state_dict(weights, strict=False)
     if frozen_checksum(model, trained) != checkpoint.info.frozen_sha256:

@@ -60,18 +60,15 @@ def find_config(name: str, kind: str = "") -> Path:
     )
 
 
-def load_as(schema: type[T], path: Path, values: dict[str, Any]) -> T:
-    """Return an object of the dataclass ``schema``.
-
-    Its values are the defaults, replaced by those in the YAML file, replaced by ``values``.
+def load_as(schema: type[T], path: Path) -> T:
+    """Return an object of the dataclass ``schema``: its defaults, replaced by a YAML file's values.
 
     Raises
     ------
     UserError
         For an unknown key or a value of the wrong type.
     """
-    tree = _merge(OmegaConf.structured(schema), _read_yaml(path), str(path))
-    made = OmegaConf.to_object(_merge(tree, OmegaConf.create(values), "command line"))
+    made = OmegaConf.to_object(_merge(OmegaConf.structured(schema), _read_yaml(path), str(path)))
     assert isinstance(made, schema)
     return made
 

@@ -25,8 +25,9 @@ from einops import rearrange
 from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTransformer
 from torch import Tensor, nn
 
+from dfer_dist.config.schema import ModelConfig
 from dfer_dist.models.cpu_kernels import LastBlock
-from dfer_dist.models.fusion import Fusion
+from dfer_dist.models.temporal import Fusion
 from dfer_dist.utils.errors import UserError
 
 
@@ -46,52 +47,36 @@ class Adapter(nn.Module):
         return self.up(self.act(self.down(x)))
 
 
-class PartitionedAdapter(nn.Module):
-    """One adapter for each part of a batch, so that one pass of a tower serves all parts.
+class PerPart(nn.Module):
+    """One module for each part of a batch, so that one pass of a tower serves all parts.
 
     Parameters
     ----------
-    parts : mapping of name to int
-        Rows of each part, in the order of the batch.
-    more : mapping of name to float
-        Further adapters and their ratios, for batches of one part (:func:`select_adapter`).
+    parts : mapping of name to nn.Module
+        In the order of the batch. What follows the parts that have rows is for batches of one part
+        (:func:`select_adapter`).
+    rows : sequence of int, optional
+        Rows of each part of the batch; by default all modules have equally many.
     """
 
-    def __init__(
-        self, width: int, ratio: float, parts: Mapping[str, int], more: Mapping[str, float]
-    ) -> None:
+    def __init__(self, parts: Mapping[str, nn.Module], rows: Sequence[int] = ()) -> None:
         super().__init__()
-        self.rows = list(parts.values())
-        self.parts = nn.ModuleDict({name: Adapter(width, ratio) for name in parts})
-        self.parts.update({name: Adapter(width, own) for name, own in more.items()})
+        self.parts, self.rows = nn.ModuleDict(parts), list(rows)
         self.selected: str | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to each part its adapter: [rows, L, D] -> [rows, L, D]."""
+        """Apply to each part its module: [rows, ...] -> [rows, ...]."""
         if self.selected:
             return self.parts[self.selected](x)
-        # Adapters of `more` come last and have no rows.
-        pairs = zip(self.parts.values(), x.split(self.rows), strict=False)
-        return torch.cat([adapter(part) for adapter, part in pairs])
-
-
-class PerModality(nn.Module):
-    """One module for each modality of a batch, so that one pass of a tower serves all."""
-
-    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleDict(parts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to each of M modalities its module: [M N, ...] -> [M N, ...]."""
-        pairs = zip(self.parts.values(), x.chunk(len(self.parts)), strict=True)
-        return torch.cat([module(part) for module, part in pairs])
+        pieces = x.split(self.rows) if self.rows else x.chunk(len(self.parts))
+        pairs = zip(self.parts.values(), pieces, strict=False)
+        return torch.cat([module(piece) for module, piece in pairs])
 
 
 @contextmanager
 def select_adapter(tower: nn.Module, part: str) -> Iterator[None]:
-    """Use the adapters of ``part`` alone in every :class:`PartitionedAdapter` of a tower."""
-    adapters = [module for module in tower.modules() if isinstance(module, PartitionedAdapter)]
+    """Use the adapters of ``part`` alone in every :class:`PerPart` of a tower."""
+    adapters = [module for module in tower.modules() if isinstance(module, PerPart)]
     for adapter in adapters:
         adapter.selected = part
     try:
@@ -181,77 +166,63 @@ class AdaptedBlock(nn.Module):
         return x + self.ls_2(self.mlp(normed)) + self.scale * self.mlp_adapter(normed)
 
 
-def adapt_image(
-    image: VisionTransformer,
-    ratio: float,
-    scale: float,
-    frames: int | None,
-    modalities: Sequence[str] = (),
-    modality_ratio: float = 0.0,
-) -> None:
+def adapt_image(image: VisionTransformer, cfg: ModelConfig, num_frames: int) -> None:
     """Put adapters into every block of an image tower.
+
+    With ``cfg.modalities``, each has adapters of its own; the batch is that of the frames followed
+    by theirs. With ``cfg.adapter_time``, blocks have adapters along time too.
 
     AIM adds its positions before the norm that precedes the first block. Here they are added after
     it, in that block, so that nothing else of the tower changes.
-
-    Parameters
-    ----------
-    ratio : float
-        Hidden width of an adapter over the width of the tower.
-    scale : float
-        Weight of the adapter parallel to the MLP.
-    frames : int, optional
-        T; adds adapters along time, and positions of the frames.
-    modalities : sequence of str
-        Each has adapters of its own; the batch is that of the frames followed by theirs.
-    modality_ratio : float
-        As ``ratio``, for the adapters of ``modalities``.
 
     Raises
     ------
     UserError
         If the blocks are not built as those of OpenAI's CLIP.
     """
-    width = image.transformer.width
-    ratios = {"video": ratio, **dict.fromkeys(modalities, modality_ratio)}
+    width, ratio = image.transformer.width, cfg.adapter_ratio
+    ratios = {"video": ratio, **dict.fromkeys(cfg.modalities, cfg.modality_ratio)}
 
     def per_modality(make: Callable[[float], nn.Module]) -> nn.Module:
-        if not modalities:
+        if not cfg.modalities:
             return make(ratio)
-        return PerModality({name: make(own) for name, own in ratios.items()})
+        return PerPart({name: make(own) for name, own in ratios.items()})
 
     def adapter() -> nn.Module:
         return per_modality(lambda own: Adapter(width, own))
 
-    _adapt(image.transformer, adapter, scale, frames)
+    frames = num_frames if cfg.adapter_time else None
+    _adapt(image.transformer, adapter, cfg.adapter_scale, frames)
     if frames:
         positions = per_modality(lambda _: FramePositions(frames, width))
         image.transformer.resblocks[0].positions = positions
 
 
-def adapt_text(
-    tower: Transformer,
-    ratio: float,
-    scale: float,
-    parts: Mapping[str, int],
-    more: Mapping[str, float] | None = None,
-) -> None:
-    """Put adapters into every block of a text tower, one for each part of a batch.
+def adapt_text(tower: Transformer, cfg: ModelConfig, sentences: Mapping[str, int]) -> None:
+    """Put adapters into every block of a text tower, one for each polarity of a batch.
+
+    With ``cfg.description_ratio``, descriptions have adapters of their own; they come in batches of
+    their own (:func:`select_adapter`).
 
     Parameters
     ----------
-    parts : mapping of name to int
-        Sentences of each part, in the order of the batch.
-    more : mapping of name to float, optional
-        Ratios of the adapters of further parts, which come in batches of their own
-        (:func:`select_adapter`).
+    sentences : mapping of polarity to int
+        Sentences of each polarity, in the order of the batch.
 
     Raises
     ------
     UserError
         As :func:`adapt_image`.
     """
-    _adapt(tower, lambda: PartitionedAdapter(tower.width, ratio, parts, more or {}), scale, None)
+    ratios = dict.fromkeys(sentences, cfg.adapter_ratio)
+    if cfg.description_ratio:
+        ratios["description"] = cfg.description_ratio
+
+    def adapter() -> nn.Module:
+        parts = {name: Adapter(tower.width, ratio) for name, ratio in ratios.items()}
+        return PerPart(parts, list(sentences.values()))
+
+    _adapt(tower, adapter, cfg.adapter_scale, None)
 
 
 def _adapt(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-import hashlib
 import json
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,12 @@ from huggingface_hub import try_to_load_from_cache
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.model import resize_pos_embed
 from open_clip.transformer import VisionTransformer
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dfer_dist.models.attention import use_explicit_attention
 from dfer_dist.models.cpu_kernels import use_cpu_kernels
 from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import sha256_file
 
 # A CLIP small enough to train on one core, for tests and the demo. open_clip has no weights of it.
 TINY: dict[str, Any] = {
@@ -108,7 +106,7 @@ def load_backbone(
         _load_file(clip, path, config.get("quick_gelu", False))
     use_explicit_attention(clip.visual.transformer, clip.transformer)
     use_cpu_kernels(clip.visual, clip.transformer)
-    return clip.visual, TextTower(clip), _sha256(path) if path else None
+    return clip.visual, TextTower(clip), sha256_file(path) if path else None
 
 
 def clip_config(name: str) -> dict[str, Any]:
@@ -134,19 +132,14 @@ def clip_config(name: str) -> dict[str, Any]:
         near = difflib.get_close_matches(name, ["tiny", *open_clip.list_models()], n=1, cutoff=0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise UserError(f"no backbone '{name}'{hint}")
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    plain_text = set(text) <= {"context_length", "vocab_size", "width", "heads", "layers"}
-    if set(config) - {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"} or not isinstance(
-        vision.get("layers"), int
-    ):
-        raise UserError(
-            f"backbone '{name}' has no plain ViT image tower: choose one such as ViT-B-32-quickgelu"
-        )
-    if not plain_text:
-        raise UserError(
-            f"backbone '{name}' has another text tower or tokenizer than OpenAI's CLIP: "
-            "choose one such as ViT-B-32-quickgelu"
-        )
+    has_plain_vit = isinstance(config["vision_cfg"].get("layers"), int)
+    fault = ""
+    if not set(config["text_cfg"]) <= {"context_length", "vocab_size", "width", "heads", "layers"}:
+        fault = "has another text tower or tokenizer than OpenAI's CLIP"
+    if set(config) - {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"} or not has_plain_vit:
+        fault = "has no plain ViT image tower"
+    if fault:
+        raise UserError(f"backbone '{name}' {fault}: choose one such as ViT-B-32-quickgelu")
     return config
 
 
@@ -271,29 +264,22 @@ def _cached(published: dict[str, Any]) -> Path | None:
 
 
 def _load_file(clip: open_clip.CLIP, path: Path, quick_gelu: bool) -> None:
+    # Only OpenAI's own files are TorchScript archives.
+    is_archive = _is_torchscript(path)
+    if is_archive and not quick_gelu:
+        raise UserError(
+            f"{path} was trained with QuickGELU: use the backbone's name with -quickgelu"
+        )
     try:
-        if not _is_torchscript(path):
+        if not is_archive:
             open_clip.load_checkpoint(clip, str(path))
             return
-        # Only OpenAI's own files are TorchScript archives.
-        if not quick_gelu:
-            raise UserError(
-                f"{path} was trained with QuickGELU: use the backbone's name with -quickgelu"
-            )
         archive = torch.jit.load(str(path), map_location="cpu")
         state = {k: v.float() for k, v in archive.state_dict().items() if k not in _NOT_WEIGHTS}
         resize_pos_embed(state, clip)
         clip.load_state_dict(state)
-    except (
-        RuntimeError,
-        OSError,
-        KeyError,
-        ValueError,
-        EOFError,
-        AttributeError,
-        pickle.UnpicklingError,
-        SafetensorError,
-    ) as e:
+    # torch, pickle, safetensors and open_clip raise many kinds.
+    except Exception as e:
         raise UserError(f"{path} does not hold weights of this backbone: {_one_line(e)}") from e
 
 
@@ -302,11 +288,6 @@ def _is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(entry.endswith("/constants.pkl") for entry in archive.namelist())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _one_line(e: BaseException) -> str:

@@ -8,21 +8,9 @@ from dataclasses import replace
 import torch
 
 from dfer_dist.config.schema import Config, ModelConfig, Precision
-from dfer_dist.models.backbone import clip_config, fetch_weights, load_backbone
+from dfer_dist.models.backbone import clip_config, load_backbone
 from dfer_dist.models.class_texts import polarity_texts
 from dfer_dist.models.dferclip import DFERCLIP
-from dfer_dist.models.tuning import param_groups, trained_line
-
-__all__ = [
-    "DFERCLIP",
-    "build_model",
-    "build_untrained",
-    "fetch_weights",
-    "model_dtype",
-    "param_groups",
-    "resolve_image_size",
-    "trained_line",
-]
 
 
 def resolve_image_size(config: Config) -> int:
@@ -51,7 +39,7 @@ def build_model(
 ) -> DFERCLIP:
     """Build the model in float32 on the default device, initialized by torch's global seed.
 
-    Parameters that are not trained are frozen; :func:`param_groups` returns the others.
+    Parameters that are not trained are frozen (:func:`~dfer_dist.models.tuning.param_groups`).
 
     Parameters
     ----------

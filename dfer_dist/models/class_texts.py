@@ -29,6 +29,13 @@ DESCRIPTIONS = {
     "gaze.",
 }
 
+_TEMPLATES = {
+    ClassText.names: "{}.",
+    ClassText.sentence: "an expression of {}.",
+    # FineCLIPER's texts.
+    ClassText.person: "a person with an expression of {}",
+}
+
 
 def polarity_texts(classes: Sequence[str], cfg: ModelConfig) -> dict[str, list[list[str]]]:
     """Return the sentences of each class by polarity.
@@ -68,13 +75,8 @@ def class_texts(
     """
     if own is not None:
         return _own_texts(classes, own, "model.sentences")
-    if kind is ClassText.names:
-        return [[f"{name}."] for name in classes]
-    if kind is ClassText.sentence:
-        return [[f"an expression of {name}."] for name in classes]
-    # FineCLIPER's texts.
-    if kind is ClassText.person:
-        return [[f"a person with an expression of {name}"] for name in classes]
+    if kind in _TEMPLATES:
+        return [[_TEMPLATES[kind].format(name)] for name in classes]
     unknown = [name for name in classes if name not in DESCRIPTIONS]
     if unknown:
         raise UserError(

@@ -7,7 +7,7 @@ Recognition", BMVC 2023. FineCLIPER: Chen et al., ACM MM 2024.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,29 @@ from torch import Tensor, nn
 from dfer_dist.config.schema import ModelConfig, TemporalKind
 from dfer_dist.models.adapters import select_adapter
 from dfer_dist.models.backbone import TextTower
-from dfer_dist.models.fusion import Fusion
-from dfer_dist.models.outputs import ModelOutputs
 from dfer_dist.models.prompt import PromptLearner
-from dfer_dist.models.temporal import MeanOverTime, TemporalTransformer
+from dfer_dist.models.temporal import Fusion, MeanOverTime, TemporalTransformer
 from dfer_dist.models.tuning import choose_trained
+
+
+class ModelOutputs(NamedTuple):
+    """Logits of each polarity, and features that are compared with descriptions.
+
+    A named tuple, because DeepSpeed looks for tensors in tuples and not in dataclasses.
+
+    Attributes
+    ----------
+    positive, negative : float32 [B, C], optional
+        Logits of the texts that say what a class is, and of those that say what it is not; these
+        are negated, so in both the true class should have the highest.
+    video, description : float32 [B, D], optional
+        Normalized features of the clips and of their descriptions.
+    """
+
+    positive: Tensor | None = None
+    negative: Tensor | None = None
+    video: Tensor | None = None
+    description: Tensor | None = None
 
 
 class DFERCLIP(nn.Module):
@@ -32,14 +50,14 @@ class DFERCLIP(nn.Module):
     adapters in both towers, it is FineCLIPER on frames and labels. With ``cfg.modalities``, parsing
     maps and landmarks pass through the same image tower with adapters of their own, and through the
     same transformer over time; the features of all modalities are averaged
-    (:mod:`dfer_dist.models.fusion`).
+    (:class:`~dfer_dist.models.temporal.Fusion`).
 
     Parameters
     ----------
     cfg : ModelConfig
     image, text
         The towers; the model takes them over and may change them.
-    texts : mapping of polarity to a sequence of C, each a str or a sequence of str
+    texts : mapping of polarity to a sequence of C, each a sequence of str
         One or more sentences for each class: what it is (``positive``), and optionally what it is
         not (``negative``).
     num_frames : int
@@ -53,7 +71,7 @@ class DFERCLIP(nn.Module):
         cfg: ModelConfig,
         image: VisionTransformer,
         text: TextTower,
-        texts: Mapping[str, Sequence[str | Sequence[str]]],
+        texts: Mapping[str, Sequence[Sequence[str]]],
         num_frames: int,
         pretrained_sha256: str | None = None,
     ) -> None:
@@ -61,42 +79,25 @@ class DFERCLIP(nn.Module):
         self.image, self.text = image, text
         self.temporal: nn.Module = MeanOverTime()
         if cfg.temporal is TemporalKind.transformer:
-            self.temporal = TemporalTransformer(
-                image.output_dim,
-                num_frames,
-                cfg.temporal_layers,
-                cfg.temporal_heads,
-                cfg.temporal_head_dim,
-                cfg.temporal_mlp,
-                cfg.checkpoint_temporal,
-            )
+            self.temporal = TemporalTransformer(image.output_dim, num_frames, cfg)
         self.modalities = 1 + len(cfg.modalities)
         self.fusion = Fusion(self.modalities, cfg.video_weight) if cfg.modalities else None
         self.polarities = tuple(texts)
         self.prompt = PromptLearner(
             [sentences for own in texts.values() for sentences in own],
             text.token_embedding,
-            cfg.context_tokens,
-            cfg.class_specific,
-            cfg.token_position,
             len(text.positional_embedding),
+            cfg,
         )
         self.temperature, self.negative_weight = cfg.temperature, cfg.negative_weight
         self.normalize = cfg.normalize
         self.description_adapter = "description" if cfg.description_ratio else "positive"
         self.pretrained_sha256 = pretrained_sha256
         # After the parts above, so that their random initialization does not depend on it.
-        choose_trained(cfg, image, text, num_frames, self._count_sentences())
+        counts = {polarity: sum(map(len, own)) for polarity, own in texts.items()}
+        choose_trained(cfg, image, text, num_frames, counts)
         image.set_grad_checkpointing(cfg.checkpoint_image)
         self.register_load_state_dict_post_hook(_embed_prompts)
-
-    def _count_sentences(self) -> dict[str, int]:
-        counts = self.prompt.counts
-        classes = len(counts) // len(self.polarities)
-        return {
-            polarity: sum(counts[i * classes : (i + 1) * classes])
-            for i, polarity in enumerate(self.polarities)
-        }
 
     def forward(self, frames: Tensor, text_features: Tensor | None = None) -> Tensor:
         """Return the logits of clips, those of both polarities merged.
@@ -218,3 +219,25 @@ class DFERCLIP(nn.Module):
 def _embed_prompts(model: DFERCLIP, _: Any) -> None:
     """Embed the prompts again after loading weights, which may change the token embedding."""
     model.prompt.embed(model.text.token_embedding)
+
+
+class OutputsModule(nn.Module):
+    """The module for ``deepspeed.initialize``: its forward pass is ``DFERCLIP.outputs``.
+
+    DeepSpeed gathers weights of ZeRO-3 and prepares the backward pass in the forward pass of the
+    module that it wraps, so a loss cannot call another method of the model.
+    """
+
+    def __init__(self, model: DFERCLIP) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        frames: Tensor,
+        text_features: Tensor | None = None,
+        tokens: Tensor | None = None,
+        with_logits: bool = True,
+    ) -> ModelOutputs:
+        """Return :meth:`DFERCLIP.outputs` of the same arguments."""
+        return self.model.outputs(frames, text_features, tokens, with_logits)

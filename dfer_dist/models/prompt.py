@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
-from dfer_dist.config.schema import TokenPosition
+from dfer_dist.config.schema import ModelConfig, TokenPosition
 from dfer_dist.utils.errors import UserError
 
 
@@ -56,12 +57,14 @@ class PromptLearner(nn.Module):
 
     Parameters
     ----------
-    texts : sequence of C, each a str or a sequence of str
+    texts : sequence of C, each a sequence of str
         One or more sentences of each class, S in all. Nothing is appended to them.
     embedding : nn.Embedding
         The text tower's token embedding; it is not kept.
     context_length : int
         Maximum number of tokens of the text tower.
+    cfg : ModelConfig
+        Has the number of context tokens, their place, and whether they are class-specific.
 
     Attributes
     ----------
@@ -82,32 +85,26 @@ class PromptLearner(nn.Module):
 
     def __init__(
         self,
-        texts: Sequence[str | Sequence[str]],
+        texts: Sequence[Sequence[str]],
         embedding: nn.Embedding,
-        context_tokens: int,
-        class_specific: bool,
-        position: TokenPosition,
         context_length: int,
+        cfg: ModelConfig,
     ) -> None:
         super().__init__()
-        sentences = [[text] if isinstance(text, str) else text for text in texts]
-        self.counts = [len(own) for own in sentences]
-        tokens, lengths = tokenize(
-            [s for own in sentences for s in own], context_tokens, context_length
-        )
-        shape = [context_tokens, embedding.embedding_dim]
-        if class_specific:
+        self.counts = [len(own) for own in texts]
+        tokens, lengths = tokenize(list(chain(*texts)), cfg.context_tokens, context_length)
+        shape = [cfg.context_tokens, embedding.embedding_dim]
+        if cfg.class_specific:
             shape.insert(0, len(texts))
         start = 0.02 * torch.randn(shape)
-        self.context = nn.Parameter(start) if context_tokens else None
-        self.position, self.context_tokens = position, context_tokens
+        self.context = nn.Parameter(start) if cfg.context_tokens else None
+        self.position, self.context_tokens = cfg.token_position, cfg.context_tokens
         # Computed from the texts and the token embedding, so checkpoints do not need them.
         self.register_buffer("tokens", tokens, persistent=False)
         # EOT has the highest id.
         self.register_buffer("eot", tokens.argmax(dim=-1), persistent=False)
-        self.register_buffer(
-            "order", _order(position, context_tokens, lengths, tokens.shape[1]), persistent=False
-        )
+        order = _order(cfg.token_position, cfg.context_tokens, lengths, tokens.shape[1])
+        self.register_buffer("order", order, persistent=False)
         self.register_buffer("prefix", torch.empty(0), persistent=False)
         self.register_buffer("suffix", torch.empty(0), persistent=False)
         self.embed(embedding)
@@ -153,10 +150,8 @@ def _order(
         TokenPosition.middle: context_tokens // 2,
         TokenPosition.front: 0,
     }[position]
-    rows = []
+    context, rows = range(1, 1 + context_tokens), []
     for length in lengths:
-        context = list(range(1, 1 + context_tokens))
-        text = list(range(1 + context_tokens, 1 + context_tokens + length))
-        rest = list(range(1 + context_tokens + length, longest))
-        rows.append([0, *context[:before], *text, *context[before:], *rest])
+        rest = range(1 + context_tokens, longest)
+        rows.append([0, *context[:before], *rest[:length], *context[before:], *rest[length:]])
     return torch.tensor(rows)

@@ -1,15 +1,17 @@
-"""Reduce frame features to one feature of the clip.
+"""Reduce the features of frames and modalities to one feature of the clip.
 
-By the temporal transformer of DFER-CLIP (Zhao & Patras, BMVC 2023, section 3.2), or by the mean.
+Over time by the transformer of DFER-CLIP (Zhao & Patras, BMVC 2023, section 3.2), or by the mean.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from einops import repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dfer_dist.config.schema import ModelConfig
 from dfer_dist.models import attention
 
 
@@ -56,26 +58,18 @@ class TemporalTransformer(nn.Module):
         Size D of a frame's feature and of the clip's.
     frames : int
         Number T of frames in a clip.
-    recompute : bool
-        Recompute each block's activations in the backward pass.
+    cfg : ModelConfig
+        Has the sizes of the blocks, and whether their activations are recomputed.
     """
 
-    def __init__(
-        self,
-        width: int,
-        frames: int,
-        layers: int,
-        heads: int,
-        head_dim: int,
-        mlp: int,
-        recompute: bool = False,
-    ) -> None:
+    def __init__(self, width: int, frames: int, cfg: ModelConfig) -> None:
         super().__init__()
-        self.recompute = recompute
+        self.recompute = cfg.checkpoint_temporal
         self.cls = nn.Parameter(torch.randn(1, 1, width))
         self.pos = nn.Parameter(torch.randn(1, frames + 1, width))
         self.blocks = nn.ModuleList(
-            TemporalBlock(width, heads, head_dim, mlp) for _ in range(layers)
+            TemporalBlock(width, cfg.temporal_heads, cfg.temporal_head_dim, cfg.temporal_mlp)
+            for _ in range(cfg.temporal_layers)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,3 +81,39 @@ class TemporalTransformer(nn.Module):
             else:
                 x = block(x)
         return x[:, 0]
+
+
+class Fusion(nn.Module):
+    """The weighted mean of normalized features, normalized again.
+
+    It fuses the modalities of a clip (FineCLIPER: Chen et al., ACM MM 2024).
+
+    Parameters
+    ----------
+    modalities : int
+        M, the frames included, which come first.
+    video_weight : float, optional
+        Weight of the frames; the other modalities share the rest. By default the weights are the
+        softmax of M learned numbers, equal at the start.
+    """
+
+    def __init__(self, modalities: int, video_weight: float | None) -> None:
+        super().__init__()
+        self.fixed: list[float] | None = None
+        self.scores: nn.Parameter | None = None
+        if video_weight is None:
+            self.scores = nn.Parameter(torch.zeros(modalities))
+        else:
+            others = modalities - 1
+            self.fixed = [video_weight, *[(1 - video_weight) / others] * others]
+
+    def weights(self) -> Tensor:
+        """Return the weights of the modalities, float32 [M]; their sum is 1."""
+        if self.scores is None:
+            return torch.tensor(self.fixed)
+        return self.scores.float().softmax(0)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Average normalized features: float32 [M, B, D] -> float32 [B, D], normalized."""
+        weights = self.weights().to(features.device, non_blocking=True)
+        return F.normalize(torch.einsum("l,lbd->bd", weights, features), dim=-1)

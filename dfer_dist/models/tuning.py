@@ -44,10 +44,7 @@ def choose_trained(
     if cfg.text_tower is TextTuning.lora:
         add_lora(text.transformer, cfg.lora_rank, cfg.lora_alpha)
     elif cfg.text_tower is TextTuning.adapters:
-        more = {}
-        if cfg.description_ratio:
-            more["description"] = cfg.description_ratio
-        adapt_text(text.transformer, cfg.adapter_ratio, cfg.adapter_scale, sentences, more)
+        adapt_text(text.transformer, cfg, sentences)
 
 
 def _tune_image(cfg: ModelConfig, image: VisionTransformer, frames: int) -> None:
@@ -67,10 +64,7 @@ def _tune_image(cfg: ModelConfig, image: VisionTransformer, frames: int) -> None
     elif cfg.image is ImageTuning.lora:
         add_lora(image.transformer, cfg.lora_rank, cfg.lora_alpha)
     elif cfg.image is ImageTuning.adapters:
-        time = frames if cfg.adapter_time else None
-        adapt_image(
-            image, cfg.adapter_ratio, cfg.adapter_scale, time, cfg.modalities, cfg.modality_ratio
-        )
+        adapt_image(image, cfg, frames)
 
 
 def param_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:

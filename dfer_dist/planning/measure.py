@@ -24,7 +24,7 @@ from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import Config, Supervision
 from dfer_dist.distributed.process_group import Ranks, exit_process, init_distributed, peak_memory
 from dfer_dist.models.build import build_untrained, model_dtype, resolve_image_size
-from dfer_dist.models.outputs import OutputsModule
+from dfer_dist.models.dferclip import OutputsModule
 from dfer_dist.models.tokenizer import CONTEXT
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.planning.estimate import data_size, plan_here

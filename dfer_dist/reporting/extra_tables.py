@@ -77,7 +77,7 @@ def read_published(source: str) -> Published:
         raise UserError(
             f"--against {source}: give 'published', or a YAML file like configs/published.yaml"
         )
-    published = load_as(Published, path, {})
+    published = load_as(Published, path)
     for method in published.methods:
         for dataset, scores in method.figures.items():
             named = method.name and method.paper and method.venue

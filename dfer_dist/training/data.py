@@ -54,11 +54,6 @@ class FoldData:
     descriptions: ClipDescriptions | None
     modalities: dict[str, Any] | None
 
-    @property
-    def num_train_clips(self) -> int:
-        """Training clips of the fold."""
-        return len(self.plan.clips)
-
 
 def build_data(*, config: Config, fold: int, ranks: Ranks) -> FoldData:
     """Open the data set and plan the epochs of a fold. Collective.

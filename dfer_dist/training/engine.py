@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ class Engine:
     Attributes
     ----------
     deepspeed : deepspeed.DeepSpeedEngine
-    groups : mapping
-        Trained parameters by group and name.
+    trained : dict of str to nn.Parameter
+        Trained parameters by name.
     base_lr : dict of str to float
         Peak learning rate of each group.
     accumulation : int
@@ -45,7 +46,7 @@ class Engine:
     """
 
     deepspeed: Any
-    groups: Groups
+    trained: dict[str, nn.Parameter]
     base_lr: dict[str, float]
     optim: OptimConfig
     steps_per_epoch: int
@@ -54,16 +55,6 @@ class Engine:
     accumulation: int
     averages_gradients: bool
     bad_steps: int = 0
-
-    @property
-    def model(self) -> nn.Module:
-        """The wrapped model."""
-        return self.deepspeed.module
-
-    @property
-    def trained(self) -> dict[str, nn.Parameter]:
-        """Trained parameters by name."""
-        return {name: p for group in self.groups.values() for name, p in group}
 
     def set_learning_rates(self, step: int) -> dict[str, float]:
         """Set the learning rate of each group for step ``step`` and return them by group."""
@@ -139,7 +130,7 @@ def build_engine(
     import deepspeed
 
     demote_dependencies()
-    base_lr = _peak_learning_rates(config.optim, groups)
+    base_lr = {name: getattr(config.optim, f"lr_{name}") for name in groups}
     with _frozen_garbage(), prints_at_debug():
         engine, *_ = deepspeed.initialize(
             model=model,
@@ -149,7 +140,7 @@ def build_engine(
         )
     return Engine(
         deepspeed=engine,
-        groups=groups,
+        trained=dict(chain(*groups.values())),
         base_lr=base_lr,
         optim=config.optim,
         steps_per_epoch=steps_per_epoch,
@@ -158,18 +149,6 @@ def build_engine(
         accumulation=accumulation,
         averages_gradients=bf16_gradients.replace_hooks(engine),
     )
-
-
-def _peak_learning_rates(optim: OptimConfig, groups: Groups) -> dict[str, float]:
-    """Return the configured learning rate of each group."""
-    peaks = {
-        "temporal": optim.lr_temporal,
-        "image": optim.lr_image,
-        "prompt": optim.lr_prompt,
-        "lora": optim.lr_lora,
-        "adapters": optim.lr_adapters,
-    }
-    return {name: peaks[name] for name in groups}
 
 
 @contextmanager
@@ -193,11 +172,10 @@ def _optimizer(
         {"params": [p for _, p in group], "lr": base_lr[name], "name": name}
         for name, group in groups.items()
     ]
+    shared: dict[str, Any] = {"weight_decay": optim.weight_decay, "fused": True}
     if optim.name is Optimizer.adamw:
-        return torch.optim.AdamW(param_groups, weight_decay=optim.weight_decay, fused=True)
-    return torch.optim.SGD(
-        param_groups, lr=0.0, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True
-    )
+        return torch.optim.AdamW(param_groups, **shared)
+    return torch.optim.SGD(param_groups, momentum=optim.momentum, **shared)
 
 
 def _deepspeed_config(

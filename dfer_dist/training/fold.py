@@ -23,6 +23,8 @@ from dfer_dist.distributed.process_group import (
 from dfer_dist.distributed.watchdog import Watchdog
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.status import Attempt, package_mismatch
+from dfer_dist.tracking.metrics_log import FAILED, FINISHED, KILLED
+from dfer_dist.tracking.mlflow_runs import close_early
 from dfer_dist.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DONE, PREEMPTED, FAILED = "DONE", "PREEMPTED", "FAILED"  # states in status.json
 _ERROR, _USER_ERROR = 1, 2  # exit statuses
 
 
@@ -41,18 +42,15 @@ def run_fold(run: RunDir, fold: int, preemption: PreemptionHandler) -> int:
     that the user can fix, 1 for any other error.
     """
     try:
-        state = train_fold(run, fold, preemption)
-    except Exception as e:
+        is_done = train_fold(run, fold, preemption)
+    except BaseException as e:
         return _exit_status(e)
-    except BaseException:
-        traceback.print_exc()
-        return _ERROR
     torch.distributed.destroy_process_group()
-    return {DONE: 0, PREEMPTED: EXIT_PREEMPTED}[state]
+    return 0 if is_done else EXIT_PREEMPTED
 
 
-def train_fold(run: RunDir, fold: int, preemption: PreemptionHandler) -> str:
-    """Train and test a fold; return its state, :data:`DONE` or :data:`PREEMPTED`. Collective."""
+def train_fold(run: RunDir, fold: int, preemption: PreemptionHandler) -> bool:
+    """Train and test a fold; return False if it was preempted. Collective."""
     config = read_config(run.config)
     hang_seconds = 60 * config.train.hang_minutes
     ranks = init_distributed(config.train.device, hang_seconds)
@@ -63,10 +61,10 @@ def train_fold(run: RunDir, fold: int, preemption: PreemptionHandler) -> str:
     folder = run.fold(fold)
     attempt = Attempt(folder, ranks.world_size, ranks.is_main, device_name(ranks.device))
     watchdog = Watchdog(
-        folder.stacks(ranks.rank), hang_seconds, lambda reason: attempt.end(FAILED, reason)
+        folder.stacks(ranks.rank), hang_seconds, lambda reason: attempt.end("FAILED", reason)
     )
     trainer: Trainer | None = None
-    state, reason = DONE, "all steps done"
+    state, reason, run_status = "DONE", "all steps done", FINISHED
     try:
         trainer = build_trainer(
             run=run,
@@ -82,20 +80,20 @@ def train_fold(run: RunDir, fold: int, preemption: PreemptionHandler) -> str:
         trainer.fit()
         trainer.finish()
     except Preempted:
-        state = PREEMPTED
+        # Any rank may have received the signal, or found that time is up.
+        reasons = ranks.gather_objects(preemption.reason) or []
+        state, run_status = "PREEMPTED", KILLED
+        reason = next(filter(None, reasons), "preempted")
     except BaseException as e:
-        attempt.end(FAILED, _describe(e))
+        attempt.end("FAILED", _describe(e))
         _close_failed(run, fold, ranks, trainer)
         raise
     watchdog.stop()
-    if state == PREEMPTED:
-        # Any rank may have received the signal, or found that time is up.
-        reasons = ranks.gather_objects(preemption.reason) or []
-        reason = next(filter(None, reasons), "preempted")
-    _close_tracking(trainer, state)
+    if trainer:
+        trainer.tracking.close(run_status)
     # Written last: DONE means that all of it is done.
     attempt.end(state, reason, peak_memory(ranks.device))
-    return state
+    return state == "DONE"
 
 
 def _warn_of_other_packages(run: RunDir, ranks: Ranks) -> None:
@@ -105,30 +103,20 @@ def _warn_of_other_packages(run: RunDir, ranks: Ranks) -> None:
         logger.warning(line)
 
 
-def _close_tracking(trainer: Trainer | None, state: str) -> None:
-    from dfer_dist.tracking.metrics_log import FINISHED, KILLED
-
-    if trainer:
-        trainer.tracking.commit()
-        trainer.tracking.close({DONE: FINISHED, PREEMPTED: KILLED}[state])
-
-
 def _close_failed(run: RunDir, fold: int, ranks: Ranks, trainer: Trainer | None) -> None:
     """Close the tracking run of a fold that failed. Not collective."""
-    from dfer_dist.tracking.metrics_log import FAILED as RUN_FAILED
-    from dfer_dist.tracking.mlflow_runs import close_early
-
     if trainer:
         # A checkpoint that is being written is worth having.
         trainer.checkpointer.join()
-        trainer.tracking.close(RUN_FAILED)
+        trainer.tracking.close(FAILED)
     elif ranks.is_main:
-        close_early(run, fold, RUN_FAILED)
+        close_early(run, fold, FAILED)
 
 
-def _exit_status(error: Exception) -> int:
+def _exit_status(error: BaseException) -> int:
     """Report an error; return the exit status of the rank."""
-    is_user_error = isinstance(error, UserError) or _is_disk_full(error)
+    is_disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    is_user_error = isinstance(error, UserError) or is_disk_full
     if os.environ.get("DFER_DEBUG") or not is_user_error:
         traceback.print_exc()
         sys.stderr.flush()
@@ -142,17 +130,13 @@ def _exit_status(error: Exception) -> int:
     return _ERROR
 
 
-def _is_disk_full(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
 def _describe(error: BaseException) -> str:
     if isinstance(error, UserError):
         return _last_line(error)
     return f"{type(error).__name__}: {error}"
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(error: BaseException) -> str:
     """Return the error's own message, which a loader worker wraps in its traceback."""
     prefix = f"{UserError.__module__}.{UserError.__name__}: "
     return str(error).strip().splitlines()[-1].removeprefix(prefix)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dfer_dist.config.schema import Config, Supervision
-from dfer_dist.models.outputs import ModelOutputs
+from dfer_dist.models.dferclip import ModelOutputs
 
 
 class Objective:
@@ -37,17 +37,12 @@ class Objective:
     """
 
     def __init__(self, config: Config, histogram: Sequence[int], device: torch.device) -> None:
-        train, model = config.train, config.model
-        self.smoothing = train.label_smoothing
+        self.train, self.model = config.train, config.model
         self.weights: Tensor | None = None
-        if train.class_balance:
-            self.weights = class_weights(histogram, train.class_balance).to(device)
-        self.uses_labels = train.objective is not Supervision.descriptions
-        self.description_weight = 1.0
-        if train.objective is Supervision.both:
-            self.description_weight = train.description_weight
-        self.temperature = model.temperature
-        self.negative_weight = model.negative_weight
+        if self.train.class_balance:
+            self.weights = class_weights(histogram, self.train.class_balance).to(device)
+        self.uses_labels = self.train.objective is not Supervision.descriptions
+        self.description_weight = self.train.description_weight if self.uses_labels else 1.0
 
     def __call__(
         self,
@@ -69,7 +64,7 @@ class Objective:
         has_description : bool [b], optional
             Which clips have a description.
         """
-        weighted = ((1.0, outputs.positive), (self.negative_weight, outputs.negative))
+        weighted = ((1.0, outputs.positive), (self.model.negative_weight, outputs.negative))
         parts = [
             weight * self._cross_entropy(logits, labels)
             for weight, logits in weighted
@@ -79,7 +74,7 @@ class Objective:
             video, description = outputs.video, outputs.description
             assert video is not None and description is not None
             has_text = (has_description & valid).to(video.device, non_blocking=True)
-            contrastive = contrastive_loss(video, description, has_text, self.temperature)
+            contrastive = contrastive_loss(video, description, has_text, self.model.temperature)
             parts.append(self.description_weight * contrastive)
         losses = torch.stack(parts).sum(0)
         return torch.where(valid.to(losses.device, non_blocking=True), losses, 0.0)
@@ -90,7 +85,7 @@ class Objective:
             labels.to(logits.device, non_blocking=True),
             self.weights,
             reduction="none",
-            label_smoothing=self.smoothing,
+            label_smoothing=self.train.label_smoothing,
         )
 
 
@@ -144,9 +139,9 @@ def contrastive_loss(
     """
     size, width = video.shape
     features = torch.cat([video, description, has_description[:, None].to(video)], dim=1)
-    all_videos, all_texts, all_has_description = _all_gather(features).split(
-        [width, width, 1], dim=1
-    )
+    if _world_size() > 1:
+        features = _AllGather.apply(features)
+    all_videos, all_texts, all_has_description = features.split([width, width, 1], dim=1)
     targets = torch.arange(size, device=video.device) + size * _rank()
     masked = torch.finfo(torch.float32).min / 4
     losses = torch.zeros_like(video[:, 0])
@@ -164,13 +159,8 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def _all_gather(own: Tensor) -> Tensor:
-    """Return the rows of all ranks in rank order, [b, D] -> [W b, D], with gradients."""
-    return _AllGather.apply(own) if _world_size() > 1 else own
-
-
 class _AllGather(torch.autograd.Function):
-    """All-gather whose backward pass sums the gradients that all ranks have for a row."""
+    """Rows of all ranks in rank order; the backward pass sums all ranks' gradients for a row."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:

@@ -1,22 +1,23 @@
-"""Speed of training and detection of loss spikes."""
+"""Speed of training, and log lines on its progress."""
 
 from __future__ import annotations
 
-import math
+import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import NamedTuple
 
+import torch
 
-class Snapshot(NamedTuple):
-    """Counters of a :class:`Meter` at one moment."""
+from dfer_dist.config.schema import TrainConfig
+from dfer_dist.distributed.process_group import peak_memory
+from dfer_dist.runs.records import Scores
 
-    time: float
-    clips: int
-    seconds_waited: float
+logger = logging.getLogger(__name__)
 
 
 class Throughput(NamedTuple):
@@ -35,6 +36,8 @@ class Meter:
         self._step_start = 0.0
         self._clips = 0
         self._seconds_waited = 0.0
+        # Time, clips and seconds waited when a reader last asked, by its name.
+        self._windows = dict.fromkeys(("metrics", "log"), (time.perf_counter(), 0, 0.0))
 
     def start_step(self) -> None:
         """Mark the beginning of a step."""
@@ -62,50 +65,73 @@ class Meter:
         """Mean seconds of the last hundred steps."""
         return statistics.fmean(self._step_seconds or [0.0])
 
-    def snapshot(self) -> Snapshot:
-        """Return the counters, as the beginning of a window for :meth:`since`."""
-        return Snapshot(time.perf_counter(), self._clips, self._seconds_waited)
-
-    def since(self, start: Snapshot) -> Throughput:
-        """Return the throughput since ``start``."""
-        now = self.snapshot()
-        elapsed = now.time - start.time
+    def throughput(self, reader: str) -> Throughput:
+        """Return the throughput since the last call for ``reader``: ``metrics`` or ``log``."""
+        begin, clips, waited = self._windows[reader]
+        now = time.perf_counter()
+        self._windows[reader] = now, self._clips, self._seconds_waited
+        elapsed = now - begin
         return Throughput(
-            clips_per_second=(now.clips - start.clips) / elapsed,
-            data_wait_share=(now.seconds_waited - start.seconds_waited) / elapsed,
+            (self._clips - clips) / elapsed, (self._seconds_waited - waited) / elapsed
         )
 
 
-class SpikeDetector:
-    """Detects losses far above the last :data:`WINDOW`.
+class ProgressLog:
+    """Logs a line every ``train.print_every`` steps and one an epoch.
 
-    A loss is a spike if it exceeds their median by :data:`NUM_DEVIATIONS` standard deviations,
-    estimated robustly from the median absolute deviation, and by a tenth of the median at least.
+    The lines hold only what the training loop has on the host: they cost no synchronization with
+    the device and no communication between ranks.
 
     Parameters
     ----------
-    recent : sequence of float
-        Losses to start with, such as :attr:`recent` of another detector.
+    config : TrainConfig
+    steps_per_epoch : int
+    meter : Meter
+        Of the training loop.
+    device : torch.device
+        Whose memory an epoch's line reports.
     """
 
-    WINDOW = 50
-    MIN_LOSSES = 10  # before any loss is called a spike
-    NUM_DEVIATIONS = 6.0
+    def __init__(
+        self, config: TrainConfig, *, steps_per_epoch: int, meter: Meter, device: torch.device
+    ) -> None:
+        self.config = config
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = steps_per_epoch * config.epochs
+        self.meter = meter
+        self.device = device
+        self._epoch_start = time.monotonic()
 
-    def __init__(self, recent: Sequence[float] = ()) -> None:
-        self.recent = list(recent)
+    def log_step(self, step: int, loss: float, learning_rates: Mapping[str, float]) -> None:
+        """Log the line of a step, if one is due; ``step`` counts the steps done."""
+        if step % self.config.print_every and step != self.total_steps:
+            return
+        throughput = self.meter.throughput("log")
+        rates = ", ".join(f"{name} {rate:.2e}" for name, rate in learning_rates.items())
+        seconds_left = (self.total_steps - step) * self.meter.mean_step
+        logger.info(
+            f"step {step} of {self.total_steps}, "
+            f"epoch {(step - 1) // self.steps_per_epoch + 1} of {self.config.epochs}: "
+            f"loss {loss:.4f}, lr {rates}, {throughput.clips_per_second:.1f} clips/s, "
+            f"data wait {throughput.data_wait_share:.0%}, "
+            f"{timedelta(seconds=round(seconds_left))} left"
+        )
 
-    def is_spike(self, loss: float) -> bool:
-        """Judge a loss and add it to the window; a loss that is not finite is neither."""
-        if not math.isfinite(loss):
-            return False
-        spike = len(self.recent) >= self.MIN_LOSSES and loss > self.limit()
-        self.recent = [*self.recent, loss][-self.WINDOW :]
-        return spike
+    def log_epoch(self, epoch: int, scores: Scores | None, split: str) -> None:
+        """Log the line of an epoch; ``epoch`` counts the epochs done.
 
-    def limit(self) -> float:
-        """Return the loss above which the next one is a spike."""
-        median = statistics.median(self.recent)
-        # 1.4826 times the median absolute deviation estimates the deviation of a normal law.
-        deviation = 1.4826 * statistics.median(abs(x - median) for x in self.recent)
-        return median + max(self.NUM_DEVIATIONS * deviation, 0.1 * abs(median))
+        Parameters
+        ----------
+        epoch : int
+        scores : Scores, optional
+            None where the epoch was not validated.
+        split : str
+            What was validated on: ``val`` or ``test``.
+        """
+        now = time.monotonic()
+        metrics = f"{split} UAR {scores.uar:.2f}, WAR {scores.war:.2f}, " if scores else ""
+        logger.info(
+            f"epoch {epoch} of {self.config.epochs}: {metrics}{now - self._epoch_start:.1f} s, "
+            f"peak memory {peak_memory(self.device) / 1e9:.2f} GB"
+        )
+        self._epoch_start = now

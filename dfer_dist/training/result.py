@@ -46,5 +46,5 @@ def fold_result(trainer: Trainer, scores: Scores, shuffled: UarWar | None) -> Fo
         device=trainer.ranks.device.type,
         lost_clips=len(state.lost_clips),
         skipped_steps=len(state.bad_steps),
-        drift=sorted(state.drift),
+        drift=state.drift,
     )

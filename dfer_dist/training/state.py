@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from dfer_dist.runs.records import DriftRecord
-from dfer_dist.training.meters import SpikeDetector
-from dfer_dist.utils.records import from_json, to_json
+from dfer_dist.utils.records import from_json, stored_as, to_json
+
+_MIN_LOSSES = 10  # before any loss is called a spike
+_NUM_DEVIATIONS = 6.0
 
 
 @dataclass(frozen=True)
@@ -44,28 +48,30 @@ class TrainState:
         Steps done.
     epoch_ended : bool
         False if training was preempted during the validation at the end of an epoch.
-    lost_clips : set of str
-        Keys of training clips found to be damaged.
+    lost_clips : list of str
+        Keys of training clips found to be damaged, sorted.
     bad_steps : list of BadStep
         Steps that were skipped.
     best : BestEpoch, optional
         The best epoch, where one is selected.
-    spikes : SpikeDetector
-        Holds the recent losses.
-    drift : set of str
-        Settings changed with ``--allow-drift`` since the fold began.
+    recent_losses : list of float
+        The last :data:`WINDOW` losses that were finite.
+    drift : list of str
+        Settings changed with ``--allow-drift`` since the fold began, sorted.
     num_drifts : int
         Entries of the run's drift record that ``drift`` covers.
     """
 
+    WINDOW: ClassVar[int] = 50
+
     step: int = 0
     epoch_ended: bool = True
-    lost_clips: set[str] = field(default_factory=set)
+    lost_clips: list[str] = field(default_factory=list)
     bad_steps: list[BadStep] = field(default_factory=list)
     best: BestEpoch | None = None
-    spikes: SpikeDetector = field(default_factory=SpikeDetector)
-    drift: set[str] = field(default_factory=set)
-    num_drifts: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+    drift: list[str] = field(default_factory=list)
+    num_drifts: int = field(default=0, metadata=stored_as("drifts"))
 
     @property
     def selected_step(self) -> int:
@@ -74,34 +80,34 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as JSON types."""
-        return {
-            "step": self.step,
-            "epoch_ended": self.epoch_ended,
-            "lost_clips": sorted(self.lost_clips),
-            "skipped_steps": len(self.bad_steps),
-            "bad_steps": to_json(self.bad_steps),
-            "best": to_json(self.best),
-            "recent_losses": self.spikes.recent,
-            "drift": sorted(self.drift),
-            "drifts": self.num_drifts,
-        }
+        return {**to_json(self), "skipped_steps": len(self.bad_steps)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the state to what :meth:`state_dict` returned; further keys are ignored."""
-        self.step = state["step"]
-        self.epoch_ended = state["epoch_ended"]
-        self.lost_clips = set(state["lost_clips"])
-        self.bad_steps = [from_json(BadStep, values) for values in state["bad_steps"]]
-        self.best = state["best"] and from_json(BestEpoch, state["best"])
-        self.spikes = SpikeDetector(state["recent_losses"])
-        self.drift = set(state["drift"])
-        self.num_drifts = state["drifts"]
+        vars(self).update(vars(from_json(TrainState, state)))
 
     def add_drifts(self, drifts: Sequence[DriftRecord]) -> None:
         """Add what changed since the state was saved; ``drifts`` is the run's whole record."""
         for drift in drifts[self.num_drifts :]:
-            self.drift |= set(drift.changes)
+            self.drift = sorted({*self.drift, *drift.changes})
         self.num_drifts = len(drifts)
+
+    def is_spike(self, loss: float) -> bool:
+        """Judge a loss and add it to the recent ones; one that is not finite is neither.
+
+        A spike exceeds their median by six standard deviations, estimated robustly from the median
+        absolute deviation, and by a tenth of the median at least.
+        """
+        if not math.isfinite(loss):
+            return False
+        recent, limit = self.recent_losses, math.inf
+        self.recent_losses = [*recent, loss][-self.WINDOW :]
+        if len(recent) >= _MIN_LOSSES:
+            median = statistics.median(recent)
+            # 1.4826 times the median absolute deviation estimates the deviation of a normal law.
+            deviation = 1.4826 * statistics.median(abs(x - median) for x in recent)
+            limit = median + max(_NUM_DEVIATIONS * deviation, 0.1 * abs(median))
+        return loss > limit
 
     @property
     def bad_steps_in_a_row(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.tracking.metrics_log import MetricsLog
+from dfer_dist.tracking.metrics_log import FAILED, MetricsLog
 from dfer_dist.tracking.mlflow_runs import ChildRun
 from dfer_dist.tracking.sync import finalize_run
 from dfer_dist.tracking.system_metrics import SystemMonitor
@@ -46,16 +46,16 @@ class FoldTracking:
         if self.metrics_log:
             self.metrics_log.log(step, epoch, dict(values))
 
-    def commit(self) -> None:
-        """Allow all lines so far to be sent to the tracking server."""
-        if self.metrics_log:
-            self.metrics_log.commit(self.metrics_log.size)
-
     def close(self, status: str) -> None:
-        """Send what may be sent and end the tracking run with ``status``. Not collective."""
+        """Send what may be sent and end the tracking run with ``status``. Not collective.
+
+        Unless training failed, no line will be rolled back: all are sent.
+        """
         if self.monitor:
             self.monitor.close()
         if self.metrics_log:
+            if status != FAILED:
+                self.metrics_log.commit(self.metrics_log.size)
             self.metrics_log.close(finalize_run(self.run, self.fold, status))
 
 

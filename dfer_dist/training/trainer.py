@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +27,7 @@ from dfer_dist.runs.records import Scores, UarWar
 from dfer_dist.training.data import FoldData
 from dfer_dist.training.engine import Engine
 from dfer_dist.training.losses import Objective
-from dfer_dist.training.meters import Meter
-from dfer_dist.training.progress import ProgressLog
+from dfer_dist.training.meters import Meter, ProgressLog
 from dfer_dist.training.result import fold_result
 from dfer_dist.training.state import BadStep, BestEpoch, TrainState
 from dfer_dist.training.step import StepResult, StepVotes, log_lost_clips
@@ -40,6 +39,7 @@ from dfer_dist.utils.records import to_json
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False, kw_only=True)
 class Trainer:
     """Trains and tests one fold.
 
@@ -48,40 +48,28 @@ class Trainer:
     training. ``state`` is saved with every checkpoint, and ``info``, which says what is trained on.
     """
 
-    def __init__(
-        self,
-        *,
-        config: Config,
-        folder: FoldDir,
-        ranks: Ranks,
-        data: FoldData,
-        batches: Iterator[Batch],
-        engine: Engine,
-        objective: Objective,
-        tracking: FoldTracking,
-        checkpointer: AsyncCheckpointer,
-        preemption: PreemptionHandler,
-        watchdog: Watchdog,
-        info: CheckpointInfo,
-        state: TrainState,
-    ) -> None:
-        self.config = config
-        self.folder = folder
-        self.ranks = ranks
-        self.data = data
-        self.batches = batches
-        self.engine = engine
-        self.objective = objective
-        self.tracking = tracking
-        self.checkpointer = checkpointer
-        self.preemption = preemption
-        self.watchdog = watchdog
-        self.info = info
-        self.state = state
+    config: Config
+    folder: FoldDir
+    ranks: Ranks
+    data: FoldData
+    batches: Iterator[Batch]
+    engine: Engine
+    objective: Objective
+    tracking: FoldTracking
+    checkpointer: AsyncCheckpointer
+    preemption: PreemptionHandler
+    watchdog: Watchdog
+    info: CheckpointInfo
+    state: TrainState
+
+    def __post_init__(self) -> None:
+        """Start to measure and to log."""
         self.meter = Meter()
-        self._window = self.meter.snapshot()
         self.progress = ProgressLog(
-            config.train, steps_per_epoch=data.plan.steps, meter=self.meter, device=ranks.device
+            self.config.train,
+            steps_per_epoch=self.data.plan.steps,
+            meter=self.meter,
+            device=self.ranks.device,
         )
 
     @property
@@ -188,7 +176,9 @@ class Trainer:
 
     def _record_lost_clips(self, lost: set[str]) -> None:
         of_all_ranks = self.ranks.gather_objects(lost) or []
-        self.state.lost_clips |= self.ranks.broadcast_object(set().union(*of_all_ranks))
+        self.state.lost_clips = self.ranks.broadcast_object(
+            sorted(lost.union(self.state.lost_clips, *of_all_ranks))
+        )
         num_lost, budget = len(self.state.lost_clips), self.config.data.loss_budget
         if num_lost > budget:
             raise UserError(
@@ -236,19 +226,17 @@ class Trainer:
         """Log a step to the metrics file and the log, where a line is due or the loss spikes."""
         state, train = self.state, self.config.train
         loss = votes.loss / (self.ranks.world_size * len(result.clip_losses))
-        is_spike = state.spikes.is_spike(loss)
+        is_spike = state.is_spike(loss)
         if is_spike:
             logger.warning(
-                f"step {state.step}: loss {loss:.4g} is far above the last {state.spikes.WINDOW}"
+                f"step {state.step}: loss {loss:.4g} is far above the last {state.WINDOW}"
             )
         if is_spike or state.step % train.log_every == 0:
-            throughput = self.meter.since(self._window)
-            self._window = self.meter.snapshot()
             metrics = {
                 "loss": loss,
                 "grad_norm": self.engine.gradient_norm(),
                 "loss_spike": float(is_spike),
-                **throughput._asdict(),
+                **self.meter.throughput("metrics")._asdict(),
                 "skipped_steps": len(state.bad_steps),
                 "lost_clips": len(state.lost_clips),
                 **{f"lr_{name}": rate for name, rate in result.learning_rates.items()},

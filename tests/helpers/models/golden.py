@@ -51,7 +51,11 @@ def build(case: str) -> tuple[DFERCLIP, dict, dict[str, torch.Tensor]]:
     towers = build_clip(sizes, clip["image_size"])
     frames = np.load(GOLDEN / f"{case}_trajectory.npz")["frames"].shape[2]
     model = DFERCLIP(
-        cfg, towers.visual, TextTower(towers), {"positive": recorded["class_text"]}, frames
+        cfg,
+        towers.visual,
+        TextTower(towers),
+        {"positive": [[text] for text in recorded["class_text"]]},
+        frames,
     )
     model.load_state_dict(to_ours(state))
     return model, recorded, state

@@ -44,10 +44,9 @@ if __name__ == "__main__":
             engine.micro_step(engine.deepspeed(micro, both).mean())
         kept = engine.deepspeed.optimizer.fp32_groups_gradients
         seen.append([g.abs().max().item() for group in kept for g in group])
-    engine.model.zero_grad(set_to_none=True)
-    wanted = torch.autograd.grad(
-        engine.model(x, False).mean(), list(engine.model.image.parameters())
-    )
+    model = engine.deepspeed.module
+    model.zero_grad(set_to_none=True)
+    wanted = torch.autograd.grad(model(x, False).mean(), list(model.image.parameters()))
     off = max(
         (g - w.flatten()).abs().max().item()
         for g, w in zip(map(torch.flatten, kept[0]), wanted, strict=True)

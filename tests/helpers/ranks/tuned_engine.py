@@ -38,8 +38,7 @@ from dfer_dist.config.schema import (
 )
 from dfer_dist.distributed.process_group import exit_process, init_distributed
 from dfer_dist.models.build import build_model
-from dfer_dist.models.dferclip import DFERCLIP
-from dfer_dist.models.outputs import OutputsModule
+from dfer_dist.models.dferclip import DFERCLIP, OutputsModule
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.training.descriptions import ClipDescriptions
 from dfer_dist.training.engine import build_engine

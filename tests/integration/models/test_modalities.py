@@ -24,7 +24,7 @@ from dfer_dist.evaluation.evaluate import evaluate_checkpoint, predict
 from dfer_dist.inference import export, exported
 from dfer_dist.inference.predict import predict_video
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.training.build import check_same_modalities
+from dfer_dist.training.build import check_same_data
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 from launch.runs import open_run
@@ -84,7 +84,8 @@ def test_fold_with_modalities_trains_and_exports(faces: Index, tmp_path: Path) -
         in (tmp_path / "model" / exported.CARD).read_text()
     )
     saved = checkpoint.read(fold.checkpoints / "LATEST")
-    check_same_modalities(saved, describe_modalities(faces, BOTH))
+    check_same_data(saved, saved.info)
+    assert saved.info.modalities == describe_modalities(faces, BOTH)
     for shard in range(len(faces.shards)):
         sidecar_tar_path(faces.path(shard), "parsing").unlink()
     with pytest.raises(UserError, match=r"model\.modalities has parsing, but .* is missing"):
@@ -101,7 +102,7 @@ def test_fold_with_modalities_trains_and_exports(faces: Index, tmp_path: Path) -
                 Image.fromarray(blank).save(tmp_path / "maps" / key / f"{t}.png")
     enrich(Path(str(faces.root)), EnrichRequest(parsing_from=tmp_path / "maps"), workers=1)
     with pytest.raises(UserError, match="trained on other parsing maps or landmarks"):
-        check_same_modalities(saved, describe_modalities(faces, BOTH))
+        check_same_data(saved, replace(saved.info, modalities=describe_modalities(faces, BOTH)))
 
 
 @pytest.mark.parametrize("crops", [False, True])

@@ -13,6 +13,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from dfer_dist.bench.matrix_products import MatrixProducts
+from dfer_dist.config.schema import ModelConfig
 from dfer_dist.models.adapters import adapt_image
 from dfer_dist.models.backbone import TINY, build_clip, load_backbone
 from dfer_dist.models.cpu_kernels import (
@@ -102,7 +103,7 @@ def test_last_block_equals_block_on_all_tokens(train: str) -> None:
         if train == "lora":
             add_lora(clip.visual.transformer, 2, 2.0)
         elif train != "all":
-            adapt_image(clip.visual, 0.25, 0.5, 3 if train == "along time" else None)
+            adapt_image(clip.visual, ModelConfig(adapter_time=train == "along time"), 3)
         torch.manual_seed(1)
         for p in clip.visual.parameters():  # adapters and LoRA's factors start with zeros
             p.data += 0.02 * torch.randn_like(p)

@@ -131,7 +131,8 @@ def test_layout_of_the_prompt(position: TokenPosition, context: int) -> None:
     embedding.weight.data.copy_(
         torch.arange(49408.0)[:, None]
     )  # an embedding that is the token's id
-    prompt = PromptLearner(["fear.", "a wide open mouth."], embedding, context, True, position, 77)
+    cfg = ModelConfig(context_tokens=context, token_position=position)
+    prompt = PromptLearner([["fear."], ["a wide open mouth."]], embedding, 77, cfg)
     prompt.context.data.copy_(-torch.arange(1.0, 1 + context)[:, None].expand(2, -1, 1))
     sot, eot = 49406, 49407
     half = context // 2

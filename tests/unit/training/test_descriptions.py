@@ -11,6 +11,7 @@ import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
+from dfer_dist.checkpoints.state import CheckpointInfo
 from dfer_dist.config.checks import check_values
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import (
@@ -27,7 +28,7 @@ from dfer_dist.models.tokenizer import CaptionTokenizer
 from dfer_dist.models.tuning import trained_line
 from dfer_dist.planning.estimate import Machine, plan
 from dfer_dist.planning.step_costs import build_meta_model, count_step
-from dfer_dist.training.build import check_same_descriptions
+from dfer_dist.training.build import check_same_data
 from dfer_dist.training.descriptions import ClipDescriptions, read_descriptions
 from dfer_dist.utils.errors import UserError
 from tests.helpers.data.descriptions import MODEL, captioned_copy
@@ -143,12 +144,13 @@ def test_descriptions_of_a_fold_are_those_of_its_training_clips(
 
 
 def test_checkpoint_of_other_descriptions_is_refused() -> None:
-    texts = ClipDescriptions({"a": "x"}, 2, 77)
-    for state in ({"texts_sha256": texts.sha256}, {"texts_sha256": None}, {}):
-        saved = SimpleNamespace(state=state, path="p")
-        check_same_descriptions(saved, texts if state.get("texts_sha256") else None)  # type: ignore[arg-type]
+    other = CheckpointInfo(step=0, texts_sha256=ClipDescriptions({"a": "y"}, 2, 77).sha256)
+    for sha256 in (ClipDescriptions({"a": "x"}, 2, 77).sha256, None):
+        info = CheckpointInfo(step=0, texts_sha256=sha256)
+        saved = SimpleNamespace(info=info, path="p")
+        check_same_data(saved, info)  # type: ignore[arg-type]
         with pytest.raises(UserError, match="other descriptions"):
-            check_same_descriptions(saved, ClipDescriptions({"a": "y"}, 2, 77))  # type: ignore[arg-type]
+            check_same_data(saved, other)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

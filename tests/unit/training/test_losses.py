@@ -14,7 +14,7 @@ from dfer_dist.config.schema import (
     TrainConfig,
     split_batch,
 )
-from dfer_dist.models.outputs import ModelOutputs
+from dfer_dist.models.dferclip import ModelOutputs
 from dfer_dist.training.losses import Objective, class_weights, contrastive_loss
 from dfer_dist.utils.errors import UserError
 

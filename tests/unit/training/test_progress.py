@@ -9,8 +9,7 @@ import torch
 
 from dfer_dist.config.schema import TrainConfig
 from dfer_dist.runs.records import Scores
-from dfer_dist.training.meters import Meter
-from dfer_dist.training.progress import ProgressLog
+from dfer_dist.training.meters import Meter, ProgressLog
 
 SCORES = Scores(n=4, uar=40.0, war=50.0, recall={}, support={}, confusion=[], classes=[], absent=[])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dfer_dist.runs.records import DriftRecord
-from dfer_dist.training.meters import SpikeDetector
 from dfer_dist.training.state import BadStep, BestEpoch, TrainState
 
 STORED = {
@@ -26,11 +25,11 @@ def test_state_dict_has_the_keys_of_the_file() -> None:
     state = TrainState(
         step=12,
         epoch_ended=False,
-        lost_clips={"b", "a"},
+        lost_clips=["a", "b"],
         bad_steps=[BadStep(11, "loss", ["c"]), BadStep(12, "gradient", ["d", "e"])],
         best=BestEpoch(epoch=1, step=6, war=50.0, uar=40.0),
-        spikes=SpikeDetector([2.0, 1.5]),
-        drift={"optim.lr_image"},
+        recent_losses=[2.0, 1.5],
+        drift=["optim.lr_image"],
         num_drifts=1,
     )
     assert state.state_dict() == STORED
@@ -51,7 +50,7 @@ def test_later_drifts_are_added_to_those_of_the_checkpoint() -> None:
         DriftRecord("", {"optim.gamma": [1, 2], "code": ["x", "y"]}),
     ]
     state.add_drifts(drifts)
-    assert state.drift == {"optim.lr_image", "optim.gamma", "code"}
+    assert state.drift == ["code", "optim.gamma", "optim.lr_image"]
     assert state.num_drifts == 2
 
 
@@ -60,3 +59,32 @@ def test_only_skipped_steps_up_to_the_last_are_in_a_row() -> None:
     assert state.bad_steps_in_a_row == 0
     state.bad_steps.append(BadStep(5, "loss", []))
     assert state.bad_steps_in_a_row == 2
+
+
+def test_loss_far_above_the_last_ones_is_a_spike() -> None:
+    spikes = TrainState()
+    calm = [2 - 0.01 * i + 0.02 * (-1) ** i for i in range(40)]
+    assert not any(spikes.is_spike(x) for x in calm)
+    assert spikes.is_spike(3.0)
+    assert not spikes.is_spike(1.62)
+    assert not spikes.is_spike(float("nan"))
+    assert len(spikes.recent_losses) == 42
+
+
+def test_resumed_state_has_the_same_window() -> None:
+    one, other = TrainState(), TrainState()
+    losses = [2 + 0.1 * ((7 * i) % 5) for i in range(70)]
+    for x in losses:
+        one.is_spike(x)
+    for x in losses[:33]:
+        other.is_spike(x)
+    resumed = TrainState(recent_losses=other.recent_losses)
+    for x in losses[33:]:
+        resumed.is_spike(x)
+    assert resumed.recent_losses == one.recent_losses
+    assert len(one.recent_losses) == TrainState.WINDOW
+
+
+def test_first_losses_are_no_spikes() -> None:
+    spikes = TrainState()
+    assert not any(spikes.is_spike(x) for x in (1.0, 50.0, 1.0, 50.0))
