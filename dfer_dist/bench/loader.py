@@ -26,8 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dfer_dist.config.schema import DataConfig
-from dfer_dist.data.loading.batch import Batch
-from dfer_dist.data.loading.buffers import BufferPool
+from dfer_dist.data.loading.batch import Batch, BufferPool
 from dfer_dist.data.loading.frame_sampling import train_frames
 from dfer_dist.data.loading.loader import PREFETCH, train_loader
 from dfer_dist.data.loading.sampler import EpochPlan, all_clips, keyed_rng

@@ -29,8 +29,7 @@ def train_frames(count: int, data: DataConfig, rng: np.random.Generator) -> np.n
     if data.sampling is Sampling.uniform:
         return sample_evenly(count, data.num_frames)
     last_start = max(count - _span(data), 0)
-    start = int(rng.integers(last_start + 1))
-    return _window(count, data.num_frames, data.stride, start)
+    return _window(count, data.num_frames, data.stride, int(rng.integers(last_start + 1)))
 
 
 def eval_frames(count: int, data: DataConfig, views: int) -> np.ndarray:

@@ -17,9 +17,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dfer_dist.config.schema import DataConfig
-from dfer_dist.data.loading import augmentation, buffers, prefetch
+from dfer_dist.data.loading import augmentation, prefetch
 from dfer_dist.data.loading.augmentation import AugmentParams, sample_params, stack_params
-from dfer_dist.data.loading.batch import Batch
+from dfer_dist.data.loading.batch import Batch, BufferPool
 from dfer_dist.data.loading.frame_sampling import eval_frames, train_frames
 from dfer_dist.data.loading.modalities import ModalityReader
 from dfer_dist.data.loading.sampler import ClipSet, EpochPlan, evaluation_batches, keyed_rng
@@ -62,7 +62,7 @@ class _ClipDataset(Dataset[Batch]):
         self.frames = max(self.views, 1) * self.data.num_frames
         pictures = (1 + len(self.modalities)) * self.frames
         shape = (self.batch, pictures, self.size, self.size, 3)
-        self.pool = buffers.BufferPool(self.data.workers * PREFETCH + KEPT, shape)
+        self.pool = BufferPool(self.data.workers * PREFETCH + KEPT, shape)
 
     def __getitem__(self, request: prefetch.BatchRequest) -> Batch:
         """Read and decode a batch.
@@ -72,7 +72,17 @@ class _ClipDataset(Dataset[Batch]):
         """
         self.prefetcher.prefetch(request.ahead)
         array, index = self.pool.acquire()
-        batch = self._empty_batch(array, index)
+        batch = Batch(
+            frames=torch.from_numpy(array),
+            labels=torch.zeros(self.batch, dtype=torch.int64),
+            valid=torch.zeros(self.batch, dtype=torch.bool),
+            keys=[""] * self.batch,
+            lost=[],
+            augment_params=torch.empty(0),
+            views=max(self.views, 1),
+            modalities=len(self.modalities),
+            buffer=None if index is None else (self.pool.id, index),
+        )
         rngs = list[np.random.Generator]()
         handles, clips = dict[int, ClipHandle](), dict[int, Clip]()
         for i, ref in enumerate(request):
@@ -95,19 +105,6 @@ class _ClipDataset(Dataset[Batch]):
         if index is not None and not self.data.workers:
             batch.frames = self.pool.export(index)
         return batch
-
-    def _empty_batch(self, array: np.ndarray, index: int | None) -> Batch:
-        return Batch(
-            frames=torch.from_numpy(array),
-            labels=torch.zeros(self.batch, dtype=torch.int64),
-            valid=torch.zeros(self.batch, dtype=torch.bool),
-            keys=[""] * self.batch,
-            lost=[],
-            augment_params=torch.empty(0),
-            views=max(self.views, 1),
-            modalities=len(self.modalities),
-            buffer=None if index is None else (self.pool.id, index),
-        )
 
     def _finish(
         self, handle: ClipHandle, clip: Clip, rng: np.random.Generator, out: np.ndarray

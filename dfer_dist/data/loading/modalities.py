@@ -100,11 +100,11 @@ class ModalityReader:
                     parsing_maps.colorize(labels, flipped=params.flip, out=pictures)
             except _DAMAGE as e:
                 file = self.index.shards[clip.shard].file
-                raise DamagedClip(file, clip.key, f"{kind}: {e}") from e
+                raise DamagedClip(file, clip.row.key, f"{kind}: {e}") from e
 
     def _read(self, clip: ClipHandle, kind: str, name: str) -> bytes:
         tar = self._tar(clip.shard, kind)
-        offset, size, crc32 = tar.members[f"{clip.key}.{name}"]
+        offset, size, crc32 = tar.members[f"{clip.row.key}.{name}"]
         data = os.pread(tar.file, size, offset)
         if len(data) != size or zlib.crc32(data) != crc32:
             raise ValueError(f"{name} has another CRC32 than when it was written")

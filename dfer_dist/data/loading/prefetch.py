@@ -51,9 +51,8 @@ def training_requests(
         for step in range(first_step, plan.steps):
             ahead = list[int]()
             if step == first_step or step % plan.block == 0:
-                ahead = plan.block_shards(step, lanes) + _next_block_shards(
-                    plan, step, lanes, epochs
-                )
+                ahead = plan.block_shards(step, lanes)
+                ahead += _next_block_shards(plan, step, lanes, epochs)
             for i in range(0, len(lanes), micro_batch):
                 refs = (plan.sample_ref(step, lane) for lane in lanes[i : i + micro_batch])
                 yield BatchRequest(refs, () if i else dict.fromkeys(ahead))
@@ -69,17 +68,16 @@ def _next_block_shards(plan: EpochPlan, step: int, lanes: range, epochs: int) ->
     return []
 
 
-def evaluation_requests(batches: Sequence[list[SampleRef]]) -> list[BatchRequest]:
-    """Return a request for each batch; one that enters a shard carries the shards ahead."""
+def evaluation_requests(batches: Sequence[list[SampleRef]]) -> Iterator[BatchRequest]:
+    """Yield a request for each batch; one that enters a shard carries the shards ahead."""
     order = list(dict.fromkeys(ref.shard for refs in batches for ref in refs))
-    requests, entered = [], 0
+    entered = 0
     for refs in batches:
         ends = (order.index(ref.shard, max(entered - 1, 0)) + 1 for ref in refs)
         end = max(ends, default=entered)
         ahead = order[entered : end + _AHEAD] if end > entered else ()
-        requests.append(BatchRequest(refs, ahead))
+        yield BatchRequest(refs, ahead)
         entered = end
-    return requests
 
 
 def check_cache(index: Index, plan: EpochPlan, local_ranks: range, world_size: int) -> None:

@@ -47,11 +47,6 @@ class LoadedClip:
     faults: list[Fault] = field(default_factory=list)
     landmarks: dict[str, bytes] | None = None
 
-    @property
-    def left_out(self) -> bool:
-        """Whether the clip is not packed."""
-        return any(fault.left_out for fault in self.faults)
-
 
 def load_clip(record: ClipRecord, size: int | None = None, faces: bool = False) -> LoadedClip:
     """Load the frames of a clip, and decode each of them to find the ones that are damaged.

@@ -169,7 +169,14 @@ class _Plan:
     def finish(self, results: Sequence[report.ShardResult]) -> Index:
         """Write the report and the index, and remove what only resuming needs."""
         shards = tuple(result.shard for result in results if result.shard)
-        self._check_splits({shard.split for shard in shards}, results)
+        packed = {shard.split for shard in shards}
+        empty = sorted({record.split for record in self.records} - packed - {NO_SPLIT})
+        if empty:
+            problems = (problem for result in results for problem in result.problems)
+            lost = [f"; clip {p.clip}: {p.reason}" for p in problems if p.left_out]
+            raise UserError(
+                f"no clip of {empty[0]} could be packed{''.join(lost[:1])} (is --root right?)"
+            )
         set_hash = content_hash(self.dataset, self.classes, shards)
         index = Index(self.out, self.dataset, self.classes, shards, set_hash)
         sources = self._hash_sources([result.digest for result in results])
@@ -189,15 +196,6 @@ class _Plan:
         write_json(self.out / "index.json", body)
         shutil.rmtree(self.out / STATE_FOLDER, ignore_errors=True)
         return index
-
-    def _check_splits(self, packed: set[str], results: Sequence[report.ShardResult]) -> None:
-        empty = sorted({record.split for record in self.records} - packed - {NO_SPLIT})
-        if empty:
-            problems = (problem for result in results for problem in result.problems)
-            lost = [f"; clip {p.clip}: {p.reason}" for p in problems if p.left_out]
-            raise UserError(
-                f"no clip of {empty[0]} could be packed{''.join(lost[:1])} (is --root right?)"
-            )
 
     def _hash_sources(self, digests: Sequence[str]) -> str:
         """Return a hash of the set's sources: digests of shards, and faults of the lists."""

@@ -135,7 +135,7 @@ def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> 
             problems += report.list_problems(record, clip.faults)
             if job.strict:
                 report.check_strict(problems)
-            if not clip.left_out:
+            if not any(fault.left_out for fault in clip.faults):
                 rows.append(_write_clip(writer, record, clip.jpegs))
                 encoded += clip.num_encoded
                 if clip.landmarks:

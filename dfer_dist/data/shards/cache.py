@@ -40,11 +40,9 @@ def default_folder() -> Path:
     UserError
         If another user made that folder, and so could put other frames there.
     """
-    scratch = os.environ.get("SLURM_TMPDIR")
-    if scratch:
+    folder = Path(tempfile.gettempdir()) / f"dfer-cache-{os.getuid()}"
+    if scratch := os.environ.get("SLURM_TMPDIR"):
         folder = Path(scratch) / "dfer-cache"
-    else:
-        folder = Path(tempfile.gettempdir()) / f"dfer-cache-{os.getuid()}"
     if folder.exists() and folder.stat().st_uid != os.getuid():
         raise UserError(f"{folder} belongs to another user: choose a folder with data.cache=FOLDER")
     return folder

@@ -204,15 +204,13 @@ def load_index(root: Path | Remote) -> Index:
             "data.shards=FOLDER"
         ) from e
     try:
-        raw = parse_json(text, file)
+        raw = parse_json(text, "it")
         shards = tuple(Shard(**{**s, "histogram": tuple(s["histogram"])}) for s in raw["shards"])
         index = Index(root, raw["name"], tuple(raw["classes"]), shards, raw["hash"])
         intact = content_hash(index.name, index.classes, shards) == index.hash
         unsafe = [s.file for s in shards if not _is_safe(s)]
-    except (KeyError, TypeError) as e:
+    except (KeyError, TypeError, UserError) as e:
         raise DamagedIndex(f"{file} is not an index of this program: {e}") from e
-    except UserError as e:
-        raise DamagedIndex(str(e)) from e
     if not intact:
         raise DamagedIndex(f"{file} was changed: its hash does not match its content")
     if unsafe:

@@ -78,11 +78,6 @@ class ClipHandle(NamedTuple):
     starts: list[int]  # of each frame in the clip's video, and the video's end, bytes
     base: int  # of the video in the tar, bytes
 
-    @property
-    def key(self) -> str:
-        """The clip's key."""
-        return self.row.key
-
 
 def _make_rows(table: pa.Table) -> list[_Row]:
     """Return a sidecar as a list, whose rows are read in a tenth of the time of a table's."""
@@ -146,7 +141,7 @@ class ClipReader:
         """Do the second half of :meth:`read`."""
         with self._name_damaged(clip.shard, clip.row):
             frames = _decode(clip.wanted, self._frames(clip, dict.fromkeys(clip.wanted)), buffer)
-        return Clip(clip.key, clip.row.label, frames)
+        return Clip(clip.row.key, clip.row.label, frames)
 
     def jpegs(self, shard: int, row: int, choose: FrameChooser | None = None) -> list[bytes]:
         """Return frames of a clip as they were packed: those that ``choose`` wants, or all.

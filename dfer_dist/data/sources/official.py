@@ -74,7 +74,7 @@ class _Layout:
     labels: Mapping[str, int]
     frames_folder: str
     videos_folder: str
-    clip_name: Callable[[str], str]
+    clip_name: Callable[[str], str] = str
 
 
 def _dfew_training_list(test: Path) -> Path:
@@ -115,7 +115,6 @@ _LAYOUTS = {
         labels={name: label for label, name in enumerate(CLASSES["ferv39k"])},
         frames_folder="2_ClipsforFaceCrop",
         videos_folder="clips",
-        clip_name=str,
     ),
 }
 

@@ -15,10 +15,9 @@ import simplejpeg
 import torch
 
 from dfer_dist.config.schema import Sampling
-from dfer_dist.data.loading import buffers, loader
+from dfer_dist.data.loading import loader
 from dfer_dist.data.loading.augmentation import AugmentParams, apply, sample_params, stack_params
-from dfer_dist.data.loading.batch import Batch
-from dfer_dist.data.loading.buffers import BufferPool
+from dfer_dist.data.loading.batch import Batch, BufferPool
 from dfer_dist.data.loading.frame_sampling import eval_frames, train_frames
 from dfer_dist.data.loading.loader import evaluation_loader, train_loader
 from dfer_dist.data.loading.sampler import EpochPlan, all_clips, keyed_rng
@@ -184,14 +183,14 @@ def fill(r: BufferPool, value: int) -> int | None:
     return slot
 
 
-def test_buffer_filled_by_fork_is_exported_by_pool_id() -> None:
+def test_buffer_filled_by_fork_is_exported() -> None:
     r = BufferPool(2, (5,))
     child = os.fork()
     if not child:
         fill(r, 9)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    assert buffers.export(r.id, 0).tolist() == [9] * 5
+    assert r.export(0).tolist() == [9] * 5
     assert sorted(r.acquire()[1] for _ in range(2)) == [
         0,
         1,

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import torch
 
-from dfer_dist.data.loading.buffers import BufferPool
+from dfer_dist.data.loading.batch import BufferPool
 
 
 def fill(r: BufferPool, value: int) -> int | None:
