@@ -8,22 +8,22 @@ medians are reported: of wall time, and of the processor time that the core spen
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import os
+import runpy
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from dfer_dist.config.schema import DataConfig
 from dfer_dist.data.loading.batch import Batch, BufferPool
@@ -43,20 +43,32 @@ _FRAMES = 60  # of a generated clip
 _QUALITY, _NOISE = 90, 7.0
 _PLAIN_SCRIPT = Path(__file__).parents[2] / "benchmarks" / "pil_folders.py"
 
-# One round: seconds of wall time and of processor time.
-Timed = Callable[[], tuple[float, float]]
 
+@dataclass(frozen=True)
+class _Variant:
+    """Work that is timed on ``cores`` by the clocks of ``process``.
 
-class Speed(NamedTuple):
-    """Medians over rounds; ``clips_per_cpu_s`` is by processor time.
-
-    ``peak_bytes`` is the peak memory of the process that loads, in the first round. It includes the
-    imports and, for all but a worker, the frames in memory.
+    ``prepare`` comes before it, untimed.
     """
 
-    clips_per_s: float
-    clips_per_cpu_s: float
-    peak_bytes: int
+    cores: list[int]
+    work: Callable[[], object]
+    prepare: Callable[[], object] = lambda: None
+    process: int = field(default_factory=os.getpid)
+
+    def seconds(self) -> tuple[float, float]:
+        """Work once; return the seconds of wall time and of processor time."""
+        os.sched_setaffinity(0, self.cores)
+        self.prepare()
+        wall, cpu = time.perf_counter(), _processor_time(self.process)
+        self.work()
+        times = time.perf_counter() - wall, _processor_time(self.process) - cpu
+        # A worker replaces the batches that were taken, on the core that the next variant needs.
+        before = -1.0
+        while self.process != os.getpid() and _processor_time(self.process) - before > 0.001:
+            before = _processor_time(self.process)
+            time.sleep(0.02)
+        return times
 
 
 def make_clips(
@@ -128,67 +140,86 @@ def measure(
     Returns
     -------
     dict
-        ``ours`` (one loader worker, its consumer counts), ``in_process`` (the same without a
-        worker), ``floor`` (the upper bound: libjpeg-turbo on the same frames in memory),
-        ``baseline`` (None outside a checkout), ``augment_device``: each a :class:`Speed` as a dict,
-        and ``about``.
+        ``ours`` (one loader worker), ``in_process`` (no worker), ``floor`` (the upper bound:
+        libjpeg-turbo on the same frames in memory), ``baseline`` (None outside a checkout),
+        ``augment_device``: each has the medians ``clips_per_s`` and, by processor time,
+        ``clips_per_cpu_s``, and ``peak_bytes`` of its process in the first round, with imports and
+        frames in memory. ``about``: the conditions.
     """
     plan = EpochPlan(all_clips(index, range(len(index.shards))), 0, 0, BATCH, data.block)
     steps = min(clips // BATCH, plan.steps)
     cores = sorted(os.sched_getaffinity(0))
-    with _one_thread():
+    with ExitStack() as stack:
+        stack.callback(os.sched_setaffinity, 0, cores)
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
         jpegs = _write_frames(index, data, plan, steps, folders)
-        with _pinned(cores[:1]):
-            stream, worker = _open_stream(index, data, plan, 1)
-            in_process = _open_stream(index, data, plan, 0)[0]
-            variants = {
-                "floor": _on(cores[:1], _decode_alone(jpegs, data)),
-                "ours": _on(cores[1:] or cores, _pull(stream, steps, PREFETCH + 1, worker)),
-                "in_process": _on(cores[:1], _pull(in_process, steps, 1, os.getpid())),
-                "augment_device": _on(cores, _augment(next(stream), steps, device)),
-            }
-            if _PLAIN_SCRIPT.is_file():
-                variants["baseline"] = _on(cores[:1], _plain(folders, data))
-            speeds = _take_turns(variants, steps * BATCH, rounds, {"ours": worker}, progress)
-    about = _about_frames(jpegs, data)
-    about |= {"clips": steps * BATCH, "rounds": rounds, "device": str(device), "cores": len(cores)}
-    return {"baseline": None, **{name: s._asdict() for name, s in speeds.items()}, "about": about}
-
-
-def _about_frames(jpegs: list[list[bytes]], data: DataConfig) -> dict[str, Any]:
-    sizes = [len(jpeg) for clip in jpegs for jpeg in clip]
-    return {
-        "frame_bytes": round(float(np.mean(sizes))),
+        variants = _variants(index, data, plan, jpegs, folders, device)
+        speeds = _take_turns(variants, steps * BATCH, rounds, progress)
+    about = {
+        "frame_bytes": round(float(np.mean([len(jpeg) for clip in jpegs for jpeg in clip]))),
         "num_frames": data.num_frames,
         "image_size": data.image_size,
+        "clips": steps * BATCH,
+        "rounds": rounds,
+        "device": str(device),
+        "cores": len(cores),
     }
+    return {"baseline": None, **speeds, "about": about}
+
+
+def _variants(
+    index: Index,
+    data: DataConfig,
+    plan: EpochPlan,
+    jpegs: list[list[bytes]],
+    folders: Path,
+    device: torch.device,
+) -> dict[str, _Variant]:
+    """Return the variants, and leave this process with one thread on the first core."""
+    torch.set_num_threads(1)
+    cores, steps = sorted(os.sched_getaffinity(0)), len(jpegs) // BATCH
+    # Processes that are forked here stay there.
+    os.sched_setaffinity(0, cores[:1])
+    before = set(multiprocessing.active_children())
+    stream = _open_stream(index, data, plan, 1)
+    (worker,) = set(multiprocessing.active_children()) - before
+    take, take_here = partial(_take, stream), partial(_take, _open_stream(index, data, plan, 0))
+    augment = _augment(next(stream), steps, device)
+    # Batches that were ready before the clock starts do not count.
+    ahead = partial(take, PREFETCH + 1)
+    variants = {
+        "floor": _Variant(cores[:1], _decode_alone(jpegs, data)),
+        "ours": _Variant(cores[1:] or cores, partial(take, steps), ahead, worker.pid or 0),
+        "in_process": _Variant(cores[:1], partial(take_here, steps), partial(take_here, 1)),
+        "augment_device": _Variant(cores, augment),
+    }
+    if _PLAIN_SCRIPT.is_file():
+        variants["baseline"] = _Variant(cores[:1], _plain(folders, data))
+    return variants
 
 
 def _take_turns(
-    variants: dict[str, Timed],
+    variants: dict[str, _Variant],
     clips: int,
     rounds: int,
-    workers: dict[str, int],
     progress: Callable[[int, int], None] | None,
-) -> dict[str, Speed]:
-    """Time the variants in turn; ``workers`` has the process ids of those in other processes."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
-    peaks = {}
+) -> dict[str, dict[str, float]]:
+    """Time the variants in turn, after a round for warming up that measures their memory."""
+    peaks, times = {}, defaultdict(list)
     for r in range(rounds + 1):
         for name, variant in variants.items():
-            process = workers.get(name)
             if r == 0:
-                reset_peak_resident_bytes(process)
-            times[name].append(variant())
-            if r == 0:
-                peaks[name] = peak_resident_bytes(process)
+                reset_peak_resident_bytes(variant.process)
+                variant.seconds()
+                peaks[name] = peak_resident_bytes(variant.process)
+            else:
+                times[name].append(variant.seconds())
         if progress:
             progress(r + 1, rounds + 1)
-    # The first round warms up.
-    medians = {name: np.median(rows[1:], axis=0) for name, rows in times.items()}
+    speeds = {name: (clips / np.median(rows, axis=0)).tolist() for name, rows in times.items()}
     return {
-        name: Speed(float(clips / wall), float(clips / cpu), peaks[name])
-        for name, (wall, cpu) in medians.items()
+        name: {"clips_per_s": wall, "clips_per_cpu_s": cpu, "peak_bytes": peaks[name]}
+        for name, (wall, cpu) in speeds.items()
     }
 
 
@@ -209,44 +240,21 @@ def _write_frames(
     return sampled
 
 
-def _open_stream(
-    index: Index, data: DataConfig, plan: EpochPlan, workers: int
-) -> tuple[Iterator[Batch], int]:
-    """Return an endless stream of batches, and its worker's process id."""
-    before = {child.pid for child in multiprocessing.active_children()}
-    stream = train_loader(
-        index, replace(data, workers=workers), plan, epochs=1 << 30, micro_batch=BATCH
-    )
+def _open_stream(index: Index, data: DataConfig, plan: EpochPlan, workers: int) -> Iterator[Batch]:
+    """Return an endless stream of batches, the first of which is taken."""
+    data = replace(data, workers=workers)
+    stream = train_loader(index, data, plan, epochs=1 << 30, micro_batch=BATCH)
     next(stream)
-    pid = next((c.pid for c in multiprocessing.active_children() if c.pid not in before), None)
-    return stream, pid or os.getpid()
+    return stream
 
 
-def _pull(stream: Iterator[Batch], steps: int, ahead: int, process: int) -> Timed:
-    def run() -> tuple[float, float]:
-        # Batches that were ready before the clock starts do not count.
-        for _ in range(ahead):
-            next(stream)
-        wall, cpu = time.perf_counter(), _processor_time(process)
-        for _ in range(steps):
-            next(stream)
-        times = time.perf_counter() - wall, _processor_time(process) - cpu
-        # A worker replaces the batches that were taken, on the core that the next variant needs.
-        _wait_until_idle(process)
-        return times
-
-    return run
+def _take(stream: Iterator[Batch], batches: int) -> None:
+    for _ in range(batches):
+        next(stream)
 
 
-def _wait_until_idle(process: int) -> None:
-    before = -1.0
-    while process != os.getpid() and _processor_time(process) - before > 0.001:
-        before = _processor_time(process)
-        time.sleep(0.02)
-
-
-def _decode_alone(clips: list[list[bytes]], data: DataConfig) -> Timed:
-    """Time libjpeg-turbo alone.
+def _decode_alone(clips: list[list[bytes]], data: DataConfig) -> Callable[[], None]:
+    """Return libjpeg-turbo's work alone.
 
     It decodes every frame into allocated memory with the layout of the loader's buffers.
     """
@@ -258,69 +266,26 @@ def _decode_alone(clips: list[list[bytes]], data: DataConfig) -> Timed:
             for t, jpeg in enumerate(clip):
                 simplejpeg.decode_jpeg(jpeg, buffer=buffer[t])
 
-    return _timed(decode)
+    return decode
 
 
-def _augment(batch: Batch, steps: int, device: torch.device) -> Timed:
+def _augment(batch: Batch, steps: int, device: torch.device) -> Callable[[], None]:
     # The copy to the device is not timed.
     batch = replace(batch, frames=batch.frames.to(device))
 
-    def run() -> None:
+    def augment() -> None:
         for _ in range(steps):
             batch.pixels(device)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    return _timed(run)
+    return augment
 
 
-def _plain(folders: Path, data: DataConfig) -> Timed:
-    spec = importlib.util.spec_from_file_location(_PLAIN_SCRIPT.stem, _PLAIN_SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    clips: Dataset[Tensor] = module.FrameFolders(
-        sorted(folders.iterdir()), data.num_frames, data.image_size
-    )
-    return _timed(lambda: [clips[i] for i in range(len(list(folders.iterdir())))])
-
-
-def _timed(work: Callable[[], object]) -> Timed:
-    def run() -> tuple[float, float]:
-        wall, cpu = time.perf_counter(), time.process_time()
-        work()
-        return time.perf_counter() - wall, time.process_time() - cpu
-
-    return run
-
-
-def _on(cores: list[int], variant: Timed) -> Timed:
-    def run() -> tuple[float, float]:
-        with _pinned(cores):
-            return variant()
-
-    return run
-
-
-@contextmanager
-def _pinned(cores: list[int]) -> Iterator[None]:
-    """Run this thread, and processes that it forks, on ``cores`` only."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _plain(folders: Path, data: DataConfig) -> Callable[[], object]:
+    frame_folders = runpy.run_path(str(_PLAIN_SCRIPT))["FrameFolders"]
+    clips = frame_folders(sorted(folders.iterdir()), data.num_frames, data.image_size)
+    return lambda: [clips[i] for i in range(len(clips))]
 
 
 def _processor_time(process: int) -> float:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -17,24 +16,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dfer_dist.models import cpu_kernels
 
 _aten = torch.ops.aten
-# The two factors of an operation, from its arguments.
-_FACTORS: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {
-    _aten.mm.default: lambda left, right: (left, right),
-    _aten.bmm.default: lambda left, right: (left, right),
-    _aten.addmm.default: lambda added, left, right, **scales: (left, right),
-    _aten.baddbmm.default: lambda added, left, right, **scales: (left, right),
-    torch.ops.mkldnn._linear_pointwise.default: lambda x, weight, *more: (
-        x.flatten(0, -2),
-        weight.t(),
-    ),
+# Place of the first of two factors in an operation's arguments.
+_FACTORS = {
+    _aten.mm.default: 0,
+    _aten.bmm.default: 0,
+    _aten.addmm.default: 1,
+    _aten.baddbmm.default: 1,
 }
+_Layout = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class Product(NamedTuple):
     """The layout of two factors in memory: (shape, stride) of each."""
 
-    left: tuple[tuple[int, ...], tuple[int, ...]]
-    right: tuple[tuple[int, ...], tuple[int, ...]]
+    left: _Layout
+    right: _Layout
     dtype: torch.dtype
 
 
@@ -83,7 +79,9 @@ class MatrixProducts(TorchDispatchMode):
     ) -> Any:
         """Run an operation, and record it if it is a matrix product."""
         if func in _FACTORS and not self._paused:
-            self._record(*_FACTORS[func](*args))
+            self._record(*args[_FACTORS[func] :][:2])
+        elif func is torch.ops.mkldnn._linear_pointwise.default and not self._paused:
+            self._record(args[0].flatten(0, -2), args[1].t())
         return func(*args, **(kwargs or {}))
 
     def seconds(self, device: torch.device) -> float:
@@ -97,26 +95,25 @@ class MatrixProducts(TorchDispatchMode):
             multiply = torch.mm if left.dim() == 2 else torch.bmm
             multiply(left, right)
             times = min(count, 3)
-            begin = _now(device)
+            begin = synchronized_time(device)
             for _ in range(times):
                 multiply(left, right)
-            total += (_now(device) - begin) * count / times
+            total += (synchronized_time(device) - begin) * count / times
         return total
 
 
-def _layout(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _layout(x: Tensor) -> _Layout:
     return tuple(x.shape), tuple(x.stride())
 
 
-def _make(
-    layout: tuple[tuple[int, ...], tuple[int, ...]], dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _make(layout: _Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
     shape, stride = layout
     size = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     return torch.randn(size, dtype=dtype, device=device).as_strided(shape, stride)
 
 
-def _now(device: torch.device) -> float:
+def synchronized_time(device: torch.device) -> float:
+    """Return the clock's seconds once the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -72,18 +73,8 @@ class Variant:
         self.process.wait()
 
 
-class _Bound(NamedTuple):
-    """Calls that measure an upper bound; ``prepare`` comes once, in the first round."""
-
-    measure: str
-    prepare: str = ""
-
-
-_BOUNDS = {
-    "train": _Bound("multiply train", "record train"),
-    "test": _Bound("multiply test", "record test"),
-    "save": _Bound("write"),
-}
+# What measures the upper bound of each kind.
+_BOUNDS = {"train": "multiply train", "test": "multiply test", "save": "write"}
 
 
 def measure(
@@ -113,7 +104,7 @@ def measure(
         ``flops``, but for a save: operations of the model's own
         (:func:`~dfer_dist.planning.step_costs.model_flops`).
     """
-    measured: _Measurements = {}
+    measured: _Measurements = defaultdict(list)
     with ExitStack() as stack:
         variants = {}
         for name, settings in _variants(config, kinds).items():
@@ -123,12 +114,19 @@ def measure(
                 variants[name].call("train")
         for r in range(rounds + 1):
             for kind in kinds:
-                _measure_round(variants, kind, r == 0, measured)
+                for name, variant in variants.items():
+                    measured[kind, name].append(variant.call(kind))
+                measured[kind, "floor"].append(variants["ours"].call(_BOUNDS[kind]))
             progress(r + 1, rounds + 1)
         # Last, since its clips take memory too.
         if kinds == ["train"]:
             measured["train", "fed"] = [variants["ours"].call("fed") for _ in range(rounds + 1)]
-    return {kind: _medians(measured, kind, config) for kind in kinds}
+    results: dict[str, dict[str, Any]] = {kind: {"baseline": None} for kind in kinds}
+    for kind in {"train", "test"} & results.keys():
+        results[kind]["flops"] = _flops(config, train=kind == "train")
+    for (kind, name), calls in measured.items():
+        results[kind][name] = _medians(calls, kind, name, config)
+    return results
 
 
 def _variants(config: Config, kinds: Sequence[str]) -> dict[str, Config]:
@@ -138,41 +136,24 @@ def _variants(config: Config, kinds: Sequence[str]) -> dict[str, Config]:
         model = replace(config.model, checkpoint_image=True, checkpoint_temporal=True)
         variants["recomputing"] = replace(config, model=model)
     if PLAIN_SCRIPT.is_file():
-        variants["plain"] = config
+        variants["baseline"] = config
     return variants
 
 
-def _measure_round(
-    variants: Mapping[str, Variant], kind: str, is_first: bool, measured: _Measurements
-) -> None:
-    """Measure each variant once, and the upper bound."""
-    for name, variant in variants.items():
-        measured.setdefault((kind, name), []).append(variant.call(kind))
-    bound = _BOUNDS[kind]
-    if is_first and bound.prepare:
-        variants["ours"].call(bound.prepare)
-    measured.setdefault((kind, "floor"), []).append(variants["ours"].call(bound.measure))
-
-
-def _medians(measured: _Measurements, kind: str, config: Config) -> dict[str, Any]:
-    results: dict[str, Any] = {"baseline": None}
+def _medians(
+    calls: list[dict[str, float]], kind: str, name: str, config: Config
+) -> dict[str, float]:
+    # The first round warms up.
+    row = {key: float(np.median([call[key] for call in calls[1:]])) for key in calls[-1]}
+    row["peak_bytes"] = calls[-1]["peak_bytes"]
+    if name == "floor":
+        del row["peak_bytes"]
+    clips = config.train.global_batch
+    if kind == "test" and name != "baseline":
+        clips = config.eval.batch
     if kind != "save":
-        results["flops"] = _flops(config, train=kind == "train")
-    for (of_kind, name), calls in measured.items():
-        if of_kind != kind:
-            continue
-        # The first round warms up.
-        row = {key: float(np.median([call[key] for call in calls[1:]])) for key in calls[-1]}
-        row["peak_bytes"] = calls[-1]["peak_bytes"]
-        if name == "floor":
-            del row["peak_bytes"]
-        clips = config.train.global_batch
-        if kind == "test" and name != "plain":
-            clips = config.eval.batch
-        if kind != "save":
-            row["clips_per_s"] = clips / row["seconds"]
-        results["baseline" if name == "plain" else name] = row
-    return results
+        row["clips_per_s"] = clips / row["seconds"]
+    return row
 
 
 def _flops(config: Config, train: bool) -> int:

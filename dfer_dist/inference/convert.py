@@ -42,7 +42,7 @@ _LOGIT_SCALE = math.log(1 / 0.07)
 
 
 def from_official(path: Path, out: Path, position: TokenPosition = TokenPosition.end) -> Config:
-    """Convert a checkpoint of the authors into a checkpoint folder for ``dfer eval``.
+    """Convert a checkpoint of the authors into a folder for ``dfer eval``; return its settings.
 
     Classes, sizes and sentences are read from the tensors. The folder holds the frozen weights too,
     so it needs no pretrained file. Nothing is written unless
@@ -57,11 +57,6 @@ def from_official(path: Path, out: Path, position: TokenPosition = TokenPosition
     position : TokenPosition
         Position of the class text, which the file does not hold. The authors' scripts for all three
         data sets set ``end``.
-
-    Returns
-    -------
-    Config
-        The settings that were written.
 
     Raises
     ------

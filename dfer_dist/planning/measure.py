@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dfer_dist.config.load import read_config
-from dfer_dist.config.schema import Config, Supervision
+from dfer_dist.config.schema import Config, Device, Supervision
 from dfer_dist.distributed.process_group import Ranks, exit_process, init_distributed, peak_memory
 from dfer_dist.models.build import build_untrained, model_dtype, resolve_image_size
 from dfer_dist.models.dferclip import OutputsModule
@@ -76,10 +76,7 @@ class RandomStep:
         self.objective = Objective(config, [1] * len(classes), ranks.device)
         self.device = ranks.device
         micro = self.engine.micro_batch
-        self.clips, self.labels = random_clips(config, micro, len(classes))
-        # The loader returns pinned memory too.
-        if self.device.type == "cuda":
-            self.clips = self.clips.pin_memory()
+        self.clips, self.labels = random_clips(config, micro), torch.arange(micro) % len(classes)
         self.valid = torch.ones(micro, dtype=torch.bool)
         self.tokens: Tensor | None = None
         if config.train.objective is not Supervision.labels:
@@ -105,11 +102,15 @@ class RandomStep:
         losses.tolist()
 
 
-def random_clips(config: Config, clips: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Return frames of noise, uint8 [clips, T, 3, S, S], and labels."""
+def random_clips(config: Config, clips: int) -> Tensor:
+    """Return frames of noise, uint8 [clips, T, 3, S, S]."""
     size = resolve_image_size(config)
     shape = (clips, config.data.num_frames, 3, size, size)
-    return torch.randint(0, 256, shape, dtype=torch.uint8), torch.arange(clips) % classes
+    frames = torch.randint(0, 256, shape, dtype=torch.uint8)
+    # The loader returns pinned memory too.
+    if torch.cuda.is_available() and config.train.device is not Device.cpu:
+        return frames.pin_memory()
+    return frames
 
 
 def measure(config: Config, classes: Sequence[str]) -> MeasuredStep:
