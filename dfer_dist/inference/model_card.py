@@ -8,15 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dfer_dist.checkpoints.portable import Checkpoint
-from dfer_dist.config.schema import (
-    Config,
-    ImageTuning,
-    ModelConfig,
-    Supervision,
-    TextPolarity,
-    TextTuning,
-    config_hash,
-)
+from dfer_dist.config.schema import Config, config_hash
 from dfer_dist.inference.exported import INFO, ModelInfo
 from dfer_dist.inference.pyfunc import REQUIREMENTS
 from dfer_dist.models.class_texts import polarity_texts
@@ -100,12 +92,12 @@ def model_card(info: ModelInfo, config: Config, info_sha256: str) -> str:
         f"Classifies {len(info.classes)} facial expressions in a short clip of one face, with "
         f"{info.backbone}: {frames} frames of {size} x {size} pixels "
         f"(`{config.data.sampling.name}`{views}), {info.parameters:,} parameters in float32. "
-        f"Made by dfer_dist {info.software['dfer_dist']}; the method is {_method(config.model)}.",
+        f"Made by dfer_dist {info.software['dfer_dist']}; the method is {_method(info, config)}.",
         "It was trained on cropped faces: give it such crops, or let `dfer predict --faces` crop "
         "them. The names are what annotators called an expression. A face does not show what its "
         "owner feels.",
         _USE,
-        _origin(info, config),
+        _origin(info),
         _results(info),
         _texts(info),
         _files(info, info_sha256),
@@ -113,11 +105,11 @@ def model_card(info: ModelInfo, config: Config, info_sha256: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _method(model: ModelConfig) -> str:
-    parts = []
-    if model.image is ImageTuning.adapters or model.text_tower is TextTuning.adapters:
+def _method(info: ModelInfo, config: Config) -> str:
+    parts, model = [], config.model
+    if "adapters" in (model.image.name, model.text_tower.name):
         parts.append("adapters")
-    if model.text_polarity is TextPolarity.both:
+    if info.negative_texts:
         parts.append("negative texts")
     if model.modalities:
         parts.append(" and ".join(model.modalities))
@@ -159,7 +151,7 @@ print(model.predict(np.zeros((1, 40, 224, 224, 3), np.uint8)))
 Over time, with a table and a plot: `dfer predict . VIDEO --faces`."""
 
 
-def _origin(info: ModelInfo, config: Config) -> str:
+def _origin(info: ModelInfo) -> str:
     rows = [
         ("data set", info.dataset or "unknown"),
         ("test fold (not trained on)", info.fold or "unknown"),
@@ -170,7 +162,7 @@ def _origin(info: ModelInfo, config: Config) -> str:
     if info.epoch is not None:
         rows.append(("epoch, step", f"{info.epoch}, {info.step}"))
     rows.append(("selection", f"`{info.selection}`: {_SELECTIONS[info.selection]}"))
-    if config.train.objective is not Supervision.labels:
+    if info.objective != "labels":
         what = "descriptions of the clips, each contrasted with all clips of a step"
         rows.append(("learned from", f"`{info.objective}`: {what}"))
     rows.append(("number format of the towers", info.precision))
@@ -222,7 +214,7 @@ def _texts(info: ModelInfo) -> str:
 def _files(info: ModelInfo, info_sha256: str) -> str:
     rows = [
         (f"`{name}`", f"{file['bytes']:,}", f"`{file['sha256']}`")
-        for name, file in (info.files or {}).items()
+        for name, file in info.files.items()
     ]
     rows.append((f"`{INFO}`", "", f"`{info_sha256}`"))
     table = _table(("file", "bytes", "sha256"), rows)

@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +84,14 @@ class VideoPrediction:
 
         Columns are start, end, face (if faces were searched), prediction, and the classes.
         """
-        rows: list[list[Any]] = [["start", "end", "prediction", *self.classes]]
+        columns = {"start": self.spans[:, 0], "end": self.spans[:, 1]}
         if self.faces is not None:
-            rows[0].insert(2, "face")
-        top, probabilities = self.top, self.probabilities.tolist()
-        for i, span in enumerate(self.spans.tolist()):
-            row = [f"{seconds:.3f}" for seconds in span]
-            if self.faces is not None:
-                row.append(f"{self.faces[i]:.3f}")
-            row.append(top[i])
-            row += ["" if math.isnan(p) else f"{p:.6f}" for p in probabilities[i]]
-            rows.append(row)
-        return write_csv(rows)
+            columns["face"] = self.faces
+        texts = {name: [f"{x:.3f}" for x in values] for name, values in columns.items()}
+        texts["prediction"] = self.top
+        for name, values in zip(self.classes, self.probabilities.T, strict=True):
+            texts[name] = ["" if math.isnan(p) else f"{p:.6f}" for p in values]
+        return write_csv([[*texts], *zip(*texts.values(), strict=True)])
 
 
 def write_csv(rows: Iterable[Sequence[Any]]) -> str:
@@ -159,10 +156,8 @@ def predict_video(
     if not video.is_file():
         raise UserError(f"{video} is missing")
     try:
-        found = _find_windows(
-            Video(video), window, step, faces, bool(model.config.model.modalities)
-        )
-        logits = _predict_windows_with_face(model, video, found, progress)
+        found = _find_windows(video, window, step, faces, bool(model.config.model.modalities))
+        logits = _predict_windows(model, video, found, progress)
     except DamagedVideo as e:
         raise UserError(f"{e}: copy it again") from e
     return VideoPrediction(
@@ -197,8 +192,9 @@ class _Windows:
 
 
 def _find_windows(
-    video: Video, window: float, step: float, faces: bool, modalities: bool
+    path: Path, window: float, step: float, faces: bool, modalities: bool
 ) -> _Windows:
+    video = Video(path)
     frames: Iterable[np.ndarray] = iter(video)
     landmarks = np.empty((0, 68, 2), np.float32)
     if faces:
@@ -211,52 +207,32 @@ def _find_windows(
     else:
         has_face = np.ones(sum(1 for _ in video), bool)
     if len(has_face) < 2:
-        raise UserError(
-            f"{video.path} has a single frame: a model of expressions over time needs more"
-        )
+        raise UserError(f"{path} has a single frame: a model of expressions over time needs more")
     interval = video.interval()
-    length = len(has_face)
-    if window != math.inf:
-        length = round(window / interval)
+    length = len(has_face) if window == math.inf else round(window / interval)
     if length < 2:
         raise UserError(
-            f"{video.path}: a window of {window:g} s has less than two of its frames, "
+            f"{path}: a window of {window:g} s has less than two of its frames, "
             f"{1 / interval:g} a second"
         )
     windows = cut_windows(len(has_face), length, step / interval)
     return _Windows(windows, has_face, interval, frames, landmarks)
 
 
-def _predict_windows_with_face(
+def _predict_windows(
     model: ExportedModel,
     video: Path,
     found: _Windows,
     progress: Callable[[int, int], None] | None,
 ) -> np.ndarray:
     """Return the logits float32 [W, C]; NaN for a window with the face in too few frames."""
-    predicted = np.flatnonzero(found.face_fractions >= MIN_FACE_FRACTION)
-    if not len(predicted):
-        raise UserError(_no_face(video, found))
-    logits = np.full((len(found.windows), len(model.classes)), np.nan, np.float32)
-    logits[predicted] = _predict_windows(model, found, found.windows[predicted], progress)
-    return logits
-
-
-def _no_face(video: Path, found: _Windows) -> str:
-    where = f"{found.has_face.sum()} of {len(found.has_face)} frames"
-    if len(found.windows) > 1:
-        where = f"at most {100 * found.face_fractions.max():.0f} % of a window's frames"
-    return f"{video}: one face is in {where}: in at least half it must be"
-
-
-def _predict_windows(
-    model: ExportedModel,
-    found: _Windows,
-    windows: np.ndarray,
-    progress: Callable[[int, int], None] | None,
-) -> np.ndarray:
-    """Return the logits float32 [W, C] of the windows [W, 2]."""
-    data, views = model.config.data, model.config.eval.views
+    predicted = found.face_fractions >= MIN_FACE_FRACTION
+    if not predicted.any():
+        raise UserError(
+            f"{video}: one face is in at most {100 * found.face_fractions.max():.0f} % of a "
+            "window's frames: in at least half it must be"
+        )
+    data, views, windows = model.config.data, model.config.eval.views, found.windows[predicted]
     chosen = [
         begin + eval_frames(end - begin, data, views).ravel() for begin, end in windows.tolist()
     ]
@@ -264,13 +240,14 @@ def _predict_windows(
     def preprocess(i: int, frame: np.ndarray) -> Tensor:
         return model.preprocess(through_jpeg(frame)[None], found.landmarks[i : i + 1])[0]
 
-    logits, done = list[np.ndarray](), 0
-    for clips in _batches(_gather(found.frames, chosen, preprocess), model.config.eval.batch):
-        logits.append(model.forward(clips))
-        done += len(clips)
+    logits = np.full((len(found.windows), len(model.classes)), np.nan, np.float32)
+    clips, done = _gather(found.frames, chosen, preprocess), list[np.ndarray]()
+    while batch := list(islice(clips, model.config.eval.batch)):
+        done.extend(model.forward(batch))
         if progress:
-            progress(done, len(windows))
-    return np.concatenate(logits)
+            progress(len(done), len(windows))
+    logits[predicted] = done
+    return logits
 
 
 def through_jpeg(frame: np.ndarray) -> np.ndarray:
@@ -282,7 +259,7 @@ def _gather(
     frames: Iterable[np.ndarray],
     chosen: list[np.ndarray],
     preprocess: Callable[[int, np.ndarray], Tensor],
-) -> Iterator[list[Tensor]]:
+) -> Iterator[Tensor]:
     """Yield the preprocessed frames of each window, from frames that are read once.
 
     ``chosen`` has the frames of each window; windows neither begin nor end before the one before.
@@ -293,17 +270,6 @@ def _gather(
         if i in wanted:
             kept[i] = preprocess(i, frame)
         while waiting and waiting[0].max() <= i:
-            yield [kept[j] for j in waiting.popleft().tolist()]
+            yield torch.stack([kept[j] for j in waiting.popleft().tolist()])
             first = waiting[0].min() if waiting else i + 1
             kept = {j: image for j, image in kept.items() if j >= first}
-
-
-def _batches(clips: Iterable[list[Tensor]], size: int) -> Iterator[list[Tensor]]:
-    batch: list[Tensor] = []
-    for clip in clips:
-        batch.append(torch.stack(clip))
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

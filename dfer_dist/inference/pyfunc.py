@@ -37,8 +37,6 @@ REQUIREMENTS = (
     "fsspec",
     "pandas",
 )
-_VIDEO_REQUIREMENTS = ("av",)
-_FACE_REQUIREMENTS = ("dlib-bin", "face-recognition-models")
 
 
 def write_mlflow(folder: Path, classes: Sequence[str]) -> None:
@@ -62,9 +60,9 @@ def write_mlflow(folder: Path, classes: Sequence[str]) -> None:
     pyfunc.add_to_model(model, loader_module=__name__, code="code")
     model.save(str(folder / "MLmodel"))
     lines = [
-        *map(_pinned, (*REQUIREMENTS, *_VIDEO_REQUIREMENTS)),
+        *map(_pinned, (*REQUIREMENTS, "av")),
         "# to find faces in videos (weights for research only):",
-        *(f"# {_pinned(name)}" for name in _FACE_REQUIREMENTS),
+        *(f"# {_pinned(name)}" for name in ("dlib-bin", "face-recognition-models")),
     ]
     write_text(folder / "requirements.txt", "\n".join(lines) + "\n")
 
