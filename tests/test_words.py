@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.code_size import product_files
 from tests.helpers.paths import ROOT
 
 # Old word: what to write instead.
@@ -65,6 +67,25 @@ PHRASES = {
     "sitting out": "num_dropped",
     "whole shards": "all_clips",
     "worth it": "should_requeue",
+}
+# Former names of functions and classes that are ordinary words elsewhere.
+NAMES = {
+    "Ask": "BatchRequest",
+    "Found": "ClipHandle",
+    "Place": "SampleRef",
+    "Reader": "CaptionTokenizer",
+    "Target": "ClusterTarget",
+    "alone": "file_lock",
+    "ask": "query_squeue",
+    "damage": "find_corruption",
+    "look": "get_state",
+    "neighbours": "local_ranks",
+    "point": "set_pointer",
+    "reading": "tokenizer",
+    "share": "broadcast_object",
+    "sum": "all_reduce_sum",
+    "take": "acquire",
+    "tell": "logger.info",
 }
 # File: word and the reason why it is right there.
 ALLOWED: dict[str, dict[str, str]] = {
@@ -190,6 +211,14 @@ def test_tracked_texts_use_the_fields_words() -> None:
         if "*" not in allowed and (words := found(text) - allowed.keys()):
             left[name] = {w: (WORDS | PHRASES)[w] for w in sorted(words)}
     assert not left
+
+
+def test_no_function_or_class_has_a_former_name() -> None:
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    for file in product_files():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, kinds):
+                assert node.name not in NAMES, f"{file}:{node.lineno}: {NAMES[node.name]}"
 
 
 def test_allowed_words_are_still_there() -> None:

@@ -100,7 +100,7 @@ TUNED = [
 
 
 @pytest.fixture(scope="module")
-def described(captioned: Index, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def caption_run(captioned: Index, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """Fold 2, an epoch on descriptions alone."""
     runs = tmp_path_factory.mktemp("runs")
     arguments = ["--fold", "2", "--name", "captioned", "--runs", str(runs)]
@@ -116,9 +116,9 @@ def described(captioned: Index, tmp_path_factory: pytest.TempPathFactory) -> Run
 
 
 def test_fold_trained_on_descriptions_alone(
-    described: RunDir, captioned: Index, tmp_path: Path
+    caption_run: RunDir, captioned: Index, tmp_path: Path
 ) -> None:
-    fold = described.fold(2)
+    fold = caption_run.fold(2)
     texts = read_descriptions(
         captioned, all_clips(captioned, captioned.train_shards(2)), 2, Config()
     )
