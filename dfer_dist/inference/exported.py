@@ -26,7 +26,7 @@ from dfer_dist.data.loading.frame_sampling import eval_frames
 from dfer_dist.data.loading.modalities import draw_modality, find_points
 from dfer_dist.data.shards.sidecars import PARSING, REGIONS
 from dfer_dist.evaluation.evaluate import clip_logits
-from dfer_dist.models.build import build_untrained, model_dtype
+from dfer_dist.models.build import build_untrained, model_dtype, resolve_image_size
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, sha256_file
@@ -229,8 +229,7 @@ class ExportedModel:
         uint8 Tensor [T, M, 3, S, S]
             M modalities, the frame first.
         """
-        size = self.config.data.image_size
-        assert size is not None, "settled when the folder was written"
+        size = resolve_image_size(self.config)
         shape = (frames.shape[1], frames.shape[2])
         params = stack_params([AugmentParams.identity(*shape)])
         pixels = torch.from_numpy(np.array(frames))[None]
