@@ -12,10 +12,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
-from typing import Any
 
 from dfer_dist.runs.records import GitState, Provenance
 from dfer_dist.utils.version import installed_version, package_version
@@ -58,7 +56,7 @@ def collect(command: list[str]) -> Provenance:
         cpu_count=os.cpu_count(),
         dfer_dist=package_version(),
         versions={name: version for name, version in versions.items() if version},
-        git=_git_state(root) if root else None,
+        git=GitState(_git(root, "rev-parse", "HEAD"), _git(root, "diff", "HEAD")) if root else None,
         code_hash=code_hash(*_packages(_source_root())),
     )
 
@@ -68,8 +66,7 @@ def environment_lock() -> str:
 
     The first line is Python's version.
     """
-    requirements = _installed()
-    lines = [requirements[name] for name in sorted(requirements)]
+    lines = [requirement for _, requirement in sorted(_installed().items())]
     return "\n".join([f"# python {platform.python_version()}", *lines]) + "\n"
 
 
@@ -98,55 +95,38 @@ def other_packages(lock: str) -> list[str]:
 def _installed() -> dict[str, str]:
     """Return requirements by normalized name; of two distributions the imported one."""
     found: dict[str, str] = {}
-    # Metadata that a build left in a checkout on the path, not an installation.
-    built: set[str] = set()
-    for distribution in distributions():
-        metadata = distribution.read_text("METADATA")
-        identity = _identity(metadata or distribution.read_text("PKG-INFO") or "")
-        if identity is None:
-            continue
-        name, version = identity
-        key = re.sub(r"[-_.]+", "-", name).lower()
-        # The first one on the path is imported.
-        if key not in found or (key in built and metadata):
-            found[key] = _requirement(name, version, _origin(distribution))
-            (built.discard if metadata else built.add)(key)
+    # PKG-INFO is what a build left in a checkout on the path, not an installation.
+    for file in ("METADATA", "PKG-INFO"):
+        for distribution in distributions():
+            # Parsing the metadata of all packages takes ten times as long as searching their head.
+            head = (distribution.read_text(file) or "")[:2000]
+            fields = dict(re.findall(r"^(Name|Version): *(\S+)", head, re.MULTILINE)[:2])
+            # A distribution that was removed in part has none.
+            if len(fields) == 2:
+                # The first one on the path is imported.
+                key = re.sub(r"[-_.]+", "-", fields["Name"]).lower()
+                found.setdefault(key, _requirement(distribution, fields["Name"], fields["Version"]))
     return found
 
 
-def _identity(metadata: str) -> tuple[str, str] | None:
-    """Return name and version; None for the rest of a distribution that was removed.
-
-    Only the head is searched: parsing the metadata of all packages takes ten times as long.
-    """
-    found = dict(re.findall(r"^(Name|Version): *(\S+)", metadata[:2000], re.MULTILINE)[:2])
-    return (found["Name"], found["Version"]) if len(found) == 2 else None
-
-
-def _origin(distribution: Distribution) -> dict[str, Any] | None:
-    """Return the ``direct_url.json`` (PEP 610) of a distribution that no index provided."""
-    text = distribution.read_text("direct_url.json")
-    return json.loads(text) if text else None
-
-
-def _requirement(name: str, version: str, origin: dict[str, Any] | None) -> str:
+def _requirement(distribution: Distribution, name: str, version: str) -> str:
     """Return ``name==version``, or the URL with commit or sha256 and the version after it."""
-    if origin is None:
-        return f"{name}=={version}"
+    pinned, text = f"{name}=={version}", distribution.read_text("direct_url.json")
+    if not text:
+        return pinned
+    # PEP 610: no index provided this distribution.
+    origin = json.loads(text)
     url, vcs = origin["url"], origin.get("vcs_info")
     if origin.get("dir_info", {}).get("editable"):
-        return f"-e {url} # {name}=={version}"
+        return f"-e {url} # {pinned}"
     if vcs:
         url = f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
     sha256 = origin.get("archive_info", {}).get("hashes", {}).get("sha256")
-    fragments = []
-    if "subdirectory" in origin:
-        fragments.append(f"subdirectory={origin['subdirectory']}")
-    if sha256:
-        fragments.append(f"sha256={sha256}")
-    if fragments:
-        url = f"{url}#{'&'.join(fragments)}"
-    return f"{name} @ {url} # {name}=={version}"
+    parts = {"subdirectory": origin.get("subdirectory"), "sha256": sha256}
+    fragment = "&".join(f"{key}={value}" for key, value in parts.items() if value)
+    if fragment:
+        url = f"{url}#{fragment}"
+    return f"{name} @ {url} # {pinned}"
 
 
 def _name(line: str) -> str:
@@ -168,7 +148,7 @@ def code_hash(*packages: Path) -> str:
         Folders of packages. Python files, shell scripts and templates count.
     """
     digest = hashlib.sha256()
-    for name, file in sorted(_code_files(*packages)):
+    for name, file in sorted(_code_files(*packages).items()):
         digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
@@ -181,8 +161,8 @@ def changed_files(snapshot: Path) -> list[str]:
     list of str
         Paths such as ``launch/slurm/job.sh``, sorted.
     """
-    then = dict(_code_files(*_packages(snapshot)))
-    now = dict(_code_files(*_packages(_source_root())))
+    then = _code_files(*_packages(snapshot))
+    now = _code_files(*_packages(_source_root()))
     changed = then.keys() ^ now.keys()
     changed |= {n for n in then.keys() & now.keys() if then[n].read_bytes() != now[n].read_bytes()}
     return sorted(changed)
@@ -197,12 +177,8 @@ def snapshot_code(target: Path) -> None:
         return
     temporary = target.with_name(f".{target.name}-{os.getpid()}")
     for package in _packages(_source_root()):
-        shutil.copytree(
-            package,
-            temporary / package.name,
-            ignore=shutil.ignore_patterns("__pycache__"),
-            dirs_exist_ok=True,
-        )
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(package, temporary / package.name, ignore=ignore, dirs_exist_ok=True)
     temporary.rename(target)
 
 
@@ -223,16 +199,14 @@ def _packages(root: Path) -> list[Path]:
     return [root / name for name in _PACKAGES]
 
 
-def _code_files(*packages: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the name, relative to the folder of its package, and the path of each code file."""
-    for package in packages:
-        for file in package.rglob("*"):
-            if file.suffix in _CODE and file.is_file():
-                yield file.relative_to(package.parent).as_posix(), file
-
-
-def _git_state(root: Path) -> GitState:
-    return GitState(_git(root, "rev-parse", "HEAD"), _git(root, "diff", "HEAD"))
+def _code_files(*packages: Path) -> dict[str, Path]:
+    """Return the path of each code file by its name relative to the folder of its package."""
+    return {
+        file.relative_to(package.parent).as_posix(): file
+        for package in packages
+        for file in package.rglob("*")
+        if file.suffix in _CODE and file.is_file()
+    }
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from dfer_dist.utils.records import Record, stored_as
@@ -78,16 +78,7 @@ class FoldResult(Record):
     @property
     def scores(self) -> Scores:
         """The metrics alone."""
-        return Scores(
-            n=self.n,
-            uar=self.uar,
-            war=self.war,
-            recall=self.recall,
-            support=self.support,
-            confusion=self.confusion,
-            classes=self.classes,
-            absent=self.absent,
-        )
+        return Scores(**{f.name: getattr(self, f.name) for f in fields(Scores)})
 
 
 @dataclass(frozen=True)

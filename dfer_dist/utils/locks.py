@@ -8,7 +8,6 @@ because a loader worker that was forked meanwhile has the file open too.
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,22 +34,11 @@ def file_lock(path: Path) -> Iterator[IO[str]]:
         If the file cannot be made, or its file system does not support locks.
     """
     with path.open("a+", encoding="utf-8") as file:
-        lock(file)
+        fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield file
         finally:
             unlock(file)
-
-
-def lock(file: IO[Any] | int) -> None:
-    """Lock an open file exclusively; wait until it is free.
-
-    Raises
-    ------
-    OSError
-        If the file system does not support locks.
-    """
-    fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def try_lock(file: IO[Any] | int) -> bool:
@@ -84,13 +72,10 @@ def is_locked(path: Path) -> bool:
         If the file system does not support locks.
     """
     try:
-        file = os.open(path, os.O_RDONLY)
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    finally:
-        os.close(file)
     return False

@@ -58,9 +58,7 @@ class Record:
         """
         try:
             return from_json(cls, values)
-        except _MissingKeys as e:
-            raise UserError(f"{source} lacks {e}: {cls.remedy}") from e
-        except _WrongType as e:
+        except _BadValue as e:
             raise UserError(f"{source}: {e}: {cls.remedy}") from e
 
     def write(self, path: Path) -> None:
@@ -92,25 +90,20 @@ def to_json(value: Any) -> Any:
 def from_json(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     """Return a dataclass made from a JSON object; ``prefix`` names the object in errors."""
     hints = _type_hints(cls)  # type: ignore[arg-type]
-    known = fields(cls)  # type: ignore[arg-type]
-    missing = [prefix + _key(f) for f in known if _key(f) not in values and _is_required(f)]
+    arguments, missing = {}, []
+    for f in fields(cls):  # type: ignore[arg-type]
+        key = _key(f)
+        if key in values:
+            arguments[f.name] = _decode(hints[f.name], values[key], prefix + key)
+        elif f.default is MISSING and f.default_factory is MISSING:
+            missing.append(prefix + key)
     if missing:
-        raise _MissingKeys(", ".join(missing))
-    return cls(
-        **{
-            f.name: _decode(hints[f.name], values[_key(f)], prefix + _key(f))
-            for f in known
-            if _key(f) in values
-        }
-    )
+        raise _BadValue(f"lacks {', '.join(missing)}")
+    return cls(**arguments)
 
 
-class _MissingKeys(ValueError):
-    """Required keys that a JSON object lacks."""
-
-
-class _WrongType(ValueError):
-    """A value whose type is not that of its field."""
+class _BadValue(ValueError):
+    """A JSON object lacks keys, or has a value whose type is not that of its field."""
 
 
 @functools.cache
@@ -122,36 +115,25 @@ def _key(f: Field[Any]) -> str:
     return str(f.metadata.get("key", f.name))
 
 
-def _is_required(f: Field[Any]) -> bool:
-    return f.default is MISSING and f.default_factory is MISSING
-
-
 def _decode(hint: Any, value: Any, name: str) -> Any:
-    """Return ``value`` as the type ``hint``."""
-    if hint is Any:
+    """Return ``value`` as the type ``hint``.
+
+    An integer is a valid ``float``, but ``true`` and ``false`` are no numbers.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any or (value is None and NoneType in arguments):
         return value
-    origin = get_origin(hint)
     if origin in (Union, UnionType):
-        if value is None:
-            return None
-        (hint,) = (option for option in get_args(hint) if option is not NoneType)
+        (hint,) = (option for option in arguments if option is not NoneType)
         return _decode(hint, value, name)
     expected = dict if is_dataclass(hint) else origin or hint
-    _check_type(list if expected is tuple else expected, value, name)
+    is_bool_number = isinstance(value, bool) and expected in (int, float)
+    if is_bool_number or not isinstance(value, (int, float) if expected is float else expected):
+        raise _BadValue(f"{name} must be {_KINDS.get(expected.__name__)}, not {value!r}")
     if is_dataclass(hint):
         return from_json(hint, value, f"{name}.")  # type: ignore[arg-type]
-    if origin in (list, tuple):
-        item_type = get_args(hint)[0]
-        return origin(_decode(item_type, item, f"{name}[{i}]") for i, item in enumerate(value))
+    if origin is list:
+        return [_decode(arguments[0], item, f"{name}[{i}]") for i, item in enumerate(value)]
     if origin is dict:
-        _, item_type = get_args(hint)
-        return {key: _decode(item_type, item, f"{name}.{key}") for key, item in value.items()}
+        return {key: _decode(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
     return value
-
-
-def _check_type(expected: type, value: Any, name: str) -> None:
-    """Check a value; an integer is a valid ``float``, but ``true`` and ``false`` are no numbers."""
-    allowed = (int, float) if expected is float else expected
-    is_bool_number = isinstance(value, bool) and expected in (int, float)
-    if is_bool_number or not isinstance(value, allowed):
-        raise _WrongType(f"{name} must be {_KINDS.get(expected.__name__)}, not {value!r}")

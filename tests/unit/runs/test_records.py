@@ -70,7 +70,7 @@ def test_run_info_of_the_first_version_is_keyed_by_run_id() -> None:
 
 
 def test_run_info_without_folds_is_damaged() -> None:
-    with pytest.raises(UserError, match=r"run\.json lacks folds: it is damaged"):
+    with pytest.raises(UserError, match=r"run\.json: lacks folds: it is damaged"):
         RunInfo.from_json({"name": "x"}, "run.json")
 
 
