@@ -97,13 +97,9 @@ def export_rank_variables() -> None:
     # Slurm writes the tasks of each node as 4(x2) or 4,2.
     tasks_per_node = os.environ.get("SLURM_TASKS_PER_NODE", "1")
     os.environ["LOCAL_WORLD_SIZE"] = re.split(r"[(,]", tasks_per_node)[0]
-    hosts = subprocess.run(
-        ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    os.environ.setdefault("MASTER_ADDR", hosts.stdout.split()[0])
+    command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
+    hosts = subprocess.check_output(command, text=True).split()
+    os.environ.setdefault("MASTER_ADDR", hosts[0])
     # All ranks derive one port from the job id, so jobs on one node do not collide. It is below
     # the ports that Linux assigns by itself.
     os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 12000))
@@ -167,7 +163,8 @@ def init_distributed(device: Device, hang_seconds: float = 600.0) -> Ranks:
         If a GPU is requested and there is none.
     """
     export_rank_variables()
-    chosen = choose_device(device, int(os.environ["LOCAL_RANK"]))
+    local_rank = int(os.environ["LOCAL_RANK"])
+    chosen = choose_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         # The data loader is made before the model and asks whether this process uses a GPU.
@@ -176,12 +173,7 @@ def init_distributed(device: Device, hang_seconds: float = 600.0) -> Ranks:
         _keep_freed_memory()
     timeout = timedelta(seconds=hang_seconds + 60)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timeout)
-    return Ranks(
-        rank=dist.get_rank(),
-        world_size=dist.get_world_size(),
-        local_rank=int(os.environ["LOCAL_RANK"]),
-        device=chosen,
-    )
+    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
 
 
 def _keep_freed_memory() -> None:

@@ -66,12 +66,9 @@ class Predictions:
 
     def write(self, path: Path) -> None:
         """Write as parquet with columns ``key``, ``label``, ``logits``."""
-        values = pa.array(self.logits.ravel(), pa.float32())
-        offsets = np.arange(0, self.logits.size + 1, self.logits.shape[1], dtype=np.int32)
-        logits = pa.ListArray.from_arrays(pa.array(offsets), values)
-        table = pa.table(
-            {"key": self.keys, "label": pa.array(self.labels, pa.int32()), "logits": logits}
-        )
+        labels = pa.array(self.labels, pa.int32())
+        logits = pa.array(list(self.logits), pa.list_(pa.float32()))
+        table = pa.table({"key": self.keys, "label": labels, "logits": logits})
         with atomic_path(path) as temporary:
             pq.write_table(table, temporary)
 

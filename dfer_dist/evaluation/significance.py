@@ -87,11 +87,8 @@ def pair(tables: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]], num_classes: 
                 f"labels {labels.shape} and predictions {a.shape}, {b.shape} must be lists of the "
                 "same length"
             )
-        groups = (
-            labels,
-            labels[(b == labels) & (a != labels)],
-            labels[(a == labels) & (b != labels)],
-        )
+        a, b = a == labels, b == labels
+        groups = (labels, labels[b & ~a], labels[a & ~b])
         rows.append([np.bincount(g, minlength=num_classes) for g in groups])
     if not rows:
         raise ValueError("no fold to compare")
@@ -108,10 +105,8 @@ def weights(pairs: Pairs) -> dict[str, Floats]:
     n = pairs.clips
     folds, present = len(n), (n > 0).sum(1, keepdims=True)
     per_class = np.divide(100.0 / folds / present, n, out=np.zeros(n.shape), where=n > 0)
-    return {
-        "uar": per_class,
-        "war": np.broadcast_to(100.0 / folds / n.sum(1, keepdims=True), n.shape),
-    }
+    per_clip = np.broadcast_to(100.0 / folds / n.sum(1, keepdims=True), n.shape)
+    return {"uar": per_class, "war": per_clip}
 
 
 def class_weights(pairs: Pairs) -> Floats:
@@ -229,9 +224,8 @@ def mcnemar(gained: int, lost: int) -> McNemar:
     """
     from scipy.stats import binomtest
 
-    return McNemar(
-        gained, lost, float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    )
+    p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    return McNemar(gained, lost, float(p))
 
 
 @dataclass(frozen=True)
@@ -283,10 +277,8 @@ def against_chance(
 
     seen = recalls(said) - 1e-12
     as_high = sum(recalls(rng.permutation(said)) >= seen for _ in range(permutations))
-    share = float(support.max() / len(truth))
-    war_p = float(
-        binomtest(int((truth == said).sum()), len(truth), share, alternative="greater").pvalue
-    )
+    share, right = float(support.max() / len(truth)), int((truth == said).sum())
+    war_p = float(binomtest(right, len(truth), share, alternative="greater").pvalue)
     return Chance(100 * share, war_p, 100 / len(present), (as_high + 1) / (permutations + 1))
 
 

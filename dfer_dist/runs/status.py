@@ -84,21 +84,19 @@ class Attempt:
         num_rolled_back : int
             Steps after the last checkpoint that are repeated.
         """
-        self._update(
-            {"state": "RUNNING", "steps": steps}, from_step=step, steps_repeated=num_rolled_back
-        )
+        self._update("RUNNING", steps, from_step=step, steps_repeated=num_rolled_back)
 
     def end(self, state: str, why: str, peak_bytes: int | None = None) -> None:
         """Record that the attempt is over; ``peak_bytes`` is the peak memory of rank 0."""
-        self._update({"state": state}, ended=_now(), why=why, peak_bytes=peak_bytes)
+        self._update(state, ended=_now(), why=why, peak_bytes=peak_bytes)
 
-    def _update(self, changes: dict[str, Any], **of_attempt: Any) -> None:
+    def _update(self, state: str, steps: int | None = None, **of_attempt: Any) -> None:
         if not self.writes:
             return
         with self._lock:
             *earlier, own = self.status.attempts
             attempts = [*earlier, replace(own, **of_attempt)]
-            self.status = replace(self.status, attempts=attempts, **changes)
+            self.status = FoldStatus(state, steps or self.status.steps, attempts)
             self._write()
 
     def _write(self) -> None:

@@ -51,13 +51,14 @@ class MetricsLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        have = os.fstat(self._file).st_size
-        if keep_bytes is not None and have < keep_bytes:
-            logger.warning(f"{self.path} has lost at least {keep_bytes - have} bytes of metrics")
         # Bytes of all lines so far.
         self.size = whole_lines(self.path)
-        if keep_bytes is not None and have >= keep_bytes:
-            self.size = keep_bytes
+        if keep_bytes is not None:
+            num_lost = keep_bytes - os.fstat(self._file).st_size
+            if num_lost > 0:
+                logger.warning(f"{self.path} has lost at least {num_lost} bytes of metrics")
+            else:
+                self.size = keep_bytes
         self._last_removed_step = _last_step_after(self.path, self.size)
         os.ftruncate(self._file, self.size)
         # Lines that the disk has not accepted yet.

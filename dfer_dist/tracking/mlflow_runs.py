@@ -183,15 +183,13 @@ def _experiment(run: RunDir, api: MlflowClient, tracking: TrackingInfo) -> str:
     name, place = tracking.experiment, None
     if tracking.uri.startswith("sqlite:"):
         place = (run.root.parent / "mlartifacts").resolve().as_uri()
-    experiment = api.get_experiment_by_name(name)
-    if experiment is None:
-        try:
-            return str(api.create_experiment(name, place))
-        except Exception:
-            experiment = api.get_experiment_by_name(name)
-            if experiment is None:  # else another run was quicker
-                raise
-    return str(experiment.experiment_id)
+    try:
+        return str(api.create_experiment(name, place))
+    except Exception:
+        experiment = api.get_experiment_by_name(name)
+        if experiment is None:
+            raise
+        return str(experiment.experiment_id)
 
 
 def _found(api: MlflowClient, experiment_id: str, tracking: TrackingInfo) -> dict[str, Run]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dfer_dist.runs.layout import FoldDir, RunDir
@@ -18,21 +18,14 @@ from dfer_dist.tracking.metrics_log import FAILED, FINISHED, KILLED, whole_lines
 from dfer_dist.tracking.mlflow_runs import client, complete, job_tags, make_runs, tracking_of
 from dfer_dist.tracking.uploader import Finalize, UploadQueue
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import read_json, sha256_file, write_json
+from dfer_dist.utils.files import read_json, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-# MLflow's status for a fold in one of our states on which no job works.
-_FINAL_STATUS = {
-    "DONE": FINISHED,
-    "FAILED": FAILED,
-    "PREEMPTED": KILLED,
-    "RUNNING": KILLED,
-    "STARTING": KILLED,
-    "": None,
-}
+# MLflow's status for a fold in one of our states on which no job works; KILLED for the others.
+_FINAL_STATUS = {"DONE": FINISHED, "FAILED": FAILED, "": None}
 
 
 @dataclass
@@ -55,11 +48,8 @@ class SyncReport:
 
     def describe(self, uri: str) -> str:
         """Return a message for the user."""
-        parts = [
-            f"{n} {kind}{'s' * (n != 1)}"
-            for n, kind in ((self.lines, "line"), (self.files, "file"))
-            if n
-        ]
+        counts = {"line": self.lines, "file": self.files}
+        parts = [f"{n} {kind}{'s' * (n != 1)}" for kind, n in counts.items() if n]
         if self.changes:
             parts.append("changes of its runs")
         message = f"sent {', '.join(parts)} to {uri}" if parts else f"{uri} has everything"
@@ -144,7 +134,7 @@ def _status(run: RunDir, fold: int) -> str | None:
     state = FoldStatus.read(path).state if path.exists() else ""
     if state not in ("DONE", "FAILED") and fold in tracking_of(run).given_up:
         return FAILED
-    return _FINAL_STATUS[state]
+    return _FINAL_STATUS.get(state, KILLED)
 
 
 def run_files(run: RunDir) -> dict[str, Path | str]:
@@ -190,18 +180,18 @@ def send_files(
     hashes = read_json(hash_file)["files"] if hash_file.exists() else {}
     sizes = {f.path: f.file_size for f in api.list_artifacts(run_id)}
     count = 0
-    with TemporaryDirectory() as folder:
-        for name, content in files.items():
-            path = content if isinstance(content, Path) else Path(folder) / name
-            if isinstance(content, str):
-                path.write_text(content, encoding="utf-8")
-            digest = sha256_file(path)
-            if hashes.get(name) == digest and sizes.get(name) == path.stat().st_size:
-                continue
-            api.log_artifact(run_id, str(path))
-            hashes[name] = digest
-            write_json(hash_file, {"files": hashes})
-            count += 1
+    for name, content in files.items():
+        data = content.encode() if isinstance(content, str) else content.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        if hashes.get(name) == digest and sizes.get(name) == len(data):
+            continue
+        if isinstance(content, str):
+            api.log_text(run_id, content, name)
+        else:
+            api.log_artifact(run_id, str(content))
+        hashes[name] = digest
+        write_json(hash_file, {"files": hashes})
+        count += 1
     return count
 
 
@@ -293,11 +283,8 @@ def end_run(
     tracking = run.info().tracking
     if tracking is None:
         return None
-    ended = replace(
-        tracking,
-        closed=status or tracking.closed,
-        given_up=sorted({*tracking.given_up, *(given_up or ())}),
-    )
+    all_given_up = sorted({*tracking.given_up, *(given_up or ())})
+    ended = replace(tracking, closed=status or tracking.closed, given_up=all_given_up)
     if ended != tracking:
         run.update_info(tracking=ended)
     return sync(run)

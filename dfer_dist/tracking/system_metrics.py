@@ -6,6 +6,7 @@ import logging
 import re
 import socket
 import threading
+from contextlib import suppress
 from typing import Any
 
 from dfer_dist.runs.layout import FoldDir
@@ -44,11 +45,8 @@ class SystemMonitor:
             step = self._log.path.read_bytes().count(b"\n")
             while not self._stop.wait(INTERVAL):
                 step += 1
-                self._log.log(
-                    step,
-                    None,
-                    {f"system/{self.node}/{k}": v for k, v in _measure(monitors).items()},
-                )
+                metrics = {f"system/{self.node}/{k}": v for k, v in _measure(monitors).items()}
+                self._log.log(step, None, metrics)
                 self._log.commit(self._log.size)
         except Exception as e:
             # Training does not depend on these metrics.
@@ -64,11 +62,9 @@ def _monitors() -> list[Any]:
 
     found: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
     for gpu_monitor in (GPUMonitor, ROCMMonitor):
-        try:
+        # Without such a GPU, each library raises an error of its own.
+        with suppress(Exception):
             found.append(gpu_monitor())
-        except Exception:
-            # No such GPU; each library raises an error of its own.
-            continue
     return found
 
 

@@ -12,12 +12,13 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import read_json, write_json
 from dfer_dist.utils.locks import try_lock, unlock
+from dfer_dist.utils.records import Record
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 BATCH = 1000  # metrics that MLflow takes in one request
 _CHUNK = 100_000  # bytes of the file sent at a time
 _RETRY_SECONDS = 30.0  # after which a server that did not answer is tried again
-_LINE_KEYS = ("step", "epoch", "time")
 
 # Returns a client and the id of a run, which it creates if necessary.
 Connect = Callable[[], "tuple[MlflowClient, str]"]
@@ -38,6 +38,18 @@ Finalize = Callable[["MlflowClient", str], None]
 def reason(e: Exception) -> str:
     """Return an error in one line of at most 300 characters; MLflow's own may fill pages."""
     return " ".join(f"{type(e).__name__} {e}".split())[:300]
+
+
+@dataclass(frozen=True)
+class _Position(Record):
+    """How much of a file the server has, and its last step.
+
+    Lines up to the step ``known_steps`` are there although the file no longer has them.
+    """
+
+    bytes: int = 0
+    step: int = 0
+    known_steps: int = -1
 
 
 class UploadQueue:
@@ -78,15 +90,14 @@ class UploadQueue:
                 f"{self.path} cannot be locked ({e}): do not call dfer sync while it grows"
             )
         self._lock = file
-        try:
-            before = read_json(self.position_file)
-        except UserError:
-            # Missing or damaged: lines that are sent again do no harm.
-            before = {"bytes": 0, "step": 0, "known_steps": -1}
-        self.num_sent_bytes = min(before["bytes"], size)
-        self._last_sent_step = before["known_steps"]
-        if before["bytes"] > size:
-            self._last_sent_step = max(self._last_sent_step, before["step"])
+        before = _Position()
+        # A file may be missing or damaged: lines that are sent again do no harm.
+        with suppress(UserError):
+            before = _Position.read(self.position_file)
+        self.num_sent_bytes = min(before.bytes, size)
+        self._last_sent_step = before.known_steps
+        if before.bytes > size:
+            self._last_sent_step = max(before.known_steps, before.step)
         return True
 
     def release(self) -> None:
@@ -122,14 +133,10 @@ class UploadQueue:
             _send(api, run_id, new)
             count += len(new)
             self.num_sent_bytes += len(data)
-            position = {
-                "bytes": self.num_sent_bytes,
-                "step": lines[-1]["step"],
-                "known_steps": self._last_sent_step,
-            }
+            position = _Position(self.num_sent_bytes, lines[-1]["step"], self._last_sent_step)
             # Lines that are not recorded are sent again, which does no harm.
             with suppress(OSError):
-                write_json(self.position_file, position)
+                position.write(self.position_file)
         return count
 
 
@@ -140,12 +147,7 @@ def _send(api: MlflowClient, run_id: str, lines: list[dict[str, Any]]) -> None:
         Metric(name, value, int(line["time"] * 1000), line["step"])
         for line in lines
         for name, value in line.items()
-        if name not in _LINE_KEYS
-    ]
-    metrics += [
-        Metric("epoch", line["epoch"], int(line["time"] * 1000), line["step"])
-        for line in lines
-        if "epoch" in line
+        if name not in ("step", "time")
     ]
     for i in range(0, len(metrics), BATCH):
         api.log_batch(run_id, metrics=metrics[i : i + BATCH])
@@ -198,8 +200,7 @@ class Uploader:
                 # Whatever MLflow raises, training continues.
                 if not failing:
                     logger.warning(
-                        f"tracking: {reason(e)}; what is missing is sent when the server answers "
-                        "again"
+                        f"tracking: {reason(e)}; the rest is sent when the server answers again"
                     )
                 failing = True
             with self._changed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,26 +24,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
     It is in the same folder and has the same suffix. After an exception it is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+    temporary.touch(exist_ok=False)
+    mode = temporary.stat().st_mode
     try:
         yield temporary
         fsync(temporary)
-        # mkstemp makes files that only their owner may read.
-        temporary.chmod(0o666 & ~_umask())
+        # safetensors puts another file, which only its owner may read, in its place.
+        temporary.chmod(mode)
         temporary.replace(path)
         fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """Return this process's umask from /proc; os.umask can only read it by setting it."""
-    line = next(
-        x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("Umask:")
-    )
-    return int(line.split()[1], 8)
 
 
 def fsync(path: Path) -> None:
@@ -63,11 +55,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, obj: dict[str, Any]) -> None:
     """Write a JSON object atomically, with its ``version`` first."""
-    write_text(
-        path,
-        json.dumps({"version": VERSION, **obj}, indent=1, ensure_ascii=False, allow_nan=False)
-        + "\n",
-    )
+    versioned = {"version": VERSION, **obj}
+    text = json.dumps(versioned, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, f"{text}\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -35,14 +35,13 @@ def peak_resident_bytes(pid: int | None = None) -> int:
         The process; by default this one.
     """
     # psutil has no peak on Linux, and getrusage includes that of the program before exec.
-    name = "self" if pid is None else str(pid)
-    return 1024 * int(_proc_fields(Path("/proc", name, "status"))["VmHWM"].split()[0])
+    fields = _proc_fields(Path("/proc", str(pid or "self"), "status"))
+    return 1024 * int(fields["VmHWM"].split()[0])
 
 
 def reset_peak_resident_bytes(pid: int | None = None) -> None:
     """Let :func:`peak_resident_bytes` begin anew from the memory in use now."""
-    name = "self" if pid is None else str(pid)
-    Path("/proc", name, "clear_refs").write_text("5")
+    Path("/proc", str(pid or "self"), "clear_refs").write_text("5")
 
 
 def cpu_model() -> str | None:
@@ -105,10 +104,8 @@ def peak_flops(name: str) -> float | None:
     None if the GPU is not in the table.
     """
     model = name.removeprefix("NVIDIA ")
-    for pattern, tflops in _PEAK_TFLOPS.items():
-        if re.fullmatch(pattern, model):
-            return 1e12 * tflops
-    return None
+    found = (tflops for pattern, tflops in _PEAK_TFLOPS.items() if re.fullmatch(pattern, model))
+    return next((1e12 * tflops for tflops in found), None)
 
 
 def mfu(flops: float, seconds: float, name: str) -> float | None:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
@@ -62,7 +62,12 @@ def run_jobs(
     with ProcessPoolExecutor(num_workers, context, _start_worker, (num_done,)) as pool:
         futures = [pool.submit(work, job, _advance) for job in jobs]
         try:
-            _wait_for_all(futures, lambda: report(num_done.value, total))
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, _POLL_SECONDS, FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                report(num_done.value, total)
         except BrokenProcessPool as e:
             raise UserError(
                 "a worker process died, perhaps out of memory: run the same command again to "
@@ -72,16 +77,6 @@ def run_jobs(
             pool.shutdown(cancel_futures=True)
             raise
     return [future.result() for future in futures]
-
-
-def _wait_for_all(futures: Sequence[Future[Any]], report: Callable[[], None]) -> None:
-    """Wait for all futures, or raise the first exception."""
-    pending = set(futures)
-    while pending:
-        done, pending = wait(pending, _POLL_SECONDS, FIRST_EXCEPTION)
-        for future in done:
-            future.result()
-        report()
 
 
 def _run_in_this_process(

@@ -126,9 +126,10 @@ def _decode(hint: Any, value: Any, name: str) -> Any:
     if origin in (Union, UnionType):
         (hint,) = (option for option in arguments if option is not NoneType)
         return _decode(hint, value, name)
-    expected = dict if is_dataclass(hint) else origin or hint
+    expected: Any = dict if is_dataclass(hint) else origin or hint
+    allowed: Any = (int, float) if expected is float else expected
     is_bool_number = isinstance(value, bool) and expected in (int, float)
-    if is_bool_number or not isinstance(value, (int, float) if expected is float else expected):
+    if is_bool_number or not isinstance(value, allowed):
         raise _BadValue(f"{name} must be {_KINDS.get(expected.__name__)}, not {value!r}")
     if is_dataclass(hint):
         return from_json(hint, value, f"{name}.")  # type: ignore[arg-type]

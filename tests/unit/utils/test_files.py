@@ -65,6 +65,16 @@ def test_file_mode_follows_the_umask(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
 
 
+def test_file_mode_is_kept_by_a_writer_that_makes_another_file(tmp_path: Path) -> None:
+    """As safetensors does."""
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        other = tmp_path / "other"
+        other.touch(0o600)
+        other.replace(temporary)
+    (tmp_path / "b.txt").touch()
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
+
+
 def test_json_round_trip(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": [1, 2.5, None], "y": "ä"})
     assert read_json(tmp_path / "a.json") == {"version": 1, "x": [1, 2.5, None], "y": "ä"}
