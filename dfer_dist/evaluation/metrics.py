@@ -143,20 +143,22 @@ def bootstrap_ci(
     total = np.zeros(resamples)
     for labels, predictions in tables:
         truth, predicted = _checked(labels, predictions, num_classes)
-        support = np.bincount(truth)
-        correct = np.bincount(truth[truth == predicted], minlength=len(support))
-        total += _resample(rng, support[support > 0], correct[support > 0], metric, resamples)
+        total += _resample(rng, truth, predicted, metric, resamples)
     tail = 50.0 * (1.0 - level)
     low, high = np.percentile(100.0 * total / len(tables), [tail, 100.0 - tail])
     return float(low), float(high)
 
 
 def _resample(
-    rng: np.random.Generator, n: Ints, k: Ints, metric: str, resamples: int
+    rng: np.random.Generator, truth: Ints, predicted: Ints, metric: str, resamples: int
 ) -> NDArray[np.float64]:
-    """Return UAR or WAR of each resample of a fold, in 0..1, from k correct of n clips a class."""
-    correct = rng.binomial(n, k / n, size=(resamples, n.size))
-    scores = (correct / n).mean(axis=1) if metric == "uar" else correct.sum(axis=1) / n.sum()
+    """Return UAR or WAR of each resample of a fold, in 0..1."""
+    support = np.bincount(truth)
+    correct = np.bincount(truth[truth == predicted], minlength=len(support))
+    # k correct ones of n clips of each class that has clips
+    n, k = support[support > 0], correct[support > 0]
+    drawn = rng.binomial(n, k / n, size=(resamples, n.size))
+    scores = (drawn / n).mean(axis=1) if metric == "uar" else drawn.sum(axis=1) / n.sum()
     return np.asarray(scores)
 
 
@@ -164,8 +166,7 @@ def _checked(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> tup
     truth, predicted = np.asarray(labels), np.asarray(predictions)
     if truth.ndim != 1 or truth.shape != predicted.shape:
         raise ValueError(
-            f"labels {truth.shape} and predictions {predicted.shape} must be lists of the same "
-            "length"
+            f"labels {truth.shape} and predictions {predicted.shape} must be of the same length"
         )
     if truth.size == 0:
         raise ValueError("no clip to score")

@@ -43,6 +43,8 @@ def zero_shot(
 ) -> dict[str, Any]:
     """Test on all clips of a data set, or of one fold, by the texts of its classes.
 
+    Return scores with intervals, the chance level, the origin of the model and the texts.
+
     Parameters
     ----------
     what : Path
@@ -57,11 +59,6 @@ def zero_shot(
     progress : function, optional
         Called with (clips done, clips in all).
 
-    Returns
-    -------
-    dict
-        The result: scores with intervals, chance level, origin of the model, texts.
-
     Raises
     ------
     UserError
@@ -70,8 +67,7 @@ def zero_shot(
     """
     if out and out.suffix != ".parquet":
         raise UserError(
-            f"--out {out}: give a name that ends with .parquet; the result is written next to it, "
-            "as .json"
+            f"--out {out}: give a name that ends with .parquet (the result is next to it, as .json)"
         )
     saved, config, index, fold = _load(what, fold, overrides)
     model = load_model(saved, config, index.classes)
@@ -193,9 +189,7 @@ def _fold(saved: Checkpoint, index: Index, fold: int | None) -> int | None:
     """Return the fold to test on; None for all clips of another data set."""
     if fold is None and saved.state.get("dataset") == index.name:
         fold = saved.state.get("fold")
-    if fold is None:
-        return None
-    return unseen_fold(saved, index, fold)
+    return None if fold is None else unseen_fold(saved, index, fold)
 
 
 def _clips(index: Index, fold: int | None) -> ClipSet:

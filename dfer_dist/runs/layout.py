@@ -125,8 +125,7 @@ class RunDir:
         """
         if not self.run.is_file():
             raise UserError(
-                f"{self.root} is not a run: it has no {self.run.name} "
-                "(start one with dfer crossval)"
+                f"{self.root} is not a run: it has no {self.run.name}; start one with dfer crossval"
             )
         return RunInfo.read(self.run)
 

@@ -22,17 +22,14 @@ _KILLED = "it said nothing at its end: killed, or its machine was lost"
 
 def package_mismatch(run: RunDir) -> str | None:
     """Return a warning if this machine's packages are not those the run was opened with."""
-    if not run.environment.exists():
-        return None
-    other = other_packages(run.environment.read_text(encoding="utf-8"))
+    file = run.environment
+    other = other_packages(file.read_text(encoding="utf-8")) if file.exists() else []
     if not other:
         return None
     shown = "; ".join(other[:_MAX_SHOWN])
     if len(other) > _MAX_SHOWN:
         shown += f"; and {len(other) - _MAX_SHOWN} more"
-    return (
-        f"{socket.gethostname()} has other packages than {run.environment.name} of the run: {shown}"
-    )
+    return f"{socket.gethostname()} has other packages than {file.name} of the run: {shown}"
 
 
 class Attempt:

@@ -277,31 +277,27 @@ def job_tags(fold: FoldDir) -> dict[str, str]:
     return {k: str(v) for k, v in tags.items() if v is not None}
 
 
-class ChildRun:
-    """Connect a job to its fold's MLflow run, and create it if the server did not answer before."""
+def connect_child(run: RunDir, fold: int, running: bool) -> tuple[MlflowClient, str]:
+    """Return a client and the id of a fold's MLflow run; create what does not exist yet.
 
-    def __init__(self, run: RunDir, fold: int, running: bool) -> None:
-        """Store the arguments; ``running`` marks the run as running, with the job's tags."""
-        self.run, self.fold, self.running = run, fold, running
+    ``running`` marks it as running, with the job's tags.
+    """
+    from mlflow.entities import RunTag
 
-    def __call__(self) -> tuple[MlflowClient, str]:
-        """Return a client and the id of the fold's run."""
-        from mlflow.entities import RunTag
-
-        api = client(tracking_of(self.run).uri)
-        child = make_runs(self.run, api).folds[str(self.fold)]
-        if self.running:
-            api.update_run(child, status="RUNNING")
-            tags = job_tags(self.run.fold(self.fold))
-            api.log_batch(child, tags=[RunTag(k, v) for k, v in tags.items()])
-        return api, child
+    api = client(tracking_of(run).uri)
+    child = make_runs(run, api).folds[str(fold)]
+    if running:
+        api.update_run(child, status="RUNNING")
+        tags = job_tags(run.fold(fold))
+        api.log_batch(child, tags=[RunTag(k, v) for k, v in tags.items()])
+    return api, child
 
 
 def close_early(run: RunDir, fold: int, status: str) -> None:
     """End the MLflow run of a fold whose job failed before it had a metrics log."""
     if run.info().tracking:
         try:
-            api, child = ChildRun(run, fold, running=True)()
+            api, child = connect_child(run, fold, running=True)
             api.set_terminated(child, status)
         except Exception as e:
             logger.warning(f"tracking: {reason(e)}")

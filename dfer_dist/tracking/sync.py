@@ -16,7 +16,7 @@ from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import FoldStatus
 from dfer_dist.tracking.metrics_log import FAILED, FINISHED, KILLED, whole_lines
 from dfer_dist.tracking.mlflow_runs import client, complete, job_tags, make_runs, tracking_of
-from dfer_dist.tracking.uploader import Finalize, UploadQueue
+from dfer_dist.tracking.uploader import UploadQueue
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
 
@@ -195,14 +195,10 @@ def send_files(
     return count
 
 
-def finalize_run(run: RunDir, fold: int, status: str) -> Finalize:
-    """Return what ends a fold's MLflow run after its metrics: send the files, set the status."""
-
-    def finalize(api: MlflowClient, child: str) -> None:
-        send_files(api, child, run.fold(fold).files_sent, fold_files(run, fold))
-        api.set_terminated(child, status)
-
-    return finalize
+def finalize_run(run: RunDir, fold: int, status: str, api: MlflowClient, child: str) -> None:
+    """End a fold's MLflow run after its metrics: send the files, set the status."""
+    send_files(api, child, run.fold(fold).files_sent, fold_files(run, fold))
+    api.set_terminated(child, status)
 
 
 def _log_summary(api: MlflowClient, parent: Run, summary: Mapping[str, Any]) -> bool:

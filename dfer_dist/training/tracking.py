@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.tracking.metrics_log import FAILED, MetricsLog
-from dfer_dist.tracking.mlflow_runs import ChildRun
+from dfer_dist.tracking.mlflow_runs import connect_child
 from dfer_dist.tracking.sync import finalize_run
 from dfer_dist.tracking.system_metrics import SystemMonitor
 
@@ -56,7 +57,7 @@ class FoldTracking:
         if self.metrics_log:
             if status != FAILED:
                 self.metrics_log.commit(self.metrics_log.size)
-            self.metrics_log.close(finalize_run(self.run, self.fold, status))
+            self.metrics_log.close(partial(finalize_run, self.run, self.fold, status))
 
 
 def build_tracking(*, run: RunDir, fold: int, ranks: Ranks, keep_bytes: int) -> FoldTracking:
@@ -74,8 +75,8 @@ def build_tracking(*, run: RunDir, fold: int, ranks: Ranks, keep_bytes: int) -> 
     folder = run.fold(fold)
     metrics_log, monitor = None, None
     if ranks.is_main:
-        connect = ChildRun(run, fold, running=True) if is_run_tracked else None
+        connect = partial(connect_child, run, fold, running=True) if is_run_tracked else None
         metrics_log = MetricsLog(folder.metrics, folder.sent, connect, keep_bytes)
     if ranks.local_rank == 0 and is_run_tracked:
-        monitor = SystemMonitor(folder, ChildRun(run, fold, running=False))
+        monitor = SystemMonitor(folder, partial(connect_child, run, fold, running=False))
     return FoldTracking(run=run, fold=fold, metrics_log=metrics_log, monitor=monitor)

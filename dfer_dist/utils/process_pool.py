@@ -38,9 +38,7 @@ def run_jobs(
     work : callable
         Function of a module. It gets a job, and a function to call with numbers of clips done.
     jobs : sequence
-        Picklable.
-    total : int
-        Number of clips of all jobs.
+        Picklable. They have ``total`` clips.
     workers : int, optional
         Number of processes; by default one per available core. With 1, jobs run in this process.
     progress : callable, optional
@@ -70,8 +68,7 @@ def run_jobs(
                 report(num_done.value, total)
         except BrokenProcessPool as e:
             raise UserError(
-                "a worker process died, perhaps out of memory: run the same command again to "
-                "resume (fewer --workers need less memory)"
+                "a worker process died, perhaps out of memory: resume with fewer --workers"
             ) from e
         except BaseException:
             pool.shutdown(cancel_futures=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import random
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.status import Attempt
 from dfer_dist.tracking import system_metrics, uploader
 from dfer_dist.tracking.metrics_log import MetricsLog
-from dfer_dist.tracking.mlflow_runs import ChildRun
+from dfer_dist.tracking.mlflow_runs import connect_child
 from dfer_dist.tracking.sync import finalize_run
 from dfer_dist.tracking.system_metrics import SystemMonitor
 
@@ -30,8 +31,9 @@ def main() -> None:
     uploader._RETRY_SECONDS, system_metrics.INTERVAL = 1.0, 0.5
     where, draw = run.fold(fold), random.Random(fold)
     attempt = Attempt(where, 2, True, "a processor")
-    metrics_log = MetricsLog(where.metrics, where.sent, ChildRun(run, fold, running=True), 0)
-    monitor = SystemMonitor(where, ChildRun(run, fold, running=False))
+    connect = partial(connect_child, run, fold)
+    metrics_log = MetricsLog(where.metrics, where.sent, partial(connect, running=True), 0)
+    monitor = SystemMonitor(where, partial(connect, running=False))
     attempt.begin(0, lines, 0)
     begin, longest = time.perf_counter(), 0.0
     for step in range(1, lines + 1):
@@ -51,7 +53,7 @@ def main() -> None:
         time.sleep(0.1)
     metrics_log.commit(metrics_log.size)
     monitor.close()
-    metrics_log.close(finalize_run(run, fold, "FINISHED"))
+    metrics_log.close(partial(finalize_run, run, fold, "FINISHED"))
     attempt.end("DONE", "all steps done")
 
 
