@@ -19,8 +19,8 @@ from dfer_dist.utils.errors import UserError
 
 _NUM_COLUMNS = 8
 _COLUMN_WIDTH = 160
-_GREEN = (60, 230, 90)
-_AMBER = (255, 170, 0)
+_GREEN = "#3ce65a"
+_AMBER = "#ffaa00"
 
 
 def draw_sheet(video: Video) -> Image.Image:
@@ -36,34 +36,24 @@ def draw_sheet(video: Video) -> Image.Image:
     if not clip.found.any():
         raise UserError(f"{video.path}: no face in any of {num_frames} frames")
     shown = np.linspace(0, num_frames - 1, _NUM_COLUMNS).round().astype(int).tolist()
-    columns: list[Image.Image] = []
+    columns: list[np.ndarray] = []
     for t, (frame, crop) in enumerate(zip(video, clip.crops(video), strict=True)):
         # a short video shows some frames several times
         columns += [_draw_column(clip, t, frame, crop)] * shown.count(t)
-    sheet = Image.new("RGB", (_NUM_COLUMNS * _COLUMN_WIDTH, columns[0].height))
-    for i, column in enumerate(columns):
-        sheet.paste(column, (i * _COLUMN_WIDTH, 0))
-    return sheet
+    return Image.fromarray(np.hstack(columns))
 
 
-def _draw_column(clip: FaceClip, t: int, frame: np.ndarray, crop: np.ndarray) -> Image.Image:
+def _draw_column(clip: FaceClip, t: int, frame: np.ndarray, crop: np.ndarray) -> np.ndarray:
     color = _GREEN if clip.found[t] else _AMBER
     matrix, points = clip.matrices[t], clip.landmarks[t]
     corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * clip.size - 0.5
     above = _draw_points(frame, to_frame(matrix, points), color, to_frame(matrix, corners))
-    below = _draw_points(crop, points, color)
-    column = Image.new("RGB", (_COLUMN_WIDTH, above.height + below.height))
-    column.paste(above, (0, 0))
-    column.paste(below, (0, above.height))
-    return column
+    return np.vstack([above, _draw_points(crop, points, color)])
 
 
 def _draw_points(
-    image: np.ndarray,
-    points: np.ndarray,
-    color: tuple[int, int, int],
-    outline: np.ndarray | None = None,
-) -> Image.Image:
+    image: np.ndarray, points: np.ndarray, color: str, outline: np.ndarray | None = None
+) -> np.ndarray:
     """Draw an image with points: single pixels if it has an outline, dots otherwise."""
     width = _COLUMN_WIDTH - 2
     scale = width / image.shape[1]
@@ -81,7 +71,7 @@ def _draw_points(
             draw.ellipse((x - 1, y - 1, x + 1, y + 1), fill=color)
     if not len(points) or np.isnan(points).any():
         draw.text((6, canvas.height - 16), "no face", fill=color)
-    return canvas
+    return np.asarray(canvas)
 
 
 if __name__ == "__main__":

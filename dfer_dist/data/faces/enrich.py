@@ -6,38 +6,24 @@ finished are kept, so the same call resumes a stopped run. The shards themselves
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import simplejpeg
 
+from dfer_dist.data.faces import precomputed
 from dfer_dist.data.faces.parsing_maps import draw_regions, encode_maps, fill_missing
-from dfer_dist.data.faces.precomputed import (
-    hash_landmarks,
-    hash_maps,
-    load_landmarks,
-    load_maps,
-)
+from dfer_dist.data.shards import sidecars
 from dfer_dist.data.shards.index import Index, load_index
 from dfer_dist.data.shards.reader import ClipReader, DamagedClip
-from dfer_dist.data.shards.sidecars import (
-    LANDMARKS,
-    PARSING,
-    REGIONS,
-    array_bytes,
-    read_array,
-    read_manifest,
-    read_sidecar_tar,
-    sidecar_tar_path,
-    write_sidecar_tar,
-)
+from dfer_dist.data.shards.sidecars import LANDMARKS, PARSING, REGIONS, sidecar_tar_path
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import sha256_file
-from dfer_dist.utils.process_pool import run_jobs
+from dfer_dist.utils.process_pool import Advance, Progress, run_jobs
 
 # Decode as training does.
 _decode_jpeg = partial(simplejpeg.decode_jpeg, fastdct=False, fastupsample=False)
@@ -114,40 +100,15 @@ class EnrichJob:
         return self.index.sidecar(self.shard)["key"].to_pylist()
 
 
-class _Row(NamedTuple):
-    """The members of a clip in a sidecar, and which of its frames have a face, bool [T]."""
-
-    key: str
-    members: dict[str, bytes]
-    has_face: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """How to make a sidecar of a shard.
-
-    Attributes
-    ----------
-    kind : str
-    made : dict
-        Identifies the recipe; stored in the JSON file of the sidecar.
-    explicit : bool
-        Whether the user chose the source.
-    rows : callable
-        Yields the clips.
-    """
-
-    kind: str
-    made: dict[str, Any]
-    explicit: bool
-    rows: Callable[[EnrichJob], Iterator[_Row]]
+# The clips of a sidecar: key, members, and which of its frames have a face, bool [T].
+_Rows = Iterator[tuple[str, dict[str, bytes], np.ndarray]]
 
 
 def enrich(
     root: Path,
     request: EnrichRequest,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[EnrichResult]:
     """Add sidecars to every shard of a set in a local folder. The same inputs give the same bytes.
 
@@ -188,80 +149,79 @@ def enrich(
     return [result for shard_results in results for result in shard_results]
 
 
-def _enrich_shard(job: EnrichJob, advance: Callable[[int], None]) -> list[EnrichResult]:
+def _enrich_shard(job: EnrichJob, advance: Advance) -> list[EnrichResult]:
+    recipes = {LANDMARKS: _landmark_recipe, PARSING: _parsing_recipe}
     # one after the other: maps may be drawn from the landmarks added before
-    results = []
-    if LANDMARKS in job.request.kinds:
-        results.append(_add_sidecar(job, _landmark_recipe(job), advance))
-    if PARSING in job.request.kinds:
-        results.append(_add_sidecar(job, _parsing_recipe(job), advance))
-    return results
+    return [_add_sidecar(job, kind, *recipes[kind](job), advance) for kind in job.request.kinds]
 
 
-def _landmark_recipe(job: EnrichJob) -> _Recipe:
+def _landmark_recipe(job: EnrichJob) -> tuple[dict[str, Any], _Rows]:
+    """Return what identifies the landmarks, for the JSON file of the sidecar, and its clips."""
     folder = job.request.landmarks_from
     if folder is None:
-        return _Recipe(LANDMARKS, {"by": "dlib"}, False, _detect_landmarks)
-    made = {"by": "import", "files_sha256": hash_landmarks(folder, job.keys)}
-    return _Recipe(LANDMARKS, made, True, partial(_import_landmarks, folder))
+        return {"by": "dlib"}, _detect_landmarks(job)
+    sha256 = precomputed.hash_files(precomputed.landmark_file(folder, key) for key in job.keys)
+    return {"by": "import", "files_sha256": sha256}, _import_landmarks(folder, job)
 
 
-def _parsing_recipe(job: EnrichJob) -> _Recipe:
+def _parsing_recipe(job: EnrichJob) -> tuple[dict[str, Any], _Rows]:
+    """Return what identifies the maps, for the JSON file of the sidecar, and its clips."""
     folder, parser = job.request.parsing_from, job.request.parser
     if folder is not None:
-        made = {"by": "import", "files_sha256": hash_maps(folder, job.keys)}
-        return _Recipe(PARSING, made, True, partial(_import_maps, folder))
+        files = (file for key in job.keys for file in precomputed.map_files(folder, key))
+        sha256 = precomputed.hash_files(files)
+        return {"by": "import", "files_sha256": sha256}, _import_maps(folder, job)
     if parser is not None:
-        made = {"by": "parser", "parser_sha256": sha256_file(parser)}
-        return _Recipe(PARSING, made, True, partial(_parse_frames, parser))
-    made = {"by": REGIONS, "landmarks_sha256": _landmarks_sha256(job)}
-    return _Recipe(PARSING, made, False, _draw_maps)
+        return {"by": "parser", "parser_sha256": sha256_file(parser)}, _parse_frames(parser, job)
+    return {"by": REGIONS, "landmarks_sha256": _landmarks_sha256(job)}, _draw_maps(job)
 
 
-def _add_sidecar(job: EnrichJob, recipe: _Recipe, advance: Callable[[int], None]) -> EnrichResult:
+def _add_sidecar(
+    job: EnrichJob, kind: str, recipe: dict[str, Any], clips: _Rows, advance: Advance
+) -> EnrichResult:
     """Make a sidecar, unless a complete one exists."""
-    kind, clips, path = recipe.kind, job.index.shards[job.shard].clips, job.path
+    num_clips, path = job.index.shards[job.shard].clips, job.path
     existing = _existing_sidecar(path, kind)
     if existing is not None:
-        is_same = all(existing.get(name) == value for name, value in recipe.made.items())
-        if recipe.explicit and not is_same:
+        is_same = recipe.items() <= existing.items()
+        if recipe["by"] in ("import", "parser") and not is_same:
             raise UserError(
                 f"{sidecar_tar_path(path, kind).name} exists, made in another way "
                 f"({existing.get('by')}): remove *.{kind}.tar and *.{kind}.json to make it again"
             )
         # maps that were drawn from other landmarks are drawn again
-        is_outdated = existing.get("by") == recipe.made["by"] == REGIONS and not is_same
+        is_outdated = existing.get("by") == recipe["by"] == REGIONS and not is_same
         if not is_outdated:
-            advance(clips)
-            return EnrichResult(kind, existing, clips, kept=True)
-    made = {**recipe.made, "frames": 0, "without_face": 0, "clips_without_face": 0}
+            advance(num_clips)
+            return EnrichResult(kind, existing, num_clips, kept=True)
+    made = {**recipe, "frames": 0, "without_face": 0, "clips_without_face": 0}
 
     def rows() -> Iterator[tuple[str, dict[str, bytes]]]:
-        for row in recipe.rows(job):
-            made["frames"] += len(row.has_face)
-            made["without_face"] += int((~row.has_face).sum())
-            made["clips_without_face"] += int(not row.has_face.any())
-            yield row.key, row.members
+        for key, members, has_face in clips:
+            made["frames"] += len(has_face)
+            made["without_face"] += int((~has_face).sum())
+            made["clips_without_face"] += int(not has_face.any())
+            yield key, members
             advance(1)
 
     try:
-        write_sidecar_tar(path, kind, rows(), made)
+        sidecars.write_sidecar_tar(path, kind, rows(), made)
     except DamagedClip as e:
         raise UserError(f"{e}: copy the shard again") from e
-    return EnrichResult(kind, made, clips, kept=False)
+    return EnrichResult(kind, made, num_clips, kept=False)
 
 
 def _existing_sidecar(path: Path, kind: str) -> dict[str, Any] | None:
     """Return how the sidecar of a shard was made, or None if there is no complete one."""
     try:
-        return dict(read_manifest(path, kind).made)
+        return dict(sidecars.read_manifest(path, kind).made)
     except UserError:
         return None
 
 
 def _landmarks_sha256(job: EnrichJob) -> str:
     try:
-        return read_manifest(job.path, LANDMARKS).sha256
+        return sidecars.read_manifest(job.path, LANDMARKS).sha256
     except UserError as e:
         raise UserError(
             f"{e}; maps are drawn from landmarks: give --landmarks too (or --parser FILE)"
@@ -277,58 +237,59 @@ def _read_clips(job: EnrichJob) -> Iterator[tuple[str, list[bytes]]]:
 
 def _jpeg_size(jpeg: bytes) -> tuple[int, int]:
     """Return height and width."""
-    height, width = simplejpeg.decode_jpeg_header(jpeg)[:2]
-    return height, width
+    return simplejpeg.decode_jpeg_header(jpeg)[:2]
 
 
-def _landmark_row(key: str, points: np.ndarray, found: np.ndarray) -> _Row:
-    landmarks = array_bytes(points.astype(np.float32))
-    return _Row(key, {"landmarks.npy": landmarks, "found.npy": array_bytes(found)}, found)
+def _landmark_members(points: np.ndarray, found: np.ndarray) -> dict[str, bytes]:
+    landmarks = sidecars.array_bytes(points.astype(np.float32))
+    return {"landmarks.npy": landmarks, "found.npy": sidecars.array_bytes(found)}
 
 
-def _map_row(key: str, maps: Iterable[np.ndarray]) -> _Row:
+def _map_members(maps: Iterable[np.ndarray]) -> tuple[dict[str, bytes], np.ndarray]:
+    """Return the members of a clip, and which of its frames have a face."""
     maps = list(maps)
     pngs, starts = encode_maps(maps)
-    members = {"maps.png": pngs, "starts.npy": array_bytes(starts)}
-    return _Row(key, members, np.array([labels.any() for labels in maps]))
+    members = {"maps.png": pngs, "starts.npy": sidecars.array_bytes(starts)}
+    return members, np.array([labels.any() for labels in maps])
 
 
-def _detect_landmarks(job: EnrichJob) -> Iterator[_Row]:
+def _detect_landmarks(job: EnrichJob) -> _Rows:
     # imported here: only detection needs it
     from dfer_dist.data.faces.tracking import track_face
 
     for key, jpegs in _read_clips(job):
         track = track_face(map(_decode_jpeg, jpegs))
-        yield _landmark_row(key, track.points, track.found)
+        yield key, _landmark_members(track.points, track.found), track.found
 
 
-def _import_landmarks(folder: Path, job: EnrichJob) -> Iterator[_Row]:
+def _import_landmarks(folder: Path, job: EnrichJob) -> _Rows:
     for key, jpegs in _read_clips(job):
-        points, found = load_landmarks(folder, key, len(jpegs), _jpeg_size(jpegs[0]))
-        yield _landmark_row(key, points, found)
+        size = _jpeg_size(jpegs[0])
+        points, found = precomputed.load_landmarks(folder, key, len(jpegs), size)
+        yield key, _landmark_members(points, found), found
 
 
-def _draw_maps(job: EnrichJob) -> Iterator[_Row]:
-    landmarks = read_sidecar_tar(job.path, LANDMARKS)
+def _draw_maps(job: EnrichJob) -> _Rows:
+    landmarks = sidecars.read_sidecar_tar(job.path, LANDMARKS)
     for (key, jpegs), (_, members) in zip(_read_clips(job), landmarks, strict=True):
-        found = read_array(members["found.npy"])
-        points = fill_missing(read_array(members["landmarks.npy"]), found)
+        found = sidecars.read_array(members["found.npy"])
+        points = fill_missing(sidecars.read_array(members["landmarks.npy"]), found)
         frames = zip(points, jpegs, strict=True)
-        yield _map_row(key, (draw_regions(own, *_jpeg_size(jpeg)) for own, jpeg in frames))
+        yield key, *_map_members(draw_regions(own, *_jpeg_size(jpeg)) for own, jpeg in frames)
 
 
-def _import_maps(folder: Path, job: EnrichJob) -> Iterator[_Row]:
+def _import_maps(folder: Path, job: EnrichJob) -> _Rows:
     for key, jpegs in _read_clips(job):
-        yield _map_row(key, load_maps(folder, key, len(jpegs)))
+        yield key, *_map_members(precomputed.load_maps(folder, key, len(jpegs)))
 
 
-def _parse_frames(file: Path, job: EnrichJob) -> Iterator[_Row]:
+def _parse_frames(file: Path, job: EnrichJob) -> _Rows:
     # imported here: it imports torch, which landmarks do not need
     from dfer_dist.data.faces.parsing_network import load_parser
 
     parse = load_parser(file)
     for key, jpegs in _read_clips(job):
-        yield _map_row(key, parse(map(_decode_jpeg, jpegs)))
+        yield key, *_map_members(parse(map(_decode_jpeg, jpegs)))
 
 
 def _remove_temporary_files(index: Index) -> None:

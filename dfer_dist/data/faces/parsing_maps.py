@@ -12,6 +12,8 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -41,15 +43,9 @@ _REGIONS = {
 LABELS: tuple[str, ...] = tuple(_REGIONS)
 PALETTE = np.array(list(_REGIONS.values()), np.uint8)
 
-SKIN = LABELS.index("skin")
-LEFT_BROW = LABELS.index("left brow")
-RIGHT_BROW = LABELS.index("right brow")
-LEFT_EYE = LABELS.index("left eye")
-RIGHT_EYE = LABELS.index("right eye")
-NOSE = LABELS.index("nose")
-MOUTH = LABELS.index("inner mouth")
-UPPER_LIP = LABELS.index("upper lip")
-LOWER_LIP = LABELS.index("lower lip")
+# In the order of LABELS.
+SKIN, LEFT_BROW, RIGHT_BROW, LEFT_EYE, RIGHT_EYE = range(1, 6)
+NOSE, MOUTH, UPPER_LIP, LOWER_LIP = range(10, 14)
 
 # The palette of flipped images, in which left and right are exchanged.
 _FLIPPED_PALETTE = PALETTE.copy()
@@ -222,30 +218,27 @@ def decode_maps(data: bytes, starts: np.ndarray, wanted: Sequence[int]) -> np.nd
     ValueError
         If these are no maps of labels of one size.
     """
-    maps = {
-        frame: _decode(data[starts[frame] : starts[frame + 1]]) for frame in dict.fromkeys(wanted)
-    }
+    frames = dict.fromkeys(wanted)
+    maps = {t: read_labels(io.BytesIO(data[starts[t] : starts[t + 1]])) for t in frames}
     return np.stack([maps[frame] for frame in wanted])
 
 
-def _decode(png: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(png)) as image:
-        labels = np.asarray(image)
-    check_labels(labels)
-    return labels
-
-
-def check_labels(labels: np.ndarray) -> None:
-    """Check that an array is a map: uint8 [H, W], each value a label.
+def read_labels(file: IO[bytes] | Path) -> np.ndarray:
+    """Read a map from an image: uint8 [H, W], each value a label.
 
     Raises
     ------
     ValueError
-        If it is not.
+        If it is no map.
+    OSError, SyntaxError
+        If it is no image.
     """
+    with Image.open(file) as image:
+        labels = np.asarray(image)
     highest = labels.max(initial=0)
     if labels.ndim != 2 or labels.dtype != np.uint8 or highest >= len(LABELS):
         raise ValueError(
             f"no map of labels 0 to {len(LABELS) - 1}, but {labels.dtype} {list(labels.shape)} "
             f"up to {highest}"
         )
+    return labels

@@ -14,13 +14,12 @@ with ``_`` for each ``/``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from dfer_dist.data.faces.parsing_maps import check_labels
+from dfer_dist.data.faces.parsing_maps import read_labels
 from dfer_dist.data.sources.records import sort_frames
 from dfer_dist.utils.errors import UserError
 
@@ -52,12 +51,16 @@ def load_landmarks(
         If the clip has no file, the number of points or frames is wrong, or most points are
         outside of the frames.
     """
-    file = _landmark_file(folder, key)
-    points = _read_points(file)
-    if len(points) != num_frames:
+    file = landmark_file(folder, key)
+    points = _read(file)
+    is_numeric = np.issubdtype(points.dtype, np.number)
+    if points.ndim != 3 or points.shape[1:] != (68, 2) or not is_numeric:
         raise UserError(
-            f"{file} has landmarks of {len(points)} frames, clip {key} has {num_frames}"
+            f"{file} holds {points.dtype} {list(points.shape)}: 68 points (x, y) are needed for "
+            "each frame"
         )
+    if len(points) != num_frames:
+        raise UserError(f"{file} has {len(points)} frames, clip {key} has {num_frames}")
     points = points.astype(np.float32)
     found = np.isfinite(points).all((1, 2))
     points[~found] = np.nan
@@ -79,66 +82,50 @@ def load_maps(folder: Path, key: str, num_frames: int) -> list[np.ndarray]:
     UserError
         If their number is not ``num_frames``, or one is no image of labels or of another size.
     """
-    files = _map_files(folder, key)
+    files = map_files(folder, key)
     if len(files) != num_frames:
         raise UserError(f"{folder / key} has {len(files)} maps, clip {key} has {num_frames} frames")
-    maps = [_read_map(file) for file in files]
+    maps = [_read(file) for file in files]
     for file, labels in zip(files, maps, strict=True):
         if labels.shape != maps[0].shape:
             raise UserError(f"{file} has another size than the maps before it")
     return maps
 
 
-def hash_landmarks(folder: Path, keys: Sequence[str]) -> str:
-    """Return the sha256 over names and bytes of the landmark files of clips.
-
-    Raises
-    ------
-    UserError
-        If a clip has no file.
-    """
-    return _hash_files([_landmark_file(folder, key) for key in keys])
-
-
-def hash_maps(folder: Path, keys: Sequence[str]) -> str:
-    """Return the sha256 over names and bytes of the map files of clips.
-
-    Raises
-    ------
-    UserError
-        If a clip has no folder.
-    """
-    return _hash_files([file for key in keys for file in _map_files(folder, key)])
-
-
-def _hash_files(files: Sequence[Path]) -> str:
+def hash_files(files: Iterable[Path]) -> str:
+    """Return the sha256 over names and bytes of files."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
 
-def _landmark_file(folder: Path, key: str) -> Path:
+def landmark_file(folder: Path, key: str) -> Path:
+    """Return the landmark file of a clip.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
     for file in (folder / f"{key}.npy", folder / f"{key}.txt"):
         if file.is_file():
             return file
-    raise UserError(
-        f"{folder} has neither {key}.npy nor {key}.txt: landmarks of every clip are needed"
-    )
+    raise UserError(f"{folder} has neither {key}.npy nor {key}.txt: each clip needs landmarks")
 
 
-def _read_points(file: Path) -> np.ndarray:
-    try:
-        points = np.load(file, allow_pickle=False) if file.suffix == ".npy" else _read_text(file)
-    except (ValueError, OSError, EOFError) as e:
-        raise UserError(f"{file} cannot be read: {' '.join(str(e).split())}") from e
-    is_numeric = np.issubdtype(points.dtype, np.number)
-    if points.ndim != 3 or points.shape[1:] != (68, 2) or not is_numeric:
-        raise UserError(
-            f"{file} holds {points.dtype} {list(points.shape)}: 68 points (x, y) are needed for "
-            "each frame"
-        )
-    return points
+def map_files(folder: Path, key: str) -> list[Path]:
+    """Return the map files of a clip, in the order of its frames.
+
+    Raises
+    ------
+    UserError
+        If the clip has no folder.
+    """
+    maps = folder / key
+    if not maps.is_dir():
+        raise UserError(f"{folder} has no folder {key}: maps of every clip are needed")
+    return sort_frames(maps.glob("*.png"))
 
 
 def _read_text(file: Path) -> np.ndarray:
@@ -150,18 +137,15 @@ def _read_text(file: Path) -> np.ndarray:
     return np.array(rows, np.float32).reshape(-1, 68, 2)
 
 
-def _map_files(folder: Path, key: str) -> list[Path]:
-    maps = folder / key
-    if not maps.is_dir():
-        raise UserError(f"{folder} has no folder {key}: maps of every clip are needed")
-    return sort_frames(maps.glob("*.png"))
+_READERS: dict[str, Callable[[Path], np.ndarray]] = {
+    ".npy": np.load,
+    ".txt": _read_text,
+    ".png": read_labels,
+}
 
 
-def _read_map(file: Path) -> np.ndarray:
+def _read(file: Path) -> np.ndarray:
     try:
-        with Image.open(file) as image:
-            labels = np.asarray(image)
-        check_labels(labels)
-    except (ValueError, OSError, SyntaxError) as e:
+        return _READERS[file.suffix](file)
+    except (ValueError, OSError, EOFError, SyntaxError) as e:
         raise UserError(f"{file} cannot be read: {' '.join(str(e).split())}") from e
-    return labels

@@ -85,11 +85,11 @@ class _Detection:
 class _Tracklet:
     """A face that was tracked without a longer interruption."""
 
+    best: _Detection
     frames: list[int] = field(default_factory=list)
     points: list[np.ndarray] = field(default_factory=list)
     # size times score, summed over frames
     weight: float = 0.0
-    best: _Detection | None = None
     # of the best detection, computed on demand
     descriptor: np.ndarray | None = None
 
@@ -101,7 +101,7 @@ class _Tracklet:
         self.frames.append(frame)
         self.points.append(detection.points)
         self.weight += math.exp(self.pose[2]) * max(detection.score, 0.0)
-        if self.best is None or detection.score > self.best.score:
+        if detection.score > self.best.score:
             self.best = detection
 
     def covers(self, x: float, y: float) -> bool:
@@ -167,7 +167,7 @@ def _find_new_faces(
         if detection is None:
             continue
         if face is None:
-            face = _Tracklet()
+            face = _Tracklet(detection)
             new.append(face)
         face.add(now, detection)
     return new
@@ -262,12 +262,10 @@ class DlibModels:
     def describe(self, face: _Tracklet) -> np.ndarray:
         """Return the descriptor of a face, float64 [128]; those of one person are similar."""
         if face.descriptor is None:
-            assert face.best is not None
-            face.descriptor = np.array(
-                self._descriptor.compute_face_descriptor(
-                    face.best.window, face.best.window_points, 0, 0.25
-                )
+            descriptor = self._descriptor.compute_face_descriptor(
+                face.best.window, face.best.window_points, 0, 0.25
             )
+            face.descriptor = np.array(descriptor)
         return face.descriptor
 
 

@@ -47,7 +47,7 @@ def test_text_landmarks_and_png_maps_are_imported(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p[:-1], "has landmarks of {less} frames, clip {key} has {frames}"),
+        (lambda p: p[:-1], "has {less} frames, clip {key} has {frames}"),
         (lambda p: p[:, :67], "68 points .x, y. are needed"),
         (lambda p: p + 500, "outside of the clip's frames of 32 x 32 pixels"),
         (lambda p: None, "has neither {key}.npy nor {key}.txt"),
