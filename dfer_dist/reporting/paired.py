@@ -13,20 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from dfer_dist.evaluation import significance
 from dfer_dist.evaluation.metrics import Ints
-from dfer_dist.evaluation.significance import (
-    Difference,
-    McNemar,
-    Pairs,
-    TTest,
-    class_weights,
-    corrected_t,
-    differences,
-    holm,
-    mcnemar,
-    pair,
-    weights,
-)
+from dfer_dist.evaluation.significance import Difference, McNemar, Pairs, TTest
 from dfer_dist.reporting.results import LoadedFold, LoadedRun, load_run, read_settings
 from dfer_dist.reporting.wording import folds_text, join
 from dfer_dist.runs.layout import RunDir
@@ -224,7 +213,7 @@ def _match(first: LoadedFold, second: LoadedFold, warnings: list[str]) -> _Match
 
 def _paired(first: LoadedRun, second: LoadedRun, matched: dict[int, _Matched]) -> Paired:
     classes, folds = first.result.classes, len(matched)
-    pairs = pair([(m.labels, *m.predicted) for m in matched.values()], len(classes))
+    pairs = significance.pair([(m.labels, *m.predicted) for m in matched.values()], len(classes))
     # Of each fold, run and class.
     correct = np.array(
         [
@@ -232,7 +221,7 @@ def _paired(first: LoadedRun, second: LoadedRun, matched: dict[int, _Matched]) -
             for m in matched.values()
         ]
     )
-    linear = weights(pairs)
+    linear = significance.weights(pairs)
     # Scores in percent, [K][2], by metric.
     scores = {name: (folds * w[:, None] * correct).sum(2).tolist() for name, w in linear.items()}
     n_test = float(pairs.clips.sum()) / folds
@@ -240,8 +229,10 @@ def _paired(first: LoadedRun, second: LoadedRun, matched: dict[int, _Matched]) -
     n_train = (len(first.all_folds) - 1) * n_test * trained_share
     t_tests: dict[str, TTest | None] = dict.fromkeys(linear)
     if folds > 1:
-        for name in linear:
-            t_tests[name] = corrected_t([b - a for a, b in scores[name]], n_test / n_train)
+        for name, values in scores.items():
+            by_fold = [b - a for a, b in values]
+            t_tests[name] = significance.corrected_t(by_fold, n_test / n_train)
+    found = significance.differences(pairs, list(linear.values()))
     return Paired(
         folds=[
             FoldScores(k, len(m.keys), uar, war)
@@ -249,9 +240,9 @@ def _paired(first: LoadedRun, second: LoadedRun, matched: dict[int, _Matched]) -
         ],
         n_test=n_test,
         n_train=n_train,
-        difference=dict(zip(linear, differences(pairs, list(linear.values())), strict=True)),
+        difference=dict(zip(linear, found, strict=True)),
         t_test=t_tests,
-        mcnemar=mcnemar(int(pairs.gained.sum()), int(pairs.lost.sum())),
+        mcnemar=significance.mcnemar(int(pairs.gained.sum()), int(pairs.lost.sum())),
         classes=_class_changes(pairs, correct.sum(0), classes),
         changes=[c for k, m in matched.items() for c in _changes(k, m, classes)],
     )
@@ -269,8 +260,8 @@ def _class_changes(pairs: Pairs, correct: Ints, classes: Sequence[str]) -> list[
     """Return the changes of each class that has clips; ``correct`` is int [2, C]."""
     n, gained, lost = (x.sum(0).tolist() for x in (pairs.clips, pairs.gained, pairs.lost))
     present = np.flatnonzero(n).tolist()
-    found = differences(pairs, list(class_weights(pairs)[present]))
-    p = holm([mcnemar(gained[c], lost[c]).p for c in present])
+    found = significance.differences(pairs, list(significance.class_weights(pairs)[present]))
+    p = significance.holm([significance.mcnemar(gained[c], lost[c]).p for c in present])
     first, second = (100.0 * correct / np.maximum(n, 1)).tolist()
     return [
         ClassChange(classes[c], n[c], gained[c], lost[c], first[c], second[c], found[i], p[i])
