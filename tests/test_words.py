@@ -155,7 +155,6 @@ ALLOWED: dict[str, dict[str, str]] = {
         ("a person", "beside"), "the text of a class prompt"
     ),
     "dfer_dist/reporting/extra_tables.py": {"figures": "a key in files of published scores"},
-    "dfer_dist/reporting/history.py": {"undone": "a key in status.json"},
     "dfer_dist/reporting/protocol.py": {"described": "a key in result.json"},
     "tests/helpers/made_runs.py": {"undone": "a key in status.json"},
     "tests/integration/evaluation/test_zero_shot.py": {"a person": "the text of a class prompt"},
