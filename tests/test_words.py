@@ -115,7 +115,6 @@ ALLOWED: dict[str, dict[str, str]] = {
     "dfer_dist/bench/step.py": {"floor": "a key of the results"},
     "launch/commands/bench.py": {"floor": "a key of the results"},
     "launch/commands/describe.py": {"words": "label words"},
-    "launch/reference.py": {"words": "an option of textwrap"},
     "tests/integration/launch/test_help.py": {"words": "a variable of the shell"},
     "tests/test_words.py": {"*": "it lists the words"},
     "dfer_dist/checkpoints/state.py": {"levels": "a key in files of version 1"},
