@@ -14,6 +14,8 @@ from launch.slurm.clients import SlurmError, parse_pairs, run_client
 from launch.slurm.cluster import Cluster
 from launch.slurm.sbatch_options import arguments, count_gpus, sent
 
+Fields = dict[str, str]  # of a partition or of the configuration, named as scontrol names them
+
 _CLIENTS = ("sbatch", "srun", "squeue", "scontrol", "sinfo", "scancel")
 _SAVE_SECONDS = 30  # that ranks of a large model may take to save
 # parts of the states in which a node runs no job; * marks one that does not answer
@@ -65,7 +67,10 @@ def _check_cluster(cluster: Cluster) -> Iterator[Check]:
     yield Check("Slurm", OK, f"{version}, the controller answers")
     lines = run_client("scontrol", "--oneliner", "show", "partition").splitlines()
     partitions = [parse_pairs(line) for line in lines if "PartitionName=" in line]
-    partition = _choose_partition(cluster, partitions)
+    key, value = "PartitionName", cluster.partition
+    if value is None:
+        key, value = "Default", "YES"
+    partition = next((row for row in partitions if row[key] == value), None)
     usable = _check_partition(cluster, partition, partitions)
     yield Check("partition", *usable)
     if partition is None or usable.state == WRONG:
@@ -88,16 +93,8 @@ def _query_nodes(partition: str) -> list[Node]:
     return list({node.name: node for node in map(Node.parse, lines)}.values())
 
 
-def _choose_partition(cluster: Cluster, partitions: list[dict[str, str]]) -> dict[str, str] | None:
-    """Return the cluster's partition, or Slurm's default."""
-    key, value = "PartitionName", cluster.partition
-    if value is None:
-        key, value = "Default", "YES"
-    return next((partition for partition in partitions if partition[key] == value), None)
-
-
 def _check_partition(
-    cluster: Cluster, partition: dict[str, str] | None, partitions: list[dict[str, str]]
+    cluster: Cluster, partition: Fields | None, partitions: list[Fields]
 ) -> Result:
     names = ", ".join(p["PartitionName"] for p in partitions) or "none"
     if partition is None and cluster.partition is None:
@@ -150,9 +147,7 @@ def _count(number: float, unit: str) -> str:
     return f"{number:g} {unit}{'' if is_plain else 's'}"
 
 
-def _check_accounts(
-    cluster: Cluster, partition: dict[str, str], config: dict[str, str]
-) -> Iterator[Check]:
+def _check_accounts(cluster: Cluster, partition: Fields, config: Fields) -> Iterator[Check]:
     for key, given, allowed in (
         ("account", cluster.account, partition["AllowAccounts"]),
         ("qos", cluster.qos, partition["AllowQos"]),
@@ -194,7 +189,7 @@ def _check_own(given: str | None, own: set[str], is_strict: bool) -> Result:
     return note(f"{text}; this cluster does not enforce it")
 
 
-def _check_time(cluster: Cluster, partition: dict[str, str]) -> Result:
+def _check_time(cluster: Cluster, partition: Fields) -> Result:
     limit, minutes = partition["MaxTime"], cluster.time_minutes
     if 60 * minutes > parse_seconds(limit):
         fits = int(parse_seconds(limit) // 60)
@@ -232,7 +227,7 @@ def _check_job(cluster: Cluster) -> Result:
     return ok(f"Slurm would take it{when} (sbatch --test-only)")
 
 
-def _check_preemption(partition: dict[str, str], config: dict[str, str]) -> Result:
+def _check_preemption(partition: Fields, config: Fields) -> Result:
     mode, grace = partition["PreemptMode"], int(partition["GraceTime"])
     if config["PreemptType"].endswith("none") or mode == "OFF":
         return ok("jobs of this partition are not preempted")
@@ -271,7 +266,7 @@ def _check_exit_time(cluster: Cluster, wait: int) -> Result:
     )
 
 
-def _check_requeue(config: dict[str, str]) -> Result:
+def _check_requeue(config: Fields) -> Result:
     text = "folds ask for it (--requeue), their output is appended"
     if config["JobRequeue"] != "1":
         text += "; it is off by default here (JobRequeue=0), which --requeue overrides"
