@@ -75,16 +75,13 @@ def pack(
     UserError
         If ``out`` holds another set, keys collide, a split has no clip, or a fault is ``strict``.
     """
-    if not records or clips_per_shard < 1:
-        raise UserError(f"{len(records)} clips to pack, {clips_per_shard} per shard: nothing to do")
     settings = report.PackSettings(clips_per_shard, size, faces)
     plan = _Plan(records, dataset, out, tuple(classes or CLASSES[dataset]), settings, strict)
     plan.check_records()
     if (out / "index.json").is_file():
         return plan.load_finished()
     plan.check_folder()
-    num_clips = sum(len(job.records) for job in plan.jobs)
-    return plan.finish(run_jobs(write_shard, plan.jobs, num_clips, workers, progress))
+    return plan.write(workers, progress)
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,12 @@ class _Plan:
         return jobs
 
     def check_records(self) -> None:
-        """Reject equal keys and, if strict, any fault of the lists."""
+        """Reject an empty set, equal keys and, if strict, any fault of the lists."""
+        per_shard = self.settings.clips_per_shard
+        if not self.records or per_shard < 1:
+            raise UserError(
+                f"{len(self.records)} clips to pack, {per_shard} per shard: nothing to do"
+            )
         sources: dict[str, str] = {}
         for record in self.records:
             if record.key in sources:
@@ -166,8 +168,10 @@ class _Plan:
                     f"{self.out} holds {name}, which is no shard of this set: choose an empty --out"
                 )
 
-    def finish(self, results: Sequence[report.ShardResult]) -> Index:
-        """Write the report and the index, and remove what only resuming needs."""
+    def write(self, workers: int | None, progress: Callable[[int, int], None] | None) -> Index:
+        """Write shards, report and index, and remove what only resuming needs."""
+        num_clips = sum(len(job.records) for job in self.jobs)
+        results = run_jobs(write_shard, self.jobs, num_clips, workers, progress)
         shards = tuple(result.shard for result in results if result.shard)
         packed = {shard.split for shard in shards}
         empty = sorted({record.split for record in self.records} - packed - {NO_SPLIT})

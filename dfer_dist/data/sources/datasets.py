@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dfer_dist.data.sources.dfer_clip_lists import read_lists
-from dfer_dist.data.sources.folder import DEFAULT_FOLDS, read_folder
+from dfer_dist.data.sources.folder import read_folder
 from dfer_dist.data.sources.official import read_official
 from dfer_dist.data.sources.records import CLASSES, ClipRecord
 from dfer_dist.utils.errors import UserError
@@ -62,25 +63,19 @@ def read_dataset(
     UserError
         From the readers, and for arguments that exclude each other.
     """
+    options: dict[str, Any] = {"folds": folds, "seed": seed, "groups": groups, "group_by": group_by}
+    given = {name: value for name, value in options.items() if value is not None}
     if dataset == "folder":
         if lists:
             raise UserError("--dataset folder has no lists: omit --lists")
-        records, classes = read_folder(
-            root,
-            DEFAULT_FOLDS if folds is None else folds,
-            seed or 0,
-            groups,
-            group_by,
-            prefer_videos,
-        )
+        records, classes = read_folder(root, prefer_videos=prefer_videos, **given)
         return Listing(root.resolve().name, classes, records, (root,))
-    options = {"--folds": folds, "--seed": seed, "--groups": groups, "--group-by": group_by}
-    given = [name for name, value in options.items() if value is not None]
     if dataset not in CLASSES:
         names = ", ".join(CLASSES)
         raise UserError(f"unknown data set '{dataset}': choose one of {names} or folder")
     if given:
-        raise UserError(f"{dataset} has official folds: {given[0]} is for --dataset folder")
+        option = next(iter(given)).replace("_", "-")
+        raise UserError(f"{dataset} has official folds: --{option} is for --dataset folder")
     if lists:
         return Listing(dataset, CLASSES[dataset], read_lists(dataset, root, lists), (lists, root))
     if dataset == "demo":

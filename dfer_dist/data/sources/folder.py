@@ -28,14 +28,12 @@ from dfer_dist.data.sources.records import (
 )
 from dfer_dist.utils.errors import UserError
 
-DEFAULT_FOLDS = 5
-
 _VIDEO_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, VIDEO_SUFFIXES))})$", re.IGNORECASE)
 
 
 def read_folder(
     root: Path,
-    folds: int = DEFAULT_FOLDS,
+    folds: int = 5,
     seed: int = 0,
     groups: Path | None = None,
     group_by: str | None = None,

@@ -103,7 +103,7 @@ def test_killed_pack_resumes_to_the_same_bytes(tiny_source: Path, tmp_path: Path
         dfer_pack(source, out, 2), env=env, stdout=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 120
-    while len(list(out.glob(".packing/*.json"))) < 2 and time.monotonic() < deadline:
+    while len(list(out.glob(".packing/[!.]*.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -114,7 +114,7 @@ def test_killed_pack_resumes_to_the_same_bytes(tiny_source: Path, tmp_path: Path
     for worker in remaining:
         os.kill(int(worker), signal.SIGKILL)
     assert not remaining
-    finished = [f.name.removesuffix(".json") for f in out.glob(".packing/*.json")]
+    finished = [f.name.removesuffix(".json") for f in out.glob(".packing/[!.]*.json")]
     assert 2 <= len(finished) < 30 and not (out / "index.json").exists()
     before = state(out)
     done = subprocess.run(
