@@ -190,10 +190,8 @@ def save_clip(clip: open_clip.CLIP, recipe: Recipe, path: Path) -> None:
     """
     state = {name: tensor.detach().contiguous() for name, tensor in clip.state_dict().items()}
     state["token_embedding.weight"] = state["token_embedding.weight"].to(torch.float8_e4m3fn)
-    made = json.dumps(
-        {**asdict(recipe), "renderer": RENDERER, "threads": THREADS, "torch": torch.__version__},
-        sort_keys=True,
-    )
+    versions = {"renderer": RENDERER, "threads": THREADS, "torch": torch.__version__}
+    made = json.dumps({**asdict(recipe), **versions}, sort_keys=True)
     with atomic_path(path) as temporary:
         # One entry: the order of several is not fixed.
         temporary.write_bytes(save(state, {"recipe": made}))

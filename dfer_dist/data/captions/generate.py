@@ -109,9 +109,8 @@ def make_source(model: str, frames: int, fields: dict[str, Any]) -> Source:
 
 def make_fields(more: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a request except its messages; None in ``more`` removes a field."""
-    return {
-        name: value for name, value in {**api.DEFAULT_FIELDS, **more}.items() if value is not None
-    }
+    fields = {**api.DEFAULT_FIELDS, **more}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def choose_clips(
