@@ -13,6 +13,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -41,7 +42,20 @@ _SERVER.set_forkserver_preload(
 # Wait for the server at the end, so that the processor time of its children counts as the tests'.
 atexit.register(multiprocessing.forkserver._forkserver._stop)
 
+# A test in this process may add folders: MLflow adds the code of a model that it loads.
+_PATH = list(sys.path)
+
 Done = subprocess.CompletedProcess[str]
+
+
+@dataclass(frozen=True)
+class _Command:
+    arguments: list[str]
+    environment: dict[str, str]
+    cwd: Path
+    out: Path
+    err: Path
+    module_path: list[str]
 
 
 class Forked:
@@ -56,43 +70,45 @@ class Forked:
     def __init__(
         self, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path | None = None
     ) -> None:
-        self._arguments = list(arguments)
         self._folder = TemporaryDirectory()
-        self._out, self._err = (Path(self._folder.name, name) for name in ("out", "err"))
-        self._process = _SERVER.Process(
-            target=_run,
-            args=(self._arguments, dict(environment), cwd or Path.cwd(), self._out, self._err),
+        self._command = _Command(
+            arguments=list(arguments),
+            environment=dict(environment),
+            cwd=cwd or Path.cwd(),
+            out=Path(self._folder.name, "out"),
+            err=Path(self._folder.name, "err"),
+            module_path=_PATH,
         )
+        self._process = _SERVER.Process(target=_run, args=(self._command,))
         self._process.start()
 
     def wait(self, timeout: float) -> Done:
         """Return the exit status and the output; kill the process after ``timeout`` seconds."""
+        command = self._command
         with self._folder:
             self._process.join(timeout)
             status = self._process.exitcode
             if status is None:
                 self._process.kill()
                 self._process.join()
-            out, err = self._out.read_text(), self._err.read_text()
+            out, err = (file.read_text() for file in (command.out, command.err))
         if status is None:
-            raise subprocess.TimeoutExpired(self._arguments, timeout, out, err)
-        return Done(self._arguments, status, out, err)
+            raise subprocess.TimeoutExpired(command.arguments, timeout, out, err)
+        return Done(command.arguments, status, out, err)
 
 
-def _run(
-    arguments: list[str], environment: dict[str, str], cwd: Path, out: Path, err: Path
-) -> None:
+def _run(command: _Command) -> None:
     """Be the process: with its environment, current folder, output files and arguments."""
-    for path, stream in ((out, sys.stdout), (err, sys.stderr)):
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for file, stream in ((command.out, sys.stdout), (command.err, sys.stderr)):
+        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(fd, stream.fileno())
         os.close(fd)
     os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(cwd)
-    sys.argv = arguments
-    if arguments[0] != DFER:
-        runpy.run_path(arguments[0], run_name="__main__")
+    os.environ.update(command.environment)
+    os.chdir(command.cwd)
+    sys.argv, sys.path[:] = command.arguments, command.module_path
+    if sys.argv[0] != DFER:
+        runpy.run_path(sys.argv[0], run_name="__main__")
         return
     from launch.cli import main
 
