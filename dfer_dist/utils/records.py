@@ -20,6 +20,7 @@ _KINDS = {
     "int": "an integer",
     "list": "a list",
     "str": "a string",
+    "tuple": "a list",
 }
 
 
@@ -127,14 +128,14 @@ def _decode(hint: Any, value: Any, name: str) -> Any:
         (hint,) = (option for option in arguments if option is not NoneType)
         return _decode(hint, value, name)
     expected: Any = dict if is_dataclass(hint) else origin or hint
-    allowed: Any = (int, float) if expected is float else expected
+    allowed: Any = {float: (int, float), tuple: list}.get(expected, expected)
     is_bool_number = isinstance(value, bool) and expected in (int, float)
     if is_bool_number or not isinstance(value, allowed):
         raise _BadValue(f"{name} must be {_KINDS.get(expected.__name__)}, not {value!r}")
     if is_dataclass(hint):
         return from_json(hint, value, f"{name}.")  # type: ignore[arg-type]
-    if origin is list:
-        return [_decode(arguments[0], item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if origin in (list, tuple):
+        return origin(_decode(arguments[0], v, f"{name}[{i}]") for i, v in enumerate(value))
     if origin is dict:
         return {key: _decode(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
     return value

@@ -27,11 +27,11 @@ class Example(Record):
     count: int
     points: list[Point] = field(default_factory=list)
     by_name: dict[str, Point] = field(default_factory=dict)
-    modalities: list[str] = field(default_factory=list, metadata=stored_as("levels"))
+    modalities: tuple[str, ...] = field(default=(), metadata=stored_as("levels"))
 
 
 def test_record_survives_a_round_trip(tmp_path: Path) -> None:
-    example = Example(3, [Point(1.5), Point(2, "b")], {"c": Point(0.5)}, ["parsing"])
+    example = Example(3, [Point(1.5), Point(2, "b")], {"c": Point(0.5)}, ("parsing",))
     example.write(tmp_path / "x.json")
     assert Example.read(tmp_path / "x.json") == example
     stored = json.loads((tmp_path / "x.json").read_text())
@@ -54,6 +54,7 @@ def test_missing_optional_and_unknown_keys_are_accepted(tmp_path: Path) -> None:
         ({"count": 1, "points": [{"x": 1}, {}]}, "lacks points[1].x"),
         ({"count": 1, "points": [{"x": None}]}, "points[0].x must be a number, not None"),
         ({"count": 1, "by_name": {"a": 2}}, "by_name.a must be an object, not 2"),
+        ({"count": 1, "levels": 2}, "levels must be a list, not 2"),
         ({"count": 1, "levels": [2]}, "levels[0] must be a string, not 2"),
     ],
 )
