@@ -93,7 +93,9 @@ def _load(
     if what.suffix in (".yaml", ".yml") or (len(what.parts) == 1 and not what.exists()):
         config = _as_pretrained(load_config(str(what), overrides))
         index = open_index(config.data)
-        return None, config, index, fold and parse_folds(str(fold), index.folds)[0]
+        if fold is not None:
+            parse_folds(str(fold), index.folds)
+        return None, config, index, fold
     saved, config, index = open_checkpoint(what, overrides)
     fold = _fold(saved, index, fold)
     return *for_classes(saved, config, index.classes), index, fold

@@ -12,8 +12,10 @@ flock --timeout 120 "$lock" || { echo "error: another job is training $fold_fold
 
 # the only place where a job is requeued
 close_and_requeue() {
-  local status=$1
-  "$python" -P -m launch.slurm.job close "$run" "$fold" "$status" || status=$?
+  local status=$1 closed=0
+  "$python" -P -m launch.slurm.job close "$run" "$fold" "$status" || closed=$?
+  # a summary that failed is the job's failure only if the ranks did not fail
+  [ "$status" = 0 ] && status=$closed
   "$python" -P -m launch.slurm.requeue "$status" "$fold_folder" --most "$max_requeues"
   exit "$status"
 }

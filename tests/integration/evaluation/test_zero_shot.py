@@ -284,6 +284,8 @@ def test_mistakes_are_named(tiny_shards: Index, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             zero_shot(what, None, overrides, None)
+    with pytest.raises(UserError, match="fold 0 is out of range"):
+        zero_shot(Path("demo"), 0, overrides[:1], None)
     with pytest.raises(UserError, match=r"ends with \.parquet"):
         zero_shot(Path("demo"), None, overrides, tmp_path / "out")
 
