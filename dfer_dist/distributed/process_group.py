@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import multiprocessing
 import os
@@ -10,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -192,21 +190,13 @@ def _keep_freed_memory() -> None:
 
 
 def exit_process(status: int) -> NoReturn:
-    """Run the exit functions, then end this process without finalizing the interpreter.
+    """End the loader workers, then this process.
 
-    Without this, a process with a gloo group was seen three times to abort at its end, after all
-    had gone well ("terminate called without an active exception"): in two-rank tests on busy cores,
-    and once with plain torch. The cause is not proven. The likely one: gloo's threads hold the
-    tensors of the last collective for a moment after it has returned, and Python 3.11 ends a thread
-    that requests the interpreter during its finalization, in the midst of C++ code.
+    The process group is not destroyed: that waits for ever for a collective whose peer has died.
     """
     # torch's handler would raise when the loader workers end.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # Loader workers ignore SIGTERM, with which an exit function would end them and then wait.
+    # They ignore SIGTERM, with which an exit function would end them and then wait.
     for worker in multiprocessing.active_children():
         worker.kill()
-    atexit._run_exitfuncs()
-    with suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status)
+    sys.exit(status)
