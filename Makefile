@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-PIP := $(BIN)/python -m pip install -q -c constraints.txt
+# Python compiles what it imports: less than pip would.
+PIP := $(BIN)/python -m pip install -q --no-compile -c constraints.txt
 UNIT := tests/unit tests/test_architecture.py tests/test_docs.py tests/test_words.py
 SERIAL := tests --ignore=tests/unit --ignore=tests/test_architecture.py --ignore=tests/test_docs.py --ignore=tests/test_words.py
 
