@@ -80,8 +80,9 @@ class DFERCLIP(nn.Module):
         self.temporal: nn.Module = MeanOverTime()
         if cfg.temporal is TemporalKind.transformer:
             self.temporal = TemporalTransformer(image.output_dim, num_frames, cfg)
-        self.modalities = 1 + len(cfg.modalities)
-        self.fusion = Fusion(self.modalities, cfg.video_weight) if cfg.modalities else None
+        # the frames and each modality
+        self.num_inputs = 1 + len(cfg.modalities)
+        self.fusion = Fusion(self.num_inputs, cfg.video_weight) if cfg.modalities else None
         self.polarities = tuple(texts)
         self.prompt = PromptLearner(
             [sentences for own in texts.values() for sentences in own],
@@ -163,18 +164,18 @@ class DFERCLIP(nn.Module):
 
     def _video_features(self, frames: Tensor) -> Tensor:
         """Return normalized features: [B, M T, 3, H, W] -> float32 [B, D]."""
-        if frames.shape[1] % self.modalities:
+        if frames.shape[1] % self.num_inputs:
             raise ValueError(
                 f"{frames.shape[1]} images of a clip are not a multiple of its "
-                f"{self.modalities} modalities"
+                f"{self.num_inputs} inputs: the frames and each of model.modalities"
             )
-        by_modality = frames.unflatten(1, (self.modalities, -1)).transpose(0, 1).flatten(0, 1)
+        by_modality = frames.unflatten(1, (self.num_inputs, -1)).transpose(0, 1).flatten(0, 1)
         features = self.image(self._preprocess(by_modality.flatten(0, 1)))
         clips = self.temporal(features.unflatten(0, by_modality.shape[:2]))
         clips = F.normalize(clips.float(), dim=-1)
         if self.fusion is None:
             return clips
-        return self.fusion(clips.unflatten(0, (self.modalities, -1)))
+        return self.fusion(clips.unflatten(0, (self.num_inputs, -1)))
 
     def text_features(self) -> Tensor:
         """Return normalized features of the class texts, float32 [P C, D], polarity by polarity.

@@ -128,7 +128,7 @@ def test_modalities_work_with_temporal_transformer(pictures: torch.Tensor) -> No
         "prompt",
         "adapters",
     ]
-    with pytest.raises(ValueError, match="not a multiple of its 2 modalities"):
+    with pytest.raises(ValueError, match="not a multiple of its 2 inputs"):
         model(pictures[:, : 2 * FRAMES - 1])
 
 
