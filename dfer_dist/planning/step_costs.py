@@ -167,7 +167,7 @@ def _step(model: DFERCLIP, objective: Objective, config: Config, micro: int) -> 
 
 def _empty_frames(model: DFERCLIP, config: Config, clips: int) -> Tensor:
     size = resolve_image_size(config)
-    shape = (clips, model.modalities * config.data.num_frames, 3, size, size)
+    shape = (clips, model.num_inputs * config.data.num_frames, 3, size, size)
     return torch.empty(shape, dtype=torch.uint8, device=_META)
 
 
