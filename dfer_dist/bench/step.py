@@ -131,6 +131,11 @@ def measure(
 
 def _variants(config: Config, kinds: Sequence[str]) -> dict[str, Config]:
     """Return the settings of each variant."""
+    if config.model.modalities:
+        raise UserError(
+            f"model.modalities={config.model.modalities}: dfer bench generates frames only; "
+            "add model.modalities=[]"
+        )
     variants = {"ours": config}
     if kinds == ["train"] and not config.model.checkpoint_image:
         model = replace(config.model, checkpoint_image=True, checkpoint_temporal=True)

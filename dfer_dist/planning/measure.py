@@ -103,9 +103,9 @@ class RandomStep:
 
 
 def random_clips(config: Config, clips: int) -> Tensor:
-    """Return frames of noise, uint8 [clips, T, 3, S, S]."""
-    size = resolve_image_size(config)
-    shape = (clips, config.data.num_frames, 3, size, size)
+    """Return frames and pictures of modalities of noise, uint8 [clips, (1 + L) T, 3, S, S]."""
+    size, inputs = resolve_image_size(config), 1 + len(config.model.modalities)
+    shape = (clips, inputs * config.data.num_frames, 3, size, size)
     frames = torch.randint(0, 256, shape, dtype=torch.uint8)
     # The loader returns pinned memory too.
     if torch.cuda.is_available() and config.train.device is not Device.cpu:
