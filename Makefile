@@ -26,11 +26,11 @@ demo: $(VENV)/.ready ## render and pack a small data set, train five folds, prin
 
 test: $(VENV)/.ready-test ## run the whole test suite: unit tests in parallel, then the others one by one
 	@export OMP_NUM_THREADS=1 TIMEFORMAT='wall %0R s, CPU %0U s user + %0S s system'; failed=0; \
-	time { $(BIN)/python -m pytest -q -n $$(nproc) $(UNIT) || failed=1; $(BIN)/python -m pytest -q $(SERIAL) || failed=1; }; \
+	time { $(BIN)/python -m pytest -q -n logical $(UNIT) || failed=1; $(BIN)/python -m pytest -q $(SERIAL) || failed=1; }; \
 	echo "load average: $$(cut -d' ' -f1-3 /proc/loadavg)"; exit $$failed
 
 test-unit: $(VENV)/.ready-test ## run the unit tests only
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$(nproc) $(UNIT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical $(UNIT)
 
 test-data: $(VENV)/.ready-test ## pack the full official lists in $DFER_SPLITS and damage shards at random; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m data_full
