@@ -66,10 +66,12 @@ class Pairs:
         Positions in ``vocabulary``, zeros after the end token, which is the last of ``vocabulary``.
     """
 
-    def __init__(self, recipe: Recipe, progress: Progress | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, workers: int | None = None, progress: Progress | None = None
+    ) -> None:
         tokenizer = SimpleTokenizer()
         jobs = [(number, recipe) for number in range(recipe.people)]
-        people = run_jobs(_draw_person, jobs, recipe.people, progress=progress)
+        people = run_jobs(_draw_person, jobs, recipe.people, workers, progress)
         rows = [
             [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
             for person in people

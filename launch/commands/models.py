@@ -305,7 +305,7 @@ def pretrain_demo(
     # before training: this file may be the one that is overwritten
     shipped = sha256_file(SHIPPED["tiny", "demo"])
     with progress_bar("draw people") as progress:
-        pairs = Pairs(recipe, progress)
+        pairs = Pairs(recipe, progress=progress)
     with progress_bar("train steps") as progress:
         clip, losses = pretrain(recipe, pairs, progress)
     save_clip(clip, recipe, out)

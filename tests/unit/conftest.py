@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from unittest import mock
 
 import pytest
 
 FORBIDDEN = frozenset(
-    {"subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.posix_spawn", "socket.bind"}
+    {
+        "subprocess.Popen",
+        "os.system",
+        "os.fork",
+        "os.forkpty",
+        "os.posix_spawn",
+        "socket.bind",
+        "multiprocessing.Process.start",
+    }
 )
 
 
@@ -25,16 +35,28 @@ class _Guard:
             self.events.append(f"{event}{arguments!r:.200}")
             raise RuntimeError(f"a unit test may not call {event}: move it to tests/integration")
 
+    def refuse_start(self) -> None:
+        """Stand for ``Process.start``: a process that is spawned raises no audit event."""
+        self("multiprocessing.Process.start", ("spawn or fork",))
+
 
 _guard = _Guard()
 sys.addaudithook(_guard)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """Guard a test with its fixtures of all scopes."""
+    _guard.active = True
+    with mock.patch.object(BaseProcess, "start", _guard.refuse_start):
+        result = yield
+    _guard.active = False
+    return result
 
 
 @pytest.fixture(autouse=True)
 def no_processes_or_sockets() -> Iterator[None]:
     """Fail a test that starts a process or binds a socket, even where the error was caught."""
     _guard.events.clear()
-    _guard.active = True
     yield
-    _guard.active = False
     assert not _guard.events, f"a unit test started a process or bound a socket: {_guard.events}"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dfer_dist.demo.dataset import render_demo
+from dfer_dist.demo.faces import FRAMES
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.process_pool import run_jobs
 
@@ -50,3 +52,12 @@ def test_exception_of_a_job_stops_the_others(workers: int, tmp_path: Path) -> No
 def test_dead_worker_is_reported() -> None:
     with pytest.raises(UserError, match="a worker process died"):
         run_jobs(die, [1, 2, 3], 3, 2)
+
+
+def test_two_workers_and_one_render_the_same_demo(tmp_path: Path) -> None:
+    for workers in (1, 2):
+        render_demo(tmp_path / str(workers), clips=35, size=32, workers=workers)
+    files = [p.relative_to(tmp_path / "1") for p in (tmp_path / "1").rglob("*") if p.is_file()]
+    assert len(files) > 35 * FRAMES[0]
+    for file in files:
+        assert (tmp_path / "2" / file).read_bytes() == (tmp_path / "1" / file).read_bytes()

@@ -110,7 +110,7 @@ def test_units_are_independent_without_conflicts() -> None:
 
 @pytest.fixture(scope="module")
 def pairs() -> Pairs:
-    return Pairs(SHORT)
+    return Pairs(SHORT, workers=1)
 
 
 def test_pairs_match_frames_with_their_captions(pairs: Pairs) -> None:

@@ -9,6 +9,7 @@ import pytest
 from dfer_dist.utils.errors import UserError
 from launch.commands.plan import node_counts
 from tests.helpers.cli import invoke
+from tests.helpers.models.counted_steps import counted_steps  # noqa: F401 (a fixture)
 
 
 def test_plan_prints_a_row_for_each_choice(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from dfer_dist.planning.scaling import scale
 from dfer_dist.planning.step_costs import StepCosts, count_step
 from dfer_dist.training.bf16_gradients import BUCKET
 from dfer_dist.utils.errors import UserError
+from tests.helpers.models.counted_steps import counted_steps  # noqa: F401 (a fixture)
 
 EIGHT = Machine("cuda", 8, 80 * GIB, 1e14, 1e11, 1e-5)
 
