@@ -5,8 +5,7 @@ BIN := $(VENV)/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-# Python compiles what it imports: less than pip would.
-PIP := $(BIN)/python -m pip install -q --no-compile -c constraints.txt
+PIP := $(BIN)/python -m pip install -q -c constraints.txt
 UNIT := tests/unit tests/test_architecture.py tests/test_docs.py tests/test_words.py
 SERIAL := tests --ignore=tests/unit --ignore=tests/test_architecture.py --ignore=tests/test_docs.py --ignore=tests/test_words.py
 
@@ -15,6 +14,9 @@ SERIAL := tests --ignore=tests/unit --ignore=tests/test_architecture.py --ignore
 SYSTEM_RUN := g++ python3-dev python3-venv
 SYSTEM_TEST := ffmpeg chromium slurm-wlm postgresql
 SYSTEM_SLURM := slurm-wlm slurmdbd munge mariadb-server
+
+# Tests start many processes, which would all compile the sources.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo bench test test-unit test-data test-engine test-faults test-slurm test-tracking test-gpu slurm-install slurm-up slurm-down lint format clean system pictures
 
