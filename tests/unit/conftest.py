@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -45,9 +46,12 @@ sys.addaudithook(_guard)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol() -> Iterator[None]:
-    """Guard a test with its fixtures of all scopes."""
-    _guard.active = True
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Guard a unit test with its fixtures of all scopes."""
+    # This hook is called for the tests of other folders, too.
+    _guard.active = item.path.is_relative_to(Path(__file__).parent)
+    if not _guard.active:
+        return (yield)
     with mock.patch.object(BaseProcess, "start", _guard.refuse_start):
         result = yield
     _guard.active = False
