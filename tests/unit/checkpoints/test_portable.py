@@ -65,6 +65,7 @@ def test_folder_without_complete_mark_is_ignored(written):
     folder, _ = written
     (folder / "step-00000040" / checkpoint.COMPLETE).unlink()
     assert checkpoint.read_pointer(folder, "LATEST") is None
+    assert "step-00000040" not in [d.name for d in checkpoint.complete(folder)]
     with pytest.raises(UserError, match="no complete checkpoint"):
         checkpoint.read(folder / "step-00000040")
 
