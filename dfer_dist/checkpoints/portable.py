@@ -368,13 +368,16 @@ def load_weights(
     path = checkpoint.path
     weights = checkpoint.model | checkpoint.frozen
     wanted = dict(model.named_parameters()) if checkpoint.frozen else trained
-    unexpected = sorted(wanted.keys() ^ weights.keys())
-    if not unexpected:
-        unexpected = [name for name, p in wanted.items() if p.shape != weights[name].shape]
-    if unexpected:
+    shapes = {name: tuple(w.shape) for name, w in weights.items()}
+    expected = {name: tuple(p.shape) for name, p in wanted.items()}
+    names = sorted(shapes.keys() | expected.keys())
+    different = [name for name in names if shapes.get(name) != expected.get(name)]
+    if different:
+        name = different[0]
         raise UserError(
-            f"checkpoint {path} is of another model: {unexpected[0]} is missing in one of them or "
-            f"of another shape, and {len(unexpected) - 1} more are"
+            f"checkpoint {path} is of another model: the shape of {name} is "
+            f"{shapes.get(name, 'none')} in it and {expected.get(name, 'none')} in the model "
+            f"({len(different)} such names); use the settings it was trained with"
         )
     # Not a plain copy: a model may have to update what it derived from its weights.
     model.load_state_dict(weights, strict=False)

@@ -1,6 +1,7 @@
 """Real processes, forked from one that has imported the large libraries once.
 
-Importing them takes a process 7 s of processor time, more than most tests need for themselves.
+Importing them took a process 7 s of processor time on busy cores, more than most tests need for
+themselves.
 """
 
 from __future__ import annotations

@@ -158,8 +158,18 @@ class EpochPlan:
         return replace(self, epoch=epoch)
 
     def lanes(self, ranks: range, world_size: int) -> range:
-        """Return the lanes of consecutive ranks."""
-        per_rank = self.global_batch // world_size
+        """Return the lanes of consecutive ranks.
+
+        Raises
+        ------
+        ValueError
+            If the global batch is not divisible by ``world_size``: clips would be lost.
+        """
+        per_rank, rest = divmod(self.global_batch, world_size)
+        if rest:
+            raise ValueError(
+                f"{self.global_batch} lanes for {world_size} ranks: {rest} would be lost"
+            )
         return range(ranks.start * per_rank, ranks.stop * per_rank)
 
     @property

@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from dfer_dist.evaluation.metrics import bootstrap_ci
+from dfer_dist.reporting.files import write_report
 from dfer_dist.reporting.plots import confusion_png
 from dfer_dist.reporting.results import load_run
 from dfer_dist.reporting.sections import run_sections
@@ -21,6 +22,7 @@ from dfer_dist.reporting.tables import terminal
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import FoldResult
 from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import write_json
 from tests.helpers.made_runs import CLASSES, load_made, make_fold, write_summary
 
 ALL = [1, 2, 3, 4, 5]
@@ -129,9 +131,12 @@ def test_shuffled_scores_of_some_folds_are_not_averaged(tmp_path: Path) -> None:
     assert "exist for fold 1 only" in summary_text(tmp_path)
 
 
-def test_load_run_without_finished_folds_is_refused(tmp_path: Path) -> None:
+def test_report_without_finished_folds_writes_nothing(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    write_json(run.run, {"folds": ALL})
     with pytest.raises(UserError, match="no finished fold"):
-        load_made(tmp_path, ALL)
+        write_report(run)
+    assert list(tmp_path.iterdir()) == [run.run]
 
 
 def test_pictures_are_complete_and_reproducible(tmp_path: Path) -> None:

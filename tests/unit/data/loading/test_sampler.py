@@ -135,6 +135,13 @@ def test_training_requests_of_ranks_share_the_global_batch(world: int, micro: in
     assert {len(rank) for rank in ranks} == {13 * each}
 
 
+def test_lanes_refuse_ranks_that_do_not_divide_the_batch() -> None:
+    plan = EpochPlan(UNEVEN, 0, 0, 12, 5)
+    assert [plan.lanes(range(r, r + 1), 3) for r in (0, 2)] == [range(4), range(8, 12)]
+    with pytest.raises(ValueError, match="12 lanes for 5 ranks: 2 would be lost"):
+        plan.lanes(range(1), 5)
+
+
 def test_plan_of_a_million_clips_is_fast_and_small() -> None:
     clips = ClipSet(tuple(range(10_000)), (100,) * 10_000, (None,) * 10_000)
 
