@@ -175,14 +175,31 @@ def _merge(tree: DictConfig, patch: DictConfig, source: str) -> DictConfig:
         if key in RENAMED_KEYS:
             hint = f"; it is now called '{RENAMED_KEYS[key]}'"
         raise UserError(f"{source}: unknown key '{key}'{hint}") from e
-    except OmegaConfBaseException as e:
-        where = f"{e.full_key}: " if e.full_key else ""
-        raise UserError(f"{source}: {where}{_one_line(e)}") from e
-    except TypeError as e:
-        keys = ", ".join(_leaves(patch))
-        raise UserError(f"{source}: a list instead of keys and values, or reverse: {keys}") from e
+    except (OmegaConfBaseException, TypeError) as e:
+        where = getattr(e, "full_key", None)
+        fault = _other_kind(tree, patch) or f"{where or 'a value'}: {_one_line(e)}"
+        raise UserError(f"{source}: {fault}") from e
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _other_kind(tree: DictConfig, patch: DictConfig, prefix: str = "") -> str | None:
+    """Return what is wrong with the first value that is of another kind than its setting."""
+    for name in map(str, patch):
+        setting, given = tree._get_node(name), patch._get_node(name)
+        if isinstance(setting, DictConfig) and isinstance(given, DictConfig):
+            fault = _other_kind(setting, given, f"{prefix}{name}.")
+            if fault:
+                return fault
+        elif _kind(setting) != _kind(given):
+            return f"'{prefix}{name}' is {_kind(setting)}, not {_kind(given)}"
+    return None
+
+
+def _kind(node: Any) -> str:
+    if isinstance(node, DictConfig):
+        return "a group of settings"
+    return "a list" if isinstance(node, ListConfig) else "a single value"
 
 
 def _leaves(node: Any, prefix: str = "") -> list[str]:
