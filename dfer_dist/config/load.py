@@ -187,12 +187,15 @@ def _other_kind(tree: DictConfig, patch: DictConfig, prefix: str = "") -> str | 
     """Return what is wrong with the first value that is of another kind than its setting."""
     for name in map(str, patch):
         setting, given = tree._get_node(name), patch._get_node(name)
-        if isinstance(setting, DictConfig) and isinstance(given, DictConfig):
+        # A key that the user chose, or null: OmegaConf's own message says more.
+        if setting is None or given is None or given._is_none():
+            continue
+        if _kind(setting) != _kind(given):
+            return f"'{prefix}{name}' is {_kind(setting)}, not {_kind(given)}"
+        if isinstance(given, DictConfig) and not setting._is_none():
             fault = _other_kind(setting, given, f"{prefix}{name}.")
             if fault:
                 return fault
-        elif _kind(setting) != _kind(given):
-            return f"'{prefix}{name}' is {_kind(setting)}, not {_kind(given)}"
     return None
 
 
