@@ -185,6 +185,8 @@ def _merge(tree: DictConfig, patch: DictConfig, source: str) -> DictConfig:
 
 def _other_kind(tree: DictConfig, patch: DictConfig, prefix: str = "") -> str | None:
     """Return what is wrong with the first value that is of another kind than its setting."""
+    if tree._is_none():
+        return None
     for name in map(str, patch):
         setting, given = tree._get_node(name), patch._get_node(name)
         # A key that the user chose, or null: OmegaConf's own message says more.
@@ -192,9 +194,9 @@ def _other_kind(tree: DictConfig, patch: DictConfig, prefix: str = "") -> str | 
             continue
         if _kind(setting) != _kind(given):
             return f"'{prefix}{name}' is {_kind(setting)}, not {_kind(given)}"
-        if isinstance(given, DictConfig) and not setting._is_none():
+        if isinstance(setting, DictConfig) and isinstance(given, DictConfig):
             fault = _other_kind(setting, given, f"{prefix}{name}.")
-            if fault:
+            if fault is not None:
                 return fault
     return None
 
