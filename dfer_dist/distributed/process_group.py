@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import re
@@ -199,4 +200,6 @@ def exit_process(status: int) -> NoReturn:
     # They ignore SIGTERM, with which an exit function would end them and then wait.
     for worker in multiprocessing.active_children():
         worker.kill()
+    # Python's last collections would walk all objects of torch and DeepSpeed, for seconds.
+    gc.freeze()
     sys.exit(status)
