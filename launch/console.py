@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -106,6 +108,8 @@ def run_app(app: typer.Typer) -> None:
         sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
         os.environ["DFER_DEBUG"] = "1"
     setup_logging()
+    # Where a command imported torch, Python's last collections would take it a second or two.
+    atexit.register(gc.freeze)
     try:
         sys.exit(app(standalone_mode=False))
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import signal
@@ -57,6 +58,9 @@ def train_fold(run: RunDir, fold: int, preemption: PreemptionHandler) -> bool:
     # Imports DeepSpeed, which reads DS_ACCELERATOR as set by init_distributed.
     from dfer_dist.training.build import build_trainer
 
+    # What was imported stays until the process ends.
+    gc.freeze()
+    gc.enable()
     _warn_of_other_packages(run, ranks)
     folder = run.fold(fold)
     attempt = Attempt(folder, ranks.world_size, ranks.is_main, device_name(ranks.device))

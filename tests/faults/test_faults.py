@@ -1,6 +1,6 @@
 """Faults of a cluster injected into real two-rank training.
 
-``make test-faults`` runs all of them, ``make test`` a sample.
+``make test-faults`` runs them; ``tests/integration/training/test_killed_save.py`` is a sample.
 """
 
 from __future__ import annotations
@@ -19,19 +19,13 @@ from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.utils.files import read_json
 from tests.helpers.training.trials import Trial, same, same_in_mlflow, signal_all
 
-SAMPLE = {("between", 0)}
+pytestmark = pytest.mark.faults_full
 
 
 def numbered(kinds: dict[str, int]) -> list[object]:
-    """Return a parameter for each try of each kind; only the sample is in the short suite."""
+    """Return a parameter for each try of each kind."""
     every = [(kind, i) for kind, tries in kinds.items() for i in range(tries)]
-    return [
-        pytest.param(*x, marks=[] if x in SAMPLE else pytest.mark.faults_full, id=f"{x[0]}-{x[1]}")
-        for x in every
-    ]
-
-
-full = pytest.mark.faults_full
+    return [pytest.param(*x, id=f"{x[0]}-{x[1]}") for x in every]
 
 
 def a_moment(trial: Trial, undisturbed: Trial, seed: int) -> None:
@@ -61,7 +55,6 @@ def test_sigkill_of_ranks(trial: Trial, undisturbed: Trial, whom: str, seed: int
     same_in_mlflow(trial)
 
 
-@full
 def test_sigkill_of_a_loader_worker(trial: Trial, undisturbed: Trial) -> None:
     """The kernel does so when memory runs out."""
     trial.fault = "SIGKILL of a loader worker"
@@ -74,14 +67,13 @@ def test_sigkill_of_a_loader_worker(trial: Trial, undisturbed: Trial) -> None:
     same_in_mlflow(trial)
 
 
-@full
 @pytest.mark.parametrize("seed", range(3))
 def test_sigkill_of_the_launcher(trial: Trial, undisturbed: Trial, seed: int) -> None:
     trial.fault = "SIGKILL of the launcher"
     command = trial.start()
     a_moment(trial, undisturbed, 10 + seed)
-    command.kill()
-    command.communicate()
+    command.send_signal(signal.SIGKILL)
+    command.wait(60)
     # The ranks of the first command may still be saving.
     trial.finish()
     same(trial, undisturbed)
@@ -104,7 +96,7 @@ def test_preemption(trial: Trial, undisturbed: Trial, what: str, seed: int) -> N
     command = trial.start()
     a_moment(trial, undisturbed, 20 + seed)
     if "launcher" in what:
-        command.terminate()
+        command.send_signal(signal.SIGTERM)
     elif "workers" in what:
         # As Slurm does.
         for rank in trial.ranks():
@@ -137,7 +129,6 @@ def test_sigkill_inside_a_save(trial: Trial, undisturbed: Trial, stage: str, see
     same_in_mlflow(trial)
 
 
-@full
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_other_ranks_and_stages(
     trial: Trial, undisturbed: Trial, tmp_path: Path, precision: str
@@ -158,7 +149,7 @@ def test_other_ranks_and_stages(
         trial.nproc, trial.settings = nproc, [*arguments, f"train.zero_stage={stage}"]
         command = trial.start()
         trial.training(step)
-        command.terminate()
+        command.send_signal(signal.SIGTERM)
         trial.finish(command, status=75, again=0)
         states.append(checkpoint.read(trial.fold.checkpoints).state)
     trial.nproc, trial.settings = 4, [*arguments, "train.zero_stage=3"]
@@ -179,7 +170,6 @@ def test_other_ranks_and_stages(
     same_in_mlflow(trial)
 
 
-@full
 def test_resuming_with_the_test_under_zero_3(trial: Trial, undisturbed: Trial) -> None:
     """Training is done and only the result is missing, so the ranks test at once."""
     trial.fault, trial.settings = "result lost, ZeRO-3", ["train.zero_stage=3"]
@@ -192,14 +182,13 @@ def test_resuming_with_the_test_under_zero_3(trial: Trial, undisturbed: Trial) -
     assert trial.predictions()[0] == keys and np.array_equal(trial.predictions()[1], logits)
 
 
-@full
 @pytest.mark.parametrize("harm", ["flipped", "cut", "missing"])
 @pytest.mark.parametrize("name", [checkpoint.MODEL, checkpoint.OPTIMIZER])
 def test_damaged_checkpoint(trial: Trial, undisturbed: Trial, harm: str, name: str) -> None:
     trial.fault = f"last checkpoint damaged: {harm}"
     command = trial.start()
     trial.training(13)
-    command.terminate()
+    command.send_signal(signal.SIGTERM)
     trial.finish(command, status=75, again=0)
     last = checkpoint.complete(trial.fold.checkpoints)[-1]
     file = last / name
@@ -244,7 +233,6 @@ def fill(disk: Path) -> Path:
     raise AssertionError("the file system has no limit")
 
 
-@full
 def test_disk_full_for_a_while(trial: Trial, undisturbed: Trial, small_disk: Path) -> None:
     trial.fault = "disk full for a while"
     trial.settings = ["train.save_minutes=0.01", "train.save_steps=1", "train.log_every=1"]
@@ -256,7 +244,7 @@ def test_disk_full_for_a_while(trial: Trial, undisturbed: Trial, small_disk: Pat
     complete = checkpoint.complete(trial.fold.checkpoints)
     # The log cannot be written either, so it does not show that a save failed.
     time.sleep(1.5)
-    assert complete and command.poll() is None
+    assert complete and command.is_running
     assert checkpoint.complete(trial.fold.checkpoints) == complete
     filler.unlink()
     trial.finish(command, again=0)
@@ -264,7 +252,6 @@ def test_disk_full_for_a_while(trial: Trial, undisturbed: Trial, small_disk: Pat
     same_in_mlflow(trial)
 
 
-@full
 def test_full_disk_at_the_best_epoch(trial: Trial, undisturbed: Trial) -> None:
     """Training waits until the best weights are written: the next step changes them."""
     trial.fault, trial.settings = "full disk at the best epoch", ["train.save_minutes=0.01"]
@@ -279,7 +266,6 @@ def test_full_disk_at_the_best_epoch(trial: Trial, undisturbed: Trial) -> None:
     same(trial, undisturbed)
 
 
-@full
 def test_disk_full_for_good(trial: Trial, undisturbed: Trial, small_disk: Path) -> None:
     """The run ends cleanly and resumes once there is space."""
     trial.fault = "disk full for good"
@@ -296,7 +282,6 @@ def test_disk_full_for_good(trial: Trial, undisturbed: Trial, small_disk: Path) 
     same(trial, undisturbed)
 
 
-@pytest.mark.faults_full
 def test_nan_in_one_clip(trial: Trial, undisturbed: Trial) -> None:
     """Its step is skipped once an epoch and its key recorded; a restart changes nothing."""
     trial.fault = "NaN in one clip's pixels"
@@ -325,13 +310,12 @@ def read_key(trial: Trial) -> str:
     return str(trial.shards.sidecar(shard)["key"][0].as_py())
 
 
-@full
 def test_nan_in_every_clip(trial: Trial, undisturbed: Trial) -> None:
     """The run fails with the keys of the clips; the last good checkpoint is kept."""
     trial.fault = "NaN in all clips' pixels"
     command = trial.start()
     trial.training(12)
-    command.terminate()
+    command.send_signal(signal.SIGTERM)
     trial.finish(command, status=75, again=0)
     good = checkpoint.complete(trial.fold.checkpoints)[-1]
     train = trial.run.code / "dfer_dist" / "data" / "loading" / "loader.py"
@@ -347,7 +331,6 @@ def test_nan_in_every_clip(trial: Trial, undisturbed: Trial) -> None:
     same_in_mlflow(trial)
 
 
-@full
 def test_rank_that_stops_answering(trial: Trial, undisturbed: Trial) -> None:
     trial.fault, trial.settings = "SIGSTOP of a rank", ["train.hang_minutes=0.2"]
     command = trial.start()

@@ -11,6 +11,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.helpers.forked_ranks import fork_ranks
 from tests.helpers.paths import DFER
 
 # MLflow would start a thread that sends telemetry, and threads do not survive a fork.
@@ -57,6 +59,7 @@ class _Command:
     out: Path
     err: Path
     module_path: list[str]
+    forks_ranks: bool
 
 
 class Forked:
@@ -66,10 +69,16 @@ class Forked:
     ----------
     arguments : sequence of str
         Path of a Python script, or ``dfer``, and its arguments.
+    forks_ranks : bool
+        Fork the ranks that the command starts, too. By default they are new processes.
     """
 
     def __init__(
-        self, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path | None = None
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        cwd: Path | None = None,
+        forks_ranks: bool = False,
     ) -> None:
         self._folder = TemporaryDirectory()
         self._command = _Command(
@@ -79,9 +88,18 @@ class Forked:
             out=Path(self._folder.name, "out"),
             err=Path(self._folder.name, "err"),
             module_path=_PATH,
+            forks_ranks=forks_ranks,
         )
         self._process = _SERVER.Process(target=_run, args=(self._command,))
         self._process.start()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        assert self._process.pid
+        os.kill(self._process.pid, number)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.is_alive()
 
     def wait(self, timeout: float) -> Done:
         """Return the exit status and the output; kill the process after ``timeout`` seconds."""
@@ -111,6 +129,8 @@ def _run(command: _Command) -> None:
     if sys.argv[0] != DFER:
         runpy.run_path(sys.argv[0], run_name="__main__")
         return
+    if command.forks_ranks:
+        fork_ranks()
     from launch.cli import main
 
     main()

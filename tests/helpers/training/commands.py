@@ -40,9 +40,9 @@ def one_epoch(index, runs: Path, *more: str) -> list[str]:
     return arguments(index, runs, *ONE_EPOCH, *more)
 
 
-def dfer(*args: str, status: int = 0) -> str:
+def dfer(*args: str, status: int = 0, forks_ranks: bool = True) -> str:
     """Run ``dfer``, check its exit status and return its output."""
-    done = Forked([DFER, *args], os.environ).wait(timeout=300)
+    done = Forked([DFER, *args], os.environ, forks_ranks=forks_ranks).wait(timeout=300)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -53,10 +53,10 @@ def predictions(path: Path) -> tuple[list[str], np.ndarray]:
     return table["key"].to_pylist(), np.array(table["logits"].to_pylist(), dtype=np.float32)
 
 
-def wait_for(path: Path, seconds: float = 120) -> None:
-    """Wait until a file exists."""
+def wait_for(path: Path, text: str = "", seconds: float = 120) -> None:
+    """Wait until a file exists and holds ``text``."""
     deadline = time.monotonic() + seconds
-    while not path.exists():
+    while not path.exists() or text not in path.read_text():
         assert time.monotonic() < deadline, f"{path} was not written"
         time.sleep(0.05)
 

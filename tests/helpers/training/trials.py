@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from safetensors.numpy import load_file
 from dfer_dist.data.shards.index import Index
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.utils.files import read_json
+from tests.helpers.forked import Forked
 from tests.helpers.paths import DFER, HELPERS
 
 FOLD = 1
@@ -44,6 +44,7 @@ class Trial:
     shards: Index
     root: Path
     nproc: int = 2
+    forks_ranks: bool = False  # by default they are new processes
     settings: list[str] = field(default_factory=list)
     begun: float = 0.0
     seconds: float = 0.0  # from the start of the first command to the end of the last
@@ -57,7 +58,7 @@ class Trial:
     def fold(self) -> FoldDir:
         return self.run.fold(FOLD)
 
-    def start(self, *more: str, settings: list[str] = SETTINGS) -> subprocess.Popen[str]:
+    def start(self, *more: str, settings: list[str] = SETTINGS) -> Forked:
         """Start the command."""
         self.begun = self.begun or time.monotonic()
         arguments = [
@@ -72,13 +73,11 @@ class Trial:
             *more,
         ]
         arguments += [f"data.shards={self.shards.root}", *settings, *self.settings]
-        return subprocess.Popen(
-            [DFER, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        return Forked([DFER, *arguments], os.environ, forks_ranks=self.forks_ranks)
 
     def prepare(self, settings: list[str] = SETTINGS) -> None:
         """Create the run's folder and nothing else: time is up before the fold starts."""
-        assert self.start("--max-minutes", "0.01", settings=settings).wait() == 75
+        assert self.start("--max-minutes", "0.01", settings=settings).wait(60).returncode == 75
         self.begun = 0.0
 
     def hook(self, module: str, call: str) -> None:
@@ -93,18 +92,16 @@ class Trial:
         with (self.run.code / f"{module.replace('.', '/')}.py").open("a") as f:
             f.write("\n".join(lines))
 
-    def finish(
-        self, process: subprocess.Popen[str] | None = None, status: int = 0, again: int = 2
-    ) -> str:
+    def finish(self, process: Forked | None = None, status: int = 0, again: int = 2) -> str:
         """Wait for the command, repeat it until it ends with ``status``, and return its output."""
         said = ""
         for _ in range(again + 1):
-            process = process or self.start()
-            said += process.communicate(timeout=300)[0]
-            if process.returncode == status:
+            done = (process or self.start()).wait(timeout=300)
+            said += done.stdout + done.stderr
+            if done.returncode == status:
                 break
             process = None
-        assert process is not None and process.returncode == status, said + self.log()
+        assert done.returncode == status, said + self.log()
         self.seconds = time.monotonic() - self.begun
         return said
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import time
 
 import pytest
@@ -14,6 +13,7 @@ from dfer_dist.runs.layout import RunDir
 from dfer_dist.tracking.mlflow_runs import tracking_of
 from dfer_dist.utils.files import read_json, sha256_file
 from tests.helpers.data.web_server import Web
+from tests.helpers.forked import Forked
 from tests.helpers.paths import DFER
 from tests.helpers.training.commands import (
     ONE_EPOCH,
@@ -32,7 +32,8 @@ def one_fold(trained, tiny_shards, tmp_path_factory):
     """The run ``trained``, and one of the same fold on two ranks."""
     runs = tmp_path_factory.mktemp("ranks")
     arguments = one_epoch(tiny_shards, runs, "train.micro_batch=2")
-    dfer("train", "demo", "--fold", "2", "--nproc", "2", "--name", "two", *arguments)
+    command = ["train", "demo", "--fold", "2", "--nproc", "2", "--name", "two", *arguments]
+    dfer(*command, forks_ranks=False)
     return trained, RunDir(runs / "two")
 
 
@@ -127,37 +128,40 @@ def test_eval_on_training_clips_is_refused(one_fold):
 
 @pytest.fixture(scope="module")
 def killed(tiny_shards, tmp_path_factory):
-    """Train five folds in bf16 on two ranks, with two interruptions.
+    """Train five folds in bf16 with two interruptions.
 
-    The launcher is killed once fold 2 is done and preempted in fold 3; a third command finishes
-    on one rank.
+    The launcher is killed when fold 2 starts, and preempted in fold 2 on two ranks; a third command
+    finishes on one rank.
     """
     runs = tmp_path_factory.mktemp("killed")
     settings = arguments(tiny_shards, runs)
-    command = [DFER, "crossval", "demo", "--nproc", "2", *settings]
     run = RunDir(runs / "demo")
-    launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(run.fold(2).result)
-    launcher.kill()
-    launcher.wait()
-    before = {k: run.fold(k).result.stat().st_mtime_ns for k in (1, 2)}
-    again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    wait_for(run.fold(3).metrics)
+
+    def crossval(nproc: int) -> list[str]:
+        return ["crossval", "demo", "--nproc", str(nproc), *settings]
+
+    launcher = Forked([DFER, *crossval(1)], os.environ, forks_ranks=True)
+    wait_for(run.fold(2).status)
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait(60)
+    before = run.fold(1).result.stat().st_mtime_ns
+    again = Forked([DFER, *crossval(2)], os.environ, forks_ranks=True)
+    wait_for(run.fold(2).metrics, '"step": 4,')
     again.send_signal(signal.SIGTERM)
-    output = again.communicate(timeout=120)[0]
-    at_leaving = read_json(run.fold(3).status) | {
-        "result": run.fold(3).result.exists(),
-        "code": again.returncode,
-        "output": output,
+    stopped = again.wait(120)
+    at_leaving = read_json(run.fold(2).status) | {
+        "result": run.fold(2).result.exists(),
+        "code": stopped.returncode,
+        "output": stopped.stdout + stopped.stderr,
     }
-    last = ["crossval", "demo", "--nproc", "1", *settings]
-    text = dfer(*last)
-    return {"run": run, "before": before, "text": text, "command": last, "left": at_leaving}
+    text = dfer(*crossval(1))
+    return {"run": run, "before": before, "text": text, "command": crossval(1), "left": at_leaving}
 
 
 def test_finished_folds_are_kept_and_others_trained(killed):
     run = killed["run"]
-    assert {k: run.fold(k).result.stat().st_mtime_ns for k in (1, 2)} == killed["before"]
+    assert run.fold(1).result.stat().st_mtime_ns == killed["before"]
+    assert killed["text"].count("done before") == 1
     summary = read_json(run.summary)
     assert summary["missing"] == []
     assert [r["fold"] for r in summary["folds"]] == [1, 2, 3, 4, 5]
@@ -167,16 +171,16 @@ def test_finished_folds_are_kept_and_others_trained(killed):
 
 
 def test_preempted_fold_saves_and_resumes(killed):
-    left, status = killed["left"], read_json(killed["run"].fold(3).status)
+    left, status = killed["left"], read_json(killed["run"].fold(2).status)
     if left["result"]:
-        pytest.fail("fold 3 ended before the signal; make it longer")
+        pytest.fail("fold 2 ended before the signal; make it longer")
     assert left["code"] == 75
     assert left["state"] == "PREEMPTED"
     assert "run the same command to resume" in left["output"]
     assert status["state"] == "DONE"
     assert len(status["attempts"]) >= 2
     steps = [
-        json.loads(line)["step"] for line in killed["run"].fold(3).metrics.read_text().splitlines()
+        json.loads(line)["step"] for line in killed["run"].fold(2).metrics.read_text().splitlines()
     ]
     # Each step once, then the test.
     assert steps == [*range(1, 13), 12]
