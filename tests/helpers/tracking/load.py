@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from dfer_dist.tracking.mlflow_runs import begin, tracking_of
 from dfer_dist.tracking.sync import SyncReport, end_run, sync
 from dfer_dist.utils.files import write_json
 from launch.runs import open_run
+from tests.helpers.forked import Forked
 from tests.helpers.made_runs import write_summary
 from tests.helpers.paths import HELPERS
 from tests.helpers.tracking.servers import Site
@@ -68,32 +68,22 @@ class Trial:
         begin(self.run)
         return time.perf_counter() - times
 
-    def start(self, lines: int, pause: float) -> list[subprocess.Popen[str]]:
+    def start(self, lines: int, pause: float) -> list[Forked]:
+        script = str(HELPERS / "tracking" / "fold.py")
+        arguments = [str(lines), str(pause)]
         return [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    str(HELPERS / "tracking" / "fold.py"),
-                    str(self.run.root),
-                    str(k),
-                    str(lines),
-                    str(pause),
-                ],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            Forked([script, str(self.run.root), str(k), *arguments], os.environ)
             for k in self.run.info().folds
         ]
 
-    def finish(self, folds: list[subprocess.Popen[str]], end: bool = True) -> str:
+    def finish(self, folds: list[Forked], end: bool = True) -> str:
         """Wait for all folds, end the run as the command does, and return their messages."""
         said = ""
         for k, process in enumerate(folds, 1):
-            out, err = process.communicate(timeout=240)
-            assert process.returncode == 0, err
-            longest, self.seconds[k] = map(float, out.split())
-            self.longest, said = max(self.longest, longest), said + err
+            done = process.wait(timeout=240)
+            assert done.returncode == 0, done.stderr
+            longest, self.seconds[k] = map(float, done.stdout.split())
+            self.longest, said = max(self.longest, longest), said + done.stderr
         for k in self.run.info().folds:
             write_result(self.run, k)
         write_summary(load_run(self.run))
