@@ -60,6 +60,7 @@ class Cluster:
     nodes: int = 4
     gpus: int = 8  # on each node; links to /dev/null
     accounting: bool = True
+    kill_wait: int = 15  # seconds from SIGTERM to SIGKILL
 
     @property
     def environment(self) -> dict[str, str]:
@@ -188,6 +189,7 @@ class Cluster:
             "srun_ports": f"{self.port + 100}-{self.port + 499}",
             "nodes": f"n[1-{self.nodes}]",
             "gpus": self.gpus,
+            "kill_wait": self.kill_wait,
             "last_gpu": self.gpus - 1,
             "first_job": int((self.root / "munge" / "key").stat().st_mtime) % 1_000_000,
         }

@@ -47,7 +47,7 @@ def claim(folder: Path) -> int | None:
 
 
 @contextmanager
-def running(kind: str, accounting: bool) -> Iterator[Cluster]:
+def running(kind: str, accounting: bool, kill_wait: int) -> Iterator[Cluster]:
     """Run a cluster until the tests end, and purge first what killed test runs left."""
     for left in Path("/tmp").glob(Path(PREFIX).name + "*"):
         if claim(left) is not None:
@@ -55,7 +55,7 @@ def running(kind: str, accounting: bool) -> Iterator[Cluster]:
     root = Path(f"{PREFIX}{os.getpid()}{kind}")
     root.mkdir()
     assert claim(root)
-    cluster = Cluster(root, free_ports(), accounting=accounting)
+    cluster = Cluster(root, free_ports(), accounting=accounting, kill_wait=kill_wait)
     try:
         cluster.up()
     except TestbedError as e:
@@ -67,14 +67,14 @@ def running(kind: str, accounting: bool) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    with running("a", accounting=True) as found:
+    with running("a", accounting=True, kill_wait=15) as found:
         yield found
 
 
 @pytest.fixture(scope="session")
 def bare_cluster() -> Iterator[Cluster]:
     """A cluster without accounting, and so without sacct."""
-    with running("b", accounting=False) as found:
+    with running("b", accounting=False, kill_wait=5) as found:
         yield found
 
 
