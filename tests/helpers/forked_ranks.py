@@ -25,7 +25,7 @@ _MAX_MESSAGE = 1 << 18  # bytes
 
 @dataclass(frozen=True)
 class _Start:
-    """Options of :class:`subprocess.Popen`; the files travel beside it."""
+    """Options of :class:`subprocess.Popen`; its files are sent apart."""
 
     command: Sequence[str]
     environment: Mapping[str, str]

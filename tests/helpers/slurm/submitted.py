@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from cluster import Cluster
 
 from dfer_dist.runs.layout import RunDir
@@ -80,6 +81,18 @@ class Submitted(Trial):
 
     def job(self, fold: int = FOLD, run: RunDir | None = None) -> str:
         return newest_jobs(run or self.run)[fold]
+
+    def ranks(self) -> list[int]:
+        """Return the process ids of the ranks that run now, in rank order."""
+        wanted = {"dfer_dist.train", str(self.run.root)}
+        found = {
+            process.pid: process.info
+            for process in psutil.process_iter(["ppid", "cmdline", "environ"])
+            if wanted <= set(process.info["cmdline"] or ())
+        }
+        # The children of ranks are their loader workers.
+        ranks = [pid for pid in found if found[pid]["ppid"] not in found]
+        return sorted(ranks, key=lambda pid: int(found[pid]["environ"]["SLURM_PROCID"]))
 
     def state(self, job: str = "") -> dict[str, str]:
         """Return what ``scontrol`` says of a job, by default the fold's."""

@@ -7,8 +7,10 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -37,6 +39,13 @@ SETTINGS += [
 ]
 
 
+class Logging(NamedTuple):
+    """A process that writes to a rank's log."""
+
+    pid: int
+    rank: int
+
+
 @dataclass
 class Trial:
     """One run: its command, its files and its processes."""
@@ -44,7 +53,6 @@ class Trial:
     shards: Index
     root: Path
     nproc: int = 2
-    forks_ranks: bool = False  # by default they are new processes
     settings: list[str] = field(default_factory=list)
     begun: float = 0.0
     seconds: float = 0.0  # from the start of the first command to the end of the last
@@ -73,7 +81,7 @@ class Trial:
             *more,
         ]
         arguments += [f"data.shards={self.shards.root}", *settings, *self.settings]
-        return Forked([DFER, *arguments], os.environ, forks_ranks=self.forks_ranks)
+        return Forked([DFER, *arguments], os.environ, forks_ranks=True)
 
     def prepare(self, settings: list[str] = SETTINGS) -> None:
         """Create the run's folder and nothing else: time is up before the fold starts."""
@@ -142,32 +150,26 @@ class Trial:
 
     def ranks(self) -> list[int]:
         """Return the process ids of the ranks that run now, in rank order."""
-        return self._processes()[0]
+        return [pid for pid, _ in self._processes()[0]]
 
     def workers(self) -> list[int]:
         """Return the process ids of their loader workers."""
-        return self._processes()[1]
+        return [pid for pid, _ in self._processes()[1]]
 
-    def _processes(self) -> tuple[list[int], list[int]]:
-        found, workers = {}, []
+    def _processes(self) -> tuple[list[Logging], list[Logging]]:
+        """Return the ranks and their loader workers: what writes to a rank's log."""
+        logs = {str(self.fold.log_of(rank)): rank for rank in range(self.nproc)}
+        found, parents = [], {}
         for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                arguments = (folder / "cmdline").read_bytes().split(b"\0")
-                environment = (folder / "environ").read_bytes().split(b"\0")
-                parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except OSError:
-                continue
-            mine = str(self.run.root).encode() in arguments and b"dfer_dist.train" in arguments
-            launcher = Path(f"/proc/{parent}/cmdline")
-            forked = (
-                launcher.exists() and b"dfer_dist.train" in launcher.read_bytes()
-            )  # a loader worker
-            if mine and forked:
-                workers.append(int(folder.name))
-            elif mine:
-                rank = next(e for e in environment if e.startswith((b"RANK=", b"SLURM_PROCID=")))
-                found[int(rank.partition(b"=")[2])] = int(folder.name)
-        return [found[r] for r in sorted(found)], workers
+            with suppress(OSError):
+                rank = logs.get(os.readlink(folder / "fd" / "1"))
+                status = (folder / "stat").read_text().rpartition(")")[2].split()
+                if rank is not None:
+                    found.append(Logging(int(folder.name), rank))
+                    parents[int(folder.name)] = int(status[1])
+        found.sort(key=lambda process: process.rank)
+        ranks = [process for process in found if parents[process.pid] not in parents]
+        return ranks, [process for process in found if process not in ranks]
 
 
 def same(trial: Trial, reference: Trial) -> None:

@@ -11,8 +11,7 @@ from tests.helpers.training.trials import Trial, same, same_in_mlflow
 def test_sigkill_inside_a_save_changes_no_result(tiny_shards: Index, tmp_path: Path) -> None:
     settings = ["train.epochs=2"]
     undisturbed, killed = (
-        Trial(tiny_shards, tmp_path / name, settings=settings, forks_ranks=True)
-        for name in ("undisturbed", "killed")
+        Trial(tiny_shards, tmp_path / name, settings=settings) for name in ("undisturbed", "killed")
     )
     undisturbed.finish(undisturbed.start(), again=0)
     same_in_mlflow(undisturbed)
