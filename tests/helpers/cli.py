@@ -17,10 +17,10 @@ from tests.helpers.paths import DFER
 _ENVIRONMENT = {"COLUMNS": "200", "DFER_DEBUG": ""}
 
 
-def dfer(*arguments: object, cwd: Path, **env: str) -> Done:
-    """Run a command in a process."""
-    process = Forked([DFER, *map(str, arguments)], os.environ | _ENVIRONMENT | env, cwd)
-    return process.wait(timeout=120)
+def dfer(*arguments: object, cwd: Path, forks_ranks: bool = True, **env: str) -> Done:
+    """Run a command in a process, with its ranks."""
+    command, environment = [DFER, *map(str, arguments)], os.environ | _ENVIRONMENT | env
+    return Forked(command, environment, cwd, forks_ranks).wait(timeout=120)
 
 
 def invoke(*arguments: object, cwd: Path) -> Done:

@@ -25,23 +25,28 @@ from tests.helpers.paths import DFER
 # MLflow would start a thread that sends telemetry, and threads do not survive a fork.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 _SERVER = multiprocessing.get_context("forkserver")
-# Without DeepSpeed: it looks for GPUs when it is imported, and a process that did cannot fork
-# processes that use them.
-_SERVER.set_forkserver_preload(
-    [
-        "torch",
-        "torchvision.transforms.v2",
-        "open_clip",
-        "mlflow",
-        "sklearn.metrics",
-        "scipy.stats",
-        "matplotlib.figure",
-        "pyarrow.parquet",
-        "pyarrow.dataset",
-        "webdataset",
-        "av",
-    ]
-)
+_IMPORTED = [
+    "torch",
+    "torchvision.transforms.v2",
+    "open_clip",
+    "mlflow",
+    "sklearn.metrics",
+    "scipy.stats",
+    "matplotlib.figure",
+    "pyarrow.parquet",
+    "pyarrow.dataset",
+    "webdataset",
+    "av",
+    "omegaconf",
+    "typer",
+    "rich.table",
+    "safetensors.torch",
+]
+# DeepSpeed looks for GPUs when it is imported, and a process that did cannot fork processes that
+# use them.
+if not Path("/dev/nvidiactl").exists():
+    _IMPORTED.append("deepspeed")
+_SERVER.set_forkserver_preload(_IMPORTED)
 # Wait for the server at the end, so that the processor time of its children counts as the tests'.
 atexit.register(multiprocessing.forkserver._forkserver._stop)
 
@@ -60,6 +65,7 @@ class _Command:
     err: Path
     module_path: list[str]
     forks_ranks: bool
+    new_session: bool
 
 
 class Forked:
@@ -71,6 +77,8 @@ class Forked:
         Path of a Python script, or ``dfer``, and its arguments.
     forks_ranks : bool
         Fork the ranks that the command starts, too. By default they are new processes.
+    new_session : bool
+        Make the process the first of a session and a process group.
     """
 
     def __init__(
@@ -79,6 +87,7 @@ class Forked:
         environment: Mapping[str, str],
         cwd: Path | None = None,
         forks_ranks: bool = False,
+        new_session: bool = False,
     ) -> None:
         self._folder = TemporaryDirectory()
         self._command = _Command(
@@ -89,13 +98,18 @@ class Forked:
             err=Path(self._folder.name, "err"),
             module_path=_PATH,
             forks_ranks=forks_ranks,
+            new_session=new_session,
         )
         self._process = _SERVER.Process(target=_run, args=(self._command,))
         self._process.start()
 
-    def send_signal(self, number: signal.Signals) -> None:
+    @property
+    def pid(self) -> int:
         assert self._process.pid
-        os.kill(self._process.pid, number)
+        return self._process.pid
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
 
     @property
     def is_running(self) -> bool:
@@ -118,6 +132,8 @@ class Forked:
 
 def _run(command: _Command) -> None:
     """Be the process: with its environment, current folder, output files and arguments."""
+    if command.new_session:
+        os.setsid()
     for file, stream in ((command.out, sys.stdout), (command.err, sys.stderr)):
         fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(fd, stream.fileno())

@@ -44,7 +44,7 @@ class ForkedRank:
         env: Mapping[str, str],
         stdout: BinaryIO,
         stderr: BinaryIO,
-        pass_fds: Sequence[int],
+        pass_fds: Sequence[int] = (),
         **_: Any,
     ) -> None:
         assert stdout is stderr

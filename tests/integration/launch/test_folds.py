@@ -24,6 +24,7 @@ from launch import processes
 from launch.processes import RanksExit, SignalCounter, wait_for_ranks
 from launch.runs import open_run
 from tests.helpers.cli import check_refusal, dfer, small_run
+from tests.helpers.forked import Forked
 from tests.helpers.paths import DFER
 
 TIMEOUT = 60  # seconds
@@ -181,11 +182,12 @@ def test_ranks_of_a_killed_command_are_waited_for(
     """They hold the fold while they save; a command that runs is not waited for."""
     replace_rank(run, SAVING_RANK)
     command = ["train", "demo", "--fold", "1", *settings]
-    first = subprocess.Popen([DFER, *command], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    # real children: the kernel tells them that the command was killed
+    first = Forked([DFER, *command], os.environ, tmp_path)
     wait_until((run.root / "seen").exists)
     check_refusal(dfer(*command, cwd=tmp_path), "another command is working on")
-    first.kill()
-    first.wait()
+    first.send_signal(signal.SIGKILL)
+    first.wait(TIMEOUT)
     begin = time.monotonic()
     done = dfer(*command, cwd=tmp_path)
     assert (done.returncode, "the second" in done.stdout) == (1, True)
@@ -208,14 +210,8 @@ def test_signal_to_the_command_stops_its_ranks(
 ) -> None:
     """A rank that fails while it stops is a failure: nobody is to start it again."""
     replace_rank(run, STOPPABLE_RANK.replace("STATUS", str(status)))
-    process = subprocess.Popen(
-        [DFER, "crossval", "demo", *settings, "--nproc", "2"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    command = [DFER, "crossval", "demo", *settings, "--nproc", "2"]
+    process = Forked(command, os.environ, tmp_path, new_session=True)
     logs = [run.fold(1).log_of(rank) for rank in (0, 1)]
     wait_until(lambda: all(log.exists() and log.read_text() for log in logs))
     if number == signal.SIGINT:
@@ -223,15 +219,16 @@ def test_signal_to_the_command_stops_its_ranks(
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    out, err = process.communicate(timeout=TIMEOUT)
+    done = process.wait(TIMEOUT)
+    out, err = done.stdout, done.stderr
     assert [log.read_text() for log in logs] == ["up 0 2\n", "up 1 2\n"]
     if status == 75:
         assert "saved in" in out
         assert "run the same command to resume" in out
-        assert (process.returncode, err) == (75, "")
+        assert (done.returncode, err) == (75, "")
     else:
         assert "fold 1 failed (status 1)" in out
-        assert process.returncode == 1
+        assert done.returncode == 1
     assert not run.fold(2).log.exists()
 
 
