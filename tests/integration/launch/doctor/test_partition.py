@@ -129,6 +129,7 @@ def test_each_fault_is_one_check(slurm: ScriptedSlurm, fault: Fault) -> None:
     ("changes", "cluster", "expected"),
     [
         ({"AccountingStorageType": "accounting_storage/none"}, replace(FINE, account="theirs"), []),
+        ({"AccountingStorageType": "(null)"}, replace(FINE, account="theirs"), []),
         (
             {"AccountingStorageEnforce": "none"},
             replace(FINE, account="theirs"),
