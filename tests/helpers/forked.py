@@ -141,7 +141,8 @@ def _run(command: _Command) -> None:
     os.environ.clear()
     os.environ.update(command.environment)
     os.chdir(command.cwd)
-    sys.argv, sys.path[:] = command.arguments, command.module_path
+    python_path = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    sys.argv, sys.path[:] = command.arguments, [*python_path, *command.module_path]
     if sys.argv[0] != DFER:
         runpy.run_path(sys.argv[0], run_name="__main__")
         return

@@ -15,6 +15,7 @@ from cluster import Cluster
 
 from dfer_dist.runs.layout import RunDir
 from launch.slurm.jobs import newest_jobs
+from tests.helpers.forked import Done, Forked
 from tests.helpers.paths import ROOT
 from tests.helpers.training.trials import DFER, FOLD, SETTINGS, Trial
 
@@ -44,17 +45,15 @@ class Submitted(Trial):
         assert self.cluster
         return self.cluster.ask(*arguments)
 
-    def dfer(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def dfer(self, *arguments: str) -> Done:
         """Run a command on the cluster."""
         assert self.cluster
         env = self.cluster.environment | {"PYTHONPATH": str(self.here), "COLUMNS": "160"}
-        return subprocess.run(
-            [DFER, *arguments], cwd=self.here, env=env, capture_output=True, text=True, timeout=600
-        )
+        return Forked([DFER, *arguments], env, self.here).wait(timeout=600)
 
     def try_to_submit(
         self, *flags: str, settings: list[str] = SETTINGS, folds: str = str(FOLD)
-    ) -> subprocess.CompletedProcess[str]:
+    ) -> Done:
         arguments = [
             "crossval",
             "demo",
