@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -66,17 +69,29 @@ def new_figure(width: float, height: float, dpi: int = DPI) -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG without metadata: the same figure gives the same bytes."""
+    _lay_out(figure, FigureCanvasAgg(figure))
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi="figure", metadata={"Software": None})
 
 
 def data_uri(figure: Figure) -> str:
     """Return a figure as SVG in a ``data:`` URI; the same figure gives the same bytes."""
+    _lay_out(figure, FigureCanvasSVG(figure))
     out = io.BytesIO()
     metadata = {"Date": None, "Creator": None}
     with rc_context({"svg.hashsalt": "dfer", "svg.fonttype": "path"}):
         figure.savefig(out, format="svg", metadata=metadata, transparent=True)
     return f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def _lay_out(figure: Figure, canvas: FigureCanvasBase) -> None:
+    """Lay a figure out as ``savefig`` would, without drawing it for that."""
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    dpi, figure.dpi = figure.dpi, canvas.fixed_dpi or figure.dpi
+    engine.execute(figure)
+    figure.dpi = dpi
+    figure.set_layout_engine(None)
 
 
 def confusion_png(result: FoldResult, path: Path) -> None:
@@ -251,6 +266,9 @@ def _draw_cell(ax: Axes, i: int, j: int, percent: float, count: int) -> None:
         "textcoords": "offset points",
         "ha": "center",
         "va": "center",
+        # Inside the axes always: without measuring it.
+        "in_layout": False,
+        "annotation_clip": False,
     }
     weight = "bold" if i == j else None
     ax.annotate(f"{percent:.0f}", (j, i), (0, 5), fontsize=11, fontweight=weight, **style)
