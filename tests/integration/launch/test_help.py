@@ -29,12 +29,12 @@ def test_help_is_as_quick_as_a_plain_app(tmp_path: Path) -> None:
     """
     plain = tmp_path / "plain.py"
     plain.write_text(PLAIN_APP)
-    ratios = [
+    ratios = (
         processor_seconds([DFER, "--help"])
         / processor_seconds([sys.executable, str(plain), "--help"])
         for _ in range(7)
-    ]
-    assert min(ratios) < 2
+    )
+    assert any(ratio < 2 for ratio in ratios)
 
 
 def processor_seconds(command: list[str]) -> float:

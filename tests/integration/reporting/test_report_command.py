@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,8 @@ from PIL import Image
 from dfer_dist.data.shards.index import Index
 from dfer_dist.reporting.files import write_report
 from dfer_dist.runs.layout import RunDir
-from tests.helpers.cli import dfer
-from tests.helpers.forked import Done
+from tests.helpers.cli import dfer, invoke
+from tests.helpers.forked import Done, Forked
 from tests.helpers.made_runs import (
     make_misclassified_run,
     make_run,
@@ -64,7 +65,7 @@ def test_report_command_writes_files_and_rejects_bad_options(
         ([whole.root, tmp_path], "is not a run"),
         ([shown.root, "--against", "papers"], "--against papers"),
     ):
-        done = report(*bad)
+        done = invoke("report", *bad, cwd=Path.cwd())
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert message in done.stderr
 
@@ -73,11 +74,8 @@ def test_browser_shows_page_at_any_width(holes: RunDir, tmp_path: Path) -> None:
     script = ROOT / "docs" / "scripts" / "report_page.py"
     for width in (360, 1180):
         picture = tmp_path / f"{width}.png"
-        done = subprocess.run(
-            [sys.executable, str(script), str(holes.page), str(picture), "--width", str(width)],
-            capture_output=True,
-            text=True,
-        )
+        command = [str(script), str(holes.page), str(picture), "--width", str(width)]
+        done = Forked(command, os.environ).wait(timeout=120)
         assert done.returncode == 0, done.stderr
         with Image.open(picture) as image:
             assert image.width == width

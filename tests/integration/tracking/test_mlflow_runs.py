@@ -7,12 +7,10 @@ import json
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from subprocess import PIPE, Popen
 
 import numpy as np
 import pytest
@@ -37,6 +35,8 @@ from dfer_dist.utils.files import read_json, write_json
 from dfer_dist.utils.locks import file_lock
 from launch.report import opening_mlflow_runs
 from launch.runs import open_run
+from tests.helpers.forked import Forked
+from tests.helpers.training.commands import wait_for
 
 SETTINGS = ["train.selection=best_val", "tracking.experiment=an experiment"]
 
@@ -83,28 +83,29 @@ def test_hanging_server_does_not_delay_the_end(
 
 
 OPEN = """
-import mlflow.store.tracking.sqlalchemy_store, sys
+import mlflow.store.tracking.sqlalchemy_store, sys, time
+from pathlib import Path
 from dfer_dist.tracking.mlflow_runs import client
-print("ready", flush=True)
-sys.stdin.readline()
+ready, start = map(Path, sys.argv[2:])
+ready.touch()
+while not start.exists():
+    time.sleep(0.001)
 print(client(sys.argv[1]).search_experiments()[0].name)
 """
 
 
 def test_processes_create_one_database_at_the_same_time(tmp_path: Path) -> None:
     """A command and its ranks may all open it first."""
+    script, start = tmp_path / "open.py", tmp_path / "start"
+    script.write_text(OPEN)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    those = [
-        Popen([sys.executable, "-c", OPEN, uri], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
-        for _ in range(3)
-    ]
-    assert [p.stdout and p.stdout.readline() for p in those] == ["ready\n"] * 3
-    for p in those:
-        assert p.stdin
-        p.stdin.write("\n")
-        p.stdin.flush()
-    said = [p.communicate(timeout=60) for p in those]
-    assert [out for out, _ in said] == ["Default\n"] * 3, said
+    ready = [tmp_path / f"ready-{i}" for i in range(3)]
+    those = [Forked([str(script), uri, str(mark), str(start)], os.environ) for mark in ready]
+    for mark in ready:
+        wait_for(mark)
+    start.touch()
+    said = [process.wait(timeout=60) for process in those]
+    assert [done.stdout for done in said] == ["Default\n"] * 3, said
 
 
 def test_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:

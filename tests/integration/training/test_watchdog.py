@@ -46,24 +46,16 @@ def test_hanging_process_aborts_and_leaves_its_stacks(tmp_path: Path) -> None:
     assert "a_name_to_look_for" in file.read_text() and "no step for" in file.read_text()
 
 
-def test_working_or_finished_process_is_left_alone(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", HANG, str(tmp_path / "s"), "stop"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stdout) == (0, "alive\n")
-    assert not (tmp_path / "s").exists()
-
-
-def test_suspended_process_has_its_full_time_again(tmp_path: Path) -> None:
-    """SIGSTOP is no hang of this rank."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HANG, str(tmp_path / "s"), "stop"], stdout=subprocess.PIPE, text=True
+def test_working_finished_or_suspended_process_is_left_alone(tmp_path: Path) -> None:
+    """SIGSTOP is no hang of this rank: it has its full time again."""
+    command = [sys.executable, "-c", HANG, str(tmp_path / "stacks"), "stop"]
+    working, suspended = (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)
     )
     time.sleep(0.3)
-    process.send_signal(signal.SIGSTOP)
+    suspended.send_signal(signal.SIGSTOP)
     time.sleep(2.5)
-    process.send_signal(signal.SIGCONT)
-    assert process.communicate(timeout=60)[0] == "alive\n" and process.returncode == 0
+    suspended.send_signal(signal.SIGCONT)
+    for process in (working, suspended):
+        assert (process.communicate(timeout=60)[0], process.returncode) == ("alive\n", 0)
+    assert not (tmp_path / "stacks").exists()

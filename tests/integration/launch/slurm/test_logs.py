@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 
 from dfer_dist.runs.layout import RunDir
@@ -10,6 +11,7 @@ from tests.helpers.cli import check_refusal
 from tests.helpers.paths import DFER
 from tests.helpers.slurm.fake_clients import FakeSlurm, fold_row, run_dfer
 from tests.helpers.slurm.run_folders import finish_fold, write_attempt, write_output
+from tests.helpers.training.commands import wait_for
 
 
 def test_logs_prints_the_log_of_a_rank(slurm: FakeSlurm, submitted: RunDir) -> None:
@@ -38,15 +40,25 @@ def test_logs_into_a_closed_pipe_is_silent(slurm: FakeSlurm, submitted: RunDir) 
     assert (done.stdout, done.stderr) == ("line\n", "")
 
 
+# Looks ten times as often as the command.
+FOLLOW = """
+from launch import cli
+from launch.slurm import logs
+logs._POLL_SECONDS /= 10
+cli.main()
+"""
+
+
 def test_logs_follow_survives_a_requeue(slurm: FakeSlurm, submitted: RunDir) -> None:
     slurm.set_queue(fold_row(1, "Priority"))
     process = subprocess.Popen(
-        [str(DFER), "logs", str(submitted.root), "--fold", "1", "-f"],
+        [sys.executable, "-c", FOLLOW, "logs", str(submitted.root), "--fold", "1", "-f"],
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout
-    time.sleep(0.6)  # it waits for a file that does not exist
+    wait_for(slurm.root / "asked")
+    time.sleep(0.1)  # it waits for a file that does not exist
     fold = submitted.fold(1)
     fold.root.mkdir()
 
@@ -59,7 +71,7 @@ def test_logs_follow_survives_a_requeue(slurm: FakeSlurm, submitted: RunDir) -> 
     assert process.stdout.readline() == "first\n"
     write_attempt(fold, "PREEMPTED", "SIGTERM")
     slurm.set_queue(fold_row(1, "BeginTime"))
-    time.sleep(4.5)  # longer than it takes to call a fold over
+    time.sleep(0.8)  # longer than it takes to call a fold over
     assert process.poll() is None
     write("second\n")
     assert process.stdout.readline() == "second\n"

@@ -16,14 +16,13 @@ from dfer_dist.utils.files import write_json
 from tests.helpers.paths import ROOT
 
 
-def run(
+def start(
     tmp_path: Path, *arguments: str, state: str = "RUNNING None", scontrol: str = "", **job: str
-) -> tuple[int, str, bool]:
-    """Return the status, the arguments of ``scontrol``, and whether the program waited."""
-    asked = tmp_path / "asked"
+) -> subprocess.Popen[bytes]:
+    """Start the program; return when it has ended or says that it has requeued the job."""
     for name, does in {
         "squeue": f'echo "{state}"',
-        "scontrol": f'echo "$@" >> {asked}\n{scontrol}',
+        "scontrol": f'echo "$@" >> {tmp_path / "asked"}\n{scontrol}',
     }.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / name).chmod(0o755)
@@ -32,14 +31,21 @@ def run(
         "PYTHONPATH": str(ROOT),
     }
     env |= {"PATH": f"{tmp_path}:{env['PATH']}", "SLURM_JOB_ID": "7", **job}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "launch.slurm.requeue", *arguments],
-        env=env,
-        stderr=subprocess.DEVNULL,
-    )
+    said = tmp_path / "said"
+    with said.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "launch.slurm.requeue", *arguments], env=env, stderr=stderr
+        )
     deadline = time.monotonic() + 20
-    while process.poll() is None and not asked.exists() and time.monotonic() < deadline:
+    while process.poll() is None and "requeued" not in said.read_text():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
+    return process
+
+
+def run(tmp_path: Path, *arguments: str, **how: str) -> tuple[int, str, bool]:
+    """Return the status, the arguments of ``scontrol``, and whether the program waited."""
+    process = start(tmp_path, *arguments, **how)
     try:
         process.wait(0.5)
     except subprocess.TimeoutExpired:
@@ -49,7 +55,20 @@ def run(
         process.kill()
     else:
         stayed = False
-    return process.wait(), asked.read_text() if asked.exists() else "", stayed
+    return process.wait(), read_asked(tmp_path), stayed
+
+
+def asked_by(tmp_path: Path, *arguments: str, **how: str) -> str:
+    """Return the arguments of ``scontrol``."""
+    process = start(tmp_path, *arguments, **how)
+    process.kill()
+    process.wait()
+    return read_asked(tmp_path)
+
+
+def read_asked(tmp_path: Path) -> str:
+    asked = tmp_path / "asked"
+    return asked.read_text() if asked.exists() else ""
 
 
 @pytest.mark.parametrize(
@@ -65,12 +84,12 @@ def test_error_that_would_come_again_is_not_requeued(tmp_path: Path, status: int
 
 
 def test_array_task_is_named_by_its_array(tmp_path: Path) -> None:
-    asked = run(tmp_path, "75", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="3")[1]
+    asked = asked_by(tmp_path, "75", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="3")
     assert asked == "requeue 5_3\n"
 
 
 def test_restarts_have_a_limit(tmp_path: Path) -> None:
-    assert run(tmp_path, "75", "--most", "2", SLURM_RESTART_COUNT="1")[1] == "requeue 7\n"
+    assert asked_by(tmp_path, "75", "--most", "2", SLURM_RESTART_COUNT="1") == "requeue 7\n"
     (tmp_path / "asked").unlink()
     assert run(tmp_path, "75", "--most", "2", SLURM_RESTART_COUNT="2") == (1, "", False)
 
@@ -91,11 +110,11 @@ def test_deaths_without_progress_are_not_requeued(
     tmp_path: Path, status: int, begun: list[int | None], asked: str
 ) -> None:
     write_json(FoldDir(tmp_path).status, {"attempts": [{"from_step": step} for step in begun]})
-    assert run(tmp_path, str(status), str(tmp_path))[1] == asked
+    assert asked_by(tmp_path, str(status), str(tmp_path)) == asked
 
 
 def test_fold_without_a_status_is_requeued(tmp_path: Path) -> None:
-    assert run(tmp_path, "137", str(tmp_path / "fold-1"))[1] == "requeue 7\n"
+    assert asked_by(tmp_path, "137", str(tmp_path / "fold-1")) == "requeue 7\n"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +127,7 @@ def test_fold_without_a_status_is_requeued(tmp_path: Path) -> None:
     ],
 )
 def test_job_ended_from_outside_is_not_requeued(tmp_path: Path, state: str, asked: str) -> None:
-    assert run(tmp_path, "75", state=state)[1] == asked
+    assert asked_by(tmp_path, "75", state=state) == asked
 
 
 def test_scontrol_survives_the_signals_that_it_causes(tmp_path: Path) -> None:
