@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,9 +120,14 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return _build(stored, path, overrides)
 
 
+@cache
+def _defaults() -> DictConfig:
+    return OmegaConf.structured(Config)
+
+
 def _build(settings: DictConfig, path: Path, overrides: Sequence[str]) -> Config:
     """Return the defaults, replaced by ``settings`` of the file ``path``, then ``overrides``."""
-    tree = _merge(OmegaConf.structured(Config), settings, str(path))
+    tree = _merge(_defaults(), settings, str(path))
     for argument in overrides:
         key, eq, _ = argument.partition("=")
         if not eq or not key:

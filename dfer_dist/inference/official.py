@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dfer_dist.config.schema import ModelConfig
 from dfer_dist.models.dferclip import DFERCLIP
+from dfer_dist.models.tokenizer import clip_tokenizer
 from dfer_dist.utils.errors import UserError
 
 _BLOCKS = "temporal_net.temporal_transformer.layers"
@@ -214,7 +215,7 @@ def read_sentences(state: Mapping[str, Tensor]) -> list[str]:
     UserError
         If a row is the embedding of no token or of several, or the tokens come from no text.
     """
-    tokenizer = SimpleTokenizer()
+    tokenizer = clip_tokenizer()
     vocabulary = _get(state, "clip_model_.token_embedding.weight", 2)
     if len(vocabulary) != tokenizer.vocab_size:
         raise UserError(

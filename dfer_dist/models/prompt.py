@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from itertools import chain
 
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from dfer_dist.config.schema import ModelConfig, TokenPosition
+from dfer_dist.models.tokenizer import clip_tokenizer
 from dfer_dist.utils.errors import UserError
 
 
@@ -30,7 +30,7 @@ def tokenize(
     UserError
         If a text and the context do not fit into ``context_length`` tokens.
     """
-    tokenizer = SimpleTokenizer()
+    tokenizer = clip_tokenizer()
     encoded = [tokenizer.encode(text) for text in texts]
     for text, ids in zip(texts, encoded, strict=True):
         if len(ids) + context_tokens + 2 > context_length:
