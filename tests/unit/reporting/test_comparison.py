@@ -24,9 +24,10 @@ def change(fold: Path, **fields: Any) -> None:
 
 
 def test_comparison_files_of_three_runs_match_predictions(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / x, sure=s) for x, s in (("first", 2.0), ("b_1", 3.0), ("b&c", 1.0))]
+    names = (("first", 2.0), ("b_1", 3.0), ("b&c", 1.0))
+    runs = [make_run(tmp_path / x, (1, 2), 2, sure=s) for x, s in names]
     write_comparison(runs, tmp_path / "out")
-    names = (
+    files = (
         "comparison.html",
         "comparison.json",
         "comparison.md",
@@ -34,7 +35,7 @@ def test_comparison_files_of_three_runs_match_predictions(tmp_path: Path) -> Non
         "clips-b_1.csv",
         "clips-b-c.csv",
     )
-    assert {f.name for f in (tmp_path / "out").iterdir()} == set(names)
+    assert {f.name for f in (tmp_path / "out").iterdir()} == set(files)
     said = json.loads((tmp_path / "out" / "comparison.json").read_text())["comparisons"]
     assert [(c["first"], c["second"]) for c in said] == [("first", "b_1"), ("first", "b&c")]
     assert (
@@ -46,7 +47,7 @@ def test_comparison_files_of_three_runs_match_predictions(tmp_path: Path) -> Non
         rows = list(csv.DictReader(f))
     assert len(rows) == said[0]["paired"]["changed_clips"]
     assert sum(r["change"] == "gained" for r in rows) == said[0]["paired"]["mcnemar"]["gained"]
-    tables = {k: pq.read_table(runs[1].fold(k).predictions).to_pydict() for k in (1, 2, 3)}
+    tables = {k: pq.read_table(runs[1].fold(k).predictions).to_pydict() for k in (1, 2)}
     for row in rows:
         i = tables[int(row["fold"])]["key"].index(row["key"])
         assert row["truth"] == CLASSES[tables[int(row["fold"])]["label"][i]]

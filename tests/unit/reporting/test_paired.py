@@ -100,7 +100,7 @@ def test_run_and_its_copy_have_no_differences(tmp_path: Path) -> None:
 def test_unlike_runs_are_compared_with_a_warning(
     tmp_path: Path, fields: dict[str, Any], expected: str
 ) -> None:
-    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", **fields)]
+    runs = [make_run(tmp_path / "a", (1,), 1), make_run(tmp_path / "b", (1,), 1, **fields)]
     (warning,) = held(*runs).warnings
     assert expected in warning
     if "selection" not in fields:
@@ -161,7 +161,8 @@ def test_order_of_clips_and_classes_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_other_classes_are_not_compared(tmp_path: Path) -> None:
-    c = held(make_run(tmp_path / "a"), make_run(tmp_path / "b", classes=CLASSES[:3]))
+    first = make_run(tmp_path / "a", (1,), 1)
+    c = held(first, make_run(tmp_path / "b", (1,), 1, classes=CLASSES[:3]))
     assert c.paired is None
     assert "Their classes differ" in c.warnings[-1]
     write_comparison([c.first.run, c.second.run], tmp_path / "out")
