@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,9 @@ from dfer_dist.data.shards.sidecars import read_array
 from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.data.verify import verify
 from dfer_dist.demo.dataset import render_demo
-from dfer_dist.runs.provenance import python_command
 from launch.commands.data import enrich as command
 from tests.helpers.data.clips import read_members, sidecar_bytes
-from tests.helpers.paths import ROOT
+from tests.helpers.forked import Forked
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,8 @@ def test_enrich_resumes_after_a_kill(shards: Index, source: Path, tmp_path: Path
         "def die(done, total):\n    if done == 37:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
         f"enrich(Path({str(root)!r}), {request}, 1, die)\n"
     )
-    done = subprocess.run([*python_command(), "-c", code], cwd=ROOT, check=False)
+    (tmp_path / "killed.py").write_text(code)
+    done = Forked([str(tmp_path / "killed.py")], os.environ).wait(timeout=120)
     assert done.returncode == -9
     assert any(f.name.startswith(".") for f in root.iterdir()), "it was killed within a file"
     finished = {

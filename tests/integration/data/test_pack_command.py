@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
 
 from dfer_dist.data.packing.report import REPORT, PackReport
-from dfer_dist.runs.provenance import python_command
+from tests.helpers.cli import dfer
 from tests.helpers.data.clips import write_clip
-from tests.helpers.paths import ROOT
-
-CODE = "import sys; from launch.cli import main; sys.argv = ['dfer', *sys.argv[1:]]; main()"
+from tests.helpers.forked import Done
 
 
-def dfer_pack(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*python_command(), "-c", CODE, "pack", "--dataset", "folder", "--root", "mine"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
-    return subprocess.run(
-        [*command, "--out", "out", "--folds", "2", "--workers", "1", *arguments],
-        env=env,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
+def dfer_pack(folder: Path, *arguments: str) -> Done:
+    command = ["pack", "--dataset", "folder", "--root", "mine", "--out", "out", "--folds", "2"]
+    return dfer(*command, "--workers", "1", *arguments, cwd=folder, COLUMNS="80")
 
 
 def test_dfer_pack_prints_counts_and_faults(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import tarfile
 import time
 from pathlib import Path
@@ -18,8 +17,8 @@ import simplejpeg
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.sources.dfer_clip_lists import read_lists
-from dfer_dist.runs.provenance import python_command
-from tests.helpers.paths import ROOT
+from tests.helpers.forked import Forked
+from tests.helpers.paths import DFER
 
 JPEG_40_48 = simplejpeg.encode_jpeg(np.zeros((40, 48, 3), np.uint8))
 
@@ -81,11 +80,11 @@ def read_json_members(tar: Path) -> list[bytes]:
         return [file.read() for file in files if file is not None]
 
 
-def dfer_pack(source: Path, out: Path, workers: int) -> list[str]:
-    code = "import sys; from launch.cli import main; sys.argv = ['dfer', *sys.argv[1:]]; main()"
-    command = [*python_command(), "-c", code, "pack", "--dataset", "dfew", "--out", str(out)]
+def start_pack(source: Path, out: Path, workers: int) -> Forked:
+    command = [DFER, "pack", "--dataset", "dfew", "--out", str(out)]
     command += ["--root", str(source / "frames"), "--lists", str(source / "lists")]
-    return [*command, "--clips-per-shard", "2", "--workers", str(workers)]
+    command += ["--clips-per-shard", "2", "--workers", str(workers)]
+    return Forked(command, os.environ, new_session=True)
 
 
 def test_killed_pack_resumes_to_the_same_bytes(tiny_source: Path, tmp_path: Path) -> None:
@@ -98,15 +97,12 @@ def test_killed_pack_resumes_to_the_same_bytes(tiny_source: Path, tmp_path: Path
         for i in range(15):
             for frame in clip.iterdir():
                 (source / "frames" / clip.name / f"{i:03d}_{frame.name}").hardlink_to(frame)
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        dfer_pack(source, out, 2), env=env, stdout=subprocess.DEVNULL, start_new_session=True
-    )
+    process = start_pack(source, out, 2)
     deadline = time.monotonic() + 120
     while len(list(out.glob(".packing/[!.]*.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait(timeout=60).returncode == -signal.SIGKILL
     # workers exit with their parent
     while running_processes(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -117,18 +113,16 @@ def test_killed_pack_resumes_to_the_same_bytes(tiny_source: Path, tmp_path: Path
     finished = [f.name.removesuffix(".json") for f in out.glob(".packing/[!.]*.json")]
     assert 2 <= len(finished) < 30 and not (out / "index.json").exists()
     before = state(out)
-    done = subprocess.run(
-        dfer_pack(source, out, 1), env=env, capture_output=True, text=True, check=True
-    )
+    done = start_pack(source, out, 1).wait(timeout=120)
+    assert done.returncode == 0, done.stderr
     assert "60 clips in 30 shards" in done.stdout and "nothing to do" not in done.stdout
     assert all(state(out)[name] == before[name] for name in finished)
     undisturbed = tmp_path / "undisturbed"
     pack(read_lists("dfew", source / "frames", source / "lists"), "dfew", undisturbed, 2, workers=1)
     assert files(out) == files(undisturbed)
     before = state(out)
-    done = subprocess.run(
-        dfer_pack(source, out, 1), env=env, capture_output=True, text=True, check=True
-    )
+    done = start_pack(source, out, 1).wait(timeout=120)
+    assert done.returncode == 0, done.stderr
     assert "already packed, nothing to do: 60 clips in 30 shards" in done.stdout
     assert state(out) == before
 

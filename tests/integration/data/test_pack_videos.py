@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +15,10 @@ from dfer_dist.data.shards.sidecars import read_array, read_sidecar_tar, sidecar
 from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.data.video.decode import Video
 from dfer_dist.utils.files import read_json
+from tests.helpers.cli import dfer
 from tests.helpers.data.clips import write_clip
 from tests.helpers.data.videos import Pose, draw, encode
+from tests.helpers.forked import Done
 
 FRAMES = 6
 
@@ -43,11 +43,9 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def dfer_pack(videos: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from launch.cli import main; main()", "pack"]
-    command += ["--dataset", "folder", "--folds", "2", "--workers", "1"]
-    command += ["--root", str(videos), "--out", str(out), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def dfer_pack(videos: Path, out: Path, *arguments: str) -> Done:
+    source = ["--dataset", "folder", "--folds", 2, "--root", videos]
+    return dfer("pack", *source, "--out", out, "--workers", 1, *arguments, cwd=Path.cwd())
 
 
 def file_hashes(out: Path) -> dict[str, str]:
