@@ -122,7 +122,9 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 @cache
 def _defaults() -> DictConfig:
-    return OmegaConf.structured(Config)
+    tree = OmegaConf.structured(Config)
+    assert isinstance(tree, DictConfig)
+    return tree
 
 
 def _build(settings: DictConfig, path: Path, overrides: Sequence[str]) -> Config:

@@ -9,7 +9,10 @@ import pytest
 from dfer_dist.config.schema import Config
 from dfer_dist.planning import estimate
 from dfer_dist.planning.step_costs import StepCosts, count_step
+from tests.helpers.paths import ROOT
 
+# A ViT-B/32 with half its layers and one for texts, which is counted three times as fast.
+FEW_LAYERS = f"model.backbone={ROOT / 'tests' / 'fixtures' / 'b32_six_layers.json'}"
 _counted: dict[str, StepCosts] = {}
 
 

@@ -9,11 +9,15 @@ import pytest
 from dfer_dist.utils.errors import UserError
 from launch.commands.plan import node_counts
 from tests.helpers.cli import invoke
-from tests.helpers.models.counted_steps import counted_steps  # noqa: F401 (a fixture)
+from tests.helpers.models.counted_steps import (
+    FEW_LAYERS,
+    counted_steps,  # noqa: F401 (a fixture)
+)
 
 
 def test_plan_prints_a_row_for_each_choice(tmp_path: Path) -> None:
-    done = invoke("plan", "dfew_vitb32", "--gpus", "8", "--gpu-memory", "80", cwd=tmp_path)
+    given = ["--gpus", "8", "--gpu-memory", "80", FEW_LAYERS]
+    done = invoke("plan", "dfew_vitb32", *given, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("fastest") == 1
     starts = [line.strip()[:1] for line in done.stdout.splitlines()]
@@ -21,13 +25,13 @@ def test_plan_prints_a_row_for_each_choice(tmp_path: Path) -> None:
 
 
 def test_plan_gives_advice_where_nothing_fits(tmp_path: Path) -> None:
-    done = invoke("plan", "dfew_vitb32", "--gpu-memory", "2", cwd=tmp_path)
-    assert "nothing fits 2 GiB: set model.checkpoint_image=true" in " ".join(done.stdout.split())
+    done = invoke("plan", "dfew_vitb32", "--gpu-memory", "1", FEW_LAYERS, cwd=tmp_path)
+    assert "nothing fits 1 GiB: set model.checkpoint_image=true" in " ".join(done.stdout.split())
 
 
 def test_scale_prints_nodes_and_what_limits_them(tmp_path: Path) -> None:
-    given = ["--gpus", "8", "--scale", "1,2,...,512"]
-    done = invoke("plan", "dfew_vitb16", *given, cwd=tmp_path)
+    given = ["--gpus", "8", "--tflops", "20", "--scale", "1,2,...,512", FEW_LAYERS]
+    done = invoke("plan", "dfew_vitb32", *given, cwd=tmp_path)
     rows = [line.split() for line in done.stdout.splitlines() if line.strip()[:1].isdigit()]
     assert [int(row[0]) for row in rows] == [2**i for i in range(10)], done.stderr
     assert all(row[-1] == "compute" for row in rows)

@@ -28,7 +28,10 @@ from dfer_dist.planning.scaling import scale
 from dfer_dist.planning.step_costs import StepCosts, count_step
 from dfer_dist.training.bf16_gradients import BUCKET
 from dfer_dist.utils.errors import UserError
-from tests.helpers.models.counted_steps import counted_steps  # noqa: F401 (a fixture)
+from tests.helpers.models.counted_steps import (
+    FEW_LAYERS,
+    counted_steps,  # noqa: F401 (a fixture)
+)
 
 EIGHT = Machine("cuda", 8, 80 * GIB, 1e14, 1e11, 1e-5)
 
@@ -94,7 +97,7 @@ def test_flops_are_those_of_matrix_products(counted: StepCosts) -> None:
 
 
 def test_recomputing_needs_less_memory_and_more_flops() -> None:
-    overrides = ["data.num_frames=2", "data.shards=dfew"]
+    overrides = ["data.shards=dfew", FEW_LAYERS]
     kept = count_step(load_config("dfew_vitb32", overrides), SEVEN, fused_attention=False)
     recomputing = ["model.checkpoint_image=true", "model.checkpoint_temporal=true"]
     again = count_step(
@@ -159,7 +162,7 @@ def test_bytes_sent_are_those_of_real_steps() -> None:
 
 
 def test_plan_has_every_stage_and_micro_batch() -> None:
-    config = load_config("dfew_vitb32", ["data.num_frames=2", "data.shards=dfew"])
+    config = load_config("dfew_vitb32", ["data.shards=dfew", FEW_LAYERS])
     rows = plan(config, EIGHT, SEVEN)
     assert [(r.stage, r.micro, r.accumulation) for r in rows] == [
         (s, m, 6 // m) for s in (1, 2, 3) for m in (1, 2, 3, 6)
@@ -192,7 +195,7 @@ def test_network_seconds_are_bytes_and_hops() -> None:
 
 
 def test_scale_ends_at_the_limit_of_the_network() -> None:
-    config = load_config("dfew_vitb16", ["data.workers=2"])
+    config = load_config("dfew_vitb32", ["data.workers=2", FEW_LAYERS])
     one, two, many = scale(config, EIGHT, 1e9, 1e9, [1, 2, 512], SEVEN)
     assert (one.ranks, two.ranks, many.ranks, one.clips, many.clips) == (8, 16, 4096, 6, 6)
     assert one.compute == many.compute and one.network < two.network < many.network

@@ -27,11 +27,12 @@ from dfer_dist.models.backbone import TINY, build_clip
 from dfer_dist.models.tokenizer import CaptionTokenizer
 from dfer_dist.models.tuning import trained_line
 from dfer_dist.planning.estimate import Machine, plan
-from dfer_dist.planning.step_costs import build_meta_model, count_step
+from dfer_dist.planning.step_costs import build_meta_model
 from dfer_dist.training.build import check_same_data
 from dfer_dist.training.descriptions import ClipDescriptions, read_descriptions
 from dfer_dist.utils.errors import UserError
 from tests.helpers.data.descriptions import MODEL, captioned_copy
+from tests.helpers.models.counted_steps import count_once, counted_steps  # noqa: F401 (a fixture)
 from tests.helpers.models.tiny_models import CLASSES, FRAMES, perturb, tiny
 
 B16 = "dfew_finecliper_vitb16"
@@ -196,7 +197,7 @@ def test_plan_counts_the_texts() -> None:
     machine = Machine("cuda", 2, 80e9, 1e12, 1e11, 1e-5)
     assert {step.micro for step in plan(config, machine, SEVEN)} == {1, 2, 4}
     assert {step.micro for step in plan(both, machine, SEVEN)} == {4}
-    labels, texts = (count_step(c, SEVEN, fused_attention=True) for c in (config, both))
+    labels, texts = (count_once(c, SEVEN, fused_attention=True) for c in (config, both))
     a_text = (
         2 * 77 * 2 * 12 * 64 * 64
     )  # multiplications and additions of two blocks' matrices, forward
