@@ -335,7 +335,7 @@ def put(run: RunDir, fold: int, tested: Case, **fields: Any) -> Path:
 
 
 def test_a_report_says_what_was_zero_shot_and_trained_on_what(tested: Case, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
+    run = make_run(tmp_path / "run", (1, 2), 2)
     assert "ero-shot" not in (write_report(run) and run.page.read_text())
     paths = [put(run, fold, tested, objective="descriptions") for fold in (1, 2)]
     write_report(run)

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.cli import dfer
 
+# ViT-B/32 with a third of its layers
+SIZES = {
+    "embed_dim": 512,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 224, "patch_size": 32, "width": 768, "layers": 4},
+    "text_cfg": {
+        "context_length": 77,
+        "vocab_size": 49408,
+        "width": 512,
+        "heads": 8,
+        "layers": 4,
+    },
+}
+
 
 def test_planned_memory_is_that_of_real_steps(tmp_path: Path) -> None:
     """In a new process, with its own settings of malloc."""
+    sizes = tmp_path / "sizes.json"
+    sizes.write_text(json.dumps(SIZES))
     small = ["train.global_batch=2", "data.num_frames=4"]
+    small += [f"model.backbone={sizes}", "model.pretrained=none"]
     done = dfer("plan", "dfew_vitb32", "--measure", *small, cwd=tmp_path, forks_ranks=False)
     assert done.returncode == 0, done.stderr
-    planned = float(done.stdout.split("planned")[1].split()[0])
-    measured = float(done.stdout.split("measured")[1].split()[0])
+    found = re.search(r"planned (\S+) GiB,\s+measured (\S+) GiB", done.stdout)
+    assert found, done.stdout
+    planned, measured = map(float, found.groups())
     assert planned == pytest.approx(measured, rel=0.15)
 
 
