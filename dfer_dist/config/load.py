@@ -6,6 +6,7 @@ Loading is strict: an unknown key or a value of the wrong type is a
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Collection, Sequence
 from functools import cache
@@ -129,7 +130,7 @@ def _defaults() -> DictConfig:
 
 def _build(settings: DictConfig, path: Path, overrides: Sequence[str]) -> Config:
     """Return the defaults, replaced by ``settings`` of the file ``path``, then ``overrides``."""
-    tree = _merge(_defaults(), settings, str(path))
+    tree = _merge(copy.deepcopy(_defaults()), settings, str(path))
     for argument in overrides:
         key, eq, _ = argument.partition("=")
         if not eq or not key:
@@ -175,7 +176,7 @@ def _read_yaml(path: Path) -> DictConfig:
 
 def _merge(tree: DictConfig, patch: DictConfig, source: str) -> DictConfig:
     try:
-        merged = OmegaConf.merge(tree, patch)
+        merged = OmegaConf.unsafe_merge(tree, patch)
     except ConfigKeyError as e:
         # Its key ends at the first part that is unknown.
         key = next(leaf for leaf in _leaves(patch) if leaf.startswith(str(e.full_key)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 
+@cache
 def installed_version(name: str) -> str | None:
     """Return the version of an installed distribution, or None if it is not installed."""
     try:
