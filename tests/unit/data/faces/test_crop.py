@@ -56,7 +56,7 @@ def test_crops_show_the_original_portrait(moving_video: Video, moving_clip: Face
 
 
 def test_find_face_is_deterministic(tmp_path: Path) -> None:
-    video = Video(encode(tmp_path / "a.mp4", draw(two_heads(12))))
+    video = Video(encode(tmp_path / "a.mp4", draw(two_heads(8))))
 
     def digest() -> str:
         clip = find_face(video)
