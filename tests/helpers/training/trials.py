@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -130,9 +130,12 @@ class Trial:
         table = pq.read_table(self.fold.predictions)
         return table["key"].to_pylist(), np.array(table["logits"].to_pylist(), dtype=np.float32)
 
+    def attempts(self) -> list[dict[str, Any]]:
+        return read_json(self.fold.status)["attempts"]
+
     @property
     def num_rolled_back(self) -> int:
-        return sum(a["undone_steps"] or 0 for a in read_json(self.fold.status)["attempts"])
+        return sum(attempt["undone_steps"] or 0 for attempt in self.attempts())
 
     def wait(self, seen: Callable[[], object], seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
