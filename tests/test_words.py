@@ -134,7 +134,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "tests/integration/compatibility/test_v1_files.py": {"sides": "a setting of version 1"},
     "tests/helpers/training/trials.py": {"undone": "a key of status.json"},
     "tests/integration/training/test_descriptions.py": {"described": "a key of result.json"},
-    "tests/slurm/test_crossval.py": {"undone": "a key of status.json"},
+    "tests/slurm/test_resuming.py": {"undone": "a key of status.json"},
     "tests/unit/config/test_config.py": dict.fromkeys(("levels", "sides"), "settings of version 1"),
     "tests/unit/runs/test_records.py": dict.fromkeys(
         ("levels", "undone"), "keys in files of version 1"
