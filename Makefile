@@ -7,7 +7,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PIP := $(BIN)/python -m pip install -q -c constraints.txt
 UNIT := tests/unit tests/test_architecture.py tests/test_docs.py tests/test_words.py
-SERIAL := tests --ignore=tests/unit --ignore=tests/test_architecture.py --ignore=tests/test_docs.py --ignore=tests/test_words.py
+RUN_UNIT = $(BIN)/python -m pytest -q -n logical --dist worksteal $(UNIT)
+OTHERS := tests --ignore=tests/unit --ignore=tests/test_architecture.py --ignore=tests/test_docs.py --ignore=tests/test_words.py
 
 # Debian packages: a compiler and Python's headers for DeepSpeed's extension, venv, and for the tests
 # ffprobe, a browser, Slurm and PostgreSQL.
@@ -26,13 +27,13 @@ help: ## list the targets
 demo: $(VENV)/.ready ## render and pack a small data set, train five folds, print the table
 	@$(BIN)/dfer demo
 
-test: $(VENV)/.ready-test ## run the whole test suite: unit tests in parallel, then the others one by one
+test: $(VENV)/.ready-test ## run the whole test suite: unit tests, then the others, two files at a time
 	@export OMP_NUM_THREADS=1 TIMEFORMAT='wall %0R s, CPU %0U s user + %0S s system'; failed=0; \
-	time { $(BIN)/python -m pytest -q -n logical $(UNIT) || failed=1; $(BIN)/python -m pytest -q $(SERIAL) || failed=1; }; \
+	time { $(RUN_UNIT) || failed=1; $(BIN)/python -m pytest -q -n 2 --dist loadfile $(OTHERS) || failed=1; }; \
 	echo "load average: $$(cut -d' ' -f1-3 /proc/loadavg)"; exit $$failed
 
 test-unit: $(VENV)/.ready-test ## run the unit tests only
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical $(UNIT)
+	OMP_NUM_THREADS=1 $(RUN_UNIT)
 
 test-data: $(VENV)/.ready-test ## pack the full official lists in $DFER_SPLITS and damage shards at random; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m data_full

@@ -8,8 +8,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.helpers.quiet_server import QuietServer
 
 Fault = Callable[[BaseHTTPRequestHandler], None]
 PLAIN = "The brows rise quickly and stay high. The mouth opens wide and then closes slowly."
@@ -61,12 +63,8 @@ class Vision:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server = QuietServer(Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(
-            target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
-        ).start()
 
     def serve(self, request: BaseHTTPRequestHandler) -> None:
         asked = json.loads(request.rfile.read(int(request.headers["Content-Length"])))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import http.client
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
+
+from tests.helpers.quiet_server import QuietServer
 
 PASS, DEAD, BROKEN, SLOW = "pass", "dead", "500", "slow"
 
@@ -75,15 +76,7 @@ class Proxy:
             def log_message(self, *_: object) -> None:
                 pass
 
-        class Quiet(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, *_: object) -> None:
-                # The client has gone.
-                pass
-
-        self._server = Quiet(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._server = QuietServer(Handler)
 
     @property
     def uri(self) -> str:
