@@ -16,7 +16,8 @@ from typing import Any
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 
-_IMPORTS = "import torch, deepspeed, open_clip, mlflow"
+# without collections, as a rank does it
+_IMPORTS = "import gc; gc.disable(); import torch, deepspeed, open_clip, mlflow; gc.freeze()"
 _PLAIN = Path(__file__).parents[2] / "benchmarks" / "plain_step.py"
 _TIMEOUT = 600.0  # seconds to a first step
 
