@@ -200,6 +200,10 @@ def exit_process(status: int) -> NoReturn:
     # They ignore SIGTERM, with which an exit function would end them and then wait.
     for worker in multiprocessing.active_children():
         worker.kill()
+    # Python resets the handlers before its end, which takes a second or two. A signal would then
+    # end the process with a status that asks for another start.
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     # Python's last collections would walk all objects of torch and DeepSpeed, for seconds.
     gc.freeze()
     sys.exit(status)
