@@ -23,6 +23,7 @@ from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import DataOrigin, FoldStatus, GitState, Provenance, TrackingInfo
 from dfer_dist.tracking.uploader import reason
 from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import atomic_path
 from dfer_dist.utils.locks import file_lock
 
 if TYPE_CHECKING:
@@ -59,7 +60,22 @@ def client(uri: str) -> MlflowClient:
     file = Path(uri.removeprefix("sqlite:///"))
     # MLflow fails if two processes create the tables at a time.
     with _lock_if_possible(file.with_name(f".{file.name}.lock")):
+        if not file.exists():
+            _create_store(file)
         return MlflowClient(uri)
+
+
+def _create_store(file: Path) -> None:
+    """Create a sqlite store with all tables.
+
+    MLflow cannot complete one that a killed process left with some of them.
+    """
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with atomic_path(file) as temporary:
+        store = SqlAlchemyStore(f"sqlite:///{temporary}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+        store.engine.dispose()
 
 
 def fresh_tracking(run: RunDir, config: Config, dataset: str) -> TrackingInfo | None:

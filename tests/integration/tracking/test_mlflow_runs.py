@@ -108,6 +108,28 @@ def test_processes_create_one_database_at_the_same_time(tmp_path: Path) -> None:
     assert [done.stdout for done in said] == ["Default\n"] * 3, said
 
 
+KILLED_WHILE_IT_CREATES = """
+import os, signal, sys
+from sqlalchemy import Engine, event
+from dfer_dist.tracking.mlflow_runs import client
+
+@event.listens_for(Engine, "after_cursor_execute")
+def kill(connection, cursor, statement, *more):
+    if "CREATE TABLE registered_model_tags" in statement:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+client(sys.argv[1])
+"""
+
+
+def test_kill_while_tables_are_created_leaves_no_database(tmp_path: Path) -> None:
+    script, uri = tmp_path / "create.py", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    script.write_text(KILLED_WHILE_IT_CREATES)
+    done = Forked([str(script), uri], os.environ).wait(timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert client(uri).search_experiments()[0].name == "Default"
+
+
 def test_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
     """Loader workers may be forked while another thread of their rank changes ``run.json``."""
     with file_lock(tmp_path / "lock"):
