@@ -275,7 +275,8 @@ def test_disk_full_for_good(trial: Trial, undisturbed: Trial, small_disk: Path) 
     trial.wait(lambda: checkpoint.complete(trial.fold.checkpoints))
     filler = fill(small_disk)
     said = trial.finish(command, status=2, again=0)
-    assert "takes no checkpoint" in said and "free some space" in said
+    # The rank's own message may not fit on the full disk.
+    assert ("takes no checkpoint" in said or "is full" in said) and "free some space" in said
     assert checkpoint.complete(trial.fold.checkpoints)
     filler.unlink()
     trial.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,15 @@ def test_last_error_is_of_this_attempt(fold: FoldDir) -> None:
     assert last_error(fold, sizes) == "out of memory"
     # the log of rank 0 comes last
     assert last_error(fold, {}) == "earlier"
+
+
+def test_full_disk_is_the_reason_if_no_message_is_whole(
+    fold: FoldDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = shutil.disk_usage(fold.root)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=0))
+    fold.log.write_text("error: cannot wr")
+    fold.log_of(1).write_text("Traceback\n    f(x)\n    ^^^^")
+    assert last_error(fold, {}).startswith(f"the disk of {fold.root} is full: free some space")
+    fold.log.write_text("error: cannot write\n")
+    assert last_error(fold, {}) == "cannot write"
