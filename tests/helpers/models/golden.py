@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dfer_dist.config.schema import ModelConfig, TokenPosition
 from dfer_dist.inference.official import read_official, to_ours
 from dfer_dist.models.backbone import TextTower, build_clip
 from dfer_dist.models.dferclip import DFERCLIP
+from dfer_dist.models.tuning import param_groups
 from tests.helpers.paths import HELPERS, SHARED
 from tests.helpers.ranks.spawn import run_ranks
 
@@ -86,6 +90,66 @@ def assert_equal(ours: np.ndarray | torch.Tensor, theirs: np.ndarray, what: str)
     assert ours.shape == theirs.shape
     worst = np.abs(ours - theirs).max() / np.abs(theirs).max()
     assert worst <= TOLERANCE, f"{what}: {worst:.1e}"
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Logits [steps, B, C] and losses [steps] of a training run."""
+
+    logits: np.ndarray
+    losses: np.ndarray
+
+
+def train(model: DFERCLIP, case: str, precision: torch.dtype = torch.float32) -> Trajectory:
+    """Train by plain PyTorch as recorded: under autocast unless the precision is float32."""
+    data = np.load(GOLDEN / f"{case}_trajectory.npz")
+    groups = [
+        {"params": [p for _, p in group], "lr": 0.0} for group in param_groups(model).values()
+    ]
+    optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=1e-4)
+    logits, losses = [], []
+    for step, frames in enumerate(data["frames"]):
+        for group, rate in zip(optimizer.param_groups, data["lrs"][step], strict=True):
+            group["lr"] = float(rate)
+        with torch.autocast("cpu", precision, enabled=precision is not torch.float32):
+            out = model(torch.from_numpy(frames))
+            loss = F.cross_entropy(out, torch.from_numpy(data["labels"][step]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        logits.append(out.detach().float().numpy())
+        losses.append(loss.item())
+    return Trajectory(np.stack(logits), np.array(losses))
+
+
+def drift(run: Trajectory, reference: Trajectory) -> Trajectory:
+    """Return the largest difference of each step's logits and loss, over the largest of all."""
+    return Trajectory(
+        np.abs(run.logits - reference.logits).max((1, 2)) / np.abs(reference.logits).max(),
+        np.abs(run.losses - reference.losses) / np.abs(reference.losses).max(),
+    )
+
+
+def autocast_drift(case: str, seeds: int = 5) -> Trajectory:
+    """Return the largest drift of autocast to bf16 from float32, over seeds, by step.
+
+    Each seed moves the initial weights within half a unit in the last place of bf16, so that
+    they round otherwise.
+    """
+    drifts = []
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        start, _, _ = build(case)
+        with torch.no_grad():
+            for p in start.parameters():
+                p.mul_(1 + (torch.rand_like(p) - 0.5) * 2**-8)
+        runs = [
+            train(copy.deepcopy(start), case, dtype) for dtype in (torch.bfloat16, torch.float32)
+        ]
+        drifts.append(drift(*runs))
+    return Trajectory(
+        np.max([d.logits for d in drifts], axis=0), np.max([d.losses for d in drifts], axis=0)
+    )
 
 
 def check_trajectory_through_our_engine(case: str, device: str, tmp_path: Path) -> None:
