@@ -18,6 +18,7 @@ from PIL import Image
 
 from dfer_dist.data.faces.crop import FACE_SIZE, MIN_FACE_FRACTION, find_face
 from dfer_dist.data.shards.sidecars import array_bytes
+from dfer_dist.data.sources.frame_order import find_sequences
 from dfer_dist.data.sources.records import VIDEO_SUFFIXES, ClipRecord, Fault, clip_files
 from dfer_dist.data.video.decode import DamagedVideo, Video
 
@@ -75,6 +76,12 @@ def load_clip(record: ClipRecord, size: int | None = None, faces: bool = False) 
     if faces:
         fault = Fault("no video", "it has only frames: faces are detected in videos", True)
         return LoadedClip(faults=[fault])
+    sequences = find_sequences(files)
+    if sequences:
+        names = ", ".join(file.name for file in sequences[:3])
+        reason = f"its frames are {len(sequences)} sequences, such as those of several faces: "
+        reason += f"{names}; move each into a folder of its own"
+        return LoadedClip(faults=[Fault("several sequences", reason, True)])
     clip = _load_frames(files, size)
     if record.listed_frames is not None and len(files) < record.listed_frames:
         reason = f"{len(files)} frames exist, {record.listed_frames} are listed"

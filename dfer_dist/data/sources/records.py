@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dfer_dist.data.sources.frame_order import sort_frames
 from dfer_dist.utils.errors import UserError
 
 SEVEN = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear")
@@ -155,12 +155,3 @@ def list_frames(folder: Path) -> list[Path]:
         if frames:
             return sort_frames(frames)
     return []
-
-
-def sort_frames(files: Iterable[Path]) -> list[Path]:
-    """Sort frame files by the numbers in their names: 2.jpg comes before 10.jpg."""
-
-    def natural_order(file: Path) -> tuple[list[int], str]:
-        return [int(number) for number in re.findall(r"[0-9]+", file.stem)], file.name
-
-    return sorted(files, key=natural_order)

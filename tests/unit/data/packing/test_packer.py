@@ -51,6 +51,13 @@ def overwrite_frames(folder: Path) -> None:
         file.write_text("x")
 
 
+def number_by_face(folder: Path) -> None:
+    for i, file in enumerate(sorted(folder.iterdir())):
+        for face in range(2):
+            shutil.copy(file, folder / f"face_{face}_{i + 1}.jpg")
+        file.unlink()
+
+
 def replace_by_empty_video(folder: Path) -> None:
     folder.with_suffix(".mp4").touch()
     shutil.rmtree(folder)
@@ -103,6 +110,9 @@ FAULTS = {
         lambda c: (c / "00002.jpg").write_bytes(JPEG_40_50),
         "sizes differ",
         "has 50 x 40 pixels, the frames before it 48 x 40",
+    ),
+    "two faces": FaultCase(
+        number_by_face, "several sequences", "face_0_1.jpg, face_1_1.jpg; move each into a folder"
     ),
     "empty video": FaultCase(replace_by_empty_video, "damaged video", "0 frames decoded"),
 }

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dfer_dist.data.sources.records import canonical_class, list_frames, sort_frames
+from dfer_dist.data.sources.records import canonical_class, list_frames
 
 
 @pytest.mark.parametrize(
@@ -21,17 +21,6 @@ from dfer_dist.data.sources.records import canonical_class, list_frames, sort_fr
 )
 def test_canonical_class_knows_cases_and_adjectives(name: str, expected: str | None) -> None:
     assert canonical_class(name) == expected
-
-
-def test_sort_frames_orders_by_number() -> None:
-    names = ["10.jpg", "2.jpg", "a_1_9.png", "a_1_10.png"]
-    files = [Path(name) for name in names]
-    assert [file.name for file in sort_frames(files)] == [
-        "a_1_9.png",
-        "a_1_10.png",
-        "2.jpg",
-        "10.jpg",
-    ]
 
 
 def test_list_frames_skips_hidden_and_other_files(tmp_path: Path) -> None:

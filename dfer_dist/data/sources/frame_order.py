@@ -1,0 +1,158 @@
+"""The temporal order of frame files, from the numbers in their names."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise, product
+from pathlib import Path
+
+# an integer and the digits after its decimal point, which compare as text
+_Number = tuple[int, str]
+
+_NUMBERS = re.compile(r"[0-9]+(?:[.,][0-9]+)*")
+_SEPARATOR = re.compile(r"[.,]")
+
+# what tools that crop faces write before the number of a face
+_FACE = re.compile(r"(?:det|face|id|identity|person|subject|track)s?[^a-z]*$", re.IGNORECASE)
+
+# units of a clock: minutes of 60 seconds, seconds of 1,000 milliseconds
+_CLOCK = (60, 1000)
+
+
+def sort_frames(files: Iterable[Path]) -> list[Path]:
+    """Sort frame files by time: 2.jpg comes before 10.jpg, and t_0.25.jpg before t_0.5.jpg.
+
+    The numbers of a name count from left to right. If one of several counts the frames, as in
+    ``score_0.98_frame_12.jpg``, it alone counts.
+    """
+    names = [_Name(file) for file in files]
+    _read_numbers(names)
+    counter = _find_counter(names)
+
+    def order(name: _Name) -> tuple[list[_Number], str]:
+        numbers = name.numbers if counter is None else [name.numbers[counter]]
+        return numbers, name.file.name
+
+    return [name.file for name in sorted(names, key=order)]
+
+
+def find_sequences(files: Iterable[Path]) -> list[Path]:
+    """Return a file of each sequence if the frames of a clip are several sequences, else nothing.
+
+    Such are the faces of several people: ``frame_det_00_000001.bmp``, ``frame_det_01_000001.bmp``.
+    Their names have the same numbers with other text, or two numbers of which none is of one frame
+    only, unless these are the minutes, seconds or milliseconds of a clock.
+    """
+    names = [_Name(file) for file in files]
+    _read_numbers(names)
+    texts: dict[str, list[_Name]] = defaultdict(list)
+    for name in names:
+        texts[name.text].append(name)
+    numbered = [tuple(name.numbers) for names in texts.values() for name in names if name.numbers]
+    repeated = len(set(numbered)) < len(numbered)
+    if 1 < len(texts) <= len(names) / 2 and repeated:
+        return [same[0].file for same in texts.values()]
+    for same in texts.values():
+        groups = _group_by_face(same)
+        if len(groups) > 1:
+            return [group[0].file for group in groups]
+    return []
+
+
+class _Name:
+    """The name of a file: its numbers, and the text around them."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.tokens = list(_NUMBERS.finditer(file.stem))
+        self.text = _NUMBERS.sub("0", file.stem)
+        self.numbers: list[_Number] = []
+        # of each number the text before it
+        self.labels: list[str] = []
+
+
+def _read_numbers(names: Sequence[_Name]) -> None:
+    """Set the numbers of names, with decimals if those of all names can be decimals.
+
+    ``1.5`` next to ``1.10`` are two counters, because no program writes the zero of the decimal 1.1
+    unless all numbers have as many decimals.
+    """
+    split = [[_SEPARATOR.split(token[0]) for token in name.tokens] for name in names]
+    decimals = {parts[1] for tokens in split for parts in tokens if len(parts) == 2}
+    same_width = len({len(digits) for digits in decimals}) == 1
+    are_decimals = same_width or not any(d.endswith("0") and d != "0" for d in decimals)
+    for name, tokens in zip(names, split, strict=True):
+        for token, parts in zip(name.tokens, tokens, strict=True):
+            if len(parts) == 2 and are_decimals:
+                numbers = [(int(parts[0]), parts[1])]
+            else:
+                numbers = [(int(part), "") for part in parts]
+            name.numbers += numbers
+            name.labels += [name.file.stem[: token.start()]] * len(numbers)
+
+
+def _varying_columns(names: Sequence[_Name]) -> dict[int, list[_Number]]:
+    """Return the numbers of names by position, without those that are equal in all names."""
+    columns = enumerate(zip(*(name.numbers for name in names), strict=True))
+    return {i: list(column) for i, column in columns if len(set(column)) > 1}
+
+
+def _find_counter(names: Sequence[_Name]) -> int | None:
+    """Return the position of the number that counts frames, None to sort by all numbers."""
+    if len({name.text for name in names}) != 1 or len({len(name.numbers) for name in names}) != 1:
+        return None
+    columns = _varying_columns(names)
+    distinct = {i: column for i, column in columns.items() if len(set(column)) == len(names)}
+    if len(columns) < 2 or not distinct:
+        return None
+    counters = (i for i, column in distinct.items() if _is_even(column))
+    return next(counters, next(iter(distinct)))
+
+
+def _is_even(column: Iterable[_Number]) -> bool:
+    """Return whether numbers are integers at one distance, in any order."""
+    values = sorted(column)
+    steps = {b[0] - a[0] for a, b in pairwise(values)}
+    return len(steps) == 1 and not any(decimals for _, decimals in values)
+
+
+def _group_by_face(names: Sequence[_Name]) -> list[list[_Name]]:
+    """Return names of the same text by the face that they are of, in one group if it is one face.
+
+    The number of the face is the one with the fewest values.
+    """
+    columns = _varying_columns(names) if len({len(n.numbers) for n in names}) == 1 else {}
+    if len(columns) < 2:
+        return [list(names)]
+    face = min(columns, key=lambda i: len(set(columns[i])))
+    distinct = [i for i, column in columns.items() if len(set(column)) == len(names)]
+    is_named = _FACE.search(names[0].labels[face]) and not any(d for _, d in columns[face])
+    if face in distinct:
+        return [list(names)]
+    if not is_named and (distinct or _is_clock(list(columns.values()))):
+        return [list(names)]
+    groups: dict[_Number, list[_Name]] = defaultdict(list)
+    for name, number in zip(names, columns[face], strict=True):
+        groups[number].append(name)
+    return list(groups.values())
+
+
+def _is_clock(columns: Sequence[Sequence[_Number]]) -> bool:
+    """Return whether numbers are those of a clock that is read at even times."""
+    rows = sorted(zip(*columns, strict=True))
+    for units in product(_CLOCK, repeat=len(columns) - 1):
+        if any(n >= unit for row in rows for (n, _), unit in zip(row[1:], units, strict=True)):
+            continue
+        times = []
+        for row in rows:
+            time = row[0][0]
+            for (number, _), unit in zip(row[1:], units, strict=True):
+                time = time * unit + number
+            times.append(time)
+        steps = [b - a for a, b in pairwise(times)]
+        # a period of 1/30 s is 33 or 34 ms
+        if min(steps) > 0 and max(steps) - min(steps) <= 1:
+            return True
+    return False

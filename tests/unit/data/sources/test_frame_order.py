@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from dfer_dist.data.sources.frame_order import find_sequences, sort_frames
+
+# names in temporal order
+ORDERS = {
+    "integers of any width": ["9.jpg", "10.jpg", "00011.jpg", "100.jpg"],
+    "seconds": ["t_0.0.jpg", "t_0.25.jpg", "t_0.5.jpg", "t_0.75.jpg", "t_1.0.jpg"],
+    "seconds of one width": ["0.000.jpg", "0.040.jpg", "0.080.jpg", "10.000.jpg"],
+    "seconds with a comma": ["t=9,5s.jpg", "t=9,75s.jpg", "t=10s.jpg"],
+    "integers between decimals": ["1.jpg", "1.5.jpg", "2.jpg", "2.25.jpg"],
+    "two counters with a dot": [f"c{1 + i // 12}.{i % 12 + 1}.jpg" for i in range(24)],
+    "a date": ["2021.01.02.9.jpg", "2021.01.02.10.jpg", "2021.01.02.11.jpg"],
+    "a face of OpenFace": ["frame_det_00_000009.bmp", "frame_det_00_000010.bmp"],
+    "a score before the frame": [
+        "s0.98_f1.jpg",
+        "s0.97_f2.jpg",
+        "s0.98_f3.jpg",
+        "s0.5_f4.jpg",
+    ],
+    "a frame before the score": ["1_0.5.jpg", "2_0.98.jpg", "3_0.5.jpg", "4_0.97.jpg"],
+    "minutes and seconds": [f"{s // 60:02d}-{s % 60:02d}.jpg" for s in range(50, 200, 5)],
+    "minutes, seconds and milliseconds": [
+        f"00_{ms // 60000:02d}_{ms // 1000 % 60:02d}_{ms % 1000:03d}.jpg"
+        for ms in [round(59_000 + i * 100 / 3) for i in range(90)]
+    ],
+    "parts of one numbering": [f"part{1 + i // 40}_{i}.jpg" for i in range(80)],
+    "text without numbers": ["apex.jpg", "onset.jpg"],
+}
+
+
+@pytest.mark.parametrize("kind", ORDERS)
+def test_frames_are_sorted_by_time(kind: str) -> None:
+    files = [Path("clip") / name for name in ORDERS[kind]]
+    shuffled = random.Random(0).sample(files, len(files))
+    assert sort_frames(shuffled) == files
+    if kind != "two counters with a dot":
+        assert find_sequences(shuffled) == []
+
+
+SEQUENCES = {
+    "faces of OpenFace": ["frame_det_0{face}_{t:06d}.bmp", 2],
+    "face after the frame": ["{t:05d}_{face}.jpg", 3],
+    "face after a word": ["{t}_face{face}.png", 2],
+    "faces as letters": ["{letter}_{t:04d}.jpg", 2],
+    "aligned next to whole frames": ["{t}{suffix}.jpg", 2],
+    "frames of a second": ["s{face:02d}_f{t:02d}.jpg", 4],
+}
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_several_sequences_in_one_folder_are_found(kind: str) -> None:
+    pattern, count = SEQUENCES[kind]
+    names = [
+        pattern.format(face=face, letter="ABC"[face % 3], suffix=["", "_aligned"][face % 2], t=t)
+        for t in range(1, 101)
+        for face in range(count)
+    ]
+    found = find_sequences(map(Path, names))
+    assert {file.name for file in found} == set(names[:count])
+
+
+def test_second_face_of_few_frames_is_found() -> None:
+    names = [f"frame_det_00_{t:06d}.jpg" for t in range(1, 51)]
+    assert len(find_sequences(map(Path, [*names, "frame_det_01_000017.jpg"]))) == 2
+    # a tracker counts people, though no frame has both
+    assert len(find_sequences(map(Path, [*names, "frame_det_01_000051.jpg"]))) == 2
