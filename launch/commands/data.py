@@ -80,7 +80,7 @@ def pack(
     """Pack a data set into shards.
 
     The shards serve all folds. Every clip with a problem is reported. JPEG frames are copied
-    without re-encoding; PNG frames and frames of videos become JPEGs. Run the same command again
+    without re-encoding; other images and frames of videos become JPEGs. Run the same command again
     to resume. A finished set is kept if lists, settings, file names and sizes are the same.
 
     Example: [bold]dfer pack --dataset dfew --root DFEW --out data/dfew[/bold]
@@ -135,7 +135,7 @@ def _print_problems(report: PackReport, out: Path) -> None:
     problems = report.problems
     if report.encoded_frames:
         console.print(
-            f"{report.encoded_frames:,} frames were no JPEGs of this size, "
+            f"{report.encoded_frames:,} frames were no upright JPEGs of this size, "
             "and were encoded as JPEGs of quality 95"
         )
     if not problems:

@@ -1,12 +1,12 @@
 """Load a clip as the JPEGs that are packed.
 
-JPEG frames are copied byte for byte, unless another size is requested. PNG frames, as in MAFW, and
-frames of videos are encoded as JPEGs of quality 95 without chroma subsampling.
+JPEG frames are copied byte for byte, unless another size is requested or their metadata turns them.
+Other images, as the PNGs of MAFW, and frames of videos are encoded as JPEGs of quality 95 without
+chroma subsampling.
 """
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,11 +21,10 @@ from dfer_dist.data.shards.sidecars import array_bytes
 from dfer_dist.data.sources.frame_order import find_sequences
 from dfer_dist.data.sources.records import VIDEO_SUFFIXES, ClipRecord, Fault, clip_files
 from dfer_dist.data.video.decode import DamagedVideo, Video
+from dfer_dist.data.video.image import decode_image
 
 # Encoding a photograph with it changes pixels by about one grey level.
 _JPEG_QUALITY = 95
-
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass
@@ -69,7 +68,7 @@ def load_clip(record: ClipRecord, size: int | None = None, faces: bool = False) 
     if not files:
         fault = Fault("missing", "neither its folder nor its video exists", True)
         if isinstance(record.media, Path) and record.media.is_dir():
-            fault = Fault("no frames", "its folder holds no JPEG or PNG", True)
+            fault = Fault("no frames", "its folder holds no image of a known kind", True)
         return LoadedClip(faults=[fault])
     if files[0].suffix.lower() in VIDEO_SUFFIXES:
         return _load_video(files[0], size, faces)
@@ -155,24 +154,13 @@ def _stable_message(error: Exception) -> str:
 
 def _load_frame(data: bytes, size: int | None) -> tuple[bytes, tuple[int, int]]:
     """Return a frame as a JPEG, ``data`` itself if it can be copied, with its height and width."""
-    # decided by content: a PNG may be named .jpg
-    is_jpeg = not data.startswith(_PNG_SIGNATURE)
-    pixels = simplejpeg.decode_jpeg(data) if is_jpeg else _decode_png(data)
+    pixels, is_jpeg = decode_image(data)
     shape = pixels.shape[:2]
     if is_jpeg and (size is None or shape == (size, size)):
         return data, shape
     if size is not None:
         pixels = _resize(pixels, size)
     return encode_frame(pixels), pixels.shape[:2]
-
-
-def _decode_png(data: bytes) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(data)) as png:
-            return np.asarray(png.convert("RGB"))
-    # Pillow raises SyntaxError, struct.error, zlib.error and more for a damaged PNG
-    except Exception as e:
-        raise ValueError(f"{type(e).__name__}: {e}") from e
 
 
 def _resize(pixels: np.ndarray, size: int) -> np.ndarray:

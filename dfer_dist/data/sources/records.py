@@ -19,6 +19,17 @@ CLASSES = {"demo": SEVEN, "dfew": SEVEN, "mafw": ELEVEN, "ferv39k": SEVEN}
 # split of clips that are in no test list, which are never packed
 NO_SPLIT = "none"
 
+# of frames; a clip's frames have one of these kinds, the first that its folder holds
+IMAGE_SUFFIXES = (
+    (".jpg", ".jpeg"),
+    (".png",),
+    (".bmp",),
+    (".webp",),
+    (".tif", ".tiff"),
+    (".ppm", ".pgm", ".pnm"),
+    (".jp2",),
+)
+
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 
 _CLASS_OF_ADJECTIVE = {
@@ -148,9 +159,9 @@ def clip_files(record: ClipRecord) -> tuple[Path, ...]:
 
 
 def list_frames(folder: Path) -> list[Path]:
-    """Return the JPEG files of a folder in temporal order, or its PNG files if it has no JPEG."""
+    """Return the JPEG files of a folder in temporal order, or else those of another kind."""
     names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    for suffixes in ((".jpg", ".jpeg"), (".png",)):
+    for suffixes in IMAGE_SUFFIXES:
         frames = [folder / name for name in names if name.lower().endswith(suffixes)]
         if frames:
             return sort_frames(frames)

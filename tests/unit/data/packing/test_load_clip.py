@@ -46,6 +46,32 @@ def test_clip_files_prefers_jpegs_over_pngs(clip: ClipRecord) -> None:
     assert [f.name for f in clip_files(clip)] == ["00001.png"]
 
 
+@pytest.mark.parametrize("suffix", ["bmp", "webp", "tiff", "ppm"])
+def test_frames_of_other_kinds_are_encoded(clip: ClipRecord, suffix: str) -> None:
+    expected = []
+    for frame in sorted(clip.media.iterdir()):
+        pixels = simplejpeg.decode_jpeg(frame.read_bytes())
+        Image.fromarray(pixels).save(frame.with_suffix(f".{suffix}"), quality=100, lossless=True)
+        frame.unlink()
+        expected.append(pixels.astype(int))
+    loaded = load_clip(clip)
+    assert not loaded.faults and loaded.num_encoded == 3
+    packed = [simplejpeg.decode_jpeg(jpeg) for jpeg in loaded.jpegs]
+    assert np.abs(np.array(packed) - np.array(expected)).mean() < 4
+
+
+def test_turned_jpegs_are_encoded_upright(clip: ClipRecord) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    for frame in clip.media.iterdir():
+        Image.open(frame).save(frame, quality=95, exif=exif)
+    before = simplejpeg.decode_jpeg((clip.media / "00000.jpg").read_bytes()).astype(int)
+    loaded = load_clip(clip)
+    assert not loaded.faults and loaded.num_encoded == 3
+    packed = [simplejpeg.decode_jpeg(jpeg) for jpeg in loaded.jpegs]
+    assert np.abs(packed[0] - before[::-1].swapaxes(0, 1)).mean() < 4
+
+
 def test_resize_encodes_only_frames_of_another_size(clip: ClipRecord, tmp_path: Path) -> None:
     square = simplejpeg.encode_jpeg(np.full((32, 32, 3), 90, np.uint8), 50)
     (clip.media / "00001.jpg").write_bytes(square)

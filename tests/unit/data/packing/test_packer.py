@@ -65,7 +65,7 @@ def replace_by_empty_video(folder: Path) -> None:
 
 FAULTS = {
     "deleted": FaultCase(shutil.rmtree, "missing", "neither its folder nor its video"),
-    "no image": FaultCase(hide_frames, "no frames", "no JPEG or PNG"),
+    "no image": FaultCase(hide_frames, "no frames", "no image of a known kind"),
     "one frame less": FaultCase(
         lambda c: (c / "00001.jpg").unlink(), "fewer frames", "2 frames exist, 3 are listed", 2
     ),

@@ -1,0 +1,118 @@
+"""Decode still images as an image viewer shows them: upright, 8 bits a channel, opaque."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import simplejpeg
+from PIL import ExifTags, Image
+
+_JPEG_SIGNATURE = b"\xff\xd8\xff"
+
+# Where JPEGs may have an orientation: Exif and XMP. Reading those of every JPEG would take as long
+# as decoding a small one.
+_ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")
+
+# Formats that Pillow reads without another program or package. The first three are loaded at once.
+_FORMATS = ("PNG", "BMP", "PPM", "GIF", "WEBP", "TIFF", "JPEG2000")
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Tags of a TIFF.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+
+
+def decode_image(data: bytes) -> tuple[np.ndarray, bool]:
+    """Decode an image file of any of the usual formats, decided by its content.
+
+    The orientation in its metadata is applied. More than 8 bits a channel are scaled to 8, and
+    what is transparent is composed on black. Of several images in a file the first one is decoded.
+    Colour profiles are not applied.
+
+    Returns
+    -------
+    pixels : uint8 array [H, W, 3], RGB
+    is_jpeg : bool
+        Whether ``data`` is a JPEG that any decoder shows like this.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged, or no image that can be shown with 8 bits a channel.
+    """
+    if not data.startswith(_JPEG_SIGNATURE):
+        return _decode_with_pillow(data), False
+    # stricter than Pillow, which does not report altered bytes
+    pixels = simplejpeg.decode_jpeg(data)
+    if not any(mark in data for mark in _ORIENTATION_MARKS):
+        return pixels, True
+    orientation = _jpeg_orientation(data)
+    if orientation not in _UPRIGHT:
+        return pixels, True
+    return np.asarray(Image.fromarray(pixels).transpose(_UPRIGHT[orientation])), False
+
+
+def compose_on_black(rgba: np.ndarray) -> np.ndarray:
+    """Return RGB, uint8 [H, W, 3], of an image with transparency, uint8 [H, W, 4]."""
+    alpha = rgba[..., 3:].astype(np.uint16)
+    return ((rgba[..., :3] * alpha + 127) // 255).astype(np.uint8)
+
+
+def _decode_with_pillow(data: bytes) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            # Pillow turns a TIFF upright itself while it loads it
+            image.load()
+            shown = _scale_to_8_bits(image)
+            orientation = _orientation(image)
+            if orientation in _UPRIGHT:
+                shown = shown.transpose(_UPRIGHT[orientation])
+            if shown.has_transparency_data:
+                return compose_on_black(np.asarray(shown.convert("RGBA")))
+            return np.asarray(shown.convert("RGB"))
+    # Pillow raises SyntaxError, struct.error, zlib.error and more for a damaged file
+    except Exception as e:
+        kind = "" if isinstance(e, ValueError) else f"{type(e).__name__}: "
+        raise ValueError(f"{kind}{e}") from e
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return _orientation(image)
+    # as in _orientation
+    except Exception:
+        return 1
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the orientation in an image's metadata, 1 to 8; 1 if there is none to be read."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    # viewers ignore damaged metadata, for which Pillow raises many kinds of errors
+    except Exception:
+        return 1
+
+
+def _scale_to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale grey values of more than 8 bits; Pillow does so for colours, and clips grey ones."""
+    is_integer = image.mode == "I" or image.mode.startswith("I;16")
+    if not is_integer and image.mode != "F":
+        return image
+    tags = getattr(image, "tag_v2", {})
+    bits = int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
+    if image.mode == "F" or not 8 < bits <= 16:
+        raise ValueError(f"its pixels have {bits} bits: convert them to 8 or 16")
+    values = np.asarray(image).astype(np.int64) >> (bits - 8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = 255 - values
+    return Image.fromarray(values.astype(np.uint8))
