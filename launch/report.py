@@ -73,6 +73,10 @@ def opening_mlflow_runs(run: RunDir) -> Iterator[None]:
     Both take seconds. What a slow server has not created when the block ends is created by the
     next command.
     """
+    from dfer_dist.tracking.identity import own_tracking
+
+    # before the ranks read what was sent to the server
+    own_tracking(run)
     thread = threading.Thread(target=open_mlflow_runs, args=(run,), name="tracking", daemon=True)
     thread.start()
     try:
@@ -91,14 +95,19 @@ def update_mlflow_runs(run: RunDir, status: str | None, given_up: list[int] | No
     given_up : list of int, optional
         Folds that will never run.
     """
+    from dfer_dist.tracking.identity import own_tracking
+    from dfer_dist.tracking.server import describe_failure
     from dfer_dist.tracking.sync import end_run
-    from dfer_dist.tracking.uploader import reason
 
+    tracking = own_tracking(run)
+    if tracking is None:
+        return
     try:
         end_run(run, status, given_up)
     # MLflow raises many types; the files are complete without it
     except Exception as error:
         print(
-            f"warning: tracking: {reason(error)}; run dfer sync {run.root} to send what is missing",
+            f"warning: {describe_failure(tracking.uri, error)}; "
+            f"run dfer sync {run.root} to send what is missing",
             file=sys.stderr,
         )

@@ -16,7 +16,7 @@ from dfer_dist.runs.provenance import changed_files, collect, environment_lock, 
 from dfer_dist.runs.records import DataOrigin, DriftRecord, Provenance, RunInfo
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_text
-from launch.console import first_of
+from launch.console import first_of, print_line
 from launch.locks import is_held
 from launch.progress import read_status
 
@@ -113,30 +113,33 @@ def remove_run(run: RunDir) -> None:
 
 
 def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:
-    from dfer_dist.tracking.mlflow_runs import fresh_tracking
+    from dfer_dist.tracking.identity import environment_settings, fresh_tracking
 
     if run.root.exists() and any(run.root.iterdir()):
         raise UserError(
             f"{run.root} is not empty and holds no run: remove it or choose another --name"
         )
-    info = RunInfo(
-        name=run.root.name,
-        experiment=experiment,
-        dataset=index.name,
-        classes=list(index.classes),
-        folds=index.folds,
-        config_hash=config_hash(config),
-        index_hash=index.hash,
-        tracking=fresh_tracking(run, config, index.name),
-    )
     try:
         run.root.mkdir(parents=True, exist_ok=True)
         write_text(run.config, dump_config(config))
         _provenance(index).write(run.provenance)
         write_text(run.environment, environment_lock())
         snapshot_code(run.code)
+        info = RunInfo(
+            name=run.root.name,
+            experiment=experiment,
+            dataset=index.name,
+            classes=list(index.classes),
+            folds=index.folds,
+            config_hash=config_hash(config),
+            index_hash=index.hash,
+            tracking=fresh_tracking(run, config, index.name),
+        )
         # last: where it exists, the rest does too
         info.write(run.run)
+        if variables := environment_settings(config.tracking):
+            values = ", ".join(f"{name}={value}" for name, value in variables.items())
+            print_line(f"MLflow: using {values} of the environment")
     # after Ctrl-C too the name is free again
     except BaseException:
         shutil.rmtree(run.root, ignore_errors=True)

@@ -50,7 +50,7 @@ def check_values(config: Config) -> None:
             f"eval.views={config.eval.views}: with data.sampling=uniform all views are the same"
         )
     if config.tracking.uri is not None:
-        _check_uri(config.tracking.uri)
+        check_uri(config.tracking.uri, "tracking.uri")
 
 
 def _check_sentences(model: ModelConfig) -> None:
@@ -89,16 +89,23 @@ def _check_supervision(config: Config) -> None:
         )
 
 
-def _check_uri(uri: str) -> None:
+def check_uri(uri: str, name: str) -> None:
+    """Refuse a tracking URI that is not supported; ``name`` is the setting or variable it is from.
+
+    Raises
+    ------
+    UserError
+        If it has a password or is of another kind of store.
+    """
     parts = urlsplit(uri)
     if parts.password or parts.username:
         # The URL is not repeated: the error goes into logs.
         raise UserError(
-            "tracking.uri: a URL without user and password; they belong in the variables "
+            f"{name}: give a URL without user and password; they belong in the variables "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     if parts.scheme not in ("http", "https") and not uri.startswith("sqlite:///"):
         raise UserError(
-            f"tracking.uri={uri}: give http://… or https://… of an mlflow server, which may keep "
+            f"{name}={uri}: give http://… or https://… of an mlflow server, which may keep "
             "its runs in PostgreSQL (docs/guides/mlflow.md), or sqlite:///FILE"
         )

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from dfer_dist.inference.export import export
 from dfer_dist.inference.exported import ModelInfo
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.tracking.mlflow_runs import client, make_runs, tracking_of
-from dfer_dist.tracking.uploader import reason
+from dfer_dist.tracking.mlflow_runs import make_runs, tracking_of
+from dfer_dist.tracking.server import client, describe_failure
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 
@@ -66,7 +66,7 @@ def register(run: RunDir, fold: int | None, name: str, alias: str) -> Version:
         # MLflow raises many kinds.
         except Exception as e:
             uri = tracking_of(run).uri
-            raise UserError(f"tracking server {uri}: {reason(e)}") from e
+            raise UserError(describe_failure(uri, e)) from e
 
 
 def _register(run: RunDir, fold: int, name: str, alias: str, out: Path, info: ModelInfo) -> Version:

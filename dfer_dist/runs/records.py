@@ -128,7 +128,8 @@ class TrackingInfo:
     ``key`` is the run's own identifier, which every MLflow run of it has as a tag. ``run_id`` and
     ``folds`` (by fold number) are MLflow run ids; they are empty until the server has answered.
     ``closed`` is the status with which the parent run ended. ``given_up`` lists folds that will
-    not be trained.
+    not be trained. ``root`` and ``inode`` are the path and the inode of the run's folder, by which
+    a copy of it is recognised.
     """
 
     uri: str
@@ -139,6 +140,8 @@ class TrackingInfo:
     folds: dict[str, str] = field(default_factory=dict)
     closed: str | None = None
     given_up: list[int] = field(default_factory=list)
+    root: str = ""
+    inode: int | None = None
 
 
 @dataclass(frozen=True)

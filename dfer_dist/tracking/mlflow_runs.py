@@ -8,94 +8,41 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import threading
-import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from dfer_dist.config.load import read_config
-from dfer_dist.config.schema import Config, flatten
+from dfer_dist.config.schema import flatten
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import DataOrigin, FoldStatus, GitState, Provenance, TrackingInfo
+from dfer_dist.tracking.identity import artifact_folder, forget_sent, own_tracking
+from dfer_dist.tracking.server import SQLITE, client, describe_failure, lock_if_possible, probe
 from dfer_dist.tracking.uploader import reason
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import atomic_path
-from dfer_dist.utils.locks import file_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Run
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _KEY_TAG, _FOLD_TAG = "dfer.run", "fold"
-_PROBE_SECONDS = 3.0  # in which a server has to answer when a run starts
 # MLflow's limits: parameters or tags in one request, and characters of each.
 _BATCH = 100
 _MAX_PARAM, _MAX_TAG = 6000, 5000
 
 
-def client(uri: str) -> MlflowClient:
-    """Return an MLflow client with short time-outs that sends no usage statistics.
-
-    It never retries a request: creating a run with a late answer would create two.
-    """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-
-    # Creating the tables of a sqlite store logs many lines.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    from mlflow import MlflowClient
-
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    if not uri.startswith("sqlite:///"):
-        return MlflowClient(uri)
-    file = Path(uri.removeprefix("sqlite:///"))
-    # MLflow fails if two processes create the tables at a time.
-    with _lock_if_possible(file.with_name(f".{file.name}.lock")):
-        if not file.exists():
-            _create_store(file)
-        return MlflowClient(uri)
-
-
-def _create_store(file: Path) -> None:
-    """Create a sqlite store with all tables.
-
-    MLflow cannot complete one that a killed process left with some of them.
-    """
-    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    with atomic_path(file) as temporary:
-        store = SqlAlchemyStore(f"sqlite:///{temporary}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
-        store.engine.dispose()
-
-
-def fresh_tracking(run: RunDir, config: Config, dataset: str) -> TrackingInfo | None:
-    """Return ``tracking`` of a new ``run.json``; None if tracking is disabled."""
-    if not config.tracking.enabled:
-        return None
-    uri = config.tracking.uri or f"sqlite:///{run.root.parent / 'mlflow.db'}"
-    experiment = config.tracking.experiment or dataset
-    return TrackingInfo(uri.rstrip("/"), uuid.uuid4().hex, experiment)
-
-
 def tracking_of(run: RunDir) -> TrackingInfo:
-    """Return ``tracking`` of ``run.json``.
+    """Return ``tracking`` of ``run.json``, as :func:`~dfer_dist.tracking.identity.own_tracking`.
 
     Raises
     ------
     UserError
         If the run has no server.
     """
-    tracking = run.info().tracking
+    tracking = own_tracking(run)
     if tracking is None:
         raise UserError(
             f"{run.root} was made with tracking.enabled=false: it has no tracking server"
@@ -109,47 +56,24 @@ def begin(run: RunDir) -> None:
     Nothing is raised: what could not be created is created by the job once the server answers, or
     by ``dfer sync``.
     """
-    tracking = run.info().tracking
+    tracking = own_tracking(run)
     if tracking is None:
         return
     if tracking.closed or tracking.given_up:
         run.update_info(tracking=replace(tracking, closed=None, given_up=[]))
     try:
-        _probe(tracking.uri)
         api = client(tracking.uri)
-        parent = make_runs(run, api).run_id
+        probe(api)
+        # Runs that were known may have been deleted meanwhile.
+        parent = make_runs(run, api, check=True).run_id
         if tracking.closed:
             api.update_run(parent, status="RUNNING")
     except Exception as e:
         # MLflow raises many kinds of errors; none may stop a run.
         logger.warning(
-            f"tracking server {tracking.uri} does not answer ({reason(e)}): continuing without "
-            f"it; what it misses is sent when it answers, or by dfer sync {run.root}"
+            f"{describe_failure(tracking.uri, e)}: continuing without it; "
+            f"dfer sync {run.root} sends what is missing"
         )
-
-
-def _probe(uri: str) -> None:
-    """Wait for any answer of a web server, including the look-up of its name."""
-    if not uri.startswith("http"):
-        return
-    import requests
-
-    errors: list[Exception] = [TimeoutError(f"no answer in {_PROBE_SECONDS:.0f} s")]
-
-    def request() -> None:
-        try:
-            answer = requests.get(f"{uri}/health", timeout=_PROBE_SECONDS)
-            if answer.status_code >= 500:
-                answer.raise_for_status()
-            errors.clear()
-        except Exception as e:
-            errors.append(e)
-
-    thread = threading.Thread(target=request, name="probe", daemon=True)
-    thread.start()
-    thread.join(_PROBE_SECONDS + 1)
-    if errors:
-        raise errors[-1]
 
 
 def make_runs(run: RunDir, api: MlflowClient, check: bool = False) -> TrackingInfo:
@@ -160,8 +84,8 @@ def make_runs(run: RunDir, api: MlflowClient, check: bool = False) -> TrackingIn
     Parameters
     ----------
     check : bool
-        Check even if all ids are known: add missing parameters and tags, and delete duplicates
-        from requests that were completed after their time-out.
+        Check even if all ids are known: add missing parameters and tags, restore what was deleted
+        in MLflow, and delete duplicates from requests that were completed after their time-out.
 
     Returns
     -------
@@ -170,11 +94,11 @@ def make_runs(run: RunDir, api: MlflowClient, check: bool = False) -> TrackingIn
     """
     if (tracking := tracking_of(run)).run_id and not check:
         return tracking
-    with _lock_if_possible(run.root / ".tracking.lock"):
+    with lock_if_possible(run.root / ".tracking.lock"):
         if (tracking := tracking_of(run)).run_id and not check:  # created meanwhile
             return tracking
-        experiment_id = tracking.experiment_id or _experiment(run, api, tracking)
-        found = _found(api, experiment_id, tracking)
+        experiment_id = _experiment(run, api, tracking)
+        found = _found(run, api, experiment_id, tracking)
         tags, key_tag, name = run_tags(run), {_KEY_TAG: tracking.key}, run.root.name
         parent = found.get("") or api.create_run(experiment_id, tags=key_tag, run_name=name)
         complete(run, api, parent, tags)
@@ -196,27 +120,67 @@ def make_runs(run: RunDir, api: MlflowClient, check: bool = False) -> TrackingIn
 
 
 def _experiment(run: RunDir, api: MlflowClient, tracking: TrackingInfo) -> str:
-    name, place = tracking.experiment, None
-    if tracking.uri.startswith("sqlite:"):
-        place = (run.root.parent / "mlartifacts").resolve().as_uri()
+    """Return the id of a run's experiment; create it, or restore it if it was deleted."""
+    from mlflow import MlflowException
+
+    known = _get(api.get_run, tracking.run_id)
+    # An id alone may be another experiment's, in a new database.
+    experiment = _get(api.get_experiment, known and known.info.experiment_id)
+    experiment = experiment or api.get_experiment_by_name(tracking.experiment)
+    if experiment is None:
+        place = None
+        if tracking.uri.startswith(SQLITE):
+            place = artifact_folder(run.root.parent)
+        try:
+            return str(api.create_experiment(tracking.experiment, place))
+        except MlflowException:
+            # Another process created it meanwhile.
+            experiment = api.get_experiment_by_name(tracking.experiment)
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage == "deleted":
+        api.restore_experiment(experiment.experiment_id)
+        logger.warning(
+            f"the MLflow experiment {experiment.name} had been deleted and was restored for "
+            f"{run.root}: tracking.experiment=NAME chooses another for a new run"
+        )
+    return str(experiment.experiment_id)
+
+
+def _get(get: Callable[[str], T], known: str | None) -> T | None:
+    """Return what the server has with an id; None if it was removed for good."""
+    from mlflow import MlflowException
+
+    if known is None:
+        return None
     try:
-        return str(api.create_experiment(name, place))
-    except Exception:
-        experiment = api.get_experiment_by_name(name)
-        if experiment is None:
+        return get(known)
+    except MlflowException as e:
+        if e.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        return str(experiment.experiment_id)
+        return None
 
 
-def _found(api: MlflowClient, experiment_id: str, tracking: TrackingInfo) -> dict[str, Run]:
+def _found(
+    run: RunDir, api: MlflowClient, experiment_id: str, tracking: TrackingInfo
+) -> dict[str, Run]:
     """Return the runs with the run's key: the parent as "", children by fold.
 
-    Of duplicates, the known one counts, or the older one.
+    Of duplicates, the known one counts, or the older one. Known ones that were deleted are
+    restored.
     """
     known = {run_id for run_id in (tracking.run_id, *tracking.folds.values()) if run_id}
     query = f"tags.`{_KEY_TAG}` = '{tracking.key}'"
     runs = list(api.search_runs([experiment_id], query, max_results=1000))
-    runs += map(api.get_run, sorted(known - {r.info.run_id for r in runs}))
+    for run_id in sorted(known - {r.info.run_id for r in runs}):
+        known_run = _get(api.get_run, run_id)
+        if known_run is None:
+            forget_sent(run)
+            continue
+        if known_run.info.lifecycle_stage == "deleted":
+            api.restore_run(run_id)
+            logger.warning(f"the MLflow run {known_run.info.run_name} was deleted and is restored")
+        runs.append(known_run)
     runs.sort(key=lambda r: (r.info.run_id not in known, r.info.start_time, r.info.run_id))
     out: dict[str, Run] = {}
     for r in runs:
@@ -322,25 +286,13 @@ def close_early(run: RunDir, fold: int, status: str) -> None:
 def delete_runs(run: RunDir) -> None:
     """Delete the MLflow runs of a run without training; MLflow keeps them for its own ``gc``."""
     try:
-        tracking = run.info().tracking
+        tracking = own_tracking(run)
         if tracking is None or tracking.run_id is None:
             return
-        _probe(tracking.uri)
         api = client(tracking.uri)
+        probe(api)
         for run_id in (*tracking.folds.values(), tracking.run_id):
             api.delete_run(run_id)
     except Exception as e:
         # Whatever MLflow raises, the folder can be reused.
         logger.warning(f"tracking: {reason(e)}")
-
-
-@contextmanager
-def _lock_if_possible(file: Path) -> Iterator[None]:
-    """Hold a file lock, or continue without one if the file system has none.
-
-    Runs that are created twice are found later; a table created twice is an error of MLflow's.
-    """
-    with ExitStack() as held:
-        with suppress(OSError):
-            held.enter_context(file_lock(file))
-        yield

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import FoldStatus
+from dfer_dist.tracking.identity import own_tracking
 from dfer_dist.tracking.metrics_log import FAILED, FINISHED, KILLED, whole_lines
-from dfer_dist.tracking.mlflow_runs import client, complete, job_tags, make_runs, tracking_of
+from dfer_dist.tracking.mlflow_runs import complete, job_tags, make_runs, tracking_of
+from dfer_dist.tracking.server import client
 from dfer_dist.tracking.uploader import UploadQueue
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
@@ -276,7 +278,7 @@ def end_run(
     Exception
         Whatever MLflow raises.
     """
-    tracking = run.info().tracking
+    tracking = own_tracking(run)
     if tracking is None:
         return None
     all_given_up = sorted({*tracking.given_up, *(given_up or ())})

@@ -35,7 +35,7 @@ Connect = Callable[[], "tuple[MlflowClient, str]"]
 Finalize = Callable[["MlflowClient", str], None]
 
 
-def reason(e: Exception) -> str:
+def reason(e: BaseException) -> str:
     """Return an error in one line of at most 300 characters; MLflow's own may fill pages."""
     return " ".join(f"{type(e).__name__} {e}".split())[:300]
 

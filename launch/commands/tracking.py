@@ -101,8 +101,8 @@ def sync(run: RunFolder) -> None:
 
     Example: [bold]dfer sync runs/dfew_vitb32[/bold]
     """
+    from dfer_dist.tracking.server import describe_failure
     from dfer_dist.tracking.sync import sync as send
-    from dfer_dist.tracking.uploader import reason
 
     run_dir = RunDir(run.resolve())
     uri = _tracking(run_dir).uri
@@ -113,7 +113,7 @@ def sync(run: RunFolder) -> None:
     # MLflow raises many types
     except Exception as error:
         raise UserError(
-            f"tracking server {uri}: {reason(error)}; "
+            f"{describe_failure(uri, error)}; "
             "what it received is kept, run the same command to send the rest"
         ) from error
     print_line(sent.describe(uri))

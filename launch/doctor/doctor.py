@@ -102,6 +102,7 @@ def _needs(config: Config | None, runs: Path) -> MachineRequest:
     """Return what an experiment needs of a machine."""
     from dfer_dist.config.schema import TrackingConfig
     from dfer_dist.data.shards.store import is_remote
+    from dfer_dist.tracking.identity import store_uri
     from launch.doctor.machine import MachineRequest
 
     tracking, scratch = TrackingConfig(), None
@@ -109,8 +110,8 @@ def _needs(config: Config | None, runs: Path) -> MachineRequest:
         tracking = config.tracking
         if is_remote(config.data.shards):
             scratch = config.data.cache
-    uri = tracking.uri or f"sqlite:///{runs / 'mlflow.db'}"
-    return MachineRequest(tracking=uri if tracking.enabled else None, scratch=scratch)
+    uri = store_uri(tracking, runs) if tracking.enabled else None
+    return MachineRequest(tracking=uri, scratch=scratch)
 
 
 def _check_here(config: Config | None, runs: Path) -> Iterator[Check]:

@@ -226,7 +226,7 @@ def _cached(remote: Remote, size: int, text: str) -> Result:
 def _tracking(uri: str) -> Result:
     if uri.startswith("sqlite:"):
         return _sqlite(Path(uri.removeprefix("sqlite:///")))
-    from dfer_dist.tracking.mlflow_runs import client
+    from dfer_dist.tracking.server import client
 
     try:
         client(uri).search_experiments(max_results=1)

@@ -11,7 +11,8 @@ import pytest
 from cluster import Cluster
 
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.tracking.mlflow_runs import client, tracking_of
+from dfer_dist.tracking.mlflow_runs import tracking_of
+from dfer_dist.tracking.server import client
 from dfer_dist.utils.files import read_json
 from tests.helpers.slurm.submitted import ENVIRONMENT, EPOCH, ROOT, Submitted, local
 from tests.helpers.training.trials import Trial, same

@@ -199,7 +199,8 @@ def same(trial: Trial, reference: Trial) -> None:
 
 def same_in_mlflow(trial: Trial) -> None:
     """Assert that the tracking server has each metric of the file once, and nothing else."""
-    from dfer_dist.tracking.mlflow_runs import client, tracking_of
+    from dfer_dist.tracking.mlflow_runs import tracking_of
+    from dfer_dist.tracking.server import client
 
     tracking = tracking_of(trial.run)
     api = client(tracking.uri)

@@ -21,14 +21,9 @@ from dfer_dist.inference.exported import load as load_exported
 from dfer_dist.inference.register import register
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.tracking import mlflow_runs
-from dfer_dist.tracking.mlflow_runs import (
-    begin,
-    client,
-    delete_runs,
-    fresh_tracking,
-    make_runs,
-    tracking_of,
-)
+from dfer_dist.tracking.identity import fresh_tracking
+from dfer_dist.tracking.mlflow_runs import begin, delete_runs, make_runs, tracking_of
+from dfer_dist.tracking.server import client
 from dfer_dist.tracking.sync import committed_bytes, end_run, recall_table, send_files, sync
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
@@ -85,7 +80,7 @@ def test_hanging_server_does_not_delay_the_end(
 OPEN = """
 import mlflow.store.tracking.sqlalchemy_store, sys, time
 from pathlib import Path
-from dfer_dist.tracking.mlflow_runs import client
+from dfer_dist.tracking.server import client
 ready, start = map(Path, sys.argv[2:])
 ready.touch()
 while not start.exists():
@@ -111,7 +106,7 @@ def test_processes_create_one_database_at_the_same_time(tmp_path: Path) -> None:
 KILLED_WHILE_IT_CREATES = """
 import os, signal, sys
 from sqlalchemy import Engine, event
-from dfer_dist.tracking.mlflow_runs import client
+from dfer_dist.tracking.server import client
 
 @event.listens_for(Engine, "after_cursor_execute")
 def kill(connection, cursor, statement, *more):

@@ -1,0 +1,119 @@
+"""Connect to a tracking server, and say what is wrong with one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfer_dist.tracking.uploader import reason
+from dfer_dist.utils.files import atomic_path
+from dfer_dist.utils.locks import file_lock
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SQLITE = "sqlite:///"
+_PROBE_SECONDS = 3.0  # in which a server has to answer when a run starts
+
+
+def client(uri: str) -> MlflowClient:
+    """Return an MLflow client with short time-outs that sends no usage statistics.
+
+    It never retries a request: creating a run with a late answer would create two.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+    # Creating the tables of a sqlite store logs many lines.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    if not uri.startswith(SQLITE):
+        return MlflowClient(uri)
+    file = Path(uri.removeprefix(SQLITE))
+    # MLflow fails if two processes create the tables at a time.
+    with lock_if_possible(file.with_name(f".{file.name}.lock")):
+        if not file.exists():
+            _create_store(file)
+        return MlflowClient(uri)
+
+
+def _create_store(file: Path) -> None:
+    """Create a sqlite store with all tables.
+
+    MLflow cannot complete one that a killed process left with some of them.
+    """
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with atomic_path(file) as temporary:
+        store = SqlAlchemyStore(f"{SQLITE}{temporary}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+        store.engine.dispose()
+
+
+def probe(api: MlflowClient) -> None:
+    """Wait a few seconds for an answer to a small request, including the look-up of the name.
+
+    It is one of MLflow's own requests, with its certificates and credentials.
+
+    Raises
+    ------
+    Exception
+        A TimeoutError, or whatever MLflow raises.
+    """
+    errors: list[Exception] = [TimeoutError(f"no answer in {_PROBE_SECONDS:.0f} s")]
+
+    def request() -> None:
+        try:
+            api.search_experiments(max_results=1)
+            errors.clear()
+        except Exception as e:
+            errors.append(e)
+
+    thread = threading.Thread(target=request, name="probe", daemon=True)
+    thread.start()
+    thread.join(_PROBE_SECONDS)
+    if errors:
+        raise errors[-1]
+
+
+def describe_failure(uri: str, error: Exception) -> str:
+    """Return in one line whether a server did not answer, or what it answered."""
+    from requests import exceptions
+
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+
+    def is_any(*types: type[BaseException]) -> bool:
+        return any(isinstance(cause, types) for cause in causes)
+
+    if is_any(exceptions.SSLError):
+        return (
+            f"the certificate of tracking server {uri} is not trusted ({reason(causes[-1])}): "
+            "set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of its CA"
+        )
+    if is_any(exceptions.ConnectionError, exceptions.Timeout, TimeoutError):
+        return f"tracking server {uri} does not answer ({reason(error)})"
+    return f"tracking server {uri}: {reason(error)}"
+
+
+@contextmanager
+def lock_if_possible(file: Path) -> Iterator[None]:
+    """Hold a file lock, or continue without one if the file system has none.
+
+    Runs that are created twice are found later; a table created twice is an error of MLflow's.
+    """
+    with ExitStack() as held:
+        with suppress(OSError):
+            held.enter_context(file_lock(file))
+        yield
