@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ class Submission:
     folds: dict[str, str] = field(default_factory=dict)  # job ids, by fold
     summary: str | None = None  # job id
     folder: str = ""  # of Submitit's files, relative to the run
+    root: str = ""  # the run's folder, in which the jobs work
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,23 @@ def read_if_valid(path: Path) -> dict[str, Any] | None:
 def submissions(run: RunDir) -> list[Submission]:
     """Return what was submitted, newest last; nothing if ``jobs.json`` is damaged.
 
-    It is empty for a run on this machine and for one of ``slurm/crossval.sbatch``.
+    It is empty for a run on this machine and for one of ``slurm/crossval.sbatch``. In a copy of a
+    run's folder the submissions have no jobs: those are the original's.
     """
     try:
-        return _Submissions.read(run.jobs).submissions
+        entries = _Submissions.read(run.jobs).submissions
     except UserError:
         return []
+    return [e if _is_of(run, e) else replace(e, folds={}, summary=None) for e in entries]
+
+
+def _is_of(run: RunDir, entry: Submission) -> bool:
+    """Return whether the jobs of a submission work in this folder, whatever its path here."""
+    if entry.root in ("", str(run.root)):
+        return True
+    with suppress(OSError):
+        return run.root.samefile(entry.root)
+    return False
 
 
 def write_submissions(run: RunDir, entries: list[Submission]) -> None:

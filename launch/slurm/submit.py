@@ -241,6 +241,7 @@ def _record(
         max_parallel=target.max_parallel,
         folds={str(task.fold): job for task, job in jobs if task.run == run},
         folder=os.path.relpath(folder, run.root),
+        root=str(run.root),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,13 @@ from dfer_dist.data.shards.index import Index
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from launch.slurm.cluster import Cluster, load_cluster, restore_cluster
-from launch.slurm.jobs import Submission, submissions, write_submissions
+from launch.slurm.jobs import (
+    Submission,
+    all_jobs,
+    newest_jobs,
+    submissions,
+    write_submissions,
+)
 from launch.slurm.submit import JobRequest, resume
 from tests.helpers.slurm.run_folders import submission
 
@@ -48,7 +55,7 @@ def test_scratch_stages_the_shards(tiny_shards: Index) -> None:
 def test_submissions_are_stored_as_before(run: RunDir) -> None:
     entry = submission(max_parallel=2, settings={"nodes": 2})
     write_submissions(run, [Submission(**entry)])  # type: ignore[arg-type]
-    assert json.loads(run.jobs.read_text())["submissions"] == [entry]
+    assert json.loads(run.jobs.read_text())["submissions"] == [{**entry, "root": ""}]
     write_submissions(run, [])
     assert not run.jobs.exists()
 
@@ -58,6 +65,17 @@ def test_submission_of_an_older_version_is_read(submitted: RunDir) -> None:
     assert entry.folds == {"1": "120_0", "2": "120_1", "3": "120_2"}
     assert (entry.summary, entry.max_parallel) == ("121", None)
     assert restore_cluster(entry.settings, submitted.jobs).nodes == 1
+
+
+def test_jobs_of_the_original_are_not_those_of_its_copy(run: RunDir, tmp_path: Path) -> None:
+    entry = Submission(**submission(root=str(run.root)))  # type: ignore[arg-type]
+    write_submissions(run, [entry])
+    (tmp_path / "other name").symlink_to(run.root)
+    assert submissions(RunDir(tmp_path / "other name")) == [entry]
+    copy = RunDir(tmp_path / "copy")
+    shutil.copytree(run.root, copy.root)
+    assert (newest_jobs(copy), all_jobs(copy)) == ({}, set())
+    assert submissions(copy)[0].cluster == entry.cluster
 
 
 def test_resume_of_an_older_version_names_the_remedy(submitted: RunDir) -> None:
