@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,14 +35,23 @@ def last_error(fold: FoldDir, log_sizes: Mapping[Path, int]) -> str:
     log_sizes : mapping from Path to int
         Bytes that earlier attempts left in each log.
     """
-    lines: list[str] = []
-    for log in sorted(fold.root.glob("log*.txt")):
-        new = log.read_bytes()[log_sizes.get(log, 0) :]
-        lines += new.decode(errors="replace").splitlines(keepends=True)
-    errors = [line for line in lines if line.startswith("error: ") and line.endswith("\n")]
+    logs = sorted(fold.root.glob("log*.txt"))
+    texts = [log.read_bytes()[log_sizes.get(log, 0) :].decode(errors="replace") for log in logs]
+    errors = list(filter(None, map(error_line, texts)))
     if errors:
-        return errors[-1].removeprefix("error: ").rstrip()
-    # A full disk cuts the logs anywhere, so their last line explains nothing.
-    if shutil.disk_usage(fold.root).free < _FULL_DISK:
+        return errors[-1]
+    if is_disk_full(fold):
         return f"the disk of {fold.root} is full: free some space and run the same command again"
+    lines = [line for text in texts for line in text.splitlines()]
     return lines[-1].rstrip() if lines else "it wrote nothing"
+
+
+def error_line(text: str) -> str:
+    """Return the last whole line of a log at ERROR, without its level; empty if there is none."""
+    errors = re.findall(r"^error: (.*)\n", text, re.MULTILINE)
+    return errors[-1].rstrip() if errors else ""
+
+
+def is_disk_full(fold: FoldDir) -> bool:
+    """Return whether the disk cuts logs anywhere, so that their last line explains nothing."""
+    return shutil.disk_usage(fold.root).free < _FULL_DISK

@@ -47,6 +47,7 @@ TORCH_FREE = (
     "dfer_dist.utils.errors",
     "dfer_dist.utils.files",
     "dfer_dist.utils.hardware",
+    "dfer_dist.utils.hosts",
     "dfer_dist.utils.locks",
     "dfer_dist.utils.log",
     "dfer_dist.utils.records",

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from dfer_dist.config.schema import Device
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import cpu_model, peak_resident_bytes
+from dfer_dist.utils.hosts import expand_host_list
 
 T = TypeVar("T")
 
@@ -96,8 +96,7 @@ def export_rank_variables() -> None:
     # Slurm writes the tasks of each node as 4(x2) or 4,2.
     tasks_per_node = os.environ.get("SLURM_TASKS_PER_NODE", "1")
     os.environ["LOCAL_WORLD_SIZE"] = re.split(r"[(,]", tasks_per_node)[0]
-    command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
-    hosts = subprocess.check_output(command, text=True).split()
+    hosts = expand_host_list(os.environ["SLURM_JOB_NODELIST"])
     os.environ.setdefault("MASTER_ADDR", hosts[0])
     # All ranks derive one port from the job id, so jobs on one node do not collide. It is below
     # the ports that Linux assigns by itself.

@@ -48,6 +48,9 @@ class FoldDir:
     bad_steps = _Entry("bad_steps.json")
     # A :class:`~dfer_dist.runs.records.FoldStatus`.
     status = _Entry("status.json")
+    # Starts of the fold's Slurm job that failed, and what the logs held when the newest one began.
+    failures = _Entry("failures.json")
+    start = _Entry(".start")
     checkpoints = _Entry("checkpoints")
     # Predictions of the test clips, and of the same with their frames shuffled.
     predictions = _Entry("predictions.parquet")

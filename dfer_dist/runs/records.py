@@ -85,6 +85,7 @@ class FoldResult(Record):
 class AttemptRecord:
     """One job's line in ``status.json``.
 
+    ``device`` is the product name of the GPU or processor, ``device_type`` is ``cuda`` or ``cpu``.
     ``started`` and ``ended`` are ISO 8601 times; ``ended`` is None while the attempt runs, and
     after it was killed. ``steps_repeated`` counts the steps of an earlier attempt, made after its
     last checkpoint, that this attempt repeats.
@@ -94,6 +95,7 @@ class AttemptRecord:
     array: str | None = None
     nodes: str = ""
     device: str | None = None
+    device_type: str | None = None
     world_size: int = 1
     from_step: int | None = None
     steps_repeated: int | None = field(default=None, metadata=stored_as("undone_steps"))

@@ -45,10 +45,17 @@ class Attempt:
         True on rank 0. The methods of other ranks do nothing.
     device : str, optional
         Name of the GPU or processor.
+    device_type : str, optional
+        ``cuda`` or ``cpu``.
     """
 
     def __init__(
-        self, fold: FoldDir, world_size: int, writes: bool, device: str | None = None
+        self,
+        fold: FoldDir,
+        world_size: int,
+        writes: bool,
+        device: str | None = None,
+        device_type: str | None = None,
     ) -> None:
         self.path, self.writes = fold.status, writes
         # The watchdog's thread writes too.
@@ -63,6 +70,7 @@ class Attempt:
             array=os.environ.get("SLURM_ARRAY_JOB_ID"),
             nodes=os.environ.get("SLURM_JOB_NODELIST") or socket.gethostname(),
             device=device,
+            device_type=device_type,
             world_size=world_size,
             started=_now(),
         )

@@ -63,7 +63,8 @@ def train_fold(run: RunDir, fold: int, preemption: PreemptionHandler) -> bool:
     gc.enable()
     _warn_of_other_packages(run, ranks)
     folder = run.fold(fold)
-    attempt = Attempt(folder, ranks.world_size, ranks.is_main, device_name(ranks.device))
+    device = device_name(ranks.device), ranks.device.type
+    attempt = Attempt(folder, ranks.world_size, ranks.is_main, *device)
     watchdog = Watchdog(
         folder.stacks(ranks.rank), hang_seconds, lambda reason: attempt.end("FAILED", reason)
     )

@@ -8,6 +8,7 @@ the run, ``rank`` becomes a rank of the fold, ``close`` writes the summary so fa
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from launch.console import console, run_app
 from launch.locks import run_lock
 from launch.options import AllowDrift, Experiment, Overrides, RunFolder, RunName, RunsFolder
 from launch.report import open_mlflow_runs, report_run, update_mlflow_runs
-from launch.slurm.requeue import should_requeue
+from launch.slurm.requeue import decide
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Fold = Annotated[int, typer.Argument(help="The fold, counted from 1.")]
@@ -99,6 +100,9 @@ def run_rank(root: RunFolder, fold: Fold) -> NoReturn:
     command += ["--run", str(run.root), "--fold", str(fold)]
     os.dup2(log, 1)
     os.dup2(log, 2)
+    # until the program handles them: Submitit's handlers end with this program
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     os.execve(sys.executable, command, env)
 
 
@@ -107,19 +111,24 @@ def close_fold(
     root: RunFolder,
     fold: Fold,
     status: Annotated[int, typer.Argument(help="The exit status of the ranks.")],
+    most: Annotated[int, typer.Option(help="Restarts of a job, of any kind.")] = 30,
 ) -> None:
     """Print how the fold ended and write the summary so far, unless the fold will be requeued."""
-    from launch.progress import is_done, last_error
+    from launch.progress import is_done
 
     run = RunDir(root)
-    if should_requeue(status):
+    decision = decide(status, run.fold(fold), most)
+    if status and not decision.error:
         print(f"fold {fold} ended with status {status}", file=sys.stderr, flush=True)
         return
-    if status:
+    if decision.error:
         # launch.slurm.jobs finds this line in the job's output
-        error = last_error(run.fold(fold), {})
-        print(f"fold {fold} failed (status {status}): {error}", file=sys.stderr, flush=True)
+        line = f"fold {fold} failed (status {status}): {decision.error}"
+        print(line, file=sys.stderr, flush=True)
     with run_lock(run):
+        if _ends_last(run, fold):
+            _write_summary(run, fold)
+            return
         folds = [run.fold(k) for k in run.info().folds]
         if not any(k.result.exists() for k in folds):
             return
@@ -127,6 +136,19 @@ def close_fold(
         if all(is_done(k) for k in folds):
             outcome = "FINISHED"
         report_run(run, outcome)
+
+
+def _ends_last(run: RunDir, fold: int) -> bool:
+    """Return whether a fold ends without a summary job and with no other fold in the queue."""
+    from launch.slurm.jobs import queued_folds, submissions
+
+    entry = next((e for e in reversed(submissions(run)) if str(fold) in e.folds), None)
+    if entry is None or entry.summary:
+        return False
+    try:
+        return not queued_folds(run).keys() - {fold}
+    except UserError:
+        return False
 
 
 def write_summaries(roots: Sequence[str], comparison: str | None) -> None:
@@ -148,14 +170,15 @@ def write_summaries(roots: Sequence[str], comparison: str | None) -> None:
         console.print(write_overview(runs, Path(comparison)))
 
 
-def _write_summary(run: RunDir) -> None:
+def _write_summary(run: RunDir, ending: int | None = None) -> None:
+    """Write the summary of a run and close it; the job of fold ``ending`` still runs."""
     from launch.progress import is_done
     from launch.slurm.jobs import queued_folds
 
     folds = run.info().folds
     missing = [k for k in folds if not is_done(run.fold(k))]
     # folds that were submitted later have a summary job of their own, which closes the run
-    queued = queued_folds(run)
+    queued = queued_folds(run).keys() - {ending}
     outcome = "FAILED" if missing else "FINISHED"
     if len(missing) < len(folds):
         report_run(run, None if queued else outcome)

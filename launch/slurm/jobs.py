@@ -15,6 +15,9 @@ from dfer_dist.utils.records import Record
 from launch.slurm.squeue import query_squeue
 
 _TAIL_BYTES = 1 << 16  # of a job's output
+# how the lines of others begin in it
+_SLURM = ("srun:", "slurmstepd")
+_OTHERS = (*_SLURM, "submitit ")
 # what Slurm, launch.slurm.job and launch.slurm.requeue write; Slurm also cancels a STEP when one of
 # its ranks fails
 _END = re.compile(
@@ -133,16 +136,19 @@ def all_jobs(run: RunDir) -> set[str]:
     return ids.union(*(jobs_of_fold(run, k) for k in run.info().folds))
 
 
-def job_output(run: RunDir, fold: int) -> Path | None:
-    """Return the output of the newest job of a fold that has started: Slurm's and its script's."""
-    outputs = [
-        run.root / entry.folder / f"{entry.folds[str(fold)]}_0_log.out"
+def job_output(run: RunDir, fold: int, job: str | None = None) -> Path | None:
+    """Return the output of a fold's job: Slurm's and its script's.
+
+    By default it is that of the newest job that has started.
+    """
+    outputs = {
+        entry.folds[str(fold)]: run.root / entry.folder / f"{entry.folds[str(fold)]}_0_log.out"
         for entry in reversed(submissions(run))
         if str(fold) in entry.folds
-    ]
+    }
     # sbatch writes it into the folder that it is called in, the checkout
-    outputs += [Path(f"slurm-{job}.out") for job in _plain_array_task(run, fold)]
-    return next((path for path in outputs if path.is_file()), None)
+    outputs |= {task: Path(f"slurm-{task}.out") for task in _plain_array_task(run, fold)}
+    return next((path for i, path in outputs.items() if job in (None, i) and path.is_file()), None)
 
 
 def read_tail(path: Path, size: int) -> bytes:
@@ -156,8 +162,8 @@ def read_tail(path: Path, size: int) -> bytes:
 class JobEnd(NamedTuple):
     """How a job ended according to its output.
 
-    ``state`` is FAILED (``detail`` is the error), CANCELLED, ENDED (by Slurm, ``detail`` says why)
-    or empty (``detail`` is the last line).
+    ``state`` is FAILED (``detail`` is the error), CANCELLED, REQUEUED, ENDED (by Slurm, ``detail``
+    says why) or empty (``detail`` is the last line).
     """
 
     state: str
@@ -169,23 +175,31 @@ def parse_job_end(output: Path | None) -> JobEnd:
     text = read_tail(output, _TAIL_BYTES).decode(errors="replace") if output else ""
     ends = list(_END.finditer(text))
     if not ends:
-        return JobEnd("", _last_line(text))
+        by_slurm = [line for line in text.splitlines() if line.startswith(_SLURM)]
+        return JobEnd("", last_own_line(text) or (by_slurm[-1] if by_slurm else ""))
     last = ends[-1]
     error = last["error"] or last["failed"]
     if error == "it wrote nothing":
-        error = _last_line(text[: last.start()]) or error
+        error = last_own_line(text[: last.start()]) or error
     if error:
         return JobEnd("FAILED", error)
     if last["due"] and "REQUEUE" not in last["due"]:
         return JobEnd("ENDED", f"ended by Slurm{last['due'].lower().rstrip()}")
-    # also if it was requeued: it was cancelled while it waited in the queue
-    return JobEnd("CANCELLED", "")
+    is_requeued = last["due"] or last[0].startswith("requeued")
+    return JobEnd("REQUEUED" if is_requeued else "CANCELLED", "")
 
 
-def _last_line(text: str) -> str:
-    """Return the last line that Slurm did not write."""
-    lines = filter(None, map(str.strip, reversed(text.splitlines())))
-    return next((line for line in lines if not line.startswith(("srun:", "slurmstepd"))), "")
+def last_own_line(text: str) -> str:
+    """Return the last line that says something; neither Slurm nor Submitit wrote it.
+
+    A Python traceback says it in the line at its end, after which libraries may print more.
+    """
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(_OTHERS)]
+    for i in reversed(range(len(lines))):
+        if lines[i].startswith("Traceback (most recent call last)"):
+            end = next((line for line in lines[i + 1 :] if not line.startswith(" ")), "")
+            return end or lines[-1].strip()
+    return lines[-1].strip() if lines else ""
 
 
 def has_log(fold: FoldDir) -> bool:

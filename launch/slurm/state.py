@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,7 +18,9 @@ from dfer_dist.runs.records import AttemptRecord, FoldStatus
 from dfer_dist.utils.errors import UserError
 from launch.locks import is_gone, is_held
 from launch.progress import last_error
+from launch.slurm.failures import FailedStart, failed_starts
 from launch.slurm.jobs import (
+    JobEnd,
     has_log,
     job_output,
     jobs_of_fold,
@@ -66,6 +67,7 @@ class FoldState:
     nodes: str = ""
     left: str = ""  # of the job's time limit, as Slurm writes it
     job: str = ""  # its id in the queue
+    device: str = ""  # of the newest attempt: CPU, or the GPU's name
 
 
 def _describe_end(attempt: AttemptRecord) -> str:
@@ -76,13 +78,6 @@ def _describe_end(attempt: AttemptRecord) -> str:
     if why.startswith("SIG") or why in _PREEMPTED:
         return f"{why}, saved"
     return textwrap.shorten(why, _REASON_WIDTH, placeholder=" …")
-
-
-def _before(attempts: Sequence[AttemptRecord]) -> str:
-    """Return how the last of some attempts ended, as a part of a reason; empty without one."""
-    if not attempts:
-        return ""
-    return f"before: {_describe_end(attempts[-1])}"
 
 
 def _join(*parts: str) -> str:
@@ -104,6 +99,8 @@ class _Files:
     fold: FoldDir
     status: FoldStatus
     result: dict[str, Any]
+    metrics: dict[str, Any]  # the newest value of each
+    failures: list[FailedStart]
     is_damaged: bool  # status.json exists and cannot be read
 
     @classmethod
@@ -112,7 +109,8 @@ class _Files:
             status, is_damaged = FoldStatus.read(fold.status), False
         except UserError:
             status, is_damaged = FoldStatus(), fold.status.exists()
-        return cls(fold, status, read_if_valid(fold.result) or {}, is_damaged)
+        result, metrics = read_if_valid(fold.result) or {}, _latest_metrics(fold)
+        return cls(fold, status, result, metrics, failed_starts(fold), is_damaged)
 
     @property
     def is_open(self) -> bool:
@@ -128,6 +126,26 @@ class _Files:
     def last_end(self) -> str:
         """A short text on how the newest attempt ended; empty without one."""
         return _describe_end(self.status.last) if self.status.last else ""
+
+    def has_metrics(self, since: str) -> bool:
+        """Return whether metrics were logged since a time in ISO 8601."""
+        return bool(since) and self.metrics.get("time", 0.0) >= _unix_time(since)
+
+    def before(self, is_running: bool = False) -> str:
+        """Return how the newest attempt ended, but for one that runs, as a part of a reason.
+
+        A failed start may have ended before its ranks recorded it.
+        """
+        attempts, limit = self.status.attempts, float("inf")
+        if is_running:
+            *attempts, own = attempts
+            limit = _unix_time(own.started or "")
+        failures = [f for f in self.failures if _unix_time(f.time) <= limit]
+        newest = _unix_time(attempts[-1].started or "") if attempts else 0.0
+        if failures and _unix_time(failures[-1].time) >= newest:
+            reason = textwrap.shorten(failures[-1].reason, _REASON_WIDTH, placeholder=" …")
+            return f"before: {reason}"
+        return f"before: {_describe_end(attempts[-1])}" if attempts else ""
 
 
 def get_state(run: RunDir, fold: int, queue: Queue | None) -> FoldState:
@@ -148,41 +166,44 @@ def get_state(run: RunDir, fold: int, queue: Queue | None) -> FoldState:
     if files.status.state == DONE and files.result:
         verdict = _Verdict(DONE)
     elif job:
-        verdict = _judge_in_queue(files, job)
+        verdict = _judge_in_queue(files, job, parse_job_end(job_output(run, fold, job.id)))
     elif is_held(files.fold):
         verdict = _judge_locked(files)
     else:
         verdict = _judge_outside_queue(run, fold, files, ids, is_unsure=queue is None)
-    state = FoldState(fold, *verdict, attempts=len(files.status.attempts))
-    return _add_job(_add_progress(state, files), files, job)
+    state = FoldState(fold, *verdict, len(files.status.attempts), device=_device(files.status.last))
+    since = job.started if job else files.status.last and files.status.last.started
+    return _add_job(_add_progress(state, files, since or ""), files, job)
 
 
-def _judge_in_queue(files: _Files, job: QueuedJob) -> _Verdict:
+def _judge_in_queue(files: _Files, job: QueuedJob, end: JobEnd) -> _Verdict:
     status, last = files.status, files.status.last
-    if job.waits:
-        why = _join(reason_text(job.reason), _before(status.attempts))
-        started_before = status.attempts or (job.reason == "BeginTime" and has_log(files.fold))
-        return _Verdict(REQUEUED if started_before else PENDING, why)
     is_completing = job.state == "COMPLETING"
+    if job.waits or (is_completing and end.state == REQUEUED):
+        why = _join(reason_text(job.reason) if job.waits else "", files.before())
+        started_before = status.attempts or (job.reason == "BeginTime" and has_log(files.fold))
+        return _Verdict(REQUEUED if started_before or end.state == REQUEUED else PENDING, why)
+    # its script has decided that the job is not requeued
+    if end.state == FAILED:
+        return _Verdict(FAILED, error=end.detail)
     is_of_this_start = last is not None and _unix_time(
         last.ended or last.started or ""
     ) >= _unix_time(job.started)
     if last and last.ended and (is_of_this_start or is_completing):
-        if status.state == FAILED:
-            return _failed(files)
         return _Verdict(LEAVING, files.last_end)
     if is_completing:
         return _Verdict(LEAVING, "Slurm ends it")
     if job.state != RUNNING:
         return _Verdict(RUNNING, f"Slurm says {job.state}")
-    return _Verdict(RUNNING, _describe_start(files, is_new=not is_of_this_start))
+    return _Verdict(RUNNING, _describe_start(files, not is_of_this_start, job.started))
 
 
 def _judge_locked(files: _Files) -> _Verdict:
     """Judge a fold that a command or a job holds locked."""
     if not files.is_of_job and is_gone(lock_owner(files.fold)):
         return _Verdict(LEAVING, "its command has ended, its ranks save and exit")
-    return _Verdict(RUNNING, _describe_start(files, is_new=not files.is_open))
+    started = files.status.last and files.status.last.started
+    return _Verdict(RUNNING, _describe_start(files, not files.is_open, started or ""))
 
 
 def _judge_outside_queue(
@@ -191,25 +212,31 @@ def _judge_outside_queue(
     """Judge a fold that has no job in the queue, or whose queue is not known (``is_unsure``)."""
     if files.is_damaged:
         return _Verdict(LOST, "status.json cannot be read")
-    if files.status.state == FAILED:
-        return _failed(files)
-    end, detail = parse_job_end(job_output(run, fold))
+    output = job_output(run, fold)
+    end, detail = parse_job_end(output)
     if end == FAILED:
         return _Verdict(FAILED, error=detail)
-    if end == CANCELLED:
+    if files.status.state == FAILED and end != REQUEUED:
+        return _failed(files)
+    # a requeued job was cancelled while it waited in the queue
+    if end in (CANCELLED, REQUEUED):
         return _Verdict(CANCELLED, files.last_end)
     if is_unsure and (ids or files.is_of_job):
         return _Verdict(_likely_state(files), "by its files alone")
     ended_by_slurm = end and detail
     if files.is_open:
         return _Verdict(LOST, ended_by_slurm or "it ended without recording why")
+    died = ended_by_slurm or "its job ended without a word"
+    if files.status.attempts and output:
+        return _Verdict(LOST, _join(died, files.last_end))
     if files.status.attempts:
-        why = _join(ended_by_slurm, files.last_end)
-        return _Verdict(CANCELLED if files.is_of_job else STOPPED, why)
+        return _Verdict(CANCELLED if files.is_of_job else STOPPED, files.last_end)
     if has_log(files.fold):
         return _Verdict(FAILED, error=last_error(files.fold, {}))
     if detail:
         return _Verdict(FAILED, error=detail)
+    if output:
+        return _Verdict(LOST, died)
     if ids and run.jobs.exists():
         return _Verdict(CANCELLED, "before it began")
     return _Verdict(NOT_STARTED)
@@ -222,17 +249,18 @@ def _likely_state(files: _Files) -> str:
     return REQUEUED if files.status.attempts else PENDING
 
 
-def _describe_start(files: _Files, is_new: bool) -> str:
-    """Return how a running attempt began; ``is_new`` if its ranks have not recorded it yet."""
-    earlier = files.status.attempts
-    if not is_new:
-        earlier = earlier[:-1]
-    before = _before(earlier)
-    if is_new or files.status.state == "STARTING":
+def _describe_start(files: _Files, is_new: bool, since: str) -> str:
+    """Return how a running attempt began.
+
+    ``is_new`` says that its ranks have not recorded it, which they cannot where the disk is full.
+    It began at ``since``.
+    """
+    before = files.before(is_running=not is_new)
+    if (is_new or files.status.state == "STARTING") and not files.has_metrics(since):
         return _join("starting", before)
-    if before and files.status.last:
+    if before and not is_new and files.status.last:
         return f"resumed at step {files.status.last.from_step}; {before}"
-    return ""
+    return before
 
 
 def _failed(files: _Files) -> _Verdict:
@@ -245,9 +273,21 @@ def lock_owner(fold: FoldDir) -> str:
     return read_tail(fold.root / ".lock", 1000).decode(errors="replace")
 
 
-def _add_progress(row: FoldState, files: _Files) -> FoldState:
-    """Fill in steps, speed and the newest scores: the result's, otherwise an epoch's."""
-    latest = _latest_metrics(files.fold)
+def _device(attempt: AttemptRecord | None) -> str:
+    """Return a short name of the device; empty for attempts of earlier versions."""
+    if attempt is None or attempt.device_type is None:
+        return ""
+    if attempt.device_type == "cpu":
+        return "CPU"
+    return (attempt.device or attempt.device_type).removeprefix("NVIDIA ")
+
+
+def _add_progress(row: FoldState, files: _Files, since: str) -> FoldState:
+    """Fill in steps, speed and the newest scores: the result's, otherwise an epoch's.
+
+    An attempt that runs since ``since`` has the speed of its own steps only.
+    """
+    latest = files.metrics
     scored, prefix, scores = "result", "", files.result
     if not scores:
         scored = "val" if "val_war" in latest else "test"
@@ -257,7 +297,7 @@ def _add_progress(row: FoldState, files: _Files) -> FoldState:
         scored = ""
     step = latest.get("step", files.status.last and files.status.last.from_step)
     row = replace(row, step=step, steps=files.status.steps, uar=uar, war=war, scored=scored)
-    if row.state not in (RUNNING, DONE):
+    if row.state != DONE and not (row.state == RUNNING and files.has_metrics(since)):
         return row
     return replace(row, clips_per_second=latest.get("clips_per_second"))
 

@@ -18,6 +18,7 @@ from rich.text import Text
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from launch.console import console
+from launch.slurm.failures import bad_nodes
 from launch.slurm.jobs import all_jobs, read_if_valid, submissions
 from launch.slurm.squeue import Queue, query_squeue, reason_text
 from launch.slurm.state import DONE, FAILED, LIVE, LOST, NOT_STARTED, RUNNING, FoldState, get_state
@@ -37,6 +38,7 @@ class RunState:
     folds: list[FoldState]
     summary: str  # where the summary is, or what it waits for
     unsure: bool  # whether it has jobs and Slurm does not answer
+    bad_nodes: list[str]  # on which starts failed too often: requeued folds avoid them
 
     @property
     def name(self) -> str:
@@ -64,7 +66,7 @@ def get_run_state(run: RunDir, queue: Queue | None) -> RunState:
     summary = _describe_summary(run, folds, queue)
     is_live = any(fold.state in LIVE for fold in folds)
     unsure = queue is None and is_live and bool(all_jobs(run))
-    return RunState(run, info.dataset, folds, summary, unsure)
+    return RunState(run, info.dataset, folds, summary, unsure, bad_nodes(run))
 
 
 def query_squeue_for(run: RunDir) -> Queue | None:
@@ -122,6 +124,7 @@ def _table(folds: list[FoldState]) -> Table:
         "UAR %": [_format(fold.uar) for fold in folds],
         "WAR %": [_format(fold.war) for fold in folds],
         "From": [fold.scored for fold in folds],
+        "Device": [fold.device for fold in folds],
         "Nodes": [fold.nodes for fold in folds],
         "Left": [fold.left for fold in folds],
     }
@@ -181,6 +184,9 @@ def _footer(state: RunState) -> Text:
         result = read_if_valid(state.run.fold(done[0].fold).result) or {}
         selection = f"(selection {result.get('selection')})"
         text += f": mean UAR {uar:.2f}, mean WAR {war:.2f}{over} {selection}"
+    if state.bad_nodes:
+        nodes = ", ".join(state.bad_nodes)
+        text += f"\nexcluded, as starts failed there again and again: {nodes}"
     return Text(f"{text}\nsummary: {state.summary}")
 
 
@@ -238,7 +244,8 @@ def status(
         for state in states:
             folds = [asdict(fold) for fold in state.folds]
             values = {"run": str(state.run.root), "folds": folds, "summary": state.summary}
-            print(json.dumps({**values, "slurm": not state.unsure}))
+            facts = {"bad_nodes": state.bad_nodes, "slurm": not state.unsure}
+            print(json.dumps({**values, **facts}))
         return
     widen()
     console.print(render(states), *map(Text, errors), sep="\n", soft_wrap=False)

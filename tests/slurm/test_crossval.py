@@ -225,7 +225,7 @@ def test_one_array_task_is_requeued_alone(cluster: Cluster, trial: Submitted) ->
     script = trial.root / "tasks.sh"
     script.write_text(
         "#!/bin/bash\n"
-        f"trap '{sys.executable} -m launch.slurm.requeue $?' EXIT\n"
+        f"trap '{sys.executable} -m launch.slurm.requeue $? {trial.fold.root}' EXIT\n"
         "sleep 1\n"
         'if [ "$SLURM_JOB_ID" = "$SLURM_ARRAY_JOB_ID" ]; then\n'
         '  [ "$SLURM_RESTART_COUNT" ] || exit 75\n'

@@ -33,6 +33,6 @@ def test_status_of_the_ranks_survives_a_failing_summary(
     assert done.returncode == expected, done.stderr
     fold = tmp_path / "fold-1"
     assert (tmp_path / "calls").read_text().splitlines() == [
-        f"-P -m launch.slurm.job close {tmp_path} 1 {status}",
+        f"-P -m launch.slurm.job close {tmp_path} 1 {status} --most 3",
         f"-P -m launch.slurm.requeue {expected} {fold} --most 3",
     ]

@@ -12,20 +12,25 @@ from pathlib import Path
 import pytest
 
 from dfer_dist.runs.layout import FoldDir
-from dfer_dist.utils.files import write_json
+from launch.slurm.requeue import exclude_nodes
 from tests.helpers.paths import ROOT
+
+
+def write_clients(tmp_path: Path, state: str, scontrol: str) -> None:
+    for name, does in {
+        "squeue": f'echo "{state}"',
+        "scontrol": f'echo "$@" >> {tmp_path / "asked"}\n{scontrol}',
+        "sinfo": "printf '%s\\n' n1 n2 n3",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
 
 
 def start(
     tmp_path: Path, *arguments: str, state: str = "RUNNING None", scontrol: str = "", **job: str
 ) -> subprocess.Popen[bytes]:
     """Start the program; return when it has ended or says that it has requeued the job."""
-    for name, does in {
-        "squeue": f'echo "{state}"',
-        "scontrol": f'echo "$@" >> {tmp_path / "asked"}\n{scontrol}',
-    }.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
-        (tmp_path / name).chmod(0o755)
+    write_clients(tmp_path, state, scontrol)
     env = {
         **{k: v for k, v in os.environ.items() if not k.startswith("SLURM_")},
         "PYTHONPATH": str(ROOT),
@@ -34,13 +39,20 @@ def start(
     said = tmp_path / "said"
     with said.open("wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "launch.slurm.requeue", *arguments], env=env, stderr=stderr
+            [sys.executable, "-m", "launch.slurm.requeue", *with_fold(tmp_path, *arguments)],
+            env=env,
+            stderr=stderr,
         )
     deadline = time.monotonic() + 20
     while process.poll() is None and "requeued" not in said.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return process
+
+
+def with_fold(tmp_path: Path, status: str, *others: str) -> list[str]:
+    """Return the arguments with the folder of fold 1 of a run."""
+    return [status, str(tmp_path / "fold-1"), *others]
 
 
 def run(tmp_path: Path, *arguments: str, **how: str) -> tuple[int, str, bool]:
@@ -91,30 +103,60 @@ def test_array_task_is_named_by_its_array(tmp_path: Path) -> None:
 def test_restarts_have_a_limit(tmp_path: Path) -> None:
     assert asked_by(tmp_path, "75", "--most", "2", SLURM_RESTART_COUNT="1") == "requeue 7\n"
     (tmp_path / "asked").unlink()
-    assert run(tmp_path, "75", "--most", "2", SLURM_RESTART_COUNT="2") == (1, "", False)
+    assert run(tmp_path, "75", "--most", "2", SLURM_RESTART_COUNT="2") == (0, "", False)
 
 
-@pytest.mark.parametrize(
-    ("status", "begun", "asked"),
-    [
-        (137, [0, 0, 0], "requeue 7\n"),
-        (137, [0, 0, 0, 0], ""),
-        (137, [None, None, None, None], ""),
-        (75, [0, 0, 0, 0], "requeue 7\n"),
-        (137, [0, 0, 0, 0, 5], "requeue 7\n"),
-        (137, [0, 5, 5, 5], "requeue 7\n"),
-        (137, [0, 5, 5, 5, 5], ""),
-    ],
-)
-def test_deaths_without_progress_are_not_requeued(
-    tmp_path: Path, status: int, begun: list[int | None], asked: str
+@pytest.mark.parametrize("status", [137, 233])
+def test_fourth_start_that_gets_no_further_is_the_last(tmp_path: Path, status: int) -> None:
+    """Three restarts; then a newer checkpoint gives three more."""
+    fold = FoldDir(tmp_path / "fold-1")
+    for _ in range(3):
+        fail_to_launch(tmp_path, "n2")
+        assert "requeue 7\n" in asked_by(tmp_path, str(status))
+        (tmp_path / "asked").unlink()
+    assert asked_by(tmp_path, str(status)) == ""
+    assert "requeue 7\n" in asked_by(tmp_path, "75")
+    (tmp_path / "asked").unlink()
+    (fold.checkpoints / "step-00000005").mkdir(parents=True)
+    assert "requeue 7\n" in asked_by(tmp_path, str(status))
+
+
+SHOW_JOB = 'case "$*" in *"show job"*) echo "JobId=7 Partition=low ExcNodeList=n3";; esac'
+
+
+def test_node_is_excluded_after_its_second_failure(tmp_path: Path) -> None:
+    job = {"scontrol": SHOW_JOB, "SLURM_JOB_NODELIST": "n1,n2", "SLURM_JOB_NUM_NODES": "1"}
+    fail_to_launch(tmp_path, "n2")
+    assert asked_by(tmp_path, "233", **job) == "requeue 7\n"
+    process = start(tmp_path, "233", **job)
+    deadline = time.monotonic() + 20
+    while "update" not in read_asked(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert read_asked(tmp_path).splitlines()[-1] == "update JobId=7 ExcNodeList=n2,n3"
+
+
+@pytest.mark.parametrize(("num_nodes", "excludes"), [(1, True), (2, False)])
+def test_node_is_not_excluded_if_too_few_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_nodes: int, excludes: bool
 ) -> None:
-    write_json(FoldDir(tmp_path).status, {"attempts": [{"from_step": step} for step in begun]})
-    assert asked_by(tmp_path, str(status), str(tmp_path)) == asked
+    """The partition has three, of which the user has excluded one."""
+    write_clients(tmp_path, "", SHOW_JOB)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", str(num_nodes))
+    exclude_nodes("7", ["n2"])
+    assert ("update" in read_asked(tmp_path)) == excludes
 
 
-def test_fold_without_a_status_is_requeued(tmp_path: Path) -> None:
-    assert asked_by(tmp_path, "137", str(tmp_path / "fold-1")) == "requeue 7\n"
+def fail_to_launch(tmp_path: Path, node: str) -> None:
+    """Write what job.sh notes at the start of a job, and what srun then prints."""
+    fold, output = FoldDir(tmp_path / "fold-1"), tmp_path / "7_0_log.out"
+    fold.root.mkdir(exist_ok=True)
+    output.touch()
+    fold.start.write_text(f"{time.time():.0f}\n{output.stat().st_size} {output}\n")
+    with output.open("a") as file:
+        file.write(f"srun: error: Task launch for StepId=7.0 failed on node {node}: dead\n")
 
 
 @pytest.mark.parametrize(

@@ -132,8 +132,17 @@ def test_failed_fold_shows_its_error_until_submitted_again(
         "FAILED",
         "RuntimeError: boom [1]",
     )
-    queue.set_job(1)  # the batch script is still closing
-    assert queue.state(submitted).state == "FAILED"
+    queue.set_job(1)  # the batch script still decides whether it is requeued
+    assert queue.state(submitted).state == "LEAVING"
+    write_output(
+        submitted, 1, "requeued 120_0\nfold 1 failed (status 1): RuntimeError: the cause\n"
+    )
+    assert (queue.state(submitted).state, queue.state(submitted).error) == (
+        "FAILED",
+        "RuntimeError: the cause",
+    )
+    queue.set_rows()
+    assert queue.state(submitted).error == "RuntimeError: the cause"
     queue.set_job(1, "Priority")  # it was submitted again
     assert (queue.state(submitted).state, queue.state(submitted).error) == ("REQUEUED", "")
 
