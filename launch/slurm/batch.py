@@ -26,6 +26,7 @@ from submitit.slurm.slurm import SlurmExecutor
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.provenance import python_command
 from dfer_dist.utils.errors import UserError
+from launch.slurm.clients import cleaned_environment
 from launch.slurm.cluster import Cluster
 from launch.slurm.sbatch_options import sent
 
@@ -70,6 +71,8 @@ def make_executor(tasks: list[ArrayTask], target: ClusterTarget, folder: Path) -
     return _executor(
         folder,
         cluster,
+        # set by job.sh
+        'bash -c "$rank_command" rank ',
         **fold_options(cluster),
         job_name=f"dfer-{tasks[0].run.root.name}",
         setup=_setup(cluster, tasks),
@@ -79,9 +82,14 @@ def make_executor(tasks: list[ArrayTask], target: ClusterTarget, folder: Path) -
             f"--cpus-per-task={cluster.cpus_per_task}",
             "--cpu-bind=cores",
             "--kill-on-bad-exit=1",
+            *_srun_options(folder, len(tasks)),
         ],
         array_parallelism=target.max_parallel or max(1, len(tasks)),
-        additional_parameters={"requeue": True, **sent(cluster.sbatch)},
+        additional_parameters={
+            "requeue": True,
+            "output": _output(folder, len(tasks), 0),
+            **sent(cluster.sbatch),
+        },
     )
 
 
@@ -123,6 +131,7 @@ def make_summary_executor(
     return _executor(
         folder,
         cluster,
+        "",
         **options,
         job_name="dfer-summary",
         time=_SUMMARY_MINUTES,
@@ -130,22 +139,47 @@ def make_summary_executor(
         ntasks_per_node=1,
         cpus_per_task=1,
         setup=[*user_setup_lines(cluster), path],
-        srun_args=["--cpus-per-task=1"],
+        srun_args=["--cpus-per-task=1", *_srun_options(folder, 1)],
         dependency=f"afterany:{array}",
-        additional_parameters={"requeue": True, **sent(cluster.summary)},
+        additional_parameters={
+            "requeue": True,
+            "output": _output(folder, 1, 0),
+            **sent(cluster.summary),
+        },
     )
 
 
-def _executor(folder: Path, cluster: Cluster, **parameters: Any) -> SlurmExecutor:
+def _srun_options(folder: Path, num_tasks: int) -> list[str]:
+    # after SBATCH_EXPORT=NONE, or where a site sets it, tasks would lack what job.sh exports
+    return ["--export=ALL", f"--output={_output(folder, num_tasks, '%t')}"]
+
+
+def _output(folder: Path, num_tasks: int, task: int | str) -> str:
+    """Return the output file as Submitit names it; a per cent sign of the folder is escaped."""
+    job = "%A_%a" if num_tasks > 1 else "%j"
+    return f"{str(folder).replace('%', '%%')}/{job}_{task}_log.out"
+
+
+def _executor(folder: Path, cluster: Cluster, before: str, **parameters: Any) -> SlurmExecutor:
+    """Return an executor; ``before`` is put before the command of Python."""
+    tag = re.search("%[jtAa]", str(folder))
+    if tag:
+        raise UserError(
+            f"{folder}: Submitit would replace '{tag[0]}' in this path by a number: "
+            "choose another --runs or --name"
+        )
     try:
-        executor = SlurmExecutor(folder, python=shlex.join(python_command()))
+        executor = SlurmExecutor(folder, python=before + shlex.join(python_command()))
     except RuntimeError as e:
         raise UserError(
             "Slurm is not installed here (no srun on PATH): log in to the cluster, or leave out "
             "--cluster"
         ) from e
     notice = cluster.notice_seconds
-    executor.update_parameters(stderr_to_stdout=True, signal_delay_s=notice, **parameters)
+    # Submitit's own workload key is refused where keys are enforced
+    executor.update_parameters(
+        stderr_to_stdout=True, signal_delay_s=notice, wckey=None, **parameters
+    )
     return executor
 
 
@@ -185,13 +219,25 @@ def _setup(cluster: Cluster, tasks: list[ArrayTask]) -> list[str]:
 
 def user_setup_lines(cluster: Cluster) -> list[str]:
     """Return the shell lines of ``cluster.setup`` and ``cluster.environment``."""
-    exports = (f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items())
+    exports = (f"export {key}={_in_quotes(value)}" for key, value in cluster.environment.items())
     return [*cluster.setup, *exports]
 
 
+def _in_quotes(value: str) -> str:
+    r"""Quote a value for the shell, which replaces its variables and nothing else.
+
+    A dollar sign that begins no variable stays, and ``\\$`` is one.
+    """
+    special = r'\\\$|\\|["`]|\$(?![A-Za-z_{])'
+    escaped = re.sub(special, lambda m: m[0] if m[0] == "\\$" else f"\\{m[0]}", value)
+    return f'"{escaped}"'
+
+
 @contextmanager
-def slurm_errors() -> Iterator[None]:
-    """Turn Slurm's refusal of a job into one :class:`UserError`; Submitit would also print it.
+def submitting() -> Iterator[None]:
+    """Submit without the shell's own options, and turn Slurm's refusal into a :class:`UserError`.
+
+    Submitit would also print the refusal.
 
     Raises
     ------
@@ -199,7 +245,7 @@ def slurm_errors() -> Iterator[None]:
         With the reasons that ``sbatch`` gives.
     """
     try:
-        with redirect_stderr(StringIO()):
+        with redirect_stderr(StringIO()), cleaned_environment():
             yield
     except FailedJobError as e:
         reasons = re.findall("^sbatch: (?:error: )?(.*)", str(e), re.MULTILINE)

@@ -5,15 +5,42 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from dfer_dist.utils.errors import UserError
 
-# the user's own variables that may filter jobs or change what is printed
-_HABITS = ("SQUEUE_", "SINFO_", "SBATCH_")
+# variables of the user's shell or of an outer job that would change options, filter jobs, or give
+# ranks another job's place: a new job gets its own
+_FOREIGN = re.compile(
+    "(SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SCONTROL|SLURM|SLURMD|TORCHELASTIC|PMI|PMIX|OMPI)_.*"
+    "|((LOCAL|GROUP|ROLE|NODE)_)?RANK|((LOCAL|GROUP|ROLE)_)?WORLD_SIZE|MASTER_(ADDR|PORT)"
+    "|(CUDA|HIP|ROCR)_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL"
+)
+# where Slurm is, and who the user is
+_OWN = ("SLURM_CONF", "SLURM_JWT")
 
 
 class SlurmError(UserError):
     """A reason that Slurm gives for an error."""
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the variables of this process, without those of other jobs and of other options."""
+    return {k: v for k, v in os.environ.items() if k in _OWN or not _FOREIGN.fullmatch(k)}
+
+
+@contextmanager
+def cleaned_environment() -> Iterator[None]:
+    """Leave foreign variables out of this process's environment, which jobs inherit."""
+    before = dict(os.environ)
+    clean = clean_environment()
+    for name in before.keys() - clean.keys():
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def run_client(*command: str, timeout: float | None = 15) -> str:
@@ -31,8 +58,7 @@ def run_client(*command: str, timeout: float | None = 15) -> str:
     SlurmError
         If it ends with an error, or does not answer.
     """
-    env = {key: value for key, value in os.environ.items() if not key.startswith(_HABITS)}
-    env["SLURM_TIME_FORMAT"] = "standard"
+    env = clean_environment() | {"SLURM_TIME_FORMAT": "standard"}
     try:
         done = subprocess.run(
             command, env=env, capture_output=True, errors="replace", timeout=timeout, check=False

@@ -30,7 +30,7 @@ from launch.slurm.batch import (
     make_executor,
     make_summary_executor,
     script_text,
-    slurm_errors,
+    submitting,
 )
 from launch.slurm.clients import SlurmError, run_client
 from launch.slurm.cluster import Cluster, restore_cluster
@@ -202,7 +202,7 @@ def _submit_tasks(
         return
     folder = _new_folder(sweep or runs[0].root / "slurm")
     executor = make_executor(tasks, target, folder)
-    with slurm_errors():
+    with submitting():
         jobs = executor.map_array(
             run_rank, [str(task.run.root) for task in tasks], [task.fold for task in tasks]
         )
@@ -212,8 +212,15 @@ def _submit_tasks(
     # at once: the jobs are in the queue even if the next lines fail
     for run, entries, new in before:
         write_submissions(run, [*entries, new])
+    summary = None
     try:
         summary = _submit_summary(runs, array, target, folder, sweep)
+    except UserError as e:
+        # its job asks for other resources than theirs: what keeps it out need not keep them out
+        print_line(
+            f"no summary job ({e}): the last fold writes the summary; cluster.summary sets the "
+            "job's options"
+        )
     except BaseException:  # all or nothing
         with suppress(SlurmError):
             run_client("scancel", *ids, timeout=None)
@@ -224,9 +231,9 @@ def _submit_tasks(
         write_submissions(run, [*entries, replace(new, summary=summary)])
     folds = f"{len(ids)} fold{'s' * (len(ids) > 1)}"
     shown = runs[0].root if len(runs) == 1 else f"--runs {runs[0].root.parent}"
+    summary_text = f", their summary as {summary}" if summary else ""
     print_line(
-        f"submitted {folds} as job {array}, their summary as {summary}; "
-        f"follow them with dfer status {shown}"
+        f"submitted {folds} as job {array}{summary_text}; follow them with dfer status {shown}"
     )
 
 
@@ -251,7 +258,7 @@ def _submit_summary(
     """Submit the job that writes the summaries once the array is over, and return its id."""
     executor = make_summary_executor(target, folder, runs[0].code, array)
     comparison = sweep and str(sweep / "comparison.md")
-    with slurm_errors():
+    with submitting():
         job = executor.submit(write_summaries, [str(run.root) for run in runs], comparison)
     return str(job.job_id)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from launch.slurm.batch import (
     make_executor,
     make_summary_executor,
     script_text,
+    submitting,
 )
 from launch.slurm.cluster import load_cluster
 
@@ -85,7 +88,7 @@ def test_folds_are_an_array_that_sources_job_sh(tmp_path: Path) -> None:
     root = tmp_path / "runs" / "my run"
     assert setup[:6] == [
         "module load cuda",
-        "export A='b c'",
+        'export A="b c"',
         f"runs=('{root}' '{root}')",
         "folds=(1 2)",
         "task=${SLURM_ARRAY_TASK_ID:-0}",
@@ -141,3 +144,65 @@ def test_without_srun_there_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "srun").unlink()
     with pytest.raises(UserError, match="no srun on PATH"):
         script(tmp_path)
+
+
+def test_variables_of_the_environment_are_the_shells(tmp_path: Path) -> None:
+    """Only variables are replaced: quotes, commands, backslashes and prices stay as they are."""
+    environment = (
+        r"""environment={A: "${HOME}/$USER x", B: 'say "hi" `now` $(now) 5$', C: 'a\$b\c'}"""
+    )
+    lines = script(tmp_path, environment)
+    assert 'export A="${HOME}/$USER x"' in lines
+    assert r'export B="say \"hi\" \`now\` \$(now) 5\$"' in lines
+    assert r'export C="a\$b\\c"' in lines
+
+
+@pytest.mark.parametrize("summary", [False, True])
+def test_no_workload_key_is_sent_unless_asked_for(tmp_path: Path, summary: bool) -> None:
+    assert not any("wckey" in o for o in options(script(tmp_path, summary=summary)))
+    section = "summary" if summary else "sbatch"
+    assert "--wckey=mine" in options(script(tmp_path, f"{section}.wckey=mine", summary=summary))
+
+
+@pytest.mark.parametrize("name", ["try_50%x", "100%", "it's 5% more"])
+def test_per_cent_sign_of_the_folder_is_escaped(tmp_path: Path, name: str) -> None:
+    """Slurm would replace %x by the job's name; ``%%`` is its per cent sign."""
+    folder = tmp_path / name
+    escaped = str(folder).replace("%", "%%")
+    for lines, job in (
+        (script(folder, folds=2), "%A_%a"),
+        (script(folder, folds=1), "%j"),
+        (script(folder, summary=True), "%j"),
+    ):
+        (output,) = (o for o in options(lines) if o.startswith("--output="))
+        assert shlex.split(output) == [f"--output={escaped}/{job}_0_log.out"]
+        srun = shlex.split(next(line for line in lines if line.startswith("srun ")))
+        # the last one counts
+        outputs = [word for word in srun if word.startswith("--output=")]
+        assert outputs == [f"--output={escaped}/{job}_%t_log.out"]
+
+
+@pytest.mark.parametrize("name", ["100%job", "a%t", "%Alpha", "50%accurate"])
+def test_folder_that_submitit_would_rename_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="choose another --runs or --name"):
+        script(tmp_path / name)
+
+
+def test_variables_of_other_jobs_and_options_are_not_inherited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What jobs get of the shell that submits; it has all again afterwards."""
+    foreign = {
+        *("SBATCH_PARTITION", "SBATCH_EXPORT", "SLURM_JOB_ID", "SLURM_MEM_PER_CPU"),
+        *("SLURM_TIME_FORMAT", "SRUN_EXPORT_ENV", "SLURMD_NODENAME", "PMI_RANK"),
+        *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"),
+        *("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
+        *("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
+    }
+    own = ("SLURM_CONF", "SLURM_JWT", "PYTHONPATH", "SLURMISH", "MY_RANK", "MASTER_ADDRESS")
+    for name in (*foreign, *own):
+        monkeypatch.setenv(name, "1")
+    with submitting():
+        assert not foreign & os.environ.keys()
+        assert all(os.environ[name] == "1" for name in own)
+    assert all(os.environ[name] == "1" for name in foreign)
