@@ -57,7 +57,7 @@ COMMANDS = {
     },
     "Models": {
         "export": Row("commands.models", "Export a checkpoint as a standalone model."),
-        "predict": Row("commands.models", "Predict expressions in videos over time."),
+        "predict": Row("commands.models", "Predict expressions in videos and frames over time."),
         "register": Row(
             "commands.tracking", "Register a fold's model in the MLflow model registry."
         ),

@@ -1,4 +1,4 @@
-"""Predict a video over time with an exported model.
+"""Predict a video, or a folder of frames, over time with an exported model.
 
 Frames are processed as on the way to an evaluation: the crop and the JPEG of ``dfer pack``, the
 choice of frames, the resizing.
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg
 import torch
 from torch import Tensor
 
@@ -25,9 +24,9 @@ from dfer_dist.data.faces.crop import FACE_SIZE, MIN_FACE_FRACTION, find_face
 from dfer_dist.data.faces.parsing_maps import fill_missing
 from dfer_dist.data.loading.frame_sampling import eval_frames
 from dfer_dist.data.loading.modalities import find_points
-from dfer_dist.data.packing.load_clip import encode_frame
-from dfer_dist.data.video.decode import DamagedVideo, Video
+from dfer_dist.data.video.decode import DamagedVideo
 from dfer_dist.inference.exported import ExportedModel, softmax
+from dfer_dist.inference.sources import FPS, Frames, open_frames, through_jpeg
 from dfer_dist.utils.errors import UserError
 
 # Seconds. The median clip has 70 frames in DFEW, 82 in MAFW (28 in FERV39k).
@@ -48,6 +47,8 @@ class VideoPrediction:
         Part of the window's frames in which the face was found; None if faces were not searched.
     seconds : float
         Duration of the video.
+    is_image : bool
+        Whether it is a single image.
     """
 
     video: Path
@@ -56,6 +57,7 @@ class VideoPrediction:
     logits: np.ndarray
     faces: np.ndarray | None
     seconds: float
+    is_image: bool = False
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -127,8 +129,9 @@ def predict_video(
     step: float = STEP,
     faces: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    fps: float = FPS,
 ) -> VideoPrediction:
-    """Predict a video in sliding windows.
+    """Predict a video, a folder of frames or an image in sliding windows.
 
     The video is decoded twice: once for its length, or to find the face, and once for the frames
     of the windows. Only the frames of the current windows are kept in memory.
@@ -143,23 +146,27 @@ def predict_video(
         their frames get no prediction.
     progress : callable, optional
         Called with (windows done, all windows).
+    fps : float
+        Frames a second of a folder of frames.
 
     Raises
     ------
     UserError
         If the video is missing, damaged, a single frame, or without a face; or a window has less
-        than two frames; or as :meth:`ExportedModel.check_modalities`.
+        than two frames; or as :func:`~dfer_dist.inference.sources.open_frames` and
+        :meth:`ExportedModel.check_modalities`.
     """
     model.check_modalities()
-    if not (window > 0 and step > 0):
-        raise UserError(f"a window of {window:g} s every {step:g} s: both must be greater than 0")
-    if not video.is_file():
-        raise UserError(f"{video} is missing")
+    for name, value in {"window": window, "step": step, "fps": fps}.items():
+        if not value > 0:
+            raise UserError(f"{name}={value:g}: it must be greater than 0")
     try:
-        found = _find_windows(video, window, step, faces, bool(model.config.model.modalities))
+        found = _find_windows(video, window, step, fps, faces, bool(model.config.model.modalities))
         logits = _predict_windows(model, video, found, progress)
     except DamagedVideo as e:
-        raise UserError(f"{e}: copy it again") from e
+        if e.frames:
+            raise UserError(f"{e}: copy it again") from e
+        raise UserError(f"{e.file} cannot be read as a video: {e.reason}") from e
     return VideoPrediction(
         video,
         model.classes,
@@ -167,6 +174,7 @@ def predict_video(
         logits,
         found.face_fractions if faces else None,
         len(found.has_face) * found.interval,
+        is_image=len(found.has_face) == 1,
     )
 
 
@@ -175,14 +183,16 @@ class _Windows:
     """The result of the first pass over a video.
 
     ``windows`` [W, 2] are in frames; ``has_face`` is bool [T]; ``interval`` is the time between
-    frames in seconds; ``frames`` reads the video again; ``landmarks`` [T, 68, 2] is empty for a
-    model of frames alone.
+    frames in seconds; ``frames`` reads the video again, and ``to_packed`` returns a frame with the
+    pixels that ``dfer pack`` would pack; ``landmarks`` [T, 68, 2] is empty for a model of frames
+    alone.
     """
 
     windows: np.ndarray
     has_face: np.ndarray
     interval: float
     frames: Iterable[np.ndarray]
+    to_packed: Callable[[np.ndarray], np.ndarray]
     landmarks: np.ndarray
 
     @property
@@ -192,31 +202,33 @@ class _Windows:
 
 
 def _find_windows(
-    path: Path, window: float, step: float, faces: bool, modalities: bool
+    path: Path, window: float, step: float, fps: float, faces: bool, modalities: bool
 ) -> _Windows:
-    video = Video(path)
-    frames: Iterable[np.ndarray] = iter(video)
+    video = open_frames(path, fps)
+    frames: Iterable[np.ndarray] = video
     landmarks = np.empty((0, 68, 2), np.float32)
+    to_packed = through_jpeg
     if faces:
         clip = find_face(video, FACE_SIZE)
         has_face, frames = clip.found, clip.crops(video)
         landmarks = fill_missing(clip.landmarks, clip.found)
-    elif modalities:
-        landmarks = find_points(map(through_jpeg, video))
-        has_face = np.ones(len(landmarks), bool)
     else:
-        has_face = np.ones(sum(1 for _ in video), bool)
-    if len(has_face) < 2:
+        if isinstance(video, Frames):
+            to_packed = np.asarray
+        if modalities:
+            landmarks = find_points(map(to_packed, video))
+        has_face = np.ones(len(landmarks) if modalities else sum(1 for _ in video), bool)
+    if len(has_face) < 2 and not isinstance(video, Frames):
         raise UserError(f"{path} has a single frame: a model of expressions over time needs more")
     interval = video.interval()
     length = len(has_face) if window == math.inf else round(window / interval)
-    if length < 2:
+    if length < min(2, len(has_face)):
         raise UserError(
             f"{path}: a window of {window:g} s has less than two of its frames, "
             f"{1 / interval:g} a second"
         )
     windows = cut_windows(len(has_face), length, step / interval)
-    return _Windows(windows, has_face, interval, frames, landmarks)
+    return _Windows(windows, has_face, interval, frames, to_packed, landmarks)
 
 
 def _predict_windows(
@@ -238,7 +250,7 @@ def _predict_windows(
     ]
 
     def preprocess(i: int, frame: np.ndarray) -> Tensor:
-        return model.preprocess(through_jpeg(frame)[None], found.landmarks[i : i + 1])[0]
+        return model.preprocess(found.to_packed(frame)[None], found.landmarks[i : i + 1])[0]
 
     logits = np.full((len(found.windows), len(model.classes)), np.nan, np.float32)
     clips, done = _gather(found.frames, chosen, preprocess), list[np.ndarray]()
@@ -248,11 +260,6 @@ def _predict_windows(
             progress(len(done), len(windows))
     logits[predicted] = done
     return logits
-
-
-def through_jpeg(frame: np.ndarray) -> np.ndarray:
-    """Encode and decode a frame, uint8 [H, W, 3], as ``dfer pack`` and the loader do."""
-    return simplejpeg.decode_jpeg(encode_frame(frame), fastdct=False, fastupsample=False)
 
 
 def _gather(

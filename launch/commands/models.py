@@ -33,10 +33,14 @@ convert = new_app(
 _MAX_WINDOWS = 24  # of a video on the console; its table has all
 
 Model = Annotated[Path, typer.Argument(help="Folder that dfer export wrote.")]
-Videos = Annotated[list[Path], typer.Argument(help="Video files.", metavar="VIDEO...")]
+Videos = Annotated[
+    list[Path],
+    typer.Argument(help="Video files, folders of frames, or images.", metavar="VIDEO..."),
+]
 Window = Annotated[
     float, typer.Option(help="Seconds per prediction; inf: the whole video as one clip.")
 ]
+FrameRate = Annotated[float, typer.Option("--fps", help="Frames per second of folders of frames.")]
 Step = Annotated[float, typer.Option(help="Seconds from one window to the next.")]
 Faces = Annotated[
     bool, typer.Option("--faces", help="Detect and crop the face, as dfer pack --faces does.")
@@ -80,16 +84,19 @@ def predict(
     videos: Videos,
     window: Window = 3.0,
     step: Step = 1.0,
+    fps: FrameRate = 25.0,
     faces: Faces = False,
     out: Annotated[Path, typer.Option(help="Folder for tables and plots.")] = Path("predictions"),
     precision: Precision = None,
 ) -> None:
-    """Predict expressions in videos over time.
+    """Predict expressions in videos and frames over time.
 
     Writes a table and a plot of each video, and one line for each whole video.
 
     Example: [bold]dfer predict models/demo-1 interview.mp4 --faces[/bold]
     """
+    # "." has no name for its table
+    videos = [video if video.name.strip(".") else video.resolve() for video in videos]
     _check_names(videos)
     from dfer_dist.inference.exported import load
 
@@ -98,7 +105,7 @@ def predict(
     errors: list[UserError] = []
     for video in videos:
         try:
-            prediction = _predict_video(loaded, video, window, step, faces)
+            prediction = _predict_video(loaded, video, window, step, fps, faces)
         except UserError as error:
             errors.append(error)
             continue
@@ -127,7 +134,7 @@ def _check_names(videos: list[Path]) -> None:
 
 
 def _predict_video(
-    model: ExportedModel, video: Path, window: float, step: float, faces: bool
+    model: ExportedModel, video: Path, window: float, step: float, fps: float, faces: bool
 ) -> VideoPrediction:
     from dfer_dist.inference.predict import predict_video
 
@@ -136,7 +143,7 @@ def _predict_video(
         def progress(done: int, total: int) -> None:
             status.update(f"{video.name}: {done} of {total} windows")
 
-        return predict_video(model, video, window, step, faces, progress)
+        return predict_video(model, video, window, step, faces, progress, fps)
 
 
 def _write(prediction: VideoPrediction, out: Path) -> None:
@@ -175,7 +182,9 @@ def _title(prediction: VideoPrediction) -> str:
     best = int(prediction.overall.argmax())
     begin, end = prediction.spans[0]
     method = f"one window of {end - begin:.3g} s"
-    if len(prediction.spans) > 1:
+    if prediction.is_image:
+        method = "a single image"
+    elif len(prediction.spans) > 1:
         method = f"mean of {prediction.num_predicted} windows of {end - begin:.3g} s"
     score = f"{prediction.classes[best]} {prediction.overall[best]:.2f}"
     return f"{prediction.video.name}: {score} ({method})"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
 
@@ -59,6 +60,24 @@ def decode_image(data: bytes) -> tuple[np.ndarray, bool]:
     if orientation not in _UPRIGHT:
         return pixels, True
     return np.asarray(Image.fromarray(pixels).transpose(_UPRIGHT[orientation])), False
+
+
+def is_still_image(file: Path) -> bool:
+    """Return whether a file is an image of a usual format with a single picture, by its content.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    """
+    with file.open("rb") as stream:
+        if stream.read(len(_JPEG_SIGNATURE)) == _JPEG_SIGNATURE:
+            return True
+        try:
+            with Image.open(stream, formats=_FORMATS) as image:
+                return getattr(image, "n_frames", 1) == 1
+        except (UnidentifiedImageError, ValueError):
+            return False
 
 
 def compose_on_black(rgba: np.ndarray) -> np.ndarray:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shutil
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import all_clips
@@ -21,8 +24,9 @@ from dfer_dist.data.sources.records import ELEVEN
 from dfer_dist.data.video.decode import Video
 from dfer_dist.evaluation.evaluate import predict
 from dfer_dist.inference.exported import ExportedModel, load
-from dfer_dist.inference.predict import cut_windows, predict_video, through_jpeg
+from dfer_dist.inference.predict import cut_windows, predict_video
 from dfer_dist.inference.pyfunc import PyfuncModel
+from dfer_dist.inference.sources import through_jpeg
 from dfer_dist.reporting.timeline import timeline_figure
 from dfer_dist.utils.errors import UserError
 from launch import cli
@@ -83,6 +87,44 @@ def test_video_in_one_window_equals_packing_and_evaluating(
             [0, pytest.approx(FRAMES / 25)]
         ]
         np.testing.assert_allclose(course.logits[0], logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_folder_of_frames_equals_packing_and_evaluating(
+    model: ExportedModel, videos: Path, tmp_path: Path, suffix: str
+) -> None:
+    clip = tmp_path / "frames" / "Happy" / "one"
+    clip.mkdir(parents=True)
+    for t, frame in enumerate(Video(videos / "Happy" / "Happy.mp4")):
+        # Without zeros before the number: 10 comes after 9.
+        Image.fromarray(frame).save(clip / f"f{t}.{suffix}")
+    shutil.copytree(tmp_path / "frames" / "Happy", tmp_path / "frames" / "Sad")
+    listing = read_dataset("folder", tmp_path / "frames", folds=2)
+    index = pack(listing.records, "mine", tmp_path / "set", workers=1, classes=listing.classes)
+    clips = all_clips(index, range(len(index.shards)))
+    batches = evaluation_loader(index, model.config.data, clips, batch=model.config.eval.batch)
+    rows = predict(lambda frames: model.model(frames, model.text_features), batches, model.device)
+    course = predict_video(model, clip, math.inf, fps=10)
+    assert course.spans.tolist() == [[0, pytest.approx(FRAMES / 10)]]
+    np.testing.assert_allclose(course.logits[0], rows["Happy_one"][1], rtol=1e-4, atol=1e-4)
+
+
+def test_image_is_a_clip_of_one_frame(model: ExportedModel, waves: Path, tmp_path: Path) -> None:
+    frame = next(iter(Video(waves)))
+    Image.fromarray(frame).save(tmp_path / "one.png")
+    # A suffix says nothing.
+    (tmp_path / "one.png").rename(tmp_path / "one.dat")
+    course = predict_video(model, tmp_path / "one.dat")
+    assert course.is_image and course.num_predicted == 1
+    want = model.logits(through_jpeg(frame)[None, None])
+    np.testing.assert_allclose(course.logits, want, rtol=1e-4, atol=1e-4)
+
+
+def test_moving_image_is_a_video(model: ExportedModel, waves: Path, tmp_path: Path) -> None:
+    first, *more = [Image.fromarray(frame) for frame in islice(Video(waves), 10)]
+    first.save(tmp_path / "moving.gif", save_all=True, append_images=more, duration=40)
+    course = predict_video(model, tmp_path / "moving.gif")
+    assert not course.is_image and course.seconds == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(
@@ -230,11 +272,17 @@ def test_unusable_video_is_one_line_error(
 ) -> None:
     single = encode(tmp_path / "one.mp4", [np.zeros((48, 64, 3), np.uint8)])
     empty = encode(tmp_path / "nobody.mp4", draw([[] for _ in range(8)], 320, 240))
-    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "text.mp4").write_text("kein Vidéo")
+    (tmp_path / "song.mp4").write_bytes(bytes(1000))
+    (tmp_path / "nothing.mp4").touch()
     for video, options, message in [
         (single, {}, "one.mp4 has a single frame"),
         (tmp_path / "none.mp4", {}, "none.mp4 is missing"),
-        (tmp_path / "text.mp4", {}, "0 frames decoded"),
+        (tmp_path / "text.mp4", {}, "text.mp4 is a text file: give a video, an image"),
+        (tmp_path / "song.mp4", {}, "song.mp4 cannot be read as a video: "),
+        (tmp_path / "nothing.mp4", {}, "nothing.mp4 is empty"),
+        (tmp_path, {}, "holds no image of a known kind"),
+        (waves, {"fps": 0.0}, "fps=0: it must be greater than 0"),
         (empty, {"faces": True, "window": math.inf}, "nobody.mp4: one face is in at most 0 %"),
         (
             empty,
