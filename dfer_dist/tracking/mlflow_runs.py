@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from dfer_dist.config.load import read_config
@@ -18,7 +20,7 @@ from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import DataOrigin, FoldStatus, GitState, Provenance, TrackingInfo
 from dfer_dist.tracking.identity import artifact_folder, forget_sent, own_tracking
 from dfer_dist.tracking.server import SQLITE, client, describe_failure, lock_if_possible, probe
-from dfer_dist.tracking.uploader import reason
+from dfer_dist.tracking.uploader import Connect, reason
 from dfer_dist.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -257,6 +259,17 @@ def job_tags(fold: FoldDir) -> dict[str, str]:
     return {k: str(v) for k, v in tags.items() if v is not None}
 
 
+def job_connection(run: RunDir, fold: int, running: bool) -> Connect | None:
+    """Return how a rank connects to its fold's MLflow run; None if it is not to.
+
+    Jobs of a cluster leave a sqlite store to the login node and to the summary job.
+    """
+    tracking = run.info().tracking
+    if tracking is None or (tracking.uri.startswith(SQLITE) and "SLURM_JOB_ID" in os.environ):
+        return None
+    return partial(connect_child, run, fold, running)
+
+
 def connect_child(run: RunDir, fold: int, running: bool) -> tuple[MlflowClient, str]:
     """Return a client and the id of a fold's MLflow run; create what does not exist yet.
 
@@ -275,9 +288,9 @@ def connect_child(run: RunDir, fold: int, running: bool) -> tuple[MlflowClient, 
 
 def close_early(run: RunDir, fold: int, status: str) -> None:
     """End the MLflow run of a fold whose job failed before it had a metrics log."""
-    if run.info().tracking:
+    if connect := job_connection(run, fold, running=True):
         try:
-            api, child = connect_child(run, fold, running=True)
+            api, child = connect()
             api.set_terminated(child, status)
         except Exception as e:
             logger.warning(f"tracking: {reason(e)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from dfer_dist.utils.locks import file_lock
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+# Locks of SQLite do not hold between nodes: jobs of a cluster do not write to such a store.
 SQLITE = "sqlite:///"
 _PROBE_SECONDS = 3.0  # in which a server has to answer when a run starts
 
@@ -32,6 +34,8 @@ def client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
+    _trust_own_certificates()
+
     # Creating the tables of a sqlite store logs many lines.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
@@ -45,6 +49,15 @@ def client(uri: str) -> MlflowClient:
         if not file.exists():
             _create_store(file)
         return MlflowClient(uri)
+
+
+def _trust_own_certificates() -> None:
+    """Let requests use ``SSL_CERT_FILE``, and not warn where certificates are not checked."""
+    own = os.environ.get("SSL_CERT_FILE")
+    if own and not {"REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"} & set(os.environ):
+        os.environ["REQUESTS_CA_BUNDLE"] = own
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS"):
+        warnings.filterwarnings("ignore", "Unverified HTTPS request")
 
 
 def _create_store(file: Path) -> None:

@@ -25,7 +25,7 @@ class SystemMonitor:
     thread would end the first time its server does not answer.
     """
 
-    def __init__(self, fold: FoldDir, connect: Connect) -> None:
+    def __init__(self, fold: FoldDir, connect: Connect | None) -> None:
         self.node = re.sub(r"[^\w-]", "_", socket.gethostname().partition(".")[0])
         path = fold.system(self.node)
         self._log = MetricsLog(path, path.with_suffix(".sent"), connect)

@@ -9,7 +9,7 @@ from functools import partial
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.tracking.metrics_log import FAILED, MetricsLog
-from dfer_dist.tracking.mlflow_runs import connect_child
+from dfer_dist.tracking.mlflow_runs import job_connection
 from dfer_dist.tracking.sync import finalize_run
 from dfer_dist.tracking.system_metrics import SystemMonitor
 
@@ -71,12 +71,11 @@ def build_tracking(*, run: RunDir, fold: int, ranks: Ranks, keep_bytes: int) -> 
     keep_bytes : int
         Bytes of the metrics file to keep; what follows them is trained again.
     """
-    is_run_tracked = run.info().tracking is not None
     folder = run.fold(fold)
     metrics_log, monitor = None, None
     if ranks.is_main:
-        connect = partial(connect_child, run, fold, running=True) if is_run_tracked else None
+        connect = job_connection(run, fold, running=True)
         metrics_log = MetricsLog(folder.metrics, folder.sent, connect, keep_bytes)
-    if ranks.local_rank == 0 and is_run_tracked:
-        monitor = SystemMonitor(folder, partial(connect_child, run, fold, running=False))
+    if ranks.local_rank == 0 and run.info().tracking:
+        monitor = SystemMonitor(folder, job_connection(run, fold, running=False))
     return FoldTracking(run=run, fold=fold, metrics_log=metrics_log, monitor=monitor)

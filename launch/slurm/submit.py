@@ -235,6 +235,13 @@ def _submit_tasks(
     print_line(
         f"submitted {folds} as job {array}{summary_text}; follow them with dfer status {shown}"
     )
+    for uri in sorted({info.uri for run in runs if (info := run.info().tracking)}):
+        if uri.startswith("sqlite:"):
+            print_line(
+                f"MLflow: the folds do not write to {uri}, since SQLite is not safe on several "
+                "nodes: their summary job does, or dfer sync; set tracking.uri=http://… to an "
+                "MLflow server to follow them there"
+            )
 
 
 def _record(

@@ -17,6 +17,7 @@ from dfer_dist.config.schema import Config
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import RunInfo, TrackingInfo
 from dfer_dist.tracking.identity import fresh_tracking, own_tracking
+from dfer_dist.tracking.mlflow_runs import job_connection
 from dfer_dist.utils.errors import UserError
 
 SERVER = "http://tracking.example.org:5000"
@@ -194,3 +195,19 @@ def test_variable_with_another_store_is_refused(
     with pytest.raises(UserError, match="MLFLOW_TRACKING_URI") as e:
         fresh_tracking(RunDir(tmp_path / "r"), Config(), "dfew")
     assert "secret" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "job", "connects"),
+    [(None, "", True), (None, "7", False), ("sqlite:////a/b.db", "7", False), (SERVER, "7", True)],
+)
+def test_jobs_of_a_cluster_do_not_write_to_sqlite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str | None, job: str, connects: bool
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if job:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    run = make(tmp_path / "r", uri)
+    assert (job_connection(run, 1, running=True) is not None) == connects
+    run.update_info(tracking=None)
+    assert job_connection(run, 1, running=True) is None
