@@ -106,7 +106,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "dfer_dist/data/captions/store.py": {"words": "label words"},
     "dfer_dist/data/faces/alignment.py": {"floor": "numpy's function"},
     "dfer_dist/data/loading/modalities.py": {"floor": "numpy's function"},
-    "dfer_dist/data/video/decode.py": {"floor": "the function of math"},
+    "dfer_dist/data/video/packets.py": {"floor": "the function of math"},
     "tests/integration/bench/test_bench_commands.py": {"floor": "a key of the results"},
     "tests/integration/bench/test_bench_step.py": {"floor": "a key of the results"},
     "tests/integration/data/test_describe.py": {"words": "label words"},

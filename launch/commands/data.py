@@ -51,6 +51,16 @@ Faces = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="Stop at the first problem instead of reporting it.")
 ]
+MaxBadFrames = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=100,
+        metavar="PERCENT",
+        help="Drop damaged frames if they are at most so many of a clip, else leave the clip out. "
+        "Default: 0 for videos, no limit for folders of frames.",
+    ),
+]
 ShardSize = Annotated[int, typer.Option(min=1, help="Maximum number of clips in a shard.")]
 NumFolds = Annotated[int | None, typer.Option(help="Number of folds of a folder. Default: 5.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the folds of a folder. Default: 0.")]
@@ -70,6 +80,7 @@ def pack(
     resize: Resize = None,
     faces: Faces = False,
     strict: Strict = False,
+    max_bad_frames: MaxBadFrames = None,
     folds: NumFolds = None,
     seed: Seed = None,
     groups: Groups = None,
@@ -91,7 +102,8 @@ def pack(
     listing = read_dataset(dataset, root, lists, prefer_videos=faces, **about)
     folders = " and ".join(map(str, listing.folders))
     print_line(f"{len(listing.records)} clips listed; from {folders}")
-    options = {"size": resize, "strict": strict, "workers": workers, "faces": faces}
+    options: dict[str, Any] = {"size": resize, "strict": strict, "faces": faces}
+    options |= {"workers": workers, "max_bad_frames": max_bad_frames}
     report = pack_listing(listing, out, clips_per_shard, **options)
     console.print(_table(report))
     _print_problems(report, out)
@@ -138,6 +150,8 @@ def _print_problems(report: PackReport, out: Path) -> None:
             f"{report.encoded_frames:,} frames were no upright JPEGs of this size, "
             "and were encoded as JPEGs of quality 95"
         )
+    if report.dropped_frames:
+        console.print(f"{report.dropped_frames:,} damaged frames were dropped")
     if not problems:
         return
     lost = {problem.clip for problem in problems if problem.left_out}

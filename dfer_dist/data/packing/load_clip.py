@@ -1,4 +1,4 @@
-"""Load a clip as the JPEGs that are packed.
+"""Load a clip as the JPEGs that are packed, in bounded memory.
 
 JPEG frames are copied byte for byte, unless another size is requested or their metadata turns them.
 Other images, as the PNGs of MAFW, and frames of videos are encoded as JPEGs of quality 95 without
@@ -17,10 +17,11 @@ import simplejpeg
 from PIL import Image
 
 from dfer_dist.data.faces.crop import FACE_SIZE, MIN_FACE_FRACTION, find_face
+from dfer_dist.data.packing.frame_buffer import FrameBuffer
 from dfer_dist.data.shards.sidecars import array_bytes
 from dfer_dist.data.sources.frame_order import find_sequences
 from dfer_dist.data.sources.records import VIDEO_SUFFIXES, ClipRecord, Fault, clip_files
-from dfer_dist.data.video.decode import DamagedVideo, Video
+from dfer_dist.data.video.decode import DamagedVideo, UnsupportedVideo, Video
 from dfer_dist.data.video.image import decode_image
 
 # Encoding a photograph with it changes pixels by about one grey level.
@@ -33,27 +34,41 @@ class LoadedClip:
 
     Attributes
     ----------
-    jpegs : list of bytes
-        In temporal order.
+    jpegs : FrameBuffer
+        In temporal order. Close it.
     num_encoded : int
         How many of these were encoded here instead of copied.
+    num_dropped : int
+        How many more were damaged.
     faults : list of Fault
     landmarks : dict of bytes, optional
         Landmarks by member name, if the frames are face crops.
     """
 
-    jpegs: list[bytes] = field(default_factory=list)
+    jpegs: FrameBuffer = field(default_factory=FrameBuffer)
     num_encoded: int = 0
+    num_dropped: int = 0
     faults: list[Fault] = field(default_factory=list)
     landmarks: dict[str, bytes] | None = None
 
+    def leave_out(self, kind: str, reason: str) -> LoadedClip:
+        """Add a fault because of which the clip is not packed; return the clip."""
+        self.faults.append(Fault(kind, reason, left_out=True))
+        return self
 
-def load_clip(record: ClipRecord, size: int | None = None, faces: bool = False) -> LoadedClip:
+
+def load_clip(
+    record: ClipRecord,
+    size: int | None = None,
+    faces: bool = False,
+    max_bad_frames: float | None = None,
+    folder: Path | None = None,
+) -> LoadedClip:
     """Load the frames of a clip, and decode each of them to find the ones that are damaged.
 
     A clip is marked as left out if it is missing, nothing of it can be decoded, or its frames
-    differ in size. It is kept if it has fewer frames than listed, or frame files that cannot be
-    decoded, which are skipped.
+    differ in size. It is kept if it has fewer frames than listed. Frames that cannot be decoded
+    are dropped, if they are few enough.
 
     Parameters
     ----------
@@ -63,28 +78,32 @@ def load_clip(record: ClipRecord, size: int | None = None, faces: bool = False) 
         of that size stay as they are.
     faces : bool
         Return aligned crops of the face, which needs a video of the clip.
+    max_bad_frames : float, optional
+        Percentage of the frames that may be damaged. By default all frame files but one, and no
+        frame of a video.
+    folder : Path, optional
+        For a temporary file of many frames.
     """
+    clip = LoadedClip(FrameBuffer(folder))
     files = clip_files(record)
     if not files:
-        fault = Fault("missing", "neither its folder nor its video exists", True)
         if isinstance(record.media, Path) and record.media.is_dir():
-            fault = Fault("no frames", "its folder holds no image of a known kind", True)
-        return LoadedClip(faults=[fault])
+            return clip.leave_out("no frames", "its folder holds no image of a known kind")
+        return clip.leave_out("missing", "neither its folder nor its video exists")
     if files[0].suffix.lower() in VIDEO_SUFFIXES:
-        return _load_video(files[0], size, faces)
+        _load_video(clip, Video(files[0], max_bad_frames or 0), size, faces)
+        return clip
     if faces:
-        fault = Fault("no video", "it has only frames: faces are detected in videos", True)
-        return LoadedClip(faults=[fault])
+        return clip.leave_out("no video", "it has only frames: faces are detected in videos")
     sequences = find_sequences(files)
     if sequences:
         names = ", ".join(file.name for file in sequences[:3])
         reason = f"its frames are {len(sequences)} sequences, such as those of several faces: "
-        reason += f"{names}; move each into a folder of its own"
-        return LoadedClip(faults=[Fault("several sequences", reason, True)])
-    clip = _load_frames(files, size)
-    if record.listed_frames is not None and len(files) < record.listed_frames:
-        reason = f"{len(files)} frames exist, {record.listed_frames} are listed"
-        clip.faults.append(Fault("fewer frames", reason))
+        return clip.leave_out(
+            "several sequences", f"{reason}{names}; move each into a folder of its own"
+        )
+    _load_frames(clip, files, size)
+    _check_counts(clip, len(files), record.listed_frames, max_bad_frames)
     return clip
 
 
@@ -93,18 +112,16 @@ def encode_frame(pixels: np.ndarray) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), _JPEG_QUALITY, "RGB", "444")
 
 
-def _load_video(file: Path, size: int | None, faces: bool) -> LoadedClip:
-    clip, video = LoadedClip(), Video(file)
+def _load_video(clip: LoadedClip, video: Video, size: int | None, faces: bool) -> None:
     frames: Iterable[np.ndarray] = video
+    name = video.path.name
     try:
         if faces:
             face = find_face(video, size or FACE_SIZE)
             if face.fraction < MIN_FACE_FRACTION:
-                reason = (
-                    f"the face is in {face.found.sum()} of {len(face.found)} frames of "
-                    f"{file.name}, at least half are needed"
-                )
-                return LoadedClip(faults=[Fault("no face", reason, True)])
+                reason = f"the face is in {face.found.sum()} of {len(face.found)} frames of {name}"
+                clip.leave_out("no face", f"{reason}, at least half are needed")
+                return
             frames = face.crops(video)
             clip.landmarks = {
                 "landmarks.npy": array_bytes(face.landmarks),
@@ -112,17 +129,24 @@ def _load_video(file: Path, size: int | None, faces: bool) -> LoadedClip:
             }
         elif size is not None:
             frames = (_resize(frame, size) for frame in video)
-        clip.jpegs = [encode_frame(frame) for frame in frames]
+        for frame in frames:
+            clip.jpegs.append(encode_frame(frame))
+    except UnsupportedVideo as e:
+        clip.leave_out(e.kind, f"{name}: {e.reason}")
+        return
     except DamagedVideo as e:
         # left out: the remaining frames may not show the expression of the label
-        reason = f"{file.name}: {e.reason}; {e.frames} frames decoded"
-        clip.faults.append(Fault("damaged video", reason, True))
+        hint = " (see --max-bad-frames)" if e.frames else ""
+        clip.leave_out(e.kind, f"{name}: {e.reason}; {e.frames} frames decoded{hint}")
+        return
     clip.num_encoded = len(clip.jpegs)
-    return clip
+    clip.num_dropped = video.num_bad
+    if video.num_bad:
+        reason = f"{name}: damaged frames dropped: {video.num_bad} ({video.fault})"
+        clip.faults.append(Fault(DamagedVideo.kind, reason))
 
 
-def _load_frames(files: tuple[Path, ...], size: int | None) -> LoadedClip:
-    clip = LoadedClip()
+def _load_frames(clip: LoadedClip, files: tuple[Path, ...], size: int | None) -> None:
     first: tuple[int, int] | None = None
     for file in files:
         try:
@@ -131,20 +155,28 @@ def _load_frames(files: tuple[Path, ...], size: int | None) -> LoadedClip:
         except (ValueError, OSError) as e:
             reason = f"{file.name} cannot be decoded: {_stable_message(e)}"
             clip.faults.append(Fault("unreadable frame", reason))
+            clip.num_dropped += 1
             continue
         first = first or (height, width)
         if (height, width) != first:
-            reason = (
-                f"{file.name} has {width} x {height} pixels, the frames before it "
-                f"{first[1]} x {first[0]} (see --resize)"
-            )
-            clip.faults.append(Fault("sizes differ", reason, True))
-            return clip
+            reason = f"{file.name} has {width} x {height} pixels, the frames before it "
+            clip.leave_out("sizes differ", f"{reason}{first[1]} x {first[0]} (see --resize)")
+            return
         clip.jpegs.append(jpeg)
         clip.num_encoded += jpeg is not data
     if not clip.jpegs:
-        clip.faults.append(Fault("no frames", "no frame can be decoded", True))
-    return clip
+        clip.leave_out("no frames", "no frame can be decoded")
+
+
+def _check_counts(
+    clip: LoadedClip, found: int, listed: int | None, max_bad_frames: float | None
+) -> None:
+    if max_bad_frames is not None and 100 * clip.num_dropped > max_bad_frames * found:
+        reason = f"{clip.num_dropped} of {found} frames cannot be decoded"
+        clip.leave_out("too many bad frames", f"{reason} (see --max-bad-frames)")
+    if listed is not None and found < listed:
+        reason = f"{found} frames exist, {listed} are listed"
+        clip.faults.append(Fault("fewer frames", reason))
 
 
 def _stable_message(error: Exception) -> str:

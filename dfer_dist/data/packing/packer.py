@@ -44,6 +44,7 @@ def pack(
     size: int | None = None,
     strict: bool = False,
     faces: bool = False,
+    max_bad_frames: float | None = None,
 ) -> Index:
     """Write shards, sidecars, the report and, last, the index.
 
@@ -57,25 +58,21 @@ def pack(
         Name of the set.
     out : Path
         Folder for the shards.
-    clips_per_shard : int
-        Maximum number of clips in a shard.
     workers, progress : optional
         See :func:`~dfer_dist.utils.process_pool.run_jobs`.
     classes : sequence of str, optional
         Names in label order; by default those in ``CLASSES``.
-    size : int, optional
-        Width and height of all frames, pixels.
+    clips_per_shard, size, faces, max_bad_frames : optional
+        See :class:`~dfer_dist.data.packing.report.PackSettings`.
     strict : bool
         Stop at the first fault instead of reporting it.
-    faces : bool
-        Pack crops of the face in each clip's video, with its landmarks.
 
     Raises
     ------
     UserError
         If ``out`` holds another set, keys collide, a split has no clip, or a fault is ``strict``.
     """
-    settings = report.PackSettings(clips_per_shard, size, faces)
+    settings = report.PackSettings(clips_per_shard, size, faces, max_bad_frames)
     plan = _Plan(records, dataset, out, tuple(classes or CLASSES[dataset]), settings, strict)
     plan.check_records()
     if (out / "index.json").is_file():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -24,22 +26,31 @@ class PackSettings:
     Attributes
     ----------
     clips_per_shard : int
+        Maximum number of clips in a shard.
     resize : int or None
-        Size of all frames, pixels.
+        Width and height of all frames, pixels.
     faces : bool
-        Whether frames are crops of the face.
+        Whether frames are crops of the face in each clip's video, with landmarks.
+    max_bad_frames : float or None
+        Percentage of a clip's frames that may be damaged; None for all of a folder's but one, and
+        none of a video's.
     """
 
     clips_per_shard: int
     resize: int | None = None
     faces: bool = False
+    max_bad_frames: float | None = None
 
     def __str__(self) -> str:
         """Return the settings as arguments of ``dfer pack``."""
         text = f"--clips-per-shard {self.clips_per_shard}"
         if self.resize:
             text += f" --resize {self.resize}"
-        return text + " --faces" if self.faces else text
+        if self.faces:
+            text += " --faces"
+        if self.max_bad_frames is not None:
+            text += f" --max-bad-frames {self.max_bad_frames:g}"
+        return text
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,10 @@ class PackReport(Record):
     settings : PackSettings
     sources : str
         Hash of the lists and files that the set was packed from.
+    dropped_frames : int
+        Damaged frames of packed clips that were left out.
+    decoders : dict of str
+        Version of each package that decodes images or videos.
     """
 
     remedy: ClassVar[str] = "it is of another version or damaged: choose an empty --out"
@@ -98,6 +113,8 @@ class PackReport(Record):
     problems: list[Problem]
     settings: PackSettings
     sources: str
+    dropped_frames: int = 0
+    decoders: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,6 +132,10 @@ class ShardResult(Record):
     encoded : int
         How many of these were encoded instead of copied.
     problems : tuple of Problem
+    dropped : int
+        Damaged frames of packed clips that were left out.
+    decoders : dict of str
+        See :func:`decoder_versions`.
     """
 
     digest: str
@@ -122,6 +143,14 @@ class ShardResult(Record):
     frames: int
     encoded: int
     problems: tuple[Problem, ...]
+    dropped: int = 0
+    decoders: dict[str, str] = field(default_factory=dict)
+
+
+@cache
+def decoder_versions() -> dict[str, str]:
+    """Return the version of each package that decodes images or videos."""
+    return {name: importlib.metadata.version(name) for name in ("av", "pillow", "simplejpeg")}
 
 
 def make_report(
@@ -158,6 +187,8 @@ def make_report(
         problems=problems,
         settings=settings,
         sources=sources,
+        dropped_frames=sum(result.dropped for result in results),
+        decoders=decoder_versions(),
     )
 
 

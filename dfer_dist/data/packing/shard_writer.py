@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dfer_dist.data.packing import report
+from dfer_dist.data.packing.frame_buffer import FrameBuffer
 from dfer_dist.data.packing.load_clip import load_clip
 from dfer_dist.data.shards import sidecars
 from dfer_dist.data.shards.index import SIDECAR, Shard, sidecar_path
@@ -68,7 +69,11 @@ class ShardJob:
             for r in self.records
         ]
         settings = self.settings
-        return hash_json([self.tar.name, self.num_classes, settings.resize, settings.faces, clips])
+        body = [self.tar.name, self.num_classes, settings.resize, settings.faces, clips]
+        # without it the hash is that of earlier versions
+        if settings.max_bad_frames is not None:
+            body.append(settings.max_bad_frames)
+        return hash_json(body)
 
 
 def _file_sizes(record: ClipRecord) -> list[tuple[str, int]]:
@@ -121,30 +126,36 @@ def _finished_result(job: ShardJob, digest: str) -> report.ShardResult | None:
     except (UserError, OSError):
         # missing, of another version, or truncated by a full disk
         return None
-    return result if is_whole and result.digest == digest else None
+    same_bytes = result.digest == digest and result.decoders == report.decoder_versions()
+    return result if is_whole and same_bytes else None
 
 
 def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> report.ShardResult:
+    decoders = report.decoder_versions()
     rows: list[dict[str, Any]] = []
     landmarks: list[tuple[str, dict[str, bytes]]] = []
     problems: list[report.Problem] = []
-    encoded = 0
+    encoded = dropped = 0
+    settings = job.settings
+    options = (settings.resize, settings.faces, settings.max_bad_frames, job.tar.parent)
     with sidecars.write_tar(job.tar) as writer:
         for record in job.records:
-            clip = load_clip(record, job.settings.resize, job.settings.faces)
-            problems += report.list_problems(record, clip.faults)
-            if job.strict:
-                report.check_strict(problems)
-            if not any(fault.left_out for fault in clip.faults):
-                rows.append(_write_clip(writer, record, clip.jpegs))
-                encoded += clip.num_encoded
-                if clip.landmarks:
-                    landmarks.append((record.key, clip.landmarks))
+            clip = load_clip(record, *options)
+            with closing(clip.jpegs):
+                problems += report.list_problems(record, clip.faults)
+                if job.strict:
+                    report.check_strict(problems)
+                if not any(fault.left_out for fault in clip.faults):
+                    rows.append(_write_clip(writer, record, clip.jpegs))
+                    encoded += clip.num_encoded
+                    dropped += clip.num_dropped
+                    if clip.landmarks:
+                        landmarks.append((record.key, clip.landmarks))
             advance(1)
     if not rows:
         for file in job.files:
             file.unlink(missing_ok=True)
-        return report.ShardResult(digest, None, 0, 0, tuple(problems))
+        return report.ShardResult(digest, None, 0, 0, tuple(problems), 0, decoders)
     with atomic_path(sidecar_path(job.tar)) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SIDECAR), temporary)
     if job.settings.faces:
@@ -161,10 +172,10 @@ def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> 
         sidecar_sha256=sha256_file(sidecar_path(job.tar)),
     )
     frames = sum(row["frames"] for row in rows)
-    return report.ShardResult(digest, shard, frames, encoded, tuple(problems))
+    return report.ShardResult(digest, shard, frames, encoded, tuple(problems), dropped, decoders)
 
 
-def _write_clip(writer: Any, record: ClipRecord, jpegs: list[bytes]) -> dict[str, Any]:
+def _write_clip(writer: Any, record: ClipRecord, jpegs: FrameBuffer) -> dict[str, Any]:
     """Add a clip to the tar and return its row of the sidecar."""
     meta = {
         "key": record.key,
@@ -172,10 +183,11 @@ def _write_clip(writer: Any, record: ClipRecord, jpegs: list[bytes]) -> dict[str
         "split": record.split,
         "source": record.source,
         "frames": len(jpegs),
-        "offsets": [0, *np.cumsum([len(jpeg) for jpeg in jpegs]).tolist()],
+        "offsets": jpegs.offsets,
     }
     text = json.dumps(meta, separators=(",", ":"), ensure_ascii=False)
     offset = writer.tarstream.offset
-    writer.write({"__key__": record.key, "json": text.encode(), "mjpg": b"".join(jpegs)})
+    writer.write({"__key__": record.key, "json": text.encode()})
+    sidecars.add_member(writer, f"{record.key}.mjpg", jpegs.open(), sum(jpegs.sizes))
     size = writer.tarstream.offset - offset
-    return {**meta, "offset": offset, "size": size, "crc32": [zlib.crc32(jpeg) for jpeg in jpegs]}
+    return {**meta, "offset": offset, "size": size, "crc32": jpegs.crc32}

@@ -30,6 +30,8 @@ KEY = r"^[A-Za-z0-9_-]+$"
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 BLOCK = 512  # bytes: a tar header is one block, data is padded to whole blocks
+# Largest size in a tar header, bytes: 11 octal digits. GNU's format has larger ones in base 256.
+MAX_OCTAL_SIZE = 8**11 - 1
 
 SIDECAR = pa.schema(
     [

@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from dfer_dist.data.shards.index import Index, sidecar_path
+from dfer_dist.data.shards.index import MAX_OCTAL_SIZE, Index, sidecar_path
 from dfer_dist.data.shards.store import Remote
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import atomic_path, parse_json, read_json, sha256_file
@@ -163,6 +163,18 @@ def write_tar(tar: Path) -> Iterator[Any]:
         TarWriter(f, encoder=False, mtime=0) as writer,
     ):
         yield writer
+
+
+def add_member(writer: Any, name: str, file: IO[bytes], size: int) -> None:
+    """Add a file to a tar of :func:`write_tar` as the writer would its bytes, a part at a time."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = size, writer.mtime, writer.mode
+    info.uname, info.gname = writer.user, writer.group
+    if size > MAX_OCTAL_SIZE:
+        # one header block in GNU's format; in that of POSIX there would be two more
+        writer.tarstream.format = tarfile.GNU_FORMAT
+    writer.tarstream.addfile(info, file)
+    writer.tarstream.format = tarfile.DEFAULT_FORMAT
 
 
 def _list_members(tar: Path) -> dict[str, list[int]]:

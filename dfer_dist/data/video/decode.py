@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dfer_dist.data.video.colors import UnsupportedColors, to_upright_rgb
+from dfer_dist.data.video.packets import PacketInfo, scan_packets
 from dfer_dist.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,11 +19,9 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-# Seconds by which packets may end before the duration that the file declares.
-_DURATION_TOLERANCE = 0.2
-
-# Seconds. A longer gap between two frames is a reset of the clock, not a frame that is held.
-_MAX_GAP = 1.0
+# Major versions of PyAV that are known to give the same bytes, as in setup.cfg. Earlier ones
+# convert colours otherwise.
+PYAV_VERSIONS = (18,)
 
 
 class DamagedVideo(Exception):
@@ -36,6 +35,8 @@ class DamagedVideo(Exception):
     reason : str
     """
 
+    kind = "damaged video"
+
     def __init__(self, file: Path, frames: int, reason: str) -> None:
         super().__init__(f"{file}: {reason}; {frames} frames decoded")
         self.file = file
@@ -47,33 +48,50 @@ class DamagedVideo(Exception):
         return type(self), (self.file, self.frames, self.reason)
 
 
-@dataclass(frozen=True)
+class UnsupportedVideo(DamagedVideo):
+    """A video whose colours cannot be shown with 8 bits a channel, such as HDR."""
+
+    kind = "unsupported video"
+
+
+@dataclass
 class Video:
     """A video file as an iterable of frames.
 
     Each iteration decodes the file again, on one thread, and holds one frame at a time. Frames
     are uint8 arrays [H, W, 3], RGB, all of the size of the first one, as a player shows them:
-    rotated or mirrored by the display matrix in the file (as phones write it), with square pixels.
-    Frames at uneven times are repeated or dropped to get a steady rate, the one of the median
-    distance between two frames.
+    rotated or mirrored by the display matrix in the file (as phones write it), with square pixels,
+    opaque on black. Frames at uneven times are repeated or dropped to get a steady rate, the one of
+    the median distance between two frames.
 
     A video has no checksums: damage that the codec cannot detect is not found.
 
     Attributes
     ----------
     path : Path
+    max_bad_frames : float
+        Percentage of the frames that may be missing or damaged. They are dropped.
+    num_bad : int
+        How many of them the last complete iteration has dropped.
+    fault : str
+        What was wrong with the first of them.
 
     Raises
     ------
     UserError
-        On iteration, if PyAV is not installed.
+        On iteration, if PyAV is not installed, or in a version that gives other bytes.
     DamagedVideo
         On iteration, if the file cannot be opened, has no video, ends too early, or has a frame
-        that does not decode cleanly. All frames before the damage have been yielded by then,
-        except perhaps the last.
+        that does not decode cleanly, in more than ``max_bad_frames`` of its frames. All frames
+        before the damage have been yielded by then, except perhaps the last.
+    UnsupportedVideo
+        On iteration, if it is HDR, or has colours that ffmpeg does not convert.
     """
 
     path: Path
+    max_bad_frames: float = 0.0
+    num_bad: int = field(default=0, init=False)
+    fault: str = field(default="", init=False)
 
     def interval(self) -> float:
         """Return the seconds between two frames of an iteration, without decoding any.
@@ -81,50 +99,110 @@ class Video:
         Raises
         ------
         UserError
-            If PyAV is not installed.
+            If PyAV is not installed, or in a version that gives other bytes.
         DamagedVideo
             If the file cannot be opened, has no video, or has no times of frames.
         """
-        av = _import_av()
-        try:
-            with av.open(str(self.path)) as container:
-                interval = _scan_packets(container, _video_stream(container)).interval
+        with _Decoding(self).report_damage() as (container, stream):
+            interval = scan_packets(container, stream).interval
             if not interval:
                 raise _InvalidVideo("it has no frame rate")
-        except (av.error.FFmpegError, _InvalidVideo) as e:
-            raise DamagedVideo(self.path, 0, getattr(e, "strerror", None) or str(e)) from e
         return interval
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield the frames."""
-        av = _import_av()
-        decoded = 0
-
-        def count(frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
-            nonlocal decoded
-            for frame in frames:
-                if frame.is_corrupt:
-                    raise _InvalidVideo("a frame does not decode cleanly")
-                decoded += 1
-                yield frame
-
-        try:
-            with av.open(str(self.path)) as container:
-                packets = _scan_packets(container, _video_stream(container))
-            with av.open(str(self.path)) as container:
-                stream = _video_stream(container)
-                # one thread: the packer decodes several clips in parallel
-                stream.thread_type = "SLICE"
-                stream.codec_context.thread_count = 1
-                frames = packets.resample(count(container.decode(stream)))
-                yield from _to_upright_rgb(frames, stream)
-            packets.check(decoded)
-        except (av.error.FFmpegError, _InvalidVideo) as e:
-            raise DamagedVideo(self.path, decoded, getattr(e, "strerror", None) or str(e)) from e
+        decoding = _Decoding(self)
+        with decoding.report_damage() as (container, stream):
+            packets = scan_packets(container, stream)
+        with decoding.report_damage() as (container, stream):
+            # one thread: the packer decodes several clips in parallel
+            stream.thread_type = "SLICE"
+            stream.codec_context.thread_count = 1
+            frames = packets.resample(decoding.clean_frames(container, stream, packets))
+            yield from to_upright_rgb(frames, stream)
+            self.num_bad = decoding.count_bad(packets)
+            self.fault = decoding.fault
 
 
 class _InvalidVideo(Exception):
     """What is wrong with a video; becomes the reason of :class:`DamagedVideo`."""
+
+
+@dataclass
+class _Decoding:
+    """One iteration over a video: how many frames were decoded, how many were not, and why."""
+
+    video: Video
+    num_good: int = 0
+    num_bad: int = 0
+    fault: str = ""
+
+    @contextmanager
+    def report_damage(self) -> Iterator[tuple[InputContainer, VideoStream]]:
+        """Open the video; turn errors of its bytes into exceptions that name it."""
+        av = _import_av()
+        path = self.video.path
+        try:
+            with av.open(str(path)) as container:
+                stream = container.streams.best("video")
+                if stream is None:
+                    raise _InvalidVideo("it has no video")
+                if stream.codec_context is None:
+                    raise _InvalidVideo("its codec is not known to ffmpeg")
+                yield container, stream
+        except UnsupportedColors as e:
+            raise UnsupportedVideo(path, self.num_good, str(e)) from e
+        except (av.error.FFmpegError, _InvalidVideo) as e:
+            raise DamagedVideo(path, self.num_good, _reason(e)) from e
+
+    def clean_frames(
+        self, container: InputContainer, stream: VideoStream, packets: PacketInfo
+    ) -> Iterator[VideoFrame]:
+        """Yield the frames that decode cleanly; stop with an error at one bad frame too many."""
+        av = _import_av()
+        for packet in container.demux(stream):
+            try:
+                decoded = packet.decode()
+            except av.error.FFmpegError as e:
+                self._add_bad(_reason(e), packets)
+                continue
+            for frame in decoded:
+                if frame.is_corrupt:
+                    self._add_bad("a frame does not decode cleanly", packets)
+                    continue
+                self.num_good += 1
+                yield frame
+
+    def count_bad(self, packets: PacketInfo) -> int:
+        """Return how many frames are missing or damaged.
+
+        Raises
+        ------
+        _InvalidVideo
+            If they are too many.
+        """
+        num_missing = packets.num_frames - self.num_good
+        bad = max(self.num_bad, num_missing, int(packets.fault is not None))
+        if bad:
+            self.fault = (
+                packets.fault or self.fault or f"its packets hold {packets.num_frames} frames"
+            )
+        if self._are_too_many(bad, packets) or not self.num_good:
+            raise _InvalidVideo(self.fault or "it has no frames")
+        return bad
+
+    def _are_too_many(self, bad: int, packets: PacketInfo) -> bool:
+        return 100 * bad > self.video.max_bad_frames * packets.num_frames
+
+    def _add_bad(self, reason: str, packets: PacketInfo) -> None:
+        self.num_bad += 1
+        self.fault = self.fault or reason
+        if self._are_too_many(self.num_bad, packets):
+            raise _InvalidVideo(self.fault)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _import_av() -> Any:
@@ -132,142 +210,10 @@ def _import_av() -> Any:
         import av
     except ImportError as e:
         raise UserError("decoding videos needs PyAV: pip install av") from e
+    if int(av.__version__.partition(".")[0]) not in PYAV_VERSIONS:
+        first, last = PYAV_VERSIONS[0], PYAV_VERSIONS[-1] + 1
+        raise UserError(
+            f"PyAV {av.__version__} is installed, which may show other colours than others have "
+            f"packed: pip install 'av>={first},<{last}'"
+        )
     return av
-
-
-@dataclass(frozen=True)
-class _PacketInfo:
-    """What the packets of a video tell before any is decoded.
-
-    Attributes
-    ----------
-    num_frames : int
-        Number of frames to expect at least.
-    period : float or None
-        Distance of frames at the steady rate, in units of the stream; None if they have it already.
-    max_gap : float
-        Longer gaps are resets of the clock, in units of the stream.
-    interval : float
-        Seconds between two frames at the steady rate; 0 if unknown.
-    fault : str or None
-        What is wrong with the packets.
-    """
-
-    num_frames: int
-    period: float | None
-    max_gap: float
-    interval: float
-    fault: str | None
-
-    def resample(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
-        """Repeat or drop frames for a steady rate: each starts half a tick before its time."""
-        if self.period is None:
-            yield from frames
-            return
-        held, start, last, position = None, 0.0, 0.0, 0
-        for frame in frames:
-            time = last if frame.pts is None else float(frame.pts)
-            if held is None:
-                start = time
-            elif 0 <= time - last <= self.max_gap:
-                tick = math.floor((time - start) / self.period + 0.5)
-                yield from [held] * (tick - position)
-                position = tick
-            else:
-                # the clock was reset
-                yield held
-                start, position = time, 0
-            held, last = frame, time
-        if held is not None:
-            yield held
-
-    def check(self, decoded: int) -> None:
-        """Raise :class:`_InvalidVideo` if packets are damaged, or too few frames were decoded."""
-        if self.fault:
-            raise _InvalidVideo(self.fault)
-        if decoded < self.num_frames or not decoded:
-            raise _InvalidVideo(f"its packets hold {self.num_frames} frames")
-
-
-def _video_stream(container: InputContainer) -> VideoStream:
-    stream = container.streams.best("video")
-    if stream is None:
-        raise _InvalidVideo("it has no video")
-    return stream  # type: ignore[return-value]
-
-
-def _scan_packets(container: InputContainer, stream: VideoStream) -> _PacketInfo:
-    """Read all packets without decoding.
-
-    Packets of a truncated MP4 or AVI are marked corrupt. Matroska and WebM just end, so the last
-    packet of all streams is compared with the declared duration. Frames before the first key frame
-    cannot be decoded and are not expected.
-    """
-    times: set[int] = set()
-    first_key: int | None = None
-    end, fault = 0.0, None
-    for packet in container.demux():
-        if packet.is_corrupt:
-            fault = "it is truncated or damaged"
-        if packet.pts is None or packet.time_base is None:
-            continue
-        end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        if packet.stream.index == stream.index and not packet.is_discard:
-            if first_key is None and packet.is_keyframe:
-                first_key = packet.pts
-            if first_key is not None and packet.pts >= first_key:
-                times.add(packet.pts)
-    missing = (container.duration or 0) / 1_000_000 - end
-    if missing > _DURATION_TOLERANCE:
-        fault = fault or f"it ends {missing:.1f} s before its declared end (truncated?)"
-    time_base = stream.time_base or Fraction(1)
-    interval, period = 0.0, None
-    gaps = np.diff(sorted(times))
-    if len(gaps):
-        # The mean is the better interval of even gaps: a container that rounds times to
-        # milliseconds has 60 frames per second at gaps of 16 or 17.
-        interval, median = float(gaps.mean()), float(np.median(gaps))
-        if median > 0 and (np.abs(gaps - median) > median / 2).any():
-            interval = period = median
-    interval *= float(time_base)
-    if not interval and stream.average_rate:
-        interval = float(1 / stream.average_rate)
-    max_gap = float(Fraction(_MAX_GAP) / time_base)
-    return _PacketInfo(len(times), period, max_gap, interval, fault)
-
-
-def _to_upright_rgb(frames: Iterable[VideoFrame], stream: VideoStream) -> Iterator[np.ndarray]:
-    """Yield RGB arrays as a player shows the frames, all of the size of the first one."""
-    from av.video.reformatter import Interpolation
-
-    # bit-exact: the same bytes on every processor
-    interpolation = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-    size: tuple[int, int] | None = None
-    for frame in frames:
-        if size is None:
-            pixel_aspect = float(stream.sample_aspect_ratio or 1) or 1.0
-            width = round(frame.width * max(1.0, pixel_aspect))
-            size = width, round(frame.height * max(1.0, 1 / pixel_aspect))
-        rgb = frame.reformat(*size, format="rgb24", interpolation=interpolation, threads=1)
-        yield _apply_display_matrix(np.asarray(rgb.to_ndarray()), frame)
-
-
-def _apply_display_matrix(image: np.ndarray, frame: VideoFrame) -> np.ndarray:
-    """Rotate or mirror an image as the display matrix of its frame says.
-
-    The matrix [[a, b, u], [c, d, v], [x, y, w]] shows a point (p, q) at (a p + c q, b p + d q).
-    Only quarter turns and mirror images are applied; other matrices are rounded to these.
-    """
-    from av.sidedata.sidedata import Type
-
-    # the stubs of PyAV have another type for it
-    side_data: Any = frame.side_data
-    if Type.DISPLAYMATRIX not in side_data:
-        return image
-    matrix = np.frombuffer(bytes(side_data[Type.DISPLAYMATRIX]), np.int32).tolist()
-    a, b, _, c, d = matrix[:5]
-    right, down = a, d
-    if abs(b) > abs(a):
-        image = image.swapaxes(0, 1)
-        right, down = c, b
-    return np.ascontiguousarray(image[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1])

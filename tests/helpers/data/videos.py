@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -81,6 +82,7 @@ def encode(
     mirror: bool = False,
     codec: str = "libx264",
     options: dict[str, str] | None = None,
+    gop_size: int | None = None,
 ) -> Path:
     """Write a video of 25 frames per second, or at ``times`` (ms).
 
@@ -89,6 +91,8 @@ def encode(
     with av.open(str(file), "w", options=options or {}) as container:
         stream = container.add_stream(codec, rate=25)
         stream.pix_fmt = "yuv420p"
+        if gop_size is not None:
+            stream.codec_context.gop_size = gop_size
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         if rotation is not None:
@@ -103,6 +107,41 @@ def encode(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return file
+
+
+def write_planes(file: Path, pix_fmt: str, planes: list[int], **colors: int) -> Path:
+    """Write a video of two frames of one colour without loss.
+
+    ``planes`` are the values of each plane, ``colors`` attributes of the codec.
+    """
+    with av.open(str(file), "w") as container:
+        stream: Any = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, pix_fmt
+        for name, value in colors.items():
+            setattr(stream.codec_context, name, value)
+        for i in range(2):
+            frame = av.VideoFrame(32, 16, pix_fmt)
+            for name, value in colors.items():
+                setattr(frame, name, value)
+            for plane, value in zip(frame.planes, planes, strict=True):
+                dtype = np.uint16 if pix_fmt.endswith("le") else np.uint8
+                plane.update(np.full(plane.buffer_size // dtype().itemsize, value, dtype))
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file
+
+
+def damage_frames(file: Path, numbers: list[int]) -> None:
+    """Flip bytes in the middle of some frames."""
+    with av.open(str(file)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    data = bytearray(file.read_bytes())
+    for number in numbers:
+        start, size = packets[number]
+        for i in range(start + size // 2, start + size // 2 + 20):
+            data[i] ^= 0x55
+    file.write_bytes(data)
 
 
 def moving_head(frames: int = 50) -> list[Pose]:

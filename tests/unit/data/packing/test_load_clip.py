@@ -13,6 +13,7 @@ from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.packing.report import REPORT, PackReport
 from dfer_dist.data.sources.records import ClipRecord, clip_files
 from tests.helpers.data.clips import encode_png, write_clip
+from tests.helpers.data.videos import damage_frames, encode, write_planes
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def test_png_frame_is_encoded_as_similar_jpeg(clip: ClipRecord, mode: str) -> No
     assert loaded.num_encoded == 1 and not loaded.faults
     with Image.open(file) as image:
         expected = np.asarray(image.convert("RGB")).astype(int)
-    difference = np.abs(simplejpeg.decode_jpeg(loaded.jpegs[0]) - expected)
+    difference = np.abs(simplejpeg.decode_jpeg(next(iter(loaded.jpegs))) - expected)
     # dithered palettes differ most
     assert difference.max() <= 32
     assert difference.mean() < 4
@@ -72,13 +73,56 @@ def test_turned_jpegs_are_encoded_upright(clip: ClipRecord) -> None:
     assert np.abs(packed[0] - before[::-1].swapaxes(0, 1)).mean() < 4
 
 
+@pytest.mark.parametrize(
+    ("percentage", "left_out"), [(None, False), (34, False), (33, True), (0, True)]
+)
+def test_damaged_frames_of_a_folder_are_dropped_if_few(
+    clip: ClipRecord, percentage: float | None, left_out: bool
+) -> None:
+    (clip.media / "00001.jpg").write_bytes(b"")
+    loaded = load_clip(clip, max_bad_frames=percentage)
+    assert len(loaded.jpegs) == 2 and loaded.num_dropped == 1
+    kinds = ["unreadable frame", *(["too many bad frames"] if left_out else [])]
+    assert [fault.kind for fault in loaded.faults] == kinds
+    assert any(fault.left_out for fault in loaded.faults) == left_out
+
+
+@pytest.mark.parametrize(
+    ("percentage", "left_out"), [(None, True), (9.9, True), (10, False), (50, False)]
+)
+def test_damaged_frames_of_a_video_are_dropped_if_few(
+    tmp_path: Path, percentage: float | None, left_out: bool
+) -> None:
+    frames = [np.full((48, 64, 3), 20 * t, np.uint8) for t in range(10)]
+    file = encode(tmp_path / "c.avi", frames, codec="mpeg4", gop_size=1)
+    damage_frames(file, [4])
+    loaded = load_clip(ClipRecord("c", 0, "fold1", "c", file), max_bad_frames=percentage)
+    (fault,) = loaded.faults
+    assert (fault.kind, fault.left_out) == ("damaged video", left_out)
+    if left_out:
+        assert "4 frames decoded (see --max-bad-frames)" in fault.reason
+        return
+    assert fault.reason.startswith("c.avi: damaged frames dropped: 1 (")
+    assert loaded.num_dropped == 1 and loaded.num_encoded == 9
+    shown = [round(float(simplejpeg.decode_jpeg(jpeg).mean()) / 20) for jpeg in loaded.jpegs]
+    assert shown == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+
+
+def test_hdr_video_is_left_out_by_name(tmp_path: Path) -> None:
+    colors = {"color_trc": 16, "colorspace": 9}
+    file = write_planes(tmp_path / "c.mkv", "yuv420p10le", [400, 512, 512], **colors)
+    (fault,) = load_clip(ClipRecord("c", 0, "fold1", "c", file)).faults
+    assert fault.left_out and fault.kind == "unsupported video"
+    assert fault.reason == "c.mkv: it is HDR (PQ, as in HDR10): convert it to SDR"
+
+
 def test_resize_encodes_only_frames_of_another_size(clip: ClipRecord, tmp_path: Path) -> None:
     square = simplejpeg.encode_jpeg(np.full((32, 32, 3), 90, np.uint8), 50)
     (clip.media / "00001.jpg").write_bytes(square)
     assert [fault.left_out for fault in load_clip(clip).faults] == [True]
     loaded = load_clip(clip, 32)
     assert not loaded.faults
-    assert loaded.num_encoded == 2 and loaded.jpegs[1] == square
+    assert loaded.num_encoded == 2 and list(loaded.jpegs)[1] == square
     assert {simplejpeg.decode_jpeg(jpeg).shape for jpeg in loaded.jpegs} == {(32, 32, 3)}
     pack([clip], "dfew", tmp_path / "out", workers=1, size=32)
     assert PackReport.read(tmp_path / "out" / REPORT).encoded_frames == 2
@@ -87,5 +131,5 @@ def test_resize_encodes_only_frames_of_another_size(clip: ClipRecord, tmp_path: 
 def test_resize_turns_thin_stripes_grey_without_aliasing(clip: ClipRecord) -> None:
     stripes = np.tile([[[0] * 3, [255] * 3]], (64, 32, 1)).astype(np.uint8)
     (clip.media / "00000.jpg").write_bytes(simplejpeg.encode_jpeg(stripes, 100))
-    pixels = simplejpeg.decode_jpeg(load_clip(clip, 32).jpegs[0]).astype(int)
+    pixels = simplejpeg.decode_jpeg(next(iter(load_clip(clip, 32).jpegs))).astype(int)
     assert np.abs(pixels[4:-4, 4:-4] - 127).max() < 12

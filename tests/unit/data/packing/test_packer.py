@@ -191,6 +191,19 @@ def test_pack_rejects_a_split_without_clips(clip: ClipRecord, tmp_path: Path) ->
     assert not (tmp_path / "out" / "index.json").exists()
 
 
+def test_pack_counts_dropped_frames_of_packed_clips(clip: ClipRecord, tmp_path: Path) -> None:
+    for name, frames in (("d", 4), ("e", 20)):
+        write_clip(tmp_path / name, frames, seed=1)
+        (tmp_path / name / "00001.jpg").write_bytes(b"")
+    clips = [clip, *(replace(clip, key=k, source=k, media=tmp_path / k) for k in "de")]
+    pack(clips, "dfew", tmp_path / "out", workers=1, max_bad_frames=10)
+    report = PackReport.read(tmp_path / "out" / REPORT)
+    assert report.clips == 2 and report.dropped_frames == 1 and report.frames == 3 + 19
+    assert {p.clip for p in report.problems if p.left_out} == {"d"}
+    with pytest.raises(UserError, match=r"was packed with .* --max-bad-frames 10: give the same"):
+        pack(clips, "dfew", tmp_path / "out", workers=1)
+
+
 def test_pack_writes_no_shard_without_clips(clip: ClipRecord, tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     clips = [

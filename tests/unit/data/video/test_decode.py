@@ -8,9 +8,10 @@ import av
 import numpy as np
 import pytest
 
-from dfer_dist.data.video.decode import DamagedVideo, Video
+from dfer_dist.data.video.decode import PYAV_VERSIONS, DamagedVideo, Video
 from dfer_dist.utils.errors import UserError
-from tests.helpers.data.videos import encode
+from tests.helpers.data.videos import damage_frames, encode
+from tests.helpers.paths import ROOT
 
 
 def patches(frames: int = 30, width: int = 96, height: int = 64) -> list[np.ndarray]:
@@ -137,6 +138,56 @@ def test_audio_only_file_is_reported(tmp_path: Path) -> None:
         container.mux(stream.encode(sound))
         container.mux(stream.encode())
     assert "no video" in str(read_until_damage(tmp_path / "a.mp4")[1])
+
+
+def test_unknown_codec_is_named(tmp_path: Path) -> None:
+    file = encode(tmp_path / "a.avi", patches(3), codec="mpeg4")
+    file.write_bytes(file.read_bytes().replace(b"FMP4", b"ZZZZ"))
+    assert "its codec is not known" in str(read_until_damage(file)[1])
+
+
+def test_few_damaged_frames_may_be_dropped(tmp_path: Path) -> None:
+    # only key frames: damage stays in its frame
+    file = encode(tmp_path / "a.avi", patches(), codec="mpeg4", gop_size=1)
+    whole = list(Video(file))
+    damage_frames(file, [0, 7, 29])
+    video = Video(file, max_bad_frames=10)
+    for _ in range(2):
+        frames = list(video)
+        assert len(frames) == 27 and video.num_bad == 3
+        assert "cleanly" in video.fault
+        kept = [whole[i] for i in range(30) if i not in (0, 7, 29)]
+        assert all(np.array_equal(a, b) for a, b in zip(frames, kept, strict=True))
+    for percentage in (0, 9.9):
+        with pytest.raises(DamagedVideo):
+            list(Video(file, max_bad_frames=percentage))
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264")])
+def test_end_of_a_truncated_video_counts_as_damaged(tmp_path: Path, name: str, codec: str) -> None:
+    options = {"movflags": "faststart"} if name == "a.mp4" else None
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (64, 96, 3), dtype=np.uint8) for _ in range(30)]
+    file = encode(tmp_path / name, noise, codec=codec, options=options)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 6 // 10])
+    video = Video(file, max_bad_frames=60)
+    num_frames = len(list(video))
+    assert 10 < num_frames < 25 and num_frames + video.num_bad == 30
+    with pytest.raises(DamagedVideo):
+        list(Video(file, max_bad_frames=20))
+
+
+def test_other_versions_of_pyav_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, last = PYAV_VERSIONS[0], PYAV_VERSIONS[-1]
+    bounds = f"av>={first},<{last + 1}"
+    assert f"\n    {bounds}\n" in (ROOT / "setup.cfg").read_text()
+    file = encode(tmp_path / "a.mp4", patches(2))
+    for version in (f"{first - 1}.1.0", f"{last + 1}.0.0"):
+        monkeypatch.setattr(av, "__version__", version)
+        with pytest.raises(UserError, match=f"PyAV {version} is installed.*pip install '{bounds}'"):
+            list(Video(file))
 
 
 def test_missing_pyav_names_the_pip_command(
