@@ -151,7 +151,7 @@ class _Decoding:
                     raise _InvalidVideo("its codec is not known to ffmpeg")
                 yield container, stream
         except UnsupportedColors as e:
-            raise UnsupportedVideo(path, self.num_good, str(e)) from e
+            raise UnsupportedVideo(path, 0, str(e)) from e
         except (av.error.FFmpegError, _InvalidVideo) as e:
             raise DamagedVideo(path, self.num_good, _reason(e)) from e
 

@@ -132,6 +132,8 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F" or not 8 < bits <= 16:
         raise ValueError(f"its pixels have {bits} bits: convert them to 8 or 16")
     values = np.asarray(image).astype(np.int64) >> (bits - 8)
+    if values.min() < 0:
+        raise ValueError("its pixels have negative values: convert them to 8 bits")
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = 255 - values
     return Image.fromarray(values.astype(np.uint8))

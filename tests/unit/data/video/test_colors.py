@@ -75,5 +75,6 @@ def test_colors_that_8_bits_cannot_show_are_refused(
     tmp_path: Path, colors: dict[str, int], message: str
 ) -> None:
     file = write_planes(tmp_path / "a.mkv", "yuv420p10le", [400, 512, 512], **colors)
-    with pytest.raises(UnsupportedVideo, match=message):
+    with pytest.raises(UnsupportedVideo, match=message) as caught:
         list(Video(file))
+    assert caught.value.frames == 0

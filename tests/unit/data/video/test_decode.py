@@ -64,6 +64,12 @@ def test_rotated_video_is_shown_upright(
     assert frame[-corner[0], -corner[1]].std() < 5
 
 
+def test_rotation_is_read_from_other_containers(tmp_path: Path) -> None:
+    frame = next(iter(Video(encode(tmp_path / "a.mkv", patches(3), rotation=90))))
+    assert frame.shape[:2] == (96, 64)
+    assert frame[-10, 10][0] > 180 and frame[-10, 10][1] < 80
+
+
 def test_mirrored_video_is_shown_mirrored(tmp_path: Path) -> None:
     frame = next(iter(Video(encode(tmp_path / "a.mp4", patches(3), rotation=0, mirror=True))))
     assert frame[10, -10][0] > 180 and frame[10, 10].std() < 5

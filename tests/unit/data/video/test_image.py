@@ -205,6 +205,16 @@ def test_32_bit_pixels_are_refused_by_name(mode: str) -> None:
         decode_image(encode(Image.new(mode, (8, 8)), "TIFF"))
 
 
+def test_signed_pixels_are_refused_by_name() -> None:
+    # the tag of the planes, which has its default, becomes that of the format: 2 is signed
+    planes = struct.pack("<HHII", 284, 3, 1, 1)
+    data = encode(RAMP, "TIFF")
+    assert planes in data
+    signed = data.replace(planes, struct.pack("<HHII", 339, 3, 1, 2))
+    with pytest.raises(ValueError, match="negative values: convert them to 8 bits"):
+        decode_image(signed)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "JPEG2000", "PPM"])
 def test_truncated_image_is_damaged(kind: str) -> None:
     data = encode(PHOTO, kind)
