@@ -42,6 +42,10 @@ Lists = Annotated[
     Path | None,
     typer.Option(help="Folder of DFER-CLIP's lists 'path frames label'. Default: the owner's."),
 ]
+Frames = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of the clips below --root, if several fit."),
+]
 Resize = Annotated[
     int | None, typer.Option(min=8, help="Resize frames to N x N pixels. Default: as they are.")
 ]
@@ -77,6 +81,7 @@ def pack(
     root: Root,
     out: Annotated[Path, typer.Option(help="Folder for the shards and pack_report.json.")],
     lists: Lists = None,
+    frames: Frames = None,
     resize: Resize = None,
     faces: Faces = False,
     strict: Strict = False,
@@ -96,12 +101,15 @@ def pack(
 
     Example: [bold]dfer pack --dataset dfew --root DFEW --out data/dfew[/bold]
     """
-    from dfer_dist.data.sources.datasets import read_dataset
+    from dfer_dist.data.sources.datasets import check_out, read_dataset
+    from dfer_dist.data.sources.names import printable
 
+    check_out(root, out)
     about: dict[str, Any] = {"folds": folds, "seed": seed, "groups": groups, "group_by": group_by}
-    listing = read_dataset(dataset, root, lists, prefer_videos=faces, **about)
-    folders = " and ".join(map(str, listing.folders))
-    print_line(f"{len(listing.records)} clips listed; from {folders}")
+    listing = read_dataset(dataset, root, lists, prefer_videos=faces, frames=frames, **about)
+    folders = " and ".join(printable(str(folder)) for folder in listing.folders)
+    resized = f"; all frames are brought to {resize} x {resize} pixels" if resize else ""
+    print_line(f"{len(listing.records)} clips listed; from {folders}{resized}")
     options: dict[str, Any] = {"size": resize, "strict": strict, "faces": faces}
     options |= {"workers": workers, "max_bad_frames": max_bad_frames}
     report = pack_listing(listing, out, clips_per_shard, **options)
@@ -116,6 +124,7 @@ def pack_listing(listing: Listing, out: Path, clips_per_shard: int, **settings: 
 
     was_finished = (out / "index.json").is_file()
     settings |= {"clips_per_shard": clips_per_shard, "classes": listing.classes}
+    settings |= {"unread": listing.unread, "notes": listing.notes}
     with progress_bar("pack clips") as progress:
         index = write_shards(listing.records, listing.name, out, progress=progress, **settings)
     report = PackReport.read(out / REPORT)
@@ -152,6 +161,8 @@ def _print_problems(report: PackReport, out: Path) -> None:
         )
     if report.dropped_frames:
         console.print(f"{report.dropped_frames:,} damaged frames were dropped")
+    for line in (*report.notes, *(f"{n:,} {kind} not read" for kind, n in report.unread.items())):
+        print_line(line)
     if not problems:
         return
     lost = {problem.clip for problem in problems if problem.left_out}

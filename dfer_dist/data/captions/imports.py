@@ -26,7 +26,9 @@ from typing import Any, NamedTuple
 
 from dfer_dist.data.captions.store import Source, clip_hashes, open_writer
 from dfer_dist.data.shards.index import Index
-from dfer_dist.data.sources.records import VIDEO_SUFFIXES, read_text
+from dfer_dist.data.sources.names import possible_keys
+from dfer_dist.data.sources.records import VIDEO_SUFFIXES
+from dfer_dist.data.sources.text_lists import find_delimiter, read_text
 from dfer_dist.utils.errors import UserError
 
 _CAPTIONS = ("caption", "en", "zh")
@@ -148,7 +150,9 @@ def _read_rows(file: Path) -> Iterator[_Row]:
     if suffix == ".jsonl":
         return _json_rows(file)
     if suffix in _FORMATS:
-        return _table_rows(file, csv.reader(io.StringIO(read_text(file)), **_FORMATS[suffix]))
+        text, options = read_text(file), _FORMATS[suffix]
+        reader = csv.reader(io.StringIO(text), **{"delimiter": find_delimiter(text), **options})
+        return _table_rows(file, reader)
     raise UserError(
         f"{file}: captions are read from .csv, .tsv, .txt (with tabs) and .jsonl: save a "
         "spreadsheet as CSV (UTF-8)"
@@ -202,5 +206,6 @@ def _find_key(clip: str, keys: Collection[str]) -> str | None:
 
     The suffix of a video is removed, / becomes _, and DFEW's 1 is 00001.
     """
-    name = _VIDEO.sub("", clip).strip("/").replace("/", "_")
-    return next((key for key in (name, name.zfill(5)) if key in keys), None)
+    name = _VIDEO.sub("", clip)
+    candidates = (*possible_keys(name), name.zfill(5))
+    return next((key for key in candidates if key in keys), None)

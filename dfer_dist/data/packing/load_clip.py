@@ -20,7 +20,14 @@ from dfer_dist.data.faces.crop import FACE_SIZE, MIN_FACE_FRACTION, find_face
 from dfer_dist.data.packing.frame_buffer import FrameBuffer
 from dfer_dist.data.shards.sidecars import array_bytes
 from dfer_dist.data.sources.frame_order import find_sequences
-from dfer_dist.data.sources.records import VIDEO_SUFFIXES, ClipRecord, Fault, clip_files
+from dfer_dist.data.sources.records import (
+    ClipRecord,
+    Fault,
+    clip_files,
+    count_unread,
+    find_media,
+    find_video,
+)
 from dfer_dist.data.video.decode import DamagedVideo, UnsupportedVideo, Video
 from dfer_dist.data.video.image import decode_image
 
@@ -87,11 +94,10 @@ def load_clip(
     clip = LoadedClip(FrameBuffer(folder))
     files = clip_files(record)
     if not files:
-        if isinstance(record.media, Path) and record.media.is_dir():
-            return clip.leave_out("no frames", "its folder holds no image of a known kind")
-        return clip.leave_out("missing", "neither its folder nor its video exists")
-    if files[0].suffix.lower() in VIDEO_SUFFIXES:
-        _load_video(clip, Video(files[0], max_bad_frames or 0), size, faces)
+        return _describe_missing(clip, record)
+    video = find_video(record)
+    if video is not None:
+        _load_video(clip, Video(video, max_bad_frames or 0), size, faces)
         return clip
     if faces:
         return clip.leave_out("no video", "it has only frames: faces are detected in videos")
@@ -110,6 +116,15 @@ def load_clip(
 def encode_frame(pixels: np.ndarray) -> bytes:
     """Encode a frame, uint8 [H, W, 3], as the JPEG that is packed."""
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), _JPEG_QUALITY, "RGB", "444")
+
+
+def _describe_missing(clip: LoadedClip, record: ClipRecord) -> LoadedClip:
+    """Return a clip without files with its fault."""
+    if not isinstance(record.media, Path) or find_media(record.media) is None:
+        return clip.leave_out("missing", "neither its folder nor its video exists")
+    unread = ", ".join(f"{count} {kind}" for kind, count in count_unread(record).items())
+    also = f", but {unread}" if unread else ""
+    return clip.leave_out("no frames", f"its folder holds no image of a known kind{also}")
 
 
 def _load_video(clip: LoadedClip, video: Video, size: int | None, faces: bool) -> None:

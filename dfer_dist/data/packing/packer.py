@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +45,8 @@ def pack(
     strict: bool = False,
     faces: bool = False,
     max_bad_frames: float | None = None,
+    unread: Mapping[str, int] | None = None,
+    notes: Sequence[str] = (),
 ) -> Index:
     """Write shards, sidecars, the report and, last, the index.
 
@@ -66,6 +68,8 @@ def pack(
         See :class:`~dfer_dist.data.packing.report.PackSettings`.
     strict : bool
         Stop at the first fault instead of reporting it.
+    unread, notes : optional
+        Of the :class:`~dfer_dist.data.sources.records.Listing`, for the report.
 
     Raises
     ------
@@ -78,7 +82,7 @@ def pack(
     if (out / "index.json").is_file():
         return plan.load_finished()
     plan.check_folder()
-    return plan.write(workers, progress)
+    return plan.write(workers, progress, unread or {}, notes)
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,13 @@ class _Plan:
                     f"{self.out} holds {name}, which is no shard of this set: choose an empty --out"
                 )
 
-    def write(self, workers: int | None, progress: Callable[[int, int], None] | None) -> Index:
+    def write(
+        self,
+        workers: int | None,
+        progress: Callable[[int, int], None] | None,
+        unread: Mapping[str, int],
+        notes: Sequence[str],
+    ) -> Index:
         """Write shards, report and index, and remove what only resuming needs."""
         num_clips = sum(len(job.records) for job in self.jobs)
         results = run_jobs(write_shard, self.jobs, num_clips, workers, progress)
@@ -174,10 +184,11 @@ class _Plan:
         empty = sorted({record.split for record in self.records} - packed - {NO_SPLIT})
         if empty:
             problems = (problem for result in results for problem in result.problems)
-            lost = [f"; clip {p.clip}: {p.reason}" for p in problems if p.left_out]
-            raise UserError(
-                f"no clip of {empty[0]} could be packed{''.join(lost[:1])} (is --root right?)"
-            )
+            lost = next((p for p in problems if p.left_out and p.split == empty[0]), None)
+            reason = f"; clip {lost.clip}: {lost.reason}" if lost else ""
+            if lost is None or lost.kind == "missing":
+                reason += " (is --root right?)"
+            raise UserError(f"no clip of {empty[0]} could be packed{reason}")
         set_hash = content_hash(self.dataset, self.classes, shards)
         index = Index(self.out, self.dataset, self.classes, shards, set_hash)
         sources = self._hash_sources([result.digest for result in results])
@@ -186,7 +197,9 @@ class _Plan:
         for file in self.out.iterdir():
             if file.name.startswith(prefixes):
                 file.unlink()
-        made = report.make_report(index, self.records, results, self.settings, sources)
+        made = report.make_report(
+            index, self.records, results, self.settings, sources, unread, notes
+        )
         made.write(self.out / report.REPORT)
         body = {
             "name": self.dataset,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import ClassVar
@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from dfer_dist.data.shards.index import Index, Shard
+from dfer_dist.data.sources.names import printable
 from dfer_dist.data.sources.records import ClipRecord, Fault
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.records import Record
@@ -99,6 +100,10 @@ class PackReport(Record):
         Damaged frames of packed clips that were left out.
     decoders : dict of str
         Version of each package that decodes images or videos.
+    unread : dict of int
+        What looks like data and was not read, by kind, such as ``.wav files``.
+    notes : list of str
+        What was chosen among several possibilities, such as folders of frames.
     """
 
     remedy: ClassVar[str] = "it is of another version or damaged: choose an empty --out"
@@ -115,6 +120,8 @@ class PackReport(Record):
     sources: str
     dropped_frames: int = 0
     decoders: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,8 @@ class ShardResult(Record):
         Damaged frames of packed clips that were left out.
     decoders : dict of str
         See :func:`decoder_versions`.
+    unread : dict of int
+        What is in the folders of its clips and was not read, by kind.
     """
 
     digest: str
@@ -145,6 +154,7 @@ class ShardResult(Record):
     problems: tuple[Problem, ...]
     dropped: int = 0
     decoders: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
 
 
 @cache
@@ -159,8 +169,14 @@ def make_report(
     results: Sequence[ShardResult],
     settings: PackSettings,
     sources: str,
+    unread: Mapping[str, int],
+    notes: Sequence[str],
 ) -> PackReport:
-    """Return the report of a set that was packed from records, with the results of its shards."""
+    """Return the report of a set that was packed from records, with the results of its shards.
+
+    What the folders of clips hold is added to ``unread``.
+    """
+    in_clips = sum((Counter(result.unread) for result in results), Counter(unread))
     found: dict[str, list[Problem]] = defaultdict(list)
     for problem in (problem for result in results for problem in result.problems):
         found[problem.clip].append(problem)
@@ -189,13 +205,15 @@ def make_report(
         sources=sources,
         dropped_frames=sum(result.dropped for result in results),
         decoders=decoder_versions(),
+        unread=dict(sorted(in_clips.items())),
+        notes=list(notes),
     )
 
 
 def list_problems(record: ClipRecord, faults: Iterable[Fault]) -> list[Problem]:
     """Return the faults of a clip as they are reported."""
     return [
-        Problem(record.source, record.split, fault.kind, fault.reason, fault.left_out)
+        Problem(record.source, record.split, fault.kind, printable(fault.reason), fault.left_out)
         for fault in faults
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from dfer_dist.data.packing.frame_buffer import FrameBuffer
 from dfer_dist.data.packing.load_clip import load_clip
 from dfer_dist.data.shards import sidecars
 from dfer_dist.data.shards.index import SIDECAR, Shard, sidecar_path
-from dfer_dist.data.sources.records import ClipRecord, clip_files
+from dfer_dist.data.sources.names import printable
+from dfer_dist.data.sources.records import ClipRecord, clip_files, count_unread
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import atomic_path, sha256_file
 
@@ -81,9 +83,9 @@ def _file_sizes(record: ClipRecord) -> list[tuple[str, int]]:
     sizes = []
     for file in clip_files(record):
         try:
-            sizes.append((file.name, os.stat(file).st_size))
+            sizes.append((printable(file.name), os.stat(file).st_size))
         except OSError:
-            sizes.append((file.name, -1))
+            sizes.append((printable(file.name), -1))
     return sizes
 
 
@@ -136,6 +138,7 @@ def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> 
     landmarks: list[tuple[str, dict[str, bytes]]] = []
     problems: list[report.Problem] = []
     encoded = dropped = 0
+    unread = Counter[str]()
     settings = job.settings
     options = (settings.resize, settings.faces, settings.max_bad_frames, job.tar.parent)
     with sidecars.write_tar(job.tar) as writer:
@@ -151,11 +154,12 @@ def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> 
                     dropped += clip.num_dropped
                     if clip.landmarks:
                         landmarks.append((record.key, clip.landmarks))
+            unread += count_unread(record)
             advance(1)
     if not rows:
         for file in job.files:
             file.unlink(missing_ok=True)
-        return report.ShardResult(digest, None, 0, 0, tuple(problems), 0, decoders)
+        return report.ShardResult(digest, None, 0, 0, tuple(problems), 0, decoders, dict(unread))
     with atomic_path(sidecar_path(job.tar)) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SIDECAR), temporary)
     if job.settings.faces:
@@ -172,7 +176,9 @@ def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> 
         sidecar_sha256=sha256_file(sidecar_path(job.tar)),
     )
     frames = sum(row["frames"] for row in rows)
-    return report.ShardResult(digest, shard, frames, encoded, tuple(problems), dropped, decoders)
+    return report.ShardResult(
+        digest, shard, frames, encoded, tuple(problems), dropped, decoders, dict(unread)
+    )
 
 
 def _write_clip(writer: Any, record: ClipRecord, jpegs: FrameBuffer) -> dict[str, Any]:

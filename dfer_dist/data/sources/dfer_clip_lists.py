@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
+from dfer_dist.data.sources.names import is_system, make_keys, plain_name
 from dfer_dist.data.sources.records import (
     CLASSES,
     NO_SPLIT,
     ClipRecord,
     Fault,
     find_media,
-    make_key,
-    read_text,
+    unread_kind,
 )
+from dfer_dist.data.sources.text_lists import read_rows
 from dfer_dist.utils.errors import UserError
+
+# Whose test is in it, train or test, and what may follow, as in MMA-DFER's *_test_faces.txt.
+_LIST_NAME = re.compile(r"(.*_)(train|test)((?:_[a-z]+)?\.(?:txt|csv))", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,9 @@ def read_lists(dataset: str, root: Path, lists: Path) -> list[ClipRecord]:
         Folder that the paths in the lists start from. Each clip is a folder of frames there.
     lists : Path
         Folder of ``*_set_K_test.txt`` (and ``_train.txt``), or of ``*_train.txt`` and
-        ``*_test.txt``. If some of its files begin with the name of the data set, only those are
-        read. The released lists have absolute paths of the authors' machine: the folders that all
-        of them start with are removed.
+        ``*_test.txt``; more may follow, as in ``*_test_faces.txt``. If some of its files begin with
+        the name of the data set, only those are read. The released lists have absolute paths of the
+        authors' machine: the folders that all of them start with are removed.
 
     Raises
     ------
@@ -68,23 +73,35 @@ def read_lists(dataset: str, root: Path, lists: Path) -> list[ClipRecord]:
     if not any(tests.values()):
         raise UserError(f"the test lists in {lists} are empty: nothing to pack")
     trainings = {
-        split: file.with_name(file.name.replace("_test.txt", "_train.txt"))
+        split: file.with_name(_LIST_NAME.sub(r"\1train\3", file.name))
         for split, file in files.items()
         if split.startswith("fold")
     }
     trains = {s: _read_list(f, len(classes)) for s, f in trainings.items() if f.is_file()}
     prefix = _common_prefix([row.source for rows in tests.values() for row in rows])
-    records = []
-    for row in join_splits(tests, trains, classes):
-        source = row.source[prefix:]
-        key, media = make_key(source), root / source
-        records.append(ClipRecord(key, row.label, row.split, source, media, row.frames, row.faults))
+    rows = join_splits(tests, trains, classes)
+    sources = [row.source[prefix:] for row in rows]
+    records = [
+        ClipRecord(key, r.label, r.split, source, root / source, r.frames, r.faults)
+        for key, source, r in zip(make_keys(sources), sources, rows, strict=True)
+    ]
     if not any(find_media(record.media) for record in records if isinstance(record.media, Path)):
         raise UserError(
             f"none of the {len(records)} listed clips exists, such as {records[0].media} "
             "(is --root right?)"
         )
     return records
+
+
+def count_unlisted(root: Path, sources: Sequence[str]) -> Counter[str]:
+    """Count what is in the folder of all clips and in no list, by kind."""
+    names = {plain_name(source.lstrip("/").partition("/")[0]) for source in sources}
+    unread: Counter[str] = Counter()
+    for entry in os.scandir(root):
+        name = plain_name(entry.name)
+        if not is_system(name) and not names & {name, os.path.splitext(name)[0]}:
+            unread["folders in no list" if entry.is_dir() else unread_kind(entry)] += 1
+    return unread
 
 
 def join_splits(
@@ -133,26 +150,6 @@ def join_splits(
     ]
 
 
-def read_rows(file: Path, parse: Callable[[str], Row | None], line_format: str) -> list[Row]:
-    """Return the rows of a list; empty lines and a header ``video_name,...`` are skipped.
-
-    Raises
-    ------
-    UserError
-        If ``parse`` returns None for a line.
-    """
-    rows = []
-    for number, line in enumerate(read_text(file).splitlines(), 1):
-        is_header = number == 1 and line.lower().replace(" ", "").startswith("video_name,")
-        if is_header or not line.strip():
-            continue
-        row = parse(line)
-        if row is None:
-            raise UserError(f"{file}:{number}: '{line}' is not of the form {line_format}")
-        rows.append(row)
-    return rows
-
-
 def add_test_list(tests: dict[int, Path], fold: int, file: Path) -> None:
     """Add the test list of a fold.
 
@@ -185,40 +182,51 @@ def _find_lists(lists: Path, dataset: str) -> dict[str, Path]:
     """Return the test list of each fold, or the lists ``train`` and ``test``."""
     entries = sorted(lists.iterdir())
     files = [f for f in entries if f.name.lower().startswith(f"{dataset}_")] or entries
+    named = [(match, file) for file in files if (match := _LIST_NAME.fullmatch(file.name))]
     tests: dict[int, Path] = {}
-    for file in files:
-        if match := re.fullmatch(r".*_set_(\d+)_test\.txt", file.name):
-            add_test_list(tests, int(match[1]), file)
+    for match, file in named:
+        fold = re.search(r"_set_(\d+)_$", match[1])
+        if fold and match[2] == "test":
+            add_test_list(tests, int(fold[1]), file)
     if tests:
         return number_folds(tests, lists)
     pair = {
-        split: [f for f in files if re.fullmatch(rf".*_{split}\.txt", f.name)]
-        for split in ("train", "test")
+        split: [file for match, file in named if match[2] == split] for split in ("train", "test")
     }
     if any(len(found) != 1 for found in pair.values()):
         raise UserError(
-            f"{lists} has neither *_set_K_test.txt nor one *_train.txt and one *_test.txt: "
-            "give the folder of DFER-CLIP's lists"
+            f"{lists} has neither *_set_K_test.txt nor one *_train.txt and one *_test.txt, but "
+            f"{', '.join(file.name for file in entries[:5])}: give the folder of DFER-CLIP's lists "
+            "with lines 'path frames label' (lists 'path label' are not read)"
         )
     return {split: found[0] for split, found in pair.items()}
 
 
 def _read_list(file: Path, num_classes: int) -> list[Row]:
-    def parse(line: str) -> Row | None:
-        match = re.fullmatch(r"(\S+)\s+([0-9]+)\s+([0-9]+)", line.strip())
-        if match is None or int(match[3]) >= num_classes:
+    def parse(fields: list[str]) -> Row | None:
+        path, *numbers = fields
+        if not all(re.fullmatch("[0-9]+", number) for number in numbers):
             return None
-        return Row(match[1], int(match[3]), int(match[2]))
+        frames, label = map(int, numbers)
+        return Row(path.replace("\\", "/"), label, frames) if label < num_classes else None
 
-    last = num_classes - 1
-    return read_rows(file, parse, f"'path frames label' with a label of 0 to {last}")
+    form = (
+        f"'path frames label' with a label of 0 to {num_classes - 1} (lists 'path label', as of "
+        "VideoMAE, are not read: they do not name the classes)"
+    )
+    return read_rows(file, parse, 3, form)
 
 
 def _common_prefix(sources: list[str]) -> int:
-    """Return how many characters absolute paths share as whole folders; 0 for relative paths."""
-    if not all(map(os.path.isabs, sources)):
+    """Return how many characters absolute paths share as whole folders; 0 for relative paths.
+
+    ``D:/`` starts an absolute path as / does.
+    """
+    if not all(re.match("[A-Za-z]:/|/", source) for source in sources):
         return 0
-    return len(os.path.commonpath([os.path.dirname(s) for s in sources]).rstrip("/")) + 1
+    columns = zip(*(source.split("/")[:-1] for source in sources), strict=False)
+    shared = takewhile(lambda folders: len(set(folders)) == 1, columns)
+    return sum(len(folders[0]) + 1 for folders in shared)
 
 
 def _assign_splits(

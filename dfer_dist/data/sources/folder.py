@@ -1,45 +1,56 @@
-"""Folders of classes: ``CLASS/CLIP/`` with frames, or ``CLASS/CLIP.mp4``. Folds are made here.
+"""Folders of classes: ``CLASS/CLIP/`` with frames, or ``CLASS/CLIP.mp4``.
 
-Without groups, clips are distributed class by class, so that classes and fold sizes are as equal
-as possible. With groups (such as people or sources) no group is in two folds.
+Folds are made here, unless ``train/``, ``val/`` and ``test/`` are above the classes.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
+import os
 import re
-import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-
+from dfer_dist.data.sources.folds import assign_folds, assign_grouped_folds
+from dfer_dist.data.sources.names import is_system, make_keys, printable
+from dfer_dist.data.sources.probe import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_video
 from dfer_dist.data.sources.records import (
     ELEVEN,
-    VIDEO_SUFFIXES,
     ClipRecord,
+    Listing,
     canonical_class,
-    make_key,
-    read_text,
+    unread_kind,
 )
 from dfer_dist.utils.errors import UserError
 
-_VIDEO_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, VIDEO_SUFFIXES))})$", re.IGNORECASE)
+# such as train, Training, valid, val_set and Test_AFEW
+_SPLITS = {
+    "train": re.compile(r"train(ing)?(set)?([ _-].*)?", re.IGNORECASE),
+    "val": re.compile(r"(val(id|idation)?|dev(elopment)?)(set)?([ _-].*)?", re.IGNORECASE),
+    "test": re.compile(r"test(ing)?(set)?([ _-].*)?", re.IGNORECASE),
+}
+
+
+class _ClassFolder(NamedTuple):
+    """A folder of clips of one class; ``split`` is empty where folds are still to be made."""
+
+    path: Path
+    split: str
+    label: int
+    source: str
 
 
 def read_folder(
     root: Path,
-    folds: int = 5,
-    seed: int = 0,
+    folds: int | None = None,
+    seed: int | None = None,
     groups: Path | None = None,
     group_by: str | None = None,
     prefer_videos: bool = False,
-) -> tuple[list[ClipRecord], tuple[str, ...]]:
-    """Return the clips of folders of classes with their folds, and the classes in label order.
+) -> Listing:
+    """Return the clips of folders of classes with their splits, and the classes in label order.
 
     Classes are the names of the subfolders in alphabetical order. If all of them name known
     expressions, in any case or as adjectives, they get the usual names and order.
@@ -47,11 +58,12 @@ def read_folder(
     Parameters
     ----------
     root : Path
-        Folder of the classes, which hold clips: folders of frames, and videos.
-    folds : int
-        Number of folds, at least 2.
-    seed : int
-        Seed of the folds. Not used if there are as many groups as folds.
+        Folder of the classes, which hold clips: folders of frames, and videos. Or folder of
+        ``train``, ``val`` and ``test``, which hold the classes: their split is kept. Without
+        ``test``, ``val`` is the test split.
+    folds, seed : int, optional
+        Number of folds, at least 2 and by default 5; their seed, by default 0, which is not used if
+        there are as many groups as folds.
     groups : Path, optional
         CSV file with a header and a row per clip: column ``clip`` (``CLIP`` or ``CLASS/CLIP``) and
         the column of its group.
@@ -64,26 +76,30 @@ def read_folder(
     ------
     UserError
         If there are no classes or clips, two classes of the same name, fewer clips or groups than
-        folds, or a clip without a row.
+        folds, a clip without a row, or arguments of folds where the folder has a split.
     """
     _check_arguments(root, folds, groups, group_by)
-    classes, folders = _find_classes(root)
-    records = _list_clips(folders, prefer_videos)
-    if len(records) < folds:
-        raise UserError(f"{root} holds {len(records)} clips, too few for {folds} folds")
-    if groups is None or group_by is None:
-        assigned = _assign_folds(records, folds, seed)
-    else:
-        names = _groups_of_clips(records, groups, group_by)
-        assigned = _assign_grouped_folds(records, names, folds, seed)
-    records = [replace(r, split=f"fold{k}") for r, k in zip(records, assigned, strict=True)]
-    return records, classes
+    splits = _find_splits(root)
+    _refuse_folds(root, splits, folds=folds, seed=seed, groups=groups)
+    unread: Counter[str] = Counter()
+    homes = [(split, path) for split, paths in splits.items() for path in paths]
+    classes, folders = _find_classes(homes or [("", root)], bool(splits))
+    records = _list_clips(folders, prefer_videos, unread)
+    _count_strays(root, splits, unread)
+    if not splits:
+        records = _assign(records, root, folds or 5, seed or 0, groups, group_by)
+    keys = make_keys([r.source for r in records])
+    records = [replace(r, key=key) for r, key in zip(records, keys, strict=True)]
+    name, notes = printable(root.resolve().name), _describe_splits(splits)
+    return Listing(name, classes, records, (root,), unread, notes)
 
 
-def _check_arguments(root: Path, folds: int, groups: Path | None, group_by: str | None) -> None:
+def _check_arguments(
+    root: Path, folds: int | None, groups: Path | None, group_by: str | None
+) -> None:
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: nothing to pack there")
-    if folds < 2:
+    if folds is not None and folds < 2:
         raise UserError(f"--folds {folds} is too small: give 2 or more")
     if (groups is None) != (group_by is None):
         raise UserError(
@@ -91,133 +107,156 @@ def _check_arguments(root: Path, folds: int, groups: Path | None, group_by: str 
         )
 
 
-def _find_classes(root: Path) -> tuple[tuple[str, ...], list[Path]]:
-    """Return the classes in label order, and their folders."""
-    folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
-    if len(folders) < 2:
-        raise UserError(
-            f"{root} holds {len(folders)} folders: at least two are needed, one for each class"
-        )
-    names = [canonical_class(folder.name) for folder in folders]
-    known = [name for name in names if name is not None]
-    if len(known) < len(folders):
-        return tuple(folder.name for folder in folders), folders
-    if len(set(known)) < len(known):
-        raise UserError(
-            f"two folders of {root} mean the same class: {', '.join(f.name for f in folders)}"
-        )
-    pairs = sorted(zip(known, folders, strict=True), key=lambda pair: ELEVEN.index(pair[0]))
-    return tuple(name for name, _ in pairs), [folder for _, folder in pairs]
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.iterdir() if f.is_dir() and not is_system(f.name))
 
 
-def _list_clips(folders: Sequence[Path], prefer_videos: bool) -> list[ClipRecord]:
-    """Return the clips of all classes, which have no split yet."""
-    records = []
-    for label, folder in enumerate(folders):
-        clips = _find_clips(folder, prefer_videos)
-        if not clips:
+def _find_splits(root: Path) -> Mapping[str, list[Path]]:
+    """Return the folders of a split by its name, if there are ``train`` and another; else none."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for folder in _subfolders(root):
+        for split, pattern in _SPLITS.items():
+            if pattern.fullmatch(folder.name):
+                found[split].append(folder)
+    if "train" not in found or len(found) < 2:
+        return {}
+    if "test" not in found:
+        found["test"] = found.pop("val")
+    return found
+
+
+def _refuse_folds(root: Path, splits: Mapping[str, list[Path]], **arguments: object) -> None:
+    given = next((name for name, value in arguments.items() if value is not None), None)
+    if splits and given:
+        names = " and ".join(path.name for paths in splits.values() for path in paths)
+        raise UserError(
+            f"{root} has {names}, which are kept as they are: omit --{given}, or move the classes "
+            "of all of them into one folder"
+        )
+
+
+def _describe_splits(splits: Mapping[str, list[Path]]) -> tuple[str, ...]:
+    if not splits:
+        return ()
+    parts = [f"{path.name} is {split}" for split, paths in splits.items() for path in paths]
+    return (f"the split of the folders is kept: {', '.join(parts)}",)
+
+
+def _find_classes(
+    homes: Sequence[tuple[str, Path]], has_splits: bool
+) -> tuple[tuple[str, ...], list[_ClassFolder]]:
+    """Return the classes in label order, and their folders in each split."""
+    found = [(split, home, folder) for split, home in homes for folder in _subfolders(home)]
+    for _, home in homes:
+        count = sum(home == other for _, other, _ in found)
+        if count < 2 - has_splits:
             raise UserError(
-                f"{folder} holds no clip, neither a folder of frames nor a video: remove or fill it"
+                f"{home} holds {count} folders: at least {2 - has_splits} needed, one for each "
+                "class"
             )
+    known = all(canonical_class(folder.name) for _, _, folder in found)
+
+    def class_of(folder: Path) -> str:
+        name = printable(folder.name)
+        return (canonical_class(name) or name) if known else name
+
+    for _, home in homes:
+        own = [folder for _, other, folder in found if other == home]
+        if len(set(map(class_of, own))) < len(own):
+            folders = ", ".join(folder.name for folder in own)
+            raise UserError(f"two folders of {home} mean the same class: {folders}")
+    names = list(dict.fromkeys(class_of(folder) for _, _, folder in found))
+    if known:
+        names.sort(key=ELEVEN.index)
+    elif has_splits:
+        names.sort()
+    if len(names) < 2:
+        raise UserError(f"{homes[0][1]} holds the class {names[0]} only: at least two are needed")
+    classes = [
+        _ClassFolder(
+            folder,
+            split,
+            names.index(class_of(folder)),
+            printable(f"{home.name}/{folder.name}" if has_splits else folder.name),
+        )
+        for split, home, folder in found
+    ]
+    return tuple(names), sorted(classes, key=lambda f: (f.split, f.label))
+
+
+def _list_clips(
+    folders: Sequence[_ClassFolder], prefer_videos: bool, unread: Counter[str]
+) -> list[ClipRecord]:
+    """Return the clips of all classes, without keys, and count what is not read."""
+    records = []
+    for folder in folders:
+        clips, others = _find_clips(folder.path, prefer_videos)
+        if not clips and (others or not folder.split):
+            raise UserError(_describe_empty(folder.path, others))
+        unread.update(others)
         for name, media in sorted(clips.items()):
-            source = f"{folder.name}/{name}"
-            key = make_key(re.sub(r"[^A-Za-z0-9_/-]", "_", source))
-            records.append(ClipRecord(key, label, "", source, media))
+            source = f"{folder.source}/{printable(name)}"
+            records.append(ClipRecord("", folder.label, folder.split, source, media))
     return records
 
 
-def _find_clips(folder: Path, prefer_videos: bool) -> dict[str, Path]:
-    """Return the clips of a class by name."""
+def _describe_empty(folder: Path, others: Mapping[str, int]) -> str:
+    images = sum(count for kind, count in others.items() if kind.split()[0] in IMAGE_SUFFIXES)
+    if images:
+        return (
+            f"{folder} holds {images} still images and no clip: a clip is a folder of frames, or a "
+            "video"
+        )
+    held = ", ".join(f"{count} {kind}" for kind, count in others.items())
+    also = f", but {held}" if held else ""
+    return (
+        f"{folder} holds no clip, neither a folder of frames nor a video{also}: remove or fill it"
+    )
+
+
+def _find_clips(folder: Path, prefer_videos: bool) -> tuple[dict[str, Path], Counter[str]]:
+    """Return the clips of a class by name, and what is not read by kind."""
     clips: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        is_video = path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
-        if path.name.startswith(".") or not (is_video or path.is_dir()):
+    unread: Counter[str] = Counter()
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if is_system(entry.name):
             continue
-        name = path.stem if is_video else path.name
-        if name not in clips or is_video == prefer_videos:
+        path, is_folder = Path(entry.path), entry.is_dir()
+        if not is_folder and not (entry.is_file() and is_video(path)):
+            unread[unread_kind(entry)] += 1
+            continue
+        name = path.name if is_folder else path.stem
+        unread["clips of the same name as another"] += name in clips
+        if name not in clips or is_folder != prefer_videos:
             clips[name] = path
-    return clips
+    return clips, +unread
 
 
-def _assign_folds(records: Sequence[ClipRecord], folds: int, seed: int) -> list[int]:
-    """Return a fold from 1 for each clip: clips are shuffled within their class, and take turns."""
-    digests = [hashlib.sha256(f"{seed} {record.source}".encode()).digest() for record in records]
-    order = sorted(range(len(records)), key=lambda i: (records[i].label, digests[i]))
-    assigned = [0] * len(records)
-    for position, i in enumerate(order):
-        assigned[i] = position % folds + 1
-    return assigned
+def _count_strays(root: Path, splits: Mapping[str, list[Path]], unread: Counter[str]) -> None:
+    """Count videos, images and archives that are in no class, and folders next to the splits."""
+    homes = [path for paths in splits.values() for path in paths]
+    for folder in [root, *homes]:
+        for entry in os.scandir(folder):
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if suffix in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, *ARCHIVE_SUFFIXES):
+                unread[unread_kind(entry)] += not entry.is_dir() and not is_system(entry.name)
+    if splits:
+        unread["folders next to train"] += len(_subfolders(root)) - len(homes)
 
 
-def _assign_grouped_folds(
-    records: Sequence[ClipRecord], groups: Sequence[str], folds: int, seed: int
-) -> list[int]:
-    """Return a fold from 1 for each clip, such that no group is in two folds."""
-    names = sorted(set(groups))
-    if len(names) < folds:
-        raise UserError(
-            f"{len(names)} groups are too few for {folds} folds: "
-            f"give --folds {max(len(names), 2)} or another column"
-        )
-    if len(names) == folds:
-        return [names.index(group) + 1 for group in groups]
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    labels = np.array([record.label for record in records])
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    assigned = np.zeros(len(records), int)
-    with warnings.catch_warnings():
-        # a class may have fewer clips than folds: the table of counts shows it
-        warnings.simplefilter("ignore")
-        try:
-            for fold, (_, test) in enumerate(splitter.split(labels, labels, groups), 1):
-                assigned[test] = fold
-        except ValueError as e:
-            raise UserError(f"groups cannot be balanced: {e}") from e
-    if len(set(assigned.tolist())) < folds:
-        raise UserError(
-            f"a fold has no group: give another --seed or fewer than {folds} with --folds"
-        )
-    return assigned.tolist()
-
-
-def _groups_of_clips(records: Sequence[ClipRecord], file: Path, column: str) -> list[str]:
-    """Return the group of each clip."""
-    rows = _read_groups(file, column)
-    names = [record.source.partition("/")[2] for record in records]
-    counts = Counter(names)
-    groups = []
-    for record, name in zip(records, names, strict=True):
-        source = record.source
-        if source not in rows and name in rows and counts[name] > 1:
-            raise UserError(f"{file}: clips of several classes are named {name}: write {source}")
-        if source not in rows and name not in rows:
-            raise UserError(f"{file} has no row for clip {name} ({source})")
-        groups.append(rows.get(source, rows.get(name, "")))
-    return groups
-
-
-def _read_groups(file: Path, column: str) -> Mapping[str, str]:
-    """Return the groups in a CSV file by clip."""
-    if not file.is_file():
-        raise UserError(f"{file} is missing: --groups takes a CSV file with a row per clip")
-    reader = csv.DictReader(io.StringIO(read_text(file)))
-    header = reader.fieldnames or []
-    if "clip" not in header or column not in header:
-        raise UserError(
-            f"{file} has the columns {', '.join(header) or '(none)'}: "
-            f"'clip' and '{column}' are needed"
-        )
-    groups: dict[str, str] = {}
-    for row in reader:
-        name = (row["clip"] or "").strip()
-        group = (row[column] or "").strip()
-        if not name or not group:
-            raise UserError(f"{file}:{reader.line_num}: a row without a clip or without a group")
-        name = _VIDEO_SUFFIX.sub("", name)
-        if groups.setdefault(name, group) != group:
-            raise UserError(
-                f"{file}:{reader.line_num}: clip {name} is in two groups, "
-                f"{groups[name]} and {group}"
-            )
-    return groups
+def _assign(
+    records: Sequence[ClipRecord],
+    root: Path,
+    folds: int,
+    seed: int,
+    groups: Path | None,
+    group_by: str | None,
+) -> list[ClipRecord]:
+    """Return the clips with their folds."""
+    if len(records) < folds:
+        raise UserError(f"{root} holds {len(records)} clips, too few for {folds} folds")
+    if groups is None or group_by is None:
+        assigned = assign_folds(records, folds, seed)
+    else:
+        assigned = assign_grouped_folds(records, groups, group_by, folds, seed)
+    return [replace(r, split=f"fold{k}") for r, k in zip(records, assigned, strict=True)]

@@ -20,22 +20,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dfer_dist.data.sources import dfer_clip_lists
-from dfer_dist.data.sources.records import (
-    CLASSES,
-    VIDEO_SUFFIXES,
-    ClipRecord,
-    canonical_class,
-    make_key,
-)
+from dfer_dist.data.sources.names import make_keys
+from dfer_dist.data.sources.official_clips import find_clips, walk
+from dfer_dist.data.sources.records import CLASSES, ClipRecord, Listing, canonical_class
+from dfer_dist.data.sources.text_lists import read_rows
 from dfer_dist.utils.errors import UserError
-
-_MAX_DEPTH = 7
 
 # A folder with more subfolders than this holds clips: lists are not searched below it.
 _MAX_SUBFOLDERS = 200
@@ -104,7 +98,7 @@ _LAYOUTS = {
         labels={name: label for label, name in enumerate(CLASSES["mafw"])},
         frames_folder="frames",
         videos_folder="clips",
-        clip_name=lambda name: name.removesuffix(".mp4"),
+        clip_name=lambda name: os.path.splitext(name)[0],
     ),
     "ferv39k": _Layout(
         lists="4_setups/All_scenes/test_All.csv",
@@ -120,8 +114,8 @@ _LAYOUTS = {
 
 
 def read_official(
-    dataset: str, root: Path, prefer_videos: bool = False
-) -> tuple[list[ClipRecord], tuple[Path, Path]]:
+    dataset: str, root: Path, prefer_videos: bool = False, frames: Path | None = None
+) -> Listing:
     """Return the clips of a data set in the order of its owner's lists.
 
     Parameters
@@ -132,12 +126,8 @@ def read_official(
         The unpacked download, or a folder above it.
     prefer_videos : bool
         Use the video of a clip that has both a video and a folder of frames.
-
-    Returns
-    -------
-    records : list of ClipRecord
-    folders : tuple of Path
-        Where the lists and the clips were found.
+    frames : Path, optional
+        Folder of the clips, below ``root``; by default it is searched for.
 
     Raises
     ------
@@ -156,12 +146,15 @@ def read_official(
     tests = {split: _read_list(file, layout) for split, file in lists.items()}
     trains = {s: _read_list(file, layout) for s, file in trainings.items() if file.is_file()}
     rows = dfer_clip_lists.join_splits(tests, trains, CLASSES[dataset])
-    media, home = _find_clips(root, [row.source for row in rows], layout, prefer_videos)
+    sources = [row.source for row in rows]
+    usual = (layout.frames_folder, layout.videos_folder)
+    clips = find_clips(root, sources, usual, prefer_videos, frames)
     records = [
-        ClipRecord(make_key(r.source), r.label, r.split, r.source, media[r.source], None, r.faults)
-        for r in rows
+        ClipRecord(key, r.label, r.split, r.source, clips.media[r.source], None, r.faults)
+        for key, r in zip(make_keys(sources), rows, strict=True)
     ]
-    return records, (next(iter(lists.values())).parent, home)
+    folders = (next(iter(lists.values())).parent, clips.home)
+    return Listing(dataset, CLASSES[dataset], records, folders, clips.unread, (clips.choice,))
 
 
 def _find_lists(root: Path, layout: _Layout) -> dict[str, Path]:
@@ -187,7 +180,7 @@ def _nearest_lists(root: Path, layout: _Layout) -> dict[str, dict[int, Path]]:
     """Return the test lists at the least depth that has any: by folder, and by fold."""
     found: dict[str, dict[int, Path]] = {}
     depth = 0
-    for folder, entries in _walk(root, lambda _, subfolders: subfolders <= _MAX_SUBFOLDERS):
+    for folder, entries in walk(root, lambda _, subfolders: subfolders <= _MAX_SUBFOLDERS):
         if found and len(folder.parts) > depth:
             break
         for entry in entries:
@@ -200,104 +193,16 @@ def _nearest_lists(root: Path, layout: _Layout) -> dict[str, dict[int, Path]]:
 
 
 def _read_list(file: Path, layout: _Layout) -> list[dfer_clip_lists.Row]:
-    def parse(line: str) -> dfer_clip_lists.Row | None:
-        fields = re.split(r"[\s,]+", line.strip())
-        name = fields[-1].lower()
+    def parse(fields: list[str]) -> dfer_clip_lists.Row | None:
+        clip, name = fields[0].replace("\\", "/"), fields[1].lower()
         label = layout.labels.get(canonical_class(name) or name)
-        if len(fields) != 2 or label is None:
+        if label is None:
             return None
-        return dfer_clip_lists.Row(layout.clip_name(fields[0]).strip("/"), label)
+        return dfer_clip_lists.Row(layout.clip_name(clip).strip("/"), label)
 
     if not file.is_file():
         raise UserError(f"{file} is missing: the other lists in its folder need it")
-    rows = dfer_clip_lists.read_rows(file, parse, layout.line_format)
+    rows = read_rows(file, parse, 2, layout.line_format)
     if not rows:
         raise UserError(f"{file} is empty: copy it again")
     return rows
-
-
-def _find_clips(
-    root: Path, sources: Sequence[str], layout: _Layout, prefer_videos: bool
-) -> tuple[dict[str, Path], Path]:
-    """Return the path of each clip, and the folder of all; a missing clip gets its expected path.
-
-    Clips of FERV39k are nested folders, of which the topmost one is searched for.
-    """
-    names = {source.partition("/")[0] for source in sources}
-    for videos in (prefer_videos, not prefer_videos):
-        folders = _find_clip_folders(root, names, videos)
-        if folders:
-            break
-    else:
-        example = sources[0]
-        raise UserError(
-            f"no folder below {root} holds the listed clips, such as {example}/ or {example}.mp4"
-        )
-    usual = layout.videos_folder if videos else layout.frames_folder
-    home, chosen = _choose_folders(root, folders, usual)
-    paths = {name: path for folder in reversed(chosen) for name, path in folders[folder].items()}
-    media = {}
-    for source in sources:
-        name, _, rest = source.partition("/")
-        media[source] = paths[name] / rest if name in paths else chosen[0] / source
-    return media, home
-
-
-def _choose_folders(
-    root: Path, folders: Mapping[Path, Mapping[str, Path]], usual: str
-) -> tuple[Path, list[Path]]:
-    """Return the folder of the usual name with all clip folders in it, else the fullest folder."""
-    named = [f for f in folders if usual in (root.name, *f.relative_to(root).parts)]
-    if not named:
-        fullest = max(folders, key=lambda folder: len(folders[folder]))
-        return fullest, [fullest]
-    # a download in several parts has several folders in the usual one
-    parts = named[0].relative_to(root).parts
-    home = root.joinpath(*parts[: parts.index(usual) + 1]) if usual in parts else root
-    return home, [folder for folder in named if folder.is_relative_to(home)]
-
-
-def _find_clip_folders(root: Path, names: set[str], videos: bool) -> dict[Path, dict[str, Path]]:
-    """Return the folders that hold listed clips, and none below these, with the path of each clip.
-
-    Clips are videos or folders.
-    """
-    found: dict[Path, dict[str, Path]] = {}
-    for folder, entries in _walk(root, lambda folder, _: folder not in found):
-        clips = {}
-        for entry in entries:
-            name = _match_clip(entry.name, names, videos)
-            if name is not None and entry.is_dir() != videos:
-                clips[name] = Path(entry.path)
-        if clips:
-            found[folder] = clips
-    return found
-
-
-def _match_clip(entry: str, names: set[str], videos: bool) -> str | None:
-    """Return which clip a file or folder is, or None."""
-    stem, suffix = os.path.splitext(entry)
-    if videos and suffix.lower() not in VIDEO_SUFFIXES:
-        return None
-    name = stem if videos else entry
-    # DFEW's videos have names such as 1.mp4
-    return next((n for n in (name, name.zfill(5)) if n in names), None)
-
-
-def _walk(
-    root: Path, descend: Callable[[Path, int], bool]
-) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
-    """Yield folders with their entries, from the root down, by depth.
-
-    ``descend`` decides from a folder and its number of subfolders whether these come later. It is
-    called after the folder was used.
-    """
-    folders = deque([(root, 0)])
-    while folders:
-        folder, depth = folders.popleft()
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        yield folder, entries
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-        subfolders = [Path(entry.path) for entry in visible if entry.is_dir()]
-        if depth < _MAX_DEPTH and descend(folder, len(subfolders)):
-            folders.extend((subfolder, depth + 1) for subfolder in subfolders)

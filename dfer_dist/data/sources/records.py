@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from dfer_dist.data.sources.frame_order import sort_frames
-from dfer_dist.utils.errors import UserError
+from dfer_dist.data.sources.names import is_system, plain_name
+from dfer_dist.data.sources.probe import IMAGE_KINDS, VIDEO_SUFFIXES, is_video
 
 SEVEN = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear")
 ELEVEN = (*SEVEN, "contempt", "anxiety", "helplessness", "disappointment")
@@ -18,19 +21,6 @@ CLASSES = {"demo": SEVEN, "dfew": SEVEN, "mafw": ELEVEN, "ferv39k": SEVEN}
 
 # split of clips that are in no test list, which are never packed
 NO_SPLIT = "none"
-
-# of frames; a clip's frames have one of these kinds, the first that its folder holds
-IMAGE_SUFFIXES = (
-    (".jpg", ".jpeg"),
-    (".png",),
-    (".bmp",),
-    (".webp",),
-    (".tif", ".tiff"),
-    (".ppm", ".pgm", ".pnm"),
-    (".jp2",),
-)
-
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 
 _CLASS_OF_ADJECTIVE = {
     "happy": "happiness",
@@ -43,9 +33,6 @@ _CLASS_OF_ADJECTIVE = {
     "helpless": "helplessness",
     "disappointed": "disappointment",
 }
-
-# the name of a tar member has at most 100 bytes, its suffix included
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
 
 
 @dataclass(frozen=True)
@@ -80,7 +67,7 @@ class ClipRecord:
     split : str
         ``fold1``, ``train``, ...; :data:`NO_SPLIT` for a clip that no list tests.
     source : str
-        Name of the clip in the data set.
+        Name of the clip in the data set, as :func:`~dfer_dist.data.sources.names.printable` text.
     media : Path or tuple of Path
         The folder of its frames, its video (the suffix may be absent), or its frame files in
         temporal order. Not checked for existence before packing.
@@ -99,6 +86,33 @@ class ClipRecord:
     faults: tuple[Fault, ...] = ()
 
 
+@dataclass(frozen=True)
+class Listing:
+    """A data set before packing.
+
+    Attributes
+    ----------
+    name : str
+    classes : tuple of str
+        In label order.
+    records : list of ClipRecord
+    folders : tuple of Path
+        Where lists and clips were found.
+    unread : Mapping of str to int
+        What looks like data and is not read, by kind, such as ``.wav files``. Without files in the
+        folders of clips, which are counted when these are read.
+    notes : tuple of str
+        What was chosen among several possibilities, for the user.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    records: list[ClipRecord]
+    folders: tuple[Path, ...]
+    unread: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
 def canonical_class(name: str) -> str | None:
     """Return the class that a name or adjective means in any case (``Happy``: happiness)."""
     name = name.strip().lower()
@@ -106,46 +120,39 @@ def canonical_class(name: str) -> str | None:
     return name if name in ELEVEN else None
 
 
-def make_key(source: str) -> str:
-    """Return the key of a clip in the shards.
-
-    Raises
-    ------
-    UserError
-        If no key can be made of the name.
-    """
-    key = source.strip("/").replace("/", "_")
-    if not _KEY.fullmatch(key):
-        raise UserError(
-            f"clip '{source}' cannot be a key: use at most 90 letters, digits, - and _ "
-            "(each / becomes _)"
-        )
-    return key
-
-
-def read_text(file: Path) -> str:
-    """Read a text file in UTF-8, with or without a byte order mark, or in GB18030 as in MAFW.
-
-    Raises
-    ------
-    UserError
-        If it is in neither.
-    """
-    data = file.read_bytes()
-    for encoding in ("utf-8-sig", "gb18030"):
-        try:
-            return data.decode(encoding)
-        except ValueError:
-            continue
-    raise UserError(f"{file} is not text in UTF-8 or GB18030: convert it to UTF-8")
-
-
 def find_media(path: Path) -> Path | None:
-    """Return the folder of frames at a clip's path, else its video, else None."""
-    if path.is_dir() or (path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()):
+    """Return the folder of frames at a clip's path, else its video, else None.
+
+    The suffix of the video may be absent from the path, or another. File system and path may write
+    the same name in other bytes: see :func:`~dfer_dist.data.sources.names.plain_name`.
+    """
+    if path.is_dir() or (path.is_file() and is_video(path)):
         return path
-    videos = (path.with_name(path.name + suffix) for suffix in VIDEO_SUFFIXES)
-    return next((video for video in videos if video.is_file()), None)
+    usual = (path.with_name(path.name + suffix) for suffix in VIDEO_SUFFIXES[:5])
+    video = next((video for video in usual if video.is_file()), None)
+    if video is not None or not path.parent.is_dir():
+        return video
+    siblings = _entries_by_name(path.parent, path.parent.stat().st_mtime_ns)
+    names = [path.name]
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        names.append(path.stem)
+    entries = (
+        path.parent / entry for name in names for entry in siblings.get(plain_name(name), [])
+    )
+    return next((entry for entry in entries if entry.is_dir() or is_video(entry)), None)
+
+
+@lru_cache(maxsize=4)
+def _entries_by_name(folder: Path, _mtime: int) -> Mapping[str, list[str]]:
+    """Return the files and folders of a folder by name, and files by name without suffix too."""
+    entries: dict[str, list[str]] = defaultdict(list)
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        name = plain_name(entry.name)
+        entries[name].append(entry.name)
+        stem, suffix = os.path.splitext(name)
+        if suffix and not is_system(name) and entry.is_file():
+            entries[stem].append(entry.name)
+    return entries
 
 
 def clip_files(record: ClipRecord) -> tuple[Path, ...]:
@@ -158,10 +165,34 @@ def clip_files(record: ClipRecord) -> tuple[Path, ...]:
     return tuple(list_frames(media)) if media.is_dir() else (media,)
 
 
+def find_video(record: ClipRecord) -> Path | None:
+    """Return the video of a clip, None if it has frames or nothing."""
+    media = find_media(record.media) if isinstance(record.media, Path) else None
+    return None if media is None or media.is_dir() else media
+
+
+def count_unread(record: ClipRecord) -> Counter[str]:
+    """Count what is in a clip's folder next to its frames, by kind."""
+    media = find_media(record.media) if isinstance(record.media, Path) else None
+    if media is None or not media.is_dir():
+        return Counter()
+    frames = {file.name for file in list_frames(media)}
+    entries = [entry for entry in os.scandir(media) if entry.name not in frames]
+    return Counter(unread_kind(entry) for entry in entries if not is_system(entry.name))
+
+
+def unread_kind(entry: os.DirEntry[str]) -> str:
+    """Return what a file or folder that is not read is, in the plural: ``.wav files``."""
+    if entry.is_dir():
+        return "folders"
+    suffix = os.path.splitext(entry.name)[1].lower()
+    return f"{suffix} files" if suffix else "files without a suffix"
+
+
 def list_frames(folder: Path) -> list[Path]:
     """Return the JPEG files of a folder in temporal order, or else those of another kind."""
-    names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    for suffixes in IMAGE_SUFFIXES:
+    names = [entry.name for entry in os.scandir(folder) if not is_system(entry.name)]
+    for suffixes in IMAGE_KINDS:
         frames = [folder / name for name in names if name.lower().endswith(suffixes)]
         if frames:
             return sort_frames(frames)

@@ -37,7 +37,28 @@ def test_dfer_pack_prints_counts_and_faults(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "out" / "index.json").read_text())
     assert index["classes"] == ["happiness", "sadness"]
 
+    assert "not read" not in done.stdout
+
     strict = dfer_pack(tmp_path, "--strict")
     assert strict.returncode == 2
     assert strict.stderr.startswith("error: clip ")
     assert len(strict.stderr.splitlines()) == 1
+
+
+def test_dfer_pack_prints_what_it_does_not_read(tmp_path: Path) -> None:
+    for name in ("happy/a", "happy/b", "sad/c", "sad/d"):
+        write_clip(tmp_path / "mine" / name, 3, seed=ord(name[-1]), width=50 + ord(name[-1]))
+    for name in ("happy/a/x.png", "happy/s.wav", "sad/t.wav", "left.mp4"):
+        (tmp_path / "mine" / name).touch()
+    inside = dfer_pack(tmp_path, "--out", "mine/shards")
+    assert inside.returncode == 2 and "--out mine/shards is in --root mine" in inside.stderr
+
+    done = dfer_pack(tmp_path, "--resize", "48")
+    assert done.returncode == 0, done.stderr
+    first = "4 clips listed; from mine; all frames are brought to 48 x 48 pixels"
+    assert done.stdout.splitlines()[0] == first
+    for line in (".mp4 files not read", ".png files not read"):
+        assert f"\n1 {line}\n" in done.stdout
+    assert "\n2 .wav files not read\n" in done.stdout
+    unread = {".mp4 files": 1, ".png files": 1, ".wav files": 2}
+    assert PackReport.read(tmp_path / "out" / REPORT).unread == unread

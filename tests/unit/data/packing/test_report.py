@@ -23,7 +23,7 @@ def report_file(tmp_path: Path) -> Path:
 
 def test_report_file_keeps_the_keys_of_version_1(report_file: Path) -> None:
     raw = json.loads(report_file.read_text())
-    later = ["dropped_frames", "decoders"]
+    later = ["dropped_frames", "decoders", "unread", "notes"]
     head = ["version", "dataset", "index_hash", "listed", "clips", "frames", "encoded_frames"]
     assert list(raw) == [*head, "splits", "problems", "settings", "sources", *later]
     assert list(raw["splits"]["fold1"]) == ["listed", "clips", "frames", "problems", "classes"]

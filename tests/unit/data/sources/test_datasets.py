@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dfer_dist.data.sources.datasets import read_dataset
+from dfer_dist.data.sources.datasets import check_out, read_dataset
 from dfer_dist.utils.errors import UserError
 from tests.helpers.data.official_layouts import Clip, link_clips, write_dfew_lists, write_pool
 
@@ -30,11 +30,34 @@ def test_read_dataset_with_lists_ignores_the_owners_lists(dfew: Path) -> None:
     assert len(read_dataset("dfew", dfew).records) == 35
 
 
+def test_read_dataset_with_lists_counts_what_they_do_not_name(dfew: Path) -> None:
+    (dfew / "lists").mkdir()
+    (dfew / "lists" / "DFEW_set_1_test.txt").write_text("00041 3 6\n00082 3 6")
+    root = dfew / "DFEW-part2" / "Clip" / "clip_224x224"
+    (root / "extra.avi").touch()
+    unread = {"folders in no list": 33, ".avi files": 1}
+    assert read_dataset("dfew", root, dfew / "lists").unread == unread
+
+
+def test_shards_are_not_written_into_the_data(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    check_out(tmp_path / "data", tmp_path / "data shards")
+    check_out(tmp_path / "data", tmp_path)
+    for out in ("data", "data/shards", "link/a/b", "data/../data/c"):
+        with pytest.raises(UserError, match=r"is in --root .*: choose a folder next to it"):
+            check_out(tmp_path / "data", tmp_path / out)
+
+
 def test_read_dataset_rejects_arguments_that_exclude_each_other(dfew: Path) -> None:
     with pytest.raises(UserError, match="--seed is for --dataset folder"):
         read_dataset("dfew", dfew, seed=1)
     with pytest.raises(UserError, match="omit --lists"):
         read_dataset("folder", dfew, dfew)
+    with pytest.raises(UserError, match="give --root instead of --frames"):
+        read_dataset("dfew", dfew, dfew, frames=dfew)
+    with pytest.raises(UserError, match="--frames is for dfew"):
+        read_dataset("folder", dfew, frames=dfew)
     with pytest.raises(UserError, match="demo needs --lists"):
         read_dataset("demo", dfew)
     with pytest.raises(UserError, match=r"unknown data set 'afew': choose one of .*folder"):

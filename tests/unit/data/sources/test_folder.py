@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -45,12 +46,13 @@ def write_groups(file: Path, groups: dict[str, str], column: str = "person") -> 
 
 
 def test_classes_known_in_any_case_get_canonical_names(mine: Path) -> None:
-    records, classes = read_folder(mine)
+    listing = read_folder(mine)
+    records, classes = listing.records, listing.classes
     assert classes == ("happiness", "sadness", "anger")
     assert Counter(r.label for r in records) == {0: 41, 1: 23, 2: 12}
     assert {r.source.partition("/")[0] for r in records if r.label == 0} == {"Happy"}
     make(mine, {"joy": 3})
-    assert read_folder(mine)[1] == ("Happy", "Sad", "angry", "joy")
+    assert read_folder(mine).classes == ("Happy", "Sad", "angry", "joy")
     make(mine, {"happiness": 3})
     (mine / "joy").rename(mine.parent / "joy")
     with pytest.raises(UserError, match=r"two folders of .* mean the same class"):
@@ -58,15 +60,15 @@ def test_classes_known_in_any_case_get_canonical_names(mine: Path) -> None:
 
 
 def test_folds_are_balanced_and_depend_on_the_seed_only(mine: Path) -> None:
-    records, _ = read_folder(mine)
+    records = read_folder(mine).records
     counts = np.array(list(table(records).values()))
     assert counts.shape == (5, 3) and counts.sum() == 76
     assert np.ptp(counts, axis=0).max() <= 1 and np.ptp(counts.sum(1)) <= 1
-    assert read_folder(mine)[0] == records
-    other, _ = read_folder(mine, seed=1)
+    assert read_folder(mine).records == records
+    other = read_folder(mine, seed=1).records
     moved = sum(a.split != b.split for a, b in zip(records, other, strict=True))
     assert 40 < moved < 76 and np.ptp(np.array(list(table(other).values())), axis=0).max() <= 1
-    assert len(table(read_folder(mine, folds=3)[0])) == 3
+    assert len(table(read_folder(mine, folds=3).records)) == 3
 
 
 def test_clip_with_folder_and_video_uses_the_preferred_one(mine: Path) -> None:
@@ -74,13 +76,124 @@ def test_clip_with_folder_and_video_uses_the_preferred_one(mine: Path) -> None:
         (mine / "Sad" / name).touch()
     (mine / "readme.md").touch()
     for videos in (False, True):
-        clips = {r.source: r for r in read_folder(mine, prefer_videos=videos)[0]}
+        clips = {r.source: r for r in read_folder(mine, prefer_videos=videos).records}
         assert len(clips) == 77
         assert clip_files(clips["Sad/Sa000"]) == (
             mine / "Sad" / ("Sa000.mp4" if videos else "Sa000/1.jpg"),
         )
         assert clip_files(clips["Sad/video 1"]) == (mine / "Sad" / "video 1.MOV",)
         assert clips["Sad/video 1"].key == "Sad_video_1"
+
+
+def test_what_is_not_read_is_counted_by_kind(mine: Path) -> None:
+    for name in ("Sa000.mp4", "Sa000.AVI", "notes.txt", "table.CSV", "more.csv", "LICENSE"):
+        (mine / "Sad" / name).touch()
+    for name in ("readme.md", "left.mp4", "part2.zip", "face.png"):
+        (mine / name).touch()
+    assert read_folder(mine).unread == {
+        ".txt files": 1,
+        ".csv files": 2,
+        "files without a suffix": 1,
+        "clips of the same name as another": 2,
+        ".mp4 files": 1,
+        ".zip files": 1,
+        ".png files": 1,
+    }
+
+
+def test_what_systems_make_is_no_class_and_no_clip(mine: Path) -> None:
+    before = read_folder(mine)
+    for name in ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "lost+found", ".ipynb_checkpoints"):
+        (mine / name).mkdir()
+        (mine / "Sad" / name).mkdir()
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._Sa000.mp4"):
+        (mine / "Sad" / name).touch()
+    assert read_folder(mine) == before
+
+
+def test_names_of_any_bytes_are_read(tmp_path: Path) -> None:
+    names = {"高兴": "happy", "a" * 200: "long", os.fsdecode(b"\xb1\xaf\xc9\xcb"): "gbk"}
+    for name in names:
+        for clip in ("你好", os.fsdecode(b"\xc4\xe3\xba\xc3"), " blanks  ", "b" * 250, "x\ny"):
+            (tmp_path / "mine" / name / clip).mkdir(parents=True)
+            (tmp_path / "mine" / name / clip / "1.jpg").touch()
+    listing = read_folder(tmp_path / "mine", folds=3)
+    assert listing.classes == ("a" * 200, "高兴", r"\xb1\xaf\xc9\xcb")
+    assert len({record.key for record in listing.records}) == 15
+    for record in listing.records:
+        (frame,) = clip_files(record)
+        assert frame.is_file() and record.source.encode() and "\n" not in record.source
+
+
+def make_splits(root: Path, names: dict[str, dict[str, int]]) -> Path:
+    for split, sizes in names.items():
+        make(root / split, sizes, split[:2])
+    return root
+
+
+def test_split_above_the_classes_is_kept(tmp_path: Path) -> None:
+    root = make_splits(
+        tmp_path / "mine",
+        {
+            "train": {"Happy": 3, "Sad": 2},
+            "Validation": {"happy": 1, "Sad": 1},
+            "Test_AFEW": {"sad": 2},
+        },
+    )
+    (root / "annotations").mkdir()
+    listing = read_folder(root)
+    assert listing.classes == ("happiness", "sadness")
+    assert Counter((r.split, r.label) for r in listing.records) == {
+        ("train", 0): 3,
+        ("train", 1): 2,
+        ("val", 0): 1,
+        ("val", 1): 1,
+        ("test", 1): 2,
+    }
+    assert listing.unread == {"folders next to train": 1}
+    assert "Test_AFEW is test, Validation is val, train is train" in listing.notes[0]
+    with pytest.raises(UserError, match="kept as they are: omit --folds, or move the classes"):
+        read_folder(root, folds=2)
+
+
+def test_split_without_test_tests_the_validation_part(tmp_path: Path) -> None:
+    root = make_splits(tmp_path / "mine", {"Training": {"joy": 2, "awe": 1}, "dev": {"awe": 1}})
+    listing = read_folder(root)
+    assert listing.classes == ("awe", "joy")
+    assert [(r.split, r.source, r.key) for r in listing.records if r.split == "test"] == [
+        ("test", "dev/awe/deaw000", "dev_awe_deaw000")
+    ]
+
+
+def test_still_images_are_no_clips(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("Happy", "Sad"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(4):
+                (tmp_path / split / name / f"{i}.jpg").touch()
+    for root, folder in ((tmp_path, "test/Happy"), (tmp_path / "train", "Happy")):
+        with pytest.raises(UserError, match=rf"{folder} holds 4 still images and no clip"):
+            read_folder(root)
+
+
+def test_class_without_clips_is_named_with_what_it_holds(mine: Path) -> None:
+    (mine / "joy").mkdir()
+    for name in ("a.wav", "b.wav", "notes.txt"):
+        (mine / "joy" / name).touch()
+    with pytest.raises(UserError, match=r"joy holds no clip, .*, but 2 \.wav files, 1 \.txt files"):
+        read_folder(mine)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_groups_file_may_have_any_separator_and_encoding(
+    separator: str, mine: Path, tmp_path: Path
+) -> None:
+    records = read_folder(mine).records
+    rows = {record.source.replace("/", "\\"): f"g{i % 5}" for i, record in enumerate(records)}
+    file = write_groups(tmp_path / "g.csv", rows)
+    expected = read_folder(mine, groups=file, group_by="person").records
+    file.write_text(file.read_text().replace(",", separator), encoding="utf-16")
+    assert read_folder(mine, groups=file, group_by="person").records == expected
 
 
 def test_folds_with_groups_are_disjoint_and_balanced(tmp_path: Path) -> None:
@@ -91,7 +204,7 @@ def test_folds_with_groups_are_disjoint_and_balanced(tmp_path: Path) -> None:
     groups = write_groups(
         tmp_path / "g.csv", {c.name: c.name[:3] for k in root.iterdir() for c in k.iterdir()}
     )
-    records, _ = read_folder(root, groups=groups, group_by="person")
+    records = read_folder(root, groups=groups, group_by="person").records
     folds = defaultdict(set)
     for record in records:
         folds[record.source.split("/")[1][:3]].add(record.split)
@@ -99,8 +212,8 @@ def test_folds_with_groups_are_disjoint_and_balanced(tmp_path: Path) -> None:
     counts = np.array(list(table(records).values()))
     assert counts.shape == (5, 3) and np.abs(counts / counts.sum(0) - 0.2).max() < 0.05
     assert np.abs(counts.sum(1) / counts.sum() - 0.2).max() < 0.03
-    assert read_folder(root, groups=groups, group_by="person")[0] == records
-    assert read_folder(root, seed=3, groups=groups, group_by="person")[0] != records
+    assert read_folder(root, groups=groups, group_by="person").records == records
+    assert read_folder(root, seed=3, groups=groups, group_by="person").records != records
 
 
 def test_groups_as_many_as_folds_become_a_fold_each(tmp_path: Path) -> None:
@@ -119,7 +232,7 @@ def test_groups_as_many_as_folds_become_a_fold_each(tmp_path: Path) -> None:
         {f"{k.name}/{c.name}": c.name[0] for k in root.iterdir() for c in k.iterdir()},
     )
     for seed in range(3):
-        records, _ = read_folder(root, seed=seed, groups=groups, group_by="person")
+        records = read_folder(root, seed=seed, groups=groups, group_by="person").records
         assert {(r.split, r.source.split("/")[1][0]) for r in records} == {
             (f"fold{i + 1}", g) for i, g in enumerate("ABCDE")
         }
@@ -128,12 +241,12 @@ def test_groups_as_many_as_folds_become_a_fold_each(tmp_path: Path) -> None:
 
 
 def test_groups_file_accepts_clip_names_and_rejects_others(mine: Path, tmp_path: Path) -> None:
-    records, _ = read_folder(mine)
+    records = read_folder(mine).records
     names = {r.source.split("/")[1]: f"g{i % 9}" for i, r in enumerate(records)}
     groups, file = dict(names), tmp_path / "g.csv"
     groups["Sad/Sa000.mp4"] = groups.pop("Sa000")
     write_groups(file, groups | {"of another set": "g1"})
-    assert len(read_folder(mine, groups=file, group_by="person")[0]) == 76
+    assert len(read_folder(mine, groups=file, group_by="person").records) == 76
     cases = {
         "no row for clip Ha007": {k: v for k, v in names.items() if k != "Ha007"},
         "without a clip or without a group": names | {"Ha007": " "},

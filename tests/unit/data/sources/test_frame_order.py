@@ -68,5 +68,5 @@ def test_several_sequences_in_one_folder_are_found(kind: str) -> None:
 def test_second_face_of_few_frames_is_found() -> None:
     names = [f"frame_det_00_{t:06d}.jpg" for t in range(1, 51)]
     assert len(find_sequences(map(Path, [*names, "frame_det_01_000017.jpg"]))) == 2
-    # a tracker counts people, though no frame has both
+    # the number of a face, though no frame has both faces
     assert len(find_sequences(map(Path, [*names, "frame_det_01_000051.jpg"]))) == 2

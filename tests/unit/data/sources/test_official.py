@@ -61,7 +61,7 @@ def ferv39k(pool: Path, tmp_path: Path) -> Path:
 
 
 def read(dataset: str, root: Path) -> list[Clip]:
-    records, _ = read_official(dataset, root)
+    records = read_official(dataset, root).records
     assert not any(r.faults for r in records)
     return sorted(Clip(r.source, r.label, r.split, len(clip_files(r))) for r in records)
 
@@ -88,7 +88,7 @@ def test_dfew_labels_start_at_1_and_names_are_padded(dfew: Path) -> None:
     # sadness has label 2 in the file, and 1 here
     assert first[:2] == ["video_name,label", "41,2"]
     assert SEVEN[next(c for c in DFEW if c.source == "00041").label] == "sadness"
-    _, (lists, clips) = read_official("dfew", dfew)
+    lists, clips = read_official("dfew", dfew).folders
     assert lists.name == "test(single-labeled)" and clips.name == "clip_224x224"
 
 
@@ -99,7 +99,8 @@ def test_dfew_uses_clip_224x224_or_the_original_videos(dfew: Path, pool: Path) -
     write_videos(clip / "original", [f"{int(c.source)}.mp4" for c in DFEW])
     assert read("dfew", dfew) == sorted(DFEW)
     assert read("dfew", dfew / "DFEW-part2") == sorted(DFEW)
-    records, (_, home) = read_official("dfew", dfew, prefer_videos=True)
+    listing = read_official("dfew", dfew, prefer_videos=True)
+    records, (_, home) = listing.records, listing.folders
     assert home == clip / "original" and [r.source for r in records] == [
         c.source for _, c in sorted((c.split, c) for c in DFEW)
     ]
@@ -119,7 +120,7 @@ def test_dfew_unpacked_in_parts_is_found(dfew: Path) -> None:
 def test_missing_clip_gets_its_expected_path(dfew: Path) -> None:
     gone = dfew / "DFEW-part2" / "Clip" / "clip_224x224" / "00041"
     gone.unlink()
-    records, _ = read_official("dfew", dfew)
+    records = read_official("dfew", dfew).records
     record = next(r for r in records if r.source == "00041")
     assert record.media == gone and clip_files(record) == ()
 
@@ -129,6 +130,80 @@ def test_unusual_folder_with_most_listed_clips_is_used(dfew: Path, pool: Path) -
     (clip / "clip_224x224").rename(dfew / "my faces")
     link_clips(clip / "few", [DFEW[0]._replace(frames=3)], pool)
     assert read("dfew", dfew) == sorted(DFEW)
+
+
+@pytest.mark.parametrize("name", ["jpg_224_16f", "faces_16_frames", "interpolated"])
+def test_interpolated_frames_are_never_taken_unasked(dfew: Path, pool: Path, name: str) -> None:
+    clip = dfew / "DFEW-part2" / "Clip"
+    link_clips(clip / name, [c._replace(frames=1) for c in DFEW], pool)
+    (clip / "clip_224x224").rename(clip / "jpg_256")
+    assert read("dfew", dfew) == sorted(DFEW)
+    (choice,) = read_official("dfew", dfew).notes
+    assert "from DFEW-part2/Clip/jpg_256 (35 folders of frames)" in choice
+    assert f"not from DFEW-part2/Clip/{name} (35 folders of frames, interpolated)" in choice
+    (clip / "jpg_256").rename(dfew / "away")
+    check_refused("dfew", clip.parent, "only interpolated", f"--frames Clip/{name}")
+    asked = read_official("dfew", clip.parent, frames=Path("Clip") / name)
+    assert all(len(clip_files(r)) == 1 for r in asked.records)
+
+
+def test_one_of_two_folders_that_fit_is_asked_for(mafw: Path, pool: Path) -> None:
+    link_clips(mafw / "data" / "faces", [c._replace(frames=3) for c in MAFW], pool)
+    # frames is the usual name
+    listing = read_official("mafw", mafw)
+    assert listing.folders[1] == mafw / "data" / "frames"
+    assert "not from data/faces (55 folders of frames)" in listing.notes[0]
+    faces = read_official("mafw", mafw, frames=Path("data/faces"))
+    assert {len(clip_files(r)) for r in faces.records} == {3}
+    assert read_official("mafw", mafw, frames=mafw / "data" / "faces").records == faces.records
+    (mafw / "data" / "frames").rename(mafw / "data" / "whole")
+    check_refused("mafw", mafw, "data/faces (55", "data/whole (55", "--frames data/faces")
+    with pytest.raises(UserError, match="--frames data/none holds no listed clip: choose one of"):
+        read_official("mafw", mafw, frames=Path("data/none"))
+
+
+def test_what_no_list_names_is_counted(mafw: Path, pool: Path) -> None:
+    link_clips(mafw / "data" / "frames", [Clip(f"9{i:04d}", 0, "", 1) for i in range(3)], pool)
+    for name in ("notes.txt", "00041.txt", "a.wav", "Thumbs.db"):
+        (mafw / "data" / "frames" / name).touch()
+    listing = read_official("mafw", mafw)
+    assert listing.unread == {"folders in no list": 3, ".txt files": 2, ".wav files": 1}
+    assert len(listing.records) == len(MAFW)
+
+
+@pytest.mark.parametrize("suffix", [".MP4", ".flv", ".M4V"])
+def test_mafw_videos_may_have_another_suffix_than_their_list(mafw: Path, suffix: str) -> None:
+    shutil.rmtree(mafw / "data" / "frames")
+    write_videos(mafw / "clips", [f"{c.source}{suffix}" for c in MAFW])
+    assert all(clip_files(r)[0].suffix == suffix for r in read_official("mafw", mafw).records)
+    for file in (mafw / "Train & Test Set").rglob("*.txt"):
+        file.write_text(file.read_text().replace(".mp4", ".MP4"))
+    assert len(read_official("mafw", mafw).records) == len(MAFW)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(",", ";"),
+        lambda text: text.replace("\n", ",\n"),
+        lambda text: text.replace(",", "\t"),
+        lambda text: "\n".join(
+            ",".join(f'"{field}"' for field in line.split(",")) for line in text.splitlines()
+        ),
+    ],
+)
+def test_dfew_lists_may_be_written_by_any_spreadsheet(
+    dfew: Path, change: Callable[[str], str]
+) -> None:
+    for file in dfew.rglob("set_*.csv"):
+        file.write_text(change(file.read_text()), encoding="utf-16")
+    assert read("dfew", dfew) == sorted(DFEW)
+
+
+def test_ferv39k_lists_may_have_separators_of_windows(ferv39k: Path) -> None:
+    for file in (ferv39k / "4_setups").rglob("*.csv"):
+        file.write_text(file.read_text().replace("/", "\\"))
+    assert read("ferv39k", ferv39k) == sorted(FERV)
 
 
 def test_mafw_classes_have_the_order_of_dfer_clip(mafw: Path) -> None:
@@ -155,14 +230,15 @@ def test_mafw_videos_are_used_if_preferred_or_alone(mafw: Path) -> None:
     # folders of frames are the default
     assert read("mafw", mafw) == sorted(MAFW)
     for _ in range(2):
-        records, (_, home) = read_official("mafw", mafw, prefer_videos=True)
+        listing = read_official("mafw", mafw, prefer_videos=True)
+        records, (_, home) = listing.records, listing.folders
         assert home == mafw / "data" / "clips" and {r.source for r in records} == {
             c.source for c in MAFW
         }
         assert all(clip_files(r) == (home / f"{r.source}.mp4",) for r in records)
         shutil.rmtree(mafw / "data" / "frames", ignore_errors=True)
     # videos are used if there are no frames
-    records, _ = read_official("mafw", mafw)
+    records = read_official("mafw", mafw).records
     assert all(clip_files(r)[0].suffix == ".mp4" for r in records)
 
 
@@ -174,7 +250,7 @@ def test_ferv39k_reads_one_pair_of_lists_without_header(ferv39k: Path, pool: Pat
     for part in ("train", "test"):
         (other / f"{part}_All.csv").write_text("")
     assert read("ferv39k", ferv39k) == sorted(FERV)
-    records, _ = read_official("ferv39k", ferv39k)
+    records = read_official("ferv39k", ferv39k).records
     assert {r.key for r in records} == {c.source.replace("/", "_") for c in FERV}
 
 
@@ -194,7 +270,7 @@ def test_invalid_line_is_rejected_and_label_conflict_reported(
     folder = dfew / "DFEW-part2" / "EmoLabel_DataSplit" / "test(single-labeled)"
     if "00041" in parts:
         (folder / "set_2.csv").write_text(f"video_name,label\n246,7\n{line}\n41,2\n")
-        records, _ = read_official("dfew", dfew)
+        records = read_official("dfew", dfew).records
         (fault,) = [f for r in records for f in r.faults if f.kind == "label conflict"]
         assert fault.left_out and "sadness" in fault.reason and "happiness in fold2" in fault.reason
     else:

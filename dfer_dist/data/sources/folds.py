@@ -1,0 +1,124 @@
+"""Folds of a data set without official ones: stratified, and disjoint in groups if there are some.
+
+Without groups, clips are distributed class by class, so that classes and fold sizes are as equal
+as possible. With groups (such as people or sources) no group is in two folds.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dfer_dist.data.sources.names import plain_name
+from dfer_dist.data.sources.probe import VIDEO_SUFFIXES
+from dfer_dist.data.sources.records import ClipRecord
+from dfer_dist.data.sources.text_lists import find_delimiter, read_text
+from dfer_dist.utils.errors import UserError
+
+_VIDEO_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, VIDEO_SUFFIXES))})$", re.IGNORECASE)
+
+
+def assign_folds(records: Sequence[ClipRecord], folds: int, seed: int) -> list[int]:
+    """Return a fold from 1 for each clip: clips are shuffled within their class, and take turns."""
+    digests = [hashlib.sha256(f"{seed} {record.source}".encode()).digest() for record in records]
+    order = sorted(range(len(records)), key=lambda i: (records[i].label, digests[i]))
+    assigned = [0] * len(records)
+    for position, i in enumerate(order):
+        assigned[i] = position % folds + 1
+    return assigned
+
+
+def assign_grouped_folds(
+    records: Sequence[ClipRecord], file: Path, column: str, folds: int, seed: int
+) -> list[int]:
+    """Return a fold from 1 for each clip, such that no group in a column of a file is in two folds.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read or lacks a clip, or the groups are too few.
+    """
+    groups = _groups_of_clips(records, file, column)
+    names = sorted(set(groups))
+    if len(names) < folds:
+        raise UserError(
+            f"{len(names)} groups are too few for {folds} folds: "
+            f"give --folds {max(len(names), 2)} or another column"
+        )
+    if len(names) == folds:
+        return [names.index(group) + 1 for group in groups]
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels = np.array([record.label for record in records])
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    assigned = np.zeros(len(records), int)
+    with warnings.catch_warnings():
+        # a class may have fewer clips than folds: the table of counts shows it
+        warnings.simplefilter("ignore")
+        try:
+            for fold, (_, test) in enumerate(splitter.split(labels, labels, groups), 1):
+                assigned[test] = fold
+        except ValueError as e:
+            raise UserError(f"groups cannot be balanced: {e}") from e
+    if len(set(assigned.tolist())) < folds:
+        raise UserError(
+            f"a fold has no group: give another --seed or fewer than {folds} with --folds"
+        )
+    return assigned.tolist()
+
+
+def _groups_of_clips(records: Sequence[ClipRecord], file: Path, column: str) -> list[str]:
+    """Return the group of each clip."""
+    rows = _read_groups(file, column)
+    sources = [_clip_name(record.source) for record in records]
+    names = [source.rpartition("/")[2] for source in sources]
+    counts = Counter(names)
+    groups = []
+    for source, name in zip(sources, names, strict=True):
+        if source not in rows and name in rows and counts[name] > 1:
+            raise UserError(f"{file}: clips of several classes are named {name}: write {source}")
+        if source not in rows and name not in rows:
+            raise UserError(f"{file} has no row for clip {name} ({source})")
+        groups.append(rows.get(source, rows.get(name, "")))
+    return groups
+
+
+def _read_groups(file: Path, column: str) -> Mapping[str, str]:
+    """Return the groups in a CSV file by clip."""
+    if not file.is_file():
+        raise UserError(f"{file} is missing: --groups takes a CSV file with a row per clip")
+    text = read_text(file)
+    reader = csv.DictReader(io.StringIO(text), delimiter=find_delimiter(text))
+    header = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+    if "clip" not in header or column not in header:
+        raise UserError(
+            f"{file} has the columns {', '.join(header) or '(none)'}: "
+            f"'clip' and '{column}' are needed"
+        )
+    groups: dict[str, str] = {}
+    for row in reader:
+        name = (row["clip"] or "").strip()
+        group = (row[column] or "").strip()
+        if not name or not group:
+            raise UserError(f"{file}:{reader.line_num}: a row without a clip or without a group")
+        name = _VIDEO_SUFFIX.sub("", _clip_name(name))
+        if groups.setdefault(name, group) != group:
+            raise UserError(
+                f"{file}:{reader.line_num}: clip {name} is in two groups, "
+                f"{groups[name]} and {group}"
+            )
+    return groups
+
+
+def _clip_name(name: str) -> str:
+    """Return the name of a clip such that a table and a file system agree on it."""
+    # not the backslash of a byte that is no UTF-8
+    return plain_name(re.sub(r"\\(?!x[0-9a-f]{2})", "/", name)).strip()
