@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +25,15 @@ from dfer_dist.data.shards.index import Index, open_index
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.shards.sidecars import describe_modalities
 from dfer_dist.distributed.process_group import Ranks, choose_device
-from dfer_dist.evaluation.metrics import Scores, score
+from dfer_dist.evaluation.metrics import Scores, left_out_text, score
 from dfer_dist.models.build import build_model, model_dtype, resolve_image_size
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.runs.layout import parse_folds
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import atomic_path
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -259,10 +262,20 @@ def evaluate_checkpoint(
         raise UserError(f"{path} does not say which fold it was trained for: give --fold")
     number = unseen_fold(saved, index, fold)
     clips = all_clips(index, index.test_shards(number))
+    list_lost_clips(index, [number])
     table = predict_here(load_model(saved, config, index.classes), config, index, clips, progress)
     if out:
         table.write(out)
     return table.score(index.classes)
+
+
+def list_lost_clips(index: Index, folds: Sequence[int]) -> list[str]:
+    """Return the test clips that folds lost when the data was packed, and warn if there are any."""
+    lost = [clip for fold in folds for clip in index.lost_test_clips(fold)]
+    if lost:
+        tested = sum(index.shards[i].clips for fold in folds for i in index.test_shards(fold))
+        logger.warning("%s, such as %s", left_out_text(len(lost), tested), lost[0])
+    return lost
 
 
 def unseen_fold(saved: Checkpoint, index: Index, fold: int) -> int:

@@ -179,3 +179,8 @@ def _checked(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> tup
                 f"{name} {values[bad[0]]} in row {bad[0]} is outside 0..{num_classes - 1}"
             )
     return truth.astype(np.int64), predicted.astype(np.int64)
+
+
+def left_out_text(lost: int, tested: int) -> str:
+    """Return how many clips the data lacks, such as ``2 of 10 test clips left out``."""
+    return f"{lost} of {lost + tested} test clips left out when the data was packed"

@@ -20,7 +20,13 @@ from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import Config, ImageTuning, TemporalKind, TextTuning
 from dfer_dist.data.loading.sampler import ClipSet, all_clips
 from dfer_dist.data.shards.index import Index, open_index
-from dfer_dist.evaluation.evaluate import load_model, open_checkpoint, predict_here, unseen_fold
+from dfer_dist.evaluation.evaluate import (
+    list_lost_clips,
+    load_model,
+    open_checkpoint,
+    predict_here,
+    unseen_fold,
+)
 from dfer_dist.evaluation.metrics import Ints, bootstrap_ci, top_class
 from dfer_dist.evaluation.significance import against_chance
 from dfer_dist.models.class_texts import polarity_texts
@@ -43,7 +49,7 @@ def zero_shot(
 ) -> dict[str, Any]:
     """Test on all clips of a data set, or of one fold, by the texts of its classes.
 
-    Return scores with intervals, the chance level, the origin of the model and the texts.
+    Return scores with intervals, the chance level, the model's origin and the texts.
 
     Parameters
     ----------
@@ -62,8 +68,7 @@ def zero_shot(
     Raises
     ------
     UserError
-        If the checkpoint or experiment does not exist, a class has no text, or the model was
-        trained on the fold.
+        If ``what`` does not exist, a class has no text, or the model was trained on the fold.
     """
     if out and out.suffix != ".parquet":
         raise UserError(
@@ -79,6 +84,7 @@ def zero_shot(
         **asdict(table.score(index.classes)),
         **_significance(table.labels, top_class(table.logits), index.classes),
         **_protocol(saved, config, index, model),
+        "left_out": list_lost_clips(index, _folds(index, fold)),
     }
     if out:
         table.write(out)
@@ -196,8 +202,12 @@ def _fold(saved: Checkpoint, index: Index, fold: int | None) -> int | None:
 
 def _clips(index: Index, fold: int | None) -> ClipSet:
     """Return the test clips of a fold or of all folds, never clips of a split ``train``."""
-    folds = index.folds if fold is None else [fold]
+    folds = _folds(index, fold)
     return all_clips(index, sorted({shard for k in folds for shard in index.test_shards(k)}))
+
+
+def _folds(index: Index, fold: int | None) -> list[int]:
+    return index.folds if fold is None else [fold]
 
 
 def _significance(labels: Ints, predicted: Ints, classes: Sequence[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.schema import Config, config_hash
+from dfer_dist.evaluation.metrics import left_out_text
 from dfer_dist.inference.exported import INFO, ModelInfo
 from dfer_dist.inference.pyfunc import REQUIREMENTS
 from dfer_dist.models.class_texts import polarity_texts
@@ -193,10 +194,14 @@ def _results(info: ModelInfo) -> str:
     for name, recall in result["recall"].items():
         percent = "no clip" if recall is None else f"{recall:.2f}"
         rows.append((f"recall of {name}", percent, result["support"][name]))
+    lost: list[str] = result.get("left_out", [])
+    left_out = ""
+    if lost:
+        left_out = f" **{left_out_text(len(lost), result['n'])}**: {', '.join(lost)}."
     return (
         f"## Results\n\nFold {result['fold']} of {result['dataset']}, {result['n']} clips, each "
         "predicted once, in percent. One fold is no cross-validation: publish the mean over all."
-        "\n\n" + _table(("", "%", "clips"), rows)
+        f"{left_out}\n\n" + _table(("", "%", "clips"), rows)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dfer_dist.evaluation.metrics import left_out_text
 from dfer_dist.runs.records import FoldResult, Spread, Summary
 
 PROTOCOLS = {
@@ -13,6 +14,7 @@ PROTOCOLS = {
     "best_test": "best_test: epoch chosen on the test fold, optimistic",
 }
 NOT_RECORDED = "not recorded"
+_MAX_CLIPS = 5  # left out of a fold, named in a sentence
 
 
 def heading(summary: Summary) -> str:
@@ -21,14 +23,25 @@ def heading(summary: Summary) -> str:
 
 
 def warnings(summary: Summary) -> list[str]:
-    """Return a sentence on the missing folds, if a fold is missing."""
-    missing, finished = summary.missing, done(summary)
-    if not missing:
-        return []
-    return [
-        f"{len(missing)} of {len(finished) + len(missing)} folds missing ({join(missing)}): "
-        f"all scores are over {folds_text(finished)} only."
-    ]
+    """Return sentences on missing folds and on test clips that were left out, if there are any."""
+    missing, finished, texts = summary.missing, done(summary), []
+    if missing:
+        texts.append(
+            f"{len(missing)} of {len(finished) + len(missing)} folds missing ({join(missing)}): "
+            f"all scores are over {folds_text(finished)} only."
+        )
+    lost = {f"fold {r.fold}": r.left_out for r in summary.folds if r.left_out}
+    if lost:
+        names = "; ".join(f"{fold}: {first_clips(clips)}" for fold, clips in lost.items())
+        count = left_out_text(sum(map(len, lost.values())), summary.pooled.n)
+        texts.append(f"{count} ({names}): all scores are over the others.")
+    return texts
+
+
+def first_clips(clips: Sequence[str]) -> str:
+    """Return the names of the first clips, and how many more there are."""
+    shown = join(clips[:_MAX_CLIPS])
+    return shown if len(clips) <= _MAX_CLIPS else f"{shown} and {len(clips) - _MAX_CLIPS} more"
 
 
 def notes(summary: Summary) -> list[str]:

@@ -40,7 +40,8 @@ class UarWar:
 class FoldResult(Record):
     """``fold-K/result.json``: the metrics of a finished fold and what they were measured with.
 
-    Fields that an older run did not record are None or empty.
+    ``left_out`` are the test clips that were lost when the data was packed. Fields that an older
+    run did not record are None or empty.
     """
 
     remedy: ClassVar[str] = "evaluate this fold again"
@@ -74,6 +75,7 @@ class FoldResult(Record):
     lost_clips: int = 0
     skipped_steps: int = 0
     drift: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def scores(self) -> Scores:

@@ -69,7 +69,9 @@ def build_data(*, config: Config, fold: int, ranks: Ranks) -> FoldData:
     # Found now rather than after the training.
     check_sizes(index, index.test_shards(fold))
     clips, val = all_clips(index, index.train_shards(fold)), None
-    if train.selection is Selection.best_val:
+    if train.selection is Selection.best_val and index.val_shards:
+        val = all_clips(index, index.val_shards)
+    elif train.selection is Selection.best_val:
         clips, val = train_val_split(
             index, index.train_shards(fold), train.val_fraction, train.seed
         )

@@ -50,16 +50,14 @@ def pack(
 ) -> Index:
     """Write shards, sidecars, the report and, last, the index.
 
-    The same records and files give the same bytes. The same call resumes a killed run. It does
-    nothing if ``out`` already holds a set of the same lists, settings, file names and file sizes.
+    The same records and files give the same bytes, and the same call resumes a killed run. If
+    ``out`` holds a set of the same lists, settings, file names and sizes, nothing is done.
 
     Parameters
     ----------
     records : sequence of ClipRecord
-    dataset : str
-        Name of the set.
-    out : Path
-        Folder for the shards.
+    dataset, out : str, Path
+        Name of the set, and folder for the shards.
     workers, progress : optional
         See :func:`~dfer_dist.utils.process_pool.run_jobs`.
     classes : sequence of str, optional
@@ -189,8 +187,9 @@ class _Plan:
             if lost is None or lost.kind == "missing":
                 reason += " (is --root right?)"
             raise UserError(f"no clip of {empty[0]} could be packed{reason}")
-        set_hash = content_hash(self.dataset, self.classes, shards)
-        index = Index(self.out, self.dataset, self.classes, shards, set_hash)
+        left_out = report.list_left_out(self.records, results)
+        set_hash = content_hash(self.dataset, self.classes, shards, left_out)
+        index = Index(self.out, self.dataset, self.classes, shards, set_hash, left_out)
         sources = self._hash_sources([result.digest for result in results])
         # partial files of killed runs, which may be large
         prefixes = tuple(f".{file.name}." for job in self.jobs for file in job.files)
@@ -207,6 +206,8 @@ class _Plan:
             "shards": [vars(shard) for shard in shards],
             "hash": index.hash,
         }
+        if left_out:
+            body["left_out"] = [vars(clip) for clip in left_out]
         write_json(self.out / "index.json", body)
         shutil.rmtree(self.out / STATE_FOLDER, ignore_errors=True)
         return index

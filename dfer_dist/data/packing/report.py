@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from dfer_dist.data.shards.index import Index, Shard
+from dfer_dist.data.shards.index import Index, LeftOut, Shard
 from dfer_dist.data.sources.names import printable
-from dfer_dist.data.sources.records import ClipRecord, Fault
+from dfer_dist.data.sources.records import NO_SPLIT, ClipRecord, Fault
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.records import Record
 
@@ -177,10 +177,7 @@ def make_report(
     What the folders of clips hold is added to ``unread``.
     """
     in_clips = sum((Counter(result.unread) for result in results), Counter(unread))
-    found: dict[str, list[Problem]] = defaultdict(list)
-    for problem in (problem for result in results for problem in result.problems):
-        found[problem.clip].append(problem)
-    problems = [p for r in records for p in (*list_problems(r, r.faults), *found[r.source])]
+    problems = _all_problems(records, results)
     splits = {}
     for split in sorted({record.split for record in records}):
         histograms = [shard.histogram for shard in index.shards if shard.split == split]
@@ -208,6 +205,25 @@ def make_report(
         unread=dict(sorted(in_clips.items())),
         notes=list(notes),
     )
+
+
+def _all_problems(records: Sequence[ClipRecord], results: Sequence[ShardResult]) -> list[Problem]:
+    """Return the problems of lists and clips in the order of the records."""
+    found: dict[str, list[Problem]] = defaultdict(list)
+    for problem in (problem for result in results for problem in result.problems):
+        found[problem.clip].append(problem)
+    return [p for r in records for p in (*list_problems(r, r.faults), *found[r.source])]
+
+
+def list_left_out(
+    records: Sequence[ClipRecord], results: Sequence[ShardResult]
+) -> tuple[LeftOut, ...]:
+    """Return the clips of a split that are not packed, with the first fault that is the reason."""
+    lost: dict[str, LeftOut] = {}
+    for p in _all_problems(records, results):
+        if p.left_out and p.split != NO_SPLIT:
+            lost.setdefault(p.clip, LeftOut(p.clip, p.split, p.kind))
+    return tuple(lost.values())
 
 
 def list_problems(record: ClipRecord, faults: Iterable[Fault]) -> list[Problem]:

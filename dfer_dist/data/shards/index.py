@@ -62,6 +62,15 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A listed clip that is in no shard, with its split and the kind of its fault."""
+
+    clip: str
+    split: str
+    kind: str
+
+
+@dataclass(frozen=True)
 class Index:
     """The content of ``index.json``.
 
@@ -76,6 +85,8 @@ class Index:
     shards : tuple of Shard
     hash : str
         Hex sha256 of all the rest.
+    left_out : tuple of LeftOut
+        Clips lost when the set was packed; not recorded by earlier versions.
     """
 
     root: Path | Remote
@@ -83,6 +94,7 @@ class Index:
     classes: tuple[str, ...]
     shards: tuple[Shard, ...]
     hash: str
+    left_out: tuple[LeftOut, ...] = ()
 
     @cached_property
     def splits(self) -> list[str]:
@@ -96,12 +108,24 @@ class Index:
 
     def test_shards(self, fold: int) -> list[int]:
         """Return the positions in ``shards`` of the test shards of a fold."""
-        name = f"fold{fold}" if "fold1" in self.splits else "test"
-        return [i for i, s in enumerate(self.shards) if s.split == name]
+        return [i for i, s in enumerate(self.shards) if s.split == self._test_split(fold)]
+
+    def lost_test_clips(self, fold: int) -> list[str]:
+        """Return the clips that the test split of a fold lost when the set was packed."""
+        return [lost.clip for lost in self.left_out if lost.split == self._test_split(fold)]
+
+    def _test_split(self, fold: int) -> str:
+        return f"fold{fold}" if "fold1" in self.splits else "test"
+
+    @cached_property
+    def val_shards(self) -> list[int]:
+        """Positions in ``shards`` of the validation shards of a set with such a split."""
+        return [i for i, s in enumerate(self.shards) if s.split == "val"]
 
     def train_shards(self, fold: int) -> list[int]:
         """Return the positions in ``shards`` of the training shards of a fold: all others."""
-        return sorted(set(range(len(self.shards))) - set(self.test_shards(fold)))
+        others = {*self.test_shards(fold), *self.val_shards}
+        return sorted(set(range(len(self.shards))) - others)
 
     def path(self, shard: int) -> Path:
         """Return a shard's file; only for a set in a local folder."""
@@ -208,8 +232,9 @@ def load_index(root: Path | Remote) -> Index:
     try:
         raw = parse_json(text, "it")
         shards = tuple(Shard(**{**s, "histogram": tuple(s["histogram"])}) for s in raw["shards"])
-        index = Index(root, raw["name"], tuple(raw["classes"]), shards, raw["hash"])
-        intact = content_hash(index.name, index.classes, shards) == index.hash
+        left_out = tuple(LeftOut(**clip) for clip in raw.get("left_out", []))
+        index = Index(root, raw["name"], tuple(raw["classes"]), shards, raw["hash"], left_out)
+        intact = content_hash(index.name, index.classes, shards, left_out) == index.hash
         unsafe = [s.file for s in shards if not _is_safe(s)]
     except (KeyError, TypeError, UserError) as e:
         raise DamagedIndex(f"{file} is not an index of this program: {e}") from e
@@ -276,7 +301,14 @@ def check_sizes(index: Index, shards: Iterable[int], loss_budget: int | None = N
         raise UserError(f"{reasons[0]}: copy it again{more}; {lost} clips would be lost, {bound}")
 
 
-def content_hash(name: str, classes: Sequence[str], shards: Sequence[Shard]) -> str:
-    """Return the hash of a set, hex sha256: over its name, classes and every shard's entry."""
-    body = json.dumps([name, list(classes), [vars(s) for s in shards]], sort_keys=True)
-    return hashlib.sha256(body.encode()).hexdigest()
+def content_hash(
+    name: str, classes: Sequence[str], shards: Sequence[Shard], left_out: Sequence[LeftOut] = ()
+) -> str:
+    """Return the hash of a set, hex sha256.
+
+    It is over its name, classes, every shard's entry and, if there are any, the clips left out.
+    """
+    body: list[object] = [name, list(classes), [vars(s) for s in shards]]
+    if left_out:
+        body.append([vars(clip) for clip in left_out])
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

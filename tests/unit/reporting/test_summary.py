@@ -56,6 +56,23 @@ def test_summary_of_five_folds_matches_results(tmp_path: Path) -> None:
     assert s["shuffled"]["war"]["ci95"][1] < s["war"]["ci95"][0]
 
 
+def test_clips_lost_when_packing_are_in_every_output(tmp_path: Path) -> None:
+    make_fold(tmp_path, 1, left_out=["Happy/1", "Sad/2"])
+    make_fold(tmp_path, 2, left_out=[f"Sad/{i}" for i in range(10, 17)])
+    make_fold(tmp_path, 3)
+    run = RunDir(tmp_path)
+    write_json(run.run, {"name": "r", "folds": [1, 2, 3], "tracking": None})
+    write_report(run)
+    counted = "9 of 609 test clips left out when the data was packed"
+    names = "fold 1: Happy/1, Sad/2; fold 2: Sad/10, Sad/11, Sad/12, Sad/13, Sad/14 and 2 more"
+    for file in ("summary.md", "summary.tex", "report.html"):
+        text = " ".join((tmp_path / file).read_text().split())
+        assert counted in text and names in text, file
+    assert counted in " ".join(summary_text(tmp_path).split())
+    folds = json.loads((tmp_path / "summary.json").read_text())["folds"]
+    assert [len(fold["left_out"]) for fold in folds] == [2, 7, 0]
+
+
 def test_interval_is_bootstrap_of_predictions(tmp_path: Path) -> None:
     tables = []
     for k in (1, 2):

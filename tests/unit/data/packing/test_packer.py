@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import simplejpeg
 
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.packing.report import REPORT, PackReport
+from dfer_dist.data.shards.index import content_hash, read_index
 from dfer_dist.data.sources.records import ClipRecord, Fault
 from dfer_dist.utils.errors import UserError
 from tests.helpers.data.clips import encode_png, write_clip
@@ -65,7 +67,7 @@ def replace_by_empty_video(folder: Path) -> None:
 
 FAULTS = {
     "deleted": FaultCase(shutil.rmtree, "missing", "neither its folder nor its video"),
-    "no image": FaultCase(hide_frames, "no frames", "no image of a known kind"),
+    "no image": FaultCase(hide_frames, "no frames", "no image of a known kind, but 3 .txt files"),
     "one frame less": FaultCase(
         lambda c: (c / "00001.jpg").unlink(), "fewer frames", "2 frames exist, 3 are listed", 2
     ),
@@ -202,6 +204,74 @@ def test_pack_counts_dropped_frames_of_packed_clips(clip: ClipRecord, tmp_path: 
     assert {p.clip for p in report.problems if p.left_out} == {"d"}
     with pytest.raises(UserError, match=r"was packed with .* --max-bad-frames 10: give the same"):
         pack(clips, "dfew", tmp_path / "out", workers=1)
+
+
+def test_index_lists_clips_that_are_left_out(clip: ClipRecord, tmp_path: Path) -> None:
+    conflict = Fault("label conflict", "two labels", True)
+    untested = Fault("not tested", "in no test list", True)
+    clips = [
+        clip,
+        replace(clip, key="d", source="d", media=tmp_path / "d"),
+        replace(clip, key="e", source="e", faults=(conflict, Fault("other", "", True))),
+        replace(clip, key="f", source="f", split="none", faults=(untested,)),
+        replace(clip, key="g", source="g", split="fold2", faults=(Fault("kept", ""),)),
+        replace(clip, key="h", source="h", split="fold2", media=tmp_path / "h"),
+    ]
+    index = pack(clips, "dfew", tmp_path / "out", workers=1)
+    assert [(lost.clip, lost.split, lost.kind) for lost in index.left_out] == [
+        ("d", "fold1", "missing"),
+        ("e", "fold1", "label conflict"),
+        ("h", "fold2", "missing"),
+    ]
+    assert (index.lost_test_clips(1), index.lost_test_clips(2)) == (["d", "e"], ["h"])
+    assert read_index(tmp_path / "out") == index
+    # the list is part of the hash
+    file = tmp_path / "out" / "index.json"
+    file.write_text(file.read_text().replace('"clip": "h"', '"clip": "x"'))
+    with pytest.raises(UserError, match="was changed"):
+        read_index(tmp_path / "out")
+    # a set without losses is stored as before
+    complete = pack([clip], "dfew", tmp_path / "complete", workers=1)
+    assert "left_out" not in (tmp_path / "complete" / "index.json").read_text()
+    assert complete.hash == content_hash("dfew", complete.classes, complete.shards)
+
+
+def test_split_without_clips_is_explained_by_a_clip_of_it(clip: ClipRecord, tmp_path: Path) -> None:
+    write_clip(tmp_path / "d", 2, seed=1)
+    (tmp_path / "d" / "00001.jpg").write_bytes(JPEG_40_50)
+    missing = replace(clip, key="e", source="e", media=tmp_path / "e")
+    mixed = replace(clip, key="d", source="d", split="fold2", media=tmp_path / "d")
+    with pytest.raises(UserError, match=r"no clip of fold2 .*; clip d: .* \(see --resize\)$"):
+        pack([clip, missing, mixed], "dfew", tmp_path / "out", workers=1)
+
+
+def test_pack_reads_names_of_any_bytes(clip: ClipRecord, tmp_path: Path) -> None:
+    stored = os.fsdecode(b"\xc4\xe3")
+    clip.media.rename(tmp_path / stored)
+    for file in (tmp_path / stored).iterdir():
+        file.rename(file.with_name(f"{stored}{file.name}"))
+    (tmp_path / stored / f"{stored}00001.jpg").write_text("x")
+    index = pack(
+        [replace(clip, source=r"\xc4\xe3", media=tmp_path / stored)], "dfew", tmp_path / "out"
+    )
+    assert index.sidecar(0)["frames"].to_pylist() == [2]
+    (problem,) = PackReport.read(tmp_path / "out" / REPORT).problems
+    assert problem.reason.startswith(r"\xc4\xe300001.jpg cannot be decoded")
+
+
+def test_report_counts_what_is_not_read(clip: ClipRecord, tmp_path: Path) -> None:
+    write_clip(tmp_path / "d", 2, seed=1)
+    for name in ("c/a.png", "c/b.png", "d/c.PNG", "d/sound.wav", "d/Thumbs.db"):
+        (tmp_path / name).touch()
+    (tmp_path / "d" / "more").mkdir()
+    clips = [clip, replace(clip, key="d", source="d", media=tmp_path / "d", listed_frames=None)]
+    unread = {".wav files": 2, ".zip files": 1}
+    for _ in range(2):
+        # what a finished set did not read is kept
+        pack(clips, "dfew", tmp_path / "out", 1, workers=1, unread=unread, notes=["a note"])
+        report = PackReport.read(tmp_path / "out" / REPORT)
+        found = {".png files": 3, ".wav files": 3, ".zip files": 1, "folders": 1}
+        assert (report.unread, report.notes) == (found, ["a note"])
 
 
 def test_pack_writes_no_shard_without_clips(clip: ClipRecord, tmp_path: Path) -> None:

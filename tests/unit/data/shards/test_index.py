@@ -44,6 +44,15 @@ def edit_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def test_validation_split_is_neither_trained_nor_tested(tiny_shards: Index) -> None:
+    entry = tiny_shards.shards[0]
+    splits = ("test", "train", "train", "val")
+    index = replace(tiny_shards, shards=tuple(replace(entry, split=s) for s in splits))
+    assert (index.folds, index.test_shards(1), index.train_shards(1)) == ([1], [0], [1, 2])
+    assert index.val_shards == [3]
+    assert tiny_shards.val_shards == []
+
+
 def test_pack_writes_every_clip_once_in_its_split(
     tiny_shards: Index, records: list[ClipRecord]
 ) -> None:
