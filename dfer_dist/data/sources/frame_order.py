@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,10 @@ def sort_frames(files: Iterable[Path]) -> list[Path]:
     The numbers of a name count from left to right. If one of several counts the frames, as in
     ``score_0.98_frame_12.jpg``, it alone counts.
     """
+    files = list(files)
+    simple = _find_numbers([file.name for file in files])
+    if simple:
+        return [file for _, _, file in sorted(zip(simple, map(str, files), files, strict=True))]
     names = [_Name(file) for file in files]
     _read_numbers(names)
     counter = _find_counter(names)
@@ -45,6 +50,9 @@ def find_sequences(files: Iterable[Path]) -> list[Path]:
     Their names have the same numbers with other text, or two numbers of which none is of one frame
     only, unless these are the minutes, seconds or milliseconds of a clock.
     """
+    files = list(files)
+    if _find_numbers([file.name for file in files]):
+        return []
     names = [_Name(file) for file in files]
     _read_numbers(names)
     texts: dict[str, list[_Name]] = defaultdict(list)
@@ -59,6 +67,19 @@ def find_sequences(files: Iterable[Path]) -> list[Path]:
         if len(groups) > 1:
             return [group[0].file for group in groups]
     return []
+
+
+def _find_numbers(names: Sequence[str]) -> list[int]:
+    """Return the numbers of names that differ in one integer only, as most do; else nothing."""
+    start = os.path.commonprefix(names).rstrip("0123456789")  # noqa: RUF071 (of text, not paths)
+    first = re.match("[0-9]+", names[0][len(start) :]) if names else None
+    if first is None or start.endswith((".", ",")):
+        return []
+    end = names[0][len(start) + first.end() :]
+    digits = [name[len(start) : len(name) - len(end)] for name in names if name.endswith(end)]
+    if len(digits) < len(names) or not all(d.isascii() and d.isdecimal() for d in digits):
+        return []
+    return list(map(int, digits))
 
 
 class _Name:

@@ -176,9 +176,9 @@ def count_unread(record: ClipRecord) -> Counter[str]:
     media = find_media(record.media) if isinstance(record.media, Path) else None
     if media is None or not media.is_dir():
         return Counter()
-    frames = {file.name for file in list_frames(media)}
-    entries = [entry for entry in os.scandir(media) if entry.name not in frames]
-    return Counter(unread_kind(entry) for entry in entries if not is_system(entry.name))
+    entries = [entry for entry in os.scandir(media) if not is_system(entry.name)]
+    frames = set(_choose_frames([entry.name for entry in entries]))
+    return Counter(unread_kind(entry) for entry in entries if entry.name not in frames)
 
 
 def unread_kind(entry: os.DirEntry[str]) -> str:
@@ -192,8 +192,13 @@ def unread_kind(entry: os.DirEntry[str]) -> str:
 def list_frames(folder: Path) -> list[Path]:
     """Return the JPEG files of a folder in temporal order, or else those of another kind."""
     names = [entry.name for entry in os.scandir(folder) if not is_system(entry.name)]
+    return sort_frames(folder / name for name in _choose_frames(names))
+
+
+def _choose_frames(names: list[str]) -> list[str]:
+    """Return the names of the images of the first kind that there are."""
     for suffixes in IMAGE_KINDS:
-        frames = [folder / name for name in names if name.lower().endswith(suffixes)]
+        frames = [name for name in names if name.lower().endswith(suffixes)]
         if frames:
-            return sort_frames(frames)
+            return frames
     return []
