@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,13 +19,14 @@ from typing import Any, NamedTuple
 
 from dfer_dist.distributed.preemption import EXIT_PREEMPTED
 from dfer_dist.runs.layout import FoldDir, RunDir
-from dfer_dist.runs.provenance import python_command
+from dfer_dist.runs.provenance import resolved_python_command
 from dfer_dist.utils.errors import UserError
 
 EXIT_USER_ERROR = 2  # of a rank and of a command
 # loaded here: between fork and exec a process must not load anything
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
+_PLACE = re.compile("((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|TORCHELASTIC_.*")
 _POLL = 0.2  # seconds
 _GRACE = 15.0  # seconds that the other ranks get after one has failed
 
@@ -128,7 +130,7 @@ def started_ranks(
     **options
         Of :class:`subprocess.Popen`.
     """
-    command, port = [*python_command(), "-m", *arguments], free_port()
+    command, port = [*resolved_python_command(), "-m", *arguments], free_port()
     with ExitStack() as stack:
         ranks = []
         for rank in range(world_size):
@@ -234,11 +236,12 @@ def run_environment(run: RunDir, threads: int) -> dict[str, str]:
     It has the run's own code first on PYTHONPATH, ninja of this Python environment first on PATH,
     and the folder of compiled extensions and ``threads``, unless these are set.
     """
-    env = dict(os.environ)
+    # a rank's place is its own, whatever the user's shell or a node's profile says
+    env = {k: v for k, v in os.environ.items() if not _PLACE.fullmatch(k)}
     python_path = [str(run.code), env.get("PYTHONPATH")]
     env["PYTHONPATH"] = os.pathsep.join(filter(None, python_path))
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
-    env.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    env.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix).resolve() / "torch_extensions"))
     env.setdefault("OMP_NUM_THREADS", str(threads))
     return env
 

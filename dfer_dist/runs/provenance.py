@@ -58,6 +58,7 @@ def collect(command: list[str]) -> Provenance:
         versions={name: version for name, version in versions.items() if version},
         git=GitState(_git(root, "rev-parse", "HEAD"), _git(root, "diff", "HEAD")) if root else None,
         code_hash=code_hash(*_packages(_source_root())),
+        python_path=os.environ.get("PYTHONPATH", ""),
     )
 
 
@@ -188,6 +189,18 @@ def python_command() -> list[str]:
     A checkout in the current folder would be imported instead of a run's copy of the code.
     """
     return [sys.executable, "-P"]
+
+
+def resolved_python_command() -> list[str]:
+    """Return :func:`python_command` by the real path of this environment, for a rank.
+
+    One environment may have several names (a symbolic link, a home folder under automount), and
+    DeepSpeed's extension is built again whenever the name differs from that of the last build.
+    """
+    prefix, (python, *options) = Path(sys.prefix), python_command()
+    if Path(python).is_relative_to(prefix):
+        python = str(prefix.resolve() / Path(python).relative_to(prefix))
+    return [python, *options]
 
 
 def _source_root() -> Path:

@@ -207,7 +207,10 @@ class DataOrigin:
 
 @dataclass(frozen=True)
 class Provenance(Record):
-    """``provenance.json``: code, packages, command, machine and data of a run."""
+    """``provenance.json``: code, packages, command, machine and data of a run.
+
+    ``python_path`` is PYTHONPATH of the command; its packages come after the run's own code.
+    """
 
     time: str = ""
     command: list[str] = field(default_factory=list)
@@ -220,6 +223,7 @@ class Provenance(Record):
     versions: dict[str, str] = field(default_factory=dict)
     git: GitState | None = None
     code_hash: str = ""
+    python_path: str = ""
     data: DataOrigin | None = None
 
 

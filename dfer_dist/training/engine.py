@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dfer_dist.config.schema import Config, OptimConfig, Optimizer, Precision, Schedule, split_batch
 from dfer_dist.distributed.process_group import Ranks
+from dfer_dist.runs.provenance import resolved_python_command
 from dfer_dist.training import bf16_gradients
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.log import demote_dependencies, prints_at_debug
@@ -211,7 +212,8 @@ def extensions_dir() -> Path:
 
     It is inside this environment, so that another version of ninja does not invalidate it.
     """
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(sys.prefix) / "torch_extensions")
+    own = Path(sys.prefix).resolve() / "torch_extensions"
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or own)
 
 
 def build_extension() -> None:
@@ -239,4 +241,8 @@ def build_extension() -> None:
 
 
 if __name__ == "__main__":
+    python, *options = resolved_python_command()
+    # Ranks run by this name.
+    if python != sys.executable:
+        os.execv(python, [python, *options, "-m", "dfer_dist.training.engine"])
     build_extension()

@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.runs.provenance import python_command
+from dfer_dist.runs.provenance import resolved_python_command
 from dfer_dist.utils.errors import UserError
 from launch.console import console, run_app
 from launch.locks import run_lock
@@ -96,14 +96,14 @@ def run_rank(root: RunFolder, fold: Fold) -> NoReturn:
         sys.exit(0)
     log = os.open(run.fold(fold).log_of(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     env = run_environment(run, int(os.environ.get("SLURM_CPUS_PER_TASK") or 1))
-    command = [*python_command(), "-m", "dfer_dist.train"]
+    command = [*resolved_python_command(), "-m", "dfer_dist.train"]
     command += ["--run", str(run.root), "--fold", str(fold)]
     os.dup2(log, 1)
     os.dup2(log, 2)
     # until the program handles them: Submitit's handlers end with this program
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    os.execve(sys.executable, command, env)
+    os.execve(command[0], command, env)
 
 
 @app.command("close")

@@ -2,13 +2,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 import dfer_dist
 from dfer_dist.runs import provenance
-from dfer_dist.runs.provenance import code_hash, snapshot_code
+from dfer_dist.runs.provenance import (
+    code_hash,
+    collect,
+    resolved_python_command,
+    snapshot_code,
+)
+from dfer_dist.runs.records import Provenance
 
 PACKAGE = Path(dfer_dist.__file__).parent
 
@@ -121,3 +128,29 @@ def test_code_hash_ignores_compiled_files(tmp_path: Path) -> None:
     before = code_hash(tmp_path)
     (tmp_path / "a.pyc").write_text("x")
     assert code_hash(tmp_path) == before
+
+
+def test_search_path_of_the_command_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "_git", lambda *_: None)
+    monkeypatch.setattr(provenance.platform, "platform", lambda: "Linux")
+    monkeypatch.setenv("PYTHONPATH", "/opt/packages")
+    assert collect([]).python_path == "/opt/packages"
+    # as earlier versions stored it
+    assert Provenance.from_json({"version": 1}, "old").python_path == ""
+
+
+def test_ranks_run_by_the_real_path_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link to the environment, and one to a folder above it; its ``python`` is a link too."""
+    real = tmp_path / "real" / "venv"
+    (real / "bin").mkdir(parents=True)
+    (real / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / "link").symlink_to(real)
+    (tmp_path / "home").symlink_to(tmp_path / "real")
+    for prefix in (real, tmp_path / "link", tmp_path / "home" / "venv"):
+        monkeypatch.setattr(sys, "prefix", str(prefix))
+        monkeypatch.setattr(sys, "executable", str(prefix / "bin" / "python"))
+        assert resolved_python_command() == [str(real / "bin" / "python"), "-P"]
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
+    assert resolved_python_command() == ["/usr/bin/python3", "-P"]
