@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,7 @@ _EXTRAS = {
     "captions": {"requests", "urllib3"},
 }
 
+_PATIENCE = 3.0  # seconds after which a line says what takes so long
 # it colours nothing by itself
 console = Console(highlight=False)
 
@@ -95,6 +97,22 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+@contextmanager
+def announced(text: str) -> Iterator[None]:
+    """Say what the block does: at once on a terminal, elsewhere if it takes some seconds."""
+    if console.is_terminal:
+        with console.status(text):
+            yield
+        return
+    timer = threading.Timer(_PATIENCE, print_line, [f"{text} …"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def run_app(app: typer.Typer) -> None:

@@ -66,7 +66,7 @@ def doctor(
     else:
         chosen = load_cluster(cluster, cluster_settings)
         if experiment:
-            settings += chosen.staging_settings(experiment, settings)
+            settings = chosen.all_settings(experiment, settings)
         config = _load_config(experiment, settings)
         checks = _check_cluster(chosen, config, runs.resolve(), queue_seconds)
     if _print(checks):

@@ -57,7 +57,7 @@ class MachineRequest(Record):
 def check_machine(request: MachineRequest, config: Config | None = None) -> Iterator[Check]:
     """Check this machine, one thing after the other; with settings also what they name."""
     yield _run("python", _python)
-    yield _run("GPUs", _gpus, request.gpus)
+    yield _run("GPUs", _gpus, request.gpus, config)
     if request.cpus:
         yield _run("processors", _processors, request.cpus)
     yield _run("DeepSpeed", _extension)
@@ -110,7 +110,8 @@ def _python() -> Result:
             importlib.import_module(name)
             if name == "torch":
                 # otherwise DeepSpeed prints a guess of its own
-                choose_device(Device.auto)
+                sees_gpu = sys.modules["torch"].cuda.is_available()
+                choose_device(Device.cuda if sees_gpu else Device.cpu)
         except Exception as e:  # a library that does not load raises OSError, RuntimeError, ...
             errors.append(f"{name} ({type(e).__name__}: {_one_line(e)})")
     if errors:
@@ -123,19 +124,24 @@ def _python() -> Result:
     return ok(f"{platform.python_version()}, {libraries} ({sys.executable})")
 
 
-def _gpus(wanted: int) -> Result:
+def _gpus(wanted: int, config: Config | None) -> Result:
     import torch
 
+    from dfer_dist.config.schema import Device, Precision
+    from dfer_dist.distributed.process_group import describe_gpu_setup, warn_of_slow_bf16
+
+    if wanted and config and config.train.device is Device.cpu:
+        return note(f"{wanted} asked for and not used: train.device=cpu")
     seen = torch.cuda.device_count()
     if seen < wanted:
-        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "none (CUDA_VISIBLE_DEVICES)")
-        return wrong(
-            f"{wanted} asked for, torch sees {seen} (Slurm shows {shown}, torch is built for CUDA "
-            f"{torch.version.cuda}): look at nvidia-smi there"
-        )
+        setup = describe_gpu_setup()
+        return wrong(f"{wanted} asked for, torch sees {seen} ({setup}): look at nvidia-smi there")
     if seen:
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        return ok(f"{seen} x {torch.cuda.get_device_name(0)}, {memory:.0f} GiB each")
+        text = f"{seen} x {torch.cuda.get_device_name(0)}, {memory:.0f} GiB each"
+        precision = config.train.precision if config else Precision.bf16
+        slow = warn_of_slow_bf16(precision, torch.device("cuda", 0))
+        return note(f"{text}; {slow}") if slow else ok(text)
     if "SLURM_JOB_ID" in os.environ:
         return ok("none asked for")
     return ok("none: training uses the processor")

@@ -5,18 +5,29 @@ from __future__ import annotations
 import getpass
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from dfer_dist.runs.layout import RunDir
+from launch.console import first_of
 from launch.doctor.checks import OK, WRONG, Check, Result, note, ok, wrong
-from launch.slurm.batch import fold_options
-from launch.slurm.clients import SlurmError, parse_pairs, run_client
+from launch.slurm.batch import (
+    ArrayTask,
+    ClusterTarget,
+    make_executor,
+    make_summary_executor,
+    script_text,
+)
+from launch.slurm.clients import SlurmError, foreign_variables, parse_pairs, run_client
 from launch.slurm.cluster import Cluster
-from launch.slurm.sbatch_options import arguments, count_gpus, sent
+from launch.slurm.sbatch_options import count_gpus
 
 Fields = dict[str, str]  # of a partition or of the configuration, named as scontrol names them
 
 _CLIENTS = ("sbatch", "srun", "squeue", "scontrol", "sinfo", "scancel")
+_MAX_SHOWN = 5  # variables
 _SAVE_SECONDS = 30  # that ranks of a large model may take to save
 # parts of the states in which a node runs no job; * marks one that does not answer
 _OUT_OF_SERVICE = re.compile(
@@ -65,6 +76,7 @@ def _check_cluster(cluster: Cluster) -> Iterator[Check]:
     config = {key.strip(): value.strip() for key, _, value in rows}
     version = run_client("sinfo", "--version").strip()
     yield Check("Slurm", OK, f"{version}, the controller answers")
+    yield Check("environment", *_check_environment())
     lines = run_client("scontrol", "--oneliner", "show", "partition").splitlines()
     partitions = [parse_pairs(line) for line in lines if "PartitionName=" in line]
     key, value = "PartitionName", cluster.partition
@@ -81,7 +93,7 @@ def _check_cluster(cluster: Cluster) -> Iterator[Check]:
     yield Check("time", *_check_time(cluster, partition))
     # Slurm would only repeat what is wrong with the nodes.
     if nodes.state != WRONG:
-        yield Check("a fold's job", *_check_job(cluster))
+        yield from _check_jobs(cluster)
     yield Check("preemption", *_check_preemption(partition, config))
     yield Check("exit", *_check_exit_time(cluster, _parse_number(config["KillWait"])))
     yield Check("requeue", *_check_requeue(config))
@@ -216,16 +228,38 @@ def _parse_number(text: str) -> int:
     return int(re.sub(r"\D.*", "", text) or 0)
 
 
-def _check_job(cluster: Cluster) -> Result:
-    """Check a fold's job with Slurm itself, without submitting it."""
-    options = arguments({**fold_options(cluster), **sent(cluster.sbatch)})
+def _check_jobs(cluster: Cluster) -> Iterator[Check]:
+    """Check the batch scripts themselves with Slurm, without submitting them."""
+    target = ClusterTarget("", cluster)
+    with tempfile.TemporaryDirectory() as name:
+        run = RunDir(Path(name, "run"))
+        fold = make_executor([ArrayTask(run, 1)], target, run.root)
+        summary = make_summary_executor(target, run.root, run.code, None)
+        for subject, executor in (("a fold's job", fold), ("the summary's job", summary)):
+            script = Path(name, "job.sh")
+            script.write_text(script_text(executor, 1), encoding="utf-8")
+            yield Check(subject, *_check_script(script, is_summary=executor is summary))
+
+
+def _check_script(script: Path, is_summary: bool) -> Result:
     try:
-        verdict = run_client("sbatch", "--test-only", "--requeue", *options, "--wrap", "true")
+        verdict = run_client("sbatch", "--test-only", str(script))
     except SlurmError as e:
-        return wrong(f"Slurm would refuse it: {e}")
+        text = f"Slurm would refuse it: {e}"
+        if is_summary:
+            return note(f"{text}; the last fold would write the summary; see cluster.summary")
+        return wrong(text)
     start = re.search(r"to start at (\S+)", verdict)
     when = f" and start it at {start[1]}" if start else ""
     return ok(f"Slurm would take it{when} (sbatch --test-only)")
+
+
+def _check_environment() -> Result:
+    names = foreign_variables()
+    if names:
+        shown = first_of(names, _MAX_SHOWN)
+        return note(f"{shown}: set here, but not for jobs; the cluster's settings alone count")
+    return ok("no variables of this shell or of a job around it are in the way")
 
 
 def _check_preemption(partition: Fields, config: Fields) -> Result:

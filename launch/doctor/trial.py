@@ -150,7 +150,7 @@ def script(cluster: Cluster, folder: Path) -> str:
     python, report = shlex.quote(sys.executable), shlex.quote(str(folder))
     setup = user_setup_lines(cluster)
     probe = shlex.join([*python_command(), "-m", "launch.doctor.probe", str(folder)])
-    srun = f"srun --ntasks=1 --cpus-per-task={cluster.cpus_per_task} --cpu-bind=cores"
+    srun = f"srun --ntasks=1 --cpus-per-task={cluster.cpus_per_task} --cpu-bind=cores --export=ALL"
     lines = [
         "#!/bin/bash",
         f"exec > {report}/out.txt 2>&1 || exit {_FOLDER_MISSING}",

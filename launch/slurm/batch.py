@@ -109,7 +109,7 @@ def fold_options(cluster: Cluster) -> dict[str, Any]:
 
 
 def make_summary_executor(
-    target: ClusterTarget, folder: Path, code: Path, array: str
+    target: ClusterTarget, folder: Path, code: Path, array: str | None
 ) -> SlurmExecutor:
     """Return Submitit's executor for the job that writes the summary after the array ``array``.
 
@@ -121,8 +121,8 @@ def make_summary_executor(
         For the batch script, its arguments and the job's output.
     code : Path
         The copy of the code that the job runs.
-    array : str
-        The id of the job array.
+    array : str, optional
+        The id of the job array; None for a job that waits for none, to check its options.
     """
     cluster = target.cluster
     path = f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"
@@ -140,7 +140,7 @@ def make_summary_executor(
         cpus_per_task=1,
         setup=[*user_setup_lines(cluster), path],
         srun_args=["--cpus-per-task=1", *_srun_options(folder, 1)],
-        dependency=f"afterany:{array}",
+        dependency=array and f"afterany:{array}",
         additional_parameters={
             "requeue": True,
             "output": _output(folder, 1, 0),
@@ -160,14 +160,25 @@ def _output(folder: Path, num_tasks: int, task: int | str) -> str:
     return f"{str(folder).replace('%', '%%')}/{job}_{task}_log.out"
 
 
-def _executor(folder: Path, cluster: Cluster, before: str, **parameters: Any) -> SlurmExecutor:
-    """Return an executor; ``before`` is put before the command of Python."""
+def check_folder(folder: Path) -> None:
+    """Refuse a folder in whose path Submitit would replace something.
+
+    Raises
+    ------
+    UserError
+        If it holds one of Submitit's tags.
+    """
     tag = re.search("%[jtAa]", str(folder))
     if tag:
         raise UserError(
             f"{folder}: Submitit would replace '{tag[0]}' in this path by a number: "
             "choose another --runs or --name"
         )
+
+
+def _executor(folder: Path, cluster: Cluster, before: str, **parameters: Any) -> SlurmExecutor:
+    """Return an executor; ``before`` is put before the command of Python."""
+    check_folder(folder)
     try:
         executor = SlurmExecutor(folder, python=before + shlex.join(python_command()))
     except RuntimeError as e:

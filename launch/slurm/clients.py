@@ -30,13 +30,15 @@ def clean_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k in _OWN or not _FOREIGN.fullmatch(k)}
 
 
+def foreign_variables() -> list[str]:
+    """Return the variables of this process that jobs do not inherit."""
+    return sorted(os.environ.keys() - clean_environment().keys())
+
+
 @contextmanager
 def cleaned_environment() -> Iterator[None]:
     """Leave foreign variables out of this process's environment, which jobs inherit."""
-    before = dict(os.environ)
-    clean = clean_environment()
-    for name in before.keys() - clean.keys():
-        del os.environ[name]
+    before = {name: os.environ.pop(name) for name in foreign_variables()}
     try:
         yield
     finally:

@@ -52,6 +52,7 @@ class Cluster:
     environment: dict[str, str] = field(default_factory=dict)  # variables of the job
     sbatch: SbatchOptions = field(default_factory=dict)  # further options of the folds' jobs
     summary: SbatchOptions = field(default_factory=dict)  # options of the summary job
+    settings: list[str] = field(default_factory=list)  # of every experiment on this cluster
 
     @property
     def tasks(self) -> int:
@@ -68,8 +69,16 @@ class Cluster:
         """The scratch folder without braces, which OmegaConf would interpolate in a config."""
         return self.scratch and re.sub(r"\$\{(\w+)\}(?!\w)", r"$\1", self.scratch)
 
-    def staging_settings(self, experiment: str, overrides: Sequence[str]) -> list[str]:
-        """Return the settings that copy shards to the nodes' own disks, if they have scratch."""
+    def all_settings(self, experiment: str, overrides: Sequence[str]) -> list[str]:
+        """Return the settings of an experiment on this cluster.
+
+        The command's own win over the cluster's; the last ones copy shards to the nodes' own disks,
+        if they have scratch.
+        """
+        settings = [*self.settings, *overrides]
+        return [*settings, *self._staging_settings(experiment, settings)]
+
+    def _staging_settings(self, experiment: str, overrides: Sequence[str]) -> list[str]:
         # imports OmegaConf, which `dfer --help` need not wait for
         from dfer_dist.config.load import load_config
         from dfer_dist.data.shards.store import is_remote

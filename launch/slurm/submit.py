@@ -19,7 +19,7 @@ from dfer_dist.config.load import dump_config
 from dfer_dist.config.schema import Config
 from dfer_dist.runs.layout import RunDir, parse_folds
 from dfer_dist.utils.errors import UserError
-from launch.console import print_line
+from launch.console import announced, print_line
 from launch.locks import run_lock
 from launch.progress import is_done
 from launch.report import open_mlflow_runs
@@ -27,6 +27,7 @@ from launch.runs import load_experiment, open_run, remove_run
 from launch.slurm.batch import (
     ArrayTask,
     ClusterTarget,
+    check_folder,
     make_executor,
     make_summary_executor,
     script_text,
@@ -63,9 +64,9 @@ class JobRequest:
         UserError
             If the sweep is not ``KEY=VALUE,VALUE``.
         """
-        staging = cluster.staging_settings(self.experiment, self.overrides)
+        settings = cluster.all_settings(self.experiment, self.overrides)
         if self.sweep is None:
-            return [(self.label, [*self.overrides, *staging])]
+            return [(self.label, settings)]
         key, equals, rest = self.sweep.partition("=")
         values = list(dict.fromkeys(filter(None, rest.split(","))))
         if not (key and equals and len(values) > 1):
@@ -77,8 +78,7 @@ class JobRequest:
         if len(set(names)) < len(names):
             raise UserError(f"--sweep {self.sweep}: these values give runs of one name, {names[0]}")
         return [
-            (name, [*self.overrides, f"{key}={value}", *staging])
-            for name, value in zip(names, values, strict=True)
+            (name, [*settings, f"{key}={value}"]) for name, value in zip(names, values, strict=True)
         ]
 
 
@@ -122,6 +122,9 @@ def submit(request: JobRequest, target: ClusterTarget, resume: bool) -> list[Run
     """
     variants = request.variants(target.cluster)
     runs = [RunDir((request.runs / name).resolve()) for name, _ in variants]
+    # before anything is created
+    for run in runs:
+        check_folder(run.root)
     sweep = (request.runs / f"{request.label}.sweep").resolve() if request.sweep else None
     tasks: list[ArrayTask] = []
     with ExitStack() as locks:
@@ -156,10 +159,18 @@ def _open(
     request: JobRequest, name: str, settings: list[str], ranks: int, queued: dict[int, str]
 ) -> list[ArrayTask]:
     """Create or resume a run and return its requested folds that are neither done nor queued."""
-    run, folds = open_run(
-        request.runs, name, request.experiment, settings, request.allow_drift, request.folds, ranks
-    )
-    open_mlflow_runs(run)
+    with announced(f"opening the run {name}"):
+        run, folds = open_run(
+            request.runs,
+            name,
+            request.experiment,
+            settings,
+            request.allow_drift,
+            request.folds,
+            ranks,
+        )
+    with announced(f"opening the MLflow runs of {name}"):
+        open_mlflow_runs(run)
     return _missing_tasks(run, folds, queued)
 
 
@@ -202,7 +213,7 @@ def _submit_tasks(
         return
     folder = _new_folder(sweep or runs[0].root / "slurm")
     executor = make_executor(tasks, target, folder)
-    with submitting():
+    with announced(f"submitting {len(tasks)} folds to Slurm"), submitting():
         jobs = executor.map_array(
             run_rank, [str(task.run.root) for task in tasks], [task.fold for task in tasks]
         )
@@ -265,7 +276,7 @@ def _submit_summary(
     """Submit the job that writes the summaries once the array is over, and return its id."""
     executor = make_summary_executor(target, folder, runs[0].code, array)
     comparison = sweep and str(sweep / "comparison.md")
-    with submitting():
+    with announced("submitting their summary"), submitting():
         job = executor.submit(write_summaries, [str(run.root) for run in runs], comparison)
     return str(job.job_id)
 

@@ -69,14 +69,11 @@ class Cluster:
 
     @property
     def _variables(self) -> dict[str, str]:
-        found = {
+        return {
             "SLURM_CONF": str(self.root / "slurm.conf"),
             "GLOO_SOCKET_IFNAME": "lo",
             "OMP_NUM_THREADS": "1",
         }
-        return (
-            found if namespaces() else found | {"MASTER_ADDR": "127.0.0.1"}
-        )  # else by the nodes' own names
 
     def ask(self, *command: str) -> str:
         """Return what a client such as ``squeue`` prints; raise CalledProcessError if it fails."""
@@ -195,6 +192,12 @@ class Cluster:
         }
         text = {file.name: Template(file.read_text()).substitute(values) for file in CONF.iterdir()}
         text["slurm.conf"] += text.pop("accounting.conf") * self.accounting
+        if not namespaces():
+            # nodes without host names of their own: ranks cannot find the first one by its name
+            prolog = self.root / "prolog.sh"
+            prolog.write_text("#!/bin/sh\necho export MASTER_ADDR=127.0.0.1\n")
+            prolog.chmod(0o755)
+            text["slurm.conf"] += f"TaskProlog={prolog}\n"
         present = self.root / "slurm.conf"
         if self._pid("slurmctld") and present.read_text() != text["slurm.conf"]:
             raise TestbedError(f"another cluster runs in {self.root}: make slurm-down first")

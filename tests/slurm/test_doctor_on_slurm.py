@@ -62,12 +62,14 @@ def test_doctor_on_a_fine_cluster_leaves_nothing(trial: Submitted) -> None:
     assert wrong == {} and node == NODE
     assert {
         "Slurm",
+        "environment",
         "partition",
         "nodes",
         "account",
         "qos",
         "time",
         "a fold's job",
+        "the summary's job",
         "preemption",
         "exit",
         "requeue",
@@ -76,10 +78,8 @@ def test_doctor_on_a_fine_cluster_leaves_nothing(trial: Submitted) -> None:
 
 
 def test_pretended_gpus_are_missing(trial: Submitted) -> None:
-    wrong, _, node = doctor(trial, "cluster.gpus_per_node=2", status=1)
-    assert wrong.keys() == {"GPUs"} and wrong["GPUs"].startswith(
-        "2 asked for, torch sees 0 (Slurm shows 0,1,"
-    )
+    wrong, _, node = doctor(trial, "cluster.gpus_per_node=2", "train.device=auto", status=1)
+    assert wrong.keys() == {"GPUs"} and "CUDA_VISIBLE_DEVICES 0,1" in wrong["GPUs"]
     assert node == NODE - {"GPUs", "scratch"}
 
 

@@ -39,7 +39,10 @@ SCRIPTS = {
     "sinfo": 'case "$*" in *--version*) echo slurm 23.11.4;; *) cat $root/nodes;; esac',
     "sbatch": """
         case "$*" in
-        *--test-only*) cat $root/refusal >&2; [ ! -s $root/refusal ];;
+        *--test-only*)
+            refusal=$root/refusal
+            grep -q job-name=dfer-summary "${@: -1}" && refusal=$root/refusal-of-summary
+            cat $refusal >&2; [ ! -s $refusal ];;
         *) echo 77; echo "$@" > $root/submitted; eval "${start:-}";;
         esac""",
     "sacctmgr": "cat $root/accounts",
@@ -93,4 +96,5 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedSlurm:
     slurm.set_output("nodes", *NODES)
     slurm.set_output("accounts", "lab|normal,high", "other|normal")
     slurm.set_output("refusal")
+    slurm.set_output("refusal-of-summary")
     return slurm

@@ -38,7 +38,8 @@ def test_machine_that_lacks_things_is_faults(
     )
     assert (
         found["GPUs"].state == WRONG
-        and "2 asked for, torch sees 0 (Slurm shows 0,1" in found["GPUs"].text
+        and "2 asked for, torch sees 0 (driver " in found["GPUs"].text
+        and "CUDA_VISIBLE_DEVICES 0,1): look at nvidia-smi" in found["GPUs"].text
     )
     assert found["processors"].state == NOTE
     assert (

@@ -21,8 +21,9 @@ def faults(cluster: Cluster) -> list[Check]:
 def test_cluster_that_fits_is_fine(slurm: ScriptedSlurm) -> None:
     checks = list(check_slurm(replace(FINE, account="lab", qos="high")))
     assert {check.state for check in checks} == {OK}
-    assert [check.subject for check in checks][:6] == [
+    assert [check.subject for check in checks][:7] == [
         "Slurm",
+        "environment",
         "partition",
         "nodes",
         "account",
@@ -100,6 +101,13 @@ FAULTS = {
         {},
         {"refusal": ["sbatch: error: QOSMaxGRESPerUser", "allocation failure: no"]},
     ),
+    "summary refused": Fault(
+        "the summary's job",
+        "no GPUs; the last fold would write the summary; see cluster.summary",
+        {},
+        {"refusal-of-summary": ["sbatch: error: no GPUs"]},
+        NOTE,
+    ),
     "short grace": Fault(
         "preemption",
         "REQUEUE, 5 s after SIGTERM",
@@ -147,6 +155,15 @@ def test_configuration_of_slurm_is_judged(
 ) -> None:
     slurm.config(**changes)
     assert [(check.state, check.subject) for check in faults(cluster)] == expected
+
+
+@pytest.mark.parametrize("name", ["SBATCH_PARTITION", "SLURM_JOB_ID", "MASTER_PORT", "RANK"])
+def test_variable_that_jobs_do_not_get_is_named(
+    slurm: ScriptedSlurm, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    (found,) = faults(FINE)
+    assert (found.state, found.subject) == (NOTE, "environment") and name in found.text
 
 
 def test_slurm_without_an_answer_is_one_check(

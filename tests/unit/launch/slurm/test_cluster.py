@@ -47,12 +47,14 @@ def test_every_setting_can_be_overridden() -> None:
         "environment": "{A: b}",
         "sbatch": "{exclude: n3}",
         "summary": "{partition: cpu}",
+        "settings": "[train.device=cpu, data.workers=2]",
     }
     overrides = [f"cluster.{f.name}={values.get(f.name, '7')}" for f in fields(Cluster)]
     cluster = load_cluster("testbed", [*overrides, "cluster.notice_seconds=9"])
     assert (cluster.nodes, cluster.memory_gb, cluster.account) == (7, 1.5, "7")
     assert (cluster.setup, cluster.environment["A"]) == (["x", "module load y"], "b")
     assert (cluster.sbatch, cluster.summary) == ({"exclude": "n3"}, {"partition": "cpu"})
+    assert cluster.settings == ["train.device=cpu", "data.workers=2"]
 
 
 def test_values_stay_text_for_the_shell_and_slurm(tmp_path: Path) -> None:
@@ -124,7 +126,7 @@ def test_stored_settings_are_restored() -> None:
 
 
 def test_settings_of_older_versions_are_restored() -> None:
-    # as version 0.1.0 stored them: without sbatch and summary
+    # as version 0.1.0 stored them: without sbatch, summary and settings
     stored = asdict(load_cluster("gpus8"))
-    del stored["sbatch"], stored["summary"]
+    del stored["sbatch"], stored["summary"], stored["settings"]
     assert restore_cluster(stored, Path("jobs.json")) == load_cluster("gpus8")

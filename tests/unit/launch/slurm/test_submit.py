@@ -45,11 +45,23 @@ def test_wrong_sweep_is_refused(sweep: str) -> None:
 def test_scratch_stages_the_shards(tiny_shards: Index) -> None:
     settings = [f"data.shards={tiny_shards.root}"]
     cluster = load_cluster("gpus8", ["cluster.scratch=${SLURM_TMPDIR}/$USER"])
-    assert cluster.staging_settings("demo", settings) == [
+    assert cluster.all_settings("demo", settings) == [
+        *settings,
         f"data.shards={tiny_shards.root.as_uri()}",
         "data.cache=$SLURM_TMPDIR/$USER",
     ]
-    assert load_cluster("gpus8").staging_settings("demo", settings) == []
+    assert load_cluster("gpus8").all_settings("demo", settings) == settings
+
+
+def test_settings_of_the_command_win_over_those_of_the_cluster() -> None:
+    """The last one counts; a value of a sweep is the last of all."""
+    cluster = Cluster(settings=["train.device=cpu"])
+    asked = request("train.epochs=2,3", "train.device=auto").variants(cluster)
+    before = ["train.device=cpu", "train.epochs=1", "train.device=auto"]
+    assert [settings for _, settings in asked] == [
+        [*before, "train.epochs=2"],
+        [*before, "train.epochs=3"],
+    ]
 
 
 def test_submissions_are_stored_as_before(run: RunDir) -> None:

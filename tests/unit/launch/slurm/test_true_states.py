@@ -42,6 +42,11 @@ def test_start_that_left_no_attempt_is_shown(submitted: RunDir) -> None:
     assert state(submitted, job).why == "resumed at step 5; before: no launch on n2"
 
 
+def test_node_at_fault_is_named(submitted: RunDir) -> None:
+    fail_start(submitted, 1, "n2", reason="ImportError: x")
+    assert state(submitted, fold_row(1, "BeginTime")).why.endswith("before: on n2: ImportError: x")
+
+
 def test_running_fold_has_the_speed_of_its_own_steps(submitted: RunDir) -> None:
     fold = submitted.fold(1)
     write_attempt(fold, "PREEMPTED", "SIGTERM")
