@@ -184,13 +184,27 @@ def gpus_here() -> list[Path]:
     return sorted(Path("/dev").glob("nvidia[0-9]*"))
 
 
+def count_gpus() -> int:
+    """Return the GPUs that torch may use here; those of a node may be another job's."""
+    if not gpus_here():
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def fast_bf16() -> bool:
     """Return whether bf16 is no slower than float32 on this machine.
 
-    It is on a GPU and on a processor with AVX-512, AMX or Arm's bf16 instructions. Without them
-    torch emulates it: the demo's model trained at 8 clips/s against 100 in float32 (measured with
-    oneDNN limited to AVX2).
+    It is on a GPU of compute capability 8.0 (Ampere) or newer, and on a processor with AVX-512, AMX
+    or Arm's bf16 instructions. Without them torch emulates it: the demo's model trained at 8
+    clips/s against 100 in float32 (measured with oneDNN limited to AVX2).
     """
-    if gpus_here():
-        return True
+    num_gpus = count_gpus()
+    if num_gpus:
+        import torch
+
+        from dfer_dist.distributed.process_group import FAST_BF16
+
+        return all(torch.cuda.get_device_capability(i) >= FAST_BF16 for i in range(num_gpus))
     return not {"avx512f", "amx_bf16", "bf16"}.isdisjoint(cpu_flags())

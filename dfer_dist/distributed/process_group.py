@@ -8,15 +8,18 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from dfer_dist.config.schema import Device
+from dfer_dist.config.schema import Device, Precision
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import cpu_model, peak_resident_bytes
 from dfer_dist.utils.hosts import expand_host_list
@@ -26,6 +29,9 @@ T = TypeVar("T")
 # Parameters of mallopt, from malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
+
+# The compute capability from which on GPUs compute in bf16 themselves.
+FAST_BF16 = (8, 0)
 
 _SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
 
@@ -88,8 +94,8 @@ def export_rank_variables() -> None:
         return
     if "SLURM_PROCID" not in os.environ or "SLURM_STEP_NODELIST" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "0")
+        # Those of the user's shell are another job's.
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
         return
     for name, slurm_name in _SLURM.items():
         os.environ[name] = os.environ[slurm_name]
@@ -111,21 +117,69 @@ def choose_device(device: Device, local_rank: int = 0) -> torch.device:
     Raises
     ------
     UserError
-        If a GPU is requested and there is none, or there are fewer GPUs than ranks.
+        If a GPU is requested, by ``device`` or from Slurm, and torch sees none, or if there are
+        fewer GPUs than ranks.
     """
-    if device is Device.cuda and not torch.cuda.is_available():
-        raise UserError("train.device=cuda, but torch sees no GPU: use train.device=auto")
-    use_cuda = torch.cuda.is_available() and device is not Device.cpu
+    is_available = torch.cuda.is_available()
+    if device is Device.cuda and not is_available:
+        raise UserError(
+            f"train.device=cuda, but torch sees no GPU ({describe_gpu_setup()}): use "
+            "train.device=auto"
+        )
+    if device is Device.auto and not is_available and _has_gpus_of_slurm():
+        raise UserError(
+            f"this job has GPUs on {socket.gethostname()}, and torch sees none "
+            f"({describe_gpu_setup()}): look at nvidia-smi there, or set train.device=cpu"
+        )
+    use_cuda = is_available and device is not Device.cpu
     os.environ["DS_ACCELERATOR"] = "cuda" if use_cuda else "cpu"
     if not use_cuda:
         return torch.device("cpu")
     num_gpus = torch.cuda.device_count()
+    in_slurm = "SLURM_PROCID" in os.environ
+    # Slurm may show each task its own GPU only (--gpus-per-task, --gpu-bind). Ranks that a command
+    # starts on this machine all see the same.
+    if num_gpus == 1 and (in_slurm or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1):
+        return torch.device("cuda", 0)
     if local_rank >= num_gpus:
+        remedy = f"--nproc {num_gpus}"
+        if in_slurm:
+            remedy = f"cluster.gpus_per_node={num_gpus}, or as many tasks as GPUs on a node,"
         raise UserError(
             f"rank {local_rank} of this machine has no GPU, torch sees {num_gpus}: "
-            f"use --nproc {num_gpus} or train.device=cpu"
+            f"use {remedy} or train.device=cpu"
         )
     return torch.device("cuda", local_rank)
+
+
+def _has_gpus_of_slurm() -> bool:
+    """Return whether Slurm gave this job GPUs on this node."""
+    names = ("SLURM_GPUS_ON_NODE", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
+    return any(os.environ.get(name, "0") not in ("", "0") for name in names)
+
+
+def describe_gpu_setup() -> str:
+    """Return what decides whether torch sees GPUs: driver, torch's build, visible devices."""
+    driver = "none"
+    with suppress(OSError):
+        found = re.search(r"\d+(\.\d+)+", Path("/proc/driver/nvidia/version").read_text())
+        driver = found[0] if found else "unknown"
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+    return f"driver {driver}, torch is built for {build}, CUDA_VISIBLE_DEVICES {visible}"
+
+
+def warn_of_slow_bf16(precision: Precision, device: torch.device) -> str | None:
+    """Return a warning if a GPU emulates bf16, which it does before compute capability 8.0."""
+    if device.type != "cuda" or precision is not Precision.bf16:
+        return None
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= FAST_BF16:
+        return None
+    return (
+        f"{torch.cuda.get_device_name(device)} (compute capability {capability[0]}."
+        f"{capability[1]}) has no fast bf16: train.precision=fp32 is faster there"
+    )
 
 
 def device_name(device: torch.device) -> str:

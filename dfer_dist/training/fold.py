@@ -9,17 +9,20 @@ import os
 import signal
 import sys
 import traceback
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 
 from dfer_dist.config.load import read_config
+from dfer_dist.config.schema import Precision
 from dfer_dist.distributed.preemption import EXIT_PREEMPTED, Preempted, PreemptionHandler
 from dfer_dist.distributed.process_group import (
     Ranks,
     device_name,
     init_distributed,
     peak_memory,
+    warn_of_slow_bf16,
 )
 from dfer_dist.distributed.watchdog import Watchdog
 from dfer_dist.runs.layout import RunDir
@@ -61,7 +64,7 @@ def train_fold(run: RunDir, fold: int, preemption: PreemptionHandler) -> bool:
     # What was imported stays until the process ends.
     gc.freeze()
     gc.enable()
-    _warn_of_other_packages(run, ranks)
+    _warn_of_nodes(run, config.train.precision, ranks)
     folder = run.fold(fold)
     device = device_name(ranks.device), ranks.device.type
     attempt = Attempt(folder, ranks.world_size, ranks.is_main, *device)
@@ -101,10 +104,13 @@ def train_fold(run: RunDir, fold: int, preemption: PreemptionHandler) -> bool:
     return state == "DONE"
 
 
-def _warn_of_other_packages(run: RunDir, ranks: Ranks) -> None:
-    """Log a warning for each node whose packages are not those of the run. Collective."""
-    mismatch = package_mismatch(run) if ranks.local_rank == 0 else None
-    for line in filter(None, ranks.gather_objects(mismatch) or []):
+def _warn_of_nodes(run: RunDir, precision: Precision, ranks: Ranks) -> None:
+    """Log a warning for each node with other packages than the run, or a slow GPU. Collective."""
+    own: list[str | None] = []
+    if ranks.local_rank == 0:
+        own = [warn_of_slow_bf16(precision, ranks.device), package_mismatch(run)]
+    found = ranks.gather_objects(own) or []
+    for line in dict.fromkeys(filter(None, chain.from_iterable(found))):
         logger.warning(line)
 
 

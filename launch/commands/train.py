@@ -163,13 +163,13 @@ def demo(
     from dfer_dist.data.sources.datasets import read_dataset
     from dfer_dist.demo.dataset import render_demo
     from launch.commands.data import pack_listing
-    from launch.local import fast_bf16, gpus_here
+    from launch.local import count_gpus, fast_bf16
 
-    ranks = nproc or min(2, len(gpus_here()) or 2)
+    ranks = nproc or min(2, count_gpus() or 2)
     shards = out / "shards"
     settings = [f"data.shards={shards}", *(overrides or [])]
     if not fast_bf16():
-        console.print("this processor is slow in bf16: training in float32")
+        console.print("this machine is slow in bf16: training in float32")
         settings.insert(0, "train.precision=fp32")
     # refuse a wrong batch size before minutes of rendering
     split_batch(load_config("demo", settings), ranks)

@@ -143,8 +143,10 @@ class _Files:
         failures = [f for f in self.failures if _unix_time(f.time) <= limit]
         newest = _unix_time(attempts[-1].started or "") if attempts else 0.0
         if failures and _unix_time(failures[-1].time) >= newest:
-            reason = textwrap.shorten(failures[-1].reason, _REASON_WIDTH, placeholder=" …")
-            return f"before: {reason}"
+            nodes, reason = ", ".join(failures[-1].nodes), failures[-1].reason
+            if nodes and nodes not in reason:
+                reason = f"on {nodes}: {reason}"
+            return f"before: {textwrap.shorten(reason, _REASON_WIDTH, placeholder=' …')}"
         return f"before: {_describe_end(attempts[-1])}" if attempts else ""
 
 
