@@ -152,21 +152,17 @@ def predict_video(
     Raises
     ------
     UserError
-        If the video is missing, damaged, a single frame, or without a face; or a window has less
-        than two frames; or as :func:`~dfer_dist.inference.sources.open_frames` and
+        If the video is damaged, a single frame, or without a face; or a window has less than two
+        frames; or as :func:`~dfer_dist.inference.sources.open_frames` and
         :meth:`ExportedModel.check_modalities`.
     """
     model.check_modalities()
-    for name, value in {"window": window, "step": step, "fps": fps}.items():
-        if not value > 0:
-            raise UserError(f"{name}={value:g}: it must be greater than 0")
+    _check_positive(window=window, step=step, fps=fps)
     try:
         found = _find_windows(video, window, step, fps, faces, bool(model.config.model.modalities))
         logits = _predict_windows(model, video, found, progress)
     except DamagedVideo as e:
-        if e.frames:
-            raise UserError(f"{e}: copy it again") from e
-        raise UserError(f"{e.file} cannot be read as a video: {e.reason}") from e
+        raise _user_error(e) from e
     return VideoPrediction(
         video,
         model.classes,
@@ -178,21 +174,32 @@ def predict_video(
     )
 
 
+def _check_positive(**options: float) -> None:
+    for name, value in options.items():
+        if not value > 0:
+            raise UserError(f"{name}={value:g}: it must be greater than 0")
+
+
+def _user_error(e: DamagedVideo) -> UserError:
+    if e.frames:
+        return UserError(f"{e}: copy it again")
+    return UserError(f"{e.file} cannot be read as a video: {e.reason}")
+
+
 @dataclass(frozen=True)
 class _Windows:
     """The result of the first pass over a video.
 
     ``windows`` [W, 2] are in frames; ``has_face`` is bool [T]; ``interval`` is the time between
-    frames in seconds; ``frames`` reads the video again, and ``to_packed`` returns a frame with the
-    pixels that ``dfer pack`` would pack; ``landmarks`` [T, 68, 2] is empty for a model of frames
-    alone.
+    frames in seconds; ``frames`` reads the video again; ``is_packed`` says whether its frames have
+    been through a JPEG; ``landmarks`` [T, 68, 2] is empty for a model of frames alone.
     """
 
     windows: np.ndarray
     has_face: np.ndarray
     interval: float
     frames: Iterable[np.ndarray]
-    to_packed: Callable[[np.ndarray], np.ndarray]
+    is_packed: bool
     landmarks: np.ndarray
 
     @property
@@ -207,17 +214,17 @@ def _find_windows(
     video = open_frames(path, fps)
     frames: Iterable[np.ndarray] = video
     landmarks = np.empty((0, 68, 2), np.float32)
-    to_packed = through_jpeg
+    # Those of a folder have the pixels that are packed.
+    is_packed = isinstance(video, Frames) and not faces
     if faces:
         clip = find_face(video, FACE_SIZE)
         has_face, frames = clip.found, clip.crops(video)
         landmarks = fill_missing(clip.landmarks, clip.found)
+    elif modalities:
+        landmarks = find_points(video if is_packed else map(through_jpeg, video))
+        has_face = np.ones(len(landmarks), bool)
     else:
-        if isinstance(video, Frames):
-            to_packed = np.asarray
-        if modalities:
-            landmarks = find_points(map(to_packed, video))
-        has_face = np.ones(len(landmarks) if modalities else sum(1 for _ in video), bool)
+        has_face = np.ones(sum(1 for _ in video), bool)
     if len(has_face) < 2 and not isinstance(video, Frames):
         raise UserError(f"{path} has a single frame: a model of expressions over time needs more")
     interval = video.interval()
@@ -228,7 +235,7 @@ def _find_windows(
             f"{1 / interval:g} a second"
         )
     windows = cut_windows(len(has_face), length, step / interval)
-    return _Windows(windows, has_face, interval, frames, to_packed, landmarks)
+    return _Windows(windows, has_face, interval, frames, is_packed, landmarks)
 
 
 def _predict_windows(
@@ -250,7 +257,8 @@ def _predict_windows(
     ]
 
     def preprocess(i: int, frame: np.ndarray) -> Tensor:
-        return model.preprocess(found.to_packed(frame)[None], found.landmarks[i : i + 1])[0]
+        pixels = frame if found.is_packed else through_jpeg(frame)
+        return model.preprocess(pixels[None], found.landmarks[i : i + 1])[0]
 
     logits = np.full((len(found.windows), len(model.classes)), np.nan, np.float32)
     clips, done = _gather(found.frames, chosen, preprocess), list[np.ndarray]()
