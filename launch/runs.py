@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -69,8 +70,9 @@ def open_run(
     if run.run.exists():
         is_done = all(run.fold(k).result.exists() for k in chosen)
         _resume(run, config, index, allow, is_done)
+        _request(run, chosen)
         return run, chosen
-    _create(run, config, index, Path(experiment).stem)
+    _create(run, config, index, Path(experiment).stem, chosen)
     return run, chosen
 
 
@@ -112,7 +114,18 @@ def remove_run(run: RunDir) -> None:
     shutil.rmtree(run.root)
 
 
-def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:
+def _request(run: RunDir, folds: list[int]) -> None:
+    """Record that folds were asked for, besides earlier ones, for ``dfer resume``."""
+    before = run.info().requested
+    requested = sorted({*before, *folds})
+    # a run of an earlier version resumes all folds
+    if before and requested != before:
+        run.update_info(requested=requested)
+
+
+def _create(
+    run: RunDir, config: Config, index: Index, experiment: str, requested: list[int]
+) -> None:
     from dfer_dist.tracking.identity import environment_settings, fresh_tracking
 
     if run.root.exists() and any(run.root.iterdir()):
@@ -134,6 +147,7 @@ def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:
             config_hash=config_hash(config),
             index_hash=index.hash,
             tracking=fresh_tracking(run, config, index.name),
+            requested=requested,
         )
         # last: where it exists, the rest does too
         info.write(run.run)
@@ -146,9 +160,14 @@ def _create(run: RunDir, config: Config, index: Index, experiment: str) -> None:
         raise
 
 
+def _command() -> list[str]:
+    """Return the command line without the signature of a URL, which is a password for some time."""
+    return [re.sub(r"^(data\.shards=[^?]*\?).*", r"\1…", word) for word in sys.argv]
+
+
 def _provenance(index: Index) -> Provenance:
     data = DataOrigin(index.name, index.hash, str(index.root))
-    return replace(collect(sys.argv), data=data)
+    return replace(collect(_command()), data=data)
 
 
 def _resume(run: RunDir, config: Config, index: Index, allow: Sequence[str], is_done: bool) -> None:
@@ -207,7 +226,7 @@ def _is_allowed(key: str, allow: Sequence[str]) -> bool:
 
 def _code_drift(run: RunDir) -> Drift:
     """Return how code and libraries differ from those of the run."""
-    old, new = Provenance.read(run.provenance), collect(sys.argv)
+    old, new = Provenance.read(run.provenance), collect(_command())
     drift = _changes(_versions(old), _versions(new))
     if old.code_hash != new.code_hash:
         files = first_of(changed_files(run.code), _MAX_SHOWN) or "files that are gone"
@@ -226,7 +245,7 @@ def _apply_drift(run: RunDir, index: Index, changes: dict[str, list[object]]) ->
     The record comes first. After an interruption the same command finds what still differs, and
     records and applies that.
     """
-    drifts = [*run.info().drift, DriftRecord(collect(sys.argv).time, changes)]
+    drifts = [*run.info().drift, DriftRecord(collect(_command()).time, changes)]
     run.update_info(index_hash=index.hash, drift=drifts)
     number = len(drifts)
     if "code" in changes:

@@ -161,7 +161,11 @@ class DriftRecord:
 
 @dataclass(frozen=True)
 class RunInfo(Record):
-    """``run.json``: what a run is. It is written last, so a folder that has it is complete."""
+    """``run.json``: what a run is. It is written last, so a folder that has it is complete.
+
+    ``folds`` are those of the data set, ``requested`` those that any command has asked for; earlier
+    versions did not record them.
+    """
 
     remedy: ClassVar[str] = "it is damaged"
 
@@ -174,6 +178,12 @@ class RunInfo(Record):
     index_hash: str = ""
     tracking: TrackingInfo | None = None
     drift: list[DriftRecord] = field(default_factory=list)
+    requested: list[int] = field(default_factory=list)
+
+    @property
+    def folds_to_train(self) -> list[int]:
+        """The folds that were asked for; all if that is not known."""
+        return self.requested or self.folds
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], source: str) -> Self:

@@ -123,12 +123,13 @@ def crossval(
 def resume(run: options.RunFolder, nproc: options.NumRanks = None) -> None:
     """Resume a run with the settings it has.
 
-    Folds of a submitted run that are missing are submitted again; other runs train here.
+    Trains the folds that were asked for before. Those of a submitted run that are missing are
+    submitted again; other runs train here.
 
     Example: [bold]dfer resume runs/dfew_vitb32[/bold]
     """
     run_dir = RunDir(run.resolve())
-    folds = run_dir.info().folds
+    folds = run_dir.info().folds_to_train
     if not run_dir.jobs.exists():
         _cross_validate(run_dir, folds, nproc or 1)
         return

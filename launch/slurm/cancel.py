@@ -15,6 +15,7 @@ from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import has_open
 from launch.locks import is_held
+from launch.progress import is_done
 from launch.slurm.clients import run_client
 from launch.slurm.jobs import all_jobs, submissions
 from launch.slurm.squeue import query_squeue
@@ -27,7 +28,7 @@ def cancel(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> No
     Folds that train save a checkpoint first.
 
     The summary job stays and writes the summary of the folds that are done. The exit status is 1
-    if there is nothing to cancel.
+    if there is nothing to cancel, unless all folds are done.
 
     Example: [bold]dfer cancel runs/dfew_vitb32[/bold]
     """
@@ -35,7 +36,10 @@ def cancel(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> No
     folds = run_dir.info().folds
     cancelled = _cancel_jobs(run_dir, folds)
     cancelled += _stop_commands(run_dir, [k for k in folds if k not in cancelled])
-    if not cancelled:
+    wanted = run_dir.info().folds_to_train
+    if not cancelled and all(is_done(run_dir.fold(k)) for k in wanted):
+        print(f"nothing to cancel: all folds of {run_dir.root} are done")
+    elif not cancelled:
         print(f"nothing to cancel: no fold of {run_dir.root} waits or runs", file=sys.stderr)
         sys.exit(1)
 

@@ -175,7 +175,7 @@ def _write_summary(run: RunDir, ending: int | None = None) -> None:
     from launch.progress import is_done
     from launch.slurm.jobs import queued_folds
 
-    folds = run.info().folds
+    folds = run.info().folds_to_train
     missing = [k for k in folds if not is_done(run.fold(k))]
     # folds that were submitted later have a summary job of their own, which closes the run
     queued = queued_folds(run).keys() - {ending}

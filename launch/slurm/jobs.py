@@ -93,8 +93,15 @@ def newest_jobs(run: RunDir) -> dict[int, str]:
     return {int(fold): job for entry in submissions(run) for fold, job in entry.folds.items()}
 
 
-def queued_folds(run: RunDir) -> dict[int, str]:
+def queued_folds(run: RunDir, and_ending: bool = False) -> dict[int, str]:
     """Return the jobs of the folds that are in the queue, by fold.
+
+    Parameters
+    ----------
+    run : RunDir
+        The run.
+    and_ending : bool
+        Include jobs that are COMPLETING: they may have been requeued, and wait again soon.
 
     Raises
     ------
@@ -111,7 +118,9 @@ def queued_folds(run: RunDir) -> dict[int, str]:
             "known; try again"
         )
     return {
-        fold: job for fold, job in jobs.items() if job in queue and queue[job].state != "COMPLETING"
+        fold: job
+        for fold, job in jobs.items()
+        if job in queue and (and_ending or queue[job].state != "COMPLETING")
     }
 
 

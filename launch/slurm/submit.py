@@ -146,13 +146,19 @@ def submit(request: JobRequest, target: ClusterTarget, resume: bool) -> list[Run
 
 def _check_queue(run: RunDir, resume: bool) -> dict[int, str]:
     """Return the folds of a run that are in the queue; without ``resume`` there must be none."""
-    queued = queued_folds(run)
+    queued = _unfinished_folds(run)
     if queued and not resume:
         raise UserError(
             f"folds {', '.join(map(str, sorted(queued)))} of {run.root} are in the queue already: "
             "dfer status shows them, --resume adds the missing folds, dfer cancel removes them"
         )
     return queued
+
+
+def _unfinished_folds(run: RunDir) -> dict[int, str]:
+    """Return the jobs in the queue of folds that are not done, by fold."""
+    queued = queued_folds(run, and_ending=True)
+    return {fold: job for fold, job in queued.items() if not is_done(run.fold(fold))}
 
 
 def _open(
@@ -177,6 +183,8 @@ def _open(
 def resume(run: RunDir) -> None:
     """Submit the folds that are neither done nor in the queue, as they were submitted before.
 
+    Only folds that were asked for are submitted.
+
     Raises
     ------
     UserError
@@ -187,10 +195,14 @@ def resume(run: RunDir) -> None:
             f"{run.root} was begun by an older version of this program: give its dfer crossval "
             "command again with --allow-drift code"
         )
-    last = submissions(run)[-1]
+    entries = submissions(run)
+    last, info = entries[-1], run.info()
+    # an earlier version recorded the folds only as jobs
+    submitted = sorted({int(fold) for entry in entries for fold in entry.folds})
+    folds = info.requested or submitted or info.folds
     open_mlflow_runs(run)
     with run_lock(run):
-        tasks = _missing_tasks(run, run.info().folds, queued_folds(run))
+        tasks = _missing_tasks(run, folds, _unfinished_folds(run))
         target = ClusterTarget(
             last.cluster, restore_cluster(last.settings, run.jobs), last.max_parallel
         )
@@ -246,6 +258,10 @@ def _submit_tasks(
     print_line(
         f"submitted {folds} as job {array}{summary_text}; follow them with dfer status {shown}"
     )
+    _say_who_writes_to_sqlite(runs)
+
+
+def _say_who_writes_to_sqlite(runs: list[RunDir]) -> None:
     for uri in sorted({info.uri for run in runs if (info := run.info().tracking)}):
         if uri.startswith("sqlite:"):
             print_line(

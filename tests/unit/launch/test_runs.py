@@ -17,6 +17,7 @@ from dfer_dist.runs.records import Provenance
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
 from launch import runs
+from launch.commands import train
 from launch.locks import fold_lock
 from launch.runs import open_run
 from tests.helpers.cli import check_refusal, invoke, small_run
@@ -71,6 +72,28 @@ def test_new_run_has_its_files(run: RunDir, tiny_shards: Index) -> None:
     assert info.index_hash == tiny_shards.hash
     assert read_json(run.provenance)["data"]["hash"] == tiny_shards.hash
     assert Path(read_config(run.config).data.shards).is_absolute()
+
+
+def test_resume_trains_the_folds_that_were_asked_for(
+    open_demo: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = open_demo(folds="4")
+    open_demo(folds="1-2")
+    asked: list[list[int]] = []
+    monkeypatch.setattr(train, "_cross_validate", lambda run, folds, ranks: asked.append(folds))
+    assert invoke("resume", run.root, cwd=tmp_path).returncode == 0
+    # a run of an earlier version
+    run.update_info(requested=[])
+    open_demo(folds="3")
+    assert invoke("resume", run.root, cwd=tmp_path).returncode == 0
+    assert asked == [[1, 2, 4], [1, 2, 3, 4, 5]]
+
+
+def test_signature_of_a_url_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["dfer", "train", "demo", "data.shards=https://h/x?sig=secret", "--name", "why?"]
+    monkeypatch.setattr("sys.argv", command)
+    expected = ["dfer", "train", "demo", "data.shards=https://h/x?…", "--name", "why?"]
+    assert runs._command() == expected
 
 
 def test_folds_are_those_asked_for(open_demo: Callable[..., Any]) -> None:

@@ -42,6 +42,15 @@ def test_cancel_with_nothing_to_cancel_exits_with_1(slurm: FakeSlurm, submitted:
     check_refusal(run_dfer("cancel", submitted.root), "Slurm does not answer")
 
 
+def test_cancel_of_folds_that_are_done_says_so(slurm: FakeSlurm, submitted: RunDir) -> None:
+    fill_run(submitted)
+    assert run_dfer("cancel", submitted.root).returncode == 1
+    submitted.update_info(requested=[1])
+    done = run_dfer("cancel", submitted.root)
+    assert (done.returncode, done.stderr, slurm.cancelled) == (0, "", [])
+    assert "are done" in done.stdout
+
+
 HOLD_LOCK = """
 import sys, time
 from pathlib import Path

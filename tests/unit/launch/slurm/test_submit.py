@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,20 @@ import pytest
 from dfer_dist.data.shards.index import Index
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
+from launch.slurm import submit
+from launch.slurm.batch import ArrayTask
 from launch.slurm.cluster import Cluster, load_cluster, restore_cluster
 from launch.slurm.jobs import (
     Submission,
     all_jobs,
     newest_jobs,
+    queued_folds,
     submissions,
     write_submissions,
 )
-from launch.slurm.submit import JobRequest, resume
-from tests.helpers.slurm.run_folders import submission
+from launch.slurm.submit import JobRequest, _check_queue, resume
+from tests.helpers.slurm.fake_clients import parse_rows
+from tests.helpers.slurm.run_folders import HOUR_AGO, finish_fold, submission
 
 
 def request(sweep: str | None, *settings: str) -> JobRequest:
@@ -88,6 +93,51 @@ def test_jobs_of_the_original_are_not_those_of_its_copy(run: RunDir, tmp_path: P
     shutil.copytree(run.root, copy.root)
     assert (newest_jobs(copy), all_jobs(copy)) == ({}, set())
     assert submissions(copy)[0].cluster == entry.cluster
+
+
+@pytest.fixture
+def resumed(submitted: RunDir, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """Return a function that resumes the submitted run and returns the folds it would submit."""
+    job_script = submitted.code / "launch" / "slurm" / "job.sh"
+    job_script.parent.mkdir(parents=True)
+    job_script.touch()
+    tasks: list[ArrayTask] = []
+    monkeypatch.setattr(submit, "_submit_tasks", lambda new, *_: tasks.extend(new))
+
+    def resumed(*rows: str) -> list[int]:
+        tasks.clear()
+        monkeypatch.setattr("launch.slurm.jobs.query_squeue", lambda: parse_rows(*rows))
+        resume(submitted)
+        return [task.fold for task in tasks]
+
+    return resumed
+
+
+def test_resume_submits_the_folds_that_were_asked_for(
+    submitted: RunDir, resumed: Callable[..., list[int]]
+) -> None:
+    submitted.update_info(folds=[1, 2, 3, 4, 5])
+    # an earlier version recorded them only as jobs
+    assert resumed() == [1, 2, 3]
+    submitted.update_info(requested=[2, 5])
+    assert resumed() == [2, 5]
+    finish_fold(submitted, 2)
+    assert resumed() == [5]
+
+
+@pytest.mark.parametrize("state", ["COMPLETING", "PENDING", "RUNNING", "REQUEUED"])
+def test_fold_whose_job_is_in_the_queue_is_not_submitted_again(
+    submitted: RunDir, resumed: Callable[..., list[int]], state: str
+) -> None:
+    row = f"120_0 {state} n1 1:00 {HOUR_AGO} None"
+    assert resumed(row) == [2, 3]
+    assert _check_queue(submitted, resume=True) == {1: "120_0"}
+    with pytest.raises(UserError, match="in the queue already"):
+        _check_queue(submitted, resume=False)
+    # the summary of the other folds does not wait for it
+    assert (queued_folds(submitted) == {}) == (state == "COMPLETING")
+    finish_fold(submitted, 1)
+    assert _check_queue(submitted, resume=False) == {}
 
 
 def test_resume_of_an_older_version_names_the_remedy(submitted: RunDir) -> None:
