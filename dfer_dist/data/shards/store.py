@@ -33,11 +33,31 @@ _FAILED_FOR_S = 300.0  # a file that could not be fetched is not requested again
 _MAX_SIDECAR = 1 << 20  # bytes reserved for a sidecar, whose size the index does not hold
 _TEMPORARY = (408, 425, 429)  # statuses below 500 that ask to retry
 
+# what to install for fsspec's file system of a scheme; nothing for those that come with it
+_PACKAGES = {
+    "http": "",
+    "https": "",
+    "file": "",
+    "ftp": "",
+    "s3": "'dfer_dist[s3]'",
+    "hf": "huggingface_hub",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "oss": "ossfs",
+    "sftp": "paramiko",
+}
+
+# The variable with the whole of a signed URL. Jobs and ranks inherit it, and no file records it.
+_SIGNED_URL = "DFER_SIGNED_URL"
+
 # when a URL failed last, and why
 _failed: dict[str, tuple[float, str]] = {}
-# fsspec's file systems by protocol and process id: those of a parent process stay referenced, since
-# closing them in a forked one would break the parent's
-_systems: dict[tuple[str, int], Any] = {}
+# fsspec's file systems by URL, whether it is signed, and process id: those of a parent process stay
+# referenced, since closing them in a forked one would break the parent's
+_systems: dict[tuple[str, bool, int], tuple[Any, str]] = {}
 
 
 class FetchError(OSError, UserError):
@@ -50,7 +70,7 @@ class _Altered(OSError):
 
 @dataclass(frozen=True)
 class Remote:
-    """Shards below ``url`` (http, https, s3 or file), complete files of which are cached."""
+    """Shards below ``url``, whose scheme fsspec knows; complete files of them are cached."""
 
     url: str
     cache: Cache
@@ -132,17 +152,20 @@ class Remote:
         since, reason = _failed.get(url, (-_FAILED_FOR_S, ""))
         if time.monotonic() - since < _FAILED_FOR_S:
             raise FetchError(reason)
-        # fsspec's local file system does not unquote URLs
-        path = str(self.folder / name) if self.folder else url
+        query = _query_of(self.url)
         for retries, wait in enumerate((*_WAITS_S, None)):
             try:
-                return attempt(_system(self.url), path)
+                system, root = _system(self.url, is_signed=bool(query))
+                # fsspec's local file system does not unquote URLs
+                root = str(self.folder or root)
+                return attempt(system, f"{root}/{name}{query}")
             except Exception as e:  # each kind of server has its own
                 if isinstance(e, OSError) and e.errno in DISK_FULL:
                     raise
                 altered_again = isinstance(e, _Altered) and retries
                 if wait is None or altered_again or _is_permanent(e):
                     reason = " ".join(f"{url}: {_explain(e)}".split())
+                    reason = reason.replace(query, "") if query else reason
                     _failed[url] = (time.monotonic(), reason)
                     raise FetchError(reason) from e
                 # jitter, so that many nodes do not retry at once
@@ -157,32 +180,49 @@ def is_remote(location: str) -> bool:
     ------
     UserError
         For a scheme that is not supported, a ``file://`` without an absolute path, and a URL with a
-        password, which would be written to every record of the run.
+        password, which would be written to every record of the run. A signature is allowed for a
+        web server: see :func:`resolve_location`.
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://|(?i:(pipe)):", location)
     if not scheme:
         return False
-    if (scheme[1] or scheme[2]).lower() not in ("http", "https", "s3", "file"):
-        raise UserError(
-            f"data.shards={location}: give a folder, http://…, https://…, s3://… or file:///…"
-        )
+    if (scheme[1] or scheme[2]).lower() not in _PACKAGES:
+        known = ", ".join(f"{name}://…" for name in _PACKAGES)
+        raise UserError(f"data.shards={location}: give a folder, or a URL: {known}")
     parts = urlsplit(location)
     if parts.scheme.lower() == "file" and (parts.netloc or not parts.path.strip("/")):
         raise UserError(
             f"data.shards={location}: a file URL has three slashes and an absolute path, such as "
             "file:///shared/dfew"
         )
-    if parts.username or parts.password or parts.query or parts.fragment:
+    is_web = parts.scheme.lower() in ("http", "https")
+    if parts.username or parts.password or parts.fragment or (parts.query and not is_web):
         raise UserError(
-            "data.shards: give a URL without user, password, ? and #; credentials belong in "
-            "~/.netrc or in the AWS_* variables"
+            "data.shards: give a URL without user, password and #; credentials belong in "
+            "~/.netrc or in the variables of the storage, such as AWS_*"
         )
     return True
 
 
 def resolve_location(location: str) -> str:
-    """Return ``location`` independent of the working directory."""
-    return location.rstrip("/") if is_remote(location) else str(Path(location).resolve())
+    """Return ``location`` independent of the working directory, without a signature.
+
+    The signature of a URL is kept in the environment, which ranks and jobs inherit, since it is a
+    password for some time. It is sent with the URL of each file.
+    """
+    if not is_remote(location):
+        return str(Path(location).resolve())
+    base, question_mark, _ = location.partition("?")
+    base = base.rstrip("/")
+    if question_mark:
+        os.environ[_SIGNED_URL] = location
+    return base
+
+
+def _query_of(url: str) -> str:
+    """Return the signature of a URL, from ``?`` on; empty without one."""
+    base, question_mark, query = os.environ.get(_SIGNED_URL, "").partition("?")
+    return question_mark + query if base.rstrip("/") == url else ""
 
 
 def resolve_cache(cache: str | None) -> str | None:
@@ -212,7 +252,7 @@ def open_store(location: str, cache: str | None, cache_gb: float) -> Path | Remo
     Raises
     ------
     UserError
-        For URLs that are not supported, and for s3 without the package that it needs.
+        For URLs that are not supported, and without the package that a scheme needs.
     """
     if not is_remote(location):
         return Path(location)
@@ -221,16 +261,19 @@ def open_store(location: str, cache: str | None, cache_gb: float) -> Path | Remo
     try:
         _system(remote.url)
     except ImportError as e:
-        raise UserError("s3:// needs another package: pip install 'dfer_dist[s3]'") from e
+        scheme = urlsplit(remote.url).scheme.lower()
+        raise UserError(
+            f"{scheme}:// needs another package: pip install {_PACKAGES[scheme]}"
+        ) from e
     return remote
 
 
-def _system(url: str) -> Any:
-    """Return fsspec's file system for a URL in this process."""
+def _system(url: str, is_signed: bool = False) -> tuple[Any, str]:
+    """Return fsspec's file system for a URL in this process, and the path of the URL in it."""
     import fsspec  # takes a third of a second, which a local folder does not need
 
     protocol = urlsplit(url).scheme.lower()
-    key = (protocol, os.getpid())
+    key = (url, is_signed, os.getpid())
     if key not in _systems:
         options: dict[str, Any] = {}
         if protocol.startswith("http"):
@@ -239,20 +282,32 @@ def _system(url: str) -> Any:
             # no limit on a whole shard, but on silence; proxies and ~/.netrc are honoured
             limits = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
             options = {"client_kwargs": {"timeout": limits, "trust_env": True}}
-        _systems[key] = fsspec.filesystem(protocol, skip_instance_cache=True, **options)
+            # to quote a signature again could change it
+            options["encoded"] = is_signed
+        _systems[key] = fsspec.core.url_to_fs(url, skip_instance_cache=True, **options)
     return _systems[key]
 
 
 def _is_permanent(e: Exception) -> bool:
-    status = getattr(e, "status", None)
-    refused = isinstance(status, int) and 400 <= status < 500 and status not in _TEMPORARY
+    status = _http_status(e)
+    refused = status is not None and 400 <= status < 500 and status not in _TEMPORARY
     return refused or isinstance(e, (FileNotFoundError, NotADirectoryError, PermissionError))
 
 
+def _http_status(e: Exception) -> int | None:
+    """Return the status that a server answered, from an exception of aiohttp, gcsfs or requests."""
+    response = getattr(e, "response", None)
+    found = (getattr(e, "status", None), getattr(e, "code", None))
+    for status in (*found, getattr(response, "status_code", None)):
+        if isinstance(status, int) and status >= 100:
+            return status
+    return None
+
+
 def _explain(e: Exception) -> str:
-    status = getattr(e, "status", None)
+    status = _http_status(e)
     if isinstance(e, (FileNotFoundError, NotADirectoryError)):
         return "no such file there"
-    if isinstance(status, int):
+    if status is not None:
         return f"the server answers {status} {getattr(e, 'message', '')}"
     return str(e) if isinstance(e, _Altered) else f"{type(e).__name__} {e}"

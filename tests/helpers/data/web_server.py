@@ -14,11 +14,13 @@ class Web:
     """Serves the files of ``folder``.
 
     ``faults[name]`` are used up, one for each request: a status, or cut, alter, slow, hang.
+    Requests without the ``query``, byte by byte, are refused.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.asked: Counter[str] = Counter()
+        self.query = ""
         self.faults: dict[str, list[object]] = defaultdict(list)
         web = self
 
@@ -35,9 +37,11 @@ class Web:
         self.url = f"http://127.0.0.1:{self.server.server_port}/set"
 
     def serve(self, request: BaseHTTPRequestHandler) -> None:
-        name = request.path.removeprefix("/set/")
+        name, _, query = request.path.removeprefix("/set/").partition("?")
         self.asked[name] += 1
         fault = self.faults[name].pop(0) if self.faults[name] else None
+        if query != self.query:
+            fault = 403
         path = self.folder / name
         if isinstance(fault, int) or not path.is_file():
             request.send_error(fault if isinstance(fault, int) else 404)

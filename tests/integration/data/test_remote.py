@@ -50,6 +50,20 @@ def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     retry_quickly(monkeypatch)
 
 
+def test_signed_url_is_read_and_not_shown(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DFER_SIGNED_URL", "")
+    # quoted once more, the signature would be another
+    web.query = "sig=a%2Bb%2F%3D&se=2030-01-01T00%3A00"
+    index = open_index(DataConfig(f"{web.url}?{web.query}", cache=str(tmp_path)))
+    assert str(index.root) == web.url
+    ClipReader(index).read(0, 0, [0])
+    with pytest.raises(UserError, match="403") as e:
+        open_index(DataConfig(f"{web.url}?sig=other", cache=str(tmp_path)))
+    assert "sig" not in str(e.value)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_remote_loaders_match_local_and_fetch_each_file_once(
     web: Web, tiny_shards: Index, tmp_path: Path, workers: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from dfer_dist.data.shards import store
 from dfer_dist.data.shards.cache import Cache, default_folder
 from dfer_dist.data.shards.store import (
+    Remote,
     is_remote,
     open_store,
     resolve_cache,
@@ -24,13 +26,15 @@ from dfer_dist.utils.errors import UserError
     [
         "pipe:cat x",
         "PIPE:cat x",
-        "ftp://h/x",
+        "git://h/x",
+        "memory://x",
+        "zip://x.zip",
         "file://x",
         "file://host/x",
         "file:///",
-        "gs://b/x",
+        "gs://b/x?sig=hunter2",
         "https://me:hunter2@h/x",
-        "http://h/x?sig=1",
+        "https://h/x#hunter2",
     ],
 )
 def test_open_store_refuses_other_urls_without_secrets(location: str) -> None:
@@ -58,14 +62,39 @@ def test_locations_are_folders_or_servers(tmp_path: Path, monkeypatch: pytest.Mo
     assert default_folder() == tmp_path / f"dfer-cache-{os.getuid()}"
 
 
-def test_open_store_names_missing_s3_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("scheme", "module", "package"),
+    [
+        ("s3", "s3fs", "'dfer_dist[s3]'"),
+        ("gs", "gcsfs", "gcsfs"),
+        ("az", "adlfs", "adlfs"),
+        ("hf", "huggingface_hub", "huggingface_hub"),
+    ],
+)
+def test_open_store_names_missing_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, module: str, package: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
     monkeypatch.setattr(store, "_systems", {})
-    with pytest.raises(UserError, match=r"pip install 'dfer_dist\[s3\]'"):
-        open_store("s3://faces/tiny", str(tmp_path), 1)
+    with pytest.raises(UserError, match=re.escape(f"{scheme}:// needs another package: pip")) as e:
+        open_store(f"{scheme}://faces/tiny", str(tmp_path), 1)
+    assert str(e.value).endswith(package)
+
+
+def test_file_systems_of_fsspec_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_systems", {})
+    remote = open_store("hf://datasets/me/dfew/", str(tmp_path), 1)
+    assert isinstance(remote, Remote) and remote.url == "hf://datasets/me/dfew"
+    system, root = store._system(remote.url)
+    assert (type(system).__name__, root) == ("HfFileSystem", "datasets/me/dfew")
+
+
+def test_signature_is_kept_out_of_the_location(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DFER_SIGNED_URL", "")
+    assert resolve_location("https://h/x/?sig=a%2Bb&se=1") == "https://h/x"
+    assert store._query_of("https://h/x") == "?sig=a%2Bb&se=1"
+    assert store._query_of("https://h/other") == "" == store._query_of("https://elsewhere/x")
 
 
 def test_resolve_cache_makes_folders_absolute(
