@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +19,7 @@ from rich.console import Console
 from rich.table import Column
 from rich.text import Text
 
-from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.errors import UserError, is_disk_full
 from dfer_dist.utils.log import setup_logging
 
 # the modules of optional dependencies, by the extra of this package that installs them
@@ -125,6 +127,7 @@ def run_app(app: typer.Typer) -> None:
     if debug:
         sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
         os.environ["DFER_DEBUG"] = "1"
+    _use_utf8()
     setup_logging()
     # Where a command imported torch, Python's last collections would take it a second or two.
     atexit.register(gc.freeze)
@@ -141,10 +144,29 @@ def run_app(app: typer.Typer) -> None:
         sys.exit(130)
 
 
+def _use_utf8() -> None:
+    """Start again in Python's UTF-8 mode if the locale has another encoding, such as ASCII.
+
+    Otherwise file names and texts that are not ASCII could not be read. What a terminal cannot show
+    is replaced.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        # for ranks and other processes too
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.startswith("utf"):
+            stream.reconfigure(errors="replace")
+
+
 def user_message(error: Exception) -> str | None:
     """Return what to print for an error that the user can fix, None for a fault of the program."""
     # OSError: a full disk, or a folder that may not be written
-    if isinstance(error, UserError | OSError):
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        # of a folder: one failure for each of its files
+        (_, target, reason), *_ = error.args[0]
+        return f"{len(error.args[0])} files cannot be copied, such as {target}: {reason}"
+    if isinstance(error, UserError | OSError) or is_disk_full(error):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         module = str(error.name).partition(".")[0]

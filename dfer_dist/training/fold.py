@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
 import os
@@ -29,7 +28,7 @@ from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.status import Attempt, package_mismatch
 from dfer_dist.tracking.metrics_log import FAILED, FINISHED, KILLED
 from dfer_dist.tracking.mlflow_runs import close_early
-from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.errors import UserError, is_disk_full
 
 if TYPE_CHECKING:
     from dfer_dist.training.trainer import Trainer
@@ -126,8 +125,7 @@ def _close_failed(run: RunDir, fold: int, ranks: Ranks, trainer: Trainer | None)
 
 def _exit_status(error: BaseException) -> int:
     """Report an error; return the exit status of the rank."""
-    is_disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    is_user_error = isinstance(error, UserError) or is_disk_full
+    is_user_error = isinstance(error, UserError) or is_disk_full(error)
     if os.environ.get("DFER_DEBUG") or not is_user_error:
         traceback.print_exc()
         sys.stderr.flush()

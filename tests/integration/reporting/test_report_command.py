@@ -20,7 +20,7 @@ from tests.helpers.made_runs import (
     make_run,
     make_run_with_gaps,
 )
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import DFER, ROOT
 
 
 @pytest.fixture
@@ -42,6 +42,22 @@ def shown(tiny_shards: Index, tmp_path: Path) -> RunDir:
 
 def report(*args: object) -> Done:
     return dfer("report", *args, cwd=Path.cwd())
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "ascii"}],
+    ids=["ASCII file names", "ASCII terminal"],
+)
+def test_report_under_an_ascii_locale(tmp_path: Path, variables: dict[str, str]) -> None:
+    run = make_run(tmp_path / "meine Läufe" / "läuft 日本 1")
+    locale = {"LC_ALL": "C", "LANG": "C", "COLUMNS": "200"} | variables
+    done = subprocess.run(
+        [DFER, "report", run.root], env=os.environ | locale, capture_output=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"UAR" in done.stdout
+    assert "läuft 日本 1" in run.report.read_text(encoding="utf-8")
 
 
 def test_report_command_writes_files_and_rejects_bad_options(

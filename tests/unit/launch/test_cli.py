@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 from typer.main import get_command
 
 from dfer_dist.config.load import find_config
@@ -184,3 +186,26 @@ def missing(module: str) -> ModuleNotFoundError:
 
 def test_eval_refuses_a_folder_without_checkpoint(tmp_path: Path) -> None:
     check_refusal(invoke("eval", tmp_path, cwd=tmp_path), f"{tmp_path} is no complete checkpoint")
+
+
+def test_full_disk_of_a_library_is_one_line() -> None:
+    text = "Error while serializing: I/O error: No space left on device (os error 28)"
+    assert user_message(SafetensorError(text)) == text
+    assert user_message(ValueError("a fault of the program")) is None
+
+
+def test_full_disk_while_a_folder_is_copied_is_one_short_line(tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    for i in range(200):
+        (tmp_path / "from" / f"{i}.py").touch()
+
+    def full(source: str, target: str) -> None:
+        raise OSError(28, "No space left on device", target)
+
+    with pytest.raises(shutil.Error) as e:
+        shutil.copytree(tmp_path / "from", tmp_path / "to", copy_function=full)
+    message = user_message(e.value)
+    assert message and message.startswith("200 files cannot be copied, such as ")
+    assert "No space left on device" in message and len(message) < 400
+    single = shutil.Error("Destination path already exists")
+    assert user_message(single) == "Destination path already exists"
