@@ -95,7 +95,7 @@ class DataConfig:
     """The packed data set and how clips are read from it."""
 
     shards: str = setting(
-        "???", "Folder with index.json, or its URL (http, https, s3 or file).", neutral=True
+        "???", "Folder with index.json, or its URL (https, s3, hf, gs, file, …).", neutral=True
     )
     cache: str | None = setting(
         None, "Folder for shards of a URL; may hold $VARIABLES; null chooses one.", neutral=True
@@ -153,10 +153,14 @@ class TrackingConfig:
 
     enabled: bool = setting(True, "Log to MLflow.", neutral=True)
     uri: str | None = setting(
-        None, "Server's URL or sqlite:///FILE; null is mlflow.db next to the runs.", neutral=True
+        None,
+        "URL, or sqlite:///FILE; null: MLFLOW_TRACKING_URI, or mlflow.db next to the runs.",
+        neutral=True,
     )
     experiment: str | None = setting(
-        None, "Name of the experiment; null is the data set's name.", neutral=True
+        None,
+        "Experiment's name; null: MLFLOW_EXPERIMENT_NAME, or the data set's name.",
+        neutral=True,
     )
 
 

@@ -56,7 +56,14 @@ class SettingInfo:
 
     def range_text(self) -> str:
         """Return the allowed range, such as ``at least 0 and below 1``; empty if any value is."""
-        return " and ".join(f"{_LIMITS[name][0]} {limit:g}" for name, limit in self.limits.items())
+        return " and ".join(
+            f"{_LIMITS[name][0]} {_text(limit)}" for name, limit in self.limits.items()
+        )
+
+
+def _text(limit: float) -> str:
+    """Return a limit with all digits of an integer."""
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"
 
 
 def setting(

@@ -109,7 +109,8 @@ class TrainConfig:
         source="ZeRO-Offload: Ren et al., USENIX ATC 2021",
         neutral=True,
     )
-    seed: int = setting(0, "Seed of all random numbers.", at_least=0)
+    # as many bits as torch takes
+    seed: int = setting(0, "Seed of all random numbers.", at_least=0, below=2**64)
     objective: Supervision = setting(Supervision.labels)
     description_weight: float = setting(
         1.0, "Weight of the descriptions' loss; the labels' loss has 1.", above=0

@@ -200,7 +200,7 @@ class Uploader:
                 # Whatever MLflow raises, training continues.
                 if not failing:
                     logger.warning(
-                        f"tracking: {reason(e)}; the rest is sent when the server answers again"
+                        f"tracking: {reason(e)}; the rest is sent once the server takes it"
                     )
                 failing = True
             with self._changed:

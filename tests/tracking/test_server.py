@@ -70,7 +70,7 @@ def test_server_is_down_from_start_to_end(
     proxy.mode = mode
     trial.open()
     said = trial.finish(trial.start(lines=200, pause=0.05), end=False)
-    assert "is sent when the server answers again" in said
+    assert "is sent once the server takes it" in said
     trial.nobody_waited()
     assert tracking_of(trial.run).run_id is None
     with pytest.raises(Exception, match=r"refused|reset|aborted|500|timed out|Remote end"):

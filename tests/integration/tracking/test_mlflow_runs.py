@@ -322,6 +322,8 @@ def test_registry_has_the_model_once(
     assert len(logged) == 1 and api.get_logged_model(logged[0].model_id).status == "READY"
     import mlflow
 
+    # MLflow sets the variable, too
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
     mlflow.set_tracking_uri(tracking.uri)
     frames = np.random.default_rng(0).integers(0, 256, (2, 6, 40, 30, 3), dtype=np.uint8)
     for alias in ("candidate", "champion"):

@@ -195,7 +195,7 @@ def test_value_that_is_not_yaml_is_refused() -> None:
 
 OUT_OF_RANGE = """
     train.epochs=0 train.micro_batch=0 train.global_batch=-1 train.zero_stage=0
-    train.zero_stage=4 train.seed=-1 train.val_fraction=1 train.save_minutes=0 data.workers=-1
+    train.zero_stage=4 train.seed=-1 train.seed=18446744073709551616 train.val_fraction=1 train.save_minutes=0 data.workers=-1
     data.augment.crop_scale=0 data.augment.crop_scale=1.1 data.augment.brightness=-0.1
     data.augment.rotation=-4 model.temperature=0 model.temperature=inf optim.lr_image=-1
     optim.lr_image=nan optim.lr_lora=-1 model.image_blocks=0 model.lora_rank=0

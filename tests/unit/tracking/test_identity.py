@@ -24,12 +24,6 @@ SERVER = "http://tracking.example.org:5000"
 IDS = {"experiment_id": "1", "run_id": "abc", "folds": {"1": "def"}, "closed": "FINISHED"}
 
 
-@pytest.fixture(autouse=True)
-def without_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
-        monkeypatch.delenv(name, raising=False)
-
-
 def make(root: Path, uri: str | None = None) -> RunDir:
     """Write a run that its server knows, and has all of."""
     run, config = RunDir(root), Config()

@@ -139,7 +139,7 @@ def test_server_that_comes_back_gets_everything(server, tmp_path, caplog):
     metrics_log.commit(log(metrics_log, 1, 2000))
     assert time.perf_counter() - begin < 2  # logging does not wait
     until(lambda: server.requests > 2)
-    assert caplog.text.count("is sent when the server answers again") == 1
+    assert caplog.text.count("is sent once the server takes it") == 1
     server.down = False
     until(lambda: len(server.steps()) == 2000)
     metrics_log.close(ended("FINISHED"))

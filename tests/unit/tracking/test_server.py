@@ -41,7 +41,7 @@ def test_silent_server_does_not_answer(cause: Exception) -> None:
         "API request to endpoint /api/2.0 failed with error code 401 != 200",
     ],
 )
-def test_answer_is_told(answer: str) -> None:
+def test_answer_is_repeated(answer: str) -> None:
     assert failure(None, answer) == f"tracking server {URI}: MlflowException {answer}"
 
 
