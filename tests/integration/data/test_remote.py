@@ -58,7 +58,7 @@ def test_signed_url_is_read_and_not_shown(
     web.query = "sig=a%2Bb%2F%3D&se=2030-01-01T00%3A00"
     index = open_index(DataConfig(f"{web.url}?{web.query}", cache=str(tmp_path)))
     assert str(index.root) == web.url
-    ClipReader(index).read(0, 0, [0])
+    ClipReader(index).read(0, 0, every)
     with pytest.raises(UserError, match="403") as e:
         open_index(DataConfig(f"{web.url}?sig=other", cache=str(tmp_path)))
     assert "sig" not in str(e.value)
