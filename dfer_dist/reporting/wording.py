@@ -41,7 +41,9 @@ def warnings(summary: Summary) -> list[str]:
 def first_clips(clips: Sequence[str]) -> str:
     """Return the names of the first clips, and how many more there are."""
     shown = join(clips[:_MAX_CLIPS])
-    return shown if len(clips) <= _MAX_CLIPS else f"{shown} and {len(clips) - _MAX_CLIPS} more"
+    if len(clips) > _MAX_CLIPS:
+        shown += f" and {len(clips) - _MAX_CLIPS} more"
+    return shown
 
 
 def notes(summary: Summary) -> list[str]:

@@ -108,8 +108,10 @@ def pack(
     about: dict[str, Any] = {"folds": folds, "seed": seed, "groups": groups, "group_by": group_by}
     listing = read_dataset(dataset, root, lists, prefer_videos=faces, frames=frames, **about)
     folders = " and ".join(printable(str(folder)) for folder in listing.folders)
-    resized = f"; all frames are brought to {resize} x {resize} pixels" if resize else ""
-    print_line(f"{len(listing.records)} clips listed; from {folders}{resized}")
+    first_line = f"{len(listing.records)} clips listed; from {folders}"
+    if resize:
+        first_line += f"; all frames are brought to {resize} x {resize} pixels"
+    print_line(first_line)
     options: dict[str, Any] = {"size": resize, "strict": strict, "faces": faces}
     options |= {"workers": workers, "max_bad_frames": max_bad_frames}
     report = pack_listing(listing, out, clips_per_shard, **options)

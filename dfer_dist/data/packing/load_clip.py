@@ -122,9 +122,11 @@ def _describe_missing(clip: LoadedClip, record: ClipRecord) -> LoadedClip:
     """Return a clip without files with its fault."""
     if not isinstance(record.media, Path) or find_media(record.media) is None:
         return clip.leave_out("missing", "neither its folder nor its video exists")
+    reason = "its folder holds no image of a known kind"
     unread = ", ".join(f"{count} {kind}" for kind, count in count_unread(record).items())
-    also = f", but {unread}" if unread else ""
-    return clip.leave_out("no frames", f"its folder holds no image of a known kind{also}")
+    if unread:
+        reason += f", but {unread}"
+    return clip.leave_out("no frames", reason)
 
 
 def _load_video(clip: LoadedClip, video: Video, size: int | None, faces: bool) -> None:

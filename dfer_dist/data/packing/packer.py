@@ -183,10 +183,12 @@ class _Plan:
         if empty:
             problems = (problem for result in results for problem in result.problems)
             lost = next((p for p in problems if p.left_out and p.split == empty[0]), None)
-            reason = f"; clip {lost.clip}: {lost.reason}" if lost else ""
+            message = f"no clip of {empty[0]} could be packed"
+            if lost:
+                message += f"; clip {lost.clip}: {lost.reason}"
             if lost is None or lost.kind == "missing":
-                reason += " (is --root right?)"
-            raise UserError(f"no clip of {empty[0]} could be packed{reason}")
+                message += " (is --root right?)"
+            raise UserError(message)
         left_out = report.list_left_out(self.records, results)
         set_hash = content_hash(self.dataset, self.classes, shards, left_out)
         index = Index(self.out, self.dataset, self.classes, shards, set_hash, left_out)

@@ -21,7 +21,7 @@ from dfer_dist.data.sources.records import (
     ClipRecord,
     Fault,
     find_media,
-    unread_kind,
+    unlisted_kind,
 )
 from dfer_dist.data.sources.text_lists import read_rows
 from dfer_dist.utils.errors import UserError
@@ -100,7 +100,7 @@ def count_unlisted(root: Path, sources: Sequence[str]) -> Counter[str]:
     for entry in os.scandir(root):
         name = plain_name(entry.name)
         if not is_system(name) and not names & {name, os.path.splitext(name)[0]}:
-            unread["folders in no list" if entry.is_dir() else unread_kind(entry)] += 1
+            unread[unlisted_kind(entry)] += 1
     return unread
 
 
@@ -208,7 +208,9 @@ def _read_list(file: Path, num_classes: int) -> list[Row]:
         if not all(re.fullmatch("[0-9]+", number) for number in numbers):
             return None
         frames, label = map(int, numbers)
-        return Row(path.replace("\\", "/"), label, frames) if label < num_classes else None
+        if label >= num_classes:
+            return None
+        return Row(path.replace("\\", "/"), label, frames)
 
     form = (
         f"'path frames label' with a label of 0 to {num_classes - 1} (lists 'path label', as of "

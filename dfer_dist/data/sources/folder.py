@@ -207,11 +207,10 @@ def _describe_empty(folder: Path, others: Mapping[str, int]) -> str:
             f"{folder} holds {images} still images and no clip: a clip is a folder of frames, or a "
             "video"
         )
-    held = ", ".join(f"{count} {kind}" for kind, count in others.items())
-    also = f", but {held}" if held else ""
-    return (
-        f"{folder} holds no clip, neither a folder of frames nor a video{also}: remove or fill it"
-    )
+    parts = ["no clip, neither a folder of frames nor a video"]
+    if others:
+        parts.append("but " + ", ".join(f"{count} {kind}" for kind, count in others.items()))
+    return f"{folder} holds {', '.join(parts)}: remove or fill it"
 
 
 def _find_clips(folder: Path, prefer_videos: bool) -> tuple[dict[str, Path], Counter[str]]:

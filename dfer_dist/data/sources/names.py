@@ -71,10 +71,10 @@ def make_keys(sources: Sequence[str]) -> list[str]:
     """
     keys = [_plain_key(source) for source in sources]
     counts = Counter(keys)
-    return [
-        _hashed_key(source) if counts[key] > 1 or len(key) > _MAX_KEY else key
-        for source, key in zip(sources, keys, strict=True)
-    ]
+    for i, (source, key) in enumerate(zip(sources, keys, strict=True)):
+        if counts[key] > 1 or len(key) > _MAX_KEY:
+            keys[i] = _hashed_key(source)
+    return keys
 
 
 def possible_keys(source: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dfer_dist.data.sources.names import is_system
 from dfer_dist.data.sources.probe import is_video
-from dfer_dist.data.sources.records import unread_kind
+from dfer_dist.data.sources.records import unlisted_kind
 from dfer_dist.utils.errors import UserError
 
 _MAX_DEPTH = 7
@@ -58,8 +58,8 @@ class _Candidate:
 
     def __str__(self) -> str:
         kind = "videos" if self.are_videos else "folders of frames"
-        text = f"{self.name} ({len(self.clips)} {kind}"
-        return text + ", interpolated)" if self.is_interpolated else text + ")"
+        note = ", interpolated" * self.is_interpolated
+        return f"{self.name} ({len(self.clips)} {kind}{note})"
 
 
 def find_clips(
@@ -117,7 +117,9 @@ def _describe_choice(found: Sequence[_Candidate], chosen: Sequence[_Candidate]) 
     if len(chosen) > 3:
         text += f" and {len(chosen) - 3} more"
     left = ", ".join(str(folder) for folder in found if folder not in chosen)
-    return f"{text}; not from {left} (--frames DIR takes another)" if left else text
+    if left:
+        text += f"; not from {left} (--frames DIR takes another)"
+    return text
 
 
 def _take_given(
@@ -176,18 +178,13 @@ def _find_candidates(
             videos = not entry.is_dir()
             name = _match_clip(entry.name, names, videos)
             if name is None or (videos and not is_video(Path(entry.path))):
-                unread[_kind(entry)] += not is_system(entry.name)
+                unread[unlisted_kind(entry)] += not is_system(entry.name)
                 continue
-            relative = folder.relative_to(root).as_posix()
-            candidate = _Candidate(folder, videos, root.name if relative == "." else relative)
+            candidate = _Candidate(folder, videos, folder.relative_to(root).as_posix())
             found.setdefault((folder, videos), candidate).clips[name] = Path(entry.path)
         if {(folder, False), (folder, True)} & found.keys():
             others[folder] = +unread
     return list(found.values()), others
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    return "folders in no list" if entry.is_dir() else unread_kind(entry)
 
 
 def _match_clip(entry: str, names: set[str], videos: bool) -> str | None:

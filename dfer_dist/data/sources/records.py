@@ -183,10 +183,17 @@ def count_unread(record: ClipRecord) -> Counter[str]:
 
 def unread_kind(entry: os.DirEntry[str]) -> str:
     """Return what a file or folder that is not read is, in the plural: ``.wav files``."""
+    suffix = os.path.splitext(entry.name)[1].lower()
     if entry.is_dir():
         return "folders"
-    suffix = os.path.splitext(entry.name)[1].lower()
-    return f"{suffix} files" if suffix else "files without a suffix"
+    if not suffix:
+        return "files without a suffix"
+    return f"{suffix} files"
+
+
+def unlisted_kind(entry: os.DirEntry[str]) -> str:
+    """Return :func:`unread_kind` of what is next to listed clips: ``folders in no list``."""
+    return unread_kind(entry) + " in no list" * entry.is_dir()
 
 
 def list_frames(folder: Path) -> list[Path]:

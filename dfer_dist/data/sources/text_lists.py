@@ -83,8 +83,8 @@ def read_rows(
 
 def find_delimiter(text: str) -> str:
     """Return what separates the columns of a table: the first separator in it, else a comma."""
-    match = re.search(f"[{_SEPARATORS}]", text.partition("\n")[0])
-    return match[0] if match else ","
+    first_line = text.partition("\n")[0] + ","
+    return next(character for character in first_line if character in _SEPARATORS)
 
 
 def _split_line(line: str, num_fields: int) -> Iterator[list[str]]:
