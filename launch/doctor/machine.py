@@ -141,7 +141,9 @@ def _gpus(wanted: int, config: Config | None) -> Result:
         text = f"{seen} x {torch.cuda.get_device_name(0)}, {memory:.0f} GiB each"
         precision = config.train.precision if config else Precision.bf16
         slow = warn_of_slow_bf16(precision, torch.device("cuda", 0))
-        return note(f"{text}; {slow}") if slow else ok(text)
+        if slow:
+            return note(f"{text}; {slow}")
+        return ok(text)
     if "SLURM_JOB_ID" in os.environ:
         return ok("none asked for")
     return ok("none: training uses the processor")

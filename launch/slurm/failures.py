@@ -210,14 +210,14 @@ class _Start:
     def last_line(self) -> str:
         """Return the last line of the output that neither srun nor Submitit wrote."""
         failed = re.findall(r"^slurmstepd\S*: error: (execve\(\): .+)$", self.output, re.MULTILINE)
-        return last_own_line(self.output) or (failed[-1] if failed else "")
+        return last_own_line(self.output) or next(reversed(failed), "")
 
     def is_recorded(self) -> bool:
         """Return whether the ranks had joined: rank 0 has recorded this attempt."""
         with suppress(UserError, ValueError):
             last = FoldStatus.read(self.fold.status).last
-            started = last.started if last else None
-            return bool(started) and datetime.fromisoformat(str(started)).timestamp() >= self.time
+            if last and last.started:
+                return datetime.fromisoformat(last.started).timestamp() >= self.time
         return False
 
     def has_trained(self) -> bool:
@@ -231,7 +231,8 @@ def _text_after(file: Path, sizes: dict[Path, int]) -> str:
     """Return the end of a file, as far as it was written since its size was noted."""
     with suppress(OSError):
         new = file.stat().st_size - sizes.get(file, 0)
-        return read_tail(file, min(new, _TAIL_BYTES)).decode(errors="replace") if new > 0 else ""
+        if new > 0:
+            return read_tail(file, min(new, _TAIL_BYTES)).decode(errors="replace")
     return ""
 
 

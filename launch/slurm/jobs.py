@@ -185,7 +185,7 @@ def parse_job_end(output: Path | None) -> JobEnd:
     ends = list(_END.finditer(text))
     if not ends:
         by_slurm = [line for line in text.splitlines() if line.startswith(_SLURM)]
-        return JobEnd("", last_own_line(text) or (by_slurm[-1] if by_slurm else ""))
+        return JobEnd("", last_own_line(text) or next(reversed(by_slurm), ""))
     last = ends[-1]
     error = last["error"] or last["failed"]
     if error == "it wrote nothing":
@@ -208,7 +208,7 @@ def last_own_line(text: str) -> str:
         if lines[i].startswith("Traceback (most recent call last)"):
             end = next((line for line in lines[i + 1 :] if not line.startswith(" ")), "")
             return end or lines[-1].strip()
-    return lines[-1].strip() if lines else ""
+    return next(reversed(lines), "").strip()
 
 
 def has_log(fold: FoldDir) -> bool:

@@ -252,7 +252,12 @@ def _submit_tasks(
         raise
     for run, entries, new in before:
         write_submissions(run, [*entries, replace(new, summary=summary)])
+    _print_submitted(runs, ids, summary)
+
+
+def _print_submitted(runs: list[RunDir], ids: list[str], summary: str | None) -> None:
     folds = f"{len(ids)} fold{'s' * (len(ids) > 1)}"
+    array = ids[0].partition("_")[0]
     shown = runs[0].root if len(runs) == 1 else f"--runs {runs[0].root.parent}"
     summary_text = f", their summary as {summary}" if summary else ""
     print_line(

@@ -162,7 +162,9 @@ def clip_files(record: ClipRecord) -> tuple[Path, ...]:
     media = find_media(record.media)
     if media is None:
         return ()
-    return tuple(list_frames(media)) if media.is_dir() else (media,)
+    if media.is_dir():
+        return tuple(list_frames(media))
+    return (media,)
 
 
 def find_video(record: ClipRecord) -> Path | None:

@@ -48,7 +48,9 @@ def to_upright_rgb(frames: Iterable[VideoFrame], stream: VideoStream) -> Iterato
         pixel_format = "rgba" if has_alpha else "rgb24"
         rgb = frame.reformat(*size, format=pixel_format, interpolation=interpolation, threads=1)
         pixels = np.asarray(rgb.to_ndarray())
-        yield _apply_display_matrix(compose_on_black(pixels) if has_alpha else pixels, frame)
+        if has_alpha:
+            pixels = compose_on_black(pixels)
+        yield _apply_display_matrix(pixels, frame)
 
 
 def _check_colors(frame: VideoFrame) -> None:
