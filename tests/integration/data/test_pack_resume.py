@@ -96,7 +96,7 @@ def test_killed_pack_resumes_to_the_same_bytes(tiny_source: Path, tmp_path: Path
         (source / "frames" / clip.name).mkdir()
         for i in range(15):
             for frame in clip.iterdir():
-                (source / "frames" / clip.name / f"{i:03d}_{frame.name}").hardlink_to(frame)
+                (source / "frames" / clip.name / f"{i:03d}{frame.name}").hardlink_to(frame)
     process = start_pack(source, out, 2)
     deadline = time.monotonic() + 120
     while len(list(out.glob(".packing/[!.]*.json"))) < 2 and time.monotonic() < deadline:

@@ -57,7 +57,7 @@ def test_report_under_an_ascii_locale(tmp_path: Path, variables: dict[str, str])
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"UAR" in done.stdout
-    assert "läuft 日本 1" in run.report.read_text(encoding="utf-8")
+    assert "läuft 日本 1" in run.page.read_text(encoding="utf-8")
 
 
 def test_report_command_writes_files_and_rejects_bad_options(
