@@ -15,11 +15,13 @@ OTHERS := tests --ignore=tests/unit --ignore=tests/test_architecture.py --ignore
 SYSTEM_RUN := g++ python3-dev python3-venv
 SYSTEM_TEST := ffmpeg chromium slurm-wlm postgresql
 SYSTEM_SLURM := slurm-wlm slurmdbd munge mariadb-server
+# where test-slurm-24 makes the root of a newer Debian (1.5 GB)
+NEWER ?= /var/tmp/dfer-debian-13
 
 # Tests start many processes, which would all compile the sources.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo bench test test-unit test-data test-engine test-faults test-slurm test-tracking test-gpu slurm-install slurm-up slurm-down lint format clean system pictures
+.PHONY: help demo bench test test-unit test-data test-engine test-faults test-slurm test-slurm-24 test-tracking test-gpu slurm-install slurm-up slurm-down lint format clean system pictures
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -46,6 +48,9 @@ test-faults: $(VENV)/.ready-test ## kill, hang and corrupt real training runs an
 
 test-slurm: $(VENV)/.ready-test ## train on a four-node Slurm on this machine (make slurm-install first); minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slurm or not slurm' tests/slurm
+
+test-slurm-24: $(VENV)/.ready-test ## the same on Slurm 24.11, in a root made with debootstrap in NEWER (needs root, a Python outside of /usr)
+	OMP_NUM_THREADS=1 slurm/testbed/debian_root.sh trixie $(NEWER) $(BIN)/python -m pytest -m 'slurm or not slurm' tests/slurm
 
 test-tracking: $(VENV)/.ready-test ## test against an MLflow server on PostgreSQL that fails again and again; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m 'tracking or not tracking' tests/tracking tests/unit/tracking tests/integration/tracking
