@@ -40,8 +40,8 @@ def last_error(fold: FoldDir, log_sizes: Mapping[Path, int]) -> str:
     errors = list(filter(None, map(error_line, texts)))
     if errors:
         return errors[-1]
-    if is_disk_full(fold):
-        return f"the disk of {fold.root} is full: free some space and run the same command again"
+    if full := full_disk(fold):
+        return full
     lines = [line for text in texts for line in text.splitlines()]
     return lines[-1].rstrip() if lines else "it wrote nothing"
 
@@ -52,6 +52,11 @@ def error_line(text: str) -> str:
     return errors[-1].rstrip() if errors else ""
 
 
-def is_disk_full(fold: FoldDir) -> bool:
-    """Return whether the disk cuts logs anywhere, so that their last line explains nothing."""
-    return shutil.disk_usage(fold.root).free < _FULL_DISK
+def full_disk(fold: FoldDir) -> str:
+    """Return that the fold's disk is full, if it is; else an empty text.
+
+    It cuts logs anywhere, so that their last line explains nothing.
+    """
+    if shutil.disk_usage(fold.root).free >= _FULL_DISK:
+        return ""
+    return f"the disk of {fold.root} is full: free some space and run the same command again"

@@ -21,7 +21,7 @@ from dfer_dist.runs.records import FoldStatus
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hosts import expand_host_list
 from dfer_dist.utils.records import Record
-from launch.progress import error_line, is_disk_full
+from launch.progress import error_line, full_disk
 from launch.slurm.jobs import last_own_line, read_tail
 
 MAX_RESTARTS = 3  # of a fold whose ranks fail without a newer checkpoint
@@ -194,8 +194,8 @@ class _Start:
         text = self.text_of(self.fold.log_of(exit.rank))
         if error := error_line(text):
             return error
-        if is_disk_full(self.fold):
-            return f"the disk of {self.fold.root} is full: free some space, then dfer resume"
+        if full := full_disk(self.fold):
+            return full
         by_slurm = f"{exit.node}: rank {exit.rank}: {exit.text}"
         if exit.status is None:
             return by_slurm

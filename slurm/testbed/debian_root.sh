@@ -24,8 +24,10 @@ if [ ! -e "$root/.ready" ]; then
     # No service starts when its package is installed.
     printf '#!/bin/sh\nexit 101\n' > "$root/usr/sbin/policy-rc.d"
     chmod +x "$root/usr/sbin/policy-rc.d"
+    # The last line has what a Python built from source loads.
     DEBIAN_FRONTEND=noninteractive chroot "$root" sh -c 'apt-get update -qq && apt-get install \
-        -y -qq --no-install-recommends slurm-wlm slurmdbd munge mariadb-server procps git g++ make'
+        -y -qq --no-install-recommends slurm-wlm slurmdbd munge mariadb-server procps git g++ make \
+        libbz2-1.0 libffi8 liblzma5 libreadline8 libsqlite3-0 libssl3'
     touch "$root/.ready"
 fi
 
