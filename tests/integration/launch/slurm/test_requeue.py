@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -16,26 +17,42 @@ from launch.slurm.requeue import exclude_nodes
 from tests.helpers.paths import ROOT
 
 
-def write_clients(tmp_path: Path, state: str, scontrol: str) -> None:
+class Started(NamedTuple):
+    """A process of the program, and the file in which its ``scontrol`` notes its arguments."""
+
+    process: subprocess.Popen[bytes]
+    asked: Path
+
+
+def write_clients(folder: Path, state: str, scontrol: str) -> Path:
+    """Write the clients into a new folder and return the file of the arguments of ``scontrol``."""
+    folder.mkdir()
+    asked = folder / "asked"
+    asked.touch()
     for name, does in {
         "squeue": f'echo "{state}"',
-        "scontrol": f'echo "$@" >> {tmp_path / "asked"}\n{scontrol}',
+        "scontrol": f'echo "$@" >> {asked}\n{scontrol}',
         "sinfo": "printf '%s\\n' n1 n2 n3",
     }.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
-        (tmp_path / name).chmod(0o755)
+        (folder / name).write_text(f"#!/bin/sh\n{does}\n")
+        (folder / name).chmod(0o755)
+    return asked
 
 
 def start(
     tmp_path: Path, *arguments: str, state: str = "RUNNING None", scontrol: str = "", **job: str
-) -> subprocess.Popen[bytes]:
-    """Start the program; return when it has ended or says that it has requeued the job."""
-    write_clients(tmp_path, state, scontrol)
+) -> Started:
+    """Start the program; return when it has ended or says that it has requeued the job.
+
+    A client that outlives the program, when that is killed, must not be taken for one of the next.
+    """
+    clients = tmp_path / f"clients-{len(list(tmp_path.glob('clients-*')))}"
+    asked = write_clients(clients, state, scontrol)
     env = {
         **{k: v for k, v in os.environ.items() if not k.startswith("SLURM_")},
         "PYTHONPATH": str(ROOT),
     }
-    env |= {"PATH": f"{tmp_path}:{env['PATH']}", "SLURM_JOB_ID": "7", **job}
+    env |= {"PATH": f"{clients}:{env['PATH']}", "SLURM_JOB_ID": "7", **job}
     said = tmp_path / "said"
     with said.open("wb") as stderr:
         process = subprocess.Popen(
@@ -47,7 +64,7 @@ def start(
     while process.poll() is None and "requeued" not in said.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    return process
+    return Started(process, asked)
 
 
 def with_fold(tmp_path: Path, status: str, *others: str) -> list[str]:
@@ -57,7 +74,7 @@ def with_fold(tmp_path: Path, status: str, *others: str) -> list[str]:
 
 def run(tmp_path: Path, *arguments: str, **how: str) -> tuple[int, str, bool]:
     """Return the status, the arguments of ``scontrol``, and whether the program waited."""
-    process = start(tmp_path, *arguments, **how)
+    process, asked = start(tmp_path, *arguments, **how)
     try:
         process.wait(0.5)
     except subprocess.TimeoutExpired:
@@ -67,20 +84,15 @@ def run(tmp_path: Path, *arguments: str, **how: str) -> tuple[int, str, bool]:
         process.kill()
     else:
         stayed = False
-    return process.wait(), read_asked(tmp_path), stayed
+    return process.wait(), asked.read_text(), stayed
 
 
 def asked_by(tmp_path: Path, *arguments: str, **how: str) -> str:
     """Return the arguments of ``scontrol``."""
-    process = start(tmp_path, *arguments, **how)
+    process, asked = start(tmp_path, *arguments, **how)
     process.kill()
     process.wait()
-    return read_asked(tmp_path)
-
-
-def read_asked(tmp_path: Path) -> str:
-    asked = tmp_path / "asked"
-    return asked.read_text() if asked.exists() else ""
+    return asked.read_text()
 
 
 @pytest.mark.parametrize(
@@ -102,7 +114,6 @@ def test_array_task_is_named_by_its_array(tmp_path: Path) -> None:
 
 def test_restarts_have_a_limit(tmp_path: Path) -> None:
     assert asked_by(tmp_path, "75", "--most", "2", SLURM_RESTART_COUNT="1") == "requeue 7\n"
-    (tmp_path / "asked").unlink()
     assert run(tmp_path, "75", "--most", "2", SLURM_RESTART_COUNT="2") == (0, "", False)
 
 
@@ -113,10 +124,8 @@ def test_fourth_start_that_gets_no_further_is_the_last(tmp_path: Path, status: i
     for _ in range(3):
         fail_to_launch(tmp_path, "n2")
         assert "requeue 7\n" in asked_by(tmp_path, str(status))
-        (tmp_path / "asked").unlink()
     assert asked_by(tmp_path, str(status)) == ""
     assert "requeue 7\n" in asked_by(tmp_path, "75")
-    (tmp_path / "asked").unlink()
     (fold.checkpoints / "step-00000005").mkdir(parents=True)
     assert "requeue 7\n" in asked_by(tmp_path, str(status))
 
@@ -128,13 +137,13 @@ def test_node_is_excluded_after_its_second_failure(tmp_path: Path) -> None:
     job = {"scontrol": SHOW_JOB, "SLURM_JOB_NODELIST": "n1,n2", "SLURM_JOB_NUM_NODES": "1"}
     fail_to_launch(tmp_path, "n2")
     assert asked_by(tmp_path, "233", **job) == "requeue 7\n"
-    process = start(tmp_path, "233", **job)
+    process, asked = start(tmp_path, "233", **job)
     deadline = time.monotonic() + 20
-    while "update" not in read_asked(tmp_path) and time.monotonic() < deadline:
+    while "update" not in asked.read_text() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.wait()
-    assert read_asked(tmp_path).splitlines()[-1] == "update JobId=7 ExcNodeList=n2,n3"
+    assert asked.read_text().splitlines()[-1] == "update JobId=7 ExcNodeList=n2,n3"
 
 
 @pytest.mark.parametrize(("num_nodes", "excludes"), [(1, True), (2, False)])
@@ -142,11 +151,11 @@ def test_node_is_not_excluded_if_too_few_are_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_nodes: int, excludes: bool
 ) -> None:
     """The partition has three, of which the user has excluded one."""
-    write_clients(tmp_path, "", SHOW_JOB)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    asked = write_clients(tmp_path / "clients", "", SHOW_JOB)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'clients'}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", str(num_nodes))
     exclude_nodes("7", ["n2"])
-    assert ("update" in read_asked(tmp_path)) == excludes
+    assert ("update" in asked.read_text()) == excludes
 
 
 def fail_to_launch(tmp_path: Path, node: str) -> None:
@@ -173,5 +182,5 @@ def test_job_ended_from_outside_is_not_requeued(tmp_path: Path, state: str, aske
 
 
 def test_scontrol_survives_the_signals_that_it_causes(tmp_path: Path) -> None:
-    scontrol = "kill -TERM $$\nkill -USR2 $$\necho sent >> " + str(tmp_path / "asked")
+    scontrol = "kill -TERM $$\nkill -USR2 $$\necho sent >> ${0%/*}/asked"
     assert run(tmp_path, "75", scontrol=scontrol) == (-signal.SIGKILL, "requeue 7\nsent\n", True)
