@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -74,13 +73,6 @@ class Outcome:
                 self.failed_in_a_row += 1
             self.failed[reason] += 1
             self.examples.setdefault(reason, f"{key}: {detail}" if detail else key)
-
-
-class _LocalReader(ClipReader):
-    """Reader of a local folder without webdataset's opener, which imports torch."""
-
-    def _open(self, shard: int) -> int:
-        return os.open(self.index.path(shard), os.O_RDONLY)
 
 
 def open_folder(location: str) -> Index:
@@ -181,7 +173,7 @@ def describe(
     with open_writer(index) as writer, ThreadPoolExecutor(concurrency) as pool:
         clips, cached = choose_clips(index, source, split, limit)  # nobody else requests them
         outcome = Outcome(cached=cached)
-        worker = _Worker(_LocalReader(index), source, endpoint, writer)
+        worker = _Worker(ClipReader(index), source, endpoint, writer)
         try:
             jobs = {pool.submit(worker.describe, clip): clip for clip in clips}
             for number, job in enumerate(as_completed(jobs), 1):

@@ -222,7 +222,7 @@ def _start(dataset: _ClipDataset, requests: Iterable[prefetch.BatchRequest]) -> 
     """
     # Imported before workers are forked, or each imports it at its first shard. Not at the top of
     # the file, since an exported model reads no shards.
-    import webdataset.gopen  # noqa: F401
+    import dfer_dist.data.shards.webdataset_files  # noqa: F401
 
     workers = dataset.data.workers
     loader = DataLoader(

@@ -200,7 +200,7 @@ class ClipReader:
             for gone in [s for s, file in self._files.items() if not os.fstat(file).st_nlink]:
                 os.close(self._files.pop(gone))
             return root.open(entry.file, entry.sha256, entry.bytes)
-        from webdataset.gopen import gopen  # imports torch, which dfer verify must not wait for
+        from dfer_dist.data.shards.webdataset_files import gopen
 
         # webdataset's opener, so that names mean the same here; an absolute path, so that the name
         # of a folder is never taken for the scheme of a URL or for a command

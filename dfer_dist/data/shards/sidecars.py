@@ -155,7 +155,8 @@ def write_sidecar_tar(
 @contextmanager
 def write_tar(tar: Path) -> Iterator[Any]:
     """Yield WebDataset's writer of ``tar``, which appears once the block ends without an error."""
-    from webdataset.writer import TarWriter  # imports torch, which reading does not need
+    # an exported model reads sidecars without webdataset
+    from dfer_dist.data.shards.webdataset_files import TarWriter
 
     with (
         atomic_path(tar) as temporary,

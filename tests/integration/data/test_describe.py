@@ -296,10 +296,10 @@ def test_describe_wrong_options_give_one_line(
 def test_describe_imports_no_torch(tiny_shards: Index) -> None:
     code = (
         "import sys\n"
-        "from dfer_dist.data.captions.generate import _LocalReader, open_folder, describe\n"
+        "from dfer_dist.data.captions.generate import ClipReader, open_folder, describe\n"
         "import dfer_dist.data.captions.imports\n"
         f"index = open_folder({str(tiny_shards.root)!r})\n"
-        "assert _LocalReader(index).jpegs(0, 0)\n"
+        "assert ClipReader(index).jpegs(0, 0)\n"
         "print('torch' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

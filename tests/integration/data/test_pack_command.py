@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from dfer_dist.data.packing.report import REPORT, PackReport
 from tests.helpers.cli import dfer
 from tests.helpers.data.clips import write_clip
 from tests.helpers.forked import Done
+from tests.helpers.paths import ROOT
 
 
 def dfer_pack(folder: Path, *arguments: str) -> Done:
@@ -62,3 +66,30 @@ def test_dfer_pack_prints_what_it_does_not_read(tmp_path: Path) -> None:
     assert "\n2 .wav files not read\n" in done.stdout
     unread = {".mp4 files": 1, ".png files": 1, ".wav files": 2}
     assert PackReport.read(tmp_path / "out" / REPORT).unread == unread
+
+
+def test_packing_and_adding_maps_import_no_torch(tmp_path: Path) -> None:
+    """It takes seconds, in each worker process too."""
+    write_clip(tmp_path / "mine/happy/a", 2, seed=0)
+    write_clip(tmp_path / "mine/sad/b", 2, seed=1)
+    (tmp_path / "marks").mkdir()
+    for key in ("happy_a", "sad_b"):
+        np.save(tmp_path / "marks" / f"{key}.npy", np.full((2, 68, 2), 9, np.float32))
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from launch.commands.data import enrich, pack\n"
+        "pack('folder', Path('mine'), Path('out'), folds=2, workers=1)\n"
+        "enrich(Path('out'), landmarks_from=Path('marks'), parsing=True, workers=1)\n"
+        "print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1:] == ["False"], done.stderr
+    assert "parsing: 2 clips in 2 shards" in done.stdout
