@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -26,6 +28,8 @@ from launch.report import open_mlflow_runs, report_run, update_mlflow_runs
 from launch.slurm.requeue import decide
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+_SQUEUE_TRIES = 12
+_SQUEUE_PAUSE = 10.0  # seconds between them
 Fold = Annotated[int, typer.Argument(help="The fold, counted from 1.")]
 
 
@@ -140,15 +144,26 @@ def close_fold(
 
 def _ends_last(run: RunDir, fold: int) -> bool:
     """Return whether a fold ends without a summary job and with no other fold in the queue."""
-    from launch.slurm.jobs import queued_folds, submissions
+    from launch.slurm.jobs import submissions
 
     entry = next((e for e in reversed(submissions(run)) if str(fold) in e.folds), None)
     if entry is None or entry.summary:
         return False
     try:
-        return not queued_folds(run).keys() - {fold}
+        return not _queued_folds(run) - {fold}
     except UserError:
         return False
+
+
+def _queued_folds(run: RunDir) -> set[int]:
+    """Return the folds in the queue; a controller that is restarted answers after a while."""
+    from launch.slurm.jobs import queued_folds
+
+    for _ in range(_SQUEUE_TRIES - 1):
+        with suppress(UserError):
+            return set(queued_folds(run))
+        time.sleep(_SQUEUE_PAUSE)
+    return set(queued_folds(run))
 
 
 def write_summaries(roots: Sequence[str], comparison: str | None) -> None:
@@ -173,12 +188,11 @@ def write_summaries(roots: Sequence[str], comparison: str | None) -> None:
 def _write_summary(run: RunDir, ending: int | None = None) -> None:
     """Write the summary of a run and close it; the job of fold ``ending`` still runs."""
     from launch.progress import is_done
-    from launch.slurm.jobs import queued_folds
 
     folds = run.info().folds_to_train
     missing = [k for k in folds if not is_done(run.fold(k))]
     # folds that were submitted later have a summary job of their own, which closes the run
-    queued = queued_folds(run).keys() - {ending}
+    queued = _queued_folds(run) - {ending}
     outcome = "FAILED" if missing else "FINISHED"
     if len(missing) < len(folds):
         report_run(run, None if queued else outcome)

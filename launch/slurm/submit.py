@@ -240,9 +240,12 @@ def _submit_tasks(
         summary = _submit_summary(runs, array, target, folder, sweep)
     except UserError as e:
         # its job asks for other resources than theirs: what keeps it out need not keep them out
+        compare = ""
+        if sweep:
+            compare = f"; compare the runs with dfer report {' '.join(str(r.root) for r in runs)}"
         print_line(
-            f"no summary job ({e}): the last fold writes the summary; cluster.summary sets the "
-            "job's options"
+            f"no summary job ({e}): the last fold of a run writes its summary; cluster.summary "
+            f"sets the job's options{compare}"
         )
     except BaseException:  # all or nothing
         with suppress(SlurmError):

@@ -1,0 +1,53 @@
+"""The job of a fold closes the run if it ends last and there is no summary job."""
+
+from __future__ import annotations
+
+import pytest
+
+from dfer_dist.runs.layout import RunDir
+from dfer_dist.utils.files import write_json
+from launch.slurm import job
+from tests.helpers.slurm.fake_clients import FakeSlurm, fold_row
+from tests.helpers.slurm.run_folders import submission
+
+
+@pytest.fixture
+def without_summary_job(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    write_json(run.jobs, {"submissions": [submission(summary=None)]})
+    monkeypatch.setenv("SLURM_JOB_ID", "120")
+    return run
+
+
+def close(run: RunDir, capsys: pytest.CaptureFixture[str]) -> str:
+    """Close fold 3, as its job does, and return what is printed."""
+    job.close_fold(run.root, 3, 0)
+    return "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(("others", "ends_last"), [([], True), ([2], False), ([1, 2], False)])
+def test_last_fold_closes_the_run(
+    without_summary_job: RunDir,
+    slurm: FakeSlurm,
+    capsys: pytest.CaptureFixture[str],
+    others: list[int],
+    ends_last: bool,
+) -> None:
+    slurm.set_queue(*(fold_row(fold) for fold in [*others, 3]))
+    assert ("no fold is done" in close(without_summary_job, capsys)) == ends_last
+
+
+def test_last_fold_waits_for_a_controller_that_is_restarted(
+    without_summary_job: RunDir,
+    slurm: FakeSlurm,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses = iter(range(3))
+
+    def sleep(_: float) -> None:
+        if next(pauses) == 2:
+            slurm.set_queue(fold_row(3))
+
+    slurm.set_queue(status=1)
+    monkeypatch.setattr(job.time, "sleep", sleep)
+    assert "no fold is done" in close(without_summary_job, capsys)
