@@ -6,14 +6,18 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from itertools import pairwise, product
 from pathlib import Path
 
-# an integer and the digits after its decimal point, which compare as text
-_Number = tuple[int, str]
+# an integer; a Decimal if it has a decimal point, such as 1.0
+_Number = int | Decimal
 
-_NUMBERS = re.compile(r"[0-9]+(?:[.,][0-9]+)*")
+# digits of any script
+_NUMBERS = re.compile(r"-?\d+(?:[.,]\d+)*")
 _SEPARATOR = re.compile(r"[.,]")
+# between a word and a number
+_HYPHEN = re.compile(r"[^\W_]-\d")
 
 # what tools that crop faces write before the number of a face
 _FACE = re.compile(r"(?:det|face|id|identity|person|subject|track)s?[^a-z]*$", re.IGNORECASE)
@@ -26,14 +30,14 @@ def sort_frames(files: Iterable[Path]) -> list[Path]:
     """Sort frame files by time: 2.jpg comes before 10.jpg, and t_0.25.jpg before t_0.5.jpg.
 
     The numbers of a name count from left to right. If one of several counts the frames, as in
-    ``score_0.98_frame_12.jpg``, it alone counts.
+    ``score_0.98_frame_12.jpg``, it alone counts. A hyphen before a number is a minus if other names
+    have none there.
     """
     files = list(files)
     simple = _find_numbers([file.name for file in files])
     if simple:
         return [file for _, _, file in sorted(zip(simple, map(str, files), files, strict=True))]
-    names = [_Name(file) for file in files]
-    _read_numbers(names)
+    names = _read_names(files)
     counter = _find_counter(names)
 
     def order(name: _Name) -> tuple[list[_Number], str]:
@@ -53,8 +57,7 @@ def find_sequences(files: Iterable[Path]) -> list[Path]:
     files = list(files)
     if _find_numbers([file.name for file in files]):
         return []
-    names = [_Name(file) for file in files]
-    _read_numbers(names)
+    names = _read_names(files)
     texts: dict[str, list[_Name]] = defaultdict(list)
     for name in names:
         texts[name.text].append(name)
@@ -85,13 +88,36 @@ def _find_numbers(names: Sequence[str]) -> list[int]:
 class _Name:
     """The name of a file: its numbers, and the text around them."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, is_signed: bool) -> None:
         self.file = file
         self.tokens = list(_NUMBERS.finditer(file.stem))
-        self.text = _NUMBERS.sub("0", file.stem)
+        self.is_signed = is_signed
+        self.text = _NUMBERS.sub("0" if is_signed else _mark_number, file.stem)
         self.numbers: list[_Number] = []
         # of each number the text before it
         self.labels: list[str] = []
+
+
+def _mark_number(match: re.Match[str]) -> str:
+    """Return what is in a text for a number whose hyphen, if any, is text."""
+    return "-0" if match[0].startswith("-") else "0"
+
+
+def _read_names(files: Sequence[Path]) -> list[_Name]:
+    """Return the names of files with their numbers.
+
+    Hyphens are signs if names differ in text only by them. ``frame-1`` next to ``frame1`` is of
+    another sequence.
+    """
+    names = [_Name(file, is_signed=False) for file in files]
+    signed = [_Name(file, is_signed=True) for file in files]
+    for read in (names, signed):
+        _read_numbers(read)
+    if len({name.text for name in names}) == 1 or len({name.text for name in signed}) > 1:
+        return names
+    is_word = any(_HYPHEN.search(file.stem) for file in files)
+    is_repeated = len({tuple(name.numbers) for name in names}) < len(names)
+    return names if is_word and is_repeated else signed
 
 
 def _read_numbers(names: Sequence[_Name]) -> None:
@@ -106,11 +132,10 @@ def _read_numbers(names: Sequence[_Name]) -> None:
     are_decimals = same_width or not any(d.endswith("0") and d != "0" for d in decimals)
     for name, tokens in zip(names, split, strict=True):
         for token, parts in zip(name.tokens, tokens, strict=True):
+            numbers: list[_Number] = [int(part) for part in parts]
             if len(parts) == 2 and are_decimals:
-                numbers = [(int(parts[0]), parts[1])]
-            else:
-                numbers = [(int(part), "") for part in parts]
-            name.numbers += numbers
+                numbers = [Decimal(".".join(parts))]
+            name.numbers += numbers if name.is_signed else map(abs, numbers)
             name.labels += [name.file.stem[: token.start()]] * len(numbers)
 
 
@@ -126,17 +151,37 @@ def _find_counter(names: Sequence[_Name]) -> int | None:
         return None
     columns = _varying_columns(names)
     distinct = {i: column for i, column in columns.items() if len(set(column)) == len(names)}
-    if len(columns) < 2 or not distinct:
+    if len(columns) < 2 or not distinct or _is_clock(list(columns.values())):
         return None
     counters = (i for i, column in distinct.items() if _is_even(column))
-    return next(counters, next(iter(distinct)))
+    counter = next(counters, None)
+    if counter is not None:
+        return counter
+    counter = next(iter(distinct))
+    leading = zip(*(column for i, column in columns.items() if i < counter), strict=True)
+    return None if _is_nested(list(leading), distinct[counter]) else counter
 
 
 def _is_even(column: Iterable[_Number]) -> bool:
     """Return whether numbers are integers at one distance, in any order."""
     values = sorted(column)
-    steps = {b[0] - a[0] for a, b in pairwise(values)}
-    return len(steps) == 1 and not any(decimals for _, decimals in values)
+    return len({b - a for a, b in pairwise(values)}) == 1 and not _has_decimals(values)
+
+
+def _has_decimals(column: Iterable[_Number]) -> bool:
+    return any(isinstance(number, Decimal) for number in column)
+
+
+def _is_nested(leading: Sequence[tuple[_Number, ...]], counter: Sequence[_Number]) -> bool:
+    """Return whether a number starts anew when those before it change, as seconds each minute.
+
+    These are integers of few values, each of which is of neighbouring numbers: a score is not.
+    """
+    ordered = [numbers for _, numbers in sorted(zip(counter, leading, strict=True))]
+    num_values = len(set(ordered))
+    num_changes = sum(a != b for a, b in pairwise(ordered))
+    is_even_split = 1 < num_values <= len(ordered) / 2 and num_changes == num_values - 1
+    return is_even_split and not any(map(_has_decimals, ordered))
 
 
 def _group_by_face(names: Sequence[_Name]) -> list[list[_Name]]:
@@ -149,7 +194,7 @@ def _group_by_face(names: Sequence[_Name]) -> list[list[_Name]]:
         return [list(names)]
     face = min(columns, key=lambda i: len(set(columns[i])))
     distinct = [i for i, column in columns.items() if len(set(column)) == len(names)]
-    is_named = _FACE.search(names[0].labels[face]) and not any(d for _, d in columns[face])
+    is_named = _FACE.search(names[0].labels[face]) and not _has_decimals(columns[face])
     if face in distinct:
         return [list(names)]
     if not is_named and (distinct or _is_clock(list(columns.values()))):
@@ -163,17 +208,19 @@ def _group_by_face(names: Sequence[_Name]) -> list[list[_Name]]:
 def _is_clock(columns: Sequence[Sequence[_Number]]) -> bool:
     """Return whether numbers are those of a clock that is read at even times."""
     rows = sorted(zip(*columns, strict=True))
+    # a period of 1/30 s is 33 or 34 ms
+    exponents = (n.as_tuple().exponent for row in rows for n in row if isinstance(n, Decimal))
+    tolerance = Decimal(1).scaleb(min(map(int, exponents), default=0))
     for units in product(_CLOCK, repeat=len(columns) - 1):
-        if any(n >= unit for row in rows for (n, _), unit in zip(row[1:], units, strict=True)):
+        if any(n >= unit for row in rows for n, unit in zip(row[1:], units, strict=True)):
             continue
         times = []
         for row in rows:
-            time = row[0][0]
-            for (number, _), unit in zip(row[1:], units, strict=True):
+            time = row[0]
+            for number, unit in zip(row[1:], units, strict=True):
                 time = time * unit + number
             times.append(time)
         steps = [b - a for a, b in pairwise(times)]
-        # a period of 1/30 s is 33 or 34 ms
-        if min(steps) > 0 and max(steps) - min(steps) <= 1:
+        if min(steps) > 0 and max(steps) - min(steps) <= tolerance:
             return True
     return False

@@ -29,6 +29,19 @@ ORDERS = {
         f"00_{ms // 60000:02d}_{ms // 1000 % 60:02d}_{ms % 1000:03d}.jpg"
         for ms in [round(59_000 + i * 100 / 3) for i in range(90)]
     ],
+    "seconds that pass a minute": ["00h00m40s.jpg", "00h01m00s.jpg", "00h01m20s.jpg"],
+    "a time of day at uneven times": [
+        f"2021-01-02_10-0{ms // 60000}-{ms // 1000 % 60:02d}.{ms % 1000:03d}.jpg"
+        for ms in (58_000, 58_041, 59_975, 60_013, 60_900, 61_307)
+    ],
+    "a time of day at even times": [
+        f"10-0{ms // 60000}-{ms / 1000 % 60:06.3f}.jpg"
+        for ms in [round(i * 100 / 3) for i in range(1795, 1890)]
+    ],
+    "versions": ["v1.9.jpg", "v1.10.jpg", "v2.1.jpg", "v2.3.jpg"],
+    "seconds before and after an event": [f"t_{i / 4}.jpg" for i in range(-3, 4)],
+    "frames before and after an event": ["t-20.jpg", "t-15.jpg", "t-10.jpg", "t0.jpg", "t5.jpg"],
+    "digits of another script": ["２.jpg", "９.jpg", "１０.jpg"],
     "parts of one numbering": [f"part{1 + i // 40}_{i}.jpg" for i in range(80)],
     "text without numbers": ["apex.jpg", "onset.jpg"],
 }
@@ -49,6 +62,7 @@ SEQUENCES = {
     "face after a word": ["{t}_face{face}.png", 2],
     "faces as letters": ["{letter}_{t:04d}.jpg", 2],
     "aligned next to whole frames": ["{t}{suffix}.jpg", 2],
+    "frames of two programs": ["frame{hyphen}{t}.jpg", 2],
     "frames of a second": ["s{face:02d}_f{t:02d}.jpg", 4],
 }
 
@@ -57,7 +71,13 @@ SEQUENCES = {
 def test_several_sequences_in_one_folder_are_found(kind: str) -> None:
     pattern, count = SEQUENCES[kind]
     names = [
-        pattern.format(face=face, letter="ABC"[face % 3], suffix=["", "_aligned"][face % 2], t=t)
+        pattern.format(
+            face=face,
+            letter="ABC"[face % 3],
+            suffix=["", "_aligned"][face % 2],
+            hyphen="-"[face:],
+            t=t,
+        )
         for t in range(1, 101)
         for face in range(count)
     ]
