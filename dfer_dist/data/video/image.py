@@ -28,6 +28,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Where a PNG has the bits of a channel.
+_PNG_BITS = 24
+
 # Tags of a TIFF.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
@@ -91,6 +94,8 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             # Pillow turns a TIFF upright itself while it loads it
             image.load()
+            if image.format == "PNG":
+                _scale_transparent_color(image, data[_PNG_BITS])
             shown = _scale_to_8_bits(image)
             orientation = _orientation(image)
             if orientation in _UPRIGHT:
@@ -128,7 +133,7 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     if not is_integer and image.mode != "F":
         return image
     tags = getattr(image, "tag_v2", {})
-    bits = int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
+    bits = int(tags.get(_BITS_PER_SAMPLE, (32 if image.mode == "F" else 16,))[0])
     if image.mode == "F" or not 8 < bits <= 16:
         raise ValueError(f"its pixels have {bits} bits: convert them to 8 or 16")
     values = np.asarray(image).astype(np.int64) >> (bits - 8)
@@ -136,4 +141,16 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
         raise ValueError("its pixels have negative values: convert them to 8 bits")
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = 255 - values
+    if "transparency" in image.info:
+        alpha = np.where(np.asarray(image) == image.info["transparency"], 0, 255)
+        values = np.dstack([values, alpha])
     return Image.fromarray(values.astype(np.uint8))
+
+
+def _scale_transparent_color(image: Image.Image, bits: int) -> None:
+    """Scale the transparent colour of a PNG to 8 bits, as Pillow does with pixels only."""
+    color = image.info.get("transparency")
+    if isinstance(color, tuple) and bits > 8:
+        raise ValueError(f"it has a transparent colour of {bits} bits: convert it to 8 bits")
+    if isinstance(color, int) and image.mode == "L":
+        image.info["transparency"] = color * 255 // (2**bits - 1)

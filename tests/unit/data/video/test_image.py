@@ -50,8 +50,17 @@ def encode(image: Image.Image | np.ndarray, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def write_png(pixels: np.ndarray, color_type: int, interlaced: bool = False) -> bytes:
-    """Return pixels [H, W, C] of 8 or 16 bits as a PNG, of kinds that Pillow does not write."""
+def write_png(
+    pixels: np.ndarray,
+    color_type: int,
+    interlaced: bool = False,
+    bits: int | None = None,
+    transparent: tuple[int, ...] = (),
+) -> bytes:
+    """Return pixels [H, W, C] as a PNG, of kinds that Pillow does not write.
+
+    They are of 8 or 16 bits; or of less ``bits``, several of which are a byte of the array.
+    """
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -59,15 +68,19 @@ def write_png(pixels: np.ndarray, color_type: int, interlaced: bool = False) -> 
         )
 
     height, width = pixels.shape[:2]
-    bits = 8 * pixels.itemsize
-    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, interlaced)
+    bits = bits or 8 * pixels.itemsize
+    header = struct.pack(
+        ">IIBBBBB", 8 * pixels.itemsize // bits * width, height, bits, color_type, 0, 0, interlaced
+    )
     passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
     rows = b"".join(
         b"\0" + row.astype(pixels.dtype.newbyteorder(">")).tobytes()
         for x, y, width, height in passes
         for row in pixels[y::height, x::width]
     )
-    chunks = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    chunks = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    if transparent:
+        chunks.insert(1, chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)))
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
@@ -181,6 +194,30 @@ def test_transparent_palette_and_grey_are_composed_on_black() -> None:
     assert difference(encode(grey, "PNG"), np.asarray(grey)[..., 0] * (128 / 255)) <= 1
 
 
+@pytest.mark.parametrize(
+    ("packed", "bits", "transparent", "shown"),
+    [
+        (np.array([[0, 0x8000, 0x8001, 0xFFFF]], np.uint16), 16, 0x8000, [0, 0, 128, 255]),
+        (np.array([[0x08, 0xF4]], np.uint8), 4, 8, [0, 0, 255, 68]),
+        (np.array([[0b00011011]], np.uint8), 2, 1, [0, 0, 170, 255]),
+        (np.array([[0b01100000]], np.uint8), 1, 1, [0] * 8),
+        (np.array([[7, 8, 9]], np.uint8), 8, 8, [7, 0, 9]),
+    ],
+)
+def test_transparent_grey_value_of_any_depth_becomes_black(
+    packed: np.ndarray, bits: int, transparent: int, shown: list[int]
+) -> None:
+    data = write_png(packed[..., None], 0, bits=bits, transparent=(transparent,))
+    assert difference(data, np.array([shown])) == 0
+
+
+def test_transparent_color_is_composed_or_refused() -> None:
+    color = np.array([[[1, 2, 3], [1, 2, 4]]], np.uint8)
+    assert difference(write_png(color, 2, transparent=(1, 2, 3)), color * [[[0], [1]]]) == 0
+    with pytest.raises(ValueError, match="a transparent colour of 16 bits: convert it to 8 bits"):
+        decode_image(write_png(color.astype(np.uint16), 2, transparent=(1, 2, 3)))
+
+
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
 @pytest.mark.parametrize("mode", ["1", "L", "P"])
 def test_few_bits_and_palettes_are_shown_in_color(kind: str, mode: str) -> None:
@@ -203,6 +240,12 @@ def test_cmyk_tiff_and_interlaced_png_are_shown() -> None:
 def test_32_bit_pixels_are_refused_by_name(mode: str) -> None:
     with pytest.raises(ValueError, match=r"^its pixels have 32 bits: convert them to 8 or 16"):
         decode_image(encode(Image.new(mode, (8, 8)), "TIFF"))
+
+
+def test_pixels_of_a_float_map_are_refused_by_name() -> None:
+    data = b"Pf\n2 1\n-1.0\n" + np.array([0, 1], "<f4").tobytes()
+    with pytest.raises(ValueError, match=r"^its pixels have 32 bits: convert them to 8 or 16"):
+        decode_image(data)
 
 
 def test_signed_pixels_are_refused_by_name() -> None:
