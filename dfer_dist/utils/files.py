@@ -21,7 +21,8 @@ VERSION = 1
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` when the block ends without an exception.
 
-    It is in the same folder and has the same suffix. After an exception it is removed.
+    It is in the same folder and has the same suffix. After an exception it is removed. An error of
+    the disk, such as a full one, names ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
@@ -34,6 +35,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.chmod(mode)
         temporary.replace(path)
         fsync(path.parent)
+    except OSError as e:
+        # a write to an open file does not say to which
+        e.filename = e.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -49,6 +49,17 @@ def test_failed_atomic_write_makes_no_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_full_disk_names_the_file(tmp_path: Path) -> None:
+    def write_to_a_full_disk() -> None:
+        # its error has no file
+        with atomic_path(tmp_path / "a.txt"), open("/dev/full", "w") as full:
+            full.write("x")
+
+    with pytest.raises(OSError, match=r"No space left on device: '/.*/a\.txt'$"):
+        write_to_a_full_disk()
+    assert os.listdir(tmp_path) == []
+
+
 def test_temporary_file_keeps_the_suffix(tmp_path: Path) -> None:
     with atomic_path(tmp_path / "a.png") as temporary:
         assert temporary.suffix == ".png"
