@@ -7,6 +7,7 @@ FERV39k has one pair.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from dfer_dist.data.sources.names import is_system, make_keys, plain_name
+from dfer_dist.data.sources.probe import VIDEO_SUFFIX
 from dfer_dist.data.sources.records import (
     CLASSES,
     NO_SPLIT,
@@ -72,12 +74,13 @@ def read_lists(dataset: str, root: Path, lists: Path) -> list[ClipRecord]:
     tests = {split: _read_list(file, len(classes)) for split, file in files.items()}
     if not any(tests.values()):
         raise UserError(f"the test lists in {lists} are empty: nothing to pack")
+    by_name = {file.name.lower(): file for file in lists.iterdir()}
     trainings = {
-        split: file.with_name(_LIST_NAME.sub(r"\1train\3", file.name))
+        split: by_name.get(_LIST_NAME.sub(r"\1train\3", file.name).lower())
         for split, file in files.items()
         if split.startswith("fold")
     }
-    trains = {s: _read_list(f, len(classes)) for s, f in trainings.items() if f.is_file()}
+    trains = {s: _read_list(f, len(classes)) for s, f in trainings.items() if f}
     prefix = _common_prefix([row.source for rows in tests.values() for row in rows])
     rows = join_splits(tests, trains, classes)
     sources = [row.source[prefix:] for row in rows]
@@ -96,6 +99,7 @@ def read_lists(dataset: str, root: Path, lists: Path) -> list[ClipRecord]:
 def count_unlisted(root: Path, sources: Sequence[str]) -> Counter[str]:
     """Count what is in the folder of all clips and in no list, by kind."""
     names = {plain_name(source.lstrip("/").partition("/")[0]) for source in sources}
+    names |= {VIDEO_SUFFIX.sub("", name) for name in names}
     unread: Counter[str] = Counter()
     for entry in os.scandir(root):
         name = plain_name(entry.name)
@@ -185,13 +189,14 @@ def _find_lists(lists: Path, dataset: str) -> dict[str, Path]:
     named = [(match, file) for file in files if (match := _LIST_NAME.fullmatch(file.name))]
     tests: dict[int, Path] = {}
     for match, file in named:
-        fold = re.search(r"_set_(\d+)_$", match[1])
-        if fold and match[2] == "test":
+        fold = re.search(r"_set_(\d+)_$", match[1], re.IGNORECASE)
+        if fold and match[2].lower() == "test":
             add_test_list(tests, int(fold[1]), file)
     if tests:
         return number_folds(tests, lists)
     pair = {
-        split: [file for match, file in named if match[2] == split] for split in ("train", "test")
+        split: [file for match, file in named if match[2].lower() == split]
+        for split in ("train", "test")
     }
     if any(len(found) != 1 for found in pair.values()):
         raise UserError(
@@ -210,7 +215,7 @@ def _read_list(file: Path, num_classes: int) -> list[Row]:
         frames, label = map(int, numbers)
         if label >= num_classes:
             return None
-        return Row(path.replace("\\", "/"), label, frames)
+        return Row(posixpath.normpath(path.replace("\\", "/")), label, frames)
 
     form = (
         f"'path frames label' with a label of 0 to {num_classes - 1} (lists 'path label', as of "

@@ -1,6 +1,7 @@
 """Folders of classes: ``CLASS/CLIP/`` with frames, or ``CLASS/CLIP.mp4``.
 
-Folds are made here, unless ``train/``, ``val/`` and ``test/`` are above the classes.
+Folds are made here, unless ``train/``, ``val/`` and ``test/``, or folders of folds, are above the
+classes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dfer_dist.data.sources.folds import assign_folds, assign_grouped_folds
-from dfer_dist.data.sources.names import is_system, make_keys, printable
+from dfer_dist.data.sources.names import is_system, make_keys, plain_name, printable
 from dfer_dist.data.sources.probe import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_video
 from dfer_dist.data.sources.records import (
     ELEVEN,
@@ -25,12 +26,16 @@ from dfer_dist.data.sources.records import (
 )
 from dfer_dist.utils.errors import UserError
 
-# such as train, Training, valid, val_set and Test_AFEW
+# such as train, Training, trainval, valid, val_set, test1 and Test_AFEW
+_MORE = "(set|data)?([ _-].*|[0-9]+)?"
 _SPLITS = {
-    "train": re.compile(r"train(ing)?(set)?([ _-].*)?", re.IGNORECASE),
-    "val": re.compile(r"(val(id|idation)?|dev(elopment)?)(set)?([ _-].*)?", re.IGNORECASE),
-    "test": re.compile(r"test(ing)?(set)?([ _-].*)?", re.IGNORECASE),
+    "train": re.compile(rf"train(ing|val)?{_MORE}|训练.*", re.IGNORECASE),
+    "val": re.compile(
+        rf"(val(id|idation)?|dev(elopment)?|eval(uation)?){_MORE}|验证.*", re.IGNORECASE
+    ),
+    "test": re.compile(rf"test(ing)?{_MORE}|测试.*", re.IGNORECASE),
 }
+_FOLD = re.compile("fold[ _-]?([0-9]+)", re.IGNORECASE)
 
 
 class _ClassFolder(NamedTuple):
@@ -59,8 +64,8 @@ def read_folder(
     ----------
     root : Path
         Folder of the classes, which hold clips: folders of frames, and videos. Or folder of
-        ``train``, ``val`` and ``test``, which hold the classes: their split is kept. Without
-        ``test``, ``val`` is the test split.
+        ``train``, ``val`` and ``test``, or of folds, which hold the classes: their split is kept.
+        Without ``test``, ``val`` is the test split. Folds are numbered from 1.
     folds, seed : int, optional
         Number of folds, at least 2 and by default 5; their seed, by default 0, which is not used if
         there are as many groups as folds.
@@ -76,7 +81,7 @@ def read_folder(
     ------
     UserError
         If there are no classes or clips, two classes of the same name, fewer clips or groups than
-        folds, a clip without a row, or arguments of folds where the folder has a split.
+        folds, a clip without a row, arguments of folds next to a split, or one split alone.
     """
     _check_arguments(root, folds, groups, group_by)
     splits = _find_splits(root)
@@ -90,7 +95,7 @@ def read_folder(
         records = _assign(records, root, folds or 5, seed or 0, groups, group_by)
     keys = make_keys([r.source for r in records])
     records = [replace(r, key=key) for r, key in zip(records, keys, strict=True)]
-    name, notes = printable(root.resolve().name), _describe_splits(splits)
+    name, notes = printable(root.resolve().name), _describe_splits(splits, classes, records)
     return Listing(name, classes, records, (root,), unread, notes)
 
 
@@ -112,15 +117,24 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _find_splits(root: Path) -> Mapping[str, list[Path]]:
-    """Return the folders of a split by its name, if there are ``train`` and another; else none."""
+    """Return the folders of a split by its name; none if the classes are in the root."""
+    folders = _subfolders(root)
     found: dict[str, list[Path]] = defaultdict(list)
-    for folder in _subfolders(root):
+    for folder in folders:
         for split, pattern in _SPLITS.items():
             if pattern.fullmatch(folder.name):
                 found[split].append(folder)
-    if "train" not in found or len(found) < 2:
-        return {}
-    if "test" not in found:
+    numbers = {folder: match for folder in folders if (match := _FOLD.fullmatch(folder.name))}
+    if not found:
+        by_number = sorted(numbers, key=lambda folder: int(numbers[folder][1]))
+        found.update({f"fold{k}": [folder] for k, folder in enumerate(by_number, 1)})
+    if len(found) == 1:
+        ((split, (folder, *_)),) = found.items()
+        raise UserError(
+            f"{root} has {folder.name}, but no other split: give --root {folder} to make folds of "
+            "it, or rename it"
+        )
+    if "val" in found and "test" not in found:
         found["test"] = found.pop("val")
     return found
 
@@ -135,11 +149,17 @@ def _refuse_folds(root: Path, splits: Mapping[str, list[Path]], **arguments: obj
         )
 
 
-def _describe_splits(splits: Mapping[str, list[Path]]) -> tuple[str, ...]:
+def _describe_splits(
+    splits: Mapping[str, list[Path]], classes: Sequence[str], records: Sequence[ClipRecord]
+) -> tuple[str, ...]:
+    """Say which folder is which split, and of which classes ``train`` has no clip."""
     if not splits:
         return ()
     parts = [f"{path.name} is {split}" for split, paths in splits.items() for path in paths]
-    return (f"the split of the folders is kept: {', '.join(parts)}",)
+    notes = (f"the split of the folders is kept: {', '.join(parts)}",)
+    trained = {record.label for record in records if record.split not in ("val", "test")}
+    untrained = [name for label, name in enumerate(classes) if label not in trained]
+    return (*notes, f"train has no clip of {', '.join(untrained)}") if untrained else notes
 
 
 def _find_classes(
@@ -155,16 +175,19 @@ def _find_classes(
                 "class"
             )
     known = all(canonical_class(folder.name) for _, _, folder in found)
+    # splits may be of systems that write a name in other bytes, or in upper case
+    shown: dict[str, str] = {}
 
     def class_of(folder: Path) -> str:
-        name = printable(folder.name)
-        return (canonical_class(name) or name) if known else name
+        name = plain_name(folder.name).casefold()
+        default = printable(folder.name)
+        return shown.setdefault(name, (canonical_class(name) if known else None) or default)
 
     for _, home in homes:
         own = [folder for _, other, folder in found if other == home]
         if len(set(map(class_of, own))) < len(own):
             folders = ", ".join(folder.name for folder in own)
-            raise UserError(f"two folders of {home} mean the same class: {folders}")
+            raise UserError(f"two folders of {home} mean the same class: {printable(folders)}")
     names = list(dict.fromkeys(class_of(folder) for _, _, folder in found))
     if known:
         names.sort(key=ELEVEN.index)

@@ -18,12 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from dfer_dist.data.sources.names import plain_name
-from dfer_dist.data.sources.probe import VIDEO_SUFFIXES
+from dfer_dist.data.sources.probe import VIDEO_SUFFIX
 from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.data.sources.text_lists import find_delimiter, read_text
 from dfer_dist.utils.errors import UserError
-
-_VIDEO_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, VIDEO_SUFFIXES))})$", re.IGNORECASE)
 
 
 def assign_folds(records: Sequence[ClipRecord], folds: int, seed: int) -> list[int]:
@@ -109,7 +107,7 @@ def _read_groups(file: Path, column: str) -> Mapping[str, str]:
         group = (row[column] or "").strip()
         if not name or not group:
             raise UserError(f"{file}:{reader.line_num}: a row without a clip or without a group")
-        name = _VIDEO_SUFFIX.sub("", _clip_name(name))
+        name = VIDEO_SUFFIX.sub("", _clip_name(name))
         if groups.setdefault(name, group) != group:
             raise UserError(
                 f"{file}:{reader.line_num}: clip {name} is in two groups, "

@@ -135,7 +135,7 @@ def _read_numbers(names: Sequence[_Name]) -> None:
             numbers: list[_Number] = [int(part) for part in parts]
             if len(parts) == 2 and are_decimals:
                 numbers = [Decimal(".".join(parts))]
-            name.numbers += numbers if name.is_signed else map(abs, numbers)
+            name.numbers += numbers if name.is_signed else [n if n >= 0 else -n for n in numbers]
             name.labels += [name.file.stem[: token.start()]] * len(numbers)
 
 

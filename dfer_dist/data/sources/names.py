@@ -28,6 +28,7 @@ _SYSTEM = {
     "__pycache__",
     "desktop.ini",
     "ehthumbs.db",
+    "found.000",
     "icon\r",
     "lost+found",
     "lost.dir",
@@ -36,6 +37,7 @@ _SYSTEM = {
     "system volume information",
     "temporary items",
     "thumbs.db",
+    "~snapshot",
 }
 
 

@@ -16,9 +16,13 @@ from dfer_dist.utils.errors import UserError
 
 _MAX_DEPTH = 7
 
-# such as clip_224x224_16f, jpg_224_16f, faces_16_frames and interpolated: made of fewer frames, or
-# of more, than the clip has
-_INTERPOLATED = re.compile(r"(?<![0-9a-z])[0-9]+_?f(rames?)?(?![a-z])|interpol", re.IGNORECASE)
+# such as clip_224x224_16f, jpg_224_16f, faces-16-frames, frames16 and resampled: made of fewer
+# frames, or of more, than the clip has
+_INTERPOLATED = re.compile(
+    r"(?<![0-9a-z])[0-9]+[ _-]?f(rames?)?(?![a-z])|"
+    r"(?<![a-z])f(rames?)?[ _-]?(8|16|32|64)(?![0-9a-z])|interpol|re-?sampled|upsampled",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)

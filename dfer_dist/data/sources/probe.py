@@ -10,6 +10,7 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".avi", ".mov", ".mkv", ".webm"),
     *(".3gp", ".asf", ".flv", ".m2ts", ".m4v", ".mpeg", ".mpg", ".mts", ".ogv", ".wmv"),
 )
+VIDEO_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, VIDEO_SUFFIXES))})$", re.IGNORECASE)
 ARCHIVE_SUFFIXES = (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip")
 # of frames; a clip's frames have one of these kinds, the first that its folder holds
 IMAGE_KINDS = (

@@ -14,6 +14,9 @@ Row = TypeVar("Row")
 
 _SEPARATORS = "\t;,"
 
+# of an integer that a table holds as a float
+_ZERO_DECIMALS = re.compile(r"(?<=[0-9])\.0+$")
+
 # what a first line consists of if it is a header
 _HEADER = re.compile(
     r"(video|clip|file|frame|num|n)?[ _-]?"
@@ -51,7 +54,8 @@ def read_rows(
     """Return the rows of a list; empty lines and a header are skipped.
 
     Fields are separated by tabs, semicolons, commas or blanks, may be quoted, and a separator may
-    end the line. Of fields separated by blanks the first may have blanks itself.
+    end the line. Of fields separated by blanks the first may have blanks itself. The others may be
+    integers with decimals of zero.
 
     Parameters
     ----------
@@ -71,7 +75,10 @@ def read_rows(
     for number, line in enumerate(read_text(file).splitlines(), 1):
         if not line.strip():
             continue
-        splits = list(_split_line(line, num_fields))
+        splits = [
+            [first, *(_ZERO_DECIMALS.sub("", field) for field in rest)]
+            for first, *rest in _split_line(line, num_fields)
+        ]
         parsed = (parse(fields) for fields in splits if len(fields) == num_fields)
         row = next((row for row in parsed if row is not None), None)
         if row is not None:

@@ -13,6 +13,7 @@ from dfer_dist.data.sources.dfer_clip_lists import (
     Row,
     _find_lists,
     _read_list,
+    count_unlisted,
     join_splits,
     read_lists,
 )
@@ -140,6 +141,9 @@ def test_read_lists_rejects_invalid_line(two_folds: Path, line: str, parts: list
         lambda line: "/data/{},{},{}".format(*line.split()),
         lambda line: '"/my data/{}";{};{};'.format(*line.split()),
         lambda line: "{}\t{}\t{}".format(*line.split()),
+        lambda line: f"./{line}",
+        lambda line: "/data//DFEW/{}/ {} {}.0".format(*line.split()),
+        lambda line: "{}.mp4 {} {}".format(*line.split()),
     ],
 )
 def test_paths_and_separators_of_any_system_are_read(
@@ -149,7 +153,11 @@ def test_paths_and_separators_of_any_system_are_read(
     for file in (two_folds / "lists").iterdir():
         lines = "\n".join(map(change, file.read_text().splitlines()))
         file.write_text(lines, encoding="utf-16")
-    assert read(two_folds) == expected
+    found = [(key.removesuffix("_mp4"), *rest) for key, *rest in read(two_folds)]
+    assert found == expected
+    records = read_lists("dfew", two_folds / "frames", two_folds / "lists")
+    assert all(clip_files(record) for record in records)
+    assert not count_unlisted(two_folds / "frames", [record.source for record in records])
 
 
 def test_lists_of_other_names_and_fields_are_read_or_named(two_folds: Path) -> None:
@@ -163,6 +171,16 @@ def test_lists_of_other_names_and_fields_are_read_or_named(two_folds: Path) -> N
     assert [fault.kind for r in records for fault in r.faults] == ["not trained"]
     (two_folds / "lists" / "X_set_1_test_faces.csv").write_text("/mnt/DFEW/a 0")
     check_refused(two_folds, "_faces.csv:1", "'path frames label'", "VideoMAE, are not read")
+
+
+def test_lists_may_be_named_in_upper_case(two_folds: Path) -> None:
+    expected = read(two_folds)
+    for file in list((two_folds / "lists").iterdir()):
+        file.rename(file.with_name(file.name.upper()))
+    (two_folds / "lists" / "X_SET_1_TRAIN.TXT").write_text("c 2 2")
+    records = read_lists("dfew", two_folds / "frames", two_folds / "lists")
+    assert [(r.key, r.label, r.split) for r in records] == expected
+    assert [fault.kind for r in records for fault in r.faults] == ["not trained"]
 
 
 @pytest.mark.parametrize("name", ["a.b", "../frames/ä", "x" * 200, "你 好", "a;b"])

@@ -165,6 +165,55 @@ def test_split_without_test_tests_the_validation_part(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("train", "test1", "test2"), ("train", "test", "test")),
+        (("trainval", "testset"), ("train", "test")),
+        (("Training", "eval"), ("train", "test")),
+        (("训练集", "验证集", "测试集"), ("train", "val", "test")),
+        (("fold_0", "fold_9", "fold_10"), ("fold1", "fold2", "fold3")),
+        (("Fold1", "Fold2"), ("fold1", "fold2")),
+    ],
+)
+def test_split_of_any_usual_name_is_kept(
+    tmp_path: Path, folders: tuple[str, ...], splits: tuple[str, ...]
+) -> None:
+    root = make_splits(tmp_path / "mine", {name: {"joy": 2, "awe": 1} for name in folders})
+    listing = read_folder(root)
+    assert listing.classes == ("awe", "joy")
+    found = {record.source.partition("/")[0]: record.split for record in listing.records}
+    assert found == dict(zip(folders, splits, strict=True))
+
+
+@pytest.mark.parametrize("folders", [("train", "notes"), ("joy", "awe", "test"), ("joy", "fold_1")])
+def test_split_without_another_is_refused(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    root = make_splits(tmp_path / "mine", {name: {"joy": 5, "awe": 5} for name in folders})
+    with pytest.raises(UserError, match=r"but no other split: give --root .* or rename it"):
+        read_folder(root)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Joy", "joy"), ("ému", "e\u0301mu"), ("高兴", os.fsdecode("高兴".encode("gb18030")))],
+)
+def test_class_of_two_splits_may_be_written_differently(
+    tmp_path: Path, train: str, test: str
+) -> None:
+    root = make_splits(
+        tmp_path / "mine", {"train": {train: 2, "zeal": 1}, "test": {test: 1, "zeal": 1, "zest": 1}}
+    )
+    listing = read_folder(root)
+    assert len(listing.classes) == 3
+    (label,) = {r.label for r in listing.records if not r.source.split("/")[1].startswith("ze")}
+    splits = Counter(record.split for record in listing.records if record.label == label)
+    assert splits == {"train": 2, "test": 1}
+    assert listing.notes[1:] == ("train has no clip of zest",)
+    make(root / "train", {test: 1})
+    with pytest.raises(UserError, match=r"two folders of .* mean the same class"):
+        read_folder(root)
+
+
 def test_still_images_are_no_clips(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for name in ("Happy", "Sad"):

@@ -54,7 +54,17 @@ def test_keys_of_other_names_are_made_unique(sources: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["@eaDir", "__MACOSX", "$RECYCLE.BIN", ".git", "._a.jpg", "lost+found", "Thumbs.db"]
+    "name",
+    [
+        "@eaDir",
+        "__MACOSX",
+        "$RECYCLE.BIN",
+        ".git",
+        "._a.jpg",
+        "lost+found",
+        "Thumbs.db",
+        "~snapshot",
+    ],
 )
 def test_what_systems_make_is_known(name: str) -> None:
     assert is_system(name)

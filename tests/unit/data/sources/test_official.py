@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -132,7 +133,9 @@ def test_unusual_folder_with_most_listed_clips_is_used(dfew: Path, pool: Path) -
     assert read("dfew", dfew) == sorted(DFEW)
 
 
-@pytest.mark.parametrize("name", ["jpg_224_16f", "faces_16_frames", "interpolated"])
+@pytest.mark.parametrize(
+    "name", ["jpg_224_16f", "faces_16_frames", "interpolated", "16-frames", "frames16", "resampled"]
+)
 def test_interpolated_frames_are_never_taken_unasked(dfew: Path, pool: Path, name: str) -> None:
     clip = dfew / "DFEW-part2" / "Clip"
     link_clips(clip / name, [c._replace(frames=1) for c in DFEW], pool)
@@ -187,6 +190,8 @@ def test_mafw_videos_may_have_another_suffix_than_their_list(mafw: Path, suffix:
         lambda text: text.replace(",", ";"),
         lambda text: text.replace("\n", ",\n"),
         lambda text: text.replace(",", "\t"),
+        lambda text: re.sub("([0-9])$", r"\1.0", text, flags=re.MULTILINE),
+        lambda text: re.sub(",([0-9])", lambda m: f",{SEVEN[int(m[1]) - 1].title()}", text),
         lambda text: "\n".join(
             ",".join(f'"{field}"' for field in line.split(",")) for line in text.splitlines()
         ),

@@ -34,6 +34,8 @@ def read(file: Path, text: str) -> list[tuple[str, str]]:
         "my clip,1,",
         "my clip;1;;",
         "my clip\t1\t",
+        "my clip,1.0",
+        "my clip 1.00",
     ],
 )
 def test_fields_may_be_separated_and_quoted_in_any_usual_way(line: str, tmp_path: Path) -> None:
@@ -43,6 +45,7 @@ def test_fields_may_be_separated_and_quoted_in_any_usual_way(line: str, tmp_path
 
 def test_a_separator_may_be_part_of_a_name(tmp_path: Path) -> None:
     file = tmp_path / "list.txt"
+    assert read(file, "clip 1.0,1\n2.0 1.0") == [("clip 1.0", "1"), ("2.0", "1")]
     assert read(file, "one, two 1\na;b,2\n") == [("one, two", "1"), ("a;b", "2")]
     assert read(file, '"one, two",1') == [("one, two", "1")]
 
