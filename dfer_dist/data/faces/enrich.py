@@ -6,7 +6,8 @@ finished are kept, so the same call resumes a stopped run. The shards themselves
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,9 @@ import numpy as np
 import simplejpeg
 
 from dfer_dist.data.faces import precomputed
-from dfer_dist.data.faces.parsing_maps import draw_regions, encode_maps, fill_missing
+from dfer_dist.data.faces.parsing_maps import draw_regions, encode_map, fill_missing
 from dfer_dist.data.shards import sidecars
+from dfer_dist.data.shards.frame_buffer import FrameBuffer
 from dfer_dist.data.shards.index import Index, load_index
 from dfer_dist.data.shards.reader import ClipReader, DamagedClip
 from dfer_dist.data.shards.sidecars import LANDMARKS, PARSING, REGIONS, sidecar_tar_path
@@ -101,7 +103,8 @@ class EnrichJob:
 
 
 # The clips of a sidecar: key, members, and which of its frames have a face, bool [T].
-_Rows = Iterator[tuple[str, dict[str, bytes], np.ndarray]]
+_Members = Mapping[str, bytes | FrameBuffer]
+_Rows = Iterator[tuple[str, _Members, np.ndarray]]
 
 
 def enrich(
@@ -196,7 +199,7 @@ def _add_sidecar(
             return EnrichResult(kind, existing, num_clips, kept=True)
     made = {**recipe, "frames": 0, "without_face": 0, "clips_without_face": 0}
 
-    def rows() -> Iterator[tuple[str, dict[str, bytes]]]:
+    def rows() -> Iterator[tuple[str, _Members]]:
         for key, members, has_face in clips:
             made["frames"] += len(has_face)
             made["without_face"] += int((~has_face).sum())
@@ -228,11 +231,11 @@ def _landmarks_sha256(job: EnrichJob) -> str:
         ) from e
 
 
-def _read_clips(job: EnrichJob) -> Iterator[tuple[str, list[bytes]]]:
+def _read_clips(job: EnrichJob) -> Iterator[tuple[str, Iterator[bytes]]]:
     """Yield keys and JPEGs of a shard's clips, in order."""
     reader = ClipReader(job.index)
     for row in range(job.index.shards[job.shard].clips):
-        yield reader.key(job.shard, row), reader.jpegs(job.shard, row)
+        yield reader.key(job.shard, row), reader.iterate_jpegs(job.shard, row)
 
 
 def _jpeg_size(jpeg: bytes) -> tuple[int, int]:
@@ -245,12 +248,15 @@ def _landmark_members(points: np.ndarray, found: np.ndarray) -> dict[str, bytes]
     return {"landmarks.npy": landmarks, "found.npy": sidecars.array_bytes(found)}
 
 
-def _map_members(maps: Iterable[np.ndarray]) -> tuple[dict[str, bytes], np.ndarray]:
-    """Return the members of a clip, and which of its frames have a face."""
-    maps = list(maps)
-    pngs, starts = encode_maps(maps)
-    members = {"maps.png": pngs, "starts.npy": sidecars.array_bytes(starts)}
-    return members, np.array([labels.any() for labels in maps])
+def _map_rows(job: EnrichJob, key: str, maps: Iterable[np.ndarray]) -> _Rows:
+    """Yield the row of a clip; its maps are valid until the next one is taken."""
+    has_face = []
+    with closing(FrameBuffer(job.path.parent)) as pngs:
+        for labels in maps:
+            pngs.append(encode_map(labels))
+            has_face.append(labels.any())
+        starts = sidecars.array_bytes(np.array(pngs.offsets, np.int64))
+        yield key, {"maps.png": pngs, "starts.npy": starts}, np.array(has_face)
 
 
 def _detect_landmarks(job: EnrichJob) -> _Rows:
@@ -264,8 +270,8 @@ def _detect_landmarks(job: EnrichJob) -> _Rows:
 
 def _import_landmarks(folder: Path, job: EnrichJob) -> _Rows:
     for key, jpegs in _read_clips(job):
-        size = _jpeg_size(jpegs[0])
-        points, found = precomputed.load_landmarks(folder, key, len(jpegs), size)
+        sizes = list(map(_jpeg_size, jpegs))
+        points, found = precomputed.load_landmarks(folder, key, len(sizes), sizes[0])
         yield key, _landmark_members(points, found), found
 
 
@@ -275,12 +281,14 @@ def _draw_maps(job: EnrichJob) -> _Rows:
         found = sidecars.read_array(members["found.npy"])
         points = fill_missing(sidecars.read_array(members["landmarks.npy"]), found)
         frames = zip(points, jpegs, strict=True)
-        yield key, *_map_members(draw_regions(own, *_jpeg_size(jpeg)) for own, jpeg in frames)
+        maps = (draw_regions(own, *_jpeg_size(jpeg)) for own, jpeg in frames)
+        yield from _map_rows(job, key, maps)
 
 
 def _import_maps(folder: Path, job: EnrichJob) -> _Rows:
     for key, jpegs in _read_clips(job):
-        yield key, *_map_members(precomputed.load_maps(folder, key, len(jpegs)))
+        num_frames = sum(1 for _ in jpegs)
+        yield from _map_rows(job, key, precomputed.load_maps(folder, key, num_frames))
 
 
 def _parse_frames(file: Path, job: EnrichJob) -> _Rows:
@@ -289,7 +297,7 @@ def _parse_frames(file: Path, job: EnrichJob) -> _Rows:
 
     parse = load_parser(file)
     for key, jpegs in _read_clips(job):
-        yield key, *_map_members(parse(map(_decode_jpeg, jpegs)))
+        yield from _map_rows(job, key, parse(map(_decode_jpeg, jpegs)))
 
 
 def _remove_temporary_files(index: Index) -> None:

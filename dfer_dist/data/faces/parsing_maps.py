@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -186,28 +186,15 @@ def draw_landmarks(points: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-def encode_maps(maps: Iterable[np.ndarray]) -> tuple[bytes, np.ndarray]:
-    """Encode maps as concatenated PNGs that contain the palette.
+def encode_map(labels: np.ndarray) -> bytes:
+    """Encode a map, uint8 [H, W], as a PNG that contains the palette.
 
-    Image viewers show the first; ``ffmpeg -f png_pipe`` reads all.
-
-    Parameters
-    ----------
-    maps : iterable of uint8 arrays [H, W]
-
-    Returns
-    -------
-    data : bytes
-    starts : int64 array [T + 1]
-        Offset of each PNG in bytes, and the end.
+    Of several ones after another image viewers show the first; ``ffmpeg -f png_pipe`` reads all.
     """
-    out, starts = io.BytesIO(), [0]
-    for labels in maps:
-        image = Image.fromarray(labels).convert("L")
-        image.putpalette(PALETTE.tobytes())
-        image.save(out, "png")
-        starts.append(out.tell())
-    return out.getvalue(), np.array(starts, np.int64)
+    image, out = Image.fromarray(labels).convert("L"), io.BytesIO()
+    image.putpalette(PALETTE.tobytes())
+    image.save(out, "png")
+    return out.getvalue()
 
 
 def decode_maps(data: bytes, starts: np.ndarray, wanted: Sequence[int]) -> np.ndarray:

@@ -14,7 +14,7 @@ with ``_`` for each ``/``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +74,8 @@ def load_landmarks(
     return points, found
 
 
-def load_maps(folder: Path, key: str, num_frames: int) -> list[np.ndarray]:
-    """Load the parsing maps of a clip, uint8 [H, W] each.
+def load_maps(folder: Path, key: str, num_frames: int) -> Iterator[np.ndarray]:
+    """Yield the parsing maps of a clip, uint8 [H, W] each.
 
     Raises
     ------
@@ -85,11 +85,13 @@ def load_maps(folder: Path, key: str, num_frames: int) -> list[np.ndarray]:
     files = map_files(folder, key)
     if len(files) != num_frames:
         raise UserError(f"{folder / key} has {len(files)} maps, clip {key} has {num_frames} frames")
-    maps = [_read(file) for file in files]
-    for file, labels in zip(files, maps, strict=True):
-        if labels.shape != maps[0].shape:
+    shape: tuple[int, ...] = ()
+    for file in files:
+        labels = _read(file)
+        shape = shape or labels.shape
+        if labels.shape != shape:
             raise UserError(f"{file} has another size than the maps before it")
-    return maps
+        yield labels
 
 
 def hash_files(files: Iterable[Path]) -> str:
@@ -130,7 +132,7 @@ def map_files(folder: Path, key: str) -> list[Path]:
 
 def _read_text(file: Path) -> np.ndarray:
     lines = file.read_text(encoding="utf-8").replace(",", " ").splitlines()
-    rows = [[float(number) for number in line.split()] for line in lines if line.strip()]
+    rows = [np.array(line.split(), np.float64) for line in lines if line.strip()]
     for i, row in enumerate(rows, 1):
         if len(row) != 136:
             raise ValueError(f"line {i} has {len(row)} numbers, not 136")

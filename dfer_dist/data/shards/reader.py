@@ -148,9 +148,16 @@ class ClipReader:
 
         Arguments and errors are those of :meth:`read`.
         """
+        return list(self.iterate_jpegs(shard, row, choose))
+
+    def iterate_jpegs(
+        self, shard: int, row: int, choose: FrameChooser | None = None
+    ) -> Iterator[bytes]:
+        """Yield what :meth:`jpegs` returns, one frame in memory at a time."""
         clip = self.find(shard, row, choose or (lambda _, count: np.arange(count)))
         with self._name_damaged(shard, clip.row):
-            return [bytes(data) for _, data in self._frames(clip, clip.wanted)]
+            for _, data in self._frames(clip, clip.wanted):
+                yield bytes(data)
 
     def _read_headers(self, shard: int, row: _Row) -> tuple[list[int], int]:
         """Return where frames start in the ``.mjpg`` member, and its data in the tar, bytes."""

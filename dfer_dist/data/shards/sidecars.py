@@ -24,6 +24,7 @@ from typing import IO, Any, Self
 import numpy as np
 import pyarrow.parquet as pq
 
+from dfer_dist.data.shards.frame_buffer import FrameBuffer
 from dfer_dist.data.shards.index import MAX_OCTAL_SIZE, Index, sidecar_path
 from dfer_dist.data.shards.store import Remote
 from dfer_dist.utils.errors import UserError
@@ -36,6 +37,7 @@ LANDMARKS = "landmarks"
 PARSING = "parsing"
 REGIONS = "regions"  # how parsing maps were made that were drawn from landmarks
 
+_BLOCK = 1 << 16  # bytes that are read at once
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
 
@@ -104,7 +106,7 @@ def sidecar_tar_path(shard: Path, kind: str) -> Path:
 def write_sidecar_tar(
     shard: Path,
     kind: str,
-    rows: Iterable[tuple[str, Mapping[str, bytes]]],
+    rows: Iterable[tuple[str, Mapping[str, bytes | FrameBuffer]]],
     made: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a sidecar tar and its manifest; one that exists is replaced as a whole.
@@ -117,8 +119,9 @@ def write_sidecar_tar(
         The shard's tar, with its parquet sidecar next to it.
     kind : str
         Lower-case letters, digits and _.
-    rows : iterable of (key, {name: bytes})
-        One for each clip of the shard, in its order; a name has an ending, as ``landmarks.npy``.
+    rows : iterable of (key, {name: bytes or FrameBuffer})
+        One for each clip of the shard, in its order, written before the next one is taken. A name
+        has an ending, as ``landmarks.npy``.
     made : mapping, optional
         How it was made, in JSON's types; read when all rows are written.
 
@@ -137,19 +140,24 @@ def write_sidecar_tar(
                 raise UserError(
                     f"{tar}: clip {key or 'none'} where {shard.name} has {expected or 'none'}"
                 )
-            writer.write({"__key__": key, **members})
+            for name, data in sorted(members.items()):
+                add_member(writer, f"{key}.{name}", *_open_member(data))
+    _write_manifest(tar, shard, kind, len(keys), dict(made or {}))
+    return tar
+
+
+def _write_manifest(tar: Path, shard: Path, kind: str, clips: int, made: dict[str, Any]) -> None:
     about: dict[str, Any] = {
         "kind": kind,
         "shard": shard.name,
         "sidecar_sha256": sha256_file(sidecar_path(shard)),
-        "made": dict(made or {}),
-        "clips": len(keys),
+        "made": made,
+        "clips": clips,
         "bytes": tar.stat().st_size,
         "sha256": sha256_file(tar),
         "members": _list_members(tar),
     }
     Manifest(**about, hash=manifest_hash(about)).write(tar.with_suffix(".json"))
-    return tar
 
 
 @contextmanager
@@ -178,19 +186,33 @@ def add_member(writer: Any, name: str, file: IO[bytes], size: int) -> None:
     writer.tarstream.format = tarfile.DEFAULT_FORMAT
 
 
+def _open_member(data: bytes | FrameBuffer) -> tuple[IO[bytes], int]:
+    """Return what is written as a member, with its size in bytes."""
+    if isinstance(data, FrameBuffer):
+        return data.open(), sum(data.sizes)
+    return io.BytesIO(data), len(data)
+
+
 def _list_members(tar: Path) -> dict[str, list[int]]:
     with tarfile.open(tar) as archive:
         return {
-            info.name: [info.offset_data, info.size, zlib.crc32(_extract(archive, info))]
+            info.name: [info.offset_data, info.size, _crc32(_extract(archive, info))]
             for info in archive
         }
 
 
-def _extract(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+def _crc32(file: IO[bytes]) -> int:
+    crc32 = 0
+    while data := file.read(_BLOCK):
+        crc32 = zlib.crc32(data, crc32)
+    return crc32
+
+
+def _extract(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
     file = archive.extractfile(info) if info.isreg() else None
     if file is None:
         raise UserError(f"{archive.name!s}: found {info.name}, which is no plain file")
-    return file.read()
+    return file
 
 
 def read_sidecar_tar(shard: Path, kind: str) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -214,7 +236,7 @@ def read_sidecar_tar(shard: Path, kind: str) -> Iterator[tuple[str, dict[str, by
         for key, infos in groupby(archive, lambda info: info.name.partition(".")[0]):
             if key != (expected := next(keys, None)):
                 raise UserError(f"{tar}: found clip {key} where clip {expected} should be")
-            yield key, {i.name.removeprefix(f"{key}."): _extract(archive, i) for i in infos}
+            yield key, {i.name.removeprefix(f"{key}."): _extract(archive, i).read() for i in infos}
     if (missing := next(keys, None)) is not None:
         raise UserError(f"{tar} has no clip {missing}")
 

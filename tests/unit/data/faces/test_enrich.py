@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dfer_dist.data.faces.enrich import EnrichRequest, enrich
 from dfer_dist.data.faces.parsing_maps import RIGHT_EYE, decode_maps
+from dfer_dist.data.shards import frame_buffer
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.shards.sidecars import read_array, sidecar_tar_path
@@ -75,3 +78,42 @@ def test_damaged_sidecars_and_shards_are_detected(shards: Index, source: Path) -
     shards.path(1).write_bytes(frames)
     with pytest.raises(UserError, match=r"has another CRC32.*: copy the shard again"):
         enrich(root, EnrichRequest(landmarks_from=source / "landmarks"), workers=1)
+
+
+def test_maps_of_a_long_clip_are_added_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its JPEGs, its maps and the PNGs of these are each larger than the bound."""
+    limit = 1 << 18  # bytes of a clip in memory
+    monkeypatch.setattr(frame_buffer, "_MAX_IN_MEMORY", limit)
+    rng = np.random.default_rng(0)
+    index = pack_frames(
+        (rng.integers(0, 256, (240, 320, 3), np.uint8) for _ in range(60)), tmp_path
+    )
+    root, maps = Path(str(index.root)), tmp_path / "maps"
+    (maps / "portrait").mkdir(parents=True)
+    labels = rng.integers(0, 19, (60, 240, 320), np.uint8)
+    for t, own in enumerate(labels):
+        Image.fromarray(own).save(maps / "portrait" / f"{t}.png")
+    np.save(tmp_path / "portrait.npy", rng.uniform(0, 240, (60, 68, 2)).astype(np.float32))
+    # imports what it needs
+    enrich(root, EnrichRequest(landmarks_from=tmp_path, parsing=True), workers=1)
+    for name in sidecar_bytes(root):
+        (root / name).unlink()
+
+    for request in (
+        EnrichRequest(landmarks_from=tmp_path, parsing=True),
+        EnrichRequest(parsing_from=maps),
+    ):
+        tracemalloc.start()
+        enrich(root, request, workers=1)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 6 * limit, request
+        added = read_members(index, "parsing")["portrait"]
+        sidecar_tar_path(index.path(0), "parsing").unlink()
+    larger = (index.shards[0].bytes, labels.nbytes, len(added["maps.png"]))
+    assert min(larger) > 8 * limit, "the test needs a clip that is larger than the bound"
+    imported = decode_maps(added["maps.png"], read_array(added["starts.npy"]), range(60))
+    np.testing.assert_array_equal(imported, labels)
+    assert not list(root.glob(".*"))

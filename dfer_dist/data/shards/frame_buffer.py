@@ -1,4 +1,4 @@
-"""The frames of a clip before they are packed, in bounded memory."""
+"""What is written to a tar, frame by frame, in bounded memory."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO
 
-# Bytes of a clip in memory: some minutes of small frames.
+# Bytes in memory: some minutes of small frames.
 _MAX_IN_MEMORY = 32 << 20
 
 
 class FrameBuffer:
-    """The JPEGs of a clip one after another, in memory up to 32 MiB, else in a temporary file.
+    """Images of frames one after another, in memory up to 32 MiB, else in a temporary file.
 
     Parameters
     ----------
@@ -24,9 +24,9 @@ class FrameBuffer:
     Attributes
     ----------
     sizes : list of int
-        Bytes of each JPEG.
+        Bytes of each image.
     crc32 : list of int
-        Of each JPEG.
+        Of each image.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -35,11 +35,11 @@ class FrameBuffer:
         parent = None if folder is None else str(folder)
         self._file = SpooledTemporaryFile(_MAX_IN_MEMORY, dir=parent)  # noqa: SIM115 (see close)
 
-    def append(self, jpeg: bytes) -> None:
+    def append(self, image: bytes) -> None:
         """Add the next frame."""
-        self._file.write(jpeg)
-        self.sizes.append(len(jpeg))
-        self.crc32.append(zlib.crc32(jpeg))
+        self._file.write(image)
+        self.sizes.append(len(image))
+        self.crc32.append(zlib.crc32(image))
 
     @property
     def offsets(self) -> list[int]:
@@ -55,7 +55,7 @@ class FrameBuffer:
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield the JPEGs; none may be added meanwhile."""
+        """Yield the images; none may be added meanwhile."""
         file = self.open()
         yield from (file.read(size) for size in self.sizes)
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from dfer_dist.data.packing import frame_buffer
-from dfer_dist.data.packing.frame_buffer import FrameBuffer
 from dfer_dist.data.packing.packer import pack
+from dfer_dist.data.shards import frame_buffer
+from dfer_dist.data.shards.frame_buffer import FrameBuffer
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.sources.records import ClipRecord

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dfer_dist.data.packing import shard_writer
+from dfer_dist.data.packing.load_clip import LoadedClip, encode_frame
+from dfer_dist.data.packing.packer import pack
+from dfer_dist.data.shards import frame_buffer
+from dfer_dist.data.shards.sidecars import array_bytes, read_array, read_sidecar_tar
+from dfer_dist.data.sources.records import ClipRecord
+
+LIMIT = 1 << 18
+
+
+def test_landmarks_of_a_shard_are_written_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each clip has landmarks of 100 kB, as for some 200 frames."""
+    monkeypatch.setattr(frame_buffer, "_MAX_IN_MEMORY", LIMIT)
+
+    def load(record: ClipRecord, *_: object) -> LoadedClip:
+        # detecting the face in as many frames would take minutes
+        clip = LoadedClip()
+        clip.jpegs.append(encode_frame(np.zeros((8, 8, 3), np.uint8)))
+        points = np.full(25_000, float(record.source), np.float32)
+        clip.landmarks = {"landmarks.npy": array_bytes(points), "found.npy": array_bytes(points)}
+        return clip
+
+    monkeypatch.setattr(shard_writer, "load_clip", load)
+    records = [ClipRecord(f"c{i}", 0, "fold1", str(i), tmp_path / "c") for i in range(40)]
+    pack(records[:1], "dfew", tmp_path / "first", workers=1, faces=True)
+    tracemalloc.start()
+    index = pack(records, "dfew", tmp_path / "out", workers=1, faces=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6 * LIMIT
+    for key, members in read_sidecar_tar(index.path(0), "landmarks"):
+        assert set(members) == {"landmarks.npy", "found.npy"}
+        assert (read_array(members["landmarks.npy"]) == int(key[1:])).all()
