@@ -159,7 +159,7 @@ class TrackingConfig:
     )
     experiment: str | None = setting(
         None,
-        "Experiment's name; null: MLFLOW_EXPERIMENT_NAME, or the data set's name.",
+        "Experiment's name; null: MLFLOW_EXPERIMENT_NAME or _ID, or the data set's name.",
         neutral=True,
     )
 

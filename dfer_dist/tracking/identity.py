@@ -25,6 +25,7 @@ from dfer_dist.tracking.server import SQLITE, lock_if_possible
 logger = logging.getLogger(__name__)
 
 _URI, _EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
+EXPERIMENT_ID = "MLFLOW_EXPERIMENT_ID"
 # Where MLflow's tables have the place of files.
 _FILE_COLUMNS = (
     ("experiments", "artifact_location"),
@@ -46,12 +47,19 @@ def artifact_folder(runs: Path) -> str:
 
 
 def environment_settings(tracking: TrackingConfig) -> dict[str, str]:
-    """Return MLflow's own variables that replace settings which are not set, with their values."""
+    """Return MLflow's own variables that replace settings which are not set, with their values.
+
+    Of an experiment's name and id the name counts.
+    """
     if not tracking.enabled:
         return {}
-    settings = {_URI: tracking.uri, _EXPERIMENT: tracking.experiment}
+    experiment = tracking.experiment
+    settings = {_URI: tracking.uri, _EXPERIMENT: experiment, EXPERIMENT_ID: experiment}
     values = {name: os.environ.get(name, "") for name, value in settings.items() if value is None}
-    return {name: value for name, value in values.items() if value}
+    found = {name: value for name, value in values.items() if value}
+    if _EXPERIMENT in found:
+        found.pop(EXPERIMENT_ID, None)
+    return found
 
 
 def store_uri(tracking: TrackingConfig, runs: Path) -> str:
@@ -89,6 +97,7 @@ def fresh_tracking(run: RunDir, config: Config, dataset: str) -> TrackingInfo | 
         uri=store_uri(config.tracking, run.root.parent),
         key=uuid.uuid4().hex,
         experiment=config.tracking.experiment or variables.get(_EXPERIMENT, dataset),
+        experiment_id=variables.get(EXPERIMENT_ID),
         root=str(run.root),
         inode=_inode(run),
     )

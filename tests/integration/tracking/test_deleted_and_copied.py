@@ -103,6 +103,24 @@ def test_new_run_restores_the_deleted_experiment_of_its_name(
     assert is_complete(new)
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_new_run_is_in_the_experiment_of_an_id(
+    made: RunDir, tmp_path: Path, caplog: pytest.LogCaptureFixture, exists: bool
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'new.db'}"
+    wanted = client(uri).create_experiment("another") if exists else "99"
+    new = RunDir(tmp_path / "new")
+    shutil.copytree(made.root, new.root)
+    fresh = replace(tracking_of(new), uri=uri, experiment_id=wanted)
+    new.update_info(tracking=fresh)
+    begin(new)
+    found = client(uri).get_experiment(tracking_of(new).experiment_id)
+    assert found.name == ("another" if exists else fresh.experiment)
+    assert ("MLFLOW_EXPERIMENT_ID=99 is no experiment" in caplog.text) != exists
+    sync(new)
+    assert is_complete(new)
+
+
 def test_deleted_runs_are_restored(made: RunDir) -> None:
     tracking = tracking_of(made)
     api = client(tracking.uri)

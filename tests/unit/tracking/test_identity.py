@@ -16,7 +16,7 @@ from dfer_dist.config.load import dump_config
 from dfer_dist.config.schema import Config
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import RunInfo, TrackingInfo
-from dfer_dist.tracking.identity import fresh_tracking, own_tracking
+from dfer_dist.tracking.identity import environment_settings, fresh_tracking, own_tracking
 from dfer_dist.tracking.mlflow_runs import job_connection
 from dfer_dist.utils.errors import UserError
 
@@ -177,8 +177,31 @@ def test_variables_count_where_settings_are_silent(
     assert found() == (SERVER, "mine")
     config.tracking.experiment = "set"
     assert found() == (SERVER, "set")
+    assert "MLFLOW_EXPERIMENT_NAME" not in environment_settings(config.tracking)
     config.tracking.uri = "sqlite:///relative.db"
     assert found() == (f"sqlite:///{os.getcwd()}/relative.db", "set")
+
+
+def test_id_of_an_experiment_counts_where_nothing_names_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = RunDir(tmp_path / "r"), Config()
+
+    def found() -> str | None:
+        tracking = fresh_tracking(run, config, "dfew")
+        assert tracking
+        assert ("MLFLOW_EXPERIMENT_ID" in environment_settings(config.tracking)) == bool(
+            tracking.experiment_id
+        )
+        return tracking.experiment_id
+
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "7")
+    assert found() == "7"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    assert found() is None
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    config.tracking.experiment = "set"
+    assert found() is None
 
 
 @pytest.mark.parametrize("uri", ["databricks", "./mlruns", "http://me:secret@host"])
