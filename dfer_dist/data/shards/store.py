@@ -258,10 +258,13 @@ def open_store(location: str, cache: str | None, cache_gb: float) -> Path | Remo
         return Path(location)
     folder = Path(cache) if cache else default_folder()
     remote = Remote(resolve_location(location), Cache(folder, int(cache_gb * 1e9)))
+    scheme = urlsplit(remote.url).scheme.lower()
+    import fsspec  # as in _system
+
     try:
-        _system(remote.url)
+        # not the system itself, which may connect to its server at once
+        fsspec.get_filesystem_class(scheme)
     except ImportError as e:
-        scheme = urlsplit(remote.url).scheme.lower()
         raise UserError(
             f"{scheme}:// needs another package: pip install {_PACKAGES[scheme]}"
         ) from e

@@ -90,6 +90,17 @@ def test_file_systems_of_fsspec_are_used(tmp_path: Path, monkeypatch: pytest.Mon
     assert (type(system).__name__, root) == ("HfFileSystem", "datasets/me/dfew")
 
 
+def test_server_that_cannot_be_reached_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_WAITS_S", ())
+    # fsspec's system of this scheme connects when it is made
+    remote = open_store("ftp://127.0.0.1:1/dfew", str(tmp_path), 1)
+    assert isinstance(remote, Remote)
+    with pytest.raises(UserError, match=r"^ftp://127\.0\.0\.1:1/dfew/index\.json: Connection"):
+        remote.get("index.json")
+
+
 def test_signature_is_kept_out_of_the_location(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DFER_SIGNED_URL", "")
     assert resolve_location("https://h/x/?sig=a%2Bb&se=1") == "https://h/x"
