@@ -103,6 +103,8 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
             if shown.has_transparency_data:
                 return compose_on_black(np.asarray(shown.convert("RGBA")))
             return np.asarray(shown.convert("RGB"))
+    except UnidentifiedImageError as e:
+        raise ValueError("it is no image of a usual format") from e
     # Pillow raises SyntaxError, struct.error, zlib.error and more for a damaged file
     except Exception as e:
         kind = "" if isinstance(e, ValueError) else f"{type(e).__name__}: "
