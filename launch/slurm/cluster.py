@@ -188,7 +188,7 @@ def _update(settings: dict[str, Any], new: dict[str, Any], source: str) -> None:
     for key, value in new.items():
         if key not in types:
             close = difflib.get_close_matches(str(key), types, n=1)
-            hint = f"known are {', '.join(types)}"
+            hint = f"known are {', '.join(types)}; an option of sbatch is given as sbatch.{key}"
             if close:
                 hint = f"did you mean '{close[0]}'?"
             raise UserError(f"{source}{key}: unknown key; {hint}")
@@ -212,7 +212,10 @@ def _to_number(number: type[float], name: str, value: object, where: str) -> flo
     try:
         return number(str(value))
     except ValueError as e:
-        raise UserError(f"{where}={value}: must be {name}") from e
+        hint = ""
+        if where.endswith("gpus_per_node") and ":" in str(value):
+            hint = f"; give the type as sbatch.gres=gpu:{value} too"
+        raise UserError(f"{where}={value}: must be {name}{hint}") from e
 
 
 def _to_text(value: object, where: str) -> str:

@@ -88,6 +88,8 @@ def test_overrides_are_separated_from_settings() -> None:
         (["environment=A"], "give cluster.environment.KEY=VALUE"),
         (["partition=[a, b]"], "must be a single value"),
         (["partitoin=gpu"], "did you mean 'partition'"),
+        (["gres=gpu:4"], "unknown key; .* an option of sbatch is given as sbatch.gres$"),
+        (["gpus_per_node=a100:4"], "whole number; give the type as sbatch.gres=gpu:a100:4 too$"),
         (["nodes"], "is not of the form cluster.KEY=VALUE"),
         (["sbatch={a: b"], "cannot be read as YAML"),
         (["environment={A: b, A: c}"], "'A' is given twice"),
