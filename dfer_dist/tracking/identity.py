@@ -21,6 +21,7 @@ from dfer_dist.config.schema import Config, TrackingConfig
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import TrackingInfo
 from dfer_dist.tracking.server import SQLITE, lock_if_possible
+from dfer_dist.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +154,13 @@ def _is_same_folder(run: RunDir, tracking: TrackingInfo, recorded: Path) -> bool
     with suppress(OSError):
         if recorded.samefile(run.root):
             return True
-    return tracking.inode is not None and tracking.inode == _inode(run)
+    if tracking.inode is None or tracking.inode != _inode(run):
+        return False
+    # a copy of it may have taken its place
+    with suppress(UserError):
+        at_its_place = RunDir(recorded).info().tracking
+        return at_its_place is None or at_its_place.key != tracking.key
+    return True
 
 
 def _inode(run: RunDir) -> int | None:

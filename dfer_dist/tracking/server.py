@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Locks of SQLite do not hold between nodes: jobs of a cluster do not write to such a store.
 SQLITE = "sqlite:///"
+# The first one that is set counts.
+_CERTIFICATES = ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _PROBE_SECONDS = 3.0  # in which a server has to answer when a run starts
 
 
@@ -54,7 +56,7 @@ def client(uri: str) -> MlflowClient:
 def _trust_own_certificates() -> None:
     """Let requests use ``SSL_CERT_FILE``, and not warn where certificates are not checked."""
     own = os.environ.get("SSL_CERT_FILE")
-    if own and not {"REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"} & set(os.environ):
+    if own and not set(_CERTIFICATES) & set(os.environ):
         os.environ["REQUESTS_CA_BUNDLE"] = own
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS"):
         warnings.filterwarnings("ignore", "Unverified HTTPS request")
@@ -110,10 +112,16 @@ def describe_failure(uri: str, error: Exception) -> str:
     def is_any(*types: type[BaseException]) -> bool:
         return any(isinstance(cause, types) for cause in causes)
 
-    if is_any(exceptions.SSLError):
+    if is_any(exceptions.ProxyError):
         return (
-            f"the certificate of tracking server {uri} is not trusted ({reason(causes[-1])}): "
-            "set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of its CA"
+            f"tracking server {uri} is not reached through the proxy of this environment "
+            f"({reason(causes[-1])}): add its host to NO_PROXY"
+        )
+    if is_any(exceptions.SSLError):
+        used = next((f" by {name}" for name in _CERTIFICATES if os.environ.get(name)), "")
+        return (
+            f"the certificate of tracking server {uri} is not trusted{used} "
+            f"({reason(causes[-1])}): set {_CERTIFICATES[0]} to the file of its CA"
         )
     if is_any(exceptions.ConnectionError, exceptions.Timeout, TimeoutError):
         return f"tracking server {uri} does not answer ({reason(error)})"

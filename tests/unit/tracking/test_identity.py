@@ -114,6 +114,17 @@ def test_renamed_run_keeps_its_own(tmp_path: Path, uri: str | None) -> None:
     assert tracking(other).key != original.key
 
 
+@pytest.mark.parametrize("uri", [None, SERVER])
+def test_renamed_run_with_a_copy_in_its_place_gets_its_own(tmp_path: Path, uri: str | None) -> None:
+    run = make(tmp_path / "A" / "r", uri)
+    make_store(tmp_path / "A" / "mlflow.db")
+    original = tracking(run)
+    renamed = RunDir(run.root.rename(tmp_path / "A" / "r.bak"))
+    shutil.copytree(renamed.root, run.root)
+    assert is_own(renamed, original)
+    assert tracking(run) == original and run.fold(1).sent.exists()
+
+
 def test_run_under_another_path_keeps_its_own(tmp_path: Path) -> None:
     run = make(tmp_path / "A" / "r", SERVER)
     original = tracking(run)

@@ -45,8 +45,23 @@ def test_answer_is_repeated(answer: str) -> None:
     assert failure(None, answer) == f"tracking server {URI}: MlflowException {answer}"
 
 
-def test_untrusted_certificate_is_named() -> None:
+def test_proxy_that_refuses_is_no_server_that_does_not_answer() -> None:
+    said = failure(exceptions.ProxyError("Tunnel connection failed: 403 Forbidden"), "failed")
+    assert "does not answer" not in said
+    assert "403 Forbidden" in said and said.endswith("add its host to NO_PROXY")
+
+
+@pytest.mark.parametrize("variable", [None, "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_untrusted_certificate_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None
+) -> None:
+    for name in ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        # it counts, and not SSL_CERT_FILE
+        monkeypatch.setenv(variable, "/etc/ca.pem")
     cause = exceptions.SSLError("certificate verify failed: self-signed")
     said = failure(cause, "API request failed")
     assert "does not answer" not in said
-    assert "self-signed" in said and "MLFLOW_TRACKING_SERVER_CERT_PATH" in said
+    assert "self-signed" in said and "set MLFLOW_TRACKING_SERVER_CERT_PATH to" in said
+    assert f"is not trusted{f' by {variable}' if variable else ''} (" in said

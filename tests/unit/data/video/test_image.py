@@ -267,5 +267,5 @@ def test_truncated_image_is_damaged(kind: str) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
 def test_what_is_no_image_is_rejected(content: bytes) -> None:
-    with pytest.raises(ValueError, match="^it is no image of a usual format$"):
+    with pytest.raises(ValueError, match=r"^it is no image of a usual format$"):
         decode_image(content)
