@@ -26,7 +26,7 @@ from dfer_dist.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 _URI, _EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
-EXPERIMENT_ID = "MLFLOW_EXPERIMENT_ID"
+_ID = "MLFLOW_EXPERIMENT_ID"
 # Where MLflow's tables have the place of files.
 _FILE_COLUMNS = (
     ("experiments", "artifact_location"),
@@ -55,11 +55,11 @@ def environment_settings(tracking: TrackingConfig) -> dict[str, str]:
     if not tracking.enabled:
         return {}
     experiment = tracking.experiment
-    settings = {_URI: tracking.uri, _EXPERIMENT: experiment, EXPERIMENT_ID: experiment}
+    settings = {_URI: tracking.uri, _EXPERIMENT: experiment, _ID: experiment}
     values = {name: os.environ.get(name, "") for name, value in settings.items() if value is None}
     found = {name: value for name, value in values.items() if value}
     if _EXPERIMENT in found:
-        found.pop(EXPERIMENT_ID, None)
+        found.pop(_ID, None)
     return found
 
 
@@ -98,7 +98,7 @@ def fresh_tracking(run: RunDir, config: Config, dataset: str) -> TrackingInfo | 
         uri=store_uri(config.tracking, run.root.parent),
         key=uuid.uuid4().hex,
         experiment=config.tracking.experiment or variables.get(_EXPERIMENT, dataset),
-        experiment_id=variables.get(EXPERIMENT_ID),
+        experiment_id=variables.get(_ID),
         root=str(run.root),
         inode=_inode(run),
     )

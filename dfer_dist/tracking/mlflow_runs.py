@@ -18,12 +18,7 @@ from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import flatten
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import DataOrigin, FoldStatus, GitState, Provenance, TrackingInfo
-from dfer_dist.tracking.identity import (
-    EXPERIMENT_ID,
-    artifact_folder,
-    forget_sent,
-    own_tracking,
-)
+from dfer_dist.tracking.identity import artifact_folder, forget_sent, own_tracking
 from dfer_dist.tracking.server import SQLITE, client, describe_failure, lock_if_possible, probe
 from dfer_dist.tracking.uploader import Connect, reason
 from dfer_dist.utils.errors import UserError
@@ -138,8 +133,8 @@ def _experiment(run: RunDir, api: MlflowClient, tracking: TrackingInfo) -> str:
         experiment = _get(api.get_experiment, tracking.experiment_id)
         if experiment is None:
             logger.warning(
-                f"{EXPERIMENT_ID}={tracking.experiment_id} is no experiment at {tracking.uri}: "
-                f"using {tracking.experiment}"
+                f"MLFLOW_EXPERIMENT_ID={tracking.experiment_id} is no experiment of "
+                f"{tracking.uri}: using {tracking.experiment}"
             )
     experiment = experiment or api.get_experiment_by_name(tracking.experiment)
     if experiment is None:

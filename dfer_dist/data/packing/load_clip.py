@@ -7,7 +7,6 @@ chroma subsampling.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,7 +169,7 @@ def _load_frames(clip: LoadedClip, files: tuple[Path, ...], size: int | None) ->
             data = file.read_bytes()
             jpeg, (height, width) = _load_frame(data, size)
         except (ValueError, OSError) as e:
-            reason = f"{file.name} cannot be decoded: {_stable_message(e)}"
+            reason = f"{file.name} cannot be decoded: {' '.join(str(e).split())}"
             clip.faults.append(Fault("unreadable frame", reason))
             clip.num_dropped += 1
             continue
@@ -194,11 +193,6 @@ def _check_counts(
     if listed is not None and found < listed:
         reason = f"{found} frames exist, {listed} are listed"
         clip.faults.append(Fault("fewer frames", reason))
-
-
-def _stable_message(error: Exception) -> str:
-    """Return an error's message without the addresses in it, which differ from run to run."""
-    return re.sub(r" <.*>", "", " ".join(str(error).split()))
 
 
 def _load_frame(data: bytes, size: int | None) -> tuple[bytes, tuple[int, int]]:

@@ -27,14 +27,12 @@ from dfer_dist.data.sources.records import (
 from dfer_dist.utils.errors import UserError
 
 # such as train, Training, trainval, valid, val_set, test1 and Test_AFEW
-_MORE = "(set|data)?([ _-].*|[0-9]+)?"
 _SPLITS = {
-    "train": re.compile(rf"train(ing|val)?{_MORE}|训练.*", re.IGNORECASE),
-    "val": re.compile(
-        rf"(val(id|idation)?|dev(elopment)?|eval(uation)?){_MORE}|验证.*", re.IGNORECASE
-    ),
-    "test": re.compile(rf"test(ing)?{_MORE}|测试.*", re.IGNORECASE),
+    "train": "train(ing|val)?|训练",
+    "val": "val(id|idation)?|dev(elopment)?|eval(uation)?|验证",
+    "test": "test(ing)?|测试",
 }
+_MORE = "(set|data|集)?([ _-].*|[0-9]+)?"
 _FOLD = re.compile("fold[ _-]?([0-9]+)", re.IGNORECASE)
 
 
@@ -121,18 +119,19 @@ def _find_splits(root: Path) -> Mapping[str, list[Path]]:
     folders = _subfolders(root)
     found: dict[str, list[Path]] = defaultdict(list)
     for folder in folders:
-        for split, pattern in _SPLITS.items():
-            if pattern.fullmatch(folder.name):
+        for split, words in _SPLITS.items():
+            if re.fullmatch(f"({words}){_MORE}", folder.name, re.IGNORECASE):
                 found[split].append(folder)
     numbers = {folder: match for folder in folders if (match := _FOLD.fullmatch(folder.name))}
     if not found:
         by_number = sorted(numbers, key=lambda folder: int(numbers[folder][1]))
         found.update({f"fold{k}": [folder] for k, folder in enumerate(by_number, 1)})
-    if len(found) == 1:
-        ((split, (folder, *_)),) = found.items()
+    if found and (len(found) == 1 or not {"train", "fold1"} & found.keys()):
+        folder = next(iter(found.values()))[0]
+        other = "train" if len(found) > 1 else "other split"
         raise UserError(
-            f"{root} has {folder.name}, but no other split: give --root {folder} to make folds of "
-            "it, or rename it"
+            f"{root} has {folder.name}, but no {other}: give --root {folder} to make folds of it, "
+            "or rename it"
         )
     if "val" in found and "test" not in found:
         found["test"] = found.pop("val")

@@ -14,7 +14,8 @@ from pathlib import Path
 _Number = int | Decimal
 
 # digits of any script
-_NUMBERS = re.compile(r"-?\d+(?:[.,]\d+)*")
+_NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
+_SIGNED = re.compile(rf"-?{_NUMBERS.pattern}")
 _SEPARATOR = re.compile(r"[.,]")
 # between a word and a number
 _HYPHEN = re.compile(r"[^\W_]-\d")
@@ -88,19 +89,13 @@ def _find_numbers(names: Sequence[str]) -> list[int]:
 class _Name:
     """The name of a file: its numbers, and the text around them."""
 
-    def __init__(self, file: Path, is_signed: bool) -> None:
+    def __init__(self, file: Path, pattern: re.Pattern[str]) -> None:
         self.file = file
-        self.tokens = list(_NUMBERS.finditer(file.stem))
-        self.is_signed = is_signed
-        self.text = _NUMBERS.sub("0" if is_signed else _mark_number, file.stem)
+        self.tokens = list(pattern.finditer(file.stem))
+        self.text = pattern.sub("0", file.stem)
         self.numbers: list[_Number] = []
         # of each number the text before it
         self.labels: list[str] = []
-
-
-def _mark_number(match: re.Match[str]) -> str:
-    """Return what is in a text for a number whose hyphen, if any, is text."""
-    return "-0" if match[0].startswith("-") else "0"
 
 
 def _read_names(files: Sequence[Path]) -> list[_Name]:
@@ -109,15 +104,13 @@ def _read_names(files: Sequence[Path]) -> list[_Name]:
     Hyphens are signs if names differ in text only by them. ``frame-1`` next to ``frame1`` is of
     another sequence.
     """
-    names = [_Name(file, is_signed=False) for file in files]
-    signed = [_Name(file, is_signed=True) for file in files]
-    for read in (names, signed):
-        _read_numbers(read)
-    if len({name.text for name in names}) == 1 or len({name.text for name in signed}) > 1:
-        return names
-    is_word = any(_HYPHEN.search(file.stem) for file in files)
-    is_repeated = len({tuple(name.numbers) for name in names}) < len(names)
-    return names if is_word and is_repeated else signed
+    names, signed = ([_Name(f, pattern) for f in files] for pattern in (_NUMBERS, _SIGNED))
+    _read_numbers(names)
+    _read_numbers(signed)
+    are_words = any(_HYPHEN.search(file.stem) for file in files)
+    are_repeated = len({tuple(name.numbers) for name in names}) < len(names)
+    have_signs = len({name.text for name in names}) > len({name.text for name in signed}) == 1
+    return signed if have_signs and not (are_words and are_repeated) else names
 
 
 def _read_numbers(names: Sequence[_Name]) -> None:
@@ -135,7 +128,7 @@ def _read_numbers(names: Sequence[_Name]) -> None:
             numbers: list[_Number] = [int(part) for part in parts]
             if len(parts) == 2 and are_decimals:
                 numbers = [Decimal(".".join(parts))]
-            name.numbers += numbers if name.is_signed else [n if n >= 0 else -n for n in numbers]
+            name.numbers += numbers
             name.labels += [name.file.stem[: token.start()]] * len(numbers)
 
 
@@ -153,13 +146,11 @@ def _find_counter(names: Sequence[_Name]) -> int | None:
     distinct = {i: column for i, column in columns.items() if len(set(column)) == len(names)}
     if len(columns) < 2 or not distinct or _is_clock(list(columns.values())):
         return None
-    counters = (i for i, column in distinct.items() if _is_even(column))
-    counter = next(counters, None)
-    if counter is not None:
-        return counter
-    counter = next(iter(distinct))
+    even = [i for i, column in distinct.items() if _is_even(column)]
+    counter = next(iter(even or distinct))
     leading = zip(*(column for i, column in columns.items() if i < counter), strict=True)
-    return None if _is_nested(list(leading), distinct[counter]) else counter
+    is_nested = not even and _is_nested(list(leading), distinct[counter])
+    return None if is_nested else counter
 
 
 def _is_even(column: Iterable[_Number]) -> bool:

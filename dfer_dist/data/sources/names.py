@@ -17,27 +17,14 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 # what operating systems, file servers and programs leave in folders; hidden names start with a dot
 _SYSTEM = {
-    "$recycle.bin",
-    "@eadir",
-    "@recently-snapshot",
-    "@recycle",
-    "@tmp",
-    "#recycle",
-    "#snapshot",
-    "__macosx",
-    "__pycache__",
-    "desktop.ini",
-    "ehthumbs.db",
-    "found.000",
-    "icon\r",
-    "lost+found",
-    "lost.dir",
-    "network trash folder",
-    "recycler",
-    "system volume information",
-    "temporary items",
-    "thumbs.db",
-    "~snapshot",
+    # of file servers
+    *("@eadir", "@recently-snapshot", "@recycle", "@tmp", "#recycle", "#snapshot", "~snapshot"),
+    # of Windows
+    *("$recycle.bin", "recycler", "system volume information", "lost.dir"),
+    *("desktop.ini", "thumbs.db", "ehthumbs.db"),
+    # of macOS
+    *("__macosx", "icon\r", "network trash folder", "temporary items"),
+    *("lost+found", "__pycache__"),
 }
 
 

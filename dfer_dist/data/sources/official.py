@@ -84,11 +84,7 @@ _LAYOUTS = {
         training_list=_dfew_training_list,
         line_format="'video_name,label' with a label of 1 to 7",
         # happy, sad, neutral, angry, surprise, disgust, fear: the order of CLASSES, from 1
-        labels={
-            text: label
-            for label, name in enumerate(CLASSES["dfew"])
-            for text in (name, str(label + 1))
-        },
+        labels={t: i for i, name in enumerate(CLASSES["dfew"]) for t in (name, str(i + 1))},
         frames_folder="clip_224x224",
         videos_folder="original",
         clip_name=lambda name: name.zfill(5),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
 from pathlib import Path
 
 # files of these names are videos, or damaged ones: they are not opened to find out
@@ -77,11 +78,7 @@ def _has_frames(file: Path) -> bool:
             stream = container.streams.best("video")
             if stream is None:
                 return False
-            num_frames = 0
-            for packet in container.demux(stream):
-                num_frames += packet.size > 0
-                if num_frames > 1:
-                    return True
+            frames = (packet for packet in container.demux(stream) if packet.size)
+            return len(list(islice(frames, 2))) == 2
     except av.error.FFmpegError:
         return False
-    return False

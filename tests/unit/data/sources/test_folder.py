@@ -186,10 +186,13 @@ def test_split_of_any_usual_name_is_kept(
     assert found == dict(zip(folders, splits, strict=True))
 
 
-@pytest.mark.parametrize("folders", [("train", "notes"), ("joy", "awe", "test"), ("joy", "fold_1")])
+@pytest.mark.parametrize(
+    "folders",
+    [("train", "notes"), ("joy", "awe", "test"), ("joy", "fold_1"), ("val", "test", "fold1")],
+)
 def test_split_without_another_is_refused(tmp_path: Path, folders: tuple[str, ...]) -> None:
     root = make_splits(tmp_path / "mine", {name: {"joy": 5, "awe": 5} for name in folders})
-    with pytest.raises(UserError, match=r"but no other split: give --root .* or rename it"):
+    with pytest.raises(UserError, match=r"but no (other split|train): give --root .* or rename it"):
         read_folder(root)
 
 
