@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 
 from dfer_dist.reporting.history import curve, read_lines
 from dfer_dist.reporting.wording import PROTOCOLS, heading, warnings
@@ -85,7 +86,12 @@ def data_uri(figure: Figure) -> str:
 
 
 def _lay_out(figure: Figure, canvas: FigureCanvasBase) -> None:
-    """Lay a figure out as ``savefig`` would, without drawing it for that."""
+    """Lay a figure out as ``savefig`` would, without drawing it for that.
+
+    Dollar signs are no formulas: texts have names of files and classes.
+    """
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     engine = figure.get_layout_engine()
     assert engine is not None
     dpi, figure.dpi = figure.dpi, canvas.fixed_dpi or figure.dpi

@@ -24,7 +24,7 @@ from dfer_dist.utils.files import read_json, write_json
 
 CLASSES = ["happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear"]
 # Names that need escaping in Markdown, LaTeX or HTML.
-SPECIAL_NAMES = ["a_b", "c&d", "<i>e</i>", "100%", "x|y", "#$~^\\", "{fear}"]
+SPECIAL_NAMES = ["a_b", "c&d", "<i>e</i>", "100%", "x|y", "#$~^\\$", "{fear}"]
 SHARES = np.array([0.2, 0.16, 0.24, 0.18, 0.12, 0.02, 0.08])
 
 

@@ -119,8 +119,8 @@ def _find_splits(root: Path) -> Mapping[str, list[Path]]:
     folders = _subfolders(root)
     found: dict[str, list[Path]] = defaultdict(list)
     for folder in folders:
-        for split, words in _SPLITS.items():
-            if re.fullmatch(f"({words}){_MORE}", folder.name, re.IGNORECASE):
+        for split, names in _SPLITS.items():
+            if re.fullmatch(f"({names}){_MORE}", folder.name, re.IGNORECASE):
                 found[split].append(folder)
     numbers = {folder: match for folder in folders if (match := _FOLD.fullmatch(folder.name))}
     if not found:

@@ -17,7 +17,7 @@ _Number = int | Decimal
 _NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
 _SIGNED = re.compile(rf"-?{_NUMBERS.pattern}")
 _SEPARATOR = re.compile(r"[.,]")
-# between a word and a number
+# after a letter or digit and before a number
 _HYPHEN = re.compile(r"[^\W_]-\d")
 
 # what tools that crop faces write before the number of a face
@@ -107,10 +107,10 @@ def _read_names(files: Sequence[Path]) -> list[_Name]:
     names, signed = ([_Name(f, pattern) for f in files] for pattern in (_NUMBERS, _SIGNED))
     _read_numbers(names)
     _read_numbers(signed)
-    are_words = any(_HYPHEN.search(file.stem) for file in files)
+    is_joined = any(_HYPHEN.search(file.stem) for file in files)
     are_repeated = len({tuple(name.numbers) for name in names}) < len(names)
     have_signs = len({name.text for name in names}) > len({name.text for name in signed}) == 1
-    return signed if have_signs and not (are_words and are_repeated) else names
+    return signed if have_signs and not (is_joined and are_repeated) else names
 
 
 def _read_numbers(names: Sequence[_Name]) -> None:

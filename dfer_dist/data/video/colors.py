@@ -21,6 +21,9 @@ _HDR = {16: "PQ, as in HDR10", 18: "HLG"}
 _MATRICES = frozenset((0, 1, 2, 3, 4, 5, 6, 7, 9))
 
 
+_SIDE_DATA_KINDS = 64  # more than ffmpeg has
+
+
 class UnsupportedColors(Exception):
     """Colours that cannot be shown with 8 bits a channel; says which and what to do."""
 
@@ -71,6 +74,10 @@ def _apply_display_matrix(image: np.ndarray, frame: VideoFrame) -> np.ndarray:
     """
     from av.sidedata.sidedata import Type
 
+    # PyAV 18 raises ValueError for the kinds of side data that its ffmpeg has since, such as Exif's
+    kinds: dict[int, Any] = vars(Type)["_value2member_map_"]
+    for kind in range(_SIDE_DATA_KINDS):
+        kinds.setdefault(kind, kind)
     # the stubs of PyAV have another type for it
     side_data: Any = frame.side_data
     if Type.DISPLAYMATRIX not in side_data:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import shutil
 import sys
 from itertools import islice
@@ -246,6 +247,23 @@ def test_command_writes_tables_and_names_unreadable_videos(
     assert f"waves.mp4: {best} {max(mean):.2f} (mean of 3 windows of 1 s)" in said.out
     assert "1.4 to 2.4" in said.out and "whole video" in said.out
     assert (out / "waves.mp4.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_reads_a_video_of_any_name(
+    exported: Case,
+    waves: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, video = tmp_path / "out", tmp_path / os.fsdecode(b"$_$ caf\xe9\n1")
+    shutil.copy(waves, video)
+    assert dfer(monkeypatch, "predict", exported.out, video, "--out", out) == 0
+    assert r"$_$ caf\xe9\x0a1: " in capsys.readouterr().out
+    names = {f"{video.name}.csv", f"{video.name}.png", "overall.csv"}
+    assert {file.name for file in out.iterdir()} == names
+    (row,) = csv.DictReader((out / "overall.csv").open())
+    assert row["video"] == str(tmp_path / r"$_$ caf\xe9\x0a1")
 
 
 def test_plot_has_a_line_style_for_each_class() -> None:

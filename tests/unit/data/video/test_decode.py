@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import io
 import pickle
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from dfer_dist.data.video.decode import PYAV_VERSIONS, DamagedVideo, Video
 from dfer_dist.utils.errors import UserError
@@ -73,6 +76,27 @@ def test_rotation_is_read_from_other_containers(tmp_path: Path) -> None:
 def test_mirrored_video_is_shown_mirrored(tmp_path: Path) -> None:
     frame = next(iter(Video(encode(tmp_path / "a.mp4", patches(3), rotation=0, mirror=True))))
     assert frame[10, -10][0] > 180 and frame[10, 10].std() < 5
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 6, 7])
+def test_photos_of_a_camera_as_a_video_are_upright(tmp_path: Path, orientation: int) -> None:
+    """Motion JPEG may have Exif data, which the enumeration of PyAV lacks."""
+    photo, exif = io.BytesIO(), Image.Exif()
+    exif[0x112] = orientation
+    Image.fromarray(patches(1)[0]).save(photo, "JPEG", exif=exif, quality=95)
+    with av.open(str(tmp_path / "a.avi"), "w") as output:
+        stream = output.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p"
+        for time in range(3):
+            packet = av.Packet(photo.getvalue())
+            packet.stream, packet.time_base = stream, Fraction(1, 25)
+            packet.pts = packet.dts = time
+            packet.is_keyframe = True
+            output.mux(packet)
+    frames = list(Video(tmp_path / "a.avi"))
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(photo)))
+    assert len(frames) == 3 and frames[0].shape == upright.shape
+    assert np.abs(frames[0].astype(int) - upright).mean() < 3
 
 
 def test_uneven_times_are_resampled_to_a_steady_rate(tmp_path: Path) -> None:
