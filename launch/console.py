@@ -168,6 +168,11 @@ def user_message(error: Exception) -> str | None:
         return f"{len(error.args[0])} files cannot be copied, such as {target}: {reason}"
     if isinstance(error, UserError | OSError) or is_disk_full(error):
         return str(error)
+    if isinstance(error, UnicodeEncodeError):
+        # in a path that the user gave: names in data sets are escaped
+        text = error.object[max(0, error.start - 20) : error.end + 20]
+        shown = text.encode(errors="backslashreplace").decode()
+        return f"'{shown}' is no UTF-8: choose another name for what is written"
     if isinstance(error, ModuleNotFoundError):
         module = str(error.name).partition(".")[0]
         for extra, modules in _EXTRAS.items():

@@ -56,8 +56,9 @@ def open_run(
     ------
     UserError
         If settings, folds and ranks do not fit together, if the shards lack a modality or the
-        descriptions that the model needs, or if the folder holds something else: files that are no
-        run, or a run with other settings, data, code or versions of libraries.
+        descriptions that the model needs, if a class has no text, or if the folder holds something
+        else: files that are no run, or a run with other settings, data, code or versions of
+        libraries.
     """
     if name is not None and (name in ("", "..") or name != Path(name).name):
         raise UserError(f"--name '{name}': give a plain name; --runs sets the folder")
@@ -82,6 +83,7 @@ def load_experiment(experiment: str, overrides: list[str], ranks: int) -> tuple[
     from dfer_dist.data.shards.index import open_index
     from dfer_dist.data.shards.sidecars import describe_modalities
     from dfer_dist.data.shards.store import resolve_cache, resolve_location
+    from dfer_dist.models.class_texts import polarity_texts
 
     config = load_config(experiment, overrides)
     split_batch(config, ranks)
@@ -90,6 +92,7 @@ def load_experiment(experiment: str, overrides: list[str], ranks: int) -> tuple[
     config.data.cache = resolve_cache(config.data.cache)
     index = open_index(config.data, config.data.loss_budget)
     describe_modalities(index, config.model.modalities)
+    polarity_texts(index.classes, config.model)
     if config.train.objective is not Supervision.labels:
         read_descriptions(index).choose(config.data.descriptions)
     return config, index

@@ -24,6 +24,7 @@ from dfer_dist.data.faces.crop import FACE_SIZE, MIN_FACE_FRACTION, find_face
 from dfer_dist.data.faces.parsing_maps import fill_missing
 from dfer_dist.data.loading.frame_sampling import eval_frames
 from dfer_dist.data.loading.modalities import find_points
+from dfer_dist.data.sources.names import printable
 from dfer_dist.data.video.decode import DamagedVideo
 from dfer_dist.inference.exported import ExportedModel, softmax
 from dfer_dist.inference.sources import FPS, Frames, open_frames, through_jpeg
@@ -58,6 +59,16 @@ class VideoPrediction:
     faces: np.ndarray | None
     seconds: float
     is_image: bool = False
+
+    @property
+    def path(self) -> str:
+        """The path of the video as text of one line."""
+        return printable(str(self.video))
+
+    @property
+    def name(self) -> str:
+        """The name of the video as text of one line."""
+        return printable(self.video.name)
 
     @property
     def probabilities(self) -> np.ndarray:

@@ -81,7 +81,8 @@ def class_texts(
     if unknown:
         raise UserError(
             f"no description for class {', '.join(map(repr, unknown))}: set model.text=sentence, "
-            f"write model.sentences, or use the class names {', '.join(DESCRIPTIONS)}"
+            f"give each class one as in model.sentences.{unknown[0]}=[TEXT], or use the class "
+            f"names {', '.join(DESCRIPTIONS)}"
         )
     return [[DESCRIPTIONS[name]] for name in classes]
 
@@ -91,8 +92,10 @@ def _own_texts(
 ) -> list[list[str]]:
     missing, unknown = [c for c in classes if c not in own], [c for c in own if c not in classes]
     if missing or unknown:
-        wrong = f"has nothing for class {', '.join(map(repr, missing))}"
-        if not missing:
+        if missing:
+            names = ", ".join(map(repr, missing))
+            wrong = f"has nothing for class {names}: add {key}.{missing[0]}=[TEXT]"
+        else:
             wrong = f"has {unknown[0]!r}, no class of the data"
-        raise UserError(f"{key} {wrong}: name each of {', '.join(classes)} once")
+        raise UserError(f"{key} {wrong}; name each of {', '.join(classes)} once")
     return [list(own[name]) for name in classes]

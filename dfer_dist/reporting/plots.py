@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
+from warnings import filterwarnings
 
 import numpy as np
 from matplotlib import colormaps, rc_context
@@ -19,6 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -30,20 +34,16 @@ from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import FoldResult, Summary, UarWarSpread
 from dfer_dist.utils.files import atomic_path
 
+logger = logging.getLogger(__name__)
+
 DPI = 150
 # Okabe & Ito's palette, distinct in all common kinds of color vision.
 UAR, WAR, ALERT, INK, FAINT = "#0072B2", "#E69F00", "#D55E00", "#222222", "#8a8a8a"
 # All eight colors of the palette, yellow darkened for a white background; further classes repeat
 # them, dashed.
 CLASS_COLORS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-    "#B5A800",
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7"),
+    *("#E69F00", "#56B4E9", "#000000", "#B5A800"),
 )
 _CELL = 0.6  # inches of a cell of the confusion matrix
 _WIDTH = 0.4  # of a bar; a group is one wide
@@ -53,6 +53,8 @@ EMPTY: dict[str, Any] = {
     "hatch": "//",
     "linewidth": 0,
 }
+_FIRST_CJK = "\u2e80"
+_CJK_FONTS = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC")
 _BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 _DASHES = (0, (5, 3))
 _SMOOTHED_LINES = 20
@@ -88,16 +90,32 @@ def data_uri(figure: Figure) -> str:
 def _lay_out(figure: Figure, canvas: FigureCanvasBase) -> None:
     """Lay a figure out as ``savefig`` would, without drawing it for that.
 
-    Dollar signs are no formulas: texts have names of files and classes.
+    Texts have names of files and classes, of any script, and dollar signs in them are no formulas.
     """
     for text in figure.findobj(Text):
         text.set_parse_math(False)
+        if max(text.get_text(), default="") >= _FIRST_CJK:
+            text.set_fontfamily(_font_families())
+    filterwarnings("ignore", "Glyph .* missing from font")
     engine = figure.get_layout_engine()
     assert engine is not None
     dpi, figure.dpi = figure.dpi, canvas.fixed_dpi or figure.dpi
     engine.execute(figure)
     figure.dpi = dpi
     figure.set_layout_engine(None)
+
+
+@cache
+def _font_families() -> list[str]:
+    """Return Matplotlib's own font, and one with Chinese letters for what that lacks."""
+    installed = {font.name for font in fontManager.ttflist}
+    found = [name for name in _CJK_FONTS if name in installed]
+    if not found:
+        logger.warning(
+            "plots show boxes for Chinese, Japanese and Korean letters: install the font "
+            f"{' or '.join(_CJK_FONTS[:2])}"
+        )
+    return ["DejaVu Sans", *found[:1]]
 
 
 def confusion_png(result: FoldResult, path: Path) -> None:

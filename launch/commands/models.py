@@ -12,7 +12,6 @@ import typer
 from rich.table import Column, Table
 
 from dfer_dist.config.schema import TokenPosition
-from dfer_dist.data.sources.names import printable
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import sha256_file, write_text
 from launch.console import console, new_app, number_columns, print_line, progress_bar
@@ -175,15 +174,7 @@ def _write_overall(predictions: list[VideoPrediction], out: Path) -> None:
     for one in predictions:
         best = one.classes[one.overall.argmax()]
         probabilities = (f"{p:.6f}" for p in one.overall)
-        rows.append(
-            (
-                printable(str(one.video)),
-                f"{one.seconds:.3f}",
-                one.num_predicted,
-                best,
-                *probabilities,
-            )
-        )
+        rows.append((one.path, f"{one.seconds:.3f}", one.num_predicted, best, *probabilities))
     write_text(out / "overall.csv", write_csv(rows))
 
 
@@ -196,7 +187,7 @@ def _title(prediction: VideoPrediction) -> str:
     elif len(prediction.spans) > 1:
         method = f"mean of {prediction.num_predicted} windows of {end - begin:.3g} s"
     score = f"{prediction.classes[best]} {prediction.overall[best]:.2f}"
-    return f"{printable(prediction.video.name)}: {score} ({method})"
+    return f"{prediction.name}: {score} ({method})"
 
 
 def _print_prediction(prediction: VideoPrediction) -> None:
@@ -213,7 +204,7 @@ def _print_prediction(prediction: VideoPrediction) -> None:
     empty_face = [""] * (prediction.faces is not None)
     if num_windows > _MAX_WINDOWS:
         more = f"{num_windows - _MAX_WINDOWS} more"
-        table.add_row("…", *empty_face, more, "", f"in {printable(prediction.video.name)}.csv")
+        table.add_row("…", *empty_face, more, "", f"in {prediction.name}.csv")
     overall = _two_best(prediction.overall, prediction.classes)
     table.add_row("whole video", *empty_face, *overall, style="bold")
     console.print(table)

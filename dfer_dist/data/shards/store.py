@@ -35,17 +35,11 @@ _TEMPORARY = (408, 425, 429)  # statuses below 500 that ask to retry
 
 # what to install for fsspec's file system of a scheme; nothing for those that come with it
 _PACKAGES = {
-    "http": "",
-    "https": "",
-    "file": "",
-    "ftp": "",
+    **dict.fromkeys(("http", "https", "file", "ftp"), ""),
     "s3": "'dfer_dist[s3]'",
     "hf": "huggingface_hub",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "abfss": "adlfs",
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "adlfs"),
     "oss": "ossfs",
     "sftp": "paramiko",
 }

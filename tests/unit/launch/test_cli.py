@@ -97,6 +97,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     ),
     "wrong type": (["crossval", "demo", "train.epochs=many"], ["train.epochs", "many"]),
     "unknown experiment": (["crossval", "demmo", "SHARDS"], ["did you mean 'demo'?"]),
+    "class without a text": (
+        ["crossval", "demo", "SHARDS", "model.sentences.fear=[wide eyes]"],
+        ["nothing for class 'happiness'", "add model.sentences.happiness=[TEXT]"],
+    ),
     "fold out of range": (
         ["crossval", "demo", "SHARDS", "--folds", "1,6"],
         ["fold 6 is out of range", "1 to 5"],
@@ -186,6 +190,13 @@ def missing(module: str) -> ModuleNotFoundError:
 
 def test_eval_refuses_a_folder_without_checkpoint(tmp_path: Path) -> None:
     check_refusal(invoke("eval", tmp_path, cwd=tmp_path), f"{tmp_path} is no complete checkpoint")
+
+
+def test_path_in_other_bytes_is_named() -> None:
+    with pytest.raises(UnicodeEncodeError) as e:
+        os.fsdecode(b"runs/caf\xe9/x.json").encode()
+    message = r"'runs/caf\udce9/x.json' is no UTF-8: choose another name for what is written"
+    assert user_message(e.value) == message
 
 
 def test_full_disk_of_a_library_is_one_line() -> None:

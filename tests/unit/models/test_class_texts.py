@@ -59,11 +59,14 @@ def test_what_the_text_tower_reads() -> None:
 
 def test_classes_must_be_those_of_the_data() -> None:
     with pytest.raises(
-        UserError, match=r"nothing for class 'anger', 'awe': name each of fear, anger, awe, joy"
+        UserError,
+        match=r"class 'anger', 'awe': add model\.sentences\.anger=\[TEXT\]; name each of fear, anger",
     ):
         class_texts(["fear", "anger", "awe", "joy"], ClassText.names, OWN)
     with pytest.raises(UserError, match="'joy', no class of the data"):
         class_texts(["fear"], ClassText.names, OWN)
+    with pytest.raises(UserError, match=r"no .* class 'awe': .* model\.sentences\.awe=\[TEXT\]"):
+        class_texts(["fear", "awe"], ClassText.descriptions)
 
 
 def test_sentence_features_are_averaged_and_normalized() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from dfer_dist.data.shards.index import Index
+from dfer_dist.reporting import plots
 from dfer_dist.reporting.errors_sheet import draw_confident_errors
 from dfer_dist.reporting.files import write_report
 from dfer_dist.reporting.protocol import command_text
@@ -133,6 +135,22 @@ def test_names_are_escaped_in_every_format(holes: RunDir) -> None:
     assert r"\{fear\} & " in tex
     assert r"\#\$\textasciitilde{}\textasciicircum{}\textbackslash{}\$ & " in tex
     assert r"| x\|y | " in holes.report.read_text()
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_names_of_any_script_are_drawn_without_warnings(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, installed: bool
+) -> None:
+    fonts = ("Not installed", "DejaVu Serif")
+    monkeypatch.setattr(plots, "_CJK_FONTS", fonts[: 1 + installed])
+    plots._font_families.cache_clear()
+    figure = plots.new_figure(2, 2)
+    title = figure.subplots().set_title("高兴 $_$")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert plots.data_uri(figure).startswith("data:image/svg+xml")
+    assert title.get_fontfamily() == ["DejaVu Sans", "DejaVu Serif"][: 1 + installed]
+    assert ("plots show boxes for Chinese" in caplog.text) != installed
 
 
 def test_report_of_older_run_marks_unrecorded_values(tmp_path: Path) -> None:
