@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -34,10 +34,15 @@ EPOCH = [
 ]  # for many folds
 
 
+# a busy machine is no fault
+PATIENT = ["train.hang_minutes=5"]
+
+
 @dataclass
 class Submitted(Trial):
     """A run that ``dfer crossval --cluster testbed`` submits: by default two nodes, two ranks."""
 
+    settings: list[str] = field(default_factory=PATIENT.copy)
     cluster: Cluster | None = None
     here: Path = ROOT  # the checkout that the command is given in
 
