@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dfer_dist.data.video.truncation import find_truncation
+
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
@@ -73,15 +75,16 @@ def scan_packets(container: InputContainer, stream: VideoStream) -> PacketInfo:
     """Read all packets without decoding.
 
     Packets of a truncated MP4 or AVI are marked corrupt. Matroska and WebM just end, so the last
-    packet of all streams is compared with the declared duration. Frames before the first key frame
+    packet of all streams is compared with the declared duration. ASF, MPEG-TS and Ogg are checked
+    by :func:`~dfer_dist.data.video.truncation.find_truncation`. Frames before the first key frame
     cannot be decoded and are not expected.
     """
     times: set[int] = set()
     first_key: int | None = None
-    end, fault = 0.0, None
+    end, fault = 0.0, find_truncation(container.name, container.format.name)
     for packet in container.demux():
         if packet.is_corrupt:
-            fault = "it is truncated or damaged"
+            fault = fault or "it is truncated or damaged"
         if packet.pts is None or packet.time_base is None:
             continue
         end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
