@@ -7,7 +7,7 @@ chroma subsampling.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +22,7 @@ from dfer_dist.data.sources.frame_order import find_sequences
 from dfer_dist.data.sources.records import (
     ClipRecord,
     Fault,
-    clip_files,
-    count_unread,
-    find_media,
-    find_video,
+    find_clip,
 )
 from dfer_dist.data.video.decode import DamagedVideo, UnsupportedVideo, Video
 from dfer_dist.data.video.image import decode_image
@@ -49,6 +46,8 @@ class LoadedClip:
     faults : list of Fault
     landmarks : dict of bytes, optional
         Landmarks by member name, if the frames are face crops.
+    unread : Mapping of str to int
+        What else is in the folder of the frames, by kind.
     """
 
     jpegs: FrameBuffer = field(default_factory=FrameBuffer)
@@ -56,6 +55,7 @@ class LoadedClip:
     num_dropped: int = 0
     faults: list[Fault] = field(default_factory=list)
     landmarks: dict[str, bytes] | None = None
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     def leave_out(self, kind: str, reason: str) -> LoadedClip:
         """Add a fault because of which the clip is not packed; return the clip."""
@@ -91,41 +91,33 @@ def load_clip(
         For a temporary file of many frames.
     """
     clip = LoadedClip(FrameBuffer(folder))
-    files = clip_files(record)
-    if not files:
-        return _describe_missing(clip, record)
-    video = find_video(record)
-    if video is not None:
-        _load_video(clip, Video(video, max_bad_frames or 0), size, faces)
+    found = find_clip(record)
+    if found is None:
+        return clip.leave_out("missing", "neither its folder nor its video exists")
+    clip.unread = found.unread
+    if found.video is not None:
+        _load_video(clip, Video(found.video, max_bad_frames or 0), size, faces)
         return clip
+    if not found.frames:
+        reason = "its folder holds no image of a known kind"
+        unread = ", ".join(f"{count} {kind}" for kind, count in clip.unread.items())
+        return clip.leave_out("no frames", f"{reason}, but {unread}" if unread else reason)
     if faces:
         return clip.leave_out("no video", "it has only frames: faces are detected in videos")
-    sequences = find_sequences(files)
+    sequences = find_sequences(found.frames)
     if sequences:
         names = ", ".join(file.name for file in sequences[:3])
-        reason = f"its frames are {len(sequences)} sequences, such as those of several faces: "
-        return clip.leave_out(
-            "several sequences", f"{reason}{names}; move each into a folder of its own"
-        )
-    _load_frames(clip, files, size)
-    _check_counts(clip, len(files), record.listed_frames, max_bad_frames)
+        reason = f"its frames are {len(sequences)} sequences, such as those of several faces"
+        hint = "move each into a folder of its own"
+        return clip.leave_out("several sequences", f"{reason}: {names}; {hint}")
+    _load_frames(clip, found.frames, size)
+    _check_counts(clip, len(found.frames), record.listed_frames, max_bad_frames)
     return clip
 
 
 def encode_frame(pixels: np.ndarray) -> bytes:
     """Encode a frame, uint8 [H, W, 3], as the JPEG that is packed."""
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), _JPEG_QUALITY, "RGB", "444")
-
-
-def _describe_missing(clip: LoadedClip, record: ClipRecord) -> LoadedClip:
-    """Return a clip without files with its fault."""
-    if not isinstance(record.media, Path) or find_media(record.media) is None:
-        return clip.leave_out("missing", "neither its folder nor its video exists")
-    reason = "its folder holds no image of a known kind"
-    unread = ", ".join(f"{count} {kind}" for kind, count in count_unread(record).items())
-    if unread:
-        reason += f", but {unread}"
-    return clip.leave_out("no frames", reason)
 
 
 def _load_video(clip: LoadedClip, video: Video, size: int | None, faces: bool) -> None:

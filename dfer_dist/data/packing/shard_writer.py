@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from dfer_dist.data.shards import sidecars
 from dfer_dist.data.shards.frame_buffer import FrameBuffer
 from dfer_dist.data.shards.index import SIDECAR, Shard, sidecar_path
 from dfer_dist.data.sources.names import printable
-from dfer_dist.data.sources.records import ClipRecord, clip_files, count_unread
+from dfer_dist.data.sources.records import ClipRecord, clip_files
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import atomic_path, sha256_file
 
@@ -134,36 +134,39 @@ def _finished_result(job: ShardJob, digest: str) -> report.ShardResult | None:
     return result if is_whole and same_bytes else None
 
 
-@dataclass
-class _Written:
-    """What became of the clips of a shard while its tar was written; see ``ShardResult``."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    problems: list[report.Problem] = field(default_factory=list)
-    encoded: int = 0
-    dropped: int = 0
-    unread: Counter[str] = field(default_factory=Counter)
-
-
 def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> report.ShardResult:
     decoders = report.decoder_versions()
+    rows: list[dict[str, Any]] = []
+    landmarks = FrameBuffer(job.tar.parent)
+    problems: list[report.Problem] = []
+    encoded = dropped = 0
+    unread = Counter[str]()
+    settings = job.settings
+    options = (settings.resize, settings.faces, settings.max_bad_frames, job.tar.parent)
+    with sidecars.write_tar(job.tar) as writer:
+        for record in job.records:
+            clip = load_clip(record, *options)
+            with closing(clip.jpegs):
+                problems += report.list_problems(record, clip.faults)
+                if job.strict:
+                    report.check_strict(problems)
+                if not any(fault.left_out for fault in clip.faults):
+                    rows.append(_write_clip(writer, record, clip.jpegs))
+                    encoded += clip.num_encoded
+                    dropped += clip.num_dropped
+                    for _, array in sorted((clip.landmarks or {}).items()):
+                        landmarks.append(array)
+            unread.update(clip.unread)
+            advance(1)
     shard = None
-    with closing(FrameBuffer(job.tar.parent)) as landmarks:
-        written = _write_tar(job, landmarks, advance)
-        if written.rows:
-            shard = _write_sidecars(job, written.rows, landmarks)
-        else:
-            for file in job.files:
-                file.unlink(missing_ok=True)
+    if rows:
+        shard = _write_sidecars(job, rows, landmarks)
+    else:
+        for file in job.files:
+            file.unlink(missing_ok=True)
+    frames = sum(row["frames"] for row in rows)
     return report.ShardResult(
-        digest,
-        shard,
-        sum(row["frames"] for row in written.rows),
-        written.encoded,
-        tuple(written.problems),
-        written.dropped,
-        decoders,
-        dict(written.unread),
+        digest, shard, frames, encoded, tuple(problems), dropped, decoders, dict(unread)
     )
 
 
@@ -176,6 +179,7 @@ def _write_sidecars(job: ShardJob, rows: list[dict[str, Any]], landmarks: FrameB
         members = ((row["key"], {name: next(arrays) for name in _LANDMARKS}) for row in rows)
         made = {"by": "dfer pack --faces"}
         sidecars.write_sidecar_tar(job.tar, sidecars.LANDMARKS, members, made)
+    landmarks.close()
     labels = [row["label"] for row in rows]
     return Shard(
         file=job.tar.name,
@@ -186,28 +190,6 @@ def _write_sidecars(job: ShardJob, rows: list[dict[str, Any]], landmarks: FrameB
         sha256=sha256_file(job.tar),
         sidecar_sha256=sha256_file(sidecar_path(job.tar)),
     )
-
-
-def _write_tar(job: ShardJob, landmarks: FrameBuffer, advance: Callable[[int], None]) -> _Written:
-    """Write the tar of a shard, and add the landmarks of its clips to ``landmarks``."""
-    written, settings = _Written(), job.settings
-    options = (settings.resize, settings.faces, settings.max_bad_frames, job.tar.parent)
-    with sidecars.write_tar(job.tar) as writer:
-        for record in job.records:
-            clip = load_clip(record, *options)
-            with closing(clip.jpegs):
-                written.problems += report.list_problems(record, clip.faults)
-                if job.strict:
-                    report.check_strict(written.problems)
-                if not any(fault.left_out for fault in clip.faults):
-                    written.rows.append(_write_clip(writer, record, clip.jpegs))
-                    written.encoded += clip.num_encoded
-                    written.dropped += clip.num_dropped
-                    for _, array in sorted((clip.landmarks or {}).items()):
-                        landmarks.append(array)
-            written.unread += count_unread(record)
-            advance(1)
-    return written
 
 
 def _write_clip(writer: Any, record: ClipRecord, jpegs: FrameBuffer) -> dict[str, Any]:

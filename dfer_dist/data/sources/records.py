@@ -155,32 +155,35 @@ def _entries_by_name(folder: Path, _mtime: int) -> Mapping[str, list[str]]:
     return entries
 
 
-def clip_files(record: ClipRecord) -> tuple[Path, ...]:
-    """Return the frame files of a clip in temporal order, or its video; empty if there is none."""
+@dataclass(frozen=True)
+class ClipFiles:
+    """What there is of a clip: frame files in temporal order, or a video.
+
+    ``unread`` counts by kind what else is in the folder of the frames.
+    """
+
+    frames: tuple[Path, ...] = ()
+    video: Path | None = None
+    unread: Mapping[str, int] = field(default_factory=dict)
+
+
+def find_clip(record: ClipRecord) -> ClipFiles | None:
+    """Return the files of a clip, None if neither its folder nor its video exists."""
     if isinstance(record.media, tuple):
-        return record.media
+        return ClipFiles(record.media) if record.media else None
     media = find_media(record.media)
     if media is None:
-        return ()
-    if media.is_dir():
-        return tuple(list_frames(media))
-    return (media,)
+        return None
+    if not media.is_dir():
+        return ClipFiles(video=media)
+    frames, unread = _list_folder(media)
+    return ClipFiles(tuple(frames), unread=unread)
 
 
-def find_video(record: ClipRecord) -> Path | None:
-    """Return the video of a clip, None if it has frames or nothing."""
-    media = find_media(record.media) if isinstance(record.media, Path) else None
-    return None if media is None or media.is_dir() else media
-
-
-def count_unread(record: ClipRecord) -> Counter[str]:
-    """Count what is in a clip's folder next to its frames, by kind."""
-    media = find_media(record.media) if isinstance(record.media, Path) else None
-    if media is None or not media.is_dir():
-        return Counter()
-    entries = [entry for entry in os.scandir(media) if not is_system(entry.name)]
-    frames = set(_choose_frames([entry.name for entry in entries]))
-    return Counter(unread_kind(entry) for entry in entries if entry.name not in frames)
+def clip_files(record: ClipRecord) -> tuple[Path, ...]:
+    """Return the frame files of a clip in temporal order, or its video; empty if there is none."""
+    found = find_clip(record) or ClipFiles()
+    return found.frames if found.video is None else (found.video,)
 
 
 def unread_kind(entry: os.DirEntry[str]) -> str:
@@ -200,8 +203,15 @@ def unlisted_kind(entry: os.DirEntry[str]) -> str:
 
 def list_frames(folder: Path) -> list[Path]:
     """Return the JPEG files of a folder in temporal order, or else those of another kind."""
-    names = [entry.name for entry in os.scandir(folder) if not is_system(entry.name)]
-    return sort_frames(folder / name for name in _choose_frames(names))
+    return _list_folder(folder)[0]
+
+
+def _list_folder(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """Return :func:`list_frames`, and how much else there is by kind."""
+    entries = [entry for entry in os.scandir(folder) if not is_system(entry.name)]
+    names = set(_choose_frames([entry.name for entry in entries]))
+    unread = Counter(unread_kind(entry) for entry in entries if entry.name not in names)
+    return sort_frames(folder / name for name in names), unread
 
 
 def _choose_frames(names: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ from dfer_dist.data.sources.dfer_clip_lists import (
     join_splits,
     read_lists,
 )
-from dfer_dist.data.sources.records import CLASSES, clip_files, find_video
+from dfer_dist.data.sources.records import CLASSES, clip_files
 from dfer_dist.utils.errors import UserError
 from tests.helpers.data.clips import write_clip
 from tests.helpers.data.official_layouts import SPLITS, needs_splits
@@ -220,7 +220,7 @@ def test_video_of_a_listed_clip_may_have_any_suffix(two_folds: Path, stored: str
     for listed in ("clip", "clip.mp4"):
         (two_folds / "lists" / "X_set_3_test.txt").write_text(f"{listed} 2 0")
         record = read_lists("dfew", two_folds / "frames", two_folds / "lists")[-1]
-        assert find_video(record) == two_folds / "frames" / stored
+        assert clip_files(record) == (two_folds / "frames" / stored,)
 
 
 def test_join_splits_reports_contradictions_between_lists(two_folds: Path) -> None:
