@@ -107,8 +107,8 @@ def load_clip(
     sequences = find_sequences(found.frames)
     if sequences:
         names = ", ".join(file.name for file in sequences[:3])
-        reason = f"its frames are {len(sequences)} sequences, such as those of several faces"
-        hint = "move each into a folder of its own"
+        reason = f"by their names its frames are {len(sequences)} sequences, as of several faces"
+        hint = "move each into a folder of its own, or number all frames in one sequence"
         return clip.leave_out("several sequences", f"{reason}: {names}; {hint}")
     _load_frames(clip, found.frames, size)
     _check_counts(clip, len(found.frames), record.listed_frames, max_bad_frames)

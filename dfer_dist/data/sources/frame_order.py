@@ -23,6 +23,12 @@ _HYPHEN = re.compile(r"[^\W_]-\d")
 # what tools that crop faces write before the number of a face
 _FACE = re.compile(r"(?:det|face|id|identity|person|subject|track)s?[^a-z]*$", re.IGNORECASE)
 
+# what is written before the number of a part of one recording, whose frames are counted anew
+_PART = re.compile(
+    r"(?:(?<![a-z])s|sec|second|shot|scene|seq|sequence|part|segment)s?[^a-z\d]*$",
+    re.IGNORECASE,
+)
+
 # units of a clock: minutes of 60 seconds, seconds of 1,000 milliseconds
 _CLOCK = (60, 1000)
 
@@ -53,7 +59,8 @@ def find_sequences(files: Iterable[Path]) -> list[Path]:
 
     Such are the faces of several people: ``frame_det_00_000001.bmp``, ``frame_det_01_000001.bmp``.
     Their names have the same numbers with other text, or two numbers of which none is of one frame
-    only, unless these are the minutes, seconds or milliseconds of a clock.
+    only, unless these are the minutes, seconds or milliseconds of a clock, or count the frames of
+    a second or a shot, as in ``s01_f03``.
     """
     files = list(files)
     if _find_numbers([file.name for file in files]):
@@ -62,7 +69,9 @@ def find_sequences(files: Iterable[Path]) -> list[Path]:
     texts: dict[str, list[_Name]] = defaultdict(list)
     for name in names:
         texts[name.text].append(name)
-    numbered = [tuple(name.numbers) for names in texts.values() for name in names if name.numbers]
+    # 0001.jpg and 0001 (1).jpg have the same numbers, too
+    shortest = min((len(name.numbers) for name in names if name.numbers), default=0)
+    numbered = [tuple(name.numbers[:shortest]) for name in names if name.numbers]
     repeated = len(set(numbered)) < len(numbered)
     if 1 < len(texts) <= len(names) / 2 and repeated:
         return [same[0].file for same in texts.values()]
@@ -94,7 +103,8 @@ class _Name:
         self.tokens = list(pattern.finditer(file.stem))
         self.text = pattern.sub("0", file.stem)
         self.numbers: list[_Number] = []
-        # of each number the text before it
+        # of each number its digits, and the text before it
+        self.widths: list[int] = []
         self.labels: list[str] = []
 
 
@@ -128,6 +138,7 @@ def _read_numbers(names: Sequence[_Name]) -> None:
             numbers: list[_Number] = [int(part) for part in parts]
             if len(parts) == 2 and are_decimals:
                 numbers = [Decimal(".".join(parts))]
+            name.widths += map(len, parts[: len(numbers)])
             name.numbers += numbers
             name.labels += [name.file.stem[: token.start()]] * len(numbers)
 
@@ -147,6 +158,8 @@ def _find_counter(names: Sequence[_Name]) -> int | None:
     if len(columns) < 2 or not distinct or _is_clock(list(columns.values())):
         return None
     even = [i for i, column in distinct.items() if _is_even(column)]
+    if not even and _is_time_of_day(names, columns):
+        return None
     counter = next(iter(even or distinct))
     leading = zip(*(column for i, column in columns.items() if i < counter), strict=True)
     is_nested = not even and _is_nested(list(leading), distinct[counter])
@@ -186,7 +199,7 @@ def _group_by_face(names: Sequence[_Name]) -> list[list[_Name]]:
     face = min(columns, key=lambda i: len(set(columns[i])))
     distinct = [i for i, column in columns.items() if len(set(column)) == len(names)]
     is_named = _FACE.search(names[0].labels[face]) and not _has_decimals(columns[face])
-    if face in distinct:
+    if face in distinct or _PART.search(names[0].labels[face]):
         return [list(names)]
     if not is_named and (distinct or _is_clock(list(columns.values()))):
         return [list(names)]
@@ -194,6 +207,22 @@ def _group_by_face(names: Sequence[_Name]) -> list[list[_Name]]:
     for name, number in zip(names, columns[face], strict=True):
         groups[number].append(name)
     return list(groups.values())
+
+
+def _is_time_of_day(names: Sequence[_Name], columns: dict[int, list[_Number]]) -> bool:
+    """Return whether numbers are those of a clock that is read at uneven times.
+
+    Minutes and seconds have two digits before the decimals, milli- and microseconds three and six,
+    and the last ones are far apart.
+    """
+    for i in list(columns)[1:]:
+        widths = {name.widths[i] for name in names}
+        is_minute = all(n < 60 for n in columns[i]) and widths == {2}
+        is_fraction = i == max(columns) and widths in ({3}, {6})
+        if not is_minute and not is_fraction:
+            return False
+    last = columns[max(columns)]
+    return _has_decimals(last) or max(last) - min(last) >= 4 * len(names)
 
 
 def _is_clock(columns: Sequence[Sequence[_Number]]) -> bool:

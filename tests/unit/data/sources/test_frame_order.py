@@ -38,6 +38,31 @@ ORDERS = {
         f"10-0{ms // 60000}-{ms / 1000 % 60:06.3f}.jpg"
         for ms in [round(i * 100 / 3) for i in range(1795, 1890)]
     ],
+    **{
+        f"a time of day at uneven times: {pattern}": [
+            pattern.format(m=ms // 60_000, s=ms // 1000 % 60, ms=ms % 1000)
+            for ms in (0, 41, 975, 1013, 1900, 59_307, 60_002, 61_004, 121_040)
+        ]
+        for pattern in (
+            "2019-01-02-12.{m:02d}.{s:02d}.{ms:03d}.jpg",
+            "00_{m:02d}_{s:02d}_{ms:03d}.jpg",
+            "vlcsnap-2021-01-02-12h{m:02d}m{s:02d}s{ms:03d}.png",
+            "IMG_20210102_12{m:02d}{s:02d}_{ms:03d}.jpg",
+            "12-{m:02d}-{s:02d}-{ms:03d}999.jpg",
+        )
+    },
+    "seconds at uneven times": ["12-00-58.jpg", "12-01-03.jpg", "12-01-40.jpg"],
+    "frames of a sequence": [f"s{i // 25:02d}_f{i % 25:02d}.jpg" for i in range(60)],
+    "frames of a second": [f"sec{i // 30}_frame{i % 30}.jpg" for i in range(80)],
+    "frames of a shot": ["shot1_1.jpg", "shot1_2.jpg", "shot1_3.jpg", "shot2_1.jpg", "shot2_2.jpg"],
+    "frames of a subject of CK+": [f"S005_001_{t:08d}.png" for t in range(1, 12)],
+    "frame and face": [f"frame{t:04d}_face0.jpg" for t in range(8, 12)],
+    "frame and face by a hyphen": [f"{t:05d}-1.jpg" for t in range(8, 12)],
+    "frame and microseconds": [f"{t:08d}_{33_367 * t:016d}.jpg" for t in range(8, 40)],
+    "a place before the frame": [f"x{7 * t % 5 + 9}_y{t % 3}_{t:04d}.jpg" for t in (1, 2, 3, 5, 8)],
+    "frames of a burst": [f"{t:05d}IMG_{t:05d}_BURST20210102123456789.jpg" for t in range(8, 12)],
+    "milliseconds": [f"{t}ms.jpg" for t in range(0, 400, 40)],
+    "seconds since 1970": [f"{1_546_430_401.123 + t / 25:.3f}.jpg" for t in range(60)],
     "versions": ["v1.9.jpg", "v1.10.jpg", "v2.1.jpg", "v2.3.jpg"],
     "seconds before and after an event": [f"t_{i / 4}.jpg" for i in range(-3, 4)],
     "frames before and after an event": ["t-20.jpg", "t-15.jpg", "t-10.jpg", "t0.jpg", "t5.jpg"],
@@ -63,7 +88,12 @@ SEQUENCES = {
     "faces as letters": ["{letter}_{t:04d}.jpg", 2],
     "aligned next to whole frames": ["{t}{suffix}.jpg", 2],
     "frames of two programs": ["frame{hyphen}{t}.jpg", 2],
-    "frames of a second": ["s{face:02d}_f{t:02d}.jpg", 4],
+    "face of another number": ["face_00{face}_{t}.jpg", 2],
+    "face after a hyphen": ["{t:05d}-{face}.jpg", 2],
+    "subjects": ["S005_00{face}_{t:08d}.png", 2],
+    "recordings": ["{face}_{t:04d}.jpg", 2],
+    "cameras": ["cam{face}_{t:04d}.jpg", 2],
+    "copies": ["{t:04d}{copy}.jpg", 2],
 }
 
 
@@ -76,6 +106,7 @@ def test_several_sequences_in_one_folder_are_found(kind: str) -> None:
             letter="ABC"[face % 3],
             suffix=["", "_aligned"][face % 2],
             hyphen="-"[face:],
+            copy=["", " (1)"][face % 2],
             t=t,
         )
         for t in range(1, 101)
