@@ -23,8 +23,19 @@ if TYPE_CHECKING:
 
 # Distributions that loading a model and predicting clips import.
 REQUIREMENTS = (
-    *("torch", "torchvision", "open_clip_torch", "einops", "safetensors", "omegaconf", "psutil"),
-    *("numpy", "pillow", "simplejpeg", "pyarrow", "fsspec", "pandas"),
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "einops",
+    "safetensors",
+    "omegaconf",
+    "psutil",
+    "numpy",
+    "pillow",
+    "simplejpeg",
+    "pyarrow",
+    "fsspec",
+    "pandas",
 )
 
 

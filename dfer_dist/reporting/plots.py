@@ -42,8 +42,14 @@ UAR, WAR, ALERT, INK, FAINT = "#0072B2", "#E69F00", "#D55E00", "#222222", "#8a8a
 # All eight colors of the palette, yellow darkened for a white background; further classes repeat
 # them, dashed.
 CLASS_COLORS = (
-    *("#0072B2", "#D55E00", "#009E73", "#CC79A7"),
-    *("#E69F00", "#56B4E9", "#000000", "#B5A800"),
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#B5A800",
 )
 _CELL = 0.6  # inches of a cell of the confusion matrix
 _WIDTH = 0.4  # of a bar; a group is one wide

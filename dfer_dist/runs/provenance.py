@@ -22,8 +22,17 @@ _PACKAGES = ("dfer_dist", "launch")
 #: Suffixes of the files that decide what a run does.
 _CODE = frozenset({".py", ".sh", ".html", ".css", ".j2", ".md", ".tex", ".txt"})
 _WATCHED = (
-    *("torch", "deepspeed", "open_clip_torch", "einops", "webdataset", "fsspec"),
-    *("mlflow", "submitit", "scikit-learn", "numpy", "simplejpeg"),
+    "torch",
+    "deepspeed",
+    "open_clip_torch",
+    "einops",
+    "webdataset",
+    "fsspec",
+    "mlflow",
+    "submitit",
+    "scikit-learn",
+    "numpy",
+    "simplejpeg",
 )
 
 

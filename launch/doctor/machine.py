@@ -26,8 +26,16 @@ if TYPE_CHECKING:
     from dfer_dist.data.shards.store import Remote
 
 _NEEDED = (
-    *("torch", "torchvision", "deepspeed", "open_clip", "webdataset"),
-    *("pyarrow", "simplejpeg", "sklearn", "omegaconf", "mlflow"),
+    "torch",
+    "torchvision",
+    "deepspeed",
+    "open_clip",
+    "webdataset",
+    "pyarrow",
+    "simplejpeg",
+    "sklearn",
+    "omegaconf",
+    "mlflow",
 )
 _VIDEO_PACKAGES = ("av", "dlib", "face_recognition_models")
 # file systems that machines share over a network

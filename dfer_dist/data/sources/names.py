@@ -18,13 +18,28 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # what operating systems, file servers and programs leave in folders; hidden names start with a dot
 _SYSTEM = {
     # of file servers
-    *("@eadir", "@recently-snapshot", "@recycle", "@tmp", "#recycle", "#snapshot", "~snapshot"),
+    "@eadir",
+    "@recently-snapshot",
+    "@recycle",
+    "@tmp",
+    "#recycle",
+    "#snapshot",
+    "~snapshot",
     # of Windows
-    *("$recycle.bin", "recycler", "system volume information", "lost.dir"),
-    *("desktop.ini", "thumbs.db", "ehthumbs.db"),
+    "$recycle.bin",
+    "recycler",
+    "system volume information",
+    "lost.dir",
+    "desktop.ini",
+    "thumbs.db",
+    "ehthumbs.db",
     # of macOS
-    *("__macosx", "icon\r", "network trash folder", "temporary items"),
-    *("lost+found", "__pycache__"),
+    "__macosx",
+    "icon\r",
+    "network trash folder",
+    "temporary items",
+    "lost+found",
+    "__pycache__",
 }
 
 

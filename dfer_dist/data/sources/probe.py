@@ -8,8 +8,21 @@ from pathlib import Path
 
 # files of these names are videos, or damaged ones: they are not opened to find out
 VIDEO_SUFFIXES = (
-    *(".mp4", ".avi", ".mov", ".mkv", ".webm"),
-    *(".3gp", ".asf", ".flv", ".m2ts", ".m4v", ".mpeg", ".mpg", ".mts", ".ogv", ".wmv"),
+    ".mp4",
+    ".avi",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".3gp",
+    ".asf",
+    ".flv",
+    ".m2ts",
+    ".m4v",
+    ".mpeg",
+    ".mpg",
+    ".mts",
+    ".ogv",
+    ".wmv",
 )
 VIDEO_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, VIDEO_SUFFIXES))})$", re.IGNORECASE)
 ARCHIVE_SUFFIXES = (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip")
