@@ -46,8 +46,8 @@ def doctor(
 ) -> None:
     """Check whether training would run on this machine or on a cluster.
 
-    A cluster is checked with a small job on one of its nodes. The exit status is 1 if anything is
-    wrong.
+    A cluster is checked with a small job on one of its nodes, or on two if folds have several. The
+    exit status is 1 if anything is wrong.
 
     Example: [bold]dfer doctor dfew_vitb32 --cluster gpus8 data.shards=/shared/dfew[/bold]
     """

@@ -1,12 +1,13 @@
 """What ``dfer doctor`` runs on a node, as a rank would run.
 
 ``python -m launch.doctor.probe FOLDER`` reports its host, checks the machine, and notes which
-signals came meanwhile. FOLDER is in the folder of all runs; that both machines read and write in it
-shows that they share it.
+signals came meanwhile. FOLDER is in the folder of all runs; that all machines read and write in it
+shows that they share it. On two nodes one runs on each, and they check the network between them.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
@@ -16,26 +17,12 @@ from pathlib import Path
 
 from dfer_dist.config.load import read_config
 from dfer_dist.utils.files import write_json
-from dfer_dist.utils.hardware import filesystem
-from dfer_dist.utils.locks import is_locked
 from launch.doctor.checks import Check, Result, ok, wrong
 from launch.doctor.machine import MachineRequest, check_machine
+from launch.doctor.network import Meeting, check_network, check_shared_folder
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 _SIGNAL_TIMEOUT = 20.0  # seconds after all other checks
-
-
-def check_shared_folder(folder: Path) -> Result:
-    """Check that a lock of the submitting machine is seen here; its files are, as this runs."""
-    kind = filesystem(folder)
-    seen = "files that one machine writes and renames are seen on the other"
-    try:
-        if is_locked(folder / "lock"):
-            return ok(f"{seen}, and locks hold ({kind})")
-        fault = f"a lock of one machine is not seen on another ({kind})"
-    except OSError as e:
-        fault = f"{kind} has no flock ({e.strerror})"
-    return wrong(f"{seen}, but {fault}: two jobs could train the same fold; mount it with flock")
 
 
 def check_signals(received: Collection[str]) -> Result:
@@ -50,8 +37,9 @@ def check_signals(received: Collection[str]) -> Result:
 
 
 def main() -> None:
-    """Check this node and write ``report.json``."""
-    folder = Path(sys.argv[1])
+    """Check this node and write ``report-RANK.json``."""
+    folder, rank = Path(sys.argv[1]), int(os.environ.get("SLURM_PROCID", "0"))
+    meeting = Meeting(folder, rank, int(os.environ.get("SLURM_NTASKS", "1")))
     received: set[str] = set()
     for number in SIGNALS:
         signal.signal(number, lambda number, _: received.add(signal.Signals(number).name))
@@ -59,14 +47,18 @@ def main() -> None:
     config = None
     if (folder / "config.yaml").exists():
         config = read_config(folder / "config.yaml")
-    write_json(folder / "started.json", {"host": socket.gethostname()})
-    shared = Check("runs folder", *check_shared_folder(folder))
+    # signals are sent when all have started
+    meeting.exchange("started", socket.gethostname())
+    shared = Check("runs folder", *check_shared_folder(folder / "lock"))
     checks = [shared, *check_machine(request, config)]
     deadline = time.monotonic() + _SIGNAL_TIMEOUT
     while len(received) < len(SIGNALS) and time.monotonic() < deadline:
         time.sleep(0.1)
     checks.append(Check("signals", *check_signals(received)))
-    write_json(folder / "report.json", {"checks": checks})
+    if meeting.size > 1:
+        # joins an all-reduce, once no signal can come
+        checks += check_network(meeting)
+    write_json(folder / f"report-{rank}.json", {"checks": checks})
 
 
 if __name__ == "__main__":

@@ -39,6 +39,13 @@ def run_trial(runs: Path, queue_seconds: float = 0.1) -> Check:
         ("FAILED", 34, "", "python", "n9 does not see "),
         (
             "FAILED",
+            143,
+            "srun: error: n8: task 1: Exited with exit code 33",
+            "runs folder",
+            "n8 does not see ",
+        ),
+        (
+            "FAILED",
             1,
             "Traceback\nImportError: no x\nsrun: error: n9: task 0: Exited",
             "job on a node",
@@ -58,9 +65,9 @@ def test_job_without_a_report_is_explained(
     assert (check.state, check.subject) == (WRONG, subject) and text in check.text
     submitted = (slurm.root / "submitted").read_text()
     assert (
-        "--nodes=1 " in submitted
+        "--nodes=2 " in submitted
         and "--gpus-per-node=8" in submitted
-        and "--time=2 " in submitted
+        and "--time=3 " in submitted
         and "--mem=8192MB" in submitted
     )
     assert (slurm.root / "cancelled").read_text().split() == ["77"]
@@ -70,6 +77,7 @@ def test_job_that_waits_is_explained(slurm: ScriptedSlurm, runs: Path) -> None:
     slurm.job("PENDING", "Resources")
     check = run_trial(runs)
     assert check.state == NOTE and "nodes are busy (Resources)" in check.text
+    assert check.text.startswith("waited 0 s in the queue for two nodes: ")
     slurm.job("PENDING", "PartitionTimeLimit")
     begin = time.monotonic()
     check = run_trial(runs, queue_seconds=60)

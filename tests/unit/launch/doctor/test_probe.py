@@ -1,34 +1,13 @@
-"""What a node checks: locks and signals."""
+"""What a node checks: signals and file systems."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 from pathlib import Path
 
-import pytest
-
 from dfer_dist.utils.hardware import filesystem
-from dfer_dist.utils.locks import file_lock
 from launch.doctor import probe
 from launch.doctor.checks import OK, WRONG
 from launch.doctor.machine import on_network
-
-
-def test_lock_must_be_seen_on_the_other_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with file_lock(tmp_path / "lock"):
-        assert probe.check_shared_folder(tmp_path).state == OK
-    check = probe.check_shared_folder(tmp_path)
-    assert check.state == WRONG and "not seen" in check.text
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    check = probe.check_shared_folder(tmp_path)
-    assert check.state == WRONG and "has no flock (No locks available)" in check.text
 
 
 def test_missing_signals_are_named() -> None:
