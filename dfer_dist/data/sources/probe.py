@@ -13,6 +13,8 @@ VIDEO_SUFFIXES = (
     ".mov",
     ".mkv",
     ".webm",
+    ".mjpeg",
+    ".mjpg",
     ".3gp",
     ".asf",
     ".flv",

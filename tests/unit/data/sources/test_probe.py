@@ -74,4 +74,5 @@ def test_other_files_are_no_videos(tmp_path: Path) -> None:
 
 def test_file_of_a_usual_suffix_is_not_opened(tmp_path: Path) -> None:
     assert is_video(tmp_path / "missing.MP4")
+    assert is_video(tmp_path / "missing.mjpeg")
     assert not is_video(tmp_path / "missing.png")

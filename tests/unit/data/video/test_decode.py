@@ -97,6 +97,9 @@ def test_photos_of_a_camera_as_a_video_are_upright(tmp_path: Path, orientation: 
     upright = np.asarray(ImageOps.exif_transpose(Image.open(photo)))
     assert len(frames) == 3 and frames[0].shape == upright.shape
     assert np.abs(frames[0].astype(int) - upright).mean() < 3
+    # raw Motion JPEG
+    (tmp_path / "a.mjpg").write_bytes(3 * photo.getvalue())
+    assert np.array_equal(list(Video(tmp_path / "a.mjpg")), frames)
 
 
 def test_uneven_times_are_resampled_to_a_steady_rate(tmp_path: Path) -> None:
