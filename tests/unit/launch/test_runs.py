@@ -96,6 +96,43 @@ def test_signature_of_a_url_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> 
     assert runs._command() == expected
 
 
+@pytest.mark.parametrize(
+    ("variables", "settings_of_it", "said"),
+    [
+        ({"URI": "http://h:5000", "NAME": "mine"}, [], "URI=http://h:5000, NAME=mine"),
+        ({"ID": "7"}, [], "ID=7"),
+        ({"NAME": "mine", "ID": "7"}, [], "NAME=mine"),
+        (
+            {"URI": "http://h:5000", "NAME": "mine"},
+            ["tracking.experiment=own"],
+            "URI=http://h:5000",
+        ),
+        ({"NAME": "mine"}, ["tracking.experiment=own"], ""),
+        ({"URI": "http://h:5000"}, ["tracking.enabled=false"], ""),
+    ],
+)
+def test_variables_of_mlflow_that_count_are_said(
+    open_demo: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variables: dict[str, str],
+    settings_of_it: list[str],
+    said: str,
+) -> None:
+    names = {
+        "URI": "MLFLOW_TRACKING_URI",
+        "NAME": "MLFLOW_EXPERIMENT_NAME",
+        "ID": "MLFLOW_EXPERIMENT_ID",
+    }
+    for short, value in variables.items():
+        monkeypatch.setenv(names[short], value)
+    open_demo("tracking.enabled=true", *settings_of_it)
+    for short, name in names.items():
+        said = said.replace(f"{short}=", f"{name}=")
+    line = f"MLflow: using {said} of the environment\n" if said else ""
+    assert capsys.readouterr().out == line
+
+
 def test_folds_are_those_asked_for(open_demo: Callable[..., Any]) -> None:
     assert open_demo(folds="4,1-2")[1] == [1, 2, 4]
     assert open_demo()[1] == [1, 2, 3, 4, 5]
