@@ -124,7 +124,9 @@ def predict(
 
 
 def _check_names(videos: list[Path]) -> None:
-    """Refuse videos whose tables would have the same name."""
+    """Refuse videos whose tables would have the same name, or that of the table of all."""
+    if any(video.name == "overall" for video in videos):
+        raise UserError("a folder called overall would have the table of whole videos: rename it")
     (name, count), *_ = Counter(video.name for video in videos).most_common(1)
     if count > 1:
         raise UserError(

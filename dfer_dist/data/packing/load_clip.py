@@ -173,7 +173,7 @@ def _load_frames(clip: LoadedClip, files: tuple[Path, ...], size: int | None) ->
         clip.jpegs.append(jpeg)
         clip.num_encoded += jpeg is not data
     if not clip.jpegs:
-        clip.leave_out("no frames", "no frame can be decoded")
+        clip.leave_out("no frames", f"no frame can be decoded; {clip.faults[0].reason}")
 
 
 def _check_counts(

@@ -87,7 +87,7 @@ def _has_frames(file: Path) -> bool:
 
     options = {"probesize": str(_PROBED), "protocol_whitelist": "file"}
     try:
-        with av.open(str(file), options=options) as container:
+        with av.open(str(file.absolute()), options=options) as container:
             if _NO_VIDEO.fullmatch(container.format.name):
                 return False
             stream = container.streams.best("video")

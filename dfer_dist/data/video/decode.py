@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfer_dist.data.video.colors import UnsupportedColors, to_upright_rgb
+from dfer_dist.data.video.image import LFS_FAULT, LFS_START
 from dfer_dist.data.video.packets import PacketInfo, scan_packets
 from dfer_dist.utils.errors import UserError
 
@@ -143,7 +144,8 @@ class _Decoding:
         av = _import_av()
         path = self.video.path
         try:
-            with av.open(str(path)) as container:
+            # absolute: ffmpeg takes 12 of 12:30.mp4 for a protocol
+            with av.open(str(path.absolute())) as container:
                 stream = container.streams.best("video")
                 if stream is None:
                     raise _InvalidVideo("it has no video")
@@ -153,7 +155,8 @@ class _Decoding:
         except UnsupportedColors as e:
             raise UnsupportedVideo(path, 0, str(e)) from e
         except (av.error.FFmpegError, _InvalidVideo) as e:
-            raise DamagedVideo(path, self.num_good, _reason(e)) from e
+            reason = _pointer_fault(path) or _reason(e)
+            raise DamagedVideo(path, self.num_good, reason) from e
 
     def clean_frames(
         self, container: InputContainer, stream: VideoStream, packets: PacketInfo
@@ -199,6 +202,13 @@ class _Decoding:
         self.fault = self.fault or reason
         if self._are_too_many(self.num_bad, packets):
             raise _InvalidVideo(self.fault)
+
+
+def _pointer_fault(path: Path) -> str | None:
+    """Return what is wrong with a file that only points to a video; None for others."""
+    with suppress(OSError), path.open("rb") as file:
+        return LFS_FAULT if file.read(len(LFS_START)) == LFS_START else None
+    return None
 
 
 def _reason(error: Exception) -> str:

@@ -11,6 +11,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
 
+# What Git LFS stores in place of a file that was not fetched.
+LFS_START, LFS_FAULT = b"version https://git-lfs", "a pointer of Git LFS: run git lfs pull"
+
 # Where JPEGs may have an orientation: Exif and XMP. Reading those of every JPEG would take as long
 # as decoding a small one.
 _ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")
@@ -53,6 +56,8 @@ def decode_image(data: bytes) -> tuple[np.ndarray, bool]:
     ValueError
         If it is damaged, or no image that can be shown with 8 bits a channel.
     """
+    if data.startswith(LFS_START):
+        raise ValueError(LFS_FAULT)
     if not data.startswith(_JPEG_SIGNATURE):
         return _decode_with_pillow(data), False
     # stricter than Pillow, which does not report altered bytes

@@ -333,3 +333,5 @@ def test_two_videos_of_one_name_are_refused(
 ) -> None:
     assert dfer(monkeypatch, "predict", exported.out, waves, waves) == 2
     assert "two videos are called waves.mp4" in capsys.readouterr().err
+    assert dfer(monkeypatch, "predict", exported.out, waves.parent / "overall") == 2
+    assert "would have the table of whole videos" in capsys.readouterr().err

@@ -128,6 +128,17 @@ def test_resize_encodes_only_frames_of_another_size(clip: ClipRecord, tmp_path: 
     assert PackReport.read(tmp_path / "out" / REPORT).encoded_frames == 2
 
 
+def test_reason_of_the_first_frame_is_told_if_none_can_be_decoded(clip: ClipRecord) -> None:
+    for file in clip.media.iterdir():
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\n")
+    fault = load_clip(clip).faults[-1]
+    assert (fault.left_out, fault.reason) == (
+        True,
+        "no frame can be decoded; 00000.jpg cannot be decoded: "
+        "a pointer of Git LFS: run git lfs pull",
+    )
+
+
 def test_resize_turns_thin_stripes_grey_without_aliasing(clip: ClipRecord) -> None:
     stripes = np.tile([[[0] * 3, [255] * 3]], (64, 32, 1)).astype(np.uint8)
     (clip.media / "00000.jpg").write_bytes(simplejpeg.encode_jpeg(stripes, 100))

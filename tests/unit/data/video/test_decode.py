@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from dfer_dist.data.sources.probe import is_video
 from dfer_dist.data.video.decode import PYAV_VERSIONS, DamagedVideo, Video
 from dfer_dist.utils.errors import UserError
 from tests.helpers.data.videos import damage_frames, encode
@@ -100,6 +101,24 @@ def test_photos_of_a_camera_as_a_video_are_upright(tmp_path: Path, orientation: 
     # raw Motion JPEG
     (tmp_path / "a.mjpg").write_bytes(3 * photo.getvalue())
     assert np.array_equal(list(Video(tmp_path / "a.mjpg")), frames)
+
+
+@pytest.mark.parametrize("name", ["12:30.mp4", "concat:a|b.mp4", "-i.mp4", "100%d.mp4"])
+def test_name_is_no_protocol_of_ffmpeg(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    encode(tmp_path / "a.mp4", patches(3)).rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert len(list(Video(Path(name)))) == 3
+    Path(name).rename(Path(name).stem)
+    assert is_video(Path(Path(name).stem))
+
+
+def test_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\n")
+    assert read_until_damage(tmp_path / "a.mp4")[1].reason == (
+        "a pointer of Git LFS: run git lfs pull"
+    )
 
 
 def test_uneven_times_are_resampled_to_a_steady_rate(tmp_path: Path) -> None:
