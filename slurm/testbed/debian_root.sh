@@ -35,6 +35,8 @@ fi
 exec unshare --mount bash -c '
 root=$1
 shift
+# So that "/" of the command is a mount point: unshare --mount makes that private.
+mount --bind "$root" "$root"
 for folder in /*/; do
     case $folder in
         /bin/ | /sbin/ | /lib*/ | /usr/ | /etc/ | /var/ | /boot/) continue ;;
