@@ -22,7 +22,7 @@ from playwright.sync_api import Locator, Page, sync_playwright
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.tracking.mlflow_runs import tracking_of
-from launch.commands.tracking import mlflow_server
+from launch.commands.tracking import WORKFLOW, mlflow_server
 
 FLAGS = [
     "--no-sandbox",
@@ -59,16 +59,12 @@ def browser_page() -> Iterator[Page]:
 
 def open_runs(page: Page, root: str, experiment_id: str, names: Sequence[str]) -> None:
     """The table of an experiment's runs, with the parent runs ``names`` in it."""
-    page.goto(f"{root}/#/experiments/{experiment_id}/runs")
+    page.goto(f"{root}/#/experiments/{experiment_id}/runs{WORKFLOW}")
     for name in names:
         page.locator(".ag-row").get_by_text(name, exact=True).first.wait_for(timeout=60_000)
     close = page.get_by_role("button", name="Close")
     if close.count():
         close.first.click()  # a side panel that MLflow opens by itself
-    page.get_by_text(
-        "Model training", exact=True
-    ).click()  # the page opens on MLflow's tools for language models
-    page.locator(".ag-row").get_by_text(names[0], exact=True).first.wait_for(timeout=20_000)
 
 
 def row_of(page: Page, name: str) -> Locator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ ModelName = Annotated[
     str | None, typer.Option(help="Name in the registry. Default: the run's name.")
 ]
 
+# MLflow opens its pages for GenAI by default, which show no metrics
+WORKFLOW = "?workflowType=machine_learning"
 _START_TIMEOUT = 120.0  # seconds that `mlflow ui` may take to start on a busy machine
 
 
@@ -39,18 +42,20 @@ def ui(
 
     Example: [bold]dfer ui runs/demo[/bold]
     """
-    uri, page = f"sqlite:///{(runs / 'mlflow.db').resolve()}", ""
+    uri, page = f"sqlite:///{(runs / 'mlflow.db').resolve()}", f"/#/experiments{WORKFLOW}"
     if run is not None:
         tracking = _tracking(RunDir(run.resolve()))
         uri = tracking.uri
         if tracking.run_id:
-            page = f"/#/experiments/{tracking.experiment_id}/runs/{tracking.run_id}"
+            page = f"/#/experiments/{tracking.experiment_id}/runs/{tracking.run_id}{WORKFLOW}"
     if not uri.startswith("sqlite:"):
         print_line(f"{uri}{page}")
         return
     store = Path(uri.removeprefix("sqlite:///"))
     if not store.exists():
         raise UserError(f"{store} does not exist: no run was tracked yet, or it was moved")
+    # as Ctrl-C does: the server ends with this command
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with suppress(KeyboardInterrupt), mlflow_server(uri) as (address, server):
         print_line(f"{address}{page} (Ctrl-C ends it)")
         sys.exit(server.wait())
@@ -71,17 +76,26 @@ def mlflow_server(uri: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1"]
     command += ["--backend-store-uri", uri, "--port", str(port)]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}
+    # eight processes for evaluations of language models
+    quiet["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     server = subprocess.Popen(
-        command, env=os.environ | quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env=os.environ | quiet,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     address = f"http://127.0.0.1:{port}"
     try:
         _wait_for(address, server)
         yield address, server
     finally:
-        server.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(20)
+        # its workers may outlive it
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(20)
 
 
 def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import itertools
-import json
 import os
 import signal
 import statistics
@@ -13,16 +12,18 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
+from mlflow_page import browser_page
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.tracking.mlflow_runs import tracking_of
 from dfer_dist.tracking.sync import sync
+from launch.report import open_mlflow_runs
 from tests.helpers.tracking.load import FILES, expected
 from tests.helpers.tracking.proxy import DEAD, PASS, Proxy
 from tests.helpers.tracking.servers import ADMIN, Site
@@ -170,9 +171,15 @@ def steps(trial: Trial, turns: list[tuple[float, str]]) -> dict[str, list[float]
 
 
 @pytest.mark.tracking
-def test_ui_opens_a_sqlite_file(tiny_shards: Index, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_ui_opens_a_run_and_ends_with_its_processes(
+    tiny_shards: Index, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    """The page of the run is that of model training; MLflow's default is that of GenAI."""
+    pytest.importorskip("playwright")
     trial = Trial(tiny_shards, tmp_path)
     trial.prepare()
+    open_mlflow_runs(trial.run)
     command = [Path(sys.executable).with_name("dfer"), "ui", trial.run.root]
     # A job in the background ignores SIGINT.
     listen = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
@@ -185,12 +192,15 @@ def test_ui_opens_a_sqlite_file(tiny_shards: Index, tmp_path: Path) -> None:
     )
     try:
         assert process.stdout
-        address = process.stdout.readline().split("#")[0]
-        experiment = tracking_of(trial.run).experiment_id
-        with urllib.request.urlopen(
-            f"{address}api/2.0/mlflow/experiments/get?experiment_id={experiment}"
-        ) as answer:
-            assert json.load(answer)["experiment"]["name"] == "dfew"
+        address = process.stdout.readline().split()[0]
+        children = psutil.Process(process.pid).children(recursive=True)
+        with browser_page() as page:
+            page.goto(address)
+            page.get_by_text("Model metrics", exact=True).wait_for(timeout=60_000)
+            assert page.get_by_text(trial.run.root.name, exact=True).count()
+            assert page.get_by_text("Models", exact=True).count()
+            assert not page.get_by_text("Judges", exact=True).count()
     finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        process.send_signal(number)
+        assert process.wait(60) == status
+    assert len(children) > 1 and not psutil.wait_procs(children, timeout=10)[1]
