@@ -128,7 +128,7 @@ def test_resize_encodes_only_frames_of_another_size(clip: ClipRecord, tmp_path: 
     assert PackReport.read(tmp_path / "out" / REPORT).encoded_frames == 2
 
 
-def test_reason_of_the_first_frame_is_told_if_none_can_be_decoded(clip: ClipRecord) -> None:
+def test_reason_of_the_first_frame_is_given_if_none_can_be_decoded(clip: ClipRecord) -> None:
     for file in clip.media.iterdir():
         file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\n")
     fault = load_clip(clip).faults[-1]
