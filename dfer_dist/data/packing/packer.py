@@ -12,11 +12,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -26,10 +28,14 @@ import numpy as np
 from dfer_dist.data.packing import report
 from dfer_dist.data.packing.shard_writer import STATE_FOLDER, ShardJob, hash_json, write_shard
 from dfer_dist.data.shards.index import Index, content_hash, read_index
+from dfer_dist.data.shards.reader import ClipReader, DamagedClip
 from dfer_dist.data.sources.records import CLASSES, NO_SPLIT, ClipRecord
+from dfer_dist.data.video.image import find_turn
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json
 from dfer_dist.utils.process_pool import run_jobs
+
+logger = logging.getLogger(__name__)
 
 
 def pack(
@@ -151,11 +157,37 @@ class _Plan:
         if held != (self.dataset, self.classes, sources):
             raise UserError(
                 f"{out} holds another data set ({index.name}, {stored.clips} clips), or its lists "
-                "or frames have changed since: choose an empty --out"
+                "or frames have changed since, or an earlier version read them in another order: "
+                "choose an empty --out"
             )
         if self.strict:
             report.check_strict(stored.problems)
+        if stored.decoders != report.decoder_versions():
+            self._compare_rules(index, stored)
         return index
+
+    def _compare_rules(self, index: Index, stored: report.PackReport) -> None:
+        """Check that frames which another version has packed are those of this version.
+
+        Copied JPEGs are, unless their metadata turn them. Of encoded frames it is not known.
+        """
+        logger.info("%s was packed by another version: its frames are compared", self.out)
+        turned = _find_turned_clip(index) if stored.encoded_frames < stored.frames else None
+        if turned:
+            raise UserError(
+                f"{self.out} was packed by an earlier version, which did not turn frames by their "
+                f"metadata, such as those of clip {turned}: choose an empty --out"
+            )
+        if stored.encoded_frames:
+            logger.warning(
+                "%s: %s frames were encoded by another version of this program or of a decoder, "
+                "and may differ from those of this one: to renew them choose an empty --out",
+                *(self.out, f"{stored.encoded_frames:,}"),
+            )
+            return
+        with suppress(OSError):
+            # of a folder that may not be written
+            replace(stored, decoders=report.decoder_versions()).write(self.out / report.REPORT)
 
     def check_folder(self) -> None:
         """Reject files of other sets: a program that reads all tars would read clips twice."""
@@ -218,3 +250,16 @@ class _Plan:
         """Return a hash of the set's sources: digests of shards, and faults of the lists."""
         faults = [[r.source, vars(fault)] for r in self.records for fault in r.faults]
         return hash_json([digests, faults])
+
+
+def _find_turned_clip(index: Index) -> str | None:
+    """Return the key of a clip with a frame that its metadata turn."""
+    reader = ClipReader(index)
+    try:
+        for shard, entry in enumerate(index.shards):
+            for row in range(entry.clips):
+                if any(map(find_turn, reader.iterate_jpegs(shard, row))):
+                    return reader.key(shard, row)
+    except DamagedClip as e:
+        raise UserError(f"{e}: copy the shard again") from e
+    return None

@@ -19,6 +19,10 @@ from dfer_dist.utils.records import Record
 
 REPORT = "pack_report.json"
 
+# Version of the rules by which frames are shown. Raise it when the same files become other frames.
+# Earlier versions of this program, which recorded none, did not turn JPEGs by their metadata.
+_RULES = 2
+
 
 @dataclass(frozen=True)
 class PackSettings:
@@ -99,7 +103,7 @@ class PackReport(Record):
     dropped_frames : int
         Damaged frames of packed clips that were left out.
     decoders : dict of str
-        Version of each package that decodes images or videos.
+        See :func:`decoder_versions`.
     unread : dict of int
         What looks like data and was not read, by kind, such as ``.wav files``.
     notes : list of str
@@ -159,8 +163,9 @@ class ShardResult(Record):
 
 @cache
 def decoder_versions() -> dict[str, str]:
-    """Return the version of each package that decodes images or videos."""
-    return {name: importlib.metadata.version(name) for name in ("av", "pillow", "simplejpeg")}
+    """Return the version of each package that decodes images or videos, and of our own rules."""
+    packages = ("av", "pillow", "simplejpeg")
+    return {**{name: importlib.metadata.version(name) for name in packages}, "rules": str(_RULES)}
 
 
 def make_report(

@@ -62,12 +62,17 @@ def decode_image(data: bytes) -> tuple[np.ndarray, bool]:
         return _decode_with_pillow(data), False
     # stricter than Pillow, which does not report altered bytes
     pixels = simplejpeg.decode_jpeg(data)
-    if not any(mark in data for mark in _ORIENTATION_MARKS):
+    turn = find_turn(data)
+    if turn is None:
         return pixels, True
-    orientation = _jpeg_orientation(data)
-    if orientation not in _UPRIGHT:
-        return pixels, True
-    return np.asarray(Image.fromarray(pixels).transpose(_UPRIGHT[orientation])), False
+    return np.asarray(Image.fromarray(pixels).transpose(turn)), False
+
+
+def find_turn(jpeg: bytes) -> Image.Transpose | None:
+    """Return how the metadata of a JPEG turns or mirrors it, None if they do not."""
+    if not any(mark in jpeg for mark in _ORIENTATION_MARKS):
+        return None
+    return _UPRIGHT.get(_jpeg_orientation(jpeg))
 
 
 def is_still_image(file: Path) -> bool:

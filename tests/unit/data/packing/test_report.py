@@ -35,7 +35,7 @@ def test_report_file_keeps_the_keys_of_version_1(report_file: Path) -> None:
         "max_bad_frames": None,
     }
     assert raw["decoders"]["pillow"] == PIL.__version__
-    assert list(raw["decoders"]) == ["av", "pillow", "simplejpeg"]
+    assert list(raw["decoders"]) == ["av", "pillow", "simplejpeg", "rules"]
     assert PackReport.read(report_file).to_json() == {
         k: v for k, v in raw.items() if k != "version"
     }
