@@ -1,4 +1,4 @@
-"""Find truncated files in containers where ffmpeg does not look for it.
+"""Find files of which a part is missing in containers where ffmpeg does not look for it.
 
 A transport stream declares neither length nor duration: one that ends between two packets cannot be
 distinguished from a whole one.
@@ -7,6 +7,8 @@ distinguished from a whole one.
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -16,8 +18,10 @@ _TS_PACKETS = ((188, 0), (192, 4), (204, 0))
 # of the part of an ASF header that declares the length of the file
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
-# of an Ogg page: largest length, and the flag of the last one of a stream
-_OGG_MAX, _OGG_LAST = 65_307, 4
+# the header of an Ogg page: mark, flags, stream, number, checksum, number of segments; its flags
+_OGG_PAGE = struct.Struct("<4sxB8xIIIB")
+_OGG_FIRST, _OGG_LAST = 2, 4
+_REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def find_truncation(path: str, container: str) -> str | None:
@@ -58,13 +62,34 @@ def _check_asf(file: BinaryIO, size: int) -> str | None:
 
 
 def _check_ogg(file: BinaryIO, size: int) -> str | None:
-    # other data may follow the last page
-    file.seek(max(0, size - 2 * _OGG_MAX))
-    page = file.read().rpartition(b"OggS")[2]
-    # version, flags, 20 bytes, number of segments, their sizes, and the segments
-    flags, count = sum(page[1:2]), sum(page[22:23])
-    is_whole = len(page) >= 23 + count + sum(page[23 : 23 + count])
-    return None if is_whole and flags & _OGG_LAST else "its last page is missing (truncated?)"
+    """Read all pages: they have checksums, those of a stream are numbered, its last one is marked.
+
+    ffmpeg drops a damaged page without a word.
+    """
+    numbers: dict[int, int] = {}
+    unfinished = set[int]()
+    while file.tell() + _OGG_PAGE.size <= size:
+        header = file.read(_OGG_PAGE.size)
+        mark, flags, stream, number, checksum, count = _OGG_PAGE.unpack(header)
+        sizes = file.read(count)
+        # other data may follow the last page
+        if mark != b"OggS" or file.tell() + sum(sizes) > size:
+            break
+        page = header[:22] + bytes(4) + header[26:] + sizes + file.read(sum(sizes))
+        is_missing = not flags & _OGG_FIRST and number != numbers.get(stream, number - 1) + 1
+        if is_missing or _ogg_checksum(page) != checksum:
+            return f"its page {number} is damaged, or a part before it is missing"
+        numbers[stream] = number
+        unfinished.add(stream)
+        if flags & _OGG_LAST:
+            unfinished.remove(stream)
+    return "its last page is missing (truncated?)" if unfinished else None
+
+
+def _ogg_checksum(page: bytes) -> int:
+    """Return the CRC32 of the bits in the other order than zlib's, without its inversions."""
+    state = zlib.crc32(page.translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{state:032b}"[::-1], 2)
 
 
 _CHECKS: dict[str, Callable[[BinaryIO, int], str | None]] = {

@@ -49,6 +49,21 @@ def test_end_between_two_packets_of_a_transport_stream_is_not_known(tmp_path: Pa
     assert find_truncation(str(tmp_path / "a.ts"), "mpegts") is None
 
 
+@pytest.mark.parametrize("change", ["missing", "altered"])
+def test_damaged_page_of_an_ogg_stream_is_named(tmp_path: Path, change: str) -> None:
+    """ffmpeg would show the frame before it for as long."""
+    file = tmp_path / "a.ogv"
+    data = bytearray(write_video(file))
+    first, second = [part.start() for part in re.finditer(b"OggS", data)][3:5]
+    if change == "missing":
+        del data[first:second]
+    else:
+        data[second - 9] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(DamagedVideo, match=f"its page {4 - (change == 'altered')} is damaged"):
+        list(Video(file))
+
+
 def test_truncated_video_may_be_kept(tmp_path: Path) -> None:
     """How many frames are missing is not known: it counts as one."""
     file = tmp_path / "a.ogv"
