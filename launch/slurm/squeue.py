@@ -25,6 +25,8 @@ _REASONS = {
     "JobHeldUser": "held: scontrol release",
     "JobHeldAdmin": "held by an administrator",
     "JobHoldMaxRequeue": "requeued too often, held: scontrol release",
+    "job requeued in held state": "requeued, held: scontrol release",
+    "job requeued in special exit state": "requeued, held: scontrol release",
     "launch failed requeued held": "could not be started, held: scontrol release",
     "ReqNodeNotAvail": "nodes are down or reserved",
     "Reservation": "waits for its reservation",

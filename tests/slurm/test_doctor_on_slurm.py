@@ -116,7 +116,7 @@ def test_folder_that_the_second_node_does_not_see_is_wrong(trial: Submitted) -> 
     runs = trial.root / "runs"
     runs.mkdir()
     pid = (trial.cluster.root / "run" / "slurmd-n2.pid").read_text().strip()
-    inside = ["nsenter", "--target", pid, "--mount"]
+    inside = ["nsenter", "--target", pid, "--mount", "--root", "--wd"]
     if os.geteuid() != 0:
         inside += ["--user", "--preserve-credentials"]
     subprocess.run([*inside, "mount", "-t", "tmpfs", "tmpfs", str(runs)], check=True)

@@ -17,6 +17,10 @@ from launch.slurm.squeue import QueuedJob, query_squeue, reason_text
             "nodes are down or reserved (ReqNodeNotAvail)",
         ),
         ("QOSMaxJobsPerUserLimit", "a limit of the account or QOS (QOSMaxJobsPerUserLimit)"),
+        (
+            "job requeued in held state",
+            "requeued, held: scontrol release (job requeued in held state)",
+        ),
         ("SomethingNew", "SomethingNew"),
     ],
 )
