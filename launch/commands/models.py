@@ -114,8 +114,10 @@ def predict(
         _print_prediction(prediction)
     if predictions:
         _write_overall(predictions, out)
+        example = predictions[0].name
         print_line(
-            f"tables and plots: {out}/NAME.csv, {out}/NAME.png; whole videos: {out}/overall.csv"
+            f"tables and plots: {out}/{example}.csv, {out}/{example}.png and so on; "
+            f"whole videos: {out}/overall.csv"
         )
     for earlier in errors[:-1]:
         print(f"error: {earlier}", file=sys.stderr)

@@ -208,7 +208,7 @@ def widen() -> None:
 
 def status(
     run: Annotated[
-        Path | None, typer.Argument(help="A run's folder; all runs by default, newest first.")
+        Path | None, typer.Argument(help="Folder of a run, or of several. Default: all of --runs.")
     ] = None,
     runs: Annotated[Path, typer.Option("--runs", help="The folder of all runs.")] = Path("runs"),
     as_json: Annotated[
@@ -221,6 +221,8 @@ def status(
 
     Example: [bold]dfer status runs/dfew_vitb32[/bold]
     """
+    if run and not RunDir(run).run.exists() and find_runs(run):
+        run, runs = None, run
     if run:
         chosen = [RunDir(run.resolve())]
         queue = query_squeue_for(chosen[0])

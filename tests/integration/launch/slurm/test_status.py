@@ -87,7 +87,8 @@ def test_status_prints_all_runs_newest_first(slurm: FakeSlurm, submitted: RunDir
     assert f"{broken.run} cannot be read" in done.stdout
     assert done.returncode == 0
     check_refusal(run_dfer("status", "--runs", submitted.root), "holds no run")
-    check_refusal(run_dfer("status", submitted.root.parent), "is not a run")
+    assert run_dfer("status", submitted.root.parent).stdout == done.stdout
+    check_refusal(run_dfer("status", slurm.root), "is not a run")
 
 
 def test_status_as_json_imports_nothing_slow(slurm: FakeSlurm, submitted: RunDir) -> None:
