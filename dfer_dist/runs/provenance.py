@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
@@ -50,7 +52,7 @@ def collect(command: list[str]) -> Provenance:
         time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         command=command,
         host=socket.gethostname(),
-        user=os.environ.get("USER") or str(os.getuid()),
+        user=_user_name(),
         python=platform.python_version(),
         platform=platform.platform(),
         cpu_count=os.cpu_count(),
@@ -60,6 +62,13 @@ def collect(command: list[str]) -> Provenance:
         code_hash=code_hash(*_packages(_source_root())),
         python_path=os.environ.get("PYTHONPATH", ""),
     )
+
+
+def _user_name() -> str:
+    """Return the name of this process's user, or the number if it has none."""
+    with suppress(KeyError, OSError):
+        return getpass.getuser()
+    return str(os.getuid())
 
 
 def environment_lock() -> str:

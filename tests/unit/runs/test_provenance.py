@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import sys
 from pathlib import Path
@@ -154,3 +155,15 @@ def test_ranks_run_by_the_real_path_of_the_environment(
         assert resolved_python_command() == [str(real / "bin" / "python"), "-P"]
     monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
     assert resolved_python_command() == ["/usr/bin/python3", "-P"]
+
+
+def test_user_has_a_name_where_no_variable_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "checkout", lambda: None)
+    # it starts uname
+    monkeypatch.setattr(provenance.platform, "platform", lambda: "Linux")
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert collect([]).user == pwd.getpwuid(os.getuid()).pw_name
+    # as in a container
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    assert collect([]).user == "4000000000"
