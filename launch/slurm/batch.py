@@ -29,6 +29,7 @@ from dfer_dist.utils.errors import UserError
 from launch.slurm.clients import cleaned_environment
 from launch.slurm.cluster import Cluster
 from launch.slurm.sbatch_options import sent
+from launch.submitit_paths import executor_class
 
 _SUMMARY_MEMORY_GB = 4
 _SUMMARY_MINUTES = 30
@@ -160,27 +161,10 @@ def _output(folder: Path, num_tasks: int, task: int | str) -> str:
     return f"{str(folder).replace('%', '%%')}/{job}_{task}_log.out"
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a folder in whose path Submitit would replace something.
-
-    Raises
-    ------
-    UserError
-        If it holds one of Submitit's tags.
-    """
-    tag = re.search("%[jtAa]", str(folder))
-    if tag:
-        raise UserError(
-            f"{folder}: Submitit would replace '{tag[0]}' in this path by a number: "
-            "choose another --runs or --name"
-        )
-
-
 def _executor(folder: Path, cluster: Cluster, before: str, **parameters: Any) -> SlurmExecutor:
     """Return an executor; ``before`` is put before the command of Python."""
-    check_folder(folder)
     try:
-        executor = SlurmExecutor(folder, python=before + shlex.join(python_command()))
+        executor = executor_class(folder)(folder, python=before + shlex.join(python_command()))
     except RuntimeError as e:
         raise UserError(
             "Slurm is not installed here (no srun on PATH): log in to the cluster, or leave out "

@@ -27,7 +27,6 @@ from launch.runs import load_experiment, open_run, remove_run
 from launch.slurm.batch import (
     ArrayTask,
     ClusterTarget,
-    check_folder,
     make_executor,
     make_summary_executor,
     script_text,
@@ -122,9 +121,6 @@ def submit(request: JobRequest, target: ClusterTarget, resume: bool) -> list[Run
     """
     variants = request.variants(target.cluster)
     runs = [RunDir((request.runs / name).resolve()) for name, _ in variants]
-    # before anything is created
-    for run in runs:
-        check_folder(run.root)
     sweep = (request.runs / f"{request.label}.sweep").resolve() if request.sweep else None
     tasks: list[ArrayTask] = []
     with ExitStack() as locks:

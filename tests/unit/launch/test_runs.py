@@ -146,6 +146,15 @@ def test_folder_of_other_files_is_refused(tmp_path: Path, settings: list[str]) -
     assert os.listdir(tmp_path / "runs" / "demo") == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("name", ["12:30", "two\nlines", "a\\b"])
+def test_folder_that_jobs_cannot_use_is_refused(
+    tmp_path: Path, settings: list[str], name: str
+) -> None:
+    done = invoke("crossval", "demo", *settings, "--name", name, cwd=tmp_path)
+    check_refusal(done, "its jobs cannot use a path with", "choose another --runs or --name")
+    assert not (tmp_path / "runs" / name).exists()
+
+
 def test_resume_names_changed_settings(
     run: RunDir, settings: list[str], tmp_path: Path, open_demo: Callable[..., Any]
 ) -> None:

@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from submitit.core.utils import JobPaths
 from submitit.slurm import slurm as submitit_slurm
 
 from dfer_dist.runs.layout import RunDir
@@ -29,6 +30,8 @@ SUBMITIT = {
     "_submitit_command_str": "c04e7f4c24c124de",
     "_internal_process_submissions": "cd71325592178efb",
 }
+# what launch/slurm/submitit_paths.py replaces
+PATHS = {"_format_id": "bc2164f58df35a66", "get_first_id_independent_folder": "6990930635556fef"}
 # as read in Submitit 1.5.3 and 1.5.4
 MAKE_SBATCH_STRING = ("8548e9f62535499e", "e953875758921406")
 
@@ -44,6 +47,11 @@ def test_private_function_of_submitit_is_unchanged(name: str) -> None:
     assert sha256(function) == SUBMITIT[name], "read it again, and launch/slurm/batch.py"
 
 
+@pytest.mark.parametrize("name", PATHS)
+def test_replaced_function_of_submitit_is_unchanged(name: str) -> None:
+    assert sha256(getattr(JobPaths, name)) == PATHS[name], "read it again, and submitit_paths.py"
+
+
 def test_script_text_of_submitit_is_unchanged() -> None:
     found = sha256(submitit_slurm._make_sbatch_string)
     assert found in MAKE_SBATCH_STRING, "read it again, and launch/slurm/batch.py"
@@ -54,6 +62,10 @@ def srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Submitit only looks whether there is one."""
     (tmp_path / "srun").touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    # replaced for some folders
+    monkeypatch.setattr(JobPaths, "_format_id", JobPaths._format_id)
+    original = JobPaths.get_first_id_independent_folder
+    monkeypatch.setattr(JobPaths, "get_first_id_independent_folder", staticmethod(original))
 
 
 def script(folder: Path, *overrides: str, summary: bool = False, folds: int = 2) -> list[str]:
@@ -182,10 +194,20 @@ def test_per_cent_sign_of_the_folder_is_escaped(tmp_path: Path, name: str) -> No
         assert outputs == [f"--output={escaped}/{job}_%t_log.out"]
 
 
-@pytest.mark.parametrize("name", ["100%job", "a%t", "%Alpha", "50%accurate"])
-def test_folder_that_submitit_would_rename_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="choose another --runs or --name"):
-        script(tmp_path / name)
+@pytest.mark.parametrize("name", ["100%job", "a%t", "%Alpha", "50%accurate", "%%j %a"])
+@pytest.mark.parametrize("folds", [1, 2])
+def test_submitit_keeps_the_name_of_the_folder(tmp_path: Path, name: str, folds: int) -> None:
+    """It would replace these tags; jobs find their functions in the same folder."""
+    folder = tmp_path / name / "1"
+    lines = script(folder, folds=folds)
+    (output,) = (o for o in options(lines) if o.startswith("--output="))
+    assert str(folder).replace("%", "%%") + "/" in output
+    srun = shlex.split(next(line for line in lines if line.startswith("srun ")))
+    assert srun[-2:] == ["launch.submitit_paths", str(folder)]
+    tags = {"job_id": "7_0"[: 2 * folds - 1], "task_id": 3}
+    assert JobPaths(folder, **tags).submission_file == folder / "7_submission.sh"
+    assert JobPaths(folder, **tags).result_pickle == folder / f"{tags['job_id']}_3_result.pkl"
+    assert JobPaths.get_first_id_independent_folder(folder) == folder
 
 
 def test_variables_of_other_jobs_and_options_are_not_inherited(
