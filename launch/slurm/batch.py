@@ -18,9 +18,10 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any, NamedTuple
 
-from submitit.core.utils import FailedJobError
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
 from dfer_dist.runs.layout import RunDir
@@ -242,7 +243,9 @@ def submitting() -> Iterator[None]:
     try:
         with redirect_stderr(StringIO()), cleaned_environment():
             yield
-    except FailedJobError as e:
+    except (FailedJobError, FailedSubmissionError) as e:
         reasons = re.findall("^sbatch: (?:error: )?(.*)", str(e), re.MULTILINE)
-        text = "; ".join(reasons) or str(e).strip()
+        # a wrapper of the site may print them anywhere, or not at all
+        printed = e.__cause__.stdout if isinstance(e.__cause__, CalledProcessError) else ""
+        text = "; ".join(reasons) or " ".join(f"{e} {printed}".split()) or "sbatch gives no reason"
         raise UserError(f"Slurm refuses the job: {text}") from e

@@ -1,0 +1,99 @@
+"""``dfer crossval --cluster`` with an ``sbatch`` that refuses some jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dfer_dist.data.shards.index import Index
+from dfer_dist.runs.layout import RunDir
+from launch.slurm.jobs import submissions
+from tests.helpers.cli import check_refusal
+from tests.helpers.forked import Done
+from tests.helpers.slurm.fake_clients import FakeSlurm, run_dfer
+
+# takes the folds' job, and does what a test says with that of the summary
+SBATCH = """#!/bin/bash
+grep -q job-name=dfer-summary "${@: -1}" || { echo "Submitted batch job 120"; exit; }
+"""
+
+
+@pytest.fixture
+def sbatch(slurm: FakeSlurm) -> Path:
+    for name in ("sbatch", "srun"):
+        (slurm.root / name).write_text("#!/bin/sh\n")
+        (slurm.root / name).chmod(0o755)
+    return slurm.root / "sbatch"
+
+
+def submit(shards: Index, runs: Path, *arguments: str) -> Done:
+    settings = [f"data.shards={shards.root}", "tracking.enabled=false", "cluster.nodes=1"]
+    return run_dfer(
+        "crossval", "demo", "--cluster", "testbed", "--runs", runs, *settings, *arguments
+    )
+
+
+@pytest.mark.parametrize(
+    ("refuse", "why"),
+    [
+        ("echo 'sbatch: error: no GPUs asked for' >&2; exit 1", "no GPUs asked for"),
+        # several lines of a plugin, and Slurm's own after them
+        (
+            "printf 'sbatch: Ask for GPUs.\\nsbatch: error: Batch job submission failed\\n' >&2;"
+            "exit 1",
+            "Ask for GPUs.; Batch job submission failed",
+        ),
+        # wrappers of a site
+        ("printf 'too small\\nfor this partition\\n' >&2; exit 3", "too small for this partition"),
+        ("echo 'see the wiki'; exit 1", "see the wiki"),
+        ("exit 3", "sbatch gives no reason"),
+        ("echo 'your job was put aside'", 'of sbatch output "your job was put aside"'),
+    ],
+)
+def test_folds_run_without_a_summary_job(
+    sbatch: Path, slurm: FakeSlurm, tiny_shards: Index, tmp_path: Path, refuse: str, why: str
+) -> None:
+    sbatch.write_text(SBATCH + refuse)
+    done = submit(tiny_shards, tmp_path, "--folds", "1-2")
+    assert (done.returncode, done.stderr, slurm.cancelled) == (0, "", [])
+    said, submitted = done.stdout.splitlines()
+    assert said.startswith("no summary job (Slurm refuses the job: ") and why in said
+    assert "the last fold of a run writes its summary; cluster.summary sets" in said
+    assert submitted.startswith("submitted 2 folds as job 120; follow them")
+    (entry,) = submissions(RunDir(tmp_path / "demo"))
+    assert (entry.folds, entry.summary) == ({"1": "120_0", "2": "120_1"}, None)
+
+
+def test_runs_of_a_sweep_are_compared_by_hand(
+    sbatch: Path, tiny_shards: Index, tmp_path: Path
+) -> None:
+    sbatch.write_text(SBATCH + "echo 'sbatch: error: no' >&2; exit 1")
+    done = submit(tiny_shards, tmp_path, "--sweep", "train.epochs=1,2")
+    assert f"compare the runs with dfer report {tmp_path}/demo-1 {tmp_path}/demo-2" in done.stdout
+    for name in ("demo-1", "demo-2"):
+        (entry,) = submissions(RunDir(tmp_path / name))
+        assert (len(entry.folds), entry.summary) == (5, None)
+
+
+def test_refused_folds_leave_nothing(sbatch: Path, tiny_shards: Index, tmp_path: Path) -> None:
+    sbatch.write_text("#!/bin/sh\necho 'no account'\nexit 1\n")
+    check_refusal(submit(tiny_shards, tmp_path), "Slurm refuses the job: no account")
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize("name", ["50%accurate", "%j of 100%", "it's %t", "a b;c&d $HOME"])
+@pytest.mark.parametrize("folds", ["1", "1-3"])
+def test_folder_of_any_name_holds_what_its_jobs_need(
+    sbatch: Path, tiny_shards: Index, tmp_path: Path, name: str, folds: str
+) -> None:
+    """Submitit puts the arguments of each task into the folder, under the id of its job."""
+    sbatch.write_text('#!/bin/sh\necho "Submitted batch job 120"\n')
+    runs = tmp_path / name
+    done = submit(tiny_shards, runs, "--folds", folds)
+    assert (done.returncode, done.stderr) == (0, "")
+    ids = {"1": ["120"], "1-3": ["120_0", "120_1", "120_2"]}[folds]
+    files = {file.name for file in (runs / "demo" / "slurm" / "1").iterdir()}
+    # the fake gives the summary's job the same id
+    assert {"120_submission.sh", "120_submitted.pkl"} | {f"{i}_submitted.pkl" for i in ids} <= files
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["bin", name])
