@@ -137,7 +137,7 @@ def _check_cluster(
         return
     machine = replace(_needs(config, runs), gpus=cluster.gpus_per_node, cpus=cluster.cpus_per_task)
     if cluster.scratch:
-        machine = replace(machine, scratch=cluster.scratch)
+        machine = replace(machine, scratch=cluster.scratch_variable)
     try:
         with shared_folder(runs) as folder:
             if config:

@@ -214,8 +214,8 @@ def _setup(cluster: Cluster, tasks: list[ArrayTask]) -> list[str]:
 
 
 def user_setup_lines(cluster: Cluster) -> list[str]:
-    """Return the shell lines of ``cluster.setup`` and ``cluster.environment``."""
-    exports = (f"export {key}={_in_quotes(value)}" for key, value in cluster.environment.items())
+    """Return the shell lines of ``cluster.setup`` and of the variables of the job."""
+    exports = (f"export {key}={_in_quotes(value)}" for key, value in cluster.variables.items())
     return [*cluster.setup, *exports]
 
 

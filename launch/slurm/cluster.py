@@ -24,6 +24,7 @@ LOCAL = "local"  # this machine
 PREFIX = "cluster."
 _MIN_TRAINING_SECONDS = 60  # of a job, before its signal
 _NULL = ("", "~", "null")
+_SCRATCH = "DFER_SCRATCH"
 _LEAST = {
     **dict.fromkeys(("nodes", "cpus_per_task", "time_minutes", "tasks_per_node"), 1),
     **dict.fromkeys(("gpus_per_node", "notice_seconds", "max_requeues"), 0),
@@ -66,8 +67,19 @@ class Cluster:
 
     @property
     def scratch_variable(self) -> str | None:
-        """The scratch folder without braces, which OmegaConf would interpolate in a config."""
-        return self.scratch and re.sub(r"\$\{(\w+)\}(?!\w)", r"$\1", self.scratch)
+        """The scratch folder without braces, which OmegaConf would interpolate in a config.
+
+        It is a variable of the job if only a shell can read it, as in ``${SLURM_TMPDIR:-/tmp}``.
+        """
+        plain = self.scratch and re.sub(r"\$\{(\w+)\}(?!\w)", r"$\1", self.scratch)
+        return f"${_SCRATCH}" if plain and "${" in plain else plain
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What the batch script exports: the environment, and scratch if only a shell reads it."""
+        if self.scratch and self.scratch_variable == f"${_SCRATCH}":
+            return self.environment | {_SCRATCH: self.scratch}
+        return self.environment
 
     def all_settings(self, experiment: str, overrides: Sequence[str]) -> list[str]:
         """Return the settings of an experiment on this cluster.

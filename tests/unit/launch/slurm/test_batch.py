@@ -164,6 +164,8 @@ def test_variables_of_the_environment_are_the_shells(tmp_path: Path) -> None:
         r"""environment={A: "${HOME}/$USER x", B: 'say "hi" `now` $(now) 5$', C: 'a\$b\c'}"""
     )
     lines = script(tmp_path, environment)
+    scratch = "scratch=${SLURM_TMPDIR:-/tmp}/x"
+    assert 'export DFER_SCRATCH="${SLURM_TMPDIR:-/tmp}/x"' in script(tmp_path, scratch)
     assert 'export A="${HOME}/$USER x"' in lines
     assert r'export B="say \"hi\" \`now\` \$(now) 5\$"' in lines
     assert r'export C="a\$b\\c"' in lines

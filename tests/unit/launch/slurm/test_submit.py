@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from dfer_dist.config.load import load_config
 from dfer_dist.data.shards.index import Index
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import write_json
 from launch.slurm import submit
 from launch.slurm.batch import ArrayTask
 from launch.slurm.cluster import Cluster, load_cluster, restore_cluster
@@ -47,14 +49,27 @@ def test_wrong_sweep_is_refused(sweep: str) -> None:
         request(sweep).variants(Cluster())
 
 
-def test_scratch_stages_the_shards(tiny_shards: Index) -> None:
+@pytest.mark.parametrize(
+    ("scratch", "cache"),
+    [
+        ("${SLURM_TMPDIR}/$USER", "$SLURM_TMPDIR/$USER"),
+        ("${SLURM_TMPDIR:-/tmp}/${USER}", "$DFER_SCRATCH"),
+        ("/local/${USER}s", "$DFER_SCRATCH"),
+        ("/local/scratch", "/local/scratch"),
+    ],
+)
+def test_scratch_stages_the_shards(tiny_shards: Index, scratch: str, cache: str) -> None:
     settings = [f"data.shards={tiny_shards.root}"]
-    cluster = load_cluster("gpus8", ["cluster.scratch=${SLURM_TMPDIR}/$USER"])
-    assert cluster.all_settings("demo", settings) == [
+    cluster = load_cluster("gpus8", [f"cluster.scratch={scratch}"])
+    staged = cluster.all_settings("demo", settings)
+    assert staged == [
         *settings,
         f"data.shards={tiny_shards.root.as_uri()}",
-        "data.cache=$SLURM_TMPDIR/$USER",
+        f"data.cache={cache}",
     ]
+    assert load_config("demo", staged).data.cache == cache
+    shell = {"DFER_SCRATCH": scratch} if cache == "$DFER_SCRATCH" else {}
+    assert cluster.variables == cluster.environment | shell
     assert load_cluster("gpus8").all_settings("demo", settings) == settings
 
 
