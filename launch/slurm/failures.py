@@ -3,7 +3,8 @@
 The facts are ``srun``'s messages in the output of the job, and what each rank has logged since the
 job started. A start that fails before its first step on one node only is that node's fault, and so
 is one that ``srun`` cannot launch, or in which a node falls silent. An error that all ranks have,
-or one after the first step, is the fold's own.
+or one after the first step, is the fold's own. A job on a single node has no other to compare with:
+it is started once more elsewhere, unless the error is one that the user can fix.
 """
 
 from __future__ import annotations
@@ -34,9 +35,12 @@ _TASKS = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (.+)$", re.MULTILIN
 _LAUNCH = re.compile(r"^srun: error: (Task launch for \S+ failed on node (\S+): .+)$", re.MULTILINE)
 _NODE_LOST = re.compile(r"^srun: error: (Node failure on (\S+))$", re.MULTILINE)
 _NO_LAUNCH = re.compile(
-    r"^srun: error: (Unable to .+|Application launch failed: .+)$", re.MULTILINE
+    r"^srun: error: (Unable to .+|Application launch failed: .+"
+    r"|.*(?:[Tt]imed out|Connection re|Communication|Zero Bytes|before step completely"
+    r"|launch failed).*)$",
+    re.MULTILINE,
 )
-_FATAL = re.compile(r"^srun: fatal: (.+)$", re.MULTILINE)
+_REFUSED = re.compile(r"^srun: (?:fatal|error): (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,16 @@ def bad_nodes(run: RunDir) -> list[str]:
     return sorted({node for node in nodes if nodes.count(node) >= _MAX_NODE_FAILURES})
 
 
+def nodes_to_avoid(run: RunDir, failure: Failure | None) -> list[str]:
+    """Return the nodes on which a job is not started again after a failure.
+
+    Whether an error is that of a job's only node shows on another one.
+    """
+    hosts = expand_host_list(os.environ.get("SLURM_JOB_NODELIST", ""))
+    own = failure.nodes if failure and len(hosts) == 1 else []
+    return sorted({*bad_nodes(run), *own})
+
+
 def record_failure(fold: FoldDir, job: str, failure: Failure) -> None:
     """Append a failed start to those of the fold."""
     now = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -132,10 +146,10 @@ def find_failure(fold: FoldDir, status: int) -> Failure:
     if exits and silent:
         return Failure(f"{', '.join(silent)} does not answer", True, silent)
     if not exits:
-        refused = _NO_LAUNCH.search(start.output) or _FATAL.search(start.output)
+        no_launch = _NO_LAUNCH.search(start.output)
+        refused = no_launch or _REFUSED.search(start.output)
         reason = refused[1] if refused else start.last_line() or f"srun ended with {status}"
-        may_help = bool(_NO_LAUNCH.search(start.output)) or status in _SIGNAL_STATUSES
-        return Failure(reason, may_help, [])
+        return Failure(reason, bool(no_launch) or status in _SIGNAL_STATUSES, [])
     return _judge_first(start, exits, hosts)
 
 
@@ -143,11 +157,14 @@ def _judge_first(start: _Start, exits: list[RankExit], hosts: list[str]) -> Fail
     """Judge by the rank that ended first; the others ended because of it, or for its reason."""
     first = exits[0]
     reason = start.reason_of(first)
-    nodes = [] if len(hosts) == 1 or start.has_trained() else [first.node]
+    nodes = [] if start.has_trained() else [first.node]
     if first.status is None:
         return Failure(reason, True, nodes)
     if not nodes or (first.rank == 0 and first.status == _USER_ERROR and start.is_recorded()):
         return Failure(reason, False, [])
+    if len(hosts) == 1:
+        is_own = start.is_user_error(first) or start.failed_elsewhere(reason, first.node)
+        return Failure(reason, not is_own, nodes)
     wanted = _without_numbers(reason)
     alike = [e.node for e in exits if e.status and _without_numbers(start.reason_of(e)) == wanted]
     return Failure(reason, not set(hosts) <= set(alike), nodes)
@@ -211,6 +228,17 @@ class _Start:
         """Return the last line of the output that neither srun nor Submitit wrote."""
         failed = re.findall(r"^slurmstepd\S*: error: (execve\(\): .+)$", self.output, re.MULTILINE)
         return last_own_line(self.output) or next(reversed(failed), "")
+
+    def is_user_error(self, exit: RankExit) -> bool:
+        """Return whether a rank reported an error that the user can fix."""
+        log = self.text_of(self.fold.log_of(exit.rank))
+        return exit.status == _USER_ERROR and bool(error_line(log))
+
+    def failed_elsewhere(self, reason: str, node: str) -> bool:
+        """Return whether an earlier start failed for this reason without this node."""
+        wanted = _without_numbers(reason)
+        alike = [s for s in failed_starts(self.fold) if _without_numbers(s.reason) == wanted]
+        return any(start.nodes and node not in start.nodes for start in alike)
 
     def is_recorded(self) -> bool:
         """Return whether the ranks had joined: rank 0 has recorded this attempt."""

@@ -25,9 +25,9 @@ from launch.slurm.clients import SlurmError, parse_pairs, run_client
 from launch.slurm.failures import (
     MAX_RESTARTS,
     Failure,
-    bad_nodes,
     find_failure,
     is_stuck,
+    nodes_to_avoid,
     record_failure,
 )
 
@@ -169,7 +169,7 @@ def main() -> None:
         # a full disk must not keep the job from being requeued
         with suppress(OSError):
             record_failure(fold, job, decision.failure)
-    requeue(job, bad_nodes(RunDir(args.fold.parent)))
+    requeue(job, nodes_to_avoid(RunDir(args.fold.parent), decision.failure))
 
 
 if __name__ == "__main__":

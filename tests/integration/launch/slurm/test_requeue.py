@@ -137,13 +137,30 @@ def test_node_is_excluded_after_its_second_failure(tmp_path: Path) -> None:
     job = {"scontrol": SHOW_JOB, "SLURM_JOB_NODELIST": "n1,n2", "SLURM_JOB_NUM_NODES": "1"}
     fail_to_launch(tmp_path, "n2")
     assert asked_by(tmp_path, "233", **job) == "requeue 7\n"
-    process, asked = start(tmp_path, "233", **job)
+    assert update_by(tmp_path, "233", **job) == "update JobId=7 ExcNodeList=n2,n3"
+
+
+def update_by(tmp_path: Path, *arguments: str, **how: str) -> str:
+    """Return how ``scontrol`` is asked to change the requeued job."""
+    process, asked = start(tmp_path, *arguments, **how)
     deadline = time.monotonic() + 20
     while "update" not in asked.read_text() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.wait()
-    assert asked.read_text().splitlines()[-1] == "update JobId=7 ExcNodeList=n2,n3"
+    return asked.read_text().splitlines()[-1]
+
+
+def test_job_on_one_node_is_requeued_once_for_another(tmp_path: Path) -> None:
+    """Then the same error is the fold's."""
+    job = {"scontrol": SHOW_JOB, "SLURM_JOB_NUM_NODES": "1"}
+    end = "srun: error: {}: task 0: Exited with exit code 1\nImportError: x\n"
+    note_start(tmp_path, end.format("n1"))
+    job["SLURM_JOB_NODELIST"] = "n1"
+    assert update_by(tmp_path, "1", **job) == "update JobId=7 ExcNodeList=n1,n3"
+    note_start(tmp_path, end.format("n2"))
+    job["SLURM_JOB_NODELIST"] = "n2"
+    assert run(tmp_path, "1", **job) == (0, "", False)
 
 
 @pytest.mark.parametrize(("num_nodes", "excludes"), [(1, True), (2, False)])
@@ -159,13 +176,17 @@ def test_node_is_not_excluded_if_too_few_are_left(
 
 
 def fail_to_launch(tmp_path: Path, node: str) -> None:
-    """Write what job.sh notes at the start of a job, and what srun then prints."""
+    note_start(tmp_path, f"srun: error: Task launch for StepId=7.0 failed on node {node}: dead\n")
+
+
+def note_start(tmp_path: Path, text: str) -> None:
+    """Write what job.sh notes at the start of a job, and what srun and the ranks then print."""
     fold, output = FoldDir(tmp_path / "fold-1"), tmp_path / "7_0_log.out"
     fold.root.mkdir(exist_ok=True)
     output.touch()
     fold.start.write_text(f"{time.time():.0f}\n{output.stat().st_size} {output}\n")
     with output.open("a") as file:
-        file.write(f"srun: error: Task launch for StepId=7.0 failed on node {node}: dead\n")
+        file.write(text)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from launch.slurm.failures import (
     failed_starts,
     find_failure,
     is_stuck,
+    nodes_to_avoid,
     record_failure,
 )
 
@@ -145,17 +146,76 @@ def test_error_of_rank_0_after_the_ranks_joined_is_the_folds(fold: FoldDir) -> N
     assert not fail(fold, 137, exited(1, 2) + KILLED.replace("n1", "n2"), error).may_help
 
 
-def test_error_on_the_only_node_is_the_folds(
-    fold: FoldDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def single(fold: FoldDir, monkeypatch: pytest.MonkeyPatch) -> FoldDir:
+    """The fold of a job on n1 alone."""
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n1")
-    assert not fail(fold, 1, exited(1), IMPORT_ERROR).may_help
+    return fold
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "log"),
+    [
+        (1, "", IMPORT_ERROR),
+        (1, "", "RuntimeError: CUDA error: uncorrectable ECC error encountered\n"),
+        (2, "slurmstepd-n1: error: execve(): /opt/python: No such file or directory\n", ""),
+        (127, "bash: line 1: /opt/python: Permission denied\n", ""),
+    ],
+)
+def test_error_on_the_only_node_may_be_the_nodes(
+    single: FoldDir, code: int, output: str, log: str
+) -> None:
+    failure = fail(single, code, output + exited(1, code), log)
+    assert (failure.may_help, failure.nodes) == (True, ["n1"])
+    assert failure.reason in output + log
+
+
+def test_same_error_on_another_node_is_the_folds(single: FoldDir) -> None:
+    reason = "ImportError: libcudart.so.13: cannot open shared object file"
+    # not this one: on the same node, where no other was free, and for another reason
+    record_failure(single, "7", Failure(reason, True, ["n1"]))
+    record_failure(single, "7", Failure("Task launch failed on node n2", True, ["n2"]))
+    assert fail(single, 1, exited(1), IMPORT_ERROR).may_help
+    record_failure(single, "7", Failure(reason, True, ["n3"]))
+    assert find_failure(single, 1) == Failure(reason, False, ["n1"])
+
+
+@pytest.mark.parametrize("has_trained", [True, False])
+def test_error_on_the_only_node_is_the_folds(single: FoldDir, has_trained: bool) -> None:
+    """After a step, or where it is one that the user can fix."""
+    if has_trained:
+        log_step(single)
+        assert not fail(single, 1, exited(1), IMPORT_ERROR).may_help
+    else:
+        assert not fail(single, 2, exited(1, 2), "error: torch sees no GPU\n").may_help
+
+
+def test_job_on_one_node_is_started_elsewhere_at_once(
+    run: RunDir, single: FoldDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = Failure("ImportError: x", True, ["n1"])
+    assert (nodes_to_avoid(run, failure), nodes_to_avoid(run, None)) == (["n1"], [])
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n1,n2")
+    assert nodes_to_avoid(run, failure) == []
 
 
 @pytest.mark.parametrize(
     ("status", "output", "reason", "may_help"),
     [
         (1, "srun: error: Unable to create step for job 7: Socket timed out\n", None, True),
+        (1, 'srun: error: Unable to resolve "n2": Unknown host\n', None, True),
+        (
+            1,
+            "srun: error: slurm_receive_msgs: [[n2]:31012] failed: Socket timed out on send/recv\n",
+            None,
+            True,
+        ),
+        (1, "srun: error: Timed out waiting for job step to complete\n", None, True),
+        (1, "srun: error: Zero Bytes were transmitted or received\n", None, True),
+        (1, "srun: error: StepId=7.0 aborted before step completely launched.\n", None, True),
+        # the output cannot be opened there
+        (1, "srun: error: task 0 launch failed: Slurmd could not connect IO\n", None, True),
+        (1, "srun: error: Invalid generic resource (gres) specification\n", None, False),
         (1, "srun: fatal: SLURM_MEM_PER_CPU and SLURM_MEM_PER_NODE\n", None, False),
         (127, "bash: srun: command not found\n", "bash: srun: command not found", False),
         (137, "", "srun ended with 137", True),
