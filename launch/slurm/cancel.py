@@ -34,8 +34,9 @@ def cancel(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> No
     """
     run_dir = RunDir(run.resolve())
     folds = run_dir.info().folds
-    cancelled = _cancel_jobs(run_dir, folds)
-    cancelled += _stop_commands(run_dir, [k for k in folds if k not in cancelled])
+    jobs = _cancel_jobs(run_dir, folds)
+    stopped = _stop_commands(run_dir, [k for k in folds if k not in jobs])
+    cancelled = stopped or any(jobs.values())
     wanted = run_dir.info().folds_to_train
     if not cancelled and all(is_done(run_dir.fold(k)) for k in wanted):
         print(f"nothing to cancel: all folds of {run_dir.root} are done")
@@ -44,24 +45,28 @@ def cancel(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> No
         sys.exit(1)
 
 
-def _cancel_jobs(run: RunDir, folds: list[int]) -> list[int]:
-    """Cancel the folds that are in Slurm's queue and return them."""
+def _cancel_jobs(run: RunDir, folds: list[int]) -> dict[int, bool]:
+    """Cancel folds in Slurm's queue; return for each one there whether it was cancelled.
+
+    The job of a fold that has ended may still write the summary so far.
+    """
     if not all_jobs(run):
-        return []
+        return {}
     queue = query_squeue()
     if queue is None:
         raise UserError("Slurm does not answer: nothing was cancelled; try again")
     states = [get_state(run, k, queue) for k in folds]
-    live = [state for state in states if state.job and state.state in LIVE]
+    jobs = {state.fold: state.state in LIVE for state in states if state.job}
+    live = [state for state in states if jobs.get(state.fold)]
     if not live:
-        return []
+        return jobs
     run_client("scancel", *(state.job for state in live), timeout=None)
     for state in live:
         print(f"fold {state.fold}: cancelled job {state.job} ({state.state})")
     summaries = [entry.summary for entry in submissions(run) if entry.summary in queue]
     if summaries:
         print(f"job {summaries[-1]} stays: it writes the summary of the folds that are done")
-    return [state.fold for state in live]
+    return jobs
 
 
 def _stop_commands(run: RunDir, folds: list[int]) -> list[int]:

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from dfer_dist.runs.layout import RunDir
 from launch.locks import fold_lock
 from tests.helpers.cli import check_refusal
-from tests.helpers.slurm.fake_clients import FakeSlurm, run_dfer
-from tests.helpers.slurm.run_folders import HOUR_AGO, fill_run
+from tests.helpers.slurm.fake_clients import FakeSlurm, fold_row, run_dfer
+from tests.helpers.slurm.run_folders import HOUR_AGO, fill_run, finish_fold, write_output
 
 
 def test_cancel_leaves_the_summary_job(slurm: FakeSlurm, submitted: RunDir) -> None:
@@ -49,6 +51,27 @@ def test_cancel_of_folds_that_are_done_says_so(slurm: FakeSlurm, submitted: RunD
     done = run_dfer("cancel", submitted.root)
     assert (done.returncode, done.stderr, slurm.cancelled) == (0, "", [])
     assert "are done" in done.stdout
+
+
+@pytest.mark.parametrize("ended", ["done", "failed"])
+def test_cancel_leaves_a_job_that_writes_the_summary(
+    slurm: FakeSlurm, submitted: RunDir, ended: str
+) -> None:
+    """Its batch script holds the lock of the fold, which no command on this machine does."""
+    fold = submitted.fold(1)
+    submitted.update_info(requested=[1])
+    finish_fold(submitted, 1)
+    if ended == "failed":
+        fold.result.unlink()
+        write_output(submitted, 1, "fold 1 failed (status 1): ImportError: x\n")
+    slurm.set_queue(fold_row(1))
+    with fold_lock(fold):
+        (fold.root / ".lock").write_text("")
+        done = run_dfer("cancel", submitted.root)
+    assert slurm.cancelled == []
+    text = {"done": "all folds of", "failed": "no fold of"}[ended]
+    assert (done.stdout + done.stderr).startswith(f"nothing to cancel: {text}")
+    assert done.returncode == int(ended == "failed")
 
 
 HOLD_LOCK = """
