@@ -50,7 +50,20 @@ def client(uri: str) -> MlflowClient:
     with lock_if_possible(file.with_name(f".{file.name}.lock")):
         if not file.exists():
             _create_store(file)
-        return MlflowClient(uri)
+        return MlflowClient(store_url(uri))
+
+
+def store_url(uri: str) -> str:
+    """Return the URI of a sqlite store, with its path encoded if SQLAlchemy would change it.
+
+    MLflow leaves an empty folder of the encoded name next to that of the store.
+    """
+    from sqlalchemy import URL, make_url
+
+    path = uri.removeprefix(SQLITE)
+    if make_url(uri).database == path:
+        return uri
+    return URL.create("sqlite", database=path).render_as_string()
 
 
 def _trust_own_certificates() -> None:
@@ -71,7 +84,8 @@ def _create_store(file: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     with atomic_path(file) as temporary:
-        store = SqlAlchemyStore(f"{SQLITE}{temporary}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+        url = store_url(f"{SQLITE}{temporary}")
+        store = SqlAlchemyStore(url, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
         store.engine.dispose()
 
 

@@ -70,11 +70,12 @@ def mlflow_server(uri: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     UserError
         If it ends, or does not answer within two minutes.
     """
+    from dfer_dist.tracking.server import store_url
     from launch.processes import free_port
 
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1"]
-    command += ["--backend-store-uri", uri, "--port", str(port)]
+    command += ["--backend-store-uri", store_url(uri), "--port", str(port)]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}
     # eight processes for evaluations of language models
     quiet["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"

@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import threading
 import time
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -101,6 +103,16 @@ def test_processes_create_one_database_at_the_same_time(tmp_path: Path) -> None:
     start.touch()
     said = [process.wait(timeout=60) for process in those]
     assert [done.stdout for done in said] == ["Default\n"] * 3, said
+
+
+@pytest.mark.parametrize("name", ["50%accurate", "why?", "100%"])
+def test_store_is_in_the_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    """SQLAlchemy takes ``%ac`` for an encoded byte, and what follows ``?`` for its own."""
+    (tmp_path / name).mkdir()
+    api = client(f"sqlite:///{tmp_path / name / 'mlflow.db'}")
+    assert api.search_experiments()[0].name == "Default"
+    with closing(sqlite3.connect(tmp_path / name / "mlflow.db")) as store:
+        assert store.execute("SELECT name FROM experiments").fetchall() == [("Default",)]
 
 
 KILLED_WHILE_IT_CREATES = """
