@@ -109,7 +109,7 @@ def test_folds_are_an_array_that_sources_job_sh(tmp_path: Path) -> None:
     assert setup[6].endswith("max_requeues=30")
     assert setup[7] == 'source "$run/code/launch/slurm/job.sh" || exit'
     srun = next(line for line in lines if line.startswith("srun "))
-    assert "--kill-on-bad-exit=1" in srun and "--cpus-per-task=8" in srun
+    assert {"--kill-on-bad-exit=1", "--cpus-per-task=8", "--export=ALL"} <= set(srun.split())
 
 
 def test_one_fold_is_a_plain_job(tmp_path: Path) -> None:
@@ -121,6 +121,26 @@ def test_further_options_are_passed_on(tmp_path: Path) -> None:
     found = options(lines)
     assert found >= {"--gres=gpu:a100:8", "--exclude=n3", "--exclusive", "--ntasks-per-node=8"}
     assert not any(option.startswith("--gpus-per-node") for option in found)
+
+
+@pytest.mark.parametrize(
+    ("setting", "option"),
+    [
+        ("partition=low,high", "--partition=low,high"),
+        ("constraint=a100&nvlink", "--constraint='a100&nvlink'"),
+        ("memory_gb=0", "--mem=0MB"),
+        ("sbatch.nodelist=n[1-3]", "--nodelist='n[1-3]'"),
+        ("sbatch.reservation=x", "--reservation=x"),
+        ("sbatch.gres=gpu:a100:8,nvme:1", "--gres=gpu:a100:8,nvme:1"),
+        ("sbatch.licenses=fluent@db:2", "--licenses=fluent@db:2"),
+        ("sbatch.mail_user=me@lab.org", "--mail-user=me@lab.org"),
+        ("sbatch.comment=it's mine", "--comment='it'\"'\"'s mine'"),
+        ("sbatch.switches=1@12:00", "--switches=1@12:00"),
+        ("sbatch.no-kill=true", "--no-kill"),
+    ],
+)
+def test_value_reaches_sbatch_as_it_is(tmp_path: Path, setting: str, option: str) -> None:
+    assert option in options(script(tmp_path, setting))
 
 
 def test_option_can_be_switched_off_again(tmp_path: Path) -> None:
@@ -221,7 +241,9 @@ def test_variables_of_other_jobs_and_options_are_not_inherited(
         *("SLURM_TIME_FORMAT", "SRUN_EXPORT_ENV", "SLURMD_NODENAME", "PMI_RANK"),
         *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"),
         *("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
-        *("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
+        *("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"),
+        # of salloc, and of mpirun
+        *("SALLOC_ACCOUNT", "SLURM_TMPDIR", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"),
     }
     own = ("SLURM_CONF", "SLURM_JWT", "PYTHONPATH", "SLURMISH", "MY_RANK", "MASTER_ADDRESS")
     for name in (*foreign, *own):

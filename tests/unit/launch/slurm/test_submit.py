@@ -25,7 +25,7 @@ from launch.slurm.jobs import (
     submissions,
     write_submissions,
 )
-from launch.slurm.submit import JobRequest, _check_queue, resume
+from launch.slurm.submit import JobRequest, _check_queue, _print_submitted, resume
 from tests.helpers.slurm.fake_clients import parse_rows
 from tests.helpers.slurm.run_folders import HOUR_AGO, finish_fold, submission
 
@@ -158,3 +158,28 @@ def test_fold_whose_job_is_in_the_queue_is_not_submitted_again(
 def test_resume_of_an_older_version_names_the_remedy(submitted: RunDir) -> None:
     with pytest.raises(UserError, match="--allow-drift code"):
         resume(submitted)
+
+
+@pytest.mark.parametrize(
+    ("uris", "named"),
+    [
+        (["sqlite:////shared/mlflow.db"] * 2, 1),
+        (["sqlite:////a.db", "sqlite:////b.db"], 2),
+        (["http://server:5000", None], 0),
+        (["postgresql://server/mlflow"], 0),
+    ],
+)
+def test_submission_says_who_writes_to_sqlite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], uris: list[str | None], named: int
+) -> None:
+    """Once for each file, whatever the number of runs."""
+    runs = [RunDir(tmp_path / str(number)) for number in range(len(uris))]
+    for run, uri in zip(runs, uris, strict=True):
+        tracking = uri and {"uri": uri, "key": "k", "experiment": "demo"}
+        write_json(run.run, {"folds": [1], "tracking": tracking})
+    _print_submitted(runs, ["120_0", "120_1"], "121")
+    submitted, *lines = capsys.readouterr().out.splitlines()
+    assert submitted.startswith("submitted 2 folds as job 120, their summary as 121; follow them")
+    assert len(lines) == named
+    for line, uri in zip(lines, sorted({str(uri) for uri in uris}), strict=False):
+        assert f"the folds do not write to {uri}" in line and "set tracking.uri=http" in line
