@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from itertools import pairwise, product
@@ -23,11 +23,11 @@ _HYPHEN = re.compile(r"[^\W_]-\d")
 # what tools that crop faces write before the number of a face
 _FACE = re.compile(r"(?:det|face|id|identity|person|subject|track)s?[^a-z]*$", re.IGNORECASE)
 
-# what is written before the number of a part of one recording, whose frames are counted anew
-_PART = re.compile(
-    r"(?:(?<![a-z])s|sec|second|shot|scene|seq|sequence|part|segment)s?[^a-z\d]*$",
-    re.IGNORECASE,
-)
+# what is before a frame's number that counts anew in each part of one recording
+_PART = re.compile(r"(?:sec|second|shot|scene|part|segment)s?[^a-z\d]*\d+\D*$", re.IGNORECASE)
+# s01_f03 may be of a second or of another sequence: these are seconds at a usual rate
+_SECOND = re.compile(r"(?<![a-z])s[^a-z\d]*\d+[^a-z\d]*f(?:rame)?[^a-z\d]*$", re.IGNORECASE)
+_RATES = (5, 10, 12, 15, 20, 24, 25, 30, 50, 60)
 
 # units of a clock: minutes of 60 seconds, seconds of 1,000 milliseconds
 _CLOCK = (60, 1000)
@@ -60,7 +60,7 @@ def find_sequences(files: Iterable[Path]) -> list[Path]:
     Such are the faces of several people: ``frame_det_00_000001.bmp``, ``frame_det_01_000001.bmp``.
     Their names have the same numbers with other text, or two numbers of which none is of one frame
     only, unless these are the minutes, seconds or milliseconds of a clock, or count the frames of
-    a second or a shot, as in ``s01_f03``.
+    a second, a shot or a part of one recording.
     """
     files = list(files)
     if _find_numbers([file.name for file in files]):
@@ -199,14 +199,33 @@ def _group_by_face(names: Sequence[_Name]) -> list[list[_Name]]:
     face = min(columns, key=lambda i: len(set(columns[i])))
     distinct = [i for i, column in columns.items() if len(set(column)) == len(names)]
     is_named = _FACE.search(names[0].labels[face]) and not _has_decimals(columns[face])
-    if face in distinct or _PART.search(names[0].labels[face]):
+    first = min(columns)
+    is_part = len(columns) == 2 and _is_part(columns[first], names[0].labels[first + 1])
+    if face in distinct or is_part:
         return [list(names)]
-    if not is_named and (distinct or _is_clock(list(columns.values()))):
+    # minutes in a column of their own, or in hhmmss: else two columns may be a face and a frame
+    has_minutes = len(columns) > 2 or names[0].widths[first] == 6
+    is_time = has_minutes and _is_time_of_day(names, columns)
+    if not is_named and (distinct or is_time or _is_clock(list(columns.values()))):
         return [list(names)]
     groups: dict[_Number, list[_Name]] = defaultdict(list)
     for name, number in zip(names, columns[face], strict=True):
         groups[number].append(name)
     return list(groups.values())
+
+
+def _is_part(column: Sequence[_Number], label: str) -> bool:
+    """Return whether numbers are of parts of one recording; ``label`` is before the next number."""
+    if _PART.search(label):
+        return True
+    counts = Counter(column)
+    *full, last = (counts[second] for second in sorted(counts))
+    return (
+        _SECOND.search(label) is not None
+        and max(counts) - min(counts) == len(full)
+        and max(full) in _RATES
+        and min(full) >= max(full) - 1 >= last - 1
+    )
 
 
 def _is_time_of_day(names: Sequence[_Name], columns: dict[int, list[_Number]]) -> bool:

@@ -7,6 +7,9 @@ import pytest
 
 from dfer_dist.data.sources.frame_order import find_sequences, sort_frames
 
+# milliseconds
+TIMES = (0, 41, 975, 1013, 1900, 59_307, 60_002, 61_004)
+
 # names in temporal order
 ORDERS = {
     "integers of any width": ["9.jpg", "10.jpg", "00011.jpg", "100.jpg"],
@@ -39,10 +42,11 @@ ORDERS = {
         for ms in [round(i * 100 / 3) for i in range(1795, 1890)]
     ],
     **{
-        f"a time of day at uneven times: {pattern}": [
-            pattern.format(m=ms // 60_000, s=ms // 1000 % 60, ms=ms % 1000)
-            for ms in (0, 41, 975, 1013, 1900, 59_307, 60_002, 61_004, 121_040)
+        f"a time of day at uneven times until {last} ms: {pattern}": [
+            pattern.format(m=ms // 60_000, s=ms // 1000 % 60, ms=ms % 1000) for ms in (*TIMES, last)
         ]
+        # another millisecond than all others, and that of another frame
+        for last in (121_040, 121_041)
         for pattern in (
             "2019-01-02-12.{m:02d}.{s:02d}.{ms:03d}.jpg",
             "00_{m:02d}_{s:02d}_{ms:03d}.jpg",
@@ -52,8 +56,11 @@ ORDERS = {
         )
     },
     "seconds at uneven times": ["12-00-58.jpg", "12-01-03.jpg", "12-01-40.jpg"],
-    "frames of a sequence": [f"s{i // 25:02d}_f{i % 25:02d}.jpg" for i in range(60)],
-    "frames of a second": [f"sec{i // 30}_frame{i % 30}.jpg" for i in range(80)],
+    "frames of a second": [f"s{i // 25:02d}_f{i % 25:02d}.jpg" for i in range(60)],
+    "frames of a second at 29.97 Hz": [
+        f"s{s}_f{t}.jpg" for s, rate in enumerate((30, 29, 30, 7)) for t in range(rate)
+    ],
+    "frames of a second of any rate": [f"sec{i // 16}_f{i % 16}.jpg" for i in range(320)],
     "frames of a shot": ["shot1_1.jpg", "shot1_2.jpg", "shot1_3.jpg", "shot2_1.jpg", "shot2_2.jpg"],
     "frames of a subject of CK+": [f"S005_001_{t:08d}.png" for t in range(1, 12)],
     "frame and face": [f"frame{t:04d}_face0.jpg" for t in range(8, 12)],
@@ -90,6 +97,8 @@ SEQUENCES = {
     "frames of two programs": ["frame{hyphen}{t}.jpg", 2],
     "face of another number": ["face_00{face}_{t}.jpg", 2],
     "face after a hyphen": ["{t:05d}-{face}.jpg", 2],
+    "frames of sequences": ["s{face:02d}_f{t:02d}.jpg", 4],
+    "faces of a second": ["s01_f{t:02d}_face{face}.jpg", 2],
     "subjects": ["S005_00{face}_{t:08d}.png", 2],
     "recordings": ["{face}_{t:04d}.jpg", 2],
     "cameras": ["cam{face}_{t:04d}.jpg", 2],
