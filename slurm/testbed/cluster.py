@@ -105,9 +105,12 @@ class Cluster:
         self._write_conf()
         if self.accounting:
             self._accounting()
-        self._start("slurmctld", "slurmctld", "-i", "-f", str(self.root / "slurm.conf"))
+        conf = str(self.root / "slurm.conf")
+        # from 24.11 on slurmctld looks up the nodes' names too
+        self._start_isolated("slurmctld", os.uname().nodename, ["slurmctld", "-i", "-f", conf])
         for node in self.names:
-            self._start_node(node)
+            (self.root / "spool" / node).mkdir(exist_ok=True)
+            self._start_isolated(f"slurmd-{node}", node, ["slurmd", "-N", node, "-f", conf])
         self._wait("nodes", lambda: self._num_ready_nodes() == self.nodes)
 
     def _num_ready_nodes(self) -> int:
@@ -261,17 +264,15 @@ class Cluster:
         if "testbed" not in known:
             self.ask("sacctmgr", "-i", "add", "cluster", "testbed")
 
-    def _start_node(self, node: str) -> None:
-        """Start slurmd with a host name and an ``/etc/hosts`` of its own, if possible."""
-        (self.root / "spool" / node).mkdir(exist_ok=True)
-        slurmd = ["slurmd", "-N", node, "-f", str(self.root / "slurm.conf")]
+    def _start_isolated(self, name: str, host: str, command: list[str]) -> None:
+        """Start a daemon with a host name and an ``/etc/hosts`` of its own, if possible."""
         if not namespaces():
-            self._start(f"slurmd-{node}", *slurmd)
+            self._start(name, *command)
             return
         plain = [] if os.geteuid() == 0 else ["setpriv", "--ambient-caps=-all", "--inh-caps=-all"]
         script = 'hostname "$1" && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"'
-        isolated = [*_APART, "sh", "-c", script, "sh", node, str(self.root / "hosts")]
-        self._start(f"slurmd-{node}", *isolated, *plain, *slurmd)
+        isolated = [*_APART, "sh", "-c", script, "sh", host, str(self.root / "hosts")]
+        self._start(name, *isolated, *plain, *command)
 
     def _start(self, name: str, *command: str, **env: str) -> None:
         """Start a daemon that does not run, and wait for its pid file."""
