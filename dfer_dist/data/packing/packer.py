@@ -29,7 +29,8 @@ from dfer_dist.data.packing import report
 from dfer_dist.data.packing.shard_writer import STATE_FOLDER, ShardJob, hash_json, write_shard
 from dfer_dist.data.shards.index import Index, content_hash, read_index
 from dfer_dist.data.shards.reader import ClipReader, DamagedClip
-from dfer_dist.data.sources.records import CLASSES, NO_SPLIT, ClipRecord
+from dfer_dist.data.sources.frame_order import find_sequences
+from dfer_dist.data.sources.records import CLASSES, NO_SPLIT, ClipRecord, clip_files
 from dfer_dist.data.video.image import find_turn
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json
@@ -172,11 +173,13 @@ class _Plan:
         Copied JPEGs are, unless their metadata turn them. Of encoded frames it is not known.
         """
         logger.info("%s was packed by another version: its frames are compared", self.out)
-        turned = _find_turned_clip(index) if stored.encoded_frames < stored.frames else None
-        if turned:
+        difference = self._find_sequences(stored.problems)
+        if difference is None and stored.encoded_frames < stored.frames:
+            difference = _find_turned_clip(index)
+        if difference:
             raise UserError(
-                f"{self.out} was packed by an earlier version, which did not turn frames by their "
-                f"metadata, such as those of clip {turned}: choose an empty --out"
+                f"{self.out} was packed by an earlier version, which {difference}: "
+                "choose an empty --out"
             )
         if stored.encoded_frames:
             logger.warning(
@@ -188,6 +191,15 @@ class _Plan:
         with suppress(OSError):
             # of a folder that may not be written
             replace(stored, decoders=report.decoder_versions()).write(self.out / report.REPORT)
+
+    def _find_sequences(self, problems: Sequence[report.Problem]) -> str | None:
+        """Name a packed clip whose frames are several sequences, which are not packed now."""
+        left_out = {problem.clip for problem in problems if problem.left_out}
+        records = (record for job in self.jobs for record in job.records)
+        packed = (record for record in records if record.source not in left_out)
+        found = (record.source for record in packed if find_sequences(clip_files(record)))
+        clip = next(found, None)
+        return clip and f"joined the sequences of frames in the folder of clip {clip}"
 
     def check_folder(self) -> None:
         """Reject files of other sets: a program that reads all tars would read clips twice."""
@@ -253,13 +265,14 @@ class _Plan:
 
 
 def _find_turned_clip(index: Index) -> str | None:
-    """Return the key of a clip with a frame that its metadata turn."""
+    """Name a clip with a frame that its metadata turn, and that was copied."""
     reader = ClipReader(index)
     try:
         for shard, entry in enumerate(index.shards):
             for row in range(entry.clips):
                 if any(map(find_turn, reader.iterate_jpegs(shard, row))):
-                    return reader.key(shard, row)
+                    key = reader.key(shard, row)
+                    return f"did not turn frames by their metadata, such as those of clip {key}"
     except DamagedClip as e:
         raise UserError(f"{e}: copy the shard again") from e
     return None

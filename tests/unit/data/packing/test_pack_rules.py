@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dfer_dist.data.packing import load_clip
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.packing.report import REPORT, PackReport, decoder_versions
 from dfer_dist.data.shards.index import Index
@@ -24,9 +25,10 @@ def pack_clip(folder: Path) -> Index:
 
 
 def pack_by_earlier_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pack as before there were rules: metadata did not turn frames, and nothing said so."""
+    """Pack as before there were rules: no metadata turned frames, and any frames were a clip."""
     with monkeypatch.context() as earlier:
         earlier.setattr(image, "find_turn", lambda _: None)
+        earlier.setattr(load_clip, "find_sequences", lambda _: [])
         pack_clip(folder)
     report = json.loads((folder / "out" / REPORT).read_text())
     del report["decoders"]
@@ -52,6 +54,15 @@ def test_set_of_sideways_frames_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         file.unlink()
     pack_clip(tmp_path)
     pack_clip(tmp_path)
+
+
+def test_set_of_joined_sequences_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_clip(tmp_path / "c", 4, seed=0)
+    for t, file in enumerate(sorted((tmp_path / "c").iterdir())):
+        file.rename(file.with_name(f"face_{t // 2}_{t % 2}.jpg"))
+    pack_by_earlier_version(tmp_path, monkeypatch)
+    with pytest.raises(UserError, match=r"joined the sequences .* of clip c: choose an empty"):
+        pack_clip(tmp_path)
 
 
 def test_set_of_upright_frames_is_kept_and_compared_once(
