@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dfer_dist.config.checks import check_values
-from dfer_dist.config.schema import RENAMED_KEYS, Config
+from dfer_dist.config.schema import RENAMED_KEYS, Config, walk_settings
 from dfer_dist.utils.errors import UserError
 
 T = TypeVar("T")
@@ -121,6 +121,9 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return _build(stored, path, overrides)
 
 
+_TEXT_KEYS = {k for k, f, _ in walk_settings(Config()) if f.type in ("str", "str | None")}
+
+
 @cache
 def _defaults() -> DictConfig:
     tree = OmegaConf.structured(Config)
@@ -132,15 +135,7 @@ def _build(settings: DictConfig, path: Path, overrides: Sequence[str]) -> Config
     """Return the defaults, replaced by ``settings`` of the file ``path``, then ``overrides``."""
     tree = _merge(copy.deepcopy(_defaults()), settings, str(path))
     for argument in overrides:
-        key, eq, _ = argument.partition("=")
-        if not eq or not key:
-            raise UserError(f"'{argument}' is not of the form key=value, such as train.epochs=3")
-        try:
-            patch = OmegaConf.from_dotlist([argument])
-        # The YAML parser's own errors have no common base with OmegaConf's.
-        except Exception as e:
-            raise UserError(f"'{argument}' cannot be read: {_one_line(e)}") from e
-        tree = _merge(tree, patch, f"'{argument}'")
+        tree = _merge(tree, _parse(argument), f"'{argument}'")
     try:
         missing = sorted(OmegaConf.missing_keys(tree))
         if missing:
@@ -152,6 +147,22 @@ def _build(settings: DictConfig, path: Path, overrides: Sequence[str]) -> Config
     assert isinstance(config, Config)
     check_values(config)
     return config
+
+
+def _parse(argument: str) -> DictConfig:
+    """Return the setting in an argument; text stays as it is, such as a folder 0123."""
+    key, eq, value = argument.partition("=")
+    if not eq or not key:
+        raise UserError(f"'{argument}' is not of the form key=value, such as train.epochs=3")
+    if key in _TEXT_KEYS and value not in ("null", "~") and value[:1] not in "'\"":
+        patch = OmegaConf.create({})
+        OmegaConf.update(patch, key, value)
+        return patch
+    try:
+        return OmegaConf.from_dotlist([argument])
+    # The YAML parser's own errors have no common base with OmegaConf's.
+    except Exception as e:
+        raise UserError(f"'{argument}' cannot be read: {_one_line(e)}") from e
 
 
 def dump_config(config: Config) -> str:

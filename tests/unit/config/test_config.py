@@ -238,6 +238,24 @@ def test_value_may_contain_equals_signs() -> None:
     assert demo("tracking.uri=http://host/?a=b").tracking.uri == "http://host/?a=b"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["0123", "1e3", "yes", "2021-01-02", "a #b", "[v1] x", "{a}", "a: b", "%d", "*x", "日 本"],
+)
+def test_text_stays_as_it_is(tmp_path: Path, name: str) -> None:
+    config = load_config("demo", [f"data.shards={name}", f"tracking.experiment={name}"])
+    assert (config.data.shards, config.tracking.experiment) == (name, name)
+    (tmp_path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    assert read_config(tmp_path / "config.yaml") == config
+
+
+def test_text_may_be_quoted_or_null() -> None:
+    given = ["tracking.experiment='a b'", 'data.shards="null"', "tracking.uri=null"]
+    config = load_config("demo", ["tracking.uri=http://h", *given])
+    assert (config.tracking.experiment, config.data.shards) == ("a b", "null")
+    assert config.tracking.uri is None
+
+
 def test_missing_value_names_the_key(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("train:\n  epochs: 3\n")
