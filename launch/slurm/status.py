@@ -222,7 +222,7 @@ def status(
     Example: [bold]dfer status runs/dfew_vitb32[/bold]
     """
     if run and not RunDir(run).run.exists() and find_runs(run):
-        run, runs = None, run
+        runs, run = run, None
     if run:
         chosen = [RunDir(run.resolve())]
         queue = query_squeue_for(chosen[0])
