@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Major versions of PyAV that are known to give the same bytes, as in setup.cfg. Earlier ones
 # convert colours otherwise.
 PYAV_VERSIONS = (18,)
+# Formats that make ffmpeg open other files: who sends a video must not choose what is read.
+_PLAYLISTS = {"concat", "dash", "hls"}
 
 
 class DamagedVideo(Exception):
@@ -143,9 +145,10 @@ class _Decoding:
         """Open the video; turn errors of its bytes into exceptions that name it."""
         av = _import_av()
         path = self.video.path
+        options = {"format_whitelist": ",".join(sorted(av.formats_available - _PLAYLISTS))}
         try:
             # absolute: ffmpeg takes 12 of 12:30.mp4 for a protocol
-            with av.open(str(path.absolute())) as container:
+            with av.open(str(path.absolute()), options=options) as container:
                 stream = container.streams.best("video")
                 if stream is None:
                     raise _InvalidVideo("it has no video")

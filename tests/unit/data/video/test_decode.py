@@ -180,6 +180,19 @@ def test_file_that_is_no_video_is_damaged(tmp_path: Path, content: bytes) -> Non
     assert read_until_damage(file)[0] == 0
 
 
+def test_playlist_opens_no_other_file(tmp_path: Path) -> None:
+    segment = encode(tmp_path / "a.ts", patches(10))
+    lists = {
+        "a.m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:0.4,\n{segment}\n#EXT-X-ENDLIST\n",
+        "video": "ffconcat version 1.0\nfile a.ts\n",
+    }
+    for name, text in lists.items():
+        (tmp_path / name).write_text(text)
+        with av.open(str(tmp_path / name)) as container:
+            assert len(list(container.decode(video=0))) == 10
+        assert read_until_damage(tmp_path / name)[0] == 0
+
+
 def test_audio_only_file_is_reported(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=16000)
