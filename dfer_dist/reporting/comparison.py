@@ -10,11 +10,12 @@ from typing import Any
 
 from dfer_dist.config.schema import NEUTRAL, flatten
 from dfer_dist.evaluation.significance import Difference
-from dfer_dist.reporting.history import run_cost
+from dfer_dist.reporting.history import rank_speed, run_cost
 from dfer_dist.reporting.paired import Comparison, Paired
 from dfer_dist.reporting.results import LoadedRun, read_settings
 from dfer_dist.reporting.tables import Section, Table, slug
 from dfer_dist.reporting.wording import (
+    first_names,
     folds_text,
     join,
     mean_text,
@@ -27,6 +28,10 @@ from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import Summary
 from dfer_dist.utils.files import atomic_path
 
+_OTHER_DEVICES = (
+    "Numbers of ranks or devices differ, or are not recorded: clips / s and memory do not compare "
+    "the methods."
+)
 MAX_CLIPS = 20  # changed clips in a report; the CSV file has all
 
 
@@ -58,24 +63,42 @@ def overview_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) 
             alerts += [f"{run.root.name}: {text}" for text in warnings(summary)]
         rows.append([run.root.name, differs, f"{finished} of {len(run.info().folds)}", *means])
     header = ["Run", "What differs", "Folds", "UAR %", "WAR %"]
-    return Table("runs", "Runs side by side", header, rows, alerts, left=2)
+    title = f"{first_names([run.root.name for run in runs])}: side by side"
+    return Table("runs", title, header, rows, alerts, left=2)
 
 
 def systems_table(runs: Sequence[LoadedRun]) -> Table:
-    """Return a row for each run: trained parameters, scores, speed and memory."""
+    """Return a row for each run: trained parameters, scores, speed and memory.
+
+    It warns if the runs were trained on different devices or numbers of ranks.
+    """
     rows = []
     for loaded in runs:
         cost, summary = run_cost(loaded.costs), loaded.summary
         trained = optional(cost.trained_parameters, 3, 1e6)
         means = [mean_text(summary.uar), mean_text(summary.war)]
-        use = [optional(cost.clips_per_second, 1), optional(cost.peak_bytes, 2, 2**30)]
-        rows.append([loaded.run.root.name, trained, *means, *use])
-    header = ["Run", "Trained, million", "UAR %", "WAR %", "Clips / s", "Memory, GiB"]
+        speeds = [optional(cost.clips_per_second, 1), optional(rank_speed(loaded.costs), 1)]
+        memory = optional(cost.peak_bytes, 2, 2**30)
+        row = [loaded.name, trained, *means, _trained_on(loaded), *speeds, memory]
+        rows.append(row)
+    header = ["Run", "Trained, million", "UAR %", "WAR %", "Ranks × device"]
+    header += ["Clips / s", "Clips / s per rank", "Memory, GiB"]
     note = (
-        "Parameters that are trained; clips a second in training, over all ranks, median over "
-        "steps and folds; the largest peak of a rank: its GPU's, or main memory with all imports."
+        "Parameters that are trained; clips a second in training, over all ranks and per rank, "
+        "median over steps and folds; the largest peak of a rank: its GPU's, or main memory with "
+        "all imports."
     )
-    return Table("systems", "Size, speed and memory", header, rows, notes=[note])
+    title = f"{first_names([r.name for r in runs])}: size, speed and memory"
+    alerts = []
+    if len({row[4] for row in rows}) > 1:
+        alerts = [_OTHER_DEVICES]
+    return Table("systems", title, header, rows, alerts, [note])
+
+
+def _trained_on(loaded: LoadedRun) -> str:
+    """Return text such as ``2 × NVIDIA H200``; several where folds or attempts differ."""
+    used = {c.ranks_text: None for c in loaded.costs}
+    return "; ".join(used)
 
 
 def comparison_sections(
@@ -106,7 +129,8 @@ def comparison_sections(
 def _table(
     c: Comparison, kind: str, header: list[str], rows: list[list[str]], **more: Any
 ) -> Table:
-    return Table(f"{kind}-{slug(c.second.name)}", c.title, header, rows, c.warnings, **more)
+    name, title = f"{kind}-{slug(c.second.name)}", f"{c.title}: {kind}"
+    return Table(name, title, header, rows, c.warnings, **more)
 
 
 def _difference_cells(d: Difference) -> list[str]:

@@ -97,7 +97,7 @@ def published_table(loaded: LoadedRun, published: Published) -> Table:
     UserError
         If no method has scores on the data set.
     """
-    summary, name = loaded.summary, loaded.run.root.name
+    summary, name = loaded.summary, loaded.name
     dataset = summary.dataset.lower()
     methods = [m for m in published.methods if dataset in m.figures]
     if not methods:
@@ -120,7 +120,7 @@ def published_table(loaded: LoadedRun, published: Published) -> Table:
     ]
     notes += [f"{m.name}: {join(filter(None, [m.paper, m.venue, m.id]))}." for m in methods]
     header = ["Method", "Input", "Selection, or source", "UAR %", "WAR %"]
-    title = f"{summary.dataset}: this run and published scores"
+    title = f"{name} on {summary.dataset}, and published scores"
     alerts = warnings(summary)
     return Table("published", title, header, rows, alerts, notes, left=3, rules=[2])
 
@@ -155,7 +155,7 @@ def zero_shot_table(loaded: LoadedRun) -> Table | None:
             rows.append([name, f"mean of {join(folds)}", "", uar, "", "", war, "", ""])
     scores = [x for metric in ("UAR %", "WAR %") for x in (metric, "Chance", "p")]
     header = ["Tested on", "Fold of the training", "Clips", *scores]
-    title, notes = f"{heading(loaded.summary)}: zero-shot", _zero_shot_notes(results)
+    title, notes = f"{heading(loaded.name, loaded.summary)}: zero-shot", _zero_shot_notes(results)
     return Table("zero-shot", title, header, rows, notes=notes, left=2, rules=rules)
 
 

@@ -19,7 +19,14 @@ from dfer_dist.reporting.tables import (
     slug,
     terminal,
 )
-from dfer_dist.reporting.wording import PROTOCOLS, frames_text, heading, join, warnings
+from dfer_dist.reporting.wording import (
+    PROTOCOLS,
+    frames_text,
+    heading,
+    join,
+    run_title,
+    warnings,
+)
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import Summary
 from dfer_dist.utils.files import VERSION, write_json, write_text
@@ -59,8 +66,12 @@ def write_report(
     loaded = load_run(run)
     sections = run_sections(loaded, published)
     write_summary(loaded, sections)
-    title = f"{run.root.name}: {heading(loaded.summary)}"
-    write_text(run.page, render(title, [run_chapter("run", loaded, sections, frames)]))
+    write_text(
+        run.page,
+        render(
+            heading(loaded.name, loaded.summary), [run_chapter("run", loaded, sections, frames)]
+        ),
+    )
     return sections
 
 
@@ -69,16 +80,16 @@ def write_summary(loaded: LoadedRun, sections: Sequence[Section]) -> None:
     from dfer_dist.reporting.plots import save, summary_figure
 
     run, summary = loaded.run, loaded.summary
-    save(summary_figure(summary), run.picture)
+    save(summary_figure(loaded.name, summary), run.picture)
     tables = [t for s in sections for t in s.tables if s.key in _LATEX_SECTIONS]
-    comments = [heading(summary), *warnings(summary)]
+    comments = [heading(loaded.name, summary), *warnings(summary)]
     write_text(run.latex, latex_document(tables, slug(run.root.name), comments))
     text = render_template(
         "run.md",
-        summary=summary,
+        title=run_title(loaded.name, summary),
+        protocol=PROTOCOLS[summary.selection],
         sections=sections,
         warnings=warnings(summary),
-        protocol=PROTOCOLS[summary.selection],
         frames=frames_text(loaded.result),
     )
     write_text(run.report, text)
@@ -114,7 +125,7 @@ def write_comparison(
             compared.write_clips(c, c.paired, folder / compared.clips_file(c))
     write_text(folder / "comparison.html", render(title, chapters))
     tables = [t for s in sections for t in s.tables if s.key != "clips"]
-    write_text(folder / "comparison.tex", latex_document(tables, "compare", [title]))
+    write_text(folder / "comparison.tex", latex_document(tables, slug(title), [title]))
     text = render_template("comparison.md", title=title, sections=sections)
     write_text(folder / "comparison.md", text)
     items = [compared.comparison_json(c) for c in comparisons]

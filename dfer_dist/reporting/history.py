@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from dfer_dist.reporting.wording import NOT_RECORDED, join
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import AttemptRecord, FoldResult, FoldStatus, RunCost
 from dfer_dist.utils.errors import UserError
@@ -21,6 +22,7 @@ from dfer_dist.utils.errors import UserError
 T = TypeVar("T", int, float)
 Line = Mapping[str, Any]  # of metrics.jsonl
 MAX_POINTS = 60  # of a loss curve
+_SCORES = ("val_war", "val_uar", "test_war", "test_uar")
 
 
 class Curve(NamedTuple):
@@ -73,6 +75,13 @@ class Cost:
     peak_bytes: int | None
     trained: int | None
 
+    @property
+    def ranks_text(self) -> str:
+        """Return text such as ``2 × NVIDIA H200``, or ``2, 4 × …`` if attempts differ."""
+        if not self.ranks:
+            return NOT_RECORDED
+        return f"{join(self.ranks)} × {self.device_name or self.device or 'unknown device'}"
+
 
 def read_lines(fold: FoldDir) -> list[dict[str, Any]]:
     """Read the lines of ``metrics.jsonl``, without one that a crash cut short."""
@@ -100,6 +109,29 @@ def curve(lines: Sequence[Line], name: str, unit: float = 1) -> Curve:
     """Return a metric, such as ``val_war``, over units of ``unit`` steps."""
     rows = [x for x in lines if name in x]
     return Curve([x["step"] / unit for x in rows], [x[name] for x in rows])
+
+
+def score_curves(lines: Sequence[Line], unit: float = 1) -> dict[str, Curve]:
+    """Return the scores that were measured more than once, over units of ``unit`` steps.
+
+    A single point is the result itself.
+    """
+    curves = {name: curve(lines, name, unit) for name in _SCORES}
+    return {name: scored for name, scored in curves.items() if len(scored.x) > 1}
+
+
+def smooth(curve: Curve, half: int) -> Curve:
+    """Return the mean of each value with up to ``half`` values on either side of it.
+
+    As many before as after: a falling curve stays one, and a peak stays where it is. Values at the
+    ends, with fewer than half of that on a side, are left out.
+    """
+    first, last = half // 2, len(curve.x) - 1
+    means = []
+    for i in range(first, last - first + 1):
+        width = min(i, half, last - i)
+        means.append(float(np.mean(curve.values[i - width : i + width + 1])))
+    return Curve(curve.x[first : last - first + 1], means)
 
 
 def loss_curve(lines: Sequence[Line], steps_per_epoch: float) -> Curve:
@@ -153,6 +185,12 @@ def run_cost(costs: Sequence[Cost]) -> RunCost:
         _over(median, [c.clips_per_second for c in costs]),
         _over(max, [c.peak_bytes for c in costs]),
     )
+
+
+def rank_speed(costs: Sequence[Cost]) -> float | None:
+    """Return clips a second per rank, median over folds with one number of ranks."""
+    pairs = [(c.clips_per_second, c.ranks) for c in costs if len(c.ranks) == 1]
+    return _over(median, [speed / ranks[0] for speed, ranks in pairs if speed is not None])
 
 
 def _attempts(fold: FoldDir) -> list[AttemptRecord]:

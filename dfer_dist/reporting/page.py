@@ -9,7 +9,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from dfer_dist.reporting.history import Curve, curve, loss_curve, read_lines, steps_of_epoch
+from dfer_dist.reporting.history import (
+    Curve,
+    loss_curve,
+    read_lines,
+    score_curves,
+    steps_of_epoch,
+)
 from dfer_dist.reporting.page_plots import curves_figure, differences_figure, recall_figure
 from dfer_dist.reporting.paired import Comparison, Paired
 from dfer_dist.reporting.plots import confusion_figure, data_uri, scores_figure
@@ -24,8 +30,6 @@ from dfer_dist.reporting.wording import (
     warnings,
 )
 from dfer_dist.utils.version import package_version
-
-_SCORE_CURVES = ("val_war", "val_uar", "test_war", "test_uar")
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,7 @@ def run_chapter(
         shown.append(Section("mistakes", "Most confident errors", pictures=[sheet]))
     protocol = PROTOCOLS[summary.selection]
     subtitle = f"{summary.dataset} · {protocol}. {frames_text(loaded.result)}"
-    name = loaded.run.root.name
-    return Chapter(key, name, subtitle, warnings(summary), shown, _cards(loaded, of_all))
+    return Chapter(key, loaded.name, subtitle, warnings(summary), shown, _cards(loaded, of_all))
 
 
 def comparison_chapter(
@@ -137,7 +140,9 @@ def _cards(loaded: LoadedRun, of_all: str) -> list[Card]:
         speeds = [c.clips_per_second for c in costs if c.clips_per_second]
         speed = ""
         if speeds:
-            speed = f"{min(speeds):.0f} to {max(speeds):.0f} clips / s"
+            # One number where both are shown as the same.
+            ends = dict.fromkeys(f"{s:.0f}" for s in (min(speeds), max(speeds)))
+            speed = f"{' to '.join(ends)} clips / s"
         cards.append(Card(hours_unit(costs), hours_text(sum(hours)), speed))
     return cards
 
@@ -152,11 +157,8 @@ def _curves(loaded: LoadedRun) -> Figure | None:
         if not steps:
             continue
         losses[r.fold] = loss_curve(lines, steps)
-        for name in _SCORE_CURVES:
-            scored = curve(lines, name, steps)
-            # A single point is the result itself.
-            if len(scored.x) > 1:
-                scores.setdefault(name, {})[r.fold] = scored
+        for name, scored in score_curves(lines, steps).items():
+            scores.setdefault(name, {})[r.fold] = scored
     if not any(c.x for c in losses.values()):
         return None
     return curves_figure(losses, scores, {r.fold: r.epoch for r in loaded.summary.folds})

@@ -1,4 +1,4 @@
-"""Plots of the page: learning curves, recalls, and differences with intervals."""
+"""Plots of the page: learning curves, recalls, differences; and the curves of a fold."""
 
 from __future__ import annotations
 
@@ -10,11 +10,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dfer_dist.evaluation.significance import Difference
-from dfer_dist.reporting.history import Curve
-from dfer_dist.reporting.plots import ALERT, CLASS_COLORS, FAINT, INK, UAR, WAR, new_figure
+from dfer_dist.reporting.history import Curve, Line, curve, read_lines, score_curves, smooth
+from dfer_dist.reporting.plots import (
+    ALERT,
+    CLASS_COLORS,
+    FAINT,
+    INK,
+    UAR,
+    WAR,
+    new_figure,
+    save,
+)
 from dfer_dist.reporting.sections import ClassRecall
+from dfer_dist.runs.layout import FoldDir
+from dfer_dist.runs.records import FoldResult
 
 _FOLD_COLORS = (*CLASS_COLORS, "#5D3A9B", "#7F7F7F")
+_MIN_HALF = 10  # lines on either side of one in the mean of the loss
+_SCORE_NAMES = {
+    f"{part}_{metric}": f"{text} {metric.upper()}"
+    for part, text in (("val", "validation"), ("test", "test"))
+    for metric in ("uar", "war")
+}
+# WAR is wide and pale, UAR thin: both are seen where they are equal.
+_WIDE: dict[str, Any] = {"linewidth": 3.6, "alpha": 0.5}
+_DASHED: dict[str, Any] = {"linewidth": 1.6, "linestyle": (0, (4, 2)), "zorder": 3}
 
 
 def recall_figure(recalls: Sequence[ClassRecall]) -> Figure:
@@ -54,8 +74,8 @@ def curves_figure(
     figure = new_figure(5.6 * panels + 1.2, 3.9)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     colors = {fold: _FOLD_COLORS[i % len(_FOLD_COLORS)] for i, fold in enumerate(losses)}
-    for fold, curve in losses.items():
-        axes[0].plot(*curve, color=colors[fold], linewidth=1.6, label=f"fold {fold}")
+    for fold, loss in losses.items():
+        axes[0].plot(*loss, color=colors[fold], linewidth=1.6, label=f"fold {fold}")
     axes[0].set_ylabel("training loss", fontsize=10.5)
     if scores:
         _draw_score_curves(axes[1], scores, chosen, colors)
@@ -68,26 +88,77 @@ def curves_figure(
     return figure
 
 
+def curves_png(run: str, result: FoldResult, fold: FoldDir) -> None:
+    """Draw the training of a fold to ``curves.png``; ``run`` is the name of its run."""
+    save(fold_figure(run, result, read_lines(fold)), fold.curves)
+
+
+def fold_figure(run: str, result: FoldResult, lines: Sequence[Line]) -> Figure:
+    """Draw the loss of a fold, and the scores measured during training.
+
+    Parameters
+    ----------
+    run : str
+        The name of the run.
+    result : FoldResult
+        Its scores are in the title. They are not drawn, as they are a single point.
+    lines : sequence of mappings
+        Of ``metrics.jsonl``.
+    """
+    scores = score_curves(lines)
+    panels = 1 + bool(scores)
+    figure = new_figure(6.4 * panels, 4.0)
+    title = f"{run} on {result.dataset}, fold {result.fold}: "
+    title += f"UAR {result.uar:.2f} %, WAR {result.war:.2f} %"
+    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    _draw_loss(axes[0], curve(lines, "loss"))
+    for name, scored in scores.items():
+        color, style = (UAR, _DASHED) if name.endswith("uar") else (WAR, _WIDE)
+        axes[1].plot(*scored, color=color, label=_SCORE_NAMES[name], **style)
+    for ax in axes[1:]:
+        ax.set(ylim=(0, 100))
+        ax.set_ylabel("percent", fontsize=10.5)
+    for ax in axes:
+        ax.set_xlabel("step", fontsize=10.5)
+        ax.set_xlim(left=0)
+        _clean(ax, "y")
+        ax.legend(frameon=False, fontsize=10)
+    return figure
+
+
+def _draw_loss(ax: Axes, loss: Curve) -> None:
+    """Draw the loss of each line, and its mean over the lines around it if they are many."""
+    half = max(_MIN_HALF, len(loss.x) // 50)
+    style: dict[str, Any] = {"color": INK, "linewidth": 1.6}
+    if len(loss.x) > 2 * half:
+        mean = smooth(loss, half)
+        ax.plot(*mean, label=f"mean of {2 * half + 1} steps of the log", zorder=3, **style)
+        style = {"color": FAINT, "linewidth": 0.7}
+    ax.plot(*loss, label="each step of the log", **style)
+    ax.set_ylabel("training loss", fontsize=10.5)
+
+
 def _draw_score_curves(
     ax: Axes,
     scores: Mapping[str, Mapping[int, Curve]],
     chosen: Mapping[int, float],
     colors: Mapping[int, str],
 ) -> None:
-    """Draw WAR as lines, UAR as dashes, and a dot at the chosen epoch."""
+    """Draw WAR as wide lines, UAR as dashes, and a dot at the chosen epoch."""
     for name, curves in scores.items():
         is_war = name.endswith("war")
-        for fold, curve in curves.items():
-            style = "-" if is_war else (0, (4, 2))
-            ax.plot(*curve, color=colors[fold], linewidth=1.6, linestyle=style)
-            is_chosen = np.abs(np.subtract(curve.x, chosen[fold])) < 0.01
+        for fold, scored in curves.items():
+            style = _WIDE if is_war else _DASHED
+            ax.plot(*scored, color=colors[fold], **style)
+            is_chosen = np.abs(np.subtract(scored.x, chosen[fold])) < 0.01
             if is_war and is_chosen.any():
-                ax.plot(*np.array(curve)[:, is_chosen], "o", color=colors[fold], markersize=6)
+                ax.plot(*np.array(scored)[:, is_chosen], "o", color=colors[fold], markersize=6)
     where = "test fold (optimistic)"
     if any(name.startswith("val") for name in scores):
         where = "validation part"
     ax.set_ylabel(f"percent on the {where}", fontsize=10.5)
-    ax.set_title("line WAR, dashes UAR, dot the chosen epoch", fontsize=10, color=FAINT)
+    ax.set_title("wide line WAR, dashes UAR, dot the chosen epoch", fontsize=10, color=FAINT)
 
 
 def differences_figure(rows: Sequence[tuple[str, Difference]], scores: int) -> Figure:

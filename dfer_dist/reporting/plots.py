@@ -28,9 +28,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 
-from dfer_dist.reporting.history import curve, read_lines
 from dfer_dist.reporting.wording import PROTOCOLS, heading, warnings
-from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import FoldResult, Summary, UarWarSpread
 from dfer_dist.utils.files import atomic_path
 
@@ -63,12 +61,6 @@ _FIRST_CJK = "\u2e80"
 _CJK_FONTS = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC")
 _BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 _DASHES = (0, (5, 3))
-_SMOOTHED_LINES = 20
-_SCORE_CURVES = (
-    ("val_war", "validation WAR", "C1"),
-    ("test_war", "test WAR", "C2"),
-    ("test_uar", "test UAR", "C3"),
-)
 
 
 def new_figure(width: float, height: float, dpi: int = DPI) -> Figure:
@@ -124,58 +116,24 @@ def _font_families() -> list[str]:
     return ["DejaVu Sans", *found[:1]]
 
 
-def confusion_png(result: FoldResult, path: Path) -> None:
-    """Draw the confusion matrix of a fold."""
+def confusion_png(run: str, result: FoldResult, path: Path) -> None:
+    """Draw the confusion matrix of a fold of the run named ``run``."""
     title = (
-        f"{result.dataset}, fold {result.fold}: UAR {result.uar:.2f} %, WAR {result.war:.2f} %, "
-        f"{result.n} clips\n{PROTOCOLS[result.selection]}"
+        f"{run} on {result.dataset}, fold {result.fold}: UAR {result.uar:.2f} %, "
+        f"WAR {result.war:.2f} %, {result.n} clips\n{PROTOCOLS[result.selection]}"
     )
     save(confusion_figure(result.confusion, result.classes, title), path)
 
 
-def curves_png(fold: FoldDir, title: str) -> None:
-    """Draw loss, scores and learning rates over steps to ``curves.png``."""
-    lines = read_lines(fold)
-    figure = new_figure(11, 3.6)
-    figure.suptitle(title)
-    loss, scores, rates = figure.subplots(1, 3)
-    steps, values = curve(lines, "loss")
-    loss.plot(steps, values, linewidth=0.6, alpha=0.4, color="C0")
-    label = f"mean of {_SMOOTHED_LINES} lines"
-    loss.plot(steps, _running_mean(values), linewidth=1.5, color="C0", label=label)
-    loss.set_ylabel("loss")
-    for name, label, color in _SCORE_CURVES:
-        if any(name in line for line in lines):
-            scores.plot(*curve(lines, name), marker="o", markersize=4, label=label, color=color)
-    scores.set(ylabel="%", ylim=(0, 100))
-    for name in sorted({k for line in lines for k in line if k.startswith("lr_")}):
-        rates.plot(*curve(lines, name), label=name.removeprefix("lr_"))
-    rates.set_ylabel("learning rate")
-    rates.set_yscale("symlog", linthresh=1e-8)
-    for ax in (loss, scores, rates):
-        ax.set_xlabel("step")
-        ax.grid(alpha=0.25)
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize="small")
-    save(figure, fold.curves)
-
-
-def _running_mean(values: Sequence[float]) -> np.ndarray:
-    sums = np.cumsum([0.0, *values])
-    ends = np.arange(1, len(sums))
-    starts = np.maximum(ends - _SMOOTHED_LINES, 0)
-    return (sums[ends] - sums[starts]) / (ends - starts)
-
-
-def summary_figure(summary: Summary) -> Figure:
-    """Draw the scores of each fold next to the pooled confusion matrix."""
+def summary_figure(name: str, summary: Summary) -> Figure:
+    """Draw the scores of each fold of the run ``name`` next to the pooled confusion matrix."""
     pooled, finished = summary.pooled, len(summary.folds)
     count = finished + len(summary.missing)
     left = max(5.0, 1.0 * _num_groups(summary) + 1.0)
     side = _matrix_size(pooled.classes)
     figure = new_figure(left + side + 2.0, side + 2.2)
     figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.04))
-    figure.suptitle(heading(summary), fontsize=13, fontweight="bold", color=INK)
+    figure.suptitle(heading(name, summary), fontsize=13, fontweight="bold", color=INK)
     panels = figure.subplots(1, 2, width_ratios=[left, side + 1.4])
     _draw_scores(panels[0], summary)
     panels[0].set_title("Scores of each test fold", fontsize=12)

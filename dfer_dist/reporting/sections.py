@@ -40,8 +40,8 @@ def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[
         f"UAR {pooled.uar:.2f} %, WAR {pooled.war:.2f} %."
     )
     sections = [
-        Section("scores", "UAR and WAR", [_scores_table(summary)]),
-        Section("recall", "Recall of each class", [_recall_table(summary)], [recall]),
+        Section("scores", "UAR and WAR", [_scores_table(loaded)]),
+        Section("recall", "Recall of each class", [_recall_table(loaded)], [recall]),
     ]
     if published:
         table = published_table(loaded, published)
@@ -49,9 +49,9 @@ def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[
     if zero_shot := zero_shot_table(loaded):
         sections.append(Section("zero_shot", "Zero-shot", [zero_shot]))
     rows, header = protocol_rows(loaded), ["Setting", "Description"]
-    protocol = _table(summary, "protocol", header, rows, left=2)
+    protocol = _table(loaded, "protocol", header, rows, left=2)
     rows, header = provenance_rows(loaded), ["What", "From"]
-    provenance = _table(summary, "provenance", header, rows, left=2)
+    provenance = _table(loaded, "provenance", header, rows, left=2)
     return [
         *sections,
         Section("cost", "Speed and cost", [_cost_table(loaded)]),
@@ -61,16 +61,16 @@ def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[
 
 
 def _table(
-    summary: Summary,
+    loaded: LoadedRun,
     name: str,
     header: list[str],
     rows: list[list[str]],
     title: str = "",
     **more: Any,
 ) -> Table:
-    """Return a table of a run, whose title and warnings name the data set and missing folds."""
-    title = f"{heading(summary)}: {title or name}"
-    return Table(name, title, header, rows, warnings(summary), **more)
+    """Return a table of a run, whose title and warnings name the run and its missing folds."""
+    title = f"{heading(loaded.name, loaded.summary)}: {title or name}"
+    return Table(name, title, header, rows, warnings(loaded.summary), **more)
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,9 @@ def class_recalls(summary: Summary) -> list[ClassRecall]:
     return found
 
 
-def _scores_table(summary: Summary) -> Table:
+def _scores_table(loaded: LoadedRun) -> Table:
     """Return the folds, their mean with its interval, and the baselines."""
+    summary = loaded.summary
     cells = {
         r.fold: [str(r.n), f"{r.uar:.2f}", f"{r.war:.2f}", str(r.epoch)] for r in summary.folds
     }
@@ -131,10 +132,8 @@ def _scores_table(summary: Summary) -> Table:
         rows.append(["frames shuffled", "", *shuffled, ""])
     rows.append([f"always {majority.class_name}", "", "", f"{majority.war:.2f}", ""])
     header = ["Fold", "Clips", "UAR %", "WAR %", "Epoch"]
-    title = heading(summary)
-    return Table(
-        "scores", title, header, rows, warnings(summary), notes(summary), rules=[len(folds)]
-    )
+    lines, rules = notes(summary), [len(folds)]
+    return _table(loaded, "scores", header, rows, notes=lines, rules=rules)
 
 
 def _fold_rows(summary: Summary, cells: Mapping[int, list[str]]) -> list[list[str]]:
@@ -147,8 +146,9 @@ def _of_folds(summary: Summary) -> str:
     return f" of {folds_text(done(summary))}" if summary.missing else ""
 
 
-def _recall_table(summary: Summary) -> Table:
+def _recall_table(loaded: LoadedRun) -> Table:
     """Return the recall of each class: pooled with Wilson's 95 % interval, and in each fold."""
+    summary = loaded.summary
     missing, num_folds = summary.missing, len(summary.folds)
     header = ["Class", "Clips", "Recall %", "95 % interval"]
     if num_folds + len(missing) > 1:
@@ -161,7 +161,7 @@ def _recall_table(summary: Summary) -> Table:
         rows.append(row[: len(header)])
     if missing:
         rows.append([folds_text(missing), *["missing"] * 3, *[""] * num_folds])
-    return _table(summary, "recall", header, rows, "recall of each class, folds pooled")
+    return _table(loaded, "recall", header, rows, "recall of each class, folds pooled")
 
 
 def _percent(value: float) -> str:
@@ -192,7 +192,7 @@ def _cost_table(loaded: LoadedRun) -> Table:
         lines.append("The kind of device was not recorded in all folds.")
     if any(c.at_least for c in costs):
         lines.append("≥: an attempt was killed; its time is counted as far as it is known.")
-    return _table(summary, "cost", header, rows, "speed and cost", notes=lines, rules=rules)
+    return _table(loaded, "cost", header, rows, "speed and cost", notes=lines, rules=rules)
 
 
 def _cost_cells(c: Cost) -> list[str]:

@@ -14,12 +14,20 @@ PROTOCOLS = {
     "best_test": "best_test: epoch chosen on the test fold, optimistic",
 }
 NOT_RECORDED = "not recorded"
-_MAX_CLIPS = 5  # left out of a fold, named in a sentence
+_MAX_NAMES = 5  # of clips or runs in a sentence
 
 
-def heading(summary: Summary) -> str:
-    """Return the data set and how the epoch was chosen."""
-    return f"{summary.dataset} ({PROTOCOLS[summary.selection]})"
+def heading(name: str, summary: Summary) -> str:
+    """Return the title of a run, and how the epoch was chosen."""
+    return f"{run_title(name, summary)} ({PROTOCOLS[summary.selection]})"
+
+
+def run_title(name: str, summary: Summary) -> str:
+    """Return text such as ``lora on demo, 5 folds``, or ``3 of 5 folds`` if some are missing."""
+    finished, missing = len(summary.folds), len(summary.missing)
+    total = finished + missing
+    count = f"{finished} of " * bool(missing)
+    return f"{name} on {summary.dataset}, {count}{total} fold{'s' * (total > 1)}"
 
 
 def warnings(summary: Summary) -> list[str]:
@@ -32,17 +40,17 @@ def warnings(summary: Summary) -> list[str]:
         )
     lost = {f"fold {r.fold}": r.left_out for r in summary.folds if r.left_out}
     if lost:
-        names = "; ".join(f"{fold}: {first_clips(clips)}" for fold, clips in lost.items())
+        names = "; ".join(f"{fold}: {first_names(clips)}" for fold, clips in lost.items())
         count = left_out_text(sum(map(len, lost.values())), summary.pooled.n)
         texts.append(f"{count} ({names}): all scores are over the others.")
     return texts
 
 
-def first_clips(clips: Sequence[str]) -> str:
-    """Return the names of the first clips, and how many more there are."""
-    shown = join(clips[:_MAX_CLIPS])
-    if len(clips) > _MAX_CLIPS:
-        shown += f" and {len(clips) - _MAX_CLIPS} more"
+def first_names(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    shown = join(names[:_MAX_NAMES])
+    if len(names) > _MAX_NAMES:
+        shown += f" and {len(names) - _MAX_NAMES} more"
     return shown
 
 

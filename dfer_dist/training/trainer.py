@@ -357,7 +357,8 @@ class Trainer:
         Preempted
             If a rank was preempted; the next attempt tests again.
         """
-        from dfer_dist.reporting.plots import confusion_png, curves_png
+        from dfer_dist.reporting.page_plots import curves_png
+        from dfer_dist.reporting.plots import confusion_png
 
         if self.state.best:
             saved = portable.read(self.selected_checkpoint, weights_only=True)
@@ -372,8 +373,9 @@ class Trainer:
             metrics |= {"shuffled_uar": shuffled.uar, "shuffled_war": shuffled.war}
         self.tracking.log(self.state.step, self.epoch, metrics)
         result = fold_result(self, scores, shuffled)
-        confusion_png(result, self.folder.confusion)
-        curves_png(self.folder, f"{result.dataset}, fold {result.fold}")
+        run = self.folder.root.parent.name
+        confusion_png(run, result, self.folder.confusion)
+        curves_png(run, result, self.folder)
         result.write(self.folder.result)
         logger.info(f"test UAR {scores.uar:.2f}, WAR {scores.war:.2f} on {scores.n} clips")
 

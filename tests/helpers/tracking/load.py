@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.evaluation.metrics import score
-from dfer_dist.reporting.plots import confusion_png, curves_png
+from dfer_dist.reporting.page_plots import curves_png
+from dfer_dist.reporting.plots import confusion_png
 from dfer_dist.reporting.results import load_run
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import FoldResult
@@ -165,8 +166,9 @@ def write_result(run: RunDir, fold: int, seed: int = 0) -> None:
     result |= {"selection": "last", "epoch": 1, "step": 9, "checkpoint": "none", "shuffled": None}
     result |= {"config_hash": info.config_hash, "index_hash": info.index_hash}
     write_json(where.result, result)
-    confusion_png(FoldResult.read(where.result), where.confusion)
-    curves_png(where, f"fold {fold}")
+    made = FoldResult.read(where.result)
+    confusion_png("load", made, where.confusion)
+    curves_png("load", made, where)
 
 
 def expected(paths: list[Path]) -> Counter[tuple[str, int, int, float]]:

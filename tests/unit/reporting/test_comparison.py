@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
-from dfer_dist.reporting.comparison import overview_table, systems_table
+from dfer_dist.reporting.comparison import comparison_sections, overview_table, systems_table
 from dfer_dist.reporting.files import write_comparison
+from dfer_dist.reporting.page import comparison_chapter, render
+from dfer_dist.reporting.paired import compare
 from dfer_dist.reporting.results import load_run
+from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import read_json, write_json
-from tests.helpers.made_runs import CLASSES, make_run
+from tests.helpers.made_runs import CLASSES, make_run, write_summary
 
 
 def change(fold: Path, **fields: Any) -> None:
@@ -72,9 +76,59 @@ def test_systems_table_matches_checkpoints_and_attempts(tmp_path: Path) -> None:
         write_json(fold.status, status)
     table = systems_table([load_run(run) for run in runs])
     assert [row[:2] + row[4:] for row in table.rows] == [
-        ["a", "0.004", "50.0", "1.50"],
-        ["b", "not recorded", "not recorded", "not recorded"],
+        ["a", "0.004", "4 × unknown device", "50.0", "12.5", "1.50"],
+        ["b", *["not recorded"] * 5],
     ]
+
+
+def set_ranks(run: RunDir, fold: int, world_size: int, device: str) -> None:
+    status = read_json(run.fold(fold).status)
+    status["attempts"][0] |= {"world_size": world_size, "device": device}
+    write_json(run.fold(fold).status, status)
+
+
+def test_systems_table_warns_of_other_ranks_and_devices(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, folds=(1, 2)) for name in "abc"]
+    for run, sizes, device in zip(runs, ((2, 2), (2, 2), (2, 8)), ("X", "X", "Y"), strict=True):
+        for k, size in enumerate(sizes, 1):
+            set_ranks(run, k, size, device)
+    a, b, c = (load_run(run) for run in runs)
+    same = systems_table([a, b])
+    assert [row[4:7] for row in same.rows] == [["2 × X", "50.0", "25.0"]] * 2
+    assert not same.warnings
+    other = systems_table([a, c])
+    # the median over folds of 50 / 2 and 50 / 8
+    assert other.rows[1][4:7] == ["2 × Y; 8 × Y", "50.0", "15.6"]
+    assert "Numbers of ranks or devices differ" in other.warnings[0]
+    page = render("t", [comparison_chapter("t", comparison_sections([a, c], []), [compare(a, c)])])
+    assert "Numbers of ranks or devices differ" in page
+
+
+def test_rank_speed_leaves_out_folds_with_attempts_on_other_ranks(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", folds=(1,))
+    status = read_json(run.fold(1).status)
+    status["attempts"] += [status["attempts"][0] | {"world_size": 2}]
+    write_json(run.fold(1).status, status)
+    (row,) = systems_table([load_run(run)]).rows
+    assert row[4:7] == ["4, 2 × unknown device", "50.0", "not recorded"]
+
+
+def test_files_of_two_comparisons_and_runs_have_other_titles(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, (1, 2), 3, history=False) for name in ("full", "lora", "b_1")]
+    texts = []
+    for other in runs[1:]:
+        write_comparison([runs[0], other], tmp_path / other.root.name / "compared")
+        write_summary(load_run(other))
+        compared = (other.root / "compared" / "comparison.tex").read_text()
+        texts.append((compared, other.latex.read_text(), other.report.read_text()))
+    for first, second in zip(*texts, strict=True):
+        for found in (r"\\caption{(.*)}", r"\\label{(.*)}", r"\*\*(.* against .*)\*\*", "^# .*"):
+            assert not set(re.findall(found, first)) & set(re.findall(found, second)), found
+    title = "lora on DFEW, 2 of 3 folds"
+    _, latex, report = texts[0]
+    assert report.startswith(f"# {title}\n")
+    assert latex.count(rf"\caption{{{title} (last: ") == latex.count(r"\caption") == 3
+    assert r"\label{tab:lora-against-full-systems}" in texts[0][0]
 
 
 def test_overview_marks_a_run_without_finished_folds(tmp_path: Path) -> None:

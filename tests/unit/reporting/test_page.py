@@ -95,6 +95,15 @@ def test_page_has_all_numbers_and_no_external_links(whole: RunDir) -> None:
     assert "git abc123, with changes that are not committed" in origin
 
 
+def test_card_shows_equal_speeds_once(whole: RunDir, tmp_path: Path) -> None:
+    assert "<small>50 clips / s</small>" in whole.page.read_text()
+    run = make_run(tmp_path / "run")
+    lines = run.fold(1).metrics.read_text().replace("50.0", "61.7")
+    run.fold(1).metrics.write_text(lines)
+    write_report(run)
+    assert "<small>50 to 62 clips / s</small>" in run.page.read_text()
+
+
 def test_report_hides_user_machine_and_folders(whole: RunDir) -> None:
     for path in (whole.page, whole.report, whole.latex):
         text = path.read_text()
