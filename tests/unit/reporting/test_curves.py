@@ -68,7 +68,7 @@ def test_few_losses_are_drawn_once(result: FoldResult) -> None:
     assert set(curves_by_label(figure.axes[0])) == {"each step of the log"}
 
 
-def test_equal_scores_are_both_seen_in_the_colors_of_other_figures(result: FoldResult) -> None:
+def test_equal_scores_are_both_seen_in_the_colors_of_other_plots(result: FoldResult) -> None:
     figure = fold_figure("lora", result, training([2.0, 1.0], {1: 60.0, 2: 70.0}))
     lines = curves_by_label(figure.axes[1])
     war, uar = lines["test WAR"], lines["test UAR"]
