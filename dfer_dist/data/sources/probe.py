@@ -30,12 +30,12 @@ VIDEO_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, VIDEO_SUFFIXES))})$", re.
 ARCHIVE_SUFFIXES = (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip")
 # of frames; a clip's frames have one of these kinds, the first that its folder holds
 IMAGE_KINDS = (
-    (".jpg", ".jpeg"),
+    (".jpg", ".jpeg", ".jpe", ".jfif"),
     (".png",),
     (".bmp",),
     (".webp",),
     (".tif", ".tiff"),
-    (".ppm", ".pgm", ".pnm"),
+    (".ppm", ".pgm", ".pbm", ".pnm"),
     (".jp2",),
 )
 IMAGE_SUFFIXES = tuple(suffix for kind in IMAGE_KINDS for suffix in kind)

@@ -47,6 +47,16 @@ def test_clip_files_prefers_jpegs_over_pngs(clip: ClipRecord) -> None:
     assert [f.name for f in clip_files(clip)] == ["00001.png"]
 
 
+@pytest.mark.parametrize("suffix", ["JPG", "jpeg", "jpe", "jfif"])
+def test_jpegs_of_any_suffix_are_copied(clip: ClipRecord, suffix: str) -> None:
+    expected = list(load_clip(clip).jpegs)
+    for frame in list(clip.media.iterdir()):
+        frame.rename(frame.with_suffix(f".{suffix}"))
+    loaded = load_clip(clip)
+    assert list(loaded.jpegs) == expected
+    assert not loaded.faults and loaded.num_encoded == 0
+
+
 @pytest.mark.parametrize("suffix", ["bmp", "webp", "tiff", "ppm"])
 def test_frames_of_other_kinds_are_encoded(clip: ClipRecord, suffix: str) -> None:
     expected = []
