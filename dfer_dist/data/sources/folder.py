@@ -219,6 +219,10 @@ def _list_clips(
         for name, media in sorted(clips.items()):
             source = f"{folder.source}/{printable(name)}"
             records.append(ClipRecord("", folder.label, folder.split, source, media))
+    splits = {record.split for record in records}
+    empty = next((folder for folder in folders if folder.split not in splits), None)
+    if empty:
+        raise UserError(f"{empty.path.parent} holds no clip of any class: fill or rename it")
     return records
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -194,6 +195,20 @@ def test_split_without_another_is_refused(tmp_path: Path, folders: tuple[str, ..
     root = make_splits(tmp_path / "mine", {name: {"joy": 5, "awe": 5} for name in folders})
     with pytest.raises(UserError, match=r"but no (other split|train): give --root .* or rename it"):
         read_folder(root)
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_split_without_clips_is_refused(tmp_path: Path, split: str) -> None:
+    root = make_splits(
+        tmp_path / "mine", {name: {"joy": 2, "awe": 1} for name in ("train", "val", "test")}
+    )
+    for clip in (root / split).glob("*/*"):
+        shutil.rmtree(clip)
+    with pytest.raises(UserError, match=f"{split} holds no clip of any class: fill or rename it"):
+        read_folder(root)
+    # a class may be in some splits only
+    make(root / split, {"joy": 1})
+    assert len(read_folder(root).records) == 7
 
 
 @pytest.mark.parametrize(
