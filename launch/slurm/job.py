@@ -156,14 +156,26 @@ def _ends_last(run: RunDir, fold: int) -> bool:
 
 
 def _queued_folds(run: RunDir) -> set[int]:
-    """Return the folds in the queue; a controller that is restarted answers after a while."""
+    """Return the folds in the queue that have not ended.
+
+    A job stays there until it has written the summary so far: of two that end together, none may
+    leave it to the other. A controller that is restarted answers after a while.
+    """
     from launch.slurm.jobs import queued_folds
 
     for _ in range(_SQUEUE_TRIES - 1):
         with suppress(UserError):
-            return set(queued_folds(run))
+            return _without_ended(run, queued_folds(run))
         time.sleep(_SQUEUE_PAUSE)
-    return set(queued_folds(run))
+    return _without_ended(run, queued_folds(run))
+
+
+def _without_ended(run: RunDir, jobs: dict[int, str]) -> set[int]:
+    from launch.progress import is_done
+    from launch.slurm.jobs import job_output, parse_job_end
+
+    failed = {k for k in jobs if parse_job_end(job_output(run, k, jobs[k])).state == "FAILED"}
+    return {k for k in jobs if k not in failed and not is_done(run.fold(k))}
 
 
 def write_summaries(roots: Sequence[str], comparison: str | None) -> None:

@@ -45,6 +45,7 @@ class Submitted(Trial):
     settings: list[str] = field(default_factory=PATIENT.copy)
     cluster: Cluster | None = None
     here: Path = ROOT  # the checkout that the command is given in
+    variables: dict[str, str] = field(default_factory=dict)  # of the shell that submits
 
     def ask(self, *arguments: str) -> str:
         assert self.cluster
@@ -54,7 +55,7 @@ class Submitted(Trial):
         """Run a command on the cluster."""
         assert self.cluster
         env = self.cluster.environment | {"PYTHONPATH": str(self.here), "COLUMNS": "160"}
-        return Forked([DFER, *arguments], env, self.here).wait(timeout=600)
+        return Forked([DFER, *arguments], env | self.variables, self.here).wait(timeout=600)
 
     def try_to_submit(
         self, *flags: str, settings: list[str] = SETTINGS, folds: str = str(FOLD)
