@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from dfer_dist.runs.layout import RunDir
@@ -70,5 +72,6 @@ def test_last_fold_waits_for_a_controller_that_is_restarted(
             slurm.set_queue(fold_row(3))
 
     slurm.set_queue(status=1)
-    monkeypatch.setattr(job.time, "sleep", sleep)
+    # not the real module: subprocess sleeps with that
+    monkeypatch.setattr(job, "time", SimpleNamespace(sleep=sleep))
     assert "no fold is done" in close(without_summary_job, capsys)
