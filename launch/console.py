@@ -170,9 +170,8 @@ def user_message(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, UnicodeEncodeError):
         # in a path that the user gave: names in data sets are escaped
-        text = error.object[max(0, error.start - 20) : error.end + 20]
-        shown = text.encode(errors="backslashreplace").decode()
-        return f"'{shown}' is no UTF-8: choose another name for what is written"
+        near = error.object[max(0, error.start - 20) : error.end + 20]
+        return f"{near!a} is no UTF-8: choose another name for what is written"
     if isinstance(error, ModuleNotFoundError):
         module = str(error.name).partition(".")[0]
         for extra, modules in _EXTRAS.items():

@@ -61,11 +61,6 @@ class VideoPrediction:
     is_image: bool = False
 
     @property
-    def path(self) -> str:
-        """The path of the video as text of one line."""
-        return printable(str(self.video))
-
-    @property
     def name(self) -> str:
         """The name of the video as text of one line."""
         return printable(self.video.name)

@@ -92,10 +92,9 @@ def _own_texts(
 ) -> list[list[str]]:
     missing, unknown = [c for c in classes if c not in own], [c for c in own if c not in classes]
     if missing or unknown:
+        wrong = f"has {(unknown or missing)[0]!r}, no class of the data"
         if missing:
             names = ", ".join(map(repr, missing))
             wrong = f"has nothing for class {names}: add {key}.{missing[0]}=[TEXT]"
-        else:
-            wrong = f"has {unknown[0]!r}, no class of the data"
         raise UserError(f"{key} {wrong}; name each of {', '.join(classes)} once")
     return [list(own[name]) for name in classes]

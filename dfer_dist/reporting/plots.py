@@ -57,7 +57,6 @@ EMPTY: dict[str, Any] = {
     "hatch": "//",
     "linewidth": 0,
 }
-_FIRST_CJK = "\u2e80"
 _CJK_FONTS = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC")
 _BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 _DASHES = (0, (5, 3))
@@ -92,7 +91,7 @@ def _lay_out(figure: Figure, canvas: FigureCanvasBase) -> None:
     """
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-        if max(text.get_text(), default="") >= _FIRST_CJK:
+        if max(text.get_text(), default="") >= "\u2e80":  # Chinese, Japanese, Korean
             text.set_fontfamily(_font_families())
     filterwarnings("ignore", "Glyph .* missing from font")
     engine = figure.get_layout_engine()

@@ -132,10 +132,13 @@ def describe_failure(uri: str, error: Exception) -> str:
             f"({reason(causes[-1])}): add its host to NO_PROXY"
         )
     if is_any(exceptions.SSLError):
+        fault = reason(causes[-1])
+        if "verify failed" not in fault:
+            return f"no TLS connection to tracking server {uri} ({fault}): is its address http://…?"
         used = next((f" by {name}" for name in _CERTIFICATES if os.environ.get(name)), "")
         return (
-            f"the certificate of tracking server {uri} is not trusted{used} "
-            f"({reason(causes[-1])}): set {_CERTIFICATES[0]} to the file of its CA"
+            f"the certificate of tracking server {uri} is not trusted{used} ({fault}): "
+            f"set {_CERTIFICATES[0]} to the file of its CA"
         )
     if is_any(exceptions.ConnectionError, exceptions.Timeout, TimeoutError):
         return f"tracking server {uri} does not answer ({reason(error)})"

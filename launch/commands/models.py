@@ -170,6 +170,7 @@ def _write(prediction: VideoPrediction, out: Path) -> None:
 
 def _write_overall(predictions: list[VideoPrediction], out: Path) -> None:
     """Write ``overall.csv`` with a row per video."""
+    from dfer_dist.data.sources.names import printable
     from dfer_dist.inference.predict import write_csv
 
     rows: list[tuple[object, ...]] = [
@@ -178,7 +179,8 @@ def _write_overall(predictions: list[VideoPrediction], out: Path) -> None:
     for one in predictions:
         best = one.classes[one.overall.argmax()]
         probabilities = (f"{p:.6f}" for p in one.overall)
-        rows.append((one.path, f"{one.seconds:.3f}", one.num_predicted, best, *probabilities))
+        path, seconds = printable(str(one.video)), f"{one.seconds:.3f}"
+        rows.append((path, seconds, one.num_predicted, best, *probabilities))
     write_text(out / "overall.csv", write_csv(rows))
 
 

@@ -128,10 +128,9 @@ def _find_splits(root: Path) -> Mapping[str, list[Path]]:
         found.update({f"fold{k}": [folder] for k, folder in enumerate(by_number, 1)})
     if found and (len(found) == 1 or not {"train", "fold1"} & found.keys()):
         folder = next(iter(found.values()))[0]
-        other = "train" if len(found) > 1 else "other split"
         raise UserError(
-            f"{root} has {folder.name}, but no {other}: give --root {folder} to make folds of it, "
-            "or rename it"
+            f"{root} has {folder.name}, but not train and another split: give --root {folder} to "
+            "make folds of it, or rename it"
         )
     if "val" in found and "test" not in found:
         found["test"] = found.pop("val")

@@ -51,6 +51,13 @@ def test_proxy_that_refuses_is_no_server_that_does_not_answer() -> None:
     assert "403 Forbidden" in said and said.endswith("add its host to NO_PROXY")
 
 
+@pytest.mark.parametrize("fault", ["WRONG_VERSION_NUMBER", "TLSV13_ALERT_CERTIFICATE_REQUIRED"])
+def test_server_without_tls_is_no_untrusted_certificate(fault: str) -> None:
+    said = failure(exceptions.SSLError(f"[SSL: {fault}]"), "failed")
+    assert "not trusted" not in said and "does not answer" not in said
+    assert fault in said and said.endswith("is its address http://…?")
+
+
 @pytest.mark.parametrize("variable", [None, "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
 def test_untrusted_certificate_is_named(
     monkeypatch: pytest.MonkeyPatch, variable: str | None
