@@ -39,14 +39,7 @@ from dfer_dist.checkpoints.state import CheckpointInfo
 from dfer_dist.config.load import dump_config, read_config
 from dfer_dist.config.schema import Config
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import (
-    atomic_path,
-    fsync,
-    read_json,
-    sha256_file,
-    write_json,
-    write_text,
-)
+from dfer_dist.utils.files import atomic_path, fsync, read_json, sha256_file, write_json, write_text
 
 logger = logging.getLogger(__name__)
 

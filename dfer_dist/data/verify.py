@@ -16,14 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from dfer_dist.data.captions.store import FILE, parse
-from dfer_dist.data.shards.index import (
-    BLOCK,
-    DamagedIndex,
-    Index,
-    Shard,
-    load_index,
-    sidecar_path,
-)
+from dfer_dist.data.shards.index import BLOCK, DamagedIndex, Index, Shard, load_index, sidecar_path
 from dfer_dist.data.shards.reader import ClipReader, DamagedClip
 from dfer_dist.data.shards.sidecars import read_sidecar_tar, sidecar_tar_path
 from dfer_dist.data.shards.store import Remote, open_store

@@ -19,14 +19,7 @@ from dfer_dist.reporting.tables import (
     slug,
     terminal,
 )
-from dfer_dist.reporting.wording import (
-    PROTOCOLS,
-    frames_text,
-    heading,
-    join,
-    run_title,
-    warnings,
-)
+from dfer_dist.reporting.wording import PROTOCOLS, frames_text, heading, join, run_title, warnings
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import Summary
 from dfer_dist.utils.files import VERSION, write_json, write_text

@@ -9,26 +9,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from dfer_dist.reporting.history import (
-    Curve,
-    loss_curve,
-    read_lines,
-    score_curves,
-    steps_of_epoch,
-)
+from dfer_dist.reporting.history import Curve, loss_curve, read_lines, score_curves, steps_of_epoch
 from dfer_dist.reporting.page_plots import curves_figure, differences_figure, recall_figure
 from dfer_dist.reporting.paired import Comparison, Paired
 from dfer_dist.reporting.plots import confusion_figure, data_uri, scores_figure
 from dfer_dist.reporting.results import LoadedRun
 from dfer_dist.reporting.sections import class_recalls, hours_text, hours_unit
 from dfer_dist.reporting.tables import Picture, Section, render_template
-from dfer_dist.reporting.wording import (
-    PROTOCOLS,
-    frames_text,
-    interval_text,
-    mean_text,
-    warnings,
-)
+from dfer_dist.reporting.wording import PROTOCOLS, frames_text, interval_text, mean_text, warnings
 from dfer_dist.utils.version import package_version
 
 

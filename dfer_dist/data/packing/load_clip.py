@@ -19,11 +19,7 @@ from dfer_dist.data.faces.crop import FACE_SIZE, MIN_FACE_FRACTION, find_face
 from dfer_dist.data.shards.frame_buffer import FrameBuffer
 from dfer_dist.data.shards.sidecars import array_bytes
 from dfer_dist.data.sources.frame_order import find_sequences
-from dfer_dist.data.sources.records import (
-    ClipRecord,
-    Fault,
-    find_clip,
-)
+from dfer_dist.data.sources.records import ClipRecord, Fault, find_clip
 from dfer_dist.data.video.decode import DamagedVideo, UnsupportedVideo, Video
 from dfer_dist.data.video.image import decode_image
 

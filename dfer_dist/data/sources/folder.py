@@ -17,13 +17,7 @@ from typing import NamedTuple
 from dfer_dist.data.sources.folds import assign_folds, assign_grouped_folds
 from dfer_dist.data.sources.names import is_system, make_keys, plain_name, printable
 from dfer_dist.data.sources.probe import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_video
-from dfer_dist.data.sources.records import (
-    ELEVEN,
-    ClipRecord,
-    Listing,
-    canonical_class,
-    unread_kind,
-)
+from dfer_dist.data.sources.records import ELEVEN, ClipRecord, Listing, canonical_class, unread_kind
 from dfer_dist.utils.errors import UserError
 
 # such as train, Training, trainval, valid, val_set, test1 and Test_AFEW
