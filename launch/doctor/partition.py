@@ -79,15 +79,12 @@ def _check_cluster(cluster: Cluster) -> Iterator[Check]:
     yield Check("environment", *_check_environment())
     lines = run_client("scontrol", "--oneliner", "show", "partition").splitlines()
     partitions = [parse_pairs(line) for line in lines if "PartitionName=" in line]
-    key, value = "PartitionName", cluster.partition
-    if value is None:
-        key, value = "Default", "YES"
-    partition = next((row for row in partitions if row[key] == value), None)
+    partition = _choose_partition(cluster, partitions)
     usable = _check_partition(cluster, partition, partitions)
     yield Check("partition", *usable)
     if partition is None or usable.state == WRONG:
         return
-    nodes = _check_nodes(cluster, _query_nodes(partition["PartitionName"]))
+    nodes = _check_nodes(cluster, _query_nodes(cluster.partition or partition["PartitionName"]))
     yield Check("nodes", *nodes)
     yield from _check_accounts(cluster, partition, config)
     yield Check("time", *_check_time(cluster, partition))
@@ -97,6 +94,17 @@ def _check_cluster(cluster: Cluster) -> Iterator[Check]:
     yield Check("preemption", *_check_preemption(partition, config))
     yield Check("exit", *_check_exit_time(cluster, _parse_number(config["KillWait"])))
     yield Check("requeue", *_check_requeue(config))
+
+
+def _choose_partition(cluster: Cluster, partitions: list[Fields]) -> Fields | None:
+    """Return the partition of the jobs; of a list, one that takes the longest."""
+    if cluster.partition is None:
+        return next((row for row in partitions if row["Default"] == "YES"), None)
+    names = set(cluster.partition.split(","))
+    named = [row for row in partitions if row["PartitionName"] in names]
+    if len(named) < len(names):
+        return None
+    return max(named, key=lambda row: (row["State"] == "UP", parse_seconds(row["MaxTime"])))
 
 
 def _query_nodes(partition: str) -> list[Node]:

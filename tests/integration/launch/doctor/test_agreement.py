@@ -60,6 +60,7 @@ SETTINGS = (
     "sbatch.gres=gpu:a100:8",
     "summary={partition: long, constraint: null}",
     "summary.time=7",
+    "partition=gpu,long",
 )
 
 

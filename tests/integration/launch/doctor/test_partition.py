@@ -33,6 +33,19 @@ def test_cluster_that_fits_is_fine(slurm: ScriptedSlurm) -> None:
     assert faults(replace(FINE, partition=None)) == []  # the default
 
 
+def test_one_partition_of_a_list_must_fit(slurm: ScriptedSlurm) -> None:
+    """As for Slurm, which refuses a list with an unknown one."""
+    closed = PARTITION.replace("State=UP", "State=DOWN")
+    long = PARTITION.replace("=gpu", "=long").replace("MaxTime=2", "MaxTime=9")
+    slurm.set_output("partitions", closed, long)
+    both = replace(FINE, partition="gpu,long")
+    assert faults(replace(both, time_minutes=5 * 1440)) == []
+    (found,) = faults(replace(both, time_minutes=10 * 1440))
+    assert (found.subject, found.state) == ("time", WRONG)
+    (found,) = faults(replace(FINE, partition="long,cpu"))
+    assert found.text.startswith("there is no 'long,cpu': this cluster has gpu, long")
+
+
 class Fault(NamedTuple):
     """A change of the cluster or of what Slurm prints, and the check that it makes wrong."""
 
