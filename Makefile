@@ -21,7 +21,7 @@ NEWER ?= /var/tmp/dfer-debian-13
 # Tests start many processes, which would all compile the sources.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo bench test test-unit test-data test-engine test-faults test-slurm test-slurm-24 test-tracking test-gpu slurm-install slurm-up slurm-down lint format clean system pictures
+.PHONY: help demo bench test test-unit test-data test-engine test-faults test-slurm test-slurm-24 test-chaos test-tracking test-gpu slurm-install slurm-up slurm-down lint format clean system pictures
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -47,10 +47,13 @@ test-faults: $(VENV)/.ready-test ## kill, hang and corrupt real training runs an
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'faults_full or not faults_full' tests/faults tests/integration/checkpoints
 
 test-slurm: $(VENV)/.ready-test ## train on a four-node Slurm on this machine (make slurm-install first); minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slurm or not slurm' tests/slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not chaos' tests/slurm
+
+test-chaos: $(VENV)/.ready-test ## a fault of each kind at random moments on that Slurm, seeded by $DFER_CHAOS_SEED; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m chaos tests/slurm
 
 test-slurm-24: $(VENV)/.ready-test ## the same on Slurm 24.11, in a root made with debootstrap in NEWER (needs root, a Python outside of /usr)
-	OMP_NUM_THREADS=1 slurm/testbed/debian_root.sh trixie $(NEWER) $(BIN)/python -m pytest -m 'slurm or not slurm' tests/slurm
+	OMP_NUM_THREADS=1 slurm/testbed/debian_root.sh trixie $(NEWER) $(BIN)/python -m pytest -m 'not chaos' tests/slurm
 
 test-tracking: $(VENV)/.ready-test ## test against an MLflow server on PostgreSQL that fails again and again; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m 'tracking or not tracking' tests/tracking tests/unit/tracking tests/integration/tracking

@@ -6,6 +6,7 @@ import fcntl
 import os
 import random
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from cluster import Cluster, TestbedError
 
 from dfer_dist.data.shards.index import Index
+from tests.helpers.slurm.chaos_table import Table
 from tests.helpers.slurm.submitted import Submitted
 from tests.helpers.training.trials import Trial
 
@@ -76,6 +78,39 @@ def bare_cluster() -> Iterator[Cluster]:
     """A cluster without accounting, and so without sacct."""
     with running("b", accounting=False, kill_wait=5) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
+    """A file system of 64 MiB, which nodes see that start after it was mounted."""
+    folder = tmp_path_factory.mktemp("disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        yield None
+        return
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def chaos_cluster(small_disk: Path | None) -> Iterator[Cluster]:
+    with running("c", accounting=True, kill_wait=5) as found:
+        yield found
+
+
+TABLE = Table()
+
+
+@pytest.fixture
+def table() -> Table:
+    return TABLE
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if TABLE:
+        terminalreporter.section("chaos")
+        for line in TABLE.lines():
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

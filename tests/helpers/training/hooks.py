@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,9 @@ def refuse(shards: Any, fold: int) -> None:
         return test_shards(self, number)
 
     shards.Index.test_shards = test_shards_
+
+
+def fail_to_import(node: str) -> None:
+    """Fail to import a package on one node of a cluster."""
+    if socket.gethostname() == node:
+        raise ModuleNotFoundError("No module named 'numbers_of_this_node'")
