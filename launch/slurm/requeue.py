@@ -33,6 +33,7 @@ from launch.slurm.failures import (
 
 _SCONTROL_TRIES = 30  # a controller that is restarted answers after a while
 _SCONTROL_PAUSE = 10.0  # seconds between them
+_IN_SERVICE = (" idle", " alloc", " mix", " comp")  # states of nodes that take jobs
 _WAIT_FOR_END = 600  # seconds that Slurm may take to end a requeued job
 
 
@@ -140,8 +141,9 @@ def exclude_nodes(job: str, nodes: list[str]) -> None:
     shown = parse_pairs(run_client("scontrol", "--oneliner", "show", "job", job))
     before = shown.get("ExcNodeList", "").replace("(null)", "")
     excluded = set(nodes).union(expand_host_list(before))
-    partition = run_client("sinfo", "-h", "-N", "-p", shown["Partition"], "-o", "%N").split()
-    if len(set(partition) - excluded) >= int(os.environ["SLURM_JOB_NUM_NODES"]):
+    states = run_client("sinfo", "-h", "-N", "-p", shown["Partition"], "-o", "%N %t").splitlines()
+    in_service = {line.split()[0] for line in states if line.endswith(_IN_SERVICE)}
+    if len(in_service - excluded) >= int(os.environ["SLURM_JOB_NUM_NODES"]):
         names = ",".join(sorted(excluded))
         run_client("scontrol", "update", f"JobId={job}", f"ExcNodeList={names}")
 

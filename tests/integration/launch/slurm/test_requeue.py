@@ -32,7 +32,7 @@ def write_clients(folder: Path, state: str, scontrol: str) -> Path:
     for name, does in {
         "squeue": f'echo "{state}"',
         "scontrol": f'echo "$@" >> {asked}\n{scontrol}',
-        "sinfo": "printf '%s\\n' n1 n2 n3",
+        "sinfo": "printf '%s\\n' 'n1 idle' 'n2 mix' 'n3 alloc' 'n4 drain' 'n5 down*' 'n6 idle*'",
     }.items():
         (folder / name).write_text(f"#!/bin/sh\n{does}\n")
         (folder / name).chmod(0o755)
@@ -167,7 +167,7 @@ def test_job_on_one_node_is_requeued_once_for_another(tmp_path: Path) -> None:
 def test_node_is_not_excluded_if_too_few_are_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_nodes: int, excludes: bool
 ) -> None:
-    """The partition has three, of which the user has excluded one."""
+    """Three are in service, of which the user has excluded one."""
     asked = write_clients(tmp_path / "clients", "", SHOW_JOB)
     monkeypatch.setenv("PATH", f"{tmp_path / 'clients'}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", str(num_nodes))
