@@ -21,6 +21,7 @@ from dfer_dist.distributed.preemption import EXIT_PREEMPTED
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.provenance import resolved_python_command
 from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.hardware import extensions_dir
 
 EXIT_USER_ERROR = 2  # of a rank and of a command
 # loaded here: between fork and exec a process must not load anything
@@ -241,7 +242,7 @@ def run_environment(run: RunDir, threads: int) -> dict[str, str]:
     python_path = [str(run.code), env.get("PYTHONPATH")]
     env["PYTHONPATH"] = os.pathsep.join(filter(None, python_path))
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
-    env.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix).resolve() / "torch_extensions"))
+    env["TORCH_EXTENSIONS_DIR"] = str(extensions_dir())
     env.setdefault("OMP_NUM_THREADS", str(threads))
     return env
 

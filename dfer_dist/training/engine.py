@@ -21,6 +21,7 @@ from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.runs.provenance import resolved_python_command
 from dfer_dist.training import bf16_gradients
 from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.hardware import extensions_dir
 from dfer_dist.utils.log import demote_dependencies, prints_at_debug
 
 Groups = Mapping[str, Sequence[tuple[str, nn.Parameter]]]
@@ -205,15 +206,6 @@ def _deepspeed_config(
         "gradient_clipping": config.optim.clip_norm,
         "steps_per_print": 10**9,
     }
-
-
-def extensions_dir() -> Path:
-    """Return the folder of DeepSpeed's compiled extension.
-
-    It is inside this environment, so that another version of ninja does not invalidate it.
-    """
-    own = Path(sys.prefix).resolve() / "torch_extensions"
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or own)
 
 
 def build_extension() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -19,6 +22,19 @@ _PEAK_TFLOPS = {
     r"A10": 125.0,
     r"GeForce RTX 4090": 165.0,
 }
+
+
+def extensions_dir() -> Path:
+    """Return the folder of DeepSpeed's compiled extension.
+
+    It is inside this environment, so that another version of ninja does not invalidate it. Each
+    version of libc has its own: nodes with different systems would compile it again in turns.
+    """
+    libc: str | None = None
+    with suppress(ValueError):
+        libc = os.confstr("CS_GNU_LIBC_VERSION")
+    own = Path(sys.prefix).resolve() / "torch_extensions" / (libc or "libc").replace(" ", "-")
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or own)
 
 
 def resident_bytes() -> int:

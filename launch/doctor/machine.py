@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.hardware import filesystem
+from dfer_dist.utils.hardware import extensions_dir, filesystem
 from dfer_dist.utils.records import Record
 from launch.doctor.checks import NOTE, OK, Check, Result, note, ok, wrong
 
@@ -158,8 +158,6 @@ def _processors(wanted: int) -> Result:
 
 def _extension() -> Result:
     import torch
-
-    from dfer_dist.training.engine import extensions_dir
 
     if torch.cuda.is_available():
         return ok("needs no extension on a GPU")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
+import pytest
+
+from dfer_dist.utils import hardware
 from dfer_dist.utils.hardware import (
     cpu_flags,
     cpu_model,
@@ -44,3 +48,14 @@ def test_loopback_counter_never_falls() -> None:
 def test_filesystem_of_a_missing_path_is_that_of_its_parent(tmp_path: Path) -> None:
     assert filesystem(tmp_path / "a" / "b") == filesystem(tmp_path)
     assert filesystem(Path("/proc/self")) == "proc"
+
+
+def test_extension_of_another_libc_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes of two systems that share an environment do not compile it in turns."""
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    here = hardware.extensions_dir()
+    assert here.parent == Path(sys.prefix).resolve() / "torch_extensions"
+    monkeypatch.setattr(hardware.os, "confstr", lambda _: "glibc 2.99")
+    assert hardware.extensions_dir() == here.with_name("glibc-2.99")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/elsewhere")
+    assert hardware.extensions_dir() == Path("/elsewhere")
