@@ -98,7 +98,11 @@ def test_preempted_fold_resumes(trial: Submitted, undisturbed: Trial) -> None:
     job = trial.done()
     print_attempts(trial, begin)
     assert job["JobState"] == "COMPLETED" and int(job["Restarts"]) == 1 + starts_again(trial)
-    assert len(trial.attempts()) == 2 and trial.attempts()[0]["why"] == "SIGTERM" and trial.num_rolled_back == 0
+    assert (
+        len(trial.attempts()) == 2
+        and trial.attempts()[0]["why"] == "SIGTERM"
+        and trial.num_rolled_back == 0
+    )
     same(trial, undisturbed)
     same_in_mlflow(trial)
 
