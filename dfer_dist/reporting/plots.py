@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import logging
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -31,8 +30,6 @@ from matplotlib.text import Text
 from dfer_dist.reporting.wording import PROTOCOLS, heading, warnings
 from dfer_dist.runs.records import FoldResult, Summary, UarWarSpread
 from dfer_dist.utils.files import atomic_path
-
-logger = logging.getLogger(__name__)
 
 DPI = 150
 # Okabe & Ito's palette, distinct in all common kinds of color vision.
@@ -104,15 +101,9 @@ def _lay_out(figure: Figure, canvas: FigureCanvasBase) -> None:
 
 @cache
 def _font_families() -> list[str]:
-    """Return Matplotlib's own font, and one with Chinese letters for what that lacks."""
+    """Return Matplotlib's own font, and those with Chinese letters for what that lacks."""
     installed = {font.name for font in fontManager.ttflist}
-    found = [name for name in _CJK_FONTS if name in installed]
-    if not found:
-        logger.warning(
-            "plots show boxes for Chinese, Japanese and Korean letters: install the font "
-            f"{' or '.join(_CJK_FONTS[:2])}"
-        )
-    return ["DejaVu Sans", *found[:1]]
+    return ["DejaVu Sans", *(name for name in _CJK_FONTS if name in installed)]
 
 
 def confusion_png(run: str, result: FoldResult, path: Path) -> None:
