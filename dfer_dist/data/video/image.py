@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
+
+# Bytes of a JPEG: each segment begins with the first, and compressed data with the second.
+_MARKER, _START_OF_SCAN = 0xFF, 0xDA
 
 # What Git LFS stores in place of a file that was not fetched.
 LFS_START, LFS_FAULT = b"version https://git-lfs", "a pointer of Git LFS: run git lfs pull"
@@ -70,7 +74,8 @@ def decode_image(data: bytes) -> tuple[np.ndarray, bool]:
 
 def find_turn(jpeg: bytes) -> Image.Transpose | None:
     """Return how the metadata of a JPEG turns or mirrors it, None if they do not."""
-    if not any(mark in jpeg for mark in _ORIENTATION_MARKS):
+    header = _jpeg_header(jpeg)
+    if not any(mark in header for mark in _ORIENTATION_MARKS):
         return None
     return _UPRIGHT.get(_jpeg_orientation(jpeg))
 
@@ -119,6 +124,21 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
     except Exception as e:
         kind = "" if isinstance(e, ValueError) else f"{type(e).__name__}: "
         raise ValueError(f"{kind}{e}") from e
+
+
+def _jpeg_header(jpeg: bytes) -> bytes:
+    """Return the segments before the compressed data, or all of a JPEG that has another form."""
+    start = len(_JPEG_SIGNATURE) - 1
+    with suppress(IndexError):
+        while jpeg[start] == _MARKER:
+            if jpeg[start + 1] == _START_OF_SCAN:
+                return jpeg[:start]
+            if jpeg[start + 1] == _MARKER:
+                # a segment may be filled up with markers
+                start += 1
+            else:
+                start += 2 + (jpeg[start + 2] << 8) + jpeg[start + 3]
+    return jpeg
 
 
 def _jpeg_orientation(data: bytes) -> int:

@@ -118,6 +118,18 @@ def test_orientation_in_xmp_is_applied() -> None:
 
 
 @pytest.mark.parametrize(
+    "before",
+    [b"", b"\xff\xff", b"\xff\xed\0\x0a\xff\xd8\xff\xda\0\x02\xff\xd9", b"\xff\xfe\0\x04\xff\xda"],
+    ids=["plain", "filled", "after a thumbnail", "after a comment"],
+)
+def test_metadata_of_a_jpeg_is_found_wherever_it_is(before: bytes) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    data = encode(PHOTO, "JPEG", exif=exif)
+    assert difference(data[:2] + before + data[2:], SHOWN[6](PHOTO)) <= 4
+
+
+@pytest.mark.parametrize(
     "exif",
     [
         b"",
