@@ -16,7 +16,7 @@ from cluster import Cluster, TestbedError
 
 from dfer_dist.data.shards.index import Index
 from tests.helpers.slurm.chaos_table import Table
-from tests.helpers.slurm.submitted import Submitted
+from tests.helpers.slurm.submitted import PATIENT, Submitted
 from tests.helpers.training.trials import Trial
 
 PREFIX = f"/tmp/dfer-slurm-test-{os.geteuid()}-"
@@ -116,7 +116,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def undisturbed(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> Trial:
     """Return the same fold, trained on two ranks of this machine without a Slurm."""
-    trial = Trial(tiny_shards, tmp_path_factory.mktemp("undisturbed"))
+    trial = Trial(tiny_shards, tmp_path_factory.mktemp("undisturbed"), settings=PATIENT)
     trial.finish(trial.start(), again=0)
     return trial
 
