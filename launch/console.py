@@ -6,17 +6,19 @@ import atexit
 import gc
 import io
 import os
+import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 from rich import progress
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Column
+from rich.table import Column, Table
 from rich.text import Text
 
 from dfer_dist.utils.errors import UserError, is_disk_full
@@ -29,6 +31,12 @@ _EXTRAS = {
     "captions": {"requests", "urllib3"},
 }
 
+# characters in a table
+_SHORT_CELL = 8  # not wrapped
+_LONG_WORD = 10  # folded if it is longer and no number
+_MAX_NUMBER = 24
+_GAP = 1  # between columns without rules
+_UNLIMITED = 10_000
 _PATIENCE = 3.0  # seconds after which a line says what takes so long
 # it colours nothing by itself
 console = Console(highlight=False)
@@ -50,15 +58,56 @@ def print_line(text: str, style: str | None = None) -> None:
     console.print(text, style=style, soft_wrap=True, markup=False)
 
 
-def number_columns(*heads: str, no_wrap: bool = False) -> list[Column]:
+def number_columns(*heads: str) -> list[Column]:
     """Return the columns of a table that are aligned right."""
-    return [Column(head, justify="right", no_wrap=no_wrap) for head in heads]
+    return [Column(head, justify="right") for head in heads]
 
 
-def first_of(names: Sequence[str], count: int) -> str:
-    """Return the first names, and how many more there are."""
-    shown = ", ".join(names[:count])
-    return shown if len(names) <= count else f"{shown} and {len(names) - count} more"
+def print_table(table: Table, file: str = "") -> None:
+    """Print a table as :func:`fit_table` makes it fit; ``file`` has all of its columns."""
+    console.print(fit_table(table, console.width, file))
+
+
+def fit_table(table: Table, width: int, file: str = "") -> Table:
+    """Make a table fit into ``width`` characters; no number is cut or broken.
+
+    Texts are wrapped, then rules between columns go, then the last columns are left out. The
+    caption names these, and the ``file`` that has them.
+    """
+    left_out: list[str] = []
+    while True:
+        cells = [[str(c.header), *map(str, c.cells)] for c in table.columns]
+        widths = [max(1, *map(cell_len, column)) for column in cells]
+        least = [_least_width(*column) for column in cells]
+        natural = console.measure(table, options=console.options.update(width=_UNLIMITED))
+        space = width - (natural.maximum - sum(widths))
+        if sum(least) <= space or len(table.columns) == 1:
+            break
+        if table.box:
+            table.box, table.padding = None, (0, _GAP, 0, 0)
+        else:
+            left_out.insert(0, str(table.columns.pop().header))
+    while sum(widths) > max(space, sum(least)):
+        spare = [most - fewest for most, fewest in zip(widths, least, strict=True)]
+        widths[spare.index(max(spare))] -= 1
+    for column, size in zip(table.columns, widths, strict=True):
+        column.width, column.overflow, column.no_wrap = size, "fold", False
+    if left_out:
+        where = f"{file} has them" if file else "a wider terminal shows them"
+        note = f"Left out at {width} characters: {', '.join(left_out)}; {where}."
+        table.caption = Text("\n").join([Text(str(table.caption or "")), Text(note)])
+    return table
+
+
+def _least_width(header: str, *cells: str) -> int:
+    """Return the width of a column in which no number is broken, nor any but a long word."""
+    least = [min(cell_len(word), _LONG_WORD) for word in header.split()]
+    for cell in cells:
+        parts = [cell] if len(cell) <= _SHORT_CELL else re.findall(r"\S+ to|\S+", cell)
+        for part in parts:
+            longest = _MAX_NUMBER if re.search(r"\d", part) else _LONG_WORD
+            least.append(min(cell_len(part), longest))
+    return max([1, *least])
 
 
 class _RateColumn(progress.ProgressColumn):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.console import console, print_line
+from launch.console import print_line, print_table
 
 if TYPE_CHECKING:
     from dfer_dist.reporting.extra_tables import Published
@@ -43,20 +43,23 @@ def report_run(
 
     sections = write_report(run, published, frames)
     update_mlflow_runs(run, status)
-    print_tables(sections if all_tables else sections[:1])
+    print_tables(sections if all_tables else sections[:1], run.report.name)
     print_line(f"report: {run.report}, {run.latex.name}, {run.page.name}")
     if run.info().tracking:
         print_line(f"MLflow: dfer ui {run.root}")
 
 
-def print_tables(sections: Sequence[Section]) -> None:
-    """Print the tables of sections, except the long list of clips of a comparison."""
+def print_tables(sections: Sequence[Section], file: str) -> None:
+    """Print the tables of sections, except the long list of clips of a comparison.
+
+    ``file`` has all columns, also those that do not fit on a narrow terminal.
+    """
     from dfer_dist.reporting.tables import terminal
 
     for section in sections:
         if section.key != "clips":
             for table in section.tables:
-                console.print(terminal(table))
+                print_table(terminal(table), file)
 
 
 def open_mlflow_runs(run: RunDir) -> None:

@@ -15,9 +15,9 @@ from dfer_dist.config.schema import NEUTRAL, Config, Supervision, config_hash, f
 from dfer_dist.runs.layout import RunDir, parse_folds
 from dfer_dist.runs.provenance import changed_files, collect, environment_lock, snapshot_code
 from dfer_dist.runs.records import DataOrigin, DriftRecord, Provenance, RunInfo
-from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.errors import UserError, first_of
 from dfer_dist.utils.files import write_text
-from launch.console import first_of, print_line
+from launch.console import print_line
 from launch.locks import is_held
 from launch.progress import read_status
 

@@ -6,15 +6,12 @@ choice of frames, the resizing.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +26,7 @@ from dfer_dist.data.video.decode import DamagedVideo
 from dfer_dist.inference.exported import ExportedModel, softmax
 from dfer_dist.inference.sources import FPS, Frames, open_frames, through_jpeg
 from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import csv_text
 
 # Seconds. The median clip has 70 frames in DFEW, 82 in MAFW (28 in FERV39k).
 WINDOW, STEP = 3.0, 1.0
@@ -99,14 +97,7 @@ class VideoPrediction:
         texts["prediction"] = self.top
         for name, values in zip(self.classes, self.probabilities.T, strict=True):
             texts[name] = ["" if math.isnan(p) else f"{p:.6f}" for p in values]
-        return write_csv([[*texts], *zip(*texts.values(), strict=True)])
-
-
-def write_csv(rows: Iterable[Sequence[Any]]) -> str:
-    """Return rows as comma-separated values."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    return out.getvalue()
+        return csv_text([[*texts], *zip(*texts.values(), strict=True)])
 
 
 def cut_windows(frames: int, length: int, step: float) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from dfer_dist.reporting.paired import Comparison, Paired
 from dfer_dist.reporting.results import LoadedRun, read_settings
 from dfer_dist.reporting.tables import Section, Table, slug
 from dfer_dist.reporting.wording import (
-    first_names,
+    MAX_NAMES,
     folds_text,
     join,
     mean_text,
@@ -26,7 +25,8 @@ from dfer_dist.reporting.wording import (
 )
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import Summary
-from dfer_dist.utils.files import atomic_path
+from dfer_dist.utils.errors import first_of
+from dfer_dist.utils.files import csv_text, write_text
 
 _OTHER_DEVICES = (
     "Numbers of ranks or devices differ, or are not recorded: clips / s and memory do not compare "
@@ -63,7 +63,7 @@ def overview_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) 
             alerts += [f"{run.root.name}: {text}" for text in warnings(summary)]
         rows.append([run.root.name, differs, f"{finished} of {len(run.info().folds)}", *means])
     header = ["Run", "What differs", "Folds", "UAR %", "WAR %"]
-    title = f"{first_names([run.root.name for run in runs])}: side by side"
+    title = f"{first_of([run.root.name for run in runs], MAX_NAMES)}: side by side"
     return Table("runs", title, header, rows, alerts, left=2)
 
 
@@ -79,7 +79,8 @@ def systems_table(runs: Sequence[LoadedRun]) -> Table:
         means = [mean_text(summary.uar), mean_text(summary.war)]
         speeds = [optional(cost.clips_per_second, 1), optional(rank_speed(loaded.costs), 1)]
         memory = optional(cost.peak_bytes, 2, 2**30)
-        row = [loaded.name, trained, *means, _trained_on(loaded), *speeds, memory]
+        ranks = "; ".join(dict.fromkeys(c.ranks_text for c in loaded.costs))
+        row = [loaded.name, trained, *means, ranks, *speeds, memory]
         rows.append(row)
     header = ["Run", "Trained, million", "UAR %", "WAR %", "Ranks × device"]
     header += ["Clips / s", "Clips / s per rank", "Memory, GiB"]
@@ -88,17 +89,9 @@ def systems_table(runs: Sequence[LoadedRun]) -> Table:
         "median over steps and folds; the largest peak of a rank: its GPU's, or main memory with "
         "all imports."
     )
-    title = f"{first_names([r.name for r in runs])}: size, speed and memory"
-    alerts = []
-    if len({row[4] for row in rows}) > 1:
-        alerts = [_OTHER_DEVICES]
+    title = f"{first_of([r.name for r in runs], MAX_NAMES)}: size, speed and memory"
+    alerts = [_OTHER_DEVICES] * (len({row[4] for row in rows}) > 1)
     return Table("systems", title, header, rows, alerts, [note])
-
-
-def _trained_on(loaded: LoadedRun) -> str:
-    """Return text such as ``2 × NVIDIA H200``; several where folds or attempts differ."""
-    used = {c.ranks_text: None for c in loaded.costs}
-    return "; ".join(used)
 
 
 def comparison_sections(
@@ -223,13 +216,12 @@ def write_clips(c: Comparison, p: Paired, path: Path) -> None:
     """Write all changed clips as CSV."""
     a, b = c.first.name, c.second.name
     header = ["fold", "key", "truth", a, f"{a}_probability", b, f"{b}_probability", "change"]
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as f:
-        out = csv.writer(f)
-        out.writerow(header)
-        for x in p.changes:
-            first = [x.first, f"{x.first_probability:.6f}"]
-            second = [x.second, f"{x.second_probability:.6f}"]
-            out.writerow([x.fold, x.key, x.truth, *first, *second, x.kind])
+    rows: list[list[Any]] = [header]
+    for x in p.changes:
+        first = [x.first, f"{x.first_probability:.6f}"]
+        second = [x.second, f"{x.second_probability:.6f}"]
+        rows.append([x.fold, x.key, x.truth, *first, *second, x.kind])
+    write_text(path, csv_text(rows))
 
 
 def comparison_json(c: Comparison) -> dict[str, Any]:

@@ -59,12 +59,8 @@ def write_report(
     loaded = load_run(run)
     sections = run_sections(loaded, published)
     write_summary(loaded, sections)
-    write_text(
-        run.page,
-        render(
-            heading(loaded.name, loaded.summary), [run_chapter("run", loaded, sections, frames)]
-        ),
-    )
+    title = heading(loaded.name, loaded.summary)
+    write_text(run.page, render(title, [run_chapter("run", loaded, sections, frames)]))
     return sections
 
 

@@ -111,31 +111,25 @@ def curve(lines: Sequence[Line], name: str, unit: float = 1) -> Curve:
     return Curve([x["step"] / unit for x in rows], [x[name] for x in rows])
 
 
-def score_curves(lines: Sequence[Line], unit: float = 1) -> dict[str, Curve]:
-    """Return the scores that were measured more than once, over units of ``unit`` steps.
+def training_curves(lines: Sequence[Line], result: FoldResult) -> dict[str, Curve]:
+    """Return the curves of a fold over epochs; none if the steps of an epoch are not known.
 
-    A single point is the result itself.
+    They are ``step`` (the loss of each), ``loss`` (its means), and the scores that were measured
+    more than once: a single point is the result itself.
     """
-    curves = {name: curve(lines, name, unit) for name in _SCORES}
-    return {name: scored for name, scored in curves.items() if len(scored.x) > 1}
-
-
-def smooth(curve: Curve, half: int) -> Curve:
-    """Return the mean of each value with up to ``half`` values on either side of it.
-
-    As many before as after: a falling curve stays one, and a peak stays where it is. Values at the
-    ends, with fewer than half of that on a side, are left out.
-    """
-    first, last = half // 2, len(curve.x) - 1
-    means = []
-    for i in range(first, last - first + 1):
-        width = min(i, half, last - i)
-        means.append(float(np.mean(curve.values[i - width : i + width + 1])))
-    return Curve(curve.x[first : last - first + 1], means)
+    steps = steps_of_epoch(lines, result)
+    if not steps:
+        return {}
+    curves = {name: curve(lines, name, steps) for name in _SCORES}
+    scores = {name: scored for name, scored in curves.items() if len(scored.x) > 1}
+    return {"step": curve(lines, "loss", steps), "loss": loss_curve(lines, steps), **scores}
 
 
 def loss_curve(lines: Sequence[Line], steps_per_epoch: float) -> Curve:
-    """Return the mean training loss of each epoch, or of a quarter of one if they are few."""
+    """Return the mean training loss of each epoch, or of a quarter of one if they are few.
+
+    It is at the mean of its steps, not after them: the curve falls where the loss falls.
+    """
     epochs, losses = map(np.asarray, curve(lines, "loss", steps_per_epoch))
     if not len(epochs):
         return Curve([], [])
@@ -145,8 +139,8 @@ def loss_curve(lines: Sequence[Line], steps_per_epoch: float) -> Curve:
     part = np.minimum(parts - 1, ((epochs - 1e-9) / last * parts).astype(int))
     counts = np.bincount(part)
     used = np.flatnonzero(counts)
-    means = np.bincount(part, losses)[used] / counts[used]
-    return Curve(((used + 1) * last / parts).tolist(), means.tolist())
+    means = [np.bincount(part, values)[used] / counts[used] for values in (epochs, losses)]
+    return Curve(means[0].tolist(), means[1].tolist())
 
 
 def training_cost(fold: FoldDir, result: FoldResult) -> Cost:

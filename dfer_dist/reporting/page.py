@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from dfer_dist.reporting.history import Curve, loss_curve, read_lines, score_curves, steps_of_epoch
+from dfer_dist.reporting.history import Curve, read_lines, training_curves
 from dfer_dist.reporting.page_plots import curves_figure, differences_figure, recall_figure
 from dfer_dist.reporting.paired import Comparison, Paired
 from dfer_dist.reporting.plots import confusion_figure, data_uri, scores_figure
@@ -125,28 +125,21 @@ def _cards(loaded: LoadedRun, of_all: str) -> list[Card]:
     cards.append(Card("Test folds", of_all, f"{summary.pooled.n} clips"))
     hours = [c.device_hours for c in costs if c.device_hours is not None]
     if len(hours) == len(costs):
-        speeds = [c.clips_per_second for c in costs if c.clips_per_second]
-        speed = ""
-        if speeds:
-            # One number where both are shown as the same.
-            ends = dict.fromkeys(f"{s:.0f}" for s in (min(speeds), max(speeds)))
-            speed = f"{' to '.join(ends)} clips / s"
+        speeds = sorted({round(c.clips_per_second) for c in costs if c.clips_per_second})
+        # The slowest and the fastest fold, once if they are equal.
+        ends = " to ".join(map(str, speeds[:1] + speeds[1:][-1:]))
+        speed = f"{ends} clips / s" * bool(ends)
         cards.append(Card(hours_unit(costs), hours_text(sum(hours)), speed))
     return cards
 
 
 def _curves(loaded: LoadedRun) -> Figure | None:
     """Draw the learning curves; return None if no fold has metrics of its training."""
-    losses: dict[int, Curve] = {}
-    scores: dict[str, dict[int, Curve]] = {}
+    folds: dict[int, dict[str, Curve]] = {}
     for r in loaded.summary.folds:
-        lines = read_lines(loaded.run.fold(r.fold))
-        steps = steps_of_epoch(lines, r)
-        if not steps:
-            continue
-        losses[r.fold] = loss_curve(lines, steps)
-        for name, scored in score_curves(lines, steps).items():
-            scores.setdefault(name, {})[r.fold] = scored
-    if not any(c.x for c in losses.values()):
+        curves = training_curves(read_lines(loaded.run.fold(r.fold)), r)
+        if curves:
+            folds[r.fold] = curves
+    if not any(curves["loss"].x for curves in folds.values()):
         return None
-    return curves_figure(losses, scores, {r.fold: r.epoch for r in loaded.summary.folds})
+    return curves_figure(folds, {r.fold: r.epoch for r in loaded.summary.folds})

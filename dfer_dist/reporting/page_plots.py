@@ -10,19 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dfer_dist.evaluation.significance import Difference
-from dfer_dist.reporting.history import Curve, Line, curve, read_lines, score_curves, smooth
+from dfer_dist.reporting.history import Curve, read_lines, training_curves
 from dfer_dist.reporting.plots import ALERT, CLASS_COLORS, FAINT, INK, UAR, WAR, new_figure, save
 from dfer_dist.reporting.sections import ClassRecall
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import FoldResult
 
 _FOLD_COLORS = (*CLASS_COLORS, "#5D3A9B", "#7F7F7F")
-_MIN_HALF = 10  # lines on either side of one in the mean of the loss
-_SCORE_NAMES = {
-    f"{part}_{metric}": f"{text} {metric.upper()}"
-    for part, text in (("val", "validation"), ("test", "test"))
-    for metric in ("uar", "war")
-}
 # WAR is wide and pale, UAR thin: both are seen where they are equal.
 _WIDE: dict[str, Any] = {"linewidth": 3.6, "alpha": 0.5}
 _DASHED: dict[str, Any] = {"linewidth": 1.6, "linestyle": (0, (4, 2)), "zorder": 3}
@@ -47,45 +41,44 @@ def recall_figure(recalls: Sequence[ClassRecall]) -> Figure:
     return figure
 
 
-def curves_figure(
-    losses: Mapping[int, Curve],
-    scores: Mapping[str, Mapping[int, Curve]],
-    chosen: Mapping[int, float],
-) -> Figure:
+def curves_figure(folds: Mapping[int, Mapping[str, Curve]], chosen: Mapping[int, float]) -> Figure:
     """Draw the training loss of each fold, and the scores measured during training.
+
+    A single fold has the colors of the scores, and the loss of each step.
 
     Parameters
     ----------
-    losses : mapping of fold to Curve
-    scores : mapping of a name such as ``val_war`` to curves by fold
-        Empty if nothing was measured before the end.
+    folds : mapping of fold to curves
+        As :func:`~dfer_dist.reporting.history.training_curves` returns them.
     chosen : mapping of fold to the epoch whose weights are reported
     """
-    panels = 1 + bool(scores)
-    figure = new_figure(5.6 * panels + 1.2, 3.9)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    colors = {fold: _FOLD_COLORS[i % len(_FOLD_COLORS)] for i, fold in enumerate(losses)}
-    for fold, loss in losses.items():
-        axes[0].plot(*loss, color=colors[fold], linewidth=1.6, label=f"fold {fold}")
+    scored = any(name.endswith("war") for curves in folds.values() for name in curves)
+    figure = new_figure(5.6 * (1 + scored) + 1.2, 3.9)
+    axes = figure.subplots(1, 1 + scored, squeeze=False)[0]
+    colors: dict[int, str] = {}
+    if len(folds) > 1:
+        colors = {fold: _FOLD_COLORS[i % len(_FOLD_COLORS)] for i, fold in enumerate(folds)}
+    for fold, curves in folds.items():
+        color = colors.get(fold, INK)
+        axes[0].plot(*curves["loss"], color=color, linewidth=1.6, label=f"fold {fold}", zorder=3)
+        if not colors:
+            axes[0].plot(*curves["step"], color=FAINT, linewidth=0.7)
+            axes[0].legend(["mean", "each step"], frameon=False, fontsize=10)
     axes[0].set_ylabel("training loss", fontsize=10.5)
-    if scores:
-        _draw_score_curves(axes[1], scores, chosen, colors)
+    if scored:
+        _draw_score_curves(axes[1], folds, chosen, colors)
     for ax in axes:
         ax.set_xlabel("epoch", fontsize=10.5)
         ax.set_xlim(left=0)
         _clean(ax, "y")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=10)
+    if colors:
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=10)
     return figure
 
 
-def curves_png(run: str, result: FoldResult, fold: FoldDir) -> None:
-    """Draw the training of a fold to ``curves.png``; ``run`` is the name of its run."""
-    save(fold_figure(run, result, read_lines(fold)), fold.curves)
-
-
-def fold_figure(run: str, result: FoldResult, lines: Sequence[Line]) -> Figure:
-    """Draw the loss of a fold, and the scores measured during training.
+def curves_png(run: str, result: FoldResult, fold: FoldDir) -> Figure:
+    """Draw the curves of a fold to ``curves.png``.
 
     Parameters
     ----------
@@ -93,60 +86,34 @@ def fold_figure(run: str, result: FoldResult, lines: Sequence[Line]) -> Figure:
         The name of the run.
     result : FoldResult
         Its scores are in the title. They are not drawn, as they are a single point.
-    lines : sequence of mappings
-        Of ``metrics.jsonl``.
+    fold : FoldDir
     """
-    scores = score_curves(lines)
-    panels = 1 + bool(scores)
-    figure = new_figure(6.4 * panels, 4.0)
-    title = f"{run} on {result.dataset}, fold {result.fold}: "
-    title += f"UAR {result.uar:.2f} %, WAR {result.war:.2f} %"
+    k = result.fold
+    figure = curves_figure({k: training_curves(read_lines(fold), result)}, {k: result.epoch})
+    title = f"{run} on {result.dataset}, fold {k}: UAR {result.uar:.2f} %, WAR {result.war:.2f} %"
     figure.suptitle(title, fontsize=12, fontweight="bold", color=INK)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    _draw_loss(axes[0], curve(lines, "loss"))
-    for name, scored in scores.items():
-        color, style = (UAR, _DASHED) if name.endswith("uar") else (WAR, _WIDE)
-        axes[1].plot(*scored, color=color, label=_SCORE_NAMES[name], **style)
-    for ax in axes[1:]:
-        ax.set(ylim=(0, 100))
-        ax.set_ylabel("percent", fontsize=10.5)
-    for ax in axes:
-        ax.set_xlabel("step", fontsize=10.5)
-        ax.set_xlim(left=0)
-        _clean(ax, "y")
-        ax.legend(frameon=False, fontsize=10)
+    save(figure, fold.curves)
     return figure
-
-
-def _draw_loss(ax: Axes, loss: Curve) -> None:
-    """Draw the loss of each line, and its mean over the lines around it if they are many."""
-    half = max(_MIN_HALF, len(loss.x) // 50)
-    style: dict[str, Any] = {"color": INK, "linewidth": 1.6}
-    if len(loss.x) > 2 * half:
-        mean = smooth(loss, half)
-        ax.plot(*mean, label=f"mean of {2 * half + 1} steps of the log", zorder=3, **style)
-        style = {"color": FAINT, "linewidth": 0.7}
-    ax.plot(*loss, label="each step of the log", **style)
-    ax.set_ylabel("training loss", fontsize=10.5)
 
 
 def _draw_score_curves(
     ax: Axes,
-    scores: Mapping[str, Mapping[int, Curve]],
+    folds: Mapping[int, Mapping[str, Curve]],
     chosen: Mapping[int, float],
     colors: Mapping[int, str],
 ) -> None:
     """Draw WAR as wide lines, UAR as dashes, and a dot at the chosen epoch."""
-    for name, curves in scores.items():
-        is_war = name.endswith("war")
-        for fold, scored in curves.items():
-            style = _WIDE if is_war else _DASHED
-            ax.plot(*scored, color=colors[fold], **style)
+    scores = [(k, name, c) for k, curves in folds.items() for name, c in curves.items()]
+    for fold, name, scored in scores:
+        if name.endswith("uar"):
+            ax.plot(*scored, color=colors.get(fold, UAR), **_DASHED)
+        if name.endswith("war"):
+            color = colors.get(fold, WAR)
+            ax.plot(*scored, color=color, **_WIDE)
             is_chosen = np.abs(np.subtract(scored.x, chosen[fold])) < 0.01
-            if is_war and is_chosen.any():
-                ax.plot(*np.array(scored)[:, is_chosen], "o", color=colors[fold], markersize=6)
+            ax.plot(*np.array(scored)[:, is_chosen], "o", color=color, markersize=6)
     where = "test fold (optimistic)"
-    if any(name.startswith("val") for name in scores):
+    if any(name.startswith("val") for _, name, _ in scores):
         where = "validation part"
     ax.set_ylabel(f"percent on the {where}", fontsize=10.5)
     ax.set_title("wide line WAR, dashes UAR, dot the chosen epoch", fontsize=10, color=FAINT)

@@ -7,6 +7,7 @@ from typing import Any
 
 from dfer_dist.evaluation.metrics import left_out_text
 from dfer_dist.runs.records import FoldResult, Spread, Summary
+from dfer_dist.utils.errors import first_of
 
 PROTOCOLS = {
     "last": "last: weights after the last epoch, the test fold read once",
@@ -14,7 +15,7 @@ PROTOCOLS = {
     "best_test": "best_test: epoch chosen on the test fold, optimistic",
 }
 NOT_RECORDED = "not recorded"
-_MAX_NAMES = 5  # of clips or runs in a sentence
+MAX_NAMES = 5  # of clips or runs in a sentence
 
 
 def heading(name: str, summary: Summary) -> str:
@@ -40,18 +41,10 @@ def warnings(summary: Summary) -> list[str]:
         )
     lost = {f"fold {r.fold}": r.left_out for r in summary.folds if r.left_out}
     if lost:
-        names = "; ".join(f"{fold}: {first_names(clips)}" for fold, clips in lost.items())
+        names = "; ".join(f"{fold}: {first_of(clips, MAX_NAMES)}" for fold, clips in lost.items())
         count = left_out_text(sum(map(len, lost.values())), summary.pooled.n)
         texts.append(f"{count} ({names}): all scores are over the others.")
     return texts
-
-
-def first_names(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are."""
-    shown = join(names[:_MAX_NAMES])
-    if len(names) > _MAX_NAMES:
-        shown += f" and {len(names) - _MAX_NAMES} more"
-    return shown
 
 
 def notes(summary: Summary) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.provenance import other_packages
 from dfer_dist.runs.records import AttemptRecord, FoldStatus
+from dfer_dist.utils.errors import first_of
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +27,7 @@ def package_mismatch(run: RunDir) -> str | None:
     other = other_packages(file.read_text(encoding="utf-8")) if file.exists() else []
     if not other:
         return None
-    shown = "; ".join(other[:_MAX_SHOWN])
-    if len(other) > _MAX_SHOWN:
-        shown += f"; and {len(other) - _MAX_SHOWN} more"
+    shown = first_of(other, _MAX_SHOWN, "; ")
     return f"{socket.gethostname()} has other packages than {file.name} of the run: {shown}"
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,7 +18,7 @@ from dfer_dist.tracking.mlflow_runs import complete, job_tags, make_runs, tracki
 from dfer_dist.tracking.server import client
 from dfer_dist.tracking.uploader import UploadQueue
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import read_json, write_json
+from dfer_dist.utils.files import csv_text, read_json, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -164,12 +162,10 @@ def recall_table(result: Mapping[str, Any]) -> str:
 
     An absent class has no recall.
     """
-    text = io.StringIO()
-    write = csv.writer(text, lineterminator="\n")
-    write.writerow(("class", "clips", "recall"))
+    rows = [("class", "clips", "recall")]
     for name, recall in result["recall"].items():
-        write.writerow((name, result["support"][name], "" if recall is None else f"{recall:.2f}"))
-    return text.getvalue()
+        rows.append((name, result["support"][name], "" if recall is None else f"{recall:.2f}"))
+    return csv_text(rows)
 
 
 def send_files(

@@ -1,12 +1,14 @@
-"""Atomic writes, JSON and hashes of files."""
+"""Atomic writes, JSON, CSV and hashes of files."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,3 +105,10 @@ def sha256_file(path: Path) -> str:
     """Return the sha256 of a file's bytes, as hex."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Return rows as comma-separated values."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()

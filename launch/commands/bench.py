@@ -16,7 +16,7 @@ from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import AugmentConfig, Config, DataConfig, Device, Precision
 from dfer_dist.utils.files import write_json
 from dfer_dist.utils.hardware import mfu
-from launch.console import console, new_app, number_columns, progress_bar
+from launch.console import console, new_app, number_columns, print_table, progress_bar
 from launch.options import JsonFile, Overrides
 
 bench = new_app(
@@ -95,7 +95,7 @@ def loader(
                 index = make_clips(folder, clips, progress=progress)
         with progress_bar("measure, rounds") as progress:
             results = measure(index, data, folder / "plain", clips, rounds, device, progress)
-    console.print(_loader_table(results))
+    print_table(_loader_table(results))
     cores = _GPU_RATE / results["ours"]["clips_per_s"]
     console.print(
         f"a GPU that trains on {_GPU_RATE} clips/s needs {cores:.2f} such cores: "
@@ -123,7 +123,7 @@ def step(
     settings = [f"train.global_batch={clips}", *(overrides or [])]
     results = _measure_steps(_load(experiment, settings), ["train"], rounds, json_file)
     fed = results["train"]["fed"]
-    console.print(_steps_table(results["train"], "step", results["about"]))
+    print_table(_steps_table(results["train"], "step", results["about"]))
     share = 100 * fed["waited"] / fed["seconds"]
     console.print(
         f"with one loader worker: {fed['seconds']:.2f} s a step, "
@@ -147,7 +147,7 @@ def evaluation(
     """
     settings = [f"train.global_batch={clips}", *(overrides or [])]
     results = _measure_steps(_load(experiment, settings), ["train", "test"], rounds, json_file)
-    console.print(_steps_table(results["test"], "batch", results["about"]))
+    print_table(_steps_table(results["test"], "batch", results["about"]))
     rates = {kind: results[kind]["ours"]["clips_per_s"] for kind in ("test", "train")}
     console.print(
         f"{rates['test']:.2f} clips a second, "
@@ -172,7 +172,7 @@ def save(
     settings = ["train.global_batch=1", "data.num_frames=1", *(overrides or [])]
     results = _measure_steps(_load(experiment, settings), ["save"], rounds, json_file, into)
     ours = results["save"]["ours"]
-    console.print(_steps_table(results["save"], "checkpoint", results["about"]))
+    print_table(_steps_table(results["save"], "checkpoint", results["about"]))
     console.print(
         f"{ours['bytes'] / 1e9:.2f} GB; training waits {ours['held_seconds']:.2f} s for the copy, "
         "the rest is written in the background"
@@ -203,7 +203,7 @@ def startup(json_file: JsonFile = None, rounds: Rounds = 3) -> None:
     for key, label in _STARTUP_ROWS.items():
         if results[key]:
             table.add_row(label, f"{results[key]['seconds']:.1f}")
-    console.print(table)
+    print_table(table)
     if json_file:
         write_json(json_file, results)
 

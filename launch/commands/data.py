@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from launch.console import console, first_of, number_columns, print_line, progress_bar
+from dfer_dist.utils.errors import first_of
+from launch.console import console, number_columns, print_line, print_table, progress_bar
 
 if TYPE_CHECKING:
     from dfer_dist.data.faces.enrich import EnrichResult
@@ -115,7 +116,7 @@ def pack(
     options: dict[str, Any] = {"size": resize, "strict": strict, "faces": faces}
     options |= {"workers": workers, "max_bad_frames": max_bad_frames}
     report = pack_listing(listing, out, clips_per_shard, **options)
-    console.print(_table(report))
+    print_table(_table(report))
     _print_problems(report, out)
 
 

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from dfer_dist.utils.errors import UserError
-from launch.console import console, print_line, progress_bar
+from launch.console import console, print_line, print_table, progress_bar
 
 if TYPE_CHECKING:
     from dfer_dist.data.captions.generate import Outcome, PendingClip
@@ -131,7 +131,7 @@ def _print_outcome(index: Index, source: Source, outcome: Outcome) -> None:
         table.add_row(f"failed: {reason}", f"{count:,}", _printable(outcome.examples[reason]))
     if outcome.not_sent:
         table.add_row("not asked any more", f"{outcome.not_sent:,}", "")
-    console.print(table)
+    print_table(table)
     _print_label_words(index, source)
 
 

@@ -13,8 +13,8 @@ from rich.table import Column, Table
 
 from dfer_dist.config.schema import TokenPosition
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import sha256_file, write_text
-from launch.console import console, new_app, number_columns, print_line, progress_bar
+from dfer_dist.utils.files import csv_text, sha256_file, write_text
+from launch.console import console, new_app, number_columns, print_line, print_table, progress_bar
 from launch.options import Checkpoint, Overrides
 
 if TYPE_CHECKING:
@@ -171,7 +171,6 @@ def _write(prediction: VideoPrediction, out: Path) -> None:
 def _write_overall(predictions: list[VideoPrediction], out: Path) -> None:
     """Write ``overall.csv`` with a row per video."""
     from dfer_dist.data.sources.names import printable
-    from dfer_dist.inference.predict import write_csv
 
     rows: list[tuple[object, ...]] = [
         ("video", "seconds", "windows", "prediction", *predictions[0].classes)
@@ -181,7 +180,7 @@ def _write_overall(predictions: list[VideoPrediction], out: Path) -> None:
         probabilities = (f"{p:.6f}" for p in one.overall)
         path, seconds = printable(str(one.video)), f"{one.seconds:.3f}"
         rows.append((path, seconds, one.num_predicted, best, *probabilities))
-    write_text(out / "overall.csv", write_csv(rows))
+    write_text(out / "overall.csv", csv_text(rows))
 
 
 def _title(prediction: VideoPrediction) -> str:
@@ -199,11 +198,11 @@ def _title(prediction: VideoPrediction) -> str:
 def _print_prediction(prediction: VideoPrediction) -> None:
     print_line(_title(prediction), style="bold")
     num_windows = len(prediction.spans)
-    columns = number_columns("seconds", no_wrap=True)
+    columns = number_columns("seconds")
     if prediction.faces is not None:
-        columns.append(Column("face", no_wrap=True))
+        columns.append(Column("face"))
     for head in ("most probable", "next"):
-        columns += [Column(head, no_wrap=True), *number_columns("", no_wrap=True)]
+        columns += [Column(head), *number_columns("")]
     table = Table(*columns, box=None, padding=(0, 2, 0, 0))
     for i in range(min(_MAX_WINDOWS, num_windows)):
         table.add_row(*_window_cells(prediction, i))
@@ -213,7 +212,7 @@ def _print_prediction(prediction: VideoPrediction) -> None:
         table.add_row("…", *empty_face, more, "", f"in {prediction.name}.csv")
     overall = _two_best(prediction.overall, prediction.classes)
     table.add_row("whole video", *empty_face, *overall, style="bold")
-    console.print(table)
+    print_table(table)
 
 
 def _window_cells(prediction: VideoPrediction, i: int) -> list[str]:

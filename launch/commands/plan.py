@@ -15,7 +15,7 @@ from rich.table import Table
 
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.utils.errors import UserError
-from launch.console import console, number_columns, print_line
+from launch.console import console, number_columns, print_line, print_table
 from launch.options import Experiment, Overrides
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _print_plan(config: Config, machine: Machine, size: DataSize) -> None:
         f"hours of {config.train.epochs} epochs x {folds} of {size.clips} clips",
         _HEADS,
     )
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     for row in rows:
         if row is best:
             table.add_row(*_cells(row, size), "fastest", style="bold")
@@ -124,7 +124,7 @@ def _print_plan(config: Config, machine: Machine, size: DataSize) -> None:
             table.add_row(*_cells(row, size), "")
         else:
             table.add_row(*_cells(row, size), "too big", style="dim")
-    console.print(table)
+    print_table(table)
     console.print(trained_line(build_meta_model(config, size.classes)))
     if not best:
         advice = _advice(config)
@@ -265,7 +265,7 @@ def _print_scale(
             f"{100 * row.efficiency:.1f} %",
             row.limit,
         )
-    console.print(table)
+    print_table(table)
     print_line(
         f"arithmetic: {node.flops / 1e12:g} TFLOP/s a GPU, "
         f"{node.bandwidth / 1e9:g} GB/s a GPU within a node, "
@@ -308,7 +308,7 @@ def _print_measured_scale(config: Config, worlds: list[int], classes: tuple[str,
         # one rank sends nothing
         off = _difference(sent, counted) if world > 1 else ""
         table.add_row(str(world), *seconds, _difference(total, measured), *megabytes, off)
-    console.print(table)
+    print_table(table)
     print_line(
         f"an all-reduce between {linked} ranks: {link['bandwidth'] / 1e9:.2f} GB/s, "
         f"{1e6 * link['latency']:.0f} µs a hop. counted: bytes over the loopback interface, "
@@ -317,7 +317,7 @@ def _print_measured_scale(config: Config, worlds: list[int], classes: tuple[str,
 
 
 def _table(title: str, caption: str, heads: Sequence[str]) -> Table:
-    columns = number_columns(*heads, no_wrap=True)
+    columns = number_columns(*heads)
     return Table(*columns, title=title, caption=caption, box=None, padding=(0, 1, 0, 0))
 
 

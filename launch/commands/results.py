@@ -147,7 +147,7 @@ def _compare(runs: list[RunDir], folder: Path, published: Published | None) -> N
     """Write the comparison and print its tables."""
     from dfer_dist.reporting.files import write_comparison
 
-    print_tables(write_comparison(runs, folder, published))
+    print_tables(write_comparison(runs, folder, published), "comparison.md")
     page = folder / "comparison.html"
     print_line(f"comparison: {page}, with .md, .tex, .json and lists of clips next to it")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfer_dist.runs.layout import RunDir
-from launch.console import first_of
+from dfer_dist.utils.errors import first_of
 from launch.doctor.checks import OK, WRONG, Check, Result, note, ok, wrong
 from launch.slurm.batch import (
     ArrayTask,

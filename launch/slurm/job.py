@@ -21,7 +21,7 @@ import typer
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.provenance import resolved_python_command
 from dfer_dist.utils.errors import UserError
-from launch.console import console, run_app
+from launch.console import console, print_table, run_app
 from launch.locks import run_lock
 from launch.options import AllowDrift, Experiment, Overrides, RunFolder, RunName, RunsFolder
 from launch.report import open_mlflow_runs, report_run, update_mlflow_runs
@@ -194,7 +194,7 @@ def write_summaries(roots: Sequence[str], comparison: str | None) -> None:
     for run in runs:
         _write_summary(run)
     if comparison:
-        console.print(write_overview(runs, Path(comparison)))
+        print_table(write_overview(runs, Path(comparison)), comparison)
 
 
 def _write_summary(run: RunDir, ending: int | None = None) -> None:

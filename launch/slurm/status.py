@@ -17,7 +17,7 @@ from rich.text import Text
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
-from launch.console import console
+from launch.console import console, fit_table
 from launch.slurm.failures import bad_nodes
 from launch.slurm.jobs import all_jobs, read_if_valid, submissions
 from launch.slurm.squeue import Queue, query_squeue, reason_text
@@ -124,20 +124,19 @@ def _table(folds: list[FoldState]) -> Table:
         "UAR %": [_format(fold.uar) for fold in folds],
         "WAR %": [_format(fold.war) for fold in folds],
         "From": [fold.scored for fold in folds],
-        "Device": [fold.device for fold in folds],
-        "Nodes": [fold.nodes for fold in folds],
         "Left": [fold.left for fold in folds],
+        "Nodes": [fold.nodes for fold in folds],
+        "Device": [fold.device for fold in folds],
     }
     columns = {name: cells for name, cells in columns.items() if any(cells) or name == "State"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
-        justify = _JUSTIFY.get(name, "left")
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=name != "Nodes")
+        table.add_column(name, justify=_JUSTIFY.get(name, "left"))
     for fold, *row in zip(folds, *columns.values(), strict=True):
         styles = {"State": _STYLES.get(fold.state, "yellow")}
         cells = zip(columns, row, strict=True)
         table.add_row(*(Text(cell, style=styles.get(name, "")) for name, cell in cells))
-    return table
+    return fit_table(table, console.width)
 
 
 def _format_step(fold: FoldState) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from dfer_dist.data.sources.names import is_system
 from dfer_dist.data.sources.probe import is_video
 from dfer_dist.data.sources.records import unlisted_kind
-from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.errors import UserError, first_of
 
 _MAX_DEPTH = 7
 
@@ -117,9 +117,7 @@ def find_clips(
 
 
 def _describe_choice(found: Sequence[_Candidate], chosen: Sequence[_Candidate]) -> str:
-    text = f"clips are read from {', '.join(map(str, chosen[:3]))}"
-    if len(chosen) > 3:
-        text += f" and {len(chosen) - 3} more"
+    text = f"clips are read from {first_of(chosen, 3)}"
     left = ", ".join(str(folder) for folder in found if folder not in chosen)
     if left:
         text += f"; not from {left} (--frames DIR takes another)"

@@ -27,7 +27,7 @@ def test_loss_curve_and_cost_match_lines_and_attempts(whole: RunDir, tmp_path: P
     lines = read_lines(fold)
     assert len(lines) == 30  # the one that was cut short is no line
     curve = loss_curve(lines, steps_per_epoch=10)
-    assert curve.x == pytest.approx(np.arange(1, 13) / 4)
+    assert (curve.x[0], curve.x[-1]) == pytest.approx((0.15, 2.9))  # their middles
     assert curve.values[0] == pytest.approx((2 + 1) / 2)  # steps 1 and 2 of 30 in 12 parts
     assert curve.values[-1] == pytest.approx(np.mean([2 / 28, 2 / 29, 2 / 30]))
     run = RunDir(tmp_path)
