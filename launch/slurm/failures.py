@@ -4,7 +4,7 @@ The facts are ``srun``'s messages in the output of the job, and what each rank h
 job started. A start that fails before its first step on one node only is that node's fault, and so
 is one that ``srun`` cannot launch, or in which a node falls silent. An error that all ranks have,
 or one after the first step, is the fold's own. A job on a single node has no other to compare with:
-it is started once more elsewhere, unless the error is one that the user can fix.
+it is started once more elsewhere.
 """
 
 from __future__ import annotations
@@ -163,8 +163,7 @@ def _judge_first(start: _Start, exits: list[RankExit], hosts: list[str]) -> Fail
     if not nodes or (first.rank == 0 and first.status == _USER_ERROR and start.is_recorded()):
         return Failure(reason, False, [])
     if len(hosts) == 1:
-        is_own = start.is_user_error(first) or start.failed_elsewhere(reason, first.node)
-        return Failure(reason, not is_own, nodes)
+        return Failure(reason, not start.failed_elsewhere(reason, first.node), nodes)
     wanted = _without_numbers(reason)
     alike = [e.node for e in exits if e.status and _without_numbers(start.reason_of(e)) == wanted]
     return Failure(reason, not set(hosts) <= set(alike), nodes)
@@ -228,11 +227,6 @@ class _Start:
         """Return the last line of the output that neither srun nor Submitit wrote."""
         failed = re.findall(r"^slurmstepd\S*: error: (execve\(\): .+)$", self.output, re.MULTILINE)
         return last_own_line(self.output) or next(reversed(failed), "")
-
-    def is_user_error(self, exit: RankExit) -> bool:
-        """Return whether a rank reported an error that the user can fix."""
-        log = self.text_of(self.fold.log_of(exit.rank))
-        return exit.status == _USER_ERROR and bool(error_line(log))
 
     def failed_elsewhere(self, reason: str, node: str) -> bool:
         """Return whether an earlier start failed for this reason without this node."""

@@ -139,7 +139,12 @@ def test_error_after_a_step_is_the_folds(fold: FoldDir) -> None:
     assert failure == Failure("ValueError: a bad clip", False, [])
 
 
-def test_error_of_rank_0_after_the_ranks_joined_is_the_folds(fold: FoldDir) -> None:
+@pytest.mark.parametrize("nodes", ["n1,n2", "n1"])
+def test_error_of_rank_0_after_the_ranks_joined_is_the_folds(
+    fold: FoldDir, monkeypatch: pytest.MonkeyPatch, nodes: str
+) -> None:
+    """One that the user can fix."""
+    monkeypatch.setenv("SLURM_JOB_NODELIST", nodes)
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     write_json(fold.status, {"state": "STARTING", "attempts": [{"started": now}]})
     error = "error: the disk is full\n"
@@ -159,6 +164,8 @@ def single(fold: FoldDir, monkeypatch: pytest.MonkeyPatch) -> FoldDir:
         (1, "", IMPORT_ERROR),
         (1, "", "RuntimeError: CUDA error: uncorrectable ECC error encountered\n"),
         (2, "slurmstepd-n1: error: execve(): /opt/python: No such file or directory\n", ""),
+        # of a broken driver
+        (2, "", "error: this job has GPUs on n1, and torch sees none\n"),
         (127, "bash: line 1: /opt/python: Permission denied\n", ""),
     ],
 )
@@ -180,14 +187,9 @@ def test_same_error_on_another_node_is_the_folds(single: FoldDir) -> None:
     assert find_failure(single, 1) == Failure(reason, False, ["n1"])
 
 
-@pytest.mark.parametrize("has_trained", [True, False])
-def test_error_on_the_only_node_is_the_folds(single: FoldDir, has_trained: bool) -> None:
-    """After a step, or where it is one that the user can fix."""
-    if has_trained:
-        log_step(single)
-        assert not fail(single, 1, exited(1), IMPORT_ERROR).may_help
-    else:
-        assert not fail(single, 2, exited(1, 2), "error: torch sees no GPU\n").may_help
+def test_error_on_the_only_node_after_a_step_is_the_folds(single: FoldDir) -> None:
+    log_step(single)
+    assert not fail(single, 1, exited(1), IMPORT_ERROR).may_help
 
 
 def test_job_on_one_node_is_started_elsewhere_at_once(
