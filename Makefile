@@ -13,7 +13,7 @@ OTHERS := tests --ignore=tests/unit --ignore=tests/test_architecture.py --ignore
 # Debian packages: a compiler and Python's headers for DeepSpeed's extension, venv, and for the tests
 # ffprobe, a browser, Slurm and PostgreSQL.
 SYSTEM_RUN := g++ python3-dev python3-venv
-SYSTEM_TEST := ffmpeg chromium slurm-wlm postgresql
+SYSTEM_TEST := ffmpeg curl chromium slurm-wlm postgresql
 SYSTEM_SLURM := slurm-wlm slurmdbd munge mariadb-server
 # where test-slurm-24 makes the root of a newer Debian (1.5 GB)
 NEWER ?= /var/tmp/dfer-debian-13
@@ -127,7 +127,7 @@ $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt | $(VENV)/.system
 	@touch $@
 
 $(VENV)/.system-test:
-	@tools=(); command -v ffprobe >/dev/null || tools+=(ffmpeg); command -v chromium >/dev/null || tools+=(chromium); \
+	@tools=(); command -v ffprobe >/dev/null || tools+=(ffmpeg); command -v curl >/dev/null || tools+=(curl); command -v chromium >/dev/null || tools+=(chromium); \
 	PATH=$$PATH:/usr/sbin command -v slurmctld >/dev/null || tools+=(slurm-wlm); \
 	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || tools+=(postgresql); \
 	if [ $${#tools[@]} -gt 0 ]; then $(install); fi

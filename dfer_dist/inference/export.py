@@ -9,7 +9,8 @@
       backbone.json                 sizes of the towers, if the checkpoint's were in a file
       model.json                    classes, origin, the fold's result, sha256 of the files above
       README.md                     the model card
-      MLmodel  requirements.txt     the same folder as an MLflow model
+      MLmodel  requirements.txt     the same folder as an MLflow model,
+      *_example.json                with an example of its input and of a request
       code/dfer_dist/               this package, so that the folder loads where it is not installed
 
 Nothing in it is pickled. :mod:`dfer_dist.inference.exported` loads it, after checking the hashes.

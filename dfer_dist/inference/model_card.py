@@ -11,7 +11,7 @@ from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.schema import Config, config_hash
 from dfer_dist.evaluation.metrics import left_out_text
 from dfer_dist.inference.exported import INFO, ModelInfo
-from dfer_dist.inference.pyfunc import REQUIREMENTS
+from dfer_dist.inference.pyfunc import REQUIREMENTS, TEMPLATES
 from dfer_dist.models.class_texts import polarity_texts
 from dfer_dist.runs import provenance
 from dfer_dist.runs.layout import FoldDir
@@ -94,10 +94,7 @@ def model_card(info: ModelInfo, config: Config, info_sha256: str) -> str:
         f"{info.backbone}: {frames} frames of {size} x {size} pixels "
         f"(`{config.data.sampling.name}`{views}), {info.parameters:,} parameters in float32. "
         f"Made by dfer_dist {info.software['dfer_dist']}; the method is {_method(info, config)}.",
-        "It was trained on cropped faces: give it such crops, or let `dfer predict --faces` crop "
-        "them. The names are what annotators called an expression. A face does not show what its "
-        "owner feels.",
-        _USE,
+        (TEMPLATES / "use.md").read_text("utf-8").strip(),
         _origin(info),
         _results(info),
         _texts(info),
@@ -117,39 +114,6 @@ def _method(info: ModelInfo, config: Config) -> str:
     added = " and ".join(", ".join(parts).rsplit(", ", 1))
     fine_cliper = f" with the {added} of FineCLIPER (Chen et al., ACM MM 2024)" if added else ""
     return "DFER-CLIP (Zhao & Patras, BMVC 2023)" + fine_cliper
-
-
-_USE = """## Use
-
-In this folder, without DeepSpeed (`pip install -r requirements.txt`):
-
-```python
-import sys
-import numpy as np
-
-# Only where dfer_dist is not installed: this folder's copy of the package.
-sys.path.insert(0, "code")
-from dfer_dist.inference.exported import load
-
-model = load(".")
-# Clips of RGB frames: any number, length and size.
-frames = np.zeros((1, 40, 224, 224, 3), np.uint8)
-for name, probability in zip(model.classes, model.probabilities(frames)[0]):
-    print(f"{name:15s} {probability:.3f}")
-```
-
-With MLflow, clips as above, or one or more paths of videos; a row each, a column for each class:
-
-```python
-import mlflow
-import numpy as np
-
-model = mlflow.pyfunc.load_model(".")
-print(model.predict(np.zeros((1, 40, 224, 224, 3), np.uint8)))
-# model.predict(["a.mp4", "b.mp4"], params={"faces": True})
-```
-
-Over time, with a table and a plot: `dfer predict . VIDEO --faces`."""
 
 
 def _origin(info: ModelInfo) -> str:

@@ -5,15 +5,18 @@ Nothing is pickled.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dfer_dist.inference.exported import ExportedModel, load
 from dfer_dist.inference.predict import STEP, WINDOW, predict_video
+from dfer_dist.inference.pyfunc_inputs import Input, parse_inputs
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_text
 from dfer_dist.utils.version import installed_version
@@ -21,42 +24,39 @@ from dfer_dist.utils.version import installed_version
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+TEMPLATES = Path(__file__).with_name("templates")
 # Distributions that loading a model and predicting clips import.
-REQUIREMENTS = (
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "einops",
-    "safetensors",
-    "omegaconf",
-    "psutil",
-    "numpy",
-    "pillow",
-    "simplejpeg",
-    "pyarrow",
-    "fsspec",
-    "pandas",
-)
+REQUIREMENTS = tuple((TEMPLATES / "requirements.txt").read_text("utf-8").split())
+
+# MLflow's names of an input and of a request to its server.
+_EXAMPLE, _REQUEST = "input_example.json", "serving_input_example.json"
 
 
 def write_mlflow(folder: Path, classes: Sequence[str]) -> None:
-    """Write ``MLmodel`` and ``requirements.txt``.
+    """Write ``MLmodel``, an example of its input, and ``requirements.txt``.
 
-    ``MLmodel`` names this module, from the folder's own ``code``, as the loader. Inputs have no
-    schema, since they are frames or paths of videos: MLflow passes them on as they are.
+    ``MLmodel`` names this module, from the folder's own ``code``, as the loader. The schema of the
+    inputs is an array of any objects, since they are frames or videos: MLflow passes arrays and
+    tables of one column on as they are.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
     params = [
         ParamSpec("window", "double", WINDOW),
         ParamSpec("step", "double", STEP),
         ParamSpec("faces", "boolean", False),
     ]
+    inputs = Schema([TensorSpec(np.dtype(object), (-1,))])
     outputs = Schema([ColSpec("double", name) for name in classes])
-    model = Model(signature=ModelSignature(outputs=outputs, params=ParamSchema(params)))
+    signature = ModelSignature(inputs, outputs, ParamSchema(params))
+    example = {"type": "ndarray", "artifact_path": _EXAMPLE, "serving_input_path": _REQUEST}
+    model = Model(signature=signature, saved_input_example_info=example)
+    black = np.zeros((1, 2, 4, 4, 3), np.uint8).tolist()
+    write_text(folder / _EXAMPLE, json.dumps(black))
+    write_text(folder / _REQUEST, json.dumps({"inputs": black}))
     pyfunc.add_to_model(model, loader_module=__name__, code="code")
     model.save(str(folder / "MLmodel"))
     lines = [
@@ -84,7 +84,7 @@ class PyfuncModel:
 
         Parameters
         ----------
-        data : uint8 array [N, T, H, W, 3], or the path of a video, or a list of paths
+        data : uint8 array [N, T, H, W, 3], or as :func:`parse_inputs`
         params : dict, optional
             For videos: ``window``, ``step`` (seconds) and ``faces``, as for :func:`predict_video`.
             The row of a video is :attr:`VideoPrediction.overall`.
@@ -92,22 +92,37 @@ class PyfuncModel:
         Raises
         ------
         UserError
-            If ``data`` is something else, or a video cannot be read.
+            If ``data`` is something else, or a video cannot be read. A server answers with its
+            text and status 400.
         """
         import pandas as pd
 
         columns = list(self.model.classes)
-        if isinstance(data, np.ndarray):
-            return pd.DataFrame(self.model.probabilities(data), columns=columns)
-        videos = data if isinstance(data, list) else [data]
-        if not videos or not all(isinstance(video, (str, Path)) for video in videos):
-            raise UserError(
-                f"{type(data).__name__}: give frames, uint8 [N, T, H, W, 3], or the path of a "
-                "video, or a list of paths"
-            )
-        predictions = [predict_video(self.model, Path(v), **(params or {})) for v in videos]
-        index = pd.Index(map(str, videos), name="video")
-        return pd.DataFrame([p.overall for p in predictions], columns=columns, index=index)
+        try:
+            if isinstance(data, np.ndarray) and data.dtype == np.uint8:
+                return pd.DataFrame(self.model.probabilities(data), columns=columns)
+            inputs = parse_inputs(data)
+            rows = [self._predict_one(item, i, params or {}) for i, item in enumerate(inputs, 1)]
+        except UserError as e:
+            from dfer_dist.inference.pyfunc_errors import RefusedInput
+
+            raise RefusedInput(str(e)) from e
+        names = [str(item) if isinstance(item, Path) else i for i, item in enumerate(inputs)]
+        return pd.DataFrame(rows, columns=columns, index=pd.Index(names, name="video"))
+
+    def _predict_one(self, item: Input, number: int, params: dict[str, Any]) -> np.ndarray:
+        """Return the probabilities of a clip or a video, float32 [C]."""
+        if isinstance(item, np.ndarray):
+            return self.model.probabilities(item[None])[0]
+        if isinstance(item, Path):
+            return predict_video(self.model, item, **params).overall
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / f"input {number}"
+            file.write_bytes(item)
+            try:
+                return predict_video(self.model, file, **params).overall
+            except UserError as e:
+                raise UserError(str(e).replace(f"{folder}/", "")) from e
 
 
 def _load_pyfunc(path: str) -> PyfuncModel:

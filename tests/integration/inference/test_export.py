@@ -204,10 +204,14 @@ def test_mlflow_run_and_registry_accept_folder(
         mlflow.log_artifacts(str(exported.out), "model")
     mlflow.register_model(f"runs:/{run.info.run_id}/model", "faces")
     frames = np.random.default_rng(0).integers(0, 256, (2, 6, 40, 30, 3), dtype=np.uint8)
-    got = mlflow.pyfunc.load_model("models:/faces/1").predict(frames)
+    loaded = mlflow.pyfunc.load_model("models:/faces/1")
+    got = loaded.predict(frames)
     model = load(exported.out)
     assert list(got.columns) == list(model.classes)
     np.testing.assert_allclose(got.to_numpy(), model.probabilities(frames), atol=1e-5)
+    assert loaded.metadata.get_input_schema() is not None
+    black = model.probabilities(np.zeros((1, 2, 4, 4, 3), np.uint8))
+    np.testing.assert_allclose(loaded.predict(loaded.input_example), black, atol=1e-5)
 
 
 @torch.no_grad()

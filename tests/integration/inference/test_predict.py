@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
+import json
 import math
 import os
 import shutil
@@ -326,6 +328,26 @@ def test_pyfunc_model_predicts_videos_and_frames(model: ExportedModel, waves: Pa
     for wrong in ([], 3, [b"x"], {"frames": 1}):
         with pytest.raises(UserError, match="give frames"):
             pyfunc.predict(wrong)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 6, 40, 30, 3), dtype=np.uint8)
+    encoded = base64.b64encode(waves.read_bytes()).decode()
+    table = pyfunc.predict([encoded, frames[0].tolist()], {"window": 1.0, "step": 0.5})
+    assert list(table.index) == [0, 1]
+    np.testing.assert_allclose(table.to_numpy()[0], course.overall, atol=1e-6)
+    np.testing.assert_allclose(table.to_numpy()[1], model.probabilities(frames)[0], atol=1e-6)
+
+
+def test_pyfunc_error_answers_with_its_line_alone(model: ExportedModel, waves: Path) -> None:
+    from mlflow.exceptions import MlflowException
+
+    encoded = base64.b64encode(waves.read_bytes()[:2000]).decode()
+    with pytest.raises(MlflowException) as caught:
+        PyfuncModel(model).predict([encoded])
+    # as MLflow's server does
+    caught.value.message = f"Failed to predict data '{encoded}'. \nError: {caught.value.message}"
+    answer = json.loads(caught.value.serialize_as_json())
+    assert caught.value.get_http_status_code() == 400
+    assert answer["message"].startswith("input 1 cannot be read as a video: ")
+    assert "\n" not in answer["message"] and "stack_trace" not in answer
 
 
 def test_two_videos_of_one_name_are_refused(

@@ -110,7 +110,8 @@ def test_wheel_holds_every_module_and_data_file(wheel: Path, source: Path) -> No
     }
     expected |= {
         file.relative_to(source).as_posix()
-        for file in (source / "dfer_dist" / "reporting" / "templates").iterdir()
+        for package in ("inference", "reporting")
+        for file in (source / "dfer_dist" / package / "templates").iterdir()
     }
     expected |= {"dfer_dist/demo/tiny_demo.safetensors", "launch/slurm/job.sh"}
     assert {"dfer_dist/configs/demo.yaml", "dfer_dist/configs/cluster/gpus8.yaml"} <= expected
