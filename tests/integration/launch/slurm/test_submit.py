@@ -82,7 +82,7 @@ def test_refused_folds_leave_nothing(sbatch: Path, tiny_shards: Index, tmp_path:
     assert not (tmp_path / "demo").exists()
 
 
-@pytest.mark.parametrize("name", ["50%accurate", "%j of 100%", "it's %t", "a b;c&d $HOME"])
+@pytest.mark.parametrize("name", ["it's 50%accurate", "a b;c&d $HOME"])
 @pytest.mark.parametrize("folds", ["1", "1-3"])
 def test_folder_of_any_name_holds_what_its_jobs_need(
     sbatch: Path, tiny_shards: Index, tmp_path: Path, name: str, folds: str
