@@ -207,7 +207,8 @@ def same_in_mlflow(trial: Trial) -> None:
     child = tracking.folds[str(FOLD)]
     for name in ("loss", "test_war"):
         history = sorted((m.step, m.value) for m in api.get_metric_history(child, name))
-        assert history == sorted((x["step"], x[name]) for x in trial.lines() if name in x)
+        wanted = sorted((x["step"], x[name]) for x in trial.lines() if name in x)
+        assert history == wanted, f"{name} at MLflow {history}, in the file {wanted}"
     assert api.get_run(child).info.status == "FINISHED"
 
 
