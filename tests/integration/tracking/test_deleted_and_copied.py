@@ -108,7 +108,9 @@ def test_new_run_is_in_the_experiment_of_an_id(
     made: RunDir, tmp_path: Path, caplog: pytest.LogCaptureFixture, exists: bool
 ) -> None:
     uri = f"sqlite:///{tmp_path / 'new.db'}"
-    wanted = client(uri).create_experiment("another") if exists else "99"
+    wanted = "99"
+    if exists:
+        wanted = client(uri).create_experiment("another", (tmp_path / "artifacts").as_uri())
     new = RunDir(tmp_path / "new")
     shutil.copytree(made.root, new.root)
     fresh = replace(tracking_of(new), uri=uri, experiment_id=wanted)

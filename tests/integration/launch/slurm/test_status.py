@@ -60,7 +60,7 @@ def test_status_prints_the_table(slurm: FakeSlurm, submitted: RunDir) -> None:
     rows = done.stdout.splitlines()
     assert [" ".join(row.split()) for row in rows[4:7]] == [
         "1 DONE 1 5 of 36 50.12 60.25 result n[3-4]",
-        "2 RUNNING 1 12 of 36 120 41.00 42.00 test n[1-2] 1-09:59:01",
+        "2 RUNNING 1 12 of 36 120 41.00 42.00 test 1-09:59:01 n[1-2]",
         "3 FAILED 1 5 of 36 n[3-4]",
     ]
     assert f"fold 3: {LONG_ERROR}" in rows
