@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
-import gc
 import multiprocessing
 import os
 import re
@@ -244,19 +244,24 @@ def _keep_freed_memory() -> None:
 
 
 def exit_process(status: int) -> NoReturn:
-    """End the loader workers, then this process.
+    """End the loader workers, run the exit functions, and end this process at once.
 
-    The process group is not destroyed: that waits for ever for a collective whose peer has died.
+    Python does not finalize the interpreter: a rank with a gloo group was seen to abort in that
+    now and then ("terminate called without an active exception"), after all had gone well. Likely
+    a thread of gloo asks for the interpreter then, and Python 3.11 ends it in the midst of C++
+    code. The process group is not destroyed: that waits for ever for a collective whose peer has
+    died.
     """
     # torch's handler would raise when the loader workers end.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # They ignore SIGTERM, with which an exit function would end them and then wait.
     for worker in multiprocessing.active_children():
         worker.kill()
-    # Python resets the handlers before its end, which takes a second or two. A signal would then
-    # end the process with a status that asks for another start.
+    # A signal would end the process with a status that asks for another start.
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    # Python's last collections would walk all objects of torch and DeepSpeed, for seconds.
-    gc.freeze()
-    sys.exit(status)
+    atexit._run_exitfuncs()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
