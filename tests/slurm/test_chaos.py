@@ -22,6 +22,7 @@ from cluster import Cluster
 
 from dfer_dist.checkpoints import portable
 from dfer_dist.data.shards.index import Index
+from launch.slurm.jobs import submissions
 from launch.slurm.state import CANCELLED, DONE, FAILED, LOST
 from tests.helpers.slurm.chaos_table import Table
 from tests.helpers.slurm.submitted import PATIENT, Submitted
@@ -76,6 +77,12 @@ class Round:
 
     def job(self) -> str:
         return self.trial.job()
+
+    def summary_output(self) -> str:
+        """Return what the newest summary job has printed."""
+        newest = submissions(self.trial.run)[-1]
+        folder = self.trial.run.root / newest.folder
+        return (folder / f"{newest.summary}_0_log.out").read_text()
 
 
 def kill_a_rank(r: Round) -> None:
@@ -270,8 +277,8 @@ def test_round(
             assert done.returncode == 0, done.stderr
             submitted.done(seconds=900)
         submitted.all_done()
-    if submitted.root == small_disk:
-        # a summary job that a full disk keeps from MLflow's database only warns
+    if submitted.root == small_disk and "run dfer sync" in r.summary_output():
+        # the summary job says that the full disk kept it from MLflow's database
         done = submitted.dfer("sync", str(submitted.run.root))
         assert done.returncode == 0, done.stderr
     same(submitted, undisturbed)
