@@ -75,7 +75,7 @@ def open_run(
         return run, chosen
     # PYTHONPATH cannot hold a path with a colon, Slurm writes no output into one with a backslash
     if unusable := re.search(r"[:\\\n]", str(run.root)):
-        what = f"its jobs cannot use a path with {unusable[0]!r}"
+        what = f"ranks cannot use a path with {unusable[0]!r}"
         raise UserError(f"{run.root}: {what}: choose another --runs or --name")
     _create(run, config, index, Path(experiment).stem, chosen)
     return run, chosen

@@ -151,7 +151,7 @@ def test_folder_that_jobs_cannot_use_is_refused(
     tmp_path: Path, settings: list[str], name: str
 ) -> None:
     done = invoke("crossval", "demo", *settings, "--name", name, cwd=tmp_path)
-    check_refusal(done, "its jobs cannot use a path with", "choose another --runs or --name")
+    check_refusal(done, "ranks cannot use a path with", "choose another --runs or --name")
     assert not (tmp_path / "runs" / name).exists()
 
 

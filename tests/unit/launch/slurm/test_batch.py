@@ -30,7 +30,7 @@ SUBMITIT = {
     "_submitit_command_str": "c04e7f4c24c124de",
     "_internal_process_submissions": "cd71325592178efb",
 }
-# what launch/slurm/submitit_paths.py replaces
+# what launch/submitit_paths.py replaces
 PATHS = {"_format_id": "bc2164f58df35a66", "get_first_id_independent_folder": "6990930635556fef"}
 # as read in Submitit 1.5.3 and 1.5.4
 MAKE_SBATCH_STRING = ("8548e9f62535499e", "e953875758921406")
