@@ -66,7 +66,7 @@ def write_report(
 
 def write_summary(loaded: LoadedRun, sections: Sequence[Section]) -> None:
     """Write ``summary.json``, ``.md``, ``.tex`` and ``.png`` into the run folder."""
-    from dfer_dist.reporting.plots import save, summary_figure
+    from dfer_dist.reporting.plots.scores import save, summary_figure
 
     run, summary = loaded.run, loaded.summary
     save(summary_figure(loaded.name, summary), run.picture)

@@ -10,9 +10,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from dfer_dist.reporting.history import Curve, read_lines, training_curves
-from dfer_dist.reporting.page_plots import curves_figure, differences_figure, recall_figure
 from dfer_dist.reporting.paired import Comparison, Paired
-from dfer_dist.reporting.plots import confusion_figure, data_uri, scores_figure
+from dfer_dist.reporting.plots.page import curves_figure, differences_figure, recall_figure
+from dfer_dist.reporting.plots.scores import confusion_figure, data_uri, scores_figure
 from dfer_dist.reporting.results import LoadedRun
 from dfer_dist.reporting.sections import class_recalls, hours_text, hours_unit
 from dfer_dist.reporting.tables import Picture, Section, render_template

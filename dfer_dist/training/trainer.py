@@ -357,8 +357,8 @@ class Trainer:
         Preempted
             If a rank was preempted; the next attempt tests again.
         """
-        from dfer_dist.reporting.page_plots import curves_png
-        from dfer_dist.reporting.plots import confusion_png
+        from dfer_dist.reporting.plots.page import curves_png
+        from dfer_dist.reporting.plots.scores import confusion_png
 
         if self.state.best:
             saved = portable.read(self.selected_checkpoint, weights_only=True)

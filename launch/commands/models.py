@@ -152,8 +152,8 @@ def _predict_video(
 
 def _write(prediction: VideoPrediction, out: Path) -> None:
     """Write the table and the plot of a video."""
-    from dfer_dist.reporting.plots import save
-    from dfer_dist.reporting.timeline import timeline_figure
+    from dfer_dist.reporting.plots.scores import save
+    from dfer_dist.reporting.plots.timeline import timeline_figure
 
     name = prediction.video.name
     write_text(out / f"{name}.csv", prediction.csv())

@@ -153,7 +153,7 @@ def _compare(runs: list[RunDir], folder: Path, published: Published | None) -> N
 
 
 def _draw_errors(run: RunDir, count: int) -> Path:
-    from dfer_dist.reporting.errors_sheet import draw_confident_errors
+    from dfer_dist.reporting.plots.errors_sheet import draw_confident_errors
 
     path, errors = draw_confident_errors(run, count)
     print_line(f"{len(errors)} errors with frames of people, do not share this file: {path}")

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.evaluation.metrics import score
-from dfer_dist.reporting.page_plots import curves_png
-from dfer_dist.reporting.plots import confusion_png
+from dfer_dist.reporting.plots.page import curves_png
+from dfer_dist.reporting.plots.scores import confusion_png
 from dfer_dist.reporting.results import load_run
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import FoldResult

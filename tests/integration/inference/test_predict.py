@@ -30,7 +30,7 @@ from dfer_dist.inference.exported import ExportedModel, load
 from dfer_dist.inference.predict import cut_windows, predict_video
 from dfer_dist.inference.pyfunc import PyfuncModel
 from dfer_dist.inference.sources import through_jpeg
-from dfer_dist.reporting.timeline import timeline_figure
+from dfer_dist.reporting.plots.timeline import timeline_figure
 from dfer_dist.utils.errors import UserError
 from launch import cli
 from tests.helpers.data.videos import Pose, draw, encode

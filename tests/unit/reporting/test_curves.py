@@ -13,8 +13,8 @@ from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 
 from dfer_dist.reporting.history import Curve, loss_curve
-from dfer_dist.reporting.page_plots import curves_figure, curves_png
-from dfer_dist.reporting.plots import INK, UAR, WAR
+from dfer_dist.reporting.plots.page import curves_figure, curves_png
+from dfer_dist.reporting.plots.scores import INK, UAR, WAR
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import FoldResult
 from tests.helpers.made_runs import make_fold

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import ClipReader
-from dfer_dist.reporting.errors_sheet import draw_confident_errors, find_confident_errors
+from dfer_dist.reporting.plots.errors_sheet import draw_confident_errors, find_confident_errors
 from dfer_dist.reporting.results import load_run
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from dfer_dist.data.shards.index import Index
-from dfer_dist.reporting import plots
-from dfer_dist.reporting.errors_sheet import draw_confident_errors
 from dfer_dist.reporting.files import write_report
+from dfer_dist.reporting.plots import scores
+from dfer_dist.reporting.plots.errors_sheet import draw_confident_errors
 from dfer_dist.reporting.protocol import command_text
 from dfer_dist.runs.layout import RunDir
 from tests.helpers.made_runs import (
@@ -151,13 +151,13 @@ def test_names_of_any_script_are_drawn_without_warnings(
     monkeypatch: pytest.MonkeyPatch, installed: bool
 ) -> None:
     fonts = ("Not installed", "DejaVu Serif")
-    monkeypatch.setattr(plots, "_CJK_FONTS", fonts[: 1 + installed])
-    plots._font_families.cache_clear()
-    figure = plots.new_figure(2, 2)
+    monkeypatch.setattr(scores, "_CJK_FONTS", fonts[: 1 + installed])
+    scores._font_families.cache_clear()
+    figure = scores.new_figure(2, 2)
     title = figure.subplots().set_title("高兴 $_$")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert plots.data_uri(figure).startswith("data:image/svg+xml")
+        assert scores.data_uri(figure).startswith("data:image/svg+xml")
     assert title.get_fontfamily() == ["DejaVu Sans", "DejaVu Serif"][: 1 + installed]
 
 

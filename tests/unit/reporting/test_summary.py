@@ -15,7 +15,7 @@ from rich.console import Console
 
 from dfer_dist.evaluation.metrics import bootstrap_ci
 from dfer_dist.reporting.files import write_report
-from dfer_dist.reporting.plots import confusion_png
+from dfer_dist.reporting.plots.scores import confusion_png
 from dfer_dist.reporting.results import load_run
 from dfer_dist.reporting.sections import run_sections
 from dfer_dist.reporting.tables import terminal

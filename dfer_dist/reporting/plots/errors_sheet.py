@@ -19,7 +19,7 @@ from dfer_dist.config.load import read_config
 from dfer_dist.data.loading.frame_sampling import sample_evenly
 from dfer_dist.data.shards.index import Index, open_index
 from dfer_dist.data.shards.reader import Clip, ClipReader, DamagedClip
-from dfer_dist.reporting.plots import ALERT, FAINT, INK, new_figure, save
+from dfer_dist.reporting.plots.scores import ALERT, FAINT, INK, new_figure, save
 from dfer_dist.reporting.results import LoadedRun, load_run
 from dfer_dist.reporting.wording import folds_text
 from dfer_dist.runs.layout import RunDir

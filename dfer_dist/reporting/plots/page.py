@@ -11,7 +11,16 @@ from matplotlib.figure import Figure
 
 from dfer_dist.evaluation.significance import Difference
 from dfer_dist.reporting.history import Curve, read_lines, training_curves
-from dfer_dist.reporting.plots import ALERT, CLASS_COLORS, FAINT, INK, UAR, WAR, new_figure, save
+from dfer_dist.reporting.plots.scores import (
+    ALERT,
+    CLASS_COLORS,
+    FAINT,
+    INK,
+    UAR,
+    WAR,
+    new_figure,
+    save,
+)
 from dfer_dist.reporting.sections import ClassRecall
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import FoldResult

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from dfer_dist.reporting.plots import CLASS_COLORS, EMPTY, INK, new_figure
+from dfer_dist.reporting.plots.scores import CLASS_COLORS, EMPTY, INK, new_figure
 
 
 def timeline_figure(

@@ -1,0 +1,1 @@
+"""Plots of reports, predictions and training."""
