@@ -120,7 +120,7 @@ def queued_folds(run: RunDir, and_ending: bool = False) -> dict[int, str]:
     return {
         fold: job
         for fold, job in jobs.items()
-        if job in queue and (and_ending or queue[job].state != "COMPLETING")
+        if job in queue and (and_ending or not queue[job].is_completing)
     }
 
 

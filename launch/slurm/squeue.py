@@ -8,7 +8,7 @@ from typing import NamedTuple
 from launch.slurm.clients import SlurmError, run_client
 
 _TIMEOUT = 5.0  # seconds for the controller to answer
-_FORMAT = "%i|%T|%N|%L|%S|%r"  # the reason last: it alone may hold a bar
+_FORMAT = "%i|%T|%N|%L|%M|%S|%r"  # the reason last: it alone may hold a bar
 
 WAITING = frozenset(
     {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
@@ -50,6 +50,7 @@ class QueuedJob(NamedTuple):
     state: str  # such as RUNNING
     nodes: str  # such as n[1-2]; empty while it waits
     time_left: str  # of its limit, such as 1-02:03:04
+    time_used: str  # as time_left; 0:00 while it waits
     started: str  # local time in ISO 8601; N/A while it waits
     reason: str  # why it waits, such as Resources
 
@@ -57,6 +58,20 @@ class QueuedJob(NamedTuple):
     def waits(self) -> bool:
         """Whether it is not running yet, or not again."""
         return self.state in WAITING
+
+    @property
+    def is_completing(self) -> bool:
+        """Whether Slurm is ending it."""
+        return self.state == "COMPLETING"
+
+    @property
+    def is_requeued(self) -> bool:
+        """Whether Slurm is ending this start of it and will start it again.
+
+        Its state is then COMPLETING over PENDING. ``squeue`` shows only the first, but gives a
+        pending job no time used (``job_time_used`` in its print.c).
+        """
+        return self.is_completing and self.time_used == "0:00"
 
 
 Queue = Mapping[str, QueuedJob]  # by job id
@@ -74,7 +89,7 @@ def query_squeue() -> Queue | None:
         text = run_client("squeue", "--me", "-h", "-r", "-o", _FORMAT, timeout=_TIMEOUT)
     except SlurmError:
         return None
-    rows = [line.split("|", 5) for line in text.splitlines()]
+    rows = [line.split("|", len(QueuedJob._fields) - 1) for line in text.splitlines()]
     return {row[0]: QueuedJob(*row) for row in rows if len(row) == len(QueuedJob._fields)}
 
 

@@ -180,20 +180,21 @@ def get_state(run: RunDir, fold: int, queue: Queue | None) -> FoldState:
 
 def _judge_in_queue(files: _Files, job: QueuedJob, end: JobEnd) -> _Verdict:
     status, last = files.status, files.status.last
-    is_completing = job.state == "COMPLETING"
-    if job.waits or (is_completing and end.state == REQUEUED):
+    is_requeued = job.is_requeued or (job.is_completing and end.state == REQUEUED)
+    if job.waits or is_requeued:
         why = _join(reason_text(job.reason) if job.waits else "", files.before())
         started_before = status.attempts or (job.reason == "BeginTime" and has_log(files.fold))
-        return _Verdict(REQUEUED if started_before or end.state == REQUEUED else PENDING, why)
+        is_requeued |= bool(started_before) or end.state == REQUEUED
+        return _Verdict(REQUEUED if is_requeued else PENDING, why)
     # its script has decided that the job is not requeued
     if end.state == FAILED:
         return _Verdict(FAILED, error=end.detail)
     is_of_this_start = last is not None and _unix_time(
         last.ended or last.started or ""
     ) >= _unix_time(job.started)
-    if last and last.ended and (is_of_this_start or is_completing):
+    if last and last.ended and (is_of_this_start or job.is_completing):
         return _Verdict(LEAVING, files.last_end)
-    if is_completing:
+    if job.is_completing:
         return _Verdict(LEAVING, "Slurm ends it")
     if job.state != RUNNING:
         return _Verdict(RUNNING, f"Slurm says {job.state}")

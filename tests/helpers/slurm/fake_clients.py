@@ -21,8 +21,13 @@ def run_dfer(*arguments: object, width: str = "100") -> Done:
 
 
 def squeue_line(row: str) -> str:
-    """Return a row ``ID STATE NODES LEFT STARTED REASON`` as squeue prints it; ``-`` is empty."""
-    return row.replace(" ", "|", 5).replace("-|", "|")
+    """Return a row ``ID STATE NODES LEFT STARTED REASON`` as squeue prints it; ``-`` is empty.
+
+    A minute of its time is used.
+    """
+    fields = row.split(" ", 5)
+    fields.insert(4, "1:00")
+    return "|".join(fields).replace("-|", "|")
 
 
 def parse_rows(*rows: str) -> dict[str, QueuedJob]:

@@ -24,10 +24,10 @@ def test_squeue_ignores_the_users_variables(
     monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
     (slurm.root / "squeue").write_text(
         f'#!/bin/sh\necho "$@" > {slurm.root}/asked\n'
-        'echo "7|RUNNING|n[1-2]|1:00|$SQUEUE_STATES|a|b"\n'
+        'echo "7|RUNNING|n[1-2]|1:00|0:10|$SQUEUE_STATES|a|b"\n'
     )
-    assert query_squeue() == {"7": QueuedJob("7", "RUNNING", "n[1-2]", "1:00", "", "a|b")}
-    assert (slurm.root / "asked").read_text() == "--me -h -r -o %i|%T|%N|%L|%S|%r\n"
+    assert query_squeue() == {"7": QueuedJob("7", "RUNNING", "n[1-2]", "1:00", "0:10", "", "a|b")}
+    assert (slurm.root / "asked").read_text() == "--me -h -r -o %i|%T|%N|%L|%M|%S|%r\n"
 
 
 def test_squeue_without_an_answer_is_none(

@@ -29,6 +29,6 @@ def test_reason_is_explained_with_slurms_own_term(reason: str, text: str) -> Non
 
 
 def test_only_whole_lines_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = "7|PENDING||1:00|N/A|a|b\n8|PENDING\n"
+    lines = "7|PENDING||1:00|0:00|N/A|a|b\n8|PENDING\n"
     monkeypatch.setattr(squeue, "run_client", lambda *_, **__: lines)
-    assert query_squeue() == {"7": QueuedJob("7", "PENDING", "", "1:00", "N/A", "a|b")}
+    assert query_squeue() == {"7": QueuedJob("7", "PENDING", "", "1:00", "0:00", "N/A", "a|b")}

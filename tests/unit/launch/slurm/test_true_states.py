@@ -42,6 +42,14 @@ def test_start_that_left_no_attempt_is_shown(submitted: RunDir) -> None:
     assert state(submitted, job).why == "resumed at step 5; before: no launch on n2"
 
 
+def test_start_that_slurm_takes_back_is_not_the_end(submitted: RunDir) -> None:
+    """Slurm could not start the batch script on a dead node and requeues the job."""
+    queue = parse_rows(f"120_0 COMPLETING n[1-2] 9:59 {HOUR_AGO} None")
+    assert get_state(submitted, 1, queue).state == "LEAVING"
+    queue["120_0"] = queue["120_0"]._replace(time_used="0:00")
+    assert get_state(submitted, 1, queue).state == "REQUEUED"
+
+
 def test_node_at_fault_is_named(submitted: RunDir) -> None:
     fail_start(submitted, 1, "n2", reason="ImportError: x")
     assert state(submitted, fold_row(1, "BeginTime")).why.endswith("before: on n2: ImportError: x")
