@@ -43,7 +43,7 @@ def sort_frames(files: Iterable[Path]) -> list[Path]:
     files = list(files)
     simple = _find_numbers([file.name for file in files])
     if simple:
-        return [file for _, _, file in sorted(zip(simple, map(str, files), files, strict=True))]
+        return [file for _, file in sorted(zip(simple, files, strict=True))]
     names = _read_names(files)
     counter = _find_counter(names)
 

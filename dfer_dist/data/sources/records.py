@@ -210,7 +210,9 @@ def _list_folder(folder: Path) -> tuple[list[Path], Counter[str]]:
     """Return :func:`list_frames`, and how much else there is by kind."""
     entries = [entry for entry in os.scandir(folder) if not is_system(entry.name)]
     names = set(_choose_frames([entry.name for entry in entries]))
-    unread = Counter(unread_kind(entry) for entry in entries if entry.name not in names)
+    unread = Counter[str]()
+    if len(names) < len(entries):
+        unread.update(unread_kind(entry) for entry in entries if entry.name not in names)
     return sort_frames(folder / name for name in names), unread
 
 
