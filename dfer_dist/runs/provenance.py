@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import compileall
+import errno
 import getpass
 import hashlib
 import json
+import marshal
 import os
 import platform
 import re
@@ -23,6 +26,8 @@ from dfer_dist.utils.version import installed_version, package_version
 _PACKAGES = ("dfer_dist", "launch")
 #: Suffixes of the files that decide what a run does.
 _CODE = frozenset({".py", ".sh", ".html", ".css", ".j2", ".md", ".tex", ".txt"})
+# Bytes of a compiled file before the code (PEP 552).
+_PYC_HEADER = 16
 _WATCHED = (
     "torch",
     "deepspeed",
@@ -181,7 +186,13 @@ def changed_files(snapshot: Path) -> list[str]:
 def snapshot_code(target: Path) -> None:
     """Copy the packages that run to ``target``, so that later edits do not change a run.
 
-    The folder takes its name only when it is complete. An existing one is left as it is.
+    The folder takes its name only when it is complete. An existing one is left as it is. Its
+    modules are compiled, so that no job writes into it.
+
+    Raises
+    ------
+    OSError
+        If the disk is full.
     """
     if target.exists():
         return
@@ -189,7 +200,22 @@ def snapshot_code(target: Path) -> None:
     for package in _packages(_source_root()):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(package, temporary / package.name, ignore=ignore, dirs_exist_ok=True)
+    _compile(temporary)
     temporary.rename(target)
+
+
+def _compile(folder: Path) -> None:
+    """Compile all modules in a folder.
+
+    If a job did so while the disk is full, no later job could import the module: Python before
+    3.12.8 and 3.13.1 keeps a compiled file that was cut short (CPython issue 126606).
+    """
+    compileall.compile_dir(folder, quiet=2)
+    for file in folder.rglob("*.pyc"):
+        try:
+            marshal.loads(file.read_bytes()[_PYC_HEADER:])
+        except (EOFError, ValueError, TypeError) as e:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from e
 
 
 def python_command() -> list[str]:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import compileall
 import os
 import pwd
 import shutil
 import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
@@ -41,9 +44,8 @@ def test_snapshot_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
     assert files(tmp_path / "code" / "launch") == files(PACKAGE.parent / "launch")
 
 
-def test_snapshot_leaves_compiled_files_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_snapshot_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled in the checkout may be of other sources."""
     for package in ("dfer_dist", "launch"):
         (tmp_path / "from" / package / "__pycache__").mkdir(parents=True)
         (tmp_path / "from" / package / "__pycache__" / "a.pyc").write_text("x")
@@ -51,7 +53,37 @@ def test_snapshot_leaves_compiled_files_behind(
     monkeypatch.setattr(provenance, "_source_root", lambda: tmp_path / "from")
     snapshot_code(tmp_path / "code")
     assert files(tmp_path / "code").keys() == {"dfer_dist/__init__.py", "launch/__init__.py"}
-    assert not list((tmp_path / "code").rglob("__pycache__"))
+    compiled = set((tmp_path / "code").rglob("*.pyc"))
+    assert compiled == {Path(cache_from_source(m)) for m in (tmp_path / "code").rglob("*.py")}
+
+
+def test_job_compiles_no_module_of_a_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python before 3.12.8 would keep what it writes on a full disk, and import it never again."""
+    written: list[str] = []
+    monkeypatch.setattr(
+        SourceFileLoader, "set_data", lambda _, path, *__, **___: written.append(path)
+    )
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    snapshot_code(tmp_path / "code")
+    modules = list((tmp_path / "code").rglob("*.py"))
+    assert all(SourceFileLoader("module", str(module)).get_code("module") for module in modules)
+    assert len(modules) > 100 and written == []
+
+
+def test_compiled_file_cut_short_by_a_full_disk_is_no_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_short(folder: Path, **options: object) -> None:
+        compileall.compile_file(folder / "launch" / "cli.py", quiet=2)
+        [compiled] = folder.rglob("*.pyc")
+        os.truncate(compiled, 100)
+
+    monkeypatch.setattr(compileall, "compile_dir", cut_short)
+    with pytest.raises(OSError, match="No space left on device"):
+        snapshot_code(tmp_path / "code")
+    assert not (tmp_path / "code").exists()
 
 
 def test_existing_snapshot_is_left_as_it_is(tmp_path: Path) -> None:
