@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,15 +19,18 @@ from dfer_dist.data.sources.folds import assign_folds, assign_grouped_folds
 from dfer_dist.data.sources.names import is_system, make_keys, plain_name, printable
 from dfer_dist.data.sources.probe import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_video
 from dfer_dist.data.sources.records import ELEVEN, ClipRecord, Listing, canonical_class, unread_kind
-from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.errors import UserError, first_of
 
 # such as train, Training, trainval, valid, val_set, test1 and Test_AFEW
 _SPLITS = {
     "train": "train(ing|val)?|训练",
-    "val": "val(id|idation)?|dev(elopment)?|eval(uation)?|验证",
-    "test": "test(ing)?|测试",
+    "val": "val(id|idation)?|dev(elopment)?|publictest|验证",
+    "eval": "eval(uation)?",
+    "test": "(private)?test(ing)?|测试",
 }
 _MORE = "(set|data|集)?([ _-].*|[0-9]+)?"
+# as in split_train
+_BEFORE = ".*[ _-]"
 _FOLD = re.compile("fold[ _-]?([0-9]+)", re.IGNORECASE)
 
 
@@ -111,11 +115,10 @@ def _subfolders(folder: Path) -> list[Path]:
 def _find_splits(root: Path) -> Mapping[str, list[Path]]:
     """Return the folders of a split by its name; none if the classes are in the root."""
     folders = _subfolders(root)
-    found: dict[str, list[Path]] = defaultdict(list)
-    for folder in folders:
-        for split, names in _SPLITS.items():
-            if re.fullmatch(f"({names}){_MORE}", folder.name, re.IGNORECASE):
-                found[split].append(folder)
+    found = _match_splits(folders, ("", _BEFORE))
+    if "train" not in found or len(found) == 1:
+        # post_test alone may be a class
+        found = _match_splits(folders, ("",))
     numbers = {folder: match for folder in folders if (match := _FOLD.fullmatch(folder.name))}
     if not found:
         by_number = sorted(numbers, key=lambda folder: int(numbers[folder][1]))
@@ -128,6 +131,21 @@ def _find_splits(root: Path) -> Mapping[str, list[Path]]:
         )
     if "val" in found and "test" not in found:
         found["test"] = found.pop("val")
+    return found
+
+
+def _match_splits(folders: Sequence[Path], prefixes: Sequence[str]) -> dict[str, list[Path]]:
+    """Return folders by the split that their names mean; of two prefixes the first one counts."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for folder in folders:
+        for prefix, (split, names) in product(prefixes, _SPLITS.items()):
+            if re.fullmatch(f"{prefix}({names}){_MORE}", folder.name, re.IGNORECASE):
+                found[split].append(folder)
+                break
+    if "eval" in found:
+        # a validation split, unless there is another one and no test
+        is_test = "val" in found and "test" not in found
+        found["test" if is_test else "val"] += found.pop("eval")
     return found
 
 
@@ -212,11 +230,22 @@ def _list_clips(
         for name, media in sorted(clips.items()):
             source = f"{folder.source}/{printable(name)}"
             records.append(ClipRecord("", folder.label, folder.split, source, media))
+    _check_clip_names(records, folders)
     splits = {record.split for record in records}
     empty = next((folder for folder in folders if folder.split not in splits), None)
     if empty:
         raise UserError(f"{empty.path.parent} holds no clip of any class: fill or rename it")
     return records
+
+
+def _check_clip_names(records: Sequence[ClipRecord], folders: Sequence[_ClassFolder]) -> None:
+    """Check that the classes are not one level lower, or the splits below the classes."""
+    names = {record.source.rpartition("/")[2] for record in records}
+    if len(names) > 1 and all(canonical_class(n) or n.lower() in _SPLITS for n in names):
+        raise UserError(
+            f"{folders[0].path} holds {first_of(sorted(names), 3)}: these are classes or splits, "
+            "not clips: give --root of a folder of classes, or of train and test above the classes"
+        )
 
 
 def _describe_empty(folder: Path, others: Mapping[str, int]) -> str:

@@ -58,9 +58,9 @@ def find_sequences(files: Iterable[Path]) -> list[Path]:
     """Return a file of each sequence if the frames of a clip are several sequences, else nothing.
 
     Such are the faces of several people: ``frame_det_00_000001.bmp``, ``frame_det_01_000001.bmp``.
-    Their names have the same numbers with other text, or two numbers of which none is of one frame
-    only, unless these are the minutes, seconds or milliseconds of a clock, or count the frames of
-    a second, a shot or a part of one recording.
+    Their names have the same numbers with other text or suffixes, or two numbers of which none is
+    of one frame only, unless these are the minutes, seconds or milliseconds of a clock, or count
+    the frames of a second, a shot or a part of one recording.
     """
     files = list(files)
     if _find_numbers([file.name for file in files]):
@@ -68,8 +68,8 @@ def find_sequences(files: Iterable[Path]) -> list[Path]:
     names = _read_names(files)
     texts: dict[str, list[_Name]] = defaultdict(list)
     for name in names:
-        texts[name.text].append(name)
-    # 0001.jpg and 0001 (1).jpg have the same numbers, too
+        texts[name.text + name.file.suffix].append(name)
+    # 0001.jpg, 0001 (1).jpg and 0001.jpeg have the same numbers, too
     shortest = min((len(name.numbers) for name in names if name.numbers), default=0)
     numbered = [tuple(name.numbers[:shortest]) for name in names if name.numbers]
     repeated = len(set(numbered)) < len(numbered)

@@ -27,6 +27,7 @@ _SYSTEM = {
     "~snapshot",
     # of Windows
     "$recycle.bin",
+    "recycled",
     "recycler",
     "system volume information",
     "lost.dir",
@@ -41,11 +42,14 @@ _SYSTEM = {
     "lost+found",
     "__pycache__",
 }
+# of Synology, of a repaired Windows disk, and of documents that are open
+_SYSTEM_PATTERN = re.compile(r"@syno.*|found\.\d{3}|~\$.*|thumbs\.db:.*")
 
 
 def is_system(name: str) -> bool:
     """Return whether a file or folder is hidden, or one that a system made, such as @eaDir."""
-    return name.startswith(".") or name.lower() in _SYSTEM
+    lower = name.lower()
+    return name.startswith(".") or lower in _SYSTEM or bool(_SYSTEM_PATTERN.fullmatch(lower))
 
 
 def printable(name: str) -> str:

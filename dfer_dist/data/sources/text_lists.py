@@ -39,7 +39,8 @@ def read_text(file: Path) -> str:
         encodings = ["utf-16"]
     elif b"\0" in data:
         # UTF-16 without a byte order mark: the zeros of ASCII characters tell which half is first
-        encodings = ["utf-16-be" if data[:1] == b"\0" else "utf-16-le"]
+        is_big_endian = data[::2].count(0) > data[1::2].count(0)
+        encodings = ["utf-16-be" if is_big_endian else "utf-16-le"]
     for encoding in encodings:
         try:
             return data.decode(encoding)

@@ -38,6 +38,9 @@ _UPRIGHT = {
 # Where a PNG has the bits of a channel.
 _PNG_BITS = 24
 
+# How the codestream of a JPEG 2000 starts, and where it has the bits of each component.
+_JPEG2000_START, _JPEG2000_BITS = b"\xff\x4f\xff\x51", 42
+
 # Tags of a TIFF.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
@@ -111,6 +114,8 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
             image.load()
             if image.format == "PNG":
                 _scale_transparent_color(image, data[_PNG_BITS])
+            elif image.format == "JPEG2000":
+                _check_color_bits(image, data)
             shown = _scale_to_8_bits(image)
             orientation = _orientation(image)
             if orientation in _UPRIGHT:
@@ -177,6 +182,14 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
         alpha = np.where(np.asarray(image) == image.info["transparency"], 0, 255)
         values = np.dstack([values, alpha])
     return Image.fromarray(values.astype(np.uint8))
+
+
+def _check_color_bits(image: Image.Image, data: bytes) -> None:
+    """Refuse a JPEG 2000 with colours of more than 8 bits: Pillow shows the brightest as black."""
+    first = data.find(_JPEG2000_START) + _JPEG2000_BITS
+    num_bits = [(value & 127) + 1 for value in data[first::3][: len(image.getbands())]]
+    if image.mode != "I;16" and max(num_bits) > 8:
+        raise ValueError(f"its colours have {max(num_bits)} bits: convert them to 8")
 
 
 def _scale_transparent_color(image: Image.Image, bits: int) -> None:

@@ -175,6 +175,10 @@ def test_split_without_test_tests_the_validation_part(tmp_path: Path) -> None:
         (("训练集", "验证集", "测试集"), ("train", "val", "test")),
         (("fold_0", "fold_9", "fold_10"), ("fold1", "fold2", "fold3")),
         (("Fold1", "Fold2"), ("fold1", "fold2")),
+        (("train", "dev", "eval"), ("train", "val", "test")),
+        (("Training", "PublicTest", "PrivateTest"), ("train", "val", "test")),
+        (("1_train", "2_test"), ("train", "test")),
+        (("AFEW-train", "AFEW-val"), ("train", "test")),
     ],
 )
 def test_split_of_any_usual_name_is_kept(
@@ -197,6 +201,31 @@ def test_split_without_another_is_refused(tmp_path: Path, folders: tuple[str, ..
         UserError, match=r"but not train and another split: give --root .* or rename it"
     ):
         read_folder(root)
+
+
+@pytest.mark.parametrize(
+    "clip", ["AFEWTrain/{}/1.jpg", "fold1/train/{}/1.jpg", "fold1/train/{}.mp4", "s1/{}/c/1.jpg"]
+)
+def test_classes_at_a_lower_level_are_no_clips(tmp_path: Path, clip: str) -> None:
+    for folder in (clip, clip.replace("rain", "est").replace("1/", "2/", 1)):
+        for name in ("Angry", "Happy"):
+            file = tmp_path / folder.format(name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    with pytest.raises(UserError, match="holds Angry, Happy: these are classes or splits, not cl"):
+        read_folder(tmp_path, folds=None if "fold" in clip else 2)
+
+
+def test_splits_below_the_classes_are_no_clips(tmp_path: Path) -> None:
+    for name in ("joy", "awe"):
+        make(tmp_path / name, {"train": 2, "test": 1})
+    with pytest.raises(UserError, match="holds test, train: these are classes or splits, not cl"):
+        read_folder(tmp_path, folds=2)
+
+
+def test_class_that_ends_like_a_split_is_a_class(tmp_path: Path) -> None:
+    root = make(tmp_path / "mine", {"rest": 3, "stress_test": 3})
+    assert read_folder(root, folds=2).classes == ("rest", "stress_test")
 
 
 @pytest.mark.parametrize("split", ["test", "train"])

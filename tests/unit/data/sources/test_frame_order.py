@@ -70,6 +70,9 @@ ORDERS = {
     "frames of a burst": [f"{t:05d}IMG_{t:05d}_BURST20210102123456789.jpg" for t in range(8, 12)],
     "milliseconds": [f"{t}ms.jpg" for t in range(0, 400, 40)],
     "seconds since 1970": [f"{1_546_430_401.123 + t / 25:.3f}.jpg" for t in range(60)],
+    "numbers as Windows writes them": [f"frame ({t}).jpg" for t in range(8, 12)],
+    "a frame and its time": [f"frame_{t:04d}_t={t * 0.04:.2f}.jpg" for t in range(8, 30)],
+    "a frame and a box": [f"{t:04d}_{99 + t % 3}_{50 - t % 2}_200.jpg" for t in range(8, 20)],
     "versions": ["v1.9.jpg", "v1.10.jpg", "v2.1.jpg", "v2.3.jpg"],
     "seconds before and after an event": [f"t_{i / 4}.jpg" for i in range(-3, 4)],
     "frames before and after an event": ["t-20.jpg", "t-15.jpg", "t-10.jpg", "t0.jpg", "t5.jpg"],
@@ -103,6 +106,10 @@ SEQUENCES = {
     "recordings": ["{face}_{t:04d}.jpg", 2],
     "cameras": ["cam{face}_{t:04d}.jpg", 2],
     "copies": ["{t:04d}{copy}.jpg", 2],
+    "copies of another suffix": ["{t:04d}.jp{e}g", 2],
+    "copies by Windows": ["frame{t}{windows}.jpg", 2],
+    "images and masks": ["{t:04d}_{mask}.png", 2],
+    "image and its faces": ["img{t:04d}_det_{face:02d}.bmp", 3],
 }
 
 
@@ -116,6 +123,9 @@ def test_several_sequences_in_one_folder_are_found(kind: str) -> None:
             suffix=["", "_aligned"][face % 2],
             hyphen="-"[face:],
             copy=["", " (1)"][face % 2],
+            e="e"[face:],
+            windows=["", " - 副本"][face % 2],
+            mask=["rgb", "mask"][face % 2],
             t=t,
         )
         for t in range(1, 101)

@@ -64,6 +64,11 @@ def test_keys_of_other_names_are_made_unique(sources: list[str]) -> None:
         "lost+found",
         "Thumbs.db",
         "~snapshot",
+        "RECYCLED",
+        "FOUND.000",
+        "@SynoEAStream",
+        "~$table.xlsx",
+        "Thumbs.db:encryptable",
     ],
 )
 def test_what_systems_make_is_known(name: str) -> None:

@@ -48,6 +48,7 @@ def test_a_separator_may_be_part_of_a_name(tmp_path: Path) -> None:
     assert read(file, "clip 1.0,1\n2.0 1.0") == [("clip 1.0", "1"), ("2.0", "1")]
     assert read(file, "one, two 1\na;b,2\n") == [("one, two", "1"), ("a;b", "2")]
     assert read(file, '"one, two",1') == [("one, two", "1")]
+    assert read(file, '"one, two" 1\n"x ""y""",2') == [("one, two", "1"), ('x "y"', "2")]
 
 
 @pytest.mark.parametrize(
@@ -83,9 +84,10 @@ def test_read_text_knows_usual_encodings(data: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_read_text_knows_utf_16_without_a_mark(encoding: str, tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_bytes("clip,label".encode(encoding))
-    assert read_text(tmp_path / "list.txt") == "clip,label"
+@pytest.mark.parametrize("text", ["clip,label", "表情,1\r\n"])
+def test_read_text_knows_utf_16_without_a_mark(encoding: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(text.encode(encoding))
+    assert read_text(tmp_path / "list.txt") == text
 
 
 def test_read_text_rejects_other_bytes(tmp_path: Path) -> None:

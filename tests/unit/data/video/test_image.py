@@ -4,8 +4,10 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -252,6 +254,16 @@ def test_cmyk_tiff_and_interlaced_png_are_shown() -> None:
 def test_32_bit_pixels_are_refused_by_name(mode: str) -> None:
     with pytest.raises(ValueError, match=r"^its pixels have 32 bits: convert them to 8 or 16"):
         decode_image(encode(Image.new(mode, (8, 8)), "TIFF"))
+
+
+def test_colors_of_many_bits_in_a_jpeg_2000_are_refused_by_name() -> None:
+    """Pillow shows the brightest of them as black."""
+    codec = av.CodecContext.create("jpeg2000", "w")
+    codec.width, codec.height, codec.pix_fmt, codec.time_base = 48, 40, "rgb48le", Fraction(1, 25)
+    frame = av.VideoFrame.from_ndarray(np.full((40, 48, 3), 65535, np.uint16), "rgb48le")
+    (packet,) = [*codec.encode(frame), *codec.encode(None)]
+    with pytest.raises(ValueError, match="its colours have 16 bits: convert them to 8"):
+        decode_image(bytes(packet))
 
 
 def test_pixels_of_a_float_map_are_refused_by_name() -> None:
