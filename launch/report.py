@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dfer_dist.reporting.tables import Section
     from dfer_dist.runs.layout import RunDir
 
+MAX_SENTENCES = 2  # of the verdict on a run; the files have all
 _OPEN_TIMEOUT = 10.0  # seconds that a slow server gets after training has ended
 
 
@@ -41,9 +42,11 @@ def report_run(
     """
     from dfer_dist.reporting.files import write_report
 
-    sections = write_report(run, published, frames)
+    report = write_report(run, published, frames)
     update_mlflow_runs(run, status)
-    print_tables(sections if all_tables else sections[:1], run.report.name)
+    for sentence in report.verdict.sentences[:MAX_SENTENCES]:
+        print_line(sentence)
+    print_tables(report.sections if all_tables else report.sections[:1], run.report.name)
     print_line(f"report: {run.report}, {run.latex.name}, {run.page.name}")
     if run.info().tracking:
         print_line(f"MLflow: dfer ui {run.root}")

@@ -13,6 +13,7 @@ from dfer_dist.reporting.history import rank_speed, run_cost
 from dfer_dist.reporting.paired import Comparison, Paired
 from dfer_dist.reporting.results import LoadedRun, read_settings
 from dfer_dist.reporting.tables import Section, Table, slug
+from dfer_dist.reporting.verdict import comparison_verdict
 from dfer_dist.reporting.wording import (
     MAX_NAMES,
     folds_text,
@@ -233,6 +234,7 @@ def comparison_json(c: Comparison) -> dict[str, Any]:
     return {
         "first": c.first.name,
         "second": c.second.name,
+        "verdict": comparison_verdict(c).sentences[0],
         "warnings": c.warnings,
         "paired": paired,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from dfer_dist.reporting.tables import (
     slug,
     terminal,
 )
+from dfer_dist.reporting.verdict import Verdict, comparisons_verdict, run_verdict
 from dfer_dist.reporting.wording import PROTOCOLS, frames_text, heading, join, run_title, warnings
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import Summary
@@ -30,9 +32,17 @@ if TYPE_CHECKING:
 _LATEX_SECTIONS = ("scores", "recall", "zero_shot", "cost", "published")
 
 
+@dataclass(frozen=True)
+class Report:
+    """A report that was written: what it says first, and its sections."""
+
+    verdict: Verdict
+    sections: list[Section]
+
+
 def write_report(
     run: RunDir, published: Published | None = None, frames: Path | None = None
-) -> list[Section]:
+) -> Report:
     """Write what :func:`write_summary` writes, and ``report.html``.
 
     Parameters
@@ -43,11 +53,6 @@ def write_report(
     frames : Path, optional
         A picture of errors for the page. It shows people's faces to everybody who gets the page.
 
-    Returns
-    -------
-    list of Section
-        The report.
-
     Raises
     ------
     UserError
@@ -57,27 +62,29 @@ def write_report(
     from dfer_dist.reporting.page import render, run_chapter
 
     loaded = load_run(run)
-    sections = run_sections(loaded, published)
-    write_summary(loaded, sections)
+    report = Report(run_verdict(loaded), run_sections(loaded, published))
+    write_summary(loaded, report)
     title = heading(loaded.name, loaded.summary)
-    write_text(run.page, render(title, [run_chapter("run", loaded, sections, frames)]))
-    return sections
+    chapter = run_chapter("run", loaded, report.sections, report.verdict, frames)
+    write_text(run.page, render(title, [chapter]))
+    return report
 
 
-def write_summary(loaded: LoadedRun, sections: Sequence[Section]) -> None:
+def write_summary(loaded: LoadedRun, report: Report) -> None:
     """Write ``summary.json``, ``.md``, ``.tex`` and ``.png`` into the run folder."""
     from dfer_dist.reporting.plots.scores import save, summary_figure
 
     run, summary = loaded.run, loaded.summary
     save(summary_figure(loaded.name, summary), run.picture)
-    tables = [t for s in sections for t in s.tables if s.key in _LATEX_SECTIONS]
+    tables = [t for s in report.sections for t in s.tables if s.key in _LATEX_SECTIONS]
     comments = [heading(loaded.name, summary), *warnings(summary)]
     write_text(run.latex, latex_document(tables, slug(run.root.name), comments))
     text = render_template(
         "run.md",
         title=run_title(loaded.name, summary),
         protocol=PROTOCOLS[summary.selection],
-        sections=sections,
+        verdict=report.verdict.sentences,
+        sections=report.sections,
         warnings=warnings(summary),
         frames=frames_text(loaded.result),
     )
@@ -90,7 +97,7 @@ def write_summary(loaded: LoadedRun, sections: Sequence[Section]) -> None:
 
 def write_comparison(
     runs: Sequence[RunDir], folder: Path, published: Published | None = None
-) -> list[Section]:
+) -> Report:
     """Compare every run with the first.
 
     Write ``comparison.json``, ``.md``, ``.tex``, ``.html`` and the changed clips into ``folder``.
@@ -106,20 +113,24 @@ def write_comparison(
     comparisons = [compare(loaded[0], other) for other in loaded[1:]]
     sections = compared.comparison_sections(loaded, comparisons)
     title = f"{join(r.name for r in loaded[1:])} against {loaded[0].name}"
-    chapters = [comparison_chapter(title, sections, comparisons)]
+    verdict = comparisons_verdict(comparisons)
+    chapters = [comparison_chapter(title, sections, comparisons, verdict)]
     for i, own in enumerate(loaded, 1):
-        chapters.append(run_chapter(f"run{i}", own, run_sections(own, published)))
+        own_sections = run_sections(own, published)
+        chapters.append(run_chapter(f"run{i}", own, own_sections, run_verdict(own)))
     for c in comparisons:
         if c.paired:
             compared.write_clips(c, c.paired, folder / compared.clips_file(c))
     write_text(folder / "comparison.html", render(title, chapters))
     tables = [t for s in sections for t in s.tables if s.key != "clips"]
     write_text(folder / "comparison.tex", latex_document(tables, slug(title), [title]))
-    text = render_template("comparison.md", title=title, sections=sections)
+    text = render_template(
+        "comparison.md", title=title, verdict=verdict.sentences, sections=sections
+    )
     write_text(folder / "comparison.md", text)
     items = [compared.comparison_json(c) for c in comparisons]
     write_json(folder / "comparison.json", {"comparisons": items})
-    return sections
+    return Report(verdict, sections)
 
 
 def write_overview(runs: Sequence[RunDir], path: Path) -> RichTable:

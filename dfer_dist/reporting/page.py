@@ -16,25 +16,17 @@ from dfer_dist.reporting.plots.scores import confusion_figure, data_uri, scores_
 from dfer_dist.reporting.results import LoadedRun
 from dfer_dist.reporting.sections import class_recalls, hours_text, hours_unit
 from dfer_dist.reporting.tables import Picture, Section, render_template
+from dfer_dist.reporting.verdict import Card, Verdict
 from dfer_dist.reporting.wording import PROTOCOLS, frames_text, interval_text, mean_text, warnings
 from dfer_dist.utils.version import package_version
-
-
-@dataclass(frozen=True)
-class Card:
-    """A number at the top of a chapter; ``kind`` names its color."""
-
-    name: str
-    value: str
-    more: str
-    kind: str = ""
 
 
 @dataclass(frozen=True)
 class Chapter:
     """A part of a page with a title of its own: a run, or a comparison.
 
-    ``key`` is the prefix of its anchors. A comparison has no cards.
+    ``key`` is the prefix of its anchors; that of a comparison is ``comparison``. ``verdict`` are
+    sentences on what the numbers say.
     """
 
     key: str
@@ -42,7 +34,8 @@ class Chapter:
     subtitle: str
     warnings: Sequence[str]
     sections: Sequence[Section]
-    cards: Sequence[Card] = ()
+    cards: Sequence[Card]
+    verdict: Sequence[str]
 
 
 def render(title: str, chapters: Sequence[Chapter]) -> str:
@@ -51,7 +44,11 @@ def render(title: str, chapters: Sequence[Chapter]) -> str:
 
 
 def run_chapter(
-    key: str, loaded: LoadedRun, sections: Sequence[Section], frames: Path | None = None
+    key: str,
+    loaded: LoadedRun,
+    sections: Sequence[Section],
+    verdict: Verdict,
+    frames: Path | None = None,
 ) -> Chapter:
     """Return the chapter of a run; ``frames`` is a sheet of errors, with faces, to show."""
     summary = loaded.summary
@@ -89,11 +86,12 @@ def run_chapter(
         shown.append(Section("mistakes", "Most confident errors", pictures=[sheet]))
     protocol = PROTOCOLS[summary.selection]
     subtitle = f"{summary.dataset} · {protocol}. {frames_text(loaded.result)}"
-    return Chapter(key, loaded.name, subtitle, warnings(summary), shown, _cards(loaded, of_all))
+    cards, sentences = _cards(loaded, of_all), verdict.sentences
+    return Chapter(key, loaded.name, subtitle, warnings(summary), shown, cards, sentences)
 
 
 def comparison_chapter(
-    title: str, sections: Sequence[Section], comparisons: Sequence[Comparison]
+    title: str, sections: Sequence[Section], comparisons: Sequence[Comparison], verdict: Verdict
 ) -> Chapter:
     """Return the chapter that compares each run with the first."""
     first = comparisons[0].first
@@ -102,7 +100,8 @@ def comparison_chapter(
     shown = [runs, replace(differences, pictures=pictures), *others]
     distinct = dict.fromkeys(f"{c.title}: {text}" for c in comparisons for text in c.warnings)
     subtitle = f"{first.result.dataset} · paired on the same clips"
-    return Chapter("comparison", title, subtitle, list(distinct), shown)
+    cards, sentences = verdict.cards, verdict.sentences
+    return Chapter("comparison", title, subtitle, list(distinct), shown, cards, sentences)
 
 
 def _difference_picture(c: Comparison, paired: Paired) -> Picture:

@@ -157,6 +157,10 @@ def _unfair(first: LoadedRun, second: LoadedRun) -> list[str]:
         if "best_test" in (a.selection, b.selection):
             selections += "; best_test looks at the test fold and is optimistic"
         lines.append(f"Their epochs were chosen differently ({selections}).")
+    configs = (read_settings(loaded.run) for loaded in (first, second))
+    seeds = [config.train.seed for config in configs if config]
+    if len(set(seeds)) > 1:
+        lines.append(f"They were trained with different seeds ({join(seeds)}).")
     for loaded in (first, second):
         missing = loaded.summary.missing
         if missing:

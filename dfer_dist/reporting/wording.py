@@ -135,6 +135,21 @@ def p_text(p: float | None) -> str:
     return f"{p:.3f}"
 
 
+def p_equals(p: float | None) -> str:
+    """Return text such as ``p = 0.031`` or ``p < 0.0001``."""
+    text = p_text(p)
+    return f"p {text}" if text.startswith(("<", "n")) else f"p = {text}"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration in the unit that people would use: ``27 s``, ``4.5 min``, ``6.5 h``."""
+    if seconds < 89.5:
+        return f"{seconds:.0f} s"
+    if seconds < 5397:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
 def trained_text(origin: Mapping[str, Any] | None) -> str:
     """Return what a model tested zero-shot was trained on; None is the pretrained CLIP."""
     if origin is None:

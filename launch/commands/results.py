@@ -147,7 +147,10 @@ def _compare(runs: list[RunDir], folder: Path, published: Published | None) -> N
     """Write the comparison and print its tables."""
     from dfer_dist.reporting.files import write_comparison
 
-    print_tables(write_comparison(runs, folder, published), "comparison.md")
+    report = write_comparison(runs, folder, published)
+    for sentence in report.verdict.sentences:
+        print_line(sentence)
+    print_tables(report.sections, "comparison.md")
     page = folder / "comparison.html"
     print_line(f"comparison: {page}, with .md, .tex, .json and lists of clips next to it")
 

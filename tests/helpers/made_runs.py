@@ -19,6 +19,7 @@ from dfer_dist.evaluation.metrics import score
 from dfer_dist.reporting import files
 from dfer_dist.reporting.results import LoadedRun, load_run
 from dfer_dist.reporting.sections import run_sections
+from dfer_dist.reporting.verdict import run_verdict
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import read_json, write_json
 
@@ -187,5 +188,5 @@ def load_made(root: Path, folds: list[int]) -> LoadedRun:
 
 def write_summary(loaded: LoadedRun) -> dict[str, Any]:
     """Write the summary of a run without its page, which takes seconds; return ``summary.json``."""
-    files.write_summary(loaded, run_sections(loaded))
+    files.write_summary(loaded, files.Report(run_verdict(loaded), run_sections(loaded)))
     return read_json(loaded.run.summary)

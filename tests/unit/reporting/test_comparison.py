@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from dfer_dist.reporting.files import write_comparison
 from dfer_dist.reporting.page import comparison_chapter, render
 from dfer_dist.reporting.paired import compare
 from dfer_dist.reporting.results import load_run
+from dfer_dist.reporting.verdict import comparisons_verdict
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import read_json, write_json
 from tests.helpers.made_runs import CLASSES, make_run, write_summary
@@ -47,6 +49,11 @@ def test_comparison_files_of_three_runs_match_predictions(tmp_path: Path) -> Non
         > 0
         > said[1]["paired"]["difference"]["uar"]["value"]
     )
+    for kind in ("html", "md"):
+        text = (tmp_path / "out" / f"comparison.{kind}").read_text()
+        for c in said:
+            assert 0 < html.unescape(text).index(c["verdict"]) < text.index("Runs side by side")
+    assert [c["verdict"].partition(":")[0] for c in said] == ["b_1 minus first", "b&c minus first"]
     with (tmp_path / "out" / "clips-b_1.csv").open() as f:
         rows = list(csv.DictReader(f))
     assert len(rows) == said[0]["paired"]["changed_clips"]
@@ -100,7 +107,10 @@ def test_systems_table_warns_of_other_ranks_and_devices(tmp_path: Path) -> None:
     # the median over folds of 50 / 2 and 50 / 8
     assert other.rows[1][4:7] == ["2 × Y; 8 × Y", "50.0", "15.6"]
     assert "Numbers of ranks or devices differ" in other.warnings[0]
-    page = render("t", [comparison_chapter("t", comparison_sections([a, c], []), [compare(a, c)])])
+    c_against_a = [compare(a, c)]
+    verdict = comparisons_verdict(c_against_a)
+    chapter = comparison_chapter("t", comparison_sections([a, c], []), c_against_a, verdict)
+    page = render("t", [chapter])
     assert "Numbers of ranks or devices differ" in page
 
 

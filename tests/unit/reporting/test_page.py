@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import warnings
@@ -15,6 +16,8 @@ from dfer_dist.reporting.files import write_report
 from dfer_dist.reporting.plots import scores
 from dfer_dist.reporting.plots.errors_sheet import draw_confident_errors
 from dfer_dist.reporting.protocol import command_text
+from dfer_dist.reporting.results import load_run
+from dfer_dist.reporting.verdict import run_verdict
 from dfer_dist.runs.layout import RunDir
 from tests.helpers.made_runs import (
     CLASSES,
@@ -131,6 +134,15 @@ def test_missing_folds_are_marked_in_every_table_and_file(holes: RunDir) -> None
     assert tex.count(warning) == 1 + tex.count(r"\begin{table}") == 4
     assert holes.report.read_text().count(f"**{warning}**") == 1 + 5
     assert ["2", *["missing"] * 4] == [x for x in page.tables[0] if x][10:15]
+
+
+def test_page_and_markdown_begin_with_the_verdict(holes: RunDir) -> None:
+    page, markdown = holes.page.read_text(), holes.report.read_text()
+    expected = run_verdict(load_run(holes)).sentences
+    positions = [html.unescape(page).index(text) for text in expected]
+    assert positions == sorted(positions)
+    assert positions[-1] < page.index('class="cards"') < page.index("<table")
+    assert all(f"- {text}\n" in markdown.partition("Protocol:")[0] for text in expected)
 
 
 def test_names_are_escaped_in_every_format(holes: RunDir) -> None:
