@@ -115,8 +115,7 @@ def comparison_verdict(c: Comparison) -> Verdict:
         sentence = f"{c.title}: nothing is shown; their UAR, {scores}, are not of the same clips."
         return Verdict([sentence + suffix], [cost])
     uar, war = (_metric_text(c.paired, m) for m in ("uar", "war"))
-    found = _outcome_text(c, c.paired, "uar", bool(limits))
-    other = _outcome_text(c, c.paired, "war", bool(limits))
+    found, other = (_outcome_text(c, c.paired, m, bool(limits)) for m in ("uar", "war"))
     clips = f"on {c.paired.clips} clips"
     text = f"{c.second.name} minus {c.first.name}: UAR {uar}: {found} {clips}"
     if other != found:
@@ -138,7 +137,7 @@ def comparisons_verdict(comparisons: Sequence[Comparison]) -> Verdict:
 def _limits(c: Comparison) -> list[str]:
     """Return sentences on everything that weakens the comparison."""
     limits, paired = list(c.warnings), c.paired
-    ranks = [join(dict.fromkeys(cost.ranks_text for cost in x.costs)) for x in (c.first, c.second)]
+    ranks = [_ranks_text(c.first), _ranks_text(c.second)]
     if ranks[0] != ranks[1] and NOT_RECORDED not in ranks:
         limits.append(f"They were trained on {ranks[0]} and on {ranks[1]}.")
     if paired and len(paired.folds) < MIN_FOLDS:
@@ -174,8 +173,8 @@ def _disagreement(d: Difference, p: float | None) -> str:
     if p is None or math.isnan(p):
         return "the interval excludes zero, but there is no test"
     if d.certain:
-        return "the interval excludes zero, the test finds no difference"
-    return "the test finds a difference, the interval includes zero"
+        return "the interval excludes zero, but p is not below 0.05"
+    return "p is below 0.05, but the interval includes zero"
 
 
 def _metric_card(paired: Paired, metric: str) -> Card:
@@ -213,13 +212,24 @@ def _class_card(classes: Sequence[ClassChange]) -> Card:
 
 def _cost_card(c: Comparison) -> Card:
     """Return the time that training took, of each run and on which ranks."""
-    runs = (c.first, c.second)
-    value = " / ".join(total_time(x.costs) for x in runs)
-    texts = []
-    for x in runs:
-        ranks = join(dict.fromkeys(cost.ranks_text for cost in x.costs))
-        texts.append(f"{x.name}: {folds_text(list(x.folds))} on {ranks}")
-    return Card(f"Time, {c.first.name} / {c.second.name}", value, "; ".join(texts))
+    first, second = total_time(c.first.costs), total_time(c.second.costs)
+    # The unit once if both have it.
+    amount, _, unit = first.rpartition(" ")
+    if first != NOT_RECORDED and second.endswith(f" {unit}"):
+        first = amount
+    trained = [f"{_num_folds(len(x.folds))} on {_ranks_text(x)}" for x in (c.first, c.second)]
+    more = f"{trained[0]}, each"
+    if trained[0] != trained[1]:
+        more = f"{c.first.name}: {trained[0]}; {c.second.name}: {trained[1]}"
+    return Card(f"Time, {c.first.name} / {c.second.name}", f"{first} / {second}", more)
+
+
+def _ranks_text(loaded: LoadedRun) -> str:
+    return join(dict.fromkeys(cost.ranks_text for cost in loaded.costs))
+
+
+def _num_folds(count: int) -> str:
+    return f"{count} fold{'s' * (count > 1)}"
 
 
 def total_time(costs: Sequence[Cost]) -> str:
@@ -234,7 +244,7 @@ def total_time(costs: Sequence[Cost]) -> str:
 def run_verdict(loaded: LoadedRun) -> Verdict:
     """Return what a reviewer would say of a run."""
     s = loaded.summary
-    folds = f"{len(s.folds)} of {len(loaded.all_folds)} folds"
+    folds = f"{len(s.folds)} of " * bool(s.missing) + _num_folds(len(loaded.all_folds))
     scores = [
         f"{name} {spread.mean:.2f} % (95 % {interval_text(*spread.ci95)})"
         for name, spread in (("UAR", s.uar), ("WAR", s.war))

@@ -109,8 +109,8 @@ def test_comparison_sentence_says_no_more_than_interval_and_test(
     assert sentence(runs, uar=HIGHER, p=0.01).endswith("p = 0.010): lora is better on 140 clips.")
     assert sentence(runs, uar=LOWER, p=1e-9).endswith("p < 0.0001): lora is worse on 140 clips.")
     for numbers, reason in (
-        ({"uar": HIGHER, "p": 0.2}, "the interval excludes zero, the test finds no difference"),
-        ({"p": 0.01}, "the test finds a difference, the interval includes zero"),
+        ({"uar": HIGHER, "p": 0.2}, "the interval excludes zero, but p is not below 0.05"),
+        ({"p": 0.01}, "p is below 0.05, but the interval includes zero"),
         ({"uar": HIGHER, "p": None}, "the interval excludes zero, but there is no test"),
         ({"uar": Difference(NAN, NAN, NAN)}, "the difference is not defined"),
     ):
@@ -153,7 +153,14 @@ def test_other_ranks_and_seeds_are_limits(
     c = made(runs)
     folds = {k: replace(f, cost=replace(f.cost, ranks=(2,))) for k, f in c.second.folds.items()}
     c = replace(c, second=replace(c.second, folds=folds))
-    (text,) = comparison_verdict(c).sentences
+    unknown = {k: replace(f, cost=replace(f.cost, hours=None)) for k, f in folds.items()}
+    unpaired = replace(c, first=replace(c.first, folds=unknown), paired=None)
+    assert comparison_verdict(unpaired).cards[0].value == "not recorded / 1.5 h"
+    verdict = comparison_verdict(c)
+    (text,) = verdict.sentences
+    assert verdict.cards[3].more == (
+        "full: 3 folds on 4 × unknown device; lora: 3 folds on 2 × unknown device"
+    )
     assert "trained on 4 × unknown device and on 2 × unknown device." in text
     other = make_run(tmp_path / "other", (1,), 1)
     other.config.write_text(other.config.read_text().replace("seed: 0", "seed: 7"))
@@ -184,10 +191,8 @@ def test_cards_name_only_classes_that_changed_for_certain(
     assert (cards[0].value, cards[0].more) == ("+1.67", "95 %: −2.30 to +5.98; p = 0.610")
     assert cards[2].value == "anger −9.00"
     assert cards[2].more == "95 %: −10.00 to −2.00; p = 0.010 (Holm); also fear −6.00"
-    assert cards[3].value == "1.5 h / 1.5 h"
-    assert cards[3].more == (
-        "full: folds 1, 2, 3 on 4 × unknown device; lora: folds 1, 2, 3 on 4 × unknown device"
-    )
+    assert cards[3].value == "1.5 / 1.5 h"
+    assert cards[3].more == "3 folds on 4 × unknown device, each"
     card = comparison_verdict(made(runs, classes=(changed("joy", NONE, 0.6), unsure))).cards[2]
     assert card.value == "none"
     assert card.more == "no class changed for certain; most: sad −20.00 (−10.00 to −2.00)"
@@ -223,7 +228,7 @@ def test_run_verdict_matches_predictions(runs: tuple[LoadedRun, LoadedRun]) -> N
     first, majority, *_, confusions = run_verdict(loaded).sentences
     low, high = s.uar.ci95
     assert first.startswith(f"UAR {s.uar.mean:.2f} % (95 % {low:.2f} to {high:.2f}), WAR ")
-    assert first.endswith("mean over 3 of 3 folds, 600 clips.")
+    assert first.endswith("mean over 3 folds, 600 clips.")
     assert majority == f"WAR is above always answering neutral ({s.majority.war:.2f} %)."
     matrix = np.array(s.pooled.confusion)
     np.fill_diagonal(matrix, 0)
