@@ -206,7 +206,8 @@ def _update(settings: dict[str, Any], new: dict[str, Any], source: str) -> None:
             raise UserError(f"{source}{key}: unknown key; {hint}")
         converted = getattr(_DEFAULTS, key)
         if value not in (None, *_NULL) or isinstance(converted, int):
-            converted = _CONVERTERS[types[key]](value, f"{source}{key}")
+            convert = _to_minutes if key == "time_minutes" else _CONVERTERS[types[key]]
+            converted = convert(value, f"{source}{key}")
         if key in _MAPPINGS:
             converted = settings.get(key, {}) | converted
         settings[key] = converted
@@ -228,6 +229,20 @@ def _to_number(number: type[float], name: str, value: object, where: str) -> flo
         if where.endswith("gpus_per_node") and ":" in str(value):
             hint = f"; give the type as sbatch.gres=gpu:{value} too"
         raise UserError(f"{where}={value}: must be {name}{hint}") from e
+
+
+def _to_minutes(value: object, where: str) -> int:
+    """Convert minutes, or a time as ``sbatch`` takes it, such as ``1-12:00:00``."""
+    text = str(value)
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
+        raise UserError(f"{where}={text}: must be whole minutes, or a time such as 1-12:00:00")
+    days, _, clock = text.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    # hours come first only after days, or before minutes and seconds
+    if not days and len(parts) < 3:
+        parts.insert(0, 0)
+    hours, minutes, seconds = (*parts, 0, 0)[:3]
+    return 1440 * int(days or 0) + 60 * hours + minutes + (seconds > 0)
 
 
 def _to_text(value: object, where: str) -> str:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dfer_dist.utils.errors import UserError
 from launch import local
+from launch.commands.train import demo
 
 _FILES = [Path("/dev/nvidia0"), Path("/dev/nvidia1")]
 
@@ -60,3 +62,23 @@ def test_processor_decides_where_torch_sees_no_gpu(monkeypatch: pytest.MonkeyPat
     assert local.fast_bf16()
     monkeypatch.setattr(local, "cpu_flags", lambda: {"avx2"})
     assert not local.fast_bf16()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "ranks", "is_slow"),
+    [([], 2, False), ([(7, 5)], 1, True), ([(9, 0)] * 4, 2, False)],
+)
+def test_demo_has_ranks_and_precision_for_the_gpus_that_torch_may_use(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    capabilities: list[tuple[int, int]],
+    ranks: int,
+    is_slow: bool,
+) -> None:
+    """Stop where the shares of the ranks are checked, before the clips are rendered."""
+    show_gpus(monkeypatch, _FILES, *capabilities)
+    settings = ["train.global_batch=6", f"train.micro_batch={6 // ranks + 1}"]
+    with pytest.raises(UserError, match=f"multiple of {ranks} ranks x"):
+        demo(overrides=settings, out=tmp_path / "out", runs=tmp_path / "runs")
+    assert ("training in float32" in capsys.readouterr().out) == is_slow

@@ -1,4 +1,4 @@
-"""How a rank reports an error."""
+"""How a rank reports an error, and what is wrong with its node."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import errno
 import logging
 import os
 import signal
+from pathlib import Path
 
 import pytest
+import torch
 
+from dfer_dist.config.schema import Precision
+from dfer_dist.distributed.process_group import Ranks
+from dfer_dist.runs.layout import RunDir
 from dfer_dist.training import fold
 from dfer_dist.utils.errors import UserError
 
@@ -46,3 +51,18 @@ def test_rank_whose_loader_worker_was_killed_kills_itself(monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
     fold._exit_status(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
     assert sent == [(os.getpid(), signal.SIGKILL)]
+
+
+def test_start_warns_of_a_gpu_without_bf16(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(fold, "package_mismatch", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
+    ranks = Ranks(0, 1, 0, torch.device("cuda", 0))
+    fold._warn_of_nodes(RunDir(tmp_path), Precision.fp32, ranks)
+    assert not caplog.records
+    fold._warn_of_nodes(RunDir(tmp_path), Precision.bf16, ranks)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith("Tesla V100 (compute capability 7.0) has no fast bf16")

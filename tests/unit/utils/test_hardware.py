@@ -59,3 +59,18 @@ def test_extension_of_another_libc_is_another(monkeypatch: pytest.MonkeyPatch) -
     assert hardware.extensions_dir() == here.with_name("glibc-2.99")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/elsewhere")
     assert hardware.extensions_dir() == Path("/elsewhere")
+
+
+def test_extension_of_an_environment_of_two_names_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A symbolic link, or a folder above that has another name under automount."""
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    (tmp_path / "home" / "env").mkdir(parents=True)
+    (tmp_path / "alias").symlink_to("home/env")
+    (tmp_path / "net").symlink_to("home")
+    found = set()
+    for name in ("home/env", "alias", "net/env", "net/../alias"):
+        monkeypatch.setattr(sys, "prefix", str(tmp_path / name))
+        found.add(hardware.extensions_dir())
+    assert len(found) == 1

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from dfer_dist.config.load import load_config
 from dfer_dist.data.shards.index import Index
 from launch.doctor import machine
 from launch.doctor.checks import NOTE, OK, WRONG, Check
@@ -53,6 +56,29 @@ def test_machine_that_lacks_things_is_faults(
     monkeypatch.setattr(machine, "filesystem", lambda _: "nfs4")
     assert check_one("scratch", MachineRequest(scratch=str(tmp_path / "new"))).state == NOTE
     assert check_one("scratch", MachineRequest(scratch="$DFER_UNSET/x")).state == WRONG
+
+
+@pytest.mark.parametrize(
+    ("capability", "settings", "state"),
+    [
+        ((7, 0), [], NOTE),
+        ((7, 5), [], NOTE),
+        ((7, 0), ["train.precision=fp32"], OK),
+        ((9, 0), [], OK),
+    ],
+)
+def test_gpu_that_emulates_bf16_is_named(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], settings: list[str], state: str
+) -> None:
+    properties = SimpleNamespace(total_memory=16 << 30)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    config = load_config("demo", ["data.shards=x", *settings])
+    found = machine._gpus(1, config)
+    assert found.state == state and found.text.startswith("1 x Tesla V100, 16 GiB each")
+    assert ("train.precision=fp32 is faster there" in found.text) == (state == NOTE)
 
 
 def test_tracking_store_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,12 +73,13 @@ def test_folds_are_balanced_and_depend_on_the_seed_only(mine: Path) -> None:
 
 
 def test_clip_with_folder_and_video_uses_the_preferred_one(mine: Path) -> None:
-    for name in ("Sa000.mp4", "video 1.MOV", "notes.txt", ".hidden.mp4"):
+    others = ("2.flv", "3.WMV", "4.mpg", "5.m4v", "6.3gp")
+    for name in ("Sa000.mp4", "video 1.MOV", *others, "notes.txt", ".hidden.mp4"):
         (mine / "Sad" / name).touch()
     (mine / "readme.md").touch()
     for videos in (False, True):
         clips = {r.source: r for r in read_folder(mine, prefer_videos=videos).records}
-        assert len(clips) == 77
+        assert len(clips) == 77 + len(others)
         assert clip_files(clips["Sad/Sa000"]) == (
             mine / "Sad" / ("Sa000.mp4" if videos else "Sa000/1.jpg"),
         )

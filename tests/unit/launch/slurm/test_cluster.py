@@ -70,6 +70,23 @@ def test_values_stay_text_for_the_shell_and_slurm(tmp_path: Path) -> None:
     assert cluster.sbatch == {"begin": "16:00", "exclusive": True}
 
 
+@pytest.mark.parametrize(
+    ("time", "minutes"),
+    [
+        ("90", 90),
+        ("90:30", 91),
+        ("24:00:00", 1440),
+        ("1-12", 2160),
+        ("1-00:30", 1470),
+        ("2-00:00:00", 2880),
+    ],
+)
+def test_time_is_read_as_sbatch_reads_it(tmp_path: Path, time: str, minutes: int) -> None:
+    cluster = load_cluster(write(tmp_path, f'time_minutes: "{time}"\n'))
+    assert cluster.time_minutes == minutes
+    assert load_cluster("gpus8", [f"cluster.time_minutes={time}"]).time_minutes == minutes
+
+
 def test_overrides_are_separated_from_settings() -> None:
     given = ["train.epochs=1", "cluster.nodes=2", "model.backbone=tiny"]
     assert split_overrides(given) == (["train.epochs=1", "model.backbone=tiny"], given[1:2])
@@ -81,6 +98,7 @@ def test_overrides_are_separated_from_settings() -> None:
         (["nodes=0"], "cluster.nodes=0: must be at least 1"),
         (["nodes=two"], "cluster.nodes=two: must be a whole number"),
         (["nodes=null"], "cluster.nodes=null: must be a whole number"),
+        (["time_minutes=1 day"], "cluster.time_minutes=1 day: must be whole minutes, or a time"),
         (["memory_gb=much"], "cluster.memory_gb=much: must be a number"),
         (["gpus_per_node=-1"], "cluster.gpus_per_node=-1: must be at least 0"),
         (["gpus_per_node=8", "tasks_per_node=2"], "each GPU needs one rank"),
