@@ -27,7 +27,7 @@ EXIT_USER_ERROR = 2  # of a rank and of a command
 # loaded here: between fork and exec a process must not load anything
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
-_PLACE = re.compile("((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|TORCHELASTIC_.*")
+_PLACE = re.compile("((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|LOCAL_SIZE|TORCHELASTIC_.*")
 _POLL = 0.2  # seconds
 _GRACE = 15.0  # seconds that the other ranks get after one has failed
 

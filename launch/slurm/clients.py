@@ -13,8 +13,9 @@ from dfer_dist.utils.errors import UserError
 # variables of the user's shell or of an outer job that would change options, filter jobs, or give
 # ranks another job's place: a new job gets its own
 _FOREIGN = re.compile(
-    "(SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SCONTROL|SLURM|SLURMD|TORCHELASTIC|PMI|PMIX|OMPI)_.*"
-    "|((LOCAL|GROUP|ROLE|NODE)_)?RANK|((LOCAL|GROUP|ROLE)_)?WORLD_SIZE|MASTER_(ADDR|PORT)"
+    "(SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SCONTROL|SCANCEL|SLURM|SLURMD|TORCHELASTIC|PMI|PMIX|OMPI)_.*"
+    "|((LOCAL|GROUP|ROLE|NODE)_)?RANK|((LOCAL|GROUP|ROLE)_)?WORLD_SIZE|LOCAL_SIZE"
+    "|MASTER_(ADDR|PORT)"
     "|(CUDA|HIP|ROCR)_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL"
 )
 # where Slurm is, and who the user is

@@ -238,8 +238,12 @@ def test_variables_of_other_jobs_and_options_are_not_inherited(
     """What jobs get of the shell that submits; it has all again afterwards."""
     foreign = {
         *("SBATCH_PARTITION", "SBATCH_EXPORT", "SLURM_JOB_ID", "SLURM_MEM_PER_CPU"),
+        *("SBATCH_REQUEUE", "SLURM_NTASKS", "SLURM_CPU_BIND", "SLURM_HINT", "SCANCEL_STATE"),
+        *("SRUN_CPUS_PER_TASK", "SLURM_CLUSTERS", "SLURM_PARTITION", "SLURM_TRES_PER_TASK"),
         *("SLURM_TIME_FORMAT", "SRUN_EXPORT_ENV", "SLURMD_NODENAME", "PMI_RANK"),
         *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"),
+        # by which DeepSpeed's ranks take shared memory, of one node
+        "LOCAL_SIZE",
         *("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
         *("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"),
         # of salloc, and of mpirun
