@@ -1,0 +1,45 @@
+"""What ``result.json`` of a trained fold holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from dfer_dist.config.schema import Config
+from dfer_dist.data.shards.index import Index, LeftOut
+from dfer_dist.evaluation.metrics import score
+from dfer_dist.runs.layout import FoldDir
+from dfer_dist.runs.records import FoldResult
+from dfer_dist.training.result import fold_result
+
+LOST = (LeftOut("Happy/1", "fold1", "missing"), LeftOut("Sad/2", "fold2", "no face"))
+
+
+@pytest.mark.parametrize(("fold", "lost"), [(1, ["Happy/1"]), (2, ["Sad/2"]), (3, [])])
+def test_result_names_the_test_clips_that_were_lost_when_packing(
+    tiny_shards: Index, tmp_path: Path, fold: int, lost: list[str]
+) -> None:
+    index = replace(tiny_shards, left_out=LOST)
+    state = SimpleNamespace(best=None, selected_step=9, lost_clips={}, bad_steps=[], drift=[])
+    trainer: Any = SimpleNamespace(
+        config=Config(),
+        data=SimpleNamespace(index=index, fold=fold, modalities=None, descriptions=None),
+        state=state,
+        epoch=2,
+        folder=FoldDir(tmp_path),
+        selected_checkpoint=tmp_path / "checkpoints" / "step-00000009",
+        info=SimpleNamespace(pretrained_sha256=None),
+        ranks=SimpleNamespace(device=torch.device("cpu")),
+    )
+    fold_result(trainer, score([0, 1], [0, 1], index.classes), None).write(tmp_path / "result.json")
+    result = FoldResult.read(tmp_path / "result.json")
+    assert (result.left_out, result.fold, result.checkpoint) == (
+        lost,
+        fold,
+        "checkpoints/step-00000009",
+    )
