@@ -13,7 +13,7 @@ from dfer_dist.data.packing.load_clip import encode_frame
 from dfer_dist.data.sources.frame_order import find_sequences
 from dfer_dist.data.sources.records import list_frames
 from dfer_dist.data.video.decode import Video
-from dfer_dist.data.video.image import decode_image, is_still_image
+from dfer_dist.data.video.image import LFS_FAULT, LFS_START, decode_image, is_still_image
 from dfer_dist.utils.errors import UserError
 
 FPS = 25.0  # of frames without a video
@@ -78,6 +78,8 @@ def open_frames(path: Path, fps: float) -> Video | Frames:
         head = file.read(_HEAD_BYTES)
     if not head:
         raise UserError(f"{path} is empty: copy it again")
+    if head.startswith(LFS_START):
+        raise UserError(f"{path} is {LFS_FAULT}")
     if _is_text(head):
         raise UserError(f"{path} is a text file: {_WANTED}")
     return Video(path)

@@ -190,7 +190,10 @@ def is_remote(location: str) -> bool:
             "file:///shared/dfew"
         )
     is_web = parts.scheme.lower() in ("http", "https")
-    if parts.username or parts.password or parts.fragment or (parts.query and not is_web):
+    # container@account, or user@host
+    has_name = parts.scheme.lower() in ("abfs", "abfss", "sftp")
+    is_secret = parts.password or (parts.username and not has_name)
+    if is_secret or parts.fragment or (parts.query and not is_web):
         raise UserError(
             "data.shards: give a URL without user, password and #; credentials belong in "
             "~/.netrc or in the variables of the storage, such as AWS_*"

@@ -293,12 +293,14 @@ def test_unusable_video_is_one_line_error(
     single = encode(tmp_path / "one.mp4", [np.zeros((48, 64, 3), np.uint8)])
     empty = encode(tmp_path / "nobody.mp4", draw([[] for _ in range(8)], 320, 240))
     (tmp_path / "text.mp4").write_text("kein Vidéo")
+    (tmp_path / "pointer.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
     (tmp_path / "song.mp4").write_bytes(bytes(1000))
     (tmp_path / "nothing.mp4").touch()
     for video, options, message in [
         (single, {}, "one.mp4 has a single frame"),
         (tmp_path / "none.mp4", {}, "none.mp4 is missing"),
         (tmp_path / "text.mp4", {}, "text.mp4 is a text file: give a video, an image"),
+        (tmp_path / "pointer.mp4", {}, "pointer.mp4 is a pointer of Git LFS: run git lfs pull"),
         (tmp_path / "song.mp4", {}, "song.mp4 cannot be read as a video: "),
         (tmp_path / "nothing.mp4", {}, "nothing.mp4 is empty"),
         (tmp_path, {}, "holds no image of a known kind"),

@@ -35,6 +35,9 @@ from dfer_dist.utils.errors import UserError
         "gs://b/x?sig=hunter2",
         "https://me:hunter2@h/x",
         "https://h/x#hunter2",
+        "sftp://me:hunter2@h/x",
+        "abfs://faces:hunter2@lab/x",
+        "s3://hunter2@bucket/x",
     ],
 )
 def test_open_store_refuses_other_urls_without_secrets(location: str) -> None:
@@ -99,6 +102,13 @@ def test_server_that_cannot_be_reached_is_named(
     assert isinstance(remote, Remote)
     with pytest.raises(UserError, match=r"^ftp://127\.0\.0\.1:1/dfew/index\.json: Connection"):
         remote.get("index.json")
+
+
+@pytest.mark.parametrize(
+    "location", ["abfs://faces@lab.dfs.core.windows.net/dfew", "sftp://me@host/dfew", "HF://d/me/x"]
+)
+def test_name_before_the_host_is_no_secret(location: str) -> None:
+    assert is_remote(location) and resolve_location(location) == location
 
 
 def test_signature_is_kept_out_of_the_location(monkeypatch: pytest.MonkeyPatch) -> None:
