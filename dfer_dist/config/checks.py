@@ -104,7 +104,9 @@ def check_uri(uri: str, name: str) -> None:
             f"{name}: give a URL without user and password; they belong in the variables "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
-    if parts.scheme not in ("http", "https") and not uri.startswith("sqlite:///"):
+    is_server = parts.scheme in ("http", "https") and parts.netloc
+    is_file = uri.startswith("sqlite:///") and uri != "sqlite:///"
+    if not (is_server or is_file):
         raise UserError(
             f"{name}={uri}: give http://… or https://… of an mlflow server, which may keep "
             "its runs in PostgreSQL (docs/guides/mlflow.md), or sqlite:///FILE"

@@ -56,8 +56,9 @@ def environment_settings(tracking: TrackingConfig) -> dict[str, str]:
         return {}
     experiment = tracking.experiment
     settings = {_URI: tracking.uri, _EXPERIMENT: experiment, _ID: experiment}
-    values = {name: os.environ.get(name, "") for name, value in settings.items() if value is None}
-    found = {name: value for name, value in values.items() if value}
+    silent = [name for name, value in settings.items() if value is None]
+    # files of variables leave blanks around a value
+    found = {name: value for name in silent if (value := os.environ.get(name, "").strip())}
     if _EXPERIMENT in found:
         found.pop(_ID, None)
     return found

@@ -183,7 +183,10 @@ def test_variables_count_where_settings_are_silent(
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     assert found() == (f"sqlite:///{tmp_path / 'mlflow.db'}", "dfew")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "  ")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{SERVER}/")
+    assert found() == (SERVER, "dfew")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f" {SERVER}\r\n")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
     assert found() == (SERVER, "mine")
     config.tracking.experiment = "set"
@@ -215,7 +218,9 @@ def test_id_of_an_experiment_counts_where_nothing_names_one(
     assert found() is None
 
 
-@pytest.mark.parametrize("uri", ["databricks", "./mlruns", "http://me:secret@host"])
+@pytest.mark.parametrize(
+    "uri", ["databricks", "./mlruns", "http://", "sqlite:///", "http://me:secret@host"]
+)
 def test_variable_with_another_store_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
