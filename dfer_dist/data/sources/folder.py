@@ -241,7 +241,9 @@ def _list_clips(
 def _check_clip_names(records: Sequence[ClipRecord], folders: Sequence[_ClassFolder]) -> None:
     """Check that the classes are not one level lower, or the splits below the classes."""
     names = {record.source.rpartition("/")[2] for record in records}
-    if len(names) > 1 and all(canonical_class(n) or n.lower() in _SPLITS for n in names):
+    are_clips = any(not canonical_class(n) and n.lower() not in _SPLITS for n in names)
+    # a single clip may have the name of its class
+    if not are_clips and len(records) > len(folders):
         raise UserError(
             f"{folders[0].path} holds {first_of(sorted(names), 3)}: these are classes or splits, "
             "not clips: give --root of a folder of classes, or of train and test above the classes"

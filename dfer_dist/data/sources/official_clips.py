@@ -16,11 +16,14 @@ from dfer_dist.utils.errors import UserError, first_of
 
 _MAX_DEPTH = 7
 
-# such as clip_224x224_16f, jpg_224_16f, faces-16-frames, frames16 and resampled: made of fewer
-# frames, or of more, than the clip has
+# such as clip_224x224_16f, jpg_224_16, faces-16-frames, clips16f, TI16 and resampled: made
+# of fewer frames, or of more, than the clip has
 _INTERPOLATED = re.compile(
     r"(?<![0-9a-z])[0-9]+[ _-]?f(rames?)?(?![a-z])|"
-    r"(?<![a-z])f(rames?)?[ _-]?(8|16|32|64)(?![0-9a-z])|interpol|re-?sampled|upsampled",
+    r"(?<![0-9])(8|16|32|64)[ _-]?f(rames?)?(?![a-z])|"
+    r"(?<![a-z])(f(rames?)?|ti)[ _(-]?(8|16|32|64)(?![0-9a-z])|"
+    r"(?<=[0-9])[ _-](8|16|32|64)(?=/|$)|"
+    r"interp|uniform|sampled|(re|up|sub|down)-?sampl",
     re.IGNORECASE,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -36,3 +37,19 @@ def test_status_of_the_ranks_survives_a_failing_summary(
         f"-P -m launch.slurm.job close {tmp_path} 1 {status} --most 3",
         f"-P -m launch.slurm.requeue {expected} {fold} --most 3",
     ]
+
+
+def test_plain_script_takes_no_place_from_the_shell(tmp_path: Path) -> None:
+    """``slurm/crossval.sbatch``, up to where it makes the run."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nenv > {tmp_path}/seen\n")
+    python.chmod(0o755)
+    left = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+    left += ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+    env = os.environ | dict.fromkeys(left, "1")
+    env |= {"DFER_PYTHON": str(python), "SLURM_ARRAY_TASK_ID": "1", "KEPT": "1"}
+    command = ["bash", str(ROOT / "slurm" / "crossval.sbatch"), "demo"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    seen = {line.partition("=")[0] for line in (tmp_path / "seen").read_text().splitlines()}
+    assert "KEPT" in seen and not seen & set(left)

@@ -217,6 +217,13 @@ def test_classes_at_a_lower_level_are_no_clips(tmp_path: Path, clip: str) -> Non
         read_folder(tmp_path, folds=None if "fold" in clip else 2)
 
 
+def test_only_clip_of_a_class_may_have_its_name(tmp_path: Path) -> None:
+    for name in ("Happy", "Sad"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.mp4").touch()
+    assert len(read_folder(tmp_path, folds=2).records) == 2
+
+
 def test_splits_below_the_classes_are_no_clips(tmp_path: Path) -> None:
     for name in ("joy", "awe"):
         make(tmp_path / name, {"train": 2, "test": 1})

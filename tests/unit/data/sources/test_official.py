@@ -134,7 +134,11 @@ def test_unusual_folder_with_most_listed_clips_is_used(dfew: Path, pool: Path) -
 
 
 @pytest.mark.parametrize(
-    "name", ["jpg_224_16f", "faces_16_frames", "interpolated", "16-frames", "frames16", "resampled"]
+    "name",
+    [
+        *("jpg_224_16f", "faces_16_frames", "interpolated", "16-frames", "frames16", "resampled"),
+        *("clip_224x224_16", "clips16f", "TI16", "interp_32", "uniform_8", "upsampling"),
+    ],
 )
 def test_interpolated_frames_are_never_taken_unasked(dfew: Path, pool: Path, name: str) -> None:
     clip = dfew / "DFEW-part2" / "Clip"
