@@ -19,7 +19,7 @@ _FOREIGN = re.compile(
     "|(CUDA|HIP|ROCR)_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL"
 )
 # where Slurm is, and who the user is
-_OWN = ("SLURM_CONF", "SLURM_JWT")
+_OWN = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 
 
 class SlurmError(UserError):

@@ -284,7 +284,7 @@ def _check(cluster: Cluster) -> None:
             f"cluster.tasks_per_node={cluster.tasks} with cluster.gpus_per_node="
             f"{cluster.gpus_per_node}: each GPU needs one rank; leave tasks_per_node out"
         )
-    _check_secrets(cluster)
+    _check_environment(cluster)
     if 60 * cluster.time_minutes < cluster.notice_seconds + _MIN_TRAINING_SECONDS:
         raise UserError(
             f"cluster.time_minutes={cluster.time_minutes} with cluster.notice_seconds="
@@ -293,7 +293,13 @@ def _check(cluster: Cluster) -> None:
         )
 
 
-def _check_secrets(cluster: Cluster) -> None:
+def _check_environment(cluster: Cluster) -> None:
+    for name in cluster.environment:
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UserError(
+                f"cluster.environment.{name}: no shell exports a variable of this name: give "
+                "letters, digits and _, no digit first"
+            )
     texts = (*cluster.environment, *cluster.setup)
     if any(re.search("MLFLOW_TRACKING_(PASSWORD|TOKEN)", text) for text in texts):
         raise UserError(

@@ -249,7 +249,8 @@ def test_variables_of_other_jobs_and_options_are_not_inherited(
         # of salloc, and of mpirun
         *("SALLOC_ACCOUNT", "SLURM_TMPDIR", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"),
     }
-    own = ("SLURM_CONF", "SLURM_JWT", "PYTHONPATH", "SLURMISH", "MY_RANK", "MASTER_ADDRESS")
+    own = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "PYTHONPATH")
+    own += ("SLURMISH", "MY_RANK", "MASTER_ADDRESS")
     for name in (*foreign, *own):
         monkeypatch.setenv(name, "1")
     with submitting():

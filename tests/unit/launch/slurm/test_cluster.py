@@ -111,6 +111,8 @@ def test_overrides_are_separated_from_settings() -> None:
         (["nodes"], "is not of the form cluster.KEY=VALUE"),
         (["sbatch={a: b"], "cannot be read as YAML"),
         (["environment={A: b, A: c}"], "'A' is given twice"),
+        (["environment={A-B: c}"], "cluster.environment.A-B: no shell exports a variable"),
+        (["environment.1A=c"], "cluster.environment.1A: no shell exports a variable"),
         (["environment.MLFLOW_TRACKING_PASSWORD=secret"], "^(?!.*secret).*jobs inherit it"),
         (["setup=export MLFLOW_TRACKING_TOKEN=secret"], "^(?!.*secret).*jobs inherit it"),
     ],

@@ -113,11 +113,14 @@ def test_program_missing_on_one_node_is_the_nodes(fold: FoldDir) -> None:
     assert failure == Failure("execve(): /opt/python: No such file or directory", True, ["n2"])
 
 
-def test_rank_killed_before_its_first_step_may_be_elsewhere(fold: FoldDir) -> None:
+@pytest.mark.parametrize(
+    "end", ["Killed", "Out Of Memory", "Segmentation fault (core dumped)", "Bus error", "Aborted"]
+)
+def test_rank_killed_before_its_first_step_may_be_elsewhere(fold: FoldDir, end: str) -> None:
     """A signal ended rank 1, and rank 0 lost its peer."""
-    output = "srun: error: n2: task 1: Killed\n" + exited(1)
+    output = f"srun: error: n2: task 1: {end}\n" + exited(1)
     failure = fail(fold, 137, output, "RuntimeError: Connection closed\n")
-    assert failure == Failure("n2: rank 1: Killed", True, ["n2"])
+    assert failure == Failure(f"n2: rank 1: {end}", True, ["n2"])
 
 
 @pytest.mark.parametrize(
