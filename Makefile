@@ -11,9 +11,9 @@ RUN_UNIT = $(BIN)/python -m pytest -q -n logical --dist worksteal $(UNIT)
 OTHERS := tests --ignore=tests/unit --ignore=tests/test_architecture.py --ignore=tests/test_docs.py --ignore=tests/test_words.py
 
 # Debian packages: a compiler and Python's headers for DeepSpeed's extension, venv, and for the tests
-# ffprobe, a browser, Slurm and PostgreSQL.
+# ffprobe, a browser, Slurm, PostgreSQL and LaTeX with booktabs.
 SYSTEM_RUN := g++ python3-dev python3-venv
-SYSTEM_TEST := ffmpeg curl chromium slurm-wlm postgresql
+SYSTEM_TEST := ffmpeg curl chromium slurm-wlm postgresql texlive-latex-recommended
 SYSTEM_SLURM := slurm-wlm slurmdbd munge mariadb-server
 # where test-slurm-24 makes the root of a newer Debian (1.5 GB)
 NEWER ?= /var/tmp/dfer-debian-13
@@ -130,6 +130,7 @@ $(VENV)/.system-test:
 	@tools=(); command -v ffprobe >/dev/null || tools+=(ffmpeg); command -v curl >/dev/null || tools+=(curl); command -v chromium >/dev/null || tools+=(chromium); \
 	PATH=$$PATH:/usr/sbin command -v slurmctld >/dev/null || tools+=(slurm-wlm); \
 	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || tools+=(postgresql); \
+	kpsewhich booktabs.sty >/dev/null 2>&1 || tools+=(texlive-latex-recommended); \
 	if [ $${#tools[@]} -gt 0 ]; then $(install); fi
 	@mkdir -p $(VENV) && touch $@
 

@@ -33,6 +33,13 @@ _OTHER_DEVICES = (
     "Numbers of ranks or devices differ, or are not recorded: clips / s and memory do not compare "
     "the methods."
 )
+_CAPTIONS = {
+    "differences": "Differences of UAR and WAR",
+    "folds": "UAR and WAR of each fold",
+    "classes": "Recall of each class",
+    "clips": "Clips with other predictions",
+}
+_DEVIATION = "± is the sample deviation over folds."
 MAX_CLIPS = 20  # changed clips in a report; the CSV file has all
 
 
@@ -65,7 +72,9 @@ def overview_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) 
         rows.append([run.root.name, differs, f"{finished} of {len(run.info().folds)}", *means])
     header = ["Run", "What differs", "Folds", "UAR %", "WAR %"]
     title = f"{first_of([run.root.name for run in runs], MAX_NAMES)}: side by side"
-    return Table("runs", title, header, rows, alerts, left=2)
+    datasets = join(dict.fromkeys(s.dataset for s in summaries if s))
+    caption = f"Scores of {first_of([r.root.name for r in runs], MAX_NAMES)} on {datasets}."
+    return Table("runs", title, header, rows, alerts, [_DEVIATION], left=2, caption=caption)
 
 
 def systems_table(runs: Sequence[LoadedRun]) -> Table:
@@ -90,9 +99,12 @@ def systems_table(runs: Sequence[LoadedRun]) -> Table:
         "median over steps and folds; the largest peak of a rank: its GPU's, or main memory with "
         "all imports."
     )
-    title = f"{first_of([r.name for r in runs], MAX_NAMES)}: size, speed and memory"
+    names = first_of([r.name for r in runs], MAX_NAMES)
+    datasets = join(dict.fromkeys(r.result.dataset for r in runs))
+    caption = f"Size, speed and memory of {names} on {datasets}."
+    title = f"{names}: size, speed and memory"
     alerts = [_OTHER_DEVICES] * (len({row[4] for row in rows}) > 1)
-    return Table("systems", title, header, rows, alerts, [note])
+    return Table("systems", title, header, rows, alerts, [note, _DEVIATION], caption=caption)
 
 
 def comparison_sections(
@@ -124,7 +136,8 @@ def _table(
     c: Comparison, kind: str, header: list[str], rows: list[list[str]], **more: Any
 ) -> Table:
     name, title = f"{kind}-{slug(c.second.name)}", f"{c.title}: {kind}"
-    return Table(name, title, header, rows, c.warnings, **more)
+    caption = f"{_CAPTIONS[kind]} on {c.first.result.dataset}, {c.title}."
+    return Table(name, title, header, rows, c.warnings, caption=caption, **more)
 
 
 def _difference_cells(d: Difference) -> list[str]:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from dfer_dist.reporting import comparison as compared
 from dfer_dist.reporting.extra_tables import Published
-from dfer_dist.reporting.paired import compare, load_runs
+from dfer_dist.reporting.paired import Comparison, compare, load_runs
+from dfer_dist.reporting.paper_table import paper_table
 from dfer_dist.reporting.results import LoadedRun, load_run
 from dfer_dist.reporting.sections import run_sections
 from dfer_dist.reporting.tables import (
     Section,
+    Table,
     latex_document,
     markdown,
     render_template,
@@ -34,10 +36,29 @@ _LATEX_SECTIONS = ("scores", "recall", "zero_shot", "cost", "published")
 
 @dataclass(frozen=True)
 class Report:
-    """A report that was written: what it says first, and its sections."""
+    """What a report says first, its sections, and the table for a paper."""
 
     verdict: Verdict
     sections: list[Section]
+    paper: Table
+
+
+def run_report(loaded: LoadedRun, published: Published | None = None) -> Report:
+    """Return the report of a run."""
+    sections = run_sections(loaded, published)
+    return Report(run_verdict(loaded), sections, paper_table([loaded], published))
+
+
+def comparison_report(
+    runs: Sequence[LoadedRun],
+    comparisons: Sequence[Comparison],
+    published: Published | None = None,
+) -> Report:
+    """Return the report of a comparison of ``runs``."""
+    sections = compared.comparison_sections(runs, comparisons)
+    unfair = [f"{c.title}: {text}" for c in comparisons for text in c.warnings]
+    paper = paper_table(runs, published, unfair)
+    return Report(comparisons_verdict(comparisons), sections, paper)
 
 
 def write_report(
@@ -62,12 +83,31 @@ def write_report(
     from dfer_dist.reporting.page import render, run_chapter
 
     loaded = load_run(run)
-    report = Report(run_verdict(loaded), run_sections(loaded, published))
+    report = run_report(loaded, published)
     write_summary(loaded, report)
     title = heading(loaded.name, loaded.summary)
     chapter = run_chapter("run", loaded, report.sections, report.verdict, frames)
     write_text(run.page, render(title, [chapter]))
     return report
+
+
+def run_latex(loaded: LoadedRun, report: Report) -> str:
+    """Return the tables of a run as LaTeX."""
+    summary = loaded.summary
+    tables = [t for s in report.sections for t in s.tables if s.key in _LATEX_SECTIONS]
+    comments = [heading(loaded.name, summary), *warnings(summary)]
+    label = f"{slug(summary.dataset)}-{slug(loaded.run.root.name)}"
+    return latex_document([report.paper, *tables], label, comments)
+
+
+def comparison_latex(runs: Sequence[LoadedRun], report: Report) -> str:
+    """Return the tables of a comparison as LaTeX, without the list of clips."""
+    first, *others = runs
+    tables = [t for s in report.sections for t in s.tables if s.key != "clips"]
+    names = "-".join(slug(run.name) for run in others)
+    label = f"{slug(first.result.dataset)}-{names}-against-{slug(first.name)}"
+    title = f"{join(run.name for run in others)} against {first.name}"
+    return latex_document([report.paper, *tables], label, [title])
 
 
 def write_summary(loaded: LoadedRun, report: Report) -> None:
@@ -76,9 +116,7 @@ def write_summary(loaded: LoadedRun, report: Report) -> None:
 
     run, summary = loaded.run, loaded.summary
     save(summary_figure(loaded.name, summary), run.picture)
-    tables = [t for s in report.sections for t in s.tables if s.key in _LATEX_SECTIONS]
-    comments = [heading(loaded.name, summary), *warnings(summary)]
-    write_text(run.latex, latex_document(tables, slug(run.root.name), comments))
+    write_text(run.latex, run_latex(loaded, report))
     text = render_template(
         "run.md",
         title=run_title(loaded.name, summary),
@@ -111,26 +149,24 @@ def write_comparison(
 
     loaded = load_runs(runs)
     comparisons = [compare(loaded[0], other) for other in loaded[1:]]
-    sections = compared.comparison_sections(loaded, comparisons)
+    report = comparison_report(loaded, comparisons, published)
     title = f"{join(r.name for r in loaded[1:])} against {loaded[0].name}"
-    verdict = comparisons_verdict(comparisons)
-    chapters = [comparison_chapter(title, sections, comparisons, verdict)]
-    for i, own in enumerate(loaded, 1):
-        own_sections = run_sections(own, published)
-        chapters.append(run_chapter(f"run{i}", own, own_sections, run_verdict(own)))
+    chapters = [comparison_chapter(title, report.sections, comparisons, report.verdict)]
+    for i, one in enumerate(loaded, 1):
+        own = run_report(one, published)
+        chapters.append(run_chapter(f"run{i}", one, own.sections, own.verdict))
     for c in comparisons:
         if c.paired:
             compared.write_clips(c, c.paired, folder / compared.clips_file(c))
     write_text(folder / "comparison.html", render(title, chapters))
-    tables = [t for s in sections for t in s.tables if s.key != "clips"]
-    write_text(folder / "comparison.tex", latex_document(tables, slug(title), [title]))
+    write_text(folder / "comparison.tex", comparison_latex(loaded, report))
     text = render_template(
-        "comparison.md", title=title, verdict=verdict.sentences, sections=sections
+        "comparison.md", title=title, verdict=report.verdict.sentences, sections=report.sections
     )
     write_text(folder / "comparison.md", text)
     items = [compared.comparison_json(c) for c in comparisons]
     write_json(folder / "comparison.json", {"comparisons": items})
-    return Report(verdict, sections)
+    return report
 
 
 def write_overview(runs: Sequence[RunDir], path: Path) -> RichTable:

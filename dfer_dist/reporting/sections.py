@@ -69,8 +69,11 @@ def _table(
     **more: Any,
 ) -> Table:
     """Return a table of a run, whose title and warnings name the run and its missing folds."""
-    title = f"{heading(loaded.name, loaded.summary)}: {title or name}"
-    return Table(name, title, header, rows, warnings(loaded.summary), **more)
+    title, run = title or name, heading(loaded.name, loaded.summary)
+    caption = f"{title[0].upper()}{title[1:]} of {run}."
+    return Table(
+        name, f"{run}: {title}", header, rows, warnings(loaded.summary), caption=caption, **more
+    )
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ def _recall_table(loaded: LoadedRun) -> Table:
         rows.append(row[: len(header)])
     if missing:
         rows.append([folds_text(missing), *["missing"] * 3, *[""] * num_folds])
-    return _table(loaded, "recall", header, rows, "recall of each class, folds pooled")
+    return _table(loaded, "recall", header, rows, "pooled recall of each class")
 
 
 def _percent(value: float) -> str:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import re
+import textwrap
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from rich.table import Table as RichTable
 
+# In LaTeX, characters of a line of a head, unless cells are longer, and of a cell.
+_MAX_HEAD = 12
+_MAX_CELL = 40
+_OTHER_SCRIPTS = (
+    r"The names need XeLaTeX or LuaLaTeX with a font that has them, such as \usepackage{xeCJK} "
+    r"\setCJKmainfont{Noto Sans CJK SC}; pdfLaTeX leaves them out."
+)
+# All that pdfLaTeX prints without more packages, with what _LATEX replaces.
+_LATIN = 0x17F
 _LATEX = {
     **{c: f"\\{c}" for c in "{}&%$#_"},
     "\\": r"\textbackslash{}",
@@ -23,6 +34,7 @@ _LATEX = {
     "|": r"\textbar{}",
     # A bracket after the end of a row would be read as its option.
     "[": "{[}",
+    '"': "''",
     "±": r"$\pm$",
     "−": r"$-$",
     "≥": r"$\geq$",
@@ -32,8 +44,35 @@ _LATEX = {
     "–": "--",
     "“": "``",
     "”": "''",
+    "\0": "{}",
     "²": r"\textsuperscript{2}",
 }
+
+
+class LatexSize(NamedTuple):
+    """An environment and a size of the font: characters in a line, and those between columns."""
+
+    environment: str
+    command: str
+    fits: int
+    gap: float
+
+
+# Of a page with a text of 6.875 in and two columns, as at CVPR.
+_SIZES = (
+    LatexSize("table", "", 45, 2.4),
+    LatexSize("table*", "", 98, 2.4),
+    LatexSize("table*", r"\small\setlength{\tabcolsep}{4pt}", 108, 1.7),
+    LatexSize("table*", r"\footnotesize\setlength{\tabcolsep}{3pt}", 120, 1.4),
+    LatexSize("table*", r"\scriptsize\setlength{\tabcolsep}{2pt}", 136, 1.1),
+)
+
+
+class Cell(NamedTuple):
+    """A place in the body of a table."""
+
+    row: int
+    column: int
 
 
 @dataclass(frozen=True)
@@ -55,6 +94,10 @@ class Table:
         Number of leading columns that are aligned left; the others are aligned right.
     rules : sequence of int
         Rows with a rule above them.
+    bold : sequence of Cell
+        The best values, whose number is bold.
+    caption : str
+        What it shows, of which run, on which data: the caption in LaTeX, instead of the title.
     """
 
     name: str
@@ -65,6 +108,8 @@ class Table:
     notes: Sequence[str] = ()
     left: int = 1
     rules: Sequence[int] = ()
+    bold: Sequence[Cell] = ()
+    caption: str = ""
 
     @property
     def alert(self) -> list[int]:
@@ -119,17 +164,61 @@ def latex_document(tables: Sequence[Table], label: str, comments: Sequence[str])
 
     Their captions hold warnings and notes.
     """
+    texts = "".join(t.title + "".join(sum(map(list, t.rows), [*t.header])) for t in tables)
+    comments = list(comments)
+    if any(ord(c) > _LATIN and c not in _LATEX for c in texts):
+        comments.append(_OTHER_SCRIPTS)
     return render_template("tables.tex", tables=tables, label=label, comments=comments)
+
+
+@dataclass(frozen=True)
+class LatexForm:
+    r"""How a table is set: ``table`` or ``table*``, its size, column types, head and rows."""
+
+    environment: str
+    size: str
+    columns: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def latex_form(table: Table) -> LatexForm:
+    """Return the largest form in which a table fits a page of two columns."""
+    heads, widths = [], []
+    for i, head in enumerate(table.header):
+        cells = max((len(row[i]) for row in table.rows), default=0)
+        lines = textwrap.wrap(head, max(cells, _MAX_HEAD)) or [""]
+        heads.append(lines)
+        widths.append(min(max([cells, *map(len, lines)]), _MAX_CELL + 1))
+    for size in _SIZES:
+        if sum(widths) + size.gap * len(widths) <= size.fits:
+            break
+    columns, header = "", []
+    for i, (lines, width) in enumerate(zip(heads, widths, strict=True)):
+        side = "l" if i < table.left else "r"
+        columns += r"p{0.3\linewidth}" if width > _MAX_CELL else side
+        head = r" \\ ".join(map(latex_text, lines))
+        header.append(rf"\shortstack[{side}]{{{head}}}" if len(lines) > 1 else head)
+    rows = [[latex_text(cell) for cell in row] for row in table.rows]
+    for cell in table.bold:
+        number, space, more = rows[cell.row][cell.column].partition(" ")
+        rows[cell.row][cell.column] = rf"\textbf{{{number}}}{space}{more}"
+    return LatexForm(size.environment, size.command, columns, header, rows)
 
 
 def latex_text(text: str) -> str:
     """Escape ``text`` so that LaTeX prints it as it is."""
-    return "".join(_LATEX.get(c, c) for c in text)
+    # two hyphens would become a dash
+    separate = re.sub("-(?=-)", "-\0", text)
+    return "".join(_LATEX.get(c, c) for c in separate)
 
 
 def slug(name: str) -> str:
-    """Return ``name`` as part of a label or of a file's name."""
-    return re.sub(r"[^A-Za-z0-9_]+", "-", name)
+    """Return ``name`` as part of a label or of a file's name; other names give other parts."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
+    if plain == name:
+        return name
+    return f"{plain}-{zlib.crc32(name.encode()):08x}"
 
 
 def render_template(name: str, **values: Any) -> str:
@@ -147,4 +236,5 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
     )
     environment.filters["tex"] = latex_text
+    environment.filters["latex_form"] = latex_form
     return environment

@@ -108,7 +108,7 @@ def metric_p(paired: Paired, metric: str) -> float | None:
 def comparison_verdict(c: Comparison) -> Verdict:
     """Return one sentence on ``c.second`` against ``c.first``, and cards of what it rests on."""
     limits = _limits(c)
-    suffix = f" Limits: {' '.join(limits)}" if limits else ""
+    suffix = f" Limits: {' '.join(limits)}" * bool(limits)
     cost = _cost_card(c)
     if c.paired is None:
         scores = " and ".join(f"{mean_text(x.summary.uar)} ({x.name})" for x in (c.first, c.second))
@@ -150,8 +150,7 @@ def _limits(c: Comparison) -> list[str]:
 
 def _metric_text(paired: Paired, metric: str) -> str:
     d, p = paired.difference[metric], metric_p(paired, metric)
-    test = p_equals(p) if p is not None else "no test"
-    return f"{signed(d.value)} points (95 % {signed(d.low)} to {signed(d.high)}, {test})"
+    return f"{signed(d.value)} points (95 % {signed(d.low)} to {signed(d.high)}, {p_equals(p)})"
 
 
 def _outcome_text(c: Comparison, paired: Paired, metric: str, limited: bool) -> str:
@@ -163,7 +162,9 @@ def _outcome_text(c: Comparison, paired: Paired, metric: str, limited: bool) -> 
         return f"not decided ({_disagreement(difference, p)})"
     if limited:
         return f"{name} scored {found.value}"
-    return f"{name} is {'better' if found is Outcome.higher else 'worse'}"
+    if found is Outcome.higher:
+        return f"{name} is better"
+    return f"{name} is worse"
 
 
 def _disagreement(d: Difference, p: float | None) -> str:
@@ -179,8 +180,7 @@ def _disagreement(d: Difference, p: float | None) -> str:
 
 def _metric_card(paired: Paired, metric: str) -> Card:
     d, p = paired.difference[metric], metric_p(paired, metric)
-    test = p_equals(p) if p is not None else "no test"
-    more = f"95 %: {signed(d.low)} to {signed(d.high)}; {test}"
+    more = f"95 %: {signed(d.low)} to {signed(d.high)}; {p_equals(p)}"
     return Card(f"{metric.upper()}, points", signed(d.value), more, metric)
 
 
@@ -237,7 +237,7 @@ def total_time(costs: Sequence[Cost]) -> str:
     hours = [c.hours for c in costs if c.hours is not None]
     if len(hours) < len(costs):
         return NOT_RECORDED
-    at_least = "≥ " if any(c.at_least for c in costs) else ""
+    at_least = "≥ " * any(c.at_least for c in costs)
     return at_least + duration_text(3600 * sum(hours))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -136,9 +137,10 @@ def p_text(p: float | None) -> str:
 
 
 def p_equals(p: float | None) -> str:
-    """Return text such as ``p = 0.031`` or ``p < 0.0001``."""
-    text = p_text(p)
-    return f"p {text}" if text.startswith(("<", "n")) else f"p = {text}"
+    """Return text such as ``p = 0.031`` or ``p < 0.0001``, or that there is no test."""
+    if p is None or math.isnan(p):
+        return "no test"
+    return f"p = {p_text(p)}".replace("= <", "<")
 
 
 def duration_text(seconds: float) -> str:

@@ -18,15 +18,13 @@ from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.evaluation.metrics import score
 from dfer_dist.reporting import files
 from dfer_dist.reporting.results import LoadedRun, load_run
-from dfer_dist.reporting.sections import run_sections
-from dfer_dist.reporting.verdict import run_verdict
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import read_json, write_json
 
 CLASSES = ["happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear"]
 # Names that need escaping in Markdown, LaTeX or HTML.
 SPECIAL_NAMES = ["a_b", "c&d", "<i>e</i>", "100%", "x|y", "#$~^\\$", "{fear}"]
-SHARES = np.array([0.2, 0.16, 0.24, 0.18, 0.12, 0.02, 0.08])
+SHARES = np.array([0.2, 0.16, 0.24, 0.18, 0.12, 0.02, 0.08, 0.1, 0.1, 0.1, 0.1])
 
 
 def write_table(
@@ -188,5 +186,5 @@ def load_made(root: Path, folds: list[int]) -> LoadedRun:
 
 def write_summary(loaded: LoadedRun) -> dict[str, Any]:
     """Write the summary of a run without its page, which takes seconds; return ``summary.json``."""
-    files.write_summary(loaded, files.Report(run_verdict(loaded), run_sections(loaded)))
+    files.write_summary(loaded, files.run_report(loaded))
     return read_json(loaded.run.summary)

@@ -18,6 +18,7 @@ from dfer_dist.reporting.files import write_comparison
 from dfer_dist.reporting.page import comparison_chapter, render
 from dfer_dist.reporting.paired import compare
 from dfer_dist.reporting.results import load_run
+from dfer_dist.reporting.tables import slug
 from dfer_dist.reporting.verdict import comparisons_verdict
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import read_json, write_json
@@ -39,7 +40,7 @@ def test_comparison_files_of_three_runs_match_predictions(tmp_path: Path) -> Non
         "comparison.md",
         "comparison.tex",
         "clips-b_1.csv",
-        "clips-b-c.csv",
+        f"clips-{slug('b&c')}.csv",
     )
     assert {f.name for f in (tmp_path / "out").iterdir()} == set(files)
     said = json.loads((tmp_path / "out" / "comparison.json").read_text())["comparisons"]
@@ -137,8 +138,9 @@ def test_files_of_two_comparisons_and_runs_have_other_titles(tmp_path: Path) -> 
     title = "lora on DFEW, 2 of 3 folds"
     _, latex, report = texts[0]
     assert report.startswith(f"# {title}\n")
-    assert latex.count(rf"\caption{{{title} (last: ") == latex.count(r"\caption") == 3
-    assert r"\label{tab:lora-against-full-systems}" in texts[0][0]
+    assert latex.count(f" of {title} (last: ") == 3
+    assert latex.count(r"\caption") == 4
+    assert r"\label{tab:DFEW-lora-against-full-systems}" in texts[0][0]
 
 
 def test_overview_marks_a_run_without_finished_folds(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def test_comparison_sentence_says_no_more_than_interval_and_test(
         ({"uar": HIGHER, "p": 0.2}, "the interval excludes zero, but p is not below 0.05"),
         ({"p": 0.01}, "p is below 0.05, but the interval includes zero"),
         ({"uar": HIGHER, "p": None}, "the interval excludes zero, but there is no test"),
+        ({"uar": HIGHER, "p": NAN}, "the interval excludes zero, but there is no test"),
         ({"uar": Difference(NAN, NAN, NAN)}, "the difference is not defined"),
     ):
         assert f": not decided ({reason}) on 140 clips." in sentence(runs, **numbers)
