@@ -181,6 +181,21 @@ def _checked(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> tup
     return truth.astype(np.int64), predicted.astype(np.int64)
 
 
+def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of ``correct`` of ``n`` clips, in percent.
+
+    It holds for a handful of clips too, and where all or none are correct.
+
+    References
+    ----------
+    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    """
+    from scipy.stats import binomtest
+
+    bounds = binomtest(correct, n).proportion_ci(method="wilson")
+    return 100.0 * bounds.low, 100.0 * bounds.high
+
+
 def left_out_text(lost: int, tested: int) -> str:
     """Return how many clips the data lacks, such as ``2 of 10 test clips left out``."""
     return f"{lost} of {lost + tested} test clips left out when the data was packed"

@@ -8,16 +8,19 @@
                                     texts of the classes
       backbone.json                 sizes of the towers, if the checkpoint's were in a file
       model.json                    classes, origin, the fold's result, sha256 of the files above
-      README.md                     the model card
+      README.md  LICENSE            the model card, and terms of the weights and of the code
       MLmodel  requirements.txt     the same folder as an MLflow model,
       *_example.json                with an example of its input and of a request
       code/dfer_dist/               this package, so that the folder loads where it is not installed
 
-Nothing in it is pickled. :mod:`dfer_dist.inference.exported` loads it, after checking the hashes.
+A repository of the Hugging Face Hub may have two files more: ``config.json`` and
+``.gitattributes``. Nothing in it is pickled. :mod:`dfer_dist.inference.exported` loads it, after
+checking the hashes.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +32,17 @@ from dfer_dist.config.load import dump_config, read_config
 from dfer_dist.config.schema import Config, TrackingConfig
 from dfer_dist.evaluation.evaluate import load_model
 from dfer_dist.inference.exported import BACKBONE, CARD, CONFIG, INFO, WEIGHTS, ModelInfo
-from dfer_dist.inference.model_card import describe, model_card
+from dfer_dist.inference.model_card import (
+    LICENSE,
+    OTHER,
+    TASK,
+    check_license,
+    describe,
+    license_text,
+    model_card,
+)
 from dfer_dist.inference.pyfunc import write_mlflow
+from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import fsync, sha256_file, write_json, write_text
 
@@ -38,7 +50,9 @@ from dfer_dist.utils.files import fsync, sha256_file, write_json, write_text
 _PRETRAINED = "model.pretrained"
 
 
-def export(path: Path, out: Path, overrides: list[str]) -> ModelInfo:
+def export(
+    path: Path, out: Path, overrides: list[str], license_id: str = OTHER, hub_layout: bool = False
+) -> ModelInfo:
     """Write a checkpoint as a model on its own. The folder appears complete or not at all.
 
     Parameters
@@ -49,6 +63,10 @@ def export(path: Path, out: Path, overrides: list[str]) -> ModelInfo:
         The folder to make; it may exist if it is empty.
     overrides : list of str
         ``model.pretrained=FILE``, if that file has moved.
+    license_id : str
+        Of the weights, for the model card: an identifier of the Hugging Face Hub.
+    hub_layout : bool
+        Add what tools of the Hub look for.
 
     Returns
     -------
@@ -58,10 +76,11 @@ def export(path: Path, out: Path, overrides: list[str]) -> ModelInfo:
     Raises
     ------
     UserError
-        If ``out`` is not empty, an override would make another model, or the checkpoint cannot be
-        loaded.
+        If ``out`` is not empty, an override would make another model, ``license_id`` is no
+        identifier, or the checkpoint cannot be loaded.
     """
     _check_arguments(out, overrides)
+    check_license(license_id)
     saved = checkpoint.read(path, weights_only=True)
     config = read_config(saved.path / checkpoint.CONFIG, overrides)
     classes = tuple(saved.state["classes"])
@@ -75,12 +94,19 @@ def export(path: Path, out: Path, overrides: list[str]) -> ModelInfo:
         folder = Path(temporary) / out.name
         folder.mkdir()
         checkpoint.save_tensors(weights, folder / WEIGHTS)
-        info = _write_other_files(folder, config, info)
-        for written in (*folder.rglob("*"), folder):
-            fsync(written)
-        folder.rename(out)
-    fsync(parent)
+        info = _write_other_files(folder, config, info, license_id)
+        if hub_layout:
+            _write_hub_files(folder, config, info)
+        _move(folder, out)
     return info
+
+
+def _move(folder: Path, out: Path) -> None:
+    """Rename a folder once its files are on the disk."""
+    for written in (*folder.rglob("*"), folder):
+        fsync(written)
+    folder.rename(out)
+    fsync(out.absolute().parent)
 
 
 def _check_arguments(out: Path, overrides: list[str]) -> None:
@@ -94,7 +120,7 @@ def _check_arguments(out: Path, overrides: list[str]) -> None:
             )
 
 
-def _write_other_files(folder: Path, config: Config, info: ModelInfo) -> ModelInfo:
+def _write_other_files(folder: Path, config: Config, info: ModelInfo, license_id: str) -> ModelInfo:
     """Write everything but the weights; return ``info`` with the hashes of the files."""
     model = replace(
         config.model,
@@ -114,10 +140,27 @@ def _write_other_files(folder: Path, config: Config, info: ModelInfo) -> ModelIn
     hashes = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_file(f)} for f in files}
     info = replace(info, files=hashes)
     write_json(folder / INFO, info.to_json())
-    write_text(folder / CARD, model_card(info, config, sha256_file(folder / INFO)))
+    card = model_card(info, config, sha256_file(folder / INFO), license_id)
+    write_text(folder / CARD, card)
+    write_text(folder / LICENSE, license_text(info, license_id))
     package = Path(dfer_dist.__file__).parent
     shutil.copytree(
         package, folder / "code" / "dfer_dist", ignore=shutil.ignore_patterns("__pycache__")
     )
     write_mlflow(folder, info.classes)
     return info
+
+
+def _write_hub_files(folder: Path, config: Config, info: ModelInfo) -> None:
+    """Write what the Hub counts downloads by, and what ``git push`` to it needs."""
+    about = {
+        "library_name": "dfer_dist",
+        "pipeline_tag": TASK,
+        "architectures": [DFERCLIP.__name__],
+        "num_frames": config.data.num_frames,
+        "image_size": config.data.image_size,
+        "id2label": dict(enumerate(info.classes)),
+        "label2id": {name: i for i, name in enumerate(info.classes)},
+    }
+    write_text(folder / "config.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / ".gitattributes", "*.safetensors filter=lfs diff=lfs merge=lfs -text\n")

@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import yaml  # type: ignore[import-untyped]
+
 from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.schema import Config, config_hash
-from dfer_dist.evaluation.metrics import left_out_text
-from dfer_dist.inference.exported import INFO, ModelInfo
+from dfer_dist.evaluation.metrics import bootstrap_ci, left_out_text, wilson_interval
+from dfer_dist.inference.exported import INFO, WEIGHTS, ModelInfo
 from dfer_dist.inference.pyfunc import REQUIREMENTS, TEMPLATES
 from dfer_dist.models.class_texts import polarity_texts
+from dfer_dist.reporting.protocol import Rows, settings_rows
+from dfer_dist.reporting.tables import Table, markdown, slug
+from dfer_dist.reporting.wording import interval_text
 from dfer_dist.runs import provenance
 from dfer_dist.runs.layout import FoldDir
+from dfer_dist.runs.records import FoldResult
+from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 from dfer_dist.utils.version import package_version
+
+LICENSE = "LICENSE"
+# What the Hub calls a license that it does not list.
+OTHER = "other"
+# The Hub's name of the task.
+TASK = "video-classification"
+_TAGS = ["dynamic-facial-expression-recognition", "facial-expression-recognition", "clip"]
+_LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 # Fields of ModelInfo that a checkpoint's state has by the same names.
 _KEPT = ("dataset", "fold", "epoch", "step", "index_hash", "pretrained_sha256", "converted_from")
@@ -84,8 +102,18 @@ def _read_result(saved: Checkpoint) -> dict[str, Any] | None:
     return result
 
 
-def model_card(info: ModelInfo, config: Config, info_sha256: str) -> str:
-    """Return the README.md of an exported model; ``info_sha256`` is that of ``model.json``."""
+def model_card(info: ModelInfo, config: Config, info_sha256: str, license_id: str) -> str:
+    """Return the README.md of an exported model, as the Hugging Face Hub reads it.
+
+    Parameters
+    ----------
+    info, config
+        Of the exported model.
+    info_sha256 : str
+        Of ``model.json``.
+    license_id : str
+        Of the weights: an identifier of the Hub, or :data:`OTHER`.
+    """
     size, frames = config.data.image_size, config.data.num_frames
     views = f", {config.eval.views} views of a clip averaged" if config.eval.views > 1 else ""
     parts = [
@@ -94,13 +122,102 @@ def model_card(info: ModelInfo, config: Config, info_sha256: str) -> str:
         f"{info.backbone}: {frames} frames of {size} x {size} pixels "
         f"(`{config.data.sampling.name}`{views}), {info.parameters:,} parameters in float32. "
         f"Made by dfer_dist {info.software['dfer_dist']}; the method is {_method(info, config)}.",
-        (TEMPLATES / "use.md").read_text("utf-8").strip(),
-        _origin(info),
-        _results(info),
+        *_results(info),
+        _template("limits.md").format(domain=_domain(info.dataset)),
+        _template("use.md"),
+        "## Training",
+        _training(info, config),
+        "## Origin",
+        _table(["", ""], _origin(info), left=2),
+        "## License",
+        f"{_weights_terms(info, license_id)} The code in `code/` is under the MIT License. "
+        f"`{LICENSE}` has both.",
+        "## Class texts",
+        "In the order of the logits.",
         _texts(info),
+        "## Files",
+        "Checked whenever the model is loaded. Nothing is pickled.",
         _files(info, info_sha256),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([_front_matter(info, license_id), *parts]) + "\n"
+
+
+def license_text(info: ModelInfo, license_id: str) -> str:
+    """Return the terms of the weights, and the license of the code next to them."""
+    terms = textwrap.fill(_weights_terms(info, license_id).replace("`", ""), 80)
+    return f"Weights\n\n{terms}\n\nCode\n\n{_template(LICENSE)}\n"
+
+
+def check_license(license_id: str) -> None:
+    """Refuse what cannot be an identifier of a license on the Hugging Face Hub.
+
+    Raises
+    ------
+    UserError
+        If it has other characters than one of the Hub's has. The Hub checks the rest.
+    """
+    if not _LICENSE_ID.fullmatch(license_id):
+        raise UserError(
+            f"'{license_id}' is no license of the Hugging Face Hub: give an identifier such as "
+            "cc-by-nc-4.0 (https://huggingface.co/docs/hub/repositories-licenses)"
+        )
+
+
+def _template(name: str) -> str:
+    return (TEMPLATES / name).read_text("utf-8").strip()
+
+
+def _front_matter(info: ModelInfo, license_id: str) -> str:
+    """Return the metadata that the Hub reads.
+
+    References
+    ----------
+    https://github.com/huggingface/hub-docs/blob/main/modelcard.md
+    """
+    terms = {"license": license_id}
+    if license_id == OTHER:
+        terms |= {"license_name": "terms-of-the-training-data", "license_link": LICENSE}
+    scores: dict[str, Any] = {}
+    if info.result:
+        scores = {"metrics": ["recall", "accuracy"], "model-index": [_model_index(info.result)]}
+    data = {"library_name": "dfer_dist", "pipeline_tag": TASK, **terms, "tags": _TAGS, **scores}
+    return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---"
+
+
+def _model_index(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the scores of a fold as the Hub lists them."""
+    name = f"{result['dataset']}, test fold {result['fold']}"
+    metrics = [
+        {"type": kind, "name": f"{key.upper()} (%)", "value": round(result[key], 2)}
+        for key, kind in (("uar", "recall"), ("war", "accuracy"))
+    ]
+    scores = {
+        "task": {"type": TASK, "name": "Dynamic facial expression recognition"},
+        "dataset": {"type": slug(result["dataset"]).lower(), "name": name, "split": "test"},
+        "metrics": metrics,
+    }
+    return {"name": "DFER-CLIP", "results": [scores]}
+
+
+def _weights_terms(info: ModelInfo, license_id: str) -> str:
+    source = info.converted_from["file"] if info.converted_from else info.pretrained
+    made_from = (
+        f"They come from the pretrained weights `{source}` and from the data set "
+        f"{info.dataset or 'of their training'}, whose terms set limits: sets of faces are mostly "
+        "given out for non-commercial research only."
+    )
+    if license_id == OTHER:
+        return (
+            f"No license was chosen for the weights in `{WEIGHTS}`. {made_from} Who publishes them "
+            "decides, and states a license with `dfer export --license ID`."
+        )
+    return f"The weights in `{WEIGHTS}` are published under `{license_id}`. {made_from}"
+
+
+def _domain(dataset: str | None) -> str:
+    if dataset == "demo":
+        return "It knows the drawn faces of the demo alone, and no photograph."
+    return f"It knows clips like those of the data set {dataset or 'of its training'}."
 
 
 def _method(info: ModelInfo, config: Config) -> str:
@@ -116,10 +233,16 @@ def _method(info: ModelInfo, config: Config) -> str:
     return "DFER-CLIP (Zhao & Patras, BMVC 2023)" + fine_cliper
 
 
-def _origin(info: ModelInfo) -> str:
+def _training(info: ModelInfo, config: Config) -> str:
+    if info.converted_from:
+        return "DFER-CLIP's authors trained it; their file does not state the settings."
+    return _table(["Setting", "Description"], settings_rows(config), left=2)
+
+
+def _origin(info: ModelInfo) -> Rows:
     rows = [
         ("data set", info.dataset or "unknown"),
-        ("test fold (not trained on)", info.fold or "unknown"),
+        ("test fold (not trained on)", str(info.fold or "unknown")),
     ]
     if info.converted_from:
         file, sha256 = info.converted_from["file"], info.converted_from["sha256"]
@@ -141,32 +264,65 @@ def _origin(info: ModelInfo) -> str:
     rows.append(("hash of the code", f"`{info.code_hash}`{commit}"))
     software = (f"{name} {version}" for name, version in info.software.items())
     rows.append(("software", ", ".join(software)))
-    return "## Origin\n\n" + _table(("", ""), rows)
+    return [list(row) for row in rows]
 
 
-def _results(info: ModelInfo) -> str:
-    result = info.result
-    if result is None:
-        return (
-            "## Results\n\nThe checkpoint has no test result of these very weights: "
-            "test it with `dfer eval`."
-        )
-    rows = [
-        ("**UAR**", f"**{result['uar']:.2f}**", result["n"]),
-        ("**WAR**", f"**{result['war']:.2f}**", result["n"]),
-    ]
-    for name, recall in result["recall"].items():
-        percent = "no clip" if recall is None else f"{recall:.2f}"
-        rows.append((f"recall of {name}", percent, result["support"][name]))
-    lost: list[str] = result.get("left_out", [])
+def _results(info: ModelInfo) -> list[str]:
+    """Return the section of the scores, as paragraphs and tables."""
+    if info.result is None:
+        return [
+            "## Results",
+            "The checkpoint has no test result of these very weights: test it with `dfer eval`.",
+        ]
+    result = FoldResult.from_json(info.result, INFO)
     left_out = ""
-    if lost:
-        left_out = f" **{left_out_text(len(lost), result['n'])}**: {', '.join(lost)}."
-    return (
-        f"## Results\n\nFold {result['fold']} of {result['dataset']}, {result['n']} clips, each "
-        "predicted once, in percent. One fold is no cross-validation: publish the mean over all."
-        f"{left_out}\n\n" + _table(("", "%", "clips"), rows)
-    )
+    if result.left_out:
+        names = ", ".join(result.left_out)
+        left_out = f" **{left_out_text(len(result.left_out), result.n)}**: {names}."
+    classes, counts = result.classes, np.array(result.confusion)
+    recalls = [
+        [name, *_recall_cells(int(row[i]), int(row.sum()))]
+        for i, (name, row) in enumerate(zip(classes, counts, strict=True))
+    ]
+    confusion = [[name, *map(str, row)] for name, row in zip(classes, counts, strict=True)]
+    return [
+        "## Results",
+        f"Fold {result.fold} of {result.dataset}, {result.n} clips, each predicted once by "
+        f"{_SELECTIONS[result.selection]}. One fold is no cross-validation: publish the mean over "
+        f"all.{left_out}",
+        _scores(result, counts),
+        "UAR is the mean recall of the classes, WAR the share of all clips that are right. An "
+        "interval covers the choice of the test clips, not that of the training clips or the seed.",
+        _table(["Class", "Clips", "Recall %", "95 % interval"], recalls),
+        "Confusion, in clips: a row for each true class, a column for each predicted one.",
+        _table(["Truth", *classes], confusion),
+    ]
+
+
+def _scores(result: FoldResult, counts: np.ndarray) -> str:
+    """Return the table of UAR and WAR with their intervals, and the baselines."""
+    support, number = counts.sum(1), np.arange(len(counts))
+    # predictions in the order of their labels: the intervals depend on the numbers alone
+    tables = [(number.repeat(support), np.tile(number, len(counts)).repeat(counts.ravel()))]
+    model = ["**this model**"]
+    for metric in ("uar", "war"):
+        interval = interval_text(*bootstrap_ci(tables, len(counts), metric))
+        model += [f"**{getattr(result, metric):.2f}**", interval]
+    rows = [model]
+    if result.shuffled:
+        shuffled = result.shuffled
+        rows.append(["frames shuffled", f"{shuffled.uar:.2f}", "", f"{shuffled.war:.2f}", ""])
+    uar, war = 100 / np.count_nonzero(support), 100 * support.max() / result.n
+    commonest = result.classes[int(support.argmax())]
+    rows.append([f"always {commonest}", f"{uar:.2f}", "", f"{war:.2f}", ""])
+    return _table(["", "UAR %", "95 % interval", "WAR %", "95 % interval"], rows)
+
+
+def _recall_cells(correct: int, clips: int) -> list[str]:
+    if not clips:
+        return ["0", "absent", ""]
+    interval = interval_text(*wilson_interval(correct, clips))
+    return [str(clips), f"{100 * correct / clips:.2f}", interval]
 
 
 def _texts(info: ModelInfo) -> str:
@@ -174,25 +330,19 @@ def _texts(info: ModelInfo) -> str:
     if info.negative_texts:
         columns["negative text"] = info.negative_texts
     rows = [
-        (name, *("<br>".join(texts[name]) for texts in columns.values())) for name in info.classes
+        [name, *("<br>".join(texts[name]) for texts in columns.values())] for name in info.classes
     ]
-    head = ("class", *columns)
-    return "## Class texts\n\nIn the order of the logits.\n\n" + _table(head, rows)
+    return _table(["class", *columns], rows, left=3)
 
 
 def _files(info: ModelInfo, info_sha256: str) -> str:
     rows = [
-        (f"`{name}`", f"{file['bytes']:,}", f"`{file['sha256']}`")
+        [f"`{name}`", f"`{file['sha256']}`", f"{file['bytes']:,}"]
         for name, file in info.files.items()
     ]
-    rows.append((f"`{INFO}`", "", f"`{info_sha256}`"))
-    table = _table(("file", "bytes", "sha256"), rows)
-    return "## Files\n\nChecked whenever the model is loaded. Nothing is pickled.\n\n" + table
+    rows.append([f"`{INFO}`", f"`{info_sha256}`", ""])
+    return _table(["file", "sha256", "bytes"], rows, left=2)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    lines = []
-    for row in (head, tuple("---" for _ in head), *rows):
-        cells = (str(cell).replace("|", "\\|") for cell in row)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _table(header: list[str], rows: Rows, left: int = 1) -> str:
+    return markdown(Table("", "", header, rows, left=left))

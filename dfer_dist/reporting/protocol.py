@@ -58,8 +58,17 @@ def protocol_rows(loaded: LoadedRun) -> Rows:
     if config is None:
         rows["Other settings"] = "not on record in a form that this version reads"
     else:
-        rows |= _data_rows(config) | _model_rows(config) | _training_rows(config)
+        rows |= _settings(config)
     return _rows(rows)
+
+
+def settings_rows(config: Config) -> Rows:
+    """Return the settings of a training as (setting, description)."""
+    return _rows(_settings(config))
+
+
+def _settings(config: Config) -> dict[str, str]:
+    return _data_rows(config) | _model_rows(config) | _training_rows(config)
 
 
 def _rows(texts: Mapping[str, str | None]) -> Rows:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dfer_dist.evaluation.metrics import wilson_interval
 from dfer_dist.reporting.extra_tables import Published, published_table, zero_shot_table
 from dfer_dist.reporting.history import Cost
 from dfer_dist.reporting.protocol import protocol_rows, provenance_rows
@@ -92,8 +93,6 @@ class ClassRecall:
 
 def class_recalls(summary: Summary) -> list[ClassRecall]:
     """Return the recall of each class."""
-    from scipy.stats import binomtest
-
     matrices = np.array([summary.pooled.confusion, *(r.confusion for r in summary.folds)])
     correct, clips = np.diagonal(matrices, axis1=1, axis2=2), matrices.sum(2)
     with np.errstate(invalid="ignore"):
@@ -104,9 +103,7 @@ def class_recalls(summary: Summary) -> list[ClassRecall]:
     ):
         interval, n = (0.0, 0.0), int(clips[0, i])
         if n:
-            # It holds for a handful of clips too, and for a recall of 0 or 1.
-            bounds = binomtest(int(correct[0, i]), n).proportion_ci(method="wilson")
-            interval = 100.0 * bounds.low, 100.0 * bounds.high
+            interval = wilson_interval(int(correct[0, i]), n)
         found.append(ClassRecall(name, n, pooled, interval, by_fold))
     return found
 

@@ -67,10 +67,25 @@ def export(
     The folder has all weights, settings, class texts, a model card, and what MLflow loads.
 
     Example: [bold]dfer export runs/demo/fold-1/checkpoints/LATEST models/demo-1[/bold]
+    license_id: Annotated[
+        str,
+        typer.Option(
+            "--license",
+            help="License of the weights for the model card, as the Hugging Face Hub calls it, "
+            "such as cc-by-nc-4.0. other: none was chosen.",
+        ),
+    ] = "other",
+    hub_layout: Annotated[
+        bool,
+        typer.Option(
+            "--hub-layout",
+            help="Add config.json and .gitattributes for a repository of the Hugging Face Hub.",
+        ),
+    ] = False,
     """
     from dfer_dist.inference.export import export as write_model
 
-    info = write_model(checkpoint, out, overrides or [])
+    info = write_model(checkpoint, out, overrides or [], license_id, hub_layout)
     tested = "no test result next to the checkpoint"
     if info.result:
         scores = f"UAR {info.result['uar']:.2f}  WAR {info.result['war']:.2f}"
@@ -83,6 +98,8 @@ def predict(
     model: Model,
     videos: Videos,
     window: Window = 3.0,
+    if hub_layout:
+        print_line(f"read the card, then publish it: hf upload USER/NAME {out}")
     step: Step = 1.0,
     fps: FrameRate = 25.0,
     faces: Faces = False,
