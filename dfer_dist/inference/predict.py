@@ -9,17 +9,19 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dfer_dist.data.faces.crop import FACE_SIZE, MIN_FACE_FRACTION, find_face
 from dfer_dist.data.faces.parsing_maps import fill_missing
-from dfer_dist.data.loading.frame_sampling import eval_frames
+from dfer_dist.data.loading.frame_sampling import eval_frames, sample_segments
 from dfer_dist.data.loading.modalities import find_points
 from dfer_dist.data.sources.names import printable
 from dfer_dist.data.video.decode import DamagedVideo
@@ -28,6 +30,7 @@ from dfer_dist.inference.sources import FPS, Frames, open_frames, through_jpeg
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import csv_text
 
+_THUMBNAILS, _THUMBNAIL_SIZE = 8, (240, 240)
 # Seconds. The median clip has 70 frames in DFEW, 82 in MAFW (28 in FERV39k).
 WINDOW, STEP = 3.0, 1.0
 
@@ -46,8 +49,13 @@ class VideoPrediction:
         Part of the window's frames in which the face was found; None if faces were not searched.
     seconds : float
         Duration of the video.
-    is_image : bool
-        Whether it is a single image.
+    interval : float
+        Time between two frames, seconds.
+    has_times : bool
+        Whether that is known; for a folder of frames it may be assumed.
+    thumbnails : list of uint8 [H, W, 3]
+        Small copies of frames, from the middles of as many equal parts of the video; of the crops
+        if faces were searched.
     """
 
     video: Path
@@ -56,12 +64,19 @@ class VideoPrediction:
     logits: np.ndarray
     faces: np.ndarray | None
     seconds: float
-    is_image: bool = False
+    interval: float = 1 / FPS
+    has_times: bool = True
+    thumbnails: list[np.ndarray] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         """The name of the video as text of one line."""
         return printable(self.video.name)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is a single image."""
+        return round(self.seconds / self.interval) == 1
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -126,12 +141,12 @@ def predict_video(
     step: float = STEP,
     faces: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    fps: float = FPS,
+    fps: float | None = None,
 ) -> VideoPrediction:
     """Predict a video, a folder of frames or an image in sliding windows.
 
-    The video is decoded twice: once for its length, or to find the face, and once for the frames
-    of the windows. Only the frames of the current windows are kept in memory.
+    The video is decoded twice: for its length or its face, then for the frames of the windows. Only
+    those of the current windows are kept in memory.
 
     Parameters
     ----------
@@ -143,23 +158,21 @@ def predict_video(
         their frames get no prediction.
     progress : callable, optional
         Called with (windows done, all windows).
-    fps : float
-        Frames a second of a folder of frames.
+    fps : float, optional
+        Frames a second of a folder of frames; 25 by default.
 
     Raises
     ------
     UserError
-        If the video is damaged, a single frame, or without a face; or a window has less than two
-        frames; or as :func:`~dfer_dist.inference.sources.open_frames` and
-        :meth:`ExportedModel.check_modalities`.
+        If the video is damaged, a single frame, or without a face; a window has less than two
+        frames; or as :func:`.open_frames` and :meth:`ExportedModel.check_modalities`.
     """
     model.check_modalities()
-    _check_positive(window=window, step=step, fps=fps)
-    try:
-        found = _find_windows(video, window, step, fps, faces, bool(model.config.model.modalities))
-        logits = _predict_windows(model, video, found, progress)
-    except DamagedVideo as e:
-        raise _user_error(e) from e
+    rate = FPS if fps is None else fps
+    _check_positive(window=window, step=step, fps=rate)
+    with _damage_as_user_error():
+        found = _find_windows(video, window, step, rate, faces, bool(model.config.model.modalities))
+        logits, thumbnails = _predict_windows(model, video, found, progress)
     return VideoPrediction(
         video,
         model.classes,
@@ -167,8 +180,23 @@ def predict_video(
         logits,
         found.face_fractions if faces else None,
         len(found.has_face) * found.interval,
-        is_image=len(found.has_face) == 1,
+        interval=found.interval,
+        has_times=fps is not None or not video.is_dir(),
+        thumbnails=thumbnails,
     )
+
+
+def _keep_some(
+    frames: Iterable[np.ndarray], count: int, kept: list[np.ndarray]
+) -> Iterator[np.ndarray]:
+    """Yield all of the ``count`` frames; add small copies of some, evenly spaced, to ``kept``."""
+    wanted = set(sample_segments(count, min(count, _THUMBNAILS)).tolist())
+    for i, frame in enumerate(frames):
+        if i in wanted:
+            image = Image.fromarray(frame)
+            image.thumbnail(_THUMBNAIL_SIZE)
+            kept.append(np.asarray(image))
+        yield frame
 
 
 def _check_positive(**options: float) -> None:
@@ -177,10 +205,15 @@ def _check_positive(**options: float) -> None:
             raise UserError(f"{name}={value:g}: it must be greater than 0")
 
 
-def _user_error(e: DamagedVideo) -> UserError:
-    if e.frames:
-        return UserError(f"{e}: copy it again")
-    return UserError(f"{e.file} cannot be read as a video: {e.reason}")
+@contextmanager
+def _damage_as_user_error() -> Iterator[None]:
+    try:
+        yield
+    except DamagedVideo as e:
+        text = f"{e.file} cannot be read as a video: {e.reason}"
+        if e.frames:
+            text = f"{e}: copy it again"
+        raise UserError(text) from e
 
 
 @dataclass(frozen=True)
@@ -240,8 +273,11 @@ def _predict_windows(
     video: Path,
     found: _Windows,
     progress: Callable[[int, int], None] | None,
-) -> np.ndarray:
-    """Return the logits float32 [W, C]; NaN for a window with the face in too few frames."""
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return the logits float32 [W, C], and thumbnails.
+
+    Logits are NaN for a window with the face in too few frames.
+    """
     predicted = found.face_fractions >= MIN_FACE_FRACTION
     if not predicted.any():
         raise UserError(
@@ -258,13 +294,15 @@ def _predict_windows(
         return model.preprocess(pixels[None], found.landmarks[i : i + 1])[0]
 
     logits = np.full((len(found.windows), len(model.classes)), np.nan, np.float32)
-    clips, done = _gather(found.frames, chosen, preprocess), list[np.ndarray]()
+    thumbnails: list[np.ndarray] = []
+    frames = _keep_some(found.frames, len(found.has_face), thumbnails)
+    clips, done = _gather(frames, chosen, preprocess), list[np.ndarray]()
     while batch := list(islice(clips, model.config.eval.batch)):
         done.extend(model.forward(batch))
         if progress:
             progress(len(done), len(windows))
     logits[predicted] = done
-    return logits
+    return logits, thumbnails
 
 
 def _gather(

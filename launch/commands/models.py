@@ -40,7 +40,13 @@ Videos = Annotated[
 Window = Annotated[
     float, typer.Option(help="Seconds per prediction; inf: the whole video as one clip.")
 ]
-FrameRate = Annotated[float, typer.Option("--fps", help="Frames per second of folders of frames.")]
+FrameRate = Annotated[
+    float | None,
+    typer.Option(
+        "--fps",
+        help="Frames per second of folders of frames. Default: 25, and the plot counts frames.",
+    ),
+]
 Step = Annotated[float, typer.Option(help="Seconds from one window to the next.")]
 Faces = Annotated[
     bool, typer.Option("--faces", help="Detect and crop the face, as dfer pack --faces does.")
@@ -61,12 +67,6 @@ def export(
             metavar="[KEY=VALUE]...",
         ),
     ] = None,
-) -> None:
-    """Export a checkpoint as a standalone model.
-
-    The folder has all weights, settings, class texts, a model card, and what MLflow loads.
-
-    Example: [bold]dfer export runs/demo/fold-1/checkpoints/LATEST models/demo-1[/bold]
     license_id: Annotated[
         str,
         typer.Option(
@@ -82,6 +82,12 @@ def export(
             help="Add config.json and .gitattributes for a repository of the Hugging Face Hub.",
         ),
     ] = False,
+) -> None:
+    """Export a checkpoint as a standalone model.
+
+    The folder has all weights, settings, class texts, a model card, and what MLflow loads.
+
+    Example: [bold]dfer export runs/demo/fold-1/checkpoints/LATEST models/demo-1[/bold]
     """
     from dfer_dist.inference.export import export as write_model
 
@@ -92,16 +98,16 @@ def export(
         tested = f"{scores} on fold {info.result['fold']}"
     print_line(f"{out}: {info.parameters:,} parameters, {len(info.classes)} classes, {tested}")
     print_line(f"card: {out}/README.md; use it: dfer predict {out} VIDEO --faces")
+    if hub_layout:
+        print_line(f"read the card, then publish it: hf upload USER/NAME {out}")
 
 
 def predict(
     model: Model,
     videos: Videos,
     window: Window = 3.0,
-    if hub_layout:
-        print_line(f"read the card, then publish it: hf upload USER/NAME {out}")
     step: Step = 1.0,
-    fps: FrameRate = 25.0,
+    fps: FrameRate = None,
     faces: Faces = False,
     out: Annotated[Path, typer.Option(help="Folder for tables and plots.")] = Path("predictions"),
     precision: Precision = None,
@@ -155,7 +161,7 @@ def _check_names(videos: list[Path]) -> None:
 
 
 def _predict_video(
-    model: ExportedModel, video: Path, window: float, step: float, fps: float, faces: bool
+    model: ExportedModel, video: Path, window: float, step: float, fps: float | None, faces: bool
 ) -> VideoPrediction:
     from dfer_dist.inference.predict import predict_video
 
@@ -170,19 +176,22 @@ def _predict_video(
 def _write(prediction: VideoPrediction, out: Path) -> None:
     """Write the table and the plot of a video."""
     from dfer_dist.reporting.plots.scores import save
-    from dfer_dist.reporting.plots.timeline import timeline_figure
+    from dfer_dist.reporting.plots.timeline import Timeline, timeline_figure
 
     name = prediction.video.name
     write_text(out / f"{name}.csv", prediction.csv())
-    figure = timeline_figure(
-        _title(prediction),
-        prediction.spans,
-        prediction.probabilities,
-        prediction.overall,
-        prediction.classes,
-        prediction.seconds,
+    unit = 1.0 if prediction.has_times else prediction.interval
+    timeline = Timeline(
+        title=_title(prediction),
+        classes=prediction.classes,
+        spans=prediction.spans / unit,
+        probabilities=prediction.probabilities,
+        overall=prediction.overall,
+        length=prediction.seconds / unit,
+        thumbnails=prediction.thumbnails,
+        in_frames=not prediction.has_times,
     )
-    save(figure, out / f"{name}.png")
+    save(timeline_figure(timeline), out / f"{name}.png")
 
 
 def _write_overall(predictions: list[VideoPrediction], out: Path) -> None:
@@ -203,11 +212,14 @@ def _write_overall(predictions: list[VideoPrediction], out: Path) -> None:
 def _title(prediction: VideoPrediction) -> str:
     best = int(prediction.overall.argmax())
     begin, end = prediction.spans[0]
-    method = f"one window of {end - begin:.3g} s"
+    length = f"{end - begin:.3g} s"
+    if not prediction.has_times:
+        length = f"{(end - begin) / prediction.interval:.0f} frames"
+    method = f"one window of {length}"
     if prediction.is_image:
         method = "a single image"
     elif len(prediction.spans) > 1:
-        method = f"mean of {prediction.num_predicted} windows of {end - begin:.3g} s"
+        method = f"mean of {prediction.num_predicted} windows of {length}"
     score = f"{prediction.classes[best]} {prediction.overall[best]:.2f}"
     return f"{prediction.name}: {score} ({method})"
 

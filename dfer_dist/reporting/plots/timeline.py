@@ -1,114 +1,297 @@
-"""The plot of a video: probabilities over time."""
+"""The plot of a video: probabilities over time, the most probable class, and some of its frames."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from dfer_dist.reporting.plots.scores import CLASS_COLORS, EMPTY, INK, new_figure
+from dfer_dist.reporting.plots.scores import CLASS_COLORS, EMPTY, FAINT, INK, new_figure
+
+_COLORS = (*CLASS_COLORS, "#5D3A9B", "#7F7F7F", "#8C510A")
+_CURVES = 7.2  # inches, width of the curves
+_LEGEND = 2.4  # next to them
+_PICTURES = 0.66  # height of the thumbnails
+_MAX_POINTS = 300  # of a curve; more windows are averaged
+_MAX_TICKS = 8
+_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
+_PALEST = 0.18  # opacity of the strip where two classes are equally probable
 
 
-def timeline_figure(
-    title: str,
-    spans: np.ndarray,
-    probabilities: np.ndarray,
-    overall: np.ndarray,
-    classes: Sequence[str],
-    seconds: float,
-) -> Figure:
-    """Draw the probabilities of a video over time.
+@dataclass(frozen=True)
+class Timeline:
+    """What is drawn of a video.
 
-    The upper panel has a line for each class, the lower one the most probable class of each window.
-
-    Parameters
+    Attributes
     ----------
     title : str
+    classes : sequence of C str
     spans : float [W, 2]
-        Begin and end of each window in seconds. A point is in the middle of its window.
+        Begin and end of each window, in seconds or frames.
     probabilities : float [W, C]
-        NaN for a window without a prediction, where lines break.
+        NaN for a window without a prediction, where curves break.
     overall : float [C]
         Of the whole video; the legend is in its order.
-    classes : sequence of str
-    seconds : float
-        Length of the video.
+    length : float
+        Of the video, in seconds or frames.
+    thumbnails : sequence of uint8 [H, W, 3]
+        Frames from the middles of as many equal parts of the video.
+    in_frames : bool
+        Whether the time is counted in frames.
     """
-    figure = new_figure(9.5, 4.6)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[9, 1])
-    styles = [
-        {"color": CLASS_COLORS[c % 8], "linestyle": "-" if c < 8 else (0, (4, 2))}
-        for c in range(len(classes))
-    ]
-    _draw_curves(above, spans, probabilities, styles)
-    _draw_top_classes(above, below, spans.mean(1), probabilities, seconds)
-    handles: list[Any] = [
-        Line2D([], [], linewidth=2.5, label=f"{classes[c]}  {overall[c]:.2f}", **styles[c])
-        for c in np.argsort(-overall, kind="stable")
-    ]
-    if np.isnan(probabilities).any():
-        handles.append(Patch(label="no face", **EMPTY))
-    _draw_legend(above, handles)
-    above.set_title(title, fontsize=12, color=INK, loc="left")
-    _finish_timeline(above, below, seconds)
+
+    title: str
+    classes: Sequence[str]
+    spans: np.ndarray
+    probabilities: np.ndarray
+    overall: np.ndarray
+    length: float
+    thumbnails: Sequence[np.ndarray] = ()
+    in_frames: bool = False
+
+    @property
+    def order(self) -> list[int]:
+        """The classes from the most to the least probable one of the whole video."""
+        return [int(c) for c in np.argsort(-self.overall, kind="stable")]
+
+    @cached_property
+    def edges(self) -> np.ndarray:
+        """The times at which one window's middle stops being the nearest, float [W + 1]."""
+        times = self.spans.mean(1)
+        return np.concatenate([[0.0], (times[1:] + times[:-1]) / 2, [self.length]])
+
+
+def timeline_figure(timeline: Timeline) -> Figure:
+    """Draw the probabilities of a video over time; as bars, if it is a single window.
+
+    Curves have the chance of a guess as a dashed line. The strip below them has the most probable
+    class of each window, the paler the less it leads, and frames of the video are below that.
+    """
+    if len(timeline.spans) == 1:
+        return _single_figure(timeline)
+    heights = [3.4, 0.36, *[_PICTURES] * bool(timeline.thumbnails)]
+    figure = _new_figure(timeline, _CURVES + _LEGEND, sum(heights))
+    widths = [_CURVES, _LEGEND]
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights, width_ratios=widths)
+    above = figure.add_subplot(grid[0, 0])
+    strip = lowest = figure.add_subplot(grid[1, 0], sharex=above)
+    _draw_curves(above, timeline)
+    _draw_strip(strip, timeline)
+    if timeline.thumbnails:
+        lowest = figure.add_subplot(grid[2, 0], sharex=above)
+        _draw_thumbnails(lowest, timeline)
+    _draw_time(lowest, timeline)
+    for ax in {above, strip} - {lowest}:
+        ax.tick_params(axis="x", length=0, labelbottom=False)
+    _draw_legend(figure.add_subplot(grid[:, 1]), timeline)
     return figure
 
 
-def _draw_curves(
-    ax: Axes, spans: np.ndarray, probabilities: np.ndarray, styles: list[dict[str, Any]]
-) -> None:
-    """Draw a line for each class through the middles of the windows, or along a single window."""
-    times, curves, marker = spans.mean(1), probabilities, None
-    if len(spans) == 1:
-        times, curves = spans[0], probabilities.repeat(2, 0)
-    elif len(spans) <= 60:
-        marker = "o"
-    lines = ax.plot(times, curves, linewidth=1.8, marker=marker, markersize=3.5, clip_on=False)
-    for line, style in zip(lines, styles, strict=True):
-        line.set(**style)
+def _single_figure(timeline: Timeline) -> Figure:
+    """Draw a single window: bars, and its frames below them, or an image next to them."""
+    if len(timeline.thumbnails) == 1:
+        figure = _new_figure(timeline, _CURVES + _LEGEND, 3.0)
+        bars, picture = figure.subplots(1, 2, width_ratios=[_CURVES, _LEGEND])
+        picture.imshow(timeline.thumbnails[0])
+        picture.axis("off")
+    elif timeline.thumbnails:
+        figure = _new_figure(timeline, _CURVES, 3.0 + _PICTURES)
+        bars, pictures = figure.subplots(2, 1, height_ratios=[3.0, _PICTURES])
+        _draw_thumbnails(pictures, timeline)
+        _draw_time(pictures, timeline)
+    else:
+        figure = _new_figure(timeline, _CURVES, 3.0)
+        bars = figure.subplots()
+    _draw_bars(bars, timeline)
+    return figure
 
 
-def _finish_timeline(above: Axes, below: Axes, seconds: float) -> None:
-    above.set(xlim=(0, seconds), ylim=(0, 1), yticks=np.linspace(0, 1, 6))
-    above.set_ylabel("probability", fontsize=11)
-    above.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    above.tick_params(axis="x", length=0)
-    above.spines[["top", "right"]].set_visible(False)
-    below.set(ylim=(0, 1), yticks=[])
-    below.set_ylabel("top", rotation=0, ha="right", va="center", fontsize=10)
-    below.set_xlabel("seconds", fontsize=11)
-    below.spines[:].set_visible(False)
+def _new_figure(timeline: Timeline, width: float, height: float) -> Figure:
+    """Return a figure with the title; width and height are those of its panels, in inches."""
+    figure = new_figure(width + 0.6, height + 1.2)
+    title = textwrap.fill(timeline.title, int(10 * width))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
+    return figure
 
 
-def _draw_top_classes(
-    above: Axes, below: Axes, times: np.ndarray, probabilities: np.ndarray, seconds: float
-) -> None:
-    """Color the most probable class around each time; grey without a prediction."""
-    edges = np.concatenate([[0.0], (times[1:] + times[:-1]) / 2, [seconds]])
-    for span, p in zip(pairwise(edges.tolist()), probabilities, strict=True):
-        if np.isnan(p).any():
-            below.axvspan(*span, **EMPTY)
-            above.axvspan(*span, facecolor="#f4f4f4", linewidth=0, zorder=0)
-        else:
-            top = int(p.argmax())
-            alpha = 1.0 if top < 8 else 0.5
-            below.axvspan(*span, facecolor=CLASS_COLORS[top % 8], alpha=alpha, linewidth=0)
+def _style(c: int) -> dict[str, Any]:
+    return {"color": _COLORS[c % len(_COLORS)], "linestyle": "-" if c < 8 else (0, (4, 2))}
 
 
-def _draw_legend(ax: Axes, handles: list[Any]) -> None:
+def _wrap(name: str, width: int = 20) -> str:
+    """Break a long name into lines; a Chinese letter is as wide as two Latin ones."""
+    return textwrap.fill(name, width // 2 if max(name, default="") >= "\u2e80" else width)
+
+
+def _draw_curves(ax: Axes, timeline: Timeline) -> None:
+    """Draw a curve for each class through the middles of the windows."""
+    times, curves = timeline.spans.mean(1), timeline.probabilities
+    averaged = -(-len(times) // _MAX_POINTS)
+    if averaged > 1:
+        times, curves = (_average(values, averaged) for values in (times[:, None], curves))
+    marker = "o" if len(times) <= 60 else None
+    width = 1.8 if len(times) <= 120 else 1.1
+    lines = ax.plot(times, curves, linewidth=width, marker=marker, markersize=3.5, clip_on=False)
+    for c, line in enumerate(lines):
+        line.set(**_style(c))
+    for begin, end, top in _runs(timeline):
+        if top is None:
+            ax.axvspan(begin, end, facecolor="#f4f4f4", linewidth=0, zorder=0)
+    ax.axhline(1 / len(timeline.classes), color=FAINT, linewidth=1, linestyle=(0, (1, 2)))
+    ax.set(xlim=(0, timeline.length), ylim=(0, 1), yticks=np.linspace(0, 1, 6))
+    label = "probability" if averaged == 1 else f"probability, means of {averaged} windows"
+    ax.set_ylabel(label, fontsize=11)
+    ax.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _average(values: np.ndarray, count: int) -> np.ndarray:
+    """Average every ``count`` rows of a matrix; the mean is NaN where a row is."""
+    return np.stack([values[i : i + count].mean(0) for i in range(0, len(values), count)])
+
+
+def _runs(timeline: Timeline) -> Iterator[tuple[float, float, int | None]]:
+    """Yield begin, end and most probable class of neighbouring windows that have the same one."""
+    tops = [None if np.isnan(p).any() else int(p.argmax()) for p in timeline.probabilities]
+    first = 0
+    for top, same in groupby(tops):
+        last = first + len(list(same))
+        yield float(timeline.edges[first]), float(timeline.edges[last]), top
+        first = last
+
+
+def _draw_strip(ax: Axes, timeline: Timeline) -> None:
+    """Color the most probable class around each time; name it where its name fits."""
+    colors = np.array([_strip_color(p) for p in timeline.probabilities])
+    ax.pcolormesh(timeline.edges, [0, 1], colors[None])
+    for begin, end, top in _runs(timeline):
+        if top is None:
+            ax.axvspan(begin, end, **EMPTY)
+            continue
+        name = timeline.classes[top]
+        wide = sum(0.14 if letter >= "\u2e80" else 0.08 for letter in name) + 0.06
+        if wide > (end - begin) / timeline.length * _CURVES:
+            continue
+        inside = (timeline.edges[:-1] >= begin) & (timeline.edges[1:] <= end)
+        light = colors[inside].mean(0) @ [0.299, 0.587, 0.114] > 0.55
+        ax.text(
+            (begin + end) / 2,
+            0.47,
+            name,
+            ha="center",
+            va="center",
+            fontsize=9,
+            color=INK if light else "white",
+            in_layout=False,
+        )
+    ax.set(ylim=(0, 1), yticks=[])
+    ax.set_ylabel("top", rotation=0, ha="right", va="center", fontsize=10)
+    ax.spines[:].set_visible(False)
+
+
+def _strip_color(p: np.ndarray) -> np.ndarray:
+    """Return the color of the most probable class on white, the paler the less it leads."""
+    if np.isnan(p).any():
+        return np.ones(3)
+    top = int(p.argmax())
+    margin = p[top] - np.delete(p, top).max(initial=0.0)
+    opacity = _PALEST + (1 - _PALEST) * float(margin)
+    return 1 - opacity * (1 - np.array(to_rgb(_style(top)["color"])))
+
+
+def _draw_thumbnails(ax: Axes, timeline: Timeline) -> None:
+    """Draw frames side by side, each in the middle of its part of the time."""
+    tile = timeline.length / len(timeline.thumbnails)
+    shape = _CURVES / len(timeline.thumbnails) / _PICTURES
+    for i, picture in enumerate(timeline.thumbnails):
+        ratio = picture.shape[1] / picture.shape[0] / shape
+        width, height = min(ratio, 1) * 0.97 * tile, min(1 / ratio, 1) * 0.97
+        left, bottom = (i + 0.5) * tile - width / 2, (1 - height) / 2
+        ax.imshow(picture, extent=(left, left + width, bottom, bottom + height), aspect="auto")
+    ax.set(xlim=(0, timeline.length), ylim=(0, 1), yticks=[])
+    ax.spines[:].set_visible(False)
+
+
+def _draw_time(ax: Axes, timeline: Timeline) -> None:
+    """Label the time in the unit that fits the length of the video."""
+    length = timeline.length
+    hours = math.ceil(length / _MAX_TICKS / 3600)
+    steps = [*(s for s in _STEPS if length <= _MAX_TICKS * s), 3600 * hours]
+    step, unit, formatted = steps[0], "seconds", _format_number
+    if timeline.in_frames:
+        unit, step = "frame", max(round(step), 1)
+    elif length >= 3600:
+        unit, formatted = "hours:minutes", _format_minutes
+    elif length >= 120:
+        unit, formatted = "minutes:seconds", _format_seconds
+    ax.xaxis.set_major_locator(MultipleLocator(step))
+    ax.xaxis.set_major_formatter(FuncFormatter(formatted))
+    ax.tick_params(axis="x", length=3, labelbottom=True)
+    ax.set_xlabel(unit, fontsize=11)
+
+
+def _format_number(value: float, _: Any) -> str:
+    return f"{value:g}"
+
+
+def _format_seconds(value: float, _: Any) -> str:
+    return f"{value // 60:.0f}:{value % 60:02.0f}"
+
+
+def _format_minutes(value: float, _: Any) -> str:
+    return _format_seconds(value / 60, _)
+
+
+def _draw_bars(ax: Axes, timeline: Timeline) -> None:
+    """Draw the probabilities of a single window as bars, the most probable class on top."""
+    order, places = timeline.order, range(len(timeline.classes))
+    colors = [_style(c)["color"] for c in order]
+    ax.barh(places, timeline.overall[order], 0.7, color=colors)
+    for place, c in zip(places, order, strict=True):
+        ax.text(timeline.overall[c] + 0.01, place, f"{timeline.overall[c]:.2f}", va="center")
+    ax.axvline(1 / len(order), color=FAINT, linewidth=1, linestyle=(0, (1, 2)))
+    ax.set_yticks(places, [_wrap(timeline.classes[c], 30) for c in order], fontsize=10)
+    ax.set(xlim=(0, 1.08), xticks=np.linspace(0, 1, 6), ylim=(len(order) - 0.5, -0.5))
+    ax.set_xlabel(f"probability (dotted: chance, {1 / len(order):.2f})", fontsize=11)
+    ax.tick_params(axis="y", length=0)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_legend(ax: Axes, timeline: Timeline) -> None:
+    handles: list[Any] = [
+        Line2D(
+            [],
+            [],
+            linewidth=2.5,
+            label=f"{_wrap(timeline.classes[c])}  {timeline.overall[c]:.2f}",
+            **_style(c),
+        )
+        for c in timeline.order
+    ]
+    chance = f"chance  {1 / len(timeline.classes):.2f}"
+    handles.append(Line2D([], [], color=FAINT, linewidth=1, linestyle=(0, (1, 2)), label=chance))
+    if np.isnan(timeline.probabilities).any():
+        handles.append(Patch(label="no face", **EMPTY))
     legend = ax.legend(
         handles=handles,
         title="whole video",
         alignment="left",
         loc="upper left",
-        bbox_to_anchor=(1.01, 1.02),
+        borderaxespad=0,
         frameon=False,
         fontsize=10,
     )
     legend.get_title().set(fontsize=10, fontweight="bold", color=INK)
+    ax.axis("off")

@@ -23,14 +23,12 @@ from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.sources.datasets import read_dataset
-from dfer_dist.data.sources.records import ELEVEN
 from dfer_dist.data.video.decode import Video
 from dfer_dist.evaluation.evaluate import predict
 from dfer_dist.inference.exported import ExportedModel, load
 from dfer_dist.inference.predict import cut_windows, predict_video
 from dfer_dist.inference.pyfunc import PyfuncModel
 from dfer_dist.inference.sources import through_jpeg
-from dfer_dist.reporting.plots.timeline import timeline_figure
 from dfer_dist.utils.errors import UserError
 from launch import cli
 from tests.helpers.data.videos import Pose, draw, encode
@@ -107,7 +105,9 @@ def test_folder_of_frames_equals_packing_and_evaluating(
     clips = all_clips(index, range(len(index.shards)))
     batches = evaluation_loader(index, model.config.data, clips, batch=model.config.eval.batch)
     rows = predict(lambda frames: model.model(frames, model.text_features), batches, model.device)
+    assert not predict_video(model, clip).has_times
     course = predict_video(model, clip, math.inf, fps=10)
+    assert course.has_times
     assert course.spans.tolist() == [[0, pytest.approx(FRAMES / 10)]]
     np.testing.assert_allclose(course.logits[0], rows["Happy_one"][1], rtol=1e-4, atol=1e-4)
 
@@ -147,6 +147,10 @@ def test_each_window_is_seen_as_a_clip_of_its_own(
     np.testing.assert_allclose(course.overall, course.probabilities.mean(0), atol=1e-6)
     assert course.overall.sum() == pytest.approx(1, abs=1e-5) and course.num_predicted == len(spans)
     assert course.top == [model.classes[i] for i in want.argmax(1)]
+    middles = [
+        frame for i, frame in enumerate(Video(waves)) if i in (3, 11, 19, 26, 34, 41, 49, 57)
+    ]
+    np.testing.assert_array_equal(course.thumbnails, middles)
 
 
 @given(frames=st.integers(1, 300), length=st.integers(2, 100), step=st.floats(0.01, 120))
@@ -187,15 +191,6 @@ def test_windows_without_the_face_have_no_prediction(model: ExportedModel, tmp_p
     rows = list(csv.DictReader(io.StringIO(course.csv())))
     assert [row["prediction"] for row in rows] == course.top
     assert rows[blank[0]]["fear"] == "" and float(rows[blank[0]]["face"]) < 0.5
-    figure = timeline_figure(
-        "away.mp4",
-        course.spans,
-        course.probabilities,
-        course.overall,
-        course.classes,
-        course.seconds,
-    )
-    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()][-1] == "no face"  # type: ignore[union-attr]
 
 
 def test_command_writes_tables_and_names_unreadable_videos(
@@ -266,25 +261,6 @@ def test_command_reads_a_video_of_any_name(
     assert {file.name for file in out.iterdir()} == names
     (row,) = csv.DictReader((out / "overall.csv").open())
     assert row["video"] == str(tmp_path / r"$_$ caf\xe9\x0a1")
-
-
-def test_plot_has_a_line_style_for_each_class() -> None:
-    rng = np.random.default_rng(0)
-    probabilities, spans = rng.dirichlet(np.ones(11), 5), np.arange(5)[:, None] + [0.0, 3.0]
-    figure = timeline_figure("a video", spans, probabilities, probabilities.mean(0), ELEVEN, 8.0)
-    above, below = figure.axes
-    assert (
-        above.get_ylim() == (0, 1)
-        and above.get_xlim() == below.get_xlim() == (0, 8)
-        and below.get_xlabel() == "seconds"
-    )
-    assert len({(line.get_color(), line.get_linestyle()) for line in above.lines}) == 11
-    for c, line in enumerate(above.lines):
-        np.testing.assert_allclose(line.get_ydata(), probabilities[:, c])
-        np.testing.assert_allclose(line.get_xdata(), spans.mean(1))
-    labels = [text.get_text() for text in above.get_legend().get_texts()]  # type: ignore[union-attr]
-    order = np.argsort(-probabilities.mean(0))
-    assert labels == [f"{ELEVEN[c]}  {probabilities.mean(0)[c]:.2f}" for c in order]
 
 
 def test_unusable_video_is_one_line_error(
