@@ -200,7 +200,9 @@ def _model_index(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _weights_terms(info: ModelInfo, license_id: str) -> str:
-    source = info.converted_from["file"] if info.converted_from else info.pretrained
+    source = info.pretrained
+    if info.converted_from:
+        source = info.converted_from["file"]
     made_from = (
         f"They come from the pretrained weights `{source}` and from the data set "
         f"{info.dataset or 'of their training'}, whose terms set limits: sets of faces are mostly "

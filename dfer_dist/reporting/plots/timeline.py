@@ -21,12 +21,15 @@ from matplotlib.ticker import FuncFormatter, MultipleLocator
 from dfer_dist.reporting.plots.scores import CLASS_COLORS, EMPTY, FAINT, INK, new_figure
 
 _COLORS = (*CLASS_COLORS, "#5D3A9B", "#7F7F7F", "#8C510A")
+_LINES = ("-", (0, (4, 2)))
+_WIDE_LETTER = "\u2e80"  # the first that is as wide as two Latin ones, in Chinese and others
 _CURVES = 7.2  # inches, width of the curves
 _LEGEND = 2.4  # next to them
 _PICTURES = 0.66  # height of the thumbnails
 _MAX_POINTS = 300  # of a curve; more windows are averaged
 _MAX_TICKS = 8
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
+_BRIGHTNESS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 _PALEST = 0.18  # opacity of the strip where two classes are equally probable
 
 
@@ -127,12 +130,14 @@ def _new_figure(timeline: Timeline, width: float, height: float) -> Figure:
 
 
 def _style(c: int) -> dict[str, Any]:
-    return {"color": _COLORS[c % len(_COLORS)], "linestyle": "-" if c < 8 else (0, (4, 2))}
+    return {"color": _COLORS[c % len(_COLORS)], "linestyle": _LINES[c // 8 % 2]}
 
 
 def _wrap(name: str, width: int = 20) -> str:
-    """Break a long name into lines; a Chinese letter is as wide as two Latin ones."""
-    return textwrap.fill(name, width // 2 if max(name, default="") >= "\u2e80" else width)
+    """Break a long name into lines of ``width`` Latin letters."""
+    if max(name, default="") >= _WIDE_LETTER:
+        width //= 2
+    return textwrap.fill(name, width)
 
 
 def _draw_curves(ax: Axes, timeline: Timeline) -> None:
@@ -141,9 +146,12 @@ def _draw_curves(ax: Axes, timeline: Timeline) -> None:
     averaged = -(-len(times) // _MAX_POINTS)
     if averaged > 1:
         times, curves = (_average(values, averaged) for values in (times[:, None], curves))
-    marker = "o" if len(times) <= 60 else None
-    width = 1.8 if len(times) <= 120 else 1.1
-    lines = ax.plot(times, curves, linewidth=width, marker=marker, markersize=3.5, clip_on=False)
+    style: dict[str, Any] = {"linewidth": 1.1, "clip_on": False}
+    if len(times) <= 120:
+        style["linewidth"] = 1.8
+    if len(times) <= 60:
+        style |= {"marker": "o", "markersize": 3.5}
+    lines = ax.plot(times, curves, **style)
     for c, line in enumerate(lines):
         line.set(**_style(c))
     for begin, end, top in _runs(timeline):
@@ -164,12 +172,18 @@ def _average(values: np.ndarray, count: int) -> np.ndarray:
 
 def _runs(timeline: Timeline) -> Iterator[tuple[float, float, int | None]]:
     """Yield begin, end and most probable class of neighbouring windows that have the same one."""
-    tops = [None if np.isnan(p).any() else int(p.argmax()) for p in timeline.probabilities]
     first = 0
-    for top, same in groupby(tops):
+    for top, same in groupby(map(_top, timeline.probabilities)):
         last = first + len(list(same))
         yield float(timeline.edges[first]), float(timeline.edges[last]), top
         first = last
+
+
+def _top(p: np.ndarray) -> int | None:
+    """Return the most probable class of a window, None without a prediction."""
+    if np.isnan(p).any():
+        return None
+    return int(p.argmax())
 
 
 def _draw_strip(ax: Axes, timeline: Timeline) -> None:
@@ -181,21 +195,14 @@ def _draw_strip(ax: Axes, timeline: Timeline) -> None:
             ax.axvspan(begin, end, **EMPTY)
             continue
         name = timeline.classes[top]
-        wide = sum(0.14 if letter >= "\u2e80" else 0.08 for letter in name) + 0.06
+        wide = 0.06 + 0.08 * len(name) + 0.06 * sum(letter >= _WIDE_LETTER for letter in name)
         if wide > (end - begin) / timeline.length * _CURVES:
             continue
         inside = (timeline.edges[:-1] >= begin) & (timeline.edges[1:] <= end)
-        light = colors[inside].mean(0) @ [0.299, 0.587, 0.114] > 0.55
-        ax.text(
-            (begin + end) / 2,
-            0.47,
-            name,
-            ha="center",
-            va="center",
-            fontsize=9,
-            color=INK if light else "white",
-            in_layout=False,
-        )
+        style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9, "color": "white"}
+        if colors[inside].mean(0) @ _BRIGHTNESS > 0.55:
+            style["color"] = INK
+        ax.text((begin + end) / 2, 0.47, name, in_layout=False, **style)
     ax.set(ylim=(0, 1), yticks=[])
     ax.set_ylabel("top", rotation=0, ha="right", va="center", fontsize=10)
     ax.spines[:].set_visible(False)
@@ -203,9 +210,9 @@ def _draw_strip(ax: Axes, timeline: Timeline) -> None:
 
 def _strip_color(p: np.ndarray) -> np.ndarray:
     """Return the color of the most probable class on white, the paler the less it leads."""
-    if np.isnan(p).any():
+    top = _top(p)
+    if top is None:
         return np.ones(3)
-    top = int(p.argmax())
     margin = p[top] - np.delete(p, top).max(initial=0.0)
     opacity = _PALEST + (1 - _PALEST) * float(margin)
     return 1 - opacity * (1 - np.array(to_rgb(_style(top)["color"])))
@@ -270,15 +277,9 @@ def _draw_bars(ax: Axes, timeline: Timeline) -> None:
 
 
 def _draw_legend(ax: Axes, timeline: Timeline) -> None:
+    labels = {c: f"{_wrap(timeline.classes[c])}  {timeline.overall[c]:.2f}" for c in timeline.order}
     handles: list[Any] = [
-        Line2D(
-            [],
-            [],
-            linewidth=2.5,
-            label=f"{_wrap(timeline.classes[c])}  {timeline.overall[c]:.2f}",
-            **_style(c),
-        )
-        for c in timeline.order
+        Line2D([], [], linewidth=2.5, label=label, **_style(c)) for c, label in labels.items()
     ]
     chance = f"chance  {1 / len(timeline.classes):.2f}"
     handles.append(Line2D([], [], color=FAINT, linewidth=1, linestyle=(0, (1, 2)), label=chance))

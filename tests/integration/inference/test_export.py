@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +28,7 @@ from dfer_dist.evaluation.evaluate import evaluate_checkpoint
 from dfer_dist.evaluation.metrics import bootstrap_ci
 from dfer_dist.inference.convert import from_official, to_official
 from dfer_dist.inference.export import export
-from dfer_dist.inference.exported import CARD, CONFIG, INFO, WEIGHTS, ModelInfo, load
-from dfer_dist.inference.model_card import OTHER, model_card
+from dfer_dist.inference.exported import CARD, CONFIG, INFO, WEIGHTS, load
 from dfer_dist.models.class_texts import DESCRIPTIONS
 from dfer_dist.reporting.results import load_run
 from dfer_dist.reporting.sections import class_recalls
@@ -186,17 +184,6 @@ def test_card_states_scores_with_intervals_and_baselines(exported: Case) -> None
         assert f"| {name} | {' | '.join(map(str, counts))} |" in card
     low, high = class_recalls(load_run(RunDir(exported.fold.root.parent)).summary)[0].interval
     assert f" | {low:.2f} to {high:.2f} |" in card
-
-
-def test_card_of_a_class_without_clips_has_no_recall(exported: Case, tmp_path: Path) -> None:
-    info = ModelInfo.read(exported.out / INFO)
-    assert info.result is not None
-    counts = [[0, 0], [1, 3]]
-    made = {"classes": ["joy", "fear"], "confusion": counts, "absent": ["joy"], "n": 4}
-    card = model_card(
-        replace(info, result={**info.result, **made}), read_config(exported.out / CONFIG), "", OTHER
-    )
-    assert "| joy | 0 | absent |  |" in card and "| always fear | 100.00 |  | 100.00 |  |" in card
 
 
 def test_hub_reads_the_metadata_of_the_card(exported: Case) -> None:
