@@ -14,6 +14,7 @@ with ``_`` for each ``/``.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from dfer_dist.data.faces.parsing_maps import read_labels
 from dfer_dist.data.sources.records import sort_frames
+from dfer_dist.data.sources.text_lists import read_text
 from dfer_dist.utils.errors import UserError
 
 
@@ -130,8 +132,8 @@ def map_files(folder: Path, key: str) -> list[Path]:
     return sort_frames(maps.glob("*.png"))
 
 
-def _read_text(file: Path) -> np.ndarray:
-    lines = file.read_text(encoding="utf-8").replace(",", " ").splitlines()
+def _read_table(file: Path) -> np.ndarray:
+    lines = re.sub("[,;]", " ", read_text(file)).splitlines()
     rows = [np.array(line.split(), np.float64) for line in lines if line.strip()]
     for i, row in enumerate(rows, 1):
         if len(row) != 136:
@@ -141,7 +143,7 @@ def _read_text(file: Path) -> np.ndarray:
 
 _READERS: dict[str, Callable[[Path], np.ndarray]] = {
     ".npy": np.load,
-    ".txt": _read_text,
+    ".txt": _read_table,
     ".png": read_labels,
 }
 

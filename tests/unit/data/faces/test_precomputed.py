@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,15 @@ from tests.helpers.data.clips import pack_frames, read_members
 def test_text_landmarks_and_png_maps_are_imported(
     shards: Index, source: Path, tmp_path: Path
 ) -> None:
-    """The text has commas, and nan for a missing face; the images of labels are grey."""
+    """Texts have any separator, and nan for a missing face; the images of labels are grey."""
     root, texts, maps = Path(str(shards.root)), tmp_path / "texts", tmp_path / "maps"
     texts.mkdir()
-    for file in (source / "landmarks").iterdir():
+    forms = cycle([(",", "utf-8"), (" ", "utf-8-sig"), ("; ", "utf-16"), ("\t", "utf-16-le")])
+    for file, (separator, encoding) in zip((source / "landmarks").iterdir(), forms, strict=False):
         points = np.load(file)
         points[1] = np.nan
-        lines = [",".join(f"{x:.3f}" for x in row.ravel()) for row in points]
-        (texts / f"{file.stem}.txt").write_text("\n".join(lines) + "\n")
+        lines = [separator.join(f"{x:.3f}" for x in row.ravel()) for row in points]
+        (texts / f"{file.stem}.txt").write_text("\r\n".join(lines) + "\n", encoding)
         (maps / file.stem).mkdir(parents=True)
         for t in range(len(points)):
             labels = np.full((4, 4), t % len(LABELS), np.uint8)
