@@ -80,7 +80,8 @@ def store_uri(tracking: TrackingConfig, runs: Path) -> str:
         return f"{SQLITE}{default_store(runs)}"
     if uri.startswith(SQLITE):
         # Jobs run in other folders.
-        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
+        file = os.path.expanduser(uri.removeprefix(SQLITE))
+        return f"{SQLITE}{Path(file).absolute()}"
     return uri.rstrip("/")
 
 

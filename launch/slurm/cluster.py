@@ -93,7 +93,7 @@ class Cluster:
     def _staging_settings(self, experiment: str, overrides: Sequence[str]) -> list[str]:
         # imports OmegaConf, which `dfer --help` need not wait for
         from dfer_dist.config.load import load_config
-        from dfer_dist.data.shards.store import is_remote
+        from dfer_dist.data.shards.store import is_remote, resolve_location
 
         if not self.scratch:
             return []
@@ -101,7 +101,7 @@ class Cluster:
         cache = f"data.cache={self.scratch_variable}"
         if is_remote(shards):
             return [cache]
-        return [f"data.shards={Path(shards).resolve().as_uri()}", cache]
+        return [f"data.shards={Path(resolve_location(shards)).as_uri()}", cache]
 
 
 _DEFAULTS = Cluster()

@@ -204,11 +204,13 @@ def is_remote(location: str) -> bool:
 def resolve_location(location: str) -> str:
     """Return ``location`` independent of the working directory, without a signature.
 
+    A shell leaves ``~`` in ``data.shards=~/dfew`` as it is.
+
     The signature of a URL is kept in the environment, which ranks and jobs inherit, since it is a
     password for some time. It is sent with the URL of each file.
     """
     if not is_remote(location):
-        return str(Path(location).resolve())
+        return str(Path(os.path.expanduser(location)).resolve())
     base, question_mark, _ = location.partition("?")
     base = base.rstrip("/")
     if question_mark:
@@ -229,7 +231,8 @@ def resolve_cache(cache: str | None) -> str | None:
     """
     if cache is None or cache.startswith("$"):
         return cache
-    return str(Path(cache).absolute()) if "$" in cache else str(Path(cache).resolve())
+    folder = Path(os.path.expanduser(cache))
+    return str(folder.absolute()) if "$" in cache else str(folder.resolve())
 
 
 def open_store(location: str, cache: str | None, cache_gb: float) -> Path | Remote:

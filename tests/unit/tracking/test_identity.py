@@ -194,6 +194,9 @@ def test_variables_count_where_settings_are_silent(
     assert "MLFLOW_EXPERIMENT_NAME" not in environment_settings(config.tracking)
     config.tracking.uri = "sqlite:///relative.db"
     assert found() == (f"sqlite:///{os.getcwd()}/relative.db", "set")
+    monkeypatch.setenv("HOME", "/home/ada")
+    config.tracking.uri = "sqlite:///~/own.db"
+    assert found() == ("sqlite:////home/ada/own.db", "set")
 
 
 def test_id_of_an_experiment_counts_where_nothing_names_one(

@@ -126,5 +126,8 @@ def test_resolve_cache_makes_folders_absolute(
     assert resolve_cache("a/../b") == str(tmp_path / "b")
     assert resolve_cache("b/$USER") == str(tmp_path / "b/$USER")
     assert resolve_cache("$A/b") == "$A/b"
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert (resolve_cache("~/b"), resolve_cache("~/$A")) == ("/home/ada/b", "/home/ada/$A")
+    assert resolve_location("~/dfew") == "/home/ada/dfew"
     with pytest.raises(UserError, match="written as"):
         _ = Cache(Path("/x/$/y"), 1).folder
