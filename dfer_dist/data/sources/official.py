@@ -18,7 +18,7 @@ Clips get the same names as in DFER-CLIP's lists, so that both kinds of lists gi
 
 from __future__ import annotations
 
-import os
+import posixpath
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from pathlib import Path
 from dfer_dist.data.sources import dfer_clip_lists
 from dfer_dist.data.sources.names import make_keys
 from dfer_dist.data.sources.official_clips import find_clips, walk
+from dfer_dist.data.sources.probe import VIDEO_SUFFIX
 from dfer_dist.data.sources.records import CLASSES, ClipRecord, Listing, canonical_class
 from dfer_dist.data.sources.text_lists import read_rows
 from dfer_dist.utils.errors import UserError
@@ -57,7 +58,7 @@ class _Layout:
     frames_folder, videos_folder : str
         Usual names of the folders of all frames and of all videos.
     clip_name : callable
-        Returns the name of a clip from that in a list.
+        Returns the name of a clip from that in a list, which may be a path of another machine.
     """
 
     lists: str
@@ -87,7 +88,7 @@ _LAYOUTS = {
         labels={t: i for i, name in enumerate(CLASSES["dfew"]) for t in (name, str(i + 1))},
         frames_folder="clip_224x224",
         videos_folder="original",
-        clip_name=lambda name: name.zfill(5),
+        clip_name=lambda name: VIDEO_SUFFIX.sub("", posixpath.basename(name)).zfill(5),
     ),
     "mafw": _Layout(
         lists="Train & Test Set/single/no_caption/set_K/test.txt",
@@ -98,7 +99,7 @@ _LAYOUTS = {
         labels={name: label for label, name in enumerate(CLASSES["mafw"])},
         frames_folder="frames",
         videos_folder="clips",
-        clip_name=lambda name: os.path.splitext(name)[0],
+        clip_name=lambda name: posixpath.splitext(posixpath.basename(name))[0],
     ),
     "ferv39k": _Layout(
         lists="4_setups/All_scenes/test_All.csv",
@@ -109,6 +110,8 @@ _LAYOUTS = {
         labels={name: label for label, name in enumerate(CLASSES["ferv39k"])},
         frames_folder="2_ClipsforFaceCrop",
         videos_folder="clips",
+        # scene, emotion and number
+        clip_name=lambda name: "/".join(name.split("/")[-3:]),
     ),
 }
 
@@ -194,11 +197,11 @@ def _nearest_lists(root: Path, layout: _Layout) -> dict[str, dict[int, Path]]:
 
 def _read_list(file: Path, layout: _Layout) -> list[dfer_clip_lists.Row]:
     def parse(fields: list[str]) -> dfer_clip_lists.Row | None:
-        clip, name = fields[0].replace("\\", "/"), fields[1].lower()
+        clip, name = fields[0].replace("\\", "/").strip("/"), fields[1].lower()
         label = layout.labels.get(canonical_class(name) or name)
         if label is None:
             return None
-        return dfer_clip_lists.Row(layout.clip_name(clip).strip("/"), label)
+        return dfer_clip_lists.Row(layout.clip_name(clip), label)
 
     if not file.is_file():
         raise UserError(f"{file} is missing: the other lists in its folder need it")

@@ -194,6 +194,7 @@ def test_mafw_videos_may_have_another_suffix_than_their_list(mafw: Path, suffix:
         lambda text: text.replace(",", ";"),
         lambda text: text.replace("\n", ",\n"),
         lambda text: text.replace(",", "\t"),
+        lambda text: re.sub("^([0-9]+)", r"D:\\My DFEW\\\1.MP4", text, flags=re.MULTILINE),
         lambda text: re.sub("([0-9])$", r"\1.0", text, flags=re.MULTILINE),
         lambda text: re.sub(",([0-9])", lambda m: f",{SEVEN[int(m[1]) - 1].title()}", text),
         lambda text: "\n".join(
@@ -209,9 +210,11 @@ def test_dfew_lists_may_be_written_by_any_spreadsheet(
     assert read("dfew", dfew) == sorted(DFEW)
 
 
-def test_ferv39k_lists_may_have_separators_of_windows(ferv39k: Path) -> None:
+@pytest.mark.parametrize("before", ["", "D:/FERV39k v1/"])
+def test_ferv39k_lists_may_have_paths_of_windows(ferv39k: Path, before: str) -> None:
     for file in (ferv39k / "4_setups").rglob("*.csv"):
-        file.write_text(file.read_text().replace("/", "\\"))
+        text = re.sub("(?m)^(?=.)", before, file.read_text())
+        file.write_text(text.replace("/", "\\"))
     assert read("ferv39k", ferv39k) == sorted(FERV)
 
 
@@ -229,6 +232,8 @@ def test_mafw_lists_may_vary_in_encoding_case_and_folder(mafw: Path, encoding: s
         file.write_bytes(
             file.read_text().title().replace("Mp4", "mp4").replace("\n", "\r\n").encode(encoding)
         )
+    # with a path of another machine
+    file.write_text(re.sub("(?m)^(?=.)", "/data/My MAFW/", file.read_text(encoding)), encoding)
     write_mafw_lists(mafw, MAFW[:5], "single/with_caption")
     write_mafw_lists(mafw, MAFW[:5], "multiple/no_caption")
     assert read("mafw", mafw) == sorted(MAFW)
