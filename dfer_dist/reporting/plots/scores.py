@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
+from matplotlib.font_manager import fontManager, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -54,7 +55,8 @@ EMPTY: dict[str, Any] = {
     "hatch": "//",
     "linewidth": 0,
 }
-_CJK_FONTS = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC")
+_FONT = "DejaVu Sans"  # Matplotlib's own
+_NO_FONT = "Last Resort"  # one of a box for every letter
 _BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 _DASHES = (0, (5, 3))
 
@@ -88,8 +90,8 @@ def _lay_out(figure: Figure, canvas: FigureCanvasBase) -> None:
     """
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-        if max(text.get_text(), default="") >= "\u2e80":  # Chinese, Japanese, Korean
-            text.set_fontfamily(_font_families())
+        if fonts := _fonts_for(frozenset(text.get_text())):
+            text.set_fontfamily([_FONT, *fonts])
     filterwarnings("ignore", "Glyph .* missing from font")
     engine = figure.get_layout_engine()
     assert engine is not None
@@ -100,10 +102,27 @@ def _lay_out(figure: Figure, canvas: FigureCanvasBase) -> None:
 
 
 @cache
-def _font_families() -> list[str]:
-    """Return Matplotlib's own font, and those with Chinese letters for what that lacks."""
-    installed = {font.name for font in fontManager.ttflist}
-    return ["DejaVu Sans", *(name for name in _CJK_FONTS if name in installed)]
+def _fonts_for(letters: frozenset[str]) -> list[str]:
+    """Return installed fonts with the letters that Matplotlib's own lacks, such as Chinese ones."""
+    missing = {ord(letter) for letter in letters if letter.isprintable()}
+    missing -= _letters_of(fontManager.findfont(_FONT))
+    names = []
+    for font in fontManager.ttflist:
+        if not missing:
+            break
+        found = missing & _letters_of(font.fname)
+        if found and not font.name.startswith(_NO_FONT):
+            names.append(font.name)
+            missing -= found
+    return names
+
+
+@cache
+def _letters_of(file: str) -> frozenset[int]:
+    """Return the letters that a font file has; none if it is damaged."""
+    with suppress(OSError, RuntimeError):
+        return frozenset(get_font(file).get_charmap())
+    return frozenset()
 
 
 def confusion_png(run: str, result: FoldResult, path: Path) -> None:

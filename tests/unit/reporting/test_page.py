@@ -162,15 +162,21 @@ def test_names_are_escaped_in_every_format(holes: RunDir) -> None:
 def test_names_of_any_script_are_drawn_without_warnings(
     monkeypatch: pytest.MonkeyPatch, installed: bool
 ) -> None:
-    fonts = ("Not installed", "DejaVu Serif")
-    monkeypatch.setattr(scores, "_CJK_FONTS", fonts[: 1 + installed])
-    scores._font_families.cache_clear()
+    letters = {"LastResortHE-Regular.ttf": "高兴", "DejaVuSans.ttf": " $_"}
+    if installed:
+        letters["DejaVuSerif.ttf"] = "高兴"
+    monkeypatch.setattr(
+        scores, "_letters_of", lambda file: set(map(ord, letters.get(Path(file).name, "")))
+    )
+    scores._fonts_for.cache_clear()
     figure = scores.new_figure(2, 2)
     title = figure.subplots().set_title("高兴 $_$")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert scores.data_uri(figure).startswith("data:image/svg+xml")
-    assert title.get_fontfamily() == ["DejaVu Sans", "DejaVu Serif"][: 1 + installed]
+    scores._fonts_for.cache_clear()
+    fonts = ["DejaVu Sans", "DejaVu Serif"] if installed else ["sans-serif"]
+    assert title.get_fontfamily() == fonts
 
 
 def test_report_of_older_run_marks_unrecorded_values(tmp_path: Path) -> None:
