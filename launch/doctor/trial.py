@@ -35,6 +35,8 @@ _TASK = f'[ -d "$0" ] || exit {_FOLDER_MISSING}; [ -x "$1" ] || exit {_PYTHON_MI
 _BUSY = ("None", "Resources", "Priority", "BeginTime", "Cleaning")
 # options of the folds' jobs that this job cannot have, or that would delay it
 _NOT_FOR_TRIAL = ("begin", "dependency", "hold", "mail_type", "nodelist")
+# by which the only task of a node would see one of its GPUs
+_BINDING = ("gpus_per_task", "gpu_bind", "tres_per_task", "tres_bind")
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,8 @@ def check_node(
     machine.write(folder / "request.json")
     (folder / "job.sh").write_text(script(cluster, folder))
     options = fold_options(cluster) | sent(cluster.sbatch) | dict.fromkeys(_NOT_FOR_TRIAL)
+    if cluster.gpus_per_node:
+        options |= dict.fromkeys(_BINDING)
     options |= {
         "nodes": nodes,
         "ntasks_per_node": 1,

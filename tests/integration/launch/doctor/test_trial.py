@@ -73,6 +73,19 @@ def test_job_without_a_report_is_explained(
     assert (slurm.root / "cancelled").read_text().split() == ["77"]
 
 
+@pytest.mark.parametrize("option", ["gpus-per-task=1", "gpu-bind=closest", "hold"])
+def test_job_has_no_option_by_which_its_task_lacks_gpus_or_waits(
+    slurm: ScriptedSlurm, runs: Path, option: str
+) -> None:
+    slurm.job("FAILED")
+    name, _, value = option.partition("=")
+    cluster = replace(FINE, sbatch={name: value or True, "exclusive": True})
+    assert [*trial.check_node(cluster, MachineRequest(), runs, 0.1)]
+    submitted = (slurm.root / "submitted").read_text()
+    assert "--gpus-per-node=8" in submitted and "--exclusive" in submitted
+    assert f"--{option}" not in submitted
+
+
 def test_job_that_waits_is_explained(slurm: ScriptedSlurm, runs: Path) -> None:
     slurm.job("PENDING", "Resources")
     check = run_trial(runs)
