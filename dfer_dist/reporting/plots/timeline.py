@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -26,7 +26,7 @@ _WIDE_LETTER = "\u2e80"  # the first that is as wide as two Latin ones, in Chine
 _CURVES = 7.2  # inches, width of the curves
 _LEGEND = 2.4  # next to them
 _PICTURES = 0.66  # height of the thumbnails
-_MAX_POINTS = 300  # of a curve; more windows are averaged
+_MAX_POINTS = 300  # of a curve and of the strip; more windows are averaged
 _MAX_TICKS = 8
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 _BRIGHTNESS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
@@ -90,15 +90,19 @@ def timeline_figure(timeline: Timeline) -> Figure:
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights, width_ratios=widths)
     above = figure.add_subplot(grid[0, 0])
     strip = lowest = figure.add_subplot(grid[1, 0], sharex=above)
-    _draw_curves(above, timeline)
-    _draw_strip(strip, timeline)
+    count = -(-len(timeline.spans) // _MAX_POINTS)
+    shown = _average(timeline, count)
+    _draw_curves(above, shown)
+    _draw_strip(strip, shown)
+    if count > 1:
+        above.set_ylabel(f"probability, means of {count} windows", fontsize=11)
     if timeline.thumbnails:
         lowest = figure.add_subplot(grid[2, 0], sharex=above)
         _draw_thumbnails(lowest, timeline)
     _draw_time(lowest, timeline)
     for ax in {above, strip} - {lowest}:
         ax.tick_params(axis="x", length=0, labelbottom=False)
-    _draw_legend(figure.add_subplot(grid[:, 1]), timeline)
+    _draw_legend(figure.add_subplot(grid[:, 1]), shown)
     return figure
 
 
@@ -142,16 +146,13 @@ def _wrap(name: str, width: int = 20) -> str:
 
 def _draw_curves(ax: Axes, timeline: Timeline) -> None:
     """Draw a curve for each class through the middles of the windows."""
-    times, curves = timeline.spans.mean(1), timeline.probabilities
-    averaged = -(-len(times) // _MAX_POINTS)
-    if averaged > 1:
-        times, curves = (_average(values, averaged) for values in (times[:, None], curves))
+    times = timeline.spans.mean(1)
     style: dict[str, Any] = {"linewidth": 1.1, "clip_on": False}
     if len(times) <= 120:
         style["linewidth"] = 1.8
     if len(times) <= 60:
         style |= {"marker": "o", "markersize": 3.5}
-    lines = ax.plot(times, curves, **style)
+    lines = ax.plot(times, timeline.probabilities, **style)
     for c, line in enumerate(lines):
         line.set(**_style(c))
     for begin, end, top in _runs(timeline):
@@ -159,15 +160,22 @@ def _draw_curves(ax: Axes, timeline: Timeline) -> None:
             ax.axvspan(begin, end, facecolor="#f4f4f4", linewidth=0, zorder=0)
     ax.axhline(1 / len(timeline.classes), color=FAINT, linewidth=1, linestyle=(0, (1, 2)))
     ax.set(xlim=(0, timeline.length), ylim=(0, 1), yticks=np.linspace(0, 1, 6))
-    label = "probability" if averaged == 1 else f"probability, means of {averaged} windows"
-    ax.set_ylabel(label, fontsize=11)
+    ax.set_ylabel("probability", fontsize=11)
     ax.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _average(values: np.ndarray, count: int) -> np.ndarray:
-    """Average every ``count`` rows of a matrix; the mean is NaN where a row is."""
-    return np.stack([values[i : i + count].mean(0) for i in range(0, len(values), count)])
+def _average(timeline: Timeline, count: int) -> Timeline:
+    """Average every ``count`` windows; those without a prediction do not count."""
+    starts = range(0, len(timeline.spans), count)
+    spans = [timeline.spans[i : i + count].mean(0) for i in starts]
+    probabilities = []
+    for i in starts:
+        values = timeline.probabilities[i : i + count]
+        predicted = values[~np.isnan(values).any(1)]
+        # a mean of nothing is NaN
+        probabilities.append(predicted.sum(0) / (len(predicted) or np.nan))
+    return replace(timeline, spans=np.stack(spans), probabilities=np.stack(probabilities))
 
 
 def _runs(timeline: Timeline) -> Iterator[tuple[float, float, int | None]]:
