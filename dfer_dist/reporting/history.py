@@ -58,8 +58,8 @@ class Cost:
     device_name : str or None
     peak_bytes : int or None
         The largest peak of rank 0 over attempts: of its GPU, or of main memory.
-    trained : int or None
-        Number of trained parameters.
+    trained, parameters : int or None
+        Number of trained parameters, and of all.
     """
 
     ranks: tuple[int, ...]
@@ -74,6 +74,7 @@ class Cost:
     device_name: str | None
     peak_bytes: int | None
     trained: int | None
+    parameters: int | None
 
     @property
     def ranks_text(self) -> str:
@@ -169,15 +170,19 @@ def training_cost(fold: FoldDir, result: FoldResult) -> Cost:
         device_name=", ".join(sorted({a.device for a in attempts if a.device})) or None,
         peak_bytes=_over(max, [a.peak_bytes or None for a in attempts]),
         trained=_trained_parameters(fold, result),
+        parameters=result.parameters,
     )
 
 
 def run_cost(costs: Sequence[Cost]) -> RunCost:
     """Return the cost over finished folds."""
     return RunCost(
-        _over(max, [c.trained for c in costs]),
-        _over(median, [c.clips_per_second for c in costs]),
-        _over(max, [c.peak_bytes for c in costs]),
+        trained_parameters=_over(max, [c.trained for c in costs]),
+        clips_per_second=_over(median, [c.clips_per_second for c in costs]),
+        peak_bytes=_over(max, [c.peak_bytes for c in costs]),
+        parameters=_over(max, [c.parameters for c in costs]),
+        ranks=sorted({ranks for c in costs for ranks in c.ranks}),
+        device_hours=_over(sum, [c.device_hours for c in costs]),
     )
 
 

@@ -40,7 +40,8 @@ class UarWar:
 class FoldResult(Record):
     """``fold-K/result.json``: the metrics of a finished fold and what they were measured with.
 
-    ``left_out`` are the test clips that were lost when the data was packed. Fields that an older
+    ``left_out`` are the test clips that were lost when the data was packed; ``parameters`` are all
+    of the model, trained or not. Fields that an older
     run did not record are None or empty.
     """
 
@@ -68,6 +69,7 @@ class FoldResult(Record):
     objective: str = "labels"
     described_clips: int | None = None
     pretrained_sha256: str | None = None
+    parameters: int | None = None
     num_frames: int | None = None
     sampling: str | None = None
     views: int | None = None
@@ -133,7 +135,7 @@ class TrackingInfo:
     ``folds`` (by fold number) are MLflow run ids; they are empty until the server has answered.
     ``closed`` is the status with which the parent run ended. ``given_up`` lists folds that will
     not be trained. ``root`` and ``inode`` are the path and the inode of the run's folder, by which
-    a copy of it is recognised.
+    a copy of it is recognised. ``metric_names`` is the version of the metrics' names in MLflow.
     """
 
     uri: str
@@ -146,6 +148,7 @@ class TrackingInfo:
     given_up: list[int] = field(default_factory=list)
     root: str = ""
     inode: int | None = None
+    metric_names: int = 1
 
 
 @dataclass(frozen=True)
@@ -271,11 +274,16 @@ class RunCost:
     """What training the folds of a run took; None where no fold recorded it.
 
     ``clips_per_second`` is the median over folds, ``peak_bytes`` the largest peak of a rank.
+    ``ranks`` are the different numbers of ranks of all attempts, ``device_hours`` the sum over
+    attempts of hours times ranks.
     """
 
     trained_parameters: int | None
     clips_per_second: float | None
     peak_bytes: int | None
+    parameters: int | None = None
+    ranks: list[int] = field(default_factory=list)
+    device_hours: float | None = None
 
 
 @dataclass(frozen=True)

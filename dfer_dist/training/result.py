@@ -24,6 +24,8 @@ def fold_result(trainer: Trainer, scores: Scores, shuffled: UarWar | None) -> Fo
         The same with the frames of each clip in a random order.
     """
     config, data, state = trainer.config, trainer.data, trainer.state
+    # ZeRO-3 leaves an empty tensor of what other ranks hold
+    sizes = [getattr(p, "ds_numel", p.numel()) for p in trainer.engine.deepspeed.parameters()]
     return FoldResult(
         dataset=data.index.name,
         fold=data.fold,
@@ -40,6 +42,7 @@ def fold_result(trainer: Trainer, scores: Scores, shuffled: UarWar | None) -> Fo
         objective=config.train.objective.name,
         described_clips=len(data.descriptions.texts) if data.descriptions else None,
         pretrained_sha256=trainer.info.pretrained_sha256,
+        parameters=sum(sizes),
         num_frames=config.data.num_frames,
         sampling=config.data.sampling.name,
         views=config.eval.views,

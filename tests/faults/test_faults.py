@@ -176,6 +176,7 @@ def test_resuming_with_the_test_under_zero_3(trial: Trial, undisturbed: Trial) -
     trial.finish(trial.start(), again=0)
     keys, logits = trial.predictions()
     result = read_json(trial.fold.result)
+    assert result["parameters"] == read_json(undisturbed.fold.result)["parameters"] > 0
     trial.fold.result.unlink()
     trial.finish(trial.start(), again=0)
     assert read_json(trial.fold.result) == result

@@ -87,7 +87,14 @@ def test_summary_survives_a_round_trip() -> None:
         | {"classes": RESULT["classes"], "absent": RESULT["absent"]},
         "majority": {"class": "anger", "war": 66.5},
         "shuffled": None,
-        "cost": {"trained_parameters": 7, "clips_per_second": 1.5, "peak_bytes": None},
+        "cost": {
+            "trained_parameters": 7,
+            "clips_per_second": 1.5,
+            "peak_bytes": None,
+            "parameters": 9,
+            "ranks": [1, 2],
+            "device_hours": 0.5,
+        },
     }
     summary = Summary.from_json(values, "summary.json")
     assert summary.majority.class_name == "anger" and summary.folds[0].fold == 1
