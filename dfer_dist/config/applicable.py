@@ -8,44 +8,42 @@ from typing import Any
 from dfer_dist.config.schema import Config, flatten
 
 Settings = dict[str, Any]
+Condition = Callable[[Settings], object]
 
 
-def _uses(kind: str) -> Callable[[Settings], bool]:
+def _is(key: str, *values: object) -> Condition:
+    return lambda s: s[key] in values
+
+
+def _has(key: str) -> Condition:
+    return lambda s: s[key]
+
+
+def _tunes_with(kind: str) -> Condition:
     return lambda s: kind in (s["model.image"], s["model.text_tower"])
 
 
 # Settings that matter only under a condition on the others; all others always do.
-_CONDITIONS: tuple[tuple[str, Callable[[Settings], object]], ...] = (
+_CONDITIONS: tuple[tuple[str, Condition], ...] = (
     ("data.cache data.cache_gb", lambda s: "://" in s["data.shards"]),
-    ("data.stride", lambda s: s["data.sampling"] == "dense"),
-    ("data.descriptions", lambda s: s["train.objective"] != "labels"),
-    ("model.text", lambda s: s["model.sentences"] is None),
-    (
-        "model.negative_sentences model.negative_weight",
-        lambda s: s["model.text_polarity"] == "both",
-    ),
-    (
-        "model.class_specific model.token_position optim.lr_prompt",
-        lambda s: s["model.context_tokens"],
-    ),
-    ("model.image_blocks", lambda s: s["model.image"] == "last"),
-    ("optim.lr_image", lambda s: s["model.image"] in ("all", "last", "norms")),
-    ("model.lora_rank model.lora_alpha optim.lr_lora", _uses("lora")),
-    ("model.adapter_ratio model.adapter_scale optim.lr_adapters", _uses("adapters")),
-    ("model.adapter_time", lambda s: s["model.image"] == "adapters"),
-    ("model.modality_ratio model.video_weight", lambda s: s["model.modalities"]),
-    (
-        "model.description_ratio train.description_weight",
-        lambda s: s["train.objective"] == "both",
-    ),
-    (
-        "model.temporal_layers model.temporal_heads model.temporal_head_dim model.temporal_mlp "
-        "model.checkpoint_temporal optim.lr_temporal",
-        lambda s: s["model.temporal"] == "transformer",
-    ),
-    ("optim.momentum", lambda s: s["optim.name"] == "sgd"),
-    ("optim.milestones optim.gamma", lambda s: s["optim.schedule"] == "step"),
-    ("train.val_fraction", lambda s: s["train.selection"] == "best_val"),
+    ("data.stride", _is("data.sampling", "dense")),
+    ("data.descriptions", _is("train.objective", "descriptions", "both")),
+    ("model.text", _is("model.sentences", None)),
+    ("model.negative_sentences model.negative_weight", _is("model.text_polarity", "both")),
+    ("model.class_specific model.token_position optim.lr_prompt", _has("model.context_tokens")),
+    ("model.image_blocks", _is("model.image", "last")),
+    ("model.lora_rank model.lora_alpha optim.lr_lora", _tunes_with("lora")),
+    ("model.adapter_ratio model.adapter_scale optim.lr_adapters", _tunes_with("adapters")),
+    ("model.adapter_time", _is("model.image", "adapters")),
+    ("model.modality_ratio model.video_weight", _has("model.modalities")),
+    ("model.description_ratio train.description_weight", _is("train.objective", "both")),
+    ("model.temporal_layers model.temporal_heads", _is("model.temporal", "transformer")),
+    ("model.temporal_head_dim model.temporal_mlp", _is("model.temporal", "transformer")),
+    ("model.checkpoint_temporal optim.lr_temporal", _is("model.temporal", "transformer")),
+    ("optim.lr_image", _is("model.image", "all", "last", "norms")),
+    ("optim.momentum", _is("optim.name", "sgd")),
+    ("optim.milestones optim.gamma", _is("optim.schedule", "step")),
+    ("train.val_fraction", _is("train.selection", "best_val")),
 )
 
 

@@ -20,6 +20,7 @@ from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import Config, TrackingConfig
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import TrackingInfo
+from dfer_dist.tracking.metric_names import VERSION
 from dfer_dist.tracking.server import SQLITE, lock_if_possible
 from dfer_dist.utils.errors import UserError
 
@@ -103,6 +104,7 @@ def fresh_tracking(run: RunDir, config: Config, dataset: str) -> TrackingInfo | 
         experiment_id=variables.get(_ID),
         root=str(run.root),
         inode=_inode(run),
+        metric_names=VERSION,
     )
 
 

@@ -16,6 +16,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from dfer_dist.tracking.metric_names import CURRENT, MetricNames
 from dfer_dist.tracking.uploader import Connect, Finalize, Uploader, UploadQueue
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class MetricsLog:
         position_file: Path,
         connect: Connect | None,
         keep_bytes: int | None = None,
+        names: MetricNames = CURRENT,
     ) -> None:
         """Open the file and remove lines of steps that will be trained again.
 
@@ -47,6 +49,8 @@ class MetricsLog:
             Called in the thread for a client and the id of a run; None without a server.
         keep_bytes : int, optional
             Bytes to keep; by default all whole lines.
+        names : MetricNames
+            Those of the run.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
@@ -66,7 +70,7 @@ class MetricsLog:
         self._lock = threading.Lock()
         self._uploader: Uploader | None = None
         if connect:
-            self._uploader = Uploader(UploadQueue(path, position_file), connect, self.size)
+            self._uploader = Uploader(UploadQueue(path, position_file, names), connect, self.size)
 
     def num_rolled_back(self, step: int) -> int:
         """Return how many steps after ``step``, where training resumes, had removed lines."""

@@ -14,11 +14,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from dfer_dist.config.applicable import applicable_settings
 from dfer_dist.config.load import read_config
-from dfer_dist.config.schema import flatten
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import DataOrigin, FoldStatus, GitState, Provenance, TrackingInfo
 from dfer_dist.tracking.identity import artifact_folder, forget_sent, own_tracking
+from dfer_dist.tracking.metric_names import CURRENT, MetricNames
+from dfer_dist.tracking.notes import describe_experiment
 from dfer_dist.tracking.server import SQLITE, client, describe_failure, lock_if_possible, probe
 from dfer_dist.tracking.uploader import Connect, reason
 from dfer_dist.utils.errors import UserError
@@ -50,6 +52,12 @@ def tracking_of(run: RunDir) -> TrackingInfo:
             f"{run.root} was made with tracking.enabled=false: it has no tracking server"
         )
     return tracking
+
+
+def metric_names(run: RunDir) -> MetricNames:
+    """Return the names of a run's metrics in MLflow."""
+    tracking = run.info().tracking
+    return MetricNames(tracking.metric_names) if tracking else CURRENT
 
 
 def begin(run: RunDir) -> None:
@@ -100,6 +108,7 @@ def make_runs(run: RunDir, api: MlflowClient, check: bool = False) -> TrackingIn
         if (tracking := tracking_of(run)).run_id and not check:  # created meanwhile
             return tracking
         experiment_id = _experiment(run, api, tracking)
+        describe_experiment(api, experiment_id)
         found = _found(run, api, experiment_id, tracking)
         tags, key_tag, name = run_tags(run), {_KEY_TAG: tracking.key}, run.root.name
         parent = found.get("") or api.create_run(experiment_id, tags=key_tag, run_name=name)
@@ -202,12 +211,14 @@ def _found(
 def complete(run: RunDir, api: MlflowClient, at: Run, tags: dict[str, str]) -> None:
     """Add missing parameters, tags and data set to an MLflow run.
 
-    Existing parameters cannot be changed.
+    Settings that cannot matter, given the others, are no parameters. Existing parameters cannot
+    be changed.
     """
     from mlflow.entities import Param, RunTag
 
-    flat, data = flatten(read_config(run.config)), Provenance.read(run.provenance).data
-    params = [Param(k, str(v)[:_MAX_PARAM]) for k, v in flat.items() if k not in at.data.params]
+    settings = applicable_settings(read_config(run.config))
+    data = Provenance.read(run.provenance).data
+    params = [Param(k, str(v)[:_MAX_PARAM]) for k, v in settings.items() if k not in at.data.params]
     cut = {k: v[:_MAX_TAG] for k, v in tags.items()}
     new_tags = [RunTag(k, v) for k, v in cut.items() if at.data.tags.get(k) != v]
     for i in range(0, max(len(params), len(new_tags)), _BATCH):

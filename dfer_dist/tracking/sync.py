@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -11,11 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfer_dist.runs.layout import FoldDir, RunDir
-from dfer_dist.runs.records import FoldStatus
+from dfer_dist.runs.records import FoldStatus, Summary
 from dfer_dist.tracking.identity import own_tracking
 from dfer_dist.tracking.metrics_log import FAILED, FINISHED, KILLED, whole_lines
-from dfer_dist.tracking.mlflow_runs import complete, job_tags, make_runs, tracking_of
+from dfer_dist.tracking.mlflow_runs import (
+    complete,
+    job_tags,
+    make_runs,
+    metric_names,
+    tracking_of,
+)
+from dfer_dist.tracking.notes import describe_run
 from dfer_dist.tracking.server import client
+from dfer_dist.tracking.summary import log_summary
 from dfer_dist.tracking.uploader import UploadQueue
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import csv_text, read_json, write_json
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+_MAX_LOG = 2_000_000  # bytes of a log that are sent
 # MLflow's status for a fold in one of our states on which no job works; KILLED for the others.
 _FINAL_STATUS = {"DONE": FINISHED, "FAILED": FAILED, "": None}
 
@@ -78,7 +86,9 @@ def sync(run: RunDir) -> SyncReport:
         _send_fold(run, int(fold), api, child, sent)
     parent = api.get_run(tracking.run_id)
     if run.summary.exists():
-        sent.changes += _log_summary(api, parent, read_json(run.summary))
+        summary = Summary.read(run.summary)
+        sent.changes += log_summary(api, parent, summary, metric_names(run))
+        sent.changes += describe_run(run, api, parent, summary)
     sent.files += send_files(api, parent.info.run_id, run.files_sent, run_files(run))
     sent.changes += _set_tags(run, api, parent, _array_tags(run))
     sent.changes += _set_status(api, parent, tracking.closed)
@@ -88,10 +98,10 @@ def sync(run: RunDir) -> SyncReport:
 def _send_fold(run: RunDir, number: int, api: MlflowClient, child: str, sent: SyncReport) -> None:
     fold = run.fold(number)
     for path in sorted(fold.root.glob("system-*.jsonl")):
-        _send_lines(path, path.with_suffix(".sent"), whole_lines(path), api, child, sent)
-    if fold.metrics.exists() and not _send_lines(
-        fold.metrics, fold.sent, committed_bytes(fold), api, child, sent
-    ):
+        queue = UploadQueue(path, path.with_suffix(".sent"))
+        _send_lines(queue, whole_lines(path), api, child, sent)
+    queue = UploadQueue(fold.metrics, fold.sent, metric_names(run))
+    if fold.metrics.exists() and not _send_lines(queue, committed_bytes(fold), api, child, sent):
         sent.busy.append(number)
         return
     at = api.get_run(child)
@@ -101,10 +111,9 @@ def _send_fold(run: RunDir, number: int, api: MlflowClient, child: str, sent: Sy
 
 
 def _send_lines(
-    path: Path, position_file: Path, size: int, api: MlflowClient, child: str, sent: SyncReport
+    queue: UploadQueue, size: int, api: MlflowClient, child: str, sent: SyncReport
 ) -> bool:
     """Send the lines of a file; return False if another process does."""
-    queue = UploadQueue(path, position_file)
     if not queue.acquire(size):
         return False
     try:
@@ -147,6 +156,8 @@ def fold_files(run: RunDir, number: int) -> dict[str, Path | str]:
     """Return the files of a fold for its run, by name: a path, or the content as text."""
     fold = run.fold(number)
     files = _existing(run.config, run.provenance, run.environment)
+    if fold.log.exists():
+        files[fold.log.name] = log_end(fold.log)
     if fold.result.exists():
         files |= _existing(fold.result, fold.predictions, fold.confusion, fold.curves)
         files["recall.csv"] = recall_table(read_json(fold.result))
@@ -155,6 +166,17 @@ def fold_files(run: RunDir, number: int) -> dict[str, Path | str]:
 
 def _existing(*paths: Path) -> dict[str, Path | str]:
     return {path.name: path for path in paths if path.exists()}
+
+
+def log_end(path: Path, limit: int = _MAX_LOG) -> str:
+    """Return a log, or the whole lines of its last ``limit`` bytes."""
+    with path.open("rb") as f:
+        num_left_out = max(0, path.stat().st_size - limit)
+        f.seek(num_left_out)
+        text = f.read(limit).decode(errors="replace")
+    if num_left_out:
+        text = f"(the first {num_left_out} bytes are left out)\n" + text.partition("\n")[2]
+    return text
 
 
 def recall_table(result: Mapping[str, Any]) -> str:
@@ -197,43 +219,6 @@ def finalize_run(run: RunDir, fold: int, status: str, api: MlflowClient, child: 
     """End a fold's MLflow run after its metrics: send the files, set the status."""
     send_files(api, child, run.fold(fold).files_sent, fold_files(run, fold))
     api.set_terminated(child, status)
-
-
-def _log_summary(api: MlflowClient, parent: Run, summary: Mapping[str, Any]) -> bool:
-    """Log a summary to the parent run, so that the server's tables compare runs.
-
-    Mean, deviation, best and worst fold are metrics. Size, speed and memory are tags, because
-    MLflow's page that compares runs has no space for more metrics.
-
-    Returns
-    -------
-    bool
-        Whether anything was new.
-    """
-    from mlflow.entities import Metric, RunTag
-
-    values: dict[str, float | None] = {}
-    tags = {"folds_missing": ",".join(map(str, summary["missing"])) or "none"}
-    for metric in ("uar", "war"):
-        by_fold = {r["fold"]: r[metric] for r in summary["folds"]}
-        values |= {f"{metric}_{name}": summary[metric][name] for name in ("mean", "std")}
-        for name, choose in (("best", max), ("worst", min)):
-            fold = choose(by_fold, key=by_fold.__getitem__)
-            values[f"{metric}_{name}"] = by_fold[fold]
-            tags[f"{metric}_{name}_fold"] = str(fold)
-    # Summaries of older runs have no cost.
-    cost = summary.get("cost", {})
-    tags |= {name: str(value) for name, value in cost.items() if value is not None}
-    now, old = int(time.time() * 1000), parent.data
-    metrics = [
-        Metric(name, value, now, 0)
-        for name, value in values.items()
-        if value is not None and old.metrics.get(name) != value
-    ]
-    new_tags = [RunTag(k, v) for k, v in tags.items() if old.tags.get(k) != v]
-    if metrics or new_tags:
-        api.log_batch(parent.info.run_id, metrics=metrics, tags=new_tags)
-    return bool(metrics or new_tags)
 
 
 def _set_tags(run: RunDir, api: MlflowClient, at: Run, tags: dict[str, str]) -> bool:

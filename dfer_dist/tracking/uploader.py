@@ -10,24 +10,29 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from dfer_dist.tracking.metric_names import CURRENT, MetricNames
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.locks import try_lock, unlock
 from dfer_dist.utils.records import Record
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 logger = logging.getLogger(__name__)
 
 BATCH = 1000  # metrics that MLflow takes in one request
 _CHUNK = 100_000  # bytes of the file sent at a time
 _RETRY_SECONDS = 30.0  # after which a server that did not answer is tried again
+
+Line = dict[str, Any]  # of the file
 
 # Returns a client and the id of a run, which it creates if necessary.
 Connect = Callable[[], "tuple[MlflowClient, str]"]
@@ -45,11 +50,13 @@ class _Position(Record):
     """How much of a file the server has, and its last step.
 
     Lines up to the step ``known_steps`` are there although the file no longer has them.
+    ``not_zero`` are the rare metrics that it has.
     """
 
     bytes: int = 0
     step: int = 0
     known_steps: int = -1
+    not_zero: list[str] = field(default_factory=list)
 
 
 class UploadQueue:
@@ -61,11 +68,15 @@ class UploadQueue:
         The file.
     position_file : Path
         Records how much of it the server has.
+    names : MetricNames
+        Those of the run.
     """
 
-    def __init__(self, path: Path, position_file: Path) -> None:
-        self.path, self.position_file = path, position_file
+    def __init__(self, path: Path, position_file: Path, names: MetricNames = CURRENT) -> None:
+        self.path, self.position_file, self.names = path, position_file, names
         self.num_sent_bytes = 0
+        # Rare metrics that are sent, because they were not always zero.
+        self._not_zero: set[str] = set()
         # Lines up to this step are at the server although the file no longer has them.
         self._last_sent_step = -1
         self._lock: IO[bytes] | None = None
@@ -94,6 +105,7 @@ class UploadQueue:
         # A file may be missing or damaged: lines that are sent again do no harm.
         with suppress(UserError):
             before = _Position.read(self.position_file)
+        self._not_zero = set(before.not_zero)
         self.num_sent_bytes = min(before.bytes, size)
         self._last_sent_step = before.known_steps
         if before.bytes > size:
@@ -111,6 +123,8 @@ class UploadQueue:
 
     def send(self, api: MlflowClient, run_id: str, limit: Callable[[], int]) -> int:
         """Send what is missing of the first ``limit()`` bytes; return the number of lines.
+
+        A rare metric that is not zero for the first time is sent from the first line on.
 
         A crash between sending and recording makes a line be sent again. It has the same time and
         value, and MLflow keeps such a row once.
@@ -130,27 +144,42 @@ class UploadQueue:
                 raise EOFError(f"{self.path} was truncated")
             lines = [json.loads(line) for line in data.splitlines()]
             new = [line for line in lines if line["step"] > self._last_sent_step]
-            _send(api, run_id, new)
+            named = {name for line in lines for name in line} - {"step", "time"}
+            zero = set(filter(self._is_zero_so_far, named))
+            appeared = {name for name in zero if any(line.get(name) for line in lines)}
+            _send(api, run_id, self._metrics(new, named - zero))
+            _send(api, run_id, self._metrics(self._first_lines(len(data)), appeared))
+            self._not_zero |= appeared
             count += len(new)
             self.num_sent_bytes += len(data)
-            position = _Position(self.num_sent_bytes, lines[-1]["step"], self._last_sent_step)
+            last, not_zero = lines[-1]["step"], sorted(self._not_zero)
+            position = _Position(self.num_sent_bytes, last, self._last_sent_step, not_zero)
             # Lines that are not recorded are sent again, which does no harm.
             with suppress(OSError):
                 position.write(self.position_file)
         return count
 
+    def _is_zero_so_far(self, name: str) -> bool:
+        return self.names.is_rare(name) and name not in self._not_zero
 
-def _send(api: MlflowClient, run_id: str, lines: list[dict[str, Any]]) -> None:
-    from mlflow.entities import Metric
+    def _first_lines(self, more: int) -> Iterator[Line]:
+        """Yield the lines that were sent, and those of the next ``more`` bytes."""
+        with self.path.open("rb") as f:
+            while f.tell() < self.num_sent_bytes + more:
+                yield json.loads(f.readline())
 
-    metrics = [
-        Metric(name, value, int(line["time"] * 1000), line["step"])
-        for line in lines
-        for name, value in line.items()
-        if name not in ("step", "time")
-    ]
-    for i in range(0, len(metrics), BATCH):
-        api.log_batch(run_id, metrics=metrics[i : i + BATCH])
+    def _metrics(self, lines: Iterable[Line], wanted: set[str]) -> Iterator[Metric]:
+        from mlflow.entities import Metric
+
+        for line in lines if wanted else ():
+            when = int(line["time"] * 1000)
+            for name in filter(wanted.__contains__, line):
+                yield Metric(self.names.of(name), line[name], when, line["step"])
+
+
+def _send(api: MlflowClient, run_id: str, metrics: Iterator[Metric]) -> None:
+    while batch := list(islice(metrics, BATCH)):
+        api.log_batch(run_id, metrics=batch)
 
 
 class Uploader:

@@ -9,7 +9,7 @@ from functools import partial
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.tracking.metrics_log import FAILED, MetricsLog
-from dfer_dist.tracking.mlflow_runs import job_connection
+from dfer_dist.tracking.mlflow_runs import job_connection, metric_names
 from dfer_dist.tracking.sync import finalize_run
 from dfer_dist.tracking.system_metrics import SystemMonitor
 
@@ -75,7 +75,8 @@ def build_tracking(*, run: RunDir, fold: int, ranks: Ranks, keep_bytes: int) -> 
     metrics_log, monitor = None, None
     if ranks.is_main:
         connect = job_connection(run, fold, running=True)
-        metrics_log = MetricsLog(folder.metrics, folder.sent, connect, keep_bytes)
+        names = metric_names(run)
+        metrics_log = MetricsLog(folder.metrics, folder.sent, connect, keep_bytes, names)
     if ranks.local_rank == 0 and run.info().tracking:
         monitor = SystemMonitor(folder, job_connection(run, fold, running=False))
     return FoldTracking(run=run, fold=fold, metrics_log=metrics_log, monitor=monitor)

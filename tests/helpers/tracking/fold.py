@@ -42,7 +42,12 @@ def main() -> None:
         metrics_log.log(
             step,
             step // 50,
-            {"loss": 2 / step, **{f"figure_{i}": draw.random() for i in range(11)}},
+            {
+                "loss": 2 / step,
+                **{f"figure_{i}": draw.random() for i in range(9)},
+                "loss_spike": 0,
+                "lost_clips": step // 70,
+            },
         )
         if step % 20 == 0:
             metrics_log.commit(metrics_log.size)

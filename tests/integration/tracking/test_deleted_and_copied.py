@@ -14,6 +14,8 @@ from mlflow.tracking._tracking_service import utils
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.tracking.identity import own_tracking
+from dfer_dist.tracking.metric_names import VERSION
 from dfer_dist.tracking.mlflow_runs import begin, tracking_of
 from dfer_dist.tracking.server import client
 from dfer_dist.tracking.sync import sync
@@ -41,7 +43,7 @@ def made(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> RunDir
 
 def steps_at_server(run: RunDir) -> list[int]:
     tracking = tracking_of(run)
-    history = client(tracking.uri).get_metric_history(tracking.folds["1"], "loss")
+    history = client(tracking.uri).get_metric_history(tracking.folds["1"], "4_training/loss")
     return [metric.step for metric in history]
 
 
@@ -153,3 +155,24 @@ def test_new_database_gets_everything(made: RunDir, tmp_path: Path) -> None:
     assert sync(made).lines == 8
     assert is_complete(made)
     assert tracking_of(made).experiment_id != tracking.experiment_id
+
+
+def test_run_of_an_earlier_version_keeps_its_names(made: RunDir) -> None:
+    """It was begun with the names of the files, some lines were sent, and it is resumed."""
+    old = RunDir(made.root.with_name("old"))
+    shutil.copytree(made.root, old.root)
+    fold = old.fold(1)
+    lines = fold.metrics.read_bytes().splitlines(keepends=True)
+    state = fold.checkpoints / "step-00000008" / "state.json"
+    write_json(state, {"metrics_bytes": len(b"".join(lines[:5]))})
+    own = own_tracking(old)
+    assert own and own.metric_names == VERSION
+    old.update_info(tracking=replace(own, metric_names=1))
+    begin(old)
+    assert sync(old).lines == 5
+    write_json(state, {"metrics_bytes": fold.metrics.stat().st_size})
+    begin(old)
+    assert sync(old).lines == 3
+    api, child = client(tracking_of(old).uri), tracking_of(old).folds["1"]
+    assert set(api.get_run(child).data.metrics) == {"loss"}
+    assert [m.step for m in api.get_metric_history(child, "loss")] == [*range(1, 9)]

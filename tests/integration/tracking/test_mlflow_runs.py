@@ -169,10 +169,11 @@ def test_mlflow_runs_have_parameters_tags_and_data(made: RunDir) -> None:
     assert set(at_server(made)) == {"demo", *(f"demo-fold{k}" for k in range(1, 6))}
     for run_id in (tracking.run_id, *tracking.folds.values()):
         run = api.get_run(run_id)
-        assert (
-            run.data.params["train.selection"] == "best_val"
-            and run.data.params["optim.milestones"] == "[30, 40]"
-        )
+        params = run.data.params
+        assert (params["train.selection"], params["train.val_fraction"]) == ("best_val", "0.1")
+        # the demo has AdamW and the cosine schedule
+        assert "optim.lr_image" in params and "optim.momentum" not in params
+        assert "optim.milestones" not in params
         tags = {
             key: run.data.tags[key]
             for key in ("dataset", "index_hash", "code_hash", "selection", "precision")
@@ -281,7 +282,7 @@ def test_metrics_are_sent_up_to_the_last_checkpoint(made: RunDir) -> None:
     )
     (fold.checkpoints / "LATEST").write_text("step-00000005\n")
     assert sync(made).lines == 5
-    assert [m.step for m in api.get_metric_history(tracking.folds["2"], "loss")] == [
+    assert [m.step for m in api.get_metric_history(tracking.folds["2"], "4_training/loss")] == [
         1,
         2,
         3,

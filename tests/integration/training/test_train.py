@@ -203,7 +203,12 @@ def test_mlflow_has_the_parent_with_five_finished_children(killed):
     parent = api.get_run(tracking.run_id)
     summary = read_json(run.summary)
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics["war_mean"] == pytest.approx(summary["war"]["mean"])
+    assert parent.data.metrics["1_scores/war"] == pytest.approx(summary["war"]["mean"])
+    cost = {k.removeprefix("3_cost/"): v for k, v in parent.data.metrics.items() if "cost" in k}
+    assert 0 < cost["parameters_trained"] < cost["parameters"] == summary["cost"]["parameters"]
+    assert cost["device_hours"] > 0
+    # fold 2 was trained on other ranks than the others
+    assert "ranks" not in cost and summary["cost"]["ranks"] == [1, 2]
     assert parent.data.params["train.global_batch"] == "8"
     children = api.search_runs(
         [tracking.experiment_id], f"tags.`mlflow.parentRunId` = '{tracking.run_id}'"
@@ -213,9 +218,13 @@ def test_mlflow_has_the_parent_with_five_finished_children(killed):
     for child in children:
         fold = run.fold(int(child.data.tags["fold"]))
         lines = [json.loads(line) for line in fold.metrics.read_text().splitlines()]
-        on_server = {m.step: m.value for m in api.get_metric_history(child.info.run_id, "loss")}
+        on_server = {
+            m.step: m.value for m in api.get_metric_history(child.info.run_id, "4_training/loss")
+        }
         assert on_server == {line["step"]: line["loss"] for line in lines if "loss" in line}
-        assert child.data.metrics["test_war"] == pytest.approx(read_json(fold.result)["war"])
+        assert child.data.metrics["1_scores/test_war"] == pytest.approx(
+            read_json(fold.result)["war"]
+        )
 
 
 def test_best_val_reports_its_best_epoch_and_pretrained_hash(tiny_shards, tmp_path):

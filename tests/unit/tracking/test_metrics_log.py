@@ -11,6 +11,7 @@ import pytest
 
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.tracking import uploader
+from dfer_dist.tracking.metric_names import MetricNames
 from dfer_dist.tracking.metrics_log import MetricsLog
 from dfer_dist.tracking.uploader import UploadQueue
 
@@ -40,7 +41,7 @@ class Server:
         if self.down:
             raise ConnectionError("no answer")
 
-    def steps(self, name: str = "loss") -> list[int]:
+    def steps(self, name: str = "4_training/loss") -> list[int]:
         return sorted(step for key, _, step, _ in self.rows if key == name)
 
 
@@ -143,7 +144,7 @@ def test_server_that_comes_back_gets_everything(server, tmp_path, caplog):
     server.down = False
     until(lambda: len(server.steps()) == 2000)
     metrics_log.close(ended("FINISHED"))
-    assert server.steps() == list(range(1, 2001)) == server.steps("epoch")
+    assert server.steps() == list(range(1, 2001)) == server.steps("4_training/epoch")
 
 
 def test_close_does_not_wait_for_unreachable_server(server, tmp_path, caplog):
@@ -243,3 +244,78 @@ def test_non_finite_values_are_left_out(tmp_path):
         "time",
         "lr",
     }
+
+
+def log_rare(metrics_log: MetricsLog, first: int, last: int, lost: int) -> int:
+    """Lines with three rare metrics, of which one is not zero from step 7 on."""
+    for step in range(first, last + 1):
+        counts = {"skipped_steps": 0, "loss_spike": 0.0, "lost_clips": lost * (step >= 7)}
+        metrics_log.log(step, 0, {"loss": 1 / step, **counts})
+    return metrics_log.size
+
+
+def lost_clips(server: Server) -> list[tuple[int, float]]:
+    name = "4_training/lost_clips"
+    return sorted((step, value) for key, _, step, value in server.rows if key == name)
+
+
+def test_rare_metric_is_sent_whole_once_it_is_not_zero(server, tmp_path):
+    metrics_log = open_log(tmp_path, server)
+    metrics_log.commit(log_rare(metrics_log, 1, 5, lost=2))
+    until(lambda: server.steps() == [1, 2, 3, 4, 5])
+    metrics_log.close(ended("KILLED"))
+    assert not lost_clips(server)
+    again = open_log(tmp_path, server, metrics_log.size)
+    again.commit(log_rare(again, 6, 8, lost=2))
+    until(lambda: server.steps() == [*range(1, 9)])
+    values = [(step, 2 * (step >= 7)) for step in range(1, 9)]
+    assert lost_clips(server) == values
+    again.close(ended("KILLED"))
+    # zero again, as after the shards were copied again
+    last = open_log(tmp_path, server, again.size)
+    last.commit(log_rare(last, 9, 10, lost=0))
+    last.close(ended("FINISHED"))
+    assert lost_clips(server) == [*values, (9, 0), (10, 0)]
+    rows = set(server.rows)
+    assert {name for name, *_ in rows} == {
+        "4_training/loss",
+        "4_training/epoch",
+        "4_training/lost_clips",
+    }
+    FoldDir(tmp_path).sent.unlink()
+    open_log(tmp_path, server, last.size).close(ended("FINISHED"))
+    assert server.rows == rows
+
+
+def test_rare_metric_is_sent_whole_after_a_fault_of_the_server(server, tmp_path, monkeypatch):
+    """The server fails between the other metrics of the first line that is not zero and it."""
+    metrics_log = open_log(tmp_path, None)
+    log_rare(metrics_log, 1, 7, lost=1)
+    size = log_rare(metrics_log, 8, 8, lost=0)
+    metrics_log.close()
+    fold = FoldDir(tmp_path)
+    queue = UploadQueue(fold.metrics, fold.sent)
+    assert queue.acquire(size)
+    queue.send(server, "id", lambda: fold.metrics.read_bytes().index(b'{"step": 7'))
+    requests, log_batch = iter([True, False]), server.log_batch
+
+    def fail_once(run_id: str, metrics: list) -> None:
+        server.down = not next(requests, True)
+        log_batch(run_id, metrics)
+
+    monkeypatch.setattr(server, "log_batch", fail_once)
+    with pytest.raises(ConnectionError):
+        queue.send(server, "id", lambda: fold.metrics.read_bytes().index(b'{"step": 8'))
+    assert queue.send(server, "id", lambda: size) == 2
+    queue.release()
+    assert lost_clips(server) == [(step, int(step == 7)) for step in range(1, 9)]
+
+
+def test_run_of_an_earlier_version_keeps_its_names(server, tmp_path):
+    metrics_log = MetricsLog(
+        FoldDir(tmp_path).metrics, FoldDir(tmp_path).sent, server, 0, MetricNames(1)
+    )
+    metrics_log.commit(log_rare(metrics_log, 1, 3, lost=0))
+    metrics_log.close(ended("FINISHED"))
+    names = {"loss", "epoch", "skipped_steps", "loss_spike", "lost_clips"}
+    assert {name for name, *_ in server.rows} == names

@@ -1,0 +1,110 @@
+"""Descriptions of runs and experiments in MLflow, and a saved view of an experiment's runs.
+
+A description ends in a comment with its own hash, which MLflow does not show. One without it, or
+with another, was edited in MLflow and is left as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfer_dist.config.load import read_config
+from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.records import Provenance, RunCost, Summary
+from dfer_dist.tracking.metric_names import CURRENT
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+logger = logging.getLogger(__name__)
+
+#: The key of the saved view in the address of the page.
+VIEW = "scores"
+_VIEW_TAG, _VIEW_NAME = f"mlflow.sharedViewState.{VIEW}", "Runs by UAR"
+_NOTE = "mlflow.note.content"
+_MAX_TEXT = 4900  # characters; MLflow takes 5000
+_MARK = "\n\n<!-- dfer "
+_TEMPLATES = Path(__file__).parent / "templates"
+# What the saved view shows, with the pixels of a column.
+_METRICS = {
+    "uar_mean": 100,
+    "uar_ci95_low": 170,
+    "uar_ci95_high": 175,
+    "war_mean": 100,
+    "ranks": 100,
+}
+_PARAMETERS = {"model.backbone": 170, "model.image": 100}
+
+
+def describe_run(run: RunDir, api: MlflowClient, parent: Run, summary: Summary) -> bool:
+    """Set the description of a parent run; return whether it changed.
+
+    One that was edited in MLflow is kept.
+    """
+    run_id, old = parent.info.run_id, parent.data.tags.get(_NOTE)
+    new = signed(run_text(run, summary))
+    if old == new:
+        return False
+    if old is not None and not is_signed(old):
+        logger.info(f"the description of the MLflow run {run_id} was edited there and is kept")
+        return False
+    api.set_tag(run_id, _NOTE, new)
+    return True
+
+
+def describe_experiment(api: MlflowClient, experiment_id: str) -> None:
+    """Set the description of an experiment, unless it was edited, and its saved view."""
+    tags = api.get_experiment(experiment_id).tags
+    old, new = tags.get(_NOTE), signed((_TEMPLATES / "experiment.md").read_text(encoding="utf-8"))
+    if old is None or (is_signed(old) and old != new):
+        api.set_experiment_tag(experiment_id, _NOTE, new)
+    if _VIEW_TAG not in tags:
+        api.set_experiment_tag(experiment_id, _VIEW_TAG, _saved_view())
+
+
+def signed(text: str) -> str:
+    """Return a description with the comment that distinguishes it from an edited one."""
+    return f"{text}{_MARK}{hashlib.sha256(text.encode()).hexdigest()[:16]} -->"
+
+
+def is_signed(note: str) -> bool:
+    """Return whether a description is as it was sent."""
+    return note == signed(note.rpartition(_MARK)[0])
+
+
+def run_text(run: RunDir, summary: Summary) -> str:
+    """Return the scores of a run and its folds, its cost and its command, as Markdown."""
+    from jinja2 import Template
+
+    command = Provenance.read(run.provenance).command
+    template = Template((_TEMPLATES / "run.md").read_text(encoding="utf-8"))
+    text = template.render(
+        summary=summary,
+        # Summaries of older runs have none.
+        cost=summary.cost or RunCost(None, None, None),
+        model=read_config(run.config).model,
+        command=command and shlex.join(["dfer", *command[1:]]),
+    )
+    return text[:_MAX_TEXT]
+
+
+def _saved_view() -> str:
+    """Return a view for MLflow's page of runs: parent runs with scores, the best one first."""
+    uar = CURRENT.of("uar_mean")
+    widths = {f"metrics.`{CURRENT.of(name)}`": width for name, width in _METRICS.items()}
+    widths |= {f"params.`{key}`": width for key, width in _PARAMETERS.items()}
+    state = {
+        "searchFilter": f'metrics."{uar}" >= 0',
+        "orderByKey": f"metrics.`{uar}`",
+        "orderByAsc": False,
+        "selectedColumns": list(widths),
+        "columnOrder": list(widths),
+        "columnWidths": widths,
+    }
+    return json.dumps({"name": _VIEW_NAME, "createdAt": 0, "state": json.dumps(state)})
