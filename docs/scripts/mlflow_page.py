@@ -3,7 +3,7 @@
 ``python docs/scripts/mlflow_page.py runs/demo docs/images/mlflow_page.png``
     A run with its folds.
 ``python docs/scripts/mlflow_page.py runs/a runs/b docs/images/mlflow_compare.png``
-    The page that compares runs.
+    The table of all runs, the best one first.
 
 Starts ``mlflow ui`` on the sqlite file that the runs used and opens it in headless Chromium
 (Debian's, or the one that CHROMIUM names).
@@ -22,7 +22,7 @@ from playwright.sync_api import Locator, Page, sync_playwright
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.tracking.mlflow_runs import tracking_of
-from launch.commands.tracking import WORKFLOW, mlflow_server
+from launch.commands.tracking import WORKFLOW, mlflow_server, table_of_runs
 
 FLAGS = [
     "--no-sandbox",
@@ -36,12 +36,16 @@ FLAGS = [
 def main() -> None:
     runs, picture = [RunDir(Path(word).resolve()) for word in sys.argv[1:-1]], Path(sys.argv[-1])
     tracking = tracking_of(runs[0])
+    names = [run.root.name for run in runs]
     with mlflow_server(tracking.uri) as (root, _), browser_page() as page:
-        open_runs(page, root, tracking.experiment_id, [run.root.name for run in runs])
+        all_runs = f"{root}/#/experiments/{tracking.experiment_id}/runs"
         if len(runs) > 1:
-            open_comparison(page, [run.root.name for run in runs])
+            open_page(page, table_of_runs(all_runs), names)
+            page.set_viewport_size({"width": 1500, "height": 420 + 32 * len(runs)})
+            page.wait_for_timeout(1500)
         else:
-            show_curves(page, runs[0].root.name)
+            open_page(page, f"{all_runs}{WORKFLOW}", names)
+            show_curves(page, names[0])
         page.screenshot(path=str(picture))
 
 
@@ -57,9 +61,9 @@ def browser_page() -> Iterator[Page]:
         browser.close()
 
 
-def open_runs(page: Page, root: str, experiment_id: str, names: Sequence[str]) -> None:
-    """The table of an experiment's runs, with the parent runs ``names`` in it."""
-    page.goto(f"{root}/#/experiments/{experiment_id}/runs{WORKFLOW}")
+def open_page(page: Page, address: str, names: Sequence[str]) -> None:
+    """A page of an experiment's runs, with the parent runs ``names`` in its table."""
+    page.goto(address)
     for name in names:
         page.locator(".ag-row").get_by_text(name, exact=True).first.wait_for(timeout=60_000)
     close = page.get_by_role("button", name="Close")
@@ -88,20 +92,11 @@ def show_curves(page: Page, name: str) -> None:
 
 
 def open_comparison(page: Page, names: Sequence[str]) -> None:
-    """Open the page that compares runs, at its tables of metrics and tags.
-
-    They hold size, speed and memory.
-    """
+    """Open the page that compares runs, from a table that shows them without their folds."""
     for name in names:
         row_of(page, name).locator("input[type=checkbox]").first.check(force=True)
     page.get_by_role("button", name="Compare", exact=True).click()
-    page.get_by_text("war_mean").first.wait_for(timeout=60_000)
-    for part in ("Visualizations", "Parameters", "Artifacts"):
-        page.get_by_text(part, exact=True).first.click()  # folds it away
-    page.set_viewport_size({"width": 1500, "height": 1550})
-    page.get_by_text("war_worst").first.wait_for()
-    page.get_by_text("war_mean").first.scroll_into_view_if_needed()
-    page.wait_for_timeout(1500)
+    page.get_by_text("1_scores/war", exact=True).first.wait_for(timeout=60_000)
 
 
 if __name__ == "__main__":

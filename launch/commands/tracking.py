@@ -38,18 +38,21 @@ def ui(
 ) -> None:
     """Open a run in the MLflow UI.
 
-    Prints the address of the run's server, or serves its sqlite file until Ctrl-C.
+    Prints the addresses of the run and of a table of all runs, at the run's server or at one that
+    serves its sqlite file until Ctrl-C.
 
     Example: [bold]dfer ui runs/demo[/bold]
     """
     uri, page = f"sqlite:///{(runs / 'mlflow.db').resolve()}", f"/#/experiments{WORKFLOW}"
+    table = ""
     if run is not None:
         tracking = _tracking(RunDir(run.resolve()))
         uri = tracking.uri
         if tracking.run_id:
-            page = f"/#/experiments/{tracking.experiment_id}/runs/{tracking.run_id}{WORKFLOW}"
+            all_runs = f"/#/experiments/{tracking.experiment_id}/runs"
+            page, table = f"{all_runs}/{tracking.run_id}{WORKFLOW}", table_of_runs(all_runs)
     if not uri.startswith("sqlite:"):
-        print_line(f"{uri}{page}")
+        _print_pages(uri, page, table)
         return
     store = Path(uri.removeprefix("sqlite:///"))
     if not store.exists():
@@ -57,8 +60,21 @@ def ui(
     # as Ctrl-C does: the server ends with this command
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with suppress(KeyboardInterrupt), mlflow_server(uri) as (address, server):
-        print_line(f"{address}{page} (Ctrl-C ends it)")
+        _print_pages(address, f"{page} (Ctrl-C ends it)", table)
         sys.exit(server.wait())
+
+
+def table_of_runs(all_runs: str) -> str:
+    """Return the address of the saved view of an experiment's page of runs."""
+    from dfer_dist.tracking.notes import VIEW
+
+    return f"{all_runs}{WORKFLOW}&viewStateShareKey={VIEW}"
+
+
+def _print_pages(server: str, page: str, table: str) -> None:
+    print_line(f"{server}{page}")
+    if table:
+        print_line(f"all runs by UAR: {server}{table}")
 
 
 @contextmanager
