@@ -114,12 +114,14 @@ class FoldStatus(Record):
     """``fold-K/status.json``: the state of a fold and its attempts, oldest first.
 
     ``state`` is STARTING, RUNNING, DONE, PREEMPTED or FAILED. ``steps`` is the step at which
-    training ends; None until it is known.
+    training ends; None until it is known. ``phase`` is the :class:`~dfer_dist.runs.status.Phase` of
+    an attempt that runs; earlier versions did not record it.
     """
 
     state: str = ""
     steps: int | None = None
     attempts: list[AttemptRecord] = field(default_factory=list)
+    phase: str = ""
 
     @property
     def last(self) -> AttemptRecord | None:

@@ -8,6 +8,7 @@ import socket
 import threading
 from dataclasses import replace
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from dfer_dist.runs.layout import FoldDir, RunDir
@@ -29,6 +30,17 @@ def package_mismatch(run: RunDir) -> str | None:
         return None
     shown = first_of(other, _MAX_SHOWN, "; ")
     return f"{socket.gethostname()} has other packages than {file.name} of the run: {shown}"
+
+
+class Phase(StrEnum):
+    """What the ranks of an attempt do at the moment."""
+
+    IMPORTS = "imports"  # before rank 0 has recorded the attempt
+    WEIGHTS = "weights"
+    FIRST_BATCH = "first batch"
+    TRAINING = "training"
+    TESTING = "testing"
+    SAVING = "saving"
 
 
 class Attempt:
@@ -73,7 +85,7 @@ class Attempt:
             world_size=world_size,
             started=_now(),
         )
-        self.status = FoldStatus("STARTING", attempts=[*earlier, own])
+        self.status = FoldStatus("STARTING", None, [*earlier, own], Phase.WEIGHTS)
         self._write()
 
     def begin(self, step: int, steps: int, num_rolled_back: int) -> None:
@@ -88,19 +100,32 @@ class Attempt:
         num_rolled_back : int
             Steps after the last checkpoint that are repeated.
         """
-        self._update("RUNNING", steps, from_step=step, steps_repeated=num_rolled_back)
+        self._update(
+            "RUNNING",
+            steps,
+            Phase.FIRST_BATCH,
+            from_step=step,
+            steps_repeated=num_rolled_back,
+        )
+
+    def enter(self, phase: Phase) -> None:
+        """Record what the ranks do now; nothing is written if they did it before."""
+        if self.writes and phase != self.status.phase:
+            self._update("RUNNING", phase=phase)
 
     def end(self, state: str, why: str, peak_bytes: int | None = None) -> None:
         """Record that the attempt is over; ``peak_bytes`` is the peak memory of rank 0."""
         self._update(state, ended=_now(), why=why, peak_bytes=peak_bytes)
 
-    def _update(self, state: str, steps: int | None = None, **of_attempt: Any) -> None:
+    def _update(
+        self, state: str, steps: int | None = None, phase: str = "", **of_attempt: Any
+    ) -> None:
         if not self.writes:
             return
         with self._lock:
             *earlier, own = self.status.attempts
             attempts = [*earlier, replace(own, **of_attempt)]
-            self.status = FoldStatus(state, steps or self.status.steps, attempts)
+            self.status = FoldStatus(state, steps or self.status.steps, attempts, phase)
             self._write()
 
     def _write(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 
 import torch
@@ -22,11 +22,12 @@ from dfer_dist.models import build as models
 from dfer_dist.models.dferclip import DFERCLIP, OutputsModule
 from dfer_dist.models.tuning import param_groups, trained_line
 from dfer_dist.runs.layout import FoldDir, RunDir
+from dfer_dist.runs.status import Phase
 from dfer_dist.training.data import FoldData, build_batches, build_data
 from dfer_dist.training.engine import build_engine
 from dfer_dist.training.losses import Objective
 from dfer_dist.training.state import TrainState
-from dfer_dist.training.tracking import build_tracking
+from dfer_dist.training.tracking import FoldTracking, build_tracking
 from dfer_dist.training.trainer import Trainer
 from dfer_dist.utils.errors import UserError
 
@@ -40,6 +41,7 @@ def build_trainer(
     ranks: Ranks,
     preemption: PreemptionHandler,
     watchdog: Watchdog,
+    enter_phase: Callable[[Phase], None],
 ) -> Trainer:
     """Build the trainer of a fold in the state of its last intact checkpoint. Collective."""
     folder = run.fold(fold)
@@ -61,7 +63,6 @@ def build_trainer(
     log_start(config=config, data=data, model=model, ranks=ranks)
     engine = build_engine(OutputsModule(model), groups, config, ranks, data.plan.steps)
     tracking = build_tracking(run=run, fold=fold, ranks=ranks, keep_bytes=before.metrics_bytes)
-    num_trained = sum(p.numel() for p in trained.values())
     trainer = Trainer(
         config=config,
         folder=folder,
@@ -71,11 +72,10 @@ def build_trainer(
         engine=engine,
         objective=Objective(config, data.class_sizes, ranks.device),
         tracking=tracking,
-        checkpointer=AsyncCheckpointer(
-            folder.checkpoints, config, ranks, num_trained, tracking.metrics_log
-        ),
+        checkpointer=build_checkpointer(config, folder, ranks, trained, tracking),
         preemption=preemption,
         watchdog=watchdog,
+        enter_phase=enter_phase,
         info=info,
         state=TrainState(num_drifts=len(run.info().drift)),
     )
@@ -83,6 +83,19 @@ def build_trainer(
         resume(trainer, saved, run)
     watchdog.beat()
     return trainer
+
+
+def build_checkpointer(
+    config: Config,
+    folder: FoldDir,
+    ranks: Ranks,
+    trained: Mapping[str, nn.Parameter],
+    tracking: FoldTracking,
+) -> AsyncCheckpointer:
+    """Return the background writer of checkpoints of the ``trained`` parameters."""
+    num_trained = sum(p.numel() for p in trained.values())
+    log = tracking.metrics_log
+    return AsyncCheckpointer(folder.checkpoints, config, ranks, num_trained, log)
 
 
 def checkpoint_info(

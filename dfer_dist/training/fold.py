@@ -80,6 +80,7 @@ def train_fold(run: RunDir, fold: int, preemption: PreemptionHandler) -> bool:
             ranks=ranks,
             preemption=preemption,
             watchdog=watchdog,
+            enter_phase=attempt.enter,
         )
         step = trainer.state.step
         num_rolled_back = trainer.tracking.num_rolled_back(step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from dfer_dist.distributed.watchdog import Watchdog
 from dfer_dist.evaluation.evaluate import Predictions, collect, predict
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import Scores, UarWar
+from dfer_dist.runs.status import Phase
 from dfer_dist.training.data import FoldData
 from dfer_dist.training.engine import Engine
 from dfer_dist.training.losses import Objective
@@ -45,7 +46,8 @@ class Trainer:
 
     Built by :func:`dfer_dist.training.build.build_trainer`. Every rank has one; its methods are
     collective. ``batches`` yields this rank's micro batches from the current step to the end of
-    training. ``state`` is saved with every checkpoint, and ``info``, which says what is trained on.
+    training. ``enter_phase`` records what the ranks do, if it is not what they did before.
+    ``state`` is saved with every checkpoint, and ``info``, which says what is trained on.
     """
 
     config: Config
@@ -59,6 +61,7 @@ class Trainer:
     checkpointer: AsyncCheckpointer
     preemption: PreemptionHandler
     watchdog: Watchdog
+    enter_phase: Callable[[Phase], None]
     info: CheckpointInfo
     state: TrainState
 
@@ -89,6 +92,7 @@ class Trainer:
             self.end_epoch()
         for step in range(self.state.step, self.engine.total_steps):
             result = self.train_step(step)
+            self.enter_phase(Phase.TRAINING)
             votes = self.reduce_votes(result)
             self.check_step(result, votes)
             self.log_step(result, votes)
@@ -99,8 +103,10 @@ class Trainer:
                 # While steps are skipped, the last checkpoint is worth more than a new one.
                 self.save()
             if preempted:
+                self.enter_phase(Phase.SAVING)
                 self.checkpointer.wait()
                 raise Preempted
+        self.enter_phase(Phase.SAVING)
         # End the loader workers before the test.
         self.batches = iter(())
         self.checkpointer.wait(again=self.save)
@@ -310,6 +316,7 @@ class Trainer:
         Preempted
             If a rank was preempted.
         """
+        self.enter_phase(Phase.TESTING)
         engine, ranks = self.engine.deepspeed, self.ranks
         model = engine.module.model
         config, index = self.config, self.data.index
@@ -365,6 +372,7 @@ class Trainer:
             replace_weights(self.engine, saved)
         table, scores = self.validate(self.data.test)
         shuffled = self._test_shuffled() if self.config.eval.shuffle_frames else None
+        self.enter_phase(Phase.SAVING)
         if not table:
             return
         table.write(self.folder.predictions)
