@@ -126,15 +126,25 @@ def _print_plan(config: Config, machine: Machine, size: DataSize) -> None:
             table.add_row(*_cells(row, size), "too big", style="dim")
     print_table(table)
     console.print(trained_line(build_meta_model(config, size.classes)))
-    if not best:
-        advice = _advice(config)
-        console.print(f"nothing fits {machine.memory / _GIB:g} GiB: {advice}", soft_wrap=True)
     print_line(
         "memory: counted on the real model, CUDA and its libraries taken as 1 GiB "
         f"(docs/background/memory.md). speed: arithmetic at an assumed {machine.flops / 1e12:g} "
         f"TFLOP/s, {machine.bandwidth / 1e9:g} GB/s a GPU and {machine.latency * 1e6:g} µs a hop; "
         "loading, testing and saving not counted. no step was run."
     )
+    print_line(_verdict(config, machine, best, size))
+
+
+def _verdict(config: Config, machine: Machine, best: PlannedStep | None, size: DataSize) -> str:
+    """Return the overrides for the fastest step that fits, or what to change if none does."""
+    from dfer_dist.reporting.wording import duration_text
+
+    memory = f"{machine.memory / _GIB:g} GiB"
+    if not best:
+        return f"nothing fits {memory}: {_advice(config)}"
+    settings = f"train.zero_stage={best.stage} train.micro_batch={best.micro}"
+    hours = duration_text(3600 * best.hours(size))
+    return f"use: {settings} ({best.memory.total / _GIB:.1f} of {memory}, about {hours})"
 
 
 def _cells(row: PlannedStep, size: DataSize) -> list[str]:

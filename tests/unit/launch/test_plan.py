@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from dfer_dist.config.load import load_config
+from dfer_dist.config.schema import split_batch
 from dfer_dist.utils.errors import UserError
 from launch.commands.plan import node_counts
 from tests.helpers.cli import invoke
@@ -22,11 +25,21 @@ def test_plan_prints_a_row_for_each_choice(tmp_path: Path) -> None:
     assert done.stdout.count("fastest") == 1
     starts = [line.strip()[:1] for line in done.stdout.splitlines()]
     assert sum(start in ("1", "2", "3") for start in starts) == 12
+    # the last line is the fastest row, as settings that `dfer crossval` takes
+    last = done.stdout.splitlines()[-1]
+    use = re.fullmatch(r"use: (.+) \((\S+) of 80 GiB, about \S+ (s|min|h)\)", last)
+    assert use, last
+    config = load_config("dfew_vitb32", ["data.shards=x", *use[1].split()])
+    (fastest,) = (line.split() for line in done.stdout.splitlines() if "fastest" in line)
+    micro, accumulation = split_batch(config, 8)
+    assert [str(config.train.zero_stage), str(micro)] == fastest[:2]
+    assert (micro * accumulation, use[2]) == (config.train.global_batch // 8, fastest[-6])
 
 
 def test_plan_gives_advice_where_nothing_fits(tmp_path: Path) -> None:
     done = invoke("plan", "dfew_vitb32", "--gpu-memory", "1", FEW_LAYERS, cwd=tmp_path)
-    assert "nothing fits 1 GiB: set model.checkpoint_image=true" in " ".join(done.stdout.split())
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("nothing fits 1 GiB: set model.checkpoint_image=true")
 
 
 def test_scale_prints_nodes_and_what_limits_them(tmp_path: Path) -> None:
