@@ -75,6 +75,9 @@ def fit_table(table: Table, width: int, file: str = "") -> Table:
     caption names these, and the ``file`` that has them.
     """
     left_out: list[str] = []
+    # a table that was fitted before is measured anew
+    for column in table.columns:
+        column.width = None
     while True:
         cells = [[str(c.header), *map(str, c.cells)] for c in table.columns]
         widths = [max(1, *map(cell_len, column)) for column in cells]
@@ -110,23 +113,38 @@ def _least_width(header: str, *cells: str) -> int:
     return max([1, *least])
 
 
+def format_seconds(seconds: float | None) -> str:
+    """Return a duration as ``H:MM:SS``, or ``3 d 04 h``; empty for None."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 100:
+        return f"{hours // 24} d {hours % 24:02d} h"
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def format_loss(loss: float | None) -> str:
+    """Return a loss in at most seven characters; empty for None."""
+    if loss is None:
+        return ""
+    if abs(loss) < 100:
+        return f"{loss:.3f}"
+    return f"{loss:.3g}"
+
+
+def format_speed(speed: float | None) -> str:
+    """Return clips per second; empty for None."""
+    if speed is None:
+        return ""
+    return f"{speed:.{int(speed < 10)}f}"
+
+
 class _RateColumn(progress.ProgressColumn):
     """Items per second."""
 
     def render(self, task: progress.Task) -> Text:
         return progress.TaskProgressColumn.render_speed(task.finished_speed or task.speed)
-
-
-def new_progress(*columns: progress.ProgressColumn) -> progress.Progress:
-    """Return progress bars with a description, the number of items that are done, and columns."""
-    return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        *columns,
-        progress.TimeRemainingColumn(),
-        console=console,
-    )
 
 
 @contextmanager
@@ -136,7 +154,14 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     The bar appears with the first call, so that nothing shows where there is nothing to do, nor
     above an error.
     """
-    bar = new_progress(_RateColumn())
+    bar = progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        _RateColumn(),
+        progress.TimeRemainingColumn(),
+        console=console,
+    )
     task = bar.add_task(title, total=None)
 
     def update(done: int, total: int) -> None:

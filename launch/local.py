@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-import json
+import os
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
-
+from dfer_dist.config.load import read_config
+from dfer_dist.config.schema import Config, Device, ImageTuning
 from dfer_dist.distributed.preemption import EXIT_PREEMPTED, TIME_IS_UP
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import FoldResult
+from dfer_dist.runs.status import Phase
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import cpu_flags
 from launch import processes
-from launch.console import console, new_progress, print_line
+from launch.console import print_line
+from launch.fold_table import FoldTable
 from launch.locks import fold_lock
-from launch.progress import is_done, last_error, read_status
+from launch.progress import (
+    FoldProgress,
+    LoggedMetrics,
+    is_done,
+    last_error,
+    read_status,
+    unix_time,
+)
+
+if TYPE_CHECKING:
+    from dfer_dist.data.shards.index import Index
 
 _DEADLINE_MARGIN = 60.0  # seconds before a deadline in which no fold is started
 _MAX_RESTARTS = 3  # of a fold whose ranks die without a newer checkpoint
-
-
-# in metrics.jsonl, and next to the bar of a fold
-_METRICS = {
-    "loss": "loss {:.2f}",
-    "val_war": "val WAR {:.1f}",
-    "test_war": "WAR {:.1f}",
-    "clips_per_second": "{:.0f} clips/s",
+_TUNING = {
+    ImageTuning.all: "full fine-tuning",
+    ImageTuning.last: "last {image_blocks} blocks",
+    ImageTuning.norms: "norms",
+    ImageTuning.lora: "LoRA of rank {lora_rank}",
+    ImageTuning.adapters: "adapters",
+    ImageTuning.none: "frozen image tower",
 }
 
 
@@ -52,13 +66,15 @@ def run_folds(
     Interrupted
         After Ctrl-C or SIGTERM, or when time is up, once all ranks have ended.
     """
+    config = read_config(run.config)
+    _announce(run, config, folds, nproc)
     signals = processes.SignalCounter()
     failed: list[int] = []
     try:
-        with new_progress(TextColumn("{task.fields[metrics]}"), TimeElapsedColumn()) as progress:
+        with FoldTable(len(folds), config.train.epochs) as table:
             for k in folds:
                 job = processes.FoldJob(run, k, nproc, deadline, signals)
-                if not _run_fold(job, progress):
+                if not _run_fold(job, table):
                     failed.append(k)
                     # it failed while it stopped, and printed why
                     if signals.count:
@@ -68,35 +84,81 @@ def run_folds(
     return failed
 
 
-def _run_fold(job: processes.FoldJob, progress: Progress) -> bool:
+def _announce(run: RunDir, config: Config, folds: Sequence[int], ranks: int) -> None:
+    """Say what will be trained on what."""
+    from dfer_dist.data.shards.index import open_index
+
+    if all(is_done(run.fold(k)) for k in folds):
+        print_line(f"all folds of {run.root} are done")
+    else:
+        index = open_index(config.data, config.data.loss_budget)
+        print_line(first_line(config, index, folds, ranks))
+
+
+def first_line(config: Config, index: Index, folds: Sequence[int], ranks: int) -> str:
+    """Return what is trained on what.
+
+    Such as "Training DFER-CLIP (ViT-B/32, full fine-tuning) on demo: 5 folds of 140 clips, 2 ranks
+    on the CPU, bf16".
+    """
+    model = config.model
+    backbone = re.sub(r"^(ViT-\w+)-(\d+)(-quickgelu)?$", r"\1/\2", Path(model.backbone).name)
+    tuning = _TUNING[model.image].format_map(vars(model))
+    data = f"{index.name}: {_describe_folds(index, folds)}"
+    count = f"{ranks} rank{'s' * (ranks > 1)}"
+    place = "the CPU"
+    if _uses_gpus(config.train.device):
+        place = f"{ranks} GPU{'s' * (ranks > 1)}"
+    precision = config.train.precision.name
+    return f"Training DFER-CLIP ({backbone}, {tuning}) on {data}, {count} on {place}, {precision}"
+
+
+def _describe_folds(index: Index, folds: Sequence[int]) -> str:
+    sizes = [sum(index.shards[i].clips for i in index.test_shards(k)) for k in folds]
+    clips = " to ".join(str(n) for n in sorted({min(sizes), max(sizes)}))
+    if len(index.folds) == 1:
+        trained = sum(index.shards[i].clips for i in index.train_shards(1))
+        return f"{trained} training and {clips} test clips"
+    if len(folds) == len(index.folds):
+        return f"{len(folds)} folds of {clips} clips"
+    if len(folds) == 1:
+        return f"fold {folds[0]} of {len(index.folds)}, {clips} clips"
+    numbers = ", ".join(map(str, folds))
+    return f"folds {numbers} of {len(index.folds)}, {clips} clips each"
+
+
+def _uses_gpus(device: Device) -> bool:
+    """Return whether ranks will find GPUs."""
+    are_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    is_auto = device is Device.auto and not are_hidden
+    return device is Device.cuda or (is_auto and bool(gpus_here()))
+
+
+def _run_fold(job: processes.FoldJob, table: FoldTable) -> bool:
     """Train one fold and return whether it is done."""
     fold, folder = job.fold, job.folder
-    task = progress.add_task(f"fold {fold}", total=None, metrics="")
+    table.start(fold)
     if is_done(folder):
-        metrics = f"{_describe_result(folder)}, done before"
-        progress.update(task, total=1, completed=1, metrics=metrics)
+        steps = read_status(folder).steps
+        table.update(fold, FoldProgress(step=steps, steps=steps))
+        table.finish(fold, _describe_result(folder), is_new=False)
         return True
-    progress.update(task, metrics="starting")
     log_sizes = {log: log.stat().st_size for log in folder.root.glob("log*.txt")}
     with fold_lock(folder) as lock_fd:
-        status, killed = _run_until_done(job, lock_fd, FoldProgress(folder, progress, task))
+        status, killed = _run_until_done(job, lock_fd, table)
     if status == 0:
-        progress.update(task, metrics=_describe_result(folder))
-        if not console.is_terminal:
-            console.print(f"fold {fold}: {_describe_result(folder)}")
+        table.finish(fold, _describe_result(folder))
         return True
+    table.finish(fold, "failed")
     reason = killed or last_error(folder, log_sizes)
     if status == processes.EXIT_USER_ERROR:
         raise UserError(reason)
-    progress.update(task, metrics="failed")
     message = f"fold {fold} failed (status {status}): {reason}; its log is {folder.log}"
     print_line(message, style="red")
     return False
 
 
-def _run_until_done(
-    job: processes.FoldJob, lock_fd: int, follow: FoldProgress
-) -> processes.RanksExit:
+def _run_until_done(job: processes.FoldJob, lock_fd: int, table: FoldTable) -> processes.RanksExit:
     """Run a fold, again after its ranks were killed, until it is done or fails."""
     restarts_left = _MAX_RESTARTS
     while True:
@@ -105,7 +167,7 @@ def _run_until_done(
         if job.deadline and time.time() > job.deadline - _DEADLINE_MARGIN:
             raise processes.Interrupted(f"{TIME_IS_UP}: all is saved")
         before = _checkpoints(job.folder)
-        ended = processes.run_ranks(job, lock_fd, follow)
+        ended = processes.run_ranks(job, lock_fd, FoldWatcher(job, table))
         is_preempted = ended.status == EXIT_PREEMPTED
         if ended.status in (0, processes.EXIT_USER_ERROR) or not (is_preempted or ended.killed):
             return ended
@@ -124,16 +186,17 @@ def _checkpoints(fold: FoldDir) -> set[str]:
     return {folder.name for folder in fold.checkpoints.glob("step-*")}
 
 
-class FoldProgress:
-    """Updates a progress bar from a fold's ``status.json`` and ``metrics.jsonl`` when called."""
+class FoldWatcher:
+    """Shows how far a fold is, from its ``status.json`` and ``metrics.jsonl``, when called."""
 
-    def __init__(self, fold: FoldDir, progress: Progress, task: TaskID) -> None:
-        self.fold, self.progress, self.task = fold, progress, task
+    def __init__(self, job: processes.FoldJob, table: FoldTable) -> None:
+        self.job, self.fold, self.table = job, job.folder, table
         self._offset = 0  # bytes of metrics.jsonl that were read
-        self._latest: dict[str, float] = {}
+        self._metrics = LoggedMetrics()
+        self._num_earlier = len(read_status(self.fold).attempts)
 
     def __call__(self) -> None:
-        """Read what is new and update the bar.
+        """Read what is new and show it.
 
         Raises
         ------
@@ -141,18 +204,24 @@ class FoldProgress:
             If files are missing, damaged or unreachable.
         """
         status = read_status(self.fold)
-        if status.state in ("", "STARTING"):
-            return
-        self.progress.update(self.task, total=status.steps)
-        if self._read_metrics():
-            step, metrics = self._latest["step"], describe_metrics(self._latest)
-            self.progress.update(self.task, completed=step, metrics=metrics)
+        if self.fold.metrics.exists():
+            self._read_metrics()
+        progress = FoldProgress()
+        # until rank 0 has recorded its attempt, the files are of an earlier one
+        if len(status.attempts) > self._num_earlier and status.last:
+            since = unix_time(status.last.started)
+            progress = FoldProgress.of(status, self._metrics, since)
+            if status.last.ended:
+                # its processes have not ended yet
+                progress = replace(progress, phase=Phase.SAVING)
+        if self.job.signals.count and progress.phase != Phase.SAVING:
+            progress = replace(progress, phase="stopping")
+        self.table.update(self.job.fold, progress)
 
-    def _read_metrics(self) -> bool:
-        """Read new lines of ``metrics.jsonl`` and return whether there were any."""
+    def _read_metrics(self) -> None:
+        """Read new lines of ``metrics.jsonl``."""
         if self.fold.metrics.stat().st_size < self._offset:
-            # a resumed fold wrote the file anew
-            self._offset = 0
+            self._restart()
         with self.fold.metrics.open("rb") as file:
             file.seek(self._offset)
             text = file.read()
@@ -160,23 +229,20 @@ class FoldProgress:
         self._offset += len(complete)
         try:
             for line in complete.splitlines():
-                self._latest |= json.loads(line)
+                self._metrics.add(line)
         except ValueError:
             # written anew, and longer than before: the offset was inside a line
-            self._offset = 0
-            return False
-        return bool(complete)
+            self._restart()
 
-
-def describe_metrics(latest: Mapping[str, float]) -> str:
-    """Return loss, score and speed for the progress bar."""
-    return "  ".join(text.format(latest[key]) for key, text in _METRICS.items() if key in latest)
+    def _restart(self) -> None:
+        """Read the file from its start the next time."""
+        self._offset, self._metrics = 0, LoggedMetrics()
 
 
 def _describe_result(fold: FoldDir) -> str:
     """Return the scores of a finished fold."""
     result = FoldResult.read(fold.result)
-    return f"UAR {result.uar:.2f}  WAR {result.war:.2f}"
+    return f"UAR {result.uar:.2f} WAR {result.war:.2f}"
 
 
 def gpus_here() -> list[Path]:

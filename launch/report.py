@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.console import print_line, print_table
+from launch.console import announced, print_line, print_table
 
 if TYPE_CHECKING:
     from dfer_dist.reporting.extra_tables import Published
@@ -42,8 +42,9 @@ def report_run(
     """
     from dfer_dist.reporting.files import write_report
 
-    report = write_report(run, published, frames)
-    update_mlflow_runs(run, status)
+    with announced(f"writing the report of {run.root.name}"):
+        report = write_report(run, published, frames)
+        update_mlflow_runs(run, status)
     for sentence in report.verdict.sentences[:MAX_SENTENCES]:
         print_line(sentence)
     print_tables(report.sections if all_tables else report.sections[:1], run.report.name)

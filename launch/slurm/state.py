@@ -5,11 +5,10 @@ No large file is read as a whole.
 
 from __future__ import annotations
 
-import json
 import textwrap
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from dfer_dist.distributed.preemption import TIME_IS_UP
@@ -17,7 +16,7 @@ from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import AttemptRecord, FoldStatus
 from dfer_dist.utils.errors import UserError
 from launch.locks import is_gone, is_held
-from launch.progress import last_error
+from launch.progress import FoldProgress, LoggedMetrics, last_error, unix_time
 from launch.slurm.failures import FailedStart, failed_starts
 from launch.slurm.jobs import (
     JobEnd,
@@ -68,6 +67,11 @@ class FoldState:
     left: str = ""  # of the job's time limit, as Slurm writes it
     job: str = ""  # its id in the queue
     device: str = ""  # of the newest attempt: CPU, or the GPU's name
+    phase: str = ""  # of a running fold, as in status.json
+    epoch: int = 0  # epochs done
+    loss: float | None = None  # of the newest step while it trains
+    seconds_left: float | None = None  # of its training
+    seconds_silent: float | None = None  # since the running attempt wrote its last line
 
 
 def _describe_end(attempt: AttemptRecord) -> str:
@@ -99,7 +103,7 @@ class _Files:
     fold: FoldDir
     status: FoldStatus
     result: dict[str, Any]
-    metrics: dict[str, Any]  # the newest value of each
+    metrics: LoggedMetrics
     failures: list[FailedStart]
     is_damaged: bool  # status.json exists and cannot be read
 
@@ -109,13 +113,18 @@ class _Files:
             status, is_damaged = FoldStatus.read(fold.status), False
         except UserError:
             status, is_damaged = FoldStatus(), fold.status.exists()
-        result, metrics = read_if_valid(fold.result) or {}, _latest_metrics(fold)
+        result, metrics = read_if_valid(fold.result) or {}, _read_metrics(fold)
         return cls(fold, status, result, metrics, failed_starts(fold), is_damaged)
 
     @property
     def is_open(self) -> bool:
         """Whether the newest attempt has not recorded its end."""
         return self.status.last is not None and not self.status.last.ended
+
+    def began_since(self, since: str) -> bool:
+        """Return whether the newest attempt runs and began at a time in ISO 8601 or later."""
+        last = self.status.last
+        return last is not None and self.is_open and unix_time(last.started) >= unix_time(since)
 
     @property
     def is_of_job(self) -> bool:
@@ -129,7 +138,7 @@ class _Files:
 
     def has_metrics(self, since: str) -> bool:
         """Return whether metrics were logged since a time in ISO 8601."""
-        return bool(since) and self.metrics.get("time", 0.0) >= _unix_time(since)
+        return self.metrics.is_since(unix_time(since))
 
     def before(self, is_running: bool = False) -> str:
         """Return how the newest attempt ended, but for one that runs, as a part of a reason.
@@ -139,10 +148,10 @@ class _Files:
         attempts, limit = self.status.attempts, float("inf")
         if is_running:
             *attempts, own = attempts
-            limit = _unix_time(own.started or "")
-        failures = [f for f in self.failures if _unix_time(f.time) <= limit]
-        newest = _unix_time(attempts[-1].started or "") if attempts else 0.0
-        if failures and _unix_time(failures[-1].time) >= newest:
+            limit = unix_time(own.started or "")
+        failures = [f for f in self.failures if unix_time(f.time) <= limit]
+        newest = unix_time(attempts[-1].started or "") if attempts else 0.0
+        if failures and unix_time(failures[-1].time) >= newest:
             nodes, reason = ", ".join(failures[-1].nodes), failures[-1].reason
             if nodes and nodes not in reason:
                 reason = f"on {nodes}: {reason}"
@@ -189,9 +198,9 @@ def _judge_in_queue(files: _Files, job: QueuedJob, end: JobEnd) -> _Verdict:
     # its script has decided that the job is not requeued
     if end.state == FAILED:
         return _Verdict(FAILED, error=end.detail)
-    is_of_this_start = last is not None and _unix_time(
+    is_of_this_start = last is not None and unix_time(
         last.ended or last.started or ""
-    ) >= _unix_time(job.started)
+    ) >= unix_time(job.started)
     if last and last.ended and (is_of_this_start or job.is_completing):
         return _Verdict(LEAVING, files.last_end)
     if job.is_completing:
@@ -288,9 +297,9 @@ def _device(attempt: AttemptRecord | None) -> str:
 def _add_progress(row: FoldState, files: _Files, since: str) -> FoldState:
     """Fill in steps, speed and the newest scores: the result's, otherwise an epoch's.
 
-    An attempt that runs since ``since`` has the speed of its own steps only.
+    An attempt that runs since ``since`` has the loss and the speed of its own steps only.
     """
-    latest = files.metrics
+    latest, status = files.metrics.latest, files.status
     scored, prefix, scores = "result", "", files.result
     if not scores:
         scored = "val" if "val_war" in latest else "test"
@@ -298,21 +307,43 @@ def _add_progress(row: FoldState, files: _Files, since: str) -> FoldState:
     uar, war = scores.get(f"{prefix}uar"), scores.get(f"{prefix}war")
     if war is None:
         scored = ""
-    step = latest.get("step", files.status.last and files.status.last.from_step)
-    row = replace(row, step=step, steps=files.status.steps, uar=uar, war=war, scored=scored)
-    if row.state != DONE and not (row.state == RUNNING and files.has_metrics(since)):
+    progress = FoldProgress.of(status, files.metrics, unix_time(since))
+    row = replace(row, step=progress.step, steps=progress.steps, epoch=progress.epoch)
+    row = replace(row, uar=uar, war=war, scored=scored)
+    if row.state == DONE:
+        return replace(row, clips_per_second=latest.get("clips_per_second"))
+    # what an earlier attempt did says nothing of the one that begins
+    if row.state != RUNNING or not files.began_since(since):
         return row
-    return replace(row, clips_per_second=latest.get("clips_per_second"))
+    return replace(
+        row,
+        phase=progress.phase,
+        loss=progress.loss,
+        clips_per_second=progress.clips_per_second,
+        seconds_left=progress.seconds_left,
+        seconds_silent=_seconds_silent(files.fold, unix_time(since)),
+    )
 
 
-def _latest_metrics(fold: FoldDir) -> dict[str, Any]:
-    """Return the newest value of each metric, from the whole lines of ``metrics.jsonl``."""
-    latest: dict[str, Any] = {}
+def _seconds_silent(fold: FoldDir, since: float) -> float | None:
+    """Return the age of the newest line of log and metrics; None if none is of this attempt."""
+    times = [0.0]
+    for file in (fold.log, fold.metrics):
+        with suppress(OSError):
+            times.append(file.stat().st_mtime)
+    if max(times) < since:
+        return None
+    return max(0.0, time.time() - max(times))
+
+
+def _read_metrics(fold: FoldDir) -> LoggedMetrics:
+    """Return what the last whole lines of ``metrics.jsonl`` say."""
+    metrics = LoggedMetrics()
     for line in read_tail(fold.metrics, _TAIL_BYTES).splitlines():
         # the first line may lack its beginning, the last one its end
-        with suppress(ValueError, TypeError):
-            latest |= json.loads(line)
-    return latest
+        with suppress(ValueError):
+            metrics.add(line)
+    return metrics
 
 
 def _add_job(row: FoldState, files: _Files, job: QueuedJob | None) -> FoldState:
@@ -325,11 +356,3 @@ def _add_job(row: FoldState, files: _Files, job: QueuedJob | None) -> FoldState:
     if files.status.last and not row.nodes and row.state not in (PENDING, REQUEUED):
         return replace(row, nodes=files.status.last.nodes)
     return row
-
-
-def _unix_time(text: str) -> float:
-    """Return the time of ISO 8601, by default in this machine's zone; 0 for anything else."""
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return 0.0

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
-from launch.console import console, fit_table
+from launch.console import console, fit_table, format_loss, format_seconds, format_speed
 from launch.slurm.failures import bad_nodes
 from launch.slurm.jobs import all_jobs, read_if_valid, submissions
 from launch.slurm.squeue import Queue, query_squeue, reason_text
@@ -25,8 +25,9 @@ from launch.slurm.state import DONE, FAILED, LIVE, LOST, NOT_STARTED, RUNNING, F
 
 _STYLES = {DONE: "green", RUNNING: "cyan", FAILED: "red", LOST: "red", NOT_STARTED: "dim"}
 _NO_ANSWER = "Slurm does not answer: the state of its jobs is from the files of the run alone"
-_NUMBERS = ("Fold", "Try", "Step", "clips/s", "UAR %", "WAR %", "Left")  # columns
-_JUSTIFY: dict[str, JustifyMethod] = dict.fromkeys(_NUMBERS, "right")
+# columns
+_TEXTS = ("State", "Phase", "From", "Device", "Nodes")
+_JUSTIFY: dict[str, JustifyMethod] = dict.fromkeys(_TEXTS, "left")
 
 
 @dataclass(frozen=True)
@@ -114,24 +115,31 @@ def _heading(state: RunState) -> Text:
 
 
 def _table(folds: list[FoldState]) -> Table:
-    """Return a row for each fold; columns that would be empty are left out."""
+    """Return a row for each fold; columns that would be empty are left out.
+
+    The last columns are those that a narrow terminal may lack.
+    """
     columns = {
         "Fold": [str(fold.fold) for fold in folds],
         "State": [fold.state for fold in folds],
-        "Try": [str(fold.attempts or "") for fold in folds],
+        "Phase": [fold.phase for fold in folds],
         "Step": [_format_step(fold) for fold in folds],
-        "clips/s": [_format_speed(fold.clips_per_second) for fold in folds],
+        "Loss": [format_loss(fold.loss) for fold in folds],
+        "clips/s": [format_speed(fold.clips_per_second) for fold in folds],
+        "Left": [format_seconds(fold.seconds_left) for fold in folds],
+        "Last line": [_format_age(fold.seconds_silent) for fold in folds],
+        "Device": [fold.device for fold in folds],
         "UAR %": [_format(fold.uar) for fold in folds],
         "WAR %": [_format(fold.war) for fold in folds],
         "From": [fold.scored for fold in folds],
-        "Left": [fold.left for fold in folds],
+        "Try": [str(fold.attempts or "") for fold in folds],
+        "Limit": [fold.left for fold in folds],
         "Nodes": [fold.nodes for fold in folds],
-        "Device": [fold.device for fold in folds],
     }
     columns = {name: cells for name, cells in columns.items() if any(cells) or name == "State"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
-        table.add_column(name, justify=_JUSTIFY.get(name, "left"))
+        table.add_column(name, justify=_JUSTIFY.get(name, "right"))
     for fold, *row in zip(folds, *columns.values(), strict=True):
         styles = {"State": _STYLES.get(fold.state, "yellow")}
         cells = zip(columns, row, strict=True)
@@ -147,9 +155,13 @@ def _format_step(fold: FoldState) -> str:
     return f"{fold.step} of {fold.steps}"
 
 
-def _format_speed(speed: float | None) -> str:
-    num_decimals = int((speed or 0) < 10)
-    return _format(speed, f".{num_decimals}f")
+def _format_age(seconds: float | None) -> str:
+    """Return an age such as ``12 s`` or ``5 min``; hours as :func:`format_seconds` does."""
+    if seconds is None or seconds >= 3600:
+        return format_seconds(seconds)
+    if seconds >= 100:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s"
 
 
 def _format(value: float | None, spec: str = ".2f") -> str:

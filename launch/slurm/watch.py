@@ -9,9 +9,11 @@ from rich.live import Live
 
 from dfer_dist.runs.layout import RunDir
 from launch.console import console, print_line
+from launch.fold_table import progress_text
+from launch.progress import LineTimer
 from launch.slurm.jobs import all_jobs, newest_jobs
 from launch.slurm.squeue import Queue, query_squeue
-from launch.slurm.state import DONE
+from launch.slurm.state import DONE, RUNNING
 from launch.slurm.status import RunState, get_run_state, render, widen
 
 _ANSWERS = {True: "Slurm answers again", False: "Slurm does not answer: waiting"}
@@ -23,8 +25,9 @@ _NEVER_SEEN_IN_A_ROW = 5  # the same for new jobs, which may take a moment to ap
 def wait(runs: Sequence[RunDir]) -> int:
     """Show the runs until none of their jobs, the summaries' included, is in the queue.
 
-    On a terminal this is a live table, elsewhere a line for each change of a fold. If the
-    controller does not answer, wait until it does. Ctrl-C leaves the jobs alone.
+    On a terminal this is a live table, elsewhere a line for each change of a fold, once a minute
+    and at each epoch. If the controller does not answer, wait until it does. Ctrl-C leaves the jobs
+    alone.
 
     Returns
     -------
@@ -75,13 +78,14 @@ def _follow_table(runs: Sequence[RunDir]) -> list[RunState]:
 
 def _follow_lines(runs: Sequence[RunDir]) -> list[RunState]:
     printed: dict[tuple[str, int], str] = {}  # the state of each run's folds
-    answers = True
+    answers, timer = True, LineTimer()
     for queue, states in _poll(runs):
         if answers != (queue is not None):
             answers = queue is not None
             _print(_ANSWERS[answers])
         if answers:
             _print_changes(states, printed)
+            _print_progress(states, timer)
     return states
 
 
@@ -96,6 +100,16 @@ def _print_changes(states: Sequence[RunState], printed: dict[tuple[str, int], st
             if fold.nodes:
                 line += f" on {fold.nodes}"
             _print(": ".join(filter(None, [line, fold.error or fold.why])))
+
+
+def _print_progress(states: Sequence[RunState], timer: LineTimer) -> None:
+    """Print how far the running folds are, those of which a line is due."""
+    for state in states:
+        for fold in state.folds:
+            key = (state.name, fold.fold)
+            if fold.state == RUNNING and fold.step and timer.is_due(key, fold.epoch):
+                epoch = f"epoch {fold.epoch} done" * bool(fold.epoch)
+                _print(f"{state.name} fold {fold.fold}: {progress_text(fold, epoch)}")
 
 
 def _print(line: str) -> None:

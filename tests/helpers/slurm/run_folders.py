@@ -89,6 +89,6 @@ def fill_run(run: RunDir) -> None:
     write_result(run.fold(1), 50.125, 60.25)
     write_attempt(run.fold(2))
     MetricsLog(run.fold(2).metrics, run.fold(2).sent, None).log(
-        12, 2, {"test_uar": 41.0, "test_war": 42.0, "clips_per_second": 120.0}
+        12, 2, {"test_uar": 41.0, "test_war": 42.0, "loss": 0.75, "clips_per_second": 120.0}
     )
     write_attempt(run.fold(3), "FAILED", LONG_ERROR)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 
@@ -147,6 +148,7 @@ def killed(tiny_shards, tmp_path_factory):
     before = run.fold(1).result.stat().st_mtime_ns
     again = Forked([DFER, *crossval(2)], os.environ, forks_ranks=True)
     wait_for(run.fold(2).metrics, '"step": 4,')
+    phase = read_json(run.fold(2).status)["phase"]
     again.send_signal(signal.SIGTERM)
     stopped = again.wait(120)
     at_leaving = read_json(run.fold(2).status) | {
@@ -155,7 +157,14 @@ def killed(tiny_shards, tmp_path_factory):
         "output": stopped.stdout + stopped.stderr,
     }
     text = dfer(*crossval(1))
-    return {"run": run, "before": before, "text": text, "command": crossval(1), "left": at_leaving}
+    return {
+        "run": run,
+        "before": before,
+        "text": text,
+        "command": crossval(1),
+        "left": at_leaving,
+        "phase": phase,
+    }
 
 
 def test_finished_folds_are_kept_and_others_trained(killed):
@@ -168,6 +177,23 @@ def test_finished_folds_are_kept_and_others_trained(killed):
     assert sum(n for r in summary["folds"] for n in r["support"].values()) == 60
     assert run.report.is_file()
     assert run.picture.is_file()
+
+
+def test_output_says_what_is_trained_and_how_far_it_is(killed):
+    lines = killed["text"].splitlines()
+    assert lines[0] == (
+        "Training DFER-CLIP (tiny, full fine-tuning) on dfew: 5 folds of 12 clips, "
+        "1 rank on the CPU, bf16"
+    )
+    assert "\x1b" not in killed["text"]
+    # lines of epochs, then the scores
+    of_fold = [line for line in lines if line.startswith("fold 4: ")]
+    epoch = re.compile(r"fold 4: [a-z ]+, step \d+ of 12, epoch [12] of 2\b.*")
+    assert any(map(epoch.fullmatch, of_fold[:-1])), of_fold
+    assert re.fullmatch(r"fold 4: UAR \S+ WAR \S+", of_fold[-1])
+    assert len(set(of_fold)) == len(of_fold)
+    assert killed["phase"] == "training"
+    assert read_json(killed["run"].fold(4).status)["phase"] == ""
 
 
 def test_preempted_fold_saves_and_resumes(killed):

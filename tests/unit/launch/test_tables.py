@@ -52,6 +52,8 @@ WITH_TABLES = {
     "launch/commands/plan.py",
     "dfer_dist/reporting/files.py",
     "launch/console.py",
+    # in test_fold_table.py
+    "launch/fold_table.py",
     "launch/slurm/status.py",
 }
 
@@ -190,12 +192,16 @@ def test_table_of_states_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "console", Console(width=WIDTH))
     scores = {"uar": 100.0, "war": 100.0, "scored": "test 12", "clips_per_second": 12_345.0}
     place = {"nodes": "gpu-a-[0012-0019],gpu-b-0100", "left": "3-12:34:56", "device": DEVICE}
-    fold = FoldState(1, "RUNNING", attempts=12, step=123_456, steps=234_567, **scores, **place)
+    times = {"phase": "training", "loss": 12.3456, "seconds_left": 359_999.0, "seconds_silent": 99}
+    steps = {"step": 123_456, "steps": 234_567}
+    fold = FoldState(1, "RUNNING", attempts=12, **steps, **scores, **times, **place)
     table = status._table([fold])
     assert check_whole(table) == []
     heads = [str(column.header) for column in table.columns]
-    assert heads[:8] == ["Fold", "State", "Try", "Step", "clips/s", "UAR %", "WAR %", "From"]
-    assert "Left" in heads
+    assert heads[:7] == ["Fold", "State", "Phase", "Step", "Loss", "clips/s", "Left"]
+    assert heads[7:11] == ["Last line", "Device", "UAR %", "WAR %"]
+    note = "Left out at 80 characters: From, Try, Limit, Nodes; a wider terminal shows them."
+    assert note in str(table.caption)
 
 
 def test_columns_without_space_are_named_with_their_file() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -12,10 +13,11 @@ from rich.console import Console
 
 import launch.console
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.tracking.metrics_log import MetricsLog
 from dfer_dist.utils.files import write_json
 from launch.slurm import status, watch
 from tests.helpers.slurm.fake_clients import FakeSlurm, fold_row
-from tests.helpers.slurm.run_folders import HOUR_AGO, finish_fold, submission
+from tests.helpers.slurm.run_folders import HOUR_AGO, finish_fold, submission, write_attempt
 
 
 def run_wait(
@@ -44,11 +46,20 @@ def nothing() -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_wait_ends_after_the_summary(slurm: FakeSlurm, submitted: RunDir, terminal: bool) -> None:
     summary = "121 PENDING - 5:00 N/A Dependency"
+
+    def log(step: int, epoch: int) -> None:
+        metrics = {"loss": 0.5, "clips_per_second": 12.0}
+        fold = submitted.fold(1)
+        MetricsLog(fold.metrics, fold.sent, None).log(step, epoch, metrics)
+
     steps: list[Callable[[], None]] = [
         nothing,  # not in the queue yet
         lambda: slurm.set_queue("120_0 PENDING - 5:00 N/A Priority", summary),
         lambda: slurm.set_queue(status=1),
         lambda: slurm.set_queue(f"120_0 RUNNING n1 5:00 {HOUR_AGO} None", summary),
+        lambda: log(6, 1) if write_attempt(submitted.fold(1)) else None,
+        lambda: log(7, 1),
+        lambda: log(12, 2),
         lambda: [finish_fold(submitted, k) for k in (1, 2, 3)] and slurm.set_queue(summary),
         nothing,
         nothing,
@@ -62,9 +73,9 @@ def test_wait_ends_after_the_summary(slurm: FakeSlurm, submitted: RunDir, termin
     assert "3 of 3 folds done" in text
     if not terminal:
         lines = [
-            line.partition(" ")[2]
+            re.sub(r"\d:\d\d:\d\d left", "LEFT left", line.partition(" ")[2])
             for line in text.splitlines()
-            if " fold 1 " in line or "answer" in line
+            if " fold 1" in line or "answer" in line
         ]
         assert lines == [
             "demo fold 1 CANCELLED: before it began",
@@ -72,6 +83,7 @@ def test_wait_ends_after_the_summary(slurm: FakeSlurm, submitted: RunDir, termin
             "Slurm does not answer: waiting",
             "Slurm answers again",
             "demo fold 1 RUNNING on n1: starting",
+            "demo fold 1: training, step 12 of 36, epoch 2 done, loss 0.500, 12 clips/s, LEFT left",
             "demo fold 1 DONE on n[3-4]",
         ]
 

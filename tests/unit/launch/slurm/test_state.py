@@ -7,17 +7,20 @@ import io
 import json
 import os
 import threading
+import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.status import Phase
 from dfer_dist.tracking.metrics_log import MetricsLog
 from dfer_dist.utils.files import read_json, write_json
 from launch.locks import fold_lock
 from launch.slurm.squeue import QueuedJob
 from launch.slurm.state import FoldState, get_state
-from launch.slurm.status import get_run_state, render
+from launch.slurm.status import _format_age, get_run_state, render
 from tests.helpers.slurm.fake_clients import fold_row, parse_rows
 from tests.helpers.slurm.run_folders import (
     HOUR_AGO,
@@ -79,10 +82,46 @@ def test_running_fold_shows_its_newest_whole_lines(queue: FakeQueue, submitted: 
     there = FoldState(
         1, "RUNNING", "", "", 1, 10, 36, 12.5, 30.0, 31.0, "val", "n[1-2]", "9:59", "120_0"
     )
-    assert queue.state(submitted) == there
+    there = replace(there, phase="training", epoch=1, loss=1.0)
+    assert replace(queue.state(submitted), seconds_silent=None) == there
     with fold.metrics.open("a") as f:
         f.write('{"step": 11, "val_war": 99')  # half a line
-    assert queue.state(submitted) == there
+    assert replace(queue.state(submitted), seconds_silent=None) == there
+
+
+def test_running_fold_shows_loss_time_left_and_the_age_of_its_last_line(
+    queue: FakeQueue, submitted: RunDir
+) -> None:
+    queue.set_job(1)
+    fold = submitted.fold(1)
+    line = write_attempt(fold)
+    assert queue.state(submitted).phase == "first batch"
+    now = time.time() + 1
+    lines = [{"step": k, "epoch": 0, "time": now + 3 * k, "loss": 9 / k} for k in (6, 7, 8)]
+    fold.metrics.write_text("".join(json.dumps(values) + "\n" for values in lines))
+    line.enter(Phase.TRAINING)
+    row = queue.state(submitted)
+    assert (row.phase, row.loss) == ("training", 9 / 8)
+    assert row.seconds_left == pytest.approx(3 * (36 - 8))
+    for file, age in ((fold.metrics, 100), (fold.log, 40)):
+        file.touch()
+        os.utime(file, (time.time() - age,) * 2)
+    silent = queue.state(submitted).seconds_silent
+    assert silent is not None and 40 <= silent < 60
+    line.enter(Phase.TESTING)
+    row = queue.state(submitted)
+    assert (row.phase, row.step) == ("testing", 8)
+    assert {row.loss, row.seconds_left, row.clips_per_second} == {None}
+    # the lines are of an attempt before
+    queue.set_job(1, started=SOON)
+    row = queue.state(submitted)
+    assert (row.why[:8], row.phase, row.step) == ("starting", "", 8)
+    assert {row.loss, row.seconds_left, row.seconds_silent} == {None}
+
+
+def test_ages_are_short() -> None:
+    ages = [_format_age(age) for age in (None, 0.4, 99.4, 600, 3599, 3600, 400_000)]
+    assert ages == ["", "0 s", "99 s", "10 min", "60 min", "1:00:00", "4 d 15 h"]
 
 
 def test_requeued_fold_goes_through_its_states(queue: FakeQueue, submitted: RunDir) -> None:
@@ -382,7 +421,7 @@ def test_table_fits_a_terminal_of_100_columns(queue: FakeQueue, submitted: RunDi
         render([get_run_state(submitted, queue.jobs)])
     )
     assert max(map(len, out.getvalue().splitlines())) <= 100
-    assert "    2  REQUEUED    2  12 of 36  41.00  42.00  test" in out.getvalue()
+    assert "    2  REQUEUED  12 of 36  41.00  42.00  test      2" in out.getvalue()
     assert (
         "fold 2: could not be started, held: scontrol release (launch failed requeued held)"
         in out.getvalue()
