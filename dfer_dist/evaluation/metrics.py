@@ -149,6 +149,25 @@ def bootstrap_ci(
     return float(low), float(high)
 
 
+def interval(scores: Scores, metric: str) -> tuple[float, float]:
+    """Return the 95 % interval of UAR or WAR in one table of predictions, as :func:`bootstrap_ci`.
+
+    Parameters
+    ----------
+    scores : Scores
+        Of the table; its confusion matrix holds all that the interval depends on.
+    metric : {'uar', 'war'}
+
+    Returns
+    -------
+    (low, high) : percent
+    """
+    matrix = np.asarray(scores.confusion)
+    # a row (label, prediction) for each clip
+    clips = np.repeat(np.argwhere(matrix), matrix[matrix > 0], axis=0)
+    return bootstrap_ci([(clips[:, 0], clips[:, 1])], len(matrix), metric)
+
+
 def _resample(
     rng: np.random.Generator, truth: Ints, predicted: Ints, metric: str, resamples: int
 ) -> NDArray[np.float64]:

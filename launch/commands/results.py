@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.records import Scores
 from dfer_dist.utils.errors import UserError
-from launch.console import console, print_line, progress_bar
+from launch.console import number_columns, print_line, print_table, progress_bar
 from launch.options import Checkpoint, Overrides
 from launch.report import print_tables, report_run
 
 if TYPE_CHECKING:
     from dfer_dist.reporting.extra_tables import Published
+
+FEW_CLIPS = 10  # of a class: a percentage would look more exact than it is
 
 Fold = Annotated[int | None, typer.Option(help="Fold to test on. Default: the checkpoint's own.")]
 Runs = Annotated[
@@ -56,14 +60,19 @@ def evaluate(
     [bold]dfer eval runs/dfew/fold-1/checkpoints/LATEST --zero-shot data.shards=data/mafw[/bold]
     """
     from dfer_dist.evaluation.evaluate import evaluate_checkpoint
+    from dfer_dist.evaluation.metrics import interval
+    from dfer_dist.reporting.wording import interval_text
 
     if zero_shot:
         _evaluate_zero_shot(checkpoint, fold, overrides or [], out)
         return
     with progress_bar("test clips") as progress:
         scores = evaluate_checkpoint(checkpoint, fold, overrides or [], out, progress)
-    console.print(f"{scores.n} clips: UAR {scores.uar:.2f}  WAR {scores.war:.2f}")
-    _print_recall(scores.recall, scores.support)
+    uar, war = (interval_text(*interval(scores, metric)) for metric in ("uar", "war"))
+    print_line(
+        f"{scores.n} clips: UAR {scores.uar:.2f} (95 % {uar}), WAR {scores.war:.2f} (95 % {war})"
+    )
+    print_table(classes_table(scores))
 
 
 def _evaluate_zero_shot(
@@ -91,14 +100,23 @@ def _evaluate_zero_shot(
             f"{metric.upper()} {result[metric]:.2f} (95 % {low:.2f} to {high:.2f}); "
             f"chance {chance[metric]:.2f} ({description}), p {p_text(chance[f'{metric}_p'])}"
         )
-    _print_recall(result["recall"], result["support"])
+    print_table(classes_table(Scores(**{f.name: result[f.name] for f in fields(Scores)})))
 
 
-def _print_recall(recall: Mapping[str, float | None], support: Mapping[str, int]) -> None:
-    """Print a line per class."""
-    for label, value in recall.items():
-        text = "no clip" if value is None else f"{value:6.2f}"
-        console.print(f"  {label:15s} {text}  of {support[label]}")
+def classes_table(scores: Scores) -> Table:
+    """Return a row for each class: its recall, and what its other clips were taken for."""
+    table = Table("Class", *number_columns("Recall %", "Right"), "Most frequent wrong answer")
+    for label, counts in zip(scores.classes, scores.confusion, strict=True):
+        wrong = dict(zip(scores.classes, counts, strict=True))
+        right, n = wrong.pop(label), scores.support[label]
+        percent = f"{scores.recall[label] or 0.0:.2f}" * (n >= FEW_CLIPS)
+        cells = [label, percent, f"{right} of {n}" * bool(n) or "no clip"]
+        most = max(wrong.values(), default=0)
+        if most:
+            names = ", ".join(name for name, count in wrong.items() if count == most)
+            cells.append(f"{names} ({most})")
+        table.add_row(*cells)
+    return table
 
 
 def report(

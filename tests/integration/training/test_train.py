@@ -9,8 +9,10 @@ import time
 import pytest
 from safetensors.torch import save_file
 
+from dfer_dist.evaluation.metrics import interval
 from dfer_dist.models.backbone import TINY, build_clip
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.records import FoldResult
 from dfer_dist.tracking.mlflow_runs import tracking_of
 from dfer_dist.utils.files import read_json, sha256_file
 from tests.helpers.data.web_server import Web
@@ -110,7 +112,11 @@ def test_eval_gives_the_predictions_of_the_run(one_fold, tmp_path):
     out = tmp_path / "p.parquet"
     text = dfer("eval", str(fold.checkpoints / "LATEST"), "--out", str(out))
     result = read_json(fold.result)
-    assert f"UAR {result['uar']:.2f}  WAR {result['war']:.2f}" in text
+    low, high = interval(FoldResult.read(fold.result).scores, "uar")
+    assert f"UAR {result['uar']:.2f} (95 % {low:.2f} to {high:.2f}), WAR " in text
+    right, n = result["confusion"][0][0], result["support"]["happiness"]
+    row = next(line for line in text.splitlines() if "happiness" in line)
+    assert f" {right} of {n} " in row
     keys, logits = predictions(out)
     assert keys == predictions(fold.predictions)[0]
     assert close(logits, predictions(fold.predictions)[1], 1e-5)

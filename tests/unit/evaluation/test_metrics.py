@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score
 
-from dfer_dist.evaluation.metrics import bootstrap_ci, confusion, score, top_class
+from dfer_dist.evaluation.metrics import bootstrap_ci, confusion, interval, score, top_class
 
 FOUR = ["happiness", "sadness", "neutral", "anger"]
 
@@ -139,6 +139,15 @@ def test_interval_covers_the_true_mean_as_often_as_it_says() -> None:
         low, high = bootstrap_ci(folds, 3, "uar", resamples=500)
         hits += low <= 100 * right.mean() <= high
     assert 0.90 <= hits / trials <= 0.99
+
+
+@pytest.mark.parametrize("metric", ["uar", "war"])
+def test_interval_of_scores_is_that_of_their_table(metric: str) -> None:
+    labels, predictions = table(1, 90, 4, 0.6)
+    # a class of the truth without clips
+    labels[labels == 2] = 1
+    scores = score(labels, predictions, FOUR)
+    assert interval(scores, metric) == bootstrap_ci([(labels, predictions)], 4, metric)
 
 
 def test_interval_is_reproducible_quick_and_around_the_mean() -> None:

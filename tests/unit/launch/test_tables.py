@@ -18,6 +18,7 @@ import launch.console
 from dfer_dist.data.captions.generate import Outcome, open_folder
 from dfer_dist.data.captions.store import Source
 from dfer_dist.data.packing.report import PackReport, PackSettings, SplitReport
+from dfer_dist.evaluation.metrics import score
 from dfer_dist.inference.predict import VideoPrediction
 from dfer_dist.reporting.comparison import comparison_sections
 from dfer_dist.reporting.extra_tables import read_published
@@ -27,7 +28,7 @@ from dfer_dist.reporting.results import load_run
 from dfer_dist.reporting.sections import run_sections
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import read_json, write_json
-from launch.commands import bench, data, describe, models, plan
+from launch.commands import bench, data, describe, models, plan, results
 from launch.console import fit_table, number_columns
 from launch.report import print_tables
 from launch.slurm import status
@@ -50,6 +51,7 @@ WITH_TABLES = {
     "launch/commands/describe.py",
     "launch/commands/models.py",
     "launch/commands/plan.py",
+    "launch/commands/results.py",
     "dfer_dist/reporting/files.py",
     "launch/console.py",
     # in test_fold_table.py
@@ -186,6 +188,22 @@ def test_table_of_descriptions_is_whole(printed: Printed) -> None:
     outcome.examples["HTTP 503 of the server"] = "clip 12: " + "the server is overloaded " * 9
     describe._print_outcome(index, Source({"name": "m", "language": "en"}), outcome)
     assert [check_whole(table) for table in printed.tables] == [[]]
+
+
+def test_table_of_classes_is_whole_and_names_wrong_answers() -> None:
+    classes = ["happiness", "sadness", "contempt_and_other_feelings", "fear"]
+    labels = np.repeat([0, 1, 2], [12_000, 6, 7])
+    answers = np.repeat([0, 1, 2, 1, 2, 0, 1, 3, 2], [11_000, 900, 100, 6, 1, 2, 2, 1, 1])
+    table = results.classes_table(score(labels, answers, classes))
+    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert rows == [
+        ("happiness", "91.67", "11000 of 12000", "sadness (900)"),
+        # a percentage of few clips would look exact
+        ("sadness", "", "6 of 6", ""),
+        ("contempt_and_other_feelings", "", "2 of 7", "happiness, sadness (2)"),
+        ("fear", "", "no clip", ""),
+    ]
+    assert check_whole(table) == []
 
 
 def test_table_of_states_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
