@@ -42,7 +42,6 @@ from dfer_dist.inference.model_card import (
     model_card,
 )
 from dfer_dist.inference.pyfunc import write_mlflow
-from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import fsync, sha256_file, write_json, write_text
 
@@ -96,7 +95,7 @@ def export(
         checkpoint.save_tensors(weights, folder / WEIGHTS)
         info = _write_other_files(folder, config, info, license_id)
         if hub_layout:
-            _write_hub_files(folder, config, info)
+            _write_hub_files(folder, info)
         _move(folder, out)
     return info
 
@@ -151,14 +150,11 @@ def _write_other_files(folder: Path, config: Config, info: ModelInfo, license_id
     return info
 
 
-def _write_hub_files(folder: Path, config: Config, info: ModelInfo) -> None:
+def _write_hub_files(folder: Path, info: ModelInfo) -> None:
     """Write what the Hub counts downloads by, and what ``git push`` to it needs."""
     about = {
         "library_name": "dfer_dist",
         "pipeline_tag": TASK,
-        "architectures": [DFERCLIP.__name__],
-        "num_frames": config.data.num_frames,
-        "image_size": config.data.image_size,
         "id2label": dict(enumerate(info.classes)),
         "label2id": {name: i for i, name in enumerate(info.classes)},
     }

@@ -50,7 +50,7 @@ class Timeline:
     length : float
         Of the video, in seconds or frames.
     thumbnails : sequence of uint8 [H, W, 3]
-        Frames from the middles of as many equal parts of the video.
+        Frames from the middles of as many equal parts of the video; one of an image.
     in_frames : bool
         Whether the time is counted in frames.
     """
@@ -61,7 +61,7 @@ class Timeline:
     probabilities: np.ndarray
     overall: np.ndarray
     length: float
-    thumbnails: Sequence[np.ndarray] = ()
+    thumbnails: Sequence[np.ndarray]
     in_frames: bool = False
 
     @property
@@ -79,28 +79,24 @@ class Timeline:
 def timeline_figure(timeline: Timeline) -> Figure:
     """Draw the probabilities of a video over time; as bars, if it is a single window.
 
-    Curves have the chance of a guess as a dashed line. The strip below them has the most probable
+    Curves have the chance of a guess as a dotted line. The strip below them has the most probable
     class of each window, the paler the less it leads, and frames of the video are below that.
     """
     if len(timeline.spans) == 1:
         return _single_figure(timeline)
-    heights = [3.4, 0.36, *[_PICTURES] * bool(timeline.thumbnails)]
-    figure = _new_figure(timeline, _CURVES + _LEGEND, sum(heights))
-    widths = [_CURVES, _LEGEND]
-    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights, width_ratios=widths)
+    heights, widths = [3.4, 0.36, _PICTURES], [_CURVES, _LEGEND]
+    figure = _new_figure(timeline, sum(widths), sum(heights))
+    grid = figure.add_gridspec(3, 2, height_ratios=heights, width_ratios=widths)
     above = figure.add_subplot(grid[0, 0])
-    strip = lowest = figure.add_subplot(grid[1, 0], sharex=above)
+    strip, pictures = (figure.add_subplot(grid[row, 0], sharex=above) for row in (1, 2))
     count = -(-len(timeline.spans) // _MAX_POINTS)
     shown = _average(timeline, count)
     _draw_curves(above, shown)
     _draw_strip(strip, shown)
     if count > 1:
         above.set_ylabel(f"probability, means of {count} windows", fontsize=11)
-    if timeline.thumbnails:
-        lowest = figure.add_subplot(grid[2, 0], sharex=above)
-        _draw_thumbnails(lowest, timeline)
-    _draw_time(lowest, timeline)
-    for ax in {above, strip} - {lowest}:
+    _draw_thumbnails(pictures, timeline)
+    for ax in (above, strip):
         ax.tick_params(axis="x", length=0, labelbottom=False)
     _draw_legend(figure.add_subplot(grid[:, 1]), shown)
     return figure
@@ -113,14 +109,10 @@ def _single_figure(timeline: Timeline) -> Figure:
         bars, picture = figure.subplots(1, 2, width_ratios=[_CURVES, _LEGEND])
         picture.imshow(timeline.thumbnails[0])
         picture.axis("off")
-    elif timeline.thumbnails:
+    else:
         figure = _new_figure(timeline, _CURVES, 3.0 + _PICTURES)
         bars, pictures = figure.subplots(2, 1, height_ratios=[3.0, _PICTURES])
         _draw_thumbnails(pictures, timeline)
-        _draw_time(pictures, timeline)
-    else:
-        figure = _new_figure(timeline, _CURVES, 3.0)
-        bars = figure.subplots()
     _draw_bars(bars, timeline)
     return figure
 
@@ -237,9 +229,10 @@ def _draw_thumbnails(ax: Axes, timeline: Timeline) -> None:
         ax.imshow(picture, extent=(left, left + width, bottom, bottom + height), aspect="auto")
     ax.set(xlim=(0, timeline.length), ylim=(0, 1), yticks=[])
     ax.spines[:].set_visible(False)
+    _label_time(ax, timeline)
 
 
-def _draw_time(ax: Axes, timeline: Timeline) -> None:
+def _label_time(ax: Axes, timeline: Timeline) -> None:
     """Label the time in the unit that fits the length of the video."""
     length = timeline.length
     hours = math.ceil(length / _MAX_TICKS / 3600)
@@ -253,7 +246,6 @@ def _draw_time(ax: Axes, timeline: Timeline) -> None:
         unit, formatted = "minutes:seconds", _format_seconds
     ax.xaxis.set_major_locator(MultipleLocator(step))
     ax.xaxis.set_major_formatter(FuncFormatter(formatted))
-    ax.tick_params(axis="x", length=3, labelbottom=True)
     ax.set_xlabel(unit, fontsize=11)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.collections import QuadMesh
@@ -137,6 +139,13 @@ def test_single_window_is_drawn_as_bars() -> None:
     widths = [bar.get_width() for bar in bars.patches]
     np.testing.assert_allclose(widths, shown.overall[order])
     assert "chance, 0.14" in bars.get_xlabel() and len(pictures.images) == 8
+
+
+def test_image_is_next_to_its_bars() -> None:
+    shown = replace(timeline(0.04, 1), thumbnails=PICTURES[3:4])
+    _, picture = timeline_figure(shown).axes
+    assert np.array_equal(picture.images[0].get_array(), PICTURES[3])
+    assert not picture.axison
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
