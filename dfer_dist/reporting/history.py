@@ -81,7 +81,19 @@ class Cost:
         """Return text such as ``2 × NVIDIA H200``, or ``2, 4 × …`` if attempts differ."""
         if not self.ranks:
             return NOT_RECORDED
-        return f"{join(self.ranks)} × {self.device_name or self.device or 'unknown device'}"
+        return f"{join(self.ranks)} × {self._device_text}"
+
+    @property
+    def ranks_sentence(self) -> str:
+        """Return text such as ``2 ranks (NVIDIA H200)``."""
+        if not self.ranks:
+            return NOT_RECORDED
+        plural = "s" * (self.ranks != (1,))
+        return f"{join(self.ranks)} rank{plural} ({self._device_text})"
+
+    @property
+    def _device_text(self) -> str:
+        return self.device_name or self.device or "unknown device"
 
 
 def read_lines(fold: FoldDir) -> list[dict[str, Any]]:

@@ -225,7 +225,8 @@ def _cost_card(c: Comparison) -> Card:
 
 
 def _ranks_text(loaded: LoadedRun) -> str:
-    return join(dict.fromkeys(cost.ranks_text for cost in loaded.costs))
+    """Return text such as ``2 ranks (NVIDIA H200)``."""
+    return join(dict.fromkeys(cost.ranks_sentence for cost in loaded.costs))
 
 
 def _num_folds(count: int) -> str:
@@ -320,7 +321,7 @@ def _shuffled_text(loaded: LoadedRun) -> str:
     found = outcome(paired.difference["uar"], metric_p(paired, "uar"))
     text = f"Shuffling the frames changes UAR by {_metric_text(paired, 'uar')}"
     if found is Outcome.lower:
-        return f"{text}: the model uses their order."
+        return f"{text}: the scores depend on their order."
     if found is Outcome.higher:
-        return f"{text}: the model does better without their order."
-    return f"{text}: that the model uses their order is not shown."
+        return f"{text}: the scores are better without their order."
+    return f"{text}: that the scores depend on their order is not shown."

@@ -68,12 +68,16 @@ def test_report_command_writes_files_and_rejects_bad_options(
     assert "2 errors with frames of people" in done.stdout
     assert "DFER-CLIP" in done.stdout
     assert "3 of 5 folds missing" in done.stdout
+    verdict, tables, _ = done.stdout.partition("┏")
+    assert tables
+    assert "mean over 2 of 5 folds" in verdict
     assert "data:image/png" in shown.page.read_text()
     for path in (shown.page, shown.report, shown.latex):
         assert "DFER-CLIP" in path.read_text()
     done = report(whole.root, shown.root, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "nothing can be compared clip by clip" in " ".join(done.stdout.split())
+    assert "shown against whole: nothing is shown; their UAR, " in done.stdout
     assert (tmp_path / "out" / "comparison.html").exists()
     for bad, message in (
         ([shown.root, "--share-frames"], "give --errors N too"),

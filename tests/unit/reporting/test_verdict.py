@@ -152,7 +152,7 @@ def test_other_ranks_and_seeds_are_limits(
     runs: tuple[LoadedRun, LoadedRun], tmp_path: Path
 ) -> None:
     c = made(runs)
-    folds = {k: replace(f, cost=replace(f.cost, ranks=(2,))) for k, f in c.second.folds.items()}
+    folds = {k: replace(f, cost=replace(f.cost, ranks=(1,))) for k, f in c.second.folds.items()}
     c = replace(c, second=replace(c.second, folds=folds))
     unknown = {k: replace(f, cost=replace(f.cost, hours=None)) for k, f in folds.items()}
     unpaired = replace(c, first=replace(c.first, folds=unknown), paired=None)
@@ -160,9 +160,9 @@ def test_other_ranks_and_seeds_are_limits(
     verdict = comparison_verdict(c)
     (text,) = verdict.sentences
     assert verdict.cards[3].more == (
-        "full: 3 folds on 4 × unknown device; lora: 3 folds on 2 × unknown device"
+        "full: 3 folds on 4 ranks (unknown device); lora: 3 folds on 1 rank (unknown device)"
     )
-    assert "trained on 4 × unknown device and on 2 × unknown device." in text
+    assert "trained on 4 ranks (unknown device) and on 1 rank (unknown device)." in text
     other = make_run(tmp_path / "other", (1,), 1)
     other.config.write_text(other.config.read_text().replace("seed: 0", "seed: 7"))
     pair = load_run(make_run(tmp_path / "run", (1,), 1)), load_run(other)
@@ -193,7 +193,7 @@ def test_cards_name_only_classes_that_changed_for_certain(
     assert cards[2].value == "anger −9.00"
     assert cards[2].more == "95 %: −10.00 to −2.00; p = 0.010 (Holm); also fear −6.00"
     assert cards[3].value == "1.5 / 1.5 h"
-    assert cards[3].more == "3 folds on 4 × unknown device, each"
+    assert cards[3].more == "3 folds on 4 ranks (unknown device), each"
     card = comparison_verdict(made(runs, classes=(changed("joy", NONE, 0.6), unsure))).cards[2]
     assert card.value == "none"
     assert card.more == "no class changed for certain; most: sad −20.00 (−10.00 to −2.00)"
@@ -278,14 +278,14 @@ def test_shuffled_frames_cost_only_what_the_test_carries(tmp_path: Path) -> None
     loaded = load_run(make_run(tmp_path / "run", shuffled=True))
     text = run_verdict(loaded).sentences[-1]
     assert text.startswith("Shuffling the frames changes UAR by −")
-    assert text.endswith(": the model uses their order.")
+    assert text.endswith(": the scores depend on their order.")
     same = {k: replace(f, shuffled=f.table) for k, f in loaded.folds.items()}
     text = run_verdict(replace(loaded, folds=same)).sentences[-1]
     assert text.startswith("Shuffling the frames changes UAR by +0.00 points")
-    assert text.endswith(": that the model uses their order is not shown.")
+    assert text.endswith(": that the scores depend on their order is not shown.")
     better = {k: replace(f, table=f.shuffled, shuffled=f.table) for k, f in loaded.folds.items()}
     text = run_verdict(replace(loaded, folds=better)).sentences[-1]
-    assert text.endswith(": the model does better without their order.")
+    assert text.endswith(": the scores are better without their order.")
 
 
 def test_run_verdict_names_missing_folds_lost_clips_and_optimistic_epochs(tmp_path: Path) -> None:
