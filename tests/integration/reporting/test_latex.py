@@ -67,7 +67,9 @@ def test_tables_of_runs_and_comparisons_fit_a_page_of_two_columns(tmp_path: Path
     )
     comparisons = [compare(runs[0], other) for other in runs[1:]]
     texts = [run_latex(with_gaps, run_report(with_gaps))]
-    texts += [run_latex(run, run_report(run, published)) for run in runs]
+    # a run of the same name on other data
+    elsewhere = load_run(make_run(tmp_path / "dfew" / "full", (1,), 1, history=False))
+    texts += [run_latex(run, run_report(run, published)) for run in (*runs, elsewhere)]
     texts.append(comparison_latex(runs, comparison_report(runs, comparisons, published)))
     log = typeset(texts, tmp_path / "paper")
     assert not re.findall(r"Overfull \\hbox.*", log)
