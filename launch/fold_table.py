@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 # Characters of the columns. The state is two scores, or a phase and a bar, and is wider where there
 # is space.
-_WIDTHS = {"Fold": 4, "State": 21, "Step": 11, "Epoch": 7}
+_WIDTHS = {"Fold": 4, "State": 21, "Step": 9, "Epoch": 7}
 _WIDTHS |= {"Loss": 6, "clips/s": 7, "Elapsed": 8, "Left": 8}
 _MAX_BAR = 40
+_ECHO = 2  # of the terminal: ^C after the last row would break it
 # on a narrow terminal, in this order
 _LEFT_OUT_FIRST = ("Epoch", "Elapsed", "clips/s", "Loss", "Step")
 _OTHER_LINES = 4  # of a terminal: what is trained, heads, all folds, the cursor
@@ -63,7 +64,7 @@ class FoldRow:
     @property
     def fraction(self) -> float:
         """The part of its steps that is done."""
-        if self.outcome:
+        if self.is_done:
             return 1.0
         return (self.progress.step or 0) / (self.progress.steps or 1)
 
@@ -202,7 +203,7 @@ class FoldTable:
         for name in _LEFT_OUT_FIRST:
             if spare < 0:
                 spare += widths.pop(name) + 1
-        widths["State"] += min(spare, _MAX_BAR)
+        widths["State"] += max(0, min(spare - _ECHO, _MAX_BAR))
         return widths
 
     def _cells(self, fold: int, width: int) -> dict[str, RenderableType]:

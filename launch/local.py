@@ -19,7 +19,7 @@ from dfer_dist.runs.status import Phase
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import cpu_flags
 from launch import processes
-from launch.console import print_line
+from launch.console import console, print_line
 from launch.fold_table import FoldTable
 from launch.locks import fold_lock
 from launch.progress import (
@@ -92,7 +92,8 @@ def _announce(run: RunDir, config: Config, folds: Sequence[int], ranks: int) -> 
         print_line(f"all folds of {run.root} are done")
     else:
         index = open_index(config.data, config.data.loss_budget)
-        print_line(first_line(config, index, folds, ranks))
+        line = first_line(config, index, folds, ranks)
+        console.print(line, soft_wrap=not console.is_terminal, markup=False)
 
 
 def first_line(config: Config, index: Index, folds: Sequence[int], ranks: int) -> str:

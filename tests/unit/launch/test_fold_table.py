@@ -107,6 +107,8 @@ def test_phase_is_shown_without_the_numbers_of_the_training(
     scored = FoldProgress("training", 9, 99, 1, 0, "val WAR 51.26", 0.5, 9.0, 1.0)
     table.update(1, scored)
     assert " val WAR 51.26 " in rows(table, console)[1]
+    # the terminal's ^C has space after the last row
+    assert max(map(len, rows(table, console))) <= 78
     # no row for all of one fold
     assert len(rows(table, console)) == 2
 
@@ -137,6 +139,7 @@ def test_stopped_and_failed_folds_are_no_scores(
     shown = rows(table, console)
     assert [row.split()[1] for row in shown[1:3]] == ["failed", "stopped"]
     assert shown[3].startswith("all  0 of 3 done")
+    assert {row.fraction for row in table.rows.values()} == {0.0}
 
 
 def test_lines_replace_the_table_without_a_terminal(
