@@ -159,6 +159,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "tests/helpers/made_runs.py": {"undone": "a key in status.json"},
     "tests/integration/evaluation/test_zero_shot.py": {"a person": "the text of a class prompt"},
     "tests/integration/inference/test_export.py": {"a person": "the text of a class prompt"},
+    "tests/integration/reporting/test_report_command.py": {"element": "a property of JavaScript"},
     "tests/integration/models/test_modalities.py": {"levels": "a key in result.json"},
     "tests/unit/launch/test_tables.py": {
         "floor": "a key of the results",

@@ -9,8 +9,10 @@ from typing import Any
 
 from dfer_dist.config.schema import NEUTRAL, flatten
 from dfer_dist.evaluation.significance import Difference
-from dfer_dist.reporting.history import rank_speed, run_cost
+from dfer_dist.reporting.class_scores import Share
+from dfer_dist.reporting.history import rank_speed, ranks_text, run_cost, total_time
 from dfer_dist.reporting.paired import Comparison, Paired
+from dfer_dist.reporting.protocol import parameters_text
 from dfer_dist.reporting.results import LoadedRun, read_settings
 from dfer_dist.reporting.tables import Section, Table, slug
 from dfer_dist.reporting.verdict import comparison_verdict
@@ -64,47 +66,44 @@ def overview_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) 
     for run, values, summary in zip(runs, settings, summaries, strict=True):
         differs = "settings of another version"
         if values:
-            differs = join(f"{key}={values[key]}" for key in changed)
+            differs = join(f"{key}={values[key]}" for key in changed) or "no setting"
         finished, means = 0, ["missing", "missing"]
         if summary:
             finished, means = len(summary.folds), [mean_text(summary.uar), mean_text(summary.war)]
             alerts += [f"{run.root.name}: {text}" for text in warnings(summary)]
-        rows.append([run.root.name, differs, f"{finished} of {len(run.info().folds)}", *means])
-    header = ["Run", "What differs", "Folds", "UAR %", "WAR %"]
+        rows.append([run.root.name, *means, f"{finished} of {len(run.info().folds)}", differs])
+    header = ["Run", "UAR %", "WAR %", "Folds", "What differs"]
     title = f"{first_of([run.root.name for run in runs], MAX_NAMES)}: side by side"
     datasets = join(dict.fromkeys(s.dataset for s in summaries if s))
     caption = f"Scores of {first_of([r.root.name for r in runs], MAX_NAMES)} on {datasets}."
-    return Table("runs", title, header, rows, alerts, [_DEVIATION], left=2, caption=caption)
+    return Table("runs", title, header, rows, alerts, [_DEVIATION], caption=caption)
 
 
 def systems_table(runs: Sequence[LoadedRun]) -> Table:
-    """Return a row for each run: trained parameters, scores, speed and memory.
+    """Return a row for each run: ranks, time, speed, memory and trained parameters.
 
     It warns if the runs were trained on different devices or numbers of ranks.
     """
     rows = []
     for loaded in runs:
-        cost, summary = run_cost(loaded.costs), loaded.summary
-        trained = optional(cost.trained_parameters, 3, 1e6)
-        means = [mean_text(summary.uar), mean_text(summary.war)]
+        cost = run_cost(loaded.costs)
         speeds = [optional(cost.clips_per_second, 1), optional(rank_speed(loaded.costs), 1)]
         memory = optional(cost.peak_bytes, 2, 2**30)
-        ranks = "; ".join(dict.fromkeys(c.ranks_text for c in loaded.costs))
-        row = [loaded.name, trained, *means, ranks, *speeds, memory]
-        rows.append(row)
-    header = ["Run", "Trained, million", "UAR %", "WAR %", "Ranks × device"]
-    header += ["Clips / s", "Clips / s per rank", "Memory, GiB"]
+        row = [loaded.name, ranks_text(loaded.costs), total_time(loaded.costs), *speeds, memory]
+        rows.append([*row, parameters_text(loaded)])
+    header = ["Run", "Ranks × device", "Time", "Clips / s", "Clips / s per rank"]
+    header += ["Memory, GiB", "Trained, million"]
     note = (
-        "Parameters that are trained; clips a second in training, over all ranks and per rank, "
+        "Time of all attempts and folds; clips a second in training, over all ranks and per rank, "
         "median over steps and folds; the largest peak of a rank: its GPU's, or main memory with "
-        "all imports."
+        "all imports; parameters that are trained, of all of the model."
     )
     names = first_of([r.name for r in runs], MAX_NAMES)
     datasets = join(dict.fromkeys(r.result.dataset for r in runs))
     caption = f"Size, speed and memory of {names} on {datasets}."
     title = f"{names}: size, speed and memory"
-    alerts = [_OTHER_DEVICES] * (len({row[4] for row in rows}) > 1)
-    return Table("systems", title, header, rows, alerts, [note, _DEVIATION], caption=caption)
+    alerts = [_OTHER_DEVICES] * (len({row[1] for row in rows}) > 1)
+    return Table("systems", title, header, rows, alerts, [note], caption=caption)
 
 
 def comparison_sections(
@@ -189,8 +188,9 @@ def _class_table(c: Comparison, p: Paired) -> Table:
     header += ["Difference", "95 % interval", "Gained", "Lost", "p", "Verdict"]
     rows = []
     for x in p.classes:
-        recalls = [f"{x.first:.2f}", f"{x.second:.2f}", *_difference_cells(x.difference)]
-        counts = [str(x.gained), str(x.lost)]
+        right = (round(recall * x.clips / 100) for recall in (x.first, x.second))
+        recalls = [Share(part, x.clips).text for part in right]
+        counts = [*_difference_cells(x.difference), str(x.gained), str(x.lost)]
         rows.append([x.name, str(x.clips), *recalls, *counts, p_text(x.p), x.verdict])
     note = (
         "Folds pooled. Gained, lost: clips. p: McNemar's test, Holm's correction for all classes; "

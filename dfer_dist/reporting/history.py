@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from dfer_dist.reporting.wording import NOT_RECORDED, join
+from dfer_dist.reporting.wording import NOT_RECORDED, duration_text, join
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import AttemptRecord, FoldResult, FoldStatus, RunCost
 from dfer_dist.utils.errors import UserError
@@ -196,6 +196,34 @@ def run_cost(costs: Sequence[Cost]) -> RunCost:
         ranks=sorted({ranks for c in costs for ranks in c.ranks}),
         device_hours=_over(sum, [c.device_hours for c in costs]),
     )
+
+
+def ranks_text(costs: Sequence[Cost]) -> str:
+    """Return what the folds were trained on, such as ``2 × NVIDIA H200``."""
+    return "; ".join(dict.fromkeys(c.ranks_text for c in costs))
+
+
+def total_time(costs: Sequence[Cost]) -> str:
+    """Return the time of all folds, such as ``27 s``; with ``≥`` if it is known in part only."""
+    hours = [c.hours for c in costs if c.hours is not None]
+    if len(hours) < len(costs):
+        return NOT_RECORDED
+    at_least = "≥ " if any(c.at_least for c in costs) else ""
+    return at_least + duration_text(3600 * sum(hours))
+
+
+def device_unit(costs: Sequence[Cost]) -> str:
+    """Return ``GPU`` if all folds were trained on GPUs, else ``rank``."""
+    return "GPU" if all(c.device == "cuda" for c in costs) else "rank"
+
+
+def time_text(costs: Sequence[Cost]) -> str:
+    """Return the time of all folds and on what, such as ``27 s on 2 ranks``."""
+    sizes = sorted({n for c in costs for n in c.ranks})
+    if not sizes:
+        return total_time(costs)
+    plural = "s" * (sizes != [1])
+    return f"{total_time(costs)} on {join(sizes)} {device_unit(costs)}{plural}"
 
 
 def rank_speed(costs: Sequence[Cost]) -> float | None:

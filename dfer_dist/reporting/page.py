@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from matplotlib.figure import Figure
+from markupsafe import Markup, escape
 
-from dfer_dist.reporting.history import Curve, read_lines, training_curves
-from dfer_dist.reporting.paired import Comparison, Paired
-from dfer_dist.reporting.plots.page import curves_figure, differences_figure, recall_figure
-from dfer_dist.reporting.plots.scores import confusion_figure, data_uri, scores_figure
+from dfer_dist.reporting.history import time_text
+from dfer_dist.reporting.paired import Comparison, same_clips
+from dfer_dist.reporting.plots.pictures import comparison_pictures, run_pictures
+from dfer_dist.reporting.protocol import Rows, head_rows
 from dfer_dist.reporting.results import LoadedRun
-from dfer_dist.reporting.sections import class_recalls, hours_text, hours_unit
-from dfer_dist.reporting.tables import Picture, Section, render_template
+from dfer_dist.reporting.tables import Picture, Section, Table, render_template
 from dfer_dist.reporting.verdict import Card, Verdict
-from dfer_dist.reporting.wording import PROTOCOLS, frames_text, interval_text, mean_text, warnings
+from dfer_dist.reporting.wording import (
+    PROTOCOLS,
+    folds_text,
+    frames_text,
+    interval_text,
+    mean_text,
+    warnings,
+)
 from dfer_dist.utils.version import package_version
+
+# What the page explains where a term is first used.
+_TERMS = {
+    "UAR": "unweighted average recall: the mean of the recalls of all classes",
+    "WAR": "weighted average recall: the share of clips that are right",
+    "±": "sample standard deviation over test folds",
+}
+_PHONE = 46  # characters of a table's row on a phone
+_WRAPPED = 40  # a cell with more characters is wrapped
 
 
 @dataclass(frozen=True)
@@ -36,11 +52,45 @@ class Chapter:
     sections: Sequence[Section]
     cards: Sequence[Card]
     verdict: Sequence[str]
+    facts: Rows = field(default_factory=list)
 
 
 def render(title: str, chapters: Sequence[Chapter]) -> str:
     """Return the text of a page; cells and titles are escaped."""
-    return render_template("page.html", title=title, chapters=chapters, version=package_version())
+    return render_template(
+        "page.html",
+        title=title,
+        chapters=chapters,
+        terms=_TERMS,
+        explain=explain,
+        is_wide=is_wide,
+        scrolls=scrolls_on_phone,
+        version=package_version(),
+    )
+
+
+def explain(text: str) -> Markup:
+    """Return escaped text whose terms, such as UAR, say what they mean under the mouse."""
+
+    def abbreviation(found: re.Match[str]) -> str:
+        return f'<abbr title="{escape(_TERMS[found[0]])}">{found[0]}</abbr>'
+
+    return Markup(re.sub(r"\b(?:UAR|WAR)\b|±", abbreviation, str(escape(text))))
+
+
+def is_wide(table: Table, column: int) -> bool:
+    """Return whether a column has texts that must be wrapped."""
+    return any(len(row[column]) > _WRAPPED for row in table.rows)
+
+
+def scrolls_on_phone(table: Table) -> bool:
+    """Return whether a table is too wide for a phone, as far as its characters tell."""
+    width = 0
+    for i, name in enumerate(table.header):
+        cells = [len(row[i]) for row in table.rows]
+        longest = max([min(n, _WRAPPED // 2) if n > _WRAPPED else n for n in cells], default=0)
+        width += 2 + max(longest, *map(len, name.split()))
+    return width > _PHONE
 
 
 def run_chapter(
@@ -51,94 +101,80 @@ def run_chapter(
     frames: Path | None = None,
 ) -> Chapter:
     """Return the chapter of a run; ``frames`` is a sheet of errors, with faces, to show."""
-    summary = loaded.summary
-
-    def picture(figure: Figure, alt: str, caption: str = "") -> Picture:
-        return Picture(data_uri(figure), alt, caption, warnings(summary))
-
-    scores, recall, *others = sections
-    bars = picture(scores_figure(summary), "Bars of UAR and WAR of each fold and their mean")
-    recalls = picture(recall_figure(class_recalls(summary)), "Bars of the recall of each class")
-    shown = [replace(scores, pictures=[bars]), replace(recall, pictures=[recalls])]
-    pooled, num_folds = summary.pooled, len(summary.folds)
-    of_all = f"{num_folds} of {len(loaded.all_folds)}"
-    count = f"{of_all} folds pooled, {pooled.n} clips"
-    large = confusion_figure(pooled.confusion, pooled.classes, count)
-    matrices = [picture(large, f"Confusion matrix, {count}")]
-    if num_folds > 1:
-        for r in summary.folds:
-            title = f"Fold {r.fold}: UAR {r.uar:.2f} %, WAR {r.war:.2f} %"
-            figure = confusion_figure(r.confusion, r.classes, title)
-            matrices.append(Picture(data_uri(figure), title, small=True))
-    shown.append(Section("confusion", "Confusion matrices", pictures=matrices))
-    if curves := _curves(loaded):
-        caption = (
-            "Training loss, mean over an epoch (over a quarter of one where epochs are fewer than "
-            "20)."
-        )
-        drawn = picture(curves, "Curves of the training loss of each fold", caption)
-        shown.append(Section("curves", "Learning curves", pictures=[drawn]))
-    shown += others
+    summary, pictures = loaded.summary, run_pictures(loaded)
+    shown = [
+        replace(s, tables=_short_titles(s.tables), pictures=pictures.get(s.key, ()))
+        for s in sections
+    ]
+    if pictures["curves"]:
+        place = [s.key for s in shown].index("confusion") + 1
+        shown.insert(place, Section("curves", "Learning curves", pictures=pictures["curves"]))
     if frames:
         uri = f"data:image/png;base64,{base64.b64encode(frames.read_bytes()).decode()}"
-        caption = "The errors with the highest probability."
-        sheet = Picture(uri, "Frames of misclassified clips", caption, warnings(summary))
+        about = "Frames of misclassified clips", "The errors with the highest probability."
+        sheet = Picture(uri, *about, warnings=warnings(summary))
         shown.append(Section("mistakes", "Most confident errors", pictures=[sheet]))
     protocol = PROTOCOLS[summary.selection]
-    subtitle = f"{summary.dataset} · {protocol}. {frames_text(loaded.result)}"
-    cards, sentences = _cards(loaded, of_all), verdict.sentences
-    return Chapter(key, loaded.name, subtitle, warnings(summary), shown, cards, sentences)
+    return Chapter(
+        key=key,
+        title=loaded.name,
+        subtitle=f"{summary.dataset} · {protocol}. {frames_text(loaded.result)}",
+        warnings=warnings(summary),
+        sections=shown,
+        cards=_cards(loaded),
+        verdict=verdict.sentences,
+        facts=head_rows(loaded),
+    )
+
+
+def _short_titles(tables: Sequence[Table]) -> list[Table]:
+    """Return tables without the name in their titles, which the chapter has."""
+    short = [t.title.rpartition(": ")[2] for t in tables]
+    return [
+        replace(t, title=name[:1].upper() + name[1:]) for t, name in zip(tables, short, strict=True)
+    ]
+
+
+def _cards(loaded: LoadedRun) -> list[Card]:
+    summary, costs = loaded.summary, loaded.costs
+    cards = []
+    for metric, spread in (("uar", summary.uar), ("war", summary.war)):
+        interval = f"95 %: {interval_text(*spread.ci95)}"
+        cards.append(Card(f"{metric.upper()} %", mean_text(spread), interval, metric))
+    of_all = f"{len(summary.folds)} of {len(loaded.all_folds)}"
+    cards.append(Card("Test folds", of_all, f"{summary.pooled.n} clips"))
+    speeds = sorted({round(c.clips_per_second) for c in costs if c.clips_per_second})
+    # The slowest and the fastest fold, once if they are equal.
+    ends = " to ".join(map(str, speeds[:1] + speeds[1:][-1:]))
+    time, on, ranks = time_text(costs).partition(" on ")
+    more = ", ".join([f"on {ranks}"] * bool(on) + [f"{ends} clips / s"] * bool(ends))
+    return [*cards, Card("Time, all folds", time, more)]
 
 
 def comparison_chapter(
     title: str, sections: Sequence[Section], comparisons: Sequence[Comparison], verdict: Verdict
 ) -> Chapter:
     """Return the chapter that compares each run with the first."""
-    first = comparisons[0].first
-    pictures = [_difference_picture(c, c.paired) for c in comparisons if c.paired]
-    runs, differences, *others = sections
-    shown = [runs, replace(differences, pictures=pictures), *others]
+    first, pictures = comparisons[0].first, comparison_pictures(comparisons)
+    shown = []
+    for s in sections:
+        tables = s.tables
+        if len(comparisons) == 1 or s.key == "runs":
+            tables = _short_titles(tables)
+        shown.append(replace(s, tables=tables, pictures=pictures.get(s.key, ())))
+    if pictures["curves"]:
+        shown.append(Section("curves", "Learning curves", pictures=pictures["curves"]))
     distinct = dict.fromkeys(f"{c.title}: {text}" for c in comparisons for text in c.warnings)
-    subtitle = f"{first.result.dataset} · paired on the same clips"
-    cards, sentences = verdict.cards, verdict.sentences
-    return Chapter("comparison", title, subtitle, list(distinct), shown, cards, sentences)
-
-
-def _difference_picture(c: Comparison, paired: Paired) -> Picture:
-    rows = [(metric.upper(), d) for metric, d in paired.difference.items()]
-    rows += [(f"{x.name} ({x.clips})", x.difference) for x in paired.classes]
-    caption = (
-        f"{c.second.name} minus {c.first.name}: mean over folds of UAR and WAR, then recall of "
-        "each class, folds pooled."
+    subtitle = f"{first.result.dataset} · compared clip by clip"
+    if all(same_clips(c.first, c.second) for c in comparisons):
+        folds = folds_text(list(first.folds))
+        subtitle += f" · all were trained and tested on the same clips, of {folds}"
+    return Chapter(
+        key="comparison",
+        title=title,
+        subtitle=subtitle,
+        warnings=list(distinct),
+        sections=shown,
+        cards=verdict.cards,
+        verdict=verdict.sentences,
     )
-    uri = data_uri(differences_figure(rows, 2))
-    return Picture(uri, "Differences with 95 % intervals", caption, c.warnings)
-
-
-def _cards(loaded: LoadedRun, of_all: str) -> list[Card]:
-    summary, costs = loaded.summary, loaded.costs
-    cards = []
-    for metric, spread in (("uar", summary.uar), ("war", summary.war)):
-        interval = f"95 %: {interval_text(*spread.ci95)}"
-        cards.append(Card(f"{metric.upper()} %", mean_text(spread), interval, metric))
-    cards.append(Card("Test folds", of_all, f"{summary.pooled.n} clips"))
-    hours = [c.device_hours for c in costs if c.device_hours is not None]
-    if len(hours) == len(costs):
-        speeds = sorted({round(c.clips_per_second) for c in costs if c.clips_per_second})
-        # The slowest and the fastest fold, once if they are equal.
-        ends = " to ".join(map(str, speeds[:1] + speeds[1:][-1:]))
-        speed = f"{ends} clips / s" * bool(ends)
-        cards.append(Card(hours_unit(costs), hours_text(sum(hours)), speed))
-    return cards
-
-
-def _curves(loaded: LoadedRun) -> Figure | None:
-    """Draw the learning curves; return None if no fold has metrics of its training."""
-    folds: dict[int, dict[str, Curve]] = {}
-    for r in loaded.summary.folds:
-        curves = training_curves(read_lines(loaded.run.fold(r.fold)), r)
-        if curves:
-            folds[r.fold] = curves
-    if not any(curves["loss"].x for curves in folds.values()):
-        return None
-    return curves_figure(folds, {r.fold: r.epoch for r in loaded.summary.folds})

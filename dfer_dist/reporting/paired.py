@@ -144,6 +144,20 @@ def compare(first: LoadedRun, second: LoadedRun) -> Comparison:
     return Comparison(first, second, warnings, paired)
 
 
+def same_clips(first: LoadedRun, second: LoadedRun) -> bool:
+    """Return whether two runs were trained and tested on the same clips in every fold."""
+    a, b = first.result, second.result
+    parts = []
+    for loaded in (first, second):
+        config = read_settings(loaded.run)
+        held_out = None
+        if loaded.result.selection == "best_val" and config:
+            held_out = config.train.val_fraction, config.train.seed
+        lost = [fold.result.lost_clips for fold in loaded.folds.values()]
+        parts.append((list(loaded.folds), held_out, lost))
+    return a.index_hash == b.index_hash and parts[0] == parts[1] and not any(parts[0][2])
+
+
 def _unfair(first: LoadedRun, second: LoadedRun) -> list[str]:
     """Return sentences on what makes the comparison less than fair."""
     a, b, lines = first.result, second.result, []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from dfer_dist.reporting.class_scores import class_recalls
 from dfer_dist.reporting.extra_tables import Published
 from dfer_dist.reporting.results import LoadedRun
-from dfer_dist.reporting.sections import class_recalls
 from dfer_dist.reporting.tables import Cell, Table
 from dfer_dist.reporting.wording import PROTOCOLS, join, mean_text, warnings
 

@@ -1,4 +1,4 @@
-"""Protocol and provenance of a run as text: how the numbers were produced, and from what.
+"""Protocol and provenance of a run as text: how and when the numbers were produced, from what.
 
 User, machine and folders are left out: these pages are shown to other people, among them reviewers.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 from dfer_dist.config.schema import (
@@ -21,8 +22,16 @@ from dfer_dist.config.schema import (
     TextTuning,
     TokenPosition,
 )
+from dfer_dist.reporting.history import ranks_text, run_cost
 from dfer_dist.reporting.results import LoadedRun, read_settings
-from dfer_dist.reporting.wording import PROTOCOLS, applicable, join, views_text
+from dfer_dist.reporting.wording import (
+    NOT_RECORDED,
+    PROTOCOLS,
+    applicable,
+    join,
+    optional,
+    views_text,
+)
 from dfer_dist.runs.records import GitState, Provenance
 from dfer_dist.utils.errors import UserError
 
@@ -40,6 +49,32 @@ _POSITIONS = {
 }
 # The folder part of a path or URL, alone or after "key=".
 _FOLDER = re.compile(r"(^|=)(?:[a-z][a-z0-9+.-]*://|~|\.{0,2}/)\S*/")
+
+
+def head_rows(loaded: LoadedRun) -> Rows:
+    """Return date, backbone, parameters, ranks and memory of a run, as (name, value)."""
+    config, peak = read_settings(loaded.run), run_cost(loaded.costs).peak_bytes
+    backbone = Path(config.model.backbone).name if config else NOT_RECORDED
+    day = NOT_RECORDED
+    with suppress(UserError, ValueError):
+        opened = datetime.fromisoformat(Provenance.read(loaded.run.provenance).time)
+        day = f"{opened.day} {opened:%B %Y}"
+    return [
+        ["Opened", day],
+        ["Backbone", backbone],
+        ["Trained parameters, million", parameters_text(loaded)],
+        ["Ranks × device", ranks_text(loaded.costs)],
+        ["Memory of a rank, GiB", optional(peak, 2, 2**30)],
+    ]
+
+
+def parameters_text(loaded: LoadedRun) -> str:
+    """Return the millions of parameters that are trained, of all if those are on record."""
+    cost = run_cost(loaded.costs)
+    text = optional(cost.trained_parameters, 3, 1e6)
+    if cost.trained_parameters is not None and cost.parameters is not None:
+        text += f" of {cost.parameters / 1e6:.3f}"
+    return text
 
 
 def protocol_rows(loaded: LoadedRun) -> Rows:

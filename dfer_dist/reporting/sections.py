@@ -5,15 +5,21 @@ Terminal, files and page all show these.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from dfer_dist.evaluation.metrics import wilson_interval
+from dfer_dist.reporting.class_scores import (
+    MIN_CLIPS,
+    Share,
+    class_precisions,
+    class_recalls,
+    top_confusions,
+)
 from dfer_dist.reporting.extra_tables import Published, published_table, zero_shot_table
-from dfer_dist.reporting.history import Cost
+from dfer_dist.reporting.history import Cost, device_unit, total_time
 from dfer_dist.reporting.protocol import protocol_rows, provenance_rows
 from dfer_dist.reporting.results import LoadedRun
 from dfer_dist.reporting.tables import Section, Table
@@ -31,6 +37,8 @@ from dfer_dist.reporting.wording import (
 )
 from dfer_dist.runs.records import Summary
 
+_MAX_CONFUSIONS = 8  # in the table
+
 
 def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[Section]:
     """Return all sections of a run, with scores of papers if ``published`` are given."""
@@ -43,6 +51,7 @@ def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[
     sections = [
         Section("scores", "UAR and WAR", [_scores_table(loaded)]),
         Section("recall", "Recall of each class", [_recall_table(loaded)], [recall]),
+        Section("confusion", "Confusion", [_confusions_table(loaded), _precision_table(loaded)]),
     ]
     if published:
         table = published_table(loaded, published)
@@ -77,42 +86,11 @@ def _table(
     )
 
 
-@dataclass(frozen=True)
-class ClassRecall:
-    """Recall of a class in percent, folds pooled, with Wilson's 95 % interval; and of each fold.
-
-    A recall without clips is NaN.
-    """
-
-    name: str
-    clips: int
-    recall: float
-    interval: tuple[float, float]
-    by_fold: list[float]
-
-
-def class_recalls(summary: Summary) -> list[ClassRecall]:
-    """Return the recall of each class."""
-    matrices = np.array([summary.pooled.confusion, *(r.confusion for r in summary.folds)])
-    correct, clips = np.diagonal(matrices, axis1=1, axis2=2), matrices.sum(2)
-    with np.errstate(invalid="ignore"):
-        recalls = (100.0 * correct / clips).T.tolist()
-    found = []
-    for i, (name, (pooled, *by_fold)) in enumerate(
-        zip(summary.pooled.classes, recalls, strict=True)
-    ):
-        interval, n = (0.0, 0.0), int(clips[0, i])
-        if n:
-            interval = wilson_interval(int(correct[0, i]), n)
-        found.append(ClassRecall(name, n, pooled, interval, by_fold))
-    return found
-
-
 def _scores_table(loaded: LoadedRun) -> Table:
     """Return the folds, their mean with its interval, and the baselines."""
     summary = loaded.summary
     cells = {
-        r.fold: [str(r.n), f"{r.uar:.2f}", f"{r.war:.2f}", str(r.epoch)] for r in summary.folds
+        r.fold: [f"{r.uar:.2f}", f"{r.war:.2f}", str(r.n), str(r.epoch)] for r in summary.folds
     }
     folds = _fold_rows(summary, cells)
     deviation = " ± deviation" if len(cells) > 1 else ""
@@ -121,17 +99,17 @@ def _scores_table(loaded: LoadedRun) -> Table:
         *folds,
         [
             f"mean{deviation}{_of_folds(summary)}",
-            str(summary.pooled.n),
             *map(mean_text, spreads),
+            str(summary.pooled.n),
             "",
         ],
-        ["95 % interval", "", *(interval_text(*s.ci95) for s in spreads), ""],
+        ["95 % interval", *(interval_text(*s.ci95) for s in spreads), "", ""],
     ]
     if summary.shuffled:
         shuffled = mean_text(summary.shuffled.uar), mean_text(summary.shuffled.war)
-        rows.append(["frames shuffled", "", *shuffled, ""])
-    rows.append([f"always {majority.class_name}", "", "", f"{majority.war:.2f}", ""])
-    header = ["Fold", "Clips", "UAR %", "WAR %", "Epoch"]
+        rows.append(["frames shuffled", *shuffled, "", ""])
+    rows.append([f"always {majority.class_name}", "", f"{majority.war:.2f}", "", ""])
+    header = ["Fold", "UAR %", "WAR %", "Clips", "Epoch"]
     lines, rules = notes(summary), [len(folds)]
     return _table(loaded, "scores", header, rows, notes=lines, rules=rules)
 
@@ -153,39 +131,62 @@ def _recall_table(loaded: LoadedRun) -> Table:
     header = ["Class", "Clips", "Recall %", "95 % interval"]
     if num_folds + len(missing) > 1:
         header += [f"Fold {k}" for k in done(summary)]
-    rows = []
-    for c in class_recalls(summary):
+    rows, recalls = [], class_recalls(summary)
+    for c in recalls:
         interval = interval_text(*c.interval) if c.clips else "absent"
-        by_fold = map(_percent, c.by_fold)
-        row = [c.name, str(c.clips), _percent(c.recall), interval, *by_fold]
+        row = [c.name, str(c.clips), c.pooled.text, interval, *(f.text for f in c.folds)]
         rows.append(row[: len(header)])
     if missing:
         rows.append([folds_text(missing), *["missing"] * 3, *[""] * num_folds])
-    return _table(loaded, "recall", header, rows, "pooled recall of each class")
+    few = any(0 < share.whole < MIN_CLIPS for c in recalls for share in (c.pooled, *c.folds))
+    lines = [f"Fractions: clips that are right, of fewer than {MIN_CLIPS}."] * few
+    return _table(loaded, "recall", header, rows, "pooled recall of each class", notes=lines)
 
 
-def _percent(value: float) -> str:
-    return "absent" if np.isnan(value) else f"{value:.2f}"
+def _confusions_table(loaded: LoadedRun) -> Table:
+    """Return the most frequent confusions."""
+    rows = [
+        [x.truth, x.predicted, str(x.count), Share(x.count, x.support).text]
+        for x in top_confusions(loaded.summary.pooled, _MAX_CONFUSIONS)
+    ]
+    header = ["Truth", "Predicted as", "Clips", "% of the class"]
+    return _table(loaded, "confusions", header, rows, "most frequent confusions", left=2)
+
+
+def _precision_table(loaded: LoadedRun) -> Table:
+    """Return precision and F1 of each class, and the mean of F1."""
+    found = class_precisions(loaded)
+    rows = []
+    for c in found:
+        precision = "never predicted" if math.isnan(c.precision) else f"{c.precision:.2f}"
+        f1 = "absent" if not c.clips else f"{c.f1:.2f}"
+        rows.append([c.name, str(c.clips), str(c.predicted), precision, f1])
+    mean = f"{np.mean([c.f1 for c in found if c.clips]):.2f}"
+    rows.append(["mean of the classes", "", "", "", mean])
+    header = ["Class", "Clips", "Predicted", "Precision %", "F1 %"]
+    title, rules = "pooled precision and F1 of each class", [len(found)]
+    return _table(loaded, "precision", header, rows, title, rules=rules)
 
 
 def _cost_table(loaded: LoadedRun) -> Table:
-    """Return speed, attempts and hours of each fold."""
+    """Return ranks, time, speed and attempts of each fold."""
     summary, costs = loaded.summary, loaded.costs
-    unit = hours_unit(costs)
     rows = _fold_rows(summary, {k: _cost_cells(fold.cost) for k, fold in loaded.folds.items()})
     rules = []
     if all(c.hours is not None for c in costs):
         rules = [len(rows)]
-        totals = [sum(c.hours or 0 for c in costs), sum(c.device_hours or 0 for c in costs)]
-        rows.append([f"sum{_of_folds(summary)}", *[""] * 5, *map(hours_text, totals)])
-    header = ["Fold", "Ranks", "Attempts", "Steps again", "Clips / s"]
-    header += ["Waiting for data %", "Hours", unit]
-    factor = "GPUs" if unit == "GPU hours" else "ranks"
-    devices = "; ".join(sorted({c.device_name for c in costs if c.device_name}))
+        rows.append([f"sum{_of_folds(summary)}", "", total_time(costs), *[""] * 4])
+    header = ["Fold", "Ranks", "Time", "Clips / s", "Waiting for data %", "Attempts"]
+    header.append("Steps again")
     lines = [
-        "Clips a second over all ranks, median over steps; hours of all attempts, tests and start "
-        f"included; {unit} are hours times the number of {factor}."
+        "Time of all attempts, tests and start included; clips a second over all ranks, median "
+        "over steps."
     ]
+    hours = sum(c.device_hours or 0 for c in costs)
+    # Of a run of minutes they would be 0.0.
+    if all(c.device_hours is not None for c in costs) and hours >= 1:
+        lines.append(f"{hours:.1f} {device_unit(costs)} hours in all: time times ranks.")
+    devices = "; ".join(sorted({c.device_name for c in costs if c.device_name}))
     if devices:
         lines.append(f"Trained on: {devices}.")
     if any(c.device is None for c in costs):
@@ -196,26 +197,12 @@ def _cost_table(loaded: LoadedRun) -> Table:
 
 
 def _cost_cells(c: Cost) -> list[str]:
-    at_least = "≥ " if c.at_least else ""
     wait = None if c.data_wait_share is None else 100 * c.data_wait_share
-    hours = [
-        NOT_RECORDED if h is None else at_least + hours_text(h) for h in (c.hours, c.device_hours)
-    ]
     return [
         join(c.ranks) or NOT_RECORDED,
-        str(c.attempts),
-        str(c.steps_repeated),
+        total_time([c]),
         optional(c.clips_per_second, 1),
         optional(wait, 1),
-        *hours,
+        str(c.attempts),
+        str(c.steps_repeated),
     ]
-
-
-def hours_unit(costs: Sequence[Cost]) -> str:
-    """Return ``GPU hours`` if all folds were trained on GPUs, else ``Rank hours``."""
-    return "GPU hours" if all(c.device == "cuda" for c in costs) else "Rank hours"
-
-
-def hours_text(hours: float) -> str:
-    """Return hours, with enough digits for a run of minutes."""
-    return f"{hours:.3f}" if hours < 1 else f"{hours:.1f}"

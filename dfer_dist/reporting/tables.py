@@ -119,12 +119,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the page; several ``small`` ones share a row if they fit."""
+    """A figure of the page, at most ``width`` pixels wide.
+
+    ``small`` ones are shown together after a click.
+    """
 
     uri: str
     alt: str
     caption: str = ""
     warnings: Sequence[str] = ()
+    width: int = 1100
     small: bool = False
 
 

@@ -10,17 +10,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from itertools import product
 
 from dfer_dist.evaluation.metrics import left_out_text
 from dfer_dist.evaluation.significance import Difference
-from dfer_dist.reporting.history import Cost
+from dfer_dist.reporting.class_scores import class_recalls, top_confusions
+from dfer_dist.reporting.history import total_time
 from dfer_dist.reporting.paired import ClassChange, Comparison, Paired, compare
 from dfer_dist.reporting.results import LoadedRun
-from dfer_dist.reporting.sections import class_recalls
 from dfer_dist.reporting.wording import (
     NOT_RECORDED,
-    duration_text,
     folds_text,
     interval_text,
     join,
@@ -62,16 +60,6 @@ class Verdict:
 
     sentences: list[str]
     cards: list[Card]
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """Clips of the class ``truth`` that were predicted as another class."""
-
-    truth: str
-    predicted: str
-    count: int
-    support: int
 
 
 def outcome(difference: Difference, p: float | None) -> Outcome:
@@ -233,15 +221,6 @@ def _num_folds(count: int) -> str:
     return f"{count} fold{'s' * (count > 1)}"
 
 
-def total_time(costs: Sequence[Cost]) -> str:
-    """Return the time of all folds, such as ``27 s``; with ``≥`` if it is known in part only."""
-    hours = [c.hours for c in costs if c.hours is not None]
-    if len(hours) < len(costs):
-        return NOT_RECORDED
-    at_least = "≥ " * any(c.at_least for c in costs)
-    return at_least + duration_text(3600 * sum(hours))
-
-
 def run_verdict(loaded: LoadedRun) -> Verdict:
     """Return what a reviewer would say of a run."""
     s = loaded.summary
@@ -290,18 +269,8 @@ def _never_recognised(s: Summary) -> list[str]:
     return [f"Never recognised: {join(found)}."] * bool(found)
 
 
-def top_confusions(scores: Scores, count: int = MAX_CONFUSIONS) -> list[Confusion]:
-    """Return the most frequent confusions; of equal ones those of earlier classes."""
-    found = [
-        Confusion(truth, predicted, scores.confusion[i][j], scores.support[truth])
-        for (i, truth), (j, predicted) in product(enumerate(scores.classes), repeat=2)
-        if i != j and scores.confusion[i][j]
-    ]
-    return sorted(found, key=lambda x: -x.count)[:count]
-
-
 def _confusions_text(scores: Scores) -> str:
-    found = top_confusions(scores)
+    found = top_confusions(scores, MAX_CONFUSIONS)
     if not found:
         return "No clip was misclassified."
     items = [f"{x.truth} → {x.predicted} ({x.count} of {x.support} clips)" for x in found]

@@ -132,6 +132,7 @@ def make_run(
         run.provenance,
         {
             **origin,
+            "time": "2026-02-03T10:00:00+00:00",
             "data": data,
             "git": {"sha": "abc123", "diff": "x"},
             "versions": {"torch": "2.9"},

@@ -1,4 +1,4 @@
-"""Plots of the page: learning curves, recalls, differences; and the curves of a fold."""
+"""Plots of a run's chapter: learning curves and recalls; and the curves of a fold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dfer_dist.evaluation.significance import Difference
+from dfer_dist.reporting.class_scores import ClassRecall
 from dfer_dist.reporting.history import Curve, read_lines, training_curves
 from dfer_dist.reporting.plots.scores import (
     ALERT,
@@ -21,7 +21,6 @@ from dfer_dist.reporting.plots.scores import (
     new_figure,
     save,
 )
-from dfer_dist.reporting.sections import ClassRecall
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import FoldResult
 
@@ -33,7 +32,7 @@ _DASHED: dict[str, Any] = {"linewidth": 1.6, "linestyle": (0, (4, 2)), "zorder":
 
 def recall_figure(recalls: Sequence[ClassRecall]) -> Figure:
     """Draw the recall of each class with its 95 % interval, and a mark for each fold."""
-    figure = new_figure(7.0, 0.45 * len(recalls) + 1.0)
+    figure = new_figure(5.2, 0.38 * len(recalls) + 0.9)
     ax = figure.subplots()
     circle: dict[str, Any] = {"color": "white", "markeredgecolor": INK, "markersize": 4.5}
     for y, c in enumerate(recalls):
@@ -41,11 +40,11 @@ def recall_figure(recalls: Sequence[ClassRecall]) -> Figure:
             ax.text(1, y, "no clip", va="center", color=ALERT, fontsize=9)
             continue
         ax.barh(y, c.recall, 0.62, color=UAR, alpha=0.85, zorder=2)
-        if len(c.by_fold) > 1:
-            ax.plot(c.by_fold, [y] * len(c.by_fold), "o", zorder=4, clip_on=False, **circle)
+        by_fold = [share.percent for share in c.folds]
+        if len(by_fold) > 1:
+            ax.plot(by_fold, [y] * len(by_fold), "o", zorder=4, clip_on=False, **circle)
         ax.plot(c.interval, [y, y], color=INK, linewidth=1.6, zorder=3)
-    label = "recall, percent: bar and 95 % interval of all folds, a circle for each fold"
-    _label_rows(ax, [f"{c.name} ({c.clips})" for c in recalls], label)
+    label_rows(ax, [f"{c.name} ({c.clips})" for c in recalls], "recall, percent, folds pooled")
     ax.set_xlim(0, 100)
     return figure
 
@@ -62,8 +61,8 @@ def curves_figure(folds: Mapping[int, Mapping[str, Curve]], chosen: Mapping[int,
     chosen : mapping of fold to the epoch whose weights are reported
     """
     scored = any(name.endswith("war") for curves in folds.values() for name in curves)
-    figure = new_figure(5.6 * (1 + scored) + 1.2, 3.9)
-    axes = figure.subplots(1, 1 + scored, squeeze=False)[0]
+    figure = new_figure(5.6, 3.2 * (1 + scored))
+    axes = figure.subplots(1 + scored, sharex=True, squeeze=False)[:, 0]
     colors: dict[int, str] = {}
     if len(folds) > 1:
         colors = {fold: _FOLD_COLORS[i % len(_FOLD_COLORS)] for i, fold in enumerate(folds)}
@@ -77,9 +76,9 @@ def curves_figure(folds: Mapping[int, Mapping[str, Curve]], chosen: Mapping[int,
     if scored:
         _draw_score_curves(axes[1], folds, chosen, colors)
     for ax in axes:
-        ax.set_xlabel("epoch", fontsize=10.5)
-        ax.set_xlim(left=0)
-        _clean(ax, "y")
+        clean(ax, "y")
+    axes[-1].set_xlabel("epoch", fontsize=10.5)
+    axes[-1].set_xlim(left=0)
     if colors:
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=10)
@@ -128,43 +127,16 @@ def _draw_score_curves(
     ax.set_title("wide line WAR, dashes UAR, dot the chosen epoch", fontsize=10, color=FAINT)
 
 
-def differences_figure(rows: Sequence[tuple[str, Difference]], scores: int) -> Figure:
-    """Draw differences with their 95 % intervals around zero.
-
-    Parameters
-    ----------
-    rows : sequence of (name, Difference)
-    scores : int
-        Number of leading rows that are UAR and WAR; the others are classes.
-    """
-    figure = new_figure(7.0, 0.42 * len(rows) + 1.1)
-    ax = figure.subplots()
-    ax.axvline(0, color=INK, linewidth=1)
-    for y, (_, d) in enumerate(rows):
-        color, width, size = "#555555", 1.6, 6.5
-        if y < scores:
-            color, width, size = (UAR, WAR)[y % 2], 2.4, 8.0
-        ax.plot([d.low, d.high], [y, y], color=color, linewidth=width, solid_capstyle="butt")
-        style: dict[str, Any] = {"markersize": size, "markeredgewidth": 1.6}
-        if not d.certain:
-            style["markerfacecolor"] = "white"
-        ax.plot(d.value, y, "o", color=color, **style)
-    if len(rows) > scores:
-        ax.axhline(scores - 0.5, color="#d0d0d0", linewidth=0.8)
-    label = "percent points; filled where the interval leaves zero out"
-    _label_rows(ax, [name for name, _ in rows], label)
-    return figure
-
-
-def _label_rows(ax: Axes, names: Sequence[str], label: str) -> None:
+def label_rows(ax: Axes, names: Sequence[str], label: str) -> None:
     """Name the rows of a plot, from the top, and its horizontal axis."""
     ax.set_yticks(range(len(names)), names, fontsize=10)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlabel(label, fontsize=10)
-    _clean(ax, "x")
+    clean(ax, "x")
 
 
-def _clean(ax: Axes, grid: Literal["x", "y"]) -> None:
+def clean(ax: Axes, grid: Literal["x", "y"]) -> None:
+    """Draw a pale grid along an axis, and no frame but the axes."""
     ax.grid(axis=grid, color="#e6e6e6", linewidth=0.8, zorder=0)
     ax.set_axisbelow(True)
     ax.tick_params(length=0)

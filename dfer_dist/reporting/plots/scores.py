@@ -47,8 +47,9 @@ CLASS_COLORS = (
     "#000000",
     "#B5A800",
 )
-_CELL = 0.6  # inches of a cell of the confusion matrix
-_WIDTH = 0.4  # of a bar; a group is one wide
+_CELL = 0.55  # inches of a cell of the confusion matrix
+_BAR = 0.4  # width of a bar; a pair and the space around it are one wide
+_SCORES_WIDTH = 5.2  # inches: on a phone its text is still read
 EMPTY: dict[str, Any] = {
     "facecolor": "#f4f4f4",
     "edgecolor": "#c0c0c0",
@@ -138,14 +139,15 @@ def summary_figure(name: str, summary: Summary) -> Figure:
     """Draw the scores of each fold of the run ``name`` next to the pooled confusion matrix."""
     pooled, finished = summary.pooled, len(summary.folds)
     count = finished + len(summary.missing)
-    left = max(5.0, 1.0 * _num_groups(summary) + 1.0)
-    side = _matrix_size(pooled.classes)
-    figure = new_figure(left + side + 2.0, side + 2.2)
+    side = matrix_size(pooled.classes)
+    height = max(side + 2.2, _scores_height(summary) + 1.2)
+    figure = new_figure(_SCORES_WIDTH + side + 2.0, height)
     figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.04))
     figure.suptitle(heading(name, summary), fontsize=13, fontweight="bold", color=INK)
-    panels = figure.subplots(1, 2, width_ratios=[left, side + 1.4])
+    panels = figure.subplots(1, 2, width_ratios=[_SCORES_WIDTH, side + 1.4])
     _draw_scores(panels[0], summary)
-    panels[0].set_title("Scores of each test fold", fontsize=12)
+    # Above the legend.
+    panels[0].set_title("Scores of each test fold", fontsize=12, pad=48)
     matrix_title = f"Pooled confusion, {pooled.n} clips of {finished} of {count} folds"
     _draw_confusion(panels[1], pooled.confusion, pooled.classes, matrix_title)
     for warning in warnings(summary):
@@ -155,21 +157,22 @@ def summary_figure(name: str, summary: Summary) -> Figure:
 
 def scores_figure(summary: Summary) -> Figure:
     """Draw the scores of each fold and their mean."""
-    figure = new_figure(max(6.5, 1.15 * _num_groups(summary)), 4.6)
+    figure = new_figure(_SCORES_WIDTH, _scores_height(summary))
     _draw_scores(figure.subplots(), summary)
     return figure
 
 
-def _num_groups(summary: Summary) -> int:
-    """Return the number of pairs of bars."""
-    return len(summary.folds) + len(summary.missing) + 1 + bool(summary.shuffled)
+def _scores_height(summary: Summary) -> float:
+    """Return the height in inches of the scores: a row for each pair of bars, legend and axis."""
+    rows = len(summary.folds) + len(summary.missing) + 1 + bool(summary.shuffled)
+    return 0.44 * rows + 1.3
 
 
 def confusion_figure(
     confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str
 ) -> Figure:
     """Draw a confusion matrix alone."""
-    side = _matrix_size(classes)
+    side = matrix_size(classes)
     figure = new_figure(side + 1.8, side + 1.9)
     _draw_confusion(figure.subplots(), confusion, classes, title)
     return figure
@@ -183,32 +186,32 @@ def _draw_scores(ax: Axes, summary: Summary) -> None:
     results = {r.fold: r for r in summary.folds}
     folds = sorted([*results, *summary.missing])
     names = [f"fold {k}" for k in folds] + ["mean"]
-    for x, k in enumerate(folds):
+    for y, k in enumerate(folds):
         if k in results:
-            _draw_pair(ax, x, (results[k].uar, results[k].war))
+            _draw_pair(ax, y, (results[k].uar, results[k].war))
         else:
-            _draw_missing(ax, x)
-    ax.axvline(len(folds) - 0.5, color=FAINT, linewidth=0.8)
+            _draw_missing(ax, y)
+    ax.axhline(len(folds) - 0.5, color=FAINT, linewidth=0.8)
     for spread, color in ((summary.uar, UAR), (summary.war, WAR)):
-        ax.axhspan(*spread.ci95, color=color, alpha=0.22, linewidth=0, zorder=0.5)
-        ax.axhline(spread.mean, color=color, linewidth=1.2, zorder=0.6)
+        ax.axvspan(*spread.ci95, color=color, alpha=0.22, linewidth=0, zorder=0.5)
+        ax.axvline(spread.mean, color=color, linewidth=1.2, zorder=0.6)
     interval = _draw_mean(ax, len(folds), summary)
     if summary.shuffled:
         names.append("frames\nshuffled")
         _draw_mean(ax, len(folds) + 1, summary.shuffled, faded=True)
-    ax.axhline(summary.majority.war, color=INK, linestyle=_DASHES, linewidth=1.4, zorder=5)
+    ax.axvline(summary.majority.war, color=INK, linestyle=_DASHES, linewidth=1.4, zorder=5)
     _scores_legend(ax, summary, interval)
-    ax.set_xticks(range(len(names)), names, fontsize=11)
-    ax.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 100), yticks=range(0, 101, 20))
-    ax.set_ylabel("percent", fontsize=11)
+    ax.set_yticks(range(len(names)), names, fontsize=10)
+    ax.set(xlim=(0, 100), ylim=(len(names) - 0.4, -0.6), xticks=range(0, 101, 20))
+    ax.set_xlabel("percent", fontsize=10)
     ax.tick_params(length=0)
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_missing(ax: Axes, x: float) -> None:
-    ax.bar(x, 100, 2 * _WIDTH, zorder=0.1, **EMPTY | {"edgecolor": "#d5d5d5"})
-    style: dict[str, Any] = {"rotation": 90, "fontsize": 12, "fontweight": "bold", "bbox": _BOX}
-    ax.text(x, 4, "missing", ha="center", va="bottom", color=ALERT, **style)
+def _draw_missing(ax: Axes, y: float) -> None:
+    ax.barh(y, 100, 2 * _BAR, zorder=0.1, **EMPTY | {"edgecolor": "#d5d5d5"})
+    style: dict[str, Any] = {"fontsize": 10, "fontweight": "bold", "bbox": _BOX}
+    ax.text(1.5, y, "missing", va="center", color=ALERT, **style)
 
 
 def _scores_legend(ax: Axes, summary: Summary, interval: ErrorbarContainer) -> None:
@@ -220,10 +223,8 @@ def _scores_legend(ax: Axes, summary: Summary, interval: ErrorbarContainer) -> N
         interval,
         Line2D([], [], color=INK, linestyle=_DASHES, label=label),
     ]
-    # Half an inch under the axis, clear of labels of two lines.
-    place = (0.5, -0.5 / _matrix_size(summary.pooled.classes))
-    style: dict[str, Any] = {"ncols": 2, "frameon": False, "fontsize": 10}
-    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=place, **style)
+    style: dict[str, Any] = {"ncols": 2, "frameon": False, "fontsize": 9}
+    ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.45, 1.0), **style)
 
 
 def _draw_confusion(
@@ -239,18 +240,23 @@ def _draw_confusion(
     ax.imshow(np.ma.masked_invalid(percent), cmap=colors, vmin=0, vmax=100)
     for (i, j), share in np.ndenumerate(percent):
         _draw_cell(ax, i, j, share, int(counts[i, j]))
+    ax.set_title(title, fontsize=12)
+    label_matrix(ax, classes, support[:, 0].tolist(), "percent of the row, clips below")
+
+
+def label_matrix(ax: Axes, classes: Sequence[str], support: Sequence[int], cells: str) -> None:
+    """Name rows and columns of a matrix of truth and prediction, and what its cells are."""
     places = range(len(classes))
     ax.set_xticks(places, classes, rotation=40, ha="right", rotation_mode="anchor", fontsize=10)
-    rows = [c if n else f"{c}\n(absent)" for c, n in zip(classes, support[:, 0], strict=True)]
+    rows = [c if n else f"{c}\n(absent)" for c, n in zip(classes, support, strict=True)]
     ax.set_yticks(places, rows, fontsize=10)
     ax.set_xticks(np.arange(len(classes) + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(len(classes) + 1) - 0.5, minor=True)
     ax.grid(which="minor", color="white", linewidth=1.2)
     ax.tick_params(which="both", length=0)
     ax.spines[:].set_visible(False)
-    ax.set_xlabel("predicted (percent of the row, clips below)", fontsize=11)
-    ax.set_ylabel("truth", fontsize=11)
-    ax.set_title(title, fontsize=12)
+    ax.set_xlabel(f"predicted ({cells})", fontsize=10)
+    ax.set_ylabel("truth", fontsize=10)
 
 
 def _draw_cell(ax: Axes, i: int, j: int, percent: float, count: int) -> None:
@@ -272,37 +278,37 @@ def _draw_cell(ax: Axes, i: int, j: int, percent: float, count: int) -> None:
     ax.annotate(f"{count}", (j, i), (0, -10), fontsize=7.5, **style)
 
 
-def _draw_pair(ax: Axes, x: float, heights: tuple[float, float], faded: bool = False) -> None:
+def _draw_pair(ax: Axes, y: float, widths: tuple[float, float], faded: bool = False) -> None:
     """Draw two bars with values at the foot, clear of intervals and mean lines."""
-    for dx, height, color in ((-_WIDTH / 2, heights[0], UAR), (_WIDTH / 2, heights[1], WAR)):
+    for dy, width, color in ((-_BAR / 2, widths[0], UAR), (_BAR / 2, widths[1], WAR)):
         bar: dict[str, Any] = {"color": color}
-        label: dict[str, Any] = {"ha": "center", "fontsize": 9.5, "fontweight": "bold"}
-        label["color"] = "white" if color == UAR and height > 10 else INK
+        label: dict[str, Any] = {"va": "center_baseline", "fontsize": 8.5, "fontweight": "bold"}
+        label["color"] = "white" if color == UAR and width > 10 else INK
         if faded:
             bar = {"color": "white", "edgecolor": color, "hatch": "////"}
             label |= {"color": INK, "bbox": _BOX}
-        ax.bar(x + dx, height, _WIDTH * 0.94, zorder=2, **bar)
-        ax.text(x + dx, 2.2, f"{height:.1f}", zorder=6, **label)
+        ax.barh(y + dy, width, _BAR * 0.94, zorder=2, **bar)
+        ax.text(1.5, y + dy, f"{width:.1f}", zorder=6, **label)
 
 
 def _draw_mean(
-    ax: Axes, x: float, part: Summary | UarWarSpread, faded: bool = False
+    ax: Axes, y: float, part: Summary | UarWarSpread, faded: bool = False
 ) -> ErrorbarContainer:
-    _draw_pair(ax, x, (part.uar.mean, part.war.mean), faded)
+    _draw_pair(ax, y, (part.uar.mean, part.war.mean), faded)
     low, high = np.array([part.uar.ci95, part.war.ci95]).T
     return ax.errorbar(
-        [x - _WIDTH / 2, x + _WIDTH / 2],
         (low + high) / 2,
-        yerr=(high - low) / 2,
+        [y - _BAR / 2, y + _BAR / 2],
+        xerr=(high - low) / 2,
         fmt="none",
         ecolor=INK,
         elinewidth=1.5,
-        capsize=5,
+        capsize=3,
         zorder=4,
         label="mean, 95 % interval (also the band)",
     )
 
 
-def _matrix_size(classes: Sequence[str]) -> float:
+def matrix_size(classes: Sequence[str]) -> float:
     """Return the side of a confusion matrix in inches."""
     return max(3.6, _CELL * len(classes))

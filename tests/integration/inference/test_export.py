@@ -30,8 +30,8 @@ from dfer_dist.inference.convert import from_official, to_official
 from dfer_dist.inference.export import export
 from dfer_dist.inference.exported import CARD, CONFIG, INFO, WEIGHTS, load
 from dfer_dist.models.class_texts import DESCRIPTIONS
+from dfer_dist.reporting.class_scores import class_recalls
 from dfer_dist.reporting.results import load_run
-from dfer_dist.reporting.sections import class_recalls
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import FoldResult
 from dfer_dist.utils.errors import UserError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dfer_dist.data.shards.index import Index
-from dfer_dist.reporting.files import write_report
+from dfer_dist.reporting.files import write_comparison, write_report
 from dfer_dist.runs.layout import RunDir
 from tests.helpers.cli import dfer, invoke
 from tests.helpers.forked import Done, Forked
@@ -90,19 +91,82 @@ def test_report_command_writes_files_and_rejects_bad_options(
         assert message in done.stderr
 
 
-def test_browser_shows_page_at_any_width(holes: RunDir, tmp_path: Path) -> None:
+# of tables that are wider than their frame: whether a hint says so, and how far the first column
+# moves when they are scrolled
+SCROLLED = """
+[...document.querySelectorAll('.table')].filter(t => t.scrollWidth > t.clientWidth + 1).map(t => {
+  const cell = t.querySelector('td'), before = cell.getBoundingClientRect().left;
+  t.scrollLeft = 120;
+  const hint = t.parentElement.querySelector('.hint');
+  return [!!hint && hint.offsetHeight > 0, cell.getBoundingClientRect().left - before];
+})
+"""
+# the right end of WAR in the first table, and the lower end of its card
+WAR_ENDS = """
+[[...document.querySelectorAll('th')].find(x => x.textContent == 'WAR %'),
+ document.querySelector('.card.war')].map((x, i) => {
+  const box = x.getBoundingClientRect();
+  return i ? box.bottom : box.right;
+})
+"""
+COLORS = """
+[...document.querySelectorAll('h1, td, .note, .subtitle, nav a, .card b, summary')].map(
+  x => getComputedStyle(x).color)
+"""
+
+
+def luminance(color: str) -> float:
+    """Return the relative luminance of a color such as ``rgb(1, 2, 3)`` (WCAG 2.1)."""
+    parts = [int(n) / 255 for n in re.findall(r"\d+", color)[:3]]
+    linear = [x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def check_comparison_page(file: Path) -> None:
+    """Check the page of a comparison of two runs on a phone, in the dark and on paper."""
+    pytest.importorskip("playwright")
+    from mlflow_page import browser_page
+
+    with browser_page() as page:
+        page.set_viewport_size({"width": 420, "height": 800})
+        page.goto(file.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 420
+        right, bottom = page.evaluate(WAR_ENDS)
+        assert right <= 420
+        assert bottom <= 800
+        scrolled = page.evaluate(SCROLLED)
+        assert len(scrolled) >= 3
+        assert all(hinted and abs(moved) < 1 for hinted, moved in scrolled)
+        page.emulate_media(color_scheme="dark")
+        back = luminance(
+            page.evaluate("getComputedStyle(document.querySelector('main')).backgroundColor")
+        )
+        for color in set(page.evaluate(COLORS)):
+            assert (luminance(color) + 0.05) / (back + 0.05) >= 4.5, color
+        assert "invert" in page.evaluate("getComputedStyle(document.querySelector('img')).filter")
+        printed = page.pdf(format="A4")
+        assert 2 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 6
+        page.click("nav a[href='#run2']")
+        assert page.evaluate("document.querySelector('#run2').closest('details').open")
+        # an open report is printed
+        assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4"))) > 6
+
+
+def test_browser_shows_page_at_any_width(holes: RunDir, whole: RunDir, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", sure=1.0)
+    write_comparison([whole, other], tmp_path)
+    check_comparison_page(tmp_path / "comparison.html")
     script = ROOT / "docs" / "scripts" / "report_page.py"
-    for width in (360, 1180):
-        picture = tmp_path / f"{width}.png"
-        command = [str(script), str(holes.page), str(picture), "--width", str(width)]
-        done = Forked(command, os.environ).wait(timeout=120)
-        assert done.returncode == 0, done.stderr
-        with Image.open(picture) as image:
-            assert image.width == width
-            colours = {c for _, c in image.convert("RGB").getcolors(2**24) or []}
-            assert any(
-                abs(r - 0x00) + abs(g - 0x72) + abs(b - 0xB2) < 20 for r, g, b in colours
-            )  # bars of UAR are drawn
+    picture = tmp_path / "page.png"
+    command = [str(script), str(holes.page), str(picture), "--width", "1180"]
+    done = Forked(command, os.environ).wait(timeout=120)
+    assert done.returncode == 0, done.stderr
+    with Image.open(picture) as image:
+        assert image.width == 1180
+        colours = {c for _, c in image.convert("RGB").getcolors(2**24) or []}
+        assert any(
+            abs(r - 0x00) + abs(g - 0x72) + abs(b - 0xB2) < 20 for r, g, b in colours
+        )  # bars of UAR are drawn
 
 
 def test_importing_reporting_loads_no_heavy_library() -> None:

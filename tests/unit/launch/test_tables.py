@@ -133,7 +133,7 @@ def test_tables_of_reports_and_comparisons_are_whole(tmp_path: Path, printed: Pr
     print_tables(comparison_sections([first, second], [compare(first, second)]), "comparison.md")
     printed(write_overview(runs, tmp_path / "overview.md"))
     left_out = [check_whole(table) for table in printed.tables]
-    assert len(left_out) == 7 + 6 + 2 + 3 + 1
+    assert len(left_out) == 9 + 8 + 2 + 3 + 1
     # the difference, its interval and its p fit
     assert [heads for heads in left_out if heads] == [["Verdict"]]
 

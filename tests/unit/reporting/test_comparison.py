@@ -52,8 +52,9 @@ def test_comparison_files_of_three_runs_match_predictions(tmp_path: Path) -> Non
     )
     for kind in ("html", "md"):
         text = (tmp_path / "out" / f"comparison.{kind}").read_text()
+        text = html.unescape(re.sub("</?abbr[^>]*>", "", text))
         for c in said:
-            assert 0 < html.unescape(text).index(c["verdict"]) < text.index("Runs side by side")
+            assert 0 < text.index(c["verdict"]) < text.index("Runs side by side")
     assert [c["verdict"].partition(":")[0] for c in said] == ["b_1 minus first", "b&c minus first"]
     with (tmp_path / "out" / "clips-b_1.csv").open() as f:
         rows = list(csv.DictReader(f))
@@ -68,10 +69,28 @@ def test_comparison_files_of_three_runs_match_predictions(tmp_path: Path) -> Non
     assert r"b\&c against first" in latex
     assert r"Recall \% b\_1" in latex
     assert "b&amp;c against first" in page
+    check_page_of_three_runs(page, len(rows))
+
+
+def check_page_of_three_runs(page: str, changed: int) -> None:
+    """Check anchors, the reports that are closed, and what the runs have in common."""
+    places = re.findall(r'id="([^"]+)"', page)
+    links = re.findall(r'href="#([^"]+)"', page)
+    assert len(set(places)) == len(places)
+    assert {"comparison-curves", "run1", "run3", "run2-cost"} <= set(links) <= set(places)
+    assert page.count('<details class="chapter">') == 3
+    assert page.count("trained and tested on the same clips, of folds 1, 2<") == 1
+    # one axis with the curves of all runs, differences, recalls and matrices of two comparisons
+    shown = page.partition("<details")[0]
+    assert shown.count("<figure") == 1 + 2 * 3
+    assert f"{changed} of 400 clips were predicted differently" in shown
 
 
 def test_systems_table_matches_checkpoints_and_attempts(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / "a", folds=(1, 2)), make_run(tmp_path / "b", history=False)]
+    runs = [
+        make_run(tmp_path / "a", folds=(1, 2), parameters=3_500_000),
+        make_run(tmp_path / "b", history=False),
+    ]
     for k, peak in ((1, 3 * 2**29), (2, 2**30)):
         fold = runs[0].fold(k)
         (fold.root / "c").mkdir()
@@ -83,9 +102,9 @@ def test_systems_table_matches_checkpoints_and_attempts(tmp_path: Path) -> None:
         status["attempts"][0]["peak_bytes"] = peak
         write_json(fold.status, status)
     table = systems_table([load_run(run) for run in runs])
-    assert [row[:2] + row[4:] for row in table.rows] == [
-        ["a", "0.004", "4 × unknown device", "50.0", "12.5", "1.50"],
-        ["b", *["not recorded"] * 5],
+    assert table.rows == [
+        ["a", "4 × unknown device", "60.0 min", "50.0", "12.5", "1.50", "0.004 of 3.500"],
+        ["b", *["not recorded"] * 6],
     ]
 
 
@@ -102,11 +121,11 @@ def test_systems_table_warns_of_other_ranks_and_devices(tmp_path: Path) -> None:
             set_ranks(run, k, size, device)
     a, b, c = (load_run(run) for run in runs)
     same = systems_table([a, b])
-    assert [row[4:7] for row in same.rows] == [["2 × X", "50.0", "25.0"]] * 2
+    assert [row[1:5] for row in same.rows] == [["2 × X", "60.0 min", "50.0", "25.0"]] * 2
     assert not same.warnings
     other = systems_table([a, c])
     # the median over folds of 50 / 2 and 50 / 8
-    assert other.rows[1][4:7] == ["2 × Y; 8 × Y", "50.0", "15.6"]
+    assert other.rows[1][1:5] == ["2 × Y; 8 × Y", "60.0 min", "50.0", "15.6"]
     assert "Numbers of ranks or devices differ" in other.warnings[0]
     c_against_a = [compare(a, c)]
     verdict = comparisons_verdict(c_against_a)
@@ -121,7 +140,7 @@ def test_rank_speed_leaves_out_folds_with_attempts_on_other_ranks(tmp_path: Path
     status["attempts"] += [status["attempts"][0] | {"world_size": 2}]
     write_json(run.fold(1).status, status)
     (row,) = systems_table([load_run(run)]).rows
-    assert row[4:7] == ["4, 2 × unknown device", "50.0", "not recorded"]
+    assert row[1:5] == ["4, 2 × unknown device", "60.0 min", "50.0", "not recorded"]
 
 
 def test_files_of_two_comparisons_and_runs_have_other_titles(tmp_path: Path) -> None:
@@ -146,5 +165,5 @@ def test_files_of_two_comparisons_and_runs_have_other_titles(tmp_path: Path) -> 
 def test_overview_marks_a_run_without_finished_folds(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "a", folds=(1, 2)), make_run(tmp_path / "c", folds=())]
     table = overview_table(runs, [load_run(runs[0]).summary, None])
-    assert [row[2] for row in table.rows] == ["2 of 3", "0 of 3"]
-    assert table.rows[1][3:] == ["missing", "missing"]
+    assert [row[3] for row in table.rows] == ["2 of 3", "0 of 3"]
+    assert table.rows[1][1:3] == ["missing", "missing"]

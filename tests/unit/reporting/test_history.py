@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfer_dist.reporting.history import loss_curve, read_lines, training_cost
+from dfer_dist.reporting.history import loss_curve, read_lines, time_text, training_cost
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import FoldResult
 from dfer_dist.utils.files import write_json
@@ -54,3 +54,20 @@ def test_loss_curve_and_cost_match_lines_and_attempts(whole: RunDir, tmp_path: P
     assert found.hours == pytest.approx(0.5 + (1030 - 600) / 3600)  # up to the last line
     assert found.device_hours == pytest.approx(2 + 2 * (1030 - 600) / 3600)
     assert (found.clips_per_second, found.device, found.device_name) == (50, "cuda", "GPU X")
+
+
+@pytest.mark.parametrize(
+    ("hours", "ranks", "device", "text"),
+    [
+        (27 / 3600, (2,), "cpu", "27 s on 2 ranks"),
+        (3.2, (8,), "cuda", "3.2 h on 8 GPUs"),
+        (3.2, (8, 4), "cuda", "3.2 h on 4, 8 GPUs"),
+        (0.2, (1,), None, "12.0 min on 1 rank"),
+        (None, (), None, "not recorded"),
+    ],
+)
+def test_time_is_in_the_units_of_people(
+    whole: RunDir, hours: float | None, ranks: tuple[int, ...], device: str | None, text: str
+) -> None:
+    cost = training_cost(whole.fold(1), FoldResult.read(whole.fold(1).result))
+    assert time_text([replace(cost, hours=hours, ranks=ranks, device=device)]) == text

@@ -13,10 +13,12 @@ import pytest
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.reporting.files import write_report
+from dfer_dist.reporting.page import scrolls_on_phone
 from dfer_dist.reporting.plots import scores
 from dfer_dist.reporting.plots.errors_sheet import draw_confident_errors
 from dfer_dist.reporting.protocol import command_text
 from dfer_dist.reporting.results import load_run
+from dfer_dist.reporting.tables import Table
 from dfer_dist.reporting.verdict import run_verdict
 from dfer_dist.runs.layout import RunDir
 from tests.helpers.made_runs import (
@@ -88,23 +90,55 @@ def test_page_has_all_numbers_and_no_external_links(whole: RunDir) -> None:
         sum(link.startswith("data:") for link in page.links) == 2 + 1 + 3 + 1
     )  # scores, recalls; confusion; of folds; curves
     assert not page.tags & {"script", "link", "iframe", "object"}
-    scores, recalls, costs, protocol, origin = page.tables
+    scores, recalls, confusions, precision, costs, protocol, origin = page.tables
     assert all(f"{r[m]:.2f}" in scores for r in summary["folds"] for m in ("uar", "war"))
     assert f"{summary['uar']['mean']:.2f} ± {summary['uar']['std']:.2f}" in scores
     assert "{:.2f} to {:.2f}".format(*summary["war"]["ci95"]) in scores
     assert all(f"{summary['pooled']['recall'][c]:.2f}" in recalls for c in CLASSES)
-    assert costs[-1] == "6.0"  # three folds, half an hour, four ranks
+    assert confusions[:4] == ["Truth", "Predicted as", "Clips", "% of the class"]
+    assert all(str(summary["pooled"]["support"][c]) in precision for c in CLASSES)
+    # three folds of half an hour on four ranks
+    assert costs[-7:-4] == ["sum", "", "1.5 h"]
+    assert "6.0 rank hours in all" in page.after[4]
     assert "pixels in [0, 1], CLIP's mean and deviation not taken off" in protocol
     assert "git abc123, with changes that are not committed" in origin
 
 
+def test_head_of_page_names_date_backbone_and_what_scores_mean(whole: RunDir) -> None:
+    head = whole.page.read_text().partition("<h2")[0]
+    facts = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", head))
+    assert facts == {
+        "Opened": "3 February 2026",
+        "Backbone": "ViT-B-32-quickgelu",
+        "Trained parameters, million": "not recorded",
+        "Ranks × device": "4 × unknown device",
+        "Memory of a rank, GiB": "not recorded",
+    }
+    # under the mouse where it is first used, and in sight on a phone and on paper
+    first = '<abbr title="unweighted average recall: the mean of the recalls of all classes">UAR<'
+    assert head.index(first) == head.index("UAR<") - first.index("UAR<")
+    assert "WAR: weighted average recall: the share of clips that are right." in head
+
+
+def test_matrices_of_single_folds_are_closed(whole: RunDir) -> None:
+    shown, *closed = re.split("<details>|</details>", whole.page.read_text())
+    assert ("Fold 1: UAR" in shown, closed[0].count("Fold 1: UAR")) == (False, 1)
+    assert closed[0].count("<figure") == 3
+
+
+def test_only_tables_wider_than_a_phone_have_a_hint() -> None:
+    narrow = Table("a", "a", ["Fold", "UAR %"], [["1", "50.00"], ["mean ± deviation", "50.00"]])
+    wide = Table("b", "b", ["Name", *[f"Fold {k}" for k in range(9)]], [["x", *["50.00"] * 9]])
+    assert [scrolls_on_phone(t) for t in (narrow, wide)] == [False, True]
+
+
 def test_card_shows_equal_speeds_once(whole: RunDir, tmp_path: Path) -> None:
-    assert "<small>50 clips / s</small>" in whole.page.read_text()
+    assert "<small>on 4 ranks, 50 clips / s</small>" in whole.page.read_text()
     run = make_run(tmp_path / "run")
     lines = run.fold(1).metrics.read_text().replace("50.0", "61.7")
     run.fold(1).metrics.write_text(lines)
     write_report(run)
-    assert "<small>50 to 62 clips / s</small>" in run.page.read_text()
+    assert "<small>on 4 ranks, 50 to 62 clips / s</small>" in run.page.read_text()
 
 
 def test_report_hides_user_machine_and_folders(whole: RunDir) -> None:
@@ -125,21 +159,22 @@ def test_report_hides_user_machine_and_folders(whole: RunDir) -> None:
 def test_missing_folds_are_marked_in_every_table_and_file(holes: RunDir) -> None:
     warning = "2 of 5 folds missing (2, 4): all scores are over folds 1, 3, 5 only."
     page = Page(holes.page)
-    assert len(page.tables) == 5
+    assert len(page.tables) == 7
     assert all(warning in text for text in page.after)
     assert (
-        holes.page.read_text().count(warning) >= 5 + 4
+        holes.page.read_text().count(warning) >= 7 + 4
     )  # tables; the head, scores, recalls, confusion
     tex = holes.latex.read_text()
     assert tex.count(warning) == 1 + tex.count(r"\begin{table") == 5
-    assert holes.report.read_text().count(f"**{warning}**") == 1 + 5
+    assert holes.report.read_text().count(f"**{warning}**") == 1 + 7
     assert ["2", *["missing"] * 4] == [x for x in page.tables[0] if x][10:15]
 
 
 def test_page_and_markdown_begin_with_the_verdict(holes: RunDir) -> None:
     page, markdown = holes.page.read_text(), holes.report.read_text()
+    page = html.unescape(re.sub("</?abbr[^>]*>", "", page))
     expected = run_verdict(load_run(holes)).sentences
-    positions = [html.unescape(page).index(text) for text in expected]
+    positions = [page.index(text) for text in expected]
     assert positions == sorted(positions)
     assert positions[-1] < page.index('class="cards"') < page.index("<table")
     assert all(f"- {text}\n" in markdown.partition("Protocol:")[0] for text in expected)
@@ -185,8 +220,8 @@ def test_report_of_older_run_marks_unrecorded_values(tmp_path: Path) -> None:
     run.provenance.unlink()
     write_report(run)
     page = Page(run.page)
-    assert "not on record in a form that this version reads" in page.tables[3]
-    assert page.tables[2].count("not recorded") == 5
+    assert "not on record in a form that this version reads" in page.tables[5]
+    assert page.tables[4].count("not recorded") == 4
     assert "Learning curves" not in run.page.read_text()
 
 

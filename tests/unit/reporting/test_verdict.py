@@ -12,6 +12,7 @@ import pytest
 
 from dfer_dist.evaluation.metrics import score
 from dfer_dist.evaluation.significance import Difference, McNemar, TTest
+from dfer_dist.reporting.class_scores import top_confusions
 from dfer_dist.reporting.paired import ClassChange, Comparison, FoldScores, Paired, compare
 from dfer_dist.reporting.results import LoadedRun, ScoredPredictions, load_run
 from dfer_dist.reporting.verdict import (
@@ -20,7 +21,6 @@ from dfer_dist.reporting.verdict import (
     comparisons_verdict,
     outcome,
     run_verdict,
-    top_confusions,
 )
 from tests.helpers.made_runs import CLASSES, make_run
 
@@ -271,7 +271,7 @@ def test_equal_confusions_are_in_the_order_of_the_classes() -> None:
         ("a", "b", 1, 2),
         ("a", "c", 1, 2),
     ]
-    assert top_confusions(score([0, 1], [0, 1], ["a", "b"])) == []
+    assert top_confusions(score([0, 1], [0, 1], ["a", "b"]), 2) == []
 
 
 def test_shuffled_frames_cost_only_what_the_test_carries(tmp_path: Path) -> None:
