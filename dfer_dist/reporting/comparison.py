@@ -191,7 +191,9 @@ def _class_table(c: Comparison, p: Paired) -> Table:
         right = (round(recall * x.clips / 100) for recall in (x.first, x.second))
         recalls = [Share(part, x.clips).text for part in right]
         counts = [*_difference_cells(x.difference), str(x.gained), str(x.lost)]
-        rows.append([x.name, str(x.clips), *recalls, *counts, p_text(x.p), x.verdict])
+        rows.append(
+            [x.name, str(x.clips), *recalls, *counts, p_text(x.p), x.verdict or "not shown"]
+        )
     note = (
         "Folds pooled. Gained, lost: clips. p: McNemar's test, Holm's correction for all classes; "
         "a verdict where it is below 0.05."

@@ -206,7 +206,7 @@ def _cost_card(c: Comparison) -> Card:
     if first != NOT_RECORDED and second.endswith(f" {unit}"):
         first = amount
     trained = [f"{_num_folds(len(x.folds))} on {_ranks_text(x)}" for x in (c.first, c.second)]
-    more = f"{trained[0]}, each"
+    more = f"each: all {trained[0]}"
     if trained[0] != trained[1]:
         more = f"{c.first.name}: {trained[0]}; {c.second.name}: {trained[1]}"
     return Card(f"Time, {c.first.name} / {c.second.name}", f"{first} / {second}", more)

@@ -193,7 +193,7 @@ def test_cards_name_only_classes_that_changed_for_certain(
     assert cards[2].value == "anger −9.00"
     assert cards[2].more == "95 %: −10.00 to −2.00; p = 0.010 (Holm); also fear −6.00"
     assert cards[3].value == "1.5 / 1.5 h"
-    assert cards[3].more == "3 folds on 4 ranks (unknown device), each"
+    assert cards[3].more == "each: all 3 folds on 4 ranks (unknown device)"
     card = comparison_verdict(made(runs, classes=(changed("joy", NONE, 0.6), unsure))).cards[2]
     assert card.value == "none"
     assert card.more == "no class changed for certain; most: sad −20.00 (−10.00 to −2.00)"
