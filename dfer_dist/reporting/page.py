@@ -87,8 +87,9 @@ def scrolls_on_phone(table: Table) -> bool:
     """Return whether a table is too wide for a phone, as far as its characters tell."""
     width = 0
     for i, name in enumerate(table.header):
-        cells = [len(row[i]) for row in table.rows]
-        longest = max([min(n, _WRAPPED // 2) if n > _WRAPPED else n for n in cells], default=0)
+        longest = max([len(row[i]) for row in table.rows], default=0)
+        if is_wide(table, i):
+            longest = _WRAPPED // 2
         width += 2 + max(longest, *map(len, name.split()))
     return width > _PHONE
 

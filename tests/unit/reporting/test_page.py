@@ -129,7 +129,9 @@ def test_matrices_of_single_folds_are_closed(whole: RunDir) -> None:
 def test_only_tables_wider_than_a_phone_have_a_hint() -> None:
     narrow = Table("a", "a", ["Fold", "UAR %"], [["1", "50.00"], ["mean ± deviation", "50.00"]])
     wide = Table("b", "b", ["Name", *[f"Fold {k}" for k in range(9)]], [["x", *["50.00"] * 9]])
-    assert [scrolls_on_phone(t) for t in (narrow, wide)] == [False, True]
+    # a column with a long text is wrapped in all rows
+    texts = Table("c", "c", ["Setting", "Description"], [["Frames", "x" * 60], ["Loss", "y" * 40]])
+    assert [scrolls_on_phone(t) for t in (narrow, wide, texts)] == [False, True, False]
 
 
 def test_card_shows_equal_speeds_once(whole: RunDir, tmp_path: Path) -> None:
