@@ -31,15 +31,17 @@ _NOTE = "mlflow.note.content"
 _MAX_TEXT = 4900  # characters; MLflow takes 5000
 _MARK = "\n\n<!-- dfer "
 _TEMPLATES = Path(__file__).parent / "templates"
-# What the saved view shows, with the pixels of a column.
-_METRICS = {
-    "uar_mean": 100,
-    "uar_ci95_low": 170,
-    "uar_ci95_high": 175,
-    "war_mean": 100,
-    "ranks": 100,
+# The columns of the saved view with their widths in pixels: a score has up to 17 characters.
+_COLUMNS = {
+    f"metrics.`{CURRENT.of('uar_mean')}`": 150,
+    "tags.`folds_missing`": 110,
+    f"metrics.`{CURRENT.of('ranks')}`": 110,
+    "params.`model.backbone`": 170,
+    "params.`model.image`": 110,
+    f"metrics.`{CURRENT.of('war_mean')}`": 150,
+    f"metrics.`{CURRENT.of('uar_ci95_low')}`": 170,
+    f"metrics.`{CURRENT.of('uar_ci95_high')}`": 175,
 }
-_PARAMETERS = {"model.backbone": 170, "model.image": 100}
 
 
 def describe_run(run: RunDir, api: MlflowClient, parent: Run, summary: Summary) -> bool:
@@ -97,14 +99,12 @@ def run_text(run: RunDir, summary: Summary) -> str:
 def _saved_view() -> str:
     """Return a view for MLflow's page of runs: parent runs with scores, the best one first."""
     uar = CURRENT.of("uar_mean")
-    widths = {f"metrics.`{CURRENT.of(name)}`": width for name, width in _METRICS.items()}
-    widths |= {f"params.`{key}`": width for key, width in _PARAMETERS.items()}
     state = {
         "searchFilter": f'metrics."{uar}" >= 0',
         "orderByKey": f"metrics.`{uar}`",
         "orderByAsc": False,
-        "selectedColumns": list(widths),
-        "columnOrder": list(widths),
-        "columnWidths": widths,
+        "selectedColumns": list(_COLUMNS),
+        "columnOrder": list(_COLUMNS),
+        "columnWidths": _COLUMNS,
     }
     return json.dumps({"name": _VIEW_NAME, "createdAt": 0, "state": json.dumps(state)})

@@ -35,6 +35,7 @@ def test_result_names_the_test_clips_that_were_lost_when_packing(
         selected_checkpoint=tmp_path / "checkpoints" / "step-00000009",
         info=SimpleNamespace(pretrained_sha256=None),
         ranks=SimpleNamespace(device=torch.device("cpu")),
+        engine=SimpleNamespace(deepspeed=torch.nn.Linear(2, 3)),
     )
     fold_result(trainer, score([0, 1], [0, 1], index.classes), None).write(tmp_path / "result.json")
     result = FoldResult.read(tmp_path / "result.json")
@@ -43,3 +44,4 @@ def test_result_names_the_test_clips_that_were_lost_when_packing(
         fold,
         "checkpoints/step-00000009",
     )
+    assert result.parameters == 9
