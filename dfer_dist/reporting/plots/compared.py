@@ -144,7 +144,7 @@ def confusion_change_figure(
     ax = figure.subplots()
     largest = max(1, int(np.abs(counts).max()))
     # Purple: more clips, orange: fewer. Paler than both ends of the map, so that text is read.
-    ax.imshow(counts, cmap=colormaps["PuOr"], vmin=-1.6 * largest, vmax=1.6 * largest)
+    ax.imshow(counts, cmap=colormaps["PuOr"], vmin=-2.4 * largest, vmax=2.4 * largest)
     for (i, j), count in np.ndenumerate(counts):
         text, weight = f"{count:+d}".replace("-", "−"), "bold" if i == j else None
         if count == 0:
