@@ -29,7 +29,8 @@ RUNS = [
 def finished(site: Site, shards: Index, root: Path, seed: int, ranks: int, backbone: str) -> Trial:
     name = f"run{seed}-{time.time_ns()}"
     trial = Trial(site, shards, root, site.mlflow.uri, name)
-    trial.open(f"model.backbone={backbone}")
+    # apart from the runs of other tests on this server
+    trial.open(f"model.backbone={backbone}", "tracking.experiment=best-of-four")
     for k in trial.run.info().folds:
         where = trial.run.fold(k)
         where.root.mkdir()
