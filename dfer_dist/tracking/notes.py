@@ -33,12 +33,12 @@ _MARK = "\n\n<!-- dfer "
 _TEMPLATES = Path(__file__).parent / "templates"
 # The columns of the saved view with their widths in pixels: a score has up to 17 characters.
 _COLUMNS = {
-    f"metrics.`{CURRENT.of('uar_mean')}`": 150,
+    f"metrics.`{CURRENT.of('uar_mean')}`": 170,
     "tags.`folds_missing`": 110,
     f"metrics.`{CURRENT.of('ranks')}`": 110,
     "params.`model.backbone`": 170,
     "params.`model.image`": 110,
-    f"metrics.`{CURRENT.of('war_mean')}`": 150,
+    f"metrics.`{CURRENT.of('war_mean')}`": 170,
     f"metrics.`{CURRENT.of('uar_ci95_low')}`": 170,
     f"metrics.`{CURRENT.of('uar_ci95_high')}`": 175,
 }
