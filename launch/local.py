@@ -106,12 +106,9 @@ def first_line(config: Config, index: Index, folds: Sequence[int], ranks: int) -
     backbone = re.sub(r"^(ViT-\w+)-(\d+)(-quickgelu)?$", r"\1/\2", Path(model.backbone).name)
     tuning = _TUNING[model.image].format_map(vars(model))
     data = f"{index.name}: {_describe_folds(index, folds)}"
-    count = f"{ranks} rank{'s' * (ranks > 1)}"
-    place = "the CPU"
-    if _uses_gpus(config.train.device):
-        place = f"{ranks} GPU{'s' * (ranks > 1)}"
+    count = f"{ranks} rank{'s' * (ranks > 1)}{_place(config.train.device)}"
     precision = config.train.precision.name
-    return f"Training DFER-CLIP ({backbone}, {tuning}) on {data}, {count} on {place}, {precision}"
+    return f"Training DFER-CLIP ({backbone}, {tuning}) on {data}, {count}, {precision}"
 
 
 def _describe_folds(index: Index, folds: Sequence[int]) -> str:
@@ -128,11 +125,16 @@ def _describe_folds(index: Index, folds: Sequence[int]) -> str:
     return f"folds {numbers} of {len(index.folds)}, {clips} clips each"
 
 
-def _uses_gpus(device: Device) -> bool:
-    """Return whether ranks will find GPUs."""
+def _place(device: Device) -> str:
+    """Return what the ranks run on, if it is known without the seconds that torch takes.
+
+    Torch may not see the GPUs of this machine, and ranks may share one.
+    """
+    if device is Device.cuda:
+        return " on GPUs"
     are_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    is_auto = device is Device.auto and not are_hidden
-    return device is Device.cuda or (is_auto and bool(gpus_here()))
+    is_known = device is Device.cpu or are_hidden or not gpus_here()
+    return " on the CPU" * is_known
 
 
 def _run_fold(job: processes.FoldJob, table: FoldTable) -> bool:
