@@ -41,8 +41,7 @@ class FoldResult(Record):
     """``fold-K/result.json``: the metrics of a finished fold and what they were measured with.
 
     ``left_out`` are the test clips that were lost when the data was packed; ``parameters`` are all
-    of the model, trained or not. Fields that an older
-    run did not record are None or empty.
+    of the model, trained or not. Fields that an older run did not record are None or empty.
     """
 
     remedy: ClassVar[str] = "evaluate this fold again"
