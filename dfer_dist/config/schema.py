@@ -196,19 +196,22 @@ def flatten(config: Config) -> dict[str, Any]:
 
 #: Keys of the settings that can change no result.
 NEUTRAL = tuple(key for key, f, _ in walk_settings(Config()) if info_of(f).neutral)
+_LATER = {key for key, f, _ in walk_settings(Config()) if info_of(f).later}
+_LATER_DEFAULTS = [(key, value) for key, value in flatten(Config()).items() if key in _LATER]
 
 
 def config_hash(config: Config) -> str:
     """Return the first 16 hex digits of the sha256 of the settings that can change a result.
 
     Settings in :data:`NEUTRAL` are left out: they change at most the last bit of a sum. Renamed
-    settings enter under their first name, so the hash of a stored run stays the same.
+    settings enter under their first name, and settings that earlier versions lack only if they are
+    not at their default, so the hash of a stored run stays the same.
     """
     first_name = {new: old for old, new in RENAMED_KEYS.items()}
     flat = {
         first_name.get(key, key): value
         for key, value in flatten(config).items()
-        if key not in NEUTRAL
+        if key not in NEUTRAL and (key, value) not in _LATER_DEFAULTS
     }
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -39,12 +39,16 @@ class SettingInfo:
         The paper that the setting comes from.
     neutral : bool
         The setting can change no result, up to the last bit of a sum.
+    later : bool
+        Runs of earlier versions lack the setting, and its default does what they did. At its
+        default it is left out of the configuration hash, so theirs stays the same.
     """
 
     help: str
     limits: dict[str, float]
     source: str
     neutral: bool
+    later: bool
 
     def find_fault(self, value: Any) -> str | None:
         """Return how a number must be, if it is not, such as ``must be at least 1``."""
@@ -67,7 +71,13 @@ def _text(limit: float) -> str:
 
 
 def setting(
-    default: Any, help: str = "", *, source: str = "", neutral: bool = False, **limits: float
+    default: Any,
+    help: str = "",
+    *,
+    source: str = "",
+    neutral: bool = False,
+    later: bool = False,
+    **limits: float,
 ) -> Any:
     """Return a dataclass field with a :class:`SettingInfo`.
 
@@ -78,12 +88,12 @@ def setting(
     help : str
         One sentence; by default the docstring of the enumeration that ``default`` is of. The value
         of each of its members is a sentence on that choice.
-    source, neutral, **limits
+    source, neutral, later, **limits
         As the attributes of :class:`SettingInfo`.
     """
     if isinstance(default, Choice):
         help = help or type(default).__doc__ or ""
-    metadata = {_KEY: SettingInfo(help, limits, source, neutral)}
+    metadata = {_KEY: SettingInfo(help, limits, source, neutral, later)}
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
