@@ -40,8 +40,11 @@ _CONDITIONS: tuple[tuple[str, Condition], ...] = (
     ("model.temporal_layers model.temporal_heads", _is("model.temporal", "transformer")),
     ("model.temporal_head_dim model.temporal_mlp", _is("model.temporal", "transformer")),
     ("model.checkpoint_temporal optim.lr_temporal", _is("model.temporal", "transformer")),
-    ("optim.lr_image", _is("model.image", "all", "last", "norms")),
+    ("optim.lr_image optim.layer_decay", _is("model.image", "all", "last", "norms")),
     ("optim.momentum", _is("optim.name", "sgd")),
+    ("optim.betas", _is("optim.name", "adamw")),
+    ("optim.decay_all", _has("optim.weight_decay")),
+    ("optim.min_lr", _is("optim.schedule", "cosine")),
     ("optim.milestones optim.gamma", _is("optim.schedule", "step")),
     ("train.val_fraction", _is("train.selection", "best_val")),
 )

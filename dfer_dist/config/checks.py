@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from urllib.parse import urlsplit
 
+from dfer_dist.config.applicable import applicable_settings
 from dfer_dist.config.schema import (
     Config,
     ImageTuning,
@@ -45,6 +46,7 @@ def check_values(config: Config) -> None:
     _check_sentences(config.model)
     _check_modalities(config.model)
     _check_supervision(config)
+    _check_optimizer(config)
     if config.data.sampling is Sampling.uniform and config.eval.views > 1:
         raise UserError(
             f"eval.views={config.eval.views}: with data.sampling=uniform all views are the same"
@@ -87,6 +89,19 @@ def _check_supervision(config: Config) -> None:
             f"model.description_ratio={model.description_ratio}: adapters of descriptions' "
             "own need train.objective=both and model.text_tower=adapters"
         )
+
+
+def _check_optimizer(config: Config) -> None:
+    """Refuse betas that are not two decay rates, and a smallest rate above a largest one."""
+    betas, lowest = config.optim.betas, config.optim.min_lr
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"optim.betas={betas}: give two numbers, each at least 0 and below 1")
+    settings = applicable_settings(config)
+    for key, rate in settings.items():
+        if key.startswith("optim.lr_") and "optim.min_lr" in settings and rate < lowest:
+            raise UserError(
+                f"optim.min_lr={lowest:g} is above {key}={rate:g}: set {rate:g} at most"
+            )
 
 
 def check_uri(uri: str, name: str) -> None:

@@ -37,7 +37,7 @@ class Schedule(Choice):
     """How learning rates fall."""
 
     step = "Times optim.gamma at each of optim.milestones (DFER-CLIP, section 4.1)."
-    cosine = "Half a cosine to zero after the warm-up (Loshchilov & Hutter, ICLR 2017, no restart)."
+    cosine = "Half a cosine after the warm-up (Loshchilov & Hutter, ICLR 2017, no restart)."
 
 
 class Supervision(Choice):
@@ -65,7 +65,27 @@ class OptimConfig:
 
     name: Optimizer = setting(Optimizer.sgd)
     momentum: float = setting(0.9, "Momentum of SGD.", at_least=0)
+    betas: list[float] = setting(
+        [0.9, 0.999],
+        "AdamW's decay rates of the mean and the mean square of gradients.",
+        source="Adam: Kingma & Ba, ICLR 2015",
+        later=True,
+    )
     weight_decay: float = setting(1e-4, "Weight decay of every group.", at_least=0)
+    decay_all: bool = setting(
+        True,
+        "Decay norms, biases, positions, class tokens and layer scales too.",
+        source="false as in BEiT: Bao et al., ICLR 2022",
+        later=True,
+    )
+    layer_decay: float = setting(
+        1.0,
+        "Factor of lr_image from one block of the image tower to the one before it; 1 is off.",
+        above=0,
+        at_most=1,
+        source="BEiT: Bao et al., ICLR 2022; MAE: He et al., CVPR 2022, appendix A.1",
+        later=True,
+    )
     lr_image: float = setting(1e-5, "Learning rate of the image tower.", at_least=0)
     lr_temporal: float = setting(1e-2, "Learning rate of the temporal transformer.", at_least=0)
     lr_prompt: float = setting(1e-3, "Learning rate of the context tokens.", at_least=0)
@@ -73,6 +93,13 @@ class OptimConfig:
     lr_adapters: float = setting(3e-4, "Learning rate of adapters.", at_least=0)
     schedule: Schedule = setting(Schedule.step)
     milestones: list[int] = setting([30, 40], "Epochs, counted from the start of training.")
+    min_lr: float = setting(
+        0.0,
+        "Learning rate at which the cosine ends, before layer_decay.",
+        at_least=0,
+        source="SGDR: Loshchilov & Hutter, ICLR 2017, equation 5",
+        later=True,
+    )
     gamma: float = setting(0.1, "Factor of the learning rates at each milestone.", at_least=0)
     clip_norm: float = setting(
         0.0, "Largest 2-norm of the whole gradient; 0 turns clipping off.", at_least=0

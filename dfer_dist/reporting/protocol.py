@@ -14,6 +14,7 @@ from pathlib import Path
 from dfer_dist.config.schema import (
     Config,
     ImageTuning,
+    OptimConfig,
     Optimizer,
     Sampling,
     Schedule,
@@ -176,18 +177,29 @@ def _model_rows(c: Config) -> dict[str, str]:
     }
 
 
-def _training_rows(c: Config) -> dict[str, str]:
-    o, t = c.optim, c.train
-    optimizer = "AdamW"
+def _optimizer_rows(o: OptimConfig) -> dict[str, str]:
+    beta1, beta2 = o.betas
+    optimizer = f"AdamW, betas {beta1:g} and {beta2:g}"
     if o.name is Optimizer.sgd:
         optimizer = f"SGD, momentum {o.momentum:g}"
-    rates = f"image {o.lr_image:g}, temporal {o.lr_temporal:g}, prompt {o.lr_prompt:g}"
-    schedule = "half a cosine to zero"
+    decay = f"weight decay {o.weight_decay:g}"
+    if o.weight_decay and not o.decay_all:
+        decay += ", none of norms, biases, positions, class tokens and layer scales"
+    layers = ""
+    if o.layer_decay < 1:
+        layers = f" times {o.layer_decay:g} for each block nearer to the input"
+    rates = f"image {o.lr_image:g}{layers}, temporal {o.lr_temporal:g}, prompt {o.lr_prompt:g}"
+    schedule = f"half a cosine to {o.min_lr:g}"
     if o.schedule is Schedule.step:
         schedule = f"times {o.gamma:g} after epochs {join(o.milestones)}"
     if o.warmup_epochs:
         epochs = f"{o.warmup_epochs:g} epoch{'s' * (o.warmup_epochs != 1)}"
         schedule += f", warm-up over {epochs}"
+    return {"Optimiser": f"{optimizer}, {decay}", "Learning rates": f"{rates}; {schedule}"}
+
+
+def _training_rows(c: Config) -> dict[str, str]:
+    o, t = c.optim, c.train
     size = f"{t.epochs} epochs, {t.global_batch} clips a step, {t.precision.name}"
     weight = "no labels"
     if t.objective is not Supervision.descriptions:
@@ -200,9 +212,7 @@ def _training_rows(c: Config) -> dict[str, str]:
         f"class-balanced, beta {t.class_balance:g}": t.class_balance,
         f"gradients clipped at {o.clip_norm:g}": o.clip_norm,
     }
-    return {
-        "Optimiser": f"{optimizer}, weight decay {o.weight_decay:g}",
-        "Learning rates": f"{rates}; {schedule}",
+    return _optimizer_rows(o) | {
         "Loss": join(applicable(loss)),
         "Training": f"{size}, ZeRO stage {t.zero_stage}, seed {t.seed}",
     }

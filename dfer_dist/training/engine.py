@@ -6,7 +6,7 @@ import gc
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -20,11 +20,10 @@ from dfer_dist.config.schema import Config, OptimConfig, Optimizer, Precision, S
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.runs.provenance import resolved_python_command
 from dfer_dist.training import bf16_gradients
+from dfer_dist.training.parameter_groups import Groups, base_rates, optimizer_groups
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import extensions_dir
 from dfer_dist.utils.log import demote_dependencies, prints_at_debug
-
-Groups = Mapping[str, Sequence[tuple[str, nn.Parameter]]]
 
 
 @dataclass
@@ -59,11 +58,18 @@ class Engine:
     bad_steps: int = 0
 
     def set_learning_rates(self, step: int) -> dict[str, float]:
-        """Set the learning rate of each group for step ``step`` and return them by group."""
+        """Set the learning rate of each group for step ``step``.
+
+        Returns
+        -------
+        dict of str to float
+            By name of :attr:`base_lr`; with ``optim.layer_decay`` of the layers after all blocks.
+        """
+        lowest = lowest_rate(self.optim, step, self.steps_per_epoch)
         factor = lr_factor(self.optim, step, self.steps_per_epoch, self.total_steps)
-        rates = {name: lr * factor for name, lr in self.base_lr.items()}
+        rates = {name: lowest + (lr - lowest) * factor for name, lr in self.base_lr.items()}
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = rates[group["name"]]
+            group["lr"] = rates[group["name"]] * group["lr_scale"]
         return rates
 
     def micro_step(self, loss: Tensor) -> None:
@@ -90,12 +96,24 @@ class Engine:
         return float(self.deepspeed.get_global_grad_norm())
 
 
+def lowest_rate(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate at which :func:`lr_factor` is 0, at step ``step``."""
+    if optim.schedule is Schedule.cosine and step >= warmup_steps(optim, steps_per_epoch):
+        return optim.min_lr
+    return 0.0
+
+
+def warmup_steps(optim: OptimConfig, steps_per_epoch: int) -> int:
+    """Return the number of steps in which learning rates rise."""
+    return round(optim.warmup_epochs * steps_per_epoch)
+
+
 def lr_factor(optim: OptimConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:
-    """Return the factor of the peak learning rates at step ``step``.
+    """Return the share of the way from the lowest to the peak learning rates at step ``step``.
 
     It is a pure function, so resuming needs no state of a scheduler.
     """
-    warmup = round(optim.warmup_epochs * steps_per_epoch)
+    warmup = warmup_steps(optim, steps_per_epoch)
     if step < warmup:
         return (step + 1) / warmup
     if optim.schedule is Schedule.cosine:
@@ -132,11 +150,11 @@ def build_engine(
     import deepspeed
 
     demote_dependencies()
-    base_lr = {name: getattr(config.optim, f"lr_{name}") for name in groups}
+    base_lr = base_rates(groups, config.optim)
     with _frozen_garbage(), prints_at_debug():
         engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=_optimizer(groups, base_lr, config.optim),
+            optimizer=_optimizer(optimizer_groups(model, groups, config.optim), config.optim),
             config=_deepspeed_config(config, micro_batch, accumulation, ranks),
             dist_init_required=False,
         )
@@ -166,18 +184,12 @@ def _frozen_garbage() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _optimizer(
-    groups: Groups, base_lr: dict[str, float], optim: OptimConfig
-) -> torch.optim.Optimizer:
+def _optimizer(param_groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optimizer:
     """Return a fused optimizer of torch; DeepSpeed's own compile on the compute node."""
-    param_groups = [
-        {"params": [p for _, p in group], "lr": base_lr[name], "name": name}
-        for name, group in groups.items()
-    ]
-    shared: dict[str, Any] = {"weight_decay": optim.weight_decay, "fused": True}
     if optim.name is Optimizer.adamw:
-        return torch.optim.AdamW(param_groups, **shared)
-    return torch.optim.SGD(param_groups, momentum=optim.momentum, **shared)
+        beta1, beta2 = optim.betas
+        return torch.optim.AdamW(param_groups, betas=(beta1, beta2), fused=True)
+    return torch.optim.SGD(param_groups, momentum=optim.momentum, fused=True)
 
 
 def _deepspeed_config(

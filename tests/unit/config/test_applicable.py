@@ -48,6 +48,11 @@ def test_settings_of_one_choice_matter_with_it_only() -> None:
     sgd = idle(demo("optim.name=sgd", "optim.schedule=step", "train.selection=best_val"))
     settings = {"optim.momentum", "optim.milestones", "optim.gamma", "train.val_fraction"}
     assert settings <= idle(demo()) and not settings & sgd
+    assert {"optim.betas", "optim.min_lr"} <= sgd and not {"optim.betas"} & idle(
+        demo("optim.name=adamw")
+    )
+    assert "optim.layer_decay" in idle(demo("model.image=lora"))
+    assert "optim.decay_all" in idle(demo("optim.weight_decay=0"))
     lora = {"model.lora_rank", "model.lora_alpha", "optim.lr_lora"}
     assert lora <= idle(demo())
     assert not lora & idle(demo("model.text_tower=lora"))

@@ -200,12 +200,21 @@ OUT_OF_RANGE = """
     data.augment.rotation=-4 model.temperature=0 model.temperature=inf optim.lr_image=-1
     optim.lr_image=nan optim.lr_lora=-1 model.image_blocks=0 model.lora_rank=0
     model.lora_alpha=0 optim.gamma=-1 optim.momentum=-0.1 optim.warmup_epochs=-1 eval.batch=0
+    optim.betas=[0.9] optim.betas=[0.9,1] optim.betas=[-0.1,0.9] optim.betas=[0.9,nan]
+    optim.layer_decay=0 optim.layer_decay=1.1 optim.min_lr=-1
 """
 
 
 @pytest.mark.parametrize("word", OUT_OF_RANGE.split())
 def test_value_out_of_range_names_the_key(word: str) -> None:
     assert word.partition("=")[0] in refused(word)
+
+
+def test_smallest_rate_above_a_largest_one_is_refused() -> None:
+    text = refused("optim.schedule=cosine", "optim.lr_prompt=1e-4", "optim.min_lr=2e-4")
+    assert text == "optim.min_lr=0.0002 is above optim.lr_prompt=0.0001: set 0.0001 at most"
+    demo("optim.schedule=step", "optim.lr_prompt=1e-4", "optim.min_lr=2e-4")
+    demo("optim.schedule=cosine", "optim.lr_lora=1e-4", "optim.min_lr=2e-4")
 
 
 def test_null_lists_and_enums_are_parsed() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dfer_dist.config.load import load_config
-from dfer_dist.reporting.protocol import _model_rows
+from dfer_dist.reporting.protocol import _model_rows, _optimizer_rows
 from tests.helpers.made_runs import load_made, make_fold, write_summary
 
 
@@ -38,6 +38,24 @@ from tests.helpers.made_runs import load_made, make_fold, write_summary
 def test_model_rows_name_trained_parts(overrides: list[str], expected: str) -> None:
     rows = _model_rows(load_config("demo", ["data.shards=x", *overrides]))
     assert rows["Trained"] == expected
+
+
+def test_optimizer_rows_name_what_differs_by_parameter() -> None:
+    optim = load_config("demo", ["data.shards=x"]).optim
+    assert _optimizer_rows(optim) == {
+        "Optimiser": "AdamW, betas 0.9 and 0.999, weight decay 0.01",
+        "Learning rates": "image 0.0003, temporal 0.001, prompt 0.01; half a cosine to 0, "
+        "warm-up over 1 epoch",
+    }
+    optim.layer_decay, optim.decay_all, optim.min_lr = 0.75, False, 1e-6
+    rows = _optimizer_rows(optim)
+    assert rows["Optimiser"].endswith(
+        "none of norms, biases, positions, class tokens and layer scales"
+    )
+    assert rows["Learning rates"].startswith(
+        "image 0.0003 times 0.75 for each block nearer to the input, temporal"
+    )
+    assert "half a cosine to 1e-06" in rows["Learning rates"]
 
 
 def test_markdown_describes_views_and_frames(tmp_path: Path) -> None:
