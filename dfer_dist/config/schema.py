@@ -142,6 +142,19 @@ class EvalConfig:
         at_least=1,
         source="Non-local Neural Networks: Wang et al., CVPR 2018",
     )
+    crops: int = setting(
+        1,
+        "Square crops of a clip along the longer side of its frames; 1 is the whole frame.",
+        at_least=1,
+        source="Non-local Neural Networks: Wang et al., CVPR 2018 (3)",
+        later=True,
+    )
+    mirror: bool = setting(
+        False,
+        "Also see each clip mirrored; the probabilities are averaged.",
+        source="AlexNet: Krizhevsky et al., NeurIPS 2012, section 4.1",
+        later=True,
+    )
     shuffle_frames: bool = setting(
         False, "Also test with the frames of each clip in random order.", neutral=True
     )

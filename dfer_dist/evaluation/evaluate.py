@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,26 @@ class Predictions:
             pq.write_table(table, temporary)
 
 
+def build_test_loader(
+    config: Config, index: Index, clips: ClipSet, ranks: Ranks, shuffle_frames: bool = False
+) -> Iterator[Batch]:
+    """Return this rank's batches of a test, with the views that ``config.eval`` asks for."""
+    return evaluation_loader(
+        index,
+        config.data,
+        clips,
+        batch=config.eval.batch,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=config.train.seed,
+        views=config.eval.views,
+        crops=config.eval.crops,
+        mirror=config.eval.mirror,
+        shuffle_frames=shuffle_frames,
+        modalities=config.model.modalities,
+    )
+
+
 @torch.no_grad()
 def predict(
     forward: Callable[[Tensor], Tensor],
@@ -86,30 +107,32 @@ def predict(
     """Predict this rank's share; return label and logits (float32 [C]) by key.
 
     ``forward`` maps frames, uint8 [b, T, 3, S, S], to logits [b, C]. It is called once for each
-    view of a batch. All batches have the same shape, so that a clip's logits depend neither on the
-    rank that computes them nor on the other clips of the batch. ``progress`` is called after each
-    batch with the number of clips done.
+    view of a batch; a clip may come in several batches, which are spatial views of it. All batches
+    have the same shape, so that a clip's logits depend neither on the rank that computes them nor
+    on the other clips of the batch. ``progress`` is called after each batch with the number of
+    clips seen.
 
     Raises
     ------
     UserError
         If a clip is damaged: an evaluation may lose none.
     """
-    rows: dict[str, tuple[int, np.ndarray]] = {}
+    labels, views = dict[str, int](), defaultdict[str, list[Tensor]](list)
     for batch in batches:
         if batch.lost:
             raise UserError(
                 f"evaluation stopped, since a clip is damaged: {batch.lost[0]} (copy the shard "
                 "again)"
             )
-        logits = clip_logits(forward, batch.pixels(device), batch.views).cpu().numpy()
+        logits = clip_logits(forward, batch.pixels(device), batch.views).cpu()
         for key, label, valid, row in zip(
             batch.keys, batch.labels.tolist(), batch.valid.tolist(), logits, strict=True
         ):
             if valid:
-                rows[key] = (label, row)
-        progress(len(rows))
-    return rows
+                labels[key] = label
+                views[key].append(row)
+        progress(len(labels))
+    return {key: (labels[key], average_views(torch.stack(v)).numpy()) for key, v in views.items()}
 
 
 def clip_logits(forward: Callable[[Tensor], Tensor], pixels: Tensor, views: int) -> Tensor:
@@ -132,18 +155,18 @@ def clip_logits(forward: Callable[[Tensor], Tensor], pixels: Tensor, views: int)
 
 
 def average_views(logits: Tensor) -> Tensor:
-    """Return logits whose softmax is the mean of the views' probabilities.
+    """Return logits whose softmax is the mean of V views' probabilities.
 
     Averaging probabilities follows Wang et al. ("Non-local Neural Networks", CVPR 2018, section 4)
     and Feichtenhofer et al. ("SlowFast Networks", ICCV 2019, section 4).
 
     Parameters
     ----------
-    logits : float32 [V, b, C]
+    logits : float32 [V, …, C]
 
     Returns
     -------
-    float32 [b, C]
+    float32 […, C]
         A single view's as they are; of several the logarithm of the mean probability.
     """
     if len(logits) == 1:
@@ -321,16 +344,9 @@ def predict_here(
         if progress:
             progress(done, len(clips))
 
-    batches = evaluation_loader(
-        index,
-        config.data,
-        clips,
-        batch=config.eval.batch,
-        seed=config.train.seed,
-        views=config.eval.views,
-        modalities=config.model.modalities,
-    )
+    ranks = Ranks(0, 1, 0, device)
+    batches = build_test_loader(config, index, clips, ranks)
     rows = predict(lambda frames: model(frames, text), batches, device, report)
-    table = collect(rows, index, clips, Ranks(0, 1, 0, device))
+    table = collect(rows, index, clips, ranks)
     assert table is not None  # one rank is rank 0
     return table

@@ -128,6 +128,8 @@ def _protocol(
         "num_frames": config.data.num_frames,
         "sampling": config.data.sampling.name,
         "views": config.eval.views,
+        "crops": config.eval.crops,
+        "mirror": config.eval.mirror,
     }
 
 

@@ -21,11 +21,11 @@ from torch import Tensor
 from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import Config, Precision
 from dfer_dist.data.loading import augmentation
-from dfer_dist.data.loading.augmentation import AugmentParams, stack_params
+from dfer_dist.data.loading.augmentation import SpatialView, spatial_views, stack_params
 from dfer_dist.data.loading.frame_sampling import eval_frames
 from dfer_dist.data.loading.modalities import draw_modality, find_points
 from dfer_dist.data.shards.sidecars import PARSING, REGIONS
-from dfer_dist.evaluation.evaluate import clip_logits
+from dfer_dist.evaluation.evaluate import average_views, clip_logits
 from dfer_dist.models.build import build_untrained, model_dtype, resolve_image_size
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.utils.errors import UserError
@@ -146,7 +146,7 @@ class ExportedModel:
     Attributes
     ----------
     config : Config
-        Its settings. ``config.data`` and ``config.eval.views`` choose the frames, as in an
+        Its settings. ``config.data`` and ``config.eval`` choose frames and views, as in an
         evaluation.
     text_features : Tensor, float32 [P C, D]
         Features of the class texts, C classes of each of P polarities.
@@ -216,7 +216,7 @@ class ExportedModel:
             )
 
     def preprocess(self, frames: np.ndarray, landmarks: np.ndarray | None) -> Tensor:
-        """Resize frames as an evaluation does, and draw the other modalities of each.
+        """Crop and resize frames as an evaluation does, and draw the other modalities of each.
 
         Parameters
         ----------
@@ -226,17 +226,23 @@ class ExportedModel:
 
         Returns
         -------
-        uint8 Tensor [T, M, 3, S, S]
-            M modalities, the frame first.
+        uint8 Tensor [T, K, M, 3, S, S]
+            K spatial views, M modalities of each, the frame first.
         """
+        test = self.config.eval
+        views = spatial_views(test.crops, test.mirror)
+        return torch.stack([self._see(frames, landmarks, view) for view in views], 1)
+
+    def _see(self, frames: np.ndarray, landmarks: np.ndarray | None, view: SpatialView) -> Tensor:
+        """Return a spatial view of frames, uint8 [T, M, 3, S, S]."""
         size = resolve_image_size(self.config)
         shape = (frames.shape[1], frames.shape[2])
-        params = stack_params([AugmentParams.identity(*shape)])
+        params = view.params(*shape)
         pixels = torch.from_numpy(np.array(frames))[None]
-        images = [augmentation.apply(pixels, params, size)[0]]
+        images = [augmentation.apply(pixels, stack_params([params]), size)[0]]
         for kind in self.config.model.modalities:
             assert landmarks is not None, "a model with further modalities is given landmarks"
-            drawn = torch.from_numpy(draw_modality(kind, landmarks, shape, size))
+            drawn = torch.from_numpy(draw_modality(kind, landmarks, shape, params, size))
             images.append(drawn.permute(0, 3, 1, 2))
         return torch.stack(images, 1)
 
@@ -250,18 +256,21 @@ class ExportedModel:
 
         Parameters
         ----------
-        clips : list of N uint8 Tensor [V T, M, 3, S, S]
-            From :meth:`preprocess`; the V views of a clip one after the other.
+        clips : list of N uint8 Tensor [V T, K, M, 3, S, S]
+            From :meth:`preprocess`; the V views in time of a clip one after the other.
 
         Returns
         -------
         float32 array [N, C]
         """
-        views = self.config.eval.views
-        by_view = torch.stack(clips).to(self.device).unflatten(1, (views, -1))
-        pixels = by_view.transpose(2, 3).flatten(1, 3)
-        logits = clip_logits(lambda part: self.model(part, self.text_features), pixels, views)
-        return logits.cpu().numpy()
+        views, logits = self.config.eval.views, list[Tensor]()
+        for spatial in range(clips[0].shape[1]):
+            seen = torch.stack([clip[:, spatial] for clip in clips]).to(self.device)
+            pixels = seen.unflatten(1, (views, -1)).transpose(2, 3).flatten(1, 3)
+            logits.append(
+                clip_logits(lambda part: self.model(part, self.text_features), pixels, views)
+            )
+        return average_views(torch.stack(logits)).cpu().numpy()
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

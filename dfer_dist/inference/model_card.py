@@ -20,7 +20,7 @@ from dfer_dist.inference.pyfunc import REQUIREMENTS, TEMPLATES
 from dfer_dist.models.class_texts import polarity_texts
 from dfer_dist.reporting.protocol import Rows, settings_rows
 from dfer_dist.reporting.tables import Table, markdown, slug
-from dfer_dist.reporting.wording import interval_text
+from dfer_dist.reporting.wording import interval_text, views_text
 from dfer_dist.runs import provenance
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import FoldResult
@@ -115,12 +115,13 @@ def model_card(info: ModelInfo, config: Config, info_sha256: str, license_id: st
         Of the weights: an identifier of the Hub, or :data:`OTHER`.
     """
     size, frames = config.data.image_size, config.data.num_frames
-    views = f", {config.eval.views} views of a clip averaged" if config.eval.views > 1 else ""
+    test = config.eval
+    seen = f"seen {views_text(test.views, test.crops, test.mirror)}"
     parts = [
         f"# Facial expressions: {', '.join(info.classes)}",
         f"Classifies {len(info.classes)} facial expressions in a short clip of one face, with "
         f"{info.backbone}: {frames} frames of {size} x {size} pixels "
-        f"(`{config.data.sampling.name}`{views}), {info.parameters:,} parameters in float32. "
+        f"(`{config.data.sampling.name}`; {seen}), {info.parameters:,} parameters in float32. "
         f"Made by dfer_dist {info.software['dfer_dist']}; the method is {_method(info, config)}.",
         *_results(info),
         _template("limits.md").format(domain=_domain(info.dataset)),

@@ -86,7 +86,7 @@ def protocol_rows(loaded: LoadedRun) -> Rows:
     result, config = loaded.result, read_settings(loaded.run)
     rows = {"Selection": PROTOCOLS[result.selection]}
     if result.views is not None:
-        views = views_text(result.views)
+        views = views_text(result.views, result.crops, result.mirror)
         rows["Test clips"] = f"every clip {views}, {result.num_frames} frames a view"
     if result.described_clips is not None:
         count = f"of {result.described_clips} training clips in fold {result.fold}"

@@ -76,15 +76,18 @@ def frames_text(result: FoldResult) -> str:
     """Return which frames a prediction is based on; empty for a result without that record."""
     if result.views is None:
         return ""
-    return (
-        f"Each clip was seen {views_text(result.views)}, {result.num_frames} frames a view "
-        f"({result.sampling})."
-    )
+    seen = views_text(result.views, result.crops, result.mirror)
+    return f"Each clip was seen {seen}, {result.num_frames} frames a view ({result.sampling})."
 
 
-def views_text(views: int) -> str:
-    """Return how often a clip is seen."""
-    return "once" if views == 1 else f"in {views} views, their probabilities averaged"
+def views_text(views: int, crops: int, mirror: bool) -> str:
+    """Return how often a clip is seen, by the settings ``eval.*``."""
+    total = views * crops * (1 + mirror)
+    if total == 1:
+        return "once"
+    spatial = join(applicable({f"{crops} crops": crops > 1, "mirrored too": mirror}))
+    of = f" ({spatial})" if spatial else ""
+    return f"in {total} views{of}, their probabilities averaged"
 
 
 def mean_text(spread: Spread) -> str:

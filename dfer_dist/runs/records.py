@@ -72,6 +72,8 @@ class FoldResult(Record):
     num_frames: int | None = None
     sampling: str | None = None
     views: int | None = None
+    crops: int = 1
+    mirror: bool = False
     device: str | None = None
     lost_clips: int = 0
     skipped_steps: int = 0

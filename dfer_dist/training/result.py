@@ -46,6 +46,8 @@ def fold_result(trainer: Trainer, scores: Scores, shuffled: UarWar | None) -> Fo
         num_frames=config.data.num_frames,
         sampling=config.data.sampling.name,
         views=config.eval.views,
+        crops=config.eval.crops,
+        mirror=config.eval.mirror,
         device=trainer.ranks.device.type,
         lost_clips=len(state.lost_clips),
         skipped_steps=len(state.bad_steps),

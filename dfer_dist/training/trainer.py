@@ -16,12 +16,12 @@ from dfer_dist.checkpoints.async_checkpointer import AsyncCheckpointer
 from dfer_dist.checkpoints.optimizer_state import replace_weights
 from dfer_dist.checkpoints.state import CheckpointInfo
 from dfer_dist.config.schema import Config, Selection
-from dfer_dist.data.loading.loader import Batch, evaluation_loader
+from dfer_dist.data.loading.loader import Batch
 from dfer_dist.data.loading.sampler import ClipSet
 from dfer_dist.distributed.preemption import Preempted, PreemptionHandler
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.distributed.watchdog import Watchdog
-from dfer_dist.evaluation.evaluate import Predictions, collect, predict
+from dfer_dist.evaluation.evaluate import Predictions, build_test_loader, collect, predict
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import Scores, UarWar
 from dfer_dist.runs.status import Phase
@@ -323,18 +323,7 @@ class Trainer:
         engine.eval()
         with torch.no_grad():
             text = model.text_features()
-        batches = evaluation_loader(
-            index,
-            config.data,
-            clips,
-            batch=config.eval.batch,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            seed=config.train.seed,
-            views=config.eval.views,
-            shuffle_frames=shuffle_frames,
-            modalities=config.model.modalities,
-        )
+        batches = build_test_loader(config, index, clips, ranks, shuffle_frames)
         try:
             rows = predict(
                 lambda frames: model.merge_polarities(engine(frames, text)),

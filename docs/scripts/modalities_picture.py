@@ -43,8 +43,9 @@ def drawn(label: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def row(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
+    params = AugmentParams.identity(SIDE, SIDE)
     dots, regions = (
-        draw_modality(kind, points[None], (SIDE, SIDE), SIDE)[0]
+        draw_modality(kind, points[None], (SIDE, SIDE), params, SIDE)[0]
         for kind in ("landmarks", "parsing")
     )
     marked = np.where(dots > 0, np.array([60, 230, 90], np.uint8), frame)

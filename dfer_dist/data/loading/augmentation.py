@@ -22,6 +22,9 @@ from torchvision.transforms.v2 import functional as F
 from dfer_dist.config.schema import AugmentConfig
 
 _CROP_TRIES = 10
+# Largest side of a test crop, as a part of the frame's longer side: 224 of 256 pixels, which timm
+# crops in a test too.
+_TEST_CROP = 7 / 8
 # Clips per chunk: their floating-point copies stay in a processor's caches, or use up to 0.3 GB of
 # a GPU at 16 frames of 224 x 224.
 _CHUNK_SIZE = {"cpu": 2, "cuda": 16}
@@ -46,6 +49,44 @@ class AugmentParams(NamedTuple):
     def identity(cls, height: int, width: int) -> AugmentParams:
         """Return the parameters of a clip that is resized and nothing else."""
         return cls(1, 0, 0, 0, height, width, flip=False)
+
+
+class SpatialView(NamedTuple):
+    """The part of its frames that a test sees of a clip.
+
+    ``place`` is that of a square crop along the longer side, from 0 to 1, or None for the whole
+    frame; ``mirrored`` flips it.
+    """
+
+    place: float | None = None
+    mirrored: bool = False
+
+    def params(self, height: int, width: int) -> AugmentParams:
+        """Return the parameters of a clip with frames of ``height`` x ``width`` pixels.
+
+        A crop has the shorter side of the frame (Wang et al., "Non-local Neural Networks", CVPR
+        2018), but at most 7/8 of the longer one: crops of a square would all be the same. It is
+        centred along the shorter side.
+        """
+        whole = AugmentParams.identity(height, width)._replace(flip=self.mirrored)
+        if self.place is None:
+            return whole
+        side = min(height, width, round(_TEST_CROP * max(height, width)))
+        along = round(self.place * (max(height, width) - side))
+        across = (min(height, width) - side) // 2
+        top, left = (along, across) if height > width else (across, along)
+        return whole._replace(top=top, left=left, height=side, width=side)
+
+
+def spatial_views(crops: int, mirror: bool) -> tuple[SpatialView, ...]:
+    """Return the spatial views of a test: ``crops`` of them, with ``mirror`` each flipped too.
+
+    A single crop is the whole frame; several are spread from one end of the longer side to the
+    other.
+    """
+    places = [None] if crops == 1 else [crop / (crops - 1) for crop in range(crops)]
+    flips = (False, True) if mirror else (False,)
+    return tuple(SpatialView(place, flip) for flip in flips for place in places)
 
 
 def sample_params(

@@ -18,7 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from dfer_dist.config.schema import DataConfig
 from dfer_dist.data.loading import augmentation, prefetch
-from dfer_dist.data.loading.augmentation import AugmentParams, sample_params, stack_params
+from dfer_dist.data.loading.augmentation import (
+    AugmentParams,
+    SpatialView,
+    sample_params,
+    spatial_views,
+    stack_params,
+)
 from dfer_dist.data.loading.batch import Batch, BufferPool
 from dfer_dist.data.loading.frame_sampling import eval_frames, train_frames
 from dfer_dist.data.loading.modalities import ModalityReader
@@ -97,7 +103,7 @@ class _ClipDataset(Dataset[Batch]):
         params = [AugmentParams.identity(self.size, self.size)] * self.batch
         for i, clip in clips.items():
             with _record_damage(batch.lost):
-                params[i] = self._finish(handles[i], clip, rngs[i], array[i])
+                params[i] = self._finish(handles[i], clip, rngs[i], request.view, array[i])
                 batch.labels[i], batch.valid[i] = clip.label, True
         batch.augment_params = stack_params(params)
         array[~batch.valid.numpy()] = 0
@@ -107,7 +113,12 @@ class _ClipDataset(Dataset[Batch]):
         return batch
 
     def _finish(
-        self, handle: ClipHandle, clip: Clip, rng: np.random.Generator, out: np.ndarray
+        self,
+        handle: ClipHandle,
+        clip: Clip,
+        rng: np.random.Generator,
+        view: SpatialView,
+        out: np.ndarray,
     ) -> AugmentParams:
         """Draw a clip's modalities, resize its frames if needed; return what is left to do.
 
@@ -116,8 +127,9 @@ class _ClipDataset(Dataset[Batch]):
         longer.
         """
         height, width = clip.frames.shape[1:3]
-        params = AugmentParams.identity(height, width)
-        if not self.views:
+        if self.views:
+            params = view.params(height, width)
+        else:
             params = sample_params(height, width, self.data.augment, rng)
         self.renderer.draw(handle, (height, width), params, out[self.frames :])
         if (height, width) == (self.size, self.size):
@@ -182,6 +194,8 @@ def evaluation_loader(
     world_size: int = 1,
     seed: int = 0,
     views: int = 1,
+    crops: int = 1,
+    mirror: bool = False,
     shuffle_frames: bool = False,
     modalities: Sequence[str] = (),
 ) -> Iterator[Batch]:
@@ -189,7 +203,8 @@ def evaluation_loader(
 
     Batch number k goes to rank k modulo ``world_size``. Every rank gets the same number of batches,
     the last of which may be padding altogether, since ranks must step together where weights are
-    sharded. Each clip comes once, with all its views.
+    sharded. Each clip comes once for each spatial view, with all its temporal ones. Spatial views
+    are decoded anew, so that they need no more memory.
 
     Parameters
     ----------
@@ -202,7 +217,9 @@ def evaluation_loader(
     seed : int
         Of ``shuffle_frames``.
     views : int
-        Of each clip; see :func:`~dfer_dist.data.loading.frame_sampling.eval_frames`.
+        Of each clip in time; see :func:`~dfer_dist.data.loading.frame_sampling.eval_frames`.
+    crops, mirror
+        Of each clip in space; see :func:`~dfer_dist.data.loading.augmentation.spatial_views`.
     shuffle_frames : bool
         Shuffle the frames of each view.
     modalities : sequence of str
@@ -212,7 +229,7 @@ def evaluation_loader(
     own = batches[rank::world_size]
     own += [[]] * (-(-len(batches) // world_size) - len(own))
     dataset = _ClipDataset(index, data, modalities, batch, seed, views, shuffle_frames)
-    return _start(dataset, prefetch.evaluation_requests(own))
+    return _start(dataset, prefetch.evaluation_requests(own, spatial_views(crops, mirror)))
 
 
 def _start(dataset: _ClipDataset, requests: Iterable[prefetch.BatchRequest]) -> Iterator[Batch]:

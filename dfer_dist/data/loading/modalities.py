@@ -133,9 +133,13 @@ def find_points(frames: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def draw_modality(
-    kind: str, points: np.ndarray, frame_size: tuple[int, int], size: int
+    kind: str,
+    points: np.ndarray,
+    frame_size: tuple[int, int],
+    params: AugmentParams,
+    size: int,
 ) -> np.ndarray:
-    """Draw a modality of frames that are resized and nothing else from their landmarks.
+    """Draw a modality of frames from their landmarks.
 
     Parameters
     ----------
@@ -145,6 +149,8 @@ def draw_modality(
         Pixels of the frames; NaN gives black.
     frame_size : tuple of int
         Height and width of the frames.
+    params : AugmentParams
+        What is done to the frames.
     size : int
         Side of the squares that they are resized to.
 
@@ -152,11 +158,11 @@ def draw_modality(
     -------
     uint8 array [T, size, size, 3]
     """
-    params = AugmentParams.identity(*frame_size)
     if kind == LANDMARKS:
         return parsing_maps.draw_landmarks(transform_points(points, frame_size, params, size), size)
     labels = np.stack([parsing_maps.draw_regions(own, *frame_size) for own in points])
-    return parsing_maps.colorize(resample_labels(labels, frame_size, params, size))
+    labels = resample_labels(labels, frame_size, params, size)
+    return parsing_maps.colorize(labels, flipped=params.flip)
 
 
 def transform_points(

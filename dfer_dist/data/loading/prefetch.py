@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import accumulate
 
+from dfer_dist.data.loading.augmentation import SpatialView
 from dfer_dist.data.loading.sampler import EpochPlan, SampleRef
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.store import Remote
@@ -31,7 +32,14 @@ class BatchRequest(list[SampleRef]):
     refs : iterable of SampleRef
     ahead : iterable of int
         Shards that this batch and later ones need, soonest first.
+
+    Attributes
+    ----------
+    view : SpatialView
+        What a test sees of the clips.
     """
+
+    view = SpatialView()
 
     def __init__(self, refs: Iterable[SampleRef], ahead: Iterable[int] = ()) -> None:
         super().__init__(refs)
@@ -68,15 +76,23 @@ def _next_block_shards(plan: EpochPlan, step: int, lanes: range, epochs: int) ->
     return []
 
 
-def evaluation_requests(batches: Sequence[list[SampleRef]]) -> Iterator[BatchRequest]:
-    """Yield a request for each batch; one that enters a shard carries the shards ahead."""
+def evaluation_requests(
+    batches: Sequence[list[SampleRef]], views: Sequence[SpatialView] = (SpatialView(),)
+) -> Iterator[BatchRequest]:
+    """Yield a request for each view of each batch, first all views of the first one.
+
+    The first that enters a shard carries the shards ahead.
+    """
     order = list(dict.fromkeys(ref.shard for refs in batches for ref in refs))
     entered = 0
     for refs in batches:
         ends = (order.index(ref.shard, max(entered - 1, 0)) + 1 for ref in refs)
         end = max(ends, default=entered)
         ahead = order[entered : end + _AHEAD] if end > entered else ()
-        yield BatchRequest(refs, ahead)
+        for i, view in enumerate(views):
+            request = BatchRequest(refs, () if i else ahead)
+            request.view = view
+            yield request
         entered = end
 
 

@@ -138,6 +138,20 @@ def test_evaluation_loader_views_show_their_own_frames(
     assert sorted(seen) == sorted([*frames] * 2)
 
 
+def test_workers_read_the_spatial_views_that_are_asked_for(
+    square: tuple[Index, dict[str, list[np.ndarray]]],
+) -> None:
+    index, _ = square
+    everything = all_clips(index, range(len(index.shards)))
+    own, forked = (
+        rows(evaluation_loader(index, settings(w), everything, batch=7, crops=2, mirror=True))
+        for w in (0, 2)
+    )
+    assert (
+        forked == own and len(own) == 12 and len({row.pixels for b in own[:4] for row in b}) == 28
+    )
+
+
 def test_shuffle_frames_stays_within_each_view(
     square: tuple[Index, dict[str, list[np.ndarray]]],
 ) -> None:

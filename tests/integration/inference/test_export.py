@@ -111,14 +111,15 @@ def test_logits_equal_those_of_an_evaluation(
     exported: Case, tiny_shards: Index, tmp_path: Path
 ) -> None:
     model, clips = load(exported.out, device="cpu"), every_clip(tiny_shards, 2)
-    for views in (1, 2):
+    for views, crops, mirror in ((1, 1, False), (2, 1, False), (2, 3, True)):
         evaluate_checkpoint(
             exported.fold.checkpoints / "LATEST",
             None,
-            [f"eval.views={views}"],
+            [f"eval.views={views}", f"eval.crops={crops}", f"eval.mirror={mirror}"],
             tmp_path / "p.parquet",
         )
-        model.config.eval.views = views
+        test = model.config.eval
+        test.views, test.crops, test.mirror = views, crops, mirror
         table = pq.read_table(tmp_path / "p.parquet")
         assert sorted(table["key"].to_pylist()) == sorted(clips) and len(clips) == 12
         for key, logits in zip(table["key"].to_pylist(), table["logits"].to_pylist(), strict=True):

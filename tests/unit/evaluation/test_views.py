@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import numpy as np
 import pytest
 import torch
@@ -44,13 +46,13 @@ def brightness(frames: Tensor) -> Tensor:
 
 
 def predictions(
-    index: Index, world: int, views: int, sampling: Sampling
+    index: Index, world: int, views: int, sampling: Sampling, **spatial: int
 ) -> tuple[list[str], np.ndarray]:
     data = DataConfig("-", num_frames=4, image_size=24, workers=0, sampling=sampling, stride=2)
     test, rows = all_clips(index, index.test_shards(2)), {}
     for rank in range(world):
         batches = evaluation_loader(
-            index, data, test, batch=5, rank=rank, world_size=world, views=views
+            index, data, test, batch=5, rank=rank, world_size=world, views=views, **spatial
         )
         rows |= predict(brightness, batches, CPU)
     table = collect(rows, index, test, Ranks(0, 1, 0, CPU))
@@ -68,6 +70,24 @@ def test_a_clip_is_predicted_once_from_all_its_views_on_any_number_of_ranks(
     assert again[0] == keys and np.array_equal(again[1], logits)
     assert not np.allclose(predictions(tiny_shards, 1, 1, sampling)[1], logits)
     np.testing.assert_allclose(np.exp(logits).sum(1), 1, rtol=1e-5)  # logarithms of probabilities
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_spatial_views_are_averaged_with_the_others(tiny_shards: Index, views: int) -> None:
+    keys, logits = predictions(tiny_shards, 1, views, Sampling.segments, crops=2, mirror=True)
+    again = predictions(tiny_shards, 3, views, Sampling.segments, crops=2, mirror=True)
+    assert again[0] == keys and np.array_equal(again[1], logits)
+    data = DataConfig("-", num_frames=4, image_size=24, workers=0)
+    test, probabilities = all_clips(tiny_shards, tiny_shards.test_shards(2)), defaultdict(list)
+    for batch in evaluation_loader(
+        tiny_shards, data, test, batch=5, views=views, crops=2, mirror=True
+    ):
+        for key, pixels in zip(batch.keys, batch.pixels(CPU), strict=True):
+            by_view = brightness(pixels.unflatten(0, (views, 4))).softmax(-1)
+            probabilities[key] += by_view.tolist()
+    for key, row in zip(keys, np.exp(logits), strict=True):
+        assert len(probabilities[key]) == 4 * views
+        np.testing.assert_allclose(row, np.mean(probabilities[key], 0), rtol=1e-5)
 
 
 def test_views_that_would_all_be_the_same_are_refused() -> None:

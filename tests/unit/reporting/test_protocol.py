@@ -59,11 +59,15 @@ def test_optimizer_rows_name_what_differs_by_parameter() -> None:
 
 
 def test_markdown_describes_views_and_frames(tmp_path: Path) -> None:
-    for views, expected in (
-        (1, "seen once, 8 frames a view (dense)."),
-        (3, "seen in 3 views, their probabilities averaged, 8"),
+    for number, (views, expected) in enumerate(
+        (
+            ({"views": 1}, "seen once, 8 frames a view (dense)."),
+            ({"views": 3}, "seen in 3 views, their probabilities averaged, 8"),
+            ({"views": 1, "mirror": True}, "in 2 views (mirrored too), their probabilities"),
+            ({"views": 2, "crops": 3, "mirror": True}, "in 12 views (3 crops, mirrored too), "),
+        )
     ):
-        run = tmp_path / str(views)
-        make_fold(run, 1, num_frames=8, sampling="dense", views=views)
+        run = tmp_path / str(number)
+        make_fold(run, 1, num_frames=8, sampling="dense", **views)
         write_summary(load_made(run, [1]))
         assert expected in (run / "summary.md").read_text()
