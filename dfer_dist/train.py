@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,6 +29,8 @@ def main() -> NoReturn:
     # Collecting garbage during these imports would take a sixth of their time. `train_fold`, which
     # imports the rest, enables it again.
     gc.disable()
+    # open_clip would import it for text towers that few backbones have, which takes a second.
+    sys.modules["transformers"] = None  # type: ignore[assignment]
     from dfer_dist.distributed.process_group import exit_process
     from dfer_dist.training.fold import run_fold
 

@@ -32,9 +32,9 @@ from dfer_dist.data.loading.loader import train_loader
 from dfer_dist.data.loading.sampler import EpochPlan, all_clips
 from dfer_dist.distributed.process_group import Ranks, exit_process, init_distributed, peak_memory
 from dfer_dist.evaluation.evaluate import clip_logits
-from dfer_dist.models.backbone import clip_config
 from dfer_dist.models.build import resolve_image_size
 from dfer_dist.models.class_texts import polarity_texts
+from dfer_dist.models.towers.open_clip_models import clip_config
 from dfer_dist.planning.estimate import data_size
 from dfer_dist.planning.measure import RandomStep, bytes_in_use, random_clips
 

@@ -19,6 +19,14 @@ def _has(key: str) -> Condition:
     return lambda s: s[key]
 
 
+def _learns_context(s: Settings) -> object:
+    return s["model.head"] == "text" and s["model.context_tokens"]
+
+
+def _reads_texts(s: Settings) -> object:
+    return s["model.head"] == "text" or s["model.head_init"] == "text"
+
+
 def _tunes_with(kind: str) -> Condition:
     return lambda s: kind in (s["model.image"], s["model.text_tower"])
 
@@ -28,9 +36,12 @@ _CONDITIONS: tuple[tuple[str, Condition], ...] = (
     ("data.cache data.cache_gb", lambda s: "://" in s["data.shards"]),
     ("data.stride", _is("data.sampling", "dense")),
     ("data.descriptions", _is("train.objective", "descriptions", "both")),
-    ("model.text", _is("model.sentences", None)),
+    ("model.text", lambda s: _reads_texts(s) and s["model.sentences"] is None),
+    ("model.sentences model.temperature", _reads_texts),
+    ("model.context_tokens", _is("model.head", "text")),
+    ("model.head_init optim.lr_head", _is("model.head", "linear")),
     ("model.negative_sentences model.negative_weight", _is("model.text_polarity", "both")),
-    ("model.class_specific model.token_position optim.lr_prompt", _has("model.context_tokens")),
+    ("model.class_specific model.token_position optim.lr_prompt", _learns_context),
     ("model.image_blocks", _is("model.image", "last")),
     ("model.lora_rank model.lora_alpha optim.lr_lora", _tunes_with("lora")),
     ("model.adapter_ratio model.adapter_scale optim.lr_adapters", _tunes_with("adapters")),

@@ -8,10 +8,13 @@ from urllib.parse import urlsplit
 from dfer_dist.config.applicable import applicable_settings
 from dfer_dist.config.schema import (
     Config,
+    Head,
+    HeadInit,
     ImageTuning,
     ModelConfig,
     Sampling,
     Supervision,
+    TextPolarity,
     TextTuning,
     flatten,
     walk_settings,
@@ -19,6 +22,8 @@ from dfer_dist.config.schema import (
 from dfer_dist.config.setting import info_of
 from dfer_dist.utils.errors import UserError
 
+# Backbones without a text tower begin so.
+WITHOUT_TEXT = ("timm:", "videomae:")
 # Settings that need labels, and their values where there are none.
 _WITHOUT_LABELS = {
     "model.context_tokens": 0,
@@ -44,6 +49,7 @@ def check_values(config: Config) -> None:
         if fault:
             raise UserError(f"{key}={value}: {fault}")
     _check_sentences(config.model)
+    _check_head(config)
     _check_modalities(config.model)
     _check_supervision(config)
     _check_optimizer(config)
@@ -53,6 +59,36 @@ def check_values(config: Config) -> None:
         )
     if config.tracking.uri is not None:
         check_uri(config.tracking.uri, "tracking.uri")
+
+
+def _check_head(config: Config) -> None:
+    """Refuse settings of the text tower where there is none, or none is used."""
+    model = config.model
+    family, colon, _ = model.backbone.partition(":")
+    without_text = bool(colon) and f"{family}:" in WITHOUT_TEXT
+    if without_text and (model.head is Head.text or model.head_init is HeadInit.text):
+        key = "head" if model.head is Head.text else "head_init"
+        raise UserError(
+            f"model.backbone={model.backbone} has no text tower, which model.{key}=text needs: "
+            "set model.head=linear, and model.head_init=zeros or normal"
+        )
+    needs_text = {
+        "model.text_polarity": model.text_polarity is TextPolarity.both,
+        "model.text_tower": model.text_tower is not TextTuning.frozen,
+        "train.objective": config.train.objective is not Supervision.labels,
+    }
+    settings = flatten(config)
+    for key, is_used in needs_text.items():
+        if is_used and model.head is Head.linear:
+            raise UserError(
+                f"{key}={settings[key]} needs the text tower, which model.head=linear does not "
+                "use: set model.head=text"
+            )
+    if model.temperature is None and config.train.objective is not Supervision.labels:
+        raise UserError(
+            f"model.temperature=null with train.objective={config.train.objective.name}: give the "
+            "temperature of its loss, such as 0.01"
+        )
 
 
 def _check_sentences(model: ModelConfig) -> None:

@@ -72,17 +72,36 @@ class TemporalKind(Choice):
     mean = "Their mean (CLIP4Clip: Luo et al., Neurocomputing 2022)."
 
 
+class Head(Choice):
+    """What turns the feature of a clip into logits."""
+
+    text = "Its cosine with the features of class texts."
+    linear = "A linear layer; the text tower is not used."
+
+
+class HeadInit(Choice):
+    """How the weight of head=linear begins."""
+
+    zeros = "With zeros: all classes are equally likely."
+    normal = "With numbers from a normal distribution of deviation 0.02, as in timm."
+    text = "With the features of class texts (Wortsman et al., CVPR 2022, section 3)."
+
+
 @dataclass
 class ModelConfig:
     """The towers, the class texts, and what is trained."""
 
     backbone: str = setting(
         "ViT-B-32-quickgelu",
-        "Name of an open_clip model with a ViT image tower, tiny, or a .json file of sizes.",
+        "A model of open_clip with a ViT image tower, timm:NAME of a ViT of timm, tiny, or a .json "
+        "file of sizes; dfer backbones lists them.",
     )
     pretrained: str = setting(
-        "openai", "Weights: a tag of open_clip, demo for tiny, a file, or none for random weights."
+        "openai",
+        "Weights: a tag of open_clip or timm, demo for tiny, a file, or none for random weights.",
     )
+    head: Head = setting(Head.text, later=True)
+    head_init: HeadInit = setting(HeadInit.zeros, later=True)
     text: ClassText = setting(ClassText.descriptions)
     sentences: dict[str, list[str]] | None = setting(
         None,
@@ -146,9 +165,13 @@ class ModelConfig:
     temporal_heads: int = setting(8, "Attention heads of the temporal transformer.", at_least=1)
     temporal_head_dim: int = setting(64, "Width of each of these heads.", at_least=1)
     temporal_mlp: int = setting(1024, "Width of the temporal transformer's MLPs.", at_least=1)
-    temperature: float = setting(0.01, "Logits are cosine / temperature.", above=0)
+    temperature: float | None = setting(
+        0.01, "Logits are cosine / temperature; null takes scale and bias of the weights.", above=0
+    )
     normalize: bool = setting(
-        False, "Normalize pixels with CLIP's mean and deviation; the published recipe uses [0, 1]."
+        False,
+        "Normalize pixels with the backbone's mean and deviation; the published recipe of "
+        "DFER-CLIP uses [0, 1].",
     )
     checkpoint_image: bool = setting(
         False,

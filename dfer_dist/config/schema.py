@@ -19,6 +19,8 @@ from typing import Any
 
 from dfer_dist.config.model import (  # noqa: F401 (the tree's types are imported from here)
     ClassText,
+    Head,
+    HeadInit,
     ImageTuning,
     ModelConfig,
     TemporalKind,

@@ -89,6 +89,7 @@ class OptimConfig:
     lr_image: float = setting(1e-5, "Learning rate of the image tower.", at_least=0)
     lr_temporal: float = setting(1e-2, "Learning rate of the temporal transformer.", at_least=0)
     lr_prompt: float = setting(1e-3, "Learning rate of the context tokens.", at_least=0)
+    lr_head: float = setting(1e-3, "Learning rate of model.head=linear.", at_least=0, later=True)
     lr_lora: float = setting(1e-4, "Learning rate of LoRA's factors.", at_least=0)
     lr_adapters: float = setting(3e-4, "Learning rate of adapters.", at_least=0)
     schedule: Schedule = setting(Schedule.step)

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from dfer_dist.demo.captions import Person, draw_person
 from dfer_dist.demo.faces import RENDERER
-from dfer_dist.models.backbone import TextTower, build_clip, clip_config
+from dfer_dist.models.towers.open_clip_models import build_clip, clip_config
+from dfer_dist.models.towers.text import TextTower
 from dfer_dist.utils.files import atomic_path
 from dfer_dist.utils.process_pool import Advance, Progress, run_jobs
 
@@ -128,7 +129,7 @@ def pretrain(
     """
     losses: list[float] = []
     with _exactly(recipe.seed):
-        clip = build_clip(clip_config("tiny"), SIZE)
+        clip: open_clip.CLIP = build_clip(clip_config("tiny"), SIZE)
         text = TextTower(clip)
         # Tokens that no caption has keep their embedding.
         embedding = nn.Embedding.from_pretrained(

@@ -17,7 +17,7 @@ from torch import Tensor
 from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.config.checks import check_values
 from dfer_dist.config.load import read_config
-from dfer_dist.config.schema import Config, ModelConfig, Precision, Selection, TokenPosition
+from dfer_dist.config.schema import Config, Head, ModelConfig, Precision, Selection, TokenPosition
 from dfer_dist.data.shards.index import open_index
 from dfer_dist.data.sources.records import ELEVEN, SEVEN
 from dfer_dist.evaluation.evaluate import load_model
@@ -29,9 +29,9 @@ from dfer_dist.inference.official import (
     to_ours,
     to_theirs,
 )
-from dfer_dist.models.backbone import clip_config
 from dfer_dist.models.build import build_untrained
 from dfer_dist.models.dferclip import DFERCLIP
+from dfer_dist.models.towers.open_clip_models import clip_config
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import atomic_path, sha256_file
@@ -194,8 +194,16 @@ def _check_theirs(model: ModelConfig) -> None:
 
     Most leave no trace in the weights: the authors' code would compute other logits silently.
     """
+    if model.head is not Head.text:
+        raise UserError("the authors' code cannot compute this model: model.head is linear")
     clip = clip_config(model.backbone)
     vision, text = clip["vision_cfg"], clip["text_cfg"]
+    others = [*set(text) - {"context_length", "vocab_size", "width", "heads", "layers"}]
+    if clip.get("custom_text") or "timm_model_name" in vision or others:
+        raise UserError(
+            f"the authors' code cannot compute this model: {model.backbone} is not built as "
+            "OpenAI's CLIP"
+        )
     kinds = {model.image.name, model.text_tower.name}
     sentences = max(map(len, (model.sentences or {"": [""]}).values()))
     rows = (

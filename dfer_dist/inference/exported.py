@@ -148,15 +148,15 @@ class ExportedModel:
     config : Config
         Its settings. ``config.data`` and ``config.eval`` choose frames and views, as in an
         evaluation.
-    text_features : Tensor, float32 [P C, D]
-        Features of the class texts, C classes of each of P polarities.
+    text_features : Tensor, float32 [P C, D], optional
+        Features of the class texts, C classes of each of P polarities; None for a linear head.
     """
 
     folder: Path
     config: Config
     info: ModelInfo
     model: DFERCLIP
-    text_features: Tensor
+    text_features: Tensor | None
     device: torch.device
 
     @property

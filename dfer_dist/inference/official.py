@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dfer_dist.config.schema import ModelConfig
 from dfer_dist.models.dferclip import DFERCLIP
-from dfer_dist.models.tokenizer import clip_tokenizer
+from dfer_dist.models.tokenizer import simple_tokenizer
 from dfer_dist.utils.errors import UserError
 
 _BLOCKS = "temporal_net.temporal_transformer.layers"
@@ -121,9 +121,8 @@ def to_theirs(model: DFERCLIP, logit_scale: Tensor) -> dict[str, Tensor]:
     """
     weights = dict(model.named_parameters())
     prompt, embedding = model.prompt, weights["text.token_embedding.weight"]
-    tokens = F.pad(
-        prompt.tokens, (0, len(model.text.positional_embedding) - prompt.tokens.shape[1])
-    )
+    assert prompt is not None and model.text is not None, "convert refuses other heads"
+    tokens = F.pad(prompt.tokens, (0, model.text.context_length - prompt.tokens.shape[1]))
     rows = embedding[tokens]
     theirs = {
         "prompt_learner.ctx": weights["prompt.context"],
@@ -215,7 +214,7 @@ def read_sentences(state: Mapping[str, Tensor]) -> list[str]:
     UserError
         If a row is the embedding of no token or of several, or the tokens come from no text.
     """
-    tokenizer = clip_tokenizer()
+    tokenizer = simple_tokenizer()
     vocabulary = _get(state, "clip_model_.token_embedding.weight", 2)
     if len(vocabulary) != tokenizer.vocab_size:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Adapters in the blocks of a frozen CLIP tower.
+"""Adapters in the blocks of a frozen tower.
 
 FineCLIPER (Chen et al., ACM MM 2024) takes them from AIM (Yang et al., ICLR 2023). An adapter is a
 linear layer down, GELU, and a linear layer up that is zero at the start, so that training starts
@@ -19,15 +19,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange
-from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 
 from dfer_dist.config.schema import ModelConfig
 from dfer_dist.models.cpu_kernels import LastBlock
 from dfer_dist.models.temporal import Fusion
+from dfer_dist.models.towers.image import TowerParts
 from dfer_dist.utils.errors import UserError
 
 
@@ -166,7 +169,7 @@ class AdaptedBlock(nn.Module):
         return x + self.ls_2(self.mlp(normed)) + self.scale * self.mlp_adapter(normed)
 
 
-def adapt_image(image: VisionTransformer, cfg: ModelConfig, num_frames: int) -> None:
+def adapt_image(parts: TowerParts, cfg: ModelConfig, num_frames: int) -> None:
     """Put adapters into every block of an image tower.
 
     With ``cfg.modalities``, each has adapters of its own; the batch is that of the frames followed
@@ -178,9 +181,9 @@ def adapt_image(image: VisionTransformer, cfg: ModelConfig, num_frames: int) -> 
     Raises
     ------
     UserError
-        If the blocks are not built as those of OpenAI's CLIP.
+        If the blocks cannot have adapters, or none along time.
     """
-    width, ratio = image.transformer.width, cfg.adapter_ratio
+    width, ratio = parts.width, cfg.adapter_ratio
     ratios = {"video": ratio, **dict.fromkeys(cfg.modalities, cfg.modality_ratio)}
 
     def per_modality(make: Callable[[float], nn.Module]) -> nn.Module:
@@ -192,10 +195,10 @@ def adapt_image(image: VisionTransformer, cfg: ModelConfig, num_frames: int) -> 
         return per_modality(lambda own: Adapter(width, own))
 
     frames = num_frames if cfg.adapter_time else None
-    _adapt(image.transformer, adapter, cfg.adapter_scale, frames)
+    _adapt(parts.blocks, adapter, cfg.adapter_scale, frames)
     if frames:
         positions = per_modality(lambda _: FramePositions(frames, width))
-        image.transformer.resblocks[0].positions = positions
+        parts.blocks[0].positions = positions
 
 
 def adapt_text(tower: Transformer, cfg: ModelConfig, sentences: Mapping[str, int]) -> None:
@@ -222,19 +225,52 @@ def adapt_text(tower: Transformer, cfg: ModelConfig, sentences: Mapping[str, int
         parts = {name: Adapter(tower.width, ratio) for name, ratio in ratios.items()}
         return PerPart(parts, list(sentences.values()))
 
-    _adapt(tower, adapter, cfg.adapter_scale, None)
+    _adapt(tower.resblocks, adapter, cfg.adapter_scale, None)
 
 
 def _adapt(
-    tower: Transformer, make: Callable[[], nn.Module], scale: float, frames: int | None
+    blocks: nn.ModuleList, make: Callable[[], nn.Module], scale: float, frames: int | None
 ) -> None:
-    for i, block in enumerate(tower.resblocks):
-        if not isinstance(block, ResidualAttentionBlock):
+    for i, block in enumerate(blocks):
+        if isinstance(block, ResidualAttentionBlock):
+            blocks[i] = AdaptedBlock(block, make, scale, frames)
+        elif frames:
             raise UserError(
-                "this backbone's blocks are not those of OpenAI's CLIP: adapters need a backbone "
-                "such as ViT-B-32-quickgelu"
+                "model.adapter_time=true needs a backbone with the blocks of OpenAI's CLIP, such "
+                "as ViT-B-32-quickgelu: leave it out for this one"
             )
-        tower.resblocks[i] = AdaptedBlock(block, make, scale, frames)
+        elif hasattr(block, "drop_path1"):
+            _adapt_timm(block, make, scale)
+        else:
+            raise UserError(
+                "this backbone's blocks cannot have adapters: choose another model.image or a "
+                "backbone such as ViT-B-32-quickgelu"
+            )
+
+
+def _adapt_timm(block: Any, make: Callable[[], nn.Module], scale: float) -> None:
+    """Put adapters into a block of timm, whose residual branches end in ``drop_path1`` and 2."""
+    block.attn_adapter, block.mlp_adapter = make(), make()
+    block.mlp.register_forward_pre_hook(partial(_keep_input, block))
+    block.drop_path1.register_forward_hook(partial(_add_attn_adapter, block))
+    block.drop_path2.register_forward_hook(partial(_add_mlp_adapter, block, scale))
+
+
+def _keep_input(block: Any, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    block.mlp_input = inputs[0]
+
+
+def _add_attn_adapter(block: Any, _: nn.Module, __: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    return out + block.attn_adapter(out)
+
+
+def _add_mlp_adapter(
+    block: Any, scale: float, _: nn.Module, __: tuple[Tensor, ...], out: Tensor
+) -> Tensor:
+    normed = block.mlp_input
+    # Without this, the block would hold it until the next pass.
+    del block.mlp_input
+    return out + scale * block.mlp_adapter(normed)
 
 
 def adapter_names(model: nn.Module) -> set[str]:

@@ -27,7 +27,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     Parameters
     ----------
     q, k, v : [B, H, N, d]
-    mask : [N, N], optional
+    mask : [N, N] or [B, 1, N, N], optional
         Of the type of ``q``; added to the scores.
 
     Returns
@@ -50,7 +50,7 @@ def attend_packed(
     Parameters
     ----------
     qkv : [B, N, 3 D]
-    mask : [N, N], optional
+    mask : [N, N] or [B, 1, N, N], optional
         Added to the scores.
     num_queries : int, optional
         Compute the output of the first tokens only.
@@ -63,7 +63,7 @@ def attend_packed(
     if mask is None and not uses_fused_kernel(q, k, v):
         return attend_plain(qkv, heads, num_queries)
     if mask is not None:
-        mask = mask[:num_queries]
+        mask = mask[..., :num_queries, :]
     attended = attend(q[:, :, :num_queries], k, v, mask)
     return rearrange(attended, "b h n d -> b n (h d)")
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from dfer_dist.config.schema import Config, ModelConfig, Precision
-from dfer_dist.models.backbone import clip_config, load_backbone
+from dfer_dist.config.schema import Config, Head, HeadInit, ModelConfig, Precision
+from dfer_dist.models.backbone import describe_backbone, load_backbone
 from dfer_dist.models.class_texts import polarity_texts
 from dfer_dist.models.dferclip import DFERCLIP
 
@@ -21,9 +21,8 @@ def resolve_image_size(config: Config) -> int:
     UserError
         An unknown backbone.
     """
-    config.data.image_size = config.data.image_size or int(
-        clip_config(config.model.backbone)["vision_cfg"]["image_size"]
-    )
+    if config.data.image_size is None:
+        config.data.image_size = describe_backbone(config.model.backbone).image_size
     return config.data.image_size
 
 
@@ -55,11 +54,15 @@ def build_model(
         the backbone has.
     """
     texts = polarity_texts(classes, cfg)
-    image, text, sha256 = load_backbone(cfg.backbone, cfg.pretrained, image_size)
-    return DFERCLIP(cfg, image, text, texts, num_frames, sha256)
+    with_text = cfg.head is Head.text or cfg.head_init is HeadInit.text
+    backbone = load_backbone(cfg.backbone, cfg.pretrained, image_size, with_text)
+    return DFERCLIP(cfg, backbone, texts, num_frames)
 
 
 def build_untrained(config: Config, classes: Sequence[str]) -> DFERCLIP:
     """Build the model of ``config`` as :func:`build_model` does, without its pretrained weights."""
     model = replace(config.model, pretrained="none")
+    # a classifier that is loaded needs no text tower to begin with
+    if model.head_init is HeadInit.text:
+        model.head_init = HeadInit.zeros
     return build_model(model, classes, config.data.num_frames, resolve_image_size(config))

@@ -1,6 +1,6 @@
 """Faster CPU kernels for open_clip's towers, equal to the replaced layers up to rounding.
 
-:func:`use_cpu_kernels` puts them into the towers; names of weights stay. It replaces
+:func:`use_cpu_kernels` puts them into a tower; names of weights stay. It replaces
 
 ==========================  ==========================  ========================================
 open_clip's or torch's      here                        why
@@ -47,20 +47,15 @@ _BIAS_ROWS = 16
 _QUICK_GELU_SCALE = 1.702
 
 
-def use_cpu_kernels(image: VisionTransformer, text: Transformer) -> None:
-    """Replace layers of both towers by faster ones, in place.
+def use_cpu_kernels(image: VisionTransformer) -> None:
+    """Replace layers of an image tower by faster ones, in place.
 
     Attention must be :class:`~dfer_dist.models.attention.SelfAttention`. Blocks that are not built
     as those of OpenAI's CLIP are not changed.
     """
-    if image.conv1.stride == image.conv1.kernel_size and image.conv1.bias is None:
+    if image.conv1.stride == image.conv1.kernel_size:
         image.conv1 = PatchEmbedding(image.conv1)
-    for block in (*image.transformer.resblocks, *text.resblocks):
-        if isinstance(block, ResidualAttentionBlock):
-            block.attn.out_proj = Linear(block.attn.out_proj)
-            if isinstance(block.mlp.gelu, QuickGELU):
-                block.mlp = MLP(block.mlp)
-
+    use_fast_blocks(image.transformer)
     reads_class_token = (
         image.attn_pool is None and image.pool_type == "tok" and not image.output_tokens
     )
@@ -72,21 +67,32 @@ def use_cpu_kernels(image: VisionTransformer, text: Transformer) -> None:
         blocks[-1] = LastBlock(blocks[-1])
 
 
+def use_fast_blocks(tower: Transformer) -> None:
+    """Replace layers in the blocks of a tower, as :func:`use_cpu_kernels` does."""
+    for block in tower.resblocks:
+        if isinstance(block, ResidualAttentionBlock):
+            block.attn.out_proj = Linear(block.attn.out_proj)
+            if isinstance(block.mlp.gelu, QuickGELU):
+                block.mlp = MLP(block.mlp)
+
+
 class PatchEmbedding(nn.Module):
     """A convolution with a stride of its kernel size, as one matrix product.
 
-    It takes over the weight of ``base``.
+    It takes over the weight and bias of ``base``.
     """
 
     def __init__(self, base: nn.Conv2d) -> None:
         super().__init__()
-        self.weight, self.size = base.weight, base.kernel_size[0]
+        self.weight, self.bias, self.size = base.weight, base.bias, base.kernel_size[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embed patches: [N, 3, H, W] -> [N, D, H / P, W / P]."""
-        rows = x.shape[-2] // self.size
+        """Embed patches: [N, 3, H, W] -> [N, D, H // P, W // P]."""
+        rows, columns = x.shape[-2] // self.size, x.shape[-1] // self.size
+        x = x[..., : rows * self.size, : columns * self.size]
         patches = rearrange(x, "n c (h p) (w q) -> n (h w) (c p q)", p=self.size, q=self.size)
-        return F.linear(patches, self.weight.flatten(1)).transpose(1, 2).unflatten(2, (rows, -1))
+        embedded = F.linear(patches, self.weight.flatten(1), self.bias)
+        return embedded.transpose(1, 2).unflatten(2, (rows, -1))
 
 
 class FusedQuickGELU(nn.Module):

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dfer_dist.config.schema import ModelConfig, TemporalKind
+from dfer_dist.config.schema import Head, HeadInit, ModelConfig, TemporalKind
 from dfer_dist.models.adapters import select_adapter
-from dfer_dist.models.backbone import TextTower
+from dfer_dist.models.head import classify, linear_head
 from dfer_dist.models.prompt import PromptLearner
 from dfer_dist.models.temporal import Fusion, MeanOverTime, TemporalTransformer
+from dfer_dist.models.towers.text import HubTextTower, TextTower
+from dfer_dist.models.towers.tower import Backbone
 from dfer_dist.models.tuning import choose_trained
 
 
@@ -55,50 +55,70 @@ class DFERCLIP(nn.Module):
     Parameters
     ----------
     cfg : ModelConfig
-    image, text
+    backbone : Backbone
         The towers; the model takes them over and may change them.
     texts : mapping of polarity to a sequence of C, each a sequence of str
         One or more sentences for each class: what it is (``positive``), and optionally what it is
-        not (``negative``).
+        not (``negative``). With ``model.head=linear`` their number alone counts, unless
+        ``model.head_init=text``.
     num_frames : int
         Frames T of a clip.
-    pretrained_sha256 : str, optional
-        Of the file with the towers' weights; None for random weights.
     """
+
+    text: TextTower | HubTextTower | None
+    prompt: PromptLearner | None
 
     def __init__(
         self,
         cfg: ModelConfig,
-        image: VisionTransformer,
-        text: TextTower,
+        backbone: Backbone,
         texts: Mapping[str, Sequence[Sequence[str]]],
         num_frames: int,
-        pretrained_sha256: str | None = None,
     ) -> None:
         super().__init__()
-        self.image, self.text = image, text
+        image, self.text = backbone.image, backbone.text
+        self.image, self.is_video = image, backbone.info.is_video
         self.temporal: nn.Module = MeanOverTime()
-        if cfg.temporal is TemporalKind.transformer:
+        if self.is_video:
+            self.temporal = nn.Identity()
+        elif cfg.temporal is TemporalKind.transformer:
             self.temporal = TemporalTransformer(image.output_dim, num_frames, cfg)
         # the frames and each modality
         self.num_inputs = 1 + len(cfg.modalities)
         self.fusion = Fusion(self.num_inputs, cfg.video_weight) if cfg.modalities else None
         self.polarities = tuple(texts)
-        self.prompt = PromptLearner(
-            [sentences for own in texts.values() for sentences in own],
-            text.token_embedding,
-            len(text.positional_embedding),
-            cfg,
-        )
-        self.temperature, self.negative_weight = cfg.temperature, cfg.negative_weight
-        self.normalize = cfg.normalize
+        self.prompt = None
+        if self.text and backbone.tokenizer:
+            sentences = [own for of_polarity in texts.values() for own in of_polarity]
+            self.prompt = PromptLearner(
+                sentences, self.text.token_embedding, backbone.tokenizer, cfg
+            )
+        self.temperature, self.logit_bias = backbone.temperature, backbone.logit_bias
+        if cfg.temperature is not None:
+            self.temperature, self.logit_bias = cfg.temperature, 0.0
+        self.negative_weight = cfg.negative_weight
+        self.pixels = (backbone.info.mean, backbone.info.std) if cfg.normalize else None
         self.description_adapter = "description" if cfg.description_ratio else "positive"
-        self.pretrained_sha256 = pretrained_sha256
+        self.pretrained_sha256 = backbone.sha256
         # After the parts above, so that their random initialization does not depend on it.
+        self.head = self._linear_head(cfg, len(texts["positive"]))
         counts = {polarity: sum(map(len, own)) for polarity, own in texts.items()}
-        choose_trained(cfg, image, text, num_frames, counts)
+        choose_trained(cfg, image, self.text, num_frames, counts)
         image.set_grad_checkpointing(cfg.checkpoint_image)
         self.register_load_state_dict_post_hook(_embed_prompts)
+
+    def _linear_head(self, cfg: ModelConfig, classes: int) -> nn.Linear | None:
+        """Return the linear head, if the model has one; it takes the place of the text tower."""
+        if cfg.head is not Head.linear:
+            return None
+        head = linear_head(self.image.output_dim, classes, cfg.head_init)
+        if cfg.head_init is HeadInit.text:
+            with torch.no_grad():
+                features = self.text_features()
+                assert features is not None, "build_model loads the text tower"
+                head.weight.copy_(features / self.temperature / features.shape[1] ** 0.5)
+        self.text = self.prompt = None
+        return head
 
     def forward(self, frames: Tensor, text_features: Tensor | None = None) -> Tensor:
         """Return the logits of clips, those of both polarities merged.
@@ -143,10 +163,15 @@ class DFERCLIP(nn.Module):
             outputs = ModelOutputs(video=video, description=self.description_features(tokens))
         if not with_logits:
             return outputs
+        if self.head is not None:
+            return outputs._replace(positive=classify(self.head, video))
         if text_features is None:
             text_features = self.text_features()
-        logits = (video @ text_features.t() / self.temperature).chunk(len(self.polarities), dim=1)
-        by_polarity = dict(zip(self.polarities, logits, strict=True))
+        assert text_features is not None, "a model without a linear head has a text tower"
+        logits = video @ text_features.t() / self.temperature + self.logit_bias
+        by_polarity = dict(
+            zip(self.polarities, logits.chunk(len(self.polarities), dim=1), strict=True)
+        )
         if "negative" in by_polarity:
             by_polarity["negative"] = -by_polarity["negative"]
         return outputs._replace(**by_polarity)
@@ -170,19 +195,27 @@ class DFERCLIP(nn.Module):
                 f"{self.num_inputs} inputs: the frames and each of model.modalities"
             )
         by_modality = frames.unflatten(1, (self.num_inputs, -1)).transpose(0, 1).flatten(0, 1)
-        features = self.image(self._preprocess(by_modality.flatten(0, 1)))
-        clips = self.temporal(features.unflatten(0, by_modality.shape[:2]))
+        pixels = self._preprocess(by_modality.flatten(0, 1))
+        if self.is_video:
+            features = self.image(pixels.unflatten(0, by_modality.shape[:2]))
+        else:
+            features = self.image(pixels).unflatten(0, by_modality.shape[:2])
+        clips = self.temporal(features)
         clips = F.normalize(clips.float(), dim=-1)
         if self.fusion is None:
             return clips
         return self.fusion(clips.unflatten(0, (self.num_inputs, -1)))
 
-    def text_features(self) -> Tensor:
+    def text_features(self) -> Tensor | None:
         """Return normalized features of the class texts, float32 [P C, D], polarity by polarity.
+
+        None for a linear head.
 
         Features of a class with several sentences are normalized, averaged and normalized again:
         CLIP's prompt ensembling (Radford et al., ICML 2021, section 3.1.4).
         """
+        if self.text is None or self.prompt is None:
+            return None
         features = F.normalize(self.text(self.prompt(), self.prompt.eot).float(), dim=-1)
         if len(features) == len(self.prompt.counts):
             return features
@@ -191,8 +224,8 @@ class DFERCLIP(nn.Module):
 
     def description_features(self, tokens: Tensor) -> Tensor:
         """Return normalized features of descriptions: int64 [B, L] -> float32 [B, D]."""
-        # EOT has the highest id.
-        eot = tokens.argmax(dim=-1)
+        assert self.text is not None, "config.checks refuses descriptions without a text tower"
+        eot = self.text.find_eot(tokens)
         with select_adapter(self.text, self.description_adapter):
             features = self.text(self.text.token_embedding(tokens), eot)
         return F.normalize(features.float(), dim=-1)
@@ -206,11 +239,11 @@ class DFERCLIP(nn.Module):
         x = frames.to(torch.float32, copy=True)
         if not frames.is_floating_point():
             x /= 255
-        if self.normalize:
+        if self.pixels:
             # A blocking copy would make the host wait for the GPU.
             mean, std = (
                 torch.tensor(values).view(3, 1, 1).to(x.device, non_blocking=True)
-                for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+                for values in self.pixels
             )
             x -= mean
             x /= std
@@ -219,7 +252,8 @@ class DFERCLIP(nn.Module):
 
 def _embed_prompts(model: DFERCLIP, _: Any) -> None:
     """Embed the prompts again after loading weights, which may change the token embedding."""
-    model.prompt.embed(model.text.token_embedding)
+    if model.text is not None and model.prompt is not None:
+        model.prompt.embed(model.text.token_embedding)
 
 
 class OutputsModule(nn.Module):

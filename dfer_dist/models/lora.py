@@ -1,4 +1,4 @@
-"""Low-rank adaptation (LoRA: Hu et al., ICLR 2022, section 4.1) of the blocks of a CLIP tower.
+"""Low-rank adaptation (LoRA: Hu et al., ICLR 2022, section 4.1) of the blocks of a tower.
 
 A frozen linear layer becomes y = W x + b + (alpha / rank) B A x. A and B are trained, and B is zero
 at the start, so that training starts from exactly the given model. Every linear layer of a block is
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import Transformer
+from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 from dfer_dist.models.attention import SelfAttention
@@ -52,12 +52,15 @@ class LowRank(nn.Module):
 
 
 class LoRALinear(nn.Module):
-    """A linear layer with a low-rank part; it takes over the weight and bias of ``base``."""
+    """A linear layer with a low-rank part; it takes over the weight and bias of ``base``.
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+    ``parts`` is as for :class:`LowRank`.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, parts: int = 1) -> None:
         super().__init__()
         self.weight, self.bias = base.weight, base.bias
-        self.lora = LowRank(base.in_features, base.out_features, rank, alpha)
+        self.lora = LowRank(base.in_features, base.out_features, rank, alpha, parts)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output: [..., inputs] -> [..., outputs]."""
@@ -81,25 +84,38 @@ class LoRAAttention(SelfAttention):
         return super().project(x) + self.in_proj_lora(x)
 
 
-def add_lora(tower: Transformer, rank: int, alpha: float) -> None:
-    """Adapt every linear layer of every block, in place.
+def add_lora(blocks: nn.ModuleList, rank: int, alpha: float) -> None:
+    """Adapt every linear layer of every block of a tower, in place.
 
     Given weights keep their names and whether they are trained.
 
     Raises
     ------
     UserError
-        If the blocks are not built as those of OpenAI's CLIP.
+        If the blocks have a layer that cannot be adapted.
     """
-    for block in tower.resblocks:
-        if not isinstance(block.attn, SelfAttention):
-            raise UserError(
-                "this backbone's attention is not that of OpenAI's CLIP: LoRA needs a backbone "
-                "such as ViT-B-32-quickgelu"
-            )
-        block.attn = LoRAAttention(block.attn, rank, alpha)
-        block.mlp.c_fc = LoRALinear(block.mlp.c_fc, rank, alpha)
-        block.mlp.c_proj = LoRALinear(block.mlp.c_proj, rank, alpha)
+    for block in blocks:
+        if isinstance(block, ResidualAttentionBlock):
+            block.attn = LoRAAttention(block.attn, rank, alpha)
+            block.mlp.c_fc = LoRALinear(block.mlp.c_fc, rank, alpha)
+            block.mlp.c_proj = LoRALinear(block.mlp.c_proj, rank, alpha)
+        else:
+            _adapt_linear_layers(block, rank, alpha)
+
+
+def _adapt_linear_layers(block: nn.Module, rank: int, alpha: float) -> None:
+    """Adapt the linear layers of a block of timm or transformers."""
+    layers = {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
+    if any(isinstance(m, nn.MultiheadAttention) for m in block.modules()) or not layers:
+        raise UserError(
+            "this backbone's blocks have layers that LoRA cannot adapt: choose another "
+            "model.image or a backbone such as ViT-B-32-quickgelu"
+        )
+    for name, layer in layers.items():
+        parent, _, own = name.rpartition(".")
+        # queries, keys and values in one layer
+        parts = 3 if own == "qkv" else 1
+        setattr(block.get_submodule(parent), own, LoRALinear(layer, rank, alpha, parts))
 
 
 def lora_names(model: nn.Module) -> set[str]:

@@ -9,51 +9,46 @@ import torch
 from torch import Tensor, nn
 
 from dfer_dist.config.schema import ModelConfig, TokenPosition
-from dfer_dist.models.tokenizer import clip_tokenizer
+from dfer_dist.models.tokenizer import TextTokenizer
 from dfer_dist.utils.errors import UserError
 
 
 def tokenize(
-    texts: Sequence[str], context_tokens: int, context_length: int
+    texts: Sequence[str], context_tokens: int, tokenizer: TextTokenizer
 ) -> tuple[Tensor, list[int]]:
     """Tokenize texts, with placeholders for the context.
 
     Returns
     -------
     tokens : int64 [C, L]
-        SOS, ``context_tokens`` placeholders, the text, EOT, zeros; L is the length of the longest.
+        The start, ``context_tokens`` placeholders, the text, the end, padding. L is the length of
+        the longest, or the context length if the tower sees the padding.
     lengths : list of int
         Tokens of each text alone.
 
     Raises
     ------
     UserError
-        If a text and the context do not fit into ``context_length`` tokens.
+        If a text and the context do not fit into the context length.
     """
-    tokenizer = clip_tokenizer()
+    limit = tokenizer.max_tokens - context_tokens
     encoded = [tokenizer.encode(text) for text in texts]
     for text, ids in zip(texts, encoded, strict=True):
-        if len(ids) + context_tokens + 2 > context_length:
-            limit = context_length - context_tokens - 2
+        if len(ids) > limit:
             raise UserError(
                 f"the text of a class has {len(ids)} tokens, the text tower reads at most {limit}: "
                 f"shorten '{text[:40]}…'"
             )
-    marker = tokenizer.encode("x")
-    rows = [
-        [tokenizer.sot_token_id] + marker * context_tokens + ids + [tokenizer.eot_token_id]
-        for ids in encoded
-    ]
-    longest = max(map(len, rows))
-    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    return tokens, [len(ids) for ids in encoded]
+    placeholders = [tokenizer.pad] * context_tokens
+    rows = [[*tokenizer.start, *placeholders, *ids, *tokenizer.end] for ids in encoded]
+    return tokenizer.stack(rows), [len(ids) for ids in encoded]
 
 
 class PromptLearner(nn.Module):
     """Embedded prompts: SOS, class text and EOT, which are fixed, and the trained ``context``.
 
-    Prompts are only as long as the longest of them. That changes nothing, because the text tower is
-    causal: EOT does not see what follows it.
+    Prompts are only as long as the longest of them where the text tower is causal: EOT does not see
+    what follows it. For towers that see the padding they have the context length.
 
     Parameters
     ----------
@@ -61,8 +56,8 @@ class PromptLearner(nn.Module):
         One or more sentences of each class, S in all. Nothing is appended to them.
     embedding : nn.Embedding
         The text tower's token embedding; it is not kept.
-    context_length : int
-        Maximum number of tokens of the text tower.
+    tokenizer : TextTokenizer
+        That of the text tower.
     cfg : ModelConfig
         Has the number of context tokens, their place, and whether they are class-specific.
 
@@ -87,12 +82,12 @@ class PromptLearner(nn.Module):
         self,
         texts: Sequence[Sequence[str]],
         embedding: nn.Embedding,
-        context_length: int,
+        tokenizer: TextTokenizer,
         cfg: ModelConfig,
     ) -> None:
         super().__init__()
         self.counts = [len(own) for own in texts]
-        tokens, lengths = tokenize(list(chain(*texts)), cfg.context_tokens, context_length)
+        tokens, lengths = tokenize(list(chain(*texts)), cfg.context_tokens, tokenizer)
         shape = [cfg.context_tokens, embedding.embedding_dim]
         if cfg.class_specific:
             shape.insert(0, len(texts))
@@ -101,9 +96,11 @@ class PromptLearner(nn.Module):
         self.position, self.context_tokens = cfg.token_position, cfg.context_tokens
         # Computed from the texts and the token embedding, so checkpoints do not need them.
         self.register_buffer("tokens", tokens, persistent=False)
-        # EOT has the highest id.
-        self.register_buffer("eot", tokens.argmax(dim=-1), persistent=False)
-        order = _order(cfg.token_position, cfg.context_tokens, lengths, tokens.shape[1])
+        self.start = len(tokenizer.start)
+        around = self.start + len(tokenizer.end) + cfg.context_tokens
+        eot = torch.tensor([around + length - 1 for length in lengths])
+        self.register_buffer("eot", eot, persistent=False)
+        order = _order(cfg, self.start, lengths, tokens.shape[1])
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("prefix", torch.empty(0), persistent=False)
         self.register_buffer("suffix", torch.empty(0), persistent=False)
@@ -113,7 +110,8 @@ class PromptLearner(nn.Module):
     def embed(self, embedding: nn.Embedding) -> None:
         """Embed the fixed tokens again, after the token embedding has changed."""
         rows = embedding(self.tokens)
-        self.prefix, self.suffix = rows[:, :1], rows[:, 1 + self.context_tokens :]
+        self.prefix = rows[:, : self.start]
+        self.suffix = rows[:, self.start + self.context_tokens :]
 
     def forward(self) -> Tensor:
         """Return embedded prompts [S, L, D], class by class."""
@@ -133,25 +131,24 @@ class PromptLearner(nn.Module):
         return prompts.gather(1, self.order[..., None].expand(-1, -1, prompts.shape[-1]))
 
 
-def _order(
-    position: TokenPosition, context_tokens: int, lengths: Sequence[int], longest: int
-) -> Tensor:
+def _order(cfg: ModelConfig, start: int, lengths: Sequence[int], longest: int) -> Tensor:
     """Return for each prompt the order of its tokens, as indices into the layout 'end'.
 
     As in CoOp, 'front' puts the class text before the context, 'middle' between its halves (the
-    first rounded down).
+    first rounded down). The first ``start`` tokens stay where they are.
 
     Returns
     -------
     int64 [C, L]
     """
     before = {
-        TokenPosition.end: context_tokens,
-        TokenPosition.middle: context_tokens // 2,
+        TokenPosition.end: cfg.context_tokens,
+        TokenPosition.middle: cfg.context_tokens // 2,
         TokenPosition.front: 0,
-    }[position]
-    context, rows = range(1, 1 + context_tokens), []
+    }[cfg.token_position]
+    context, rows = range(start, start + cfg.context_tokens), []
     for length in lengths:
-        rest = range(1 + context_tokens, longest)
-        rows.append([0, *context[:before], *rest[:length], *context[before:], *rest[length:]])
+        rest = range(start + cfg.context_tokens, longest)
+        kept = [*range(start), *context[:before]]
+        rows.append([*kept, *rest[:length], *context[before:], *rest[length:]])
     return torch.tensor(rows)

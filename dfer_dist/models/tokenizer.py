@@ -1,9 +1,10 @@
-"""Tokenize class texts and descriptions of clips for CLIP's text tower."""
+"""Tokenize class texts and descriptions of clips for a text tower."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -15,10 +16,55 @@ CONTEXT = 77
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
+@dataclass(frozen=True)
+class TextTokenizer:
+    """How a text tower reads a text.
+
+    Attributes
+    ----------
+    encode : callable
+        Returns the tokens of a text, without special ones.
+    start, end : tuple of int
+        Special tokens before and after a text.
+    pad : int
+        Token that fills the rest of a row.
+    context_length : int
+        Maximum number of tokens, special ones included.
+    fills_context : bool
+        Whether rows always have that many tokens: the tower sees the padding.
+    """
+
+    encode: Callable[[str], list[int]]
+    start: tuple[int, ...]
+    end: tuple[int, ...]
+    pad: int = 0
+    context_length: int = CONTEXT
+    fills_context: bool = False
+
+    @property
+    def max_tokens(self) -> int:
+        """Maximum number of tokens of a text itself."""
+        return self.context_length - len(self.start) - len(self.end)
+
+    def stack(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Return rows of tokens, padded to equal length, int64 [N, L]."""
+        length = max(map(len, rows))
+        if self.fills_context:
+            length = self.context_length
+        return torch.tensor([[*row] + [self.pad] * (length - len(row)) for row in rows])
+
+
 @cache
-def clip_tokenizer() -> SimpleTokenizer:
+def simple_tokenizer() -> SimpleTokenizer:
     """Return the tokenizer of OpenAI's CLIP; making one takes a tenth of a second."""
     return SimpleTokenizer()
+
+
+def clip_tokenizer(context_length: int = CONTEXT, fills_context: bool = False) -> TextTokenizer:
+    """Return how towers with the vocabulary of OpenAI's CLIP read a text."""
+    simple = simple_tokenizer()
+    start, end = (simple.sot_token_id,), (simple.eot_token_id,)
+    return TextTokenizer(simple.encode, start, end, 0, context_length, fills_context)
 
 
 class CaptionTokenizer:
@@ -28,38 +74,35 @@ class CaptionTokenizer:
 
     Parameters
     ----------
-    length : int
-        Maximum number of tokens of a text, SOS and EOT included.
+    tokenizer : TextTokenizer, optional
+        That of OpenAI's CLIP by default.
     """
 
-    def __init__(self, length: int = CONTEXT) -> None:
-        self.length = length
-        self._tokenizer = clip_tokenizer()
+    def __init__(self, tokenizer: TextTokenizer | None = None) -> None:
+        self._tokenizer = tokenizer or clip_tokenizer()
         # Each text comes again in every epoch.
         self._cache: dict[str, list[int]] = {}
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Return SOS, the text, EOT and zeros of each text.
+        """Return each text between its special tokens, and padding.
 
-        An empty text becomes SOS and EOT.
+        An empty text becomes the special tokens alone.
 
         Returns
         -------
         int64 [N, L]
-            L is the length of the longest.
+            L is the length of the longest, or the context length.
         """
-        rows = [self._row(text) for text in texts]
-        longest = max(map(len, rows))
-        return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        return self._tokenizer.stack([self._row(text) for text in texts])
 
     def _row(self, text: str) -> list[int]:
         if text not in self._cache:
             tokenizer = self._tokenizer
-            self._cache[text] = [tokenizer.sot_token_id, *self._cut(text), tokenizer.eot_token_id]
+            self._cache[text] = [*tokenizer.start, *self._cut(text), *tokenizer.end]
         return self._cache[text]
 
     def _cut(self, text: str) -> list[int]:
-        limit, kept = self.length - 2, list[int]()
+        limit, kept = self._tokenizer.max_tokens, list[int]()
         for sentence in filter(None, _SENTENCE.split(text)):
             tokens = self._tokenizer.encode(sentence)
             if len(kept) + len(tokens) > limit:

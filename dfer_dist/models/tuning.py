@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from open_clip.transformer import VisionTransformer
 from torch import nn
 
 from dfer_dist.config.schema import ImageTuning, ModelConfig, TextTuning
 from dfer_dist.models.adapters import adapt_image, adapt_text, adapter_names
-from dfer_dist.models.backbone import TextTower
 from dfer_dist.models.lora import add_lora, lora_names
+from dfer_dist.models.towers.image import tower_parts
+from dfer_dist.models.towers.text import HubTextTower, TextTower
 from dfer_dist.utils.errors import UserError
 
 
 def choose_trained(
     cfg: ModelConfig,
-    image: VisionTransformer,
-    text: TextTower,
+    image: nn.Module,
+    text: TextTower | HubTextTower | None,
     frames: int,
     sentences: Mapping[str, int],
 ) -> None:
@@ -40,44 +40,54 @@ def choose_trained(
         added to a tower.
     """
     _tune_image(cfg, image, frames)
+    if text is None:
+        return
     text.requires_grad_(False)
+    if cfg.text_tower is TextTuning.frozen:
+        return
+    if isinstance(text, HubTextTower):
+        raise UserError(
+            f"model.text_tower={cfg.text_tower.name}: the text tower of {cfg.backbone} comes from "
+            "the Hugging Face Hub, and only those of open_clip can be trained: set frozen"
+        )
     if cfg.text_tower is TextTuning.lora:
-        add_lora(text.transformer, cfg.lora_rank, cfg.lora_alpha)
-    elif cfg.text_tower is TextTuning.adapters:
+        add_lora(text.transformer.resblocks, cfg.lora_rank, cfg.lora_alpha)
+    else:
         adapt_text(text.transformer, cfg, sentences)
 
 
-def _tune_image(cfg: ModelConfig, image: VisionTransformer, frames: int) -> None:
+def _tune_image(cfg: ModelConfig, image: nn.Module, frames: int) -> None:
     image.requires_grad_(cfg.image is ImageTuning.all)
+    parts = tower_parts(image)
     if cfg.image is ImageTuning.last:
-        blocks = image.transformer.resblocks
+        blocks = parts.blocks
         if cfg.image_blocks > len(blocks):
             raise UserError(
                 f"model.image_blocks={cfg.image_blocks}: {cfg.backbone} has {len(blocks)} blocks"
             )
-        for part in (*blocks[-cfg.image_blocks :], image.ln_post, image.proj):
+        for part in (*blocks[-cfg.image_blocks :], *parts.tail):
             part.requires_grad_(True)
     elif cfg.image is ImageTuning.norms:
         for module in image.modules():
             if isinstance(module, nn.LayerNorm):
                 module.requires_grad_(True)
     elif cfg.image is ImageTuning.lora:
-        add_lora(image.transformer, cfg.lora_rank, cfg.lora_alpha)
+        add_lora(parts.blocks, cfg.lora_rank, cfg.lora_alpha)
     elif cfg.image is ImageTuning.adapters:
-        adapt_image(image, cfg, frames)
+        adapt_image(parts, cfg, frames)
 
 
 def param_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """Return the trained parameters by group, as pairs of name and parameter.
 
     Each group has a learning rate of its own. The groups are ``temporal``, ``image``, ``prompt``,
-    ``lora`` (of both towers) and ``adapters`` (of both towers, and the weights of modalities), in
-    this order, without empty ones.
+    ``head``, ``lora`` (of both towers) and ``adapters`` (of both towers, and the weights of
+    modalities), in this order, without empty ones.
     """
     added = dict.fromkeys(lora_names(model), "lora")
     added |= dict.fromkeys(adapter_names(model), "adapters")
     groups: dict[str, list[tuple[str, nn.Parameter]]] = {
-        part: [] for part in ("temporal", "image", "prompt", "lora", "adapters")
+        part: [] for part in ("temporal", "image", "prompt", "head", "lora", "adapters")
     }
     for name, p in model.named_parameters():
         if p.requires_grad:

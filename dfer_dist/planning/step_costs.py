@@ -135,7 +135,7 @@ def count_step(config: Config, classes: Sequence[str], fused_attention: bool) ->
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     unread, large = 0, sum(p.numel() > 100_000 for p in model.parameters())
     # Without descriptions, the token embedding is not read.
-    if config.train.objective is Supervision.labels:
+    if model.text is not None and config.train.objective is Supervision.labels:
         unread = model.text.token_embedding.weight.numel()
         large -= 1
     return StepCosts(

@@ -13,8 +13,8 @@ from dfer_dist.config.schema import Config
 from dfer_dist.data.captions.store import clip_keys, descriptions
 from dfer_dist.data.loading.sampler import ClipSet
 from dfer_dist.data.shards.index import Index
-from dfer_dist.models.backbone import clip_config
-from dfer_dist.models.tokenizer import CONTEXT, CaptionTokenizer
+from dfer_dist.models.backbone import load_tokenizer
+from dfer_dist.models.tokenizer import CaptionTokenizer, TextTokenizer
 from dfer_dist.utils.errors import UserError
 
 
@@ -26,8 +26,8 @@ class ClipDescriptions:
     texts : dict of key to str
     num_clips : int
         Training clips of the fold, with or without a description.
-    context_length : int
-        The most tokens that the text tower reads.
+    tokenizer : TextTokenizer
+        That of the text tower.
 
     Attributes
     ----------
@@ -35,11 +35,11 @@ class ClipDescriptions:
         Hash of the texts and their keys.
     """
 
-    def __init__(self, texts: dict[str, str], num_clips: int, context_length: int) -> None:
+    def __init__(self, texts: dict[str, str], num_clips: int, tokenizer: TextTokenizer) -> None:
         self.texts = texts
         self.num_clips = num_clips
         self.sha256 = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
-        self._tokenizer = CaptionTokenizer(context_length)
+        self._tokenizer = CaptionTokenizer(tokenizer)
 
     def __str__(self) -> str:
         """Return how many clips have a description."""
@@ -68,5 +68,4 @@ def read_descriptions(index: Index, clips: ClipSet, fold: int, config: Config) -
             f"none of the {len(keys)} clips that fold {fold} is trained on has a description: "
             "dfer describe makes some"
         )
-    text_config = clip_config(config.model.backbone)["text_cfg"]
-    return ClipDescriptions(texts, len(keys), text_config.get("context_length", CONTEXT))
+    return ClipDescriptions(texts, len(keys), load_tokenizer(config.model.backbone))

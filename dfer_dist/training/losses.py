@@ -74,6 +74,7 @@ class Objective:
             video, description = outputs.video, outputs.description
             assert video is not None and description is not None
             has_text = (has_description & valid).to(video.device, non_blocking=True)
+            assert self.model.temperature is not None, "config.checks"
             contrastive = contrastive_loss(video, description, has_text, self.model.temperature)
             parts.append(self.description_weight * contrastive)
         losses = torch.stack(parts).sum(0)

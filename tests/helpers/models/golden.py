@@ -15,8 +15,11 @@ import torch.nn.functional as F
 
 from dfer_dist.config.schema import ModelConfig, TokenPosition
 from dfer_dist.inference.official import read_official, to_ours
-from dfer_dist.models.backbone import TextTower, build_clip
 from dfer_dist.models.dferclip import DFERCLIP
+from dfer_dist.models.tokenizer import clip_tokenizer
+from dfer_dist.models.towers.open_clip_models import build_clip
+from dfer_dist.models.towers.text import TextTower
+from dfer_dist.models.towers.tower import Backbone, BackboneInfo
 from dfer_dist.models.tuning import param_groups
 from tests.helpers.paths import HELPERS, SHARED
 from tests.helpers.ranks.spawn import run_ranks
@@ -54,13 +57,10 @@ def build(case: str) -> tuple[DFERCLIP, dict, dict[str, torch.Tensor]]:
     )
     towers = build_clip(sizes, clip["image_size"])
     frames = np.load(GOLDEN / f"{case}_trajectory.npz")["frames"].shape[2]
-    model = DFERCLIP(
-        cfg,
-        towers.visual,
-        TextTower(towers),
-        {"positive": [[text] for text in recorded["class_text"]]},
-        frames,
-    )
+    info = BackboneInfo("golden", clip["image_size"], (0,) * 3, (1,) * 3, has_text=True)
+    backbone = Backbone(info, towers.visual, TextTower(towers), clip_tokenizer())
+    texts = {"positive": [[text] for text in recorded["class_text"]]}
+    model = DFERCLIP(cfg, backbone, texts, frames)
     model.load_state_dict(to_ours(state))
     return model, recorded, state
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from dfer_dist.models.attention import use_explicit_attention
-from dfer_dist.models.cpu_kernels import use_cpu_kernels
+from dfer_dist.models.cpu_kernels import use_cpu_kernels, use_fast_blocks
 
 
 def replace_layers(clip: open_clip.CLIP) -> None:
     """Replace the layers of assert_equal_layers towers as ``load_backbone`` does."""
     use_explicit_attention(clip.visual.transformer, clip.transformer)
-    use_cpu_kernels(clip.visual, clip.transformer)
+    use_cpu_kernels(clip.visual)
+    use_fast_blocks(clip.transformer)
 
 
 def assert_equal_layers(

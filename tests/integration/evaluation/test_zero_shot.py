@@ -26,11 +26,11 @@ from dfer_dist.evaluation.evaluate import evaluate_checkpoint, load_model
 from dfer_dist.evaluation.metrics import score
 from dfer_dist.evaluation.significance import against_chance
 from dfer_dist.evaluation.zero_shot import for_classes, zero_shot
-from dfer_dist.models.backbone import TINY, build_clip
 from dfer_dist.models.build import build_model
 from dfer_dist.models.class_texts import DESCRIPTIONS
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tokenizer import CaptionTokenizer
+from dfer_dist.models.towers.open_clip_models import TINY, build_clip
 from dfer_dist.reporting.extra_tables import zero_shot_table
 from dfer_dist.reporting.files import write_report
 from dfer_dist.reporting.results import load_run

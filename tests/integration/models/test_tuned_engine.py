@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dfer_dist.models.backbone import TINY
 from dfer_dist.models.cpu_kernels import (
     MIN_WIDTH,
 )
+from dfer_dist.models.towers.open_clip_models import TINY
 from tests.helpers.models.tiny_models import ENGINE
 from tests.helpers.ranks.spawn import run_ranks
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import save_file
 
 from dfer_dist.evaluation.metrics import interval
-from dfer_dist.models.backbone import TINY, build_clip
+from dfer_dist.models.towers.open_clip_models import TINY, build_clip
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import FoldResult
 from dfer_dist.tracking.mlflow_runs import tracking_of

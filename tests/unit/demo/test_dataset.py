@@ -27,7 +27,7 @@ from dfer_dist.demo.dataset import (
 )
 from dfer_dist.demo.face_parts import AUS
 from dfer_dist.demo.faces import FRAMES, IDENTITIES, clip_track, draw_track, render_clip
-from dfer_dist.models.tokenizer import CONTEXT, CaptionTokenizer
+from dfer_dist.models.tokenizer import CONTEXT, CaptionTokenizer, clip_tokenizer
 from dfer_dist.utils.errors import UserError
 
 SMALL = {"clips": 35, "size": 32}
@@ -223,7 +223,7 @@ def test_captions_name_no_label_and_fit_text_tower() -> None:
     assert [clean(caption, SEVEN) for caption in captions] == captions
     assert set(re.findall(r"\w+", " ".join(captions))) <= known
     assert (
-        CaptionTokenizer(1000)(captions).shape[1] <= 36 < CONTEXT
+        CaptionTokenizer(clip_tokenizer(1000))(captions).shape[1] <= 36 < CONTEXT
     )  # the longest caption in the pretraining has 33
     assert len(set(captions)) > 600
 

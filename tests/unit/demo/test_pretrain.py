@@ -19,9 +19,10 @@ from dfer_dist.demo.dataset import plan_demo
 from dfer_dist.demo.face_parts import AUS
 from dfer_dist.demo.faces import RENDERER
 from dfer_dist.demo.pretrain import SIZE, THREADS, Pairs, Recipe, contrast, pretrain, save_clip
-from dfer_dist.models.backbone import SHIPPED, build_clip, clip_config, find_weights, load_backbone
+from dfer_dist.models.backbone import SHIPPED, find_weights, load_backbone
 from dfer_dist.models.build import build_model
 from dfer_dist.models.class_texts import DESCRIPTIONS
+from dfer_dist.models.towers.open_clip_models import build_clip, clip_config
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import sha256_file
 from tests.helpers.paths import ROOT
@@ -193,15 +194,16 @@ def test_shipped_file_is_documented_and_of_this_recipe() -> None:
 
 
 def test_shipped_file_loads_by_name_with_open_clip_keys() -> None:
-    image, text, sha256 = load_backbone("tiny", "demo", SIZE)
-    assert sha256 == sha256_file(FILE)
+    backbone = load_backbone("tiny", "demo", SIZE)
+    image, text = backbone.image, backbone.text
+    assert backbone.sha256 == sha256_file(FILE)
     with safe_open(FILE, "pt") as f:
         assert set(f.keys()) == set(build_clip(clip_config("tiny"), SIZE).state_dict())
         assert torch.equal(image.conv1.weight, f.get_tensor("visual.conv1.weight"))
         assert torch.equal(
             text.token_embedding.weight, f.get_tensor("token_embedding.weight").float()
         )
-    assert load_backbone("tiny", "demo", 32)[0].positional_embedding.shape == (5, 64)
+    assert load_backbone("tiny", "demo", 32).image.positional_embedding.shape == (5, 64)
     with pytest.raises(UserError, match="one of demo, a weights file or none"):
         find_weights("tiny", "openai")
     with pytest.raises(

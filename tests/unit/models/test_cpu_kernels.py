@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dfer_dist.bench.matrix_products import MatrixProducts
 from dfer_dist.config.schema import ModelConfig
 from dfer_dist.models.adapters import adapt_image
-from dfer_dist.models.backbone import TINY, build_clip, load_backbone
+from dfer_dist.models.backbone import load_backbone
 from dfer_dist.models.cpu_kernels import (
     MIN_WIDTH,
     MLP,
@@ -28,6 +28,8 @@ from dfer_dist.models.cpu_kernels import (
     transpose,
 )
 from dfer_dist.models.lora import LoRALinear, add_lora
+from dfer_dist.models.towers.image import tower_parts
+from dfer_dist.models.towers.open_clip_models import TINY, build_clip
 from tests.helpers.models.kernels import assert_equal_layers, replace_layers
 
 BF16 = torch.bfloat16
@@ -53,10 +55,12 @@ def rounded(
 
 
 def test_patches_as_a_product_are_the_convolution() -> None:
-    conv = nn.Conv2d(3, 24, 8, stride=8, bias=False)
-    own = PatchEmbedding(conv)
-    assert [name for name, _ in own.named_parameters()] == ["weight"] and own.weight is conv.weight
-    assert_equal_layers(own, conv, torch.randn(2, 3, 32, 48), weights=(conv.weight,))
+    for bias in (False, True):
+        conv = nn.Conv2d(3, 24, 8, stride=8, bias=bias)
+        own = PatchEmbedding(conv)
+        assert dict(own.named_parameters()) == dict(conv.named_parameters())
+        weights = tuple(conv.parameters())
+        assert_equal_layers(own, conv, torch.randn(2, 3, 32, 51), weights=weights)
 
 
 def test_quick_gelu_by_silu() -> None:
@@ -64,10 +68,10 @@ def test_quick_gelu_by_silu() -> None:
 
 
 def test_both_towers_have_them() -> None:
-    image, text, _ = load_backbone("tiny", "none", 64)
-    for tower in (image.transformer, text.transformer):
+    backbone = load_backbone("tiny", "none", 64)
+    for tower in (backbone.image.transformer, backbone.text.transformer):
         assert not any(isinstance(m, (QuickGELU, nn.MultiheadAttention)) for m in tower.modules())
-    assert isinstance(image.conv1, PatchEmbedding)
+    assert isinstance(backbone.image.conv1, PatchEmbedding)
 
 
 WIDE_TOWER = {
@@ -101,9 +105,11 @@ def test_last_block_equals_block_on_all_tokens(train: str) -> None:
         if whole:
             blocks[-1].num_queries = None
         if train == "lora":
-            add_lora(clip.visual.transformer, 2, 2.0)
+            add_lora(blocks, 2, 2.0)
         elif train != "all":
-            adapt_image(clip.visual, ModelConfig(adapter_time=train == "along time"), 3)
+            adapt_image(
+                tower_parts(clip.visual), ModelConfig(adapter_time=train == "along time"), 3
+            )
         torch.manual_seed(1)
         for p in clip.visual.parameters():  # adapters and LoRA's factors start with zeros
             p.data += 0.02 * torch.randn_like(p)

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 
 from dfer_dist.config.schema import ClassText, Config, ModelConfig, TokenPosition
-from dfer_dist.models.backbone import TINY, build_clip, fetch_weights, load_backbone
+from dfer_dist.models.backbone import fetch_weights, load_backbone
 from dfer_dist.models.build import build_model, resolve_image_size
 from dfer_dist.models.class_texts import DESCRIPTIONS, class_texts
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.prompt import PromptLearner
+from dfer_dist.models.tokenizer import clip_tokenizer
+from dfer_dist.models.towers.open_clip_models import TINY, build_clip
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.utils.errors import UserError
 
@@ -132,7 +134,7 @@ def test_layout_of_the_prompt(position: TokenPosition, context: int) -> None:
         torch.arange(49408.0)[:, None]
     )  # an embedding that is the token's id
     cfg = ModelConfig(context_tokens=context, token_position=position)
-    prompt = PromptLearner([["fear."], ["a wide open mouth."]], embedding, 77, cfg)
+    prompt = PromptLearner([["fear."], ["a wide open mouth."]], embedding, clip_tokenizer(), cfg)
     prompt.context.data.copy_(-torch.arange(1.0, 1 + context)[:, None].expand(2, -1, 1))
     sot, eot = 49406, 49407
     half = context // 2
@@ -245,9 +247,12 @@ def test_names_and_descriptions() -> None:
         ("ViT-B-32-quickgelu", "none", 225, "set 224"),
         ("tiny", "openai", 64, "weights file or none"),
         ("ViT-B-23", "none", 224, "did you mean"),
-        ("RN50", "none", 224, "no plain ViT image tower"),
-        ("ViT-B-16-SigLIP", "none", 224, "backbone 'ViT-B-16-SigLIP'"),
-        ("ViT-H-14-CLIPA", "none", 224, "another text tower"),
+        ("RN50", "none", 224, "backbone 'RN50' has a ResNet as image tower"),
+        ("ViTamin-S", "none", 224, "ViTamin, whose first stages are convolutions"),
+        ("timm:vit_tiny_patch16_224", "augreg", 224, "to augreg_in21k, augreg_in21k_ft_in1k"),
+        ("timm:vit_tiny_patch17_224", "none", 224, "did you mean 'timm:vit_tiny_patch16_224'"),
+        ("timm:resnet18", "none", 224, r"is no ViT \(resnet\)"),
+        ("timm:vit_tiny_patch16_224", "none", 225, "set 224"),
     ],
 )
 def test_mistakes_are_explained(
@@ -303,11 +308,11 @@ def test_a_weights_file_is_loaded_and_named_by_its_hash(tmp_path: Path, form: st
         torch.save(clip.state_dict(), path)
     else:  # OpenAI's own files are TorchScript archives
         torch.jit.save(torch.jit.script(clip), path)
-    image, text, sha256 = load_backbone("tiny", str(path), 64)
-    assert sha256 is not None and len(sha256) == 64
-    assert torch.equal(image.proj, clip.visual.proj)
-    assert torch.equal(text.token_embedding.weight, clip.token_embedding.weight)
-    larger, _, _ = load_backbone("tiny", str(path), 96)
+    backbone = load_backbone("tiny", str(path), 64)
+    assert backbone.sha256 is not None and len(backbone.sha256) == 64
+    assert torch.equal(backbone.image.proj, clip.visual.proj)
+    assert torch.equal(backbone.text.token_embedding.weight, clip.token_embedding.weight)
+    larger = load_backbone("tiny", str(path), 96).image
     assert larger.positional_embedding.shape == (37, TINY["vision_cfg"]["width"]), (
         "position embeddings are resized to the frames"
     )

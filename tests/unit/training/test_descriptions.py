@@ -23,8 +23,8 @@ from dfer_dist.data.captions.store import Source, clip_hashes, clip_keys, open_w
 from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.shards.index import Index, load_index
 from dfer_dist.data.sources.records import SEVEN
-from dfer_dist.models.backbone import TINY, build_clip
-from dfer_dist.models.tokenizer import CaptionTokenizer
+from dfer_dist.models.tokenizer import CaptionTokenizer, clip_tokenizer
+from dfer_dist.models.towers.open_clip_models import TINY, build_clip
 from dfer_dist.models.tuning import trained_line
 from dfer_dist.planning.estimate import Machine, plan
 from dfer_dist.planning.step_costs import build_meta_model
@@ -54,7 +54,7 @@ def test_texts_are_cut_at_ends_of_sentences() -> None:
         tokens[3, -1] == tokenizer.eot_token_id
         and tokenizer.decode(tokens[3, 1:-1].tolist()).split() == ["word"] * 75
     )
-    short = CaptionTokenizer(12)
+    short = CaptionTokenizer(clip_tokenizer(12))
     assert (
         tokenizer.decode(
             short(["The brows rise and stay high. The lips part. Up."])[0, 1:-1].tolist()

@@ -1,0 +1,1 @@
+"""The image, video and text towers of all families."""

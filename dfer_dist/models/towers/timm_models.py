@@ -1,0 +1,170 @@
+"""Image towers of timm, which have no text tower: ``model.backbone=timm:NAME``."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+from dfer_dist.models.towers.image import TimmTower, prepare_image
+from dfer_dist.models.towers.open_clip_models import VIT_MODULES, resize_timm
+from dfer_dist.models.towers.tower import Backbone, BackboneInfo, one_line
+from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.files import sha256_file
+
+PREFIX = "timm:"
+# What timm looks for in a repository, the first one first.
+_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def _checked(name: str) -> str:
+    """Return timm's name of a backbone.
+
+    Raises
+    ------
+    UserError
+        If timm has no such model, or it is no ViT.
+    """
+    model = name.removeprefix(PREFIX)
+    if not timm.is_model(model):
+        near = difflib.get_close_matches(model, timm.list_models(), n=1, cutoff=0.4)
+        hint = f"; did you mean '{PREFIX}{near[0]}'?" if near else ""
+        raise UserError(f"no backbone '{name}'{hint}")
+    module = timm.models.model_entrypoint(model).__module__.rpartition(".")[2]
+    if module not in VIT_MODULES:
+        raise UserError(
+            f"backbone '{name}' is no ViT ({module}): "
+            f"choose one such as {PREFIX}vit_base_patch16_dinov3"
+        )
+    return model
+
+
+def tags(name: str) -> list[str]:
+    """Return the tags of a model's published weights."""
+    model = _checked(name).partition(".")[0]
+    listed = timm.list_pretrained(f"{model}*")
+    return [own.partition(".")[2] for own in listed if own.partition(".")[0] == model]
+
+
+def describe(name: str, pretrained: str) -> BackboneInfo:
+    """Return what is known of a model before it is built.
+
+    Raises
+    ------
+    UserError
+        If timm has no such ViT.
+    """
+    settings = _settings(name, pretrained)
+    return BackboneInfo(
+        name=name,
+        image_size=settings.input_size[-1],
+        mean=tuple(settings.mean),
+        std=tuple(settings.std),
+        has_text=False,
+    )
+
+
+def _settings(name: str, pretrained: str) -> Any:
+    """Return timm's record of a model and its weights."""
+    return timm.get_pretrained_cfg(_known_or_default(name, pretrained))
+
+
+def _known_or_default(name: str, pretrained: str) -> str:
+    model = _checked(name).partition(".")[0]
+    return f"{model}.{pretrained}" if pretrained in tags(name) else model
+
+
+def find_weights(name: str, pretrained: str) -> Path | None:
+    """Return the weights file of a model on this machine; None for random weights.
+
+    Parameters
+    ----------
+    name : str
+        ``timm:NAME``.
+    pretrained : str
+        A tag of timm, a file, or ``none``.
+
+    Raises
+    ------
+    UserError
+        Unknown name or tag, or weights that are not on this machine.
+    """
+    if pretrained == "none":
+        return None
+    if pretrained in tags(name):
+        settings = _settings(name, pretrained)
+        for file in _FILES:
+            path = try_to_load_from_cache(settings.hf_hub_id, settings.hf_hub_filename or file)
+            if isinstance(path, str):
+                return Path(path)
+        raise UserError(
+            f"the weights '{pretrained}' of {name} are not on this machine: run "
+            f"`dfer fetch-weights {name} {pretrained}` on a machine with network access"
+        )
+    path = Path(pretrained).expanduser()
+    if not path.is_file():
+        raise UserError(no_such_weights(name, pretrained))
+    return path
+
+
+def no_such_weights(name: str, pretrained: str) -> str:
+    """Return the error of unknown weights."""
+    known = "".join(f"{tag}, " for tag in tags(name))
+    return (
+        f"'{pretrained}' is neither published weights of {name} nor a file: "
+        f"set model.pretrained to {known}a weights file or none"
+    )
+
+
+def fetch_weights(name: str, tag: str) -> Path:
+    """Download weights into the cache that :func:`find_weights` reads.
+
+    Raises
+    ------
+    UserError
+        Unknown name or tag, or no connection.
+    """
+    if tag not in tags(name):
+        raise UserError(no_such_weights(name, tag))
+    settings = _settings(name, tag)
+    file = settings.hf_hub_filename or _FILES[0]
+    try:
+        return Path(hf_hub_download(settings.hf_hub_id, file))
+    # huggingface_hub and the operating system raise many kinds.
+    except Exception as e:
+        raise UserError(f"{name} {tag} cannot be downloaded: {one_line(e)}") from e
+
+
+def load(info: BackboneInfo, pretrained: str, weights: Path | None, image_size: int) -> Backbone:
+    """Return the image tower of a model.
+
+    Parameters
+    ----------
+    weights : Path, optional
+        Random weights without it.
+    image_size : int
+        Side of the frames, pixels; pretrained position embeddings are resized to it.
+
+    Raises
+    ------
+    UserError
+        If the file holds weights of another model, or frames cannot be cut into patches.
+    """
+    settings = {"file": str(weights)} if weights else None
+    try:
+        trunk = timm.create_model(
+            _known_or_default(info.name, pretrained),
+            pretrained=weights is not None,
+            pretrained_cfg_overlay=settings,
+            num_classes=0,
+        )
+    # torch, pickle, safetensors and timm raise many kinds.
+    except Exception as e:
+        raise UserError(f"{weights} does not hold weights of {info.name}: {one_line(e)}") from e
+    resize_timm(trunk, image_size)
+    tower = TimmTower(trunk)
+    prepare_image(tower)
+    return Backbone(info=info, image=tower, sha256=sha256_file(weights) if weights else None)
