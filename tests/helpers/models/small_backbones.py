@@ -45,7 +45,19 @@ FAMILIES = (
     "nllb-clip-base-siglip",
     "xlm-roberta-base-ViT-B-32",
 )
-_WORDS = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", "a", "face", "at", "rest", "wide", "open", "mouth"]
+_VOCABULARY = [
+    "[PAD]",
+    "[BOS]",
+    "[EOS]",
+    "[UNK]",
+    "a",
+    "face",
+    "at",
+    "rest",
+    "wide",
+    "open",
+    "mouth",
+]
 # As in the settings of these models on the Hub, with other sizes.
 _BERT = {
     "hidden_size": 32,
@@ -110,8 +122,8 @@ def fill_hub_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write a tokenizer of a few words, in the files of the library transformers."""
-    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(_WORDS)}, unk_token="[UNK]"))
+    """Write a tokenizer of a few entries, in the files of the library transformers."""
+    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(_VOCABULARY)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(
         single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
@@ -138,7 +150,7 @@ def shrink(config: dict[str, Any]) -> dict[str, Any]:
     if "hf_model_name" not in text:
         text |= {"layers": 2, "width": 64, "heads": 2}
     if "hf_tokenizer_name" in text:
-        text["vocab_size"] = len(_WORDS)
+        text["vocab_size"] = len(_VOCABULARY)
     if "multimodal_cfg" in config:
         config["multimodal_cfg"] |= {"layers": 1, "width": 64, "heads": 2}
     return config

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from dfer_dist.models.backbone import TINY, build_clip
 from dfer_dist.models.layers import blocks_of, layer_of, num_layers
+from dfer_dist.models.towers.open_clip_models import TINY, build_clip
 
 
 def beit_layer(name: str, layers: int) -> int:
