@@ -17,7 +17,7 @@ class CheckpointInfo(Record):
     step : int
         Steps done, skipped ones included.
     skipped_steps : int
-        Steps whose loss or gradient was not finite; the optimizer did not count them.
+        Steps whose loss or gradient was not finite or overflowed; the optimizer did not count them.
     metrics_bytes : int
         Size of ``metrics.jsonl`` when the checkpoint was made.
     frozen_sha256 : str

@@ -15,6 +15,7 @@ class Precision(Choice):
     """Number format of the forward and backward pass; master weights are float32."""
 
     bf16 = "bfloat16."
+    fp16 = "float16 with a dynamic loss scale, for GPUs without bfloat16 (V100, T4)."
     fp32 = "float32."
 
 

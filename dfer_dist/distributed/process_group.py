@@ -169,16 +169,22 @@ def describe_gpu_setup() -> str:
     return f"driver {driver}, torch is built for {build}, CUDA_VISIBLE_DEVICES {visible}"
 
 
-def warn_of_slow_bf16(precision: Precision, device: torch.device) -> str | None:
-    """Return a warning if a GPU emulates bf16, which it does before compute capability 8.0."""
-    if device.type != "cuda" or precision is not Precision.bf16:
-        return None
+def precision_fault(precision: Precision, device: torch.device) -> str | None:
+    """Return why a device cannot train in a precision, and what to set; None if it can.
+
+    GPUs before compute capability 8.0 emulate bf16 slowly. Few processors compute in float16; on
+    others DeepSpeed refuses it.
+    """
+    if device.type == "cpu":
+        if precision is not Precision.fp16 or torch.ops.mkldnn._is_mkldnn_fp16_supported():
+            return None
+        return "train.precision=fp16 needs a GPU: set train.precision=bf16 or fp32"
     capability = torch.cuda.get_device_capability(device)
-    if capability >= FAST_BF16:
+    if precision is not Precision.bf16 or capability >= FAST_BF16:
         return None
     return (
         f"{torch.cuda.get_device_name(device)} (compute capability {capability[0]}."
-        f"{capability[1]}) has no fast bf16: train.precision=fp32 is faster there"
+        f"{capability[1]}) has no bf16 of its own: set train.precision=fp16"
     )
 
 

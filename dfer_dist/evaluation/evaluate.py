@@ -27,7 +27,7 @@ from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.shards.sidecars import describe_modalities
 from dfer_dist.distributed.process_group import Ranks, choose_device
 from dfer_dist.evaluation.metrics import Scores, left_out_text, score
-from dfer_dist.models.build import build_model, model_dtype, resolve_image_size
+from dfer_dist.models.build import build_model, inference_dtype, resolve_image_size
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.runs.layout import parse_folds
@@ -336,7 +336,7 @@ def predict_here(
         Called with (clips done, clips in all).
     """
     device = choose_device(config.train.device)
-    model = model.to(device, model_dtype(config.train.precision))
+    model = model.to(device, inference_dtype(config.train.precision, device))
     with torch.no_grad():
         text = model.text_features()
 

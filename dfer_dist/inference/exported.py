@@ -26,7 +26,7 @@ from dfer_dist.data.loading.frame_sampling import eval_frames
 from dfer_dist.data.loading.modalities import draw_modality, find_points
 from dfer_dist.data.shards.sidecars import PARSING, REGIONS
 from dfer_dist.evaluation.evaluate import average_views, clip_logits
-from dfer_dist.models.build import build_untrained, model_dtype, resolve_image_size
+from dfer_dist.models.build import build_untrained, inference_dtype, resolve_image_size
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, sha256_file
@@ -291,7 +291,8 @@ def load(
     device : str, optional
         Such as ``cpu`` or ``cuda:1``; by default the GPU if the machine has one.
     precision : Precision or str, optional
-        Number format of the towers, ``bf16`` or ``fp32``; by default that of the training.
+        Number format of the towers, ``bf16``, ``fp16`` or ``fp32``; by default that of the
+        training. A processor without float16 units computes fp16 in float32.
 
     Raises
     ------
@@ -311,7 +312,7 @@ def load(
             f"{folder} does not fit this version of dfer_dist ({package_version()}): {e}"
         ) from e
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = model_dtype(Precision(precision or config.train.precision))
+    dtype = inference_dtype(Precision(precision or config.train.precision), target)
     model = model.eval().requires_grad_(False).to(target, dtype)
     with torch.no_grad():
         text_features = model.text_features()

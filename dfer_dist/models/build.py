@@ -12,6 +12,12 @@ from dfer_dist.models.backbone import describe_backbone, load_backbone
 from dfer_dist.models.class_texts import polarity_texts
 from dfer_dist.models.dferclip import DFERCLIP
 
+_DTYPES = {
+    Precision.bf16: torch.bfloat16,
+    Precision.fp16: torch.float16,
+    Precision.fp32: torch.float32,
+}
+
 
 def resolve_image_size(config: Config) -> int:
     """Return ``data.image_size``; if it is not set, set it to the backbone's own size.
@@ -27,10 +33,18 @@ def resolve_image_size(config: Config) -> int:
 
 
 def model_dtype(precision: Precision) -> torch.dtype:
-    """Return the number format of the weights when a model predicts."""
-    if precision is Precision.bf16:
-        return torch.bfloat16
-    return torch.float32
+    """Return the number format of the weights in training."""
+    return _DTYPES[precision]
+
+
+def inference_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return the number format of the weights when a model predicts on ``device``.
+
+    Where a processor has no float16 units, float16 becomes float32, which is 100 times as fast.
+    """
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        return model_dtype(Precision.fp32 if precision is Precision.fp16 else precision)
+    return model_dtype(precision)
 
 
 def build_model(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfer_dist.config.schema import Config, Optimizer, Supervision, split_batch
+from dfer_dist.config.schema import Config, Optimizer, Precision, Supervision, split_batch
 from dfer_dist.data.loading.loader import KEPT, PREFETCH
 from dfer_dist.data.shards.index import open_index
 from dfer_dist.data.shards.store import is_remote
@@ -127,7 +127,8 @@ class PlannedStep:
         # After the backward pass, ZeRO-1 in bf16 sends buckets in bf16, one while the next is
         # filled.
         buckets = 0.0
-        if self.stage == 1 and self.itemsize == 2 and ranks > 1 and not offload:
+        is_bf16 = self.config.train.precision is Precision.bf16
+        if self.stage == 1 and is_bf16 and ranks > 1 and not offload:
             buckets = self.itemsize * min(trained, 2 * BUCKET)
         step = replace(backward, gradients=gradients[-1], activations=0.0, other=runtime + buckets)
         return max(backward, step, key=lambda m: m.total)
@@ -144,6 +145,8 @@ class PlannedStep:
                 return 4 * done
             if offload:
                 return (4 + itemsize) * done
+            if self.config.train.precision is Precision.fp16:
+                return self._gradients_in_fp16(done)
             # DeepSpeed's optimizer for bf16 keeps float32 gradients of all parameters.
             return 4 * trained + itemsize * done
         own = filled = done
@@ -160,6 +163,19 @@ class PlannedStep:
         if offload:
             return bucket
         return bucket + 4 * own / self.machine.ranks
+
+    def _gradients_in_fp16(self, done: np.ndarray) -> np.ndarray:
+        """Return the bytes of ZeRO-1 in float16, which keeps float32 gradients.
+
+        After the last one, a rank copies those of its share.
+        """
+        trained = self.costs.trained
+        share = np.where(self.costs.graded == trained, 4 * trained / self.machine.ranks, 0)
+        bucket = self.itemsize * np.minimum(done, BUCKET)
+        # Two buckets in float32: one is filled while the other is sent.
+        if self.machine.device == "cuda":
+            bucket = np.full_like(done, 2 * 4 * BUCKET)
+        return 4 * done + share + bucket
 
     @property
     def fits(self) -> bool:

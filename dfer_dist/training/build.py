@@ -130,6 +130,7 @@ def resume(trainer: Trainer, saved: Checkpoint, run: RunDir) -> None:
     Collective.
     """
     restore(trainer.engine, saved, trainer.config, trainer.ranks)
+    trainer.engine.load_state_dict(saved.state)
     trainer.state.load_state_dict(saved.state)
     trainer.state.add_drifts(run.info().drift)
     trainer.engine.bad_steps = trainer.state.bad_steps_in_a_row

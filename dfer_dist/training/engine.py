@@ -6,12 +6,13 @@ import gc
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,20 @@ from dfer_dist.training.parameter_groups import Groups, base_rates, optimizer_gr
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import extensions_dir
 from dfer_dist.utils.log import demote_dependencies, prints_at_debug
+from dfer_dist.utils.records import from_json, to_json
+
+if TYPE_CHECKING:
+    from dfer_dist.training.loss_scale import LossScale
+
+
+class StepOutcome(Enum):
+    """What became of an optimizer step."""
+
+    TAKEN = "taken"
+    # Skipped because the loss scale was too large for the gradients; the next one is smaller.
+    OVERFLOW = "overflow"
+    # Skipped because of a loss or gradients that are not finite.
+    BAD = "bad"
 
 
 @dataclass
@@ -42,8 +57,10 @@ class Engine:
     averages_gradients : bool
         Whether gradients are averaged over ranks by
         :mod:`~dfer_dist.training.bf16_gradients` rather than by DeepSpeed.
+    loss_scale : LossScale or None
+        Of training in float16.
     bad_steps : int
-        Skipped steps in a row, up to the last one.
+        Bad steps in a row, up to the last one.
     """
 
     deepspeed: Any
@@ -55,6 +72,7 @@ class Engine:
     micro_batch: int
     accumulation: int
     averages_gradients: bool
+    loss_scale: LossScale | None = None
     bad_steps: int = 0
 
     def set_learning_rates(self, step: int) -> dict[str, float]:
@@ -85,15 +103,49 @@ class Engine:
             bf16_gradients.all_reduce_mean(optimizer.get_grads_for_reduction()[0])
         self.deepspeed.step()
 
-    def step_was_skipped(self) -> bool:
-        """Return whether DeepSpeed skipped the last step because of non-finite gradients."""
-        skipped = bool(self.deepspeed.optimizer.overflow)
-        self.bad_steps = self.bad_steps + 1 if skipped else 0
-        return skipped
+    def judge_step(self, loss: float) -> StepOutcome:
+        """Return what became of the last step; call it once a step.
 
-    def gradient_norm(self) -> float:
-        """Return the 2-norm of the last step's gradient; infinite for a skipped step."""
-        return float(self.deepspeed.get_global_grad_norm())
+        DeepSpeed skips a step whose gradients are not finite.
+
+        Parameters
+        ----------
+        loss : float
+            Any sum of the step's losses over all ranks.
+        """
+        outcome = StepOutcome.TAKEN
+        if self.deepspeed.optimizer.overflow:
+            scale = self.loss_scale
+            can_fall = scale is not None and not scale.overflowed_at_minimum
+            is_overflow = can_fall and math.isfinite(loss)
+            outcome = StepOutcome.OVERFLOW if is_overflow else StepOutcome.BAD
+        self.bad_steps = self.bad_steps + 1 if outcome is StepOutcome.BAD else 0
+        return outcome
+
+    def metrics(self) -> dict[str, float]:
+        """Return the 2-norm of the last step's gradient, infinite if skipped, and its loss scale.
+
+        There is a loss scale in float16 only.
+        """
+        metrics = {"grad_norm": float(self.deepspeed.get_global_grad_norm())}
+        if self.loss_scale:
+            metrics["loss_scale"] = float(self.loss_scale.cur_scale)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``state.json`` of a checkpoint holds, as JSON types."""
+        scale = self.loss_scale
+        return {
+            "base_lr": self.base_lr,
+            "loss_scale": to_json(scale.state_dict()) if scale else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the loss scale from ``state.json``, where both have one."""
+        if self.loss_scale and state.get("loss_scale"):
+            from dfer_dist.training.loss_scale import LossScaleState
+
+            self.loss_scale.load_state_dict(from_json(LossScaleState, state["loss_scale"]))
 
 
 def lowest_rate(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
@@ -168,7 +220,16 @@ def build_engine(
         micro_batch=micro_batch,
         accumulation=accumulation,
         averages_gradients=bf16_gradients.replace_hooks(engine),
+        loss_scale=_loss_scale(engine, config.train.precision),
     )
+
+
+def _loss_scale(engine: Any, precision: Precision) -> LossScale | None:
+    if precision is not Precision.fp16:
+        return None
+    from dfer_dist.training.loss_scale import replace_scaler
+
+    return replace_scaler(engine.optimizer)
 
 
 @contextmanager
@@ -208,6 +269,9 @@ def _deepspeed_config(
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "bf16": {"enabled": config.train.precision is Precision.bf16},
+        # The loss scale is dynamic: 2^16 at first, halved at the second overflow, doubled after
+        # 1,000 steps without one.
+        "fp16": {"enabled": config.train.precision is Precision.fp16},
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": zero,
         # Keep torch's optimizer with offloading too.

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import traceback
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +20,7 @@ from dfer_dist.distributed.process_group import (
     device_name,
     init_distributed,
     peak_memory,
-    warn_of_slow_bf16,
+    precision_fault,
 )
 from dfer_dist.distributed.watchdog import Watchdog
 from dfer_dist.runs.layout import RunDir
@@ -63,7 +62,7 @@ def train_fold(run: RunDir, fold: int, preemption: PreemptionHandler) -> bool:
     # What was imported stays until the process ends.
     gc.freeze()
     gc.enable()
-    _warn_of_nodes(run, config.train.precision, ranks)
+    _check_nodes(run, config.train.precision, ranks)
     folder = run.fold(fold)
     device = device_name(ranks.device), ranks.device.type
     attempt = Attempt(folder, ranks.world_size, ranks.is_main, *device)
@@ -104,14 +103,23 @@ def train_fold(run: RunDir, fold: int, preemption: PreemptionHandler) -> bool:
     return state == "DONE"
 
 
-def _warn_of_nodes(run: RunDir, precision: Precision, ranks: Ranks) -> None:
-    """Log a warning for each node with other packages than the run, or a slow GPU. Collective."""
-    own: list[str | None] = []
+def _check_nodes(run: RunDir, precision: Precision, ranks: Ranks) -> None:
+    """Log a warning for each node with other packages than the run. Collective.
+
+    Raises
+    ------
+    UserError
+        If the device of a node cannot train in ``precision``.
+    """
+    own: list[str | None] = [None, None]
     if ranks.local_rank == 0:
-        own = [warn_of_slow_bf16(precision, ranks.device), package_mismatch(run)]
-    found = ranks.gather_objects(own) or []
-    for line in dict.fromkeys(filter(None, chain.from_iterable(found))):
+        own = [precision_fault(precision, ranks.device), package_mismatch(run)]
+    faults, warnings = zip(*(ranks.gather_objects(own) or [own]), strict=True)
+    for line in dict.fromkeys(filter(None, warnings)):
         logger.warning(line)
+    fault = ranks.broadcast_object(next(filter(None, faults), None))
+    if fault:
+        raise UserError(fault)
 
 
 def _close_failed(run: RunDir, fold: int, ranks: Ranks, trainer: Trainer | None) -> None:

@@ -51,7 +51,9 @@ class TrainState:
     lost_clips : list of str
         Keys of training clips found to be damaged, sorted.
     bad_steps : list of BadStep
-        Steps that were skipped.
+        Steps that were skipped because their loss or gradient was not finite.
+    overflow_steps : int
+        Steps in float16 that were skipped because their loss scale was too large.
     best : BestEpoch, optional
         The best epoch, where one is selected.
     recent_losses : list of float
@@ -68,6 +70,7 @@ class TrainState:
     epoch_ended: bool = True
     lost_clips: list[str] = field(default_factory=list)
     bad_steps: list[BadStep] = field(default_factory=list)
+    overflow_steps: int = 0
     best: BestEpoch | None = None
     recent_losses: list[float] = field(default_factory=list)
     drift: list[str] = field(default_factory=list)
@@ -80,7 +83,8 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as JSON types."""
-        return {**to_json(self), "skipped_steps": len(self.bad_steps)}
+        skipped = len(self.bad_steps) + self.overflow_steps
+        return {**to_json(self), "skipped_steps": skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the state to what :meth:`state_dict` returned; further keys are ignored."""

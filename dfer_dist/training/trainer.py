@@ -26,7 +26,7 @@ from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import Scores, UarWar
 from dfer_dist.runs.status import Phase
 from dfer_dist.training.data import FoldData
-from dfer_dist.training.engine import Engine
+from dfer_dist.training.engine import Engine, StepOutcome
 from dfer_dist.training.losses import Objective
 from dfer_dist.training.meters import Meter, ProgressLog
 from dfer_dist.training.result import fold_result
@@ -177,7 +177,9 @@ class Trainer:
             raise UserError(self.ranks.broadcast_object(self.checkpointer.verdict()))
         if votes.lost_clips:
             self._record_lost_clips(result.lost_clips)
-        if self.engine.step_was_skipped():
+        outcome = self.engine.judge_step(votes.loss)
+        self.state.overflow_steps += outcome is StepOutcome.OVERFLOW
+        if outcome is StepOutcome.BAD:
             self._record_bad_step(result.clip_losses)
 
     def _record_lost_clips(self, lost: set[str]) -> None:
@@ -240,7 +242,7 @@ class Trainer:
         if is_spike or state.step % train.log_every == 0:
             metrics = {
                 "loss": loss,
-                "grad_norm": self.engine.gradient_norm(),
+                **self.engine.metrics(),
                 "loss_spike": float(is_spike),
                 **self.meter.throughput("metrics")._asdict(),
                 "skipped_steps": len(state.bad_steps),
@@ -297,7 +299,7 @@ class Trainer:
         """Begin to write a checkpoint; with ``best``, the one that is tested in the end."""
         self.watchdog.beat()
         info = replace(self.info, epoch=self.epoch, metrics_bytes=self.tracking.num_bytes).to_json()
-        state = {**info, **self.state.state_dict(), "base_lr": self.engine.base_lr}
+        state = {**info, **self.state.state_dict(), **self.engine.state_dict()}
         self.checkpointer.save(self.engine, state, best)
         self.watchdog.beat()
 

@@ -52,8 +52,8 @@ Faces = Annotated[
     bool, typer.Option("--faces", help="Detect and crop the face, as dfer pack --faces does.")
 ]
 Precision = Annotated[
-    Literal["bf16", "fp32"] | None,
-    typer.Option(help="bf16 or fp32. Default: as the checkpoint was tested."),
+    Literal["bf16", "fp16", "fp32"] | None,
+    typer.Option(help="bf16, fp16 or fp32. Default: as the checkpoint was tested."),
 ]
 
 

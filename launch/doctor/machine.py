@@ -128,7 +128,7 @@ def _gpus(wanted: int, config: Config | None) -> Result:
     import torch
 
     from dfer_dist.config.schema import Device, Precision
-    from dfer_dist.distributed.process_group import describe_gpu_setup, warn_of_slow_bf16
+    from dfer_dist.distributed.process_group import describe_gpu_setup, precision_fault
 
     if wanted and config and config.train.device is Device.cpu:
         return note(f"{wanted} asked for and not used: train.device=cpu")
@@ -140,10 +140,8 @@ def _gpus(wanted: int, config: Config | None) -> Result:
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         text = f"{seen} x {torch.cuda.get_device_name(0)}, {memory:.0f} GiB each"
         precision = config.train.precision if config else Precision.bf16
-        slow = warn_of_slow_bf16(precision, torch.device("cuda", 0))
-        if slow:
-            return note(f"{text}; {slow}")
-        return ok(text)
+        fault = precision_fault(precision, torch.device("cuda", 0))
+        return wrong(f"{text}; {fault}") if fault else ok(text)
     if "SLURM_JOB_ID" in os.environ:
         return ok("none asked for")
     return ok("none: training uses the processor")

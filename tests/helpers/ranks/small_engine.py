@@ -18,7 +18,9 @@ from dfer_dist.checkpoints.async_checkpointer import AsyncCheckpointer
 from dfer_dist.checkpoints.optimizer_state import gather, restore
 from dfer_dist.config.schema import Config, Device, Optimizer, Precision
 from dfer_dist.distributed.process_group import exit_process, init_distributed
+from dfer_dist.models.build import model_dtype
 from dfer_dist.training.engine import build_engine
+from tests.helpers.training.hooks import allow_fp16_on_cpu
 
 BATCH, FEATURES = 12, 7  # sizes that 2 and 4 do not divide are among the tensors
 
@@ -70,6 +72,15 @@ def main() -> None:
         default=[],
         help="steps in which the last rank's loss is infinite, its gradient not",
     )
+    p.add_argument(
+        "--overflow",
+        type=int,
+        nargs="*",
+        default=[],
+        help="steps in which the gradient times the loss scale is too large for float16",
+    )
+    p.add_argument("--window", type=int, help="steps after which the loss scale doubles")
+    p.add_argument("--scale", type=float, help="first loss scale")
     a = p.parse_args()
     config = Config()
     config.train.global_batch, config.train.zero_stage, config.train.epochs = BATCH, a.stage, 10
@@ -78,6 +89,8 @@ def main() -> None:
     config.optim.milestones, config.data.shards = [4, 6], "none"
     config.train.offload_optimizer = bool(a.offload)
     ranks = init_distributed(a.device)
+    if ranks.device.type == "cpu":
+        allow_fp16_on_cpu()
     torch.manual_seed(0)
     model = Toy()
     groups = {
@@ -93,9 +106,13 @@ def main() -> None:
     begin = 0
     if saved:
         restore(engine, saved, config, ranks)
+        engine.load_state_dict(saved.state)
         begin = saved.state["step"]
-    kind = torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
-    losses, skipped, digests = [], [], []
+    if engine.loss_scale:
+        engine.loss_scale.scale_window = a.window or engine.loss_scale.scale_window
+        engine.loss_scale.next_scale = a.scale or engine.loss_scale.next_scale
+    kind = model_dtype(config.train.precision)
+    losses, outcomes, scales, digests = [], [], [], []
     for step in range(begin, a.steps):
         engine.set_learning_rates(step)
         generator = torch.Generator().manual_seed(step)
@@ -113,12 +130,17 @@ def main() -> None:
         )
         if step in a.explode and ranks.rank == ranks.world_size - 1:
             loss = loss + torch.inf
+        if step in a.overflow:
+            loss = loss * 1e6
         engine.micro_step(loss)
-        if a.poison:
-            skipped.append(engine.step_was_skipped())
-            digests.append(digest(gather(engine, config, 0, ranks)[0]))
         losses.append(ranks.all_reduce_sum([loss.item()])[0] / ranks.world_size)
-    state = {"step": a.steps, "skipped_steps": 0, "frozen_sha256": frozen}
+        outcomes.append(engine.judge_step(losses[-1]).name)
+        scales.append(engine.metrics().get("loss_scale"))
+        if a.poison:
+            digests.append(digest(gather(engine, config, 0, ranks)[0]))
+    skipped = sum(outcome != "TAKEN" for outcome in outcomes)
+    state = {"step": a.steps, "skipped_steps": skipped, "frozen_sha256": frozen}
+    state |= engine.state_dict()
     checkpointer = AsyncCheckpointer(a.folder, config, ranks, 0, None)
     checkpointer.save(engine, state)
     checkpointer.wait()
@@ -126,11 +148,12 @@ def main() -> None:
     if ranks.is_main:
         weights = checkpoint.read(path, weights_only=True).model
         rates = {g["name"]: g["lr"] for g in engine.deepspeed.optimizer.param_groups}
-        extra = {"skipped": skipped, "digests": digests} if a.poison else {}
         print(
             json.dumps(
                 {
-                    **extra,
+                    "outcomes": outcomes,
+                    "scales": scales,
+                    "digests": digests,
                     "losses": losses,
                     "weights": digest(weights),
                     "rates": rates,

@@ -79,6 +79,23 @@ def full_disk_at(checkpoint: Any, mark: str, step: int, times: int) -> None:
     checkpoint.write = write_
 
 
+def allow_fp16_on_cpu() -> None:
+    """Let DeepSpeed train in float16 on a processor without float16 units, at 1 GFLOP/s."""
+    torch.ops.mkldnn._is_mkldnn_fp16_supported = lambda: True  # type: ignore[assignment]
+
+
+def begin_with_loss_scale(loss_scale: Any, scale: float) -> None:
+    """Begin with a loss scale that is too large."""
+    replace_scaler = loss_scale.replace_scaler
+
+    def replace_scaler_(optimizer: Any) -> Any:
+        scaler = replace_scaler(optimizer)
+        scaler.next_scale = scale
+        return scaler
+
+    loss_scale.replace_scaler = replace_scaler_
+
+
 def poison(stream: Any, key: str) -> None:
     """Put a NaN into the training pixels of the clip ``key``, or of all clips if it is ``*``."""
     pixels = stream.Batch.pixels

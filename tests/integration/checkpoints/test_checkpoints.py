@@ -80,14 +80,49 @@ def test_sgd_with_momentum_resumes_from_zero3(tmp_path):
 
 @pytest.mark.parametrize(
     ("stage", "precision"),
-    [(1, "bf16"), pytest.param(1, "fp32", marks=pytest.mark.faults_full), (2, "bf16"), (3, "bf16")],
+    [
+        (1, "bf16"),
+        pytest.param(1, "fp32", marks=pytest.mark.faults_full),
+        (1, "fp16"),
+        (2, "bf16"),
+        (3, "bf16"),
+    ],
 )
 def test_step_with_a_nan_on_one_rank_changes_nothing(tmp_path, stage, precision):
     """An infinite loss with a finite gradient, too, which DeepSpeed itself would not skip."""
     seen = run(
         tmp_path, 2, 6, stage=stage, precision=precision, optimizer="adamw", poison=[2], explode=[4]
     )
-    assert seen["skipped"] == [False, False, True, False, True, False]
+    assert seen["outcomes"] == ["TAKEN", "TAKEN", "BAD", "TAKEN", "BAD", "TAKEN"]
     digests = seen["digests"]
     assert digests[2] == digests[1] and digests[4] == digests[3]
     assert len(set(digests)) == 4
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_fp16_resumes_to_the_bit_with_its_loss_scale(tmp_path, stage):
+    """Steps 1 and 2 overflow: the second halves the scale. It doubles after two steps without."""
+    given = {
+        "stage": stage,
+        "optimizer": "adamw",
+        "precision": "fp16",
+        "overflow": [1, 2],
+        "window": 2,
+    }
+    half = run(tmp_path / "half", 2, HALF, **given)
+    whole = run(tmp_path / "whole", 2, STEPS, **given)
+    rest = run(tmp_path / "rest", 2, STEPS, resume=half["path"], **given)
+    assert whole["outcomes"] == ["TAKEN", "OVERFLOW", "OVERFLOW"] + 5 * ["TAKEN"]
+    assert whole["scales"] == [65536.0] * 3 + [32768.0] * 3 + [65536.0] * 2
+    for key in ("losses", "outcomes", "scales"):
+        assert half[key] + rest[key] == whole[key]
+    assert rest["weights"] == whole["weights"]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_fp16_follows_float32_while_the_loss_scale_doubles(tmp_path, stage):
+    """It doubles after every step; each step takes its whole gradient."""
+    given = {"stage": stage, "window": 1, "scale": 256.0}
+    exact, seen = (run(tmp_path / p, 2, STEPS, precision=p, **given) for p in ("fp32", "fp16"))
+    assert seen["scales"][-1] > 16 * seen["scales"][0]
+    assert seen["losses"] == pytest.approx(exact["losses"], rel=2e-4)

@@ -168,7 +168,7 @@ def test_unknown_key_with_nothing_near_gives_no_hint() -> None:
         ("train.epochs=3.7", "train.epochs"),
         ("train.epochs=true", "train.epochs"),
         ("train.epochs=null", "train.epochs"),
-        ("train.precision=fp16", "train.precision"),
+        ("train.precision=fp8", "train.precision"),
         ("optim.milestones=3", "'optim.milestones' is a list, not a single value"),
         ("optim.milestones=[3.5]", "optim.milestones"),
         ("optim.milestones[0]=3", "optim.milestones"),

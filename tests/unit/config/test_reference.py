@@ -33,5 +33,5 @@ def test_every_value_of_an_enumeration_is_explained() -> None:
 
 def test_choice_is_found_by_its_name() -> None:
     assert Precision("bf16") is Precision.bf16
-    with pytest.raises(ValueError, match="fp16"):
-        Precision("fp16")
+    with pytest.raises(ValueError, match="fp8"):
+        Precision("fp8")

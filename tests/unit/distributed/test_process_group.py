@@ -11,7 +11,7 @@ from dfer_dist.config.schema import Device, Precision
 from dfer_dist.distributed.process_group import (
     choose_device,
     export_rank_variables,
-    warn_of_slow_bf16,
+    precision_fault,
 )
 from dfer_dist.utils.errors import UserError
 
@@ -112,11 +112,23 @@ def test_gpu_without_bf16_is_named(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
     gpu = torch.device("cuda", 0)
-    warning = warn_of_slow_bf16(Precision.bf16, gpu)
-    assert bool(warning) == is_slow
-    assert not is_slow or "train.precision=fp32" in str(warning)
-    assert warn_of_slow_bf16(Precision.fp32, gpu) is None
-    assert warn_of_slow_bf16(Precision.bf16, torch.device("cpu")) is None
+    fault = precision_fault(Precision.bf16, gpu)
+    assert bool(fault) == is_slow
+    assert not is_slow or "set train.precision=fp16" in str(fault)
+    assert precision_fault(Precision.fp32, gpu) is None
+    assert precision_fault(Precision.fp16, gpu) is None
+
+
+@pytest.mark.parametrize("has_units", [False, True])
+def test_fp16_on_a_processor_needs_its_units(
+    monkeypatch: pytest.MonkeyPatch, has_units: bool
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: has_units)
+    cpu = torch.device("cpu")
+    fault = precision_fault(Precision.fp16, cpu)
+    assert (fault is None) == has_units
+    assert has_units or "needs a GPU: set train.precision=bf16 or fp32" in str(fault)
+    assert precision_fault(Precision.bf16, cpu) is None
 
 
 def test_single_process_has_an_address_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,18 @@ def test_memory_by_stage(name: Optimizer, moments: int, offload: bool) -> None:
     )
 
 
+@pytest.mark.parametrize(("device", "bucket"), [("cuda", 2 * 4 * BUCKET), ("cpu", 2 * BUCKET)])
+def test_gradients_of_zero_1_in_float16(device: str, bucket: int) -> None:
+    """Float32 gradients of all parameters, a copy of a rank's share, and the buckets."""
+    step = PlannedStep(
+        made_up(), demo("train.precision=fp16"), replace(EIGHT, device=device), 1, 1, 1
+    )
+    memory = step.memory
+    assert memory.weights == 2 * 150e6 + 4e8 / 8
+    assert memory.gradients == 4e8 + 4e8 / 8 + bucket
+    assert step.sent == 7 / 8 * (2 * 2e8 + 2e8)
+
+
 def test_bytes_sent_are_those_of_real_steps() -> None:
     """Two ranks, ViT-B/32, two micro batches, as in ``docs/background/memory.md``.
 

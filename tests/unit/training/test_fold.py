@@ -53,16 +53,18 @@ def test_rank_whose_loader_worker_was_killed_kills_itself(monkeypatch: pytest.Mo
     assert sent == [(os.getpid(), signal.SIGKILL)]
 
 
-def test_start_warns_of_a_gpu_without_bf16(
+def test_start_refuses_bf16_on_a_gpu_without_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(fold, "package_mismatch", lambda _: None)
+    monkeypatch.setattr(fold, "package_mismatch", lambda _: "this node has torch 1")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
     ranks = Ranks(0, 1, 0, torch.device("cuda", 0))
-    fold._warn_of_nodes(RunDir(tmp_path), Precision.fp32, ranks)
-    assert not caplog.records
-    fold._warn_of_nodes(RunDir(tmp_path), Precision.bf16, ranks)
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING
-    assert record.getMessage().startswith("Tesla V100 (compute capability 7.0) has no fast bf16")
+    for precision in (Precision.fp32, Precision.fp16):
+        fold._check_nodes(RunDir(tmp_path), precision, ranks)
+    assert {(r.levelno, r.getMessage()) for r in caplog.records} == {
+        (logging.WARNING, "this node has torch 1")
+    }
+    advice = r"Tesla V100 \(compute capability 7.0\) has no bf16.*: set train.precision=fp16"
+    with pytest.raises(UserError, match=advice):
+        fold._check_nodes(RunDir(tmp_path), Precision.bf16, ranks)

@@ -9,7 +9,8 @@ STORED = {
     "step": 12,
     "epoch_ended": False,
     "lost_clips": ["a", "b"],
-    "skipped_steps": 2,
+    "skipped_steps": 5,
+    "overflow_steps": 3,
     "bad_steps": [
         {"step": 11, "not_finite": "loss", "clips": ["c"]},
         {"step": 12, "not_finite": "gradient", "clips": ["d", "e"]},
@@ -27,6 +28,7 @@ def test_state_dict_has_the_keys_of_the_file() -> None:
         epoch_ended=False,
         lost_clips=["a", "b"],
         bad_steps=[BadStep(11, "loss", ["c"]), BadStep(12, "gradient", ["d", "e"])],
+        overflow_steps=3,
         best=BestEpoch(epoch=1, step=6, war=50.0, uar=40.0),
         recent_losses=[2.0, 1.5],
         drift=["optim.lr_image"],

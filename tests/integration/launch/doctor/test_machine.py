@@ -61,9 +61,10 @@ def test_machine_that_lacks_things_is_faults(
 @pytest.mark.parametrize(
     ("capability", "settings", "state"),
     [
-        ((7, 0), [], NOTE),
-        ((7, 5), [], NOTE),
+        ((7, 0), [], WRONG),
+        ((7, 5), [], WRONG),
         ((7, 0), ["train.precision=fp32"], OK),
+        ((7, 5), ["train.precision=fp16"], OK),
         ((9, 0), [], OK),
     ],
 )
@@ -78,7 +79,7 @@ def test_gpu_that_emulates_bf16_is_named(
     config = load_config("demo", ["data.shards=x", *settings])
     found = machine._gpus(1, config)
     assert found.state == state and found.text.startswith("1 x Tesla V100, 16 GiB each")
-    assert ("train.precision=fp32 is faster there" in found.text) == (state == NOTE)
+    assert ("set train.precision=fp16" in found.text) == (state == WRONG)
 
 
 def test_tracking_store_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
