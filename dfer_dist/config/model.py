@@ -180,5 +180,5 @@ class ModelConfig:
         neutral=True,
     )
     checkpoint_temporal: bool = setting(
-        False, "Recompute the temporal transformer's activations, likewise.", neutral=True
+        True, "Recompute the temporal transformer's activations, likewise.", neutral=True
     )

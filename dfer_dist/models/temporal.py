@@ -76,7 +76,7 @@ class TemporalTransformer(nn.Module):
         """Return the feature of the class token: [B, T, D] -> [B, D]."""
         x = torch.cat([repeat(self.cls, "1 1 d -> b 1 d", b=len(x)), x], dim=1) + self.pos
         for block in self.blocks:
-            if self.recompute:
+            if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)

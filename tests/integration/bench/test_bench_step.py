@@ -43,7 +43,8 @@ def test_products_of_forward_and_backward_are_recorded() -> None:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_flops_are_those_of_recorded_products(recompute: bool) -> None:
-    config = load_config("demo", ["data.shards=dfew", "data.num_frames=3"])
+    kept = "model.checkpoint_temporal=false"
+    config = load_config("demo", ["data.shards=dfew", "data.num_frames=3", kept])
     model, classes = build_model(config.model, CLASSES["dfew"], 3, 64), CLASSES["dfew"]
     frames = torch.randint(0, 256, (2, 3, 3, 64, 64), dtype=torch.uint8)
     with MatrixProducts() as recorded:

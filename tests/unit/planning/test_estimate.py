@@ -37,7 +37,8 @@ EIGHT = Machine("cuda", 8, 80 * GIB, 1e14, 1e11, 1e-5)
 
 
 def demo(*overrides: str) -> Config:
-    return load_config("demo", ["train.precision=bf16", *overrides])
+    kept = "model.checkpoint_temporal=false"
+    return load_config("demo", ["train.precision=bf16", kept, *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_flops_are_those_of_matrix_products(counted: StepCosts) -> None:
 def test_recomputing_needs_less_memory_and_more_flops() -> None:
     overrides = ["data.shards=dfew", FEW_LAYERS]
     kept = count_step(load_config("dfew_vitb32", overrides), SEVEN, fused_attention=False)
-    recomputing = ["model.checkpoint_image=true", "model.checkpoint_temporal=true"]
+    recomputing = ["model.checkpoint_image=true"]
     again = count_step(
         load_config("dfew_vitb32", overrides + recomputing), SEVEN, fused_attention=False
     )
