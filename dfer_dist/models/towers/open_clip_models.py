@@ -198,12 +198,15 @@ def load(info: BackboneInfo, weights: Path | None, image_size: int, with_text: b
         visual.output_dim = config["embed_dim"]
         resize_timm(visual.trunk, image_size)
     prepare_image(visual)
-    text = _text_tower(clip, config["text_cfg"]) if with_text else None
+    text = tokenizer = None
+    if with_text:
+        text = _text_tower(clip, config["text_cfg"])
+        tokenizer = text_tokenizer(config["text_cfg"], sizes_only=clip.logit_scale.is_meta)
     return Backbone(
         info=info,
         image=visual,
         text=text,
-        tokenizer=text_tokenizer(config["text_cfg"]) if text else None,
+        tokenizer=tokenizer,
         sha256=sha256_file(weights) if weights else None,
         temperature=math.exp(-_number(clip.logit_scale, config.get("init_logit_scale"))),
         logit_bias=_number(clip.logit_bias, config.get("init_logit_bias")),
@@ -225,8 +228,16 @@ def _text_tower(clip: Any, text_cfg: dict[str, Any]) -> TextTower | HubTextTower
     return tower
 
 
-def text_tokenizer(text_cfg: dict[str, Any]) -> TextTokenizer:
+def text_tokenizer(text_cfg: dict[str, Any], sizes_only: bool = False) -> TextTokenizer:
     """Return how a text tower reads a text.
+
+    Parameters
+    ----------
+    text_cfg : dict
+        Of the backbone, in open_clip's format.
+    sizes_only : bool
+        Return one of similar numbers of tokens where that of the Hub is not on this machine, as to
+        plan memory.
 
     Raises
     ------
@@ -236,7 +247,11 @@ def text_tokenizer(text_cfg: dict[str, Any]) -> TextTokenizer:
     # such a tower sees the padding
     fills_context = bool(text_cfg.get("no_causal_mask") or text_cfg.get("embed_cls"))
     if text_cfg.get("hf_tokenizer_name"):
-        return hub.hub_tokenizer(text_cfg, fills_context)
+        try:
+            return hub.hub_tokenizer(text_cfg, fills_context)
+        except UserError:
+            if not sizes_only:
+                raise
     return clip_tokenizer(text_cfg.get("context_length", CONTEXT), fills_context)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dfer_dist.models.backbone import describe_backbone, load_backbone
+from dfer_dist.models.backbone import describe_backbone, load_backbone, load_tokenizer
 from dfer_dist.models.towers.image import tower_parts
 from dfer_dist.models.towers.open_clip_models import build_clip, clip_config
 from dfer_dist.utils.errors import UserError
@@ -194,3 +194,15 @@ def test_equals_open_clip(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def assert_close(own: torch.Tensor, theirs: torch.Tensor) -> None:
     assert own.shape == theirs.shape
     assert (own - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def test_sizes_are_known_without_the_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A laptop without the Hub's files can plan memory, but not train."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    with torch.device("meta"):
+        backbone = load_backbone("ViT-B-16-SigLIP2", "none", 224)
+    assert backbone.tokenizer.stack([[1], [2, 3]]).shape == (2, 64)
+    with pytest.raises(UserError, match="run `dfer fetch-weights`"):
+        load_tokenizer("ViT-B-16-SigLIP2")
