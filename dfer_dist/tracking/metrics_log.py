@@ -42,6 +42,8 @@ class MetricsLog:
     ) -> None:
         """Open the file and remove lines of steps that will be trained again.
 
+        Nothing is uploaded before :meth:`start`.
+
         Parameters
         ----------
         path, position_file : Path
@@ -68,9 +70,14 @@ class MetricsLog:
         # Lines that the disk has not accepted yet.
         self._unwritten = b""
         self._lock = threading.Lock()
+        self._queue, self._connect = UploadQueue(path, position_file, names), connect
+        self._committed = self.size
         self._uploader: Uploader | None = None
-        if connect:
-            self._uploader = Uploader(UploadQueue(path, position_file, names), connect, self.size)
+
+    def start(self) -> None:
+        """Start the thread that uploads what is committed, if there is a server."""
+        if self._connect and not self._uploader:
+            self._uploader = Uploader(self._queue, self._connect, self._committed)
 
     def num_rolled_back(self, step: int) -> int:
         """Return how many steps after ``step``, where training resumes, had removed lines."""
@@ -115,11 +122,14 @@ class MetricsLog:
 
     def commit(self, size: int) -> None:
         """Allow the first ``size`` bytes to be sent: they will not be rolled back."""
+        self._committed = size
         if self._uploader:
             self._uploader.commit(size)
 
     def close(self, finalize: Finalize | None = None, timeout: float = 20.0) -> None:
         """Send what was committed, then call ``finalize``; wait ``timeout`` seconds at most."""
+        if finalize:
+            self.start()
         with suppress(OSError):
             self.sync()
         os.close(self._file)

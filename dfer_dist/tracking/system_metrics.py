@@ -31,12 +31,17 @@ class SystemMonitor:
         self._log = MetricsLog(path, path.with_suffix(".sent"), connect)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="system", daemon=True)
+
+    def start(self) -> None:
+        """Start to measure and to upload."""
+        self._log.start()
         self._thread.start()
 
     def close(self) -> None:
         """Stop measuring and send the rest, in five seconds at most."""
         self._stop.set()
-        self._thread.join(1)
+        if self._thread.is_alive():
+            self._thread.join(1)
         self._log.close(timeout=5)
 
     def _run(self) -> None:

@@ -56,7 +56,7 @@ def train_fold(run: RunDir, fold: int, preemption: PreemptionHandler) -> bool:
     config = read_config(run.config)
     hang_seconds = 60 * config.train.hang_minutes
     ranks = init_distributed(config.train.device, hang_seconds)
-    # Imports DeepSpeed, which reads DS_ACCELERATOR as set by init_distributed.
+    _import_deepspeed()
     from dfer_dist.training.build import build_trainer
 
     # What was imported stays until the process ends.
@@ -101,6 +101,20 @@ def train_fold(run: RunDir, fold: int, preemption: PreemptionHandler) -> bool:
     # Written last: DONE means that all of it is done.
     attempt.end(state, reason, peak_memory(ranks.device))
     return state == "DONE"
+
+
+def _import_deepspeed() -> None:
+    """Import DeepSpeed, which reads DS_ACCELERATOR as set by :func:`init_distributed`.
+
+    It imports MLflow for its autotuner if it can, which takes half a second.
+    """
+    is_hidden = "mlflow" not in sys.modules
+    if is_hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    import deepspeed  # noqa: F401
+
+    if is_hidden:
+        del sys.modules["mlflow"]
 
 
 def _check_nodes(run: RunDir, precision: Precision, ranks: Ranks) -> None:

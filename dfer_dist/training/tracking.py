@@ -38,6 +38,16 @@ class FoldTracking:
         """Bytes of all lines logged so far; 0 on ranks other than 0."""
         return self.metrics_log.size if self.metrics_log else 0
 
+    def start(self) -> None:
+        """Start the threads that measure and upload.
+
+        Their imports would slow down those that training waits for.
+        """
+        if self.monitor:
+            self.monitor.start()
+        if self.metrics_log:
+            self.metrics_log.start()
+
     def num_rolled_back(self, step: int) -> int:
         """Return how many steps of an earlier attempt after ``step`` are trained again."""
         return self.metrics_log.num_rolled_back(step) if self.metrics_log else 0
@@ -61,7 +71,7 @@ class FoldTracking:
 
 
 def build_tracking(*, run: RunDir, fold: int, ranks: Ranks, keep_bytes: int) -> FoldTracking:
-    """Open the metrics file of a fold and start its background threads.
+    """Open the metrics file of a fold.
 
     Parameters
     ----------

@@ -90,12 +90,15 @@ class Trainer:
         """
         if not self.state.epoch_ended:
             self.end_epoch()
-        for step in range(self.state.step, self.engine.total_steps):
+        first = self.state.step
+        for step in range(first, self.engine.total_steps):
             result = self.train_step(step)
             self.enter_phase(Phase.TRAINING)
             votes = self.reduce_votes(result)
             self.check_step(result, votes)
             self.log_step(result, votes)
+            if step == first:
+                self.tracking.start()
             preempted = bool(votes.preempted)
             if self.state.step % self.data.plan.steps == 0:
                 self.end_epoch(preempted)

@@ -20,7 +20,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from dfer_dist.data.shards.index import Index
+from dfer_dist.data.shards.index import Index, to_numpy
 from dfer_dist.utils.errors import UserError
 
 
@@ -276,7 +276,7 @@ def clips_by_class(index: Index, clips: ClipSet) -> tuple[np.ndarray, ...]:
 
     Reads the label column of every shard.
     """
-    labels = [index.sidecar(i)["label"].to_numpy() for i in clips.shards]
+    labels = [to_numpy(index.sidecar(i)["label"].combine_chunks()) for i in clips.shards]
     chosen = [
         own if rows is None else own[rows] for own, rows in zip(labels, clips.rows, strict=True)
     ]

@@ -33,7 +33,9 @@ def main() -> None:
     attempt = Attempt(where, 2, True, "a processor")
     connect = partial(connect_child, run, fold)
     metrics_log = MetricsLog(where.metrics, where.sent, partial(connect, running=True), 0)
+    metrics_log.start()
     monitor = SystemMonitor(where, partial(connect, running=False))
+    monitor.start()
     attempt.begin(0, lines, 0)
     begin, longest = time.perf_counter(), 0.0
     for step in range(1, lines + 1):

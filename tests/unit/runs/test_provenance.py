@@ -3,6 +3,7 @@ from __future__ import annotations
 import compileall
 import os
 import pwd
+import py_compile
 import shutil
 import sys
 from importlib.machinery import SourceFileLoader
@@ -44,17 +45,57 @@ def test_snapshot_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
     assert files(tmp_path / "code" / "launch") == files(PACKAGE.parent / "launch")
 
 
-def test_snapshot_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is compiled in the checkout may be of other sources."""
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two packages of one module each; returns their folder."""
     for package in ("dfer_dist", "launch"):
-        (tmp_path / "from" / package / "__pycache__").mkdir(parents=True)
-        (tmp_path / "from" / package / "__pycache__" / "a.pyc").write_text("x")
-        (tmp_path / "from" / package / "__init__.py").write_text("")
+        (tmp_path / "from" / package).mkdir(parents=True)
+        (tmp_path / "from" / package / "__init__.py").write_text("a = 1")
     monkeypatch.setattr(provenance, "_source_root", lambda: tmp_path / "from")
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    return tmp_path / "from"
+
+
+def value_of(module: Path) -> int:
+    """Return ``a`` of a module that Python imports without compiling it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SourceFileLoader, "source_to_code", lambda *_, **__: pytest.fail("compiled"))
+        code = SourceFileLoader("module", str(module)).get_code("module")
+    values: dict[str, int] = {}
+    exec(code, values)
+    return values["a"]
+
+
+def test_modules_are_compiled_once_for_all_runs(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot_code(tmp_path / "first")
+    monkeypatch.setattr(py_compile, "compile", lambda *_, **__: pytest.fail("compiled"))
     snapshot_code(tmp_path / "code")
     assert files(tmp_path / "code").keys() == {"dfer_dist/__init__.py", "launch/__init__.py"}
-    compiled = set((tmp_path / "code").rglob("*.pyc"))
-    assert compiled == {Path(cache_from_source(m)) for m in (tmp_path / "code").rglob("*.py")}
+    for module in (tmp_path / "code").rglob("*.py"):
+        assert value_of(module) == 1
+
+
+@pytest.mark.parametrize("damage", ["other source", "cut short", "folder is read only"])
+def test_compiled_module_that_is_not_the_source_is_not_copied(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    compileall.compile_dir(sources, quiet=2)
+    module = sources / "launch" / "__init__.py"
+    compiled = Path(cache_from_source(module))
+    if damage == "cut short":
+        os.truncate(compiled, 20)
+    else:
+        module.write_text("a = 2")
+        os.utime(module, (1, 1))
+    if damage == "folder is read only":
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    (sources / "launch" / "__pycache__" / "gone.pyc").write_text("x")
+    snapshot_code(tmp_path / "code")
+    expected = 1 if damage == "cut short" else 2
+    assert value_of(tmp_path / "code" / "launch" / "__init__.py") == expected
+    assert len(set((tmp_path / "code").rglob("*.pyc"))) == 2
 
 
 def test_job_compiles_no_module_of_a_snapshot(
@@ -73,12 +114,12 @@ def test_job_compiles_no_module_of_a_snapshot(
 
 
 def test_compiled_file_cut_short_by_a_full_disk_is_no_snapshot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cut_short(folder: Path, **options: object) -> None:
-        compileall.compile_file(folder / "launch" / "cli.py", quiet=2)
-        [compiled] = folder.rglob("*.pyc")
-        os.truncate(compiled, 100)
+        for module in folder.rglob("*.py"):
+            compileall.compile_file(module, quiet=2)
+            os.truncate(cache_from_source(module), 20)
 
     monkeypatch.setattr(compileall, "compile_dir", cut_short)
     with pytest.raises(OSError, match="No space left on device"):

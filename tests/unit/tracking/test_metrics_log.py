@@ -53,7 +53,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 
 
 def open_log(root: Path, server: Server | None, keep_bytes: int | None = 0) -> MetricsLog:
-    return MetricsLog(FoldDir(root).metrics, FoldDir(root).sent, server, keep_bytes)
+    metrics_log = MetricsLog(FoldDir(root).metrics, FoldDir(root).sent, server, keep_bytes)
+    metrics_log.start()
+    return metrics_log
 
 
 def ended(status: str):
@@ -89,6 +91,25 @@ def test_line_is_sent_once_a_checkpoint_includes_it(server, tmp_path):
     metrics_log.close(ended("FAILED"))
     assert (server.steps(), server.status) == ([1, 2, 3, 4, 5], "FAILED")
     assert steps(FoldDir(tmp_path)) == list(range(1, 9))
+
+
+def test_server_is_not_asked_before_the_start(server, tmp_path):
+    fold = FoldDir(tmp_path)
+    metrics_log = MetricsLog(fold.metrics, fold.sent, server, 0)
+    metrics_log.commit(log(metrics_log, 1, 3))
+    time.sleep(0.05)
+    assert server.requests == 0
+    metrics_log.start()
+    metrics_log.start()
+    until(lambda: server.steps() == [1, 2, 3])
+    metrics_log.close()
+    assert server.status == "RUNNING"
+
+
+def test_fold_that_fails_before_the_start_is_closed(server, tmp_path):
+    fold = FoldDir(tmp_path)
+    MetricsLog(fold.metrics, fold.sent, server, 0).close(ended("FAILED"))
+    assert server.status == "FAILED"
 
 
 def test_repeated_steps_are_stored_once(server, tmp_path):
