@@ -9,10 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from dfer_dist.checkpoints import portable as checkpoint
-from dfer_dist.checkpoints.optimizer_state import gather
+from dfer_dist.checkpoints.optimizer_state import EngineTensors, gather
 from dfer_dist.config.schema import Config
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.utils.errors import UserError
@@ -26,7 +24,6 @@ logger = logging.getLogger(__name__)
 MAX_FAILURES = 10  # failed writes in a row that end the run
 _BYTES_PER_SECOND = 1e8  # assumed before the first save
 _MAX_PAUSE = 30.0  # seconds to the next try
-Tensors = tuple[dict[str, Tensor], dict[str, Tensor]]  # weights and moments
 
 
 class AsyncCheckpointer:
@@ -64,8 +61,9 @@ class AsyncCheckpointer:
         self.folder, self.config, self.ranks, self.metrics_log = folder, config, ranks, metrics_log
         # Failed writes in a row.
         self.failures = 0
-        # Duration of the last save, gathering and writing; 12 bytes a parameter are written.
-        self.seconds = 12 * trained / _BYTES_PER_SECOND
+        # Duration of the last save, gathering and writing; of each parameter the weight and two
+        # moments are written, and its average.
+        self.seconds = (16 if config.train.ema else 12) * trained / _BYTES_PER_SECOND
         self._thread: threading.Thread | None = None
         self._tried = time.monotonic()
         # The message alone: an exception's traceback would keep the copy of the weights.
@@ -89,14 +87,14 @@ class AsyncCheckpointer:
         return self.failures >= MAX_FAILURES
 
     def save(self, engine: Engine, state: dict[str, Any], best: bool = False) -> None:
-        """Copy weights and moments, and start to write a checkpoint. Collective.
+        """Copy weights and their states, and start to write a checkpoint. Collective.
 
         Waits first for an unfinished write.
 
         Parameters
         ----------
         engine : Engine
-            Its weights and moments are saved.
+            Its weights and their states are saved.
         state : dict
             The content of ``state.json``; that of rank 0 is written. ``state["step"]`` names the
             checkpoint.
@@ -150,12 +148,15 @@ class AsyncCheckpointer:
         if self._fault:
             raise self._fault
 
-    def _write(self, tensors: Tensors, state: dict[str, Any], best: bool, begin: float) -> None:
+    def _write(
+        self, tensors: EngineTensors, state: dict[str, Any], best: bool, begin: float
+    ) -> None:
         target = checkpoint.step_folder(self.folder, state["step"])
         try:
             if self.metrics_log:
                 self.metrics_log.sync()
-            checkpoint.write(target, *tensors, self.config, state)
+            weights, moments, ema = tensors
+            checkpoint.write(target, weights, moments, self.config, state, ema=ema)
             if best:
                 checkpoint.set_pointer(self.folder, "BEST", target)
             checkpoint.set_pointer(self.folder, "LATEST", target)

@@ -3,6 +3,7 @@
 A checkpoint is complete or absent. ``checkpoints/step-00000120/`` holds
 
 - ``model.safetensors``: float32 master weights of what is trained,
+- ``ema.safetensors``: with ``train.ema``, the moving average of these weights, which is tested,
 - ``optimizer.safetensors``: moments by parameter name, as ``MOMENT:NAME``,
 - ``state.json`` and ``config.yaml``,
 - ``COMPLETE``, which is written last, with the sha256 of each file.
@@ -44,6 +45,7 @@ from dfer_dist.utils.files import atomic_path, fsync, read_json, sha256_file, wr
 logger = logging.getLogger(__name__)
 
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+AVERAGE = "ema.safetensors"
 STATE, CONFIG, COMPLETE = "state.json", "config.yaml", "COMPLETE"
 # Only in converted checkpoints.
 FROZEN = "frozen.safetensors"
@@ -62,11 +64,15 @@ class Checkpoint:
     state : dict
         The content of ``state.json``.
     model : dict of str to float32 Tensor
-        Trained weights by parameter name.
+        Trained weights by parameter name: their moving average where there is one and only weights
+        were asked for.
     optimizer : dict of str to float32 Tensor
         Moments by ``MOMENT:NAME``; empty if only weights were asked for.
     frozen : dict of str to float32 Tensor
         Frozen weights; empty if the folder has none.
+    ema : dict of str to float32 Tensor
+        The moving average of the trained weights, to resume with; empty if there is none or only
+        weights were asked for.
     """
 
     path: Path
@@ -75,6 +81,7 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     frozen: dict[str, Tensor]
+    ema: dict[str, Tensor]
 
     @property
     def info(self) -> CheckpointInfo:
@@ -104,12 +111,13 @@ def write(
     state: dict[str, Any],
     frozen: dict[str, Tensor] | None = None,
     texts: dict[str, str] | None = None,
+    ema: dict[str, Tensor] | None = None,
 ) -> None:
     """Write one checkpoint folder, completely or not at all; replace an existing one.
 
     Parameters
     ----------
-    weights, moments : dict of str to float32 Tensor
+    weights, moments, ema : dict of str to float32 Tensor
         As :func:`~dfer_dist.checkpoints.optimizer_state.gather` returns them.
     state : dict
         The content of ``state.json``.
@@ -129,8 +137,9 @@ def write(
         temporary.mkdir(parents=True)
         save_tensors(weights, temporary / MODEL)
         save_tensors(moments, temporary / OPTIMIZER)
-        if frozen:
-            save_tensors(frozen, temporary / FROZEN)
+        for tensors, name in ((frozen, FROZEN), (ema, AVERAGE)):
+            if tensors:
+                save_tensors(tensors, temporary / name)
         for name, text in (texts or {}).items():
             write_text(temporary / name, text)
         write_text(temporary / CONFIG, dump_config(config))
@@ -302,7 +311,7 @@ def read(path: Path, weights_only: bool = False) -> Checkpoint:
     path : Path
         A checkpoint's folder, LATEST or BEST next to it, or the folder of LATEST.
     weights_only : bool
-        Do not read the optimizer's moments.
+        Read what is tested: the moving average of the weights where there is one, and no moments.
 
     Raises
     ------
@@ -310,16 +319,21 @@ def read(path: Path, weights_only: bool = False) -> Checkpoint:
         If the checkpoint is not complete or a file of it is damaged.
     """
     path = _resolve(path)
-    fault = find_corruption(path, (MODEL, FROZEN, CONFIG, STATE) if weights_only else None)
+    files = (MODEL, AVERAGE, FROZEN, CONFIG, STATE) if weights_only else None
+    fault = find_corruption(path, files)
     if fault:
         raise UserError(f"checkpoint {path} is damaged: {fault}")
+    ema, frozen = (
+        load_file(path / name) if (path / name).exists() else {} for name in (AVERAGE, FROZEN)
+    )
     return Checkpoint(
         path=path,
         config=read_config(path / CONFIG),
         state=read_json(path / STATE),
-        model=load_file(path / MODEL),
+        model=ema if ema and weights_only else load_file(path / MODEL),
         optimizer={} if weights_only else load_file(path / OPTIMIZER),
-        frozen=load_file(path / FROZEN) if (path / FROZEN).exists() else {},
+        frozen=frozen,
+        ema={} if weights_only else ema,
     )
 
 

@@ -158,6 +158,15 @@ class TrainConfig:
         below=1,
         source="Cui et al., CVPR 2019, equation 6",
     )
+    ema: float = setting(
+        0.0,
+        "Decay of a moving average of the weights, such as 0.9999, which is tested and exported; "
+        "0 is off.",
+        at_least=0,
+        below=1,
+        source="Polyak & Juditsky, SIAM J. Control Optim. 1992; ModelEmaV3 of timm",
+        later=True,
+    )
     selection: Selection = setting(Selection.last)
     val_fraction: float = setting(
         0.1, "Part of the training folds held out for selection=best_val.", above=0, below=1

@@ -104,13 +104,18 @@ class PlannedStep:
         """Bytes of a weight or gradient in the training precision."""
         return model_dtype(self.config.train.precision).itemsize
 
+    @property
+    def _states(self) -> int:
+        """Float32 states of a trained parameter: its moments, and its average with train.ema."""
+        return _MOMENTS[self.config.optim.name] + bool(self.config.train.ema)
+
     @cached_property
     def memory(self) -> Memory:
         """Bytes of one rank in a step after the first, when moments exist."""
         ranks, offload = self.machine.ranks, self.config.train.offload_optimizer
         trained, every = self.costs.trained, self.costs.trained + self.costs.frozen
         master_weights = 4 * trained / ranks
-        moments = _MOMENTS[self.config.optim.name] * 4 * trained / ranks
+        moments = self._states * 4 * trained / ranks
         weights = float(self.itemsize * every)
         if self.stage == 3:
             weights /= ranks
@@ -188,7 +193,7 @@ class PlannedStep:
 
         With the copy of master weights and moments that it keeps while a checkpoint is written.
         """
-        saved = 4.0 * self.costs.trained * (1 + _MOMENTS[self.config.optim.name])
+        saved = 4.0 * self.costs.trained * (1 + self._states)
         return self.memory.host + saved + loader_bytes(self.config, self.micro)
 
     @property

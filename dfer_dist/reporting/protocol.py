@@ -214,6 +214,7 @@ def _training_rows(c: Config) -> dict[str, str]:
     }
     return _optimizer_rows(o) | {
         "Loss": join(applicable(loss)),
+        "Tested weights": f"moving average with decay {t.ema:g}" * bool(t.ema),
         "Training": f"{size}, ZeRO stage {t.zero_stage}, seed {t.seed}",
     }
 

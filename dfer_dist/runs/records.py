@@ -41,7 +41,9 @@ class FoldResult(Record):
     """``fold-K/result.json``: the metrics of a finished fold and what they were measured with.
 
     ``left_out`` are the test clips that were lost when the data was packed; ``parameters`` are all
-    of the model, trained or not. Fields that an older run did not record are None or empty.
+    of the model, trained or not. ``ema`` is the decay of the moving average of the weights that was
+    tested, 0 if the weights themselves were. Fields that an older run did not record are None, 0 or
+    empty.
     """
 
     remedy: ClassVar[str] = "evaluate this fold again"
@@ -74,6 +76,7 @@ class FoldResult(Record):
     views: int | None = None
     crops: int = 1
     mirror: bool = False
+    ema: float = 0.0
     device: str | None = None
     lost_clips: int = 0
     skipped_steps: int = 0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dfer_dist.checkpoints import ema
 from dfer_dist.config.schema import Config, OptimConfig, Optimizer, Precision, Schedule, split_batch
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.runs.provenance import resolved_python_command
@@ -59,6 +60,8 @@ class Engine:
         :mod:`~dfer_dist.training.bf16_gradients` rather than by DeepSpeed.
     loss_scale : LossScale or None
         Of training in float16.
+    ema : float
+        Decay of the moving average of the weights; 0 without one.
     bad_steps : int
         Bad steps in a row, up to the last one.
     """
@@ -73,6 +76,7 @@ class Engine:
     accumulation: int
     averages_gradients: bool
     loss_scale: LossScale | None = None
+    ema: float = 0.0
     bad_steps: int = 0
 
     def set_learning_rates(self, step: int) -> dict[str, float]:
@@ -97,11 +101,14 @@ class Engine:
         only to decide whether to skip a step.
         """
         self.deepspeed.backward(loss * torch.where(loss.isfinite(), 1.0, torch.nan))
-        if self.averages_gradients and self.deepspeed.is_gradient_accumulation_boundary():
-            optimizer = self.deepspeed.optimizer
+        optimizer = self.deepspeed.optimizer
+        is_last = self.deepspeed.is_gradient_accumulation_boundary()
+        if self.averages_gradients and is_last:
             bf16_gradients.zero_unwritten_gradients(optimizer)
             bf16_gradients.all_reduce_mean(optimizer.get_grads_for_reduction()[0])
         self.deepspeed.step()
+        if self.ema and is_last and not optimizer.overflow:
+            ema.update(optimizer, self.ema)
 
     def judge_step(self, loss: float) -> StepOutcome:
         """Return what became of the last step; call it once a step.
@@ -202,7 +209,6 @@ def build_engine(
     import deepspeed
 
     demote_dependencies()
-    base_lr = base_rates(groups, config.optim)
     with _frozen_garbage(), prints_at_debug():
         engine, *_ = deepspeed.initialize(
             model=model,
@@ -210,10 +216,10 @@ def build_engine(
             config=_deepspeed_config(config, micro_batch, accumulation, ranks),
             dist_init_required=False,
         )
-    return Engine(
+    built = Engine(
         deepspeed=engine,
         trained=dict(chain(*groups.values())),
-        base_lr=base_lr,
+        base_lr=base_rates(groups, config.optim),
         optim=config.optim,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps_per_epoch * config.train.epochs,
@@ -222,6 +228,16 @@ def build_engine(
         averages_gradients=bf16_gradients.replace_hooks(engine),
         loss_scale=_loss_scale(engine, config.train.precision),
     )
+    if config.train.ema:
+        _start_average(built, config)
+    return built
+
+
+def _start_average(engine: Engine, config: Config) -> None:
+    from dfer_dist.checkpoints.optimizer_state import make_states
+
+    engine.ema = config.train.ema
+    make_states(engine, config)
 
 
 def _loss_scale(engine: Any, precision: Precision) -> LossScale | None:

@@ -48,6 +48,7 @@ def fold_result(trainer: Trainer, scores: Scores, shuffled: UarWar | None) -> Fo
         views=config.eval.views,
         crops=config.eval.crops,
         mirror=config.eval.mirror,
+        ema=config.train.ema,
         device=trainer.ranks.device.type,
         lost_clips=len(state.lost_clips),
         skipped_steps=len(state.bad_steps),

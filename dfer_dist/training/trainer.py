@@ -13,7 +13,7 @@ import torch
 
 from dfer_dist.checkpoints import portable
 from dfer_dist.checkpoints.async_checkpointer import AsyncCheckpointer
-from dfer_dist.checkpoints.optimizer_state import replace_weights
+from dfer_dist.checkpoints.optimizer_state import averaged_weights, select_weights
 from dfer_dist.checkpoints.state import CheckpointInfo
 from dfer_dist.config.schema import Config, Selection
 from dfer_dist.data.loading.loader import Batch
@@ -280,7 +280,8 @@ class Trainer:
     def _validate_epoch(self, split: str) -> Scores:
         self.state.epoch_ended = False
         try:
-            _, scores = self.validate(self.data.val or self.data.test)
+            with averaged_weights(self.engine):
+                _, scores = self.validate(self.data.val or self.data.test)
         except Preempted:
             self.save()
             self.checkpointer.wait()
@@ -361,9 +362,7 @@ class Trainer:
         from dfer_dist.reporting.plots.page import curves_png
         from dfer_dist.reporting.plots.scores import confusion_png
 
-        if self.state.best:
-            saved = portable.read(self.selected_checkpoint, weights_only=True)
-            replace_weights(self.engine, saved)
+        select_weights(self.engine, self.selected_checkpoint if self.state.best else None)
         table, scores = self.validate(self.data.test)
         shuffled = self._test_shuffled() if self.config.eval.shuffle_frames else None
         self.enter_phase(Phase.SAVING)

@@ -57,6 +57,7 @@ def main() -> None:
     p.add_argument("--precision", default="fp32")
     p.add_argument("--device", type=Device, default=Device.cpu)
     p.add_argument("--offload", type=int, default=0)
+    p.add_argument("--ema", type=float, default=0.0)
     p.add_argument("--resume", type=Path)
     p.add_argument(
         "--poison",
@@ -87,7 +88,7 @@ def main() -> None:
     config.train.precision, config.optim.name = Precision(a.precision), Optimizer(a.optimizer)
     config.optim.lr_image, config.optim.lr_temporal, config.optim.lr_prompt = 0.02, 0.03, 0.04
     config.optim.milestones, config.data.shards = [4, 6], "none"
-    config.train.offload_optimizer = bool(a.offload)
+    config.train.offload_optimizer, config.train.ema = bool(a.offload), a.ema
     ranks = init_distributed(a.device)
     if ranks.device.type == "cpu":
         allow_fp16_on_cpu()
@@ -112,7 +113,7 @@ def main() -> None:
         engine.loss_scale.scale_window = a.window or engine.loss_scale.scale_window
         engine.loss_scale.next_scale = a.scale or engine.loss_scale.next_scale
     kind = model_dtype(config.train.precision)
-    losses, outcomes, scales, digests = [], [], [], []
+    losses, outcomes, scales, digests, averages = [], [], [], [], []
     for step in range(begin, a.steps):
         engine.set_learning_rates(step)
         generator = torch.Generator().manual_seed(step)
@@ -137,7 +138,9 @@ def main() -> None:
         outcomes.append(engine.judge_step(losses[-1]).name)
         scales.append(engine.metrics().get("loss_scale"))
         if a.poison:
-            digests.append(digest(gather(engine, config, 0, ranks)[0]))
+            tensors = gather(engine, config, 0, ranks)
+            digests.append(digest(tensors.weights))
+            averages.append(digest(tensors.ema))
     skipped = sum(outcome != "TAKEN" for outcome in outcomes)
     state = {"step": a.steps, "skipped_steps": skipped, "frozen_sha256": frozen}
     state |= engine.state_dict()
@@ -146,7 +149,7 @@ def main() -> None:
     checkpointer.wait()
     path = checkpoint.step_folder(a.folder, a.steps)
     if ranks.is_main:
-        weights = checkpoint.read(path, weights_only=True).model
+        saved = checkpoint.read(path)
         rates = {g["name"]: g["lr"] for g in engine.deepspeed.optimizer.param_groups}
         print(
             json.dumps(
@@ -154,8 +157,10 @@ def main() -> None:
                     "outcomes": outcomes,
                     "scales": scales,
                     "digests": digests,
+                    "averages": averages,
                     "losses": losses,
-                    "weights": digest(weights),
+                    "weights": digest(saved.model),
+                    "average": digest(saved.ema),
                     "rates": rates,
                     "path": str(path),
                 }

@@ -6,7 +6,9 @@ two steps.
 
 Prints, on rank 0, one JSON line: the loss of each step, peak rates by group, which float32 weights
 changed, a sha256 of them, the size of the largest change of a weight that is not trained, and
-whether a fresh model takes over the checkpoint that was saved.
+whether a fresh model takes over the checkpoint that was saved. With ``train.ema`` also whether the
+weights are the same to the bit after a validation with their average, which is that of a model read
+for its weights only.
 """
 
 from __future__ import annotations
@@ -14,15 +16,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from enum import Enum
 from pathlib import Path
 
 import torch
+import yaml
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.utils import safe_get_full_fp32_param
 
 from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.checkpoints.async_checkpointer import AsyncCheckpointer
-from dfer_dist.checkpoints.optimizer_state import restore
+from dfer_dist.checkpoints.optimizer_state import averaged_weights, restore
 from dfer_dist.config.schema import (
     ClassText,
     Config,
@@ -41,7 +45,7 @@ from dfer_dist.models.build import build_model
 from dfer_dist.models.dferclip import DFERCLIP, OutputsModule
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.training.descriptions import ClipDescriptions
-from dfer_dist.training.engine import build_engine
+from dfer_dist.training.engine import Engine, build_engine
 from dfer_dist.training.losses import Objective
 
 BATCH, STEPS = 4, 3
@@ -78,6 +82,33 @@ def settings(kind: str, learning: Supervision, backbone: str) -> ModelConfig:
     return m
 
 
+def override(config: Config, settings: list[str]) -> None:
+    """Change settings as on the command line."""
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        group, _, name = key.partition(".")
+        old, value = getattr(getattr(config, group), name), yaml.safe_load(text)
+        setattr(getattr(config, group), name, type(old)(value) if isinstance(old, Enum) else value)
+
+
+def clips(pictures: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frames and labels of the batch of each step."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (BATCH, pictures, 3, 64, 64)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator), torch.arange(
+        BATCH
+    ) % 3
+
+
+def full_weights(engine: Engine) -> dict[str, torch.Tensor]:
+    """Copies of the weights that forward passes use. Collective."""
+    copies = {}
+    for name, q in engine.trained.items():
+        with GatheredParameters([q], enabled=hasattr(q, "ds_id")):
+            copies[name] = q.detach().clone()
+    return copies
+
+
 def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("--stage", type=int, required=True)
@@ -90,6 +121,7 @@ def main() -> None:
     p.add_argument("--optimizer", default="adamw")
     p.add_argument("--recompute", action="store_true")
     p.add_argument("--resume", type=Path)
+    p.add_argument("--set", nargs="*", default=[], help="settings, such as optim.min_lr=1e-5")
     a = p.parse_args()
     config = Config()
     config.train.global_batch, config.train.zero_stage, config.train.precision = (
@@ -107,6 +139,7 @@ def main() -> None:
     config.model = settings(a.kind, config.train.objective, a.backbone)
     config.model.checkpoint_image = a.recompute
     config.model.modalities = ["parsing", "landmarks"] if a.modalities else []
+    override(config, a.set)
     ranks = init_distributed(Device.cpu)
     torch.manual_seed(0)
     model = build_model(config.model, CLASSES, 2, 64)
@@ -124,12 +157,7 @@ def main() -> None:
         AsyncCheckpointer(a.folder, config, ranks, 0, None),
         Objective(config, [], ranks.device),
     )
-    generator = torch.Generator().manual_seed(0)
-    pictures = 2 * (1 + len(config.model.modalities))
-    frames = torch.randint(
-        0, 256, (BATCH, pictures, 3, 64, 64), dtype=torch.uint8, generator=generator
-    )
-    labels = torch.arange(BATCH) % 3
+    frames, labels = clips(2 * (1 + len(config.model.modalities)))
     texts = (
         ClipDescriptions(TEXTS, BATCH, 77)
         if config.train.objective is not Supervision.labels
@@ -162,6 +190,10 @@ def main() -> None:
             with GatheredParameters([q], enabled=hasattr(q, "ds_id")):
                 frozen = max(frozen, (q.detach() - before[name]).abs().max().item())
     path = checkpoint.step_folder(a.folder, STEPS)
+    before_test = full_weights(engine)
+    with averaged_weights(engine):
+        tested = full_weights(engine)
+    after_test = full_weights(engine)
     if ranks.is_main:
         saved = checkpoint.read(path)
         torch.manual_seed(0)
@@ -179,6 +211,11 @@ def main() -> None:
             "weights": digest,
             "frozen": frozen,
             "taken": taken,
+            "swapped_back": all(torch.equal(w, after_test[n]) for n, w in before_test.items()),
+            "tested": all(
+                torch.equal(w.to(tested[name].dtype), tested[name])
+                for name, w in checkpoint.read(path, weights_only=True).model.items()
+            ),
         }
         print(json.dumps(said))
     exit_process(0)

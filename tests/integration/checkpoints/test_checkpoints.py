@@ -23,17 +23,18 @@ def run(folder: Path, ranks: int, steps: int, **options: object) -> dict:
 def undisturbed(tmp_path_factory):
     """AdamW in bf16 on two ranks, never stopped; with the checkpoint of the middle."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    half = run(folder, 2, HALF, optimizer="adamw", precision="bf16")
-    whole = run(folder / "whole", 2, STEPS, optimizer="adamw", precision="bf16")
+    half = run(folder, 2, HALF, optimizer="adamw", precision="bf16", ema=0.9)
+    whole = run(folder / "whole", 2, STEPS, optimizer="adamw", precision="bf16", ema=0.9)
     return {"half": half, "whole": whole}
 
 
 def test_resuming_on_as_many_ranks_is_equal_to_the_bit(undisturbed, tmp_path):
-    resumed = run(
-        tmp_path, 2, STEPS, optimizer="adamw", precision="bf16", resume=undisturbed["half"]["path"]
-    )
-    assert undisturbed["half"]["losses"] + resumed["losses"] == undisturbed["whole"]["losses"]
-    assert resumed["weights"] == undisturbed["whole"]["weights"]
+    half, whole = undisturbed["half"], undisturbed["whole"]
+    options = {"optimizer": "adamw", "precision": "bf16", "ema": 0.9}
+    resumed = run(tmp_path, 2, STEPS, **options, resume=half["path"])
+    assert half["losses"] + resumed["losses"] == whole["losses"]
+    assert resumed["weights"] == whole["weights"] != whole["average"]
+    assert resumed["average"] == whole["average"] != half["average"]
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (4, 3)])
@@ -62,6 +63,7 @@ def test_offloaded_optimizer_gives_the_same_run_to_the_bit(undisturbed, tmp_path
             stage=stage,
             optimizer="adamw",
             precision="bf16",
+            ema=0.9,
             offload=offload,
             resume=half,
         )
@@ -72,9 +74,9 @@ def test_offloaded_optimizer_gives_the_same_run_to_the_bit(undisturbed, tmp_path
 
 @pytest.mark.faults_full
 def test_sgd_with_momentum_resumes_from_zero3(tmp_path):
-    whole = run(tmp_path / "a", 2, STEPS, stage=3)
-    half = run(tmp_path / "b", 2, HALF, stage=3)
-    resumed = run(tmp_path / "c", 2, STEPS, stage=1, resume=half["path"])
+    whole = run(tmp_path / "a", 2, STEPS, stage=3, ema=0.9)
+    half = run(tmp_path / "b", 2, HALF, stage=3, ema=0.9)
+    resumed = run(tmp_path / "c", 2, STEPS, stage=1, ema=0.9, resume=half["path"])
     assert half["losses"] + resumed["losses"] == pytest.approx(whole["losses"], rel=1e-5)
 
 
@@ -90,13 +92,12 @@ def test_sgd_with_momentum_resumes_from_zero3(tmp_path):
 )
 def test_step_with_a_nan_on_one_rank_changes_nothing(tmp_path, stage, precision):
     """An infinite loss with a finite gradient, too, which DeepSpeed itself would not skip."""
-    seen = run(
-        tmp_path, 2, 6, stage=stage, precision=precision, optimizer="adamw", poison=[2], explode=[4]
-    )
+    options = {"precision": precision, "optimizer": "adamw", "ema": 0.9}
+    seen = run(tmp_path, 2, 6, stage=stage, poison=[2], explode=[4], **options)
     assert seen["outcomes"] == ["TAKEN", "TAKEN", "BAD", "TAKEN", "BAD", "TAKEN"]
-    digests = seen["digests"]
-    assert digests[2] == digests[1] and digests[4] == digests[3]
-    assert len(set(digests)) == 4
+    for digests in (seen["digests"], seen["averages"]):
+        assert digests[2] == digests[1] and digests[4] == digests[3]
+        assert len(set(digests)) == 4
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -108,6 +109,7 @@ def test_fp16_resumes_to_the_bit_with_its_loss_scale(tmp_path, stage):
         "precision": "fp16",
         "overflow": [1, 2],
         "window": 2,
+        "ema": 0.9,
     }
     half = run(tmp_path / "half", 2, HALF, **given)
     whole = run(tmp_path / "whole", 2, STEPS, **given)
@@ -116,7 +118,7 @@ def test_fp16_resumes_to_the_bit_with_its_loss_scale(tmp_path, stage):
     assert whole["scales"] == [65536.0] * 3 + [32768.0] * 3 + [65536.0] * 2
     for key in ("losses", "outcomes", "scales"):
         assert half[key] + rest[key] == whole[key]
-    assert rest["weights"] == whole["weights"]
+    assert rest["weights"] == whole["weights"] and rest["average"] == whole["average"]
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

@@ -55,6 +55,23 @@ def test_latest_is_read_by_folder_and_by_name(written):
     assert checkpoint.read(folder / "BEST").state["step"] == 10
 
 
+def test_reading_for_the_weights_only_gives_their_average(written, tmp_path):
+    model, path = written[1], tmp_path / "step-00000050"
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    average = {n: w + 1 for n, w in weights.items()}
+    config = checkpoint.read(written[0]).config
+    checkpoint.write(path, weights, {}, config, {"step": 50}, ema=average)
+    tested, whole = checkpoint.read(path, weights_only=True), checkpoint.read(path)
+    for name, weight in weights.items():
+        assert torch.equal(tested.model[name], weight + 1)
+        assert torch.equal(whole.model[name], weight)
+        assert torch.equal(whole.ema[name], weight + 1)
+    corrupt(path / "ema.safetensors", "flipped")
+    for weights_only in (True, False):
+        with pytest.raises(UserError, match=r"ema\.safetensors is not what was written"):
+            checkpoint.read(path, weights_only)
+
+
 def test_pruning_keeps_the_last_ones_and_pointer_targets(written):
     folder, _ = written
     checkpoint.prune(folder, 1)

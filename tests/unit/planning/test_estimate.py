@@ -126,13 +126,16 @@ def made_up(**sizes: int) -> StepCosts:
 
 
 @pytest.mark.parametrize("offload", [False, True])
-@pytest.mark.parametrize(("name", "moments"), [(Optimizer.sgd, 1), (Optimizer.adamw, 2)])
-def test_memory_by_stage(name: Optimizer, moments: int, offload: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "ema", "moments"),
+    [(Optimizer.sgd, 0.0, 1), (Optimizer.adamw, 0.0, 2), (Optimizer.adamw, 0.9, 3)],
+)
+def test_memory_by_stage(name: Optimizer, ema: float, moments: int, offload: bool) -> None:
     config = demo()
     config = replace(
         config,
         optim=replace(config.optim, name=name),
-        train=replace(config.train, offload_optimizer=offload),
+        train=replace(config.train, offload_optimizer=offload, ema=ema),
     )
     one, two, three = (
         PlannedStep(made_up(), config, EIGHT, stage, 1, 1).memory for stage in (1, 2, 3)
