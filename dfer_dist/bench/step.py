@@ -23,8 +23,8 @@ import numpy as np
 from dfer_dist.bench.step_variants import PLAIN_SCRIPT
 from dfer_dist.config.load import dump_config
 from dfer_dist.config.schema import Config, split_batch
+from dfer_dist.models.flops import model_flops
 from dfer_dist.planning.estimate import data_size
-from dfer_dist.planning.step_costs import model_flops
 from dfer_dist.utils.errors import UserError
 
 _NO_MESSAGE = "without a word, as when memory runs out: fewer clips, or frames"
@@ -102,7 +102,7 @@ def measure(
         loader worker, with the seconds it ``waited``. Each has the medians of ``seconds`` and of
         what else was measured, and but for a save ``clips_per_s``; ``floor`` has no ``peak_bytes``.
         ``flops``, but for a save: operations of the model's own
-        (:func:`~dfer_dist.planning.step_costs.model_flops`).
+        (:func:`~dfer_dist.models.flops.model_flops`).
     """
     measured: _Measurements = defaultdict(list)
     with ExitStack() as stack:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dfer_dist.config.schema import Config, Supervision
 from dfer_dist.models import attention
-from dfer_dist.models.build import build_untrained, model_dtype, resolve_image_size
+from dfer_dist.models.build import model_dtype
 from dfer_dist.models.dferclip import DFERCLIP
+from dfer_dist.models.flops import META, build_meta_model, empty_frames
 from dfer_dist.models.tokenizer import CONTEXT
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.training.losses import Objective
 
-_META = torch.device("meta")
 # Micro batches that are counted; one clip alone takes other code paths in places.
 _BATCHES = (2, 3)
 
@@ -92,18 +92,6 @@ class StepCosts:
         return sum(self.groups.values())
 
 
-def build_meta_model(config: Config, classes: Sequence[str]) -> DFERCLIP:
-    """Return the model of ``config`` on the ``meta`` device, without pretrained weights.
-
-    Raises
-    ------
-    UserError
-        As :func:`~dfer_dist.models.build.build_untrained`.
-    """
-    with _META:
-        return build_untrained(config, classes)
-
-
 def count_step(config: Config, classes: Sequence[str], fused_attention: bool) -> StepCosts:
     """Count a step of the model of ``config``.
 
@@ -118,10 +106,10 @@ def count_step(config: Config, classes: Sequence[str], fused_attention: bool) ->
     Raises
     ------
     UserError
-        As :func:`build_meta_model`.
+        As :func:`~dfer_dist.models.flops.build_meta_model`.
     """
     model = build_meta_model(config, classes).to(model_dtype(config.train.precision))
-    objective = Objective(config, [1] * len(classes), _META)
+    objective = Objective(config, [1] * len(classes), META)
     flops, lives = [], []
     for micro in _BATCHES:
         with _fused_attention() if fused_attention else nullcontext(), _LiveBytes(model) as meter:
@@ -154,47 +142,15 @@ def _step(model: DFERCLIP, objective: Objective, config: Config, micro: int) -> 
 
     Features of other ranks, a few kilobytes, are left out.
     """
-    frames = _empty_frames(model, config, micro)
-    labels = torch.empty(micro, dtype=torch.int64, device=_META)
-    valid = torch.empty(micro, dtype=torch.bool, device=_META)
+    frames = empty_frames(model, config, micro)
+    labels = torch.empty(micro, dtype=torch.int64, device=META)
+    valid = torch.empty(micro, dtype=torch.bool, device=META)
     tokens = has_text = None
     if config.train.objective is not Supervision.labels:
-        tokens, has_text = torch.empty((micro, CONTEXT), dtype=torch.int64, device=_META), valid
+        tokens, has_text = torch.empty((micro, CONTEXT), dtype=torch.int64, device=META), valid
     outputs = model.outputs(frames, tokens=tokens, with_logits=objective.uses_labels)
     objective(outputs, labels, valid, has_text).mean().backward()
     model.zero_grad(set_to_none=True)
-
-
-def _empty_frames(model: DFERCLIP, config: Config, clips: int) -> Tensor:
-    size = resolve_image_size(config)
-    shape = (clips, model.num_inputs * config.data.num_frames, 3, size, size)
-    return torch.empty(shape, dtype=torch.uint8, device=_META)
-
-
-def model_flops(config: Config, classes: Sequence[str], clips: int, train: bool) -> int:
-    """Return the operations of one micro batch of ``clips`` clips.
-
-    In training they are of the forward and the backward pass, otherwise of a test batch without
-    the class texts. A multiplication and an addition are two. Attention counts as its products, two
-    forward and four backward, whatever kernel computes it; recomputation in a kernel or by
-    activation checkpointing does not count.
-
-    Raises
-    ------
-    UserError
-        As :func:`build_meta_model`.
-    """
-    kept = replace(config.model, checkpoint_image=False, checkpoint_temporal=False)
-    model = build_meta_model(replace(config, model=kept), classes)
-    frames = _empty_frames(model, config, clips)
-    with torch.set_grad_enabled(train):
-        text = None if train else model.eval().text_features()
-        with FlopCounterMode(display=False) as counter:
-            outputs = model.outputs(frames, text)
-            if train:
-                logits = (outputs.positive, outputs.negative)
-                torch.stack([own.sum() for own in logits if own is not None]).sum().backward()
-    return counter.get_total_flops()
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -38,6 +38,8 @@ _NAMES = {
     "trained_parameters": "3_cost/parameters_trained",
     "clips_per_second": "3_cost/clips_per_second",
     "data_wait_share": "3_cost/data_wait_share",
+    "tflops": "3_cost/tflops",
+    "mfu": "3_cost/mfu",
     "peak_memory_gib": "3_cost/peak_memory_gib",
     "device_hours": "3_cost/device_hours",
 }

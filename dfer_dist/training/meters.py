@@ -16,6 +16,7 @@ import torch
 from dfer_dist.config.schema import TrainConfig
 from dfer_dist.distributed.process_group import peak_memory
 from dfer_dist.runs.records import Scores
+from dfer_dist.training.utilization import Utilization
 
 logger = logging.getLogger(__name__)
 
@@ -88,17 +89,25 @@ class ProgressLog:
     steps_per_epoch : int
     meter : Meter
         Of the training loop.
+    utilization : Utilization
     device : torch.device
         Whose memory an epoch's line reports.
     """
 
     def __init__(
-        self, config: TrainConfig, *, steps_per_epoch: int, meter: Meter, device: torch.device
+        self,
+        config: TrainConfig,
+        *,
+        steps_per_epoch: int,
+        meter: Meter,
+        utilization: Utilization,
+        device: torch.device,
     ) -> None:
         self.config = config
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = steps_per_epoch * config.epochs
         self.meter = meter
+        self.utilization = utilization
         self.device = device
         self._epoch_start = time.monotonic()
 
@@ -107,12 +116,14 @@ class ProgressLog:
         if step % self.config.print_every and step != self.total_steps:
             return
         throughput = self.meter.throughput("log")
+        speed = throughput.clips_per_second
         rates = ", ".join(f"{name} {rate:.2e}" for name, rate in learning_rates.items())
         seconds_left = (self.total_steps - step) * self.meter.mean_step
         logger.info(
             f"step {step} of {self.total_steps}, "
             f"epoch {(step - 1) // self.steps_per_epoch + 1} of {self.config.epochs}: "
-            f"loss {loss:.4f}, lr {rates}, {throughput.clips_per_second:.1f} clips/s, "
+            f"loss {loss:.4f}, lr {rates}, {speed:.1f} clips/s, "
+            f"{self.utilization.text(speed)}, "
             f"data wait {throughput.data_wait_share:.0%}, "
             f"{timedelta(seconds=round(seconds_left))} left"
         )

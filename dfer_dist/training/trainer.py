@@ -33,6 +33,7 @@ from dfer_dist.training.result import fold_result
 from dfer_dist.training.state import BadStep, BestEpoch, TrainState
 from dfer_dist.training.step import StepResult, StepVotes, log_lost_clips
 from dfer_dist.training.tracking import FoldTracking
+from dfer_dist.training.utilization import Utilization
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json
 from dfer_dist.utils.records import to_json
@@ -68,10 +69,12 @@ class Trainer:
     def __post_init__(self) -> None:
         """Start to measure and to log."""
         self.meter = Meter()
+        self.utilization = Utilization(self.config, self.data.index.classes, self.ranks)
         self.progress = ProgressLog(
             self.config.train,
             steps_per_epoch=self.data.plan.steps,
             meter=self.meter,
+            utilization=self.utilization,
             device=self.ranks.device,
         )
 
@@ -242,12 +245,16 @@ class Trainer:
             logger.warning(
                 f"step {state.step}: loss {loss:.4g} is far above the last {state.WINDOW}"
             )
+        if not self.ranks.is_main:
+            return
         if is_spike or state.step % train.log_every == 0:
+            throughput = self.meter.throughput("metrics")
             metrics = {
                 "loss": loss,
                 **self.engine.metrics(),
                 "loss_spike": float(is_spike),
-                **self.meter.throughput("metrics")._asdict(),
+                **throughput._asdict(),
+                **self.utilization.metrics(throughput.clips_per_second),
                 "skipped_steps": len(state.bad_steps),
                 "lost_clips": len(state.lost_clips),
                 **{f"lr_{name}": rate for name, rate in result.learning_rates.items()},

@@ -7,20 +7,43 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
-# Dense bf16 TFLOP/s with float32 accumulation, from NVIDIA's data sheets (those with sparsity
-# halved; the RTX 4090 from the Ada whitepaper), by the whole name that the driver gives: variants
-# of a chip (A10G, H100 NVL, H20, a MIG slice) have other peaks. A V100 has no bf16.
+
+class _Peak(NamedTuple):
+    """Dense TFLOP/s of a GPU: in 16 bits with float32 accumulation, and in float32."""
+
+    half: float
+    single: float
+    has_bf16: bool = True
+
+
+# From NVIDIA's data sheets (those with sparsity halved; GeForce from the Ampere and Ada
+# whitepapers), by the whole name that the driver gives: variants of a chip (A10G, H20, a MIG
+# slice) have other peaks. Float32 is that of the CUDA cores, as torch multiplies by default.
 _PEAK_TFLOPS = {
-    r"A100-(SXM4|PCIE)-\d+GB|A100 80GB PCIe": 312.0,
-    r"H100 80GB HBM3": 989.0,
-    r"H100 PCIe": 756.0,
-    r"H200": 989.0,
-    r"L40S": 362.0,
-    r"A10": 125.0,
-    r"GeForce RTX 4090": 165.0,
+    r"B200": _Peak(2250, 75),
+    r"H200": _Peak(989, 67),
+    r"H100 80GB HBM3": _Peak(989, 67),
+    r"H100 NVL": _Peak(835, 60),
+    r"H100 PCIe": _Peak(756, 51),
+    r"A100-(SXM4|PCIE)-\d+GB|A100 80GB PCIe": _Peak(312, 19.5),
+    r"A30": _Peak(165, 10.3),
+    r"A40": _Peak(149.7, 37.4),
+    r"A10": _Peak(125, 31.2),
+    r"L40S": _Peak(362, 91.6),
+    r"L40": _Peak(181, 90.5),
+    r"L4": _Peak(121, 30.3),
+    r"V100-SXM2-\d+GB": _Peak(125, 15.7, has_bf16=False),
+    r"V100-PCIE-\d+GB": _Peak(112, 14, has_bf16=False),
+    r"V100S-PCIE-32GB": _Peak(130, 16.4, has_bf16=False),
+    r"T4": _Peak(65, 8.1, has_bf16=False),
+    r"RTX A6000": _Peak(154.8, 38.7),
+    r"RTX 6000 Ada Generation": _Peak(364, 91.1),
+    r"GeForce RTX 3090": _Peak(71, 35.6),
+    r"GeForce RTX 4090": _Peak(165, 82.6),
 }
 
 
@@ -114,17 +137,26 @@ def filesystem(path: Path) -> str:
     return kind
 
 
-def peak_flops(name: str) -> float | None:
-    """Return the published dense bf16 FLOP/s of the GPU that torch calls ``name``.
+def peak_flops(name: str, precision: str) -> float | None:
+    """Return the published dense FLOP/s of the GPU that torch calls ``name``.
 
-    None if the GPU is not in the table.
+    None if the GPU is not in the table or computes in another way.
+
+    Parameters
+    ----------
+    name : str
+    precision : str
+        ``bf16``, ``fp16`` or ``fp32``.
     """
-    model = name.removeprefix("NVIDIA ")
-    found = (tflops for pattern, tflops in _PEAK_TFLOPS.items() if re.fullmatch(pattern, model))
-    return next((1e12 * tflops for tflops in found), None)
+    model = re.sub("^(NVIDIA|Tesla) ", "", name)
+    found = (peak for pattern, peak in _PEAK_TFLOPS.items() if re.fullmatch(pattern, model))
+    peak = next(found, None)
+    if peak is None or (precision == "bf16" and not peak.has_bf16):
+        return None
+    return 1e12 * (peak.single if precision == "fp32" else peak.half)
 
 
-def mfu(flops: float, seconds: float, name: str) -> float | None:
+def mfu(flops: float, seconds: float, name: str, precision: str) -> float | None:
     """Return the model FLOPs utilization on the GPU ``name``; None if its peak is unknown.
 
     Parameters
@@ -134,10 +166,12 @@ def mfu(flops: float, seconds: float, name: str) -> float | None:
         save memory count once.
     seconds : float
         The time they took.
+    name, precision
+        As for :func:`peak_flops`.
 
     References
     ----------
     Chowdhery et al., "PaLM", JMLR 24, 2023, appendix B.
     """
-    peak = peak_flops(name)
+    peak = peak_flops(name, precision)
     return None if peak is None else flops / seconds / peak

@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from dfer_dist.config.load import load_config
-from dfer_dist.config.schema import AugmentConfig, Config, DataConfig, Device, Precision
+from dfer_dist.config.schema import AugmentConfig, Config, DataConfig, Device
 from dfer_dist.utils.files import write_json
 from dfer_dist.utils.hardware import mfu
 from launch.console import console, new_app, number_columns, print_table, progress_bar
@@ -246,9 +246,9 @@ def _measure_steps(
     }
     for result in results.values():
         result["mfu"] = None
-        # model FLOPs utilization is known for bf16 only
-        if config.train.precision is Precision.bf16 and "flops" in result:
-            result["mfu"] = mfu(result["flops"], result["ours"]["seconds"], device)
+        if "flops" in result:
+            seconds, precision = result["ours"]["seconds"], config.train.precision.name
+            result["mfu"] = mfu(result["flops"], seconds, device, precision)
     training = results.get("train") if len(kinds) > 1 else None
     if json_file:
         write_json(json_file, results[kinds[-1]] | {"training": training, "about": about})
@@ -259,7 +259,7 @@ def _steps_table(results: dict[str, Any], unit: str, about: dict[str, Any]) -> T
     """Return a row for each variant; ``unit`` is a step, a batch or a checkpoint."""
     caption = f"medians of {about['rounds']} rounds; memory is the peak above the imports"
     if results["mfu"] is not None:
-        caption += f"; {results['mfu']:.1%} of the GPU's bf16 peak (MFU)"
+        caption += f"; {results['mfu']:.1%} of the GPU's {about['precision']} peak (MFU)"
     columns = number_columns(f"seconds a {unit}", "clips/s", "ours is faster", "memory")
     title = (
         f"{about['backbone']}, {about['num_frames']} frames of "

@@ -98,10 +98,10 @@ def plan(
 
 
 def _print_plan(config: Config, machine: Machine, size: DataSize) -> None:
+    from dfer_dist.models.flops import build_meta_model
     from dfer_dist.models.tuning import trained_line
     from dfer_dist.planning.estimate import fastest
     from dfer_dist.planning.estimate import plan as make_plan
-    from dfer_dist.planning.step_costs import build_meta_model
 
     rows = make_plan(config, machine, size.classes)
     best = fastest(rows)

@@ -72,6 +72,7 @@ class FoldState:
     loss: float | None = None  # of the newest step while it trains
     seconds_left: float | None = None  # of its training
     seconds_silent: float | None = None  # since the running attempt wrote its last line
+    mfu: float | None = None  # model FLOPs utilization, between 0 and 1
 
 
 def _describe_end(attempt: AttemptRecord) -> str:
@@ -311,7 +312,8 @@ def _add_progress(row: FoldState, files: _Files, since: str) -> FoldState:
     row = replace(row, step=progress.step, steps=progress.steps, epoch=progress.epoch)
     row = replace(row, uar=uar, war=war, scored=scored)
     if row.state == DONE:
-        return replace(row, clips_per_second=latest.get("clips_per_second"))
+        speed, mfu = latest.get("clips_per_second"), latest.get("mfu")
+        return replace(row, clips_per_second=speed, mfu=mfu)
     # what an earlier attempt did says nothing of the one that begins
     if row.state != RUNNING or not files.began_since(since):
         return row
@@ -320,6 +322,7 @@ def _add_progress(row: FoldState, files: _Files, since: str) -> FoldState:
         phase=progress.phase,
         loss=progress.loss,
         clips_per_second=progress.clips_per_second,
+        mfu=latest.get("mfu") if progress.clips_per_second else None,
         seconds_left=progress.seconds_left,
         seconds_silent=_seconds_silent(files.fold, unix_time(since)),
     )

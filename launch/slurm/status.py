@@ -132,6 +132,7 @@ def _table(folds: list[FoldState]) -> Table:
         "UAR %": [_format(fold.uar) for fold in folds],
         "WAR %": [_format(fold.war) for fold in folds],
         "From": [fold.scored for fold in folds],
+        "MFU %": ["" if fold.mfu is None else f"{100 * fold.mfu:.0f}" for fold in folds],
         "Try": [str(fold.attempts or "") for fold in folds],
         "Limit": [fold.left for fold in folds],
         "Nodes": [fold.nodes for fold in folds],

@@ -16,7 +16,7 @@ from dfer_dist.bench.step import Variant
 from dfer_dist.config.load import load_config
 from dfer_dist.data.sources.records import CLASSES
 from dfer_dist.models.build import build_model
-from dfer_dist.planning.step_costs import model_flops
+from dfer_dist.models.flops import model_flops
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import mfu, peak_flops
 from launch.cli import app
@@ -59,7 +59,7 @@ def test_flops_are_those_of_recorded_products(recompute: bool) -> None:
 
 
 def test_mfu_uses_the_peak_of_the_exact_gpu() -> None:
-    assert mfu(312e12 * 0.4 * 2, 2.0, "NVIDIA A100-SXM4-80GB") == pytest.approx(0.4)
+    assert mfu(312e12 * 0.4 * 2, 2.0, "NVIDIA A100-SXM4-80GB", "bf16") == pytest.approx(0.4)
     peaks = {
         "NVIDIA H100 80GB HBM3": 989,
         "NVIDIA H100 PCIe": 756,
@@ -72,18 +72,21 @@ def test_mfu_uses_the_peak_of_the_exact_gpu() -> None:
         "NVIDIA A100-PCIE-40GB": 312,
         "NVIDIA GeForce RTX 4090": 165,
     }
-    assert {name: peak_flops(name) for name in peaks} == {
+    assert {name: peak_flops(name, "bf16") for name in peaks} == {
         name: peak * 1e12 for name, peak in peaks.items()
     }
     for other in (
         "NVIDIA A10G",
-        "NVIDIA H100 NVL",
+        "NVIDIA H20",
         "NVIDIA A100-SXM4-80GB MIG 1g.10gb",
         "Tesla V100-SXM2-16GB",
         "Intel Xeon",
         "",
     ):
-        assert mfu(1e12, 1.0, other) is None
+        assert mfu(1e12, 1.0, other, "bf16") is None
+    assert peak_flops("Tesla V100-SXM2-16GB", "fp16") == 125e12
+    assert peak_flops("Tesla T4", "fp16") == 65e12
+    assert peak_flops("Tesla T4", "fp32") == 8.1e12
     row = {"seconds": 1.0, "clips_per_s": 4.0, "peak_bytes": 2**30}
     about = {
         "backbone": "b",
@@ -91,6 +94,7 @@ def test_mfu_uses_the_peak_of_the_exact_gpu() -> None:
         "image_size": 224,
         "device": "NVIDIA H200",
         "rounds": 5,
+        "precision": "bf16",
     }
     for share, end in (
         (0.415, "41.5% of the GPU's bf16 peak (MFU)"),

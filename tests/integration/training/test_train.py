@@ -9,7 +9,11 @@ import time
 import pytest
 from safetensors.torch import save_file
 
+from dfer_dist.config.load import read_config
+from dfer_dist.config.schema import split_batch
+from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.evaluation.metrics import interval
+from dfer_dist.models.flops import model_flops
 from dfer_dist.models.towers.open_clip_models import TINY, build_clip
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import FoldResult
@@ -38,6 +42,22 @@ def one_fold(trained, tiny_shards, tmp_path_factory):
     command = ["train", "demo", "--fold", "2", "--nproc", "2", "--name", "two", *arguments]
     dfer(*command, forks_ranks=False)
     return trained, RunDir(runs / "two")
+
+
+def test_operations_a_second_are_those_of_the_counted_step(one_fold):
+    """Of one rank: two of them do half each. A rank's peak is one number."""
+    for run, ranks in zip(one_fold, (1, 2), strict=True):
+        config = read_config(run.config)
+        micro, _ = split_batch(config, ranks)
+        flops = model_flops(config, SEVEN, micro, train=True) / micro / ranks
+        lines = [json.loads(line) for line in run.fold(2).metrics.read_text().splitlines()]
+        steps = [line for line in lines if "loss" in line]
+        assert len(steps) == 6
+        for line in steps:
+            assert line["tflops"] * 1e12 == pytest.approx(flops * line["clips_per_second"])
+        peaks = [line["tflops"] / line["mfu"] for line in steps]
+        assert peaks == pytest.approx([peaks[0]] * 6)
+    assert re.search(r"TFLOP/s, MFU \d+%, data wait", run.fold(2).log.read_text())
 
 
 def test_one_and_two_ranks_give_equal_predictions(one_fold):

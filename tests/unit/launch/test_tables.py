@@ -153,7 +153,13 @@ def test_tables_of_plans_are_whole(
 
 
 def test_tables_of_benchmarks_are_whole() -> None:
-    about = {"rounds": 5, "backbone": "ViT-B-32", "num_frames": 16, "image_size": 224}
+    about = {
+        "rounds": 5,
+        "precision": "bf16",
+        "backbone": "ViT-B-32",
+        "num_frames": 16,
+        "image_size": 224,
+    }
     about |= {"device": DEVICE, "frame_bytes": 12_345, "clips": 48}
     step = {"seconds": 123.45, "clips_per_s": 12_345.67, "peak_bytes": 123 * 2**30}
     kinds = ("ours", "recomputing", "floor", "baseline")
@@ -211,14 +217,17 @@ def test_table_of_states_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = {"uar": 100.0, "war": 100.0, "scored": "test 12", "clips_per_second": 12_345.0}
     place = {"nodes": "gpu-a-[0012-0019],gpu-b-0100", "left": "3-12:34:56", "device": DEVICE}
     times = {"phase": "training", "loss": 12.3456, "seconds_left": 359_999.0, "seconds_silent": 99}
-    steps = {"step": 123_456, "steps": 234_567}
+    steps = {"step": 123_456, "steps": 234_567, "mfu": 0.414}
     fold = FoldState(1, "RUNNING", attempts=12, **steps, **scores, **times, **place)
     table = status._table([fold])
     assert check_whole(table) == []
     heads = [str(column.header) for column in table.columns]
     assert heads[:7] == ["Fold", "State", "Phase", "Step", "Loss", "clips/s", "Left"]
     assert heads[7:11] == ["Last line", "Device", "UAR %", "WAR %"]
-    note = "Left out at 80 characters: From, Try, Limit, Nodes; a wider terminal shows them."
+    monkeypatch.setattr(status, "console", Console(width=200))
+    wide = {str(column.header): list(column.cells) for column in status._table([fold]).columns}
+    assert [str(cell) for cell in wide["MFU %"]] == ["41"]
+    note = "Left out at 80 characters: From, MFU %, Try, Limit, Nodes; a wider terminal shows them."
     assert note in str(table.caption)
 
 

@@ -25,9 +25,9 @@ from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.models.adapters import Adapter, FramePositions, adapter_names
 from dfer_dist.models.build import build_model
 from dfer_dist.models.class_texts import polarity_texts
+from dfer_dist.models.flops import build_meta_model
 from dfer_dist.models.towers.open_clip_models import TINY, build_clip
 from dfer_dist.models.tuning import param_groups, trained_line
-from dfer_dist.planning.step_costs import build_meta_model
 from dfer_dist.training.losses import Objective
 from dfer_dist.utils.errors import UserError
 from tests.helpers.models.tiny_models import B16, CLASSES, FINE, FRAMES, perturb, tiny

@@ -15,10 +15,11 @@ from dfer_dist.config.schema import Config, ImageTuning, ModelConfig, TemporalKi
 from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.models.adapters import adapter_names
 from dfer_dist.models.dferclip import DFERCLIP
+from dfer_dist.models.flops import build_meta_model
 from dfer_dist.models.temporal import Fusion
 from dfer_dist.models.tuning import param_groups, trained_line
 from dfer_dist.planning.estimate import loader_bytes
-from dfer_dist.planning.step_costs import build_meta_model, count_step
+from dfer_dist.planning.step_costs import count_step
 from dfer_dist.training.losses import Objective
 from dfer_dist.utils.errors import UserError
 from tests.helpers.models.tiny_models import B16, FRAMES, perturb, tiny

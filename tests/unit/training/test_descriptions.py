@@ -23,11 +23,11 @@ from dfer_dist.data.captions.store import Source, clip_hashes, clip_keys, open_w
 from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.shards.index import Index, load_index
 from dfer_dist.data.sources.records import SEVEN
+from dfer_dist.models.flops import build_meta_model
 from dfer_dist.models.tokenizer import CaptionTokenizer, clip_tokenizer
 from dfer_dist.models.towers.open_clip_models import TINY, build_clip
 from dfer_dist.models.tuning import trained_line
 from dfer_dist.planning.estimate import Machine, plan
-from dfer_dist.planning.step_costs import build_meta_model
 from dfer_dist.training.build import check_same_data
 from dfer_dist.training.descriptions import ClipDescriptions, read_descriptions
 from dfer_dist.utils.errors import UserError

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 
 import pytest
 import torch
 
-from dfer_dist.config.schema import TrainConfig
+from dfer_dist.config.schema import Config, TrainConfig
+from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.runs.records import Scores
 from dfer_dist.training.meters import Meter, ProgressLog
+from dfer_dist.training.utilization import Utilization
 
 SCORES = Scores(n=4, uar=40.0, war=50.0, recall={}, support={}, confusion=[], classes=[], absent=[])
 
@@ -68,7 +71,10 @@ def progress(caplog: pytest.LogCaptureFixture) -> ProgressLog:
     for _ in range(3):
         meter.start_step()
         meter.end_step(8)
-    return ProgressLog(config, steps_per_epoch=5, meter=meter, device=torch.device("cpu"))
+    cpu = torch.device("cpu")
+    utilization = Utilization(Config(), [], Ranks(0, 1, 0, cpu))
+    utilization.flops_per_clip, utilization.peak = 1e9, 1e12
+    return ProgressLog(config, steps_per_epoch=5, meter=meter, utilization=utilization, device=cpu)
 
 
 def test_step_has_a_line_every_print_every_and_at_the_end(
@@ -83,7 +89,7 @@ def test_step_has_a_line_every_print_every_and_at_the_end(
         "step 10 of 10, epoch 2 of 2",
     ]
     assert "loss 1.5000, lr image 1.00e-05, prompt 1.00e-03, " in lines[0]
-    assert "clips/s, data wait 0%, 0:00:00 left" in lines[0]
+    assert re.search(r"clips/s, \S+ TFLOP/s, MFU \d+%, data wait 0%, 0:00:00 left", lines[0])
 
 
 def test_epoch_has_a_line_with_scores_where_validated(

@@ -78,11 +78,11 @@ def test_running_fold_shows_its_newest_whole_lines(queue: FakeQueue, submitted: 
     line.begin(0, 36, 0)
     metrics_log = MetricsLog(fold.metrics, fold.sent, None)
     metrics_log.log(9, 1, {"val_uar": 30.0, "val_war": 31.0})
-    metrics_log.log(10, 1, {"loss": 1.0, "clips_per_second": 12.5})
+    metrics_log.log(10, 1, {"loss": 1.0, "clips_per_second": 12.5, "mfu": 0.4})
     there = FoldState(
         1, "RUNNING", "", "", 1, 10, 36, 12.5, 30.0, 31.0, "val", "n[1-2]", "9:59", "120_0"
     )
-    there = replace(there, phase="training", epoch=1, loss=1.0)
+    there = replace(there, phase="training", epoch=1, loss=1.0, mfu=0.4)
     assert replace(queue.state(submitted), seconds_silent=None) == there
     with fold.metrics.open("a") as f:
         f.write('{"step": 11, "val_war": 99')  # half a line
