@@ -63,7 +63,7 @@ class AsyncCheckpointer:
         self.failures = 0
         # Duration of the last save, gathering and writing; of each parameter the weight and two
         # moments are written, and its average.
-        self.seconds = (16 if config.train.ema else 12) * trained / _BYTES_PER_SECOND
+        self.seconds = (12 + 4 * bool(config.train.ema)) * trained / _BYTES_PER_SECOND
         self._thread: threading.Thread | None = None
         self._tried = time.monotonic()
         # The message alone: an exception's traceback would keep the copy of the weights.

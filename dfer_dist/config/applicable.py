@@ -49,6 +49,7 @@ _CONDITIONS: tuple[tuple[str, Condition], ...] = (
     ("model.modality_ratio model.video_weight", _has("model.modalities")),
     ("model.description_ratio train.description_weight", _is("train.objective", "both")),
     ("model.temporal_layers model.temporal_heads", _is("model.temporal", "transformer")),
+    ("model.temporal_pool", _is("model.temporal", "transformer")),
     ("model.temporal_head_dim model.temporal_mlp", _is("model.temporal", "transformer")),
     ("model.checkpoint_temporal optim.lr_temporal", _is("model.temporal", "transformer")),
     ("optim.lr_image optim.layer_decay", _is("model.image", "all", "last", "norms")),

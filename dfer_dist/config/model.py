@@ -87,6 +87,13 @@ class HeadInit(Choice):
     text = "With the features of class texts (Wortsman et al., CVPR 2022, section 3)."
 
 
+class TemporalPool(Choice):
+    """Which output of the temporal transformer is the clip's feature."""
+
+    cls = f"That of the class token ({_DFER_CLIP}, section 3.2)."
+    mean = "The mean of those of the frames (global pooling of MAE: He et al., CVPR 2022)."
+
+
 @dataclass
 class ModelConfig:
     """The towers, the class texts, and what is trained."""
@@ -124,6 +131,15 @@ class ModelConfig:
     class_specific: bool = setting(True, "Learn a context of its own for each class.")
     token_position: TokenPosition = setting(TokenPosition.end)
     image: ImageTuning = setting(ImageTuning.all)
+    drop_path: float = setting(
+        0.0,
+        "Probability of dropping a residual branch of the image tower's last block for a clip; it "
+        "falls linearly to 0 in the first block.",
+        source="stochastic depth: Huang et al., ECCV 2016",
+        at_least=0,
+        below=1,
+        later=True,
+    )
     image_blocks: int = setting(2, "Number of blocks that image=last trains.", at_least=1)
     text_tower: TextTuning = setting(TextTuning.frozen)
     lora_rank: int = setting(8, "Rank of LoRA's factors.", source=_LORA, at_least=1)
@@ -161,6 +177,7 @@ class ModelConfig:
         at_least=0,
     )
     temporal: TemporalKind = setting(TemporalKind.transformer)
+    temporal_pool: TemporalPool = setting(TemporalPool.cls, later=True)
     temporal_layers: int = setting(1, "Layers of the temporal transformer.", at_least=1)
     temporal_heads: int = setting(8, "Attention heads of the temporal transformer.", at_least=1)
     temporal_head_dim: int = setting(64, "Width of each of these heads.", at_least=1)

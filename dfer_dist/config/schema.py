@@ -24,6 +24,7 @@ from dfer_dist.config.model import (  # noqa: F401 (the tree's types are importe
     ImageTuning,
     ModelConfig,
     TemporalKind,
+    TemporalPool,
     TextPolarity,
     TextTuning,
     TokenPosition,

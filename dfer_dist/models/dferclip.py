@@ -18,6 +18,7 @@ from dfer_dist.models.adapters import select_adapter
 from dfer_dist.models.head import classify, linear_head
 from dfer_dist.models.prompt import PromptLearner
 from dfer_dist.models.temporal import Fusion, MeanOverTime, TemporalTransformer
+from dfer_dist.models.towers.drop_path import add_drop_path
 from dfer_dist.models.towers.text import HubTextTower, TextTower
 from dfer_dist.models.towers.tower import Backbone
 from dfer_dist.models.tuning import choose_trained
@@ -104,6 +105,9 @@ class DFERCLIP(nn.Module):
         self.head = self._linear_head(cfg, len(texts["positive"]))
         counts = {polarity: sum(map(len, own)) for polarity, own in texts.items()}
         choose_trained(cfg, image, self.text, num_frames, counts)
+        self.drop_path = None
+        if cfg.drop_path:
+            self.drop_path = add_drop_path(image, cfg.drop_path, self.num_inputs)
         image.set_grad_checkpointing(cfg.checkpoint_image)
         self.register_load_state_dict_post_hook(_embed_prompts)
 

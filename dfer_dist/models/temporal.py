@@ -11,7 +11,7 @@ from einops import repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dfer_dist.config.schema import ModelConfig
+from dfer_dist.config.schema import ModelConfig, TemporalPool
 from dfer_dist.models import attention
 
 
@@ -48,9 +48,10 @@ class MeanOverTime(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """Class token, learned positions and blocks; the class token is the clip's feature.
+    """Class token, learned positions and blocks; it has no final norm.
 
-    It has no final norm.
+    The clip's feature is the output of the class token or the mean of those of the frames, as
+    ``cfg.temporal_pool`` says. With the mean the class token stays among the tokens, as in MAE.
 
     Parameters
     ----------
@@ -64,7 +65,7 @@ class TemporalTransformer(nn.Module):
 
     def __init__(self, width: int, frames: int, cfg: ModelConfig) -> None:
         super().__init__()
-        self.recompute = cfg.checkpoint_temporal
+        self.recompute, self.pool = cfg.checkpoint_temporal, cfg.temporal_pool
         self.cls = nn.Parameter(torch.randn(1, 1, width))
         self.pos = nn.Parameter(torch.randn(1, frames + 1, width))
         self.blocks = nn.ModuleList(
@@ -73,13 +74,15 @@ class TemporalTransformer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the feature of the class token: [B, T, D] -> [B, D]."""
+        """Return the features of clips: [B, T, D] -> [B, D]."""
         x = torch.cat([repeat(self.cls, "1 1 d -> b 1 d", b=len(x)), x], dim=1) + self.pos
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
+        if self.pool is TemporalPool.mean:
+            return x[:, 1:].mean(1)
         return x[:, 0]
 
 

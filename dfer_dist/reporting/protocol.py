@@ -20,6 +20,7 @@ from dfer_dist.config.schema import (
     Schedule,
     Supervision,
     TemporalKind,
+    TemporalPool,
     TextTuning,
     TokenPosition,
 )
@@ -153,6 +154,8 @@ def _model_rows(c: Config) -> dict[str, str]:
     if has_layers:
         layers = f"{m.temporal_layers} layer{'s' * (m.temporal_layers > 1)}"
         over_time = f"transformer, {layers}, {m.temporal_heads} heads"
+        if m.temporal_pool is TemporalPool.mean:
+            over_time += ", mean of the frames' outputs"
     texts = "own sentences" if m.sentences else m.text.name
     context = f"{_POSITIONS[m.token_position]} {m.context_tokens} learned tokens"
     if m.class_specific:
@@ -169,8 +172,10 @@ def _model_rows(c: Config) -> dict[str, str]:
         "temporal transformer": has_layers,
         "learned prompts": m.context_tokens,
     }
+    depth = f"branches of the image tower dropped with a rate of up to {m.drop_path:g}"
     return {
         "Backbone": f"{Path(m.backbone).name}, {weights}",
+        "Stochastic depth": depth * bool(m.drop_path),
         "Over time": over_time,
         "Class text": f"{texts}, {context}",
         "Trained": join(applicable(trained)) or "nothing",

@@ -17,6 +17,7 @@ Groups = Mapping[str, Sequence[tuple[str, nn.Parameter]]]
 _NOT_DECAYED = {
     *("class_embedding", "positional_embedding", "cls", "pos", "positions"),
     *("cls_token", "reg_token", "mask_token", "pos_embed", "position_embeddings"),
+    "relative_position_bias_table",
 }
 
 
@@ -45,12 +46,16 @@ def optimizer_groups(model: nn.Module, groups: Groups, optim: OptimConfig) -> li
         With ``params``, ``name``, ``lr``, ``weight_decay``, and ``lr_scale``, the factor of the
         layer, under the names of timm.
     """
-    layers = num_layers(model.get_submodule("model.image")) if optim.layer_decay < 1 else 0
+    layers = 0
+    if optim.layer_decay < 1:
+        layers = num_layers(model.get_submodule("model.image"))
     split: dict[tuple[str, float, float], list[nn.Parameter]] = {}
     for group, own in groups.items():
         for name, p in own:
-            scale = layer_scale(name, optim.layer_decay, layers) if group == "image" else 1.0
-            decay = optim.weight_decay if optim.decay_all or is_decayed(name, p) else 0.0
+            scale = 1.0
+            if group == "image":
+                scale = layer_scale(name, optim.layer_decay, layers)
+            decay = optim.weight_decay * (optim.decay_all or is_decayed(name, p))
             split.setdefault((group, scale, decay), []).append(p)
     base_lr = base_rates(groups, optim)
     return [

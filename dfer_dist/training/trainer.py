@@ -143,6 +143,9 @@ class Trainer:
         if self.data.descriptions:
             tokens, has_description = self.data.descriptions.tokenize(batch.keys)
             tokens = tokens.to(device, non_blocking=True)
+        drop_path = self.engine.deepspeed.module.model.drop_path
+        if drop_path:
+            drop_path.sample(batch.keys, self.config.train.seed, self.epoch, device)
         outputs = self.engine.deepspeed(
             batch.pixels(device), tokens=tokens, with_logits=self.objective.uses_labels
         )

@@ -172,6 +172,9 @@ def main() -> None:
         tokens, has_description = (
             texts.tokenize([str(i) for i in range(BATCH)][own]) if texts else (None, None)
         )
+        if model.drop_path:
+            keys = [str(i) for i in range(BATCH)][own]
+            model.drop_path.sample(keys, config.train.seed, step, ranks.device)
         outputs = engine.deepspeed(frames[own], tokens=tokens, with_logits=objective.uses_labels)
         loss = objective(
             outputs, labels[own], torch.ones_like(labels[own], dtype=torch.bool), has_description

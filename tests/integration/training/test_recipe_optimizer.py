@@ -1,4 +1,4 @@
-"""The optimizer's recipe on real ranks: layer-wise rates, decay by kind, and averaged weights."""
+"""A recipe on real ranks: layer-wise rates, decay by kind, averaged weights, drop path."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.helpers.training.commands import close, dfer, one_epoch, predictions
 
 LAYERS, DECAY, LAYER_DECAY, EMA = 2, 0.1, 0.5, 0.6
 PEAK = {"image": 3e-3, "prompt": 1e-2}
-LOWEST = 1e-3
+LOWEST, DROP_PATH = 1e-3, 0.6
 RECIPE = [
     "optim.schedule=cosine",
     f"train.epochs={STEPS}",
@@ -37,6 +37,7 @@ RECIPE = [
     "optim.decay_all=false",
     f"optim.layer_decay={LAYER_DECAY}",
     f"train.ema={EMA}",
+    f"model.drop_path={DROP_PATH}",
 ]
 
 
@@ -60,7 +61,9 @@ def layer(name: str) -> int:
 def plain() -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and averaged weights of a plain loop."""
     torch.manual_seed(0)
-    model = build_model(settings("all", Supervision.labels, "tiny"), CLASSES, 2, 64)
+    cfg = settings("all", Supervision.labels, "tiny")
+    cfg.drop_path = DROP_PATH
+    model = build_model(cfg, CLASSES, 2, 64)
     frames, labels = clips(2)
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     average = {name: p.detach().clone() for name, p in weights.items()}
@@ -78,6 +81,7 @@ def plain() -> tuple[list[float], dict[str, torch.Tensor]]:
         for group in optimizer.param_groups:
             cosine = (1 + math.cos(math.pi * step / STEPS)) / 2
             group["lr"] = (LOWEST + (PEAK[group["part"]] - LOWEST) * cosine) * group["scale"]
+        model.drop_path.sample([str(i) for i in range(len(labels))], 0, step, frames.device)
         loss = F.cross_entropy(model(frames), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -157,3 +161,19 @@ def test_fold_is_validated_and_tested_with_averaged_weights(
     (checkpoint / "ema.safetensors").unlink()
     (checkpoint / "COMPLETE").write_text(json.dumps(hashes))
     assert not close(evaluate(checkpoint, tmp_path), logits, 5e-2)
+
+
+def test_recipe_of_a_fold_is_the_same_on_other_ranks(
+    trained: RunDir, tiny_shards: Index, tmp_path: Path
+) -> None:
+    """With one micro batch a step on one rank, and two on each of two ranks."""
+    losses = {}
+    for name, ranks, *options in (("one", 1), ("two", 2, "train.micro_batch=2")):
+        options += ["model.drop_path=0.5", "optim.layer_decay=0.7", "optim.decay_all=false"]
+        options += ["train.ema=0.8", "optim.min_lr=1e-5"]
+        command = ["train", "demo", "--fold", "2", "--nproc", str(ranks), "--name", name]
+        dfer(*command, *one_epoch(tiny_shards, tmp_path, *options))
+        losses[name] = losses_of(RunDir(tmp_path / name).fold(2))
+    assert losses["two"] == pytest.approx(losses["one"], rel=1e-4)
+    # The first losses differ by the branches that are dropped alone.
+    assert losses["one"][0] != losses_of(trained.fold(2))[0]

@@ -22,6 +22,7 @@ IDLE_MODEL_SETTINGS = [
     "model.modality_ratio=0.5",
     "model.class_specific=false",
     "model.token_position=middle",
+    "model.temporal_pool=mean",
     "model.temporal_layers=2",
     "model.temporal_heads=2",
     "model.temporal_head_dim=8",

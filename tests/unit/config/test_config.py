@@ -201,6 +201,7 @@ OUT_OF_RANGE = """
     optim.lr_image=nan optim.lr_lora=-1 model.image_blocks=0 model.lora_rank=0
     model.lora_alpha=0 optim.gamma=-1 optim.momentum=-0.1 optim.warmup_epochs=-1 eval.batch=0
     optim.betas=[0.9] optim.betas=[0.9,1] optim.betas=[-0.1,0.9] optim.betas=[0.9,nan]
+    model.drop_path=1 model.drop_path=-0.1 train.ema=1 train.ema=-0.1
     optim.layer_decay=0 optim.layer_decay=1.1 optim.min_lr=-1
 """
 

@@ -40,6 +40,17 @@ def test_model_rows_name_trained_parts(overrides: list[str], expected: str) -> N
     assert rows["Trained"] == expected
 
 
+def test_model_rows_name_stochastic_depth_and_the_pool() -> None:
+    config = load_config("demo", ["data.shards=x"])
+    plain = _model_rows(config)
+    config = load_config(
+        "demo", ["data.shards=x", "model.drop_path=0.1", "model.temporal_pool=mean"]
+    )
+    rows = _model_rows(config)
+    assert not plain["Stochastic depth"] and rows["Stochastic depth"].endswith("of up to 0.1")
+    assert rows["Over time"] == f"{plain['Over time']}, mean of the frames' outputs"
+
+
 def test_optimizer_rows_name_what_differs_by_parameter() -> None:
     optim = load_config("demo", ["data.shards=x"]).optim
     assert _optimizer_rows(optim) == {
