@@ -192,6 +192,12 @@ class TrainConfig:
     print_every: int = setting(
         10, "Steps from one line of the log to the next.", at_least=1, neutral=True
     )
+    profile: int = setting(
+        0,
+        "Steps of rank 0 that torch's profiler traces, after three others; 0 traces none.",
+        at_least=0,
+        neutral=True,
+    )
     hang_minutes: float = setting(
         15.0, "Minutes without a step or test batch that end a rank.", above=0, neutral=True
     )

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from dfer_dist.config.schema import Device, Precision
+from dfer_dist.distributed import flight_recorder
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import cpu_model, peak_resident_bytes
 from dfer_dist.utils.hosts import expand_host_list
@@ -224,6 +225,7 @@ def init_distributed(device: Device, hang_seconds: float = 600.0) -> Ranks:
     local_rank = int(os.environ["LOCAL_RANK"])
     chosen = choose_device(device, local_rank)
     if chosen.type == "cuda":
+        flight_recorder.enable()
         torch.cuda.set_device(chosen)
         # The data loader is made before the model and asks whether this process uses a GPU.
         torch.cuda.init()

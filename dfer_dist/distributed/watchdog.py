@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from dfer_dist.distributed import flight_recorder
+
 logger = logging.getLogger(__name__)
 
 _MAX_TICK = 1.0  # seconds between two checks, at most
@@ -40,10 +42,19 @@ class Watchdog:
         Time without progress after which the process is ended.
     on_hang : callable
         Called with a one-line description before the process ends.
+    nccl_trace : Path, optional
+        Where to keep NCCL's flight recorder, on a GPU.
     """
 
-    def __init__(self, file: Path, seconds: float, on_hang: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        file: Path,
+        seconds: float,
+        on_hang: Callable[[str], None],
+        nccl_trace: Path | None = None,
+    ) -> None:
         self.file = file
+        self.nccl_trace = nccl_trace
         self.seconds = seconds
         self.on_hang = on_hang
         self._last_beat = time.monotonic()
@@ -88,6 +99,8 @@ class Watchdog:
                 faulthandler.dump_traceback(f, all_threads=True)
             logger.error(message)
             self.on_hang(message)
+            if self.nccl_trace:
+                flight_recorder.dump(self.nccl_trace)
             # A loader worker may be what the rank waits for.
             for worker in multiprocessing.active_children():
                 if worker.pid:

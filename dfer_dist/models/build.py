@@ -42,8 +42,9 @@ def inference_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
     Where a processor has no float16 units, float16 becomes float32, which is 100 times as fast.
     """
-    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
-        return model_dtype(Precision.fp32 if precision is Precision.fp16 else precision)
+    has_fp16 = device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    if precision is Precision.fp16 and not has_fp16:
+        return torch.float32
     return model_dtype(precision)
 
 

@@ -51,7 +51,7 @@ def model_flops(config: Config, classes: Sequence[str], clips: int, train: bool)
         As :func:`build_meta_model`.
     """
     kept = replace(config.model, checkpoint_image=False, checkpoint_temporal=False)
-    # Drop path takes random numbers of the caller's.
+    # The initialization must not take random numbers of the caller's.
     with torch.random.fork_rng(devices=[]):
         model = build_meta_model(replace(config, model=kept), classes)
         frames = empty_frames(model, config, clips)

@@ -60,6 +60,8 @@ class FoldDir:
     # The confusion matrix and the training curves as pictures.
     confusion = _Entry("confusion.png")
     curves = _Entry("curves.png")
+    # Traces of training steps.
+    profile = _Entry("profile")
     # The log of rank 0, over all attempts.
     log = _Entry("log.txt")
 
@@ -74,6 +76,10 @@ class FoldDir:
     def stacks(self, rank: int) -> Path:
         """Return the file of stack traces of rank ``rank`` when it hung."""
         return self.root / f"stacks-rank{rank}.txt"
+
+    def nccl_trace(self, rank: int) -> Path:
+        """Return the file of NCCL's last collectives of rank ``rank`` when it hung."""
+        return self.root / f"nccl-trace-rank{rank}"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from dfer_dist.checkpoints import ema
 from dfer_dist.config.schema import Config, OptimConfig, Optimizer, Precision, Schedule, split_batch
@@ -100,13 +101,15 @@ class Engine:
         A loss that is not finite makes the whole gradient so, since DeepSpeed looks at gradients
         only to decide whether to skip a step.
         """
-        self.deepspeed.backward(loss * torch.where(loss.isfinite(), 1.0, torch.nan))
+        with record_function("backward"):
+            self.deepspeed.backward(loss * torch.where(loss.isfinite(), 1.0, torch.nan))
         optimizer = self.deepspeed.optimizer
         is_last = self.deepspeed.is_gradient_accumulation_boundary()
         if self.averages_gradients and is_last:
             bf16_gradients.zero_unwritten_gradients(optimizer)
             bf16_gradients.all_reduce_mean(optimizer.get_grads_for_reduction()[0])
-        self.deepspeed.step()
+        with record_function("optimizer step"):
+            self.deepspeed.step()
         if self.ema and is_last and not optimizer.overflow:
             ema.update(optimizer, self.ema)
 
@@ -120,14 +123,16 @@ class Engine:
         loss : float
             Any sum of the step's losses over all ranks.
         """
-        outcome = StepOutcome.TAKEN
-        if self.deepspeed.optimizer.overflow:
-            scale = self.loss_scale
-            can_fall = scale is not None and not scale.overflowed_at_minimum
-            is_overflow = can_fall and math.isfinite(loss)
-            outcome = StepOutcome.OVERFLOW if is_overflow else StepOutcome.BAD
-        self.bad_steps = self.bad_steps + 1 if outcome is StepOutcome.BAD else 0
-        return outcome
+        scale = self.loss_scale
+        can_fall = scale is not None and not scale.overflowed_at_minimum
+        if not self.deepspeed.optimizer.overflow:
+            self.bad_steps = 0
+            return StepOutcome.TAKEN
+        if can_fall and math.isfinite(loss):
+            self.bad_steps = 0
+            return StepOutcome.OVERFLOW
+        self.bad_steps += 1
+        return StepOutcome.BAD
 
     def metrics(self) -> dict[str, float]:
         """Return the 2-norm of the last step's gradient, infinite if skipped, and its loss scale.
@@ -141,11 +146,10 @@ class Engine:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``state.json`` of a checkpoint holds, as JSON types."""
-        scale = self.loss_scale
-        return {
-            "base_lr": self.base_lr,
-            "loss_scale": to_json(scale.state_dict()) if scale else None,
-        }
+        state: dict[str, Any] = {"base_lr": self.base_lr}
+        if self.loss_scale:
+            state["loss_scale"] = to_json(self.loss_scale.state_dict())
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the loss scale from ``state.json``, where both have one."""

@@ -23,7 +23,7 @@ from dfer_dist.distributed.process_group import (
     precision_fault,
 )
 from dfer_dist.distributed.watchdog import Watchdog
-from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.status import Attempt, package_mismatch
 from dfer_dist.tracking.metrics_log import FAILED, FINISHED, KILLED
 from dfer_dist.tracking.mlflow_runs import close_early
@@ -66,9 +66,7 @@ def train_fold(run: RunDir, fold: int, preemption: PreemptionHandler) -> bool:
     folder = run.fold(fold)
     device = device_name(ranks.device), ranks.device.type
     attempt = Attempt(folder, ranks.world_size, ranks.is_main, *device)
-    watchdog = Watchdog(
-        folder.stacks(ranks.rank), hang_seconds, lambda reason: attempt.end("FAILED", reason)
-    )
+    watchdog = _start_watchdog(folder, ranks, hang_seconds, attempt)
     trainer: Trainer | None = None
     state, reason, run_status = "DONE", "all steps done", FINISHED
     try:
@@ -115,6 +113,14 @@ def _import_deepspeed() -> None:
 
     if is_hidden:
         del sys.modules["mlflow"]
+
+
+def _start_watchdog(folder: FoldDir, ranks: Ranks, seconds: float, attempt: Attempt) -> Watchdog:
+    nccl_trace = None
+    if ranks.device.type == "cuda":
+        nccl_trace = folder.nccl_trace(ranks.rank)
+    stacks = folder.stacks(ranks.rank)
+    return Watchdog(stacks, seconds, lambda reason: attempt.end("FAILED", reason), nccl_trace)
 
 
 def _check_nodes(run: RunDir, precision: Precision, ranks: Ranks) -> None:

@@ -16,7 +16,7 @@ import torch
 from dfer_dist.config.schema import TrainConfig
 from dfer_dist.distributed.process_group import peak_memory
 from dfer_dist.runs.records import Scores
-from dfer_dist.training.utilization import Utilization
+from dfer_dist.training.speed.utilization import Utilization
 
 logger = logging.getLogger(__name__)
 

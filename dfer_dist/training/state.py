@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from dfer_dist.runs.records import DriftRecord
+from dfer_dist.utils.files import write_json
 from dfer_dist.utils.records import from_json, stored_as, to_json
+
+logger = logging.getLogger(__name__)
 
 _MIN_LOSSES = 10  # before any loss is called a spike
 _NUM_DEVIATIONS = 6.0
@@ -95,6 +100,16 @@ class TrainState:
         for drift in drifts[self.num_drifts :]:
             self.drift = sorted({*self.drift, *drift.changes})
         self.num_drifts = len(drifts)
+
+    def write_bad_steps(self, path: Path) -> None:
+        """Write all bad steps to ``bad_steps.json``, if there are some or it exists."""
+        if not self.bad_steps and not path.exists():
+            return
+        try:
+            write_json(path, {"steps": to_json(self.bad_steps)})
+        except OSError as e:
+            # The disk is full; the next checkpoint has them too.
+            logger.warning(f"{path} cannot be written: {e}")
 
     def is_spike(self, loss: float) -> bool:
         """Judge a loss and add it to the recent ones; one that is not finite is neither.

@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch.profiler import record_function
 
 from dfer_dist.checkpoints import portable
 from dfer_dist.checkpoints.async_checkpointer import AsyncCheckpointer
 from dfer_dist.checkpoints.optimizer_state import averaged_weights, select_weights
 from dfer_dist.checkpoints.state import CheckpointInfo
 from dfer_dist.config.schema import Config, Selection
+from dfer_dist.data.loading.device import DevicePrefetcher
 from dfer_dist.data.loading.loader import Batch
 from dfer_dist.data.loading.sampler import ClipSet
 from dfer_dist.distributed.preemption import Preempted, PreemptionHandler
@@ -30,13 +32,12 @@ from dfer_dist.training.engine import Engine, StepOutcome
 from dfer_dist.training.losses import Objective
 from dfer_dist.training.meters import Meter, ProgressLog
 from dfer_dist.training.result import fold_result
+from dfer_dist.training.speed.profiling import StepProfiler
+from dfer_dist.training.speed.utilization import Utilization
 from dfer_dist.training.state import BadStep, BestEpoch, TrainState
 from dfer_dist.training.step import StepResult, StepVotes, log_lost_clips
 from dfer_dist.training.tracking import FoldTracking
-from dfer_dist.training.utilization import Utilization
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import write_json
-from dfer_dist.utils.records import to_json
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,9 @@ class Trainer:
     def __post_init__(self) -> None:
         """Start to measure and to log."""
         self.meter = Meter()
+        self.inputs = DevicePrefetcher(self.batches, self.ranks.device)
+        traced = self.config.train.profile * self.ranks.is_main
+        self.profiler = StepProfiler(self.folder.profile, traced)
         self.utilization = Utilization(self.config, self.data.index.classes, self.ranks)
         self.progress = ProgressLog(
             self.config.train,
@@ -113,8 +117,9 @@ class Trainer:
                 self.checkpointer.wait()
                 raise Preempted
         self.enter_phase(Phase.SAVING)
+        self.profiler.stop()
         # End the loader workers before the test.
-        self.batches = iter(())
+        self.batches = self.inputs.batches = iter(())
         self.checkpointer.wait(again=self.save)
 
     def train_step(self, step: int) -> StepResult:
@@ -122,18 +127,17 @@ class Trainer:
         self.watchdog.beat()
         self.meter.start_step()
         learning_rates = self.engine.set_learning_rates(step)
-        keys: list[str] = []
-        lost: set[str] = set()
-        losses = []
+        keys, lost, losses = list[str](), set[str](), list[torch.Tensor]()
         for _ in range(self.engine.accumulation):
             with self.meter.waiting():
-                batch = next(self.batches)
+                batch = next(self.inputs)
             losses.append(self._micro_step(batch))
             keys += batch.keys
             lost |= log_lost_clips(batch)
         clip_losses = list(zip(keys, torch.cat(losses).tolist(), strict=True))
         self.state.step = step + 1
         self.meter.end_step(self.config.train.global_batch)
+        self.profiler.step(self.state.step)
         return StepResult(clip_losses, lost, learning_rates)
 
     def _micro_step(self, batch: Batch) -> torch.Tensor:
@@ -146,10 +150,13 @@ class Trainer:
         drop_path = self.engine.deepspeed.module.model.drop_path
         if drop_path:
             drop_path.sample(batch.keys, self.config.train.seed, self.epoch, device)
-        outputs = self.engine.deepspeed(
-            batch.pixels(device), tokens=tokens, with_logits=self.objective.uses_labels
-        )
-        losses = self.objective(outputs, batch.labels, batch.valid, has_description)
+        with record_function("forward"):
+            outputs = self.engine.deepspeed(
+                self.inputs.pixels(batch), tokens=tokens, with_logits=self.objective.uses_labels
+            )
+            losses = self.objective(outputs, batch.labels, batch.valid, has_description)
+        with self.meter.waiting():
+            self.inputs.prefetch()
         self.engine.micro_step(losses.mean())
         return losses.detach()
 
@@ -229,15 +236,9 @@ class Trainer:
             )
 
     def write_bad_steps(self) -> None:
-        """Write all skipped steps to ``bad_steps.json``."""
-        path = self.folder.bad_steps
-        if not self.ranks.is_main or not (self.state.bad_steps or path.exists()):
-            return
-        try:
-            write_json(path, {"steps": to_json(self.state.bad_steps)})
-        except OSError as e:
-            # The disk is full; the next checkpoint has them too.
-            logger.warning(f"{path} cannot be written: {e}")
+        """Write all bad steps to ``bad_steps.json``."""
+        if self.ranks.is_main:
+            self.state.write_bad_steps(self.folder.bad_steps)
 
     def log_step(self, result: StepResult, votes: StepVotes) -> None:
         """Log a step to the metrics file and the log, where a line is due or the loss spikes."""

@@ -153,7 +153,9 @@ def peak_flops(name: str, precision: str) -> float | None:
     peak = next(found, None)
     if peak is None or (precision == "bf16" and not peak.has_bf16):
         return None
-    return 1e12 * (peak.single if precision == "fp32" else peak.half)
+    if precision == "fp32":
+        return 1e12 * peak.single
+    return 1e12 * peak.half
 
 
 def mfu(flops: float, seconds: float, name: str, precision: str) -> float | None:

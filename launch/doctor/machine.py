@@ -141,7 +141,9 @@ def _gpus(wanted: int, config: Config | None) -> Result:
         text = f"{seen} x {torch.cuda.get_device_name(0)}, {memory:.0f} GiB each"
         precision = config.train.precision if config else Precision.bf16
         fault = precision_fault(precision, torch.device("cuda", 0))
-        return wrong(f"{text}; {fault}") if fault else ok(text)
+        if fault:
+            return wrong(f"{text}; {fault}")
+        return ok(text)
     if "SLURM_JOB_ID" in os.environ:
         return ok("none asked for")
     return ok("none: training uses the processor")

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dfer_dist.config.schema import AugmentConfig, DataConfig
 from dfer_dist.data.loading import augmentation as augment
 from dfer_dist.data.loading.augmentation import sample_params, stack_params
+from dfer_dist.data.loading.device import DevicePrefetcher
 from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import all_clips, keyed_rng
 from dfer_dist.data.shards.index import Index
@@ -134,3 +135,24 @@ def test_batches_for_a_gpu_are_pinned(device: str, tiny_shards: Index, workers: 
         assert torch.equal(
             batch.pixels(torch.device(device)).cpu(), batch.pixels(torch.device("cpu"))
         )
+
+
+def test_prefetched_batches_are_those_of_the_loader(device: str, tiny_shards: Index) -> None:
+    """While the GPU is busy with products that take longer than the copies."""
+    torch.zeros(1, device=device)  # as the model does
+    data = DataConfig(str(tiny_shards.root), num_frames=2, image_size=32, workers=0)
+    clips = all_clips(tiny_shards, tiny_shards.test_shards(1))
+    expected = [
+        (batch.keys, batch.pixels(torch.device("cpu")))
+        for batch in evaluation_loader(tiny_shards, data, clips, batch=3)
+    ]
+    prefetcher = DevicePrefetcher(
+        evaluation_loader(tiny_shards, data, clips, batch=3), torch.device(device)
+    )
+    busy = torch.ones(2048, 2048, device=device)
+    for keys, pixels in expected:
+        batch = next(prefetcher)
+        own = prefetcher.pixels(batch).clone()
+        busy = busy @ busy / 2048
+        prefetcher.prefetch()
+        assert batch.keys == keys and torch.equal(own.cpu(), pixels)

@@ -12,7 +12,10 @@ HANG = """
 import multiprocessing, os, sys, threading, time
 from pathlib import Path
 from dfer_dist.distributed.watchdog import Watchdog
-dog = Watchdog(Path(sys.argv[1]), 0.5, lambda reason: print(reason, flush=True))
+import torch
+torch._C._distributed_c10d._dump_nccl_trace = lambda: b"the last collectives"
+file, trace = Path(sys.argv[1]), Path(sys.argv[1] + ".nccl")
+dog = Watchdog(file, 0.5, lambda reason: print(reason, flush=True), trace)
 def a_name_to_look_for():
     time.sleep(60)
 threading.Thread(target=a_name_to_look_for, daemon=True).start()
@@ -44,6 +47,7 @@ def test_hanging_process_aborts_and_leaves_its_stacks(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[0] == "alive" and "no step for 0 s" in done.stdout
     assert "a_worker_to_look_for" in done.stderr and "a_name_to_look_for" not in done.stderr
     assert "a_name_to_look_for" in file.read_text() and "no step for" in file.read_text()
+    assert (tmp_path / "stacks.txt.nccl").read_bytes() == b"the last collectives"
 
 
 def test_working_finished_or_suspended_process_is_left_alone(tmp_path: Path) -> None:

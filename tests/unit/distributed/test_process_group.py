@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dfer_dist.config.schema import Device, Precision
+from dfer_dist.distributed import flight_recorder
 from dfer_dist.distributed.process_group import (
     choose_device,
     export_rank_variables,
@@ -149,3 +150,19 @@ def test_rank_takes_its_place_from_slurm(monkeypatch: pytest.MonkeyPatch) -> Non
     export_rank_variables()
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     assert [os.environ[name] for name in names] == ["3", "1", "4", "2", "n1", "29500"]
+
+
+@pytest.mark.parametrize("name", ["TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"])
+def test_flight_recorder_keeps_the_size_of_the_user(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for known in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"):
+        monkeypatch.setenv(known, "")
+        monkeypatch.delenv(known)
+    monkeypatch.setenv(name, "7")
+    before = dict(os.environ)
+    flight_recorder.enable()
+    assert dict(os.environ) == before
+    monkeypatch.delenv(name)
+    flight_recorder.enable()
+    assert os.environ["TORCH_FR_BUFFER_SIZE"] == "2000"

@@ -13,7 +13,7 @@ from dfer_dist.config.schema import Config, TrainConfig
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.runs.records import Scores
 from dfer_dist.training.meters import Meter, ProgressLog
-from dfer_dist.training.utilization import Utilization
+from dfer_dist.training.speed.utilization import Utilization
 
 SCORES = Scores(n=4, uar=40.0, war=50.0, recall={}, support={}, confusion=[], classes=[], absent=[])
 

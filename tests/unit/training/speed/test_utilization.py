@@ -9,8 +9,8 @@ from dfer_dist.config.load import load_config
 from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.models.flops import model_flops
-from dfer_dist.training import utilization
-from dfer_dist.training.utilization import Utilization, measure_peak
+from dfer_dist.training.speed import utilization
+from dfer_dist.training.speed.utilization import Utilization, measure_peak
 
 
 def make(device: str = "cpu", precision: str = "bf16", world_size: int = 2) -> Utilization:

@@ -74,8 +74,10 @@ class Utilization:
     def text(self, clips_per_second: float) -> str:
         """Return the metrics for a line of the log, such as ``1.2 TFLOP/s, MFU 34%``."""
         metrics = self.metrics(clips_per_second)
-        share = f", MFU {metrics['mfu']:.0%}" if "mfu" in metrics else ""
-        return f"{metrics['tflops']:.3g} TFLOP/s{share}"
+        text = f"{metrics['tflops']:.3g} TFLOP/s"
+        if "mfu" in metrics:
+            text += f", MFU {metrics['mfu']:.0%}"
+        return text
 
 
 def measure_peak(dtype: torch.dtype) -> float:

@@ -1,0 +1,1 @@
+"""How fast training is: operations a second and traces."""
