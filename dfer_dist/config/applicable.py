@@ -34,6 +34,7 @@ def _tunes_with(kind: str) -> Condition:
 # Settings that matter only under a condition on the others; all others always do.
 _CONDITIONS: tuple[tuple[str, Condition], ...] = (
     ("data.cache data.cache_gb", lambda s: "://" in s["data.shards"]),
+    ("data.augment.rand_magnitude", _has("data.augment.rand_augment")),
     ("data.stride", _is("data.sampling", "dense")),
     ("data.descriptions", _is("train.objective", "descriptions", "both")),
     ("model.text", lambda s: _reads_texts(s) and s["model.sentences"] is None),

@@ -53,6 +53,7 @@ def check_values(config: Config) -> None:
     _check_modalities(config.model)
     _check_supervision(config)
     _check_optimizer(config)
+    _check_augmentation(config)
     if config.data.sampling is Sampling.uniform and config.eval.views > 1:
         raise UserError(
             f"eval.views={config.eval.views}: with data.sampling=uniform all views are the same"
@@ -106,6 +107,21 @@ def _check_modalities(model: ModelConfig) -> None:
         raise UserError(f"model.modalities={chosen} need adapters: set model.image=adapters")
     if model.video_weight is not None and not chosen:
         raise UserError(f"model.video_weight={model.video_weight} needs model.modalities")
+
+
+def _check_augmentation(config: Config) -> None:
+    augment, objective = config.data.augment, config.train.objective
+    if augment.rand_augment and config.model.modalities:
+        raise UserError(
+            f"data.augment.rand_augment={augment.rand_augment} moves the pixels of frames, and "
+            "parsing maps and landmarks would not follow: set it to 0, or leave model.modalities "
+            "out"
+        )
+    if augment.mixes_clips and objective is not Supervision.labels:
+        raise UserError(
+            f"data.augment.mixup={augment.mixup:g} and cutmix={augment.cutmix:g} mix labels; "
+            f"descriptions (train.objective={objective.name}) cannot be mixed: set both to 0"
+        )
 
 
 def _check_supervision(config: Config) -> None:

@@ -91,6 +91,48 @@ class AugmentConfig:
         at_least=0,
         source=f"{_DFER_CLIP} (4 for FERV39k)",
     )
+    rand_augment: int = setting(
+        0,
+        "Operations of RandAugment on each clip; 0 turns it off.",
+        at_least=0,
+        source="RandAugment: Cubuk et al., NeurIPS 2020 (2)",
+        later=True,
+    )
+    rand_magnitude: int = setting(
+        9,
+        "Strength of these operations on torchvision's scale.",
+        at_least=0,
+        at_most=30,
+        source="RandAugment: Cubuk et al., NeurIPS 2020",
+        later=True,
+    )
+    erasing: float = setting(
+        0.0,
+        "Probability that a random box of a clip is erased.",
+        at_least=0,
+        at_most=1,
+        source="Random Erasing: Zhong et al., AAAI 2020 (0.5)",
+        later=True,
+    )
+    mixup: float = setting(
+        0.0,
+        "Alpha of the Beta distribution of mixup's weights; 0 turns it off.",
+        at_least=0,
+        source="mixup: Zhang et al., ICLR 2018 (0.1 to 0.4)",
+        later=True,
+    )
+    cutmix: float = setting(
+        0.0,
+        "Alpha of the Beta distribution of CutMix's areas; 0 turns it off.",
+        at_least=0,
+        source="CutMix: Yun et al., ICCV 2019 (1)",
+        later=True,
+    )
+
+    @property
+    def mixes_clips(self) -> bool:
+        """Whether pairs of clips are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
 
 
 @dataclass
@@ -241,7 +283,7 @@ def split_batch(config: Config, world: int) -> tuple[int, int]:
     ------
     UserError
         If the global batch cannot be divided that way, or must not be divided: descriptions are
-        contrasted over all clips of a step.
+        contrasted over all clips of a step, and pairs of clips that are mixed stay together.
     """
     train = config.train
     if train.global_batch % world:
@@ -255,6 +297,12 @@ def split_batch(config: Config, world: int) -> tuple[int, int]:
         raise UserError(
             f"train.global_batch={train.global_batch} is not a multiple of {world} ranks x "
             f"train.micro_batch={micro}: choose a micro batch that divides {own}"
+        )
+    if micro % 2 and config.data.augment.mixes_clips:
+        raise UserError(
+            f"train.global_batch={train.global_batch} on {world} ranks gives micro batches of "
+            f"{micro} clips, and data.augment.mixup and cutmix mix pairs of clips: choose an even "
+            "number of clips a rank, and an even train.micro_batch"
         )
     if micro < own and train.objective is not Supervision.labels:
         raise UserError(

@@ -135,6 +135,12 @@ def _data_rows(c: Config) -> dict[str, str]:
         "mirrored every other time": augment.flip,
         f"brightness ± {100 * augment.brightness:.0f} %": augment.brightness,
         f"turned by up to {augment.rotation:g}°": augment.rotation,
+        f"RandAugment ({augment.rand_augment} operations, magnitude {augment.rand_magnitude})": (
+            augment.rand_augment
+        ),
+        f"random erasing ({augment.erasing:g})": augment.erasing,
+        f"mixup ({augment.mixup:g})": augment.mixup,
+        f"CutMix ({augment.cutmix:g})": augment.cutmix,
     }
     return {
         "Frames": f"{data.num_frames}, {sampling}; {size}",

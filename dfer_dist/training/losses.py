@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dfer_dist.config.schema import Config, Supervision
+from dfer_dist.data.loading.mixing import mix_targets
 from dfer_dist.models.dferclip import ModelOutputs
 
 
@@ -26,7 +27,9 @@ class Objective:
     MM 2024). A damaged clip has the loss zero, so that micro batches of all ranks have equal
     weight. ``train.label_smoothing`` is that of Szegedy et al. (CVPR 2016, section 7).
     ``train.class_balance`` weights classes by their effective number of clips
-    (:func:`class_weights`).
+    (:func:`class_weights`). The target of a clip that is mixed with another is the mixture of both
+    labels. Its loss is the same mixture of the two clips' losses, each with the weight of its own
+    class, label smoothing included.
 
     Parameters
     ----------
@@ -50,6 +53,7 @@ class Objective:
         labels: Tensor,
         valid: Tensor,
         has_description: Tensor | None = None,
+        own_weights: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of each clip, float32 [b].
 
@@ -58,15 +62,17 @@ class Objective:
         outputs : ModelOutputs
             With logits if ``uses_labels``, with features if ``has_description`` is given.
         labels : int64 [b]
-            On any device, as the following two.
+            On any device, as the following three.
         valid : bool [b]
             Which clips are intact.
         has_description : bool [b], optional
             Which clips have a description.
+        own_weights : float32 [b], optional
+            Of each clip in its own mixture, if pairs of clips are mixed.
         """
         weighted = ((1.0, outputs.positive), (self.model.negative_weight, outputs.negative))
         parts = [
-            weight * self._cross_entropy(logits, labels)
+            weight * self._cross_entropy(logits, labels, own_weights)
             for weight, logits in weighted
             if logits is not None
         ]
@@ -80,10 +86,13 @@ class Objective:
         losses = torch.stack(parts).sum(0)
         return torch.where(valid.to(losses.device, non_blocking=True), losses, 0.0)
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, own_weights: Tensor | None) -> Tensor:
+        targets = labels
+        if own_weights is not None:
+            targets = mix_targets(labels, own_weights, logits.shape[1])
         return F.cross_entropy(
             logits,
-            labels.to(logits.device, non_blocking=True),
+            targets.to(logits.device, non_blocking=True),
             self.weights,
             reduction="none",
             label_smoothing=self.train.label_smoothing,

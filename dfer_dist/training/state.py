@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from dfer_dist.runs.records import DriftRecord
 from dfer_dist.utils.files import write_json
@@ -41,6 +41,23 @@ class BadStep:
     step: int
     not_finite: str
     clips: list[str]
+
+    @classmethod
+    def of(cls, step: int, losses: Iterable[tuple[Sequence[str], float]]) -> Self:
+        """Return the record of a skipped step.
+
+        Parameters
+        ----------
+        step : int
+        losses : iterable
+            Of all ranks: the keys of the clips in a mixture, and its loss.
+        """
+        clips = [(key, loss) for keys, loss in losses for key in keys]
+        bad = dict.fromkeys(key for key, loss in clips if not math.isfinite(loss))
+        if bad:
+            return cls(step, "loss", list(bad))
+        # Every loss is finite, so any clip of the step may have caused it.
+        return cls(step, "gradient", list(dict(clips)))
 
 
 @dataclass

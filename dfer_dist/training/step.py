@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 class StepResult(NamedTuple):
     """The part that one rank has in an optimizer step."""
 
-    clip_losses: list[tuple[str, float]]  # key and loss
+    clip_losses: list[tuple[list[str], float]]  # keys of the clips in a mixture, and loss
     lost_clips: set[str]  # keys of damaged clips
     learning_rates: dict[str, float]  # by parameter group
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -127,12 +127,12 @@ class Trainer:
         self.watchdog.beat()
         self.meter.start_step()
         learning_rates = self.engine.set_learning_rates(step)
-        keys, lost, losses = list[str](), set[str](), list[torch.Tensor]()
+        keys, lost, losses = list[list[str]](), set[str](), list[torch.Tensor]()
         for _ in range(self.engine.accumulation):
             with self.meter.waiting():
                 batch = next(self.inputs)
             losses.append(self._micro_step(batch))
-            keys += batch.keys
+            keys += batch.sources
             lost |= log_lost_clips(batch)
         clip_losses = list(zip(keys, torch.cat(losses).tolist(), strict=True))
         self.state.step = step + 1
@@ -154,7 +154,9 @@ class Trainer:
             outputs = self.engine.deepspeed(
                 self.inputs.pixels(batch), tokens=tokens, with_logits=self.objective.uses_labels
             )
-            losses = self.objective(outputs, batch.labels, batch.valid, has_description)
+            losses = self.objective(
+                outputs, batch.labels, batch.valid, has_description, batch.own_weights
+            )
         with self.meter.waiting():
             self.inputs.prefetch()
         self.engine.micro_step(losses.mean())
@@ -211,15 +213,10 @@ class Trainer:
                 "or allow the loss"
             )
 
-    def _record_bad_step(self, clip_losses: list[tuple[str, float]]) -> None:
+    def _record_bad_step(self, clip_losses: list[tuple[list[str], float]]) -> None:
         """Record a skipped step with the clips that may have caused it."""
         shares = self.ranks.gather_objects(clip_losses) or []
-        clips = [clip for share in shares for clip in share]
-        bad = BadStep(self.state.step, "loss", [k for k, loss in clips if not math.isfinite(loss)])
-        if not bad.clips:
-            # Every loss is finite, so any clip of the step may have caused it.
-            bad = BadStep(self.state.step, "gradient", [key for key, _ in clips])
-        bad = self.ranks.broadcast_object(bad)
+        bad = self.ranks.broadcast_object(BadStep.of(self.state.step, chain(*shares)))
         self.state.bad_steps.append(bad)
         self.write_bad_steps()
         logger.warning(

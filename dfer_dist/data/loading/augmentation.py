@@ -72,9 +72,10 @@ class SpatialView(NamedTuple):
         if self.place is None:
             return whole
         side = min(height, width, round(_TEST_CROP * max(height, width)))
-        along = round(self.place * (max(height, width) - side))
-        across = (min(height, width) - side) // 2
-        top, left = (along, across) if height > width else (across, along)
+        left = round(self.place * (max(height, width) - side))
+        top = (min(height, width) - side) // 2
+        if height > width:
+            top, left = left, top
         return whole._replace(top=top, left=left, height=side, width=side)
 
 
@@ -84,9 +85,12 @@ def spatial_views(crops: int, mirror: bool) -> tuple[SpatialView, ...]:
     A single crop is the whole frame; several are spread from one end of the longer side to the
     other.
     """
-    places = [None] if crops == 1 else [crop / (crops - 1) for crop in range(crops)]
-    flips = (False, True) if mirror else (False,)
-    return tuple(SpatialView(place, flip) for flip in flips for place in places)
+    views = [SpatialView()]
+    if crops > 1:
+        views = [SpatialView(place=crop / (crops - 1)) for crop in range(crops)]
+    if mirror:
+        views += [view._replace(mirrored=True) for view in views]
+    return tuple(views)
 
 
 def sample_params(

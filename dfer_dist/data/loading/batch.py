@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from dfer_dist.data.loading import augmentation
+from dfer_dist.data.loading.mixing import MixParams, mix_
+from dfer_dist.data.loading.rand_augment import RandAugment
 
 # Bytes before the first buffer. libjpeg-turbo writes rows that are aligned to 32 bytes past the
 # processor's cache, which took it 5 % longer.
@@ -107,6 +109,10 @@ class Batch:
         Which clips were lost, and why.
     augment_params : float32 [b, 7]
         What :meth:`pixels` does to each clip; see :class:`AugmentParams`.
+    rand_augment : RandAugment, optional
+        What it does after that.
+    mix : list of b / 2 MixParams
+        How it mixes pairs of clips in the end; empty for no mixing.
     views, modalities : int
         V and L.
     buffer : tuple of int, optional
@@ -119,6 +125,8 @@ class Batch:
     keys: list[str]
     lost: list[str]
     augment_params: Tensor
+    rand_augment: RandAugment | None = None
+    mix: list[MixParams] = field(default_factory=list)
     views: int = 1
     modalities: int = 0
     buffer: tuple[int, int] | None = field(default=None, repr=False)
@@ -129,16 +137,35 @@ class Batch:
         In each view the frames come first, then the pictures of each modality.
         """
         frames = self.frames.to(device, non_blocking=True)
-        size = frames.shape[2]
-        if not self.modalities:
-            return augmentation.apply(frames, self.augment_params, size)
         count = frames.shape[1] // (1 + self.modalities)
-        augmented = augmentation.apply(frames[:, :count], self.augment_params, size)
-        pictures = frames[:, count:].permute(0, 1, 4, 2, 3)
-        by_modality = torch.cat([augmented, pictures], 1).unflatten(
-            1, (1 + self.modalities, self.views, -1)
-        )
-        return by_modality.transpose(1, 2).flatten(1, 3)
+        pixels = augmentation.apply(frames[:, :count], self.augment_params, frames.shape[2])
+        if self.rand_augment is not None:
+            self.rand_augment.apply_(pixels)
+        if self.modalities:
+            pictures = frames[:, count:].permute(0, 1, 4, 2, 3)
+            by_modality = torch.cat([pixels, pictures], 1).unflatten(
+                1, (1 + self.modalities, self.views, -1)
+            )
+            pixels = by_modality.transpose(1, 2).flatten(1, 3)
+        if self.mix:
+            mix_(pixels, self.mix)
+        return pixels
+
+    @property
+    def own_weights(self) -> Tensor | None:
+        """Weight of each clip in its own mixture, float32 [b]; None without mixing."""
+        if not self.mix:
+            return None
+        return torch.tensor([mix.weight for mix in self.mix]).repeat_interleave(2)
+
+    @property
+    def sources(self) -> list[list[str]]:
+        """Keys of the clips that each clip's pixels come from."""
+        sources = [[key] for key in self.keys]
+        for i, mix in enumerate(self.mix):
+            if mix.weight < 1:
+                sources[2 * i] = sources[2 * i + 1] = self.keys[2 * i : 2 * i + 2]
+        return sources
 
     def pin_memory(self) -> Batch:
         """Move the tensors to page-locked memory; called by torch's DataLoader."""

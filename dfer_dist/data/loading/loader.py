@@ -27,7 +27,9 @@ from dfer_dist.data.loading.augmentation import (
 )
 from dfer_dist.data.loading.batch import Batch, BufferPool
 from dfer_dist.data.loading.frame_sampling import eval_frames, train_frames
+from dfer_dist.data.loading.mixing import MixParams, sample_mix
 from dfer_dist.data.loading.modalities import ModalityReader
+from dfer_dist.data.loading.rand_augment import MAX_SEED, RandAugment
 from dfer_dist.data.loading.sampler import ClipSet, EpochPlan, evaluation_batches, keyed_rng
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import Clip, ClipHandle, ClipReader, DamagedClip
@@ -107,6 +109,8 @@ class _ClipDataset(Dataset[Batch]):
                 batch.labels[i], batch.valid[i] = clip.label, True
         batch.augment_params = stack_params(params)
         array[~batch.valid.numpy()] = 0
+        if not self.views:
+            self._sample_recipe(batch, rngs)
         # a worker only fills a buffer: the process that receives the batch exports it
         if index is not None and not self.data.workers:
             batch.frames = self.pool.export(index)
@@ -138,6 +142,22 @@ class _ClipDataset(Dataset[Batch]):
         resized = augmentation.apply(frames, stack_params([params]), self.size)
         torch.from_numpy(out[: self.frames]).copy_(resized[0].permute(0, 2, 3, 1))
         return AugmentParams.identity(self.size, self.size)
+
+    def _sample_recipe(self, batch: Batch, rngs: list[np.random.Generator]) -> None:
+        """Sample what is done to clips after :func:`augmentation.apply`, if anything.
+
+        Drawn last, so that these settings leave frames and crops as they are without them.
+        """
+        config = self.data.augment
+        if config.rand_augment or config.erasing:
+            seeds = {i: int(rng.integers(MAX_SEED)) for i, rng in enumerate(rngs) if batch.valid[i]}
+            batch.rand_augment = RandAugment.from_config(config, seeds)
+        if config.mixes_clips:
+            are_valid = batch.valid.unflatten(0, (-1, 2)).all(1).tolist()
+            batch.mix = [
+                sample_mix(self.size, config, rng) if valid else MixParams()
+                for rng, valid in zip(rngs[::2], are_valid, strict=True)
+            ]
 
     def _choose_frames(self, rng: np.random.Generator, _: str, count: int) -> np.ndarray:
         if not self.views:

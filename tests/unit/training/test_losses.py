@@ -14,6 +14,7 @@ from dfer_dist.config.schema import (
     TrainConfig,
     split_batch,
 )
+from dfer_dist.data.loading.mixing import mix_targets
 from dfer_dist.models.dferclip import ModelOutputs
 from dfer_dist.training.losses import Objective, class_weights, contrastive_loss
 from dfer_dist.utils.errors import UserError
@@ -119,6 +120,32 @@ def test_class_balance_weights_each_clip_by_its_class():
     assert loss.item() == pytest.approx(
         (by_clip * class_weights(counts, 0.99)).mean().item(), rel=1e-6
     )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("beta", [0.0, 0.99])
+def test_mixed_clips_have_the_mixture_of_both_losses(smoothing: float, beta: float) -> None:
+    """Label smoothing and class weights included, for both polarities, as torch's probabilities."""
+    train = TrainConfig(label_smoothing=smoothing, class_balance=beta)
+    objective = Objective(Config(train=train), [5, 50, 500], CPU)
+    logits = torch.cat([LOGITS, LOGITS[:1] * 2]).requires_grad_()
+    labels, valid = torch.tensor([0, 2, 1, 1]), torch.tensor([True, True, True, False])
+    outputs = ModelOutputs(positive=logits, negative=logits.flip(1))
+    own = torch.tensor([0.3, 0.3, 1.0, 1.0])
+    mixed = objective(outputs, labels, valid, None, own)
+    of_own, of_partner = (
+        objective(outputs, labels[order], torch.ones(4, dtype=torch.bool))
+        for order in ([0, 1, 2, 3], [1, 0, 3, 2])
+    )
+    want = torch.where(valid, own * of_own + (1 - own) * of_partner, 0.0)
+    assert mixed.tolist() == pytest.approx(want.tolist(), rel=1e-5)
+    assert mixed.tolist() != pytest.approx(of_own.tolist(), rel=1e-2)
+    # smoothing after mixing, as torch does it with probabilities
+    smooth = mix_targets(labels, own, 3) * (1 - smoothing) + smoothing / 3
+    weights = class_weights([5, 50, 500], beta) if beta else torch.ones(3)
+    by_hand = -(smooth * weights * logits.log_softmax(1)).sum(1)
+    by_hand -= (smooth * weights * logits.flip(1).log_softmax(1)).sum(1)
+    assert mixed[:3].tolist() == pytest.approx(by_hand[:3].tolist(), rel=1e-5)
 
 
 def test_negative_polarity_is_added_with_its_weight():

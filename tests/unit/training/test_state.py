@@ -22,6 +22,14 @@ STORED = {
 }
 
 
+def test_bad_step_names_both_clips_of_a_mixture() -> None:
+    nan, pair = float("nan"), ["a", "b"]
+    losses = [(pair, 1.0), (pair, nan), (["c"], 2.0), (["d"], float("inf"))]
+    assert BadStep.of(7, losses) == BadStep(7, "loss", ["a", "b", "d"])
+    finite = [(pair, 1.0), (pair, 1.0), (["c"], 2.0)]
+    assert BadStep.of(7, finite) == BadStep(7, "gradient", ["a", "b", "c"])
+
+
 def test_state_dict_has_the_keys_of_the_file() -> None:
     state = TrainState(
         step=12,
