@@ -64,8 +64,9 @@ COMMANDS = {
         "convert": Row(
             "commands.models", "Convert the authors' DFER-CLIP checkpoints to ours and back."
         ),
+        "backbones": Row("commands.backbones", "List image towers and their weights."),
         "fetch-weights": Row(
-            "commands.models", "Download pretrained weights for offline training."
+            "commands.backbones", "Download pretrained weights for offline training."
         ),
         "pretrain-demo": Row("commands.models", "Train the tiny CLIP of the demo on drawn faces."),
     },

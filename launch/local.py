@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfer_dist.config.load import read_config
-from dfer_dist.config.schema import Config, Device, ImageTuning
+from dfer_dist.config.schema import Config, Device, Head, ImageTuning
 from dfer_dist.distributed.preemption import EXIT_PREEMPTED, TIME_IS_UP
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import FoldResult
@@ -108,7 +108,10 @@ def first_line(config: Config, index: Index, folds: Sequence[int], ranks: int) -
     data = f"{index.name}: {_describe_folds(index, folds)}"
     count = f"{ranks} rank{'s' * (ranks > 1)}{_place(config.train.device)}"
     precision = config.train.precision.name
-    return f"Training DFER-CLIP ({backbone}, {tuning}) on {data}, {count}, {precision}"
+    what = f"DFER-CLIP ({backbone}, {tuning})"
+    if model.head is Head.linear:
+        what = f"{backbone} with a linear head ({tuning})"
+    return f"Training {what} on {data}, {count}, {precision}"
 
 
 def _describe_folds(index: Index, folds: Sequence[int]) -> str:

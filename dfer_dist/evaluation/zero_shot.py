@@ -1,6 +1,6 @@
 """Zero-shot tests: classify any data set by the text features of its classes.
 
-The model is a checkpoint, or the pretrained CLIP. Of a checkpoint everything trained is kept,
+The model is a checkpoint, or a pretrained backbone. Of a checkpoint everything trained is kept,
 except a learned context that is specific to classes if the classes or their texts differ: it
 complements those texts and means nothing for another class. A context that all classes share is
 kept.
@@ -17,7 +17,7 @@ import numpy as np
 
 from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.load import load_config
-from dfer_dist.config.schema import Config, ImageTuning, TemporalKind, TextTuning
+from dfer_dist.config.schema import Config, Head, ImageTuning, TemporalKind, TextTuning
 from dfer_dist.data.loading.sampler import ClipSet, all_clips
 from dfer_dist.data.shards.index import Index, open_index
 from dfer_dist.evaluation.evaluate import (
@@ -55,7 +55,7 @@ def zero_shot(
     ----------
     what : Path
         A checkpoint's folder, or LATEST or BEST next to it; or the name or file of an experiment,
-        whose pretrained CLIP is tested as it is.
+        whose pretrained backbone is tested as it is.
     fold : int, optional
         By default all clips of the set; on the set of a checkpoint's training, its test fold.
     overrides : list of str
@@ -68,7 +68,7 @@ def zero_shot(
     Raises
     ------
     UserError
-        If ``what`` does not exist, a class has no text, or the model was trained on the fold.
+        If ``what`` is missing or reads no texts, a class has none, or the fold was trained on.
     """
     if out and out.suffix != ".parquet":
         raise UserError(
@@ -97,14 +97,26 @@ def _load(
 ) -> tuple[Checkpoint | None, Config, Index, int | None]:
     """Return the checkpoint, fitted to the classes of the data, its settings, data and fold."""
     if what.suffix in (".yaml", ".yml") or (len(what.parts) == 1 and not what.exists()):
-        config = _as_pretrained(load_config(str(what), overrides))
+        config = load_config(str(what), overrides)
+        _check_text(config, "set model.head=text and a backbone with a text tower")
+        config = _as_pretrained(config)
         index = open_index(config.data)
         if fold is not None:
             parse_folds(str(fold), index.folds)
         return None, config, index, fold
     saved, config, index = open_checkpoint(what, overrides)
+    _check_text(config, "test it without --zero-shot on data with the classes of its training")
     fold = _fold(saved, index, fold)
     return *for_classes(saved, config, index.classes), index, fold
+
+
+def _check_text(config: Config, advice: str) -> None:
+    """Refuse a model that does not read texts."""
+    if config.model.head is Head.linear:
+        raise UserError(
+            "--zero-shot compares clips with texts of the classes, and model.head=linear of "
+            f"{config.model.backbone} reads none: {advice}"
+        )
 
 
 def _protocol(

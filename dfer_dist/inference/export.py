@@ -6,7 +6,8 @@
       model.safetensors             all weights in float32, frozen ones too
       config.yaml                   settings; model.sentences and model.negative_sentences hold the
                                     texts of the classes
-      backbone.json                 sizes of the towers, if the checkpoint's were in a file
+      backbone.json  tokenizer/     the backbone, if its name does not say all
+      text_config/                  (:mod:`dfer_dist.inference.portable_backbone`)
       model.json                    classes, origin, the fold's result, sha256 of the files above
       README.md  LICENSE            the model card, and terms of the weights and of the code
       MLmodel  requirements.txt     the same folder as an MLflow model,
@@ -31,7 +32,7 @@ from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.config.load import dump_config, read_config
 from dfer_dist.config.schema import Config, TrackingConfig
 from dfer_dist.evaluation.evaluate import load_model
-from dfer_dist.inference.exported import BACKBONE, CARD, CONFIG, INFO, WEIGHTS, ModelInfo
+from dfer_dist.inference.exported import CARD, CONFIG, INFO, WEIGHTS, ModelInfo
 from dfer_dist.inference.model_card import (
     LICENSE,
     OTHER,
@@ -41,6 +42,7 @@ from dfer_dist.inference.model_card import (
     license_text,
     model_card,
 )
+from dfer_dist.inference.portable_backbone import write_backbone
 from dfer_dist.inference.pyfunc import write_mlflow
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import fsync, sha256_file, write_json, write_text
@@ -93,7 +95,8 @@ def export(
         folder = Path(temporary) / out.name
         folder.mkdir()
         checkpoint.save_tensors(weights, folder / WEIGHTS)
-        info = _write_other_files(folder, config, info, license_id)
+        backbone = write_backbone(folder, config.model, model)
+        info = _write_other_files(folder, config, info, backbone, license_id)
         if hub_layout:
             _write_hub_files(folder, info)
         _move(folder, out)
@@ -119,24 +122,27 @@ def _check_arguments(out: Path, overrides: list[str]) -> None:
             )
 
 
-def _write_other_files(folder: Path, config: Config, info: ModelInfo, license_id: str) -> ModelInfo:
-    """Write everything but the weights; return ``info`` with the hashes of the files."""
+def _write_other_files(
+    folder: Path, config: Config, info: ModelInfo, backbone: str, license_id: str
+) -> ModelInfo:
+    """Write everything but towers and weights; return ``info`` with the hashes of the files."""
     model = replace(
         config.model,
+        backbone=backbone,
         # The built-in texts may change in a later version, paths differ on another machine.
-        sentences=info.texts,
+        sentences=info.texts or config.model.sentences,
         negative_sentences=info.negative_texts,
         pretrained=info.pretrained,
     )
-    if model.backbone.endswith(".json"):
-        shutil.copyfile(model.backbone, folder / BACKBONE)
-        model.backbone = BACKBONE
     data = replace(config.data, shards="not-set", cache=None)
     portable = replace(config, model=model, data=data, tracking=TrackingConfig())
     write_text(folder / CONFIG, dump_config(portable))
 
-    files = [folder / name for name in (WEIGHTS, CONFIG, BACKBONE) if (folder / name).exists()]
-    hashes = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_file(f)} for f in files}
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    hashes = {
+        f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "sha256": sha256_file(f)}
+        for f in files
+    }
     info = replace(info, files=hashes)
     write_json(folder / INFO, info.to_json())
     card = model_card(info, config, sha256_file(folder / INFO), license_id)

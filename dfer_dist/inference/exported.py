@@ -52,6 +52,7 @@ class ModelInfo(Record):
         In the order of the logits.
     texts, negative_texts : dict of class name to sentences
         What the text tower reads for each class; the second only with ``model.text_polarity=both``.
+        Empty for a linear head.
     parameters : int
         Numbers in all tensors.
     converted_from : dict, optional
@@ -65,7 +66,7 @@ class ModelInfo(Record):
         Of the sources of the package.
     git_sha : str, optional
         The commit, if no file was edited.
-    files : dict of file name to bytes and sha256
+    files : dict of path in the folder to bytes and sha256
     """
 
     classes: list[str]
@@ -125,7 +126,7 @@ class ModelInfo(Record):
             )
         info = cls.from_json(content, str(path))
         for name, about in info.files.items():
-            file = path.with_name(name)
+            file = path.parent / name
             if not file.is_file() or sha256_file(file) != about["sha256"]:
                 raise UserError(
                     f"{file} is missing or differs from its sha256 in {path.name}: "

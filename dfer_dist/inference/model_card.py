@@ -13,7 +13,7 @@ import numpy as np
 import yaml  # type: ignore[import-untyped]
 
 from dfer_dist.checkpoints.portable import Checkpoint
-from dfer_dist.config.schema import Config, config_hash
+from dfer_dist.config.schema import Config, Head, TemporalKind, config_hash
 from dfer_dist.evaluation.metrics import bootstrap_ci, left_out_text, wilson_interval
 from dfer_dist.inference.exported import INFO, WEIGHTS, ModelInfo
 from dfer_dist.inference.pyfunc import REQUIREMENTS, TEMPLATES
@@ -33,7 +33,7 @@ LICENSE = "LICENSE"
 OTHER = "other"
 # The Hub's name of the task.
 TASK = "video-classification"
-_TAGS = ["dynamic-facial-expression-recognition", "facial-expression-recognition", "clip"]
+_TAGS = ["dynamic-facial-expression-recognition", "facial-expression-recognition"]
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 # Fields of ModelInfo that a checkpoint's state has by the same names.
@@ -65,6 +65,9 @@ def describe(
         polarity: dict(zip(classes, own, strict=True))
         for polarity, own in polarity_texts(classes, config.model).items()
     }
+    # a trained classifier reads none
+    if config.model.head is Head.linear:
+        texts = {"positive": {}}
     kept: dict[str, Any] = {key: state.get(key) for key in _KEPT}
     origin = provenance.collect([])
     versions = {name: importlib.metadata.version(name) for name in (*REQUIREMENTS, "deepspeed")}
@@ -133,14 +136,12 @@ def model_card(info: ModelInfo, config: Config, info_sha256: str, license_id: st
         "## License",
         f"{_weights_terms(info, license_id)} The code in `code/` is under the MIT License. "
         f"`{LICENSE}` has both.",
-        "## Class texts",
-        "In the order of the logits.",
-        _texts(info),
+        *_class_list(info),
         "## Files",
         "Checked whenever the model is loaded. Nothing is pickled.",
         _files(info, info_sha256),
     ]
-    return "\n\n".join([_front_matter(info, license_id), *parts]) + "\n"
+    return "\n\n".join([_front_matter(info, config, license_id), *parts]) + "\n"
 
 
 def license_text(info: ModelInfo, license_id: str) -> str:
@@ -168,7 +169,7 @@ def _template(name: str) -> str:
     return (TEMPLATES / name).read_text("utf-8").strip()
 
 
-def _front_matter(info: ModelInfo, license_id: str) -> str:
+def _front_matter(info: ModelInfo, config: Config, license_id: str) -> str:
     """Return the metadata that the Hub reads.
 
     References
@@ -180,13 +181,15 @@ def _front_matter(info: ModelInfo, license_id: str) -> str:
         terms |= {"license_name": "terms-of-the-training-data", "license_link": LICENSE}
     scores: dict[str, Any] = {}
     if info.result:
-        scores = {"metrics": ["recall", "accuracy"], "model-index": [_model_index(info.result)]}
-    data = {"library_name": "dfer_dist", "pipeline_tag": TASK, **terms, "tags": _TAGS, **scores}
+        scores = {"metrics": ["recall", "accuracy"], "model-index": [_model_index(info, config)]}
+    tags = [*_TAGS, "clip"] if config.model.head is Head.text else _TAGS
+    data = {"library_name": "dfer_dist", "pipeline_tag": TASK, **terms, "tags": tags, **scores}
     return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---"
 
 
-def _model_index(result: dict[str, Any]) -> dict[str, Any]:
+def _model_index(info: ModelInfo, config: Config) -> dict[str, Any]:
     """Return the scores of a fold as the Hub lists them."""
+    result = info.result or {}
     name = f"{result['dataset']}, test fold {result['fold']}"
     metrics = [
         {"type": kind, "name": f"{key.upper()} (%)", "value": round(result[key], 2)}
@@ -197,7 +200,8 @@ def _model_index(result: dict[str, Any]) -> dict[str, Any]:
         "dataset": {"type": slug(result["dataset"]).lower(), "name": name, "split": "test"},
         "metrics": metrics,
     }
-    return {"name": "DFER-CLIP", "results": [scores]}
+    model = "DFER-CLIP" if config.model.head is Head.text else info.backbone
+    return {"name": model, "results": [scores]}
 
 
 def _weights_terms(info: ModelInfo, license_id: str) -> str:
@@ -225,6 +229,11 @@ def _domain(dataset: str | None) -> str:
 
 def _method(info: ModelInfo, config: Config) -> str:
     parts, model = [], config.model
+    if model.head is Head.linear:
+        over_time = "the mean over its frames"
+        if model.temporal is TemporalKind.transformer:
+            over_time = "the temporal transformer of DFER-CLIP (Zhao & Patras, BMVC 2023)"
+        return f"an image tower, {over_time} and a linear classifier"
     if "adapters" in (model.image.name, model.text_tower.name):
         parts.append("adapters")
     if info.negative_texts:
@@ -326,6 +335,13 @@ def _recall_cells(correct: int, clips: int) -> list[str]:
         return ["0", "absent", ""]
     interval = interval_text(*wilson_interval(correct, clips))
     return [str(clips), f"{100 * correct / clips:.2f}", interval]
+
+
+def _class_list(info: ModelInfo) -> list[str]:
+    """Return the section of the classes, in the order of the logits."""
+    if not info.texts:
+        return ["## Classes", f"In the order of the logits: {', '.join(info.classes)}."]
+    return ["## Class texts", "In the order of the logits.", _texts(info)]
 
 
 def _texts(info: ModelInfo) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfer_dist.inference.exported import ExportedModel, load
+from dfer_dist.inference.portable_backbone import TOKENIZER
 from dfer_dist.inference.predict import STEP, WINDOW, predict_video
 from dfer_dist.inference.pyfunc_inputs import Input, parse_inputs
 from dfer_dist.utils.errors import UserError
@@ -59,8 +60,10 @@ def write_mlflow(folder: Path, classes: Sequence[str]) -> None:
     write_text(folder / _REQUEST, json.dumps({"inputs": black}))
     pyfunc.add_to_model(model, loader_module=__name__, code="code")
     model.save(str(folder / "MLmodel"))
+    # A tokenizer of the Hub.
+    optional = ("transformers",) if (folder / TOKENIZER).is_dir() else ()
     lines = [
-        *map(_pinned, (*REQUIREMENTS, "av")),
+        *map(_pinned, (*REQUIREMENTS, "av", *optional)),
         "# to find faces in videos (weights for research only):",
         *(f"# {_pinned(name)}" for name in ("dlib-bin", "face-recognition-models")),
     ]

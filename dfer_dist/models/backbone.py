@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from huggingface_hub import try_to_load_from_cache
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
@@ -45,7 +46,13 @@ def describe_backbone(name: str, pretrained: str = "none") -> BackboneInfo:
     return open_clip_models.describe(name, pretrained)
 
 
-def load_backbone(name: str, pretrained: str, image_size: int, with_text: bool = True) -> Backbone:
+def load_backbone(
+    name: str,
+    pretrained: str,
+    image_size: int,
+    with_text: bool = True,
+    with_weights: bool = True,
+) -> Backbone:
     """Return the towers of a backbone.
 
     Parameters
@@ -60,15 +67,21 @@ def load_backbone(name: str, pretrained: str, image_size: int, with_text: bool =
         Side of the frames, pixels; pretrained position embeddings are resized to it.
     with_text : bool
         Whether the text tower is wanted, if there is one.
+    with_weights : bool
+        False for random weights in place of ``pretrained``, on the same mean and deviation.
 
     Raises
     ------
     UserError
         Unknown name or tag, weights not in the cache, or weights of another model.
     """
-    info, weights = describe_backbone(name, pretrained), find_weights(name, pretrained)
+    info = describe_backbone(name, pretrained)
+    weights = find_weights(name, pretrained) if with_weights else None
     if name.startswith(timm_models.PREFIX):
         return timm_models.load(info, pretrained, weights, image_size)
+    # Planning does without the tokenizer.
+    if with_text and torch.get_default_device().type != "meta":
+        _check_hub_files(name)
     return open_clip_models.load(info, weights, image_size, with_text)
 
 
@@ -80,7 +93,14 @@ def load_tokenizer(name: str) -> TextTokenizer:
     UserError
         Unknown name, or a tokenizer of the Hub that is not on this machine.
     """
+    _check_hub_files(name)
     return open_clip_models.text_tokenizer(clip_config(name)["text_cfg"])
+
+
+def _check_hub_files(name: str) -> None:
+    """Refuse a text tower whose tokenizer or settings are not on this machine."""
+    for repository in sorted(hub.repositories(clip_config(name)["text_cfg"])):
+        hub.find_folder(repository, name)
 
 
 def fetch_weights(name: str, tag: str) -> Path:
@@ -88,6 +108,16 @@ def fetch_weights(name: str, tag: str) -> Path:
 
     Tokenizer and settings of a text tower from the Hub are downloaded too. Weights that came with
     this package are not.
+
+    Parameters
+    ----------
+    tag : str
+        Of the weights; ``none`` for what the text tower needs alone.
+
+    Returns
+    -------
+    Path
+        The weights, or a folder if there are none.
 
     Raises
     ------
@@ -99,13 +129,14 @@ def fetch_weights(name: str, tag: str) -> Path:
     if name.startswith(timm_models.PREFIX):
         return timm_models.fetch_weights(name, tag)
     config = clip_config(name)
+    repositories = sorted(hub.repositories(config["text_cfg"]))
     published = _published(name, config, tag)
-    if published is None:
+    without_weights = tag == "none" and repositories
+    if published is None and not without_weights:
         raise UserError(_no_such_weights(name, tag))
     try:
-        for repository in sorted(hub.repositories(config["text_cfg"])):
-            hub.fetch_folder(repository)
-        return Path(open_clip.download_pretrained(published))
+        folders = [hub.fetch_folder(repository) for repository in repositories]
+        return Path(open_clip.download_pretrained(published)) if published else folders[0]
     # huggingface_hub, urllib and the operating system raise many kinds.
     except Exception as e:
         raise UserError(f"{name} {tag} cannot be downloaded: {one_line(e)}") from e
@@ -163,9 +194,26 @@ def _published(name: str, config: dict[str, Any], tag: str) -> dict[str, Any] | 
     return found or None
 
 
+def published_tags(name: str) -> list[str]:
+    """Return the tags of weights that a backbone can have, without those of another activation.
+
+    Raises
+    ------
+    UserError
+        As :func:`describe_backbone`.
+    """
+    if name.startswith(timm_models.PREFIX):
+        return timm_models.tags(name)
+    model, quick = name.replace("/", "-"), bool(clip_config(name).get("quick_gelu"))
+    return [
+        tag
+        for tag in open_clip.list_pretrained_tags_by_model(model)
+        if bool(open_clip.get_pretrained_cfg(model, tag).get("quick_gelu")) == quick
+    ] + [tag for own, tag in SHIPPED if own == name]
+
+
 def _no_such_weights(name: str, pretrained: str) -> str:
-    tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
-    tags += [tag for own, tag in SHIPPED if own == name]
+    tags = published_tags(name)
     known = f"one of {', '.join(tags)}, " if tags else ""
     return (
         f"'{pretrained}' is neither published weights of {name} nor a file: "

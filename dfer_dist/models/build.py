@@ -28,7 +28,8 @@ def resolve_image_size(config: Config) -> int:
         An unknown backbone.
     """
     if config.data.image_size is None:
-        config.data.image_size = describe_backbone(config.model.backbone).image_size
+        model = config.model
+        config.data.image_size = describe_backbone(model.backbone, model.pretrained).image_size
     return config.data.image_size
 
 
@@ -49,7 +50,11 @@ def inference_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def build_model(
-    cfg: ModelConfig, classes: Sequence[str], num_frames: int, image_size: int
+    cfg: ModelConfig,
+    classes: Sequence[str],
+    num_frames: int,
+    image_size: int,
+    with_weights: bool = True,
 ) -> DFERCLIP:
     """Build the model in float32 on the default device, initialized by torch's global seed.
 
@@ -61,6 +66,8 @@ def build_model(
         In label order.
     num_frames, image_size : int
         Frames of a clip and their side in pixels.
+    with_weights : bool
+        False for random weights in place of ``model.pretrained``.
 
     Raises
     ------
@@ -70,14 +77,15 @@ def build_model(
     """
     texts = polarity_texts(classes, cfg)
     with_text = cfg.head is Head.text or cfg.head_init is HeadInit.text
-    backbone = load_backbone(cfg.backbone, cfg.pretrained, image_size, with_text)
+    backbone = load_backbone(cfg.backbone, cfg.pretrained, image_size, with_text, with_weights)
     return DFERCLIP(cfg, backbone, texts, num_frames)
 
 
 def build_untrained(config: Config, classes: Sequence[str]) -> DFERCLIP:
     """Build the model of ``config`` as :func:`build_model` does, without its pretrained weights."""
-    model = replace(config.model, pretrained="none")
+    model = replace(config.model)
     # a classifier that is loaded needs no text tower to begin with
     if model.head_init is HeadInit.text:
         model.head_init = HeadInit.zeros
-    return build_model(model, classes, config.data.num_frames, resolve_image_size(config))
+    size = resolve_image_size(config)
+    return build_model(model, classes, config.data.num_frames, size, with_weights=False)

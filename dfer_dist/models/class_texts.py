@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dfer_dist.config.schema import ClassText, ModelConfig, TextPolarity
+from dfer_dist.config.schema import ClassText, Head, HeadInit, ModelConfig, TextPolarity
 from dfer_dist.utils.errors import UserError
 
 # The seven classes of DFEW and FERV39k, then the four that MAFW adds. Each sentence names visible
@@ -38,7 +38,7 @@ _TEMPLATES = {
 
 
 def polarity_texts(classes: Sequence[str], cfg: ModelConfig) -> dict[str, list[list[str]]]:
-    """Return the sentences of each class by polarity.
+    """Return the sentences of each class by polarity; none of a linear head that needs no text.
 
     ``positive``, and with ``model.text_polarity=both`` also ``negative``.
 
@@ -47,6 +47,8 @@ def polarity_texts(classes: Sequence[str], cfg: ModelConfig) -> dict[str, list[l
     UserError
         As :func:`class_texts`.
     """
+    if cfg.head is Head.linear and cfg.head_init is not HeadInit.text:
+        return {"positive": [[] for _ in classes]}
     texts = {"positive": class_texts(classes, cfg.text, cfg.sentences)}
     if cfg.text_polarity is TextPolarity.both:
         own = cfg.negative_sentences

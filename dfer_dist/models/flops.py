@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from dfer_dist.config.schema import Config, Supervision
 from dfer_dist.models.build import build_untrained, resolve_image_size
 from dfer_dist.models.dferclip import DFERCLIP
-from dfer_dist.models.tokenizer import CONTEXT
 
 META = torch.device("meta")
 
@@ -55,6 +54,9 @@ def model_flops(config: Config, classes: Sequence[str], clips: int, train: bool)
     with torch.random.fork_rng(devices=[]):
         model = build_meta_model(replace(config, model=kept), classes)
         frames = empty_frames(model, config, clips)
+        if not train:
+            # The counter takes a parameter that a module is called with for one with a gradient.
+            model.requires_grad_(False)
         with torch.set_grad_enabled(train):
             text = None if train else model.eval().text_features()
             with FlopCounterMode(display=False) as counter:
@@ -69,7 +71,9 @@ def _train(model: DFERCLIP, config: Config, frames: Tensor) -> None:
     """Run both passes of a micro batch."""
     objective, tokens = config.train.objective, None
     if objective is not Supervision.labels:
-        tokens = torch.empty((len(frames), CONTEXT), dtype=torch.int64, device=META)
+        assert model.text is not None, "config.checks refuses descriptions without a text tower"
+        length = model.text.context_length
+        tokens = torch.empty((len(frames), length), dtype=torch.int64, device=META)
     with_logits = objective is not Supervision.descriptions
     outputs = model.outputs(frames, tokens=tokens, with_logits=with_logits)
     torch.stack([own.sum() for own in outputs if own is not None]).sum().backward()

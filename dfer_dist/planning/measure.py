@@ -25,7 +25,6 @@ from dfer_dist.config.schema import Config, Device, Supervision
 from dfer_dist.distributed.process_group import Ranks, exit_process, init_distributed, peak_memory
 from dfer_dist.models.build import build_untrained, model_dtype, resolve_image_size
 from dfer_dist.models.dferclip import OutputsModule
-from dfer_dist.models.tokenizer import CONTEXT
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.planning.estimate import data_size, plan_here
 from dfer_dist.training.engine import build_engine
@@ -80,7 +79,9 @@ class RandomStep:
         self.valid = torch.ones(micro, dtype=torch.bool)
         self.tokens: Tensor | None = None
         if config.train.objective is not Supervision.labels:
-            self.tokens = torch.randint(1, 1000, (micro, CONTEXT), device=self.device)
+            assert model.text is not None, "config.checks refuses descriptions without a text tower"
+            length = model.text.context_length
+            self.tokens = torch.randint(1, 1000, (micro, length), device=self.device)
 
     def train(self) -> None:
         """Take one optimizer step."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,7 +26,6 @@ from dfer_dist.models import attention
 from dfer_dist.models.build import model_dtype
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.flops import META, build_meta_model, empty_frames
-from dfer_dist.models.tokenizer import CONTEXT
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.training.losses import Objective
 
@@ -101,7 +101,7 @@ def count_step(config: Config, classes: Sequence[str], fused_attention: bool) ->
         In label order.
     fused_attention : bool
         As on a GPU, where the attention of a whole layer is one kernel that keeps no scores; the
-        CPU computes it in parts.
+        CPU computes that of open_clip's towers in parts.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def count_step(config: Config, classes: Sequence[str], fused_attention: bool) ->
     objective = Objective(config, [1] * len(classes), META)
     flops, lives = [], []
     for micro in _BATCHES:
-        with _fused_attention() if fused_attention else nullcontext(), _LiveBytes(model) as meter:
+        with _fused_kernels(everywhere=fused_attention), _LiveBytes(model) as meter:
             _step(model, objective, config, micro)
         lives.append(np.array(meter.live, dtype=np.float64))
         # The counter knows plain attention only; a fused kernel computes the same products.
@@ -147,7 +147,9 @@ def _step(model: DFERCLIP, objective: Objective, config: Config, micro: int) -> 
     valid = torch.empty(micro, dtype=torch.bool, device=META)
     tokens = has_text = None
     if config.train.objective is not Supervision.labels:
-        tokens, has_text = torch.empty((micro, CONTEXT), dtype=torch.int64, device=META), valid
+        assert model.text is not None, "config.checks refuses descriptions without a text tower"
+        length = model.text.context_length
+        tokens, has_text = torch.empty((micro, length), dtype=torch.int64, device=META), valid
     outputs = model.outputs(frames, tokens=tokens, with_logits=objective.uses_labels)
     objective(outputs, labels, valid, has_text).mean().backward()
     model.zero_grad(set_to_none=True)
@@ -223,13 +225,28 @@ class _FusedAttention(torch.autograd.Function):
 
 
 @contextmanager
-def _fused_attention() -> Iterator[None]:
-    original = attention.attend, attention.uses_fused_kernel
-    attention.attend, attention.uses_fused_kernel = (
-        lambda q, k, v, mask=None: _FusedAttention.apply(q, k, v),
-        lambda *qkv: True,
-    )
+def _fused_kernels(everywhere: bool) -> Iterator[None]:
+    """Count a call of torch's fused attention as a kernel, which on ``meta`` it is not.
+
+    Towers of timm and transformers call it on all devices, and those of open_clip ``everywhere``,
+    as on a GPU.
+    """
+    plain = F.scaled_dot_product_attention
+    own = attention.attend, attention.uses_fused_kernel
+
+    def fused(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        mask = args[0] if args else kwargs.get("attn_mask")
+        # No kernel has a gradient for a mask.
+        if mask is not None and mask.requires_grad:
+            return plain(q, k, v, *args, **kwargs)
+        return _FusedAttention.apply(q, k, v)
+
+    F.scaled_dot_product_attention = fused  # type: ignore[assignment]
+    if everywhere:
+        attention.attend = lambda q, k, v, mask=None: _FusedAttention.apply(q, k, v)
+        attention.uses_fused_kernel = lambda *qkv: True
     try:
         yield
     finally:
-        attention.attend, attention.uses_fused_kernel = original
+        F.scaled_dot_product_attention = plain
+        attention.attend, attention.uses_fused_kernel = own

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from dfer_dist.config.schema import (
     Config,
+    Head,
+    HeadInit,
     ImageTuning,
-    OptimConfig,
+    ModelConfig,
     Optimizer,
     Sampling,
     Schedule,
@@ -126,9 +128,9 @@ def _data_rows(c: Config) -> dict[str, str]:
             weights = f"the frames weigh {model.video_weight:g}"
         names = " and ".join(_MODALITIES[m] for m in model.modalities)
         modalities = f"{names}, {weights}"
-    normalization = "pixels in [0, 1], CLIP's mean and deviation not taken off"
+    normalization = "pixels in [0, 1], the backbone's mean and deviation not taken off"
     if model.normalize:
-        normalization = "CLIP's mean and deviation taken off"
+        normalization = "the backbone's mean and deviation taken off"
     area = f"random crops of at least {100 * augment.crop_scale:.0f} % of the area"
     changes = {
         area: augment.crop_scale < 1,
@@ -162,10 +164,6 @@ def _model_rows(c: Config) -> dict[str, str]:
         over_time = f"transformer, {layers}, {m.temporal_heads} heads"
         if m.temporal_pool is TemporalPool.mean:
             over_time += ", mean of the frames' outputs"
-    texts = "own sentences" if m.sentences else m.text.name
-    context = f"{_POSITIONS[m.token_position]} {m.context_tokens} learned tokens"
-    if m.class_specific:
-        context += " of each class's own"
     adapters = "adapters in the image tower" + ", along time too" * m.adapter_time
     trained = {
         "image tower": m.image is ImageTuning.all,
@@ -176,19 +174,36 @@ def _model_rows(c: Config) -> dict[str, str]:
         f"LoRA of rank {m.lora_rank} in the text tower": m.text_tower is TextTuning.lora,
         "adapters in the text tower": m.text_tower is TextTuning.adapters,
         "temporal transformer": has_layers,
-        "learned prompts": m.context_tokens,
+        "learned prompts": m.head is Head.text and m.context_tokens,
+        "linear classifier": m.head is Head.linear,
     }
     depth = f"branches of the image tower dropped with a rate of up to {m.drop_path:g}"
     return {
         "Backbone": f"{Path(m.backbone).name}, {weights}",
         "Stochastic depth": depth * bool(m.drop_path),
         "Over time": over_time,
-        "Class text": f"{texts}, {context}",
+        **_head_rows(m),
         "Trained": join(applicable(trained)) or "nothing",
     }
 
 
-def _optimizer_rows(o: OptimConfig) -> dict[str, str]:
+def _head_rows(m: ModelConfig) -> dict[str, str]:
+    texts = "own sentences" if m.sentences else m.text.name
+    if m.head is Head.linear:
+        begins = {
+            HeadInit.zeros: "zeros",
+            HeadInit.normal: "normally distributed numbers",
+            HeadInit.text: f"features of class texts ({texts})",
+        }
+        return {"Classifier": f"linear layer, its weight begins with {begins[m.head_init]}"}
+    context = f"{_POSITIONS[m.token_position]} {m.context_tokens} learned tokens"
+    if m.class_specific:
+        context += " of each class's own"
+    return {"Class text": f"{texts}, {context}"}
+
+
+def _optimizer_rows(c: Config) -> dict[str, str]:
+    o = c.optim
     beta1, beta2 = o.betas
     optimizer = f"AdamW, betas {beta1:g} and {beta2:g}"
     if o.name is Optimizer.sgd:
@@ -199,7 +214,10 @@ def _optimizer_rows(o: OptimConfig) -> dict[str, str]:
     layers = ""
     if o.layer_decay < 1:
         layers = f" times {o.layer_decay:g} for each block nearer to the input"
-    rates = f"image {o.lr_image:g}{layers}, temporal {o.lr_temporal:g}, prompt {o.lr_prompt:g}"
+    last = f"prompt {o.lr_prompt:g}"
+    if c.model.head is Head.linear:
+        last = f"classifier {o.lr_head:g}"
+    rates = f"image {o.lr_image:g}{layers}, temporal {o.lr_temporal:g}, {last}"
     schedule = f"half a cosine to {o.min_lr:g}"
     if o.schedule is Schedule.step:
         schedule = f"times {o.gamma:g} after epochs {join(o.milestones)}"
@@ -223,7 +241,7 @@ def _training_rows(c: Config) -> dict[str, str]:
         f"class-balanced, beta {t.class_balance:g}": t.class_balance,
         f"gradients clipped at {o.clip_norm:g}": o.clip_norm,
     }
-    return _optimizer_rows(o) | {
+    return _optimizer_rows(c) | {
         "Loss": join(applicable(loss)),
         "Tested weights": f"moving average with decay {t.ema:g}" * bool(t.ema),
         "Training": f"{size}, ZeRO stage {t.zero_stage}, seed {t.seed}",

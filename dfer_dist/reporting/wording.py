@@ -156,9 +156,9 @@ def duration_text(seconds: float) -> str:
 
 
 def trained_text(origin: Mapping[str, Any] | None) -> str:
-    """Return what a model tested zero-shot was trained on; None is the pretrained CLIP."""
+    """Return what a model tested zero-shot was trained on; None is the pretrained backbone."""
     if origin is None:
-        return "CLIP as it was pretrained, not trained on any faces here"
+        return "the backbone as it was pretrained, not trained on any faces here"
     supervision = {
         "labels": "on labels",
         "descriptions": "on descriptions without labels",

@@ -1,4 +1,4 @@
-"""``dfer export``, ``predict``, ``convert``, ``fetch-weights`` and ``pretrain-demo``."""
+"""``dfer export``, ``predict``, ``convert`` and ``pretrain-demo``."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ def export(
 ) -> None:
     """Export a checkpoint as a standalone model.
 
-    The folder has all weights, settings, class texts, a model card, and what MLflow loads.
+    The folder has all weights, settings, class texts, a model card, and what MLflow loads. It needs
+    nothing of the Hugging Face Hub.
 
     Example: [bold]dfer export runs/demo/fold-1/checkpoints/LATEST models/demo-1[/bold]
     """
@@ -314,21 +315,6 @@ def convert_to_official(
 
     to_official(checkpoint, out, overrides or [])
     print(out)
-
-
-def fetch_weights(
-    backbone: Annotated[str, typer.Argument(help="open_clip model, such as ViT-B-32-quickgelu.")],
-    tag: Annotated[str, typer.Argument(help="Tag of its weights.")] = "openai",
-) -> None:
-    """Download pretrained weights for offline training.
-
-    Training itself never downloads.
-
-    Example: [bold]dfer fetch-weights ViT-B-32-quickgelu openai[/bold]
-    """
-    from dfer_dist.models.backbone import fetch_weights as fetch
-
-    print(fetch(backbone, tag))
 
 
 def pretrain_demo(

@@ -78,7 +78,7 @@ def evaluate(
 def _evaluate_zero_shot(
     what: Path, fold: int | None, overrides: list[str], out: Path | None
 ) -> None:
-    """Test a checkpoint, or the CLIP of an experiment, by the texts of the classes."""
+    """Test a checkpoint, or the backbone of an experiment, by the texts of the classes."""
     from dfer_dist.evaluation.zero_shot import zero_shot
     from dfer_dist.reporting.wording import p_text, trained_text
 

@@ -45,13 +45,15 @@ def import_transformers() -> ModuleType:
     return transformers
 
 
-def find_folder(name: str) -> Path:
+def find_folder(name: str, backbone: str = "BACKBONE") -> Path:
     """Return the folder with the configuration or tokenizer of a model of the Hub.
 
     Parameters
     ----------
     name : str
         A repository in the local cache, such as ``roberta-base``, or a folder.
+    backbone : str
+        Whose text tower needs it, for the error.
 
     Raises
     ------
@@ -67,15 +69,22 @@ def find_folder(name: str) -> Path:
     # huggingface_hub raises many kinds.
     except Exception as e:
         raise UserError(
-            f"the tokenizer or settings '{name}' of this backbone are not on this machine: run "
-            "`dfer fetch-weights` for it on a machine with network access"
+            f"'{name}' of the Hugging Face Hub, which the text tower needs, is not on this "
+            f"machine: run `dfer fetch-weights {backbone} none` on a machine with network access"
         ) from e
 
 
-def fetch_folder(name: str) -> None:
-    """Download what :func:`find_folder` finds."""
-    if not Path(name).is_dir():
-        snapshot_download(name, allow_patterns=list(_SMALL_FILES))
+def small_files(folder: Path) -> list[Path]:
+    """Return the files of a model of the Hub without its weights, by name."""
+    found = (file for pattern in _SMALL_FILES for file in folder.glob(pattern))
+    return sorted(file for file in set(found) if file.is_file())
+
+
+def fetch_folder(name: str) -> Path:
+    """Download what :func:`find_folder` finds, and return it."""
+    if Path(name).is_dir():
+        return Path(name)
+    return Path(snapshot_download(name, allow_patterns=list(_SMALL_FILES)))
 
 
 def repositories(text_cfg: dict[str, Any]) -> set[str]:

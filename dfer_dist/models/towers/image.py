@@ -74,6 +74,15 @@ def tower_parts(tower: Any) -> TowerParts:
     )
 
 
+def patch_size(tower: VisionTransformer | TimmModel | TimmTower) -> int:
+    """Return the side of a patch in pixels."""
+    if isinstance(tower, VisionTransformer):
+        return int(max(tower.patch_size))
+    embedding: Any = tower.trunk.patch_embed
+    # That of a stem of convolutions is 1.
+    return int(embedding.img_size[0] // embedding.grid_size[0])
+
+
 def prepare_image(tower: VisionTransformer | TimmModel | TimmTower) -> None:
     """Replace layers of an image tower so that LoRA, ZeRO-3 and the CPU can work with it, in place.
 

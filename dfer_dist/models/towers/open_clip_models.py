@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import math
 import zipfile
@@ -21,7 +20,7 @@ from dfer_dist.models.tokenizer import CONTEXT, TextTokenizer, clip_tokenizer
 from dfer_dist.models.towers import hub
 from dfer_dist.models.towers.image import prepare_image
 from dfer_dist.models.towers.text import HubTextTower, TextTower, prepare_text
-from dfer_dist.models.towers.tower import Backbone, BackboneInfo, one_line
+from dfer_dist.models.towers.tower import Backbone, BackboneInfo, one_line, suggest
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import sha256_file
 
@@ -63,9 +62,8 @@ def clip_config(name: str) -> dict[str, Any]:
         return copy.deepcopy(TINY)
     config = _read_file(Path(name)) if name.endswith(".json") else _known(name)
     if config is None:
-        near = difflib.get_close_matches(name, ["tiny", *open_clip.list_models()], n=1, cutoff=0.4)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"no backbone '{name}'{hint}")
+        known = ["tiny", *open_clip.list_models()]
+        raise UserError(f"no backbone '{name}'{suggest(name, known)}")
     if fault := refusal(config):
         raise UserError(f"backbone '{name}' {fault}: choose one such as ViT-B-32-quickgelu")
     return config
@@ -190,6 +188,9 @@ def load(info: BackboneInfo, weights: Path | None, image_size: int, with_text: b
         If the file holds weights of another model, or frames cannot be cut into patches.
     """
     config = clip_config(info.name)
+    if weights is None and not with_text:
+        # Nothing of the text tower is read: it may need files of the Hub.
+        config["text_cfg"] = dict(TINY["text_cfg"])
     clip = build_clip(config, image_size)
     if weights is not None:
         load_weights(clip, weights, config.get("quick_gelu", False))
@@ -218,6 +219,18 @@ def _number(parameter: nn.Parameter | None, initial: float | None) -> float:
     if parameter is None or parameter.is_meta:
         return initial or 0.0
     return float(parameter.detach())
+
+
+def build_text(config: dict[str, Any]) -> TextTower | HubTextTower:
+    """Return the randomly initialized text tower of a model.
+
+    Raises
+    ------
+    UserError
+        If its settings are on the Hub and not on this machine.
+    """
+    small = copy.deepcopy(TINY["vision_cfg"])
+    return _text_tower(build_clip({**config, "vision_cfg": small}, 64), config["text_cfg"])
 
 
 def _text_tower(clip: Any, text_cfg: dict[str, Any]) -> TextTower | HubTextTower:

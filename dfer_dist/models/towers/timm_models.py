@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import timm
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from dfer_dist.models.towers.image import TimmTower, prepare_image
 from dfer_dist.models.towers.open_clip_models import VIT_MODULES, resize_timm
-from dfer_dist.models.towers.tower import Backbone, BackboneInfo, one_line
+from dfer_dist.models.towers.tower import Backbone, BackboneInfo, one_line, suggest
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import sha256_file
 
@@ -30,23 +31,29 @@ def _checked(name: str) -> str:
     """
     model = name.removeprefix(PREFIX)
     if not timm.is_model(model):
-        near = difflib.get_close_matches(model, timm.list_models(), n=1, cutoff=0.4)
-        hint = f"; did you mean '{PREFIX}{near[0]}'?" if near else ""
-        raise UserError(f"no backbone '{name}'{hint}")
-    module = timm.models.model_entrypoint(model).__module__.rpartition(".")[2]
-    if module not in VIT_MODULES:
+        raise UserError(f"no backbone '{name}'{suggest(model, timm.list_models(), PREFIX)}")
+    if not is_vit(model):
         raise UserError(
-            f"backbone '{name}' is no ViT ({module}): "
+            f"backbone '{name}' is no ViT ({_module(model)}): "
             f"choose one such as {PREFIX}vit_base_patch16_dinov3"
         )
     return model
 
 
+def is_vit(model: str) -> bool:
+    """Return whether a model of timm is a ViT."""
+    return _module(model) in VIT_MODULES
+
+
+def _module(model: str) -> str:
+    return timm.models.model_entrypoint(model).__module__.rpartition(".")[2]
+
+
 def tags(name: str) -> list[str]:
-    """Return the tags of a model's published weights."""
+    """Return the tags of a model's weights on the Hugging Face Hub."""
     model = _checked(name).partition(".")[0]
-    listed = timm.list_pretrained(f"{model}*")
-    return [own.partition(".")[2] for own in listed if own.partition(".")[0] == model]
+    listed = [own for own in timm.list_pretrained(f"{model}*") if own.partition(".")[0] == model]
+    return [own.partition(".")[2] for own in listed if _record(own).hf_hub_id]
 
 
 def describe(name: str, pretrained: str) -> BackboneInfo:
@@ -69,7 +76,11 @@ def describe(name: str, pretrained: str) -> BackboneInfo:
 
 def _settings(name: str, pretrained: str) -> Any:
     """Return timm's record of a model and its weights."""
-    return timm.get_pretrained_cfg(_known_or_default(name, pretrained))
+    return _record(_known_or_default(name, pretrained))
+
+
+def _record(model: str) -> Any:
+    return timm.get_pretrained_cfg(model)
 
 
 def _known_or_default(name: str, pretrained: str) -> str:
@@ -130,9 +141,12 @@ def fetch_weights(name: str, tag: str) -> Path:
     if tag not in tags(name):
         raise UserError(no_such_weights(name, tag))
     settings = _settings(name, tag)
-    file = settings.hf_hub_filename or _FILES[0]
+    files = [settings.hf_hub_filename] if settings.hf_hub_filename else _FILES
     try:
-        return Path(hf_hub_download(settings.hf_hub_id, file))
+        for file in files[:-1]:
+            with suppress(RemoteEntryNotFoundError):
+                return Path(hf_hub_download(settings.hf_hub_id, file))
+        return Path(hf_hub_download(settings.hf_hub_id, files[-1]))
     # huggingface_hub and the operating system raise many kinds.
     except Exception as e:
         raise UserError(f"{name} {tag} cannot be downloaded: {one_line(e)}") from e
@@ -153,7 +167,10 @@ def load(info: BackboneInfo, pretrained: str, weights: Path | None, image_size: 
     UserError
         If the file holds weights of another model, or frames cannot be cut into patches.
     """
-    settings = {"file": str(weights)} if weights else None
+    settings = None
+    if weights:
+        # Otherwise timm takes weights that were first published as .npz for such a file.
+        settings = {"file": str(weights), "custom_load": weights.suffix == ".npz"}
     try:
         trunk = timm.create_model(
             _known_or_default(info.name, pretrained),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +65,14 @@ class Backbone:
     sha256: str | None = None
     temperature: float = 1.0
     logit_bias: float = 0.0
+
+
+def suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return a question after the known name that is most like a wrong one, if one is."""
+    by_lower = {own.lower(): own for own in known}
+    for near in difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.4):
+        return f"; did you mean '{prefix}{by_lower[near]}'?"
+    return ""
 
 
 def one_line(e: BaseException) -> str:

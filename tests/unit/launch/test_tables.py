@@ -28,7 +28,7 @@ from dfer_dist.reporting.results import load_run
 from dfer_dist.reporting.sections import run_sections
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import read_json, write_json
-from launch.commands import bench, data, describe, models, plan, results
+from launch.commands import backbones, bench, data, describe, models, plan, results
 from launch.console import fit_table, number_columns
 from launch.report import print_tables
 from launch.slurm import status
@@ -46,6 +46,7 @@ DEVICE = "NVIDIA H200 141GB HBM3e"
 # modules with tables, all of which are printed here
 WITH_TABLES = {
     "dfer_dist/reporting/tables.py",
+    "launch/commands/backbones.py",
     "launch/commands/bench.py",
     "launch/commands/data.py",
     "launch/commands/describe.py",
@@ -98,7 +99,7 @@ class Printed:
 @pytest.fixture
 def printed(monkeypatch: pytest.MonkeyPatch) -> Printed:
     printed = Printed()
-    for module in (bench, data, describe, models, plan, launch.report):
+    for module in (backbones, bench, data, describe, models, plan, launch.report):
         monkeypatch.setattr(module, "print_table", printed)
     return printed
 
@@ -168,6 +169,12 @@ def test_tables_of_benchmarks_are_whole() -> None:
     loads: dict[str, Any] = dict.fromkeys(bench._LOADER_ROWS, load) | {"about": about}
     for table in (bench._steps_table(steps, "checkpoint", about), bench._loader_table(loads)):
         assert check_whole(table) == []
+
+
+def test_tables_of_backbones_are_whole(tmp_path: Path, printed: Printed) -> None:
+    for pattern in ([], ["timm:"]):
+        assert invoke("backbones", *pattern, cwd=tmp_path).returncode == 0
+    assert [check_whole(table) for table in printed.tables] == [[], []]
 
 
 def test_table_of_packed_clips_is_whole() -> None:

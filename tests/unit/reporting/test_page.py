@@ -100,7 +100,7 @@ def test_page_has_all_numbers_and_no_external_links(whole: RunDir) -> None:
     # three folds of half an hour on four ranks
     assert costs[-7:-4] == ["sum", "", "1.5 h"]
     assert "6.0 rank hours in all" in page.after[4]
-    assert "pixels in [0, 1], CLIP's mean and deviation not taken off" in protocol
+    assert "pixels in [0, 1], the backbone's mean and deviation not taken off" in protocol
     assert "git abc123, with changes that are not committed" in origin
 
 
