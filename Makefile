@@ -21,7 +21,7 @@ NEWER ?= /var/tmp/dfer-debian-13
 # Tests start many processes, which would all compile the sources.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo bench test test-unit test-data test-engine test-faults test-slurm test-slurm-24 test-chaos test-tracking test-gpu slurm-install slurm-up slurm-down lint format clean system pictures
+.PHONY: help demo bench test test-unit test-data test-engine test-faults test-slurm test-slurm-24 test-chaos test-tracking test-gpu gpu-report slurm-install slurm-up slurm-down lint format clean system pictures
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -60,6 +60,9 @@ test-tracking: $(VENV)/.ready-test ## test against an MLflow server on PostgreSQ
 
 test-gpu: $(VENV)/.ready-test ## test parity with the recorded steps, a fold in bf16, preemption and resume on one GPU; fails without one
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu tests/gpu
+
+gpu-report: $(VENV)/.ready ## measure one GPU in at most 12 minutes and print tables for docs; on the CPU with DRY_RUN=1
+	@$(BIN)/python benchmarks/gpu_report.py $(if $(DRY_RUN),--dry-run)
 
 slurm-install: ## install Slurm, munge and MariaDB for slurm-up and test-slurm (needs root or sudo)
 	@tools=($(SYSTEM_SLURM)); $(install)
