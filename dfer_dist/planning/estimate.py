@@ -322,6 +322,9 @@ def plan(config: Config, machine: Machine, classes: Sequence[str]) -> list[Plann
     micros = [whole.micro]
     if config.train.objective is Supervision.labels:
         micros = [m for m in range(1, whole.micro + 1) if whole.micro % m == 0]
+    if config.data.augment.mixes_clips:
+        # Pairs of clips are mixed.
+        micros = [m for m in micros if m % 2 == 0]
     return [
         replace(whole, stage=stage, micro=micro, accumulation=whole.micro // micro)
         for stage in (1, 2, 3)

@@ -1,4 +1,4 @@
-"""Augmentation, mixing and test views on real ranks: equal losses on any number of them."""
+"""All parts of the recipes together on real ranks: equal losses on any number of them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ RECIPE = [
     "data.augment.cutmix=1",
     "train.label_smoothing=0.1",
     "train.class_balance=0.9",
+    "train.ema=0.9",
+    "model.drop_path=0.3",
+    "model.temporal_pool=mean",
+    "optim.layer_decay=0.75",
+    "optim.decay_all=false",
+    "optim.betas=[0.9,0.95]",
+    "optim.min_lr=1e-5",
     "eval.views=2",
     "eval.crops=2",
     "eval.mirror=true",

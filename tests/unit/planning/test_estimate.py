@@ -25,13 +25,14 @@ from dfer_dist.planning.estimate import (
     plan,
 )
 from dfer_dist.planning.scaling import scale
-from dfer_dist.planning.step_costs import StepCosts, count_step
+from dfer_dist.planning.step_costs import StepCosts, build_meta_model, count_step
 from dfer_dist.training.bf16_gradients import BUCKET
 from dfer_dist.utils.errors import UserError
 from tests.helpers.models.counted_steps import (
     FEW_LAYERS,
     counted_steps,  # noqa: F401 (a fixture)
 )
+from tests.helpers.paths import ROOT
 
 EIGHT = Machine("cuda", 8, 80 * GIB, 1e14, 1e11, 1e-5)
 
@@ -221,3 +222,13 @@ def test_scale_ends_at_the_limit_of_the_network() -> None:
     assert many.clips_per_second == pytest.approx(4096 * 6 / (many.compute + many.network))
     (slow,) = scale(config, EIGHT, 1e9, 1.0, [1], SEVEN)
     assert slow.limit == "data" and slow.seconds == 6 / 2 and slow.efficiency == 1
+
+
+@pytest.mark.parametrize("name", sorted(f.stem for f in (ROOT / "configs").glob("*_*.yaml")))
+def test_every_experiment_builds_without_weights_or_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    config = load_config(name, ["data.shards=dfew"])
+    model = build_meta_model(config, SEVEN)
+    assert model.image.output_dim > 0 and sum(p.requires_grad for p in model.parameters())
