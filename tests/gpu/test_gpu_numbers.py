@@ -19,6 +19,8 @@ from dfer_dist.data.loading import augmentation as augment
 from dfer_dist.data.loading.augmentation import sample_params, stack_params
 from dfer_dist.data.loading.device import DevicePrefetcher
 from dfer_dist.data.loading.loader import evaluation_loader
+from dfer_dist.data.loading.mixing import mix_, sample_mix
+from dfer_dist.data.loading.rand_augment import RandAugment
 from dfer_dist.data.loading.sampler import all_clips, keyed_rng
 from dfer_dist.data.shards.index import Index
 from dfer_dist.models.attention import attend
@@ -121,6 +123,26 @@ def test_augmentation_is_equal_on_gpu_and_cpu(device: str, size: int) -> None:
     still[:, 1] = 0
     here, there = (augment.apply(frames.to(d), still, size).cpu().int() for d in ("cpu", device))
     assert (here - there).abs().max() <= 1
+
+
+def test_rand_augment_and_mixing_are_equal_on_gpu_and_cpu(device: str) -> None:
+    """Up to pixels at the edges of what is turned; the GPU's own generator is neither used nor set."""
+    coarse = torch.randint(
+        0, 256, (24 * 3, 3, 9, 9), generator=torch.Generator().manual_seed(0)
+    ).float()
+    clips = F.interpolate(coarse, (64, 64), mode="bilinear").to(torch.uint8).view(24, 3, 3, 64, 64)
+    changes = RandAugment({i: i for i in range(24)}, operations=2, magnitude=14, erasing=0.5)
+    config, rng = AugmentConfig(mixup=0.8, cutmix=1.0), keyed_rng("gpu")
+    pairs = [sample_mix(64, config, rng) for _ in range(12)]
+    seen = []
+    for own in (clips.clone(), clips.clone().to(device)):
+        before = torch.cuda.get_rng_state() if own.is_cuda else torch.empty(0)
+        changes.apply_(own)
+        mix_(own, pairs)
+        assert not own.is_cuda or torch.equal(torch.cuda.get_rng_state(), before)
+        seen.append(own.cpu().int())
+    apart = (seen[0] - seen[1]).abs()
+    assert (apart > 1).float().mean() < 2e-2 and (seen[0] != clips).float().mean() > 0.8
 
 
 @pytest.mark.parametrize("workers", [0, 1])
