@@ -61,9 +61,7 @@ COMMANDS = {
         "register": Row(
             "commands.tracking", "Register a fold's model in the MLflow model registry."
         ),
-        "convert": Row(
-            "commands.models", "Convert the authors' DFER-CLIP checkpoints to ours and back."
-        ),
+        "convert": Row("commands.models", "Convert the authors' checkpoints to ours, or back."),
         "backbones": Row("commands.backbones", "List image towers and their weights."),
         "fetch-weights": Row(
             "commands.backbones", "Download pretrained weights for offline training."

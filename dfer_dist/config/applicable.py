@@ -10,6 +10,9 @@ from dfer_dist.config.schema import Config, flatten
 Settings = dict[str, Any]
 Condition = Callable[[Settings], object]
 
+# Backbones that read clips begin so.
+VIDEO = "videomae:"
+
 
 def _is(key: str, *values: object) -> Condition:
     return lambda s: s[key] in values
@@ -25,6 +28,14 @@ def _learns_context(s: Settings) -> object:
 
 def _reads_texts(s: Settings) -> object:
     return s["model.head"] == "text" or s["model.head_init"] == "text"
+
+
+def _reads_frames(s: Settings) -> bool:
+    return not s["model.backbone"].startswith(VIDEO)
+
+
+def _has_temporal(s: Settings) -> bool:
+    return _reads_frames(s) and s["model.temporal"] == "transformer"
 
 
 def _tunes_with(kind: str) -> Condition:
@@ -49,10 +60,11 @@ _CONDITIONS: tuple[tuple[str, Condition], ...] = (
     ("model.adapter_time", _is("model.image", "adapters")),
     ("model.modality_ratio model.video_weight", _has("model.modalities")),
     ("model.description_ratio train.description_weight", _is("train.objective", "both")),
-    ("model.temporal_layers model.temporal_heads", _is("model.temporal", "transformer")),
-    ("model.temporal_pool", _is("model.temporal", "transformer")),
-    ("model.temporal_head_dim model.temporal_mlp", _is("model.temporal", "transformer")),
-    ("model.checkpoint_temporal optim.lr_temporal", _is("model.temporal", "transformer")),
+    ("model.temporal", _reads_frames),
+    ("model.temporal_layers model.temporal_heads", _has_temporal),
+    ("model.temporal_pool", _has_temporal),
+    ("model.temporal_head_dim model.temporal_mlp", _has_temporal),
+    ("model.checkpoint_temporal optim.lr_temporal", _has_temporal),
     ("optim.lr_image optim.layer_decay", _is("model.image", "all", "last", "norms")),
     ("optim.momentum", _is("optim.name", "sgd")),
     ("optim.betas", _is("optim.name", "adamw")),

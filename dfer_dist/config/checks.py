@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from urllib.parse import urlsplit
 
-from dfer_dist.config.applicable import applicable_settings
+from dfer_dist.config.applicable import VIDEO, applicable_settings
 from dfer_dist.config.schema import (
     Config,
     Head,
@@ -23,7 +23,7 @@ from dfer_dist.config.setting import info_of
 from dfer_dist.utils.errors import UserError
 
 # Backbones without a text tower begin so.
-WITHOUT_TEXT = ("timm:", "videomae:")
+WITHOUT_TEXT = ("timm:", VIDEO)
 # Settings that need labels, and their values where there are none.
 _WITHOUT_LABELS = {
     "model.context_tokens": 0,
@@ -105,6 +105,11 @@ def _check_modalities(model: ModelConfig) -> None:
         raise UserError(f"model.modalities={chosen}: give parsing and landmarks once at most")
     if chosen and model.image is not ImageTuning.adapters:
         raise UserError(f"model.modalities={chosen} need adapters: set model.image=adapters")
+    if chosen and model.backbone.startswith(VIDEO):
+        raise UserError(
+            f"model.modalities={chosen}: {model.backbone} is a video tower, which sees frames "
+            "alone: leave them out"
+        )
     if model.video_weight is not None and not chosen:
         raise UserError(f"model.video_weight={model.video_weight} needs model.modalities")
 

@@ -181,7 +181,8 @@ def _read_yaml(path: Path) -> DictConfig:
         raise UserError(f"{path} must hold keys and values, not a list")
     backbone = OmegaConf.select(loaded, "model.backbone", throw_on_missing=False)
     if isinstance(backbone, str) and backbone.endswith(".json"):
-        loaded.model.backbone = str(path.resolve().parent / backbone)
+        family, colon, file = backbone.rpartition(":")
+        loaded.model.backbone = f"{family}{colon}{path.resolve().parent / file}"
     return loaded
 
 

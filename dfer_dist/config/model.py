@@ -100,12 +100,13 @@ class ModelConfig:
 
     backbone: str = setting(
         "ViT-B-32-quickgelu",
-        "A model of open_clip with a ViT image tower, timm:NAME of a ViT of timm, tiny, or a .json "
-        "file of sizes; dfer backbones lists them.",
+        "A model of open_clip with a ViT image tower, timm:NAME of a ViT of timm, videomae:NAME of "
+        "a video tower, tiny, or a .json file of sizes; dfer backbones lists them.",
     )
     pretrained: str = setting(
         "openai",
-        "Weights: a tag of open_clip or timm, demo for tiny, a file, or none for random weights.",
+        "Weights: a tag of open_clip or timm, main for those of a repository or folder, demo for "
+        "tiny, a file, or none for random weights.",
     )
     head: Head = setting(Head.text, later=True)
     head_init: HeadInit = setting(HeadInit.zeros, later=True)

@@ -13,6 +13,7 @@ import numpy as np
 import yaml  # type: ignore[import-untyped]
 
 from dfer_dist.checkpoints.portable import Checkpoint
+from dfer_dist.config.applicable import VIDEO
 from dfer_dist.config.schema import Config, Head, TemporalKind, config_hash
 from dfer_dist.evaluation.metrics import bootstrap_ci, left_out_text, wilson_interval
 from dfer_dist.inference.exported import INFO, WEIGHTS, ModelInfo
@@ -229,6 +230,8 @@ def _domain(dataset: str | None) -> str:
 
 def _method(info: ModelInfo, config: Config) -> str:
     parts, model = [], config.model
+    if model.backbone.startswith(VIDEO):
+        return "a video tower and a linear classifier"
     if model.head is Head.linear:
         over_time = "the mean over its frames"
         if model.temporal is TemporalKind.transformer:

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from dfer_dist.config.schema import ModelConfig
+from dfer_dist.inference.untrusted import is_state, read_untrusted
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tokenizer import simple_tokenizer
 from dfer_dist.utils.errors import UserError
@@ -46,40 +46,17 @@ _SECOND = {"image_encoder.": "clip_model_.visual.", "text_encoder.": "clip_model
 HEAD_WIDTH = 64
 
 
-class _Inert:
-    """Placeholder of any class or function that a file names: it takes anything, does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
 def read_official(path: Path) -> dict[str, Tensor]:
     """Read the ``state_dict`` of the authors' checkpoint; names have no leading ``module.``.
-
-    torch's restricted unpickler refuses classes that it does not know, and each of the authors'
-    files has one (their meter). Such names are bound to a placeholder first, so that nothing is
-    imported or called by name.
 
     Raises
     ------
     UserError
-        If it is no such checkpoint, or the restricted unpickler refuses it all the same.
+        If it is no such checkpoint; and as :func:`~.untrusted.read_untrusted`.
     """
-    try:
-        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        with torch.serialization.safe_globals([(_Inert, name) for name in named]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged or hostile file can fail in any way: zip, pickle, sizes, types.
-    except Exception as e:
-        reason = " ".join(str(e).split())[:160] or type(e).__name__
-        raise UserError(f"{path} cannot be read as a checkpoint of DFER-CLIP: {reason}") from e
+    loaded = read_untrusted(path, "a checkpoint of DFER-CLIP")
     state = loaded.get("state_dict") if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
-    ):
+    if not is_state(state):
         raise UserError(f"{path} is not a checkpoint of DFER-CLIP: it has no state_dict of tensors")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 

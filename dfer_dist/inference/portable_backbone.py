@@ -3,7 +3,7 @@
 ::
 
     backbone.json      sizes of the towers in open_clip's format, with mean and deviation of the
-                       pixels, and scale and bias of the logits
+                       pixels, and scale and bias of the logits; or those of a video tower
     tokenizer/         files of the text tower's tokenizer, if it is of the Hub
     text_config/       settings of the text tower, likewise
 """
@@ -23,7 +23,7 @@ from dfer_dist.config.schema import ModelConfig
 from dfer_dist.inference.exported import BACKBONE
 from dfer_dist.models.backbone import describe_backbone
 from dfer_dist.models.dferclip import DFERCLIP
-from dfer_dist.models.towers import hub
+from dfer_dist.models.towers import hub, videomae
 from dfer_dist.models.towers.open_clip_models import clip_config
 from dfer_dist.models.towers.tower import BackboneInfo
 from dfer_dist.utils.files import write_text
@@ -54,6 +54,12 @@ def write_backbone(folder: Path, cfg: ModelConfig, model: DFERCLIP) -> str:
         If files of the Hub are not on this machine.
     """
     info = describe_backbone(cfg.backbone, cfg.pretrained)
+    if info.is_video:
+        sizes = videomae.sizes_file(cfg.backbone)
+        if sizes is None:
+            return cfg.backbone
+        shutil.copyfile(sizes, folder / BACKBONE)
+        return videomae.PREFIX + BACKBONE
     # Libraries outside of this package know these by name.
     if cfg.backbone.startswith(WITHOUT_TEXT):
         return cfg.backbone

@@ -1,11 +1,12 @@
 """The towers of a model, by the name of a backbone. Only :func:`fetch_weights` uses the network.
 
-========================  =================================================================
-``model.backbone``        from
-========================  =================================================================
-``NAME`` or ``FILE.json``  open_clip, with the text tower: :mod:`.towers.open_clip_models`
-``timm:NAME``             timm, without a text tower: :mod:`.towers.timm_models`
-========================  =================================================================
+==========================  =================================================================
+``model.backbone``          from
+==========================  =================================================================
+``NAME`` or ``FILE.json``   open_clip, with the text tower: :mod:`.towers.open_clip_models`
+``timm:NAME``               timm, without a text tower: :mod:`.towers.timm_models`
+``videomae:NAME``           VideoMAE, a video tower: :mod:`.towers.videomae`
+==========================  =================================================================
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from huggingface_hub import try_to_load_from_cache
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
 from dfer_dist.models.tokenizer import TextTokenizer
-from dfer_dist.models.towers import hub, open_clip_models, timm_models
+from dfer_dist.models.towers import hub, open_clip_models, timm_models, videomae
 from dfer_dist.models.towers.open_clip_models import clip_config
 from dfer_dist.models.towers.tower import Backbone, BackboneInfo, one_line
 from dfer_dist.utils.errors import UserError
@@ -43,6 +44,8 @@ def describe_backbone(name: str, pretrained: str = "none") -> BackboneInfo:
     """
     if name.startswith(timm_models.PREFIX):
         return timm_models.describe(name, pretrained)
+    if name.startswith(videomae.PREFIX):
+        return videomae.describe(name)
     return open_clip_models.describe(name, pretrained)
 
 
@@ -52,6 +55,7 @@ def load_backbone(
     image_size: int,
     with_text: bool = True,
     with_weights: bool = True,
+    num_frames: int | None = None,
 ) -> Backbone:
     """Return the towers of a backbone.
 
@@ -69,6 +73,8 @@ def load_backbone(
         Whether the text tower is wanted, if there is one.
     with_weights : bool
         False for random weights in place of ``pretrained``, on the same mean and deviation.
+    num_frames : int, optional
+        Of a clip, for a video tower; by default as its weights were trained.
 
     Raises
     ------
@@ -79,6 +85,8 @@ def load_backbone(
     weights = find_weights(name, pretrained) if with_weights else None
     if name.startswith(timm_models.PREFIX):
         return timm_models.load(info, pretrained, weights, image_size)
+    if name.startswith(videomae.PREFIX):
+        return videomae.load(info, weights, image_size, num_frames)
     # Planning does without the tokenizer.
     if with_text and torch.get_default_device().type != "meta":
         _check_hub_files(name)
@@ -128,6 +136,8 @@ def fetch_weights(name: str, tag: str) -> Path:
         return SHIPPED[name, tag]
     if name.startswith(timm_models.PREFIX):
         return timm_models.fetch_weights(name, tag)
+    if name.startswith(videomae.PREFIX):
+        return videomae.fetch_weights(name, tag)
     config = clip_config(name)
     repositories = sorted(hub.repositories(config["text_cfg"]))
     published = _published(name, config, tag)
@@ -161,6 +171,8 @@ def find_weights(name: str, pretrained: str) -> Path | None:
         return SHIPPED[name, pretrained]
     if name.startswith(timm_models.PREFIX):
         return timm_models.find_weights(name, pretrained)
+    if name.startswith(videomae.PREFIX):
+        return videomae.find_weights(name, pretrained)
     published = _published(name, clip_config(name), pretrained)
     if published is None:
         path = Path(pretrained).expanduser()
@@ -204,6 +216,8 @@ def published_tags(name: str) -> list[str]:
     """
     if name.startswith(timm_models.PREFIX):
         return timm_models.tags(name)
+    if name.startswith(videomae.PREFIX):
+        return [] if videomae.sizes_file(name) is None else [videomae.MAIN]
     model, quick = name.replace("/", "-"), bool(clip_config(name).get("quick_gelu"))
     return [
         tag

@@ -77,7 +77,9 @@ def build_model(
     """
     texts = polarity_texts(classes, cfg)
     with_text = cfg.head is Head.text or cfg.head_init is HeadInit.text
-    backbone = load_backbone(cfg.backbone, cfg.pretrained, image_size, with_text, with_weights)
+    backbone = load_backbone(
+        cfg.backbone, cfg.pretrained, image_size, with_text, with_weights, num_frames
+    )
     return DFERCLIP(cfg, backbone, texts, num_frames)
 
 

@@ -11,13 +11,13 @@ import re
 
 from torch import nn
 
-# Where towers keep their blocks: open_clip's ViT, timm's, and VideoMAE's of transformers.
-_BLOCKS = ("transformer.resblocks", "trunk.blocks", "encoder.layer")
+# Where towers keep their blocks: open_clip's ViT, and those of timm and of video.
+_BLOCKS = ("transformer.resblocks", "trunk.blocks")
 _BLOCK = re.compile(rf"(?:^|\.)(?:{'|'.join(map(re.escape, _BLOCKS))})\.(\d+)\.")
 # Names of what comes before the blocks, in the same towers.
 _STEM = re.compile(
     r"(?:^|\.)(?:conv1|class_embedding|positional_embedding|ln_pre"
-    r"|patch_embed|cls_token|reg_token|mask_token|pos_embed|norm_pre|embeddings)(?:\.|$)"
+    r"|patch_embed|cls_token|reg_token|mask_token|pos_embed|norm_pre)(?:\.|$)"
 )
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+from dfer_dist.config.applicable import VIDEO
 from dfer_dist.config.schema import (
     Config,
     Head,
@@ -164,6 +165,8 @@ def _model_rows(c: Config) -> dict[str, str]:
         over_time = f"transformer, {layers}, {m.temporal_heads} heads"
         if m.temporal_pool is TemporalPool.mean:
             over_time += ", mean of the frames' outputs"
+    if m.backbone.startswith(VIDEO):
+        has_layers, over_time = False, "the backbone reads clips"
     adapters = "adapters in the image tower" + ", along time too" * m.adapter_time
     trained = {
         "image tower": m.image is ImageTuning.all,

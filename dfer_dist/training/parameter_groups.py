@@ -13,10 +13,10 @@ from dfer_dist.models.layers import layer_of, num_layers
 Groups = Mapping[str, Sequence[tuple[str, nn.Parameter]]]
 
 # Parameters with more than one dimension that are not decayed either: class tokens and positions
-# of open_clip's and timm's towers, of the temporal transformer and of adapters.
+# of open_clip's, timm's and MAE-DFER's towers, of the temporal transformer and of adapters.
 _NOT_DECAYED = {
     *("class_embedding", "positional_embedding", "cls", "pos", "positions"),
-    *("cls_token", "reg_token", "mask_token", "pos_embed", "position_embeddings"),
+    *("cls_token", "reg_token", "mask_token", "pos_embed", "region_tokens"),
     "relative_position_bias_table",
 }
 

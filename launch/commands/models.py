@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dfer_dist.inference.predict import VideoPrediction
 
 convert = new_app(
-    help="""Convert the authors' DFER-CLIP checkpoints to ours and back.
+    help="""Convert the authors' checkpoints to ours, or back.
 
     Example: [bold]dfer convert official DFEW-set1-model_best.pth runs/authors-dfew-1[/bold]
     """,

@@ -2,8 +2,8 @@
 
 As in Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016, rates grow linearly with
 depth, from 0 in the first block to ``model.drop_path`` in the last. As in timm, a branch that is
-kept is divided by the probability of keeping it, both branches of a block have the same rate, and
-nothing is left out in a test. All frames and modalities of a clip are treated alike.
+kept is divided by the probability of keeping it, all branches of a block have the same rate, and
+nothing is left out in a test. All frames, modalities and regions of a clip are treated alike.
 
 With adapters, the given branches are kept and what adapters add next to them is dropped: the
 temporal adapter's output and that of the adapter parallel to the MLP, as in the code of AIM (Yang
@@ -23,8 +23,12 @@ from dfer_dist.data.loading.sampler import keyed_rng
 from dfer_dist.models.layers import blocks_of
 
 # Modules of a block whose outputs are added to the residual stream: in timm's blocks, open_clip's,
-# and those of VideoMAE in transformers.
-_BRANCHES = (("drop_path1", "drop_path2"), ("ls_1", "ls_2"), ("attention", "output.dropout"))
+# and those on regions of MAE-DFER.
+_BRANCHES = (
+    ("drop_path1", "drop_path2"),
+    ("ls_1", "ls_2"),
+    ("local_attn", "global_attn", "exchange_attn", "mlp"),
+)
 _ADAPTERS = ("time_adapter", "mlp_adapter")
 
 
@@ -38,21 +42,21 @@ class DropPath:
     ----------
     rate : float
         Of the last block.
-    layers : int
-        Blocks L of the tower.
+    layers, branches : int
+        Blocks L of the tower, and branches K of each.
     inputs : int
         The frames and modalities M of a clip; the tower's batch has M parts of B clips.
 
     Attributes
     ----------
-    rates : float64 [2 L]
+    rates : float64 [K L]
         Of each branch.
-    scales : float32 [2 L, B] or None
+    scales : float32 [K L, B] or None
         Factors of the branches of each clip; None keeps all branches.
     """
 
-    def __init__(self, rate: float, layers: int, inputs: int) -> None:
-        self.rates, self.inputs = np.linspace(0, rate, layers).repeat(2), inputs
+    def __init__(self, rate: float, layers: int, inputs: int, branches: int = 2) -> None:
+        self.rates, self.inputs = np.linspace(0, rate, layers).repeat(branches), inputs
         self.scales: Tensor | None = None
 
     def sample(self, keys: Sequence[str], seed: int, epoch: int, device: torch.device) -> None:
@@ -81,11 +85,12 @@ def add_drop_path(image: nn.Module, rate: float, inputs: int) -> DropPath:
     rate, inputs
         As for :class:`DropPath`.
     """
-    blocks = blocks_of(image)
-    drop_path = DropPath(rate, len(blocks), inputs)
-    for i, block in enumerate(blocks):
-        for j, module in _branches(block):
-            module.register_forward_hook(partial(drop_path.scale, 2 * i + j))
+    branches = [_branches(block) for block in blocks_of(image)]
+    count = max(2, *map(len, branches))
+    drop_path = DropPath(rate, len(branches), inputs, count)
+    for i, own in enumerate(branches):
+        for j, module in own:
+            module.register_forward_hook(partial(drop_path.scale, count * i + j))
     return drop_path
 
 

@@ -21,7 +21,7 @@ class TimmTower(nn.Module):
     Parameters
     ----------
     trunk : nn.Module
-        A model of timm with ``num_classes=0``.
+        A model of timm with ``num_classes=0``, or :class:`~.video_vit.VideoViT`.
     """
 
     def __init__(self, trunk: Any) -> None:
@@ -35,7 +35,7 @@ class TimmTower(nn.Module):
         trunk.set_grad_checkpointing(enable)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return features: [N, 3, H, W] -> [N, E]."""
+        """Return features: [N, 3, H, W], of a video tower [N, T, 3, H, W], -> [N, E]."""
         return self.trunk(x)
 
 

@@ -169,3 +169,26 @@ def write_small(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str
     path = folder / f"{name}.json"
     path.write_text(json.dumps(shrink(open_clip.get_model_config(name))))
     return str(path)
+
+
+SMALL_VIDEO: dict[str, Any] = {
+    "model_type": "videomae",
+    "image_size": 32,
+    "patch_size": 8,
+    "num_frames": 4,
+    "tubelet_size": 2,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+}
+
+
+def write_small_video(folder: Path, **settings: Any) -> str:
+    """Write the sizes of a small video tower and return its name for ``model.backbone``.
+
+    With ``region_size=(1, 2, 4)`` it has 4 regions of 8 tubelets.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**SMALL_VIDEO, **settings}))
+    return f"videomae:{folder}"

@@ -47,11 +47,6 @@ def test_layers_of_an_open_clip_tower() -> None:
     assert all(".resblocks.1." in name for name in layers[2]) and len(layers[2]) == 12
 
 
-def test_layers_of_a_video_tower_of_transformers() -> None:
-    names = ["embeddings.patch_embeddings.projection.weight", "encoder.layer.7.output.dense.bias"]
-    assert [layer_of(f"image.{name}", 12) for name in [*names, "fc_norm.weight"]] == [0, 8, 13]
-
-
 def test_tower_without_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="Linear has no blocks at"):
         num_layers(nn.Linear(1, 1))

@@ -9,7 +9,6 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
-from transformers import VideoMAEConfig, VideoMAEModel
 
 from dfer_dist.config.schema import ImageTuning, TemporalKind, TextTuning
 from dfer_dist.models.attention import use_explicit_attention
@@ -17,6 +16,7 @@ from dfer_dist.models.cpu_kernels import LastBlock
 from dfer_dist.models.layers import blocks_of
 from dfer_dist.models.towers.drop_path import DropPath, add_drop_path
 from dfer_dist.models.towers.open_clip_models import TINY, build_clip
+from dfer_dist.models.towers.video_vit import RegionViT, VideoSizes, VideoViT
 from tests.helpers.models.tiny_models import tiny
 
 CPU = torch.device("cpu")
@@ -35,12 +35,8 @@ class PlainBlock(nn.Module):
         if hasattr(block, "ln_1"):
             x = x + first * block.attention(block.ln_1(x))
             return x + second * block.mlp(block.ln_2(x))
-        if hasattr(block, "norm1"):
-            x = x + first * block.attn(block.norm1(x))
-            return x + second * block.mlp(block.norm2(x))
-        x = x + first * block.attention(block.layernorm_before(x))
-        mlp = block.output.dense(block.intermediate(block.layernorm_after(x)))
-        return x + second * mlp
+        x = x + first * block.attn(block.norm1(x))
+        return x + second * block.mlp(block.norm2(x))
 
 
 def open_clip_tower() -> nn.Module:
@@ -58,14 +54,21 @@ class Trunk(nn.Module):
 
 
 class VideoTower(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, region_size: tuple[int, int, int] | None = None) -> None:
         super().__init__()
-        sizes = {"image_size": 64, "hidden_size": 24, "intermediate_size": 48, "num_frames": 2}
-        layers = {"num_hidden_layers": 2, "num_attention_heads": 2}
-        self.model = VideoMAEModel(VideoMAEConfig(**sizes, **layers))
+        sizes = VideoSizes(
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=48,
+            image_size=64,
+            num_frames=2,
+            region_size=region_size,
+        )
+        self.trunk = RegionViT(sizes) if region_size else VideoViT(sizes, 2, 64)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x.unflatten(0, (-1, 2))).last_hidden_state.mean(1)
+        return self.trunk(x.unflatten(0, (-1, 2)))
 
 
 @pytest.mark.parametrize("make", [open_clip_tower, Trunk, VideoTower])
@@ -167,6 +170,28 @@ def test_adapters_are_dropped_and_the_given_branches_are_not() -> None:
         normed = block.ln_2(y)
         y = y + block.mlp(normed) + mlp * block.scale * block.mlp_adapter(normed)
     torch.testing.assert_close(seen, y)
+
+
+def test_branches_of_a_block_on_regions() -> None:
+    """Its three attentions and its MLP are dropped one by one, for all regions of a clip."""
+    torch.manual_seed(0)
+    tower = VideoTower(region_size=(1, 2, 4)).train()
+    block = tower.trunk.blocks[1]
+    drop_path = add_drop_path(tower, 0.6, inputs=1)
+    drop_path.sample(KEYS, seed=0, epoch=0, device=CPU)
+    assert drop_path.scales is not None and drop_path.scales.shape == (8, 3)
+    assert drop_path.rates.tolist() == [0] * 4 + [0.6] * 4
+    x = torch.rand(3, 2, 9, 24)
+    own, scales = block(x), drop_path.scales
+    drop_path.scales = None
+    local, among, exchange, mlp = scales[4:].unsqueeze(-1).unsqueeze(-1)
+    x = x + local[..., None] * block.local_attn(block.local_norm(x).flatten(0, 1)).view_as(x)
+    regions, patches = x[:, :, 0], x[:, :, 1:].flatten(1, 2)
+    regions = regions + among * block.global_attn(block.global_norm(regions))
+    context = block.region_norm(regions)
+    patches = patches + exchange * block.exchange_attn(block.patch_norm(patches), context)
+    x = torch.cat([regions[:, :, None], patches.unflatten(1, (2, -1))], 2)
+    torch.testing.assert_close(own, x + mlp[..., None] * block.mlp(block.norm2(x)))
 
 
 def test_last_block_of_a_wide_tower_drops_its_branches() -> None:
