@@ -23,7 +23,7 @@ from dfer_dist.data.shards.store import is_remote
 from dfer_dist.data.sources.records import CLASSES
 from dfer_dist.models.build import model_dtype, resolve_image_size
 from dfer_dist.planning.step_costs import StepCosts, count_step
-from dfer_dist.training.bf16_gradients import BUCKET
+from dfer_dist.training.bf16_gradients import BUCKET, MAX_IN_FLIGHT, PART
 from dfer_dist.utils.errors import UserError
 
 GIB = 2**30
@@ -129,13 +129,7 @@ class PlannedStep:
             master_weights = moments = 0.0
         at, runtime = int(np.argmax(live + gradients)), _RUNTIME[self.machine.device]
         backward = Memory(weights + master_weights, gradients[at], moments, live[at], runtime, host)
-        # After the backward pass, ZeRO-1 in bf16 sends buckets in bf16, one while the next is
-        # filled.
-        buckets = 0.0
-        is_bf16 = self.config.train.precision is Precision.bf16
-        if self.stage == 1 and is_bf16 and ranks > 1 and not offload:
-            buckets = self.itemsize * min(trained, 2 * BUCKET)
-        step = replace(backward, gradients=gradients[-1], activations=0.0, other=runtime + buckets)
+        step = replace(backward, gradients=gradients[-1], activations=0.0)
         return max(backward, step, key=lambda m: m.total)
 
     def _gradients(self) -> np.ndarray:
@@ -152,8 +146,10 @@ class PlannedStep:
                 return (4 + itemsize) * done
             if self.config.train.precision is Precision.fp16:
                 return self._gradients_in_fp16(done)
-            # DeepSpeed's optimizer for bf16 keeps float32 gradients of all parameters.
-            return 4 * trained + itemsize * done
+            # DeepSpeed's optimizer for bf16 keeps float32 gradients of all parameters. Those in
+            # bf16 are freed one by one, and again made for what is sent at a time.
+            sent = PART * MAX_IN_FLIGHT if self.machine.ranks > 1 else 0
+            return 4 * trained + itemsize * np.minimum(self.costs.graded, sent)
         own = filled = done
         # ZeRO-3 keeps its bucket from step to step.
         if stage == 3:

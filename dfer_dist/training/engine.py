@@ -56,9 +56,8 @@ class Engine:
         Peak learning rate of each group.
     accumulation : int
         Micro batches in a step.
-    averages_gradients : bool
-        Whether gradients are averaged over ranks by
-        :mod:`~dfer_dist.training.bf16_gradients` rather than by DeepSpeed.
+    averager : GradientAverager or None
+        Averages gradients over ranks; None where DeepSpeed does.
     loss_scale : LossScale or None
         Of training in float16.
     ema : float
@@ -75,7 +74,7 @@ class Engine:
     total_steps: int
     micro_batch: int
     accumulation: int
-    averages_gradients: bool
+    averager: bf16_gradients.GradientAverager | None
     loss_scale: LossScale | None = None
     ema: float = 0.0
     bad_steps: int = 0
@@ -105,9 +104,8 @@ class Engine:
             self.deepspeed.backward(loss * torch.where(loss.isfinite(), 1.0, torch.nan))
         optimizer = self.deepspeed.optimizer
         is_last = self.deepspeed.is_gradient_accumulation_boundary()
-        if self.averages_gradients and is_last:
-            bf16_gradients.zero_unwritten_gradients(optimizer)
-            bf16_gradients.all_reduce_mean(optimizer.get_grads_for_reduction()[0])
+        if self.averager and is_last:
+            self.averager.finish()
         with record_function("optimizer step"):
             self.deepspeed.step()
         if self.ema and is_last and not optimizer.overflow:
@@ -229,7 +227,7 @@ def build_engine(
         total_steps=steps_per_epoch * config.train.epochs,
         micro_batch=micro_batch,
         accumulation=accumulation,
-        averages_gradients=bf16_gradients.replace_hooks(engine),
+        averager=bf16_gradients.replace_hooks(engine),
         loss_scale=_loss_scale(engine, config.train.precision),
     )
     if config.train.ema:
@@ -288,7 +286,11 @@ def _deepspeed_config(
         "train_batch_size": config.train.global_batch,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "bf16": {"enabled": config.train.precision is Precision.bf16},
+        "bf16": {
+            "enabled": config.train.precision is Precision.bf16,
+            # Gradients are added to the float32 ones, and freed, during the backward pass.
+            "immediate_grad_update": True,
+        },
         # The loss scale is dynamic: 2^16 at first, halved at the second overflow, doubled after
         # 1,000 steps without one.
         "fp16": {"enabled": config.train.precision is Precision.fp16},

@@ -54,7 +54,7 @@ def engine_rates(optim: OptimConfig, step: int) -> tuple[dict[str, float], list[
         total_steps=100,
         micro_batch=1,
         accumulation=1,
-        averages_gradients=False,
+        averager=None,
     )
     return engine.set_learning_rates(step), [group["lr"] for group in groups]
 
