@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -163,17 +164,30 @@ def test_fold_is_validated_and_tested_with_averaged_weights(
     assert not close(evaluate(checkpoint, tmp_path), logits, 5e-2)
 
 
-def test_recipe_of_a_fold_is_the_same_on_other_ranks(
+def test_recipe_of_a_fold_is_the_same_on_other_ranks_and_after_a_restart(
     trained: RunDir, tiny_shards: Index, tmp_path: Path
 ) -> None:
     """With one micro batch a step on one rank, and two on each of two ranks."""
-    losses = {}
-    for name, ranks, *options in (("one", 1), ("two", 2, "train.micro_batch=2")):
-        options += ["model.drop_path=0.5", "optim.layer_decay=0.7", "optim.decay_all=false"]
-        options += ["train.ema=0.8", "optim.min_lr=1e-5"]
+    recipe = ["model.drop_path=0.5", "optim.layer_decay=0.7", "optim.decay_all=false"]
+    recipe += ["train.ema=0.8", "optim.min_lr=1e-5", "train.save_steps=3"]
+
+    def train_fold(name: str, ranks: int, *options: str) -> FoldDir:
         command = ["train", "demo", "--fold", "2", "--nproc", str(ranks), "--name", name]
-        dfer(*command, *one_epoch(tiny_shards, tmp_path, *options))
-        losses[name] = losses_of(RunDir(tmp_path / name).fold(2))
-    assert losses["two"] == pytest.approx(losses["one"], rel=1e-4)
+        dfer(*command, *one_epoch(tiny_shards, tmp_path, *recipe, *options))
+        return RunDir(tmp_path / name).fold(2)
+
+    one, fold = train_fold("one", 1), train_fold("two", 2, "train.micro_batch=2")
+    assert losses_of(fold) == pytest.approx(losses_of(one), rel=1e-4)
     # The first losses differ by the branches that are dropped alone.
-    assert losses["one"][0] != losses_of(trained.fold(2))[0]
+    assert losses_of(one)[0] != losses_of(trained.fold(2))[0]
+
+    last, whole = fold.checkpoints / "step-00000006", losses_of(fold)
+    stored = {file.name: file.read_bytes() for file in last.glob("*.safetensors")}
+    assert len(stored) == 3
+    shutil.rmtree(last)
+    fold.result.unlink()
+    train_fold("two", 2, "train.micro_batch=2")
+    assert read_json(fold.status)["attempts"][-1]["from_step"] == 3
+    assert losses_of(fold) == whole
+    for name, data in stored.items():
+        assert (last / name).read_bytes() == data, name
