@@ -38,7 +38,6 @@ class DevicePrefetcher:
         StopIteration
             If there is none.
         """
-        self.prefetch()
         if self._ahead is None:
             return next(self.batches)
         (batch, self._pixels), self._ahead = self._ahead, None

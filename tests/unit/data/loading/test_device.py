@@ -16,17 +16,22 @@ from dfer_dist.data.loading.loader import Batch
 class FakeBatch(SimpleNamespace):
     def pixels(self, device: torch.device) -> Any:
         self.log.append(f"copy {self.name}")
-        return SimpleNamespace(name=self.name, record_stream=lambda _: None)
+        keep = lambda _: self.log.append(f"keep {self.name}")  # noqa: E731
+        return SimpleNamespace(name=self.name, record_stream=keep)
 
 
 class FakeStream:
     """A stream, and the context in which work goes to it."""
 
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+
     def __enter__(self) -> None: ...
 
     def __exit__(self, *error: object) -> None: ...
 
-    def wait_stream(self, other: object) -> None: ...
+    def wait_stream(self, other: object) -> None:
+        self.log.append("wait")
 
 
 def batches(log: list[str]) -> Iterator[Batch]:
@@ -56,12 +61,13 @@ def test_processor_does_nothing_ahead() -> None:
 
 
 def test_gpu_copies_the_next_batch_while_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: FakeStream())
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: FakeStream())
     log: list[str] = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: FakeStream(log))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: FakeStream(log))
     train(DevicePrefetcher(batches(log), torch.device("cuda", 0)), log)
     assert log == [
         *("load a", "copy a", "forward a", "load b", "copy b", "backward a"),
-        *("forward b", "load c", "copy c", "backward b", "forward c", "backward c"),
+        *("wait", "keep b", "forward b", "load c", "copy c", "backward b"),
+        *("wait", "keep c", "forward c", "backward c"),
     ]
