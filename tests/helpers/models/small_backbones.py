@@ -156,6 +156,27 @@ def shrink(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def write_standalone(name: str, folder: Path) -> str:
+    """Write a shrunken model of open_clip for other processes, with its tokenizer next to it.
+
+    An image tower of timm is replaced by a small one of timm's own, with attention pooling.
+    """
+    config = shrink(open_clip.get_model_config(name))
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if "timm_model_name" in vision:
+        config["embed_dim"] = 96
+        vision |= {"timm_model_name": "test_vit3", "image_size": 160}
+    for key, own in (("hf_tokenizer_name", "tokenizer"), ("hf_model_name", "settings")):
+        if key in text:
+            write_tokenizer(folder / own)
+            if key == "hf_model_name":
+                (folder / own / "config.json").write_text(json.dumps(HUB_CONFIGS[text[key]]))
+            text[key] = own
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
 def write_small(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Write a shrunken model of open_clip as a file for ``model.backbone`` and return its path.
 

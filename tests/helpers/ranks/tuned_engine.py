@@ -31,6 +31,7 @@ from dfer_dist.config.schema import (
     ClassText,
     Config,
     Device,
+    Head,
     ImageTuning,
     ModelConfig,
     Optimizer,
@@ -79,6 +80,8 @@ def settings(kind: str, learning: Supervision, backbone: str) -> ModelConfig:
     if learning is Supervision.descriptions:
         m.text_polarity = TextPolarity.positive
     m.description_ratio = 0.1 if learning is Supervision.both else 0.0
+    if backbone.startswith("timm:"):
+        m.head, m.text_tower = Head.linear, TextTuning.frozen
     return m
 
 

@@ -11,6 +11,7 @@ from dfer_dist.models.cpu_kernels import (
     MIN_WIDTH,
 )
 from dfer_dist.models.towers.open_clip_models import TINY
+from tests.helpers.models.small_backbones import write_standalone
 from tests.helpers.models.tiny_models import ENGINE
 from tests.helpers.ranks.spawn import run_ranks
 
@@ -39,6 +40,24 @@ def test_lora_under_zero_3_equals_zero_1(
     assert one["frozen"] == 0 and one["taken"]
     assert one["losses"][-1] < one["losses"][0]
     three = run_ranks(ENGINE, 2, "--stage", "3", "--recompute", "--folder", str(tmp_path / "three"))
+    assert three["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert three["changed"] == one["changed"] and three["frozen"] == 0 and three["taken"]
+
+
+@pytest.mark.engine_full
+@pytest.mark.parametrize("name", ["timm:test_vit", "ViT-B-16-SigLIP2"])
+def test_lora_of_other_families_under_zero_3_equals_zero_1(name: str, tmp_path: Path) -> None:
+    backbone, others = name, {"head"}
+    if not name.startswith("timm:"):
+        backbone, others = write_standalone(name, tmp_path), {"prompt"}
+    given = ["--backbone", backbone]
+    one = run_ranks(ENGINE, 1, *given, "--stage", "1", "--folder", str(tmp_path / "one"))
+    assert set(one["rates"]) == {"lora"} | others
+    changed = {name.partition(".")[0] for name in one["changed"] if "lora" not in name}
+    assert changed == others and any("image.trunk.blocks.0" in name for name in one["changed"])
+    assert one["frozen"] == 0 and one["taken"] and one["losses"][-1] < one["losses"][0]
+    given += ["--stage", "3", "--recompute"]
+    three = run_ranks(ENGINE, 2, *given, "--folder", str(tmp_path / "three"))
     assert three["losses"] == pytest.approx(one["losses"], rel=1e-4)
     assert three["changed"] == one["changed"] and three["frozen"] == 0 and three["taken"]
 
