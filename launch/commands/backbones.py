@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 Pattern = Annotated[
     str | None,
     typer.Argument(
-        help="Part of a name, such as SigLIP2 or ViT-L*336; timm: for the ViTs of timm. "
-        "Default: all of open_clip.",
+        help="Part of a name, such as SigLIP2 or ViT-L*336; timm: for the ViTs of timm, videomae: "
+        "for video towers. Default: all of open_clip.",
         metavar="[PATTERN]",
     ),
 ]
 
 
 def backbones(pattern: Pattern = None, json_file: JsonFile = None) -> None:
-    """List image towers and their weights.
+    """List image and video towers, and their weights.
 
     Prints sizes, operations and tags of weights, and why a model is refused.
 
@@ -51,7 +51,7 @@ def backbones(pattern: Pattern = None, json_file: JsonFile = None) -> None:
     for reason, names in refused.items():
         print_line(f"refused, each {reason}: {', '.join(names)}")
     if pattern is None:
-        print_line("dfer backbones timm: lists the ViTs of timm, which have no text tower")
+        print_line("dfer backbones timm: and videomae: list towers without text")
 
 
 def _table(entries: list[Entry], frames: int) -> Table:
@@ -59,7 +59,7 @@ def _table(entries: list[Entry], frames: int) -> Table:
     heads = ["Pixels, patch", "Image M", "Text M", "GFLOPs"]
     notes = [
         "M: million parameters of a tower.",
-        f"GFLOPs: 10^9 operations of the image tower for a clip of {frames} frames, forward; "
+        f"GFLOPs: 10^9 operations of the tower for a clip of {frames} frames, forward; "
         "a multiplication and an addition are two.",
     ]
     if any(_cells(entry)["Text M"] == "?" for entry in entries):

@@ -21,7 +21,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dfer_dist.config.checks import WITHOUT_TEXT
 from dfer_dist.models.backbone import describe_backbone, load_backbone, published_tags
+from dfer_dist.models.towers import videomae
 from dfer_dist.models.towers.image import patch_size
 from dfer_dist.models.towers.open_clip_models import build_text, clip_config, refusal
 from dfer_dist.models.towers.timm_models import PREFIX, is_vit
@@ -91,7 +93,8 @@ def find(pattern: str | None) -> list[Entry]:
     ----------
     pattern : str, optional
         May have the wildcards ``*`` and ``?``. Models of timm are listed if it begins with
-        ``timm:``, those of open_clip otherwise; without it all of these.
+        ``timm:``, video towers with ``videomae:``, those of open_clip otherwise; without it all of
+        these.
 
     Raises
     ------
@@ -99,7 +102,11 @@ def find(pattern: str | None) -> list[Entry]:
         If there is none.
     """
     wanted = (pattern or "").lower()
-    names = names_of_timm() if wanted.startswith(PREFIX) else names_of_open_clip()
+    names = names_of_open_clip()
+    if wanted.startswith(PREFIX):
+        names = names_of_timm()
+    elif wanted.startswith(videomae.PREFIX):
+        names = [f"{videomae.PREFIX}{name}" for name in videomae.SIZES]
     found = [name for name in names if fnmatchcase(name.lower(), f"*{wanted}*")]
     if not found:
         raise UserError(f"no backbone's name contains '{pattern}'{suggest(wanted, names)}")
@@ -117,7 +124,7 @@ def names_of_timm() -> list[str]:
 
 
 def _entry(name: str) -> Entry:
-    has_text = not name.startswith(PREFIX)
+    has_text = not name.startswith(WITHOUT_TEXT)
     if has_text and name != "tiny":
         config: dict[str, Any] = open_clip.get_model_config(name)
         if fault := refusal(config):
@@ -153,16 +160,18 @@ def count(name: str) -> Sizes:
     with torch.device("meta"):
         image = load_backbone(name, "none", info.image_size, with_text=False).image
         image.requires_grad_(False)
-        frame = torch.empty(1, 3, info.image_size, info.image_size)
+        pixels = torch.empty(FRAMES, 3, info.image_size, info.image_size)
+        if info.is_video:
+            pixels = pixels[None]
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            image(frame)
+            image(pixels)
         text = _text_parameters(name) if info.has_text else None
     return Sizes(
         image_size=info.image_size,
         patch=patch_size(image),
         image_parameters=_parameters(image),
         text_parameters=text,
-        gflops=round(FRAMES * counter.get_total_flops() / 1e9, 1),
+        gflops=round(counter.get_total_flops() / 1e9, 1),
     )
 
 

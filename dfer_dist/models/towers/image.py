@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dfer_dist.models.attention import use_explicit_attention
 from dfer_dist.models.cpu_kernels import PatchEmbedding, use_cpu_kernels
+from dfer_dist.models.towers.video_vit import TubeletEmbedding
 
 
 class TimmTower(nn.Module):
@@ -79,6 +80,8 @@ def patch_size(tower: VisionTransformer | TimmModel | TimmTower) -> int:
     if isinstance(tower, VisionTransformer):
         return int(max(tower.patch_size))
     embedding: Any = tower.trunk.patch_embed
+    if isinstance(embedding, TubeletEmbedding):
+        return embedding.kernel[-1]
     # That of a stem of convolutions is 1.
     return int(embedding.img_size[0] // embedding.grid_size[0])
 

@@ -85,6 +85,12 @@ def test_lists_tags_that_fit_and_reasons() -> None:
     assert dino.name == "timm:vit_base_patch16_dinov3"
     assert not dino.has_text and dino.tags == ["lvd1689m"]
     assert qkvb.name == "timm:vit_base_patch16_dinov3_qkvb"
+    (mae_dfer,) = find("videomae:mae")
+    assert mae_dfer.sizes is not None and not mae_dfer.has_text
+    assert (mae_dfer.sizes.image_size, mae_dfer.sizes.patch) == (160, 16)
+    # as its paper says: 85 million, 50 GFLOPs where a multiplication and an addition are one
+    assert mae_dfer.sizes.image_parameters / 1e6 == pytest.approx(85, abs=0.5)
+    assert mae_dfer.sizes.gflops == pytest.approx(2 * 50, rel=0.02)
     with pytest.raises(UserError, match=r"contains 'ViT-X'; did you mean"):
         find("ViT-X")
 
