@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from dfer_dist.checkpoints import portable as checkpoint
 from tests.helpers.paths import HELPERS
 from tests.helpers.ranks.spawn import run_ranks
 
@@ -50,6 +52,15 @@ def test_resuming_on_other_ranks_and_stages_keeps_the_curve(undisturbed, tmp_pat
     )
     assert resumed["losses"] == pytest.approx(undisturbed["whole"]["losses"][HALF:], rel=2e-2)
     assert resumed["rates"] == undisturbed["whole"]["rates"]
+
+
+def test_average_that_is_turned_on_later_starts_at_the_weights_of_the_checkpoint(tmp_path):
+    half = run(tmp_path / "half", 2, HALF, optimizer="adamw")
+    options = {"optimizer": "adamw", "ema": 0.5, "resume": half["path"]}
+    rest = run(tmp_path / "rest", 2, HALF + 1, **options)
+    before, after = (checkpoint.read(Path(done["path"])) for done in (half, rest))
+    for name, weight in after.model.items():
+        assert torch.equal(after.ema[name], before.model[name].lerp(weight, 0.5))
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
