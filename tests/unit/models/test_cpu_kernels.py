@@ -242,6 +242,21 @@ def test_a_blocks_mlp_in_bf16() -> None:
     rounded(of(own), of(base), torch.randn(3, 7, MIN_WIDTH), *base.parameters(), tolerance=0.02)
 
 
+@pytest.mark.parametrize("rows", [4 * MIN_WIDTH - 1, 4 * MIN_WIDTH])
+def test_a_blocks_mlp_without_a_gradient(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From as many rows as a layer has outputs on, SiLU is part of the product."""
+    base = blocks_mlp(MIN_WIDTH).to(BF16)
+    x, calls, silu = torch.randn(rows, MIN_WIDTH, dtype=BF16), [], F.silu
+    monkeypatch.setattr(F, "silu", lambda x: calls.append(x) or silu(x))
+    own = MLP(base)
+    with torch.no_grad():
+        seen = own(x).float()
+    is_fused = rows == 4 * MIN_WIDTH and has_fast_linear(x)
+    assert len(calls) == (not is_fused)
+    expected = base.float()(x.float())
+    assert (seen - expected).norm() <= 0.005 * expected.norm()
+
+
 def test_a_blocks_mlp_in_float32_and_with_lora() -> None:
     base = blocks_mlp(MIN_WIDTH)
     assert_equal_layers(
