@@ -158,7 +158,9 @@ def count(name: str) -> Sizes:
     """
     info = describe_backbone(name)
     with torch.device("meta"):
-        image = load_backbone(name, "none", info.image_size, with_text=False).image
+        image = load_backbone(
+            name, "none", info.image_size, with_text=False, num_frames=FRAMES
+        ).image
         image.requires_grad_(False)
         pixels = torch.empty(FRAMES, 3, info.image_size, info.image_size)
         if info.is_video:

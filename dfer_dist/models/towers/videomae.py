@@ -38,6 +38,16 @@ POOLED = ("regions", "patches", "all")
 # The code of their authors normalizes with this eps.
 _BASE = VideoSizes(layer_norm_eps=1e-6, fc_norm_eps=1e-6)
 SIZES = {
+    # for the demo
+    "tiny": dataclasses.replace(
+        _BASE,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=256,
+        image_size=64,
+        num_frames=8,
+    ),
     "vit_small": dataclasses.replace(
         _BASE, hidden_size=384, num_attention_heads=6, intermediate_size=1536
     ),

@@ -325,7 +325,7 @@ def test_dumped_config_is_read_back_equal(tmp_path: Path, name: str) -> None:
             "data.shards=x",
             "optim.milestones=[3,4]",
             "train.micro_batch=null",
-            "optim.lr_image=1e-7",
+            "optim.lr_image=1e-6",
         ],
     )
     file = tmp_path / "config.yaml"

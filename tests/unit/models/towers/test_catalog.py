@@ -110,3 +110,17 @@ def test_prints_and_writes_a_list(tmp_path: Path) -> None:
     done = invoke("backbones", "convnext_tiny", cwd=tmp_path)
     reason = "refused, each has a ConvNeXt as image tower, not a ViT: convnext_tiny"
     assert reason in done.stdout and "use one" not in done.stdout
+
+
+def test_video_towers_are_listed() -> None:
+    base, *others = find("videomae:vit_base")
+    assert [entry.name for entry in others] == ["videomae:vit_base_160"]
+    assert base.sizes is not None and not base.has_text and base.tags == []
+    assert (base.sizes.image_size, base.sizes.patch) == (224, 16)
+    # VideoMAE's paper counts 180 multiplications with an addition for a clip of 16 frames.
+    assert base.sizes.gflops == pytest.approx(2 * 180, rel=0.02)
+    (tiny,) = find("videomae:tiny")
+    assert tiny.sizes is not None and tiny.sizes.image_size == 64
+    # MAE-DFER's paper: 82 for ViT-B on smaller frames
+    sizes = others[0].sizes
+    assert sizes is not None and sizes.gflops == pytest.approx(2 * 82, rel=0.02)
