@@ -53,6 +53,20 @@ SIGLIP2 = {
         "act_kwargs": {"approximate": "tanh"},
     },
 }
+# A VideoMAE of two blocks, in the format of transformers.
+VIDEOMAE = {
+    "model_type": "videomae",
+    "image_size": 64,
+    "patch_size": 16,
+    "num_frames": 8,
+    "tubelet_size": 2,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 256,
+}
+# Tiny backbones, by the file that holds one.
+SIZES = {"siglip2.json": SIGLIP2, "videomae.json": VIDEOMAE}
 COMMON = [
     f"train.epochs={EPOCHS}",
     "train.save_epochs=20",
@@ -66,14 +80,14 @@ COMMON = [
 ]
 FAMILIES = {
     "clip": ("CLIP", []),
-    "siglip2": ("SigLIP 2", ["model.backbone=SIGLIP2"]),
+    "siglip2": ("SigLIP 2", ["model.backbone=siglip2.json"]),
     "timm": (
         "timm image tower, linear head",
         ["model.backbone=timm:test_vit2", "model.head=linear", "data.image_size=64"],
     ),
     "videomae": (
         "VideoMAE, linear head",
-        ["model.backbone=videomae:tiny", "model.head=linear", "data.image_size=64"],
+        ["model.backbone=videomae:videomae.json", "model.head=linear"],
     ),
     "kit": (
         "CLIP with mixup, drop path, layer decay and EMA",
@@ -136,9 +150,9 @@ def compare(whole: FoldDir, resumed: FoldDir) -> str:
 def measure(key: str, folder: Path) -> Row:
     """Train a family twice, the second time with a stop."""
     name, settings = FAMILIES[key]
-    sizes = folder / "siglip2.json"
-    sizes.write_text(json.dumps(SIGLIP2))
-    settings = [s.replace("SIGLIP2", str(sizes)) for s in settings]
+    for file, content in SIZES.items():
+        (folder / file).write_text(json.dumps(content))
+        settings = [s.replace(file, str(folder / file)) for s in settings]
     whole = train(folder, f"{key}-whole", settings)
     resumed = train(folder, f"{key}-resumed", settings, STOP_AFTER)
     (attempt,) = FoldStatus.read(whole.status).attempts

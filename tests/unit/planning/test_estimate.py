@@ -14,6 +14,7 @@ from dfer_dist.config.schema import Config, Optimizer
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.models.build import build_model
+from dfer_dist.models.flops import build_meta_model
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.planning.estimate import (
     GIB,
@@ -25,7 +26,7 @@ from dfer_dist.planning.estimate import (
     plan,
 )
 from dfer_dist.planning.scaling import scale
-from dfer_dist.planning.step_costs import StepCosts, build_meta_model, count_step
+from dfer_dist.planning.step_costs import StepCosts, count_step
 from dfer_dist.training.bf16_gradients import BUCKET
 from dfer_dist.utils.errors import UserError
 from tests.helpers.models.counted_steps import (
