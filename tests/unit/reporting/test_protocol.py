@@ -52,14 +52,15 @@ def test_model_rows_name_stochastic_depth_and_the_pool() -> None:
 
 
 def test_optimizer_rows_name_what_differs_by_parameter() -> None:
-    optim = load_config("demo", ["data.shards=x"]).optim
-    assert _optimizer_rows(optim) == {
+    config = load_config("demo", ["data.shards=x"])
+    optim = config.optim
+    assert _optimizer_rows(config) == {
         "Optimiser": "AdamW, betas 0.9 and 0.999, weight decay 0.01",
         "Learning rates": "image 0.0003, temporal 0.001, prompt 0.01; half a cosine to 0, "
         "warm-up over 1 epoch",
     }
     optim.layer_decay, optim.decay_all, optim.min_lr = 0.75, False, 1e-6
-    rows = _optimizer_rows(optim)
+    rows = _optimizer_rows(config)
     assert rows["Optimiser"].endswith(
         "none of norms, biases, positions, class tokens and layer scales"
     )

@@ -204,5 +204,5 @@ def test_sizes_are_known_without_the_tokenizer(
     with torch.device("meta"):
         backbone = load_backbone("ViT-B-16-SigLIP2", "none", 224)
     assert backbone.tokenizer.stack([[1], [2, 3]]).shape == (2, 64)
-    with pytest.raises(UserError, match="run `dfer fetch-weights`"):
+    with pytest.raises(UserError, match="run `dfer fetch-weights ViT-B-16-SigLIP2 none`"):
         load_tokenizer("ViT-B-16-SigLIP2")
