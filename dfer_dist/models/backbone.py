@@ -87,9 +87,8 @@ def load_backbone(
         return timm_models.load(info, pretrained, weights, image_size)
     if name.startswith(videomae.PREFIX):
         return videomae.load(info, weights, image_size, num_frames)
-    # Planning does without the tokenizer.
-    if with_text and torch.get_default_device().type != "meta":
-        _check_hub_files(name)
+    if with_text:
+        check_hub_files(name)
     return open_clip_models.load(info, weights, image_size, with_text)
 
 
@@ -101,13 +100,23 @@ def load_tokenizer(name: str) -> TextTokenizer:
     UserError
         Unknown name, or a tokenizer of the Hub that is not on this machine.
     """
-    _check_hub_files(name)
+    check_hub_files(name)
     return open_clip_models.text_tokenizer(clip_config(name)["text_cfg"])
 
 
-def _check_hub_files(name: str) -> None:
-    """Refuse a text tower whose tokenizer or settings are not on this machine."""
-    for repository in sorted(hub.repositories(clip_config(name)["text_cfg"])):
+def check_hub_files(name: str) -> None:
+    """Refuse a text tower whose tokenizer or settings are not on this machine.
+
+    Raises
+    ------
+    UserError
+        If they are not.
+    """
+    text_cfg = clip_config(name)["text_cfg"]
+    # Planning does without.
+    if torch.get_default_device().type == "meta":
+        text_cfg.pop("hf_tokenizer_name", None)
+    for repository in sorted(hub.repositories(text_cfg)):
         hub.find_folder(repository, name)
 
 

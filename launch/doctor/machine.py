@@ -196,9 +196,12 @@ def _scratch(location: str) -> Result:
 
 
 def _weights(config: Config) -> Result:
-    from dfer_dist.models.backbone import find_weights
+    from dfer_dist.config.schema import Head
+    from dfer_dist.models.backbone import check_hub_files, find_weights
 
     path = find_weights(config.model.backbone, config.model.pretrained)
+    if config.model.head is Head.text:
+        check_hub_files(config.model.backbone)
     return ok(str(path) if path else f"none: {config.model.backbone} starts at random")
 
 

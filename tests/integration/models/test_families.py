@@ -165,6 +165,7 @@ def test_exported_model_needs_nothing_of_this_machine(
     assert stored["preprocess_cfg"]["mean"] == MEAN
     hub = [file for file in info.files if "/" in file]
     assert bool(hub) == FAMILIES[name]
+    assert ("\ntransformers==" in (out / "requirements.txt").read_text()) == FAMILIES[name]
     for file, about in info.files.items():
         assert sha256_file(out / file) == about["sha256"]
     assert str(tmp_path) not in (out / BACKBONE).read_text() + (out / INFO).read_text()

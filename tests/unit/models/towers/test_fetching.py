@@ -11,10 +11,13 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from safetensors.torch import save_file
 
+from dfer_dist.config.schema import Config, Head, ModelConfig
 from dfer_dist.models import backbone as backbones
 from dfer_dist.models.backbone import describe_backbone, fetch_weights, load_backbone
+from dfer_dist.models.flops import build_meta_model
 from dfer_dist.models.towers import hub, timm_models
 from dfer_dist.utils.errors import UserError
+from launch.doctor import machine
 from tests.helpers.models.small_backbones import fill_hub_cache, write_tokenizer
 
 
@@ -32,6 +35,11 @@ def test_missing_tokenizer_names_the_command(name: str, repository: str, empty_c
     said = f"'{repository}' of the Hugging Face Hub.* run `dfer fetch-weights {name} none`"
     with pytest.raises(UserError, match=said):
         load_backbone(name, "none", 224)
+    config = Config(model=ModelConfig(backbone=name, pretrained="none"))
+    with pytest.raises(UserError, match=said):
+        machine._weights(config)
+    config.model.head = Head.linear
+    assert machine._weights(config).text.startswith("none")
     with pytest.raises(UserError, match=said):
         backbones.load_tokenizer(name)
 
@@ -127,9 +135,20 @@ def test_pixels_are_those_of_the_tag() -> None:
     assert size.mean == (0.5, 0.5, 0.5)
     mae = describe_backbone("timm:vit_base_patch16_224", "mae")
     assert mae.mean == (0.485, 0.456, 0.406)
-    with torch.device("meta"):
-        own = load_backbone("timm:vit_base_patch16_224", "mae", 224, with_weights=False)
-    assert own.info == mae
+    for tag, info in (("augreg_in21k_ft_in1k", size), ("mae", mae)):
+        config = Config(model=ModelConfig(backbone="timm:vit_base_patch16_224", pretrained=tag))
+        config.model.head, config.model.normalize = Head.linear, True
+        # an exported model is built so
+        model = build_meta_model(config, ["happiness", "sadness"])
+        assert model.pixels == (info.mean, info.std)
+
+
+def test_planning_needs_no_tokenizer(empty_cache: Path) -> None:
+    config = Config(model=ModelConfig(backbone="ViT-B-16-SigLIP2"))
+    assert build_meta_model(config, ["happiness", "sadness"]).text is not None
+    config.model.backbone = "roberta-ViT-B-32"
+    with pytest.raises(UserError, match="run `dfer fetch-weights roberta-ViT-B-32 none`"):
+        build_meta_model(config, ["happiness", "sadness"])
 
 
 def test_small_files_leave_weights_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
