@@ -24,8 +24,6 @@ from dfer_dist.distributed.process_group import Ranks
 if TYPE_CHECKING:
     from dfer_dist.training.engine import Engine
 
-_MOMENTS = {Optimizer.sgd: ("momentum_buffer",), Optimizer.adamw: ("exp_avg", "exp_avg_sq")}
-
 
 class EngineTensors(NamedTuple):
     """What a checkpoint stores of an engine, in main memory; empty on ranks other than 0.
@@ -57,7 +55,7 @@ def gather(engine: Engine, config: Config, steps: int, ranks: Ranks) -> EngineTe
     moments: dict[str, Tensor] = {}
     if steps:
         _link_moments(engine)
-        for key in _MOMENTS[config.optim.name]:
+        for key in config.optim.moments:
             get = partial(utils.safe_get_full_optimizer_state, optim_state_key=key)
             own = _gather(engine, ranks, get)
             moments |= {f"{key}:{name}": value for name, value in own.items()}
@@ -93,7 +91,7 @@ def restore(engine: Engine, checkpoint: Checkpoint, config: Config, ranks: Ranks
         if "step" in state:
             state["step"].fill_(float(info.step) - info.skipped_steps)
     # No moments were saved before the first step.
-    keys = _MOMENTS[config.optim.name] if checkpoint.optimizer else ()
+    keys = config.optim.moments if checkpoint.optimizer else ()
     for name, p in engine.trained.items():
         _set(p, checkpoint.model[name], None, ranks)
         for key in keys:
@@ -148,12 +146,12 @@ def make_states(engine: Engine, config: Config) -> None:
 
     The average starts at the master weights.
     """
-    zero, name = engine.deepspeed.optimizer, config.optim.name
+    zero = engine.deepspeed.optimizer
     for p in master_weights(zero):
         state = zero.optimizer.state[p]
-        for key in _MOMENTS[name]:
+        for key in config.optim.moments:
             state[key] = torch.zeros_like(p)
-        if name is Optimizer.adamw:
+        if config.optim.name is Optimizer.adamw:
             state["step"] = torch.zeros(
                 (), dtype=torch.float32, device=p.device if p.is_cuda else "cpu"
             )

@@ -113,6 +113,13 @@ class OptimConfig:
         source="Goyal et al., 2017, section 2.2",
     )
 
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """Names that torch gives to the optimizer's moments."""
+        if self.name is Optimizer.adamw:
+            return "exp_avg", "exp_avg_sq"
+        return ("momentum_buffer",) if self.momentum else ()
+
 
 @dataclass
 class TrainConfig:

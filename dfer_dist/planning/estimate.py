@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfer_dist.config.schema import Config, Optimizer, Precision, Supervision, split_batch
+from dfer_dist.config.schema import Config, Precision, Supervision, split_batch
 from dfer_dist.data.loading.loader import KEPT, PREFETCH
 from dfer_dist.data.shards.index import open_index
 from dfer_dist.data.shards.store import is_remote
@@ -36,7 +36,6 @@ _GATHERED = 10**9
 # for a plan before the data are packed.
 _PUBLISHED = {"dfew": (9_357, 5), "mafw": (7_337, 5), "ferv39k": (31_088, 1)}
 # Numbers that an optimizer keeps for each parameter.
-_MOMENTS = {Optimizer.sgd: 1, Optimizer.adamw: 2}
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class PlannedStep:
     @property
     def _states(self) -> int:
         """Float32 states of a trained parameter: its moments, and its average with train.ema."""
-        return _MOMENTS[self.config.optim.name] + bool(self.config.train.ema)
+        return len(self.config.optim.moments) + bool(self.config.train.ema)
 
     @cached_property
     def memory(self) -> Memory:

@@ -54,6 +54,7 @@ def main() -> None:
     p.add_argument("--stage", type=int, default=1)
     p.add_argument("--steps", type=int, required=True)
     p.add_argument("--optimizer", default="sgd")
+    p.add_argument("--momentum", type=float, default=0.9)
     p.add_argument("--precision", default="fp32")
     p.add_argument("--device", type=Device, default=Device.cpu)
     p.add_argument("--offload", type=int, default=0)
@@ -87,6 +88,7 @@ def main() -> None:
     config.train.global_batch, config.train.zero_stage, config.train.epochs = BATCH, a.stage, 10
     config.train.precision, config.optim.name = Precision(a.precision), Optimizer(a.optimizer)
     config.optim.lr_image, config.optim.lr_temporal, config.optim.lr_prompt = 0.02, 0.03, 0.04
+    config.optim.momentum = a.momentum
     config.optim.milestones, config.data.shards = [4, 6], "none"
     config.train.offload_optimizer, config.train.ema = bool(a.offload), a.ema
     ranks = init_distributed(a.device)

@@ -91,6 +91,15 @@ def test_sgd_with_momentum_resumes_from_zero3(tmp_path):
     assert half["losses"] + resumed["losses"] == pytest.approx(whole["losses"], rel=1e-5)
 
 
+@pytest.mark.parametrize("stage", [1, 3])
+def test_sgd_without_momentum_has_no_moments(tmp_path, stage):
+    whole = run(tmp_path / "a", 1, STEPS, stage=stage, momentum=0)
+    half = run(tmp_path / "b", 1, HALF, stage=stage, momentum=0)
+    assert not checkpoint.read(Path(half["path"])).optimizer
+    resumed = run(tmp_path / "c", 1, STEPS, stage=stage, momentum=0, resume=half["path"])
+    assert half["losses"] + resumed["losses"] == whole["losses"]
+
+
 @pytest.mark.parametrize(
     ("stage", "precision"),
     [
