@@ -131,6 +131,9 @@ def _sizes(state: Mapping[str, Tensor], args: dict[str, Any], given: int | None)
             "and S4D, and 224 for VideoMAE"
         )
     has_regions = "region_tokens" in state
+    # Its tensors are stored for each, so that nothing else shows it.
+    if any(value is True for key, value in args.items() if key.startswith("lg_attn_param_sharing")):
+        raise UserError("its attentions share parameters, which ours do not")
     return VideoSizes(
         hidden_size=width,
         num_hidden_layers=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),

@@ -14,9 +14,13 @@ from safetensors import safe_open
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import ClipReader
+from dfer_dist.evaluation.zero_shot import zero_shot
 from dfer_dist.inference.export import export
-from dfer_dist.inference.exported import load
+from dfer_dist.inference.exported import CARD, load
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.utils.errors import UserError
+from tests.helpers.cli import invoke
+from tests.helpers.data.videos import encode
 from tests.helpers.forked import Forked
 from tests.helpers.models.small_backbones import write_small_video
 from tests.helpers.paths import DFER
@@ -78,11 +82,17 @@ def test_an_exported_model_needs_no_folder_of_the_backbone(
 ) -> None:
     tower = one_rank.root.parent / "tower"
     export(one_rank.fold(2).checkpoints / "LATEST", tmp_path / "model", [])
+    assert "a video tower and a linear classifier" in (tmp_path / "model" / CARD).read_text()
+    video = tmp_path / "a.mp4"
+    encode(video, np.random.default_rng(0).integers(0, 256, (8, 48, 64, 3), dtype=np.uint8))
     tower.rename(tmp_path / "gone")
     try:
         model = load(tmp_path / "model", "cpu", "fp32")
+        done = invoke("predict", "model", video, cwd=tmp_path)
     finally:
         shutil.move(tmp_path / "gone", tower)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "predictions" / "a.mp4.csv").is_file()
     assert model.text_features is None
     reader, (keys, wanted) = ClipReader(tiny_shards), predictions(one_rank.fold(2).predictions)
     shard = tiny_shards.test_shards(2)[0]
@@ -92,14 +102,6 @@ def test_an_exported_model_needs_no_folder_of_the_backbone(
         assert "image.trunk.region_tokens" in weights.keys()  # noqa: SIM118
 
 
-def test_zero_shot_is_refused(one_rank: RunDir, tiny_shards: Index) -> None:
-    said = dfer(
-        "eval",
-        "demo",
-        "--zero-shot",
-        *one_epoch(tiny_shards, one_rank.root.parent)[2:],
-        *SETTINGS[:2],
-        "model.backbone=videomae:vit_small",
-        status=2,
-    )
-    assert "model.head=linear of videomae:vit_small reads none" in said, said
+def test_zero_shot_is_refused(one_rank: RunDir) -> None:
+    with pytest.raises(UserError, match=r"model\.head=linear of .* reads none"):
+        zero_shot(one_rank.fold(2).checkpoints / "LATEST", None, [], None)

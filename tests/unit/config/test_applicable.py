@@ -58,6 +58,9 @@ def test_settings_of_one_choice_matter_with_it_only() -> None:
     assert lora <= idle(demo())
     assert not lora & idle(demo("model.text_tower=lora"))
     assert "optim.lr_image" in idle(demo("model.image=lora"))
+    frames, clips = demo(), demo("model.backbone=videomae:tiny", "model.head=linear")
+    own = {key for key in flatten(frames) if "temporal" in key}
+    assert own <= idle(clips) and not own & idle(frames)
     remote = idle(demo("data.shards=s3://bucket/x"))
     assert "data.cache_gb" in idle(demo()) and "data.cache_gb" not in remote
 

@@ -137,6 +137,7 @@ def without(name: str, regions: int = 0) -> dict[str, torch.Tensor]:
         (made_state(4), {"input_size": 48}, "cannot be cut into regions"),
         (made_state(4), {"lg_region_size": [0, 1, 1]}, "cannot be cut into regions"),
         (made_state(4), {"lg_region_size": ["a", 1, 1]}, "its sizes are not known"),
+        (made_state(4), {"lg_attn_param_sharing_all": True}, "attentions share parameters"),
         ({"a": torch.ones(1)}, {}, "no embedding of tubelets"),
         ({}, {}, "it has no tensors under model, module, state_dict"),
     ],
