@@ -94,6 +94,11 @@ class ModelInfo(Record):
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
+    def method(self) -> str:
+        """DFER-CLIP, or the backbone of a linear head."""
+        return "DFER-CLIP" if self.texts else self.backbone
+
+    @property
     def hash(self) -> str:
         """sha256 of everything else in ``model.json``."""
         return str(self.to_json()["hash"])

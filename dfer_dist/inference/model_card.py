@@ -142,7 +142,7 @@ def model_card(info: ModelInfo, config: Config, info_sha256: str, license_id: st
         "Checked whenever the model is loaded. Nothing is pickled.",
         _files(info, info_sha256),
     ]
-    return "\n\n".join([_front_matter(info, config, license_id), *parts]) + "\n"
+    return "\n\n".join([_front_matter(info, license_id), *parts]) + "\n"
 
 
 def license_text(info: ModelInfo, license_id: str) -> str:
@@ -170,7 +170,7 @@ def _template(name: str) -> str:
     return (TEMPLATES / name).read_text("utf-8").strip()
 
 
-def _front_matter(info: ModelInfo, config: Config, license_id: str) -> str:
+def _front_matter(info: ModelInfo, license_id: str) -> str:
     """Return the metadata that the Hub reads.
 
     References
@@ -182,13 +182,13 @@ def _front_matter(info: ModelInfo, config: Config, license_id: str) -> str:
         terms |= {"license_name": "terms-of-the-training-data", "license_link": LICENSE}
     scores: dict[str, Any] = {}
     if info.result:
-        scores = {"metrics": ["recall", "accuracy"], "model-index": [_model_index(info, config)]}
-    tags = [*_TAGS, "clip"] if config.model.head is Head.text else _TAGS
+        scores = {"metrics": ["recall", "accuracy"], "model-index": [_model_index(info)]}
+    tags = [*_TAGS, *["clip"] * bool(info.texts)]
     data = {"library_name": "dfer_dist", "pipeline_tag": TASK, **terms, "tags": tags, **scores}
     return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---"
 
 
-def _model_index(info: ModelInfo, config: Config) -> dict[str, Any]:
+def _model_index(info: ModelInfo) -> dict[str, Any]:
     """Return the scores of a fold as the Hub lists them."""
     result = info.result or {}
     name = f"{result['dataset']}, test fold {result['fold']}"
@@ -201,8 +201,7 @@ def _model_index(info: ModelInfo, config: Config) -> dict[str, Any]:
         "dataset": {"type": slug(result["dataset"]).lower(), "name": name, "split": "test"},
         "metrics": metrics,
     }
-    model = "DFER-CLIP" if config.model.head is Head.text else info.backbone
-    return {"name": model, "results": [scores]}
+    return {"name": info.method, "results": [scores]}
 
 
 def _weights_terms(info: ModelInfo, license_id: str) -> str:

@@ -89,7 +89,7 @@ def _new_version(
     child = tracking.folds[str(fold)]
     tags = {_HASH: info.hash, "fold": str(fold), "config_hash": info.config_hash}
     logged = api.create_logged_model(
-        tracking.experiment_id, name, source_run_id=child, tags=tags, model_type="DFER-CLIP"
+        tracking.experiment_id, name, source_run_id=child, tags=tags, model_type=info.method
     )
     status = "FAILED"
     try:

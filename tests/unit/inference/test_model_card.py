@@ -7,12 +7,17 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from dfer_dist.config.schema import Config
+from dfer_dist.config.schema import Config, Head, ModelConfig
 from dfer_dist.inference.exported import ModelInfo
 from dfer_dist.inference.model_card import OTHER, license_text, model_card
 
 
-def made_card(license_id: str = OTHER, result: dict[str, Any] | None = None, **about: Any) -> str:
+def made_card(
+    license_id: str = OTHER,
+    result: dict[str, Any] | None = None,
+    config: Config | None = None,
+    **about: Any,
+) -> str:
     """The card of a model of two classes, of which the test fold has one."""
     scores = {"uar": 75.0, "war": 75.0, "recall": {"Happy": 75.0, "Sad": None}, "n": 8}
     counts = {"support": {"Happy": 8, "Sad": 0}, "confusion": [[6, 2], [0, 0]], "absent": ["Sad"]}
@@ -20,27 +25,27 @@ def made_card(license_id: str = OTHER, result: dict[str, Any] | None = None, **a
     origin = {"epoch": 3, "step": 7, "config_hash": "c", "index_hash": "i", "version": 1}
     return model_card(
         made_info(result=fold | origin | scores | counts | (result or {}), **about),
-        Config(),
+        config or Config(),
         "",
         license_id,
     )
 
 
 def made_info(**about: Any) -> ModelInfo:
-    return ModelInfo(
-        classes=["Happy", "Sad"],
-        texts={"Happy": ["a smile"], "Sad": ["a frown"]},
-        parameters=1,
-        backbone="ViT-B-32",
-        pretrained="openai",
-        config_hash="c",
-        objective="labels",
-        selection="last",
-        precision="bf16",
-        software={"dfer_dist": "1"},
-        code_hash="d",
-        **about,
-    )
+    given: dict[str, Any] = {
+        "classes": ["Happy", "Sad"],
+        "texts": {"Happy": ["a smile"], "Sad": ["a frown"]},
+        "parameters": 1,
+        "backbone": "ViT-B-32",
+        "pretrained": "openai",
+        "config_hash": "c",
+        "objective": "labels",
+        "selection": "last",
+        "precision": "bf16",
+        "software": {"dfer_dist": "1"},
+        "code_hash": "d",
+    }
+    return ModelInfo(**given | about)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +63,18 @@ def test_card_names_the_test_clips_that_were_lost_when_packing(
     text = made_card(result=stored)
     assert said in text and ("left out" in text) == bool(said)
     assert all(clip in text for clip in stored.get("left_out", []))
+
+
+def test_linear_head_is_not_called_clip() -> None:
+    backbone = "timm:vit_base_patch16_dinov3"
+    config = Config(model=ModelConfig(head=Head.linear, backbone=backbone))
+    card = made_card(config=config, texts={}, backbone=backbone)
+    data = ModelCard(card).data
+    assert "clip" not in data.tags and data.model_name == backbone
+    assert "In the order of the logits: Happy, Sad." in card and "Class text" not in card
+    assert "temporal transformer, linear classifier" in card and "classifier 0.001;" in card
+    clip = ModelCard(made_card()).data
+    assert "clip" in clip.tags and clip.model_name == "DFER-CLIP"
 
 
 def test_class_without_clips_has_no_recall() -> None:

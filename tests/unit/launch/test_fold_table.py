@@ -191,6 +191,14 @@ def test_first_line_says_what_is_trained_on_what(
     )
 
 
+def test_first_line_names_a_linear_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "gpus_here", list)
+    settings = ["data.shards=x", "model.backbone=timm:test_vit", "model.head=linear"]
+    assert first_line(load_config("dfew_vitb32", settings), index(140), [1], 1).startswith(
+        "Training timm:test_vit with a linear head (full fine-tuning) on dfew: "
+    )
+
+
 def test_first_line_names_gpus_tuning_and_a_single_split(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "gpus_here", lambda: [ROOT])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
