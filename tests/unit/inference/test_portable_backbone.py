@@ -16,7 +16,7 @@ from dfer_dist.models.backbone import describe_backbone
 from dfer_dist.models.towers.open_clip_models import clip_config
 from tests.helpers.models.small_backbones import fill_hub_cache
 
-# stands for a model with a text tower; one with a linear head has none
+# in place of a model with a text tower, and of one with a linear head, which has none
 TEXT: Any = SimpleNamespace(text="tower", temperature=0.05, logit_bias=-9.0)
 LINEAR: Any = SimpleNamespace(text=None, temperature=1.0, logit_bias=0.0)
 
