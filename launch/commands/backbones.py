@@ -94,9 +94,12 @@ def _cells(entry: Entry) -> dict[str, str]:
 def fetch_weights(
     backbone: Annotated[
         str,
-        typer.Argument(help="A backbone, such as ViT-B-32-quickgelu (see dfer backbones)."),
+        typer.Argument(
+            help="A backbone, such as ViT-B-32-quickgelu (see dfer backbones) or "
+            "videomae:MCG-NJU/videomae-base."
+        ),
     ],
-    tag: Annotated[str, typer.Argument(help="Tag of its weights.")] = "openai",
+    tag: Annotated[str, typer.Argument(help="Tag of its weights; main for videomae:.")] = "openai",
 ) -> None:
     """Download pretrained weights for offline training.
 

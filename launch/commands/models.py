@@ -317,6 +317,35 @@ def convert_to_official(
     print(out)
 
 
+@convert.command(name="videomae")
+def convert_videomae(
+    file: Annotated[
+        Path,
+        typer.Argument(help="Checkpoint of VideoMAE, MAE-DFER or S4D. Nothing in it is executed."),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Side of the frames that it was trained on, pixels, if the file does not say it: "
+            "160 for S4D.",
+        ),
+    ] = None,
+) -> None:
+    """Convert a checkpoint of VideoMAE's kind to a video tower.
+
+    A decoder or classifier is left out.
+
+    Example: [bold]dfer convert videomae checkpoint-49.pth weights/mae-dfer[/bold]
+    """
+    from dfer_dist.inference.video_checkpoint import convert_video
+
+    tower = convert_video(file, out, image_size)
+    print_line(tower.summary)
+    print_line(f"use it: model.backbone={tower.backbone} model.pretrained={tower.pretrained}")
+
+
 def pretrain_demo(
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("tiny_demo.safetensors"),
 ) -> None:

@@ -15,6 +15,7 @@ from dfer_dist.inference.video_checkpoint import convert_video
 from dfer_dist.models.backbone import load_backbone
 from dfer_dist.models.towers.videomae import SIZES
 from dfer_dist.utils.errors import UserError
+from tests.helpers.cli import invoke
 from tests.helpers.models.video_checkpoints import (
     REGION,
     WIDTH,
@@ -95,6 +96,16 @@ def test_a_known_size_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     tower = convert_video(path, tmp_path / "two")
     assert tower.backbone == "videomae:mae_dfer"
     assert Path(tower.pretrained) == tmp_path / "two" / "model.safetensors"
+
+
+def test_the_command_says_how_to_use_the_folder(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.pth", made_state(4), **ARGS)
+    done = invoke("convert", "videomae", "a.pth", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 blocks of width 128, 2 heads, regions of 1 x 2 x 4 tubelets" in done.stdout
+    assert "use it: model.backbone=videomae:out model.pretrained=main" in done.stdout
+    done = invoke("convert", "videomae", "a.pth", "out", cwd=tmp_path)
+    assert done.returncode == 2 and "out exists: give a new folder" in done.stderr
 
 
 class Harmful:
