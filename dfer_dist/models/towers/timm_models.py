@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +175,13 @@ def load(info: BackboneInfo, pretrained: str, weights: Path | None, image_size: 
         # Otherwise timm takes weights that were first published as .npz for such a file.
         settings = {"file": str(weights), "custom_load": weights.suffix == ".npz"}
     try:
-        trunk = timm.create_model(
-            _known_or_default(info.name, pretrained),
-            pretrained=weights is not None,
-            pretrained_cfg_overlay=settings,
-            num_classes=0,
-        )
+        with _require_all_weights():
+            trunk = timm.create_model(
+                _known_or_default(info.name, pretrained),
+                pretrained=weights is not None,
+                pretrained_cfg_overlay=settings,
+                num_classes=0,
+            )
     # torch, pickle, safetensors and timm raise many kinds.
     except Exception as e:
         raise UserError(f"{weights} does not hold weights of {info.name}: {one_line(e)}") from e
@@ -185,3 +189,34 @@ def load(info: BackboneInfo, pretrained: str, weights: Path | None, image_size: 
     tower = TimmTower(trunk)
     prepare_image(tower)
     return Backbone(info=info, image=tower, sha256=sha256_file(weights) if weights else None)
+
+
+@contextmanager
+def _require_all_weights() -> Iterator[None]:
+    """Refuse files that lack weights of the model; without a classifier, timm only logs them.
+
+    Raises
+    ------
+    ValueError
+        If weights were missing.
+    """
+    logger = logging.getLogger(timm.models.load_pretrained.__module__)
+    missing: list[str] = []
+
+    def read(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if message.startswith("Missing keys ("):
+            missing.append(re.split("[(,)]", message)[1])
+        return record.levelno >= level
+
+    level = logger.getEffectiveLevel()
+    own = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addFilter(read)
+    try:
+        yield
+    finally:
+        logger.removeFilter(read)
+        logger.setLevel(own)
+    if missing:
+        raise ValueError(f"it has no {missing[0]}")
