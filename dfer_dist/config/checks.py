@@ -123,9 +123,11 @@ def _check_augmentation(config: Config) -> None:
             "out"
         )
     if augment.mixes_clips and objective is not Supervision.labels:
+        used = [k for k in ("mixup", "cutmix") if getattr(augment, k)]
+        given = " and ".join(f"data.augment.{k}={getattr(augment, k):g}" for k in used)
         raise UserError(
-            f"data.augment.mixup={augment.mixup:g} and cutmix={augment.cutmix:g} mix labels; "
-            f"descriptions (train.objective={objective.name}) cannot be mixed: set both to 0"
+            f"{given}: labels are mixed, but descriptions (train.objective={objective.name}) "
+            f"cannot be: leave {' and '.join(used)} out"
         )
 
 

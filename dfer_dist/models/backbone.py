@@ -42,6 +42,10 @@ def describe_backbone(name: str, pretrained: str = "none") -> BackboneInfo:
     UserError
         Unknown name, or a model whose image tower is no ViT.
     """
+    family, colon, rest = name.partition(":")
+    prefixes = (timm_models.PREFIX, videomae.PREFIX)
+    if f"{family.lower()}{colon}" in prefixes and f"{family}{colon}" not in prefixes:
+        raise UserError(f"no backbone '{name}'; did you mean '{family.lower()}:{rest}'?")
     if name.startswith(timm_models.PREFIX):
         return timm_models.describe(name, pretrained)
     if name.startswith(videomae.PREFIX):

@@ -20,7 +20,13 @@ from dfer_dist.models.tokenizer import CONTEXT, TextTokenizer, clip_tokenizer
 from dfer_dist.models.towers import hub
 from dfer_dist.models.towers.image import prepare_image
 from dfer_dist.models.towers.text import HubTextTower, TextTower, prepare_text
-from dfer_dist.models.towers.tower import Backbone, BackboneInfo, one_line, suggest
+from dfer_dist.models.towers.tower import (
+    Backbone,
+    BackboneInfo,
+    one_line,
+    suggest,
+    unreadable_weights,
+)
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import sha256_file
 
@@ -301,7 +307,9 @@ def load_weights(clip: Any, path: Path, quick_gelu: bool) -> None:
         clip.load_state_dict(state)
     # torch, pickle, safetensors and open_clip raise many kinds.
     except Exception as e:
-        raise UserError(f"{path} does not hold weights of this backbone: {one_line(e)}") from e
+        raise UserError(
+            f"{path} does not hold weights of this backbone: {unreadable_weights(e)}"
+        ) from e
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -15,7 +15,13 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from dfer_dist.models.towers.image import TimmTower, prepare_image
 from dfer_dist.models.towers.open_clip_models import VIT_MODULES, resize_timm
-from dfer_dist.models.towers.tower import Backbone, BackboneInfo, one_line, suggest
+from dfer_dist.models.towers.tower import (
+    Backbone,
+    BackboneInfo,
+    one_line,
+    suggest,
+    unreadable_weights,
+)
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import sha256_file
 
@@ -184,7 +190,9 @@ def load(info: BackboneInfo, pretrained: str, weights: Path | None, image_size: 
             )
     # torch, pickle, safetensors and timm raise many kinds.
     except Exception as e:
-        raise UserError(f"{weights} does not hold weights of {info.name}: {one_line(e)}") from e
+        raise UserError(
+            f"{weights} does not hold weights of {info.name}: {unreadable_weights(e)}"
+        ) from e
     resize_timm(trunk, image_size)
     tower = TimmTower(trunk)
     prepare_image(tower)

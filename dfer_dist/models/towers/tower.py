@@ -78,3 +78,16 @@ def suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
 def one_line(e: BaseException) -> str:
     """Return the message of a library's error in one line."""
     return " ".join(str(e).split())[:200] or type(e).__name__
+
+
+def unreadable_weights(e: BaseException) -> str:
+    """Return why a file of weights cannot be read, in one line.
+
+    torch's own message advises to unpickle the file all the same.
+    """
+    text = one_line(e)
+    if "weights_only" in text or "weights-only" in text.lower():
+        return "it holds more than tensors, which is never unpickled"
+    if isinstance(e, AttributeError | TypeError):
+        return "it holds no tensors by name"
+    return text

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dfer_dist.models.towers.image import TimmTower
 from dfer_dist.models.towers.open_clip_models import check_size
-from dfer_dist.models.towers.tower import Backbone, BackboneInfo, one_line
+from dfer_dist.models.towers.tower import Backbone, BackboneInfo, one_line, unreadable_weights
 from dfer_dist.models.towers.video_vit import RegionViT, VideoSizes, VideoViT
 from dfer_dist.models.towers.video_weights import rename
 from dfer_dist.utils.errors import UserError
@@ -346,5 +346,6 @@ def _read(path: Path) -> dict[str, Tensor]:
     # torch, pickle and safetensors raise many kinds.
     except Exception as e:
         raise UserError(
-            f"{one_line(e)}; `dfer convert videomae` reads checkpoints of training programs"
+            f"{unreadable_weights(e)}; "
+            "`dfer convert videomae` reads checkpoints of training programs"
         ) from e

@@ -226,8 +226,11 @@ def test_uneven_micro_batches_are_refused_only_with_mixing() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("data.augment.mixup=0.8 train.objective=both", "mix labels.*objective=both"),
-        ("data.augment.cutmix=1 train.objective=both", "mix labels.*objective=both"),
+        (
+            "data.augment.mixup=0.8 train.objective=both",
+            "mixup=0.8: labels .*objective=both.*leave mixup out",
+        ),
+        ("data.augment.cutmix=1 train.objective=both", "cutmix=1: labels .*leave cutmix out"),
         (
             "data.augment.rand_augment=2 model.image=adapters model.modalities=[landmarks]",
             "landmarks would not follow",
