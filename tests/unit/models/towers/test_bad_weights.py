@@ -26,7 +26,7 @@ class Harmful:
 
 @pytest.mark.parametrize(("name", "size"), TOWERS)
 @pytest.mark.parametrize("content", ["harmful", "list"])
-def test_is_refused_in_plain_words(name: str, size: int, content: str, tmp_path: Path) -> None:
+def test_is_refused_with_a_plain_reason(name: str, size: int, content: str, tmp_path: Path) -> None:
     path, touched = tmp_path / "weights.pth", tmp_path / "touched"
     held = {"harmful": {"w": Harmful(str(touched))}, "list": [torch.zeros(1)]}[content]
     torch.save(held, path)
