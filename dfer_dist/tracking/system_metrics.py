@@ -11,7 +11,7 @@ from typing import Any
 
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.tracking.metrics_log import MetricsLog
-from dfer_dist.tracking.uploader import Connect, reason
+from dfer_dist.tracking.uploader import Connect, import_mlflow, reason
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class SystemMonitor:
 
 
 def _monitors() -> list[Any]:
+    import_mlflow()
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 logger = logging.getLogger(__name__)
+_importing = threading.Lock()
 
 BATCH = 1000  # metrics that MLflow takes in one request
 _CHUNK = 100_000  # bytes of the file sent at a time
@@ -38,6 +39,15 @@ Line = dict[str, Any]  # of the file
 Connect = Callable[[], "tuple[MlflowClient, str]"]
 # Is called with both when all lines are uploaded.
 Finalize = Callable[["MlflowClient", str], None]
+
+
+def import_mlflow() -> None:
+    """Import MLflow, in one thread at a time.
+
+    Its modules import each other: a thread that imports another one meanwhile finds parts missing.
+    """
+    with _importing:
+        import mlflow.tracking  # noqa: F401
 
 
 def reason(e: BaseException) -> str:
@@ -222,6 +232,7 @@ class Uploader:
             try:
                 acquired = acquired or self.queue.acquire(self._size)
                 if acquired:
+                    import_mlflow()
                     connection = connection or self._connect()
                     self._upload(*connection)
                     failing = False

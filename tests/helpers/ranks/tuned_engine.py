@@ -44,6 +44,7 @@ from dfer_dist.config.schema import (
 from dfer_dist.distributed.process_group import exit_process, init_distributed
 from dfer_dist.models.build import build_model
 from dfer_dist.models.dferclip import DFERCLIP, OutputsModule
+from dfer_dist.models.tokenizer import clip_tokenizer
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.training.descriptions import ClipDescriptions
 from dfer_dist.training.engine import Engine, build_engine
@@ -162,7 +163,7 @@ def main() -> None:
     )
     frames, labels = clips(2 * (1 + len(config.model.modalities)))
     texts = (
-        ClipDescriptions(TEXTS, BATCH, 77)
+        ClipDescriptions(TEXTS, BATCH, clip_tokenizer())
         if config.train.objective is not Supervision.labels
         else None
     )

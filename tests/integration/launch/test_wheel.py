@@ -112,6 +112,7 @@ def test_wheel_holds_every_module_and_data_file(wheel: Path, source: Path) -> No
         file.relative_to(source).as_posix() for file in (source / "dfer_dist").glob("*/templates/*")
     }
     expected |= {"dfer_dist/demo/tiny_demo.safetensors", "launch/slurm/job.sh"}
+    expected |= {"dfer_dist/models/towers/sizes.csv"}
     assert {"dfer_dist/configs/demo.yaml", "dfer_dist/configs/cluster/gpus8.yaml"} <= expected
     assert held == expected
 

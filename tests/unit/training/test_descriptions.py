@@ -145,8 +145,10 @@ def test_descriptions_of_a_fold_are_those_of_its_training_clips(
 
 
 def test_checkpoint_of_other_descriptions_is_refused() -> None:
-    other = CheckpointInfo(step=0, texts_sha256=ClipDescriptions({"a": "y"}, 2, 77).sha256)
-    for sha256 in (ClipDescriptions({"a": "x"}, 2, 77).sha256, None):
+    other = CheckpointInfo(
+        step=0, texts_sha256=ClipDescriptions({"a": "y"}, 2, clip_tokenizer()).sha256
+    )
+    for sha256 in (ClipDescriptions({"a": "x"}, 2, clip_tokenizer()).sha256, None):
         info = CheckpointInfo(step=0, texts_sha256=sha256)
         saved = SimpleNamespace(info=info, path="p")
         check_same_data(saved, info)  # type: ignore[arg-type]
