@@ -32,6 +32,7 @@ _importing = threading.Lock()
 BATCH = 1000  # metrics that MLflow takes in one request
 _CHUNK = 100_000  # bytes of the file sent at a time
 _RETRY_SECONDS = 30.0  # after which a server that did not answer is tried again
+_LOCK_SECONDS = 0.5  # to the next try for the lock, when closing
 
 Line = dict[str, Any]  # of the file
 
@@ -244,10 +245,13 @@ class Uploader:
                     )
                 failing = True
             with self._changed:
-                if self._closing and (self._done or failing or not acquired):
+                if self._closing and (self._done or failing):
                     self.queue.release()
                     return
-                if failing or not acquired:
+                if self._closing and not acquired:
+                    # Such as by a worker of a killed rank, for a moment.
+                    self._changed.wait(_LOCK_SECONDS)
+                elif failing or not acquired:
                     self._changed.wait(_RETRY_SECONDS)
                 elif not self._closing and self._is_caught_up():
                     self._changed.wait()
