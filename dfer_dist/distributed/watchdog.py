@@ -99,12 +99,13 @@ class Watchdog:
                 faulthandler.dump_traceback(f, all_threads=True)
             logger.error(message)
             self.on_hang(message)
-            if self.nccl_trace:
-                flight_recorder.dump(self.nccl_trace)
             # A loader worker may be what the rank waits for.
             for worker in multiprocessing.active_children():
                 if worker.pid:
                     os.kill(worker.pid, signal.SIGUSR1)
+            # Last, since torch may raise or wait here.
+            if self.nccl_trace:
+                flight_recorder.dump(self.nccl_trace)
             time.sleep(_WORKER_DELAY)
         finally:
             _abort()
