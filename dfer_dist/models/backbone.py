@@ -67,10 +67,11 @@ def load_backbone(
     ----------
     name : str
         ``tiny``, a model of open_clip with a ViT image tower, a ``.json`` file that describes such
-        a model in the format of open_clip, or ``timm:NAME``.
+        a model in the format of open_clip, ``timm:NAME`` or ``videomae:NAME``.
     pretrained : str
-        A tag of open_clip or timm whose file is in the local cache, ``demo`` for ``tiny``, a
-        weights file, or ``none``: random weights from torch's global seed, and no sha256.
+        A tag of open_clip or timm whose file is in the local cache, ``demo`` for ``tiny``, ``main``
+        for a video tower, a weights file, or ``none``: random weights from torch's global seed, and
+        no sha256.
     image_size : int
         Side of the frames, pixels; pretrained position embeddings are resized to it.
     with_text : bool

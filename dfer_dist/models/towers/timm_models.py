@@ -176,27 +176,30 @@ def load(info: BackboneInfo, pretrained: str, weights: Path | None, image_size: 
     UserError
         If the file holds weights of another model, or frames cannot be cut into patches.
     """
-    settings = None
-    if weights:
-        # Otherwise timm takes weights that were first published as .npz for such a file.
-        settings = {"file": str(weights), "custom_load": weights.suffix == ".npz"}
-    try:
-        with _require_all_weights():
-            trunk = timm.create_model(
-                _known_or_default(info.name, pretrained),
-                pretrained=weights is not None,
-                pretrained_cfg_overlay=settings,
-                num_classes=0,
-            )
-    # torch, pickle, safetensors and timm raise many kinds.
-    except Exception as e:
-        raise UserError(
-            f"{weights} does not hold weights of {info.name}: {unreadable_weights(e)}"
-        ) from e
+    model = _known_or_default(info.name, pretrained)
+    if weights is None:
+        trunk = timm.create_model(model, num_classes=0)
+    else:
+        trunk = _create_with_weights(info.name, model, weights)
     resize_timm(trunk, image_size)
     tower = TimmTower(trunk)
     prepare_image(tower)
     return Backbone(info=info, image=tower, sha256=sha256_file(weights) if weights else None)
+
+
+def _create_with_weights(name: str, model: str, weights: Path) -> Any:
+    # Otherwise timm takes weights that were first published as .npz for such a file.
+    settings = {"file": str(weights), "custom_load": weights.suffix == ".npz"}
+    try:
+        with _require_all_weights():
+            return timm.create_model(
+                model, pretrained=True, pretrained_cfg_overlay=settings, num_classes=0
+            )
+    # torch, pickle, safetensors and timm raise many kinds.
+    except Exception as e:
+        raise UserError(
+            f"{weights} does not hold weights of {name}: {unreadable_weights(e)}"
+        ) from e
 
 
 @contextmanager

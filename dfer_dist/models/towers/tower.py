@@ -89,5 +89,5 @@ def unreadable_weights(e: BaseException) -> str:
     if "weights_only" in text or "weights-only" in text.lower():
         return "it holds more than tensors, which is never unpickled"
     if isinstance(e, AttributeError | TypeError):
-        return "it holds no tensors by name"
+        return f"it holds no tensors by name ({text})"
     return text
