@@ -48,7 +48,7 @@ def digest(weights: dict[str, torch.Tensor]) -> str:
     ).hexdigest()
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser()
     p.add_argument("--folder", type=Path, required=True)
     p.add_argument("--stage", type=int, default=1)
@@ -83,7 +83,10 @@ def main() -> None:
     )
     p.add_argument("--window", type=int, help="steps after which the loss scale doubles")
     p.add_argument("--scale", type=float, help="first loss scale")
-    a = p.parse_args()
+    return p.parse_args()
+
+
+def make_config(a: argparse.Namespace) -> Config:
     config = Config()
     config.train.global_batch, config.train.zero_stage, config.train.epochs = BATCH, a.stage, 10
     config.train.precision, config.optim.name = Precision(a.precision), Optimizer(a.optimizer)
@@ -91,6 +94,21 @@ def main() -> None:
     config.optim.momentum = a.momentum
     config.optim.milestones, config.data.shards = [4, 6], "none"
     config.train.offload_optimizer, config.train.ema = bool(a.offload), a.ema
+    return config
+
+
+def random_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and labels of all ranks."""
+    generator = torch.Generator().manual_seed(step)
+    return (
+        torch.randn(BATCH, FEATURES, generator=generator),
+        torch.randint(3, (BATCH,), generator=generator),
+    )
+
+
+def main() -> None:
+    a = parse_arguments()
+    config = make_config(a)
     ranks = init_distributed(a.device)
     if ranks.device.type == "cpu":
         allow_fp16_on_cpu()
@@ -118,11 +136,7 @@ def main() -> None:
     losses, outcomes, scales, digests, averages = [], [], [], [], []
     for step in range(begin, a.steps):
         engine.set_learning_rates(step)
-        generator = torch.Generator().manual_seed(step)
-        x, y = (
-            torch.randn(BATCH, FEATURES, generator=generator),
-            torch.randint(3, (BATCH,), generator=generator),
-        )
+        x, y = random_batch(step)
         own = slice(
             ranks.rank * BATCH // ranks.world_size, (ranks.rank + 1) * BATCH // ranks.world_size
         )

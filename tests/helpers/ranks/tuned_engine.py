@@ -113,7 +113,7 @@ def full_weights(engine: Engine) -> dict[str, torch.Tensor]:
     return copies
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser()
     p.add_argument("--stage", type=int, required=True)
     p.add_argument("--folder", type=Path, required=True)
@@ -126,7 +126,10 @@ def main() -> None:
     p.add_argument("--recompute", action="store_true")
     p.add_argument("--resume", type=Path)
     p.add_argument("--set", nargs="*", default=[], help="settings, such as optim.min_lr=1e-5")
-    a = p.parse_args()
+    return p.parse_args()
+
+
+def make_config(a: argparse.Namespace) -> Config:
     config = Config()
     config.train.global_batch, config.train.zero_stage, config.train.precision = (
         BATCH,
@@ -144,6 +147,12 @@ def main() -> None:
     config.model.checkpoint_image = a.recompute
     config.model.modalities = ["parsing", "landmarks"] if a.modalities else []
     override(config, a.set)
+    return config
+
+
+def main() -> None:
+    a = parse_arguments()
+    config = make_config(a)
     ranks = init_distributed(Device.cpu)
     torch.manual_seed(0)
     model = build_model(config.model, CLASSES, 2, 64)
