@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfer_dist.reporting import comparison as compared
+from dfer_dist.reporting.comparison import sections as compared
 from dfer_dist.reporting.extra_tables import Published
-from dfer_dist.reporting.paired import Comparison, compare, load_runs
+from dfer_dist.reporting.comparison.paired import Comparison, compare, load_runs
 from dfer_dist.reporting.paper_table import paper_table
 from dfer_dist.reporting.results import LoadedRun, load_run
 from dfer_dist.reporting.sections import run_sections
@@ -22,7 +22,7 @@ from dfer_dist.reporting.tables import (
     slug,
     terminal,
 )
-from dfer_dist.reporting.verdict import Verdict, comparisons_verdict, run_verdict
+from dfer_dist.reporting.comparison.verdict import Verdict, comparisons_verdict, run_verdict
 from dfer_dist.reporting.wording import PROTOCOLS, frames_text, heading, join, run_title, warnings
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import Summary
@@ -143,7 +143,7 @@ def write_comparison(
     Raises
     ------
     UserError
-        As :func:`~dfer_dist.reporting.paired.load_runs`.
+        As :func:`~dfer_dist.reporting.comparison.paired.load_runs`.
     """
     from dfer_dist.reporting.page import comparison_chapter, render, run_chapter
 

@@ -21,6 +21,9 @@ from typing import Any, BinaryIO, ClassVar
 
 _TICK = 0.05  # seconds
 _MAX_MESSAGE = 1 << 18  # bytes
+# Variable with the seconds that each step of a rank takes longer: a test that interrupts a fold
+# needs one that is still in its training when the signal comes.
+SLOW_STEPS = "DFER_TESTS_SLOW_STEPS"
 
 
 @dataclass(frozen=True)
@@ -128,4 +131,13 @@ def _run_rank(start: _Start, log: int) -> None:
     os.environ.update(start.environment)
     sys.path[:0] = start.environment["PYTHONPATH"].split(os.pathsep)
     sys.argv = list(start.command[start.command.index("-m") + 1 :])
+    if seconds := start.environment.get(SLOW_STEPS):
+        _slow_steps(float(seconds))
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+def _slow_steps(seconds: float) -> None:
+    from dfer_dist.training import meters
+    from tests.helpers.training import hooks
+
+    hooks.slow(meters, seconds)

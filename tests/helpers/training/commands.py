@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from tests.helpers.forked import Forked
+from tests.helpers.forked_ranks import SLOW_STEPS
 from tests.helpers.paths import DFER
 
 SMALL = [
@@ -45,6 +46,11 @@ def dfer(*args: str, status: int = 0, forks_ranks: bool = True) -> str:
     done = Forked([DFER, *args], os.environ, forks_ranks=forks_ranks).wait(timeout=300)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def start_slow(*args: str) -> Forked:
+    """Start ``dfer``, whose steps take long enough to be interrupted between two of them."""
+    return Forked([DFER, *args], os.environ | {SLOW_STEPS: "0.3"}, forks_ranks=True)
 
 
 def predictions(path: Path) -> tuple[list[str], np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -21,10 +20,8 @@ from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from tests.helpers.cli import invoke
 from tests.helpers.data.videos import encode
-from tests.helpers.forked import Forked
 from tests.helpers.models.small_backbones import write_small_video
-from tests.helpers.paths import DFER
-from tests.helpers.training.commands import close, dfer, one_epoch, predictions, wait_for
+from tests.helpers.training.commands import close, dfer, one_epoch, predictions, start_slow, wait_for
 
 SETTINGS = [
     "model.pretrained=none",
@@ -64,7 +61,7 @@ def test_two_ranks_under_zero_3_resume_after_sigterm(one_rank: RunDir, tiny_shar
     arguments = command(
         tiny_shards, runs, "two", 2, "train.zero_stage=3", "model.checkpoint_image=true"
     )
-    first = Forked([DFER, *arguments], os.environ, forks_ranks=True)
+    first = start_slow(*arguments)
     wait_for(run.fold(2).metrics, '"step": 3,')
     first.send_signal(signal.SIGTERM)
     assert first.wait(120).returncode == 75

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -12,9 +11,7 @@ import pytest
 from dfer_dist.data.shards.index import Index
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import read_json
-from tests.helpers.forked import Forked
-from tests.helpers.paths import DFER
-from tests.helpers.training.commands import close, dfer, one_epoch, predictions, wait_for
+from tests.helpers.training.commands import close, dfer, one_epoch, predictions, start_slow, wait_for
 
 RECIPE = [
     "train.epochs=2",
@@ -65,7 +62,7 @@ def one_rank(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> Ru
 def test_two_ranks_resume_what_one_began(one_rank: RunDir, tiny_shards: Index) -> None:
     runs = one_rank.root.parent
     run = RunDir(runs / "two")
-    first = Forked([DFER, *command(tiny_shards, runs, "two", 1)], os.environ, forks_ranks=True)
+    first = start_slow(*command(tiny_shards, runs, "two", 1))
     wait_for(run.fold(2).metrics, '"step": 3,')
     first.send_signal(signal.SIGTERM)
     assert first.wait(120).returncode == 75

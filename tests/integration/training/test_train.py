@@ -30,6 +30,7 @@ from tests.helpers.training.commands import (
     dfer,
     one_epoch,
     predictions,
+    start_slow,
     wait_for,
 )
 
@@ -172,7 +173,7 @@ def killed(tiny_shards, tmp_path_factory):
     launcher.send_signal(signal.SIGKILL)
     launcher.wait(60)
     before = run.fold(1).result.stat().st_mtime_ns
-    again = Forked([DFER, *crossval(2)], os.environ, forks_ranks=True)
+    again = start_slow(*crossval(2))
     wait_for(run.fold(2).metrics, '"step": 4,')
     phase = read_json(run.fold(2).status)["phase"]
     again.send_signal(signal.SIGTERM)

@@ -19,7 +19,7 @@ from dfer_dist.reporting.plots.errors_sheet import draw_confident_errors
 from dfer_dist.reporting.protocol import command_text
 from dfer_dist.reporting.results import load_run
 from dfer_dist.reporting.tables import Table
-from dfer_dist.reporting.verdict import run_verdict
+from dfer_dist.reporting.comparison.verdict import run_verdict
 from dfer_dist.runs.layout import RunDir
 from tests.helpers.made_runs import (
     CLASSES,

@@ -13,9 +13,9 @@ import pytest
 from dfer_dist.evaluation.metrics import score
 from dfer_dist.evaluation.significance import Difference, McNemar, TTest
 from dfer_dist.reporting.class_scores import top_confusions
-from dfer_dist.reporting.paired import ClassChange, Comparison, FoldScores, Paired, compare
+from dfer_dist.reporting.comparison.paired import ClassChange, Comparison, FoldScores, Paired, compare
 from dfer_dist.reporting.results import LoadedRun, ScoredPredictions, load_run
-from dfer_dist.reporting.verdict import (
+from dfer_dist.reporting.comparison.verdict import (
     Outcome,
     comparison_verdict,
     comparisons_verdict,

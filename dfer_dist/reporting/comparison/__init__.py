@@ -1,0 +1,1 @@
+"""Runs compared clip by clip: paired statistics, their tables, and what they show."""
