@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfer_dist.reporting.comparison import sections as compared
-from dfer_dist.reporting.extra_tables import Published
 from dfer_dist.reporting.comparison.paired import Comparison, compare, load_runs
+from dfer_dist.reporting.comparison.verdict import Verdict, comparisons_verdict, run_verdict
+from dfer_dist.reporting.extra_tables import Published
 from dfer_dist.reporting.paper_table import paper_table
 from dfer_dist.reporting.results import LoadedRun, load_run
 from dfer_dist.reporting.sections import run_sections
@@ -22,7 +23,6 @@ from dfer_dist.reporting.tables import (
     slug,
     terminal,
 )
-from dfer_dist.reporting.comparison.verdict import Verdict, comparisons_verdict, run_verdict
 from dfer_dist.reporting.wording import PROTOCOLS, frames_text, heading, join, run_title, warnings
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import Summary

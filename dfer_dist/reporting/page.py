@@ -10,13 +10,13 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from dfer_dist.reporting.history import time_text
 from dfer_dist.reporting.comparison.paired import Comparison, same_clips
+from dfer_dist.reporting.comparison.verdict import Card, Verdict
+from dfer_dist.reporting.history import time_text
 from dfer_dist.reporting.plots.pictures import comparison_pictures, run_pictures
 from dfer_dist.reporting.protocol import Rows, head_rows
 from dfer_dist.reporting.results import LoadedRun
 from dfer_dist.reporting.tables import Picture, Section, Table, render_template
-from dfer_dist.reporting.comparison.verdict import Card, Verdict
 from dfer_dist.reporting.wording import (
     PROTOCOLS,
     folds_text,

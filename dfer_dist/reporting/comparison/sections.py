@@ -10,12 +10,12 @@ from typing import Any
 from dfer_dist.config.schema import NEUTRAL, flatten
 from dfer_dist.evaluation.significance import Difference
 from dfer_dist.reporting.class_scores import Share
-from dfer_dist.reporting.history import rank_speed, ranks_text, run_cost, total_time
 from dfer_dist.reporting.comparison.paired import Comparison, Paired
+from dfer_dist.reporting.comparison.verdict import comparison_verdict
+from dfer_dist.reporting.history import rank_speed, ranks_text, run_cost, total_time
 from dfer_dist.reporting.protocol import parameters_text
 from dfer_dist.reporting.results import LoadedRun, read_settings
 from dfer_dist.reporting.tables import Section, Table, slug
-from dfer_dist.reporting.comparison.verdict import comparison_verdict
 from dfer_dist.reporting.wording import (
     MAX_NAMES,
     folds_text,

@@ -14,8 +14,8 @@ from enum import Enum
 from dfer_dist.evaluation.metrics import left_out_text
 from dfer_dist.evaluation.significance import Difference
 from dfer_dist.reporting.class_scores import class_recalls, top_confusions
-from dfer_dist.reporting.history import total_time
 from dfer_dist.reporting.comparison.paired import ClassChange, Comparison, Paired, compare
+from dfer_dist.reporting.history import total_time
 from dfer_dist.reporting.results import LoadedRun
 from dfer_dist.reporting.wording import (
     NOT_RECORDED,

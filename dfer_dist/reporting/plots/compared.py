@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dfer_dist.evaluation.significance import Difference
-from dfer_dist.reporting.history import Curve
 from dfer_dist.reporting.comparison.paired import Change, ClassChange
+from dfer_dist.reporting.history import Curve
 from dfer_dist.reporting.plots.page import clean, label_rows
 from dfer_dist.reporting.plots.scores import (
     CLASS_COLORS,

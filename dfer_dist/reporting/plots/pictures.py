@@ -8,8 +8,8 @@ from dataclasses import replace
 from matplotlib.figure import Figure
 
 from dfer_dist.reporting.class_scores import class_recalls
-from dfer_dist.reporting.history import Curve, read_lines, training_curves
 from dfer_dist.reporting.comparison.paired import Comparison, Paired
+from dfer_dist.reporting.history import Curve, read_lines, training_curves
 from dfer_dist.reporting.plots import compared
 from dfer_dist.reporting.plots.page import curves_figure, recall_figure
 from dfer_dist.reporting.plots.scores import confusion_figure, data_uri, scores_figure

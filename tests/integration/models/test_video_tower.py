@@ -21,7 +21,14 @@ from dfer_dist.utils.errors import UserError
 from tests.helpers.cli import invoke
 from tests.helpers.data.videos import encode
 from tests.helpers.models.small_backbones import write_small_video
-from tests.helpers.training.commands import close, dfer, one_epoch, predictions, start_slow, wait_for
+from tests.helpers.training.commands import (
+    close,
+    dfer,
+    one_epoch,
+    predictions,
+    start_slow,
+    wait_for,
+)
 
 SETTINGS = [
     "model.pretrained=none",

@@ -11,7 +11,14 @@ import pytest
 from dfer_dist.data.shards.index import Index
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import read_json
-from tests.helpers.training.commands import close, dfer, one_epoch, predictions, start_slow, wait_for
+from tests.helpers.training.commands import (
+    close,
+    dfer,
+    one_epoch,
+    predictions,
+    start_slow,
+    wait_for,
+)
 
 RECIPE = [
     "train.epochs=2",

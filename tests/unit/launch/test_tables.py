@@ -20,10 +20,10 @@ from dfer_dist.data.captions.store import Source
 from dfer_dist.data.packing.report import PackReport, PackSettings, SplitReport
 from dfer_dist.evaluation.metrics import score
 from dfer_dist.inference.predict import VideoPrediction
+from dfer_dist.reporting.comparison.paired import compare, load_runs
 from dfer_dist.reporting.comparison.sections import comparison_sections
 from dfer_dist.reporting.extra_tables import read_published
 from dfer_dist.reporting.files import write_overview
-from dfer_dist.reporting.comparison.paired import compare, load_runs
 from dfer_dist.reporting.results import load_run
 from dfer_dist.reporting.sections import run_sections
 from dfer_dist.runs.layout import RunDir

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dfer_dist.data.shards.index import Index
+from dfer_dist.reporting.comparison.verdict import run_verdict
 from dfer_dist.reporting.files import write_report
 from dfer_dist.reporting.page import scrolls_on_phone
 from dfer_dist.reporting.plots import scores
@@ -19,7 +20,6 @@ from dfer_dist.reporting.plots.errors_sheet import draw_confident_errors
 from dfer_dist.reporting.protocol import command_text
 from dfer_dist.reporting.results import load_run
 from dfer_dist.reporting.tables import Table
-from dfer_dist.reporting.comparison.verdict import run_verdict
 from dfer_dist.runs.layout import RunDir
 from tests.helpers.made_runs import (
     CLASSES,

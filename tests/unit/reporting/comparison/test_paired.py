@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dfer_dist.evaluation.metrics import score
-from dfer_dist.reporting.files import write_comparison
 from dfer_dist.reporting.comparison.paired import Comparison, compare, load_runs
+from dfer_dist.reporting.files import write_comparison
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from tests.helpers.made_runs import CLASSES, make_run, write_table

@@ -13,13 +13,17 @@ import numpy as np
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
-from dfer_dist.reporting.comparison.sections import comparison_sections, overview_table, systems_table
+from dfer_dist.reporting.comparison.paired import compare
+from dfer_dist.reporting.comparison.sections import (
+    comparison_sections,
+    overview_table,
+    systems_table,
+)
+from dfer_dist.reporting.comparison.verdict import comparisons_verdict
 from dfer_dist.reporting.files import write_comparison
 from dfer_dist.reporting.page import comparison_chapter, render
-from dfer_dist.reporting.comparison.paired import compare
 from dfer_dist.reporting.results import load_run
 from dfer_dist.reporting.tables import slug
-from dfer_dist.reporting.comparison.verdict import comparisons_verdict
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import read_json, write_json
 from tests.helpers.made_runs import CLASSES, make_run, write_summary

@@ -13,8 +13,13 @@ import pytest
 from dfer_dist.evaluation.metrics import score
 from dfer_dist.evaluation.significance import Difference, McNemar, TTest
 from dfer_dist.reporting.class_scores import top_confusions
-from dfer_dist.reporting.comparison.paired import ClassChange, Comparison, FoldScores, Paired, compare
-from dfer_dist.reporting.results import LoadedRun, ScoredPredictions, load_run
+from dfer_dist.reporting.comparison.paired import (
+    ClassChange,
+    Comparison,
+    FoldScores,
+    Paired,
+    compare,
+)
 from dfer_dist.reporting.comparison.verdict import (
     Outcome,
     comparison_verdict,
@@ -22,6 +27,7 @@ from dfer_dist.reporting.comparison.verdict import (
     outcome,
     run_verdict,
 )
+from dfer_dist.reporting.results import LoadedRun, ScoredPredictions, load_run
 from tests.helpers.made_runs import CLASSES, make_run
 
 NAN = math.nan
