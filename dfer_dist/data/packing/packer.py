@@ -27,7 +27,7 @@ import numpy as np
 
 from dfer_dist.data.packing import report
 from dfer_dist.data.packing.shard_writer import STATE_FOLDER, ShardJob, hash_json, write_shard
-from dfer_dist.data.shards.index import Index, content_hash, read_index
+from dfer_dist.data.shards.index import EXTRAS, Index, content_hash, read_index
 from dfer_dist.data.shards.reader import ClipReader, DamagedClip
 from dfer_dist.data.sources.frame_order import find_sequences
 from dfer_dist.data.sources.records import CLASSES, NO_SPLIT, ClipRecord, clip_files
@@ -102,6 +102,11 @@ class _Plan:
     strict: bool
 
     @cached_property
+    def extras(self) -> tuple[str, ...]:
+        """The extra columns of the sidecars: what any clip has."""
+        return tuple(name for name in EXTRAS if any(getattr(r, name) for r in self.records))
+
+    @cached_property
     def jobs(self) -> list[ShardJob]:
         """The shards to write: the clips of each split are distributed evenly over them."""
         by_split: dict[str, list[ClipRecord]] = defaultdict(list)
@@ -116,7 +121,11 @@ class _Plan:
             for i, rows in enumerate(np.array_split(np.arange(len(clips)), num_shards)):
                 tar = self.out / f"{split}-{i:05d}.tar"
                 members = tuple(clips[row] for row in rows)
-                jobs.append(ShardJob(tar, members, len(self.classes), self.settings, self.strict))
+                jobs.append(
+                    ShardJob(
+                        tar, members, len(self.classes), self.settings, self.strict, self.extras
+                    )
+                )
         return jobs
 
     def check_records(self) -> None:
@@ -234,8 +243,8 @@ class _Plan:
                 message += " (is --root right?)"
             raise UserError(message)
         left_out = report.list_left_out(self.records, results)
-        set_hash = content_hash(self.dataset, self.classes, shards, left_out)
-        index = Index(self.out, self.dataset, self.classes, shards, set_hash, left_out)
+        set_hash = content_hash(self.dataset, self.classes, shards, left_out, self.extras)
+        index = Index(self.out, self.dataset, self.classes, shards, set_hash, left_out, self.extras)
         sources = self._hash_sources([result.digest for result in results])
         # partial files of killed runs, which may be large
         prefixes = tuple(f".{file.name}." for job in self.jobs for file in job.files)
@@ -254,6 +263,8 @@ class _Plan:
         }
         if left_out:
             body["left_out"] = [vars(clip) for clip in left_out]
+        if self.extras:
+            body["extras"] = self.extras
         write_json(self.out / "index.json", body)
         shutil.rmtree(self.out / STATE_FOLDER, ignore_errors=True)
         return index

@@ -20,7 +20,7 @@ from dfer_dist.data.packing import report
 from dfer_dist.data.packing.load_clip import load_clip
 from dfer_dist.data.shards import sidecars
 from dfer_dist.data.shards.frame_buffer import FrameBuffer
-from dfer_dist.data.shards.index import SIDECAR, Shard, sidecar_path
+from dfer_dist.data.shards.index import Shard, sidecar_path, sidecar_schema
 from dfer_dist.data.sources.names import printable
 from dfer_dist.data.sources.records import ClipRecord, clip_files
 from dfer_dist.utils.errors import UserError
@@ -44,6 +44,8 @@ class ShardJob:
     settings : report.PackSettings
     strict : bool
         Stop at the first fault.
+    extras : tuple of str
+        The extra columns of the sidecar.
     """
 
     tar: Path
@@ -51,6 +53,7 @@ class ShardJob:
     num_classes: int
     settings: report.PackSettings
     strict: bool
+    extras: tuple[str, ...] = ()
 
     @property
     def state_file(self) -> Path:
@@ -74,9 +77,13 @@ class ShardJob:
         ]
         settings = self.settings
         body = [self.tar.name, self.num_classes, settings.resize, settings.faces, clips]
-        # without it the hash is that of earlier versions
+        # without these the hash is that of earlier versions
         if settings.max_bad_frames is not None:
             body.append(settings.max_bad_frames)
+        if self.extras:
+            body.append({name: [getattr(r, name) for r in self.records] for name in self.extras})
+        if any(r.start is not None or r.end is not None for r in self.records):
+            body.append({"parts": [[r.start, r.end] for r in self.records]})
         return hash_json(body)
 
 
@@ -173,7 +180,8 @@ def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> 
 def _write_sidecars(job: ShardJob, rows: list[dict[str, Any]], landmarks: FrameBuffer) -> Shard:
     """Write what is next to the tar of a shard, and return the shard's entry in the index."""
     with atomic_path(sidecar_path(job.tar)) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SIDECAR), temporary)
+        table = pa.Table.from_pylist(rows, schema=sidecar_schema(job.extras))
+        pq.write_table(table, temporary)
     if job.settings.faces:
         arrays = iter(landmarks)
         members = ((row["key"], {name: next(arrays) for name in _LANDMARKS}) for row in rows)
@@ -207,4 +215,6 @@ def _write_clip(writer: Any, record: ClipRecord, jpegs: FrameBuffer) -> dict[str
     writer.write({"__key__": record.key, "json": text.encode()})
     sidecars.add_member(writer, f"{record.key}.mjpg", jpegs.open(), sum(jpegs.sizes))
     size = writer.tarstream.offset - offset
-    return {**meta, "offset": offset, "size": size, "crc32": jpegs.crc32}
+    row = {**meta, "offset": offset, "size": size, "crc32": jpegs.crc32}
+    labels = record.labels or (record.label,)
+    return {**row, "group": record.group, "votes": record.votes, "labels": labels}

@@ -22,12 +22,14 @@ import pyarrow.parquet as pq
 
 from dfer_dist.config.schema import DataConfig
 from dfer_dist.data.shards.store import Remote, open_store
+from dfer_dist.data.sources.records import AMBIGUOUS
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import parse_json
 
 # A clip's key: no dot, which ends a key for webdataset, and nothing that makes a path.
 KEY = r"^[A-Za-z0-9_-]+$"
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar")
+_FOLD = re.compile(r"fold[0-9]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 BLOCK = 512  # bytes: a tar header is one block, data is padded to whole blocks
 # Largest size in a tar header, bytes: 11 octal digits. GNU's format has larger ones in base 256.
@@ -43,6 +45,17 @@ SIDECAR = pa.schema(
         ("crc32", pa.list_(pa.uint32())),  # of each frame's JPEG bytes
     ]
 )
+# Columns of a set that has such a thing; in label order, and of each clip's own label at least.
+EXTRAS = {
+    "group": pa.string(),  # empty if unknown
+    "votes": pa.list_(pa.float32()),  # of annotators for each class; empty if unknown
+    "labels": pa.list_(pa.int32()),  # all classes of the clip, ascending
+}
+
+
+def sidecar_schema(extras: Sequence[str] = ()) -> pa.Schema:
+    """Return the columns of the sidecars of a set, those of :data:`EXTRAS` last."""
+    return pa.schema([*SIDECAR, *((name, EXTRAS[name]) for name in extras)])
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,8 @@ class Index:
         Hex sha256 of all the rest.
     left_out : tuple of LeftOut
         Clips lost when the set was packed; not recorded by earlier versions.
+    extras : tuple of str
+        The columns of :data:`EXTRAS` that the sidecars have.
     """
 
     root: Path | Remote
@@ -95,6 +110,7 @@ class Index:
     shards: tuple[Shard, ...]
     hash: str
     left_out: tuple[LeftOut, ...] = ()
+    extras: tuple[str, ...] = ()
 
     @cached_property
     def splits(self) -> list[str]:
@@ -104,7 +120,8 @@ class Index:
     @cached_property
     def folds(self) -> list[int]:
         """Folds of a cross-validation, 1 to K; only 1 for a set with one test split."""
-        return list(range(1, len(self.splits) + 1)) if "fold1" in self.splits else [1]
+        count = sum(bool(_FOLD.fullmatch(split)) for split in self.splits)
+        return list(range(1, count + 1)) if "fold1" in self.splits else [1]
 
     def test_shards(self, fold: int) -> list[int]:
         """Return the positions in ``shards`` of the test shards of a fold."""
@@ -122,9 +139,17 @@ class Index:
         """Positions in ``shards`` of the validation shards of a set with such a split."""
         return [i for i, s in enumerate(self.shards) if s.split == "val"]
 
+    @cached_property
+    def ambiguous_shards(self) -> list[int]:
+        """Positions in ``shards`` of clips without a majority, in no fold."""
+        return [i for i, s in enumerate(self.shards) if s.split == AMBIGUOUS]
+
     def train_shards(self, fold: int) -> list[int]:
-        """Return the positions in ``shards`` of the training shards of a fold: all others."""
-        others = {*self.test_shards(fold), *self.val_shards}
+        """Return the positions in ``shards`` of the training shards of a fold.
+
+        These are all others but those of ambiguous clips.
+        """
+        others = {*self.test_shards(fold), *self.val_shards, *self.ambiguous_shards}
         return sorted(set(range(len(self.shards))) - others)
 
     def path(self, shard: int) -> Path:
@@ -141,12 +166,12 @@ class Index:
             If the sidecar is missing, was changed, or cannot be that of this shard.
         """
         data = self._sidecar_bytes(shard)
-        name = sidecar_path(Path(self.shards[shard].file))
+        name, schema = sidecar_path(Path(self.shards[shard].file)), sidecar_schema(self.extras)
         try:
             # In this thread and without pyarrow.dataset, which every loader worker would import:
             # arrow's threads do not survive a fork.
             file = pq.ParquetFile(pa.BufferReader(data))
-            table = file.read(SIDECAR.names, use_threads=False).cast(SIDECAR)
+            table = file.read(schema.names, use_threads=False).cast(schema)
             labels, entry = to_numpy(table["label"].combine_chunks()), self.shards[shard]
         except (pa.ArrowException, ValueError, OSError) as e:
             reason = " ".join(str(e).split())
@@ -156,6 +181,7 @@ class Index:
         same_labels = not (labels < 0).any() and np.array_equal(
             np.bincount(labels, minlength=len(self.classes)), entry.histogram
         )
+        same_labels = same_labels and _are_of_classes(table, len(self.classes))
         if not plain or not same_labels or table.num_rows != entry.clips:
             raise UserError(f"{self.root}/{name} has keys or labels that no packer writes")
         return table
@@ -173,6 +199,18 @@ class Index:
         if hashlib.sha256(data).hexdigest() != entry.sidecar_sha256:
             raise UserError(f"{path} differs from the index (sha256): copy it again or pack again")
         return data
+
+
+def _are_of_classes(table: pa.Table, num_classes: int) -> bool:
+    """Return whether votes, if any, are of so many classes, and labels of these."""
+    if "votes" in table.column_names:
+        counts = set(pc.unique(pc.list_value_length(table["votes"])).to_pylist())
+        if not counts <= {0, num_classes}:
+            return False
+    if "labels" in table.column_names:
+        limits = pc.min_max(pc.list_flatten(table["labels"])).as_py()
+        return limits["min"] >= 0 and limits["max"] < num_classes
+    return True
 
 
 def to_numpy(column: pa.Array) -> np.ndarray:
@@ -241,8 +279,11 @@ def load_index(root: Path | Remote) -> Index:
         raw = parse_json(text, "it")
         shards = tuple(Shard(**{**s, "histogram": tuple(s["histogram"])}) for s in raw["shards"])
         left_out = tuple(LeftOut(**clip) for clip in raw.get("left_out", []))
-        index = Index(root, raw["name"], tuple(raw["classes"]), shards, raw["hash"], left_out)
-        intact = content_hash(index.name, index.classes, shards, left_out) == index.hash
+        extras = tuple(raw.get("extras", []))
+        sidecar_schema(extras)
+        classes = tuple(raw["classes"])
+        index = Index(root, raw["name"], classes, shards, raw["hash"], left_out, extras)
+        intact = content_hash(index.name, classes, shards, left_out, extras) == index.hash
         unsafe = [s.file for s in shards if not _is_safe(s)]
     except (KeyError, TypeError, UserError) as e:
         raise DamagedIndex(f"{file} is not an index of this program: {e}") from e
@@ -310,13 +351,20 @@ def check_sizes(index: Index, shards: Iterable[int], loss_budget: int | None = N
 
 
 def content_hash(
-    name: str, classes: Sequence[str], shards: Sequence[Shard], left_out: Sequence[LeftOut] = ()
+    name: str,
+    classes: Sequence[str],
+    shards: Sequence[Shard],
+    left_out: Sequence[LeftOut] = (),
+    extras: Sequence[str] = (),
 ) -> str:
     """Return the hash of a set, hex sha256.
 
-    It is over its name, classes, every shard's entry and, if there are any, the clips left out.
+    It is over its name, classes, every shard's entry and, if there are any, the clips left out
+    and the extra columns of sidecars.
     """
     body: list[object] = [name, list(classes), [vars(s) for s in shards]]
     if left_out:
         body.append([vars(clip) for clip in left_out])
+    if extras:
+        body.append({"extras": list(extras)})
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -21,6 +21,8 @@ CLASSES = {"demo": SEVEN, "dfew": SEVEN, "mafw": ELEVEN, "ferv39k": SEVEN}
 
 # split of clips that are in no test list, which are never packed
 NO_SPLIT = "none"
+# split of clips whose annotators chose no class more often than all others
+AMBIGUOUS = "ambiguous"
 
 _CLASS_OF_ADJECTIVE = {
     "happy": "happiness",
@@ -75,6 +77,14 @@ class ClipRecord:
         Number of frames that its list declares.
     faults : tuple of Fault
         Faults found in the lists.
+    group : str
+        Of clips that should not be both trained on and tested, such as a person; may be empty.
+    votes : tuple of float
+        Of annotators for each class, in label order, as counts or weights; may be empty.
+    labels : tuple of int
+        All classes of a clip that has several, ascending; may be empty.
+    start, end : float or None
+        The part of a video that is the clip, seconds; None for its first or last frame.
     """
 
     key: str
@@ -84,6 +94,11 @@ class ClipRecord:
     media: tuple[Path, ...] | Path
     listed_frames: int | None = None
     faults: tuple[Fault, ...] = ()
+    group: str = ""
+    votes: tuple[float, ...] = ()
+    labels: tuple[int, ...] = ()
+    start: float | None = None
+    end: float | None = None
 
 
 @dataclass(frozen=True)

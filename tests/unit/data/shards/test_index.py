@@ -50,7 +50,16 @@ def test_validation_split_is_neither_trained_nor_tested(tiny_shards: Index) -> N
     index = replace(tiny_shards, shards=tuple(replace(entry, split=s) for s in splits))
     assert (index.folds, index.test_shards(1), index.train_shards(1)) == ([1], [0], [1, 2])
     assert index.val_shards == [3]
+    assert index.ambiguous_shards == []
     assert tiny_shards.val_shards == []
+
+
+def test_ambiguous_clips_are_in_no_fold(tiny_shards: Index) -> None:
+    entry = tiny_shards.shards[0]
+    splits = ("ambiguous", "fold1", "fold2")
+    index = replace(tiny_shards, shards=tuple(replace(entry, split=s) for s in splits))
+    assert (index.folds, index.ambiguous_shards) == ([1, 2], [0])
+    assert (index.test_shards(1), index.train_shards(1)) == ([1], [2])
 
 
 def test_pack_writes_every_clip_once_in_its_split(
@@ -211,6 +220,61 @@ def test_index_with_one_test_split_has_one_fold(records: list[ClipRecord], tmp_p
     assert index.folds == [1] and index.splits == ["test", "train"]
     assert sum(index.shards[i].clips for i in index.test_shards(1)) == 5
     assert sum(index.shards[i].clips for i in index.train_shards(1)) == 15
+
+
+def test_extras_of_clips_are_columns_of_the_sidecars(
+    records: list[ClipRecord], tmp_path: Path
+) -> None:
+    first, second, third = records[:3]
+    clips = [
+        replace(first, split="fold1", group="Ana", votes=(1, 0, 6.5, 0, 0, 0, 3)),
+        replace(second, split="fold1", label=3, labels=(1, 3)),
+        replace(third, split="fold2", label=2),
+    ]
+    index = pack(clips, "dfew", tmp_path / "all", workers=1)
+    assert index.extras == ("group", "votes", "labels")
+    assert read_index(tmp_path / "all") == index
+    rows = {row["key"]: row for i in (0, 1) for row in index.sidecar(i).to_pylist()}
+    assert [rows[clip.key]["group"] for clip in clips] == ["Ana", "", ""]
+    assert [rows[clip.key]["votes"] for clip in clips] == [[1, 0, 6.5, 0, 0, 0, 3], [], []]
+    assert [rows[clip.key]["labels"] for clip in clips] == [[first.label], [1, 3], [2]]
+    groups = pack([replace(r, group="x") for r in records], "dfew", tmp_path / "one", workers=1)
+    assert groups.extras == ("group",)
+    assert groups.sidecar(0).column_names[-1] == "group"
+
+
+def test_extras_change_the_sidecars_and_nothing_else(
+    records: list[ClipRecord], tiny_shards: Index, tmp_path: Path
+) -> None:
+    clips = [replace(r, group=str(i)) for i, r in enumerate(records)]
+    index = pack(clips, "dfew", tmp_path, 5, workers=1)
+    assert index.hash != tiny_shards.hash
+    assert [s.sha256 for s in index.shards] == [s.sha256 for s in tiny_shards.shards]
+    others = {
+        "other groups": [replace(clips[0], group="other"), *clips[1:]],
+        "no groups": records,
+        "part of a video": [replace(clips[0], start=1.0), *clips[1:]],
+    }
+    for changed in others.values():
+        with pytest.raises(UserError, match="holds another data set"):
+            pack(changed, "dfew", tmp_path, 5)
+    edit_json(tmp_path / "index.json", extras=["group", "votes"])
+    with pytest.raises(UserError, match="hash does not match"):
+        read_index(tmp_path)
+    edit_json(tmp_path / "index.json", extras=["song"])
+    with pytest.raises(UserError, match="not an index of this program"):
+        read_index(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "extra", [{"votes": (1, 2)}, {"votes": (1, 2) * 4}, {"labels": (0, 7)}, {"labels": (-1, 0)}]
+)
+def test_sidecar_refuses_votes_and_labels_of_other_classes(
+    records: list[ClipRecord], tmp_path: Path, extra: dict[str, tuple[int, ...]]
+) -> None:
+    index = pack([replace(records[0], **extra)], "dfew", tmp_path, workers=1)
+    with pytest.raises(UserError, match=r"fold1-00000\.parquet has keys or labels that no packer"):
+        index.sidecar(0)
 
 
 def test_pack_writes_plain_tar_without_local_paths(
