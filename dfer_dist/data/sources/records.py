@@ -78,7 +78,7 @@ class ClipRecord:
     faults : tuple of Fault
         Faults found in the lists.
     group : str
-        Of clips that should not be both trained on and tested, such as a person; may be empty.
+        Of clips that should not be both trained on and tested, as those of an actor; may be empty.
     votes : tuple of float
         Of annotators for each class, in label order, as counts or weights; may be empty.
     labels : tuple of int
