@@ -27,7 +27,7 @@ class ClassText(Choice):
     names = "The class name and a full stop."
     sentence = "'an expression of NAME.' (Radford et al., ICML 2021, section 3.1.4)."
     person = f"'a person with an expression of NAME' ({_FINECLIPER})."
-    descriptions = f"A sentence about the visible movements of the face ({_DFER_CLIP})."
+    descriptions = f"A sentence, our own, about movements of the face (as in {_DFER_CLIP})."
 
 
 class TextPolarity(Choice):

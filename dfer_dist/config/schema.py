@@ -1,9 +1,9 @@
 """The settings of a run, as one tree of dataclasses.
 
 Each default is written here and nowhere else. It is the published recipe of DFER-CLIP (Zhao &
-Patras, BMVC'23, section 4.1). A file in ``configs/`` holds only what differs;
-:mod:`dfer_dist.config.load` reads it, :mod:`dfer_dist.config.checks` checks it, and
-:mod:`dfer_dist.config.reference` lists all settings.
+Patras, BMVC'23, section 4.1), with class sentences of our own writing. A file in ``configs/`` holds
+only what differs; :mod:`dfer_dist.config.load` reads it, :mod:`dfer_dist.config.checks` checks it,
+and :mod:`dfer_dist.config.reference` lists all settings.
 """
 
 # ruff: noqa: RUF009 (setting() returns a dataclasses.field)

@@ -12,6 +12,7 @@ from typing import Any
 
 import open_clip
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from dfer_dist.checkpoints import portable as checkpoint
@@ -34,7 +35,7 @@ from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.towers.open_clip_models import clip_config
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import atomic_path, sha256_file
+from dfer_dist.utils.files import atomic_path, sha256_file, write_text
 
 BACKBONE = "backbone.json"
 # Initial value of CLIP's training (Radford et al., ICML 2021, section 2.5).
@@ -87,6 +88,32 @@ def from_official(path: Path, out: Path, position: TokenPosition = TokenPosition
     files = {BACKBONE: json.dumps(clip, indent=1)} if config.model.backbone == BACKBONE else {}
     checkpoint.write(out, weights, {}, config, about, frozen, files)
     return config
+
+
+def write_experiment(config: Config, out: Path, source: str) -> None:
+    """Write an experiment whose class texts are a checkpoint's, all else the published recipe.
+
+    Parameters
+    ----------
+    config : Config
+        Of :func:`from_official`.
+    out : Path
+        The YAML file to make; it must not exist.
+    source : str
+        The checkpoint, for the comment at the top.
+
+    Raises
+    ------
+    UserError
+        If ``out`` exists or is no YAML file.
+    """
+    if out.exists() or out.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--experiment {out}: give a new file that ends with .yaml")
+    settings = {"model": {"sentences": config.model.sentences}}
+    comment = (
+        f"# The published recipe of DFER-CLIP with the authors' sentences, read from {source}.\n"
+    )
+    write_text(out, comment + OmegaConf.to_yaml(settings))
 
 
 def to_official(path: Path, out: Path, overrides: list[str]) -> None:

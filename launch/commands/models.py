@@ -277,6 +277,14 @@ def convert_official(
             "The file does not store it; the authors' scripts use end."
         ),
     ] = "end",
+    experiment: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write an experiment with the authors' sentences, a YAML file for "
+            "dfer crossval.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Convert a checkpoint of the authors to ours.
 
@@ -284,9 +292,11 @@ def convert_official(
 
     Example: [bold]dfer convert official DFEW-set1-model_best.pth runs/authors-dfew-1[/bold]
     """
-    from dfer_dist.inference.convert import from_official
+    from dfer_dist.inference.convert import from_official, write_experiment
 
     found = from_official(file, out, TokenPosition[token_position])
+    if experiment:
+        write_experiment(found, experiment, file.name)
     model, data = found.model, found.data
     sharing = "of each class" if model.class_specific else "shared"
     print_line(

@@ -18,7 +18,12 @@ from dfer_dist.config.schema import Config, ModelConfig, TokenPosition
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.evaluation.evaluate import evaluate_checkpoint, load_model
-from dfer_dist.inference.convert import _open_clip_name, from_official, to_official
+from dfer_dist.inference.convert import (
+    _open_clip_name,
+    from_official,
+    to_official,
+    write_experiment,
+)
 from dfer_dist.inference.official import read_official, read_sizes
 from dfer_dist.models.class_texts import DESCRIPTIONS
 from dfer_dist.models.dferclip import DFERCLIP
@@ -75,6 +80,25 @@ def test_settings_and_sentences_are_those_of_the_json(converted: tuple[str, Path
     assert sizes["vision_cfg"]["width"] // 64 == clip["vision_heads"]
     assert sizes["vision_cfg"]["patch_size"] == clip["patch_size"]
     assert sizes["text_cfg"]["context_length"] == clip["context_length"]
+
+
+def test_experiment_has_the_sentences_and_is_no_other_recipe(
+    converted: tuple[str, Path], tmp_path: Path
+) -> None:
+    _, folder = converted
+    config, out = read_config(folder / checkpoint.CONFIG), tmp_path / "authors.yaml"
+    write_experiment(config, out, "a.pth")
+    made = load_config(str(out), ["data.shards=x"])
+    assert list((made.model.sentences or {}).items()) == list(
+        (config.model.sentences or {}).items()
+    )
+    made.model.sentences = None
+    made.data.shards = Config().data.shards
+    assert made == Config()
+    with pytest.raises(UserError, match="give a new file"):
+        write_experiment(config, out, "a.pth")
+    with pytest.raises(UserError, match=r"ends with \.yaml"):
+        write_experiment(config, tmp_path / "authors", "a.pth")
 
 
 def test_there_and_back_every_tensor_is_equal(converted: tuple[str, Path], tmp_path: Path) -> None:
