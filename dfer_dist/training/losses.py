@@ -28,18 +28,21 @@ class Objective:
     weight. ``train.label_smoothing`` is that of Szegedy et al. (CVPR 2016, section 7).
     ``train.class_balance`` weights classes by their effective number of clips
     (:func:`class_weights`). The target of a clip that is mixed with another is the mixture of both
-    labels. Its loss is the same mixture of the two clips' losses, each with the weight of its own
+    targets. Its loss is the same mixture of the two clips' losses, each with the weight of its own
     class, label smoothing included.
+
+    With ``train.target=votes`` a target is the distribution of a clip's votes, and its loss the
+    mean over votes of the loss with each vote as label, weights and smoothing included.
 
     Parameters
     ----------
     config : Config
-    histogram : sequence of C int
-        Training clips by label.
+    histogram : sequence of C float
+        Training clips by class; of votes, a clip counts in part for each class.
     device : torch.device
     """
 
-    def __init__(self, config: Config, histogram: Sequence[int], device: torch.device) -> None:
+    def __init__(self, config: Config, histogram: Sequence[float], device: torch.device) -> None:
         self.train, self.model = config.train, config.model
         self.weights: Tensor | None = None
         if self.train.class_balance:
@@ -50,7 +53,7 @@ class Objective:
     def __call__(
         self,
         outputs: ModelOutputs,
-        labels: Tensor,
+        targets: Tensor,
         valid: Tensor,
         has_description: Tensor | None = None,
         own_weights: Tensor | None = None,
@@ -61,8 +64,8 @@ class Objective:
         ----------
         outputs : ModelOutputs
             With logits if ``uses_labels``, with features if ``has_description`` is given.
-        labels : int64 [b]
-            On any device, as the following three.
+        targets : int64 [b] or float32 [b, C]
+            Labels, or distributions over the classes. On any device, as the following three.
         valid : bool [b]
             Which clips are intact.
         has_description : bool [b], optional
@@ -72,7 +75,7 @@ class Objective:
         """
         weighted = ((1.0, outputs.positive), (self.model.negative_weight, outputs.negative))
         parts = [
-            weight * self._cross_entropy(logits, labels, own_weights)
+            weight * self._cross_entropy(logits, targets, own_weights)
             for weight, logits in weighted
             if logits is not None
         ]
@@ -86,10 +89,9 @@ class Objective:
         losses = torch.stack(parts).sum(0)
         return torch.where(valid.to(losses.device, non_blocking=True), losses, 0.0)
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor, own_weights: Tensor | None) -> Tensor:
-        targets = labels
+    def _cross_entropy(self, logits: Tensor, targets: Tensor, own_weights: Tensor | None) -> Tensor:
         if own_weights is not None:
-            targets = mix_targets(labels, own_weights, logits.shape[1])
+            targets = mix_targets(targets, own_weights, logits.shape[1])
         return F.cross_entropy(
             logits,
             targets.to(logits.device, non_blocking=True),
@@ -99,7 +101,7 @@ class Objective:
         )
 
 
-def class_weights(histogram: Sequence[int], beta: float) -> Tensor:
+def class_weights(histogram: Sequence[float], beta: float) -> Tensor:
     """Return weights (1 - beta) / (1 - beta^n) of classes with n clips.
 
     They are scaled to a mean of 1 over the classes that occur. Cui et al., "Class-Balanced Loss
@@ -107,8 +109,8 @@ def class_weights(histogram: Sequence[int], beta: float) -> Tensor:
 
     Parameters
     ----------
-    histogram : sequence of C int
-        Clips by label.
+    histogram : sequence of C float
+        Clips by class; less than one clip counts as one.
     beta : float
         In [0, 1).
 
@@ -119,7 +121,8 @@ def class_weights(histogram: Sequence[int], beta: float) -> Tensor:
     """
     counts = torch.tensor(histogram, dtype=torch.float64)
     present = counts > 0
-    weights = torch.where(present, (1 - beta) / (1 - beta**counts).clamp_min(1e-300), 0.0)
+    effective = (1 - beta ** counts.clamp_min(1)).clamp_min(1e-300)
+    weights = torch.where(present, (1 - beta) / effective, 0.0)
     return (weights * present.sum() / weights.sum()).float()
 
 

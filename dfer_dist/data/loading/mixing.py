@@ -1,7 +1,7 @@
 """mixup and cutmix of two clips; all their frames and modalities are mixed alike.
 
 The clips of lanes 2i and 2i + 1 of the plan are a pair. Each becomes a mixture with the other, and
-its target the same mixture of both labels.
+its target the same mixture of both targets.
 """
 
 from __future__ import annotations
@@ -74,12 +74,13 @@ def mix_(clips: Tensor, pairs: Iterable[MixParams]) -> None:
             pair.copy_(mixed.round_())
 
 
-def mix_targets(labels: Tensor, weights: Tensor, classes: int) -> Tensor:
+def mix_targets(targets: Tensor, weights: Tensor, classes: int) -> Tensor:
     """Return the targets of mixed pairs.
 
     Parameters
     ----------
-    labels : int64 [b]
+    targets : int64 [b] or float32 [b, C]
+        Labels or distributions.
     weights : float32 [b]
         Of each clip in its own mixture.
     classes : int
@@ -90,6 +91,8 @@ def mix_targets(labels: Tensor, weights: Tensor, classes: int) -> Tensor:
     float32 [b, C]
         Rows add up to 1.
     """
-    own = torch.nn.functional.one_hot(labels, classes).float()
+    own = targets
+    if own.dim() == 1:
+        own = torch.nn.functional.one_hot(targets, classes).float()
     partners = own.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
     return torch.lerp(partners, own, weights[:, None])

@@ -105,6 +105,11 @@ def test_class_weights_by_hand():
     np.testing.assert_allclose(weights, [*(2 * raw / raw.sum()), 0], rtol=1e-6)
 
 
+def test_class_without_a_whole_clip_weighs_as_with_one() -> None:
+    assert torch.equal(class_weights([0.2, 30.5, 0], 0.99), class_weights([1, 30.5, 0], 0.99))
+    assert class_weights([1, 30.5], 0.99)[1] < class_weights([1, 30], 0.99)[1]
+
+
 def test_rare_classes_weigh_more_with_a_larger_beta():
     mild, strong = class_weights([20, 2000], 0.9), class_weights([20, 2000], 0.9999)
     assert 1 < mild[0] / mild[1] < strong[0] / strong[1] < 100
@@ -146,6 +151,47 @@ def test_mixed_clips_have_the_mixture_of_both_losses(smoothing: float, beta: flo
     by_hand = -(smooth * weights * logits.log_softmax(1)).sum(1)
     by_hand -= (smooth * weights * logits.flip(1).log_softmax(1)).sum(1)
     assert mixed[:3].tolist() == pytest.approx(by_hand[:3].tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("beta", [0.0, 0.99])
+def test_loss_of_votes_is_the_mean_loss_of_the_votes(smoothing: float, beta: float) -> None:
+    """With smoothing, class weights, the negative polarity and a lost clip; mixed clips too."""
+    train = TrainConfig(label_smoothing=smoothing, class_balance=beta)
+    objective = Objective(Config(train=train), [5.5, 50.25, 500], CPU)
+    logits = torch.cat([LOGITS, LOGITS[:1] * 2])
+    outputs = ModelOutputs(positive=logits, negative=logits.flip(1))
+    votes = torch.tensor([[0.5, 0.3, 0.2], [0.0, 0.0, 1.0], [0.1, 0.9, 0.0], [1.0, 0.0, 0.0]])
+    valid, own = torch.tensor([True, True, True, False]), torch.tensor([0.3, 0.3, 1.0, 1.0])
+    by_vote = torch.stack(
+        [objective(outputs, torch.full((4,), label), valid) for label in range(3)], dim=1
+    )
+    want = (votes * by_vote).sum(1)
+    losses = objective(outputs, votes, valid)
+    assert losses.tolist() == pytest.approx(want.tolist(), rel=1e-5) and losses[3] == 0
+    mixed = objective(outputs, votes, valid, None, own)
+    swapped = (votes[[1, 0, 3, 2]] * by_vote).sum(1)
+    want = own * want + (1 - own) * swapped
+    assert mixed[:2].tolist() == pytest.approx(want[:2].tolist(), rel=1e-5)
+    assert mixed[2:].tolist() == losses[2:].tolist()
+
+
+def test_loss_of_votes_for_one_class_is_that_of_the_label() -> None:
+    objective = Objective(Config(), [], CPU)
+    labels, valid = torch.tensor([0, 2, 1]), torch.ones(3, dtype=torch.bool)
+    outputs = ModelOutputs(positive=LOGITS)
+    of_votes = objective(outputs, F.one_hot(labels, 3).float(), valid)
+    assert of_votes.tolist() == pytest.approx(objective(outputs, labels, valid).tolist())
+
+
+def test_gradient_of_votes_is_that_of_their_divergence() -> None:
+    votes = torch.tensor([[0.5, 0.3, 0.2], [0.0, 0.25, 0.75], [0.1, 0.9, 0.0]])
+    logits, same = (LOGITS.clone().requires_grad_() for _ in range(2))
+    Objective(Config(), [], CPU)(
+        ModelOutputs(positive=logits), votes, torch.ones(3, dtype=torch.bool)
+    ).sum().backward()
+    F.kl_div(same.log_softmax(1), votes, reduction="sum").backward()
+    assert logits.grad.flatten().tolist() == pytest.approx(same.grad.flatten().tolist(), abs=1e-6)
 
 
 def test_negative_polarity_is_added_with_its_weight():

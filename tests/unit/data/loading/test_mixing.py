@@ -86,6 +86,9 @@ def test_targets_by_hand() -> None:
     weights = torch.tensor([0.25, 0.25, 1.0, 1.0])
     targets = mix_targets(torch.tensor([0, 2, 1, 1]), weights, 3)
     assert targets.tolist() == [[0.25, 0, 0.75], [0.75, 0, 0.25], [0, 1, 0], [0, 1, 0]]
+    votes = torch.tensor([[0.5, 0.5, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]])
+    targets = mix_targets(votes, weights, 3)
+    assert targets.tolist() == [[0.125, 0.125, 0.75], [0.375, 0.375, 0.25], [0, 1, 0], [1, 0, 0]]
     same = mix_targets(torch.tensor([1, 1]), torch.tensor([0.3, 0.3]), 3)
     assert same.tolist() == [[0, 1, 0]] * 2
 
