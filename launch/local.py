@@ -115,17 +115,20 @@ def first_line(config: Config, index: Index, folds: Sequence[int], ranks: int) -
 
 
 def _describe_folds(index: Index, folds: Sequence[int]) -> str:
-    sizes = [sum(index.shards[i].clips for i in index.test_shards(k)) for k in folds]
+    from dfer_dist.data.folds.clips import fold_clips, fold_numbers
+
+    parts = [fold_clips(index, k) for k in folds]
+    sizes = [len(part.test) for part in parts]
     clips = " to ".join(str(n) for n in sorted({min(sizes), max(sizes)}))
-    if len(index.folds) == 1:
-        trained = sum(index.shards[i].clips for i in index.train_shards(1))
-        return f"{trained} training and {clips} test clips"
-    if len(folds) == len(index.folds):
+    count = len(fold_numbers(index))
+    if count == 1:
+        return f"{len(parts[0].train)} training and {clips} test clips"
+    if len(folds) == count:
         return f"{len(folds)} folds of {clips} clips"
     if len(folds) == 1:
-        return f"fold {folds[0]} of {len(index.folds)}, {clips} clips"
+        return f"fold {folds[0]} of {count}, {clips} clips"
     numbers = ", ".join(map(str, folds))
-    return f"folds {numbers} of {len(index.folds)}, {clips} clips each"
+    return f"folds {numbers} of {count}, {clips} clips each"
 
 
 def _place(device: Device) -> str:

@@ -63,7 +63,7 @@ def open_run(
     if name is not None and (name in ("", "..") or name != Path(name).name):
         raise UserError(f"--name '{name}': give a plain name; --runs sets the folder")
     config, index = load_experiment(experiment, overrides, ranks)
-    chosen = parse_folds(folds, index.folds)
+    chosen = parse_folds(folds, known_folds(index))
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
     # a start that failed at once does not keep the name from the corrected command
     if run.run.exists() and _failed_before_training(run):
@@ -100,6 +100,13 @@ def load_experiment(experiment: str, overrides: list[str], ranks: int) -> tuple[
     if config.train.objective is not Supervision.labels:
         read_descriptions(index).choose(config.data.descriptions)
     return config, index
+
+
+def known_folds(index: Index) -> list[int]:
+    """Return the numbers of the folds that can be trained."""
+    from dfer_dist.data.folds.clips import fold_numbers
+
+    return fold_numbers(index)
 
 
 def _failed_before_training(run: RunDir) -> bool:
@@ -150,7 +157,7 @@ def _create(
             experiment=experiment,
             dataset=index.name,
             classes=list(index.classes),
-            folds=index.folds,
+            folds=known_folds(index),
             config_hash=config_hash(config),
             index_hash=index.hash,
             tracking=fresh_tracking(run, config, index.name),

@@ -27,6 +27,7 @@ ORDER = (
     "dfer_dist.data.faces",
     "dfer_dist.data.packing",
     "dfer_dist.data.loading",
+    "dfer_dist.data.folds",
     "dfer_dist.data.captions",
     "dfer_dist.data.verify",
     "dfer_dist.models",

@@ -19,9 +19,10 @@ from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import Config
+from dfer_dist.data.folds.clips import fold_clips, fold_numbers
 from dfer_dist.data.loading.batch import Batch
 from dfer_dist.data.loading.loader import evaluation_loader
-from dfer_dist.data.loading.sampler import ClipSet, all_clips, evaluation_batches
+from dfer_dist.data.loading.sampler import ClipSet, evaluation_batches
 from dfer_dist.data.shards.index import Index, open_index
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.shards.sidecars import describe_modalities
@@ -284,7 +285,7 @@ def evaluate_checkpoint(
     if fold is None:
         raise UserError(f"{path} does not say which fold it was trained for: give --fold")
     number = unseen_fold(saved, index, fold)
-    clips = all_clips(index, index.test_shards(number))
+    clips = fold_clips(index, number).test
     list_lost_clips(index, [number])
     table = predict_here(load_model(saved, config, index.classes), config, index, clips, progress)
     if out:
@@ -294,9 +295,10 @@ def evaluate_checkpoint(
 
 def list_lost_clips(index: Index, folds: Sequence[int]) -> list[str]:
     """Return the test clips that folds lost when the data was packed, and warn if there are any."""
-    lost = [clip for fold in folds for clip in index.lost_test_clips(fold)]
+    parts = [fold_clips(index, fold) for fold in folds]
+    lost = [clip for part in parts for clip in part.left_out]
     if lost:
-        tested = sum(index.shards[i].clips for fold in folds for i in index.test_shards(fold))
+        tested = sum(len(part.test) for part in parts)
         logger.warning("%s, such as %s", left_out_text(len(lost), tested), lost[0])
     return lost
 
@@ -309,7 +311,7 @@ def unseen_fold(saved: Checkpoint, index: Index, fold: int) -> int:
     UserError
         Otherwise.
     """
-    (number,) = parse_folds(str(fold), index.folds)
+    (number,) = parse_folds(str(fold), fold_numbers(index))
     trained_for = saved.state.get("fold")
     if trained_for not in (None, number) and saved.state["index_hash"] == index.hash:
         raise UserError(

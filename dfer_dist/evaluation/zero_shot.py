@@ -18,6 +18,7 @@ import numpy as np
 from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import Config, Head, ImageTuning, TemporalKind, TextTuning
+from dfer_dist.data.folds.clips import fold_clips, fold_numbers
 from dfer_dist.data.loading.sampler import ClipSet, all_clips
 from dfer_dist.data.shards.index import Index, open_index
 from dfer_dist.evaluation.evaluate import (
@@ -102,7 +103,7 @@ def _load(
         config = _as_pretrained(config)
         index = open_index(config.data)
         if fold is not None:
-            parse_folds(str(fold), index.folds)
+            parse_folds(str(fold), fold_numbers(index))
         return None, config, index, fold
     saved, config, index = open_checkpoint(what, overrides)
     _check_text(config, "test it without --zero-shot on data with the classes of its training")
@@ -217,11 +218,11 @@ def _fold(saved: Checkpoint, index: Index, fold: int | None) -> int | None:
 def _clips(index: Index, fold: int | None) -> ClipSet:
     """Return the test clips of a fold or of all folds, never clips of a split ``train``."""
     folds = _folds(index, fold)
-    return all_clips(index, sorted({shard for k in folds for shard in index.test_shards(k)}))
+    return all_clips(index, sorted({i for k in folds for i in fold_clips(index, k).test.shards}))
 
 
 def _folds(index: Index, fold: int | None) -> list[int]:
-    return index.folds if fold is None else [fold]
+    return fold_numbers(index) if fold is None else [fold]
 
 
 def _significance(labels: Ints, predicted: Ints, classes: Sequence[str]) -> dict[str, Any]:

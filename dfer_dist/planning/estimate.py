@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from dfer_dist.config.schema import Config, Precision, Supervision, split_batch
+from dfer_dist.data.folds.clips import fold_clips, fold_numbers
 from dfer_dist.data.loading.loader import KEPT, PREFETCH
 from dfer_dist.data.shards.index import open_index
 from dfer_dist.data.shards.store import is_remote
@@ -277,8 +278,9 @@ def data_size(config: Config) -> DataSize:
     shards = Path(config.data.shards)
     if is_remote(config.data.shards) or (shards / "index.json").is_file():
         index = open_index(config.data)
-        clips = sum(index.shards[i].clips for k in index.folds for i in index.train_shards(k))
-        return DataSize(index.classes, clips // len(index.folds), len(index.folds))
+        numbers = fold_numbers(index)
+        trained = sum(len(fold_clips(index, k).train) for k in numbers)
+        return DataSize(index.classes, trained // len(numbers), len(numbers))
     if shards.name not in _PUBLISHED:
         raise UserError(
             f"{shards} holds no index.json and is not named {', '.join(_PUBLISHED)}: pack first, "

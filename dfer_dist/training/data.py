@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfer_dist.config.schema import Config, Selection, Supervision, split_batch
+from dfer_dist.data.folds.clips import fold_clips
 from dfer_dist.data.loading.loader import Batch, train_loader
 from dfer_dist.data.loading.prefetch import check_cache
 from dfer_dist.data.loading.sampler import (
     BalancedPlan,
     ClipSet,
     EpochPlan,
-    all_clips,
     clips_by_class,
     train_val_split,
 )
@@ -37,6 +37,8 @@ class FoldData:
     val : ClipSet or None
         Clips held out of the training folds.
     test : ClipSet
+    left_out : tuple of str
+        Test clips that were lost when the set was packed.
     class_sizes : list of int
         Training clips by label; empty where no setting needs them.
     descriptions : ClipDescriptions or None
@@ -50,6 +52,7 @@ class FoldData:
     plan: EpochPlan
     val: ClipSet | None
     test: ClipSet
+    left_out: tuple[str, ...]
     class_sizes: list[int]
     descriptions: ClipDescriptions | None
     modalities: dict[str, Any] | None
@@ -67,14 +70,13 @@ def build_data(*, config: Config, fold: int, ranks: Ranks) -> FoldData:
     train = config.train
     index = open_index(config.data, config.data.loss_budget)
     # Found now rather than after the training.
-    check_sizes(index, index.test_shards(fold))
-    clips, val = all_clips(index, index.train_shards(fold)), None
-    if train.selection is Selection.best_val and index.val_shards:
-        val = all_clips(index, index.val_shards)
-    elif train.selection is Selection.best_val:
-        clips, val = train_val_split(
-            index, index.train_shards(fold), train.val_fraction, train.seed
-        )
+    of_fold = fold_clips(index, fold)
+    check_sizes(index, of_fold.test.shards)
+    clips, val = of_fold.train, None
+    if train.selection is Selection.best_val:
+        val = of_fold.val
+        if val is None:
+            clips, val = train_val_split(index, clips, train.val_fraction, train.seed)
     needs_classes = config.data.balanced or train.class_balance
     by_class = clips_by_class(index, clips) if needs_classes else ()
     plan = EpochPlan(
@@ -100,7 +102,8 @@ def build_data(*, config: Config, fold: int, ranks: Ranks) -> FoldData:
         index=index,
         plan=plan,
         val=val,
-        test=all_clips(index, index.test_shards(fold)),
+        test=of_fold.test,
+        left_out=of_fold.left_out,
         class_sizes=[len(c) for c in by_class],
         descriptions=descriptions,
         modalities=ranks.broadcast_object(modalities),

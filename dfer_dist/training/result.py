@@ -53,5 +53,5 @@ def fold_result(trainer: Trainer, scores: Scores, shuffled: UarWar | None) -> Fo
         lost_clips=len(state.lost_clips),
         skipped_steps=len(state.bad_steps),
         drift=state.drift,
-        left_out=data.index.lost_test_clips(data.fold),
+        left_out=list(data.left_out),
     )

@@ -23,7 +23,7 @@ from launch.console import announced, print_line
 from launch.locks import run_lock
 from launch.progress import is_done
 from launch.report import open_mlflow_runs
-from launch.runs import load_experiment, open_run, remove_run
+from launch.runs import known_folds, load_experiment, open_run, remove_run
 from launch.slurm.batch import (
     ArrayTask,
     ClusterTarget,
@@ -88,7 +88,7 @@ def show_submission(request: JobRequest, target: ClusterTarget) -> None:
     for name, settings in request.variants(target.cluster):
         config, index = load_experiment(request.experiment, settings, target.cluster.ranks)
         run = RunDir((request.runs / name).resolve())
-        tasks += [ArrayTask(run, fold) for fold in parse_folds(request.folds, index.folds)]
+        tasks += [ArrayTask(run, fold) for fold in parse_folds(request.folds, known_folds(index))]
         configs.append((run, config))
     executor = make_executor(tasks, target, configs[0][0].root / "slurm" / "1")
     print_line(script_text(executor, len(tasks)))

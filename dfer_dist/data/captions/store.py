@@ -26,7 +26,8 @@ import numpy as np
 import pyarrow as pa
 
 from dfer_dist.data.captions.label_leakage import clean
-from dfer_dist.data.loading.sampler import ClipSet, all_clips
+from dfer_dist.data.folds.clips import fold_clips
+from dfer_dist.data.loading.sampler import ClipSet
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.store import FetchError, Remote
 from dfer_dist.utils.errors import UserError
@@ -139,7 +140,7 @@ def descriptions(
     if unexpected := wanted - hashes.keys():
         raise ValueError(f"{index.root} has no clip {min(unexpected)}")
     if not testing:
-        tested = clip_keys(index, all_clips(index, index.test_shards(fold)))
+        tested = clip_keys(index, fold_clips(index, fold).test)
         if leaked := wanted.intersection(tested):
             raise ValueError(
                 f"{len(leaked)} clips, such as {min(leaked)}, are tested in fold {fold}"

@@ -68,9 +68,9 @@ def all_clips(index: Index, shards: Sequence[int]) -> ClipSet:
 
 
 def train_val_split(
-    index: Index, shards: Sequence[int], fraction: float, seed: int
+    index: Index, clips: ClipSet, fraction: float, seed: int
 ) -> tuple[ClipSet, ClipSet]:
-    """Split shards into a training part and a stratified validation part.
+    """Split clips into a training part and a stratified validation part.
 
     Of each class, ``fraction`` of the clips (at least one, never all) go to validation: those whose
     keys have the smallest keyed hash, so that the choice depends on the seed and the keys alone,
@@ -86,27 +86,29 @@ def train_val_split(
         If a class has a single clip, which cannot be in both parts.
     """
     by_label: dict[int, list[tuple[bytes, int, int]]] = {}
-    for i in shards:
+    used = {
+        i: np.arange(count) if rows is None else rows
+        for i, count, rows in zip(clips.shards, clips.counts, clips.rows, strict=True)
+    }
+    for i, rows in used.items():
         table = index.sidecar(i).select(["key", "label"]).to_pydict()
-        for row, (key, label) in enumerate(zip(table["key"], table["label"], strict=True)):
-            digest = hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).digest()
-            by_label.setdefault(label, []).append((digest, i, row))
-    val_rows: dict[int, list[int]] = {i: [] for i in shards}
-    for label, clips in by_label.items():
-        if len(clips) < 2:
+        for row in rows.tolist():
+            digest = hashlib.blake2b(f"{seed}/{table['key'][row]}".encode(), digest_size=8)
+            by_label.setdefault(table["label"][row], []).append((digest.digest(), i, row))
+    val_rows: dict[int, list[int]] = {i: [] for i in used}
+    for label, members in by_label.items():
+        if len(members) < 2:
             raise UserError(
                 f"class {index.classes[label]} has one training clip: "
                 "selection=best_val needs two of each class"
             )
-        count = min(max(1, round(fraction * len(clips))), len(clips) - 1)
-        for _, i, row in sorted(clips)[:count]:
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        for _, i, row in sorted(members)[:count]:
             val_rows[i].append(row)
-    val = [np.array(sorted(val_rows[i]), dtype=np.int64) for i in shards]
-    train = [
-        np.setdiff1d(np.arange(index.shards[i].clips), v) for i, v in zip(shards, val, strict=True)
-    ]
+    val = [np.array(sorted(val_rows[i]), dtype=np.int64) for i in used]
+    train = [np.setdiff1d(own, v) for own, v in zip(used.values(), val, strict=True)]
     train_set, val_set = (
-        ClipSet(tuple(shards), tuple(map(len, part)), tuple(part)) for part in (train, val)
+        ClipSet(clips.shards, tuple(map(len, part)), tuple(part)) for part in (train, val)
     )
     return train_set, val_set
 

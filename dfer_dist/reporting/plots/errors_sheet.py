@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from dfer_dist.config.load import read_config
+from dfer_dist.data.folds.clips import fold_clips
 from dfer_dist.data.loading.frame_sampling import sample_evenly
 from dfer_dist.data.shards.index import Index, open_index
 from dfer_dist.data.shards.reader import Clip, ClipReader, DamagedClip
@@ -107,7 +108,7 @@ def _read(index: Index, errors: Sequence[ConfidentError]) -> list[Clip]:
     reader = ClipReader(index)
     places: dict[tuple[int, str], tuple[int, int]] = {}
     for fold in sorted({e.fold for e in errors}):
-        for shard in index.test_shards(fold):
+        for shard in fold_clips(index, fold).test.shards:
             keys = index.sidecar(shard)["key"].to_pylist()
             places |= {(fold, key): (shard, row) for row, key in enumerate(keys)}
     try:

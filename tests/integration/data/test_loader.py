@@ -12,6 +12,7 @@ import pytest
 import simplejpeg
 import torch
 
+from dfer_dist.data.folds.clips import fold_clips
 from dfer_dist.data.loading.augmentation import AugmentParams, apply, stack_params
 from dfer_dist.data.loading.loader import evaluation_loader, train_loader
 from dfer_dist.data.loading.sampler import ClipSet, EpochPlan, all_clips, train_val_split
@@ -26,7 +27,7 @@ EPOCHS, STEPS, BATCH = 2, 4, 8
 @pytest.fixture(scope="module")
 def clips(tiny_shards: Index) -> ClipSet:
     """The training part of fold 1 with every fourth clip held out: 36 clips, shards in part."""
-    part = train_val_split(tiny_shards, tiny_shards.train_shards(1), 0.25, seed=0)[0]
+    part = train_val_split(tiny_shards, fold_clips(tiny_shards, 1).train, 0.25, seed=0)[0]
     assert len(part) == 36 and any(
         len(r) != tiny_shards.shards[s].clips for s, r in zip(part.shards, part.rows, strict=True)
     )

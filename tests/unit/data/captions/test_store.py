@@ -59,7 +59,7 @@ def test_descriptions_refuses_test_clips_unless_testing(index: Index) -> None:
 
 
 def test_clip_keys_separates_training_and_validation(index: Index) -> None:
-    train, val = train_val_split(index, index.train_shards(1), 0.2, 0)
+    train, val = train_val_split(index, all_clips(index, index.train_shards(1)), 0.2, 0)
     a, b = clip_keys(index, train), clip_keys(index, val)
     assert len(a) == len(train) and len(b) == len(val)
     assert sorted(a + b) == sorted(train_keys(index, 1))

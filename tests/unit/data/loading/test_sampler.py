@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dfer_dist.data.folds.clips import fold_clips
 from dfer_dist.data.loading import sampler as plan_module
 from dfer_dist.data.loading.prefetch import training_requests
 from dfer_dist.data.loading.sampler import (
@@ -214,7 +215,9 @@ def test_train_val_split_is_stratified_and_complete(tiny_shards: Index) -> None:
     for fraction in (0.01, 0.25, 0.99):
         train, val = (
             chosen(tiny_shards, part)
-            for part in train_val_split(tiny_shards, shards, fraction, seed=0)
+            for part in train_val_split(
+                tiny_shards, all_clips(tiny_shards, shards), fraction, seed=0
+            )
         )
         assert not train.keys() & val.keys() and train | val == everything
         wanted = {label: min(max(1, round(fraction * n)), n - 1) for label, n in totals.items()}
@@ -224,7 +227,7 @@ def test_train_val_split_is_stratified_and_complete(tiny_shards: Index) -> None:
 def test_train_val_split_depends_on_seed_and_keys_only(tiny_shards: Index, recut: Index) -> None:
     assert len(recut.shards) == 5 < len(tiny_shards.shards)
     parts = [
-        train_val_split(index, index.train_shards(1), 0.25, seed=1)[1]
+        train_val_split(index, fold_clips(index, 1).train, 0.25, seed=1)[1]
         for index in (tiny_shards, recut, tiny_shards)
     ]
     first, other_cut, again = (
@@ -232,18 +235,15 @@ def test_train_val_split_depends_on_seed_and_keys_only(tiny_shards: Index, recut
     )
     assert first == other_cut == again
     assert first != chosen(
-        tiny_shards, train_val_split(tiny_shards, tiny_shards.train_shards(1), 0.25, seed=2)[1]
+        tiny_shards, train_val_split(tiny_shards, fold_clips(tiny_shards, 1).train, 0.25, seed=2)[1]
     )
-    reverse = chosen(
-        tiny_shards,
-        train_val_split(tiny_shards, tiny_shards.train_shards(1)[::-1], 0.25, seed=1)[1],
-    )
-    assert reverse == first
+    backwards = all_clips(tiny_shards, tiny_shards.train_shards(1)[::-1])
+    assert chosen(tiny_shards, train_val_split(tiny_shards, backwards, 0.25, seed=1)[1]) == first
 
 
 def test_train_val_split_refuses_class_of_one_clip(recut: Index) -> None:
     with pytest.raises(UserError, match="class disgust has one training clip"):
-        train_val_split(recut, [0], 0.5, seed=0)
+        train_val_split(recut, all_clips(recut, [0]), 0.5, seed=0)
 
 
 class TestBalanced:

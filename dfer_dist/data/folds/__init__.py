@@ -1,0 +1,1 @@
+"""Folds of a packed set: its own ones, or those of an overlay that is stored next to it."""
