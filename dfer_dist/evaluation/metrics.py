@@ -1,7 +1,9 @@
-"""UAR, WAR and confusion matrix of a table of predictions, and intervals of means over folds.
+"""UAR, WAR, F1 and confusion matrix of a table of predictions, and intervals of means over folds.
 
 UAR (unweighted average recall) is the mean of the recalls of the classes that occur in the truth.
-WAR (weighted average recall) is accuracy. Both are in percent everywhere.
+WAR (weighted average recall) is accuracy. F1 of a class is the harmonic mean of its precision and
+its recall; macro F1 is its mean over the classes that occur in the truth, weighted F1 the mean
+weighted by their clips. All are in percent everywhere.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dfer_dist.runs.records import Scores
+from dfer_dist.runs.records import METRICS, Scores
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 def top_class(logits: ArrayLike) -> Ints:
@@ -86,6 +89,7 @@ def score(labels: ArrayLike, outputs: ArrayLike, classes: Sequence[str]) -> Scor
         for c, k, n in zip(classes, correct, support, strict=True)
     }
     present = [r for r in recall.values() if r is not None]
+    f1 = f1_of_classes(correct, matrix.sum(axis=0), support)[support > 0]
     return Scores(
         n=int(support.sum()),
         uar=float(np.mean(present)),
@@ -95,7 +99,32 @@ def score(labels: ArrayLike, outputs: ArrayLike, classes: Sequence[str]) -> Scor
         confusion=matrix.tolist(),
         classes=list(classes),
         absent=[c for c, r in recall.items() if r is None],
+        macro_f1=100.0 * float(f1.mean()),
+        weighted_f1=100.0 * float(np.average(f1, weights=support[support > 0])),
     )
+
+
+def metric_values(scores: Scores) -> dict[str, float]:
+    """Return the metrics of a table by name, those that were computed."""
+    values = {metric: getattr(scores, metric) for metric in METRICS}
+    return {metric: value for metric, value in values.items() if value is not None}
+
+
+def f1_of_classes(correct: ArrayLike, predicted: ArrayLike, support: ArrayLike) -> Floats:
+    """Return F1 of each class, in 0..1.
+
+    Parameters
+    ----------
+    correct, predicted, support : int [..., C]
+        Clips of a class that are right, clips predicted as it, clips that are of it.
+
+    Returns
+    -------
+    float64 [..., C]
+        0 for a class that is neither predicted nor true.
+    """
+    both = np.add(predicted, support)
+    return 2.0 * np.asarray(correct) / np.maximum(both, 1)
 
 
 def bootstrap_ci(
@@ -106,7 +135,7 @@ def bootstrap_ci(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean over folds of UAR or WAR.
+    """Return the percentile bootstrap interval of the mean over folds of a metric.
 
     Clips are drawn within fold and class. Of n clips of a class in a fold, k are right. n clips
     drawn with replacement are n independent trials with probability k/n, so the number of right
@@ -120,7 +149,7 @@ def bootstrap_ci(
     ----------
     tables : sequence of (labels int [N], predictions int [N])
         One for each fold.
-    metric : {'uar', 'war'}
+    metric : {'uar', 'war', 'macro_f1', 'weighted_f1'}
 
     Returns
     -------
@@ -135,28 +164,29 @@ def bootstrap_ci(
     ----------
     Efron & Tibshirani, An Introduction to the Bootstrap (1993), section 13.3 (percentile interval).
     """
-    if metric not in ("uar", "war"):
-        raise ValueError(f"metric must be 'uar' or 'war', not '{metric}'")
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, not '{metric}'")
     if not tables:
         raise ValueError("no fold to draw from")
     rng = np.random.default_rng(seed)
     total = np.zeros(resamples)
     for labels, predictions in tables:
         truth, predicted = _checked(labels, predictions, num_classes)
-        total += _resample(rng, truth, predicted, metric, resamples)
+        resample = _resample_f1 if metric.endswith("f1") else _resample
+        total += resample(rng, truth, predicted, metric, resamples)
     tail = 50.0 * (1.0 - level)
     low, high = np.percentile(100.0 * total / len(tables), [tail, 100.0 - tail])
     return float(low), float(high)
 
 
 def interval(scores: Scores, metric: str) -> tuple[float, float]:
-    """Return the 95 % interval of UAR or WAR in one table of predictions, as :func:`bootstrap_ci`.
+    """Return the 95 % interval of a metric in one table of predictions, as :func:`bootstrap_ci`.
 
     Parameters
     ----------
     scores : Scores
         Of the table; its confusion matrix holds all that the interval depends on.
-    metric : {'uar', 'war'}
+    metric : {'uar', 'war', 'macro_f1', 'weighted_f1'}
 
     Returns
     -------
@@ -170,7 +200,7 @@ def interval(scores: Scores, metric: str) -> tuple[float, float]:
 
 def _resample(
     rng: np.random.Generator, truth: Ints, predicted: Ints, metric: str, resamples: int
-) -> NDArray[np.float64]:
+) -> Floats:
     """Return UAR or WAR of each resample of a fold, in 0..1."""
     support = np.bincount(truth)
     correct = np.bincount(truth[truth == predicted], minlength=len(support))
@@ -179,6 +209,31 @@ def _resample(
     drawn = rng.binomial(n, k / n, size=(resamples, n.size))
     scores = (drawn / n).mean(axis=1) if metric == "uar" else drawn.sum(axis=1) / n.sum()
     return np.asarray(scores)
+
+
+def _resample_f1(
+    rng: np.random.Generator, truth: Ints, predicted_classes: Ints, metric: str, resamples: int
+) -> Floats:
+    """Return macro or weighted F1 of each resample of a fold, in 0..1.
+
+    F1 depends on how often each class is predicted too, so the predictions of a class are drawn
+    from the multinomial distribution of its row of the confusion matrix.
+    """
+    matrix = confusion(truth, predicted_classes, 1 + max(truth.max(), predicted_classes.max()))
+    support = matrix.sum(axis=1)
+    present = np.flatnonzero(support)
+    predicted = np.zeros((resamples, len(matrix)))
+    correct = np.zeros_like(predicted)
+    for label in present:
+        # most classes are never predicted for clips of this one
+        columns = np.flatnonzero(matrix[label])
+        shares = matrix[label, columns] / support[label]
+        drawn = rng.multinomial(support[label], shares, size=resamples)
+        predicted[:, columns] += drawn
+        correct[:, label] = drawn[:, columns == label].sum(axis=1)
+    f1 = f1_of_classes(correct, predicted, support)[:, present]
+    weights = None if metric == "macro_f1" else support[present]
+    return np.asarray(np.average(f1, axis=1, weights=weights))
 
 
 def _checked(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> tuple[Ints, Ints]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from dfer_dist.reporting.history import Cost, run_cost, training_cost
 from dfer_dist.reporting.wording import join
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import (
+    METRICS,
     FoldResult,
     MajorityBaseline,
     Scores,
@@ -121,8 +122,7 @@ class LoadedRun:
             selection=self.result.selection,
             folds=[fold.result for fold in self.folds.values()],
             missing=[k for k in self.all_folds if k not in self.folds],
-            uar=_spread(tables, "uar"),
-            war=_spread(tables, "war"),
+            **{metric: _spread(tables, metric) for metric in METRICS},
             pooled=pooled,
             majority=MajorityBaseline(commonest, 100.0 * pooled.support[commonest] / pooled.n),
             shuffled=shuffled,
@@ -190,7 +190,10 @@ def load_fold(files: FoldDir) -> LoadedFold:
                 f"{files.shuffled_predictions} has other clips than {files.predictions.name}: "
                 "evaluate this fold again"
             )
-    return LoadedFold(result, table, shuffled, training_cost(files, result))
+    # older versions did not record F1
+    scores = table.scores
+    complete = replace(result, macro_f1=scores.macro_f1, weighted_f1=scores.weighted_f1)
+    return LoadedFold(complete, table, shuffled, training_cost(files, result))
 
 
 def read_predictions(path: Path, classes: list[str]) -> ScoredPredictions:
@@ -231,11 +234,11 @@ def check_scores(path: Path, written: Scores | UarWar, scores: Scores) -> None:
     UserError
         If one of them differs.
     """
-    for name in ("n", "support", "confusion", "uar", "war"):
+    for name in ("n", "support", "confusion", *METRICS):
         computed = getattr(scores, name)
         value = getattr(written, name, computed)
-        same = value == computed
-        if name in ("uar", "war"):
+        same = value in (None, computed)
+        if name in METRICS and value is not None:
             same = abs(value - computed) <= _TOLERANCE
         if not same:
             raise UserError(

@@ -35,7 +35,7 @@ from dfer_dist.reporting.wording import (
     optional,
     warnings,
 )
-from dfer_dist.runs.records import Summary
+from dfer_dist.runs.records import METRICS, Summary
 
 _MAX_CONFUSIONS = 8  # in the table
 
@@ -49,7 +49,7 @@ def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[
         f"UAR {pooled.uar:.2f} %, WAR {pooled.war:.2f} %."
     )
     sections = [
-        Section("scores", "UAR and WAR", [_scores_table(loaded)]),
+        Section("scores", "UAR, WAR and F1", [_scores_table(loaded)]),
         Section("recall", "Recall of each class", [_recall_table(loaded)], [recall]),
         Section("confusion", "Confusion", [_confusions_table(loaded), _precision_table(loaded)]),
     ]
@@ -90,11 +90,13 @@ def _scores_table(loaded: LoadedRun) -> Table:
     """Return the folds, their mean with its interval, and the baselines."""
     summary = loaded.summary
     cells = {
-        r.fold: [f"{r.uar:.2f}", f"{r.war:.2f}", str(r.n), str(r.epoch)] for r in summary.folds
+        r.fold: [*(f"{getattr(r, m):.2f}" for m in METRICS), str(r.n), str(r.epoch)]
+        for r in summary.folds
     }
     folds = _fold_rows(summary, cells)
     deviation = " ± deviation" if len(cells) > 1 else ""
-    spreads, majority = (summary.uar, summary.war), summary.majority
+    spreads, majority = [getattr(summary, m) for m in METRICS], summary.majority
+    no_f1 = [""] * (len(METRICS) - 2)
     rows = [
         *folds,
         [
@@ -107,9 +109,9 @@ def _scores_table(loaded: LoadedRun) -> Table:
     ]
     if summary.shuffled:
         shuffled = mean_text(summary.shuffled.uar), mean_text(summary.shuffled.war)
-        rows.append(["frames shuffled", *shuffled, "", ""])
-    rows.append([f"always {majority.class_name}", "", f"{majority.war:.2f}", "", ""])
-    header = ["Fold", "UAR %", "WAR %", "Clips", "Epoch"]
+        rows.append(["frames shuffled", *shuffled, *no_f1, "", ""])
+    rows.append([f"always {majority.class_name}", "", f"{majority.war:.2f}", *no_f1, "", ""])
+    header = ["Fold", *(f"{name} %" for name in METRICS.values()), "Clips", "Epoch"]
     lines, rules = notes(summary), [len(folds)]
     return _table(loaded, "scores", header, rows, notes=lines, rules=rules)
 

@@ -8,14 +8,18 @@ from typing import Any, ClassVar, Self
 
 from dfer_dist.utils.records import Record, stored_as
 
+#: The metrics of a table of predictions, with what they are called.
+METRICS = {"uar": "UAR", "war": "WAR", "macro_f1": "Macro F1", "weighted_f1": "Weighted F1"}
+
 
 @dataclass(frozen=True)
 class Scores:
     """Metrics of one table of predictions.
 
-    ``uar``, ``war`` and ``recall`` are in percent. Rows of ``confusion`` are the truth, columns the
-    prediction, both in the order of ``classes``. A class in ``absent`` has no clip in the truth;
-    its recall is None.
+    ``uar``, ``war``, ``recall`` and F1 are in percent. Rows of ``confusion`` are the truth, columns
+    the prediction, both in the order of ``classes``. A class in ``absent`` has no clip in the
+    truth; its recall is None. ``macro_f1`` is the mean F1 of the other classes, ``weighted_f1``
+    their mean weighted by clips; older versions recorded neither.
     """
 
     n: int
@@ -26,6 +30,8 @@ class Scores:
     confusion: list[list[int]]
     classes: list[str]
     absent: list[str]
+    macro_f1: float | None = None
+    weighted_f1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class FoldResult(Record):
     epoch: int
     config_hash: str
     index_hash: str
+    macro_f1: float | None = None
+    weighted_f1: float | None = None
     recall: dict[str, float | None] = field(default_factory=dict)
     step: int | None = None
     checkpoint: str = ""
@@ -297,8 +305,8 @@ class Summary(Record):
     """``summary.json``: a run's metrics over its finished folds.
 
     ``pooled`` are the metrics of all clips of all finished folds. ``shuffled`` is None unless every
-    finished fold was also tested with its frames shuffled. Summaries of older runs have no
-    ``cost``.
+    finished fold was also tested with its frames shuffled. Summaries of older versions have no
+    ``cost`` and no F1.
     """
 
     remedy: ClassVar[str] = "write it again with dfer report"
@@ -313,3 +321,5 @@ class Summary(Record):
     majority: MajorityBaseline
     shuffled: UarWarSpread | None = None
     cost: RunCost | None = None
+    macro_f1: Spread | None = None
+    weighted_f1: Spread | None = None

@@ -10,11 +10,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dfer_dist.runs.records import METRICS
+
 # 1 is the names of the files, as earlier versions sent them.
 VERSION = 2
 
 _TRAINING = "4_training"
-# Of UAR and of WAR. A fold has test, val and shuffled; a run has the others, over its folds.
+# Of each metric of a test. A fold has test, val and shuffled; a run has the others, over its folds.
 _SCORES = {
     "{}_mean": "1_scores/{}",
     "{}_std": "1_scores/{}_std",
@@ -30,7 +32,7 @@ _SCORES = {
 # By the name in the files; what is not listed belongs to training.
 _NAMES = {
     file_name.format(score): name.format(score)
-    for score in ("uar", "war")
+    for score in METRICS
     for file_name, name in _SCORES.items()
 } | {
     "ranks": "3_cost/ranks",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from dfer_dist.runs.records import RunCost, Summary
+from dfer_dist.runs.records import METRICS, RunCost, Summary
 from dfer_dist.tracking.metric_names import MetricNames, recall_names
 
 if TYPE_CHECKING:
@@ -41,8 +41,11 @@ def summary_metrics(summary: Summary) -> dict[str, float | None]:
     A number of ranks is one only if all folds had the same.
     """
     values: dict[str, float | None] = {}
-    for metric in ("uar", "war"):
+    for metric in METRICS:
         spread, by_fold = getattr(summary, metric), [getattr(r, metric) for r in summary.folds]
+        # Summaries of older versions have no F1.
+        if spread is None:
+            continue
         low, high = spread.ci95
         values |= {
             f"{metric}_mean": spread.mean,
@@ -52,7 +55,7 @@ def summary_metrics(summary: Summary) -> dict[str, float | None]:
             f"{metric}_best": max(by_fold),
             f"{metric}_worst": min(by_fold),
         }
-        if summary.shuffled:
+        if summary.shuffled and metric in ("uar", "war"):
             values[f"{metric}_shuffled"] = getattr(summary.shuffled, metric).mean
     return values | recall_names(summary.pooled.recall) | _cost_metrics(summary.cost)
 

@@ -24,6 +24,7 @@ from dfer_dist.distributed.preemption import Preempted, PreemptionHandler
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.distributed.watchdog import Watchdog
 from dfer_dist.evaluation.evaluate import Predictions, build_test_loader, collect, predict
+from dfer_dist.evaluation.metrics import metric_values
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import Scores, UarWar
 from dfer_dist.runs.status import Phase
@@ -295,7 +296,7 @@ class Trainer:
             self.checkpointer.wait()
             raise
         self.state.epoch_ended = True
-        metrics = {f"{split}_uar": scores.uar, f"{split}_war": scores.war}
+        metrics = {f"{split}_{name}": value for name, value in metric_values(scores).items()}
         self.tracking.log(self.state.step, self.epoch, metrics)
         return scores
 
@@ -377,7 +378,7 @@ class Trainer:
         if not table:
             return
         table.write(self.folder.predictions)
-        metrics = {"test_uar": scores.uar, "test_war": scores.war}
+        metrics = {f"test_{name}": value for name, value in metric_values(scores).items()}
         if shuffled:
             metrics |= {"shuffled_uar": shuffled.uar, "shuffled_war": shuffled.war}
         self.tracking.log(self.state.step, self.epoch, metrics)

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.runs.records import Scores
+from dfer_dist.runs.records import METRICS, Scores
 from dfer_dist.utils.errors import UserError
 from launch.console import number_columns, print_line, print_table, progress_bar
 from launch.options import Checkpoint, Overrides
@@ -60,7 +60,7 @@ def evaluate(
     [bold]dfer eval runs/dfew/fold-1/checkpoints/LATEST --zero-shot data.shards=data/mafw[/bold]
     """
     from dfer_dist.evaluation.evaluate import evaluate_checkpoint
-    from dfer_dist.evaluation.metrics import interval
+    from dfer_dist.evaluation.metrics import interval, metric_values
     from dfer_dist.reporting.wording import interval_text
 
     if zero_shot:
@@ -68,10 +68,11 @@ def evaluate(
         return
     with progress_bar("test clips") as progress:
         scores = evaluate_checkpoint(checkpoint, fold, overrides or [], out, progress)
-    uar, war = (interval_text(*interval(scores, metric)) for metric in ("uar", "war"))
-    print_line(
-        f"{scores.n} clips: UAR {scores.uar:.2f} (95 % {uar}), WAR {scores.war:.2f} (95 % {war})"
-    )
+    texts = [
+        f"{METRICS[name]} {value:.2f} (95 % {interval_text(*interval(scores, name))})"
+        for name, value in metric_values(scores).items()
+    ]
+    print_line(f"{scores.n} clips: {', '.join(texts)}")
     print_table(classes_table(scores))
 
 

@@ -4,9 +4,23 @@ import time
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    recall_score,
+)
 
-from dfer_dist.evaluation.metrics import bootstrap_ci, confusion, interval, score, top_class
+from dfer_dist.evaluation.metrics import (
+    bootstrap_ci,
+    confusion,
+    interval,
+    metric_values,
+    score,
+    top_class,
+)
+from dfer_dist.runs.records import METRICS
 
 FOUR = ["happiness", "sadness", "neutral", "anger"]
 
@@ -44,6 +58,9 @@ def test_agrees_with_scikit_learn(seed: int, classes: int) -> None:
         list(100 * recall_score(labels, predictions, average=None))
     )
     assert s.confusion == confusion_matrix(labels, predictions).tolist()
+    for average in ("macro", "weighted"):
+        f1 = 100 * f1_score(labels, predictions, average=average)
+        assert metric_values(s)[f"{average}_f1"] == pytest.approx(f1, abs=1e-9, rel=0)
 
 
 def test_absent_class_is_named_and_left_out_of_uar() -> None:
@@ -54,6 +71,8 @@ def test_absent_class_is_named_and_left_out_of_uar() -> None:
     assert s.uar == 75.0
     assert s.war == 75.0
     assert len(s.confusion) == 4
+    # F1 2/3 and 1; that of class 1 would be 0
+    assert s.macro_f1 == s.weighted_f1 == pytest.approx(100 * (2 / 3 + 1) / 2, abs=1e-9)
 
 
 def test_logits_and_the_predictions_they_give_score_alike() -> None:
@@ -106,13 +125,22 @@ def brute_force(
                     if (r := np.flatnonzero(labels == c)).size
                 ]
             )
-            right = labels[rows] == predictions[rows]
-            per_class = [right[labels[rows] == c].mean() for c in np.unique(labels)]
-            out[d] += 100 * (np.mean(per_class) if metric == "uar" else right.mean()) / len(tables)
+            out[d] += 100 * value(labels[rows], predictions[rows], metric) / len(tables)
     return out
 
 
-@pytest.mark.parametrize("metric", ["uar", "war"])
+def value(labels: np.ndarray, predictions: np.ndarray, metric: str) -> float:
+    right, present = labels == predictions, np.unique(labels)
+    if metric == "war":
+        return float(right.mean())
+    hits, clips = (np.array([x[labels == c].sum() for c in present]) for x in (right, right >= 0))
+    if metric == "uar":
+        return float(np.mean(np.divide(hits, clips)))
+    f1 = 2 * hits / (clips + [(predictions == c).sum() for c in present])
+    return float(np.mean(f1) if metric == "macro_f1" else np.dot(f1, clips) / len(labels))
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_counts_give_the_same_bootstrap_as_drawing_clips(metric: str) -> None:
     # fold 2 lacks class 0, so its UAR is a mean over fewer classes
     tables = [table(3, 120, 4, 0.6), table(4, 90, 4, 0.4)]
@@ -141,7 +169,7 @@ def test_interval_covers_the_true_mean_as_often_as_it_says() -> None:
     assert 0.90 <= hits / trials <= 0.99
 
 
-@pytest.mark.parametrize("metric", ["uar", "war"])
+@pytest.mark.parametrize("metric", METRICS)
 def test_interval_of_scores_is_that_of_their_table(metric: str) -> None:
     labels, predictions = table(1, 90, 4, 0.6)
     # a class of the truth without clips
@@ -171,5 +199,5 @@ def test_interval_of_perfect_predictions_is_a_point() -> None:
 def test_interval_refuses_no_fold_and_unknown_metric() -> None:
     with pytest.raises(ValueError, match="no fold"):
         bootstrap_ci([], 3, "uar")
-    with pytest.raises(ValueError, match="f1"):
+    with pytest.raises(ValueError, match="weighted_f1, not 'f1'"):
         bootstrap_ci([(np.array([0]), np.array([0]))], 3, "f1")

@@ -169,7 +169,7 @@ def test_missing_folds_are_marked_in_every_table_and_file(holes: RunDir) -> None
     tex = holes.latex.read_text()
     assert tex.count(warning) == 1 + tex.count(r"\begin{table") == 5
     assert holes.report.read_text().count(f"**{warning}**") == 1 + 7
-    assert ["2", *["missing"] * 4] == [x for x in page.tables[0] if x][10:15]
+    assert ["2", *["missing"] * 6] == [x for x in page.tables[0] if x][14:21]
 
 
 def test_page_and_markdown_begin_with_the_verdict(holes: RunDir) -> None:

@@ -20,7 +20,7 @@ from dfer_dist.reporting.results import load_run
 from dfer_dist.reporting.sections import run_sections
 from dfer_dist.reporting.tables import terminal
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.runs.records import FoldResult
+from dfer_dist.runs.records import METRICS, FoldResult
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json
 from tests.helpers.made_runs import CLASSES, load_made, make_fold, write_summary
@@ -79,8 +79,22 @@ def test_interval_is_bootstrap_of_predictions(tmp_path: Path) -> None:
         data = pq.read_table(make_fold(tmp_path, k) / "predictions.parquet").to_pydict()
         tables.append((np.array(data["label"]), np.array(data["logits"]).argmax(1)))
     s = load_made(tmp_path, [1, 2]).summary.to_json()
-    for metric in ("uar", "war"):
+    for metric in METRICS:
         assert tuple(s[metric]["ci95"]) == bootstrap_ci(tables, len(CLASSES), metric)
+
+
+def test_f1_of_an_older_result_is_computed_from_its_predictions(tmp_path: Path) -> None:
+    fold = make_fold(tmp_path, 1)
+    result = json.loads((fold / "result.json").read_text())
+    f1 = result.pop("macro_f1"), result.pop("weighted_f1")
+    write_json(fold / "result.json", result)
+    s = write_summary(load_made(tmp_path, [1]))
+    assert (s["folds"][0]["macro_f1"], s["folds"][0]["weighted_f1"]) == f1
+    assert (s["macro_f1"]["mean"], s["weighted_f1"]["mean"]) == f1
+    assert f"{f1[0]:.2f} │" in summary_text(tmp_path)
+    write_json(fold / "result.json", result | {"macro_f1": f1[0] + 1})
+    with pytest.raises(UserError, match="macro_f1 is not that of the predictions"):
+        load_run(RunDir(tmp_path))
 
 
 def test_table_and_markdown_contain_all_numbers(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ NAMES = {
     "war_ci95_low": "1_scores/war_ci95_low",
     "uar_shuffled": "1_scores/uar_shuffled",
     "test_uar": "1_scores/test_uar",
+    "test_macro_f1": "1_scores/test_macro_f1",
+    "weighted_f1_ci95_high": "1_scores/weighted_f1_ci95_high",
     "shuffled_war": "1_scores/test_war_shuffled",
     "recall/anger": "2_recall/anger",
     "ranks": "3_cost/ranks",

@@ -12,7 +12,7 @@ import pytest
 
 from dfer_dist.reporting.results import load_run
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.runs.records import RunCost, Summary
+from dfer_dist.runs.records import METRICS, RunCost, Summary
 from dfer_dist.tracking.metric_names import CURRENT
 from dfer_dist.tracking.notes import describe_experiment, describe_run, is_signed, run_text
 from dfer_dist.utils.files import read_json, write_json
@@ -108,7 +108,7 @@ def test_experiment_gets_a_description_and_a_view_of_metrics_that_exist() -> Non
     metrics = re.findall(r"metrics\.`(.+?)`", str(state["selectedColumns"]))
     known = {
         CURRENT.of(f"{score}_{kind}")
-        for score in ("uar", "war")
+        for score in METRICS
         for kind in ("mean", "ci95_low", "ci95_high", "shuffled")
     } | {CURRENT.of("test_uar"), CURRENT.of("ranks"), CURRENT.of("trained_parameters")}
     assert {*names, *metrics} <= known

@@ -90,7 +90,16 @@ def test_run_of_an_earlier_version_keeps_its_names(summary: Summary) -> None:
     assert "peak_bytes" not in server.tags
 
 
-def test_summary_of_an_older_run_has_no_cost(summary: Summary) -> None:
+def test_f1_is_sent_with_its_interval(summary: Summary) -> None:
     server = Server()
-    log_summary(server, server.run, replace(summary, cost=None), CURRENT)
-    assert server.metrics and not [name for name in server.metrics if "cost" in name]
+    log_summary(server, server.run, summary, CURRENT)
+    assert server.metrics["1_scores/macro_f1"] == summary.macro_f1.mean
+    assert server.metrics["1_scores/weighted_f1_ci95_low"] == summary.weighted_f1.ci95[0]
+
+
+def test_summary_of_an_older_run_has_no_cost_and_no_f1(summary: Summary) -> None:
+    server = Server()
+    older = replace(summary, cost=None, macro_f1=None, weighted_f1=None)
+    log_summary(server, server.run, older, CURRENT)
+    assert "1_scores/uar" in server.metrics
+    assert not [name for name in server.metrics if "cost" in name or "f1" in name]
