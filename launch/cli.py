@@ -58,6 +58,9 @@ COMMANDS = {
     "Models": {
         "export": Row("commands.models", "Export a checkpoint as a standalone model."),
         "predict": Row("commands.models", "Predict expressions in videos and frames over time."),
+        "serve": Row(
+            "commands.serve", "Open a local page to try a model with a video or the camera."
+        ),
         "register": Row(
             "commands.tracking", "Register a fold's model in the MLflow model registry."
         ),

@@ -50,13 +50,13 @@ def main() -> None:
 
 
 @contextmanager
-def browser_page() -> Iterator[Page]:
+def browser_page(flags: Sequence[str] = ()) -> Iterator[Page]:
     """A page of a headless Chromium."""
     with sync_playwright() as playwright:
         where = (
             os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
         )
-        browser = playwright.chromium.launch(executable_path=where, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=where, args=[*FLAGS, *flags])
         yield browser.new_page(viewport={"width": 1500, "height": 900})
         browser.close()
 

@@ -112,6 +112,18 @@ class Video:
                 raise _InvalidVideo("it has no frame rate")
         return interval
 
+    def seconds(self) -> float:
+        """Return the duration that the packets tell, without decoding any.
+
+        Raises
+        ------
+        UserError, DamagedVideo
+            As :meth:`interval`.
+        """
+        with _Decoding(self).report_damage() as (container, stream):
+            packets = scan_packets(container, stream)
+        return packets.num_frames * packets.interval
+
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield the frames."""
         decoding = _Decoding(self)
