@@ -120,6 +120,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "dfer_dist/checkpoints/state.py": {"levels": "a key in files of version 1"},
     "dfer_dist/config/model.py": {"a person": "the text of a class prompt"},
     "dfer_dist/training/result.py": {"described": "a key of result.json"},
+    "dfer_dist/inference/serving/page.html": {"element": "a function of JavaScript"},
     "docs/scripts/report_page.py": {"element": "a property of JavaScript"},
     "launch/slurm/state.py": {"told": "a reason in files of version 1"},
     "dfer_dist/config/schema.py": dict.fromkeys(("levels", "sides"), "settings of version 1"),
@@ -159,6 +160,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "tests/helpers/made_runs.py": {"undone": "a key in status.json"},
     "tests/integration/evaluation/test_zero_shot.py": {"a person": "the text of a class prompt"},
     "tests/integration/inference/test_export.py": {"a person": "the text of a class prompt"},
+    "tests/integration/inference/test_serve.py": {"element": "a property of JavaScript"},
     "tests/integration/reporting/test_report_command.py": {"element": "a property of JavaScript"},
     "tests/integration/models/test_modalities.py": {"levels": "a key in result.json"},
     "tests/unit/launch/test_tables.py": {

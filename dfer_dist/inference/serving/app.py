@@ -69,8 +69,8 @@ def build_app(model: ExportedModel, is_local: bool = True) -> FastAPI:
     from mlflow.models import Model
     from mlflow.pyfunc import PyFuncModel, scoring_server
 
-    served = PyFuncModel(Model.load(str(model.folder)), PyfuncModel(model))
-    app: FastAPI = scoring_server.init(served)
+    pyfunc = PyFuncModel(Model.load(str(model.folder)), PyfuncModel(model))
+    app: FastAPI = scoring_server.init(pyfunc)
     limits = _Limits(is_local)
     app.middleware("http")(limits)
 
