@@ -86,13 +86,13 @@ def load_experiment(experiment: str, overrides: list[str], ranks: int) -> tuple[
     from dfer_dist.data.captions.store import read as read_descriptions
     from dfer_dist.data.shards.index import open_index
     from dfer_dist.data.shards.sidecars import describe_modalities
-    from dfer_dist.data.shards.store import resolve_cache, resolve_location
+    from dfer_dist.data.shards.store import resolve_cache, resolve_locations
     from dfer_dist.models.class_texts import polarity_texts
 
     config = load_config(experiment, overrides)
     split_batch(config, ranks)
     # absolute, because jobs run in other folders
-    config.data.shards = resolve_location(config.data.shards)
+    config.data.shards = resolve_locations(config.data.shards)
     config.data.cache = resolve_cache(config.data.cache)
     index = open_index(config.data, config.data.loss_budget)
     describe_modalities(index, config.model.modalities)

@@ -22,6 +22,11 @@ def _has(key: str) -> Condition:
     return lambda s: s[key]
 
 
+def _reads_urls(s: Settings) -> bool:
+    shards = s["data.shards"]
+    return any("://" in own for own in ([shards] if isinstance(shards, str) else shards))
+
+
 def _learns_context(s: Settings) -> object:
     return s["model.head"] == "text" and s["model.context_tokens"]
 
@@ -44,7 +49,8 @@ def _tunes_with(kind: str) -> Condition:
 
 # Settings that matter only under a condition on the others; all others always do.
 _CONDITIONS: tuple[tuple[str, Condition], ...] = (
-    ("data.cache data.cache_gb", lambda s: "://" in s["data.shards"]),
+    ("data.cache data.cache_gb", _reads_urls),
+    ("data.mixture data.extra_classes", lambda s: isinstance(s["data.shards"], list)),
     ("data.augment.rand_magnitude", _has("data.augment.rand_augment")),
     ("data.stride", _is("data.sampling", "dense")),
     ("data.descriptions", _is("train.objective", "descriptions", "both")),

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from dfer_dist.config.applicable import VIDEO, applicable_settings
 from dfer_dist.config.schema import (
     Config,
+    DataConfig,
     Head,
     HeadInit,
     ImageTuning,
@@ -48,6 +49,7 @@ def check_values(config: Config) -> None:
         fault = info_of(field).find_fault(value)
         if fault:
             raise UserError(f"{key}={value}: {fault}")
+    _check_sets(config.data)
     _check_sentences(config.model)
     _check_head(config)
     _check_modalities(config.model)
@@ -90,6 +92,27 @@ def _check_head(config: Config) -> None:
             f"model.temperature=null with train.objective={config.train.objective.name}: give the "
             "temperature of its loss, such as 0.01"
         )
+
+
+def _check_sets(data: DataConfig) -> None:
+    locations = data.locations
+    if not isinstance(locations, list) or not locations or not all(map(_is_text, locations)):
+        raise UserError(
+            f"data.shards={data.shards}: give a folder or URL, or a list of them as in "
+            "'data.shards=[data/dfew,data/mafw]'"
+        )
+    for name, weight in (data.mixture or {}).items():
+        if not (math.isfinite(weight) and weight > 0):
+            raise UserError(f"data.mixture.{name}={weight}: must be greater than 0")
+    if data.balanced and set((data.mixture or {}).values()) - {1}:
+        raise UserError(
+            f"data.balanced=true shows each class equally often, and data.mixture={data.mixture} "
+            "sets with other weights: leave one of them out"
+        )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def _check_sentences(model: ModelConfig) -> None:

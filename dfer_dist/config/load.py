@@ -121,6 +121,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return _build(stored, path, overrides)
 
 
+_SHARDS = "data.shards"
 _TEXT_KEYS = {k for k, f, _ in walk_settings(Config()) if f.type in ("str", "str | None")}
 
 
@@ -145,6 +146,9 @@ def _build(settings: DictConfig, path: Path, overrides: Sequence[str]) -> Config
     except OmegaConfBaseException as e:
         raise UserError(f"{e.full_key}: {_one_line(e)}") from e
     assert isinstance(config, Config)
+    # A folder whose name is a number.
+    if isinstance(config.data.shards, int | float):
+        config.data.shards = str(config.data.shards)
     check_values(config)
     return config
 
@@ -154,7 +158,9 @@ def _parse(argument: str) -> DictConfig:
     key, eq, value = argument.partition("=")
     if not eq or not key:
         raise UserError(f"'{argument}' is not of the form key=value, such as train.epochs=3")
-    if key in _TEXT_KEYS and value not in ("null", "~") and value[:1] not in "'\"":
+    is_list = value.startswith("[") and value.endswith("]")
+    is_text = key in _TEXT_KEYS or (key == _SHARDS and not is_list)
+    if is_text and value not in ("null", "~") and value[:1] not in "'\"":
         patch = OmegaConf.create({})
         OmegaConf.update(patch, key, value)
         return patch

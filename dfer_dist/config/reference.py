@@ -49,7 +49,7 @@ def _group(name: str, group: Any) -> str:
 
 
 def _row(key: str, field: Field[Any], default: Any) -> tuple[str, ...]:
-    info, kind = info_of(field), str(field.type)
+    info, kind = info_of(field), str(field.type).replace("StrOrList", "str | list[str]")
     shown = default if isinstance(default, str) else json.dumps(default, default=str)
     if isinstance(default, Choice):
         kind, shown = ", ".join(choice.name for choice in type(default)), default.name

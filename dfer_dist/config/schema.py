@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dfer_dist.config.model import (  # noqa: F401 (the tree's types are imported from here)
     ClassText,
@@ -55,6 +55,23 @@ class Sampling(Choice):
         "A window of frames data.stride apart, at a random place in training, in the middle in a "
         "test (SlowFast: Feichtenhofer et al., ICCV 2019)."
     )
+
+
+class ExtraClasses(Choice):
+    """What becomes of clips of a class that the first of several sets lacks."""
+
+    leave_out = (
+        "They are neither trained on nor tested; the classes, and so the scores of the first set, "
+        "stay those of a training on that set alone."
+    )
+    keep = "Their classes follow those of the first set."
+
+
+if TYPE_CHECKING:
+    StrOrList = str | list[str]
+else:
+    # OmegaConf has no type for it; dfer_dist.config.checks checks the value
+    StrOrList = Any
 
 
 # Settings by their name in version 1, whose stored files and hashes use these names.
@@ -139,9 +156,18 @@ class AugmentConfig:
 class DataConfig:
     """The packed data set and how clips are read from it."""
 
-    shards: str = setting(
-        "???", "Folder with index.json, or its URL (https, s3, hf, gs, file, …).", neutral=True
+    shards: StrOrList = setting(
+        "???",
+        "Folder with index.json, or its URL (https, s3, hf, gs, file, …); or a list of them.",
+        neutral=True,
     )
+    mixture: dict[str, float] | None = setting(
+        None,
+        "Weights of several sets by name: each epoch takes so many times a set's clips, in turns; "
+        "1 for a set without one.",
+        later=True,
+    )
+    extra_classes: ExtraClasses = setting(ExtraClasses.leave_out, later=True)
     cache: str | None = setting(
         None, "Folder for shards of a URL; may hold $VARIABLES; null chooses one.", neutral=True
     )
@@ -172,6 +198,11 @@ class DataConfig:
         0, "Damaged clips that a training run may leave out.", neutral=True, at_least=0
     )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    @property
+    def locations(self) -> list[str]:
+        """The folders and URLs of ``shards``, one or more."""
+        return [self.shards] if isinstance(self.shards, str) else self.shards
 
 
 @dataclass

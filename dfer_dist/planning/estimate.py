@@ -275,8 +275,8 @@ def data_size(config: Config) -> DataSize:
     UserError
         If there is neither.
     """
-    shards = Path(config.data.shards)
-    if is_remote(config.data.shards) or (shards / "index.json").is_file():
+    shards, several = Path(config.data.locations[0]), len(config.data.locations) > 1
+    if several or is_remote(config.data.locations[0]) or (shards / "index.json").is_file():
         index = open_index(config.data)
         numbers = fold_numbers(index)
         trained = sum(len(fold_clips(index, k).train) for k in numbers)

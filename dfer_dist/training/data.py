@@ -11,9 +11,9 @@ from dfer_dist.data.folds.clips import fold_clips
 from dfer_dist.data.loading.loader import Batch, train_loader
 from dfer_dist.data.loading.prefetch import check_cache
 from dfer_dist.data.loading.sampler import (
-    BalancedPlan,
     ClipSet,
     EpochPlan,
+    balanced_plan,
     clips_by_class,
     train_val_split,
 )
@@ -87,7 +87,7 @@ def build_data(*, config: Config, fold: int, ranks: Ranks) -> FoldData:
         block=config.data.block,
     )
     if config.data.balanced:
-        plan = BalancedPlan(**vars(plan), by_class=tuple(c for c in by_class if len(c)))
+        plan = balanced_plan(plan, by_class)
     # A batch that cannot be split is found before the model is built.
     split_batch(config, ranks.world_size)
     check_cache(index, plan, ranks.local_ranks, ranks.world_size)

@@ -88,12 +88,12 @@ def _print(checks: Iterator[Check]) -> int:
 def _load_config(experiment: str | None, overrides: list[str]) -> Config | None:
     """Load the settings of an experiment, if one is given, as a job would have them."""
     from dfer_dist.config.load import load_config
-    from dfer_dist.data.shards.store import resolve_cache, resolve_location
+    from dfer_dist.data.shards.store import resolve_cache, resolve_locations
 
     if not experiment:
         return None
     config = load_config(experiment, overrides)
-    config.data.shards = resolve_location(config.data.shards)
+    config.data.shards = resolve_locations(config.data.shards)
     config.data.cache = resolve_cache(config.data.cache)
     return config
 
@@ -108,7 +108,7 @@ def _needs(config: Config | None, runs: Path) -> MachineRequest:
     tracking, scratch = TrackingConfig(), None
     if config:
         tracking = config.tracking
-        if is_remote(config.data.shards):
+        if any(map(is_remote, config.data.locations)):
             scratch = config.data.cache
     uri = store_uri(tracking, runs) if tracking.enabled else None
     return MachineRequest(tracking=uri, scratch=scratch)

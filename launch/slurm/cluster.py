@@ -8,6 +8,7 @@ field: ``${VAR}`` is left to the shell, and ``16:00`` stays a time.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -97,11 +98,16 @@ class Cluster:
 
         if not self.scratch:
             return []
-        shards = load_config(experiment, overrides).data.shards
+        data = load_config(experiment, overrides).data
         cache = f"data.cache={self.scratch_variable}"
-        if is_remote(shards):
+        if all(map(is_remote, data.locations)):
             return [cache]
-        return [f"data.shards={Path(resolve_location(shards)).as_uri()}", cache]
+        copied = [
+            own if is_remote(own) else Path(resolve_location(own)).as_uri()
+            for own in data.locations
+        ]
+        shards = copied[0] if isinstance(data.shards, str) else json.dumps(copied)
+        return [f"data.shards={shards}", cache]
 
 
 _DEFAULTS = Cluster()

@@ -37,9 +37,10 @@ class _Tar:
         manifest = sidecars.read_modality_manifest(index, shard, kind)
         # offset, size and CRC32 by the member's name
         self.members = manifest.members
-        if isinstance(index.root, Remote):
+        store = index.store(shard)
+        if isinstance(store, Remote):
             name = str(sidecars.sidecar_tar_path(Path(index.shards[shard].file), kind))
-            self.file = index.root.open(name, manifest.sha256, manifest.bytes)
+            self.file = store.open(name, manifest.sha256, manifest.bytes)
         else:
             self.file = os.open(sidecars.sidecar_tar_path(index.path(shard), kind), os.O_RDONLY)
         weakref.finalize(self, os.close, self.file)
@@ -99,8 +100,8 @@ class ModalityReader:
                     labels = resample_labels(labels, frame_size, params, size)
                     parsing_maps.colorize(labels, flipped=params.flip, out=pictures)
             except _DAMAGE as e:
-                file = self.index.shards[clip.shard].file
-                raise DamagedClip(file, clip.row.key, f"{kind}: {e}") from e
+                shard = self.index.shard_name(clip.shard)
+                raise DamagedClip(shard, clip.row.key, f"{kind}: {e}") from e
 
     def _read(self, clip: ClipHandle, kind: str, name: str) -> bytes:
         tar = self._tar(clip.shard, kind)

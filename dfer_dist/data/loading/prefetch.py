@@ -106,14 +106,18 @@ def check_cache(index: Index, plan: EpochPlan, local_ranks: range, world_size: i
     UserError
         If it does not, or if its folder is named by a variable that is not set here.
     """
-    if not isinstance(index.root, Remote):
+    is_remote = [isinstance(index.store(i), Remote) for i in range(len(index.shards))]
+    if not any(is_remote):
         return
-    cache = index.root.cache
+    # all sets of a training share one folder and its limit
+    store = index.store(is_remote.index(True))
+    assert isinstance(store, Remote)
+    cache = store.cache
     # looks up the variables in its name
     _ = cache.folder
     lanes = plan.lanes(local_ranks, world_size)
     blocks = (plan.block_shards(step, lanes) for step in range(0, plan.steps, plan.block))
-    needed = max(sum(index.shards[i].bytes for i in shards) for shards in blocks)
+    needed = max(sum(index.shards[i].bytes for i in own if is_remote[i]) for own in blocks)
     if needed > cache.limit:
         raise UserError(
             f"data.cache_gb={cache.limit / 1e9:g}: the {len(lanes)} lanes of this machine read "
@@ -130,7 +134,7 @@ class Prefetcher:
 
     def __init__(self, index: Index) -> None:
         self.index = index
-        self._pending: deque[int] = deque()
+        self._pending: deque[tuple[int, Remote]] = deque()
         self._lock = threading.Lock()
         self._running = 0
 
@@ -139,28 +143,28 @@ class Prefetcher:
 
         Of many, the first that fit into this rank's share of the cache.
         """
-        root = self.index.root
-        if not shards or not isinstance(root, Remote):
+        remote = [(s, store) for s in shards if isinstance(store := self.index.store(s), Remote)]
+        if not remote:
             return
-        share = root.cache.limit // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        totals = accumulate(self.index.shards[shard].bytes for shard in shards)
-        chosen = [s for s, total in zip(shards, totals, strict=True) if total <= share]
+        share = remote[0][1].cache.limit // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        totals = accumulate(self.index.shards[shard].bytes for shard, _ in remote)
+        chosen = [own for own, total in zip(remote, totals, strict=True) if total <= share]
         with self._lock:
             self._pending = deque(chosen)
             new_threads = max(0, min(_THREADS, len(chosen)) - self._running)
             self._running += new_threads
         for _ in range(new_threads):
             # daemons: a worker that ends does not wait for a download
-            threading.Thread(target=self._work, args=(root,), daemon=True).start()
+            threading.Thread(target=self._work, daemon=True).start()
 
-    def _work(self, root: Remote) -> None:
+    def _work(self) -> None:
         while True:
             with self._lock:
                 if not self._pending:
                     self._running -= 1
                     return
-                shard = self._pending.popleft()
+                shard, store = self._pending.popleft()
             entry = self.index.shards[shard]
             with suppress(OSError, UserError):
-                os.close(root.open(entry.file, entry.sha256, entry.bytes))
+                os.close(store.open(entry.file, entry.sha256, entry.bytes))
                 self.index.sidecar(shard)

@@ -149,9 +149,9 @@ class EpochPlan:
     block: int
 
     def __post_init__(self) -> None:
-        if len(self.clips) < self.global_batch:
+        if self.num_clips < self.global_batch:
             raise UserError(
-                f"train.global_batch={self.global_batch}, but there are {len(self.clips)} "
+                f"train.global_batch={self.global_batch}, but there are {self.num_clips} "
                 "training clips: choose a smaller one"
             )
 
@@ -175,9 +175,14 @@ class EpochPlan:
         return range(ranks.start * per_rank, ranks.stop * per_rank)
 
     @property
+    def num_clips(self) -> int:
+        """Clips of an epoch, of which the last incomplete global batch is dropped."""
+        return len(self.clips)
+
+    @property
     def steps(self) -> int:
         """Number of steps of the epoch, which is the length of a lane."""
-        return len(self.clips) // self.global_batch
+        return self.num_clips // self.global_batch
 
     def sample_ref(self, step: int, lane: int) -> SampleRef:
         """Return the clip of lane ``lane`` (0 to B - 1) at step ``step`` (0 to ``steps`` - 1)."""
@@ -222,22 +227,29 @@ class EpochPlan:
 
 
 @dataclass(frozen=True)
-class BalancedPlan(EpochPlan):
-    """An epoch of the same length in which every class comes equally often.
+class QuotaPlan(EpochPlan):
+    """An epoch that takes a given number of clips of each group: of a class, or of a set.
 
-    Clips of rarer classes are repeated. Each class is an endless stream, one random permutation of
-    its clips after another, of which an epoch takes the next stretch: no clip comes a third time
-    before all of its class have come twice. The number of the permutation takes the place of the
-    epoch in a clip's augmentation: a repeated clip is augmented anew. Takes memory and time
-    proportional to the number of clips.
+    Each group is an endless stream, one random permutation of its clips after another, of which an
+    epoch takes the next stretch: no clip comes a third time before all of its group have come
+    twice. The number of the permutation takes the place of the epoch in a clip's augmentation: a
+    repeated clip is augmented anew. Takes memory and time proportional to the number of clips.
 
     Parameters
     ----------
-    by_class : tuple of ndarray of int64
-        Positions of each class's clips in the set, as of :func:`clips_by_class`.
+    groups : tuple of ndarray of int64
+        Positions of each group's clips in the set, as of :func:`clips_by_class`.
+    quotas : tuple of int
+        Clips of each group in an epoch; the same of each, in an epoch of the same length, if empty.
     """
 
-    by_class: tuple[np.ndarray, ...] = ()
+    groups: tuple[np.ndarray, ...] = ()
+    quotas: tuple[int, ...] = ()
+
+    @property
+    def num_clips(self) -> int:
+        """Clips of an epoch."""
+        return sum(self.quotas) or len(self.clips)
 
     def sample_ref(self, step: int, lane: int) -> SampleRef:
         """Return the clip of a lane at a step; its ``epoch`` is the number of its permutation."""
@@ -246,7 +258,7 @@ class BalancedPlan(EpochPlan):
         return self.clips.sample_ref(*_locate(self._ends, at), permutation)
 
     def block_shards(self, step: int, lanes: range) -> list[int]:
-        """Return the shards as for the plain plan; clips of a class may be in any shard."""
+        """Return the shards as for the plain plan; clips of a group may be in any shard."""
         at = self._order[:, 0].reshape(-1, self.global_batch)
         at = at[step : (step // self.block + 1) * self.block]
         return [self.clips.shards[i] for i in _first_uses(self._ends, at[:, lanes])]
@@ -258,19 +270,47 @@ class BalancedPlan(EpochPlan):
     @cached_property
     def _order(self) -> np.ndarray:
         """Position in the set and number of the permutation, int64 [steps * B, 2], by step."""
-        quota = -(-self.steps * self.global_batch // len(self.by_class))
-        stretch = np.arange(self.epoch * quota, (self.epoch + 1) * quota)
+        equal = -(-self.steps * self.global_batch // len(self.groups))
+        quotas = self.quotas or (equal,) * len(self.groups)
         taken = []
-        for label, members in enumerate(self.by_class):
+        for group, (members, quota) in enumerate(zip(self.groups, quotas, strict=True)):
+            stretch = np.arange(self.epoch * quota, (self.epoch + 1) * quota)
             numbers, inside = np.divmod(stretch, len(members))
             permutations = {
-                n: keyed_rng("class", self.seed, label, n).permutation(members)
+                n: keyed_rng("class", self.seed, group, n).permutation(members)
                 for n in np.unique(numbers)
             }
             clips = [permutations[n][i] for n, i in zip(numbers, inside, strict=True)]
-            taken.append(np.stack([np.array(clips), numbers], axis=1))
+            taken.append(np.stack([np.array(clips, np.int64), numbers], axis=1))
         mixed = keyed_rng("balanced", self.seed, self.epoch).permutation(np.concatenate(taken))
         return mixed[: self.steps * self.global_batch]
+
+
+def balanced_plan(plan: EpochPlan, by_class: Sequence[np.ndarray]) -> QuotaPlan:
+    """Return epochs of the same length in which every class that has clips comes equally often."""
+    return QuotaPlan(**vars(plan), groups=tuple(c for c in by_class if len(c)))
+
+
+def mixture_plan(
+    plan: EpochPlan, by_set: Sequence[np.ndarray], weights: Sequence[float]
+) -> EpochPlan:
+    """Return epochs with ``weight`` times as many clips of each set as it has, in turns.
+
+    Weights of 1 leave the plan as it is.
+
+    Parameters
+    ----------
+    plan : EpochPlan
+        Over the clips of all sets.
+    by_set : sequence of ndarray of int64
+        Positions of each set's clips in ``plan.clips``.
+    weights : sequence of float
+        Of each set, above 0.
+    """
+    if all(weight == 1 for weight in weights):
+        return plan
+    quotas = [max(1, round(w * len(own))) for w, own in zip(weights, by_set, strict=True)]
+    return QuotaPlan(**vars(plan), groups=tuple(by_set), quotas=tuple(quotas))
 
 
 def clips_by_class(index: Index, clips: ClipSet) -> tuple[np.ndarray, ...]:

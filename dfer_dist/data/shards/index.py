@@ -152,6 +152,22 @@ class Index:
         others = {*self.test_shards(fold), *self.val_shards, *self.ambiguous_shards}
         return sorted(set(range(len(self.shards))) - others)
 
+    def store(self, shard: int) -> Path | Remote:
+        """Return the folder or the server that a shard is in."""
+        return self.root
+
+    def label(self, shard: int, stored: int) -> int:
+        """Return the label of a clip whose JSON member has the label ``stored``."""
+        return stored
+
+    def clip_name(self, shard: int, key: str) -> str:
+        """Return the name of a clip that no other clip of the index has."""
+        return key
+
+    def shard_name(self, shard: int) -> str:
+        """Return the name of a shard that no other shard of the index has."""
+        return self.shards[shard].file
+
     def path(self, shard: int) -> Path:
         """Return a shard's file; only for a set in a local folder."""
         assert isinstance(self.root, Path)
@@ -227,14 +243,14 @@ def sidecar_path(tar: Path) -> Path:
 
 
 def open_index(data: DataConfig, loss_budget: int = 0) -> Index:
-    """Open the set that ``data.shards`` names, in a folder or at a server.
+    """Open the set that ``data.shards`` names, in a folder or at a server; the first of several.
 
     Raises
     ------
     UserError
         As :func:`read_index`, and if the URL is not supported or the server cannot be reached.
     """
-    return read_index(open_store(data.shards, data.cache, data.cache_gb), loss_budget)
+    return read_index(open_store(data.locations[0], data.cache, data.cache_gb), loss_budget)
 
 
 def read_index(root: Path | Remote, loss_budget: int = 0) -> Index:
@@ -323,12 +339,12 @@ def check_sizes(index: Index, shards: Iterable[int], loss_budget: int | None = N
     UserError
         If more clips are lost.
     """
-    root = index.root.folder if isinstance(index.root, Remote) else index.root
-    if root is None:
-        return
     lost, reasons = 0, []
     for i in shards:
-        entry = index.shards[i]
+        entry, store = index.shards[i], index.store(i)
+        root = store.folder if isinstance(store, Remote) else store
+        if root is None:
+            continue
         path = root / entry.file
         try:
             size = path.stat().st_size
@@ -338,7 +354,7 @@ def check_sizes(index: Index, shards: Iterable[int], loss_budget: int | None = N
         if size == entry.bytes:
             continue
         reasons.append(f"{path} {found}")
-        in_part = 0 <= size < entry.bytes and loss_budget and root is index.root
+        in_part = 0 <= size < entry.bytes and loss_budget and root is store
         if in_part:
             table = index.sidecar(i)
             lost += int((table["offset"].to_numpy() + table["size"].to_numpy() > size).sum())

@@ -99,8 +99,8 @@ class ClipReader:
         self._jpeg = bytearray(1 << 16)
 
     def key(self, shard: int, row: int) -> str:
-        """Return a clip's key."""
-        return self._rows(shard)[row].key
+        """Return a clip's key; ``SET/KEY`` of several sets."""
+        return self.index.clip_name(shard, self._rows(shard)[row].key)
 
     def label(self, shard: int, row: int) -> int:
         """Return a clip's label."""
@@ -169,7 +169,8 @@ class ClipReader:
         if start + BLOCK > len(head):
             head = os.pread(file, min(start + BLOCK, row.size), row.offset)
         meta = json.loads(head[BLOCK : BLOCK + size])
-        if (meta["key"], meta["label"], meta["frames"]) != (row.key, row.label, row.frames):
+        label = self.index.label(shard, meta["label"])
+        if (meta["key"], label, meta["frames"]) != (row.key, row.label, row.frames):
             raise ValueError("its JSON member disagrees with the sidecar")
         starts = meta["offsets"]
         size = _member_size(head[start : start + BLOCK], f"{row.key}.mjpg")
@@ -201,7 +202,7 @@ class ClipReader:
         return file
 
     def _open(self, shard: int) -> int:
-        root, entry = self.index.root, self.index.shards[shard]
+        root, entry = self.index.store(shard), self.index.shards[shard]
         if isinstance(root, Remote):
             # close evicted files: the cache's limit holds once no process has them open
             for gone in [s for s, file in self._files.items() if not os.fstat(file).st_nlink]:
@@ -223,12 +224,12 @@ class ClipReader:
         try:
             yield
         except _DAMAGE as e:
-            root, entry = self.index.root, self.index.shards[shard]
+            root, entry = self.index.store(shard), self.index.shards[shard]
             fetched = not isinstance(e, FetchError) and shard in self._files
             if isinstance(root, Remote) and fetched:
                 os.close(self._files.pop(shard))
                 root.cache.drop(f"{entry.sha256}.tar")
-            raise DamagedClip(entry.file, row.key, str(e)) from e
+            raise DamagedClip(self.index.shard_name(shard), row.key, str(e)) from e
 
     def __del__(self) -> None:
         for file in self._files.values():

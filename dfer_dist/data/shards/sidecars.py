@@ -296,7 +296,7 @@ def read_modality_manifest(index: Index, shard: int, kind: str) -> Manifest:
     UserError
         As :func:`describe_modalities`.
     """
-    entry, root = index.shards[shard], index.root
+    entry, root = index.shards[shard], index.store(shard)
     try:
         if not isinstance(root, Remote):
             return read_manifest(index.path(shard), kind)

@@ -44,7 +44,8 @@ _PACKAGES = {
     "sftp": "paramiko",
 }
 
-# The variable with the whole of a signed URL. Jobs and ranks inherit it, and no file records it.
+# The variable with signed URLs, separated by spaces. Jobs and ranks inherit it, and no file records
+# it.
 _SIGNED_URL = "DFER_SIGNED_URL"
 
 # when a URL failed last, and why
@@ -213,15 +214,27 @@ def resolve_location(location: str) -> str:
         return str(Path(os.path.expanduser(location)).resolve())
     base, question_mark, _ = location.partition("?")
     base = base.rstrip("/")
-    if question_mark:
-        os.environ[_SIGNED_URL] = location
+    signed = os.environ.get(_SIGNED_URL, "").split()
+    if question_mark and location not in signed:
+        # that of several sets; of one URL the first counts
+        os.environ[_SIGNED_URL] = " ".join([location, *signed])
     return base
+
+
+def resolve_locations(shards: str | list[str]) -> str | list[str]:
+    """Return ``data.shards``, one location or several, with :func:`resolve_location` of each."""
+    if isinstance(shards, str):
+        return resolve_location(shards)
+    return [resolve_location(location) for location in shards]
 
 
 def _query_of(url: str) -> str:
     """Return the signature of a URL, from ``?`` on; empty without one."""
-    base, question_mark, query = os.environ.get(_SIGNED_URL, "").partition("?")
-    return question_mark + query if base.rstrip("/") == url else ""
+    for signed in os.environ.get(_SIGNED_URL, "").split():
+        base, question_mark, query = signed.partition("?")
+        if base.rstrip("/") == url:
+            return question_mark + query
+    return ""
 
 
 def resolve_cache(cache: str | None) -> str | None:

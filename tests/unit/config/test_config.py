@@ -259,6 +259,42 @@ def test_text_stays_as_it_is(tmp_path: Path, name: str) -> None:
     assert read_config(tmp_path / "config.yaml") == config
 
 
+def test_several_sets_are_a_list_with_weights_by_name(tmp_path: Path) -> None:
+    arguments = ["data.shards=[data/a,https://x/b]", "data.mixture={b: 2}", "data.mixture.a=0.5"]
+    data = load_config("demo", arguments).data
+    assert data.locations == data.shards == ["data/a", "https://x/b"]
+    assert data.mixture == {"a": 0.5, "b": 2.0}
+    file = tmp_path / "two.yaml"
+    file.write_text("data:\n  shards: [data/a, 'https://x/b']\n  mixture: {b: 2, a: 0.5}\n")
+    assert load_config(str(file)).data.mixture == data.mixture
+    file.write_text(dump_config(load_config("demo", arguments)))
+    assert read_config(file).data == data
+    assert read_config(file, ["data.shards=data/c"]).data.locations == ["data/c"]
+
+
+def test_folder_of_shards_may_be_named_by_a_number(tmp_path: Path) -> None:
+    file = tmp_path / "year.yaml"
+    file.write_text("data:\n  shards: 2024\n")
+    assert load_config(str(file)).data.locations == ["2024"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data.shards=[]"], r"data\.shards=\[\]: give a folder or URL, or a list"),
+        (["data.shards=[1,2]"], r"data\.shards=\[1, 2\]: give a folder or URL"),
+        (["data.shards=null"], "data.shards=None: give a folder or URL"),
+        (["data.mixture={a: 0}"], r"data\.mixture\.a=0\.0: must be greater than 0"),
+        (["data.mixture={a: -1}"], r"data\.mixture\.a=-1\.0: must be greater than 0"),
+        (["data.mixture={a: .inf}"], r"data\.mixture\.a=inf: must be greater than 0"),
+        (["data.mixture={a: 2}", "data.balanced=true"], "each class equally often"),
+    ],
+)
+def test_sets_and_weights_are_checked(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config("demo", arguments)
+
+
 def test_text_may_be_quoted_or_null() -> None:
     given = ["tracking.experiment='a b'", 'data.shards="null"', "tracking.uri=null"]
     config = load_config("demo", ["tracking.uri=http://h", *given])

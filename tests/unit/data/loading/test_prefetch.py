@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dfer_dist.data.loading.prefetch import evaluation_requests, training_requests
-from dfer_dist.data.loading.sampler import BalancedPlan, EpochPlan, all_clips, clips_by_class
+from dfer_dist.data.loading.sampler import EpochPlan, QuotaPlan, all_clips, clips_by_class
 from dfer_dist.data.shards.index import Index
 
 
@@ -17,7 +17,7 @@ def test_block_shards_are_in_order_of_first_use(
     clips = all_clips(tiny_shards, tiny_shards.train_shards(2))
     plan = EpochPlan(clips, 3, 1, batch, block)
     if balanced:
-        plan = BalancedPlan(clips, 3, 1, batch, block, clips_by_class(tiny_shards, clips))
+        plan = QuotaPlan(clips, 3, 1, batch, block, clips_by_class(tiny_shards, clips))
     for lanes in (range(batch), range(batch // 2, batch)):
         for step in range(plan.steps):
             rest = range(step, min((step // block + 1) * block, plan.steps))

@@ -14,14 +14,15 @@ from dfer_dist.data.folds.clips import fold_clips
 from dfer_dist.data.loading import sampler as plan_module
 from dfer_dist.data.loading.prefetch import training_requests
 from dfer_dist.data.loading.sampler import (
-    BalancedPlan,
     ClipSet,
     EpochPlan,
+    QuotaPlan,
     SampleRef,
     all_clips,
     clips_by_class,
     evaluation_batches,
     keyed_rng,
+    mixture_plan,
     train_val_split,
 )
 from dfer_dist.data.packing.packer import pack
@@ -254,7 +255,7 @@ class TestBalanced:
         clips = all_clips(tiny_shards, tiny_shards.train_shards(1))
         by_class = clips_by_class(tiny_shards, clips)
         # make it uneven: keep two clips of class 0
-        return BalancedPlan(clips, 3, 0, 8, 512, (by_class[0][:2], *by_class[1:]))
+        return QuotaPlan(clips, 3, 0, 8, 512, (by_class[0][:2], *by_class[1:]))
 
     def test_clips_by_class_covers_all_clips(self, tiny_shards, plan):
         clips = plan.clips
@@ -272,20 +273,71 @@ class TestBalanced:
         assert max(seen.values()) - min(seen.values()) <= 7
 
     def test_plan_repeats_no_clip_before_all_of_its_class(self, plan):
-        members = len(plan.by_class[2])
+        members = len(plan.groups[2])
         chosen = []
         for epoch in range(6):
             order = plan.at(epoch)._order
-            chosen += [tuple(row) for row in order if row[0] in plan.by_class[2]]
+            chosen += [tuple(row) for row in order if row[0] in plan.groups[2]]
         assert len(chosen) == len(set(chosen)), "a clip twice in one pass"
         times = Counter(at for at, _ in chosen)
         assert max(times.values()) - min(times.values()) <= 1 + 6 * 7 // members
 
     def test_plan_is_a_pure_function_of_seed_and_epoch(self, plan):
-        again = BalancedPlan(plan.clips, 3, 0, 8, 512, plan.by_class)
+        again = QuotaPlan(plan.clips, 3, 0, 8, 512, plan.groups)
         assert [plan.sample_ref(1, i) for i in range(8)] == [
             again.sample_ref(1, i) for i in range(8)
         ]
         assert [plan.sample_ref(1, i) for i in range(8)] != [
             plan.at(1).sample_ref(1, i) for i in range(8)
         ]
+
+
+class TestMixture:
+    """Two sets: the first four shards of ``UNEVEN``, 49 clips, and the others, 54 clips."""
+
+    BY_SET = (np.arange(49), np.arange(49, 103))
+    FIRST = frozenset(UNEVEN.shards[:4])
+
+    def mix(self, *weights: float) -> EpochPlan:
+        return mixture_plan(EpochPlan(UNEVEN, 3, 0, 10, 4), self.BY_SET, weights)
+
+    def read(self, plan: EpochPlan) -> list[SampleRef]:
+        return [plan.sample_ref(step, lane) for step in range(plan.steps) for lane in range(10)]
+
+    def test_weights_of_one_leave_the_plan(self) -> None:
+        plan = EpochPlan(UNEVEN, 3, 0, 10, 4)
+        assert mixture_plan(plan, self.BY_SET, (1.0, 1.0)) is plan
+
+    @pytest.mark.parametrize(
+        ("weights", "quotas"), [((1, 0.5), (49, 27)), ((0.25, 1), (12, 54)), ((2, 1), (98, 54))]
+    )
+    def test_epoch_takes_the_share_of_each_set(self, weights, quotas) -> None:
+        plan = self.mix(*weights)
+        assert (plan.num_clips, plan.steps) == (sum(quotas), sum(quotas) // 10)
+        refs = self.read(plan)
+        of_first = sum(ref.shard in self.FIRST for ref in refs)
+        dropped = sum(quotas) % 10
+        assert quotas[0] - dropped <= of_first <= quotas[0]
+        assert quotas[1] - dropped <= len(refs) - of_first <= quotas[1]
+
+    def test_clips_of_a_set_come_equally_often_over_epochs(self) -> None:
+        # 51 and 49 clips an epoch: nothing is dropped
+        plan = mixture_plan(EpochPlan(UNEVEN, 3, 0, 10, 4), self.BY_SET, (51 / 49, 49 / 54))
+        assert plan.num_clips == 100
+        refs = [ref for number in range(54) for ref in self.read(plan.at(number))]
+        assert len(refs) == len(set(refs)), "a clip twice with the same augmentation"
+        times = Counter((ref.shard, ref.row) for ref in refs)
+        assert set(times) == EVERY
+        for is_first in (True, False):
+            counts = [n for (shard, _), n in times.items() if (shard in self.FIRST) == is_first]
+            assert max(counts) - min(counts) <= 1
+
+    def test_mixture_is_a_pure_function_of_seed_and_epoch(self) -> None:
+        assert self.read(self.mix(1, 0.5)) == self.read(self.mix(1, 0.5))
+        assert self.read(self.mix(1, 0.5).at(2)) == self.read(self.mix(1, 0.5).at(2))
+        assert self.read(self.mix(1, 0.5)) != self.read(self.mix(1, 0.5).at(1))
+        assert sorted(self.read(self.mix(1, 0.5)))[:9] != sorted(self.read(self.mix(1, 0.4)))[:9]
+
+    def test_mixture_smaller_than_a_batch_is_refused(self) -> None:
+        with pytest.raises(UserError, match=r"train\.global_batch=10, but there are 8 training"):
+            self.mix(0.1, 0.05)
