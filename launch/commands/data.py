@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from dfer_dist.utils.errors import first_of
+from dfer_dist.utils.errors import UserError, first_of
 from launch.console import console, number_columns, print_line, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -51,7 +51,15 @@ Resize = Annotated[
     int | None, typer.Option(min=8, help="Resize frames to N x N pixels. Default: as they are.")
 ]
 Faces = Annotated[
-    bool, typer.Option("--faces", help="Crop the face of each video to 224 x 224 pixels.")
+    bool, typer.Option("--faces", help="Crop the face of each clip to 224 x 224 pixels.")
+]
+KeepUncropped = Annotated[
+    bool,
+    typer.Option(
+        "--keep-uncropped",
+        help="Keep clips in which --faces finds no face, as whole frames of the crops' size. "
+        "Default: leave them out.",
+    ),
 ]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Stop at the first problem instead of reporting it.")
@@ -85,6 +93,7 @@ def pack(
     frames: Frames = None,
     resize: Resize = None,
     faces: Faces = False,
+    keep_uncropped: KeepUncropped = False,
     strict: Strict = False,
     max_bad_frames: MaxBadFrames = None,
     folds: NumFolds = None,
@@ -102,10 +111,16 @@ def pack(
 
     Example: [bold]dfer pack --dataset dfew --root DFEW --out data/dfew[/bold]
     """
+    from dfer_dist.data.faces.crop import FaceOptions
     from dfer_dist.data.sources.datasets import check_out, read_dataset
     from dfer_dist.data.sources.names import printable
 
     check_out(root, out)
+    if keep_uncropped and not faces:
+        raise UserError(
+            "--keep-uncropped is for --faces, without which all frames are whole: give both, or "
+            "neither"
+        )
     about: dict[str, Any] = {"folds": folds, "seed": seed, "groups": groups, "group_by": group_by}
     listing = read_dataset(dataset, root, lists, prefer_videos=faces, frames=frames, **about)
     folders = " and ".join(printable(str(folder)) for folder in listing.folders)
@@ -113,7 +128,8 @@ def pack(
     if resize:
         first_line += f"; all frames are brought to {resize} x {resize} pixels"
     print_line(first_line)
-    options: dict[str, Any] = {"size": resize, "strict": strict, "faces": faces}
+    options: dict[str, Any] = {"size": resize, "strict": strict}
+    options |= {"faces": faces and FaceOptions(keep_uncropped)}
     options |= {"workers": workers, "max_bad_frames": max_bad_frames}
     report = pack_listing(listing, out, clips_per_shard, **options)
     print_table(_table(report))
@@ -164,6 +180,8 @@ def _print_problems(report: PackReport, out: Path) -> None:
         )
     if report.dropped_frames:
         console.print(f"{report.dropped_frames:,} damaged frames were dropped")
+    if report.uncropped_clips:
+        console.print(f"{report.uncropped_clips:,} clips without a face are packed uncropped")
     for line in (*report.notes, *(f"{n:,} {kind} not read" for kind, n in report.unread.items())):
         print_line(line)
     if not problems:

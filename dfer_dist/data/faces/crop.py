@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dfer_dist.data.faces.alignment import FACE, face_pose, pose_matrix, smooth_poses, to_crop, warp
+from dfer_dist.data.faces.alignment import (
+    FACE,
+    face_pose,
+    pose_matrix,
+    smooth_poses,
+    to_crop,
+    to_frame,
+    warp,
+)
 from dfer_dist.data.faces.tracking import track_face
 
 # Default width and height of a crop, pixels.
@@ -15,6 +23,19 @@ FACE_SIZE = 224
 
 # Fraction of a video's frames that must show the face for the video to be used.
 MIN_FACE_FRACTION = 0.5
+
+
+@dataclass(frozen=True)
+class FaceOptions:
+    """How faces are cropped.
+
+    Attributes
+    ----------
+    keep_uncropped : bool
+        Keep clips with a face in too few frames, as whole frames; otherwise they are left out.
+    """
+
+    keep_uncropped: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +65,13 @@ class FaceClip:
     def fraction(self) -> float:
         """Fraction of the frames in which the face was found; 0 for a video without frames."""
         return float(self.found.mean()) if len(self.found) else 0.0
+
+    def fraction_outside(self, height: int, width: int) -> float:
+        """Return the part of the area of all crops that is outside of frames of that size."""
+        places = (np.arange(16) + 0.5) * self.size / 16 - 0.5
+        grid = np.stack(np.meshgrid(places, places), -1).reshape(-1, 2)
+        points = np.array([to_frame(matrix, grid) for matrix in self.matrices]) + 0.5
+        return float(1 - ((points >= 0) & (points <= [width, height])).all(-1).mean())
 
     def crops(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the crops, uint8 [size, size, 3] each, of the frames that the face was found in.

@@ -7,7 +7,7 @@ chroma subsampling.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from dfer_dist.data.faces.crop import FACE_SIZE, MIN_FACE_FRACTION, find_face
+from dfer_dist.data.faces.crop import FACE_SIZE, MIN_FACE_FRACTION, FaceClip, FaceOptions, find_face
+from dfer_dist.data.packing.report import NO_FACE
 from dfer_dist.data.shards.frame_buffer import FrameBuffer
 from dfer_dist.data.shards.sidecars import array_bytes
 from dfer_dist.data.sources.frame_order import find_sequences
@@ -25,6 +26,9 @@ from dfer_dist.data.video.image import decode_image
 
 # Encoding a photograph with it changes pixels by about one grey level.
 _JPEG_QUALITY = 95
+
+# Part of the area of the crops that may be outside of the frames of a folder without a fault.
+_MAX_OUTSIDE = 0.1
 
 
 @dataclass
@@ -41,7 +45,7 @@ class LoadedClip:
         How many more were damaged.
     faults : list of Fault
     landmarks : dict of bytes, optional
-        Landmarks by member name, if the frames are face crops.
+        Landmarks by member name, if faces were detected.
     unread : Mapping of str to int
         What else is in the folder of the frames, by kind.
     """
@@ -62,7 +66,7 @@ class LoadedClip:
 def load_clip(
     record: ClipRecord,
     size: int | None = None,
-    faces: bool = False,
+    faces: FaceOptions | None = None,
     max_bad_frames: float | None = None,
     folder: Path | None = None,
 ) -> LoadedClip:
@@ -78,8 +82,8 @@ def load_clip(
     size : int, optional
         Resize each frame to ``size`` x ``size`` pixels, with an antialiased bicubic filter. Frames
         of that size stay as they are.
-    faces : bool
-        Return aligned crops of the face, which needs a video of the clip.
+    faces : FaceOptions, optional
+        Return aligned crops of the face, ``size`` or else ``FACE_SIZE`` pixels wide.
     max_bad_frames : float, optional
         Percentage of the frames that may be damaged. By default all frame files but one, and no
         frame of a video.
@@ -98,15 +102,13 @@ def load_clip(
         reason = "its folder holds no image of a known kind"
         unread = ", ".join(f"{count} {kind}" for kind, count in clip.unread.items())
         return clip.leave_out("no frames", f"{reason}, but {unread}" if unread else reason)
-    if faces:
-        return clip.leave_out("no video", "it has only frames: faces are detected in videos")
     sequences = find_sequences(found.frames)
     if sequences:
-        names = ", ".join(file.name for file in sequences[:3])
-        reason = f"by their names its frames are {len(sequences)} sequences, as of several faces"
-        hint = "move each into a folder of its own, or number all frames in one sequence"
-        return clip.leave_out("several sequences", f"{reason}: {names}; {hint}")
-    _load_frames(clip, found.frames, size)
+        return clip.leave_out("several sequences", _describe_sequences(sequences))
+    if faces:
+        _load_face_frames(clip, _FrameFiles(found.frames), size or FACE_SIZE, faces)
+    else:
+        _load_frames(clip, found.frames, size)
     _check_counts(clip, len(found.frames), record.listed_frames, max_bad_frames)
     return clip
 
@@ -116,25 +118,20 @@ def encode_frame(pixels: np.ndarray) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), _JPEG_QUALITY, "RGB", "444")
 
 
-def _load_video(clip: LoadedClip, video: Video, size: int | None, faces: bool) -> None:
+def _load_video(
+    clip: LoadedClip, video: Video, size: int | None, faces: FaceOptions | None
+) -> None:
     frames: Iterable[np.ndarray] = video
     name = video.path.name
     try:
         if faces:
-            face = find_face(video, size or FACE_SIZE)
-            if face.fraction < MIN_FACE_FRACTION:
-                reason = f"the face is in {face.found.sum()} of {len(face.found)} frames of {name}"
-                clip.leave_out("no face", f"{reason}, at least half are needed")
+            size = size or FACE_SIZE
+            face = _find_face(clip, video, name, size, faces)
+            if face is None and not faces.keep_uncropped:
                 return
-            frames = face.crops(video)
-            clip.landmarks = {
-                "landmarks.npy": array_bytes(face.landmarks),
-                "found.npy": array_bytes(face.found),
-            }
-        elif size is not None:
-            frames = (_resize(frame, size) for frame in video)
+            frames = face.crops(video) if face else video
         for frame in frames:
-            clip.jpegs.append(encode_frame(frame))
+            clip.jpegs.append(encode_frame(frame if size is None else _resize(frame, size)))
     except UnsupportedVideo as e:
         clip.leave_out(e.kind, f"{name}: {e.reason}")
         return
@@ -148,6 +145,128 @@ def _load_video(clip: LoadedClip, video: Video, size: int | None, faces: bool) -
     if video.num_bad:
         reason = f"{name}: damaged frames dropped: {video.num_bad} ({video.fault})"
         clip.faults.append(Fault(DamagedVideo.kind, reason))
+    if faces and clip.landmarks is None:
+        _add_empty_landmarks(clip)
+
+
+def _find_face(
+    clip: LoadedClip, frames: Iterable[np.ndarray], name: str, size: int, options: FaceOptions
+) -> FaceClip | None:
+    """Return the face of a clip and add its landmarks; add a fault if most frames have none."""
+    face = find_face(frames, size)
+    if face.fraction < MIN_FACE_FRACTION:
+        reason = f"the face is in {face.found.sum()} of {len(face.found)} frames of {name}"
+        if options.keep_uncropped:
+            clip.faults.append(Fault(NO_FACE, f"{reason}: its whole frames are packed"))
+        else:
+            clip.leave_out(NO_FACE, f"{reason}, at least half are needed")
+        return None
+    clip.landmarks = _landmark_members(face.landmarks, face.found)
+    return face
+
+
+def _landmark_members(landmarks: np.ndarray, found: np.ndarray) -> dict[str, bytes]:
+    return {"landmarks.npy": array_bytes(landmarks), "found.npy": array_bytes(found)}
+
+
+def _add_empty_landmarks(clip: LoadedClip) -> None:
+    """Add the landmarks of whole frames, in which no face was found."""
+    num_frames = len(clip.jpegs)
+    points = np.full((num_frames, 68, 2), np.nan, np.float32)
+    clip.landmarks = _landmark_members(points, np.zeros(num_frames, bool))
+
+
+class _FrameFiles:
+    """The frames of a folder, which can be read several times.
+
+    Attributes
+    ----------
+    files : tuple of Path
+    faults : dict of Fault
+        By file, of those that cannot be decoded, after the first reading.
+    shape : tuple of int, or None
+        Height and width of the frames.
+    """
+
+    def __init__(self, files: tuple[Path, ...]) -> None:
+        self.files = files
+        self.faults: dict[Path, Fault] = {}
+        self.shape: tuple[int, int] | None = None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield the frames that can be decoded.
+
+        Raises
+        ------
+        _UnusableFrames
+            If a frame has another size than those before it, or none can be decoded.
+        """
+        for file in self.files:
+            if file in self.faults:
+                continue
+            try:
+                pixels, _ = decode_image(file.read_bytes())
+            except (ValueError, OSError) as e:
+                self.faults[file] = _unreadable(file, e)
+                continue
+            self.shape = self.shape or pixels.shape[:2]
+            if pixels.shape[:2] != self.shape:
+                sizes = _describe_sizes(file, pixels.shape[:2], self.shape)
+                raise _UnusableFrames("sizes differ", f"{sizes}: a face cannot be tracked in them")
+            yield pixels
+        if self.shape is None:
+            raise _UnusableFrames("no frames", _no_frame_reason(self.faults[self.files[0]]))
+
+
+class _UnusableFrames(Exception):
+    """A face cannot be searched in these frames; arguments are the kind of fault and the reason."""
+
+
+def _load_face_frames(
+    clip: LoadedClip, frames: _FrameFiles, size: int, options: FaceOptions
+) -> None:
+    folder = frames.files[0].parent.name
+    try:
+        face = _find_face(clip, frames, f"folder {folder}", size, options)
+    except _UnusableFrames as e:
+        clip.leave_out(*e.args)
+        return
+    if face is None:
+        if options.keep_uncropped:
+            _load_frames(clip, frames.files, size)
+            _add_empty_landmarks(clip)
+        return
+    for pixels in face.crops(frames):
+        clip.jpegs.append(encode_frame(pixels))
+    clip.num_encoded, clip.num_dropped = len(clip.jpegs), len(frames.faults)
+    clip.faults += frames.faults.values()
+    assert frames.shape is not None
+    outside = face.fraction_outside(*frames.shape)
+    if outside > _MAX_OUTSIDE:
+        reason = f"{outside:.0%} of its crops are outside of its frames, and black"
+        hint = "are the frames face crops already? Then omit --faces"
+        clip.faults.append(Fault("crops reach outside", f"{reason}: {hint}"))
+
+
+def _describe_sequences(sequences: Sequence[Path]) -> str:
+    names = ", ".join(file.name for file in sequences[:3])
+    reason = f"by their names its frames are {len(sequences)} sequences, as of several faces"
+    hint = "move each into a folder of its own, or number all frames in one sequence"
+    return f"{reason}: {names}; {hint}"
+
+
+def _unreadable(file: Path, error: Exception) -> Fault:
+    reason = f"{file.name} cannot be decoded: {' '.join(str(error).split())}"
+    return Fault("unreadable frame", reason)
+
+
+def _no_frame_reason(first: Fault) -> str:
+    return f"no frame can be decoded; {first.reason}"
+
+
+def _describe_sizes(file: Path, shape: tuple[int, int], first: tuple[int, int]) -> str:
+    reason = f"{file.name} has {shape[1]} x {shape[0]} pixels, the frames before it "
+    return f"{reason}{first[1]} x {first[0]}"
 
 
 def _load_frames(clip: LoadedClip, files: tuple[Path, ...], size: int | None) -> None:
@@ -157,19 +276,18 @@ def _load_frames(clip: LoadedClip, files: tuple[Path, ...], size: int | None) ->
             data = file.read_bytes()
             jpeg, (height, width) = _load_frame(data, size)
         except (ValueError, OSError) as e:
-            reason = f"{file.name} cannot be decoded: {' '.join(str(e).split())}"
-            clip.faults.append(Fault("unreadable frame", reason))
+            clip.faults.append(_unreadable(file, e))
             clip.num_dropped += 1
             continue
         first = first or (height, width)
         if (height, width) != first:
-            reason = f"{file.name} has {width} x {height} pixels, the frames before it "
-            clip.leave_out("sizes differ", f"{reason}{first[1]} x {first[0]} (see --resize)")
+            reason = _describe_sizes(file, (height, width), first)
+            clip.leave_out("sizes differ", f"{reason} (see --resize)")
             return
         clip.jpegs.append(jpeg)
         clip.num_encoded += jpeg is not data
     if not clip.jpegs:
-        clip.leave_out("no frames", f"no frame can be decoded; {clip.faults[0].reason}")
+        clip.leave_out("no frames", _no_frame_reason(clip.faults[0]))
 
 
 def _check_counts(

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dfer_dist.data.faces.crop import FaceOptions
 from dfer_dist.data.packing import report
 from dfer_dist.data.packing.shard_writer import STATE_FOLDER, ShardJob, hash_json, write_shard
 from dfer_dist.data.shards.index import EXTRAS, Index, content_hash, read_index
@@ -50,7 +51,7 @@ def pack(
     classes: Sequence[str] | None = None,
     size: int | None = None,
     strict: bool = False,
-    faces: bool = False,
+    faces: bool | FaceOptions = False,
     max_bad_frames: float | None = None,
     unread: Mapping[str, int] | None = None,
     notes: Sequence[str] = (),
@@ -81,7 +82,7 @@ def pack(
     UserError
         If ``out`` holds another set, keys collide, a split has no clip, or a fault is ``strict``.
     """
-    settings = report.PackSettings(clips_per_shard, size, faces, max_bad_frames)
+    settings = report.PackSettings.of(clips_per_shard, size, faces, max_bad_frames)
     plan = _Plan(records, dataset, out, tuple(classes or CLASSES[dataset]), settings, strict)
     plan.check_records()
     if (out / "index.json").is_file():
@@ -159,6 +160,11 @@ class _Plan:
         if stored.settings != self.settings:
             raise UserError(
                 f"{out} was packed with {stored.settings}: give the same, or choose an empty --out"
+            )
+        if any(problem.kind == report.NO_VIDEO for problem in stored.problems):
+            raise UserError(
+                f"{out} was packed by an earlier version, which detected faces in videos only: "
+                "choose an empty --out"
             )
         # threads, because the file system takes most of the time
         with ThreadPoolExecutor(8) as pool:

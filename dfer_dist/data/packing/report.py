@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from dfer_dist.data.faces.crop import FaceOptions
 from dfer_dist.data.shards.index import Index, LeftOut, Shard
 from dfer_dist.data.sources.names import printable
 from dfer_dist.data.sources.records import NO_SPLIT, ClipRecord, Fault
@@ -22,6 +23,12 @@ REPORT = "pack_report.json"
 # Version of the rules by which frames are shown. Raise it when the same files become other frames.
 # Earlier versions of this program, which recorded none, did not turn JPEGs by their metadata.
 _RULES = 2
+
+# Kind of the fault of a clip in which no face was found.
+NO_FACE = "no face"
+
+# That of earlier versions, which left out folders of frames with --faces.
+NO_VIDEO = "no video"
 
 
 @dataclass(frozen=True)
@@ -35,16 +42,37 @@ class PackSettings:
     resize : int or None
         Width and height of all frames, pixels.
     faces : bool
-        Whether frames are crops of the face in each clip's video, with landmarks.
+        Whether frames are crops of the face, with landmarks.
     max_bad_frames : float or None
         Percentage of a clip's frames that may be damaged; None for all of a folder's but one, and
         none of a video's.
+    keep_uncropped : bool
+        Whether clips without a face are kept as whole frames.
     """
 
     clips_per_shard: int
     resize: int | None = None
     faces: bool = False
     max_bad_frames: float | None = None
+    keep_uncropped: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        clips_per_shard: int,
+        resize: int | None,
+        faces: bool | FaceOptions,
+        max_bad_frames: float | None,
+    ) -> PackSettings:
+        """Return settings with the options for faces in fields of their own."""
+        options = faces if isinstance(faces, FaceOptions) else FaceOptions()
+        common = (clips_per_shard, resize, bool(faces), max_bad_frames)
+        return cls(*common, **vars(options))
+
+    @property
+    def face_options(self) -> FaceOptions | None:
+        """How faces are cropped, None for whole frames."""
+        return FaceOptions(self.keep_uncropped) if self.faces else None
 
     def __str__(self) -> str:
         """Return the settings as arguments of ``dfer pack``."""
@@ -53,6 +81,8 @@ class PackSettings:
             text += f" --resize {self.resize}"
         if self.faces:
             text += " --faces"
+        if self.keep_uncropped:
+            text += " --keep-uncropped"
         if self.max_bad_frames is not None:
             text += f" --max-bad-frames {self.max_bad_frames:g}"
         return text
@@ -108,6 +138,8 @@ class PackReport(Record):
         What looks like data and was not read, by kind, such as ``.wav files``.
     notes : list of str
         What was chosen among several possibilities, such as folders of frames.
+    uncropped_clips : int
+        Packed clips without a face: whole frames.
     """
 
     remedy: ClassVar[str] = "it is of another version or damaged: choose an empty --out"
@@ -126,6 +158,7 @@ class PackReport(Record):
     decoders: dict[str, str] = field(default_factory=dict)
     unread: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    uncropped_clips: int = 0
 
 
 @dataclass(frozen=True)
@@ -209,6 +242,7 @@ def make_report(
         decoders=decoder_versions(),
         unread=dict(sorted(in_clips.items())),
         notes=list(notes),
+        uncropped_clips=sum(p.kind == NO_FACE and not p.left_out for p in problems),
     )
 
 

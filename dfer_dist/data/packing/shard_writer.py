@@ -80,6 +80,8 @@ class ShardJob:
         # without these the hash is that of earlier versions
         if settings.max_bad_frames is not None:
             body.append(settings.max_bad_frames)
+        if settings.keep_uncropped:
+            body.append("keep uncropped")
         if self.extras:
             body.append({name: [getattr(r, name) for r in self.records] for name in self.extras})
         if any(r.start is not None or r.end is not None for r in self.records):
@@ -138,7 +140,8 @@ def _finished_result(job: ShardJob, digest: str) -> report.ShardResult | None:
         # missing, of another version, or truncated by a full disk
         return None
     same_bytes = result.digest == digest and result.decoders == report.decoder_versions()
-    return result if is_whole and same_bytes else None
+    is_outdated = any(problem.kind == report.NO_VIDEO for problem in result.problems)
+    return result if is_whole and same_bytes and not is_outdated else None
 
 
 def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> report.ShardResult:
@@ -149,7 +152,7 @@ def _write_clips(job: ShardJob, digest: str, advance: Callable[[int], None]) -> 
     encoded = dropped = 0
     unread = Counter[str]()
     settings = job.settings
-    options = (settings.resize, settings.faces, settings.max_bad_frames, job.tar.parent)
+    options = (settings.resize, settings.face_options, settings.max_bad_frames, job.tar.parent)
     with sidecars.write_tar(job.tar) as writer:
         for record in job.records:
             clip = load_clip(record, *options)

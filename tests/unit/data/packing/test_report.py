@@ -23,7 +23,7 @@ def report_file(tmp_path: Path) -> Path:
 
 def test_report_file_keeps_the_keys_of_version_1(report_file: Path) -> None:
     raw = json.loads(report_file.read_text())
-    later = ["dropped_frames", "decoders", "unread", "notes"]
+    later = ["dropped_frames", "decoders", "unread", "notes", "uncropped_clips"]
     head = ["version", "dataset", "index_hash", "listed", "clips", "frames", "encoded_frames"]
     assert list(raw) == [*head, "splits", "problems", "settings", "sources", *later]
     assert list(raw["splits"]["fold1"]) == ["listed", "clips", "frames", "problems", "classes"]
@@ -33,6 +33,7 @@ def test_report_file_keeps_the_keys_of_version_1(report_file: Path) -> None:
         "resize": None,
         "faces": False,
         "max_bad_frames": None,
+        "keep_uncropped": False,
     }
     assert raw["decoders"]["pillow"] == PIL.__version__
     assert list(raw["decoders"]) == ["av", "pillow", "simplejpeg", "rules"]
@@ -61,3 +62,5 @@ def test_settings_are_shown_as_arguments() -> None:
     assert str(PackSettings(256, None, True)) == "--clips-per-shard 256 --faces"
     assert str(PackSettings(2, 64, False)) == "--clips-per-shard 2 --resize 64"
     assert str(PackSettings(2, None, False, 2.5)) == "--clips-per-shard 2 --max-bad-frames 2.5"
+    uncropped = PackSettings(2, faces=True, keep_uncropped=True)
+    assert str(uncropped) == "--clips-per-shard 2 --faces --keep-uncropped"

@@ -27,7 +27,7 @@ def test_landmarks_of_a_shard_are_written_in_bounded_memory(
     """Each clip has landmarks of 100 kB, as for some 200 frames."""
     monkeypatch.setattr(frame_buffer, "_MAX_IN_MEMORY", LIMIT)
 
-    def load(record: ClipRecord, *_: object) -> LoadedClip:
+    def load(record: ClipRecord, *_: object, **options: object) -> LoadedClip:
         # detecting the face in as many frames would take minutes
         clip = LoadedClip()
         clip.jpegs.append(encode_frame(np.zeros((8, 8, 3), np.uint8)))
