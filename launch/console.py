@@ -26,7 +26,10 @@ from dfer_dist.utils.log import setup_logging
 
 # the modules of optional dependencies, by the extra of this package that installs them
 _EXTRAS = {
-    "train": {"aiohttp", "deepspeed", "jinja2", "mlflow", "sklearn", "submitit", "webdataset"},
+    "train": {
+        *("aiohttp", "deepspeed", "fastapi", "jinja2", "mlflow", "sklearn", "submitit", "uvicorn"),
+        "webdataset",
+    },
     "faces": {"dlib"},
     "captions": {"requests", "urllib3"},
 }

@@ -120,7 +120,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "dfer_dist/checkpoints/state.py": {"levels": "a key in files of version 1"},
     "dfer_dist/config/model.py": {"a person": "the text of a class prompt"},
     "dfer_dist/training/result.py": {"described": "a key of result.json"},
-    "dfer_dist/inference/serving/page.html": {"element": "a function of JavaScript"},
+    "dfer_dist/inference/templates/try_model.html": {"element": "a function of JavaScript"},
     "docs/scripts/report_page.py": {"element": "a property of JavaScript"},
     "launch/slurm/state.py": {"told": "a reason in files of version 1"},
     "dfer_dist/config/schema.py": dict.fromkeys(("levels", "sides"), "settings of version 1"),

@@ -39,7 +39,7 @@ MAX_BYTES = 256 << 20
 MAX_SECONDS = 120.0
 MAX_REQUESTS = 4  # one is computed, the others wait
 
-_PAGE = Path(__file__).with_name("page.html")
+_PAGE = Path(__file__).parents[1] / "templates" / "try_model.html"
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 Next = Callable[[Request], Awaitable[Response]]
