@@ -83,8 +83,11 @@ def test_summary_survives_a_round_trip() -> None:
         "missing": [2],
         "uar": spread,
         "war": spread,
+        "macro_f1": spread,
+        "weighted_f1": None,
         "pooled": {k: RESULT[k] for k in ("n", "uar", "war", "recall", "support", "confusion")}
-        | {"classes": RESULT["classes"], "absent": RESULT["absent"]},
+        | {"classes": RESULT["classes"], "absent": RESULT["absent"]}
+        | {"macro_f1": None, "weighted_f1": None},
         "majority": {"class": "anger", "war": 66.5},
         "shuffled": None,
         "cost": {
