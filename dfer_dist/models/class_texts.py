@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dfer_dist.config.schema import ClassText, Head, HeadInit, ModelConfig, TextPolarity
+from dfer_dist.data.sources.compound import components
 from dfer_dist.utils.errors import UserError
 
 # The seven classes of DFEW and FERV39k, then the four that MAFW adds. Each sentence names visible
@@ -52,7 +53,10 @@ def polarity_texts(classes: Sequence[str], cfg: ModelConfig) -> dict[str, list[l
     texts = {"positive": class_texts(classes, cfg.text, cfg.sentences)}
     if cfg.text_polarity is TextPolarity.both:
         own = cfg.negative_sentences
-        texts["negative"] = [[f"a person with an expression of no {name}"] for name in classes]
+        texts["negative"] = [
+            [f"a person with an expression of no {_plain_name(name, classes, 'or')}"]
+            for name in classes
+        ]
         if own is not None:
             texts["negative"] = _own_texts(classes, own, "model.negative_sentences")
     return texts
@@ -64,6 +68,8 @@ def class_texts(
     """Return the sentences of each class, in the given order: one, or as many as ``own`` has.
 
     The built-in ones end with a full stop, as those of DFER-CLIP's authors. Nothing is appended.
+    A compound class such as ``anger+disgust`` reads ``anger and disgust``; its description is
+    those of its components.
 
     Parameters
     ----------
@@ -78,15 +84,22 @@ def class_texts(
     if own is not None:
         return _own_texts(classes, own, "model.sentences")
     if kind in _TEMPLATES:
-        return [[_TEMPLATES[kind].format(name)] for name in classes]
-    unknown = [name for name in classes if name not in DESCRIPTIONS]
+        return [[_TEMPLATES[kind].format(_plain_name(name, classes))] for name in classes]
+    parts = {name: components(name, classes) for name in classes}
+    unknown = [name for name in classes if not DESCRIPTIONS.keys() >= set(parts[name])]
     if unknown:
         raise UserError(
             f"no description for class {', '.join(map(repr, unknown))}: set model.text=sentence, "
             f"give each class one as in model.sentences.{unknown[0]}=[TEXT], or use the class "
             f"names {', '.join(DESCRIPTIONS)}"
         )
-    return [[DESCRIPTIONS[name]] for name in classes]
+    texts = {name: DESCRIPTIONS[name] for own in parts.values() for name in own}
+    return [["; ".join(texts[p].rstrip(".") for p in own) + "."] for own in parts.values()]
+
+
+def _plain_name(name: str, classes: Sequence[str], last: str = "and") -> str:
+    """Return a compound class in plain English: ``anger, disgust and contempt``."""
+    return f" {last} ".join(", ".join(components(name, classes)).rsplit(", ", 1))
 
 
 def _own_texts(

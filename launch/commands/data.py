@@ -33,7 +33,10 @@ MapsFolder = Annotated[
 ]
 Dataset = Annotated[
     str,
-    typer.Option(help="dfew, mafw, ferv39k, folder (CLASS/CLIP/frames or CLASS/CLIP.mp4) or demo."),
+    typer.Option(
+        help="dfew, mafw, mafw-compound, ferv39k, folder (CLASS/CLIP/frames or CLASS/CLIP.mp4) "
+        "or demo."
+    ),
 ]
 Root = Annotated[
     Path,

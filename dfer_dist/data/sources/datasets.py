@@ -72,6 +72,11 @@ def _check_arguments(
     if dataset != "folder" and folds:
         option = next(iter(folds)).replace("_", "-")
         raise UserError(f"{dataset} has official folds: --{option} is for --dataset folder")
+    if dataset == "mafw-compound" and lists:
+        raise UserError(
+            "--dataset mafw-compound reads MAFW's own lists, DFER-CLIP's authors released none: "
+            "omit --lists"
+        )
     if lists and frames:
         raise UserError("with --lists the clips are in --root: give --root instead of --frames")
     if dataset == "demo" and not lists:

@@ -10,6 +10,7 @@ unpacked downloads:
               clip_224x224/00001/*.jpg
     MAFW      single/no_caption/set_K/test.txt, .../train.txt with lines 00025.mp4 anger
               frames/00025/*.png, clips/00025.mp4
+              compound/no_caption/set_K/… likewise, with lines 00025.mp4 anger_disgust
     FERV39k   All_scenes/test_All.csv, .../train_All.csv with lines Action/Happy/0015 Happy
               2_ClipsforFaceCrop/Action/Happy/0015/*.jpg
 
@@ -21,10 +22,13 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from dfer_dist.data.sources import dfer_clip_lists
+from dfer_dist.data.sources.compound import SEPARATOR, membership
 from dfer_dist.data.sources.names import make_keys
 from dfer_dist.data.sources.official_clips import find_clips, walk
 from dfer_dist.data.sources.probe import VIDEO_SUFFIX
@@ -59,6 +63,8 @@ class _Layout:
         Usual names of the folders of all frames and of all videos.
     clip_name : callable
         Returns the name of a clip from that in a list, which may be a path of another machine.
+    class_name : callable
+        Returns the key in ``labels`` of a class from its name in a list, in lower case.
     """
 
     lists: str
@@ -70,11 +76,17 @@ class _Layout:
     frames_folder: str
     videos_folder: str
     clip_name: Callable[[str], str] = str
+    class_name: Callable[[str], str] = lambda name: canonical_class(name) or name
 
 
 def _dfew_training_list(test: Path) -> Path:
     folder = test.parent.with_name(test.parent.name.replace("test", "train", 1))
     return folder / test.name.replace("test", "train")
+
+
+def _compound_class(name: str) -> str:
+    """Return the key of a class such as ``disgust_angry``, whatever the order of its emotions."""
+    return "_".join(sorted(canonical_class(part) or part for part in name.split("_")))
 
 
 _LAYOUTS = {
@@ -101,6 +113,21 @@ _LAYOUTS = {
         videos_folder="clips",
         clip_name=lambda name: posixpath.splitext(posixpath.basename(name))[0],
     ),
+    "mafw-compound": _Layout(
+        lists="Train & Test Set/compound/no_caption/set_K/test.txt",
+        test_list=re.compile(r"(?P<home>(?:.*/)?)set_(?P<fold>[0-9]+)/test\.txt"),
+        preferred=("compound/", "no_caption/"),
+        training_list=lambda test: test.with_name("train.txt"),
+        line_format="'00025.mp4 anger_disgust' with one of MAFW's 43 classes",
+        labels={
+            _compound_class(name.replace(SEPARATOR, "_")): label
+            for label, name in enumerate(CLASSES["mafw-compound"])
+        },
+        frames_folder="frames",
+        videos_folder="clips",
+        clip_name=lambda name: posixpath.splitext(posixpath.basename(name))[0],
+        class_name=_compound_class,
+    ),
     "ferv39k": _Layout(
         lists="4_setups/All_scenes/test_All.csv",
         test_list=re.compile(r"(?P<home>(?:.*/)?)test_All\.csv"),
@@ -124,7 +151,7 @@ def read_official(
     Parameters
     ----------
     dataset : str
-        ``dfew``, ``mafw`` or ``ferv39k``.
+        ``dfew``, ``mafw``, ``mafw-compound`` or ``ferv39k``.
     root : Path
         The unpacked download, or a folder above it.
     prefer_videos : bool
@@ -156,8 +183,24 @@ def read_official(
         ClipRecord(key, r.label, r.split, r.source, clips.media[r.source], None, r.faults)
         for key, r in zip(make_keys(sources), rows, strict=True)
     ]
+    if any(SEPARATOR in name for name in CLASSES[dataset]):
+        records = _with_components(records, CLASSES[dataset], layout)
     folders = (next(iter(lists.values())).parent, clips.home)
     return Listing(dataset, CLASSES[dataset], records, folders, clips.unread, (clips.choice,))
+
+
+def _with_components(
+    records: list[ClipRecord], classes: tuple[str, ...], layout: _Layout
+) -> list[ClipRecord]:
+    """Return clips with the labels of all emotions of their compound classes."""
+    # single classes come first, so their position is their label
+    sets = [tuple(np.flatnonzero(row).tolist()) for row in membership(classes)]
+    if all(len(sets[record.label]) == 1 for record in records):
+        raise UserError(
+            "no listed clip has a compound class: give --root of the folder with "
+            f"{layout.lists}, or pack single classes with --dataset mafw"
+        )
+    return [replace(record, labels=sets[record.label]) for record in records]
 
 
 def _find_lists(root: Path, layout: _Layout) -> dict[str, Path]:
@@ -198,7 +241,7 @@ def _nearest_lists(root: Path, layout: _Layout) -> dict[str, dict[int, Path]]:
 def _read_list(file: Path, layout: _Layout) -> list[dfer_clip_lists.Row]:
     def parse(fields: list[str]) -> dfer_clip_lists.Row | None:
         clip, name = fields[0].replace("\\", "/").strip("/"), fields[1].lower()
-        label = layout.labels.get(canonical_class(name) or name)
+        label = layout.labels.get(layout.class_name(name))
         if label is None:
             return None
         return dfer_clip_lists.Row(layout.clip_name(clip), label)

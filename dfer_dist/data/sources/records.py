@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from dfer_dist.data.sources.compound import MAFW_COMPOUND
 from dfer_dist.data.sources.frame_order import sort_frames
 from dfer_dist.data.sources.names import is_system, plain_name
 from dfer_dist.data.sources.probe import IMAGE_KINDS, VIDEO_SUFFIXES, is_video
@@ -17,7 +18,13 @@ SEVEN = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fea
 ELEVEN = (*SEVEN, "contempt", "anxiety", "helplessness", "disappointment")
 
 # class names of each data set, in label order
-CLASSES = {"demo": SEVEN, "dfew": SEVEN, "mafw": ELEVEN, "ferv39k": SEVEN}
+CLASSES = {
+    "demo": SEVEN,
+    "dfew": SEVEN,
+    "mafw": ELEVEN,
+    "mafw-compound": (*ELEVEN, *MAFW_COMPOUND),
+    "ferv39k": SEVEN,
+}
 
 # split of clips that are in no test list, which are never packed
 NO_SPLIT = "none"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from dfer_dist.data.sources.compound import MAFW_COMPOUND
 from tests.helpers.data.clips import write_clip
 from tests.helpers.paths import SHARED
 
@@ -24,6 +25,7 @@ DFEW_NUMBERS = "1234567"
 FERV_NAMES = ("Happy", "Sad", "Neutral", "Angry", "Surprise", "Disgust", "Fear")
 MAFW_NAMES = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear")
 MAFW_NAMES += ("contempt", "anxiety", "helplessness", "disappointment")
+COMPOUND_NAMES = MAFW_NAMES + tuple(name.replace("+", "_") for name in MAFW_COMPOUND)
 
 
 class Clip(NamedTuple):
@@ -70,7 +72,7 @@ def write_mafw_lists(root: Path, clips: list[Clip], kind: str = "single/no_capti
     for part in _parts(clips):
         folder = root / "Train & Test Set" / kind / f"set_{part.fold[4:]}"
         folder.mkdir(parents=True, exist_ok=True)
-        lines = [f"{c.source}.mp4 {MAFW_NAMES[c.label]}\n" for c in part.clips]
+        lines = [f"{c.source}.mp4 {COMPOUND_NAMES[c.label]}\n" for c in part.clips]
         (folder / f"{part.name}.txt").write_text("".join(lines))
 
 

@@ -20,9 +20,12 @@ from dfer_dist.config.schema import (
     config_hash,
     flatten,
 )
+from dfer_dist.data.sources.records import CLASSES
 from dfer_dist.models.build import build_model
-from dfer_dist.models.class_texts import DESCRIPTIONS, class_texts
+from dfer_dist.models.class_texts import DESCRIPTIONS, class_texts, polarity_texts
 from dfer_dist.models.dferclip import DFERCLIP
+from dfer_dist.models.prompt import tokenize
+from dfer_dist.models.tokenizer import clip_tokenizer
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.utils.errors import UserError
 from tests.helpers.paths import ROOT
@@ -55,6 +58,34 @@ def test_what_the_text_tower_reads() -> None:
             "one's own win, in the classes' order"
         )
     assert ModelConfig().text is ClassText.descriptions
+
+
+def test_compound_classes_read_as_plain_english() -> None:
+    classes = ["anger", "disgust", "fear", "anger+disgust", "anger+disgust+fear", "a+b"]
+    texts = class_texts(classes, ClassText.person)
+    assert [own[0].partition(" of ")[2] for own in texts] == [
+        *classes[:3],
+        "anger and disgust",
+        "anger, disgust and fear",
+        # no compound of these classes
+        "a+b",
+    ]
+    cfg = ModelConfig(text_polarity=TextPolarity.both)
+    ((negative,),) = polarity_texts(classes[:5], cfg)["negative"][4:]
+    assert negative.endswith(" an expression of no anger, disgust or fear")
+    own = class_texts(classes[:4], ClassText.descriptions)
+    assert own[3] == [f"{own[0][0][:-1]}; {own[1][0]}"]
+    with pytest.raises(UserError, match="no description for class 'a\\+b'"):
+        class_texts(classes, ClassText.descriptions)
+
+
+def test_texts_of_mafws_compound_classes_fit_the_text_tower() -> None:
+    classes = CLASSES["mafw-compound"]
+    for kind in ClassText:
+        texts = [own[0] for own in class_texts(classes, kind)]
+        assert len(set(texts)) == 43
+        # with DFER-CLIP's eight context tokens
+        tokenize(texts, 8, clip_tokenizer())
 
 
 def test_classes_must_be_those_of_the_data() -> None:

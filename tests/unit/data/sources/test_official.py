@@ -239,6 +239,38 @@ def test_mafw_lists_may_vary_in_encoding_case_and_folder(mafw: Path, encoding: s
     assert read("mafw", mafw) == sorted(MAFW)
 
 
+def test_mafw_compound_classes_are_43_with_the_labels_of_their_emotions(
+    mafw: Path, pool: Path
+) -> None:
+    clips = [Clip(f"{i:05d}", i % 43, f"fold{i % 5 + 1}", 1) for i in range(20_000, 20_086)]
+    write_mafw_lists(mafw, clips, "compound/no_caption")
+    link_clips(mafw / "data" / "frames", clips, pool)
+    assert read("mafw-compound", mafw) == sorted(clips)
+    # the single lists are next to them
+    assert read("mafw", mafw) == sorted(MAFW)
+    listing = read_dataset("mafw-compound", mafw)
+    assert len(listing.classes) == 43 and listing.classes[:11] == ELEVEN
+    by_class = {listing.classes[r.label]: r.labels for r in listing.records}
+    assert by_class["fear"] == (6,)
+    # their order is that of the labels, not of the name
+    assert by_class["disgust+sadness"] == (1, 5)
+    assert by_class["anger+disgust+contempt"] == (3, 5, 7)
+    file = mafw / "Train & Test Set/compound/no_caption/set_2/test.txt"
+    for written, label in [("Disgust_Angry", "anger+disgust"), ("sad", "sadness")]:
+        file.write_text(f"90000.mp4 {written}\n")
+        records = read_official("mafw-compound", mafw).records
+        assert [listing.classes[r.label] for r in records if r.source == "90000"] == [label]
+    for unknown in ("anger_happiness", "anger_love", "anger_anger", "_"):
+        file.write_text(f"00000.mp4 fear\n90000.mp4 {unknown}\n")
+        check_refused("mafw-compound", mafw, "test.txt:2", unknown, "MAFW's 43 classes")
+
+
+def test_single_lists_of_mafw_are_no_compound_lists(mafw: Path) -> None:
+    check_refused("mafw-compound", mafw, "no listed clip has a compound class", "--dataset mafw")
+    with pytest.raises(UserError, match="omit --lists"):
+        read_dataset("mafw-compound", mafw, mafw)
+
+
 def test_mafw_videos_are_used_if_preferred_or_alone(mafw: Path) -> None:
     write_videos(mafw / "data" / "clips", [f"{c.source}.mp4" for c in MAFW])
     # folders of frames are the default
