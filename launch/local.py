@@ -32,6 +32,7 @@ from launch.progress import (
 )
 
 if TYPE_CHECKING:
+    from dfer_dist.data.folds.overlay import FoldOverlay
     from dfer_dist.data.shards.index import Index
 
 _DEADLINE_MARGIN = 60.0  # seconds before a deadline in which no fold is started
@@ -86,17 +87,24 @@ def run_folds(
 
 def _announce(run: RunDir, config: Config, folds: Sequence[int], ranks: int) -> None:
     """Say what will be trained on what."""
+    from dfer_dist.data.folds.packed import open_folds
     from dfer_dist.data.shards.index import open_index
 
     if all(is_done(run.fold(k)) for k in folds):
         print_line(f"all folds of {run.root} are done")
     else:
         index = open_index(config.data, config.data.loss_budget)
-        line = first_line(config, index, folds, ranks)
+        line = first_line(config, index, folds, ranks, open_folds(config.data, index))
         console.print(line, soft_wrap=not console.is_terminal, markup=False)
 
 
-def first_line(config: Config, index: Index, folds: Sequence[int], ranks: int) -> str:
+def first_line(
+    config: Config,
+    index: Index,
+    folds: Sequence[int],
+    ranks: int,
+    overlay: FoldOverlay | None = None,
+) -> str:
     """Return what is trained on what.
 
     Such as "Training DFER-CLIP (ViT-B/32, full fine-tuning) on demo: 5 folds of 140 clips, 2 ranks
@@ -105,7 +113,7 @@ def first_line(config: Config, index: Index, folds: Sequence[int], ranks: int) -
     model = config.model
     backbone = re.sub(r"^(ViT-\w+)-(\d+)(-quickgelu)?$", r"\1/\2", Path(model.backbone).name)
     tuning = _TUNING[model.image].format_map(vars(model))
-    data = f"{index.name}: {_describe_folds(index, folds)}"
+    data = f"{index.name}: {_describe_folds(index, folds, overlay)}"
     count = f"{ranks} rank{'s' * (ranks > 1)}{_place(config.train.device)}"
     precision = config.train.precision.name
     what = f"DFER-CLIP ({backbone}, {tuning})"
@@ -114,21 +122,22 @@ def first_line(config: Config, index: Index, folds: Sequence[int], ranks: int) -
     return f"Training {what} on {data}, {count}, {precision}"
 
 
-def _describe_folds(index: Index, folds: Sequence[int]) -> str:
+def _describe_folds(index: Index, folds: Sequence[int], overlay: FoldOverlay | None) -> str:
     from dfer_dist.data.folds.clips import fold_clips, fold_numbers
 
-    parts = [fold_clips(index, k) for k in folds]
+    parts = [fold_clips(index, k, overlay) for k in folds]
     sizes = [len(part.test) for part in parts]
     clips = " to ".join(str(n) for n in sorted({min(sizes), max(sizes)}))
-    count = len(fold_numbers(index))
+    count = len(fold_numbers(index, overlay))
+    by = f" ({overlay.name})" if overlay else ""
     if count == 1:
         return f"{len(parts[0].train)} training and {clips} test clips"
     if len(folds) == count:
-        return f"{len(folds)} folds of {clips} clips"
+        return f"{len(folds)} folds{by} of {clips} clips"
     if len(folds) == 1:
-        return f"fold {folds[0]} of {count}, {clips} clips"
+        return f"fold {folds[0]} of {count}{by}, {clips} clips"
     numbers = ", ".join(map(str, folds))
-    return f"folds {numbers} of {count}, {clips} clips each"
+    return f"folds {numbers} of {count}{by}, {clips} clips each"
 
 
 def _place(device: Device) -> str:

@@ -63,7 +63,7 @@ def open_run(
     if name is not None and (name in ("", "..") or name != Path(name).name):
         raise UserError(f"--name '{name}': give a plain name; --runs sets the folder")
     config, index = load_experiment(experiment, overrides, ranks)
-    chosen = parse_folds(folds, known_folds(index))
+    chosen = parse_folds(folds, known_folds(config, index))
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
     # a start that failed at once does not keep the name from the corrected command
     if run.run.exists() and _failed_before_training(run):
@@ -84,6 +84,7 @@ def open_run(
 def load_experiment(experiment: str, overrides: list[str], ranks: int) -> tuple[Config, Index]:
     """Load settings and index, and check that they and the number of ranks fit together."""
     from dfer_dist.data.captions.store import read as read_descriptions
+    from dfer_dist.data.folds.packed import open_folds
     from dfer_dist.data.shards.index import open_index
     from dfer_dist.data.shards.sidecars import describe_modalities
     from dfer_dist.data.shards.store import resolve_cache, resolve_locations
@@ -95,6 +96,10 @@ def load_experiment(experiment: str, overrides: list[str], ranks: int) -> tuple[
     config.data.shards = resolve_locations(config.data.shards)
     config.data.cache = resolve_cache(config.data.cache)
     index = open_index(config.data, config.data.loss_budget)
+    if config.data.folds:
+        config.data.folds = str(Path(config.data.folds).expanduser().resolve())
+        if overlay := open_folds(config.data, index):
+            config.data.folds_hash = overlay.hash
     describe_modalities(index, config.model.modalities)
     polarity_texts(index.classes, config.model)
     if config.train.objective is not Supervision.labels:
@@ -102,11 +107,13 @@ def load_experiment(experiment: str, overrides: list[str], ranks: int) -> tuple[
     return config, index
 
 
-def known_folds(index: Index) -> list[int]:
+def known_folds(config: Config, index: Index) -> list[int]:
     """Return the numbers of the folds that can be trained."""
     from dfer_dist.data.folds.clips import fold_numbers
+    from dfer_dist.data.folds.overlay import FoldOverlay
 
-    return fold_numbers(index)
+    overlay = FoldOverlay.read(Path(config.data.folds)) if config.data.folds else None
+    return fold_numbers(index, overlay)
 
 
 def _failed_before_training(run: RunDir) -> bool:
@@ -148,6 +155,10 @@ def _create(
         )
     try:
         run.root.mkdir(parents=True, exist_ok=True)
+        if config.data.folds:
+            # jobs read the copy, which nobody edits
+            shutil.copyfile(config.data.folds, run.folds)
+            config.data.folds = str(run.folds)
         write_text(run.config, dump_config(config))
         _provenance(index).write(run.provenance)
         write_text(run.environment, environment_lock())
@@ -157,7 +168,7 @@ def _create(
             experiment=experiment,
             dataset=index.name,
             classes=list(index.classes),
-            folds=known_folds(index),
+            folds=known_folds(config, index),
             config_hash=config_hash(config),
             index_hash=index.hash,
             tracking=fresh_tracking(run, config, index.name),
@@ -190,6 +201,8 @@ def _resume(run: RunDir, config: Config, index: Index, allow: Sequence[str], is_
     That are settings that change no result, and the drift that is allowed. Once all folds are
     done, it does not matter which code would train the rest.
     """
+    if config.data.folds:
+        config.data.folds = str(run.folds)
     changed = _changes(flatten(read_config(run.config)), flatten(config))
     drift = {key: change for key, change in changed.items() if _matters(key)}
     old_index = run.info().index_hash
@@ -201,8 +214,8 @@ def _resume(run: RunDir, config: Config, index: Index, allow: Sequence[str], is_
     if refused:
         options = " ".join(f"--allow-drift {key}" for key in refused)
         remedy = f"--name OTHER for another run, or {options} to resume with the new ones"
-        if any(map(_is_tracking, drift)):
-            remedy = "or --name OTHER for another run: tracking is set when a run is created"
+        if any(map(_is_fixed, drift)):
+            remedy = "or --name OTHER for another run: tracking and folds are set when one is made"
         listed = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in refused.items())
         raise UserError(
             f"{run.root} belongs to another run: {listed}. Use the same settings, {remedy}"
@@ -224,18 +237,19 @@ def _changes(old: Mapping[str, object], new: Mapping[str, object]) -> Drift:
     return {key: change for key, change in changes.items() if change[0] != change[1]}
 
 
-def _is_tracking(key: str) -> bool:
-    return key.startswith("tracking.")
+def _is_fixed(key: str) -> bool:
+    """Return whether a setting cannot change during a run."""
+    return key.startswith("tracking.") or key == "data.folds_hash"
 
 
 def _matters(key: str) -> bool:
     """Return whether a changed setting is a drift; MLflow runs are created once."""
-    return _is_tracking(key) or not key.startswith(NEUTRAL)
+    return _is_fixed(key) or key not in NEUTRAL
 
 
 def _is_allowed(key: str, allow: Sequence[str]) -> bool:
     is_named = any(key == name or key.startswith(f"{name}.") for name in allow)
-    return is_named and not _is_tracking(key)
+    return is_named and not _is_fixed(key)
 
 
 def _code_drift(run: RunDir) -> Drift:

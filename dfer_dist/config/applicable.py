@@ -51,6 +51,7 @@ def _tunes_with(kind: str) -> Condition:
 _CONDITIONS: tuple[tuple[str, Condition], ...] = (
     ("data.cache data.cache_gb", _reads_urls),
     ("data.mixture data.extra_classes", lambda s: isinstance(s["data.shards"], list)),
+    ("data.folds data.folds_hash", _has("data.folds")),
     ("data.augment.rand_magnitude", _has("data.augment.rand_augment")),
     ("data.stride", _is("data.sampling", "dense")),
     ("data.descriptions", _is("train.objective", "descriptions", "both")),

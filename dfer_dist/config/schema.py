@@ -168,6 +168,12 @@ class DataConfig:
         later=True,
     )
     extra_classes: ExtraClasses = setting(ExtraClasses.leave_out, later=True)
+    folds: str | None = setting(
+        None, "File of dfer folds with other folds than the set's own.", neutral=True
+    )
+    folds_hash: str | None = setting(
+        None, "Content hash of data.folds; a run records it and keeps to it.", later=True
+    )
     cache: str | None = setting(
         None, "Folder for shards of a URL; may hold $VARIABLES; null chooses one.", neutral=True
     )

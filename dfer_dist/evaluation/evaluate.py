@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import Config
-from dfer_dist.data.folds.clips import fold_clips, fold_numbers
+from dfer_dist.data.folds.clips import FoldClips, fold_clips, fold_numbers
+from dfer_dist.data.folds.overlay import FoldOverlay
+from dfer_dist.data.folds.packed import open_folds
 from dfer_dist.data.loading.batch import Batch
 from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import ClipSet, evaluation_batches
@@ -244,6 +246,10 @@ def open_checkpoint(path: Path, overrides: list[str]) -> tuple[Checkpoint, Confi
     saved = checkpoint.read(path, weights_only=True)
     config = read_config(saved.path / checkpoint.CONFIG, overrides)
     index = open_index(config.data)
+    # the folds of the training are of its data alone
+    is_own = config.data.folds == saved.config.data.folds
+    if is_own and saved.state.get("index_hash") != index.hash:
+        config.data.folds = config.data.folds_hash = None
     describe_modalities(index, config.model.modalities)
     return saved, config, index
 
@@ -284,26 +290,28 @@ def evaluate_checkpoint(
     fold = saved.state["fold"] if fold is None else fold
     if fold is None:
         raise UserError(f"{path} does not say which fold it was trained for: give --fold")
-    number = unseen_fold(saved, index, fold)
-    clips = fold_clips(index, number).test
-    list_lost_clips(index, [number])
-    table = predict_here(load_model(saved, config, index.classes), config, index, clips, progress)
+    folds = open_folds(config.data, index)
+    number = unseen_fold(saved, index, fold, folds)
+    part = fold_clips(index, number, folds)
+    list_lost_clips(part)
+    model = load_model(saved, config, index.classes)
+    table = predict_here(model, config, index, part.test, progress)
     if out:
         table.write(out)
     return table.score(index.classes)
 
 
-def list_lost_clips(index: Index, folds: Sequence[int]) -> list[str]:
-    """Return the test clips that folds lost when the data was packed, and warn if there are any."""
-    parts = [fold_clips(index, fold) for fold in folds]
-    lost = [clip for part in parts for clip in part.left_out]
+def list_lost_clips(clips: FoldClips) -> list[str]:
+    """Return the test clips that were lost when the data was packed, and warn if there are any."""
+    lost = list(clips.left_out)
     if lost:
-        tested = sum(len(part.test) for part in parts)
-        logger.warning("%s, such as %s", left_out_text(len(lost), tested), lost[0])
+        logger.warning("%s, such as %s", left_out_text(len(lost), len(clips.test)), lost[0])
     return lost
 
 
-def unseen_fold(saved: Checkpoint, index: Index, fold: int) -> int:
+def unseen_fold(
+    saved: Checkpoint, index: Index, fold: int, folds: FoldOverlay | None = None
+) -> int:
     """Return ``fold``, if it is a fold of the data that the checkpoint was not trained on.
 
     Raises
@@ -311,9 +319,15 @@ def unseen_fold(saved: Checkpoint, index: Index, fold: int) -> int:
     UserError
         Otherwise.
     """
-    (number,) = parse_folds(str(fold), fold_numbers(index))
+    (number,) = parse_folds(str(fold), fold_numbers(index, folds))
     trained_for = saved.state.get("fold")
-    if trained_for not in (None, number) and saved.state["index_hash"] == index.hash:
+    is_same_data = trained_for is not None and saved.state["index_hash"] == index.hash
+    if is_same_data and saved.config.data.folds_hash != (folds and folds.hash):
+        raise UserError(
+            "this checkpoint was trained with other folds of these clips, and has seen some that "
+            f"would be tested: give its own, data.folds={saved.config.data.folds or 'null'}"
+        )
+    if is_same_data and trained_for != number:
         raise UserError(
             f"fold {number} was among the training clips of this checkpoint, which is to be tested "
             f"on fold {trained_for}"

@@ -18,8 +18,9 @@ import numpy as np
 from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import Config, Head, ImageTuning, TemporalKind, TextTuning
-from dfer_dist.data.folds.clips import fold_clips, fold_numbers
-from dfer_dist.data.loading.sampler import ClipSet, all_clips
+from dfer_dist.data.folds.clips import FoldClips, fold_clips, fold_numbers
+from dfer_dist.data.folds.packed import open_folds
+from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.shards.index import Index, open_index
 from dfer_dist.evaluation.evaluate import (
     list_lost_clips,
@@ -76,8 +77,8 @@ def zero_shot(
             f"--out {out}: give a name that ends with .parquet (the result is next to it, as .json)"
         )
     saved, config, index, fold = _load(what, fold, overrides)
-    model = load_model(saved, config, index.classes)
-    table = predict_here(model, config, index, _clips(index, fold), progress)
+    model, clips = load_model(saved, config, index.classes), _clips(config, index, fold)
+    table = predict_here(model, config, index, clips.test, progress)
     result = {
         "zero_shot": True,
         "dataset": index.name,
@@ -85,7 +86,7 @@ def zero_shot(
         **asdict(table.score(index.classes)),
         **_significance(table.labels, top_class(table.logits), index.classes),
         **_protocol(saved, config, index, model),
-        "left_out": list_lost_clips(index, _folds(index, fold)),
+        "left_out": list_lost_clips(clips),
     }
     if out:
         table.write(out)
@@ -103,11 +104,11 @@ def _load(
         config = _as_pretrained(config)
         index = open_index(config.data)
         if fold is not None:
-            parse_folds(str(fold), fold_numbers(index))
+            parse_folds(str(fold), fold_numbers(index, open_folds(config.data, index)))
         return None, config, index, fold
     saved, config, index = open_checkpoint(what, overrides)
     _check_text(config, "test it without --zero-shot on data with the classes of its training")
-    fold = _fold(saved, index, fold)
+    fold = _fold(saved, config, index, fold)
     return *for_classes(saved, config, index.classes), index, fold
 
 
@@ -208,21 +209,23 @@ def _as_pretrained(config: Config) -> Config:
     return replace(config, model=model)
 
 
-def _fold(saved: Checkpoint, index: Index, fold: int | None) -> int | None:
+def _fold(saved: Checkpoint, config: Config, index: Index, fold: int | None) -> int | None:
     """Return the fold to test on; None for all clips of another data set."""
     if fold is None and saved.state.get("dataset") == index.name:
         fold = saved.state.get("fold")
-    return None if fold is None else unseen_fold(saved, index, fold)
+    if fold is None:
+        return None
+    return unseen_fold(saved, index, fold, open_folds(config.data, index))
 
 
-def _clips(index: Index, fold: int | None) -> ClipSet:
-    """Return the test clips of a fold or of all folds, never clips of a split ``train``."""
-    folds = _folds(index, fold)
-    return all_clips(index, sorted({i for k in folds for i in fold_clips(index, k).test.shards}))
-
-
-def _folds(index: Index, fold: int | None) -> list[int]:
-    return fold_numbers(index) if fold is None else [fold]
+def _clips(config: Config, index: Index, fold: int | None) -> FoldClips:
+    """Return the clips of a fold; without one, the set's own test folds together."""
+    if fold is not None:
+        return fold_clips(index, fold, open_folds(config.data, index))
+    parts = [fold_clips(index, k) for k in fold_numbers(index)]
+    test = all_clips(index, sorted({i for part in parts for i in part.test.shards}))
+    lost = tuple(clip for part in parts for clip in part.left_out)
+    return FoldClips(train=all_clips(index, []), val=None, test=test, left_out=lost)
 
 
 def _significance(labels: Ints, predicted: Ints, classes: Sequence[str]) -> dict[str, Any]:

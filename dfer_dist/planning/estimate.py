@@ -18,6 +18,7 @@ import numpy as np
 
 from dfer_dist.config.schema import Config, Precision, Supervision, split_batch
 from dfer_dist.data.folds.clips import fold_clips, fold_numbers
+from dfer_dist.data.folds.packed import open_folds
 from dfer_dist.data.loading.loader import KEPT, PREFETCH
 from dfer_dist.data.shards.index import open_index
 from dfer_dist.data.shards.store import is_remote
@@ -278,8 +279,9 @@ def data_size(config: Config) -> DataSize:
     shards, several = Path(config.data.locations[0]), len(config.data.locations) > 1
     if several or is_remote(config.data.locations[0]) or (shards / "index.json").is_file():
         index = open_index(config.data)
-        numbers = fold_numbers(index)
-        trained = sum(len(fold_clips(index, k).train) for k in numbers)
+        overlay = open_folds(config.data, index)
+        numbers = fold_numbers(index, overlay)
+        trained = sum(len(fold_clips(index, k, overlay).train) for k in numbers)
         return DataSize(index.classes, trained // len(numbers), len(numbers))
     if shards.name not in _PUBLISHED:
         raise UserError(

@@ -3,7 +3,7 @@
 ::
 
     runs/NAME/
-      config.yaml  run.json  provenance.json  environment.txt  code/  jobs.json
+      config.yaml  run.json  provenance.json  folds.json  environment.txt  code/  jobs.json
       fold-1/
         metrics.jsonl  system-NODE.jsonl  status.json  log.txt  checkpoints/
         predictions.parquet  result.json  confusion.png  curves.png
@@ -94,6 +94,8 @@ class RunDir:
     run = _Entry("run.json")
     # A :class:`~dfer_dist.runs.records.Provenance`.
     provenance = _Entry("provenance.json")
+    # A copy of the file of ``data.folds``, if the run has one.
+    folds = _Entry("folds.json")
     # All packages installed where the run was opened.
     environment = _Entry("environment.txt")
     # A copy of the code that the run uses.

@@ -90,6 +90,7 @@ class FoldResult(Record):
     skipped_steps: int = 0
     drift: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    folds_hash: str | None = None
 
     @property
     def scores(self) -> Scores:

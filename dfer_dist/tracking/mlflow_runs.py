@@ -244,15 +244,16 @@ def _dataset(data: DataOrigin) -> DatasetInput:
 
 def run_tags(run: RunDir) -> dict[str, str]:
     """Return the tags that distinguish runs in the server's tables."""
-    info, origin, train = run.info(), Provenance.read(run.provenance), read_config(run.config).train
+    info, origin, config = run.info(), Provenance.read(run.provenance), read_config(run.config)
     git = origin.git or GitState()
     tags = {
         "dataset": info.dataset,
         "index_hash": info.index_hash,
+        "folds_hash": config.data.folds_hash,
         "config_hash": info.config_hash,
         "code_hash": origin.code_hash,
-        "selection": train.selection.name,
-        "precision": train.precision.name,
+        "selection": config.train.selection.name,
+        "precision": config.train.precision.name,
         "mlflow.user": origin.user,
         "mlflow.source.name": "dfer",
         "mlflow.source.git.commit": git.sha,

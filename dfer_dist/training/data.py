@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfer_dist.config.schema import Config, Selection, Supervision, split_batch
-from dfer_dist.data.folds.clips import fold_clips
+from dfer_dist.data.folds.clips import FoldClips, fold_clips
+from dfer_dist.data.folds.packed import open_folds
 from dfer_dist.data.loading.loader import Batch, train_loader
 from dfer_dist.data.loading.prefetch import check_cache
 from dfer_dist.data.loading.sampler import (
@@ -45,6 +46,8 @@ class FoldData:
         Where they are trained on.
     modalities : dict or None
         How the parsing maps and landmarks were made, where the model uses some.
+    folds_hash : str or None
+        Of the folds in a file; None for the set's own.
     """
 
     fold: int
@@ -56,6 +59,7 @@ class FoldData:
     class_sizes: list[int]
     descriptions: ClipDescriptions | None
     modalities: dict[str, Any] | None
+    folds_hash: str | None
 
 
 def build_data(*, config: Config, fold: int, ranks: Ranks) -> FoldData:
@@ -64,19 +68,16 @@ def build_data(*, config: Config, fold: int, ranks: Ranks) -> FoldData:
     Raises
     ------
     UserError
-        If a shard, modality or description that the fold needs is missing, the cache is too small,
-        or the ranks cannot share the global batch.
+        If a shard, modality or description that the fold needs is missing, ``data.folds`` does not
+        fit the set, the cache is too small, or the ranks cannot share the global batch.
     """
     train = config.train
     index = open_index(config.data, config.data.loss_budget)
     # Found now rather than after the training.
-    of_fold = fold_clips(index, fold)
+    folds = open_folds(config.data, index)
+    of_fold = fold_clips(index, fold, folds)
     check_sizes(index, of_fold.test.shards)
-    clips, val = of_fold.train, None
-    if train.selection is Selection.best_val:
-        val = of_fold.val
-        if val is None:
-            clips, val = train_val_split(index, clips, train.val_fraction, train.seed)
+    clips, val = _train_and_val(config, index, of_fold)
     needs_classes = config.data.balanced or train.class_balance
     by_class = clips_by_class(index, clips) if needs_classes else ()
     plan = EpochPlan(
@@ -96,7 +97,7 @@ def build_data(*, config: Config, fold: int, ranks: Ranks) -> FoldData:
         modalities = describe_modalities(index, config.model.modalities)
     descriptions = None
     if train.objective is not Supervision.labels:
-        descriptions = read_descriptions(index, clips, fold, config)
+        descriptions = read_descriptions(index, clips, fold, config, folds)
     return FoldData(
         fold=fold,
         index=index,
@@ -107,7 +108,20 @@ def build_data(*, config: Config, fold: int, ranks: Ranks) -> FoldData:
         class_sizes=[len(c) for c in by_class],
         descriptions=descriptions,
         modalities=ranks.broadcast_object(modalities),
+        folds_hash=folds.hash if folds else None,
     )
+
+
+def _train_and_val(
+    config: Config, index: Index, clips: FoldClips
+) -> tuple[ClipSet, ClipSet | None]:
+    """Return the clips to train on, and those that choose the epoch if the selection needs some."""
+    train = config.train
+    if train.selection is not Selection.best_val:
+        return clips.train, None
+    if clips.val is not None:
+        return clips.train, clips.val
+    return train_val_split(index, clips.train, train.val_fraction, train.seed)
 
 
 def build_batches(*, config: Config, data: FoldData, ranks: Ranks, step: int) -> Iterator[Batch]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dfer_dist.config.schema import Config
 from dfer_dist.data.captions.store import clip_keys, descriptions
+from dfer_dist.data.folds.overlay import FoldOverlay
 from dfer_dist.data.loading.sampler import ClipSet
 from dfer_dist.data.shards.index import Index
 from dfer_dist.models.backbone import load_tokenizer
@@ -53,7 +54,9 @@ class ClipDescriptions:
         return tokens, torch.tensor([key in self.texts for key in keys])
 
 
-def read_descriptions(index: Index, clips: ClipSet, fold: int, config: Config) -> ClipDescriptions:
+def read_descriptions(
+    index: Index, clips: ClipSet, fold: int, config: Config, folds: FoldOverlay | None = None
+) -> ClipDescriptions:
     """Return the English descriptions of ``clips``, on which fold ``fold`` is trained.
 
     Raises
@@ -62,7 +65,7 @@ def read_descriptions(index: Index, clips: ClipSet, fold: int, config: Config) -
         If no clip has one, or ``data.descriptions`` does not select one of the set's sources.
     """
     keys = clip_keys(index, clips)
-    texts = descriptions(index, keys, fold, source=config.data.descriptions)
+    texts = descriptions(index, keys, fold, folds=folds, source=config.data.descriptions)
     if not texts:
         raise UserError(
             f"none of the {len(keys)} clips that fold {fold} is trained on has a description: "

@@ -36,6 +36,7 @@ def fold_result(trainer: Trainer, scores: Scores, shuffled: UarWar | None) -> Fo
         checkpoint=str(trainer.selected_checkpoint.relative_to(trainer.folder.root)),
         config_hash=config_hash(config),
         index_hash=data.index.hash,
+        folds_hash=data.folds_hash,
         shuffled=shuffled,
         modalities=list(config.model.modalities),
         modalities_hash=str(data.modalities["hash"]) if data.modalities else None,

@@ -88,7 +88,9 @@ def show_submission(request: JobRequest, target: ClusterTarget) -> None:
     for name, settings in request.variants(target.cluster):
         config, index = load_experiment(request.experiment, settings, target.cluster.ranks)
         run = RunDir((request.runs / name).resolve())
-        tasks += [ArrayTask(run, fold) for fold in parse_folds(request.folds, known_folds(index))]
+        tasks += [
+            ArrayTask(run, fold) for fold in parse_folds(request.folds, known_folds(config, index))
+        ]
         configs.append((run, config))
     executor = make_executor(tasks, target, configs[0][0].root / "slurm" / "1")
     print_line(script_text(executor, len(tasks)))

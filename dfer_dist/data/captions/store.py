@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from dfer_dist.data.captions.label_leakage import clean
 from dfer_dist.data.folds.clips import fold_clips
+from dfer_dist.data.folds.overlay import FoldOverlay
 from dfer_dist.data.loading.sampler import ClipSet
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.store import FetchError, Remote
@@ -105,6 +106,7 @@ def descriptions(
     keys: Iterable[str],
     fold: int,
     *,
+    folds: FoldOverlay | None = None,
     source: str | None = None,
     language: str = "en",
     testing: bool = False,
@@ -121,6 +123,8 @@ def descriptions(
         Clips, such as :func:`clip_keys` of the training clips.
     fold : int
         The test fold, counted from 1.
+    folds : FoldOverlay, optional
+        What the fold is one of, if not the set's own ones.
     source : str, optional
         A source's name, or the first eight or more digits of its hash; required where the file has
         several sources of the language.
@@ -139,12 +143,9 @@ def descriptions(
     wanted, hashes = set(keys), clip_hashes(index)
     if unexpected := wanted - hashes.keys():
         raise ValueError(f"{index.root} has no clip {min(unexpected)}")
-    if not testing:
-        tested = clip_keys(index, fold_clips(index, fold).test)
-        if leaked := wanted.intersection(tested):
-            raise ValueError(
-                f"{len(leaked)} clips, such as {min(leaked)}, are tested in fold {fold}"
-            )
+    tested = [] if testing else clip_keys(index, fold_clips(index, fold, folds).test)
+    if leaked := wanted.intersection(tested):
+        raise ValueError(f"{len(leaked)} clips, such as {min(leaked)}, are tested in fold {fold}")
     stored = read(index)
     texts = stored.of(stored.choose(source, language))
     found = [key for key in sorted(wanted) if hashes[key] in texts]

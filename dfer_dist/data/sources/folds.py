@@ -45,6 +45,17 @@ def assign_grouped_folds(
         If the file cannot be read or lacks a clip, or the groups are too few.
     """
     groups = _groups_of_clips(records, file, column)
+    return split_groups([record.label for record in records], groups, folds, seed)
+
+
+def split_groups(labels: Sequence[int], groups: Sequence[str], folds: int, seed: int) -> list[int]:
+    """Return a fold from 1 for each clip: no group is in two, classes are as equal as possible.
+
+    Raises
+    ------
+    UserError
+        If the groups are too few.
+    """
     names = sorted(set(groups))
     if len(names) < folds:
         raise UserError(
@@ -55,14 +66,13 @@ def assign_grouped_folds(
         return [names.index(group) + 1 for group in groups]
     from sklearn.model_selection import StratifiedGroupKFold
 
-    labels = np.array([record.label for record in records])
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    assigned = np.zeros(len(records), int)
+    assigned = np.zeros(len(labels), int)
     with warnings.catch_warnings():
         # a class may have fewer clips than folds: the table of counts shows it
         warnings.simplefilter("ignore")
         try:
-            for fold, (_, test) in enumerate(splitter.split(labels, labels, groups), 1):
+            for fold, (_, test) in enumerate(splitter.split(groups, labels, groups), 1):
                 assigned[test] = fold
         except ValueError as e:
             raise UserError(f"groups cannot be balanced: {e}") from e
@@ -75,7 +85,7 @@ def assign_grouped_folds(
 
 def _groups_of_clips(records: Sequence[ClipRecord], file: Path, column: str) -> list[str]:
     """Return the group of each clip."""
-    rows = _read_groups(file, column)
+    rows = read_groups(file, column)
     sources = [_clip_name(record.source) for record in records]
     names = [source.rpartition("/")[2] for source in sources]
     counts = Counter(names)
@@ -89,8 +99,14 @@ def _groups_of_clips(records: Sequence[ClipRecord], file: Path, column: str) -> 
     return groups
 
 
-def _read_groups(file: Path, column: str) -> Mapping[str, str]:
-    """Return the groups in a CSV file by clip."""
+def read_groups(file: Path, column: str) -> Mapping[str, str]:
+    """Return the groups in a column of a CSV file by clip, without the suffix of its video.
+
+    Raises
+    ------
+    UserError
+        If the file or the column is missing, a row is incomplete, or a clip is in two groups.
+    """
     if not file.is_file():
         raise UserError(f"{file} is missing: --groups takes a CSV file with a row per clip")
     text = read_text(file)

@@ -60,7 +60,7 @@ def overview_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) 
     changed = [
         key
         for key in next(iter(known), {})
-        if not key.startswith(NEUTRAL) and len({repr(s[key]) for s in known}) > 1
+        if key not in NEUTRAL and len({repr(s[key]) for s in known}) > 1
     ]
     rows, alerts = [], []
     for run, values, summary in zip(runs, settings, summaries, strict=True):

@@ -17,6 +17,8 @@ from scipy.special import softmax
 
 from dfer_dist.config.load import read_config
 from dfer_dist.data.folds.clips import fold_clips
+from dfer_dist.data.folds.overlay import FoldOverlay
+from dfer_dist.data.folds.packed import open_folds
 from dfer_dist.data.loading.frame_sampling import sample_evenly
 from dfer_dist.data.shards.index import Index, open_index
 from dfer_dist.data.shards.reader import Clip, ClipReader, DamagedClip
@@ -92,7 +94,7 @@ def draw_confident_errors(run: RunDir, count: int) -> tuple[Path, list[Confident
             f"{data.shards} holds other data than {run.root} was tested on: frames of its clips "
             "cannot be shown"
         )
-    clips = _read(index, errors)
+    clips = _read(index, errors, open_folds(data, index))
     figure = _draw_sheet(errors, clips)
     title = f"{index.name}, {run.root.name}: the {len(errors)} most confident errors"
     color, missing = INK, loaded.summary.missing
@@ -103,12 +105,12 @@ def draw_confident_errors(run: RunDir, count: int) -> tuple[Path, list[Confident
     return run.mistakes, errors
 
 
-def _read(index: Index, errors: Sequence[ConfidentError]) -> list[Clip]:
+def _read(index: Index, errors: Sequence[ConfidentError], folds: FoldOverlay | None) -> list[Clip]:
     """Read the frames of each error's clip."""
     reader = ClipReader(index)
     places: dict[tuple[int, str], tuple[int, int]] = {}
     for fold in sorted({e.fold for e in errors}):
-        for shard in fold_clips(index, fold).test.shards:
+        for shard in fold_clips(index, fold, folds).test.shards:
             keys = index.sidecar(shard)["key"].to_pylist()
             places |= {(fold, key): (shard, row) for row, key in enumerate(keys)}
     try:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dfer_dist.config.schema import Config
+from dfer_dist.data.folds.clips import fold_clips
 from dfer_dist.data.shards.index import Index, LeftOut
 from dfer_dist.evaluation.metrics import score
 from dfer_dist.runs.layout import FoldDir
@@ -28,7 +29,14 @@ def test_result_names_the_test_clips_that_were_lost_when_packing(
     state = SimpleNamespace(best=None, selected_step=9, lost_clips={}, bad_steps=[], drift=[])
     trainer: Any = SimpleNamespace(
         config=Config(),
-        data=SimpleNamespace(index=index, fold=fold, modalities=None, descriptions=None),
+        data=SimpleNamespace(
+            index=index,
+            fold=fold,
+            left_out=fold_clips(index, fold).left_out,
+            folds_hash=None,
+            modalities=None,
+            descriptions=None,
+        ),
         state=state,
         epoch=2,
         folder=FoldDir(tmp_path),

@@ -10,19 +10,13 @@ from dfer_dist.data.folds.overlay import FoldOverlay
 from dfer_dist.data.loading.prefetch import training_requests
 from dfer_dist.data.loading.sampler import EpochPlan, SampleRef, all_clips
 from dfer_dist.data.shards.index import Index, LeftOut
+from tests.helpers.data.folds import fold_overlay
 
 
 def with_splits(index: Index, *splits: str) -> Index:
     """The first shards of a set, in other splits."""
     shards = zip(index.shards, splits, strict=False)
     return replace(index, shards=tuple(replace(shard, split=s) for shard, s in shards))
-
-
-def overlay(index: Index, folds: int, *, shift: int = 0) -> FoldOverlay:
-    """Folds that take turns over the clips."""
-    keys = clip_keys(index, all_clips(index, range(len(index.shards))))
-    fold_of = {key: (i + shift) % folds + 1 for i, key in enumerate(keys)}
-    return FoldOverlay("turns", index.name, index.hash, "file", folds, fold_of).signed()
 
 
 def test_own_folds_have_full_shards(tiny_shards: Index) -> None:
@@ -57,7 +51,7 @@ def test_ambiguous_clips_are_trained_on_if_asked_and_never_tested(tiny_shards: I
 
 
 def test_overlay_replaces_the_splits(tiny_shards: Index) -> None:
-    folds = overlay(tiny_shards, 3)
+    folds = fold_overlay(tiny_shards, 3)
     assert fold_numbers(tiny_shards, folds) == [1, 2, 3]
     clips = fold_clips(tiny_shards, 2, folds)
     test, train = (clip_keys(tiny_shards, part) for part in (clips.test, clips.train))
@@ -76,7 +70,7 @@ def test_overlay_with_the_sets_own_folds_gives_the_same_stream(tiny_shards: Inde
 
 def test_ambiguous_clips_of_a_tested_group_are_not_trained_on(tiny_shards: Index) -> None:
     index = with_splits(tiny_shards, "ambiguous", "fold1", "fold2")
-    folds = overlay(index, 2)
+    folds = fold_overlay(index, 2)
     usual, asked = fold_clips(index, 1, folds), fold_clips(index, 1, folds, ambiguous=True)
     assert clip_keys(index, usual.test) == clip_keys(index, asked.test)
     assert 0 not in asked.test.shards
@@ -86,7 +80,7 @@ def test_ambiguous_clips_of_a_tested_group_are_not_trained_on(tiny_shards: Index
 
 
 def test_ranks_share_the_same_global_batches_of_parts_of_shards(tiny_shards: Index) -> None:
-    clips = fold_clips(tiny_shards, 1, overlay(tiny_shards, 3, shift=1)).train
+    clips = fold_clips(tiny_shards, 1, fold_overlay(tiny_shards, 3, shift=1)).train
     plan = EpochPlan(clips, seed=5, epoch=0, global_batch=8, block=2)
     batches = {world: global_batches(plan, world) for world in (1, 2, 4)}
     assert batches[1] == batches[2] == batches[4]
