@@ -64,7 +64,7 @@ COMMANDS = {
         "register": Row(
             "commands.tracking", "Register a fold's model in the MLflow model registry."
         ),
-        "convert": Row("commands.models", "Convert the authors' checkpoints to ours, or back."),
+        "convert": Row("commands.convert", "Convert the authors' checkpoints to ours, or back."),
         "backbones": Row("commands.backbones", "List image and video towers, and their weights."),
         "fetch-weights": Row(
             "commands.backbones", "Download pretrained weights for offline training."

@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from dfer_dist.data.loading.frame_sampling import eval_frames
 from dfer_dist.data.loading.modalities import draw_modality, find_points
 from dfer_dist.data.shards.sidecars import PARSING, REGIONS
 from dfer_dist.evaluation.evaluate import average_views, clip_logits
+from dfer_dist.evaluation.explain import Explanation, explain_clip
 from dfer_dist.models.build import build_untrained, inference_dtype, resolve_image_size
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.utils.errors import UserError
@@ -143,6 +144,13 @@ class ModelInfo(Record):
 def _hash(content: dict[str, Any]) -> str:
     rest = {key: value for key, value in content.items() if key not in ("version", "hash")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+class ExplainedClip(NamedTuple):
+    """Frames that the model read, uint8 [T, S, S, 3], and what its prediction rests on."""
+
+    frames: np.ndarray
+    explanation: Explanation
 
 
 @dataclass(frozen=True)
@@ -277,6 +285,23 @@ class ExportedModel:
                 clip_logits(lambda part: self.model(part, self.text_features), pixels, views)
             )
         return average_views(torch.stack(logits)).cpu().numpy()
+
+    def explain(self, clip: Tensor) -> ExplainedClip:
+        """Explain the most probable class of a clip: its first view in time and in space.
+
+        Parameters
+        ----------
+        clip : uint8 Tensor [V T, K, M, 3, S, S]
+            From :meth:`preprocess`.
+
+        Raises
+        ------
+        UserError
+            As :func:`~dfer_dist.evaluation.explain.explain_clip`.
+        """
+        view = clip[: len(clip) // self.config.eval.views, 0].transpose(0, 1)
+        found = explain_clip(self.model, view.flatten(0, 1).to(self.device), self.text_features)
+        return ExplainedClip(view[0].permute(0, 2, 3, 1).numpy(), found)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from dfer_dist.data.loading.frame_sampling import eval_frames, sample_segments
 from dfer_dist.data.loading.modalities import find_points
 from dfer_dist.data.sources.names import printable
 from dfer_dist.data.video.decode import DamagedVideo
-from dfer_dist.inference.exported import ExportedModel, softmax
+from dfer_dist.inference.exported import ExplainedClip, ExportedModel, softmax
 from dfer_dist.inference.sources import FPS, Frames, open_frames, through_jpeg
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import csv_text
@@ -56,6 +57,8 @@ class VideoPrediction:
     thumbnails : list of uint8 [H, W, 3]
         Small copies of frames, from the middles of as many equal parts of the video; of the crops
         if faces were searched.
+    explained : dict of int to ExplainedClip
+        Some windows by their number, if asked for.
     """
 
     video: Path
@@ -67,6 +70,7 @@ class VideoPrediction:
     interval: float = 1 / FPS
     has_times: bool = True
     thumbnails: list[np.ndarray] = field(default_factory=list)
+    explained: dict[int, ExplainedClip] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -134,6 +138,18 @@ def cut_windows(frames: int, length: int, step: float) -> np.ndarray:
     return np.stack([starts, starts + length], 1)
 
 
+@contextmanager
+def _damage_as_user_error() -> Iterator[None]:
+    try:
+        yield
+    except DamagedVideo as e:
+        text = f"{e.file} cannot be read as a video: {e.reason}"
+        if e.frames:
+            text = f"{e}: copy it again"
+        raise UserError(text) from e
+
+
+@_damage_as_user_error()
 def predict_video(
     model: ExportedModel,
     video: Path,
@@ -142,11 +158,11 @@ def predict_video(
     faces: bool = False,
     progress: Callable[[int, int], None] | None = None,
     fps: float | None = None,
+    explain: int = 0,
 ) -> VideoPrediction:
     """Predict a video, a folder of frames or an image in sliding windows.
 
-    The video is decoded twice: for its length or its face, then for the frames of the windows. Only
-    those of the current windows are kept in memory.
+    It is decoded twice: for its length or its face, then for the frames of the windows.
 
     Parameters
     ----------
@@ -160,6 +176,8 @@ def predict_video(
         Called with (windows done, all windows).
     fps : float, optional
         Frames a second of a folder of frames; 25 by default.
+    explain : int
+        Number of windows to explain, evenly spaced.
 
     Raises
     ------
@@ -170,19 +188,17 @@ def predict_video(
     model.check_modalities()
     rate = FPS if fps is None else fps
     _check_positive(window=window, step=step, fps=rate)
-    with _damage_as_user_error():
-        found = _find_windows(video, window, step, rate, faces, bool(model.config.model.modalities))
-        logits, thumbnails = _predict_windows(model, video, found, progress)
+    found = _find_windows(video, window, step, rate, faces, bool(model.config.model.modalities))
+    output = _predict_windows(model, video, found, progress, explain)
     return VideoPrediction(
-        video,
-        model.classes,
-        found.windows * found.interval,
-        logits,
-        found.face_fractions if faces else None,
-        len(found.has_face) * found.interval,
+        video=video,
+        classes=model.classes,
+        spans=found.windows * found.interval,
+        faces=found.face_fractions if faces else None,
+        seconds=len(found.has_face) * found.interval,
         interval=found.interval,
         has_times=fps is not None or not video.is_dir(),
-        thumbnails=thumbnails,
+        **output._asdict(),
     )
 
 
@@ -203,17 +219,6 @@ def _check_positive(**options: float) -> None:
     for name, value in options.items():
         if not value > 0:
             raise UserError(f"{name}={value:g}: it must be greater than 0")
-
-
-@contextmanager
-def _damage_as_user_error() -> Iterator[None]:
-    try:
-        yield
-    except DamagedVideo as e:
-        text = f"{e.file} cannot be read as a video: {e.reason}"
-        if e.frames:
-            text = f"{e}: copy it again"
-        raise UserError(text) from e
 
 
 @dataclass(frozen=True)
@@ -268,16 +273,21 @@ def _find_windows(
     return _Windows(windows, has_face, interval, frames, is_packed, landmarks)
 
 
+class _Output(NamedTuple):
+    """Logits float32 [W, C], NaN for a window with the face in too few frames, and pictures."""
+
+    logits: np.ndarray
+    thumbnails: list[np.ndarray]
+    explained: dict[int, ExplainedClip]
+
+
 def _predict_windows(
     model: ExportedModel,
     video: Path,
     found: _Windows,
     progress: Callable[[int, int], None] | None,
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return the logits float32 [W, C], and thumbnails.
-
-    Logits are NaN for a window with the face in too few frames.
-    """
+    explain: int,
+) -> _Output:
     predicted = found.face_fractions >= MIN_FACE_FRACTION
     if not predicted.any():
         raise UserError(
@@ -297,12 +307,17 @@ def _predict_windows(
     thumbnails: list[np.ndarray] = []
     frames = _keep_some(found.frames, len(found.has_face), thumbnails)
     clips, done = _gather(frames, chosen, preprocess), list[np.ndarray]()
+    numbers, explained = np.flatnonzero(predicted), dict[int, ExplainedClip]()
+    wanted = sample_segments(len(windows), min(explain, len(windows))).tolist() if explain else []
     while batch := list(islice(clips, model.config.eval.batch)):
+        for i, clip in enumerate(batch, len(done)):
+            if i in wanted:
+                explained[int(numbers[i])] = model.explain(clip)
         done.extend(model.forward(batch))
         if progress:
             progress(len(done), len(windows))
     logits[predicted] = done
-    return logits, thumbnails
+    return _Output(logits, thumbnails, explained)
 
 
 def _gather(

@@ -1,4 +1,4 @@
-"""``dfer export``, ``predict``, ``convert`` and ``pretrain-demo``."""
+"""``dfer export``, ``predict`` and ``pretrain-demo``."""
 
 from __future__ import annotations
 
@@ -11,26 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Column, Table
 
-from dfer_dist.config.schema import TokenPosition
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import csv_text, sha256_file, write_text
-from launch.console import console, new_app, number_columns, print_line, print_table, progress_bar
-from launch.options import Checkpoint, Overrides
+from launch.console import console, number_columns, print_line, print_table, progress_bar
+from launch.options import Checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
 
     from dfer_dist.inference.exported import ExportedModel
     from dfer_dist.inference.predict import VideoPrediction
 
-convert = new_app(
-    help="""Convert the authors' checkpoints to ours, or back.
-
-    Example: [bold]dfer convert official DFEW-set1-model_best.pth runs/authors-dfew-1[/bold]
-    """,
-)
-
 _MAX_WINDOWS = 24  # of a video on the console; its table has all
+_MAX_EXPLAINED = 6  # windows on a picture
 
 Model = Annotated[Path, typer.Argument(help="Folder that dfer export wrote.")]
 Videos = Annotated[
@@ -112,6 +106,10 @@ def predict(
     faces: Faces = False,
     out: Annotated[Path, typer.Option(help="Folder for tables and plots.")] = Path("predictions"),
     precision: Precision = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Also draw which frames and regions predictions rest on."),
+    ] = False,
 ) -> None:
     """Predict expressions in videos and frames over time.
 
@@ -129,7 +127,7 @@ def predict(
     errors: list[UserError] = []
     for video in videos:
         try:
-            prediction = _predict_video(loaded, video, window, step, fps, faces)
+            prediction = _predict_video(loaded, video, window, step, fps, faces, explain)
         except UserError as error:
             errors.append(error)
             continue
@@ -162,7 +160,13 @@ def _check_names(videos: list[Path]) -> None:
 
 
 def _predict_video(
-    model: ExportedModel, video: Path, window: float, step: float, fps: float | None, faces: bool
+    model: ExportedModel,
+    video: Path,
+    window: float,
+    step: float,
+    fps: float | None,
+    faces: bool,
+    explain: bool,
 ) -> VideoPrediction:
     from dfer_dist.inference.predict import predict_video
 
@@ -171,7 +175,8 @@ def _predict_video(
         def progress(done: int, total: int) -> None:
             status.update(f"{video.name}: {done} of {total} windows")
 
-        return predict_video(model, video, window, step, faces, progress, fps)
+        count = _MAX_EXPLAINED * explain
+        return predict_video(model, video, window, step, faces, progress, fps, count)
 
 
 def _write(prediction: VideoPrediction, out: Path) -> None:
@@ -193,6 +198,20 @@ def _write(prediction: VideoPrediction, out: Path) -> None:
         in_frames=not prediction.has_times,
     )
     save(timeline_figure(timeline), out / f"{name}.png")
+    if prediction.explained:
+        save(_explained_figure(prediction), out / f"{name}.explained.png")
+
+
+def _explained_figure(prediction: VideoPrediction) -> Figure:
+    from dfer_dist.reporting.plots.explained import ExplainedRow, explained_figure
+
+    rows = []
+    for i, (frames, found) in sorted(prediction.explained.items()):
+        begin, end = prediction.spans[i]
+        name = prediction.classes[found.predicted]
+        title = f"{begin:.1f} to {end:.1f} s: {name}"
+        rows.append(ExplainedRow(title, frames, found.weights, found.heat))
+    return explained_figure(f"{prediction.name}: what predictions rest on", rows)
 
 
 def _write_overall(predictions: list[VideoPrediction], out: Path) -> None:
@@ -262,98 +281,6 @@ def _two_best(probabilities: np.ndarray, classes: tuple[str, ...]) -> list[str]:
     for c in probabilities.argsort()[::-1][:2]:
         cells += [classes[c], f"{probabilities[c]:.2f}"]
     return cells
-
-
-@convert.command(name="official")
-def convert_official(
-    file: Annotated[
-        Path, typer.Argument(help="Checkpoint of the authors. Nothing in it is executed.")
-    ],
-    out: Annotated[Path, typer.Argument(help="Checkpoint folder to create.")],
-    token_position: Annotated[
-        Literal["front", "middle", "end"],
-        typer.Option(
-            help="Position of the class text: front, middle or end. "
-            "The file does not store it; the authors' scripts use end."
-        ),
-    ] = "end",
-    experiment: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also write an experiment with the authors' sentences, a YAML file for "
-            "dfer crossval.",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
-    """Convert a checkpoint of the authors to ours.
-
-    Sizes, classes and their sentences are read from its tensors.
-
-    Example: [bold]dfer convert official DFEW-set1-model_best.pth runs/authors-dfew-1[/bold]
-    """
-    from dfer_dist.inference.convert import from_official, write_experiment
-
-    found = from_official(file, out, TokenPosition[token_position])
-    if experiment:
-        write_experiment(found, experiment, file.name)
-    model, data = found.model, found.data
-    sharing = "of each class" if model.class_specific else "shared"
-    print_line(
-        f"{model.backbone}, frames {data.num_frames} x {data.image_size} x {data.image_size}, "
-        f"temporal layers {model.temporal_layers}, "
-        f"context tokens {model.context_tokens} {sharing}, "
-        f"token position {token_position} (not in the file)"
-    )
-    for name, (sentence,) in (model.sentences or {}).items():
-        print_line(f"  {name:15s} {sentence}")
-    print_line(f"test it: dfer eval {out} --fold K data.shards=FOLDER")
-
-
-@convert.command(name="to-official")
-def convert_to_official(
-    checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Argument(help="File to create.")],
-    overrides: Overrides = None,
-) -> None:
-    """Convert a checkpoint of ours to the file that the authors' code loads.
-
-    Example:
-    [bold]dfer convert to-official runs/dfew/fold-1/checkpoints/LATEST dfew-1.pth[/bold]
-    """
-    from dfer_dist.inference.convert import to_official
-
-    to_official(checkpoint, out, overrides or [])
-    print(out)
-
-
-@convert.command(name="videomae")
-def convert_videomae(
-    file: Annotated[
-        Path,
-        typer.Argument(help="Checkpoint of VideoMAE, MAE-DFER or S4D. Nothing in it is executed."),
-    ],
-    out: Annotated[Path, typer.Argument(help="Folder to create.")],
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Side of the frames that it was trained on, pixels, if the file does not say it: "
-            "160 for S4D.",
-        ),
-    ] = None,
-) -> None:
-    """Convert a checkpoint of VideoMAE's kind to a video tower.
-
-    A decoder or classifier is left out.
-
-    Example: [bold]dfer convert videomae checkpoint-49.pth weights/mae-dfer[/bold]
-    """
-    from dfer_dist.inference.video_checkpoint import convert_video
-
-    tower = convert_video(file, out, image_size)
-    print_line(tower.summary)
-    print_line(f"use it: model.backbone={tower.backbone} model.pretrained={tower.pretrained}")
 
 
 def pretrain_demo(

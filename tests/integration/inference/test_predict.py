@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dfer_dist.data.loading.frame_sampling import eval_frames
 from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.packing.packer import pack
@@ -151,6 +152,22 @@ def test_each_window_is_seen_as_a_clip_of_its_own(
         frame for i, frame in enumerate(Video(waves)) if i in (3, 11, 19, 26, 34, 41, 49, 57)
     ]
     np.testing.assert_array_equal(course.thumbnails, middles)
+
+
+def test_windows_are_explained_as_the_clips_that_they_are(
+    model: ExportedModel, waves: Path
+) -> None:
+    """Three of eleven windows: the frames are those that the model read."""
+    found = predict_video(model, waves, window=0.84, step=0.16, explain=3)
+    assert sorted(found.explained) == [1, 5, 9] and len(found.spans) == 11
+    frames = [*Video(waves)]
+    for i, (seen, explanation) in found.explained.items():
+        assert explanation.predicted == found.logits[i].argmax()
+        begin = round(found.spans[i, 0] / found.interval)
+        chosen = begin + eval_frames(21, model.config.data, model.config.eval.views)[0]
+        expected = model.preprocess(np.stack([through_jpeg(frames[t]) for t in chosen]), None)
+        assert np.array_equal(seen, expected[:, 0, 0].permute(0, 2, 3, 1))
+    assert predict_video(model, waves, window=0.84).explained == {}
 
 
 @given(frames=st.integers(1, 300), length=st.integers(2, 100), step=st.floats(0.01, 120))
