@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dfer_dist.reporting.extra_tables import Published
     from dfer_dist.reporting.tables import Section
     from dfer_dist.runs.layout import RunDir
+    from dfer_dist.runs.sweep import SweepDir
 
 MAX_SENTENCES = 2  # of the verdict on a run; the files have all
 _OPEN_TIMEOUT = 10.0  # seconds that a slow server gets after training has ended
@@ -51,6 +52,21 @@ def report_run(
     print_line(f"report: {run.report}, {run.latex.name}, {run.page.name}")
     if run.info().tracking:
         print_line(f"MLflow: dfer ui {run.root}")
+
+
+def report_sweep(sweep: SweepDir, status: str | None = None) -> None:
+    """Write the comparison of a sweep's runs to its folder, and print it.
+
+    Parameters
+    ----------
+    status : str, optional
+        Close the sweep's run at MLflow with this status.
+    """
+    from dfer_dist.reporting.files import write_overview
+
+    path = sweep.root / "comparison.md"
+    print_table(write_overview(sweep.runs(), path), path.name)
+    print_line(f"comparison: {path}")
 
 
 def print_tables(sections: Sequence[Section], file: str) -> None:

@@ -8,6 +8,7 @@
         metrics.jsonl  system-NODE.jsonl  status.json  log.txt  checkpoints/
         predictions.parquet  result.json  confusion.png  curves.png
       summary.json  summary.md  summary.tex  summary.png  report.html  mistakes.png
+    runs/NAME.sweep/  sweep.json  comparison.md  comparison.tex  comparison.html
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from typing import Any
 from dfer_dist.runs.records import RunInfo
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.locks import file_lock
+
+# In the folder of a sweep, next to its runs: :class:`~dfer_dist.runs.sweep.SweepInfo`.
+SWEEP_FILE = "sweep.json"
 
 
 class _Entry:
@@ -134,6 +138,11 @@ class RunDir:
         UserError
             If this folder is not a run, or its ``run.json`` is damaged.
         """
+        if (self.root / SWEEP_FILE).is_file():
+            raise UserError(
+                f"{self.root} is a sweep of several runs: give one of those that its {SWEEP_FILE} "
+                "lists"
+            )
         if not self.run.is_file():
             raise UserError(
                 f"{self.root} is not a run: it has no {self.run.name}; start one with dfer crossval"

@@ -182,7 +182,8 @@ class RunInfo(Record):
     """``run.json``: what a run is. It is written last, so a folder that has it is complete.
 
     ``folds`` are those of the data set, ``requested`` those that any command has asked for; earlier
-    versions did not record them.
+    versions did not record them. ``sweep`` is the name of the folder of the run's
+    :class:`~dfer_dist.runs.sweep.SweepDir`, empty for a run of its own.
     """
 
     remedy: ClassVar[str] = "it is damaged"
@@ -197,6 +198,7 @@ class RunInfo(Record):
     tracking: TrackingInfo | None = None
     drift: list[DriftRecord] = field(default_factory=list)
     requested: list[int] = field(default_factory=list)
+    sweep: str = ""
 
     @property
     def folds_to_train(self) -> list[int]:

@@ -11,10 +11,11 @@ from rich.table import Table
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import METRICS, Scores
+from dfer_dist.runs.sweep import SweepDir, expand
 from dfer_dist.utils.errors import UserError
 from launch.console import number_columns, print_line, print_table, progress_bar
 from launch.options import Checkpoint, Overrides
-from launch.report import print_tables, report_run
+from launch.report import print_tables, report_run, report_sweep
 
 if TYPE_CHECKING:
     from dfer_dist.reporting.extra_tables import Published
@@ -149,7 +150,11 @@ def report(
         raise UserError("--share-frames is about the picture of --errors: give --errors N too")
     if out and len(runs) == 1:
         raise UserError("--out is for a comparison: give several runs, or leave --out out")
-    run_dirs = [RunDir(run.resolve()) for run in runs]
+    run_dirs = [run_dir for run in runs for run_dir in expand(run)]
+    sweep = SweepDir(runs[0].resolve())
+    if len(runs) == 1 and sweep.file.is_file():
+        report_sweep(sweep)
+        return
     published = read_published(against) if against else None
     # check that all of them are runs before anything is written
     for run in run_dirs:

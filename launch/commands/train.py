@@ -5,19 +5,25 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dfer_dist.distributed.preemption import EXIT_PREEMPTED
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.sweep import expand
 from dfer_dist.utils.errors import UserError
 from launch import options
 from launch.console import console, print_line, progress_bar
-from launch.report import opening_mlflow_runs, report_run, update_mlflow_runs
+from launch.report import opening_mlflow_runs, report_run, report_sweep, update_mlflow_runs
 from launch.runs import open_run
 from launch.slurm import watch
 from launch.slurm.cluster import LOCAL, load_cluster, split_overrides
+from launch.sweeps.local import is_reported, open_sweep
+from launch.sweeps.variants import JobRequest
+
+if TYPE_CHECKING:
+    from launch.slurm.batch import ClusterTarget
 
 Folds = Annotated[str | None, typer.Option(help="Folds such as 1,3-5. Default: all.")]
 ClusterName = Annotated[
@@ -31,8 +37,18 @@ MaxParallel = Annotated[
     int | None, typer.Option(min=1, help="Folds that may train at the same time. Default: all.")
 ]
 Sweep = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE,VALUE",
+        help="Train a run for each value, and compare them. "
+        "Repeatable: a run for each combination of values.",
+    ),
+]
+Seeds = Annotated[
     str | None,
-    typer.Option(metavar="KEY=VALUE,VALUE", help="Submit one run per value, and compare them."),
+    typer.Option(
+        metavar="N-M", help="Train a run for each seed, such as 0-4, and say what varies."
+    ),
 ]
 AddMissing = Annotated[
     bool, typer.Option("--resume", help="Submit only folds that are neither done nor queued.")
@@ -80,6 +96,7 @@ def crossval(
     cluster: ClusterName = LOCAL,
     max_parallel: MaxParallel = None,
     sweep: Sweep = None,
+    seeds: Seeds = None,
     resume: AddMissing = False,
     dry_run: DryRun = False,
     wait: Wait = False,
@@ -89,16 +106,22 @@ def crossval(
     Writes the summary of all folds. Run the same command again to resume.
 
     Example: [bold]dfer crossval dfew_vitb32 --folds 1,3-5 --nproc 8 data.shards=data/dfew[/bold],
-    or, on a cluster, [bold]dfer crossval dfew_vitb32 --cluster gpus8 cluster.nodes=3 --wait[/bold]
+    or, on a cluster, [bold]dfer crossval dfew_vitb32 --cluster gpus8 cluster.nodes=3 --wait[/bold];
+    two settings with three seeds each:
+    [bold]dfer crossval dfew_vitb32 --sweep model.image=all,lora --seeds 0-2[/bold]
     """
     settings, cluster_settings = split_overrides(overrides or [])
     allowed, deadline = allow_drift or (), _deadline(max_minutes)
+    request = JobRequest(experiment, settings, name, runs, folds, allowed, sweep or (), seeds)
     if cluster == LOCAL:
-        others: dict[str, object] = {"--max-parallel": max_parallel, "--sweep": sweep}
-        others |= {"--resume": resume, "--dry-run": dry_run, "--wait": wait}
+        others: dict[str, object] = {"--max-parallel": max_parallel, "--resume": resume}
+        others |= {"--dry-run": dry_run, "--wait": wait}
         given = [*cluster_settings, *(name for name, value in others.items() if value)]
         if given:
             raise UserError(f"{given[0]} is for a cluster: give --cluster NAME too")
+        if request.folder:
+            _train_sweep(request, nproc or 1, deadline)
+            return
         run, chosen = open_run(runs, name, experiment, settings, allowed, folds, nproc or 1)
         _cross_validate(run, chosen, nproc or 1, deadline)
         return
@@ -108,10 +131,17 @@ def crossval(
             "with --cluster give cluster.nodes, cluster.gpus_per_node and cluster.time_minutes"
         )
     from launch.slurm.batch import ClusterTarget
-    from launch.slurm.submit import JobRequest, show_submission, submit
 
-    request = JobRequest(experiment, settings, name, runs, folds, allowed, sweep)
     target = ClusterTarget(cluster, load_cluster(cluster, cluster_settings), max_parallel)
+    _submit(request, target, resume, dry_run, wait)
+
+
+def _submit(
+    request: JobRequest, target: ClusterTarget, resume: bool, dry_run: bool, wait: bool
+) -> None:
+    """Submit what is requested to a cluster, or show what would be submitted."""
+    from launch.slurm.submit import show_submission, submit
+
     if dry_run:
         show_submission(request, target)
         return
@@ -124,11 +154,15 @@ def resume(run: options.RunFolder, nproc: options.NumRanks = None) -> None:
     """Resume a run with the settings it has.
 
     Trains the folds that were asked for before. Those of a submitted run that are missing are
-    submitted again; other runs train here.
+    submitted again; other runs train here. RUN may be the folder of a sweep.
 
     Example: [bold]dfer resume runs/dfew_vitb32[/bold]
     """
-    run_dir = RunDir(run.resolve())
+    for run_dir in expand(run):
+        _resume(run_dir, nproc)
+
+
+def _resume(run_dir: RunDir, nproc: int | None) -> None:
     folds = run_dir.info().folds_to_train
     if not run_dir.jobs.exists():
         _cross_validate(run_dir, folds, nproc or 1)
@@ -205,14 +239,43 @@ def _deadline(max_minutes: float | None) -> float | None:
 def _cross_validate(
     run: RunDir, folds: list[int], ranks: int, deadline: float | None = None
 ) -> None:
-    """Train folds on this machine and report those that have a result."""
+    """Train folds on this machine, report those that have a result, and exit if any failed."""
+    _exit_if_failed(_train_and_report(run, folds, ranks, deadline))
+
+
+def _train_and_report(
+    run: RunDir, folds: list[int], ranks: int, deadline: float | None
+) -> list[int]:
+    """Train folds, report those that have a result, and return those that failed."""
     failed = _train_folds(run, folds, ranks, deadline)
     status = "FAILED" if failed else "FINISHED"
     if any(run.fold(k).result.exists() for k in folds):
         report_run(run, status)
     elif failed:
         update_mlflow_runs(run, status)
-    _exit_if_failed(failed)
+    return failed
+
+
+def _train_sweep(request: JobRequest, ranks: int, deadline: float | None) -> None:
+    """Train all runs of a sweep on this machine, and compare them."""
+    sweep, runs = open_sweep(request, ranks)
+    failed: list[str] = []
+    for i, (run, folds) in enumerate(runs, 1):
+        print_line(f"{run.root.name}, run {i} of {len(runs)}", style="bold")
+        if is_reported(run, folds):
+            print_line(f"all folds of {run.root} are done")
+            update_mlflow_runs(run, "FINISHED")
+            continue
+        # the settings of another run may work
+        try:
+            failed += [run.root.name] * bool(_train_and_report(run, folds, ranks, deadline))
+        except UserError as error:
+            print_line(f"{run.root.name}: {error}", style="red")
+            failed.append(run.root.name)
+    report_sweep(sweep, "FAILED" if failed else "FINISHED")
+    if failed:
+        names = ", ".join(failed)
+        sys.exit(f"{names} failed; fix the cause, then run the same command to resume")
 
 
 def _train_folds(run: RunDir, folds: list[int], ranks: int, deadline: float | None) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.sweep import expand
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.hardware import has_open
 from launch.locks import is_held
@@ -22,7 +23,7 @@ from launch.slurm.squeue import query_squeue
 from launch.slurm.state import LIVE, get_state, lock_owner
 
 
-def cancel(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
+def cancel(run: Annotated[Path, typer.Argument(help="The run's folder, or a sweep's.")]) -> None:
     """Cancel all folds of a run that wait or train.
 
     Folds that train save a checkpoint first.
@@ -32,17 +33,23 @@ def cancel(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> No
 
     Example: [bold]dfer cancel runs/dfew_vitb32[/bold]
     """
-    run_dir = RunDir(run.resolve())
+    runs = expand(run)
+    cancelled = [_cancel(run_dir) for run_dir in runs]
+    if any(cancelled):
+        return
+    if all(is_done(one.fold(k)) for one in runs for k in one.info().folds_to_train):
+        print(f"nothing to cancel: all folds of {run.resolve()} are done")
+    else:
+        print(f"nothing to cancel: no fold of {run.resolve()} waits or runs", file=sys.stderr)
+        sys.exit(1)
+
+
+def _cancel(run_dir: RunDir) -> bool:
+    """Cancel the folds of a run, and return whether there were any."""
     folds = run_dir.info().folds
     jobs = _cancel_jobs(run_dir, folds)
     stopped = _stop_commands(run_dir, [k for k in folds if k not in jobs])
-    cancelled = stopped or any(jobs.values())
-    wanted = run_dir.info().folds_to_train
-    if not cancelled and all(is_done(run_dir.fold(k)) for k in wanted):
-        print(f"nothing to cancel: all folds of {run_dir.root} are done")
-    elif not cancelled:
-        print(f"nothing to cancel: no fold of {run_dir.root} waits or runs", file=sys.stderr)
-        sys.exit(1)
+    return bool(stopped) or any(jobs.values())
 
 
 def _cancel_jobs(run: RunDir, folds: list[int]) -> dict[int, bool]:

@@ -20,11 +20,12 @@ import typer
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.provenance import resolved_python_command
+from dfer_dist.runs.sweep import SweepDir
 from dfer_dist.utils.errors import UserError
-from launch.console import console, print_table, run_app
+from launch.console import console, run_app
 from launch.locks import run_lock
 from launch.options import AllowDrift, Experiment, Overrides, RunFolder, RunName, RunsFolder
-from launch.report import open_mlflow_runs, report_run, update_mlflow_runs
+from launch.report import open_mlflow_runs, report_run, report_sweep, update_mlflow_runs
 from launch.slurm.requeue import decide
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -178,23 +179,20 @@ def _without_ended(run: RunDir, jobs: dict[int, str]) -> set[int]:
     return {k for k in jobs if k not in failed and not is_done(run.fold(k))}
 
 
-def write_summaries(roots: Sequence[str], comparison: str | None) -> None:
+def write_summaries(roots: Sequence[str], sweep: str | None) -> None:
     """Write the summary of each run and close it at MLflow.
 
     Parameters
     ----------
     roots : sequence of str
         The runs' folders.
-    comparison : str, optional
-        Where to write a comparison of the runs.
+    sweep : str, optional
+        The folder of the sweep that they belong to, for its report.
     """
-    from dfer_dist.reporting.files import write_overview
-
-    runs = [RunDir(Path(root)) for root in roots]
-    for run in runs:
-        _write_summary(run)
-    if comparison:
-        print_table(write_overview(runs, Path(comparison)), comparison)
+    for root in roots:
+        _write_summary(RunDir(Path(root)))
+    if sweep:
+        report_sweep(SweepDir(Path(sweep)))
 
 
 def _write_summary(run: RunDir, ending: int | None = None) -> None:

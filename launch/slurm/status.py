@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.sweep import expand
 from dfer_dist.utils.errors import UserError
 from launch.console import console, fit_table, format_loss, format_seconds, format_speed
 from launch.slurm.failures import bad_nodes
@@ -220,7 +221,10 @@ def widen() -> None:
 
 def status(
     run: Annotated[
-        Path | None, typer.Argument(help="Folder of a run, or of several. Default: all of --runs.")
+        Path | None,
+        typer.Argument(
+            help="Folder of a run, of a sweep, or of several runs. Default: all of --runs."
+        ),
     ] = None,
     runs: Annotated[Path, typer.Option("--runs", help="The folder of all runs.")] = Path("runs"),
     as_json: Annotated[
@@ -236,8 +240,8 @@ def status(
     if run and not RunDir(run).run.exists() and find_runs(run):
         runs, run = run, None
     if run:
-        chosen = [RunDir(run.resolve())]
-        queue = query_squeue_for(chosen[0])
+        chosen = expand(run)
+        queue = query_squeue() if any(map(all_jobs, chosen)) else {}
     else:
         chosen = find_runs(runs)
         if not chosen:

@@ -8,16 +8,16 @@ accounting is never asked.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
 from dfer_dist.config.load import dump_config
 from dfer_dist.config.schema import Config
 from dfer_dist.runs.layout import RunDir, parse_folds
+from dfer_dist.runs.sweep import SweepDir
 from dfer_dist.utils.errors import UserError
 from launch.console import announced, print_line
 from launch.locks import run_lock
@@ -33,61 +33,24 @@ from launch.slurm.batch import (
     submitting,
 )
 from launch.slurm.clients import SlurmError, run_client
-from launch.slurm.cluster import Cluster, restore_cluster
+from launch.slurm.cluster import restore_cluster
 from launch.slurm.job import run_rank, write_summaries
 from launch.slurm.jobs import Submission, queued_folds, submissions, write_submissions
+from launch.sweeps.variants import JobRequest, Variant
 
 
-@dataclass(frozen=True)
-class JobRequest:
-    """An experiment to submit, or several: one for each value of a setting."""
-
-    experiment: str
-    overrides: list[str]
-    name: str | None
-    runs: Path
-    folds: str | None
-    allow_drift: Sequence[str]
-    sweep: str | None  # such as model.backbone=ViT-B-32,ViT-L-14
-
-    @property
-    def label(self) -> str:
-        """The name of the run, or of the sweep."""
-        return self.name or Path(self.experiment).stem
-
-    def variants(self, cluster: Cluster) -> list[tuple[str, list[str]]]:
-        """Return name and settings of each run on a cluster.
-
-        Raises
-        ------
-        UserError
-            If the sweep is not ``KEY=VALUE,VALUE``.
-        """
-        settings = cluster.all_settings(self.experiment, self.overrides)
-        if self.sweep is None:
-            return [(self.label, settings)]
-        key, equals, rest = self.sweep.partition("=")
-        values = list(dict.fromkeys(filter(None, rest.split(","))))
-        if not (key and equals and len(values) > 1):
-            raise UserError(
-                f"--sweep {self.sweep}: give a setting and two values or more, such as "
-                "model.backbone=ViT-B-32,ViT-L-14"
-            )
-        names = [f"{self.label}-{re.sub('[^A-Za-z0-9._-]+', '-', value)}" for value in values]
-        if len(set(names)) < len(names):
-            raise UserError(f"--sweep {self.sweep}: these values give runs of one name, {names[0]}")
-        return [
-            (name, [*settings, f"{key}={value}"]) for name, value in zip(names, values, strict=True)
-        ]
+def _variants(request: JobRequest, target: ClusterTarget) -> list[Variant]:
+    settings = target.cluster.all_settings(request.experiment, request.overrides)
+    return request.variants(settings)
 
 
 def show_submission(request: JobRequest, target: ClusterTarget) -> None:
     """Print the batch script and the settings of each run, without making or submitting any."""
     tasks: list[ArrayTask] = []
     configs: list[tuple[RunDir, Config]] = []
-    for name, settings in request.variants(target.cluster):
-        config, index = load_experiment(request.experiment, settings, target.cluster.ranks)
-        run = RunDir((request.runs / name).resolve())
+    for variant in _variants(request, target):
+        config, index = load_experiment(request.experiment, variant.settings, target.cluster.ranks)
+        run = RunDir((request.runs / variant.name).resolve())
         tasks += [
             ArrayTask(run, fold) for fold in parse_folds(request.folds, known_folds(config, index))
         ]
@@ -121,19 +84,18 @@ def submit(request: JobRequest, target: ClusterTarget, resume: bool) -> list[Run
         What :func:`~launch.runs.open_run` raises; a run of which folds are in the queue; the
         reasons for which Slurm refuses the jobs.
     """
-    variants = request.variants(target.cluster)
-    runs = [RunDir((request.runs / name).resolve()) for name, _ in variants]
-    sweep = (request.runs / f"{request.label}.sweep").resolve() if request.sweep else None
+    variants = _variants(request, target)
+    runs = [RunDir((request.runs / variant.name).resolve()) for variant in variants]
     tasks: list[ArrayTask] = []
     with ExitStack() as locks:
         for run in runs:
             locks.enter_context(run_lock(run))
         fresh = [run for run in runs if not run.run.exists()]
         try:
-            for run, (name, settings) in zip(runs, variants, strict=True):
+            for run, variant in zip(runs, variants, strict=True):
                 queued = _check_queue(run, resume)
-                tasks += _open(request, name, settings, target.cluster.ranks, queued)
-            _submit_tasks(tasks, runs, target, sweep)
+                tasks += _open(request, variant, target.cluster.ranks, queued)
+            _submit_tasks(tasks, runs, target, request.folder)
         except BaseException:
             for run in fresh:
                 if run.run.exists() and not run.jobs.exists():
@@ -160,20 +122,22 @@ def _unfinished_folds(run: RunDir) -> dict[int, str]:
 
 
 def _open(
-    request: JobRequest, name: str, settings: list[str], ranks: int, queued: dict[int, str]
+    request: JobRequest, variant: Variant, ranks: int, queued: dict[int, str]
 ) -> list[ArrayTask]:
     """Create or resume a run and return its requested folds that are neither done nor queued."""
-    with announced(f"opening the run {name}"):
+    with announced(f"opening the run {variant.name}"):
         run, folds = open_run(
             request.runs,
-            name,
+            variant.name,
             request.experiment,
-            settings,
+            variant.settings,
             request.allow_drift,
             request.folds,
             ranks,
         )
-    with announced(f"opening the MLflow runs of {name}"):
+    if request.folder and variant.member:
+        request.folder.add(run, variant.member)
+    with announced(f"opening the MLflow runs of {variant.name}"):
         open_mlflow_runs(run)
     return _missing_tasks(run, folds, queued)
 
@@ -215,13 +179,13 @@ def _submit_tasks(
     tasks: list[ArrayTask],
     runs: list[RunDir],
     target: ClusterTarget,
-    sweep: Path | None,
+    sweep: SweepDir | None,
 ) -> None:
     """Submit an array and its summary job, and record both in the runs' folders."""
     if not tasks:
         print_line("all folds are done or in the queue: nothing to submit")
         return
-    folder = _new_folder(sweep or runs[0].root / "slurm")
+    folder = _new_folder(sweep.root if sweep else runs[0].root / "slurm")
     executor = make_executor(tasks, target, folder)
     with announced(f"submitting {len(tasks)} folds to Slurm"), submitting():
         jobs = executor.map_array(
@@ -240,7 +204,7 @@ def _submit_tasks(
         # its job asks for other resources than theirs: what keeps it out need not keep them out
         compare = ""
         if sweep:
-            compare = f"; compare the runs with dfer report {' '.join(str(r.root) for r in runs)}"
+            compare = f"; compare the runs with dfer report {sweep.root}"
         print_line(
             f"no summary job ({e}): the last fold of a run writes its summary; cluster.summary "
             f"sets the job's options{compare}"
@@ -253,13 +217,15 @@ def _submit_tasks(
         raise
     for run, entries, new in before:
         write_submissions(run, [*entries, replace(new, summary=summary)])
-    _print_submitted(runs, ids, summary)
+    _print_submitted(runs, ids, summary, sweep)
 
 
-def _print_submitted(runs: list[RunDir], ids: list[str], summary: str | None) -> None:
+def _print_submitted(
+    runs: list[RunDir], ids: list[str], summary: str | None, sweep: SweepDir | None = None
+) -> None:
     folds = f"{len(ids)} fold{'s' * (len(ids) > 1)}"
     array = ids[0].partition("_")[0]
-    shown = runs[0].root if len(runs) == 1 else f"--runs {runs[0].root.parent}"
+    shown = sweep.root if sweep else runs[0].root
     summary_text = f", their summary as {summary}" if summary else ""
     print_line(
         f"submitted {folds} as job {array}{summary_text}; follow them with dfer status {shown}"
@@ -293,13 +259,14 @@ def _record(
 
 
 def _submit_summary(
-    runs: list[RunDir], array: str, target: ClusterTarget, folder: Path, sweep: Path | None
+    runs: list[RunDir], array: str, target: ClusterTarget, folder: Path, sweep: SweepDir | None
 ) -> str:
     """Submit the job that writes the summaries once the array is over, and return its id."""
     executor = make_summary_executor(target, folder, runs[0].code, array)
-    comparison = sweep and str(sweep / "comparison.md")
     with announced("submitting their summary"), submitting():
-        job = executor.submit(write_summaries, [str(run.root) for run in runs], comparison)
+        job = executor.submit(
+            write_summaries, [str(run.root) for run in runs], sweep and str(sweep.root)
+        )
     return str(job.job_id)
 
 

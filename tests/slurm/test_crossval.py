@@ -218,8 +218,8 @@ def test_sweep_compares_its_runs(trial: Submitted) -> None:
     assert len(read_json(good.summary)["folds"]) == 2 and not bad.summary.exists()
     rows = (trial.root / "demo.sweep" / "comparison.md").read_text()
     assert (
-        "| demo-tiny | model.backbone=tiny | 2 of 5 |" in rows
-        and "| demo-ViT-Z | model.backbone=ViT-Z | 0 of 5 | missing" in rows
+        "| 2 of 5 | model.backbone=tiny |" in rows
+        and "| demo-ViT-Z | missing | missing | 0 of 5 | model.backbone=ViT-Z |" in rows
     )
     assert "did you mean" in trial.dfer("status", str(bad.root)).stdout
 

@@ -60,9 +60,7 @@ def test_batch_that_ranks_cannot_share_is_refused(tiny_shards: Index, tmp_path: 
     assert done.returncode == 2 and "16 ranks" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "arguments", [["cluster.partition=low"], ["--wait"], ["--sweep", "a=1,2"], ["--dry-run"]]
-)
+@pytest.mark.parametrize("arguments", [["cluster.partition=low"], ["--wait"], ["--dry-run"]])
 def test_cluster_option_without_a_cluster_is_refused(tmp_path: Path, arguments: list[str]) -> None:
     done = dfer("crossval", "demo", *arguments, cwd=tmp_path)
     check_refusal(done, f"{arguments[0]} is for a cluster: give --cluster NAME too")

@@ -71,7 +71,7 @@ def test_runs_of_a_sweep_are_compared_by_hand(
 ) -> None:
     sbatch.write_text(SBATCH + "echo 'sbatch: error: no' >&2; exit 1")
     done = submit(tiny_shards, tmp_path, "--sweep", "train.epochs=1,2")
-    assert f"compare the runs with dfer report {tmp_path}/demo-1 {tmp_path}/demo-2" in done.stdout
+    assert f"compare the runs with dfer report {tmp_path}/demo.sweep" in done.stdout
     for name in ("demo-1", "demo-2"):
         (entry,) = submissions(RunDir(tmp_path / name))
         assert (len(entry.folds), entry.summary) == (5, None)

@@ -15,7 +15,7 @@ from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json
 from launch.slurm import submit
-from launch.slurm.batch import ArrayTask
+from launch.slurm.batch import ArrayTask, ClusterTarget
 from launch.slurm.cluster import Cluster, load_cluster, restore_cluster
 from launch.slurm.jobs import (
     Submission,
@@ -25,28 +25,10 @@ from launch.slurm.jobs import (
     submissions,
     write_submissions,
 )
-from launch.slurm.submit import JobRequest, _check_queue, _print_submitted, resume
+from launch.slurm.submit import _check_queue, _print_submitted, _variants, resume
+from launch.sweeps.variants import JobRequest
 from tests.helpers.slurm.fake_clients import parse_rows
 from tests.helpers.slurm.run_folders import HOUR_AGO, finish_fold, submission
-
-
-def request(sweep: str | None, *settings: str) -> JobRequest:
-    overrides = ["train.epochs=1", *settings]
-    return JobRequest("demo", overrides, None, Path("runs"), None, (), sweep)
-
-
-def test_sweep_makes_a_run_for_each_value() -> None:
-    assert request(None).variants(Cluster()) == [("demo", ["train.epochs=1"])]
-    assert request("model.backbone=ViT-B-32,a/b").variants(Cluster()) == [
-        ("demo-ViT-B-32", ["train.epochs=1", "model.backbone=ViT-B-32"]),
-        ("demo-a-b", ["train.epochs=1", "model.backbone=a/b"]),
-    ]
-
-
-@pytest.mark.parametrize("sweep", ["model.backbone", "model.backbone=tiny", "a=b/c,b:c", "=a,b"])
-def test_wrong_sweep_is_refused(sweep: str) -> None:
-    with pytest.raises(UserError, match="--sweep"):
-        request(sweep).variants(Cluster())
 
 
 @pytest.mark.parametrize(
@@ -76,9 +58,12 @@ def test_scratch_stages_the_shards(tiny_shards: Index, scratch: str, cache: str)
 def test_settings_of_the_command_win_over_those_of_the_cluster() -> None:
     """The last one counts; a value of a sweep is the last of all."""
     cluster = Cluster(settings=["train.device=cpu"])
-    asked = request("train.epochs=2,3", "train.device=auto").variants(cluster)
+    settings = ["train.epochs=1", "train.device=auto"]
+    sweep = ["train.epochs=2,3"]
+    request = JobRequest("demo", settings, None, Path("runs"), None, (), sweep)
+    asked = _variants(request, ClusterTarget("testbed", cluster))
     before = ["train.device=cpu", "train.epochs=1", "train.device=auto"]
-    assert [settings for _, settings in asked] == [
+    assert [variant.settings for variant in asked] == [
         [*before, "train.epochs=2"],
         [*before, "train.epochs=3"],
     ]

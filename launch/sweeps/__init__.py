@@ -1,0 +1,1 @@
+"""Runs of several settings and seeds: what ``--sweep`` and ``--seeds`` ask for."""
