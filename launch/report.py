@@ -62,11 +62,14 @@ def report_sweep(sweep: SweepDir, status: str | None = None) -> None:
     status : str, optional
         Close the sweep's run at MLflow with this status.
     """
-    from dfer_dist.reporting.files import write_overview
+    from dfer_dist.reporting.files import write_sweep
 
-    path = sweep.root / "comparison.md"
-    print_table(write_overview(sweep.runs(), path), path.name)
-    print_line(f"comparison: {path}")
+    with announced(f"comparing the runs of {sweep.name}"):
+        report = write_sweep(sweep.runs(), sweep.root)
+    for sentence in report.verdict.sentences:
+        print_line(sentence)
+    print_tables(report.sections, "comparison.md")
+    print_line(f"comparison: {sweep.root / 'comparison.md'}, with .html and .tex next to it")
 
 
 def print_tables(sections: Sequence[Section], file: str) -> None:

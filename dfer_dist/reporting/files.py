@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dfer_dist.reporting.comparison import sections as compared
 from dfer_dist.reporting.comparison.paired import Comparison, compare, load_runs
+from dfer_dist.reporting.comparison.seed_sections import (
+    analyse,
+    analysis_json,
+    seed_sections,
+    seeds_verdict,
+)
+from dfer_dist.reporting.comparison.seeds import Setting, by_setting, has_seeds
 from dfer_dist.reporting.comparison.verdict import Verdict, comparisons_verdict, run_verdict
 from dfer_dist.reporting.extra_tables import Published
 from dfer_dist.reporting.paper_table import paper_table
@@ -18,18 +24,13 @@ from dfer_dist.reporting.tables import (
     Section,
     Table,
     latex_document,
-    markdown,
     render_template,
     slug,
-    terminal,
 )
 from dfer_dist.reporting.wording import PROTOCOLS, frames_text, heading, join, run_title, warnings
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import Summary
 from dfer_dist.utils.files import VERSION, write_json, write_text
-
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
 
 _LATEX_SECTIONS = ("scores", "recall", "zero_shot", "cost", "published")
 
@@ -136,7 +137,7 @@ def write_summary(loaded: LoadedRun, report: Report) -> None:
 def write_comparison(
     runs: Sequence[RunDir], folder: Path, published: Published | None = None
 ) -> Report:
-    """Compare every run with the first.
+    """Compare every run with the first; of runs that differ in their seeds, every setting.
 
     Write ``comparison.json``, ``.md``, ``.tex``, ``.html`` and the changed clips into ``folder``.
 
@@ -148,6 +149,9 @@ def write_comparison(
     from dfer_dist.reporting.page import comparison_chapter, render, run_chapter
 
     loaded = load_runs(runs)
+    settings = by_setting(loaded)
+    if has_seeds(settings):
+        return _write_seeds(loaded, settings, folder)
     comparisons = [compare(loaded[0], other) for other in loaded[1:]]
     report = comparison_report(loaded, comparisons, published)
     title = f"{join(r.name for r in loaded[1:])} against {loaded[0].name}"
@@ -160,18 +164,53 @@ def write_comparison(
             compared.write_clips(c, c.paired, folder / compared.clips_file(c))
     write_text(folder / "comparison.html", render(title, chapters))
     write_text(folder / "comparison.tex", comparison_latex(loaded, report))
-    text = render_template(
-        "comparison.md", title=title, verdict=report.verdict.sentences, sections=report.sections
-    )
-    write_text(folder / "comparison.md", text)
+    _write_markdown(title, report, folder)
     items = [compared.comparison_json(c) for c in comparisons]
     write_json(folder / "comparison.json", {"comparisons": items})
     return report
 
 
-def write_overview(runs: Sequence[RunDir], path: Path) -> RichTable:
-    """Write the overview from each ``summary.json`` as Markdown; return it for the terminal."""
+def write_sweep(runs: Sequence[RunDir], folder: Path) -> Report:
+    """Compare the runs of a sweep, also while some have no finished fold.
+
+    Write what :func:`write_comparison` writes into ``folder``; with fewer than two runs to compare
+    only ``comparison.md``.
+    """
     summaries = [Summary.read(run.summary) if run.summary.exists() else None for run in runs]
-    table = compared.overview_table(runs, summaries)
-    write_text(path, markdown(table) + "\n")
-    return terminal(table)
+    overview = Section("runs", "Runs side by side", [compared.overview_table(runs, summaries)])
+    finished = [run for run in runs if any(run.fold(k).result.is_file() for k in run.info().folds)]
+    if len(finished) > 1:
+        report = write_comparison(finished, folder)
+        sections = [overview if s.key == "runs" else s for s in report.sections]
+        report = replace(report, sections=sections)
+    else:
+        report = Report(Verdict([], []), [overview], overview.tables[0])
+    _write_markdown(f"Sweep {folder.stem}", report, folder)
+    return report
+
+
+def _write_markdown(title: str, report: Report, folder: Path) -> None:
+    text = render_template(
+        "comparison.md", title=title, verdict=report.verdict.sentences, sections=report.sections
+    )
+    write_text(folder / "comparison.md", text)
+
+
+def _write_seeds(loaded: Sequence[LoadedRun], settings: Sequence[Setting], folder: Path) -> Report:
+    """Compare settings over seeds and folds, and write the files of a comparison."""
+    from dfer_dist.reporting.page import Chapter, render
+
+    analysis = analyse(settings)
+    runs = [run.run for run in loaded]
+    overview = compared.overview_table(runs, [run.summary for run in loaded])
+    sections = [*seed_sections(analysis), Section("runs", "Runs side by side", [overview])]
+    report = Report(seeds_verdict(analysis), sections, sections[0].tables[0])
+    title = f"{join(s.name for s in settings)}: seeds and folds on {analysis.dataset}"
+    subtitle = f"{PROTOCOLS[loaded[0].result.selection]}. {frames_text(loaded[0].result)}"
+    chapter = Chapter("seeds", title, subtitle, [], sections, [], report.verdict.sentences)
+    write_text(folder / "comparison.html", render(title, [chapter]))
+    tables = [table for section in sections for table in section.tables]
+    write_text(folder / "comparison.tex", latex_document(tables, slug(folder.stem), [title]))
+    _write_markdown(title, report, folder)
+    write_json(folder / "comparison.json", analysis_json(analysis))
+    return report

@@ -130,7 +130,7 @@ def load_runs(runs: Sequence[RunDir]) -> list[LoadedRun]:
 
 def compare(first: LoadedRun, second: LoadedRun) -> Comparison:
     """Compare ``second`` with ``first`` on their common clips."""
-    warnings, paired = _unfair(first, second), None
+    warnings, paired = unfair(first, second), None
     if set(first.result.classes) != set(second.result.classes):
         warnings.append("Their classes differ: nothing can be compared clip by clip.")
         return Comparison(first, second, warnings, None)
@@ -158,8 +158,8 @@ def same_clips(first: LoadedRun, second: LoadedRun) -> bool:
     return a.index_hash == b.index_hash and parts[0] == parts[1] and not any(parts[0][2])
 
 
-def _unfair(first: LoadedRun, second: LoadedRun) -> list[str]:
-    """Return sentences on what makes the comparison less than fair."""
+def unfair(first: LoadedRun, second: LoadedRun) -> list[str]:
+    """Return sentences on what makes the comparison of two runs less than fair."""
     a, b, lines = first.result, second.result, []
     if a.dataset != b.dataset:
         lines.append(f"They are of different data sets ({a.dataset}, {b.dataset}).")
@@ -243,8 +243,8 @@ def _paired(first: LoadedRun, second: LoadedRun, matched: dict[int, _Matched]) -
     # Scores in percent, [K][2], by metric.
     scores = {name: (folds * w[:, None] * correct).sum(2).tolist() for name, w in linear.items()}
     n_test = float(pairs.clips.sum()) / folds
-    trained_share = min(_trained_share(first), _trained_share(second))
-    n_train = (len(first.all_folds) - 1) * n_test * trained_share
+    share = min(trained_share(first), trained_share(second))
+    n_train = (len(first.all_folds) - 1) * n_test * share
     t_tests: dict[str, TTest | None] = dict.fromkeys(linear)
     if folds > 1:
         for name, values in scores.items():
@@ -266,7 +266,7 @@ def _paired(first: LoadedRun, second: LoadedRun, matched: dict[int, _Matched]) -
     )
 
 
-def _trained_share(loaded: LoadedRun) -> float:
+def trained_share(loaded: LoadedRun) -> float:
     """Return the share of the training folds that was not held out to choose the epoch."""
     config = read_settings(loaded.run)
     if loaded.result.selection == "best_val" and config:

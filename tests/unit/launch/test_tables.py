@@ -23,7 +23,6 @@ from dfer_dist.inference.predict import VideoPrediction
 from dfer_dist.reporting.comparison.paired import compare, load_runs
 from dfer_dist.reporting.comparison.sections import comparison_sections
 from dfer_dist.reporting.extra_tables import read_published
-from dfer_dist.reporting.files import write_overview
 from dfer_dist.reporting.results import load_run
 from dfer_dist.reporting.sections import run_sections
 from dfer_dist.runs.layout import RunDir
@@ -53,7 +52,6 @@ WITH_TABLES = {
     "launch/commands/models.py",
     "launch/commands/plan.py",
     "launch/commands/results.py",
-    "dfer_dist/reporting/files.py",
     "launch/console.py",
     # in test_fold_table.py
     "launch/fold_table.py",
@@ -132,9 +130,8 @@ def test_tables_of_reports_and_comparisons_are_whole(tmp_path: Path, printed: Pr
         print_tables(run_sections(load_run(run), read_published("published")), "summary.md")
     first, second = load_runs(runs)
     print_tables(comparison_sections([first, second], [compare(first, second)]), "comparison.md")
-    printed(write_overview(runs, tmp_path / "overview.md"))
     left_out = [check_whole(table) for table in printed.tables]
-    assert len(left_out) == 9 + 8 + 2 + 3 + 1
+    assert len(left_out) == 9 + 8 + 2 + 3
     # the difference, its interval and its p fit
     assert [heads for heads in left_out if heads] == [["Verdict"]]
 
