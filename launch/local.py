@@ -88,12 +88,12 @@ def run_folds(
 def _announce(run: RunDir, config: Config, folds: Sequence[int], ranks: int) -> None:
     """Say what will be trained on what."""
     from dfer_dist.data.folds.packed import open_folds
-    from dfer_dist.data.shards.index import open_index
+    from dfer_dist.data.shards.joint import open_sets
 
     if all(is_done(run.fold(k)) for k in folds):
         print_line(f"all folds of {run.root} are done")
     else:
-        index = open_index(config.data, config.data.loss_budget)
+        index = open_sets(config.data, config.data.loss_budget)
         line = first_line(config, index, folds, ranks, open_folds(config.data, index))
         console.print(line, soft_wrap=not console.is_terminal, markup=False)
 

@@ -85,7 +85,7 @@ def load_experiment(experiment: str, overrides: list[str], ranks: int) -> tuple[
     """Load settings and index, and check that they and the number of ranks fit together."""
     from dfer_dist.data.captions.store import read as read_descriptions
     from dfer_dist.data.folds.packed import open_folds
-    from dfer_dist.data.shards.index import open_index
+    from dfer_dist.data.shards.joint import open_sets, sets_of
     from dfer_dist.data.shards.sidecars import describe_modalities
     from dfer_dist.data.shards.store import resolve_cache, resolve_locations
     from dfer_dist.models.class_texts import polarity_texts
@@ -95,7 +95,7 @@ def load_experiment(experiment: str, overrides: list[str], ranks: int) -> tuple[
     # absolute, because jobs run in other folders
     config.data.shards = resolve_locations(config.data.shards)
     config.data.cache = resolve_cache(config.data.cache)
-    index = open_index(config.data, config.data.loss_budget)
+    index = open_sets(config.data, config.data.loss_budget)
     if config.data.folds:
         config.data.folds = str(Path(config.data.folds).expanduser().resolve())
         if overlay := open_folds(config.data, index):
@@ -103,7 +103,8 @@ def load_experiment(experiment: str, overrides: list[str], ranks: int) -> tuple[
     describe_modalities(index, config.model.modalities)
     polarity_texts(index.classes, config.model)
     if config.train.objective is not Supervision.labels:
-        read_descriptions(index).choose(config.data.descriptions)
+        for own in sets_of(index):
+            read_descriptions(own).choose(config.data.descriptions)
     return config, index
 
 
@@ -191,7 +192,12 @@ def _command() -> list[str]:
 
 
 def _provenance(index: Index) -> Provenance:
-    data = DataOrigin(index.name, index.hash, str(index.root))
+    from dfer_dist.data.shards.joint import sets_of
+
+    sets = [DataOrigin(own.name, own.hash, str(own.root)) for own in sets_of(index)]
+    data = sets[0]
+    if len(sets) > 1:
+        data = DataOrigin(index.name, index.hash, ", ".join(own.shards for own in sets), sets)
     return replace(collect(_command()), data=data)
 
 
@@ -207,7 +213,8 @@ def _resume(run: RunDir, config: Config, index: Index, allow: Sequence[str], is_
     drift = {key: change for key, change in changed.items() if _matters(key)}
     old_index = run.info().index_hash
     if old_index != index.hash:
-        drift["index_hash"] = (old_index[:12], f"{index.hash[:12]} in {index.root}")
+        where = ", ".join(config.data.locations)
+        drift["index_hash"] = (old_index[:12], f"{index.hash[:12]} in {where}")
     if not is_done:
         drift |= _code_drift(run)
     refused = {key: change for key, change in drift.items() if not _is_allowed(key, allow)}

@@ -30,6 +30,8 @@ class CheckpointInfo(Record):
         How the clips' parsing maps and landmarks were made.
     texts_sha256 : str, optional
         Hash of the descriptions that were learned from.
+    set_hashes : dict of str to str
+        Of the data of each of several sets, by name; ``index_hash`` is of all.
     """
 
     remedy: ClassVar[str] = "the checkpoint is damaged"
@@ -48,3 +50,4 @@ class CheckpointInfo(Record):
     objective: str | None = None
     modalities: dict[str, Any] | None = field(default=None, metadata=stored_as("levels"))
     texts_sha256: str | None = None
+    set_hashes: dict[str, str] = field(default_factory=dict)

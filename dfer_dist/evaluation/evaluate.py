@@ -26,6 +26,7 @@ from dfer_dist.data.loading.batch import Batch
 from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import ClipSet, evaluation_batches
 from dfer_dist.data.shards.index import Index, open_index
+from dfer_dist.data.shards.joint import own_fold, with_classes
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.shards.sidecars import describe_modalities
 from dfer_dist.distributed.process_group import Ranks, choose_device
@@ -238,6 +239,8 @@ def load_model(saved: Checkpoint | None, config: Config, classes: tuple[str, ...
 def open_checkpoint(path: Path, overrides: list[str]) -> tuple[Checkpoint, Config, Index]:
     """Return a checkpoint without its optimizer's state, its settings and the data they name.
 
+    Of several sets it is the first one.
+
     Raises
     ------
     UserError
@@ -246,9 +249,11 @@ def open_checkpoint(path: Path, overrides: list[str]) -> tuple[Checkpoint, Confi
     saved = checkpoint.read(path, weights_only=True)
     config = read_config(saved.path / checkpoint.CONFIG, overrides)
     index = open_index(config.data)
+    if len(config.data.locations) > 1:
+        logger.warning(f"of the sets, the first one is tested, {index.name} (data.shards=FOLDER)")
     # the folds of the training are of its data alone
     is_own = config.data.folds == saved.config.data.folds
-    if is_own and saved.state.get("index_hash") != index.hash:
+    if is_own and index.hash != _set_hashes(saved)[0]:
         config.data.folds = config.data.folds_hash = None
     describe_modalities(index, config.model.modalities)
     return saved, config, index
@@ -277,19 +282,15 @@ def evaluate_checkpoint(
     Raises
     ------
     UserError
-        If the checkpoint is of another model, the data has other classes, or the model was trained
+        If the checkpoint is of another model, the data has no class of it, or the model was trained
         on the fold.
     """
     saved, config, index = open_checkpoint(path, overrides)
-    if index.classes != tuple(saved.state.get("classes", index.classes)):
-        classes = ", ".join(saved.state["classes"])
-        raise UserError(
-            f"{path} has the classes {classes}, in this order; the data has other classes "
-            "(--zero-shot reads their texts)"
-        )
-    fold = saved.state["fold"] if fold is None else fold
-    if fold is None:
+    index = as_trained(saved, index)
+    if fold is None and saved.state["fold"] is None:
         raise UserError(f"{path} does not say which fold it was trained for: give --fold")
+    if fold is None:
+        fold = own_fold(index.name, fold_numbers(index), saved.state["fold"])
     folds = open_folds(config.data, index)
     number = unseen_fold(saved, index, fold, folds)
     part = fold_clips(index, number, folds)
@@ -299,6 +300,32 @@ def evaluate_checkpoint(
     if out:
         table.write(out)
     return table.score(index.classes)
+
+
+def as_trained(saved: Checkpoint, index: Index) -> Index:
+    """Return a data set with the classes of a checkpoint, by name, without clips of other classes.
+
+    Raises
+    ------
+    UserError
+        If they have no class in common.
+    """
+    classes = tuple(saved.state.get("classes") or index.classes)
+    if index.classes == classes:
+        return index
+    try:
+        known = with_classes(index, classes)
+    except UserError as e:
+        raise UserError(f"{e} (--zero-shot reads their texts)") from e
+    lost = ", ".join(f"{count} clips of {name}" for name, count in known.lost_classes(0).items())
+    if lost:
+        logger.warning(f"{index.name}: {lost} are left out, which the model has no class for")
+    return known
+
+
+def _set_hashes(saved: Checkpoint) -> list[str | None]:
+    """Return the hashes of the sets that a checkpoint was trained on, the first one first."""
+    return [*saved.state.get("set_hashes", {}).values()] or [saved.state.get("index_hash")]
 
 
 def list_lost_clips(clips: FoldClips) -> list[str]:
@@ -320,14 +347,16 @@ def unseen_fold(
         Otherwise.
     """
     (number,) = parse_folds(str(fold), fold_numbers(index, folds))
-    trained_for = saved.state.get("fold")
-    is_same_data = trained_for is not None and saved.state["index_hash"] == index.hash
-    if is_same_data and saved.config.data.folds_hash != (folds and folds.hash):
+    trained_for, hashes = saved.state.get("fold"), _set_hashes(saved)
+    if trained_for is None or index.hash not in hashes:
+        return number
+    if index.hash == hashes[0] and saved.config.data.folds_hash != (folds and folds.hash):
         raise UserError(
             "this checkpoint was trained with other folds of these clips, and has seen some that "
             f"would be tested: give its own, data.folds={saved.config.data.folds or 'null'}"
         )
-    if is_same_data and trained_for != number:
+    trained_for = own_fold(index.name, fold_numbers(index, folds), trained_for)
+    if trained_for != number:
         raise UserError(
             f"fold {number} was among the training clips of this checkpoint, which is to be tested "
             f"on fold {trained_for}"

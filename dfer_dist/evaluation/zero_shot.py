@@ -22,6 +22,7 @@ from dfer_dist.data.folds.clips import FoldClips, fold_clips, fold_numbers
 from dfer_dist.data.folds.packed import open_folds
 from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.shards.index import Index, open_index
+from dfer_dist.data.shards.joint import own_fold
 from dfer_dist.evaluation.evaluate import (
     list_lost_clips,
     load_model,
@@ -211,11 +212,12 @@ def _as_pretrained(config: Config) -> Config:
 
 def _fold(saved: Checkpoint, config: Config, index: Index, fold: int | None) -> int | None:
     """Return the fold to test on; None for all clips of another data set."""
-    if fold is None and saved.state.get("dataset") == index.name:
-        fold = saved.state.get("fold")
-    if fold is None:
-        return None
-    return unseen_fold(saved, index, fold, open_folds(config.data, index))
+    trained_on = {saved.state.get("dataset"), *saved.state.get("set_hashes", {})}
+    trained_for = saved.state.get("fold")
+    folds = open_folds(config.data, index)
+    if fold is None and index.name in trained_on and trained_for is not None:
+        fold = own_fold(index.name, fold_numbers(index, folds), trained_for)
+    return None if fold is None else unseen_fold(saved, index, fold, folds)
 
 
 def _clips(config: Config, index: Index, fold: int | None) -> FoldClips:

@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from dfer_dist.config.schema import Config, Precision, Supervision, split_batch
-from dfer_dist.data.folds.clips import fold_clips, fold_numbers
+from dfer_dist.data.folds.clips import clips_of_set, fold_clips, fold_numbers
 from dfer_dist.data.folds.packed import open_folds
 from dfer_dist.data.loading.loader import KEPT, PREFETCH
-from dfer_dist.data.shards.index import open_index
+from dfer_dist.data.loading.sampler import ClipSet
+from dfer_dist.data.shards.index import Index
+from dfer_dist.data.shards.joint import JointIndex, open_sets
 from dfer_dist.data.shards.store import is_remote
 from dfer_dist.data.sources.records import CLASSES
 from dfer_dist.models.build import model_dtype, resolve_image_size
@@ -278,10 +280,12 @@ def data_size(config: Config) -> DataSize:
     """
     shards, several = Path(config.data.locations[0]), len(config.data.locations) > 1
     if several or is_remote(config.data.locations[0]) or (shards / "index.json").is_file():
-        index = open_index(config.data)
+        index = open_sets(config.data)
         overlay = open_folds(config.data, index)
         numbers = fold_numbers(index, overlay)
-        trained = sum(len(fold_clips(index, k, overlay).train) for k in numbers)
+        trained = sum(
+            _epoch_clips(config, index, fold_clips(index, k, overlay).train) for k in numbers
+        )
         return DataSize(index.classes, trained // len(numbers), len(numbers))
     if shards.name not in _PUBLISHED:
         raise UserError(
@@ -290,6 +294,16 @@ def data_size(config: Config) -> DataSize:
         )
     clips, folds = _PUBLISHED[shards.name]
     return DataSize(CLASSES[shards.name], clips, folds)
+
+
+def _epoch_clips(config: Config, index: Index, clips: ClipSet) -> int:
+    """Return how many training clips an epoch takes."""
+    mixture = config.data.mixture
+    if not (mixture and isinstance(index, JointIndex)):
+        return len(clips)
+    parts = [len(clips_of_set(index, clips, number)) for number in range(len(index.sets))]
+    names = [own.name for own in index.sets]
+    return sum(round(mixture.get(name, 1) * n) for name, n in zip(names, parts, strict=True))
 
 
 def plan_step(config: Config, classes: Sequence[str], machine: Machine) -> PlannedStep:

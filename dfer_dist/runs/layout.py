@@ -69,6 +69,10 @@ class FoldDir:
     # The log of rank 0, over all attempts.
     log = _Entry("log.txt")
 
+    def predictions_of(self, dataset: str) -> Path:
+        """Return the file of predictions of a set but the first that a fold was trained on."""
+        return self.root / f"predictions-{re.sub(r'[^A-Za-z0-9_-]', '_', dataset)}.parquet"
+
     def system(self, node: str) -> Path:
         """Return the file of CPU and GPU load of the machine ``node``."""
         return self.root / f"system-{node}.jsonl"

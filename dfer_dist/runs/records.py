@@ -43,13 +43,49 @@ class UarWar:
 
 
 @dataclass(frozen=True)
+class TrainedSet:
+    """One of several sets that a fold was trained on.
+
+    ``clips`` are its training clips, of which an epoch takes ``weight`` times as many.
+    ``without_class`` counts the clips of all splits, by class, that were left out since the model
+    has no such class.
+    """
+
+    name: str
+    index_hash: str
+    clips: int
+    weight: float
+    without_class: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return it as a line of the log."""
+        text = f"{self.name}: {self.clips} training clips with weight {self.weight:g}"
+        lost = ", ".join(f"{count} of {name}" for name, count in self.without_class.items())
+        return f"{text}; left out, without a class of the model: {lost}" if lost else text
+
+
+@dataclass(frozen=True)
+class SetScores:
+    """The metrics of a fold on the test clips of another set than the first one.
+
+    ``left_out`` are the test clips that were lost when it was packed.
+    """
+
+    dataset: str
+    index_hash: str
+    scores: Scores
+    left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class FoldResult(Record):
     """``fold-K/result.json``: the metrics of a finished fold and what they were measured with.
 
     ``left_out`` are the test clips that were lost when the data was packed; ``parameters`` are all
     of the model, trained or not. ``ema`` is the decay of the moving average of the weights that was
-    tested, 0 if the weights themselves were. Fields that an older run did not record are None, 0 or
-    empty.
+    tested, 0 if the weights themselves were. Of a training on several sets the metrics are those of
+    the first one, ``others`` has those of the others, and ``sets`` what was trained on. Fields that
+    an older run did not record are None, 0 or empty.
     """
 
     remedy: ClassVar[str] = "evaluate this fold again"
@@ -91,6 +127,8 @@ class FoldResult(Record):
     drift: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     folds_hash: str | None = None
+    sets: list[TrainedSet] = field(default_factory=list)
+    others: list[SetScores] = field(default_factory=list)
 
     @property
     def scores(self) -> Scores:
@@ -228,11 +266,12 @@ class GitState:
 
 @dataclass(frozen=True)
 class DataOrigin:
-    """The packed data set that a run was trained on."""
+    """The packed data set that a run was trained on; several are in ``sets`` one by one."""
 
     name: str
     hash: str
     shards: str
+    sets: list[DataOrigin] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

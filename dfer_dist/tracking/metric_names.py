@@ -64,8 +64,10 @@ class MetricNames:
         """Return the name in MLflow of a metric with the name ``name`` in the files."""
         if self.version < VERSION:
             return name
-        if name in _NAMES:
-            return _NAMES[name]
+        # test_uar, or test_uar/SET of another set
+        score, *of_set = name.split("/", 1)
+        if score in _NAMES:
+            return "/".join([_NAMES[score], *of_set])
         for prefix, section in _SECTIONS.items():
             if name.startswith(prefix):
                 return section + name.removeprefix(prefix)

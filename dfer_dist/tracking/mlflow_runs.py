@@ -225,7 +225,8 @@ def complete(run: RunDir, api: MlflowClient, at: Run, tags: dict[str, str]) -> N
         part = slice(i, i + _BATCH)
         api.log_batch(at.info.run_id, params=params[part], tags=new_tags[part])
     if data and not at.inputs.dataset_inputs:
-        api.log_inputs(at.info.run_id, datasets=[_dataset(data)])
+        sets = [_dataset(own) for own in data.sets or [data]]
+        api.log_inputs(at.info.run_id, datasets=sets)
 
 
 def _dataset(data: DataOrigin) -> DatasetInput:

@@ -114,6 +114,7 @@ def checkpoint_info(
         modalities=data.modalities,
         objective=config.train.objective.name,
         texts_sha256=data.descriptions.sha256 if data.descriptions else None,
+        set_hashes={own.name: own.index_hash for own in data.sets},
     )
 
 
@@ -153,11 +154,13 @@ def log_start(*, config: Config, data: FoldData, model: DFERCLIP, ranks: Ranks) 
     )
     descriptions = f"; {data.descriptions}" if data.descriptions else ""
     logger.info(
-        f"fold {data.fold} of {data.index.name}: {len(data.plan.clips)} training clips, "
+        f"fold {data.fold} of {data.index.name}: {data.plan.num_clips} training clips, "
         f"{len(data.test)} test clips; {ranks.world_size} x {device_name(ranks.device)}; "
         f"ZeRO-{config.train.zero_stage}, {config.train.precision.name}; {batch}; "
         f"{trained_line(model)}{descriptions}"
     )
+    for own in data.sets:
+        logger.info(str(own))
 
 
 def check_same_data(saved: Checkpoint, info: CheckpointInfo) -> None:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from dfer_dist.config.schema import Config
 from dfer_dist.data.captions.store import clip_keys, descriptions
+from dfer_dist.data.folds.clips import clips_of_set, fold_numbers
 from dfer_dist.data.folds.overlay import FoldOverlay
 from dfer_dist.data.loading.sampler import ClipSet
 from dfer_dist.data.shards.index import Index
+from dfer_dist.data.shards.joint import JointIndex, own_fold
 from dfer_dist.models.backbone import load_tokenizer
 from dfer_dist.models.tokenizer import CaptionTokenizer, TextTokenizer
 from dfer_dist.utils.errors import UserError
@@ -64,11 +66,19 @@ def read_descriptions(
     UserError
         If no clip has one, or ``data.descriptions`` does not select one of the set's sources.
     """
-    keys = clip_keys(index, clips)
-    texts = descriptions(index, keys, fold, folds=folds, source=config.data.descriptions)
+    texts, name = dict[str, str](), config.data.descriptions
+    if isinstance(index, JointIndex):
+        for number, start in enumerate(index.starts):
+            own, own_folds = index.one_set(number), None if number else folds
+            keys = clip_keys(own, clips_of_set(index, clips, number))
+            own_number = own_fold(own.name, fold_numbers(own, own_folds), fold)
+            found = descriptions(own, keys, own_number, folds=own_folds, source=name)
+            texts |= {index.clip_name(start, key): text for key, text in found.items()}
+    else:
+        texts = descriptions(index, clip_keys(index, clips), fold, folds=folds, source=name)
     if not texts:
         raise UserError(
-            f"none of the {len(keys)} clips that fold {fold} is trained on has a description: "
+            f"none of the {len(clips)} clips that fold {fold} is trained on has a description: "
             "dfer describe makes some"
         )
-    return ClipDescriptions(texts, len(keys), load_tokenizer(config.model.backbone))
+    return ClipDescriptions(texts, len(clips), load_tokenizer(config.model.backbone))

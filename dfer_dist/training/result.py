@@ -2,17 +2,59 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from dfer_dist.config.schema import config_hash
-from dfer_dist.runs.records import FoldResult, Scores, UarWar
+from dfer_dist.evaluation.metrics import metric_values
+from dfer_dist.runs.records import FoldResult, Scores, SetScores, UarWar
 
 if TYPE_CHECKING:
     from dfer_dist.training.trainer import Trainer
 
+logger = logging.getLogger(__name__)
 
-def fold_result(trainer: Trainer, scores: Scores, shuffled: UarWar | None) -> FoldResult:
+
+def evaluate_others(trainer: Trainer) -> list[SetScores]:
+    """Test on each set but the first one; write their predictions. Collective.
+
+    Raises
+    ------
+    Preempted
+        If a rank was preempted.
+    """
+    found = []
+    for own in trainer.data.tested[1:]:
+        table, scores = trainer.validate(own.clips, index=own.index)
+        if table:
+            table.write(trainer.folder.predictions_of(own.index.name))
+        logger.info(
+            f"{own.index.name}: test UAR {scores.uar:.2f}, WAR {scores.war:.2f} on {scores.n} clips"
+        )
+        found.append(SetScores(own.index.name, own.index.hash, scores, list(own.left_out)))
+    return found
+
+
+def final_metrics(
+    scores: Scores, shuffled: UarWar | None, others: Sequence[SetScores]
+) -> dict[str, float]:
+    """Return the metrics of a test by name; those of a set but the first end with its name."""
+    metrics = {f"test_{name}": value for name, value in metric_values(scores).items()}
+    if shuffled:
+        metrics |= {"shuffled_uar": shuffled.uar, "shuffled_war": shuffled.war}
+    for own in others:
+        values = metric_values(own.scores)
+        of_set = re.sub(r"[^\w -]", "_", own.dataset)
+        metrics |= {f"test_{name}/{of_set}": value for name, value in values.items()}
+    return metrics
+
+
+def fold_result(
+    trainer: Trainer, scores: Scores, shuffled: UarWar | None, others: Sequence[SetScores]
+) -> FoldResult:
     """Return the result of a trained fold.
 
     Parameters
@@ -22,12 +64,14 @@ def fold_result(trainer: Trainer, scores: Scores, shuffled: UarWar | None) -> Fo
         On the test clips.
     shuffled : UarWar, optional
         The same with the frames of each clip in a random order.
+    others : sequence of SetScores
+        Those of other sets.
     """
     config, data, state = trainer.config, trainer.data, trainer.state
     # ZeRO-3 leaves an empty tensor of what other ranks hold
     sizes = [getattr(p, "ds_numel", p.numel()) for p in trainer.engine.deepspeed.parameters()]
     return FoldResult(
-        dataset=data.index.name,
+        dataset=data.tested[0].index.name,
         fold=data.fold,
         **asdict(scores),
         selection=config.train.selection.name,
@@ -54,5 +98,7 @@ def fold_result(trainer: Trainer, scores: Scores, shuffled: UarWar | None) -> Fo
         lost_clips=len(state.lost_clips),
         skipped_steps=len(state.bad_steps),
         drift=state.drift,
-        left_out=list(data.left_out),
+        left_out=list(data.tested[0].left_out),
+        sets=list(data.sets),
+        others=list(others),
     )

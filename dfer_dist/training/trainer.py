@@ -20,6 +20,7 @@ from dfer_dist.config.schema import Config, Selection
 from dfer_dist.data.loading.device import DevicePrefetcher
 from dfer_dist.data.loading.loader import Batch
 from dfer_dist.data.loading.sampler import ClipSet
+from dfer_dist.data.shards.index import Index
 from dfer_dist.distributed.preemption import Preempted, PreemptionHandler
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.distributed.watchdog import Watchdog
@@ -32,7 +33,7 @@ from dfer_dist.training.data import FoldData
 from dfer_dist.training.engine import Engine, StepOutcome
 from dfer_dist.training.losses import Objective
 from dfer_dist.training.meters import Meter, ProgressLog
-from dfer_dist.training.result import fold_result
+from dfer_dist.training.result import evaluate_others, final_metrics, fold_result
 from dfer_dist.training.speed.profiling import StepProfiler
 from dfer_dist.training.speed.utilization import Utilization
 from dfer_dist.training.state import BadStep, BestEpoch, TrainState
@@ -322,9 +323,11 @@ class Trainer:
         return portable.step_folder(self.folder.checkpoints, self.state.selected_step)
 
     def validate(
-        self, clips: ClipSet, shuffle_frames: bool = False
+        self, clips: ClipSet, shuffle_frames: bool = False, index: Index | None = None
     ) -> tuple[Predictions | None, Scores]:
         """Predict every clip once; return predictions, only on rank 0, and scores.
+
+        The clips are of the first set, or of that of ``index``.
 
         Raises
         ------
@@ -334,11 +337,11 @@ class Trainer:
         self.enter_phase(Phase.TESTING)
         engine, ranks = self.engine.deepspeed, self.ranks
         model = engine.module.model
-        config, index = self.config, self.data.index
+        index = index or self.data.tested[0].index
         engine.eval()
         with torch.no_grad():
             text = model.text_features()
-        batches = build_test_loader(config, index, clips, ranks, shuffle_frames)
+        batches = build_test_loader(self.config, index, clips, ranks, shuffle_frames)
         try:
             rows = predict(
                 lambda frames: model.merge_polarities(engine(frames, text)),
@@ -374,15 +377,13 @@ class Trainer:
         select_weights(self.engine, self.selected_checkpoint if self.state.best else None)
         table, scores = self.validate(self.data.test)
         shuffled = self._test_shuffled() if self.config.eval.shuffle_frames else None
+        others = evaluate_others(self)
         self.enter_phase(Phase.SAVING)
         if not table:
             return
         table.write(self.folder.predictions)
-        metrics = {f"test_{name}": value for name, value in metric_values(scores).items()}
-        if shuffled:
-            metrics |= {"shuffled_uar": shuffled.uar, "shuffled_war": shuffled.war}
-        self.tracking.log(self.state.step, self.epoch, metrics)
-        result = fold_result(self, scores, shuffled)
+        self.tracking.log(self.state.step, self.epoch, final_metrics(scores, shuffled, others))
+        result = fold_result(self, scores, shuffled, others)
         run = self.folder.root.parent.name
         confusion_png(run, result, self.folder.confusion)
         curves_png(run, result, self.folder)

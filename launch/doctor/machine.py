@@ -206,15 +206,17 @@ def _weights(config: Config) -> Result:
 
 
 def _shards(config: Config) -> Result:
-    from dfer_dist.data.shards.index import open_index
+    from dfer_dist.data.shards.joint import open_sets, sets_of
 
-    index = open_index(config.data, config.data.loss_budget)
+    index = open_sets(config.data, config.data.loss_budget)
     clips, size = sum(s.clips for s in index.shards), sum(s.bytes for s in index.shards)
-    count = f"{clips} clips in {len(index.shards)} shards"
-    text = f"{index.name}, {count}, {size / 1e9:.2f} GB at {index.root}"
-    if isinstance(index.root, Path):
+    count, where = f"{clips} clips in {len(index.shards)} shards", config.data.locations
+    text = f"{index.name}, {count}, {size / 1e9:.2f} GB at {', '.join(where)}"
+    remote = [(own, own.root) for own in sets_of(index) if not isinstance(own.root, Path)]
+    if not remote:
         return ok(text)
-    return _cached(index.root, size, text)
+    cached = sum(shard.bytes for own, _ in remote for shard in own.shards)
+    return _cached(remote[0][1], cached, text)
 
 
 def _cached(remote: Remote, size: int, text: str) -> Result:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dfer_dist.data.folds.overlay import FoldOverlay
-from dfer_dist.data.loading.sampler import ClipSet, all_clips
-from dfer_dist.data.shards.index import Index
+from dfer_dist.data.loading.sampler import ClipSet, all_clips, join_clips
+from dfer_dist.data.shards.index import Index, to_numpy
+from dfer_dist.data.shards.joint import LEFT_OUT, JointIndex, own_fold
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ def fold_clips(
 ) -> FoldClips:
     """Return the clips of a fold.
 
+    Of several sets, the training clips are those of all sets in this fold of each; validation and
+    test clips are those of the first one, and :func:`set_clips` gives the others. Clips whose class
+    is not among those of a joint index are left out.
+
     Parameters
     ----------
     index : Index
@@ -52,6 +58,8 @@ def fold_clips(
     ambiguous : bool
         Train on the clips of split ``ambiguous`` too; they are never tested.
     """
+    if isinstance(index, JointIndex):
+        return _joint_clips(index, fold, folds, ambiguous)
     if folds is None:
         train = index.train_shards(fold) + (index.ambiguous_shards if ambiguous else [])
         return FoldClips(
@@ -83,3 +91,84 @@ def _some_rows(index: Index, rows: dict[int, np.ndarray]) -> ClipSet:
         for own, count, clips in zip(used.values(), counts, whole, strict=True)
     )
     return ClipSet(tuple(used), counts, tuple(parts))
+
+
+def set_clips(
+    index: JointIndex,
+    number: int,
+    fold: int,
+    folds: FoldOverlay | None = None,
+    *,
+    ambiguous: bool = False,
+) -> FoldClips:
+    """Return the clips of a fold of one of several sets; a set with one fold has it in every fold.
+
+    Parameters
+    ----------
+    index : JointIndex
+    number : int
+        Position in ``index.sets``.
+    fold, folds, ambiguous
+        As for :func:`fold_clips`; an overlay is of the first set.
+
+    Returns
+    -------
+    FoldClips
+        With positions of shards in that set, as of ``index.one_set(number)``.
+
+    Raises
+    ------
+    UserError
+        If the set has several folds, and not this one.
+    """
+    own, labels = index.sets[number], np.array(index.labels[number])
+    own_folds = None if number else folds
+    number_of_fold = own_fold(own.name, fold_numbers(own, own_folds), fold)
+    clips = fold_clips(own, number_of_fold, own_folds, ambiguous=ambiguous)
+
+    def known(part: ClipSet) -> ClipSet:
+        return part if min(labels) > LEFT_OUT else _known_rows(own, part, labels)
+
+    val = clips.val and known(clips.val)
+    return FoldClips(known(clips.train), val, known(clips.test), clips.left_out)
+
+
+def clips_of_set(index: JointIndex, clips: ClipSet, number: int) -> ClipSet:
+    """Return the clips of one of several sets, with positions of shards in that set.
+
+    Parameters
+    ----------
+    index : JointIndex
+    clips : ClipSet
+        Of all sets, in the order of the shards.
+    number : int
+        Position in ``index.sets``.
+    """
+    start = index.starts[number]
+    end = start + len(index.sets[number].shards)
+    own = clips[bisect_left(clips.shards, start) : bisect_left(clips.shards, end)]
+    return replace(own, shards=tuple(shard - start for shard in own.shards))
+
+
+def _known_rows(index: Index, clips: ClipSet, labels: np.ndarray) -> ClipSet:
+    """Return the clips whose class has a joint label."""
+    rows = {}
+    for shard, own in zip(clips.shards, clips.rows, strict=True):
+        stored = to_numpy(index.sidecar(shard)["label"].combine_chunks())
+        used = np.arange(len(stored)) if own is None else own
+        rows[shard] = used[labels[stored[used]] != LEFT_OUT]
+    return _some_rows(index, rows)
+
+
+def _joint_clips(
+    index: JointIndex, fold: int, folds: FoldOverlay | None, ambiguous: bool
+) -> FoldClips:
+    parts = [
+        set_clips(index, number, fold, folds, ambiguous=ambiguous)
+        for number in range(len(index.sets))
+    ]
+    train = join_clips(
+        replace(part.train, shards=tuple(start + shard for shard in part.train.shards))
+        for part, start in zip(parts, index.starts, strict=True)
+    )
+    return FoldClips(train, parts[0].val, parts[0].test, parts[0].left_out)

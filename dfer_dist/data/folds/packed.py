@@ -9,6 +9,7 @@ from pathlib import Path
 from dfer_dist.config.schema import DataConfig
 from dfer_dist.data.folds.overlay import FoldOverlay
 from dfer_dist.data.shards.index import Index
+from dfer_dist.data.shards.joint import sets_of
 from dfer_dist.data.sources.folds import read_groups
 from dfer_dist.data.sources.names import possible_keys
 from dfer_dist.utils.errors import UserError
@@ -154,6 +155,8 @@ def _check_groups(overlay: FoldOverlay, source: str) -> None:
 def open_folds(data: DataConfig, index: Index) -> FoldOverlay | None:
     """Return the overlay that ``data.folds`` names, checked; None for the set's own folds.
 
+    Of several sets it is of the first one.
+
     Raises
     ------
     UserError
@@ -167,5 +170,6 @@ def open_folds(data: DataConfig, index: Index) -> FoldOverlay | None:
             f"data.folds={data.folds} has the hash {overlay.hash[:12]}, but "
             f"data.folds_hash={data.folds_hash}: give the file that the run was made with"
         )
-    check_overlay(overlay, index, read_packed(index), data.folds)
+    first = sets_of(index)[0]
+    check_overlay(overlay, first, read_packed(first), data.folds)
     return overlay

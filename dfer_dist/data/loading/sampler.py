@@ -13,9 +13,10 @@ block of a lane is shuffled only when it is reached.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -50,6 +51,10 @@ class ClipSet:
     def __len__(self) -> int:
         return self._total
 
+    def __getitem__(self, part: slice) -> ClipSet:
+        """Return the clips of some of ``shards``."""
+        return ClipSet(self.shards[part], self.counts[part], self.rows[part])
+
     @cached_property
     def _total(self) -> int:
         return sum(self.counts)
@@ -58,6 +63,12 @@ class ClipSet:
         """Return the ``row``-th clip that is used of the shard at ``position`` in ``shards``."""
         chosen = self.rows[position]
         return SampleRef(self.shards[position], row if chosen is None else int(chosen[row]), epoch)
+
+
+def join_clips(parts: Iterable[ClipSet]) -> ClipSet:
+    """Return the clips of several sets of clips of one index, in their order."""
+    shards, counts, rows = zip(*((c.shards, c.counts, c.rows) for c in parts), strict=True)
+    return ClipSet(tuple(chain(*shards)), tuple(chain(*counts)), tuple(chain(*rows)))
 
 
 def all_clips(index: Index, shards: Sequence[int]) -> ClipSet:

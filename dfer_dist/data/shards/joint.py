@@ -178,17 +178,31 @@ def join(sets: Sequence[Index], extra: ExtraClasses) -> JointIndex:
                 f"data.shards: {own.root} and {sets[known.index(own.name)].root} are both named "
                 f"{own.name}: give each set once, or pack one under another name"
             )
-        missing = sorted(set(first.folds) - set(own.folds))
-        if missing and len(own.folds) > 1:
-            raise UserError(
-                f"data.shards: {own.name} has {len(own.folds)} folds and {first.name} "
-                f"{len(first.folds)}: give sets with as many folds, or with one"
-            )
+        for fold in first.folds:
+            own_fold(own.name, own.folds, fold)
         _check_common(own, first.classes, first.name)
         if extra is ExtraClasses.keep:
             labels = map_classes(own.classes, classes)
             classes += [c for c, label in zip(own.classes, labels, strict=True) if label < 0]
     return _join(tuple(sets), tuple(classes))
+
+
+def own_fold(name: str, folds: Sequence[int], fold: int) -> int:
+    """Return the fold of one of several sets in fold ``fold`` of a run: its only one, or the same.
+
+    Raises
+    ------
+    UserError
+        If it has several others.
+    """
+    if fold in folds:
+        return fold
+    if len(folds) > 1:
+        raise UserError(
+            f"data.shards: {name} has {len(folds)} folds, and there is a fold {fold}: give sets "
+            "with as many folds as the first one, or with one"
+        )
+    return folds[0]
 
 
 def _check_common(index: Index, classes: Sequence[str], of: str) -> None:

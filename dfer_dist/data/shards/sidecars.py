@@ -14,6 +14,7 @@ import json
 import re
 import tarfile
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -272,7 +273,8 @@ def describe_modalities(index: Index, modalities: Sequence[str]) -> dict[str, An
     Raises
     ------
     UserError
-        If a shard lacks one, or it belongs to another shard.
+        If a shard lacks one, or it belongs to another shard, or sets of a joint index have some
+        that were made differently.
     """
     if not modalities:
         return None
@@ -280,12 +282,31 @@ def describe_modalities(index: Index, modalities: Sequence[str]) -> dict[str, An
         kind: [read_modality_manifest(index, shard, kind) for shard in range(len(index.shards))]
         for kind in modalities
     }
+    _check_same_kind(index, manifests)
     hashes = [manifest.sha256 for own in manifests.values() for manifest in own]
     made = {
         kind: sorted({str(manifest.made.get("by")) for manifest in own})
         for kind, own in manifests.items()
     }
     return {"hash": hashlib.sha256("\n".join(hashes).encode()).hexdigest(), "made": made}
+
+
+def _check_same_kind(index: Index, manifests: Mapping[str, Sequence[Manifest]]) -> None:
+    """Refuse maps that were made by a network in one of several sets and from landmarks in another.
+
+    A model that was trained on one kind does not know the other.
+    """
+    for kind, own in manifests.items():
+        made = defaultdict[str, set[str]](set)
+        for shard, manifest in enumerate(own):
+            set_name = index.shard_name(shard).rpartition("/")[0]
+            made[set_name].add(str(manifest.made.get("by")))
+        if len({frozenset(by) for by in made.values()}) > 1:
+            made_by = "; ".join(f"{name}: {', '.join(sorted(by))}" for name, by in made.items())
+            raise UserError(
+                f"model.modalities has {kind}, made differently for the sets ({made_by}): "
+                f"remake it in one of them (dfer enrich SHARDS --{kind})"
+            )
 
 
 def read_modality_manifest(index: Index, shard: int, kind: str) -> Manifest:

@@ -20,7 +20,8 @@ from dfer_dist.data.folds.clips import fold_clips
 from dfer_dist.data.folds.overlay import FoldOverlay
 from dfer_dist.data.folds.packed import open_folds
 from dfer_dist.data.loading.frame_sampling import sample_evenly
-from dfer_dist.data.shards.index import Index, open_index
+from dfer_dist.data.shards.index import Index
+from dfer_dist.data.shards.joint import open_sets, sets_of
 from dfer_dist.data.shards.reader import Clip, ClipReader, DamagedClip
 from dfer_dist.reporting.plots.scores import ALERT, FAINT, INK, new_figure, save
 from dfer_dist.reporting.results import LoadedRun, load_run
@@ -88,11 +89,12 @@ def draw_confident_errors(run: RunDir, count: int) -> tuple[Path, list[Confident
     if not errors:
         raise UserError(f"{run.root}: no clip is misclassified in the finished folds")
     data = read_config(run.config).data
-    index = open_index(data, data.loss_budget)
-    if index.hash != loaded.result.index_hash:
+    sets = open_sets(data, data.loss_budget)
+    index = sets_of(sets)[0]
+    if sets.hash != loaded.result.index_hash:
         raise UserError(
-            f"{data.shards} holds other data than {run.root} was tested on: frames of its clips "
-            "cannot be shown"
+            f"{', '.join(data.locations)} holds other data than {run.root} was tested on: frames "
+            "of its clips cannot be shown"
         )
     clips = _read(index, errors, open_folds(data, index))
     figure = _draw_sheet(errors, clips)

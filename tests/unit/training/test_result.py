@@ -16,6 +16,7 @@ from dfer_dist.data.shards.index import Index, LeftOut
 from dfer_dist.evaluation.metrics import score
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import FoldResult
+from dfer_dist.training.data import EvaluatedSet
 from dfer_dist.training.result import fold_result
 
 LOST = (LeftOut("Happy/1", "fold1", "missing"), LeftOut("Sad/2", "fold2", "no face"))
@@ -27,12 +28,15 @@ def test_result_names_the_test_clips_that_were_lost_when_packing(
 ) -> None:
     index = replace(tiny_shards, left_out=LOST)
     state = SimpleNamespace(best=None, selected_step=9, lost_clips={}, bad_steps=[], drift=[])
+    of_fold = fold_clips(index, fold)
+    tested = EvaluatedSet(index, of_fold.test, of_fold.left_out)
     trainer: Any = SimpleNamespace(
         config=Config(),
         data=SimpleNamespace(
             index=index,
             fold=fold,
-            left_out=fold_clips(index, fold).left_out,
+            sets=(),
+            tested=(tested,),
             folds_hash=None,
             modalities=None,
             descriptions=None,
@@ -45,7 +49,8 @@ def test_result_names_the_test_clips_that_were_lost_when_packing(
         ranks=SimpleNamespace(device=torch.device("cpu")),
         engine=SimpleNamespace(deepspeed=torch.nn.Linear(2, 3)),
     )
-    fold_result(trainer, score([0, 1], [0, 1], index.classes), None).write(tmp_path / "result.json")
+    scores = score([0, 1], [0, 1], index.classes)
+    fold_result(trainer, scores, None, []).write(tmp_path / "result.json")
     result = FoldResult.read(tmp_path / "result.json")
     assert (result.left_out, result.fold, result.checkpoint) == (
         lost,
