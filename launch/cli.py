@@ -26,6 +26,9 @@ COMMANDS = {
         "pack": Row("commands.data", "Pack a data set into shards."),
         "verify": Row("commands.data", "Check every byte of packed shards."),
         "enrich": Row("commands.data", "Add landmarks and parsing maps to packed shards."),
+        "folds": Row(
+            "commands.folds", "Make folds of a packed set that share no group, or check folds."
+        ),
         "describe": Row(
             "commands.describe", "Describe each clip with a vision model, or import captions."
         ),

@@ -27,6 +27,7 @@ from dfer_dist.config.schema import (
     TextTuning,
     TokenPosition,
 )
+from dfer_dist.data.folds.overlay import FoldOverlay
 from dfer_dist.reporting.history import ranks_text, run_cost
 from dfer_dist.reporting.results import LoadedRun, read_settings
 from dfer_dist.reporting.wording import (
@@ -88,7 +89,7 @@ def protocol_rows(loaded: LoadedRun) -> Rows:
     Without a readable ``config.yaml`` they come from the result alone.
     """
     result, config = loaded.result, read_settings(loaded.run)
-    rows = {"Selection": PROTOCOLS[result.selection]}
+    rows = {"Selection": PROTOCOLS[result.selection], "Folds": _folds_row(loaded)}
     if result.views is not None:
         views = views_text(result.views, result.crops, result.mirror)
         rows["Test clips"] = f"every clip {views}, {result.num_frames} frames a view"
@@ -100,6 +101,20 @@ def protocol_rows(loaded: LoadedRun) -> Rows:
     else:
         rows |= _settings(config)
     return _rows(rows)
+
+
+def _folds_row(loaded: LoadedRun) -> str:
+    """Describe folds that are not the set's own."""
+    if loaded.result.folds_hash is None:
+        return ""
+    try:
+        overlay = FoldOverlay.read(loaded.run.folds)
+    except UserError:
+        return f"other ones than the set's own, hash {loaded.result.folds_hash}"
+    by = f"made by {overlay.made_by}"
+    if overlay.group_of:
+        by += f": {len(set(overlay.group_of.values()))} groups, none in two folds"
+    return f"{overlay.name}, not the set's own; {by}; hash {overlay.hash[:12]}"
 
 
 def settings_rows(config: Config) -> Rows:

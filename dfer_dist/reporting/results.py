@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import Config, Selection
+from dfer_dist.data.folds.overlay import FoldOverlay
 from dfer_dist.evaluation.metrics import Ints, bootstrap_ci, score, top_class
 from dfer_dist.reporting.history import Cost, run_cost, training_cost
 from dfer_dist.reporting.wording import join
@@ -245,6 +246,15 @@ def check_scores(path: Path, written: Scores | UarWar, scores: Scores) -> None:
                 f"{path}: its {name} is not that of the predictions next to it (it has {value}, "
                 f"they give {computed}): evaluate this fold again"
             )
+
+
+def folds_name(run: RunDir, folds_hash: str | None) -> str:
+    """Return how reports name the folds of a run: ``folds_hash`` is None for the set's own."""
+    if folds_hash is None:
+        return "the set's own"
+    with suppress(UserError):
+        return FoldOverlay.read(run.folds).name
+    return folds_hash[:12]
 
 
 def read_settings(run: RunDir) -> Config | None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dfer_dist.config.schema import Config
-from dfer_dist.data.captions.store import clip_keys, descriptions
+from dfer_dist.data.captions.store import descriptions
 from dfer_dist.data.folds.clips import clips_of_set, fold_numbers
 from dfer_dist.data.folds.overlay import FoldOverlay
-from dfer_dist.data.loading.sampler import ClipSet
+from dfer_dist.data.loading.sampler import ClipSet, clip_keys
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.joint import JointIndex, own_fold
 from dfer_dist.models.backbone import load_tokenizer

@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from dfer_dist.data.captions.label_leakage import clean
 from dfer_dist.data.folds.clips import fold_clips
 from dfer_dist.data.folds.overlay import FoldOverlay
-from dfer_dist.data.loading.sampler import ClipSet
+from dfer_dist.data.loading.sampler import clip_keys
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.store import FetchError, Remote
 from dfer_dist.utils.errors import UserError
@@ -151,15 +150,6 @@ def descriptions(
     found = [key for key in sorted(wanted) if hashes[key] in texts]
     cleaned = {key: clean(texts[hashes[key]], index.classes) for key in found}
     return {key: text for key, text in cleaned.items() if text}
-
-
-def clip_keys(index: Index, clips: ClipSet) -> list[str]:
-    """Return the keys of a set of clips, in the order of the index."""
-    keys: list[str] = []
-    for shard, rows in zip(clips.shards, clips.rows, strict=True):
-        column = index.sidecar(shard)["key"]
-        keys += (column if rows is None else column.take(pa.array(rows))).to_pylist()
-    return keys
 
 
 def clip_hashes(index: Index) -> dict[str, str]:

@@ -262,11 +262,24 @@ class DlibModels:
     def describe(self, face: _Tracklet) -> np.ndarray:
         """Return the descriptor of a face, float64 [128]; those of one person are similar."""
         if face.descriptor is None:
-            descriptor = self._descriptor.compute_face_descriptor(
-                face.best.window, face.best.window_points, 0, 0.25
-            )
-            face.descriptor = np.array(descriptor)
+            face.descriptor = self._describe(face.best)
         return face.descriptor
+
+    def describe_largest(self, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return descriptor and window of the largest face of a frame, or None.
+
+        They are float64 [128] and uint8 [256, 256, 3].
+        """
+        for x, y, size in self.search(frame)[:1]:
+            found = self.detect_in_window(frame, np.array([x, y, math.log(size), 0.0]))
+            if found:
+                return self._describe(found), found.window
+        return None
+
+    def _describe(self, found: _Detection) -> np.ndarray:
+        return np.array(
+            self._descriptor.compute_face_descriptor(found.window, found.window_points, 0, 0.25)
+        )
 
 
 def _is_central(box: Any) -> bool:

@@ -20,6 +20,7 @@ from itertools import chain
 from typing import NamedTuple, Self
 
 import numpy as np
+import pyarrow as pa
 
 from dfer_dist.data.shards.index import Index, to_numpy
 from dfer_dist.utils.errors import UserError
@@ -76,6 +77,15 @@ def all_clips(index: Index, shards: Sequence[int]) -> ClipSet:
     return ClipSet(
         tuple(shards), tuple(index.shards[i].clips for i in shards), (None,) * len(shards)
     )
+
+
+def clip_keys(index: Index, clips: ClipSet) -> list[str]:
+    """Return the keys of a set of clips, in the order of the index."""
+    keys: list[str] = []
+    for shard, rows in zip(clips.shards, clips.rows, strict=True):
+        column = index.sidecar(shard)["key"]
+        keys += (column if rows is None else column.take(pa.array(rows))).to_pylist()
+    return keys
 
 
 def train_val_split(

@@ -99,6 +99,18 @@ def _groups_of_clips(records: Sequence[ClipRecord], file: Path, column: str) -> 
     return groups
 
 
+def _open_table(file: Path) -> csv.DictReader[str]:
+    text = read_text(file)
+    reader = csv.DictReader(io.StringIO(text), delimiter=find_delimiter(text))
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+    return reader
+
+
+def has_column(file: Path, column: str) -> bool:
+    """Return whether a CSV file exists and has a column."""
+    return file.is_file() and column in (_open_table(file).fieldnames or [])
+
+
 def read_groups(file: Path, column: str) -> Mapping[str, str]:
     """Return the groups in a column of a CSV file by clip, without the suffix of its video.
 
@@ -109,9 +121,8 @@ def read_groups(file: Path, column: str) -> Mapping[str, str]:
     """
     if not file.is_file():
         raise UserError(f"{file} is missing: --groups takes a CSV file with a row per clip")
-    text = read_text(file)
-    reader = csv.DictReader(io.StringIO(text), delimiter=find_delimiter(text))
-    header = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+    reader = _open_table(file)
+    header = reader.fieldnames or []
     if "clip" not in header or column not in header:
         raise UserError(
             f"{file} has the columns {', '.join(header) or '(none)'}: "

@@ -1,7 +1,7 @@
 """Compare two runs on the same clips: differences of scores, their significance, changed clips.
 
-Clips are matched by fold and key. Whatever makes the comparison less than fair becomes a warning,
-which accompanies every number of it.
+Clips are matched by fold and key; by key alone where the runs have different folds. Whatever makes
+the comparison less than fair becomes a warning, which accompanies every number of it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,19 @@ from scipy.special import softmax
 from dfer_dist.evaluation import significance
 from dfer_dist.evaluation.metrics import Ints
 from dfer_dist.evaluation.significance import Difference, McNemar, Pairs, TTest
-from dfer_dist.reporting.results import LoadedFold, LoadedRun, load_run, read_settings
+from dfer_dist.reporting.results import (
+    LoadedRun,
+    ScoredPredictions,
+    folds_name,
+    load_run,
+    read_settings,
+)
 from dfer_dist.reporting.wording import folds_text, join
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
+
+# In place of a fold's number, where all folds of a run are compared as one.
+POOLED = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,10 @@ class ClassChange:
 
 @dataclass(frozen=True)
 class FoldScores:
-    """UAR and WAR of both runs on the common clips of a fold, in percent."""
+    """UAR and WAR of both runs on the common clips of a fold, in percent.
+
+    ``fold`` is :data:`POOLED` for the clips of all folds.
+    """
 
     fold: int
     clips: int
@@ -95,6 +107,11 @@ class Paired:
     def clips(self) -> int:
         """Return the number of common clips."""
         return sum(f.clips for f in self.folds)
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the clips of all folds are compared as one, since the runs have other folds."""
+        return self.folds[0].fold == POOLED
 
 
 @dataclass(frozen=True)
@@ -134,14 +151,34 @@ def compare(first: LoadedRun, second: LoadedRun) -> Comparison:
     if set(first.result.classes) != set(second.result.classes):
         warnings.append("Their classes differ: nothing can be compared clip by clip.")
         return Comparison(first, second, warnings, None)
-    common = [k for k in first.folds if k in second.folds]
-    matched = {k: _match(first.folds[k], second.folds[k], warnings) for k in common}
+    if _other_folds(first, second):
+        tables = {POOLED: (_pool(first), _pool(second))}
+    else:
+        common = [k for k in first.folds if k in second.folds]
+        tables = {k: (first.folds[k].table, second.folds[k].table) for k in common}
+    matched = {k: _match(k, *both, warnings) for k, both in tables.items()}
     matched = {k: m for k, m in matched.items() if m.keys}
     if matched:
         paired = _paired(first, second, matched)
     else:
         warnings.append("They have no clip in common: nothing can be compared clip by clip.")
     return Comparison(first, second, warnings, paired)
+
+
+def _other_folds(first: LoadedRun, second: LoadedRun) -> bool:
+    return first.result.folds_hash != second.result.folds_hash
+
+
+def _pool(loaded: LoadedRun) -> ScoredPredictions:
+    """Return the predictions of all finished folds as one table."""
+    tables = [fold.table for fold in loaded.folds.values()]
+    return ScoredPredictions(
+        keys=[key for table in tables for key in table.keys],
+        labels=np.concatenate([table.labels for table in tables]),
+        logits=np.concatenate([table.logits for table in tables]),
+        predicted=np.concatenate([table.predicted for table in tables]),
+        scores=loaded.summary.pooled,
+    )
 
 
 def same_clips(first: LoadedRun, second: LoadedRun) -> bool:
@@ -154,7 +191,7 @@ def same_clips(first: LoadedRun, second: LoadedRun) -> bool:
         if loaded.result.selection == "best_val" and config:
             held_out = config.train.val_fraction, config.train.seed
         lost = [fold.result.lost_clips for fold in loaded.folds.values()]
-        parts.append((list(loaded.folds), held_out, lost))
+        parts.append((list(loaded.folds), held_out, lost, loaded.result.folds_hash))
     return a.index_hash == b.index_hash and parts[0] == parts[1] and not any(parts[0][2])
 
 
@@ -181,7 +218,13 @@ def unfair(first: LoadedRun, second: LoadedRun) -> list[str]:
             folds = f"{len(loaded.folds)} of {len(loaded.all_folds)} folds"
             lines.append(f"{loaded.name} has {folds} ({join(missing)} missing).")
     common = [k for k in first.folds if k in second.folds]
-    if not common:
+    if _other_folds(first, second):
+        names = [folds_name(x.run, x.result.folds_hash) for x in (first, second)]
+        lines.append(
+            f"They have different folds ({join(names)}): they were trained on other clips, and "
+            "are compared over the test clips of all folds."
+        )
+    elif not common:
         lines.append("They have no fold in common.")
     elif first.folds.keys() != second.folds.keys():
         lines.append(f"Only {folds_text(common)} of both are compared.")
@@ -201,9 +244,9 @@ class _Matched:
     probability: NDArray[np.float32]
 
 
-def _match(first: LoadedFold, second: LoadedFold, warnings: list[str]) -> _Matched:
+def _match(fold: int, a: ScoredPredictions, b: ScoredPredictions, warnings: list[str]) -> _Matched:
     """Match the clips of a fold; add sentences on those that are left out to ``warnings``."""
-    a, b, fold = first.table, second.table, first.result.fold
+    name = f"Fold {fold}" if fold != POOLED else "The union of all folds"
     # The same classes may have other labels in the second run.
     order = np.array([a.scores.classes.index(c) for c in b.scores.classes])
     rows = {key: i for i, key in enumerate(b.keys)}
@@ -211,13 +254,12 @@ def _match(first: LoadedFold, second: LoadedFold, warnings: list[str]) -> _Match
     if len(both) < max(len(a.keys), len(b.keys)):
         unmatched = f"{len(a.keys) - len(both)} and {len(b.keys) - len(both)}"
         warnings.append(
-            f"Fold {fold} is not the same clips: {unmatched} that only one of them has are left "
-            "out."
+            f"{name} is not the same clips: {unmatched} that only one of them has are left out."
         )
     same = [(i, j) for i, j in both if a.labels[i] == order[b.labels[j]]]
     if len(same) < len(both):
         warnings.append(
-            f"Fold {fold} has {len(both) - len(same)} clips with another label in each: they are "
+            f"{name} has {len(both) - len(same)} clips with another label in each: they are "
             "left out."
         )
     i, j = np.array(same, dtype=np.int64).reshape(-1, 2).T

@@ -10,11 +10,11 @@ from typing import Any
 from dfer_dist.config.schema import NEUTRAL, flatten
 from dfer_dist.evaluation.significance import Difference
 from dfer_dist.reporting.class_scores import Share
-from dfer_dist.reporting.comparison.paired import Comparison, Paired
+from dfer_dist.reporting.comparison.paired import POOLED, Comparison, Paired
 from dfer_dist.reporting.comparison.verdict import comparison_verdict
 from dfer_dist.reporting.history import rank_speed, ranks_text, run_cost, total_time
 from dfer_dist.reporting.protocol import parameters_text
-from dfer_dist.reporting.results import LoadedRun, read_settings
+from dfer_dist.reporting.results import LoadedRun, folds_name, read_settings
 from dfer_dist.reporting.tables import Section, Table, slug
 from dfer_dist.reporting.wording import (
     MAX_NAMES,
@@ -41,6 +41,8 @@ _CAPTIONS = {
     "classes": "Recall of each class",
     "clips": "Clips with other predictions",
 }
+# Of settings in the overview.
+_LABELS = {"data.folds_hash": "folds"}
 _DEVIATION = "± is the sample deviation over folds."
 MAX_CLIPS = 20  # changed clips in a report; the CSV file has all
 
@@ -66,7 +68,10 @@ def overview_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) 
     for run, values, summary in zip(runs, settings, summaries, strict=True):
         differs = "settings of another version"
         if values:
-            differs = join(f"{key}={values[key]}" for key in changed) or "no setting"
+            if "data.folds_hash" in changed:
+                values["data.folds_hash"] = folds_name(run, values["data.folds_hash"])
+            differs = join(f"{_LABELS.get(key, key)}={values[key]}" for key in changed)
+            differs = differs or "no setting"
         finished, means = 0, ["missing", "missing"]
         if summary:
             finished, means = len(summary.folds), [mean_text(summary.uar), mean_text(summary.war)]
@@ -153,14 +158,15 @@ def _difference_table(c: Comparison, p: Paired | None) -> Table:
         if t:
             statistic = "" if t.t is None else f"t({t.df}) = {signed(t.t)}"
             test = ["corrected t", statistic, p_text(t.p)]
-        label = f"{metric.upper()}, mean over folds"
+        label = f"{metric.upper()}, {'all folds pooled' if p.is_pooled else 'mean over folds'}"
         rows.append([label, *_difference_cells(p.difference[metric]), *test])
     gained, lost = p.mcnemar.gained, p.mcnemar.lost
     share = signed(100.0 * (gained - lost) / p.clips)
     test = ["McNemar, exact", f"{gained} gained, {lost} lost", p_text(p.mcnemar.p)]
     rows.append(["clips right, pooled", share, "", *test])
+    tested = "all folds, pooled" if p.is_pooled else folds_text([f.fold for f in p.folds])
     notes = [
-        f"{p.clips} clips of {folds_text([f.fold for f in p.folds])}; in percent points; paired "
+        f"{p.clips} clips of {tested}; in percent points; paired "
         "bootstrap over clips within folds.",
         "A t-test over folds needs two folds or more.",
     ]
@@ -170,13 +176,17 @@ def _difference_table(c: Comparison, p: Paired | None) -> Table:
     return _table(c, "differences", header, rows, notes=notes)
 
 
+def _fold_cell(fold: int) -> str:
+    return "all" if fold == POOLED else str(fold)
+
+
 def _fold_table(c: Comparison, p: Paired) -> Table:
     header = ["Fold", "Clips"]
     for label in ("UAR %", "WAR %"):
         header += [f"{label} {c.first.name}", f"{label} {c.second.name}", "difference"]
     rows = []
     for f in p.folds:
-        row = [str(f.fold), str(f.clips)]
+        row = [_fold_cell(f.fold), str(f.clips)]
         for first, second in (f.uar, f.war):
             row += [f"{first:.2f}", f"{second:.2f}", signed(second - first)]
         rows.append(row)
@@ -207,7 +217,7 @@ def _clip_table(c: Comparison, p: Paired) -> Table:
     for x in by_confidence[:MAX_CLIPS]:
         first = f"{x.first} ({x.first_probability:.2f})"
         second = f"{x.second} ({x.second_probability:.2f})"
-        rows.append([x.key, str(x.fold), x.truth, first, second, x.kind])
+        rows.append([x.key, _fold_cell(x.fold), x.truth, first, second, x.kind])
     kinds = [x.kind for x in p.changes]
     counts = join(f"{kinds.count(k)} {k}" for k in ("gained", "lost", "other mistake"))
     notes = [
@@ -236,7 +246,7 @@ def write_clips(c: Comparison, p: Paired, path: Path) -> None:
     for x in p.changes:
         first = [x.first, f"{x.first_probability:.6f}"]
         second = [x.second, f"{x.second_probability:.6f}"]
-        rows.append([x.fold, x.key, x.truth, *first, *second, x.kind])
+        rows.append([_fold_cell(x.fold), x.key, x.truth, *first, *second, x.kind])
     write_text(path, csv_text(rows))
 
 

@@ -128,7 +128,7 @@ def _limits(c: Comparison) -> list[str]:
     ranks = [_ranks_text(c.first), _ranks_text(c.second)]
     if ranks[0] != ranks[1] and NOT_RECORDED not in ranks:
         limits.append(f"They were trained on {ranks[0]} and on {ranks[1]}.")
-    if paired and len(paired.folds) < MIN_FOLDS:
+    if paired and len(paired.folds) < MIN_FOLDS and not paired.is_pooled:
         folds = folds_text([f.fold for f in paired.folds])
         limits.append(f"Only {folds} tested: little is known of another choice of training clips.")
     if paired and paired.clips < MIN_CLIPS:

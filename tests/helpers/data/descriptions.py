@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from dfer_dist.data.captions.store import Source, clip_hashes, clip_keys, open_writer
-from dfer_dist.data.loading.sampler import all_clips
+from dfer_dist.data.captions.store import Source, clip_hashes, open_writer
+from dfer_dist.data.loading.sampler import all_clips, clip_keys
 from dfer_dist.data.shards.index import Index, load_index
 
 MODEL = Source({"kind": "endpoint", "name": "m", "language": "en", "frames": 8})

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dfer_dist.config.load import read_config
+from dfer_dist.data.folds.overlay import FoldOverlay
 from dfer_dist.data.shards.index import Index
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import Provenance
@@ -21,6 +22,7 @@ from launch.commands import train
 from launch.locks import fold_lock
 from launch.runs import open_run
 from tests.helpers.cli import check_refusal, invoke, small_run
+from tests.helpers.data.folds import fold_overlay
 
 # asking for the processor starts a process the first time
 platform.platform()
@@ -299,3 +301,36 @@ def test_second_command_on_a_fold_is_refused(
     with fold_lock(run.fold(1)):
         done = invoke("train", "demo", "--fold", "1", *settings, cwd=tmp_path)
     check_refusal(done, "another command is working on")
+
+
+def test_run_keeps_to_its_folds(
+    run: RunDir, tiny_shards: Index, tmp_path: Path, settings: list[str]
+) -> None:
+    file = tmp_path / "by.json"
+    overlay = fold_overlay(tiny_shards, 3)
+    overlay.write(file)
+
+    def open_(name: str, *more: str, allow: tuple[str, ...] = ()) -> tuple[RunDir, list[int]]:
+        return open_run(tmp_path / "runs", name, "demo", [*settings, *more], allow, None, 1)
+
+    other, folds = open_("other", f"data.folds={file}")
+    config = read_config(other.config)
+    assert (folds, other.info().folds) == ([1, 2, 3], [1, 2, 3])
+    assert (config.data.folds, config.data.folds_hash) == (str(other.folds), overlay.hash)
+    assert other.folds.read_bytes() == file.read_bytes()
+    assert other.info().config_hash != run.info().config_hash
+    assert open_("other", f"data.folds={file}")[0] == other
+    assert read_config(other.config) == config
+    # the same file with other content
+    fold_overlay(tiny_shards, 3, shift=1).write(file)
+    with pytest.raises(UserError, match=rf"data\.folds_hash was {overlay.hash}, now .* folds are"):
+        open_("other", f"data.folds={file}", allow=("data.folds_hash",))
+    with pytest.raises(UserError, match=r"data\.folds_hash was .*, now None"):
+        open_("other")
+    assert other.folds.exists() and read_config(other.config) == config
+    FoldOverlay("x", "dfew", "0", "file", 3, overlay.fold_of).signed().write(file)
+    with pytest.raises(UserError, match="is of another set"):
+        open_("third", f"data.folds={file}")
+    with pytest.raises(UserError, match=r"data\.folds_hash is the hash of data\.folds"):
+        open_("third", "data.folds_hash=abc")
+    assert not (tmp_path / "runs" / "third").exists()

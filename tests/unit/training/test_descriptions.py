@@ -19,8 +19,8 @@ from dfer_dist.config.schema import (
     DataConfig,
     TextPolarity,
 )
-from dfer_dist.data.captions.store import Source, clip_hashes, clip_keys, open_writer
-from dfer_dist.data.loading.sampler import all_clips
+from dfer_dist.data.captions.store import Source, clip_hashes, open_writer
+from dfer_dist.data.loading.sampler import all_clips, clip_keys
 from dfer_dist.data.shards.index import Index, load_index
 from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.models.flops import build_meta_model

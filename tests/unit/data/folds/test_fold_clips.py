@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dfer_dist.data.captions.store import clip_keys
 from dfer_dist.data.folds.clips import FoldClips, fold_clips, fold_numbers
 from dfer_dist.data.folds.overlay import FoldOverlay
 from dfer_dist.data.loading.prefetch import training_requests
-from dfer_dist.data.loading.sampler import EpochPlan, SampleRef, all_clips
+from dfer_dist.data.loading.sampler import EpochPlan, SampleRef, all_clips, clip_keys
 from dfer_dist.data.shards.index import Index, LeftOut
 from tests.helpers.data.folds import fold_overlay
 

@@ -10,9 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from dfer_dist.config.load import dump_config, read_config
 from dfer_dist.evaluation.metrics import score
 from dfer_dist.reporting.comparison.paired import Comparison, compare, load_runs
+from dfer_dist.reporting.comparison.sections import comparison_sections
+from dfer_dist.reporting.comparison.verdict import comparison_verdict
 from dfer_dist.reporting.files import write_comparison
+from dfer_dist.reporting.tables import markdown
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 from tests.helpers.made_runs import CLASSES, make_run, write_table
@@ -191,3 +195,46 @@ def test_load_runs_rejects_the_same_run_twice(tmp_path: Path) -> None:
         load_runs([run, run])
     other = make_run(tmp_path / "x" / "a")
     assert [s.name for s in load_runs([run, other])] == [f"{tmp_path.name}/a", "x/a"]
+
+
+def with_other_folds(run: RunDir, others: RunDir, folds_hash: str) -> None:
+    """Give each clip of a run its logits in another fold: those of key ``i`` move by one fold."""
+    for k in (1, 2, 3):
+        keys = [f"clip-{k % 3 + 1}-{i}" for i in range(200)]
+        source = pq.read_table(others.fold(k % 3 + 1).predictions).to_pydict()
+        write_table(
+            run.fold(k).predictions, np.array(source["label"]), np.array(source["logits"]), keys
+        )
+        result = json.loads(run.fold(k).result.read_text())
+        scores = score(source["label"], np.array(source["logits"]), CLASSES)
+        new = result | vars(scores) | {"folds_hash": folds_hash}
+        run.fold(k).result.write_text(json.dumps(new))
+
+
+def test_runs_with_different_folds_are_compared_over_all_folds(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", sure=3.0)
+    source = make_run(tmp_path / "c", sure=3.0)
+    for k in (1, 2, 3):
+        rewrite(first, k, keys=[f"clip-{k}-{i}" for i in range(200)])
+    with_other_folds(second, source, "f" * 64)
+    config = read_config(second.config)
+    config.data.folds, config.data.folds_hash = "folds.json", "f" * 64
+    second.config.write_text(dump_config(config))
+    c = held(first, second)
+    assert c.warnings == [
+        "They have different folds (the set's own, ffffffffffff): they were trained on other "
+        "clips, and are compared over the test clips of all folds."
+    ]
+    p = c.paired
+    assert p is not None and p.is_pooled and (p.clips, len(p.folds)) == (600, 1)
+    right = [x.summary.pooled.war * 6 for x in (c.first, c.second)]
+    assert p.mcnemar.gained - p.mcnemar.lost == pytest.approx(right[1] - right[0])
+    assert p.difference["war"].value == pytest.approx((right[1] - right[0]) / 6)
+    assert p.t_test == {"uar": None, "war": None}
+    sections = comparison_sections([c.first, c.second], [c])
+    text = "\n".join(markdown(table) for section in sections for table in section.tables)
+    assert "| folds=the set's own |" in text and "| folds=ffffffffffff |" in text
+    assert "600 clips of all folds, pooled;" in text
+    assert "UAR, all folds pooled" in text and "| all | 600 |" in text
+    (sentence,) = comparison_verdict(c).sentences
+    assert "on 600 clips" in sentence and "fold in common" not in sentence
