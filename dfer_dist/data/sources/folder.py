@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from dfer_dist.data.sources.folds import assign_folds, assign_grouped_folds
+from dfer_dist.data.sources.folds import make_folds
 from dfer_dist.data.sources.names import is_system, make_keys, plain_name, printable
 from dfer_dist.data.sources.probe import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_video
 from dfer_dist.data.sources.records import ELEVEN, ClipRecord, Listing, canonical_class, unread_kind
@@ -30,7 +30,7 @@ _SPLITS = {
 }
 _MORE = "(set|data|集)?([ _-].*|[0-9]+)?"
 # as in split_train
-_BEFORE = ".*[ _-]"
+BEFORE_SPLIT = ".*[ _-]"
 _FOLD = re.compile("fold[ _-]?([0-9]+)", re.IGNORECASE)
 
 
@@ -79,7 +79,7 @@ def read_folder(
         If there are no classes or clips, two classes of the same name, fewer clips or groups than
         folds, a clip without a row, arguments of folds next to a split, or one split alone.
     """
-    _check_arguments(root, folds, groups, group_by)
+    _check_arguments(root, groups, group_by)
     splits = _find_splits(root)
     _refuse_folds(root, splits, folds=folds, seed=seed, groups=groups)
     unread: Counter[str] = Counter()
@@ -88,20 +88,16 @@ def read_folder(
     records = _list_clips(folders, prefer_videos, unread)
     _count_strays(root, splits, unread)
     if not splits:
-        records = _assign(records, root, folds or 5, seed or 0, groups, group_by)
+        records = make_folds(records, root, folds, seed, groups, group_by)
     keys = make_keys([r.source for r in records])
     records = [replace(r, key=key) for r, key in zip(records, keys, strict=True)]
     name, notes = printable(root.resolve().name), _describe_splits(splits, classes, records)
     return Listing(name, classes, records, (root,), unread, notes)
 
 
-def _check_arguments(
-    root: Path, folds: int | None, groups: Path | None, group_by: str | None
-) -> None:
+def _check_arguments(root: Path, groups: Path | None, group_by: str | None) -> None:
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: nothing to pack there")
-    if folds is not None and folds < 2:
-        raise UserError(f"--folds {folds} is too small: give 2 or more")
     if (groups is None) != (group_by is None):
         raise UserError(
             "give --groups and --group-by together: a CSV file, and the name of its group column"
@@ -115,7 +111,7 @@ def _subfolders(folder: Path) -> list[Path]:
 def _find_splits(root: Path) -> Mapping[str, list[Path]]:
     """Return the folders of a split by its name; none if the classes are in the root."""
     folders = _subfolders(root)
-    found = _match_splits(folders, ("", _BEFORE))
+    found = _match_splits(folders, ("", BEFORE_SPLIT))
     if "train" not in found or len(found) == 1:
         # post_test alone may be a class
         found = _match_splits(folders, ("",))
@@ -134,14 +130,24 @@ def _find_splits(root: Path) -> Mapping[str, list[Path]]:
     return found
 
 
+def match_split(name: str, prefixes: Sequence[str] = ("",)) -> str | None:
+    """Return the split that a name means, ``train``, ``val``, ``eval`` or ``test``.
+
+    ``prefixes`` are patterns of what may be before it, of which the first that fits counts.
+    """
+    for prefix, (split, names) in product(prefixes, _SPLITS.items()):
+        if re.fullmatch(f"{prefix}({names}){_MORE}", name, re.IGNORECASE):
+            return split
+    return None
+
+
 def _match_splits(folders: Sequence[Path], prefixes: Sequence[str]) -> dict[str, list[Path]]:
     """Return folders by the split that their names mean; of two prefixes the first one counts."""
     found: dict[str, list[Path]] = defaultdict(list)
     for folder in folders:
-        for prefix, (split, names) in product(prefixes, _SPLITS.items()):
-            if re.fullmatch(f"{prefix}({names}){_MORE}", folder.name, re.IGNORECASE):
-                found[split].append(folder)
-                break
+        split = match_split(folder.name, prefixes)
+        if split:
+            found[split].append(folder)
     if "eval" in found:
         # a validation split, unless there is another one and no test
         is_test = "val" in found and "test" not in found
@@ -291,21 +297,3 @@ def _count_strays(root: Path, splits: Mapping[str, list[Path]], unread: Counter[
                 unread[unread_kind(entry)] += not entry.is_dir() and not is_system(entry.name)
     if splits:
         unread["folders next to train"] += len(_subfolders(root)) - len(homes)
-
-
-def _assign(
-    records: Sequence[ClipRecord],
-    root: Path,
-    folds: int,
-    seed: int,
-    groups: Path | None,
-    group_by: str | None,
-) -> list[ClipRecord]:
-    """Return the clips with their folds."""
-    if len(records) < folds:
-        raise UserError(f"{root} holds {len(records)} clips, too few for {folds} folds")
-    if groups is None or group_by is None:
-        assigned = assign_folds(records, folds, seed)
-    else:
-        assigned = assign_grouped_folds(records, groups, group_by, folds, seed)
-    return [replace(r, split=f"fold{k}") for r, k in zip(records, assigned, strict=True)]

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,51 @@ from dfer_dist.data.sources.text_lists import find_delimiter, read_text
 from dfer_dist.utils.errors import UserError
 
 
+def make_folds(
+    records: Sequence[ClipRecord],
+    home: Path,
+    folds: int | None = None,
+    seed: int | None = None,
+    file: Path | None = None,
+    column: str | None = None,
+) -> list[ClipRecord]:
+    """Return clips with their folds as splits: those of a group are in one fold.
+
+    Parameters
+    ----------
+    records : sequence of ClipRecord
+    home : Path
+        Where the clips are, for messages.
+    folds, seed : int, optional
+        By default 5, and 0.
+    file, column : optional
+        A CSV file with a row per clip, and its column of groups. By default the groups of the
+        records count, if any.
+
+    Raises
+    ------
+    UserError
+        If there are fewer than two folds, fewer clips or groups than folds, a file without a
+        column, or clips of which only some have a group.
+    """
+    folds = 5 if folds is None else folds
+    if folds < 2:
+        raise UserError(f"--folds {folds} is too small: give 2 or more")
+    if len(records) < folds:
+        raise UserError(f"{home} holds {len(records)} clips, too few for {folds} folds")
+    groups = [record.group for record in records]
+    if file is not None and column is not None:
+        groups = _groups_of_clips(records, file, column)
+    if any(groups):
+        if not all(groups):
+            alone = records[groups.index("")]
+            raise UserError(f"clip {alone.source} has no group, others have: give one to each clip")
+        assigned = split_groups([r.label for r in records], groups, folds, seed or 0)
+    else:
+        assigned = assign_folds(records, folds, seed or 0)
+    return [replace(r, split=f"fold{k}") for r, k in zip(records, assigned, strict=True)]
+
+
 def assign_folds(records: Sequence[ClipRecord], folds: int, seed: int) -> list[int]:
     """Return a fold from 1 for each clip: clips are shuffled within their class, and take turns."""
     digests = [hashlib.sha256(f"{seed} {record.source}".encode()).digest() for record in records]
@@ -32,20 +78,6 @@ def assign_folds(records: Sequence[ClipRecord], folds: int, seed: int) -> list[i
     for position, i in enumerate(order):
         assigned[i] = position % folds + 1
     return assigned
-
-
-def assign_grouped_folds(
-    records: Sequence[ClipRecord], file: Path, column: str, folds: int, seed: int
-) -> list[int]:
-    """Return a fold from 1 for each clip, such that no group in a column of a file is in two folds.
-
-    Raises
-    ------
-    UserError
-        If the file cannot be read or lacks a clip, or the groups are too few.
-    """
-    groups = _groups_of_clips(records, file, column)
-    return split_groups([record.label for record in records], groups, folds, seed)
 
 
 def split_groups(labels: Sequence[int], groups: Sequence[str], folds: int, seed: int) -> list[int]:

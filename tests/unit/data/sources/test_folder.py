@@ -391,4 +391,4 @@ def test_read_folder_rejects_what_is_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="happy holds no clip"):
         read_folder(root)
     with pytest.raises(UserError, match="2 or more"):
-        read_folder(root, folds=1)
+        read_folder(make(tmp_path / "two", {"sad": 5, "happy": 5}), folds=1)
