@@ -34,8 +34,8 @@ MapsFolder = Annotated[
 Dataset = Annotated[
     str,
     typer.Option(
-        help="dfew, mafw, mafw-compound, ferv39k, folder (CLASS/CLIP/frames or CLASS/CLIP.mp4) "
-        "or demo."
+        help="dfew, mafw, mafw-compound, ferv39k, folder (CLASS/CLIP/frames or CLASS/CLIP.mp4), "
+        "list (general lists), crema-d, ravdess, enterface, afew, raf-db or demo."
     ),
 ]
 Root = Annotated[
@@ -43,8 +43,26 @@ Root = Annotated[
     typer.Option(help="The unpacked download; with --lists, the folder their paths start from."),
 ]
 Lists = Annotated[
-    Path | None,
-    typer.Option(help="Folder of DFER-CLIP's lists 'path frames label'. Default: the owner's."),
+    list[Path] | None,
+    typer.Option(
+        help="Folder of DFER-CLIP's lists 'path frames label'. Default: the owner's. Of list: a "
+        "CSV, TSV or text file of clips, or a folder of them (repeatable).",
+    ),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,C", help="Classes of a list in the order of its labels."),
+]
+Votes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="CSV file of annotators' votes: a column 'clip' and one for each class. Default: "
+        "DFEW's annotation.csv below --root; 'none' leaves it unread.",
+    ),
+]
+Images = Annotated[
+    bool, typer.Option("--images", help="Each image in a class of a folder is a clip of one frame.")
 ]
 Frames = Annotated[
     Path | None,
@@ -78,13 +96,17 @@ MaxBadFrames = Annotated[
     ),
 ]
 ShardSize = Annotated[int, typer.Option(min=1, help="Maximum number of clips in a shard.")]
-NumFolds = Annotated[int | None, typer.Option(help="Number of folds of a folder. Default: 5.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of the folds of a folder. Default: 0.")]
+NumFolds = Annotated[
+    int | None, typer.Option(help="Number of folds of a set without a split. Default: 5.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of these folds. Default: 0.")]
 Groups = Annotated[
-    Path | None, typer.Option(help="CSV file for a folder, with a row per clip and column 'clip'.")
+    Path | None,
+    typer.Option(help="CSV file for a folder or list, with a row per clip and column 'clip'."),
 ]
 GroupBy = Annotated[
-    str | None, typer.Option(help="Column of that file; clips of a group stay in one fold.")
+    str | None,
+    typer.Option(help="Column of that file or of the lists; clips of a group stay in one fold."),
 ]
 
 
@@ -103,6 +125,9 @@ def pack(
     seed: Seed = None,
     groups: Groups = None,
     group_by: GroupBy = None,
+    classes: Classes = None,
+    votes: Votes = None,
+    images: Images = False,
     clips_per_shard: ShardSize = 256,
     workers: Workers = None,
 ) -> None:
@@ -120,11 +145,9 @@ def pack(
 
     check_out(root, out)
     if keep_uncropped and not faces:
-        raise UserError(
-            "--keep-uncropped is for --faces, without which all frames are whole: give both, or "
-            "neither"
-        )
+        raise UserError("--keep-uncropped is for --faces, else all frames are whole: give both")
     about: dict[str, Any] = {"folds": folds, "seed": seed, "groups": groups, "group_by": group_by}
+    about |= {"votes": votes, "classes": classes and classes.split(","), "images": images}
     listing = read_dataset(dataset, root, lists, prefer_videos=faces, frames=frames, **about)
     folders = " and ".join(printable(str(folder)) for folder in listing.folders)
     first_line = f"{len(listing.records)} clips listed; from {folders}"

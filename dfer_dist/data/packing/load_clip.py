@@ -78,10 +78,9 @@ def load_clip(
 
     Parameters
     ----------
-    record : ClipRecord
-    size : int, optional
-        Resize each frame to ``size`` x ``size`` pixels, with an antialiased bicubic filter. Frames
-        of that size stay as they are.
+    record, size : ClipRecord, int, optional
+        Each frame is resized to ``size`` x ``size`` pixels, with an antialiased bicubic filter.
+        Frames of that size stay as they are.
     faces : FaceOptions, optional
         Return aligned crops of the face, ``size`` or else ``FACE_SIZE`` pixels wide.
     max_bad_frames : float, optional
@@ -96,12 +95,15 @@ def load_clip(
         return clip.leave_out("missing", "neither its folder nor its video exists")
     clip.unread = found.unread
     if found.video is not None:
-        _load_video(clip, Video(found.video, max_bad_frames or 0), size, faces)
+        video = Video(found.video, max_bad_frames or 0, record.start, record.end)
+        _load_video(clip, video, size, faces)
         return clip
     if not found.frames:
         reason = "its folder holds no image of a known kind"
         unread = ", ".join(f"{count} {kind}" for kind, count in clip.unread.items())
         return clip.leave_out("no frames", f"{reason}, but {unread}" if unread else reason)
+    if record.start is not None or record.end is not None:
+        return clip.leave_out("no video", "it has only frames: start and end are of videos")
     sequences = find_sequences(found.frames)
     if sequences:
         return clip.leave_out("several sequences", _describe_sequences(sequences))

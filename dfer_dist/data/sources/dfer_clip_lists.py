@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
+from typing import TypeVar
 
 from dfer_dist.data.sources.names import is_system, make_keys, plain_name
 from dfer_dist.data.sources.probe import VIDEO_SUFFIX
@@ -44,6 +45,9 @@ class Row:
     frames: int | None = None
     split: str = NO_SPLIT
     faults: tuple[Fault, ...] = ()
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 def read_lists(dataset: str, root: Path, lists: Path) -> list[ClipRecord]:
@@ -81,7 +85,7 @@ def read_lists(dataset: str, root: Path, lists: Path) -> list[ClipRecord]:
         if split.startswith("fold")
     }
     trains = {s: _read_list(f, len(classes)) for s, f in trainings.items() if f}
-    prefix = _common_prefix([row.source for rows in tests.values() for row in rows])
+    prefix = common_prefix([row.source for rows in tests.values() for row in rows])
     rows = join_splits(tests, trains, classes)
     sources = [row.source[prefix:] for row in rows]
     records = [
@@ -109,8 +113,10 @@ def count_unlisted(root: Path, sources: Sequence[str]) -> Counter[str]:
 
 
 def join_splits(
-    tests: Mapping[str, Sequence[Row]], trains: Mapping[str, Sequence[Row]], classes: Sequence[str]
-) -> list[Row]:
+    tests: Mapping[str, Sequence[AnyRow]],
+    trains: Mapping[str, Sequence[AnyRow]],
+    classes: Sequence[str],
+) -> list[AnyRow]:
     """Return every clip of a set of lists once, with its split and the faults of the lists.
 
     A clip belongs to the split that tests it: a fold is trained on all other folds. Training
@@ -136,7 +142,7 @@ def join_splits(
     splits = _assign_splits(tests, faults)
     for fold, rows in trains.items():
         _check_training_list(fold, rows, splits, faults)
-    first_rows: dict[str, Row] = {}
+    first_rows: dict[str, AnyRow] = {}
     # of each clip and label the first list with it
     labels: dict[str, dict[int, str]] = defaultdict(dict)
     named = {**tests, **{f"training list of {fold}": rows for fold, rows in trains.items()}}
@@ -224,7 +230,7 @@ def _read_list(file: Path, num_classes: int) -> list[Row]:
     return read_rows(file, parse, 3, form)
 
 
-def _common_prefix(sources: list[str]) -> int:
+def common_prefix(sources: Sequence[str]) -> int:
     """Return how many characters absolute paths share as whole folders; 0 for relative paths.
 
     ``D:/`` starts an absolute path as / does.

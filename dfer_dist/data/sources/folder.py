@@ -50,6 +50,7 @@ def read_folder(
     groups: Path | None = None,
     group_by: str | None = None,
     prefer_videos: bool = False,
+    images: bool = False,
 ) -> Listing:
     """Return the clips of folders of classes with their splits, and the classes in label order.
 
@@ -62,16 +63,13 @@ def read_folder(
         Folder of the classes, which hold clips: folders of frames, and videos. Or folder of
         ``train``, ``val`` and ``test``, or of folds, which hold the classes: their split is kept.
         Without ``test``, ``val`` is the test split. Folds are numbered from 1.
-    folds, seed : int, optional
-        Number of folds, at least 2 and by default 5; their seed, by default 0, which is not used if
-        there are as many groups as folds.
-    groups : Path, optional
-        CSV file with a header and a row per clip: column ``clip`` (``CLIP`` or ``CLASS/CLIP``) and
-        the column of its group.
-    group_by : str, optional
-        Name of the group's column.
+    folds, seed, groups, group_by : optional
+        Of :func:`~dfer_dist.data.sources.folds.make_folds`, for classes without a split. The file
+        has a column ``clip`` (``CLIP`` or ``CLASS/CLIP``).
     prefer_videos : bool
         Use the video of a clip that has both a video and a folder of frames.
+    images : bool
+        Each image in a folder of a class is a clip of one frame.
 
     Raises
     ------
@@ -85,7 +83,7 @@ def read_folder(
     unread: Counter[str] = Counter()
     homes = [(split, path) for split, paths in splits.items() for path in paths]
     classes, folders = _find_classes(homes or [("", root)], bool(splits))
-    records = _list_clips(folders, prefer_videos, unread)
+    records = _list_clips(folders, prefer_videos, images, unread)
     _count_strays(root, splits, unread)
     if not splits:
         records = make_folds(records, root, folds, seed, groups, group_by)
@@ -224,12 +222,12 @@ def _find_classes(
 
 
 def _list_clips(
-    folders: Sequence[_ClassFolder], prefer_videos: bool, unread: Counter[str]
+    folders: Sequence[_ClassFolder], prefer_videos: bool, images: bool, unread: Counter[str]
 ) -> list[ClipRecord]:
     """Return the clips of all classes, without keys, and count what is not read."""
     records = []
     for folder in folders:
-        clips, others = _find_clips(folder.path, prefer_videos)
+        clips, others = _find_clips(folder.path, prefer_videos, images)
         if not clips and (others or not folder.split):
             raise UserError(_describe_empty(folder.path, others))
         unread.update(others)
@@ -261,7 +259,7 @@ def _describe_empty(folder: Path, others: Mapping[str, int]) -> str:
     if images:
         return (
             f"{folder} holds {images} still images and no clip: a clip is a folder of frames, or a "
-            "video"
+            "video (--images makes each image a clip of one frame)"
         )
     parts = ["no clip, neither a folder of frames nor a video"]
     if others:
@@ -269,7 +267,9 @@ def _describe_empty(folder: Path, others: Mapping[str, int]) -> str:
     return f"{folder} holds {', '.join(parts)}: remove or fill it"
 
 
-def _find_clips(folder: Path, prefer_videos: bool) -> tuple[dict[str, Path], Counter[str]]:
+def _find_clips(
+    folder: Path, prefer_videos: bool, images: bool
+) -> tuple[dict[str, Path], Counter[str]]:
     """Return the clips of a class by name, and what is not read by kind."""
     clips: dict[str, Path] = {}
     unread: Counter[str] = Counter()
@@ -277,7 +277,8 @@ def _find_clips(folder: Path, prefer_videos: bool) -> tuple[dict[str, Path], Cou
         if is_system(entry.name):
             continue
         path, is_folder = Path(entry.path), entry.is_dir()
-        if not is_folder and not (entry.is_file() and is_video(path)):
+        is_image = images and path.suffix.lower() in IMAGE_SUFFIXES
+        if not is_folder and not (entry.is_file() and (is_image or is_video(path))):
             unread[unread_kind(entry)] += 1
             continue
         name = path.name if is_folder else path.stem

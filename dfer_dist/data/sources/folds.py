@@ -41,7 +41,7 @@ def make_folds(
     home : Path
         Where the clips are, for messages.
     folds, seed : int, optional
-        By default 5, and 0.
+        By default 5, and 0. The seed is not used if there are as many groups as folds.
     file, column : optional
         A CSV file with a row per clip, and its column of groups. By default the groups of the
         records count, if any.
@@ -118,7 +118,7 @@ def split_groups(labels: Sequence[int], groups: Sequence[str], folds: int, seed:
 def _groups_of_clips(records: Sequence[ClipRecord], file: Path, column: str) -> list[str]:
     """Return the group of each clip."""
     rows = read_groups(file, column)
-    sources = [_clip_name(record.source) for record in records]
+    sources = [clip_name(record.source) for record in records]
     names = [source.rpartition("/")[2] for source in sources]
     counts = Counter(names)
     groups = []
@@ -166,7 +166,7 @@ def read_groups(file: Path, column: str) -> Mapping[str, str]:
         group = (row[column] or "").strip()
         if not name or not group:
             raise UserError(f"{file}:{reader.line_num}: a row without a clip or without a group")
-        name = VIDEO_SUFFIX.sub("", _clip_name(name))
+        name = VIDEO_SUFFIX.sub("", clip_name(name))
         if groups.setdefault(name, group) != group:
             raise UserError(
                 f"{file}:{reader.line_num}: clip {name} is in two groups, "
@@ -175,7 +175,7 @@ def read_groups(file: Path, column: str) -> Mapping[str, str]:
     return groups
 
 
-def _clip_name(name: str) -> str:
+def clip_name(name: str) -> str:
     """Return the name of a clip such that a table and a file system agree on it."""
     # not the backslash of a byte that is no UTF-8
     return plain_name(re.sub(r"\\(?!x[0-9a-f]{2})", "/", name)).strip()

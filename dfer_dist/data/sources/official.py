@@ -8,6 +8,7 @@ unpacked downloads:
     DFEW      test(single-labeled)/set_K.csv, train(single-labeled)/set_K.csv
               with lines video_name,label of labels 1 to 7
               clip_224x224/00001/*.jpg
+              Annotation/annotation.csv with the votes, if it is there
     MAFW      single/no_caption/set_K/test.txt, .../train.txt with lines 00025.mp4 anger
               frames/00025/*.png, clips/00025.mp4
               compound/no_caption/set_K/… likewise, with lines 00025.mp4 anger_disgust
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,8 +33,16 @@ from dfer_dist.data.sources.compound import SEPARATOR, membership
 from dfer_dist.data.sources.names import make_keys
 from dfer_dist.data.sources.official_clips import find_clips, walk
 from dfer_dist.data.sources.probe import VIDEO_SUFFIX
-from dfer_dist.data.sources.records import CLASSES, ClipRecord, Listing, canonical_class
+from dfer_dist.data.sources.records import (
+    AMBIGUOUS,
+    CLASSES,
+    ClipRecord,
+    Listing,
+    canonical_class,
+    find_media,
+)
 from dfer_dist.data.sources.text_lists import read_rows
+from dfer_dist.data.sources.votes import ClipVotes, add_votes, most_voted, read_votes
 from dfer_dist.utils.errors import UserError
 
 # A folder with more subfolders than this holds clips: lists are not searched below it.
@@ -65,6 +74,8 @@ class _Layout:
         Returns the name of a clip from that in a list, which may be a path of another machine.
     class_name : callable
         Returns the key in ``labels`` of a class from its name in a list, in lower case.
+    votes : re.Pattern, optional
+        Path below the root of the file of votes.
     """
 
     lists: str
@@ -77,6 +88,7 @@ class _Layout:
     videos_folder: str
     clip_name: Callable[[str], str] = str
     class_name: Callable[[str], str] = lambda name: canonical_class(name) or name
+    votes: re.Pattern[str] | None = None
 
 
 def _dfew_training_list(test: Path) -> Path:
@@ -101,6 +113,7 @@ _LAYOUTS = {
         frames_folder="clip_224x224",
         videos_folder="original",
         clip_name=lambda name: VIDEO_SUFFIX.sub("", posixpath.basename(name)).zfill(5),
+        votes=re.compile(r"(?:.*/)?annotation/annotation\.csv", re.IGNORECASE),
     ),
     "mafw": _Layout(
         lists="Train & Test Set/single/no_caption/set_K/test.txt",
@@ -144,49 +157,99 @@ _LAYOUTS = {
 
 
 def read_official(
-    dataset: str, root: Path, prefer_videos: bool = False, frames: Path | None = None
+    dataset: str,
+    root: Path,
+    prefer_videos: bool = False,
+    frames: Path | None = None,
+    votes: Path | None = None,
+    search_votes: bool = True,
 ) -> Listing:
     """Return the clips of a data set in the order of its owner's lists.
 
     Parameters
     ----------
-    dataset : str
-        ``dfew``, ``mafw``, ``mafw-compound`` or ``ferv39k``.
-    root : Path
-        The unpacked download, or a folder above it.
+    dataset, root : str, Path
+        ``dfew``, ``mafw``, ``mafw-compound`` or ``ferv39k``; the unpacked download, or a folder
+        above it.
     prefer_videos : bool
         Use the video of a clip that has both a video and a folder of frames.
-    frames : Path, optional
-        Folder of the clips, below ``root``; by default it is searched for.
+    frames, votes : Path, optional
+        Folder of the clips, and file of votes; by default searched for (if ``search_votes``).
 
     Raises
     ------
     UserError
-        If lists or clips are not found, or are in several places; if a line cannot be read, or a
-        clip is in two splits.
+        If lists or clips are missing, or in several places; if a line cannot be read, or a clip is
+        in two splits.
     """
-    layout = _LAYOUTS[dataset]
+    layout, classes = _LAYOUTS[dataset], CLASSES[dataset]
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: nothing to pack there")
     lists = _find_lists(root, layout)
-    trainings = {split: layout.training_list(file) for split, file in lists.items()}
-    if "test" in lists:
-        # without folds the training list is a split of its own
-        lists, trainings = {"train": trainings["test"], **lists}, {}
-    tests = {split: _read_list(file, layout) for split, file in lists.items()}
-    trains = {s: _read_list(file, layout) for s, file in trainings.items() if file.is_file()}
-    rows = dfer_clip_lists.join_splits(tests, trains, CLASSES[dataset])
+    rows = _read_rows(lists, layout, classes)
+    if votes is None and search_votes:
+        votes = _find_votes(root, layout)
+    voted = _read_votes(votes, layout, classes)
+    rows += _ambiguous_rows(rows, voted)
     sources = [row.source for row in rows]
     usual = (layout.frames_folder, layout.videos_folder)
     clips = find_clips(root, sources, usual, prefer_videos, frames)
     records = [
         ClipRecord(key, r.label, r.split, r.source, clips.media[r.source], None, r.faults)
         for key, r in zip(make_keys(sources), rows, strict=True)
+        if r.split != AMBIGUOUS or find_media(clips.media[r.source])
     ]
-    if any(SEPARATOR in name for name in CLASSES[dataset]):
-        records = _with_components(records, CLASSES[dataset], layout)
+    if any(SEPARATOR in name for name in classes):
+        records = _with_components(records, classes, layout)
+    notes: tuple[str, ...] = ()
+    if votes is not None:
+        records, notes = add_votes(records, voted, classes, votes, len(rows) - len(records))
     folders = (next(iter(lists.values())).parent, clips.home)
-    return Listing(dataset, CLASSES[dataset], records, folders, clips.unread, (clips.choice,))
+    return Listing(dataset, classes, records, folders, clips.unread, (clips.choice, *notes))
+
+
+def _read_rows(
+    lists: Mapping[str, Path], layout: _Layout, classes: Sequence[str]
+) -> list[dfer_clip_lists.Row]:
+    """Return the clips of the test lists by split, checked against the training lists."""
+    trainings = {split: layout.training_list(file) for split, file in lists.items()}
+    if "test" in lists:
+        # without folds the training list is a split of its own
+        lists, trainings = {"train": trainings["test"], **lists}, {}
+    tests = {split: _read_list(file, layout) for split, file in lists.items()}
+    trains = {s: _read_list(file, layout) for s, file in trainings.items() if file.is_file()}
+    return dfer_clip_lists.join_splits(tests, trains, classes)
+
+
+def _read_votes(file: Path | None, layout: _Layout, classes: Sequence[str]) -> dict[str, ClipVotes]:
+    if file is None:
+        return {}
+    found = read_votes(file, classes)
+    return {layout.clip_name(clip): of_clip for clip, of_clip in found.items()}
+
+
+def _ambiguous_rows(
+    rows: Sequence[dfer_clip_lists.Row], voted: Mapping[str, ClipVotes]
+) -> list[dfer_clip_lists.Row]:
+    """Return the clips without a majority that no list has."""
+    listed = {row.source for row in rows}
+    return [
+        dfer_clip_lists.Row(clip, most_voted(of_clip.votes)[0], split=AMBIGUOUS)
+        for clip, of_clip in voted.items()
+        if of_clip.is_ambiguous and clip not in listed
+    ]
+
+
+def _find_votes(root: Path, layout: _Layout) -> Path | None:
+    """Return the file of votes nearest to the root; None if there is none."""
+    if layout.votes is None:
+        return None
+    for _, entries in walk(root, lambda _, subfolders: subfolders <= _MAX_SUBFOLDERS):
+        for entry in entries:
+            path = Path(entry.path)
+            if layout.votes.fullmatch(path.relative_to(root).as_posix()) and entry.is_file():
+                return path
+    return None
 
 
 def _with_components(

@@ -12,7 +12,7 @@ from pathlib import Path
 from dfer_dist.data.sources.compound import MAFW_COMPOUND
 from dfer_dist.data.sources.frame_order import sort_frames
 from dfer_dist.data.sources.names import is_system, plain_name
-from dfer_dist.data.sources.probe import IMAGE_KINDS, VIDEO_SUFFIXES, is_video
+from dfer_dist.data.sources.probe import IMAGE_KINDS, IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_video
 
 SEVEN = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear")
 ELEVEN = (*SEVEN, "contempt", "anxiety", "helplessness", "disappointment")
@@ -78,8 +78,8 @@ class ClipRecord:
     source : str
         Name of the clip in the data set, as :func:`~dfer_dist.data.sources.names.printable` text.
     media : Path or tuple of Path
-        The folder of its frames, its video (the suffix may be absent), or its frame files in
-        temporal order. Not checked for existence before packing.
+        The folder of its frames, its video (the suffix may be absent), an image that is its only
+        frame, or its frame files in temporal order. Not checked for existence before packing.
     listed_frames : int or None
         Number of frames that its list declares.
     faults : tuple of Fault
@@ -193,6 +193,8 @@ def find_clip(record: ClipRecord) -> ClipFiles | None:
     """Return the files of a clip, None if neither its folder nor its video exists."""
     if isinstance(record.media, tuple):
         return ClipFiles(record.media) if record.media else None
+    if record.media.suffix.lower() in IMAGE_SUFFIXES and record.media.is_file():
+        return ClipFiles((record.media,))
     media = find_media(record.media)
     if media is None:
         return None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 # Major versions of PyAV that are known to give the same bytes, as in setup.cfg. Earlier ones
 # convert colours otherwise.
 PYAV_VERSIONS = (18,)
+# Seconds by which times of a part of a video may be rounded.
+_ROUNDED = 0.001
 # Formats that make ffmpeg open other files: who sends a video must not choose what is read.
 _PLAYLISTS = {"concat", "dash", "hls"}
 
@@ -74,6 +79,9 @@ class Video:
     path : Path
     max_bad_frames : float
         Percentage of the frames that may be missing or damaged. They are dropped.
+    start, end : float, optional
+        Yield the frames from and before these times only, seconds at the steady rate. All frames
+        before the end are decoded, and later ones are not checked for damage.
     num_bad : int
         How many of them the last complete iteration has dropped.
     fault : str
@@ -93,6 +101,8 @@ class Video:
 
     path: Path
     max_bad_frames: float = 0.0
+    start: float | None = None
+    end: float | None = None
     num_bad: int = field(default=0, init=False)
     fault: str = field(default="", init=False)
 
@@ -134,9 +144,31 @@ class Video:
             stream.thread_type = "SLICE"
             stream.codec_context.thread_count = 1
             frames = packets.resample(decoding.clean_frames(container, stream, packets))
-            yield from to_upright_rgb(frames, stream)
-            self.num_bad = decoding.count_bad(packets)
+            part = self._part(packets.interval)
+            found = 0
+            for image in to_upright_rgb(islice(frames, part.start, part.stop), stream):
+                yield image
+                found += 1
+            self.num_bad = decoding.num_bad
+            if found < len(part):
+                # the video was decoded to its end
+                self.num_bad = decoding.count_bad(packets)
+            if not found:
+                raise _InvalidVideo(f"it has no frame from {self.start or 0:g} s on")
             self.fault = decoding.fault
+
+    def _part(self, interval: float) -> range:
+        """Return the positions of the frames to yield."""
+        if self.start is None and self.end is None:
+            return range(sys.maxsize)
+        if not interval:
+            raise _InvalidVideo("it has no frame rate, and only a part of it is wanted")
+        first, last = 0, sys.maxsize
+        if self.start is not None:
+            first = max(0, math.ceil((self.start - _ROUNDED) / interval))
+        if self.end is not None:
+            last = math.ceil((self.end - _ROUNDED) / interval)
+        return range(first, max(first, last))
 
 
 class _InvalidVideo(Exception):

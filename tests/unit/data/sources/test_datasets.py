@@ -50,15 +50,23 @@ def test_shards_are_not_written_into_the_data(tmp_path: Path) -> None:
 
 
 def test_read_dataset_rejects_arguments_that_exclude_each_other(dfew: Path) -> None:
-    with pytest.raises(UserError, match="--seed is for --dataset folder"):
+    with pytest.raises(UserError, match="omit --seed for dfew"):
         read_dataset("dfew", dfew, seed=1)
     with pytest.raises(UserError, match="omit --lists"):
         read_dataset("folder", dfew, dfew)
     with pytest.raises(UserError, match="give --root instead of --frames"):
         read_dataset("dfew", dfew, dfew, frames=dfew)
-    with pytest.raises(UserError, match="--frames is for dfew"):
+    with pytest.raises(UserError, match="--frames is for --dataset dfew"):
         read_dataset("folder", dfew, frames=dfew)
     with pytest.raises(UserError, match="demo needs --lists"):
         read_dataset("demo", dfew)
-    with pytest.raises(UserError, match=r"unknown data set 'afew': choose one of .*folder"):
-        read_dataset("afew", dfew)
+    with pytest.raises(UserError, match=r"unknown data set 'affew': choose one of .*, folder, .*"):
+        read_dataset("affew", dfew)
+    with pytest.raises(UserError, match="list needs --lists, one or more lists of clips"):
+        read_dataset("list", dfew)
+    with pytest.raises(UserError, match="dfew has one folder of lists: give --lists once"):
+        read_dataset("dfew", dfew, [dfew, dfew])
+    with pytest.raises(UserError, match="--classes is for --dataset list: omit --classes for dfew"):
+        read_dataset("dfew", dfew, classes=["a", "b"])
+    with pytest.raises(UserError, match="--images is for --dataset folder: omit --images for dfew"):
+        read_dataset("dfew", dfew, images=True)
