@@ -154,3 +154,21 @@ def test_resize_turns_thin_stripes_grey_without_aliasing(clip: ClipRecord) -> No
     (clip.media / "00000.jpg").write_bytes(simplejpeg.encode_jpeg(stripes, 100))
     pixels = simplejpeg.decode_jpeg(next(iter(load_clip(clip, 32).jpegs))).astype(int)
     assert np.abs(pixels[4:-4, 4:-4] - 127).max() < 12
+
+
+def test_image_is_a_clip_of_one_frame(clip: ClipRecord) -> None:
+    file = clip.media / "00001.jpg"
+    loaded = load_clip(replace(clip, media=file, listed_frames=None))
+    assert list(loaded.jpegs) == [file.read_bytes()] and not loaded.faults
+    missing = load_clip(replace(clip, media=file.with_name("9.jpg")))
+    assert [fault.kind for fault in missing.faults] == ["missing"]
+
+
+def test_part_of_a_video_is_packed_and_of_frames_is_not(clip: ClipRecord, tmp_path: Path) -> None:
+    frames = [np.full((16, 16, 3), 20 * t, np.uint8) for t in range(10)]
+    whole = replace(clip, media=encode(tmp_path / "v.mp4", frames), listed_frames=None)
+    expected = list(load_clip(whole).jpegs)
+    assert list(load_clip(replace(whole, start=0.08, end=0.2)).jpegs) == expected[2:5]
+    loaded = load_clip(replace(clip, start=0.08))
+    reason = "it has only frames: start and end are of videos"
+    assert [(f.kind, f.reason, f.left_out) for f in loaded.faults] == [("no video", reason, True)]

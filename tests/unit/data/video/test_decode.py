@@ -261,3 +261,40 @@ def test_missing_pyav_names_the_pip_command(
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(UserError, match="pip install av"):
         next(iter(Video(tmp_path / "a.mp4")))
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "frames"),
+    [
+        (None, 0.2, range(5)),
+        (0.4, None, range(10, 30)),
+        # rounded to milliseconds: frame 3 is at 0.12 s
+        (0.1204, 0.2801, range(3, 7)),
+        (0.41, 0.43, range(0)),
+        (1.0, 9.0, range(25, 30)),
+    ],
+)
+def test_part_of_a_video_has_the_frames_between_its_times(
+    start: float | None, end: float | None, frames: range, tmp_path: Path
+) -> None:
+    file = encode(tmp_path / "a.mp4", patches())
+    video = Video(file, start=start, end=end)
+    if not frames:
+        with pytest.raises(DamagedVideo, match=r"it has no frame from 0\.41 s on"):
+            list(video)
+        return
+    expected = list(Video(file))[frames.start : frames.stop]
+    found = list(video)
+    assert len(found) == len(frames)
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_damage_counts_only_before_the_end_of_a_part(tmp_path: Path) -> None:
+    file = encode(tmp_path / "a.avi", patches(), codec="mpeg4", gop_size=1)
+    damage_frames(file, [20])
+    assert len(list(Video(file, start=0.2, end=0.6))) == 10
+    for part in ({"end": 1.0}, {"start": 0.9}):
+        with pytest.raises(DamagedVideo):
+            list(Video(file, **part))
+    with pytest.raises(DamagedVideo, match="it has no frame from 2 s on"):
+        list(Video(encode(tmp_path / "b.mp4", patches(5)), start=2.0))
