@@ -10,12 +10,17 @@ import pytest
 
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.packing.report import REPORT, PackReport
-from dfer_dist.data.shards.index import Index
+from dfer_dist.data.shards.index import Index, read_index
 from dfer_dist.data.sources.datasets import read_dataset
 from dfer_dist.data.sources.names import make_keys
-from tests.helpers.data.list_forms import FORMS, Form, write_pool
+from dfer_dist.utils.files import read_json
+from tests.helpers.cli import dfer
+from tests.helpers.data.list_forms import FORMS, Form, votes_and_parts, write_pool
+from tests.helpers.training.commands import dfer as train
+from tests.helpers.training.commands import one_epoch
 
 COUNT = 300
+FIVE = {f"fold{k}" for k in range(1, 6)}
 UNREAD = {
     "crema_d": {".wav files": 1},
     "ravdess": {"songs": 1, "videos without sound": 1},
@@ -72,4 +77,17 @@ def test_clips_of_each_form_pack_with_classes_splits_and_groups(
         assert all(len(folds) == 1 for folds in folds_of_groups.values())
 
 
-FIVE = {f"fold{k}" for k in range(1, 6)}
+def test_dfer_pack_of_a_list_trains_an_epoch(pool: Path, tmp_path: Path) -> None:
+    form = votes_and_parts(tmp_path / "mine", pool, 60)
+    command = ["pack", "--dataset", "list", "--root", form.root, "--lists", form.root / "list.csv"]
+    command += ["--folds", "3", "--out", tmp_path / "out", "--workers", "1"]
+    done = dfer(*command, "--classes", "anger,fear,joy", cwd=tmp_path, COLUMNS="120")
+    assert done.returncode == 0, done.stderr
+    assert "60 clips in 4 shards" in done.stdout and "ambiguous" in done.stdout
+    index = read_index(tmp_path / "out")
+    assert index.classes == ("anger", "fear", "joy") and index.folds == [1, 2, 3]
+    settings = ["model.text=names", *one_epoch(index, tmp_path / "runs")]
+    train("train", "demo", "--fold", "2", "--nproc", "1", "--name", "one", *settings)
+    result = read_json(tmp_path / "runs" / "one" / "fold-2" / "result.json")
+    assert result["n"] == 18 and result["classes"] == ["anger", "fear", "joy"]
+    train("report", str(tmp_path / "runs" / "one"))
