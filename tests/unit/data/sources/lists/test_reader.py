@@ -87,8 +87,8 @@ def test_groups_are_in_one_fold_each(root: Path) -> None:
         **dict.fromkeys("abc", ("fold2", "True")),
         **dict.fromkeys("def", ("fold1", "False")),
     }
-    groups = write(root, "clip,film", *(f"{c},{c in 'ace'}" for c in "abcdef"), name="g.csv")
-    made = read_general_lists(root, [file], None, FoldRequest(2, groups=groups, group_by="film"))
+    groups = write(root, "clip,origin", *(f"{c},{c in 'ace'}" for c in "abcdef"), name="g.csv")
+    made = read_general_lists(root, [file], None, FoldRequest(2, groups=groups, group_by="origin"))
     assert {r.source for r in made.records if r.split == "fold2"} == set("ace")
     write(root, "path,label,group", "a,anger,x", "b,fear,")
     with pytest.raises(UserError, match="clip b has no group, others have"):
