@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import Config, Selection
 from dfer_dist.data.folds.overlay import FoldOverlay
+from dfer_dist.evaluation.calibration import Outputs, summarize_calibration
 from dfer_dist.evaluation.metrics import Ints, bootstrap_ci, score, top_class
 from dfer_dist.reporting.history import Cost, run_cost, training_cost
 from dfer_dist.reporting.wording import join
@@ -128,6 +129,7 @@ class LoadedRun:
             majority=MajorityBaseline(commonest, 100.0 * pooled.support[commonest] / pooled.n),
             shuffled=shuffled,
             cost=run_cost(self.costs),
+            calibration=summarize_calibration([Outputs.of(t.labels, t.logits) for t in tables]),
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dfer_dist.reporting.calibration import calibration_section
 from dfer_dist.reporting.class_scores import (
     MIN_CLIPS,
     Share,
@@ -53,6 +54,8 @@ def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[
         Section("recall", "Recall of each class", [_recall_table(loaded)], [recall]),
         Section("confusion", "Confusion", [_confusions_table(loaded), _precision_table(loaded)]),
     ]
+    if calibration := calibration_section(loaded):
+        sections.append(calibration)
     if published:
         table = published_table(loaded, published)
         sections.append(Section("published", "Published scores", [table]))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from dfer_dist.runs.records import METRICS
+from dfer_dist.runs.records import METRICS, CalibrationScores
 
 # 1 is the names of the files, as earlier versions sent them.
 VERSION = 2
@@ -34,7 +34,8 @@ _NAMES = {
     file_name.format(score): name.format(score)
     for score in METRICS
     for file_name, name in _SCORES.items()
-} | {
+}
+_NAMES |= {field.name: f"1_scores/{field.name}" for field in fields(CalibrationScores)} | {
     "ranks": "3_cost/ranks",
     "parameters": "3_cost/parameters",
     "trained_parameters": "3_cost/parameters_trained",

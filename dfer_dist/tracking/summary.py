@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from dfer_dist.runs.records import METRICS, RunCost, Summary
@@ -57,6 +58,8 @@ def summary_metrics(summary: Summary) -> dict[str, float | None]:
         }
         if summary.shuffled and metric in ("uar", "war"):
             values[f"{metric}_shuffled"] = getattr(summary.shuffled, metric).mean
+    if summary.calibration:
+        values |= asdict(summary.calibration.mean)
     return values | recall_names(summary.pooled.recall) | _cost_metrics(summary.cost)
 
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 from matplotlib.figure import Figure
 
+from dfer_dist.reporting.calibration import outputs_of
 from dfer_dist.reporting.class_scores import class_recalls
 from dfer_dist.reporting.comparison.paired import Comparison, Paired
 from dfer_dist.reporting.history import Curve, read_lines, training_curves
 from dfer_dist.reporting.plots import compared
+from dfer_dist.reporting.plots.calibration import calibration_figure
 from dfer_dist.reporting.plots.page import curves_figure, recall_figure
 from dfer_dist.reporting.plots.scores import confusion_figure, data_uri, scores_figure
 from dfer_dist.reporting.results import LoadedRun
@@ -39,6 +41,10 @@ def run_pictures(loaded: LoadedRun) -> dict[str, list[Picture]]:
         "confusion": [_picture(matrix, f"Confusion matrix, {count}", "", lost)],
         "curves": [],
     }
+    if summary.calibration:
+        figure = calibration_figure({k: outputs_of(fold) for k, fold in loaded.folds.items()})
+        alt = "Reliability diagram of all folds pooled, and risk-coverage curves"
+        pictures["calibration"] = [_picture(figure, alt, "", lost)]
     if len(summary.folds) > 1:
         for r in summary.folds:
             title = f"Fold {r.fold}: UAR {r.uar:.2f} %, WAR {r.war:.2f} %"

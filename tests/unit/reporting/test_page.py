@@ -87,10 +87,11 @@ def test_page_has_all_numbers_and_no_external_links(whole: RunDir) -> None:
     page, summary = Page(whole.page), json.loads(whole.summary.read_text())
     assert all(link.startswith(("#", "data:image/svg+xml;base64,")) for link in page.links)
     assert (
-        sum(link.startswith("data:") for link in page.links) == 2 + 1 + 3 + 1
-    )  # scores, recalls; confusion; of folds; curves
+        sum(link.startswith("data:") for link in page.links) == 2 + 1 + 3 + 1 + 1
+    )  # scores, recalls; confusion; of folds; curves; calibration
     assert not page.tags & {"script", "link", "iframe", "object"}
-    scores, recalls, confusions, precision, costs, protocol, origin = page.tables
+    scores, recalls, confusions, precision, calibration, costs, protocol, origin = page.tables
+    assert f"{100 * summary['calibration']['mean']['ece']:.2f}" in calibration
     assert all(f"{r[m]:.2f}" in scores for r in summary["folds"] for m in ("uar", "war"))
     assert f"{summary['uar']['mean']:.2f} ± {summary['uar']['std']:.2f}" in scores
     assert "{:.2f} to {:.2f}".format(*summary["war"]["ci95"]) in scores
@@ -99,7 +100,7 @@ def test_page_has_all_numbers_and_no_external_links(whole: RunDir) -> None:
     assert all(str(summary["pooled"]["support"][c]) in precision for c in CLASSES)
     # three folds of half an hour on four ranks
     assert costs[-7:-4] == ["sum", "", "1.5 h"]
-    assert "6.0 rank hours in all" in page.after[4]
+    assert "6.0 rank hours in all" in page.after[5]
     assert "pixels in [0, 1], the backbone's mean and deviation not taken off" in protocol
     assert "git abc123, with changes that are not committed" in origin
 
@@ -161,14 +162,14 @@ def test_report_hides_user_machine_and_folders(whole: RunDir) -> None:
 def test_missing_folds_are_marked_in_every_table_and_file(holes: RunDir) -> None:
     warning = "2 of 5 folds missing (2, 4): all scores are over folds 1, 3, 5 only."
     page = Page(holes.page)
-    assert len(page.tables) == 7
+    assert len(page.tables) == 8
     assert all(warning in text for text in page.after)
     assert (
-        holes.page.read_text().count(warning) >= 7 + 4
-    )  # tables; the head, scores, recalls, confusion
+        holes.page.read_text().count(warning) >= 8 + 5
+    )  # tables; the head, scores, recalls, confusion, calibration
     tex = holes.latex.read_text()
-    assert tex.count(warning) == 1 + tex.count(r"\begin{table") == 5
-    assert holes.report.read_text().count(f"**{warning}**") == 1 + 7
+    assert tex.count(warning) == 1 + tex.count(r"\begin{table") == 6
+    assert holes.report.read_text().count(f"**{warning}**") == 1 + 8
     assert ["2", *["missing"] * 6] == [x for x in page.tables[0] if x][14:21]
 
 
@@ -222,8 +223,8 @@ def test_report_of_older_run_marks_unrecorded_values(tmp_path: Path) -> None:
     run.provenance.unlink()
     write_report(run)
     page = Page(run.page)
-    assert "not on record in a form that this version reads" in page.tables[5]
-    assert page.tables[4].count("not recorded") == 4
+    assert "not on record in a form that this version reads" in page.tables[6]
+    assert page.tables[5].count("not recorded") == 4
     assert "Learning curves" not in run.page.read_text()
 
 

@@ -85,6 +85,7 @@ def test_summary_survives_a_round_trip() -> None:
         "war": spread,
         "macro_f1": spread,
         "weighted_f1": None,
+        "calibration": None,
         "pooled": {k: RESULT[k] for k in ("n", "uar", "war", "recall", "support", "confusion")}
         | {"classes": RESULT["classes"], "absent": RESULT["absent"]}
         | {"macro_f1": None, "weighted_f1": None},

@@ -1,0 +1,103 @@
+"""The calibration of a run's probabilities: a section of its report, and its curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dfer_dist.evaluation.calibration import BINS, Outputs, score_calibration
+from dfer_dist.reporting.results import LoadedFold, LoadedRun
+from dfer_dist.reporting.tables import Section, Table
+from dfer_dist.reporting.wording import done, folds_text, heading, interval_text, warnings
+from dfer_dist.runs.records import CalibrationScores
+
+_NOTE = (
+    "NLL: negative log likelihood, in nats. ECE: expected calibration error, "
+    f"{BINS} bins of equal width or equal mass; a calibrated model has some, too, so it has no "
+    "interval. Unbiased error: root of the mean squared distance of accuracy and confidence, "
+    "without that bias. AURC: mean error over all coverages. WAR of the most confident clips."
+)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the table: the score it shows, and how a score is shown."""
+
+    name: str
+    header: str
+    convert: Callable[[float], float]
+    decimals: int = 2
+
+    def text(self, value: float) -> str:
+        return f"{self.convert(value):.{self.decimals}f}"
+
+
+def _percent(value: float) -> float:
+    return 100 * value
+
+
+def _root_percent(value: float) -> float:
+    """Return the root of a squared error; an estimate below 0 is shown as 0."""
+    return 100 * math.sqrt(max(value, 0))
+
+
+_COLUMNS = (
+    _Column("nll", "NLL", float, 3),
+    _Column("brier", "Brier score", float, 3),
+    _Column("ece", "ECE %", _percent),
+    _Column("ece_equal_mass", "ECE, equal mass %", _percent),
+    _Column("squared_error", "Unbiased error %", _root_percent),
+    _Column("risk_coverage_area", "AURC %", _percent),
+    _Column("accuracy_80", "WAR at 80 % coverage", _percent),
+    _Column("accuracy_90", "WAR at 90 % coverage", _percent),
+)
+
+
+def outputs_of(fold: LoadedFold) -> Outputs:
+    """Return the labels and logits of a fold's test clips."""
+    return Outputs.of(fold.table.labels, fold.table.logits)
+
+
+def calibration_section(loaded: LoadedRun) -> Section | None:
+    """Return the section of a run; None if its outputs are no distribution over the classes."""
+    summary = loaded.summary
+    found = summary.calibration
+    if found is None:
+        return None
+    rows = []
+    for k in loaded.all_folds:
+        cells = ["missing"] * len(_COLUMNS)
+        if k in loaded.folds:
+            cells = _cells(score_calibration(outputs_of(loaded.folds[k])))
+        rows.append([str(k), *cells])
+    rules = [len(rows)]
+    name = "mean"
+    if summary.missing:
+        name = f"mean of {folds_text(done(summary))}"
+    rows.append([name, *_cells(found.mean)])
+    rows.append(["95 % interval", *(_interval(c, found.low, found.high) for c in _COLUMNS)])
+    table = Table(
+        "calibration",
+        f"{heading(loaded.name, summary)}: calibration",
+        ["Fold", *(c.header for c in _COLUMNS)],
+        rows,
+        warnings(summary),
+        [_NOTE],
+        rules=rules,
+        caption=f"Calibration of {heading(loaded.name, summary)}.",
+    )
+    return Section("calibration", "Calibration", [table])
+
+
+def _cells(scores: CalibrationScores) -> list[str]:
+    return [c.text(getattr(scores, c.name)) for c in _COLUMNS]
+
+
+def _interval(c: _Column, low: dict[str, float | None], high: dict[str, float | None]) -> str:
+    bounds = low[c.name], high[c.name]
+    if bounds[0] is None or bounds[1] is None:
+        return ""
+    if c.decimals == 2:
+        return interval_text(c.convert(bounds[0]), c.convert(bounds[1]))
+    return f"{c.text(bounds[0])} to {c.text(bounds[1])}"

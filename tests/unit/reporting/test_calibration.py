@@ -1,0 +1,49 @@
+"""The calibration of a run in its report, against the scores of its predictions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from dfer_dist.evaluation.calibration import score_calibration
+from dfer_dist.reporting.calibration import calibration_section, outputs_of
+from dfer_dist.reporting.plots.calibration import calibration_figure
+from dfer_dist.reporting.results import LoadedRun, load_run
+from tests.helpers.made_runs import make_run_with_gaps
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
+    return load_run(make_run_with_gaps(tmp_path_factory.mktemp("runs")))
+
+
+def test_table_has_each_fold_its_mean_and_intervals(loaded: LoadedRun) -> None:
+    section = calibration_section(loaded)
+    assert section
+    (table,) = section.tables
+    scores = {k: score_calibration(outputs_of(fold)) for k, fold in loaded.folds.items()}
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["2"] == ["missing"] * 8
+    for k, own in scores.items():
+        assert rows[str(k)][0] == f"{own.nll:.3f}"
+        assert rows[str(k)][2] == f"{100 * own.ece:.2f}"
+        assert rows[str(k)][4] == f"{100 * math.sqrt(max(own.squared_error, 0)):.2f}"
+        assert rows[str(k)][6] == f"{100 * own.accuracy_80:.2f}"
+    mean = np.mean([own.brier for own in scores.values()])
+    assert rows["mean of folds 1, 3, 5"][1] == f"{mean:.3f}"
+    low, high = map(float, rows["95 % interval"][1].split(" to "))
+    assert low < mean < high
+    assert rows["95 % interval"][2] == ""
+
+
+def test_figure_has_a_dot_for_each_bin_and_a_line_for_each_fold(loaded: LoadedRun) -> None:
+    folds = {k: outputs_of(fold) for k, fold in loaded.folds.items()}
+    left, right = calibration_figure(folds).axes
+    assert len(right.lines) == 3
+    for line, outputs in zip(right.lines, folds.values(), strict=True):
+        errors = 100 * (1 - outputs.is_correct.mean())
+        assert np.asarray(line.get_ydata())[-1] == pytest.approx(errors)
+    dots = np.asarray(left.collections[0].get_offsets())
+    assert ((dots >= 0) & (dots <= 100)).all() and 2 <= len(dots) <= 15
