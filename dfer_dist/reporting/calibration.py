@@ -10,7 +10,7 @@ from dfer_dist.evaluation.calibration import BINS, Outputs, score_calibration
 from dfer_dist.reporting.results import LoadedFold, LoadedRun
 from dfer_dist.reporting.tables import Section, Table
 from dfer_dist.reporting.wording import done, folds_text, heading, interval_text, warnings
-from dfer_dist.runs.records import CalibrationScores
+from dfer_dist.runs.summary import CalibrationScores
 
 _NOTE = (
     "NLL: negative log likelihood, in nats. ECE: expected calibration error, "

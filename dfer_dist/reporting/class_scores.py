@@ -10,7 +10,8 @@ import numpy as np
 
 from dfer_dist.evaluation.metrics import wilson_interval
 from dfer_dist.reporting.results import LoadedRun
-from dfer_dist.runs.records import Scores, Summary
+from dfer_dist.runs.records import Scores
+from dfer_dist.runs.summary import Summary
 
 MIN_CLIPS = 10  # of a class for a percentage with decimals
 

@@ -29,7 +29,7 @@ from dfer_dist.reporting.tables import (
 )
 from dfer_dist.reporting.wording import PROTOCOLS, frames_text, heading, join, run_title, warnings
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.runs.records import Summary
+from dfer_dist.runs.summary import Summary
 from dfer_dist.utils.files import VERSION, write_json, write_text
 
 _LATEX_SECTIONS = ("scores", "recall", "calibration", "zero_shot", "cost", "published")

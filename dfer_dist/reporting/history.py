@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from dfer_dist.reporting.wording import NOT_RECORDED, duration_text, join
 from dfer_dist.runs.layout import FoldDir
-from dfer_dist.runs.records import AttemptRecord, FoldResult, FoldStatus, RunCost
+from dfer_dist.runs.records import AttemptRecord, FoldResult, FoldStatus
+from dfer_dist.runs.summary import RunCost
 from dfer_dist.utils.errors import UserError
 
 T = TypeVar("T", int, float)

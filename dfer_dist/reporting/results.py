@@ -24,16 +24,8 @@ from dfer_dist.evaluation.metrics import Ints, bootstrap_ci, score, top_class
 from dfer_dist.reporting.history import Cost, run_cost, training_cost
 from dfer_dist.reporting.wording import join
 from dfer_dist.runs.layout import FoldDir, RunDir
-from dfer_dist.runs.records import (
-    METRICS,
-    FoldResult,
-    MajorityBaseline,
-    Scores,
-    Spread,
-    Summary,
-    UarWar,
-    UarWarSpread,
-)
+from dfer_dist.runs.records import METRICS, FoldResult, Scores, UarWar
+from dfer_dist.runs.summary import MajorityBaseline, Spread, Summary, UarWarSpread
 from dfer_dist.utils.errors import UserError
 
 # Folds that differ in one of these are of different runs.

@@ -36,7 +36,8 @@ from dfer_dist.reporting.wording import (
     optional,
     warnings,
 )
-from dfer_dist.runs.records import METRICS, Summary
+from dfer_dist.runs.records import METRICS
+from dfer_dist.runs.summary import Summary
 
 _MAX_CONFUSIONS = 8  # in the table
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dfer_dist.evaluation.metrics import left_out_text
-from dfer_dist.runs.records import FoldResult, Spread, Summary
+from dfer_dist.runs.records import FoldResult
+from dfer_dist.runs.summary import Spread, Summary
 from dfer_dist.utils.errors import first_of
 
 PROTOCOLS = {

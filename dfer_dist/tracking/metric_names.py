@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from dfer_dist.runs.records import METRICS, CalibrationScores
+from dfer_dist.runs.records import METRICS
+from dfer_dist.runs.summary import CalibrationScores
 
 # 1 is the names of the files, as earlier versions sent them.
 VERSION = 2

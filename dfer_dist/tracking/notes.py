@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from dfer_dist.config.load import read_config
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.runs.records import Provenance, RunCost, Summary
+from dfer_dist.runs.records import Provenance
+from dfer_dist.runs.summary import RunCost, Summary
 from dfer_dist.tracking.metric_names import CURRENT
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from dfer_dist.runs.records import METRICS, RunCost, Summary
+from dfer_dist.runs.records import METRICS
+from dfer_dist.runs.summary import RunCost, Summary
 from dfer_dist.tracking.metric_names import MetricNames, recall_names
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfer_dist.runs.layout import FoldDir, RunDir
-from dfer_dist.runs.records import FoldStatus, Summary
+from dfer_dist.runs.records import FoldStatus
+from dfer_dist.runs.summary import Summary
 from dfer_dist.tracking.identity import own_tracking
 from dfer_dist.tracking.metrics_log import FAILED, FINISHED, KILLED, whole_lines
 from dfer_dist.tracking.mlflow_runs import (

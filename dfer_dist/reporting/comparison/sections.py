@@ -27,7 +27,7 @@ from dfer_dist.reporting.wording import (
     warnings,
 )
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.runs.records import Summary
+from dfer_dist.runs.summary import Summary
 from dfer_dist.utils.errors import first_of
 from dfer_dist.utils.files import csv_text, write_text
 

@@ -26,7 +26,8 @@ from dfer_dist.reporting.wording import (
     p_equals,
     signed,
 )
-from dfer_dist.runs.records import Scores, Summary
+from dfer_dist.runs.records import Scores
+from dfer_dist.runs.summary import Summary
 
 ALPHA = 0.05
 # Smaller sets were not simulated (docs/reference/report-formulas.md).

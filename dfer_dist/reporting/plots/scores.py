@@ -29,7 +29,8 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 
 from dfer_dist.reporting.wording import PROTOCOLS, heading, warnings
-from dfer_dist.runs.records import FoldResult, Summary, UarWarSpread
+from dfer_dist.runs.records import FoldResult
+from dfer_dist.runs.summary import Summary, UarWarSpread
 from dfer_dist.utils.files import atomic_path
 
 DPI = 150

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dfer_dist.runs.records import AttemptRecord, FoldResult, FoldStatus, RunInfo, Summary
+from dfer_dist.runs.records import AttemptRecord, FoldResult, FoldStatus, RunInfo
+from dfer_dist.runs.summary import Summary
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json
 

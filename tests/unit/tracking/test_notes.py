@@ -12,7 +12,8 @@ import pytest
 
 from dfer_dist.reporting.results import load_run
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.runs.records import METRICS, RunCost, Summary
+from dfer_dist.runs.records import METRICS
+from dfer_dist.runs.summary import RunCost, Summary
 from dfer_dist.tracking.metric_names import CURRENT
 from dfer_dist.tracking.notes import describe_experiment, describe_run, is_signed, run_text
 from dfer_dist.utils.files import read_json, write_json

@@ -11,7 +11,7 @@ import mlflow.entities  # noqa: F401
 import pytest
 
 from dfer_dist.reporting.results import load_run
-from dfer_dist.runs.records import RunCost, Summary
+from dfer_dist.runs.summary import RunCost, Summary
 from dfer_dist.tracking.metric_names import CURRENT, MetricNames
 from dfer_dist.tracking.summary import log_summary
 from tests.helpers.made_runs import make_run
