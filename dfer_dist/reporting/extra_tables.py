@@ -1,4 +1,4 @@
-"""Scores next to a run's own: zero-shot results of its checkpoints, and scores from papers.
+"""Scores next to a run's own: other sets, zero-shot results, and scores from papers.
 
 ``configs/published.yaml`` lists the scores from papers. They are as published; none of them was
 reproduced here. Zero-shot results come from ``dfer eval --zero-shot --out
@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 
 from dfer_dist.config.load import PUBLISHED, config_dir, load_as
-from dfer_dist.reporting.results import LoadedRun, check_scores, read_predictions
+from dfer_dist.reporting.results import (
+    LoadedRun,
+    ScoredPredictions,
+    check_scores,
+    read_predictions,
+    score_spread,
+)
 from dfer_dist.reporting.tables import Table
 from dfer_dist.reporting.wording import (
     heading,
@@ -123,6 +129,64 @@ def published_table(loaded: LoadedRun, published: Published) -> Table:
     title = f"{name} on {summary.dataset}, and published scores"
     alerts = warnings(summary)
     return Table("published", title, header, rows, alerts, notes, left=3, rules=[2])
+
+
+def sets_table(loaded: LoadedRun) -> Table | None:
+    """Return a row for each of several sets that a run was trained on; None for a single one.
+
+    Raises
+    ------
+    UserError
+        If the predictions of a set are missing, damaged, or contradict its result.
+    """
+    results = [fold.result for fold in loaded.folds.values()]
+    first = results[0]
+    if not first.sets:
+        return None
+    tables = [[fold.table for fold in loaded.folds.values()]]
+    for i in range(len(first.others)):
+        tables.append([_read_other(loaded.run, result, i) for result in results])
+    rows = []
+    for i, (own, of_folds) in enumerate(zip(first.sets, tables, strict=True)):
+        trained = sorted({result.sets[i].clips for result in results})
+        tested = sum(table.scores.n for table in of_folds)
+        row = [own.name, " to ".join(map(str, trained)), f"{own.weight:g}", str(tested)]
+        for metric in ("uar", "war"):
+            spread = score_spread(of_folds, metric)
+            row += [mean_text(spread), interval_text(*spread.ci95)]
+        rows.append(row)
+    scores = [x for metric in ("UAR %", "WAR %") for x in (metric, "95 % interval")]
+    header = ["Set", "Training clips of a fold", "Weight", "Test clips", *scores]
+    return Table(
+        "sets",
+        f"{heading(loaded.name, loaded.summary)}: each set",
+        header,
+        rows,
+        warnings(loaded.summary),
+        _sets_notes(first),
+        left=1,
+    )
+
+
+def _read_other(run: RunDir, result: FoldResult, number: int) -> ScoredPredictions:
+    other = result.others[number]
+    path = run.fold(result.fold).predictions_of(other.dataset)
+    table = read_predictions(path, result.classes)
+    check_scores(path, other.scores, table.scores)
+    return table
+
+
+def _sets_notes(result: FoldResult) -> list[str]:
+    names = [own.name for own in result.sets]
+    lines = [
+        f"Trained on {join(names)}, each set's folds kept apart; every test is of one set alone. "
+        f"All other tables, and the choice of an epoch, are of {names[0]}."
+    ]
+    for own in result.sets:
+        lost = [f"{count} of {name}" for name, count in own.without_class.items()]
+        if lost:
+            lines.append(f"{own.name}: left out, since the model has no such class: {join(lost)}.")
+    return lines
 
 
 def zero_shot_table(loaded: LoadedRun) -> Table | None:

@@ -32,7 +32,7 @@ from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.summary import Summary
 from dfer_dist.utils.files import VERSION, write_json, write_text
 
-_LATEX_SECTIONS = ("scores", "recall", "calibration", "zero_shot", "cost", "published")
+_LATEX_SECTIONS = ("scores", "sets", "recall", "calibration", "zero_shot", "cost", "published")
 
 
 @dataclass(frozen=True)

@@ -110,13 +110,13 @@ class LoadedRun:
         noise = [fold.shuffled for fold in self.folds.values() if fold.shuffled is not None]
         shuffled = None
         if len(noise) == len(tables):
-            shuffled = UarWarSpread(_spread(noise, "uar"), _spread(noise, "war"))
+            shuffled = UarWarSpread(score_spread(noise, "uar"), score_spread(noise, "war"))
         return Summary(
             dataset=self.result.dataset,
             selection=self.result.selection,
             folds=[fold.result for fold in self.folds.values()],
             missing=[k for k in self.all_folds if k not in self.folds],
-            **{metric: _spread(tables, metric) for metric in METRICS},
+            **{metric: score_spread(tables, metric) for metric in METRICS},
             pooled=pooled,
             majority=MajorityBaseline(commonest, 100.0 * pooled.support[commonest] / pooled.n),
             shuffled=shuffled,
@@ -258,7 +258,8 @@ def read_settings(run: RunDir) -> Config | None:
     return None
 
 
-def _spread(tables: Sequence[ScoredPredictions], metric: str) -> Spread:
+def score_spread(tables: Sequence[ScoredPredictions], metric: str) -> Spread:
+    """Return mean, deviation and interval of a metric over the tables of folds."""
     values = [getattr(t.scores, metric) for t in tables]
     deviation = None
     if len(values) > 1:

@@ -19,7 +19,7 @@ from dfer_dist.reporting.class_scores import (
     class_recalls,
     top_confusions,
 )
-from dfer_dist.reporting.extra_tables import Published, published_table, zero_shot_table
+from dfer_dist.reporting.extra_tables import Published, published_table, sets_table, zero_shot_table
 from dfer_dist.reporting.history import Cost, device_unit, total_time
 from dfer_dist.reporting.protocol import protocol_rows, provenance_rows
 from dfer_dist.reporting.results import LoadedRun
@@ -50,8 +50,10 @@ def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[
         f"All {pooled.n} test clips of {folds_text(done(summary))} pooled: "
         f"UAR {pooled.uar:.2f} %, WAR {pooled.war:.2f} %."
     )
-    sections = [
-        Section("scores", "UAR, WAR and F1", [_scores_table(loaded)]),
+    sections = [Section("scores", "UAR, WAR and F1", [_scores_table(loaded)])]
+    if each_set := sets_table(loaded):
+        sections.append(Section("sets", "Each set", [each_set]))
+    sections += [
         Section("recall", "Recall of each class", [_recall_table(loaded)], [recall]),
         Section("confusion", "Confusion", [_confusions_table(loaded), _precision_table(loaded)]),
     ]

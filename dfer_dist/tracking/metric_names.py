@@ -84,10 +84,15 @@ class MetricNames:
 CURRENT = MetricNames()
 
 
+def metric_suffix(name: str) -> str:
+    """Return the name of a class or set for a metric, in characters that MLflow takes."""
+    return re.sub(r"[^\w -]", "_", name)
+
+
 def recall_names(recall: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Return the recall of each class by a metric name, in characters that MLflow takes."""
+    """Return the recall of each class by a metric name."""
     named: dict[str, float | None] = {}
     for number, (class_name, value) in enumerate(recall.items(), 1):
-        name = "recall/" + re.sub(r"[^\w -]", "_", class_name)
+        name = "recall/" + metric_suffix(class_name)
         named[f"{name}_{number}" if name in named else name] = value
     return named

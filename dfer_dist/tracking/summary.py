@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from dfer_dist.evaluation.metrics import metric_values
 from dfer_dist.runs.records import METRICS
 from dfer_dist.runs.summary import RunCost, Summary
-from dfer_dist.tracking.metric_names import MetricNames, recall_names
+from dfer_dist.tracking.metric_names import MetricNames, metric_suffix, recall_names
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,7 +63,17 @@ def summary_metrics(summary: Summary) -> dict[str, float | None]:
             values[f"{metric}_shuffled"] = getattr(summary.shuffled, metric).mean
     if summary.calibration:
         values |= asdict(summary.calibration.mean)
+    values |= _other_sets(summary)
     return values | recall_names(summary.pooled.recall) | _cost_metrics(summary.cost)
+
+
+def _other_sets(summary: Summary) -> dict[str, float | None]:
+    """Return the mean scores over folds of the sets but the first that were trained on."""
+    by_name: dict[str, list[float]] = defaultdict(list)
+    for other in (other for fold in summary.folds for other in fold.others):
+        for metric, value in metric_values(other.scores).items():
+            by_name[f"{metric}_mean/{metric_suffix(other.dataset)}"].append(value)
+    return {name: sum(values) / len(values) for name, values in by_name.items()}
 
 
 def _cost_metrics(cost: RunCost | None) -> dict[str, float | None]:

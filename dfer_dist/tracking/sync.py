@@ -160,7 +160,8 @@ def fold_files(run: RunDir, number: int) -> dict[str, Path | str]:
     if fold.log.exists():
         files[fold.log.name] = log_end(fold.log)
     if fold.result.exists():
-        files |= _existing(fold.result, fold.predictions, fold.confusion, fold.curves)
+        others = sorted(fold.root.glob("predictions-*.parquet"))
+        files |= _existing(fold.result, fold.predictions, *others, fold.confusion, fold.curves)
         files["recall.csv"] = recall_table(read_json(fold.result))
     return files
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from dfer_dist.config.schema import config_hash
 from dfer_dist.evaluation.metrics import metric_values
 from dfer_dist.runs.records import FoldResult, Scores, SetScores, UarWar
+from dfer_dist.tracking.metric_names import metric_suffix
 
 if TYPE_CHECKING:
     from dfer_dist.training.trainer import Trainer
@@ -47,7 +47,7 @@ def final_metrics(
         metrics |= {"shuffled_uar": shuffled.uar, "shuffled_war": shuffled.war}
     for own in others:
         values = metric_values(own.scores)
-        of_set = re.sub(r"[^\w -]", "_", own.dataset)
+        of_set = metric_suffix(own.dataset)
         metrics |= {f"test_{name}/{of_set}": value for name, value in values.items()}
     return metrics
 

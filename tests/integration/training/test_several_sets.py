@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -137,5 +138,6 @@ def test_each_set_is_tested_on_its_own(trained_on_both: RunDir, tmp_path: Path) 
     assert keys == stored_keys and np.array_equal(logits, stored)
     text = dfer("eval", checkpoint, "--fold", "1", shards, status=2)
     assert "fold 1 was among the training clips of this checkpoint" in text
+    assert re.search(r"\| other \| 32 \| 0.5 \| 8 \|", trained_on_both.report.read_text())
     last = json.loads(fold.metrics.read_text().splitlines()[-1])
     assert last["test_war/other"] == other.scores.war

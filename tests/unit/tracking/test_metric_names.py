@@ -19,6 +19,8 @@ NAMES = {
     "weighted_f1_ci95_high": "1_scores/weighted_f1_ci95_high",
     "shuffled_war": "1_scores/test_war_shuffled",
     "recall/anger": "2_recall/anger",
+    "test_war/mafw": "1_scores/test_war/mafw",
+    "uar_mean/mafw": "1_scores/uar/mafw",
     "ranks": "3_cost/ranks",
     "clips_per_second": "3_cost/clips_per_second",
     "loss": "4_training/loss",

@@ -11,6 +11,7 @@ import mlflow.entities  # noqa: F401
 import pytest
 
 from dfer_dist.reporting.results import load_run
+from dfer_dist.runs.records import SetScores
 from dfer_dist.runs.summary import RunCost, Summary
 from dfer_dist.tracking.metric_names import CURRENT, MetricNames
 from dfer_dist.tracking.summary import log_summary
@@ -103,3 +104,15 @@ def test_summary_of_an_older_run_has_no_cost_and_no_f1(summary: Summary) -> None
     log_summary(server, server.run, older, CURRENT)
     assert "1_scores/uar" in server.metrics
     assert not [name for name in server.metrics if "cost" in name or "f1" in name]
+
+
+def test_other_sets_are_sent_with_their_names(summary: Summary) -> None:
+    scores = [replace(summary.pooled, uar=uar, war=60.0) for uar in (40.0, 50.0)]
+    folds = [
+        replace(fold, others=[SetScores("mafw #2", "", own)])
+        for fold, own in zip(summary.folds, scores, strict=True)
+    ]
+    server = Server()
+    log_summary(server, server.run, replace(summary, folds=folds), CURRENT)
+    assert server.metrics["1_scores/uar/mafw _2"] == 45.0
+    assert server.metrics["1_scores/war/mafw _2"] == 60.0

@@ -17,6 +17,7 @@ from dfer_dist.data.shards.store import (
     open_store,
     resolve_cache,
     resolve_location,
+    resolve_locations,
 )
 from dfer_dist.utils.errors import UserError
 
@@ -116,6 +117,15 @@ def test_signature_is_kept_out_of_the_location(monkeypatch: pytest.MonkeyPatch) 
     assert resolve_location("https://h/x/?sig=a%2Bb&se=1") == "https://h/x"
     assert store._query_of("https://h/x") == "?sig=a%2Bb&se=1"
     assert store._query_of("https://h/other") == "" == store._query_of("https://elsewhere/x")
+
+
+def test_signatures_of_several_sets_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DFER_SIGNED_URL", "")
+    for _ in range(2):
+        locations = ["https://h/x?a=1", "s3://b/y", "https://h/z/?b=2"]
+        assert resolve_locations(locations) == ["https://h/x", "s3://b/y", "https://h/z"]
+    assert (store._query_of("https://h/x"), store._query_of("https://h/z")) == ("?a=1", "?b=2")
+    assert os.environ["DFER_SIGNED_URL"].count("?") == 2
 
 
 def test_resolve_cache_makes_folders_absolute(

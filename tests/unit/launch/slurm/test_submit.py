@@ -55,6 +55,14 @@ def test_scratch_stages_the_shards(tiny_shards: Index, scratch: str, cache: str)
     assert load_cluster("gpus8").all_settings("demo", settings) == settings
 
 
+def test_scratch_stages_each_of_several_sets(tiny_shards: Index) -> None:
+    settings = [f"data.shards=[{tiny_shards.root},s3://bucket/b]"]
+    staged = load_cluster("gpus8", ["cluster.scratch=/local"]).all_settings("demo", settings)
+    data = load_config("demo", staged).data
+    assert data.locations == [tiny_shards.root.as_uri(), "s3://bucket/b"]
+    assert data.cache == "/local"
+
+
 def test_settings_of_the_command_win_over_those_of_the_cluster() -> None:
     """The last one counts; a value of a sweep is the last of all."""
     cluster = Cluster(settings=["train.device=cpu"])
