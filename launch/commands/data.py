@@ -51,7 +51,7 @@ Lists = Annotated[
 ]
 Classes = Annotated[
     str | None,
-    typer.Option(metavar="A,B,C", help="Classes of a list in the order of its labels."),
+    typer.Option(metavar="A,B,C", help="Classes of a list or folder in order, if it has numbers."),
 ]
 Votes = Annotated[
     str | None,

@@ -23,7 +23,7 @@ _OFFICIAL = ("dfew", "mafw", "mafw-compound", "ferv39k")
 _OPTIONS = {
     "lists": ("demo", "dfew", "mafw", "ferv39k", "list"),
     "frames": _OFFICIAL,
-    "classes": ("list",),
+    "classes": ("list", "folder"),
     "images": ("folder",),
     "folds": ("folder", "list", *CORPORA),
     "seed": ("folder", "list", *CORPORA),
@@ -45,7 +45,7 @@ class ReadOptions:
     frames : Path, optional
         Of the owner's lists: see :func:`~dfer_dist.data.sources.official.read_official`.
     classes : sequence of str, optional
-        Of ``list``: names in the order of the labels.
+        Of ``list`` and ``folder``: names in the order of the labels.
     votes : str, optional
         File of votes (see :func:`~dfer_dist.data.sources.votes.read_votes`), or ``none``. By
         default DFEW's annotation file is read if it is below the root.
@@ -94,7 +94,7 @@ def read_dataset(
     if dataset == "list":
         listing = read_general_lists(root, given, o.classes, FoldRequest(*making))
     elif dataset == "folder":
-        listing = read_folder(root, *making, o.prefer_videos, o.images)
+        listing = read_folder(root, *making, o.prefer_videos, o.images, o.classes)
     elif dataset in CORPORA:
         listing = read_corpus(dataset, root, o.folds, o.seed, o.prefer_videos)
     elif given:

@@ -208,7 +208,7 @@ def _find_lists(lists: Path, dataset: str) -> dict[str, Path]:
         raise UserError(
             f"{lists} has neither *_set_K_test.txt nor one *_train.txt and one *_test.txt, but "
             f"{', '.join(file.name for file in entries[:5])}: give the folder of DFER-CLIP's lists "
-            "with lines 'path frames label' (lists 'path label' are not read)"
+            "with lines 'path frames label' (others: --dataset list)"
         )
     return {split: found[0] for split, found in pair.items()}
 
@@ -225,7 +225,7 @@ def _read_list(file: Path, num_classes: int) -> list[Row]:
 
     form = (
         f"'path frames label' with a label of 0 to {num_classes - 1} (lists 'path label', as of "
-        "VideoMAE, are not read: they do not name the classes)"
+        "VideoMAE, are not read: they do not name the classes, see --dataset list)"
     )
     return read_rows(file, parse, 3, form)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dfer_dist.data.sources.folds import make_folds
+from dfer_dist.data.sources.lists.classes import choose_classes
 from dfer_dist.data.sources.names import is_system, make_keys, plain_name, printable
 from dfer_dist.data.sources.probe import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_video
 from dfer_dist.data.sources.records import ELEVEN, ClipRecord, Listing, canonical_class, unread_kind
@@ -51,11 +52,9 @@ def read_folder(
     group_by: str | None = None,
     prefer_videos: bool = False,
     images: bool = False,
+    names: Sequence[str] | None = None,
 ) -> Listing:
     """Return the clips of folders of classes with their splits, and the classes in label order.
-
-    Classes are the names of the subfolders in alphabetical order. If all of them name known
-    expressions, in any case or as adjectives, they get the usual names and order.
 
     Parameters
     ----------
@@ -70,12 +69,14 @@ def read_folder(
         Use the video of a clip that has both a video and a folder of frames.
     images : bool
         Each image in a folder of a class is a clip of one frame.
+    names : sequence of str, optional
+        Names of the classes in order, which the folders have too, or their numbers. By default
+        those of the folders: the usual ones and their order if all are known expressions.
 
     Raises
     ------
     UserError
-        If there are no classes or clips, two classes of the same name, fewer clips or groups than
-        folds, a clip without a row, arguments of folds next to a split, or one split alone.
+        If classes, clips, groups or splits are too few, names or arguments exclude each other.
     """
     _check_arguments(root, groups, group_by)
     splits = _find_splits(root)
@@ -83,6 +84,8 @@ def read_folder(
     unread: Counter[str] = Counter()
     homes = [(split, path) for split, paths in splits.items() for path in paths]
     classes, folders = _find_classes(homes or [("", root)], bool(splits))
+    if names is not None:
+        classes, folders = _name_classes(folders, names)
     records = _list_clips(folders, prefer_videos, images, unread)
     _count_strays(root, splits, unread)
     if not splits:
@@ -219,6 +222,16 @@ def _find_classes(
         for split, home, folder in found
     ]
     return tuple(names), sorted(classes, key=lambda f: (f.split, f.label))
+
+
+def _name_classes(
+    folders: Sequence[_ClassFolder], given: Sequence[str]
+) -> tuple[tuple[str, ...], list[_ClassFolder]]:
+    """Return classes by the names that the user gave, and their folders with these labels."""
+    classes = choose_classes(given, {folder.path.name: str(folder.path) for folder in folders})
+    labels = [classes.find(folder.path.name) for folder in folders]
+    named = zip(folders, labels, strict=True)
+    return classes.names, [folder._replace(label=label or 0) for folder, label in named]
 
 
 def _list_clips(

@@ -66,7 +66,9 @@ def test_read_dataset_rejects_arguments_that_exclude_each_other(dfew: Path) -> N
         read_dataset("list", dfew)
     with pytest.raises(UserError, match="dfew has one folder of lists: give --lists once"):
         read_dataset("dfew", dfew, [dfew, dfew])
-    with pytest.raises(UserError, match="--classes is for --dataset list: omit --classes for dfew"):
+    with pytest.raises(
+        UserError, match="--classes is for --dataset list, folder: omit --classes for dfew"
+    ):
         read_dataset("dfew", dfew, classes=["a", "b"])
     with pytest.raises(UserError, match="--images is for --dataset folder: omit --images for dfew"):
         read_dataset("dfew", dfew, images=True)

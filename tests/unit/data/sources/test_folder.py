@@ -282,6 +282,25 @@ def test_still_images_are_no_clips(tmp_path: Path) -> None:
             read_folder(root)
 
 
+def test_images_are_clips_if_asked_for_and_folders_may_be_numbered(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for number in (1, 2, 3):
+            (tmp_path / split / str(number)).mkdir(parents=True)
+            for i in range(number):
+                (tmp_path / split / str(number) / f"{i}.png").touch()
+    names = ["Surprise", "Fear", "Disgust"]
+    listing = read_folder(tmp_path, images=True, names=names)
+    assert listing.classes == ("surprise", "fear", "disgust")
+    counts = Counter((record.split, record.label) for record in listing.records)
+    assert counts == {(s, label): label + 1 for s in ("train", "test") for label in range(3)}
+    first = listing.records[0]
+    assert clip_files(first) == (tmp_path / "val" / "1" / "0.png",) and first.source == "val/1/0"
+    with pytest.raises(UserError, match=r"train/2: label 2 is out of range: --classes names 2"):
+        read_folder(tmp_path, images=True, names=names[:2])
+    with pytest.raises(UserError, match=r"--images makes each image a clip of one frame"):
+        read_folder(tmp_path)
+
+
 def test_class_without_clips_is_named_with_what_it_holds(mine: Path) -> None:
     (mine / "joy").mkdir()
     for name in ("a.wav", "b.wav", "notes.txt"):
