@@ -170,6 +170,8 @@ def _difference_table(c: Comparison, p: Paired | None) -> Table:
         "bootstrap over clips within folds.",
         "A t-test over folds needs two folds or more.",
     ]
+    if p.is_pooled:
+        notes[1] = "Different folds have no test over folds."
     if len(p.folds) > 1:
         sizes = f"{p.n_train:.0f} / {p.n_test:.0f}"
         notes[1] = f"Corrected t-test: n_train / n_test = {sizes} clips."

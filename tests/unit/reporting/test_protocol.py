@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dfer_dist.config.load import load_config
-from dfer_dist.reporting.protocol import _model_rows, _optimizer_rows
-from tests.helpers.made_runs import load_made, make_fold, write_summary
+from dfer_dist.data.shards.index import Index
+from dfer_dist.reporting.protocol import _model_rows, _optimizer_rows, protocol_rows
+from dfer_dist.reporting.results import load_run
+from tests.helpers.data.folds import fold_overlay
+from tests.helpers.made_runs import load_made, make_fold, make_run, write_summary
 
 
 @pytest.mark.parametrize(
@@ -83,3 +87,19 @@ def test_markdown_describes_views_and_frames(tmp_path: Path) -> None:
         make_fold(run, 1, num_frames=8, sampling="dense", **views)
         write_summary(load_made(run, [1]))
         assert expected in (run / "summary.md").read_text()
+
+
+def test_protocol_names_the_folds_of_a_file(tiny_shards: Index, tmp_path: Path) -> None:
+    overlay = replace(fold_overlay(tiny_shards, 3), group_of={"00000": "a", "00001": "b"}).signed()
+    run = make_run(tmp_path / "a", folds_hash=overlay.hash)
+
+    def row() -> str:
+        return dict(protocol_rows(load_run(run)))["Folds"]
+
+    assert row() == f"other ones than the set's own, hash {overlay.hash}"
+    overlay.write(run.folds)
+    assert row() == (
+        "turns, not the set's own; made by file: 2 groups, none in two folds; hash "
+        f"{overlay.hash[:12]}"
+    )
+    assert "Folds" not in dict(protocol_rows(load_run(make_run(tmp_path / "b"))))
