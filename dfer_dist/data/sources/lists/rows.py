@@ -133,6 +133,8 @@ class RowParser:
         start, end = self._seconds(row, "start"), self._seconds(row, "end")
         if end is not None and (start or 0) >= end:
             raise UserError(f"{where}: start {start or 0:g} is not before end {end:g}")
+        if not self._field(row, "path"):
+            raise UserError(f"{where}: the row has no path")
         path = posixpath.normpath(self._field(row, "path").replace("\\", "/"))
         several = tuple(sorted(labels)) * (len(labels) > 1)
         group, frames = self._field(row, "group"), self._frames(row)

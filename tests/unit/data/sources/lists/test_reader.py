@@ -144,6 +144,7 @@ def test_folders_of_lists_are_read_with_what_they_do_not_name(root: Path) -> Non
         (["path,label,votes", "a,joy,1;2;-1"], CLASSES, r":2: votes 1;2;-1 are not all zero or"),
         (["path,label,votes", "a,joy,0;0;0"], CLASSES, r":2: votes 0;0;0 have no vote at all"),
         (["path,votes_joy,votes_fear", "a,1,1"], CLASSES, "votes for anger have no column"),
+        (["path,label", ",joy"], CLASSES, r":2: the row has no path"),
         (["path,label", "a,"], CLASSES, r":2: the clip has neither a label nor votes"),
         (["path,label,start,end", "v.mp4,joy,3,3"], CLASSES, r":2: start 3 is not before end 3"),
         (["path,label,start", "v.mp4,joy,-1"], CLASSES, r":2: start '-1' is not a time in seconds"),
