@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from dfer_dist.config.applicable import applicable_settings
+from dfer_dist.config.load import dump_config, read_config
+from dfer_dist.config.schema import Config
 from dfer_dist.reporting.results import load_run
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import METRICS
 from dfer_dist.runs.summary import RunCost, Summary
 from dfer_dist.tracking.metric_names import CURRENT
+from dfer_dist.tracking.mlflow_runs import run_tags
 from dfer_dist.tracking.notes import describe_experiment, describe_run, is_signed, run_text
 from dfer_dist.utils.files import read_json, write_json
 from tests.helpers.made_runs import make_run
@@ -123,3 +128,15 @@ def test_own_description_and_view_of_an_experiment_are_kept() -> None:
     server.tags = dict(own)
     describe_experiment(server, "1")
     assert server.tags == own
+
+
+def test_tags_have_the_hash_of_other_folds(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    assert "folds_hash" not in run_tags(run)
+    config = read_config(run.config)
+    config.data.folds, config.data.folds_hash = str(run.folds), "f" * 64
+    run.config.write_text(dump_config(config))
+    assert run_tags(run)["folds_hash"] == "f" * 64
+    settings = applicable_settings(config)
+    assert settings["data.folds_hash"] == "f" * 64
+    assert "data.folds_hash" not in applicable_settings(Config())

@@ -69,3 +69,15 @@ def test_missing_dlib_or_weights_name_the_pip_command(
     with pytest.raises(UserError, match=r"pip install 'dfer_dist\[faces\]'"):
         find_face([np.zeros((64, 64, 3), np.uint8)])
     load_models.cache_clear()
+
+
+def test_largest_face_has_the_descriptor_of_its_person() -> None:
+    models = load_models()
+    two = [Pose(200.0, 180.0, 0.9), Pose(500.0, 180.0, 0.5)]
+    large, small, turned = draw([two, [Pose(400.0, 170.0, 0.7)], [Pose(320.0, 180.0, 0.8, 10.0)]])
+    found = [models.describe_largest(frame) for frame in (large, small, turned)]
+    vectors = np.array([face[0] for face in found if face])
+    assert vectors.shape == (3, 128)
+    assert max(np.linalg.norm(a - b) for a in vectors for b in vectors) < 0.4
+    assert found[0] is not None and found[0][1].shape == (256, 256, 3)
+    assert models.describe_largest(np.full((360, 640, 3), 120, np.uint8)) is None
