@@ -164,6 +164,8 @@ def open_folds(data: DataConfig, index: Index) -> FoldOverlay | None:
     """
     if data.folds is None:
         return None
+    if not Path(data.folds).is_file():
+        raise UserError(f"data.folds={data.folds} is missing: dfer folds writes such a file")
     overlay = FoldOverlay.read(Path(data.folds))
     if data.folds_hash not in (None, overlay.hash):
         raise UserError(

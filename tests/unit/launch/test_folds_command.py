@@ -104,7 +104,10 @@ def test_check_counts_clips_of_groups_that_are_trained_on(
             ["o.json: group p00 is in folds 1 and 2"],
         ),
         (["--check"], ["does not say the group"]),
-        (["--check", "--groups", "two.csv", "--overlay", "o.json"], ["o.json is missing"]),
+        (
+            ["--check", "--groups", "two.csv", "--overlay", "o.json"],
+            ["o.json is missing: dfer folds writes"],
+        ),
         (["--check", "--groups", "two.csv", "--overlay", "other.json"], ["is of another set"]),
     ],
 )

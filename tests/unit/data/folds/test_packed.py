@@ -56,6 +56,8 @@ def test_overlay_is_read_as_written(
     assert open_folds(data, tiny_shards) == overlay
     assert open_folds(replace(data, folds_hash=overlay.hash), tiny_shards) == overlay
     assert open_folds(DataConfig(), tiny_shards) is None
+    with pytest.raises(UserError, match=r"data\.folds=no\.json is missing: dfer folds writes"):
+        open_folds(DataConfig(folds="no.json"), tiny_shards)
     with pytest.raises(UserError, match=f"has the hash {overlay.hash[:12]}, but .*=abc: give"):
         open_folds(replace(data, folds_hash="abc"), tiny_shards)
 
