@@ -46,8 +46,11 @@ Lists = Annotated[
     list[Path] | None,
     typer.Option(
         help="Folder of DFER-CLIP's lists 'path frames label'. Default: the owner's. Of list: a "
-        "CSV, TSV or text file of clips, or a folder of them (repeatable).",
+        "CSV, TSV or text file of clips, or a folder of them; several may follow (repeatable).",
     ),
+]
+MoreLists = Annotated[
+    list[Path] | None, typer.Argument(metavar="LIST", help="More lists after --lists.")
 ]
 Classes = Annotated[
     str | None,
@@ -114,6 +117,7 @@ def pack(
     dataset: Dataset,
     root: Root,
     out: Annotated[Path, typer.Option(help="Folder for the shards and pack_report.json.")],
+    more: MoreLists = None,
     lists: Lists = None,
     frames: Frames = None,
     resize: Resize = None,
@@ -148,18 +152,23 @@ def pack(
         raise UserError("--keep-uncropped is for --faces, else all frames are whole: give both")
     about: dict[str, Any] = {"folds": folds, "seed": seed, "groups": groups, "group_by": group_by}
     about |= {"votes": votes, "classes": classes and classes.split(","), "images": images}
+    lists = _join_lists(lists, more)
     listing = read_dataset(dataset, root, lists, prefer_videos=faces, frames=frames, **about)
     folders = " and ".join(printable(str(folder)) for folder in listing.folders)
-    first_line = f"{len(listing.records)} clips listed; from {folders}"
-    if resize:
-        first_line += f"; all frames are brought to {resize} x {resize} pixels"
-    print_line(first_line)
-    options: dict[str, Any] = {"size": resize, "strict": strict}
-    options |= {"faces": faces and FaceOptions(keep_uncropped)}
-    options |= {"workers": workers, "max_bad_frames": max_bad_frames}
+    resized = f"; all frames are brought to {resize} x {resize} pixels" * bool(resize)
+    print_line(f"{len(listing.records)} clips listed; from {folders}{resized}")
+    options = {"faces": faces and FaceOptions(keep_uncropped), "max_bad_frames": max_bad_frames}
+    options |= {"size": resize, "strict": strict, "workers": workers}
     report = pack_listing(listing, out, clips_per_shard, **options)
     print_table(_table(report))
     _print_problems(report, out)
+
+
+def _join_lists(lists: list[Path] | None, more: list[Path] | None) -> list[Path]:
+    """Return the lists of ``--lists A B --lists C``, of which B is an argument of the command."""
+    if more and not lists:
+        raise UserError(f"unexpected argument {more[0]}: lists are given with --lists")
+    return [*(lists or ()), *(more or ())]
 
 
 def pack_listing(listing: Listing, out: Path, clips_per_shard: int, **settings: Any) -> PackReport:

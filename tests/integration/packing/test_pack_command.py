@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 
 from dfer_dist.data.packing.report import REPORT, PackReport
-from tests.helpers.cli import dfer
+from tests.helpers.cli import dfer, invoke
 from tests.helpers.data.clips import write_clip
 from tests.helpers.forked import Done
 from tests.helpers.paths import ROOT
@@ -93,3 +93,32 @@ def test_packing_and_adding_maps_import_no_torch(tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines()[-1:] == ["False"], done.stderr
     assert "parsing: 2 clips in 2 shards" in done.stdout
+
+
+def test_several_lists_follow_their_option(tmp_path: Path) -> None:
+    for i, name in enumerate("abc"):
+        write_clip(tmp_path / "mine" / name, 2, seed=i)
+        list_name = ("train", "val", "test")[i]
+        (tmp_path / f"{list_name}.csv").write_text(f"path,label,person\n{name},{i % 2},P{i}\n")
+    lists = ["train.csv", "val.csv", "--classes", "calm,tense", "--lists", "test.csv"]
+    command = [
+        "pack",
+        "--dataset",
+        "list",
+        "--root",
+        "mine",
+        "--out",
+        "out",
+        "--group-by",
+        "person",
+    ]
+    done = invoke(*command, "--lists", *lists, "--workers", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "3 clips listed; from train.csv and test.csv and val.csv and mine" in done.stdout
+    assert "labels are 0 calm, 1 tense" in done.stdout
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert [shard["split"] for shard in index["shards"]] == ["test", "train", "val"]
+    assert index["extras"] == ["group"]
+    alone = invoke(*command, "train.csv", cwd=tmp_path)
+    assert alone.returncode == 2
+    assert alone.stderr == "error: unexpected argument train.csv: lists are given with --lists\n"
