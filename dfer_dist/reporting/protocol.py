@@ -282,6 +282,7 @@ def provenance_rows(loaded: LoadedRun) -> Rows:
         "Hash of the code": about.code_hash,
         "Opened": about.time,
         "Data": f"{dataset}, index {result.index_hash}",
+        "Hash of the folds": result.folds_hash,
         "Hash of the settings": result.config_hash,
         "Pretrained weights": result.pretrained_sha256 and f"sha256 {result.pretrained_sha256}",
         "Versions": join(f"{k} {v}" for k, v in versions.items() if v),
