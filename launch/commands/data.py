@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -13,6 +13,7 @@ from dfer_dist.utils.errors import UserError, first_of
 from launch.console import console, number_columns, print_line, print_table, progress_bar
 
 if TYPE_CHECKING:
+    from dfer_dist.data.faces.crop import FaceOptions
     from dfer_dist.data.faces.enrich import EnrichResult
     from dfer_dist.data.packing.report import PackReport
     from dfer_dist.data.sources.datasets import Listing
@@ -85,6 +86,14 @@ KeepUncropped = Annotated[
         "Default: leave them out.",
     ),
 ]
+Detector = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="How --faces finds faces: hog, or cnn for tilted and covered ones too (slower; on a "
+        "GPU if there is one). Default: hog.",
+    ),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Stop at the first problem instead of reporting it.")
 ]
@@ -123,6 +132,7 @@ def pack(
     resize: Resize = None,
     faces: Faces = False,
     keep_uncropped: KeepUncropped = False,
+    detector: Detector = None,
     strict: Strict = False,
     max_bad_frames: MaxBadFrames = None,
     folds: NumFolds = None,
@@ -143,13 +153,11 @@ def pack(
 
     Example: [bold]dfer pack --dataset dfew --root DFEW --out data/dfew[/bold]
     """
-    from dfer_dist.data.faces.crop import FaceOptions
     from dfer_dist.data.sources.datasets import check_out, read_dataset
     from dfer_dist.data.sources.names import printable
 
     check_out(root, out)
-    if keep_uncropped and not faces:
-        raise UserError("--keep-uncropped is for --faces, else all frames are whole: give both")
+    crop = _face_options(faces, keep_uncropped, detector)
     about: dict[str, Any] = {"folds": folds, "seed": seed, "groups": groups, "group_by": group_by}
     about |= {"votes": votes, "classes": classes and classes.split(","), "images": images}
     lists = _join_lists(lists, more)
@@ -157,7 +165,7 @@ def pack(
     folders = " and ".join(printable(str(folder)) for folder in listing.folders)
     resized = f"; all frames are brought to {resize} x {resize} pixels" * bool(resize)
     print_line(f"{len(listing.records)} clips listed; from {folders}{resized}")
-    options = {"faces": faces and FaceOptions(keep_uncropped), "max_bad_frames": max_bad_frames}
+    options = {"faces": crop, "max_bad_frames": max_bad_frames}
     options |= {"size": resize, "strict": strict, "workers": workers}
     report = pack_listing(listing, out, clips_per_shard, **options)
     print_table(_table(report))
@@ -169,6 +177,21 @@ def _join_lists(lists: list[Path] | None, more: list[Path] | None) -> list[Path]
     if more and not lists:
         raise UserError(f"unexpected argument {more[0]}: lists are given with --lists")
     return [*(lists or ()), *(more or ())]
+
+
+def _face_options(
+    faces: bool, keep_uncropped: bool, detector: str | None
+) -> FaceOptions | Literal[False]:
+    """Return how faces are cropped, False for whole frames."""
+    from dfer_dist.data.faces.crop import FaceOptions
+    from dfer_dist.data.faces.tracking import HOG
+
+    if not faces:
+        option = "--keep-uncropped" if keep_uncropped else "--detector"
+        if keep_uncropped or detector:
+            raise UserError(f"{option} is for --faces: give both, or neither")
+        return False
+    return FaceOptions(keep_uncropped, detector or HOG)
 
 
 def pack_listing(listing: Listing, out: Path, clips_per_shard: int, **settings: Any) -> PackReport:
@@ -216,7 +239,7 @@ def _print_problems(report: PackReport, out: Path) -> None:
     if report.dropped_frames:
         console.print(f"{report.dropped_frames:,} damaged frames were dropped")
     if report.uncropped_clips:
-        console.print(f"{report.uncropped_clips:,} clips without a face are packed uncropped")
+        console.print(f"clips without a face, packed uncropped: {report.uncropped_clips:,}")
     for line in (*report.notes, *(f"{n:,} {kind} not read" for kind, n in report.unread.items())):
         print_line(line)
     if not problems:

@@ -16,7 +16,8 @@ from dfer_dist.data.faces.alignment import (
     to_frame,
     warp,
 )
-from dfer_dist.data.faces.tracking import track_face
+from dfer_dist.data.faces.tracking import DETECTORS, HOG, track_face
+from dfer_dist.utils.errors import UserError
 
 # Default width and height of a crop, pixels.
 FACE_SIZE = 224
@@ -33,9 +34,23 @@ class FaceOptions:
     ----------
     keep_uncropped : bool
         Keep clips with a face in too few frames, as whole frames; otherwise they are left out.
+    detector : str
+        One of :data:`~dfer_dist.data.faces.tracking.DETECTORS`.
+
+    Raises
+    ------
+    UserError
+        If there is no such detector.
     """
 
     keep_uncropped: bool = False
+    detector: str = HOG
+
+    def __post_init__(self) -> None:
+        """Check the name of the detector."""
+        if self.detector not in DETECTORS:
+            names = " or ".join(DETECTORS)
+            raise UserError(f"unknown detector '{self.detector}': choose {names}")
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,7 @@ class FaceClip:
             yield warp(frame, matrix, self.size)
 
 
-def find_face(frames: Iterable[np.ndarray], size: int = FACE_SIZE) -> FaceClip:
+def find_face(frames: Iterable[np.ndarray], size: int = FACE_SIZE, detector: str = HOG) -> FaceClip:
     """Detect, track and align the face of a video: in every crop the eyes are level and in place.
 
     Parameters
@@ -95,13 +110,15 @@ def find_face(frames: Iterable[np.ndarray], size: int = FACE_SIZE) -> FaceClip:
         frames first.
     size : int
         Width and height of the crop, pixels.
+    detector : str
+        One of :data:`~dfer_dist.data.faces.tracking.DETECTORS`.
 
     Raises
     ------
     UserError
         If dlib or its weights are not installed.
     """
-    track = track_face(frames)
+    track = track_face(frames, detector)
     if not track.found.any():
         return FaceClip(track.points, track.found, np.empty((0, 2, 3)), size)
     poses = smooth_poses(face_pose(track.points), track.shots)

@@ -1,9 +1,11 @@
 """Detect and track the face of a video with dlib, on frames that are read once.
 
-The whole frame, at reduced size, is searched for faces now and then, and whenever the main face
-is lost. In between, each face is detected again in a small upright window where it was last: that
-is fast, and it allows more rotation than the detector alone. The weights are in the package
-``face-recognition-models``.
+There are two detectors: ``hog`` (histograms of oriented gradients) finds roughly frontal, upright
+faces; ``cnn``, a convolutional network that torch runs, is added to it for others. The whole frame,
+at reduced size, is searched for faces now and then, and whenever the main face is lost. In between,
+each face is detected again in a small upright window where it was last: that is fast, and it allows
+more rotation than the detector alone. In the window the network is used only where ``hog`` finds
+nothing. The weights are in the package ``face-recognition-models``.
 """
 
 from __future__ import annotations
@@ -13,13 +15,19 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from dfer_dist.data.faces.alignment import FacePlacement, face_pose, pose_matrix, to_frame, warp
 from dfer_dist.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from dfer_dist.data.faces.cnn_detector import CnnDetector
+
+DETECTORS = HOG, CNN = "hog", "cnn"
 
 # Search the whole frame every so many frames, while the main face is being tracked.
 _SEARCH_INTERVAL = 10
@@ -34,6 +42,11 @@ _MAX_ENLARGEMENT = 2.0
 # Minimum scores of the detector for a new face, and for one that is being tracked.
 _NEW_SCORE, _TRACKED_SCORE = 0.25, -0.1
 
+# Minimum score of the network, which finds faces of any angle. Landmarks need upright ones: windows
+# at these angles (degrees) are tried until ``hog`` finds the face.
+_CNN_SCORE = 0.0
+_NEW_ANGLES = (0, 30, -30, 60, -60, 90, -90)
+
 # A lost face is looked for in its last place for so many frames.
 _MAX_LOST_FRAMES = 10
 
@@ -42,6 +55,11 @@ _WINDOW_SIZE, _BOX_SIZE = 256, 120
 
 # Width of dlib's boxes in distances between the eyes.
 _BOX_WIDTH = 2.05
+
+# Of the network's boxes: their width, and how far the eyes are above their center, in distances
+# between the eyes; and dlib's box of the same face, its center below theirs and its width, as parts
+# of their width. Medians of 111 faces.
+_CNN_BOX_WIDTH, _CNN_EYES, _CNN_TO_HOG = 2.24, 0.36, (0.06, 1.06)
 
 # It puts the center of the box into the middle of the window.
 _WINDOW = FacePlacement(_BOX_SIZE / _BOX_WIDTH / _WINDOW_SIZE, 0.37)
@@ -110,7 +128,7 @@ class _Tracklet:
         return math.hypot(x - pose[0], y - pose[1]) < 1.2 * math.exp(pose[2])
 
 
-def track_face(frames: Iterable[np.ndarray]) -> Track:
+def track_face(frames: Iterable[np.ndarray], detector: str = HOG) -> Track:
     """Detect and track the main face of a video.
 
     Of several people the one with the largest sum over all frames of the size of the face times
@@ -122,13 +140,15 @@ def track_face(frames: Iterable[np.ndarray]) -> Track:
     ----------
     frames : iterable of uint8 arrays [H, W, 3], RGB
         Read once, and not kept.
+    detector : str
+        One of :data:`DETECTORS`.
 
     Raises
     ------
     UserError
         If dlib or its weights are not installed.
     """
-    models = load_models()
+    models = load_models(detector)
     ended: list[_Tracklet] = []
     active: list[_Tracklet] = []
     num_frames = 0
@@ -163,7 +183,7 @@ def _find_new_faces(
         if face and face.frames[-1] == now:
             continue
         pose = np.array([x, y, math.log(size), 0.0])
-        detection = models.detect_in_window(frame, pose)
+        detection = models.detect_new(frame, pose)
         if detection is None:
             continue
         if face is None:
@@ -204,7 +224,12 @@ def _is_same_person(models: DlibModels, tracklet: _Tracklet, person: list[_Track
 
 
 class DlibModels:
-    """dlib's face detector, landmark predictor and face descriptor.
+    """dlib's face detectors, landmark predictor and face descriptor.
+
+    Parameters
+    ----------
+    detector : str
+        One of :data:`DETECTORS`.
 
     Raises
     ------
@@ -212,7 +237,7 @@ class DlibModels:
         If dlib or its weights are not installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, detector: str = HOG) -> None:
         try:
             import dlib
 
@@ -228,6 +253,13 @@ class DlibModels:
         self._descriptor = dlib.face_recognition_model_v1(
             paths["dlib_face_recognition_resnet_model_v1.dat"]
         )
+        self._rectangle = dlib.rectangle
+        self._cnn: CnnDetector | None = None
+        if detector == CNN:
+            # imported here: it imports torch
+            from dfer_dist.data.faces.cnn_detector import CnnDetector
+
+            self._cnn = CnnDetector(Path(paths["mmod_human_face_detector.dat"]))
 
     def search(self, frame: np.ndarray) -> list[tuple[float, float, float]]:
         """Return the faces in a frame, largest first.
@@ -237,27 +269,58 @@ class DlibModels:
         image = Image.fromarray(frame).convert("L")
         scale = min(_MAX_ENLARGEMENT, math.sqrt(_SEARCH_PIXELS / (image.width * image.height)))
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        image = image.resize(size, Image.Resampling.BILINEAR)
-        boxes, _, _ = self._detector.run(np.asarray(image), 0, _NEW_SCORE)
+        boxes, _, _ = self._detector.run(_resize(image, size), 0, _NEW_SCORE)
         faces = []
         for box in boxes:
             center, distance = box.center(), box.width() / scale / _BOX_WIDTH
             # the center of the box is near the tip of the nose
             faces.append((center.x / scale, center.y / scale - 0.55 * distance, distance))
+        if self._cnn:
+            for face in self._cnn.detect(_resize(Image.fromarray(frame), size), _CNN_SCORE):
+                distance = face.width / scale / _CNN_BOX_WIDTH
+                faces.append((face.x / scale, face.y / scale - _CNN_EYES * distance, distance))
         return sorted(faces, key=lambda face: -face[2])
 
-    def detect_in_window(self, frame: np.ndarray, pose: np.ndarray) -> _Detection | None:
+    def detect_new(self, frame: np.ndarray, pose: np.ndarray) -> _Detection | None:
+        """Return the face at a pose whose angle is unknown if the network found it, or None."""
+        down = np.array([0.0, _CNN_EYES * math.exp(pose[2])])
+        for degrees in _NEW_ANGLES if self._cnn else ():
+            turned = pose.copy()
+            turned[3] = angle = math.radians(degrees)
+            # around the center of the face
+            turned[:2] += down - [-math.sin(angle) * down[1], math.cos(angle) * down[1]]
+            detection = self.detect_in_window(frame, turned, only_hog=True)
+            if detection and detection.score > _NEW_SCORE:
+                return detection
+        return self.detect_in_window(frame, pose)
+
+    def detect_in_window(
+        self, frame: np.ndarray, pose: np.ndarray, only_hog: bool = False
+    ) -> _Detection | None:
         """Return the face in the middle of an upright window around a pose, or None."""
         matrix = pose_matrix(pose, _WINDOW, _WINDOW_SIZE)
         window = warp(frame, matrix, _WINDOW_SIZE)
         boxes, scores, _ = self._detector.run(window, 0, _TRACKED_SCORE)
         central = [(s, b) for s, b in zip(scores, boxes, strict=True) if _is_central(b)]
+        if self._cnn and not central and not only_hog:
+            central = self._detect_with_network(window)
         if not central:
             return None
         score, box = max(central, key=lambda pair: pair[0])
         shape = self._landmarks(window, box)
         points = np.array([(p.x, p.y) for p in shape.parts()], np.float64)
         return _Detection(score, to_frame(matrix, points), window, shape)
+
+    def _detect_with_network(self, window: np.ndarray) -> list[tuple[float, Any]]:
+        """Return the scores and boxes of the faces that the network finds in a window."""
+        assert self._cnn is not None
+        down, wider = _CNN_TO_HOG
+        found = []
+        for face in self._cnn.detect(window, _CNN_SCORE):
+            y, half = face.y + down * face.width, wider * face.width / 2
+            edges = (face.x - half, y - half, face.x + half, y + half)
+            found.append((face.score, self._rectangle(*map(round, edges))))
+        return [(score, box) for score, box in found if _is_central(box)]
 
     def describe(self, face: _Tracklet) -> np.ndarray:
         """Return the descriptor of a face, float64 [128]; those of one person are similar."""
@@ -282,6 +345,10 @@ class DlibModels:
         )
 
 
+def _resize(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+
+
 def _is_central(box: Any) -> bool:
     """Return whether a box is in the middle of the window, and of about the expected size."""
     center = box.center()
@@ -290,6 +357,6 @@ def _is_central(box: Any) -> bool:
 
 
 @cache
-def load_models() -> DlibModels:
+def load_models(detector: str = HOG) -> DlibModels:
     """Load dlib's models once per process."""
-    return DlibModels()
+    return DlibModels(detector)

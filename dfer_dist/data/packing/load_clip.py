@@ -155,13 +155,14 @@ def _find_face(
     clip: LoadedClip, frames: Iterable[np.ndarray], name: str, size: int, options: FaceOptions
 ) -> FaceClip | None:
     """Return the face of a clip and add its landmarks; add a fault if most frames have none."""
-    face = find_face(frames, size)
+    face = find_face(frames, size, options.detector)
     if face.fraction < MIN_FACE_FRACTION:
         reason = f"the face is in {face.found.sum()} of {len(face.found)} frames of {name}"
         if options.keep_uncropped:
             clip.faults.append(Fault(NO_FACE, f"{reason}: its whole frames are packed"))
         else:
-            clip.leave_out(NO_FACE, f"{reason}, at least half are needed")
+            hint = "see --detector and --keep-uncropped"
+            clip.leave_out(NO_FACE, f"{reason}, at least half are needed ({hint})")
         return None
     clip.landmarks = _landmark_members(face.landmarks, face.found)
     return face

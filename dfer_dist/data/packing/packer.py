@@ -161,7 +161,7 @@ class _Plan:
             raise UserError(
                 f"{out} was packed with {stored.settings}: give the same, or choose an empty --out"
             )
-        if any(problem.kind == report.NO_VIDEO for problem in stored.problems):
+        if any(problem.reason == report.ONLY_FRAMES for problem in stored.problems):
             raise UserError(
                 f"{out} was packed by an earlier version, which detected faces in videos only: "
                 "choose an empty --out"

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from dfer_dist.data.faces.crop import FaceOptions
+from dfer_dist.data.faces.tracking import HOG
 from dfer_dist.data.shards.index import Index, LeftOut, Shard
 from dfer_dist.data.sources.names import printable
 from dfer_dist.data.sources.records import NO_SPLIT, ClipRecord, Fault
@@ -27,8 +28,8 @@ _RULES = 2
 # Kind of the fault of a clip in which no face was found.
 NO_FACE = "no face"
 
-# That of earlier versions, which left out folders of frames with --faces.
-NO_VIDEO = "no video"
+# Why earlier versions left out folders of frames with --faces.
+ONLY_FRAMES = "it has only frames: faces are detected in videos"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class PackSettings:
         none of a video's.
     keep_uncropped : bool
         Whether clips without a face are kept as whole frames.
+    detector : str
+        One of :data:`~dfer_dist.data.faces.tracking.DETECTORS`.
     """
 
     clips_per_shard: int
@@ -55,6 +58,7 @@ class PackSettings:
     faces: bool = False
     max_bad_frames: float | None = None
     keep_uncropped: bool = False
+    detector: str = HOG
 
     @classmethod
     def of(
@@ -72,7 +76,7 @@ class PackSettings:
     @property
     def face_options(self) -> FaceOptions | None:
         """How faces are cropped, None for whole frames."""
-        return FaceOptions(self.keep_uncropped) if self.faces else None
+        return FaceOptions(self.keep_uncropped, self.detector) if self.faces else None
 
     def __str__(self) -> str:
         """Return the settings as arguments of ``dfer pack``."""
@@ -81,6 +85,8 @@ class PackSettings:
             text += f" --resize {self.resize}"
         if self.faces:
             text += " --faces"
+        if self.detector != HOG:
+            text += f" --detector {self.detector}"
         if self.keep_uncropped:
             text += " --keep-uncropped"
         if self.max_bad_frames is not None:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dfer_dist.data.faces.tracking import HOG
 from dfer_dist.data.packing import report
 from dfer_dist.data.packing.load_clip import load_clip
 from dfer_dist.data.shards import sidecars
@@ -82,6 +83,8 @@ class ShardJob:
             body.append(settings.max_bad_frames)
         if settings.keep_uncropped:
             body.append("keep uncropped")
+        if settings.detector != HOG:
+            body.append(settings.detector)
         if self.extras:
             body.append({name: [getattr(r, name) for r in self.records] for name in self.extras})
         if any(r.start is not None or r.end is not None for r in self.records):
@@ -140,7 +143,7 @@ def _finished_result(job: ShardJob, digest: str) -> report.ShardResult | None:
         # missing, of another version, or truncated by a full disk
         return None
     same_bytes = result.digest == digest and result.decoders == report.decoder_versions()
-    is_outdated = any(problem.kind == report.NO_VIDEO for problem in result.problems)
+    is_outdated = any(problem.reason == report.ONLY_FRAMES for problem in result.problems)
     return result if is_whole and same_bytes and not is_outdated else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_frames_are_cropped_like_the_video_they_are_of(
 ) -> None:
     options = {"folds": 2, "faces": True, "keep_uncropped": True, "workers": 1}
     pack_command("folder", source, tmp_path / "out", **options)
-    assert "2 clips without a face are packed uncropped" in capsys.readouterr().out
+    assert "clips without a face, packed uncropped: 2" in capsys.readouterr().out
     clips = read_clips(read_index(tmp_path / "out"))
     assert len(clips) == 4
     for name in ("face", "nobody"):
@@ -109,3 +110,24 @@ def test_clips_without_a_face_are_left_out_by_default(source: Path, tmp_path: Pa
     assert {clip.clip for clip in index.left_out} == {"Happy/nobody", "Sad/nobody"}
     with pytest.raises(UserError, match="was packed with --clips-per-shard 256 --faces: give"):
         pack(listing.records, "mine", tmp_path, faces=FaceOptions(True), **options)
+
+
+def test_cnn_packs_tilted_faces_that_hog_leaves_out(tmp_path: Path) -> None:
+    for label, name, degrees in (("Happy", "tilted", 55.0), ("Sad", "upright", 0.0)):
+        folder = tmp_path / "mine" / label / name
+        folder.mkdir(parents=True)
+        heads = [[Pose(150 + t, 120, 0.9, degrees)] for t in range(3)]
+        for t, frame in enumerate(draw(heads, 320, 240)):
+            Image.fromarray(frame).save(folder / f"{t}.png")
+    listing = read_dataset("folder", tmp_path / "mine", folds=2)
+    options = {"workers": 1, "classes": listing.classes}
+    records = [replace(record, split="test") for record in listing.records]
+    by_hog = pack(records, "mine", tmp_path / "hog", faces=True, **options)
+    assert [clip.clip for clip in by_hog.left_out] == ["Happy/tilted"]
+    index = pack(records, "mine", tmp_path / "cnn", faces=FaceOptions(detector="cnn"), **options)
+    frames, points, found = read_clips(index)["Happy_tilted"]
+    assert found.all() and len(frames) == 3
+    eyes = np.stack([points[:, 36:42].mean(1), points[:, 42:48].mean(1)], 1)
+    # level, and in place
+    assert np.abs(eyes[:, 0, 1] - eyes[:, 1, 1]).max() < 4
+    assert np.abs(eyes.mean(1) - EYES_IN_CROP).max() < 4

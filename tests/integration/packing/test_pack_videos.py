@@ -74,7 +74,7 @@ def test_pack_faces_stores_landmarks_and_reports_the_rest(videos: Path, tmp_path
     }
     assert "3 of 7 clips left out" in done.stdout
     assert f"0 of {FRAMES} frames of nobody.mp4, at least half are needed" in done.stdout
-    assert "0 of 3 frames of folder frames, at least half are needed" in done.stdout
+    assert "0 of 3 frames of folder frames, at least half are needed (see --detector" in done.stdout
     clips = read_frames(index)
     assert sorted(clips) == ["Happy_video_0", "Happy_video_1", "Sad_video_0", "Sad_video_1"]
     for i in range(len(index.shards)):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from dfer_dist.data.faces.alignment import to_frame
+from dfer_dist.data.faces.alignment import face_pose, to_frame
 from dfer_dist.data.faces.crop import FaceClip, find_face
 from dfer_dist.data.faces.tracking import load_models, track_face
 from dfer_dist.demo.faces import render_clip
@@ -41,6 +42,35 @@ def test_two_people_are_not_merged() -> None:
     assert load_models().search(background), "the detector finds the second face"
     clip = find_face([*draw([[Pose(200, 150)]] * 12), *[background] * 6])
     assert clip.found.tolist() == [True] * 12 + [False] * 6
+
+
+@pytest.mark.parametrize("degrees", [-50, 75])
+def test_cnn_finds_a_tilted_face_that_hog_misses(degrees: float) -> None:
+    frames = list(draw([[Pose(320, 150, 1.0, degrees)]]))
+    assert not track_face(frames).found.any()
+    track = track_face(frames, "cnn")
+    x, y, _, angle = face_pose(track.points[0])
+    assert math.hypot(x - 320, y - 150) < 5
+    assert math.degrees(angle) == pytest.approx(degrees, abs=6)
+
+
+def test_cnn_finds_a_face_whose_mouth_is_covered() -> None:
+    (frame,) = draw([[Pose(320, 150)]])
+    frame[185:] = 120
+    assert not track_face([frame]).found.any()
+    x, y, *_ = face_pose(track_face([frame], "cnn").points[0])
+    assert math.hypot(x - 320, y - 150) < 15
+
+
+def test_cnn_finds_what_hog_finds_at_the_same_place() -> None:
+    frames = list(draw([[Pose(300, 150), Pose(570, 70, 0.45)]] * 3))
+    hog, cnn = track_face(frames), track_face(frames, "cnn")
+    assert hog.found.all() and cnn.found.all()
+    assert np.array_equal(hog.points, cnn.points)
+
+
+def test_cnn_finds_no_face_where_there_is_none() -> None:
+    assert not track_face([data.coffee(), *draw([[]])], "cnn").found.any()
 
 
 def test_dlib_landmarks_match_those_of_rendered_faces() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from dfer_dist.data.faces.crop import FaceClip, FaceOptions
 from dfer_dist.data.packing import load_clip as module
 from dfer_dist.data.packing.load_clip import LoadedClip, load_clip
 from dfer_dist.data.packing.packer import pack
-from dfer_dist.data.packing.report import REPORT
+from dfer_dist.data.packing.report import REPORT, PackReport, PackSettings
+from dfer_dist.data.packing.shard_writer import ShardJob, hash_json
 from dfer_dist.data.shards.sidecars import read_array
 from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.utils.errors import UserError
@@ -33,10 +35,16 @@ def clip(tmp_path: Path) -> ClipRecord:
     return ClipRecord("c", 0, "fold1", "c", tmp_path / "c")
 
 
-def detect(monkeypatch: pytest.MonkeyPatch, found: list[bool], pose: np.ndarray = POSE) -> None:
+def detect(
+    monkeypatch: pytest.MonkeyPatch,
+    found: list[bool],
+    pose: np.ndarray = POSE,
+    wanted: str = "hog",
+) -> None:
     """Replace the detector."""
 
-    def find_face(frames: Iterable[np.ndarray], size: int) -> FaceClip:
+    def find_face(frames: Iterable[np.ndarray], size: int, detector: str) -> FaceClip:
+        assert detector == wanted
         num_frames = sum(1 for _ in frames)
         flags = np.array(found[:num_frames], bool)
         points = np.full((num_frames, 68, 2), 7, np.float32)
@@ -133,9 +141,46 @@ def test_clip_without_a_face_is_kept_if_wanted(
     assert points.shape == (5, 68, 2) and np.isnan(points).all() and not found.any()
 
 
-def test_keep_uncropped_needs_faces(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--keep-uncropped is for --faces"):
-        pack_command("folder", tmp_path / "in", tmp_path / "out", keep_uncropped=True)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep_uncropped": True}, "--keep-uncropped is for --faces: give both, or neither"),
+        ({"detector": "cnn"}, "--detector is for --faces: give both, or neither"),
+        ({"detector": "yolo", "faces": True}, "unknown detector 'yolo': choose hog or cnn"),
+    ],
+)
+def test_options_for_faces_are_checked(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{message}$"):
+        pack_command("folder", tmp_path / "in", tmp_path / "out", **options)
+
+
+def test_detector_is_used_recorded_and_part_of_the_set(
+    clip: ClipRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detect(monkeypatch, [True] * 5, wanted="cnn")
+    options = FaceOptions(detector="cnn")
+    pack([clip], "dfew", tmp_path / "out", workers=1, faces=options)
+    settings = PackReport.read(tmp_path / "out" / REPORT).settings
+    assert settings.face_options == options
+    message = "was packed with --clips-per-shard 256 --faces --detector cnn: give the same"
+    with pytest.raises(UserError, match=message):
+        pack([clip], "dfew", tmp_path / "out", workers=1, faces=True)
+
+
+def test_digest_of_the_default_detector_is_that_of_earlier_versions(
+    clip: ClipRecord, tmp_path: Path
+) -> None:
+    def digest(**settings: Any) -> str:
+        return ShardJob(
+            tmp_path / "a.tar", (clip,), 7, PackSettings(256, faces=True, **settings), False
+        ).digest()
+
+    sizes = [[f"{i:05d}.jpg", (clip.media / f"{i:05d}.jpg").stat().st_size] for i in range(5)]
+    row = ["c", 0, "fold1", "c", None, sizes]
+    assert digest() == hash_json(["a.tar", 7, None, True, [row]])
+    assert len({digest(), digest(detector="cnn"), digest(keep_uncropped=True)}) == 3
 
 
 def test_set_of_a_version_without_faces_of_frames_is_refused(
@@ -145,9 +190,11 @@ def test_set_of_a_version_without_faces_of_frames_is_refused(
     pack([clip], "dfew", tmp_path / "out", workers=1, faces=True)
     file = tmp_path / "out" / REPORT
     values = json.loads(file.read_text())
-    values["problems"] = [
-        {"clip": "d", "split": "fold1", "kind": "no video", "reason": "", "left_out": True}
-    ]
+    problem = {"clip": "d", "split": "fold1", "kind": "no video", "left_out": True}
+    values["problems"] = [{**problem, "reason": "it has only frames: start and end are of videos"}]
+    file.write_text(json.dumps(values))
+    pack([clip], "dfew", tmp_path / "out", workers=1, faces=True)
+    values["problems"] = [{**problem, "reason": "it has only frames: faces are detected in videos"}]
     file.write_text(json.dumps(values))
     with pytest.raises(UserError, match="earlier version, which detected faces in videos only"):
         pack([clip], "dfew", tmp_path / "out", workers=1, faces=True)

@@ -34,6 +34,7 @@ def test_report_file_keeps_the_keys_of_version_1(report_file: Path) -> None:
         "faces": False,
         "max_bad_frames": None,
         "keep_uncropped": False,
+        "detector": "hog",
     }
     assert raw["decoders"]["pillow"] == PIL.__version__
     assert list(raw["decoders"]) == ["av", "pillow", "simplejpeg", "rules"]
@@ -62,5 +63,5 @@ def test_settings_are_shown_as_arguments() -> None:
     assert str(PackSettings(256, None, True)) == "--clips-per-shard 256 --faces"
     assert str(PackSettings(2, 64, False)) == "--clips-per-shard 2 --resize 64"
     assert str(PackSettings(2, None, False, 2.5)) == "--clips-per-shard 2 --max-bad-frames 2.5"
-    uncropped = PackSettings(2, faces=True, keep_uncropped=True)
-    assert str(uncropped) == "--clips-per-shard 2 --faces --keep-uncropped"
+    settings = PackSettings(2, faces=True, keep_uncropped=True, detector="cnn")
+    assert str(settings) == "--clips-per-shard 2 --faces --detector cnn --keep-uncropped"
