@@ -205,6 +205,8 @@ def _merge(tree: DictConfig, patch: DictConfig, source: str) -> DictConfig:
     except (OmegaConfBaseException, TypeError) as e:
         where = getattr(e, "full_key", None)
         fault = _other_kind(tree, patch) or f"{where or 'a value'}: {_one_line(e)}"
+        if ":" in str(where):
+            fault = f"'{where}' has no value: put a space after the colon, as in {{dfew: 1}}"
         raise UserError(f"{source}: {fault}") from e
     assert isinstance(merged, DictConfig)
     return merged

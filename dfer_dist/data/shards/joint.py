@@ -273,7 +273,9 @@ def check_mixture(mixture: Mapping[str, float] | None, sets: Sequence[Index]) ->
     names = [own.name for own in sets]
     for name, weight in (mixture or {}).items():
         if name not in names:
-            raise UserError(f"data.mixture={{{name}: {weight:g}}}: the sets are {', '.join(names)}")
+            raise UserError(
+                f"data.mixture={{{name}: {weight:g}}}: the sets are {', '.join(names)}, weigh these"
+            )
         if len(sets) == 1:
             raise UserError(
                 f"data.mixture={{{name}: {weight:g}}} weighs several sets, and data.shards is one: "

@@ -284,6 +284,7 @@ def test_folder_of_shards_may_be_named_by_a_number(tmp_path: Path) -> None:
         (["data.shards=[]"], r"data\.shards=\[\]: give a folder or URL, or a list"),
         (["data.shards=[1,2]"], r"data\.shards=\[1, 2\]: give a folder or URL"),
         (["data.shards=null"], "data.shards=None: give a folder or URL"),
+        (["data.mixture={a:1}"], r"'data\.mixture\.a:1' has no value: put a space after the colon"),
         (["data.mixture={a: 0}"], r"data\.mixture\.a=0\.0: must be greater than 0"),
         (["data.mixture={a: -1}"], r"data\.mixture\.a=-1\.0: must be greater than 0"),
         (["data.mixture={a: .inf}"], r"data\.mixture\.a=inf: must be greater than 0"),

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from dfer_dist.data.loading.prefetch import evaluation_requests, training_requests
+from dfer_dist.config.schema import DataConfig
+from dfer_dist.data.loading.prefetch import (
+    Prefetcher,
+    check_cache,
+    evaluation_requests,
+    training_requests,
+)
 from dfer_dist.data.loading.sampler import EpochPlan, QuotaPlan, all_clips, clips_by_class
 from dfer_dist.data.shards.index import Index
+from dfer_dist.data.shards.joint import open_sets
+from dfer_dist.data.shards.reader import ClipReader
+from dfer_dist.utils.errors import UserError
+from tests.helpers.data.sets import pack_other
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -40,3 +55,27 @@ def test_requests_carry_shards_of_this_and_the_next_block(tiny_shards: Index) ->
     )
     first, last = plan.sample_ref(0, 0).shard, plan.sample_ref(0, 7).shard
     assert [a.ahead for a in walk] == [(first, last), (), (), (last,)]
+
+
+def test_shards_of_each_set_come_from_its_own_place(
+    tiny_shards: Index, tiny_source: Path, tmp_path: Path
+) -> None:
+    """Of a local set and one that is copied: the latter's are fetched, and count for the cache."""
+    other = pack_other(tiny_source, tmp_path / "other")
+    locations = [str(tiny_shards.root), other.root.as_uri()]
+    data = DataConfig(shards=locations, cache=str(tmp_path / "cache"), cache_gb=0.05)
+    joint = open_sets(data)
+    start, cached = len(tiny_shards.shards), {f"{other.shards[2].sha256}.tar"}
+    Prefetcher(joint).prefetch([0, 3, start + 2])
+    deadline = time.monotonic() + 30
+    while not cached <= {file.name for file in tmp_path.glob("cache/*.tar")}:
+        assert time.monotonic() < deadline, "not fetched"
+        time.sleep(0.01)
+    assert {file.name for file in tmp_path.glob("cache/*.tar")} == cached
+    plan = EpochPlan(all_clips(joint, range(len(joint.shards))), 0, 0, 8, 512)
+    check_cache(joint, plan, range(1), 1)
+    size = sum(shard.bytes for shard in other.shards) / 1e9
+    small = open_sets(replace(data, cache_gb=size / 2))
+    with pytest.raises(UserError, match="GB of shards at a time; choose a larger cache"):
+        check_cache(small, plan, range(1), 1)
+    assert ClipReader(small).read(start + 2, 0, lambda *_: np.zeros(1, int)).frames.shape[0] == 1

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dfer_dist.config.schema import DataConfig, ExtraClasses
+from dfer_dist.data.shards import sidecars
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.joint import (
     JointIndex,
@@ -176,3 +179,22 @@ def test_missing_shard_of_any_set_is_found_when_opened(
     gone.unlink()
     with pytest.raises(UserError, match=f"{gone} is missing: copy it again; 4 clips"):
         open_sets(DataConfig(shards=[str(tiny_shards.root), str(other.root)]))
+
+
+def test_maps_that_were_made_differently_are_refused(
+    tiny_shards: Index, other: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joint = join([tiny_shards, other], ExtraClasses.keep)
+    makers = {"dfew": "network", "other": "network"}
+
+    def read(index: Index, shard: int, kind: str) -> Any:
+        by = makers[index.shard_name(shard).partition("/")[0]]
+        return SimpleNamespace(sha256=f"{shard}", made={"by": by})
+
+    monkeypatch.setattr(sidecars, "read_modality_manifest", read)
+    made = sidecars.describe_modalities(joint, ["parsing"])
+    assert made and made["made"] == {"parsing": ["network"]}
+    makers["other"] = "regions"
+    message = r"model\.modalities has parsing, made differently for the sets \(dfew: network; other"
+    with pytest.raises(UserError, match=message):
+        sidecars.describe_modalities(joint, ["parsing"])
