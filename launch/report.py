@@ -54,22 +54,34 @@ def report_run(
         print_line(f"MLflow: dfer ui {run.root}")
 
 
-def report_sweep(sweep: SweepDir, status: str | None = None) -> None:
-    """Write the comparison of a sweep's runs to its folder, and print it.
-
-    Parameters
-    ----------
-    status : str, optional
-        Close the sweep's run at MLflow with this status.
-    """
+def report_sweep(sweep: SweepDir) -> None:
+    """Write the comparison of a sweep's runs to its folder and to MLflow, and print it."""
     from dfer_dist.reporting.files import write_sweep
 
     with announced(f"comparing the runs of {sweep.name}"):
         report = write_sweep(sweep.runs(), sweep.root)
+        _update_mlflow_sweep(sweep)
     for sentence in report.verdict.sentences:
         print_line(sentence)
     print_tables(report.sections, "comparison.md")
     print_line(f"comparison: {sweep.root / 'comparison.md'}, with .html and .tex next to it")
+
+
+def _update_mlflow_sweep(sweep: SweepDir) -> None:
+    """Send what the server of a sweep lacks. A failure is only a warning."""
+    from dfer_dist.tracking.server import describe_failure
+    from dfer_dist.tracking.sync_sweep import sync_sweep
+
+    uris = [info.uri for run in sweep.runs() if (info := run.info().tracking)]
+    try:
+        sync_sweep(sweep)
+    # MLflow raises many types
+    except Exception as error:
+        print(
+            f"warning: {describe_failure(uris[0], error)}; "
+            f"run dfer sync {sweep.root} to send what is missing",
+            file=sys.stderr,
+        )
 
 
 def print_tables(sections: Sequence[Section], file: str) -> None:

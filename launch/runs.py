@@ -15,6 +15,7 @@ from dfer_dist.config.schema import NEUTRAL, Config, Supervision, config_hash, f
 from dfer_dist.runs.layout import RunDir, parse_folds
 from dfer_dist.runs.provenance import changed_files, collect, environment_lock, snapshot_code
 from dfer_dist.runs.records import DataOrigin, DriftRecord, Provenance, RunInfo
+from dfer_dist.runs.sweep import sweep_of
 from dfer_dist.utils.errors import UserError, first_of
 from dfer_dist.utils.files import write_text
 from launch.console import print_line
@@ -129,11 +130,17 @@ def _failed_before_training(run: RunDir) -> bool:
 
 
 def remove_run(run: RunDir) -> None:
-    """Delete a run in which nothing was trained, at the tracking server too."""
+    """Delete a run in which nothing was trained, at the tracking server too.
+
+    A sweep goes with its last run.
+    """
     from dfer_dist.tracking.mlflow_runs import delete_runs
 
+    sweep = sweep_of(run)
     delete_runs(run)
     shutil.rmtree(run.root)
+    if sweep and not sweep.runs():
+        shutil.rmtree(sweep.root)
 
 
 def _request(run: RunDir, folds: list[int]) -> None:

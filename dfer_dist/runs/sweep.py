@@ -31,8 +31,8 @@ class SweepMember:
 class SweepInfo(Record):
     """``sweep.json``: the runs of a sweep, in the order in which they were asked for.
 
-    ``key`` is the sweep's own identifier at MLflow, ``run_id`` its run there (empty until the
-    server has answered), and ``closed`` the status with which that ended.
+    ``key`` is the sweep's own identifier at MLflow, and ``run_id`` its run there; it is None until
+    the server has answered.
     """
 
     remedy: ClassVar[str] = "give its dfer crossval command again"
@@ -40,7 +40,6 @@ class SweepInfo(Record):
     key: str
     members: list[SweepMember]
     run_id: str | None = None
-    closed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,11 @@ class SweepDir:
 
 def sweep_of(run: RunDir) -> SweepDir | None:
     """Return the sweep that a run belongs to; None for a run of its own."""
-    sweep = SweepDir(run.root.with_name(run.info().sweep or "."))
-    return sweep if run.info().sweep and sweep.file.is_file() else None
+    name = run.info().sweep
+    if not name:
+        return None
+    sweep = SweepDir(run.root.with_name(name))
+    return sweep if sweep.file.is_file() else None
 
 
 def expand(folder: Path) -> list[RunDir]:

@@ -122,7 +122,11 @@ def own_tracking(run: RunDir) -> TrackingInfo | None:
         if tracking is None or tracking.root == str(run.root):
             return tracking
         own = _claim(run, tracking)
-        run.update_info(tracking=own)
+        changes: dict[str, object] = {"tracking": own}
+        if own is None or own.key != tracking.key:
+            # the original is in the sweep
+            changes["sweep"] = ""
+        run.update_info(**changes)
         return own
 
 

@@ -1,5 +1,7 @@
 """The MLflow runs of a cross-validation: a parent run, and a child run for each fold.
 
+The parent of a run in a sweep is a child of the sweep's own (:mod:`dfer_dist.tracking.sweeps`).
+
 ``run.json`` has a unique key before anything is created at the server. Everything created there
 has it as a tag, so that creating the runs again, after any crash, first finds what exists.
 """
@@ -18,10 +20,12 @@ from dfer_dist.config.applicable import applicable_settings
 from dfer_dist.config.load import read_config
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import DataOrigin, FoldStatus, GitState, Provenance, TrackingInfo
+from dfer_dist.runs.sweep import sweep_of
 from dfer_dist.tracking.identity import artifact_folder, forget_sent, own_tracking
 from dfer_dist.tracking.metric_names import CURRENT, MetricNames
 from dfer_dist.tracking.notes import describe_experiment
 from dfer_dist.tracking.server import SQLITE, client, describe_failure, lock_if_possible, probe
+from dfer_dist.tracking.sweeps import PARENT_TAG, parent_tag, sweep_tags
 from dfer_dist.tracking.uploader import Connect, reason
 from dfer_dist.utils.errors import UserError
 
@@ -111,11 +115,12 @@ def make_runs(run: RunDir, api: MlflowClient, check: bool = False) -> TrackingIn
         describe_experiment(api, experiment_id)
         found = _found(run, api, experiment_id, tracking)
         tags, key_tag, name = run_tags(run), {_KEY_TAG: tracking.key}, run.root.name
-        parent = found.get("") or api.create_run(experiment_id, tags=key_tag, run_name=name)
-        complete(run, api, parent, tags)
+        own = key_tag | parent_tag(run, api, experiment_id)
+        parent = found.get("") or api.create_run(experiment_id, tags=own, run_name=name)
+        complete(run, api, parent, tags | own)
         parent_id, children = parent.info.run_id, {}
         for fold in map(str, run.info().folds):
-            own = {"mlflow.parentRunId": parent_id, _FOLD_TAG: fold, **key_tag}
+            own = {PARENT_TAG: parent_id, _FOLD_TAG: fold, **key_tag}
             child = found.get(fold)
             if child is None:
                 child = api.create_run(experiment_id, tags=own, run_name=f"{name}-fold{fold}")
@@ -259,6 +264,7 @@ def run_tags(run: RunDir) -> dict[str, str]:
         "mlflow.source.name": "dfer",
         "mlflow.source.git.commit": git.sha,
         "drift": ", ".join(sorted({key for drift in info.drift for key in drift.changes})),
+        **sweep_tags(run),
     }
     return {k: v for k, v in tags.items() if v}
 
@@ -318,14 +324,20 @@ def close_early(run: RunDir, fold: int, status: str) -> None:
 
 
 def delete_runs(run: RunDir) -> None:
-    """Delete the MLflow runs of a run without training; MLflow keeps them for its own ``gc``."""
+    """Delete the MLflow runs of a run without training, and that of a sweep with its last run.
+
+    MLflow keeps them for its own ``gc``.
+    """
     try:
         tracking = own_tracking(run)
         if tracking is None or tracking.run_id is None:
             return
         api = client(tracking.uri)
         probe(api)
-        for run_id in (*tracking.folds.values(), tracking.run_id):
+        sweep, run_ids = sweep_of(run), [*tracking.folds.values(), tracking.run_id]
+        if sweep and sweep.runs() == [run] and (sweep_id := sweep.info().run_id):
+            run_ids.append(sweep_id)
+        for run_id in run_ids:
             api.delete_run(run_id)
     except Exception as e:
         # Whatever MLflow raises, the folder can be reused.

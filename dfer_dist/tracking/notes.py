@@ -50,8 +50,13 @@ def describe_run(run: RunDir, api: MlflowClient, parent: Run, summary: Summary) 
 
     One that was edited in MLflow is kept.
     """
-    run_id, old = parent.info.run_id, parent.data.tags.get(_NOTE)
-    new = signed(run_text(run, summary))
+    return set_description(api, parent, run_text(run, summary))
+
+
+def set_description(api: MlflowClient, at: Run, text: str) -> bool:
+    """Set the description of an MLflow run as :func:`describe_run` does; a long one is cut."""
+    run_id, old = at.info.run_id, at.data.tags.get(_NOTE)
+    new = signed(text[:_MAX_TEXT])
     if old == new:
         return False
     if old is not None and not is_signed(old):
@@ -87,14 +92,13 @@ def run_text(run: RunDir, summary: Summary) -> str:
 
     command = Provenance.read(run.provenance).command
     template = Template((_TEMPLATES / "run.md").read_text(encoding="utf-8"))
-    text = template.render(
+    return template.render(
         summary=summary,
         # Summaries of older runs have none.
         cost=summary.cost or RunCost(None, None, None),
         model=read_config(run.config).model,
         command=command and shlex.join(["dfer", *command[1:]]),
     )
-    return text[:_MAX_TEXT]
 
 
 def _saved_view() -> str:

@@ -8,19 +8,22 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import TrackingInfo
+from dfer_dist.runs.sweep import SweepDir, expand
 from dfer_dist.utils.errors import UserError
 from launch.console import print_line
 from launch.options import RunFolder, RunsFolder
 
+T = TypeVar("T")
 ModelName = Annotated[
     str | None, typer.Option(help="Name in the registry. Default: the run's name.")
 ]
@@ -32,7 +35,8 @@ _START_TIMEOUT = 120.0  # seconds that `mlflow ui` may take to start on a busy m
 
 def ui(
     run: Annotated[
-        Path | None, typer.Argument(help="Folder of the run. Default: all of runs/mlflow.db.")
+        Path | None,
+        typer.Argument(help="Folder of the run, or of a sweep. Default: all of runs/mlflow.db."),
     ] = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
@@ -46,11 +50,14 @@ def ui(
     uri, page = f"sqlite:///{(runs / 'mlflow.db').resolve()}", f"/#/experiments{WORKFLOW}"
     table = ""
     if run is not None:
-        tracking = _tracking(RunDir(run.resolve()))
-        uri = tracking.uri
-        if tracking.run_id:
+        sweep = SweepDir(run.resolve())
+        tracking = _tracking(expand(run)[0])
+        uri, run_id = tracking.uri, tracking.run_id
+        if sweep.file.is_file():
+            run_id = sweep.info().run_id
+        if run_id:
             all_runs = f"/#/experiments/{tracking.experiment_id}/runs"
-            page, table = f"{all_runs}/{tracking.run_id}{WORKFLOW}", table_of_runs(all_runs)
+            page, table = f"{all_runs}/{run_id}{WORKFLOW}", table_of_runs(all_runs)
     if not uri.startswith("sqlite:"):
         _print_pages(uri, page, table)
         return
@@ -128,17 +135,31 @@ def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
 def sync(run: RunFolder) -> None:
     """Send to MLflow what its server lacks of a run.
 
-    Sends metrics, files, the summary and the final status. Running it twice does no harm.
+    Sends metrics, files, the summary and the final status; of a sweep, those of all its runs, and
+    their comparison. Running it twice does no harm.
 
     Example: [bold]dfer sync runs/dfew_vitb32[/bold]
     """
-    from dfer_dist.tracking.server import describe_failure
-    from dfer_dist.tracking.sync import sync as send
+    from dfer_dist.tracking.sync import sync as sync_run
+    from dfer_dist.tracking.sync_sweep import sync_sweep
 
-    run_dir = RunDir(run.resolve())
-    uri = _tracking(run_dir).uri
+    sweep = SweepDir(run.resolve())
+    is_sweep = sweep.file.is_file()
+    for run_dir in expand(run):
+        uri = _tracking(run_dir).uri
+        sent = _send(uri, partial(sync_run, run_dir))
+        print_line(f"{run_dir.root.name}: " * is_sweep + sent.describe(uri))
+    if is_sweep:
+        changes = _send(uri, partial(sync_sweep, sweep))
+        print_line(f"{sweep.root.name}: sent {changes} files and changes to {uri}")
+
+
+def _send(uri: str, send: Callable[[], T]) -> T:
+    """Send what a server lacks; a failure is an error of one line."""
+    from dfer_dist.tracking.server import describe_failure
+
     try:
-        sent = send(run_dir)
+        return send()
     except (UserError, OSError):
         raise
     # MLflow raises many types
@@ -147,7 +168,6 @@ def sync(run: RunFolder) -> None:
             f"{describe_failure(uri, error)}; "
             "what it received is kept, run the same command to send the rest"
         ) from error
-    print_line(sent.describe(uri))
 
 
 def register(

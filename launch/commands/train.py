@@ -272,7 +272,7 @@ def _train_sweep(request: JobRequest, ranks: int, deadline: float | None) -> Non
         except UserError as error:
             print_line(f"{run.root.name}: {error}", style="red")
             failed.append(run.root.name)
-    report_sweep(sweep, "FAILED" if failed else "FINISHED")
+    report_sweep(sweep)
     if failed:
         names = ", ".join(failed)
         sys.exit(f"{names} failed; fix the cause, then run the same command to resume")

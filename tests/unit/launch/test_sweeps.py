@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.runs.sweep import SweepDir, SweepMember, expand
+from dfer_dist.runs.sweep import SweepDir, SweepMember, expand, sweep_of
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json
 from launch.sweeps.variants import Variant, make_variants, parse_seeds
@@ -95,7 +95,8 @@ def test_folder_of_a_sweep_gives_its_runs(tmp_path: Path) -> None:
     assert sweep.root.name == "demo.sweep"
     assert [m.seed for m in sweep.info().members] == [0, 1]
     assert (sweep.runs(), expand(sweep.root)) == (runs, runs)
-    assert runs[0].info().sweep == "demo.sweep"
+    assert (runs[0].info().sweep, sweep_of(runs[0])) == ("demo.sweep", sweep)
+    assert sweep_of(make(tmp_path, "alone")) is None
     assert expand(runs[0].root) == runs[:1]
     runs[0].run.unlink()
     assert expand(sweep.root) == runs[1:]

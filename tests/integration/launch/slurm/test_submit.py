@@ -8,6 +8,7 @@ import pytest
 
 from dfer_dist.data.shards.index import Index
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.sweep import expand
 from launch.slurm.jobs import submissions
 from tests.helpers.cli import check_refusal
 from tests.helpers.forked import Done
@@ -66,21 +67,28 @@ def test_folds_run_without_a_summary_job(
     assert (entry.folds, entry.summary) == ({"1": "120_0", "2": "120_1"}, None)
 
 
-def test_runs_of_a_sweep_are_compared_by_hand(
-    sbatch: Path, tiny_shards: Index, tmp_path: Path
-) -> None:
+def test_settings_and_seeds_are_one_array(sbatch: Path, tiny_shards: Index, tmp_path: Path) -> None:
+    """Without a summary job the command says how to compare them."""
     sbatch.write_text(SBATCH + "echo 'sbatch: error: no' >&2; exit 1")
-    done = submit(tiny_shards, tmp_path, "--sweep", "train.epochs=1,2")
+    arguments = ["--sweep", "train.epochs=1,2", "--seeds", "0-1", "--folds", "1-3"]
+    done = submit(tiny_shards, tmp_path, *arguments)
+    assert "submitted 12 folds as job 120; follow them with dfer status" in done.stdout
     assert f"compare the runs with dfer report {tmp_path}/demo.sweep" in done.stdout
-    for name in ("demo-1", "demo-2"):
+    names = ["demo-1-seed0", "demo-2-seed0", "demo-1-seed1", "demo-2-seed1"]
+    for i, name in enumerate(names):
         (entry,) = submissions(RunDir(tmp_path / name))
-        assert (len(entry.folds), entry.summary) == (5, None)
+        assert entry.folds == {str(k): f"120_{3 * i + k - 1}" for k in (1, 2, 3)}
+        assert entry.folder == "../demo.sweep/1"
+    assert expand(tmp_path / "demo.sweep") == [RunDir(tmp_path / name) for name in names]
 
 
-def test_refused_folds_leave_nothing(sbatch: Path, tiny_shards: Index, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sweep", [(), ("--seeds", "0-1")], ids=["run", "sweep"])
+def test_refused_folds_leave_nothing(
+    sbatch: Path, tiny_shards: Index, tmp_path: Path, sweep: tuple[str, ...]
+) -> None:
     sbatch.write_text("#!/bin/sh\necho 'no account'\nexit 1\n")
-    check_refusal(submit(tiny_shards, tmp_path), "Slurm refuses the job: no account")
-    assert not (tmp_path / "demo").exists()
+    check_refusal(submit(tiny_shards, tmp_path, *sweep), "Slurm refuses the job: no account")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("demo")]
 
 
 @pytest.mark.parametrize("name", ["it's 50%accurate", "a b;c&d $HOME"])
