@@ -29,7 +29,6 @@ from dfer_dist.reporting.tables import (
 )
 from dfer_dist.reporting.wording import PROTOCOLS, frames_text, heading, join, run_title, warnings
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.runs.summary import Summary
 from dfer_dist.utils.files import VERSION, write_json, write_text
 
 _LATEX_SECTIONS = ("scores", "sets", "recall", "calibration", "zero_shot", "cost", "published")
@@ -146,9 +145,14 @@ def write_comparison(
     UserError
         As :func:`~dfer_dist.reporting.comparison.paired.load_runs`.
     """
+    return _write_compared(load_runs(runs), folder, published)
+
+
+def _write_compared(
+    loaded: Sequence[LoadedRun], folder: Path, published: Published | None = None
+) -> Report:
     from dfer_dist.reporting.page import comparison_chapter, render, run_chapter
 
-    loaded = load_runs(runs)
     settings = by_setting(loaded)
     if has_seeds(settings):
         return _write_seeds(loaded, settings, folder)
@@ -176,15 +180,17 @@ def write_sweep(runs: Sequence[RunDir], folder: Path) -> Report:
     Write what :func:`write_comparison` writes into ``folder``; with fewer than two runs to compare
     only ``comparison.md``.
     """
-    summaries = [Summary.read(run.summary) if run.summary.exists() else None for run in runs]
-    overview = Section("runs", "Runs side by side", [compared.overview_table(runs, summaries)])
     finished = [run for run in runs if any(run.fold(k).result.is_file() for k in run.info().folds)]
-    if len(finished) > 1:
-        report = write_comparison(finished, folder)
+    loaded = load_runs(finished)
+    summaries = {one.run: one.summary for one in loaded}
+    table = compared.overview_table(runs, [summaries.get(run) for run in runs])
+    overview = Section("runs", "Runs side by side", [table])
+    if len(loaded) > 1:
+        report = _write_compared(loaded, folder)
         sections = [overview if s.key == "runs" else s for s in report.sections]
         report = replace(report, sections=sections)
     else:
-        report = Report(Verdict([], []), [overview], overview.tables[0])
+        report = Report(Verdict([], []), [overview], table)
     _write_markdown(f"Sweep {folder.stem}", report, folder)
     return report
 

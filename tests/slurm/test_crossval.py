@@ -11,9 +11,11 @@ import pytest
 from cluster import Cluster
 
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.sweep import expand
 from dfer_dist.tracking.mlflow_runs import tracking_of
 from dfer_dist.tracking.server import client
 from dfer_dist.utils.files import read_json
+from launch.progress import is_done
 from tests.helpers.slurm.submitted import ENVIRONMENT, EPOCH, ROOT, Submitted, local
 from tests.helpers.training.trials import Trial, same
 
@@ -222,6 +224,31 @@ def test_sweep_compares_its_runs(trial: Submitted) -> None:
         and "| demo-ViT-Z | missing | missing | 0 of 5 | model.backbone=ViT-Z |" in rows
     )
     assert "did you mean" in trial.dfer("status", str(bad.root)).stdout
+
+
+def test_settings_and_seeds_are_one_array(trial: Submitted) -> None:
+    """Two settings with two seeds and folds: cancelled in the middle and given again."""
+    flags = ["--seeds", "0-1", "--sweep", "optim.lr_image=3e-4,3e-6", "--max-parallel", "2"]
+    flags.append("cluster.nodes=1")
+    sweep = trial.root / "demo.sweep"
+    trial.submit(*flags, settings=EPOCH, folds="1,2")
+    runs = expand(sweep)
+    folds = [run.fold(k) for run in runs for k in (1, 2)]
+    jobs = {trial.job(k, run) for run in runs for k in (1, 2)}
+    assert len(jobs) == 8 and len({job.partition("_")[0] for job in jobs}) == 1
+    trial.wait(lambda: any(is_done(fold) for fold in folds), 400)
+    assert trial.dfer("cancel", str(sweep)).returncode == 0
+    trial.all_done()
+    before = {fold: fold.status.read_text() for fold in folds if is_done(fold)}
+    assert 0 < len(before) < 8
+    trial.submit(*flags, settings=EPOCH, folds="1,2")
+    trial.all_done(900)
+    assert all(map(is_done, folds))
+    assert {fold: fold.status.read_text() for fold in before} == before
+    (pair,) = read_json(sweep / "comparison.json")["comparisons"]
+    assert (pair["paired"]["seeds"], pair["paired"]["folds"]) == ([0, 1], [1, 2])
+    api = client(tracking_of(runs[0]).uri)
+    assert api.get_run(read_json(sweep / "sweep.json")["run_id"]).info.status == "FINISHED"
 
 
 def test_one_array_task_is_requeued_alone(cluster: Cluster, trial: Submitted) -> None:

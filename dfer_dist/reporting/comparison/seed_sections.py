@@ -65,28 +65,31 @@ def seed_sections(analysis: SeedAnalysis) -> list[Section]:
 
 
 def _settings_table(analysis: SeedAnalysis) -> Table:
-    header = ["Setting", "Seeds × folds"]
-    for metric in ("UAR", "WAR"):
-        header += [f"{metric} %"] + ["Difference", "p"] * bool(analysis.comparisons)
-    rows, alerts = [], []
+    """Return a row for each setting and score: its mean, and its difference to the first one."""
+    interval = "95 % interval"
+    header = ["Setting", "Score", "Mean %", interval, "Difference", interval, "p", "Seeds × folds"]
+    rows: list[list[str]] = []
+    alerts: list[str] = []
+    rules: list[int] = []
     for i, (setting, block) in enumerate(zip(analysis.settings, analysis.blocks, strict=True)):
         compared = analysis.comparisons[i - 1] if i else None
-        rows.append([setting.name, _size(setting, block)])
+        rules += [len(rows)] * bool(i)
         for metric in SCORES:
-            rows[-1].append(_mean_cell(setting, block, metric))
-            if analysis.comparisons:
-                rows[-1] += _difference_cells(compared, metric)
+            cells = [*_mean_cells(setting, block, metric), *_difference_cells(compared, metric)]
+            rows.append([setting.name, metric.upper(), *cells, _size(setting, block)])
         alerts += [f"{setting.name}: {text}" for text in (block.warnings if block else [])]
         if compared:
             own = compared.block.warnings if compared.block else []
             title = f"{setting.name} against {compared.first.name}"
             alerts += [f"{title}: {text}" for text in (*compared.warnings, *own)]
-    names = " and ".join(f"{setting.name}" for setting in analysis.settings[:2])
-    caption = f"Means over seeds and folds with 95 % intervals on {analysis.dataset}, {names}."
-    notes = [f"Protocol {PROTOCOLS[analysis.settings[0].first.result.selection]}.", *_NOTES]
-    title = f"Settings on {analysis.dataset}, differences to {analysis.settings[0].name}"
+    first = analysis.settings[0]
+    caption = f"Means over seeds and folds on {analysis.dataset}, differences to {first.name}."
+    notes = [f"Protocol {PROTOCOLS[first.first.result.selection]}.", *_NOTES]
+    title = f"Settings on {analysis.dataset}, differences to {first.name}"
     distinct = list(dict.fromkeys(alerts))
-    return Table("settings", title, header, rows, distinct, notes, caption=caption)
+    return Table(
+        "settings", title, header, rows, distinct, notes, left=2, rules=rules, caption=caption
+    )
 
 
 def _size(setting: Setting, block: Block | None) -> str:
@@ -95,21 +98,21 @@ def _size(setting: Setting, block: Block | None) -> str:
     return f"{len(block.seeds)} × {len(block.folds)}"
 
 
-def _mean_cell(setting: Setting, block: Block | None, metric: str) -> str:
+def _mean_cells(setting: Setting, block: Block | None, metric: str) -> list[str]:
     if block is None:
-        return f"{getattr(setting.first.summary, metric).mean:.2f} ({_NO_SEEDS})"
+        return [f"{getattr(setting.first.summary, metric).mean:.2f}", _NO_SEEDS]
     x = block.mean[metric].interval
-    return f"{x.value:.2f} ({interval_text(x.low, x.high)})"
+    return [f"{x.value:.2f}", interval_text(x.low, x.high)]
 
 
 def _difference_cells(compared: SeedComparison | None, metric: str) -> list[str]:
     if compared is None:
-        return ["", ""]
+        return ["", "", ""]
     if compared.block is None:
-        return ["not compared", ""]
+        return ["not compared", "", ""]
     mean = compared.block.mean[metric]
     x = mean.interval
-    return [f"{signed(x.value)} ({signed(x.low)} to {signed(x.high)})", p_text(mean.p)]
+    return [signed(x.value), f"{signed(x.low)} to {signed(x.high)}", p_text(mean.p)]
 
 
 def _variance_table(analysis: SeedAnalysis) -> Table:
@@ -152,8 +155,9 @@ def seeds_verdict(analysis: SeedAnalysis) -> Verdict:
     first, block = analysis.settings[0], analysis.blocks[0]
     if block:
         if not sentences:
-            cells = " and ".join(f"{m.upper()} {_mean_cell(first, block, m)}" for m in SCORES)
-            sentences.append(f"{cells}: mean of {_over(block)}, with 95 % intervals.")
+            means = [(m.upper(), *_mean_cells(first, block, m)) for m in SCORES]
+            scores = " and ".join(f"{name} {mean} % (95 % {ends})" for name, mean, ends in means)
+            sentences.append(f"{scores}: mean over {_over(block)}.")
         sentences.append(_source_text(first, block))
     return Verdict(sentences, [])
 

@@ -113,7 +113,11 @@ def test_comparison_of_seeds_is_written(tmp_path: Path, four: list[RunDir]) -> N
     assert "train.epochs=30 is better" in first and "2 seeds and 3 folds, 600 clips" in first
     assert varies.startswith("UAR of one training of train.epochs=3 on one fold varies by ")
     text = (tmp_path / "out" / "comparison.md").read_text()
-    assert "| train.epochs=3 | 2 × 3 | " in text and "Choice of test clips" in text
+    assert (
+        "| train.epochs=3 | UAR | " in text
+        and "| 2 × 3 |" in text
+        and "Choice of test clips" in text
+    )
     assert "| demo-long-seed1 |" in text
     values = json.loads((tmp_path / "out" / "comparison.json").read_text())
     (pair,) = values["comparisons"]
@@ -131,3 +135,4 @@ def test_sweep_lists_runs_without_a_result(tmp_path: Path) -> None:
     assert report.verdict.sentences == []
     text = (tmp_path / "demo.sweep" / "comparison.md").read_text()
     assert "| demo-long-seed0 | missing | missing | 0 of 3 | train.epochs=30" in text
+    assert f"| demo-short-seed0 | {load_runs(runs[:1])[0].summary.uar.mean:.2f} ± " in text
