@@ -28,6 +28,7 @@ WITHOUT_TEXT = ("timm:", VIDEO)
 # Settings that need labels, and their values where there are none.
 _WITHOUT_LABELS = {
     "model.context_tokens": 0,
+    "model.output": "softmax",
     "model.text_polarity": "positive",
     "train.label_smoothing": 0,
     "train.class_balance": 0,

@@ -94,6 +94,16 @@ class TemporalPool(Choice):
     mean = "The mean of those of the frames (global pooling of MAE: He et al., CVPR 2022)."
 
 
+class Output(Choice):
+    """What the logits of the classes mean."""
+
+    softmax = "One class is right: probabilities add up to 1."
+    sigmoid = (
+        "Any number of classes may be right: each has a probability of its own, trained with "
+        "binary cross-entropy. Outputs are the single classes of a set with compound ones."
+    )
+
+
 @dataclass
 class ModelConfig:
     """The towers, the class texts, and what is trained."""
@@ -110,6 +120,7 @@ class ModelConfig:
     )
     head: Head = setting(Head.text, later=True)
     head_init: HeadInit = setting(HeadInit.zeros, later=True)
+    output: Output = setting(Output.softmax, later=True)
     text: ClassText = setting(ClassText.descriptions)
     sentences: dict[str, list[str]] | None = setting(
         None,

@@ -23,6 +23,7 @@ from dfer_dist.config.model import (  # noqa: F401 (the tree's types are importe
     HeadInit,
     ImageTuning,
     ModelConfig,
+    Output,
     TemporalKind,
     TemporalPool,
     TextPolarity,

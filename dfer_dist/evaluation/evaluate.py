@@ -6,19 +6,17 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.load import read_config
-from dfer_dist.config.schema import Config
+from dfer_dist.config.schema import Config, Output
 from dfer_dist.data.folds.clips import FoldClips, fold_clips, fold_numbers
 from dfer_dist.data.folds.overlay import FoldOverlay
 from dfer_dist.data.folds.packed import open_folds
@@ -30,55 +28,16 @@ from dfer_dist.data.shards.joint import own_fold, with_classes
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.shards.sidecars import describe_modalities
 from dfer_dist.distributed.process_group import Ranks, choose_device
-from dfer_dist.evaluation.metrics import Scores, left_out_text, score
+from dfer_dist.evaluation.metrics import Scores, left_out_text
+from dfer_dist.evaluation.multilabel import expand_logits, label_sets
+from dfer_dist.evaluation.predictions import Predictions
 from dfer_dist.models.build import build_model, inference_dtype, resolve_image_size
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tuning import param_groups
 from dfer_dist.runs.layout import parse_folds
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Predictions of N clips in the order of the index.
-
-    Attributes
-    ----------
-    keys : list of N str
-    labels : int32 [N]
-    logits : float32 [N, C]
-    """
-
-    keys: list[str]
-    labels: np.ndarray
-    logits: np.ndarray
-
-    def score(self, classes: tuple[str, ...]) -> Scores:
-        """Return the scores of the table.
-
-        Raises
-        ------
-        UserError
-            If a logit is not finite, as of a model that training has broken.
-        """
-        bad = np.flatnonzero(~np.isfinite(self.logits).all(1))
-        if len(bad):
-            raise UserError(
-                f"the model's logits are not finite for {len(bad)} of {len(self.keys)} clips, "
-                f"such as {self.keys[bad[0]]}"
-            )
-        return score(self.labels, self.logits, list(classes))
-
-    def write(self, path: Path) -> None:
-        """Write as parquet with columns ``key``, ``label``, ``logits``."""
-        labels = pa.array(self.labels, pa.int32())
-        logits = pa.array(list(self.logits), pa.list_(pa.float32()))
-        table = pa.table({"key": self.keys, "label": labels, "logits": logits})
-        with atomic_path(path) as temporary:
-            pq.write_table(table, temporary)
 
 
 def build_test_loader(
@@ -107,6 +66,7 @@ def predict(
     batches: Iterable[Batch],
     device: torch.device,
     progress: Callable[[int], object] = lambda done: None,
+    output: Output = Output.softmax,
 ) -> dict[str, tuple[int, np.ndarray]]:
     """Predict this rank's share; return label and logits (float32 [C]) by key.
 
@@ -128,7 +88,7 @@ def predict(
                 f"evaluation stopped, since a clip is damaged: {batch.lost[0]} (copy the shard "
                 "again)"
             )
-        logits = clip_logits(forward, batch.pixels(device), batch.views).cpu()
+        logits = clip_logits(forward, batch.pixels(device), batch.views, output).cpu()
         for key, label, valid, row in zip(
             batch.keys, batch.labels.tolist(), batch.valid.tolist(), logits, strict=True
         ):
@@ -136,10 +96,18 @@ def predict(
                 labels[key] = label
                 views[key].append(row)
         progress(len(labels))
-    return {key: (labels[key], average_views(torch.stack(v)).numpy()) for key, v in views.items()}
+    return {
+        key: (labels[key], average_views(torch.stack(own), output).numpy())
+        for key, own in views.items()
+    }
 
 
-def clip_logits(forward: Callable[[Tensor], Tensor], pixels: Tensor, views: int) -> Tensor:
+def clip_logits(
+    forward: Callable[[Tensor], Tensor],
+    pixels: Tensor,
+    views: int,
+    output: Output = Output.softmax,
+) -> Tensor:
     """Return logits of clips of several views, by a call of ``forward`` for each view.
 
     Parameters
@@ -155,11 +123,11 @@ def clip_logits(forward: Callable[[Tensor], Tensor], pixels: Tensor, views: int)
     float32 [b, C]
     """
     parts = pixels.unflatten(1, (views, -1)).unbind(1)
-    return average_views(torch.stack([forward(part).float() for part in parts]))
+    return average_views(torch.stack([forward(part).float() for part in parts]), output)
 
 
-def average_views(logits: Tensor) -> Tensor:
-    """Return logits whose softmax is the mean of V views' probabilities.
+def average_views(logits: Tensor, output: Output = Output.softmax) -> Tensor:
+    """Return logits whose softmax, or sigmoid, is the mean of V views' probabilities.
 
     Averaging probabilities follows Wang et al. ("Non-local Neural Networks", CVPR 2018, section 4)
     and Feichtenhofer et al. ("SlowFast Networks", ICCV 2019, section 4).
@@ -171,17 +139,26 @@ def average_views(logits: Tensor) -> Tensor:
     Returns
     -------
     float32 […, C]
-        A single view's as they are; of several the logarithm of the mean probability.
+        A single view's as they are; of several the logarithm of the mean probability, or of its
+        odds.
     """
     if len(logits) == 1:
         return logits[0]
+    if output is Output.sigmoid:
+        return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
     return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
 def collect(
-    rows: dict[str, tuple[int, np.ndarray]], index: Index, clips: ClipSet, ranks: Ranks
+    rows: dict[str, tuple[int, np.ndarray]],
+    index: Index,
+    clips: ClipSet,
+    ranks: Ranks,
+    output: Output = Output.softmax,
 ) -> Predictions | None:
     """Gather the shares of all ranks on rank 0 (None elsewhere) and check them against the index.
+
+    Sigmoid outputs become logits of all classes (:func:`.expand_logits`).
 
     Raises
     ------
@@ -194,11 +171,8 @@ def collect(
         return None
     merged = {key: row for share in shares for key, row in share.items()}
     reader = ClipReader(index)
-    labels = {
-        reader.key(p.shard, p.row): reader.label(p.shard, p.row)
-        for batch in evaluation_batches(clips, 1)
-        for p in batch
-    }
+    tested = [p for batch in evaluation_batches(clips, 1) for p in batch]
+    labels = {reader.key(p.shard, p.row): reader.label(p.shard, p.row) for p in tested}
     count = sum(map(len, shares))
     if count != len(merged) or merged.keys() != labels.keys():
         raise RuntimeError(
@@ -207,7 +181,11 @@ def collect(
     if any(merged[key][0] != label for key, label in labels.items()):
         raise RuntimeError("labels of the predictions differ from the index")
     logits = np.stack([merged[key][1] for key in labels]).astype(np.float32)
-    return Predictions(list(labels), np.array(list(labels.values()), dtype=np.int32), logits)
+    sets = None
+    if output is Output.sigmoid:
+        logits = expand_logits(logits, index.classes)
+        sets = label_sets(index, tested)
+    return Predictions(list(labels), np.array(list(labels.values()), dtype=np.int32), logits, sets)
 
 
 def load_model(saved: Checkpoint | None, config: Config, classes: tuple[str, ...]) -> DFERCLIP:
@@ -391,7 +369,8 @@ def predict_here(
 
     ranks = Ranks(0, 1, 0, device)
     batches = build_test_loader(config, index, clips, ranks)
-    rows = predict(lambda frames: model(frames, text), batches, device, report)
-    table = collect(rows, index, clips, ranks)
+    output = config.model.output
+    rows = predict(lambda frames: model(frames, text), batches, device, report, output)
+    table = collect(rows, index, clips, ranks, output)
     assert table is not None  # one rank is rank 0
     return table

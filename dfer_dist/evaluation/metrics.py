@@ -105,8 +105,13 @@ def score(labels: ArrayLike, outputs: ArrayLike, classes: Sequence[str]) -> Scor
 
 
 def metric_values(scores: Scores) -> dict[str, float]:
-    """Return the metrics of a table by name, those that were computed."""
-    values = {metric: getattr(scores, metric) for metric in METRICS}
+    """Return the metrics of a table by name, those that were computed.
+
+    Names are those of :data:`~dfer_dist.runs.records.METRICS` and of ``MULTILABEL_METRICS``.
+    """
+    values = {metric: getattr(scores, metric) for metric in (*METRICS, "mean_ap", "auc")}
+    if scores.multilabel:
+        values |= {f"multilabel_{name}": x for name, x in vars(scores.multilabel).items()}
     return {metric: value for metric, value in values.items() if value is not None}
 
 

@@ -32,7 +32,7 @@ from dfer_dist.evaluation.evaluate import (
 )
 from dfer_dist.evaluation.metrics import Ints, bootstrap_ci, top_class
 from dfer_dist.evaluation.significance import against_chance
-from dfer_dist.models.class_texts import polarity_texts
+from dfer_dist.models.class_texts import output_classes, polarity_texts
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.runs.layout import parse_folds
 from dfer_dist.utils.errors import UserError
@@ -134,7 +134,9 @@ def _protocol(
         "trained_on": saved and _origin(saved),
         "context": context,
         "texts": {
-            polarity: dict(zip(index.classes, of_classes, strict=True))
+            polarity: dict(
+                zip(output_classes(index.classes, config.model), of_classes, strict=True)
+            )
             for polarity, of_classes in texts.items()
         },
         "backbone": Path(config.model.backbone).name,

@@ -240,6 +240,7 @@ def _check_theirs(model: ModelConfig) -> None:
         ("model.temporal_head_dim", model.temporal_head_dim, HEAD_WIDTH),
         ("model.temperature", model.temperature, 0.01),
         ("model.normalize", model.normalize, False),
+        ("model.output", model.output.name, "softmax"),
         ("model.temporal", model.temporal.name, "transformer"),
         ("LoRA in a tower", "lora" in kinds, False),
         ("adapters in a tower", "adapters" in kinds, False),

@@ -44,6 +44,7 @@ from dfer_dist.inference.model_card import (
 )
 from dfer_dist.inference.portable_backbone import write_backbone
 from dfer_dist.inference.pyfunc import write_mlflow
+from dfer_dist.models.class_texts import output_classes
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import fsync, sha256_file, write_json, write_text
 
@@ -84,7 +85,7 @@ def export(
     check_license(license_id)
     saved = checkpoint.read(path, weights_only=True)
     config = read_config(saved.path / checkpoint.CONFIG, overrides)
-    classes = tuple(saved.state["classes"])
+    classes = output_classes(saved.state["classes"], config.model)
     model = load_model(saved, config, classes)
     weights = {name: w.detach().float().contiguous() for name, w in model.state_dict().items()}
     info = describe(saved, config, classes, sum(w.numel() for w in weights.values()))

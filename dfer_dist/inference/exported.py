@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dfer_dist.config.load import read_config
-from dfer_dist.config.schema import Config, Precision
+from dfer_dist.config.schema import Config, Output, Precision
 from dfer_dist.data.loading import augmentation
 from dfer_dist.data.loading.augmentation import SpatialView, spatial_views, stack_params
 from dfer_dist.data.loading.frame_sampling import eval_frames
@@ -56,6 +56,8 @@ class ModelInfo(Record):
         Empty for a linear head.
     parameters : int
         Numbers in all tensors.
+    output : str
+        ``softmax``, or ``sigmoid`` for classes that do not exclude each other.
     converted_from : dict, optional
         Name and sha256 of the authors' file that the checkpoint was converted from.
     modalities : dict, optional
@@ -86,6 +88,7 @@ class ModelInfo(Record):
     config_hash: str
     modalities: dict[str, Any] | None = field(default=None, metadata=stored_as("levels"))
     objective: str
+    output: str = "softmax"
     selection: str
     precision: str
     result: dict[str, Any] | None = None
@@ -210,8 +213,8 @@ class ExportedModel:
         return np.concatenate(rows)
 
     def probabilities(self, frames: np.ndarray) -> np.ndarray:
-        """Return the softmax of :meth:`logits`, float32 [N, C]."""
-        return softmax(self.logits(frames))
+        """Return the softmax of :meth:`logits`, or their sigmoid, float32 [N, C]."""
+        return probabilities(self.logits(frames), self.config.model.output)
 
     def check_modalities(self) -> None:
         """Check that the model's parsing maps can be drawn from landmarks, as in its training.
@@ -278,13 +281,16 @@ class ExportedModel:
         float32 array [N, C]
         """
         views, logits = self.config.eval.views, list[Tensor]()
+        output = self.config.model.output
         for spatial in range(clips[0].shape[1]):
             seen = torch.stack([clip[:, spatial] for clip in clips]).to(self.device)
             pixels = seen.unflatten(1, (views, -1)).transpose(2, 3).flatten(1, 3)
             logits.append(
-                clip_logits(lambda part: self.model(part, self.text_features), pixels, views)
+                clip_logits(
+                    lambda part: self.model(part, self.text_features), pixels, views, output
+                )
             )
-        return average_views(torch.stack(logits)).cpu().numpy()
+        return average_views(torch.stack(logits), output).cpu().numpy()
 
     def explain(self, clip: Tensor) -> ExplainedClip:
         """Explain the most probable class of a clip: its first view in time and in space.
@@ -304,8 +310,10 @@ class ExportedModel:
         return ExplainedClip(view[0].permute(0, 2, 3, 1).numpy(), found)
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
+def probabilities(logits: np.ndarray, output: Output) -> np.ndarray:
     """Return probabilities along the last axis, in the logits' own type."""
+    if output is Output.sigmoid:
+        return 1 / (1 + np.exp(-logits))
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
 

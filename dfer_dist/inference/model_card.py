@@ -83,6 +83,7 @@ def describe(
         modalities=state.get("levels"),
         **kept,
         objective=config.train.objective.name,
+        output=config.model.output.name,
         selection=config.train.selection.name,
         precision=config.train.precision.name,
         result=_read_result(saved),
@@ -341,9 +342,15 @@ def _recall_cells(correct: int, clips: int) -> list[str]:
 
 def _class_list(info: ModelInfo) -> list[str]:
     """Return the section of the classes, in the order of the logits."""
+    order = "In the order of the logits"
+    if info.output == "sigmoid":
+        order = (
+            "Classes do not exclude each other: the probability of each is the sigmoid of its "
+            "logit, and they do not add up to 1. In the order of the logits"
+        )
     if not info.texts:
-        return ["## Classes", f"In the order of the logits: {', '.join(info.classes)}."]
-    return ["## Class texts", "In the order of the logits.", _texts(info)]
+        return ["## Classes", f"{order}: {', '.join(info.classes)}."]
+    return ["## Class texts", f"{order}.", _texts(info)]
 
 
 def _texts(info: ModelInfo) -> str:

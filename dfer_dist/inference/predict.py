@@ -20,13 +20,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dfer_dist.config.schema import Output
 from dfer_dist.data.faces.crop import FACE_SIZE, MIN_FACE_FRACTION, find_face
 from dfer_dist.data.faces.parsing_maps import fill_missing
 from dfer_dist.data.loading.frame_sampling import eval_frames, sample_segments
 from dfer_dist.data.loading.modalities import find_points
+from dfer_dist.data.sources.compound import SEPARATOR
 from dfer_dist.data.sources.names import printable
 from dfer_dist.data.video.decode import DamagedVideo
-from dfer_dist.inference.exported import ExplainedClip, ExportedModel, softmax
+from dfer_dist.evaluation.multilabel import choose_labels
+from dfer_dist.inference.exported import ExplainedClip, ExportedModel, probabilities
 from dfer_dist.inference.sources import FPS, Frames, open_frames, through_jpeg
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import csv_text
@@ -71,6 +74,7 @@ class VideoPrediction:
     has_times: bool = True
     thumbnails: list[np.ndarray] = field(default_factory=list)
     explained: dict[int, ExplainedClip] = field(default_factory=dict)
+    output: Output = Output.softmax
 
     @property
     def name(self) -> str:
@@ -84,8 +88,8 @@ class VideoPrediction:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """Softmax of the logits, float32 [W, C]; NaN for a window without a face."""
-        return softmax(self.logits)
+        """Of each class, float32 [W, C]; NaN for a window without a face."""
+        return probabilities(self.logits, self.output)
 
     @property
     def overall(self) -> np.ndarray:
@@ -94,10 +98,26 @@ class VideoPrediction:
 
     @property
     def top(self) -> list[str]:
-        """Class of the largest probability of each window; empty for a window without a face."""
-        return [
-            "" if np.isnan(p).any() else self.classes[int(p.argmax())] for p in self.probabilities
-        ]
+        """The :meth:`prediction` of each window; empty for a window without a face."""
+        return ["" if np.isnan(p).any() else self.prediction(p) for p in self.probabilities]
+
+    def predicted(self, probabilities: np.ndarray) -> list[int]:
+        """Return the class of the largest probability, as a list.
+
+        Of sigmoid outputs all that :func:`.choose_labels` chooses.
+
+        Parameters
+        ----------
+        probabilities : float32 [C]
+        """
+        if self.output is Output.sigmoid:
+            chosen: list[int] = np.flatnonzero(choose_labels(probabilities[None])).tolist()
+            return chosen
+        return [int(probabilities.argmax())]
+
+    def prediction(self, probabilities: np.ndarray) -> str:
+        """Return the names of the predicted classes, joined with ``+``."""
+        return SEPARATOR.join(self.classes[c] for c in self.predicted(probabilities))
 
     @property
     def num_predicted(self) -> int:
@@ -189,7 +209,6 @@ def predict_video(
     rate = FPS if fps is None else fps
     _check_positive(window=window, step=step, fps=rate)
     found = _find_windows(video, window, step, rate, faces, bool(model.config.model.modalities))
-    output = _predict_windows(model, video, found, progress, explain)
     return VideoPrediction(
         video=video,
         classes=model.classes,
@@ -198,7 +217,8 @@ def predict_video(
         seconds=len(found.has_face) * found.interval,
         interval=found.interval,
         has_times=fps is not None or not video.is_dir(),
-        **output._asdict(),
+        output=model.config.model.output,
+        **_predict_windows(model, video, found, progress, explain)._asdict(),
     )
 
 

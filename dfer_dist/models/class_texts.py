@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dfer_dist.config.schema import ClassText, Head, HeadInit, ModelConfig, TextPolarity
-from dfer_dist.data.sources.compound import components
+from dfer_dist.config.schema import ClassText, Head, HeadInit, ModelConfig, Output, TextPolarity
+from dfer_dist.data.sources.compound import components, single_classes
 from dfer_dist.utils.errors import UserError
 
 # The seven classes of DFEW and FERV39k, then the four that MAFW adds. Each sentence names visible
@@ -38,8 +38,13 @@ _TEMPLATES = {
 }
 
 
+def output_classes(classes: Sequence[str], cfg: ModelConfig) -> tuple[str, ...]:
+    """Return the classes that a model has logits of: single ones only of sigmoid outputs."""
+    return single_classes(classes) if cfg.output is Output.sigmoid else tuple(classes)
+
+
 def polarity_texts(classes: Sequence[str], cfg: ModelConfig) -> dict[str, list[list[str]]]:
-    """Return the sentences of each class by polarity; none of a linear head that needs no text.
+    """Return the sentences of each output by polarity; none of a linear head that needs no text.
 
     ``positive``, and with ``model.text_polarity=both`` also ``negative``.
 
@@ -48,6 +53,7 @@ def polarity_texts(classes: Sequence[str], cfg: ModelConfig) -> dict[str, list[l
     UserError
         As :func:`class_texts`.
     """
+    classes = output_classes(classes, cfg)
     if cfg.head is Head.linear and cfg.head_init is not HeadInit.text:
         return {"positive": [[] for _ in classes]}
     texts = {"positive": class_texts(classes, cfg.text, cfg.sentences)}

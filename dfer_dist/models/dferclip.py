@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfer_dist.config.schema import Head, HeadInit, ModelConfig, TemporalKind
+from dfer_dist.config.schema import Head, HeadInit, ModelConfig, Output, TemporalKind
 from dfer_dist.models.adapters import select_adapter
 from dfer_dist.models.head import classify, linear_head
 from dfer_dist.models.prompt import PromptLearner
@@ -97,6 +97,7 @@ class DFERCLIP(nn.Module):
         self.temperature, self.logit_bias = backbone.temperature, backbone.logit_bias
         if cfg.temperature is not None:
             self.temperature, self.logit_bias = cfg.temperature, 0.0
+        self.centers_logits = cfg.output is Output.sigmoid
         self.negative_weight = cfg.negative_weight
         self.pixels = (backbone.info.mean, backbone.info.std) if cfg.normalize else None
         self.description_adapter = "description" if cfg.description_ratio else "positive"
@@ -120,6 +121,8 @@ class DFERCLIP(nn.Module):
             with torch.no_grad():
                 features = self.text_features()
                 assert features is not None, "build_model loads the text tower"
+                if self.centers_logits:
+                    features = features - features.mean(0)
                 head.weight.copy_(features / self.temperature / features.shape[1] ** 0.5)
         self.text = self.prompt = None
         return head
@@ -138,7 +141,8 @@ class DFERCLIP(nn.Module):
         Returns
         -------
         float32 [B, C]
-            Cosine / temperature.
+            Cosine / temperature; with ``model.output=sigmoid`` less its mean over classes, which is
+            mostly the distance of images from all texts. A softmax does not depend on it.
         """
         return self.merge_polarities(self.outputs(frames, text_features))
 
@@ -173,6 +177,9 @@ class DFERCLIP(nn.Module):
             text_features = self.text_features()
         assert text_features is not None, "a model without a linear head has a text tower"
         logits = video @ text_features.t() / self.temperature + self.logit_bias
+        if self.centers_logits:
+            own = logits.unflatten(1, (len(self.polarities), -1))
+            logits = (own - own.mean(-1, keepdim=True)).flatten(1)
         by_polarity = dict(
             zip(self.polarities, logits.chunk(len(self.polarities), dim=1), strict=True)
         )

@@ -72,7 +72,7 @@ class RandomStep:
     def __init__(self, config: Config, classes: Sequence[str], ranks: Ranks) -> None:
         model = build_untrained(config, classes)
         self.engine = build_engine(OutputsModule(model), param_groups(model), config, ranks, 1000)
-        self.objective = Objective(config, [1] * len(classes), ranks.device)
+        self.objective = Objective(config, [1] * len(classes), ranks.device, classes)
         self.device = ranks.device
         micro = self.engine.micro_batch
         self.clips, self.labels = random_clips(config, micro), torch.arange(micro) % len(classes)

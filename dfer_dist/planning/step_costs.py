@@ -109,7 +109,7 @@ def count_step(config: Config, classes: Sequence[str], fused_attention: bool) ->
         As :func:`~dfer_dist.models.flops.build_meta_model`.
     """
     model = build_meta_model(config, classes).to(model_dtype(config.train.precision))
-    objective = Objective(config, [1] * len(classes), META)
+    objective = Objective(config, [1] * len(classes), META, classes)
     flops, lives = [], []
     for micro in _BATCHES:
         with _fused_kernels(everywhere=fused_attention), _LiveBytes(model) as meter:

@@ -31,7 +31,16 @@ from dfer_dist.reporting.wording import PROTOCOLS, frames_text, heading, join, r
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import VERSION, write_json, write_text
 
-_LATEX_SECTIONS = ("scores", "sets", "recall", "calibration", "zero_shot", "cost", "published")
+_LATEX_SECTIONS = (
+    "scores",
+    "sets",
+    "multilabel",
+    "recall",
+    "calibration",
+    "zero_shot",
+    "cost",
+    "published",
+)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from dfer_dist.config.schema import (
     ImageTuning,
     ModelConfig,
     Optimizer,
+    Output,
     Sampling,
     Schedule,
     Supervision,
@@ -252,8 +253,11 @@ def _training_rows(c: Config) -> dict[str, str]:
     if t.objective is not Supervision.descriptions:
         weight = f"weight {t.description_weight:g}"
     contrast = f"contrast of clips with their descriptions over all clips of a step, {weight}"
+    kind = "cross-entropy"
+    if c.model.output is Output.sigmoid:
+        kind = "mean over classes of binary cross-entropies"
     loss = {
-        "cross-entropy": t.objective is not Supervision.descriptions,
+        kind: t.objective is not Supervision.descriptions,
         contrast: t.objective is not Supervision.labels,
         f"label smoothing {t.label_smoothing:g}": t.label_smoothing,
         f"class-balanced, beta {t.class_balance:g}": t.class_balance,

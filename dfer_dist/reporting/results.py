@@ -20,11 +20,12 @@ from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import Config, Selection
 from dfer_dist.data.folds.overlay import FoldOverlay
 from dfer_dist.evaluation.calibration import Outputs, summarize_calibration
-from dfer_dist.evaluation.metrics import Ints, bootstrap_ci, score, top_class
+from dfer_dist.evaluation.metrics import Ints, bootstrap_ci, metric_values, score, top_class
+from dfer_dist.evaluation.multilabel import score_table
 from dfer_dist.reporting.history import Cost, run_cost, training_cost
 from dfer_dist.reporting.wording import join
 from dfer_dist.runs.layout import FoldDir, RunDir
-from dfer_dist.runs.records import METRICS, FoldResult, Scores, UarWar
+from dfer_dist.runs.records import METRICS, MULTILABEL_METRICS, FoldResult, Scores, UarWar
 from dfer_dist.runs.summary import MajorityBaseline, Spread, Summary, UarWarSpread
 from dfer_dist.utils.errors import UserError
 
@@ -46,6 +47,7 @@ class ScoredPredictions:
     predicted : int [N]
         The class with the highest logit.
     scores : Scores
+        Also of sets of labels, if the table has them.
     """
 
     keys: list[str]
@@ -122,6 +124,7 @@ class LoadedRun:
             shuffled=shuffled,
             cost=run_cost(self.costs),
             calibration=summarize_calibration([Outputs.of(t.labels, t.logits) for t in tables]),
+            multilabel=_multilabel_spreads([t.scores for t in tables]),
         )
 
 
@@ -187,7 +190,14 @@ def load_fold(files: FoldDir) -> LoadedFold:
             )
     # older versions did not record F1
     scores = table.scores
-    complete = replace(result, macro_f1=scores.macro_f1, weighted_f1=scores.weighted_f1)
+    complete = replace(
+        result,
+        macro_f1=scores.macro_f1,
+        weighted_f1=scores.weighted_f1,
+        mean_ap=scores.mean_ap,
+        auc=scores.auc,
+        multilabel=scores.multilabel,
+    )
     return LoadedFold(complete, table, shuffled, training_cost(files, result))
 
 
@@ -204,7 +214,8 @@ def read_predictions(path: Path, classes: list[str]) -> ScoredPredictions:
     import pyarrow.parquet as pq
 
     try:
-        data = pq.read_table(path, columns=["key", "label", "logits"])
+        has_sets = "labels" in pq.read_schema(path).names
+        data = pq.read_table(path, columns=["key", "label", "logits", *["labels"] * has_sets])
         logits = data["logits"].combine_chunks()
         widths = pc.value_counts(pc.list_value_length(logits)).field(0).to_pylist()
         if widths != [len(classes)] or data["label"].null_count:
@@ -214,8 +225,9 @@ def read_predictions(path: Path, classes: list[str]) -> ScoredPredictions:
         labels = data["label"].to_numpy()
         values = logits.flatten().to_numpy(zero_copy_only=False).reshape(-1, len(classes))
         predicted = top_class(values)
-        scores = score(labels, predicted, classes)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowException) as e:
+        sets = data["labels"].to_pylist() if has_sets else None
+        scores = score_table(labels, values, classes, sets)
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, pa.ArrowException) as e:
         reason = str(e).partition("\n")[0]
         raise UserError(f"{path} is missing or damaged ({reason}): evaluate this fold again") from e
     return ScoredPredictions(data["key"].to_pylist(), labels, values, predicted, scores)
@@ -229,12 +241,14 @@ def check_scores(path: Path, written: Scores | UarWar, scores: Scores) -> None:
     UserError
         If one of them differs.
     """
-    for name in ("n", "support", "confusion", *METRICS):
-        computed = getattr(scores, name)
-        value = getattr(written, name, computed)
-        same = value in (None, computed)
-        if name in METRICS and value is not None:
-            same = abs(value - computed) <= _TOLERANCE
+    metrics = metric_values(written) if isinstance(written, Scores) else vars(written)
+    computed_metrics = metric_values(scores)
+    for name in ("n", "support", "confusion", *metrics):
+        computed = computed_metrics.get(name, getattr(scores, name, None))
+        value = metrics.get(name, getattr(written, name, computed))
+        same = value == computed
+        if name in metrics and name in computed_metrics:
+            same = abs(metrics[name] - computed_metrics[name]) <= _TOLERANCE
         if not same:
             raise UserError(
                 f"{path}: its {name} is not that of the predictions next to it (it has {value}, "
@@ -258,12 +272,26 @@ def read_settings(run: RunDir) -> Config | None:
     return None
 
 
-def score_spread(tables: Sequence[ScoredPredictions], metric: str) -> Spread:
-    """Return mean, deviation and interval of a metric over the tables of folds."""
-    values = [getattr(t.scores, metric) for t in tables]
+def _multilabel_spreads(scores: Sequence[Scores]) -> dict[str, Spread]:
+    """Return the metrics of sets of labels that all folds have."""
+    by_fold = [metric_values(s) for s in scores]
+    return {
+        name: Spread(*_mean_and_deviation([values[name] for values in by_fold]), [])
+        for name in MULTILABEL_METRICS
+        if all(name in values for values in by_fold)
+    }
+
+
+def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     deviation = None
     if len(values) > 1:
         deviation = float(np.std(values, ddof=1))
+    return float(np.mean(values)), deviation
+
+
+def score_spread(tables: Sequence[ScoredPredictions], metric: str) -> Spread:
+    """Return mean, deviation and interval of a metric over the tables of folds."""
+    values = [getattr(t.scores, metric) for t in tables]
     pairs = [(t.labels, t.predicted) for t in tables]
     interval = bootstrap_ci(pairs, len(tables[0].scores.classes), metric)
-    return Spread(float(np.mean(values)), deviation, list(interval))
+    return Spread(*_mean_and_deviation(values), list(interval))

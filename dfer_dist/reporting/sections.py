@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from dfer_dist.data.sources.compound import single_classes
+from dfer_dist.evaluation.metrics import metric_values
+from dfer_dist.evaluation.multilabel import THRESHOLD
 from dfer_dist.reporting.calibration import calibration_section
 from dfer_dist.reporting.class_scores import (
     MIN_CLIPS,
@@ -36,7 +39,7 @@ from dfer_dist.reporting.wording import (
     optional,
     warnings,
 )
-from dfer_dist.runs.records import METRICS
+from dfer_dist.runs.records import METRICS, MULTILABEL_METRICS
 from dfer_dist.runs.summary import Summary
 
 _MAX_CONFUSIONS = 8  # in the table
@@ -54,6 +57,7 @@ def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[
     if each_set := sets_table(loaded):
         sections.append(Section("sets", "Each set", [each_set]))
     sections += [
+        *_multilabel_sections(loaded),
         Section("recall", "Recall of each class", [_recall_table(loaded)], [recall]),
         Section("confusion", "Confusion", [_confusions_table(loaded), _precision_table(loaded)]),
     ]
@@ -120,6 +124,32 @@ def _scores_table(loaded: LoadedRun) -> Table:
     header = ["Fold", *(f"{name} %" for name in METRICS.values()), "Clips", "Epoch"]
     lines, rules = notes(summary), [len(folds)]
     return _table(loaded, "scores", header, rows, notes=lines, rules=rules)
+
+
+def _multilabel_sections(loaded: LoadedRun) -> list[Section]:
+    """Return the section of a set with compound classes, or of sigmoid outputs; else none."""
+    summary, spreads = loaded.summary, loaded.summary.multilabel
+    if not spreads:
+        return []
+    names = list(spreads)
+    by_fold = {r.fold: metric_values(r.scores) for r in summary.folds}
+    cells = {k: [f"{values[name]:.2f}" for name in names] for k, values in by_fold.items()}
+    folds = _fold_rows(summary, cells)
+    rows = [*folds, [f"mean{_of_folds(summary)}", *map(mean_text, spreads.values())]]
+    header = ["Fold", *(f"{MULTILABEL_METRICS[name]} %" for name in names)]
+    rule = "the components of the class with the highest probability"
+    if loaded.result.output == "sigmoid":
+        rule = (
+            f"all whose probability is at least {THRESHOLD}, or the most probable one. UAR, WAR "
+            "and confusion are of the class with the highest sum of its components' logits"
+        )
+    singles = single_classes(loaded.result.classes)
+    text = (
+        f"A clip has one or more of {len(singles)} labels; predicted are {rule}. mAP and AUC rank "
+        "clips by the probability of a label, and are means over labels, as macro F1."
+    )
+    table = _table(loaded, "multilabel", header, rows, "sets of labels", rules=[len(folds)])
+    return [Section("multilabel", "Sets of labels", [table], [text])]
 
 
 def _fold_rows(summary: Summary, cells: Mapping[int, list[str]]) -> list[list[str]]:

@@ -11,6 +11,32 @@ from dfer_dist.utils.records import Record, stored_as
 #: The metrics of a table of predictions, with what they are called.
 METRICS = {"uar": "UAR", "war": "WAR", "macro_f1": "Macro F1", "weighted_f1": "Weighted F1"}
 
+#: Further metrics of sets with compound classes or several labels; none has an interval.
+MULTILABEL_METRICS = {
+    "mean_ap": "mAP of the classes",
+    "auc": "AUC of the classes",
+    "multilabel_exact_match": "Exact match",
+    "multilabel_mean_ap": "mAP",
+    "multilabel_auc": "AUC",
+    "multilabel_macro_f1": "Macro F1",
+    "multilabel_weighted_f1": "Weighted F1",
+}
+
+
+@dataclass(frozen=True)
+class MultiLabelScores:
+    """Metrics of predicted sets of labels, in percent.
+
+    ``exact_match`` is the share of clips whose labels are all right. mAP and AUC rank clips by the
+    probability of a label, and F1 counts each label of a clip; all are means over labels.
+    """
+
+    exact_match: float
+    mean_ap: float
+    auc: float | None
+    macro_f1: float
+    weighted_f1: float
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -19,7 +45,9 @@ class Scores:
     ``uar``, ``war``, ``recall`` and F1 are in percent. Rows of ``confusion`` are the truth, columns
     the prediction, both in the order of ``classes``. A class in ``absent`` has no clip in the
     truth; its recall is None. ``macro_f1`` is the mean F1 of the other classes, ``weighted_f1``
-    their mean weighted by clips; older versions recorded neither.
+    their mean weighted by clips; older versions recorded neither. ``mean_ap`` and ``auc``, each
+    class against the rest, are of sets with compound classes, and ``multilabel`` of these and of
+    models with sigmoid outputs.
     """
 
     n: int
@@ -32,6 +60,9 @@ class Scores:
     absent: list[str]
     macro_f1: float | None = None
     weighted_f1: float | None = None
+    mean_ap: float | None = None
+    auc: float | None = None
+    multilabel: MultiLabelScores | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +114,9 @@ class FoldResult(Record):
 
     ``left_out`` are the test clips that were lost when the data was packed; ``parameters`` are all
     of the model, trained or not. ``ema`` is the decay of the moving average of the weights that was
-    tested, 0 if the weights themselves were. Of a training on several sets the metrics are those of
-    the first one, ``others`` has those of the others, and ``sets`` what was trained on. Fields that
-    an older run did not record are None, 0 or empty.
+    tested, 0 if the weights themselves were. ``output`` is ``model.output``. Of a training on
+    several sets the metrics are those of the first one, ``others`` has those of the others, and
+    ``sets`` what was trained on. Fields that an older run did not record are None, 0 or empty.
     """
 
     remedy: ClassVar[str] = "evaluate this fold again"
@@ -105,6 +136,10 @@ class FoldResult(Record):
     index_hash: str
     macro_f1: float | None = None
     weighted_f1: float | None = None
+    mean_ap: float | None = None
+    auc: float | None = None
+    multilabel: MultiLabelScores | None = None
+    output: str = "softmax"
     recall: dict[str, float | None] = field(default_factory=dict)
     step: int | None = None
     checkpoint: str = ""

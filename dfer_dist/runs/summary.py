@@ -14,7 +14,7 @@ class Spread:
     """A metric over folds, in percent.
 
     ``std`` is the sample standard deviation, None for one fold. ``ci95`` is the lower and the
-    upper end of a 95 % bootstrap interval of the mean.
+    upper end of a 95 % bootstrap interval of the mean; empty for a metric without intervals.
     """
 
     mean: float
@@ -108,7 +108,8 @@ class Summary(Record):
     """``summary.json``: a run's metrics over its finished folds.
 
     ``pooled`` are the metrics of all clips of all finished folds. ``shuffled`` is None unless every
-    finished fold was also tested with its frames shuffled. Summaries of older versions have no
+    finished fold was also tested with its frames shuffled. ``multilabel`` has the further metrics
+    of sets of labels that all folds have, without intervals. Summaries of older versions have no
     ``cost`` and no F1.
     """
 
@@ -127,3 +128,4 @@ class Summary(Record):
     macro_f1: Spread | None = None
     weighted_f1: Spread | None = None
     calibration: CalibrationSummary | None = None
+    multilabel: dict[str, Spread] = field(default_factory=dict)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from dfer_dist.runs.records import METRICS
+from dfer_dist.runs.records import METRICS, MULTILABEL_METRICS
 from dfer_dist.runs.summary import CalibrationScores
 
 # 1 is the names of the files, as earlier versions sent them.
@@ -33,7 +33,7 @@ _SCORES = {
 # By the name in the files; what is not listed belongs to training.
 _NAMES = {
     file_name.format(score): name.format(score)
-    for score in METRICS
+    for score in (*METRICS, *MULTILABEL_METRICS)
     for file_name, name in _SCORES.items()
 }
 _NAMES |= {field.name: f"1_scores/{field.name}" for field in fields(CalibrationScores)} | {

@@ -64,6 +64,8 @@ def summary_metrics(summary: Summary) -> dict[str, float | None]:
     if summary.calibration:
         values |= asdict(summary.calibration.mean)
     values |= _other_sets(summary)
+    for metric, spread in summary.multilabel.items():
+        values |= {f"{metric}_mean": spread.mean, f"{metric}_std": spread.std}
     return values | recall_names(summary.pooled.recall) | _cost_metrics(summary.cost)
 
 

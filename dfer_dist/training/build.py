@@ -70,7 +70,7 @@ def build_trainer(
         data=data,
         batches=batches,
         engine=engine,
-        objective=Objective(config, data.class_sizes, ranks.device),
+        objective=Objective(config, data.class_sizes, ranks.device, data.index.classes),
         tracking=tracking,
         checkpointer=build_checkpointer(config, folder, ranks, trained, tracking),
         preemption=preemption,

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfer_dist.config.schema import Config, Supervision
+from dfer_dist.config.schema import Config, Output, Supervision
 from dfer_dist.data.loading.mixing import mix_targets
+from dfer_dist.data.sources.compound import membership
 from dfer_dist.models.dferclip import ModelOutputs
 
 
@@ -31,6 +33,11 @@ class Objective:
     targets. Its loss is the same mixture of the two clips' losses, each with the weight of its own
     class, label smoothing included.
 
+    With ``model.output=sigmoid`` the loss of a clip is the mean over the single classes of their
+    binary cross-entropies (Wightman et al., "ResNet strikes back", 2021, section 3.2), whose
+    targets are 1 for all labels of the clip. Label smoothing moves targets towards 1/2, a class's
+    weight is that of its binary cross-entropy, and mixed clips have mixed targets.
+
     With ``train.target=votes`` a target is the distribution of a clip's votes, and its loss the
     mean over votes of the loss with each vote as label, weights and smoothing included.
 
@@ -40,11 +47,25 @@ class Objective:
     histogram : sequence of C float
         Training clips by class; of votes, a clip counts in part for each class.
     device : torch.device
+    classes : sequence of C str, optional
+        Needed for sigmoid outputs.
     """
 
-    def __init__(self, config: Config, histogram: Sequence[float], device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        histogram: Sequence[float],
+        device: torch.device,
+        classes: Sequence[str] = (),
+    ) -> None:
         self.train, self.model = config.train, config.model
         self.weights: Tensor | None = None
+        # the single classes of each class
+        self.members: Tensor | None = None
+        if self.model.output is Output.sigmoid:
+            members = membership(classes).astype(np.float32)
+            self.members = torch.from_numpy(members).to(device)
+            histogram = (np.asarray(histogram) @ members).tolist() if histogram else []
         if self.train.class_balance:
             self.weights = class_weights(histogram, self.train.class_balance).to(device)
         self.uses_labels = self.train.objective is not Supervision.descriptions
@@ -65,7 +86,8 @@ class Objective:
         outputs : ModelOutputs
             With logits if ``uses_labels``, with features if ``has_description`` is given.
         targets : int64 [b] or float32 [b, C]
-            Labels, or distributions over the classes. On any device, as the following three.
+            Labels, or distributions over the classes; for sigmoid outputs 1 for each label of a
+            clip. On any device, as the following three.
         valid : bool [b]
             Which clips are intact.
         has_description : bool [b], optional
@@ -73,9 +95,10 @@ class Objective:
         own_weights : float32 [b], optional
             Of each clip in its own mixture, if pairs of clips are mixed.
         """
+        class_loss = self._cross_entropy if self.members is None else self._binary_cross_entropy
         weighted = ((1.0, outputs.positive), (self.model.negative_weight, outputs.negative))
         parts = [
-            weight * self._cross_entropy(logits, targets, own_weights)
+            weight * class_loss(logits, targets, own_weights)
             for weight, logits in weighted
             if logits is not None
         ]
@@ -99,6 +122,22 @@ class Objective:
             reduction="none",
             label_smoothing=self.train.label_smoothing,
         )
+
+    def _binary_cross_entropy(
+        self, logits: Tensor, targets: Tensor, own_weights: Tensor | None
+    ) -> Tensor:
+        assert self.members is not None
+        targets = targets.to(logits.device, non_blocking=True)
+        if targets.dim() == 1:
+            labels = self.members[targets]
+        else:
+            labels = (targets @ self.members).clamp_max(1)
+        if own_weights is not None:
+            own = own_weights.to(logits.device, non_blocking=True)
+            labels = mix_targets(labels, own, labels.shape[1])
+        labels = torch.lerp(labels, torch.full_like(labels, 0.5), self.train.label_smoothing)
+        losses = F.binary_cross_entropy_with_logits(logits, labels, self.weights, reduction="none")
+        return losses.mean(1)
 
 
 def class_weights(histogram: Sequence[float], beta: float) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from dfer_dist.config.schema import config_hash
@@ -68,12 +67,11 @@ def fold_result(
         Those of other sets.
     """
     config, data, state = trainer.config, trainer.data, trainer.state
-    # ZeRO-3 leaves an empty tensor of what other ranks hold
-    sizes = [getattr(p, "ds_numel", p.numel()) for p in trainer.engine.deepspeed.parameters()]
     return FoldResult(
         dataset=data.tested[0].index.name,
         fold=data.fold,
-        **asdict(scores),
+        **vars(scores),
+        output=config.model.output.name,
         selection=config.train.selection.name,
         epoch=(state.best or trainer).epoch,
         step=state.selected_step,
@@ -87,7 +85,7 @@ def fold_result(
         objective=config.train.objective.name,
         described_clips=len(data.descriptions.texts) if data.descriptions else None,
         pretrained_sha256=trainer.info.pretrained_sha256,
-        parameters=sum(sizes),
+        parameters=_num_parameters(trainer),
         num_frames=config.data.num_frames,
         sampling=config.data.sampling.name,
         views=config.eval.views,
@@ -102,3 +100,8 @@ def fold_result(
         sets=list(data.sets),
         others=list(others),
     )
+
+
+def _num_parameters(trainer: Trainer) -> int:
+    # ZeRO-3 leaves an empty tensor of what other ranks hold
+    return sum(getattr(p, "ds_numel", p.numel()) for p in trainer.engine.deepspeed.parameters())

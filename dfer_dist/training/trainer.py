@@ -24,8 +24,9 @@ from dfer_dist.data.shards.index import Index
 from dfer_dist.distributed.preemption import Preempted, PreemptionHandler
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.distributed.watchdog import Watchdog
-from dfer_dist.evaluation.evaluate import Predictions, build_test_loader, collect, predict
+from dfer_dist.evaluation.evaluate import build_test_loader, collect, predict
 from dfer_dist.evaluation.metrics import metric_values
+from dfer_dist.evaluation.predictions import Predictions
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import Scores, UarWar
 from dfer_dist.runs.status import Phase
@@ -348,10 +349,11 @@ class Trainer:
                 batches,
                 ranks.device,
                 self._check_preemption,
+                self.config.model.output,
             )
         finally:
             engine.train()
-        table = collect(rows, index, clips, ranks)
+        table = collect(rows, index, clips, ranks, self.config.model.output)
         scores = table.score(index.classes) if table else None
         return table, ranks.broadcast_object(scores)  # type: ignore[return-value]
 

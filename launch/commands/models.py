@@ -222,7 +222,7 @@ def _write_overall(predictions: list[VideoPrediction], out: Path) -> None:
         ("video", "seconds", "windows", "prediction", *predictions[0].classes)
     ]
     for one in predictions:
-        best = one.classes[one.overall.argmax()]
+        best = one.prediction(one.overall)
         probabilities = (f"{p:.6f}" for p in one.overall)
         path, seconds = printable(str(one.video)), f"{one.seconds:.3f}"
         rows.append((path, seconds, one.num_predicted, best, *probabilities))
@@ -230,7 +230,6 @@ def _write_overall(predictions: list[VideoPrediction], out: Path) -> None:
 
 
 def _title(prediction: VideoPrediction) -> str:
-    best = int(prediction.overall.argmax())
     begin, end = prediction.spans[0]
     length = f"{end - begin:.3g} s"
     if not prediction.has_times:
@@ -240,7 +239,9 @@ def _title(prediction: VideoPrediction) -> str:
         method = "a single image"
     elif len(prediction.spans) > 1:
         method = f"mean of {prediction.num_predicted} windows of {length}"
-    score = f"{prediction.classes[best]} {prediction.overall[best]:.2f}"
+    overall = prediction.overall
+    best = prediction.predicted(overall)
+    score = " + ".join(f"{prediction.classes[c]} {overall[c]:.2f}" for c in best)
     return f"{prediction.name}: {score} ({method})"
 
 

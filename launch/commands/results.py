@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.runs.records import METRICS, Scores
+from dfer_dist.runs.records import METRICS, MULTILABEL_METRICS, Scores
 from dfer_dist.runs.sweep import SweepDir, expand
 from dfer_dist.utils.errors import UserError
 from launch.console import number_columns, print_line, print_table, progress_bar
@@ -69,11 +69,15 @@ def evaluate(
         return
     with progress_bar("test clips") as progress:
         scores = evaluate_checkpoint(checkpoint, fold, overrides or [], out, progress)
+    values = metric_values(scores)
     texts = [
-        f"{METRICS[name]} {value:.2f} (95 % {interval_text(*interval(scores, name))})"
-        for name, value in metric_values(scores).items()
+        f"{title} {values[name]:.2f} (95 % {interval_text(*interval(scores, name))})"
+        for name, title in METRICS.items()
     ]
     print_line(f"{scores.n} clips: {', '.join(texts)}")
+    sets = [f"{t} {values[name]:.2f}" for name, t in MULTILABEL_METRICS.items() if name in values]
+    if sets:
+        print_line(f"sets of labels: {', '.join(sets)}")
     print_table(classes_table(scores))
 
 

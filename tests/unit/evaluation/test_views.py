@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dfer_dist.config.load import load_config
-from dfer_dist.config.schema import DataConfig, Sampling
+from dfer_dist.config.schema import DataConfig, Output, Sampling
 from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.shards.index import Index
@@ -31,6 +31,13 @@ def test_probabilities_are_averaged_not_logits() -> None:
     )  # one view that is very sure does not outvote two
     assert sure.mean(0).argmax() == 0 and average_views(sure).argmax() == 1
     assert torch.allclose(average_views(sure).softmax(-1), sure.softmax(-1).mean(0))
+
+
+def test_probabilities_of_sigmoid_outputs_are_averaged_each_for_itself() -> None:
+    views = torch.tensor([[[2.0, 0.0, -60.0]], [[-9.0, 3.0, 50.0]]])
+    averaged = average_views(views, Output.sigmoid)
+    assert torch.allclose(averaged.sigmoid(), views.sigmoid().mean(0))
+    assert torch.equal(average_views(views[:1], Output.sigmoid), views[0])
 
 
 def test_a_single_view_keeps_its_logits() -> None:

@@ -11,7 +11,15 @@ import torch
 from safetensors.torch import save_file
 
 from dfer_dist.config.load import load_config
-from dfer_dist.config.schema import ClassText, Head, HeadInit, ImageTuning, ModelConfig
+from dfer_dist.config.schema import (
+    ClassText,
+    Head,
+    HeadInit,
+    ImageTuning,
+    ModelConfig,
+    Output,
+    TextPolarity,
+)
 from dfer_dist.models.build import build_model
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.towers.open_clip_models import TINY, build_clip
@@ -22,10 +30,10 @@ CLASSES = ("happiness", "anger", "fear")
 CLIPS = torch.randint(0, 256, (4, 2, 3, 64, 64), dtype=torch.uint8)
 
 
-def tiny(**settings: object) -> DFERCLIP:
+def tiny(classes: tuple[str, ...] = CLASSES, **settings: object) -> DFERCLIP:
     torch.manual_seed(0)
     cfg = ModelConfig(backbone="tiny", pretrained="demo", text=ClassText.names, **settings)  # type: ignore[arg-type]
-    return build_model(cfg, CLASSES, 2, 64)
+    return build_model(cfg, classes, 2, 64)
 
 
 def test_has_no_text_tower_and_a_group_of_its_own() -> None:
@@ -61,6 +69,37 @@ def test_text_init_starts_from_the_text_tower() -> None:
     own.temporal.load_state_dict(texts.temporal.state_dict())
     torch.testing.assert_close(own(CLIPS), texts(CLIPS), rtol=1e-4, atol=1e-4)
     assert own(CLIPS).std() > 0.01 and own.text is None
+
+
+@pytest.mark.parametrize("polarity", list(TextPolarity))
+def test_sigmoid_outputs_are_the_single_classes_with_centered_cosines(
+    polarity: TextPolarity,
+) -> None:
+    classes = (*CLASSES, "anger+fear")
+    texts = {"text_polarity": polarity, "temperature": 0.07}
+    model = tiny(classes, output=Output.sigmoid, **texts)
+    plain = tiny(CLASSES, **texts)
+    plain.load_state_dict(model.state_dict())
+    logits, cosines = model(CLIPS), plain(CLIPS)
+    assert logits.shape == (4, 3)
+    torch.testing.assert_close(logits, cosines - cosines.mean(1, keepdim=True), atol=1e-4, rtol=0)
+    # a softmax does not see the difference
+    torch.testing.assert_close(logits.softmax(1), cosines.softmax(1))
+    assert tiny(classes).text_features().shape[0] == 4  # type: ignore[union-attr]
+
+
+def test_linear_head_of_sigmoid_outputs_starts_with_centered_texts() -> None:
+    texts = {"head": Head.linear, "head_init": HeadInit.text, "context_tokens": 0}
+    logits = tiny((*CLASSES, "anger+fear"), output=Output.sigmoid, **texts)(CLIPS)
+    assert logits.shape == (4, 3)
+    torch.testing.assert_close(logits.mean(1), torch.zeros(4), atol=1e-3, rtol=0)
+
+
+def test_sigmoid_outputs_need_labels() -> None:
+    overrides = ["train.objective=descriptions", "model.output=sigmoid", "model.context_tokens=0"]
+    with pytest.raises(UserError, match=r"uses no label, and model\.output needs") as caught:
+        load_config("demo", overrides)
+    assert "\n" not in str(caught.value)
 
 
 def test_null_temperature_takes_scale_and_bias_of_the_weights(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from dfer_dist.config.schema import (
     Config,
     ModelConfig,
+    Output,
     Supervision,
     TrainConfig,
     split_batch,
@@ -192,6 +193,43 @@ def test_gradient_of_votes_is_that_of_their_divergence() -> None:
     ).sum().backward()
     F.kl_div(same.log_softmax(1), votes, reduction="sum").backward()
     assert logits.grad.flatten().tolist() == pytest.approx(same.grad.flatten().tolist(), abs=1e-6)
+
+
+CLASSES = ("fear", "anger", "joy", "fear+joy")
+
+
+def sigmoid_objective(histogram: list[int], **train: object) -> Objective:
+    config = Config(model=ModelConfig(output=Output.sigmoid), train=TrainConfig(**train))
+    return Objective(config, histogram, CPU, CLASSES)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("beta", [0.0, 0.9])
+def test_binary_cross_entropy_by_hand(smoothing: float, beta: float) -> None:
+    """Of labels, of sets of them, and mixed; with smoothing and weights of the single classes."""
+    objective = sigmoid_objective([5, 3, 0, 2], label_smoothing=smoothing, class_balance=beta)
+    logits = torch.cat([LOGITS, LOGITS[:1] * 2])
+    truth = torch.tensor([[0.0, 1, 0], [1, 0, 1], [0, 0, 1], [1, 0, 1]])
+    smooth = truth * (1 - smoothing) + smoothing / 2
+    terms = -(smooth * logits.sigmoid().log() + (1 - smooth) * (1 - logits.sigmoid()).log())
+    # seven clips have fear, three anger and two joy
+    weights = class_weights([7, 3, 2], beta) if beta else torch.ones(3)
+    want = (weights * terms).mean(1)
+    valid, labels = torch.tensor([True, True, True, False]), torch.tensor([1, 3, 2, 3])
+    losses = objective(ModelOutputs(positive=logits), labels, valid)
+    assert losses.tolist() == pytest.approx([*want[:3].tolist(), 0], rel=1e-5)
+    sets = torch.tensor([[0.0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 0], [1, 0, 1, 1]])
+    assert torch.equal(objective(ModelOutputs(positive=logits), sets, valid), losses)
+    both = ModelOutputs(positive=logits, negative=logits)
+    assert objective(both, labels, valid).tolist() == pytest.approx((2 * losses).tolist())
+    own = torch.tensor([0.3, 0.3, 1.0, 1.0])
+    mixed = objective(ModelOutputs(positive=logits), labels, valid, None, own)
+    halves = [
+        objective(ModelOutputs(positive=logits), label, valid)
+        for label in (labels, labels[[1, 0, 3, 2]])
+    ]
+    want = own * halves[0] + (1 - own) * halves[1]
+    assert mixed[:3].tolist() == pytest.approx(want[:3].tolist(), rel=1e-5)
 
 
 def test_negative_polarity_is_added_with_its_weight():
