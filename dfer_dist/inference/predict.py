@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,11 @@ from dfer_dist.inference.sources import FPS, Frames, open_frames, through_jpeg
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import csv_text
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _THUMBNAILS, _THUMBNAIL_SIZE = 8, (240, 240)
+MAX_EXPLAINED = 6  # windows on a picture
 # Seconds. The median clip has 70 frames in DFEW, 82 in MAFW (28 in FERV39k).
 WINDOW, STEP = 3.0, 1.0
 
@@ -137,6 +141,17 @@ class VideoPrediction:
         for name, values in zip(self.classes, self.probabilities.T, strict=True):
             texts[name] = ["" if math.isnan(p) else f"{p:.6f}" for p in values]
         return csv_text([[*texts], *zip(*texts.values(), strict=True)])
+
+    def explained_figure(self) -> Figure:
+        """Draw what the predictions of the explained windows rest on."""
+        from dfer_dist.reporting.plots.explained import ExplainedRow, explained_figure
+
+        rows = []
+        for i, (frames, found) in sorted(self.explained.items()):
+            begin, end = self.spans[i]
+            title = f"{begin:.1f} to {end:.1f} s: {self.classes[found.predicted]}"
+            rows.append(ExplainedRow(title, frames, found.weights, found.heat))
+        return explained_figure(f"{self.name}: what predictions rest on", rows)
 
 
 def cut_windows(frames: int, length: int, step: float) -> np.ndarray:

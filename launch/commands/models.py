@@ -18,13 +18,11 @@ from launch.options import Checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
-    from matplotlib.figure import Figure
 
     from dfer_dist.inference.exported import ExportedModel
     from dfer_dist.inference.predict import VideoPrediction
 
 _MAX_WINDOWS = 24  # of a video on the console; its table has all
-_MAX_EXPLAINED = 6  # windows on a picture
 
 Model = Annotated[Path, typer.Argument(help="Folder that dfer export wrote.")]
 Videos = Annotated[
@@ -168,14 +166,14 @@ def _predict_video(
     faces: bool,
     explain: bool,
 ) -> VideoPrediction:
-    from dfer_dist.inference.predict import predict_video
+    from dfer_dist.inference.predict import MAX_EXPLAINED, predict_video
 
     with console.status(f"reading {video.name}") as status:
 
         def progress(done: int, total: int) -> None:
             status.update(f"{video.name}: {done} of {total} windows")
 
-        count = _MAX_EXPLAINED * explain
+        count = MAX_EXPLAINED * explain
         return predict_video(model, video, window, step, faces, progress, fps, count)
 
 
@@ -199,19 +197,7 @@ def _write(prediction: VideoPrediction, out: Path) -> None:
     )
     save(timeline_figure(timeline), out / f"{name}.png")
     if prediction.explained:
-        save(_explained_figure(prediction), out / f"{name}.explained.png")
-
-
-def _explained_figure(prediction: VideoPrediction) -> Figure:
-    from dfer_dist.reporting.plots.explained import ExplainedRow, explained_figure
-
-    rows = []
-    for i, (frames, found) in sorted(prediction.explained.items()):
-        begin, end = prediction.spans[i]
-        name = prediction.classes[found.predicted]
-        title = f"{begin:.1f} to {end:.1f} s: {name}"
-        rows.append(ExplainedRow(title, frames, found.weights, found.heat))
-    return explained_figure(f"{prediction.name}: what predictions rest on", rows)
+        save(prediction.explained_figure(), out / f"{name}.explained.png")
 
 
 def _write_overall(predictions: list[VideoPrediction], out: Path) -> None:

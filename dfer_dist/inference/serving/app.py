@@ -3,7 +3,8 @@
 ::
 
     GET  /                page: choose a video or use the camera
-    POST /predict?faces=1 body: a video; answer: probabilities over time, and pictures of frames
+    POST /predict?faces=1 body: a video; answer: probabilities over time, and pictures of frames;
+                          with explain=1 also one of what predictions rest on
     POST /invocations     MLflow's protocol, as ``mlflow models serve`` has it
 
 One request is computed at a time, a few wait, and others are refused: a model is as fast as its
@@ -30,9 +31,10 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from dfer_dist.data.video.decode import DamagedVideo
 from dfer_dist.inference.exported import CARD, ExportedModel
-from dfer_dist.inference.predict import VideoPrediction, predict_video
+from dfer_dist.inference.predict import MAX_EXPLAINED, VideoPrediction, predict_video
 from dfer_dist.inference.pyfunc import PyfuncModel
 from dfer_dist.inference.sources import FPS, Frames, open_frames
+from dfer_dist.reporting.plots.scores import data_uri
 from dfer_dist.utils.errors import UserError
 
 MAX_BYTES = 256 << 20
@@ -91,10 +93,10 @@ def build_app(model: ExportedModel, is_local: bool = True) -> FastAPI:
         }
 
     @app.post("/predict")
-    async def predict(request: Request, faces: bool = False) -> JSONResponse:
+    async def predict(request: Request, faces: bool = False, explain: bool = False) -> JSONResponse:
         body = await request.body()
         try:
-            answer = await asyncio.to_thread(_predict, model, body, faces)
+            answer = await asyncio.to_thread(_predict, model, body, faces, explain)
         except UserError as e:
             return _Refused(400, str(e)).answer()
         return JSONResponse(answer)
@@ -147,13 +149,14 @@ class _Limits:
             raise _Refused(503, f"busy with {self.requests} requests: try again in a moment")
 
 
-def _predict(model: ExportedModel, video: bytes, faces: bool) -> dict[str, Any]:
+def _predict(model: ExportedModel, video: bytes, faces: bool, explain: bool) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "video"
         file.write_bytes(video)
         try:
             _check_duration(file)
-            return _answer(predict_video(model, file, faces=faces))
+            count = MAX_EXPLAINED * explain
+            return _answer(predict_video(model, file, faces=faces, explain=count))
         except UserError as e:
             raise UserError(str(e).replace(str(file), "the video")) from e
 
@@ -185,6 +188,7 @@ def _answer(prediction: VideoPrediction) -> dict[str, Any]:
         ],
         "faces": None if prediction.faces is None else prediction.faces.tolist(),
         "pictures": [_data_url(picture) for picture in prediction.thumbnails],
+        "explained": data_uri(prediction.explained_figure()) if prediction.explained else None,
     }
 
 

@@ -39,7 +39,7 @@ class ExplainedRow:
 def explained_figure(title: str, rows: Sequence[ExplainedRow]) -> Figure:
     """Draw the frames of each row with their heat maps, and the weights of frames as bars."""
     count = max(len(row.frames) for row in rows)
-    figure = new_figure(count * _FRAME + 0.6, len(rows) * 1.7 * _FRAME + 1.0)
+    figure = new_figure(count * _FRAME + 0.6, len(rows) * 1.8 * _FRAME + 0.9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
     grid = figure.add_gridspec(2 * len(rows), 1, height_ratios=[1, 0.4] * len(rows))
     for i, row in enumerate(rows):
@@ -57,10 +57,11 @@ def explained_figure(title: str, rows: Sequence[ExplainedRow]) -> Figure:
 def _draw_frames(ax: Axes, row: ExplainedRow, count: int) -> None:
     for t, (frame, heat) in enumerate(zip(row.frames, row.heat, strict=True)):
         extent = (t + 0.02, t + 0.98, 0.02, 0.98)
-        ax.imshow(frame, extent=extent)
+        ax.imshow(frame, extent=extent, aspect="auto")
         ax.imshow(
             heat,
             extent=extent,
+            aspect="auto",
             cmap="inferno",
             vmin=0,
             vmax=1,

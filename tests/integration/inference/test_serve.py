@@ -142,12 +142,14 @@ def test_browser_predicts_a_file_and_the_camera(server: str, video: Path, tmp_pa
         page.goto(server)
         page.get_by_text("7 classes").wait_for()
         assert page.is_checked("#faces")
+        page.check("#explain")
         page.set_input_files("#file", str(video))
         page.get_by_role("heading", level=2).wait_for(timeout=60_000)
         assert re.fullmatch(r"\w+ 0\.\d\d, 4\.0 s", page.inner_text("#best"))
         assert page.locator("#bars .bar").count() == 7
         assert page.locator("#pictures img").count() == 8
         assert page.locator("#chart path").count() == 7
+        assert page.evaluate("document.querySelector('#explained').naturalWidth") > 300
         page.set_viewport_size({"width": 420, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") == 420
         if os.environ.get("DFER_PICTURES"):
