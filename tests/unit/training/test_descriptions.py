@@ -17,11 +17,14 @@ from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import (
     Config,
     DataConfig,
+    ExtraClasses,
     TextPolarity,
 )
 from dfer_dist.data.captions.store import Source, clip_hashes, open_writer
+from dfer_dist.data.folds.clips import clips_of_set, fold_clips
 from dfer_dist.data.loading.sampler import all_clips, clip_keys
 from dfer_dist.data.shards.index import Index, load_index
+from dfer_dist.data.shards.joint import join
 from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.models.flops import build_meta_model
 from dfer_dist.models.tokenizer import CaptionTokenizer, clip_tokenizer
@@ -32,6 +35,7 @@ from dfer_dist.training.build import check_same_data
 from dfer_dist.training.descriptions import ClipDescriptions, read_descriptions
 from dfer_dist.utils.errors import UserError
 from tests.helpers.data.descriptions import MODEL, captioned_copy
+from tests.helpers.data.sets import pack_other
 from tests.helpers.models.counted_steps import count_once, counted_steps  # noqa: F401 (a fixture)
 from tests.helpers.models.tiny_models import CLASSES, FRAMES, perturb, tiny
 
@@ -142,6 +146,27 @@ def test_descriptions_of_a_fold_are_those_of_its_training_clips(
         read_descriptions(copy, train, 2, Config(data=DataConfig(descriptions="other")))
     with pytest.raises(ValueError, match="are tested in fold 1"):
         read_descriptions(captioned, train, 1, config)
+
+
+def test_descriptions_of_several_sets_are_told_apart(
+    captioned: Index, tiny_source: Path, tmp_path: Path
+) -> None:
+    packed = pack_other(tiny_source, tmp_path / "packed")
+    other = captioned_copy(packed, tmp_path / "captioned")
+    joint = join([captioned, other], ExtraClasses.leave_out)
+    train, config = fold_clips(joint, 2).train, Config()
+    texts = read_descriptions(joint, train, 2, config).texts
+    expected = {
+        f"{own.name}/{key}": text
+        for number, own in enumerate((captioned, other))
+        for key, text in read_descriptions(
+            joint.one_set(number), clips_of_set(joint, train, number), 2, config
+        ).texts.items()
+    }
+    assert texts == expected
+    assert {key.partition("/")[0] for key in texts} == {"dfew", "other"}
+    with pytest.raises(UserError, match=f"{packed.root} has no descriptions.jsonl"):
+        read_descriptions(join([captioned, packed], ExtraClasses.keep), train, 2, config)
 
 
 def test_checkpoint_of_other_descriptions_is_refused() -> None:
