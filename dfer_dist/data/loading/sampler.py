@@ -1,4 +1,4 @@
-"""The order of training clips: a pure function of (seed, epoch, index, global batch).
+"""The order of training clips: a pure function of (seed, epoch, index, global batch, weights).
 
 The order is elastically deterministic, as MosaicML Streaming calls it: it does not depend on the
 number of ranks, nodes, workers or restarts. An epoch shuffles the shards, concatenates them,
@@ -7,7 +7,8 @@ clips. Step k takes the k-th clip of every lane, and clips are shuffled within b
 Each rank reads a contiguous range of lanes, so 1, 2 and 4 ranks see the same global batches, and
 resuming needs (epoch, step) and nothing else. At most (global batch - 1) clips are dropped in an
 epoch, other ones each time. Planning takes memory and time proportional to the number of shards; a
-block of a lane is shuffled only when it is reached.
+block of a lane is shuffled only when it is reached. Epochs that take shares of classes or of sets
+(:class:`QuotaPlan`) take memory and time proportional to the number of clips.
 """
 
 from __future__ import annotations
