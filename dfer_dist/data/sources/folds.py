@@ -55,6 +55,8 @@ def make_folds(
     folds = 5 if folds is None else folds
     if folds < 2:
         raise UserError(f"--folds {folds} is too small: give 2 or more")
+    if file is not None and column is None:
+        raise UserError(f"--groups {file} needs --group-by, the name of its column of groups")
     if len(records) < folds:
         raise UserError(f"{home} holds {len(records)} clips, too few for {folds} folds")
     groups = [record.group for record in records]

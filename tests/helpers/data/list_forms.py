@@ -154,7 +154,7 @@ def votes_and_parts(root: Path, pool: Path, count: int) -> Form:
         split = "ambiguous" if i % 10 == 0 else ""
         name = names[votes.index(max(votes))]
         part = f"#t={start:g},{start + 0.08:g}"
-        clips.append(Made(f"v/{i // 2}{part}", name, split, votes=tuple(votes)))
+        clips.append(Made(f"v/{i // 2}{part}", name, split, f"v/{i // 2}", tuple(votes)))
         lines.append(f"v/{i // 2}.mp4,{start:g},{start + 0.08:g},{','.join(map(str, votes))}")
     for i in range(-(-count // 2)):
         link(root / f"v/{i}.mp4", pool)

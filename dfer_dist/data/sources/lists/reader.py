@@ -188,7 +188,14 @@ def _find_splits(rows: dict[Path, list[ListRow]], parsers: Sequence[RowParser]) 
 def _join(
     lists: dict[Path, list[ListRow]], parsers: Sequence[RowParser], classes: Sequence[str]
 ) -> tuple[list[ListRow], Splits]:
-    """Return each clip once with its split, those without a majority last, and what was found."""
+    """Return each clip once with its split, those without a majority last, and what was found.
+
+    Parts of a video become a group if the lists tell no groups.
+    """
+    rows = [row for of in lists.values() for row in of]
+    has_parts = any(row.start is not None or row.end is not None for row in rows)
+    if has_parts and not any(row.group for row in rows):
+        lists = {f: [replace(r, group=_stem(r.path)) for r in of] for f, of in lists.items()}
     ambiguous = {r.source: r for rows in lists.values() for r in rows if r.split == AMBIGUOUS}
     clear = {f: [r for r in rows if r.source not in ambiguous] for f, rows in lists.items()}
     splits = _find_splits(clear, parsers)

@@ -78,7 +78,7 @@ def read_table(file: Path) -> Table:
         nor lines of one of the known forms.
     """
     if not file.is_file():
-        raise UserError(f"{file} is missing or not a file: give a list of clips")
+        raise UserError(f"{file} is missing or not a file: check its path")
     text = [(n, line) for n, line in enumerate(read_text(file).splitlines(), 1) if line.strip()]
     if not text:
         raise UserError(f"{file} is empty: nothing to pack there")

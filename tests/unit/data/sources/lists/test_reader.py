@@ -95,6 +95,20 @@ def test_groups_are_in_one_fold_each(root: Path) -> None:
         read_general_lists(root, [file], None, FoldRequest(2))
 
 
+def test_parts_of_a_video_are_in_one_fold(root: Path) -> None:
+    for name in "xyz":
+        (root / f"{name}.mp4").touch()
+    rows = [f"{v}.mp4,{t},{t + 1},{c}" for v in "xyz" for t, c in enumerate(["joy", "fear"] * 3)]
+    records = read(root, "path,start,end,label", *rows)
+    assert len(records) == 18
+    folds = {(record.group, record.split) for record in records.values()}
+    assert len(folds) == 3 and {group for group, _ in folds} == set("xyz")
+    given = read(
+        root, "path,start,end,label,group", *(f"{row},{i % 3}" for i, row in enumerate(rows))
+    )
+    assert {record.group for record in given.values()} == set("012")
+
+
 def test_absolute_paths_of_another_machine_are_found_below_the_root(root: Path) -> None:
     lines = [f"/home/x/root/{name} {i % 2}" for i, name in enumerate("abcdef")]
     for below in (root, root.parent):
@@ -174,6 +188,8 @@ def test_options_and_lists_that_do_not_fit_are_refused(root: Path) -> None:
         read_general_lists(root, [plain], None, FoldRequest(group_by="actor"))
     with pytest.raises(UserError, match="holds 2 clips, too few for 5 folds"):
         read_general_lists(root, [plain])
+    with pytest.raises(UserError, match=r"--groups .*p\.csv needs --group-by, the name of its col"):
+        read_general_lists(root, [plain], None, FoldRequest(2, groups=plain))
     (root.parent / "none").mkdir()
     with pytest.raises(UserError, match=r"none holds no list, \.csv, \.tsv, \.txt"):
         read_general_lists(root, [root.parent / "none"])
