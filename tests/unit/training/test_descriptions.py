@@ -148,7 +148,7 @@ def test_descriptions_of_a_fold_are_those_of_its_training_clips(
         read_descriptions(captioned, train, 1, config)
 
 
-def test_descriptions_of_several_sets_are_told_apart(
+def test_descriptions_of_several_sets_are_kept_apart(
     captioned: Index, tiny_source: Path, tmp_path: Path
 ) -> None:
     packed = pack_other(tiny_source, tmp_path / "packed")
