@@ -89,6 +89,7 @@ def load_experiment(experiment: str, overrides: list[str], ranks: int) -> tuple[
     from dfer_dist.data.shards.joint import open_sets, sets_of
     from dfer_dist.data.shards.sidecars import describe_modalities
     from dfer_dist.data.shards.store import resolve_cache, resolve_locations
+    from dfer_dist.evaluation.multilabel import check_labels
     from dfer_dist.models.class_texts import polarity_texts
 
     config = load_config(experiment, overrides)
@@ -103,6 +104,8 @@ def load_experiment(experiment: str, overrides: list[str], ranks: int) -> tuple[
             config.data.folds_hash = overlay.hash
     describe_modalities(index, config.model.modalities)
     polarity_texts(index.classes, config.model)
+    for own in sets_of(index):
+        check_labels(own, config.model.output)
     if config.train.objective is not Supervision.labels:
         for own in sets_of(index):
             read_descriptions(own).choose(config.data.descriptions)

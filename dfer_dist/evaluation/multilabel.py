@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dfer_dist.config.schema import Output
 from dfer_dist.data.sources.compound import membership
 from dfer_dist.evaluation.metrics import Floats, f1_of_classes, score, top_class
 from dfer_dist.runs.records import MultiLabelScores, Scores
+from dfer_dist.utils.errors import UserError
 
 if TYPE_CHECKING:
     from dfer_dist.data.loading.sampler import SampleRef
@@ -48,6 +50,22 @@ def expand_logits(logits: NDArray[np.float32], classes: Sequence[str]) -> NDArra
     if logits.shape[1] == len(classes):
         return logits
     return logits @ membership(classes).T.astype(logits.dtype)
+
+
+def check_labels(index: Index, output: Output) -> None:
+    """Check that all labels of a clip are known from its class, where they are trained on.
+
+    Raises
+    ------
+    UserError
+        For sigmoid outputs and a set that stores labels without having compound classes.
+    """
+    is_compound = len(set(map(len, map(np.flatnonzero, membership(index.classes))))) > 1
+    if output is Output.sigmoid and "labels" in index.extras and not is_compound:
+        raise UserError(
+            f"model.output=sigmoid: clips of {index.name} have several labels, which are trained "
+            "on only as compound classes: pack them as classes such as anger+disgust"
+        )
 
 
 def label_sets(index: Index, clips: Iterable[SampleRef]) -> list[tuple[int, ...]]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
 
+from dfer_dist.config.schema import Output
 from dfer_dist.data.sources.compound import membership
 from dfer_dist.data.sources.records import CLASSES
 from dfer_dist.evaluation.metrics import metric_values, score
 from dfer_dist.evaluation.multilabel import (
+    check_labels,
     choose_labels,
     expand_logits,
     indicator,
@@ -112,6 +115,16 @@ def test_absent_labels_do_not_count() -> None:
     assert m.exact_match == near(1 / 3)
     alike = score_table([0, 0], logits[:2], FOUR[:3], [(0,), (0,)]).multilabel
     assert alike is not None and alike.auc is None
+
+
+def test_labels_that_no_class_tells_are_not_trained_on() -> None:
+    index = SimpleNamespace(name="mine", classes=FOUR[:3], extras=("labels",))
+    with pytest.raises(UserError, match="clips of mine have several labels") as caught:
+        check_labels(index, Output.sigmoid)
+    assert "\n" not in str(caught.value)
+    check_labels(index, Output.softmax)
+    check_labels(SimpleNamespace(name="mine", classes=FOUR[:3], extras=()), Output.sigmoid)
+    check_labels(SimpleNamespace(name="mafw", classes=MAFW, extras=("labels",)), Output.sigmoid)
 
 
 def test_a_clip_has_at_least_one_label() -> None:
