@@ -57,11 +57,6 @@ def check_values(config: Config) -> None:
     _check_supervision(config)
     _check_optimizer(config)
     _check_augmentation(config)
-    if config.data.folds and isinstance(config.data.shards, list):
-        raise UserError(
-            f"data.folds={config.data.folds} is of one set, and data.shards lists "
-            f"{len(config.data.shards)}: give one of them"
-        )
     if config.data.folds_hash and not config.data.folds:
         raise UserError("data.folds_hash is the hash of data.folds, which is not set: set both")
     if config.data.sampling is Sampling.uniform and config.eval.views > 1:

@@ -144,6 +144,8 @@ def _describe_shard(job: tuple[Index, int], advance: Advance) -> Faces:
 
 def _jpeg(face: np.ndarray) -> bytes:
     out = io.BytesIO()
+    # without the margin of the window
+    face = face[40:-40, 40:-40] if min(face.shape[:2]) > 2 * _SIZE else face
     Image.fromarray(face).resize((_SIZE, _SIZE), Image.Resampling.LANCZOS).save(out, "JPEG")
     return out.getvalue()
 

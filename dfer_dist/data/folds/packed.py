@@ -14,6 +14,8 @@ from dfer_dist.data.sources.folds import read_groups
 from dfer_dist.data.sources.names import possible_keys
 from dfer_dist.utils.errors import UserError
 
+_UNEVEN = 2  # times as many clips in one fold as in another
+
 
 @dataclass(frozen=True)
 class PackedClips:
@@ -126,6 +128,12 @@ def check_overlay(overlay: FoldOverlay, index: Index, clips: PackedClips, source
             raise UserError(f"{source}: fold {k} has no clip: give fewer folds")
         if absent:
             warnings.append(f"fold {k} tests no clip of {', '.join(absent)}")
+    sizes = Counter(overlay.fold_of[key] for key in tested)
+    (largest, most), (smallest, least) = sizes.most_common()[0], sizes.most_common()[-1]
+    if most > _UNEVEN * least:
+        warnings.append(
+            f"fold {largest} tests {most} clips, fold {smallest} {least}: groups are too large"
+        )
     return warnings
 
 

@@ -103,6 +103,7 @@ def test_fold_without_a_class_is_a_warning(tiny_shards: Index, clips: PackedClip
     assert check(overlay, tiny_shards) == [
         "fold 1 tests no clip of fear",
         "fold 2 tests no clip of happiness, sadness, neutral, anger, surprise, disgust",
+        "fold 1 tests 55 clips, fold 2 5: groups are too large",
     ]
 
 
