@@ -56,10 +56,10 @@ def open_run(
     Raises
     ------
     UserError
-        If settings, folds and ranks do not fit together, if the shards lack a modality or the
-        descriptions that the model needs, if a class has no text, or if the folder holds something
-        else: files that are no run, or a run with other settings, data, code or versions of
-        libraries.
+        If settings, folds and ranks do not fit together, if the shards lack a modality,
+        descriptions or votes that are trained on, if a class has no text, or if the folder holds
+        something else: files that are no run, or a run with other settings, data, code or versions
+        of libraries.
     """
     if name is not None and (name in ("", "..") or name != Path(name).name):
         raise UserError(f"--name '{name}': give a plain name; --runs sets the folder")
@@ -86,6 +86,7 @@ def load_experiment(experiment: str, overrides: list[str], ranks: int) -> tuple[
     """Load settings and index, and check that they and the number of ranks fit together."""
     from dfer_dist.data.captions.store import read as read_descriptions
     from dfer_dist.data.folds.packed import open_folds
+    from dfer_dist.data.loading.votes import check_votes
     from dfer_dist.data.shards.joint import open_sets, sets_of
     from dfer_dist.data.shards.sidecars import describe_modalities
     from dfer_dist.data.shards.store import resolve_cache, resolve_locations
@@ -103,6 +104,7 @@ def load_experiment(experiment: str, overrides: list[str], ranks: int) -> tuple[
         if overlay := open_folds(config.data, index):
             config.data.folds_hash = overlay.hash
     describe_modalities(index, config.model.modalities)
+    check_votes(index, config)
     polarity_texts(index.classes, config.model)
     for own in sets_of(index):
         check_labels(own, config.model.output)

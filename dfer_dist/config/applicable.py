@@ -55,6 +55,8 @@ _CONDITIONS: tuple[tuple[str, Condition], ...] = (
     ("data.augment.rand_magnitude", _has("data.augment.rand_augment")),
     ("data.stride", _is("data.sampling", "dense")),
     ("data.descriptions", _is("train.objective", "descriptions", "both")),
+    ("data.ambiguous", _is("train.target", "votes")),
+    ("train.target", _is("train.objective", "labels", "both")),
     ("model.text", lambda s: _reads_texts(s) and s["model.sentences"] is None),
     ("model.sentences model.temperature", _reads_texts),
     ("model.context_tokens", _is("model.head", "text")),

@@ -7,14 +7,17 @@ from urllib.parse import urlsplit
 
 from dfer_dist.config.applicable import VIDEO, applicable_settings
 from dfer_dist.config.schema import (
+    Ambiguous,
     Config,
     DataConfig,
     Head,
     HeadInit,
     ImageTuning,
     ModelConfig,
+    Output,
     Sampling,
     Supervision,
+    TargetKind,
     TextPolarity,
     TextTuning,
     flatten,
@@ -30,6 +33,7 @@ _WITHOUT_LABELS = {
     "model.context_tokens": 0,
     "model.output": "softmax",
     "model.text_polarity": "positive",
+    "train.target": "majority",
     "train.label_smoothing": 0,
     "train.class_balance": 0,
     "data.balanced": False,
@@ -168,6 +172,16 @@ def _check_supervision(config: Config) -> None:
                     f"train.objective=descriptions uses no label, and {key} needs them: "
                     f"set {key}={str(without).lower()}"
                 )
+    if train.target is TargetKind.votes and model.output is Output.sigmoid:
+        raise UserError(
+            "train.target=votes gives each clip one distribution over the classes, and "
+            "model.output=sigmoid each class a probability of its own: set model.output=softmax"
+        )
+    if config.data.ambiguous is Ambiguous.train and train.target is TargetKind.majority:
+        raise UserError(
+            "data.ambiguous=train: clips without a majority have votes and no label: set "
+            "train.target=votes"
+        )
     has_adapters = train.objective is Supervision.both and model.text_tower is TextTuning.adapters
     if model.description_ratio and not has_adapters:
         raise UserError(

@@ -39,6 +39,7 @@ from dfer_dist.config.train import (  # noqa: F401 (the tree's types are importe
     Schedule,
     Selection,
     Supervision,
+    TargetKind,
     TrainConfig,
 )
 from dfer_dist.utils.errors import UserError
@@ -56,6 +57,13 @@ class Sampling(Choice):
         "A window of frames data.stride apart, at a random place in training, in the middle in a "
         "test (SlowFast: Feichtenhofer et al., ICCV 2019)."
     )
+
+
+class Ambiguous(Choice):
+    """What training does with clips without a majority, the split ``ambiguous``."""
+
+    leave_out = "Nothing."
+    train = "Every fold trains on their votes; no test has them."
 
 
 class ExtraClasses(Choice):
@@ -198,6 +206,7 @@ class DataConfig:
         "Show every class equally often in an epoch by repeating clips of the rarer ones.",
         source="Kang et al., ICLR 2020",
     )
+    ambiguous: Ambiguous = setting(Ambiguous.leave_out, later=True)
     descriptions: str | None = setting(
         None, "Source of the descriptions, by name or hash, if the set has several in English."
     )

@@ -52,6 +52,16 @@ class Supervision(Choice):
     both = f"The first plus train.description_weight times the second ({_FINECLIPER})."
 
 
+class TargetKind(Choice):
+    """What the labels' loss compares a clip with."""
+
+    majority = "Its label, the class with most votes."
+    votes = (
+        "The distribution of its annotators' votes: cross-entropy, which is KL(votes || model) "
+        "plus a constant (label distribution learning: Geng, TKDE 2016)."
+    )
+
+
 class Device(Choice):
     """Where to compute."""
 
@@ -151,6 +161,7 @@ class TrainConfig:
     description_weight: float = setting(
         1.0, "Weight of the descriptions' loss; the labels' loss has 1.", above=0
     )
+    target: TargetKind = setting(TargetKind.majority, later=True)
     label_smoothing: float = setting(
         0.0,
         "Share of the target that is spread over all classes.",

@@ -23,14 +23,16 @@ from dfer_dist.data.folds.packed import open_folds
 from dfer_dist.data.loading.batch import Batch
 from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import ClipSet, evaluation_batches
+from dfer_dist.data.loading.votes import read_votes
 from dfer_dist.data.shards.index import Index, open_index
 from dfer_dist.data.shards.joint import own_fold, with_classes
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.shards.sidecars import describe_modalities
 from dfer_dist.distributed.process_group import Ranks, choose_device
-from dfer_dist.evaluation.metrics import Scores, left_out_text
+from dfer_dist.evaluation.metrics import left_out_text
 from dfer_dist.evaluation.multilabel import expand_logits, label_sets
-from dfer_dist.evaluation.predictions import Predictions
+from dfer_dist.evaluation.predictions import Evaluation, Predictions
+from dfer_dist.evaluation.votes import unseen_ambiguous_clips
 from dfer_dist.models.build import build_model, inference_dtype, resolve_image_size
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tuning import param_groups
@@ -181,11 +183,14 @@ def collect(
     if any(merged[key][0] != label for key, label in labels.items()):
         raise RuntimeError("labels of the predictions differ from the index")
     logits = np.stack([merged[key][1] for key in labels]).astype(np.float32)
-    sets = None
+    sets, votes = None, None
     if output is Output.sigmoid:
         logits = expand_logits(logits, index.classes)
         sets = label_sets(index, tested)
-    return Predictions(list(labels), np.array(list(labels.values()), dtype=np.int32), logits, sets)
+    elif given := read_votes(index, clips):
+        votes = given.counts
+    truth = np.array(list(labels.values()), dtype=np.int32)
+    return Predictions(list(labels), truth, logits, sets, votes)
 
 
 def load_model(saved: Checkpoint | None, config: Config, classes: tuple[str, ...]) -> DFERCLIP:
@@ -243,7 +248,9 @@ def evaluate_checkpoint(
     overrides: list[str],
     out: Path | None,
     progress: Callable[[int, int], None] | None = None,
-) -> Scores:
+    *,
+    ambiguous: bool = False,
+) -> Evaluation:
     """Test a checkpoint in this process, without DeepSpeed's engine.
 
     Parameters
@@ -256,28 +263,37 @@ def evaluate_checkpoint(
         ``key=value`` overrides of the checkpoint's settings, such as ``data.shards=…``.
     out : Path, optional
         Where to write the table of predictions.
+    ambiguous : bool
+        Test on the clips without a majority instead of a fold.
 
     Raises
     ------
     UserError
         If the checkpoint is of another model, the data has no class of it, or the model was trained
-        on the fold.
+        on the clips.
     """
     saved, config, index = open_checkpoint(path, overrides)
     index = as_trained(saved, index)
+    if ambiguous:
+        clips = unseen_ambiguous_clips(config, index, _set_hashes(saved))
+    else:
+        clips = _test_clips(saved, config, index, fold)
+    table = predict_here(load_model(saved, config, index.classes), config, index, clips, progress)
+    if out:
+        table.write(out)
+    return Evaluation(table.score(index.classes), table.score_votes())
+
+
+def _test_clips(saved: Checkpoint, config: Config, index: Index, fold: int | None) -> ClipSet:
+    """Return the test clips of a fold, by default of the one the checkpoint was trained for."""
     if fold is None and saved.state["fold"] is None:
-        raise UserError(f"{path} does not say which fold it was trained for: give --fold")
+        raise UserError(f"{saved.path} does not say which fold it was trained for: give --fold")
     if fold is None:
         fold = own_fold(index.name, fold_numbers(index), saved.state["fold"])
     folds = open_folds(config.data, index)
-    number = unseen_fold(saved, index, fold, folds)
-    part = fold_clips(index, number, folds)
-    list_lost_clips(part)
-    model = load_model(saved, config, index.classes)
-    table = predict_here(model, config, index, part.test, progress)
-    if out:
-        table.write(out)
-    return table.score(index.classes)
+    clips = fold_clips(index, unseen_fold(saved, index, fold, folds), folds)
+    list_lost_clips(clips)
+    return clips.test
 
 
 def as_trained(saved: Checkpoint, index: Index) -> Index:

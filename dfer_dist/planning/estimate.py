@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfer_dist.config.schema import Config, Precision, Supervision, split_batch
+from dfer_dist.config.schema import Ambiguous, Config, Precision, Supervision, split_batch
 from dfer_dist.data.folds.clips import clips_of_set, fold_clips, fold_numbers
 from dfer_dist.data.folds.packed import open_folds
 from dfer_dist.data.loading.loader import KEPT, PREFETCH
@@ -282,10 +282,9 @@ def data_size(config: Config) -> DataSize:
     if several or is_remote(config.data.locations[0]) or (shards / "index.json").is_file():
         index = open_sets(config.data)
         overlay = open_folds(config.data, index)
-        numbers = fold_numbers(index, overlay)
-        trained = sum(
-            _epoch_clips(config, index, fold_clips(index, k, overlay).train) for k in numbers
-        )
+        numbers, ambiguous = fold_numbers(index, overlay), config.data.ambiguous is Ambiguous.train
+        parts = (fold_clips(index, k, overlay, ambiguous=ambiguous) for k in numbers)
+        trained = sum(_epoch_clips(config, index, part.train) for part in parts)
         return DataSize(index.classes, trained // len(numbers), len(numbers))
     if shards.name not in _PUBLISHED:
         raise UserError(

@@ -33,6 +33,7 @@ from dfer_dist.utils.files import VERSION, write_json, write_text
 
 _LATEX_SECTIONS = (
     "scores",
+    "votes",
     "sets",
     "multilabel",
     "recall",

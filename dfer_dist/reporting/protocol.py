@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dfer_dist.config.applicable import VIDEO
 from dfer_dist.config.schema import (
+    Ambiguous,
     Config,
     Head,
     HeadInit,
@@ -23,6 +24,7 @@ from dfer_dist.config.schema import (
     Sampling,
     Schedule,
     Supervision,
+    TargetKind,
     TemporalKind,
     TemporalPool,
     TextTuning,
@@ -161,12 +163,14 @@ def _data_rows(c: Config) -> dict[str, str]:
         f"mixup ({augment.mixup:g})": augment.mixup,
         f"CutMix ({augment.cutmix:g})": augment.cutmix,
     }
+    ambiguous = "in the training of every fold, in no test"
     return {
         "Frames": f"{data.num_frames}, {sampling}; {size}",
         "Other modalities": modalities,
         "Normalisation": normalization,
         "Augmentation": join(applicable(changes)) or "none",
         "Sampling of clips": "every class as often as any other" * data.balanced,
+        "Clips without a majority": ambiguous * (data.ambiguous is Ambiguous.train),
     }
 
 
@@ -256,6 +260,8 @@ def _training_rows(c: Config) -> dict[str, str]:
     kind = "cross-entropy"
     if c.model.output is Output.sigmoid:
         kind = "mean over classes of binary cross-entropies"
+    if t.target is TargetKind.votes:
+        kind += " with the distribution of annotators' votes"
     loss = {
         kind: t.objective is not Supervision.descriptions,
         contrast: t.objective is not Supervision.labels,

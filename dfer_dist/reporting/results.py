@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,16 @@ from dfer_dist.data.folds.overlay import FoldOverlay
 from dfer_dist.evaluation.calibration import Outputs, summarize_calibration
 from dfer_dist.evaluation.metrics import Ints, bootstrap_ci, metric_values, score, top_class
 from dfer_dist.evaluation.multilabel import score_table
+from dfer_dist.evaluation.votes import any_annotator, kl_divergence, mean_over_folds, score_votes
 from dfer_dist.reporting.history import Cost, run_cost, training_cost
 from dfer_dist.reporting.wording import join
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import METRICS, MULTILABEL_METRICS, FoldResult, Scores, UarWar
-from dfer_dist.runs.summary import MajorityBaseline, Spread, Summary, UarWarSpread
+from dfer_dist.runs.summary import MajorityBaseline, Spread, Summary, UarWarSpread, VotesSpread
 from dfer_dist.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # Folds that differ in one of these are of different runs.
 _SAME = ("dataset", "selection", "classes", "config_hash", "index_hash")
@@ -48,6 +53,8 @@ class ScoredPredictions:
         The class with the highest logit.
     scores : Scores
         Also of sets of labels, if the table has them.
+    votes : float32 [N, C] or None
+        Of annotators; None if no clip has votes.
     """
 
     keys: list[str]
@@ -55,6 +62,7 @@ class ScoredPredictions:
     logits: NDArray[np.float32]
     predicted: Ints
     scores: Scores
+    votes: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,7 @@ class LoadedRun:
             cost=run_cost(self.costs),
             calibration=summarize_calibration([Outputs.of(t.labels, t.logits) for t in tables]),
             multilabel=_multilabel_spreads([t.scores for t in tables]),
+            votes=_votes_spread(tables),
         )
 
 
@@ -179,6 +188,15 @@ def load_fold(files: FoldDir) -> LoadedFold:
         )
     table = read_predictions(files.predictions, result.classes)
     check_scores(files.result, result.scores, table.scores)
+    if result.votes:
+        found = None
+        if table.votes is not None:
+            found = score_votes(table.votes, table.logits)
+        if found is None or found.n != result.votes.n or abs(found.kl - result.votes.kl) > 1e-3:
+            raise UserError(
+                f"{files.result}: its scores against votes are not those of the predictions next "
+                "to it: evaluate this fold again"
+            )
     shuffled = None
     if result.shuffled:
         shuffled = read_predictions(files.shuffled_predictions, result.classes)
@@ -214,23 +232,44 @@ def read_predictions(path: Path, classes: list[str]) -> ScoredPredictions:
     import pyarrow.parquet as pq
 
     try:
-        has_sets = "labels" in pq.read_schema(path).names
-        data = pq.read_table(path, columns=["key", "label", "logits", *["labels"] * has_sets])
-        logits = data["logits"].combine_chunks()
-        widths = pc.value_counts(pc.list_value_length(logits)).field(0).to_pylist()
-        if widths != [len(classes)] or data["label"].null_count:
-            raise ValueError(f"not every clip has {len(classes)} logits and a label")
+        columns = pq.read_schema(path).names
+        has_sets, has_votes = "labels" in columns, "votes" in columns
+        more = ["labels"] * has_sets + ["votes"] * has_votes
+        data = pq.read_table(path, columns=["key", "label", "logits", *more])
+        if data["label"].null_count:
+            raise ValueError("a clip has no label")
         if pc.count_distinct(data["key"]).as_py() != data.num_rows:
             raise ValueError("a key occurs twice")
         labels = data["label"].to_numpy()
-        values = logits.flatten().to_numpy(zero_copy_only=False).reshape(-1, len(classes))
+        values = _matrix(data, "logits", len(classes))
+        votes = None
+        if has_votes:
+            votes = _matrix(data, "votes", len(classes))
         predicted = top_class(values)
         sets = data["labels"].to_pylist() if has_sets else None
         scores = score_table(labels, values, classes, sets)
     except (OSError, LookupError, ValueError, TypeError, AttributeError, pa.ArrowException) as e:
         reason = str(e).partition("\n")[0]
         raise UserError(f"{path} is missing or damaged ({reason}): evaluate this fold again") from e
-    return ScoredPredictions(data["key"].to_pylist(), labels, values, predicted, scores)
+    if votes is not None and not votes.any():
+        votes = None
+    return ScoredPredictions(data["key"].to_pylist(), labels, values, predicted, scores, votes)
+
+
+def _matrix(table: pa.Table, name: str, width: int) -> NDArray[np.float32]:
+    """Return a column of lists as a matrix, float32 [N, ``width``].
+
+    Raises
+    ------
+    ValueError
+        If a list has another length.
+    """
+    import pyarrow.compute as pc
+
+    lists = table[name].combine_chunks()
+    if pc.value_counts(pc.list_value_length(lists)).field(0).to_pylist() != [width]:
+        raise ValueError(f"not every clip has {width} {name}")
+    return np.asarray(lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, width))
 
 
 def check_scores(path: Path, written: Scores | UarWar, scores: Scores) -> None:
@@ -270,6 +309,27 @@ def read_settings(run: RunDir) -> Config | None:
     with suppress(UserError):
         return read_config(run.config)
     return None
+
+
+def vote_values(table: ScoredPredictions) -> tuple[NDArray[np.float64], Ints]:
+    """Return the divergence and the agreement of the clips with votes, [2, N], and their labels."""
+    assert table.votes is not None
+    known = table.votes.any(1)
+    votes = table.votes[known]
+    divergence = kl_divergence(votes, table.logits[known])
+    return np.stack([divergence, any_annotator(votes, table.predicted[known])]), table.labels[known]
+
+
+def _votes_spread(tables: Sequence[ScoredPredictions]) -> VotesSpread | None:
+    if any(t.votes is None for t in tables):
+        return None
+    values, labels = zip(*map(vote_values, tables), strict=True)
+    by_fold = np.array([v.mean(1) for v in values])
+    spreads = []
+    for i, found in enumerate(mean_over_folds(values, labels)):
+        _, deviation = _mean_and_deviation(by_fold[:, i].tolist())
+        spreads.append(Spread(found.value, deviation, [found.low, found.high]))
+    return VotesSpread(sum(map(len, labels)), *spreads)
 
 
 def _multilabel_spreads(scores: Sequence[Scores]) -> dict[str, Spread]:

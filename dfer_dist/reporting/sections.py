@@ -27,6 +27,7 @@ from dfer_dist.reporting.history import Cost, device_unit, total_time
 from dfer_dist.reporting.protocol import protocol_rows, provenance_rows
 from dfer_dist.reporting.results import LoadedRun
 from dfer_dist.reporting.tables import Section, Table
+from dfer_dist.reporting.votes import votes_table
 from dfer_dist.reporting.wording import (
     NOT_RECORDED,
     done,
@@ -61,6 +62,8 @@ def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[
         Section("recall", "Recall of each class", [_recall_table(loaded)], [recall]),
         Section("confusion", "Confusion", [_confusions_table(loaded), _precision_table(loaded)]),
     ]
+    if of_votes := votes_table(loaded):
+        sections.insert(1, Section("votes", "Votes of annotators", [of_votes]))
     if calibration := calibration_section(loaded):
         sections.append(calibration)
     if published:

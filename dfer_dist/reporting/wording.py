@@ -91,17 +91,17 @@ def views_text(views: int, crops: int, mirror: bool) -> str:
     return f"in {total} views{of}, their probabilities averaged"
 
 
-def mean_text(spread: Spread) -> str:
+def mean_text(spread: Spread, decimals: int = 2) -> str:
     """Return the mean over folds, with its deviation if there is one."""
-    text = f"{spread.mean:.2f}"
+    text = f"{spread.mean:.{decimals}f}"
     if spread.std is not None:
-        text += f" ± {spread.std:.2f}"
+        text += f" ± {spread.std:.{decimals}f}"
     return text
 
 
-def interval_text(low: float, high: float) -> str:
-    """Return an interval in percent."""
-    return f"{low:.2f} to {high:.2f}"
+def interval_text(low: float, high: float, *, decimals: int = 2) -> str:
+    """Return an interval, in percent by default."""
+    return f"{low:.{decimals}f} to {high:.{decimals}f}"
 
 
 def done(summary: Summary) -> list[int]:
@@ -119,9 +119,9 @@ def join(items: Iterable[object]) -> str:
     return ", ".join(map(str, items))
 
 
-def signed(value: float) -> str:
-    """Return a difference with its sign and two decimals."""
-    return f"{value:+.2f}".replace("-", "−")
+def signed(value: float, decimals: int = 2) -> str:
+    """Return a difference with its sign."""
+    return f"{value:+.{decimals}f}".replace("-", "−")
 
 
 def optional(value: float | None, decimals: int, unit: float = 1.0) -> str:

@@ -109,6 +109,19 @@ class SetScores:
 
 
 @dataclass(frozen=True)
+class VoteScores:
+    """Predictions against the votes of annotators, over the ``n`` clips that have some.
+
+    ``kl`` is the mean KL(votes || model) in nats. ``any_annotator`` is the share of clips in
+    percent whose predicted class at least one annotator chose.
+    """
+
+    n: int
+    kl: float
+    any_annotator: float
+
+
+@dataclass(frozen=True)
 class FoldResult(Record):
     """``fold-K/result.json``: the metrics of a finished fold and what they were measured with.
 
@@ -116,7 +129,9 @@ class FoldResult(Record):
     of the model, trained or not. ``ema`` is the decay of the moving average of the weights that was
     tested, 0 if the weights themselves were. ``output`` is ``model.output``. Of a training on
     several sets the metrics are those of the first one, ``others`` has those of the others, and
-    ``sets`` what was trained on. Fields that an older run did not record are None, 0 or empty.
+    ``sets`` what was trained on. ``votes`` is None where no test clip has votes,
+    ``ambiguous_clips`` are the clips without a majority that were trained on. Fields that an older
+    run did not record are None, 0 or empty.
     """
 
     remedy: ClassVar[str] = "evaluate this fold again"
@@ -147,6 +162,8 @@ class FoldResult(Record):
     modalities: list[str] = field(default_factory=list, metadata=stored_as("levels"))
     modalities_hash: str | None = field(default=None, metadata=stored_as("levels_hash"))
     objective: str = "labels"
+    target: str = "majority"
+    ambiguous_clips: int = 0
     described_clips: int | None = None
     pretrained_sha256: str | None = None
     parameters: int | None = None
@@ -164,6 +181,7 @@ class FoldResult(Record):
     folds_hash: str | None = None
     sets: list[TrainedSet] = field(default_factory=list)
     others: list[SetScores] = field(default_factory=list)
+    votes: VoteScores | None = None
 
     @property
     def scores(self) -> Scores:

@@ -31,6 +31,15 @@ class UarWarSpread:
 
 
 @dataclass(frozen=True)
+class VotesSpread:
+    """:class:`~dfer_dist.runs.records.VoteScores` over folds; ``kl`` is in nats."""
+
+    n: int
+    kl: Spread
+    any_annotator: Spread
+
+
+@dataclass(frozen=True)
 class MajorityBaseline:
     """The WAR in percent of always predicting the most frequent class."""
 
@@ -108,9 +117,9 @@ class Summary(Record):
     """``summary.json``: a run's metrics over its finished folds.
 
     ``pooled`` are the metrics of all clips of all finished folds. ``shuffled`` is None unless every
-    finished fold was also tested with its frames shuffled. ``multilabel`` has the further metrics
-    of sets of labels that all folds have, without intervals. Summaries of older versions have no
-    ``cost`` and no F1.
+    finished fold was also tested with its frames shuffled, ``votes`` unless test clips of every
+    finished fold have votes. ``multilabel`` has the further metrics of sets of labels that all
+    folds have, without intervals. Summaries of older versions have no ``cost`` and no F1.
     """
 
     remedy: ClassVar[str] = "write it again with dfer report"
@@ -129,3 +138,4 @@ class Summary(Record):
     weighted_f1: Spread | None = None
     calibration: CalibrationSummary | None = None
     multilabel: dict[str, Spread] = field(default_factory=dict)
+    votes: VotesSpread | None = None

@@ -33,7 +33,7 @@ _SCORES = {
 # By the name in the files; what is not listed belongs to training.
 _NAMES = {
     file_name.format(score): name.format(score)
-    for score in (*METRICS, *MULTILABEL_METRICS)
+    for score in (*METRICS, *MULTILABEL_METRICS, "kl", "any_annotator")
     for file_name, name in _SCORES.items()
 }
 _NAMES |= {field.name: f"1_scores/{field.name}" for field in fields(CalibrationScores)} | {

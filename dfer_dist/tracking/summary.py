@@ -66,6 +66,16 @@ def summary_metrics(summary: Summary) -> dict[str, float | None]:
     values |= _other_sets(summary)
     for metric, spread in summary.multilabel.items():
         values |= {f"{metric}_mean": spread.mean, f"{metric}_std": spread.std}
+    if summary.votes:
+        for metric in ("kl", "any_annotator"):
+            spread = getattr(summary.votes, metric)
+            low, high = spread.ci95
+            values |= {
+                f"{metric}_mean": spread.mean,
+                f"{metric}_ci95_low": low,
+                f"{metric}_ci95_high": high,
+                f"{metric}_std": spread.std,
+            }
     return values | recall_names(summary.pooled.recall) | _cost_metrics(summary.cost)
 
 

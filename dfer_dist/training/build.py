@@ -152,12 +152,12 @@ def log_start(*, config: Config, data: FoldData, model: DFERCLIP, ranks: Ranks) 
         f"batch {config.train.global_batch} = {ranks.world_size} ranks x "
         f"{micro_batch} clips x {accumulation} micro batches"
     )
-    descriptions = f"; {data.descriptions}" if data.descriptions else ""
+    more = "".join(f"; {part}" for part in (data.descriptions, data.votes) if part)
     logger.info(
         f"fold {data.fold} of {data.index.name}: {data.plan.num_clips} training clips, "
         f"{len(data.test)} test clips; {ranks.world_size} x {device_name(ranks.device)}; "
         f"ZeRO-{config.train.zero_stage}, {config.train.precision.name}; {batch}; "
-        f"{trained_line(model)}{descriptions}"
+        f"{trained_line(model)}{more}"
     )
     for own in data.sets:
         logger.info(str(own))

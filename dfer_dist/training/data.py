@@ -8,8 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from dfer_dist.config.schema import Config, Selection, Supervision, split_batch
+from dfer_dist.config.schema import (
+    Ambiguous,
+    Config,
+    Selection,
+    Supervision,
+    split_batch,
+)
 from dfer_dist.data.folds.clips import FoldClips, clips_of_set, fold_clips, set_clips
 from dfer_dist.data.folds.overlay import FoldOverlay
 from dfer_dist.data.folds.packed import open_folds
@@ -24,6 +32,7 @@ from dfer_dist.data.loading.sampler import (
     mixture_plan,
     train_val_split,
 )
+from dfer_dist.data.loading.votes import Votes, check_votes, training_votes
 from dfer_dist.data.shards.index import Index, check_sizes
 from dfer_dist.data.shards.joint import JointIndex, open_sets
 from dfer_dist.data.shards.sidecars import describe_modalities
@@ -70,13 +79,18 @@ class FoldData:
     sets : tuple of TrainedSet
         What an epoch takes of each set; empty for a single one.
     class_sizes : list of float
-        Training clips of an epoch by label; empty where no setting needs them.
+        Training clips of an epoch by class, or their shares of votes; empty where no setting needs
+        them.
     descriptions : ClipDescriptions or None
         Where they are trained on.
     modalities : dict or None
         How the parsing maps and landmarks were made, where the model uses some.
     folds_hash : str or None
         Of the folds in a file; None for the set's own.
+    votes : Votes or None
+        Where they are trained on.
+    ambiguous_clips : int
+        Training clips without a majority.
     """
 
     fold: int
@@ -89,6 +103,14 @@ class FoldData:
     descriptions: ClipDescriptions | None
     modalities: dict[str, Any] | None
     folds_hash: str | None
+    votes: Votes | None
+    ambiguous_clips: int
+
+    def targets(self, batch: Batch) -> Tensor:
+        """Return what a batch is trained towards: labels, or of votes float32 [b, C]."""
+        if self.votes is None:
+            return batch.labels
+        return torch.from_numpy(self.votes.of(batch.keys))
 
     @property
     def test(self) -> ClipSet:
@@ -102,15 +124,18 @@ def build_data(*, config: Config, fold: int, ranks: Ranks) -> FoldData:
     Raises
     ------
     UserError
-        If a shard, modality or description that the fold needs is missing, ``data.folds`` does not
-        fit the set, the cache is too small, or the ranks cannot share the global batch.
+        If a shard, modality, description or vote that the fold needs is missing, ``data.folds``
+        does not fit the set, the cache is too small, or the ranks cannot share the global batch.
     """
-    train = config.train
+    train, ambiguous = config.train, config.data.ambiguous is Ambiguous.train
     index = open_sets(config.data, config.data.loss_budget)
+    check_votes(index, config)
     folds = open_folds(config.data, index)
     # Missing test clips are found now rather than after the training.
     tested = _tested_sets(index, fold, folds)
-    clips, val = _train_and_val(config, fold_clips(index, fold, folds), tested[0].index)
+    of_fold = fold_clips(index, fold, folds, ambiguous=ambiguous)
+    clips, val = _train_and_val(config, of_fold, tested[0].index)
+    votes = training_votes(index, clips, train.target)
     sets = _trained_sets(index, clips, config.data.mixture)
     needs_classes = config.data.balanced or train.class_balance
     by_class = clips_by_class(index, clips) if needs_classes else ()
@@ -131,10 +156,12 @@ def build_data(*, config: Config, fold: int, ranks: Ranks) -> FoldData:
         val=val,
         tested=tested,
         sets=sets,
-        class_sizes=_class_sizes(by_class, sets),
+        class_sizes=_class_sizes(by_class, sets, votes),
         descriptions=descriptions,
         modalities=ranks.broadcast_object(modalities),
         folds_hash=folds.hash if folds else None,
+        votes=votes,
+        ambiguous_clips=clips.count_in(index.ambiguous_shards),
     )
 
 
@@ -207,11 +234,17 @@ def _plan(
     return mixture_plan(plan, by_set, [own.weight for own in sets])
 
 
-def _class_sizes(by_class: Sequence[np.ndarray], sets: Sequence[TrainedSet]) -> list[float]:
-    """Return the clips that an epoch takes of each class, in the mean."""
+def _class_sizes(
+    by_class: Sequence[np.ndarray], sets: Sequence[TrainedSet], votes: Votes | None
+) -> list[float]:
+    """Return the clips that an epoch takes of each class, in the mean; of votes their shares."""
+    if not sets and votes:
+        return [float(size) for size in votes.distributions.sum(0)]
     if not sets:
         return [len(own) for own in by_class]
     weights = np.repeat([own.weight for own in sets], [own.clips for own in sets])
+    if votes:
+        return [float(size) for size in weights @ votes.distributions]
     return [float(weights[own].sum()) for own in by_class]
 
 

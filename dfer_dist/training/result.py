@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dfer_dist.config.schema import config_hash
 from dfer_dist.evaluation.metrics import metric_values
-from dfer_dist.runs.records import FoldResult, Scores, SetScores, UarWar
+from dfer_dist.runs.records import FoldResult, Scores, SetScores, UarWar, VoteScores
 from dfer_dist.tracking.metric_names import metric_suffix
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ def evaluate_others(trainer: Trainer) -> list[SetScores]:
     return found
 
 
-def final_metrics(
-    scores: Scores, shuffled: UarWar | None, others: Sequence[SetScores]
-) -> dict[str, float]:
+def final_metrics(result: FoldResult) -> dict[str, float]:
     """Return the metrics of a test by name; those of a set but the first end with its name."""
-    metrics = {f"test_{name}": value for name, value in metric_values(scores).items()}
-    if shuffled:
-        metrics |= {"shuffled_uar": shuffled.uar, "shuffled_war": shuffled.war}
-    for own in others:
+    metrics = {f"test_{name}": value for name, value in metric_values(result.scores).items()}
+    if result.shuffled:
+        metrics |= {"shuffled_uar": result.shuffled.uar, "shuffled_war": result.shuffled.war}
+    if result.votes:
+        metrics |= {"test_kl": result.votes.kl, "test_any_annotator": result.votes.any_annotator}
+    for own in result.others:
         values = metric_values(own.scores)
         of_set = metric_suffix(own.dataset)
         metrics |= {f"test_{name}/{of_set}": value for name, value in values.items()}
@@ -52,19 +52,16 @@ def final_metrics(
 
 
 def fold_result(
-    trainer: Trainer, scores: Scores, shuffled: UarWar | None, others: Sequence[SetScores]
+    trainer: Trainer,
+    scores: Scores,
+    shuffled: UarWar | None,
+    others: Sequence[SetScores],
+    votes: VoteScores | None,
 ) -> FoldResult:
     """Return the result of a trained fold.
 
-    Parameters
-    ----------
-    trainer : Trainer
-    scores : Scores
-        On the test clips.
-    shuffled : UarWar, optional
-        The same with the frames of each clip in a random order.
-    others : sequence of SetScores
-        Those of other sets.
+    ``scores`` and ``votes`` are of the test clips, ``shuffled`` of the same with the frames of each
+    in a random order, ``others`` of the test clips of other sets.
     """
     config, data, state = trainer.config, trainer.data, trainer.state
     return FoldResult(
@@ -83,6 +80,8 @@ def fold_result(
         modalities=list(config.model.modalities),
         modalities_hash=str(data.modalities["hash"]) if data.modalities else None,
         objective=config.train.objective.name,
+        target=config.train.target.name,
+        ambiguous_clips=data.ambiguous_clips,
         described_clips=len(data.descriptions.texts) if data.descriptions else None,
         pretrained_sha256=trainer.info.pretrained_sha256,
         parameters=_num_parameters(trainer),
@@ -99,6 +98,7 @@ def fold_result(
         left_out=list(data.tested[0].left_out),
         sets=list(data.sets),
         others=list(others),
+        votes=votes,
     )
 
 

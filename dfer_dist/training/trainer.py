@@ -158,7 +158,7 @@ class Trainer:
                 self.inputs.pixels(batch), tokens=tokens, with_logits=self.objective.uses_labels
             )
             losses = self.objective(
-                outputs, batch.labels, batch.valid, has_description, batch.own_weights
+                outputs, self.data.targets(batch), batch.valid, has_description, batch.own_weights
             )
         with self.meter.waiting():
             self.inputs.prefetch()
@@ -384,8 +384,8 @@ class Trainer:
         if not table:
             return
         table.write(self.folder.predictions)
-        self.tracking.log(self.state.step, self.epoch, final_metrics(scores, shuffled, others))
-        result = fold_result(self, scores, shuffled, others)
+        result = fold_result(self, scores, shuffled, others, table.score_votes())
+        self.tracking.log(self.state.step, self.epoch, final_metrics(result))
         run = self.folder.root.parent.name
         confusion_png(run, result, self.folder.confusion)
         curves_png(run, result, self.folder)

@@ -42,6 +42,13 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Also write the predictions to this parquet file.")
     ] = None,
+    ambiguous: Annotated[
+        bool,
+        typer.Option(
+            "--ambiguous",
+            help="Test on the clips without a majority instead, against their votes.",
+        ),
+    ] = False,
     zero_shot: Annotated[
         bool,
         typer.Option(
@@ -61,14 +68,29 @@ def evaluate(
     [bold]dfer eval runs/dfew/fold-1/checkpoints/LATEST --zero-shot data.shards=data/mafw[/bold]
     """
     from dfer_dist.evaluation.evaluate import evaluate_checkpoint
-    from dfer_dist.evaluation.metrics import interval, metric_values
-    from dfer_dist.reporting.wording import interval_text
 
+    if ambiguous and (zero_shot or fold is not None):
+        raise UserError("--ambiguous tests clips of no fold: leave --fold and --zero-shot out")
     if zero_shot:
         _evaluate_zero_shot(checkpoint, fold, overrides or [], out)
         return
     with progress_bar("test clips") as progress:
-        scores = evaluate_checkpoint(checkpoint, fold, overrides or [], out, progress)
+        scores, votes = evaluate_checkpoint(
+            checkpoint, fold, overrides or [], out, progress, ambiguous=ambiguous
+        )
+    if votes:
+        print_line(
+            f"votes for {votes.n} clips: KL(votes || model) {votes.kl:.4f} nats, "
+            f"{votes.any_annotator:.2f} % predicted as an annotator chose"
+        )
+    if not ambiguous:
+        _print_scores(scores)
+
+
+def _print_scores(scores: Scores) -> None:
+    from dfer_dist.evaluation.metrics import interval, metric_values
+    from dfer_dist.reporting.wording import interval_text
+
     values = metric_values(scores)
     texts = [
         f"{title} {values[name]:.2f} (95 % {interval_text(*interval(scores, name))})"

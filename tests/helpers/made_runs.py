@@ -16,9 +16,11 @@ from dfer_dist.config.schema import Config
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.evaluation.metrics import score
+from dfer_dist.evaluation.votes import score_votes
 from dfer_dist.reporting import files
 from dfer_dist.reporting.results import LoadedRun, load_run
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.records import VoteScores
 from dfer_dist.utils.files import read_json, write_json
 
 CLASSES = ["happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear"]
@@ -28,14 +30,27 @@ SHARES = np.array([0.2, 0.16, 0.24, 0.18, 0.12, 0.02, 0.08, 0.1, 0.1, 0.1, 0.1])
 
 
 def write_table(
-    path: Path, labels: np.ndarray, logits: np.ndarray, keys: list[str] | None = None
+    path: Path,
+    labels: np.ndarray,
+    logits: np.ndarray,
+    keys: list[str] | None = None,
+    votes: np.ndarray | None = None,
 ) -> None:
     columns = {
         "key": keys or [f"clip-{i}" for i in range(len(labels))],
         "label": pa.array(labels, pa.int32()),
         "logits": pa.array(list(logits), pa.list_(pa.float32())),
     }
+    if votes is not None:
+        columns["votes"] = pa.array(list(votes), pa.list_(pa.float32()))
     pq.write_table(pa.table(columns), path)
+
+
+def made_scores(votes: np.ndarray, logits: np.ndarray) -> VoteScores:
+    """Return the scores against votes of which some are given."""
+    scores = score_votes(votes, logits)
+    assert scores is not None
+    return scores
 
 
 def make_fold(
@@ -46,11 +61,13 @@ def make_fold(
     without: int | None = None,
     sure: float = 2.0,
     classes: list[str] = CLASSES,
+    voted: bool = False,
     **fields: Any,
 ) -> Path:
     """Write a fold as an evaluation leaves it.
 
-    ``sure`` is added to the logit of the true class; ``fields`` replace those of result.json.
+    ``sure`` is added to the logit of the true class; ``fields`` replace those of result.json. With
+    ``voted`` all clips but the first have ten votes.
     """
     rng = np.random.default_rng(k)
     count = len(classes)
@@ -60,7 +77,13 @@ def make_fold(
     noise, logits = logits.copy(), logits + sure * np.eye(count, dtype=np.float32)[labels]
     fold = run / f"fold-{k}"
     fold.mkdir(parents=True)
-    write_table(fold / "predictions.parquet", labels, logits)
+    votes = None
+    if voted:
+        shares = 0.7 * np.eye(count)[labels] + 0.3 / count
+        votes = np.random.default_rng([k, 1]).multinomial(10, shares).astype(np.float32)
+        votes[0] = 0
+        fields = {"votes": asdict(made_scores(votes, logits)), **fields}
+    write_table(fold / "predictions.parquet", labels, logits, votes=votes)
     result: dict[str, Any] = {
         "version": 1,
         "dataset": "DFEW",

@@ -61,6 +61,10 @@ class ClipSet:
     def _total(self) -> int:
         return sum(self.counts)
 
+    def count_in(self, shards: Sequence[int]) -> int:
+        """Return the number of clips in ``shards``."""
+        return sum(n for shard, n in zip(self.shards, self.counts, strict=True) if shard in shards)
+
     def sample_ref(self, position: int, row: int, epoch: int) -> SampleRef:
         """Return the ``row``-th clip that is used of the shard at ``position`` in ``shards``."""
         chosen = self.rows[position]
@@ -96,7 +100,7 @@ def train_val_split(
 
     Of each class, ``fraction`` of the clips (at least one, never all) go to validation: those whose
     keys have the smallest keyed hash, so that the choice depends on the seed and the keys alone,
-    not on how clips are distributed over shards.
+    not on how clips are distributed over shards. Clips without a majority all stay in training.
 
     Returns
     -------
@@ -113,6 +117,8 @@ def train_val_split(
         for i, count, rows in zip(clips.shards, clips.counts, clips.rows, strict=True)
     }
     for i, rows in used.items():
+        if i in index.ambiguous_shards:
+            continue
         table = index.sidecar(i).select(["key", "label"]).to_pydict()
         for row in rows.tolist():
             digest = hashlib.blake2b(f"{seed}/{table['key'][row]}".encode(), digest_size=8)

@@ -191,8 +191,11 @@ def same_clips(first: LoadedRun, second: LoadedRun) -> bool:
         if loaded.result.selection == "best_val" and config:
             held_out = config.train.val_fraction, config.train.seed
         lost = [fold.result.lost_clips for fold in loaded.folds.values()]
-        parts.append((list(loaded.folds), held_out, lost, loaded.result.folds_hash))
-    return a.index_hash == b.index_hash and parts[0] == parts[1] and not any(parts[0][2])
+        result = loaded.result
+        parts.append(
+            (list(loaded.folds), held_out, result.folds_hash, result.ambiguous_clips, lost)
+        )
+    return a.index_hash == b.index_hash and parts[0] == parts[1] and not any(parts[0][-1])
 
 
 def unfair(first: LoadedRun, second: LoadedRun) -> list[str]:
@@ -203,6 +206,10 @@ def unfair(first: LoadedRun, second: LoadedRun) -> list[str]:
     elif a.index_hash != b.index_hash:
         hashes = f"{a.index_hash[:12]}, {b.index_hash[:12]}"
         lines.append(f"They were trained and tested on different data (index {hashes}).")
+    for loaded, other in ((first, b), (second, a)):
+        more = loaded.result.ambiguous_clips
+        if more and not other.ambiguous_clips:
+            lines.append(f"Only {loaded.name} was trained on {more} clips without a majority.")
     if a.selection != b.selection:
         selections = f"{a.selection}, {b.selection}"
         if "best_test" in (a.selection, b.selection):

@@ -16,6 +16,7 @@ from dfer_dist.reporting.history import rank_speed, ranks_text, run_cost, total_
 from dfer_dist.reporting.protocol import parameters_text
 from dfer_dist.reporting.results import LoadedRun, folds_name, read_settings
 from dfer_dist.reporting.tables import Section, Table, slug
+from dfer_dist.reporting.votes import compared_votes_table
 from dfer_dist.reporting.wording import (
     MAX_NAMES,
     folds_text,
@@ -125,6 +126,9 @@ def comparison_sections(
         Section("runs", "Runs side by side", [overview, systems_table(runs)]),
         Section("differences", "Differences", differences, [text]),
     ]
+    of_votes = [table for table in map(compared_votes_table, comparisons) if table]
+    if of_votes:
+        sections.append(Section("votes", "Votes of annotators", of_votes))
     paired = [(c, c.paired) for c in comparisons if c.paired]
     if paired:
         changed = "Classes that gained and lost"

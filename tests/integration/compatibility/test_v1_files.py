@@ -74,7 +74,8 @@ def test_eval_of_a_checkpoint_gives_the_logits_of_v1(v1: Path, name: str) -> Non
     from dfer_dist.evaluation.evaluate import evaluate_checkpoint
 
     fold = v1 / "runs" / name / "fold-1"
-    scores = evaluate_checkpoint(fold / "checkpoints" / "LATEST", None, [], v1 / "now.parquet")
+    latest = fold / "checkpoints" / "LATEST"
+    scores = evaluate_checkpoint(latest, None, [], v1 / "now.parquet").scores
     keys, logits = read_logits(v1 / "now.parquet")
     expected_keys, expected = read_logits(v1 / "evaluated" / f"{name}.parquet")
     assert keys == expected_keys

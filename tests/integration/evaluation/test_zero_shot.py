@@ -220,7 +220,10 @@ def test_clips_that_were_trained_on_are_never_a_test(
     overrides = [f"data.shards={tiny_shards.root}", *FEW]
     own = zero_shot(tmp_path / "c", None, overrides, None)
     assert (own["fold"], own["n"], own["context"]) == (2, 12, "kept")
-    assert evaluate_checkpoint(tmp_path / "c", None, overrides, None).confusion == own["confusion"]
+    assert (
+        evaluate_checkpoint(tmp_path / "c", None, overrides, None).scores.confusion
+        == own["confusion"]
+    )
     with pytest.raises(UserError, match="fold 1 was among the training clips"):
         zero_shot(tmp_path / "c", 1, overrides, None)
     elsewhere = zero_shot(tmp_path / "c", 1, [f"data.shards={mafw.root}", *FEW], None)

@@ -69,7 +69,7 @@ def test_fold_with_modalities_trains_and_exports(faces: Index, tmp_path: Path) -
     fold = RunDir(tmp_path / "modalities").fold(1)
     result = read_json(fold.result)
     assert result["levels"] == BOTH and result["n"] == 7
-    scores = evaluate_checkpoint(fold.checkpoints / "LATEST", None, [], None)
+    scores = evaluate_checkpoint(fold.checkpoints / "LATEST", None, [], None).scores
     assert (scores.war, scores.uar) == (result["war"], result["uar"])
     assert (
         "| Other modalities | parsing maps and landmarks, learned weights |"

@@ -89,9 +89,11 @@ def test_summary_survives_a_round_trip() -> None:
         "calibration": None,
         "pooled": {k: RESULT[k] for k in ("n", "uar", "war", "recall", "support", "confusion")}
         | {"classes": RESULT["classes"], "absent": RESULT["absent"]}
-        | {"macro_f1": None, "weighted_f1": None},
+        | dict.fromkeys(["macro_f1", "weighted_f1", "mean_ap", "auc", "multilabel"]),
         "majority": {"class": "anger", "war": 66.5},
         "shuffled": None,
+        "multilabel": {},
+        "votes": {"n": 3, "kl": spread, "any_annotator": spread},
         "cost": {
             "trained_parameters": 7,
             "clips_per_second": 1.5,

@@ -15,9 +15,9 @@ from dfer_dist.data.folds.clips import fold_clips
 from dfer_dist.data.shards.index import Index, LeftOut
 from dfer_dist.evaluation.metrics import score
 from dfer_dist.runs.layout import FoldDir
-from dfer_dist.runs.records import FoldResult
+from dfer_dist.runs.records import FoldResult, VoteScores
 from dfer_dist.training.data import EvaluatedSet
-from dfer_dist.training.result import fold_result
+from dfer_dist.training.result import final_metrics, fold_result
 
 LOST = (LeftOut("Happy/1", "fold1", "missing"), LeftOut("Sad/2", "fold2", "no face"))
 
@@ -40,6 +40,7 @@ def test_result_names_the_test_clips_that_were_lost_when_packing(
             folds_hash=None,
             modalities=None,
             descriptions=None,
+            ambiguous_clips=3,
         ),
         state=state,
         epoch=2,
@@ -49,12 +50,16 @@ def test_result_names_the_test_clips_that_were_lost_when_packing(
         ranks=SimpleNamespace(device=torch.device("cpu")),
         engine=SimpleNamespace(deepspeed=torch.nn.Linear(2, 3)),
     )
-    scores = score([0, 1], [0, 1], index.classes)
-    fold_result(trainer, scores, None, []).write(tmp_path / "result.json")
+    scores, votes = score([0, 1], [0, 1], index.classes), VoteScores(n=2, kl=0.5, any_annotator=50)
+    fold_result(trainer, scores, None, [], votes).write(tmp_path / "result.json")
     result = FoldResult.read(tmp_path / "result.json")
     assert (result.left_out, result.fold, result.checkpoint) == (
         lost,
         fold,
         "checkpoints/step-00000009",
     )
-    assert result.parameters == 9
+    assert (result.parameters, result.target, result.ambiguous_clips) == (9, "majority", 3)
+    metrics = final_metrics(result)
+    assert result.votes == votes and metrics["test_war"] == 100
+    assert (metrics["test_kl"], metrics["test_any_annotator"]) == (0.5, 50)
+    assert not {"test_kl", "shuffled_uar"} & final_metrics(replace(result, votes=None)).keys()

@@ -31,7 +31,7 @@ class OnePixelModel:
         return ModelOutputs(positive=pixels[:, 0, :, 0, 0].float() / 10)
 
 
-def trainer(*batches: Batch) -> Trainer:
+def trainer(*batches: Batch, targets: torch.Tensor | None = None) -> Trainer:
     """Return what :meth:`Trainer.train_step` uses of a trainer."""
     engine = SimpleNamespace(
         accumulation=len(batches),
@@ -44,7 +44,9 @@ def trainer(*batches: Batch) -> Trainer:
         inputs=DevicePrefetcher(iter(batches), CPU),
         profiler=MagicMock(),
         config=Config(),
-        data=SimpleNamespace(descriptions=None),
+        data=SimpleNamespace(
+            descriptions=None, targets=lambda b: b.labels if targets is None else targets
+        ),
         engine=engine,
         meter=meter,
         objective=Objective(Config(), [], CPU),
@@ -80,3 +82,13 @@ def test_step_has_soft_targets_and_names_both_clips() -> None:
     targets = torch.tensor([[0.6, 0.4, 0], [0.4, 0.6, 0], [0, 0, 1], [1, 0, 0]])
     want = F.cross_entropy(mixed, targets, reduction="none")
     assert losses[:4] == pytest.approx(want.tolist(), rel=1e-5)
+
+
+def test_step_trains_towards_the_votes_of_mixed_clips() -> None:
+    votes = torch.tensor([[0.5, 0.5, 0], [0, 0, 1], [0.1, 0.2, 0.7], [1, 0, 0]])
+    mix = [MixParams(0.6), MixParams()]
+    result = Trainer.train_step(trainer(batch("a", mix), targets=votes), 0)
+    mixed = torch.tensor([[6.0, 12, 7], [4, 18, 8], [50, 20, 10], [7, 7, 40]]) / 10
+    targets = torch.tensor([[0.3, 0.3, 0.4], [0.2, 0.2, 0.6], [0.1, 0.2, 0.7], [1, 0, 0]])
+    want = F.cross_entropy(mixed, targets, reduction="none")
+    assert [loss for _, loss in result.clip_losses] == pytest.approx(want.tolist(), rel=1e-5)
