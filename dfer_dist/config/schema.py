@@ -218,7 +218,9 @@ class DataConfig:
     @property
     def locations(self) -> list[str]:
         """The folders and URLs of ``shards``, one or more."""
-        return [self.shards] if isinstance(self.shards, str) else self.shards
+        if isinstance(self.shards, str):
+            return [self.shards]
+        return self.shards
 
 
 @dataclass

@@ -92,7 +92,9 @@ class TrainedSet:
         """Return it as a line of the log."""
         text = f"{self.name}: {self.clips} training clips with weight {self.weight:g}"
         lost = ", ".join(f"{count} of {name}" for name, count in self.without_class.items())
-        return f"{text}; left out, without a class of the model: {lost}" if lost else text
+        if not lost:
+            return text
+        return f"{text}; left out, without a class of the model: {lost}"
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,9 @@ class JointIndex(Index):
         return f"{self._prefix(shard)}{self.shards[shard].file}"
 
     def _prefix(self, shard: int) -> str:
-        return f"{self.sets[self.set_of(shard)].name}/" if len(self.sets) > 1 else ""
+        if len(self.sets) == 1:
+            return ""
+        return f"{self.sets[self.set_of(shard)].name}/"
 
     def lost_classes(self, number: int) -> dict[str, int]:
         """Return the clips of each class of a set that has no joint label, of all splits."""
@@ -285,4 +287,6 @@ def check_mixture(mixture: Mapping[str, float] | None, sets: Sequence[Index]) ->
 
 def sets_of(index: Index) -> tuple[Index, ...]:
     """Return the sets of a joint index, or the index itself."""
-    return index.sets if isinstance(index, JointIndex) else (index,)
+    if isinstance(index, JointIndex):
+        return index.sets
+    return (index,)
