@@ -12,6 +12,7 @@ from dfer_dist.reporting.tables import Cell, Table
 from dfer_dist.reporting.wording import PROTOCOLS, join, mean_text, warnings
 
 UNKNOWN = "–"
+_MAX_CLASSES = 16  # whose recalls fit a page
 _WHOLE = {"sadness": "Sad"}
 
 
@@ -40,9 +41,12 @@ def paper_table(
     """Return a row for each run, below the published methods with scores on the same data set.
 
     Recalls are pooled over folds, UAR and WAR are means over folds. The best value of a column is
-    bold, if there are several. ``unfair`` are warnings about the comparison of the runs.
+    bold, if there are several. Recalls of more classes than fit a page are left out. ``unfair`` are
+    warnings about the comparison of the runs.
     """
     classes, dataset = runs[0].result.classes, runs[0].result.dataset.lower()
+    if len(classes) > _MAX_CLASSES:
+        classes = []
     all_methods = (published or Published()).methods
     methods = [m for m in all_methods if dataset in m.figures]
     methods.sort(key=lambda m: m.figures[dataset].war)
@@ -57,7 +61,8 @@ def paper_table(
         means = run.summary.uar, run.summary.war
         values.append([recalls.get(c, math.nan) for c in classes] + [s.mean for s in means])
         rows.append([run.name, *map(_percent, values[-1][:-2]), *map(mean_text, means)])
-    notes = _notes(runs)
+    # the first note is about recalls
+    notes = _notes(runs)[not classes :]
     if methods:
         sources = (join(filter(None, (m.venue, m.input * (m.input != "video")))) for m in methods)
         named = [f"{m.name} ({s})" for m, s in zip(methods, sources, strict=True)]
@@ -69,7 +74,8 @@ def paper_table(
     header = ["Method", *abbreviate(classes), "UAR", "WAR"]
     names = join(run.name for run in runs)
     datasets = join(dict.fromkeys(run.result.dataset for run in runs))
-    title = f"Recall of each class, UAR and WAR of {names} on {datasets}, in percent"
+    what = "Recall of each class, UAR and WAR" if classes else "UAR and WAR"
+    title = f"{what} of {names} on {datasets}, in percent"
     rules = [len(methods)] * bool(methods)
     best = _best(values)
     return Table("paper", title, header, rows, alerts, notes, rules=rules, bold=best)

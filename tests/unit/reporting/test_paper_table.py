@@ -46,6 +46,18 @@ def test_rows_match_summaries_and_best_values_are_bold(runs: list[LoadedRun]) ->
     assert table.warnings[1] == "Their data differ."
 
 
+def test_recalls_of_many_classes_are_left_out(
+    runs: list[LoadedRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfer_dist.reporting.paper_table._MAX_CLASSES", 6)
+    table = paper_table(runs[:1])
+    uar, war = runs[0].summary.uar, runs[0].summary.war
+    assert table.header == ["Method", "UAR", "WAR"]
+    assert [row[1:] for row in table.rows] == [[f"{s.mean:.2f} ± {s.std:.2f}" for s in (uar, war)]]
+    assert table.title == "UAR and WAR of weak on DFEW, in percent"
+    assert "Recalls" not in " ".join(table.notes)
+
+
 def test_equal_values_are_both_bold_and_a_single_row_is_plain(runs: list[LoadedRun]) -> None:
     table = paper_table([runs[0], runs[0]])
     assert table.bold == [Cell(row, column) for column in range(1, 10) for row in (0, 1)]

@@ -245,13 +245,18 @@ def test_run_verdict_matches_predictions(runs: tuple[LoadedRun, LoadedRun]) -> N
     assert confusions.startswith(f"Most frequent confusions: {expected}")
 
 
-def test_run_verdict_of_all_right_and_all_wrong(runs: tuple[LoadedRun, LoadedRun]) -> None:
+def test_run_verdict_of_all_right_and_all_wrong(
+    runs: tuple[LoadedRun, LoadedRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
     right = run_verdict(predictions(runs[0], lambda y: y)).sentences
     assert "WAR is above always answering neutral" in right[1]
     assert right[2:] == ["No clip was misclassified."]
     wrong = run_verdict(predictions(runs[0], lambda y: (y + 1) % 7)).sentences
     assert "WAR is below always answering neutral" in wrong[1]
     assert wrong[2].count("(0 of ") == 7
+    monkeypatch.setattr("dfer_dist.reporting.comparison.verdict._MAX_CLASSES", 5)
+    few = run_verdict(predictions(runs[0], lambda y: (y + 1) % 7)).sentences[2]
+    assert few.count("(0 of ") == 5 and few.endswith(" and 2 more.")
     # not a word of more than three cells, the largest first
     assert wrong[3].startswith("Most frequent confusions: neutral → anger")
     assert wrong[3].count("→") == 3
