@@ -12,7 +12,7 @@ from dfer_dist.reporting.results import LoadedRun, ScoredPredictions, vote_value
 from dfer_dist.reporting.tables import Table, slug
 from dfer_dist.reporting.wording import heading, interval_text, mean_text, signed, warnings
 
-_NAMES = ("KL(votes || model), nats", "Chosen by an annotator %")
+_NAMES = ("KL to the votes, nats", "Chosen by an annotator %")
 _NOTE = (
     "KL: mean divergence of the model's probabilities from the shares of votes, lower is better; "
     "nothing is smoothed. Chosen by an annotator: clips whose predicted class has a vote at least."
