@@ -15,9 +15,22 @@ from dfer_dist.reporting.comparison.seeds import (
     compare_seeds,
     seeds_block,
 )
-from dfer_dist.reporting.comparison.verdict import Outcome, Verdict, outcome
+from dfer_dist.reporting.comparison.verdict import (
+    MIN_CLIPS,
+    MIN_FOLDS,
+    Outcome,
+    Verdict,
+    outcome,
+)
 from dfer_dist.reporting.tables import Section, Table
-from dfer_dist.reporting.wording import PROTOCOLS, interval_text, p_equals, p_text, signed
+from dfer_dist.reporting.wording import (
+    PROTOCOLS,
+    folds_text,
+    interval_text,
+    p_equals,
+    p_text,
+    signed,
+)
 
 _NO_SEEDS = "a single seed"
 _NOTES = (
@@ -171,21 +184,31 @@ def _comparison_text(c: SeedComparison) -> str:
     title = f"{c.second.name} minus {c.first.name}"
     if c.block is None:
         return f"{title}: not compared. {' '.join(c.warnings)}"
-    texts = []
+    texts, limits = [], _limits(c, c.block)
+    higher, lower = ("scored higher", "scored lower") if limits else ("is better", "is worse")
     for metric in SCORES:
         mean = c.block.mean[metric]
         x = mean.interval
-        found = outcome(x, mean.p)
         said = {
-            Outcome.higher: f"{c.second.name} is better",
-            Outcome.lower: f"{c.second.name} is worse",
+            Outcome.higher: f"{c.second.name} {higher}",
+            Outcome.lower: f"{c.second.name} {lower}",
             Outcome.not_shown: "no difference shown",
             Outcome.undecided: "not decided",
-        }[found]
+        }[outcome(x, mean.p)]
         interval = f"95 % {signed(x.low)} to {signed(x.high)}, {p_equals(mean.p)}"
         texts.append(f"{metric.upper()} {signed(x.value)} points ({interval}): {said}")
-    limits = f" Limits: {' '.join(c.warnings)}" * bool(c.warnings)
-    return f"{title}: {'; '.join(texts)}; {_over(c.block)}.{limits}"
+    suffix = f" Limits: {' '.join(limits)}" * bool(limits)
+    return f"{title}: {'; '.join(texts)}; {_over(c.block)}.{suffix}"
+
+
+def _limits(c: SeedComparison, block: Block) -> list[str]:
+    """Return sentences on everything that weakens the comparison."""
+    limits = [*c.warnings, *block.warnings]
+    if len(block.folds) < MIN_FOLDS:
+        limits.append(f"Only {folds_text(block.folds)} tested: little is known of other clips.")
+    if block.clips < MIN_CLIPS:
+        limits.append(f"{block.clips} clips are few.")
+    return limits
 
 
 def _source_text(setting: Setting, block: Block) -> str:

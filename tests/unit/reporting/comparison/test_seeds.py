@@ -96,6 +96,8 @@ def test_only_seeds_and_folds_without_a_gap_count(tmp_path: Path) -> None:
     compared = compare_seeds(short, long).block
     assert compared and (compared.seeds, compared.folds) == ([0, 2], [1])
     assert compared.components("uar").fold is None
+    sentence = seeds_verdict(analyse([short, long])).sentences[0]
+    assert "is better" not in sentence and "Only fold 1 tested" in sentence
 
 
 def test_a_common_seed_alone_is_not_compared(tmp_path: Path) -> None:
