@@ -100,7 +100,9 @@ def clip_variance(right: Floats, labels: Ints, metric: str) -> ClipVariance:
     for c in classes:
         clips = right[:, labels == c]
         n = clips.shape[1]
-        share = 1 / len(classes) if metric == "uar" else n / len(labels)
+        share = n / len(labels)
+        if metric == "uar":
+            share = 1 / len(classes)
         if n > 1:
             covariance += (100 * share) ** 2 / n * np.cov(clips).reshape(seeds, seeds)
     own = float(np.diagonal(covariance).mean())
@@ -189,7 +191,9 @@ def mean_interval(
     mean, variance = float(scores.mean()), sum(part for part, _ in parts)
     if variance + overlap <= 1e-20 * max(1.0, mean**2):
         return Mean(Difference(mean, mean, mean), math.inf, None)
-    df = variance**2 / sum(part**2 / d for part, d in parts) if variance > 0 else folds - 1
+    df = float(folds - 1)
+    if variance > 0:
+        df = variance**2 / sum(part**2 / d for part, d in parts)
     error = math.sqrt(variance + overlap)
     half = float(student.ppf(0.975, df)) * error
     p = float(2 * student.sf(abs(mean) / error, df))

@@ -33,8 +33,8 @@ def sweep_tags(run: RunDir) -> dict[str, str]:
     for member in info.members:
         if member.run == run.root.name:
             tags["setting"] = ", ".join(member.setting)
-            tags["seed"] = "" if member.seed is None else str(member.seed)
-    return {name: value for name, value in tags.items() if value}
+            tags["seed"] = str(member.seed)
+    return {name: value for name, value in tags.items() if value not in ("", "None")}
 
 
 def parent_tag(run: RunDir, api: MlflowClient, experiment_id: str) -> dict[str, str]:

@@ -185,7 +185,9 @@ def _comparison_text(c: SeedComparison) -> str:
     if c.block is None:
         return f"{title}: not compared. {' '.join(c.warnings)}"
     texts, limits = [], _limits(c, c.block)
-    higher, lower = ("scored higher", "scored lower") if limits else ("is better", "is worse")
+    higher, lower = "is better", "is worse"
+    if limits:
+        higher, lower = "scored higher", "scored lower"
     for metric in SCORES:
         mean = c.block.mean[metric]
         x = mean.interval

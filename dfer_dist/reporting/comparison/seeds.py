@@ -93,9 +93,12 @@ def by_setting(runs: Sequence[LoadedRun]) -> list[Setting]:
     values: dict[str, dict[str, Any]] = {}
     for run in runs:
         config = read_settings(run.run)
-        flat = {k: v for k, v in flatten(config).items() if k not in NEUTRAL} if config else {}
+        flat, key = {}, run.name
+        if config:
+            flat = {k: v for k, v in flatten(config).items() if k not in NEUTRAL}
         seed = flat.pop(_SEED, 0)
-        key = repr([flat, run.result.index_hash]) if config else run.name
+        if config:
+            key = repr([flat, run.result.index_hash])
         while seed in groups.setdefault(key, {}):
             key += " again"
         values[key] = flat
@@ -182,8 +185,9 @@ def _block(runs: Mapping[int, Sequence[LoadedRun]]) -> Block | None:
 def _largest(folds_of: Mapping[int, frozenset[int]]) -> tuple[list[int], list[int]]:
     """Return seeds and folds without a gap: those with the most scores in all."""
     best: tuple[list[int], list[int]] = ([], [])
-    sets = [*folds_of.values(), frozenset.intersection(*folds_of.values())] if folds_of else []
-    for folds in sets:
+    if not folds_of:
+        return best
+    for folds in (*folds_of.values(), frozenset.intersection(*folds_of.values())):
         seeds = [seed for seed, known in folds_of.items() if folds <= known]
         is_larger = len(seeds) * len(folds) > len(best[0]) * len(best[1])
         if len(seeds) > 1 and (is_larger or not best[0]):
