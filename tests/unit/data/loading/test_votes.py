@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from dfer_dist.config.load import load_config
-from dfer_dist.config.schema import Config, TargetKind
+from dfer_dist.config.schema import Config, ExtraClasses, TargetKind
 from dfer_dist.data.folds.clips import fold_clips
 from dfer_dist.data.loading.sampler import train_val_split
 from dfer_dist.data.loading.votes import check_votes, read_votes, training_votes
 from dfer_dist.data.shards.index import Index
+from dfer_dist.data.shards.joint import join
 from dfer_dist.distributed.process_group import Ranks
 from dfer_dist.training.data import build_data
 from dfer_dist.utils.errors import UserError
@@ -59,6 +60,18 @@ def test_clips_without_votes_have_their_label(voted: Index) -> None:
     known = len(votes.keys) - sum(int(key) % 13 == 0 for key in votes.keys)
     least = -sum(p * np.log(p) for p in (0.6, 0.3, 0.1)) * known / len(votes.keys)
     assert f"of {known} of {len(votes.keys)} clips, mean entropy {least:.4f} nats" in str(votes)
+
+
+def test_sets_that_are_trained_together_may_have_votes_or_none(
+    tiny_shards: Index, voted: Index
+) -> None:
+    index = join([replace(tiny_shards, name="other"), voted], ExtraClasses.leave_out)
+    clips = fold_clips(index, 2, ambiguous=True).train
+    votes = training_votes(index, clips, TargetKind.votes)
+    assert votes is not None and len(set(votes.keys)) == 96 == len(votes.keys)
+    of_label, of_votes = votes.of(["other/00002", "dfew/00002"]).tolist()
+    assert of_label == [1, 0, 0, 0, 0, 0, 0]
+    assert of_votes == pytest.approx([0.6, 0.3, 0.1, 0, 0, 0, 0])
 
 
 def test_validation_has_no_ambiguous_clip(voted: Index) -> None:
