@@ -288,9 +288,9 @@ def _test_clips(saved: Checkpoint, config: Config, index: Index, fold: int | Non
     """Return the test clips of a fold, by default of the one the checkpoint was trained for."""
     if fold is None and saved.state["fold"] is None:
         raise UserError(f"{saved.path} does not say which fold it was trained for: give --fold")
-    if fold is None:
-        fold = own_fold(index.name, fold_numbers(index), saved.state["fold"])
     folds = open_folds(config.data, index)
+    if fold is None:
+        fold = own_fold(index.name, fold_numbers(index, folds), saved.state["fold"])
     clips = fold_clips(index, unseen_fold(saved, index, fold, folds), folds)
     list_lost_clips(clips)
     return clips.test
