@@ -85,7 +85,7 @@ def test_exported_model_of_sigmoid_outputs_has_the_single_classes(
 ) -> None:
     checkpoint = runs["sigmoid"].fold(1).checkpoints / "LATEST"
     result = FoldResult.read(runs["sigmoid"].fold(1).result)
-    assert evaluate_checkpoint(checkpoint, None, [], None) == result.scores
+    assert evaluate_checkpoint(checkpoint, None, [], None).scores == result.scores
     info = export(checkpoint, tmp_path / "model", [])
     assert (info.classes, info.output) == (list(ELEVEN), "sigmoid")
     model = load(tmp_path / "model")
