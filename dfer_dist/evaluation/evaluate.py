@@ -17,26 +17,24 @@ from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import Config, Output
-from dfer_dist.data.folds.clips import FoldClips, fold_clips, fold_numbers
-from dfer_dist.data.folds.overlay import FoldOverlay
-from dfer_dist.data.folds.packed import open_folds
+from dfer_dist.data.folds.clips import FoldClips
 from dfer_dist.data.loading.batch import Batch
 from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import ClipSet, evaluation_batches
 from dfer_dist.data.loading.votes import read_votes
 from dfer_dist.data.shards.index import Index, open_index
-from dfer_dist.data.shards.joint import own_fold, with_classes
+from dfer_dist.data.shards.joint import with_classes
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.shards.sidecars import describe_modalities
 from dfer_dist.distributed.process_group import Ranks, choose_device
-from dfer_dist.evaluation.metrics import left_out_text
+from dfer_dist.evaluation.eval_clips import find_eval_clips, trained_hashes
+from dfer_dist.evaluation.metrics import left_out_text, other_classes_text
 from dfer_dist.evaluation.multilabel import expand_logits, label_sets
 from dfer_dist.evaluation.predictions import Evaluation, Predictions
 from dfer_dist.evaluation.votes import unseen_ambiguous_clips
 from dfer_dist.models.build import build_model, inference_dtype, resolve_image_size
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tuning import param_groups
-from dfer_dist.runs.layout import parse_folds
 from dfer_dist.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -230,16 +228,27 @@ def open_checkpoint(path: Path, overrides: list[str]) -> tuple[Checkpoint, Confi
         If the checkpoint is missing or damaged, or the data lacks a modality of the model.
     """
     saved = checkpoint.read(path, weights_only=True)
+    return saved, *open_test_data(saved, overrides)
+
+
+def open_test_data(saved: Checkpoint, overrides: list[str]) -> tuple[Config, Index]:
+    """Return the settings of a checkpoint with overrides, and the data they name.
+
+    Raises
+    ------
+    UserError
+        If the data lacks a modality of the model.
+    """
     config = read_config(saved.path / checkpoint.CONFIG, overrides)
     index = open_index(config.data)
     if len(config.data.locations) > 1:
         logger.warning(f"of the sets, the first one is tested, {index.name} (data.shards=FOLDER)")
     # the folds of the training are of its data alone
     is_own = config.data.folds == saved.config.data.folds
-    if is_own and index.hash != _set_hashes(saved)[0]:
+    if is_own and index.hash != trained_hashes(saved)[0]:
         config.data.folds = config.data.folds_hash = None
     describe_modalities(index, config.model.modalities)
-    return saved, config, index
+    return config, index
 
 
 def evaluate_checkpoint(
@@ -253,12 +262,16 @@ def evaluate_checkpoint(
 ) -> Evaluation:
     """Test a checkpoint in this process, without DeepSpeed's engine.
 
+    The scores are in the classes of the model. Clips of other classes are left out; a prediction of
+    a class that the data lacks is an error.
+
     Parameters
     ----------
     path : Path
         A checkpoint's folder, or LATEST or BEST next to it.
     fold : int, optional
-        The fold to test on; by default the one the checkpoint was trained for.
+        The fold to test on; by default the one the checkpoint was trained for, and all folds of
+        another data set.
     overrides : list of str
         ``key=value`` overrides of the checkpoint's settings, such as ``data.shards=…``.
     out : Path, optional
@@ -269,57 +282,25 @@ def evaluate_checkpoint(
     Raises
     ------
     UserError
-        If the checkpoint is of another model, the data has no class of it, or the model was trained
-        on the clips.
+        If the checkpoint is of another model, the data has none of its classes, or the model was
+        trained on the clips.
     """
     saved, config, index = open_checkpoint(path, overrides)
-    index = as_trained(saved, index)
     if ambiguous:
-        clips = unseen_ambiguous_clips(config, index, _set_hashes(saved))
+        classes = tuple(saved.state.get("classes") or index.classes)
+        if index.classes != classes:
+            index = with_classes(index, classes)
+        clips = unseen_ambiguous_clips(config, index, trained_hashes(saved))
     else:
-        clips = _test_clips(saved, config, index, fold)
+        chosen = find_eval_clips(saved, config, index, fold)
+        list_lost_clips(chosen.part)
+        if chosen.left_out:
+            logger.warning("%s", other_classes_text(chosen.left_out))
+        index, clips = chosen.index, chosen.part.test
     table = predict_here(load_model(saved, config, index.classes), config, index, clips, progress)
     if out:
         table.write(out)
     return Evaluation(table.score(index.classes), table.score_votes())
-
-
-def _test_clips(saved: Checkpoint, config: Config, index: Index, fold: int | None) -> ClipSet:
-    """Return the test clips of a fold, by default of the one the checkpoint was trained for."""
-    if fold is None and saved.state["fold"] is None:
-        raise UserError(f"{saved.path} does not say which fold it was trained for: give --fold")
-    folds = open_folds(config.data, index)
-    if fold is None:
-        fold = own_fold(index.name, fold_numbers(index, folds), saved.state["fold"])
-    clips = fold_clips(index, unseen_fold(saved, index, fold, folds), folds)
-    list_lost_clips(clips)
-    return clips.test
-
-
-def as_trained(saved: Checkpoint, index: Index) -> Index:
-    """Return a data set with the classes of a checkpoint, by name, without clips of other classes.
-
-    Raises
-    ------
-    UserError
-        If they have no class in common.
-    """
-    classes = tuple(saved.state.get("classes") or index.classes)
-    if index.classes == classes:
-        return index
-    try:
-        known = with_classes(index, classes)
-    except UserError as e:
-        raise UserError(f"{e} (--zero-shot reads their texts)") from e
-    lost = ", ".join(f"{count} clips of {name}" for name, count in known.lost_classes(0).items())
-    if lost:
-        logger.warning(f"{index.name}: {lost} are left out, which the model has no class for")
-    return known
-
-
-def _set_hashes(saved: Checkpoint) -> list[str | None]:
-    """Return the hashes of the sets that a checkpoint was trained on, the first one first."""
-    return [*saved.state.get("set_hashes", {}).values()] or [saved.state.get("index_hash")]
 
 
 def list_lost_clips(clips: FoldClips) -> list[str]:
@@ -328,34 +309,6 @@ def list_lost_clips(clips: FoldClips) -> list[str]:
     if lost:
         logger.warning("%s, such as %s", left_out_text(len(lost), len(clips.test)), lost[0])
     return lost
-
-
-def unseen_fold(
-    saved: Checkpoint, index: Index, fold: int, folds: FoldOverlay | None = None
-) -> int:
-    """Return ``fold``, if it is a fold of the data that the checkpoint was not trained on.
-
-    Raises
-    ------
-    UserError
-        Otherwise.
-    """
-    (number,) = parse_folds(str(fold), fold_numbers(index, folds))
-    trained_for, hashes = saved.state.get("fold"), _set_hashes(saved)
-    if trained_for is None or index.hash not in hashes:
-        return number
-    if index.hash == hashes[0] and saved.config.data.folds_hash != (folds and folds.hash):
-        raise UserError(
-            "this checkpoint was trained with other folds of these clips, and has seen some that "
-            f"would be tested: give its own, data.folds={saved.config.data.folds or 'null'}"
-        )
-    trained_for = own_fold(index.name, fold_numbers(index, folds), trained_for)
-    if trained_for != number:
-        raise UserError(
-            f"fold {number} was among the training clips of this checkpoint, which is to be tested "
-            f"on fold {trained_for}"
-        )
-    return number
 
 
 def predict_here(

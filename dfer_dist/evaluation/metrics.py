@@ -8,7 +8,7 @@ weighted by their clips. All are in percent everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -278,3 +278,14 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
 def left_out_text(lost: int, tested: int) -> str:
     """Return how many clips the data lacks, such as ``2 of 10 test clips left out``."""
     return f"{lost} of {lost + tested} test clips left out when the data was packed"
+
+
+def other_classes_text(left_out: Mapping[str, int]) -> str:
+    """Return which clips of classes that the model lacks were left out.
+
+    Such as ``7 clips of classes that the model lacks were left out (awe 2, contempt 5)``.
+    """
+    classes = ", ".join(f"{name} {count}" for name, count in left_out.items())
+    return (
+        f"{sum(left_out.values())} clips of classes that the model lacks were left out ({classes})"
+    )

@@ -18,17 +18,15 @@ import numpy as np
 from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import Config, Head, ImageTuning, TemporalKind, TextTuning
-from dfer_dist.data.folds.clips import FoldClips, fold_clips, fold_numbers
+from dfer_dist.data.folds.clips import FoldClips, fold_numbers
 from dfer_dist.data.folds.packed import open_folds
-from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.shards.index import Index, open_index
-from dfer_dist.data.shards.joint import own_fold
+from dfer_dist.evaluation.eval_clips import clips_to_test, fold_to_test
 from dfer_dist.evaluation.evaluate import (
     list_lost_clips,
     load_model,
     open_checkpoint,
     predict_here,
-    unseen_fold,
 )
 from dfer_dist.evaluation.metrics import Ints, bootstrap_ci, top_class
 from dfer_dist.evaluation.significance import against_chance
@@ -214,22 +212,16 @@ def _as_pretrained(config: Config) -> Config:
 
 def _fold(saved: Checkpoint, config: Config, index: Index, fold: int | None) -> int | None:
     """Return the fold to test on; None for all clips of another data set."""
-    trained_on = {saved.state.get("dataset"), *saved.state.get("set_hashes", {})}
-    trained_for = saved.state.get("fold")
     folds = open_folds(config.data, index)
-    if fold is None and index.name in trained_on and trained_for is not None:
-        fold = own_fold(index.name, fold_numbers(index, folds), trained_for)
-    return None if fold is None else unseen_fold(saved, index, fold, folds)
+    # a checkpoint that knows neither set nor fold
+    if fold is None and saved.state.get("fold") is None:
+        return None
+    return fold_to_test(saved, index, fold, folds)
 
 
 def _clips(config: Config, index: Index, fold: int | None) -> FoldClips:
-    """Return the clips of a fold; without one, the set's own test folds together."""
-    if fold is not None:
-        return fold_clips(index, fold, open_folds(config.data, index))
-    parts = [fold_clips(index, k) for k in fold_numbers(index)]
-    test = all_clips(index, sorted({i for part in parts for i in part.test.shards}))
-    lost = tuple(clip for part in parts for clip in part.left_out)
-    return FoldClips(train=all_clips(index, []), val=None, test=test, left_out=lost)
+    folds = None if fold is None else open_folds(config.data, index)
+    return clips_to_test(index, fold, folds)
 
 
 def _significance(labels: Ints, predicted: Ints, classes: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dfer_dist.reporting.comparison import sections as compared
+from dfer_dist.reporting.comparison.crosseval import (
+    CrossEval,
+    crosseval_section,
+    crosseval_title,
+)
 from dfer_dist.reporting.comparison.paired import Comparison, compare, load_runs
 from dfer_dist.reporting.comparison.seed_sections import (
     analyse,
@@ -182,6 +187,21 @@ def _write_compared(
     items = [compared.comparison_json(c) for c in comparisons]
     write_json(folder / "comparison.json", {"comparisons": items})
     return report
+
+
+def write_crosseval(result: CrossEval, folder: Path) -> Section:
+    """Write ``crosseval.json``, ``.md``, ``.tex`` and ``.png``; return the section they show."""
+    from dfer_dist.reporting.plots.crosseval import crosseval_figure
+    from dfer_dist.reporting.plots.scores import save
+
+    section, title = crosseval_section(result), crosseval_title(result)
+    save(crosseval_figure(result), folder / "crosseval.png")
+    label = f"{'-'.join(map(slug, result.runs))}-on-{'-'.join(map(slug, result.sets))}"
+    write_text(folder / "crosseval.tex", latex_document(section.tables, label, [title]))
+    text = render_template("comparison.md", title=title, verdict=[], sections=[section])
+    write_text(folder / "crosseval.md", text)
+    result.write(folder / "crosseval.json")
+    return section
 
 
 def write_sweep(runs: Sequence[RunDir], folder: Path) -> Report:

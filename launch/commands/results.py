@@ -1,4 +1,4 @@
-"""``dfer eval`` and ``dfer report``: scores of checkpoints and of runs."""
+"""``dfer eval``, ``dfer crosseval`` and ``dfer report``: scores of checkpoints and of runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 FEW_CLIPS = 10  # of a class: a percentage would look more exact than it is
 
-Fold = Annotated[int | None, typer.Option(help="Fold to test on. Default: the checkpoint's own.")]
+Fold = Annotated[
+    int | None,
+    typer.Option(
+        help="Fold to test on. Default: the checkpoint's own, or all of another data set."
+    ),
+]
 Runs = Annotated[
     list[Path],
     typer.Argument(metavar="RUN...", help="Folders of runs; the first is the baseline."),
@@ -61,7 +66,8 @@ def evaluate(
 ) -> None:
     """Test a checkpoint on a fold.
 
-    Every clip is predicted exactly once.
+    Every clip is predicted exactly once. On another data set all its test clips are, and classes
+    are matched by name.
 
     Example: [bold]dfer eval runs/demo/fold-1/checkpoints/LATEST[/bold], or, trained on DFEW and
     tested on all of MAFW,
@@ -145,6 +151,48 @@ def classes_table(scores: Scores) -> Table:
             cells.append(f"{names} ({most})")
         table.add_row(*cells)
     return table
+
+
+def crosseval(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN... [KEY=VALUE]...", help="Folders of runs, and settings of the tests."
+        ),
+    ],
+    on: Annotated[
+        list[str],
+        typer.Option(metavar="SET,SET", help="Packed sets to test on, with commas or repeated."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder. Default: crosseval/ in the first run.")
+    ] = None,
+) -> None:
+    """Test several runs on several data sets.
+
+    Writes a matrix of UAR and WAR as JSON, Markdown, LaTeX and a picture. On the set of its
+    training a run is tested fold by fold, on others each fold's model on all test clips. Run the
+    same command again to resume.
+
+    Example: [bold]dfer crosseval runs/dfew runs/mafw --on data/dfew,data/mafw[/bold]
+    """
+    from dfer_dist.evaluation.crosseval import missing_tests, plan_tests, run_tests
+    from dfer_dist.reporting.comparison.crosseval import score_tests
+    from dfer_dist.reporting.files import write_crosseval
+
+    overrides = [argument for argument in runs if "=" in argument.partition("/")[0]]
+    folders = [RunDir(Path(run).resolve()) for run in runs if run not in overrides]
+    if not folders:
+        raise UserError("no run to test: give folders such as runs/demo")
+    folder = out or folders[0].root / "crosseval"
+    sets = [name for given in on for name in given.split(",") if name]
+    tests = plan_tests(folders, sets, overrides, folder / "predictions")
+    count, missing = sum(len(t.tests) for t in tests), len(missing_tests(tests))
+    print_line(f"{count} tests of a model on a set, {count - missing} of them done before")
+    with progress_bar("test clips") as progress:
+        run_tests(tests, progress)
+    print_tables([write_crosseval(score_tests(tests), folder)], "crosseval.md")
+    print_line(f"scores: {folder / 'crosseval.json'}, with .md, .tex and .png next to it")
 
 
 def report(

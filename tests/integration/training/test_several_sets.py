@@ -132,7 +132,7 @@ def test_each_set_is_tested_on_its_own(trained_on_both: RunDir, tmp_path: Path) 
     shards = f"data.shards={origins.sets[1].shards}"
     checkpoint = str(fold.checkpoints / "LATEST")
     text = dfer("eval", checkpoint, "--out", str(out), shards)
-    assert "other: 10 clips of contempt are left out" in text
+    assert "2 clips of classes that the model lacks were left out (contempt 2)" in text
     keys, logits = predictions(out)
     stored_keys, stored = predictions(fold.root / "predictions-other.parquet")
     assert keys == stored_keys and np.array_equal(logits, stored)

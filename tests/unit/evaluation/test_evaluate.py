@@ -13,7 +13,8 @@ from dfer_dist.config.schema import Config
 from dfer_dist.data.folds.clips import fold_clips
 from dfer_dist.data.loading.sampler import clip_keys
 from dfer_dist.data.shards.index import Index, LeftOut
-from dfer_dist.evaluation.evaluate import _test_clips, list_lost_clips
+from dfer_dist.evaluation.eval_clips import find_eval_clips
+from dfer_dist.evaluation.evaluate import list_lost_clips
 from tests.helpers.data.folds import fold_overlay
 
 LOST = (
@@ -43,6 +44,8 @@ def test_default_fold_is_one_of_the_overlay(tiny_shards: Index, tmp_path: Path) 
     config = Config()
     config.data.shards = str(index.root)
     config.data.folds, config.data.folds_hash = str(tmp_path / "folds.json"), overlay.hash
-    saved: Any = SimpleNamespace(config=config, state={"fold": 2, "index_hash": index.hash})
-    clips = _test_clips(saved, config, index, None)
+    saved: Any = SimpleNamespace(
+        config=config, state={"fold": 2, "index_hash": index.hash, "dataset": index.name}
+    )
+    clips = find_eval_clips(saved, config, index).part.test
     assert clip_keys(index, clips) == [key for key, fold in overlay.fold_of.items() if fold == 2]

@@ -130,7 +130,7 @@ def test_eval_takes_a_moved_folder_and_shards(
     assert np.isfinite(np.stack(table["logits"].to_numpy())).all()
 
 
-def test_eval_asks_for_the_fold_and_refuses_other_classes(
+def test_eval_asks_for_the_fold_and_matches_classes_by_name(
     converted: tuple[str, Path], tiny_shards: Index, tmp_path: Path
 ) -> None:
     _, folder = converted
@@ -140,8 +140,10 @@ def test_eval_asks_for_the_fold_and_refuses_other_classes(
     saved, other = checkpoint.read(folder), tmp_path / "other"
     state = {**saved.state, "classes": saved.state["classes"][::-1]}
     checkpoint.write(other, saved.model, saved.optimizer, saved.config, state, saved.frozen)
-    with pytest.raises(UserError, match="other classes"):
-        evaluate_checkpoint(other, 1, overrides, None)
+    scores = evaluate_checkpoint(other, 1, overrides, None).scores
+    assert scores.classes == state["classes"]
+    counts = np.sum([tiny_shards.shards[i].histogram for i in tiny_shards.test_shards(1)], axis=0)
+    assert scores.support == dict(zip(tiny_shards.classes, counts.tolist(), strict=True))
 
 
 @torch.no_grad()
