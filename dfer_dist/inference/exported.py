@@ -98,6 +98,11 @@ class ModelInfo(Record):
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
+    def temperature(self) -> float | None:
+        """That fitted on the validation clips of the training; None if there were none."""
+        return (self.result or {}).get("temperature")
+
+    @property
     def method(self) -> str:
         """DFER-CLIP, or the backbone of a linear head."""
         return "DFER-CLIP" if self.texts else self.backbone
@@ -213,8 +218,16 @@ class ExportedModel:
         return np.concatenate(rows)
 
     def probabilities(self, frames: np.ndarray) -> np.ndarray:
-        """Return the softmax of :meth:`logits`, or their sigmoid, float32 [N, C]."""
-        return probabilities(self.logits(frames), self.config.model.output)
+        """Return the softmax of :meth:`logits`, or their sigmoid, float32 [N, C].
+
+        Logits are divided by :attr:`temperature`.
+        """
+        return probabilities(self.logits(frames) / self.temperature, self.config.model.output)
+
+    @property
+    def temperature(self) -> float:
+        """That fitted on the validation clips of the training; 1 if there were none."""
+        return self.info.temperature or 1.0
 
     def check_modalities(self) -> None:
         """Check that the model's parsing maps can be drawn from landmarks, as in its training.

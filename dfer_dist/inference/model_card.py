@@ -129,7 +129,9 @@ def model_card(info: ModelInfo, config: Config, info_sha256: str, license_id: st
         f"(`{config.data.sampling.name}`; {seen}), {info.parameters:,} parameters in float32. "
         f"Made by dfer_dist {info.software['dfer_dist']}; the method is {_method(info, config)}.",
         *_results(info),
-        _template("limits.md").format(domain=_domain(info.dataset)),
+        _template("limits.md").format(
+            domain=_domain(info.dataset), calibration=_calibration(info.temperature)
+        ),
         _template("use.md"),
         "## Training",
         _training(info, config),
@@ -220,6 +222,15 @@ def _weights_terms(info: ModelInfo, license_id: str) -> str:
             "decides, and states a license with `dfer export --license ID`."
         )
     return f"The weights in `{WEIGHTS}` are published under `{license_id}`. {made_from}"
+
+
+def _calibration(temperature: float | None) -> str:
+    if temperature is None:
+        return "The probabilities are not calibrated."
+    return (
+        f"Logits are divided by {temperature:.3f}, the temperature fitted on the validation clips "
+        "of the training, to calibrate the probabilities of clips like these."
+    )
 
 
 def _domain(dataset: str | None) -> str:

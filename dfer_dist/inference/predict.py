@@ -66,6 +66,9 @@ class VideoPrediction:
         if faces were searched.
     explained : dict of int to ExplainedClip
         Some windows by their number, if asked for.
+    output : Output
+    temperature : float
+        Divides the logits for :attr:`probabilities`.
     """
 
     video: Path
@@ -79,6 +82,7 @@ class VideoPrediction:
     thumbnails: list[np.ndarray] = field(default_factory=list)
     explained: dict[int, ExplainedClip] = field(default_factory=dict)
     output: Output = Output.softmax
+    temperature: float = 1.0
 
     @property
     def name(self) -> str:
@@ -93,7 +97,7 @@ class VideoPrediction:
     @property
     def probabilities(self) -> np.ndarray:
         """Of each class, float32 [W, C]; NaN for a window without a face."""
-        return probabilities(self.logits, self.output)
+        return probabilities(self.logits / self.temperature, self.output)
 
     @property
     def overall(self) -> np.ndarray:
@@ -205,8 +209,7 @@ def predict_video(
         Length of a window, and from one start to the next, seconds. With ``math.inf`` the whole
         video is one window, as a clip is in an evaluation.
     faces : bool
-        Crop the face as ``dfer pack --faces`` does. Windows with the face in less than half of
-        their frames get no prediction.
+        Crop the face as ``dfer pack --faces``; a window needs it in half of its frames.
     progress : callable, optional
         Called with (windows done, all windows).
     fps : float, optional
@@ -233,6 +236,7 @@ def predict_video(
         interval=found.interval,
         has_times=fps is not None or not video.is_dir(),
         output=model.config.model.output,
+        temperature=model.temperature,
         **_predict_windows(model, video, found, progress, explain)._asdict(),
     )
 

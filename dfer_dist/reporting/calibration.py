@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-from dfer_dist.evaluation.calibration import BINS, Outputs, score_calibration
+from dfer_dist.evaluation.calibration import (
+    BINS,
+    Outputs,
+    score_calibration,
+    summarize_calibration,
+)
 from dfer_dist.reporting.results import LoadedFold, LoadedRun
 from dfer_dist.reporting.tables import Section, Table
 from dfer_dist.reporting.wording import done, folds_text, heading, interval_text, warnings
-from dfer_dist.runs.summary import CalibrationScores
+from dfer_dist.runs.summary import CalibrationScores, CalibrationSummary
 
 _NOTE = (
     "NLL: negative log likelihood, in nats. ECE: expected calibration error, "
@@ -60,34 +65,49 @@ def outputs_of(fold: LoadedFold) -> Outputs:
 
 
 def calibration_section(loaded: LoadedRun) -> Section | None:
-    """Return the section of a run; None if its outputs are no distribution over the classes."""
-    summary = loaded.summary
-    found = summary.calibration
+    """Return the section of a run; None if its outputs are no distribution over the classes.
+
+    With a second table of the logits divided by the temperature of each fold, if all have one.
+    """
+    found = loaded.summary.calibration
     if found is None:
         return None
-    rows = []
+    outputs = {k: outputs_of(fold) for k, fold in loaded.folds.items()}
+    tables = [_table(loaded, "calibration", "calibration", outputs, found)]
+    temperatures = {k: fold.result.temperature for k, fold in loaded.folds.items()}
+    scaled = {k: outputs[k].scaled(t) for k, t in temperatures.items() if t}
+    if len(scaled) == len(outputs):
+        title = "calibration after temperature scaling"
+        summary = summarize_calibration(list(scaled.values()))
+        table = _table(loaded, "scaled-calibration", title, scaled, summary)
+        fitted = ", ".join(f"{t:.3f} in fold {k}" for k, t in temperatures.items())
+        note = f"Temperatures, fitted on the validation part of each fold: {fitted}."
+        tables.append(replace(table, notes=[note]))
+    return Section("calibration", "Calibration", tables)
+
+
+def _table(
+    loaded: LoadedRun,
+    name: str,
+    title: str,
+    outputs: Mapping[int, Outputs],
+    found: CalibrationSummary,
+) -> Table:
+    """Return a row for each fold, their mean and its interval."""
+    rows, run = [], heading(loaded.name, loaded.summary)
     for k in loaded.all_folds:
         cells = ["missing"] * len(_COLUMNS)
-        if k in loaded.folds:
-            cells = _cells(score_calibration(outputs_of(loaded.folds[k])))
+        if k in outputs:
+            cells = _cells(score_calibration(outputs[k]))
         rows.append([str(k), *cells])
-    rules = [len(rows)]
-    name = "mean"
-    if summary.missing:
-        name = f"mean of {folds_text(done(summary))}"
-    rows.append([name, *_cells(found.mean)])
+    rules, mean = [len(rows)], "mean"
+    if loaded.summary.missing:
+        mean = f"mean of {folds_text(done(loaded.summary))}"
+    rows.append([mean, *_cells(found.mean)])
     rows.append(["95 % interval", *(_interval(c, found.low, found.high) for c in _COLUMNS)])
-    table = Table(
-        "calibration",
-        f"{heading(loaded.name, summary)}: calibration",
-        ["Fold", *(c.header for c in _COLUMNS)],
-        rows,
-        warnings(summary),
-        [_NOTE],
-        rules=rules,
-        caption=f"Calibration of {heading(loaded.name, summary)}.",
-    )
-    return Section("calibration", "Calibration", [table])
+    header, caption = ["Fold", *(c.header for c in _COLUMNS)], f"{title.capitalize()} of {run}."
+    lost = warnings(loaded.summary)
+    return Table(name, f"{run}: {title}", header, rows, lost, [_NOTE], rules=rules, caption=caption)
 
 
 def _cells(scores: CalibrationScores) -> list[str]:

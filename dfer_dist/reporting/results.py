@@ -28,7 +28,14 @@ from dfer_dist.reporting.history import Cost, run_cost, training_cost
 from dfer_dist.reporting.wording import join
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import METRICS, MULTILABEL_METRICS, FoldResult, Scores, UarWar
-from dfer_dist.runs.summary import MajorityBaseline, Spread, Summary, UarWarSpread, VotesSpread
+from dfer_dist.runs.summary import (
+    CalibrationSummary,
+    MajorityBaseline,
+    Spread,
+    Summary,
+    UarWarSpread,
+    VotesSpread,
+)
 from dfer_dist.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -131,10 +138,17 @@ class LoadedRun:
             majority=MajorityBaseline(commonest, 100.0 * pooled.support[commonest] / pooled.n),
             shuffled=shuffled,
             cost=run_cost(self.costs),
-            calibration=summarize_calibration([Outputs.of(t.labels, t.logits) for t in tables]),
+            calibration=self._calibration(),
             multilabel=_multilabel_spreads([t.scores for t in tables]),
             votes=_votes_spread(tables),
         )
+
+    def _calibration(self) -> CalibrationSummary | None:
+        """Return the calibration of softmax outputs."""
+        if self.result.output != "softmax":
+            return None
+        tables = [fold.table for fold in self.folds.values()]
+        return summarize_calibration([Outputs.of(t.labels, t.logits) for t in tables])
 
 
 def load_run(run: RunDir, name: str = "") -> LoadedRun:

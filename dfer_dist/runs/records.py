@@ -132,8 +132,9 @@ class FoldResult(Record):
     tested, 0 if the weights themselves were. ``output`` is ``model.output``. Of a training on
     several sets the metrics are those of the first one, ``others`` has those of the others, and
     ``sets`` what was trained on. ``votes`` is None where no test clip has votes,
-    ``ambiguous_clips`` are the clips without a majority that were trained on. Fields that an older
-    run did not record are None, 0 or empty.
+    ``ambiguous_clips`` are the clips without a majority that were trained on. ``temperature``
+    divides logits; it was fitted on validation clips and is None without these. Fields that an
+    older run did not record are None, 0 or empty.
     """
 
     remedy: ClassVar[str] = "evaluate this fold again"
@@ -175,6 +176,7 @@ class FoldResult(Record):
     crops: int = 1
     mirror: bool = False
     ema: float = 0.0
+    temperature: float | None = None
     device: str | None = None
     lost_clips: int = 0
     skipped_steps: int = 0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dfer_dist.config.schema import config_hash
+from dfer_dist.config.schema import EvalConfig, Output, config_hash
+from dfer_dist.evaluation.calibration import Outputs, fit_temperature
 from dfer_dist.evaluation.metrics import metric_values
 from dfer_dist.runs.records import FoldResult, Scores, SetScores, UarWar, VoteScores
 from dfer_dist.tracking.metric_names import metric_suffix
@@ -37,6 +38,23 @@ def evaluate_others(trainer: Trainer) -> list[SetScores]:
     return found
 
 
+def fit_on_validation(trainer: Trainer) -> float | None:
+    """Return the temperature of the selected weights, fitted on the validation clips. Collective.
+
+    None without a validation part, for sigmoid outputs, and on ranks other than 0.
+
+    Raises
+    ------
+    Preempted
+        If a rank was preempted.
+    """
+    clips = trainer.data.val
+    if clips is None or trainer.config.model.output is not Output.softmax:
+        return None
+    table, _ = trainer.validate(clips)
+    return fit_temperature(Outputs.of(table.labels, table.logits)) if table else None
+
+
 def final_metrics(result: FoldResult) -> dict[str, float]:
     """Return the metrics of a test by name; those of a set but the first end with its name."""
     metrics = {f"test_{name}": value for name, value in metric_values(result.scores).items()}
@@ -57,11 +75,12 @@ def fold_result(
     shuffled: UarWar | None,
     others: Sequence[SetScores],
     votes: VoteScores | None,
+    temperature: float | None,
 ) -> FoldResult:
     """Return the result of a trained fold.
 
     ``scores`` and ``votes`` are of the test clips, ``shuffled`` of the same with the frames of each
-    in a random order, ``others`` of the test clips of other sets.
+    in a random order, ``others`` of other sets; ``temperature`` is of :func:`fit_on_validation`.
     """
     config, data, state = trainer.config, trainer.data, trainer.state
     return FoldResult(
@@ -87,9 +106,7 @@ def fold_result(
         parameters=_num_parameters(trainer),
         num_frames=config.data.num_frames,
         sampling=config.data.sampling.name,
-        views=config.eval.views,
-        crops=config.eval.crops,
-        mirror=config.eval.mirror,
+        **_views(config.eval),
         ema=config.train.ema,
         device=trainer.ranks.device.type,
         lost_clips=len(state.lost_clips),
@@ -99,7 +116,12 @@ def fold_result(
         sets=list(data.sets),
         others=list(others),
         votes=votes,
+        temperature=temperature,
     )
+
+
+def _views(config: EvalConfig) -> dict[str, Any]:
+    return {"views": config.views, "crops": config.crops, "mirror": config.mirror}
 
 
 def _num_parameters(trainer: Trainer) -> int:

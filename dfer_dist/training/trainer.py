@@ -30,11 +30,11 @@ from dfer_dist.evaluation.predictions import Predictions
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import Scores, UarWar
 from dfer_dist.runs.status import Phase
+from dfer_dist.training import result as final
 from dfer_dist.training.data import FoldData
 from dfer_dist.training.engine import Engine, StepOutcome
 from dfer_dist.training.losses import Objective
 from dfer_dist.training.meters import Meter, ProgressLog
-from dfer_dist.training.result import evaluate_others, final_metrics, fold_result
 from dfer_dist.training.speed.profiling import StepProfiler
 from dfer_dist.training.speed.utilization import Utilization
 from dfer_dist.training.state import BadStep, BestEpoch, TrainState
@@ -379,13 +379,13 @@ class Trainer:
         select_weights(self.engine, self.selected_checkpoint if self.state.best else None)
         table, scores = self.validate(self.data.test)
         shuffled = self._test_shuffled() if self.config.eval.shuffle_frames else None
-        others = evaluate_others(self)
+        others, temperature = final.evaluate_others(self), final.fit_on_validation(self)
         self.enter_phase(Phase.SAVING)
         if not table:
             return
         table.write(self.folder.predictions)
-        result = fold_result(self, scores, shuffled, others, table.score_votes())
-        self.tracking.log(self.state.step, self.epoch, final_metrics(result))
+        result = final.fold_result(self, scores, shuffled, others, table.score_votes(), temperature)
+        self.tracking.log(self.state.step, self.epoch, final.final_metrics(result))
         run = self.folder.root.parent.name
         confusion_png(run, result, self.folder.confusion)
         curves_png(run, result, self.folder)

@@ -134,6 +134,8 @@ def predict(
         _print_prediction(prediction)
     if predictions:
         _write_overall(predictions, out)
+        if loaded.info.temperature:
+            print_line(f"probabilities: softmax of the logits / {loaded.temperature:.3f}")
         example = predictions[0].name
         print_line(
             f"tables and plots: {out}/{example}.csv, {out}/{example}.png and so on; "

@@ -6,13 +6,20 @@ import re
 import signal
 import time
 
+import numpy as np
 import pytest
 from safetensors.torch import save_file
 
 from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import split_batch
+from dfer_dist.data.folds.clips import fold_clips
+from dfer_dist.data.loading.sampler import train_val_split
 from dfer_dist.data.sources.records import SEVEN
+from dfer_dist.evaluation.calibration import Outputs, fit_temperature
+from dfer_dist.evaluation.evaluate import load_model, open_checkpoint, predict_here
 from dfer_dist.evaluation.metrics import interval
+from dfer_dist.inference.export import export
+from dfer_dist.inference.exported import CARD, load
 from dfer_dist.models.flops import model_flops
 from dfer_dist.models.towers.open_clip_models import TINY, build_clip
 from dfer_dist.runs.layout import RunDir
@@ -305,6 +312,25 @@ def test_best_val_reports_its_best_epoch_and_pretrained_hash(tiny_shards, tmp_pa
     assert state["pretrained_sha256"] == sha256_file(weights)
     text = dfer("eval", str(fold.checkpoints / "BEST"))
     assert f"WAR {result['war']:.2f}" in text
+    check_temperature(fold, result["temperature"], tmp_path / "model")
+
+
+def check_temperature(fold, temperature, out):
+    """Check that it is fitted on the validation clips and that an exported model uses it."""
+    saved, config, index = open_checkpoint(fold.checkpoints / "BEST", [])
+    train = config.train
+    clips = fold_clips(index, 1).train
+    _, val = train_val_split(index, clips, train.val_fraction, train.seed)
+    table = predict_here(load_model(saved, config, index.classes), config, index, val)
+    fitted = fit_temperature(Outputs.of(table.labels, table.logits))
+    assert temperature == pytest.approx(fitted, rel=0.02)
+    export(fold.checkpoints / "BEST", out, [])
+    model = load(out, device="cpu")
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), dtype=np.uint8)
+    scaled = np.exp(model.logits(frames) / temperature)
+    expected = scaled / scaled.sum(1, keepdims=True)
+    assert model.probabilities(frames) == pytest.approx(expected, rel=1e-4)
+    assert f"Logits are divided by {temperature:.3f}" in (out / CARD).read_text()
 
 
 def test_damaged_clips_stop_training_unless_allowed(tiny_source, tmp_path):

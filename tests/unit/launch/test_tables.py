@@ -49,6 +49,8 @@ WITH_TABLES = {
     "launch/commands/bench.py",
     "launch/commands/data.py",
     "launch/commands/describe.py",
+    # in test_folds_command.py
+    "launch/commands/folds.py",
     "launch/commands/models.py",
     "launch/commands/plan.py",
     "launch/commands/results.py",

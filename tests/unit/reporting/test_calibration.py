@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,23 @@ def test_table_has_each_fold_its_mean_and_intervals(loaded: LoadedRun) -> None:
     low, high = map(float, rows["95 % interval"][1].split(" to "))
     assert low < mean < high
     assert rows["95 % interval"][2] == ""
+
+
+def test_second_table_is_of_the_scaled_logits(loaded: LoadedRun) -> None:
+    assert len(calibration_section(loaded).tables) == 1  # type: ignore[union-attr]
+    folds = {
+        k: replace(fold, result=replace(fold.result, temperature=1.0 + k))
+        for k, fold in loaded.folds.items()
+    }
+    section = calibration_section(replace(loaded, folds=folds))
+    assert section
+    table = section.tables[1]
+    rows = {row[0]: row[1:] for row in table.rows}
+    for k, fold in loaded.folds.items():
+        scaled = score_calibration(outputs_of(fold).scaled(1.0 + k))
+        assert rows[str(k)][0] == f"{scaled.nll:.3f}"
+        assert rows[str(k)][2] == f"{100 * scaled.ece:.2f}"
+    assert "2.000 in fold 1, 4.000 in fold 3" in table.notes[0]
 
 
 def test_figure_has_a_dot_for_each_bin_and_a_line_for_each_fold(loaded: LoadedRun) -> None:

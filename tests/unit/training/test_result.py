@@ -51,7 +51,7 @@ def test_result_names_the_test_clips_that_were_lost_when_packing(
         engine=SimpleNamespace(deepspeed=torch.nn.Linear(2, 3)),
     )
     scores, votes = score([0, 1], [0, 1], index.classes), VoteScores(n=2, kl=0.5, any_annotator=50)
-    fold_result(trainer, scores, None, [], votes).write(tmp_path / "result.json")
+    fold_result(trainer, scores, None, [], votes, 1.5).write(tmp_path / "result.json")
     result = FoldResult.read(tmp_path / "result.json")
     assert (result.left_out, result.fold, result.checkpoint) == (
         lost,
@@ -59,6 +59,7 @@ def test_result_names_the_test_clips_that_were_lost_when_packing(
         "checkpoints/step-00000009",
     )
     assert (result.parameters, result.target, result.ambiguous_clips) == (9, "majority", 3)
+    assert result.temperature == 1.5
     metrics = final_metrics(result)
     assert result.votes == votes and metrics["test_war"] == 100
     assert (metrics["test_kl"], metrics["test_any_annotator"]) == (0.5, 50)
