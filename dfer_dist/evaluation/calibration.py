@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 
 BINS = 15
 COVERAGES = (0.8, 0.9)
+_AT_ONCE = 100  # resamples
 _MAX_LOG_TEMPERATURE = math.log(100.0)
 
 
@@ -142,7 +143,8 @@ def risk_coverage(outputs: Outputs) -> Floats:
 
 def score_calibration(outputs: Outputs) -> CalibrationScores:
     """Return the scores of one table."""
-    return _Scorer(outputs).score(np.ones(len(outputs.labels), np.int64))
+    (scores,) = _Scorer(outputs).score(np.ones((1, len(outputs.labels))))
+    return CalibrationScores(*scores.tolist())
 
 
 def summarize_calibration(
@@ -170,10 +172,7 @@ def summarize_calibration(
     scorers = [_Scorer(table) for table in tables]
     values = [astuple(score_calibration(table)) for table in tables]
     mean = CalibrationScores(*np.mean(values, axis=0).tolist())
-    drawn = np.zeros((resamples, len(fields(CalibrationScores))))
-    for scorer in scorers:
-        drawn += [astuple(scorer.score(scorer.draw(rng))) for _ in range(resamples)]
-    drawn /= len(tables)
+    drawn = np.mean([scorer.resample(rng, resamples) for scorer in scorers], axis=0)
     tail = 50.0 * (1.0 - level)
     bounds = np.percentile(drawn, [tail, 100.0 - tail], axis=0)
     names = [field.name for field in fields(CalibrationScores)]
@@ -186,57 +185,71 @@ def summarize_calibration(
 
 
 class _Scorer:
-    """Scores of a table whose clips have whole weights: how often each was drawn."""
+    """Scores of resamples of a table, given by weights [R, N]: how often each clip was drawn."""
 
     def __init__(self, outputs: Outputs) -> None:
-        self.outputs = outputs
+        self.outputs, self.clips = outputs, len(outputs.labels)
         self.order = np.argsort(-outputs.confidence, kind="stable")
         self.bins = [bin_numbers(outputs.confidence, equal_mass) for equal_mass in (False, True)]
         self.classes = [np.flatnonzero(outputs.labels == c) for c in np.unique(outputs.labels)]
 
-    def draw(self, rng: np.random.Generator) -> Ints:
-        """Draw as many clips of each class as there are; return how often each was drawn."""
-        drawn = [rows[rng.integers(len(rows), size=len(rows))] for rows in self.classes]
-        return np.bincount(np.concatenate(drawn), minlength=len(self.outputs.labels))
+    def resample(self, rng: np.random.Generator, count: int) -> Floats:
+        """Return the scores of ``count`` resamples, float64 [count, scores]."""
+        sizes = [min(_AT_ONCE, count - done) for done in range(0, count, _AT_ONCE)]
+        return np.concatenate([self.score(self.draw(rng, size)) for size in sizes])
 
-    def score(self, weights: Ints) -> CalibrationScores:
-        outputs, clips = self.outputs, weights.sum()
-        sorted_weights = weights[self.order]
-        covered = np.cumsum(sorted_weights)
-        wrong = np.cumsum(sorted_weights * ~outputs.is_correct[self.order])
+    def draw(self, rng: np.random.Generator, count: int) -> Floats:
+        """Draw as many clips of each class as there are, ``count`` times; return the weights."""
+        starts = self.clips * np.arange(count)[:, None]
+        drawn = [
+            (starts + rows[rng.integers(len(rows), size=(count, len(rows)))]).ravel()
+            for rows in self.classes
+        ]
+        counts = np.bincount(np.concatenate(drawn), minlength=count * self.clips)
+        return counts.reshape(count, -1).astype(np.float64)
+
+    def score(self, weights: Floats) -> Floats:
+        """Return the scores of each resample in the order of their fields, float64 [R, scores]."""
+        outputs, n = self.outputs, self.clips
+        sorted_weights = weights[:, self.order]
+        covered = sorted_weights.cumsum(1)
+        wrong = (sorted_weights * ~outputs.is_correct[self.order]).cumsum(1)
         risk = wrong / np.maximum(covered, 1)
-        kept = [np.searchsorted(covered, math.ceil(share * clips)) for share in COVERAGES]
+        # of the clip with which the share is reached
+        kept = [np.argmax(covered >= math.ceil(share * n), axis=1) for share in COVERAGES]
         width, mass = (self._gaps(weights, numbers) for numbers in self.bins)
-        return CalibrationScores(
-            nll=float(weights @ outputs.nll / clips),
-            brier=float(weights @ outputs.brier / clips),
-            ece=float((width.share * abs(width.gap)).sum()),
-            ece_equal_mass=float((mass.share * abs(mass.gap)).sum()),
-            squared_error=float((mass.share * (mass.gap**2 - mass.variance)).sum()),
-            risk_coverage_area=float(sorted_weights @ risk / clips),
-            accuracy_80=float(1 - risk[kept[0]]),
-            accuracy_90=float(1 - risk[kept[1]]),
-        )
+        scores = {
+            "nll": weights @ outputs.nll / n,
+            "brier": weights @ outputs.brier / n,
+            "ece": (width.share * abs(width.gap)).sum(1),
+            "ece_equal_mass": (mass.share * abs(mass.gap)).sum(1),
+            "squared_error": (mass.share * (mass.gap**2 - mass.variance)).sum(1),
+            "risk_coverage_area": (sorted_weights * risk).sum(1) / n,
+            "accuracy_80": 1 - risk[np.arange(len(risk)), kept[0]],
+            "accuracy_90": 1 - risk[np.arange(len(risk)), kept[1]],
+        }
+        return np.stack([scores[field.name] for field in fields(CalibrationScores)], axis=1)
 
     @property
     def biased_squared_error(self) -> float:
-        bins = self._gaps(np.ones(len(self.outputs.labels), np.int64), self.bins[1])
+        bins = self._gaps(np.ones((1, self.clips)), self.bins[1])
         return float((bins.share * bins.gap**2).sum())
 
-    def _gaps(self, weights: Ints, numbers: Ints) -> _Gaps:
-        clips = np.bincount(numbers, weights, BINS)
-        confidence = np.bincount(numbers, weights * self.outputs.confidence, BINS)
-        correct = np.bincount(numbers, weights * self.outputs.is_correct, BINS)
+    def _gaps(self, weights: Floats, numbers: Ints) -> _Gaps:
+        inside = np.eye(BINS)[numbers]
+        clips = weights @ inside
+        confidence = weights @ (inside * self.outputs.confidence[:, None])
+        correct = weights @ (inside * self.outputs.is_correct[:, None])
         at_least_one = np.maximum(clips, 1)
         accuracy = correct / at_least_one
         # of the accuracy, without bias; a single clip tells nothing of it
         variance = accuracy * (1 - accuracy) / np.maximum(clips - 1, 1)
-        return _Gaps(clips / clips.sum(), accuracy - confidence / at_least_one, variance)
+        return _Gaps(clips / self.clips, accuracy - confidence / at_least_one, variance)
 
 
 @dataclass(frozen=True)
 class _Gaps:
-    """Bins: their share of the clips, accuracy minus confidence, and its variance; [BINS] each."""
+    """Bins: their share of the clips, accuracy minus confidence, its variance; [R, BINS] each."""
 
     share: Floats
     gap: Floats
