@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dfer_dist.checkpoints.portable import Checkpoint
-from dfer_dist.config.schema import Config
+from dfer_dist.config.schema import Ambiguous, Config
 from dfer_dist.data.folds.clips import FoldClips, fold_clips, fold_numbers
 from dfer_dist.data.folds.overlay import FoldOverlay
 from dfer_dist.data.folds.packed import open_folds
-from dfer_dist.data.loading.sampler import ClipSet, join_clips
+from dfer_dist.data.loading.sampler import ClipSet, all_clips, join_clips
 from dfer_dist.data.shards.index import Index, to_numpy
 from dfer_dist.data.shards.joint import LEFT_OUT, map_classes, own_fold, with_classes
 from dfer_dist.runs.layout import parse_folds
@@ -153,6 +153,34 @@ def unseen_fold(
             f"on fold {trained_for}"
         )
     return number
+
+
+def unseen_ambiguous_clips(
+    config: Config, index: Index, trained_on: Sequence[str | None]
+) -> ClipSet:
+    """Return the clips of a set without a majority, which a checkpoint was not trained on.
+
+    Parameters
+    ----------
+    config : Config
+        The checkpoint's.
+    index : Index
+    trained_on : sequence of str
+        Hashes of the sets that it was trained on.
+
+    Raises
+    ------
+    UserError
+        If it was, or there are none.
+    """
+    if not index.ambiguous_shards:
+        raise UserError(f"{index.name} has no clip without a majority: leave --ambiguous out")
+    if config.data.ambiguous is Ambiguous.train and index.hash in trained_on:
+        raise UserError(
+            "the clips without a majority were among the training clips of this checkpoint "
+            "(data.ambiguous=train): leave --ambiguous out"
+        )
+    return all_clips(index, index.ambiguous_shards)
 
 
 def clips_to_test(index: Index, fold: int | None, folds: FoldOverlay | None = None) -> FoldClips:

@@ -27,11 +27,10 @@ from dfer_dist.data.shards.joint import with_classes
 from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.shards.sidecars import describe_modalities
 from dfer_dist.distributed.process_group import Ranks, choose_device
-from dfer_dist.evaluation.eval_clips import find_eval_clips, trained_hashes
+from dfer_dist.evaluation.eval_clips import find_eval_clips, trained_hashes, unseen_ambiguous_clips
 from dfer_dist.evaluation.metrics import left_out_text, other_classes_text
 from dfer_dist.evaluation.multilabel import expand_logits, label_sets
 from dfer_dist.evaluation.predictions import Evaluation, Predictions
-from dfer_dist.evaluation.votes import unseen_ambiguous_clips
 from dfer_dist.models.build import build_model, inference_dtype, resolve_image_size
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.tuning import param_groups

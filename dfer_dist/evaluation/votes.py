@@ -12,12 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dfer_dist.config.schema import Ambiguous, Config
-from dfer_dist.data.loading.sampler import ClipSet, all_clips
-from dfer_dist.data.shards.index import Index
 from dfer_dist.evaluation.significance import Difference, Floats
 from dfer_dist.runs.records import VoteScores
-from dfer_dist.utils.errors import UserError
 
 
 def kl_divergence(votes: ArrayLike, logits: ArrayLike) -> Floats:
@@ -98,31 +94,3 @@ def mean_over_folds(
     low, high = np.percentile(np.mean(deviations, axis=0), [2.5, 97.5], axis=0)
     mean = np.mean(means, axis=0)
     return [Difference(*map(float, x)) for x in zip(mean, mean + low, mean + high, strict=True)]
-
-
-def unseen_ambiguous_clips(
-    config: Config, index: Index, trained_on: Sequence[str | None]
-) -> ClipSet:
-    """Return the clips of a set without a majority, which a checkpoint was not trained on.
-
-    Parameters
-    ----------
-    config : Config
-        The checkpoint's.
-    index : Index
-    trained_on : sequence of str
-        Hashes of the sets that it was trained on.
-
-    Raises
-    ------
-    UserError
-        If it was, or there are none.
-    """
-    if not index.ambiguous_shards:
-        raise UserError(f"{index.name} has no clip without a majority: leave --ambiguous out")
-    if config.data.ambiguous is Ambiguous.train and index.hash in trained_on:
-        raise UserError(
-            "the clips without a majority were among the training clips of this checkpoint "
-            "(data.ambiguous=train): leave --ambiguous out"
-        )
-    return all_clips(index, index.ambiguous_shards)

@@ -32,6 +32,7 @@ def script() -> Iterator[ModuleType]:
     del sys.modules[spec.name]
 
 
+@pytest.mark.engine_full
 def test_dry_run_fills_each_table(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = Forked([str(SCRIPT), "--dry-run"], environment, cwd=tmp_path).wait(timeout=300)

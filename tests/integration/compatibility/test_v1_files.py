@@ -148,8 +148,9 @@ def test_report_of_a_v1_run_gives_the_summary_of_v1(v1: Path) -> None:
     before = json.loads((run / "summary.json").read_text())
     check_ok(dfer("report", run, cwd=v1))
     after = json.loads((run / "summary.json").read_text())
-    for key in ("dataset", "selection", "missing", "uar", "war", "pooled", "majority", "shuffled"):
+    for key in ("dataset", "selection", "missing", "uar", "war", "majority", "shuffled"):
         assert after[key] == before[key], key
+    assert before["pooled"].items() <= after["pooled"].items()
     for result, expected in zip(after["folds"], before["folds"], strict=True):
         assert expected.items() <= result.items()
 

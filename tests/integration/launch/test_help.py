@@ -70,7 +70,7 @@ def test_shell_completion_lists_commands(tmp_path: Path) -> None:
     done = subprocess.run(
         [DFER], env=os.environ | env, cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.stdout.split() == ["crossval"]
+    assert done.stdout.split() == ["crossval", "crosseval"]
 
 
 def test_shell_completion_lists_options_of_a_command(tmp_path: Path) -> None:
