@@ -14,6 +14,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,8 @@ def test_too_large_a_file_is_refused_before_it_is_read(server: str) -> None:
     address = ("127.0.0.1", int(server.rpartition(":")[2]))
     with socket.create_connection(address, timeout=30) as connection:
         head = f"POST /predict HTTP/1.1\r\nHost: {address[0]}\r\nContent-Length: {MAX_BYTES + 1}"
-        connection.sendall(f"{head}\r\n\r\n".encode())
-        answer = connection.recv(4096).decode()
+        connection.sendall(f"{head}\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(partial(connection.recv, 4096), b"")).decode()
     assert "413" in answer and "at most 256 are accepted" in answer
 
 
