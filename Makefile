@@ -29,9 +29,9 @@ help: ## list the targets
 demo: $(VENV)/.ready ## render and pack a small data set, train five folds, print the table
 	@$(BIN)/dfer demo
 
-test: $(VENV)/.ready-test ## run the whole test suite: unit tests, then the others, three files at a time
+test: $(VENV)/.ready-test ## run the whole test suite: unit tests, then the others, two files at a time
 	@export OMP_NUM_THREADS=1 TIMEFORMAT='wall %0R s, CPU %0U s user + %0S s system'; failed=0; \
-	time { $(RUN_UNIT) || failed=1; $(BIN)/python -m pytest -q -n 3 --dist loadfile $(OTHERS) || failed=1; }; \
+	time { $(RUN_UNIT) || failed=1; $(BIN)/python -m pytest -q -n 2 --dist loadfile $(OTHERS) || failed=1; }; \
 	echo "load average: $$(cut -d' ' -f1-3 /proc/loadavg)"; exit $$failed
 
 test-unit: $(VENV)/.ready-test ## run the unit tests only

@@ -63,6 +63,7 @@ def test_packed_set_has_the_classes_and_labels_it_was_made_of(shards: Index) -> 
         assert np.array_equal(indicator(sets, MAFW), membership(MAFW)[labels])
 
 
+@pytest.mark.engine_full
 def test_both_forms_are_scored_alike_and_in_the_report(runs: dict[str, RunDir]) -> None:
     for output, run in runs.items():
         result = FoldResult.read(run.fold(1).result)
@@ -80,6 +81,7 @@ def test_both_forms_are_scored_alike_and_in_the_report(runs: dict[str, RunDir]) 
         assert ("at least 0.5" in section.text[0]) == (output == "sigmoid")
 
 
+@pytest.mark.engine_full
 def test_exported_model_of_sigmoid_outputs_has_the_single_classes(
     runs: dict[str, RunDir], tmp_path: Path
 ) -> None:

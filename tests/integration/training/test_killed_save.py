@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from dfer_dist.data.shards.index import Index
 from tests.helpers.training.trials import Trial, same, same_in_mlflow
 
 
+@pytest.mark.engine_full
 def test_sigkill_inside_a_save_changes_no_result(tiny_shards: Index, tmp_path: Path) -> None:
     settings = ["train.epochs=2"]
     undisturbed, killed = (
