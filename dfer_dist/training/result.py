@@ -1,14 +1,14 @@
-"""The result of a fold, as written to ``result.json``."""
+"""The tests of a fold's selected weights, and its result as written to ``result.json``."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from dfer_dist.config.schema import EvalConfig, Output, config_hash
+from dfer_dist.config.schema import Output, config_hash
 from dfer_dist.evaluation.calibration import Outputs, fit_temperature
 from dfer_dist.evaluation.metrics import metric_values
+from dfer_dist.evaluation.predictions import Predictions
 from dfer_dist.runs.records import FoldResult, Scores, SetScores, UarWar, VoteScores
 from dfer_dist.tracking.metric_names import metric_suffix
 
@@ -18,14 +18,51 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def evaluate_others(trainer: Trainer) -> list[SetScores]:
-    """Test on each set but the first one; write their predictions. Collective.
+class FinalTests(NamedTuple):
+    """What the selected weights of a fold were tested on.
+
+    Attributes
+    ----------
+    table : Predictions or None
+        Of the test clips; only on rank 0, as ``temperature``.
+    scores : Scores
+        Of the test clips.
+    shuffled : UarWar or None
+        Of the same clips with the frames of each in a random order.
+    others : list of SetScores
+        Of the test clips of other sets.
+    temperature : float or None
+        By which logits are divided for the least loss on the validation clips; None without these.
+    """
+
+    table: Predictions | None
+    scores: Scores
+    shuffled: UarWar | None
+    others: list[SetScores]
+    temperature: float | None
+
+
+def run_tests(trainer: Trainer) -> FinalTests:
+    """Test the weights that are loaded; write the predictions of other sets. Collective.
 
     Raises
     ------
     Preempted
         If a rank was preempted.
     """
+    table, scores = trainer.validate(trainer.data.test)
+    shuffled = _test_shuffled(trainer) if trainer.config.eval.shuffle_frames else None
+    return FinalTests(table, scores, shuffled, _test_others(trainer), _fit_temperature(trainer))
+
+
+def _test_shuffled(trainer: Trainer) -> UarWar:
+    table, scores = trainer.validate(trainer.data.test, shuffle_frames=True)
+    if table:
+        table.write(trainer.folder.shuffled_predictions)
+    return UarWar(uar=scores.uar, war=scores.war)
+
+
+def _test_others(trainer: Trainer) -> list[SetScores]:
     found = []
     for own in trainer.data.tested[1:]:
         table, scores = trainer.validate(own.clips, index=own.index)
@@ -38,16 +75,7 @@ def evaluate_others(trainer: Trainer) -> list[SetScores]:
     return found
 
 
-def fit_on_validation(trainer: Trainer) -> float | None:
-    """Return the temperature of the selected weights, fitted on the validation clips. Collective.
-
-    None without a validation part, for sigmoid outputs, and on ranks other than 0.
-
-    Raises
-    ------
-    Preempted
-        If a rank was preempted.
-    """
+def _fit_temperature(trainer: Trainer) -> float | None:
     clips = trainer.data.val
     if clips is None or trainer.config.model.output is not Output.softmax:
         return None
@@ -69,24 +97,13 @@ def final_metrics(result: FoldResult) -> dict[str, float]:
     return metrics
 
 
-def fold_result(
-    trainer: Trainer,
-    scores: Scores,
-    shuffled: UarWar | None,
-    others: Sequence[SetScores],
-    votes: VoteScores | None,
-    temperature: float | None,
-) -> FoldResult:
-    """Return the result of a trained fold.
-
-    ``scores`` and ``votes`` are of the test clips, ``shuffled`` of the same with the frames of each
-    in a random order, ``others`` of other sets; ``temperature`` is of :func:`fit_on_validation`.
-    """
+def fold_result(trainer: Trainer, tests: FinalTests, votes: VoteScores | None) -> FoldResult:
+    """Return the result of a trained fold; ``votes`` are its scores against annotators' votes."""
     config, data, state = trainer.config, trainer.data, trainer.state
     return FoldResult(
         dataset=data.tested[0].index.name,
         fold=data.fold,
-        **vars(scores),
+        **vars(tests.scores),
         output=config.model.output.name,
         selection=config.train.selection.name,
         epoch=(state.best or trainer).epoch,
@@ -95,7 +112,7 @@ def fold_result(
         config_hash=config_hash(config),
         index_hash=data.index.hash,
         folds_hash=data.folds_hash,
-        shuffled=shuffled,
+        shuffled=tests.shuffled,
         modalities=list(config.model.modalities),
         modalities_hash=str(data.modalities["hash"]) if data.modalities else None,
         objective=config.train.objective.name,
@@ -106,7 +123,9 @@ def fold_result(
         parameters=_num_parameters(trainer),
         num_frames=config.data.num_frames,
         sampling=config.data.sampling.name,
-        **_views(config.eval),
+        views=config.eval.views,
+        crops=config.eval.crops,
+        mirror=config.eval.mirror,
         ema=config.train.ema,
         device=trainer.ranks.device.type,
         lost_clips=len(state.lost_clips),
@@ -114,14 +133,10 @@ def fold_result(
         drift=state.drift,
         left_out=list(data.tested[0].left_out),
         sets=list(data.sets),
-        others=list(others),
+        others=tests.others,
         votes=votes,
-        temperature=temperature,
+        temperature=tests.temperature,
     )
-
-
-def _views(config: EvalConfig) -> dict[str, Any]:
-    return {"views": config.views, "crops": config.crops, "mirror": config.mirror}
 
 
 def _num_parameters(trainer: Trainer) -> int:

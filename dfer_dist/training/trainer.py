@@ -28,13 +28,13 @@ from dfer_dist.evaluation.evaluate import build_test_loader, collect, predict
 from dfer_dist.evaluation.metrics import metric_values
 from dfer_dist.evaluation.predictions import Predictions
 from dfer_dist.runs.layout import FoldDir
-from dfer_dist.runs.records import Scores, UarWar
+from dfer_dist.runs.records import Scores
 from dfer_dist.runs.status import Phase
-from dfer_dist.training import result as final
 from dfer_dist.training.data import FoldData
 from dfer_dist.training.engine import Engine, StepOutcome
 from dfer_dist.training.losses import Objective
 from dfer_dist.training.meters import Meter, ProgressLog
+from dfer_dist.training.result import final_metrics, fold_result, run_tests
 from dfer_dist.training.speed.profiling import StepProfiler
 from dfer_dist.training.speed.utilization import Utilization
 from dfer_dist.training.state import BadStep, BestEpoch, TrainState
@@ -377,24 +377,15 @@ class Trainer:
         from dfer_dist.reporting.plots.scores import confusion_png
 
         select_weights(self.engine, self.selected_checkpoint if self.state.best else None)
-        table, scores = self.validate(self.data.test)
-        shuffled = self._test_shuffled() if self.config.eval.shuffle_frames else None
-        others, temperature = final.evaluate_others(self), final.fit_on_validation(self)
+        tests = run_tests(self)
         self.enter_phase(Phase.SAVING)
-        if not table:
+        if not tests.table:
             return
-        table.write(self.folder.predictions)
-        result = final.fold_result(self, scores, shuffled, others, table.score_votes(), temperature)
-        self.tracking.log(self.state.step, self.epoch, final.final_metrics(result))
+        tests.table.write(self.folder.predictions)
+        result = fold_result(self, tests, tests.table.score_votes())
+        self.tracking.log(self.state.step, self.epoch, final_metrics(result))
         run = self.folder.root.parent.name
         confusion_png(run, result, self.folder.confusion)
         curves_png(run, result, self.folder)
         result.write(self.folder.result)
-        logger.info(f"test UAR {scores.uar:.2f}, WAR {scores.war:.2f} on {scores.n} clips")
-
-    def _test_shuffled(self) -> UarWar:
-        """Test with the frames of each clip in a random order."""
-        table, scores = self.validate(self.data.test, shuffle_frames=True)
-        if table:
-            table.write(self.folder.shuffled_predictions)
-        return UarWar(uar=scores.uar, war=scores.war)
+        logger.info(f"test UAR {result.uar:.2f}, WAR {result.war:.2f} on {result.n} clips")

@@ -17,7 +17,7 @@ from dfer_dist.evaluation.metrics import score
 from dfer_dist.runs.layout import FoldDir
 from dfer_dist.runs.records import FoldResult, VoteScores
 from dfer_dist.training.data import EvaluatedSet
-from dfer_dist.training.result import final_metrics, fold_result
+from dfer_dist.training.result import FinalTests, final_metrics, fold_result
 
 LOST = (LeftOut("Happy/1", "fold1", "missing"), LeftOut("Sad/2", "fold2", "no face"))
 
@@ -51,7 +51,8 @@ def test_result_names_the_test_clips_that_were_lost_when_packing(
         engine=SimpleNamespace(deepspeed=torch.nn.Linear(2, 3)),
     )
     scores, votes = score([0, 1], [0, 1], index.classes), VoteScores(n=2, kl=0.5, any_annotator=50)
-    fold_result(trainer, scores, None, [], votes, 1.5).write(tmp_path / "result.json")
+    tests = FinalTests(None, scores, None, [], 1.5)
+    fold_result(trainer, tests, votes).write(tmp_path / "result.json")
     result = FoldResult.read(tmp_path / "result.json")
     assert (result.left_out, result.fold, result.checkpoint) == (
         lost,
