@@ -23,7 +23,7 @@ from launch.console import announced, print_line
 from launch.locks import run_lock
 from launch.progress import is_done
 from launch.report import open_mlflow_runs
-from launch.runs import known_folds, load_experiment, open_run, remove_run
+from launch.runs import known_folds, load_experiment, remove_run
 from launch.slurm.batch import (
     ArrayTask,
     ClusterTarget,
@@ -36,7 +36,7 @@ from launch.slurm.clients import SlurmError, run_client
 from launch.slurm.cluster import restore_cluster
 from launch.slurm.job import run_rank, write_summaries
 from launch.slurm.jobs import Submission, queued_folds, submissions, write_submissions
-from launch.sweeps.variants import JobRequest, Variant
+from launch.sweeps.variants import JobRequest, Variant, open_variant
 
 
 def _variants(request: JobRequest, target: ClusterTarget) -> list[Variant]:
@@ -126,17 +126,7 @@ def _open(
 ) -> list[ArrayTask]:
     """Create or resume a run and return its requested folds that are neither done nor queued."""
     with announced(f"opening the run {variant.name}"):
-        run, folds = open_run(
-            request.runs,
-            variant.name,
-            request.experiment,
-            variant.settings,
-            request.allow_drift,
-            request.folds,
-            ranks,
-        )
-    if request.folder and variant.member:
-        request.folder.add(run, variant.member)
+        run, folds = open_variant(request, variant, ranks)
     with announced(f"opening the MLflow runs of {variant.name}"):
         open_mlflow_runs(run)
     return _missing_tasks(run, folds, queued)

@@ -6,8 +6,8 @@ from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.sweep import SweepDir
 from launch.console import announced
 from launch.progress import is_done
-from launch.runs import load_experiment, open_run
-from launch.sweeps.variants import JobRequest
+from launch.runs import load_experiment
+from launch.sweeps.variants import JobRequest, open_variant
 
 
 def open_sweep(request: JobRequest, ranks: int) -> tuple[SweepDir, list[tuple[RunDir, list[int]]]]:
@@ -24,21 +24,10 @@ def open_sweep(request: JobRequest, ranks: int) -> tuple[SweepDir, list[tuple[Ru
     variants = request.variants(request.overrides)
     for variant in variants:
         load_experiment(request.experiment, variant.settings, ranks)
-    opened = []
+    opened: list[tuple[RunDir, list[int]]] = []
     with announced(f"opening {len(variants)} runs of {sweep.name}"):
         for variant in variants:
-            run, folds = open_run(
-                request.runs,
-                variant.name,
-                request.experiment,
-                variant.settings,
-                request.allow_drift,
-                request.folds,
-                ranks,
-            )
-            assert variant.member is not None
-            sweep.add(run, variant.member)
-            opened.append((run, folds))
+            opened.append(open_variant(request, variant, ranks))
     return sweep, opened
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import NEUTRAL, config_hash
+from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.sweep import SweepDir, SweepMember
 from dfer_dist.utils.errors import UserError
+from launch.runs import open_run
 
 _SEED = "train.seed"
 _MAX_SEED = 2**64
@@ -107,6 +109,28 @@ def make_variants(
     variants = [_variant(label, settings, setting, seed) for seed in chosen for setting in grid]
     _check_distinct(experiment, variants, len(grid))
     return variants
+
+
+def open_variant(request: JobRequest, variant: Variant, ranks: int) -> tuple[RunDir, list[int]]:
+    """Create a run, or resume it, and name it in the sweep; return it and its folds.
+
+    Raises
+    ------
+    UserError
+        As :func:`~launch.runs.open_run`.
+    """
+    run, folds = open_run(
+        request.runs,
+        variant.name,
+        request.experiment,
+        variant.settings,
+        request.allow_drift,
+        request.folds,
+        ranks,
+    )
+    if request.folder and variant.member:
+        request.folder.add(run, variant.member)
+    return run, folds
 
 
 def parse_seeds(text: str) -> list[int]:
