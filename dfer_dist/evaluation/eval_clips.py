@@ -14,12 +14,12 @@ import numpy as np
 
 from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.schema import Ambiguous, Config
-from dfer_dist.data.folds.clips import FoldClips, fold_clips, fold_numbers
+from dfer_dist.data.folds.clips import FoldClips, fold_clips, fold_numbers, known_clips
 from dfer_dist.data.folds.overlay import FoldOverlay
 from dfer_dist.data.folds.packed import open_folds
 from dfer_dist.data.loading.sampler import ClipSet, all_clips, join_clips
 from dfer_dist.data.shards.index import Index, to_numpy
-from dfer_dist.data.shards.joint import LEFT_OUT, map_classes, own_fold, with_classes
+from dfer_dist.data.shards.joint import LEFT_OUT, JointIndex, map_classes, own_fold, with_classes
 from dfer_dist.runs.layout import parse_folds
 from dfer_dist.utils.errors import UserError
 
@@ -165,6 +165,7 @@ def unseen_ambiguous_clips(
     config : Config
         The checkpoint's.
     index : Index
+        With the classes of the model; clips of others are left out.
     trained_on : sequence of str
         Hashes of the sets that it was trained on.
 
@@ -180,7 +181,15 @@ def unseen_ambiguous_clips(
             "the clips without a majority were among the training clips of this checkpoint "
             "(data.ambiguous=train): leave --ambiguous out"
         )
-    return all_clips(index, index.ambiguous_shards)
+    clips = all_clips(index, index.ambiguous_shards)
+    if isinstance(index, JointIndex):
+        clips = known_clips(index, 0, clips)
+    if not len(clips):
+        raise UserError(
+            f"{index.root}: no clip without a majority is of a class that the model has "
+            f"({', '.join(index.classes)})"
+        )
+    return clips
 
 
 def clips_to_test(index: Index, fold: int | None, folds: FoldOverlay | None = None) -> FoldClips:

@@ -121,16 +121,12 @@ def set_clips(
     UserError
         If the set has several folds, and not this one.
     """
-    own, labels = index.sets[number], np.array(index.labels[number])
-    own_folds = None if number else folds
+    own, own_folds = index.sets[number], None if number else folds
     number_of_fold = own_fold(own.name, fold_numbers(own, own_folds), fold)
     clips = fold_clips(own, number_of_fold, own_folds, ambiguous=ambiguous)
-
-    def known(part: ClipSet) -> ClipSet:
-        return part if min(labels) > LEFT_OUT else _known_rows(own, part, labels)
-
-    val = clips.val and known(clips.val)
-    return FoldClips(known(clips.train), val, known(clips.test), clips.left_out)
+    train, test = (known_clips(index, number, part) for part in (clips.train, clips.test))
+    val = clips.val and known_clips(index, number, clips.val)
+    return FoldClips(train, val, test, clips.left_out)
 
 
 def clips_of_set(index: JointIndex, clips: ClipSet, number: int) -> ClipSet:
@@ -150,14 +146,26 @@ def clips_of_set(index: JointIndex, clips: ClipSet, number: int) -> ClipSet:
     return replace(own, shards=tuple(shard - start for shard in own.shards))
 
 
-def _known_rows(index: Index, clips: ClipSet, labels: np.ndarray) -> ClipSet:
-    """Return the clips whose class has a joint label."""
+def known_clips(index: JointIndex, number: int, clips: ClipSet) -> ClipSet:
+    """Return those clips of one of several sets whose class is among the joint ones.
+
+    Parameters
+    ----------
+    index : JointIndex
+    number : int
+        Position in ``index.sets``.
+    clips : ClipSet
+        With positions of shards in that set.
+    """
+    own, labels = index.sets[number], np.array(index.labels[number])
+    if min(labels) > LEFT_OUT:
+        return clips
     rows = {}
-    for shard, own in zip(clips.shards, clips.rows, strict=True):
-        stored = to_numpy(index.sidecar(shard)["label"].combine_chunks())
-        used = np.arange(len(stored)) if own is None else own
+    for shard, chosen in zip(clips.shards, clips.rows, strict=True):
+        stored = to_numpy(own.sidecar(shard)["label"].combine_chunks())
+        used = np.arange(len(stored)) if chosen is None else chosen
         rows[shard] = used[labels[stored[used]] != LEFT_OUT]
-    return _some_rows(index, rows)
+    return _some_rows(own, rows)
 
 
 def _joint_clips(

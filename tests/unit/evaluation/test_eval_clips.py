@@ -11,7 +11,8 @@ import pytest
 from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.schema import Config
 from dfer_dist.data.shards.index import Index
-from dfer_dist.evaluation.eval_clips import EvalClips, find_eval_clips
+from dfer_dist.data.shards.joint import with_classes
+from dfer_dist.evaluation.eval_clips import EvalClips, find_eval_clips, unseen_ambiguous_clips
 from dfer_dist.utils.errors import UserError
 
 
@@ -107,3 +108,20 @@ def test_sets_without_common_class_are_refused(tiny_shards: Index) -> None:
     more = replace(tiny_shards, classes=(*tiny_shards.classes, "awe"), shards=shards)
     with pytest.raises(UserError, match="no test clip is of a class that the model has"):
         clips_of(trained(more, classes=["awe", "joy"]), more)
+
+
+def test_clips_without_a_majority_are_of_classes_that_the_model_has(tiny_shards: Index) -> None:
+    """The first shard, without a majority now, has one, two and one clip of classes 2, 3 and 4."""
+    first = replace(tiny_shards.shards[0], split="ambiguous")
+    index = replace(tiny_shards, shards=(first, *tiny_shards.shards[1:]))
+    names = index.classes
+    assert len(unseen_ambiguous_clips(Config(), index, [])) == 4
+    fewer = with_classes(index, [names[3], names[0], names[4]])
+    clips = unseen_ambiguous_clips(Config(), fewer, [])
+    labels = fewer.sidecar(0)["label"].to_pylist()
+    rows = [clips.sample_ref(0, i, 0).row for i in range(len(clips))]
+    assert sorted(labels[row] for row in rows) == [0, 0, 2]
+    with pytest.raises(
+        UserError, match=r"no clip without a majority is of a class .* \(happiness\)"
+    ):
+        unseen_ambiguous_clips(Config(), with_classes(index, names[:1]), [])
