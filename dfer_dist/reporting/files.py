@@ -38,6 +38,7 @@ from dfer_dist.utils.files import VERSION, write_json, write_text
 
 _LATEX_SECTIONS = (
     "scores",
+    "f1",
     "votes",
     "sets",
     "multilabel",

@@ -6,7 +6,7 @@ Terminal, files and page all show these.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ from dfer_dist.reporting.wording import (
     warnings,
 )
 from dfer_dist.runs.records import METRICS, MULTILABEL_METRICS
-from dfer_dist.runs.summary import Summary
+from dfer_dist.runs.summary import Spread, Summary
 
 _MAX_CONFUSIONS = 8  # in the table
 
@@ -54,7 +54,10 @@ def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[
         f"All {pooled.n} test clips of {folds_text(done(summary))} pooled: "
         f"UAR {pooled.uar:.2f} %, WAR {pooled.war:.2f} %."
     )
-    sections = [Section("scores", "UAR, WAR and F1", [_scores_table(loaded)])]
+    sections = [
+        Section("scores", "UAR and WAR", [_scores_table(loaded)]),
+        Section("f1", "F1", [_f1_table(loaded)]),
+    ]
     if each_set := sets_table(loaded):
         sections.append(Section("sets", "Each set", [each_set]))
     sections += [
@@ -103,30 +106,37 @@ def _scores_table(loaded: LoadedRun) -> Table:
     """Return the folds, their mean with its interval, and the baselines."""
     summary = loaded.summary
     cells = {
-        r.fold: [*(f"{getattr(r, m):.2f}" for m in METRICS), str(r.n), str(r.epoch)]
-        for r in summary.folds
+        r.fold: [f"{r.uar:.2f}", f"{r.war:.2f}", str(r.n), str(r.epoch)] for r in summary.folds
     }
-    folds = _fold_rows(summary, cells)
-    deviation = " ± deviation" if len(cells) > 1 else ""
-    spreads, majority = [getattr(summary, m) for m in METRICS], summary.majority
-    no_f1 = [""] * (len(METRICS) - 2)
-    rows = [
-        *folds,
-        [
-            f"mean{deviation}{_of_folds(summary)}",
-            *map(mean_text, spreads),
-            str(summary.pooled.n),
-            "",
-        ],
-        ["95 % interval", *(interval_text(*s.ci95) for s in spreads), "", ""],
-    ]
+    folds, majority = _fold_rows(summary, cells), summary.majority
+    mean, interval = _mean_rows(summary, [summary.uar, summary.war])
+    rows = [*folds, [*mean, str(summary.pooled.n), ""], [*interval, "", ""]]
     if summary.shuffled:
         shuffled = mean_text(summary.shuffled.uar), mean_text(summary.shuffled.war)
-        rows.append(["frames shuffled", *shuffled, *no_f1, "", ""])
-    rows.append([f"always {majority.class_name}", "", f"{majority.war:.2f}", *no_f1, "", ""])
-    header = ["Fold", *(f"{name} %" for name in METRICS.values()), "Clips", "Epoch"]
+        rows.append(["frames shuffled", *shuffled, "", ""])
+    rows.append([f"always {majority.class_name}", "", f"{majority.war:.2f}", "", ""])
+    header = ["Fold", "UAR %", "WAR %", "Clips", "Epoch"]
     lines, rules = notes(summary), [len(folds)]
     return _table(loaded, "scores", header, rows, notes=lines, rules=rules)
+
+
+def _f1_table(loaded: LoadedRun) -> Table:
+    """Return macro and weighted F1 of each fold, their means and intervals."""
+    summary, names = loaded.summary, [name for name in METRICS if name.endswith("f1")]
+    cells = {r.fold: [f"{getattr(r, name):.2f}" for name in names] for r in summary.folds}
+    folds = _fold_rows(summary, cells)
+    rows = [*folds, *_mean_rows(summary, [getattr(summary, name) for name in names])]
+    header = ["Fold", *(f"{METRICS[name]} %" for name in names)]
+    return _table(loaded, "f1", header, rows, "F1 over the classes", rules=[len(folds)])
+
+
+def _mean_rows(summary: Summary, spreads: Sequence[Spread]) -> list[list[str]]:
+    """Return the row of means over folds, and that of their intervals."""
+    deviation = " ± deviation" if len(summary.folds) > 1 else ""
+    return [
+        [f"mean{deviation}{_of_folds(summary)}", *map(mean_text, spreads)],
+        ["95 % interval", *(interval_text(*spread.ci95) for spread in spreads)],
+    ]
 
 
 def _multilabel_sections(loaded: LoadedRun) -> list[Section]:

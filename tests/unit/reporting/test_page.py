@@ -90,17 +90,19 @@ def test_page_has_all_numbers_and_no_external_links(whole: RunDir) -> None:
         sum(link.startswith("data:") for link in page.links) == 2 + 1 + 3 + 1 + 1
     )  # scores, recalls; confusion; of folds; curves; calibration
     assert not page.tags & {"script", "link", "iframe", "object"}
-    scores, recalls, confusions, precision, calibration, costs, protocol, origin = page.tables
+    scores, f1, recalls, confusions, precision, calibration, costs, protocol, origin = page.tables
     assert f"{100 * summary['calibration']['mean']['ece']:.2f}" in calibration
     assert all(f"{r[m]:.2f}" in scores for r in summary["folds"] for m in ("uar", "war"))
     assert f"{summary['uar']['mean']:.2f} ± {summary['uar']['std']:.2f}" in scores
+    assert all(f"{r[m]:.2f}" in f1 for r in summary["folds"] for m in ("macro_f1", "weighted_f1"))
+    assert f"{summary['macro_f1']['mean']:.2f} ± {summary['macro_f1']['std']:.2f}" in f1
     assert "{:.2f} to {:.2f}".format(*summary["war"]["ci95"]) in scores
     assert all(f"{summary['pooled']['recall'][c]:.2f}" in recalls for c in CLASSES)
     assert confusions[:4] == ["Truth", "Predicted as", "Clips", "% of the class"]
     assert all(str(summary["pooled"]["support"][c]) in precision for c in CLASSES)
     # three folds of half an hour on four ranks
     assert costs[-7:-4] == ["sum", "", "1.5 h"]
-    assert "6.0 rank hours in all" in page.after[5]
+    assert "6.0 rank hours in all" in page.after[6]
     assert "pixels in [0, 1], the backbone's mean and deviation not taken off" in protocol
     assert "git abc123, with changes that are not committed" in origin
 
@@ -162,15 +164,15 @@ def test_report_hides_user_machine_and_folders(whole: RunDir) -> None:
 def test_missing_folds_are_marked_in_every_table_and_file(holes: RunDir) -> None:
     warning = "2 of 5 folds missing (2, 4): all scores are over folds 1, 3, 5 only."
     page = Page(holes.page)
-    assert len(page.tables) == 8
+    assert len(page.tables) == 9
     assert all(warning in text for text in page.after)
     assert (
-        holes.page.read_text().count(warning) >= 8 + 5
+        holes.page.read_text().count(warning) >= 9 + 5
     )  # tables; the head, scores, recalls, confusion, calibration
     tex = holes.latex.read_text()
-    assert tex.count(warning) == 1 + tex.count(r"\begin{table") == 6
-    assert holes.report.read_text().count(f"**{warning}**") == 1 + 8
-    assert ["2", *["missing"] * 6] == [x for x in page.tables[0] if x][14:21]
+    assert tex.count(warning) == 1 + tex.count(r"\begin{table") == 7
+    assert holes.report.read_text().count(f"**{warning}**") == 1 + 9
+    assert ["2", *["missing"] * 4] == [x for x in page.tables[0] if x][10:15]
 
 
 def test_page_and_markdown_begin_with_the_verdict(holes: RunDir) -> None:
@@ -186,9 +188,9 @@ def test_page_and_markdown_begin_with_the_verdict(holes: RunDir) -> None:
 def test_names_are_escaped_in_every_format(holes: RunDir) -> None:
     page, tex = Page(holes.page), holes.latex.read_text()
     assert "i" not in page.tags
-    assert all(name in page.tables[1] for name in SPECIAL_NAMES)
-    assert "#$~^\\$" in page.tables[1]
-    assert page.tables[1][page.tables[1].index(SPECIAL_NAMES[5]) + 2] == "absent"
+    assert all(name in page.tables[2] for name in SPECIAL_NAMES)
+    assert "#$~^\\$" in page.tables[2]
+    assert page.tables[2][page.tables[2].index(SPECIAL_NAMES[5]) + 2] == "absent"
     assert r"a\_b & " in tex
     assert r"c\&d & " in tex
     assert r"\{fear\} & " in tex
@@ -223,8 +225,8 @@ def test_report_of_older_run_marks_unrecorded_values(tmp_path: Path) -> None:
     run.provenance.unlink()
     write_report(run)
     page = Page(run.page)
-    assert "not on record in a form that this version reads" in page.tables[6]
-    assert page.tables[5].count("not recorded") == 4
+    assert "not on record in a form that this version reads" in page.tables[7]
+    assert page.tables[6].count("not recorded") == 4
     assert "Learning curves" not in run.page.read_text()
 
 

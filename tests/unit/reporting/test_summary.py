@@ -29,9 +29,10 @@ ALL = [1, 2, 3, 4, 5]
 
 
 def summary_text(root: Path) -> str:
+    """The tables of UAR and WAR, and of F1."""
     console = Console(file=io.StringIO(), width=160)
-    scores = run_sections(load_run(RunDir(root)))[0]
-    console.print(terminal(scores.tables[0]))
+    for section in run_sections(load_run(RunDir(root)))[:2]:
+        console.print(terminal(section.tables[0]))
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
@@ -130,7 +131,7 @@ def test_missing_folds_are_marked_in_table_and_markdown(tmp_path: Path) -> None:
     assert "| folds 3, 5 | missing |" in markdown
     text = summary_text(tmp_path)
     assert sentence in text
-    assert [line.split()[1] for line in text.splitlines() if "missing │" in line] == ["3", "5"]
+    assert [line.split()[1] for line in text.splitlines() if "missing │" in line] == ["3", "5"] * 2
     assert "mean ± deviation of folds 1, 2, 4" in text
 
 

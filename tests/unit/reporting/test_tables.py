@@ -43,9 +43,9 @@ def test_latex_is_well_formed(holes: RunDir) -> None:
         if not line.startswith("%"):
             assert len(re.findall(r"(?<!\\)\{", line)) == len(re.findall(r"(?<!\\)\}", line)), line
     for rule in (r"\toprule", r"\bottomrule"):
-        assert lines.count(rule) == 5
+        assert lines.count(rule) == 6
     for form in ("begin", "end"):
-        assert [lines.count(rf"\{form}{{{name}}}") for name in ("table", "table*")] == [0, 5]
+        assert [lines.count(rf"\{form}{{{name}}}") for name in ("table", "table*")] == [0, 6]
     assert latex_text("[x] 5 ± 1 %") == r"{[}x] 5 $\pm$ 1 \%"
     assert latex_text("1--2 – a---b") == "1-{}-2 -- a-{}-{}-b"
 

@@ -161,8 +161,8 @@ def test_files_of_two_comparisons_and_runs_have_other_titles(tmp_path: Path) -> 
     title = "lora on DFEW, 2 of 3 folds"
     _, latex, report = texts[0]
     assert report.startswith(f"# {title}\n")
-    assert latex.count(f" of {title} (last: ") == 4
-    assert latex.count(r"\caption") == 5
+    assert latex.count(f" of {title} (last: ") == 5
+    assert latex.count(r"\caption") == 6
     assert r"\label{tab:DFEW-lora-against-full-systems}" in texts[0][0]
 
 
