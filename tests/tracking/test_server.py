@@ -35,9 +35,9 @@ def same_after_sync(trial: Trial) -> None:
 def test_five_folds_log_while_the_server_is_down(trial: Trial, proxy: Proxy) -> None:
     trial.open()
     folds = trial.start(lines=200, pause=0.02)
-    time.sleep(4)
-    proxy.mode = DEAD
     time.sleep(2)
+    proxy.mode = DEAD
+    time.sleep(1)
     proxy.mode = PASS
     trial.finish(folds)
     trial.check()

@@ -29,7 +29,9 @@ SIZES = {
 TIMM = ["model.backbone=timm:vit_tiny_patch16_224", "model.head=linear", "data.image_size=320"]
 
 
-@pytest.mark.parametrize("backbone", ["open_clip", "timm"])
+@pytest.mark.parametrize(
+    "backbone", ["open_clip", pytest.param("timm", marks=pytest.mark.engine_full)]
+)
 def test_planned_memory_is_that_of_real_steps(backbone: str, tmp_path: Path) -> None:
     """In a new process, with its own settings of malloc."""
     sizes = tmp_path / "sizes.json"

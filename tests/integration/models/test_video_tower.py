@@ -61,6 +61,7 @@ def one_rank(tiny_shards: Index, tmp_path_factory: pytest.TempPathFactory) -> Ru
     return RunDir(runs / "one")
 
 
+@pytest.mark.engine_full
 def test_two_ranks_under_zero_3_resume_after_sigterm(one_rank: RunDir, tiny_shards: Index) -> None:
     """Losses are those of one rank under ZeRO-1, with recomputed activations too."""
     runs = one_rank.root.parent

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 import simplejpeg
 from webdataset.writer import TarWriter
 
@@ -29,6 +30,7 @@ class SparseFile(io.FileIO):
         return len(data)
 
 
+@pytest.mark.data_full  # 20 s
 def test_clip_of_more_than_8_gib_is_written_and_read(tmp_path: Path) -> None:
     jpegs = [simplejpeg.encode_jpeg(np.full((8, 8, 3), v, np.uint8), 95) for v in (90, 150)]
     rows = [

@@ -91,6 +91,7 @@ print(client(sys.argv[1]).search_experiments()[0].name)
 """
 
 
+@pytest.mark.tracking
 def test_processes_create_one_database_at_the_same_time(tmp_path: Path) -> None:
     """A command and its ranks may all open it first."""
     script, start = tmp_path / "open.py", tmp_path / "start"

@@ -56,6 +56,7 @@ def test_overflows_lower_the_scale_and_are_no_bad_steps(whole: Trial) -> None:
     assert read_json(whole.fold.result)["skipped_steps"] == 0
 
 
+@pytest.mark.engine_full
 def test_preempted_fold_resumes_to_the_bit(
     whole: Trial, tiny_shards: Index, tmp_path: Path
 ) -> None:
