@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from launch.console import announced, print_line, print_table
 
 if TYPE_CHECKING:
-    from dfer_dist.reporting.extra_tables import Published
+    from dfer_dist.reporting.comparison.published import Published
     from dfer_dist.reporting.tables import Section
     from dfer_dist.runs.layout import RunDir
     from dfer_dist.runs.sweep import SweepDir

@@ -89,14 +89,13 @@ NAMES = {
 }
 # File: word and the reason why it is right there.
 ALLOWED: dict[str, dict[str, str]] = {
-    "CHANGELOG.md": dict.fromkeys(("levels", "sides"), "settings of version 1"),
+    "CHANGELOG.md": dict.fromkeys(("figures", "levels", "sides"), "former names of keys"),
     "LICENSE": {"persons": "the text of the MIT licence"},
     "docs/guides/captions.md": {"words": "label words"},
     "docs/models/demo-clip.md": {"a person": "the text of a caption"},
     "docs/models/finecliper.md": {"a person": "the text of a class prompt"},
     "Makefile": {"words": "the name of this file"},
     "configs/demo_finecliper.yaml": {"beside": "the text of a class prompt"},
-    "configs/published.yaml": {"figures": "a key of the file"},
     "benchmarks/write.py": {"floor": "a key of the results"},
     "dfer_dist/data/captions/endpoint.py": {"words": "of the prompt, which is hashed"},
     "dfer_dist/data/captions/label_leakage.py": {
@@ -154,8 +153,6 @@ ALLOWED: dict[str, dict[str, str]] = {
     "dfer_dist/models/class_texts.py": dict.fromkeys(
         ("a person", "beside"), "the text of a class prompt"
     ),
-    "dfer_dist/reporting/extra_tables.py": {"figures": "a key in files of published scores"},
-    "dfer_dist/reporting/paper_table.py": {"figures": "a key in files of published scores"},
     "dfer_dist/reporting/protocol.py": {"described": "a key in result.json"},
     "tests/helpers/made_runs.py": {"undone": "a key in status.json"},
     "tests/integration/evaluation/test_zero_shot.py": {"a person": "the text of a class prompt"},
@@ -169,9 +166,8 @@ ALLOWED: dict[str, dict[str, str]] = {
     },
     "tests/unit/models/test_adapters.py": {"a person": "the text of a class prompt"},
     "tests/unit/models/test_cpu_kernels.py": {"elements": "a method of Counter"},
-    "tests/unit/reporting/test_extra_tables.py": {"figures": "a key in files of published scores"},
+    "tests/unit/reporting/comparison/test_published.py": {"figures": "a former key of a file"},
     "tests/unit/reporting/test_history.py": {"undone": "a key in status.json"},
-    "tests/unit/reporting/test_paper_table.py": {"figures": "a key in files of published scores"},
 }
 # Files that version 1 wrote.
 VERSION_1 = "tests/fixtures/v1/"

@@ -196,8 +196,9 @@ def _merge(tree: DictConfig, patch: DictConfig, source: str) -> DictConfig:
     try:
         merged = OmegaConf.unsafe_merge(tree, patch)
     except ConfigKeyError as e:
-        # Its key ends at the first part that is unknown.
-        key = next(leaf for leaf in _leaves(patch) if leaf.startswith(str(e.full_key)))
+        # its key ends at the first part that is unknown, and begins in the item of a list
+        known = str(e.full_key)
+        key = next((leaf for leaf in _leaves(patch) if leaf.startswith(known)), known)
         hint = _nearest(key, _leaves(tree))
         if key in RENAMED_KEYS:
             hint = f"; it is now called '{RENAMED_KEYS[key]}'"

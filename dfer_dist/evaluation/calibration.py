@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dfer_dist.evaluation.metrics import Ints, confusion, top_class
-from dfer_dist.runs.summary import CalibrationScores, CalibrationSummary
+from dfer_dist.runs.calibration import CalibrationScores, CalibrationSummary
 
 Floats = NDArray[np.float64]
 

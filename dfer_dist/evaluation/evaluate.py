@@ -299,7 +299,7 @@ def evaluate_checkpoint(
     table = predict_here(load_model(saved, config, index.classes), config, index, clips, progress)
     if out:
         table.write(out)
-    return Evaluation(table.score(index.classes), table.score_votes())
+    return Evaluation(table, table.score(index.classes), table.score_votes())
 
 
 def list_lost_clips(clips: FoldClips) -> list[str]:

@@ -1,14 +1,16 @@
-"""UAR, WAR, F1 and confusion matrix of a table of predictions, and intervals of means over folds.
+"""Scores and confusion matrix of a table of predictions, and intervals of means over folds.
 
 UAR (unweighted average recall) is the mean of the recalls of the classes that occur in the truth.
 WAR (weighted average recall) is accuracy. F1 of a class is the harmonic mean of its precision and
 its recall; macro F1 is its mean over the classes that occur in the truth, weighted F1 the mean
-weighted by their clips. All are in percent everywhere.
+weighted by their clips. Top-2 accuracy is the share of clips whose label has one of the two highest
+logits. All are in percent everywhere, but for Cohen's kappa, which is in -1..1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -42,6 +44,29 @@ def top_class(logits: ArrayLike) -> Ints:
     if bad.size:
         raise ValueError(f"logits of {bad.size} clip(s) are not finite, the first in row {bad[0]}")
     return values.argmax(axis=1).astype(np.int64)
+
+
+def in_top_two(labels: ArrayLike, logits: ArrayLike) -> NDArray[np.bool_]:
+    """Return whether the label of each clip has one of the two highest logits, bool [N].
+
+    Of equal logits the lower class counts, as for :func:`top_class`. scikit-learn's
+    ``top_k_accuracy_score`` takes the higher one; without equal logits its mean is the same.
+
+    Parameters
+    ----------
+    labels : int [N]
+        The truth, in 0..C-1.
+    logits : float [N, C]
+
+    Raises
+    ------
+    ValueError
+        As :func:`top_class` and :func:`confusion`.
+    """
+    values = np.asarray(logits)
+    truth, _ = _checked(labels, top_class(values), values.shape[1])
+    two = np.argsort(-values, axis=1, kind="stable")[:, :2]
+    return np.asarray((two == truth[:, None]).any(axis=1))
 
 
 def confusion(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> Ints:
@@ -82,14 +107,17 @@ def score(labels: ArrayLike, outputs: ArrayLike, classes: Sequence[str]) -> Scor
     values, count = np.asarray(outputs), len(classes)
     if values.ndim == 2 and values.shape[1] != count:
         raise ValueError(f"logits have {values.shape[1]} columns for {count} classes")
-    matrix = confusion(labels, top_class(values) if values.ndim == 2 else values, count)
-    support, correct = matrix.sum(axis=1), matrix.diagonal()
+    matrix = confusion(labels, _predictions(labels, values), count)
+    support, correct, predicted = matrix.sum(axis=1), matrix.diagonal(), matrix.sum(axis=0)
+    top2 = None
+    if values.ndim == 2 and count > 2:
+        top2 = 100.0 * float(in_top_two(labels, values).mean())
     recall = {
         c: 100.0 * int(k) / int(n) if n else None
         for c, k, n in zip(classes, correct, support, strict=True)
     }
     present = [r for r in recall.values() if r is not None]
-    f1 = f1_of_classes(correct, matrix.sum(axis=0), support)[support > 0]
+    f1 = f1_of_classes(correct, predicted, support)[support > 0]
     return Scores(
         n=int(support.sum()),
         uar=float(np.mean(present)),
@@ -101,6 +129,8 @@ def score(labels: ArrayLike, outputs: ArrayLike, classes: Sequence[str]) -> Scor
         absent=[c for c, r in recall.items() if r is None],
         macro_f1=100.0 * float(f1.mean()),
         weighted_f1=100.0 * float(np.average(f1, weights=support[support > 0])),
+        top2=top2,
+        kappa=float(cohens_kappa(correct, predicted, support)),
     )
 
 
@@ -132,6 +162,36 @@ def f1_of_classes(correct: ArrayLike, predicted: ArrayLike, support: ArrayLike) 
     return 2.0 * np.asarray(correct) / np.maximum(both, 1)
 
 
+def cohens_kappa(correct: ArrayLike, predicted: ArrayLike, support: ArrayLike) -> Floats:
+    """Return Cohen's kappa of truth and prediction, in -1..1.
+
+    It is (p - e) / (1 - e), with p the share of clips that are right, and e the share if the same
+    predictions were given to clips at random.
+
+    Parameters
+    ----------
+    correct, predicted, support : int [..., C]
+        Clips of a class that are right, clips predicted as it, clips that are of it.
+
+    Returns
+    -------
+    float64 [...]
+        0 where all clips are of one class and predicted as it: scikit-learn has no value there.
+
+    References
+    ----------
+    Cohen, "A coefficient of agreement for nominal scales", Educational and Psychological
+    Measurement 20 (1960).
+    """
+    clips = np.sum(support)
+    right = np.sum(correct, axis=-1) / clips
+    by_chance = np.sum(np.multiply(predicted, support), axis=-1) / clips**2
+    possible = 1.0 - by_chance
+    return np.asarray(
+        np.divide(right - by_chance, possible, out=np.zeros_like(right), where=possible > 0)
+    )
+
+
 def bootstrap_ci(
     tables: Sequence[tuple[ArrayLike, ArrayLike]],
     num_classes: int,
@@ -144,26 +204,24 @@ def bootstrap_ci(
 
     Clips are drawn within fold and class. Of n clips of a class in a fold, k are right. n clips
     drawn with replacement are n independent trials with probability k/n, so the number of right
-    ones is Binomial(n, k/n), and UAR and WAR depend on these numbers only. Drawing the numbers is
-    the same bootstrap in distribution, at a cost that does not grow with the clips.
+    ones is Binomial(n, k/n), and UAR and WAR depend on these numbers only; top-2 accuracy is the
+    WAR where each of the two classes counts as the prediction. Drawing the numbers is the same
+    bootstrap in distribution, at a cost that does not grow with the clips.
 
     The interval covers the choice of test clips, not of the training seed. A class whose clips are
     all right or all wrong has no spread.
 
     Parameters
     ----------
-    tables : sequence of (labels int [N], predictions int [N])
-        One for each fold.
-    metric : {'uar', 'war', 'macro_f1', 'weighted_f1'}
-
-    Returns
-    -------
-    (low, high) : percent
+    tables : sequence of (labels int [N], outputs)
+        One for each fold. Outputs are logits or, not for ``top2``, the predicted classes.
+    metric : str
+        Of :data:`~dfer_dist.runs.records.METRICS`; the bounds are in its unit.
 
     Raises
     ------
     ValueError
-        No fold, an unknown metric, or what :func:`confusion` refuses.
+        No fold, an unknown metric, or what :func:`top_class` and :func:`confusion` refuse.
 
     References
     ----------
@@ -175,38 +233,30 @@ def bootstrap_ci(
         raise ValueError("no fold to draw from")
     rng = np.random.default_rng(seed)
     total = np.zeros(resamples)
-    for labels, predictions in tables:
-        truth, predicted = _checked(labels, predictions, num_classes)
-        resample = _resample_f1 if metric.endswith("f1") else _resample
+    for labels, outputs in tables:
+        truth, predicted = _checked(labels, _predictions(labels, outputs, metric), num_classes)
+        resample = _resample if metric in ("uar", "war", "top2") else _resample_counts
         total += resample(rng, truth, predicted, metric, resamples)
+    if METRICS[metric].is_percent:
+        total *= 100.0
     tail = 50.0 * (1.0 - level)
-    low, high = np.percentile(100.0 * total / len(tables), [tail, 100.0 - tail])
+    low, high = np.percentile(total / len(tables), [tail, 100.0 - tail])
     return float(low), float(high)
 
 
-def interval(scores: Scores, metric: str) -> tuple[float, float]:
-    """Return the 95 % interval of a metric in one table of predictions, as :func:`bootstrap_ci`.
-
-    Parameters
-    ----------
-    scores : Scores
-        Of the table; its confusion matrix holds all that the interval depends on.
-    metric : {'uar', 'war', 'macro_f1', 'weighted_f1'}
-
-    Returns
-    -------
-    (low, high) : percent
-    """
-    matrix = np.asarray(scores.confusion)
-    # a row (label, prediction) for each clip
-    clips = np.repeat(np.argwhere(matrix), matrix[matrix > 0], axis=0)
-    return bootstrap_ci([(clips[:, 0], clips[:, 1])], len(matrix), metric)
+def _predictions(labels: ArrayLike, outputs: ArrayLike, metric: str = "") -> NDArray[Any]:
+    """Return the predicted classes; for ``top2`` the labels that have one of the two top logits."""
+    values = np.asarray(outputs)
+    if metric == "top2":
+        others = (np.asarray(labels) + 1) % values.shape[1]
+        return np.where(in_top_two(labels, values), labels, others)
+    return top_class(values) if values.ndim == 2 else values
 
 
 def _resample(
     rng: np.random.Generator, truth: Ints, predicted: Ints, metric: str, resamples: int
 ) -> Floats:
-    """Return UAR or WAR of each resample of a fold, in 0..1."""
+    """Return UAR, or WAR for other metrics, of each resample of a fold, in 0..1."""
     support = np.bincount(truth)
     correct = np.bincount(truth[truth == predicted], minlength=len(support))
     # k correct ones of n clips of each class that has clips
@@ -216,12 +266,12 @@ def _resample(
     return np.asarray(scores)
 
 
-def _resample_f1(
+def _resample_counts(
     rng: np.random.Generator, truth: Ints, predicted_classes: Ints, metric: str, resamples: int
 ) -> Floats:
-    """Return macro or weighted F1 of each resample of a fold, in 0..1.
+    """Return macro F1, weighted F1 or kappa of each resample of a fold, F1 in 0..1.
 
-    F1 depends on how often each class is predicted too, so the predictions of a class are drawn
+    They depend on how often each class is predicted too, so the predictions of a class are drawn
     from the multinomial distribution of its row of the confusion matrix.
     """
     matrix = confusion(truth, predicted_classes, 1 + max(truth.max(), predicted_classes.max()))
@@ -236,6 +286,8 @@ def _resample_f1(
         drawn = rng.multinomial(support[label], shares, size=resamples)
         predicted[:, columns] += drawn
         correct[:, label] = drawn[:, columns == label].sum(axis=1)
+    if metric == "kappa":
+        return cohens_kappa(correct, predicted, support)
     f1 = f1_of_classes(correct, predicted, support)[:, present]
     weights = None if metric == "macro_f1" else support[present]
     return np.asarray(np.average(f1, axis=1, weights=weights))

@@ -19,8 +19,9 @@ from dfer_dist.utils.files import atomic_path
 
 
 class Evaluation(NamedTuple):
-    """Scores of a test; ``votes`` is None where no clip has votes."""
+    """A test: its table and scores; ``votes`` is None where no clip has votes."""
 
+    table: Predictions
     scores: Scores
     votes: VoteScores | None
 

@@ -15,13 +15,17 @@ from dfer_dist.evaluation.calibration import (
 from dfer_dist.reporting.results import LoadedFold, LoadedRun
 from dfer_dist.reporting.tables import Section, Table
 from dfer_dist.reporting.wording import done, folds_text, heading, interval_text, warnings
-from dfer_dist.runs.summary import CalibrationScores, CalibrationSummary
+from dfer_dist.runs.calibration import CalibrationScores, CalibrationSummary
 
 _NOTE = (
     "NLL: negative log likelihood, in nats. ECE: expected calibration error, "
     f"{BINS} bins of equal width or equal mass; a calibrated model has some, too, so it has no "
     "interval. Unbiased error: root of the mean squared distance of accuracy and confidence, "
     "without that bias. AURC: mean error over all coverages. WAR of the most confident clips."
+)
+_NO_TEMPERATURE = (
+    "No temperature: it is fitted on clips that were held out of the training, which only "
+    "train.selection=best_val does."
 )
 
 
@@ -75,6 +79,8 @@ def calibration_section(loaded: LoadedRun) -> Section | None:
     outputs = {k: outputs_of(fold) for k, fold in loaded.folds.items()}
     tables = [_table(loaded, "calibration", "calibration", outputs, found)]
     temperatures = {k: fold.result.temperature for k, fold in loaded.folds.items()}
+    if loaded.result.selection != "best_val":
+        tables[0] = replace(tables[0], notes=[*tables[0].notes, _NO_TEMPERATURE])
     scaled = {k: outputs[k].scaled(t) for k, t in temperatures.items() if t}
     if len(scaled) == len(outputs):
         title = "calibration after temperature scaling"

@@ -12,6 +12,7 @@ from dfer_dist.evaluation.metrics import wilson_interval
 from dfer_dist.reporting.results import LoadedRun
 from dfer_dist.runs.records import Scores
 from dfer_dist.runs.summary import Summary
+from dfer_dist.utils.files import csv_text
 
 MIN_CLIPS = 10  # of a class for a percentage with decimals
 
@@ -110,6 +111,15 @@ def class_precisions(loaded: LoadedRun) -> list[ClassPrecision]:
     counts = np.bincount(predicted, minlength=len(classes))
     columns = support.tolist(), counts.tolist(), (100 * precision).tolist(), (100 * f1).tolist()
     return [ClassPrecision(*row) for row in zip(classes, *columns, strict=True)]
+
+
+def confusion_csv(scores: Scores) -> str:
+    """Return the confusion matrix as CSV: a row for each true class, a column for each predicted.
+
+    The first column, ``truth``, has the names of the classes.
+    """
+    rows = zip(scores.classes, scores.confusion, strict=True)
+    return csv_text([["truth", *scores.classes], *([name, *counts] for name, counts in rows)])
 
 
 def top_confusions(scores: Scores, count: int) -> list[Confusion]:

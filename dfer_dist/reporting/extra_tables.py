@@ -1,20 +1,15 @@
-"""Scores next to a run's own: other sets, zero-shot results, and scores from papers.
+"""Scores next to a run's own: those of other sets, and zero-shot results.
 
-``configs/published.yaml`` lists the scores from papers. They are as published; none of them was
-reproduced here. Zero-shot results come from ``dfer eval --zero-shot --out
-fold-K/zero-shot-SET.parquet``.
+Zero-shot results come from ``dfer eval --zero-shot --out fold-K/zero-shot-SET.parquet``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dfer_dist.config.load import PUBLISHED, config_dir, load_as
 from dfer_dist.reporting.results import (
     LoadedRun,
     ScoredPredictions,
@@ -39,96 +34,6 @@ from dfer_dist.utils.files import read_json
 from dfer_dist.utils.records import from_json
 
 ZERO_SHOT_FILES = "zero-shot*.json"
-
-
-@dataclass
-class PublishedScores:
-    """Scores of a method on one data set, in percent, mean over folds."""
-
-    uar: float = 0.0
-    war: float = 0.0
-
-
-@dataclass
-class Method:
-    """A published method; ``figures`` (the key in the file) are its scores by data set."""
-
-    name: str = ""
-    paper: str = ""
-    venue: str = ""
-    id: str = ""  # where to find it, such as a DOI
-    input: str = "video"
-    figures: dict[str, PublishedScores] = field(default_factory=dict)
-
-
-@dataclass
-class Published:
-    """The methods of a file such as ``configs/published.yaml``."""
-
-    methods: list[Method] = field(default_factory=list)
-
-
-def read_published(source: str) -> Published:
-    """Read the file that ``source`` names: ``published``, or a YAML file of the same form.
-
-    Raises
-    ------
-    UserError
-        If there is no such file, or a method in it is incomplete.
-    """
-    path = Path(source)
-    if source == PUBLISHED:
-        path = config_dir() / f"{PUBLISHED}.yaml"
-    elif path.suffix not in (".yaml", ".yml") or not path.is_file():
-        raise UserError(
-            f"--against {source}: give 'published', or a YAML file like configs/published.yaml"
-        )
-    published = load_as(Published, path)
-    for method in published.methods:
-        for dataset, scores in method.figures.items():
-            named = method.name and method.paper and method.venue
-            if not (named and 0 < scores.uar <= 100 and 0 < scores.war <= 100):
-                raise UserError(
-                    f"{path}: '{method.name}', {dataset}: needs name, paper, venue, and uar and "
-                    "war in percent"
-                )
-    return published
-
-
-def published_table(loaded: LoadedRun, published: Published) -> Table:
-    """Return the run on top of all methods with scores on its data set, by WAR.
-
-    Raises
-    ------
-    UserError
-        If no method has scores on the data set.
-    """
-    summary, name = loaded.summary, loaded.name
-    dataset = summary.dataset.lower()
-    methods = [m for m in published.methods if dataset in m.figures]
-    if not methods:
-        known = sorted({d for m in published.methods for d in m.figures})
-        raise UserError(
-            f"no scores are published for the data set '{dataset}', only for {join(known)}"
-        )
-    spreads = (summary.uar, summary.war)
-    rows = [
-        [f"{name} (this run)", "video", summary.selection, *map(mean_text, spreads)],
-        ["95 % interval", "", "", *(interval_text(*s.ci95) for s in spreads)],
-    ]
-    for method in sorted(methods, key=lambda m: m.figures[dataset].war):
-        scores = method.figures[dataset]
-        source = f"published: {method.venue}"
-        rows.append([method.name, method.input, source, f"{scores.uar:.2f}", f"{scores.war:.2f}"])
-    notes = [
-        "Scores of papers are as published, not reproduced here; how each paper chose its epoch, "
-        "its frames and its weights is its own."
-    ]
-    notes += [f"{m.name}: {join(filter(None, [m.paper, m.venue, m.id]))}." for m in methods]
-    header = ["Method", "Input", "Selection, or source", "UAR %", "WAR %"]
-    title = f"{name} on {summary.dataset}, and published scores"
-    alerts = warnings(summary)
-    return Table("published", title, header, rows, alerts, notes, left=3, rules=[2])
 
 
 def sets_table(loaded: LoadedRun) -> Table | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dfer_dist.reporting.class_scores import confusion_csv
 from dfer_dist.reporting.comparison import sections as compared
 from dfer_dist.reporting.comparison.crosseval import (
     CrossEval,
@@ -13,6 +14,7 @@ from dfer_dist.reporting.comparison.crosseval import (
     crosseval_title,
 )
 from dfer_dist.reporting.comparison.paired import Comparison, compare, load_runs
+from dfer_dist.reporting.comparison.published import Published
 from dfer_dist.reporting.comparison.seed_sections import (
     analyse,
     analysis_json,
@@ -21,7 +23,6 @@ from dfer_dist.reporting.comparison.seed_sections import (
 )
 from dfer_dist.reporting.comparison.seeds import Setting, by_setting, has_seeds
 from dfer_dist.reporting.comparison.verdict import Verdict, comparisons_verdict, run_verdict
-from dfer_dist.reporting.extra_tables import Published
 from dfer_dist.reporting.paper_table import paper_table
 from dfer_dist.reporting.results import LoadedRun, load_run
 from dfer_dist.reporting.sections import run_sections
@@ -127,12 +128,13 @@ def comparison_latex(runs: Sequence[LoadedRun], report: Report) -> str:
 
 
 def write_summary(loaded: LoadedRun, report: Report) -> None:
-    """Write ``summary.json``, ``.md``, ``.tex`` and ``.png`` into the run folder."""
+    """Write ``summary.json``, ``.md``, ``.tex``, ``.png`` and ``confusion.csv`` of a run."""
     from dfer_dist.reporting.plots.scores import save, summary_figure
 
     run, summary = loaded.run, loaded.summary
     save(summary_figure(loaded.name, summary), run.picture)
     write_text(run.latex, run_latex(loaded, report))
+    write_text(run.confusion, confusion_csv(summary.pooled))
     text = render_template(
         "run.md",
         title=run_title(loaded.name, summary),
@@ -154,7 +156,8 @@ def write_comparison(
 ) -> Report:
     """Compare every run with the first; of runs that differ in their seeds, every setting.
 
-    Write ``comparison.json``, ``.md``, ``.tex``, ``.html`` and the changed clips into ``folder``.
+    Write ``comparison.json``, ``.md``, ``.tex``, ``.html``, the changed clips and the confusion
+    matrix of each run into ``folder``.
 
     Raises
     ------
@@ -178,7 +181,10 @@ def _write_compared(
     chapters = [comparison_chapter(title, report.sections, comparisons, report.verdict)]
     for i, one in enumerate(loaded, 1):
         own = run_report(one, published)
-        chapters.append(run_chapter(f"run{i}", one, own.sections, own.verdict))
+        matrix = f"confusion-{slug(one.name)}.csv"
+        write_text(folder / matrix, confusion_csv(one.summary.pooled))
+        sections = [replace(s, files=[matrix] * bool(s.files)) for s in own.sections]
+        chapters.append(run_chapter(f"run{i}", one, sections, own.verdict))
     for c in comparisons:
         if c.paired:
             compared.write_clips(c, c.paired, folder / compared.clips_file(c))

@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 
 from dfer_dist.reporting.class_scores import class_recalls
-from dfer_dist.reporting.extra_tables import Published
+from dfer_dist.reporting.comparison.published import Published
 from dfer_dist.reporting.results import LoadedRun
 from dfer_dist.reporting.tables import Cell, Table
-from dfer_dist.reporting.wording import PROTOCOLS, join, mean_text, warnings
+from dfer_dist.reporting.wording import PROTOCOLS, UNKNOWN, join, mean_text, warnings
 
-UNKNOWN = "–"
 _MAX_CLASSES = 16  # whose recalls fit a page
 _WHOLE = {"sadness": "Sad"}
 
@@ -47,14 +46,14 @@ def paper_table(
     classes, dataset = runs[0].result.classes, runs[0].result.dataset.lower()
     if len(classes) > _MAX_CLASSES:
         classes = []
-    all_methods = (published or Published()).methods
-    methods = [m for m in all_methods if dataset in m.figures]
-    methods.sort(key=lambda m: m.figures[dataset].war)
+    published = published or Published()
+    methods = published.on(dataset)
     values: list[list[float]] = []
     rows: list[list[str]] = []
     for method in methods:
-        scores = [method.figures[dataset].uar, method.figures[dataset].war]
-        values.append([math.nan] * len(classes) + scores)
+        scores = method.scores[dataset]
+        known = [math.nan if x is None else x for x in (scores.uar, scores.war)]
+        values.append([math.nan] * len(classes) + known)
         rows.append([method.name, *map(_percent, values[-1])])
     for run in runs:
         recalls = {c.name: c.recall for c in class_recalls(run.summary)}
@@ -64,9 +63,9 @@ def paper_table(
     # the first note is about recalls
     notes = _notes(runs)[not classes :]
     if methods:
-        sources = (join(filter(None, (m.venue, m.input * (m.input != "video")))) for m in methods)
-        named = [f"{m.name} ({s})" for m, s in zip(methods, sources, strict=True)]
-        notes.append(f"Scores of {join(named)} are as published.")
+        about = [filter(None, (m.venue, published.why_not(m, runs[0]))) for m in methods]
+        named = [f"{m.name} ({join(texts)})" for m, texts in zip(methods, about, strict=True)]
+        notes.append(f"Scores of {join(named)} are as published; brackets say what differs.")
     if len(rows) > 1:
         notes.append("The best value of a column is bold, which is no test of a difference.")
     alerts = [f"{run.name}: {text}" for run in runs for text in warnings(run.summary)]

@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import Config, Selection
 from dfer_dist.data.folds.overlay import FoldOverlay
-from dfer_dist.evaluation.calibration import Outputs, summarize_calibration
+from dfer_dist.evaluation.calibration import Outputs, score_calibration, summarize_calibration
 from dfer_dist.evaluation.metrics import Ints, bootstrap_ci, metric_values, score, top_class
 from dfer_dist.evaluation.multilabel import score_table
 from dfer_dist.evaluation.votes import any_annotator, kl_divergence, mean_over_folds, score_votes
 from dfer_dist.reporting.history import Cost, run_cost, training_cost
 from dfer_dist.reporting.wording import join
+from dfer_dist.runs.calibration import CalibrationSummary
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import METRICS, MULTILABEL_METRICS, FoldResult, Scores, UarWar
 from dfer_dist.runs.summary import (
-    CalibrationSummary,
     MajorityBaseline,
     Spread,
     Summary,
@@ -123,6 +123,11 @@ class LoadedRun:
         labels = np.concatenate([t.labels for t in tables])
         predicted = np.concatenate([t.predicted for t in tables])
         pooled = score(labels, predicted, self.result.classes)
+        metrics = _common_metrics(tables)
+        if "top2" in metrics:
+            clips = [t.scores.n for t in tables]
+            top2 = np.average([t.scores.top2 for t in tables], weights=clips)
+            pooled = replace(pooled, top2=float(top2))
         commonest = max(pooled.support, key=pooled.support.__getitem__)
         noise = [fold.shuffled for fold in self.folds.values() if fold.shuffled is not None]
         shuffled = None
@@ -133,7 +138,7 @@ class LoadedRun:
             selection=self.result.selection,
             folds=[fold.result for fold in self.folds.values()],
             missing=[k for k in self.all_folds if k not in self.folds],
-            **{metric: score_spread(tables, metric) for metric in METRICS},
+            **{metric: score_spread(tables, metric) for metric in metrics},
             pooled=pooled,
             majority=MajorityBaseline(commonest, 100.0 * pooled.support[commonest] / pooled.n),
             shuffled=shuffled,
@@ -220,16 +225,11 @@ def load_fold(files: FoldDir) -> LoadedFold:
                 f"{files.shuffled_predictions} has other clips than {files.predictions.name}: "
                 "evaluate this fold again"
             )
-    # older versions did not record F1
-    scores = table.scores
-    complete = replace(
-        result,
-        macro_f1=scores.macro_f1,
-        weighted_f1=scores.weighted_f1,
-        mean_ap=scores.mean_ap,
-        auc=scores.auc,
-        multilabel=scores.multilabel,
-    )
+    # older versions did not record all of them
+    complete = replace(result, **vars(table.scores))
+    if result.output == "softmax":
+        outputs = Outputs.of(table.labels, table.logits)
+        complete = replace(complete, calibration=score_calibration(outputs))
     return LoadedFold(complete, table, shuffled, training_cost(files, result))
 
 
@@ -363,9 +363,15 @@ def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return float(np.mean(values)), deviation
 
 
+def _common_metrics(tables: Sequence[ScoredPredictions]) -> list[str]:
+    """Return the metrics that all tables have."""
+    return [m for m in METRICS if all(getattr(t.scores, m) is not None for t in tables)]
+
+
 def score_spread(tables: Sequence[ScoredPredictions], metric: str) -> Spread:
     """Return mean, deviation and interval of a metric over the tables of folds."""
     values = [getattr(t.scores, metric) for t in tables]
-    pairs = [(t.labels, t.predicted) for t in tables]
+    outputs = {"top2": "logits"}.get(metric, "predicted")
+    pairs = [(t.labels, getattr(t, outputs)) for t in tables]
     interval = bootstrap_ci(pairs, len(tables[0].scores.classes), metric)
     return Spread(*_mean_and_deviation(values), list(interval))

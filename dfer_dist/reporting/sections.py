@@ -22,7 +22,8 @@ from dfer_dist.reporting.class_scores import (
     class_recalls,
     top_confusions,
 )
-from dfer_dist.reporting.extra_tables import Published, published_table, sets_table, zero_shot_table
+from dfer_dist.reporting.comparison.published import Published, published_sections
+from dfer_dist.reporting.extra_tables import sets_table, zero_shot_table
 from dfer_dist.reporting.history import Cost, device_unit, total_time
 from dfer_dist.reporting.protocol import protocol_rows, provenance_rows
 from dfer_dist.reporting.results import LoadedRun
@@ -41,9 +42,13 @@ from dfer_dist.reporting.wording import (
     warnings,
 )
 from dfer_dist.runs.records import METRICS, MULTILABEL_METRICS
-from dfer_dist.runs.summary import Spread, Summary
+from dfer_dist.runs.summary import Summary
 
 _MAX_CONFUSIONS = 8  # in the table
+_F1_NOTE = (
+    "Top-2: clips whose class is one of the two most probable. Kappa: agreement beyond chance, "
+    "from 0 for chance to 1."
+)
 
 
 def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[Section]:
@@ -56,22 +61,26 @@ def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[
     )
     sections = [
         Section("scores", "UAR and WAR", [_scores_table(loaded)]),
-        Section("f1", "F1", [_f1_table(loaded)]),
+        Section("f1", "F1, top-2 accuracy and kappa", [_f1_table(loaded)]),
     ]
     if each_set := sets_table(loaded):
         sections.append(Section("sets", "Each set", [each_set]))
     sections += [
         *_multilabel_sections(loaded),
         Section("recall", "Recall of each class", [_recall_table(loaded)], [recall]),
-        Section("confusion", "Confusion", [_confusions_table(loaded), _precision_table(loaded)]),
+        Section(
+            "confusion",
+            "Confusion",
+            [_confusions_table(loaded), _precision_table(loaded)],
+            files=[loaded.run.confusion.name],
+        ),
     ]
     if of_votes := votes_table(loaded):
         sections.insert(1, Section("votes", "Votes of annotators", [of_votes]))
     if calibration := calibration_section(loaded):
         sections.append(calibration)
     if published:
-        table = published_table(loaded, published)
-        sections.append(Section("published", "Published scores", [table]))
+        sections += published_sections(loaded, published)
     if zero_shot := zero_shot_table(loaded):
         sections.append(Section("zero_shot", "Zero-shot", [zero_shot]))
     rows, header = protocol_rows(loaded), ["Setting", "Description"]
@@ -109,7 +118,7 @@ def _scores_table(loaded: LoadedRun) -> Table:
         r.fold: [f"{r.uar:.2f}", f"{r.war:.2f}", str(r.n), str(r.epoch)] for r in summary.folds
     }
     folds, majority = _fold_rows(summary, cells), summary.majority
-    mean, interval = _mean_rows(summary, [summary.uar, summary.war])
+    mean, interval = _mean_rows(summary, ["uar", "war"])
     rows = [*folds, [*mean, str(summary.pooled.n), ""], [*interval, "", ""]]
     if summary.shuffled:
         shuffled = mean_text(summary.shuffled.uar), mean_text(summary.shuffled.war)
@@ -121,22 +130,28 @@ def _scores_table(loaded: LoadedRun) -> Table:
 
 
 def _f1_table(loaded: LoadedRun) -> Table:
-    """Return macro and weighted F1 of each fold, their means and intervals."""
-    summary, names = loaded.summary, [name for name in METRICS if name.endswith("f1")]
-    cells = {r.fold: [f"{getattr(r, name):.2f}" for name in names] for r in summary.folds}
+    """Return F1, top-2 accuracy and kappa of each fold, their means and intervals."""
+    summary = loaded.summary
+    names = [m for m in METRICS if m not in ("uar", "war") and getattr(summary, m)]
+    cells = {
+        r.fold: [f"{getattr(r, m):.{METRICS[m].decimals}f}" for m in names] for r in summary.folds
+    }
     folds = _fold_rows(summary, cells)
-    rows = [*folds, *_mean_rows(summary, [getattr(summary, name) for name in names])]
-    header = ["Fold", *(f"{METRICS[name]} %" for name in names)]
-    return _table(loaded, "f1", header, rows, "F1 over the classes", rules=[len(folds)])
+    rows = [*folds, *_mean_rows(summary, names)]
+    header = ["Fold", *(METRICS[m].header for m in names)]
+    title = "F1 over the classes, top-2 accuracy and Cohen's kappa"
+    return _table(loaded, "f1", header, rows, title, notes=[_F1_NOTE], rules=[len(folds)])
 
 
-def _mean_rows(summary: Summary, spreads: Sequence[Spread]) -> list[list[str]]:
-    """Return the row of means over folds, and that of their intervals."""
+def _mean_rows(summary: Summary, names: Sequence[str]) -> list[list[str]]:
+    """Return the row of the means over folds of metrics, and that of their intervals."""
     deviation = " ± deviation" if len(summary.folds) > 1 else ""
-    return [
-        [f"mean{deviation}{_of_folds(summary)}", *map(mean_text, spreads)],
-        ["95 % interval", *(interval_text(*spread.ci95) for spread in spreads)],
-    ]
+    means, intervals = [f"mean{deviation}{_of_folds(summary)}"], ["95 % interval"]
+    for name in names:
+        spread, decimals = getattr(summary, name), METRICS[name].decimals
+        means.append(mean_text(spread, decimals))
+        intervals.append(interval_text(*spread.ci95, decimals=decimals))
+    return [means, intervals]
 
 
 def _multilabel_sections(loaded: LoadedRun) -> list[Section]:

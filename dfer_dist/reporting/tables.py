@@ -134,13 +134,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a few sentences, tables, and on the page pictures."""
+    """A heading, a few sentences, tables, and on the page pictures.
+
+    ``files`` are names of CSV files next to the report that belong to it.
+    """
 
     key: str
     title: str
     tables: Sequence[Table] = ()
     text: Sequence[str] = ()
     pictures: Sequence[Picture] = ()
+    files: Sequence[str] = ()
 
 
 def terminal(table: Table) -> RichTable:

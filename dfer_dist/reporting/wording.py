@@ -17,6 +17,7 @@ PROTOCOLS = {
     "best_test": "best_test: epoch chosen on the test fold, optimistic",
 }
 NOT_RECORDED = "not recorded"
+UNKNOWN = "–"  # in a table of scores
 MAX_NAMES = 5  # of clips or runs in a sentence
 
 

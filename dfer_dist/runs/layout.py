@@ -117,6 +117,8 @@ class RunDir:
     picture = _Entry("summary.png")
     latex = _Entry("summary.tex")
     page = _Entry("report.html")
+    # The confusion matrix over all folds, in clips.
+    confusion = _Entry("confusion.csv")
     # Frames of the most confident errors; they are faces and are never uploaded.
     mistakes = _Entry("mistakes.png")
     # The sha256 of each file that the tracking server has.

@@ -4,12 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
+from dfer_dist.runs.calibration import CalibrationScores
 from dfer_dist.utils.records import Record, stored_as
 
-#: The metrics of a table of predictions, with what they are called.
-METRICS = {"uar": "UAR", "war": "WAR", "macro_f1": "Macro F1", "weighted_f1": "Weighted F1"}
+
+class Metric(NamedTuple):
+    """What a metric of a table of predictions is called, and whether it is in percent."""
+
+    title: str
+    is_percent: bool = True
+
+    @property
+    def header(self) -> str:
+        """The title with the unit, for the head of a column."""
+        return self.title + " %" * self.is_percent
+
+    @property
+    def decimals(self) -> int:
+        """The decimals that are shown: two in percent, one more for a number up to 1."""
+        return 3 - self.is_percent
+
+
+#: The metrics of a table of predictions. All have intervals; a table may lack ``top2``.
+METRICS = {
+    "uar": Metric("UAR"),
+    "war": Metric("WAR"),
+    "macro_f1": Metric("Macro F1"),
+    "weighted_f1": Metric("Weighted F1"),
+    "top2": Metric("Top-2 accuracy"),
+    "kappa": Metric("Cohen's kappa", is_percent=False),
+}
 
 #: Further metrics of sets with compound classes or several labels; none has an interval.
 MULTILABEL_METRICS = {
@@ -42,12 +68,14 @@ class MultiLabelScores:
 class Scores:
     """Metrics of one table of predictions.
 
-    ``uar``, ``war``, ``recall`` and F1 are in percent. Rows of ``confusion`` are the truth, columns
-    the prediction, both in the order of ``classes``. A class in ``absent`` has no clip in the
-    truth; its recall is None. ``macro_f1`` is the mean F1 of the other classes, ``weighted_f1``
-    their mean weighted by clips; older versions recorded neither. ``mean_ap`` and ``auc``, each
-    class against the rest, are of sets with compound classes, and ``multilabel`` of these and of
-    models with sigmoid outputs.
+    ``uar``, ``war``, ``recall``, F1 and ``top2`` are in percent. Rows of ``confusion`` are the
+    truth, columns the prediction, both in the order of ``classes``. A class in ``absent`` has no
+    clip in the truth; its recall is None. ``macro_f1`` is the mean F1 of the other classes,
+    ``weighted_f1`` their mean weighted by clips. ``top2`` is the share of clips whose label has one
+    of the two highest logits; None for predicted classes without logits, and for fewer than three
+    classes. ``kappa`` is Cohen's, in -1..1. Older versions recorded neither F1, ``top2`` nor
+    ``kappa``. ``mean_ap`` and ``auc``, each class against the rest, are of sets with compound
+    classes, and ``multilabel`` of these and of models with sigmoid outputs.
     """
 
     n: int
@@ -60,6 +88,8 @@ class Scores:
     absent: list[str]
     macro_f1: float | None = None
     weighted_f1: float | None = None
+    top2: float | None = None
+    kappa: float | None = None
     mean_ap: float | None = None
     auc: float | None = None
     multilabel: MultiLabelScores | None = None
@@ -133,8 +163,9 @@ class FoldResult(Record):
     several sets the metrics are those of the first one, ``others`` has those of the others, and
     ``sets`` what was trained on. ``votes`` is None where no test clip has votes,
     ``ambiguous_clips`` are the clips without a majority that were trained on. ``temperature``
-    divides logits; it was fitted on validation clips and is None without these. Fields that an
-    older run did not record are None, 0 or empty.
+    divides logits; it was fitted on validation clips and is None without these. ``calibration`` is
+    of the logits as they are, None unless they have a softmax. Fields that an older run did not
+    record are None, 0 or empty.
     """
 
     remedy: ClassVar[str] = "evaluate this fold again"
@@ -154,6 +185,8 @@ class FoldResult(Record):
     index_hash: str
     macro_f1: float | None = None
     weighted_f1: float | None = None
+    top2: float | None = None
+    kappa: float | None = None
     mean_ap: float | None = None
     auc: float | None = None
     multilabel: MultiLabelScores | None = None
@@ -177,6 +210,7 @@ class FoldResult(Record):
     mirror: bool = False
     ema: float = 0.0
     temperature: float | None = None
+    calibration: CalibrationScores | None = None
     device: str | None = None
     lost_clips: int = 0
     skipped_steps: int = 0

@@ -10,13 +10,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from dfer_dist.runs.calibration import CalibrationScores
 from dfer_dist.runs.records import METRICS, MULTILABEL_METRICS
-from dfer_dist.runs.summary import CalibrationScores
 
 # 1 is the names of the files, as earlier versions sent them.
 VERSION = 2
 
 _TRAINING = "4_training"
+_CALIBRATION = [field.name for field in fields(CalibrationScores)]
 # Of each metric of a test. A fold has test, val and shuffled; a run has the others, over its folds.
 _SCORES = {
     "{}_mean": "1_scores/{}",
@@ -33,10 +34,10 @@ _SCORES = {
 # By the name in the files; what is not listed belongs to training.
 _NAMES = {
     file_name.format(score): name.format(score)
-    for score in (*METRICS, *MULTILABEL_METRICS, "kl", "any_annotator")
+    for score in (*METRICS, *MULTILABEL_METRICS, *_CALIBRATION, "kl", "any_annotator")
     for file_name, name in _SCORES.items()
 }
-_NAMES |= {field.name: f"1_scores/{field.name}" for field in fields(CalibrationScores)} | {
+_NAMES |= {
     "ranks": "3_cost/ranks",
     "parameters": "3_cost/parameters",
     "trained_parameters": "3_cost/parameters_trained",

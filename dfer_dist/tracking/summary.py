@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from dfer_dist.evaluation.metrics import metric_values
+from dfer_dist.runs.calibration import CalibrationSummary
 from dfer_dist.runs.records import METRICS
 from dfer_dist.runs.summary import RunCost, Summary
 from dfer_dist.tracking.metric_names import MetricNames, metric_suffix, recall_names
@@ -47,7 +48,7 @@ def summary_metrics(summary: Summary) -> dict[str, float | None]:
     values: dict[str, float | None] = {}
     for metric in METRICS:
         spread, by_fold = getattr(summary, metric), [getattr(r, metric) for r in summary.folds]
-        # Summaries of older versions have no F1.
+        # those of older versions have no F1, those without logits no top-2 accuracy
         if spread is None:
             continue
         low, high = spread.ci95
@@ -61,8 +62,7 @@ def summary_metrics(summary: Summary) -> dict[str, float | None]:
         }
         if summary.shuffled and metric in ("uar", "war"):
             values[f"{metric}_shuffled"] = getattr(summary.shuffled, metric).mean
-    if summary.calibration:
-        values |= asdict(summary.calibration.mean)
+    values |= _calibration(summary.calibration)
     values |= _other_sets(summary)
     for metric, spread in summary.multilabel.items():
         values |= {f"{metric}_mean": spread.mean, f"{metric}_std": spread.std}
@@ -77,6 +77,16 @@ def summary_metrics(summary: Summary) -> dict[str, float | None]:
                 f"{metric}_std": spread.std,
             }
     return values | recall_names(summary.pooled.recall) | _cost_metrics(summary.cost)
+
+
+def _calibration(found: CalibrationSummary | None) -> dict[str, float | None]:
+    """Return the means of the calibration over folds and, where there are some, their intervals."""
+    if found is None:
+        return {}
+    means = {f"{name}_mean": value for name, value in asdict(found.mean).items()}
+    low = {f"{name}_ci95_low": value for name, value in found.low.items()}
+    high = {f"{name}_ci95_high": value for name, value in found.high.items()}
+    return means | low | high
 
 
 def _other_sets(summary: Summary) -> dict[str, float | None]:

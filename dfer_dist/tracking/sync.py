@@ -149,7 +149,7 @@ def _status(run: RunDir, fold: int) -> str | None:
 
 def run_files(run: RunDir) -> dict[str, Path | str]:
     """Return the files of a cross-validation for its parent run, by name."""
-    reports = [run.summary, run.report, run.picture, run.latex, run.page]
+    reports = [run.summary, run.report, run.picture, run.latex, run.page, run.confusion]
     return _existing(run.config, run.provenance, run.environment, *reports)
 
 

@@ -6,9 +6,10 @@ import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 from dfer_dist.config.schema import Output, config_hash
-from dfer_dist.evaluation.calibration import Outputs, fit_temperature
+from dfer_dist.evaluation.calibration import Outputs, fit_temperature, score_calibration
 from dfer_dist.evaluation.metrics import metric_values
 from dfer_dist.evaluation.predictions import Predictions
+from dfer_dist.runs.calibration import CalibrationScores
 from dfer_dist.runs.records import FoldResult, Scores, SetScores, UarWar, VoteScores
 from dfer_dist.tracking.metric_names import metric_suffix
 
@@ -83,9 +84,17 @@ def _fit_temperature(trainer: Trainer) -> float | None:
     return fit_temperature(Outputs.of(table.labels, table.logits)) if table else None
 
 
+def _score_calibration(trainer: Trainer, table: Predictions | None) -> CalibrationScores | None:
+    if table is None or trainer.config.model.output is not Output.softmax:
+        return None
+    return score_calibration(Outputs.of(table.labels, table.logits))
+
+
 def final_metrics(result: FoldResult) -> dict[str, float]:
     """Return the metrics of a test by name; those of a set but the first end with its name."""
     metrics = {f"test_{name}": value for name, value in metric_values(result.scores).items()}
+    if result.calibration:
+        metrics |= {f"test_{name}": value for name, value in vars(result.calibration).items()}
     if result.shuffled:
         metrics |= {"shuffled_uar": result.shuffled.uar, "shuffled_war": result.shuffled.war}
     if result.votes:
@@ -136,6 +145,7 @@ def fold_result(trainer: Trainer, tests: FinalTests, votes: VoteScores | None) -
         others=tests.others,
         votes=votes,
         temperature=tests.temperature,
+        calibration=_score_calibration(trainer, tests.table),
     )
 
 

@@ -18,7 +18,9 @@ from launch.options import Checkpoint, Overrides
 from launch.report import print_tables, report_run, report_sweep
 
 if TYPE_CHECKING:
-    from dfer_dist.reporting.extra_tables import Published
+    from numpy.typing import ArrayLike
+
+    from dfer_dist.reporting.comparison.published import Published
 
 FEW_CLIPS = 10  # of a class: a percentage would look more exact than it is
 
@@ -81,7 +83,7 @@ def evaluate(
         _evaluate_zero_shot(checkpoint, fold, overrides or [], out)
         return
     with progress_bar("test clips") as progress:
-        scores, votes = evaluate_checkpoint(
+        table, scores, votes = evaluate_checkpoint(
             checkpoint, fold, overrides or [], out, progress, ambiguous=ambiguous
         )
     if votes:
@@ -90,18 +92,23 @@ def evaluate(
             f"{votes.any_annotator:.2f} % predicted as an annotator chose"
         )
     if not ambiguous:
-        _print_scores(scores)
+        _print_scores(scores, table.labels, table.logits)
 
 
-def _print_scores(scores: Scores) -> None:
-    from dfer_dist.evaluation.metrics import interval, metric_values
+def _print_scores(scores: Scores, labels: ArrayLike, outputs: ArrayLike) -> None:
+    """Print the scores of a test with their intervals, and a table of its classes.
+
+    ``outputs`` are logits or predicted classes.
+    """
+    from dfer_dist.evaluation.metrics import bootstrap_ci, metric_values
     from dfer_dist.reporting.wording import interval_text
 
-    values = metric_values(scores)
-    texts = [
-        f"{title} {values[name]:.2f} (95 % {interval_text(*interval(scores, name))})"
-        for name, title in METRICS.items()
-    ]
+    values, texts = metric_values(scores), []
+    for name, metric in METRICS.items():
+        if name in values:
+            bounds = bootstrap_ci([(labels, outputs)], len(scores.classes), name)
+            interval = interval_text(*bounds, decimals=metric.decimals)
+            texts.append(f"{metric.title} {values[name]:.{metric.decimals}f} (95 % {interval})")
     print_line(f"{scores.n} clips: {', '.join(texts)}")
     sets = [f"{t} {values[name]:.2f}" for name, t in MULTILABEL_METRICS.items() if name in values]
     if sets:
@@ -218,7 +225,7 @@ def report(
     [bold]dfer report runs/first runs/second[/bold]; with published results and confident errors:
     [bold]dfer report runs/dfew_vitb32 --against published --errors 20[/bold]
     """
-    from dfer_dist.reporting.extra_tables import read_published
+    from dfer_dist.reporting.comparison.published import read_published
 
     if share_frames and not errors:
         raise UserError("--share-frames is about the picture of --errors: give --errors N too")

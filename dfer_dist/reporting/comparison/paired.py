@@ -7,15 +7,17 @@ the comparison less than fair becomes a warning, which accompanies every number 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
 from dfer_dist.evaluation import significance
+from dfer_dist.evaluation.calibration import Outputs
 from dfer_dist.evaluation.metrics import Ints
-from dfer_dist.evaluation.significance import Difference, McNemar, Pairs, TTest
+from dfer_dist.evaluation.significance import Difference, Floats, McNemar, Pairs, TTest
+from dfer_dist.evaluation.votes import mean_over_folds
 from dfer_dist.reporting.results import (
     LoadedRun,
     ScoredPredictions,
@@ -29,6 +31,7 @@ from dfer_dist.utils.errors import UserError
 
 # In place of a fold's number, where all folds of a run are compared as one.
 POOLED = 0
+_CALIBRATION = ("nll", "brier")  # means over clips
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,16 @@ class ClassChange:
 
 
 @dataclass(frozen=True)
+class CalibrationChange:
+    """A score of the probabilities on the common clips, means over folds; lower is better."""
+
+    name: str
+    first: float
+    second: float
+    difference: Difference
+
+
+@dataclass(frozen=True)
 class FoldScores:
     """UAR and WAR of both runs on the common clips of a fold, in percent.
 
@@ -92,7 +105,11 @@ class FoldScores:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two runs on their common clips; differences are second minus first, in percent points."""
+    """Two runs on their common clips; differences are second minus first, in percent points.
+
+    ``calibration`` is empty unless both have softmax outputs; its differences are in the scores'
+    own units.
+    """
 
     folds: list[FoldScores]
     n_test: float  # clips of a test fold, mean
@@ -102,6 +119,7 @@ class Paired:
     mcnemar: McNemar
     classes: list[ClassChange]
     changes: list[Change]
+    calibration: list[CalibrationChange] = field(default_factory=list)
 
     @property
     def clips(self) -> int:
@@ -242,13 +260,15 @@ def unfair(first: LoadedRun, second: LoadedRun) -> list[str]:
 class _Matched:
     """The N common clips of a fold, in the label order of the first run.
 
-    ``predicted`` and ``probability`` are [2, N]: of each run.
+    ``predicted`` and ``probability`` are [2, N]: of each run. ``calibration`` has the scores of
+    :data:`_CALIBRATION`, float64 [scores, 2, N].
     """
 
     keys: list[str]
     labels: Ints
     predicted: Ints
     probability: NDArray[np.float32]
+    calibration: Floats
 
 
 def _match(fold: int, a: ScoredPredictions, b: ScoredPredictions, warnings: list[str]) -> _Matched:
@@ -275,6 +295,7 @@ def _match(fold: int, a: ScoredPredictions, b: ScoredPredictions, warnings: list
         labels=a.labels[i].astype(np.int64),
         predicted=np.stack([a.predicted[i], order[b.predicted[j]]]),
         probability=np.stack([softmax(x, axis=1).max(1) for x in (a.logits[i], b.logits[j])]),
+        calibration=np.stack([_calibration(a)[:, i], _calibration(b)[:, j]], axis=1),
     )
 
 
@@ -312,7 +333,31 @@ def _paired(first: LoadedRun, second: LoadedRun, matched: dict[int, _Matched]) -
         mcnemar=significance.mcnemar(int(pairs.gained.sum()), int(pairs.lost.sum())),
         classes=_class_changes(pairs, correct.sum(0), classes),
         changes=[c for k, m in matched.items() for c in _changes(k, m, classes)],
+        calibration=_calibration_changes(first, second, list(matched.values())),
     )
+
+
+def _calibration_changes(
+    first: LoadedRun, second: LoadedRun, matched: Sequence[_Matched]
+) -> list[CalibrationChange]:
+    """Return the changes of the means over clips, which a paired bootstrap can compare."""
+    if {first.result.output, second.result.output} != {"softmax"}:
+        return []
+    values = [m.calibration for m in matched]
+    means = np.mean([v.mean(2) for v in values], axis=0).tolist()
+    found = mean_over_folds([v[:, 1] - v[:, 0] for v in values], [m.labels for m in matched])
+    return [
+        CalibrationChange(name, first_mean, second_mean, difference)
+        for name, (first_mean, second_mean), difference in zip(
+            _CALIBRATION, means, found, strict=True
+        )
+    ]
+
+
+def _calibration(table: ScoredPredictions) -> Floats:
+    """Return the scores of each clip that are compared, float64 [scores, N]."""
+    outputs = Outputs.of(table.labels, table.logits)
+    return np.stack([getattr(outputs, name) for name in _CALIBRATION])
 
 
 def trained_share(loaded: LoadedRun) -> float:

@@ -40,10 +40,12 @@ _CAPTIONS = {
     "differences": "Differences of UAR and WAR",
     "folds": "UAR and WAR of each fold",
     "classes": "Recall of each class",
+    "calibration": "Calibration",
     "clips": "Clips with other predictions",
 }
 # Of settings in the overview.
 _LABELS = {"data.folds_hash": "folds"}
+_CALIBRATION = {"nll": "NLL, nats", "brier": "Brier score"}
 _DEVIATION = "± is the sample deviation over folds."
 MAX_CLIPS = 20  # changed clips in a report; the CSV file has all
 
@@ -135,6 +137,7 @@ def comparison_sections(
         sections += [
             Section("folds", "Fold by fold", [_fold_table(c, p) for c, p in paired]),
             Section("classes", changed, [_class_table(c, p) for c, p in paired]),
+            *_calibration_sections(paired),
             Section("clips", "Clips that changed", [_clip_table(c, p) for c, p in paired]),
         ]
     return sections
@@ -148,8 +151,9 @@ def _table(
     return Table(name, title, header, rows, c.warnings, caption=caption, **more)
 
 
-def _difference_cells(d: Difference) -> list[str]:
-    return [signed(d.value), f"{signed(d.low)} to {signed(d.high)}"]
+def _difference_cells(d: Difference, decimals: int = 2) -> list[str]:
+    low, high = signed(d.low, decimals), signed(d.high, decimals)
+    return [signed(d.value, decimals), f"{low} to {high}"]
 
 
 def _difference_table(c: Comparison, p: Paired | None) -> Table:
@@ -215,6 +219,26 @@ def _class_table(c: Comparison, p: Paired) -> Table:
         "a verdict where it is below 0.05."
     )
     return _table(c, "classes", header, rows, notes=[note])
+
+
+def _calibration_sections(paired: Sequence[tuple[Comparison, Paired]]) -> list[Section]:
+    """Return the section of the runs whose outputs are probabilities; none without such."""
+    tables = [_calibration_table(c, p) for c, p in paired if p.calibration]
+    return [Section("calibration", "Calibration", tables)] * bool(tables)
+
+
+def _calibration_table(c: Comparison, p: Paired) -> Table:
+    header = ["Score", c.first.name, c.second.name, "Difference", "95 % interval"]
+    rows = []
+    for x in p.calibration:
+        values = [f"{x.first:.3f}", f"{x.second:.3f}", *_difference_cells(x.difference, 3)]
+        rows.append([_CALIBRATION[x.name], *values])
+    note = (
+        f"{p.clips} clips. Lower is better: where the whole interval is below zero, the "
+        f"probabilities of {c.second.name} fit better. Without temperatures; paired bootstrap over "
+        "clips within folds."
+    )
+    return _table(c, "calibration", header, rows, notes=[note])
 
 
 def _clip_table(c: Comparison, p: Paired) -> Table:

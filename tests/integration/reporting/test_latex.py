@@ -12,7 +12,7 @@ import pytest
 
 from dfer_dist.data.sources.records import ELEVEN
 from dfer_dist.reporting.comparison.paired import compare, load_runs
-from dfer_dist.reporting.extra_tables import read_published
+from dfer_dist.reporting.comparison.published import read_published
 from dfer_dist.reporting.files import comparison_latex, comparison_report, run_latex, run_report
 from dfer_dist.reporting.results import load_run
 from tests.helpers.made_runs import make_run, make_run_with_gaps

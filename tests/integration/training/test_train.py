@@ -15,15 +15,15 @@ from dfer_dist.config.schema import split_batch
 from dfer_dist.data.folds.clips import fold_clips
 from dfer_dist.data.loading.sampler import train_val_split
 from dfer_dist.data.sources.records import SEVEN
-from dfer_dist.evaluation.calibration import Outputs, fit_temperature
+from dfer_dist.evaluation.calibration import Outputs, fit_temperature, score_calibration
 from dfer_dist.evaluation.evaluate import load_model, open_checkpoint, predict_here
-from dfer_dist.evaluation.metrics import interval
+from dfer_dist.evaluation.metrics import bootstrap_ci
 from dfer_dist.inference.export import export
 from dfer_dist.inference.exported import CARD, load
 from dfer_dist.models.flops import model_flops
 from dfer_dist.models.towers.open_clip_models import TINY, build_clip
+from dfer_dist.reporting.results import read_predictions
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.runs.records import FoldResult
 from dfer_dist.tracking.mlflow_runs import tracking_of
 from dfer_dist.utils.files import read_json, sha256_file
 from tests.helpers.data.web_server import Web
@@ -140,7 +140,8 @@ def test_eval_gives_the_predictions_of_the_run(one_fold, tmp_path):
     out = tmp_path / "p.parquet"
     text = dfer("eval", str(fold.checkpoints / "LATEST"), "--out", str(out))
     result = read_json(fold.result)
-    low, high = interval(FoldResult.read(fold.result).scores, "uar")
+    table = read_predictions(fold.predictions, result["classes"])
+    low, high = bootstrap_ci([(table.labels, table.logits)], len(result["classes"]), "uar")
     assert f"UAR {result['uar']:.2f} (95 % {low:.2f} to {high:.2f}), WAR " in text
     right, n = result["confusion"][0][0], result["support"]["happiness"]
     row = next(line for line in text.splitlines() if "happiness" in line)
@@ -312,6 +313,12 @@ def test_best_val_reports_its_best_epoch_and_pretrained_hash(tiny_shards, tmp_pa
     assert state["pretrained_sha256"] == sha256_file(weights)
     text = dfer("eval", str(fold.checkpoints / "BEST"))
     assert f"WAR {result['war']:.2f}" in text
+    assert f"Top-2 accuracy {result['top2']:.2f} (95 % " in text
+    assert f"Cohen's kappa {result['kappa']:.3f} (95 % " in text
+    table = read_predictions(fold.predictions, result["classes"])
+    calibration = vars(score_calibration(Outputs.of(table.labels, table.logits)))
+    assert result["calibration"] == calibration
+    assert {lines[-1][f"test_{name}"] for name in calibration} == {*calibration.values()}
     check_temperature(fold, result["temperature"], tmp_path / "model")
 
 

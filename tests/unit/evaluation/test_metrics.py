@@ -1,21 +1,24 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
+    cohen_kappa_score,
     confusion_matrix,
     f1_score,
     recall_score,
+    top_k_accuracy_score,
 )
 
 from dfer_dist.evaluation.metrics import (
     bootstrap_ci,
     confusion,
-    interval,
+    in_top_two,
     metric_values,
     score,
     top_class,
@@ -61,6 +64,52 @@ def test_agrees_with_scikit_learn(seed: int, classes: int) -> None:
     for average in ("macro", "weighted"):
         f1 = 100 * f1_score(labels, predictions, average=average)
         assert metric_values(s)[f"{average}_f1"] == pytest.approx(f1, abs=1e-9, rel=0)
+    kappa = cohen_kappa_score(labels, predictions)
+    assert s.kappa == pytest.approx(kappa, abs=1e-9, rel=0)
+
+
+def logits_for(labels: np.ndarray, classes: int, seed: int) -> np.ndarray:
+    """Random logits, higher for the label."""
+    random = np.random.default_rng(seed).normal(size=(len(labels), classes))
+    return random + 1.5 * np.eye(classes)[labels]
+
+
+@pytest.mark.parametrize(("seed", "classes"), [(0, 7), (1, 11), (2, 3)])
+def test_top2_agrees_with_scikit_learn(seed: int, classes: int) -> None:
+    labels, _ = table(seed, 500, classes, 0.5)
+    logits = logits_for(labels, classes, seed)
+    expected = 100 * top_k_accuracy_score(labels, logits, k=2, labels=range(classes))
+    s = score(labels, logits, [f"c{i}" for i in range(classes)])
+    assert s.top2 == pytest.approx(expected, abs=1e-9, rel=0)
+    assert s.top2 > s.war
+
+
+def test_of_equal_logits_the_lower_classes_are_the_top_two() -> None:
+    logits = np.array([[1.0, 1, 1, 0], [0, 2, 1, 1], [0, 1, 1, 2], [3, 3, 3, 3]])
+    top_two = [[0, 1], [1, 2], [3, 1], [0, 1]]
+    for row, (first, second) in enumerate(top_two):
+        counted = [c for c in range(4) if in_top_two([c], logits[row : row + 1])[0]]
+        assert counted == sorted([first, second])
+        assert top_class(logits[row : row + 1]) == first
+    # scikit-learn counts the higher ones
+    assert top_k_accuracy_score([2], logits[3:], k=2, labels=range(4)) == 1
+    assert score([2], logits[3:], FOUR).top2 == 0
+
+
+def test_tables_without_logits_or_with_two_classes_have_no_top2() -> None:
+    labels = np.array([0, 1, 1])
+    assert score(labels, np.array([0, 1, 0]), FOUR).top2 is None
+    assert score(labels, np.eye(2)[labels], FOUR[:2]).top2 is None
+    assert "top2" not in metric_values(score(labels, labels, FOUR))
+
+
+def test_kappa_is_zero_for_chance_and_for_a_single_class() -> None:
+    # as many right as by chance: 1/2 · 1/2 + 1/2 · 1/2
+    assert score([0, 0, 1, 1], [0, 1, 0, 1], FOUR).kappa == 0
+    assert score([0, 1, 2], [0, 1, 2], FOUR).kappa == 1
+    assert score([0, 1], [1, 0], FOUR).kappa == -1
+    assert score([2, 2], [2, 2], FOUR).kappa == 0
+    assert bootstrap_ci([([2, 2], [2, 2])], 4, "kappa") == (0.0, 0.0)
 
 
 def test_absent_class_is_named_and_left_out_of_uar() -> None:
@@ -78,7 +127,8 @@ def test_absent_class_is_named_and_left_out_of_uar() -> None:
 def test_logits_and_the_predictions_they_give_score_alike() -> None:
     logits = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     labels = np.arange(50) % 4
-    assert score(labels, logits, FOUR) == score(labels, logits.argmax(1), FOUR)
+    without = replace(score(labels, logits, FOUR), top2=None)
+    assert without == score(labels, logits.argmax(1), FOUR)
     assert top_class(np.zeros((2, 3))).tolist() == [0, 0]
 
 
@@ -125,19 +175,26 @@ def brute_force(
                     if (r := np.flatnonzero(labels == c)).size
                 ]
             )
-            out[d] += 100 * value(labels[rows], predictions[rows], metric) / len(tables)
+            out[d] += value(labels[rows], predictions[rows], metric) / len(tables)
     return out
 
 
 def value(labels: np.ndarray, predictions: np.ndarray, metric: str) -> float:
+    if metric == "top2":
+        return 100 * float(in_top_two(labels, predictions).mean())
     right, present = labels == predictions, np.unique(labels)
+    if metric == "kappa":
+        # cohen_kappa_score takes a millisecond
+        by_chance = np.bincount(labels, minlength=4) @ np.bincount(predictions, minlength=4)
+        by_chance = by_chance / len(labels) ** 2
+        return float((right.mean() - by_chance) / (1 - by_chance))
     if metric == "war":
-        return float(right.mean())
+        return 100 * float(right.mean())
     hits, clips = (np.array([x[labels == c].sum() for c in present]) for x in (right, right >= 0))
     if metric == "uar":
-        return float(np.mean(np.divide(hits, clips)))
+        return 100 * float(np.mean(np.divide(hits, clips)))
     f1 = 2 * hits / (clips + [(predictions == c).sum() for c in present])
-    return float(np.mean(f1) if metric == "macro_f1" else np.dot(f1, clips) / len(labels))
+    return 100 * float(np.mean(f1) if metric == "macro_f1" else np.dot(f1, clips) / len(labels))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -145,6 +202,8 @@ def test_counts_give_the_same_bootstrap_as_drawing_clips(metric: str) -> None:
     # fold 2 lacks class 0, so its UAR is a mean over fewer classes
     tables = [table(3, 120, 4, 0.6), table(4, 90, 4, 0.4)]
     tables[1] = tuple(x[tables[1][0] > 0] for x in tables[1])  # type: ignore[assignment]
+    if metric == "top2":
+        tables = [(labels, logits_for(labels, 4, 1)) for labels, _ in tables]
     drawn = brute_force(tables, 4, metric, 3000)
     for level in (0.5, 0.8, 0.95):
         tails = [50 * (1 - level), 50 * (1 + level)]
@@ -169,13 +228,12 @@ def test_interval_covers_the_true_mean_as_often_as_it_says() -> None:
     assert 0.90 <= hits / trials <= 0.99
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_interval_of_scores_is_that_of_their_table(metric: str) -> None:
-    labels, predictions = table(1, 90, 4, 0.6)
-    # a class of the truth without clips
-    labels[labels == 2] = 1
-    scores = score(labels, predictions, FOUR)
-    assert interval(scores, metric) == bootstrap_ci([(labels, predictions)], 4, metric)
+def test_interval_of_logits_is_that_of_the_classes_they_predict() -> None:
+    labels, _ = table(1, 90, 4, 0.6)
+    logits = logits_for(labels, 4, 3)
+    for metric in METRICS.keys() - {"top2"}:
+        expected = bootstrap_ci([(labels, logits.argmax(1))], 4, metric)
+        assert bootstrap_ci([(labels, logits)], 4, metric) == expected
 
 
 def test_interval_is_reproducible_quick_and_around_the_mean() -> None:
@@ -199,5 +257,5 @@ def test_interval_of_perfect_predictions_is_a_point() -> None:
 def test_interval_refuses_no_fold_and_unknown_metric() -> None:
     with pytest.raises(ValueError, match="no fold"):
         bootstrap_ci([], 3, "uar")
-    with pytest.raises(ValueError, match="weighted_f1, not 'f1'"):
+    with pytest.raises(ValueError, match="kappa, not 'f1'"):
         bootstrap_ci([(np.array([0]), np.array([0]))], 3, "f1")

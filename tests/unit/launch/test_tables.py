@@ -21,8 +21,8 @@ from dfer_dist.data.packing.report import PackReport, PackSettings, SplitReport
 from dfer_dist.evaluation.metrics import score
 from dfer_dist.inference.predict import VideoPrediction
 from dfer_dist.reporting.comparison.paired import compare, load_runs
+from dfer_dist.reporting.comparison.published import read_published
 from dfer_dist.reporting.comparison.sections import comparison_sections
-from dfer_dist.reporting.extra_tables import read_published
 from dfer_dist.reporting.results import load_run
 from dfer_dist.reporting.sections import run_sections
 from dfer_dist.runs.layout import RunDir
@@ -133,7 +133,7 @@ def test_tables_of_reports_and_comparisons_are_whole(tmp_path: Path, printed: Pr
     first, second = load_runs(runs)
     print_tables(comparison_sections([first, second], [compare(first, second)]), "comparison.md")
     left_out = [check_whole(table) for table in printed.tables]
-    assert len(left_out) == 11 + 10 + 2 + 3
+    assert len(left_out) == 12 + 11 + 2 + 4
     # the difference, its interval and its p fit
     assert [heads for heads in left_out if heads] == [["Verdict"]]
 

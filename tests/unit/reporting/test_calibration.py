@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from dfer_dist.evaluation.calibration import score_calibration
 from dfer_dist.reporting.calibration import calibration_section, outputs_of
 from dfer_dist.reporting.plots.calibration import calibration_figure
 from dfer_dist.reporting.results import LoadedRun, load_run
-from tests.helpers.made_runs import make_run_with_gaps
+from tests.helpers.made_runs import make_run, make_run_with_gaps
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,22 @@ def test_second_table_is_of_the_scaled_logits(loaded: LoadedRun) -> None:
         assert rows[str(k)][0] == f"{scaled.nll:.3f}"
         assert rows[str(k)][2] == f"{100 * scaled.ece:.2f}"
     assert "2.000 in fold 1, 4.000 in fold 3" in table.notes[0]
+
+
+def test_only_runs_without_validation_clips_say_that_they_have_no_temperature(
+    loaded: LoadedRun, tmp_path: Path
+) -> None:
+    section = calibration_section(loaded)
+    assert section and "which only train.selection=best_val does" in section.tables[0].notes[1]
+    other = load_run(make_run(tmp_path / "run", (1,), 1, selection="best_val", temperature=1.5))
+    section = calibration_section(other)
+    assert section and len(section.tables) == 2
+    assert not [note for t in section.tables for note in t.notes if "No temperature" in note]
+
+
+def test_results_of_older_versions_get_their_calibration(loaded: LoadedRun) -> None:
+    for fold in loaded.folds.values():
+        assert fold.result.calibration == score_calibration(outputs_of(fold))
 
 
 def test_figure_has_a_dot_for_each_bin_and_a_line_for_each_fold(loaded: LoadedRun) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dfer_dist.evaluation.metrics import score
-from dfer_dist.reporting.class_scores import Share, class_precisions, class_recalls
+from dfer_dist.reporting.class_scores import (
+    Share,
+    class_precisions,
+    class_recalls,
+    confusion_csv,
+)
 from dfer_dist.reporting.results import LoadedRun
 from dfer_dist.reporting.sections import run_sections
 from tests.helpers.made_runs import load_made, make_fold, write_table
@@ -55,6 +62,15 @@ def test_precision_and_f1_of_classes(loaded: LoadedRun) -> None:
     # never predicted: F1 is 0, precision is not defined
     assert (anger.predicted, anger.f1, np.isnan(anger.precision)) == (0, 0, True)
     assert (calm.clips, np.isnan(calm.f1)) == (0, True)
+
+
+def test_csv_of_the_confusion_has_counts_under_the_names_of_classes() -> None:
+    names = ["joy", "fear, or none", 'a "c"']
+    text = confusion_csv(score([0, 0, 0, 1, 2], [0, 0, 1, 2, 0], names))
+    header, *rows = csv.reader(io.StringIO(text))
+    assert header == ["truth", *names]
+    counts = [["2", "1", "0"], ["0", "0", "1"], ["1", "0", "0"]]
+    assert rows == [[name, *own] for name, own in zip(names, counts, strict=True)]
 
 
 def test_tables_of_confusions_and_precision(loaded: LoadedRun) -> None:

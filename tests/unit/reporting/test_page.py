@@ -85,7 +85,8 @@ def shown(tiny_shards: Index, tmp_path: Path) -> RunDir:
 
 def test_page_has_all_numbers_and_no_external_links(whole: RunDir) -> None:
     page, summary = Page(whole.page), json.loads(whole.summary.read_text())
-    assert all(link.startswith(("#", "data:image/svg+xml;base64,")) for link in page.links)
+    known = ("#", "data:image/svg+xml;base64,", "confusion.csv")
+    assert all(link.startswith(known) for link in page.links) and "confusion.csv" in page.links
     assert (
         sum(link.startswith("data:") for link in page.links) == 2 + 1 + 3 + 1 + 1
     )  # scores, recalls; confusion; of folds; curves; calibration
@@ -94,7 +95,9 @@ def test_page_has_all_numbers_and_no_external_links(whole: RunDir) -> None:
     assert f"{100 * summary['calibration']['mean']['ece']:.2f}" in calibration
     assert all(f"{r[m]:.2f}" in scores for r in summary["folds"] for m in ("uar", "war"))
     assert f"{summary['uar']['mean']:.2f} ± {summary['uar']['std']:.2f}" in scores
-    assert all(f"{r[m]:.2f}" in f1 for r in summary["folds"] for m in ("macro_f1", "weighted_f1"))
+    names = ("macro_f1", "weighted_f1", "top2")
+    assert all(f"{r[m]:.2f}" in f1 for r in summary["folds"] for m in names)
+    assert "{mean:.3f} ± {std:.3f}".format(**summary["kappa"]) in f1
     assert f"{summary['macro_f1']['mean']:.2f} ± {summary['macro_f1']['std']:.2f}" in f1
     assert "{:.2f} to {:.2f}".format(*summary["war"]["ci95"]) in scores
     assert all(f"{summary['pooled']['recall'][c]:.2f}" in recalls for c in CLASSES)

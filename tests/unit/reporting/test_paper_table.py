@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from dfer_dist.data.sources.records import ELEVEN, SEVEN
-from dfer_dist.reporting.extra_tables import Method, Published, PublishedScores
+from dfer_dist.reporting.comparison.published import (
+    Input,
+    Method,
+    PaperSelection,
+    Published,
+    PublishedScores,
+)
 from dfer_dist.reporting.paper_table import abbreviate, paper_table
 from dfer_dist.reporting.results import LoadedRun, load_run
 from dfer_dist.reporting.tables import Cell
@@ -67,14 +73,17 @@ def test_equal_values_are_both_bold_and_a_single_row_is_plain(runs: list[LoadedR
 
 
 def test_published_methods_are_above_the_runs_without_recalls(runs: list[LoadedRun]) -> None:
+    best = PublishedScores(99.0, 99.5)
     methods = [
-        Method("Best", "P", "V 2", figures={"dfew": PublishedScores(99.0, 99.5)}),
-        Method("Other", "P", "V 3", figures={"mafw": PublishedScores(50.0, 50.0)}),
-        Method("First", "P", "V 1", input="audio", figures={"dfew": PublishedScores(1.0, 2.0)}),
+        Method("Best", "P", "V 2", selection=PaperSelection.last, scores={"dfew": best}),
+        Method("Other", "P", "V 3", scores={"mafw": PublishedScores(50.0, 50.0)}),
+        Method("First", "P", "V 1", input=[Input.audio], scores={"dfew": PublishedScores(war=2)}),
     ]
-    table = paper_table(runs[:1], Published(methods))
+    table = paper_table(runs[:1], Published({"dfew": 3}, methods))
     assert [row[0] for row in table.rows] == ["First", "Best", "weak"]
+    assert table.rows[0][8:] == ["–", "2.00"]
     assert table.rows[1][1:] == [*["–"] * 7, "99.00", "99.50"]
     assert table.rules == [2]
     assert table.bold == [Cell(1, 8), Cell(1, 9)]
-    assert "Scores of First (V 1, audio), Best (V 2) are as published." in table.notes
+    published = "Scores of First (V 1, audio), Best (V 2) are as published; brackets say what"
+    assert any(note.startswith(published) for note in table.notes)

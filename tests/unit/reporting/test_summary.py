@@ -78,23 +78,27 @@ def test_interval_is_bootstrap_of_predictions(tmp_path: Path) -> None:
     tables = []
     for k in (1, 2):
         data = pq.read_table(make_fold(tmp_path, k) / "predictions.parquet").to_pydict()
-        tables.append((np.array(data["label"]), np.array(data["logits"]).argmax(1)))
+        tables.append((np.array(data["label"]), np.array(data["logits"])))
     s = load_made(tmp_path, [1, 2]).summary.to_json()
     for metric in METRICS:
         assert tuple(s[metric]["ci95"]) == bootstrap_ci(tables, len(CLASSES), metric)
 
 
-def test_f1_of_an_older_result_is_computed_from_its_predictions(tmp_path: Path) -> None:
+def test_scores_that_an_older_result_lacks_are_computed_from_its_predictions(
+    tmp_path: Path,
+) -> None:
     fold = make_fold(tmp_path, 1)
     result = json.loads((fold / "result.json").read_text())
-    f1 = result.pop("macro_f1"), result.pop("weighted_f1")
+    scores = {name: result.pop(name) for name in METRICS if name not in ("uar", "war")}
     write_json(fold / "result.json", result)
     s = write_summary(load_made(tmp_path, [1]))
-    assert (s["folds"][0]["macro_f1"], s["folds"][0]["weighted_f1"]) == f1
-    assert (s["macro_f1"]["mean"], s["weighted_f1"]["mean"]) == f1
-    assert f"{f1[0]:.2f} │" in summary_text(tmp_path)
-    write_json(fold / "result.json", result | {"macro_f1": f1[0] + 1})
-    with pytest.raises(UserError, match="macro_f1 is not that of the predictions"):
+    assert {name: s["folds"][0][name] for name in scores} == scores
+    assert {name: s[name]["mean"] for name in scores} == scores
+    text = summary_text(tmp_path)
+    shown = [f"{scores['macro_f1']:.2f} │", f"{scores['top2']:.2f} │", f"{scores['kappa']:.3f} │"]
+    assert all(cell in text for cell in shown)
+    write_json(fold / "result.json", result | {"top2": scores["top2"] + 1})
+    with pytest.raises(UserError, match="top2 is not that of the predictions"):
         load_run(RunDir(tmp_path))
 
 

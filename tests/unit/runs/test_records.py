@@ -86,10 +86,14 @@ def test_summary_survives_a_round_trip() -> None:
         "war": spread,
         "macro_f1": spread,
         "weighted_f1": None,
+        "top2": spread,
+        "kappa": None,
         "calibration": None,
         "pooled": {k: RESULT[k] for k in ("n", "uar", "war", "recall", "support", "confusion")}
         | {"classes": RESULT["classes"], "absent": RESULT["absent"]}
-        | dict.fromkeys(["macro_f1", "weighted_f1", "mean_ap", "auc", "multilabel"]),
+        | dict.fromkeys(
+            ["macro_f1", "weighted_f1", "top2", "kappa", "mean_ap", "auc", "multilabel"]
+        ),
         "majority": {"class": "anger", "war": 66.5},
         "shuffled": None,
         "multilabel": {},

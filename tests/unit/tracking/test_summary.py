@@ -98,6 +98,16 @@ def test_f1_is_sent_with_its_interval(summary: Summary) -> None:
     assert server.metrics["1_scores/weighted_f1_ci95_low"] == summary.weighted_f1.ci95[0]
 
 
+def test_calibration_is_sent_with_its_intervals_where_it_has_some(summary: Summary) -> None:
+    server, found = Server(), summary.calibration
+    log_summary(server, server.run, summary, CURRENT)
+    assert found is not None
+    assert server.metrics["1_scores/brier"] == found.mean.brier
+    assert server.metrics["1_scores/nll_ci95_low"] == found.low["nll"]
+    assert server.metrics["1_scores/accuracy_80_ci95_high"] == found.high["accuracy_80"]
+    assert "1_scores/ece" in server.metrics and "1_scores/ece_ci95_low" not in server.metrics
+
+
 def test_summary_of_an_older_run_has_no_cost_and_no_f1(summary: Summary) -> None:
     server = Server()
     older = replace(summary, cost=None, macro_f1=None, weighted_f1=None)

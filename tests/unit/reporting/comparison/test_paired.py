@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ import pytest
 
 from dfer_dist.config.load import dump_config, read_config
 from dfer_dist.evaluation.metrics import score
+from dfer_dist.evaluation.significance import Difference
+from dfer_dist.evaluation.votes import mean_over_folds
+from dfer_dist.reporting.calibration import outputs_of
 from dfer_dist.reporting.comparison.paired import Comparison, compare, load_runs
 from dfer_dist.reporting.comparison.sections import comparison_sections
 from dfer_dist.reporting.comparison.verdict import comparison_verdict
 from dfer_dist.reporting.files import write_comparison
+from dfer_dist.reporting.results import load_run
 from dfer_dist.reporting.tables import markdown
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
@@ -81,6 +86,49 @@ def test_paired_numbers_match_predictions(tmp_path: Path) -> None:
     assert backwards is not None
     assert backwards.difference["uar"].value == pytest.approx(-p.difference["uar"].value)
     assert backwards.mcnemar.p == p.mcnemar.p
+
+
+def test_calibration_is_compared_clip_by_clip(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "a", sure=1.0), make_run(tmp_path / "b", sure=3.0)
+    p = held(first, second).paired
+    assert p is not None
+    outputs = [[outputs_of(fold) for fold in load_run(r).folds.values()] for r in (first, second)]
+    labels = [o.labels for o in outputs[0]]
+    for found, name in zip(p.calibration, ("nll", "brier"), strict=True):
+        values = [[getattr(o, name) for o in of_run] for of_run in outputs]
+        means = [np.mean([v.mean() for v in own]) for own in values]
+        assert found.name == name and (found.first, found.second) == pytest.approx(means)
+        clips = [(b - a)[None] for a, b in zip(*values, strict=True)]
+        (expected,) = mean_over_folds(clips, labels)
+        assert astuple(found.difference) == pytest.approx(astuple(expected))
+        # clips that both find hard are hard for both: apart, the intervals would be wider
+        assert found.difference.low < means[1] - means[0] < found.difference.high < 0
+    same = held(first, make_run(tmp_path / "c", sure=1.0)).paired
+    assert same is not None
+    assert [x.difference for x in same.calibration] == [Difference(0, 0, 0)] * 2
+
+
+def test_calibration_of_classes_in_another_order_is_that_of_the_same_clips(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "a", (1,), 1)
+    second = make_run(tmp_path / "b", (1,), 1, classes=CLASSES[::-1])
+    data = pq.read_table(first.fold(1).predictions).to_pydict()
+    labels, logits = 6 - np.array(data["label"]), np.array(data["logits"])[:, ::-1]
+    write_table(second.fold(1).predictions, labels, logits)
+    scores = vars(score(labels, logits, CLASSES[::-1]))
+    result = json.loads(second.fold(1).result.read_text())
+    second.fold(1).result.write_text(json.dumps(result | scores))
+    p = held(first, second).paired
+    assert p is not None
+    for x in p.calibration:
+        assert x.first == pytest.approx(x.second) and x.difference.value == pytest.approx(0)
+
+
+def test_sets_of_labels_have_no_calibration(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / x, (1,), 1, output=x) for x in ("softmax", "sigmoid")]
+    c = held(*runs)
+    assert c.paired is not None and c.paired.calibration == []
+    loaded = load_runs(runs)
+    assert "calibration" not in [s.key for s in comparison_sections(loaded, [c])]
 
 
 def test_run_and_its_copy_have_no_differences(tmp_path: Path) -> None:

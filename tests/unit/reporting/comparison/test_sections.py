@@ -45,6 +45,9 @@ def test_comparison_files_of_three_runs_match_predictions(tmp_path: Path) -> Non
         "comparison.tex",
         "clips-b_1.csv",
         f"clips-{slug('b&c')}.csv",
+        "confusion-first.csv",
+        "confusion-b_1.csv",
+        f"confusion-{slug('b&c')}.csv",
     )
     assert {f.name for f in (tmp_path / "out").iterdir()} == set(files)
     said = json.loads((tmp_path / "out" / "comparison.json").read_text())["comparisons"]
@@ -54,6 +57,12 @@ def test_comparison_files_of_three_runs_match_predictions(tmp_path: Path) -> Non
         > 0
         > said[1]["paired"]["difference"]["uar"]["value"]
     )
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert '<a href="confusion-first.csv">confusion-first.csv</a>' in page
+    first = json.loads(runs[0].fold(1).result.read_text())
+    header, *rows = csv.reader((tmp_path / "out" / "confusion-first.csv").open())
+    assert header == ["truth", *first["classes"]]
+    assert sum(int(n) for row in rows for n in row[1:]) == 2 * first["n"]
     for kind in ("html", "md"):
         text = (tmp_path / "out" / f"comparison.{kind}").read_text()
         text = html.unescape(re.sub("</?abbr[^>]*>", "", text))
