@@ -45,7 +45,8 @@ _WHY = {
 _NOTES = (
     "Comparable: yes where folds, inputs and the choice of the epoch are those of this run; else "
     "the reason that weighs most.",
-    "Scores of papers are as published, not reproduced here.",
+    "Scores of papers are as published, not reproduced here; report.html and summary.md have their "
+    "sources.",
 )
 
 
@@ -84,10 +85,11 @@ class Method:
     scores: dict[str, PublishedScores] = field(default_factory=dict)
 
     @property
-    def remark(self) -> str:
-        """What a reader of its scores must know."""
+    def citation(self) -> str:
+        """Its paper, and what a reader of its scores must know."""
         seen = "scores as another text gives them" * self.secondary
-        return join(filter(None, [seen, self.note]))
+        known = filter(None, [self.paper, self.venue, self.source, seen, self.note])
+        return f"{self.name}: {join(known)}."
 
 
 @dataclass
@@ -166,20 +168,18 @@ def _fault(method: Method, published: Published) -> str:
 
 
 def published_sections(loaded: LoadedRun, published: Published) -> list[Section]:
-    """Return the table of the scores, and that of their sources.
+    """Return the table of the scores, and their sources, which no caption has space for.
 
     Raises
     ------
     UserError
         As :func:`published_table`.
     """
-    scores, dataset = published_table(loaded, published), loaded.summary.dataset
-    rows = [[m.name, m.paper, m.venue, m.source, m.remark] for m in published.on(dataset)]
-    header = ["Method", "Paper", "Venue", "Source", "Remark"]
-    sources = Table("sources", f"Sources of published scores on {dataset}", header, rows, left=5)
+    table = published_table(loaded, published)
+    sources = [m.citation for m in published.on(loaded.summary.dataset)]
     return [
-        Section("published", "Published scores", [scores]),
-        Section("sources", "Sources of published scores", [sources]),
+        Section("published", "Published scores", [table]),
+        Section("sources", "Sources of published scores", text=sources),
     ]
 
 

@@ -133,7 +133,7 @@ def test_tables_of_reports_and_comparisons_are_whole(tmp_path: Path, printed: Pr
     first, second = load_runs(runs)
     print_tables(comparison_sections([first, second], [compare(first, second)]), "comparison.md")
     left_out = [check_whole(table) for table in printed.tables]
-    assert len(left_out) == 12 + 11 + 2 + 4
+    assert len(left_out) == 11 + 10 + 2 + 4
     # the difference, its interval and its p fit
     assert [heads for heads in left_out if heads] == [["Verdict"]]
 
