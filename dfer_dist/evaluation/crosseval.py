@@ -20,7 +20,7 @@ from dfer_dist.checkpoints import portable as checkpoint
 from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import config_hash
-from dfer_dist.data.shards.index import Index
+from dfer_dist.data.shards.index import Index, open_index
 from dfer_dist.data.shards.sidecars import describe_modalities
 from dfer_dist.evaluation.eval_clips import EvalClips, find_eval_clips, was_trained_on
 from dfer_dist.evaluation.evaluate import evaluate_checkpoint, open_test_data
@@ -153,6 +153,58 @@ def missing_tests(tests: Iterable[RunTests]) -> list[FoldTest]:
     return [t for of_run in tests for t in of_run.tests if not t.predictions.is_file()]
 
 
+def finished_models(run: RunDir) -> list[tuple[FoldResult, Path]]:
+    """Return the result of each finished fold, and the folder of the weights that it is of.
+
+    Raises
+    ------
+    UserError
+        If no fold is finished, or weights are missing.
+    """
+    files = [run.fold(k).result for k in run.info().folds if run.fold(k).result.is_file()]
+    if not files:
+        raise UserError(f"{run.root} has no finished fold: train one with dfer crossval")
+    found = [(r, run.fold(r.fold).root / r.checkpoint) for r in map(FoldResult.read, files)]
+    for result, weights in found:
+        if not (weights / checkpoint.COMPLETE).is_file():
+            raise UserError(
+                f"{weights} is no complete checkpoint: fold {result.fold} of {run.root} has lost "
+                "the weights that its result is of, train it again"
+            )
+    return found
+
+
+def store_features(
+    run: RunDir, overrides: list[str], progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Test each finished fold again and write the features of its clips to its folder.
+
+    ``progress`` is called with (clips done, clips in all).
+
+    Raises
+    ------
+    UserError
+        As :func:`finished_models`, and if the data is not that of the run.
+    """
+    models = finished_models(run)
+    done, total = 0, sum(result.n for result, _ in models)
+    for result, weights in models:
+        fold = run.fold(result.fold)
+        config = read_config(weights / checkpoint.CONFIG, overrides)
+        if _own_predictions(fold, result, open_index(config.data)) != fold.predictions:
+            raise UserError(
+                f"{config.data.shards} is other data than {run.root} was tested on: give a "
+                "checkpoint of it, and --out FILE"
+            )
+
+        def report(clips: int, _: int, before: int = done) -> None:
+            if progress:
+                progress(before + clips, total)
+
+        evaluate_checkpoint(weights, result.fold, overrides, None, report, features=fold.features)
+        done += result.n
+
+
 def mean_interval(
     labels: ArrayLike,
     predictions: Sequence[ArrayLike],
@@ -197,19 +249,9 @@ def mean_interval(
 
 def _plan_run(run: RunDir, name: str, folder: str, overrides: Sequence[str], out: Path) -> RunTests:
     """Return the tests of a run on the set in ``folder``, named after its index."""
-    numbers = run.info().folds
-    files = [run.fold(k).result for k in numbers if run.fold(k).result.is_file()]
-    if not files:
-        raise UserError(f"{run.root} has no finished fold: train one with dfer crossval")
     settings = [*overrides, f"data.shards={folder}"]
     tests = []
-    for result in map(FoldResult.read, files):
-        weights = run.fold(result.fold).root / result.checkpoint
-        if not (weights / checkpoint.COMPLETE).is_file():
-            raise UserError(
-                f"{weights} is no complete checkpoint: fold {result.fold} of {run.root} has lost "
-                "the weights that its result is of, train it again"
-            )
+    for result, weights in finished_models(run):
         trained = read_config(weights / checkpoint.CONFIG)
         state = read_json(weights / checkpoint.STATE)
         # without its tensors

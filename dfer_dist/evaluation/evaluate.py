@@ -6,6 +6,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from dfer_dist.data.shards.reader import ClipReader
 from dfer_dist.data.shards.sidecars import describe_modalities
 from dfer_dist.distributed.process_group import Ranks, choose_device
 from dfer_dist.evaluation.eval_clips import find_eval_clips, trained_hashes, unseen_ambiguous_clips
+from dfer_dist.evaluation.feature_recorder import FeatureRecorder, describe_features
 from dfer_dist.evaluation.metrics import left_out_text, other_classes_text
 from dfer_dist.evaluation.multilabel import expand_logits, label_sets
 from dfer_dist.evaluation.predictions import Evaluation, Predictions
@@ -258,6 +260,7 @@ def evaluate_checkpoint(
     progress: Callable[[int, int], None] | None = None,
     *,
     ambiguous: bool = False,
+    features: Path | None = None,
 ) -> Evaluation:
     """Test a checkpoint in this process, without DeepSpeed's engine.
 
@@ -277,6 +280,8 @@ def evaluate_checkpoint(
         Where to write the table of predictions.
     ambiguous : bool
         Test on the clips without a majority instead of a fold.
+    features : Path, optional
+        Where to write the features of the clips.
 
     Raises
     ------
@@ -285,21 +290,32 @@ def evaluate_checkpoint(
         trained on the clips.
     """
     saved, config, index = open_checkpoint(path, overrides)
+    index, clips, number = _choose_clips(saved, config, index, fold, ambiguous)
+    model = load_model(saved, config, index.classes)
+    recorder = FeatureRecorder(model) if features else None
+    table = predict_here(model, config, index, clips, progress, recorder)
+    if out:
+        table.write(out)
+    if recorder and features:
+        info = describe_features(saved, config, recorder, index, number)
+        recorder.features(info, table).write(features)
+    return Evaluation(table, table.score(index.classes), table.score_votes())
+
+
+def _choose_clips(
+    saved: Checkpoint, config: Config, index: Index, fold: int | None, ambiguous: bool
+) -> tuple[Index, ClipSet, int | None]:
+    """Return the set with the classes of the model, the clips to test on, and their fold."""
     if ambiguous:
         classes = tuple(saved.state.get("classes") or index.classes)
         if index.classes != classes:
             index = with_classes(index, classes)
-        clips = unseen_ambiguous_clips(config, index, trained_hashes(saved))
-    else:
-        chosen = find_eval_clips(saved, config, index, fold)
-        list_lost_clips(chosen.part)
-        if chosen.left_out:
-            logger.warning("%s", other_classes_text(chosen.left_out))
-        index, clips = chosen.index, chosen.part.test
-    table = predict_here(load_model(saved, config, index.classes), config, index, clips, progress)
-    if out:
-        table.write(out)
-    return Evaluation(table, table.score(index.classes), table.score_votes())
+        return index, unseen_ambiguous_clips(config, index, trained_hashes(saved)), None
+    chosen = find_eval_clips(saved, config, index, fold)
+    list_lost_clips(chosen.part)
+    if chosen.left_out:
+        logger.warning("%s", other_classes_text(chosen.left_out))
+    return chosen.index, chosen.part.test, chosen.fold
 
 
 def list_lost_clips(clips: FoldClips) -> list[str]:
@@ -316,6 +332,7 @@ def predict_here(
     index: Index,
     clips: ClipSet,
     progress: Callable[[int, int], None] | None = None,
+    recorder: FeatureRecorder | None = None,
 ) -> Predictions:
     """Predict every clip once in this process.
 
@@ -325,6 +342,8 @@ def predict_here(
         In float32; it is moved to the device and cast as ``config`` says.
     progress : function, optional
         Called with (clips done, clips in all).
+    recorder : FeatureRecorder, optional
+        Of this model; it records the features of the clips.
     """
     device = choose_device(config.train.device)
     model = model.to(device, inference_dtype(config.train.precision, device))
@@ -337,8 +356,13 @@ def predict_here(
 
     ranks = Ranks(0, 1, 0, device)
     batches = build_test_loader(config, index, clips, ranks)
+    forward: Callable[[Tensor], Tensor] = partial(model, text_features=text)
+    if recorder:
+        forward, batches = partial(recorder.forward, text_features=text), recorder.watch(batches)
     output = config.model.output
-    rows = predict(lambda frames: model(frames, text), batches, device, report, output)
+    rows = predict(forward, batches, device, report, output)
     table = collect(rows, index, clips, ranks, output)
     assert table is not None  # one rank is rank 0
+    if recorder:
+        recorder.gather(ranks)
     return table

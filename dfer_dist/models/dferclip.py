@@ -165,14 +165,27 @@ class DFERCLIP(nn.Module):
         with_logits : bool
             False for a loss on descriptions alone: class texts are not encoded.
         """
-        video = self._video_features(frames)
+        video = self.video_features(frames)
         outputs = ModelOutputs()
         if tokens is not None:
             outputs = ModelOutputs(video=video, description=self.description_features(tokens))
         if not with_logits:
             return outputs
+        logits = self.compare(video, text_features)
+        return outputs._replace(positive=logits.positive, negative=logits.negative)
+
+    def compare(self, video: Tensor, text_features: Tensor | None = None) -> ModelOutputs:
+        """Return the logits of clips whose features are known.
+
+        Parameters
+        ----------
+        video : float32 [B, D]
+            From :meth:`video_features`.
+        text_features
+            As for :meth:`forward`.
+        """
         if self.head is not None:
-            return outputs._replace(positive=classify(self.head, video))
+            return ModelOutputs(positive=classify(self.head, video))
         if text_features is None:
             text_features = self.text_features()
         assert text_features is not None, "a model without a linear head has a text tower"
@@ -185,7 +198,7 @@ class DFERCLIP(nn.Module):
         )
         if "negative" in by_polarity:
             by_polarity["negative"] = -by_polarity["negative"]
-        return outputs._replace(**by_polarity)
+        return ModelOutputs(**by_polarity)
 
     def merge_polarities(self, outputs: ModelOutputs) -> Tensor:
         """Return the mean of the logits of both polarities, float32 [B, C].
@@ -198,8 +211,11 @@ class DFERCLIP(nn.Module):
         weighted = outputs.positive + self.negative_weight * outputs.negative
         return weighted / (1 + self.negative_weight)
 
-    def _video_features(self, frames: Tensor) -> Tensor:
-        """Return normalized features: [B, M T, 3, H, W] -> float32 [B, D]."""
+    def video_features(self, frames: Tensor) -> Tensor:
+        """Return normalized features, which are compared with those of texts.
+
+        [B, M T, 3, H, W] -> float32 [B, D]
+        """
         if frames.shape[1] % self.num_inputs:
             raise ValueError(
                 f"{frames.shape[1]} images of a clip are not a multiple of its "

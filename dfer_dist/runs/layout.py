@@ -59,6 +59,8 @@ class FoldDir:
     # Predictions of the test clips, and of the same with their frames shuffled.
     predictions = _Entry("predictions.parquet")
     shuffled_predictions = _Entry("predictions_shuffled.parquet")
+    # Features of the test clips, which are never uploaded.
+    features = _Entry("features.parquet")
     # A :class:`~dfer_dist.runs.records.FoldResult`; it is written last.
     result = _Entry("result.json")
     # The confusion matrix and the training curves as pictures.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dfer_dist.config.load import dump_config, read_config
 from dfer_dist.config.schema import Config
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.reader import ClipReader
+from dfer_dist.evaluation.features import ClipFeatures, FeatureInfo
 from dfer_dist.evaluation.metrics import score
 from dfer_dist.evaluation.votes import score_votes
 from dfer_dist.reporting import files
@@ -27,6 +29,34 @@ CLASSES = ["happiness", "sadness", "neutral", "anger", "surprise", "disgust", "f
 # Names that need escaping in Markdown, LaTeX or HTML.
 SPECIAL_NAMES = ["a_b", "c&d", "<i>e</i>", "100%", "x|y", "#$~^\\$", "{fear}"]
 SHARES = np.array([0.2, 0.16, 0.24, 0.18, 0.12, 0.02, 0.08, 0.1, 0.1, 0.1, 0.1])
+# Of the folds of make_fold.
+FEATURES = FeatureInfo(
+    model="tiny (none)",
+    layer="class token after the temporal transformer",
+    normalization="unit length (L2)",
+    views=1,
+    checkpoint="c",
+    checkpoint_sha256="aa",
+    dataset="DFEW",
+    index_hash="bb",
+    fold=1,
+    classes=CLASSES,
+    texts={},
+)
+
+
+def made_features(labels: Sequence[int], info: FeatureInfo = FEATURES) -> ClipFeatures:
+    """Return features around a direction for each class, and texts apart from all clips."""
+    rng = np.random.default_rng(len(labels))
+    directions = rng.normal(size=(len(CLASSES), 16))
+    clips = directions[np.array(labels)] + 0.5 * rng.normal(size=(len(labels), 16)) + 2
+
+    def unit(rows: np.ndarray) -> np.ndarray:
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    keys = [f"clip-{i}" for i in range(len(labels))]
+    texts = {"positive": unit(directions - 2).tolist()}
+    return ClipFeatures(replace(info, texts=texts), keys, np.array(labels, np.int32), unit(clips))
 
 
 def write_table(

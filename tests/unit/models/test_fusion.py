@@ -40,7 +40,7 @@ def pictures() -> torch.Tensor:
 
 
 def video(model: DFERCLIP, clips: torch.Tensor) -> torch.Tensor:
-    return model._video_features(clips)
+    return model.video_features(clips)
 
 
 def test_weights_by_hand() -> None:

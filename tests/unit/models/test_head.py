@@ -56,7 +56,7 @@ def test_logits_are_a_linear_layer_on_the_feature_of_mean_square_1() -> None:
     model = tiny(head=Head.linear, head_init=HeadInit.normal)
     assert 0.01 < model.head.weight.std() < 0.03
     video = model.outputs(CLIPS, tokens=None)
-    feature = model._video_features(CLIPS)
+    feature = model.video_features(CLIPS)
     scaled = feature / feature.square().mean(1, keepdim=True).sqrt()
     want = scaled @ model.head.weight.t() + model.head.bias
     torch.testing.assert_close(video.positive, want, rtol=1e-5, atol=1e-6)
