@@ -1,24 +1,27 @@
-"""Scores next to a run's own: those of other sets, and zero-shot results.
+"""What a report has if it was made: scores on other sets, zero-shot results, features of clips.
 
-Zero-shot results come from ``dfer eval --zero-shot --out fold-K/zero-shot-SET.parquet``.
+Zero-shot results come from ``dfer eval --zero-shot --out fold-K/zero-shot-SET.parquet``, features
+from ``dfer eval RUN --features``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dfer_dist.reporting.results import (
+    LoadedFold,
     LoadedRun,
     ScoredPredictions,
     check_scores,
     read_predictions,
     score_spread,
 )
-from dfer_dist.reporting.tables import Table
+from dfer_dist.reporting.tables import Section, Table
 from dfer_dist.reporting.wording import (
+    folds_text,
     heading,
     interval_text,
     join,
@@ -27,11 +30,14 @@ from dfer_dist.reporting.wording import (
     trained_text,
     warnings,
 )
-from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import FoldResult, Scores
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json
 from dfer_dist.utils.records import from_json
+
+if TYPE_CHECKING:
+    from dfer_dist.evaluation.features import ClipFeatures
 
 ZERO_SHOT_FILES = "zero-shot*.json"
 
@@ -164,3 +170,69 @@ def _zero_shot_notes(results: list[dict[str, Any]]) -> list[str]:
     for name in dict.fromkeys(r["dataset"] for r in results if r["classes"] == first["classes"]):
         lines.append(f"{name} has the classes of the training: another set, and no new classes.")
     return lines
+
+
+def read_features(loaded: LoadedRun) -> dict[int, ClipFeatures]:
+    """Return the stored features of the finished folds, without those of another test.
+
+    Raises
+    ------
+    UserError
+        If a file is damaged.
+    """
+    from dfer_dist.evaluation.features import ClipFeatures
+
+    found = {}
+    for k, fold in loaded.folds.items():
+        files = loaded.run.fold(k)
+        if files.features.is_file():
+            features = ClipFeatures.read(files.features)
+            if _is_of_fold(features, fold, files):
+                found[k] = features
+    return found
+
+
+def _is_of_fold(features: ClipFeatures, fold: LoadedFold, files: FoldDir) -> bool:
+    """Return whether features are of the weights and the clips of a fold's result."""
+    weights = files.root / fold.result.checkpoint
+    hashes = {features.info.checkpoint_sha256}
+    # without the weights their name has to do
+    if (weights / "COMPLETE").is_file():
+        hashes = set(read_json(weights / "COMPLETE")["sha256"].values())
+    return (
+        features.info.checkpoint == weights.name
+        and features.info.checkpoint_sha256 in hashes
+        and features.keys == fold.table.keys
+        and np.array_equal(features.labels, fold.table.labels)
+    )
+
+
+def features_section(loaded: LoadedRun) -> Section | None:
+    """Return what stored features are; None if there are none. The page has pictures of them."""
+    stored = [k for k in loaded.folds if loaded.run.fold(k).features.is_file()]
+    if not stored:
+        return None
+    folds = read_features(loaded)
+    layers = {f"{f.info.layer}, {f.info.normalization}" for f in folds.values()}
+    text = [f"What the model classifies: {layer}." for layer in layers]
+    cosines = [_text_cosines(f) for f in folds.values() if len(f.texts)]
+    if cosines:
+        own, others = np.mean(cosines, axis=0)
+        text.append(
+            f"The mean cosine of a clip is {own:.3f} with the text of its class, and {others:.3f} "
+            "with those of others. In CLIP features of images and of texts are apart (modality "
+            "gap: Liang et al., NeurIPS 2022), so only the difference counts."
+        )
+    if outdated := [k for k in stored if k not in folds]:
+        text.append(
+            f"The stored features of {folds_text(outdated)} are of another test and are left out: "
+            "run dfer eval RUN --features again."
+        )
+    return Section("features", "Features of clips", text=text)
+
+
+def _text_cosines(features: ClipFeatures) -> tuple[float, float]:
+    """Return the mean cosine of clips with the text of their class, and with other texts."""
+    cosines = features.values @ features.texts.T
+    own = np.eye(len(features.texts), dtype=bool)[features.labels]
+    return float(cosines[own].mean()), float(cosines[~own].mean())

@@ -23,7 +23,7 @@ from dfer_dist.reporting.class_scores import (
     top_confusions,
 )
 from dfer_dist.reporting.comparison.published import Published, published_sections
-from dfer_dist.reporting.extra_tables import sets_table, zero_shot_table
+from dfer_dist.reporting.extra_tables import features_section, sets_table, zero_shot_table
 from dfer_dist.reporting.history import Cost, device_unit, total_time
 from dfer_dist.reporting.protocol import protocol_rows, provenance_rows
 from dfer_dist.reporting.results import LoadedRun
@@ -79,6 +79,8 @@ def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[
         sections.insert(1, Section("votes", "Votes of annotators", [of_votes]))
     if calibration := calibration_section(loaded):
         sections.append(calibration)
+    if features := features_section(loaded):
+        sections.append(features)
     if published:
         sections += published_sections(loaded, published)
     if zero_shot := zero_shot_table(loaded):

@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 from dfer_dist.reporting.calibration import outputs_of
 from dfer_dist.reporting.class_scores import class_recalls
 from dfer_dist.reporting.comparison.paired import Comparison, Paired
+from dfer_dist.reporting.extra_tables import read_features
 from dfer_dist.reporting.history import Curve, read_lines, training_curves
 from dfer_dist.reporting.plots import compared
+from dfer_dist.reporting.plots import features as feature_plots
 from dfer_dist.reporting.plots.calibration import calibration_figure
 from dfer_dist.reporting.plots.page import curves_figure, recall_figure
 from dfer_dist.reporting.plots.scores import confusion_figure, data_uri, scores_figure
@@ -20,6 +22,19 @@ from dfer_dist.reporting.tables import Picture
 from dfer_dist.reporting.wording import warnings
 
 _PIXELS = 96  # of an inch, in CSS
+_TSNE = (
+    "t-SNE (van der Maaten & Hinton, JMLR 2008), a point for each clip: points next to "
+    "each other have similar features; sizes of groups and distances between them mean little."
+)
+_CENTERED = (
+    "Clips and class texts are drawn less the mean of their kind, since in CLIP the features of "
+    "texts can be a group far from those of all clips (modality gap): a star among clips says that "
+    "directions agree, not that features are close."
+)
+_BY_FOLD = (
+    "All folds in one t-SNE. Each fold was embedded by a model of its own, so groups by fold say "
+    "how far the models have moved apart in training, not that the clips of folds differ."
+)
 _LOSS = (
     "Training loss: mean over an epoch, or over a quarter of one where epochs are fewer than 20."
 )
@@ -50,6 +65,7 @@ def run_pictures(loaded: LoadedRun) -> dict[str, list[Picture]]:
             title = f"Fold {r.fold}: UAR {r.uar:.2f} %, WAR {r.war:.2f} %"
             picture = _picture(confusion_figure(r.confusion, r.classes, title), title)
             pictures["confusion"].append(replace(picture, small=True))
+    pictures["features"] = _feature_pictures(loaded)
     curves = _curves(loaded)
     if any(fold["loss"].x for fold in curves.values()):
         figure = curves_figure(curves, {r.fold: r.epoch for r in summary.folds})
@@ -75,6 +91,27 @@ def comparison_pictures(comparisons: Sequence[Comparison]) -> dict[str, list[Pic
         figure = compared.curves_figure(curves, metric)
         caption = f"Thin: single folds. Wide: their mean. {_LOSS}"
         pictures["curves"].append(_picture(figure, "Curves of all runs", caption))
+    return pictures
+
+
+def _feature_pictures(loaded: LoadedRun) -> list[Picture]:
+    """Return t-SNE of each fold by class, and of all folds by fold; none without features."""
+    stored = read_features(loaded)
+    folds = {k: f for k, f in stored.items() if len(f.keys) >= feature_plots.MIN_CLIPS}
+    if not folds:
+        return []
+    lost = warnings(loaded.summary)
+    caption = f"{_TSNE} Each fold has a plane of its own: its model is another one."
+    if all(len(f.texts) for f in folds.values()):
+        caption += f" {_CENTERED}"
+    count = sum(len(f.keys) for f in folds.values())
+    if count > feature_plots.MAX_CLIPS:
+        caption += f" A plane has at most {feature_plots.MAX_CLIPS} clips, chosen at random."
+    figure = feature_plots.class_figure(folds)
+    pictures = [_picture(figure, "t-SNE of the features of clips, by class", caption, lost)]
+    if len(folds) > 1:
+        figure = feature_plots.fold_figure(folds)
+        pictures.append(_picture(figure, "t-SNE of the features of clips, by fold", _BY_FOLD, lost))
     return pictures
 
 
