@@ -8,10 +8,11 @@ Checks for Saliency Maps", NeurIPS 2018).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dfer_dist.config.schema import TemporalPool
+from dfer_dist.data.folds.clips import clips_with_keys
+from dfer_dist.distributed.process_group import Ranks, choose_device
+from dfer_dist.evaluation.eval_clips import find_eval_clips
+from dfer_dist.evaluation.evaluate import build_test_loader, load_model, open_checkpoint
+from dfer_dist.models.build import inference_dtype
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.models.temporal import TemporalBlock, TemporalTransformer
 from dfer_dist.models.towers.image import tower_parts
@@ -32,7 +38,7 @@ class Explanation:
     Attributes
     ----------
     predicted : int
-        The class with the highest logit, which is explained.
+        The class that is explained, by default the one with the highest logit.
     weights : float32 array [T]
         Share of each frame in the clip's feature; their sum is 1.
     heat : float32 array [T, G, G]
@@ -44,10 +50,20 @@ class Explanation:
     heat: np.ndarray
 
 
+class ExplainedClip(NamedTuple):
+    """Frames that the model read, uint8 [T, S, S, 3], and what its prediction rests on."""
+
+    frames: np.ndarray
+    explanation: Explanation
+
+
 def explain_clip(
-    model: DFERCLIP, frames: Tensor, text_features: Tensor | None = None
+    model: DFERCLIP,
+    frames: Tensor,
+    text_features: Tensor | None = None,
+    label: int | None = None,
 ) -> Explanation:
-    """Explain the most probable class of a clip.
+    """Explain a class of a clip.
 
     Frames weigh what the class token of the temporal transformer attends to them: attention
     rollout over its layers and heads (Abnar & Zuidema, "Quantifying Attention Flow in
@@ -68,6 +84,8 @@ def explain_clip(
         The frames of the clip, then T images of each of ``model.modalities``.
     text_features : Tensor, optional
         As for :meth:`DFERCLIP.forward`.
+    label : int, optional
+        The class; by default the most probable one.
 
     Raises
     ------
@@ -82,10 +100,53 @@ def explain_clip(
     with torch.enable_grad(), _frozen(model), _record_tokens(model) as tokens:
         logits = model(frames[None], text_features)[0]
         predicted = int(logits.argmax())
+        if label is not None:
+            predicted = label
         logits[predicted].backward()
     count = len(frames) // model.num_inputs
     weights = _frame_weights(model.temporal, tokens.temporal, count)
     return Explanation(predicted, weights, _heat(tokens.image, count))
+
+
+def explain_test_clips(path: Path, classes: Mapping[str, str]) -> dict[str, ExplainedClip]:
+    """Explain predictions of test clips of a checkpoint: of each clip the first view.
+
+    Parameters
+    ----------
+    path : Path
+        A checkpoint's folder. The clips are of its own fold.
+    classes : mapping of str to str
+        The class to explain by key of the clip.
+
+    Raises
+    ------
+    UserError
+        If the checkpoint, its pretrained weights or its data are missing, a clip is damaged, or as
+        :func:`explain_clip`.
+    """
+    saved, config, index = open_checkpoint(path, [])
+    # a few clips are read before workers would have started
+    config.data.workers = 0
+    chosen = find_eval_clips(saved, config, index)
+    index, labels = chosen.index, chosen.index.classes
+    clips = clips_with_keys(index, chosen.part.test, classes)
+    device = choose_device(config.train.device)
+    model = load_model(saved, config, labels)
+    model = model.to(device, inference_dtype(config.train.precision, device))
+    with torch.no_grad():
+        text = model.text_features()
+    found: dict[str, ExplainedClip] = {}
+    for batch in build_test_loader(config, index, clips, Ranks(0, 1, 0, device)):
+        if batch.lost:
+            raise UserError(f"{batch.lost[0]}: copy the shard again")
+        views = batch.pixels(device).unflatten(1, (batch.views, -1))[:, 0]
+        for key, view in zip(batch.keys, views, strict=True):
+            if key and key not in found:
+                label = labels.index(classes[key])
+                explanation = explain_clip(model, view, text, label)
+                frames = view[: len(explanation.weights)].permute(0, 2, 3, 1).cpu().numpy()
+                found[key] = ExplainedClip(frames, explanation)
+    return found
 
 
 def _heat(tokens: Tensor | None, count: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from dfer_dist.data.loading.frame_sampling import eval_frames
 from dfer_dist.data.loading.modalities import draw_modality, find_points
 from dfer_dist.data.shards.sidecars import PARSING, REGIONS
 from dfer_dist.evaluation.evaluate import average_views, clip_logits
-from dfer_dist.evaluation.explain import Explanation, explain_clip
+from dfer_dist.evaluation.explain import ExplainedClip, explain_clip
 from dfer_dist.models.build import build_untrained, inference_dtype, resolve_image_size
 from dfer_dist.models.dferclip import DFERCLIP
 from dfer_dist.utils.errors import UserError
@@ -152,13 +152,6 @@ class ModelInfo(Record):
 def _hash(content: dict[str, Any]) -> str:
     rest = {key: value for key, value in content.items() if key not in ("version", "hash")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-class ExplainedClip(NamedTuple):
-    """Frames that the model read, uint8 [T, S, S, 3], and what its prediction rests on."""
-
-    frames: np.ndarray
-    explanation: Explanation
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from dfer_dist.data.loading.modalities import find_points
 from dfer_dist.data.sources.compound import SEPARATOR
 from dfer_dist.data.sources.names import printable
 from dfer_dist.data.video.decode import DamagedVideo
+from dfer_dist.evaluation.explain import ExplainedClip
 from dfer_dist.evaluation.multilabel import choose_labels
-from dfer_dist.inference.exported import ExplainedClip, ExportedModel, probabilities
+from dfer_dist.inference.exported import ExportedModel, probabilities
 from dfer_dist.inference.sources import FPS, Frames, open_frames, through_jpeg
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import csv_text

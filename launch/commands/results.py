@@ -14,7 +14,7 @@ from dfer_dist.runs.records import METRICS, MULTILABEL_METRICS, Scores
 from dfer_dist.runs.sweep import SweepDir, expand
 from dfer_dist.utils.errors import UserError
 from launch.console import number_columns, print_line, print_table, progress_bar
-from launch.options import Checkpoint, Overrides
+from launch.options import Overrides
 from launch.report import print_tables, report_run, report_sweep
 
 if TYPE_CHECKING:
@@ -30,6 +30,37 @@ Fold = Annotated[
         help="Fold to test on. Default: the checkpoint's own, or all of another data set."
     ),
 ]
+Tested = Annotated[
+    Path,
+    typer.Argument(
+        help="A folder such as runs/demo/fold-1/checkpoints/LATEST; with --features also a run's."
+    ),
+]
+Ambiguous = Annotated[
+    bool,
+    typer.Option(
+        "--ambiguous", help="Test on the clips without a majority instead, against their votes."
+    ),
+]
+ZeroShot = Annotated[
+    bool,
+    typer.Option(
+        "--zero-shot",
+        help="Test on data with other classes, by their texts; "
+        "CHECKPOINT may also be an experiment that was not trained.",
+    ),
+]
+Features = Annotated[
+    bool,
+    typer.Option(
+        "--features",
+        help="Also write the features of clips: next to --out, or of a run into its folder.",
+    ),
+]
+Explain = Annotated[
+    bool,
+    typer.Option("--explain", help="Add heat maps to that picture, from the checkpoints."),
+]
 Runs = Annotated[
     list[Path],
     typer.Argument(metavar="RUN...", help="Folders of runs; the first is the baseline."),
@@ -44,26 +75,14 @@ Against = Annotated[
 
 
 def evaluate(
-    checkpoint: Checkpoint,
+    checkpoint: Tested,
     fold: Fold = None,
     out: Annotated[
         Path | None, typer.Option(help="Also write the predictions to this parquet file.")
     ] = None,
-    ambiguous: Annotated[
-        bool,
-        typer.Option(
-            "--ambiguous",
-            help="Test on the clips without a majority instead, against their votes.",
-        ),
-    ] = False,
-    zero_shot: Annotated[
-        bool,
-        typer.Option(
-            "--zero-shot",
-            help="Test on data with other classes, by their texts; "
-            "CHECKPOINT may also be an experiment that was not trained.",
-        ),
-    ] = False,
+    ambiguous: Ambiguous = False,
+    zero_shot: ZeroShot = False,
+    features: Features = False,
     overrides: Overrides = None,
 ) -> None:
     """Test a checkpoint on a fold.
@@ -73,18 +92,30 @@ def evaluate(
 
     Example: [bold]dfer eval runs/demo/fold-1/checkpoints/LATEST[/bold], or, trained on DFEW and
     tested on all of MAFW,
-    [bold]dfer eval runs/dfew/fold-1/checkpoints/LATEST --zero-shot data.shards=data/mafw[/bold]
+    [bold]dfer eval runs/dfew/fold-1/checkpoints/LATEST --zero-shot data.shards=data/mafw[/bold];
+    features for the report of a run: [bold]dfer eval runs/demo --features[/bold]
     """
     from dfer_dist.evaluation.evaluate import evaluate_checkpoint
 
     if ambiguous and (zero_shot or fold is not None):
         raise UserError("--ambiguous tests clips of no fold: leave --fold and --zero-shot out")
+    run, settings, store = RunDir(checkpoint.resolve()), overrides or [], None
+    if run.run.is_file():
+        if not features or out or ambiguous or zero_shot or fold is not None:
+            raise UserError(
+                f"{checkpoint} is a run: give one of its checkpoints, such as "
+                f"{checkpoint}/fold-1/checkpoints/LATEST, or --features alone"
+            )
+        _store_features(checkpoint, settings)
+        return
+    if features:
+        store = _features_file(out, zero_shot)
     if zero_shot:
-        _evaluate_zero_shot(checkpoint, fold, overrides or [], out)
+        _evaluate_zero_shot(checkpoint, fold, settings, out)
         return
     with progress_bar("test clips") as progress:
         table, scores, votes = evaluate_checkpoint(
-            checkpoint, fold, overrides or [], out, progress, ambiguous=ambiguous
+            checkpoint, fold, settings, out, progress, ambiguous=ambiguous, features=store
         )
     if votes:
         print_line(
@@ -93,6 +124,24 @@ def evaluate(
         )
     if not ambiguous:
         _print_scores(scores, table.labels, table.logits)
+
+
+def _features_file(out: Path | None, zero_shot: bool) -> Path:
+    """Return the file of the features of a checkpoint's test."""
+    if zero_shot or not out:
+        raise UserError(
+            "--features of a checkpoint are written next to its predictions: give --out FILE, "
+            "and leave --zero-shot out"
+        )
+    return out.with_suffix(".features.parquet")
+
+
+def _store_features(run: Path, overrides: list[str]) -> None:
+    from dfer_dist.evaluation.crosseval import store_features
+
+    with progress_bar("test clips") as progress:
+        store_features(RunDir(run.resolve()), overrides, progress)
+    print_line(f"features: {run}/fold-*/features.parquet; dfer report {run} shows them")
 
 
 def _print_scores(scores: Scores, labels: ArrayLike, outputs: ArrayLike) -> None:
@@ -209,8 +258,12 @@ def report(
         int | None,
         typer.Option(min=1, help="Draw this many of the most confident errors (frames of people)."),
     ] = None,
+    explain: Explain = False,
     share_frames: Annotated[
-        bool, typer.Option("--share-frames", help="Put that picture into the HTML page too.")
+        bool,
+        typer.Option(
+            "--share-frames", help="Put that picture into the page too, which MLflow gets."
+        ),
     ] = False,
     out: Annotated[
         Path | None,
@@ -227,8 +280,9 @@ def report(
     """
     from dfer_dist.reporting.comparison.published import read_published
 
-    if share_frames and not errors:
-        raise UserError("--share-frames is about the picture of --errors: give --errors N too")
+    for option, given in {"--share-frames": share_frames, "--explain": explain}.items():
+        if given and not errors:
+            raise UserError(f"{option} is about the picture of --errors: give --errors N too")
     if out and len(runs) == 1:
         raise UserError("--out is for a comparison: give several runs, or leave --out out")
     run_dirs = [run_dir for run in runs for run_dir in expand(run)]
@@ -241,7 +295,7 @@ def report(
     for run in run_dirs:
         run.info()
     for run in run_dirs:
-        picture = _draw_errors(run, errors) if errors else None
+        picture = _draw_errors(run, errors, explain) if errors else None
         shared = picture if share_frames else None
         report_run(run, None, published, shared, all_tables=len(runs) == 1)
     if len(runs) > 1:
@@ -260,9 +314,11 @@ def _compare(runs: list[RunDir], folder: Path, published: Published | None) -> N
     print_line(f"comparison: {page}, with .md, .tex, .json and lists of clips next to it")
 
 
-def _draw_errors(run: RunDir, count: int) -> Path:
+def _draw_errors(run: RunDir, count: int, explain: bool) -> Path:
     from dfer_dist.reporting.plots.errors_sheet import draw_confident_errors
 
-    path, errors = draw_confident_errors(run, count)
+    path, errors, fault = draw_confident_errors(run, count, explain)
+    if fault:
+        print_line(f"without heat maps: {fault}")
     print_line(f"{len(errors)} errors with frames of people, do not share this file: {path}")
     return path

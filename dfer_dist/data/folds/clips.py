@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Container
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -144,6 +145,16 @@ def clips_of_set(index: JointIndex, clips: ClipSet, number: int) -> ClipSet:
     end = start + len(index.sets[number].shards)
     own = clips[bisect_left(clips.shards, start) : bisect_left(clips.shards, end)]
     return replace(own, shards=tuple(shard - start for shard in own.shards))
+
+
+def clips_with_keys(index: Index, clips: ClipSet, keys: Container[str]) -> ClipSet:
+    """Return the clips of a set of clips that have one of some keys."""
+    rows = {}
+    for shard, chosen in zip(clips.shards, clips.rows, strict=True):
+        is_wanted = np.array([key in keys for key in index.sidecar(shard)["key"].to_pylist()])
+        used = np.arange(len(is_wanted)) if chosen is None else chosen
+        rows[shard] = used[is_wanted[used]]
+    return _some_rows(index, rows)
 
 
 def known_clips(index: JointIndex, number: int, clips: ClipSet) -> ClipSet:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -23,14 +23,19 @@ from dfer_dist.data.loading.frame_sampling import sample_evenly
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.joint import open_sets, sets_of
 from dfer_dist.data.shards.reader import Clip, ClipReader, DamagedClip
+from dfer_dist.reporting.plots.explained import ExplainedRow, explained_figure
 from dfer_dist.reporting.plots.scores import ALERT, FAINT, INK, new_figure, save
 from dfer_dist.reporting.results import LoadedRun, load_run
 from dfer_dist.reporting.wording import folds_text
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 
+if TYPE_CHECKING:
+    from dfer_dist.evaluation.explain import ExplainedClip
+
 NUM_FRAMES = 6  # of a clip, evenly spaced
 _SIZE = 112  # pixels of a frame on the sheet
+_WARNING = "Frames of people: keep this picture where the data set may be."
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,19 @@ def find_confident_errors(loaded: LoadedRun, count: int) -> list[ConfidentError]
     return sorted(found, key=lambda e: (-e.probability, e.fold, e.key))[:count]
 
 
-def draw_confident_errors(run: RunDir, count: int) -> tuple[Path, list[ConfidentError]]:
+class ErrorsSheet(NamedTuple):
+    """A picture and what it shows; ``fault`` says why heat maps are missing that were asked for."""
+
+    path: Path
+    errors: list[ConfidentError]
+    fault: str = ""
+
+
+def draw_confident_errors(run: RunDir, count: int, explain: bool = False) -> ErrorsSheet:
     """Write ``mistakes.png`` into the run folder.
 
-    Returns
-    -------
-    path : Path
-    errors : list of ConfidentError
-        What it shows.
+    With ``explain`` it has a heat map over each frame that the model read, and the weights of
+    frames. This reads the models of the folds, and takes a forward and a backward pass a clip.
 
     Raises
     ------
@@ -96,15 +106,44 @@ def draw_confident_errors(run: RunDir, count: int) -> tuple[Path, list[Confident
             f"{', '.join(data.locations)} holds other data than {run.root} was tested on: frames "
             "of its clips cannot be shown"
         )
-    clips = _read(index, errors, open_folds(data, index))
-    figure = _draw_sheet(errors, clips)
+    figure, fault = None, ""
+    if explain:
+        try:
+            figure = explained_figure("", _explain(run, loaded, errors), _WARNING)
+        except UserError as e:
+            fault = str(e)
+    if figure is None:
+        figure = _draw_sheet(errors, _read(index, errors, open_folds(data, index)))
     title = f"{index.name}, {run.root.name}: the {len(errors)} most confident errors"
     color, missing = INK, loaded.summary.missing
     if missing:
         color, title = ALERT, f"{title} (without {folds_text(missing)}, not finished)"
     figure.suptitle(title, fontsize=12, fontweight="bold", color=color)
     save(figure, run.mistakes)
-    return run.mistakes, errors
+    return ErrorsSheet(run.mistakes, errors, fault)
+
+
+def _explain(
+    run: RunDir, loaded: LoadedRun, errors: Sequence[ConfidentError]
+) -> list[ExplainedRow]:
+    """Explain the predicted class of each error by the weights that its fold was tested with."""
+    from dfer_dist.evaluation.explain import explain_test_clips
+
+    found: dict[tuple[int, str], ExplainedClip] = {}
+    for fold in {e.fold for e in errors}:
+        predicted = {e.key: e.predicted for e in errors if e.fold == fold}
+        weights = run.fold(fold).root / loaded.folds[fold].result.checkpoint
+        clips = explain_test_clips(weights, predicted)
+        found |= {(fold, key): clip for key, clip in clips.items()}
+    rows = []
+    for e in errors:
+        frames, explanation = found[e.fold, e.key]
+        title = (
+            f"{e.truth} taken for {e.predicted}, {e.probability:.3f} "
+            f"(fold {e.fold}, {e.key}, {e.truth} {e.truth_probability:.3f})"
+        )
+        rows.append(ExplainedRow(title, frames, explanation.weights, explanation.heat))
+    return rows
 
 
 def _read(index: Index, errors: Sequence[ConfidentError], folds: FoldOverlay | None) -> list[Clip]:
@@ -139,8 +178,7 @@ def _draw_sheet(errors: Sequence[ConfidentError], clips: Sequence[Clip]) -> Figu
         ax.text(0, 1.06, left, fontsize=10, fontweight="bold", color=INK, **above)
         right = f"fold {e.fold}, {e.key}, {e.truth} {e.truth_probability:.3f}"
         ax.text(1, 1.06, right, fontsize=8.5, ha="right", color=FAINT, **above)
-    warning = "Frames of people: keep this picture where the data set may be."
-    figure.supxlabel(warning, fontsize=9, color=FAINT)
+    figure.supxlabel(_WARNING, fontsize=9, color=FAINT)
     return figure
 
 

@@ -36,10 +36,13 @@ class ExplainedRow:
     heat: np.ndarray
 
 
-def explained_figure(title: str, rows: Sequence[ExplainedRow]) -> Figure:
-    """Draw the frames of each row with their heat maps, and the weights of frames as bars."""
+def explained_figure(title: str, rows: Sequence[ExplainedRow], note: str = "") -> Figure:
+    """Draw the frames of each row with their heat maps, and the weights of frames as bars.
+
+    ``note`` is a sentence for below.
+    """
     count = max(len(row.frames) for row in rows)
-    figure = new_figure(count * _FRAME + 0.6, len(rows) * 1.8 * _FRAME + 0.9)
+    figure = new_figure(count * _FRAME + 0.6, len(rows) * 2 * _FRAME + 0.9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
     grid = figure.add_gridspec(2 * len(rows), 1, height_ratios=[1, 0.4] * len(rows))
     for i, row in enumerate(rows):
@@ -49,7 +52,7 @@ def explained_figure(title: str, rows: Sequence[ExplainedRow]) -> Figure:
         "Heat: activation times gradient of the predicted class (HiResCAM). Bars: share of each "
         "frame (attention rollout); line: equal shares."
     )
-    wrapped = textwrap.fill(caption, int(count * _FRAME * 14))
+    wrapped = textwrap.fill(f"{caption} {note}", int(count * _FRAME * 14))
     figure.supxlabel(wrapped, x=0.01, ha="left", fontsize=9, color=FAINT)
     return figure
 

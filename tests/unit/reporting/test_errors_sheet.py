@@ -37,8 +37,8 @@ def test_most_confident_errors_come_first_with_own_frames(
     weights = np.exp([12.2, *[0.0] * 6])
     assert found[0].probability == pytest.approx(weights[0] / weights.sum())
     assert found[0].truth_probability == pytest.approx(weights[1] / weights.sum())
-    path, drawn = draw_confident_errors(shown, 3)
-    assert drawn == found[:3]
+    path, drawn, fault = draw_confident_errors(shown, 3)
+    assert drawn == found[:3] and not fault
     with Image.open(path) as picture:
         colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     last = tiny_shards.test_shards(2)[-1]
