@@ -7,7 +7,7 @@
       fold-1/
         metrics.jsonl  system-NODE.jsonl  status.json  log.txt  checkpoints/
         predictions.parquet  result.json  confusion.png  curves.png
-      summary.json  summary.md  summary.tex  summary.png  report.html  mistakes.png
+      summary.json  summary.md  summary.tex  summary.png  confusion.csv  report.html  mistakes.png
     runs/NAME.sweep/  sweep.json  comparison.md  comparison.tex  comparison.html
 """
 

@@ -117,8 +117,8 @@ class Published:
             return "other folds"
         # of several reasons the one that weighs most
         reasons = {
-            "audio": Input.audio in method.input,
             "language model": method.language_model,
+            "audio": Input.audio in method.input,
             "text": Input.text in method.input and Input.text not in own,
             "no text": Input.text not in method.input and Input.text in own,
             _WHY[method.selection]: method.selection is not _SELECTIONS.get(result.selection),

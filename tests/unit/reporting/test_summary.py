@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from dataclasses import replace
@@ -48,7 +49,11 @@ def test_summary_of_five_folds_matches_results(tmp_path: Path) -> None:
     assert s["uar"]["ci95"][0] < s["uar"]["mean"] < s["uar"]["ci95"][1]
     assert s["pooled"]["n"] == 1000
     assert s["pooled"]["confusion"] == np.sum([r["confusion"] for r in results], axis=0).tolist()
+    header, *rows = csv.reader((tmp_path / "confusion.csv").open())
+    assert header[1:] == s["pooled"]["classes"]
+    assert [[int(n) for n in row[1:]] for row in rows] == s["pooled"]["confusion"]
     assert s["pooled"]["war"] == pytest.approx(np.mean(wars))  # folds of equal size
+    assert s["pooled"]["top2"] == pytest.approx(np.mean([r["top2"] for r in results]))
     assert s["majority"]["class"] == "neutral"
     assert s["majority"]["war"] == pytest.approx(s["pooled"]["support"]["neutral"] / 10)
     assert s["shuffled"]["war"]["mean"] == pytest.approx(

@@ -120,7 +120,8 @@ def test_calibration_of_classes_in_another_order_is_that_of_the_same_clips(tmp_p
     p = held(first, second).paired
     assert p is not None
     for x in p.calibration:
-        assert x.first == pytest.approx(x.second) and x.difference.value == pytest.approx(0)
+        assert x.first == pytest.approx(x.second)
+        assert astuple(x.difference) == pytest.approx((0, 0, 0), abs=1e-9)
 
 
 def test_sets_of_labels_have_no_calibration(tmp_path: Path) -> None:
