@@ -42,6 +42,7 @@ COMMANDS = {
             "commands.train", "Train and test all folds, on this machine or on a Slurm cluster."
         ),
         "train": Row("commands.train", "Train and test one fold."),
+        "tune": Row("commands.tune", "Search settings on a part of the training clips."),
         "resume": Row("commands.train", "Resume a run with the settings it has."),
     },
     "Cluster": {

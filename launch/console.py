@@ -32,6 +32,7 @@ _EXTRAS = {
     },
     "faces": {"dlib"},
     "captions": {"requests", "urllib3"},
+    "tune": {"optuna"},
 }
 
 # characters in a table

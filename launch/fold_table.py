@@ -31,7 +31,7 @@ _ECHO = 2  # of the terminal: ^C after the last row would break it
 _LEFT_OUT_FIRST = ("Epoch", "Elapsed", "clips/s", "Loss", "Step")
 _OTHER_LINES = 4  # of a terminal: what is trained, heads, all folds, the cursor
 _JUSTIFY: dict[str, JustifyMethod] = {"Fold": "left", "State": "left"}
-_STYLES = {"failed": "red", "stopped": "yellow"}
+_STYLES = {"failed": "red", "stopped": "yellow", "pruned": "yellow"}
 
 
 def progress_text(progress: FoldProgress | FoldState, epoch: str) -> str:
@@ -95,11 +95,16 @@ class FoldTable:
     num_folds : int
         That the command trains, with those that are done before.
     epochs : int
-        Of a fold.
+        Of a fold; 0 if they differ.
+    noun : str
+        What a row is: a fold, or a trial of a search.
+    parallel : int
+        Rows that are trained at the same time.
     """
 
-    def __init__(self, num_folds: int, epochs: int) -> None:
+    def __init__(self, num_folds: int, epochs: int, noun: str = "fold", parallel: int = 1) -> None:
         self.num_folds, self.epochs = num_folds, epochs
+        self.noun, self.parallel = noun, parallel
         self.rows: dict[int, FoldRow] = {}
         self.begin = time.monotonic()
         self._timer = LineTimer()
@@ -132,7 +137,7 @@ class FoldTable:
         """Show how far a fold is; without a terminal print a line if one is due."""
         self.rows[fold].progress = progress
         if not self._live and self._timer.is_due(fold, progress.epoch):
-            print_line(f"fold {fold}: {self._text(fold)}")
+            print_line(f"{self.noun} {fold}: {self._text(fold)}")
 
     def finish(self, fold: int, outcome: str, is_new: bool = True) -> None:
         """Show how a fold ended; ``is_new`` says that this command trained it."""
@@ -141,7 +146,12 @@ class FoldTable:
             row.seconds = row.elapsed
         row.outcome = outcome
         if not self._live and row.is_done:
-            print_line(f"fold {fold}: {outcome}{', done before' * (not is_new)}")
+            print_line(f"{self.noun} {fold}: {outcome}{', done before' * (not is_new)}")
+
+    def prune(self, fold: int) -> None:
+        """Show that a trial was pruned, if this command has trained it."""
+        if fold in self.rows:
+            self.finish(fold, "pruned")
 
     def _text(self, fold: int) -> str:
         progress = self.rows[fold].progress
@@ -151,12 +161,12 @@ class FoldTable:
             parts.append(progress.scores)
         left = format_seconds(self.seconds_left())
         if left and self.num_folds > 1:
-            parts.append(f"all folds {left} left")
+            parts.append(f"all {self.noun}s {left} left")
         return ", ".join(filter(None, parts))
 
     def _epoch(self, progress: FoldProgress) -> str:
         """Return the epoch of the newest step, counted from 1; empty before the first."""
-        if not progress.steps or not progress.step:
+        if not progress.steps or not progress.step or not self.epochs:
             return ""
         return str(-(-progress.step * self.epochs // progress.steps))
 
@@ -175,15 +185,17 @@ class FoldTable:
         left = mean * (self.num_folds - len(self.rows))
         for row in running:
             left += max(mean - row.seconds_spent, row.progress.seconds_left or 0.0)
-        return left
+        return left / self.parallel
 
     def render(self) -> RenderableType:
         """Return the table: a row for each fold that has begun, and one for all."""
         widths = self._widths(console.width)
+        heads = {"Fold": self.noun.capitalize()}
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
         for name, width in widths.items():
             justify = _JUSTIFY.get(name, "right")
-            table.add_column(name, justify=justify, width=width, no_wrap=True)
+            head = heads.get(name, name)
+            table.add_column(head, justify=justify, width=width, no_wrap=True)
         # the newest ones, if the terminal has no space for all
         for fold in list(self.rows)[-max(1, console.height - _OTHER_LINES) :]:
             cells = self._cells(fold, widths["State"])
@@ -196,7 +208,7 @@ class FoldTable:
     def _widths(self, width: int) -> dict[str, int]:
         """Return the columns that fit into ``width`` characters, with their widths."""
         steps = max((row.progress.steps or 0 for row in self.rows.values()), default=0)
-        widths = dict(_WIDTHS)
+        widths = _WIDTHS | {"Fold": max(_WIDTHS["Fold"], len(self.noun))}
         widths["Step"] = max(widths["Step"], len(f"{steps}/{steps}"))
         widths["Epoch"] = max(widths["Epoch"], len(f"{self.epochs}/{self.epochs}"))
         spare = width - sum(widths.values()) - len(widths)

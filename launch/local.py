@@ -75,7 +75,7 @@ def run_folds(
         with FoldTable(len(folds), config.train.epochs) as table:
             for k in folds:
                 job = processes.FoldJob(run, k, nproc, deadline, signals)
-                if not _run_fold(job, table):
+                if not run_fold(job, table):
                     failed.append(k)
                     # it failed while it stopped, and printed why
                     if signals.count:
@@ -152,26 +152,26 @@ def _place(device: Device) -> str:
     return " on the CPU" * is_known
 
 
-def _run_fold(job: processes.FoldJob, table: FoldTable) -> bool:
-    """Train one fold and return whether it is done."""
-    fold, folder = job.fold, job.folder
+def run_fold(job: processes.FoldJob, table: FoldTable) -> bool:
+    """Train one fold and return whether it is done; errors are those of :func:`run_folds`."""
+    fold, folder = job.row, job.folder
     table.start(fold)
     if is_done(folder):
         steps = read_status(folder).steps
         table.update(fold, FoldProgress(step=steps, steps=steps))
-        table.finish(fold, _describe_result(folder), is_new=False)
+        table.finish(fold, describe_result(folder), is_new=False)
         return True
     log_sizes = {log: log.stat().st_size for log in folder.root.glob("log*.txt")}
     with fold_lock(folder) as lock_fd:
         status, killed = _run_until_done(job, lock_fd, table)
     if status == 0:
-        table.finish(fold, _describe_result(folder))
+        table.finish(fold, describe_result(folder))
         return True
     table.finish(fold, "failed")
     reason = killed or last_error(folder, log_sizes)
     if status == processes.EXIT_USER_ERROR:
         raise UserError(reason)
-    message = f"fold {fold} failed (status {status}): {reason}; its log is {folder.log}"
+    message = f"{table.noun} {fold} failed (status {status}): {reason}; its log is {folder.log}"
     print_line(message, style="red")
     return False
 
@@ -197,7 +197,8 @@ def _run_until_done(job: processes.FoldJob, lock_fd: int, table: FoldTable) -> p
         restarts_left = _MAX_RESTARTS if advanced else restarts_left - 1
         if restarts_left < 0:
             return ended
-        print_line(f"fold {job.fold}: {ended.killed or reason}; resuming from the last checkpoint")
+        why = f"{ended.killed or reason}; resuming from the last checkpoint"
+        print_line(f"{table.noun} {job.row}: {why}")
 
 
 def _checkpoints(fold: FoldDir) -> set[str]:
@@ -234,7 +235,7 @@ class FoldWatcher:
                 progress = replace(progress, phase=Phase.SAVING)
         if self.job.signals.count and progress.phase != Phase.SAVING:
             progress = replace(progress, phase="stopping")
-        self.table.update(self.job.fold, progress)
+        self.table.update(self.job.row, progress)
 
     def _read_metrics(self) -> None:
         """Read new lines of ``metrics.jsonl``."""
@@ -257,7 +258,7 @@ class FoldWatcher:
         self._offset, self._metrics = 0, LoggedMetrics()
 
 
-def _describe_result(fold: FoldDir) -> str:
+def describe_result(fold: FoldDir) -> str:
     """Return the scores of a finished fold."""
     result = FoldResult.read(fold.result)
     return f"UAR {result.uar:.2f} WAR {result.war:.2f}"

@@ -35,6 +35,13 @@ AllowDrift = Annotated[
         help="Resume despite a changed KEY: a setting, code or versions (repeatable).",
     ),
 ]
+ClusterName = Annotated[
+    str,
+    typer.Option(
+        help="Slurm cluster to submit to: a name in configs/cluster/, or a YAML file. "
+        "Override its settings with cluster.KEY=VALUE."
+    ),
+]
 Checkpoint = Annotated[
     Path, typer.Argument(help="A folder such as runs/demo/fold-1/checkpoints/LATEST.")
 ]

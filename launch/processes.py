@@ -12,10 +12,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from dfer_dist.distributed.preemption import EXIT_PREEMPTED
 from dfer_dist.runs.layout import FoldDir, RunDir
@@ -46,6 +46,14 @@ class RanksExit(NamedTuple):
     killed: str | None  # describes the rank that a foreign signal ended, if one was
 
 
+class Signals(Protocol):
+    """How many signals have asked for a fold to stop."""
+
+    @property
+    def count(self) -> int:
+        """The second one ends its ranks at once."""
+
+
 @dataclass(frozen=True)
 class FoldJob:
     """A fold to train on this machine."""
@@ -54,7 +62,16 @@ class FoldJob:
     fold: int
     num_ranks: int
     deadline: float | None  # Unix time
-    signals: SignalCounter
+    signals: Signals
+    trial: int | None = None  # of a search, which it is shown as
+    variables: dict[str, str] = field(default_factory=dict)  # of the ranks' environment
+
+    @property
+    def row(self) -> int:
+        """Return its row in a table of folds, or of trials."""
+        if self.trial is None:
+            return self.fold
+        return self.trial
 
     @property
     def folder(self) -> FoldDir:
@@ -105,7 +122,9 @@ def run_ranks(job: FoldJob, lock_fd: int, follow: Callable[[], None]) -> RanksEx
         "preexec_fn": _die_with_parent,
         "pass_fds": (lock_fd,),
     }
-    with started_ranks(arguments, job.run, job.folder, job.num_ranks, {}, **options) as ranks:
+    with started_ranks(
+        arguments, job.run, job.folder, job.num_ranks, job.variables, **options
+    ) as ranks:
         return wait_for_ranks(ranks, job.signals, follow)
 
 
@@ -150,7 +169,7 @@ def _die_with_parent() -> None:
 
 
 def wait_for_ranks(
-    ranks: Sequence[subprocess.Popen[bytes]], signals: SignalCounter, follow: Callable[[], None]
+    ranks: Sequence[subprocess.Popen[bytes]], signals: Signals, follow: Callable[[], None]
 ) -> RanksExit:
     """Wait for the ranks of a fold, forward signals to them, and end those that outlive a failure.
 

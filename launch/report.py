@@ -60,14 +60,14 @@ def report_sweep(sweep: SweepDir) -> None:
 
     with announced(f"comparing the runs of {sweep.name}"):
         report = write_sweep(sweep.runs(), sweep.root)
-        _update_mlflow_sweep(sweep)
+        update_mlflow_sweep(sweep)
     for sentence in report.verdict.sentences:
         print_line(sentence)
     print_tables(report.sections, "comparison.md")
     print_line(f"comparison: {sweep.root / 'comparison.md'}, with .html and .tex next to it")
 
 
-def _update_mlflow_sweep(sweep: SweepDir) -> None:
+def update_mlflow_sweep(sweep: SweepDir) -> None:
     """Send what the server of a sweep lacks. A failure is only a warning."""
     from dfer_dist.tracking.server import describe_failure
     from dfer_dist.tracking.sync_sweep import sync_sweep

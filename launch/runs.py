@@ -61,8 +61,7 @@ def open_run(
         something else: files that are no run, or a run with other settings, data, code or versions
         of libraries.
     """
-    if name is not None and (name in ("", "..") or name != Path(name).name):
-        raise UserError(f"--name '{name}': give a plain name; --runs sets the folder")
+    check_name(name)
     config, index = load_experiment(experiment, overrides, ranks)
     chosen = parse_folds(folds, known_folds(config, index))
     run = RunDir((runs / (name or Path(experiment).stem)).resolve())
@@ -80,6 +79,17 @@ def open_run(
         raise UserError(f"{run.root}: {what}: choose another --runs or --name")
     _create(run, config, index, Path(experiment).stem, chosen)
     return run, chosen
+
+
+def check_name(name: str | None) -> None:
+    """Refuse a name that is a path.
+
+    Raises
+    ------
+    UserError
+    """
+    if name is not None and (name in ("", "..") or name != Path(name).name):
+        raise UserError(f"--name '{name}': give a plain name; --runs sets the folder")
 
 
 def load_experiment(experiment: str, overrides: list[str], ranks: int) -> tuple[Config, Index]:
@@ -221,7 +231,7 @@ def _resume(run: RunDir, config: Config, index: Index, allow: Sequence[str], is_
     """
     if config.data.folds:
         config.data.folds = str(run.folds)
-    changed = _changes(flatten(read_config(run.config)), flatten(config))
+    changed = find_changes(flatten(read_config(run.config)), flatten(config))
     drift = {key: change for key, change in changed.items() if _matters(key)}
     old_index = run.info().index_hash
     if old_index != index.hash:
@@ -250,7 +260,7 @@ def _resume(run: RunDir, config: Config, index: Index, allow: Sequence[str], is_
         write_text(run.config, dump_config(config))
 
 
-def _changes(old: Mapping[str, object], new: Mapping[str, object]) -> Drift:
+def find_changes(old: Mapping[str, object], new: Mapping[str, object]) -> Drift:
     """Return what differs, None for what is missing."""
     changes = {key: (old.get(key), new.get(key)) for key in {**old, **new}}
     return {key: change for key, change in changes.items() if change[0] != change[1]}
@@ -274,7 +284,7 @@ def _is_allowed(key: str, allow: Sequence[str]) -> bool:
 def _code_drift(run: RunDir) -> Drift:
     """Return how code and libraries differ from those of the run."""
     old, new = Provenance.read(run.provenance), collect(_command())
-    drift = _changes(_versions(old), _versions(new))
+    drift = find_changes(_versions(old), _versions(new))
     if old.code_hash != new.code_hash:
         files = first_of(changed_files(run.code), _MAX_SHOWN) or "files that are gone"
         drift["code"] = (old.code_hash, f"{new.code_hash} ({files})")

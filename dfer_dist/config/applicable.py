@@ -81,6 +81,7 @@ _CONDITIONS: tuple[tuple[str, Condition], ...] = (
     ("optim.min_lr", _is("optim.schedule", "cosine")),
     ("optim.milestones optim.gamma", _is("optim.schedule", "step")),
     ("train.val_fraction", _is("train.selection", "best_val")),
+    ("eval.each_epoch", _is("train.selection", "last")),
 )
 
 

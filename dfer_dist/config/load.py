@@ -70,7 +70,7 @@ def load_as(schema: type[T], path: Path) -> T:
     UserError
         For an unknown key or a value of the wrong type.
     """
-    made = OmegaConf.to_object(_merge(OmegaConf.structured(schema), _read_yaml(path), str(path)))
+    made = OmegaConf.to_object(_merge(OmegaConf.structured(schema), read_yaml(path), str(path)))
     assert isinstance(made, schema)
     return made
 
@@ -93,7 +93,7 @@ def load_config(experiment: str, overrides: Sequence[str] = ()) -> Config:
         For an unknown key, a wrong type, a value out of range, or an unknown experiment.
     """
     path = find_config(experiment)
-    return _build(_read_yaml(path), path, overrides)
+    return _build(read_yaml(path), path, overrides)
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -113,7 +113,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     UserError
         As for :func:`load_config`.
     """
-    stored = _read_yaml(path)
+    stored = read_yaml(path)
     for old, new in RENAMED_KEYS.items():
         group, _, name = old.rpartition(".")
         if name in (stored.get(group) or ()):
@@ -176,7 +176,7 @@ def dump_config(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def _read_yaml(path: Path) -> DictConfig:
+def read_yaml(path: Path) -> DictConfig:
     """Return the settings in a file; a relative path of the backbone's sizes starts at the file."""
     try:
         loaded = OmegaConf.load(path)

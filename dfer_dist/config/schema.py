@@ -252,6 +252,11 @@ class EvalConfig:
     shuffle_frames: bool = setting(
         False, "Also test with the frames of each clip in random order.", neutral=True
     )
+    each_epoch: bool = setting(
+        False,
+        "Also test after each epoch with train.selection=last; it selects none.",
+        neutral=True,
+    )
 
 
 @dataclass

@@ -9,6 +9,7 @@
         predictions.parquet  result.json  confusion.png  curves.png
       summary.json  summary.md  summary.tex  summary.png  confusion.csv  report.html  mistakes.png
     runs/NAME.sweep/  sweep.json  comparison.md  comparison.tex  comparison.html
+                      search.json  journal.log  folds.json  trials.csv  best.yaml
 """
 
 from __future__ import annotations

@@ -19,12 +19,14 @@ class SweepMember:
     """A run of a sweep.
 
     ``run`` is the name of its folder, ``setting`` the values that the sweep gives it, such as
-    ``train.epochs=3``, and ``seed`` that of ``--seeds``, None without it.
+    ``train.epochs=3``, and ``seed`` that of ``--seeds``, None without it. ``pruned`` marks a trial
+    of a search that was stopped since its scores were low.
     """
 
     run: str
     setting: list[str] = field(default_factory=list)
     seed: int | None = None
+    pruned: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,12 @@ class SweepDir:
         """Return the runs that exist."""
         runs = [RunDir(self.root.with_name(member.run)) for member in self.info().members]
         return [run for run in runs if run.run.is_file()]
+
+    def member(self, run: RunDir) -> SweepMember | None:
+        """Return what is recorded of a run; None if it is not in this sweep yet."""
+        if not self.file.is_file():
+            return None
+        return next((m for m in self.info().members if m.run == run.root.name), None)
 
     def add(self, run: RunDir, member: SweepMember) -> None:
         """Record that a run, which exists, belongs to this sweep; an earlier sweep keeps it."""

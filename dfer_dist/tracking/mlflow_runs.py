@@ -111,8 +111,10 @@ def make_runs(run: RunDir, api: MlflowClient, check: bool = False) -> TrackingIn
     with lock_if_possible(run.root / ".tracking.lock"):
         if (tracking := tracking_of(run)).run_id and not check:  # created meanwhile
             return tracking
-        experiment_id = _experiment(run, api, tracking)
-        describe_experiment(api, experiment_id)
+        # not twice at a time by runs that begin together, such as the trials of a search
+        with lock_if_possible(run.root.with_name(".tracking.lock")):
+            experiment_id = _experiment(run, api, tracking)
+            describe_experiment(api, experiment_id)
         found = _found(run, api, experiment_id, tracking)
         tags, key_tag, name = run_tags(run), {_KEY_TAG: tracking.key}, run.root.name
         own = key_tag | parent_tag(run, api, experiment_id)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import TrackingInfo
 from dfer_dist.runs.sweep import SweepDir, sweep_of
-from dfer_dist.tracking.metrics_log import FAILED, FINISHED
+from dfer_dist.tracking.metrics_log import FAILED, FINISHED, KILLED
 from dfer_dist.tracking.server import lock_if_possible
 from dfer_dist.utils.errors import UserError
 
@@ -34,6 +34,7 @@ def sweep_tags(run: RunDir) -> dict[str, str]:
         if member.run == run.root.name:
             tags["setting"] = ", ".join(member.setting)
             tags["seed"] = str(member.seed)
+            tags["pruned"] = "true" * member.pruned
     return {name: value for name, value in tags.items() if value not in ("", "None")}
 
 
@@ -70,7 +71,8 @@ def sweep_status(sweep: SweepDir) -> str | None:
     states = {info.closed if info else None for info in _tracking(sweep)}
     if None in states:
         return None
-    return FINISHED if states == {FINISHED} else FAILED
+    # of a search, KILLED ones were pruned
+    return FINISHED if states <= {FINISHED, KILLED} else FAILED
 
 
 def _tracking(sweep: SweepDir) -> list[TrackingInfo | None]:

@@ -13,7 +13,9 @@ from dfer_dist.tracking.sweeps import sweep_status
 from dfer_dist.tracking.sync import send_files
 from dfer_dist.utils.files import read_json
 
-_FILES = ("comparison.md", "comparison.html", "comparison.tex", "comparison.json", "sweep.json")
+_FILES = ["comparison.md", "comparison.html", "comparison.tex", "comparison.json", "sweep.json"]
+# of a search
+_FILES += ["search.json", "trials.csv", "best.yaml"]
 
 
 def sync_sweep(sweep: SweepDir) -> int:

@@ -267,7 +267,7 @@ class Trainer:
         self.progress.log_step(state.step, loss, result.learning_rates)
 
     def end_epoch(self, preempted: bool = False) -> None:
-        """Validate where an epoch is selected by its scores, and save where it is due.
+        """Validate where an epoch's scores are asked for, and save where it is due.
 
         Raises
         ------
@@ -279,6 +279,9 @@ class Trainer:
         if train.selection is not Selection.last:
             scores = self._validate_epoch(split)
             improved = self._update_best(scores)
+        # finish() tests the last one
+        elif self.config.eval.each_epoch and self.epoch < train.epochs:
+            scores = self._validate_epoch(split)
         self.progress.log_epoch(self.epoch, scores, split)
         is_save_epoch = self.epoch % train.save_epochs == 0 or self.epoch == train.epochs
         if preempted or improved or is_save_epoch:

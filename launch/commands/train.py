@@ -11,7 +11,7 @@ import typer
 
 from dfer_dist.distributed.preemption import EXIT_PREEMPTED
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.runs.sweep import expand
+from dfer_dist.runs.sweep import SweepDir, expand
 from dfer_dist.utils.errors import UserError
 from launch import options
 from launch.console import console, print_line, progress_bar
@@ -20,19 +20,13 @@ from launch.runs import open_run
 from launch.slurm import watch
 from launch.slurm.cluster import LOCAL, load_cluster, split_overrides
 from launch.sweeps.local import is_reported, open_sweep
+from launch.sweeps.search import is_search
 from launch.sweeps.variants import JobRequest
 
 if TYPE_CHECKING:
     from launch.slurm.batch import ClusterTarget
 
 Folds = Annotated[str | None, typer.Option(help="Folds such as 1,3-5. Default: all.")]
-ClusterName = Annotated[
-    str,
-    typer.Option(
-        help="Slurm cluster to submit to: a name in configs/cluster/, or a YAML file. "
-        "Override its settings with cluster.KEY=VALUE."
-    ),
-]
 MaxParallel = Annotated[
     int | None, typer.Option(min=1, help="Folds that may train at the same time. Default: all.")
 ]
@@ -93,7 +87,7 @@ def crossval(
     runs: options.RunsFolder = Path("runs"),
     max_minutes: options.MaxMinutes = None,
     allow_drift: options.AllowDrift = None,
-    cluster: ClusterName = LOCAL,
+    cluster: options.ClusterName = LOCAL,
     max_parallel: MaxParallel = None,
     sweep: Sweep = None,
     seeds: Seeds = None,
@@ -158,6 +152,8 @@ def resume(run: options.RunFolder, nproc: options.NumRanks = None) -> None:
 
     Example: [bold]dfer resume runs/dfew_vitb32[/bold]
     """
+    if is_search(SweepDir(run.resolve())):
+        raise UserError(f"{run} is a search: give its dfer tune command again")
     for run_dir in expand(run):
         _resume(run_dir, nproc)
 

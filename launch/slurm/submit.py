@@ -152,13 +152,26 @@ def resume(run: RunDir) -> None:
     # an earlier version recorded the folds only as jobs
     submitted = sorted({int(fold) for entry in entries for fold in entry.folds})
     folds = info.requested or submitted or info.folds
+    cluster = restore_cluster(last.settings, run.jobs)
+    submit_run(run, folds, ClusterTarget(last.cluster, cluster, last.max_parallel))
+
+
+def submit_run(
+    run: RunDir, folds: Sequence[int], target: ClusterTarget, has_summary: bool = True
+) -> None:
+    """Submit the folds of a run that exists, if they are neither done nor in the queue.
+
+    Without a summary job the last fold writes the summary.
+
+    Raises
+    ------
+    UserError
+        If Slurm refuses the jobs.
+    """
     open_mlflow_runs(run)
     with run_lock(run):
         tasks = _missing_tasks(run, folds, _unfinished_folds(run))
-        target = ClusterTarget(
-            last.cluster, restore_cluster(last.settings, run.jobs), last.max_parallel
-        )
-        _submit_tasks(tasks, [run], target, None)
+        _submit_tasks(tasks, [run], target, None, has_summary)
 
 
 def _missing_tasks(run: RunDir, folds: Sequence[int], queued: dict[int, str]) -> list[ArrayTask]:
@@ -170,6 +183,7 @@ def _submit_tasks(
     runs: list[RunDir],
     target: ClusterTarget,
     sweep: SweepDir | None,
+    has_summary: bool = True,
 ) -> None:
     """Submit an array and its summary job, and record both in the runs' folders."""
     if not tasks:
@@ -189,7 +203,8 @@ def _submit_tasks(
         write_submissions(run, [*entries, new])
     summary = None
     try:
-        summary = _submit_summary(runs, array, target, folder, sweep)
+        if has_summary:
+            summary = _submit_summary(runs, array, target, folder, sweep)
     except UserError as e:
         # its job asks for other resources than theirs: what keeps it out need not keep them out
         compare = ""

@@ -12,6 +12,8 @@ import select
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,8 +37,9 @@ class _Start:
 
 
 class ForkedRank:
-    """The part of :class:`subprocess.Popen` that ``launch.processes`` uses."""
+    """The part of :class:`subprocess.Popen` that ``launch.processes`` uses, also in threads."""
 
+    _lock: ClassVar[threading.RLock] = threading.RLock()  # of messages
     _statuses: ClassVar[dict[int, int]] = {}  # of ranks that ended, by process id
 
     def __init__(
@@ -53,24 +56,26 @@ class ForkedRank:
         assert stdout is stderr
         self._server = server
         message = pickle.dumps(_Start(command, dict(env)))
-        socket.send_fds(server, [message], [stdout.fileno(), *pass_fds])
-        self._pid = 0
-        while not self._pid:
-            self._receive()
+        with self._lock:
+            socket.send_fds(server, [message], [stdout.fileno(), *pass_fds])
+            self._pid = 0
+            while not self._pid:
+                self._receive()
 
     @property
     def returncode(self) -> int | None:
         return self._statuses.get(self._pid)
 
     def poll(self) -> int | None:
-        while self.returncode is None and select.select([self._server], [], [], 0)[0]:
-            self._receive()
+        with self._lock:
+            while self.returncode is None and select.select([self._server], [], [], 0)[0]:
+                self._receive()
         return self.returncode
 
     def wait(self) -> int:
-        while self.returncode is None:
-            self._receive()
-        return self.returncode
+        while (status := self.poll()) is None:
+            time.sleep(_TICK)
+        return status
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dfer_dist.data.folds.overlay import FoldOverlay
+from dfer_dist.data.folds.overlay import NO_FOLD, FoldOverlay
 from dfer_dist.data.loading.sampler import ClipSet, all_clips, join_clips
 from dfer_dist.data.shards.index import Index, to_numpy
 from dfer_dist.data.shards.joint import LEFT_OUT, JointIndex, own_fold
@@ -55,7 +55,8 @@ def fold_clips(
         Counted from 1.
     folds : FoldOverlay, optional
         Folds to use instead of the set's own. All other clips are then trained on, whatever their
-        split; which clips were lost when the set was packed is not known by fold.
+        split, but those of :data:`~dfer_dist.data.folds.overlay.NO_FOLD`; which clips were lost
+        when the set was packed is not known by fold.
     ambiguous : bool
         Train on the clips of split ``ambiguous`` too; they are never tested.
     """
@@ -73,11 +74,11 @@ def fold_clips(
     never_tested = set(index.ambiguous_shards)
     for i in range(len(index.shards)):
         keys = index.sidecar(i)["key"].to_pylist()
-        is_test = np.array([folds.fold_of[key] == fold for key in keys], bool)
+        own = np.array([folds.fold_of[key] for key in keys])
         if i not in never_tested:
-            test_rows[i] = np.flatnonzero(is_test)
+            test_rows[i] = np.flatnonzero(own == fold)
         if i not in never_tested or ambiguous:
-            train_rows[i] = np.flatnonzero(~is_test)
+            train_rows[i] = np.flatnonzero((own != fold) & (own != NO_FOLD))
     return FoldClips(_some_rows(index, train_rows), None, _some_rows(index, test_rows))
 
 

@@ -14,6 +14,12 @@ from typing import Any, ClassVar, Self
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.records import Record
 
+#: ``made_by`` of a part of the training clips to validate on. In such a file a fold may be
+#: :data:`ALL_FOLDS`, of clips that every fold trains on, or :data:`NO_FOLD`, of clips that none
+#: reads.
+VALIDATION = "validation"
+ALL_FOLDS, NO_FOLD = 0, -1
+
 
 @dataclass(frozen=True)
 class FoldOverlay(Record):
@@ -28,7 +34,7 @@ class FoldOverlay(Record):
     index_hash : str
         The content hash of the set that it was made for.
     made_by : str
-        ``group``, ``movie``, ``face`` or ``file``.
+        ``group``, ``movie``, ``face``, ``file`` or :data:`VALIDATION`.
     options : dict
         Those of the command that made it.
     folds : int

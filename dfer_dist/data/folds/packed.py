@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfer_dist.config.schema import DataConfig
-from dfer_dist.data.folds.overlay import FoldOverlay
+from dfer_dist.data.folds.overlay import NO_FOLD, VALIDATION, FoldOverlay
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.joint import sets_of
 from dfer_dist.data.sources.folds import read_groups
@@ -128,7 +128,7 @@ def check_overlay(overlay: FoldOverlay, index: Index, clips: PackedClips, source
             raise UserError(f"{source}: fold {k} has no clip: give fewer folds")
         if absent:
             warnings.append(f"fold {k} tests no clip of {', '.join(absent)}")
-    sizes = Counter(overlay.fold_of[key] for key in tested)
+    sizes = Counter(fold for key in tested if (fold := overlay.fold_of[key]) in overlay.numbers)
     (largest, most), (smallest, least) = sizes.most_common()[0], sizes.most_common()[-1]
     if most > _UNEVEN * least:
         warnings.append(
@@ -144,6 +144,8 @@ def _check_clips(overlay: FoldOverlay, clips: PackedClips, source: str) -> None:
         raise UserError(f"{source} has no fold for clip {min(missing)} ({len(missing)} missing)")
     for key, is_tested in zip(clips.keys, clips.testable, strict=True):
         fold, lowest = overlay.fold_of[key], int(is_tested)
+        if overlay.made_by == VALIDATION:
+            lowest = NO_FOLD
         if not lowest <= fold <= overlay.folds:
             raise UserError(
                 f"{source}: clip {key} is in fold {fold}, but folds are 1 to {overlay.folds}"
@@ -155,8 +157,8 @@ def _check_groups(overlay: FoldOverlay, source: str) -> None:
     for key, group in overlay.group_of.items():
         folds_of[group].add(overlay.fold_of.get(key, 0))
     for group, folds in sorted(folds_of.items()):
-        if len(folds - {0}) > 1:
-            numbers = " and ".join(map(str, sorted(folds - {0})))
+        if len(folds := {fold for fold in folds if fold > 0}) > 1:
+            numbers = " and ".join(map(str, sorted(folds)))
             raise UserError(f"{source}: group {group} is in folds {numbers}: give it one")
 
 
