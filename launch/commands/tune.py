@@ -89,7 +89,11 @@ def tune(
     how = SearchOptions(metric.value, seed, val_seed, prune)
     ranks, target, on_machine = nproc or 1, None, settings
     if cluster != LOCAL:
-        target = _target(cluster, cluster_settings, nproc)
+        from launch.slurm.batch import ClusterTarget
+
+        if nproc:
+            raise UserError("--nproc is for this machine: with --cluster give cluster.nodes")
+        target = ClusterTarget(cluster, load_cluster(cluster, cluster_settings))
         on_machine = target.cluster.all_settings(experiment, settings)
         ranks = target.cluster.ranks
     elif cluster_settings:
@@ -101,17 +105,6 @@ def tune(
         print_line("stopped, all is saved; run the same command to resume")
         sys.exit(EXIT_PREEMPTED)
     sys.exit(not has_best)
-
-
-def _target(cluster: str, settings: list[str], nproc: int | None) -> ClusterTarget:
-    if nproc:
-        raise UserError(
-            "--nproc is for this machine: with --cluster give cluster.nodes and "
-            "cluster.gpus_per_node"
-        )
-    from launch.slurm.batch import ClusterTarget
-
-    return ClusterTarget(cluster, load_cluster(cluster, settings))
 
 
 def _train(

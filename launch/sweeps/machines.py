@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
+from launch.console import print_line
 from launch.fold_table import FoldTable
 from launch.local import count_gpus, describe_result, run_fold
+from launch.locks import is_held
 from launch.processes import FoldJob, Interrupted, SignalCounter
-from launch.progress import FoldProgress, read_status
+from launch.progress import FoldProgress, full_disk, read_status
 from launch.report import opening_mlflow_runs
 from launch.slurm.clients import run_client
 from launch.slurm.jobs import all_jobs
@@ -116,12 +118,17 @@ def _train(job: FoldJob, table: FoldTable) -> TrialEnd:
         with opening_mlflow_runs(job.run):
             if run_fold(job, table):
                 return TrialEnd(DONE)
+        last = read_status(job.folder).last
+        reason = (last and last.why) or f"see {job.folder.log}"
     except Interrupted:
         return TrialEnd(STOPPED)
     except UserError as error:
-        return TrialEnd(FAILED, str(error))
-    last = read_status(job.folder).last
-    return TrialEnd(FAILED, (last and last.why) or f"see {job.folder.log}")
+        reason = str(error)
+    # no fault of its settings
+    if is_held(job.folder) or full_disk(job.folder):
+        print_line(f"trial {job.row}: {reason}", style="red")
+        return TrialEnd(STOPPED)
+    return TrialEnd(FAILED, reason)
 
 
 class ClusterMachine:

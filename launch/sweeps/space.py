@@ -101,13 +101,18 @@ def read_space(path: Path, experiment: str, overrides: Sequence[str]) -> Space:
     for key, raw in stored.items():
         key = str(key)
         source = f"{path}: {key}"
-        values[key] = _parse(raw, source)
+        own = values[key] = _parse(raw, source)
         _check_key(key, source, given)
+        samples: list[Any] = (
+            own if isinstance(own, list) else [own.round(own.low), own.round(own.high)]
+        )
         try:
-            for value in _samples(values[key]):
+            for value in samples:
                 load_config(experiment, [*overrides, f"{key}={value}"])
         except UserError as e:
-            raise UserError(f"{source}: {e}") from e
+            # 1.0 is none
+            hint = "; add int: true" * ("to Integer" in str(e))
+            raise UserError(f"{source}: {e}{hint}") from e
     return Space(values, {str(key): raw for key, raw in stored.items()})
 
 
@@ -137,14 +142,6 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     return json.dumps(value)
-
-
-def _samples(values: Range | list[str]) -> list[Any]:
-    """Return values that the setting has to take; of numbers a fraction too, unless int is set."""
-    if isinstance(values, list):
-        return values
-    between = values.low + 0.43 * (values.high - values.low)
-    return [values.round(value) for value in (values.low, values.high, between)]
 
 
 def _check_key(key: str, source: str, given: set[str]) -> None:

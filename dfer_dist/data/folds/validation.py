@@ -49,16 +49,7 @@ def make_validation(
     label_of = {key: label for key, label, is_tested in rows if is_tested and key in trained}
     group_of = _groups(clips, label_of, overlay)
     groups = [group_of.get(key, key) for key in label_of]
-    parts = min(_PARTS, len(set(groups)))
-    if parts < 2:
-        raise UserError(
-            f"the training clips of these folds have {parts} group: two are needed, one to "
-            "validate on; give other --folds"
-        )
-    assigned = split_groups([*label_of.values()], groups, parts, seed)
-    # as many groups as parts are not shuffled
-    chosen = seed % parts + 1
-    validated = {group for group, own in zip(groups, assigned, strict=True) if own == chosen}
+    validated = _choose_groups([*label_of.values()], groups, seed)
     fold_of = dict.fromkeys(clips.keys, NO_FOLD)
     fold_of |= {key: int(group_of.get(key, key) in validated) or ALL_FOLDS for key in trained}
     return make_overlay(
@@ -69,6 +60,19 @@ def make_validation(
         made_by=VALIDATION,
         options={"folds": list(folds), "seed": seed, "of": overlay and overlay.hash},
     )
+
+
+def _choose_groups(labels: list[int], groups: list[str], seed: int) -> set[str]:
+    parts = min(_PARTS, len(set(groups)))
+    if parts < 2:
+        raise UserError(
+            f"the training clips of these folds have {parts} group: two are needed, one to "
+            "validate on; give other --folds"
+        )
+    assigned = split_groups(labels, groups, parts, seed)
+    # as many groups as parts are not shuffled
+    chosen = seed % parts + 1
+    return {group for group, own in zip(groups, assigned, strict=True) if own == chosen}
 
 
 def _groups(
