@@ -104,7 +104,8 @@ def tune(
     if not is_over:
         print_line("stopped, all is saved; run the same command to resume")
         sys.exit(EXIT_PREEMPTED)
-    sys.exit(not has_best)
+    if not has_best:
+        sys.exit("no trial has a score: give more --trials, or another --space and --name")
 
 
 def _train(

@@ -33,7 +33,9 @@ def report_search(search: Search) -> bool:
     for t in trials:
         values = [text.partition("=")[2] for text in search.space.settings(t.params)]
         score = "" if t.value is None else f"{t.value:.2f}"
-        rows.append([str(t.number), t.state.name.lower(), score, *values])
+        rows.append(
+            [str(t.number), t.state.name.lower().replace("running", "stopped"), score, *values]
+        )
     write_text(root / "trials.csv", csv_text([head, *rows]))
     columns = number_columns(metric, *(key.rpartition(".")[2] for key in settings))
     table = Table(*head[:2], *columns, title=f"{search.folder.name}: trials")
@@ -46,7 +48,6 @@ def report_search(search: Search) -> bool:
     if search.folder.file.is_file():
         update_mlflow_sweep(search.folder)
     if not scored:
-        print_line("no trial has a score: give more --trials, or another --space and --name")
         return False
     if len(settings) > 1 and len(scored) >= _MIN_FOR_IMPORTANCE:
         _print_importance(search)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import FoldResult
 from dfer_dist.utils.errors import UserError
-from launch.console import announced, print_line
+from launch.console import print_line
 from launch.report import update_mlflow_runs
 from launch.runs import open_run
 from launch.slurm.state import DONE, FAILED
@@ -84,8 +84,7 @@ class TrialLoop:
         request, settings = search.request, [*search.settings, *member.setting]
         which = request.runs, member.run, request.experiment, settings, request.allow_drift
         try:
-            with announced(f"opening the run {member.run}"):
-                open_run(*which, str(FOLD), self.machine.ranks)
+            open_run(*which, str(FOLD), self.machine.ranks)
         except UserError as error:
             if run.run.exists():
                 raise

@@ -6,6 +6,7 @@ import csv
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -94,6 +95,13 @@ def test_killed_search_loses_no_trial_and_reads_no_test_clip(hidden: Index, tmp_
     other = invoke(*command, "--metric", "war", cwd=tmp_path)
     check_refusal(other, "belongs to another search: metric was uar, now war")
     check_refusal(invoke("resume", sweep.root, cwd=tmp_path), "give its dfer tune command again")
+
+
+def test_missing_optuna_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    done = invoke("tune", "demo", "--space", "x.yaml", "--trials", "2", cwd=tmp_path)
+    check_refusal(done, "optuna is not installed: run pip install 'dfer_dist[tune]'")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.engine_full

@@ -39,7 +39,9 @@ def read_losses(fold: FoldDir) -> list[float]:
 def test_losses_are_equal_after_a_stop_and_on_other_ranks(
     whole: RunDir, settings: list[str]
 ) -> None:
+    """Tests after each epoch change no loss either."""
     command = ["train", "demo", "--fold", "2", "--name", "stopped", *settings]
+    command.append("eval.each_epoch=true")
     fold = RunDir(whole.root.parent / "stopped").fold(2)
     slow = start_slow(*command, "--nproc", "2")
     wait_for(fold.metrics, '"step": 3,')
@@ -49,6 +51,8 @@ def test_losses_are_equal_after_a_stop_and_on_other_ranks(
     dfer(*command)
     assert read_losses(fold) == pytest.approx(read_losses(whole.fold(2)), rel=1e-5)
     assert len(read_losses(fold)) == 10
+    tested = [line for line in fold.metrics.read_text().splitlines() if '"test_uar"' in line]
+    assert ['"step": 5,' in tested[0], '"step": 10,' in tested[1], len(tested)] == [True, True, 2]
 
 
 def test_result_is_of_the_overlay(whole: RunDir, tiny_shards: Index, tmp_path: Path) -> None:
