@@ -147,14 +147,14 @@ def _failed_before_training(run: RunDir) -> bool:
 def remove_run(run: RunDir) -> None:
     """Delete a run in which nothing was trained, at the tracking server too.
 
-    A sweep goes with its last run.
+    A sweep goes with its last run; a search stays.
     """
     from dfer_dist.tracking.mlflow_runs import delete_runs
 
     sweep = sweep_of(run)
     delete_runs(run)
     shutil.rmtree(run.root)
-    if sweep and not sweep.runs():
+    if sweep and not sweep.runs() and not sweep.search.is_file():
         shutil.rmtree(sweep.root)
 
 

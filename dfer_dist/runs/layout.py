@@ -24,7 +24,7 @@ from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.locks import file_lock
 
 # In the folder of a sweep, next to its runs: :class:`~dfer_dist.runs.sweep.SweepInfo`.
-SWEEP_FILE = "sweep.json"
+SWEEP_FILE, SEARCH_FILE = "sweep.json", "search.json"
 
 
 class _Entry:

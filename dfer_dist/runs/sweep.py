@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from dfer_dist.runs.layout import SWEEP_FILE, RunDir
+from dfer_dist.runs.layout import SEARCH_FILE, SWEEP_FILE, RunDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.locks import file_lock
 from dfer_dist.utils.records import Record
@@ -59,6 +59,11 @@ class SweepDir:
     def file(self) -> Path:
         """The file of :class:`SweepInfo`."""
         return self.root / SWEEP_FILE
+
+    @property
+    def search(self) -> Path:
+        """The file of what is searched, of the trials of ``dfer tune``."""
+        return self.root / SEARCH_FILE
 
     @property
     def name(self) -> str:

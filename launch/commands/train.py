@@ -20,7 +20,6 @@ from launch.runs import open_run
 from launch.slurm import watch
 from launch.slurm.cluster import LOCAL, load_cluster, split_overrides
 from launch.sweeps.local import is_reported, open_sweep
-from launch.sweeps.search import is_search
 from launch.sweeps.variants import JobRequest
 
 if TYPE_CHECKING:
@@ -152,7 +151,7 @@ def resume(run: options.RunFolder, nproc: options.NumRanks = None) -> None:
 
     Example: [bold]dfer resume runs/dfew_vitb32[/bold]
     """
-    if is_search(SweepDir(run.resolve())):
+    if SweepDir(run.resolve()).search.is_file():
         raise UserError(f"{run} is a search: give its dfer tune command again")
     for run_dir in expand(run):
         _resume(run_dir, nproc)

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from dfer_dist.data.shards.index import Index
 
-SEARCH_FILE = "search.json"
 EPOCHS = "train.epochs"
 _MIN_COMPLETE = 5  # trials before one is pruned, the default of Optuna's median pruner
 
@@ -201,7 +200,7 @@ def open_search(
     folder.root.mkdir(parents=True, exist_ok=True)
     with _held(folder.root):
         if not _is_resumed(folder, info):
-            _begin(folder.root, info, config, index)
+            _begin(folder, info, config, index)
         study = _open_study(folder.root, config.train.epochs, options.prune)
         yield Search(request, info, folder, values, study, [*settings, *own])
 
@@ -219,11 +218,11 @@ def _held(root: Path) -> Iterator[None]:
 
 def _is_resumed(folder: SweepDir, info: SearchInfo) -> bool:
     """Return whether a search exists; refuse another one, and a sweep."""
-    if not is_search(folder):
+    if not folder.search.is_file():
         if folder.file.is_file():
             raise UserError(f"{folder.root} is a sweep of dfer crossval: choose another --name")
         return False
-    changed = find_changes(SearchInfo.read(folder.root / SEARCH_FILE).flat(), info.flat())
+    changed = find_changes(SearchInfo.read(folder.search).flat(), info.flat())
     if changed:
         listed = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in changed.items())
         raise UserError(
@@ -233,15 +232,15 @@ def _is_resumed(folder: SweepDir, info: SearchInfo) -> bool:
     return True
 
 
-def _begin(root: Path, info: SearchInfo, config: Config, index: Index) -> None:
+def _begin(folder: SweepDir, info: SearchInfo, config: Config, index: Index) -> None:
     """Write the validation part and, last, what the search is of."""
     from dfer_dist.data.folds.packed import open_folds
     from dfer_dist.data.folds.validation import make_validation
 
     overlay = open_folds(config.data, index)
     made = make_validation(index, info.folds, overlay, info.options.val_seed)
-    made.write(root / "folds.json")
-    info.write(root / SEARCH_FILE)
+    made.write(folder.root / "folds.json")
+    info.write(folder.search)
 
 
 def _open_study(root: Path, epochs: int, prune: bool) -> Study:
@@ -265,8 +264,3 @@ def _open_study(root: Path, epochs: int, prune: bool) -> Study:
         pruner=pruner,
         load_if_exists=True,
     )
-
-
-def is_search(folder: SweepDir) -> bool:
-    """Return whether the folder of a sweep is that of a search."""
-    return (folder.root / SEARCH_FILE).is_file()

@@ -103,7 +103,7 @@ def test_sweep_survives_a_silent_server(
         raise ConnectionError("refused")
 
     monkeypatch.setattr("dfer_dist.tracking.sync_sweep.sync_sweep", refuse)
-    report._update_mlflow_sweep(opened[0])
+    report.update_mlflow_sweep(opened[0])
     assert f"run dfer sync {opened[0].root} to send what is missing" in capsys.readouterr().err
 
 

@@ -17,6 +17,7 @@ from dfer_dist.runs.sweep import SweepDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
 from launch.fold_table import FoldTable
+from launch.runs import remove_run
 from launch.slurm.state import DONE, FAILED, STOPPED
 from launch.sweeps import search, trials
 from launch.sweeps.machines import TrialEnd
@@ -231,6 +232,13 @@ def test_another_search_is_refused(request_: JobRequest, monkeypatch: pytest.Mon
 
 def several_sets(*_: object) -> tuple[object, None]:
     return SimpleNamespace(data=SimpleNamespace(locations=["a", "b"])), None
+
+
+def test_search_outlives_its_last_run(request_: JobRequest) -> None:
+    tune(request_, Machine(lambda number: 50.0), 1)
+    sweep = SweepDir.of(request_.runs, "s")
+    remove_run(sweep.runs()[0])
+    assert not sweep.runs() and (sweep.root / "journal.log").is_file()
 
 
 def test_sweep_of_crossval_is_refused(request_: JobRequest) -> None:
