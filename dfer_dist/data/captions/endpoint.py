@@ -12,7 +12,7 @@ import os
 import random
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import mktime_tz, parsedate_tz
 from typing import Any
 from urllib.parse import urlsplit
@@ -67,6 +67,29 @@ class Stopped(Exception):
     """No more requests are sent to the endpoint."""
 
 
+@dataclass(frozen=True)
+class Completion:
+    """What a model answers.
+
+    Attributes
+    ----------
+    text : str
+        Or how it refuses.
+    refused : bool
+        Whether the server says that the model refuses.
+    prompt_tokens, completion_tokens : int
+        As the server counts them; 0 where it does not.
+    tries : int
+        Requests until this answer.
+    """
+
+    text: str
+    refused: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    tries: int = 1
+
+
 @dataclass
 class RetryPolicy:
     """How requests are repeated and spaced.
@@ -114,9 +137,8 @@ class Endpoint:
     def __init__(
         self, url: str, model: str, fields: dict[str, Any], policy: RetryPolicy | None = None
     ) -> None:
-        self.url, self.model = completions_url(url), model
+        self.url, self.model, self.fields = completions_url(url), model, fields
         self.stop = threading.Event()
-        self._fields = fields
         self._policy = policy or RetryPolicy()
         self._credential = _read_credential()
         self._rate = _RateLimit(self._policy.per_minute, self.stop)
@@ -128,16 +150,30 @@ class Endpoint:
         Raises
         ------
         NoAnswer
+            As :meth:`complete`, and if the model refuses.
+        Stopped
+            If :attr:`stop` was set before an answer came.
+        """
+        completion = self.complete(build_messages(jpegs))
+        if completion.refused:
+            raise NoAnswer("the model refuses", completion.text)
+        return completion.text
+
+    def complete(self, messages: list[dict[str, Any]]) -> Completion:
+        """Return the model's answer to a request.
+
+        Raises
+        ------
+        NoAnswer
             If all tries failed, or the server refuses.
         Stopped
             If :attr:`stop` was set before an answer came.
         """
-        body = {**self._fields, "model": self.model, "messages": build_messages(jpegs)}
-        data = json.dumps(body).encode()
+        data = json.dumps({**self.fields, "model": self.model, "messages": messages}).encode()
         for number in range(1, self._policy.tries + 1):
             self._rate.acquire()
             try:
-                return self._request(data)
+                return replace(self._request(data), tries=number)
             except NoAnswer as e:
                 if e.retry_after is None or number == self._policy.tries:
                     raise
@@ -154,7 +190,7 @@ class Endpoint:
         back_off = min(self._policy.wait * 2 ** (number - 1), _MAX_BACK_OFF_S)
         return max(retry_after, back_off * random.uniform(0.5, 1.5))
 
-    def _request(self, data: bytes) -> str:
+    def _request(self, data: bytes) -> Completion:
         """Send one request. Raises :class:`NoAnswer`."""
         timeout = self._policy.timeout
         deadline = time.monotonic() + timeout
@@ -177,9 +213,13 @@ class Endpoint:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as e:
             detail = self._redact(_root_message(e))
             raise NoAnswer("no connection, or it was cut", detail, retry_after=0) from e
+        # how Azure says that a filter took the request
+        if response.status_code == 400 and b'"content_filter"' in text:
+            return Completion("content_filter", refused=True)
         if response.status_code != 200:
             raise self._refusal(response, text)
-        return self._redact(_parse_completion(text))
+        completion = _parse_completion(text)
+        return replace(completion, text=self._redact(completion.text))
 
     def _refusal(self, response: requests.Response, text: bytes) -> NoAnswer:
         status, retry_after = response.status_code, None
@@ -229,13 +269,15 @@ class _RateLimit:
             self._next = max(self._next, time.monotonic() + seconds)
 
 
-def build_messages(jpegs: list[bytes]) -> list[dict[str, Any]]:
+def build_messages(
+    jpegs: list[bytes], system: str = SYSTEM, user: str = USER
+) -> list[dict[str, Any]]:
     """Return a request's messages: the system prompt, and the frames as data URLs."""
     urls = (f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" for jpeg in jpegs)
     frames = ({"type": "image_url", "image_url": {"url": url}} for url in urls)
     return [
-        {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": [{"type": "text", "text": USER}, *frames]},
+        {"role": "system", "content": system},
+        {"role": "user", "content": [{"type": "text", "text": user}, *frames]},
     ]
 
 
@@ -258,6 +300,12 @@ def completions_url(url: str) -> str:
             f"and #; a credential belongs in {KEY_VARIABLE}"
         )
     return f"{url.rstrip('/').removesuffix('/chat/completions')}/chat/completions"
+
+
+def printable_line(text: str, most: int = 100) -> str:
+    """Return the beginning of a server's text as one line without control characters."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else " " for c in line)[:most]
 
 
 def _read_credential() -> str:
@@ -286,8 +334,8 @@ def _read_body(response: requests.Response, deadline: float) -> bytes:
     return bytes(data)
 
 
-def _parse_completion(data: bytes) -> str:
-    """Return the text in a chat completion."""
+def _parse_completion(data: bytes) -> Completion:
+    """Return the answer in a chat completion."""
     try:
         answer = json.loads(data)
     except (ValueError, RecursionError) as e:
@@ -298,13 +346,21 @@ def _parse_completion(data: bytes) -> str:
         text, refusal = message.get("content"), message.get("refusal")
     except (LookupError, TypeError, AttributeError) as e:
         raise NoAnswer("answer without choices", retry_after=0) from e
+    tokens = [_token_count(answer, name) for name in ("prompt_tokens", "completion_tokens")]
     if refusal or finish == "content_filter":
-        raise NoAnswer("the model refuses", str(refusal or finish))
+        return Completion(str(refusal or finish), True, *tokens)
     if finish == "length":
         raise NoAnswer("answer longer than allowed", "allow more: --body '{\"max_tokens\": 1000}'")
     if not isinstance(text, str) or not text.strip():
         raise NoAnswer("empty answer", retry_after=0)
-    return text.strip()
+    return Completion(text.strip(), False, *tokens)
+
+
+def _token_count(answer: dict[str, Any], name: str) -> int:
+    """Return a number in the ``usage`` of a completion; 0 for what is no number of tokens."""
+    usage = answer.get("usage")
+    count = usage.get(name) if isinstance(usage, dict) else 0
+    return count if isinstance(count, int) and count > 0 else 0
 
 
 def _parse_retry_after(header: str) -> float:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from dfer_dist.data.captions import endpoint as api
 from dfer_dist.data.captions.endpoint import Endpoint, NoAnswer, Stopped
-from dfer_dist.data.captions.store import FILE, Source, Writer, clip_hashes, open_writer, parse
+from dfer_dist.data.captions.store import FILE, Source, clip_hashes, open_writer, parse
 from dfer_dist.data.loading.frame_sampling import sample_segments
 from dfer_dist.data.shards.index import Index, load_index
 from dfer_dist.data.shards.reader import ClipReader, DamagedClip
@@ -23,19 +23,23 @@ from dfer_dist.utils.errors import UserError
 
 _MAX_FAILED_IN_A_ROW = 20  # clips, after which no more requests are sent
 
-# why a clip has no description
+# why a clip has no answer
 _Error = NoAnswer | Stopped | DamagedClip
 
 
 @dataclass(frozen=True)
 class PendingClip:
-    """A clip without a description: its position, key and hash, and the frames to be sent."""
+    """A clip without an answer: its position, key and hash, and the frames to be sent."""
 
     shard: int
     row: int
     key: str
     hash: str
     frames: tuple[int, ...]
+
+
+# Requests the answer for a clip, given as JPEGs, and stores it. It may raise NoAnswer or Stopped.
+Request = Callable[[PendingClip, list[bytes]], None]
 
 
 @dataclass
@@ -50,6 +54,10 @@ class Outcome:
         By reason.
     examples : dict
         A key and a detail by reason.
+    no_answer : list of str
+        Keys of clips that were sent in vain.
+    stopped_by : str
+        Why no more requests were sent; empty if all were.
     """
 
     answered: int = 0
@@ -57,10 +65,12 @@ class Outcome:
     not_sent: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    no_answer: list[str] = field(default_factory=list)
+    stopped_by: str = ""
     failed_in_a_row: int = 0
 
     def count(self, key: str, error: _Error | None) -> None:
-        """Count a clip; ``error`` is why it has no description."""
+        """Count a clip; ``error`` is why it has no answer."""
         if error is None:
             self.answered += 1
             self.failed_in_a_row = 0
@@ -70,7 +80,10 @@ class Outcome:
             reason, detail = "damaged clip", error.reason
             if isinstance(error, NoAnswer):
                 reason, detail = error.reason, error.detail
+                self.no_answer.append(key)
                 self.failed_in_a_row += 1
+                if error.for_all or self.failed_in_a_row >= _MAX_FAILED_IN_A_ROW:
+                    self.stopped_by = self.stopped_by or api.printable_line(str(error))
             self.failed[reason] += 1
             self.examples.setdefault(reason, f"{key}: {detail}" if detail else key)
 
@@ -93,10 +106,15 @@ def make_source(model: str, frames: int, fields: dict[str, Any]) -> Source:
 
     The bound on an answer's length does not count, since truncated answers are not stored.
     """
-    bounds = ("max_tokens", "max_completion_tokens")
-    body = {name: value for name, value in fields.items() if name not in bounds}
+    body = without_bounds(fields)
     prompt = {"frames": frames, "system": api.SYSTEM, "user": api.USER, "body": body}
     return Source({"kind": "endpoint", "name": model, "language": "en", **prompt})
+
+
+def without_bounds(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a request without those that bound the answer's length."""
+    bounds = ("max_tokens", "max_completion_tokens")
+    return {name: value for name, value in fields.items() if name not in bounds}
 
 
 def make_fields(more: dict[str, Any]) -> dict[str, Any]:
@@ -149,8 +167,8 @@ def describe(
 ) -> Outcome:
     """Generate the missing descriptions, several clips at a time.
 
-    Each answer is on the disk before its clip counts. No more requests are sent after an error that
-    every clip would meet (such as 401), or 20 failed clips in a row.
+    Each answer is on the disk before its clip counts. :func:`request_clips` says when no more
+    requests are sent.
 
     Parameters
     ----------
@@ -170,15 +188,53 @@ def describe(
     OSError
         If an answer cannot be written.
     """
-    with open_writer(index) as writer, ThreadPoolExecutor(concurrency) as pool:
+    with open_writer(index) as writer:
         clips, cached = choose_clips(index, source, split, limit)  # nobody else requests them
-        outcome = Outcome(cached=cached)
-        worker = _Worker(ClipReader(index), source, endpoint, writer)
+
+        def request(clip: PendingClip, jpegs: list[bytes]) -> None:
+            writer.add(source, [(clip.key, clip.hash, endpoint.describe(jpegs))])
+
+        outcome = request_clips(index, clips, request, endpoint, concurrency, progress)
+    return replace(outcome, cached=cached)
+
+
+def request_clips(
+    index: Index,
+    clips: Sequence[PendingClip],
+    request: Request,
+    endpoint: Endpoint,
+    concurrency: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Request for each clip, several at a time.
+
+    No more requests are sent after an error that every clip would meet (such as 401), or 20 failed
+    clips in a row.
+
+    Parameters
+    ----------
+    index : Index
+    clips : sequence of PendingClip
+    request : function
+        Called in threads with a clip and its frames.
+    endpoint : Endpoint
+    concurrency : int
+        Clips at a time.
+    progress : callable, optional
+        Called with the number of clips done and of all.
+
+    Raises
+    ------
+    OSError
+        If an answer cannot be written.
+    """
+    outcome, worker = Outcome(), _Worker(ClipReader(index), request, endpoint)
+    with ThreadPoolExecutor(concurrency) as pool:
         try:
-            jobs = {pool.submit(worker.describe, clip): clip for clip in clips}
+            jobs = {pool.submit(worker.try_request, clip): clip for clip in clips}
             for number, job in enumerate(as_completed(jobs), 1):
                 outcome.count(jobs[job].key, job.result())
-                if outcome.failed_in_a_row >= _MAX_FAILED_IN_A_ROW:
+                if outcome.stopped_by:
                     endpoint.stop.set()
                 if progress:
                     progress(number, len(clips))
@@ -191,28 +247,26 @@ def describe(
 
 @dataclass
 class _Worker:
-    """Describes clips in threads."""
+    """Asks for clips in threads."""
 
     reader: ClipReader
-    source: Source
+    request: Request
     endpoint: Endpoint
-    writer: Writer
     # a reader is not thread-safe
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def describe(self, clip: PendingClip) -> _Error | None:
-        """Describe one clip; return why that failed."""
+    def try_request(self, clip: PendingClip) -> _Error | None:
+        """Request for one clip; return why that failed."""
         if self.endpoint.stop.is_set():
             return Stopped()
         try:
             with self.lock:
                 jpegs = self.reader.jpegs(clip.shard, clip.row, lambda *_: np.array(clip.frames))
-            text = self.endpoint.describe(jpegs)
+            self.request(clip, jpegs)
         except (DamagedClip, Stopped) as e:
             return e
         except NoAnswer as e:
             if e.for_all:
                 self.endpoint.stop.set()
             return e
-        self.writer.add(self.source, [(clip.key, clip.hash, text)])
         return None

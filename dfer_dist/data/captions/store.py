@@ -1,24 +1,20 @@
-"""Descriptions of clips, stored next to the shards in ``descriptions.jsonl``, an append-only file.
+"""Descriptions of clips, stored next to the shards in ``descriptions.jsonl``, a journal.
 
-A line is a JSON object with a ``sha256`` over the rest of it, of two kinds: ``{"source", "about"}``
-describes a source (a model with its prompt, or an import); ``{"source", "key", "clip", "text"}`` is
-an answer as received. ``source`` is the hash of ``about``, ``clip`` the hash of the clip's frames:
-an answer counts only for that source and those frames, and of several the last one counts. Label
-words are removed when a description is read (:mod:`dfer_dist.data.captions.label_leakage`), so that
-a change of the list of words takes effect at once.
+A line is a JSON object of two kinds: ``{"source", "about"}`` describes a source (a model with its
+prompt, or an import); ``{"source", "key", "clip", "text"}`` is an answer as received. ``source`` is
+the hash of ``about``, ``clip`` the hash of the clip's frames: an answer counts only for that source
+and those frames, and of several the last one counts. Label words are removed when a description is
+read (:mod:`dfer_dist.data.captions.label_leakage`), so that a change of the list of words takes
+effect at once.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from errno import ENOLCK, ENOSPC, ENOSYS, EOPNOTSUPP
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +27,11 @@ from dfer_dist.data.loading.sampler import clip_keys
 from dfer_dist.data.shards.index import Index
 from dfer_dist.data.shards.store import FetchError, Remote
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.locks import try_lock, unlock
+from dfer_dist.utils.journal import Journal, digest, open_journal, parse_journal
 
 FILE = "descriptions.jsonl"
-_VERSION = 1
+_COMMAND = "dfer describe"
 _SHORT = 8  # hex digits that suffice to name a source
-_NO_LOCKS = (ENOLCK, ENOSYS, EOPNOTSUPP)  # errors of a file system without locks
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ class Source:
     @property
     def hash(self) -> str:
         """Hex sha256 of ``about``."""
-        return _digest(self.about)
+        return digest(self.about)
 
     def is_named(self, name: str) -> bool:
         """Return whether ``name`` is its name, or the first eight or more digits of its hash."""
@@ -189,22 +184,16 @@ def parse(data: bytes, file: str) -> CaptionSet:
     UserError
         If a line was changed.
     """
+    return _caption_set(parse_journal(data, file, _COMMAND), file)
+
+
+def _caption_set(rows: Iterable[dict[str, Any]], file: str) -> CaptionSet:
     stored = CaptionSet(file)
-    for number, line in enumerate(data.split(b"\n")[:-1], 1):
-        try:
-            row = json.loads(line)
-            own = row.pop("sha256")
-            if own != _digest(row) or row["version"] != _VERSION:
-                raise ValueError
-            if "about" in row:
-                stored.sources[row["source"]] = Source(row["about"])
-            else:
-                stored.texts.setdefault(row["source"], {})[row["clip"]] = row["text"]
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
-            raise UserError(
-                f"{file}: line {number} was changed, or was written by another program: remove "
-                "that line, and dfer describe makes it again"
-            ) from e
+    for row in rows:
+        if "about" in row:
+            stored.sources[row["source"]] = Source(row["about"])
+        else:
+            stored.texts.setdefault(row["source"], {})[row["clip"]] = row["text"]
     return stored
 
 
@@ -221,17 +210,8 @@ def open_writer(index: Index) -> Iterator[Writer]:
     """
     assert isinstance(index.root, Path)
     path = index.root / FILE
-    with path.open("ab+", buffering=0) as file:
-        if not _lock_if_supported(file):
-            raise UserError(f"{path} is being written by another dfer describe: wait for it")
-        try:
-            data = path.read_bytes()
-            stored = parse(data, str(path))
-            file.truncate(data.rfind(b"\n") + 1)
-            yield Writer(file, stored)
-        finally:
-            with suppress(OSError):
-                unlock(file)
+    with open_journal(path, _COMMAND) as journal:
+        yield Writer(journal, _caption_set(journal.rows, str(path)))
 
 
 class Writer:
@@ -243,9 +223,9 @@ class Writer:
         Content of the file when it was opened.
     """
 
-    def __init__(self, file: FileIO, stored: CaptionSet) -> None:
+    def __init__(self, journal: Journal, stored: CaptionSet) -> None:
         self.stored = stored
-        self._file, self._lock, self._known = file, threading.Lock(), set(stored.sources)
+        self._journal, self._lock, self._known = journal, threading.Lock(), set(stored.sources)
 
     def add(self, source: Source, rows: Iterable[tuple[str, str, str]]) -> None:
         """Append descriptions, durably.
@@ -268,31 +248,5 @@ class Writer:
         with self._lock:
             if source.hash not in self._known:
                 lines.insert(0, {"source": source.hash, "about": source.about})
-            self._append([{"version": _VERSION, **line} for line in lines])
+            self._journal.append(lines)
             self._known.add(source.hash)
-
-    def _append(self, rows: list[dict[str, Any]]) -> None:
-        signed = [{**row, "sha256": _digest(row)} for row in rows]
-        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in signed).encode()
-        size = self._file.seek(0, os.SEEK_END)
-        try:
-            if self._file.write(data) != len(data):
-                raise OSError(ENOSPC, os.strerror(ENOSPC))
-            os.fsync(self._file)
-        except BaseException:
-            self._file.truncate(size)
-            raise
-
-
-def _lock_if_supported(file: FileIO) -> bool:
-    """Lock a file; return whether it was free. Without locks, the user has to run one at a time."""
-    try:
-        return try_lock(file)
-    except OSError as e:
-        if e.errno not in _NO_LOCKS:
-            raise
-        return True
-
-
-def _digest(row: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()

@@ -296,8 +296,9 @@ def test_describe_wrong_options_give_one_line(
 def test_describe_imports_no_torch(tiny_shards: Index) -> None:
     code = (
         "import sys\n"
-        "from dfer_dist.data.captions.generate import ClipReader, open_folder, describe\n"
+        "from dfer_dist.data.captions.generate import open_folder, describe\n"
         "import dfer_dist.data.captions.imports\n"
+        "from dfer_dist.data.shards.reader import ClipReader\n"
         f"index = open_folder({str(tiny_shards.root)!r})\n"
         "assert ClipReader(index).jpegs(0, 0)\n"
         "print('torch' in sys.modules)\n"
