@@ -54,7 +54,7 @@ COMMANDS = {
         ),
     },
     "Results": {
-        "eval": Row("commands.results", "Test a checkpoint on a fold.", "evaluate"),
+        "eval": Row("commands.results", "Test a checkpoint, or a vision model.", "evaluate"),
         "crosseval": Row("commands.results", "Test several runs on several data sets."),
         "report": Row("commands.results", "Write the report of a run, or compare runs."),
         "ui": Row("commands.tracking", "Open a run in the MLflow UI."),

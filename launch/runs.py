@@ -208,7 +208,7 @@ def _create(
         raise
 
 
-def _command() -> list[str]:
+def command_line() -> list[str]:
     """Return the command line without the signature of a URL, which is a password for some time."""
     return [re.sub(r"^(data\.shards=[^?]*\?).*", r"\1…", word) for word in sys.argv]
 
@@ -220,7 +220,7 @@ def _provenance(index: Index) -> Provenance:
     data = sets[0]
     if len(sets) > 1:
         data = DataOrigin(index.name, index.hash, ", ".join(own.shards for own in sets), sets)
-    return replace(collect(_command()), data=data)
+    return replace(collect(command_line()), data=data)
 
 
 def _resume(run: RunDir, config: Config, index: Index, allow: Sequence[str], is_done: bool) -> None:
@@ -283,7 +283,7 @@ def _is_allowed(key: str, allow: Sequence[str]) -> bool:
 
 def _code_drift(run: RunDir) -> Drift:
     """Return how code and libraries differ from those of the run."""
-    old, new = Provenance.read(run.provenance), collect(_command())
+    old, new = Provenance.read(run.provenance), collect(command_line())
     drift = find_changes(_versions(old), _versions(new))
     if old.code_hash != new.code_hash:
         files = first_of(changed_files(run.code), _MAX_SHOWN) or "files that are gone"
@@ -302,7 +302,7 @@ def _apply_drift(run: RunDir, index: Index, changes: dict[str, list[object]]) ->
     The record comes first. After an interruption the same command finds what still differs, and
     records and applies that.
     """
-    drifts = [*run.info().drift, DriftRecord(collect(_command()).time, changes)]
+    drifts = [*run.info().drift, DriftRecord(collect(command_line()).time, changes)]
     run.update_info(index_hash=index.hash, drift=drifts)
     number = len(drifts)
     if "code" in changes:

@@ -166,6 +166,11 @@ def finished_models(run: RunDir) -> list[tuple[FoldResult, Path]]:
         raise UserError(f"{run.root} has no finished fold: train one with dfer crossval")
     found = [(r, run.fold(r.fold).root / r.checkpoint) for r in map(FoldResult.read, files)]
     for result, weights in found:
+        if result.endpoint:
+            raise UserError(
+                f"{run.root} is of a model at an endpoint, which has no weights: leave it out, or "
+                "test it on the other set with dfer eval --endpoint"
+            )
         if not (weights / checkpoint.COMPLETE).is_file():
             raise UserError(
                 f"{weights} is no complete checkpoint: fold {result.fold} of {run.root} has lost "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -84,3 +85,12 @@ class Predictions:
             table = table.append_column("votes", votes)
         with atomic_path(path) as temporary:
             pq.write_table(table, temporary)
+
+
+def write_classes(
+    path: Path, keys: Sequence[str], labels: Sequence[int], predicted: Sequence[int]
+) -> None:
+    """Write the predictions of a model without logits: ``key``, ``label``, ``predicted``."""
+    columns = {"label": pa.array(labels, pa.int32()), "predicted": pa.array(predicted, pa.int32())}
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table({"key": list(keys), **columns}), temporary)

@@ -12,7 +12,7 @@ from dfer_dist.evaluation.calibration import (
     score_calibration,
     summarize_calibration,
 )
-from dfer_dist.reporting.results import LoadedFold, LoadedRun
+from dfer_dist.reporting.results import LoadedRun
 from dfer_dist.reporting.tables import Section, Table
 from dfer_dist.reporting.wording import done, folds_text, heading, interval_text, warnings
 from dfer_dist.runs.calibration import CalibrationScores, CalibrationSummary
@@ -26,6 +26,10 @@ _NOTE = (
 _NO_TEMPERATURE = (
     "No temperature: it is fitted on clips that were held out of the training, which only "
     "train.selection=best_val does."
+)
+_NO_PROBABILITIES = (
+    "The model at the endpoint names a class and gives no probabilities: scores of calibration, "
+    "top 2, mAP and AUC, which need them, are left out."
 )
 
 
@@ -63,20 +67,18 @@ _COLUMNS = (
 )
 
 
-def outputs_of(fold: LoadedFold) -> Outputs:
-    """Return the labels and logits of a fold's test clips."""
-    return Outputs.of(fold.table.labels, fold.table.logits)
-
-
 def calibration_section(loaded: LoadedRun) -> Section | None:
     """Return the section of a run; None if its outputs are no distribution over the classes.
 
-    With a second table of the logits divided by the temperature of each fold, if all have one.
+    With a second table of the logits divided by the temperature of each fold, if all have one. Of a
+    model that gives no probabilities it is a sentence that says so.
     """
+    if loaded.result.output == "class":
+        return Section("calibration", "Calibration", text=[_NO_PROBABILITIES])
     found = loaded.summary.calibration
     if found is None:
         return None
-    outputs = {k: outputs_of(fold) for k, fold in loaded.folds.items()}
+    outputs = {k: fold.table.outputs for k, fold in loaded.folds.items()}
     tables = [_table(loaded, "calibration", "calibration", outputs, found)]
     temperatures = {k: fold.result.temperature for k, fold in loaded.folds.items()}
     if loaded.result.selection != "best_val":

@@ -10,6 +10,7 @@ import numpy as np
 
 from dfer_dist.evaluation.metrics import wilson_interval
 from dfer_dist.reporting.results import LoadedRun
+from dfer_dist.runs.endpoint import own_classes
 from dfer_dist.runs.records import Scores
 from dfer_dist.runs.summary import Summary
 from dfer_dist.utils.files import csv_text
@@ -85,10 +86,11 @@ class Confusion:
 
 def class_recalls(summary: Summary) -> list[ClassRecall]:
     """Return the recall of each class."""
+    classes = own_classes(summary.pooled.classes)
     matrices = np.array([summary.pooled.confusion, *(r.confusion for r in summary.folds)])
     correct, clips = np.diagonal(matrices, axis1=1, axis2=2).T.tolist(), matrices.sum(2).T.tolist()
     found = []
-    for name, right, counts in zip(summary.pooled.classes, correct, clips, strict=True):
+    for name, right, counts in zip(classes, correct, clips, strict=False):
         pooled, *folds = map(Share, right, counts)
         interval = (0.0, 0.0)
         if pooled.whole:
@@ -104,11 +106,11 @@ def class_precisions(loaded: LoadedRun) -> list[ClassPrecision]:
     tables = [fold.table for fold in loaded.folds.values()]
     labels = np.concatenate([t.labels for t in tables])
     predicted = np.concatenate([t.predicted for t in tables])
-    classes = loaded.summary.pooled.classes
+    classes = own_classes(loaded.summary.pooled.classes)
     precision, _, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=range(len(classes)), zero_division=np.nan
     )
-    counts = np.bincount(predicted, minlength=len(classes))
+    counts = np.bincount(predicted, minlength=len(classes))[: len(classes)]
     columns = support.tolist(), counts.tolist(), (100 * precision).tolist(), (100 * f1).tolist()
     return [ClassPrecision(*row) for row in zip(classes, *columns, strict=True)]
 

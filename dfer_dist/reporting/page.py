@@ -10,7 +10,8 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from dfer_dist.reporting.comparison.paired import Comparison, same_clips
+from dfer_dist.reporting.comparison.fairness import same_clips
+from dfer_dist.reporting.comparison.paired import Comparison
 from dfer_dist.reporting.comparison.verdict import Card, Verdict
 from dfer_dist.reporting.history import time_text
 from dfer_dist.reporting.plots.pictures import comparison_pictures, run_pictures
@@ -144,6 +145,8 @@ def _cards(loaded: LoadedRun) -> list[Card]:
         cards.append(Card(f"{metric.upper()} %", mean_text(spread), interval, metric))
     of_all = f"{len(summary.folds)} of {len(loaded.all_folds)}"
     cards.append(Card("Test folds", of_all, f"{summary.pooled.n} clips"))
+    if loaded.result.endpoint:
+        return cards
     speeds = sorted({round(c.clips_per_second) for c in costs if c.clips_per_second})
     # The slowest and the fastest fold, once if they are equal.
     ends = " to ".join(map(str, speeds[:1] + speeds[1:][-1:]))

@@ -10,6 +10,7 @@ from dfer_dist.reporting.comparison.published import Published
 from dfer_dist.reporting.results import LoadedRun
 from dfer_dist.reporting.tables import Cell, Table
 from dfer_dist.reporting.wording import PROTOCOLS, UNKNOWN, join, mean_text, warnings
+from dfer_dist.runs.endpoint import own_classes
 
 _MAX_CLASSES = 16  # whose recalls fit a page
 _WHOLE = {"sadness": "Sad"}
@@ -43,7 +44,8 @@ def paper_table(
     bold, if there are several. Recalls of more classes than fit a page are left out. ``unfair`` are
     warnings about the comparison of the runs.
     """
-    classes, dataset = runs[0].result.classes, runs[0].result.dataset.lower()
+    dataset = runs[0].result.dataset.lower()
+    classes = own_classes(runs[0].result.classes)
     if len(classes) > _MAX_CLASSES:
         classes = []
     published = published or Published()

@@ -63,11 +63,13 @@ _FOLDER = re.compile(r"(^|=)(?:[a-z][a-z0-9+.-]*://|~|\.{0,2}/)\S*/")
 def head_rows(loaded: LoadedRun) -> Rows:
     """Return date, backbone, parameters, ranks and memory of a run, as (name, value)."""
     config, peak = read_settings(loaded.run), run_cost(loaded.costs).peak_bytes
-    backbone = Path(config.model.backbone).name if config else NOT_RECORDED
     day = NOT_RECORDED
     with suppress(UserError, ValueError):
         opened = datetime.fromisoformat(Provenance.read(loaded.run.provenance).time)
         day = f"{opened.day} {opened:%B %Y}"
+    if endpoint := loaded.result.endpoint:
+        return [["Opened", day], ["Model at the endpoint", endpoint.model]]
+    backbone = Path(config.model.backbone).name if config else NOT_RECORDED
     return [
         ["Opened", day],
         ["Backbone", backbone],
@@ -99,7 +101,11 @@ def protocol_rows(loaded: LoadedRun) -> Rows:
     if result.described_clips is not None:
         count = f"of {result.described_clips} training clips in fold {result.fold}"
         rows["Descriptions"] = f"{count}; none of a test clip"
-    if config is None:
+    if endpoint := result.endpoint:
+        rows["Model"] = f"{endpoint.model}, at an endpoint; it names a class, without probabilities"
+        rows["Frames"] = f"{result.num_frames} of a clip ({result.sampling}), each once"
+        rows["Prompt"] = endpoint.prompt
+    elif config is None:
         rows["Other settings"] = "not on record in a form that this version reads"
     else:
         rows |= _settings(config)

@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfer_dist.config.load import read_config
-from dfer_dist.config.schema import Config, Selection
+from dfer_dist.config.schema import Config
 from dfer_dist.data.folds.overlay import FoldOverlay
 from dfer_dist.evaluation.calibration import Outputs, score_calibration, summarize_calibration
 from dfer_dist.evaluation.metrics import Ints, bootstrap_ci, metric_values, score, top_class
 from dfer_dist.evaluation.multilabel import score_table
 from dfer_dist.evaluation.votes import any_annotator, kl_divergence, mean_over_folds, score_votes
 from dfer_dist.reporting.history import Cost, run_cost, training_cost
-from dfer_dist.reporting.wording import join
+from dfer_dist.reporting.wording import PROTOCOLS, join
 from dfer_dist.runs.calibration import CalibrationSummary
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import METRICS, MULTILABEL_METRICS, FoldResult, Scores, UarWar
@@ -55,7 +55,8 @@ class ScoredPredictions:
     ----------
     keys : list of N str
     labels : int [N]
-    logits : float32 [N, C]
+    logits : float32 [N, C] or None
+        None for a model that gives a class and no probabilities.
     predicted : int [N]
         The class with the highest logit.
     scores : Scores
@@ -66,10 +67,16 @@ class ScoredPredictions:
 
     keys: list[str]
     labels: Ints
-    logits: NDArray[np.float32]
+    logits: NDArray[np.float32] | None
     predicted: Ints
     scores: Scores
     votes: NDArray[np.float32] | None = None
+
+    @property
+    def outputs(self) -> Outputs:
+        """Labels and logits, of a table that has logits."""
+        assert self.logits is not None
+        return Outputs.of(self.labels, self.logits)
 
 
 @dataclass(frozen=True)
@@ -152,8 +159,7 @@ class LoadedRun:
         """Return the calibration of softmax outputs."""
         if self.result.output != "softmax":
             return None
-        tables = [fold.table for fold in self.folds.values()]
-        return summarize_calibration([Outputs.of(t.labels, t.logits) for t in tables])
+        return summarize_calibration([fold.table.outputs for fold in self.folds.values()])
 
 
 def load_run(run: RunDir, name: str = "") -> LoadedRun:
@@ -200,16 +206,15 @@ def load_fold(files: FoldDir) -> LoadedFold:
         A file is missing or damaged, or the predictions contradict the result.
     """
     result = FoldResult.read(files.result)
-    known = Selection.__members__
-    if result.selection not in known:
+    if result.selection not in PROTOCOLS:
         raise UserError(
-            f"{files.result}: selection '{result.selection}' is none of {', '.join(known)}"
+            f"{files.result}: selection '{result.selection}' is none of {', '.join(PROTOCOLS)}"
         )
     table = read_predictions(files.predictions, result.classes)
     check_scores(files.result, result.scores, table.scores)
     if result.votes:
         found = None
-        if table.votes is not None:
+        if table.votes is not None and table.logits is not None:
             found = score_votes(table.votes, table.logits)
         if found is None or found.n != result.votes.n or abs(found.kl - result.votes.kl) > 1e-3:
             raise UserError(
@@ -228,8 +233,7 @@ def load_fold(files: FoldDir) -> LoadedFold:
     # older versions did not record all of them
     complete = replace(result, **vars(table.scores))
     if result.output == "softmax":
-        outputs = Outputs.of(table.labels, table.logits)
-        complete = replace(complete, calibration=score_calibration(outputs))
+        complete = replace(complete, calibration=score_calibration(table.outputs))
     return LoadedFold(complete, table, shuffled, training_cost(files, result))
 
 
@@ -247,6 +251,8 @@ def read_predictions(path: Path, classes: list[str]) -> ScoredPredictions:
 
     try:
         columns = pq.read_schema(path).names
+        if "predicted" in columns:
+            return _read_classes(path, classes)
         has_sets, has_votes = "labels" in columns, "votes" in columns
         more = ["labels"] * has_sets + ["votes"] * has_votes
         data = pq.read_table(path, columns=["key", "label", "logits", *more])
@@ -268,6 +274,18 @@ def read_predictions(path: Path, classes: list[str]) -> ScoredPredictions:
     if votes is not None and not votes.any():
         votes = None
     return ScoredPredictions(data["key"].to_pylist(), labels, values, predicted, scores, votes)
+
+
+def _read_classes(path: Path, classes: list[str]) -> ScoredPredictions:
+    """Read a table without logits, as :func:`read_predictions`."""
+    import pyarrow.parquet as pq
+
+    data = pq.read_table(path, columns=["key", "label", "predicted"])
+    keys = data["key"].to_pylist()
+    if len(set(keys)) < len(keys):
+        raise ValueError("a key occurs twice")
+    labels, predicted = (data[name].to_numpy() for name in ("label", "predicted"))
+    return ScoredPredictions(keys, labels, None, predicted, score(labels, predicted, classes))
 
 
 def _matrix(table: pa.Table, name: str, width: int) -> NDArray[np.float32]:
@@ -328,6 +346,7 @@ def read_settings(run: RunDir) -> Config | None:
 def vote_values(table: ScoredPredictions) -> tuple[NDArray[np.float64], Ints]:
     """Return the divergence and the agreement of the clips with votes, [2, N], and their labels."""
     assert table.votes is not None
+    assert table.logits is not None
     known = table.votes.any(1)
     votes = table.votes[known]
     divergence = kl_divergence(votes, table.logits[known])

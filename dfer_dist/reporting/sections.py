@@ -41,6 +41,7 @@ from dfer_dist.reporting.wording import (
     optional,
     warnings,
 )
+from dfer_dist.runs.endpoint import NO_CLASS
 from dfer_dist.runs.records import METRICS, MULTILABEL_METRICS
 from dfer_dist.runs.summary import Summary
 
@@ -91,7 +92,7 @@ def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[
     provenance = _table(loaded, "provenance", header, rows, left=2)
     return [
         *sections,
-        Section("cost", "Speed and cost", [_cost_table(loaded)]),
+        Section("cost", "Speed and cost", [_endpoint_table(loaded) or _cost_table(loaded)]),
         Section("protocol", "Protocol", [protocol]),
         Section("provenance", "Provenance", [provenance]),
     ]
@@ -127,6 +128,8 @@ def _scores_table(loaded: LoadedRun) -> Table:
         rows.append(["frames shuffled", *shuffled, "", ""])
     rows.append([f"always {majority.class_name}", "", f"{majority.war:.2f}", "", ""])
     header = ["Fold", "UAR %", "WAR %", "Clips", "Epoch"]
+    if loaded.result.endpoint:
+        header, rows = header[:-1], [row[:-1] for row in rows]
     lines, rules = notes(summary), [len(folds)]
     return _table(loaded, "scores", header, rows, notes=lines, rules=rules)
 
@@ -262,6 +265,32 @@ def _cost_table(loaded: LoadedRun) -> Table:
     if any(c.at_least for c in costs):
         lines.append("≥: an attempt was killed; its time is counted as far as it is known.")
     return _table(loaded, "cost", header, rows, "speed and cost", notes=lines, rules=rules)
+
+
+def _endpoint_table(loaded: LoadedRun) -> Table | None:
+    """Return requests, tokens and clips without a class of each fold; None for a trained model."""
+    rows = {}
+    for k, fold in loaded.folds.items():
+        test = fold.result.endpoint
+        if test is None:
+            return None
+        numbers = [test.requests, test.prompt_tokens, test.completion_tokens]
+        rows[k] = [fold.result.n, *fold.result.without_class.values(), *numbers]
+    cells = {k: [f"{number:,}" for number in numbers] for k, numbers in rows.items()}
+    header = ["Fold", "Clips", *(name.strip("()").capitalize() for name in NO_CLASS)]
+    header += ["Requests", "Prompt tokens", "Completion tokens"]
+    total = [
+        f"sum{_of_folds(loaded.summary)}",
+        *(f"{sum(x):,}" for x in zip(*rows.values(), strict=True)),
+    ]
+    lines = [
+        "Refused, unreadable, failed: clips whose answer refuses, clips whose answer does not name "
+        "one class, clips without an answer after all tries. They count as wrong in UAR and WAR.",
+        "Requests: of answered clips, with repeated ones. Tokens: as the server counts them.",
+    ]
+    body = [*_fold_rows(loaded.summary, cells), total]
+    title, rules = "requests and clips without a class", [len(body) - 1]
+    return _table(loaded, "cost", header, body, title, notes=lines, rules=rules)
 
 
 def _cost_cells(c: Cost) -> list[str]:

@@ -96,13 +96,15 @@ def _match(a: ScoredPredictions, b: ScoredPredictions) -> tuple[np.ndarray, np.n
     """Return the values of both runs, [2, 2, N], on the clips with the same votes; their labels."""
     if a.votes is None or b.votes is None or a.votes.shape[1] != b.votes.shape[1]:
         return np.empty((2, 2, 0)), np.empty(0)
+    assert a.logits is not None
+    assert b.logits is not None
     rows = {key: i for i, key in enumerate(b.keys)}
     common = [(i, rows[key]) for i, key in enumerate(a.keys) if key in rows and a.votes[i].any()]
     i, j = np.array(common, dtype=np.int64).reshape(-1, 2).T
     same = (a.votes[i] == b.votes[j]).all(1)
     i, j = i[same], j[same]
     values = [
-        [kl_divergence(a.votes[i], t.logits[at]), any_annotator(a.votes[i], t.predicted[at])]
-        for t, at in ((a, i), (b, j))
+        [kl_divergence(a.votes[i], logits), any_annotator(a.votes[i], predicted)]
+        for logits, predicted in ((a.logits[i], a.predicted[i]), (b.logits[j], b.predicted[j]))
     ]
     return np.array(values), a.labels[i]

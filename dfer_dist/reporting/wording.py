@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dfer_dist.evaluation.metrics import left_out_text
+from dfer_dist.runs.endpoint import own_classes
 from dfer_dist.runs.records import FoldResult
 from dfer_dist.runs.summary import Spread, Summary
 from dfer_dist.utils.errors import first_of
@@ -15,6 +17,7 @@ PROTOCOLS = {
     "last": "last: weights after the last epoch, the test fold read once",
     "best_val": "best_val: epoch chosen on a held-out part of the training folds",
     "best_test": "best_test: epoch chosen on the test fold, optimistic",
+    "none": "none: a model at an endpoint, as it is",
 }
 NOT_RECORDED = "not recorded"
 UNKNOWN = "–"  # in a table of scores
@@ -53,9 +56,12 @@ def warnings(summary: Summary) -> list[str]:
 def notes(summary: Summary) -> list[str]:
     """Return what a reader of the scores must know and the cells do not say."""
     lines = []
+    if text := without_class_text(summary.folds):
+        lines.append(f"The model {text}")
     for r in summary.folds:
+        absent = join(own_classes(r.absent))
         texts = {
-            "has no clip of {}: its UAR is the mean over the other classes": join(r.absent),
+            "has no clip of {}: its UAR is the mean over the other classes": absent,
             "resumed in the middle of its training with another {}": join(r.drift),
             "skipped {} steps, whose loss or gradient was not finite": r.skipped_steps,
             "was trained without {} clips, which are damaged": r.lost_clips,
@@ -67,6 +73,16 @@ def notes(summary: Summary) -> list[str]:
             f"Scores with shuffled frames exist for {folds_text(shuffled)} only and are left out."
         )
     return lines
+
+
+def without_class_text(folds: Sequence[FoldResult]) -> str:
+    """Return how many answers of a model at an endpoint name no class, and that they are wrong."""
+    counts: Counter[str] = sum((Counter(r.without_class) for r in folds), Counter())
+    if not counts:
+        return ""
+    kinds = join(f"{count} {name.strip('()')}" for name, count in counts.items())
+    clips = f"{counts.total()} of {sum(r.n for r in folds)} clips"
+    return f"has no class for {clips} ({kinds}): they count as wrong in UAR and WAR."
 
 
 def applicable(texts: Mapping[str, object]) -> list[str]:

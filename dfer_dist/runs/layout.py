@@ -111,6 +111,8 @@ class RunDir:
     environment = _Entry("environment.txt")
     # A copy of the code that the run uses.
     code = _Entry("code")
+    # The answers of a model at an endpoint, in place of settings and training.
+    answers = _Entry("answers.jsonl")
     # The jobs submitted to a cluster.
     jobs = _Entry("jobs.json")
     # A :class:`~dfer_dist.runs.records.Summary`.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, Self
 
 from dfer_dist.runs.calibration import CalibrationScores
+from dfer_dist.runs.endpoint import NO_CLASS, EndpointTest
 from dfer_dist.utils.records import Record, stored_as
 
 
@@ -164,8 +165,9 @@ class FoldResult(Record):
     ``sets`` what was trained on. ``votes`` is None where no test clip has votes,
     ``ambiguous_clips`` are the clips without a majority that were trained on. ``temperature``
     divides logits; it was fitted on validation clips and is None without these. ``calibration`` is
-    of the logits as they are, None unless they have a softmax. Fields that an older run did not
-    record are None, 0 or empty.
+    of the logits as they are, None unless they have a softmax. ``endpoint`` is None but for a model
+    at an endpoint, whose ``output`` is ``class``, as it has no probabilities, and whose ``classes``
+    end with :data:`NO_CLASS`. Fields that an older run did not record are None, 0 or empty.
     """
 
     remedy: ClassVar[str] = "evaluate this fold again"
@@ -220,6 +222,13 @@ class FoldResult(Record):
     sets: list[TrainedSet] = field(default_factory=list)
     others: list[SetScores] = field(default_factory=list)
     votes: VoteScores | None = None
+    endpoint: EndpointTest | None = None
+
+    @property
+    def without_class(self) -> dict[str, int]:
+        """The clips for which a model at an endpoint named no class, by :data:`NO_CLASS`."""
+        columns = [(name, i) for i, name in enumerate(self.classes) if name in NO_CLASS]
+        return {name: sum(row[i] for row in self.confusion) for name, i in columns}
 
     @property
     def scores(self) -> Scores:

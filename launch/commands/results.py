@@ -13,8 +13,9 @@ from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import METRICS, MULTILABEL_METRICS, Scores
 from dfer_dist.runs.sweep import SweepDir, expand
 from dfer_dist.utils.errors import UserError
+from launch.commands import endpoint as api
 from launch.console import number_columns, print_line, print_table, progress_bar
-from launch.options import Overrides
+from launch.options import Overrides, RunsFolder
 from launch.report import print_tables, report_run, report_sweep
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ Tested = Annotated[
     typer.Argument(
         help="A folder such as runs/demo/fold-1/checkpoints/LATEST; with --features also a run's."
     ),
+]
+PredictionsFile = Annotated[
+    Path | None, typer.Option(help="Also write the predictions to this parquet file.")
 ]
 Ambiguous = Annotated[
     bool,
@@ -61,6 +65,11 @@ Explain = Annotated[
     bool,
     typer.Option("--explain", help="Add heat maps to that picture, from the checkpoints."),
 ]
+ModelName = Annotated[str | None, typer.Option(help="Name of the model at the endpoint.")]
+EndpointRun = Annotated[
+    str | None,
+    typer.Option(help="Name of the endpoint's run. Default: that of experiment and model."),
+]
 Runs = Annotated[
     list[Path],
     typer.Argument(metavar="RUN...", help="Folders of runs; the first is the baseline."),
@@ -77,29 +86,57 @@ Against = Annotated[
 def evaluate(
     checkpoint: Tested,
     fold: Fold = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the predictions to this parquet file.")
-    ] = None,
+    out: PredictionsFile = None,
     ambiguous: Ambiguous = False,
     zero_shot: ZeroShot = False,
     features: Features = False,
+    endpoint: api.EndpointUrl = None,
+    model: ModelName = None,
+    share_frames: api.ShareFrames = False,
+    concurrency: api.Concurrency = 4,
+    per_minute: api.PerMinute = None,
+    timeout: api.Timeout = 120.0,
+    tries: api.Tries = 6,
+    body: api.Body = "{}",
+    runs: RunsFolder = Path("runs"),
+    name: EndpointRun = None,
     overrides: Overrides = None,
 ) -> None:
-    """Test a checkpoint on a fold.
+    """Test a checkpoint, or a vision model.
 
     Every clip is predicted exactly once. On another data set all its test clips are, and classes
-    are matched by name.
+    are matched by name. With --endpoint, CHECKPOINT is an experiment, and the result is a run for
+    dfer report; run the same command again to resume.
 
     Example: [bold]dfer eval runs/demo/fold-1/checkpoints/LATEST[/bold], or, trained on DFEW and
     tested on all of MAFW,
     [bold]dfer eval runs/dfew/fold-1/checkpoints/LATEST --zero-shot data.shards=data/mafw[/bold];
     features for the report of a run: [bold]dfer eval runs/demo --features[/bold]
     """
+    if endpoint or model or share_frames:
+        if ambiguous or zero_shot or features or out:
+            raise UserError("--endpoint: leave --ambiguous, --zero-shot, --features and --out out")
+        server = api.open_endpoint(endpoint, model, body, timeout, tries, per_minute)
+        run = api.run_of(runs, name, checkpoint, server)
+        api.classify_clips(str(checkpoint), fold, overrides, server, concurrency, run, share_frames)
+        return
+    _evaluate(checkpoint, fold, overrides or [], out, ambiguous, zero_shot, features)
+
+
+def _evaluate(
+    checkpoint: Path,
+    fold: int | None,
+    settings: list[str],
+    out: Path | None,
+    ambiguous: bool,
+    zero_shot: bool,
+    features: bool,
+) -> None:
     from dfer_dist.evaluation.evaluate import evaluate_checkpoint
 
     if ambiguous and (zero_shot or fold is not None):
         raise UserError("--ambiguous tests clips of no fold: leave --fold and --zero-shot out")
-    run, settings, store = RunDir(checkpoint.resolve()), overrides or [], None
+    run, store = RunDir(checkpoint.resolve()), None
     if run.run.is_file():
         if not features or out or ambiguous or zero_shot or fold is not None:
             raise UserError(

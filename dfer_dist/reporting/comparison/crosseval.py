@@ -156,7 +156,8 @@ def _common_scores(tables: Sequence[ScoredPredictions], tests: RunTests) -> UarW
     common = np.array(tests.tests[0].chosen.common)
     if len(common) == len(tests.classes):
         return None
-    scores = [score(t.labels, common[t.logits[:, common].argmax(1)], tests.classes) for t in tables]
+    outputs = [(t.labels, t.logits) for t in tables if t.logits is not None]
+    scores = [score(y, common[x[:, common].argmax(1)], tests.classes) for y, x in outputs]
     return UarWar(*(float(np.mean([getattr(s, m) for s in scores])) for m in ("uar", "war")))
 
 

@@ -6,6 +6,7 @@ the comparison less than fair becomes a warning, which accompanies every number 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,18 +15,12 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from dfer_dist.evaluation import significance
-from dfer_dist.evaluation.calibration import Outputs
 from dfer_dist.evaluation.metrics import Ints
 from dfer_dist.evaluation.significance import Difference, Floats, McNemar, Pairs, TTest
 from dfer_dist.evaluation.votes import mean_over_folds
-from dfer_dist.reporting.results import (
-    LoadedRun,
-    ScoredPredictions,
-    folds_name,
-    load_run,
-    read_settings,
-)
-from dfer_dist.reporting.wording import folds_text, join
+from dfer_dist.reporting.comparison.fairness import other_folds, unfair
+from dfer_dist.reporting.results import LoadedRun, ScoredPredictions, load_run, read_settings
+from dfer_dist.runs.endpoint import own_classes
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.errors import UserError
 
@@ -36,7 +31,10 @@ _CALIBRATION = ("nll", "brier")  # means over clips
 
 @dataclass(frozen=True)
 class Change:
-    """A clip that the runs predict differently, with the probability of each prediction."""
+    """A clip that the runs predict differently, with the probability of each prediction.
+
+    Probabilities are NaN of a run without.
+    """
 
     fold: int
     key: str
@@ -45,6 +43,12 @@ class Change:
     first_probability: float
     second: str
     second_probability: float
+
+    @property
+    def confidence(self) -> float:
+        """The sum of the probabilities that the runs have."""
+        known = (self.first_probability, self.second_probability)
+        return sum(p for p in known if not math.isnan(p))
 
     @property
     def kind(self) -> str:
@@ -166,10 +170,10 @@ def load_runs(runs: Sequence[RunDir]) -> list[LoadedRun]:
 def compare(first: LoadedRun, second: LoadedRun) -> Comparison:
     """Compare ``second`` with ``first`` on their common clips."""
     warnings, paired = unfair(first, second), None
-    if set(first.result.classes) != set(second.result.classes):
+    if len({frozenset(own_classes(x.result.classes)) for x in (first, second)}) > 1:
         warnings.append("Their classes differ: nothing can be compared clip by clip.")
         return Comparison(first, second, warnings, None)
-    if _other_folds(first, second):
+    if other_folds(first, second):
         tables = {POOLED: (_pool(first), _pool(second))}
     else:
         common = [k for k in first.folds if k in second.folds]
@@ -183,85 +187,30 @@ def compare(first: LoadedRun, second: LoadedRun) -> Comparison:
     return Comparison(first, second, warnings, paired)
 
 
-def _other_folds(first: LoadedRun, second: LoadedRun) -> bool:
-    return first.result.folds_hash != second.result.folds_hash
-
-
 def _pool(loaded: LoadedRun) -> ScoredPredictions:
     """Return the predictions of all finished folds as one table."""
     tables = [fold.table for fold in loaded.folds.values()]
+    logits = [table.logits for table in tables if table.logits is not None]
     return ScoredPredictions(
         keys=[key for table in tables for key in table.keys],
         labels=np.concatenate([table.labels for table in tables]),
-        logits=np.concatenate([table.logits for table in tables]),
+        logits=np.concatenate(logits) if logits else None,
         predicted=np.concatenate([table.predicted for table in tables]),
         scores=loaded.summary.pooled,
     )
 
 
-def same_clips(first: LoadedRun, second: LoadedRun) -> bool:
-    """Return whether two runs were trained and tested on the same clips in every fold."""
-    a, b = first.result, second.result
-    parts = []
-    for loaded in (first, second):
-        config = read_settings(loaded.run)
-        held_out = None
-        if loaded.result.selection == "best_val" and config:
-            held_out = config.train.val_fraction, config.train.seed
-        lost = [fold.result.lost_clips for fold in loaded.folds.values()]
-        result = loaded.result
-        parts.append(
-            (list(loaded.folds), held_out, result.folds_hash, result.ambiguous_clips, lost)
-        )
-    return a.index_hash == b.index_hash and parts[0] == parts[1] and not any(parts[0][-1])
-
-
-def unfair(first: LoadedRun, second: LoadedRun) -> list[str]:
-    """Return sentences on what makes the comparison of two runs less than fair."""
-    a, b, lines = first.result, second.result, []
-    if a.dataset != b.dataset:
-        lines.append(f"They are of different data sets ({a.dataset}, {b.dataset}).")
-    elif a.index_hash != b.index_hash:
-        hashes = f"{a.index_hash[:12]}, {b.index_hash[:12]}"
-        lines.append(f"They were trained and tested on different data (index {hashes}).")
-    for loaded, other in ((first, b), (second, a)):
-        more = loaded.result.ambiguous_clips
-        if more and not other.ambiguous_clips:
-            lines.append(f"Only {loaded.name} was trained on {more} clips without a majority.")
-    if a.selection != b.selection:
-        selections = f"{a.selection}, {b.selection}"
-        if "best_test" in (a.selection, b.selection):
-            selections += "; best_test looks at the test fold and is optimistic"
-        lines.append(f"Their epochs were chosen differently ({selections}).")
-    configs = (read_settings(loaded.run) for loaded in (first, second))
-    seeds = [config.train.seed for config in configs if config]
-    if len(set(seeds)) > 1:
-        lines.append(f"They were trained with different seeds ({join(seeds)}).")
-    for loaded in (first, second):
-        missing = loaded.summary.missing
-        if missing:
-            folds = f"{len(loaded.folds)} of {len(loaded.all_folds)} folds"
-            lines.append(f"{loaded.name} has {folds} ({join(missing)} missing).")
-    common = [k for k in first.folds if k in second.folds]
-    if _other_folds(first, second):
-        names = [folds_name(x.run, x.result.folds_hash) for x in (first, second)]
-        lines.append(
-            f"They have different folds ({join(names)}): they were trained on other clips, and "
-            "are compared over the test clips of all folds."
-        )
-    elif not common:
-        lines.append("They have no fold in common.")
-    elif first.folds.keys() != second.folds.keys():
-        lines.append(f"Only {folds_text(common)} of both are compared.")
-    return lines
+def joint_classes(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """Return the classes of the first run, and what else the second one may predict."""
+    return list(dict.fromkeys([*first, *second]))
 
 
 @dataclass(frozen=True)
 class _Matched:
-    """The N common clips of a fold, in the label order of the first run.
+    """The N common clips of a fold, with labels as of :func:`joint_classes`.
 
-    ``predicted`` and ``probability`` are [2, N]: of each run. ``calibration`` has the scores of
-    :data:`_CALIBRATION`, float64 [scores, 2, N].
+    ``predicted`` and ``probability`` are [2, N]: of each run. A probability is NaN of a run
+    without. ``calibration`` has the scores of :data:`_CALIBRATION`, float64 [scores, 2, N].
     """
 
     keys: list[str]
@@ -275,7 +224,8 @@ def _match(fold: int, a: ScoredPredictions, b: ScoredPredictions, warnings: list
     """Match the clips of a fold; add sentences on those that are left out to ``warnings``."""
     name = f"Fold {fold}" if fold != POOLED else "The union of all folds"
     # The same classes may have other labels in the second run.
-    order = np.array([a.scores.classes.index(c) for c in b.scores.classes])
+    classes = joint_classes(a.scores.classes, b.scores.classes)
+    order = np.array([classes.index(c) for c in b.scores.classes])
     rows = {key: i for i, key in enumerate(b.keys)}
     both = [(i, rows[key]) for i, key in enumerate(a.keys) if key in rows]
     if len(both) < max(len(a.keys), len(b.keys)):
@@ -294,13 +244,21 @@ def _match(fold: int, a: ScoredPredictions, b: ScoredPredictions, warnings: list
         keys=[a.keys[k] for k in i],
         labels=a.labels[i].astype(np.int64),
         predicted=np.stack([a.predicted[i], order[b.predicted[j]]]),
-        probability=np.stack([softmax(x, axis=1).max(1) for x in (a.logits[i], b.logits[j])]),
+        probability=np.stack([_probability(a.logits, i), _probability(b.logits, j)]),
         calibration=np.stack([_calibration(a)[:, i], _calibration(b)[:, j]], axis=1),
     )
 
 
+def _probability(logits: NDArray[np.float32] | None, rows: Ints) -> NDArray[np.float32]:
+    """Return the probability of the predictions of some clips."""
+    if logits is None:
+        return np.full(len(rows), np.nan, np.float32)
+    return np.asarray(softmax(logits[rows], axis=1).max(1))
+
+
 def _paired(first: LoadedRun, second: LoadedRun, matched: dict[int, _Matched]) -> Paired:
-    classes, folds = first.result.classes, len(matched)
+    classes = joint_classes(first.result.classes, second.result.classes)
+    folds = len(matched)
     pairs = significance.pair([(m.labels, *m.predicted) for m in matched.values()], len(classes))
     # Of each fold, run and class.
     correct = np.array(
@@ -355,9 +313,10 @@ def _calibration_changes(
 
 
 def _calibration(table: ScoredPredictions) -> Floats:
-    """Return the scores of each clip that are compared, float64 [scores, N]."""
-    outputs = Outputs.of(table.labels, table.logits)
-    return np.stack([getattr(outputs, name) for name in _CALIBRATION])
+    """Return the scores of each clip that are compared, float64 [scores, N]; NaN without logits."""
+    if table.logits is None:
+        return np.full((len(_CALIBRATION), len(table.keys)), np.nan)
+    return np.stack([getattr(table.outputs, name) for name in _CALIBRATION])
 
 
 def trained_share(loaded: LoadedRun) -> float:
@@ -384,7 +343,7 @@ def _class_changes(pairs: Pairs, correct: Ints, classes: Sequence[str]) -> list[
 def _changes(fold: int, m: _Matched, classes: Sequence[str]) -> list[Change]:
     """Return the clips with different predictions, the most confident first."""
     rows = np.flatnonzero(m.predicted[0] != m.predicted[1])
-    order = rows[np.argsort(-m.probability.sum(0)[rows], kind="stable")]
+    order = rows[np.argsort(-np.nansum(m.probability, 0)[rows], kind="stable")]
     return [
         Change(
             fold=fold,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -70,6 +71,8 @@ def overview_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) 
     rows, alerts = [], []
     for run, values, summary in zip(runs, settings, summaries, strict=True):
         differs = "settings of another version"
+        if summary and (endpoint := summary.folds[0].endpoint):
+            differs = f"{endpoint.model} at an endpoint"
         if values:
             if "data.folds_hash" in changed:
                 values["data.folds_hash"] = folds_name(run, values["data.folds_hash"])
@@ -122,10 +125,12 @@ def comparison_sections(
         f"All differences are against {runs[0].name}, on the same clips; positive: "
         "the other run is better."
     )
-    overview = overview_table([r.run for r in runs], [r.summary for r in runs])
+    tables = [overview_table([r.run for r in runs], [r.summary for r in runs])]
+    if trained := [r for r in runs if not r.result.endpoint]:
+        tables.append(systems_table(trained))
     differences = [_difference_table(c, c.paired) for c in comparisons]
     sections = [
-        Section("runs", "Runs side by side", [overview, systems_table(runs)]),
+        Section("runs", "Runs side by side", tables),
         Section("differences", "Differences", differences, [text]),
     ]
     of_votes = [table for table in map(compared_votes_table, comparisons) if table]
@@ -241,12 +246,18 @@ def _calibration_table(c: Comparison, p: Paired) -> Table:
     return _table(c, "calibration", header, rows, notes=[note])
 
 
+def _prediction_cell(name: str, probability: float) -> str:
+    if math.isnan(probability):
+        return name
+    return f"{name} ({probability:.2f})"
+
+
 def _clip_table(c: Comparison, p: Paired) -> Table:
-    by_confidence = sorted(p.changes, key=lambda x: -(x.first_probability + x.second_probability))
+    by_confidence = sorted(p.changes, key=lambda x: -x.confidence)
     rows = []
     for x in by_confidence[:MAX_CLIPS]:
-        first = f"{x.first} ({x.first_probability:.2f})"
-        second = f"{x.second} ({x.second_probability:.2f})"
+        first = _prediction_cell(x.first, x.first_probability)
+        second = _prediction_cell(x.second, x.second_probability)
         rows.append([x.key, _fold_cell(x.fold), x.truth, first, second, x.kind])
     kinds = [x.kind for x in p.changes]
     counts = join(f"{kinds.count(k)} {k}" for k in ("gained", "lost", "other mistake"))
@@ -256,8 +267,7 @@ def _clip_table(c: Comparison, p: Paired) -> Table:
     ]
     if len(kinds) > MAX_CLIPS:
         notes.append(
-            f"Shown are the {MAX_CLIPS} of which both are most confident; all are in "
-            f"{clips_file(c)}."
+            f"Shown are the {MAX_CLIPS} with the highest probabilities; all are in {clips_file(c)}."
         )
     header = ["Clip", "Fold", "Truth", c.first.name, c.second.name, "Change"]
     return _table(c, "clips", header, rows, notes=notes, left=6)
@@ -274,8 +284,9 @@ def write_clips(c: Comparison, p: Paired, path: Path) -> None:
     header = ["fold", "key", "truth", a, f"{a}_probability", b, f"{b}_probability", "change"]
     rows: list[list[Any]] = [header]
     for x in p.changes:
-        first = [x.first, f"{x.first_probability:.6f}"]
-        second = [x.second, f"{x.second_probability:.6f}"]
+        # empty for a run without probabilities
+        first = [x.first, f"{x.first_probability:.6f}".removesuffix("nan")]
+        second = [x.second, f"{x.second_probability:.6f}".removesuffix("nan")]
         rows.append([_fold_cell(x.fold), x.key, x.truth, *first, *second, x.kind])
     write_text(path, csv_text(rows))
 

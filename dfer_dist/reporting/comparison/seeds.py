@@ -22,7 +22,8 @@ from dfer_dist.evaluation.random_effects import (
     mean_interval,
 )
 from dfer_dist.evaluation.significance import Floats
-from dfer_dist.reporting.comparison.paired import trained_share, unfair
+from dfer_dist.reporting.comparison.fairness import unfair
+from dfer_dist.reporting.comparison.paired import trained_share
 from dfer_dist.reporting.results import LoadedRun, read_settings
 from dfer_dist.reporting.wording import join
 

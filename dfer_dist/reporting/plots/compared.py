@@ -24,6 +24,7 @@ from dfer_dist.reporting.plots.scores import (
     matrix_size,
     new_figure,
 )
+from dfer_dist.runs.endpoint import own_classes
 
 # The baseline is black. The colors of UAR and WAR are left out.
 _RUN_COLORS = (INK, *(c for c in CLASS_COLORS[1:] if c not in (WAR, "#000000")))
@@ -135,12 +136,12 @@ def confusion_change_figure(
     title : str
     """
     place = {name: i for i, name in enumerate(classes)}
-    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    truths = own_classes(classes)
+    counts = np.zeros((len(truths), len(classes)), dtype=np.int64)
     for x in changes:
         counts[place[x.truth], place[x.second]] += 1
         counts[place[x.truth], place[x.first]] -= 1
-    side = matrix_size(classes)
-    figure = new_figure(side + 1.8, side + 1.9)
+    figure = new_figure(matrix_size(classes) + 1.8, matrix_size(truths) + 1.9)
     ax = figure.subplots()
     largest = max(1, int(np.abs(counts).max()))
     # Purple: more clips, orange: fewer. Paler than both ends of the map, so that text is read.
@@ -152,5 +153,5 @@ def confusion_change_figure(
         color = INK if count else FAINT
         ax.text(j, i, text, ha="center", va="center", color=color, fontweight=weight, fontsize=10)
     ax.set_title(title, fontsize=12)
-    label_matrix(ax, classes, [support.get(c, 0) for c in classes], "change in clips")
+    label_matrix(ax, classes, [support.get(c, 0) for c in truths], "change in clips")
     return figure

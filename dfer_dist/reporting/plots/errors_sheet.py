@@ -58,6 +58,7 @@ def find_confident_errors(loaded: LoadedRun, count: int) -> list[ConfidentError]
     found = []
     for k, fold in loaded.folds.items():
         t = fold.table
+        assert t.logits is not None
         probabilities = softmax(t.logits.astype(np.float64), axis=1)
         for i in np.flatnonzero(t.predicted != t.labels):
             truth, predicted = int(t.labels[i]), int(t.predicted[i])
@@ -91,10 +92,15 @@ def draw_confident_errors(run: RunDir, count: int, explain: bool = False) -> Err
     Raises
     ------
     UserError
-        No fold is finished, no clip is misclassified, the shards are missing or of other data than
-        the run's, or a clip is damaged.
+        No fold is finished, no clip is misclassified, the run has no probabilities, the shards are
+        missing or of other data than the run's, or a clip is damaged.
     """
     loaded = load_run(run)
+    if loaded.result.endpoint:
+        raise UserError(
+            f"{run.root}: a model at an endpoint gives no probabilities, so no error is the most "
+            "confident one: leave --errors out"
+        )
     errors = find_confident_errors(loaded, count)
     if not errors:
         raise UserError(f"{run.root}: no clip is misclassified in the finished folds")

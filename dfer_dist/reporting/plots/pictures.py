@@ -7,9 +7,8 @@ from dataclasses import replace
 
 from matplotlib.figure import Figure
 
-from dfer_dist.reporting.calibration import outputs_of
 from dfer_dist.reporting.class_scores import class_recalls
-from dfer_dist.reporting.comparison.paired import Comparison, Paired
+from dfer_dist.reporting.comparison.paired import Comparison, Paired, joint_classes
 from dfer_dist.reporting.extra_tables import read_features
 from dfer_dist.reporting.history import Curve, read_lines, training_curves
 from dfer_dist.reporting.plots import compared
@@ -57,7 +56,7 @@ def run_pictures(loaded: LoadedRun) -> dict[str, list[Picture]]:
         "curves": [],
     }
     if summary.calibration:
-        figure = calibration_figure({k: outputs_of(fold) for k, fold in loaded.folds.items()})
+        figure = calibration_figure({k: fold.table.outputs for k, fold in loaded.folds.items()})
         alt = "Reliability diagram of all folds pooled, and risk-coverage curves"
         pictures["calibration"] = [_picture(figure, alt, "", lost)]
     if len(summary.folds) > 1:
@@ -138,7 +137,7 @@ def _recalls(c: Comparison, paired: Paired) -> Picture:
 def _confusion_change(c: Comparison, paired: Paired) -> Picture:
     title = f"{c.second.name} minus {c.first.name}, {paired.clips} clips"
     support = {x.name: x.clips for x in paired.classes}
-    classes = c.first.result.classes
+    classes = joint_classes(c.first.result.classes, c.second.result.classes)
     figure = compared.confusion_change_figure(paired.changes, classes, support, title)
     caption = (
         f"Difference of the confusion matrices. {c.second.name} is better where the diagonal has "

@@ -29,6 +29,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 
 from dfer_dist.reporting.wording import PROTOCOLS, heading, warnings
+from dfer_dist.runs.endpoint import NO_CLASS, own_classes
 from dfer_dist.runs.records import FoldResult
 from dfer_dist.runs.summary import Summary, UarWarSpread
 from dfer_dist.utils.files import atomic_path
@@ -141,7 +142,7 @@ def summary_figure(name: str, summary: Summary) -> Figure:
     pooled, finished = summary.pooled, len(summary.folds)
     count = finished + len(summary.missing)
     side = matrix_size(pooled.classes)
-    height = max(side + 2.2, _scores_height(summary) + 1.2)
+    height = max(matrix_size(own_classes(pooled.classes)) + 2.2, _scores_height(summary) + 1.2)
     figure = new_figure(_SCORES_WIDTH + side + 2.0, height)
     figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.04))
     figure.suptitle(heading(name, summary), fontsize=13, fontweight="bold", color=INK)
@@ -173,8 +174,8 @@ def confusion_figure(
     confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str
 ) -> Figure:
     """Draw a confusion matrix alone."""
-    side = matrix_size(classes)
-    figure = new_figure(side + 1.8, side + 1.9)
+    height = matrix_size(own_classes(classes))
+    figure = new_figure(matrix_size(classes) + 1.8, height + 1.9)
     _draw_confusion(figure.subplots(), confusion, classes, title)
     return figure
 
@@ -231,8 +232,11 @@ def _scores_legend(ax: Axes, summary: Summary, interval: ErrorbarContainer) -> N
 def _draw_confusion(
     ax: Axes, confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str
 ) -> None:
-    """Draw percents of each row over the numbers of clips; the row of an absent class is grey."""
-    counts = np.asarray(confusion, dtype=np.int64)
+    """Draw percents of each row over the numbers of clips; the row of an absent class is grey.
+
+    What is no class of the set (:data:`NO_CLASS`) has no row.
+    """
+    counts = np.asarray(confusion, dtype=np.int64)[[c not in NO_CLASS for c in classes]]
     support = counts.sum(axis=1, keepdims=True)
     percent = np.divide(
         100.0 * counts, support, out=np.full(counts.shape, np.nan), where=support > 0
@@ -246,13 +250,16 @@ def _draw_confusion(
 
 
 def label_matrix(ax: Axes, classes: Sequence[str], support: Sequence[int], cells: str) -> None:
-    """Name rows and columns of a matrix of truth and prediction, and what its cells are."""
-    places = range(len(classes))
-    ax.set_xticks(places, classes, rotation=40, ha="right", rotation_mode="anchor", fontsize=10)
-    rows = [c if n else f"{c}\n(absent)" for c, n in zip(classes, support, strict=True)]
-    ax.set_yticks(places, rows, fontsize=10)
+    """Name rows and columns of a matrix of truth and prediction, and what its cells are.
+
+    There is a row for each number in ``support``, of the first classes.
+    """
+    style: dict[str, Any] = {"ha": "right", "rotation_mode": "anchor", "fontsize": 10}
+    ax.set_xticks(range(len(classes)), classes, rotation=40, **style)
+    rows = [c if n else f"{c}\n(absent)" for c, n in zip(classes, support, strict=False)]
+    ax.set_yticks(range(len(rows)), rows, fontsize=10)
     ax.set_xticks(np.arange(len(classes) + 1) - 0.5, minor=True)
-    ax.set_yticks(np.arange(len(classes) + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
     ax.grid(which="minor", color="white", linewidth=1.2)
     ax.tick_params(which="both", length=0)
     ax.spines[:].set_visible(False)

@@ -37,13 +37,13 @@ def send(request: BaseHTTPRequestHandler, data: bytes, status: int = 200, **head
 class Vision:
     """The server.
 
-    ``faults`` are used up, one for each request, before any answer; ``hold``, when cleared, keeps
-    answers back until it is set.
+    ``text`` gives the answer to a request, or a fault. ``faults`` are used up, one for each
+    request, before any answer; ``hold``, when cleared, keeps answers back until it is set.
     """
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.faults: list[Fault] = []
-        self.text: Callable[[dict[str, Any]], str] = lambda _: PLAIN
+        self.text: Callable[[dict[str, Any]], str | Fault] = lambda _: PLAIN
         self.requests: list[dict[str, Any]] = []
         self.times: list[float] = []
         self.headers: list[dict[str, str]] = []
@@ -83,7 +83,10 @@ class Vision:
                 time.sleep(self.seconds)
                 with self._lock:
                     self._now -= 1
-                send(request, completion(self.text(asked)))
+                reply = self.text(asked)
+                if isinstance(reply, str):
+                    reply = answer(completion(reply))
+                reply(request)
                 return
         except OSError:
             request.close_connection = True  # the client has gone

@@ -95,7 +95,7 @@ def test_signature_of_a_url_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> 
     command = ["dfer", "train", "demo", "data.shards=https://h/x?sig=secret", "--name", "why?"]
     monkeypatch.setattr("sys.argv", command)
     expected = ["dfer", "train", "demo", "data.shards=https://h/x?…", "--name", "why?"]
-    assert runs._command() == expected
+    assert runs.command_line() == expected
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ WITH_TABLES = {
     "launch/commands/backbones.py",
     "launch/commands/bench.py",
     "launch/commands/data.py",
-    "launch/commands/describe.py",
+    "launch/commands/endpoint.py",
     # in test_folds_command.py
     "launch/commands/folds.py",
     "launch/commands/models.py",

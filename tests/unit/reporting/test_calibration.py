@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dfer_dist.evaluation.calibration import score_calibration
-from dfer_dist.reporting.calibration import calibration_section, outputs_of
+from dfer_dist.reporting.calibration import calibration_section
 from dfer_dist.reporting.plots.calibration import calibration_figure
 from dfer_dist.reporting.results import LoadedRun, load_run
 from tests.helpers.made_runs import make_run, make_run_with_gaps
@@ -25,7 +25,7 @@ def test_table_has_each_fold_its_mean_and_intervals(loaded: LoadedRun) -> None:
     section = calibration_section(loaded)
     assert section
     (table,) = section.tables
-    scores = {k: score_calibration(outputs_of(fold)) for k, fold in loaded.folds.items()}
+    scores = {k: score_calibration(fold.table.outputs) for k, fold in loaded.folds.items()}
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["2"] == ["missing"] * 8
     for k, own in scores.items():
@@ -51,7 +51,7 @@ def test_second_table_is_of_the_scaled_logits(loaded: LoadedRun) -> None:
     table = section.tables[1]
     rows = {row[0]: row[1:] for row in table.rows}
     for k, fold in loaded.folds.items():
-        scaled = score_calibration(outputs_of(fold).scaled(1.0 + k))
+        scaled = score_calibration(fold.table.outputs.scaled(1.0 + k))
         assert rows[str(k)][0] == f"{scaled.nll:.3f}"
         assert rows[str(k)][2] == f"{100 * scaled.ece:.2f}"
     assert "2.000 in fold 1, 4.000 in fold 3" in table.notes[0]
@@ -70,11 +70,11 @@ def test_only_runs_without_validation_clips_say_that_they_have_no_temperature(
 
 def test_results_of_older_versions_get_their_calibration(loaded: LoadedRun) -> None:
     for fold in loaded.folds.values():
-        assert fold.result.calibration == score_calibration(outputs_of(fold))
+        assert fold.result.calibration == score_calibration(fold.table.outputs)
 
 
 def test_figure_has_a_dot_for_each_bin_and_a_line_for_each_fold(loaded: LoadedRun) -> None:
-    folds = {k: outputs_of(fold) for k, fold in loaded.folds.items()}
+    folds = {k: fold.table.outputs for k, fold in loaded.folds.items()}
     left, right = calibration_figure(folds).axes
     assert len(right.lines) == 3
     for line, outputs in zip(right.lines, folds.values(), strict=True):

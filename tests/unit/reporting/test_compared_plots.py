@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfer_dist.reporting.comparison.paired import Comparison, Paired, compare, same_clips
+from dfer_dist.reporting.comparison.fairness import same_clips
+from dfer_dist.reporting.comparison.paired import Comparison, Paired, compare
 from dfer_dist.reporting.history import Curve
 from dfer_dist.reporting.plots.compared import (
     confusion_change_figure,

@@ -15,7 +15,6 @@ from dfer_dist.config.load import dump_config, read_config
 from dfer_dist.evaluation.metrics import score
 from dfer_dist.evaluation.significance import Difference
 from dfer_dist.evaluation.votes import mean_over_folds
-from dfer_dist.reporting.calibration import outputs_of
 from dfer_dist.reporting.comparison.paired import Comparison, compare, load_runs
 from dfer_dist.reporting.comparison.sections import comparison_sections
 from dfer_dist.reporting.comparison.verdict import comparison_verdict
@@ -92,7 +91,7 @@ def test_calibration_is_compared_clip_by_clip(tmp_path: Path) -> None:
     first, second = make_run(tmp_path / "a", sure=1.0), make_run(tmp_path / "b", sure=3.0)
     p = held(first, second).paired
     assert p is not None
-    outputs = [[outputs_of(fold) for fold in load_run(r).folds.values()] for r in (first, second)]
+    outputs = [[fold.table.outputs for fold in load_run(r).folds.values()] for r in (first, second)]
     labels = [o.labels for o in outputs[0]]
     for found, name in zip(p.calibration, ("nll", "brier"), strict=True):
         values = [[getattr(o, name) for o in of_run] for of_run in outputs]

@@ -12,7 +12,8 @@ import pytest
 from dfer_dist.config.load import dump_config, read_config
 from dfer_dist.config.schema import Ambiguous, TargetKind
 from dfer_dist.evaluation.votes import any_annotator, kl_divergence
-from dfer_dist.reporting.comparison.paired import compare, same_clips
+from dfer_dist.reporting.comparison.fairness import same_clips
+from dfer_dist.reporting.comparison.paired import compare
 from dfer_dist.reporting.comparison.sections import comparison_sections
 from dfer_dist.reporting.protocol import protocol_rows
 from dfer_dist.reporting.results import load_run

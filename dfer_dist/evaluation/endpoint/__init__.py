@@ -1,0 +1,1 @@
+"""Tests of a vision-language model behind an OpenAI-compatible endpoint."""

@@ -1,0 +1,121 @@
+"""The test of a model at an endpoint, with a model in this process in its place."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from dfer_dist.data.captions.endpoint import Completion, NoAnswer
+from dfer_dist.data.shards.index import Index
+from dfer_dist.evaluation.endpoint.classify import Plan, classify, plan_test
+from dfer_dist.runs.endpoint import NO_CLASS
+from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.records import FoldResult, Provenance
+from dfer_dist.utils.errors import UserError
+
+
+class Model:
+    """Answers in order; an exception is raised."""
+
+    url = "http://h/v1"
+
+    def __init__(self, *answers: Completion | Exception, model: str = "eye-1", **fields: Any):
+        self.model, self.fields = model, {"temperature": 0, "max_tokens": 9, **fields}
+        self.answers, self.stop, self.messages = list(answers), threading.Event(), []
+
+    def complete(self, messages: list[dict[str, Any]]) -> Completion:
+        self.messages.append(messages)
+        answer = self.answers.pop(0) if self.answers else Completion("anger", False, 10, 2)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def plan(
+    index: Index, root: Path, fold: int | None = 1, *overrides: str, model: Model | None = None
+) -> Plan:
+    settings = [f"data.shards={index.root}", "data.num_frames=4", *overrides]
+    return plan_test("demo", settings, fold, model or Model(), RunDir(root))  # type: ignore[arg-type]
+
+
+def ask(index: Index, root: Path, *answers: Completion | Exception, fold: int | None = 1) -> Model:
+    model = Model(*answers)
+    test = plan(index, root, fold)
+    test.create(Provenance())
+    classify(test, model, 1)  # type: ignore[arg-type]
+    return model
+
+
+def test_classify_sends_each_clip_of_the_fold_once(tiny_shards: Index, tmp_path: Path) -> None:
+    model = ask(tiny_shards, tmp_path / "run")
+    sent = [json.dumps(messages) for messages in model.messages]
+    assert len(sent) == len(set(sent)) == 12
+    assert all(name in sent[0] for name in tiny_shards.classes)
+    assert not ask(tiny_shards, tmp_path / "run").messages
+    assert len(ask(tiny_shards, tmp_path / "run", fold=None).messages) == 48
+
+
+def test_classify_counts_answers_without_class_as_wrong(tiny_shards: Index, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    answers = [Completion("no", refused=True), Completion("fear?! anger?!"), NoAnswer("late")]
+    ask(tiny_shards, run.root, *answers)
+    result = FoldResult.read(run.fold(1).result)
+    table = pq.read_table(run.fold(1).predictions).to_pydict()
+    assert list(result.without_class.values()) == [1, 1, 1]
+    assert result.classes == [*tiny_shards.classes, *NO_CLASS]
+    assert table["predicted"][:3] == [7, 8, 9]
+    right = sum(p == y for p, y in zip(table["predicted"], table["label"], strict=True))
+    assert result.n == 12
+    assert result.war == pytest.approx(100 * right / 12)
+    test = result.endpoint
+    assert test
+    assert (test.requests, test.prompt_tokens, test.completion_tokens) == (11, 90, 18)
+
+
+def test_classify_sends_failed_clip_again_and_keeps_refusal(
+    tiny_shards: Index, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    ask(tiny_shards, run.root, NoAnswer("late"), Completion("no", refused=True))
+    assert len(ask(tiny_shards, run.root).messages) == 1
+    result = FoldResult.read(run.fold(1).result)
+    assert list(result.without_class.values()) == [1, 0, 0]
+
+
+@pytest.mark.parametrize(("answered", "result"), [(5, False), (11, False)])
+def test_classify_stops_at_an_error_of_all_clips(
+    tiny_shards: Index, tmp_path: Path, answered: int, result: bool
+) -> None:
+    answers = [Completion("anger")] * answered
+    with pytest.raises(UserError, match=f"answers 401: no: {11 - answered} more .*{answered} answ"):
+        ask(tiny_shards, tmp_path / "run", *answers, NoAnswer("answers 401", "no\n", for_all=True))
+    assert RunDir(tmp_path / "run").fold(1).result.exists() is result
+
+
+def test_plan_refuses_another_request_in_the_same_folder(
+    tiny_shards: Index, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    plan(tiny_shards, root).create(Provenance())
+    plan(tiny_shards, root, 2, model=Model(max_tokens=99))
+    for overrides, model in (
+        (["data.num_frames=8"], Model()),
+        ([], Model(model="eye-2")),
+        ([], Model(temperature=1)),
+    ):
+        with pytest.raises(UserError, match="is another run"):
+            plan(tiny_shards, root, 1, *overrides, model=model)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        plan(tiny_shards, tmp_path / "other").create(Provenance())
+
+
+def test_plan_refuses_unknown_fold(tiny_shards: Index, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="fold 6 is out of range"):
+        plan(tiny_shards, tmp_path / "run", 6)
