@@ -163,7 +163,8 @@ def _landmark_recipe(job: EnrichJob) -> tuple[dict[str, Any], _Rows]:
     folder = job.request.landmarks_from
     if folder is None:
         return {"by": "dlib"}, _detect_landmarks(job)
-    sha256 = precomputed.hash_files(precomputed.landmark_file(folder, key) for key in job.keys)
+    files = (file for key in job.keys for file in precomputed.landmark_files(folder, key))
+    sha256 = precomputed.hash_files(files)
     return {"by": "import", "files_sha256": sha256}, _import_landmarks(folder, job)
 
 
@@ -287,8 +288,9 @@ def _draw_maps(job: EnrichJob) -> _Rows:
 
 def _import_maps(folder: Path, job: EnrichJob) -> _Rows:
     for key, jpegs in _read_clips(job):
-        num_frames = sum(1 for _ in jpegs)
-        yield from _map_rows(job, key, precomputed.load_maps(folder, key, num_frames))
+        sizes = list(map(_jpeg_size, jpegs))
+        maps = precomputed.load_maps(folder, key, len(sizes), sizes[0])
+        yield from _map_rows(job, key, maps)
 
 
 def _parse_frames(file: Path, job: EnrichJob) -> _Rows:

@@ -5,6 +5,7 @@
     LANDMARKS/KEY.npy   float [T, 68, 2]
     LANDMARKS/KEY.txt   or a line per frame: x1 y1 x2 y2 ... x68 y68, with spaces or commas
     MAPS/KEY/*.png      an image of labels per frame, grey or with a palette, in numerical order
+    FOLDER/KEY/FRAME/   or output of FaceXFormer for each frame, in numerical order
 
 Points are pixels of the packed frame, NaN in a frame without a face. Labels are those of
 :data:`~dfer_dist.data.faces.parsing_maps.LABELS`. The key of a clip is its name in the data set,
@@ -16,10 +17,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from dfer_dist.data.faces import facexformer
 from dfer_dist.data.faces.parsing_maps import read_labels
 from dfer_dist.data.sources.records import sort_frames
 from dfer_dist.data.sources.text_lists import read_text
@@ -53,8 +56,7 @@ def load_landmarks(
         If the clip has no file, the number of points or frames is wrong, or most points are
         outside of the frames.
     """
-    file = landmark_file(folder, key)
-    points = _read(file)
+    file, points = _read_points(folder, key, size)
     is_numeric = np.issubdtype(points.dtype, np.number)
     if points.ndim != 3 or points.shape[1:] != (68, 2) or not is_numeric:
         raise UserError(
@@ -76,8 +78,20 @@ def load_landmarks(
     return points, found
 
 
-def load_maps(folder: Path, key: str, num_frames: int) -> Iterator[np.ndarray]:
-    """Yield the parsing maps of a clip, uint8 [H, W] each.
+def _read_points(folder: Path, key: str, size: tuple[int, int]) -> tuple[Path, np.ndarray]:
+    """Return the landmarks of a clip, and the file or folder that they are from."""
+    file = landmark_files(folder, key)[0]
+    if file.parent == folder:
+        return file, _read(file, _READERS[file.suffix])
+    frames = facexformer.frame_folders(folder / key)
+    points = [_read(frame, facexformer.read_landmarks, size) for frame in frames]
+    return folder / key, np.stack(points)
+
+
+def load_maps(
+    folder: Path, key: str, num_frames: int, size: tuple[int, int]
+) -> Iterator[np.ndarray]:
+    """Yield the parsing maps of a clip, uint8 [H, W] each; ``size`` is that of its frames.
 
     Raises
     ------
@@ -85,11 +99,15 @@ def load_maps(folder: Path, key: str, num_frames: int) -> Iterator[np.ndarray]:
         If their number is not ``num_frames``, or one is no image of labels or of another size.
     """
     files = map_files(folder, key)
+    read: Callable[[Path], np.ndarray] = read_labels
+    if not files or files[0].parent != folder / key:
+        files = facexformer.frame_folders(folder / key)
+        read = partial(facexformer.read_map, size=size)
     if len(files) != num_frames:
         raise UserError(f"{folder / key} has {len(files)} maps, clip {key} has {num_frames} frames")
     shape: tuple[int, ...] = ()
     for file in files:
-        labels = _read(file)
+        labels = _read(file, read)
         shape = shape or labels.shape
         if labels.shape != shape:
             raise UserError(f"{file} has another size than the maps before it")
@@ -104,8 +122,8 @@ def hash_files(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def landmark_file(folder: Path, key: str) -> Path:
-    """Return the landmark file of a clip.
+def landmark_files(folder: Path, key: str) -> list[Path]:
+    """Return the landmark file of a clip, or those of its frames.
 
     Raises
     ------
@@ -114,7 +132,9 @@ def landmark_file(folder: Path, key: str) -> Path:
     """
     for file in (folder / f"{key}.npy", folder / f"{key}.txt"):
         if file.is_file():
-            return file
+            return [file]
+    if frames := facexformer.frame_folders(folder / key):
+        return facexformer.output_files(frames, facexformer.LANDMARKS)
     raise UserError(f"{folder} has neither {key}.npy nor {key}.txt: each clip needs landmarks")
 
 
@@ -129,6 +149,8 @@ def map_files(folder: Path, key: str) -> list[Path]:
     maps = folder / key
     if not maps.is_dir():
         raise UserError(f"{folder} has no folder {key}: maps of every clip are needed")
+    if frames := facexformer.frame_folders(maps):
+        return facexformer.output_files(frames, facexformer.MAP)
     return sort_frames(maps.glob("*.png"))
 
 
@@ -144,12 +166,11 @@ def _read_table(file: Path) -> np.ndarray:
 _READERS: dict[str, Callable[[Path], np.ndarray]] = {
     ".npy": np.load,
     ".txt": _read_table,
-    ".png": read_labels,
 }
 
 
-def _read(file: Path) -> np.ndarray:
+def _read(file: Path, read: Callable[..., np.ndarray], *more: object) -> np.ndarray:
     try:
-        return _READERS[file.suffix](file)
+        return read(file, *more)
     except (ValueError, OSError, EOFError, SyntaxError) as e:
         raise UserError(f"{file} cannot be read: {' '.join(str(e).split())}") from e
