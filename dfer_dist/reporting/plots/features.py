@@ -40,10 +40,13 @@ def embed(values: Floats) -> NDArray[np.float32]:
     smaller one.
     """
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     perplexity = min(_PERPLEXITY, (len(values) - 1) / 3)
     tsne = TSNE(perplexity=perplexity, init="pca", random_state=0)
-    points: NDArray[np.float32] = tsne.fit_transform(values)
+    # sums over several threads would give other points on each machine
+    with threadpool_limits(1):
+        points: NDArray[np.float32] = tsne.fit_transform(values)
     return points
 
 

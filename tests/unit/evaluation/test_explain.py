@@ -104,6 +104,14 @@ def test_explained_class_is_the_predicted_one_and_nothing_is_left_behind() -> No
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_given_class_is_explained_in_place_of_the_most_probable_one() -> None:
+    net = model(temporal=TemporalKind.mean)
+    best = explain_clip(net, frames())
+    other = explain_clip(net, frames(), label=(best.predicted + 1) % 3)
+    assert other.predicted == (best.predicted + 1) % 3
+    assert not np.allclose(other.heat, best.heat)
+
+
 def test_frames_weigh_the_same_without_a_transformer_and_modalities_have_no_heat() -> None:
     net = model(temporal=TemporalKind.mean, modalities=["landmarks"], image=ImageTuning.adapters)
     found = explain_clip(net, frames(inputs=2))

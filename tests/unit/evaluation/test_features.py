@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dfer_dist.config.schema import DataConfig
+from dfer_dist.config.schema import ClassText, DataConfig, Head, TextPolarity, TextTuning
 from dfer_dist.data.loading.loader import evaluation_loader
 from dfer_dist.data.loading.sampler import all_clips
 from dfer_dist.data.shards.index import Index
@@ -23,9 +23,15 @@ from dfer_dist.evaluation.feature_recorder import FeatureRecorder
 from dfer_dist.evaluation.features import ClipFeatures
 from dfer_dist.utils.errors import UserError
 from tests.helpers.made_runs import FEATURES, made_features
-from tests.helpers.models.tiny_models import tiny
+from tests.helpers.models.tiny_models import FRAMES, tiny
 
 CPU = torch.device("cpu")
+LINEAR = {
+    "head": Head.linear,
+    "text_polarity": TextPolarity.positive,
+    "text": ClassText.names,
+    "text_tower": TextTuning.frozen,
+}
 
 
 def test_file_has_a_row_a_clip_and_says_what_it_is(tmp_path: Path) -> None:
@@ -65,6 +71,20 @@ def test_damaged_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"x")
     with pytest.raises(UserError, match="missing or damaged"):
         ClipFeatures.read(path)
+
+
+def test_recorder_gives_the_logits_of_the_model_and_the_texts_of_each_polarity() -> None:
+    frames = torch.randint(256, (2, FRAMES, 3, 64, 64), dtype=torch.uint8)
+    for head, polarities in (({}, ["positive", "negative"]), (LINEAR, [])):
+        model = tiny(**head).eval()
+        recorder = FeatureRecorder(model)
+        with torch.no_grad():
+            text = model.text_features()
+            assert torch.equal(recorder.forward(frames, text), model(frames, text))
+        texts = recorder.class_texts()
+        assert list(texts) == polarities
+        if text is not None:
+            assert np.array_equal(np.concatenate([*texts.values()]), text)
 
 
 def test_features_of_views_are_averaged_and_normalized_on_any_number_of_ranks(
