@@ -6,11 +6,13 @@ import importlib.metadata
 import platform
 import re
 import textwrap
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml  # type: ignore[import-untyped]
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dfer_dist.checkpoints.portable import Checkpoint
 from dfer_dist.config.applicable import VIDEO
@@ -119,39 +121,27 @@ def model_card(info: ModelInfo, config: Config, info_sha256: str, license_id: st
     license_id : str
         Of the weights: an identifier of the Hub, or :data:`OTHER`.
     """
-    size, frames = config.data.image_size, config.data.num_frames
     test = config.eval
-    seen = f"seen {views_text(test.views, test.crops, test.mirror)}"
-    parts = [
-        f"# Facial expressions: {', '.join(info.classes)}",
-        f"Classifies {len(info.classes)} facial expressions in a short clip of one face, with "
-        f"{info.backbone}: {frames} frames of {size} x {size} pixels "
-        f"(`{config.data.sampling.name}`; {seen}), {info.parameters:,} parameters in float32. "
-        f"Made by dfer_dist {info.software['dfer_dist']}; the method is {_method(info, config)}.",
-        *_results(info),
-        _template("limits.md").format(
-            domain=_domain(info.dataset), calibration=_calibration(info.temperature)
-        ),
-        _template("use.md"),
-        "## Training",
-        _training(info, config),
-        "## Origin",
-        _table(["", ""], _origin(info), left=2),
-        "## License",
-        f"{_weights_terms(info, license_id)} The code in `code/` is under the MIT License. "
-        f"`{LICENSE}` has both.",
-        *_class_list(info),
-        "## Files",
-        "Checked whenever the model is loaded. Nothing is pickled.",
-        _files(info, info_sha256),
-    ]
-    return "\n\n".join([_front_matter(info, license_id), *parts]) + "\n"
+    card = _environment().get_template("card.md")
+    text: str = card.render(
+        **_license_values(info, license_id),
+        **_result_values(info),
+        metadata=_metadata(info, license_id),
+        data=config.data,
+        views=views_text(test.views, test.crops, test.mirror),
+        method=_method(info, config),
+        selections=_SELECTIONS,
+        settings=settings_rows(config),
+        info_sha256=info_sha256,
+    )
+    return f"{text}\n"
 
 
 def license_text(info: ModelInfo, license_id: str) -> str:
     """Return the terms of the weights, and the license of the code next to them."""
-    terms = textwrap.fill(_weights_terms(info, license_id).replace("`", ""), 80)
-    return f"Weights\n\n{terms}\n\nCode\n\n{_template(LICENSE)}\n"
+    terms = _environment().get_template("terms.md").render(_license_values(info, license_id))
+    code = (TEMPLATES / LICENSE).read_text("utf-8").strip()
+    return f"Weights\n\n{textwrap.fill(terms.replace('`', ''), 80)}\n\nCode\n\n{code}\n"
 
 
 def check_license(license_id: str) -> None:
@@ -169,12 +159,20 @@ def check_license(license_id: str) -> None:
         )
 
 
-def _template(name: str) -> str:
-    return (TEMPLATES / name).read_text("utf-8").strip()
+@cache
+def _environment() -> Environment:
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined)
+    environment.globals["table"] = _table
+    environment.filters["cell"] = lambda text: text.replace("|", r"\|")
+    return environment
 
 
-def _front_matter(info: ModelInfo, license_id: str) -> str:
-    """Return the metadata that the Hub reads.
+def _table(header: list[str], rows: Rows, left: int = 1) -> str:
+    return markdown(Table("", "", header, rows, left=left))
+
+
+def _metadata(info: ModelInfo, license_id: str) -> str:
+    """Return the metadata that the Hub reads, as YAML.
 
     References
     ----------
@@ -188,7 +186,8 @@ def _front_matter(info: ModelInfo, license_id: str) -> str:
         scores = {"metrics": ["recall", "accuracy"], "model-index": [_model_index(info)]}
     tags = [*_TAGS, *["clip"] * bool(info.texts)]
     data = {"library_name": "dfer_dist", "pipeline_tag": TASK, **terms, "tags": tags, **scores}
-    return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---"
+    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _model_index(info: ModelInfo) -> dict[str, Any]:
@@ -207,36 +206,12 @@ def _model_index(info: ModelInfo) -> dict[str, Any]:
     return {"name": info.method, "results": [scores]}
 
 
-def _weights_terms(info: ModelInfo, license_id: str) -> str:
+def _license_values(info: ModelInfo, license_id: str) -> dict[str, Any]:
+    """Return what ``terms.md`` shows."""
     source = info.pretrained
     if info.converted_from:
         source = info.converted_from["file"]
-    made_from = (
-        f"They come from the pretrained weights `{source}` and from the data set "
-        f"{info.dataset or 'of their training'}, whose terms set limits: sets of faces are mostly "
-        "given out for non-commercial research only."
-    )
-    if license_id == OTHER:
-        return (
-            f"No license was chosen for the weights in `{WEIGHTS}`. {made_from} Who publishes them "
-            "decides, and states a license with `dfer export --license ID`."
-        )
-    return f"The weights in `{WEIGHTS}` are published under `{license_id}`. {made_from}"
-
-
-def _calibration(temperature: float | None) -> str:
-    if temperature is None:
-        return "The probabilities are not calibrated."
-    return (
-        f"Logits are divided by {temperature:.3f}, the temperature fitted on the validation clips "
-        "of the training, to calibrate the probabilities of clips like these."
-    )
-
-
-def _domain(dataset: str | None) -> str:
-    if dataset == "demo":
-        return "It knows the drawn faces of the demo alone, and no photograph."
-    return f"It knows clips like those of the data set {dataset or 'of its training'}."
+    return {"info": info, "license": license_id, "weights": WEIGHTS, "source": source}
 
 
 def _method(info: ModelInfo, config: Config) -> str:
@@ -259,74 +234,26 @@ def _method(info: ModelInfo, config: Config) -> str:
     return "DFER-CLIP (Zhao & Patras, BMVC 2023)" + fine_cliper
 
 
-def _training(info: ModelInfo, config: Config) -> str:
-    if info.converted_from:
-        return "DFER-CLIP's authors trained it; their file does not state the settings."
-    return _table(["Setting", "Description"], settings_rows(config), left=2)
-
-
-def _origin(info: ModelInfo) -> Rows:
-    rows = [
-        ("data set", info.dataset or "unknown"),
-        ("test fold (not trained on)", str(info.fold or "unknown")),
-    ]
-    if info.converted_from:
-        file, sha256 = info.converted_from["file"], info.converted_from["sha256"]
-        rows.append(("converted from", f"`{file}` of DFER-CLIP's authors, sha256 `{sha256}`"))
-    if info.epoch is not None:
-        rows.append(("epoch, step", f"{info.epoch}, {info.step}"))
-    rows.append(("selection", f"`{info.selection}`: {_SELECTIONS[info.selection]}"))
-    if info.objective != "labels":
-        what = "descriptions of the clips, each contrasted with all clips of a step"
-        rows.append(("learned from", f"`{info.objective}`: {what}"))
-    rows.append(("number format of the towers", info.precision))
-    if not info.converted_from:
-        sha256 = f", sha256 `{info.pretrained_sha256}`" if info.pretrained_sha256 else ""
-        rows.append(("started from", f"`{info.pretrained}`{sha256}"))
-    rows.append(("hash of the settings", f"`{info.config_hash}`"))
-    if info.index_hash:
-        rows.append(("hash of the data", f"`{info.index_hash}`"))
-    commit = f", git `{info.git_sha}`" if info.git_sha else ""
-    rows.append(("hash of the code", f"`{info.code_hash}`{commit}"))
-    software = (f"{name} {version}" for name, version in info.software.items())
-    rows.append(("software", ", ".join(software)))
-    return [list(row) for row in rows]
-
-
-def _results(info: ModelInfo) -> list[str]:
-    """Return the section of the scores, as paragraphs and tables."""
+def _result_values(info: ModelInfo) -> dict[str, Any]:
+    """Return what ``card.md`` shows of the fold's result."""
     if info.result is None:
-        return [
-            "## Results",
-            "The checkpoint has no test result of these very weights: test it with `dfer eval`.",
-        ]
+        return {"result": None}
     result = FoldResult.from_json(info.result, INFO)
-    left_out = ""
-    if result.left_out:
-        names = ", ".join(result.left_out)
-        left_out = f" **{left_out_text(len(result.left_out), result.n)}**: {names}."
     classes, counts = result.classes, np.array(result.confusion)
-    recalls = [
-        [name, *_recall_cells(int(row[i]), int(row.sum()))]
-        for i, (name, row) in enumerate(zip(classes, counts, strict=True))
-    ]
-    confusion = [[name, *map(str, row)] for name, row in zip(classes, counts, strict=True)]
-    return [
-        "## Results",
-        f"Fold {result.fold} of {result.dataset}, {result.n} clips, each predicted once by "
-        f"{_SELECTIONS[result.selection]}. One fold is no cross-validation: publish the mean over "
-        f"all.{left_out}",
-        _scores(result, counts),
-        "UAR is the mean recall of the classes, WAR the share of all clips that are right. An "
-        "interval covers the choice of the test clips, not that of the training clips or the seed.",
-        _table(["Class", "Clips", "Recall %", "95 % interval"], recalls),
-        "Confusion, in clips: a row for each true class, a column for each predicted one.",
-        _table(["Truth", *classes], confusion),
-    ]
+    return {
+        "result": result,
+        "left_out": left_out_text(len(result.left_out), result.n),
+        "scores": _scores(result, counts),
+        "recalls": [
+            [name, *_recall_cells(int(row[i]), int(row.sum()))]
+            for i, (name, row) in enumerate(zip(classes, counts, strict=True))
+        ],
+        "confusion": [[name, *map(str, row)] for name, row in zip(classes, counts, strict=True)],
+    }
 
 
-def _scores(result: FoldResult, counts: np.ndarray) -> str:
-    """Return the table of UAR and WAR with their intervals, and the baselines."""
+def _scores(result: FoldResult, counts: np.ndarray) -> list[list[str]]:
+    """Return the rows of UAR and WAR with their intervals, and the baselines."""
     support, number = counts.sum(1), np.arange(len(counts))
     # predictions in the order of their labels: the intervals depend on the numbers alone
     tables = [(number.repeat(support), np.tile(number, len(counts)).repeat(counts.ravel()))]
@@ -341,7 +268,7 @@ def _scores(result: FoldResult, counts: np.ndarray) -> str:
     uar, war = 100 / np.count_nonzero(support), 100 * support.max() / result.n
     commonest = result.classes[int(support.argmax())]
     rows.append([f"always {commonest}", f"{uar:.2f}", "", f"{war:.2f}", ""])
-    return _table(["", "UAR %", "95 % interval", "WAR %", "95 % interval"], rows)
+    return rows
 
 
 def _recall_cells(correct: int, clips: int) -> list[str]:
@@ -349,39 +276,3 @@ def _recall_cells(correct: int, clips: int) -> list[str]:
         return ["0", "absent", ""]
     interval = interval_text(*wilson_interval(correct, clips))
     return [str(clips), f"{100 * correct / clips:.2f}", interval]
-
-
-def _class_list(info: ModelInfo) -> list[str]:
-    """Return the section of the classes, in the order of the logits."""
-    order = "In the order of the logits"
-    if info.output == "sigmoid":
-        order = (
-            "Classes do not exclude each other: the probability of each is the sigmoid of its "
-            "logit, and they do not add up to 1. In the order of the logits"
-        )
-    if not info.texts:
-        return ["## Classes", f"{order}: {', '.join(info.classes)}."]
-    return ["## Class texts", f"{order}.", _texts(info)]
-
-
-def _texts(info: ModelInfo) -> str:
-    columns = {"text": info.texts}
-    if info.negative_texts:
-        columns["negative text"] = info.negative_texts
-    rows = [
-        [name, *("<br>".join(texts[name]) for texts in columns.values())] for name in info.classes
-    ]
-    return _table(["class", *columns], rows, left=3)
-
-
-def _files(info: ModelInfo, info_sha256: str) -> str:
-    rows = [
-        [f"`{name}`", f"`{file['sha256']}`", f"{file['bytes']:,}"]
-        for name, file in info.files.items()
-    ]
-    rows.append([f"`{INFO}`", f"`{info_sha256}`", ""])
-    return _table(["file", "sha256", "bytes"], rows, left=2)
-
-
-def _table(header: list[str], rows: Rows, left: int = 1) -> str:
-    return markdown(Table("", "", header, rows, left=left))
