@@ -24,6 +24,7 @@ MIN_CLIPS = 10  # of a fold that is drawn
 MAX_CLIPS = 1000  # of a plane: 3 s
 _PERPLEXITY = 30.0  # van der Maaten & Hinton: 5 to 50
 _PANEL, _COLUMNS = 3.0, 3  # inches, panels in a row
+_LEGEND = 14  # names next to a panel; more are not written into it
 _STAR: dict[str, Any] = {
     "marker": "*",
     "markersize": 13,
@@ -66,21 +67,23 @@ def sample(count: int) -> NDArray[np.int64]:
 
 def class_figure(folds: Mapping[int, ClipFeatures]) -> Figure:
     """Draw each fold by itself, in the colors of the true classes; class texts are stars."""
+    first = next(iter(folds.values()))
     columns = min(len(folds), _COLUMNS)
     rows = -(-len(folds) // columns)
-    figure = new_figure(columns * _PANEL + 1.6, rows * _PANEL + 0.2)
+    legends = -(-(len(first.info.classes) + 1) // (rows * _LEGEND))
+    figure = new_figure(columns * _PANEL + 1.8 * legends, rows * _PANEL + 0.2)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes[len(folds) :]:
         ax.axis("off")
     for ax, (fold, features) in zip(axes, folds.items(), strict=False):
         _draw_fold(ax, features)
         ax.set_title(f"fold {fold}", fontsize=10, color=INK)
-    first = next(iter(folds.values()))
     handles = [Line2D([], [], **_style(i), label=c) for i, c in enumerate(first.info.classes)]
     if len(first.texts):
         star = _style(0) | _STAR | {"markerfacecolor": "white"}
         handles.append(Line2D([], [], **star, label="class text"))
-    figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9)
+    style: dict[str, Any] = {"frameon": False, "fontsize": 9, "ncols": legends}
+    figure.legend(handles=handles, loc="outside right center", **style)
     return figure
 
 
@@ -113,6 +116,8 @@ def _draw_fold(ax: Axes, features: ClipFeatures) -> None:
         ax.plot(*own.T, **_style(label) | {"markersize": 3.2}, alpha=0.75)
     for label, point in enumerate(points[len(labels) :]):
         ax.plot(*point, **_style(label) | _STAR, zorder=4)
+        if len(features.texts) > _LEGEND:
+            continue
         name = features.info.classes[label]
         text = ax.annotate(name, point, (0, 7), textcoords="offset points", fontsize=7.5)
         text.set(ha="center", path_effects=[withStroke(linewidth=2, foreground="white")])
