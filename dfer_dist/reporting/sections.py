@@ -46,10 +46,9 @@ from dfer_dist.runs.records import METRICS, MULTILABEL_METRICS
 from dfer_dist.runs.summary import Summary
 
 _MAX_CONFUSIONS = 8  # in the table
-_F1_NOTE = (
-    "Top-2: clips whose class is one of the two most probable. Kappa: agreement beyond chance, "
-    "from 0 for chance to 1."
-)
+_TOP2 = "Top-2: clips whose class is one of the two most probable."
+_NO_TOP2 = "Top-2 needs probabilities, which a model at an endpoint does not give."
+_KAPPA = "Kappa: agreement beyond chance, from 0 for chance to 1."
 
 
 def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[Section]:
@@ -145,7 +144,8 @@ def _f1_table(loaded: LoadedRun) -> Table:
     rows = [*folds, *_mean_rows(summary, names)]
     header = ["Fold", *(METRICS[m].header for m in names)]
     title = "F1 over the classes, top-2 accuracy and Cohen's kappa"
-    return _table(loaded, "f1", header, rows, title, notes=[_F1_NOTE], rules=[len(folds)])
+    lines = [_NO_TOP2 if loaded.result.endpoint else _TOP2, _KAPPA]
+    return _table(loaded, "f1", header, rows, title, notes=[" ".join(lines)], rules=[len(folds)])
 
 
 def _mean_rows(summary: Summary, names: Sequence[str]) -> list[list[str]]:

@@ -159,6 +159,8 @@ def resume(run: options.RunFolder, nproc: options.NumRanks = None) -> None:
 
 def _resume(run_dir: RunDir, nproc: int | None) -> None:
     folds = run_dir.info().folds_to_train
+    if run_dir.answers.exists():
+        raise UserError(f"{run_dir.root} is not trained: give its dfer eval command again")
     if not run_dir.jobs.exists():
         _cross_validate(run_dir, folds, nproc or 1)
         return

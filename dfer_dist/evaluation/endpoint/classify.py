@@ -209,7 +209,7 @@ def classify(
                 _write_fold(plan, fold, answers)
     if outcome.stopped_by:
         raise UserError(
-            f"{endpoint.url} {outcome.stopped_by}: {outcome.not_sent} more clips are not sent; "
+            f"{endpoint.url}: {outcome.stopped_by}; {outcome.not_sent} more clips are not sent, "
             f"{len(answers)} answers are stored: give the same command to send the others"
         )
     if damaged := outcome.examples.get("damaged clip"):
@@ -249,3 +249,4 @@ def _write_fold(plan: Plan, fold: int, answers: Mapping[str, Completion]) -> Non
         left_out=list(plan.folds[fold].left_out),
         endpoint=EndpointTest(plan.about["model"], plan.about["system"], tries, prompt, completion),
     ).write(files.result)
+    records.FoldStatus(state="DONE").write(files.status)

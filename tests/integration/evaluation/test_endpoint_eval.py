@@ -217,3 +217,4 @@ def test_eval_endpoint_refuses_in_one_line(
     check_refusal(invoke("eval", "demo", "--model", "m", cwd=tmp_path), "--endpoint URL")
     run = tmp_path / "runs" / "eye"
     check_refusal(invoke("report", run, "--errors", 3, cwd=tmp_path), "no finished fold")
+    check_refusal(invoke("resume", run, cwd=tmp_path), "give its dfer eval command again")

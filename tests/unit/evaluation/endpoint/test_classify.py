@@ -15,7 +15,7 @@ from dfer_dist.data.shards.index import Index
 from dfer_dist.evaluation.endpoint.classify import Plan, classify, plan_test
 from dfer_dist.runs.endpoint import NO_CLASS
 from dfer_dist.runs.layout import RunDir
-from dfer_dist.runs.records import FoldResult, Provenance
+from dfer_dist.runs.records import FoldResult, FoldStatus, Provenance
 from dfer_dist.utils.errors import UserError
 
 
@@ -72,6 +72,7 @@ def test_classify_counts_answers_without_class_as_wrong(tiny_shards: Index, tmp_
     right = sum(p == y for p, y in zip(table["predicted"], table["label"], strict=True))
     assert result.n == 12
     assert result.war == pytest.approx(100 * right / 12)
+    assert FoldStatus.read(run.fold(1).status).state == "DONE"
     test = result.endpoint
     assert test
     assert (test.requests, test.prompt_tokens, test.completion_tokens) == (11, 90, 18)
@@ -92,7 +93,7 @@ def test_classify_stops_at_an_error_of_all_clips(
     tiny_shards: Index, tmp_path: Path, answered: int, result: bool
 ) -> None:
     answers = [Completion("anger")] * answered
-    with pytest.raises(UserError, match=f"answers 401: no: {11 - answered} more .*{answered} answ"):
+    with pytest.raises(UserError, match=f"answers 401: no; {11 - answered} more .*{answered} answ"):
         ask(tiny_shards, tmp_path / "run", *answers, NoAnswer("answers 401", "no\n", for_all=True))
     assert RunDir(tmp_path / "run").fold(1).result.exists() is result
 
