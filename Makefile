@@ -83,7 +83,7 @@ format: $(VENV)/.ready-test ## fix and format with ruff
 	$(BIN)/ruff format .
 
 pictures: $(VENV)/.ready-test ## draw the pictures in docs/ from runs/demo
-	$(BIN)/python -m dfer_dist.demo.dataset --sheet docs/images/demo_classes.png
+	$(BIN)/python docs/scripts/demo_picture.py docs/images/demo_classes.png
 	$(BIN)/dfer report runs/demo
 	$(BIN)/python docs/scripts/report_page.py runs/demo/report.html docs/images/report.png --columns
 	$(BIN)/dfer enrich data/demo/shards --landmarks-from data/demo/source/landmarks --parsing

@@ -9,14 +9,10 @@
       lists/DEMO_set_K_test.txt        one clip a line, ``CLIP frames label``; K is 1..5
       lists/DEMO_set_K_train.txt
       demo.json                        the arguments and a row for each clip; written last
-
-``python -m dfer_dist.demo.dataset --sheet docs/images/demo_classes.png`` writes a picture
-with one clip of each class.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import os
@@ -27,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageDraw, ImageFont
 
 from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.demo.captions import describe_clip
@@ -199,32 +194,3 @@ def _write_descriptions(out: Path, plan: list[DemoClip], seed: int) -> None:
         track = clip_track(clip.label, (seed, number))[0]
         table.writerow((clip.name, describe_clip(track, rng)))
     write_text(out / DESCRIPTIONS, text.getvalue())
-
-
-def contact_sheet(path: Path, size: int = 64) -> None:
-    """Write a picture with a row for each class: name, frames of a clip, and intensity."""
-    seed, columns = 7, 8
-    left, right, side = 104, 96, 2 * size
-    sheet = Image.new("RGB", (left + columns * side + right, len(SEVEN) * side), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
-    for label, name in enumerate(SEVEN):
-        clip = render_clip(label, (seed + 10 * label) % IDENTITIES, (seed, label), size)
-        top = label * side
-        draw.text((8, top + side / 2), name, "black", font, anchor="lm")
-        for column in range(columns):
-            frame = Image.fromarray(clip.frames[int((column + 0.5) / columns * len(clip.frames))])
-            frame = frame.resize((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(frame, (left + column * side, top))
-        x = np.linspace(left + columns * side + 10, sheet.width - 10, len(clip.intensity))
-        y = top + side * (0.7 - 0.4 * clip.intensity)
-        draw.line(list(zip(x.tolist(), y.tolist(), strict=True)), "black", 2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)  # a third of the bytes
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="Draw one clip of each class of the demo data set as a picture."
-    )
-    parser.add_argument("--sheet", type=Path, required=True, help="PNG file to write")
-    contact_sheet(parser.parse_args().sheet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,11 +33,11 @@ def backbones(pattern: Pattern = None, json_file: JsonFile = None) -> None:
 
     Example: [bold]dfer backbones SigLIP2[/bold], or [bold]dfer backbones timm:*dinov3[/bold]
     """
-    from dfer_dist.models.towers.catalog import FRAMES, find, to_json
+    from dfer_dist.models.towers.catalog import FRAMES, find
 
     entries = find(pattern)
     if json_file:
-        content = [to_json(entry) for entry in entries]
+        content = [asdict(entry) for entry in entries]
         write_text(json_file, json.dumps(content, indent=2) + "\n")
     accepted = [entry for entry in entries if entry.sizes]
     if accepted:

@@ -1,15 +1,14 @@
 """Every backbone by name: sizes, operations, weights, and why one is refused.
 
 Building all towers takes half a minute, so parameters and operations of named models come from
-``sizes.csv``, which ``python -m dfer_dist.models.towers.catalog`` counts and writes. Models that it
-does not have, as of a later version of a library, are counted when they are asked for.
+``sizes.csv``, which ``python -m tests.helpers.models.backbone_sizes`` counts and writes. Models
+that it does not have, as of a later version of a library, are counted when they are asked for.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -29,7 +28,6 @@ from dfer_dist.models.towers.open_clip_models import build_text, clip_config, re
 from dfer_dist.models.towers.timm_models import PREFIX, is_vit
 from dfer_dist.models.towers.tower import suggest
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import write_text
 
 SIZES = Path(__file__).with_name("sizes.csv")
 # Frames of a clip, as data.num_frames is by default.
@@ -187,22 +185,3 @@ def _text_parameters(name: str) -> int | None:
 
 def _parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def write_sizes(names: Iterable[str]) -> None:
-    """Count backbones and write ``sizes.csv``."""
-    lines = [",".join(["name", *(field.name for field in fields(Sizes))])]
-    for name in names:
-        sizes = ",".join(map(str, astuple(count(name))))
-        lines.append(f"{name},{sizes.replace('None', '')}")
-    write_text(SIZES, "\n".join(lines) + "\n")
-
-
-def to_json(entry: Entry) -> dict[str, Any]:
-    """Return an entry as plain types."""
-    return asdict(entry)
-
-
-if __name__ == "__main__":
-    accepted = [n for n in open_clip.list_models() if not refusal(open_clip.get_model_config(n))]
-    write_sizes(["tiny", *accepted, *names_of_timm()])

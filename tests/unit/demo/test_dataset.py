@@ -21,7 +21,6 @@ from dfer_dist.demo.dataset import (
     DESCRIPTIONS,
     FOLDS,
     SHARES,
-    contact_sheet,
     plan_demo,
     render_demo,
 )
@@ -299,9 +298,3 @@ def test_a_model_that_ignores_time_loses() -> None:
     ordered = accuracy((pixels - pixels.mean(1, keepdims=True)).reshape(len(pixels), -1))
     blind = accuracy(pixels.mean(1))
     assert ordered > 0.85 and blind < 0.7, (ordered, blind)
-
-
-def test_contact_sheet_is_a_picture_of_seven_rows(tmp_path: Path) -> None:
-    contact_sheet(tmp_path / "a" / "sheet.png", size=32)
-    contact_sheet(tmp_path / "b.png", size=32)
-    assert (tmp_path / "a" / "sheet.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -62,7 +62,7 @@ def test_sizes_are_those_published() -> None:
 
 
 def test_every_name_has_stored_sizes() -> None:
-    """After an update of open_clip or timm: ``python -m dfer_dist.models.towers.catalog``."""
+    """After an update of open_clip or timm: ``python -m tests.helpers.models.backbone_sizes``."""
     entries = {entry.name: entry for entry in find(None)}
     assert list(entries) == names_of_open_clip()
     accepted = {name for name, entry in entries.items() if entry.refusal is None}
