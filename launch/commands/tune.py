@@ -102,7 +102,7 @@ def tune(
         is_over = _train(search, target, ranks, trials, parallel)
         has_best = report_search(search)
     if not is_over:
-        print_line("stopped, all is saved; run the same command to resume")
+        print_line("stopped; run the same command to resume")
         sys.exit(EXIT_PREEMPTED)
     if not has_best:
         sys.exit("no trial has a score: give more --trials, or another --space and --name")

@@ -28,6 +28,7 @@ from launch.sweeps.variants import JobRequest
 from tests.helpers.cli import small_run
 from tests.helpers.made_runs import make_fold
 
+pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 SPACE = "optim.lr_image: {low: 1.0e-6, high: 1.0e-3, log: true}\nmodel.image: [all, none]\n"
 OPTIONS = SearchOptions("uar", seed=0, val_seed=0, prune=True)
 EPOCHS = 4
@@ -129,6 +130,21 @@ def test_trials_train_two_at_a_time(request_: JobRequest) -> None:
     more = Machine(lambda number: 1.0)
     assert tune(request_, more, 5)[1] == dict.fromkeys(range(5), "COMPLETE")
     assert more.started == [4]
+
+
+def test_table_of_many_settings_fits(
+    request_: JobRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = [f"optim.lr_{name}: {{low: 1.0e-6, high: 1.0e-3}}" for name in ("image", "temporal")]
+    space += ["train.label_smoothing: {low: 0, high: 0.1}", "optim.weight_decay: [0, 0.0001]"]
+    space += ["optim.clip_norm: [0.25, 1.0]", "model.image: [all, none]", "data.block: [64, 512]"]
+    (request_.runs / "space.yaml").write_text("\n".join(space))
+    tune(request_, Machine(lambda number: 50.0), 10)
+    said = capsys.readouterr().out
+    table = said[said.index("s: trials") :].splitlines()[1:-3]
+    assert len(table) >= 11 and max(map(len, table)) <= 80
+    assert "Left out at 80 characters: block; trials.csv has them." in said
+    assert "importance among the best trials: " in said
 
 
 def test_poor_trial_is_pruned(request_: JobRequest) -> None:
