@@ -148,22 +148,30 @@ def fetch_weights(name: str, tag: str) -> Path:
     """
     if (name, tag) in SHIPPED:
         return SHIPPED[name, tag]
-    if name.startswith(timm_models.PREFIX):
-        return timm_models.fetch_weights(name, tag)
-    if name.startswith(videomae.PREFIX):
-        return videomae.fetch_weights(name, tag)
-    config = clip_config(name)
-    repositories = sorted(hub.repositories(config["text_cfg"]))
-    published = _published(name, config, tag)
-    without_weights = tag == "none" and repositories
-    if published is None and not without_weights:
-        raise UserError(_no_such_weights(name, tag))
     try:
-        folders = [hub.fetch_folder(repository) for repository in repositories]
-        return Path(open_clip.download_pretrained(published)) if published else folders[0]
+        return _download(name, tag)
+    except UserError:
+        raise
     # huggingface_hub, urllib and the operating system raise many kinds.
     except Exception as e:
         raise UserError(f"{name} {tag} cannot be downloaded: {one_line(e)}") from e
+
+
+def _download(name: str, tag: str) -> Path:
+    if name.startswith(videomae.PREFIX):
+        return videomae.download(name, tag)
+    files, repositories = _hub_files(name, tag), list[str]()
+    if not name.startswith(timm_models.PREFIX):
+        repositories = sorted(hub.repositories(clip_config(name)["text_cfg"]))
+    without_weights = tag == "none" and repositories
+    if files is None and not without_weights:
+        raise UserError(_no_such_weights(name, tag))
+    folders = [hub.fetch_folder(repository) for repository in repositories]
+    if files is None:
+        return folders[0]
+    if name.startswith(timm_models.PREFIX):
+        return timm_models.download(files)
+    return Path(open_clip.download_pretrained(_published(name, clip_config(name), tag)))
 
 
 def find_weights(name: str, pretrained: str) -> Path | None:
@@ -183,23 +191,34 @@ def find_weights(name: str, pretrained: str) -> Path | None:
         return None
     if (name, pretrained) in SHIPPED:
         return SHIPPED[name, pretrained]
-    if name.startswith(timm_models.PREFIX):
-        return timm_models.find_weights(name, pretrained)
     if name.startswith(videomae.PREFIX):
         return videomae.find_weights(name, pretrained)
-    published = _published(name, clip_config(name), pretrained)
-    if published is None:
+    files = _hub_files(name, pretrained)
+    if files is None:
         path = Path(pretrained).expanduser()
         if not path.is_file():
             raise UserError(_no_such_weights(name, pretrained))
         return path
-    cached = _cached(published)
-    if cached is None:
-        raise UserError(
-            f"the weights '{pretrained}' of {name} are not on this machine: run "
-            f"`dfer fetch-weights {name} {pretrained}` on a machine with network access"
-        )
-    return cached
+    for file in files:
+        cached = try_to_load_from_cache(*file)
+        if isinstance(cached, str):
+            return Path(cached)
+    raise UserError(
+        f"the weights '{pretrained}' of {name} are not on this machine: run "
+        f"`dfer fetch-weights {name} {pretrained}` on a machine with network access"
+    )
+
+
+def _hub_files(name: str, tag: str) -> list[tuple[str, str]] | None:
+    """Return repository and file of published weights, the preferred one first; None if unknown."""
+    if name.startswith(timm_models.PREFIX):
+        return timm_models.hub_files(name, tag)
+    published = _published(name, clip_config(name), tag)
+    if published is None:
+        return None
+    repository, _, file = published["hf_hub"].rpartition("/")
+    files = [file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    return [(repository, own) for own in files]
 
 
 def _published(name: str, config: dict[str, Any], tag: str) -> dict[str, Any] | None:
@@ -247,13 +266,3 @@ def _no_such_weights(name: str, pretrained: str) -> str:
         f"'{pretrained}' is neither published weights of {name} nor a file: "
         f"set model.pretrained to {known}a weights file or none"
     )
-
-
-def _cached(published: dict[str, Any]) -> Path | None:
-    """Return the file in Hugging Face's cache, where each ViT of open_clip has one, or None."""
-    repo, _, filename = published["hf_hub"].rpartition("/")
-    for candidate in [filename] if filename else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]:
-        path = try_to_load_from_cache(repo, candidate)
-        if isinstance(path, str):
-            return Path(path)
-    return None

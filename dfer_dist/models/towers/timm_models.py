@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from dfer_dist.models.towers.image import TimmTower, prepare_image
@@ -18,7 +18,6 @@ from dfer_dist.models.towers.open_clip_models import VIT_MODULES, resize_timm
 from dfer_dist.models.towers.tower import (
     Backbone,
     BackboneInfo,
-    one_line,
     suggest,
     unreadable_weights,
 )
@@ -97,68 +96,21 @@ def _known_or_default(name: str, pretrained: str) -> str:
     return f"{model}.{pretrained}" if pretrained in tags(name) else model
 
 
-def find_weights(name: str, pretrained: str) -> Path | None:
-    """Return the weights file of a model on this machine; None for random weights.
-
-    Parameters
-    ----------
-    name : str
-        ``timm:NAME``.
-    pretrained : str
-        A tag of timm, a file, or ``none``.
-
-    Raises
-    ------
-    UserError
-        Unknown name or tag, or weights that are not on this machine.
-    """
-    if pretrained == "none":
-        return None
-    if pretrained in tags(name):
-        settings = _settings(name, pretrained)
-        for file in _FILES:
-            path = try_to_load_from_cache(settings.hf_hub_id, settings.hf_hub_filename or file)
-            if isinstance(path, str):
-                return Path(path)
-        raise UserError(
-            f"the weights '{pretrained}' of {name} are not on this machine: run "
-            f"`dfer fetch-weights {name} {pretrained}` on a machine with network access"
-        )
-    path = Path(pretrained).expanduser()
-    if not path.is_file():
-        raise UserError(no_such_weights(name, pretrained))
-    return path
-
-
-def no_such_weights(name: str, pretrained: str) -> str:
-    """Return the error of unknown weights."""
-    known = "".join(f"{tag}, " for tag in tags(name))
-    return (
-        f"'{pretrained}' is neither published weights of {name} nor a file: "
-        f"set model.pretrained to {known}a weights file or none"
-    )
-
-
-def fetch_weights(name: str, tag: str) -> Path:
-    """Download weights into the cache that :func:`find_weights` reads.
-
-    Raises
-    ------
-    UserError
-        Unknown name or tag, or no connection.
-    """
+def hub_files(name: str, tag: str) -> list[tuple[str, str]] | None:
+    """Return repository and file of published weights, the preferred one first; None if unknown."""
     if tag not in tags(name):
-        raise UserError(no_such_weights(name, tag))
+        return None
     settings = _settings(name, tag)
     files = [settings.hf_hub_filename] if settings.hf_hub_filename else _FILES
-    try:
-        for file in files[:-1]:
-            with suppress(RemoteEntryNotFoundError):
-                return Path(hf_hub_download(settings.hf_hub_id, file))
-        return Path(hf_hub_download(settings.hf_hub_id, files[-1]))
-    # huggingface_hub and the operating system raise many kinds.
-    except Exception as e:
-        raise UserError(f"{name} {tag} cannot be downloaded: {one_line(e)}") from e
+    return [(settings.hf_hub_id, file) for file in files]
+
+
+def download(files: list[tuple[str, str]]) -> Path:
+    """Download the first of :func:`hub_files` that is there into the cache."""
+    for repository, file in files[:-1]:
+        with suppress(RemoteEntryNotFoundError):
+            return Path(hf_hub_download(repository, file))
+    return Path(hf_hub_download(*files[-1]))
 
 
 def load(info: BackboneInfo, pretrained: str, weights: Path | None, image_size: int) -> Backbone:

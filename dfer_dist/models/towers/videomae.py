@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -197,23 +198,21 @@ def describe(name: str) -> BackboneInfo:
     )
 
 
-def find_weights(name: str, pretrained: str) -> Path | None:
-    """Return the weights file of a backbone on this machine; None for random weights.
+def find_weights(name: str, pretrained: str) -> Path:
+    """Return the weights file of a backbone on this machine.
 
     Parameters
     ----------
     name : str
         ``videomae:NAME``.
     pretrained : str
-        ``main`` for the weights of a repository or folder, a file, or ``none``.
+        ``main`` for the weights of a repository or folder, or a file.
 
     Raises
     ------
     UserError
         Weights that are not on this machine.
     """
-    if pretrained == "none":
-        return None
     sizes = sizes_file(name)
     if pretrained == MAIN and sizes is not None:
         # The parts of a repository in the cache are in one folder.
@@ -234,13 +233,13 @@ def find_weights(name: str, pretrained: str) -> Path | None:
     return path
 
 
-def fetch_weights(name: str, tag: str) -> Path:
+def download(name: str, tag: str) -> Path:
     """Download settings and weights of a repository into the cache of :func:`find_weights`.
 
     Raises
     ------
     UserError
-        A name or tag that the Hub does not have, or no connection.
+        A name or tag that the Hub does not have.
     """
     repository = name.removeprefix(PREFIX)
     if repository in SIZES or tag != MAIN:
@@ -248,15 +247,10 @@ def fetch_weights(name: str, tag: str) -> Path:
             f"{name} {tag} cannot be downloaded: give {PREFIX} and a repository of the Hub, such "
             f"as {PREFIX}MCG-NJU/videomae-base, and the tag {MAIN}"
         )
-    try:
-        hf_hub_download(repository, CONFIG)
-        try:
-            return Path(hf_hub_download(repository, WEIGHTS[0]))
-        except EntryNotFoundError:
-            return Path(hf_hub_download(repository, WEIGHTS[1]))
-    # huggingface_hub and the operating system raise many kinds.
-    except Exception as e:
-        raise UserError(f"{name} {tag} cannot be downloaded: {one_line(e)}") from e
+    hf_hub_download(repository, CONFIG)
+    with suppress(EntryNotFoundError):
+        return Path(hf_hub_download(repository, WEIGHTS[0]))
+    return Path(hf_hub_download(repository, WEIGHTS[1]))
 
 
 def load(

@@ -87,7 +87,7 @@ def test_without_a_network_it_says_so_in_one_line(
         with pytest.raises(UserError, match=f"{name} {tag} cannot be downloaded: cannot reach the"):
             fetch_weights(name, tag)
     with pytest.raises(
-        UserError, match=r"set model\.pretrained to lvd1689m, a weights file or none"
+        UserError, match=r"set model\.pretrained to one of lvd1689m, a weights file or none"
     ):
         fetch_weights("timm:vit_small_patch16_dinov3", "openai")
 
