@@ -102,6 +102,12 @@ def classify_clips(
     with progress_bar("classify clips") as bar:
         outcome = classify(plan, endpoint, concurrency, bar)
     print_table(outcome_table(f"{plan.index.name}: {endpoint.model}", outcome))
+    answers = stored_answers(run).values()
+    print_line(
+        f"{len(answers):,} answers are stored, of {sum(a.tries for a in answers):,} requests, "
+        f"{sum(a.prompt_tokens for a in answers):,} prompt tokens and "
+        f"{sum(a.completion_tokens for a in answers):,} completion tokens"
+    )
     report_run(run)
     if outcome.failed:
         console.print("run the same command to ask again for clips without an answer")

@@ -26,6 +26,7 @@ from dfer_dist.reporting.comparison.fairness import unfair
 from dfer_dist.reporting.comparison.paired import trained_share
 from dfer_dist.reporting.results import LoadedRun, read_settings
 from dfer_dist.reporting.wording import join
+from dfer_dist.runs.endpoint import own_classes
 
 _SEED = "train.seed"
 SCORES = ("uar", "war")
@@ -138,7 +139,7 @@ def compare_seeds(first: Setting, second: Setting) -> SeedComparison:
     common = [seed for seed in first.runs if seed in second.runs]
     pairs = {seed: [first.runs[seed], second.runs[seed]] for seed in common}
     warnings = [text for pair in pairs.values() for text in unfair(*pair)]
-    if first.first.result.classes != second.first.result.classes:
+    if own_classes(first.first.result.classes) != own_classes(second.first.result.classes):
         return SeedComparison(first, second, None, ["Their classes differ."])
     block = _block(pairs)
     if block is None:

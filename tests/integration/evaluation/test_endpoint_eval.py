@@ -138,6 +138,8 @@ def test_eval_endpoint_is_compared_with_a_trained_run(
     assert sum(f.n for f in folds) == 60
     assert sum(f.confusion[i][i] for f in folds for i in range(7)) == 30
     assert sum(f.endpoint.prompt_tokens for f in folds if f.endpoint) == 1200
+    # 48 answers at once, six after a fault
+    assert "54 answers are stored, of 60 requests, 1,200 prompt tokens and 84" in done.stdout
     note = "no class for 24 of 60 clips (12 refused, 6 unreadable, 6 failed)"
     assert note in " ".join(done.stdout.split())
 
