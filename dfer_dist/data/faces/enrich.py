@@ -244,11 +244,6 @@ def _jpeg_size(jpeg: bytes) -> tuple[int, int]:
     return simplejpeg.decode_jpeg_header(jpeg)[:2]
 
 
-def _landmark_members(points: np.ndarray, found: np.ndarray) -> dict[str, bytes]:
-    landmarks = sidecars.array_bytes(points.astype(np.float32))
-    return {"landmarks.npy": landmarks, "found.npy": sidecars.array_bytes(found)}
-
-
 def _map_rows(job: EnrichJob, key: str, maps: Iterable[np.ndarray]) -> _Rows:
     """Yield the row of a clip; its maps are valid until the next one is taken."""
     has_face = []
@@ -266,14 +261,14 @@ def _detect_landmarks(job: EnrichJob) -> _Rows:
 
     for key, jpegs in _read_clips(job):
         track = track_face(map(_decode_jpeg, jpegs))
-        yield key, _landmark_members(track.points, track.found), track.found
+        yield key, sidecars.landmark_members(track.points, track.found), track.found
 
 
 def _import_landmarks(folder: Path, job: EnrichJob) -> _Rows:
     for key, jpegs in _read_clips(job):
         sizes = list(map(_jpeg_size, jpegs))
         points, found = precomputed.load_landmarks(folder, key, len(sizes), sizes[0])
-        yield key, _landmark_members(points, found), found
+        yield key, sidecars.landmark_members(points, found), found
 
 
 def _draw_maps(job: EnrichJob) -> _Rows:

@@ -18,7 +18,7 @@ from PIL import Image
 from dfer_dist.data.faces.crop import FACE_SIZE, MIN_FACE_FRACTION, FaceClip, FaceOptions, find_face
 from dfer_dist.data.packing.report import NO_FACE
 from dfer_dist.data.shards.frame_buffer import FrameBuffer
-from dfer_dist.data.shards.sidecars import array_bytes
+from dfer_dist.data.shards.sidecars import landmark_members
 from dfer_dist.data.sources.frame_order import find_sequences
 from dfer_dist.data.sources.records import ClipRecord, Fault, find_clip
 from dfer_dist.data.video.decode import DamagedVideo, UnsupportedVideo, Video
@@ -164,19 +164,15 @@ def _find_face(
             hint = "see --detector and --keep-uncropped"
             clip.leave_out(NO_FACE, f"{reason}, at least half are needed ({hint})")
         return None
-    clip.landmarks = _landmark_members(face.landmarks, face.found)
+    clip.landmarks = landmark_members(face.landmarks, face.found)
     return face
-
-
-def _landmark_members(landmarks: np.ndarray, found: np.ndarray) -> dict[str, bytes]:
-    return {"landmarks.npy": array_bytes(landmarks), "found.npy": array_bytes(found)}
 
 
 def _add_empty_landmarks(clip: LoadedClip) -> None:
     """Add the landmarks of whole frames, in which no face was found."""
     num_frames = len(clip.jpegs)
     points = np.full((num_frames, 68, 2), np.nan, np.float32)
-    clip.landmarks = _landmark_members(points, np.zeros(num_frames, bool))
+    clip.landmarks = landmark_members(points, np.zeros(num_frames, bool))
 
 
 class _FrameFiles:

@@ -330,6 +330,12 @@ def read_modality_manifest(index: Index, shard: int, kind: str) -> Manifest:
         ) from e
 
 
+def landmark_members(points: np.ndarray, found: np.ndarray) -> dict[str, bytes]:
+    """Return the members of a clip's landmarks: points [T, 68, 2], and whether a frame has them."""
+    landmarks = array_bytes(points.astype(np.float32))
+    return {"landmarks.npy": landmarks, "found.npy": array_bytes(found)}
+
+
 def array_bytes(array: np.ndarray) -> bytes:
     """Return an array as the bytes of a ``.npy`` file, never a pickle."""
     buffer = io.BytesIO()
