@@ -214,7 +214,6 @@ class EpochPlan:
 
     def sample_ref(self, step: int, lane: int) -> SampleRef:
         """Return the clip of lane ``lane`` (0 to B - 1) at step ``step`` (0 to ``steps`` - 1)."""
-        self._check_range(step, lane)
         order, (at,) = self._shard_order, self._clips_of_block(step, lane, 1)
         position, row = _locate(order.ends, int(at))
         return self.clips.sample_ref(int(order.positions[position]), row, self.epoch)
@@ -247,12 +246,6 @@ class EpochPlan:
         offset = lane * self.steps + start + self._shard_order.offset
         return (offset + shuffled.astype(np.int64)) % len(self.clips)
 
-    def _check_range(self, step: int, lane: int) -> None:
-        if not (0 <= step < self.steps and 0 <= lane < self.global_batch):
-            raise IndexError(
-                f"step {step}, lane {lane} of {self.steps} steps, {self.global_batch} lanes"
-            )
-
 
 @dataclass(frozen=True)
 class QuotaPlan(EpochPlan):
@@ -281,7 +274,6 @@ class QuotaPlan(EpochPlan):
 
     def sample_ref(self, step: int, lane: int) -> SampleRef:
         """Return the clip of a lane at a step; its ``epoch`` is the number of its permutation."""
-        self._check_range(step, lane)
         at, permutation = map(int, self._order[step * self.global_batch + lane])
         return self.clips.sample_ref(*_locate(self._ends, at), permutation)
 

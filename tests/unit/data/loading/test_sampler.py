@@ -162,13 +162,9 @@ def test_plan_of_a_million_clips_is_fast_and_small() -> None:
     assert len(kept) == 8192 and peak < 50e6
 
 
-def test_plan_refuses_few_clips_and_steps_beyond_the_epoch() -> None:
+def test_plan_refuses_few_clips() -> None:
     with pytest.raises(UserError, match=r"train\.global_batch=104, but there are 103"):
         EpochPlan(UNEVEN, 0, 0, 104, 4)
-    plan = EpochPlan(UNEVEN, 0, 0, 10, 4)
-    for step, lane in ((10, 0), (-1, 0), (0, 10), (0, -1)):
-        with pytest.raises(IndexError):
-            plan.sample_ref(step, lane)
 
 
 def test_keyed_rng_depends_on_every_part_of_its_key() -> None:
