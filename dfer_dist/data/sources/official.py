@@ -101,6 +101,17 @@ def _compound_class(name: str) -> str:
     return "_".join(sorted(canonical_class(part) or part for part in name.split("_")))
 
 
+_MAFW = _Layout(
+    lists="Train & Test Set/single/no_caption/set_K/test.txt",
+    test_list=re.compile(r"(?P<home>(?:.*/)?)set_(?P<fold>[0-9]+)/test\.txt"),
+    preferred=("single/", "no_caption/"),
+    training_list=lambda test: test.with_name("train.txt"),
+    line_format="'00025.mp4 anger'",
+    labels={name: label for label, name in enumerate(CLASSES["mafw"])},
+    frames_folder="frames",
+    videos_folder="clips",
+    clip_name=lambda name: posixpath.splitext(posixpath.basename(name))[0],
+)
 _LAYOUTS = {
     "dfew": _Layout(
         lists="EmoLabel_DataSplit/test(single-labeled)/set_K.csv",
@@ -115,30 +126,16 @@ _LAYOUTS = {
         clip_name=lambda name: VIDEO_SUFFIX.sub("", posixpath.basename(name)).zfill(5),
         votes=re.compile(r"(?:.*/)?annotation/annotation\.csv", re.IGNORECASE),
     ),
-    "mafw": _Layout(
-        lists="Train & Test Set/single/no_caption/set_K/test.txt",
-        test_list=re.compile(r"(?P<home>(?:.*/)?)set_(?P<fold>[0-9]+)/test\.txt"),
-        preferred=("single/", "no_caption/"),
-        training_list=lambda test: test.with_name("train.txt"),
-        line_format="'00025.mp4 anger'",
-        labels={name: label for label, name in enumerate(CLASSES["mafw"])},
-        frames_folder="frames",
-        videos_folder="clips",
-        clip_name=lambda name: posixpath.splitext(posixpath.basename(name))[0],
-    ),
-    "mafw-compound": _Layout(
+    "mafw": _MAFW,
+    "mafw-compound": replace(
+        _MAFW,
         lists="Train & Test Set/compound/no_caption/set_K/test.txt",
-        test_list=re.compile(r"(?P<home>(?:.*/)?)set_(?P<fold>[0-9]+)/test\.txt"),
         preferred=("compound/", "no_caption/"),
-        training_list=lambda test: test.with_name("train.txt"),
         line_format="'00025.mp4 anger_disgust' with one of MAFW's 43 classes",
         labels={
             _compound_class(name.replace(SEPARATOR, "_")): label
             for label, name in enumerate(CLASSES["mafw-compound"])
         },
-        frames_folder="frames",
-        videos_folder="clips",
-        clip_name=lambda name: posixpath.splitext(posixpath.basename(name))[0],
         class_name=_compound_class,
     ),
     "ferv39k": _Layout(
