@@ -69,19 +69,11 @@ def report_sweep(sweep: SweepDir) -> None:
 
 def update_mlflow_sweep(sweep: SweepDir) -> None:
     """Send what the server of a sweep lacks. A failure is only a warning."""
-    from dfer_dist.tracking.server import describe_failure
     from dfer_dist.tracking.sync_sweep import sync_sweep
 
-    uris = [info.uri for run in sweep.runs() if (info := run.info().tracking)]
-    try:
+    uris = (info.uri for run in sweep.runs() if (info := run.info().tracking))
+    with _failure_as_warning(next(uris, ""), sweep.root):
         sync_sweep(sweep)
-    # MLflow raises many types
-    except Exception as error:
-        print(
-            f"warning: {describe_failure(uris[0], error)}; "
-            f"run dfer sync {sweep.root} to send what is missing",
-            file=sys.stderr,
-        )
 
 
 def print_tables(sections: Sequence[Section], file: str) -> None:
@@ -134,18 +126,24 @@ def update_mlflow_runs(run: RunDir, status: str | None, given_up: list[int] | No
         Folds that will never run.
     """
     from dfer_dist.tracking.identity import own_tracking
-    from dfer_dist.tracking.server import describe_failure
     from dfer_dist.tracking.sync import end_run
 
     tracking = own_tracking(run)
-    if tracking is None:
-        return
+    if tracking:
+        with _failure_as_warning(tracking.uri, run.root):
+            end_run(run, status, given_up)
+
+
+@contextmanager
+def _failure_as_warning(uri: str, folder: Path) -> Iterator[None]:
+    from dfer_dist.tracking.server import describe_failure
+
     try:
-        end_run(run, status, given_up)
+        yield
     # MLflow raises many types; the files are complete without it
     except Exception as error:
         print(
-            f"warning: {describe_failure(tracking.uri, error)}; "
-            f"run dfer sync {run.root} to send what is missing",
+            f"warning: {describe_failure(uri, error)}; "
+            f"run dfer sync {folder} to send what is missing",
             file=sys.stderr,
         )
