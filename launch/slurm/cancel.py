@@ -34,7 +34,8 @@ def cancel(run: Annotated[Path, typer.Argument(help="The run's folder, or a swee
     Example: [bold]dfer cancel runs/dfew_vitb32[/bold]
     """
     runs = expand(run)
-    cancelled = [_cancel(run_dir) for run_dir in runs]
+    signalled: set[str] = set()
+    cancelled = [_cancel(run_dir, signalled) for run_dir in runs]
     if any(cancelled):
         return
     if all(is_done(one.fold(k)) for one in runs for k in one.info().folds_to_train):
@@ -44,11 +45,15 @@ def cancel(run: Annotated[Path, typer.Argument(help="The run's folder, or a swee
         sys.exit(1)
 
 
-def _cancel(run_dir: RunDir) -> bool:
-    """Cancel the folds of a run, and return whether there were any."""
+def _cancel(run_dir: RunDir, signalled: set[str]) -> bool:
+    """Cancel the folds of a run, and return whether there were any.
+
+    A command in ``signalled``, which trains several runs, gets no second signal: that would end its
+    ranks before they have saved.
+    """
     folds = run_dir.info().folds
     jobs = _cancel_jobs(run_dir, folds)
-    stopped = _stop_commands(run_dir, [k for k in folds if k not in jobs])
+    stopped = _stop_commands(run_dir, [k for k in folds if k not in jobs], signalled)
     return bool(stopped) or any(jobs.values())
 
 
@@ -76,7 +81,7 @@ def _cancel_jobs(run: RunDir, folds: list[int]) -> dict[int, bool]:
     return jobs
 
 
-def _stop_commands(run: RunDir, folds: list[int]) -> list[int]:
+def _stop_commands(run: RunDir, folds: list[int], signalled: set[str]) -> list[int]:
     """Send SIGTERM to the commands of this machine that train folds, and return these folds.
 
     Raises
@@ -100,6 +105,8 @@ def _stop_commands(run: RunDir, folds: list[int]) -> list[int]:
         if not has_open(int(pid), run.fold(owned[0]).root / ".lock"):
             print(f"fold {numbers}: its command has ended already, its ranks save and exit")
             continue
-        os.kill(int(pid), signal.SIGTERM)
+        if owner not in signalled:
+            os.kill(int(pid), signal.SIGTERM)
+        signalled.add(owner)
         print(f"fold {numbers}: sent SIGTERM to its command (process {pid}), which saves first")
     return list(owners)

@@ -10,6 +10,8 @@ import sys
 import pytest
 
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.sweep import SweepDir, SweepMember
+from dfer_dist.utils.files import read_json, write_json
 from launch.locks import fold_lock
 from tests.helpers.cli import check_refusal
 from tests.helpers.slurm.fake_clients import FakeSlurm, fold_row, run_dfer
@@ -99,6 +101,37 @@ def test_cancel_stops_a_command_on_this_machine(slurm: FakeSlurm, run: RunDir) -
         assert process.wait(10) == -signal.SIGTERM
     finally:
         process.kill()
+
+
+HOLD_TWO = """
+import signal, sys, time
+from pathlib import Path
+from dfer_dist.runs.layout import FoldDir
+from launch.locks import fold_lock
+signal.signal(signal.SIGTERM, lambda *_: print('signal', flush=True))
+with fold_lock(FoldDir(Path(sys.argv[1]))), fold_lock(FoldDir(Path(sys.argv[2]))):
+    print('held', flush=True)
+    time.sleep(60)
+"""
+
+
+def test_command_that_trains_several_runs_gets_one_signal(slurm: FakeSlurm, run: RunDir) -> None:
+    """As of a search: a second one would end its ranks before they have saved."""
+    other, sweep = RunDir(run.root.with_name("other")), SweepDir.of(run.root.parent, "s")
+    write_json(other.run, read_json(run.run))
+    for own in (run, other):
+        sweep.add(own, SweepMember(own.root.name))
+    folders = [str(own.fold(1).root) for own in (run, other)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD_TWO, *folders], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout and process.stdout.readline() == "held\n"
+        assert run_dfer("cancel", sweep.root).returncode == 0
+        assert process.stdout.readline() == "signal\n"
+    finally:
+        process.kill()
+    assert process.communicate()[0] == ""
 
 
 def test_cancel_kills_no_other_process(slurm: FakeSlurm, run: RunDir) -> None:
