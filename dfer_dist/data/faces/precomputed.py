@@ -149,9 +149,10 @@ def map_files(folder: Path, key: str) -> list[Path]:
     maps = folder / key
     if not maps.is_dir():
         raise UserError(f"{folder} has no folder {key}: maps of every clip are needed")
-    if frames := facexformer.frame_folders(maps):
+    files = sort_frames(maps.glob("*.png"))
+    if not files and (frames := facexformer.frame_folders(maps)):
         return facexformer.output_files(frames, facexformer.MAP)
-    return sort_frames(maps.glob("*.png"))
+    return files
 
 
 def _read_table(file: Path) -> np.ndarray:

@@ -124,6 +124,10 @@ def test_map_of_other_labels_or_size_is_refused(
     clip: Path, size: tuple[int, int], label: int
 ) -> None:
     assert len(list(load_maps(clip.parent, "clip", 2, (SIDE, SIDE)))) == 2
+    # not in the folder of a frame: the other format, next to which folders do not matter
+    Image.new("L", (5, 5)).save(clip / "0.png")
+    assert [x.shape for x in load_maps(clip.parent, "clip", 1, (SIDE, SIDE))] == [(5, 5)]
+    (clip / "0.png").unlink()
     Image.fromarray(np.full(size, label, np.uint8)).save(clip / "1" / "parsing.png")
     with pytest.raises(UserError, match="1 cannot be read: no map of labels 0 to 10"):
         list(load_maps(clip.parent, "clip", 2, (SIDE, SIDE)))
