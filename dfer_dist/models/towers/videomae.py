@@ -12,6 +12,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,47 +38,17 @@ CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 POOLED = ("regions", "patches", "all")
 # The code of their authors normalizes with this eps.
-_BASE = VideoSizes(layer_norm_eps=1e-6, fc_norm_eps=1e-6)
+_sizes = partial(VideoSizes, layer_norm_eps=1e-6, fc_norm_eps=1e-6)
 SIZES = {
-    # for the demo
-    "tiny": dataclasses.replace(
-        _BASE,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=256,
-        image_size=64,
-        num_frames=8,
-    ),
-    "vit_small": dataclasses.replace(
-        _BASE, hidden_size=384, num_attention_heads=6, intermediate_size=1536
-    ),
-    "vit_base": _BASE,
-    "vit_large": dataclasses.replace(
-        _BASE,
-        hidden_size=1024,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        intermediate_size=4096,
-    ),
-    "vit_huge": dataclasses.replace(
-        _BASE,
-        hidden_size=1280,
-        num_hidden_layers=32,
-        num_attention_heads=16,
-        intermediate_size=5120,
-    ),
+    # width, blocks, heads, and the hidden width of a block's MLP; the first is for the demo
+    "tiny": _sizes(64, 2, 2, 256, image_size=64, num_frames=8),
+    "vit_small": _sizes(384, 12, 6, 1536),
+    "vit_base": _sizes(768, 12, 12, 3072),
+    "vit_large": _sizes(1024, 24, 16, 4096),
+    "vit_huge": _sizes(1280, 32, 16, 5120),
     # S4D: Chen et al., IEEE Transactions on Affective Computing 2025
-    "vit_base_160": dataclasses.replace(_BASE, image_size=160),
-    "mae_dfer": dataclasses.replace(
-        _BASE,
-        hidden_size=512,
-        num_hidden_layers=16,
-        num_attention_heads=8,
-        intermediate_size=2048,
-        image_size=160,
-        region_size=(2, 5, 10),
-    ),
+    "vit_base_160": _sizes(768, 12, 12, 3072, image_size=160),
+    "mae_dfer": _sizes(512, 16, 8, 2048, image_size=160, region_size=(2, 5, 10)),
 }
 
 
