@@ -7,7 +7,6 @@ that it does not have, as of a later version of a library, are counted when they
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -17,6 +16,7 @@ from typing import Any
 import open_clip
 import timm
 import torch
+from pyarrow.csv import read_csv
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -132,18 +132,8 @@ def _entry(name: str) -> Entry:
 
 @cache
 def _stored() -> dict[str, Sizes]:
-    with SIZES.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {
-        row["name"]: Sizes(
-            image_size=int(row["image_size"]),
-            patch=int(row["patch"]),
-            image_parameters=int(row["image_parameters"]),
-            text_parameters=int(row["text_parameters"] or 0) or None,
-            gflops=float(row["gflops"]),
-        )
-        for row in rows
-    }
+    rows = read_csv(SIZES).to_pylist()
+    return {row.pop("name"): Sizes(**row) for row in rows}
 
 
 def count(name: str) -> Sizes:
