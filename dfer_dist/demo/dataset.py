@@ -13,8 +13,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -28,7 +26,7 @@ from dfer_dist.data.sources.records import SEVEN
 from dfer_dist.demo.captions import describe_clip
 from dfer_dist.demo.faces import IDENTITIES, RENDERER, clip_track, render_clip
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.files import read_json, write_json, write_text
+from dfer_dist.utils.files import csv_text, read_json, write_json, write_text
 from dfer_dist.utils.process_pool import Advance, Progress, run_jobs
 
 FOLDS = 5
@@ -185,12 +183,10 @@ def _write_lists(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 def _write_descriptions(out: Path, plan: list[DemoClip], seed: int) -> None:
     """Write captions of all clips; their random generator is not that of the clips."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("clip", "caption"))
+    rows = [("clip", "caption")]
     for clip in plan:
         number = int(clip.name)
         rng = np.random.default_rng([CAPTION_STREAM, seed, number])
         track = clip_track(clip.label, (seed, number))[0]
-        table.writerow((clip.name, describe_clip(track, rng)))
-    write_text(out / DESCRIPTIONS, text.getvalue())
+        rows.append((clip.name, describe_clip(track, rng)))
+    write_text(out / DESCRIPTIONS, csv_text(rows))

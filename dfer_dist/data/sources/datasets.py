@@ -33,7 +33,7 @@ _OPTIONS = {
 
 
 @dataclass(frozen=True)
-class ReadOptions:
+class ReadOptions(FoldRequest):
     """Options of :func:`read_dataset`.
 
     Attributes
@@ -53,10 +53,6 @@ class ReadOptions:
         Of ``folder``: each image in a folder of a class is a clip of one frame.
     """
 
-    folds: int | None = None
-    seed: int | None = None
-    groups: Path | None = None
-    group_by: str | None = None
     prefer_videos: bool = False
     frames: Path | None = None
     classes: Sequence[str] | None = None
@@ -90,10 +86,10 @@ def read_dataset(
     o = ReadOptions(**options)
     _check_options(dataset, given, o)
     table = None if o.votes in (None, NO_VOTES) else Path(str(o.votes))
-    making = (o.folds, o.seed, o.groups, o.group_by)
     if dataset == "list":
-        listing = read_general_lists(root, given, o.classes, FoldRequest(*making))
+        listing = read_general_lists(root, given, o.classes, o)
     elif dataset == "folder":
+        making = (o.folds, o.seed, o.groups, o.group_by)
         listing = read_folder(root, *making, o.prefer_videos, o.images, o.classes)
     elif dataset in CORPORA:
         listing = read_corpus(dataset, root, o.folds, o.seed, o.prefer_videos)
