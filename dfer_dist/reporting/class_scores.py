@@ -120,7 +120,7 @@ def confusion_csv(scores: Scores) -> str:
 
     The first column, ``truth``, has the names of the classes.
     """
-    rows = zip(scores.classes, scores.confusion, strict=True)
+    rows = zip(own_classes(scores.classes), scores.confusion, strict=False)
     return csv_text([["truth", *scores.classes], *([name, *counts] for name, counts in rows)])
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from dfer_dist.evaluation.metrics import score
 from dfer_dist.evaluation.predictions import write_classes
+from dfer_dist.reporting.class_scores import confusion_csv
 from dfer_dist.reporting.comparison.paired import compare, load_runs
 from dfer_dist.reporting.comparison.sections import comparison_sections
 from dfer_dist.reporting.plots.errors_sheet import draw_confident_errors
@@ -63,6 +64,8 @@ def test_report_counts_clips_without_class_as_wrong(runs: list[RunDir]) -> None:
     )
     assert not any("no clip of" in text for text in notes)
     assert [row[0] for row in cells(loaded, "recall")] == CLASSES
+    matrix = confusion_csv(loaded.summary.pooled).splitlines()
+    assert [line.count(",") for line in matrix] == [len(CLASSES) + 3] * (1 + len(CLASSES))
     assert cells(loaded, "cost")[-1] == ["sum", "600", "18", "12", "3", "630", "6,000", "90"]
 
 
