@@ -114,7 +114,7 @@ def _train(
     """Train the trials; return False if they were stopped."""
     config = load_config(search.request.experiment, search.settings)
     epochs = config.train.epochs * (EPOCHS not in search.space.values)
-    done = search.num_finished
+    done = sum(trial.state.is_finished() for trial in search.trials)
     print_line(f"{search.folder.name}: {done} of {total} trials are over")
     with FoldTable(max(1, total - done), epochs, "trial", parallel) as table, ExitStack() as stack:
         machine: LocalMachine | ClusterMachine

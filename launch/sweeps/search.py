@@ -21,8 +21,8 @@ from dfer_dist.config.schema import NEUTRAL, Config, Selection, flatten
 from dfer_dist.runs.layout import FoldDir, parse_folds
 from dfer_dist.runs.sweep import SweepDir, SweepMember
 from dfer_dist.utils.errors import UserError
-from dfer_dist.utils.locks import try_lock, unlock
 from dfer_dist.utils.records import Record
+from launch.locks import fold_lock
 from launch.runs import check_name, find_changes, known_folds, load_experiment
 from launch.sweeps.space import Space, read_space
 from launch.sweeps.variants import JobRequest
@@ -100,11 +100,6 @@ class Search:
     def trials(self) -> list[FrozenTrial]:
         """All trials by number."""
         return self.study.get_trials(deepcopy=False)
-
-    @property
-    def num_finished(self) -> int:
-        """The number of trials that are over."""
-        return sum(trial.state.is_finished() for trial in self.trials)
 
     def begin(self, number: int) -> Trial:
         """Return a trial of an earlier command that is not over, or a new one.
@@ -197,23 +192,11 @@ def open_search(
     own = ["data.folds_hash=null", f"data.folds={folder.root / 'folds.json'}"]
     if options.prune and config.train.selection is Selection.last:
         own.append("eval.each_epoch=true")
-    folder.root.mkdir(parents=True, exist_ok=True)
-    with _held(folder.root):
+    with fold_lock(FoldDir(folder.root)):
         if not _is_resumed(folder, info):
             _begin(folder, info, config, index)
         study = _open_study(folder.root, config.train.epochs, options.prune)
         yield Search(request, info, folder, values, study, [*settings, *own])
-
-
-@contextmanager
-def _held(root: Path) -> Iterator[None]:
-    with (root / ".search.lock").open("a") as file:
-        if not try_lock(file):
-            raise UserError(f"another command is working on {root}: wait for it, or stop it")
-        try:
-            yield
-        finally:
-            unlock(file)
 
 
 def _is_resumed(folder: SweepDir, info: SearchInfo) -> bool:

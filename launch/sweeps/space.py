@@ -90,8 +90,6 @@ def read_space(path: Path, experiment: str, overrides: Sequence[str]) -> Space:
         If the file is missing, is no mapping or is empty, names a setting that is unknown, changes
         no score or is given in ``overrides``, or has a value that the setting may not have.
     """
-    if not path.is_file():
-        raise UserError(f"--space {path} is missing: it is a YAML file; for each setting {_FORM}")
     stored = OmegaConf.to_container(read_yaml(path))
     assert isinstance(stored, dict)
     if not stored:

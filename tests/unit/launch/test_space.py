@@ -84,5 +84,5 @@ def test_fault_is_one_line(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--space .*none\.yaml is missing: it is a YAML file"):
+    with pytest.raises(UserError, match=r"none\.yaml cannot be read as YAML: .*No such file"):
         read_space(tmp_path / "none.yaml", "demo", [])
