@@ -11,10 +11,9 @@ import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
-from typing import TypeVar
 
 from dfer_dist.data.sources.names import is_system, make_keys, plain_name
 from dfer_dist.data.sources.probe import VIDEO_SUFFIX
@@ -24,6 +23,7 @@ from dfer_dist.data.sources.records import (
     ClipRecord,
     Fault,
     find_media,
+    listed_clip,
     unlisted_kind,
 )
 from dfer_dist.data.sources.text_lists import read_rows
@@ -31,23 +31,6 @@ from dfer_dist.utils.errors import UserError
 
 # Whose test is in it, train or test, and what may follow, as in MMA-DFER's *_test_faces.txt.
 _LIST_NAME = re.compile(r"(.*_)(train|test)((?:_[a-z]+)?\.(?:txt|csv))", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of a list: name of the clip, label and, if the list has it, number of frames.
-
-    ``split`` and ``faults`` are what :func:`join_splits` finds.
-    """
-
-    source: str
-    label: int
-    frames: int | None = None
-    split: str = NO_SPLIT
-    faults: tuple[Fault, ...] = ()
-
-
-AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 def read_lists(dataset: str, root: Path, lists: Path) -> list[ClipRecord]:
@@ -89,7 +72,7 @@ def read_lists(dataset: str, root: Path, lists: Path) -> list[ClipRecord]:
     rows = join_splits(tests, trains, classes)
     sources = [row.source[prefix:] for row in rows]
     records = [
-        ClipRecord(key, r.label, r.split, source, root / source, r.frames, r.faults)
+        replace(r, key=key, source=source, media=root / source)
         for key, source, r in zip(make_keys(sources), sources, rows, strict=True)
     ]
     if not any(find_media(record.media) for record in records if isinstance(record.media, Path)):
@@ -113,10 +96,10 @@ def count_unlisted(root: Path, sources: Sequence[str]) -> Counter[str]:
 
 
 def join_splits(
-    tests: Mapping[str, Sequence[AnyRow]],
-    trains: Mapping[str, Sequence[AnyRow]],
+    tests: Mapping[str, Sequence[ClipRecord]],
+    trains: Mapping[str, Sequence[ClipRecord]],
     classes: Sequence[str],
-) -> list[AnyRow]:
+) -> list[ClipRecord]:
     """Return every clip of a set of lists once, with its split and the faults of the lists.
 
     A clip belongs to the split that tests it: a fold is trained on all other folds. Training
@@ -142,7 +125,7 @@ def join_splits(
     splits = _assign_splits(tests, faults)
     for fold, rows in trains.items():
         _check_training_list(fold, rows, splits, faults)
-    first_rows: dict[str, AnyRow] = {}
+    first_rows: dict[str, ClipRecord] = {}
     # of each clip and label the first list with it
     labels: dict[str, dict[int, str]] = defaultdict(dict)
     named = {**tests, **{f"training list of {fold}": rows for fold, rows in trains.items()}}
@@ -213,15 +196,15 @@ def _find_lists(lists: Path, dataset: str) -> dict[str, Path]:
     return {split: found[0] for split, found in pair.items()}
 
 
-def _read_list(file: Path, num_classes: int) -> list[Row]:
-    def parse(fields: list[str]) -> Row | None:
+def _read_list(file: Path, num_classes: int) -> list[ClipRecord]:
+    def parse(fields: list[str]) -> ClipRecord | None:
         path, *numbers = fields
         if not all(re.fullmatch("[0-9]+", number) for number in numbers):
             return None
         frames, label = map(int, numbers)
         if label >= num_classes:
             return None
-        return Row(posixpath.normpath(path.replace("\\", "/")), label, frames)
+        return listed_clip(posixpath.normpath(path.replace("\\", "/")), label, frames)
 
     form = (
         f"'path frames label' with a label of 0 to {num_classes - 1} (lists 'path label', as of "
@@ -243,7 +226,7 @@ def common_prefix(sources: Sequence[str]) -> int:
 
 
 def _assign_splits(
-    tests: Mapping[str, Sequence[Row]], faults: dict[str, list[Fault]]
+    tests: Mapping[str, Sequence[ClipRecord]], faults: dict[str, list[Fault]]
 ) -> dict[str, str]:
     """Return the split of each clip, and add the faults of clips that are listed twice."""
     splits: dict[str, str] = {}
@@ -262,7 +245,7 @@ def _assign_splits(
 
 
 def _check_training_list(
-    fold: str, rows: Sequence[Row], splits: Mapping[str, str], faults: dict[str, list[Fault]]
+    fold: str, rows: Sequence[ClipRecord], splits: Mapping[str, str], faults: dict[str, list[Fault]]
 ) -> None:
     """Add the faults of clips whose training list does not fit the split that tests them."""
     trained = {row.source for row in rows}

@@ -40,6 +40,7 @@ from dfer_dist.data.sources.records import (
     Listing,
     canonical_class,
     find_media,
+    listed_clip,
 )
 from dfer_dist.data.sources.text_lists import read_rows
 from dfer_dist.data.sources.votes import ClipVotes, add_votes, most_voted, read_votes
@@ -192,7 +193,7 @@ def read_official(
     usual = (layout.frames_folder, layout.videos_folder)
     clips = find_clips(root, sources, usual, prefer_videos, frames)
     records = [
-        ClipRecord(key, r.label, r.split, r.source, clips.media[r.source], None, r.faults)
+        replace(r, key=key, media=clips.media[r.source])
         for key, r in zip(make_keys(sources), rows, strict=True)
         if r.split != AMBIGUOUS or find_media(clips.media[r.source])
     ]
@@ -207,7 +208,7 @@ def read_official(
 
 def _read_rows(
     lists: Mapping[str, Path], layout: _Layout, classes: Sequence[str]
-) -> list[dfer_clip_lists.Row]:
+) -> list[ClipRecord]:
     """Return the clips of the test lists by split, checked against the training lists."""
     trainings = {split: layout.training_list(file) for split, file in lists.items()}
     if "test" in lists:
@@ -225,13 +226,11 @@ def _read_votes(file: Path | None, layout: _Layout, classes: Sequence[str]) -> d
     return {layout.clip_name(clip): of_clip for clip, of_clip in found.items()}
 
 
-def _ambiguous_rows(
-    rows: Sequence[dfer_clip_lists.Row], voted: Mapping[str, ClipVotes]
-) -> list[dfer_clip_lists.Row]:
+def _ambiguous_rows(rows: Sequence[ClipRecord], voted: Mapping[str, ClipVotes]) -> list[ClipRecord]:
     """Return the clips without a majority that no list has."""
     listed = {row.source for row in rows}
     return [
-        dfer_clip_lists.Row(clip, most_voted(of_clip.votes)[0], split=AMBIGUOUS)
+        listed_clip(clip, most_voted(of_clip.votes)[0], split=AMBIGUOUS)
         for clip, of_clip in voted.items()
         if of_clip.is_ambiguous and clip not in listed
     ]
@@ -298,13 +297,13 @@ def _nearest_lists(root: Path, layout: _Layout) -> dict[str, dict[int, Path]]:
     return found
 
 
-def _read_list(file: Path, layout: _Layout) -> list[dfer_clip_lists.Row]:
-    def parse(fields: list[str]) -> dfer_clip_lists.Row | None:
+def _read_list(file: Path, layout: _Layout) -> list[ClipRecord]:
+    def parse(fields: list[str]) -> ClipRecord | None:
         clip, name = fields[0].replace("\\", "/").strip("/"), fields[1].lower()
         label = layout.labels.get(layout.class_name(name))
         if label is None:
             return None
-        return dfer_clip_lists.Row(layout.clip_name(clip), label)
+        return listed_clip(layout.clip_name(clip), label)
 
     if not file.is_file():
         raise UserError(f"{file} is missing: the other lists in its folder need it")

@@ -108,6 +108,16 @@ class ClipRecord:
     end: float | None = None
 
 
+_NOT_PLACED = Path()
+
+
+def listed_clip(
+    source: str, label: int, frames: int | None = None, split: str = NO_SPLIT
+) -> ClipRecord:
+    """Return the clip of a line of a list, which has no key yet and whose media is not known."""
+    return ClipRecord("", label, split, source, _NOT_PLACED, frames)
+
+
 @dataclass(frozen=True)
 class Listing:
     """A data set before packing.

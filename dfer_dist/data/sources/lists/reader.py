@@ -11,7 +11,7 @@ from pathlib import Path
 from dfer_dist.data.sources.dfer_clip_lists import common_prefix, count_unlisted, join_splits
 from dfer_dist.data.sources.folds import make_folds
 from dfer_dist.data.sources.lists.classes import ClassNames, choose_classes
-from dfer_dist.data.sources.lists.rows import ListRow, RowParser
+from dfer_dist.data.sources.lists.rows import RowParser
 from dfer_dist.data.sources.lists.splits import Splits, splits_of_column, splits_of_files
 from dfer_dist.data.sources.lists.table import Table, read_table
 from dfer_dist.data.sources.names import is_system, make_keys, printable
@@ -73,10 +73,9 @@ def read_general_lists(
     tables = [read_table(file) for file in _find_lists(lists)]
     parsers = [RowParser(table, column) for table in tables]
     names = _choose_classes(parsers, classes)
-    notes = _label_notes(names, tables)
     rows = _make_sources({p.table.file: p.rows(names) for p in parsers}, root)
     joined, splits = _join(rows, parsers, names.names)
-    records = _records(root, joined, names.names)
+    records = _add_keys(joined, names.names)
     if not splits.tests:
         records = _make_folds(records, root, request)
     elif request.given():
@@ -87,8 +86,9 @@ def read_general_lists(
             "(is --root right?)"
         )
     read = [path.name for path in lists if path.resolve().parent == root.resolve()]
-    unread = count_unlisted(root, [row.path for row in joined] + read)
-    name, notes = printable(root.resolve().name), (*notes, *splits.notes)
+    paths = [str(row.media).removeprefix(f"{root}/") for row in joined]
+    unread = count_unlisted(root, paths + read)
+    name, notes = printable(root.resolve().name), (*_label_notes(names, tables), *splits.notes)
     return Listing(name, names.names, records, (*lists, root), unread, notes)
 
 
@@ -125,20 +125,25 @@ def _label_notes(classes: ClassNames, tables: Sequence[Table]) -> tuple[str, ...
     return (f"labels are {', '.join(numbered)}",)
 
 
-def _make_sources(lists: dict[Path, list[ListRow]], root: Path) -> dict[Path, list[ListRow]]:
-    """Return rows with paths below the root, and names of clips: without suffix where they can.
+def _make_sources(lists: dict[Path, list[ClipRecord]], root: Path) -> dict[Path, list[ClipRecord]]:
+    """Return rows with media below the root, and names of clips: without suffix where they can.
 
-    The name of a part of a video ends as in media fragments, ``#t=1.5,3``.
+    The name of a part of a video ends as in media fragments, ``#t=1.5,3``. Parts of a video become
+    a group if the lists tell no groups.
     """
     rows = [row for of in lists.values() for row in of]
-    home = _common_home([row.path for row in rows], root)
+    home = _common_home([row.source for row in rows], root)
     stems: dict[str, str] = {}
     for row in rows:
-        stems.setdefault(_stem(row.path), row.path)
-    are_unique = all(stems[_stem(row.path)] == row.path for row in rows)
+        stems.setdefault(_stem(row.source), row.source)
+    are_unique = all(stems[_stem(row.source)] == row.source for row in rows)
+    has_parts = any(row.start is not None or row.end is not None for row in rows)
+    has_groups = any(row.group for row in rows)
 
-    def place(row: ListRow) -> ListRow:
-        path = row.path.removeprefix(home)
+    def place(row: ClipRecord) -> ClipRecord:
+        path, group = row.source.removeprefix(home), row.group
+        if has_parts and not has_groups:
+            group = _stem(path)
         source = printable(_stem(path))
         if not are_unique:
             source = printable(path)
@@ -146,7 +151,7 @@ def _make_sources(lists: dict[Path, list[ListRow]], root: Path) -> dict[Path, li
             source += f"#t={row.start or 0:g},{row.end:g}"
         elif row.start is not None:
             source += f"#t={row.start:g}"
-        return replace(row, path=path, source=source)
+        return replace(row, media=root / path, source=source, group=group)
 
     return {file: [place(row) for row in of] for file, of in lists.items()}
 
@@ -172,7 +177,7 @@ def _stem(path: str) -> str:
     return VIDEO_SUFFIX.sub("", path)
 
 
-def _find_splits(rows: dict[Path, list[ListRow]], parsers: Sequence[RowParser]) -> Splits:
+def _find_splits(rows: dict[Path, list[ClipRecord]], parsers: Sequence[RowParser]) -> Splits:
     with_splits = [parser for parser in parsers if parser.has("split", "fold")]
     if not with_splits:
         return splits_of_files(rows)
@@ -186,16 +191,9 @@ def _find_splits(rows: dict[Path, list[ListRow]], parsers: Sequence[RowParser]) 
 
 
 def _join(
-    lists: dict[Path, list[ListRow]], parsers: Sequence[RowParser], classes: Sequence[str]
-) -> tuple[list[ListRow], Splits]:
-    """Return each clip once with its split, those without a majority last, and what was found.
-
-    Parts of a video become a group if the lists tell no groups.
-    """
-    rows = [row for of in lists.values() for row in of]
-    has_parts = any(row.start is not None or row.end is not None for row in rows)
-    if has_parts and not any(row.group for row in rows):
-        lists = {f: [replace(r, group=_stem(r.path)) for r in of] for f, of in lists.items()}
+    lists: dict[Path, list[ClipRecord]], parsers: Sequence[RowParser], classes: Sequence[str]
+) -> tuple[list[ClipRecord], Splits]:
+    """Return each clip once with its split, those without a majority last, and what was found."""
     ambiguous = {r.source: r for rows in lists.values() for r in rows if r.split == AMBIGUOUS}
     clear = {f: [r for r in rows if r.source not in ambiguous] for f, rows in lists.items()}
     splits = _find_splits(clear, parsers)
@@ -213,17 +211,7 @@ def _make_folds(
     return make_folds(clear, root, request.folds, request.seed, file, column) + ambiguous
 
 
-def _records(root: Path, rows: Sequence[ListRow], classes: Sequence[str]) -> list[ClipRecord]:
+def _add_keys(rows: Sequence[ClipRecord], classes: Sequence[str]) -> list[ClipRecord]:
     keys = make_keys([row.source for row in rows])
-    records = [
-        ClipRecord(
-            *(key, row.label, row.split, row.source, root / row.path, row.frames, row.faults),
-            group=row.group,
-            votes=row.votes,
-            labels=row.labels,
-            start=row.start,
-            end=row.end,
-        )
-        for key, row in zip(keys, rows, strict=True)
-    ]
+    records = [replace(row, key=key) for key, row in zip(keys, rows, strict=True)]
     return [check_majority(record, classes) for record in records]

@@ -5,31 +5,18 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from dfer_dist.data.sources.dfer_clip_lists import Row
 from dfer_dist.data.sources.folder import match_split
 from dfer_dist.data.sources.lists.classes import ClassNames
 from dfer_dist.data.sources.lists.table import COLUMNS, Table, column_name
-from dfer_dist.data.sources.records import AMBIGUOUS
+from dfer_dist.data.sources.records import AMBIGUOUS, ClipRecord, listed_clip
 from dfer_dist.data.sources.votes import most_voted, parse_votes, split_votes, vote_columns
 from dfer_dist.utils.errors import UserError
 
 _VOTES = re.compile("votes?_(.+)")
 _FOLD = re.compile(r"(?:fold|set|split)?[ _-]?([0-9]+)(?:\.0+)?", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
-
-
-@dataclass(frozen=True)
-class ListRow(Row):
-    """A clip of a general list, with what else is known of it."""
-
-    path: str = ""
-    group: str = ""
-    votes: tuple[float, ...] = ()
-    labels: tuple[int, ...] = ()
-    start: float | None = None
-    end: float | None = None
 
 
 @dataclass
@@ -89,7 +76,7 @@ class RowParser:
                 places.setdefault(text, self.table.where(row))
         return places
 
-    def rows(self, classes: ClassNames) -> list[ListRow]:
+    def rows(self, classes: ClassNames) -> list[ClipRecord]:
         """Return the clips of all rows.
 
         Their split is that of the column, if there is one, and ``ambiguous`` without a majority.
@@ -111,7 +98,7 @@ class RowParser:
             return ""
         return self.table.rows[row][self._columns[kind]]
 
-    def _row(self, row: int, classes: ClassNames, vote_places: Sequence[int]) -> ListRow:
+    def _row(self, row: int, classes: ClassNames, vote_places: Sequence[int]) -> ClipRecord:
         where = self.table.where(row)
         fields = [self.table.rows[row][place] for place in vote_places]
         fields = fields or split_votes(self._field(row, "votes"))
@@ -138,9 +125,8 @@ class RowParser:
         path = posixpath.normpath(self._field(row, "path").replace("\\", "/"))
         several = tuple(sorted(labels)) * (len(labels) > 1)
         group, frames = self._field(row, "group"), self._frames(row)
-        return ListRow(
-            *(path, labels[0], frames, split, (), path, group, votes, several, start, end)
-        )
+        clip = listed_clip(path, labels[0], frames, split)
+        return replace(clip, group=group, votes=votes, labels=several, start=start, end=end)
 
     def _seconds(self, row: int, kind: str) -> float | None:
         text = self._field(row, kind)

@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dfer_dist.data.sources.folder import BEFORE_SPLIT, match_split
-from dfer_dist.data.sources.lists.rows import ListRow
-from dfer_dist.data.sources.records import AMBIGUOUS
+from dfer_dist.data.sources.records import AMBIGUOUS, ClipRecord
 from dfer_dist.utils.errors import UserError
 
 _FOLD = re.compile(
@@ -32,12 +31,12 @@ class Splits:
     ``tests`` is empty if nothing tells the splits, and folds are to be made.
     """
 
-    tests: dict[str, list[ListRow]] = field(default_factory=dict)
-    trains: dict[str, list[ListRow]] = field(default_factory=dict)
+    tests: dict[str, list[ClipRecord]] = field(default_factory=dict)
+    trains: dict[str, list[ClipRecord]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def splits_of_column(rows: Sequence[ListRow]) -> Splits:
+def splits_of_column(rows: Sequence[ClipRecord]) -> Splits:
     """Return rows by their split.
 
     Raises
@@ -53,7 +52,7 @@ def splits_of_column(rows: Sequence[ListRow]) -> Splits:
     return splits
 
 
-def splits_of_files(lists: Mapping[Path, Sequence[ListRow]]) -> Splits:
+def splits_of_files(lists: Mapping[Path, Sequence[ClipRecord]]) -> Splits:
     """Return rows by the split that the name of their list, or of its folder, tells.
 
     Raises

@@ -10,14 +10,13 @@ import pytest
 import simplejpeg
 
 from dfer_dist.data.sources.dfer_clip_lists import (
-    Row,
     _find_lists,
     _read_list,
     count_unlisted,
     join_splits,
     read_lists,
 )
-from dfer_dist.data.sources.records import CLASSES, clip_files
+from dfer_dist.data.sources.records import CLASSES, ClipRecord, clip_files
 from dfer_dist.utils.errors import UserError
 from tests.helpers.data.clips import write_clip
 from tests.helpers.data.official_layouts import SPLITS, needs_splits
@@ -309,7 +308,7 @@ def test_released_lists_agree_with_each_other(dataset: str, sizes: dict[str, int
         assert faults == ["not trained"]
 
 
-def _train(file: Path) -> list[Row]:
+def _train(file: Path) -> list[ClipRecord]:
     return _read_list(file.with_name(file.name.replace("_test", "_train")), 11)
 
 

@@ -4,20 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from dfer_dist.data.sources.lists.rows import ListRow, split_value
+from dfer_dist.data.sources.lists.rows import split_value
 from dfer_dist.data.sources.lists.splits import Splits, splits_of_column, splits_of_files
+from dfer_dist.data.sources.records import ClipRecord, listed_clip
 from dfer_dist.utils.errors import UserError
 
 
-def lists(**clips: str) -> dict[Path, list[ListRow]]:
+def lists(**clips: str) -> dict[Path, list[ClipRecord]]:
     """Return lists by name, ``__`` for ``/``, with clips of one letter."""
     return {
-        Path("org", name.replace("__", "/") + ".csv"): [ListRow(clip, 0) for clip in letters]
+        Path("org", name.replace("__", "/") + ".csv"): [listed_clip(clip, 0) for clip in letters]
         for name, letters in clips.items()
     }
 
 
-def names(rows: dict[str, list[ListRow]]) -> dict[str, str]:
+def names(rows: dict[str, list[ClipRecord]]) -> dict[str, str]:
     return {split: "".join(row.source for row in found) for split, found in rows.items()}
 
 
@@ -78,7 +79,7 @@ def test_lists_without_a_clear_split_are_refused(files: dict[str, str], message:
 
 
 def of_column(*values: str) -> Splits:
-    rows = [ListRow("abcdef"[i], 0, split=split_value(v, "x:1")) for i, v in enumerate(values)]
+    rows = [listed_clip("abcdef"[i], 0, split=split_value(v, "x:1")) for i, v in enumerate(values)]
     return splits_of_column(rows)
 
 
