@@ -237,3 +237,38 @@ def test_netrc_credential_is_not_sent(
     monkeypatch.setenv("NETRC", str(netrc))
     ask(vision)
     assert "Authorization" not in vision.headers[0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        (answer(completion(None, refusal="No.")), "No."),
+        (answer(completion(None, "content_filter")), "content_filter"),
+        (
+            lambda request: send(request, b'{"error": {"code": "content_filter"}}', 400),
+            "content_filter",
+        ),
+    ],
+)
+def test_complete_returns_refusals_of_the_server(vision: Vision, fault: Fault, text: str) -> None:
+    vision.faults = [fault]
+    found = Endpoint(vision.url, "m", {}, QUICK).complete([])
+    assert (found.refused, found.text, found.tries) == (True, text, 1)
+
+
+USAGE = {
+    '{"prompt_tokens": 120, "completion_tokens": 8}': (120, 8),
+    '{"prompt_tokens": null, "completion_tokens": "8"}': (0, 0),
+    '{"prompt_tokens": -1}': (0, 0),
+    "null": (0, 0),
+    "[7]": (0, 0),
+}
+
+
+@pytest.mark.parametrize("usage", USAGE)
+def test_complete_counts_tokens_and_tries(vision: Vision, usage: str) -> None:
+    body = completion("anger")[:-1] + f', "usage": {usage}}}'.encode()
+    vision.faults = [status(503), answer(body)]
+    found = Endpoint(vision.url, "m", {}, QUICK).complete([])
+    assert (found.prompt_tokens, found.completion_tokens) == USAGE[usage]
+    assert (found.text, found.tries) == ("anger", 2)
