@@ -38,8 +38,7 @@ class Variant:
     def __init__(self, folder: Path, config: Config, name: str) -> None:
         file = folder / f"{name}.yaml"
         file.write_text(dump_config(config), encoding="utf-8")
-        command = [sys.executable, "-m", "dfer_dist.bench.step_variants"]
-        command += ["--config", str(file), "--variant", name]
+        command = [sys.executable, "-m", "dfer_dist.bench.step_variants", str(file), name]
         self.log = folder / f"{name}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

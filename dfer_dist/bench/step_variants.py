@@ -1,13 +1,12 @@
 """The measured process of one variant of a step: train, test and save on command.
 
-``python -m dfer_dist.bench.step_variants --config FILE --variant NAME`` reads a method and its
-arguments from each line of standard input, calls it, and prints its seconds and peak memory as a
-JSON line. :mod:`dfer_dist.bench.step` starts it.
+``python -m dfer_dist.bench.step_variants CONFIG VARIANT`` reads resolved settings, and a method and
+its arguments from each line of standard input, calls it, and prints its seconds and peak memory as
+a JSON line. :mod:`dfer_dist.bench.step` starts it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import runpy
@@ -38,7 +37,6 @@ from dfer_dist.models.towers.open_clip_models import clip_config
 from dfer_dist.planning.estimate import data_size
 from dfer_dist.planning.measure import RandomStep, bytes_in_use, random_clips
 
-VARIANTS = ("ours", "recomputing", "baseline")
 PLAIN_SCRIPT = Path(__file__).parents[2] / "benchmarks" / "plain_step.py"
 
 
@@ -198,16 +196,11 @@ def serve(config: Config, variant: str, folder: Path, out: TextIO) -> None:
 
 def main() -> None:
     """Run one variant until standard input ends."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, required=True, help="resolved settings")
-    parser.add_argument("--variant", choices=VARIANTS, required=True)
-    args = parser.parse_args()
+    config, variant = Path(sys.argv[1]), sys.argv[2]
     out = os.fdopen(os.dup(1), "w")
     # What libraries print is not an answer.
     os.dup2(2, 1)
-    serve(read_config(args.config), args.variant, args.config.parent, out)
+    serve(read_config(config), variant, config.parent, out)
     exit_process(0)
 
 

@@ -1,16 +1,17 @@
 """Measure the memory and time of real training steps on this machine, to compare with an estimate.
 
 Random weights and random clips, the engine of a run.
-``python -m dfer_dist.planning.measure --config FILE`` (which ``dfer plan --measure`` starts for
-each rank) takes two steps, the second with moments, and prints one JSON line.
+``python -m dfer_dist.planning.measure CONFIG`` (which ``dfer plan --measure`` starts for each rank,
+with the resolved settings of a run) takes two steps, the second with moments, and prints one JSON
+line.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -185,11 +186,7 @@ def bytes_in_use(ranks: Ranks) -> float:
 
 def main() -> None:
     """Measure the steps of stored settings and print them as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, required=True, help="resolved settings of a run")
-    config = read_config(parser.parse_args().config)
+    config = read_config(Path(sys.argv[1]))
     print(json.dumps(asdict(measure(config, data_size(config).classes))))
     exit_process(0)
 

@@ -204,7 +204,7 @@ def take_steps(config: Config, world_size: int = 1, exact_memory: bool = False) 
     with tempfile.TemporaryDirectory() as folder:
         run, logs = RunDir(Path(folder)), FoldDir(Path(folder))
         run.config.write_text(dump_config(config), encoding="utf-8")
-        arguments = ["dfer_dist.planning.measure", "--config", str(run.config)]
+        arguments = ["dfer_dist.planning.measure", str(run.config)]
         with started_ranks(arguments, run, logs, world_size, variables) as ranks:
             codes = [rank.wait() for rank in ranks]
         if any(codes):
