@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -126,19 +127,6 @@ class Attention(nn.Module):
         return self.proj(rearrange(attention.attend(q, k, v), "b h n d -> b n (h d)"))
 
 
-class Mlp(nn.Module):
-    """Two linear layers with GELU between them."""
-
-    def __init__(self, sizes: VideoSizes) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(sizes.hidden_size, sizes.intermediate_size)
-        self.fc2 = nn.Linear(sizes.intermediate_size, sizes.hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply both layers: [..., D] -> [..., D]."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Block(nn.Module):
     """A block with attention among all tokens; its residual branches end as those of timm."""
 
@@ -148,7 +136,7 @@ class Block(nn.Module):
         self.attn = Attention(sizes)
         self.drop_path1: nn.Module = nn.Identity()
         self.norm2 = nn.LayerNorm(sizes.hidden_size, eps=sizes.layer_norm_eps)
-        self.mlp = Mlp(sizes)
+        self.mlp = Mlp(sizes.hidden_size, sizes.intermediate_size)
         self.drop_path2: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,7 +161,7 @@ class RegionBlock(nn.Module):
         self.local_norm, self.local_attn = norm(), Attention(sizes)
         self.global_norm, self.global_attn = norm(), Attention(sizes)
         self.patch_norm, self.region_norm, self.exchange_attn = norm(), norm(), Attention(sizes)
-        self.norm2, self.mlp = norm(), Mlp(sizes)
+        self.norm2, self.mlp = norm(), Mlp(sizes.hidden_size, sizes.intermediate_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform tokens: [B, R, 1 + S, D] -> [B, R, 1 + S, D], the region token first."""
