@@ -29,7 +29,7 @@ from dfer_dist.runs.provenance import python_command
 from dfer_dist.utils.errors import UserError
 from launch.slurm.clients import cleaned_environment
 from launch.slurm.cluster import Cluster
-from launch.slurm.sbatch_options import SbatchOptions, sent
+from launch.slurm.sbatch_options import sent
 from launch.submitit_paths import executor_class
 
 _SUMMARY_MEMORY_GB = 4
@@ -73,10 +73,8 @@ def make_executor(tasks: list[ArrayTask], target: ClusterTarget, folder: Path) -
     return _executor(
         folder,
         cluster,
-        len(tasks),
-        cluster.sbatch,
         # set by job.sh
-        before='bash -c "$rank_command" rank ',
+        'bash -c "$rank_command" rank ',
         **fold_options(cluster),
         job_name=f"dfer-{tasks[0].run.root.name}",
         setup=_setup(cluster, tasks),
@@ -89,6 +87,11 @@ def make_executor(tasks: list[ArrayTask], target: ClusterTarget, folder: Path) -
             *_srun_options(folder, len(tasks)),
         ],
         array_parallelism=target.max_parallel or max(1, len(tasks)),
+        additional_parameters={
+            "requeue": True,
+            "output": _output(folder, len(tasks), 0),
+            **sent(cluster.sbatch),
+        },
     )
 
 
@@ -130,8 +133,7 @@ def make_summary_executor(
     return _executor(
         folder,
         cluster,
-        1,
-        cluster.summary,
+        "",
         **options,
         job_name="dfer-summary",
         time=_SUMMARY_MINUTES,
@@ -141,6 +143,11 @@ def make_summary_executor(
         setup=[*user_setup_lines(cluster), path],
         srun_args=["--cpus-per-task=1", *_srun_options(folder, 1)],
         dependency=array and f"afterany:{array}",
+        additional_parameters={
+            "requeue": True,
+            "output": _output(folder, 1, 0),
+            **sent(cluster.summary),
+        },
     )
 
 
@@ -155,14 +162,7 @@ def _output(folder: Path, num_tasks: int, task: int | str) -> str:
     return f"{str(folder).replace('%', '%%')}/{job}_{task}_log.out"
 
 
-def _executor(
-    folder: Path,
-    cluster: Cluster,
-    num_tasks: int,
-    options: SbatchOptions,
-    before: str = "",
-    **parameters: Any,
-) -> SlurmExecutor:
+def _executor(folder: Path, cluster: Cluster, before: str, **parameters: Any) -> SlurmExecutor:
     """Return an executor; ``before`` is put before the command of Python."""
     try:
         executor = executor_class(folder)(folder, python=before + shlex.join(python_command()))
@@ -171,8 +171,7 @@ def _executor(
             "Slurm is not installed here (no srun on PATH): log in to the cluster, or leave out "
             "--cluster"
         ) from e
-    output, notice = _output(folder, num_tasks, 0), cluster.notice_seconds
-    parameters |= {"additional_parameters": {"requeue": True, "output": output, **sent(options)}}
+    notice = cluster.notice_seconds
     # Submitit's own workload key is refused where keys are enforced
     executor.update_parameters(
         stderr_to_stdout=True, signal_delay_s=notice, wckey=None, **parameters
