@@ -33,7 +33,14 @@ from dfer_dist.reporting.tables import (
     render_template,
     slug,
 )
-from dfer_dist.reporting.wording import PROTOCOLS, frames_text, heading, join, run_title, warnings
+from dfer_dist.reporting.wording import (
+    frames_text,
+    heading,
+    join,
+    protocol_text,
+    run_title,
+    warnings,
+)
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import VERSION, write_json, write_text
 
@@ -138,7 +145,7 @@ def write_summary(loaded: LoadedRun, report: Report) -> None:
     text = render_template(
         "run.md",
         title=run_title(loaded.name, summary),
-        protocol=PROTOCOLS[summary.selection],
+        protocol=protocol_text(summary),
         verdict=report.verdict.sentences,
         sections=report.sections,
         warnings=warnings(summary),
@@ -249,7 +256,7 @@ def _write_seeds(loaded: Sequence[LoadedRun], settings: Sequence[Setting], folde
     sections = [*seed_sections(analysis), Section("runs", "Runs side by side", [overview])]
     report = Report(seeds_verdict(analysis), sections, sections[0].tables[0])
     title = f"{join(s.name for s in settings)}: seeds and folds on {analysis.dataset}"
-    subtitle = f"{PROTOCOLS[loaded[0].result.selection]}. {frames_text(loaded[0].result)}"
+    subtitle = f"{protocol_text(loaded[0].summary)}. {frames_text(loaded[0].result)}"
     chapter = Chapter("seeds", title, subtitle, [], sections, [], report.verdict.sentences)
     write_text(folder / "comparison.html", render(title, [chapter]))
     tables = [table for section in sections for table in section.tables]

@@ -19,11 +19,11 @@ from dfer_dist.reporting.protocol import Rows, head_rows
 from dfer_dist.reporting.results import LoadedRun
 from dfer_dist.reporting.tables import Picture, Section, Table, render_template
 from dfer_dist.reporting.wording import (
-    PROTOCOLS,
     folds_text,
     frames_text,
     interval_text,
     mean_text,
+    protocol_text,
     warnings,
 )
 from dfer_dist.utils.version import package_version
@@ -116,7 +116,7 @@ def run_chapter(
         about = "Frames of misclassified clips", "The errors with the highest probability."
         sheet = Picture(uri, *about, warnings=warnings(summary))
         shown.append(Section("mistakes", "Most confident errors", pictures=[sheet]))
-    protocol = PROTOCOLS[summary.selection]
+    protocol = protocol_text(summary)
     return Chapter(
         key=key,
         title=loaded.name,

@@ -9,7 +9,7 @@ from dfer_dist.reporting.class_scores import class_recalls
 from dfer_dist.reporting.comparison.published import Published
 from dfer_dist.reporting.results import LoadedRun
 from dfer_dist.reporting.tables import Cell, Table
-from dfer_dist.reporting.wording import PROTOCOLS, UNKNOWN, join, mean_text, warnings
+from dfer_dist.reporting.wording import UNKNOWN, join, mean_text, protocol_text, warnings
 from dfer_dist.runs.endpoint import own_classes
 
 _MAX_CLASSES = 16  # whose recalls fit a page
@@ -88,7 +88,7 @@ def _percent(value: float) -> str:
 
 def _notes(runs: Sequence[LoadedRun]) -> list[str]:
     """Return sentences on the protocol, and on what the numbers are."""
-    protocols = dict.fromkeys(PROTOCOLS[run.result.selection] for run in runs)
+    protocols = dict.fromkeys(protocol_text(run.summary) for run in runs)
     clips = " or ".join(dict.fromkeys(str(run.summary.pooled.n) for run in runs))
     folds = dict.fromkeys(str(len(run.folds)) for run in runs)
     means = "UAR and WAR are of one test fold."

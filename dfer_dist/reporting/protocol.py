@@ -35,10 +35,10 @@ from dfer_dist.reporting.history import ranks_text, run_cost
 from dfer_dist.reporting.results import LoadedRun, read_settings
 from dfer_dist.reporting.wording import (
     NOT_RECORDED,
-    PROTOCOLS,
     applicable,
     join,
     optional,
+    protocol_text,
     views_text,
 )
 from dfer_dist.runs.records import GitState, Provenance
@@ -94,7 +94,7 @@ def protocol_rows(loaded: LoadedRun) -> Rows:
     Without a readable ``config.yaml`` they come from the result alone.
     """
     result, config = loaded.result, read_settings(loaded.run)
-    rows = {"Selection": PROTOCOLS[result.selection], "Folds": _folds_row(loaded)}
+    rows = {"Selection": protocol_text(loaded.summary), "Folds": _folds_row(loaded)}
     if result.views is not None:
         views = views_text(result.views, result.crops, result.mirror)
         rows["Test clips"] = f"every clip {views}, {result.num_frames} frames a view"

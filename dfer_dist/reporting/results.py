@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dfer_dist.config.load import read_config
 from dfer_dist.config.schema import Config
-from dfer_dist.data.folds.overlay import FoldOverlay
+from dfer_dist.data.folds.overlay import FoldOverlay, validation_name
 from dfer_dist.evaluation.calibration import Outputs, score_calibration, summarize_calibration
 from dfer_dist.evaluation.metrics import Ints, bootstrap_ci, metric_values, score, top_class
 from dfer_dist.evaluation.multilabel import score_table
@@ -142,6 +142,7 @@ class LoadedRun:
             shuffled = UarWarSpread(score_spread(noise, "uar"), score_spread(noise, "war"))
         return Summary(
             dataset=self.result.dataset,
+            validation=validation_name(self.run.folds),
             selection=self.result.selection,
             folds=[fold.result for fold in self.folds.values()],
             missing=[k for k in self.all_folds if k not in self.folds],

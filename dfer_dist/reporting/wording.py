@@ -26,11 +26,28 @@ MAX_NAMES = 5  # of clips or runs in a sentence
 
 def heading(name: str, summary: Summary) -> str:
     """Return the title of a run, and how the epoch was chosen."""
-    return f"{run_title(name, summary)} ({PROTOCOLS[summary.selection]})"
+    return f"{run_title(name, summary)} ({protocol_text(summary)})"
+
+
+def protocol_text(summary: Summary) -> str:
+    """Return how the epoch was chosen, and on what the scores are."""
+    text = PROTOCOLS[summary.selection]
+    if summary.validation:
+        text = text.replace("the test fold", "the validation part")
+    return text
+
+
+def validation_text(summary: Summary) -> str:
+    """Return that the scores are not of a test fold; empty if they are."""
+    if not summary.validation:
+        return ""
+    return f"Scores are of a part of the training clips, not of a test fold: {summary.validation}."
 
 
 def run_title(name: str, summary: Summary) -> str:
     """Return text such as ``lora on demo, 5 folds``, or ``3 of 5 folds`` if some are missing."""
+    if summary.validation:
+        return f"{name} on {summary.dataset}, {summary.validation}"
     finished, missing = len(summary.folds), len(summary.missing)
     total = finished + missing
     count = f"{finished} of " * bool(missing)
@@ -38,8 +55,9 @@ def run_title(name: str, summary: Summary) -> str:
 
 
 def warnings(summary: Summary) -> list[str]:
-    """Return sentences on missing folds and on test clips that were left out, if there are any."""
-    missing, finished, texts = summary.missing, done(summary), []
+    """Return sentences on a validation part, missing folds and test clips that were left out."""
+    missing, finished = summary.missing, done(summary)
+    texts = [validation_text(summary)] * bool(summary.validation)
     if missing:
         texts.append(
             f"{len(missing)} of {len(finished) + len(missing)} folds missing ({join(missing)}): "

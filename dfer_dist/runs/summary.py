@@ -72,8 +72,9 @@ class Summary(Record):
     ``pooled`` are the metrics of all clips of all finished folds. ``shuffled`` is None unless every
     finished fold was also tested with its frames shuffled, ``votes`` unless test clips of every
     finished fold have votes. ``multilabel`` has the further metrics of sets of labels that all
-    folds have, without intervals. ``top2`` is None where a fold has no logits. Summaries of older
-    versions have no ``cost``, F1, ``top2`` and ``kappa``.
+    folds have, without intervals. ``validation`` names the part of the training clips that a trial
+    of ``dfer tune`` is scored on, None of a test fold. ``top2`` is None where a fold has no logits.
+    Summaries of older versions have no ``cost``, F1, ``top2`` and ``kappa``.
     """
 
     remedy: ClassVar[str] = "write it again with dfer report"
@@ -95,3 +96,4 @@ class Summary(Record):
     calibration: CalibrationSummary | None = None
     multilabel: dict[str, Spread] = field(default_factory=dict)
     votes: VotesSpread | None = None
+    validation: str | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -93,3 +94,12 @@ class FoldOverlay(Record):
                 "(--by file takes folds that are written by hand)"
             )
         return overlay
+
+
+def validation_name(path: Path) -> str | None:
+    """Return the name of the part of the training clips in a file; None if it has test folds."""
+    with suppress(UserError):
+        overlay = FoldOverlay.read(path)
+        if overlay.made_by == VALIDATION:
+            return overlay.name
+    return None

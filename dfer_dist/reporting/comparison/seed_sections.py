@@ -24,11 +24,11 @@ from dfer_dist.reporting.comparison.verdict import (
 )
 from dfer_dist.reporting.tables import Section, Table
 from dfer_dist.reporting.wording import (
-    PROTOCOLS,
     folds_text,
     interval_text,
     p_equals,
     p_text,
+    protocol_text,
     signed,
 )
 
@@ -97,7 +97,7 @@ def _settings_table(analysis: SeedAnalysis) -> Table:
             alerts += [f"{title}: {text}" for text in (*compared.warnings, *own)]
     first = analysis.settings[0]
     caption = f"Means over seeds and folds on {analysis.dataset}, differences to {first.name}."
-    notes = [f"Protocol {PROTOCOLS[first.first.result.selection]}.", *_NOTES]
+    notes = [f"Protocol {protocol_text(first.first.summary)}.", *_NOTES]
     title = f"Settings on {analysis.dataset}, differences to {first.name}"
     distinct = list(dict.fromkeys(alerts))
     return Table(

@@ -25,6 +25,7 @@ from dfer_dist.reporting.wording import (
     mean_text,
     p_equals,
     signed,
+    validation_text,
 )
 from dfer_dist.runs.records import Scores
 from dfer_dist.runs.summary import Summary
@@ -127,7 +128,8 @@ def comparisons_verdict(comparisons: Sequence[Comparison]) -> Verdict:
 
 def _limits(c: Comparison) -> list[str]:
     """Return sentences on everything that weakens the comparison."""
-    limits, paired = list(c.warnings), c.paired
+    texts = (validation_text(x.summary) for x in (c.first, c.second))
+    limits, paired = [*dict.fromkeys(filter(None, texts)), *c.warnings], c.paired
     ranks = [_ranks_text(c.first), _ranks_text(c.second)]
     if ranks[0] != ranks[1] and NOT_RECORDED not in ranks:
         limits.append(f"They were trained on {ranks[0]} and on {ranks[1]}.")
@@ -233,6 +235,8 @@ def run_verdict(loaded: LoadedRun) -> Verdict:
         for name, spread in (("UAR", s.uar), ("WAR", s.war))
     ]
     sentences = [f"{join(scores)}: mean over {folds}, {s.pooled.n} clips."]
+    if s.validation:
+        sentences = [f"{join(scores)}: {s.pooled.n} clips.", validation_text(s)]
     if s.missing:
         sentences.append(f"Missing: {folds_text(s.missing)}. The scores are of the others only.")
     left_out = sum(len(r.left_out) for r in s.folds)

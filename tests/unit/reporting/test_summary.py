@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from dfer_dist.data.folds.overlay import VALIDATION, FoldOverlay
 from dfer_dist.evaluation.metrics import bootstrap_ci
-from dfer_dist.reporting.files import write_report
+from dfer_dist.reporting.files import write_report, write_sweep
 from dfer_dist.reporting.plots.scores import confusion_png
 from dfer_dist.reporting.results import load_run
 from dfer_dist.reporting.sections import run_sections
@@ -24,7 +25,7 @@ from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import METRICS, FoldResult
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import write_json
-from tests.helpers.made_runs import CLASSES, load_made, make_fold, write_summary
+from tests.helpers.made_runs import CLASSES, load_made, make_fold, make_run, write_summary
 
 ALL = [1, 2, 3, 4, 5]
 
@@ -203,3 +204,23 @@ def test_pictures_are_complete_and_reproducible(tmp_path: Path) -> None:
         with Image.open(path) as picture:
             assert min(picture.size) >= 750
     assert not list(tmp_path.rglob(".*"))  # no temporary file stays
+
+
+def test_first_lines_of_a_trial_name_its_validation_part(tmp_path: Path) -> None:
+    part = "validation part of fold 1, seed 0"
+    overlay = FoldOverlay(part, "DFEW", "bb", VALIDATION, 1, {"clip-0": 1}).signed()
+    runs = []
+    for i, sure in enumerate((2.0, 3.0)):
+        run = make_run(tmp_path / f"t-trial{i}", (1,), 1, sure=sure, folds_hash=overlay.hash)
+        overlay.write(run.folds)
+        runs.append(run)
+    said = f"Scores are of a part of the training clips, not of a test fold: {part}."
+    assert write_report(runs[0]).verdict.sentences[1] == said
+    for file in (runs[0].report, runs[0].latex, runs[0].page):
+        text = file.read_text()
+        assert part in text and "the test fold" not in text
+    assert said in "".join(runs[0].report.read_text().splitlines()[:4])
+    folder = tmp_path / "t.sweep"
+    folder.mkdir()
+    assert said in write_sweep(runs, folder).verdict.sentences[0]
+    assert said in "".join((folder / "comparison.md").read_text().splitlines()[:4])

@@ -94,6 +94,7 @@ def test_summary_survives_a_round_trip() -> None:
         | dict.fromkeys(
             ["macro_f1", "weighted_f1", "top2", "kappa", "mean_ap", "auc", "multilabel"]
         ),
+        "validation": "validation part of fold 1, seed 0",
         "majority": {"class": "anger", "war": 66.5},
         "shuffled": None,
         "multilabel": {},
