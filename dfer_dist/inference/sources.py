@@ -56,7 +56,9 @@ class Frames:
                 pixels, is_jpeg = decode_image(file.read_bytes())
             except (ValueError, OSError) as e:
                 text = " ".join(str(e).split())
-                raise UserError(f"{file} cannot be decoded ({text}): copy it again") from e
+                raise UserError(
+                    f"{file} cannot be decoded ({text}): copy it again or convert it"
+                ) from e
             yield pixels if is_jpeg else through_jpeg(pixels)
 
 

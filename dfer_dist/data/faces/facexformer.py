@@ -24,6 +24,7 @@ from PIL import Image
 
 from dfer_dist.data.faces.parsing_maps import LABELS
 from dfer_dist.data.sources.records import sort_frames
+from dfer_dist.data.video.image import open_image
 from dfer_dist.utils.errors import UserError
 
 LANDMARKS, MAP, BOX = "landmarks.txt", "parsing.png", "box.txt"
@@ -120,7 +121,7 @@ def read_map(folder: Path, size: tuple[int, int]) -> np.ndarray:
     found = np.zeros(size, np.uint8)
     if not (folder / MAP).is_file():
         return found
-    with Image.open(folder / MAP) as image:
+    with open_image(folder / MAP) as image:
         labels = np.asarray(image)
     highest = labels.max(initial=0)
     if labels.shape != (_SIZE, _SIZE) or highest >= len(_LABELS):

@@ -18,6 +18,8 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageDraw
 
+from dfer_dist.data.video.image import open_image
+
 # Each label with its RGB color: bright, and distinct for regions that touch.
 _REGIONS = {
     "background": (0, 0, 0),
@@ -220,7 +222,7 @@ def read_labels(file: IO[bytes] | Path) -> np.ndarray:
     OSError, SyntaxError
         If it is no image.
     """
-    with Image.open(file) as image:
+    with open_image(file) as image:
         labels = np.asarray(image)
     highest = labels.max(initial=0)
     if labels.ndim != 2 or labels.dtype != np.uint8 or highest >= len(LABELS):

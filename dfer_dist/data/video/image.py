@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import simplejpeg
@@ -17,6 +19,11 @@ _MARKER, _START_OF_SCAN = 0xFF, 0xDA
 
 # What Git LFS stores in place of a file that was not fetched.
 LFS_START, LFS_FAULT = b"version https://git-lfs", "a pointer of Git LFS: run git lfs pull"
+
+# Above about this many Pillow warns, and above twice as many it raises an error that is no OSError.
+MAX_PIXELS = 89_000_000
+_TOO_LARGE = f"it has more than {MAX_PIXELS // 10**6} million pixels"
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # Where JPEGs may have an orientation: Exif and XMP. Reading those of every JPEG would take as long
 # as decoding a small one.
@@ -61,18 +68,39 @@ def decode_image(data: bytes) -> tuple[np.ndarray, bool]:
     Raises
     ------
     ValueError
-        If it is damaged, or no image that can be shown with 8 bits a channel.
+        If it is damaged, has more than ``MAX_PIXELS``, or is no image that can be shown with 8 bits
+        a channel.
     """
     if data.startswith(LFS_START):
         raise ValueError(LFS_FAULT)
     if not data.startswith(_JPEG_SIGNATURE):
         return _decode_with_pillow(data), False
+    height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    _check_size(width, height)
     # stricter than Pillow, which does not report altered bytes
     pixels = simplejpeg.decode_jpeg(data)
     turn = find_turn(data)
     if turn is None:
         return pixels, True
     return np.asarray(Image.fromarray(pixels).transpose(turn)), False
+
+
+def open_image(file: IO[bytes] | Path, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """Open an image with Pillow, without decoding it.
+
+    Raises
+    ------
+    ValueError
+        If it has more than ``MAX_PIXELS``.
+    OSError
+        If it cannot be read, or is of another format.
+    """
+    try:
+        image = Image.open(file, formats=formats)
+    except Image.DecompressionBombError as e:
+        raise ValueError(_TOO_LARGE) from e
+    _check_size(*image.size)
+    return image
 
 
 def find_turn(jpeg: bytes) -> Image.Transpose | None:
@@ -97,6 +125,8 @@ def is_still_image(file: Path) -> bool:
         try:
             with Image.open(stream, formats=_FORMATS) as image:
                 return getattr(image, "n_frames", 1) == 1
+        except Image.DecompressionBombError:
+            return True
         except (UnidentifiedImageError, ValueError):
             return False
 
@@ -109,7 +139,7 @@ def compose_on_black(rgba: np.ndarray) -> np.ndarray:
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with open_image(io.BytesIO(data), _FORMATS) as image:
             # Pillow turns a TIFF upright itself while it loads it
             image.load()
             if image.format == "PNG":
@@ -131,6 +161,11 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
         raise ValueError(f"{kind}{e}") from e
 
 
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(_TOO_LARGE)
+
+
 def _jpeg_header(jpeg: bytes) -> bytes:
     """Return the segments before the compressed data, or all of a JPEG that has another form."""
     start = len(_JPEG_SIGNATURE) - 1
@@ -148,7 +183,7 @@ def _jpeg_header(jpeg: bytes) -> bytes:
 
 def _jpeg_orientation(data: bytes) -> int:
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        with open_image(io.BytesIO(data), ("JPEG",)) as image:
             return _orientation(image)
     # as in _orientation
     except Exception:

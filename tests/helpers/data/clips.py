@@ -16,6 +16,9 @@ from dfer_dist.data.shards.sidecars import read_sidecar_tar
 from dfer_dist.data.sources.records import ClipRecord
 from dfer_dist.utils.files import write_json
 
+# The header of an image of more pixels than are decoded, which Pillow reads first.
+HUGE_IMAGE = b"P6 20000 20000 255\n" + bytes(9)
+
 
 def write_clip(folder: Path, frames: int, seed: int, width: int = 48, height: int = 40) -> None:
     """Write a clip of JPEGs, each with another pattern."""

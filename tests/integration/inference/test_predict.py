@@ -32,6 +32,7 @@ from dfer_dist.inference.pyfunc import PyfuncModel
 from dfer_dist.inference.sources import through_jpeg
 from dfer_dist.utils.errors import UserError
 from launch import cli
+from tests.helpers.data.clips import HUGE_IMAGE
 from tests.helpers.data.videos import Pose, draw, encode
 from tests.helpers.models.exported import Case
 
@@ -221,11 +222,13 @@ def test_command_writes_tables_and_names_unreadable_videos(
     whole = waves.read_bytes()
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(encode(tmp_path / "whole.mkv", Video(waves)).read_bytes()[: len(whole) // 2])
+    (tmp_path / "huge.ppm").write_bytes(HUGE_IMAGE)
     out = tmp_path / "out"
     status = dfer(
         monkeypatch,
         "predict",
         exported.out,
+        tmp_path / "huge.ppm",
         waves,
         cut,
         videos / "Happy" / "Happy.mp4",
@@ -235,7 +238,8 @@ def test_command_writes_tables_and_names_unreadable_videos(
         out,
     )
     said = capsys.readouterr()
-    assert status == 2 and said.err.count("\n") == 1 and f"error: {cut}: " in said.err
+    assert status == 2 and said.err.count("\n") == 2 and f"error: {cut}: " in said.err
+    assert "huge.ppm cannot be decoded (it has more than 89 million pixels)" in said.err
     assert sorted(f.name for f in out.iterdir()) == [
         "Happy.mp4.csv",
         "Happy.mp4.png",

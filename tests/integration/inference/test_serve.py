@@ -25,6 +25,7 @@ from dfer_dist.inference.exported import load
 from dfer_dist.inference.predict import predict_video
 from dfer_dist.inference.serving.app import MAX_BYTES, MAX_REQUESTS
 from tests.helpers.cli import dfer
+from tests.helpers.data.clips import HUGE_IMAGE
 from tests.helpers.data.videos import Pose, draw, encode
 from tests.helpers.forked import Forked
 from tests.helpers.models.exported import Case
@@ -93,6 +94,7 @@ def test_mlflow_protocol_gives_the_same(server: str, video: Path) -> None:
         (b"", "the video is empty"),
         (b"no video at all", "the video is a text file"),
         (bytes(range(256)) * 40, "the video cannot be read as a video"),
+        (HUGE_IMAGE, "the video cannot be decoded (it has more than 89 million pixels)"),
     ],
 )
 def test_garbage_is_refused_in_one_line(server: str, body: bytes, reason: str) -> None:

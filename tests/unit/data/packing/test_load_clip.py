@@ -12,7 +12,7 @@ from dfer_dist.data.packing.load_clip import load_clip
 from dfer_dist.data.packing.packer import pack
 from dfer_dist.data.packing.report import REPORT, PackReport
 from dfer_dist.data.sources.records import ClipRecord, clip_files
-from tests.helpers.data.clips import encode_png, write_clip
+from tests.helpers.data.clips import HUGE_IMAGE, encode_png, write_clip
 from tests.helpers.data.videos import damage_frames, encode, write_planes
 
 
@@ -45,6 +45,13 @@ def test_clip_files_prefers_jpegs_over_pngs(clip: ClipRecord) -> None:
     for frame in clip.media.glob("*.jpg"):
         frame.unlink()
     assert [f.name for f in clip_files(clip)] == ["00001.png"]
+
+
+def test_frame_of_too_many_pixels_is_a_damaged_frame(clip: ClipRecord) -> None:
+    (clip.media / "00001.jpg").write_bytes(HUGE_IMAGE)
+    loaded = load_clip(clip)
+    assert loaded.num_dropped == 1 and len(loaded.jpegs) == 2
+    assert "more than 89 million pixels" in loaded.faults[0].reason
 
 
 @pytest.mark.parametrize("suffix", ["JPG", "jpeg", "jpe", "jfif"])

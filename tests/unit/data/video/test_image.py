@@ -5,6 +5,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfer_dist.data.video.image import decode_image
+from dfer_dist.data.faces.parsing_maps import read_labels
+from dfer_dist.data.video.image import decode_image, is_still_image
+from tests.helpers.data.clips import HUGE_IMAGE
 
 TILES = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
 PHOTO = TILES.repeat(8, 0).repeat(8, 1)
@@ -293,3 +296,26 @@ def test_truncated_image_is_damaged(kind: str) -> None:
 def test_what_is_no_image_is_rejected(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"^it is no image of a usual format$"):
         decode_image(content)
+
+
+@pytest.mark.parametrize("size", ["20000 20000", "10000 9000"])
+def test_image_of_too_many_pixels_is_refused_before_it_is_decoded(size: str) -> None:
+    """Pillow refuses the first with an error of its own, and only warns of the second."""
+    data = HUGE_IMAGE.replace(b"20000 20000", size.encode())
+    with pytest.raises(ValueError, match=r"^it has more than 89 million pixels$"):
+        decode_image(data)
+    with pytest.raises(ValueError, match="more than 89 million pixels"):
+        read_labels(io.BytesIO(data))
+
+
+def test_jpeg_of_too_many_pixels_is_refused_before_it_is_decoded() -> None:
+    size, huge = struct.pack(">HH", *PHOTO.shape[:2]), struct.pack(">HH", 20000, 20000)
+    data = encode(PHOTO, "JPEG")
+    assert data.count(size) == 1
+    with pytest.raises(ValueError, match="more than 89 million pixels"):
+        decode_image(data.replace(size, huge))
+
+
+def test_image_of_too_many_pixels_is_a_still_image(tmp_path: Path) -> None:
+    (tmp_path / "huge").write_bytes(HUGE_IMAGE)
+    assert is_still_image(tmp_path / "huge")
