@@ -88,5 +88,10 @@ _CONDITIONS: tuple[tuple[str, Condition], ...] = (
 def applicable_settings(config: Config) -> Settings:
     """Return the settings that can matter, as :func:`~dfer_dist.config.schema.flatten` does."""
     settings = flatten(config)
-    idle = {k for keys, holds in _CONDITIONS if not holds(settings) for k in keys.split()}
+    idle = idle_settings(settings)
     return {key: value for key, value in settings.items() if key not in idle}
+
+
+def idle_settings(settings: Settings) -> set[str]:
+    """Return those of all settings that cannot matter."""
+    return {k for keys, holds in _CONDITIONS if not holds(settings) for k in keys.split()}

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfer_dist.config.applicable import applicable_settings
 from dfer_dist.config.load import load_config
 from dfer_dist.config.schema import NEUTRAL, Config, Selection, flatten
 from dfer_dist.runs.layout import FoldDir, parse_folds
@@ -123,7 +124,18 @@ class Search:
     def member(self, trial: Trial) -> SweepMember:
         """Return the run of a trial."""
         name = f"{self.folder.name}-trial{trial.number}"
-        return SweepMember(name, self.space.settings(trial.params))
+        return SweepMember(name, self.chosen(trial.params))
+
+    def chosen(self, params: Mapping[str, Any]) -> list[str]:
+        """Return a trial's parameters as settings, without those that cannot matter with them."""
+        texts = self.space.settings(params)
+        try:
+            config = load_config(self.request.experiment, [*self.settings, *texts])
+        except UserError:
+            # together they are refused, and so will the trial be
+            return texts
+        known = applicable_settings(config)
+        return [text for text in texts if text.partition("=")[0] in known]
 
     def report(self, trial: Trial, fold: FoldDir) -> bool:
         """Report scores of epochs that are new; return whether there were any."""

@@ -31,7 +31,8 @@ def report_search(search: Search) -> bool:
     settings = list(search.space.values)
     head, rows = ["Trial", "State", metric, *settings], []
     for t in trials:
-        values = [text.partition("=")[2] for text in search.space.settings(t.params)]
+        chosen = {k: v for k, _, v in (text.partition("=") for text in search.chosen(t.params))}
+        values = [chosen.get(key, "") for key in settings]
         score = "" if t.value is None else f"{t.value:.2f}"
         rows.append(
             [str(t.number), t.state.name.lower().replace("running", "stopped"), score, *values]
@@ -70,7 +71,7 @@ def _print_importance(search: Search) -> None:
 
 def _best_experiment(search: Search, best: FrozenTrial) -> str:
     """Return the settings of a trial that are not at their defaults, without the search's own."""
-    info, chosen = search.info, search.space.settings(best.params)
+    info, chosen = search.info, search.chosen(best.params)
     request = search.request
     config = flatten(load_config(request.experiment, [*request.overrides, *chosen]))
     tree, defaults = OmegaConf.create({}), flatten(Config())

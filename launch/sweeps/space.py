@@ -4,7 +4,7 @@
 
     optim.lr_image: {low: 1.0e-6, high: 1.0e-4, log: true}
     train.epochs: {low: 10, high: 50, int: true}
-    model.image: [all, lora]
+    train.label_smoothing: [0.0, 0.1]
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING, OmegaConf
 
+from dfer_dist.config.applicable import idle_settings
 from dfer_dist.config.load import load_config, read_yaml
-from dfer_dist.config.schema import NEUTRAL
+from dfer_dist.config.schema import NEUTRAL, flatten
 from dfer_dist.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,7 +90,8 @@ def read_space(path: Path, experiment: str, overrides: Sequence[str]) -> Space:
     ------
     UserError
         If the file is missing, is no mapping or is empty, names a setting that is unknown, changes
-        no score or is given in ``overrides``, or has a value that the setting may not have.
+        no score, cannot matter or is given in ``overrides``, or has a value that the setting may
+        not have.
     """
     stored = OmegaConf.to_container(read_yaml(path))
     assert isinstance(stored, dict)
@@ -96,6 +99,7 @@ def read_space(path: Path, experiment: str, overrides: Sequence[str]) -> Space:
         raise UserError(f"{path} is empty: for each setting {_FORM}")
     given = {text.partition("=")[0] for text in overrides}
     values: dict[str, Range | list[str]] = {}
+    changes: list[dict[str, Any]] = [{}]
     for key, raw in stored.items():
         key = str(key)
         source = f"{path}: {key}"
@@ -106,11 +110,13 @@ def read_space(path: Path, experiment: str, overrides: Sequence[str]) -> Space:
         )
         try:
             for value in samples:
-                load_config(experiment, [*overrides, f"{key}={value}"])
+                made = flatten(load_config(experiment, [*overrides, f"{key}={value}"]))
+                changes.append({key: made[key]})
         except UserError as e:
             # 1.0 is none
             hint = "; add int: true" * ("to Integer" in str(e))
             raise UserError(f"{source}: {e}{hint}") from e
+    _check_effect(set(values), flatten(load_config(experiment, overrides)), changes, path)
     return Space(values, {str(key): raw for key, raw in stored.items()})
 
 
@@ -149,3 +155,17 @@ def _check_key(key: str, source: str, given: set[str]) -> None:
         raise UserError(f"{source} changes no score: leave it out")
     if key in given:
         raise UserError(f"{source} is in the space: leave the argument {key}=… out")
+
+
+def _check_effect(
+    keys: set[str], base: dict[str, Any], changes: list[dict[str, Any]], path: Path
+) -> None:
+    """Refuse settings that cannot matter, whatever the others are."""
+    # no condition needs more than two of them
+    pairs = combinations_with_replacement(changes, 2)
+    idle = keys.intersection(*(idle_settings(base | a | b) for a, b in pairs))
+    if idle:
+        raise UserError(
+            f"{path}: {', '.join(sorted(idle))}: without effect in this experiment, whatever the "
+            "other settings of the space are: leave it out"
+        )

@@ -74,6 +74,8 @@ def test_rounding_stays_within_the_range() -> None:
         ("data.workers: [1, 2]", "data.workers changes no score: leave it out"),
         ("train.seed: [1, 2]", "train.seed is not to be searched: the best one would be luck"),
         ("train.selection: [last, best_val]", "scores of different selections"),
+        ("model.lora_rank: [2, 4]", "model.lora_rank: without effect in this experiment"),
+        ("model.lora_rank: [2, 4]\nmodel.image: [all, last]", "model.lora_rank: without effect"),
         ("optim.momentum: [0.1, 0.9]", "leave the argument optim.momentum=… out"),
     ],
 )
@@ -81,6 +83,14 @@ def test_fault_is_one_line(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         read(tmp_path, text, "optim.momentum=0.5")
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_setting_may_apply_with_two_others_only(tmp_path: Path) -> None:
+    text = "optim.lr_prompt: [0.1, 0.2]\nmodel.head: [linear, text]\nmodel.context_tokens: [0, 8]"
+    given = ["model.head=linear", "model.head_init=zeros"]
+    with pytest.raises(UserError, match=r"optim\.lr_prompt: without effect"):
+        read(tmp_path, text.partition("\n")[0], *given)
+    assert len(read(tmp_path, text, "model.head_init=zeros").values) == 3
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from tests.helpers.cli import small_run
 from tests.helpers.made_runs import make_fold
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
-SPACE = "optim.lr_image: {low: 1.0e-6, high: 1.0e-3, log: true}\nmodel.image: [all, none]\n"
+SPACE = "optim.lr_image: {low: 1.0e-6, high: 1.0e-3, log: true}\ntrain.label_smoothing: [0, 0.1]\n"
 OPTIONS = SearchOptions("uar", seed=0, val_seed=0, prune=True)
 EPOCHS = 4
 
@@ -120,7 +121,7 @@ def test_trials_train_two_at_a_time(request_: JobRequest) -> None:
     assert machine.started == [0, 1, 2, 3] and machine.most == 2
     sweep = SweepDir.of(request_.runs, "s")
     rows = (sweep.root / "trials.csv").read_text().splitlines()
-    assert rows[0] == "Trial,State,UAR,optim.lr_image,model.image"
+    assert rows[0] == "Trial,State,UAR,optim.lr_image,train.label_smoothing"
     assert [row.split(",")[:3] for row in rows[1:]] == [
         [str(i), "complete", f"{50 + i:.2f}"] for i in (3, 2, 1, 0)
     ]
@@ -145,6 +146,25 @@ def test_table_of_many_settings_fits(
     assert len(table) >= 11 and max(map(len, table)) <= 80
     assert "Left out at 80 characters: block; trials.csv has them." in said
     assert "importance among the best trials: " in said
+
+
+def test_setting_without_effect_is_left_out_of_a_trial(request_: JobRequest) -> None:
+    text = SPACE + "model.image: [all, lora]\noptim.lr_lora: [0.001, 0.002]\n"
+    (request_.runs / "space.yaml").write_text(text)
+    tune(request_, Machine(lambda number: 50.0 + number), 8)
+    sweep = SweepDir.of(request_.runs, "s")
+    members = sweep.info().members
+    given = [dict(text.split("=") for text in m.setting) for m in members]
+    assert {own["model.image"] for own in given} == {"all", "lora"}
+    for own in given:
+        uses_lora = own["model.image"] == "lora"
+        assert ("optim.lr_lora" in own, "optim.lr_image" in own) == (uses_lora, not uses_lora)
+    with (sweep.root / "trials.csv").open() as file:
+        rows = {int(row["Trial"]): row for row in csv.DictReader(file)}
+    for i, own in enumerate(given):
+        assert {k: v for k, v in rows[i].items() if "." in k and v} == own
+    best = (sweep.root / "best.yaml").read_text().replace("\n# ", " ")
+    assert f"trial 7 of s.sweep with {', '.join(members[7].setting)}, and" in best
 
 
 def test_poor_trial_is_pruned(request_: JobRequest) -> None:
@@ -237,8 +257,8 @@ def test_another_search_is_refused(request_: JobRequest, monkeypatch: pytest.Mon
     other = replace(request_, overrides=[*request_.overrides, "train.ema=0.9"])
     with pytest.raises(UserError, match=r"train\.ema was 0\.0, now 0\.9\. Use the same"):
         tune(other, machine, 2)
-    (request_.runs / "space.yaml").write_text(SPACE.replace("none", "lora"))
-    with pytest.raises(UserError, match=r"space model\.image was \['all', 'none'\], now"):
+    (request_.runs / "space.yaml").write_text(SPACE.replace("0.1", "0.2"))
+    with pytest.raises(UserError, match=r"space train\.label_smoothing was \[0, 0\.1\], now"):
         tune(request_, machine, 2)
     monkeypatch.setattr(search, "load_experiment", several_sets)
     with pytest.raises(UserError, match="several sets"):

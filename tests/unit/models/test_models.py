@@ -249,7 +249,12 @@ def test_names_and_descriptions() -> None:
         ("ViT-B-23", "none", 224, "did you mean"),
         ("RN50", "none", 224, "backbone 'RN50' has a ResNet as image tower"),
         ("ViTamin-S", "none", 224, "ViTamin, whose first stages are convolutions"),
-        ("timm:vit_tiny_patch16_224", "augreg", 224, "to one of augreg_in21k, augreg_in21k_ft_in1k"),
+        (
+            "timm:vit_tiny_patch16_224",
+            "augreg",
+            224,
+            "to one of augreg_in21k, augreg_in21k_ft_in1k",
+        ),
         ("timm:vit_tiny_patch17_224", "none", 224, "did you mean 'timm:vit_tiny_patch16_224'"),
         ("timm:resnet18", "none", 224, r"is no ViT \(resnet\)"),
         ("timm:vit_tiny_patch16_224", "none", 225, "set 224"),
