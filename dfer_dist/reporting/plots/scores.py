@@ -95,6 +95,9 @@ def _lay_out(figure: Figure, canvas: FigureCanvasBase) -> None:
         text.set_parse_math(False)
         if fonts := _fonts_for(frozenset(text.get_text())):
             text.set_fontfamily([_FONT, *fonts])
+    # the title, and what is below all panels: cut off if they are longer than the picture
+    for text in figure.texts:
+        text.set_wrap(True)
     filterwarnings("ignore", "Glyph .* missing from font")
     engine = figure.get_layout_engine()
     assert engine is not None

@@ -17,7 +17,7 @@ from rich.console import Console
 from dfer_dist.data.folds.overlay import VALIDATION, FoldOverlay
 from dfer_dist.evaluation.metrics import bootstrap_ci
 from dfer_dist.reporting.files import write_report, write_sweep
-from dfer_dist.reporting.plots.scores import confusion_png
+from dfer_dist.reporting.plots.scores import confusion_png, new_figure, save
 from dfer_dist.reporting.results import load_run
 from dfer_dist.reporting.sections import run_sections
 from dfer_dist.reporting.tables import terminal
@@ -204,6 +204,17 @@ def test_pictures_are_complete_and_reproducible(tmp_path: Path) -> None:
         with Image.open(path) as picture:
             assert min(picture.size) >= 750
     assert not list(tmp_path.rglob(".*"))  # no temporary file stays
+
+
+def test_texts_of_a_picture_are_wrapped_at_its_width(tmp_path: Path) -> None:
+    figure = new_figure(4, 2)
+    figure.suptitle("errors of a run with a long name (without folds 3, 4, 5, not finished)")
+    figure.supxlabel("Frames of people: keep this picture where the data set may be, or delete it.")
+    figure.subplots()
+    save(figure, tmp_path / "picture.png")
+    for text in figure.texts:
+        found = text.get_window_extent()
+        assert found.x0 >= 0 and found.x1 <= figure.bbox.width
 
 
 def test_first_lines_of_a_trial_name_its_validation_part(tmp_path: Path) -> None:
