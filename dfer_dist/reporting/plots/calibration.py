@@ -49,7 +49,8 @@ def _draw_reliability(ax: Axes, outputs: Outputs) -> None:
         clip_on=False,
     )
     ax.set(xlim=(0, 100), ylim=(0, 100))
-    ax.set_xlabel("mean confidence of a bin, percent", fontsize=10)
+    # below the axis: dots at 100 % reach over the panel
+    label = "mean confidence of a bin, percent\n(below the line: overconfident)"
+    ax.set_xlabel(label, fontsize=10)
     ax.set_ylabel("accuracy, percent", fontsize=10)
-    ax.set_title("Below the line: overconfident", fontsize=10, color=FAINT)
     clean(ax, "y")

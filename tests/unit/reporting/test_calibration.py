@@ -82,3 +82,12 @@ def test_figure_has_a_dot_for_each_bin_and_a_line_for_each_fold(loaded: LoadedRu
         assert np.asarray(line.get_ydata())[-1] == pytest.approx(errors)
     dots = np.asarray(left.collections[0].get_offsets())
     assert ((dots >= 0) & (dots <= 100)).all() and 2 <= len(dots) <= 15
+
+
+def test_dots_at_the_top_cover_no_text(loaded: LoadedRun) -> None:
+    """They reach over the panel, where a title would be."""
+    outputs = loaded.folds[1].table.outputs
+    sure = replace(outputs, logits=9 * np.eye(7, dtype=np.float32)[outputs.labels])
+    left, _ = calibration_figure({1: sure}).axes
+    assert np.asarray(left.collections[0].get_offsets())[:, 1].max() == 100
+    assert not left.get_title() and "below the line: overconfident" in left.get_xlabel()
