@@ -27,6 +27,7 @@ from dfer_dist.reporting.wording import (
     join,
     mean_text,
     p_text,
+    signed,
     trained_text,
     warnings,
 )
@@ -219,9 +220,9 @@ def features_section(loaded: LoadedRun) -> Section | None:
     if cosines:
         own, others = np.mean(cosines, axis=0)
         text.append(
-            f"The mean cosine of a clip is {own:.3f} with the text of its class, and {others:.3f} "
-            "with those of others. In CLIP features of images and of texts are apart (modality "
-            "gap: Liang et al., NeurIPS 2022), so only the difference counts."
+            f"The mean cosine of a clip is {signed(own, 3)} with the text of its class, and "
+            f"{signed(others, 3)} with those of others. In CLIP features of images and of texts "
+            "are apart (modality gap: Liang et al., NeurIPS 2022), so only the difference counts."
         )
     if outdated := [k for k in stored if k not in folds]:
         text.append(

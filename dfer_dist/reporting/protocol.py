@@ -258,7 +258,8 @@ def _optimizer_rows(c: Config) -> dict[str, str]:
 
 def _training_rows(c: Config) -> dict[str, str]:
     o, t = c.optim, c.train
-    size = f"{t.epochs} epochs, {t.global_batch} clips a step, {t.precision.name}"
+    epochs = f"{t.epochs} epoch{'s' * (t.epochs > 1)}"
+    size = f"{epochs}, {t.global_batch} clip{'s' * (t.global_batch > 1)} a step, {t.precision.name}"
     weight = "no labels"
     if t.objective is not Supervision.descriptions:
         weight = f"weight {t.description_weight:g}"

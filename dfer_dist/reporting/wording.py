@@ -155,7 +155,7 @@ def join(items: Iterable[object]) -> str:
 
 
 def signed(value: float, decimals: int = 2) -> str:
-    """Return a difference with its sign."""
+    """Return a difference or a cosine with its sign."""
     return f"{value:+.{decimals}f}".replace("-", "−")
 
 

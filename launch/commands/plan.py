@@ -107,13 +107,14 @@ def _print_plan(config: Config, machine: Machine, size: DataSize) -> None:
     best = fastest(rows)
     gpus = "1 GPU" if machine.ranks == 1 else f"{machine.ranks} GPUs"
     folds = "1 fold" if size.folds == 1 else f"{size.folds} folds"
+    epochs = f"{config.train.epochs} epoch{'s' * (config.train.epochs > 1)}"
     table = _table(
         f"{config.model.backbone}, {config.data.num_frames} frames, "
         f"global batch {config.train.global_batch}, {gpus} of {machine.memory / _GIB:g} GiB",
         "GiB of one GPU at its peak, with float32 master weights; host: main memory of "
         "rank 0 for the copy that is being saved, prefetched batches and an offloaded optimizer; "
         "sent: GB that a GPU sends in a step; "
-        f"hours of {config.train.epochs} epochs x {folds} of {size.clips} clips",
+        f"hours of {epochs} x {folds} of {size.clips} clips",
         _HEADS,
     )
     table.add_column("")

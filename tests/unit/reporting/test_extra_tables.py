@@ -41,7 +41,9 @@ def test_features_of_a_run_are_a_section_with_pictures_by_class_and_by_fold(
     cosines = [
         f.values[i] @ f.texts[label] for f in features.values() for i, label in enumerate(f.labels)
     ]
-    assert f"is {np.mean(cosines):.3f} with the text of its class" in section.text[1]
+    mean = f"{np.mean(cosines):+.3f}"
+    assert mean[0] == "-"
+    assert f"is −{mean[1:]} with the text of its class" in section.text[1]
     by_class, by_fold = run_pictures(loaded)["features"]
     assert "van der Maaten" in by_class.caption and "modality gap" in by_class.caption
     assert "a model of its own" in by_fold.caption

@@ -9,7 +9,7 @@ import pytest
 
 from dfer_dist.config.load import load_config
 from dfer_dist.data.shards.index import Index
-from dfer_dist.reporting.protocol import _model_rows, _optimizer_rows, protocol_rows
+from dfer_dist.reporting.protocol import _model_rows, _optimizer_rows, _training_rows, protocol_rows
 from dfer_dist.reporting.results import load_run
 from tests.helpers.data.folds import fold_overlay
 from tests.helpers.made_runs import load_made, make_fold, make_run, write_summary
@@ -72,6 +72,13 @@ def test_optimizer_rows_name_what_differs_by_parameter() -> None:
         "image 0.0003 times 0.75 for each block nearer to the input, temporal"
     )
     assert "half a cosine to 1e-06" in rows["Learning rates"]
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, "1 epoch, 1 clip a"), (2, "2 epochs, 2 clips a")])
+def test_training_row_has_singular_and_plural(count: int, size: str) -> None:
+    overrides = [f"train.epochs={count}", f"train.global_batch={count}"]
+    rows = _training_rows(load_config("demo", ["data.shards=x", *overrides]))
+    assert any(text.startswith(size) for text in rows.values())
 
 
 def test_markdown_describes_views_and_frames(tmp_path: Path) -> None:
