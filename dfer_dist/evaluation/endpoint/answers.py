@@ -1,9 +1,13 @@
 """What a model is asked about a clip, and which class its answer names.
 
-An answer counts only if it names one class of the set and no other. Of a JSON object the value of
-``class`` has to be that name. Any other text has to contain the name as a whole word, of one class
-only and without a negation. Upper and lower case, punctuation and reasoning in ``<think>`` do not
-matter.
+An answer counts only if, without its reasoning, it is nothing but
+
+* a JSON object whose ``class`` is the name of a class, or
+* the name itself, alone or after a lead-in such as "The expression is", "Answer:" or "Class:".
+
+Upper and lower case, punctuation, Markdown and a code fence do not matter. Any other text names no
+class, whatever names are in it. Reasoning ends at the last ``</think>`` or ``</thinking>``, also
+without a tag that opens it; one that is opened after that never ends, and the answer is unreadable.
 """
 
 from __future__ import annotations
@@ -23,13 +27,18 @@ SYSTEM = (
     'nothing but a JSON object, {{"class": "NAME"}}, in which NAME is one of them, as written here.'
 )
 
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+_REASONED = re.compile(r".*</think(?:ing)?\s*>", re.DOTALL | re.IGNORECASE)
+_REASONING = re.compile(r"<think(?:ing)?\b[^>]*>", re.IGNORECASE)
 _FENCE = re.compile(r"^\s*```(?:json)?\s*(.*?)\s*```\s*$", re.DOTALL)
-# of texts as of _plain: "isn't" is "isn t"
-_NEGATION = re.compile(r"\b(?:not|no|nor|never|neither|cannot|without|t)\b")
+# of texts as of _plain: "can't" is "can t"
+_LEAD_IN = re.compile(
+    r"^(?:the |my )?(?:(?:final|correct|facial|person s) )?"
+    r"(?:expression|emotion|class|answer|label)(?: is)? "
+)
 _REFUSAL = re.compile(
-    r"(?:(?:i m |i am )?(?:very |so )?sorry|(?:i m |i am )?(?:unable|not able)|"
-    r"i (?:can t|cannot|can not|won t|will not|must decline|decline)|as an ai)\b"
+    r"^(?:sorry|apologies|unable|not able)\b|\bas an ai\b|"
+    r"\b(?:i|we) (?:\w+ ){0,2}(?:sorry|apologi[sz]e|unable|not able|can t|cannot|can not|won t|"
+    r"will not|decline|refuse)\b"
 )
 
 
@@ -52,25 +61,29 @@ def system_prompt(classes: Sequence[str]) -> str:
 def answered_class(answer: Completion, classes: Sequence[str]) -> str:
     """Return the class that an answer names, else :data:`REFUSED` or :data:`UNREADABLE`.
 
-    It is a refusal if the server says so, or if the text begins as one ("I'm sorry", "I cannot").
+    It is a refusal if the server says so, or if the text names no class and has a phrase of
+    refusal ("I'm sorry", "I am unable").
     """
     if answer.refused:
         return REFUSED
-    text = _THOUGHT.sub(" ", answer.text).strip()
+    text = _REASONED.sub("", answer.text).strip()
+    if _REASONING.search(text):
+        return UNREADABLE
     if fenced := _FENCE.match(text):
         text = fenced[1]
     names = {_plain(name): name for name in classes}
     with suppress(ValueError, RecursionError):
         found = json.loads(text)
         if isinstance(found, dict):
-            return names.get(_plain(str(found.get("class"))), UNREADABLE)
+            value = found.get("class")
+            if isinstance(value, str):
+                return names.get(_plain(value), UNREADABLE)
+            return UNREADABLE
     plain = _plain(text)
-    # the longest first: a compound class contains the names of others
-    choices = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
-    named = set(re.findall(rf"(?<!\S)(?:{choices})(?!\S)", plain))
-    if len(named) == 1 and not _NEGATION.search(plain):
-        return names[named.pop()]
-    if _REFUSAL.match(plain):
+    for name in (plain, _LEAD_IN.sub("", plain)):
+        if name in names:
+            return names[name]
+    if _REFUSAL.search(plain):
         return REFUSED
     return UNREADABLE
 
