@@ -66,7 +66,7 @@ def describe(
     clips, num_cached = generate.choose_clips(index, source, split, limit)
     if clips:
         api.announce(server.url, clips, num_cached, share_frames)
-    with progress_bar("describe clips") as bar:
+    with api.resumable(), progress_bar("describe clips") as bar:
         outcome = generate.describe(
             index, source, server, concurrency=concurrency, split=split, limit=limit, progress=bar
         )

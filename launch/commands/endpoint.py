@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,7 +100,7 @@ def classify_clips(
     if clips:
         announce(endpoint.url, clips, num_cached, share_frames)
     plan.create(collect(command_line()))
-    with progress_bar("classify clips") as bar:
+    with resumable(), progress_bar("classify clips") as bar:
         outcome = classify(plan, endpoint, concurrency, bar)
     print_table(outcome_table(f"{plan.index.name}: {endpoint.model}", outcome))
     answers = stored_answers(run).values()
@@ -140,17 +141,27 @@ def announce(url: str, clips: Sequence[PendingClip], num_cached: int, share_fram
     print_line(f"{amount} go to {url}{cached}")
 
 
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Say after Ctrl-C how to resume."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_line("stopped, answers are stored; run the same command to resume")
+        raise
+
+
 def outcome_table(title: str, outcome: Outcome) -> Table:
     """Return the numbers of clips with an answer and without one, by reason."""
     from dfer_dist.data.captions.endpoint import printable_line
 
     columns = ("", Column("clips", justify="right"), "example")
-    table = Table(*columns, title=Text(title), title_justify="left")
-    table.add_row("answered", f"{outcome.answered:,}", "")
-    table.add_row("answered before", f"{outcome.cached:,}", "")
+    rows = [["answered", f"{outcome.answered:,}"], ["answered before", f"{outcome.cached:,}"]]
     for reason, count in outcome.failed.most_common():
-        example = Text(printable_line(outcome.examples[reason]))
-        table.add_row(f"failed: {reason}", f"{count:,}", example)
+        rows.append([f"failed: {reason}", f"{count:,}", printable_line(outcome.examples[reason])])
     if outcome.not_sent:
-        table.add_row("not asked any more", f"{outcome.not_sent:,}", "")
+        rows.append(["not asked any more", f"{outcome.not_sent:,}"])
+    table = Table(*columns[: max(map(len, rows))], title=Text(title), title_justify="left")
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +221,7 @@ def request_clips(
     concurrency : int
         Clips at a time.
     progress : callable, optional
-        Called with the number of clips done and of all.
+        Called with the number of clips that were sent and of all.
 
     Raises
     ------
@@ -229,19 +229,17 @@ def request_clips(
         If an answer cannot be written.
     """
     outcome, worker = Outcome(), _Worker(ClipReader(index), request, endpoint)
-    with ThreadPoolExecutor(concurrency) as pool:
+    # Its threads do not keep the process alive: an interrupt does not wait for a server that hangs.
+    with ThreadPool(concurrency) as pool:
         try:
-            jobs = {pool.submit(worker.try_request, clip): clip for clip in clips}
-            for number, job in enumerate(as_completed(jobs), 1):
-                outcome.count(jobs[job].key, job.result())
+            for key, error in pool.imap_unordered(worker.try_request, clips):
+                outcome.count(key, error)
                 if outcome.stopped_by:
                     endpoint.stop.set()
                 if progress:
-                    progress(number, len(clips))
+                    progress(outcome.answered + outcome.failed.total(), len(clips))
         finally:
             endpoint.stop.set()
-            # waits for requests that were sent, also on an interrupt: their answers are kept
-            pool.shutdown(cancel_futures=True)
     return outcome
 
 
@@ -255,8 +253,11 @@ class _Worker:
     # a reader is not thread-safe
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def try_request(self, clip: PendingClip) -> _Error | None:
-        """Request for one clip; return why that failed."""
+    def try_request(self, clip: PendingClip) -> tuple[str, _Error | None]:
+        """Request for one clip; return its key and why that failed."""
+        return clip.key, self._try(clip)
+
+    def _try(self, clip: PendingClip) -> _Error | None:
         if self.endpoint.stop.is_set():
             return Stopped()
         try:

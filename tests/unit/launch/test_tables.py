@@ -28,6 +28,7 @@ from dfer_dist.reporting.sections import run_sections
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.utils.files import read_json, write_json
 from launch.commands import backbones, bench, data, describe, models, plan, results
+from launch.commands.endpoint import outcome_table
 from launch.console import fit_table, number_columns
 from launch.report import print_tables
 from launch.slurm import status
@@ -202,6 +203,7 @@ def test_table_of_descriptions_is_whole(printed: Printed) -> None:
     outcome.examples["HTTP 503 of the server"] = "clip 12: " + "the server is overloaded " * 9
     describe._print_outcome(index, Source({"name": "m", "language": "en"}), outcome)
     assert [check_whole(table) for table in printed.tables] == [[]]
+    assert [len(x.columns) for x in (printed.tables[0], outcome_table("m", Outcome(3)))] == [3, 2]
 
 
 def test_table_of_classes_is_whole_and_names_wrong_answers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from dfer_dist.data.captions.endpoint import Completion, NoAnswer
 from dfer_dist.data.shards.index import Index
-from dfer_dist.evaluation.endpoint.classify import Plan, classify, plan_test
+from dfer_dist.evaluation.endpoint.classify import Plan, classify, plan_test, stored_answers
 from dfer_dist.runs.endpoint import NO_CLASS
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import FoldResult, FoldStatus, Provenance
@@ -96,6 +97,39 @@ def test_classify_stops_at_an_error_of_all_clips(
     with pytest.raises(UserError, match=f"answers 401: no; {11 - answered} more .*{answered} answ"):
         ask(tiny_shards, tmp_path / "run", *answers, NoAnswer("answers 401", "no\n", for_all=True))
     assert RunDir(tmp_path / "run").fold(1).result.exists() is result
+
+
+def test_classify_interrupted_keeps_answers_and_waits_for_none(
+    tiny_shards: Index, tmp_path: Path
+) -> None:
+    hangs = threading.Event()
+
+    class Hanging(Model):
+        def complete(self, messages: list[dict[str, Any]]) -> Completion:
+            if not self.answers:
+                hangs.wait(60)
+            return super().complete(messages)
+
+    def interrupt(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    test = plan(tiny_shards, tmp_path / "run")
+    test.create(Provenance())
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        classify(test, Hanging(Completion("anger")), 2, interrupt)  # type: ignore[arg-type]
+    assert time.monotonic() - start < 30
+    assert [answer.text for answer in stored_answers(test.run).values()] == ["anger"]
+    hangs.set()
+
+
+def test_progress_counts_only_clips_that_were_sent(tiny_shards: Index, tmp_path: Path) -> None:
+    test, seen = plan(tiny_shards, tmp_path / "run"), []
+    test.create(Provenance())
+    model = Model(Completion("anger"), NoAnswer("answers 401", for_all=True))
+    with pytest.raises(UserError, match="10 more clips are not sent"):
+        classify(test, model, 1, lambda done, total: seen.append((done, total)))  # type: ignore[arg-type]
+    assert max(seen) == (2, 12)
 
 
 def test_plan_refuses_another_request_in_the_same_folder(
