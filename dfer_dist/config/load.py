@@ -62,15 +62,17 @@ def find_config(name: str, kind: str = "") -> Path:
     )
 
 
-def load_as(schema: type[T], path: Path) -> T:
-    """Return an object of the dataclass ``schema``: its defaults, replaced by a YAML file's values.
+def make_as(schema: type[T], values: DictConfig, source: str) -> T:
+    """Return an object of the dataclass ``schema``: its defaults, replaced by ``values``.
+
+    ``source`` says in messages where these are from.
 
     Raises
     ------
     UserError
         For an unknown key or a value of the wrong type.
     """
-    made = OmegaConf.to_object(_merge(OmegaConf.structured(schema), read_yaml(path), str(path)))
+    made = OmegaConf.to_object(_merge(OmegaConf.structured(schema), values, source))
     assert isinstance(made, schema)
     return made
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from dfer_dist.config.load import PUBLISHED, config_dir, load_as
+from omegaconf import DictConfig, ListConfig
+
+from dfer_dist.config.load import PUBLISHED, config_dir, make_as, read_yaml
 from dfer_dist.reporting.results import LoadedRun
 from dfer_dist.reporting.tables import Section, Table
 from dfer_dist.reporting.wording import UNKNOWN, interval_text, join, mean_text, warnings
@@ -141,17 +143,30 @@ def read_published(source: str) -> Published:
         raise UserError(
             f"--against {source}: give 'published', or a YAML file like configs/published.yaml"
         )
-    published = load_as(Published, path)
-    for method in published.methods:
+    values = read_yaml(path)
+    items = values.pop("methods", None)
+    if not isinstance(items, ListConfig) or not items:
+        raise UserError(f"{path}: needs methods, a list as in configs/published.yaml")
+    published = make_as(Published, values, str(path))
+    for i, item in enumerate(items, 1):
+        if not isinstance(item, DictConfig):
+            raise UserError(f"{path}: method {i} must be a group of settings, such as name: A")
+        place = f"{path}: '{item.get('name') or f'method {i}'}'"
+        method = make_as(Method, item, place)
         fault = _fault(method, published)
         if fault:
-            raise UserError(f"{path}: '{method.name}': {fault}")
+            raise UserError(f"{place}: {fault}")
+        published.methods.append(method)
     return published
 
 
 def _fault(method: Method, published: Published) -> str:
-    """Return what is wrong with a method of a file, or an empty text."""
-    if not (method.name and method.venue and method.input and method.scores):
+    """Return what is wrong with a method of a file, given those before it, or an empty text."""
+    if method.name in [m.name for m in published.methods]:
+        return "is there twice: give each method a name of its own"
+    # OmegaConf takes a list in the list for one of its items
+    inputs = method.input and all(isinstance(x, Input) for x in method.input)
+    if not (method.name and method.venue and inputs and method.scores):
         return "needs name, venue, input (a list of video, text, audio) and scores"
     if method.source and not _SOURCE.fullmatch(method.source):
         return f"source '{method.source}' must be like 'arXiv 2308.13382' or 'doi:10.1109/5.771073'"

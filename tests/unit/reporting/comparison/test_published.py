@@ -141,12 +141,15 @@ GOOD = "name: A, venue: V, input: [video], scores: {dfew: {uar: 50, war: 60}}"
         ("dfew: {uar", "new: {uar", "'A': give the number of folds of 'new', as in 'folds: {new:"),
         ("venue: V, ", "", r"'A': needs name, venue, input \(a list of video, text, audio\) and"),
         ("input: [video], ", "", "'A': needs name, venue, input"),
-        ("[video]", "[smell]", r"input\[0\]: Invalid value 'smell', expected one of \[vid"),
-        ("name: A", "name: A, selection: best", "Invalid value 'best', expected one of"),
+        ("[video]", "[smell]", r"'A': input\[0\]: Invalid value 'smell', expected one of \[vid"),
+        ("[video]", "[[video]]", "'A': needs name, venue, input"),
+        ("[video]", "video", "'A': 'input' is a list, not a single value"),
+        ("name: A, ", "", "'method 1': needs name"),
+        ("name: A", "name: A, selection: best", "'A': selection: Invalid value 'best', expected"),
         ("name: A", "name: A, source: a book", "'A': source 'a book' must be like 'arXiv 2308"),
         ("name: A", "name: A, trained_parameters: -1", "'A': trained_parameters -1 must be"),
-        ("name: A", "name: A, trained_parameters: many", "trained_parameters: Value 'many'"),
-        ("scores:", "figures:", "own.yaml: unknown key 'figures'"),
+        ("name: A", "name: A, trained_parameters: many", "'A': trained_parameters: Value 'many'"),
+        ("scores:", "figures:", "own.yaml: 'A': unknown key 'figures"),
     ],
 )
 def test_read_published_rejects_what_is_wrong_in_a_line(
@@ -156,6 +159,30 @@ def test_read_published_rejects_what_is_wrong_in_a_line(
     file.write_text(f"folds: {{dfew: 5}}\nmethods: [{{{GOOD}}}]")
     assert read_published(str(file)).methods[0].scores["dfew"].war == 60
     file.write_text(f"folds: {{dfew: 5}}\nmethods: [{{{GOOD.replace(old, new, 1)}}}]")
+    with pytest.raises(UserError, match=fault) as e:
+        read_published(str(file))
+    assert "\n" not in str(e.value) and str(file) in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "needs methods, a list as in configs/published.yaml"),
+        ("folds: {dfew: 5}\nmethods: []", "needs methods, a list"),
+        ("methods: {A: 1}", "needs methods, a list"),
+        ("methods: [A]", "method 1 must be a group of settings"),
+        ("folds: 5\nmethods: [A]", "'folds' is a group of settings, not a single value"),
+        (
+            f"folds: {{dfew: 5}}\nmethods: [{{{GOOD}}}, {{{GOOD}}}]",
+            "'A': is there twice: give each method a name of its own",
+        ),
+    ],
+)
+def test_read_published_rejects_files_without_methods_or_with_one_twice(
+    tmp_path: Path, text: str, fault: str
+) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(text)
     with pytest.raises(UserError, match=fault) as e:
         read_published(str(file))
     assert "\n" not in str(e.value) and str(file) in str(e.value)
