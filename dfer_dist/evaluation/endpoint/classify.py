@@ -89,11 +89,43 @@ class Plan:
         pending = [clip for clip in clips if clip.hash not in answers]
         return pending, len(clips) - len(pending)
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether the run is an earlier part of this test."""
+        if not self.run.run.is_file():
+            return False
+        info = self.run.info()
+        return (info.config_hash, info.index_hash) == (digest(self.about), self.index.hash)
+
+    def check_name(self) -> None:
+        """Raise :class:`UserError` for another run, unless it is a test without an answer."""
+        run = self.run
+        is_test = run.answers.is_file() and not run.config.is_file()
+        is_unanswered = is_test and not stored_answers(run)
+        if run.run.is_file() and not self.is_stored and not is_unanswered:
+            raise UserError(
+                f"{run.root} is another run: its model, prompt, --body, frames, folds or data are "
+                "not these; choose another --name"
+            )
+
     def create(self, provenance: records.Provenance) -> None:
-        """Make the run's folder, unless it exists; ``provenance`` is without the data."""
+        """Make the run's folder, unless it exists; ``provenance`` is without the data.
+
+        Another test of which nothing was answered is replaced.
+
+        Raises
+        ------
+        UserError
+            If the folder has other files, or answers of another test.
+        """
         root, index = self.run.root, self.index
-        if self.run.run.is_file():
+        if self.is_stored:
             return
+        if self.run.run.is_file() and self.run.answers.is_file():
+            # no other process may write it
+            with open_journal(self.run.answers, _COMMAND):
+                self.check_name()
+                shutil.rmtree(root)
         if root.exists() and any(root.iterdir()):
             raise UserError(
                 f"{root} is not empty and holds no run: remove it or choose another --name"
@@ -150,15 +182,10 @@ def plan_test(
         "frames": [data.num_frames, data.sampling.name, data.stride],
         "folds": overlay and overlay.hash,
     }
-    if run.run.is_file():
-        info = run.info()
-        if (info.config_hash, info.index_hash) != (digest(about), index.hash):
-            raise UserError(
-                f"{run.root} is another run: its model, prompt, --body, frames, folds or data are "
-                "not these; choose another --name"
-            )
     folds = {k: fold_clips(index, k, overlay) for k in chosen}
-    return Plan(run, Path(experiment).stem, config, index, overlay, about, folds)
+    plan = Plan(run, Path(experiment).stem, config, index, overlay, about, folds)
+    plan.check_name()
+    return plan
 
 
 def stored_answers(run: RunDir) -> Answers:

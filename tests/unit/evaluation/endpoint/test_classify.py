@@ -18,6 +18,7 @@ from dfer_dist.runs.endpoint import NO_CLASS
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import FoldResult, FoldStatus, Provenance
 from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.journal import open_journal
 
 
 class Model:
@@ -145,10 +146,33 @@ def test_plan_refuses_another_request_in_the_same_folder(
     ):
         with pytest.raises(UserError, match="is another run"):
             plan(tiny_shards, root, 1, *overrides, model=model)
+    # nor one of a training, nor a folder of something else
+    RunDir(root).answers.touch()
+    RunDir(root).config.touch()
+    with pytest.raises(UserError, match="is another run"):
+        plan(tiny_shards, root, model=Model(model="eye-2"))
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "file").touch()
+    RunDir(tmp_path / "other").answers.touch()
     with pytest.raises(UserError, match="is not empty"):
         plan(tiny_shards, tmp_path / "other").create(Provenance())
+
+
+def test_run_without_an_answer_is_replaced(tiny_shards: Index, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    # a fold has a result once all its clips were sent
+    ask(tiny_shards, run.root, *[NoAnswer("late")] * 12)
+    assert FoldResult.read(run.fold(1).result).war == 0
+    model = Model(model="eye-2")
+    other = plan(tiny_shards, run.root, 2, model=model)
+    with open_journal(run.answers, "dfer"), pytest.raises(UserError, match="another dfer eval"):
+        other.create(Provenance())
+    other.create(Provenance())
+    assert not run.fold(1).root.exists()
+    classify(other, model, 1)  # type: ignore[arg-type]
+    result = FoldResult.read(run.fold(2).result)
+    assert result.endpoint and result.endpoint.model == "eye-2"
+    with pytest.raises(UserError, match="is another run"):
+        plan(tiny_shards, run.root)
 
 
 def test_plan_refuses_unknown_fold(tiny_shards: Index, tmp_path: Path) -> None:
