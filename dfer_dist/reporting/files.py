@@ -14,7 +14,7 @@ from dfer_dist.reporting.comparison.crosseval import (
     crosseval_title,
 )
 from dfer_dist.reporting.comparison.paired import Comparison, compare, load_runs
-from dfer_dist.reporting.comparison.published import Published
+from dfer_dist.reporting.comparison.published import Published, published_sections
 from dfer_dist.reporting.comparison.seed_sections import (
     analyse,
     analysis_json,
@@ -197,7 +197,9 @@ def _write_compared(
             compared.write_clips(c, c.paired, folder / compared.clips_file(c))
     write_text(folder / "comparison.html", render(title, chapters))
     write_text(folder / "comparison.tex", comparison_latex(loaded, report))
-    _write_markdown(title, report, folder)
+    # the page has them in the chapters of the runs
+    known = published_sections(loaded, published) if published else []
+    _write_markdown(title, replace(report, sections=[*report.sections, *known]), folder)
     items = [compared.comparison_json(c) for c in comparisons]
     write_json(folder / "comparison.json", {"comparisons": items})
     return report

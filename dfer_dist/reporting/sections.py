@@ -82,7 +82,7 @@ def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[
     if features := features_section(loaded):
         sections.append(features)
     if published:
-        sections += published_sections(loaded, published)
+        sections += published_sections([loaded], published)
     if zero_shot := zero_shot_table(loaded):
         sections.append(Section("zero_shot", "Zero-shot", [zero_shot]))
     rows, header = protocol_rows(loaded), ["Setting", "Description"]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -182,19 +183,19 @@ def _fault(method: Method, published: Published) -> str:
     return ""
 
 
-def published_sections(loaded: LoadedRun, published: Published) -> list[Section]:
-    """Return the table of the scores, and their sources, which no caption has space for.
+def published_sections(runs: Sequence[LoadedRun], published: Published) -> list[Section]:
+    """Return a table of the scores for each run, and their sources, for which no caption has space.
 
     Raises
     ------
     UserError
         As :func:`published_table`.
     """
-    table = published_table(loaded, published)
-    sources = [m.citation for m in published.on(loaded.summary.dataset)]
+    tables = [published_table(loaded, published) for loaded in runs]
+    sources = dict.fromkeys(m.citation for run in runs for m in published.on(run.summary.dataset))
     return [
-        Section("published", "Published scores", [table]),
-        Section("sources", "Sources of published scores", text=sources),
+        Section("published", "Published scores", tables),
+        Section("sources", "Sources of published scores", text=list(sources)),
     ]
 
 

@@ -62,7 +62,7 @@ def test_published_table_lists_run_and_papers(tmp_path: Path) -> None:
     wars = [float(row[3]) for row in table.rows[2:]]
     assert wars == sorted(wars)
     assert "as published, not reproduced here" in table.notes[1]
-    _, section = published_sections(loaded, published)
+    _, section = published_sections([loaded], published)
     sources = {text.partition(":")[0]: text for text in section.text}
     assert all(m.paper in sources[m.name] for m in published.methods)
     seen = "ECCV 2026, arXiv 2606.30611, scores as another text gives them."

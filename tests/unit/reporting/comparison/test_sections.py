@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
 from dfer_dist.reporting.comparison.paired import compare
+from dfer_dist.reporting.comparison.published import read_published
 from dfer_dist.reporting.comparison.sections import (
     comparison_sections,
     overview_table,
@@ -173,6 +174,16 @@ def test_files_of_two_comparisons_and_runs_have_other_titles(tmp_path: Path) -> 
     assert latex.count(f" of {title} (last: ") == 5
     assert latex.count(r"\caption") == 6
     assert r"\label{tab:DFEW-lora-against-full-systems}" in texts[0][0]
+
+
+def test_all_files_of_a_comparison_have_the_published_scores(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, (1, 2), 2, history=False) for name in ("first", "second")]
+    write_comparison(runs, tmp_path / "out", read_published("published"))
+    for suffix in ("md", "html", "tex"):
+        assert "DFER-CLIP" in (tmp_path / "out" / f"comparison.{suffix}").read_text()
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "first (this run)" in text and "second (this run)" in text
+    assert text.count("arXiv 2308.13382") == 1
 
 
 def test_overview_marks_a_run_without_finished_folds(tmp_path: Path) -> None:
