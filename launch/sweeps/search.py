@@ -252,10 +252,18 @@ def _open_study(root: Path, epochs: int, prune: bool) -> Study:
     pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
     if prune:
         pruner = optuna.pruners.MedianPruner(_MIN_COMPLETE, n_warmup_steps=1 + epochs // 4)
-    return optuna.create_study(
-        storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
-        study_name="search",
-        direction="maximize",
-        pruner=pruner,
-        load_if_exists=True,
-    )
+    try:
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+        return optuna.create_study(
+            storage=storage,
+            study_name="search",
+            direction="maximize",
+            pruner=pruner,
+            load_if_exists=True,
+        )
+    # whatever reading a line of another form raises; a full disk stays what it is
+    except (ValueError, LookupError, TypeError, AttributeError) as e:
+        raise UserError(
+            f"{journal} is damaged ({type(e).__name__}: {e}): remove what was added to it, or begin "
+            "another search with --name OTHER"
+        ) from e

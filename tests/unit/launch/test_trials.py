@@ -270,6 +270,17 @@ def several_sets(*_: object) -> tuple[object, None]:
     return SimpleNamespace(data=SimpleNamespace(locations=["a", "b"])), None
 
 
+@pytest.mark.parametrize("line", ["garbage", "1", '{"op_code": 4}', '{"a": 1}', "\udcff"])
+def test_damaged_journal_is_one_line(request_: JobRequest, line: str) -> None:
+    tune(request_, Machine(lambda number: 50.0), 1)
+    journal = SweepDir.of(request_.runs, "s").root / "journal.log"
+    with journal.open("ab") as log:
+        log.write(line.encode(errors="surrogateescape") + b"\n")
+    with pytest.raises(UserError, match=r"journal\.log is damaged .*another search") as error:
+        tune(request_, Machine(lambda number: 50.0), 2)
+    assert "\n" not in str(error.value)
+
+
 def test_search_outlives_its_last_run(request_: JobRequest) -> None:
     tune(request_, Machine(lambda number: 50.0), 1)
     sweep = SweepDir.of(request_.runs, "s")
