@@ -38,7 +38,7 @@ def make_validation(
     Raises
     ------
     UserError
-        If the training clips have fewer than two groups.
+        If no clip is in the training of all folds, or those have fewer than two groups.
     """
     clips = read_packed(index)
     trained = set(clips.keys)
@@ -47,6 +47,9 @@ def make_validation(
         trained &= set(clip_keys(index, part.train))
     rows = zip(clips.keys, clips.labels, clips.testable, strict=True)
     label_of = {key: label for key, label, is_tested in rows if is_tested and key in trained}
+    listed = ", ".join(map(str, folds))
+    if not label_of:
+        raise UserError(f"no clip is trained on by all of folds {listed}: give fewer --folds")
     group_of = _groups(clips, label_of, overlay)
     groups = [group_of.get(key, key) for key in label_of]
     validated = _choose_groups([*label_of.values()], groups, seed)
@@ -56,7 +59,7 @@ def make_validation(
         index,
         fold_of,
         {key: group for key, group in group_of.items() if key in trained},
-        name=f"validation part of fold {', '.join(map(str, folds))}, seed {seed}",
+        name=f"validation part of fold {listed}, seed {seed}",
         made_by=VALIDATION,
         options={"folds": list(folds), "seed": seed, "of": overlay and overlay.hash},
     )

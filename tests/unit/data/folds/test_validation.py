@@ -49,6 +49,12 @@ def test_own_validation_and_ambiguous_clips_are_not_validated_on(tiny_shards: In
     assert ambiguous <= train
 
 
+def test_folds_without_a_common_training_clip_are_named(tiny_shards: Index) -> None:
+    folds = tiny_shards.folds
+    with pytest.raises(UserError, match=f"by all of folds {', '.join(map(str, folds))}: give few"):
+        make_validation(tiny_shards, folds, None, seed=0)
+
+
 def test_groups_stay_together(tiny_shards: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     clips = read_packed(tiny_shards)
     groups = [str(int(key) // 10 % 3) for key in clips.keys]
