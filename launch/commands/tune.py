@@ -99,8 +99,12 @@ def tune(
     elif cluster_settings:
         raise UserError(f"{cluster_settings[0]} is for a cluster: give --cluster NAME too")
     with open_search(request, space, how, on_machine, ranks) as search:
-        is_over = _train(search, target, ranks, trials, parallel)
-        has_best = report_search(search)
+        try:
+            is_over = _train(search, target, ranks, trials, parallel)
+        except UserError:
+            report_search(search, nproc or 1)
+            raise
+        has_best = report_search(search, nproc or 1)
     if not is_over:
         print_line("stopped; run the same command to resume")
         sys.exit(EXIT_PREEMPTED)

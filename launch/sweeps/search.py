@@ -264,6 +264,6 @@ def _open_study(root: Path, epochs: int, prune: bool) -> Study:
     # whatever reading a line of another form raises; a full disk stays what it is
     except (ValueError, LookupError, TypeError, AttributeError) as e:
         raise UserError(
-            f"{journal} is damaged ({type(e).__name__}: {e}): remove what was added to it, or begin "
-            "another search with --name OTHER"
+            f"{journal} is damaged ({type(e).__name__}: {e}): remove what was added to it, or "
+            "begin another search with --name OTHER"
         ) from e

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
@@ -23,8 +25,11 @@ _WIDTH = 98  # characters of the comment
 _MIN_FOR_IMPORTANCE = 10  # trials with a score
 
 
-def report_search(search: Search) -> bool:
-    """Print and write the trials and the best one; return whether there is one."""
+def report_search(search: Search, ranks: int = 1) -> bool:
+    """Print and write the trials and the best one; return whether there is one.
+
+    ``ranks`` are those that the command to train the best one names.
+    """
     metric, root = search.options.metric.upper(), search.folder.root
     # pruned ones have the score of their last epoch
     trials = sorted(search.trials, key=lambda t: (t.state.name != "COMPLETE", -(t.value or 0.0)))
@@ -53,8 +58,19 @@ def report_search(search: Search) -> bool:
     if len(settings) > 1 and len(scored) >= _MIN_FOR_IMPORTANCE:
         _print_importance(search)
     print_line(f"best: trial {scored[0].number}, validation {metric} {scored[0].value:.2f}")
-    print_line(f"train it: dfer crossval {root / 'best.yaml'} --folds {search.info.fold_list}")
+    print_line(f"train it: {_best_command(search, ranks)}")
     return True
+
+
+def _best_command(search: Search, ranks: int) -> str:
+    """Return the command that trains the best one, as a run with a name of its own."""
+    command = ["dfer", "crossval", str(search.folder.root / "best.yaml")]
+    command += ["--name", f"{search.folder.name}-best", "--folds", search.info.fold_list]
+    if search.request.runs != Path("runs"):
+        command += ["--runs", str(search.request.runs)]
+    if ranks > 1:
+        command += ["--nproc", str(ranks)]
+    return shlex.join(command)
 
 
 def _print_importance(search: Search) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 _MAX_FAILURES = 3  # in a row
+_REASON_WIDTH = 200  # characters of why a trial failed
 
 
 class TrialLoop:
@@ -143,4 +145,5 @@ class TrialLoop:
 
         self.search.study.tell(trial, state=TrialState.FAIL)
         self._failures += 1
-        print_line(f"trial {trial.number} failed: {reason}", style="red")
+        first = textwrap.shorten(reason.partition("\n")[0], _REASON_WIDTH, placeholder=" …")
+        print_line(f"trial {trial.number} failed: {first}", style="red")

@@ -17,6 +17,7 @@ from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.sweep import SweepDir
 from dfer_dist.utils.errors import UserError
 from dfer_dist.utils.files import read_json, write_json
+from launch.commands import tune as command
 from launch.fold_table import FoldTable
 from launch.runs import remove_run
 from launch.slurm.state import DONE, FAILED, STOPPED
@@ -50,6 +51,7 @@ class Machine:
         self.most = 0  # at a time
         self.stopped: list[int] = []
         self.failing: set[int] = set()
+        self.reason = "the loss was not finite"
         self.killed_at: tuple[int, int] | None = None  # trial and epoch
 
     def start(self, number: int, run: RunDir) -> None:
@@ -64,6 +66,9 @@ class Machine:
         self.stopped.append(number)
         self.ends[number] = TrialEnd(STOPPED)
 
+    def close(self) -> None:
+        pass
+
     def poll(self) -> None:
         for number, run in self.runs.items():
             if number in self.ends:
@@ -77,7 +82,7 @@ class Machine:
             with fold.metrics.open("a") as file:
                 file.write(json.dumps({"epoch": epoch, "test_uar": score}) + "\n")
             if number in self.failing:
-                self.ends[number] = TrialEnd(FAILED, "the loss was not finite")
+                self.ends[number] = TrialEnd(FAILED, self.reason)
             elif epoch == EPOCHS:
                 fold.root.joinpath("later.json").rename(fold.result)
                 write_json(fold.result, read_json(fold.result) | {"uar": score})
@@ -111,15 +116,19 @@ def tune(
     file = request.runs / "space.yaml"
     with open_search(request, file, options, request.overrides, 1) as own:
         is_over = TrialLoop(own, machine, total, 2).run()  # type: ignore[arg-type]
-        report_search(own)
+        report_search(own, ranks=2)
         return is_over, {t.number: t.state.name for t in own.trials}
 
 
-def test_trials_train_two_at_a_time(request_: JobRequest) -> None:
+def test_trials_train_two_at_a_time(
+    request_: JobRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
     machine = Machine(lambda number: 50.0 + number)
     assert tune(request_, machine, 4) == (True, dict.fromkeys(range(4), "COMPLETE"))
     assert machine.started == [0, 1, 2, 3] and machine.most == 2
     sweep = SweepDir.of(request_.runs, "s")
+    command = f"{sweep.root / 'best.yaml'} --name s-best --folds 1 --runs {request_.runs} --nproc 2"
+    assert f"train it: dfer crossval {command}\n" in capsys.readouterr().out
     rows = (sweep.root / "trials.csv").read_text().splitlines()
     assert rows[0] == "Trial,State,UAR,optim.lr_image,train.label_smoothing"
     assert [row.split(",")[:3] for row in rows[1:]] == [
@@ -237,6 +246,22 @@ def test_failures_in_a_row_end_the_search(
         tune(request_, machine, 9)
     assert "trial 4 failed: the loss was not finite" in capsys.readouterr().out
     assert 6 not in machine.started
+
+
+def test_failed_search_has_a_table_and_short_reasons(
+    request_: JobRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(lambda number: 50.0)
+    machine.failing, machine.reason = set(range(9)), "clips " + "00012 " * 160 + "\nmore"
+    monkeypatch.setattr(command, "LocalMachine", lambda *_: machine)
+    file, settings = request_.runs / "space.yaml", request_.overrides
+    with pytest.raises(UserError, match="3 trials in a row failed"):
+        command.tune("demo", file, 9, settings, name="s", runs=request_.runs)
+    rows = (request_.runs / "s.sweep" / "trials.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[:2] for row in rows] == [[str(i), "fail"] for i in range(3)]
+    said = capsys.readouterr().out
+    assert "s: trials" in said and "trial 0 failed: clips 00012" in said
+    assert said.count("00012") < 3 * 40 and "more" not in said
 
 
 def test_stopped_search_starts_no_other(request_: JobRequest) -> None:
