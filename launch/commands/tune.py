@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -99,17 +100,24 @@ def tune(
     elif cluster_settings:
         raise UserError(f"{cluster_settings[0]} is for a cluster: give --cluster NAME too")
     with open_search(request, space, how, on_machine, ranks) as search:
-        try:
+        with _reported_if_it_fails(search, nproc or 1):
             is_over = _train(search, target, ranks, trials, parallel)
-        except UserError:
-            report_search(search, nproc or 1)
-            raise
         has_best = report_search(search, nproc or 1)
     if not is_over:
         print_line("stopped; run the same command to resume")
         sys.exit(EXIT_PREEMPTED)
     if not has_best:
         sys.exit("no trial has a score: give more --trials, or another --space and --name")
+
+
+@contextmanager
+def _reported_if_it_fails(search: Search, ranks: int) -> Iterator[None]:
+    """Write the table of the trials also where the block ends with an error."""
+    try:
+        yield
+    except UserError:
+        report_search(search, ranks)
+        raise
 
 
 def _train(
