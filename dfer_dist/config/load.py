@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -182,7 +183,10 @@ def read_yaml(path: Path) -> DictConfig:
     """Return the settings in a file; a relative path of the backbone's sizes starts at the file."""
     try:
         loaded = OmegaConf.load(path)
-    # yaml.YAMLError and OSError
+    except yaml.MarkedYAMLError as e:
+        line = e.problem_mark.line + 1
+        raise UserError(f"{path} cannot be read as YAML: line {line}: {e.problem}") from e
+    # other errors of YAML, and OSError
     except Exception as e:
         raise UserError(f"{path} cannot be read as YAML: {_one_line(e)}") from e
     if isinstance(loaded, ListConfig):

@@ -321,7 +321,7 @@ def test_unknown_experiment_names_the_nearest_and_all() -> None:
     [
         ("- a\n- b\n", "must hold keys and values, not a list"),
         ("train: [1\n", "cannot be read as YAML"),
-        ("train:\n  epochs: 3\n  epochs: 4\n", "cannot be read as YAML"),
+        ("train:\n  epochs: 3\n  epochs: 4\n", "line 3: found duplicate key epochs"),
         ("train:\n  epoch: 3\n", "did you mean 'train.epochs'"),
         ("train:\n", "train"),
         ("\x00", "cannot be read as YAML"),
