@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -20,7 +20,7 @@ from omegaconf import MISSING, OmegaConf
 
 from dfer_dist.config.applicable import idle_settings
 from dfer_dist.config.load import load_config, read_yaml
-from dfer_dist.config.schema import NEUTRAL, flatten
+from dfer_dist.config.schema import NEUTRAL, Config, flatten
 from dfer_dist.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,9 +100,13 @@ def read_space(path: Path, experiment: str, overrides: Sequence[str]) -> Space:
     given = {text.partition("=")[0] for text in overrides}
     values: dict[str, Range | list[str]] = {}
     changes: list[dict[str, Any]] = [{}]
+    known = flatten(Config())
     for key, raw in stored.items():
         key = str(key)
         source = f"{path}: {key}"
+        if any(name.startswith(f"{key}.") for name in known):
+            name = _first_leaf(key, raw, known)
+            raise UserError(f"{source} is a group of settings: write {name}: … for each of them")
         own = values[key] = _parse(raw, source)
         _check_key(key, source, given)
         samples: list[Any] = (
@@ -118,6 +122,14 @@ def read_space(path: Path, experiment: str, overrides: Sequence[str]) -> Space:
             raise UserError(f"{source}: {e}{hint}") from e
     _check_effect(set(values), flatten(load_config(experiment, overrides)), changes, path)
     return Space(values, {str(key): raw for key, raw in stored.items()})
+
+
+def _first_leaf(name: str, raw: Any, known: Collection[str]) -> str:
+    """Return the name of the first setting in a group."""
+    while isinstance(raw, dict) and raw and name not in known:
+        key, raw = next(iter(raw.items()))
+        name += f".{key}"
+    return name
 
 
 def _parse(raw: Any, source: str) -> Range | list[str]:
