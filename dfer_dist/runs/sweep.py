@@ -123,6 +123,13 @@ def sweep_of(run: RunDir) -> SweepDir | None:
     return sweep if sweep.file.is_file() else None
 
 
+def is_pruned(run: RunDir) -> bool:
+    """Return whether a run is a trial that its search has stopped for good."""
+    sweep = sweep_of(run)
+    member = sweep and sweep.member(run)
+    return bool(member and member.pruned)
+
+
 def expand(folder: Path) -> list[RunDir]:
     """Return the runs of a sweep's folder, or the run that is in the folder.
 

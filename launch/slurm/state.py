@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from dfer_dist.distributed.preemption import TIME_IS_UP
 from dfer_dist.runs.layout import FoldDir, RunDir
 from dfer_dist.runs.records import AttemptRecord, FoldStatus
+from dfer_dist.runs.sweep import is_pruned
 from dfer_dist.utils.errors import UserError
 from launch.locks import is_gone, is_held
 from launch.progress import FoldProgress, LoggedMetrics, last_error, unix_time
@@ -183,6 +184,8 @@ def get_state(run: RunDir, fold: int, queue: Queue | None) -> FoldState:
         verdict = _judge_locked(files)
     else:
         verdict = _judge_outside_queue(run, fold, files, ids, is_unsure=queue is None)
+    if verdict.state in (STOPPED, CANCELLED) and is_pruned(run):
+        verdict = _Verdict(verdict.state, "pruned by its search, for low scores")
     state = FoldState(fold, *verdict, len(files.status.attempts), device=_device(files.status.last))
     since = job.started if job else files.status.last and files.status.last.started
     return _add_job(_add_progress(state, files, since or ""), files, job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,10 @@ from dfer_dist.reporting.wording import (
     warnings,
 )
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.records import FoldStatus
 from dfer_dist.runs.summary import Summary
-from dfer_dist.utils.errors import first_of
+from dfer_dist.runs.sweep import is_pruned
+from dfer_dist.utils.errors import UserError, first_of
 from dfer_dist.utils.files import csv_text, write_text
 
 _OTHER_DEVICES = (
@@ -78,7 +81,7 @@ def overview_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) 
                 values["data.folds_hash"] = folds_name(run, values["data.folds_hash"])
             differs = join(f"{_LABELS.get(key, key)}={values[key]}" for key in changed)
             differs = differs or "no setting"
-        finished, means = 0, ["missing", "missing"]
+        finished, means = 0, [_without_result(run)] * 2
         if summary:
             finished, means = len(summary.folds), [mean_text(summary.uar), mean_text(summary.war)]
             alerts += [f"{run.root.name}: {text}" for text in warnings(summary)]
@@ -88,6 +91,17 @@ def overview_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) 
     datasets = join(dict.fromkeys(s.dataset for s in summaries if s))
     caption = f"Scores of {first_of([r.root.name for r in runs], MAX_NAMES)} on {datasets}."
     return Table("runs", title, header, rows, alerts, [_DEVIATION], caption=caption)
+
+
+def _without_result(run: RunDir) -> str:
+    """Return why a run has no finished fold."""
+    if is_pruned(run):
+        return "pruned"
+    for k in run.info().folds:
+        with suppress(UserError):
+            if FoldStatus.read(run.fold(k).status).state == "FAILED":
+                return "failed"
+    return "missing"
 
 
 def systems_table(runs: Sequence[LoadedRun]) -> Table:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.status import Phase
+from dfer_dist.runs.sweep import SweepDir, SweepMember
 from dfer_dist.tracking.metrics_log import MetricsLog
 from dfer_dist.utils.files import read_json, write_json
 from launch.locks import fold_lock
@@ -293,6 +294,8 @@ def test_run_on_this_machine_is_judged_by_its_lock(queue: FakeQueue, run: RunDir
     )
     line.end("PREEMPTED", "SIGTERM")
     assert (queue.state(run).state, queue.state(run).why) == ("STOPPED", "SIGTERM, saved")
+    SweepDir.of(run.root.parent, "s").add(run, SweepMember(run.root.name, pruned=True))
+    assert queue.state(run).why == "pruned by its search, for low scores"
 
 
 def test_checking_the_lock_keeps_no_command_out(queue: FakeQueue, run: RunDir) -> None:

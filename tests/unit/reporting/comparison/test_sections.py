@@ -26,6 +26,7 @@ from dfer_dist.reporting.page import comparison_chapter, render
 from dfer_dist.reporting.results import load_run
 from dfer_dist.reporting.tables import slug
 from dfer_dist.runs.layout import RunDir
+from dfer_dist.runs.sweep import SweepDir, SweepMember
 from dfer_dist.utils.files import read_json, write_json
 from tests.helpers.made_runs import CLASSES, make_run, write_summary
 
@@ -191,3 +192,7 @@ def test_overview_marks_a_run_without_finished_folds(tmp_path: Path) -> None:
     table = overview_table(runs, [load_run(runs[0]).summary, None])
     assert [row[3] for row in table.rows] == ["2 of 3", "0 of 3"]
     assert table.rows[1][1:3] == ["missing", "missing"]
+    write_json(runs[1].fold(1).status, {"state": "FAILED"})
+    assert overview_table(runs[1:], [None]).rows[0][1:3] == ["failed", "failed"]
+    SweepDir.of(tmp_path, "s").add(runs[1], SweepMember("c", pruned=True))
+    assert overview_table(runs[1:], [None]).rows[0][1:3] == ["pruned", "pruned"]
