@@ -1,6 +1,7 @@
 """Protocol and provenance of a run as text: how and when the numbers were produced, from what.
 
 User, machine and folders are left out: these pages are shown to other people, among them reviewers.
+The address of a model at an endpoint is in them, since it tells which model that was.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from dfer_dist.reporting.results import LoadedRun, read_settings
 from dfer_dist.reporting.wording import (
     NOT_RECORDED,
     applicable,
+    folds_text,
     join,
     optional,
     protocol_text,
@@ -105,11 +107,25 @@ def protocol_rows(loaded: LoadedRun) -> Rows:
         rows["Model"] = f"{endpoint.model}, at an endpoint; it names a class, without probabilities"
         rows["Frames"] = f"{result.num_frames} of a clip ({result.sampling}), each once"
         rows["Prompt"] = endpoint.prompt
+        rows["Endpoint"] = _urls_text(loaded)
     elif config is None:
         rows["Other settings"] = "not on record in a form that this version reads"
     else:
         rows |= _settings(config)
     return _rows(rows)
+
+
+def _urls_text(loaded: LoadedRun) -> str:
+    """Return the URLs that answers came from; with their folds, if these differ."""
+    urls = {
+        k: join(fold.result.endpoint.urls) or NOT_RECORDED
+        for k, fold in loaded.folds.items()
+        if fold.result.endpoint
+    }
+    found = list(dict.fromkeys(urls.values()))
+    if len(found) == 1:
+        return found[0]
+    return "; ".join(f"{folds_text([k for k in urls if urls[k] == x])}: {x}" for x in found)
 
 
 def _folds_row(loaded: LoadedRun) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 #: In place of the class where a model at an endpoint names none. No clip is of these classes.
 REFUSED, UNREADABLE, FAILED = NO_CLASS = ("(refused)", "(unreadable)", "(failed)")
@@ -19,7 +19,8 @@ class EndpointTest:
     """How the clips of a fold were sent to a model at an endpoint.
 
     ``prompt`` is the system's message. ``requests`` include repeated ones, those of clips without
-    an answer aside. Tokens are 0 where the server does not count them.
+    an answer aside. Tokens are 0 where the server does not count them. ``urls`` are those that
+    answers came from, without user and credential; earlier versions did not record them.
     """
 
     model: str
@@ -27,3 +28,4 @@ class EndpointTest:
     requests: int
     prompt_tokens: int
     completion_tokens: int
+    urls: list[str] = field(default_factory=list)

@@ -36,8 +36,16 @@ from dfer_dist.utils.journal import digest, open_journal, parse_journal
 
 _COMMAND = "dfer eval --endpoint"
 
+
+@dataclass(frozen=True)
+class Answer(Completion):
+    """A stored answer; ``url`` is what it was requested from, empty in earlier versions."""
+
+    url: str = ""
+
+
 # by the hash of the clip
-Answers = dict[str, Completion]
+Answers = dict[str, Answer]
 
 
 @dataclass(frozen=True)
@@ -225,7 +233,8 @@ def classify(
         clips, cached = plan.pending(answers)
 
         def request(clip: PendingClip, jpegs: list[bytes]) -> None:
-            answer = endpoint.complete(build_messages(jpegs, plan.about["system"]))
+            completion = endpoint.complete(build_messages(jpegs, plan.about["system"]))
+            answer = Answer(**asdict(completion), url=endpoint.url)
             journal.append([{"key": clip.key, "clip": clip.hash, "answer": asdict(answer)}])
             answers[clip.hash] = answer
 
@@ -245,10 +254,10 @@ def classify(
 
 
 def _answers(rows: list[dict[str, Any]]) -> Answers:
-    return {row["clip"]: Completion(**row["answer"]) for row in rows if "clip" in row}
+    return {row["clip"]: Answer(**row["answer"]) for row in rows if "clip" in row}
 
 
-def _write_fold(plan: Plan, fold: int, answers: Mapping[str, Completion]) -> None:
+def _write_fold(plan: Plan, fold: int, answers: Mapping[str, Answer]) -> None:
     files, index, data = plan.run.fold(fold), plan.index, plan.config.data
     classes = [*index.classes, *NO_CLASS]
     clips, labels = zip(*plan.clips(fold), strict=True)
@@ -259,6 +268,7 @@ def _write_fold(plan: Plan, fold: int, answers: Mapping[str, Completion]) -> Non
         sum(getattr(answer, name) for answer in given if answer)
         for name in ("tries", "prompt_tokens", "completion_tokens")
     )
+    urls = sorted({answer.url for answer in given if answer and answer.url})
     files.root.mkdir(exist_ok=True)
     write_classes(files.predictions, [clip.key for clip in clips], labels, predicted)
     records.FoldResult(
@@ -274,6 +284,8 @@ def _write_fold(plan: Plan, fold: int, answers: Mapping[str, Completion]) -> Non
         num_frames=data.num_frames,
         sampling=data.sampling.name,
         left_out=list(plan.folds[fold].left_out),
-        endpoint=EndpointTest(plan.about["model"], plan.about["system"], tries, prompt, completion),
+        endpoint=EndpointTest(
+            plan.about["model"], plan.about["system"], tries, prompt, completion, urls
+        ),
     ).write(files.result)
     records.FoldStatus(state="DONE").write(files.status)

@@ -157,6 +157,17 @@ def test_plan_refuses_another_request_in_the_same_folder(
         plan(tiny_shards, tmp_path / "other").create(Provenance())
 
 
+def test_fold_records_where_its_answers_come_from(tiny_shards: Index, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    ask(tiny_shards, run.root, NoAnswer("late"))
+    model = Model()
+    model.url = "http://other/v1"
+    test = plan(tiny_shards, run.root, None, model=model)
+    classify(test, model, 1)  # type: ignore[arg-type]
+    urls = [test.urls for k in (1, 2) if (test := FoldResult.read(run.fold(k).result).endpoint)]
+    assert urls == [["http://h/v1", "http://other/v1"], ["http://other/v1"]]
+
+
 def test_run_without_an_answer_is_replaced(tiny_shards: Index, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     # a fold has a result once all its clips were sent

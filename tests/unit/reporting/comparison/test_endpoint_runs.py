@@ -69,6 +69,20 @@ def test_report_counts_clips_without_class_as_wrong(runs: list[RunDir]) -> None:
     assert cells(loaded, "cost")[-1] == ["sum", "600", "18", "12", "3", "630", "6,000", "90"]
 
 
+def test_protocol_names_where_answers_come_from(runs: list[RunDir]) -> None:
+    def endpoint(*urls: list[str]) -> str:
+        for k, of_fold in enumerate(urls, 1):
+            stored = read_json(runs[1].fold(k).result)
+            stored["endpoint"]["urls"] = of_fold
+            write_json(runs[1].fold(k).result, stored)
+        return dict(cells(load_run(runs[1]), "protocol"))["Endpoint"]
+
+    one, two = "http://a/v1", "http://b/v1"
+    assert endpoint([one], [one], [one]) == one
+    assert endpoint([one, two], [two], [two]) == f"fold 1: {one}, {two}; folds 2, 3: {two}"
+    assert endpoint([], [], [two]) == f"folds 1, 2: not recorded; fold 3: {two}"
+
+
 def test_report_leaves_out_what_needs_probabilities_and_says_so(runs: list[RunDir]) -> None:
     loaded = load_run(runs[1])
     assert loaded.summary.calibration is None
