@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -100,9 +99,7 @@ def tune(
     elif cluster_settings:
         raise UserError(f"{cluster_settings[0]} is for a cluster: give --cluster NAME too")
     with open_search(request, space, how, on_machine, ranks) as search:
-        with _reported_if_it_fails(search, nproc or 1):
-            is_over = _train(search, target, ranks, trials, parallel)
-        has_best = report_search(search, nproc or 1)
+        is_over, has_best = _train_and_report(search, target, ranks, trials, parallel)
     if not is_over:
         print_line("stopped; run the same command to resume")
         sys.exit(EXIT_PREEMPTED)
@@ -110,14 +107,19 @@ def tune(
         sys.exit("no trial has a score: give more --trials, or another --space and --name")
 
 
-@contextmanager
-def _reported_if_it_fails(search: Search, ranks: int) -> Iterator[None]:
-    """Write the table of the trials also where the block ends with an error."""
+def _train_and_report(
+    search: Search, target: ClusterTarget | None, ranks: int, total: int, parallel: int
+) -> tuple[bool, bool]:
+    """Return whether the trials are over, and whether one has a score."""
+    named = ["--nproc", str(ranks)] * (ranks > 1)
+    if target:
+        named = ["--cluster", target.name]
     try:
-        yield
+        is_over = _train(search, target, ranks, total, parallel)
     except UserError:
-        report_search(search, ranks)
+        report_search(search, named)
         raise
+    return is_over, report_search(search, named)
 
 
 def _train(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import textwrap
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,10 +26,10 @@ _WIDTH = 98  # characters of the comment
 _MIN_FOR_IMPORTANCE = 10  # trials with a score
 
 
-def report_search(search: Search, ranks: int = 1) -> bool:
+def report_search(search: Search, options: Sequence[str] = ()) -> bool:
     """Print and write the trials and the best one; return whether there is one.
 
-    ``ranks`` are those that the command to train the best one names.
+    ``options`` are further ones of the command that trains the best one.
     """
     metric, root = search.options.metric.upper(), search.folder.root
     # pruned ones have the score of their last epoch
@@ -58,19 +59,17 @@ def report_search(search: Search, ranks: int = 1) -> bool:
     if len(settings) > 1 and len(scored) >= _MIN_FOR_IMPORTANCE:
         _print_importance(search)
     print_line(f"best: trial {scored[0].number}, validation {metric} {scored[0].value:.2f}")
-    print_line(f"train it: {_best_command(search, ranks)}")
+    print_line(f"train it: {_best_command(search, options)}")
     return True
 
 
-def _best_command(search: Search, ranks: int) -> str:
+def _best_command(search: Search, options: Sequence[str]) -> str:
     """Return the command that trains the best one, as a run with a name of its own."""
     command = ["dfer", "crossval", str(search.folder.root / "best.yaml")]
     command += ["--name", f"{search.folder.name}-best", "--folds", search.info.fold_list]
     if search.request.runs != Path("runs"):
         command += ["--runs", str(search.request.runs)]
-    if ranks > 1:
-        command += ["--nproc", str(ranks)]
-    return shlex.join(command)
+    return shlex.join([*command, *options])
 
 
 def _print_importance(search: Search) -> None:

@@ -116,7 +116,7 @@ def tune(
     file = request.runs / "space.yaml"
     with open_search(request, file, options, request.overrides, 1) as own:
         is_over = TrialLoop(own, machine, total, 2).run()  # type: ignore[arg-type]
-        report_search(own, ranks=2)
+        report_search(own, ["--nproc", "2"])
         return is_over, {t.number: t.state.name for t in own.trials}
 
 
