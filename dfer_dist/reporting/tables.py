@@ -48,6 +48,10 @@ _LATEX = {
     "²": r"\textsuperscript{2}",
 }
 
+# What begins a tag of HTML, emphasis, code, a link, an entity or a cell. Underscores in names do
+# not begin emphasis.
+_MARKDOWN = re.compile(r"[\\|*`\[]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
+
 
 class LatexSize(NamedTuple):
     """An environment and a size of the font: characters in a line, and those between columns."""
@@ -221,6 +225,11 @@ def latex_text(text: str) -> str:
     return "".join(_LATEX.get(c, c) for c in separate)
 
 
+def markdown_text(text: str) -> str:
+    """Escape ``text`` so that Markdown prints it as it is, on one line."""
+    return _MARKDOWN.sub(r"\\\g<0>", re.sub(r"\s*\n\s*", " ", text))
+
+
 def slug(name: str) -> str:
     """Return ``name`` as part of a label or of a file's name; other names give other parts."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
@@ -244,5 +253,6 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
     )
     environment.filters["tex"] = latex_text
+    environment.filters["md"] = markdown_text
     environment.filters["latex_form"] = latex_form
     return environment

@@ -19,7 +19,7 @@ from dfer_dist.reporting.plots import scores
 from dfer_dist.reporting.plots.errors_sheet import draw_confident_errors
 from dfer_dist.reporting.protocol import command_text
 from dfer_dist.reporting.results import load_run
-from dfer_dist.reporting.tables import Table
+from dfer_dist.reporting.tables import Table, markdown_text
 from dfer_dist.runs.layout import RunDir
 from tests.helpers.made_runs import (
     CLASSES,
@@ -185,12 +185,14 @@ def test_page_and_markdown_begin_with_the_verdict(holes: RunDir) -> None:
     positions = [page.index(text) for text in expected]
     assert positions == sorted(positions)
     assert positions[-1] < page.index('class="cards"') < page.index("<table")
-    assert all(f"- {text}\n" in markdown.partition("Protocol:")[0] for text in expected)
+    lines = markdown.partition("Protocol:")[0].splitlines()
+    assert all(f"- {markdown_text(text)}" in lines for text in expected)
 
 
 def test_names_are_escaped_in_every_format(holes: RunDir) -> None:
     page, tex = Page(holes.page), holes.latex.read_text()
     assert "i" not in page.tags
+    assert "<i>" not in holes.report.read_text().replace(r"\<i>", "")
     assert all(name in page.tables[2] for name in SPECIAL_NAMES)
     assert "#$~^\\$" in page.tables[2]
     assert page.tables[2][page.tables[2].index(SPECIAL_NAMES[5]) + 2] == "absent"

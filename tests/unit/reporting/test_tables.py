@@ -9,11 +9,14 @@ import pytest
 from dfer_dist.reporting.results import load_run
 from dfer_dist.reporting.tables import (
     Cell,
+    Section,
     Table,
     latex_document,
     latex_form,
     latex_text,
     markdown,
+    markdown_text,
+    render_template,
     slug,
 )
 from dfer_dist.runs.layout import RunDir
@@ -48,6 +51,27 @@ def test_latex_is_well_formed(holes: RunDir) -> None:
         assert [lines.count(rf"\{form}{{{name}}}") for name in ("table", "table*")] == [0, 6]
     assert latex_text("[x] 5 ± 1 %") == r"{[}x] 5 $\pm$ 1 \%"
     assert latex_text("1--2 – a---b") == "1-{}-2 -- a-{}-{}-b"
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("<script>a</script> <b>", r"\<script>a\</script> \<b>"),
+        ("p < 0.05 & x_1, R&D", "p < 0.05 & x_1, R&D"),
+        ("&lt; &#60;", r"\&lt; \&#60;"),
+        ("*a* _b_ `c` [d](e) ![f](g)", r"\*a\* \_b\_ \`c\` \[d](e) !\[f](g)"),
+        ("a\\|b\n\n# c", r"a\\\|b # c"),
+    ],
+)
+def test_markdown_shows_text_as_it_is(text: str, escaped: str) -> None:
+    assert markdown_text(text) == escaped
+    table = Table("t", text, [text, text], [[text, text]], [text], [text])
+    section = Section("s", text, [table], [text])
+    values = {"title": text, "verdict": [text], "sections": [section]}
+    lines = render_template("comparison.md", **values).splitlines()
+    assert sum(line.count(escaped) for line in lines) == 11
+    if escaped != text:
+        assert not any(text in line for line in lines)
 
 
 def test_table_matches_handwritten_markdown_and_latex() -> None:
