@@ -3,7 +3,9 @@
 An answer counts only if, without its reasoning, it is nothing but
 
 * a JSON object whose ``class`` is the name of a class, or
-* the name itself, alone or after a lead-in such as "The expression is", "Answer:" or "Class:".
+* the name itself, alone or after a lead-in: "expression", "emotion", "class", "answer" or "label",
+  with or without "is" after it, and "the" or "my", "final", "correct", "facial" or "person's"
+  before it ("The final answer is").
 
 Upper and lower case, punctuation, Markdown and a code fence do not matter. Any other text names no
 class, whatever names are in it. Reasoning ends at the last ``</think>`` or ``</thinking>``, also
