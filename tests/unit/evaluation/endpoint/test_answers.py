@@ -27,6 +27,7 @@ ANSWERS = {
     "<think>sadness</think> anger? </THINK >happiness": "happiness",
     '<thinking>sadness</thinking>```\n{"class": "happiness"}\n```': "happiness",
     "<Think>sadness": UNREADABLE,
+    "<think>I cannot tell sadness from": UNREADABLE,
     '<think>sadness</think><thinking>{"class": "anger"}': UNREADABLE,
     '{"class": "anger"}<think>or': UNREADABLE,
     "anger</think>": UNREADABLE,
