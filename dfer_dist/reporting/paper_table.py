@@ -9,7 +9,14 @@ from dfer_dist.reporting.class_scores import class_recalls
 from dfer_dist.reporting.comparison.published import Published
 from dfer_dist.reporting.results import LoadedRun
 from dfer_dist.reporting.tables import Cell, Table
-from dfer_dist.reporting.wording import UNKNOWN, join, mean_text, protocol_text, warnings
+from dfer_dist.reporting.wording import (
+    UNKNOWN,
+    join,
+    mean_text,
+    protocol_text,
+    tested_text,
+    warnings,
+)
 from dfer_dist.runs.endpoint import own_classes
 
 _MAX_CLASSES = 16  # whose recalls fit a page
@@ -91,13 +98,17 @@ def _notes(runs: Sequence[LoadedRun]) -> list[str]:
     protocols = dict.fromkeys(protocol_text(run.summary) for run in runs)
     clips = " or ".join(dict.fromkeys(str(run.summary.pooled.n) for run in runs))
     folds = dict.fromkeys(str(len(run.folds)) for run in runs)
-    means = "UAR and WAR are of one test fold."
+    parts = " or ".join(dict.fromkeys(tested_text(run.summary.validation) for run in runs))
+    means = f"UAR and WAR are of one {parts}."
     if any(len(run.folds) > 1 for run in runs):
         means = (
             f"UAR and WAR are means over {' or '.join(folds)} test folds, ± is their sample "
             "deviation."
         )
-    pooled = f"Recalls are over all {clips} test clips."
+    kinds = " or ".join(
+        dict.fromkeys(tested_text(run.summary.validation).split()[0] for run in runs)
+    )
+    pooled = f"Recalls are over all {clips} {kinds} clips."
     return [pooled, means, *(f"Protocol {text}." for text in protocols)]
 
 

@@ -39,6 +39,7 @@ from dfer_dist.reporting.wording import (
     mean_text,
     notes,
     optional,
+    tested_text,
     warnings,
 )
 from dfer_dist.runs.endpoint import NO_CLASS
@@ -55,8 +56,9 @@ def run_sections(loaded: LoadedRun, published: Published | None = None) -> list[
     """Return all sections of a run, with scores of papers if ``published`` are given."""
     summary = loaded.summary
     pooled = summary.pooled
+    kind = tested_text(summary.validation).split()[0]
     recall = (
-        f"All {pooled.n} test clips of {folds_text(done(summary))} pooled: "
+        f"All {pooled.n} {kind} clips of {folds_text(done(summary))} pooled: "
         f"UAR {pooled.uar:.2f} %, WAR {pooled.war:.2f} %."
     )
     sections = [

@@ -31,10 +31,14 @@ def heading(name: str, summary: Summary) -> str:
 
 def protocol_text(summary: Summary) -> str:
     """Return how the epoch was chosen, and on what the scores are."""
-    text = PROTOCOLS[summary.selection]
-    if summary.validation:
-        text = text.replace("the test fold", "the validation part")
-    return text
+    return PROTOCOLS[summary.selection].replace("test fold", tested_text(summary.validation))
+
+
+def tested_text(validation: str | None) -> str:
+    """Return what the scores are of, to follow "the" or "each"."""
+    if validation:
+        return "validation part"
+    return "test fold"
 
 
 def validation_text(summary: Summary) -> str:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dfer_dist.config.applicable import idle_settings
 from dfer_dist.config.schema import NEUTRAL, flatten
 from dfer_dist.evaluation.significance import Difference
 from dfer_dist.reporting.class_scores import Share
@@ -79,7 +80,10 @@ def overview_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) 
         if values:
             if "data.folds_hash" in changed:
                 values["data.folds_hash"] = folds_name(run, values["data.folds_hash"])
-            differs = join(f"{_LABELS.get(key, key)}={values[key]}" for key in changed)
+            # the set's own folds have no file, and differ from those of one
+            idle = idle_settings(values) - {"data.folds_hash"}
+            own = [key for key in changed if key not in idle]
+            differs = join(f"{_LABELS.get(key, key)}={values[key]}" for key in own)
             differs = differs or "no setting"
         finished, means = 0, [_without_result(run)] * 2
         if summary:

@@ -28,8 +28,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 
-from dfer_dist.reporting.wording import PROTOCOLS, heading, warnings
+from dfer_dist.data.folds.overlay import validation_name
+from dfer_dist.reporting.wording import PROTOCOLS, heading, tested_text, warnings
 from dfer_dist.runs.endpoint import NO_CLASS, own_classes
+from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import FoldResult
 from dfer_dist.runs.summary import Summary, UarWarSpread
 from dfer_dist.utils.files import atomic_path
@@ -132,10 +134,12 @@ def _letters_of(file: str) -> frozenset[int]:
 
 
 def confusion_png(run: str, result: FoldResult, path: Path) -> None:
-    """Draw the confusion matrix of a fold of the run named ``run``."""
+    """Draw the confusion matrix of a fold of the run named ``run`` into the folder of the fold."""
+    tested = tested_text(validation_name(RunDir(path.parent.parent).folds))
+    protocol = PROTOCOLS[result.selection].replace("test fold", tested)
     title = (
         f"{run} on {result.dataset}, fold {result.fold}: UAR {result.uar:.2f} %, "
-        f"WAR {result.war:.2f} %, {result.n} clips\n{PROTOCOLS[result.selection]}"
+        f"WAR {result.war:.2f} %, {result.n} clips\n{protocol}"
     )
     save(confusion_figure(result.confusion, result.classes, title), path)
 
@@ -152,7 +156,7 @@ def summary_figure(name: str, summary: Summary) -> Figure:
     panels = figure.subplots(1, 2, width_ratios=[_SCORES_WIDTH, side + 1.4])
     _draw_scores(panels[0], summary)
     # Above the legend.
-    panels[0].set_title("Scores of each test fold", fontsize=12, pad=48)
+    panels[0].set_title(f"Scores of each {tested_text(summary.validation)}", fontsize=12, pad=48)
     matrix_title = f"Pooled confusion, {pooled.n} clips of {finished} of {count} folds"
     _draw_confusion(panels[1], pooled.confusion, pooled.classes, matrix_title)
     for warning in warnings(summary):

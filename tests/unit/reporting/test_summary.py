@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -230,6 +231,8 @@ def test_first_lines_of_a_trial_name_its_validation_part(tmp_path: Path) -> None
     for file in (runs[0].report, runs[0].latex, runs[0].page):
         text = file.read_text()
         assert part in text and "the test fold" not in text
+        assert re.search(r"all \d+ validation clips|All \d+ validation clips", text)
+        assert not re.search(r"\d test clips|one test fold", text)
     assert said in "".join(runs[0].report.read_text().splitlines()[:4])
     folder = tmp_path / "t.sweep"
     folder.mkdir()

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
+from dfer_dist.config.load import dump_config, read_config
 from dfer_dist.reporting.comparison.paired import compare
 from dfer_dist.reporting.comparison.published import read_published
 from dfer_dist.reporting.comparison.sections import (
@@ -194,5 +195,10 @@ def test_overview_marks_a_run_without_finished_folds(tmp_path: Path) -> None:
     assert table.rows[1][1:3] == ["missing", "missing"]
     write_json(runs[1].fold(1).status, {"state": "FAILED"})
     assert overview_table(runs[1:], [None]).rows[0][1:3] == ["failed", "failed"]
+    for run, image, rate in ((runs[0], "lora", 1e-5), (runs[1], "all", 1e-4)):
+        config = read_config(run.config, [f"model.image={image}", f"optim.lr_image={rate}"])
+        run.config.write_text(dump_config(config))
+    differs = [row[4] for row in overview_table(runs, [None, None]).rows]
+    assert differs == ["model.image=lora", "model.image=all, optim.lr_image=0.0001"]
     SweepDir.of(tmp_path, "s").add(runs[1], SweepMember("c", pruned=True))
     assert overview_table(runs[1:], [None]).rows[0][1:3] == ["pruned", "pruned"]
