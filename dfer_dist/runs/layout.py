@@ -151,8 +151,8 @@ class RunDir:
         """
         if (self.root / SWEEP_FILE).is_file():
             raise UserError(
-                f"{self.root} is a sweep of several runs: give one of those that its {SWEEP_FILE} "
-                "lists"
+                f"{self.root} is a sweep of several runs: give one of "
+                f"{self.root.with_suffix('')}-*, which dfer status {self.root} lists"
             )
         if not self.run.is_file():
             raise UserError(

@@ -53,7 +53,8 @@ def tracking_of(run: RunDir) -> TrackingInfo:
     tracking = own_tracking(run)
     if tracking is None:
         raise UserError(
-            f"{run.root} was made with tracking.enabled=false: it has no tracking server"
+            f"{run.root} has no MLflow runs: it was made by dfer eval --endpoint, or with "
+            "tracking.enabled=false"
         )
     return tracking
 

@@ -100,7 +100,7 @@ def test_folder_of_a_sweep_gives_its_runs(tmp_path: Path) -> None:
     assert expand(runs[0].root) == runs[:1]
     runs[0].run.unlink()
     assert expand(sweep.root) == runs[1:]
-    with pytest.raises(UserError, match=r"is a sweep of several runs: give one of those"):
+    with pytest.raises(UserError, match=rf"give one of {tmp_path}/demo-\*, which dfer status "):
         RunDir(sweep.root).info()
     runs[1].run.unlink()
     with pytest.raises(UserError, match="none of its runs exists"):

@@ -17,7 +17,7 @@ from dfer_dist.config.schema import Config
 from dfer_dist.runs.layout import RunDir
 from dfer_dist.runs.records import RunInfo, TrackingInfo
 from dfer_dist.tracking.identity import environment_settings, fresh_tracking, own_tracking
-from dfer_dist.tracking.mlflow_runs import job_connection
+from dfer_dist.tracking.mlflow_runs import job_connection, tracking_of
 from dfer_dist.utils.errors import UserError
 
 SERVER = "http://tracking.example.org:5000"
@@ -247,3 +247,10 @@ def test_jobs_of_a_cluster_do_not_write_to_sqlite(
     assert (job_connection(run, 1, running=True) is not None) == connects
     run.update_info(tracking=None)
     assert job_connection(run, 1, running=True) is None
+
+
+def test_run_without_tracking_says_which_runs_have_none(tmp_path: Path) -> None:
+    run = make(tmp_path / "r", None)
+    run.update_info(tracking=None)
+    with pytest.raises(UserError, match=r"by dfer eval --endpoint, or with tracking.enabled=false"):
+        tracking_of(run)
