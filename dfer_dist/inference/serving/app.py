@@ -27,7 +27,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import simplejpeg
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
 
 from dfer_dist.data.video.decode import DamagedVideo
 from dfer_dist.inference.exported import CARD, ExportedModel
@@ -75,6 +77,8 @@ def build_app(model: ExportedModel, is_local: bool = True) -> FastAPI:
     app: FastAPI = scoring_server.init(pyfunc)
     limits = _Limits(is_local)
     app.middleware("http")(limits)
+    app.add_exception_handler(RequestValidationError, _answer_wrong_parameters)
+    app.add_exception_handler(HTTPException, _answer_wrong_request)
 
     @app.get("/", response_class=HTMLResponse)
     def page() -> str:
@@ -102,6 +106,18 @@ def build_app(model: ExportedModel, is_local: bool = True) -> FastAPI:
         return JSONResponse(answer)
 
     return app
+
+
+async def _answer_wrong_parameters(request: Request, e: Exception) -> JSONResponse:
+    """Answer in the form of the other errors, as :func:`_answer_wrong_request` does."""
+    assert isinstance(e, RequestValidationError)
+    faults = [f"{x['loc'][-1]}={x['input']}: {x['msg']}" for x in e.errors()]
+    return _Refused(422, "; ".join(faults)).answer()
+
+
+async def _answer_wrong_request(request: Request, e: Exception) -> JSONResponse:
+    assert isinstance(e, HTTPException)
+    return _Refused(e.status_code, f"{request.method} {request.url.path}: {e.detail}").answer()
 
 
 class _Limits:

@@ -103,6 +103,21 @@ def test_garbage_is_refused_in_one_line(server: str, body: bytes, reason: str) -
     assert "\n" not in answer["error"] and "/tmp" not in answer["error"]
 
 
+@pytest.mark.parametrize(
+    ("target", "status", "reason"),
+    [
+        ("predict?faces=zzz&explain=2", 422, "faces=zzz: Input should be a valid boolean"),
+        ("predicted", 404, "POST /predicted: Not Found"),
+        ("model", 405, "POST /model: Method Not Allowed"),
+    ],
+)
+def test_wrong_requests_are_refused_in_one_form(
+    server: str, target: str, status: int, reason: str
+) -> None:
+    found, answer = post(f"{server}/{target}", b"")
+    assert found == status and list(answer) == ["error"] and reason in answer["error"]
+
+
 def test_ten_minutes_are_refused_before_they_are_decoded(server: str, tmp_path: Path) -> None:
     frames = (np.full((32, 32, 3), 100, np.uint8) for _ in range(600))
     long = encode(tmp_path / "long.mp4", frames, times=[1000 * i for i in range(600)])
