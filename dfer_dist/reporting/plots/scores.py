@@ -99,7 +99,8 @@ def _lay_out(figure: Figure, canvas: FigureCanvasBase) -> None:
             text.set_fontfamily([_FONT, *fonts])
     # the title, and what is below all panels: cut off if they are longer than the picture
     for text in figure.texts:
-        text.set_wrap(True)
+        # Matplotlib measures what is between dollar signs as a formula
+        text.set_wrap("$" not in text.get_text())
     filterwarnings("ignore", "Glyph .* missing from font")
     engine = figure.get_layout_engine()
     assert engine is not None

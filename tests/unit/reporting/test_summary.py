@@ -218,6 +218,13 @@ def test_texts_of_a_picture_are_wrapped_at_its_width(tmp_path: Path) -> None:
         assert found.x0 >= 0 and found.x1 <= figure.bbox.width
 
 
+def test_dollar_signs_in_a_title_are_no_formula(tmp_path: Path) -> None:
+    figure = new_figure(4, 2)
+    figure.suptitle("$_$ errors of a run with a long name (without folds 3, 4, 5, not finished)")
+    save(figure, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").is_file()
+
+
 def test_first_lines_of_a_trial_name_its_validation_part(tmp_path: Path) -> None:
     part = "validation part of fold 1, seed 0"
     overlay = FoldOverlay(part, "DFEW", "bb", VALIDATION, 1, {"clip-0": 1}).signed()
