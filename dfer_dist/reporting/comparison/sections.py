@@ -72,7 +72,7 @@ def overview_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) 
         for key in next(iter(known), {})
         if key not in NEUTRAL and len({repr(s[key]) for s in known}) > 1
     ]
-    rows, alerts = [], []
+    rows, warned = [], dict[str, list[str]]()
     for run, values, summary in zip(runs, settings, summaries, strict=True):
         differs = "settings of another version"
         if summary and (endpoint := summary.folds[0].endpoint):
@@ -88,8 +88,10 @@ def overview_table(runs: Sequence[RunDir], summaries: Sequence[Summary | None]) 
         finished, means = 0, [_without_result(run)] * 2
         if summary:
             finished, means = len(summary.folds), [mean_text(summary.uar), mean_text(summary.war)]
-            alerts += [f"{run.root.name}: {text}" for text in warnings(summary)]
+            for text in warnings(summary):
+                warned.setdefault(text, []).append(run.root.name)
         rows.append([run.root.name, *means, f"{finished} of {len(run.info().folds)}", differs])
+    alerts = [f"{first_of(names, MAX_NAMES)}: {text}" for text, names in warned.items()]
     header = ["Run", "UAR %", "WAR %", "Folds", "What differs"]
     title = f"{first_of([run.root.name for run in runs], MAX_NAMES)}: side by side"
     datasets = join(dict.fromkeys(s.dataset for s in summaries if s))

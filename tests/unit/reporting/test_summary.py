@@ -243,5 +243,8 @@ def test_first_lines_of_a_trial_name_its_validation_part(tmp_path: Path) -> None
     assert said in "".join(runs[0].report.read_text().splitlines()[:4])
     folder = tmp_path / "t.sweep"
     folder.mkdir()
-    assert said in write_sweep(runs, folder).verdict.sentences[0]
+    report = write_sweep(runs, folder)
+    assert said in report.verdict.sentences[0]
+    overview = next(s for s in report.sections if s.key == "runs").tables[0]
+    assert overview.warnings == [f"t-trial0, t-trial1: {said}"]
     assert said in "".join((folder / "comparison.md").read_text().splitlines()[:4])
