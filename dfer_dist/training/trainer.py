@@ -40,9 +40,10 @@ from dfer_dist.training.speed.utilization import Utilization
 from dfer_dist.training.state import BadStep, BestEpoch, TrainState
 from dfer_dist.training.step import StepResult, StepVotes, log_lost_clips
 from dfer_dist.training.tracking import FoldTracking
-from dfer_dist.utils.errors import UserError
+from dfer_dist.utils.errors import UserError, first_of
 
 logger = logging.getLogger(__name__)
+_MAX_CLIPS = 5  # in an error
 
 
 @dataclass(eq=False, kw_only=True)
@@ -231,8 +232,8 @@ class Trainer:
             recent = sorted({key for b in self.state.bad_steps[-limit:] for key in b.clips})
             raise UserError(
                 f"{limit} steps in a row had a loss or gradient that was not finite, "
-                f"with clips {', '.join(recent)} (all in {self.folder.bad_steps}): look at "
-                "these, or choose smaller learning rates; the last good checkpoint is kept"
+                f"with clips {first_of(recent, _MAX_CLIPS)} (all in {self.folder.bad_steps}): "
+                "look at these, or choose smaller learning rates; the last good checkpoint is kept"
             )
 
     def write_bad_steps(self) -> None:

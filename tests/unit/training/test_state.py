@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
+
 from dfer_dist.runs.records import DriftRecord
 from dfer_dist.training.state import BadStep, BestEpoch, TrainState
+from dfer_dist.training.trainer import Trainer
+from dfer_dist.utils.errors import UserError
 
 STORED = {
     "step": 12,
@@ -98,3 +104,19 @@ def test_resumed_state_has_the_same_window() -> None:
 def test_first_losses_are_no_spikes() -> None:
     spikes = TrainState()
     assert not any(spikes.is_spike(x) for x in (1.0, 50.0, 1.0, 50.0))
+
+
+def test_error_of_bad_steps_names_few_clips() -> None:
+    keys = [f"clip-{i:03}" for i in range(160)]
+    bad = BadStep(1, "loss", keys)
+    ranks = SimpleNamespace(gather_objects=lambda x: [x], broadcast_object=lambda _: bad)
+    trainer = SimpleNamespace(
+        ranks=ranks,
+        state=SimpleNamespace(step=1, bad_steps=[]),
+        write_bad_steps=lambda: None,
+        config=SimpleNamespace(train=SimpleNamespace(max_bad_steps=1)),
+        engine=SimpleNamespace(bad_steps=1),
+        folder=SimpleNamespace(bad_steps="bad_steps.json"),
+    )
+    with pytest.raises(UserError, match=r"clip-004 and 155 more \(all in bad_steps\.json\)"):
+        Trainer._record_bad_step(trainer, [(keys, float("nan"))])  # type: ignore[arg-type]
