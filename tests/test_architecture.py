@@ -60,7 +60,7 @@ TORCH_FREE = (
 LIGHT = {"typer", "click", "rich", "omegaconf", "yaml", "submitit", "psutil", "filelock"}
 HEAVY = ("torch", "torchvision", "deepspeed", "open_clip", "mlflow")
 
-MAX_CODE = 34_500
+MAX_CODE = 34_400
 MAX_CONDITIONALS = 15  # conditional expressions per 1,000 lines of code
 MAX_ENTRIES = 16  # tracked files and folders of a folder
 MAX_FILE = 400  # lines
