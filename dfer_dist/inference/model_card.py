@@ -257,10 +257,10 @@ def _scores(result: FoldResult, counts: np.ndarray) -> list[list[str]]:
     support, number = counts.sum(1), np.arange(len(counts))
     # predictions in the order of their labels: the intervals depend on the numbers alone
     tables = [(number.repeat(support), np.tile(number, len(counts)).repeat(counts.ravel()))]
-    model = ["**this model**"]
+    model = ["this model"]
     for metric in ("uar", "war"):
         interval = interval_text(*bootstrap_ci(tables, len(counts), metric))
-        model += [f"**{getattr(result, metric):.2f}**", interval]
+        model += [f"{getattr(result, metric):.2f}", interval]
     rows = [model]
     if result.shuffled:
         shuffled = result.shuffled

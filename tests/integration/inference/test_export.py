@@ -175,8 +175,8 @@ def test_card_states_scores_with_intervals_and_baselines(exported: Case) -> None
     cells = []
     for metric, value in (("uar", result.uar), ("war", result.war)):
         low, high = bootstrap_ci([(labels, said)], 7, metric)
-        cells += [f"**{value:.2f}**", f"{low:.2f} to {high:.2f}"]
-    assert f"| **this model** | {' | '.join(cells)} |" in card
+        cells += [f"{value:.2f}", f"{low:.2f} to {high:.2f}"]
+    assert f"| this model | {' | '.join(cells)} |" in card
     commonest = max(result.support, key=result.support.__getitem__)
     war = 100 * result.support[commonest] / 12
     assert f"| always {commonest} | {100 / 7:.2f} |  | {war:.2f} |  |" in card
