@@ -62,9 +62,11 @@ def open_endpoint(
 
 def run_of(runs: Path, name: str | None, experiment: Path, endpoint: Endpoint) -> RunDir:
     """Return the run of a model; its default name is that of experiment and model."""
-    name = name or f"{experiment.stem}-{re.sub('[^A-Za-z0-9._-]+', '-', endpoint.model)}"
-    if name in ("", "..") or name != Path(name).name:
-        raise UserError(f"--name '{name}': give a plain name; --runs sets the folder")
+    from launch.runs import check_name
+
+    if name is None:
+        name = f"{experiment.stem}-{re.sub('[^A-Za-z0-9._-]+', '-', endpoint.model)}"
+    check_name(name)
     return RunDir((runs / name).resolve())
 
 
